@@ -1,0 +1,51 @@
+//! What a door hands in: one request that wants to pass, as it was sent.
+//!
+//! Everything is borrowed from the door's own buffers. Nothing here decides.
+
+use std::time::Duration;
+
+use crate::clock::Instant;
+
+/// One request that wants to pass.
+#[derive(Clone, Debug)]
+pub struct AccessRequest<'a> {
+    /// The request target with its query, as the proxy received it.
+    pub path: &'a [u8],
+    /// The request's headers.
+    pub headers: Headers<'a>,
+    /// When the door received it.
+    pub arrived: Instant,
+    /// How long the proxy waits for the answer, counted from the arrival; `None` where it does not say.
+    pub timeout: Option<Duration>,
+}
+
+/// The headers of a request, in the order in which they came. Names are compared without their case.
+#[derive(Clone, Debug, Default)]
+pub struct Headers<'a>(Vec<(&'a [u8], &'a [u8])>);
+
+impl<'a> Headers<'a> {
+    /// The values of every header of this name, a lower-case one.
+    pub fn all<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a [u8]> + use<'a, 's> {
+        self.0
+            .iter()
+            .filter(move |(header, _)| header.eq_ignore_ascii_case(name.as_bytes()))
+            .map(|(_, value)| *value)
+    }
+
+    /// Every header's name as it was sent.
+    pub fn names(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
+        self.0.iter().map(|(name, _)| *name)
+    }
+
+    /// Whether the call comes from a gRPC client, to which a denial has no body.
+    pub fn is_grpc(&self) -> bool {
+        self.all("content-type")
+            .any(|value| value.to_ascii_lowercase().starts_with(b"application/grpc"))
+    }
+}
+
+impl<'a> FromIterator<(&'a [u8], &'a [u8])> for Headers<'a> {
+    fn from_iter<I: IntoIterator<Item = (&'a [u8], &'a [u8])>>(headers: I) -> Self {
+        Self(headers.into_iter().collect())
+    }
+}

@@ -1,0 +1,124 @@
+//! Sockets of the doors: TCP or a socket file, plain or with TLS. Binding alone; serving is elsewhere.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
+
+use crate::config::{BindAddress, GrpcListener, TlsFiles};
+
+/// A socket or something else that the service needs at its start cannot be had.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BindError(String);
+
+impl BindError {
+    /// `key` is the configuration's key that asks for what failed.
+    pub(crate) fn new(key: &str, what: impl fmt::Display, error: impl fmt::Display) -> Self {
+        Self(format!("{key}: {what}: {error}"))
+    }
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BindError {}
+
+/// The gRPC door's socket.
+pub struct GrpcSocket {
+    /// What connections come from.
+    pub(crate) listener: Listener,
+    /// The TLS that they speak.
+    pub(crate) tls: Option<ServerTlsConfig>,
+}
+
+/// A bound socket.
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    /// The guard removes the file at the end.
+    Unix(UnixListener, SocketFile),
+}
+
+/// A socket file, removed when dropped.
+pub(crate) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody else may have removed it already; nothing is left to do then.
+        let _already_gone = std::fs::remove_file(&self.0);
+    }
+}
+
+impl GrpcSocket {
+    pub(super) async fn bind(listener: &GrpcListener) -> Result<Self, BindError> {
+        const KEY: &str = "listen.ext_authz";
+        let tls = listener.tls.as_ref().map(read_tls).transpose()?;
+        let listener = match &listener.address {
+            BindAddress::Tcp(address) => Listener::Tcp(bind_tcp(KEY, *address).await?),
+            BindAddress::Unix { path, mode } => {
+                let (listener, file) = bind_unix(path, *mode)
+                    .await
+                    .map_err(|error| BindError::new(KEY, path.display(), error))?;
+                Listener::Unix(listener, file)
+            }
+        };
+        Ok(Self { listener, tls })
+    }
+
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        match &self.listener {
+            Listener::Tcp(listener) => listener.local_addr().ok(),
+            Listener::Unix(..) => None,
+        }
+    }
+}
+
+pub(super) async fn bind_tcp(key: &str, address: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address).await.map_err(|error| BindError::new(key, address, error))
+}
+
+/// Replaces a socket file that nobody listens on; anything else in its place is left alone.
+async fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<(UnixListener, SocketFile)> {
+    match tokio::fs::symlink_metadata(path).await {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "something that is not a socket stands there",
+            ));
+        }
+        Ok(_) if UnixStream::connect(path).await.is_ok() => {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
+        }
+        Ok(_) => tokio::fs::remove_file(path).await?,
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    let file = SocketFile(path.to_owned());
+    if let Some(mode) = mode {
+        tokio::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).await?;
+    }
+    Ok((listener, file))
+}
+
+fn read_tls(files: &TlsFiles) -> Result<ServerTlsConfig, BindError> {
+    let read = |key: &str, path: &Path| {
+        std::fs::read(path).map_err(|error| {
+            BindError::new(&format!("listen.ext_authz.tls.{key}"), path.display(), error)
+        })
+    };
+    let identity = Identity::from_pem(
+        read("cert_file", &files.cert_file)?,
+        read("key_file", &files.key_file)?,
+    );
+    let tls = ServerTlsConfig::new().identity(identity);
+    match &files.client_ca_file {
+        None => Ok(tls),
+        Some(path) => Ok(tls.client_ca_root(Certificate::from_pem(read("client_ca_file", path)?))),
+    }
+}

@@ -1,0 +1,174 @@
+//! From a configuration to an authorizer, at the start and again when the file changes.
+//!
+//! A broken file changes nothing. Keys of a provider whose source is the same are carried over, so
+//! that a reload neither fetches nor forgets.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::authorizer::{Authorizer, KeyedProvider};
+use crate::config::{Config, KeySource, ProviderConfig, RefreshPolicy};
+use crate::keys::discovery::Discovery;
+use crate::keys::fetch::{Fetch, FileKeys, HttpKeys, HttpReader};
+use crate::keys::{KeyCache, Surroundings};
+use crate::validation::provider::Provider;
+
+use super::Service;
+use super::listener::BindError;
+
+/// How often the file is looked at for changes.
+const FILE_POLL: Duration = Duration::from_secs(2);
+
+/// The configuration that runs, and the keys that it made.
+struct Running<'a> {
+    config: &'a Config,
+    authorizer: &'a Authorizer,
+}
+
+/// An authorizer for `config`, with the keys of the running one where their source is the same.
+pub(super) fn authorizer(
+    config: &Config,
+    running: Option<(&Config, &Authorizer)>,
+    around: &Surroundings,
+) -> Result<Authorizer, BindError> {
+    let running = running.map(|(config, authorizer)| Running { config, authorizer });
+    let providers = config
+        .providers
+        .iter()
+        .map(|wanted| {
+            let keys = match running.as_ref().and_then(|running| running.keys_for(wanted)) {
+                Some(keys) => keys,
+                None => Arc::new(key_cache(wanted, around)?),
+            };
+            Ok(KeyedProvider {
+                provider: Arc::clone(&wanted.provider),
+                keys,
+                refresh: wanted.refresh.clone(),
+            })
+        })
+        .collect::<Result<_, BindError>>()?;
+    let (limits, responses) = (config.limits, config.responses.clone());
+    Ok(Authorizer::new(
+        providers,
+        limits,
+        responses,
+        around.clock.clone(),
+        Arc::clone(&around.metrics),
+    ))
+}
+
+impl Running<'_> {
+    fn keys_for(&self, wanted: &ProviderConfig) -> Option<Arc<KeyCache>> {
+        let same = |running: &&ProviderConfig| {
+            running.provider.name == wanted.provider.name
+                && running.provider.issuer == wanted.provider.issuer
+                && running.refresh == wanted.refresh
+                && same_source(&running.keys, &wanted.keys)
+        };
+        let running = self.config.providers.iter().find(same)?;
+        let keyed = self
+            .authorizer
+            .providers()
+            .find(|keyed| keyed.provider.name == running.provider.name)?;
+        Some(Arc::clone(&keyed.keys))
+    }
+}
+
+fn same_source(a: &KeySource, b: &KeySource) -> bool {
+    match (a, b) {
+        (KeySource::JwksUri(a), KeySource::JwksUri(b))
+        | (KeySource::Discovery(a), KeySource::Discovery(b)) => a == b,
+        (KeySource::File(a), KeySource::File(b)) => a == b,
+        (KeySource::Inline(a), KeySource::Inline(b)) => a.same_keys(b),
+        _ => false,
+    }
+}
+
+fn key_cache(config: &ProviderConfig, around: &Surroundings) -> Result<KeyCache, BindError> {
+    let Provider { name, issuer, .. } = &*config.provider;
+    let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
+    let http = || {
+        HttpReader::new(max_bytes)
+            .map_err(|error| BindError::new("providers", format!("{name}: no HTTP client"), error))
+    };
+    let fetch: Arc<dyn Fetch> = match &config.keys {
+        KeySource::Inline(keys) => {
+            return Ok(KeyCache::fixed(name, Arc::clone(keys), around.clone()));
+        }
+        KeySource::File(path) => Arc::new(FileKeys::at(path, max_bytes)),
+        KeySource::JwksUri(url) => Arc::new(HttpKeys::at(url.clone(), http()?)),
+        KeySource::Discovery(url) => {
+            Arc::new(HttpKeys::discovered(Discovery::new(url.clone(), issuer, interval), http()?))
+        }
+    };
+    Ok(KeyCache::fetched(name, config.refresh.clone(), fetch, around.clone()))
+}
+
+/// Reads the file again on SIGHUP and when it changes, for as long as the service runs.
+pub(super) async fn watch(service: Arc<Service>, mut running: Config, file: PathBuf) {
+    let mut hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => hangup,
+        Err(error) => {
+            tracing::error!(%error, "SIGHUP cannot be listened for: the configuration will not be reloaded");
+            return;
+        }
+    };
+    let mut before = tokio::fs::read(&file).await.ok();
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => before = tokio::fs::read(&file).await.ok(),
+            () = tokio::time::sleep(FILE_POLL) => {
+                let after = tokio::fs::read(&file).await.ok();
+                // A file that is gone for a moment is being replaced.
+                if after.is_none() || after == before {
+                    continue;
+                }
+                before = after;
+            }
+        }
+        if let Some(config) = reload(&service, &running, &file) {
+            running = config;
+        }
+    }
+}
+
+/// The configuration that runs from now on; `None` leaves the old one.
+fn reload(service: &Service, running: &Config, file: &Path) -> Option<Config> {
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(errors) => {
+            for error in errors.iter() {
+                tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
+            }
+            return None;
+        }
+    };
+    let before = service.authorizer.load_full();
+    match authorizer(&config, Some((running, &before)), &service.around) {
+        Ok(authorizer) => service.authorizer.store(Arc::new(authorizer)),
+        Err(error) => {
+            tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
+            return None;
+        }
+    }
+    for gone in running.providers.iter().map(|old| &old.provider.name) {
+        if !config.providers.iter().any(|new| new.provider.name == *gone) {
+            service.metrics().forget_provider(gone);
+        }
+    }
+    service.around.fetched.notify_one();
+    if config.listen != running.listen
+        || config.log != running.log
+        || config.shutdown != running.shutdown
+    {
+        tracing::warn!(
+            "configuration reloaded; changes of listen, log and shutdown need a restart"
+        );
+    } else {
+        tracing::info!("configuration reloaded");
+    }
+    Some(config)
+}

@@ -1,0 +1,282 @@
+//! The one decision, behind every door.
+//!
+//! A request's token is found, screened without a key, and verified against the set in hand; where
+//! that set may be too old, the key cache is asked once to rescue it. Every way out is a [`Verdict`]:
+//! nothing here fails, and a failure to decide is a denial.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::access_request::AccessRequest;
+use crate::bearer_token::{self, FoundToken, NoToken};
+use crate::clock::{self, Clock, Instant};
+use crate::config::{Limits, RefreshPolicy, Responses};
+use crate::identity;
+use crate::keys::{KeyCache, NotRescued};
+use crate::telemetry::Metrics;
+use crate::validation::provider::{Provider, TokenSource};
+use crate::validation::{self, Permanent, Screened, Validated};
+use crate::verdict::{Allowed, Decision, Reason, Verdict};
+
+/// A waiting caller answers this much before its proxy's deadline, or a tenth of it where that is more.
+const LEAST_MARGIN: Duration = Duration::from_millis(20);
+
+/// A provider with its keys.
+pub struct KeyedProvider {
+    /// The rules for its tokens.
+    pub provider: Arc<Provider>,
+    /// Its keys; shared with the authorizer of a configuration that was reloaded.
+    pub keys: Arc<KeyCache>,
+    /// How they are kept fresh.
+    pub refresh: RefreshPolicy,
+}
+
+/// Decides about requests under one configuration.
+pub struct Authorizer {
+    providers: HashMap<String, KeyedProvider>,
+    /// Every place where any provider's token may be, each once.
+    token_sources: Vec<TokenSource>,
+    /// The claim headers of all providers, each once.
+    managed_headers: Vec<String>,
+    limits: Limits,
+    responses: Responses,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    ids: DecisionIds,
+}
+
+/// What a decision has found out so far, for the log.
+#[derive(Default)]
+struct Findings {
+    provider: Option<Arc<Provider>>,
+    kid: Option<String>,
+    subject: Option<String>,
+    detail: Option<String>,
+}
+
+impl Authorizer {
+    /// An authorizer for these providers. Where two name the same issuer the later one counts; the
+    /// configuration has refused that.
+    pub fn new(
+        providers: Vec<KeyedProvider>,
+        limits: Limits,
+        responses: Responses,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let mut token_sources = Vec::new();
+        let mut managed_headers = Vec::new();
+        for KeyedProvider { provider, .. } in &providers {
+            add_new(&mut token_sources, provider.token_from.iter().cloned());
+            add_new(
+                &mut managed_headers,
+                provider.claim_headers.iter().map(|header| header.header.clone()),
+            );
+        }
+        let providers =
+            providers.into_iter().map(|keyed| (keyed.provider.issuer.clone(), keyed)).collect();
+        Self {
+            providers,
+            token_sources,
+            managed_headers,
+            limits,
+            responses,
+            clock,
+            metrics,
+            ids: DecisionIds::new(),
+        }
+    }
+
+    /// Decides about one request, counts it and logs it. `door` is the label of the door that asks.
+    pub async fn decide(&self, door: &'static str, request: &AccessRequest<'_>) -> Decision {
+        let mut findings = Findings::default();
+        let verdict = match self.judge(request, &mut findings).await {
+            Ok(allowed) => Verdict::Allow(allowed),
+            Err(Reason::KeysUnavailable) => Verdict::Unavailable,
+            Err(reason) => Verdict::Deny(reason),
+        };
+        let decision = Decision {
+            verdict,
+            decision_id: self.ids.next(),
+            provider: findings.provider.as_ref().map(|provider| provider.name.clone()),
+            subject: findings.subject.take(),
+        };
+        self.account(door, request, &decision, &findings);
+        decision
+    }
+
+    /// How this configuration's denials look.
+    pub fn responses(&self) -> &Responses {
+        &self.responses
+    }
+
+    /// The providers with their keys, in no particular order.
+    pub fn providers(&self) -> impl Iterator<Item = &KeyedProvider> {
+        self.providers.values()
+    }
+
+    /// Whether every provider has had keys at least once.
+    pub fn is_ready(&self) -> bool {
+        self.providers.values().all(|keyed| keyed.keys.has_keys())
+    }
+
+    async fn judge(
+        &self,
+        request: &AccessRequest<'_>,
+        findings: &mut Findings,
+    ) -> Result<Allowed, Reason> {
+        let found =
+            bearer_token::find(request, &self.token_sources).map_err(
+                |no_token| match no_token {
+                    NoToken::Missing => Reason::TokenMissing,
+                    NoToken::Several => Reason::MultipleTokens,
+                    NoToken::Malformed => Reason::Malformed,
+                },
+            )?;
+        let (keyed, screened) = self.screen(&found, findings).map_err(|permanent| {
+            let reason = Reason::from(&permanent);
+            findings.detail = claim_of(permanent);
+            reason
+        })?;
+        let provider = &keyed.provider;
+        // A provider whose tokens do not come from this place does not see one there.
+        if !found.places.iter().any(|place| provider.token_from.contains(place)) {
+            return Err(Reason::TokenMissing);
+        }
+        let validated = verify(keyed, &screened, request).await?;
+        findings.subject =
+            validated.claims().member("sub").and_then(|sub| sub.as_str()).map(str::to_owned);
+        let changes = identity::upstream_changes(
+            validated.claims(),
+            provider,
+            &self.managed_headers,
+            request,
+            &found,
+            self.limits.claim_header_bytes,
+        )
+        .map_err(|identity::ClaimTooLarge| Reason::ClaimTooLarge)?;
+        Ok(Allowed::by_token(&validated, changes))
+    }
+
+    fn screen<'f>(
+        &self,
+        found: &'f FoundToken<'_>,
+        findings: &mut Findings,
+    ) -> Result<(&KeyedProvider, Screened<'f>), Permanent> {
+        let token = validation::parse(&found.text, self.limits.token_bytes)?;
+        findings.kid = token.kid.as_deref().map(shown_kid);
+        let keyed =
+            self.providers.get(validation::issuer(&token)?).ok_or(Permanent::IssuerUnknown)?;
+        findings.provider = Some(Arc::clone(&keyed.provider));
+        Ok((keyed, validation::screen(token, &keyed.provider, self.clock.now())?))
+    }
+
+    fn account(
+        &self,
+        door: &'static str,
+        request: &AccessRequest<'_>,
+        decision: &Decision,
+        findings: &Findings,
+    ) {
+        let (verdict, reason) = (decision.verdict.as_str(), decision.verdict.reason());
+        let provider = decision.provider.as_deref().unwrap_or_default();
+        let took = clock::elapsed_since(request.arrived);
+        self.metrics.decision(door, verdict, reason, provider, took);
+        let (kid, detail) = (findings.kid.as_deref(), findings.detail.as_deref());
+        let (reason, decision_id) = (reason.as_str(), decision.decision_id.as_str());
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        match decision.verdict {
+            Verdict::Allow(_) => tracing::debug!(
+                door,
+                verdict,
+                reason,
+                provider,
+                kid,
+                decision_id,
+                took_us,
+                "decided"
+            ),
+            Verdict::Deny(_) | Verdict::Unavailable => {
+                tracing::info!(
+                    door,
+                    verdict,
+                    reason,
+                    provider,
+                    kid,
+                    detail,
+                    decision_id,
+                    took_us,
+                    "decided"
+                );
+            }
+        }
+    }
+}
+
+/// Verifies against the set in hand, and where that may be too old, once more under a newer one.
+async fn verify(
+    keyed: &KeyedProvider,
+    screened: &Screened<'_>,
+    request: &AccessRequest<'_>,
+) -> Result<Validated, Reason> {
+    let look = |keys: &_| validation::try_validate(screened, keys);
+    let sighting = keyed.keys.sight();
+    match sighting.look(look) {
+        Ok(validated) => Ok(validated),
+        Err(cause) => {
+            let deadline = deadline(request, keyed.refresh.wait);
+            keyed.keys.rescue(sighting, cause, deadline, look).await.map_err(|not_rescued| {
+                match not_rescued {
+                    NotRescued::StillStale(cause) => Reason::from(cause),
+                    NotRescued::Unavailable => Reason::KeysUnavailable,
+                }
+            })
+        }
+    }
+}
+
+/// When the answer has to be on its way, whether or not keys have come.
+fn deadline(request: &AccessRequest<'_>, wait: Duration) -> Instant {
+    let proxy_waits =
+        request.timeout.map(|timeout| timeout.saturating_sub(LEAST_MARGIN.max(timeout / 10)));
+    request.arrived + proxy_waits.map_or(wait, |proxy_waits| proxy_waits.min(wait))
+}
+
+/// Which claim a refusal is about: for the log, never for the caller.
+fn claim_of(permanent: Permanent) -> Option<String> {
+    match permanent {
+        Permanent::ClaimMissing(claim) | Permanent::ClaimMalformed(claim) => Some(claim),
+        _ => None,
+    }
+}
+
+/// A sender's `kid` as the log shows it: bounded, and on one line.
+fn shown_kid(kid: &str) -> String {
+    kid.chars().take(64).flat_map(char::escape_debug).collect()
+}
+
+fn add_new<T: PartialEq>(known: &mut Vec<T>, more: impl Iterator<Item = T>) {
+    for one in more {
+        if !known.contains(&one) {
+            known.push(one);
+        }
+    }
+}
+
+/// Names for decisions: unique in this process, and unlikely to meet another process's.
+struct DecisionIds {
+    process: u64,
+    next: AtomicU64,
+}
+
+impl DecisionIds {
+    fn new() -> Self {
+        Self { process: rand::random(), next: AtomicU64::new(1) }
+    }
+
+    fn next(&self) -> String {
+        format!("{:016x}-{:x}", self.process, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}

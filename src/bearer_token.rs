@@ -1,0 +1,234 @@
+//! Where a request carries its token: headers with a scheme, cookies, query parameters
+//! (RFC 6750 §2), strictly.
+//!
+//! Pure. What is found is still the sender's word. The same token in two places is one token; two
+//! different ones are nobody's to choose from.
+
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode;
+
+use crate::access_request::AccessRequest;
+use crate::validation::provider::TokenSource;
+
+/// A token and every configured place where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundToken<'a> {
+    /// The token's text.
+    pub text: Cow<'a, str>,
+    /// Where it was found; never empty.
+    pub places: Vec<&'a TokenSource>,
+}
+
+/// Why there is no token to judge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoToken {
+    /// No place has one.
+    Missing,
+    /// Two places, or one place twice, have different ones (RFC 6750 §2).
+    Several,
+    /// A place has something that cannot be a token.
+    Malformed,
+}
+
+/// Looks into every place, whichever provider names it.
+///
+/// # Errors
+/// There is not exactly one token.
+pub fn find<'a>(
+    request: &AccessRequest<'a>,
+    sources: &'a [TokenSource],
+) -> Result<FoundToken<'a>, NoToken> {
+    let mut found: Option<FoundToken<'a>> = None;
+    for source in sources {
+        let mut take = |candidate: Result<Cow<'a, str>, NoToken>| {
+            let text = candidate?;
+            match &mut found {
+                None => found = Some(FoundToken { text, places: vec![source] }),
+                Some(known) if known.text == text => {
+                    if !known.places.contains(&source) {
+                        known.places.push(source);
+                    }
+                }
+                Some(_) => return Err(NoToken::Several),
+            }
+            Ok(())
+        };
+        match source {
+            TokenSource::Header { name, scheme } => {
+                request
+                    .headers
+                    .all(name)
+                    .filter_map(|value| in_header(value, scheme.as_deref()))
+                    .try_for_each(take)?;
+            }
+            TokenSource::Cookie(name) => {
+                for header in request.headers.all("cookie") {
+                    cookies(header)
+                        .filter(|(cookie, value)| *cookie == name.as_bytes() && !value.is_empty())
+                        .map(|(_, value)| utf8(value).map(Cow::Borrowed))
+                        .try_for_each(&mut take)?;
+                }
+            }
+            TokenSource::Query(name) => query_values(request.path, name).try_for_each(take)?,
+        }
+    }
+    found.ok_or(NoToken::Missing)
+}
+
+/// The cookies of a header as name and value, without the white space around them (RFC 6265 §4.2.1).
+pub fn cookies(header: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    header.split(|byte| *byte == b';').filter_map(|pair| {
+        let equals = pair.iter().position(|byte| *byte == b'=')?;
+        let (name, value) = pair.split_at_checked(equals)?;
+        Some((name.trim_ascii(), value.get(1..).unwrap_or_default().trim_ascii()))
+    })
+}
+
+/// `None` where the header carries another scheme, and so no token of this source.
+fn in_header<'a>(value: &'a [u8], scheme: Option<&str>) -> Option<Result<Cow<'a, str>, NoToken>> {
+    let value = value.trim_ascii();
+    let credentials = match scheme {
+        None if value.is_empty() => return None,
+        None => value,
+        Some(scheme) => {
+            let (named, rest) = value.split_at_checked(scheme.len())?;
+            if !named.eq_ignore_ascii_case(scheme.as_bytes()) {
+                return None;
+            }
+            match rest.first() {
+                // RFC 9110 §11.4: at least one space, and nothing else, before the credentials.
+                Some(b' ') => rest.trim_ascii_start(),
+                None | Some(b'\t' | b',') => return Some(Err(NoToken::Malformed)),
+                // A longer scheme that begins with this one.
+                Some(_) => return None,
+            }
+        }
+    };
+    Some(utf8(credentials).map(Cow::Borrowed))
+}
+
+/// A parameter whose name is ours only after decoding is refused: a proxy that is told to remove the
+/// parameter would leave it.
+fn query_values<'a>(
+    path: &'a [u8],
+    name: &'a str,
+) -> impl Iterator<Item = Result<Cow<'a, str>, NoToken>> {
+    let query = path.split(|byte| *byte == b'#').next().unwrap_or_default();
+    let query = query
+        .iter()
+        .position(|byte| *byte == b'?')
+        .and_then(|mark| query.get(mark + 1..))
+        .unwrap_or_default();
+    query.split(|byte| *byte == b'&').filter_map(move |pair| {
+        let mut halves = pair.splitn(2, |byte| *byte == b'=');
+        let (written, value) =
+            (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
+        if written != name.as_bytes() {
+            let decoded: Cow<'_, [u8]> = percent_decode(written).into();
+            return (decoded.as_ref() == name.as_bytes()).then_some(Err(NoToken::Malformed));
+        }
+        if value.is_empty() {
+            return None;
+        }
+        Some(percent_decode(value).decode_utf8().map_err(|_| NoToken::Malformed))
+    })
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, NoToken> {
+    std::str::from_utf8(bytes).map_err(|_| NoToken::Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    #[track_caller]
+    fn check(
+        headers: &[(&str, &str)],
+        path: &str,
+        sources: &[TokenSource],
+        expected: Result<(&str, usize), NoToken>,
+    ) {
+        let request = AccessRequest {
+            path: path.as_bytes(),
+            headers: headers
+                .iter()
+                .map(|(name, value)| (name.as_bytes(), value.as_bytes()))
+                .collect(),
+            arrived: clock::monotonic(),
+            timeout: None,
+        };
+        let found = find(&request, sources);
+        let found = found
+            .as_ref()
+            .map(|found| (found.text.as_ref(), found.places.len()))
+            .map_err(|error| *error);
+        assert_eq!(found, expected, "{headers:?} {path}");
+    }
+
+    #[test]
+    fn the_authorization_header_is_read_by_its_scheme() {
+        use NoToken::{Malformed, Missing};
+        let sources = [TokenSource::default()];
+        for (value, expected) in [
+            ("Bearer a.b.c", Ok(("a.b.c", 1))),
+            ("bearer a.b.c", Ok(("a.b.c", 1))),
+            ("BEARER   a.b.c", Ok(("a.b.c", 1))),
+            (" Bearer a.b.c ", Ok(("a.b.c", 1))),
+            ("Bearer\ta.b.c", Err(Malformed)),
+            ("Bearer", Err(Malformed)),
+            ("Bearer ", Err(Malformed)),
+            ("Bearera.b.c", Err(Missing)),
+            ("Basic dTpw", Err(Missing)),
+            ("DPoP a.b.c", Err(Missing)),
+            ("a.b.c", Err(Missing)),
+            ("", Err(Missing)),
+            ("Bearer a,Bearer b", Ok(("a,Bearer b", 1))),
+            ("Bearer,Bearer b", Err(Malformed)),
+        ] {
+            check(&[("authorization", value)], "/", &sources, expected);
+            check(&[("Authorization", value)], "/", &sources, expected);
+        }
+        for other in
+            ["proxy-authorization", "x-forwarded-authorization", "x-original-authorization"]
+        {
+            check(&[(other, "Bearer a.b.c")], "/?access_token=a.b.c", &sources, Err(Missing));
+        }
+    }
+
+    #[test]
+    fn one_token_in_several_places_is_one_and_two_different_ones_are_refused() {
+        let sources = [
+            TokenSource::default(),
+            TokenSource::Cookie("access_token".into()),
+            TokenSource::Query("access_token".into()),
+            TokenSource::Header { name: "x-token".into(), scheme: None },
+        ];
+        let (good, path) = (("authorization", "Bearer a"), "/p?x=1&access_token=a#f");
+        for (headers, path, expected) in [
+            (vec![good, ("cookie", "q=1; access_token=a")], path, Ok(("a", 3))),
+            (vec![good, ("cookie", "access_token=b")], path, Err(NoToken::Several)),
+            (vec![good, good], "/", Ok(("a", 1))),
+            (vec![good, ("authorization", "Bearer b")], "/", Err(NoToken::Several)),
+            (vec![], "/?access_token=a&access_token=b", Err(NoToken::Several)),
+            (vec![], "/?access_token=a&%61ccess_token=a", Err(NoToken::Malformed)),
+            (vec![], "/?access_token=a%2Eb", Ok(("a.b", 1))),
+            (vec![], "/?access_token=%ff", Err(NoToken::Malformed)),
+            (vec![], "/?x=1;access_token=a", Err(NoToken::Missing)),
+            (vec![], "/#?access_token=a", Err(NoToken::Missing)),
+            (vec![("cookie", "access_token=a; access_token=b")], "/", Err(NoToken::Several)),
+            (
+                vec![("cookie", "access_token=a"), ("cookie", "access_token=b")],
+                "/",
+                Err(NoToken::Several),
+            ),
+            (vec![("cookie", "__Host-access_token=a; ACCESS_TOKEN=a")], "/", Err(NoToken::Missing)),
+            (vec![("cookie", "access_token=\"a\"")], "/", Ok(("\"a\"", 1))),
+            (vec![("x-token", "a")], "/?access_token=", Ok(("a", 1))),
+        ] {
+            check(&headers, path, &sources, expected);
+        }
+    }
+}

@@ -1,0 +1,503 @@
+//! An OpenID Connect issuer inside this process: it signs tokens, publishes and rotates its keys, counts who
+//! asks for them, and fails on request. `demo` and `drill` run against it, and so do the tests.
+//!
+//! It must never be used by `serve`, and never share code with `validation`, which it is there to put to the
+//! test. It reads no clock: whoever wants claims says what time it is.
+//!
+//! ```no_run
+//! # use portcullis::commands::issuer::{Issuer, SigningAlgorithm};
+//! # async fn example() -> std::io::Result<()> {
+//! let issuer = Issuer::start().await?;
+//! let key = issuer.rotate(SigningAlgorithm::ES256);
+//! let token = key.sign(&issuer.claims(1_700_000_000));
+//! println!("curl {} # then: Authorization: Bearer {token}", issuer.jwks_uri());
+//! # Ok(())
+//! # }
+//! ```
+
+mod server;
+mod signing_key;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+pub use server::Fault;
+use server::{REALM_PATH, Released, Server, State};
+pub use signing_key::{SigningAlgorithm, SigningKey};
+
+/// A running issuer. Clones are handles to the same one; it ends with the last.
+#[derive(Clone)]
+pub struct Issuer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Arc<State>,
+    server: Mutex<Server>,
+    address: SocketAddr,
+    rotations: AtomicU64,
+}
+
+impl Issuer {
+    /// Starts on a free port of the loopback interface, with an empty key set. Needs a tokio runtime.
+    pub async fn start() -> io::Result<Self> {
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into()).await
+    }
+
+    /// Starts at this address, which is also the one in its issuer name.
+    pub async fn start_at(address: SocketAddr) -> io::Result<Self> {
+        let (mut server, listener) = Server::bind(address).await?;
+        let address = server.address();
+        let state = Arc::new(State::new(format!("http://{address}{REALM_PATH}")));
+        server.run(listener, Arc::clone(&state));
+        Ok(Self {
+            shared: Arc::new(Shared {
+                state,
+                server: Mutex::new(server),
+                address,
+                rotations: AtomicU64::new(0),
+            }),
+        })
+    }
+
+    /// The issuer's name, as it stands in `iss`: `http://127.0.0.1:PORT/realms/demo`.
+    pub fn issuer(&self) -> &str {
+        self.shared.state.issuer()
+    }
+
+    /// Where the key set is.
+    pub fn jwks_uri(&self) -> String {
+        self.shared.state.jwks_uri()
+    }
+
+    /// Where the discovery document is.
+    pub fn discovery_uri(&self) -> String {
+        self.shared.state.discovery_uri()
+    }
+
+    /// The address that it listens at, or did before [`Issuer::stop`].
+    pub fn address(&self) -> SocketAddr {
+        self.shared.address
+    }
+
+    /// Goes down: when this returns, every connection is closed and new ones are refused. Everything else
+    /// (published keys, counts, fault) stays as it is, and the port stays reserved.
+    pub async fn stop(&self) {
+        self.shared.server.lock().await.stop().await;
+    }
+
+    /// Comes up again on the same port, going down first where it is up.
+    pub async fn restart(&self) -> io::Result<()> {
+        let state = Arc::clone(&self.shared.state);
+        self.shared.server.lock().await.restart(state).await
+    }
+
+    /// Publishes these keys instead of what was published before.
+    pub fn publish(&self, keys: &[&SigningKey]) {
+        let keys: Vec<Value> = keys.iter().map(|key| key.public_jwk()).collect();
+        self.publish_json(json!({ "keys": keys }));
+    }
+
+    /// Publishes any JSON at all as the key set.
+    pub fn publish_json(&self, document: Value) {
+        self.shared.state.settings().published = document;
+    }
+
+    /// What is published now.
+    pub fn published(&self) -> Value {
+        self.shared.state.settings().published.clone()
+    }
+
+    /// Makes a fresh key and publishes it instead of all others. Its `kid` is `key-1`, `key-2`, … and never
+    /// comes twice. An RSA key takes CPU time on this thread, see [`SigningKey::generate`].
+    pub fn rotate(&self, algorithm: SigningAlgorithm) -> SigningKey {
+        let key = self.fresh_key(algorithm);
+        self.publish(&[&key]);
+        key
+    }
+
+    /// Makes a fresh key and publishes it in front of those already published.
+    pub fn rotate_beside(&self, algorithm: SigningAlgorithm) -> SigningKey {
+        let key = self.fresh_key(algorithm);
+        let mut settings = self.shared.state.settings();
+        let mut keys = vec![key.public_jwk()];
+        if let Some(Value::Array(old)) = settings.published.get_mut("keys") {
+            keys.append(old);
+        }
+        settings.published = json!({ "keys": keys });
+        drop(settings);
+        key
+    }
+
+    /// Takes every key of this `kid` out of the published set.
+    pub fn withdraw(&self, kid: &str) {
+        let mut settings = self.shared.state.settings();
+        if let Some(Value::Array(keys)) = settings.published.get_mut("keys") {
+            keys.retain(|key| key["kid"] != kid);
+        }
+    }
+
+    fn fresh_key(&self, algorithm: SigningAlgorithm) -> SigningKey {
+        let number = self.shared.rotations.fetch_add(1, Ordering::Relaxed) + 1;
+        SigningKey::generate(format!("key-{number}").as_str(), algorithm)
+    }
+
+    /// The `cache-control` header of both documents; none at first.
+    pub fn set_cache_control(&self, value: Option<&str>) {
+        self.shared.state.settings().cache_control = value.map(str::to_owned);
+    }
+
+    /// Makes the key endpoint misbehave for requests that arrive from now on, or behave again.
+    pub fn set_fault(&self, fault: Option<Fault>) {
+        self.shared.state.settings().key_fault = fault;
+    }
+
+    /// Makes the discovery endpoint misbehave for requests that arrive from now on, or behave again.
+    pub fn set_discovery_fault(&self, fault: Option<Fault>) {
+        self.shared.state.settings().discovery_fault = fault;
+    }
+
+    /// How many requests for the key set have arrived, answered or not.
+    pub fn key_fetches(&self) -> u64 {
+        self.shared.state.counts().keys
+    }
+
+    /// How many requests for the discovery document have arrived, answered or not.
+    pub fn discovery_fetches(&self) -> u64 {
+        self.shared.state.counts().discovery
+    }
+
+    /// The paths of the last 1024 requests, those answered 404 included, oldest first.
+    pub fn requests(&self) -> Vec<String> {
+        self.shared.state.requests()
+    }
+
+    /// Waits until `count` requests for the key set have arrived since the start.
+    pub async fn wait_for_fetches(&self, count: u64) {
+        let state = &self.shared.state;
+        state.wait_until(|counts| counts.keys >= count).await;
+    }
+
+    /// From now on each request for the key set waits to be released. It will answer with what was published,
+    /// and the fault that was set, when it arrived.
+    pub fn hold(&self) {
+        self.shared.state.settings().holding = true;
+    }
+
+    /// Waits until `count` requests are held. One whose client gives up is held no more.
+    pub async fn wait_for_held(&self, count: usize) {
+        let state = &self.shared.state;
+        state.wait_until(|counts| counts.held >= count).await;
+    }
+
+    /// How many requests are held.
+    pub fn held(&self) -> usize {
+        self.shared.state.counts().held
+    }
+
+    /// Answers all held requests and holds no more of them; returns how many there were.
+    pub fn release(&self) -> usize {
+        self.release_all(Released::AsArrived)
+    }
+
+    /// As [`Issuer::release`], but the answer is what is published now.
+    pub fn release_with_current(&self) -> usize {
+        self.release_all(Released::Current)
+    }
+
+    /// Answers the request that has been held longest and goes on holding; false if there was none.
+    pub fn release_one(&self) -> bool {
+        let state = &self.shared.state;
+        state.release(&mut state.settings(), 1, Released::AsArrived) == 1
+    }
+
+    fn release_all(&self, released: Released) -> usize {
+        let state = &self.shared.state;
+        let mut settings = state.settings();
+        settings.holding = false;
+        state.release(&mut settings, usize::MAX, released)
+    }
+
+    /// The claims of a good token: this issuer, `sub` "alice", `aud` "orders-api", `tenant_id` "acme", issued
+    /// now and good for 300 seconds.
+    pub fn claims(&self, now_unix: i64) -> Value {
+        json!({
+            "iss": self.issuer(),
+            "sub": "alice",
+            "aud": "orders-api",
+            "iat": now_unix,
+            "exp": now_unix.saturating_add(300),
+            "tenant_id": "acme",
+        })
+    }
+}
+
+/// The claims with this one set: `claim` is a member's name, or with a leading slash a JSON Pointer (RFC 6901)
+/// through objects, which are made where missing.
+pub fn with_claim(mut claims: Value, claim: &str, value: impl Into<Value>) -> Value {
+    let mut place = &mut claims;
+    for name in path(claim) {
+        if !place.is_object() {
+            *place = json!({});
+        }
+        place = &mut place[name];
+    }
+    *place = value.into();
+    claims
+}
+
+/// The claims without this one, named as for [`with_claim`].
+pub fn without_claim(mut claims: Value, claim: &str) -> Value {
+    let mut names = path(claim);
+    let last = names.pop();
+    let parent = names.into_iter().try_fold(&mut claims, |place, name| place.get_mut(name));
+    if let (Some(Value::Object(members)), Some(last)) = (parent, last) {
+        members.remove(&last);
+    }
+    claims
+}
+
+fn path(claim: &str) -> Vec<String> {
+    match claim.strip_prefix('/') {
+        None => vec![claim.to_owned()],
+        Some(pointer) => {
+            pointer.split('/').map(|name| name.replace("~1", "/").replace("~0", "~")).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn connect_and_ask(issuer: &Issuer, path: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(issuer.address()).await.expect("is up");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: issuer\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("is listening");
+        stream
+    }
+
+    async fn read(mut stream: TcpStream) -> String {
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("ends in order");
+        String::from_utf8(answer).expect("is text")
+    }
+
+    async fn get(issuer: &Issuer, path: &str) -> String {
+        read(connect_and_ask(issuer, path).await).await
+    }
+
+    async fn keys(issuer: &Issuer) -> String {
+        get(issuer, "/realms/demo/keys").await
+    }
+
+    fn json_body(answer: &str) -> Value {
+        let (_, body) = answer.split_once("\r\n\r\n").expect("head and body");
+        serde_json::from_str(body).expect("JSON")
+    }
+
+    #[tokio::test]
+    async fn serves_both_documents_and_counts() {
+        let issuer = Issuer::start().await.expect("binds");
+        let key = issuer.rotate(SigningAlgorithm::ES256);
+        issuer.set_cache_control(Some("max-age=60"));
+        let discovery =
+            json_body(&get(&issuer, "/realms/demo/.well-known/openid-configuration").await);
+        assert_eq!(discovery["issuer"], issuer.issuer());
+        assert_eq!(discovery["jwks_uri"], issuer.jwks_uri());
+        assert!(issuer.jwks_uri().ends_with("/realms/demo/keys"));
+        let answer = keys(&issuer).await;
+        assert!(answer.contains("cache-control: max-age=60\r\n"));
+        assert_eq!(json_body(&answer), json!({"keys": [key.public_jwk()]}));
+        assert!(get(&issuer, "/other?x").await.starts_with("HTTP/1.1 404 "));
+        assert_eq!((issuer.key_fetches(), issuer.discovery_fetches()), (1, 1));
+        issuer.wait_for_fetches(1).await;
+        assert_eq!(
+            issuer.requests(),
+            ["/realms/demo/.well-known/openid-configuration", "/realms/demo/keys", "/other"]
+        );
+    }
+
+    #[tokio::test]
+    async fn rotation_replaces_adds_and_withdraws() {
+        let issuer = Issuer::start().await.expect("binds");
+        let kids = || -> Vec<String> {
+            let published = issuer.published();
+            let keys = published["keys"].as_array().expect("keys").iter();
+            keys.map(|key| key["kid"].as_str().expect("kid").to_owned()).collect()
+        };
+        issuer.rotate(SigningAlgorithm::EdDSA);
+        issuer.rotate(SigningAlgorithm::EdDSA);
+        assert_eq!(kids(), ["key-2"]);
+        issuer.rotate_beside(SigningAlgorithm::ES384);
+        assert_eq!(kids(), ["key-3", "key-2"]);
+        issuer.withdraw("key-2");
+        assert_eq!(kids(), ["key-3"]);
+    }
+
+    #[tokio::test]
+    async fn a_held_reply_is_what_was_published_on_arrival_and_the_oldest_goes_first() {
+        let issuer = Issuer::start().await.expect("binds");
+        let first = issuer.rotate(SigningAlgorithm::EdDSA);
+        issuer.hold();
+        let held_first = connect_and_ask(&issuer, "/realms/demo/keys").await;
+        issuer.wait_for_held(1).await;
+        let second = issuer.rotate(SigningAlgorithm::EdDSA);
+        let held_second = connect_and_ask(&issuer, "/realms/demo/keys").await;
+        issuer.wait_for_held(2).await;
+        let third = issuer.rotate(SigningAlgorithm::EdDSA);
+        assert_eq!(issuer.key_fetches(), 2);
+
+        assert!(issuer.release_one());
+        let answer = json_body(&read(held_first).await);
+        assert_eq!(answer["keys"][0], first.public_jwk());
+        assert_eq!(issuer.held(), 1, "the second is still held");
+        assert!(issuer.release_one());
+        let answer = json_body(&read(held_second).await);
+        assert_eq!(answer["keys"][0], second.public_jwk());
+        assert!(!issuer.release_one());
+
+        let held_third = connect_and_ask(&issuer, "/realms/demo/keys").await;
+        issuer.wait_for_held(1).await;
+        issuer.withdraw(third.kid().expect("has a kid"));
+        assert_eq!(issuer.release_with_current(), 1);
+        assert_eq!(json_body(&read(held_third).await), json!({"keys": []}));
+        assert!(keys(&issuer).await.starts_with("HTTP/1.1 200 "), "no hold");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_is_held_no_more() {
+        let issuer = Issuer::start().await.expect("binds");
+        issuer.hold();
+        let held = connect_and_ask(&issuer, "/realms/demo/keys").await;
+        issuer.wait_for_held(1).await;
+        drop(held);
+        let state = &issuer.shared.state;
+        state.wait_until(|counts| counts.held == 0).await;
+        assert_eq!(issuer.release(), 0);
+    }
+
+    #[tokio::test]
+    async fn half_a_body_arrives_and_then_the_connection_closes() {
+        let issuer = Issuer::start().await.expect("binds");
+        issuer.rotate(SigningAlgorithm::EdDSA);
+        let whole = issuer.published().to_string();
+        issuer.set_fault(Some(Fault::HalfBody));
+        let answer = keys(&issuer).await;
+        assert!(answer.contains(&format!("content-length: {}\r\n", whole.len())));
+        let (_, body) = answer.split_once("\r\n\r\n").expect("head and body");
+        assert_eq!(body, &whole[..whole.len() / 2]);
+
+        issuer.set_fault(Some(Fault::StalledBody));
+        let mut stream = connect_and_ask(&issuer, "/realms/demo/keys").await;
+        let mut answer = Vec::new();
+        while !answer.ends_with(&whole.as_bytes()[..whole.len() / 2]) {
+            assert_ne!(stream.read_buf(&mut answer).await.expect("open"), 0);
+        }
+        issuer.stop().await;
+        let end = stream.read_buf(&mut answer).await;
+        assert!(matches!(end, Ok(0) | Err(_)), "open until the server stops");
+    }
+
+    #[tokio::test]
+    async fn every_fault_answers_as_it_says_and_ends_when_lifted() {
+        let issuer = Issuer::start().await.expect("binds");
+        issuer.rotate(SigningAlgorithm::EdDSA);
+        let fault = async |fault| {
+            issuer.set_fault(Some(fault));
+            keys(&issuer).await
+        };
+        let status = fault(Fault::Status(503)).await;
+        assert!(status.starts_with("HTTP/1.1 503 "));
+        let none = fault(Fault::Status(7)).await;
+        assert!(none.starts_with("HTTP/1.1 500 "));
+        let html = fault(Fault::Html).await;
+        assert!(html.contains("content-type: text/html") && html.contains("<!doctype html>"));
+        let empty_set = fault(Fault::EmptySet).await;
+        assert_eq!(json_body(&empty_set), json!({"keys": []}));
+        let empty_body = fault(Fault::EmptyBody).await;
+        assert!(empty_body.starts_with("HTTP/1.1 200 ") && empty_body.ends_with("\r\n\r\n"));
+        let slow = fault(Fault::Slow(Duration::from_millis(1))).await;
+        assert_eq!(json_body(&slow), issuer.published());
+        assert_eq!(fault(Fault::DropConnection).await, "");
+        let redirect = fault(Fault::Redirect("http://elsewhere/".into())).await;
+        assert!(redirect.starts_with("HTTP/1.1 302 "));
+        assert!(redirect.contains("location: http://elsewhere/\r\n"));
+        let raw =
+            fault(Fault::Raw { status: 201, content_type: "x/y".into(), body: b"[".to_vec() })
+                .await;
+        assert!(raw.starts_with("HTTP/1.1 201 ") && raw.ends_with("\r\n\r\n["));
+        let huge = fault(Fault::Huge(1_000_000)).await;
+        assert!(huge.contains("transfer-encoding: chunked"));
+        assert!(huge.len() > 1_000_000);
+        assert_eq!(huge.matches(' ').count() / 100_000, 9, "spaces up to size");
+
+        issuer.set_fault(Some(Fault::Hang));
+        let fetches = issuer.key_fetches();
+        let hanging = connect_and_ask(&issuer, "/realms/demo/keys").await;
+        issuer.wait_for_fetches(fetches + 1).await;
+        issuer.set_fault(None);
+        assert_eq!(json_body(&keys(&issuer).await), issuer.published());
+        drop(hanging);
+
+        issuer.set_discovery_fault(Some(Fault::Status(404)));
+        assert!(keys(&issuer).await.starts_with("HTTP/1.1 200 "));
+        let path = "/realms/demo/.well-known/openid-configuration";
+        assert!(get(&issuer, path).await.starts_with("HTTP/1.1 404 "));
+    }
+
+    #[tokio::test]
+    async fn down_it_refuses_and_back_it_is_at_the_same_place() {
+        let issuer = Issuer::start().await.expect("binds");
+        let key = issuer.rotate(SigningAlgorithm::EdDSA);
+        let mut idle = TcpStream::connect(issuer.address()).await.expect("is up");
+        for _ in 0..3 {
+            issuer.stop().await;
+            issuer.stop().await;
+            let refused = TcpStream::connect(issuer.address()).await;
+            assert_eq!(refused.expect_err("is down").kind(), io::ErrorKind::ConnectionRefused);
+            issuer.restart().await.expect("the port is ours");
+            let answer = json_body(&keys(&issuer).await);
+            assert_eq!(answer["keys"][0], key.public_jwk());
+        }
+        let end = idle.read(&mut [0]).await;
+        assert!(matches!(end, Ok(0) | Err(_)), "no connection outlives stop");
+        let address = issuer.address();
+        let handle = issuer.clone();
+        drop(issuer);
+        assert!(keys(&handle).await.starts_with("HTTP/1.1 200 "));
+        drop(handle);
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[test]
+    fn claims_are_set_and_removed_by_name_or_pointer() {
+        let claims = json!({"aud": "orders-api", "a.b": 1});
+        let claims = with_claim(claims, "/realm_access/roles", json!(["admin"]));
+        let claims = with_claim(claims, "a/b", true);
+        let claims = with_claim(claims, "/x~1y", 1);
+        assert_eq!(
+            claims,
+            json!({
+                "aud": "orders-api", "a.b": 1, "a/b": true, "x/y": 1,
+                "realm_access": {"roles": ["admin"]}
+            })
+        );
+        let claims = without_claim(claims, "a.b");
+        let claims = without_claim(claims, "/realm_access/roles");
+        let claims = without_claim(claims, "/not/there");
+        assert_eq!(claims, json!({"aud": "orders-api", "a/b": true, "x/y": 1, "realm_access": {}}));
+    }
+}

@@ -1,0 +1,65 @@
+//! `portcullis serve`: runs the service until it is told to stop.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::App;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::telemetry;
+
+/// Run the service
+///
+/// SIGTERM and SIGINT drain and then exit with 0. SIGHUP, and a change of the file, reload it; a broken
+/// file changes nothing and is reported.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  portcullis serve --config portcullis.yaml")]
+pub struct ServeArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_CONFIG")]
+    config: PathBuf,
+}
+
+/// Serves until a signal. Exits with 0 after a drain, with 1 on a configuration or bind error.
+pub async fn run(args: ServeArgs) -> ExitCode {
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::FAILURE;
+        }
+    };
+    telemetry::start_log(&config.log);
+    let (mut terminate, mut interrupt) =
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+            (Err(error), _) | (_, Err(error)) => {
+                eprintln!("signals cannot be listened for: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+    let app = match App::bind(config, Clock::System).await {
+        Ok(app) => app.reloading_from(args.config),
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    tracing::info!(ext_authz = ?app.ext_authz_address(), admin = ?app.admin_address(), "serving");
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    match app.serve(shutdown).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

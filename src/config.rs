@@ -1,0 +1,225 @@
+//! The configuration, read and checked as a whole before anything is bound.
+//!
+//! [`Config::parse`] turns text into a [`Config`] or into all that is wrong with it, each problem
+//! with its path in the document, its line and what to write instead. What is valid here needs no
+//! second look elsewhere: preconditions live in the types. It opens no socket and asks no network.
+
+mod document;
+mod error;
+mod read;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::validation::key_set::KeySet;
+use crate::validation::provider::Provider;
+
+pub use error::{ConfigError, ConfigErrors};
+
+/// Everything that `serve` needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the doors are.
+    pub listen: Listen,
+    /// One per issuer; never empty, names and issuers unique.
+    pub providers: Vec<ProviderConfig>,
+    /// How a denial looks.
+    pub responses: Responses,
+    /// Bounds on one request.
+    pub limits: Limits,
+    /// How the service ends.
+    pub shutdown: Shutdown,
+    /// What is logged and how.
+    pub log: Log,
+}
+
+/// The doors; at least the gRPC one is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// `envoy.service.auth.v3.Authorization`, `grpc.health.v1` and reflection.
+    pub ext_authz: GrpcListener,
+    /// `/livez`, `/readyz`, `/metrics`, `/keys`; `None` is off.
+    pub admin: Option<SocketAddr>,
+}
+
+/// The gRPC door.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrpcListener {
+    /// Where it is bound.
+    pub address: BindAddress,
+    /// TLS, and with `client_ca_file` mutual TLS; `None` is plain text.
+    pub tls: Option<TlsFiles>,
+}
+
+/// A place to bind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BindAddress {
+    /// An IP address and port; port 0 lets the system choose.
+    Tcp(SocketAddr),
+    /// A socket file, replaced where a stale one stands.
+    Unix {
+        /// The socket's path.
+        path: PathBuf,
+        /// Permission bits given to the file; `None` leaves what the umask makes of it.
+        mode: Option<u32>,
+    },
+}
+
+/// PEM files of a TLS listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate chain.
+    pub cert_file: PathBuf,
+    /// The private key.
+    pub key_file: PathBuf,
+    /// Clients must present a certificate of this authority.
+    pub client_ca_file: Option<PathBuf>,
+}
+
+/// A provider's rules, where its keys are, and how they are kept fresh.
+#[derive(Clone, Debug)]
+pub struct ProviderConfig {
+    /// The rules for its tokens.
+    pub provider: Arc<Provider>,
+    /// Where its keys are.
+    pub keys: KeySource,
+    /// How they are kept fresh.
+    pub refresh: RefreshPolicy,
+}
+
+/// Where a provider's keys are.
+#[derive(Clone, Debug)]
+pub enum KeySource {
+    /// The key set's URL (RFC 7517 §5).
+    JwksUri(Url),
+    /// The URL of a discovery document that names the key set (OpenID Connect Discovery §4, RFC 8414 §3).
+    Discovery(Url),
+    /// A file, read again when it changes.
+    File(PathBuf),
+    /// Written into the configuration, and the only place where a shared secret may stand.
+    Inline(Arc<KeySet>),
+}
+
+/// How a provider's keys are kept fresh. The refresh rule is told in [`crate::keys`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefreshPolicy {
+    /// Scheduled fetches start this far apart, with jitter; default 5 min.
+    pub interval: Duration,
+    /// Fetches forced by an unknown `kid` start at least this far apart; default 1 s.
+    pub min_spacing: Duration,
+    /// The same, forced by a bad signature under a known `kid`; default 10 s.
+    pub min_spacing_bad_signature: Duration,
+    /// Requests that may wait for a refresh at one time; default 10000.
+    pub max_waiters: usize,
+    /// The longest that a request waits for a refresh; default 2 s.
+    pub wait: Duration,
+    /// The longest that one fetch may take; default 2 s.
+    pub timeout: Duration,
+    /// How long the last good set serves while the issuer cannot be reached; default 24 h.
+    pub max_stale: Duration,
+    /// The largest key set or discovery document that is read; default 1 MiB.
+    pub max_bytes: usize,
+}
+
+impl Default for RefreshPolicy {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(300),
+            min_spacing: Duration::from_secs(1),
+            min_spacing_bad_signature: Duration::from_secs(10),
+            max_waiters: 10_000,
+            wait: Duration::from_secs(2),
+            timeout: Duration::from_secs(2),
+            max_stale: Duration::from_secs(24 * 60 * 60),
+            max_bytes: 1024 * 1024,
+        }
+    }
+}
+
+/// How a denial looks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Responses {
+    /// The `realm` of `WWW-Authenticate` (RFC 6750 §3); default `portcullis`. Visible ASCII and space, no `"` or `\`.
+    pub realm: String,
+    /// HTTP status of *keys unavailable*; default 503, 400 to 599.
+    pub keys_unavailable_status: u16,
+}
+
+impl Default for Responses {
+    fn default() -> Self {
+        Self { realm: "portcullis".to_owned(), keys_unavailable_status: 503 }
+    }
+}
+
+/// Bounds on one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest token, in bytes; default 16 KiB.
+    pub token_bytes: usize,
+    /// All claim headers of one request together, in bytes; default 8 KiB.
+    pub claim_header_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { token_bytes: 16 * 1024, claim_header_bytes: 8 * 1024 }
+    }
+}
+
+/// How the service ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shutdown {
+    /// Health says NOT_SERVING for this long before connections are told to go away; default 3 s.
+    pub drain_delay: Duration,
+    /// Requests in flight get at most this long after that; default 10 s.
+    pub grace: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { drain_delay: Duration::from_secs(3), grace: Duration::from_secs(10) }
+    }
+}
+
+/// What is logged and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Default JSON.
+    pub format: LogFormat,
+    /// Default info; `PORTCULLIS_LOG` overrides it.
+    pub level: LogLevel,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Json, level: LogLevel::Info }
+    }
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// The least important line that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Failures of the service itself.
+    Error,
+    /// What an operator should look at.
+    Warn,
+    /// Refreshes and denials.
+    Info,
+    /// Every decision.
+    Debug,
+    /// The inside of a decision.
+    Trace,
+}

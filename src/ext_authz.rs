@@ -1,0 +1,282 @@
+//! The gRPC door: `envoy.service.auth.v3.Authorization`, `grpc.health.v1` and reflection.
+//!
+//! Turns a CheckRequest into an [`AccessRequest`] without copying its headers, and a decision into a
+//! CheckResponse. It decides nothing.
+//!
+//! # Architecture invariant
+//! Every answer sets `status`: to Envoy an unset one means OK. An answer is built in [`allow`] or in
+//! [`deny`] and nowhere else.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+use crate::access_request::{AccessRequest, Headers};
+use crate::app::{GrpcSocket, Listener, ServeError, Service};
+use crate::clock;
+use crate::config::Responses;
+use crate::identity::UpstreamChanges;
+use crate::proto::FILE_DESCRIPTOR_SET;
+use crate::proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use crate::proto::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
+use crate::proto::envoy::service::auth::v3::attribute_context::HttpRequest;
+use crate::proto::envoy::service::auth::v3::authorization_server::{
+    Authorization, AuthorizationServer,
+};
+use crate::proto::envoy::service::auth::v3::check_response::HttpResponse;
+use crate::proto::envoy::service::auth::v3::{
+    CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
+};
+use crate::proto::envoy::r#type::v3::HttpStatus;
+use crate::proto::google::rpc;
+use crate::verdict::{Decision, DenialKind, Reason, Verdict};
+
+/// The `door` label.
+const DOOR: &str = "ext_authz";
+
+/// Streams that one connection may have open: waiting requests of a whole herd, and still a bound.
+const MAX_STREAMS: u32 = 16_384;
+
+/// A connection that does not answer a ping is closed.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Serves the door until `shutdown`, then finishes what is in flight.
+///
+/// # Errors
+/// TLS cannot be set up, or the listener broke.
+pub async fn serve(
+    service: Arc<Service>,
+    socket: GrpcSocket,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let mut server = Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .tcp_nodelay(true);
+    if let Some(tls) = socket.tls {
+        server = server.tls_config(tls).map_err(ServeError::from_error)?;
+    }
+    let router = server
+        .add_service(health_service)
+        .add_service(reflection().build_v1().map_err(ServeError::from_error)?)
+        .add_service(reflection().build_v1alpha().map_err(ServeError::from_error)?)
+        .add_service(AuthorizationServer::new(Door { service: Arc::clone(&service) }));
+    let serving = async {
+        match socket.listener {
+            Listener::Tcp(listener) => {
+                router
+                    .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown)
+                    .await
+            }
+            Listener::Unix(listener, _file) => {
+                router
+                    .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
+                    .await
+            }
+        }
+    };
+    tokio::select! {
+        served = serving => served.map_err(ServeError::from_error),
+        () = tell_health(&service, health) => Ok(()),
+    }
+}
+
+/// Keeps grpc.health.v1 true, for the whole server and for the one service. Never returns.
+async fn tell_health(service: &Service, health: tonic_health::server::HealthReporter) {
+    loop {
+        let status = if service.is_serving() {
+            tonic_health::ServingStatus::Serving
+        } else {
+            tonic_health::ServingStatus::NotServing
+        };
+        health.set_service_status("", status).await;
+        health.set_service_status("envoy.service.auth.v3.Authorization", status).await;
+        service.serving_may_have_changed().notified().await;
+    }
+}
+
+struct Door {
+    service: Arc<Service>,
+}
+
+#[tonic::async_trait]
+impl Authorization for Door {
+    async fn check(
+        &self,
+        request: Request<CheckRequest>,
+    ) -> Result<Response<CheckResponse>, Status> {
+        let arrived = clock::monotonic();
+        let timeout =
+            request.metadata().get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
+        let authorizer = self.service.authorizer();
+        let check = request.into_inner();
+        let http = check
+            .attributes
+            .and_then(|attributes| attributes.request)
+            .and_then(|request| request.http);
+        // A request without attributes is one without headers: it has no token, and is refused as such.
+        let http = http.unwrap_or_default();
+        let access_request =
+            AccessRequest { path: &http.path, headers: headers(&http), arrived, timeout };
+        let decision = authorizer.decide(DOOR, &access_request).await;
+        let response = match &decision.verdict {
+            Verdict::Allow(allowed) => allow(allowed.changes(), &decision),
+            Verdict::Deny(_) | Verdict::Unavailable => {
+                deny(&decision, authorizer.responses(), access_request.headers.is_grpc())
+            }
+        };
+        Ok(Response::new(response))
+    }
+}
+
+/// Every header that Envoy sent, whether as a map or, with `encode_raw_headers`, as a list.
+fn headers(http: &HttpRequest) -> Headers<'_> {
+    let map = http.headers.iter().map(|entry| (entry.key.as_ref(), entry.value.as_ref()));
+    let list = http.header_map.iter().flat_map(|map| &map.headers).map(|header| {
+        let value = if header.raw_value.is_empty() {
+            header.value.as_bytes()
+        } else {
+            header.raw_value.as_ref()
+        };
+        (header.key.as_bytes(), value)
+    });
+    map.chain(list).collect()
+}
+
+fn allow(changes: &UpstreamChanges, decision: &Decision) -> CheckResponse {
+    let ok = OkHttpResponse {
+        headers: changes.set.iter().map(|(name, value)| header(name, value)).collect(),
+        headers_to_remove: changes.remove.clone(),
+        query_parameters_to_remove: changes.remove_query.clone(),
+        ..OkHttpResponse::default()
+    };
+    CheckResponse {
+        status: Some(rpc::Status { code: tonic::Code::Ok as i32, ..rpc::Status::default() }),
+        http_response: Some(HttpResponse::OkResponse(ok)),
+        dynamic_metadata: Some(metadata(decision, Reason::Ok)),
+    }
+}
+
+fn deny(decision: &Decision, responses: &Responses, is_grpc: bool) -> CheckResponse {
+    let reason = decision.verdict.reason();
+    let denial = reason.denial(responses);
+    let code = match denial.kind {
+        DenialKind::Challenge | DenialKind::Unauthenticated => tonic::Code::Unauthenticated,
+        DenialKind::Forbidden => tonic::Code::PermissionDenied,
+        DenialKind::BadRequest => tonic::Code::InvalidArgument,
+        DenialKind::Unavailable => tonic::Code::Unavailable,
+    };
+    let mut headers = Vec::new();
+    if let Some(challenge) = &denial.www_authenticate {
+        headers.push(header("www-authenticate", challenge));
+    }
+    if let Some(seconds) = denial.retry_after {
+        headers.push(header("retry-after", seconds));
+    }
+    let body = if is_grpc {
+        String::new()
+    } else {
+        headers.push(header("content-type", "application/json"));
+        denial.body
+    };
+    let denied = DeniedHttpResponse {
+        status: Some(HttpStatus { code: i32::from(denial.status) }),
+        headers,
+        body,
+    };
+    CheckResponse {
+        status: Some(rpc::Status {
+            code: code as i32,
+            message: reason.wire().description.to_owned(),
+            ..rpc::Status::default()
+        }),
+        http_response: Some(HttpResponse::DeniedResponse(denied)),
+        dynamic_metadata: Some(metadata(decision, reason)),
+    }
+}
+
+/// Replaces what the client sent, on every version of Envoy: `append` stays unset, since versions
+/// before 2026 read it alone and later ones read an unset pair as "append".
+fn header(name: &str, value: &str) -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(HeaderValue {
+            key: name.to_owned(),
+            value: value.to_owned(),
+            ..HeaderValue::default()
+        }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        ..HeaderValueOption::default()
+    }
+}
+
+fn metadata(decision: &Decision, reason: Reason) -> Struct {
+    let mut fields = std::collections::BTreeMap::new();
+    let mut put = |name: &str, text: &str| {
+        fields.insert(name.to_owned(), Value { kind: Some(Kind::StringValue(text.to_owned())) });
+    };
+    put("reason", reason.as_str());
+    put("decision_id", &decision.decision_id);
+    if let Some(provider) = &decision.provider {
+        put("provider", provider);
+    }
+    if let Some(subject) = &decision.subject {
+        put("subject", subject);
+    }
+    Struct { fields }
+}
+
+/// The `grpc-timeout` of a call: at most eight digits and a unit. Anything else is as good as none.
+fn grpc_timeout(text: &[u8]) -> Option<Duration> {
+    let (unit, digits) = text.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let amount: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    match unit {
+        b'H' => Some(Duration::from_secs(amount * 3600)),
+        b'M' => Some(Duration::from_secs(amount * 60)),
+        b'S' => Some(Duration::from_secs(amount)),
+        b'm' => Some(Duration::from_millis(amount)),
+        b'u' => Some(Duration::from_micros(amount)),
+        b'n' => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_timeout_is_digits_and_a_unit() {
+        for (text, expected) in [
+            ("2S", Some(Duration::from_secs(2))),
+            ("200m", Some(Duration::from_millis(200))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("0n", Some(Duration::ZERO)),
+            ("5u", Some(Duration::from_micros(5))),
+            ("1M", Some(Duration::from_secs(60))),
+            ("", None),
+            ("S", None),
+            ("2", None),
+            ("-2S", None),
+            ("2s", None),
+            ("123456789S", None),
+            ("1 S", None),
+        ] {
+            assert_eq!(grpc_timeout(text.as_bytes()), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! From the claims of a verified token to the headers that the upstream gets, and away with those
+//! that a client could use to pose as somebody.
+//!
+//! Pure. A managed header, one that any provider's configuration names, reaches the upstream with our
+//! value or not at all; so do the spellings that many backends take for the same name.
+
+use std::borrow::Cow;
+
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+
+use crate::access_request::AccessRequest;
+use crate::bearer_token::{FoundToken, cookies};
+use crate::validation::json::Json;
+use crate::validation::provider::{Provider, TokenSource};
+
+/// What a header value cannot carry, and the escape character itself. Everything outside ASCII is
+/// always encoded.
+const UNSAFE: &AsciiSet = &CONTROLS.add(b'%');
+/// The same inside an array, where a comma separates.
+const UNSAFE_IN_LIST: &AsciiSet = &UNSAFE.add(b',');
+
+/// What the proxy changes about a request before the upstream sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamChanges {
+    /// Headers to set, replacing whatever the client sent under the name.
+    pub set: Vec<(String, String)>,
+    /// Headers to remove, named as the client spelled them; none of those in `set`.
+    pub remove: Vec<String>,
+    /// Query parameters to remove.
+    pub remove_query: Vec<String>,
+}
+
+/// The claim headers of one request would be larger than allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClaimTooLarge;
+
+/// The changes for a request with a verified token of `provider`. `managed` are the claim headers of
+/// all providers, in lower case.
+///
+/// # Errors
+/// [`ClaimTooLarge`] if names and values together are over `max_bytes`.
+pub fn upstream_changes(
+    claims: &Json,
+    provider: &Provider,
+    managed: &[String],
+    request: &AccessRequest<'_>,
+    token: &FoundToken<'_>,
+    max_bytes: usize,
+) -> Result<UpstreamChanges, ClaimTooLarge> {
+    let mut changes = UpstreamChanges::default();
+    for claim_header in &provider.claim_headers {
+        if let Some(value) = claim_header.claim.resolve(claims).and_then(header_value) {
+            changes.set.push((claim_header.header.clone(), value));
+        }
+    }
+    if changes.set.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > max_bytes {
+        return Err(ClaimTooLarge);
+    }
+    remove_managed(&mut changes, managed, request);
+    if !provider.forward_token {
+        remove_token(&mut changes, request, token);
+    }
+    Ok(changes)
+}
+
+/// A claim as a header's value; `None` where there is nothing to show.
+fn header_value(claim: &Json) -> Option<String> {
+    let value = match claim {
+        Json::Null => String::new(),
+        Json::Bool(true) => "true".to_owned(),
+        Json::Bool(false) => "false".to_owned(),
+        Json::Number(digits) => digits.to_string(),
+        Json::String(text) => utf8_percent_encode(text, UNSAFE).to_string(),
+        Json::Object(_) => utf8_percent_encode(&claim.to_compact(), UNSAFE).to_string(),
+        Json::Array(members) => {
+            let members: Vec<String> =
+                members.iter().filter(|member| **member != Json::Null).map(list_member).collect();
+            members.join(",")
+        }
+    };
+    (!value.is_empty()).then_some(value)
+}
+
+fn list_member(member: &Json) -> String {
+    let text = member.as_str().map_or_else(|| Cow::Owned(member.to_compact()), Cow::Borrowed);
+    utf8_percent_encode(&text, UNSAFE_IN_LIST).to_string()
+}
+
+fn remove_managed(changes: &mut UpstreamChanges, managed: &[String], request: &AccessRequest<'_>) {
+    let is_set =
+        |changes: &UpstreamChanges, name: &str| changes.set.iter().any(|(set, _)| set == name);
+    for name in managed {
+        if !is_set(changes, name) {
+            changes.remove.push(name.clone());
+        }
+    }
+    for sent in request.headers.names() {
+        let looks_alike = managed
+            .iter()
+            .any(|name| !sent.eq_ignore_ascii_case(name.as_bytes()) && alike(sent, name));
+        if looks_alike
+            && let Ok(sent) = std::str::from_utf8(sent)
+            && !changes.remove.iter().any(|name| name == sent)
+        {
+            changes.remove.push(sent.to_owned());
+        }
+    }
+}
+
+/// Whether a backend that makes variables of header names (CGI's rule) takes both for one.
+fn alike(sent: &[u8], managed: &str) -> bool {
+    let folded = |byte: u8| match byte {
+        b'_' | b'.' => b'-',
+        byte => byte.to_ascii_lowercase(),
+    };
+    sent.len() == managed.len()
+        && sent.iter().zip(managed.bytes()).all(|(a, b)| folded(*a) == folded(b))
+}
+
+/// Takes the token away from every place where it was found.
+fn remove_token(
+    changes: &mut UpstreamChanges,
+    request: &AccessRequest<'_>,
+    token: &FoundToken<'_>,
+) {
+    let cookie_names: Vec<&[u8]> = token
+        .places
+        .iter()
+        .filter_map(|place| match place {
+            TokenSource::Cookie(name) => Some(name.as_bytes()),
+            _ => None,
+        })
+        .collect();
+    for place in &token.places {
+        match place {
+            TokenSource::Header { name, .. } => {
+                let replaced = changes.set.iter().any(|(set, _)| set == name);
+                if !replaced && !changes.remove.contains(name) {
+                    changes.remove.push(name.clone());
+                }
+            }
+            TokenSource::Query(name) => changes.remove_query.push(name.clone()),
+            TokenSource::Cookie(_) => {}
+        }
+    }
+    if !cookie_names.is_empty() {
+        let kept: Vec<Vec<u8>> = request
+            .headers
+            .all("cookie")
+            .flat_map(cookies)
+            .filter(|(name, _)| !cookie_names.contains(name))
+            .map(|(name, value)| [name, b"=", value].concat())
+            .collect();
+        // A header that is not text cannot be rewritten; then no cookie passes.
+        match String::from_utf8(kept.join(&b"; "[..])) {
+            Ok(cookie) if !cookie.is_empty() => changes.set.push(("cookie".to_owned(), cookie)),
+            _ => changes.remove.push("cookie".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_becomes_a_header_value_or_none() {
+        for (claim, expected) in [
+            (r#""acme""#, Some("acme")),
+            (r#""a, b""#, Some("a, b")),
+            (r#""100%""#, Some("100%25")),
+            (r#""a\r\nx-admin: 1\u0000\u007f""#, Some("a%0D%0Ax-admin: 1%00%7F")),
+            (r#""Zoë 😀""#, Some("Zo%C3%AB %F0%9F%98%80")),
+            ("12345678901234567890.10", Some("12345678901234567890.10")),
+            ("1E+2", Some("1E+2")),
+            ("true", Some("true")),
+            ("false", Some("false")),
+            (r#"["a","b,c",1,true,null]"#, Some("a,b%2Cc,1,true")),
+            (r#"[["x","y"],{"k":1}]"#, Some(r#"["x"%2C"y"],{"k":1}"#)),
+            (r#"{ "a" : [1, 2.0], "é": null }"#, Some(r#"{"a":[1,2.0],"%C3%A9":null}"#)),
+            ("null", None),
+            (r#""""#, None),
+            ("[]", None),
+            ("[null]", None),
+        ] {
+            let json = Json::parse(claim.as_bytes()).expect("the claim of this test is JSON");
+            assert_eq!(header_value(&json).as_deref(), expected, "{claim}");
+        }
+    }
+
+    #[test]
+    fn only_other_spellings_of_the_same_length_and_letters_are_alike() {
+        for (sent, expected) in [
+            ("x_auth_subject", true),
+            ("x.auth.subject", true),
+            ("X_Auth-Subject", true),
+            ("x-auth-subject", true),
+            ("x-auth-subjects", false),
+            ("xauthsubject", false),
+            ("x-auth-sub ject", false),
+        ] {
+            assert_eq!(alike(sent.as_bytes(), "x-auth-subject"), expected, "{sent}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! From an issuer's discovery document to the URL of its key set (OpenID Connect Discovery §4, RFC 8414 §3).
+//!
+//! The URL is remembered for an interval, so that a forced refresh costs one request; after a failure
+//! it is asked for again.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+use url::Url;
+
+use crate::clock::{self, Instant};
+
+use super::fetch::{FetchError, HttpReader};
+
+/// Why a discovery document is of no use. Holds nothing of the document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiscoveryError {
+    /// Not a JSON object with `issuer` and `jwks_uri`.
+    NotADocument,
+    /// Its `issuer` is not exactly the configured one (Discovery §4.3).
+    IssuerMismatch,
+    /// Its `jwks_uri` is not an absolute http or https URL, or is http where the document came by https.
+    BadJwksUri,
+}
+
+impl fmt::Display for DiscoveryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DiscoveryError::NotADocument => {
+                "not a discovery document: a JSON object with `issuer` and `jwks_uri` is expected"
+            }
+            DiscoveryError::IssuerMismatch => {
+                "the discovery document's `issuer` is not the configured one"
+            }
+            DiscoveryError::BadJwksUri => {
+                "the discovery document's `jwks_uri` is no URL that can be trusted"
+            }
+        })
+    }
+}
+
+/// A discovery document and what was last read from it.
+pub struct Discovery {
+    document: Url,
+    issuer: String,
+    remember_for: Duration,
+    remembered: Mutex<Option<(Url, Instant)>>,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    issuer: String,
+    jwks_uri: String,
+}
+
+impl Discovery {
+    /// The document at this URL, which must be `issuer`'s. What it says is believed for `remember_for`.
+    pub fn new(document: Url, issuer: &str, remember_for: Duration) -> Self {
+        Self { document, issuer: issuer.to_owned(), remember_for, remembered: Mutex::new(None) }
+    }
+
+    /// Where the key set is.
+    ///
+    /// # Errors
+    /// The document cannot be had or is of no use.
+    pub async fn jwks_uri(&self, http: &HttpReader) -> Result<Url, FetchError> {
+        if let Some((url, read)) = self.remembered().clone()
+            && clock::elapsed_since(read) < self.remember_for
+        {
+            return Ok(url);
+        }
+        let url =
+            self.check(&http.get(self.document.clone()).await?).map_err(FetchError::Discovery)?;
+        *self.remembered() = Some((url.clone(), clock::monotonic()));
+        Ok(url)
+    }
+
+    /// Asks the document again next time.
+    pub fn forget(&self) {
+        *self.remembered() = None;
+    }
+
+    fn check(&self, document: &[u8]) -> Result<Url, DiscoveryError> {
+        let document: Document =
+            serde_json::from_slice(document).map_err(|_| DiscoveryError::NotADocument)?;
+        if document.issuer != self.issuer {
+            return Err(DiscoveryError::IssuerMismatch);
+        }
+        let url = Url::parse(&document.jwks_uri).map_err(|_| DiscoveryError::BadJwksUri)?;
+        let plain = url.username().is_empty() && url.password().is_none();
+        let trusted = match url.scheme() {
+            "https" => plain,
+            "http" => plain && self.document.scheme() == "http",
+            _ => false,
+        };
+        if trusted { Ok(url) } else { Err(DiscoveryError::BadJwksUri) }
+    }
+
+    fn remembered(&self) -> std::sync::MutexGuard<'_, Option<(Url, Instant)>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_counts_only_for_its_own_issuer_and_a_url_that_can_be_trusted() {
+        let document = Url::parse("https://sso.example.com/.well-known/openid-configuration")
+            .expect("a valid URL");
+        let discovery = Discovery::new(document, "https://sso.example.com", Duration::from_secs(1));
+        for (text, expected) in [
+            (
+                r#"{"issuer":"https://sso.example.com","jwks_uri":"https://keys.example.com/k"}"#,
+                Ok("https://keys.example.com/k"),
+            ),
+            (
+                r#"{"issuer":"https://sso.example.com/","jwks_uri":"https://sso.example.com/k"}"#,
+                Err(DiscoveryError::IssuerMismatch),
+            ),
+            (
+                r#"{"issuer":"https://sso.example.com","jwks_uri":"/k"}"#,
+                Err(DiscoveryError::BadJwksUri),
+            ),
+            (
+                r#"{"issuer":"https://sso.example.com","jwks_uri":"http://sso.example.com/k"}"#,
+                Err(DiscoveryError::BadJwksUri),
+            ),
+            (
+                r#"{"issuer":"https://sso.example.com","jwks_uri":"file:///etc/passwd"}"#,
+                Err(DiscoveryError::BadJwksUri),
+            ),
+            (
+                r#"{"issuer":"https://sso.example.com","jwks_uri":"https://u:p@sso.example.com/k"}"#,
+                Err(DiscoveryError::BadJwksUri),
+            ),
+            (r#"{"issuer":"https://sso.example.com"}"#, Err(DiscoveryError::NotADocument)),
+            ("<html>", Err(DiscoveryError::NotADocument)),
+            ("", Err(DiscoveryError::NotADocument)),
+        ] {
+            assert_eq!(
+                discovery.check(text.as_bytes()).as_ref().map(Url::as_str),
+                expected.as_ref().map(|url| *url),
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Portcullis answers proxies that ask before they forward: is this request's bearer token good?
+//! It stays right while the issuer's signing keys rotate.
+//!
+//! # The way of a request
+//!
+//! 1. A door takes it in: [`ext_authz`] (gRPC, for Envoy). The door turns what it was sent into an
+//!    [`access_request::AccessRequest`] and decides nothing.
+//! 2. [`authorizer`] makes the one decision. [`bearer_token`] finds the token; [`validation`] screens
+//!    it without a key and then verifies it against the key set in hand.
+//! 3. If that set may be too old ([`validation::ValidationError::Stale`]), [`keys`] is asked once to
+//!    rescue the token: one refresh, shared by everybody who waits, and one second look. What no key
+//!    could mend ([`validation::ValidationError::Permanent`]) is refused at once.
+//! 4. [`identity`] turns the claims of a verified token into headers for the upstream.
+//! 5. The door renders the [`verdict`].
+//!
+//! # Rooms, in reading order
+//!
+//! Dependencies point down this list's stages: `main → app, commands → doors → authorizer → core`.
+//! A test holds them.
+//!
+//! # Architecture invariants
+//!
+//! - The core ([`validation`], [`bearer_token`], [`identity`], [`verdict`]) does no IO and reads no
+//!   clock; the time is an argument.
+//! - Wall time is read in [`clock`] alone, `reqwest` lives in [`keys`] alone, `jsonwebtoken` in
+//!   [`validation`] alone, Envoy's types in [`proto`] and [`ext_authz`] alone.
+//! - "Allowed" is a type that only the authorizer makes, from a verified token.
+
+pub mod app;
+pub mod commands;
+pub mod config;
+
+pub mod admin;
+pub mod ext_authz;
+pub mod proto;
+
+pub mod access_request;
+pub mod authorizer;
+pub mod verdict;
+
+pub mod bearer_token;
+pub mod identity;
+pub mod validation;
+
+pub mod keys;
+
+pub mod clock;
+pub mod telemetry;

@@ -1,0 +1,31 @@
+//! The process: command line to function, and exit codes. It does nothing else.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use portcullis::commands::{demo, serve, validate};
+
+/// External authorization for Envoy and other proxies: validates bearer JWTs and stays right while
+/// signing keys rotate
+#[derive(Parser)]
+#[command(name = "portcullis", version, after_help = "Start here:\n  portcullis demo")]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Serve(serve::ServeArgs),
+    Validate(validate::ValidateArgs),
+    Demo(demo::DemoArgs),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match CommandLine::parse().command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Validate(args) => validate::run(args),
+        Command::Demo(args) => demo::run(args).await,
+    }
+}

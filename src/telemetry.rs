@@ -1,0 +1,276 @@
+//! What the service says about itself: the metrics of Prometheus and the log.
+//!
+//! Labels have few values by construction: names from the configuration and our own enums, never text
+//! from a token or a request. Nothing here takes a token, a header value or a secret.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+use crate::config::{Log, LogFormat, LogLevel};
+use crate::keys::schedule::Trigger;
+use crate::validation::StaleCause;
+use crate::verdict::Reason;
+
+/// How a fetch ended; the `outcome` label of `portcullis_jwks_fetches_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchOutcome {
+    /// The keys are others than before.
+    Renewed,
+    /// The keys are the same.
+    Unchanged,
+    /// No keys came; the last good set stays.
+    Failed,
+}
+
+impl FetchOutcome {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FetchOutcome::Renewed => "renewed",
+            FetchOutcome::Unchanged => "unchanged",
+            FetchOutcome::Failed => "failed",
+        }
+    }
+}
+
+/// What became of a stale token; the `outcome` label of `portcullis_stale_tokens_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleOutcome {
+    /// A newer set verified it.
+    Rescued,
+    /// The newest set did not, or a bad signature's turn was too far away.
+    StillStale,
+    /// The fetch that would have told failed.
+    FetchFailed,
+    /// The fetch did not come in time, or too many were waiting.
+    TimedOut,
+}
+
+impl StaleOutcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            StaleOutcome::Rescued => "rescued",
+            StaleOutcome::StillStale => "still_stale",
+            StaleOutcome::FetchFailed => "fetch_failed",
+            StaleOutcome::TimedOut => "timed_out",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabels {
+    door: &'static str,
+    verdict: &'static str,
+    reason: &'static str,
+    provider: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DurationLabels {
+    door: &'static str,
+    verdict: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FetchLabels {
+    provider: String,
+    trigger: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StaleLabels {
+    provider: String,
+    cause: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProviderLabels {
+    provider: String,
+}
+
+/// Every metric of the service. One for each running service, so that tests do not share them.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    decisions: Family<DecisionLabels, Counter>,
+    durations: Family<DurationLabels, Histogram>,
+    fetches: Family<FetchLabels, Counter>,
+    stale_tokens: Family<StaleLabels, Counter>,
+    keys: Family<ProviderLabels, Gauge>,
+    age: Family<ProviderLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    generation: Family<ProviderLabels, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("portcullis");
+        let decisions = Family::default();
+        registry.register("decisions", "Decisions by verdict and reason", decisions.clone());
+        // From 10 µs, an answer from memory, to 5 s, past the longest wait for a refresh.
+        let durations = Family::<DurationLabels, Histogram>::new_with_constructor(|| {
+            Histogram::new([
+                1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1,
+                0.25, 0.5, 1.0, 2.5, 5.0,
+            ])
+        });
+        registry.register(
+            "decision_duration_seconds",
+            "Time from a request's arrival to its verdict, waiting for a refresh included",
+            durations.clone(),
+        );
+        let fetches = Family::default();
+        registry.register(
+            "jwks_fetches",
+            "Fetches of a key set by what started them",
+            fetches.clone(),
+        );
+        let stale_tokens = Family::default();
+        registry.register(
+            "stale_tokens",
+            "Tokens that failed against the set in hand",
+            stale_tokens.clone(),
+        );
+        let keys = Family::default();
+        registry.register("jwks_keys", "Usable keys of the set in hand", keys.clone());
+        let age = Family::default();
+        registry.register(
+            "jwks_age_seconds",
+            "Time since the set in hand was last confirmed",
+            age.clone(),
+        );
+        let generation = Family::default();
+        registry.register(
+            "jwks_generation",
+            "Changes of the key set since the start",
+            generation.clone(),
+        );
+        Self { registry, decisions, durations, fetches, stale_tokens, keys, age, generation }
+    }
+
+    /// One decision.
+    pub fn decision(
+        &self,
+        door: &'static str,
+        verdict: &'static str,
+        reason: Reason,
+        provider: &str,
+        took: Duration,
+    ) {
+        let labels = DecisionLabels {
+            door,
+            verdict,
+            reason: reason.as_str(),
+            provider: provider.to_owned(),
+        };
+        self.decisions.get_or_create(&labels).inc();
+        self.durations.get_or_create(&DurationLabels { door, verdict }).observe(took.as_secs_f64());
+    }
+
+    /// One fetch that ended.
+    pub fn fetch(&self, provider: &str, trigger: Trigger, outcome: FetchOutcome) {
+        let labels = FetchLabels {
+            provider: provider.to_owned(),
+            trigger: trigger.as_str(),
+            outcome: outcome.as_str(),
+        };
+        self.fetches.get_or_create(&labels).inc();
+    }
+
+    /// One token that was stale, and what became of it.
+    pub fn stale_token(&self, provider: &str, cause: StaleCause, outcome: StaleOutcome) {
+        let labels = StaleLabels {
+            provider: provider.to_owned(),
+            cause: Trigger::Forced(cause).as_str(),
+            outcome: outcome.as_str(),
+        };
+        self.stale_tokens.get_or_create(&labels).inc();
+    }
+
+    /// The state of a provider's set. `age` is left out for keys that are not fetched.
+    pub fn key_set(&self, provider: &str, keys: usize, generation: u64, age: Option<Duration>) {
+        let labels = ProviderLabels { provider: provider.to_owned() };
+        self.keys.get_or_create(&labels).set(i64::try_from(keys).unwrap_or(i64::MAX));
+        self.generation.get_or_create(&labels).set(i64::try_from(generation).unwrap_or(i64::MAX));
+        if let Some(age) = age {
+            self.age.get_or_create(&labels).set(age.as_secs_f64());
+        }
+    }
+
+    /// A provider that the configuration no longer has.
+    pub fn forget_provider(&self, provider: &str) {
+        let labels = ProviderLabels { provider: provider.to_owned() };
+        self.keys.remove(&labels);
+        self.generation.remove(&labels);
+        self.age.remove(&labels);
+    }
+
+    /// The text that Prometheus reads (OpenMetrics 1.0).
+    ///
+    /// # Errors
+    /// Only if a metric cannot be written, which none of ours can cause.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// Starts the log on standard error. `PORTCULLIS_LOG` overrides the level. Libraries never log below
+/// warn: on debug they would print headers, and with them tokens.
+///
+/// A second call in one process changes nothing.
+pub fn start_log(log: &Log) {
+    let level = std::env::var("PORTCULLIS_LOG")
+        .ok()
+        .and_then(|text| level_named(&text))
+        .unwrap_or(log.level);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter(level))
+        .with_writer(BoxMakeWriter::new(std::io::stderr))
+        .with_target(false);
+    // An error means that somebody started it before, as tests do.
+    let _already_started = match log.format {
+        LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
+        LogFormat::Text => subscriber.with_ansi(false).try_init(),
+    };
+}
+
+fn filter(level: LogLevel) -> EnvFilter {
+    let ours = match level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    };
+    let others = if level == LogLevel::Error { "error" } else { "warn" };
+    EnvFilter::new(format!("{others},portcullis={ours}"))
+}
+
+fn level_named(text: &str) -> Option<LogLevel> {
+    match text.to_ascii_lowercase().as_str() {
+        "error" => Some(LogLevel::Error),
+        "warn" => Some(LogLevel::Warn),
+        "info" => Some(LogLevel::Info),
+        "debug" => Some(LogLevel::Debug),
+        "trace" => Some(LogLevel::Trace),
+        _ => None,
+    }
+}

@@ -1,0 +1,214 @@
+//! Whether a token is good, as a pure function of the token, the rules, a key set and a time.
+//!
+//! Two steps, because only the second one can be mended by newer keys:
+//!
+//! 1. [`screen`] needs no key. What it refuses is [`Permanent`], and costs the issuer nothing.
+//! 2. [`try_validate`] verifies the signature against the set in hand. Where that set may simply be
+//!    too old (no key for the `kid`, or a signature that no key of that `kid` made), the answer is
+//!    [`ValidationError::Stale`].
+//!
+//! # Architecture invariant
+//! No IO, no clock, no logging and no `async` below this module: the time comes in as an argument.
+//! It is the one home of `jsonwebtoken`, whose own claim checks are not used since they read the
+//! clock themselves.
+
+pub mod algorithm;
+mod claims;
+pub mod json;
+pub mod key_set;
+pub mod provider;
+mod token;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use self::token::{Token, TokenError, canonical_media_type};
+
+use self::algorithm::Algorithm;
+use self::json::Json;
+use self::key_set::{Key, KeySet};
+use self::provider::{Provider, TokenTypes};
+
+/// Without a `kid`, or with many keys of one `kid`, at most this many keys are tried: the work that
+/// one token can cause is bounded.
+pub const MAX_KEYS_TRIED: usize = 16;
+
+/// Wall time as seconds since the Unix epoch, leap seconds ignored (NumericDate, RFC 7519 §2).
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct UnixTime(f64);
+
+impl UnixTime {
+    /// That many seconds after the epoch; negative before it.
+    pub fn from_secs(seconds: i64) -> Self {
+        // Exact for every date of the next hundred million years.
+        Self(seconds as f64)
+    }
+
+    /// This long after the epoch.
+    pub fn from_epoch(since: Duration) -> Self {
+        Self(since.as_secs_f64())
+    }
+
+    /// Seconds since the epoch, with fractions.
+    pub fn as_secs_f64(self) -> f64 {
+        self.0
+    }
+}
+
+/// Why a token was refused that no key could have mended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Permanent {
+    /// Longer than `limits.token_bytes`.
+    TokenTooLarge,
+    /// Not a JWT that this service reads; see [`TokenError::Malformed`].
+    Malformed,
+    /// `alg` is missing, unknown, `none`, or not on the provider's list.
+    AlgorithmNotAllowed,
+    /// `typ` is not on the provider's list.
+    TypeNotAllowed,
+    /// `iss` names no provider.
+    IssuerUnknown,
+    /// `aud` names none of the provider's audiences.
+    AudienceMismatch,
+    /// `exp` has come.
+    Expired,
+    /// `nbf` has not come.
+    NotYetValid,
+    /// This claim is absent, null or empty.
+    ClaimMissing(String),
+    /// This claim has a type or a value that it cannot have.
+    ClaimMalformed(String),
+}
+
+/// Why the set in hand may no longer be the issuer's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StaleCause {
+    /// No key of the set fits the token's `kid` and `alg`; or, for a token without `kid`, none verifies.
+    UnknownKid,
+    /// Keys of that `kid` fit, and none of them made the signature.
+    BadSignature,
+}
+
+/// Why a token was not accepted, by what can be done about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValidationError {
+    /// Newer keys may accept it: refresh once, look once more.
+    Stale(StaleCause),
+    /// Nothing can be done.
+    Permanent(Permanent),
+}
+
+/// A token that has passed the screen of the provider whose issuer it names. Its signature has not
+/// been looked at.
+#[derive(Clone, Debug)]
+pub struct Screened<'a> {
+    token: Token<'a>,
+    algorithm: Algorithm,
+}
+
+impl Screened<'_> {
+    /// The `kid` that the token asks for.
+    pub fn kid(&self) -> Option<&str> {
+        self.token.kid.as_deref()
+    }
+
+    /// The `alg`, which the provider allows.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+}
+
+/// The proof that a signature was verified: the claims, and the key that verified them.
+#[derive(Clone, Debug)]
+pub struct Validated {
+    claims: Arc<Json>,
+    key: Arc<Key>,
+}
+
+impl Validated {
+    /// The payload; always an object.
+    pub fn claims(&self) -> &Json {
+        &self.claims
+    }
+
+    /// The key that verified the signature.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+}
+
+/// Takes a token apart within the size limit. The first half of the screen, before a provider is
+/// known.
+///
+/// # Errors
+/// [`Permanent::TokenTooLarge`], [`Permanent::Malformed`] or [`Permanent::AlgorithmNotAllowed`].
+pub fn parse(token: &str, max_bytes: usize) -> Result<Token<'_>, Permanent> {
+    if token.len() > max_bytes {
+        return Err(Permanent::TokenTooLarge);
+    }
+    Token::parse(token).map_err(|error| match error {
+        TokenError::Malformed => Permanent::Malformed,
+        TokenError::Algorithm => Permanent::AlgorithmNotAllowed,
+    })
+}
+
+/// The `iss` of a token: what chooses the provider, by exact comparison (RFC 8725 §3.8).
+///
+/// # Errors
+/// [`Permanent::ClaimMissing`] or [`Permanent::ClaimMalformed`] for `iss`.
+pub fn issuer<'t>(token: &'t Token<'_>) -> Result<&'t str, Permanent> {
+    match token.claims.member("iss") {
+        None | Some(Json::Null) => Err(Permanent::ClaimMissing("iss".to_owned())),
+        Some(Json::String(issuer)) => Ok(issuer),
+        Some(_) => Err(Permanent::ClaimMalformed("iss".to_owned())),
+    }
+}
+
+/// Everything that can be said about a token without a key, under the rules of the provider whose
+/// issuer it names.
+///
+/// # Errors
+/// The first rule that is not met: `alg`, `typ`, `iss`, times, `aud`, required claims.
+pub fn screen<'a>(
+    token: Token<'a>,
+    provider: &Provider,
+    now: UnixTime,
+) -> Result<Screened<'a>, Permanent> {
+    let algorithm = Algorithm::from_name(&token.alg)
+        .filter(|algorithm| provider.algorithms.contains(algorithm))
+        .ok_or(Permanent::AlgorithmNotAllowed)?;
+    let type_allowed = match (&provider.token_types, token.typ.as_deref()) {
+        (TokenTypes::Default, typ) => matches!(typ, None | Some("at+jwt" | "jwt")),
+        (TokenTypes::AnyOf(_), None) => false,
+        (TokenTypes::AnyOf(types), Some(typ)) => types.iter().any(|one| one == typ),
+    };
+    if !type_allowed {
+        return Err(Permanent::TypeNotAllowed);
+    }
+    if issuer(&token)? != provider.issuer {
+        return Err(Permanent::IssuerUnknown);
+    }
+    claims::check(&token.claims, provider, now)?;
+    Ok(Screened { token, algorithm })
+}
+
+/// Verifies a screened token against the set in hand.
+///
+/// Keys are chosen by `kid` and by what they may be used for; where several fit, each is tried, at
+/// most [`MAX_KEYS_TRIED`].
+///
+/// # Errors
+/// [`StaleCause`], since a newer set may hold the key that this one lacks.
+pub fn try_validate(screened: &Screened<'_>, keys: &KeySet) -> Result<Validated, StaleCause> {
+    let token = &screened.token;
+    let mut fitting = keys.fitting(token.kid.as_deref(), screened.algorithm).peekable();
+    let none_fits = fitting.peek().is_none();
+    let verifying = fitting
+        .take(MAX_KEYS_TRIED)
+        .find(|key| key.verifies(screened.algorithm, token.signing_input, token.signature));
+    match verifying {
+        Some(key) => Ok(Validated { claims: Arc::clone(&token.claims), key: Arc::clone(key) }),
+        None if none_fits || token.kid.is_none() => Err(StaleCause::UnknownKid),
+        None => Err(StaleCause::BadSignature),
+    }
+}

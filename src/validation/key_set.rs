@@ -1,0 +1,511 @@
+//! A JWK Set (RFC 7517 §5) as keys that can verify, and the reasons why others cannot.
+//!
+//! One odd key never spoils a set: it is skipped and listed. What is kept can only verify; a private
+//! half is never stored. Fetching is not done here.
+
+use std::fmt;
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+use aws_lc_rs::signature::{self, ParsedPublicKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm as JwtAlgorithm, DecodingKey};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::algorithm::Algorithm;
+use super::json::Json;
+
+/// Keys beyond this many are skipped.
+const MAX_KEYS: usize = 1_000;
+/// A longer `kid` is no name but a payload.
+const MAX_KID_BYTES: usize = 1_024;
+
+/// The keys of one provider. Order is that of the document.
+#[derive(Clone, Debug, Default)]
+pub struct KeySet {
+    keys: Vec<Arc<Key>>,
+    skipped: Vec<SkippedKey>,
+}
+
+/// A key of the document that is not used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SkippedKey {
+    /// Its `kid`, where it has one that can be shown.
+    pub kid: Option<String>,
+    /// Why it is not used; holds nothing of the key.
+    pub reason: &'static str,
+}
+
+/// A document that is not a key set, or has no key that can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySetError {
+    /// Not JSON, or not an object with one `keys` array (RFC 7517 §5).
+    NotAKeySet,
+    /// Nothing usable among this many keys; the reason is that of the first one.
+    NothingUsable {
+        /// How many keys the document has.
+        skipped: usize,
+        /// Why the first one is not used.
+        reason: Option<&'static str>,
+    },
+}
+
+impl fmt::Display for KeySetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeySetError::NotAKeySet => {
+                f.write_str("not a JWK Set: a JSON object with a `keys` array is expected")
+            }
+            KeySetError::NothingUsable { reason: None, .. } => f.write_str("the key set is empty"),
+            KeySetError::NothingUsable { skipped, reason: Some(reason) } => {
+                write!(f, "none of the {skipped} keys of the set can be used; the first: {reason}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for KeySetError {}
+
+/// Whether shared secrets may stand in a document.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Fetched,
+    Configuration,
+}
+
+#[derive(Deserialize)]
+struct Document<'a> {
+    #[serde(borrow)]
+    keys: Vec<&'a RawValue>,
+}
+
+impl KeySet {
+    /// Reads a set that came from an issuer or from a file.
+    ///
+    /// # Errors
+    /// The document is no key set or holds nothing usable; either is a failed fetch.
+    pub fn parse(document: &[u8]) -> Result<Self, KeySetError> {
+        Self::read(document, Origin::Fetched)
+    }
+
+    /// Reads a set that is written into the configuration, where `oct` keys may stand.
+    ///
+    /// # Errors
+    /// As [`KeySet::parse`], and any key that cannot be used is an error: whoever wrote it wants to know.
+    pub fn parse_inline(document: &[u8]) -> Result<Self, KeySetError> {
+        let set = Self::read(document, Origin::Configuration)?;
+        match set.skipped.first() {
+            None => Ok(set),
+            Some(first) => Err(KeySetError::NothingUsable {
+                skipped: set.skipped.len(),
+                reason: Some(first.reason),
+            }),
+        }
+    }
+
+    fn read(document: &[u8], origin: Origin) -> Result<Self, KeySetError> {
+        let text = std::str::from_utf8(document).map_err(|_| KeySetError::NotAKeySet)?;
+        // A struct could be read from an array too.
+        if !text.trim_start().starts_with('{') {
+            return Err(KeySetError::NotAKeySet);
+        }
+        let document: Document<'_> =
+            serde_json::from_str(text).map_err(|_| KeySetError::NotAKeySet)?;
+        let mut set = KeySet::default();
+        for raw in document.keys {
+            let jwk = Json::parse(raw.get().as_bytes());
+            let read = match &jwk {
+                _ if set.keys.len() >= MAX_KEYS => Err("one key too many"),
+                Ok(jwk @ Json::Object(_)) => Key::read(jwk, origin),
+                _ => Err("not an object, or with a repeated member"),
+            };
+            match read {
+                Ok(key) => set.keys.push(Arc::new(key)),
+                Err(reason) if set.skipped.len() < MAX_KEYS => {
+                    let kid =
+                        jwk.as_ref().ok().and_then(|jwk| jwk.member("kid")).and_then(Json::as_str);
+                    let kid = kid.filter(|kid| kid.len() <= MAX_KID_BYTES).map(str::to_owned);
+                    set.skipped.push(SkippedKey { kid, reason });
+                }
+                Err(_) => {}
+            }
+        }
+        if set.keys.is_empty() {
+            let reason = set.skipped.first().map(|key| key.reason);
+            return Err(KeySetError::NothingUsable { skipped: set.skipped.len(), reason });
+        }
+        Ok(set)
+    }
+
+    /// The keys that may verify a token with this `kid` and `alg`. Without `kid` every key that
+    /// fits the algorithm; with one, keys of exactly that `kid` and no others (RFC 7515 §4.1.4), so
+    /// that a key without a `kid` serves only tokens without one.
+    pub fn fitting<'s>(
+        &'s self,
+        kid: Option<&'s str>,
+        algorithm: Algorithm,
+    ) -> impl Iterator<Item = &'s Arc<Key>> + use<'s> {
+        self.keys.iter().filter(move |key| {
+            kid.is_none_or(|kid| key.kid.as_deref() == Some(kid)) && key.fits(algorithm)
+        })
+    }
+
+    /// The usable keys.
+    pub fn keys(&self) -> &[Arc<Key>] {
+        &self.keys
+    }
+
+    /// The others.
+    pub fn skipped(&self) -> &[SkippedKey] {
+        &self.skipped
+    }
+
+    /// Whether both sets verify the same tokens: the same keys by name and material, in any order.
+    pub fn same_keys(&self, other: &KeySet) -> bool {
+        let contains =
+            |a: &KeySet, b: &KeySet| a.keys.iter().all(|key| b.keys.iter().any(|k| k.same(key)));
+        self.keys.len() == other.keys.len() && contains(self, other) && contains(other, self)
+    }
+}
+
+/// The verifying half of a key, bound to what it may be used for.
+pub struct Key {
+    kid: Option<String>,
+    /// The algorithm that the issuer binds the key to (RFC 7517 §4.4).
+    alg: Option<Algorithm>,
+    declares_use: bool,
+    thumbprint: Option<String>,
+    material: Material,
+}
+
+enum Material {
+    Rsa(DecodingKey),
+    P256(DecodingKey),
+    P384(DecodingKey),
+    /// Not in `jsonwebtoken`; Keycloak offers it.
+    P521(ParsedPublicKey),
+    Ed25519(DecodingKey),
+    Secret {
+        key: DecodingKey,
+        bytes: Box<[u8]>,
+    },
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key")
+            .field("kid", &self.kid)
+            .field("kty", &self.kty())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Key {
+    /// The key's name; `None` where the issuer gives it none.
+    pub fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
+    /// RFC 7517 §4.1.
+    pub fn kty(&self) -> &'static str {
+        match self.material {
+            Material::Rsa(_) => "RSA",
+            Material::P256(_) | Material::P384(_) | Material::P521(_) => "EC",
+            Material::Ed25519(_) => "OKP",
+            Material::Secret { .. } => "oct",
+        }
+    }
+
+    /// RFC 7517 §4.4, where the issuer names one.
+    pub fn alg(&self) -> Option<Algorithm> {
+        self.alg
+    }
+
+    /// RFC 7517 §4.2: `sig`, where the issuer says so.
+    pub fn key_use(&self) -> Option<&'static str> {
+        self.declares_use.then_some("sig")
+    }
+
+    /// SHA-256 thumbprint (RFC 7638); none for a shared secret, of which it would be a hash.
+    pub fn thumbprint(&self) -> Option<&str> {
+        self.thumbprint.as_deref()
+    }
+
+    fn fits(&self, algorithm: Algorithm) -> bool {
+        use Algorithm::*;
+        let by_type = match (&self.material, algorithm) {
+            (Material::Rsa(_), RS256 | RS384 | RS512 | PS256 | PS384 | PS512)
+            | (Material::P256(_), ES256)
+            | (Material::P384(_), ES384)
+            | (Material::P521(_), ES512)
+            | (Material::Ed25519(_), EdDSA) => true,
+            (Material::Secret { bytes, .. }, HS256 | HS384 | HS512) => {
+                bytes.len() >= secret_bytes(algorithm)
+            }
+            _ => false,
+        };
+        by_type && self.alg.is_none_or(|alg| alg == algorithm)
+    }
+
+    /// Whether this key made the signature. The caller has asked [`KeySet::fitting`] for the key.
+    pub(super) fn verifies(
+        &self,
+        algorithm: Algorithm,
+        signing_input: &[u8],
+        signature: &str,
+    ) -> bool {
+        let (key, algorithm) = match (&self.material, algorithm) {
+            (Material::P521(key), _) => {
+                return URL_SAFE_NO_PAD
+                    .decode(signature)
+                    .is_ok_and(|signature| key.verify_sig(signing_input, &signature).is_ok());
+            }
+            (_, Algorithm::ES512) => return false,
+            (
+                Material::Rsa(key)
+                | Material::P256(key)
+                | Material::P384(key)
+                | Material::Ed25519(key)
+                | Material::Secret { key, .. },
+                algorithm,
+            ) => (key, algorithm),
+        };
+        let algorithm = match algorithm {
+            Algorithm::HS256 => JwtAlgorithm::HS256,
+            Algorithm::HS384 => JwtAlgorithm::HS384,
+            Algorithm::HS512 => JwtAlgorithm::HS512,
+            Algorithm::RS256 => JwtAlgorithm::RS256,
+            Algorithm::RS384 => JwtAlgorithm::RS384,
+            Algorithm::RS512 => JwtAlgorithm::RS512,
+            Algorithm::PS256 => JwtAlgorithm::PS256,
+            Algorithm::PS384 => JwtAlgorithm::PS384,
+            Algorithm::PS512 => JwtAlgorithm::PS512,
+            Algorithm::ES256 => JwtAlgorithm::ES256,
+            Algorithm::ES384 => JwtAlgorithm::ES384,
+            Algorithm::EdDSA => JwtAlgorithm::EdDSA,
+            Algorithm::ES512 => return false,
+        };
+        // An error here means that the signature could not even be read: it verifies nothing.
+        jsonwebtoken::crypto::verify(signature, signing_input, key, algorithm).unwrap_or(false)
+    }
+
+    fn same(&self, other: &Key) -> bool {
+        let same_material = match (&self.material, &other.material) {
+            (Material::Secret { bytes: a, .. }, Material::Secret { bytes: b, .. }) => a == b,
+            _ => self.thumbprint.is_some() && self.thumbprint == other.thumbprint,
+        };
+        same_material && self.kid == other.kid && self.alg == other.alg
+    }
+
+    fn read(jwk: &Json, origin: Origin) -> Result<Self, &'static str> {
+        let kid = match text(jwk, "kid", "`kid` is not a string")? {
+            Some(kid) if kid.len() > MAX_KID_BYTES => {
+                return Err("`kid` is longer than 1024 bytes");
+            }
+            kid => kid.map(str::to_owned),
+        };
+        let declares_use = check_use(jwk)?;
+        let alg = match text(jwk, "alg", "`alg` is not a string")? {
+            None => None,
+            Some(name) => Some(
+                Algorithm::from_name(name).ok_or("`alg` is not a supported signature algorithm")?,
+            ),
+        };
+        let kty = text(jwk, "kty", "`kty` is not a string")?.ok_or("`kty` is missing")?;
+        if kty != "oct" && jwk.member("d").is_some() {
+            return Err("its private half is published with it: anybody could sign with it");
+        }
+        let (material, thumbprint) = match kty {
+            "RSA" => read_rsa(jwk)?,
+            "EC" => read_ec(jwk)?,
+            "OKP" => read_okp(jwk)?,
+            "oct" if origin == Origin::Configuration => read_secret(jwk, alg)?,
+            "oct" => {
+                return Err("a shared secret (`kty: oct`) is taken from the configuration alone");
+            }
+            _ => return Err("`kty` is not supported"),
+        };
+        let key = Key { kid, alg, declares_use, thumbprint, material };
+        match alg {
+            Some(alg) if !key.fits(alg) => Err("`alg` does not belong to the key's type or curve"),
+            _ => Ok(key),
+        }
+    }
+}
+
+/// RFC 7517 §4.2, §4.3: the key is for signatures, and nothing says otherwise. Gives whether `use` is there.
+fn check_use(jwk: &Json) -> Result<bool, &'static str> {
+    let declared = match text(jwk, "use", "`use` is not a string")? {
+        None => false,
+        Some("sig") => true,
+        Some(_) => return Err("`use` is not `sig`"),
+    };
+    match jwk.member("key_ops") {
+        None => Ok(declared),
+        Some(Json::Array(operations)) => {
+            let repeated = operations
+                .iter()
+                .enumerate()
+                .any(|(i, operation)| operations.iter().skip(i + 1).any(|o| o == operation));
+            if repeated {
+                Err("`key_ops` repeats an operation")
+            } else if operations.iter().any(|operation| operation.as_str() == Some("verify")) {
+                Ok(declared)
+            } else {
+                Err("`key_ops` does not allow `verify`")
+            }
+        }
+        Some(_) => Err("`key_ops` is not an array"),
+    }
+}
+
+fn read_rsa(jwk: &Json) -> Result<(Material, Option<String>), &'static str> {
+    // RFC 7518 §6.3.1.1 forbids leading zero octets; Java's BigInteger writes one all the same.
+    let n = without_leading_zeros(bytes(jwk, "n")?);
+    let e = without_leading_zeros(bytes(jwk, "e")?);
+    let bits = n.len() * 8 - n.first().map_or(0, |first| first.leading_zeros() as usize);
+    if bits < 2048 {
+        return Err("an RSA modulus under 2048 bits (RFC 7518 §3.3)");
+    }
+    if bits > 8192 {
+        return Err("an RSA modulus over 8192 bits");
+    }
+    let exponent = e.iter().take(9).fold(0_u128, |value, byte| value << 8 | u128::from(*byte));
+    let odd = |number: &[u8]| number.last().is_some_and(|last| last & 1 == 1);
+    if !odd(&n) || !odd(&e) || exponent < 3 || exponent >= 1 << 33 {
+        return Err("an RSA modulus or exponent that no sound key has");
+    }
+    let thumbprint = thumbprint(&format!(
+        r#"{{"e":"{}","kty":"RSA","n":"{}"}}"#,
+        URL_SAFE_NO_PAD.encode(&e),
+        URL_SAFE_NO_PAD.encode(&n)
+    ));
+    Ok((Material::Rsa(DecodingKey::from_rsa_raw_components(&n, &e)), Some(thumbprint)))
+}
+
+fn read_ec(jwk: &Json) -> Result<(Material, Option<String>), &'static str> {
+    let crv = text(jwk, "crv", "`crv` is not a string")?.ok_or("`crv` is missing")?;
+    let (algorithm, length) = match crv {
+        "P-256" => (&signature::ECDSA_P256_SHA256_FIXED, 32),
+        "P-384" => (&signature::ECDSA_P384_SHA384_FIXED, 48),
+        "P-521" => (&signature::ECDSA_P521_SHA512_FIXED, 66),
+        _ => return Err("`crv` is not supported"),
+    };
+    let (x, y) = (bytes(jwk, "x")?, bytes(jwk, "y")?);
+    if x.len() != length || y.len() != length {
+        return Err("a coordinate of the wrong length (RFC 7518 §6.2.1.2)");
+    }
+    let point = [&[0x04], x.as_slice(), y.as_slice()].concat();
+    let parsed =
+        ParsedPublicKey::new(algorithm, &point).map_err(|_| "the point is not on the curve")?;
+    let thumbprint = thumbprint(&format!(
+        r#"{{"crv":"{crv}","kty":"EC","x":"{}","y":"{}"}}"#,
+        URL_SAFE_NO_PAD.encode(&x),
+        URL_SAFE_NO_PAD.encode(&y)
+    ));
+    let material = match length {
+        32 => Material::P256(DecodingKey::from_ec_der(&point)),
+        48 => Material::P384(DecodingKey::from_ec_der(&point)),
+        _ => Material::P521(parsed),
+    };
+    Ok((material, Some(thumbprint)))
+}
+
+/// The points of order 1, 2, 4 and 8, little-endian without the sign bit, and the encodings of the
+/// first two that are not reduced. Under such a key a signature can be made without a private half.
+const SMALL_ORDER: [[u8; 32]; 7] = [
+    [0; 32],
+    first(0x01, 0x00, 0x00),
+    [
+        0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef, 0x98,
+        0xf0, 0xd5, 0xdf, 0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88, 0x6d, 0x53,
+        0xfc, 0x05,
+    ],
+    [
+        0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10, 0x67,
+        0x0f, 0x2a, 0x20, 0x53, 0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77, 0x92, 0xac,
+        0x03, 0x7a,
+    ],
+    first(0xec, 0xff, 0x7f),
+    first(0xed, 0xff, 0x7f),
+    first(0xee, 0xff, 0x7f),
+];
+
+const fn first(first: u8, middle: u8, last: u8) -> [u8; 32] {
+    let mut point = [middle; 32];
+    point[0] = first;
+    point[31] = last;
+    point
+}
+
+fn read_okp(jwk: &Json) -> Result<(Material, Option<String>), &'static str> {
+    match text(jwk, "crv", "`crv` is not a string")? {
+        Some("Ed25519") => {}
+        Some(_) => return Err("`crv` is not supported"),
+        None => return Err("`crv` is missing"),
+    }
+    let x = bytes(jwk, "x")?;
+    ParsedPublicKey::new(&signature::ED25519, &x).map_err(|_| "not an Ed25519 public key")?;
+    let mut unsigned = x.clone();
+    if let Some(last) = unsigned.last_mut() {
+        *last &= 0x7f;
+    }
+    if SMALL_ORDER.iter().any(|point| point.as_slice() == unsigned) {
+        return Err("an Ed25519 point of small order");
+    }
+    let thumbprint = thumbprint(&format!(
+        r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#,
+        URL_SAFE_NO_PAD.encode(&x)
+    ));
+    Ok((Material::Ed25519(DecodingKey::from_ed_der(&x)), Some(thumbprint)))
+}
+
+fn read_secret(
+    jwk: &Json,
+    alg: Option<Algorithm>,
+) -> Result<(Material, Option<String>), &'static str> {
+    let bytes = bytes(jwk, "k")?;
+    if bytes.len() < secret_bytes(alg.unwrap_or(Algorithm::HS256)) {
+        return Err("a shared secret shorter than its hash (RFC 7518 §3.2)");
+    }
+    Ok((Material::Secret { key: DecodingKey::from_secret(&bytes), bytes: bytes.into() }, None))
+}
+
+/// The shortest secret that RFC 7518 §3.2 allows.
+fn secret_bytes(algorithm: Algorithm) -> usize {
+    match algorithm {
+        Algorithm::HS512 => 64,
+        Algorithm::HS384 => 48,
+        _ => 32,
+    }
+}
+
+fn text<'j>(
+    jwk: &'j Json,
+    name: &str,
+    wrong_type: &'static str,
+) -> Result<Option<&'j str>, &'static str> {
+    match jwk.member(name) {
+        None => Ok(None),
+        Some(Json::String(text)) => Ok(Some(text)),
+        Some(_) => Err(wrong_type),
+    }
+}
+
+fn bytes(jwk: &Json, name: &str) -> Result<Vec<u8>, &'static str> {
+    let encoded = jwk
+        .member(name)
+        .and_then(Json::as_str)
+        .ok_or("a member of the key is missing or not a string")?;
+    URL_SAFE_NO_PAD.decode(encoded).map_err(|_| "a member of the key is not base64url")
+}
+
+fn without_leading_zeros(bytes: Vec<u8>) -> Vec<u8> {
+    bytes.into_iter().skip_while(|byte| *byte == 0).collect()
+}
+
+fn thumbprint(canonical: &str) -> String {
+    URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, canonical.as_bytes()))
+}

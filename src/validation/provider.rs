@@ -1,0 +1,178 @@
+//! What one issuer's tokens have to look like: the rules of a provider, without its keys.
+//!
+//! Data alone. Nothing here fetches, waits or reads a clock.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::algorithm::Algorithm;
+use super::json::Json;
+
+/// The rules for the tokens of one issuer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Provider {
+    /// Name in the configuration, and the `provider` label of logs and metrics.
+    pub name: String,
+    /// Compared exactly with `iss` (RFC 8725 §3.8).
+    pub issuer: String,
+    /// Who the token must be meant for (RFC 7519 §4.1.3).
+    pub audiences: Audiences,
+    /// The `alg` values that are accepted (RFC 8725 §3.1); never empty.
+    pub algorithms: Vec<Algorithm>,
+    /// Leeway for `exp` and `nbf`; default 30 s, at most 10 min.
+    pub clock_skew: Duration,
+    /// The `typ` values that are accepted.
+    pub token_types: TokenTypes,
+    /// Claims that must be there and be neither null nor empty.
+    pub required_claims: Vec<ClaimPath>,
+    /// Where a request may carry the token; never empty.
+    pub token_from: Vec<TokenSource>,
+    /// Whether the upstream sees the token; default true.
+    pub forward_token: bool,
+    /// The request headers that the upstream gets, and the claim that each is made of.
+    pub claim_headers: Vec<ClaimHeader>,
+}
+
+/// The audiences of which a token must name at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Audiences {
+    /// At least one of these, compared exactly; never empty.
+    AnyOf(Vec<String>),
+    /// `any_audience: true`: the claim is not looked at.
+    Any,
+}
+
+/// The `typ` header values that are accepted (RFC 7515 §4.1.9, RFC 8725 §3.11).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenTypes {
+    /// `at+jwt`, `JWT`, or no `typ` at all.
+    Default,
+    /// One of these, and it must be there. Kept in lower case without an `application/` prefix.
+    AnyOf(Vec<String>),
+}
+
+/// One place of a request where a token may be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum TokenSource {
+    /// A header (lower case), after the scheme where one is named, else the whole value.
+    Header {
+        /// Lower-case name.
+        name: String,
+        /// Compared without its case (RFC 9110 §11.1).
+        scheme: Option<String>,
+    },
+    /// A cookie of this exact name (RFC 6265 §5.4).
+    Cookie(String),
+    /// A query parameter of this exact decoded name (RFC 6750 §2.3).
+    Query(String),
+}
+
+impl Default for TokenSource {
+    fn default() -> Self {
+        TokenSource::Header { name: "authorization".to_owned(), scheme: Some("Bearer".to_owned()) }
+    }
+}
+
+/// A request header to the upstream that is made of a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimHeader {
+    /// Lower-case header name.
+    pub header: String,
+    /// The claim that it carries.
+    pub claim: ClaimPath,
+}
+
+/// Names a claim: an exact member name, dots and all, or a JSON Pointer (RFC 6901) where the text
+/// starts with a slash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimPath {
+    text: String,
+    segments: Vec<String>,
+}
+
+impl ClaimPath {
+    /// Reads a member name or a pointer.
+    ///
+    /// # Errors
+    /// The text is empty, or is a pointer with a `~` that is not `~0` or `~1`.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        if text.is_empty() {
+            return Err("a claim's name must not be empty");
+        }
+        let segments = match text.strip_prefix('/') {
+            None => vec![text.to_owned()],
+            Some(pointer) => pointer.split('/').map(unescape).collect::<Result<_, _>>()?,
+        };
+        Ok(Self { text: text.to_owned(), segments })
+    }
+
+    /// The claim's value, if every step of the path is there.
+    pub fn resolve<'a>(&self, claims: &'a Json) -> Option<&'a Json> {
+        self.segments.iter().try_fold(claims, |value, segment| value.step(segment))
+    }
+}
+
+impl fmt::Display for ClaimPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn unescape(segment: &str) -> Result<String, &'static str> {
+    let mut out = String::with_capacity(segment.len());
+    let mut chars = segment.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '~' => match chars.next() {
+                Some('0') => out.push('~'),
+                Some('1') => out.push('/'),
+                _ => {
+                    return Err("in a JSON Pointer `~` is written `~0` and a slash in a name `~1`");
+                }
+            },
+            c => out.push(c),
+        }
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(path: &str, document: &str) -> Option<String> {
+        let json = Json::parse(document.as_bytes()).expect("the document of this test is JSON");
+        ClaimPath::parse(path)
+            .expect("the path of this test is valid")
+            .resolve(&json)
+            .map(Json::to_compact)
+    }
+
+    #[test]
+    fn a_pointer_walks_and_a_name_does_not() {
+        let document = r#"{"a":{"b":[1,{"c":2}]},"a.b":3,"https://x/y":4,"":5,"m~n":{"/":6}}"#;
+        for (path, expected) in [
+            ("/a/b/0", Some("1")),
+            ("/a/b/1/c", Some("2")),
+            ("/a/b/01", None),
+            ("/a/b/-", None),
+            ("/a/b/2", None),
+            ("/a/b/x", None),
+            ("a.b", Some("3")),
+            ("https://x/y", Some("4")),
+            ("/", Some("5")),
+            ("/m~0n/~1", Some("6")),
+            ("a/b", None),
+            ("__proto__", None),
+        ] {
+            assert_eq!(resolve(path, document).as_deref(), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_empty_or_wrongly_escaped_is_refused() {
+        for path in ["", "/~", "/~2", "/a~"] {
+            assert!(ClaimPath::parse(path).is_err(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! A compact JWS taken apart (RFC 7515 §7.1, RFC 7519 §7.2), strictly and without a key.
+//!
+//! Everything here is still the sender's word: nothing that this file returns has been verified.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::json::Json;
+
+/// A token that is well formed, and no more than that.
+#[derive(Clone, Debug)]
+pub struct Token<'a> {
+    /// The `alg` of the header, not yet known to be one that is supported.
+    pub alg: Box<str>,
+    /// The `kid` of the header; `None` where there is none.
+    pub kid: Option<Box<str>>,
+    /// The `typ` of the header in lower case without `application/` (RFC 7515 §4.1.9).
+    pub typ: Option<String>,
+    /// The payload; always an object.
+    pub claims: Arc<Json>,
+    /// What was signed: the first two parts with the dot between them (RFC 7515 §5.2).
+    pub signing_input: &'a [u8],
+    /// The third part as it stands in the token; valid base64url and not empty.
+    pub signature: &'a str,
+}
+
+/// The token cannot be a JWT that this service accepts, with any key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenError {
+    /// Not three parts, not base64url without padding, not JSON, or a header parameter that has
+    /// the wrong type or that may not be in a JWT.
+    Malformed,
+    /// The header has no `alg`, or one that is not a string (RFC 7515 §4.1.1).
+    Algorithm,
+}
+
+impl<'a> Token<'a> {
+    /// Takes a token apart.
+    ///
+    /// `jwk`, `jku`, `x5u`, `x5c` and other parameters are ignored (RFC 7515 §4); `crit` is refused
+    /// whatever it names, since no extension is understood (§4.1.11), and with it or without it
+    /// `b64` is (RFC 7797 §7). A nested token (`cty: JWT`) and a compressed payload are refused too.
+    ///
+    /// # Errors
+    /// See [`TokenError`]. Takes time linear in the token's length, but for deep nesting, which is
+    /// bounded.
+    pub fn parse(text: &'a str) -> Result<Self, TokenError> {
+        let mut parts = text.splitn(4, '.');
+        let (Some(header), Some(payload), Some(signature), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(TokenError::Malformed);
+        };
+        let signing_input =
+            text.as_bytes().get(..header.len() + 1 + payload.len()).ok_or(TokenError::Malformed)?;
+
+        let header = decode_object(header)?;
+        let alg = match header.member("alg") {
+            Some(Json::String(alg)) => alg.clone(),
+            _ => return Err(TokenError::Algorithm),
+        };
+        if ["crit", "b64", "zip"].iter().any(|name| header.member(name).is_some()) {
+            return Err(TokenError::Malformed);
+        }
+        let kid = string_parameter(&header, "kid")?.map(Box::from);
+        let typ = string_parameter(&header, "typ")?.map(canonical_media_type);
+        let cty = string_parameter(&header, "cty")?.map(canonical_media_type);
+        if cty.as_deref() == Some("jwt") {
+            return Err(TokenError::Malformed);
+        }
+
+        // `none` has an empty signature by definition; it is refused by its name, which tells more.
+        if signature.is_empty() && !alg.eq_ignore_ascii_case("none") {
+            return Err(TokenError::Malformed);
+        }
+        decode(signature)?;
+        let claims = Arc::new(decode_object(payload)?);
+        Ok(Token { alg, kid, typ, claims, signing_input, signature })
+    }
+}
+
+/// A media type as it is compared: lower case, and without the prefix that RFC 7515 §4.1.9 lets
+/// senders leave out.
+pub fn canonical_media_type(text: &str) -> String {
+    let lower = text.to_ascii_lowercase();
+    match lower.strip_prefix("application/") {
+        Some(rest) if !rest.contains('/') => rest.to_owned(),
+        _ => lower,
+    }
+}
+
+fn string_parameter<'h>(header: &'h Json, name: &str) -> Result<Option<&'h str>, TokenError> {
+    match header.member(name) {
+        None => Ok(None),
+        Some(Json::String(text)) => Ok(Some(text)),
+        Some(_) => Err(TokenError::Malformed),
+    }
+}
+
+fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed)
+}
+
+fn decode_object(part: &str) -> Result<Json, TokenError> {
+    match Json::parse(&decode(part)?) {
+        Ok(json @ Json::Object(_)) => Ok(json),
+        _ => Err(TokenError::Malformed),
+    }
+}

@@ -15,18 +15,66 @@ use prost::Message as _;
 use prost_types::field_descriptor_proto::Type;
 use prost_types::{DescriptorProto, FileDescriptorSet};
 
-/// Messages of the request, and the fields that the service reads of them.
-const READ_FIELDS: [(&str, &[&str]); 3] = [
-    ("AttributeContext", &["request"]),
-    ("Request", &["http"]),
-    ("HttpRequest", &["headers", "path", "header_map"]),
+/// How the generated code has a message of the request; messages not listed stay as they are.
+struct Lean {
+    message: &'static str,
+    /// The fields that the service reads, in upstream's type.
+    kept: &'static [&'static str],
+    /// The fields that it reads as bytes, whatever they hold.
+    as_bytes: &'static [&'static str],
+    /// The maps of strings that it reads as lists of byte pairs.
+    entry_lists: &'static [&'static str],
+    /// Nested messages and enums that nothing refers to any more.
+    unused: &'static [&'static str],
+}
+
+const LEAN: [Lean; 6] = [
+    Lean {
+        message: "envoy.service.auth.v3.AttributeContext",
+        kept: &["source", "request", "context_extensions"],
+        as_bytes: &[],
+        entry_lists: &["ContextExtensionsEntry"],
+        unused: &["TLSSession"],
+    },
+    Lean {
+        message: "envoy.service.auth.v3.AttributeContext.Peer",
+        kept: &["address"],
+        as_bytes: &["principal"],
+        entry_lists: &[],
+        unused: &["LabelsEntry"],
+    },
+    Lean {
+        message: "envoy.service.auth.v3.AttributeContext.Request",
+        kept: &["http"],
+        as_bytes: &[],
+        entry_lists: &[],
+        unused: &[],
+    },
+    Lean {
+        message: "envoy.service.auth.v3.AttributeContext.HttpRequest",
+        kept: &["headers", "header_map"],
+        as_bytes: &["id", "method", "path", "host", "scheme", "protocol"],
+        entry_lists: &["HeadersEntry"],
+        unused: &[],
+    },
+    Lean {
+        message: "envoy.config.core.v3.Address",
+        kept: &["socket_address"],
+        as_bytes: &[],
+        entry_lists: &[],
+        unused: &[],
+    },
+    Lean {
+        message: "envoy.config.core.v3.SocketAddress",
+        kept: &["port_value"],
+        as_bytes: &["address"],
+        entry_lists: &[],
+        unused: &["Protocol"],
+    },
 ];
 
-/// Maps of strings that are read as lists of byte pairs.
-const ENTRY_LISTS: [&str; 1] = ["HeadersEntry"];
-
-/// Strings that are read as bytes.
-const BYTE_FIELDS: [(&str, &str); 1] = [("HttpRequest", "path")];
+/// Top-level messages that nothing refers to any more.
+const UNUSED: [&str; 1] = ["envoy.config.core.v3.Pipe"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -37,40 +85,59 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".envoy.service.auth.v3.AttributeContext")
         .bytes(".envoy.config.core.v3.HeaderValue")
-        .compile_fds(lean(descriptors))?;
+        .bytes(".envoy.config.core.v3.SocketAddress")
+        .compile_fds(lean(descriptors)?)?;
     Ok(())
 }
 
-fn lean(mut descriptors: FileDescriptorSet) -> FileDescriptorSet {
+fn lean(mut descriptors: FileDescriptorSet) -> Result<FileDescriptorSet, String> {
+    let mut met = 0;
     for file in &mut descriptors.file {
         // Comments are found by position, and positions are about to change.
         file.source_code_info = None;
-        if file.package() == "envoy.service.auth.v3" {
-            file.message_type.iter_mut().for_each(lean_message);
+        let package = file.package().to_owned();
+        file.message_type.retain(|message| {
+            let unused = UNUSED.contains(&format!("{package}.{}", message.name()).as_str());
+            met += usize::from(unused);
+            !unused
+        });
+        for message in &mut file.message_type {
+            met += lean_message(&package, message)?;
         }
     }
-    descriptors
+    if met == LEAN.len() + UNUSED.len() {
+        Ok(descriptors)
+    } else {
+        Err("build.rs names a message that proto/ does not have".to_owned())
+    }
 }
 
-fn lean_message(message: &mut DescriptorProto) {
-    if let Some((_, read)) = READ_FIELDS.iter().find(|(name, _)| *name == message.name()) {
-        message.field.retain(|field| read.contains(&field.name()));
-    }
-    let name = message.name().to_owned();
-    let is_entry = ENTRY_LISTS.contains(&name.as_str());
-    if is_entry {
-        message.options = None;
-    }
-    for field in &mut message.field {
-        if is_entry || BYTE_FIELDS.contains(&(name.as_str(), field.name())) {
-            field.set_type(Type::Bytes);
+/// Leans a message and those inside it; answers how many of [`LEAN`] it met.
+fn lean_message(scope: &str, message: &mut DescriptorProto) -> Result<usize, String> {
+    let name = format!("{scope}.{}", message.name());
+    let mut met = 0;
+    if let Some(lean) = LEAN.iter().find(|lean| lean.message == name) {
+        met += 1;
+        message.field.retain(|field| [lean.kept, lean.as_bytes].concat().contains(&field.name()));
+        if message.field.len() != lean.kept.len() + lean.as_bytes.len() {
+            return Err(format!("build.rs names a field that {name} does not have"));
+        }
+        for field in &mut message.field {
+            if lean.as_bytes.contains(&field.name()) {
+                field.set_type(Type::Bytes);
+            }
+        }
+        message.enum_type.retain(|nested| !lean.unused.contains(&nested.name()));
+        message.nested_type.retain(|nested| !lean.unused.contains(&nested.name()));
+        for entry in &mut message.nested_type {
+            if lean.entry_lists.contains(&entry.name()) {
+                entry.options = None;
+                entry.field.iter_mut().for_each(|field| field.set_type(Type::Bytes));
+            }
         }
     }
-    message.nested_type.iter_mut().for_each(lean_message);
-    // What nothing refers to any more need not be generated.
-    if name == "AttributeContext" {
-        message
-            .nested_type
-            .retain(|nested| READ_FIELDS.iter().any(|(read, _)| *read == nested.name()));
+    for nested in &mut message.nested_type {
+        met += lean_message(&name, nested)?;
     }
+    Ok(met)
 }

@@ -4,8 +4,11 @@
 //! with its path in the document, its line and what to write instead. What is valid here needs no
 //! second look elsewhere: preconditions live in the types. It opens no socket and asks no network.
 
+mod cursor;
 mod document;
 mod error;
+mod print;
+mod providers;
 mod read;
 
 use std::net::SocketAddr;
@@ -18,7 +21,7 @@ use url::Url;
 use crate::validation::key_set::KeySet;
 use crate::validation::provider::Provider;
 
-pub use error::{ConfigError, ConfigErrors};
+pub use error::{ConfigError, ConfigErrors, Position};
 
 /// Everything that `serve` needs to know.
 #[derive(Clone, Debug)]

@@ -446,7 +446,7 @@ struct Place<'c>(&'c AtomicUsize);
 impl<'c> Place<'c> {
     fn take(waiters: &'c AtomicUsize, most: usize) -> Option<Self> {
         waiters
-            .try_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
                 (count < most).then_some(count + 1)
             })
             .ok()

@@ -1,6 +1,40 @@
-//! stub
-#[derive(clap::Args, Debug)]
-pub struct ValidateArgs {}
-pub fn run(_: ValidateArgs) -> std::process::ExitCode {
-    std::process::ExitCode::FAILURE
+//! `portcullis validate`: says everything that is wrong with a configuration, or that nothing is.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::config::Config;
+
+/// Check a configuration and report every error at once
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  portcullis validate --config portcullis.yaml --print")]
+pub struct ValidateArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_CONFIG")]
+    config: PathBuf,
+    /// Print the effective configuration: defaults filled in, variables expanded, secrets left out
+    #[arg(long)]
+    print: bool,
+}
+
+/// Exits with 0 if the file is valid, with 1 otherwise.
+pub fn run(args: ValidateArgs) -> ExitCode {
+    match Config::load(&args.config) {
+        Ok(config) if args.print => {
+            print!("{}", config.to_yaml());
+            ExitCode::SUCCESS
+        }
+        Ok(config) => {
+            println!("{} is valid; {} provider(s)", args.config.display(), config.providers.len());
+            ExitCode::SUCCESS
+        }
+        Err(errors) => {
+            for error in errors.iter() {
+                eprintln!("{}: {error}", args.config.display());
+            }
+            ExitCode::FAILURE
+        }
+    }
 }

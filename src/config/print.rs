@@ -1,0 +1,180 @@
+//! The effective configuration as YAML: what `validate --print` shows. Key material is never printed.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use crate::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
+
+use super::{
+    BindAddress, Config, GrpcListener, KeySource, LogFormat, LogLevel, ProviderConfig,
+    RefreshPolicy,
+};
+
+impl Config {
+    /// The configuration with every default filled in, in the form in which it is read. Inline keys are
+    /// left out, and a comment says so: the rest can be read again once they are put back.
+    pub fn to_yaml(&self) -> String {
+        let mut page = Page::default();
+        page.line(0, "listen:");
+        print_grpc(&mut page, &self.listen.ext_authz);
+        if let Some(admin) = self.listen.admin {
+            page.line(1, format!("admin: {}", quoted(admin)));
+        }
+        page.line(0, "providers:");
+        for provider in &self.providers {
+            print_provider(&mut page, provider);
+        }
+        page.line(0, "responses:");
+        page.line(1, format!("realm: {}", quoted(&self.responses.realm)));
+        page.line(
+            1,
+            format!("keys_unavailable_status: {}", self.responses.keys_unavailable_status),
+        );
+        page.line(0, "limits:");
+        page.line(1, format!("token_bytes: {}", self.limits.token_bytes));
+        page.line(1, format!("claim_header_bytes: {}", self.limits.claim_header_bytes));
+        page.line(0, "shutdown:");
+        page.line(1, format!("drain_delay: {}", duration(self.shutdown.drain_delay)));
+        page.line(1, format!("grace: {}", duration(self.shutdown.grace)));
+        page.line(0, "log:");
+        let format = match self.log.format {
+            LogFormat::Json => "json",
+            LogFormat::Text => "text",
+        };
+        page.line(1, format!("format: {format}"));
+        let level = match self.log.level {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        };
+        page.line(1, format!("level: {level}"));
+        page.0
+    }
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, indent: usize, text: impl AsRef<str>) {
+        self.0.push_str(&"  ".repeat(indent));
+        self.0.push_str(text.as_ref());
+        self.0.push('\n');
+    }
+}
+
+fn print_grpc(page: &mut Page, listener: &GrpcListener) {
+    page.line(1, "ext_authz:");
+    match &listener.address {
+        BindAddress::Tcp(address) => page.line(2, format!("address: {}", quoted(address))),
+        BindAddress::Unix { path, mode } => {
+            page.line(2, format!("address: {}", quoted(format!("unix:{}", path.display()))));
+            if let Some(mode) = mode {
+                page.line(2, format!("mode: {}", quoted(format!("{mode:04o}"))));
+            }
+        }
+    }
+    if let Some(tls) = &listener.tls {
+        page.line(2, "tls:");
+        page.line(3, format!("cert_file: {}", quoted(tls.cert_file.display())));
+        page.line(3, format!("key_file: {}", quoted(tls.key_file.display())));
+        if let Some(client_ca_file) = &tls.client_ca_file {
+            page.line(3, format!("client_ca_file: {}", quoted(client_ca_file.display())));
+        }
+    }
+}
+
+fn print_provider(page: &mut Page, config: &ProviderConfig) {
+    let Provider {
+        name,
+        issuer,
+        audiences,
+        algorithms,
+        clock_skew,
+        token_types,
+        required_claims,
+        token_from,
+        forward_token,
+        claim_headers,
+    } = &*config.provider;
+    page.line(1, format!("- name: {}", quoted(name)));
+    page.line(2, format!("issuer: {}", quoted(issuer)));
+    match audiences {
+        Audiences::AnyOf(audiences) => page.line(2, format!("audiences: {}", list(audiences))),
+        Audiences::Any => page.line(2, "any_audience: true"),
+    }
+    match &config.keys {
+        KeySource::JwksUri(url) => page.line(2, format!("jwks_uri: {}", quoted(url))),
+        KeySource::Discovery(url) => page.line(2, format!("discovery_uri: {}", quoted(url))),
+        KeySource::File(path) => page.line(2, format!("jwks_file: {}", quoted(path.display()))),
+        KeySource::Inline(keys) => {
+            page.line(2, format!("# jwks: {} inline key(s), not shown", keys.keys().len()))
+        }
+    }
+    page.line(2, format!("algorithms: {}", list(algorithms)));
+    page.line(2, format!("clock_skew: {}", duration(*clock_skew)));
+    match token_types {
+        TokenTypes::Default => page.line(2, "# token_types: at+jwt, JWT, or none"),
+        TokenTypes::AnyOf(types) => page.line(2, format!("token_types: {}", list(types))),
+    }
+    page.line(2, format!("required_claims: {}", list(required_claims)));
+    page.line(2, "token_from:");
+    for source in token_from {
+        page.line(3, token_source(source));
+    }
+    page.line(2, format!("forward_token: {forward_token}"));
+    let headers: Vec<String> = claim_headers
+        .iter()
+        .map(|header| format!("{}: {}", quoted(&header.header), quoted(&header.claim)))
+        .collect();
+    page.line(2, format!("claim_headers: {{{}}}", headers.join(", ")));
+    print_refresh(page, &config.refresh);
+}
+
+fn print_refresh(page: &mut Page, policy: &RefreshPolicy) {
+    page.line(2, "refresh:");
+    page.line(3, format!("interval: {}", duration(policy.interval)));
+    page.line(3, format!("min_spacing: {}", duration(policy.min_spacing)));
+    page.line(
+        3,
+        format!("min_spacing_bad_signature: {}", duration(policy.min_spacing_bad_signature)),
+    );
+    page.line(3, format!("max_waiters: {}", policy.max_waiters));
+    page.line(3, format!("wait: {}", duration(policy.wait)));
+    page.line(3, format!("timeout: {}", duration(policy.timeout)));
+    page.line(3, format!("max_stale: {}", duration(policy.max_stale)));
+    page.line(3, format!("max_bytes: {}", policy.max_bytes));
+}
+
+fn token_source(source: &TokenSource) -> String {
+    match source {
+        TokenSource::Header { name, scheme: None } => format!("- {{header: {}}}", quoted(name)),
+        TokenSource::Header { name, scheme: Some(scheme) } => {
+            format!("- {{header: {}, scheme: {}}}", quoted(name), quoted(scheme))
+        }
+        TokenSource::Cookie(name) => format!("- {{cookie: {}}}", quoted(name)),
+        TokenSource::Query(name) => format!("- {{query: {}}}", quoted(name)),
+    }
+}
+
+/// A JSON string is a YAML string; and what was expanded must not be expanded again.
+fn quoted(text: impl Display) -> String {
+    serde_json::Value::from(text.to_string().replace("${", "$${")).to_string()
+}
+
+fn list<T: Display>(items: &[T]) -> String {
+    format!("[{}]", items.iter().map(quoted).collect::<Vec<_>>().join(", "))
+}
+
+fn duration(duration: Duration) -> String {
+    let milliseconds = duration.as_millis();
+    match milliseconds {
+        0 => "0s".to_owned(),
+        whole if whole % 3_600_000 == 0 => format!("{}h", whole / 3_600_000),
+        whole if whole % 60_000 == 0 => format!("{}m", whole / 60_000),
+        whole if whole % 1_000 == 0 => format!("{}s", whole / 1_000),
+        part => format!("{part}ms"),
+    }
+}

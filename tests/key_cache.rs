@@ -1,0 +1,598 @@
+//! The refresh rule, property by property, on a paused clock: P1 to P4 of the key cache, without a
+//! network. What it does to requests is tested in `tests/refresh.rs`.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use portcullis::clock::{self, Instant};
+use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
+use portcullis::config::RefreshPolicy;
+use portcullis::keys::fetch::{Fetch, FetchError};
+use portcullis::keys::schedule::{Schedule, Standing, Trigger};
+use portcullis::keys::{KeyCache, NotRescued, Sighting, Surroundings};
+use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
+use portcullis::validation::algorithm::Algorithm;
+use portcullis::validation::key_set::KeySet;
+use proptest::prelude::*;
+use tokio::sync::Semaphore;
+use tokio::time::{advance, sleep};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// An issuer that is scripted by hand: what it publishes, how long it takes, and whether it answers.
+#[derive(Clone, Default)]
+struct Script(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    published: Mutex<Vec<SigningKey>>,
+    latency: Mutex<Duration>,
+    down: Mutex<bool>,
+    /// Where it is set, each answer waits to be let go.
+    gate: Mutex<Option<Arc<Semaphore>>>,
+    starts: Mutex<Vec<Instant>>,
+    under_way: AtomicUsize,
+    most_under_way: AtomicUsize,
+}
+
+impl Script {
+    fn publishing(kids: &[&str]) -> Self {
+        let script = Self::default();
+        script.publish(kids);
+        script
+    }
+
+    /// Fresh material under these names, even where a name was published before.
+    fn publish(&self, kids: &[&str]) {
+        *self.0.published.lock().unwrap() =
+            kids.iter().map(|kid| SigningKey::generate(*kid, SigningAlgorithm::ES256)).collect();
+    }
+
+    fn thumbprint(&self, kid: &str) -> String {
+        let jwks = self.jwks();
+        let set = KeySet::parse(jwks.as_bytes()).unwrap();
+        let key = set.fitting(Some(kid), Algorithm::ES256).next().unwrap();
+        key.thumbprint().unwrap().to_owned()
+    }
+
+    fn jwks(&self) -> String {
+        let keys: Vec<_> =
+            self.0.published.lock().unwrap().iter().map(SigningKey::public_jwk).collect();
+        serde_json::json!({ "keys": keys }).to_string()
+    }
+
+    fn takes(&self, latency: Duration) {
+        *self.0.latency.lock().unwrap() = latency;
+    }
+
+    fn goes_down(&self, down: bool) {
+        *self.0.down.lock().unwrap() = down;
+    }
+
+    fn hold(&self) -> Arc<Semaphore> {
+        let gate = Arc::new(Semaphore::new(0));
+        *self.0.gate.lock().unwrap() = Some(Arc::clone(&gate));
+        gate
+    }
+
+    fn stop_holding(&self) {
+        *self.0.gate.lock().unwrap() = None;
+    }
+
+    fn fetches(&self) -> usize {
+        self.0.starts.lock().unwrap().len()
+    }
+}
+
+impl Fetch for Script {
+    fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<KeySet, FetchError>> + Send + '_>> {
+        Box::pin(async {
+            let under_way = self.0.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+            self.0.most_under_way.fetch_max(under_way, Ordering::SeqCst);
+            self.0.starts.lock().unwrap().push(clock::monotonic());
+            // An issuer answers with what it had when it was asked.
+            let answer = (self.jwks(), *self.0.down.lock().unwrap());
+            let latency = *self.0.latency.lock().unwrap();
+            let gate = self.0.gate.lock().unwrap().clone();
+            if let Some(gate) = gate {
+                gate.acquire().await.unwrap().forget();
+            }
+            sleep(latency).await;
+            self.0.under_way.fetch_sub(1, Ordering::SeqCst);
+            match answer {
+                (_, true) => Err(FetchError::Status(500)),
+                (jwks, false) => KeySet::parse(jwks.as_bytes()).map_err(FetchError::KeySet),
+            }
+        })
+    }
+}
+
+fn policy() -> RefreshPolicy {
+    RefreshPolicy { interval: 3600 * SECOND, max_stale: 7200 * SECOND, ..RefreshPolicy::default() }
+}
+
+/// A cache whose first fetch is done.
+async fn warm(script: &Script, policy: RefreshPolicy) -> Arc<KeyCache> {
+    let cache =
+        Arc::new(KeyCache::fetched("p", policy, Arc::new(script.clone()), Surroundings::default()));
+    while !cache.has_keys() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    // Past every spacing, so that each test begins with a full budget.
+    advance(60 * SECOND).await;
+    cache
+}
+
+/// What a token that asks for `kid` is held against. With `thumbprint` its signature is of that key.
+fn look(
+    kid: &str,
+    thumbprint: Option<String>,
+) -> impl Fn(&KeySet) -> Result<(), StaleCause> + use<> {
+    let kid = kid.to_owned();
+    move |keys: &KeySet| {
+        let mut fitting = keys.fitting(Some(&kid), Algorithm::ES256).peekable();
+        match (fitting.peek().is_some(), &thumbprint) {
+            (false, _) => Err(UnknownKid),
+            (true, None) => Ok(()),
+            (true, Some(thumbprint)) if fitting.any(|key| key.thumbprint() == Some(thumbprint)) => {
+                Ok(())
+            }
+            (true, Some(_)) => Err(BadSignature),
+        }
+    }
+}
+
+async fn ask_with(
+    cache: &KeyCache,
+    wait: Duration,
+    look: impl Fn(&KeySet) -> Result<(), StaleCause>,
+) -> Result<(), NotRescued> {
+    let sighting: Sighting = cache.sight();
+    match sighting.look(&look) {
+        Ok(()) => Ok(()),
+        Err(cause) => cache.rescue(sighting, cause, clock::monotonic() + wait, look).await,
+    }
+}
+
+async fn ask(cache: &KeyCache, kid: &str) -> Result<(), NotRescued> {
+    ask_with(cache, 2 * SECOND, look(kid, None)).await
+}
+
+/// Lets everybody who can run do so, without letting time pass.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_under_a_new_key_is_rescued_at_its_first_try_by_one_fetch() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    assert_eq!(script.fetches(), 2);
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    assert_eq!(script.fetches(), 2, "a known key costs nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_herd_of_a_thousand_costs_one_fetch() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    script.takes(SECOND);
+    let herd: Vec<_> = (0..1000)
+        .map(|_| {
+            let cache = Arc::clone(&cache);
+            tokio::spawn(async move { ask(&cache, "b").await })
+        })
+        .collect();
+    for one in herd {
+        assert_eq!(one.await.unwrap(), Ok(()));
+    }
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_began_before_the_caller_may_bring_the_old_set_and_then_the_next_one_counts() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let gate = script.hold();
+    let first = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { ask(&cache, "made-up").await }
+    });
+    settle().await;
+    assert_eq!(
+        script.fetches(),
+        2,
+        "the made-up kid's fetch is under way and has read the old set"
+    );
+    script.publish(&["b"]);
+    let good = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { ask(&cache, "b").await }
+    });
+    settle().await;
+    script.stop_holding();
+    gate.add_permits(1);
+    assert_eq!(first.await.unwrap(), Err(NotRescued::StillStale(UnknownKid)));
+    assert_eq!(good.await.unwrap(), Ok(()));
+    assert_eq!(script.fetches(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_under_way_that_brings_the_new_key_is_enough() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    let gate = script.hold();
+    let callers: Vec<_> = (0..2)
+        .map(|_| {
+            let cache = Arc::clone(&cache);
+            tokio::spawn(async move { ask(&cache, "b").await })
+        })
+        .collect();
+    settle().await;
+    gate.add_permits(1);
+    for caller in callers {
+        assert_eq!(caller.await.unwrap(), Ok(()));
+    }
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_saw_an_older_set_looks_again_without_a_fetch() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let old = cache.sight();
+    script.publish(&["b"]);
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    let deadline = clock::monotonic();
+    assert_eq!(cache.rescue(old, UnknownKid, deadline, look("b", None)).await, Ok(()));
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_gives_up_cancels_nothing() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    script.takes(SECOND);
+    let caller = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { ask(&cache, "b").await }
+    });
+    settle().await;
+    caller.abort();
+    sleep(2 * SECOND).await;
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn inside_the_spacing_a_good_token_waits_for_the_next_fetch() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    assert_eq!(ask(&cache, "made-up").await, Err(NotRescued::StillStale(UnknownKid)));
+    script.publish(&["b"]);
+    let began = clock::monotonic();
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    assert_eq!(
+        began.elapsed().as_millis().div_ceil(100),
+        10,
+        "it waited for its slot, a second later"
+    );
+    assert_eq!(script.fetches(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_beyond_the_deadline_is_unavailable_at_once() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let _spent = ask(&cache, "made-up").await;
+    let began = clock::monotonic();
+    let answer = ask_with(&cache, Duration::from_millis(500), look("b", None)).await;
+    assert_eq!(answer, Err(NotRescued::Unavailable));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_past_the_deadline() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.takes(10 * SECOND);
+    let began = clock::monotonic();
+    assert_eq!(
+        ask_with(&cache, Duration::from_millis(180), look("b", None)).await,
+        Err(NotRescued::Unavailable)
+    );
+    assert_eq!(began.elapsed().as_millis(), 180);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_with_new_material_under_its_old_name_is_found() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["a"]);
+    let new = script.thumbprint("a");
+    assert_eq!(ask_with(&cache, 2 * SECOND, look("a", Some(new))).await, Ok(()));
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_signature_whose_turn_is_far_away_is_refused_at_once() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let forged = || look("a", Some("forged".to_owned()));
+    assert_eq!(
+        ask_with(&cache, 2 * SECOND, forged()).await,
+        Err(NotRescued::StillStale(BadSignature))
+    );
+    let began = clock::monotonic();
+    for _ in 0..100 {
+        assert_eq!(
+            ask_with(&cache, 2 * SECOND, forged()).await,
+            Err(NotRescued::StillStale(BadSignature))
+        );
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(script.fetches(), 2);
+    script.publish(&["b"]);
+    assert_eq!(ask(&cache, "b").await, Ok(()), "the other cause's budget is untouched");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_fetch_keeps_the_last_good_set_and_recovery_takes_no_longer_than_the_spacing() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.goes_down(true);
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    assert_eq!(ask(&cache, "a").await, Ok(()), "known keys go on serving");
+    let (began, fetches) = (clock::monotonic(), script.fetches());
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    assert_eq!(
+        (began.elapsed(), script.fetches()),
+        (Duration::ZERO, fetches),
+        "not worth another try yet"
+    );
+    script.goes_down(false);
+    script.publish(&["b"]);
+    sleep(SECOND).await;
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_issuer_that_comes_back_is_found_without_being_asked_for() {
+    let script = Script::publishing(&["a"]);
+    script.goes_down(true);
+    let cache = KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default());
+    sleep(20 * SECOND).await;
+    assert!(!cache.has_keys());
+    let tries = script.fetches();
+    assert!((4..=12).contains(&tries), "backs off: {tries}");
+    script.goes_down(false);
+    sleep(40 * SECOND).await;
+    assert!(cache.has_keys());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_before_the_first_keys_waits_for_them() {
+    let script = Script::publishing(&["a"]);
+    script.takes(SECOND);
+    let cache = KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default());
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    assert_eq!(script.fetches(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_max_waiters_are_told_at_once_that_nobody_can_say() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, RefreshPolicy { max_waiters: 3, ..policy() }).await;
+    script.takes(SECOND);
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let cache = Arc::clone(&cache);
+            tokio::spawn(async move { ask(&cache, "b").await })
+        })
+        .collect();
+    settle().await;
+    let began = clock::monotonic();
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    for one in waiting {
+        assert_eq!(one.await.unwrap(), Err(NotRescued::StillStale(UnknownKid)));
+    }
+    script.publish(&["b"]);
+    sleep(SECOND).await;
+    assert_eq!(ask(&cache, "b").await, Ok(()), "places are given back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_a_fetch_showed_to_be_gone_is_gone() {
+    let script = Script::publishing(&["a", "b"]);
+    let cache = warm(&script, policy()).await;
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    script.publish(&["a"]);
+    let _any = ask(&cache, "made-up").await;
+    sleep(SECOND).await;
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::StillStale(UnknownKid)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_older_than_max_stale_serves_no_more_and_a_withdrawn_key_goes_at_the_next_interval() {
+    let script = Script::publishing(&["a", "b"]);
+    let policy = RefreshPolicy { interval: 60 * SECOND, max_stale: 600 * SECOND, ..policy() };
+    let cache = warm(&script, policy).await;
+    script.publish(&["a"]);
+    sleep(61 * SECOND).await;
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::StillStale(UnknownKid)), "refreshed ahead");
+    script.goes_down(true);
+    sleep(500 * SECOND).await;
+    assert_eq!(ask(&cache, "a").await, Ok(()), "the issuer has been down for less than max_stale");
+    sleep(200 * SECOND).await;
+    assert_eq!(ask(&cache, "a").await, Err(NotRescued::Unavailable));
+    script.goes_down(false);
+    script.publish(&["a"]);
+    sleep(120 * SECOND).await;
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_hangs_ends_at_its_timeout_and_the_next_one_may_start() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let _never = script.hold();
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    script.stop_holding();
+    script.publish(&["b"]);
+    sleep(2 * SECOND).await;
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_of_the_configuration_are_final_at_once() {
+    let script = Script::publishing(&["a"]);
+    let keys = Arc::new(KeySet::parse_inline(script.jwks().as_bytes()).unwrap());
+    let cache = KeyCache::fixed("p", keys, Surroundings::default());
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::StillStale(UnknownKid)));
+}
+
+/// One moment of random traffic.
+#[derive(Clone, Debug)]
+enum Event {
+    /// Nothing happens for this long.
+    Pause(u64),
+    /// Tokens with kids that nobody ever made.
+    MadeUp(usize),
+    /// Forgeries under the present kid.
+    Forged(usize),
+    /// The issuer starts to sign with a new key, and this many of its tokens arrive at once.
+    Rotate(usize),
+    /// Somebody gives up half-way.
+    GiveUp,
+    /// From now on a fetch takes this long.
+    Latency(u64),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (1..1500_u64).prop_map(Event::Pause),
+        3 => (1..20_usize).prop_map(Event::MadeUp),
+        3 => (1..20_usize).prop_map(Event::Forged),
+        3 => (1..20_usize).prop_map(Event::Rotate),
+        1 => Just(Event::GiveUp),
+        1 => (0..300_u64).prop_map(Event::Latency),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// P1, P3 and P4 at once: whatever made-up kids and forgeries arrive beside them, tokens under a
+    /// new key are allowed at their first try, and the issuer is not asked more often than it may be.
+    #[test]
+    fn under_any_traffic_good_tokens_pass_and_forced_fetches_are_bounded(
+        events in prop::collection::vec(event(), 1..40),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let script = Script::publishing(&["key-0"]);
+            let cache = warm(&script, policy()).await;
+            let (began, before) = (clock::monotonic(), script.fetches());
+            let mut rotations = 0;
+            let mut good = Vec::new();
+            let mut bad = Vec::new();
+            for event in events {
+                let kid = format!("key-{rotations}");
+                let spawn = |look: Box<dyn Fn(&KeySet) -> Result<(), StaleCause> + Send + Sync>| {
+                    let cache = Arc::clone(&cache);
+                    tokio::spawn(async move { ask_with(&cache, 2 * SECOND, look).await })
+                };
+                match event {
+                    Event::Pause(milliseconds) => sleep(Duration::from_millis(milliseconds)).await,
+                    Event::MadeUp(count) => bad.extend((0..count).map(|_| spawn(Box::new(look("made-up", None))))),
+                    Event::Forged(count) => {
+                        bad.extend((0..count).map(|_| spawn(Box::new(look(&kid, Some("forged".to_owned()))))));
+                    }
+                    Event::Rotate(count) => {
+                        rotations += 1;
+                        let kid = format!("key-{rotations}");
+                        script.publish(&[&format!("key-{}", rotations - 1), &kid]);
+                        let thumbprint = script.thumbprint(&kid);
+                        good.extend((0..count).map(|_| spawn(Box::new(look(&kid, Some(thumbprint.clone()))))));
+                        // Old tokens would be re-keyed by the next rotation; let these be answered first.
+                        sleep(2 * SECOND).await;
+                    }
+                    Event::GiveUp => spawn(Box::new(look("made-up", None))).abort(),
+                    Event::Latency(milliseconds) => script.takes(Duration::from_millis(milliseconds)),
+                }
+                settle().await;
+            }
+            for one in good {
+                prop_assert_eq!(one.await.unwrap(), Ok(()), "a good token was not allowed at its first try");
+            }
+            for one in bad {
+                prop_assert!(one.await.unwrap().is_err(), "a bad token was allowed");
+            }
+            let elapsed = began.elapsed().as_secs_f64();
+            let bound = (elapsed / 1.0).floor() + 1.0 + (elapsed / 10.0).floor() + 1.0;
+            prop_assert!((script.fetches() - before) as f64 <= bound, "{} fetches in {elapsed} s", script.fetches() - before);
+            prop_assert_eq!(script.0.most_under_way.load(Ordering::SeqCst), 1);
+            Ok(())
+        })?;
+    }
+
+    /// P3 on the schedule alone, failures included: starts forced by one cause keep their distance,
+    /// whatever is asked when.
+    #[test]
+    fn starts_forced_by_one_cause_keep_their_distance(
+        steps in prop::collection::vec((0..3_000_u64, any::<bool>(), 0..4_u8), 1..200),
+    ) {
+        let mut now = clock::monotonic();
+        let policy = policy();
+        let mut schedule = Schedule::new(policy.clone(), now);
+        let mut forced: Vec<(StaleCause, Instant)> = Vec::new();
+        let mut under_way = false;
+        for (milliseconds, flag, action) in steps {
+            now += Duration::from_millis(milliseconds);
+            let cause = if flag { UnknownKid } else { BadSignature };
+            match action {
+                0 | 1 => {
+                    let arrival = schedule.started();
+                    let standing = schedule.stand(arrival, cause, now, now + 2 * SECOND);
+                    prop_assert_ne!(standing, Standing::Fresh, "nothing can have begun after the arrival");
+                    if standing == Standing::Demanded {
+                        prop_assert!(schedule.next_start(now) <= now + 2 * SECOND, "a demand is met in time");
+                    }
+                }
+                2 if !under_way => match schedule.begin(now) {
+                    Some(Trigger::Forced(cause)) => {
+                        forced.push((cause, now));
+                        under_way = true;
+                    }
+                    Some(_) => under_way = true,
+                    None => {}
+                },
+                _ if under_way => {
+                    schedule.finish(flag, 0.5, now);
+                    under_way = false;
+                }
+                _ => {}
+            }
+        }
+        for (cause, spacing) in [(UnknownKid, policy.min_spacing), (BadSignature, policy.min_spacing_bad_signature)] {
+            let starts: Vec<Instant> = forced.iter().filter(|(c, _)| *c == cause).map(|(_, at)| *at).collect();
+            for pair in starts.windows(2) {
+                prop_assert!(pair[1] - pair[0] >= spacing);
+            }
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! The whole service in a test: bound on port 0, asked over gRPC with upstream's complete types, and
+//! answered in a form that a test can hold against what it expects.
+//!
+//! It knows nothing of any one test, and judges nothing but what holds for every answer.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue, HeaderValueOption};
+use envoy_types::pb::envoy::service::auth::v3::attribute_context::{
+    HttpRequest, Request as AttributeRequest,
+};
+use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
+use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
+use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
+use envoy_types::pb::google::protobuf::value::Kind;
+use portcullis::app::{App, Service};
+use portcullis::clock::Clock;
+use portcullis::commands::issuer::{Issuer, SigningKey};
+use portcullis::config::{
+    BindAddress, Config, GrpcListener, KeySource, Limits, Listen, Log, ProviderConfig,
+    RefreshPolicy, Responses, Shutdown,
+};
+use portcullis::validation::UnixTime;
+use portcullis::validation::algorithm::Algorithm;
+use portcullis::validation::key_set::KeySet;
+use portcullis::validation::provider::{
+    Audiences, ClaimHeader, ClaimPath, Provider, TokenSource, TokenTypes,
+};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+/// The wall time of every test that does not say otherwise.
+pub const NOW: i64 = 1_800_000_000;
+
+/// Longer than anything that a healthy service does in a test.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A clock that always says [`NOW`].
+pub fn fixed_clock() -> Clock {
+    Clock::Fixed(UnixTime::from_secs(NOW))
+}
+
+/// The rules of a provider for tokens of the embedded issuer: audience `orders-api`, every default.
+pub fn provider(name: &str, issuer: &str) -> Provider {
+    Provider {
+        name: name.to_owned(),
+        issuer: issuer.to_owned(),
+        audiences: Audiences::AnyOf(vec!["orders-api".to_owned()]),
+        algorithms: Algorithm::default_set(),
+        clock_skew: Duration::from_secs(30),
+        token_types: TokenTypes::Default,
+        required_claims: Vec::new(),
+        token_from: vec![TokenSource::default()],
+        forward_token: true,
+        claim_headers: claim_headers(&[("x-auth-subject", "sub"), ("x-auth-tenant", "tenant_id")]),
+    }
+}
+
+/// Claim headers from name and path.
+pub fn claim_headers(pairs: &[(&str, &str)]) -> Vec<ClaimHeader> {
+    pairs
+        .iter()
+        .map(|(header, claim)| ClaimHeader {
+            header: (*header).to_owned(),
+            claim: ClaimPath::parse(claim).expect("the claim paths of tests are valid"),
+        })
+        .collect()
+}
+
+/// Refreshes that a test forces start at once, and none starts by itself.
+pub fn prompt_refresh() -> RefreshPolicy {
+    RefreshPolicy {
+        interval: Duration::from_secs(3600),
+        min_spacing: Duration::from_millis(1),
+        min_spacing_bad_signature: Duration::from_millis(1),
+        ..RefreshPolicy::default()
+    }
+}
+
+/// A provider whose keys are fetched from this issuer.
+pub fn fetching(provider: Provider, issuer: &Issuer, refresh: RefreshPolicy) -> ProviderConfig {
+    let jwks_uri = issuer.jwks_uri().parse().expect("the embedded issuer's URL is one");
+    ProviderConfig { provider: Arc::new(provider), keys: KeySource::JwksUri(jwks_uri), refresh }
+}
+
+/// A provider whose keys stand in the configuration.
+pub fn inline(provider: Provider, keys: &[Value]) -> ProviderConfig {
+    let document = json!({ "keys": keys }).to_string();
+    let keys = KeySet::parse_inline(document.as_bytes()).expect("the inline keys are usable");
+    ProviderConfig {
+        provider: Arc::new(provider),
+        keys: KeySource::Inline(Arc::new(keys)),
+        refresh: RefreshPolicy::default(),
+    }
+}
+
+/// A configuration of these providers on ports that the system chooses, with every default.
+pub fn config(providers: Vec<ProviderConfig>) -> Config {
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    Config {
+        listen: Listen {
+            ext_authz: GrpcListener { address: BindAddress::Tcp(anywhere), tls: None },
+            admin: Some(anywhere),
+        },
+        providers,
+        responses: Responses::default(),
+        limits: Limits::default(),
+        shutdown: Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(1) },
+        log: Log::default(),
+    }
+}
+
+/// A running service and a connection to it. It ends with this value.
+pub struct Running {
+    client: AuthorizationClient<Channel>,
+    admin: SocketAddr,
+    service: Arc<Service>,
+    serving: JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+impl Running {
+    /// Binds, serves, and waits until every provider has keys.
+    pub async fn start(config: Config, clock: Clock) -> Self {
+        let running = Self::start_without_keys(config, clock).await;
+        tokio::time::timeout(PATIENCE, async {
+            while !running.service.is_serving() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await
+        .expect("every provider gets keys");
+        running
+    }
+
+    /// Binds and serves, whether or not any keys come.
+    pub async fn start_without_keys(config: Config, clock: Clock) -> Self {
+        let app = App::bind(config, clock).await.expect("port 0 can be bound");
+        let address = app.ext_authz_address().expect("the gRPC door is on TCP");
+        let admin = app.admin_address().expect("the operator's door is on");
+        let service = app.service();
+        let serving = tokio::spawn(async move {
+            app.serve(std::future::pending()).await.expect("no door breaks");
+        });
+        let channel = Endpoint::try_from(format!("http://{address}"))
+            .expect("an address makes a URL")
+            .connect()
+            .await
+            .expect("the service listens");
+        let client = AuthorizationClient::new(channel).max_decoding_message_size(64 << 20);
+        Self { client, admin, service, serving }
+    }
+
+    /// The service behind the doors.
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// Asks about a request with this `Authorization: Bearer`.
+    pub async fn bearer(&self, token: &str) -> Answer {
+        self.ask(Ask::default().header("authorization", format!("Bearer {token}"))).await
+    }
+
+    /// Asks, and holds the answer against what is true of every answer.
+    pub async fn ask(&self, ask: Ask) -> Answer {
+        let answer = self.send(ask.into_check()).await.expect("the service answers");
+        Answer::read(answer)
+    }
+
+    /// Sends a CheckRequest as it is.
+    pub async fn send(&self, check: CheckRequest) -> Result<CheckResponse, Status> {
+        let mut client = self.client.clone();
+        let answered = tokio::time::timeout(PATIENCE, client.check(check)).await;
+        answered.expect("an answer comes in time").map(tonic::Response::into_inner)
+    }
+
+    /// Sends a call with its own metadata, such as a deadline.
+    pub async fn send_request(
+        &self,
+        request: tonic::Request<CheckRequest>,
+    ) -> Result<CheckResponse, Status> {
+        self.client.clone().check(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// The body of a page of the operator's door.
+    pub async fn admin(&self, path: &str) -> String {
+        let url = format!("http://{}{path}", self.admin);
+        let page = reqwest::get(url).await.expect("the operator's door answers");
+        page.text().await.expect("the page is text")
+    }
+}
+
+/// A request about which a proxy asks.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    method: String,
+    host: String,
+    path: String,
+    headers: Vec<(String, String)>,
+    raw_headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Default for Ask {
+    fn default() -> Self {
+        Self {
+            method: "GET".to_owned(),
+            host: "api.example.com".to_owned(),
+            path: "/orders".to_owned(),
+            headers: Vec::new(),
+            raw_headers: Vec::new(),
+        }
+    }
+}
+
+impl Ask {
+    /// With this header, as Envoy sends it by default: a repeated name is joined by a comma.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// With this header, as Envoy sends it under `encode_raw_headers`: any bytes, one entry each line.
+    pub fn raw_header(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        self.raw_headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// With this request target.
+    pub fn path(mut self, path: impl Into<String>) -> Self {
+        self.path = path.into();
+        self
+    }
+
+    /// As it goes over the wire.
+    pub fn into_check(self) -> CheckRequest {
+        let mut headers = HashMap::<String, String>::new();
+        for (name, value) in self.headers {
+            headers
+                .entry(name)
+                .and_modify(|joined| {
+                    joined.push(',');
+                    joined.push_str(&value);
+                })
+                .or_insert(value);
+        }
+        let raw_headers: Vec<HeaderValue> = self
+            .raw_headers
+            .into_iter()
+            .map(|(key, raw_value)| HeaderValue { key, raw_value, ..HeaderValue::default() })
+            .collect();
+        let http = HttpRequest {
+            method: self.method,
+            host: self.host,
+            path: self.path,
+            headers,
+            header_map: (!raw_headers.is_empty()).then_some(HeaderMap { headers: raw_headers }),
+            protocol: "HTTP/1.1".to_owned(),
+            scheme: "https".to_owned(),
+            ..HttpRequest::default()
+        };
+        CheckRequest {
+            attributes: Some(AttributeContext {
+                request: Some(AttributeRequest { http: Some(http), ..AttributeRequest::default() }),
+                ..AttributeContext::default()
+            }),
+        }
+    }
+}
+
+/// An answer, taken apart.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The gRPC code in `status`; `None` where it is unset, which Envoy takes for OK.
+    pub code: Option<i32>,
+    /// 200 for an `ok_response`, the status of a `denied_response`, 0 for neither.
+    pub http_status: i32,
+    /// Headers that the upstream gets, or that a denial has.
+    pub set: BTreeMap<String, String>,
+    /// Headers that the upstream does not get.
+    pub removed: Vec<String>,
+    /// Query parameters that the upstream does not get.
+    pub removed_query: Vec<String>,
+    /// A denial's body.
+    pub body: String,
+    /// `dynamic_metadata`, its strings.
+    pub metadata: BTreeMap<String, String>,
+    /// Everything, for searching.
+    pub whole: CheckResponse,
+}
+
+impl Answer {
+    /// Whether Envoy lets the request pass.
+    pub fn is_allowed(&self) -> bool {
+        self.code.unwrap_or(0) == 0
+    }
+
+    /// The `reason` of the metadata.
+    pub fn reason(&self) -> &str {
+        self.metadata.get("reason").map_or("", String::as_str)
+    }
+
+    /// The challenge of a denial.
+    pub fn www_authenticate(&self) -> Option<&str> {
+        self.set.get("www-authenticate").map(String::as_str)
+    }
+
+    /// Takes an answer apart.
+    ///
+    /// # Panics
+    /// It appends a header, or sets one twice.
+    pub fn read(whole: CheckResponse) -> Self {
+        let mut set = BTreeMap::new();
+        let mut put = |headers: &[HeaderValueOption]| {
+            for option in headers {
+                // E17: 2 is OVERWRITE_IF_EXISTS_OR_ADD; `append` unset, for every version of Envoy.
+                assert_eq!(option.append_action, 2, "{option:?}");
+                #[allow(
+                    deprecated,
+                    reason = "what is asked is whether the service leaves it alone"
+                )]
+                let append = option.append;
+                assert_eq!(append, None, "{option:?}");
+                let header = option.header.clone().expect("a header option has a header");
+                assert!(header.raw_value.is_empty(), "{header:?}");
+                assert_eq!(header.key, header.key.to_ascii_lowercase(), "lower-case names");
+                let visible = |byte: u8| (0x20..0x7f).contains(&byte);
+                assert!(header.value.bytes().all(visible), "a value fit for a header: {header:?}");
+                let twice = set.insert(header.key.clone(), header.value);
+                assert_eq!(twice, None, "{} is set once", header.key);
+            }
+        };
+        let (http_status, body, removed, removed_query) = match &whole.http_response {
+            Some(HttpResponse::OkResponse(ok)) => {
+                put(&ok.headers);
+                assert!(ok.response_headers_to_add.is_empty());
+                (
+                    200,
+                    String::new(),
+                    ok.headers_to_remove.clone(),
+                    ok.query_parameters_to_remove.clone(),
+                )
+            }
+            Some(HttpResponse::DeniedResponse(denied)) => {
+                put(&denied.headers);
+                let status = denied.status.as_ref().map_or(0, |status| status.code);
+                (status, denied.body.clone(), Vec::new(), Vec::new())
+            }
+            _ => (0, String::new(), Vec::new(), Vec::new()),
+        };
+        let metadata = whole
+            .dynamic_metadata
+            .iter()
+            .flat_map(|metadata| &metadata.fields)
+            .filter_map(|(name, value)| match &value.kind {
+                Some(Kind::StringValue(text)) => Some((name.clone(), text.clone())),
+                _ => None,
+            })
+            .collect();
+        Self {
+            code: whole.status.as_ref().map(|status| status.code),
+            http_status,
+            set,
+            removed,
+            removed_query,
+            body,
+            metadata,
+            whole,
+        }
+    }
+
+    /// What is wrong with this answer as one for `reason`; empty where nothing is. `secrets` are
+    /// texts that no denial may contain.
+    pub fn faults(&self, reason: &str, secrets: &[&str]) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut check = |holds: bool, fault: String| {
+            if !holds {
+                faults.push(fault);
+            }
+        };
+        check(self.reason() == reason, format!("reason {}, not {reason}", self.reason()));
+        let (code, http_status) = match reason {
+            "ok" => (0, 200),
+            "request_malformed" => (3, 400),
+            "claim_too_large" | "rule_denied" | "insufficient_scope" => (7, 403),
+            "keys_unavailable" => (14, 503),
+            _ => (16, 401),
+        };
+        check(self.code == Some(code), format!("code {:?}, not {code}", self.code));
+        check(
+            self.http_status == http_status,
+            format!("status {}, not {http_status}", self.http_status),
+        );
+        check(
+            self.metadata.contains_key("decision_id"),
+            "no decision_id in the metadata".to_owned(),
+        );
+        if reason == "ok" {
+            check(self.www_authenticate().is_none(), "a challenge on an allow".to_owned());
+            return faults;
+        }
+        check(!self.is_allowed(), "allowed".to_owned());
+        check(
+            matches!(self.whole.http_response, Some(HttpResponse::DeniedResponse(_))),
+            "no denied_response".to_owned(),
+        );
+        let challenge = self.www_authenticate();
+        let challenged = challenge.is_some_and(|challenge| challenge.starts_with("Bearer realm="));
+        check(challenged == (http_status == 401), format!("challenge {challenge:?}"));
+        let has_error = challenge.is_some_and(|challenge| challenge.contains("error="));
+        check(
+            has_error == (http_status == 401 && reason != "token_missing"),
+            format!("challenge {challenge:?}"),
+        );
+        check(
+            self.set.get("content-type").is_some_and(|it| it == "application/json"),
+            "no JSON content-type".to_owned(),
+        );
+        let body: Value = serde_json::from_str(&self.body).unwrap_or_default();
+        let members: Vec<&str> =
+            body.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+        check(members == ["error", "error_description"], format!("body {}", self.body));
+        if http_status == 401 {
+            check(!self.metadata.contains_key("subject"), "an unverified subject".to_owned());
+        }
+        let everything = format!("{:?}", self.whole);
+        for secret in secrets.iter().filter(|secret| secret.len() >= 8) {
+            check(!everything.contains(*secret), format!("the answer contains {secret:.40}"));
+        }
+        faults
+    }
+}
+
+/// A service that fetches the keys of one embedded issuer, and a key that the issuer publishes.
+pub struct House {
+    /// The issuer.
+    pub issuer: Issuer,
+    /// Published.
+    pub key: SigningKey,
+    /// The service.
+    pub service: Running,
+}
+
+impl House {
+    /// An issuer that publishes these, the first one being the house's key, and a service with a
+    /// provider as [`provider`] makes it and `adjust` changes it. Forced refreshes start at once.
+    pub async fn start(keys: &[&SigningKey], adjust: impl FnOnce(&mut Provider)) -> Self {
+        let issuer = Issuer::start().await.expect("port 0 can be bound");
+        issuer.publish(keys);
+        let mut rules = provider("demo", issuer.issuer());
+        adjust(&mut rules);
+        let providers = vec![fetching(rules, &issuer, prompt_refresh())];
+        let service = Running::start(config(providers), fixed_clock()).await;
+        Self { issuer, key: keys[0].clone(), service }
+    }
+
+    /// Good claims.
+    pub fn claims(&self) -> Value {
+        self.issuer.claims(NOW)
+    }
+}

@@ -17,6 +17,8 @@ pub struct AccessRequest<'a> {
     pub arrived: Instant,
     /// How long the proxy waits for the answer, counted from the arrival; `None` where it does not say.
     pub timeout: Option<Duration>,
+    /// The rule that the proxy's own configuration names for this request, where it names one.
+    pub named_rule: Option<&'a [u8]>,
 }
 
 /// The headers of a request, in the order in which they came. Names are compared without their case.
@@ -32,6 +34,11 @@ impl<'a> Headers<'a> {
             .map(|(_, value)| *value)
     }
 
+    /// Whether there is not a single header.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Every header's name as it was sent.
     pub fn names(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
         self.0.iter().map(|(name, _)| *name)
@@ -39,8 +46,7 @@ impl<'a> Headers<'a> {
 
     /// Whether the call comes from a gRPC client, to which a denial has no body.
     pub fn is_grpc(&self) -> bool {
-        self.all("content-type")
-            .any(|value| value.to_ascii_lowercase().starts_with(b"application/grpc"))
+        self.all("content-type").any(|value| value.to_ascii_lowercase().starts_with(b"application/grpc"))
     }
 }
 

@@ -36,6 +36,7 @@ pub use self::listener::BindError;
 pub struct Service {
     authorizer: ArcSwap<Authorizer>,
     around: Surroundings,
+    ready: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -45,9 +46,13 @@ impl Service {
         self.authorizer.load_full()
     }
 
-    /// Whether traffic should be sent here: every provider has had keys, and no drain has begun.
+    /// Whether traffic should be sent here: every provider has had keys once, and no drain has begun. A
+    /// provider that a reload adds does not take the service away from the others.
     pub fn is_serving(&self) -> bool {
-        !self.draining.load(Ordering::Acquire) && self.authorizer.load().is_ready()
+        if !self.ready.load(Ordering::Acquire) && self.authorizer.load().is_ready() {
+            self.ready.store(true, Ordering::Release);
+        }
+        self.ready.load(Ordering::Acquire) && !self.draining.load(Ordering::Acquire)
     }
 
     /// The metrics of this service.
@@ -97,6 +102,7 @@ impl App {
         let service = Service {
             authorizer: ArcSwap::from_pointee(authorizer),
             around,
+            ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         };
         Ok(Self { config, service: Arc::new(service), grpc, admin, file: None })
@@ -160,8 +166,7 @@ impl App {
         sleep(config.shutdown.drain_delay).await;
         stop.send_replace(true);
         let drained =
-            timeout(config.shutdown.grace, async { while doors.join_next().await.is_some() {} })
-                .await;
+            timeout(config.shutdown.grace, async { while doors.join_next().await.is_some() {} }).await;
         if drained.is_err() {
             tracing::warn!("requests still in flight after the grace period are cut off");
         }

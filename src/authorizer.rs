@@ -70,13 +70,9 @@ impl Authorizer {
         let mut managed_headers = Vec::new();
         for KeyedProvider { provider, .. } in &providers {
             add_new(&mut token_sources, provider.token_from.iter().cloned());
-            add_new(
-                &mut managed_headers,
-                provider.claim_headers.iter().map(|header| header.header.clone()),
-            );
+            add_new(&mut managed_headers, provider.claim_headers.iter().map(|header| header.header.clone()));
         }
-        let providers =
-            providers.into_iter().map(|keyed| (keyed.provider.issuer.clone(), keyed)).collect();
+        let providers = providers.into_iter().map(|keyed| (keyed.provider.issuer.clone(), keyed)).collect();
         Self {
             providers,
             token_sources,
@@ -122,19 +118,16 @@ impl Authorizer {
         self.providers.values().all(|keyed| keyed.keys.has_keys())
     }
 
-    async fn judge(
-        &self,
-        request: &AccessRequest<'_>,
-        findings: &mut Findings,
-    ) -> Result<Allowed, Reason> {
-        let found =
-            bearer_token::find(request, &self.token_sources).map_err(
-                |no_token| match no_token {
-                    NoToken::Missing => Reason::TokenMissing,
-                    NoToken::Several => Reason::MultipleTokens,
-                    NoToken::Malformed => Reason::Malformed,
-                },
-            )?;
+    async fn judge(&self, request: &AccessRequest<'_>, findings: &mut Findings) -> Result<Allowed, Reason> {
+        // There are no rules yet, so every name is unknown; and an unknown one is never a default.
+        if request.named_rule.is_some() {
+            return Err(Reason::RuleDenied);
+        }
+        let found = bearer_token::find(request, &self.token_sources).map_err(|no_token| match no_token {
+            NoToken::Missing => Reason::TokenMissing,
+            NoToken::Several => Reason::MultipleTokens,
+            NoToken::Malformed => Reason::Malformed,
+        })?;
         let (keyed, screened) = self.screen(&found, findings).map_err(|permanent| {
             let reason = Reason::from(&permanent);
             findings.detail = claim_of(permanent);
@@ -146,8 +139,7 @@ impl Authorizer {
             return Err(Reason::TokenMissing);
         }
         let validated = verify(keyed, &screened, request).await?;
-        findings.subject =
-            validated.claims().member("sub").and_then(|sub| sub.as_str()).map(str::to_owned);
+        findings.subject = validated.claims().member("sub").and_then(|sub| sub.as_str()).map(str::to_owned);
         let changes = identity::upstream_changes(
             validated.claims(),
             provider,
@@ -167,8 +159,7 @@ impl Authorizer {
     ) -> Result<(&KeyedProvider, Screened<'f>), Permanent> {
         let token = validation::parse(&found.text, self.limits.token_bytes)?;
         findings.kid = token.kid.as_deref().map(shown_kid);
-        let keyed =
-            self.providers.get(validation::issuer(&token)?).ok_or(Permanent::IssuerUnknown)?;
+        let keyed = self.providers.get(validation::issuer(&token)?).ok_or(Permanent::IssuerUnknown)?;
         findings.provider = Some(Arc::clone(&keyed.provider));
         Ok((keyed, validation::screen(token, &keyed.provider, self.clock.now())?))
     }
@@ -188,28 +179,11 @@ impl Authorizer {
         let (reason, decision_id) = (reason.as_str(), decision.decision_id.as_str());
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         match decision.verdict {
-            Verdict::Allow(_) => tracing::debug!(
-                door,
-                verdict,
-                reason,
-                provider,
-                kid,
-                decision_id,
-                took_us,
-                "decided"
-            ),
+            Verdict::Allow(_) => {
+                tracing::debug!(door, verdict, reason, provider, kid, decision_id, took_us, "decided")
+            }
             Verdict::Deny(_) | Verdict::Unavailable => {
-                tracing::info!(
-                    door,
-                    verdict,
-                    reason,
-                    provider,
-                    kid,
-                    detail,
-                    decision_id,
-                    took_us,
-                    "decided"
-                );
+                tracing::info!(door, verdict, reason, provider, kid, detail, decision_id, took_us, "decided");
             }
         }
     }
@@ -227,20 +201,19 @@ async fn verify(
         Ok(validated) => Ok(validated),
         Err(cause) => {
             let deadline = deadline(request, keyed.refresh.wait);
-            keyed.keys.rescue(sighting, cause, deadline, look).await.map_err(|not_rescued| {
-                match not_rescued {
+            keyed.keys.rescue(sighting, cause, deadline, look).await.map_err(
+                |not_rescued| match not_rescued {
                     NotRescued::StillStale(cause) => Reason::from(cause),
                     NotRescued::Unavailable => Reason::KeysUnavailable,
-                }
-            })
+                },
+            )
         }
     }
 }
 
 /// When the answer has to be on its way, whether or not keys have come.
 fn deadline(request: &AccessRequest<'_>, wait: Duration) -> Instant {
-    let proxy_waits =
-        request.timeout.map(|timeout| timeout.saturating_sub(LEAST_MARGIN.max(timeout / 10)));
+    let proxy_waits = request.timeout.map(|timeout| timeout.saturating_sub(LEAST_MARGIN.max(timeout / 10)));
     request.arrived + proxy_waits.map_or(wait, |proxy_waits| proxy_waits.min(wait))
 }
 

@@ -35,10 +35,7 @@ pub enum NoToken {
 ///
 /// # Errors
 /// There is not exactly one token.
-pub fn find<'a>(
-    request: &AccessRequest<'a>,
-    sources: &'a [TokenSource],
-) -> Result<FoundToken<'a>, NoToken> {
+pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Result<FoundToken<'a>, NoToken> {
     let mut found: Option<FoundToken<'a>> = None;
     for source in sources {
         let mut take = |candidate: Result<Cow<'a, str>, NoToken>| {
@@ -110,10 +107,7 @@ fn in_header<'a>(value: &'a [u8], scheme: Option<&str>) -> Option<Result<Cow<'a,
 
 /// A parameter whose name is ours only after decoding is refused: a proxy that is told to remove the
 /// parameter would leave it.
-fn query_values<'a>(
-    path: &'a [u8],
-    name: &'a str,
-) -> impl Iterator<Item = Result<Cow<'a, str>, NoToken>> {
+fn query_values<'a>(path: &'a [u8], name: &'a str) -> impl Iterator<Item = Result<Cow<'a, str>, NoToken>> {
     let query = path.split(|byte| *byte == b'#').next().unwrap_or_default();
     let query = query
         .iter()
@@ -122,8 +116,7 @@ fn query_values<'a>(
         .unwrap_or_default();
     query.split(|byte| *byte == b'&').filter_map(move |pair| {
         let mut halves = pair.splitn(2, |byte| *byte == b'=');
-        let (written, value) =
-            (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
+        let (written, value) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
         if written != name.as_bytes() {
             let decoded: Cow<'_, [u8]> = percent_decode(written).into();
             return (decoded.as_ref() == name.as_bytes()).then_some(Err(NoToken::Malformed));
@@ -153,18 +146,14 @@ mod tests {
     ) {
         let request = AccessRequest {
             path: path.as_bytes(),
-            headers: headers
-                .iter()
-                .map(|(name, value)| (name.as_bytes(), value.as_bytes()))
-                .collect(),
+            headers: headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect(),
             arrived: clock::monotonic(),
             timeout: None,
+            named_rule: None,
         };
         let found = find(&request, sources);
-        let found = found
-            .as_ref()
-            .map(|found| (found.text.as_ref(), found.places.len()))
-            .map_err(|error| *error);
+        let found =
+            found.as_ref().map(|found| (found.text.as_ref(), found.places.len())).map_err(|error| *error);
         assert_eq!(found, expected, "{headers:?} {path}");
     }
 
@@ -191,9 +180,7 @@ mod tests {
             check(&[("authorization", value)], "/", &sources, expected);
             check(&[("Authorization", value)], "/", &sources, expected);
         }
-        for other in
-            ["proxy-authorization", "x-forwarded-authorization", "x-original-authorization"]
-        {
+        for other in ["proxy-authorization", "x-forwarded-authorization", "x-original-authorization"] {
             check(&[(other, "Bearer a.b.c")], "/?access_token=a.b.c", &sources, Err(Missing));
         }
     }
@@ -219,11 +206,7 @@ mod tests {
             (vec![], "/?x=1;access_token=a", Err(NoToken::Missing)),
             (vec![], "/#?access_token=a", Err(NoToken::Missing)),
             (vec![("cookie", "access_token=a; access_token=b")], "/", Err(NoToken::Several)),
-            (
-                vec![("cookie", "access_token=a"), ("cookie", "access_token=b")],
-                "/",
-                Err(NoToken::Several),
-            ),
+            (vec![("cookie", "access_token=a"), ("cookie", "access_token=b")], "/", Err(NoToken::Several)),
             (vec![("cookie", "__Host-access_token=a; ACCESS_TOKEN=a")], "/", Err(NoToken::Missing)),
             (vec![("cookie", "access_token=\"a\"")], "/", Ok(("\"a\"", 1))),
             (vec![("x-token", "a")], "/?access_token=", Ok(("a", 1))),

@@ -9,6 +9,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use prost_types::value::Kind;
@@ -26,9 +27,7 @@ use crate::proto::FILE_DESCRIPTOR_SET;
 use crate::proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use crate::proto::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use crate::proto::envoy::service::auth::v3::attribute_context::HttpRequest;
-use crate::proto::envoy::service::auth::v3::authorization_server::{
-    Authorization, AuthorizationServer,
-};
+use crate::proto::envoy::service::auth::v3::authorization_server::{Authorization, AuthorizationServer};
 use crate::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use crate::proto::envoy::service::auth::v3::{
     CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
@@ -72,18 +71,17 @@ pub async fn serve(
         .add_service(health_service)
         .add_service(reflection().build_v1().map_err(ServeError::from_error)?)
         .add_service(reflection().build_v1alpha().map_err(ServeError::from_error)?)
-        .add_service(AuthorizationServer::new(Door { service: Arc::clone(&service) }));
+        .add_service(AuthorizationServer::new(Door {
+            service: Arc::clone(&service),
+            headerless_told: AtomicBool::new(false),
+        }));
     let serving = async {
         match socket.listener {
             Listener::Tcp(listener) => {
-                router
-                    .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown)
-                    .await
+                router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown).await
             }
             Listener::Unix(listener, _file) => {
-                router
-                    .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
-                    .await
+                router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown).await
             }
         }
     };
@@ -107,29 +105,44 @@ async fn tell_health(service: &Service, health: tonic_health::server::HealthRepo
     }
 }
 
+/// The key of `context_extensions` under which a route names its rule.
+const NAMED_RULE: &[u8] = b"portcullis_rule";
+
 struct Door {
     service: Arc<Service>,
+    /// Whether the log has been told of a request without headers.
+    headerless_told: AtomicBool,
+}
+
+impl Door {
+    /// A request without a single header is no client's doing: Envoy was told to send none.
+    fn tell_headerless(&self) {
+        if !self.headerless_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "a request came without any headers: Envoy's ext_authz filter must send them all, leave \
+                 allowed_headers out of it"
+            );
+        }
+    }
 }
 
 #[tonic::async_trait]
 impl Authorization for Door {
-    async fn check(
-        &self,
-        request: Request<CheckRequest>,
-    ) -> Result<Response<CheckResponse>, Status> {
+    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
         let arrived = clock::monotonic();
-        let timeout =
-            request.metadata().get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
+        let timeout = request.metadata().get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
         let authorizer = self.service.authorizer();
-        let check = request.into_inner();
-        let http = check
-            .attributes
-            .and_then(|attributes| attributes.request)
-            .and_then(|request| request.http);
         // A request without attributes is one without headers: it has no token, and is refused as such.
-        let http = http.unwrap_or_default();
+        let attributes = request.into_inner().attributes.unwrap_or_default();
+        let http = attributes.request.and_then(|request| request.http).unwrap_or_default();
+        // Entries of one key arrive in order; the last one is the map's.
+        let mut extensions = attributes.context_extensions.iter().rev();
+        let named_rule = extensions.find(|entry| entry.key == NAMED_RULE).map(|entry| entry.value.as_ref());
         let access_request =
-            AccessRequest { path: &http.path, headers: headers(&http), arrived, timeout };
+            AccessRequest { path: &http.path, headers: headers(&http), arrived, timeout, named_rule };
+        if access_request.headers.is_empty() {
+            self.tell_headerless();
+        }
         let decision = authorizer.decide(DOOR, &access_request).await;
         let response = match &decision.verdict {
             Verdict::Allow(allowed) => allow(allowed.changes(), &decision),
@@ -145,11 +158,8 @@ impl Authorization for Door {
 fn headers(http: &HttpRequest) -> Headers<'_> {
     let map = http.headers.iter().map(|entry| (entry.key.as_ref(), entry.value.as_ref()));
     let list = http.header_map.iter().flat_map(|map| &map.headers).map(|header| {
-        let value = if header.raw_value.is_empty() {
-            header.value.as_bytes()
-        } else {
-            header.raw_value.as_ref()
-        };
+        let value =
+            if header.raw_value.is_empty() { header.value.as_bytes() } else { header.raw_value.as_ref() };
         (header.key.as_bytes(), value)
     });
     map.chain(list).collect()
@@ -191,11 +201,8 @@ fn deny(decision: &Decision, responses: &Responses, is_grpc: bool) -> CheckRespo
         headers.push(header("content-type", "application/json"));
         denial.body
     };
-    let denied = DeniedHttpResponse {
-        status: Some(HttpStatus { code: i32::from(denial.status) }),
-        headers,
-        body,
-    };
+    let denied =
+        DeniedHttpResponse { status: Some(HttpStatus { code: i32::from(denial.status) }), headers, body };
     CheckResponse {
         status: Some(rpc::Status {
             code: code as i32,
@@ -211,11 +218,7 @@ fn deny(decision: &Decision, responses: &Responses, is_grpc: bool) -> CheckRespo
 /// before 2026 read it alone and later ones read an unset pair as "append".
 fn header(name: &str, value: &str) -> HeaderValueOption {
     HeaderValueOption {
-        header: Some(HeaderValue {
-            key: name.to_owned(),
-            value: value.to_owned(),
-            ..HeaderValue::default()
-        }),
+        header: Some(HeaderValue { key: name.to_owned(), value: value.to_owned(), ..HeaderValue::default() }),
         append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
         ..HeaderValueOption::default()
     }

@@ -87,17 +87,15 @@ fn list_member(member: &Json) -> String {
 }
 
 fn remove_managed(changes: &mut UpstreamChanges, managed: &[String], request: &AccessRequest<'_>) {
-    let is_set =
-        |changes: &UpstreamChanges, name: &str| changes.set.iter().any(|(set, _)| set == name);
+    let is_set = |changes: &UpstreamChanges, name: &str| changes.set.iter().any(|(set, _)| set == name);
     for name in managed {
         if !is_set(changes, name) {
             changes.remove.push(name.clone());
         }
     }
     for sent in request.headers.names() {
-        let looks_alike = managed
-            .iter()
-            .any(|name| !sent.eq_ignore_ascii_case(name.as_bytes()) && alike(sent, name));
+        let looks_alike =
+            managed.iter().any(|name| !sent.eq_ignore_ascii_case(name.as_bytes()) && alike(sent, name));
         if looks_alike
             && let Ok(sent) = std::str::from_utf8(sent)
             && !changes.remove.iter().any(|name| name == sent)
@@ -113,16 +111,11 @@ fn alike(sent: &[u8], managed: &str) -> bool {
         b'_' | b'.' => b'-',
         byte => byte.to_ascii_lowercase(),
     };
-    sent.len() == managed.len()
-        && sent.iter().zip(managed.bytes()).all(|(a, b)| folded(*a) == folded(b))
+    sent.len() == managed.len() && sent.iter().zip(managed.bytes()).all(|(a, b)| folded(*a) == folded(b))
 }
 
 /// Takes the token away from every place where it was found.
-fn remove_token(
-    changes: &mut UpstreamChanges,
-    request: &AccessRequest<'_>,
-    token: &FoundToken<'_>,
-) {
+fn remove_token(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, token: &FoundToken<'_>) {
     let cookie_names: Vec<&[u8]> = token
         .places
         .iter()

@@ -61,9 +61,9 @@ struct Fetched {
 impl KeySnapshot {
     /// The keys that may still be used at `now`: none, once the last good fetch is longer ago than `max_stale`.
     fn usable(&self, now: Instant) -> Option<&KeySet> {
-        let fresh = self.fetched.is_none_or(|fetched| {
-            now.saturating_duration_since(fetched.monotonic) <= self.max_stale
-        });
+        let fresh = self
+            .fetched
+            .is_none_or(|fetched| now.saturating_duration_since(fetched.monotonic) <= self.max_stale);
         fresh.then_some(&*self.keys)
     }
 }
@@ -77,10 +77,7 @@ pub struct Sighting {
 
 impl Sighting {
     /// Verifies against what was seen. A set that is past `max_stale` is as good as empty.
-    pub fn look<T>(
-        &self,
-        look: impl FnOnce(&KeySet) -> Result<T, StaleCause>,
-    ) -> Result<T, StaleCause> {
+    pub fn look<T>(&self, look: impl FnOnce(&KeySet) -> Result<T, StaleCause>) -> Result<T, StaleCause> {
         self.snapshot.usable(clock::monotonic()).map_or(Err(StaleCause::UnknownKid), look)
     }
 }
@@ -161,14 +158,26 @@ struct State {
 }
 
 impl KeyCache {
-    /// Keys that are fetched. Spawns the driver; the first fetch starts at once.
+    /// Keys that are fetched. Spawns the driver; the first fetch starts at once. Until it succeeds, the
+    /// keys of `before` serve: a cache of the same source, whose policy has changed.
     pub fn fetched(
         provider: &str,
         policy: RefreshPolicy,
         fetch: Arc<dyn Fetch>,
         around: Surroundings,
+        before: Option<&KeyCache>,
     ) -> Self {
-        let shared = Arc::new(Shared::new(provider, policy, None, around));
+        let max_stale = policy.max_stale;
+        let snapshot = match before.map(|before| before.shared.snapshot.load_full()) {
+            None => KeySnapshot { keys: Arc::default(), generation: 0, fetched: None, max_stale },
+            Some(old) => KeySnapshot {
+                keys: Arc::clone(&old.keys),
+                generation: old.generation,
+                fetched: old.fetched,
+                max_stale,
+            },
+        };
+        let shared = Arc::new(Shared::new(provider, policy, snapshot, true, around));
         shared.publish_gauges();
         let mut tasks = Vec::new();
         if let Some(path) = fetch.watched_file() {
@@ -180,7 +189,9 @@ impl KeyCache {
 
     /// Keys that are written into the configuration: nothing is ever fetched.
     pub fn fixed(provider: &str, keys: Arc<KeySet>, around: Surroundings) -> Self {
-        let shared = Arc::new(Shared::new(provider, RefreshPolicy::default(), Some(keys), around));
+        let policy = RefreshPolicy::default();
+        let snapshot = KeySnapshot { keys, generation: 1, fetched: None, max_stale: policy.max_stale };
+        let shared = Arc::new(Shared::new(provider, policy, snapshot, false, around));
         shared.publish_gauges();
         Self { shared, tasks: Vec::new() }
     }
@@ -237,16 +248,10 @@ impl Shared {
     fn new(
         provider: &str,
         policy: RefreshPolicy,
-        fixed: Option<Arc<KeySet>>,
+        snapshot: KeySnapshot,
+        refreshable: bool,
         around: Surroundings,
     ) -> Self {
-        let refreshable = fixed.is_none();
-        let snapshot = KeySnapshot {
-            generation: u64::from(!refreshable),
-            keys: fixed.unwrap_or_default(),
-            fetched: None,
-            max_stale: policy.max_stale,
-        };
         let schedule = Schedule::new(policy.clone(), clock::monotonic());
         Self {
             provider: provider.to_owned(),
@@ -360,20 +365,14 @@ impl Shared {
             tracing::warn!(provider = %self.provider, kid = ?skipped.kid, reason = skipped.reason, "key skipped");
         }
         let max_stale = self.policy.max_stale;
-        self.snapshot.store(Arc::new(KeySnapshot {
-            keys: Arc::new(keys),
-            generation,
-            fetched,
-            max_stale,
-        }));
+        self.snapshot.store(Arc::new(KeySnapshot { keys: Arc::new(keys), generation, fetched, max_stale }));
         outcome
     }
 
     fn status(&self) -> KeyStatus {
         let snapshot = self.snapshot.load_full();
         let state = self.state();
-        let until_next =
-            state.schedule.next_scheduled().saturating_duration_since(clock::monotonic());
+        let until_next = state.schedule.next_scheduled().saturating_duration_since(clock::monotonic());
         let next = self.around.clock.now().as_secs_f64() + until_next.as_secs_f64();
         KeyStatus {
             keys: Arc::clone(&snapshot.keys),
@@ -389,12 +388,7 @@ impl Shared {
     fn publish_gauges(&self) {
         let snapshot = self.snapshot.load();
         let age = snapshot.fetched.map(|fetched| clock::elapsed_since(fetched.monotonic));
-        self.around.metrics.key_set(
-            &self.provider,
-            snapshot.keys.keys().len(),
-            snapshot.generation,
-            age,
-        );
+        self.around.metrics.key_set(&self.provider, snapshot.keys.keys().len(), snapshot.generation, age);
     }
 }
 
@@ -406,9 +400,7 @@ fn still_stale(cause: StaleCause) -> Unrescued {
 fn missing_in(a: &KeySet, b: &KeySet) -> Vec<String> {
     b.keys()
         .iter()
-        .filter(|key| {
-            !a.keys().iter().any(|k| k.kid() == key.kid() && k.thumbprint() == key.thumbprint())
-        })
+        .filter(|key| !a.keys().iter().any(|k| k.kid() == key.kid() && k.thumbprint() == key.thumbprint()))
         .map(|key| key.kid().unwrap_or_default().chars().take(128).collect())
         .take(20)
         .collect()
@@ -446,9 +438,7 @@ struct Place<'c>(&'c AtomicUsize);
 impl<'c> Place<'c> {
     fn take(waiters: &'c AtomicUsize, most: usize) -> Option<Self> {
         waiters
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
-                (count < most).then_some(count + 1)
-            })
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < most).then_some(count + 1))
             .ok()
             .map(|_| Self(waiters))
     }
@@ -479,10 +469,7 @@ async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
         };
         if let Some(trigger) = begun {
             let fetched = timeout(shared.policy.timeout, fetch.fetch()).await;
-            shared.take_in(
-                trigger,
-                fetched.unwrap_or(Err(FetchError::TimedOut(shared.policy.timeout))),
-            );
+            shared.take_in(trigger, fetched.unwrap_or(Err(FetchError::TimedOut(shared.policy.timeout))));
         }
     }
 }
@@ -491,11 +478,7 @@ async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
 async fn watch_file(shared: Arc<Shared>, path: PathBuf) {
     let stamp = async || {
         let metadata = tokio::fs::metadata(&path).await.ok()?;
-        Some((
-            metadata.modified().ok(),
-            metadata.len(),
-            std::os::unix::fs::MetadataExt::ino(&metadata),
-        ))
+        Some((metadata.modified().ok(), metadata.len(), std::os::unix::fs::MetadataExt::ino(&metadata)))
     };
     let mut before = stamp().await;
     loop {

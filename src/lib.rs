@@ -26,6 +26,14 @@
 //!   [`validation`] alone, Envoy's types in [`proto`] and [`ext_authz`] alone.
 //! - "Allowed" is a type that only the authorizer makes, from a verified token.
 
+#![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
+// Nothing from outside may panic us. Tests may: they fail by panicking.
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::indexing_slicing, clippy::string_slice, clippy::panic, clippy::todo)
+)]
+
 pub mod app;
 pub mod commands;
 pub mod config;

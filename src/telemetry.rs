@@ -126,8 +126,8 @@ impl Metrics {
         // From 10 µs, an answer from memory, to 5 s, past the longest wait for a refresh.
         let durations = Family::<DurationLabels, Histogram>::new_with_constructor(|| {
             Histogram::new([
-                1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1,
-                0.25, 0.5, 1.0, 2.5, 5.0,
+                1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25,
+                0.5, 1.0, 2.5, 5.0,
             ])
         });
         registry.register(
@@ -136,31 +136,15 @@ impl Metrics {
             durations.clone(),
         );
         let fetches = Family::default();
-        registry.register(
-            "jwks_fetches",
-            "Fetches of a key set by what started them",
-            fetches.clone(),
-        );
+        registry.register("jwks_fetches", "Fetches of a key set by what started them", fetches.clone());
         let stale_tokens = Family::default();
-        registry.register(
-            "stale_tokens",
-            "Tokens that failed against the set in hand",
-            stale_tokens.clone(),
-        );
+        registry.register("stale_tokens", "Tokens that failed against the set in hand", stale_tokens.clone());
         let keys = Family::default();
         registry.register("jwks_keys", "Usable keys of the set in hand", keys.clone());
         let age = Family::default();
-        registry.register(
-            "jwks_age_seconds",
-            "Time since the set in hand was last confirmed",
-            age.clone(),
-        );
+        registry.register("jwks_age_seconds", "Time since the set in hand was last confirmed", age.clone());
         let generation = Family::default();
-        registry.register(
-            "jwks_generation",
-            "Changes of the key set since the start",
-            generation.clone(),
-        );
+        registry.register("jwks_generation", "Changes of the key set since the start", generation.clone());
         Self { registry, decisions, durations, fetches, stale_tokens, keys, age, generation }
     }
 
@@ -173,12 +157,7 @@ impl Metrics {
         provider: &str,
         took: Duration,
     ) {
-        let labels = DecisionLabels {
-            door,
-            verdict,
-            reason: reason.as_str(),
-            provider: provider.to_owned(),
-        };
+        let labels = DecisionLabels { door, verdict, reason: reason.as_str(), provider: provider.to_owned() };
         self.decisions.get_or_create(&labels).inc();
         self.durations.get_or_create(&DurationLabels { door, verdict }).observe(took.as_secs_f64());
     }
@@ -237,10 +216,7 @@ impl Metrics {
 ///
 /// A second call in one process changes nothing.
 pub fn start_log(log: &Log) {
-    let level = std::env::var("PORTCULLIS_LOG")
-        .ok()
-        .and_then(|text| level_named(&text))
-        .unwrap_or(log.level);
+    let level = std::env::var("PORTCULLIS_LOG").ok().and_then(|text| level_named(&text)).unwrap_or(log.level);
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter(level))
         .with_writer(BoxMakeWriter::new(std::io::stderr))

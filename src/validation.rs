@@ -169,11 +169,7 @@ pub fn issuer<'t>(token: &'t Token<'_>) -> Result<&'t str, Permanent> {
 ///
 /// # Errors
 /// The first rule that is not met: `alg`, `typ`, `iss`, times, `aud`, required claims.
-pub fn screen<'a>(
-    token: Token<'a>,
-    provider: &Provider,
-    now: UnixTime,
-) -> Result<Screened<'a>, Permanent> {
+pub fn screen<'a>(token: Token<'a>, provider: &Provider, now: UnixTime) -> Result<Screened<'a>, Permanent> {
     let algorithm = Algorithm::from_name(&token.alg)
         .filter(|algorithm| provider.algorithms.contains(algorithm))
         .ok_or(Permanent::AlgorithmNotAllowed)?;

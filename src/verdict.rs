@@ -45,6 +45,8 @@ pub enum Reason {
     KeyUnknown,
     /// The key of that name did not make the signature.
     BadSignature,
+    /// A rule says no, or the rule that the proxy names does not exist.
+    RuleDenied,
     /// The request is not one that can be judged.
     RequestMalformed,
     /// Nobody can say: the issuer's keys cannot be had.
@@ -81,7 +83,7 @@ pub enum DenialKind {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 18] = [
+    pub const ALL: [Reason; 19] = [
         Reason::Ok,
         Reason::TokenMissing,
         Reason::MultipleTokens,
@@ -97,6 +99,7 @@ impl Reason {
         Reason::ClaimMalformed,
         Reason::KeyUnknown,
         Reason::BadSignature,
+        Reason::RuleDenied,
         Reason::RequestMalformed,
         Reason::KeysUnavailable,
         Reason::ClaimTooLarge,
@@ -120,6 +123,7 @@ impl Reason {
             Reason::ClaimMalformed => "claim_malformed",
             Reason::KeyUnknown => "key_unknown",
             Reason::BadSignature => "bad_signature",
+            Reason::RuleDenied => "rule_denied",
             Reason::RequestMalformed => "request_malformed",
             Reason::KeysUnavailable => "keys_unavailable",
             Reason::ClaimTooLarge => "claim_too_large",
@@ -135,15 +139,11 @@ impl Reason {
             Reason::MultipleTokens => {
                 wire(Unauthenticated, "invalid_request", "the request carries several tokens")
             }
-            Reason::TokenTooLarge => {
-                wire(Unauthenticated, "invalid_token", "the token is too large")
-            }
+            Reason::TokenTooLarge => wire(Unauthenticated, "invalid_token", "the token is too large"),
             Reason::Malformed => wire(Unauthenticated, "invalid_token", "the token is malformed"),
-            Reason::AlgorithmNotAllowed => wire(
-                Unauthenticated,
-                "invalid_token",
-                "the token's signature algorithm is not accepted",
-            ),
+            Reason::AlgorithmNotAllowed => {
+                wire(Unauthenticated, "invalid_token", "the token's signature algorithm is not accepted")
+            }
             Reason::TypeNotAllowed => {
                 wire(Unauthenticated, "invalid_token", "the token's type is not accepted")
             }
@@ -154,30 +154,20 @@ impl Reason {
                 wire(Unauthenticated, "invalid_token", "the token is not meant for this service")
             }
             Reason::Expired => wire(Unauthenticated, "invalid_token", "the token has expired"),
-            Reason::NotYetValid => {
-                wire(Unauthenticated, "invalid_token", "the token is not valid yet")
-            }
-            Reason::ClaimMissing => {
-                wire(Unauthenticated, "invalid_token", "a required claim is missing")
-            }
-            Reason::ClaimMalformed => {
-                wire(Unauthenticated, "invalid_token", "a claim is malformed")
-            }
+            Reason::NotYetValid => wire(Unauthenticated, "invalid_token", "the token is not valid yet"),
+            Reason::ClaimMissing => wire(Unauthenticated, "invalid_token", "a required claim is missing"),
+            Reason::ClaimMalformed => wire(Unauthenticated, "invalid_token", "a claim is malformed"),
             Reason::KeyUnknown | Reason::BadSignature => {
                 wire(Unauthenticated, "invalid_token", "the token's signature cannot be verified")
             }
-            Reason::RequestMalformed => {
-                wire(BadRequest, "invalid_request", "the request is malformed")
+            Reason::RequestMalformed => wire(BadRequest, "invalid_request", "the request is malformed"),
+            Reason::KeysUnavailable => {
+                wire(Unavailable, "temporarily_unavailable", "the token cannot be verified at the moment")
             }
-            Reason::KeysUnavailable => wire(
-                Unavailable,
-                "temporarily_unavailable",
-                "the token cannot be verified at the moment",
-            ),
             Reason::ClaimTooLarge => {
                 wire(Forbidden, "access_denied", "the token's claims are too large to be passed on")
             }
-            Reason::Ok => wire(Forbidden, "access_denied", "access is denied"),
+            Reason::RuleDenied | Reason::Ok => wire(Forbidden, "access_denied", "access is denied"),
         }
     }
 }
@@ -204,19 +194,15 @@ impl Reason {
         let challenge = format!("Bearer realm=\"{}\"", responses.realm);
         let (status, www_authenticate) = match kind {
             DenialKind::Challenge => (401, Some(challenge)),
-            DenialKind::Unauthenticated => (
-                401,
-                Some(format!(
-                    "{challenge}, error=\"{error}\", error_description=\"{description}\""
-                )),
-            ),
+            DenialKind::Unauthenticated => {
+                (401, Some(format!("{challenge}, error=\"{error}\", error_description=\"{description}\"")))
+            }
             DenialKind::Forbidden => (403, None),
             DenialKind::BadRequest => (400, None),
             DenialKind::Unavailable => (responses.keys_unavailable_status, None),
         };
         let retry_after = (kind == DenialKind::Unavailable).then_some("1");
-        let body =
-            serde_json::json!({"error": error, "error_description": description}).to_string();
+        let body = serde_json::json!({"error": error, "error_description": description}).to_string();
         DenialResponse { kind, status, www_authenticate, retry_after, body }
     }
 }
@@ -324,8 +310,7 @@ mod tests {
             for text in [wire.error, wire.description] {
                 // RFC 6750 §3: error and error_description have no quote and no backslash.
                 assert!(
-                    text.bytes()
-                        .all(|byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\'),
+                    text.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\'),
                     "{text}"
                 );
             }

@@ -78,8 +78,7 @@ fn libraries_and_clocks_stay_in_their_rooms() {
 #[test]
 fn dependencies_point_down() {
     // Each room and the rooms that it may use, in the order of the design.
-    let core =
-        ["access_request", "bearer_token", "clock", "config", "identity", "validation", "verdict"];
+    let core = ["access_request", "bearer_token", "clock", "config", "identity", "validation", "verdict"];
     let allowed: [(&str, &[&str]); 15] = [
         ("clock", &["validation"]),
         ("validation", &[]),
@@ -99,16 +98,12 @@ fn dependencies_point_down() {
     ];
     for (file, source) in sources() {
         let Some((room, uses)) = allowed.iter().find(|(room, _)| is_in(&file, room)) else {
-            assert!(
-                ["lib.rs", "main.rs"].contains(&file.as_str()),
-                "{file} belongs to no room of this test"
-            );
+            assert!(["lib.rs", "main.rs"].contains(&file.as_str()), "{file} belongs to no room of this test");
             continue;
         };
         let above_the_core = ["authorizer", "ext_authz", "admin", "app", "commands"].contains(room);
         for used in code(&source).split("crate::").skip(1) {
-            let used: String =
-                used.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            let used: String = used.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
             let fine = used == *room
                 || used.is_empty()
                 || uses.contains(&used.as_str())
@@ -125,9 +120,7 @@ fn the_core_does_no_io_and_never_waits() {
             .iter()
             .any(|room| is_in(&file, room))
         {
-            for forbidden in
-                ["async ", ".await", "std::fs", "std::net", "std::env", "tokio::", "tracing::"]
-            {
+            for forbidden in ["async ", ".await", "std::fs", "std::net", "std::env", "tokio::", "tracing::"] {
                 assert!(!code(&source).contains(forbidden), "{file} uses `{forbidden}`");
             }
         }

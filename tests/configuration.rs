@@ -108,9 +108,7 @@ fn values_are_typed_after_their_variables_are_expanded() {
 fn a_socket_file_may_have_a_mode() {
     let text = MINIMAL.replace("127.0.0.1:0", "{address: 'unix:/run/p.sock', mode: \"0660\"}");
     let config = parse(&text).expect("a socket file with a mode is valid");
-    let BindAddress::Unix { mode, .. } = config.listen.ext_authz.address else {
-        panic!("not a socket file")
-    };
+    let BindAddress::Unix { mode, .. } = config.listen.ext_authz.address else { panic!("not a socket file") };
     assert_eq!(mode, Some(0o660));
 }
 
@@ -150,8 +148,7 @@ colour: red
 
 #[test]
 fn keys_of_later_work_are_refused_and_never_ignored() {
-    let later =
-        "listen: {ext_authz: 127.0.0.1:0, forward_auth: {address: 127.0.0.1:1, profile: nginx}}
+    let later = "listen: {ext_authz: 127.0.0.1:0, forward_auth: {address: 127.0.0.1:1, profile: nginx}}
 providers:
   - {name: p, issuer: 'https://i', audiences: [a], http: {}, refresh: {snapshot_dir: /var/lib}}
 rules: []
@@ -204,11 +201,7 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
         ("claim_headers: {host: sub}", "claim_headers.host", "belongs to HTTP"),
         ("claim_headers: {':path': sub}", "claim_headers.:path", "header name"),
         ("claim_headers: {Content-Length: sub}", "claim_headers.Content-Length", "belongs to HTTP"),
-        (
-            "claim_headers: {transfer-encoding: sub}",
-            "claim_headers.transfer-encoding",
-            "belongs to HTTP",
-        ),
+        ("claim_headers: {transfer-encoding: sub}", "claim_headers.transfer-encoding", "belongs to HTTP"),
         ("claim_headers: {x_user: sub}", "claim_headers.x_user", "with `-`"),
         ("claim_headers: {x-user: ''}", "claim_headers.x-user", "missing"),
         ("claim_headers: {x-user: sub, X-User: sub}", "claim_headers.X-User", "already"),
@@ -226,17 +219,12 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
         ("name2: ${NOT_SET}", "name2", "did you mean `name`"),
         ("clock_skew: ${NOT_SET}", "clock_skew", "NOT_SET is not set"),
     ] {
-        let path = if path.is_empty() {
-            "providers[0]".to_owned()
-        } else {
-            format!("providers[0].{path}")
-        };
+        let path = if path.is_empty() { "providers[0]".to_owned() } else { format!("providers[0].{path}") };
         let line_number = if path == "providers[0].audiences" { 6 } else { 7 };
         let line_number = if path == "providers[0]" { 4 } else { line_number };
         refused(&provider_with(line), &[(line_number, &path, message)]);
     }
-    let twice =
-        format!("{MINIMAL}  - {{name: p, issuer: 'https://sso.example.com', audiences: [a]}}\n");
+    let twice = format!("{MINIMAL}  - {{name: p, issuer: 'https://sso.example.com', audiences: [a]}}\n");
     refused(&twice, &[(7, "providers[1]", "named `p`"), (7, "providers[1]", "this issuer")]);
 }
 
@@ -274,8 +262,7 @@ fn validate_prints_every_error_with_file_line_and_path_and_exits_with_1() {
     let text = provider_with("jwks_file: /does/not/exist");
     std::fs::write(&file, &text).expect("the file can be written");
     let run = |args: &[&str]| {
-        let output =
-            Command::new(env!("CARGO_BIN_EXE_portcullis")).arg("validate").args(args).output();
+        let output = Command::new(env!("CARGO_BIN_EXE_portcullis")).arg("validate").args(args).output();
         let output = output.expect("the binary runs");
         (
             output.status.code(),

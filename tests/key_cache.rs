@@ -59,8 +59,7 @@ impl Script {
     }
 
     fn jwks(&self) -> String {
-        let keys: Vec<_> =
-            self.0.published.lock().unwrap().iter().map(SigningKey::public_jwk).collect();
+        let keys: Vec<_> = self.0.published.lock().unwrap().iter().map(SigningKey::public_jwk).collect();
         serde_json::json!({ "keys": keys }).to_string()
     }
 
@@ -117,7 +116,7 @@ fn policy() -> RefreshPolicy {
 /// A cache whose first fetch is done.
 async fn warm(script: &Script, policy: RefreshPolicy) -> Arc<KeyCache> {
     let cache =
-        Arc::new(KeyCache::fetched("p", policy, Arc::new(script.clone()), Surroundings::default()));
+        Arc::new(KeyCache::fetched("p", policy, Arc::new(script.clone()), Surroundings::default(), None));
     while !cache.has_keys() {
         sleep(Duration::from_millis(1)).await;
     }
@@ -126,20 +125,17 @@ async fn warm(script: &Script, policy: RefreshPolicy) -> Arc<KeyCache> {
     cache
 }
 
+type Look = Box<dyn Fn(&KeySet) -> Result<(), StaleCause> + Send + Sync>;
+
 /// What a token that asks for `kid` is held against. With `thumbprint` its signature is of that key.
-fn look(
-    kid: &str,
-    thumbprint: Option<String>,
-) -> impl Fn(&KeySet) -> Result<(), StaleCause> + use<> {
+fn look(kid: &str, thumbprint: Option<String>) -> impl Fn(&KeySet) -> Result<(), StaleCause> + use<> {
     let kid = kid.to_owned();
     move |keys: &KeySet| {
         let mut fitting = keys.fitting(Some(&kid), Algorithm::ES256).peekable();
         match (fitting.peek().is_some(), &thumbprint) {
             (false, _) => Err(UnknownKid),
             (true, None) => Ok(()),
-            (true, Some(thumbprint)) if fitting.any(|key| key.thumbprint() == Some(thumbprint)) => {
-                Ok(())
-            }
+            (true, Some(thumbprint)) if fitting.any(|key| key.thumbprint() == Some(thumbprint)) => Ok(()),
             (true, Some(_)) => Err(BadSignature),
         }
     }
@@ -207,11 +203,7 @@ async fn a_fetch_that_began_before_the_caller_may_bring_the_old_set_and_then_the
         async move { ask(&cache, "made-up").await }
     });
     settle().await;
-    assert_eq!(
-        script.fetches(),
-        2,
-        "the made-up kid's fetch is under way and has read the old set"
-    );
+    assert_eq!(script.fetches(), 2, "the made-up kid's fetch is under way and has read the old set");
     script.publish(&["b"]);
     let good = tokio::spawn({
         let cache = Arc::clone(&cache);
@@ -282,11 +274,7 @@ async fn inside_the_spacing_a_good_token_waits_for_the_next_fetch() {
     script.publish(&["b"]);
     let began = clock::monotonic();
     assert_eq!(ask(&cache, "b").await, Ok(()));
-    assert_eq!(
-        began.elapsed().as_millis().div_ceil(100),
-        10,
-        "it waited for its slot, a second later"
-    );
+    assert_eq!(began.elapsed().as_millis().div_ceil(100), 10, "it waited for its slot, a second later");
     assert_eq!(script.fetches(), 3);
 }
 
@@ -330,16 +318,10 @@ async fn a_bad_signature_whose_turn_is_far_away_is_refused_at_once() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     let forged = || look("a", Some("forged".to_owned()));
-    assert_eq!(
-        ask_with(&cache, 2 * SECOND, forged()).await,
-        Err(NotRescued::StillStale(BadSignature))
-    );
+    assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(NotRescued::StillStale(BadSignature)));
     let began = clock::monotonic();
     for _ in 0..100 {
-        assert_eq!(
-            ask_with(&cache, 2 * SECOND, forged()).await,
-            Err(NotRescued::StillStale(BadSignature))
-        );
+        assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(NotRescued::StillStale(BadSignature)));
     }
     assert_eq!(began.elapsed(), Duration::ZERO);
     assert_eq!(script.fetches(), 2);
@@ -357,11 +339,7 @@ async fn a_failed_fetch_keeps_the_last_good_set_and_recovery_takes_no_longer_tha
     assert_eq!(ask(&cache, "a").await, Ok(()), "known keys go on serving");
     let (began, fetches) = (clock::monotonic(), script.fetches());
     assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
-    assert_eq!(
-        (began.elapsed(), script.fetches()),
-        (Duration::ZERO, fetches),
-        "not worth another try yet"
-    );
+    assert_eq!((began.elapsed(), script.fetches()), (Duration::ZERO, fetches), "not worth another try yet");
     script.goes_down(false);
     script.publish(&["b"]);
     sleep(SECOND).await;
@@ -372,7 +350,7 @@ async fn a_failed_fetch_keeps_the_last_good_set_and_recovery_takes_no_longer_tha
 async fn an_issuer_that_comes_back_is_found_without_being_asked_for() {
     let script = Script::publishing(&["a"]);
     script.goes_down(true);
-    let cache = KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default());
+    let cache = KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default(), None);
     sleep(20 * SECOND).await;
     assert!(!cache.has_keys());
     let tries = script.fetches();
@@ -386,7 +364,7 @@ async fn an_issuer_that_comes_back_is_found_without_being_asked_for() {
 async fn a_caller_before_the_first_keys_waits_for_them() {
     let script = Script::publishing(&["a"]);
     script.takes(SECOND);
-    let cache = KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default());
+    let cache = KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default(), None);
     assert_eq!(ask(&cache, "a").await, Ok(()));
     assert_eq!(script.fetches(), 1);
 }
@@ -465,6 +443,16 @@ async fn keys_of_the_configuration_are_final_at_once() {
     assert_eq!(ask(&cache, "b").await, Err(NotRescued::StillStale(UnknownKid)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_cache_with_another_policy_begins_with_the_keys_of_the_old_one() {
+    let script = Script::publishing(&["a"]);
+    let old = warm(&script, policy()).await;
+    script.goes_down(true);
+    let new = KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default(), Some(&old));
+    drop(old);
+    assert_eq!(ask(&new, "a").await, Ok(()));
+}
+
 /// One moment of random traffic.
 #[derive(Clone, Debug)]
 enum Event {
@@ -512,7 +500,7 @@ proptest! {
             let mut bad = Vec::new();
             for event in events {
                 let kid = format!("key-{rotations}");
-                let spawn = |look: Box<dyn Fn(&KeySet) -> Result<(), StaleCause> + Send + Sync>| {
+                let spawn = |look: Look| {
                     let cache = Arc::clone(&cache);
                     tokio::spawn(async move { ask_with(&cache, 2 * SECOND, look).await })
                 };

@@ -13,9 +13,7 @@ use portcullis::app::App;
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey};
 use portcullis::config::{BindAddress, Config, Shutdown, TlsFiles};
 use serde_json::json;
-use support::{
-    Answer, Ask, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider,
-};
+use support::{Answer, Ask, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio_stream::StreamExt;
@@ -45,11 +43,7 @@ fn token(key: &SigningKey) -> String {
 
 async fn connect(app: &App) -> Channel {
     let address = app.ext_authz_address().expect("TCP");
-    Endpoint::try_from(format!("http://{address}"))
-        .expect("a URL")
-        .connect()
-        .await
-        .expect("it listens")
+    Endpoint::try_from(format!("http://{address}")).expect("a URL").connect().await.expect("it listens")
 }
 
 async fn health(channel: &Channel, service: &str) -> ServingStatus {
@@ -67,15 +61,12 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn health_is_not_serving_before_the_keys_and_while_draining_and_what_is_in_flight_is_answered()
- {
+async fn health_is_not_serving_before_the_keys_and_while_draining_and_what_is_in_flight_is_answered() {
     let issuer = Issuer::start().await.expect("bound");
     let key = issuer.rotate(SigningAlgorithm::ES256);
     issuer.hold();
-    let mut config =
-        config(vec![fetching(provider("p", issuer.issuer()), &issuer, prompt_refresh())]);
-    config.shutdown =
-        Shutdown { drain_delay: Duration::from_millis(300), grace: Duration::from_secs(10) };
+    let mut config = config(vec![fetching(provider("p", issuer.issuer()), &issuer, prompt_refresh())]);
+    config.shutdown = Shutdown { drain_delay: Duration::from_millis(300), grace: Duration::from_secs(10) };
     let app = App::bind(config, fixed_clock()).await.expect("bound");
     let channel = connect_later(&app);
     let (shutdown, told) = oneshot::channel::<()>();
@@ -90,15 +81,14 @@ async fn health_is_not_serving_before_the_keys_and_while_draining_and_what_is_in
     }
     issuer.release();
     for name in names {
-        eventually("serving", async || health(&channel, name).await == ServingStatus::Serving)
-            .await;
+        eventually("serving", async || health(&channel, name).await == ServingStatus::Serving).await;
     }
 
     // A request that waits for a new key is in flight when the service is told to stop.
     issuer.hold();
     let new = issuer.rotate(SigningAlgorithm::ES256);
-    let check = Ask::default()
-        .header("authorization", format!("Bearer {}", new.sign(&issuer.claims(support::NOW))));
+    let check =
+        Ask::default().header("authorization", format!("Bearer {}", new.sign(&issuer.claims(support::NOW))));
     let in_flight = tokio::spawn({
         let mut client = AuthorizationClient::new(channel.clone());
         async move { client.check(check.into_check()).await }
@@ -106,8 +96,7 @@ async fn health_is_not_serving_before_the_keys_and_while_draining_and_what_is_in
     issuer.wait_for_held(1).await;
     shutdown.send(()).expect("it listens");
     for name in names {
-        eventually("draining", async || health(&channel, name).await == ServingStatus::NotServing)
-            .await;
+        eventually("draining", async || health(&channel, name).await == ServingStatus::NotServing).await;
     }
     // Past the delay connections are told to go away, with the request still open.
     tokio::time::sleep(Duration::from_millis(400)).await;
@@ -123,11 +112,7 @@ async fn health_is_not_serving_before_the_keys_and_while_draining_and_what_is_in
 fn connect_later(app: &App) -> impl Future<Output = Channel> + use<> {
     let address = app.ext_authz_address().expect("TCP");
     async move {
-        Endpoint::try_from(format!("http://{address}"))
-            .expect("a URL")
-            .connect()
-            .await
-            .expect("it listens")
+        Endpoint::try_from(format!("http://{address}")).expect("a URL").connect().await.expect("it listens")
     }
 }
 
@@ -135,8 +120,7 @@ fn connect_later(app: &App) -> impl Future<Output = Channel> + use<> {
 async fn what_never_ends_is_cut_off_after_the_grace_period() {
     let issuer = Issuer::start().await.expect("bound");
     issuer.rotate(SigningAlgorithm::ES256);
-    let mut config =
-        config(vec![fetching(provider("p", issuer.issuer()), &issuer, prompt_refresh())]);
+    let mut config = config(vec![fetching(provider("p", issuer.issuer()), &issuer, prompt_refresh())]);
     config.shutdown = Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_millis(100) };
     let app = App::bind(config, fixed_clock()).await.expect("bound");
     let channel = connect_later(&app);
@@ -146,8 +130,7 @@ async fn what_never_ends_is_cut_off_after_the_grace_period() {
     }));
     let channel = channel.await;
     // A health watch is a stream without an end.
-    let watch =
-        HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("watched");
+    let watch = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("watched");
     shutdown.send(()).expect("it listens");
     let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
     assert_eq!(ended, Ok(()));
@@ -160,30 +143,21 @@ async fn reflection_serves_upstreams_shape() {
     let channel = connect_later(&app);
     tokio::spawn(app.serve(std::future::pending()));
     let mut client = ServerReflectionClient::new(channel.await);
-    let ask =
-        |message| ServerReflectionRequest { host: String::new(), message_request: Some(message) };
+    let ask = |message| ServerReflectionRequest { host: String::new(), message_request: Some(message) };
     let requests = tokio_stream::iter([
         ask(MessageRequest::ListServices(String::new())),
-        ask(MessageRequest::FileContainingSymbol(
-            "envoy.service.auth.v3.AttributeContext".to_owned(),
-        )),
+        ask(MessageRequest::FileContainingSymbol("envoy.service.auth.v3.AttributeContext".to_owned())),
     ]);
     let mut answers = client.server_reflection_info(requests).await.expect("answered").into_inner();
-    let mut next = async || {
-        answers.next().await.expect("an answer").expect("no error").message_response.expect("set")
-    };
-    let MessageResponse::ListServicesResponse(services) = next().await else {
-        panic!("not a list")
-    };
+    let mut next =
+        async || answers.next().await.expect("an answer").expect("no error").message_response.expect("set");
+    let MessageResponse::ListServicesResponse(services) = next().await else { panic!("not a list") };
     let names: Vec<_> = services.service.iter().map(|service| service.name.as_str()).collect();
     assert!(
-        names.contains(&"envoy.service.auth.v3.Authorization")
-            && names.contains(&"grpc.health.v1.Health"),
+        names.contains(&"envoy.service.auth.v3.Authorization") && names.contains(&"grpc.health.v1.Health"),
         "{names:?}"
     );
-    let MessageResponse::FileDescriptorResponse(files) = next().await else {
-        panic!("not a descriptor")
-    };
+    let MessageResponse::FileDescriptorResponse(files) = next().await else { panic!("not a descriptor") };
     let file = <prost_types::FileDescriptorProto as prost::Message>::decode(
         files.file_descriptor_proto[0].as_slice(),
     );
@@ -193,13 +167,9 @@ async fn reflection_serves_upstreams_shape() {
         .into_iter()
         .find(|m| m.name() == "AttributeContext")
         .expect("there");
-    let http =
-        context.nested_type.iter().find(|message| message.name() == "HttpRequest").expect("there");
-    let entry = http
-        .nested_type
-        .iter()
-        .find(|message| message.name() == "HeadersEntry")
-        .expect("a map entry");
+    let http = context.nested_type.iter().find(|message| message.name() == "HttpRequest").expect("there");
+    let entry =
+        http.nested_type.iter().find(|message| message.name() == "HeadersEntry").expect("a map entry");
     assert!(entry.options.as_ref().is_some_and(|options| options.map_entry()));
     assert!(
         http.field.iter().any(|field| field.name() == "raw_body"),
@@ -220,11 +190,9 @@ async fn a_socket_file_serves_with_its_mode_and_a_stale_one_is_replaced() {
     drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
     let app = App::bind(config.clone(), fixed_clock()).await.expect("a stale file is replaced");
     assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o660);
-    let refused =
-        App::bind(config.clone(), fixed_clock()).await.expect_err("somebody listens there");
+    let refused = App::bind(config.clone(), fixed_clock()).await.expect_err("somebody listens there");
     assert!(
-        refused.to_string().contains("listen.ext_authz")
-            && refused.to_string().contains("another process")
+        refused.to_string().contains("listen.ext_authz") && refused.to_string().contains("another process")
     );
     tokio::spawn(app.serve(std::future::pending()));
 
@@ -236,10 +204,8 @@ async fn a_socket_file_serves_with_its_mode_and_a_stale_one_is_replaced() {
         }))
         .await
         .expect("it listens");
-    let check =
-        Ask::default().header("authorization", format!("Bearer {}", token(&signer))).into_check();
-    let answer =
-        AuthorizationClient::new(channel).check(check).await.expect("answered").into_inner();
+    let check = Ask::default().header("authorization", format!("Bearer {}", token(&signer))).into_check();
+    let answer = AuthorizationClient::new(channel).check(check).await.expect("answered").into_inner();
     assert!(Answer::read(answer).is_allowed());
 
     let file = directory.path().join("a-file");
@@ -278,11 +244,7 @@ impl Pki {
 
     fn files(&self) -> TlsFiles {
         let at = |name: &str| self.directory.path().join(name);
-        TlsFiles {
-            cert_file: at("cert.pem"),
-            key_file: at("key.pem"),
-            client_ca_file: Some(at("ca.pem")),
-        }
+        TlsFiles { cert_file: at("cert.pem"), key_file: at("key.pem"), client_ca_file: Some(at("ca.pem")) }
     }
 }
 
@@ -296,17 +258,12 @@ async fn mutual_tls_lets_in_nobody_without_a_certificate() {
     tokio::spawn(app.serve(std::future::pending()));
     let ask = async |tls: ClientTlsConfig| {
         let endpoint = Endpoint::try_from(format!("https://localhost:{port}")).expect("a URL");
-        let endpoint =
-            endpoint.tls_config(tls.ca_certificate(Certificate::from_pem(&pki.ca))).expect("TLS");
-        let check = Ask::default()
-            .header("authorization", format!("Bearer {}", token(&signer)))
-            .into_check();
+        let endpoint = endpoint.tls_config(tls.ca_certificate(Certificate::from_pem(&pki.ca))).expect("TLS");
+        let check = Ask::default().header("authorization", format!("Bearer {}", token(&signer))).into_check();
         match endpoint.connect().await {
-            Ok(channel) => AuthorizationClient::new(channel)
-                .check(check)
-                .await
-                .map(tonic::Response::into_inner)
-                .ok(),
+            Ok(channel) => {
+                AuthorizationClient::new(channel).check(check).await.map(tonic::Response::into_inner).ok()
+            }
             Err(_) => None,
         }
     };
@@ -322,8 +279,7 @@ async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() 
     let mut config = simple(&key());
     let missing = pki.directory.path().join("missing.pem");
     config.listen.ext_authz.tls = Some(TlsFiles { cert_file: missing.clone(), ..pki.files() });
-    let refused =
-        App::bind(config, fixed_clock()).await.expect_err("the file is missing").to_string();
+    let refused = App::bind(config, fixed_clock()).await.expect_err("the file is missing").to_string();
     assert!(
         refused.contains("listen.ext_authz.tls.cert_file")
             && refused.contains(missing.to_str().expect("text"))
@@ -372,10 +328,8 @@ impl Served {
     }
 
     fn signal(&self, signal: &str) {
-        let killed = Command::new("kill")
-            .args([signal, &self.0.id().to_string()])
-            .status()
-            .expect("kill runs");
+        let killed =
+            Command::new("kill").args([signal, &self.0.id().to_string()]).status().expect("kill runs");
         assert!(killed.success());
     }
 }
@@ -399,11 +353,7 @@ providers:
 }
 
 fn free_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0))
-        .expect("bound")
-        .local_addr()
-        .expect("an address")
-        .port()
+    std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bound").local_addr().expect("an address").port()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -425,8 +375,8 @@ async fn serve_reloads_what_is_valid_keeps_serving_what_is_not_and_ends_with_0_o
     let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
     let now = i64::try_from(now).expect("a time of this age");
     let ask = async || {
-        let check = Ask::default()
-            .header("authorization", format!("Bearer {}", key.sign(&issuer.claims(now))));
+        let check =
+            Ask::default().header("authorization", format!("Bearer {}", key.sign(&issuer.claims(now))));
         let answer = AuthorizationClient::new(channel.clone()).check(check.into_check()).await;
         Answer::read(answer.expect("answered").into_inner())
     };
@@ -457,17 +407,12 @@ fn serve_ends_with_1_and_says_why_on_a_configuration_that_is_broken() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("p.yaml");
     std::fs::write(&file, "listen: {ext_authz: 1}\n").expect("written");
-    let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
-        .args(["serve", "--config"])
-        .arg(&file)
-        .output();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_portcullis")).args(["serve", "--config"]).arg(&file).output();
     let output = output.expect("the binary runs");
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        errors.contains("listen.ext_authz") && errors.contains("`providers` is missing"),
-        "{errors}"
-    );
+    assert!(errors.contains("listen.ext_authz") && errors.contains("`providers` is missing"), "{errors}");
 }
 
 #[tokio::test]

@@ -19,9 +19,7 @@ use portcullis::proto::envoy::service::auth::v3::attribute_context::{
     ContextExtensionsEntry, HttpRequest, Peer, Request,
 };
 use portcullis::proto::envoy::service::auth::v3::authorization_client::AuthorizationClient;
-use portcullis::proto::envoy::service::auth::v3::authorization_server::{
-    Authorization, AuthorizationServer,
-};
+use portcullis::proto::envoy::service::auth::v3::authorization_server::{Authorization, AuthorizationServer};
 use portcullis::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use portcullis::proto::envoy::service::auth::v3::{
     AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
@@ -132,16 +130,14 @@ fn bytes_that_are_not_utf8_fail_no_decode_and_arrive_unchanged() {
     // Fields that we leave out may hold anything too: a second `attributes` merges into the first.
     // attributes { request { http { query, fragment, body: ODD } }, tls_session { sni: ODD } }
     let http: Vec<u8> = [7, 8, 11].iter().flat_map(|field| delimited(*field, ODD)).collect();
-    let attributes =
-        [delimited(4, &delimited(2, &http)), delimited(12, &delimited(1, ODD))].concat();
+    let attributes = [delimited(4, &delimited(2, &http)), delimited(12, &delimited(1, ODD))].concat();
     wire.extend(delimited(1, &attributes));
     assert_eq!(CheckRequest::decode(wire.as_slice()).unwrap(), request);
 }
 
 #[test]
 fn of_entries_with_one_key_upstream_takes_the_last_and_we_keep_all() {
-    let entry =
-        |value: &str| ContextExtensionsEntry { key: "rule".into(), value: value.to_owned().into() };
+    let entry = |value: &str| ContextExtensionsEntry { key: "rule".into(), value: value.to_owned().into() };
     let request = CheckRequest {
         attributes: Some(AttributeContext {
             context_extensions: vec![entry("first"), entry("last")],
@@ -207,11 +203,7 @@ fn a_request_of_ours_means_the_same_to_upstream() {
 #[test]
 fn an_answer_of_ours_means_the_same_to_upstream() {
     let header = |key: &str, value: &str| core::HeaderValueOption {
-        header: Some(core::HeaderValue {
-            key: key.into(),
-            value: value.into(),
-            raw_value: Bytes::new(),
-        }),
+        header: Some(core::HeaderValue { key: key.into(), value: value.into(), raw_value: Bytes::new() }),
         append: None,
         append_action: core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
         keep_empty_value: false,
@@ -233,10 +225,7 @@ fn an_answer_of_ours_means_the_same_to_upstream() {
     };
     let set = ok.headers[0].clone();
     assert_eq!(set.append, None);
-    assert_eq!(
-        set.append_action(),
-        up_core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd
-    );
+    assert_eq!(set.append_action(), up_core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd);
     assert_eq!(set.header.unwrap().key, "x-tenant");
     assert_eq!(ok.headers_to_remove, ["x_tenant"]);
     assert_eq!(ok.query_parameters_to_remove, ["access_token"]);
@@ -254,8 +243,7 @@ fn an_answer_of_ours_means_the_same_to_upstream() {
             }),
         };
         let theirs = up::CheckResponse::decode(denied.encode_to_vec().as_slice()).unwrap();
-        let Some(up::check_response::HttpResponse::DeniedResponse(answer)) = &theirs.http_response
-        else {
+        let Some(up::check_response::HttpResponse::DeniedResponse(answer)) = &theirs.http_response else {
             panic!("no denied_response")
         };
         assert_eq!(theirs.status.as_ref().unwrap().code, code);
@@ -275,13 +263,11 @@ fn what_we_leave_out_of_an_upstream_answer_is_skipped() {
     let status = up_rpc::Status { code: 14, message: "down".into(), details: Vec::new() };
     let failed = up::CheckResponse {
         status: Some(status.clone()),
-        http_response: Some(up::check_response::HttpResponse::ErrorResponse(
-            up::DeniedHttpResponse {
-                status: Some(up_type::HttpStatus { code: 503 }),
-                headers: Vec::new(),
-                body: "down".into(),
-            },
-        )),
+        http_response: Some(up::check_response::HttpResponse::ErrorResponse(up::DeniedHttpResponse {
+            status: Some(up_type::HttpStatus { code: 503 }),
+            headers: Vec::new(),
+            body: "down".into(),
+        })),
         dynamic_metadata: None,
     };
     let ours = CheckResponse::decode(failed.encode_to_vec().as_slice()).unwrap();
@@ -382,9 +368,7 @@ async fn upstreams_client_calls_our_server_and_the_headers_share_the_buffer_they
     let door: &'static Door = Box::leak(Box::new(Door(Mutex::default())));
     let address = serve(AuthorizationServer::new(door)).await;
     let mut client =
-        up::authorization_client::AuthorizationClient::connect(format!("http://{address}"))
-            .await
-            .unwrap();
+        up::authorization_client::AuthorizationClient::connect(format!("http://{address}")).await.unwrap();
     let answer = client.check(full_upstream_request()).await.unwrap().into_inner();
     assert_eq!(answer.status.unwrap().code, 7);
 
@@ -392,10 +376,7 @@ async fn upstreams_client_calls_our_server_and_the_headers_share_the_buffer_they
     // On the wire a value stands two bytes, its tag and its length, after its key. Two copies would not.
     let http = received.attributes.as_ref().unwrap().request.as_ref().unwrap().http.as_ref();
     for entry in http.unwrap().headers.iter().filter(|entry| !entry.value.is_empty()) {
-        assert_eq!(
-            entry.key.as_ptr() as usize + entry.key.len() + 2,
-            entry.value.as_ptr() as usize
-        );
+        assert_eq!(entry.key.as_ptr() as usize + entry.key.len() + 2, entry.value.as_ptr() as usize);
     }
     sort_entries(&mut received);
     assert_eq!(received, ours_of(&full_upstream_request()));
@@ -431,15 +412,10 @@ fn reflection_serves_upstreams_names_numbers_and_types() {
         .messages
         .iter()
         .filter(|(name, _)| !name.starts_with(".google.protobuf."))
-        .flat_map(|(name, message)| {
-            message.field.iter().map(move |field| describe(name, message, field))
-        })
+        .flat_map(|(name, message)| message.field.iter().map(move |field| describe(name, message, field)))
         .collect();
-    let upstream: BTreeSet<String> = UPSTREAM
-        .lines()
-        .map(|line| line.trim().to_owned())
-        .filter(|line| !line.is_empty())
-        .collect();
+    let upstream: BTreeSet<String> =
+        UPSTREAM.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
     let unlike: Vec<_> = served.symmetric_difference(&upstream).collect();
     assert!(unlike.is_empty(), "{unlike:#?}");
 
@@ -494,9 +470,7 @@ fn reflection_serves_upstreams_enums() {
     );
     assert_eq!(
         served(".envoy.config.core.v3.SocketAddress.Protocol"),
-        upstream(&|number| {
-            Some(up_core::socket_address::Protocol::try_from(number).ok()?.as_str_name())
-        })
+        upstream(&|number| { Some(up_core::socket_address::Protocol::try_from(number).ok()?.as_str_name()) })
     );
 }
 
@@ -799,13 +773,7 @@ impl Shapes {
         leaves
     }
 
-    fn collect(
-        &self,
-        message: &str,
-        path: &str,
-        mut wire: &[u8],
-        leaves: &mut BTreeSet<(String, String)>,
-    ) {
+    fn collect(&self, message: &str, path: &str, mut wire: &[u8], leaves: &mut BTreeSet<(String, String)>) {
         while !wire.is_empty() {
             let tag = prost::decode_length_delimiter(&mut wire).unwrap();
             let number = i32::try_from(tag >> 3).unwrap();
@@ -907,10 +875,7 @@ fn full_upstream_request() -> up::CheckRequest {
                     raw_body: vec![0, 255],
                 }),
             }),
-            context_extensions: string_map(&[
-                ("portcullis_rule", "admin"),
-                ("virtual_host", "shop"),
-            ]),
+            context_extensions: string_map(&[("portcullis_rule", "admin"), ("virtual_host", "shop")]),
             metadata_context: Some(metadata()),
             route_metadata_context: Some(metadata()),
             tls_session: Some(up::attribute_context::TlsSession { sni: "shop.example".into() }),
@@ -1007,9 +972,7 @@ fn without_what_we_leave_out(mut theirs: up::CheckRequest) -> up::CheckRequest {
                 socket.resolver_name.clear();
                 socket.ipv4_compat = false;
                 socket.network_namespace_filepath.clear();
-                if let Some(up_core::socket_address::PortSpecifier::NamedPort(_)) =
-                    socket.port_specifier
-                {
+                if let Some(up_core::socket_address::PortSpecifier::NamedPort(_)) = socket.port_specifier {
                     socket.port_specifier = None;
                 }
             } else {
@@ -1066,8 +1029,7 @@ prop_compose! {
 }
 
 fn address() -> impl Strategy<Value = up_core::Address> {
-    let pipe =
-        (any::<String>(), any::<u32>()).prop_map(|(path, mode)| up_core::Pipe { path, mode });
+    let pipe = (any::<String>(), any::<u32>()).prop_map(|(path, mode)| up_core::Pipe { path, mode });
     prop_oneof![
         Just(None),
         socket_address().prop_map(|socket| Some(up_core::address::Address::SocketAddress(socket))),
@@ -1256,10 +1218,7 @@ fn upstream_of(ours: &CheckResponse) -> up::CheckResponse {
             details: status
                 .details
                 .iter()
-                .map(|any| up_google::Any {
-                    type_url: any.type_url.clone(),
-                    value: any.value.clone(),
-                })
+                .map(|any| up_google::Any { type_url: any.type_url.clone(), value: any.value.clone() })
                 .collect(),
         }),
         http_response: ours.http_response.as_ref().map(|response| match response {

@@ -108,14 +108,11 @@ async fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<(UnixListener, 
 
 fn read_tls(files: &TlsFiles) -> Result<ServerTlsConfig, BindError> {
     let read = |key: &str, path: &Path| {
-        std::fs::read(path).map_err(|error| {
-            BindError::new(&format!("listen.ext_authz.tls.{key}"), path.display(), error)
-        })
+        std::fs::read(path)
+            .map_err(|error| BindError::new(&format!("listen.ext_authz.tls.{key}"), path.display(), error))
     };
-    let identity = Identity::from_pem(
-        read("cert_file", &files.cert_file)?,
-        read("key_file", &files.key_file)?,
-    );
+    let identity =
+        Identity::from_pem(read("cert_file", &files.cert_file)?, read("key_file", &files.key_file)?);
     let tls = ServerTlsConfig::new().identity(identity);
     match &files.client_ca_file {
         None => Ok(tls),

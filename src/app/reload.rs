@@ -22,27 +22,18 @@ use super::listener::BindError;
 /// How often the file is looked at for changes.
 const FILE_POLL: Duration = Duration::from_secs(2);
 
-/// The configuration that runs, and the keys that it made.
-struct Running<'a> {
-    config: &'a Config,
-    authorizer: &'a Authorizer,
-}
-
 /// An authorizer for `config`, with the keys of the running one where their source is the same.
 pub(super) fn authorizer(
     config: &Config,
     running: Option<(&Config, &Authorizer)>,
     around: &Surroundings,
 ) -> Result<Authorizer, BindError> {
-    let running = running.map(|(config, authorizer)| Running { config, authorizer });
     let providers = config
         .providers
         .iter()
         .map(|wanted| {
-            let keys = match running.as_ref().and_then(|running| running.keys_for(wanted)) {
-                Some(keys) => keys,
-                None => Arc::new(key_cache(wanted, around)?),
-            };
+            let running = running.and_then(|(config, authorizer)| same_keys(wanted, config, authorizer));
+            let keys = key_cache(wanted, running, around)?;
             Ok(KeyedProvider {
                 provider: Arc::clone(&wanted.provider),
                 keys,
@@ -51,30 +42,22 @@ pub(super) fn authorizer(
         })
         .collect::<Result<_, BindError>>()?;
     let (limits, responses) = (config.limits, config.responses.clone());
-    Ok(Authorizer::new(
-        providers,
-        limits,
-        responses,
-        around.clock.clone(),
-        Arc::clone(&around.metrics),
-    ))
+    Ok(Authorizer::new(providers, limits, responses, around.clock.clone(), Arc::clone(&around.metrics)))
 }
 
-impl Running<'_> {
-    fn keys_for(&self, wanted: &ProviderConfig) -> Option<Arc<KeyCache>> {
-        let same = |running: &&ProviderConfig| {
-            running.provider.name == wanted.provider.name
-                && running.provider.issuer == wanted.provider.issuer
-                && running.refresh == wanted.refresh
-                && same_source(&running.keys, &wanted.keys)
-        };
-        let running = self.config.providers.iter().find(same)?;
-        let keyed = self
-            .authorizer
-            .providers()
-            .find(|keyed| keyed.provider.name == running.provider.name)?;
-        Some(Arc::clone(&keyed.keys))
-    }
+/// The running provider whose keys come from the same place as those that are wanted.
+fn same_keys<'a>(
+    wanted: &ProviderConfig,
+    config: &Config,
+    authorizer: &'a Authorizer,
+) -> Option<&'a KeyedProvider> {
+    let same = |running: &&ProviderConfig| {
+        running.provider.name == wanted.provider.name
+            && running.provider.issuer == wanted.provider.issuer
+            && same_source(&running.keys, &wanted.keys)
+    };
+    let running = config.providers.iter().find(same)?;
+    authorizer.providers().find(|keyed| keyed.provider.name == running.provider.name)
 }
 
 fn same_source(a: &KeySource, b: &KeySource) -> bool {
@@ -87,7 +70,16 @@ fn same_source(a: &KeySource, b: &KeySource) -> bool {
     }
 }
 
-fn key_cache(config: &ProviderConfig, around: &Surroundings) -> Result<KeyCache, BindError> {
+/// The running cache where nothing about it changes; else a new one, which begins with the keys of one
+/// that differs in its policy alone.
+fn key_cache(
+    config: &ProviderConfig,
+    running: Option<&KeyedProvider>,
+    around: &Surroundings,
+) -> Result<Arc<KeyCache>, BindError> {
+    if let Some(running) = running.filter(|running| running.refresh == config.refresh) {
+        return Ok(Arc::clone(&running.keys));
+    }
     let Provider { name, issuer, .. } = &*config.provider;
     let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
     let http = || {
@@ -96,7 +88,7 @@ fn key_cache(config: &ProviderConfig, around: &Surroundings) -> Result<KeyCache,
     };
     let fetch: Arc<dyn Fetch> = match &config.keys {
         KeySource::Inline(keys) => {
-            return Ok(KeyCache::fixed(name, Arc::clone(keys), around.clone()));
+            return Ok(Arc::new(KeyCache::fixed(name, Arc::clone(keys), around.clone())));
         }
         KeySource::File(path) => Arc::new(FileKeys::at(path, max_bytes)),
         KeySource::JwksUri(url) => Arc::new(HttpKeys::at(url.clone(), http()?)),
@@ -104,7 +96,8 @@ fn key_cache(config: &ProviderConfig, around: &Surroundings) -> Result<KeyCache,
             Arc::new(HttpKeys::discovered(Discovery::new(url.clone(), issuer, interval), http()?))
         }
     };
-    Ok(KeyCache::fetched(name, config.refresh.clone(), fetch, around.clone()))
+    let before = running.map(|running| &*running.keys);
+    Ok(Arc::new(KeyCache::fetched(name, config.refresh.clone(), fetch, around.clone(), before)))
 }
 
 /// Reads the file again on SIGHUP and when it changes, for as long as the service runs.
@@ -160,13 +153,8 @@ fn reload(service: &Service, running: &Config, file: &Path) -> Option<Config> {
         }
     }
     service.around.fetched.notify_one();
-    if config.listen != running.listen
-        || config.log != running.log
-        || config.shutdown != running.shutdown
-    {
-        tracing::warn!(
-            "configuration reloaded; changes of listen, log and shutdown need a restart"
-        );
+    if config.listen != running.listen || config.log != running.log || config.shutdown != running.shutdown {
+        tracing::warn!("configuration reloaded; changes of listen, log and shutdown need a restart");
     } else {
         tracing::info!("configuration reloaded");
     }

@@ -265,9 +265,7 @@ pub fn without_claim(mut claims: Value, claim: &str) -> Value {
 fn path(claim: &str) -> Vec<String> {
     match claim.strip_prefix('/') {
         None => vec![claim.to_owned()],
-        Some(pointer) => {
-            pointer.split('/').map(|name| name.replace("~1", "/").replace("~0", "~")).collect()
-        }
+        Some(pointer) => pointer.split('/').map(|name| name.replace("~1", "/").replace("~0", "~")).collect(),
     }
 }
 
@@ -311,8 +309,7 @@ mod tests {
         let issuer = Issuer::start().await.expect("binds");
         let key = issuer.rotate(SigningAlgorithm::ES256);
         issuer.set_cache_control(Some("max-age=60"));
-        let discovery =
-            json_body(&get(&issuer, "/realms/demo/.well-known/openid-configuration").await);
+        let discovery = json_body(&get(&issuer, "/realms/demo/.well-known/openid-configuration").await);
         assert_eq!(discovery["issuer"], issuer.issuer());
         assert_eq!(discovery["jwks_uri"], issuer.jwks_uri());
         assert!(issuer.jwks_uri().ends_with("/realms/demo/keys"));
@@ -433,9 +430,7 @@ mod tests {
         let redirect = fault(Fault::Redirect("http://elsewhere/".into())).await;
         assert!(redirect.starts_with("HTTP/1.1 302 "));
         assert!(redirect.contains("location: http://elsewhere/\r\n"));
-        let raw =
-            fault(Fault::Raw { status: 201, content_type: "x/y".into(), body: b"[".to_vec() })
-                .await;
+        let raw = fault(Fault::Raw { status: 201, content_type: "x/y".into(), body: b"[".to_vec() }).await;
         assert!(raw.starts_with("HTTP/1.1 201 ") && raw.ends_with("\r\n\r\n["));
         let huge = fault(Fault::Huge(1_000_000)).await;
         assert!(huge.contains("transfer-encoding: chunked"));

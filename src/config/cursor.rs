@@ -138,11 +138,8 @@ impl<'a> Cursor<'a> {
         let Value::Sequence(nodes) = &self.node.value else {
             return self.refuse("a list is expected here");
         };
-        let element = |(i, node)| Cursor {
-            node,
-            path: format!("{}[{i}]", self.path),
-            findings: self.findings,
-        };
+        let element =
+            |(i, node)| Cursor { node, path: format!("{}[{i}]", self.path), findings: self.findings };
         Some(nodes.iter().enumerate().map(element).collect())
     }
 
@@ -189,12 +186,7 @@ impl<'a> Cursor<'a> {
 
     /// The members of a mapping whose keys are the user's own.
     pub(super) fn entries(&self) -> Option<Vec<(&'a str, Cursor<'a>)>> {
-        Some(
-            self.members()?
-                .iter()
-                .map(|member| (member.key.as_str(), self.member(member)))
-                .collect(),
-        )
+        Some(self.members()?.iter().map(|member| (member.key.as_str(), self.member(member))).collect())
     }
 
     /// The value as JSON, as YAML 1.2's core schema types it.
@@ -213,11 +205,7 @@ impl<'a> Cursor<'a> {
             Value::Scalar { plain, .. } => {
                 let text = self.text()?;
                 let typed = serde_json::from_str::<serde_json::Value>(&text).ok();
-                Some(
-                    typed
-                        .filter(|value| *plain && !value.is_string())
-                        .unwrap_or_else(|| text.into()),
-                )
+                Some(typed.filter(|value| *plain && !value.is_string()).unwrap_or_else(|| text.into()))
             }
         }
     }
@@ -247,10 +235,7 @@ pub(super) struct Mapping<'a> {
 impl<'a> Mapping<'a> {
     /// The value of a key, where it is there.
     pub(super) fn get(&self, key: &str) -> Option<Cursor<'a>> {
-        self.members
-            .iter()
-            .find(|member| member.key == key)
-            .map(|member| self.cursor.member(member))
+        self.members.iter().find(|member| member.key == key).map(|member| self.cursor.member(member))
     }
 
     /// The value of a key that must be there.

@@ -104,12 +104,8 @@ impl Builder {
                 Ok(())
             }
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                Some(Open::Sequence(at, nodes)) => {
-                    self.put(Node { at, value: Value::Sequence(nodes) })
-                }
-                Some(Open::Mapping(at, members, _)) => {
-                    self.put(Node { at, value: Value::Mapping(members) })
-                }
+                Some(Open::Sequence(at, nodes)) => self.put(Node { at, value: Value::Sequence(nodes) }),
+                Some(Open::Mapping(at, members, _)) => self.put(Node { at, value: Value::Mapping(members) }),
                 None => Ok(()),
             },
             Event::Nothing
@@ -151,10 +147,7 @@ fn error(at: Position, message: &str) -> ConfigError {
 ///
 /// # Errors
 /// A variable that is not set and has no default, or a `${` that is not closed.
-pub(super) fn expand(
-    text: &str,
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> Result<String, String> {
+pub(super) fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("${") {
@@ -174,8 +167,7 @@ pub(super) fn expand(
             Some((name, default)) => (name, Some(default)),
             None => (inside, None),
         };
-        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        {
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
             return Err("`${...}` takes the name of an environment variable".to_owned());
         }
         match (variable(name).filter(|value| !value.is_empty()), default) {

@@ -6,8 +6,7 @@ use std::time::Duration;
 use crate::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
 
 use super::{
-    BindAddress, Config, GrpcListener, KeySource, LogFormat, LogLevel, ProviderConfig,
-    RefreshPolicy,
+    BindAddress, Config, GrpcListener, KeySource, LogFormat, LogLevel, ProviderConfig, RefreshPolicy,
 };
 
 impl Config {
@@ -26,10 +25,7 @@ impl Config {
         }
         page.line(0, "responses:");
         page.line(1, format!("realm: {}", quoted(&self.responses.realm)));
-        page.line(
-            1,
-            format!("keys_unavailable_status: {}", self.responses.keys_unavailable_status),
-        );
+        page.line(1, format!("keys_unavailable_status: {}", self.responses.keys_unavailable_status));
         page.line(0, "limits:");
         page.line(1, format!("token_bytes: {}", self.limits.token_bytes));
         page.line(1, format!("claim_header_bytes: {}", self.limits.claim_header_bytes));
@@ -137,10 +133,7 @@ fn print_refresh(page: &mut Page, policy: &RefreshPolicy) {
     page.line(2, "refresh:");
     page.line(3, format!("interval: {}", duration(policy.interval)));
     page.line(3, format!("min_spacing: {}", duration(policy.min_spacing)));
-    page.line(
-        3,
-        format!("min_spacing_bad_signature: {}", duration(policy.min_spacing_bad_signature)),
-    );
+    page.line(3, format!("min_spacing_bad_signature: {}", duration(policy.min_spacing_bad_signature)));
     page.line(3, format!("max_waiters: {}", policy.max_waiters));
     page.line(3, format!("wait: {}", duration(policy.wait)));
     page.line(3, format!("timeout: {}", duration(policy.timeout)));

@@ -8,9 +8,7 @@ use url::Url;
 use crate::validation::algorithm::Algorithm;
 use crate::validation::canonical_media_type;
 use crate::validation::key_set::KeySet;
-use crate::validation::provider::{
-    Audiences, ClaimHeader, ClaimPath, Provider, TokenSource, TokenTypes,
-};
+use crate::validation::provider::{Audiences, ClaimHeader, ClaimPath, Provider, TokenSource, TokenTypes};
 
 use super::cursor::{Cursor, Mapping};
 use super::{KeySource, ProviderConfig, RefreshPolicy};
@@ -65,13 +63,12 @@ pub(super) fn read_providers(cursor: &Cursor<'_>) -> Option<Vec<ProviderConfig>>
         let Some(config) = config else { continue };
         for earlier in read.iter().take(i).flatten() {
             if earlier.provider.name == config.provider.name {
-                element.refuse::<()>(format!(
-                    "another provider is named `{}` already",
-                    config.provider.name
-                ));
+                element.refuse::<()>(format!("another provider is named `{}` already", config.provider.name));
             }
             if earlier.provider.issuer == config.provider.issuer {
-                element.refuse::<()>("another provider has this issuer already; a token's `iss` chooses its provider");
+                element.refuse::<()>(
+                    "another provider has this issuer already; a token's `iss` chooses its provider",
+                );
             }
         }
     }
@@ -80,41 +77,33 @@ pub(super) fn read_providers(cursor: &Cursor<'_>) -> Option<Vec<ProviderConfig>>
 
 fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
     let mapping = cursor.mapping(&KEYS, &LATER_KEYS)?;
-    let name = mapping
-        .need("name", "how logs and metrics call the provider")
-        .and_then(|cursor| read_name(&cursor));
-    let issuer = mapping
-        .need("issuer", "compared exactly with a token's `iss`")
-        .and_then(|cursor| cursor.text());
+    let name =
+        mapping.need("name", "how logs and metrics call the provider").and_then(|cursor| read_name(&cursor));
+    let issuer =
+        mapping.need("issuer", "compared exactly with a token's `iss`").and_then(|cursor| cursor.text());
     let audiences = read_audiences(&mapping);
     let keys = read_key_source(&mapping);
-    let algorithms =
-        mapping.or("algorithms", Algorithm::default_set(), |cursor| read_algorithms(&cursor));
+    let algorithms = mapping.or("algorithms", Algorithm::default_set(), |cursor| read_algorithms(&cursor));
     let clock_skew = mapping.or("clock_skew", Duration::from_secs(30), |cursor| {
         cursor.duration(Duration::ZERO, Duration::from_secs(600))
     });
     let token_types = mapping.or("token_types", TokenTypes::Default, |cursor| {
-        let types =
-            cursor.texts("an empty list accepts no token; leave the key out for the default")?;
+        let types = cursor.texts("an empty list accepts no token; leave the key out for the default")?;
         Some(TokenTypes::AnyOf(types.iter().map(|text| canonical_media_type(text)).collect()))
     });
-    let required_claims = mapping.or("required_claims", Vec::new(), |cursor| {
-        cursor.elements()?.iter().map(read_claim_path).collect()
-    });
+    let required_claims = mapping
+        .or("required_claims", Vec::new(), |cursor| cursor.elements()?.iter().map(read_claim_path).collect());
     let token_from =
         mapping.or("token_from", vec![TokenSource::default()], |cursor| read_token_from(&cursor));
     let forward_token = mapping.or("forward_token", true, |cursor| cursor.boolean());
-    let claim_headers =
-        mapping.or("claim_headers", Vec::new(), |cursor| read_claim_headers(&cursor));
+    let claim_headers = mapping.or("claim_headers", Vec::new(), |cursor| read_claim_headers(&cursor));
     let refresh = mapping.or("refresh", RefreshPolicy::default(), |cursor| read_refresh(&cursor));
 
     let algorithms = algorithms?;
     let inline = mapping.get("jwks").is_some();
-    if !inline && let Some(symmetric) = algorithms.iter().find(|algorithm| algorithm.is_symmetric())
-    {
-        return mapping.refuse(format!(
-            "`{symmetric}` needs its secret in an inline `jwks`; it is never fetched"
-        ));
+    if !inline && let Some(symmetric) = algorithms.iter().find(|algorithm| algorithm.is_symmetric()) {
+        return mapping
+            .refuse(format!("`{symmetric}` needs its secret in an inline `jwks`; it is never fetched"));
     }
     let issuer = issuer?;
     let keys = match keys? {
@@ -146,7 +135,8 @@ fn read_name(cursor: &Cursor<'_>) -> Option<String> {
 }
 
 fn read_audiences(mapping: &Mapping<'_>) -> Option<Audiences> {
-    const ANY: &str = "an empty list accepts no token; to accept every audience write `any_audience: true` instead";
+    const ANY: &str =
+        "an empty list accepts no token; to accept every audience write `any_audience: true` instead";
     let any = mapping.or("any_audience", false, |cursor| cursor.boolean())?;
     match (mapping.get("audiences"), any) {
         (Some(cursor), false) => cursor.texts(ANY).map(Audiences::AnyOf),
@@ -220,8 +210,7 @@ fn read_algorithms(cursor: &Cursor<'_>) -> Option<Vec<Algorithm>> {
     let algorithm = |element: &Cursor<'_>| match Algorithm::from_name(&element.text()?) {
         Some(algorithm) => Some(algorithm),
         None => {
-            let names: Vec<&str> =
-                Algorithm::ALL.iter().map(|algorithm| algorithm.name()).collect();
+            let names: Vec<&str> = Algorithm::ALL.iter().map(|algorithm| algorithm.name()).collect();
             element.refuse(format!("not a supported algorithm; supported: {}", names.join(", ")))
         }
     };
@@ -238,9 +227,7 @@ fn read_claim_path(cursor: &Cursor<'_>) -> Option<ClaimPath> {
 fn read_token_from(cursor: &Cursor<'_>) -> Option<Vec<TokenSource>> {
     let elements = cursor.elements()?;
     if elements.is_empty() {
-        return cursor.refuse(
-            "an empty list finds no token; leave the key out for the Authorization header",
-        );
+        return cursor.refuse("an empty list finds no token; leave the key out for the Authorization header");
     }
     let mut sources = Vec::new();
     for element in elements {
@@ -255,12 +242,7 @@ fn read_token_from(cursor: &Cursor<'_>) -> Option<Vec<TokenSource>> {
 
 fn read_token_source(cursor: &Cursor<'_>) -> Option<TokenSource> {
     let mapping = cursor.mapping(&["header", "scheme", "cookie", "query"], &[])?;
-    match (
-        mapping.get("header"),
-        mapping.get("cookie"),
-        mapping.get("query"),
-        mapping.get("scheme"),
-    ) {
+    match (mapping.get("header"), mapping.get("cookie"), mapping.get("query"), mapping.get("scheme")) {
         (Some(header), None, None, scheme) => {
             let name = read_header_name(&header)?;
             let scheme = match scheme {
@@ -271,9 +253,7 @@ fn read_token_source(cursor: &Cursor<'_>) -> Option<TokenSource> {
         }
         (None, Some(cookie), None, None) => read_token(&cookie).map(TokenSource::Cookie),
         (None, None, Some(query), None) => read_token(&query).map(TokenSource::Query),
-        _ => {
-            mapping.refuse("expected one of `header` (with or without `scheme`), `cookie`, `query`")
-        }
+        _ => mapping.refuse("expected one of `header` (with or without `scheme`), `cookie`, `query`"),
     }
 }
 
@@ -307,17 +287,11 @@ fn read_claim_headers(cursor: &Cursor<'_>) -> Option<Vec<ClaimHeader>> {
 }
 
 fn check_claim_header(name: &str) -> Result<(), &'static str> {
-    if RESERVED_HEADERS.contains(&name)
-        || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    {
-        return Err(
-            "this header belongs to HTTP or to the proxy: choose another, such as x-auth-subject",
-        );
+    if RESERVED_HEADERS.contains(&name) || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+        return Err("this header belongs to HTTP or to the proxy: choose another, such as x-auth-subject");
     }
     if name.contains(['_', '.']) {
-        return Err(
-            "write it with `-`: `_` and `.` are spellings that clients forge, and are removed",
-        );
+        return Err("write it with `-`: `_` and `.` are spellings that clients forge, and are removed");
     }
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     if name.is_empty() || name.len() > 128 || !name.bytes().all(allowed) {
@@ -344,9 +318,8 @@ fn read_refresh(cursor: &Cursor<'_>) -> Option<RefreshPolicy> {
         ],
         &["snapshot_dir"],
     )?;
-    let duration = |key, default, longest| {
-        mapping.or(key, default, |cursor| cursor.duration(SHORTEST, longest))
-    };
+    let duration =
+        |key, default, longest| mapping.or(key, default, |cursor| cursor.duration(SHORTEST, longest));
     let interval = duration("interval", default.interval, DAY);
     let min_spacing = duration("min_spacing", default.min_spacing, 10 * MINUTE);
     let min_spacing_bad_signature =
@@ -357,8 +330,7 @@ fn read_refresh(cursor: &Cursor<'_>) -> Option<RefreshPolicy> {
     let max_waiters = mapping.or("max_waiters", default.max_waiters, |cursor| {
         cursor.integer(1, 1_000_000).and_then(|number| usize::try_from(number).ok())
     });
-    let max_bytes =
-        mapping.or("max_bytes", default.max_bytes, |cursor| cursor.bytes(1 << 10, 64 << 20));
+    let max_bytes = mapping.or("max_bytes", default.max_bytes, |cursor| cursor.bytes(1 << 10, 64 << 20));
     let policy = RefreshPolicy {
         interval: interval?,
         min_spacing: min_spacing?,
@@ -373,7 +345,9 @@ fn read_refresh(cursor: &Cursor<'_>) -> Option<RefreshPolicy> {
         return cursor.refuse("`interval` must not be shorter than `min_spacing`");
     }
     if policy.max_stale < policy.interval {
-        return cursor.refuse("`max_stale` must not be shorter than `interval`, or keys would expire between two fetches");
+        return cursor.refuse(
+            "`max_stale` must not be shorter than `interval`, or keys would expire between two fetches",
+        );
     }
     Some(policy)
 }

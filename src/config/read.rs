@@ -9,8 +9,8 @@ use super::document;
 use super::error::{ConfigError, ConfigErrors};
 use super::providers::read_providers;
 use super::{
-    BindAddress, Config, GrpcListener, Limits, Listen, Log, LogFormat, LogLevel, Responses,
-    Shutdown, TlsFiles,
+    BindAddress, Config, GrpcListener, Limits, Listen, Log, LogFormat, LogLevel, Responses, Shutdown,
+    TlsFiles,
 };
 
 /// A longer configuration is refused.
@@ -22,10 +22,7 @@ impl Config {
     ///
     /// # Errors
     /// All that is wrong.
-    pub fn parse(
-        text: &str,
-        variable: &dyn Fn(&str) -> Option<String>,
-    ) -> Result<Self, ConfigErrors> {
+    pub fn parse(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
         read(text, variable, |_| Ok(()))
     }
 
@@ -36,11 +33,7 @@ impl Config {
     /// All that is wrong.
     pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
         let text = read_file(file).map_err(|message| {
-            ConfigErrors::new(vec![ConfigError {
-                at: None,
-                path: file.display().to_string(),
-                message,
-            }])
+            ConfigErrors::new(vec![ConfigError { at: None, path: file.display().to_string(), message }])
         })?;
         read(&text, &|name| std::env::var(name).ok(), |named| std::fs::File::open(named).map(drop))
     }
@@ -69,11 +62,7 @@ fn read(
     let (mut errors, files) = findings.into_parts();
     for (at, path, file) in files {
         if let Err(error) = check_file(&file) {
-            errors.push(ConfigError {
-                at: Some(at),
-                path,
-                message: format!("{}: {error}", file.display()),
-            });
+            errors.push(ConfigError { at: Some(at), path, message: format!("{}: {error}", file.display()) });
         }
     }
     match config {
@@ -88,8 +77,7 @@ fn read_config(root: &Cursor<'_>) -> Option<Config> {
         &["listen", "providers", "responses", "limits", "shutdown", "log"],
         &["rules", "trusted_proxies", "token_cache", "tracing"],
     )?;
-    let listen =
-        mapping.need("listen", "the doors to open, at least `ext_authz`").and_then(read_listen);
+    let listen = mapping.need("listen", "the doors to open, at least `ext_authz`").and_then(read_listen);
     let providers = mapping
         .need("providers", "the issuers whose tokens are accepted")
         .and_then(|cursor| read_providers(&cursor));
@@ -109,8 +97,7 @@ fn read_config(root: &Cursor<'_>) -> Option<Config> {
 
 fn read_listen(cursor: Cursor<'_>) -> Option<Listen> {
     let mapping = cursor.mapping(&["ext_authz", "admin"], &["forward_auth"])?;
-    let ext_authz =
-        mapping.need("ext_authz", "the address of the gRPC door").and_then(read_grpc_listener);
+    let ext_authz = mapping.need("ext_authz", "the address of the gRPC door").and_then(read_grpc_listener);
     let admin = mapping.optional("admin", |cursor| read_socket_address(&cursor, &cursor.text()?));
     Some(Listen { ext_authz: ext_authz?, admin: admin? })
 }
@@ -120,9 +107,8 @@ fn read_grpc_listener(cursor: Cursor<'_>) -> Option<GrpcListener> {
         return Some(GrpcListener { address: read_bind_address(&cursor)?, tls: None });
     }
     let mapping = cursor.mapping(&["address", "tls", "mode"], &[])?;
-    let address = mapping
-        .need("address", "`host:port` or `unix:/path`")
-        .and_then(|cursor| read_bind_address(&cursor));
+    let address =
+        mapping.need("address", "`host:port` or `unix:/path`").and_then(|cursor| read_bind_address(&cursor));
     let tls = mapping.optional("tls", read_tls);
     let mode = mapping.optional("mode", |cursor| read_mode(&cursor));
     let address = match (address?, mode?) {
@@ -141,8 +127,9 @@ fn read_bind_address(cursor: &Cursor<'_>) -> Option<BindAddress> {
         Some(path) if path.starts_with('/') => {
             Some(BindAddress::Unix { path: PathBuf::from(path), mode: None })
         }
-        Some(_) => cursor
-            .refuse("a socket file is named by its absolute path: unix:/run/portcullis/authz.sock"),
+        Some(_) => {
+            cursor.refuse("a socket file is named by its absolute path: unix:/run/portcullis/authz.sock")
+        }
         None => read_socket_address(cursor, &text).map(BindAddress::Tcp),
     }
 }
@@ -150,8 +137,9 @@ fn read_bind_address(cursor: &Cursor<'_>) -> Option<BindAddress> {
 fn read_socket_address(cursor: &Cursor<'_>, text: &str) -> Option<SocketAddr> {
     match text.parse() {
         Ok(address) => Some(address),
-        Err(_) => cursor
-            .refuse("expected an IP address and a port: 0.0.0.0:9191, 127.0.0.1:9193 or [::]:9191"),
+        Err(_) => {
+            cursor.refuse("expected an IP address and a port: 0.0.0.0:9191, 127.0.0.1:9193 or [::]:9191")
+        }
     }
 }
 
@@ -164,27 +152,22 @@ fn read_mode(cursor: &Cursor<'_>) -> Option<u32> {
 
 fn read_tls(cursor: Cursor<'_>) -> Option<TlsFiles> {
     let mapping = cursor.mapping(&["cert_file", "key_file", "client_ca_file"], &[])?;
-    let cert_file =
-        mapping.need("cert_file", "the certificate chain, PEM").and_then(|cursor| cursor.file());
-    let key_file =
-        mapping.need("key_file", "the private key, PEM").and_then(|cursor| cursor.file());
+    let cert_file = mapping.need("cert_file", "the certificate chain, PEM").and_then(|cursor| cursor.file());
+    let key_file = mapping.need("key_file", "the private key, PEM").and_then(|cursor| cursor.file());
     let client_ca_file = mapping.optional("client_ca_file", |cursor| cursor.file());
     Some(TlsFiles { cert_file: cert_file?, key_file: key_file?, client_ca_file: client_ca_file? })
 }
 
 fn read_responses(cursor: Cursor<'_>) -> Option<Responses> {
     let default = Responses::default();
-    let mapping = cursor.mapping(
-        &["realm", "keys_unavailable_status"],
-        &["resource_metadata", "body", "headers"],
-    )?;
+    let mapping =
+        cursor.mapping(&["realm", "keys_unavailable_status"], &["resource_metadata", "body", "headers"])?;
     let realm = mapping.or("realm", default.realm, |cursor| {
         let realm = cursor.text()?;
         let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
         if realm.len() > 128 || !realm.bytes().all(plain) {
-            return cursor.refuse(
-                "expected at most 128 printable ASCII characters without quotes and backslashes",
-            );
+            return cursor
+                .refuse("expected at most 128 printable ASCII characters without quotes and backslashes");
         }
         Some(realm)
     });
@@ -197,12 +180,9 @@ fn read_responses(cursor: Cursor<'_>) -> Option<Responses> {
 fn read_limits(cursor: Cursor<'_>) -> Option<Limits> {
     let default = Limits::default();
     let mapping = cursor.mapping(&["token_bytes", "claim_header_bytes"], &[])?;
-    let token_bytes =
-        mapping.or("token_bytes", default.token_bytes, |cursor| cursor.bytes(256, 1 << 20));
+    let token_bytes = mapping.or("token_bytes", default.token_bytes, |cursor| cursor.bytes(256, 1 << 20));
     let claim_header_bytes =
-        mapping.or("claim_header_bytes", default.claim_header_bytes, |cursor| {
-            cursor.bytes(64, 48 << 10)
-        });
+        mapping.or("claim_header_bytes", default.claim_header_bytes, |cursor| cursor.bytes(64, 48 << 10));
     Some(Limits { token_bytes: token_bytes?, claim_header_bytes: claim_header_bytes? })
 }
 
@@ -210,10 +190,9 @@ fn read_shutdown(cursor: Cursor<'_>) -> Option<Shutdown> {
     const LONGEST: Duration = Duration::from_secs(600);
     let default = Shutdown::default();
     let mapping = cursor.mapping(&["drain_delay", "grace"], &[])?;
-    let drain_delay = mapping
-        .or("drain_delay", default.drain_delay, |cursor| cursor.duration(Duration::ZERO, LONGEST));
-    let grace =
-        mapping.or("grace", default.grace, |cursor| cursor.duration(Duration::ZERO, LONGEST));
+    let drain_delay =
+        mapping.or("drain_delay", default.drain_delay, |cursor| cursor.duration(Duration::ZERO, LONGEST));
+    let grace = mapping.or("grace", default.grace, |cursor| cursor.duration(Duration::ZERO, LONGEST));
     Some(Shutdown { drain_delay: drain_delay?, grace: grace? })
 }
 

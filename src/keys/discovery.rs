@@ -31,12 +31,8 @@ impl fmt::Display for DiscoveryError {
             DiscoveryError::NotADocument => {
                 "not a discovery document: a JSON object with `issuer` and `jwks_uri` is expected"
             }
-            DiscoveryError::IssuerMismatch => {
-                "the discovery document's `issuer` is not the configured one"
-            }
-            DiscoveryError::BadJwksUri => {
-                "the discovery document's `jwks_uri` is no URL that can be trusted"
-            }
+            DiscoveryError::IssuerMismatch => "the discovery document's `issuer` is not the configured one",
+            DiscoveryError::BadJwksUri => "the discovery document's `jwks_uri` is no URL that can be trusted",
         })
     }
 }
@@ -71,8 +67,7 @@ impl Discovery {
         {
             return Ok(url);
         }
-        let url =
-            self.check(&http.get(self.document.clone()).await?).map_err(FetchError::Discovery)?;
+        let url = self.check(&http.get(self.document.clone()).await?).map_err(FetchError::Discovery)?;
         *self.remembered() = Some((url.clone(), clock::monotonic()));
         Ok(url)
     }
@@ -109,8 +104,8 @@ mod tests {
 
     #[test]
     fn a_document_counts_only_for_its_own_issuer_and_a_url_that_can_be_trusted() {
-        let document = Url::parse("https://sso.example.com/.well-known/openid-configuration")
-            .expect("a valid URL");
+        let document =
+            Url::parse("https://sso.example.com/.well-known/openid-configuration").expect("a valid URL");
         let discovery = Discovery::new(document, "https://sso.example.com", Duration::from_secs(1));
         for (text, expected) in [
             (
@@ -121,10 +116,7 @@ mod tests {
                 r#"{"issuer":"https://sso.example.com/","jwks_uri":"https://sso.example.com/k"}"#,
                 Err(DiscoveryError::IssuerMismatch),
             ),
-            (
-                r#"{"issuer":"https://sso.example.com","jwks_uri":"/k"}"#,
-                Err(DiscoveryError::BadJwksUri),
-            ),
+            (r#"{"issuer":"https://sso.example.com","jwks_uri":"/k"}"#, Err(DiscoveryError::BadJwksUri)),
             (
                 r#"{"issuer":"https://sso.example.com","jwks_uri":"http://sso.example.com/k"}"#,
                 Err(DiscoveryError::BadJwksUri),

@@ -72,8 +72,7 @@ impl From<reqwest::Error> for FetchError {
     /// reqwest's own text without the URL, and its causes, which are what an operator needs.
     fn from(error: reqwest::Error) -> Self {
         let error = error.without_url();
-        let causes =
-            std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
         FetchError::Transport(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
     }
 }
@@ -150,8 +149,7 @@ impl HttpReader {
     /// # Errors
     /// Any other status, a broken connection, or a body over the limit.
     pub async fn get(&self, url: Url) -> Result<Vec<u8>, FetchError> {
-        const ACCEPTED: HeaderValue =
-            HeaderValue::from_static("application/jwk-set+json, application/json");
+        const ACCEPTED: HeaderValue = HeaderValue::from_static("application/jwk-set+json, application/json");
         let mut response = self.client.get(url).header(ACCEPT, ACCEPTED).send().await?;
         if response.status() != reqwest::StatusCode::OK {
             return Err(FetchError::Status(response.status().as_u16()));
@@ -173,11 +171,7 @@ fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
         origin.host() == attempt.url().host()
             && (origin.scheme() == attempt.url().scheme() || attempt.url().scheme() == "https")
     });
-    if same_host && attempt.previous().len() <= MAX_REDIRECTS {
-        attempt.follow()
-    } else {
-        attempt.stop()
-    }
+    if same_host && attempt.previous().len() <= MAX_REDIRECTS { attempt.follow() } else { attempt.stop() }
 }
 
 /// Keys in a file.
@@ -197,10 +191,7 @@ impl FileKeys {
         let file = tokio::fs::File::open(&self.path).await.map_err(unreadable)?;
         let mut document = Vec::new();
         // One byte more than allowed tells a file that is too long from one that just fits.
-        file.take(self.max_bytes as u64 + 1)
-            .read_to_end(&mut document)
-            .await
-            .map_err(unreadable)?;
+        file.take(self.max_bytes as u64 + 1).read_to_end(&mut document).await.map_err(unreadable)?;
         if document.len() > self.max_bytes {
             return Err(FetchError::TooLarge(self.max_bytes));
         }

@@ -86,13 +86,7 @@ impl Schedule {
 
     /// The caller arrived when `arrival` fetches had started and is stale because of `cause`. Where
     /// nothing is under way, it demands the next fetch if that can start by `deadline`.
-    pub fn stand(
-        &mut self,
-        arrival: u64,
-        cause: StaleCause,
-        now: Instant,
-        deadline: Instant,
-    ) -> Standing {
+    pub fn stand(&mut self, arrival: u64, cause: StaleCause, now: Instant, deadline: Instant) -> Standing {
         if self.succeeded > arrival {
             return Standing::Fresh;
         }
@@ -156,12 +150,10 @@ impl Schedule {
             self.last_failure = None;
             self.next_scheduled = now + self.policy.interval.mul_f64(1.0 - 0.1 * jitter);
         } else {
-            let doubled =
-                self.policy.min_spacing.saturating_mul(1 << self.failures_in_a_row.min(20));
+            let doubled = self.policy.min_spacing.saturating_mul(1 << self.failures_in_a_row.min(20));
             self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
             self.last_failure = Some(now);
-            self.next_scheduled =
-                now + doubled.min(self.policy.interval).mul_f64(1.0 - 0.5 * jitter);
+            self.next_scheduled = now + doubled.min(self.policy.interval).mul_f64(1.0 - 0.5 * jitter);
         }
     }
 

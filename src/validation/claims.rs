@@ -11,7 +11,7 @@ use super::{Permanent, UnixTime};
 ///
 /// # Errors
 /// The first rule that is not met, in this order: times, audience, required claims.
-pub fn check(claims: &Json, provider: &Provider, now: UnixTime) -> Result<(), Permanent> {
+pub(super) fn check(claims: &Json, provider: &Provider, now: UnixTime) -> Result<(), Permanent> {
     check_times(claims, provider.clock_skew, now)?;
     check_audience(claims, &provider.audiences)?;
     check_subject(claims)?;
@@ -26,8 +26,7 @@ pub fn check(claims: &Json, provider: &Provider, now: UnixTime) -> Result<(), Pe
 /// `exp` must be there (RFC 9068 §2.2) and `now` before it; `nbf`, where it is, must have come. Both
 /// with leeway. `iat` must be a time but decides nothing: the RFC gives it no such meaning.
 fn check_times(claims: &Json, skew: Duration, now: UnixTime) -> Result<(), Permanent> {
-    let exp =
-        numeric_date(claims, "exp")?.ok_or_else(|| Permanent::ClaimMissing("exp".to_owned()))?;
+    let exp = numeric_date(claims, "exp")?.ok_or_else(|| Permanent::ClaimMissing("exp".to_owned()))?;
     let nbf = numeric_date(claims, "nbf")?;
     numeric_date(claims, "iat")?;
     let now = now.as_secs_f64();

@@ -98,10 +98,9 @@ impl KeySet {
         let set = Self::read(document, Origin::Configuration)?;
         match set.skipped.first() {
             None => Ok(set),
-            Some(first) => Err(KeySetError::NothingUsable {
-                skipped: set.skipped.len(),
-                reason: Some(first.reason),
-            }),
+            Some(first) => {
+                Err(KeySetError::NothingUsable { skipped: set.skipped.len(), reason: Some(first.reason) })
+            }
         }
     }
 
@@ -111,8 +110,7 @@ impl KeySet {
         if !text.trim_start().starts_with('{') {
             return Err(KeySetError::NotAKeySet);
         }
-        let document: Document<'_> =
-            serde_json::from_str(text).map_err(|_| KeySetError::NotAKeySet)?;
+        let document: Document<'_> = serde_json::from_str(text).map_err(|_| KeySetError::NotAKeySet)?;
         let mut set = KeySet::default();
         for raw in document.keys {
             let jwk = Json::parse(raw.get().as_bytes());
@@ -124,8 +122,7 @@ impl KeySet {
             match read {
                 Ok(key) => set.keys.push(Arc::new(key)),
                 Err(reason) if set.skipped.len() < MAX_KEYS => {
-                    let kid =
-                        jwk.as_ref().ok().and_then(|jwk| jwk.member("kid")).and_then(Json::as_str);
+                    let kid = jwk.as_ref().ok().and_then(|jwk| jwk.member("kid")).and_then(Json::as_str);
                     let kid = kid.filter(|kid| kid.len() <= MAX_KID_BYTES).map(str::to_owned);
                     set.skipped.push(SkippedKey { kid, reason });
                 }
@@ -147,9 +144,9 @@ impl KeySet {
         kid: Option<&'s str>,
         algorithm: Algorithm,
     ) -> impl Iterator<Item = &'s Arc<Key>> + use<'s> {
-        self.keys.iter().filter(move |key| {
-            kid.is_none_or(|kid| key.kid.as_deref() == Some(kid)) && key.fits(algorithm)
-        })
+        self.keys
+            .iter()
+            .filter(move |key| kid.is_none_or(|kid| key.kid.as_deref() == Some(kid)) && key.fits(algorithm))
     }
 
     /// The usable keys.
@@ -164,8 +161,7 @@ impl KeySet {
 
     /// Whether both sets verify the same tokens: the same keys by name and material, in any order.
     pub fn same_keys(&self, other: &KeySet) -> bool {
-        let contains =
-            |a: &KeySet, b: &KeySet| a.keys.iter().all(|key| b.keys.iter().any(|k| k.same(key)));
+        let contains = |a: &KeySet, b: &KeySet| a.keys.iter().all(|key| b.keys.iter().any(|k| k.same(key)));
         self.keys.len() == other.keys.len() && contains(self, other) && contains(other, self)
     }
 }
@@ -195,10 +191,7 @@ enum Material {
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Key")
-            .field("kid", &self.kid)
-            .field("kty", &self.kty())
-            .finish_non_exhaustive()
+        f.debug_struct("Key").field("kid", &self.kid).field("kty", &self.kty()).finish_non_exhaustive()
     }
 }
 
@@ -241,21 +234,14 @@ impl Key {
             | (Material::P384(_), ES384)
             | (Material::P521(_), ES512)
             | (Material::Ed25519(_), EdDSA) => true,
-            (Material::Secret { bytes, .. }, HS256 | HS384 | HS512) => {
-                bytes.len() >= secret_bytes(algorithm)
-            }
+            (Material::Secret { bytes, .. }, HS256 | HS384 | HS512) => bytes.len() >= secret_bytes(algorithm),
             _ => false,
         };
         by_type && self.alg.is_none_or(|alg| alg == algorithm)
     }
 
     /// Whether this key made the signature. The caller has asked [`KeySet::fitting`] for the key.
-    pub(super) fn verifies(
-        &self,
-        algorithm: Algorithm,
-        signing_input: &[u8],
-        signature: &str,
-    ) -> bool {
+    pub(super) fn verifies(&self, algorithm: Algorithm, signing_input: &[u8], signature: &str) -> bool {
         let (key, algorithm) = match (&self.material, algorithm) {
             (Material::P521(key), _) => {
                 return URL_SAFE_NO_PAD
@@ -309,9 +295,9 @@ impl Key {
         let declares_use = check_use(jwk)?;
         let alg = match text(jwk, "alg", "`alg` is not a string")? {
             None => None,
-            Some(name) => Some(
-                Algorithm::from_name(name).ok_or("`alg` is not a supported signature algorithm")?,
-            ),
+            Some(name) => {
+                Some(Algorithm::from_name(name).ok_or("`alg` is not a supported signature algorithm")?)
+            }
         };
         let kty = text(jwk, "kty", "`kty` is not a string")?.ok_or("`kty` is missing")?;
         if kty != "oct" && jwk.member("d").is_some() {
@@ -398,8 +384,7 @@ fn read_ec(jwk: &Json) -> Result<(Material, Option<String>), &'static str> {
         return Err("a coordinate of the wrong length (RFC 7518 §6.2.1.2)");
     }
     let point = [&[0x04], x.as_slice(), y.as_slice()].concat();
-    let parsed =
-        ParsedPublicKey::new(algorithm, &point).map_err(|_| "the point is not on the curve")?;
+    let parsed = ParsedPublicKey::new(algorithm, &point).map_err(|_| "the point is not on the curve")?;
     let thumbprint = thumbprint(&format!(
         r#"{{"crv":"{crv}","kty":"EC","x":"{}","y":"{}"}}"#,
         URL_SAFE_NO_PAD.encode(&x),
@@ -419,14 +404,12 @@ const SMALL_ORDER: [[u8; 32]; 7] = [
     [0; 32],
     first(0x01, 0x00, 0x00),
     [
-        0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef, 0x98,
-        0xf0, 0xd5, 0xdf, 0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88, 0x6d, 0x53,
-        0xfc, 0x05,
+        0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef, 0x98, 0xf0, 0xd5,
+        0xdf, 0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88, 0x6d, 0x53, 0xfc, 0x05,
     ],
     [
-        0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10, 0x67,
-        0x0f, 0x2a, 0x20, 0x53, 0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77, 0x92, 0xac,
-        0x03, 0x7a,
+        0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10, 0x67, 0x0f, 0x2a,
+        0x20, 0x53, 0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77, 0x92, 0xac, 0x03, 0x7a,
     ],
     first(0xec, 0xff, 0x7f),
     first(0xed, 0xff, 0x7f),
@@ -455,17 +438,12 @@ fn read_okp(jwk: &Json) -> Result<(Material, Option<String>), &'static str> {
     if SMALL_ORDER.iter().any(|point| point.as_slice() == unsigned) {
         return Err("an Ed25519 point of small order");
     }
-    let thumbprint = thumbprint(&format!(
-        r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#,
-        URL_SAFE_NO_PAD.encode(&x)
-    ));
+    let thumbprint =
+        thumbprint(&format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#, URL_SAFE_NO_PAD.encode(&x)));
     Ok((Material::Ed25519(DecodingKey::from_ed_der(&x)), Some(thumbprint)))
 }
 
-fn read_secret(
-    jwk: &Json,
-    alg: Option<Algorithm>,
-) -> Result<(Material, Option<String>), &'static str> {
+fn read_secret(jwk: &Json, alg: Option<Algorithm>) -> Result<(Material, Option<String>), &'static str> {
     let bytes = bytes(jwk, "k")?;
     if bytes.len() < secret_bytes(alg.unwrap_or(Algorithm::HS256)) {
         return Err("a shared secret shorter than its hash (RFC 7518 §3.2)");
@@ -482,11 +460,7 @@ fn secret_bytes(algorithm: Algorithm) -> usize {
     }
 }
 
-fn text<'j>(
-    jwk: &'j Json,
-    name: &str,
-    wrong_type: &'static str,
-) -> Result<Option<&'j str>, &'static str> {
+fn text<'j>(jwk: &'j Json, name: &str, wrong_type: &'static str) -> Result<Option<&'j str>, &'static str> {
     match jwk.member(name) {
         None => Ok(None),
         Some(Json::String(text)) => Ok(Some(text)),
@@ -495,10 +469,8 @@ fn text<'j>(
 }
 
 fn bytes(jwk: &Json, name: &str) -> Result<Vec<u8>, &'static str> {
-    let encoded = jwk
-        .member(name)
-        .and_then(Json::as_str)
-        .ok_or("a member of the key is missing or not a string")?;
+    let encoded =
+        jwk.member(name).and_then(Json::as_str).ok_or("a member of the key is missing or not a string")?;
     URL_SAFE_NO_PAD.decode(encoded).map_err(|_| "a member of the key is not base64url")
 }
 

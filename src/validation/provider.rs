@@ -142,10 +142,7 @@ mod tests {
 
     fn resolve(path: &str, document: &str) -> Option<String> {
         let json = Json::parse(document.as_bytes()).expect("the document of this test is JSON");
-        ClaimPath::parse(path)
-            .expect("the path of this test is valid")
-            .resolve(&json)
-            .map(Json::to_compact)
+        ClaimPath::parse(path).expect("the path of this test is valid").resolve(&json).map(Json::to_compact)
     }
 
     #[test]

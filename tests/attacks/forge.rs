@@ -57,9 +57,7 @@ pub fn hmac(kid: Option<&str>, algorithm: SigningAlgorithm, secret: &[u8]) -> Si
 /// The order of the curve that an ES algorithm is on, big-endian (SEC 2 §2).
 pub fn curve_order(algorithm: SigningAlgorithm) -> Vec<u8> {
     unhex(match algorithm {
-        SigningAlgorithm::ES256 => {
-            "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551"
-        }
+        SigningAlgorithm::ES256 => "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551",
         SigningAlgorithm::ES384 => {
             "ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973"
         }
@@ -79,9 +77,8 @@ pub fn ed25519_order() -> [u8; 32] {
 }
 
 fn unhex(text: &str) -> Vec<u8> {
-    let digits = |pair: &[u8]| {
-        u8::from_str_radix(std::str::from_utf8(pair).expect("ASCII"), 16).expect("hexadecimal")
-    };
+    let digits =
+        |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).expect("ASCII"), 16).expect("hexadecimal");
     text.as_bytes().chunks(2).map(digits).collect()
 }
 
@@ -184,8 +181,7 @@ pub fn public_forms(jwk: &Value) -> Vec<(String, Vec<u8>)> {
                 "the modulus, base64url".to_owned(),
                 jwk["n"].to_string().trim_matches('"').as_bytes().to_vec(),
             ));
-            let algorithm =
-                der(0x30, &[der(0x06, &unhex("2a864886f70d010101")), der(0x05, &[])].concat());
+            let algorithm = der(0x30, &[der(0x06, &unhex("2a864886f70d010101")), der(0x05, &[])].concat());
             let spki = der(0x30, &[algorithm, der(0x03, &[&[0][..], &pkcs1].concat())].concat());
             forms.push(("PKCS#1 DER".to_owned(), pkcs1));
             let signed_n = [&[0][..], &n].concat();
@@ -198,10 +194,8 @@ pub fn public_forms(jwk: &Value) -> Vec<(String, Vec<u8>)> {
                 Some("P-384") => ("2b81040022", "nistp384"),
                 _ => ("2b81040023", "nistp521"),
             };
-            let algorithm = der(
-                0x30,
-                &[der(0x06, &unhex("2a8648ce3d0201")), der(0x06, &unhex(curve))].concat(),
-            );
+            let algorithm =
+                der(0x30, &[der(0x06, &unhex("2a8648ce3d0201")), der(0x06, &unhex(curve))].concat());
             let spki = der(0x30, &[algorithm, der(0x03, &[&[0][..], &point].concat())].concat());
             let line = ssh(&format!("ecdsa-sha2-{nist}"), &[nist.as_bytes(), &point]);
             forms.push(("x".to_owned(), member(jwk, "x")));
@@ -347,8 +341,7 @@ fn without_zeros(number: &[u8]) -> Vec<u8> {
 /// `base ^ exponent mod modulus`, big-endian, by Montgomery's method. The modulus is odd.
 fn power(base: &[u8], exponent: &[u8], modulus: &[u8]) -> Vec<u8> {
     let n = limbs(modulus, modulus.len().div_ceil(8));
-    let inverse =
-        (0..6).fold(1_u64, |x, _| x.wrapping_mul(2_u64.wrapping_sub(n[0].wrapping_mul(x))));
+    let inverse = (0..6).fold(1_u64, |x, _| x.wrapping_mul(2_u64.wrapping_sub(n[0].wrapping_mul(x))));
     let inverse = inverse.wrapping_neg();
     // 2^(128 k) mod n, by doubling.
     let mut square = limbs(&[1], n.len());
@@ -378,8 +371,7 @@ fn limbs(number: &[u8], count: usize) -> Vec<u64> {
 
 fn doubled(a: &[u64], n: &[u64]) -> Vec<u64> {
     let top = a[a.len() - 1] >> 63;
-    let twice: Vec<u64> =
-        (0..a.len()).map(|i| a[i] << 1 | if i == 0 { 0 } else { a[i - 1] >> 63 }).collect();
+    let twice: Vec<u64> = (0..a.len()).map(|i| a[i] << 1 | if i == 0 { 0 } else { a[i - 1] >> 63 }).collect();
     reduced(&twice, top, n)
 }
 

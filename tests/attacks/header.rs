@@ -66,8 +66,7 @@ async fn a_public_key_is_never_an_hmac_secret() {
     let keys = every_kind();
     // What the issuer publishes beside them is a real HMAC key, which must stay unused as well.
     let oct = hmac(Some("oct"), HS256, &[7; 64]);
-    let house =
-        House::start(&[&keys[0], &keys[1], &keys[2], &keys[3], &keys[4], &oct], |_| {}).await;
+    let house = House::start(&[&keys[0], &keys[1], &keys[2], &keys[3], &keys[4], &oct], |_| {}).await;
     let claims = house.claims();
     let mut cases = vec![
         case("A8", "the oct key of the set", oct.sign(&claims), "algorithm_not_allowed"),
@@ -101,10 +100,7 @@ async fn a_public_key_is_never_an_hmac_secret() {
                     (None, "key_unknown"),
                     (key.kid(), "key_unknown"),
                     // Bound to HS256 by its `alg`.
-                    (
-                        Some("secret"),
-                        if algorithm == HS256 { "bad_signature" } else { "key_unknown" },
-                    ),
+                    (Some("secret"), if algorithm == HS256 { "bad_signature" } else { "key_unknown" }),
                 ] {
                     let forged = hmac(kid, algorithm, &secret).sign(&claims);
                     let answer = service.bearer(&forged).await;
@@ -188,20 +184,14 @@ async fn an_algorithm_counts_only_with_the_key_that_it_is_for() {
     ] {
         for key in [&keys[0], rsa] {
             let header = format!(r#"{{"alg":"{alg}","kid":"{}"}}"#, key.kid().unwrap_or_default());
-            cases.push(case(
-                "A12",
-                &header,
-                signed(key, &header, &claims),
-                "algorithm_not_allowed",
-            ));
+            cases.push(case("A12", &header, signed(key, &header, &claims), "algorithm_not_allowed"));
         }
     }
     for alg in ["null", "256", "true", "[]", r#"["RS256"]"#, "{}", r#"{"RS256":1}"#, "1.5e3"] {
         let header = format!(r#"{{"alg":{alg},"kid":"rsa"}}"#);
         cases.push(case("A13", &header, signed(rsa, &header, &claims), "algorithm_not_allowed"));
     }
-    for header in [r#"{"typ":"JWT"}"#, "{}", r#"{"ALG":"RS256"}"#, r#"{"Alg":"RS256","kid":"rsa"}"#]
-    {
+    for header in [r#"{"typ":"JWT"}"#, "{}", r#"{"ALG":"RS256"}"#, r#"{"Alg":"RS256","kid":"rsa"}"#] {
         cases.push(case("A13", header, signed(rsa, header, &claims), "algorithm_not_allowed"));
     }
     judge(&house, cases).await;
@@ -215,8 +205,8 @@ async fn keys_and_addresses_inside_a_token_are_never_used() {
     let thief = SigningKey::generate("thief", SigningAlgorithm::ES256);
     rogue.publish(&[&thief]);
     let claims = house.claims();
-    let certificate = rcgen::generate_simple_self_signed(["issuer.example".to_owned()])
-        .expect("a certificate can be made");
+    let certificate =
+        rcgen::generate_simple_self_signed(["issuer.example".to_owned()]).expect("a certificate can be made");
     let chain = {
         use base64::Engine as _;
         base64::engine::general_purpose::STANDARD.encode(certificate.cert.der())
@@ -313,10 +303,8 @@ async fn parameters_that_change_what_a_token_means_are_refused() {
     let nested_silently = key.sign_raw(plain.as_bytes(), inner.as_bytes());
     let quoted = key.sign_raw(plain.as_bytes(), format!("\"{inner}\"").as_bytes());
     // RFC 1951, one stored block of `{}`.
-    let deflated = key.sign_raw(
-        br#"{"alg":"ES256","kid":"es","zip":"DEF"}"#,
-        &[0x01, 0x02, 0x00, 0xfd, 0xff, b'{', b'}'],
-    );
+    let deflated = key
+        .sign_raw(br#"{"alg":"ES256","kid":"es","zip":"DEF"}"#, &[0x01, 0x02, 0x00, 0xfd, 0xff, b'{', b'}']);
     cases.push(case("A23", "a token as payload", nested, "malformed"));
     cases.push(case("A23", "a token as payload, no cty", nested_silently, "malformed"));
     cases.push(case("A23", "a token as a JSON string", quoted, "malformed"));
@@ -357,12 +345,7 @@ async fn the_type_of_a_token_is_compared_as_a_media_type() {
         ("A22", Some(r#""jwt""#), "ok", "type_not_allowed"),
         ("A22", Some(r#""application/jwt""#), "ok", "type_not_allowed"),
         ("A22", Some(r#""text/at+jwt""#), "type_not_allowed", "type_not_allowed"),
-        (
-            "A22",
-            Some(r#""application/application/at+jwt""#),
-            "type_not_allowed",
-            "type_not_allowed",
-        ),
+        ("A22", Some(r#""application/application/at+jwt""#), "type_not_allowed", "type_not_allowed"),
         ("A22", Some(r#"" at+jwt""#), "type_not_allowed", "type_not_allowed"),
         ("A22", Some(r#""at+jwt;v=1""#), "type_not_allowed", "type_not_allowed"),
         ("A22", Some(r#""at jwt""#), "type_not_allowed", "type_not_allowed"),
@@ -382,8 +365,7 @@ async fn what_is_not_three_parts_of_which_two_are_json_objects_is_malformed() {
     let claims = house.claims();
     let good = key.sign(&claims);
     let (header, payload, signature) = split(&good);
-    let flattened =
-        json!({"protected": header, "payload": payload, "signature": signature}).to_string();
+    let flattened = json!({"protected": header, "payload": payload, "signature": signature}).to_string();
     let general = json!({
         "payload": payload, "signatures": [{"protected": header, "signature": signature}],
     })
@@ -461,12 +443,7 @@ async fn what_is_not_three_parts_of_which_two_are_json_objects_is_malformed() {
     raw_header("A30", "UTF-16", &utf16, "malformed");
     raw_header("A30", "not UTF-8", b"{\"alg\":\"ES256\",\"kid\":\"es\xff\"}", "malformed");
     raw_header("A30", "overlong", b"{\"alg\":\"ES256\",\"kid\":\"\xc1\xa5s\"}", "malformed");
-    raw_header(
-        "A30",
-        "a surrogate in bytes",
-        b"{\"alg\":\"ES256\",\"kid\":\"\xed\xa0\x80\"}",
-        "malformed",
-    );
+    raw_header("A30", "a surrogate in bytes", b"{\"alg\":\"ES256\",\"kid\":\"\xed\xa0\x80\"}", "malformed");
     raw_header("A30", "a lone surrogate", br#"{"alg":"ES256","kid":"\ud800"}"#, "malformed");
     raw_header("A30", "a reversed pair", br#"{"alg":"ES256","kid":"\udc00\ud800"}"#, "malformed");
     raw_header("A30", "a bare control", b"{\"alg\":\"ES256\",\"kid\":\"es\x01\"}", "malformed");

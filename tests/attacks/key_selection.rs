@@ -5,9 +5,7 @@ use serde_json::{Value, json};
 
 use crate::case::{case, hold, judge, parts, report};
 use crate::forge::signed;
-use crate::support::{
-    House, NOW, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider,
-};
+use crate::support::{House, NOW, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider};
 
 use SigningAlgorithm::{ES256, ES384, RS256};
 
@@ -20,18 +18,8 @@ async fn a_token_is_verified_with_the_key_that_it_names_and_no_other() {
     let mut cases = vec![
         case("B1", "kid absent", first.with_kid(None).sign(&claims), "ok"),
         case("B2", "kid absent, several fit", second.with_kid(None).sign(&claims), "ok"),
-        case(
-            "B3",
-            "another key of the set",
-            second.with_kid("first").sign(&claims),
-            "bad_signature",
-        ),
-        case(
-            "B4",
-            "unknown, yet a key would fit",
-            first.with_kid("third").sign(&claims),
-            "key_unknown",
-        ),
+        case("B3", "another key of the set", second.with_kid("first").sign(&claims), "bad_signature"),
+        case("B4", "unknown, yet a key would fit", first.with_kid("third").sign(&claims), "key_unknown"),
     ];
     for kid in ["1", "null", "{}", "[]", r#"["first"]"#, "true", "1.5", r#"{"first":1}"#] {
         let header = format!(r#"{{"alg":"ES256","kid":{kid}}}"#);
@@ -140,8 +128,7 @@ async fn a_key_without_a_name_serves_only_tokens_that_name_none() {
 
 #[tokio::test]
 async fn one_issuers_key_never_verifies_anothers_token() {
-    let (ours, theirs) =
-        (Issuer::start().await.expect("bound"), Issuer::start().await.expect("bound"));
+    let (ours, theirs) = (Issuer::start().await.expect("bound"), Issuer::start().await.expect("bound"));
     // Both name it "key-1".
     let (our_key, their_key) = (ours.rotate(ES256), theirs.rotate(ES256));
     let their_other = SigningKey::generate("theirs", ES256);
@@ -189,8 +176,7 @@ async fn a_flood_of_made_up_names_leaves_the_keys_in_hand() {
     let key = SigningKey::generate("real", ES256);
     let mut rules = provider("demo", "https://issuer.example");
     rules.claim_headers.clear();
-    let service =
-        Running::start(config(vec![inline(rules, &[key.public_jwk()])]), fixed_clock()).await;
+    let service = Running::start(config(vec![inline(rules, &[key.public_jwk()])]), fixed_clock()).await;
     let claims: Value = with_claim(
         json!({"sub": "alice", "aud": "orders-api", "exp": NOW + 300}),
         "iss",

@@ -14,8 +14,7 @@ use SigningAlgorithm::{ES256, ES384, ES512, EdDSA, RS256};
 
 #[tokio::test]
 async fn an_ecdsa_signature_of_special_numbers_or_in_another_form_is_refused() {
-    let keys =
-        [ES256, ES384, ES512].map(|algorithm| SigningKey::generate(algorithm.name(), algorithm));
+    let keys = [ES256, ES384, ES512].map(|algorithm| SigningKey::generate(algorithm.name(), algorithm));
     let house = House::start(&keys.each_ref(), |_| {}).await;
     let mut cases = Vec::new();
     for key in &keys {
@@ -29,14 +28,8 @@ async fn an_ecdsa_signature_of_special_numbers_or_in_another_form_is_refused() {
         let below = minus(&n, &one);
         let above = plus(&n, &one).expect("no order is all ones");
         let all_ones = vec![0xff; length];
-        let numbers = [
-            ("0", &zero),
-            ("1", &one),
-            ("n-1", &below),
-            ("n", &n),
-            ("n+1", &above),
-            ("all ones", &all_ones),
-        ];
+        let numbers =
+            [("0", &zero), ("1", &one), ("n-1", &below), ("n", &n), ("n+1", &above), ("all ones", &all_ones)];
         let mut add = |id, what: &str, signature: &[u8], reason| {
             let what = format!("{algorithm} {what}");
             cases.push(case(id, what, with_signature(&good, signature), reason));
@@ -254,21 +247,11 @@ async fn what_was_signed_cannot_be_changed() {
         let mut admin = house.claims();
         admin["sub"] = json!("admin");
         let other_payload = base64url(admin.to_string());
-        cases.push(case(
-            "C9",
-            what,
-            format!("{header}.{other_payload}.{signature}"),
-            "bad_signature",
-        ));
+        cases.push(case("C9", what, format!("{header}.{other_payload}.{signature}"), "bad_signature"));
         let mut other = key.header();
         other["x"] = json!(1);
         let other_header = base64url(other.to_string());
-        cases.push(case(
-            "C9",
-            what,
-            format!("{other_header}.{payload}.{signature}"),
-            "bad_signature",
-        ));
+        cases.push(case("C9", what, format!("{other_header}.{payload}.{signature}"), "bad_signature"));
         let later = key.sign(&portcullis::commands::issuer::with_claim(house.claims(), "jti", 2));
         let spliced = format!("{header}.{payload}.{}", split(&later).2);
         cases.push(case("C9", format!("{what}, spliced"), spliced, "bad_signature"));
@@ -392,8 +375,7 @@ async fn a_token_is_judged_up_to_the_limit_and_refused_above_it() {
 async fn a_key_that_the_configuration_holds_is_as_strict_as_one_that_was_fetched() {
     let key = SigningKey::generate("es", ES256);
     let rules = provider("demo", "https://issuer.example");
-    let service =
-        Running::start(config(vec![inline(rules, &[key.public_jwk()])]), fixed_clock()).await;
+    let service = Running::start(config(vec![inline(rules, &[key.public_jwk()])]), fixed_clock()).await;
     let claims = json!({
         "iss": "https://issuer.example", "aud": "orders-api", "sub": "alice", "exp": NOW + 300,
     });

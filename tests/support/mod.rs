@@ -22,8 +22,8 @@ use portcullis::app::{App, Service};
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{Issuer, SigningKey};
 use portcullis::config::{
-    BindAddress, Config, GrpcListener, KeySource, Limits, Listen, Log, ProviderConfig,
-    RefreshPolicy, Responses, Shutdown,
+    BindAddress, Config, GrpcListener, KeySource, Limits, Listen, Log, ProviderConfig, RefreshPolicy,
+    Responses, Shutdown,
 };
 use portcullis::validation::UnixTime;
 use portcullis::validation::algorithm::Algorithm;
@@ -187,10 +187,7 @@ impl Running {
     }
 
     /// Sends a call with its own metadata, such as a deadline.
-    pub async fn send_request(
-        &self,
-        request: tonic::Request<CheckRequest>,
-    ) -> Result<CheckResponse, Status> {
+    pub async fn send_request(&self, request: tonic::Request<CheckRequest>) -> Result<CheckResponse, Status> {
         self.client.clone().check(request).await.map(tonic::Response::into_inner)
     }
 
@@ -326,10 +323,7 @@ impl Answer {
             for option in headers {
                 // E17: 2 is OVERWRITE_IF_EXISTS_OR_ADD; `append` unset, for every version of Envoy.
                 assert_eq!(option.append_action, 2, "{option:?}");
-                #[allow(
-                    deprecated,
-                    reason = "what is asked is whether the service leaves it alone"
-                )]
+                #[allow(deprecated, reason = "what is asked is whether the service leaves it alone")]
                 let append = option.append;
                 assert_eq!(append, None, "{option:?}");
                 let header = option.header.clone().expect("a header option has a header");
@@ -345,12 +339,7 @@ impl Answer {
             Some(HttpResponse::OkResponse(ok)) => {
                 put(&ok.headers);
                 assert!(ok.response_headers_to_add.is_empty());
-                (
-                    200,
-                    String::new(),
-                    ok.headers_to_remove.clone(),
-                    ok.query_parameters_to_remove.clone(),
-                )
+                (200, String::new(), ok.headers_to_remove.clone(), ok.query_parameters_to_remove.clone())
             }
             Some(HttpResponse::DeniedResponse(denied)) => {
                 put(&denied.headers);
@@ -398,14 +387,8 @@ impl Answer {
             _ => (16, 401),
         };
         check(self.code == Some(code), format!("code {:?}, not {code}", self.code));
-        check(
-            self.http_status == http_status,
-            format!("status {}, not {http_status}", self.http_status),
-        );
-        check(
-            self.metadata.contains_key("decision_id"),
-            "no decision_id in the metadata".to_owned(),
-        );
+        check(self.http_status == http_status, format!("status {}, not {http_status}", self.http_status));
+        check(self.metadata.contains_key("decision_id"), "no decision_id in the metadata".to_owned());
         if reason == "ok" {
             check(self.www_authenticate().is_none(), "a challenge on an allow".to_owned());
             return faults;

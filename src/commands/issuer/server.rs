@@ -193,12 +193,7 @@ impl State {
     }
 
     /// Lets held replies go, the oldest first, `most` at most; returns how many went.
-    pub(super) fn release(
-        &self,
-        settings: &mut Settings,
-        most: usize,
-        released: Released,
-    ) -> usize {
+    pub(super) fn release(&self, settings: &mut Settings, most: usize, released: Released) -> usize {
         let mut count = 0;
         while count < most
             && let Some((_, waiting)) = settings.held.pop_front()
@@ -326,9 +321,8 @@ impl Document {
 
     fn padded(self, size: usize) -> Response<Body> {
         let spaces = size.saturating_sub(self.body.len());
-        let padding = (0..spaces)
-            .step_by(CHUNK)
-            .map(move |sent| Bytes::from(vec![b' '; CHUNK.min(spaces - sent)]));
+        let padding =
+            (0..spaces).step_by(CHUNK).map(move |sent| Bytes::from(vec![b' '; CHUNK.min(spaces - sent)]));
         let chunks = std::iter::once(self.body.clone()).chain(padding);
         let body = Body::from_stream(tokio_stream::iter(chunks.map(Ok::<_, Infallible>)));
         self.respond(body)
@@ -364,11 +358,7 @@ fn respond(status: StatusCode, content_type: &str, body: impl Into<Body>) -> Res
 }
 
 /// Sets a header; a value that cannot stand in one is left out.
-fn with_header(
-    mut response: Response<Body>,
-    name: header::HeaderName,
-    value: &str,
-) -> Response<Body> {
+fn with_header(mut response: Response<Body>, name: header::HeaderName, value: &str) -> Response<Body> {
     if let Ok(value) = value.parse() {
         response.headers_mut().insert(name, value);
     }

@@ -4,6 +4,11 @@
 //! hidden by the same mistake here. It must never be used by `serve`: it holds private keys, and it signs
 //! whatever it is given, hostile headers included.
 
+#![allow(
+    clippy::indexing_slicing,
+    reason = "nothing from outside comes here: lengths are those of keys made in this file"
+)]
+
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -87,15 +92,9 @@ impl SigningAlgorithm {
             Self::PS256 => Primitive::Rsa(&signature::RSA_PSS_SHA256),
             Self::PS384 => Primitive::Rsa(&signature::RSA_PSS_SHA384),
             Self::PS512 => Primitive::Rsa(&signature::RSA_PSS_SHA512),
-            Self::ES256 => {
-                Primitive::Ecdsa("P-256", 32, &signature::ECDSA_P256_SHA256_FIXED_SIGNING)
-            }
-            Self::ES384 => {
-                Primitive::Ecdsa("P-384", 48, &signature::ECDSA_P384_SHA384_FIXED_SIGNING)
-            }
-            Self::ES512 => {
-                Primitive::Ecdsa("P-521", 66, &signature::ECDSA_P521_SHA512_FIXED_SIGNING)
-            }
+            Self::ES256 => Primitive::Ecdsa("P-256", 32, &signature::ECDSA_P256_SHA256_FIXED_SIGNING),
+            Self::ES384 => Primitive::Ecdsa("P-384", 48, &signature::ECDSA_P384_SHA384_FIXED_SIGNING),
+            Self::ES512 => Primitive::Ecdsa("P-521", 66, &signature::ECDSA_P521_SHA512_FIXED_SIGNING),
             Self::EdDSA => Primitive::Ed25519,
             Self::HS256 => Primitive::Hmac(hmac::HMAC_SHA256, &digest::SHA256),
             Self::HS384 => Primitive::Hmac(hmac::HMAC_SHA384, &digest::SHA384),
@@ -169,20 +168,13 @@ impl SigningKey {
 
     /// As [`SigningKey::generate`], but an RSA key pair comes from a process-wide pool of four: the same
     /// `slot` (modulo four) is the same key pair, whatever its `kid` and algorithm; slots differ.
-    pub fn pooled<'a>(
-        slot: usize,
-        kid: impl Into<Option<&'a str>>,
-        algorithm: SigningAlgorithm,
-    ) -> Self {
-        static POOL: [OnceLock<Arc<RsaKeyPair>>; POOL_SIZE] =
-            [const { OnceLock::new() }; POOL_SIZE];
+    pub fn pooled<'a>(slot: usize, kid: impl Into<Option<&'a str>>, algorithm: SigningAlgorithm) -> Self {
+        static POOL: [OnceLock<Arc<RsaKeyPair>>; POOL_SIZE] = [const { OnceLock::new() }; POOL_SIZE];
         match algorithm.primitive() {
             Primitive::Rsa(_) => Self {
                 kid: kid.into().map(str::to_owned),
                 algorithm,
-                material: Material::Rsa(Arc::clone(
-                    POOL[slot % POOL_SIZE].get_or_init(generate_rsa),
-                )),
+                material: Material::Rsa(Arc::clone(POOL[slot % POOL_SIZE].get_or_init(generate_rsa))),
             },
             _ => Self::generate(kid, algorithm),
         }
@@ -302,11 +294,9 @@ impl SigningKey {
                     .expect(AWS_LC_FAILS_ONLY_WITHOUT_MEMORY);
                 signature
             }
-            (Material::Ecdsa(pair), _) => pair
-                .sign(&random, signing_input)
-                .expect(AWS_LC_FAILS_ONLY_WITHOUT_MEMORY)
-                .as_ref()
-                .to_vec(),
+            (Material::Ecdsa(pair), _) => {
+                pair.sign(&random, signing_input).expect(AWS_LC_FAILS_ONLY_WITHOUT_MEMORY).as_ref().to_vec()
+            }
             (Material::Ed25519(pair), _) => pair.sign(signing_input).as_ref().to_vec(),
             (Material::Hmac(secret), Primitive::Hmac(algorithm, _)) => {
                 hmac::sign(&hmac::Key::new(algorithm, secret), signing_input).as_ref().to_vec()
@@ -436,10 +426,7 @@ mod tests {
         }
         let ec = [(Alg::ES256, "P-256", 32), (Alg::ES384, "P-384", 48), (Alg::ES512, "P-521", 66)];
         for (algorithm, curve, length) in ec {
-            assert_eq!(
-                lengths(algorithm, &[("x", length), ("y", length)]),
-                (json!("EC"), json!(curve))
-            );
+            assert_eq!(lengths(algorithm, &[("x", length), ("y", length)]), (json!("EC"), json!(curve)));
             let signature = SigningKey::generate("k", algorithm).signature(b"input");
             assert_eq!(signature.len(), 2 * length, "r and s, not DER");
         }

@@ -1,0 +1,302 @@
+//! What the tests against real parts share: where the parts are, processes that end with their test, the
+//! built binary behind a real Envoy, and an upstream that answers with what it received.
+//!
+//! It looks at Portcullis from outside alone: its command line, its configuration and its answers. It never
+//! lets a missing part pass for a passed test.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use reqwest::{Client, Response};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+/// How long a part may take to start or to stop; generous, since it only matters where something is wrong.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where a real part is: in the place that `variable` names, or where `tests/run` puts it.
+pub fn part(variable: &str, default: &str) -> PathBuf {
+    let path = std::env::var_os(variable)
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(default), PathBuf::from);
+    assert!(
+        path.exists(),
+        "{} is missing: run tests/run, which installs it, or set {variable}",
+        path.display()
+    );
+    path
+}
+
+/// A folder of this test's own, on the disk of the build.
+pub fn folder() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build folder can be written to")
+}
+
+/// An address that nobody listens at.
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("is bound")
+}
+
+/// Looks again and again until there is something to see.
+pub async fn eventually<T>(what: &str, within: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let seen = async {
+        loop {
+            if let Some(seen) = look().await {
+                return seen;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(within, seen).await.unwrap_or_else(|_| panic!("{what}: not within {within:?}"))
+}
+
+/// A client that keeps to this machine, whatever proxy the environment names.
+pub fn client() -> Client {
+    Client::builder().no_proxy().timeout(PATIENCE).build().expect("a plain client")
+}
+
+/// A process in a group of its own, which ends as a whole when this is dropped. Where the test failed, the
+/// end of its log is shown.
+pub struct Process {
+    child: Child,
+    name: &'static str,
+    log: PathBuf,
+}
+
+impl Process {
+    pub fn start(name: &'static str, command: &mut Command, folder: &Path) -> Self {
+        use std::os::unix::process::CommandExt;
+        let log = folder.join(format!("{name}.log"));
+        let file = File::create(&log).expect("the log can be written");
+        let child = command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a second handle"))
+            .stderr(file)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
+        Self { child, name, log }
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("is our child")
+    }
+
+    /// Panics where it ended, rather than letting a test wait in vain.
+    pub fn must_be_running(&mut self) {
+        if let Some(status) = self.ended() {
+            panic!("{} ended by itself: {status}", self.name);
+        }
+    }
+
+    /// Sends a signal to the process or, as the shell's `kill` has it, with a leading `-` to its group.
+    fn signal(&self, name: &str, group: &str) {
+        let target = format!("{group}{}", self.child.id());
+        let sent = Command::new("sh")
+            .args(["-c", "kill -s \"$0\" -- \"$1\"", name, &target])
+            .stderr(Stdio::null())
+            .status();
+        assert!(sent.is_ok(), "sh is there");
+    }
+
+    pub fn terminate(&self) {
+        self.signal("TERM", "");
+    }
+
+    fn print_end_of_log(&self) {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let end = &lines[lines.len().saturating_sub(40)..];
+        eprintln!("--- the end of {}'s log\n{}\n---", self.name, end.join("\n"));
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.signal("KILL", "-");
+        // An error means that it ended before and was waited for.
+        let _ended = self.child.wait();
+        if std::thread::panicking() {
+            self.print_end_of_log();
+        }
+    }
+}
+
+/// `portcullis serve`, the built binary.
+pub struct Portcullis {
+    pub process: Process,
+    pub ext_authz: SocketAddr,
+    admin: SocketAddr,
+    client: Client,
+    _folder: TempDir,
+}
+
+impl Portcullis {
+    /// Serves with these `providers` (and whatever else of the configuration follows them). When this
+    /// returns it listens; whether it has keys is another matter.
+    pub async fn serve(providers: &str) -> Self {
+        let folder = folder();
+        let (ext_authz, admin) = (free_address(), free_address());
+        let config = folder.path().join("portcullis.yaml");
+        let text = format!("listen: {{ext_authz: '{ext_authz}', admin: '{admin}'}}\n{providers}");
+        fs::write(&config, text).expect("the folder can be written to");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+        command.arg("serve").arg("--config").arg(config);
+        let mut process = Process::start("portcullis", &mut command, folder.path());
+        let client = client();
+        eventually("portcullis is alive", PATIENCE, async || {
+            process.must_be_running();
+            ok(&client, &format!("http://{admin}/livez")).await
+        })
+        .await;
+        Self { process, ext_authz, admin, client, _folder: folder }
+    }
+
+    /// Waits until it has keys.
+    pub async fn ready(&self) {
+        let url = format!("http://{}/readyz", self.admin);
+        eventually("portcullis is ready", PATIENCE, async || ok(&self.client, &url).await).await;
+    }
+
+    /// The sum of this metric's samples that have all these labels.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        let url = format!("http://{}/metrics", self.admin);
+        let answer = self.client.get(url).send().await.expect("the admin door answers");
+        let text = answer.text().await.expect("metrics are text");
+        let samples = text.lines().filter_map(|line| {
+            let (labels_of_line, value) = line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once("} ")?;
+            let wanted =
+                |(label, value): &(&str, &str)| labels_of_line.contains(&format!("{label}=\"{value}\""));
+            labels.iter().all(wanted).then(|| value.parse::<f64>().expect("a number"))
+        });
+        samples.sum::<f64>() as u64
+    }
+
+    /// The fetches of keys that this trigger forced and that brought an answer.
+    pub async fn fetches(&self, trigger: &str) -> u64 {
+        self.metric("portcullis_jwks_fetches_total", &[("trigger", trigger)]).await
+    }
+}
+
+/// The body where the answer is 200.
+async fn ok(client: &Client, url: &str) -> Option<String> {
+    let answer = client.get(url).send().await.ok()?.error_for_status().ok()?;
+    answer.text().await.ok()
+}
+
+/// A real Envoy under the shipped configuration, with other ports and nothing else changed.
+pub struct Envoy {
+    _process: Process,
+    address: SocketAddr,
+    _folder: TempDir,
+}
+
+impl Envoy {
+    pub async fn start(ext_authz: SocketAddr, upstream: SocketAddr) -> Self {
+        let binary = part("PORTCULLIS_TEST_ENVOY", ".cache/envoy");
+        let folder = folder();
+        let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/envoy/envoy-grpc.yaml");
+        let mut text = fs::read_to_string(shipped).expect("the shipped configuration");
+        for (from, to) in [
+            ("address: 127.0.0.1, port_value: 9901", local_port(0)),
+            ("address: 0.0.0.0, port_value: 10000", local_port(0)),
+            ("address: 127.0.0.1, port_value: 9191", local_port(ext_authz.port())),
+            ("address: 127.0.0.1, port_value: 8080", local_port(upstream.port())),
+        ] {
+            assert_eq!(text.matches(from).count(), 1, "{from} in {shipped}");
+            text = text.replace(from, &to);
+        }
+        let config = folder.path().join("envoy.yaml");
+        fs::write(&config, text).expect("the folder can be written to");
+
+        let admin_file = folder.path().join("admin");
+        let mut command = Command::new(binary);
+        // Hot restart would make two Envoys on one machine find each other.
+        command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
+        command.arg("--admin-address-path").arg(&admin_file).arg("--config-path").arg(config);
+        let mut process = Process::start("envoy", &mut command, folder.path());
+        let client = client();
+        let address = eventually("envoy listens", PATIENCE, async || {
+            process.must_be_running();
+            let admin = fs::read_to_string(&admin_file).ok()?;
+            ok(&client, &format!("http://{admin}/ready")).await?;
+            let listeners = ok(&client, &format!("http://{admin}/listeners?format=json")).await?;
+            let listeners: Value = serde_json::from_str(&listeners).ok()?;
+            let bound = &listeners["listener_statuses"][0]["local_address"]["socket_address"];
+            let port = u16::try_from(bound["port_value"].as_u64()?).ok()?;
+            Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+        })
+        .await;
+        Self { _process: process, address, _folder: folder }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+}
+
+fn local_port(port: u16) -> String {
+    format!("address: 127.0.0.1, port_value: {port}")
+}
+
+/// An upstream that answers every request with the headers that it received, as a JSON object.
+pub struct Upstream {
+    pub address: SocketAddr,
+    received: Arc<AtomicU64>,
+    server: JoinHandle<()>,
+}
+
+impl Upstream {
+    pub async fn start() -> Self {
+        let received = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&received);
+        let echo = Router::new().fallback(async move |request: Request| {
+            count.fetch_add(1, Ordering::SeqCst);
+            let mut headers = json!({});
+            for (name, value) in request.headers() {
+                headers[name.as_str()] = json!(String::from_utf8_lossy(value.as_bytes()));
+            }
+            headers.to_string()
+        });
+        let (address, server) = serve_http(echo).await;
+        Self { address, received, server }
+    }
+
+    /// How many requests have reached it.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// Serves these routes on a free port until the task is aborted.
+pub async fn serve_http(routes: Router) -> (SocketAddr, JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let address = listener.local_addr().expect("is bound");
+    let server = tokio::spawn(async move {
+        axum::serve(listener, routes).await.expect("accepts until it is aborted");
+    });
+    (address, server)
+}
+
+/// The body of an answer, which must be JSON.
+pub async fn json(answer: Response) -> Value {
+    let body = answer.bytes().await.expect("a whole body");
+    serde_json::from_slice(&body)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&body)))
+}

@@ -53,11 +53,18 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
         };
         match source {
             TokenSource::Header { name, scheme } => {
-                request
-                    .headers
-                    .all(name)
-                    .filter_map(|value| in_header(value, scheme.as_deref()))
-                    .try_for_each(take)?;
+                let (mut lines, mut tokens) = (0, 0);
+                for value in request.headers.all(name) {
+                    lines += 1;
+                    if let Some(candidate) = in_header(value, scheme.as_deref()) {
+                        tokens += 1;
+                        take(candidate)?;
+                    }
+                }
+                // Beside credentials of another scheme: whose the upstream will believe, nobody knows.
+                if tokens > 0 && tokens < lines {
+                    return Err(NoToken::Several);
+                }
             }
             TokenSource::Cookie(name) => {
                 for header in request.headers.all("cookie") {
@@ -95,7 +102,10 @@ fn in_header<'a>(value: &'a [u8], scheme: Option<&str>) -> Option<Result<Cow<'a,
             }
             match rest.first() {
                 // RFC 9110 §11.4: at least one space, and nothing else, before the credentials.
-                Some(b' ') => rest.trim_ascii_start(),
+                Some(b' ') => {
+                    let start = rest.iter().position(|byte| *byte != b' ').unwrap_or(rest.len());
+                    rest.get(start..).unwrap_or_default()
+                }
                 None | Some(b'\t' | b',') => return Some(Err(NoToken::Malformed)),
                 // A longer scheme that begins with this one.
                 Some(_) => return None,

@@ -4,8 +4,10 @@
 //! CheckResponse. It decides nothing.
 //!
 //! # Architecture invariant
-//! Every answer sets `status`: to Envoy an unset one means OK. An answer is built in [`allow`] or in
-//! [`deny`] and nowhere else.
+//! Every answer sets `status`: to Envoy an unset one means OK. An answer is built in `allow` or in
+//! `deny` and nowhere else.
+
+pub mod client;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,8 +16,9 @@ use std::time::Duration;
 
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use crate::access_request::{AccessRequest, Headers};
@@ -60,10 +63,8 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let mut server = Server::builder()
-        .max_concurrent_streams(MAX_STREAMS)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .tcp_nodelay(true);
+    let mut server =
+        Server::builder().max_concurrent_streams(MAX_STREAMS).http2_keepalive_interval(Some(KEEPALIVE));
     if let Some(tls) = socket.tls {
         server = server.tls_config(tls).map_err(ServeError::from_error)?;
     }
@@ -78,7 +79,9 @@ pub async fn serve(
     let serving = async {
         match socket.listener {
             Listener::Tcp(listener) => {
-                router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown).await
+                // The server's own `tcp_nodelay` counts only for sockets that it binds itself.
+                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                router.serve_with_incoming_shutdown(incoming, shutdown).await
             }
             Listener::Unix(listener, _file) => {
                 router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown).await

@@ -70,8 +70,8 @@ fn header_value(claim: &Json) -> Option<String> {
         Json::Bool(true) => "true".to_owned(),
         Json::Bool(false) => "false".to_owned(),
         Json::Number(digits) => digits.to_string(),
-        Json::String(text) => utf8_percent_encode(text, UNSAFE).to_string(),
-        Json::Object(_) => utf8_percent_encode(&claim.to_compact(), UNSAFE).to_string(),
+        Json::String(text) => encode(text, UNSAFE),
+        Json::Object(_) => encode(&claim.to_compact(), UNSAFE),
         Json::Array(members) => {
             let members: Vec<String> =
                 members.iter().filter(|member| **member != Json::Null).map(list_member).collect();
@@ -83,7 +83,17 @@ fn header_value(claim: &Json) -> Option<String> {
 
 fn list_member(member: &Json) -> String {
     let text = member.as_str().map_or_else(|| Cow::Owned(member.to_compact()), Cow::Borrowed);
-    utf8_percent_encode(&text, UNSAFE_IN_LIST).to_string()
+    encode(&text, UNSAFE_IN_LIST)
+}
+
+/// Spaces at the edges are encoded too: HTTP takes them away (RFC 9110 §5.5, §5.6.1), and `"admin "`
+/// must not arrive as `admin`.
+fn encode(text: &str, unsafe_set: &'static AsciiSet) -> String {
+    let inner = text.trim_matches(' ');
+    let before = if inner.is_empty() { 0 } else { text.len() - text.trim_start_matches(' ').len() };
+    let behind = text.len() - before - inner.len();
+    let inner = utf8_percent_encode(inner, unsafe_set);
+    format!("{}{inner}{}", "%20".repeat(before), "%20".repeat(behind))
 }
 
 fn remove_managed(changes: &mut UpstreamChanges, managed: &[String], request: &AccessRequest<'_>) {
@@ -105,11 +115,12 @@ fn remove_managed(changes: &mut UpstreamChanges, managed: &[String], request: &A
     }
 }
 
-/// Whether a backend that makes variables of header names (CGI's rule) takes both for one.
+/// Whether a backend that makes variables of header names (CGI's rule) takes both for one: most turn `-`
+/// into `_`, some `.` too, and lighttpd everything but letters and digits.
 fn alike(sent: &[u8], managed: &str) -> bool {
     let folded = |byte: u8| match byte {
-        b'_' | b'.' => b'-',
-        byte => byte.to_ascii_lowercase(),
+        byte if byte.is_ascii_alphanumeric() => byte.to_ascii_lowercase(),
+        _ => b'-',
     };
     sent.len() == managed.len() && sent.iter().zip(managed.bytes()).all(|(a, b)| folded(*a) == folded(b))
 }
@@ -144,9 +155,11 @@ fn remove_token(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, toke
             .filter(|(name, _)| !cookie_names.contains(name))
             .map(|(name, value)| [name, b"=", value].concat())
             .collect();
-        // A header that is not text cannot be rewritten; then no cookie passes.
+        // A header that is not plain text cannot be rewritten; then no cookie passes.
         match String::from_utf8(kept.join(&b"; "[..])) {
-            Ok(cookie) if !cookie.is_empty() => changes.set.push(("cookie".to_owned(), cookie)),
+            Ok(cookie) if !cookie.is_empty() && !cookie.contains(|c: char| c.is_ascii_control()) => {
+                changes.set.push(("cookie".to_owned(), cookie));
+            }
             _ => changes.remove.push("cookie".to_owned()),
         }
     }

@@ -16,6 +16,7 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use real::{Envoy, PATIENCE, Portcullis, Upstream, client, eventually};
 
@@ -214,7 +215,8 @@ async fn a_request_in_flight_is_answered_before_the_service_ends() {
     let next = SigningKey::generate("next", SigningAlgorithm::ES256);
     let token = stage.rotate_to(next);
     let in_flight = tokio::spawn(stage.get(&token).send());
-    stage.issuer.wait_for_held(1).await;
+    let held = stage.issuer.wait_for_held(1);
+    timeout(PATIENCE, held).await.expect("the new kid makes the service fetch keys");
 
     stage.portcullis.process.terminate();
     let door = stage.portcullis.ext_authz;
@@ -231,7 +233,7 @@ async fn a_request_in_flight_is_answered_before_the_service_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_sign_at_once_refuse_no_good_token_under_load() {
     let mut stage = Stage::set().await;
-    let load = Load::start(&stage).await;
+    let mut load = Load::start(&stage).await;
     let algorithms =
         [SigningAlgorithm::ES256, SigningAlgorithm::EdDSA, SigningAlgorithm::RS256, SigningAlgorithm::ES384];
     for (number, algorithm) in algorithms.into_iter().enumerate() {
@@ -248,7 +250,7 @@ async fn new_keys_under_the_same_kid_refuse_no_good_token_under_load() {
     let more = "    refresh: {min_spacing_bad_signature: 200ms}\n";
     let mut stage = Stage::set_with(more).await;
     let kid = stage.key.kid().expect("has a kid").to_owned();
-    let load = Load::start(&stage).await;
+    let mut load = Load::start(&stage).await;
     for _ in 0..4 {
         let key = SigningKey::generate(kid.as_str(), SigningAlgorithm::ES256);
         load.use_token(stage.rotate_to(key)).await;
@@ -261,7 +263,7 @@ async fn new_keys_under_the_same_kid_refuse_no_good_token_under_load() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_made_up_kids_refuses_no_good_token_and_lets_no_forged_one_pass() {
     let mut stage = Stage::set().await;
-    let load = Load::start(&stage).await;
+    let mut load = Load::start(&stage).await;
     let flood = Flood::start(&stage);
     for number in 0..3 {
         let kid = format!("next-{number}");
@@ -311,10 +313,13 @@ impl Load {
     }
 
     /// Lets all callers use this token, and waits until each has had time to be allowed with it.
-    async fn use_token(&self, token: String) {
+    async fn use_token(&mut self, token: String) {
         *self.token.lock().expect("no caller panics with it") = token;
         let enough = self.allowed.load(Ordering::SeqCst) + 20 * CALLERS as u64;
         eventually("callers are allowed with the new token", PATIENCE, async || {
+            if let Some(refused) = self.callers.try_join_next() {
+                refused.expect("no good token was refused");
+            }
             (self.allowed.load(Ordering::SeqCst) >= enough).then_some(())
         })
         .await;

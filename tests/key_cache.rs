@@ -250,6 +250,48 @@ async fn a_caller_that_saw_an_older_set_looks_again_without_a_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fetch_that_was_under_way_and_has_ended_meanwhile_is_looked_at_before_another_is_asked_for() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    let gate = script.hold();
+    let first = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { ask(&cache, "b").await }
+    });
+    settle().await;
+    let seen_before_its_end = cache.sight();
+    gate.add_permits(1);
+    assert_eq!(first.await.unwrap(), Ok(()));
+    let deadline = clock::monotonic();
+    assert_eq!(cache.rescue(seen_before_its_end, UnknownKid, deadline, look("b", None)).await, Ok(()));
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_fetch_serves_whoever_waited_for_it_whatever_the_cause() {
+    let script = Script::publishing(&["a"]);
+    let policy = RefreshPolicy { min_spacing_bad_signature: 2 * SECOND, wait: 5 * SECOND, ..policy() };
+    let cache = warm(&script, policy).await;
+    let forged = || look("a", Some("forged".to_owned()));
+    assert_eq!(ask_with(&cache, 5 * SECOND, forged()).await, Err(NotRescued::StillStale(BadSignature)));
+    let waiting = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { ask_with(&cache, 5 * SECOND, forged()).await }
+    });
+    settle().await;
+    script.publish(&["a", "b"]);
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    assert_eq!(
+        waiting.await.unwrap(),
+        Err(NotRescued::StillStale(BadSignature)),
+        "served by the other's fetch"
+    );
+    sleep(10 * SECOND).await;
+    assert_eq!(script.fetches(), 3, "nobody is left who waits for another");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_caller_that_gives_up_cancels_nothing() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;

@@ -11,7 +11,8 @@ mod real;
 use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
 use std::time::Duration;
 
 use axum::Router;
@@ -29,6 +30,9 @@ use real::{Envoy, PATIENCE, Portcullis, Process, Upstream, client, eventually, s
 
 /// Keycloak builds itself and its database at each start: nearly a minute on two idle cores.
 const KEYCLOAK_PATIENCE: Duration = Duration::from_secs(300);
+
+/// How soon to look again where a blocking wait is the only one possible.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 const ADMIN: &str = "admin";
 const REALM_FILE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/keycloak/acme-realm.json"));
@@ -94,6 +98,21 @@ impl Keycloak {
             .env("KC_BOOTSTRAP_ADMIN_PASSWORD", ADMIN);
         let process = Process::start("keycloak", &mut command, folder.path());
         Self { process: Mutex::new(process), base: format!("http://{address}"), _home: folder }
+    }
+}
+
+impl Drop for Keycloak {
+    /// `kc.sh` passes SIGTERM on to Java, which it leaves behind when it is killed itself.
+    fn drop(&mut self) {
+        let process = self.process.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut patience = PATIENCE;
+        if process.ended().is_none() {
+            process.terminate();
+        }
+        while process.ended().is_none() && !patience.is_zero() {
+            thread::sleep(LOOK_AGAIN);
+            patience = patience.saturating_sub(LOOK_AGAIN);
+        }
     }
 }
 
@@ -389,6 +408,9 @@ async fn rotations_under_load_refuse_no_good_token() {
         .await;
         let enough = allowed.load(Ordering::SeqCst) + 200;
         eventually("callers are allowed with it", PATIENCE, async || {
+            if let Some(refused) = callers.try_join_next() {
+                refused.expect("no good token was refused");
+            }
             (allowed.load(Ordering::SeqCst) >= enough).then_some(())
         })
         .await;

@@ -300,7 +300,9 @@ impl Key {
             }
         };
         let kty = text(jwk, "kty", "`kty` is not a string")?.ok_or("`kty` is missing")?;
-        if kty != "oct" && jwk.member("d").is_some() {
+        // RFC 7518 §6.2.2 and §6.3.2: any of these is the private half, or gives it away.
+        let private = ["d", "p", "q", "dp", "dq", "qi", "oth"];
+        if kty != "oct" && private.iter().any(|name| jwk.member(name).is_some()) {
             return Err("its private half is published with it: anybody could sign with it");
         }
         let (material, thumbprint) = match kty {

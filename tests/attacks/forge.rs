@@ -299,7 +299,7 @@ pub fn pss_block(message: &[u8], length: usize, salt: usize, mask: MaskHash) -> 
     block.push(1);
     block.extend(&salt);
     let mut counter = 0_u32;
-    let mut mask_bytes = Vec::new();
+    let mut mask_bytes: Vec<u8> = Vec::new();
     while mask_bytes.len() < masked {
         let seed = [hash, &counter.to_be_bytes()].concat();
         let algorithm = match mask {

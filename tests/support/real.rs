@@ -4,6 +4,7 @@
 //! It looks at Portcullis from outside alone: its command line, its configuration and its answers. It never
 //! lets a missing part pass for a passed test.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -64,8 +65,9 @@ pub fn client() -> Client {
     Client::builder().no_proxy().timeout(PATIENCE).build().expect("a plain client")
 }
 
-/// A process in a group of its own, which ends as a whole when this is dropped. Where the test failed, the
-/// end of its log is shown.
+/// A process that is killed when this is dropped. Where the test failed, the end of its log is shown.
+///
+/// It stays in the group of the test, so that an interrupt from the keyboard reaches both.
 pub struct Process {
     child: Child,
     name: &'static str,
@@ -74,11 +76,9 @@ pub struct Process {
 
 impl Process {
     pub fn start(name: &'static str, command: &mut Command, folder: &Path) -> Self {
-        use std::os::unix::process::CommandExt;
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log).expect("the log can be written");
         let child = command
-            .process_group(0)
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a second handle"))
             .stderr(file)
@@ -99,18 +99,11 @@ impl Process {
         }
     }
 
-    /// Sends a signal to the process or, as the shell's `kill` has it, with a leading `-` to its group.
-    fn signal(&self, name: &str, group: &str) {
-        let target = format!("{group}{}", self.child.id());
-        let sent = Command::new("sh")
-            .args(["-c", "kill -s \"$0\" -- \"$1\"", name, &target])
-            .stderr(Stdio::null())
-            .status();
-        assert!(sent.is_ok(), "sh is there");
-    }
-
+    /// Asks it to end, with SIGTERM. By the shell, since its `kill` is built in and always there.
     pub fn terminate(&self) {
-        self.signal("TERM", "");
+        let kill = format!("kill -s TERM {}", self.child.id());
+        let sent = Command::new("sh").args(["-c", &kill]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "{} is running", self.name);
     }
 
     fn print_end_of_log(&self) {
@@ -123,9 +116,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.signal("KILL", "-");
         // An error means that it ended before and was waited for.
-        let _ended = self.child.wait();
+        let _ended = self.child.kill().and_then(|()| self.child.wait());
         if std::thread::panicking() {
             self.print_end_of_log();
         }
@@ -262,11 +254,14 @@ impl Upstream {
         let count = Arc::clone(&received);
         let echo = Router::new().fallback(async move |request: Request| {
             count.fetch_add(1, Ordering::SeqCst);
-            let mut headers = json!({});
+            let mut headers: BTreeMap<&str, String> = BTreeMap::new();
             for (name, value) in request.headers() {
-                headers[name.as_str()] = json!(String::from_utf8_lossy(value.as_bytes()));
+                let value = String::from_utf8_lossy(value.as_bytes());
+                // A second one of the same name must show: it is how a client adds an identity.
+                let seen = headers.entry(name.as_str()).or_default();
+                *seen = if seen.is_empty() { value.into_owned() } else { format!("{seen},{value}") };
             }
-            headers.to_string()
+            json!(headers).to_string()
         });
         let (address, server) = serve_http(echo).await;
         Self { address, received, server }

@@ -1,0 +1,161 @@
+//! Asks the gRPC door, or any other ext_authz service, as Envoy would: for `demo` and `drill`.
+//!
+//! It takes an answer as Envoy does, so that a careless one counts as the allow that it would be. The service
+//! itself never uses it.
+
+use std::fmt;
+use std::time::Duration;
+
+use prost_types::value::Kind;
+use tonic::Request;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::proto::envoy::config::core::v3::HeaderValueOption;
+use crate::proto::envoy::service::auth::v3::attribute_context::http_request::HeadersEntry;
+use crate::proto::envoy::service::auth::v3::attribute_context::{self, HttpRequest};
+use crate::proto::envoy::service::auth::v3::authorization_client::AuthorizationClient;
+use crate::proto::envoy::service::auth::v3::check_response::HttpResponse;
+use crate::proto::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
+
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// A connection to an ext_authz service. Clones share it.
+#[derive(Clone, Debug)]
+pub struct CheckClient {
+    inner: AuthorizationClient<Channel>,
+}
+
+/// What the service said about a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Whether Envoy lets the request pass.
+    pub allowed: bool,
+    /// What the client gets if it does not; 200 if it does, and Envoy's default, 403, where a denial names none.
+    pub http_status: u16,
+    /// The `reason` of the metadata; empty from a service that gives none.
+    pub reason: String,
+    /// Headers that the upstream gets, or that the denial has.
+    pub headers_set: Vec<(String, String)>,
+    /// Headers that the upstream does not get.
+    pub headers_removed: Vec<String>,
+    /// The denial's body.
+    pub body: String,
+}
+
+/// No answer came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoAnswer(String);
+
+impl NoAnswer {
+    fn from_error(error: impl fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NoAnswer {}
+
+impl CheckClient {
+    /// Connects to `host:port`, in plain text.
+    ///
+    /// # Errors
+    /// It is no address, or nobody listens there.
+    pub async fn connect(address: impl fmt::Display) -> Result<Self, NoAnswer> {
+        let endpoint = Endpoint::try_from(format!("http://{address}")).map_err(NoAnswer::from_error)?;
+        let channel = endpoint
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT)
+            .connect()
+            .await
+            .map_err(NoAnswer::from_error)?;
+        Ok(Self { inner: AuthorizationClient::new(channel) })
+    }
+
+    /// Asks about `GET /orders` with these headers, whose names are in lower case. The service is told that the
+    /// caller waits for `timeout`, and the caller does so.
+    ///
+    /// # Errors
+    /// The service did not answer, or not in time.
+    pub async fn check(&self, headers: &[(&str, &str)], timeout: Duration) -> Result<Answer, NoAnswer> {
+        let mut request = Request::new(check_request(headers));
+        request.set_timeout(timeout);
+        let response = self.inner.clone().check(request).await;
+        response.map(|response| answer(response.into_inner())).map_err(|status| NoAnswer(status.to_string()))
+    }
+}
+
+fn check_request(headers: &[(&str, &str)]) -> CheckRequest {
+    let entry = |(name, value): &(&str, &str)| HeadersEntry {
+        key: name.as_bytes().to_vec().into(),
+        value: value.as_bytes().to_vec().into(),
+    };
+    let http = HttpRequest {
+        method: "GET".into(),
+        host: "api.example.com".into(),
+        path: "/orders".into(),
+        scheme: "https".into(),
+        protocol: "HTTP/1.1".into(),
+        headers: headers.iter().map(entry).collect(),
+        ..HttpRequest::default()
+    };
+    let request = attribute_context::Request { http: Some(http) };
+    CheckRequest {
+        attributes: Some(AttributeContext { request: Some(request), ..AttributeContext::default() }),
+    }
+}
+
+fn answer(response: CheckResponse) -> Answer {
+    // To Envoy an unset status means OK.
+    let allowed = response.status.as_ref().is_none_or(|status| status.code == tonic::Code::Ok as i32);
+    let reason = reason(&response).unwrap_or_default();
+    let (status, headers, headers_removed, body) = match response.http_response {
+        Some(HttpResponse::OkResponse(ok)) => (None, ok.headers, ok.headers_to_remove, String::new()),
+        Some(HttpResponse::DeniedResponse(denied)) => {
+            let status = denied.status.and_then(|status| u16::try_from(status.code).ok());
+            (status, denied.headers, Vec::new(), denied.body)
+        }
+        None => (None, Vec::new(), Vec::new(), String::new()),
+    };
+    let http_status = if allowed { 200 } else { status.unwrap_or(403) };
+    Answer { allowed, http_status, reason, headers_set: pairs(headers), headers_removed, body }
+}
+
+fn reason(response: &CheckResponse) -> Option<String> {
+    match &response.dynamic_metadata.as_ref()?.fields.get("reason")?.kind {
+        Some(Kind::StringValue(reason)) => Some(reason.clone()),
+        _ => None,
+    }
+}
+
+fn pairs(options: Vec<HeaderValueOption>) -> Vec<(String, String)> {
+    options.into_iter().filter_map(|option| option.header).map(|header| (header.key, header.value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::envoy::service::auth::v3::DeniedHttpResponse;
+    use crate::proto::google::rpc::Status;
+
+    #[test]
+    fn an_answer_without_a_status_is_the_allow_that_envoy_makes_of_it() {
+        let taken = answer(CheckResponse::default());
+        assert!(taken.allowed);
+        assert_eq!((taken.http_status, taken.reason.as_str()), (200, ""));
+    }
+
+    #[test]
+    fn a_denial_that_names_no_status_is_envoys_403() {
+        let status = Some(Status { code: tonic::Code::PermissionDenied as i32, ..Status::default() });
+        let denied = Some(HttpResponse::DeniedResponse(DeniedHttpResponse::default()));
+        let taken = answer(CheckResponse { status, http_response: denied, dynamic_metadata: None });
+        assert!(!taken.allowed);
+        assert_eq!(taken.http_status, 403);
+    }
+}

@@ -1,0 +1,75 @@
+//! `portcullis demo` as a user runs it: the process, its table, its exit code.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+
+fn demo() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command.arg("demo").env_remove("PORTCULLIS_LOG");
+    command
+}
+
+/// The lines of the table, without its head.
+fn table(text: &str) -> Vec<&str> {
+    let after_the_rule = text.lines().skip_while(|line| !line.starts_with("----")).skip(1);
+    after_the_rule.take_while(|line| !line.is_empty()).collect()
+}
+
+#[test]
+fn every_step_comes_out_as_told_and_the_process_says_so() {
+    let output = demo().arg("--once").output().expect("the demo can be started");
+    let text = String::from_utf8(output.stdout).expect("the demo prints text");
+    assert!(output.status.success(), "{text}");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "nothing disturbs the story");
+
+    let rows = table(&text);
+    assert_eq!(rows.len(), 20, "{text}");
+    assert!(text.contains("\n20 of 20 steps came out as told.\n"), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    for (number, expected, fetches) in [
+        (1, "allow as alice", "0"),
+        (3, "allow as alice", "1"),
+        (4, "401 key_unknown", "1"),
+        (5, "200 allowed", "1"),
+        (6, "allow as alice", "1"),
+        (7, "allow as alice", "1"),
+        (8, "401 expired", "0"),
+        (9, "401 claim_missing", "0"),
+        (10, "401 audience_mismatch", "0"),
+        (12, "401 algorithm_not_allowed", "0"),
+        (13, "401 key_unknown", "1"),
+        (14, "401 bad_signature", "1"),
+        (17, "allow as alice", "0"),
+        (18, "allow as alice", "0"),
+        (19, "503 keys_unavailable", "0"),
+        (20, "allow as alice", "1"),
+    ] {
+        let row = rows[number - 1];
+        assert!(row.trim_start().starts_with(&number.to_string()), "{row}");
+        assert_eq!(row.matches(expected).count(), 2, "told and got {expected}: {row}");
+        let counts: Vec<&str> = row.split_whitespace().rev().take(2).collect();
+        assert_eq!(counts, [fetches; 2], "fetches told and got: {row}");
+    }
+}
+
+#[test]
+fn without_once_it_stays_up_with_a_request_to_try_and_ends_well_on_sigterm() {
+    let mut child = demo().stdout(Stdio::piped()).spawn().expect("the demo can be started");
+    let mut lines = BufReader::new(child.stdout.take().expect("its output is piped"));
+    let mut text = String::new();
+    while !text.ends_with("Ctrl-C ends it.\n") {
+        assert_ne!(lines.read_line(&mut text).expect("the demo prints text"), 0, "it ended: {text}");
+    }
+    let path = text.split("Authorization/Check < ").nth(1).and_then(|rest| rest.lines().next());
+    let path = std::path::Path::new(path.expect("the request's file is named"));
+    let request = std::fs::read_to_string(path).expect("the request can be read");
+    let request: serde_json::Value = serde_json::from_str(&request).expect("the request is JSON");
+    let token = &request["attributes"]["request"]["http"]["headers"]["authorization"];
+    assert!(token.as_str().is_some_and(|token| token.starts_with("Bearer ey")), "{request}");
+
+    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    assert!(killed.expect("kill can be run").success());
+    lines.read_to_string(&mut text).expect("the demo prints text");
+    assert_eq!(child.wait().expect("it ends").code(), Some(0), "{text}");
+    assert!(!path.exists(), "the request goes with the demo");
+}

@@ -1,7 +1,8 @@
 //! `portcullis demo` as a user runs it: the process, its table, its exit code.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
 fn demo() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
@@ -52,24 +53,35 @@ fn every_step_comes_out_as_told_and_the_process_says_so() {
     }
 }
 
+/// A demo that stays up. It ends with this value, whatever a test makes of it.
+struct Staying(Child);
+
+impl Drop for Staying {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ended = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
 #[test]
 fn without_once_it_stays_up_with_a_request_to_try_and_ends_well_on_sigterm() {
-    let mut child = demo().stdout(Stdio::piped()).spawn().expect("the demo can be started");
-    let mut lines = BufReader::new(child.stdout.take().expect("its output is piped"));
+    let mut staying = Staying(demo().stdout(Stdio::piped()).spawn().expect("the demo can be started"));
+    let mut lines = BufReader::new(staying.0.stdout.take().expect("its output is piped"));
     let mut text = String::new();
     while !text.ends_with("Ctrl-C ends it.\n") {
         assert_ne!(lines.read_line(&mut text).expect("the demo prints text"), 0, "it ended: {text}");
     }
     let path = text.split("Authorization/Check < ").nth(1).and_then(|rest| rest.lines().next());
-    let path = std::path::Path::new(path.expect("the request's file is named"));
-    let request = std::fs::read_to_string(path).expect("the request can be read");
+    let path = path.map(PathBuf::from).expect("the request's file is named");
+    let request = std::fs::read_to_string(&path).expect("the request can be read");
     let request: serde_json::Value = serde_json::from_str(&request).expect("the request is JSON");
     let token = &request["attributes"]["request"]["http"]["headers"]["authorization"];
     assert!(token.as_str().is_some_and(|token| token.starts_with("Bearer ey")), "{request}");
 
-    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    let killed = Command::new("kill").args(["-TERM", &staying.0.id().to_string()]).status();
     assert!(killed.expect("kill can be run").success());
     lines.read_to_string(&mut text).expect("the demo prints text");
-    assert_eq!(child.wait().expect("it ends").code(), Some(0), "{text}");
+    assert_eq!(staying.0.wait().expect("it ends").code(), Some(0), "{text}");
     assert!(!path.exists(), "the request goes with the demo");
 }

@@ -17,7 +17,7 @@ use crate::identity;
 use crate::keys::{KeyCache, NotRescued};
 use crate::telemetry::Metrics;
 use crate::validation::provider::{Provider, TokenSource};
-use crate::validation::{self, Permanent, Screened, Validated};
+use crate::validation::{self, Permanent, Screened, Validated, ValidationError};
 use crate::verdict::{Allowed, Decision, Reason, Verdict};
 
 /// A waiting caller answers this much before its proxy's deadline, or a tenth of it where that is more.
@@ -138,7 +138,7 @@ impl Authorizer {
         if !found.places.iter().any(|place| provider.token_from.contains(place)) {
             return Err(Reason::TokenMissing);
         }
-        let validated = verify(keyed, &screened, request).await?;
+        let validated = verify(keyed, &screened, request, &self.clock).await?;
         findings.subject = validated.claims().member("sub").and_then(|sub| sub.as_str()).map(str::to_owned);
         let changes = identity::upstream_changes(
             validated.claims(),
@@ -194,21 +194,20 @@ async fn verify(
     keyed: &KeyedProvider,
     screened: &Screened<'_>,
     request: &AccessRequest<'_>,
+    clock: &Clock,
 ) -> Result<Validated, Reason> {
-    let look = |keys: &_| validation::try_validate(screened, keys);
+    let look = |keys: &_| validation::try_validate(screened, keys, clock.now());
     let sighting = keyed.keys.sight();
-    match sighting.look(look) {
-        Ok(validated) => Ok(validated),
-        Err(cause) => {
-            let deadline = deadline(request, keyed.refresh.wait);
-            keyed.keys.rescue(sighting, cause, deadline, look).await.map_err(
-                |not_rescued| match not_rescued {
-                    NotRescued::StillStale(cause) => Reason::from(cause),
-                    NotRescued::Unavailable => Reason::KeysUnavailable,
-                },
-            )
-        }
-    }
+    let cause = match sighting.look(look) {
+        Ok(validated) => return Ok(validated),
+        Err(ValidationError::Permanent(permanent)) => return Err(Reason::from(&permanent)),
+        Err(ValidationError::Stale(cause)) => cause,
+    };
+    let deadline = deadline(request, keyed.refresh.wait);
+    keyed.keys.rescue(sighting, cause, deadline, look).await.map_err(|not_rescued| match not_rescued {
+        NotRescued::Refused(error) => Reason::from(&error),
+        NotRescued::Unavailable => Reason::KeysUnavailable,
+    })
 }
 
 /// When the answer has to be on its way, whether or not keys have come.

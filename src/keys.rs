@@ -35,7 +35,7 @@ use crate::clock::{self, Clock, Instant};
 use crate::config::RefreshPolicy;
 use crate::telemetry::{FetchOutcome, Metrics, StaleOutcome};
 use crate::validation::key_set::KeySet;
-use crate::validation::{StaleCause, UnixTime};
+use crate::validation::{Permanent, StaleCause, UnixTime, ValidationError};
 
 use self::fetch::{Fetch, FetchError};
 use self::schedule::{Schedule, Standing, Trigger};
@@ -59,12 +59,18 @@ struct Fetched {
 }
 
 impl KeySnapshot {
-    /// The keys that may still be used at `now`: none, once the last good fetch is longer ago than `max_stale`.
-    fn usable(&self, now: Instant) -> Option<&KeySet> {
-        let fresh = self
-            .fetched
-            .is_none_or(|fetched| now.saturating_duration_since(fetched.monotonic) <= self.max_stale);
-        fresh.then_some(&*self.keys)
+    /// Holds something against the keys. There are none once the last good fetch is longer ago than
+    /// `max_stale`.
+    fn look<T>(
+        &self,
+        look: impl FnOnce(&KeySet) -> Result<T, ValidationError>,
+    ) -> Result<T, ValidationError> {
+        match self.fetched {
+            Some(fetched) if clock::elapsed_since(fetched.monotonic) > self.max_stale => {
+                Err(ValidationError::Stale(StaleCause::UnknownKid))
+            }
+            _ => look(&self.keys),
+        }
     }
 }
 
@@ -77,8 +83,14 @@ pub struct Sighting {
 
 impl Sighting {
     /// Verifies against what was seen. A set that is past `max_stale` is as good as empty.
-    pub fn look<T>(&self, look: impl FnOnce(&KeySet) -> Result<T, StaleCause>) -> Result<T, StaleCause> {
-        self.snapshot.usable(clock::monotonic()).map_or(Err(StaleCause::UnknownKid), look)
+    ///
+    /// # Errors
+    /// Those of `look`.
+    pub fn look<T>(
+        &self,
+        look: impl FnOnce(&KeySet) -> Result<T, ValidationError>,
+    ) -> Result<T, ValidationError> {
+        self.snapshot.look(look)
     }
 }
 
@@ -94,10 +106,11 @@ pub struct Surroundings {
 }
 
 /// Why a stale token could not be rescued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotRescued {
-    /// The issuer's current set does not verify it either, or a forgery is the likelier guess.
-    StillStale(StaleCause),
+    /// The issuer's current set does not verify it either, or a forgery is the likelier guess; or the
+    /// token became past mending while it waited.
+    Refused(ValidationError),
     /// Nobody can say: the issuer did not answer, or not in time.
     Unavailable,
 }
@@ -212,7 +225,7 @@ impl KeyCache {
     /// the caller's arrival, by `deadline` at the latest.
     ///
     /// # Errors
-    /// [`NotRescued::StillStale`] if the newest set does not verify it either, or if a bad signature
+    /// [`NotRescued::Refused`] if the newest set does not verify it either, or if a bad signature
     /// would have to wait past the deadline for its turn; [`NotRescued::Unavailable`] if the fetch failed, did not come in
     /// time, or `max_waiters` are waiting already.
     pub async fn rescue<T>(
@@ -220,7 +233,7 @@ impl KeyCache {
         sighting: Sighting,
         cause: StaleCause,
         deadline: Instant,
-        look: impl Fn(&KeySet) -> Result<T, StaleCause>,
+        look: impl Fn(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, NotRescued> {
         let result = self.shared.rescue(sighting, cause, deadline, look).await;
         let outcome = match &result {
@@ -277,11 +290,11 @@ impl Shared {
         sighting: Sighting,
         cause: StaleCause,
         deadline: Instant,
-        look: impl Fn(&KeySet) -> Result<T, StaleCause>,
+        look: impl Fn(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, Unrescued> {
         let mut second_look = SecondLook { shared: self, seen: sighting.snapshot, cause, look };
-        if let Some(verified) = second_look.if_newer() {
-            return Ok(verified);
+        if let Some(result) = second_look.if_newer() {
+            return result;
         }
         if !self.refreshable {
             return Err(still_stale(second_look.cause));
@@ -300,7 +313,7 @@ impl Shared {
             );
             match standing {
                 Standing::Fresh => {
-                    return second_look.if_newer().ok_or_else(|| still_stale(second_look.cause));
+                    return second_look.if_newer().unwrap_or_else(|| Err(still_stale(second_look.cause)));
                 }
                 Standing::Failed => {
                     return Err((NotRescued::Unavailable, StaleOutcome::FetchFailed));
@@ -321,8 +334,8 @@ impl Shared {
                     return Err((NotRescued::Unavailable, StaleOutcome::TimedOut));
                 }
             }
-            if let Some(verified) = second_look.if_newer() {
-                return Ok(verified);
+            if let Some(result) = second_look.if_newer() {
+                return result;
             }
         }
     }
@@ -393,7 +406,11 @@ impl Shared {
 }
 
 fn still_stale(cause: StaleCause) -> Unrescued {
-    (NotRescued::StillStale(cause), StaleOutcome::StillStale)
+    (NotRescued::Refused(ValidationError::Stale(cause)), StaleOutcome::StillStale)
+}
+
+fn past_mending(permanent: Permanent) -> Unrescued {
+    (NotRescued::Refused(ValidationError::Permanent(permanent)), StaleOutcome::StillStale)
 }
 
 /// The key ids of `b` that `a` lacks; at most 20, since this is for a log line.
@@ -414,17 +431,19 @@ struct SecondLook<'c, F> {
     look: F,
 }
 
-impl<T, F: Fn(&KeySet) -> Result<T, StaleCause>> SecondLook<'_, F> {
-    /// Looks again if the cache has moved on since the last look.
-    fn if_newer(&mut self) -> Option<T> {
+impl<T, F: Fn(&KeySet) -> Result<T, ValidationError>> SecondLook<'_, F> {
+    /// Looks again if the cache has moved on since the last look. `None` if it has not, or if the token
+    /// is still stale.
+    fn if_newer(&mut self) -> Option<Result<T, Unrescued>> {
         let current = self.shared.snapshot.load_full();
         if Arc::ptr_eq(&current, &self.seen) {
             return None;
         }
         self.seen = current;
-        match self.seen.usable(clock::monotonic()).map_or(Err(StaleCause::UnknownKid), &self.look) {
-            Ok(verified) => Some(verified),
-            Err(cause) => {
+        match self.seen.look(&self.look) {
+            Ok(verified) => Some(Ok(verified)),
+            Err(ValidationError::Permanent(permanent)) => Some(Err(past_mending(permanent))),
+            Err(ValidationError::Stale(cause)) => {
                 self.cause = cause;
                 None
             }

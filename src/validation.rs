@@ -98,12 +98,19 @@ pub enum ValidationError {
     Permanent(Permanent),
 }
 
+impl From<Permanent> for ValidationError {
+    fn from(permanent: Permanent) -> Self {
+        ValidationError::Permanent(permanent)
+    }
+}
+
 /// A token that has passed the screen of the provider whose issuer it names. Its signature has not
 /// been looked at.
 #[derive(Clone, Debug)]
 pub struct Screened<'a> {
     token: Token<'a>,
     algorithm: Algorithm,
+    expires: UnixTime,
 }
 
 impl Screened<'_> {
@@ -184,8 +191,8 @@ pub fn screen<'a>(token: Token<'a>, provider: &Provider, now: UnixTime) -> Resul
     if issuer(&token)? != provider.issuer {
         return Err(Permanent::IssuerUnknown);
     }
-    claims::check(&token.claims, provider, now)?;
-    Ok(Screened { token, algorithm })
+    let expires = claims::check(&token.claims, provider, now)?;
+    Ok(Screened { token, algorithm, expires })
 }
 
 /// Verifies a screened token against the set in hand.
@@ -194,8 +201,17 @@ pub fn screen<'a>(token: Token<'a>, provider: &Provider, now: UnixTime) -> Resul
 /// most [`MAX_KEYS_TRIED`].
 ///
 /// # Errors
-/// [`StaleCause`], since a newer set may hold the key that this one lacks.
-pub fn try_validate(screened: &Screened<'_>, keys: &KeySet) -> Result<Validated, StaleCause> {
+/// [`ValidationError::Stale`] where a newer set may hold the key that this one lacks;
+/// [`ValidationError::Permanent`] where the token has expired since it was screened, as one may that
+/// waited for newer keys.
+pub fn try_validate(
+    screened: &Screened<'_>,
+    keys: &KeySet,
+    now: UnixTime,
+) -> Result<Validated, ValidationError> {
+    if now >= screened.expires {
+        return Err(Permanent::Expired.into());
+    }
     let token = &screened.token;
     let mut fitting = keys.fitting(token.kid.as_deref(), screened.algorithm).peekable();
     let none_fits = fitting.peek().is_none();
@@ -204,7 +220,7 @@ pub fn try_validate(screened: &Screened<'_>, keys: &KeySet) -> Result<Validated,
         .find(|key| key.verifies(screened.algorithm, token.signing_input, token.signature));
     match verifying {
         Some(key) => Ok(Validated { claims: Arc::clone(&token.claims), key: Arc::clone(key) }),
-        None if none_fits || token.kid.is_none() => Err(StaleCause::UnknownKid),
-        None => Err(StaleCause::BadSignature),
+        None if none_fits || token.kid.is_none() => Err(ValidationError::Stale(StaleCause::UnknownKid)),
+        None => Err(ValidationError::Stale(StaleCause::BadSignature)),
     }
 }

@@ -10,7 +10,7 @@
 
 use crate::config::Responses;
 use crate::identity::UpstreamChanges;
-use crate::validation::{Permanent, StaleCause, Validated};
+use crate::validation::{Permanent, StaleCause, Validated, ValidationError};
 
 /// Why a request was answered as it was: the `reason` of metrics, logs and metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -224,11 +224,12 @@ impl From<&Permanent> for Reason {
     }
 }
 
-impl From<StaleCause> for Reason {
-    fn from(cause: StaleCause) -> Self {
-        match cause {
-            StaleCause::UnknownKid => Reason::KeyUnknown,
-            StaleCause::BadSignature => Reason::BadSignature,
+impl From<&ValidationError> for Reason {
+    fn from(error: &ValidationError) -> Self {
+        match error {
+            ValidationError::Permanent(permanent) => Reason::from(permanent),
+            ValidationError::Stale(StaleCause::UnknownKid) => Reason::KeyUnknown,
+            ValidationError::Stale(StaleCause::BadSignature) => Reason::BadSignature,
         }
     }
 }

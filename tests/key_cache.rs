@@ -16,6 +16,7 @@ use portcullis::keys::{KeyCache, NotRescued, Sighting, Surroundings};
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
+use portcullis::validation::{Permanent, ValidationError};
 use proptest::prelude::*;
 use tokio::sync::Semaphore;
 use tokio::time::{advance, sleep};
@@ -125,18 +126,18 @@ async fn warm(script: &Script, policy: RefreshPolicy) -> Arc<KeyCache> {
     cache
 }
 
-type Look = Box<dyn Fn(&KeySet) -> Result<(), StaleCause> + Send + Sync>;
+type Look = Box<dyn Fn(&KeySet) -> Result<(), ValidationError> + Send + Sync>;
 
 /// What a token that asks for `kid` is held against. With `thumbprint` its signature is of that key.
-fn look(kid: &str, thumbprint: Option<String>) -> impl Fn(&KeySet) -> Result<(), StaleCause> + use<> {
+fn look(kid: &str, thumbprint: Option<String>) -> impl Fn(&KeySet) -> Result<(), ValidationError> + use<> {
     let kid = kid.to_owned();
     move |keys: &KeySet| {
         let mut fitting = keys.fitting(Some(&kid), Algorithm::ES256).peekable();
         match (fitting.peek().is_some(), &thumbprint) {
-            (false, _) => Err(UnknownKid),
+            (false, _) => Err(ValidationError::Stale(UnknownKid)),
             (true, None) => Ok(()),
             (true, Some(thumbprint)) if fitting.any(|key| key.thumbprint() == Some(thumbprint)) => Ok(()),
-            (true, Some(_)) => Err(BadSignature),
+            (true, Some(_)) => Err(ValidationError::Stale(BadSignature)),
         }
     }
 }
@@ -144,17 +145,25 @@ fn look(kid: &str, thumbprint: Option<String>) -> impl Fn(&KeySet) -> Result<(),
 async fn ask_with(
     cache: &KeyCache,
     wait: Duration,
-    look: impl Fn(&KeySet) -> Result<(), StaleCause>,
+    look: impl Fn(&KeySet) -> Result<(), ValidationError>,
 ) -> Result<(), NotRescued> {
     let sighting: Sighting = cache.sight();
     match sighting.look(&look) {
         Ok(()) => Ok(()),
-        Err(cause) => cache.rescue(sighting, cause, clock::monotonic() + wait, look).await,
+        Err(ValidationError::Permanent(_)) => panic!("these tokens are stale at worst"),
+        Err(ValidationError::Stale(cause)) => {
+            cache.rescue(sighting, cause, clock::monotonic() + wait, look).await
+        }
     }
 }
 
 async fn ask(cache: &KeyCache, kid: &str) -> Result<(), NotRescued> {
     ask_with(cache, 2 * SECOND, look(kid, None)).await
+}
+
+/// Refused, since the newest set does not verify it either.
+fn still(cause: StaleCause) -> NotRescued {
+    NotRescued::Refused(ValidationError::Stale(cause))
 }
 
 /// Lets everybody who can run do so, without letting time pass.
@@ -212,7 +221,7 @@ async fn a_fetch_that_began_before_the_caller_may_bring_the_old_set_and_then_the
     settle().await;
     script.stop_holding();
     gate.add_permits(1);
-    assert_eq!(first.await.unwrap(), Err(NotRescued::StillStale(UnknownKid)));
+    assert_eq!(first.await.unwrap(), Err(still(UnknownKid)));
     assert_eq!(good.await.unwrap(), Ok(()));
     assert_eq!(script.fetches(), 3);
 }
@@ -274,7 +283,7 @@ async fn one_fetch_serves_whoever_waited_for_it_whatever_the_cause() {
     let policy = RefreshPolicy { min_spacing_bad_signature: 2 * SECOND, wait: 5 * SECOND, ..policy() };
     let cache = warm(&script, policy).await;
     let forged = || look("a", Some("forged".to_owned()));
-    assert_eq!(ask_with(&cache, 5 * SECOND, forged()).await, Err(NotRescued::StillStale(BadSignature)));
+    assert_eq!(ask_with(&cache, 5 * SECOND, forged()).await, Err(still(BadSignature)));
     let waiting = tokio::spawn({
         let cache = Arc::clone(&cache);
         async move { ask_with(&cache, 5 * SECOND, forged()).await }
@@ -282,11 +291,7 @@ async fn one_fetch_serves_whoever_waited_for_it_whatever_the_cause() {
     settle().await;
     script.publish(&["a", "b"]);
     assert_eq!(ask(&cache, "b").await, Ok(()));
-    assert_eq!(
-        waiting.await.unwrap(),
-        Err(NotRescued::StillStale(BadSignature)),
-        "served by the other's fetch"
-    );
+    assert_eq!(waiting.await.unwrap(), Err(still(BadSignature)), "served by the other's fetch");
     sleep(10 * SECOND).await;
     assert_eq!(script.fetches(), 3, "nobody is left who waits for another");
 }
@@ -312,7 +317,7 @@ async fn a_caller_that_gives_up_cancels_nothing() {
 async fn inside_the_spacing_a_good_token_waits_for_the_next_fetch() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
-    assert_eq!(ask(&cache, "made-up").await, Err(NotRescued::StillStale(UnknownKid)));
+    assert_eq!(ask(&cache, "made-up").await, Err(still(UnknownKid)));
     script.publish(&["b"]);
     let began = clock::monotonic();
     assert_eq!(ask(&cache, "b").await, Ok(()));
@@ -360,10 +365,10 @@ async fn a_bad_signature_whose_turn_is_far_away_is_refused_at_once() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     let forged = || look("a", Some("forged".to_owned()));
-    assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(NotRescued::StillStale(BadSignature)));
+    assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(still(BadSignature)));
     let began = clock::monotonic();
     for _ in 0..100 {
-        assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(NotRescued::StillStale(BadSignature)));
+        assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(still(BadSignature)));
     }
     assert_eq!(began.elapsed(), Duration::ZERO);
     assert_eq!(script.fetches(), 2);
@@ -427,7 +432,7 @@ async fn more_than_max_waiters_are_told_at_once_that_nobody_can_say() {
     assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
     assert_eq!(began.elapsed(), Duration::ZERO);
     for one in waiting {
-        assert_eq!(one.await.unwrap(), Err(NotRescued::StillStale(UnknownKid)));
+        assert_eq!(one.await.unwrap(), Err(still(UnknownKid)));
     }
     script.publish(&["b"]);
     sleep(SECOND).await;
@@ -442,7 +447,7 @@ async fn a_key_that_a_fetch_showed_to_be_gone_is_gone() {
     script.publish(&["a"]);
     let _any = ask(&cache, "made-up").await;
     sleep(SECOND).await;
-    assert_eq!(ask(&cache, "b").await, Err(NotRescued::StillStale(UnknownKid)));
+    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -452,7 +457,7 @@ async fn a_set_older_than_max_stale_serves_no_more_and_a_withdrawn_key_goes_at_t
     let cache = warm(&script, policy).await;
     script.publish(&["a"]);
     sleep(61 * SECOND).await;
-    assert_eq!(ask(&cache, "b").await, Err(NotRescued::StillStale(UnknownKid)), "refreshed ahead");
+    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)), "refreshed ahead");
     script.goes_down(true);
     sleep(500 * SECOND).await;
     assert_eq!(ask(&cache, "a").await, Ok(()), "the issuer has been down for less than max_stale");
@@ -482,7 +487,7 @@ async fn keys_of_the_configuration_are_final_at_once() {
     let keys = Arc::new(KeySet::parse_inline(script.jwks().as_bytes()).unwrap());
     let cache = KeyCache::fixed("p", keys, Surroundings::default());
     assert_eq!(ask(&cache, "a").await, Ok(()));
-    assert_eq!(ask(&cache, "b").await, Err(NotRescued::StillStale(UnknownKid)));
+    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -493,6 +498,18 @@ async fn a_cache_with_another_policy_begins_with_the_keys_of_the_old_one() {
     let new = KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default(), Some(&old));
     drop(old);
     assert_eq!(ask(&new, "a").await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_past_mending_after_the_refresh_is_refused_as_such() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    let sighting = cache.sight();
+    let expired = |_: &KeySet| Err::<(), _>(ValidationError::Permanent(Permanent::Expired));
+    let answer = cache.rescue(sighting, UnknownKid, clock::monotonic() + SECOND, expired).await;
+    assert_eq!(answer, Err(NotRescued::Refused(ValidationError::Permanent(Permanent::Expired))));
+    assert_eq!(script.fetches(), 2);
 }
 
 /// One moment of random traffic.

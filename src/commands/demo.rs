@@ -93,7 +93,7 @@ async fn stay(stage: &Stage, report: &mut Report, end: &mut End) -> Result<(), F
         }
         let fetches = stage.issuer().key_fetches();
         report.line(&format!(
-            "{} replaces {} at the issuer; the service has asked for keys {fetches} times.",
+            "{} replaces {} at the issuer; key-set fetches so far: {fetches}.",
             story::named(&key),
             story::named(&withdrawn)
         ))?;

@@ -7,12 +7,12 @@ use super::provider::{Audiences, Provider};
 use super::{Permanent, UnixTime};
 
 /// Checks everything about the claims that needs no key. `iss` has been compared already: it chose
-/// the provider.
+/// the provider. Gives the time from which the token is expired, leeway included.
 ///
 /// # Errors
 /// The first rule that is not met, in this order: times, audience, required claims.
-pub(super) fn check(claims: &Json, provider: &Provider, now: UnixTime) -> Result<(), Permanent> {
-    check_times(claims, provider.clock_skew, now)?;
+pub(super) fn check(claims: &Json, provider: &Provider, now: UnixTime) -> Result<UnixTime, Permanent> {
+    let expires = check_times(claims, provider.clock_skew, now)?;
     check_audience(claims, &provider.audiences)?;
     check_subject(claims)?;
     for path in &provider.required_claims {
@@ -20,24 +20,23 @@ pub(super) fn check(claims: &Json, provider: &Provider, now: UnixTime) -> Result
             return Err(Permanent::ClaimMissing(path.to_string()));
         }
     }
-    Ok(())
+    Ok(expires)
 }
 
 /// `exp` must be there (RFC 9068 §2.2) and `now` before it; `nbf`, where it is, must have come. Both
 /// with leeway. `iat` must be a time but decides nothing: the RFC gives it no such meaning.
-fn check_times(claims: &Json, skew: Duration, now: UnixTime) -> Result<(), Permanent> {
+fn check_times(claims: &Json, skew: Duration, now: UnixTime) -> Result<UnixTime, Permanent> {
     let exp = numeric_date(claims, "exp")?.ok_or_else(|| Permanent::ClaimMissing("exp".to_owned()))?;
     let nbf = numeric_date(claims, "nbf")?;
     numeric_date(claims, "iat")?;
-    let now = now.as_secs_f64();
-    let skew = skew.as_secs_f64();
-    if now >= exp + skew {
+    let expires = UnixTime(exp + skew.as_secs_f64());
+    if now >= expires {
         return Err(Permanent::Expired);
     }
-    if nbf.is_some_and(|nbf| now + skew < nbf) {
+    if nbf.is_some_and(|nbf| now.as_secs_f64() + skew.as_secs_f64() < nbf) {
         return Err(Permanent::NotYetValid);
     }
-    Ok(())
+    Ok(expires)
 }
 
 /// A NumericDate (RFC 7519 §2): any JSON number that is finite, fractions included.

@@ -15,7 +15,7 @@ use portcullis::identity::upstream_changes;
 use portcullis::validation::json::Json;
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::provider::{Provider, TokenSource};
-use portcullis::validation::{self, Permanent, StaleCause, UnixTime};
+use portcullis::validation::{self, Permanent, StaleCause, UnixTime, ValidationError};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use prost::Message as _;
@@ -49,17 +49,11 @@ fn key_set(keys: &[&SigningKey]) -> KeySet {
 }
 
 /// The core's verdict on a token.
-fn judge(token: &str, rules: &Provider, keys: &KeySet) -> Result<(), Refusal> {
+fn judge(token: &str, rules: &Provider, keys: &KeySet) -> Result<(), ValidationError> {
     let now = UnixTime::from_secs(NOW);
-    let token = validation::parse(token, 16 * 1024).map_err(Refusal::Permanent)?;
-    let screened = validation::screen(token, rules, now).map_err(Refusal::Permanent)?;
-    validation::try_validate(&screened, keys).map(drop).map_err(Refusal::Stale)
-}
-
-#[derive(Debug, PartialEq)]
-enum Refusal {
-    Permanent(Permanent),
-    Stale(StaleCause),
+    let token = validation::parse(token, 16 * 1024)?;
+    let screened = validation::screen(token, rules, now)?;
+    validation::try_validate(&screened, keys, now).map(drop)
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -124,8 +118,8 @@ fn a_signed_token_is_accepted_exactly_when_its_claims_are_good() {
             prop_assert_eq!(verdict.is_ok(), good_claims(&claims), "{} {:?}", claims, verdict);
             match verdict {
                 Ok(()) => good.set(good.get() + 1),
-                Err(Refusal::Stale(cause)) => prop_assert!(false, "{cause:?}"),
-                Err(Refusal::Permanent(_)) => bad.set(bad.get() + 1),
+                Err(ValidationError::Stale(cause)) => prop_assert!(false, "{cause:?}"),
+                Err(ValidationError::Permanent(_)) => bad.set(bad.get() + 1),
             }
             Ok(())
         })
@@ -175,9 +169,25 @@ fn a_good_signature_with_any_one_bit_flipped_is_refused() {
             let mut flipped = signature.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             let verdict = judge(&crate::forge::with_signature(&good, &flipped), &rules, &keys);
-            let refused = Err(Refusal::Stale(StaleCause::BadSignature));
+            let refused = Err(ValidationError::Stale(StaleCause::BadSignature));
             assert_eq!(verdict, refused, "C8 {algorithm} bit {bit}");
         }
+    }
+}
+
+#[test]
+fn a_token_that_expires_while_it_waits_for_keys_is_expired_and_not_stale() {
+    let (rules, key) = (rules(), SigningKey::generate("k", ES256));
+    let text = key.sign(&claims());
+    let token = validation::parse(&text, 16 * 1024).expect("well formed");
+    let screened = validation::screen(token, &rules, UnixTime::from_secs(NOW)).expect("good for 300 s");
+    let keys = key_set(&[&key]);
+    // With the leeway of 30 s.
+    let last = UnixTime::from_secs(NOW + 329);
+    assert!(validation::try_validate(&screened, &keys, last).is_ok());
+    for keys in [keys, KeySet::default()] {
+        let late = validation::try_validate(&screened, &keys, UnixTime::from_secs(NOW + 330));
+        assert_eq!(late.map(drop), Err(ValidationError::Permanent(Permanent::Expired)));
     }
 }
 

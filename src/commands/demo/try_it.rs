@@ -51,8 +51,7 @@ pub(super) fn lines(stage: &Stage, file: Result<&CheckFile, &io::Error>, rotate_
     let (ext_authz, admin) = (stage.ext_authz(), stage.admin());
     let check = match file {
         Ok(file) => format!(
-            "\
-  Ask as Envoy asks. The file always has a token of the present key; grpcurl learns the types by
+            "  Ask as Envoy asks. The file always has a token of the present key; grpcurl learns the types by
   reflection. Ask a few times: the first token of a key costs one fetch, the others none.
     grpcurl -plaintext -d @ {ext_authz} \\
       envoy.service.auth.v3.Authorization/Check < {}",

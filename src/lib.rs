@@ -15,8 +15,15 @@
 //!
 //! # Rooms, in reading order
 //!
-//! Dependencies point down this list's stages: `main → app, commands → doors → authorizer → core`.
-//! A test holds them.
+//! - [`app`] binds, serves, reloads and drains; [`commands`] are what the binary can be told; [`config`] is
+//!   text turned into what is valid.
+//! - The doors: [`ext_authz`], with its types in [`proto`], and [`admin`] for operators.
+//! - [`authorizer`], with what it takes and gives: [`access_request`], [`verdict`].
+//! - The core, pure: [`bearer_token`], [`identity`], [`validation`].
+//! - [`keys`]: the cache, its schedule, and how keys are fetched.
+//! - [`clock`] and [`telemetry`], which everybody may use.
+//!
+//! Dependencies point down: `main → app, commands → doors → authorizer → core, keys`. A test holds them.
 //!
 //! # Architecture invariants
 //!

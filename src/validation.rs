@@ -7,6 +7,16 @@
 //!    too old (no key for the `kid`, or a signature that no key of that `kid` made), the answer is
 //!    [`ValidationError::Stale`].
 //!
+//! # Where no RFC decides
+//!
+//! - A token without `exp` is refused; one that lives very long, or whose `iat` lies ahead, is not. `nbf`
+//!   or `iat` of null counts as absent.
+//! - A key without `kid` serves only tokens without one, and a token without one is tried with every key
+//!   that fits its algorithm, up to [`MAX_KEYS_TRIED`].
+//! - A token that is bound to a sender (`cnf`) passes as a plain bearer token.
+//! - RSA exponents from 3 are accepted, and weak moduli are not looked for. Of an ECDSA signature the twin
+//!   `(r, n - s)` is accepted too, so two different texts can be the same token.
+//!
 //! # Architecture invariant
 //! No IO, no clock, no logging and no `async` below this module: the time comes in as an argument.
 //! It is the one home of `jsonwebtoken`, whose own claim checks are not used since they read the

@@ -16,11 +16,10 @@ use serde_json::value::RawValue;
 
 use super::algorithm::Algorithm;
 use super::json::Json;
+use super::token::MAX_KID_BYTES;
 
 /// Keys beyond this many are skipped.
 const MAX_KEYS: usize = 1_000;
-/// A longer `kid` is no name but a payload.
-const MAX_KID_BYTES: usize = 1_024;
 
 /// The keys of one provider. Order is that of the document.
 #[derive(Clone, Debug, Default)]

@@ -9,6 +9,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::json::Json;
 
+/// A longer `kid` is no name but a payload: no key has one, and no token may ask for one.
+pub(super) const MAX_KID_BYTES: usize = 1_024;
+
 /// A token that is well formed, and no more than that.
 #[derive(Clone, Debug)]
 pub struct Token<'a> {
@@ -64,7 +67,11 @@ impl<'a> Token<'a> {
         if ["crit", "b64", "zip"].iter().any(|name| header.member(name).is_some()) {
             return Err(TokenError::Malformed);
         }
-        let kid = string_parameter(&header, "kid")?.map(Box::from);
+        let kid = string_parameter(&header, "kid")?;
+        if kid.is_some_and(|kid| kid.len() > MAX_KID_BYTES) {
+            return Err(TokenError::Malformed);
+        }
+        let kid = kid.map(Box::from);
         let typ = string_parameter(&header, "typ")?.map(canonical_media_type);
         let cty = string_parameter(&header, "cty")?.map(canonical_media_type);
         if cty.as_deref() == Some("jwt") {

@@ -54,7 +54,7 @@ async fn a_token_is_verified_with_the_key_that_it_names_and_no_other() {
     ] {
         cases.push(case("B6", kid, first.with_kid(kid).sign(&claims), "key_unknown"));
     }
-    let long = ["k".repeat(1024), "k".repeat(1025), "k".repeat(8 * 1024)];
+    let longest = "k".repeat(1024);
     for kid in [
         "",
         " ",
@@ -68,9 +68,13 @@ async fn a_token_is_verified_with_the_key_that_it_names_and_no_other() {
         "fi\u{301}rst",
     ]
     .into_iter()
-    .chain(long.iter().map(String::as_str))
+    .chain([longest.as_str()])
     {
         cases.push(case("B7", kid, first.with_kid(kid).sign(&claims), "key_unknown"));
+    }
+    // No key may have such a name, so no fetch is spent on it.
+    for kid in ["k".repeat(1025), "k".repeat(8 * 1024)] {
+        cases.push(case("B7", "too long", first.with_kid(kid.as_str()).sign(&claims), "malformed"));
     }
     let huge = "k".repeat(1 << 20);
     cases.push(case("B7", "1 MiB", first.with_kid(huge.as_str()).sign(&claims), "token_too_large"));

@@ -53,6 +53,13 @@ fn every_step_comes_out_as_told_and_the_process_says_so() {
     }
 }
 
+#[test]
+fn a_machine_without_certificates_of_authorities_is_enough() {
+    let nowhere = [("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")];
+    let output = demo().arg("--once").envs(nowhere).output().expect("the demo can be started");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// A demo that stays up. It ends with this value, whatever a test makes of it.
 struct Staying(Child);
 

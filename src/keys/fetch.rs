@@ -134,13 +134,22 @@ impl HttpReader {
     /// A client that reads at most `max_bytes` of an answer and follows redirects only within a host
     /// and never from https to http.
     ///
+    /// On a machine without certificates of authorities, such as a bare container, it reaches http
+    /// alone, and the log says so.
+    ///
     /// # Errors
-    /// The machine's certificate store cannot be used.
+    /// The client cannot be made for another reason.
     pub fn new(max_bytes: usize) -> Result<Self, FetchError> {
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::custom(follow))
-            .build()?;
+        let builder = || {
+            reqwest::Client::builder()
+                .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
+                .redirect(redirect::Policy::custom(follow))
+        };
+        let client = builder().build().or_else(|error| {
+            let error = FetchError::from(error);
+            tracing::warn!(%error, "no certificates to check https issuers with: install ca-certificates");
+            builder().tls_certs_only([]).build()
+        })?;
         Ok(Self { client, max_bytes })
     }
 

@@ -17,6 +17,9 @@ providers:
     audiences: [a]
 ";
 
+/// 35 bytes in base64url: long enough for HS256 and too short for HS384.
+const SECRET: &str = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldCE";
+
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(text, &|name| (name == "STATUS").then(|| "429".to_owned()))
         .map_err(|errors| errors.to_string())
@@ -84,13 +87,32 @@ fn the_printed_configuration_is_read_as_the_same() {
 
 #[test]
 fn an_inline_secret_is_never_printed() {
-    let secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldCE";
-    let text = provider_with(&format!(
-        "jwks: {{keys: [{{kty: oct, kid: k, k: {secret}}}]}}\n    algorithms: [HS256]"
-    ));
-    let config = parse(&text).expect("the secret is long enough");
-    assert!(!config.to_yaml().contains(secret));
-    assert!(!format!("{config:?}").contains(secret));
+    let jwks = format!("jwks: {{keys: [{{kty: oct, kid: k, alg: HS256, k: {SECRET}}}]}}");
+    let config = parse(&provider_with(&format!("{jwks}\n    algorithms: [HS256]"))).expect("is long enough");
+    let printed = config.to_yaml();
+    assert!(!printed.contains(SECRET));
+    assert!(!format!("{config:?}").contains(SECRET));
+    let redacted = r#"jwks: {keys: [{kid: "k", kty: "oct", alg: "HS256", redacted: "a shared secret"}]}"#;
+    assert!(printed.contains(redacted), "{printed}");
+    assert!(parse(&printed).is_err(), "a key without its material is no key");
+    let again = parse(&printed.replace(redacted, &jwks)).expect("with the material it is valid again");
+    assert_eq!(again.to_yaml(), printed);
+}
+
+#[test]
+fn an_error_never_shows_a_secret() {
+    for keys in [
+        "{kty: oct, k: U0VDUkVU}",
+        "{kty: oct, k: U0VDUkVU, k: U0VDUkVU}",
+        "{kty: oct, k: [U0VDUkVU]}",
+        "{kty: RSA, n: U0VDUkVU, e: AQAB, d: U0VDUkVU}",
+        "U0VDUkVU",
+        "&U {kty: oct, k: U0VDUkVU}",
+    ] {
+        let text = provider_with(&format!("jwks: {{keys: [{keys}]}}\n    algorithms: [HS256]"));
+        let errors = parse(&text).expect_err("no sound key");
+        assert!(!errors.contains("U0VDUkVU"), "{errors}");
+    }
 }
 
 #[test]
@@ -132,8 +154,8 @@ colour: red
         &[
             (2, "listen.ext_authz", "IP address and a port"),
             (2, "listen.admin", "IP address and a port"),
-            (4, "providers[0]", "is not a URL"),
             (4, "providers[0].name", "letters, digits"),
+            (5, "providers[0].issuer", "cannot be discovered"),
             (6, "providers[0].audiences", "any_audience: true"),
             (7, "providers[0].clock_skew", "with its unit"),
             (9, "providers[0].refresh.wait", "with its unit"),
@@ -175,6 +197,7 @@ tracing: {}
 
 #[test]
 fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
+    let unasked = format!("jwks: {{keys: [{{kty: oct, k: {SECRET}}}]}}");
     for (line, path, message) in [
         ("any_audience: true", "audiences", "contradict"),
         ("any_audience: yes", "any_audience", "`true` or `false`"),
@@ -186,7 +209,7 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
         ("algorithms: [RS256, RS256]", "algorithms[1]", "second time"),
         ("algorithms: [none]", "algorithms[0]", "not a supported algorithm"),
         ("algorithms: [rs256]", "algorithms[0]", "not a supported algorithm"),
-        ("algorithms: [HS256]", "", "inline `jwks`"),
+        ("algorithms: [HS256]", "algorithms", "inline `jwks`"),
         ("clock_skew: -1s", "clock_skew", "with its unit"),
         ("clock_skew: 11m", "clock_skew", "duration from"),
         ("clock_skew: 99999999999999999999s", "clock_skew", "with its unit"),
@@ -206,26 +229,303 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
         ("claim_headers: {x-user: ''}", "claim_headers.x-user", "missing"),
         ("claim_headers: {x-user: sub, X-User: sub}", "claim_headers.X-User", "already"),
         ("refresh: {min_spacing: 0s}", "refresh.min_spacing", "duration from"),
-        ("refresh: {interval: 1s, min_spacing: 2s}", "refresh", "shorter than `min_spacing`"),
-        ("refresh: {max_stale: 1m}", "refresh", "shorter than `interval`"),
+        ("refresh: {interval: 1s, min_spacing: 2s}", "refresh.interval", "shorter than `min_spacing`"),
+        ("refresh: {max_stale: 1m}", "refresh.max_stale", "shorter than `interval`"),
         ("refresh: {max_waiters: 0}", "refresh.max_waiters", "whole number"),
         ("refresh: {max_bytes: 1TB}", "refresh.max_bytes", "a size"),
         ("refresh: {max_bytes: 65GiB}", "refresh.max_bytes", "size from"),
         ("jwks: {keys: []}", "jwks", "empty"),
         ("jwks: []", "jwks", "JWK Set"),
-        ("jwks: {keys: [{kty: oct, k: c2hvcnQ}]}", "jwks", "shorter than its hash"),
-        ("jwks: {keys: [{kty: EC, crv: P-256, x: AA, y: AA}]}", "jwks", "wrong length"),
+        ("jwks: {keys: [{kty: oct, k: c2hvcnQ}]}", "jwks.keys[0]", "shorter than its hash"),
+        ("jwks: {keys: [{kty: EC, crv: P-256, x: AA, y: AA}]}", "jwks.keys[0]", "wrong length"),
+        ("jwks: {keys: [{kty: oct, kid: 2024, k: x}]}", "jwks.keys[0]", "`kid` is not a string"),
+        ("jwks: {keys: 1}", "jwks", "JWK Set"),
+        ("jwks: '{\"keys\": []}'", "jwks", "JWK Set"),
+        (&unasked, "jwks.keys[0]", "HS256, HS384 or HS512 in `algorithms`"),
+        ("refresh: {interval: 500ms}", "refresh.interval", "(500ms) must not be shorter"),
+        ("refresh: {interval: 25h}", "refresh.interval", "from 10ms to 24h"),
+        ("refresh: {timeout: 0s}", "refresh.timeout", "from 10ms to 1m"),
+        ("refresh: [1]", "refresh", "a mapping is expected"),
+        ("refresh: {wait: [2s]}", "refresh.wait", "not a list or a mapping"),
+        ("refresh: {wait: *x}", "", "not YAML"),
+        ("clock_skew: &x 1s", "clock_skew", "anchors"),
+        ("clock_skew: {a: 1", "", "not YAML"),
+        ("clock_skew: 'x", "", "not YAML"),
+        ("jwks_uri: http:/x/y", "jwks_uri", "http or https"),
+        ("jwks_uri: \"http://x\\n/y\"", "jwks_uri", "http or https"),
+        ("jwks_file: /tmp\n    jwks_uri: http://x/y", "", "keep one of them"),
+        ("token_types: [JWT, application/jwt]", "token_types[1]", "second time"),
+        ("token_types: [application/]", "token_types[0]", "media type"),
+        ("token_types: ['a b']", "token_types[0]", "media type"),
+        ("token_from: [{header: X-T}, {header: x-t, scheme: a}]", "token_from[1]", "second time"),
+        ("token_from: [{cookie: a}, {cookie: a}]", "token_from[1]", "second time"),
+        ("token_from: [{header: Cookie}]", "token_from[0].header", "write `cookie: NAME`"),
+        ("token_from: [{query: a, scheme: b}]", "token_from[0]", "one of"),
+        (
+            "claim_headers: {x-token: sub}\n    token_from: [{header: X_Token}]",
+            "claim_headers.x-token",
+            "a token comes",
+        ),
+        ("claim_headers: {1: sub}", "claim_headers.1", "must be text"),
+        ("claim_headers: {x.user: sub}", "claim_headers[\"x.user\"]", "with `-`"),
+        ("claim_headers: {proxy: sub}", "claim_headers.proxy", "belongs to HTTP"),
+        ("claim_headers: {x-envoy-auth: sub}", "claim_headers.x-envoy-auth", "belongs to HTTP"),
+        ("claim_headers: {cookie: sub}", "claim_headers.cookie", "belongs to HTTP"),
+        ("required_claims: {a: b}", "required_claims", "a list"),
+        ("realms: []", "realms", "not supported yet"),
+        ("allow_http: true", "allow_http", "not supported yet"),
+        ("snapshot_dir: /x", "snapshot_dir", "not supported yet"),
+        ("\"a\\nb\": 1", "[\"a\\nb\"]", "unknown key"),
         ("jwks_file: ", "jwks_file", "missing"),
         ("name2: ${NOT_SET}", "name2", "did you mean `name`"),
         ("clock_skew: ${NOT_SET}", "clock_skew", "NOT_SET is not set"),
     ] {
-        let path = if path.is_empty() { "providers[0]".to_owned() } else { format!("providers[0].{path}") };
-        let line_number = if path == "providers[0].audiences" { 6 } else { 7 };
-        let line_number = if path == "providers[0]" { 4 } else { line_number };
-        refused(&provider_with(line), &[(line_number, &path, message)]);
+        let text = provider_with(line);
+        if message == "not YAML" {
+            let errors = Config::parse(&text, &|_| None).expect_err("not YAML");
+            assert!(errors.to_string().contains(message), "{line}: {errors}");
+            continue;
+        }
+        let path = match path {
+            "" => "providers[0]".to_owned(),
+            key if key.starts_with('[') => format!("providers[0]{key}"),
+            key => format!("providers[0].{key}"),
+        };
+        let line_number = match &*path {
+            "providers[0].audiences" => 6,
+            "providers[0]" => 4,
+            _ => 7,
+        };
+        refused(&text, &[(line_number, &path, message)]);
     }
-    let twice = format!("{MINIMAL}  - {{name: p, issuer: 'https://sso.example.com', audiences: [a]}}\n");
-    refused(&twice, &[(7, "providers[1]", "named `p`"), (7, "providers[1]", "this issuer")]);
+}
+
+#[test]
+fn providers_are_told_apart_even_where_one_is_wrong_elsewhere() {
+    let twice =
+        format!("{MINIMAL}  - {{name: p, issuer: 'https://sso.example.com', audiences: [], color: red}}\n");
+    refused(
+        &twice,
+        &[
+            (7, "providers[1].name", "in line 4, is this one's name already"),
+            (7, "providers[1].issuer", "in line 5, has this issuer already"),
+            (7, "providers[1].audiences", "any_audience: true"),
+            (7, "providers[1].color", "unknown key"),
+        ],
+    );
+}
+
+#[test]
+fn every_element_of_a_list_is_looked_at() {
+    let text = provider_with(
+        "algorithms: [none, RS256, rs256, RS256]
+    required_claims: ['/~', a, '']
+    token_from:
+      - {cookie: 'a b'}
+      - {header: a}
+      - {header: A}
+    claim_headers: {host: sub, x_a: '/~', x-b: sub}",
+    );
+    refused(
+        &text,
+        &[
+            (7, "providers[0].algorithms[0]", "not a supported algorithm"),
+            (7, "providers[0].algorithms[2]", "not a supported algorithm"),
+            (7, "providers[0].algorithms[3]", "second time"),
+            (8, "providers[0].required_claims[0]", "~0"),
+            (8, "providers[0].required_claims[2]", "missing"),
+            (10, "providers[0].token_from[0].cookie", "a name of"),
+            (12, "providers[0].token_from[2]", "second time"),
+            (13, "providers[0].claim_headers.host", "belongs to HTTP"),
+            (13, "providers[0].claim_headers.x_a", "with `-`"),
+            (13, "providers[0].claim_headers.x_a", "~0"),
+        ],
+    );
+}
+
+#[test]
+fn shared_secrets_and_their_algorithms_go_together() {
+    let with = |algorithms: &str, keys: &str| {
+        provider_with(&format!("algorithms: [{algorithms}]\n    jwks:\n      keys:\n{keys}"))
+    };
+    let secret = format!("      - {{kty: oct, k: {SECRET}}}\n");
+    let named = format!("      - {{kty: oct, alg: HS256, k: {SECRET}}}\n");
+    let okp = "      - {kty: OKP, crv: Ed25519, x: 11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo}\n";
+    for (algorithms, keys) in [
+        ("HS256", secret.clone()),
+        ("HS256, EdDSA", format!("{okp}{secret}")),
+        ("ES256, EdDSA", okp.to_owned()),
+    ] {
+        let text = with(algorithms, &keys);
+        assert!(parse(&text).is_ok(), "{text}: {:?}", parse(&text));
+    }
+    for (algorithms, keys, line, path, message) in [
+        ("HS512", secret.clone(), 7, "algorithms", "no key of `jwks` can verify HS512"),
+        ("HS256, HS384", named.clone(), 7, "algorithms", "no key of `jwks` can verify HS384"),
+        ("HS256", okp.to_owned(), 7, "algorithms", "no key of `jwks` can verify HS256"),
+        ("EdDSA", format!("{okp}{named}"), 11, "jwks.keys[1]", "name HS256, HS384 or HS512"),
+        ("RS256", okp.to_owned(), 9, "jwks", "no key fits any of `algorithms`"),
+        ("HS256", format!("{secret}      - {{kty: oct, k: c2hvcnQ}}\n"), 11, "jwks.keys[1]", "shorter than"),
+    ] {
+        refused(&with(algorithms, &keys), &[(line, &format!("providers[0].{path}"), message)]);
+    }
+}
+
+#[test]
+fn keys_are_discovered_only_below_an_issuer_that_is_a_plain_url() {
+    for (issuer, message) in [
+        ("acme", "absolute http or https URL"),
+        ("https://u:p@sso.example.com", "user name or a password"),
+        ("https://sso.example.com?tenant=a", "nothing below it"),
+        ("'https://sso.example.com#a'", "no `#` part"),
+        ("ftp://sso.example.com", "absolute http or https URL"),
+    ] {
+        let text = MINIMAL.replace("https://sso.example.com", issuer);
+        refused(&text, &[(5, "providers[0].issuer", message)]);
+        let text = format!("{text}    jwks_uri: https://sso.example.com/keys\n");
+        assert!(parse(&text).is_ok(), "an issuer is any text where it is not fetched from: {issuer}");
+    }
+    let text = MINIMAL.replace("https://sso.example.com", "https://sso.example.com/realms/a/");
+    let config = parse(&text).expect("the issuer is a URL");
+    let KeySource::Discovery(url) = &config.providers[0].keys else { panic!("not discovered") };
+    assert_eq!(url.path(), "/realms/a/.well-known/openid-configuration");
+    assert_eq!(config.providers[0].provider.issuer, "https://sso.example.com/realms/a/");
+}
+
+#[test]
+fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
+    let long = format!("listen: {{ext_authz: 'unix:/{}'}}", "x".repeat(107));
+    for (door, path, message) in [
+        ("listen: {ext_authz: 'localhost:1'}", "listen.ext_authz", "IP address and a port"),
+        ("listen: {ext_authz: '127.0.0.1'}", "listen.ext_authz", "IP address and a port"),
+        ("listen: {ext_authz: '127.0.0.1:65536'}", "listen.ext_authz", "IP address and a port"),
+        ("listen: {ext_authz: 'unix:run/x'}", "listen.ext_authz", "absolute path"),
+        ("listen: {ext_authz: \"unix:/a\\0b\"}", "listen.ext_authz", "NUL"),
+        (&long, "listen.ext_authz", "at most 107 bytes"),
+        ("listen: {ext_authz: [a]}", "listen.ext_authz", "not a list"),
+        ("listen: {ext_authz: {}}", "listen.ext_authz", "`address` is missing"),
+        (
+            "listen: {ext_authz: {address: '127.0.0.1:1', mode: '0660'}}",
+            "listen.ext_authz.mode",
+            "socket file",
+        ),
+        ("listen: {ext_authz: {address: 'unix:/x', mode: '999'}}", "listen.ext_authz.mode", "octal"),
+        ("listen: {ext_authz: {address: 'unix:/x', mode: '01777'}}", "listen.ext_authz.mode", "octal"),
+        (
+            "listen: {ext_authz: {address: '127.0.0.1:1', tls: {cert_file: a}}}",
+            "listen.ext_authz.tls",
+            "`key_file` is missing",
+        ),
+        ("listen: {admin: 127.0.0.1:1}", "listen", "`ext_authz` is missing"),
+        ("listen:", "listen", "a mapping is expected"),
+    ] {
+        refused(&MINIMAL.replace("listen: {ext_authz: 127.0.0.1:0}", door), &[(2, path, message)]);
+    }
+    let long = format!("responses: {{realm: {}}}", "x".repeat(129));
+    for (line, path, message) in [
+        ("responses: {realm: 'a\"b'}", "responses.realm", "without quotes"),
+        ("responses: {realm: é}", "responses.realm", "printable ASCII"),
+        ("responses: {realm: ''}", "responses.realm", "missing"),
+        (&long, "responses.realm", "at most 128"),
+        ("responses: {keys_unavailable_status: 399}", "responses.keys_unavailable_status", "from 400 to 599"),
+        ("responses: {keys_unavailable_status: 5e2}", "responses.keys_unavailable_status", "whole number"),
+        (
+            "responses: {keys_unavailable_status: '503'}",
+            "responses.keys_unavailable_status",
+            "without quotes",
+        ),
+        ("responses: {body: x}", "responses.body", "not supported yet"),
+        ("responses: {headers: {}}", "responses.headers", "not supported yet"),
+        ("limits: {token_bytes: 0}", "limits.token_bytes", "size from"),
+        ("limits: {token_bytes: 99999999999999999999}", "limits.token_bytes", "a size"),
+        ("limits: {claim_header_bytes: 49KiB}", "limits.claim_header_bytes", "size from"),
+        ("shutdown: {grace: 11m}", "shutdown.grace", "from 0s to 10m"),
+        ("shutdown: {drain_delay: 3}", "shutdown.drain_delay", "with its unit"),
+        ("log: {format: xml}", "log.format", "json, text"),
+        ("log: {level: INFO}", "log.level", "error, warn, info"),
+        ("log: {level: '${NOT_SET}'}", "log.level", "NOT_SET is not set"),
+        ("log: {level: ${NOT_SET}}", "", "with its quotes"),
+        ("log: {level: '${open'}", "log.level", "without its `}`"),
+        ("Log: {}", "Log", "did you mean `log`"),
+        ("1: x", "1", "a key must be text"),
+        ("null: x", "null", "a key must be text"),
+        ("? [a]\n: x", "", "a key must be text"),
+        ("limits: {<<: {token_bytes: 1KiB}}", "limits[\"<<\"]", "unknown key"),
+        ("log: !!map {}", "log", "tags"),
+    ] {
+        refused(&format!("{MINIMAL}{line}\n"), &[(7, path, message)]);
+    }
+}
+
+#[test]
+fn what_is_wrong_as_yaml_is_reported_beside_everything_else() {
+    refused(
+        "listen: {ext_authz: 127.0.0.1:0}
+listen: {}
+providers: &all
+  - name: p
+    name: q
+    issuer: https://i
+    audiences: *all
+log: {level: loud}
+",
+        &[
+            (2, "listen", "a second time, first in line 1"),
+            (3, "providers", "anchors"),
+            (5, "providers[0].name", "a second time, first in line 4"),
+            (7, "providers[0].audiences", "aliases"),
+            (8, "log.level", "error, warn"),
+        ],
+    );
+}
+
+#[test]
+fn a_variable_never_becomes_structure() {
+    let jwks = format!(r#"{{"keys": [{{"kty": "oct", "k": "{SECRET}"}}]}}"#);
+    for (line, value, message) in [
+        ("jwks: ${V}", &*jwks, "JWK Set"),
+        ("audiences2: ${V}", "[a]", "unknown key"),
+        ("algorithms: ${V}", "[RS256]", "a list"),
+        ("clock_skew: ${V}", "1s\nany_audience: true", "with its unit"),
+    ] {
+        let read = Config::parse(&provider_with(line), &|_| Some(value.to_owned()));
+        let errors = read.expect_err("a list or a mapping is not to be had from a variable").to_string();
+        assert!(errors.contains(message), "{line}: {errors}");
+        assert!(!errors.contains(SECRET), "{errors}");
+    }
+    let text = MINIMAL.replace("[a]", "['x${V}y', \"$${V}\", '${V}']");
+    let config = Config::parse(&text, &|_| Some("1, b: [c] # d".to_owned())).expect("is text");
+    let expected = ["x1, b: [c] # dy", "${V}", "1, b: [c] # d"].map(str::to_owned);
+    assert_eq!(config.providers[0].provider.audiences, Audiences::AnyOf(expected.to_vec()));
+}
+
+#[test]
+fn a_huge_file_is_refused_or_read_in_no_time() {
+    let many = |line: &str| line.repeat(1001);
+    let keys: String = (0..1001).map(|i| format!("k{i}: 1\n")).collect();
+    let longest = 1 << 20;
+    for (text, message) in [
+        (keys, "more than 1000 entries"),
+        (provider_with(&format!("token_types: [{}]", many("a,"))), "more than 1000 entries"),
+        (format!("{MINIMAL}{}", many("  - {}\n")), "more than 1000 entries"),
+        ("#".repeat(longest + 1), "longer than"),
+        ("#".repeat(longest), "empty"),
+        (format!("{}: 1", "k".repeat(1000)), "unknown key"),
+        ("[".repeat(longest), "not YAML"),
+        ("? ".repeat(longest / 2), "nested too deeply"),
+        ("- ".repeat(longest / 2), "nested too deeply"),
+        (format!("a: {}", "\n".repeat(longest - 3)), "unknown key"),
+        (format!("log: {{level: '{}'}}", "${".repeat(longest / 2 - 10)), "without its `}`"),
+    ] {
+        let errors = Config::parse(&text, &|_| None).expect_err("refused").to_string();
+        assert!(errors.contains(message), "{text:.40}: {errors:.300}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_and_windows_line_ends_are_read() {
+    let text = format!("\u{feff}{}", MINIMAL.trim_start().replace('\n', "\r\n"));
+    assert!(parse(&text).is_ok(), "{:?}", parse(&text));
 }
 
 #[test]
@@ -247,11 +547,11 @@ fn what_is_not_one_plain_document_is_refused() {
         (&block, 0, ""),
     ] {
         let errors = Config::parse(text, &|_| None).expect_err("refused");
-        let first = errors.iter().next().expect("at least one error");
+        let told = errors.iter().find(|error| error.message.contains(message));
+        let told = told.unwrap_or_else(|| panic!("{text:.40}: {errors}"));
         if !message.is_empty() {
-            assert_eq!(first.at.map_or(0, |at| at.line), line, "{text:.40}: {first}");
+            assert_eq!(told.at.map_or(0, |at| at.line), line, "{text:.40}: {told}");
         }
-        assert!(first.message.contains(message), "{text:.40}: {first}");
     }
 }
 
@@ -274,18 +574,28 @@ fn validate_prints_every_error_with_file_line_and_path_and_exits_with_1() {
     let (code, _, errors) = run(&["--config", path]);
     assert_eq!(code, Some(1));
     assert!(
-        errors.contains("p.yaml: line 7, column 16: providers[0].jwks_file: /does/not/exist: "),
+        errors.starts_with(&format!("{path}:7:16: providers[0].jwks_file: /does/not/exist cannot be read: ")),
         "{errors}"
     );
 
     std::fs::write(&file, MINIMAL).expect("the file can be written");
     let (code, output, _) = run(&["--config", path]);
-    assert_eq!((code, output.contains("is valid; 1 provider")), (Some(0), true), "{output}");
+    assert_eq!((code, output.contains("is valid: 1 provider(s): p")), (Some(0), true), "{output}");
     let (code, output, _) = run(&["--config", path, "--print"]);
     assert_eq!((code, output.contains("max_stale: 24h")), (Some(0), true), "{output}");
 
-    std::fs::write(&file, b"\xff\xfe").expect("the file can be written");
-    assert_eq!(run(&["--config", path]).0, Some(1));
+    std::fs::write(&file, provider_with("jwks_file: /")).expect("the file can be written");
+    let (code, _, errors) = run(&["--config", path]);
+    assert_eq!((code, errors.contains("/ cannot be read: not a file")), (Some(1), true), "{errors}");
+
+    std::fs::write(&file, "a: 1\nb: &x 2\nc: *x\n").expect("the file can be written");
+    let (_, _, errors) = run(&["--config", path]);
+    assert!(errors.lines().all(|line| line.starts_with(&format!("{path}:"))), "{errors}");
+    assert_eq!(errors.lines().count(), 7, "{errors}");
+
+    std::fs::write(&file, b"a: 1\nb: \xff\xfe").expect("the file can be written");
+    let (code, _, errors) = run(&["--config", path]);
+    assert_eq!((code, errors.contains("not UTF-8 text: line 2")), (Some(1), true), "{errors}");
     assert_eq!(run(&["--config", directory.path().to_str().expect("text")]).0, Some(1));
     assert_eq!(run(&["--config", "/does/not/exist"]).0, Some(1));
     std::fs::write(&file, vec![b'#'; 2 << 20]).expect("the file can be written");
@@ -295,8 +605,34 @@ fn validate_prints_every_error_with_file_line_and_path_and_exits_with_1() {
 
 proptest! {
     #[test]
-    fn no_text_makes_the_reader_panic(text in "\\PC*") {
+    fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _result = parse(&String::from_utf8_lossy(&bytes));
+    }
+
+    #[test]
+    fn no_text_makes_the_reader_panic(
+        text in "([\\[\\]{}:,&*!|>'\"%@`#\n\r\t\u{85}\u{2028}\u{feff}\u{0} ?a~$.0-]|\\PC){0,60}",
+    ) {
         let _result = parse(&text);
+    }
+
+    #[test]
+    fn whatever_stands_in_a_value_is_printed_so_that_it_is_read_again(
+        issuer in any::<String>(),
+        audience in any::<String>(),
+        claim in any::<String>(),
+    ) {
+        let quoted = |text: &str| serde_json::Value::from(text.replace("${", "$${")).to_string();
+        let text = format!(
+            "listen: {{ext_authz: 127.0.0.1:0}}
+providers: [{{name: p, issuer: {}, audiences: [{}], jwks_uri: 'https://i', required_claims: [{}]}}]",
+            quoted(&issuer), quoted(&audience), quoted(&claim),
+        );
+        if let Ok(config) = parse(&text) {
+            let printed = config.to_yaml();
+            let again = parse(&printed).map_err(|errors| TestCaseError::fail(format!("{errors}\n{printed}")))?;
+            prop_assert_eq!(&again.providers[0].provider, &config.providers[0].provider);
+        }
     }
 
     #[test]

@@ -19,7 +19,8 @@ pub struct ValidateArgs {
     print: bool,
 }
 
-/// Exits with 0 if the file is valid, with 1 otherwise.
+/// Exits with 0 if the file is valid; otherwise every error goes to stderr, one a line as
+/// `FILE:LINE:COLUMN: path: message`, and it exits with 1.
 pub fn run(args: ValidateArgs) -> ExitCode {
     match Config::load(&args.config) {
         Ok(config) if args.print => {
@@ -27,13 +28,12 @@ pub fn run(args: ValidateArgs) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(config) => {
-            println!("{} is valid; {} provider(s)", args.config.display(), config.providers.len());
+            let names: Vec<&str> = config.providers.iter().map(|config| &*config.provider.name).collect();
+            println!("{} is valid: {} provider(s): {}", args.config.display(), names.len(), names.join(", "));
             ExitCode::SUCCESS
         }
         Err(errors) => {
-            for error in errors.iter() {
-                eprintln!("{}: {error}", args.config.display());
-            }
+            eprintln!("{errors}");
             ExitCode::FAILURE
         }
     }

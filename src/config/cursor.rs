@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::document::{Member, Node, Value, expand};
-use super::error::{ConfigError, Position};
+use super::document::{Member, Node, Value, expand, plain_json};
+use super::error::{ConfigError, Position, member_path};
 
 /// What one reading collects.
 pub(super) struct Findings<'e> {
@@ -40,9 +40,11 @@ impl<'a> Cursor<'a> {
         Self { node, path: String::new(), findings }
     }
 
-    /// Reports a problem with this value.
+    /// Reports a problem with this value, unless it was refused as YAML already.
     pub(super) fn refuse<T>(&self, message: impl Into<String>) -> Option<T> {
-        self.report(self.node.at, self.path.clone(), message.into());
+        if self.node.value != Value::Refused {
+            self.report(self.node.at, self.path.clone(), message.into());
+        }
         None
     }
 
@@ -54,26 +56,46 @@ impl<'a> Cursor<'a> {
         matches!(self.node.value, Value::Mapping(_))
     }
 
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self.node.value, Value::Sequence(_))
+    }
+
+    /// The line, for an error elsewhere that speaks of this value.
+    pub(super) fn line(&self) -> usize {
+        self.node.at.line
+    }
+
+    /// The value of a key, where there is one. Reports nothing.
+    pub(super) fn peek(&self, key: &str) -> Option<Cursor<'a>> {
+        let Value::Mapping(members) = &self.node.value else { return None };
+        members.iter().find(|member| member.key == key).map(|member| self.member(member))
+    }
+
     /// A scalar's text after expansion; what is empty, `null` or `~` without quotes is a value left out.
     pub(super) fn text(&self) -> Option<String> {
-        let Value::Scalar { text, plain } = &self.node.value else {
-            return self.refuse("one value is expected here, not a list or a mapping");
-        };
-        let text = match expand(text, self.findings.variable) {
-            Ok(text) => text,
-            Err(message) => return self.refuse(message),
-        };
-        if text.is_empty() || (*plain && (text == "null" || text == "~")) {
-            return self.refuse("a value is missing");
+        match self.peek_text() {
+            Ok(text) => Some(text),
+            Err(message) => self.refuse(message),
         }
-        Some(text)
+    }
+
+    /// The same, without a report.
+    pub(super) fn peek_text(&self) -> Result<String, String> {
+        let Value::Scalar { text, plain } = &self.node.value else {
+            return Err("one value is expected here, not a list or a mapping".to_owned());
+        };
+        let text = expand(text, self.findings.variable)?;
+        if text.is_empty() || (*plain && (text == "null" || text == "~")) {
+            return Err("a value is missing: write one, or take the key out".to_owned());
+        }
+        Ok(text)
     }
 
     fn unquoted(&self, wanted: &str) -> Option<String> {
         let text = self.text()?;
         match self.node.value {
             Value::Scalar { plain: true, .. } => Some(text),
-            _ => self.refuse(format!("{wanted} is written without quotes")),
+            _ => self.refuse(format!("{wanted} is expected, without quotes")),
         }
     }
 
@@ -98,7 +120,8 @@ impl<'a> Cursor<'a> {
             return self.refuse("expected a duration with its unit: 250ms, 30s, 5m or 24h");
         };
         if !(least..=most).contains(&duration) {
-            return self.refuse(format!("expected a duration from {least:?} to {most:?}"));
+            let (least, most) = (show_duration(least), show_duration(most));
+            return self.refuse(format!("expected a duration from {least} to {most}"));
         }
         Some(duration)
     }
@@ -145,68 +168,85 @@ impl<'a> Cursor<'a> {
 
     /// A list of texts, none of them twice; `empty` says what to do about a list of none.
     pub(super) fn texts(&self, empty: &str) -> Option<Vec<String>> {
-        let mut texts: Vec<String> = Vec::new();
+        self.list(empty, Self::text, |a, b| a == b)
+    }
+
+    /// A list without two elements that are the `same`; `empty` says what to do about a list of none.
+    pub(super) fn list<T>(
+        &self,
+        empty: &str,
+        read: impl Fn(&Cursor<'a>) -> Option<T>,
+        same: impl Fn(&T, &T) -> bool,
+    ) -> Option<Vec<T>> {
         let elements = self.elements()?;
         if elements.is_empty() {
             return self.refuse(empty);
         }
-        for element in elements {
-            let text = element.text()?;
-            if texts.contains(&text) {
-                return element.refuse("stands in the list a second time");
+        let items: Vec<Option<T>> = elements.iter().map(read).collect();
+        let mut repeated = false;
+        for (i, (element, item)) in elements.iter().zip(&items).enumerate() {
+            let Some(item) = item else { continue };
+            if items.iter().take(i).flatten().any(|earlier| same(earlier, item)) {
+                element.refuse::<()>("stands in the list a second time: keep one");
+                repeated = true;
             }
-            texts.push(text);
         }
-        Some(texts)
+        if repeated { None } else { items.into_iter().collect() }
+    }
+
+    /// Every element of a list, which may be empty.
+    pub(super) fn each<T>(&self, read: impl Fn(&Cursor<'a>) -> Option<T>) -> Option<Vec<T>> {
+        let items: Vec<Option<T>> = self.elements()?.iter().map(read).collect();
+        items.into_iter().collect()
     }
 
     /// The members of a mapping, of which `known` are read now and `later` belong to later versions.
     /// Any other key is reported.
     pub(super) fn mapping(&self, known: &[&str], later: &[&str]) -> Option<Mapping<'a>> {
-        let members = self.members()?;
-        for Member { key, at, .. } in members {
-            let path = self.below(key);
+        for Member { key, at, .. } in self.members()? {
+            let path = member_path(&self.path, key);
             if later.contains(&key.as_str()) {
                 self.report(*at, path, "not supported yet: take it out".to_owned());
             } else if !known.contains(&key.as_str()) {
-                let near = known
-                    .iter()
-                    .map(|name| (strsim::damerau_levenshtein(name, key), name))
-                    .filter(|(distance, _)| *distance <= 3)
-                    .min();
-                let message = match near {
-                    Some((_, name)) => format!("unknown key; did you mean `{name}`?"),
+                let message = match near(key, known) {
+                    Some(name) => format!("unknown key; did you mean `{name}`?"),
                     None => format!("unknown key; known here: {}", known.join(", ")),
                 };
                 self.report(*at, path, message);
             }
         }
-        Some(Mapping { cursor: self.clone(), members })
+        Some(Mapping { cursor: self.clone() })
     }
 
     /// The members of a mapping whose keys are the user's own.
-    pub(super) fn entries(&self) -> Option<Vec<(&'a str, Cursor<'a>)>> {
-        Some(self.members()?.iter().map(|member| (member.key.as_str(), self.member(member))).collect())
+    pub(super) fn entries(&self) -> Option<Vec<Entry<'a>>> {
+        let entry =
+            |member: &'a Member| Entry { key: &member.key, at: member.at, value: self.member(member) };
+        Some(self.members()?.iter().map(entry).collect())
     }
 
-    /// The value as JSON, as YAML 1.2's core schema types it.
+    /// The value as JSON. What is not quoted and reads as JSON's null, boolean or number is one.
     pub(super) fn json(&self) -> Option<serde_json::Value> {
         match &self.node.value {
-            Value::Sequence(_) => self.elements()?.iter().map(Cursor::json).collect(),
-            Value::Mapping(_) => self
-                .entries()?
-                .into_iter()
-                .map(|(key, value)| Some((key.to_owned(), value.json()?)))
-                .collect(),
+            Value::Sequence(_) => Some(self.each(Cursor::json)?.into()),
+            Value::Mapping(_) => {
+                let members: Vec<Option<(String, serde_json::Value)>> = self
+                    .entries()?
+                    .into_iter()
+                    .map(|Entry { key, value, .. }| Some((key.to_owned(), value.json()?)))
+                    .collect();
+                members.into_iter().collect()
+            }
             Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "null" | "~") => {
                 Some(serde_json::Value::Null)
             }
             Value::Scalar { text, .. } if text.is_empty() => Some(text.as_str().into()),
             Value::Scalar { plain, .. } => {
                 let text = self.text()?;
-                let typed = serde_json::from_str::<serde_json::Value>(&text).ok();
-                Some(typed.filter(|value| *plain && !value.is_string()).unwrap_or_else(|| text.into()))
+                let typed = if *plain { plain_json(&text) } else { None };
+                Some(typed.unwrap_or_else(|| text.into()))
             }
+            Value::Refused => None,
         }
     }
 
@@ -218,24 +258,43 @@ impl<'a> Cursor<'a> {
     }
 
     fn member(&self, member: &'a Member) -> Cursor<'a> {
-        Cursor { node: &member.node, path: self.below(&member.key), findings: self.findings }
+        let path = member_path(&self.path, &member.key);
+        Cursor { node: &member.node, path, findings: self.findings }
     }
+}
 
-    fn below(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+/// A member of a mapping whose keys are the user's own.
+pub(super) struct Entry<'a> {
+    pub(super) key: &'a str,
+    at: Position,
+    pub(super) value: Cursor<'a>,
+}
+
+impl Entry<'_> {
+    /// Reports a problem with the key.
+    pub(super) fn refuse_key<T>(&self, message: impl Into<String>) -> Option<T> {
+        self.value.report(self.at, self.value.path.clone(), message.into());
+        None
     }
+}
+
+/// The name that was probably meant: at most one slip in three letters, or anything would be near to a
+/// short one.
+fn near<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
+    let slips = |name: &str| strsim::damerau_levenshtein(name, key);
+    let near = |name: &&str| key.len() <= 2 * name.len() && slips(name) <= (name.len() / 3).clamp(1, 3);
+    known.iter().copied().filter(near).min_by_key(|name| slips(name))
 }
 
 /// A mapping whose keys have been checked.
 pub(super) struct Mapping<'a> {
     cursor: Cursor<'a>,
-    members: &'a [Member],
 }
 
 impl<'a> Mapping<'a> {
     /// The value of a key, where it is there.
     pub(super) fn get(&self, key: &str) -> Option<Cursor<'a>> {
-        self.members.iter().find(|member| member.key == key).map(|member| self.cursor.member(member))
+        self.cursor.peek(key)
     }
 
     /// The value of a key that must be there.
@@ -301,4 +360,93 @@ fn parse_bytes(text: &str) -> Option<usize> {
         _ => None,
     };
     bytes.and_then(|bytes| usize::try_from(bytes).ok())
+}
+
+/// A duration in the largest unit that writes it without a fraction; what is read again as the same.
+pub(super) fn show_duration(duration: Duration) -> String {
+    match duration.as_millis() {
+        0 => "0s".to_owned(),
+        whole if whole % 3_600_000 == 0 => format!("{}h", whole / 3_600_000),
+        whole if whole % 60_000 == 0 => format!("{}m", whole / 60_000),
+        whole if whole % 1_000 == 0 => format!("{}s", whole / 1_000),
+        part => format!("{part}ms"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_has_a_unit_and_does_not_overflow() {
+        for (text, expected) in [
+            ("250ms", Some(250)),
+            ("30s", Some(30_000)),
+            ("5m", Some(300_000)),
+            ("24h", Some(86_400_000)),
+            ("0s", Some(0)),
+            ("5 m", Some(300_000)),
+            ("30", None),
+            ("", None),
+            ("s", None),
+            ("1.5s", None),
+            ("-1s", None),
+            ("+1s", None),
+            ("1d", None),
+            ("1S", None),
+            ("1m30s", None),
+            ("18446744073709551615ms", Some(u64::MAX)),
+            ("18446744073709551615h", None),
+            ("18446744073709551616ms", None),
+        ] {
+            assert_eq!(parse_duration(text), expected.map(Duration::from_millis), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_shown_duration_is_read_as_the_same() {
+        for milliseconds in [0, 1, 250, 1_000, 1_001, 90_000, 60_000, 3_600_000, 86_400_000] {
+            let duration = Duration::from_millis(milliseconds);
+            assert_eq!(parse_duration(&show_duration(duration)), Some(duration));
+        }
+    }
+
+    #[test]
+    fn a_size_is_bytes_or_has_a_unit_and_does_not_overflow() {
+        for (text, expected) in [
+            ("512B", Some(512)),
+            ("16KiB", Some(16 << 10)),
+            ("1MiB", Some(1 << 20)),
+            ("4096", Some(4096)),
+            ("1KB", None),
+            ("1kib", None),
+            ("1.5MiB", None),
+            ("-1", None),
+            ("", None),
+            ("18446744073709551615GiB", None),
+            ("18446744073709551616", None),
+        ] {
+            assert_eq!(parse_bytes(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_near_name_is_suggested() {
+        let known = ["listen", "providers", "log", "tls", "min_spacing"];
+        for (key, expected) in [
+            ("provider", Some("providers")),
+            ("lsiten", Some("listen")),
+            ("lgo", Some("log")),
+            ("Log", Some("log")),
+            ("minspacing", Some("min_spacing")),
+            ("min-spacing", Some("min_spacing")),
+            ("1", None),
+            ("", None),
+            ("xyz", None),
+            ("tracing", None),
+        ] {
+            assert_eq!(near(key, &known), expected, "{key}");
+        }
+        assert_eq!(near(&"x".repeat(1 << 20), &known), None);
+    }
 }

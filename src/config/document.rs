@@ -6,10 +6,13 @@
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
-use super::error::{ConfigError, Position};
+use super::error::{ConfigError, Position, member_path};
 
 /// A deeper document is refused.
 const MAX_DEPTH: usize = 32;
+/// A longer list or mapping is refused: entries are compared with each other, and a file must not make
+/// a reload take minutes.
+const MAX_ENTRIES: usize = 1_000;
 
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +31,8 @@ pub(super) enum Value {
     },
     Sequence(Vec<Node>),
     Mapping(Vec<Member>),
+    /// Something that is left out of this YAML; reported already.
+    Refused,
 }
 
 /// A key of a mapping and its value.
@@ -38,58 +43,89 @@ pub(super) struct Member {
     pub(super) node: Node,
 }
 
-/// Reads one document.
-///
-/// # Errors
-/// The text is not YAML or uses what is left out; the first such place ends the reading.
-pub(super) fn parse(text: &str) -> Result<Node, ConfigError> {
+/// Reads one document and what is wrong with it as YAML. The document is as far as it could be read;
+/// `None` where its structure cannot be known.
+pub(super) fn parse(text: &str) -> (Option<Node>, Vec<ConfigError>) {
     let mut builder = Builder::default();
-    for event in Parser::new_from_str(text) {
-        let (event, span) = event.map_err(|error| ConfigError {
-            at: Some(Position { line: error.marker().line(), column: error.marker().col() + 1 }),
-            path: String::new(),
-            message: format!("not YAML: {}", error.info()),
-        })?;
-        builder.take(event, span)?;
+    let read = builder.read(text);
+    let Builder { root, mut errors, .. } = builder;
+    match read {
+        Err(end) => {
+            errors.push(end);
+            (None, errors)
+        }
+        Ok(()) if root.is_none() && errors.is_empty() => {
+            let message = "the file is empty; the shortest one has `listen` and `providers`".to_owned();
+            (None, vec![ConfigError { at: None, path: String::new(), message }])
+        }
+        Ok(()) => (root, errors),
     }
-    builder.root.ok_or_else(|| ConfigError {
-        at: None,
-        path: String::new(),
-        message: "the file is empty; the shortest one has `listen` and `providers`".to_owned(),
-    })
 }
 
 /// A collection whose end has not come yet.
 enum Open {
     Sequence(Position, Vec<Node>),
-    Mapping(Position, Vec<Member>, Option<(String, Position)>),
+    Mapping(Position, Vec<Member>, Key),
+}
+
+/// What an open mapping waits for.
+enum Key {
+    /// A key.
+    Wanted,
+    /// The value of this key.
+    Read(String, Position),
+    /// The value of a key that was refused.
+    Refused,
 }
 
 #[derive(Default)]
 struct Builder {
     open: Vec<Open>,
     root: Option<Node>,
+    errors: Vec<ConfigError>,
 }
 
 impl Builder {
+    /// Collects problems as it goes on.
+    ///
+    /// # Errors
+    /// The one after which nothing can be known of the rest.
+    fn read(&mut self, text: &str) -> Result<(), ConfigError> {
+        for event in Parser::new_from_str(text) {
+            let (event, span) = event.map_err(|error| ConfigError {
+                at: Some(Position { line: error.marker().line(), column: error.marker().col() + 1 }),
+                path: String::new(),
+                message: format!("not YAML: {}{}", error.info(), hint(text, error.marker().line())),
+            })?;
+            self.take(event, span)?;
+        }
+        Ok(())
+    }
+
     fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), ConfigError> {
         let at = Position { line: span.start.line(), column: span.start.col() + 1 };
-        let refuse = |message: &str| Err(error(at, message));
-        match event {
-            Event::Scalar(_, _, anchor, tag) if anchor != 0 || tag.is_some() => {
-                refuse("anchors and tags are not supported: write the value itself")
-            }
-            Event::SequenceStart(anchor, tag) | Event::MappingStart(anchor, tag)
-                if anchor != 0 || tag.is_some() =>
+        match &event {
+            Event::Scalar(_, _, anchor, tag)
+            | Event::SequenceStart(anchor, tag)
+            | Event::MappingStart(anchor, tag)
+                if *anchor != 0 || tag.is_some() =>
             {
-                refuse("anchors and tags are not supported: write the value itself")
+                let error = self.error(at, "anchors and tags are not supported: write the value itself");
+                self.errors.push(error);
             }
-            Event::Alias(_) => refuse("aliases are not supported: write the value itself"),
+            _ => {}
+        }
+        match event {
+            Event::Alias(_) => {
+                let error = self.error(at, "aliases are not supported: write the value itself");
+                self.errors.push(error);
+                self.put(Node { at, value: Value::Refused })
+            }
             Event::SequenceStart(..) | Event::MappingStart(..) if self.open.len() >= MAX_DEPTH => {
-                refuse("nested too deeply")
+                Err(self.error(at, "nested too deeply"))
             }
             Event::DocumentStart(_) if self.root.is_some() => {
-                refuse("only one document may stand in the file")
+                Err(self.error(at, "only one document may stand in the file"))
             }
             Event::Scalar(text, style, ..) => {
                 let plain = style == ScalarStyle::Plain;
@@ -100,7 +136,7 @@ impl Builder {
                 Ok(())
             }
             Event::MappingStart(..) => {
-                self.open.push(Open::Mapping(at, Vec::new(), None));
+                self.open.push(Open::Mapping(at, Vec::new(), Key::Wanted));
                 Ok(())
             }
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
@@ -118,32 +154,96 @@ impl Builder {
 
     /// A finished node goes where the innermost open collection wants it.
     fn put(&mut self, node: Node) -> Result<(), ConfigError> {
-        match self.open.last_mut() {
-            None => self.root = Some(node),
-            Some(Open::Sequence(_, nodes)) => nodes.push(node),
-            Some(Open::Mapping(_, members, key @ None)) => match node.value {
-                Value::Scalar { text, .. } if members.iter().any(|member| member.key == text) => {
-                    return Err(error(node.at, &format!("`{text}` stands here a second time")));
-                }
-                Value::Scalar { text, .. } => *key = Some((text, node.at)),
-                _ => return Err(error(node.at, "a key must be text")),
-            },
+        let refused = match self.open.last_mut() {
+            None => {
+                self.root = Some(node);
+                None
+            }
+            Some(Open::Sequence(_, nodes)) if nodes.len() < MAX_ENTRIES => {
+                nodes.push(node);
+                None
+            }
+            Some(Open::Mapping(_, members, key @ Key::Wanted)) if members.len() < MAX_ENTRIES => {
+                let (next, refused) = read_key(members, node);
+                *key = next;
+                refused
+            }
+            Some(Open::Sequence(..) | Open::Mapping(_, _, Key::Wanted)) => {
+                return Err(self.error(node.at, format!("more than {MAX_ENTRIES} entries")));
+            }
             Some(Open::Mapping(_, members, key)) => {
-                if let Some((key, at)) = key.take() {
+                if let Key::Read(key, at) = std::mem::replace(key, Key::Wanted) {
                     members.push(Member { key, at, node });
                 }
+                None
             }
+        };
+        if let Some((at, key, message)) = refused {
+            let mut error = self.error(at, message);
+            if let Some(key) = key {
+                error.path = member_path(&error.path, &key);
+            }
+            self.errors.push(error);
         }
         Ok(())
     }
+
+    fn error(&self, at: Position, message: impl Into<String>) -> ConfigError {
+        let path = self.open.iter().fold(String::new(), |path, open| match open {
+            Open::Sequence(_, nodes) => format!("{path}[{}]", nodes.len()),
+            Open::Mapping(_, _, Key::Read(key, _)) => member_path(&path, key),
+            Open::Mapping(..) => path,
+        });
+        ConfigError { at: Some(at), path, message: message.into() }
+    }
 }
 
-fn error(at: Position, message: &str) -> ConfigError {
-    ConfigError { at: Some(at), path: String::new(), message: message.to_owned() }
+/// In `[a, ${B}]` the brace of the variable is YAML's own, which its error does not say.
+fn hint(text: &str, line: usize) -> &'static str {
+    match line.checked_sub(1).and_then(|line| text.lines().nth(line)) {
+        Some(line) if line.contains("${") => {
+            "; between `[` and `]` or `{` and `}` write \"${...}\" with its quotes, or use a line of its own"
+        }
+        _ => "",
+    }
 }
 
-/// Expands `${VAR}` and `${VAR:-default}`; `$${` is a literal `${`. The result is text inside the one
-/// value and never structure.
+/// What is wrong with a key, and how it is called where it can be.
+type RefusedKey = (Position, Option<String>, String);
+
+fn read_key(members: &[Member], Node { at, value }: Node) -> (Key, Option<RefusedKey>) {
+    let not_text = |shown: Option<String>| {
+        (Key::Refused, Some((at, shown, "a key must be text; put it in quotes if it is".to_owned())))
+    };
+    match value {
+        Value::Scalar { text, plain: true } if is_typed(&text) => not_text(Some(text)),
+        Value::Scalar { text, .. } => match members.iter().find(|member| member.key == text) {
+            None => (Key::Read(text, at), None),
+            Some(first) => {
+                let line = first.at.line;
+                let message = format!("stands here a second time, first in line {line}: keep one");
+                (Key::Refused, Some((at, Some(text), message)))
+            }
+        },
+        Value::Sequence(_) | Value::Mapping(_) => not_text(None),
+        Value::Refused => (Key::Refused, None),
+    }
+}
+
+/// Whether a value without quotes is something else than text: nothing, a boolean or a number.
+fn is_typed(text: &str) -> bool {
+    matches!(text, "" | "~") || plain_json(text).is_some()
+}
+
+/// What a value without quotes is as JSON where it is no text. Never a list or a mapping: an expanded
+/// variable must not become structure.
+pub(super) fn plain_json(text: &str) -> Option<serde_json::Value> {
+    let value: serde_json::Value = serde_json::from_str(text).ok()?;
+    (value.is_null() || value.is_boolean() || value.is_number()).then_some(value)
+}
+
+/// Expands `${VAR}` and `${VAR:-default}`; `$${` is a literal `${`. A variable that is empty counts as not
+/// set, as in a shell's `:-`. The result is text inside the one value and never structure.
 ///
 /// # Errors
 /// A variable that is not set and has no default, or a `${` that is not closed.
@@ -175,7 +275,7 @@ pub(super) fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> R
             (None, Some(default)) => out.push_str(default),
             (None, None) => {
                 return Err(format!(
-                    "the environment variable {name} is not set; set it or write a default: ${{{name}:-...}}"
+                    "the environment variable {name} is not set or empty; set it or write a default: ${{{name}:-...}}"
                 ));
             }
         }
@@ -204,7 +304,8 @@ mod tests {
             ("${A}${A}", Ok("a: [1]a: [1]")),
             ("$${A}", Ok("${A}")),
             ("$A $", Ok("$A $")),
-            ("${B}", Err("B is not set")),
+            ("${B}", Err("B is not set or empty")),
+            ("${EMPTY}", Err("EMPTY is not set or empty")),
             ("${A", Err("without its `}`")),
             ("${}", Err("name of an environment variable")),
             ("${a b}", Err("name of an environment variable")),

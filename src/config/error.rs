@@ -1,6 +1,7 @@
 //! What is wrong with a configuration: where, and what to write instead. Never a secret's value.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// A place in the file, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,11 +23,8 @@ pub struct ConfigError {
     pub message: String,
 }
 
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(Position { line, column }) = self.at {
-            write!(f, "line {line}, column {column}: ")?;
-        }
+impl ConfigError {
+    fn path_and_message(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.path.is_empty() {
             write!(f, "{}: ", self.path)?;
         }
@@ -34,35 +32,108 @@ impl fmt::Display for ConfigError {
     }
 }
 
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(Position { line, column }) = self.at {
+            write!(f, "line {line}, column {column}: ")?;
+        }
+        self.path_and_message(f)
+    }
+}
+
 impl std::error::Error for ConfigError {}
 
 /// Everything that is wrong, in the order of the file; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigErrors(Vec<ConfigError>);
+pub struct ConfigErrors {
+    file: Option<PathBuf>,
+    errors: Vec<ConfigError>,
+}
 
 impl ConfigErrors {
     pub(super) fn new(mut errors: Vec<ConfigError>) -> Self {
         errors.sort_by_key(|error| error.at);
-        Self(errors)
+        Self { file: None, errors }
+    }
+
+    /// Says in which file they are.
+    pub(super) fn in_file(self, file: &Path) -> Self {
+        Self { file: Some(file.to_owned()), ..self }
     }
 
     /// Each of them.
     pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
-        self.0.iter()
+        self.errors.iter()
     }
 }
 
-/// One a line.
+/// One a line, with its file as `FILE:LINE:COLUMN: path: message`, which editors and terminals follow.
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, error) in self.0.iter().enumerate() {
+        for (i, error) in self.errors.iter().enumerate() {
             if i > 0 {
                 f.write_str("\n")?;
             }
-            error.fmt(f)?;
+            let Some(file) = &self.file else {
+                error.fmt(f)?;
+                continue;
+            };
+            write!(f, "{}:", file.display())?;
+            if let Some(Position { line, column }) = error.at {
+                write!(f, "{line}:{column}:")?;
+            }
+            f.write_str(" ")?;
+            error.path_and_message(f)?;
         }
         Ok(())
     }
 }
 
 impl std::error::Error for ConfigErrors {}
+
+/// The path of a mapping's member. A key that is not a plain word is quoted and cut short: an error stays
+/// one line, whatever the key is.
+pub(super) fn member_path(path: &str, key: &str) -> String {
+    const LONGEST: usize = 64;
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b':');
+    if !key.is_empty() && key.len() <= LONGEST && key.bytes().all(word) {
+        return if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    }
+    let shown: String = key.chars().take(LONGEST).collect();
+    let cut = if shown.len() < key.len() { "..." } else { "" };
+    format!("{path}[{shown:?}{cut}]")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_short_line_whatever_the_key() {
+        for (path, key, expected) in [
+            ("", "listen", "listen"),
+            ("listen", "admin", "listen.admin"),
+            ("a", ":path", "a.:path"),
+            ("a", "x.y", r#"a["x.y"]"#),
+            ("", "", r#"[""]"#),
+            ("a", "b\nc\u{1b}", r#"a["b\nc\u{1b}"]"#),
+            ("a", &"é".repeat(1000), &format!("a[\"{}\"...]", "é".repeat(64))),
+        ] {
+            assert_eq!(member_path(path, key), expected);
+        }
+    }
+
+    #[test]
+    fn with_its_file_an_error_is_written_as_editors_follow_it() {
+        let at = |line, column, path: &str, message: &str| ConfigError {
+            at: Some(Position { line, column }),
+            path: path.to_owned(),
+            message: message.to_owned(),
+        };
+        let whole = ConfigError { at: None, path: String::new(), message: "m".to_owned() };
+        let errors = ConfigErrors::new(vec![at(3, 2, "a.b", "x"), at(1, 9, "", "y"), whole]);
+        assert_eq!(errors.to_string(), "m\nline 1, column 9: y\nline 3, column 2: a.b: x");
+        let errors = errors.in_file(Path::new("/etc/p.yaml"));
+        assert_eq!(errors.to_string(), "/etc/p.yaml: m\n/etc/p.yaml:1:9: y\n/etc/p.yaml:3:2: a.b: x");
+    }
+}

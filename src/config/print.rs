@@ -1,17 +1,19 @@
 //! The effective configuration as YAML: what `validate --print` shows. Key material is never printed.
 
 use std::fmt::Display;
-use std::time::Duration;
 
+use crate::validation::algorithm::Algorithm;
+use crate::validation::key_set::Key;
 use crate::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
 
+use super::cursor::show_duration;
 use super::{
     BindAddress, Config, GrpcListener, KeySource, LogFormat, LogLevel, ProviderConfig, RefreshPolicy,
 };
 
 impl Config {
-    /// The configuration with every default filled in, in the form in which it is read. Inline keys are
-    /// left out, and a comment says so: the rest can be read again once they are put back.
+    /// The configuration with every default filled in, in the form in which it is read. Of inline keys only
+    /// the names are printed: the rest can be read again once the material is put back.
     pub fn to_yaml(&self) -> String {
         let mut page = Page::default();
         page.line(0, "listen:");
@@ -30,8 +32,8 @@ impl Config {
         page.line(1, format!("token_bytes: {}", self.limits.token_bytes));
         page.line(1, format!("claim_header_bytes: {}", self.limits.claim_header_bytes));
         page.line(0, "shutdown:");
-        page.line(1, format!("drain_delay: {}", duration(self.shutdown.drain_delay)));
-        page.line(1, format!("grace: {}", duration(self.shutdown.grace)));
+        page.line(1, format!("drain_delay: {}", show_duration(self.shutdown.drain_delay)));
+        page.line(1, format!("grace: {}", show_duration(self.shutdown.grace)));
         page.line(0, "log:");
         let format = match self.log.format {
             LogFormat::Json => "json",
@@ -106,11 +108,15 @@ fn print_provider(page: &mut Page, config: &ProviderConfig) {
         KeySource::Discovery(url) => page.line(2, format!("discovery_uri: {}", quoted(url))),
         KeySource::File(path) => page.line(2, format!("jwks_file: {}", quoted(path.display()))),
         KeySource::Inline(keys) => {
-            page.line(2, format!("# jwks: {} inline key(s), not shown", keys.keys().len()))
+            // Without its material no key can be read again: better than a provider that, with its keys
+            // left out, would quietly be read as one that discovers them.
+            page.line(2, "# The material of inline keys is not shown; put it back to use this.");
+            let keys: Vec<String> = keys.keys().iter().map(|key| redacted(key)).collect();
+            page.line(2, format!("jwks: {{keys: [{}]}}", keys.join(", ")));
         }
     }
     page.line(2, format!("algorithms: {}", list(algorithms)));
-    page.line(2, format!("clock_skew: {}", duration(*clock_skew)));
+    page.line(2, format!("clock_skew: {}", show_duration(*clock_skew)));
     match token_types {
         TokenTypes::Default => page.line(2, "# token_types: at+jwt, JWT, or none"),
         TokenTypes::AnyOf(types) => page.line(2, format!("token_types: {}", list(types))),
@@ -131,13 +137,13 @@ fn print_provider(page: &mut Page, config: &ProviderConfig) {
 
 fn print_refresh(page: &mut Page, policy: &RefreshPolicy) {
     page.line(2, "refresh:");
-    page.line(3, format!("interval: {}", duration(policy.interval)));
-    page.line(3, format!("min_spacing: {}", duration(policy.min_spacing)));
-    page.line(3, format!("min_spacing_bad_signature: {}", duration(policy.min_spacing_bad_signature)));
+    page.line(3, format!("interval: {}", show_duration(policy.interval)));
+    page.line(3, format!("min_spacing: {}", show_duration(policy.min_spacing)));
+    page.line(3, format!("min_spacing_bad_signature: {}", show_duration(policy.min_spacing_bad_signature)));
     page.line(3, format!("max_waiters: {}", policy.max_waiters));
-    page.line(3, format!("wait: {}", duration(policy.wait)));
-    page.line(3, format!("timeout: {}", duration(policy.timeout)));
-    page.line(3, format!("max_stale: {}", duration(policy.max_stale)));
+    page.line(3, format!("wait: {}", show_duration(policy.wait)));
+    page.line(3, format!("timeout: {}", show_duration(policy.timeout)));
+    page.line(3, format!("max_stale: {}", show_duration(policy.max_stale)));
     page.line(3, format!("max_bytes: {}", policy.max_bytes));
 }
 
@@ -152,6 +158,17 @@ fn token_source(source: &TokenSource) -> String {
     }
 }
 
+fn redacted(key: &Key) -> String {
+    let alg = key.alg().map(Algorithm::name);
+    let names = [("kid", key.kid()), ("kty", Some(key.kty())), ("alg", alg), ("use", key.key_use())];
+    let mut members: Vec<String> = names
+        .into_iter()
+        .filter_map(|(name, value)| value.map(|value| format!("{name}: {}", quoted(value))))
+        .collect();
+    members.push(format!("redacted: {}", quoted(key.thumbprint().unwrap_or("a shared secret"))));
+    format!("{{{}}}", members.join(", "))
+}
+
 /// A JSON string is a YAML string; and what was expanded must not be expanded again.
 fn quoted(text: impl Display) -> String {
     serde_json::Value::from(text.to_string().replace("${", "$${")).to_string()
@@ -159,15 +176,4 @@ fn quoted(text: impl Display) -> String {
 
 fn list<T: Display>(items: &[T]) -> String {
     format!("[{}]", items.iter().map(quoted).collect::<Vec<_>>().join(", "))
-}
-
-fn duration(duration: Duration) -> String {
-    let milliseconds = duration.as_millis();
-    match milliseconds {
-        0 => "0s".to_owned(),
-        whole if whole % 3_600_000 == 0 => format!("{}h", whole / 3_600_000),
-        whole if whole % 60_000 == 0 => format!("{}m", whole / 60_000),
-        whole if whole % 1_000 == 0 => format!("{}s", whole / 1_000),
-        part => format!("{part}ms"),
-    }
 }

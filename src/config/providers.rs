@@ -1,5 +1,6 @@
 //! The `providers` section: rules for tokens, where the keys are, and how they are kept fresh.
 
+use std::collections::{HashMap, HashSet, hash_map};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,10 +8,10 @@ use url::Url;
 
 use crate::validation::algorithm::Algorithm;
 use crate::validation::canonical_media_type;
-use crate::validation::key_set::KeySet;
+use crate::validation::key_set::{Key, KeySet, KeySetError};
 use crate::validation::provider::{Audiences, ClaimHeader, ClaimPath, Provider, TokenSource, TokenTypes};
 
-use super::cursor::{Cursor, Mapping};
+use super::cursor::{Cursor, Entry, Mapping, show_duration};
 use super::{KeySource, ProviderConfig, RefreshPolicy};
 
 const KEYS: [&str; 16] = [
@@ -35,7 +36,7 @@ const LATER_KEYS: [&str; 4] = ["http", "allow_http", "realms", "snapshot_dir"];
 
 /// Headers that carry the request itself, its path through proxies, or its credentials: no claim may
 /// stand there.
-const RESERVED_HEADERS: [&str; 14] = [
+const RESERVED_HEADERS: [&str; 17] = [
     "host",
     "connection",
     "content-length",
@@ -50,7 +51,13 @@ const RESERVED_HEADERS: [&str; 14] = [
     "expect",
     "forwarded",
     "via",
+    "content-encoding",
+    "x-real-ip",
+    // CGI programs would see it as HTTP_PROXY.
+    "proxy",
 ];
+/// The longest name of a header, scheme, cookie or query parameter.
+const MAX_NAME_BYTES: usize = 128;
 const RESERVED_PREFIXES: [&str; 5] = ["proxy-", "x-envoy-", "x-forwarded-", "x-original-", "grpc-"];
 
 pub(super) fn read_providers(cursor: &Cursor<'_>) -> Option<Vec<ProviderConfig>> {
@@ -59,20 +66,55 @@ pub(super) fn read_providers(cursor: &Cursor<'_>) -> Option<Vec<ProviderConfig>>
         return cursor.refuse("at least one provider is needed");
     }
     let read: Vec<Option<ProviderConfig>> = elements.iter().map(read_provider).collect();
-    for (i, (element, config)) in elements.iter().zip(&read).enumerate() {
-        let Some(config) = config else { continue };
-        for earlier in read.iter().take(i).flatten() {
-            if earlier.provider.name == config.provider.name {
-                element.refuse::<()>(format!("another provider is named `{}` already", config.provider.name));
-            }
-            if earlier.provider.issuer == config.provider.issuer {
-                element.refuse::<()>(
-                    "another provider has this issuer already; a token's `iss` chooses its provider",
-                );
-            }
+    refuse_repeated(
+        &elements,
+        "name",
+        "is this one's name already: logs and metrics could not tell them apart",
+    );
+    refuse_repeated(&elements, "issuer", "has this issuer already; a token's `iss` chooses its provider");
+    for (element, config) in elements.iter().zip(&read) {
+        if let Some(config) = config {
+            refuse_token_headers(element, config, &read);
         }
     }
     read.into_iter().collect()
+}
+
+/// Compares what the providers say of one key, also of those that are wrong elsewhere.
+fn refuse_repeated(elements: &[Cursor<'_>], key: &str, message: &str) {
+    let mut first: HashMap<String, usize> = HashMap::new();
+    for value in elements.iter().filter_map(|element| element.peek(key)) {
+        let Ok(text) = value.peek_text() else { continue };
+        match first.entry(text) {
+            hash_map::Entry::Occupied(line) => {
+                value.refuse::<()>(format!("another provider, in line {}, {message}", line.get()));
+            }
+            hash_map::Entry::Vacant(place) => {
+                place.insert(value.line());
+            }
+        }
+    }
+}
+
+/// A claim in a header where any provider expects the token would take the token's place, and the header
+/// would be taken from requests that carry one.
+fn refuse_token_headers(element: &Cursor<'_>, config: &ProviderConfig, all: &[Option<ProviderConfig>]) {
+    let sources = all.iter().flatten().flat_map(|config| &config.provider.token_from);
+    let tokens: Vec<String> = sources
+        .filter_map(|source| match source {
+            TokenSource::Header { name, .. } => Some(name.replace(['_', '.'], "-")),
+            TokenSource::Cookie(_) | TokenSource::Query(_) => None,
+        })
+        .collect();
+    if !config.provider.claim_headers.iter().any(|claim| tokens.contains(&claim.header)) {
+        return;
+    }
+    let entries = element.peek("claim_headers").and_then(|cursor| cursor.entries()).unwrap_or_default();
+    for entry in entries {
+        if tokens.contains(&entry.key.to_ascii_lowercase()) {
+            entry.refuse_key::<()>("a token comes in this header (`token_from`): choose another");
+        }
+    }
 }
 
 fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
@@ -88,11 +130,10 @@ fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
         cursor.duration(Duration::ZERO, Duration::from_secs(600))
     });
     let token_types = mapping.or("token_types", TokenTypes::Default, |cursor| {
-        let types = cursor.texts("an empty list accepts no token; leave the key out for the default")?;
-        Some(TokenTypes::AnyOf(types.iter().map(|text| canonical_media_type(text)).collect()))
+        let empty = "an empty list accepts no token; leave the key out for the default";
+        cursor.list(empty, read_token_type, |a, b| a == b).map(TokenTypes::AnyOf)
     });
-    let required_claims = mapping
-        .or("required_claims", Vec::new(), |cursor| cursor.elements()?.iter().map(read_claim_path).collect());
+    let required_claims = mapping.or("required_claims", Vec::new(), |cursor| cursor.each(read_claim_path));
     let token_from =
         mapping.or("token_from", vec![TokenSource::default()], |cursor| read_token_from(&cursor));
     let forward_token = mapping.or("forward_token", true, |cursor| cursor.boolean());
@@ -100,11 +141,7 @@ fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
     let refresh = mapping.or("refresh", RefreshPolicy::default(), |cursor| read_refresh(&cursor));
 
     let algorithms = algorithms?;
-    let inline = mapping.get("jwks").is_some();
-    if !inline && let Some(symmetric) = algorithms.iter().find(|algorithm| algorithm.is_symmetric()) {
-        return mapping
-            .refuse(format!("`{symmetric}` needs its secret in an inline `jwks`; it is never fetched"));
-    }
+    let fits = check_algorithms(&mapping, &algorithms, keys.as_ref());
     let issuer = issuer?;
     let keys = match keys? {
         Some(keys) => keys,
@@ -122,6 +159,7 @@ fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
         forward_token: forward_token?,
         claim_headers: claim_headers?,
     };
+    fits?;
     Some(ProviderConfig { provider: Arc::new(provider), keys, refresh: refresh? })
 }
 
@@ -132,6 +170,56 @@ fn read_name(cursor: &Cursor<'_>) -> Option<String> {
         return cursor.refuse("expected at most 64 letters, digits, `_`, `-` and `.`");
     }
     Some(name)
+}
+
+/// A shared secret is never fetched and never accepted unasked; and an algorithm or a secret that is
+/// named without the other is a mistake that would refuse every token.
+fn check_algorithms(
+    mapping: &Mapping<'_>,
+    algorithms: &[Algorithm],
+    keys: Option<&Option<KeySource>>,
+) -> Option<()> {
+    let symmetric = || algorithms.iter().copied().filter(|algorithm| algorithm.is_symmetric());
+    let Some(jwks) = mapping.get("jwks") else {
+        return match symmetric().next() {
+            None => Some(()),
+            Some(algorithm) => mapping.get("algorithms")?.refuse(format!(
+                "`{algorithm}` needs its secret in an inline `jwks`: it is never fetched, nor read from a file"
+            )),
+        };
+    };
+    let Some(Some(KeySource::Inline(keys))) = keys else { return None };
+    if let Some(algorithm) = symmetric().find(|algorithm| keys.fitting(None, *algorithm).next().is_none()) {
+        return mapping.get("algorithms")?.refuse(format!(
+            "no key of `jwks` can verify {algorithm}: it needs a `kty: oct` whose `alg` is none other and whose secret is as long as the hash (RFC 7518 §3.2)"
+        ));
+    }
+    let usable = |key: &Key| {
+        algorithms.iter().any(|algorithm| {
+            keys.fitting(key.kid(), *algorithm).any(|fitting| std::ptr::eq(Arc::as_ptr(fitting), key))
+        })
+    };
+    let mut all = Some(());
+    for (i, key) in keys.keys().iter().enumerate() {
+        if key.kty() == "oct" && !usable(key) {
+            let element = jwks.peek("keys")?.elements()?.into_iter().nth(i)?;
+            all = element.refuse(
+                "a shared secret that no algorithm of this provider may use: name HS256, HS384 or HS512 in `algorithms`",
+            );
+        }
+    }
+    if all.is_some() && !keys.keys().iter().any(|key| usable(key)) {
+        return jwks.refuse("no key fits any of `algorithms`: every token would be refused");
+    }
+    all
+}
+
+fn read_token_type(cursor: &Cursor<'_>) -> Option<String> {
+    let canonical = canonical_media_type(&cursor.text()?);
+    if canonical.is_empty() || !canonical.bytes().all(|byte| is_token_byte(byte) || byte == b'/') {
+        return cursor.refuse("expected a media type, such as at+jwt or JWT");
+    }
+    Some(canonical)
 }
 
 fn read_audiences(mapping: &Mapping<'_>) -> Option<Audiences> {
@@ -174,9 +262,13 @@ fn read_url(cursor: &Cursor<'_>) -> Option<Url> {
 }
 
 fn check_url(text: &str) -> Result<Url, &'static str> {
-    let url = Url::parse(text).map_err(|_| "expected an absolute http or https URL")?;
-    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        return Err("expected an absolute http or https URL");
+    const EXPECTED: &str = "expected an absolute http or https URL, such as https://sso.example.com/keys";
+    let url = Url::parse(text).map_err(|_| EXPECTED)?;
+    // The parser mends what was written: it drops tabs and line breaks and adds missing slashes.
+    let written = text.split_once("://").is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case(url.scheme()));
+    let mended = !written || text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '\\');
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() || mended {
+        return Err(EXPECTED);
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err("a URL with a user name or a password is not accepted: it would reach logs");
@@ -188,25 +280,45 @@ fn check_url(text: &str) -> Result<Url, &'static str> {
 }
 
 fn discovery_below(issuer: &str, mapping: &Mapping<'_>) -> Option<Url> {
-    let document = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
-    match check_url(&document) {
+    let document = match check_url(issuer) {
+        Ok(url) if url.query().is_some() => Err("a URL with `?` has nothing below it"),
+        Ok(_) => check_url(&format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))),
+        Err(reason) => Err(reason),
+    };
+    match document {
         Ok(url) => Some(url),
-        Err(_) => mapping.refuse(
-            "`issuer` is not a URL, so its keys cannot be discovered: write jwks_uri, discovery_uri, jwks_file or jwks",
-        ),
+        Err(reason) => mapping.get("issuer")?.refuse(format!(
+            "keys cannot be discovered below this issuer: {reason}; or say where they are with jwks_uri, discovery_uri, jwks_file or jwks"
+        )),
     }
 }
 
+/// Each key is read by itself first, so that a problem is reported where the key stands.
 fn read_inline(cursor: &Cursor<'_>) -> Option<KeySet> {
-    let document = cursor.json()?.to_string();
-    match KeySet::parse_inline(document.as_bytes()) {
+    let document = cursor.json()?;
+    let elements = cursor.peek("keys").filter(Cursor::is_list).and_then(|keys| keys.elements());
+    let jwks = document.get("keys").and_then(|keys| keys.as_array());
+    let mut every_key = Some(());
+    for (element, jwk) in elements.into_iter().flatten().zip(jwks.into_iter().flatten()) {
+        let alone = serde_json::json!({ "keys": [jwk] }).to_string();
+        if let Err(error) = KeySet::parse_inline(alone.as_bytes()) {
+            every_key = match error {
+                KeySetError::NothingUsable { reason: Some(reason), .. } => {
+                    element.refuse(format!("this key cannot be used: {reason}"))
+                }
+                other => element.refuse(other.to_string()),
+            };
+        }
+    }
+    every_key?;
+    match KeySet::parse_inline(document.to_string().as_bytes()) {
         Ok(keys) => Some(keys),
         Err(error) => cursor.refuse(error.to_string()),
     }
 }
 
 fn read_algorithms(cursor: &Cursor<'_>) -> Option<Vec<Algorithm>> {
-    cursor.texts("an empty list accepts no token; leave the key out for every asymmetric one")?;
+    let empty = "an empty list accepts no token; leave the key out for every asymmetric one";
     let algorithm = |element: &Cursor<'_>| match Algorithm::from_name(&element.text()?) {
         Some(algorithm) => Some(algorithm),
         None => {
@@ -214,7 +326,7 @@ fn read_algorithms(cursor: &Cursor<'_>) -> Option<Vec<Algorithm>> {
             element.refuse(format!("not a supported algorithm; supported: {}", names.join(", ")))
         }
     };
-    cursor.elements()?.iter().map(algorithm).collect()
+    cursor.list(empty, algorithm, |a, b| a == b)
 }
 
 fn read_claim_path(cursor: &Cursor<'_>) -> Option<ClaimPath> {
@@ -225,31 +337,42 @@ fn read_claim_path(cursor: &Cursor<'_>) -> Option<ClaimPath> {
 }
 
 fn read_token_from(cursor: &Cursor<'_>) -> Option<Vec<TokenSource>> {
-    let elements = cursor.elements()?;
-    if elements.is_empty() {
-        return cursor.refuse("an empty list finds no token; leave the key out for the Authorization header");
-    }
-    let mut sources = Vec::new();
-    for element in elements {
-        let source = read_token_source(&element)?;
-        if sources.contains(&source) {
-            return element.refuse("stands in the list a second time");
+    let empty = "an empty list finds no token; leave the key out for the Authorization header";
+    cursor.list(empty, read_token_source, same_place)
+}
+
+/// Whether both would read the same text. A header read whole and by its scheme would give two different
+/// tokens, and so none.
+fn same_place(a: &TokenSource, b: &TokenSource) -> bool {
+    match (a, b) {
+        (
+            TokenSource::Header { name: a, scheme: a_scheme },
+            TokenSource::Header { name: b, scheme: b_scheme },
+        ) => {
+            let same_scheme = match (a_scheme, b_scheme) {
+                (Some(a), Some(b)) => a.eq_ignore_ascii_case(b),
+                _ => true,
+            };
+            a == b && same_scheme
         }
-        sources.push(source);
+        _ => a == b,
     }
-    Some(sources)
 }
 
 fn read_token_source(cursor: &Cursor<'_>) -> Option<TokenSource> {
     let mapping = cursor.mapping(&["header", "scheme", "cookie", "query"], &[])?;
     match (mapping.get("header"), mapping.get("cookie"), mapping.get("query"), mapping.get("scheme")) {
         (Some(header), None, None, scheme) => {
-            let name = read_header_name(&header)?;
+            let name = read_token(&header).map(|name| name.to_ascii_lowercase());
+            let scheme = scheme.map(|scheme| read_token(&scheme));
+            if name.as_deref() == Some("cookie") {
+                return header.refuse("write `cookie: NAME` to take the token from a cookie");
+            }
             let scheme = match scheme {
                 None => None,
-                Some(scheme) => Some(read_token(&scheme)?),
+                Some(scheme) => Some(scheme?),
             };
-            Some(TokenSource::Header { name, scheme })
+            Some(TokenSource::Header { name: name?, scheme })
         }
         (None, Some(cookie), None, None) => read_token(&cookie).map(TokenSource::Cookie),
         (None, None, Some(query), None) => read_token(&query).map(TokenSource::Query),
@@ -260,30 +383,34 @@ fn read_token_source(cursor: &Cursor<'_>) -> Option<TokenSource> {
 /// A token of RFC 9110 §5.6.2: what names of headers, schemes and cookies are made of.
 fn read_token(cursor: &Cursor<'_>) -> Option<String> {
     let text = cursor.text()?;
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if text.len() > 128 || !text.bytes().all(allowed) {
-        return cursor.refuse("expected a name of letters, digits and any of !#$%&'*+-.^_`|~");
+    if text.len() > MAX_NAME_BYTES || !text.bytes().all(is_token_byte) {
+        return cursor.refuse(format!(
+            "expected a name of at most {MAX_NAME_BYTES} letters, digits and any of !#$%&'*+-.^_`|~"
+        ));
     }
     Some(text)
 }
 
-fn read_header_name(cursor: &Cursor<'_>) -> Option<String> {
-    read_token(cursor).map(|name| name.to_ascii_lowercase())
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn read_claim_headers(cursor: &Cursor<'_>) -> Option<Vec<ClaimHeader>> {
-    let mut headers: Vec<ClaimHeader> = Vec::new();
-    for (name, claim) in cursor.entries()? {
-        let header = name.to_ascii_lowercase();
+    let mut seen = HashSet::new();
+    let mut read = |entry: Entry<'_>| {
+        let header = entry.key.to_ascii_lowercase();
+        let claim = read_claim_path(&entry.value);
         if let Err(message) = check_claim_header(&header) {
-            return claim.refuse(message);
+            return entry.refuse_key(message);
         }
-        if headers.iter().any(|earlier| earlier.header == header) {
-            return claim.refuse("another claim is put into this header already");
+        if !seen.insert(header.clone()) {
+            return entry
+                .refuse_key("another claim is put into this header already; its case does not count");
         }
-        headers.push(ClaimHeader { header, claim: read_claim_path(&claim)? });
-    }
-    Some(headers)
+        Some(ClaimHeader { header, claim: claim? })
+    };
+    let headers: Vec<Option<ClaimHeader>> = cursor.entries()?.into_iter().map(&mut read).collect();
+    headers.into_iter().collect()
 }
 
 fn check_claim_header(name: &str) -> Result<(), &'static str> {
@@ -294,7 +421,7 @@ fn check_claim_header(name: &str) -> Result<(), &'static str> {
         return Err("write it with `-`: `_` and `.` are spellings that clients forge, and are removed");
     }
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    if name.is_empty() || name.len() > 128 || !name.bytes().all(allowed) {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(allowed) {
         return Err("expected a header name of letters, digits and `-`");
     }
     Ok(())
@@ -342,12 +469,20 @@ fn read_refresh(cursor: &Cursor<'_>) -> Option<RefreshPolicy> {
         max_bytes: max_bytes?,
     };
     if policy.interval < policy.min_spacing {
-        return cursor.refuse("`interval` must not be shorter than `min_spacing`");
+        let written = mapping.get("interval").or_else(|| mapping.get("min_spacing"))?;
+        return written.refuse(format!(
+            "`interval` ({}) must not be shorter than `min_spacing` ({}), or scheduled fetches would break the spacing",
+            show_duration(policy.interval),
+            show_duration(policy.min_spacing)
+        ));
     }
     if policy.max_stale < policy.interval {
-        return cursor.refuse(
-            "`max_stale` must not be shorter than `interval`, or keys would expire between two fetches",
-        );
+        let written = mapping.get("max_stale").or_else(|| mapping.get("interval"))?;
+        return written.refuse(format!(
+            "`max_stale` ({}) must not be shorter than `interval` ({}), or keys would expire between two fetches of an issuer that is well",
+            show_duration(policy.max_stale),
+            show_duration(policy.interval)
+        ));
     }
     Some(policy)
 }

@@ -1,5 +1,7 @@
 //! From a document to a [`Config`]: every key, its default, and what may stand there.
 
+use std::fs::{self, File};
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +16,9 @@ use super::{
 };
 
 /// A longer configuration is refused.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+const MAX_FILE_BYTES: usize = 1 << 20;
+/// A socket's path has to fit into a `sockaddr_un` with its final NUL (`man 7 unix`).
+const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 impl Config {
     /// Reads a configuration. `variable` gives the value of an environment variable. Looks at no file:
@@ -32,23 +36,44 @@ impl Config {
     /// # Errors
     /// All that is wrong.
     pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
-        let text = read_file(file).map_err(|message| {
-            ConfigErrors::new(vec![ConfigError { at: None, path: file.display().to_string(), message }])
-        })?;
-        read(&text, &|name| std::env::var(name).ok(), |named| std::fs::File::open(named).map(drop))
+        read_file(file)
+            .map_err(|message| ConfigErrors::new(vec![whole(message)]))
+            .and_then(|text| read(&text, &|name| std::env::var(name).ok(), check_readable))
+            .map_err(|errors| errors.in_file(file))
     }
 }
 
+/// An error of the file as a whole.
+fn whole(message: String) -> ConfigError {
+    ConfigError { at: None, path: String::new(), message }
+}
+
+fn too_long() -> String {
+    format!("the file is longer than {MAX_FILE_BYTES} bytes")
+}
+
+/// Reads no more than the bound, whatever size the file pretends to have: a pipe has none.
 fn read_file(file: &Path) -> Result<String, String> {
-    let metadata = std::fs::metadata(file).map_err(|error| error.to_string())?;
-    if metadata.is_dir() {
-        return Err("is a directory; a YAML file is expected".to_owned());
+    let cannot = |error: std::io::Error| format!("the file cannot be read: {error}");
+    let mut bytes = Vec::new();
+    let bound = u64::try_from(MAX_FILE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+    File::open(file).map_err(cannot)?.take(bound).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() > MAX_FILE_BYTES {
+        return Err(too_long());
     }
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(format!("is longer than {MAX_FILE_BYTES} bytes"));
+    String::from_utf8(bytes).map_err(|error| {
+        let before = error.as_bytes().iter().take(error.utf8_error().valid_up_to());
+        let line = before.filter(|byte| **byte == b'\n').count() + 1;
+        format!("the file is not UTF-8 text: line {line} has other bytes")
+    })
+}
+
+/// What is no regular file is not opened: a pipe would wait for its writer.
+fn check_readable(file: &Path) -> std::io::Result<()> {
+    if !fs::metadata(file)?.is_file() {
+        return Err(std::io::Error::other("not a file"));
     }
-    let bytes = std::fs::read(file).map_err(|error| error.to_string())?;
-    String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())
+    File::open(file).map(drop)
 }
 
 fn read(
@@ -56,13 +81,19 @@ fn read(
     variable: &dyn Fn(&str) -> Option<String>,
     check_file: impl Fn(&Path) -> std::io::Result<()>,
 ) -> Result<Config, ConfigErrors> {
-    let root = document::parse(text).map_err(|error| ConfigErrors::new(vec![error]))?;
+    if text.len() > MAX_FILE_BYTES {
+        return Err(ConfigErrors::new(vec![whole(too_long())]));
+    }
+    let (root, mut errors) = document::parse(text);
+    let Some(root) = root else { return Err(ConfigErrors::new(errors)) };
     let findings = Findings::new(variable);
     let config = read_config(&Cursor::root(&root, &findings));
-    let (mut errors, files) = findings.into_parts();
+    let (found, files) = findings.into_parts();
+    errors.extend(found);
     for (at, path, file) in files {
         if let Err(error) = check_file(&file) {
-            errors.push(ConfigError { at: Some(at), path, message: format!("{}: {error}", file.display()) });
+            let message = format!("{} cannot be read: {error}", file.display());
+            errors.push(ConfigError { at: Some(at), path, message });
         }
     }
     match config {
@@ -113,7 +144,7 @@ fn read_grpc_listener(cursor: Cursor<'_>) -> Option<GrpcListener> {
     let mode = mapping.optional("mode", |cursor| read_mode(&cursor));
     let address = match (address?, mode?) {
         (BindAddress::Tcp(_), Some(_)) => {
-            return mapping.refuse("`mode` goes with a socket file, `unix:/path`, alone");
+            return mapping.get("mode")?.refuse("goes with a socket file, `unix:/path`, alone: take it out");
         }
         (BindAddress::Unix { path, .. }, mode) => BindAddress::Unix { path, mode },
         (address, None) => address,
@@ -124,6 +155,9 @@ fn read_grpc_listener(cursor: Cursor<'_>) -> Option<GrpcListener> {
 fn read_bind_address(cursor: &Cursor<'_>) -> Option<BindAddress> {
     let text = cursor.text()?;
     match text.strip_prefix("unix:") {
+        Some(path) if path.len() > MAX_SOCKET_PATH_BYTES || path.contains('\0') => cursor.refuse(format!(
+            "a socket file's path has at most {MAX_SOCKET_PATH_BYTES} bytes, none of them NUL"
+        )),
         Some(path) if path.starts_with('/') => {
             Some(BindAddress::Unix { path: PathBuf::from(path), mode: None })
         }

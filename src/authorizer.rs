@@ -15,7 +15,7 @@ use crate::clock::{self, Clock, Instant};
 use crate::config::{Limits, RefreshPolicy, Responses};
 use crate::identity;
 use crate::keys::{KeyCache, NotRescued};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, on_one_line};
 use crate::validation::provider::{Provider, TokenSource};
 use crate::validation::{self, Permanent, Screened, Validated, ValidationError};
 use crate::verdict::{Allowed, Decision, Reason, Verdict};
@@ -158,7 +158,7 @@ impl Authorizer {
         findings: &mut Findings,
     ) -> Result<(&KeyedProvider, Screened<'f>), Permanent> {
         let token = validation::parse(&found.text, self.limits.token_bytes)?;
-        findings.kid = token.kid.as_deref().map(shown_kid);
+        findings.kid = token.kid.as_deref().map(on_one_line);
         let keyed = self.providers.get(validation::issuer(&token)?).ok_or(Permanent::IssuerUnknown)?;
         findings.provider = Some(Arc::clone(&keyed.provider));
         Ok((keyed, validation::screen(token, &keyed.provider, self.clock.now())?))
@@ -222,11 +222,6 @@ fn claim_of(permanent: Permanent) -> Option<String> {
         Permanent::ClaimMissing(claim) | Permanent::ClaimMalformed(claim) => Some(claim),
         _ => None,
     }
-}
-
-/// A sender's `kid` as the log shows it: bounded, and on one line.
-fn shown_kid(kid: &str) -> String {
-    kid.chars().take(64).flat_map(char::escape_debug).collect()
 }
 
 fn add_new<T: PartialEq>(known: &mut Vec<T>, more: impl Iterator<Item = T>) {

@@ -33,7 +33,7 @@ use tokio::time::{sleep_until, timeout, timeout_at};
 
 use crate::clock::{self, Clock, Instant};
 use crate::config::RefreshPolicy;
-use crate::telemetry::{FetchOutcome, Metrics, StaleOutcome};
+use crate::telemetry::{FetchOutcome, Metrics, StaleOutcome, on_one_line};
 use crate::validation::key_set::KeySet;
 use crate::validation::{Permanent, StaleCause, UnixTime, ValidationError};
 
@@ -42,6 +42,9 @@ use self::schedule::{Schedule, Standing, Trigger};
 
 /// How often a key file is looked at for changes.
 const FILE_POLL: Duration = Duration::from_secs(2);
+
+/// Of how many keys one refresh logs what became of them.
+const LOGGED_KEYS: usize = 20;
 
 /// A provider's key set at one moment.
 #[derive(Debug)]
@@ -371,11 +374,13 @@ impl Shared {
         let outcome = if unchanged { FetchOutcome::Unchanged } else { FetchOutcome::Renewed };
         tracing::info!(
             provider = %self.provider, trigger = trigger.as_str(), outcome = outcome.as_str(), generation,
-            added = ?missing_in(&before.keys, &keys), removed = ?missing_in(&keys, &before.keys),
+            added = missing_in(&before.keys, &keys), removed = missing_in(&keys, &before.keys),
             skipped = keys.skipped().len(), "key set refreshed"
         );
-        for skipped in keys.skipped().iter().filter(|key| !before.keys.skipped().contains(key)) {
-            tracing::warn!(provider = %self.provider, kid = ?skipped.kid, reason = skipped.reason, "key skipped");
+        let newly_skipped = keys.skipped().iter().filter(|key| !before.keys.skipped().contains(key));
+        for skipped in newly_skipped.take(LOGGED_KEYS) {
+            let kid = skipped.kid.as_deref().map(on_one_line);
+            tracing::warn!(provider = %self.provider, kid, reason = skipped.reason, "key skipped");
         }
         let max_stale = self.policy.max_stale;
         self.snapshot.store(Arc::new(KeySnapshot { keys: Arc::new(keys), generation, fetched, max_stale }));
@@ -413,14 +418,14 @@ fn past_mending(permanent: Permanent) -> Unrescued {
     (NotRescued::Refused(ValidationError::Permanent(permanent)), StaleOutcome::StillStale)
 }
 
-/// The key ids of `b` that `a` lacks; at most 20, since this is for a log line.
-fn missing_in(a: &KeySet, b: &KeySet) -> Vec<String> {
-    b.keys()
-        .iter()
-        .filter(|key| !a.keys().iter().any(|k| k.kid() == key.kid() && k.thumbprint() == key.thumbprint()))
-        .map(|key| key.kid().unwrap_or_default().chars().take(128).collect())
-        .take(20)
-        .collect()
+/// The key ids of `b` that `a` lacks, for a line of the log.
+fn missing_in(a: &KeySet, b: &KeySet) -> String {
+    let missing = b.keys().iter().filter(|key| {
+        !a.keys().iter().any(|known| known.kid() == key.kid() && known.thumbprint() == key.thumbprint())
+    });
+    let kids: Vec<String> =
+        missing.map(|key| on_one_line(key.kid().unwrap_or_default())).take(LOGGED_KEYS).collect();
+    kids.join(" ")
 }
 
 /// A caller's token, and the newest set that it has been held against.

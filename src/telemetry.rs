@@ -228,6 +228,12 @@ pub fn start_log(log: &Log) {
     };
 }
 
+/// Text of somebody else's, such as a `kid`, as the log shows it: at most 64 characters, and no line
+/// breaks or control characters.
+pub fn on_one_line(text: &str) -> String {
+    text.chars().take(64).flat_map(char::escape_debug).collect()
+}
+
 fn filter(level: LogLevel) -> EnvFilter {
     let ours = match level {
         LogLevel::Error => "error",

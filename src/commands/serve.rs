@@ -48,7 +48,12 @@ pub async fn run(args: ServeArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    tracing::info!(ext_authz = ?app.ext_authz_address(), admin = ?app.admin_address(), "serving");
+    let (ext_authz, admin) = (app.ext_authz_address(), app.admin_address());
+    tracing::info!(
+        ext_authz = ext_authz.map(|at| at.to_string()),
+        admin = admin.map(|at| at.to_string()),
+        "serving"
+    );
     let shutdown = async move {
         tokio::select! {
             _ = terminate.recv() => {}

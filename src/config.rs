@@ -22,6 +22,7 @@ use crate::validation::key_set::KeySet;
 use crate::validation::provider::Provider;
 
 pub use error::{ConfigError, ConfigErrors, Position};
+pub use read::MAX_FILE_BYTES;
 
 /// Everything that `serve` needs to know.
 #[derive(Clone, Debug)]

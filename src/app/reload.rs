@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::authorizer::{Authorizer, KeyedProvider};
-use crate::config::{Config, KeySource, ProviderConfig, RefreshPolicy};
+use crate::config::{Config, KeySource, MAX_FILE_BYTES, ProviderConfig, RefreshPolicy};
 use crate::keys::discovery::Discovery;
 use crate::keys::fetch::{Fetch, FileKeys, HttpKeys, HttpReader};
 use crate::keys::{KeyCache, Surroundings};
@@ -109,12 +110,12 @@ pub(super) async fn watch(service: Arc<Service>, mut running: Config, file: Path
             return;
         }
     };
-    let mut before = tokio::fs::read(&file).await.ok();
+    let mut before = beginning_of(&file).await;
     loop {
         tokio::select! {
-            _ = hangup.recv() => before = tokio::fs::read(&file).await.ok(),
+            _ = hangup.recv() => before = beginning_of(&file).await,
             () = tokio::time::sleep(FILE_POLL) => {
-                let after = tokio::fs::read(&file).await.ok();
+                let after = beginning_of(&file).await;
                 // A file that is gone for a moment is being replaced.
                 if after.is_none() || after == before {
                     continue;
@@ -126,6 +127,14 @@ pub(super) async fn watch(service: Arc<Service>, mut running: Config, file: Path
             running = config;
         }
     }
+}
+
+/// As much of a file as is enough to see it change: one that is longer is refused anyway.
+async fn beginning_of(file: &Path) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = tokio::fs::File::open(file).await.ok()?;
+    file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes).await.ok()?;
+    Some(bytes)
 }
 
 /// The configuration that runs from now on; `None` leaves the old one.

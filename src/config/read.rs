@@ -15,8 +15,8 @@ use super::{
     TlsFiles,
 };
 
-/// A longer configuration is refused.
-const MAX_FILE_BYTES: usize = 1 << 20;
+/// A longer configuration, in bytes, is refused.
+pub const MAX_FILE_BYTES: usize = 1 << 20;
 /// A socket's path has to fit into a `sockaddr_un` with its final NUL (`man 7 unix`).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 

@@ -106,10 +106,8 @@ fn remove_managed(changes: &mut UpstreamChanges, managed: &[String], request: &A
     for sent in request.headers.names() {
         let looks_alike =
             managed.iter().any(|name| !sent.eq_ignore_ascii_case(name.as_bytes()) && alike(sent, name));
-        if looks_alike
-            && let Ok(sent) = std::str::from_utf8(sent)
-            && !changes.remove.iter().any(|name| name == sent)
-        {
+        // One that is sent twice is named twice: harmless, and cheaper than to look for it.
+        if looks_alike && let Ok(sent) = std::str::from_utf8(sent) {
             changes.remove.push(sent.to_owned());
         }
     }

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
@@ -83,9 +82,7 @@ pub async fn serve(
                 let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
                 router.serve_with_incoming_shutdown(incoming, shutdown).await
             }
-            Listener::Unix(listener, _file) => {
-                router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown).await
-            }
+            Listener::Unix(incoming) => router.serve_with_incoming_shutdown(incoming, shutdown).await,
         }
     };
     tokio::select! {

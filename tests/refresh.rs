@@ -346,6 +346,28 @@ async fn discovery_finds_the_keys_and_refuses_another_issuers_document() {
 }
 
 #[tokio::test]
+async fn a_key_url_that_does_not_answer_is_asked_for_again() {
+    let issuer = Issuer::start().await.expect("port 0 can be bound");
+    issuer.rotate(ES256);
+    let discovering = ProviderConfig {
+        provider: Arc::new(provider("demo", issuer.issuer())),
+        keys: KeySource::Discovery(issuer.discovery_uri().parse().expect("a URL")),
+        refresh: RefreshPolicy { timeout: Duration::from_millis(200), ..prompt_refresh() },
+    };
+    let house = House {
+        service: Arc::new(Running::start(config(vec![discovering]), fixed_clock()).await),
+        issuer: issuer.clone(),
+    };
+    assert_eq!(issuer.discovery_fetches(), 1);
+    issuer.set_fault(Some(Fault::Hang));
+    let new = issuer.rotate(ES256);
+    is(&house.service.bearer(&house.token(&new)).await, "keys_unavailable");
+    issuer.set_fault(None);
+    house.recovers(&house.token(&new)).await;
+    assert!(issuer.discovery_fetches() >= 2, "the keys may have moved");
+}
+
+#[tokio::test]
 async fn a_key_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothing() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("keys.json");

@@ -196,14 +196,7 @@ async fn a_socket_file_serves_with_its_mode_and_a_stale_one_is_replaced() {
     );
     tokio::spawn(app.serve(std::future::pending()));
 
-    let socket = path.clone();
-    let channel = Endpoint::from_static("http://unused")
-        .connect_with_connector(tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
-        }))
-        .await
-        .expect("it listens");
+    let channel = connect_to_file(path).await;
     let check = Ask::default().header("authorization", format!("Bearer {}", token(&signer))).into_check();
     let answer = AuthorizationClient::new(channel).check(check).await.expect("answered").into_inner();
     assert!(Answer::read(answer).is_allowed());
@@ -214,6 +207,43 @@ async fn a_socket_file_serves_with_its_mode_and_a_stale_one_is_replaced() {
     let refused = App::bind(config, fixed_clock()).await.expect_err("not a socket");
     assert!(refused.to_string().contains("not a socket"), "{refused}");
     assert_eq!(std::fs::read_to_string(&file).expect("there"), "precious");
+}
+
+#[tokio::test]
+async fn a_process_that_takes_over_while_the_old_one_drains_keeps_its_socket_file() {
+    let issuer = Issuer::start().await.expect("bound");
+    issuer.rotate(SigningAlgorithm::ES256);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("authz.sock");
+    let mut config = config(vec![fetching(provider("p", issuer.issuer()), &issuer, prompt_refresh())]);
+    config.listen.ext_authz.address = BindAddress::Unix { path: path.clone(), mode: None };
+    config.shutdown = Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(10) };
+    let old = App::bind(config.clone(), fixed_clock()).await.expect("bound");
+    let (shutdown, told) = oneshot::channel::<()>();
+    let serving = tokio::spawn(old.serve(async move {
+        let _told = told.await;
+    }));
+    // A stream without an end keeps the old process until its grace is over.
+    let channel = connect_to_file(path.clone()).await;
+    let watch = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("watched");
+    shutdown.send(()).expect("it listens");
+    eventually("the place is free", async || !path.exists()).await;
+    let new = App::bind(config, fixed_clock()).await.expect("the old one accepts no more");
+    drop(watch);
+    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
+    assert_eq!(ended, Ok(()));
+    assert!(path.exists(), "the new one's file stays");
+    drop(new);
+    assert!(!path.exists(), "and goes with it");
+}
+
+/// A connection to a service at a socket file.
+async fn connect_to_file(path: std::path::PathBuf) -> Channel {
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
+    });
+    Endpoint::from_static("http://unused").connect_with_connector(connector).await.expect("it listens")
 }
 
 struct Pki {

@@ -3,10 +3,14 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use crate::config::{BindAddress, GrpcListener, TlsFiles};
@@ -41,17 +45,37 @@ pub struct GrpcSocket {
 /// A bound socket.
 pub(crate) enum Listener {
     Tcp(TcpListener),
-    /// The guard removes the file at the end.
-    Unix(UnixListener, SocketFile),
+    Unix(UnixIncoming),
 }
 
-/// A socket file, removed when dropped.
-pub(crate) struct SocketFile(PathBuf);
+/// Connections to a socket file. Whoever serves them drops this when it accepts no more, and the file goes
+/// first: a process that takes over at that moment finds its place free, and keeps its own file.
+pub(crate) struct UnixIncoming {
+    _file: SocketFile,
+    connections: UnixListenerStream,
+}
+
+impl Stream for UnixIncoming {
+    type Item = io::Result<UnixStream>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut self.connections).poll_next(context)
+    }
+}
+
+/// A socket file, removed when dropped, unless another process has put its own in its place.
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Somebody else may have removed it already; nothing is left to do then.
-        let _already_gone = std::fs::remove_file(&self.0);
+        let is_ours = std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode);
+        if is_ours {
+            // Somebody else may have removed it in between; nothing is left to do then.
+            let _already_gone = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -62,10 +86,8 @@ impl GrpcSocket {
         let listener = match &listener.address {
             BindAddress::Tcp(address) => Listener::Tcp(bind_tcp(KEY, *address).await?),
             BindAddress::Unix { path, mode } => {
-                let (listener, file) = bind_unix(path, *mode)
-                    .await
-                    .map_err(|error| BindError::new(KEY, path.display(), error))?;
-                Listener::Unix(listener, file)
+                let incoming = bind_unix(path, *mode).await;
+                Listener::Unix(incoming.map_err(|error| BindError::new(KEY, path.display(), error))?)
             }
         };
         Ok(Self { listener, tls })
@@ -74,7 +96,7 @@ impl GrpcSocket {
     pub(super) fn address(&self) -> Option<SocketAddr> {
         match &self.listener {
             Listener::Tcp(listener) => listener.local_addr().ok(),
-            Listener::Unix(..) => None,
+            Listener::Unix(_) => None,
         }
     }
 }
@@ -84,7 +106,7 @@ pub(super) async fn bind_tcp(key: &str, address: SocketAddr) -> Result<TcpListen
 }
 
 /// Replaces a socket file that nobody listens on; anything else in its place is left alone.
-async fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<(UnixListener, SocketFile)> {
+async fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<UnixIncoming> {
     match tokio::fs::symlink_metadata(path).await {
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(io::Error::new(
@@ -99,11 +121,11 @@ async fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<(UnixListener, 
         Err(_) => {}
     }
     let listener = UnixListener::bind(path)?;
-    let file = SocketFile(path.to_owned());
+    let file = SocketFile { path: path.to_owned(), inode: tokio::fs::symlink_metadata(path).await?.ino() };
     if let Some(mode) = mode {
         tokio::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).await?;
     }
-    Ok((listener, file))
+    Ok(UnixIncoming { _file: file, connections: UnixListenerStream::new(listener) })
 }
 
 fn read_tls(files: &TlsFiles) -> Result<ServerTlsConfig, BindError> {

@@ -1,7 +1,7 @@
 //! From an issuer's discovery document to the URL of its key set (OpenID Connect Discovery §4, RFC 8414 §3).
 //!
-//! The URL is remembered for an interval, so that a forced refresh costs one request; after a failure
-//! it is asked for again.
+//! The URL is remembered for an interval, so that a forced refresh costs one request; after a fetch that
+//! did not succeed, or was given up half-way, it is asked for again.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -42,7 +42,14 @@ pub struct Discovery {
     document: Url,
     issuer: String,
     remember_for: Duration,
-    remembered: Mutex<Option<(Url, Instant)>>,
+    remembered: Mutex<Option<Found>>,
+}
+
+/// What a discovery document said, and when.
+pub struct Found {
+    /// Where the key set is.
+    pub jwks_uri: Url,
+    read: Instant,
 }
 
 #[derive(Deserialize)]
@@ -57,24 +64,22 @@ impl Discovery {
         Self { document, issuer: issuer.to_owned(), remember_for, remembered: Mutex::new(None) }
     }
 
-    /// Where the key set is.
+    /// Where the key set is. It is forgotten with this, until a fetch that succeeded puts it back.
     ///
     /// # Errors
     /// The document cannot be had or is of no use.
-    pub async fn jwks_uri(&self, http: &HttpReader) -> Result<Url, FetchError> {
-        if let Some((url, read)) = self.remembered().clone()
-            && clock::elapsed_since(read) < self.remember_for
-        {
-            return Ok(url);
+    pub async fn take(&self, http: &HttpReader) -> Result<Found, FetchError> {
+        let remembered = self.remembered().take();
+        if let Some(found) = remembered.filter(|found| clock::elapsed_since(found.read) < self.remember_for) {
+            return Ok(found);
         }
-        let url = self.check(&http.get(self.document.clone()).await?).map_err(FetchError::Discovery)?;
-        *self.remembered() = Some((url.clone(), clock::monotonic()));
-        Ok(url)
+        let jwks_uri = self.check(&http.get(self.document.clone()).await?).map_err(FetchError::Discovery)?;
+        Ok(Found { jwks_uri, read: clock::monotonic() })
     }
 
-    /// Asks the document again next time.
-    pub fn forget(&self) {
-        *self.remembered() = None;
+    /// There were keys where it said.
+    pub fn put_back(&self, found: Found) {
+        *self.remembered() = Some(found);
     }
 
     fn check(&self, document: &[u8]) -> Result<Url, DiscoveryError> {
@@ -93,7 +98,7 @@ impl Discovery {
         if trusted { Ok(url) } else { Err(DiscoveryError::BadJwksUri) }
     }
 
-    fn remembered(&self) -> std::sync::MutexGuard<'_, Option<(Url, Instant)>> {
+    fn remembered(&self) -> std::sync::MutexGuard<'_, Option<Found>> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -103,12 +103,10 @@ impl HttpKeys {
         match &self.location {
             Location::KeySet(url) => self.read_set(url.clone()).await,
             Location::Discovery(discovery) => {
-                let url = discovery.jwks_uri(&self.http).await?;
-                let read = self.read_set(url).await;
-                if read.is_err() {
-                    discovery.forget();
-                }
-                read
+                let found = discovery.take(&self.http).await?;
+                let keys = self.read_set(found.jwks_uri.clone()).await?;
+                discovery.put_back(found);
+                Ok(keys)
             }
         }
     }
@@ -144,6 +142,9 @@ impl HttpReader {
             reqwest::Client::builder()
                 .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
                 .redirect(redirect::Policy::custom(follow))
+                // Fetches are minutes apart, and a kept connection whose other end died without a word would
+                // cost the one that matters its time.
+                .pool_max_idle_per_host(0)
         };
         let client = builder().build().or_else(|error| {
             let error = FetchError::from(error);

@@ -31,14 +31,16 @@ async fn readyz(State(service): State<Arc<Service>>) -> Response {
     if service.is_serving() {
         return "ok\n".into_response();
     }
+    if service.is_draining() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
+    }
     let waiting: Vec<String> = service
         .authorizer()
         .providers()
         .filter(|keyed| !keyed.keys.has_keys())
         .map(|keyed| format!("no keys yet: {}\n", keyed.provider.name))
         .collect();
-    let why = if waiting.is_empty() { "draining\n".to_owned() } else { waiting.concat() };
-    (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, waiting.concat()).into_response()
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> Response {

@@ -27,10 +27,8 @@ use crate::keys::Surroundings;
 use crate::telemetry::Metrics;
 use crate::{admin, ext_authz};
 
-pub use self::listener::GrpcSocket;
 pub(crate) use self::listener::Listener;
-
-pub use self::listener::BindError;
+pub use self::listener::{BindError, GrpcSocket};
 
 /// The service as its doors see it.
 pub struct Service {
@@ -55,6 +53,11 @@ impl Service {
         self.ready.load(Ordering::Acquire) && !self.draining.load(Ordering::Acquire)
     }
 
+    /// Whether a drain has begun.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
     /// The metrics of this service.
     pub fn metrics(&self) -> &Metrics {
         &self.around.metrics
@@ -62,12 +65,12 @@ impl Service {
 
     /// Told whenever [`Service::is_serving`] may have changed.
     pub(crate) fn serving_may_have_changed(&self) -> &Notify {
-        &self.around.fetched
+        &self.around.serving_changed
     }
 
     fn drain(&self) {
         self.draining.store(true, Ordering::Release);
-        self.around.fetched.notify_one();
+        self.around.serving_changed.notify_one();
     }
 }
 
@@ -90,7 +93,7 @@ impl App {
     /// Binds every socket and begins to fetch keys. Does not wait for them.
     ///
     /// # Errors
-    /// A socket cannot be bound, a TLS file cannot be used, or the certificate store cannot be read.
+    /// A socket cannot be bound, a TLS file cannot be used, or no HTTP client can be made.
     pub async fn bind(config: Config, clock: Clock) -> Result<Self, BindError> {
         let around = Surroundings { clock, ..Surroundings::default() };
         let grpc = GrpcSocket::bind(&config.listen.ext_authz).await?;

@@ -232,18 +232,18 @@ fn add_new<T: PartialEq>(known: &mut Vec<T>, more: impl Iterator<Item = T>) {
     }
 }
 
-/// Names for decisions: unique in this process, and unlikely to meet another process's.
+/// Names for decisions: unique in one authorizer, and unlikely to meet another's.
 struct DecisionIds {
-    process: u64,
+    prefix: u64,
     next: AtomicU64,
 }
 
 impl DecisionIds {
     fn new() -> Self {
-        Self { process: rand::random(), next: AtomicU64::new(1) }
+        Self { prefix: rand::random(), next: AtomicU64::new(1) }
     }
 
     fn next(&self) -> String {
-        format!("{:016x}-{:x}", self.process, self.next.fetch_add(1, Ordering::Relaxed))
+        format!("{:016x}-{:x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed))
     }
 }

@@ -227,3 +227,19 @@ pub enum LogLevel {
     /// The inside of a decision.
     Trace,
 }
+
+impl LogLevel {
+    /// Every level by its name.
+    pub const NAMED: [(&str, LogLevel); 5] = [
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+
+    /// The name in the configuration and in `PORTCULLIS_LOG`.
+    pub fn name(self) -> &'static str {
+        Self::NAMED.iter().find(|(_, level)| *level == self).map_or("info", |(name, _)| name)
+    }
+}

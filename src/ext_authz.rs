@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
@@ -82,7 +83,15 @@ pub async fn serve(
                 let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
                 router.serve_with_incoming_shutdown(incoming, shutdown).await
             }
-            Listener::Unix(incoming) => router.serve_with_incoming_shutdown(incoming, shutdown).await,
+            Listener::Unix(listener, file) => {
+                // The file goes before the listener does: while requests in flight are waited for, its path may
+                // already be another process's.
+                let shutdown = async move {
+                    shutdown.await;
+                    drop(file);
+                };
+                router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown).await
+            }
         }
     };
     tokio::select! {

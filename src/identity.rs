@@ -136,8 +136,7 @@ fn remove_token(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, toke
     for place in &token.places {
         match place {
             TokenSource::Header { name, .. } => {
-                let replaced = changes.set.iter().any(|(set, _)| set == name);
-                if !replaced && !changes.remove.contains(name) {
+                if !changes.remove.contains(name) {
                     changes.remove.push(name.clone());
                 }
             }
@@ -146,12 +145,12 @@ fn remove_token(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, toke
         }
     }
     if !cookie_names.is_empty() {
-        let kept: Vec<Vec<u8>> = request
+        let kept: Vec<&[u8]> = request
             .headers
             .all("cookie")
-            .flat_map(cookies)
-            .filter(|(name, _)| !cookie_names.contains(name))
-            .map(|(name, value)| [name, b"=", value].concat())
+            .flat_map(|header| header.split(|byte| *byte == b';'))
+            .map(<[u8]>::trim_ascii)
+            .filter(|pair| !pair.is_empty() && !cookies(pair).any(|(name, _)| cookie_names.contains(&name)))
             .collect();
         // A header that is not plain text cannot be rewritten; then no cookie passes.
         match String::from_utf8(kept.join(&b"; "[..])) {

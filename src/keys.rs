@@ -104,8 +104,8 @@ pub struct Surroundings {
     pub clock: Clock,
     /// Where fetches and stale tokens are counted.
     pub metrics: Arc<Metrics>,
-    /// Told whenever a fetch of any cache has ended.
-    pub fetched: Arc<Notify>,
+    /// Told when anything happened that health depends on; one task listens.
+    pub serving_changed: Arc<Notify>,
 }
 
 /// Why a stale token could not be rescued.
@@ -321,16 +321,17 @@ impl Shared {
                 Standing::Failed => {
                     return Err((NotRescued::Unavailable, StaleOutcome::FetchFailed));
                 }
-                Standing::OutOfReach if second_look.cause == StaleCause::BadSignature => {
-                    return Err(still_stale(StaleCause::BadSignature));
-                }
                 Standing::OutOfReach => {
-                    return Err((NotRescued::Unavailable, StaleOutcome::TimedOut));
+                    self.wake.notify_one();
+                    return Err(match second_look.cause {
+                        StaleCause::BadSignature => still_stale(StaleCause::BadSignature),
+                        StaleCause::UnknownKid => (NotRescued::Unavailable, StaleOutcome::TimedOut),
+                    });
                 }
                 Standing::Demanded => self.wake.notify_one(),
                 Standing::UnderWay => {}
             }
-            // At most two turns: the fetch that was under way on arrival, and the one after it.
+            // Each turn ends with a fetch; the one that began after the arrival is the last.
             match timeout_at(deadline, finished.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => {
@@ -363,7 +364,7 @@ impl Shared {
         drop(state);
         self.publish_gauges();
         self.finished.send_replace(());
-        self.around.fetched.notify_one();
+        self.around.serving_changed.notify_one();
     }
 
     fn store(&self, trigger: Trigger, keys: KeySet, now: Instant) -> FetchOutcome {

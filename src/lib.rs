@@ -23,7 +23,8 @@
 //! - [`keys`]: the cache, its schedule, and how keys are fetched.
 //! - [`clock`] and [`telemetry`], which everybody may use.
 //!
-//! Dependencies point down: `main → app, commands → doors → authorizer → core, keys`. A test holds them.
+//! Dependencies point down: `main → app, commands → doors → authorizer → keys, core`; but `app` and the
+//! doors know each other, as do [`keys`] and [`telemetry`]. A test holds them.
 //!
 //! # Architecture invariants
 //!

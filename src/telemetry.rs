@@ -12,7 +12,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::config::{Log, LogFormat, LogLevel};
 use crate::keys::schedule::Trigger;
@@ -187,8 +186,13 @@ impl Metrics {
         let labels = ProviderLabels { provider: provider.to_owned() };
         self.keys.get_or_create(&labels).set(i64::try_from(keys).unwrap_or(i64::MAX));
         self.generation.get_or_create(&labels).set(i64::try_from(generation).unwrap_or(i64::MAX));
-        if let Some(age) = age {
-            self.age.get_or_create(&labels).set(age.as_secs_f64());
+        match age {
+            Some(age) => {
+                self.age.get_or_create(&labels).set(age.as_secs_f64());
+            }
+            None => {
+                self.age.remove(&labels);
+            }
         }
     }
 
@@ -216,16 +220,23 @@ impl Metrics {
 ///
 /// A second call in one process changes nothing.
 pub fn start_log(log: &Log) {
-    let level = std::env::var("PORTCULLIS_LOG").ok().and_then(|text| level_named(&text)).unwrap_or(log.level);
+    let wanted = std::env::var("PORTCULLIS_LOG").ok();
+    let named = wanted.as_deref().map(level_named);
+    let level = named.flatten().unwrap_or(log.level);
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter(level))
-        .with_writer(BoxMakeWriter::new(std::io::stderr))
+        .with_writer(std::io::stderr)
         .with_target(false);
     // An error means that somebody started it before, as tests do.
     let _already_started = match log.format {
         LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
         LogFormat::Text => subscriber.with_ansi(false).try_init(),
     };
+    if named == Some(None) {
+        tracing::warn!(
+            "PORTCULLIS_LOG is none of error, warn, info, debug, trace: the configuration's level counts"
+        );
+    }
 }
 
 /// Text of somebody else's, such as a `kid`, as the log shows it: at most 64 characters, and no line
@@ -235,24 +246,10 @@ pub fn on_one_line(text: &str) -> String {
 }
 
 fn filter(level: LogLevel) -> EnvFilter {
-    let ours = match level {
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-        LogLevel::Trace => "trace",
-    };
     let others = if level == LogLevel::Error { "error" } else { "warn" };
-    EnvFilter::new(format!("{others},portcullis={ours}"))
+    EnvFilter::new(format!("{others},portcullis={}", level.name()))
 }
 
 fn level_named(text: &str) -> Option<LogLevel> {
-    match text.to_ascii_lowercase().as_str() {
-        "error" => Some(LogLevel::Error),
-        "warn" => Some(LogLevel::Warn),
-        "info" => Some(LogLevel::Info),
-        "debug" => Some(LogLevel::Debug),
-        "trace" => Some(LogLevel::Trace),
-        _ => None,
-    }
+    LogLevel::NAMED.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, level)| level)
 }

@@ -36,7 +36,7 @@ pub use self::token::{Token, TokenError, canonical_media_type};
 
 use self::algorithm::Algorithm;
 use self::json::Json;
-use self::key_set::{Key, KeySet};
+use self::key_set::KeySet;
 use self::provider::{Provider, TokenTypes};
 
 /// Without a `kid`, or with many keys of one `kid`, at most this many keys are tried: the work that
@@ -123,34 +123,16 @@ pub struct Screened<'a> {
     expires: UnixTime,
 }
 
-impl Screened<'_> {
-    /// The `kid` that the token asks for.
-    pub fn kid(&self) -> Option<&str> {
-        self.token.kid.as_deref()
-    }
-
-    /// The `alg`, which the provider allows.
-    pub fn algorithm(&self) -> Algorithm {
-        self.algorithm
-    }
-}
-
-/// The proof that a signature was verified: the claims, and the key that verified them.
+/// The proof that a signature was verified, and the claims that it covers.
 #[derive(Clone, Debug)]
 pub struct Validated {
     claims: Arc<Json>,
-    key: Arc<Key>,
 }
 
 impl Validated {
     /// The payload; always an object.
     pub fn claims(&self) -> &Json {
         &self.claims
-    }
-
-    /// The key that verified the signature.
-    pub fn key(&self) -> &Key {
-        &self.key
     }
 }
 
@@ -185,7 +167,7 @@ pub fn issuer<'t>(token: &'t Token<'_>) -> Result<&'t str, Permanent> {
 /// issuer it names.
 ///
 /// # Errors
-/// The first rule that is not met: `alg`, `typ`, `iss`, times, `aud`, required claims.
+/// The first rule that is not met: `alg`, `typ`, `iss`, times, `aud`, `sub`, required claims.
 pub fn screen<'a>(token: Token<'a>, provider: &Provider, now: UnixTime) -> Result<Screened<'a>, Permanent> {
     let algorithm = Algorithm::from_name(&token.alg)
         .filter(|algorithm| provider.algorithms.contains(algorithm))
@@ -225,12 +207,14 @@ pub fn try_validate(
     let token = &screened.token;
     let mut fitting = keys.fitting(token.kid.as_deref(), screened.algorithm).peekable();
     let none_fits = fitting.peek().is_none();
-    let verifying = fitting
+    let verified = fitting
         .take(MAX_KEYS_TRIED)
-        .find(|key| key.verifies(screened.algorithm, token.signing_input, token.signature));
-    match verifying {
-        Some(key) => Ok(Validated { claims: Arc::clone(&token.claims), key: Arc::clone(key) }),
-        None if none_fits || token.kid.is_none() => Err(ValidationError::Stale(StaleCause::UnknownKid)),
-        None => Err(ValidationError::Stale(StaleCause::BadSignature)),
+        .any(|key| key.verifies(screened.algorithm, token.signing_input, token.signature));
+    if verified {
+        Ok(Validated { claims: Arc::clone(&token.claims) })
+    } else if none_fits || token.kid.is_none() {
+        Err(ValidationError::Stale(StaleCause::UnknownKid))
+    } else {
+        Err(ValidationError::Stale(StaleCause::BadSignature))
     }
 }

@@ -274,7 +274,6 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
         ("required_claims: {a: b}", "required_claims", "a list"),
         ("realms: []", "realms", "not supported yet"),
         ("allow_http: true", "allow_http", "not supported yet"),
-        ("snapshot_dir: /x", "snapshot_dir", "not supported yet"),
         ("\"a\\nb\": 1", "[\"a\\nb\"]", "unknown key"),
         ("jwks_file: ", "jwks_file", "missing"),
         ("name2: ${NOT_SET}", "name2", "did you mean `name`"),

@@ -338,6 +338,35 @@ async fn a_slot_beyond_the_deadline_is_unavailable_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_caller_that_cannot_wait_at_all_still_brings_the_keys_for_the_next_one() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    let in_haste = || ask_with(&cache, Duration::ZERO, look("b", None));
+    let _spent = ask_with(&cache, Duration::ZERO, look("made-up", None)).await;
+    settle().await;
+    script.publish(&["b", "c"]);
+    assert_eq!(in_haste().await, Ok(()));
+    assert_eq!(ask_with(&cache, Duration::ZERO, look("c", None)).await, Err(NotRescued::Unavailable));
+    sleep(SECOND).await;
+    assert_eq!(ask_with(&cache, Duration::ZERO, look("c", None)).await, Ok(()), "fetched at its slot");
+    assert_eq!(script.fetches(), 3);
+}
+
+#[test]
+fn a_change_of_the_source_during_a_fetch_calls_for_another() {
+    let mut now = clock::monotonic();
+    let mut schedule = Schedule::new(policy(), now);
+    assert_eq!(schedule.begin(now), Some(Trigger::Startup));
+    schedule.hurry(now);
+    now += SECOND;
+    schedule.finish(true, 0.5, now);
+    assert_eq!(schedule.begin(now), Some(Trigger::Scheduled));
+    schedule.finish(true, 0.5, now);
+    assert_eq!(schedule.begin(now), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_waits_past_the_deadline() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;

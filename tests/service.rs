@@ -427,6 +427,8 @@ async fn serve_reloads_what_is_valid_keeps_serving_what_is_not_and_ends_with_0_o
     write_config(&file, (ports.0, ports.0), &issuer, "");
     Served::wait_for(&mut log, &["configuration reloaded", "need a restart"]);
     assert!(!ask().await.set.contains_key("x-auth-subject"));
+    write_config(&file, (ports.0, ports.0), &issuer, "    claim_headers: {x-auth-subject: sub}\n");
+    Served::wait_for(&mut log, &["configuration reloaded", "need a restart"]);
 
     served.signal("-TERM");
     assert_eq!(served.0.wait().expect("it ends").code(), Some(0));

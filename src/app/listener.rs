@@ -3,14 +3,10 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio_stream::Stream;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use crate::config::{BindAddress, GrpcListener, TlsFiles};
@@ -45,37 +41,17 @@ pub struct GrpcSocket {
 /// A bound socket.
 pub(crate) enum Listener {
     Tcp(TcpListener),
-    Unix(UnixIncoming),
+    /// With its file, which goes when no more connections are accepted.
+    Unix(UnixListener, SocketFile),
 }
 
-/// Connections to a socket file. Whoever serves them drops this when it accepts no more, and the file goes
-/// first: a process that takes over at that moment finds its place free, and keeps its own file.
-pub(crate) struct UnixIncoming {
-    _file: SocketFile,
-    connections: UnixListenerStream,
-}
-
-impl Stream for UnixIncoming {
-    type Item = io::Result<UnixStream>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Pin::new(&mut self.connections).poll_next(context)
-    }
-}
-
-/// A socket file, removed when dropped, unless another process has put its own in its place.
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    inode: u64,
-}
+/// A socket file, removed when dropped.
+pub(crate) struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let is_ours = std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode);
-        if is_ours {
-            // Somebody else may have removed it in between; nothing is left to do then.
-            let _already_gone = std::fs::remove_file(&self.path);
-        }
+        // Somebody else may have removed it already; nothing is left to do then.
+        let _already_gone = std::fs::remove_file(&self.0);
     }
 }
 
@@ -86,8 +62,9 @@ impl GrpcSocket {
         let listener = match &listener.address {
             BindAddress::Tcp(address) => Listener::Tcp(bind_tcp(KEY, *address).await?),
             BindAddress::Unix { path, mode } => {
-                let incoming = bind_unix(path, *mode).await;
-                Listener::Unix(incoming.map_err(|error| BindError::new(KEY, path.display(), error))?)
+                let bound = bind_unix(path, *mode).await;
+                let (listener, file) = bound.map_err(|error| BindError::new(KEY, path.display(), error))?;
+                Listener::Unix(listener, file)
             }
         };
         Ok(Self { listener, tls })
@@ -96,7 +73,7 @@ impl GrpcSocket {
     pub(super) fn address(&self) -> Option<SocketAddr> {
         match &self.listener {
             Listener::Tcp(listener) => listener.local_addr().ok(),
-            Listener::Unix(_) => None,
+            Listener::Unix(..) => None,
         }
     }
 }
@@ -106,7 +83,7 @@ pub(super) async fn bind_tcp(key: &str, address: SocketAddr) -> Result<TcpListen
 }
 
 /// Replaces a socket file that nobody listens on; anything else in its place is left alone.
-async fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<UnixIncoming> {
+async fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<(UnixListener, SocketFile)> {
     match tokio::fs::symlink_metadata(path).await {
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(io::Error::new(
@@ -121,11 +98,11 @@ async fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<UnixIncoming> {
         Err(_) => {}
     }
     let listener = UnixListener::bind(path)?;
-    let file = SocketFile { path: path.to_owned(), inode: tokio::fs::symlink_metadata(path).await?.ino() };
+    let file = SocketFile(path.to_owned());
     if let Some(mode) = mode {
         tokio::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).await?;
     }
-    Ok(UnixIncoming { _file: file, connections: UnixListenerStream::new(listener) })
+    Ok((listener, file))
 }
 
 fn read_tls(files: &TlsFiles) -> Result<ServerTlsConfig, BindError> {
@@ -136,8 +113,12 @@ fn read_tls(files: &TlsFiles) -> Result<ServerTlsConfig, BindError> {
     let identity =
         Identity::from_pem(read("cert_file", &files.cert_file)?, read("key_file", &files.key_file)?);
     let tls = ServerTlsConfig::new().identity(identity);
-    match &files.client_ca_file {
-        None => Ok(tls),
-        Some(path) => Ok(tls.client_ca_root(Certificate::from_pem(read("client_ca_file", path)?))),
-    }
+    let tls = match &files.client_ca_file {
+        None => tls,
+        Some(path) => tls.client_ca_root(Certificate::from_pem(read("client_ca_file", path)?)),
+    };
+    // Parsed here for the report; the door parses it again when it serves.
+    let parsed = tonic::transport::Server::builder().tls_config(tls.clone());
+    parsed.map_err(|error| BindError::new("listen.ext_authz.tls", files.cert_file.display(), error))?;
+    Ok(tls)
 }

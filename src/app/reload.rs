@@ -1,7 +1,7 @@
 //! From a configuration to an authorizer, at the start and again when the file changes.
 //!
 //! A broken file changes nothing. Keys of a provider whose source is the same are carried over, so
-//! that a reload neither fetches nor forgets.
+//! that a reload forgets nothing, and fetches only where the refresh policy changed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,7 +94,8 @@ fn key_cache(
         KeySource::File(path) => Arc::new(FileKeys::at(path, max_bytes)),
         KeySource::JwksUri(url) => Arc::new(HttpKeys::at(url.clone(), http()?)),
         KeySource::Discovery(url) => {
-            Arc::new(HttpKeys::discovered(Discovery::new(url.clone(), issuer, interval), http()?))
+            // Half an interval: a forced fetch mostly costs one request, a scheduled one asks the document again.
+            Arc::new(HttpKeys::discovered(Discovery::new(url.clone(), issuer, interval / 2), http()?))
         }
     };
     let before = running.map(|running| &*running.keys);
@@ -110,6 +111,8 @@ pub(super) async fn watch(service: Arc<Service>, mut running: Config, file: Path
             return;
         }
     };
+    // Of these only a restart makes what they say.
+    let started = running.clone();
     let mut before = beginning_of(&file).await;
     loop {
         tokio::select! {
@@ -123,7 +126,7 @@ pub(super) async fn watch(service: Arc<Service>, mut running: Config, file: Path
                 before = after;
             }
         }
-        if let Some(config) = reload(&service, &running, &file) {
+        if let Some(config) = reload(&service, &started, &running, &file) {
             running = config;
         }
     }
@@ -138,7 +141,7 @@ async fn beginning_of(file: &Path) -> Option<Vec<u8>> {
 }
 
 /// The configuration that runs from now on; `None` leaves the old one.
-fn reload(service: &Service, running: &Config, file: &Path) -> Option<Config> {
+fn reload(service: &Service, started: &Config, running: &Config, file: &Path) -> Option<Config> {
     let config = match Config::load(file) {
         Ok(config) => config,
         Err(errors) => {
@@ -161,8 +164,8 @@ fn reload(service: &Service, running: &Config, file: &Path) -> Option<Config> {
             service.metrics().forget_provider(gone);
         }
     }
-    service.around.fetched.notify_one();
-    if config.listen != running.listen || config.log != running.log || config.shutdown != running.shutdown {
+    service.around.serving_changed.notify_one();
+    if config.listen != started.listen || config.log != started.log || config.shutdown != started.shutdown {
         tracing::warn!("configuration reloaded; changes of listen, log and shutdown need a restart");
     } else {
         tracing::info!("configuration reloaded");

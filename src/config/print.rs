@@ -7,9 +7,7 @@ use crate::validation::key_set::Key;
 use crate::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
 
 use super::cursor::show_duration;
-use super::{
-    BindAddress, Config, GrpcListener, KeySource, LogFormat, LogLevel, ProviderConfig, RefreshPolicy,
-};
+use super::{BindAddress, Config, GrpcListener, KeySource, LogFormat, ProviderConfig, RefreshPolicy};
 
 impl Config {
     /// The configuration with every default filled in, in the form in which it is read. Of inline keys only
@@ -40,14 +38,7 @@ impl Config {
             LogFormat::Text => "text",
         };
         page.line(1, format!("format: {format}"));
-        let level = match self.log.level {
-            LogLevel::Error => "error",
-            LogLevel::Warn => "warn",
-            LogLevel::Info => "info",
-            LogLevel::Debug => "debug",
-            LogLevel::Trace => "trace",
-        };
-        page.line(1, format!("level: {level}"));
+        page.line(1, format!("level: {}", self.log.level.name()));
         page.0
     }
 }

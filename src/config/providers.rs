@@ -32,7 +32,7 @@ const KEYS: [&str; 16] = [
     "claim_headers",
     "refresh",
 ];
-const LATER_KEYS: [&str; 4] = ["http", "allow_http", "realms", "snapshot_dir"];
+const LATER_KEYS: [&str; 3] = ["http", "allow_http", "realms"];
 
 /// Headers that carry the request itself, its path through proxies, or its credentials: no claim may
 /// stand there.

@@ -232,16 +232,9 @@ fn read_shutdown(cursor: Cursor<'_>) -> Option<Shutdown> {
 
 fn read_log(cursor: Cursor<'_>) -> Option<Log> {
     const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("text", LogFormat::Text)];
-    const LEVELS: [(&str, LogLevel); 5] = [
-        ("error", LogLevel::Error),
-        ("warn", LogLevel::Warn),
-        ("info", LogLevel::Info),
-        ("debug", LogLevel::Debug),
-        ("trace", LogLevel::Trace),
-    ];
     let default = Log::default();
     let mapping = cursor.mapping(&["format", "level"], &[])?;
     let format = mapping.or("format", default.format, |cursor| cursor.one_of(&FORMATS));
-    let level = mapping.or("level", default.level, |cursor| cursor.one_of(&LEVELS));
+    let level = mapping.or("level", default.level, |cursor| cursor.one_of(&LogLevel::NAMED));
     Some(Log { format: format?, level: level? })
 }

@@ -1,6 +1,6 @@
 //! From an issuer's discovery document to the URL of its key set (OpenID Connect Discovery §4, RFC 8414 §3).
 //!
-//! The URL is remembered for an interval, so that a forced refresh costs one request; after a fetch that
+//! The URL is remembered for a while, so that a forced refresh mostly costs one request; after a fetch that
 //! did not succeed, or was given up half-way, it is asked for again.
 
 use std::fmt;

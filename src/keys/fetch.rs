@@ -38,9 +38,9 @@ pub trait Fetch: Send + Sync {
 pub enum FetchError {
     /// Not done within this time.
     TimedOut(Duration),
-    /// No connection, a broken one, or a redirect that is not followed.
+    /// No connection, or a broken one.
     Transport(String),
-    /// A status other than 200.
+    /// A status other than 200, a redirect that is not followed included.
     Status(u16),
     /// Longer than this many bytes.
     TooLarge(usize),

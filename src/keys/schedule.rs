@@ -10,7 +10,7 @@ use crate::validation::StaleCause;
 /// Why a fetch was started; the `trigger` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Trigger {
-    /// No keys have been had yet.
+    /// The first fetch of a cache, and those after it until one succeeds.
     Startup,
     /// It was time.
     Scheduled,
@@ -41,7 +41,8 @@ pub enum Standing {
     /// A fetch is under way. It counts for the caller, but where it began before the caller arrived it
     /// may bring the old set once more.
     UnderWay,
-    /// No fetch can start before the caller has to answer.
+    /// A fetch will start at its slot, and that is after the caller has to answer; the driver has to be
+    /// woken.
     OutOfReach,
     /// A fetch will start at its slot; the driver has to be woken.
     Demanded,
@@ -55,6 +56,8 @@ pub struct Schedule {
     finished: u64,
     succeeded: u64,
     next_scheduled: Instant,
+    /// The source changed since the last fetch began.
+    hurried: bool,
     failures_in_a_row: u32,
     last_failure: Option<Instant>,
     unknown_kid: Lane,
@@ -77,6 +80,7 @@ impl Schedule {
             finished: 0,
             succeeded: 0,
             next_scheduled: now,
+            hurried: false,
             failures_in_a_row: 0,
             last_failure: None,
             unknown_kid: Lane::default(),
@@ -85,7 +89,7 @@ impl Schedule {
     }
 
     /// The caller arrived when `arrival` fetches had started and is stale because of `cause`. Where
-    /// nothing is under way, it demands the next fetch if that can start by `deadline`.
+    /// nothing is under way, it demands the next fetch; by `deadline` it has to answer.
     pub fn stand(&mut self, arrival: u64, cause: StaleCause, now: Instant, deadline: Instant) -> Standing {
         if self.succeeded > arrival {
             return Standing::Fresh;
@@ -101,11 +105,9 @@ impl Schedule {
         if cause == StaleCause::UnknownKid && failed_just_now {
             return Standing::Failed;
         }
-        if self.slot(cause, now) > deadline {
-            return Standing::OutOfReach;
-        }
+        // Demanded also for a caller that cannot wait for it: the next one finds the keys there.
         self.lane(cause).demanded = true;
-        Standing::Demanded
+        if self.slot(cause, now) > deadline { Standing::OutOfReach } else { Standing::Demanded }
     }
 
     /// When the driver has to look again.
@@ -135,6 +137,7 @@ impl Schedule {
         }
         self.unknown_kid.demanded = false;
         self.bad_signature.demanded = false;
+        self.hurried = false;
         self.started += 1;
         Some(trigger)
     }
@@ -155,10 +158,15 @@ impl Schedule {
             self.last_failure = Some(now);
             self.next_scheduled = now + doubled.min(self.policy.interval).mul_f64(1.0 - 0.5 * jitter);
         }
+        // What changed while the fetch was under way it may have missed.
+        if self.hurried {
+            self.next_scheduled = now;
+        }
     }
 
     /// The source is known to have changed: the next scheduled fetch is due.
     pub fn hurry(&mut self, now: Instant) {
+        self.hurried = true;
         self.next_scheduled = self.next_scheduled.min(now);
     }
 

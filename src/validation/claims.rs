@@ -10,7 +10,7 @@ use super::{Permanent, UnixTime};
 /// the provider. Gives the time from which the token is expired, leeway included.
 ///
 /// # Errors
-/// The first rule that is not met, in this order: times, audience, required claims.
+/// The first rule that is not met, in this order: times, audience, `sub`, required claims.
 pub(super) fn check(claims: &Json, provider: &Provider, now: UnixTime) -> Result<UnixTime, Permanent> {
     let expires = check_times(claims, provider.clock_skew, now)?;
     check_audience(claims, &provider.audiences)?;

@@ -90,14 +90,6 @@ impl Json {
         }
     }
 
-    /// The elements of an array.
-    pub fn as_array(&self) -> Option<&[Json]> {
-        match self {
-            Json::Array(elements) => Some(elements),
-            _ => None,
-        }
-    }
-
     /// Whether there is nothing in it: null, an empty string, an empty array or object.
     pub fn is_empty(&self) -> bool {
         match self {

@@ -331,6 +331,8 @@ fn check_use(jwk: &Json) -> Result<bool, &'static str> {
     };
     match jwk.member("key_ops") {
         None => Ok(declared),
+        // RFC 7517 §4.3 names eight.
+        Some(Json::Array(operations)) if operations.len() > 16 => Err("`key_ops` has too many operations"),
         Some(Json::Array(operations)) => {
             let repeated = operations
                 .iter()

@@ -38,7 +38,7 @@ pub struct Provider {
 pub enum Audiences {
     /// At least one of these, compared exactly; never empty.
     AnyOf(Vec<String>),
-    /// `any_audience: true`: the claim is not looked at.
+    /// `any_audience: true`: whatever the claim names; it may be absent, but must not be malformed.
     Any,
 }
 

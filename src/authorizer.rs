@@ -138,7 +138,7 @@ impl Authorizer {
         if !found.places.iter().any(|place| provider.token_from.contains(place)) {
             return Err(Reason::TokenMissing);
         }
-        let validated = verify(keyed, &screened, request, &self.clock).await?;
+        let validated = verify(keyed, &found.text, &screened, request, &self.clock).await?;
         findings.subject = validated.claims().member("sub").and_then(|sub| sub.as_str()).map(str::to_owned);
         let changes = identity::upstream_changes(
             validated.claims(),
@@ -192,10 +192,14 @@ impl Authorizer {
 /// Verifies against the set in hand, and where that may be too old, once more under a newer one.
 async fn verify(
     keyed: &KeyedProvider,
+    token: &str,
     screened: &Screened<'_>,
     request: &AccessRequest<'_>,
     clock: &Clock,
 ) -> Result<Validated, Reason> {
+    if let Some(cause) = keyed.keys.refused_lately(token) {
+        return Err(Reason::from(&ValidationError::Stale(cause)));
+    }
     let look = |keys: &_| validation::try_validate(screened, keys, clock.now());
     let sighting = keyed.keys.sight();
     let cause = match sighting.look(look) {
@@ -204,7 +208,7 @@ async fn verify(
         Err(ValidationError::Stale(cause)) => cause,
     };
     let deadline = deadline(request, keyed.refresh.wait);
-    keyed.keys.rescue(sighting, cause, deadline, look).await.map_err(|not_rescued| match not_rescued {
+    keyed.keys.rescue(sighting, cause, deadline, token, look).await.map_err(|not_rescued| match not_rescued {
         NotRescued::Refused(error) => Reason::from(&error),
         NotRescued::Unavailable => Reason::KeysUnavailable,
     })

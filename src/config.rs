@@ -7,10 +7,12 @@
 mod cursor;
 mod document;
 mod error;
+mod keys;
 mod print;
 mod providers;
 mod read;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -91,6 +93,8 @@ pub struct ProviderConfig {
     pub provider: Arc<Provider>,
     /// Where its keys are.
     pub keys: KeySource,
+    /// How that place is reached.
+    pub http: IssuerHttp,
     /// How they are kept fresh.
     pub refresh: RefreshPolicy,
 }
@@ -108,10 +112,70 @@ pub enum KeySource {
     Inline(Arc<KeySet>),
 }
 
+/// How an issuer is reached over HTTP. Proxies that the environment names are not used; of its variables
+/// only `NO_PROXY` counts, as an exception to `proxy`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IssuerHttp {
+    /// Whether keys may come by plain http from another host than this one; default false.
+    pub allow_http: bool,
+    /// Authorities (PEM) that are trusted instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The forward proxy; default none.
+    pub proxy: Option<ProxyUrl>,
+    /// What this service shows to an issuer that asks for a certificate; default none.
+    pub client_certificate: Option<ClientCertificate>,
+}
+
+/// PEM files of a TLS client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The certificate chain.
+    pub cert_file: PathBuf,
+    /// The private key.
+    pub key_file: PathBuf,
+}
+
+/// The URL of a forward proxy. What is shown of it has no user name and no password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProxyUrl(Url);
+
+impl ProxyUrl {
+    /// Any http or https URL, with or without credentials.
+    pub fn new(url: Url) -> Self {
+        Self(url)
+    }
+
+    /// With its credentials: for the client that connects there, never for a log.
+    pub fn with_credentials(&self) -> &Url {
+        &self.0
+    }
+
+    /// Whether there is anything that is not shown.
+    pub fn has_credentials(&self) -> bool {
+        !self.0.username().is_empty() || self.0.password().is_some()
+    }
+}
+
+impl fmt::Display for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let credentials = if self.has_credentials() { "..." } else { "" };
+        let at = if self.has_credentials() { "@" } else { "" };
+        let port = self.0.port().map(|port| format!(":{port}")).unwrap_or_default();
+        write!(f, "{}://{credentials}{at}{}{port}", self.0.scheme(), self.0.host_str().unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// How a provider's keys are kept fresh. The refresh rule is told in [`crate::keys`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefreshPolicy {
-    /// Scheduled fetches start this far apart, with jitter; default 5 min.
+    /// Scheduled fetches start this far apart, with jitter, or less where the issuer says that its keys
+    /// stay fresh for less (RFC 9111 §4.2), but never less than `min_spacing`; default 5 min.
     pub interval: Duration,
     /// Fetches forced by an unknown `kid` start at least this far apart; default 1 s.
     pub min_spacing: Duration,
@@ -125,8 +189,10 @@ pub struct RefreshPolicy {
     pub timeout: Duration,
     /// How long the last good set serves while the issuer cannot be reached; default 24 h.
     pub max_stale: Duration,
-    /// The largest key set or discovery document that is read; default 1 MiB.
+    /// The largest key set or discovery document that is read, decompressed; default 1 MiB.
     pub max_bytes: usize,
+    /// Where the last good set is kept for a start while the issuer is down; default nowhere.
+    pub snapshot_dir: Option<PathBuf>,
 }
 
 impl Default for RefreshPolicy {
@@ -140,6 +206,7 @@ impl Default for RefreshPolicy {
             timeout: Duration::from_secs(2),
             max_stale: Duration::from_secs(24 * 60 * 60),
             max_bytes: 1024 * 1024,
+            snapshot_dir: None,
         }
     }
 }

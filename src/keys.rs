@@ -9,19 +9,25 @@
 //! - Otherwise demand a fetch. It starts when the budget of the cause allows ([`schedule`]), serves
 //!   everybody who waits, and belongs to the cache: callers that give up cancel nothing.
 //! - A failed fetch leaves the set in hand as it is.
+//! - A token that the newest set has refused is refused again at once ([`KeyCache::refused_lately`]), for
+//!   `min_spacing` or until the set changes.
 //!
-//! One task per provider, the driver, makes all fetches, so there is never more than one at a time.
-//! The set is swapped atomically.
+//! One task per provider, the driver ([`refresh`]), makes all fetches, so there is never more than one at a
+//! time. The set is swapped atomically.
 //!
 //! # Architecture invariant
 //! The one home of `reqwest`. Nothing here knows of requests, proxies or verdicts: what a caller does
 //! with a set is a closure.
 
+mod caching;
 pub mod discovery;
 pub mod fetch;
+pub mod http;
+mod refresh;
+mod refused;
 pub mod schedule;
+pub mod snapshot;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,47 +35,59 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep_until, timeout, timeout_at};
+use tokio::time::timeout_at;
 
 use crate::clock::{self, Clock, Instant};
 use crate::config::RefreshPolicy;
-use crate::telemetry::{FetchOutcome, Metrics, StaleOutcome, on_one_line};
+use crate::telemetry::{Metrics, StaleOutcome};
 use crate::validation::key_set::KeySet;
 use crate::validation::{Permanent, StaleCause, UnixTime, ValidationError};
 
 use self::fetch::{Fetch, FetchError};
+use self::refused::RefusedTokens;
 use self::schedule::{Schedule, Standing, Trigger};
-
-/// How often a key file is looked at for changes.
-const FILE_POLL: Duration = Duration::from_secs(2);
-
-/// Of how many keys one refresh logs what became of them.
-const LOGGED_KEYS: usize = 20;
+use self::snapshot::SnapshotFile;
 
 /// A provider's key set at one moment.
 #[derive(Debug)]
 pub struct KeySnapshot {
     keys: Arc<KeySet>,
     generation: u64,
-    fetched: Option<Fetched>,
+    /// Never for keys of the configuration.
+    confirmed: Option<Confirmed>,
     max_stale: Duration,
 }
 
+/// When a set was last confirmed by its source.
 #[derive(Clone, Copy, Debug)]
-struct Fetched {
+struct Confirmed {
     wall: UnixTime,
-    monotonic: Instant,
+    /// When it was taken in here.
+    taken_in: Instant,
+    /// How old it was then: a snapshot is not new.
+    age_then: Duration,
+}
+
+impl Confirmed {
+    fn age(&self) -> Duration {
+        self.age_then.saturating_add(clock::elapsed_since(self.taken_in))
+    }
 }
 
 impl KeySnapshot {
+    /// None yet.
+    fn empty(max_stale: Duration) -> Self {
+        Self { keys: Arc::default(), generation: 0, confirmed: None, max_stale }
+    }
+
     /// Holds something against the keys. There are none once the last good fetch is longer ago than
     /// `max_stale`.
     fn look<T>(
         &self,
         look: impl FnOnce(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, ValidationError> {
-        match self.fetched {
-            Some(fetched) if clock::elapsed_since(fetched.monotonic) > self.max_stale => {
+        match self.confirmed {
+            Some(confirmed) if confirmed.age() > self.max_stale => {
                 Err(ValidationError::Stale(StaleCause::UnknownKid))
             }
             _ => look(&self.keys),
@@ -163,6 +181,9 @@ struct Shared {
     finished: watch::Sender<()>,
     wake: Notify,
     waiters: AtomicUsize,
+    refused: Mutex<RefusedTokens>,
+    /// How many tokens that remembers, for readers that take no lock.
+    refused_count: AtomicUsize,
     /// Whether a fetch can bring anything new; keys of the configuration never change.
     refreshable: bool,
 }
@@ -171,42 +192,56 @@ struct State {
     schedule: Schedule,
     last_trigger: Option<Trigger>,
     last_error: Option<FetchError>,
+    /// Whether it was told that the set is half-way to being too old.
+    ageing_told: bool,
 }
 
 impl KeyCache {
     /// Keys that are fetched. Spawns the driver; the first fetch starts at once. Until it succeeds, the
-    /// keys of `before` serve: a cache of the same source, whose policy has changed.
+    /// keys of `before` serve, a cache of the same source whose policy has changed, or those of the
+    /// snapshot, which is kept up to date from then on.
+    ///
+    /// Reads the snapshot, a small file, on this thread.
     pub fn fetched(
         provider: &str,
         policy: RefreshPolicy,
         fetch: Arc<dyn Fetch>,
         around: Surroundings,
         before: Option<&KeyCache>,
+        file: Option<SnapshotFile>,
     ) -> Self {
         let max_stale = policy.max_stale;
-        let snapshot = match before.map(|before| before.shared.snapshot.load_full()) {
-            None => KeySnapshot { keys: Arc::default(), generation: 0, fetched: None, max_stale },
-            Some(old) => KeySnapshot {
-                keys: Arc::clone(&old.keys),
-                generation: old.generation,
-                fetched: old.fetched,
-                max_stale,
-            },
+        let before = before.map(|before| before.shared.snapshot.load_full());
+        let snapshot = match (before.filter(|old| old.generation > 0), &file) {
+            (Some(old), _) => {
+                let KeySnapshot { keys, generation, confirmed, .. } = &*old;
+                KeySnapshot {
+                    keys: Arc::clone(keys),
+                    generation: *generation,
+                    confirmed: *confirmed,
+                    max_stale,
+                }
+            }
+            (None, Some(file)) => refresh::from_file(provider, file, max_stale, &around.clock),
+            (None, None) => KeySnapshot::empty(max_stale),
         };
         let shared = Arc::new(Shared::new(provider, policy, snapshot, true, around));
         shared.publish_gauges();
         let mut tasks = Vec::new();
         if let Some(path) = fetch.watched_file() {
-            tasks.push(tokio::spawn(watch_file(Arc::clone(&shared), path)));
+            tasks.push(tokio::spawn(refresh::watch_file(Arc::clone(&shared), path)));
         }
-        tasks.push(tokio::spawn(drive(Arc::clone(&shared), fetch)));
+        if let Some(file) = file {
+            tasks.push(tokio::spawn(refresh::keep_snapshot(Arc::clone(&shared), file)));
+        }
+        tasks.push(tokio::spawn(refresh::drive(Arc::clone(&shared), fetch)));
         Self { shared, tasks }
     }
 
     /// Keys that are written into the configuration: nothing is ever fetched.
     pub fn fixed(provider: &str, keys: Arc<KeySet>, around: Surroundings) -> Self {
         let policy = RefreshPolicy::default();
-        let snapshot = KeySnapshot { keys, generation: 1, fetched: None, max_stale: policy.max_stale };
+        let snapshot = KeySnapshot { keys, generation: 1, confirmed: None, max_stale: policy.max_stale };
         let shared = Arc::new(Shared::new(provider, policy, snapshot, false, around));
         shared.publish_gauges();
         Self { shared, tasks: Vec::new() }
@@ -224,8 +259,20 @@ impl KeyCache {
         self.shared.snapshot.load().generation > 0
     }
 
+    /// Why the newest set has refused this token within the last `min_spacing`, if it has and is still the
+    /// set in hand. Costs next to nothing where no token was.
+    pub fn refused_lately(&self, token: &str) -> Option<StaleCause> {
+        let shared = &self.shared;
+        if shared.refused_count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let cause = shared.recall(token)?;
+        shared.around.metrics.stale_token(&shared.provider, cause, StaleOutcome::StillStale);
+        Some(cause)
+    }
+
     /// Gives a token that was stale under `sighting` its second look, under a set that is newer than
-    /// the caller's arrival, by `deadline` at the latest.
+    /// the caller's arrival, by `deadline` at the latest. `token` is what it is remembered by, if it is refused.
     ///
     /// # Errors
     /// [`NotRescued::Refused`] if the newest set does not verify it either, or if a bad signature
@@ -236,9 +283,10 @@ impl KeyCache {
         sighting: Sighting,
         cause: StaleCause,
         deadline: Instant,
+        token: &str,
         look: impl Fn(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, NotRescued> {
-        let result = self.shared.rescue(sighting, cause, deadline, look).await;
+        let result = self.shared.rescue(sighting, cause, deadline, token, look).await;
         let outcome = match &result {
             Ok(_) => StaleOutcome::Rescued,
             Err((_, outcome)) => *outcome,
@@ -275,10 +323,12 @@ impl Shared {
             around,
             snapshot: ArcSwap::from_pointee(snapshot),
             started: AtomicU64::new(0),
-            state: Mutex::new(State { schedule, last_trigger: None, last_error: None }),
+            state: Mutex::new(State { schedule, last_trigger: None, last_error: None, ageing_told: false }),
             finished: watch::Sender::new(()),
             wake: Notify::new(),
             waiters: AtomicUsize::new(0),
+            refused: Mutex::default(),
+            refused_count: AtomicUsize::new(0),
             refreshable,
         }
     }
@@ -293,6 +343,7 @@ impl Shared {
         sighting: Sighting,
         cause: StaleCause,
         deadline: Instant,
+        token: &str,
         look: impl Fn(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, Unrescued> {
         let mut second_look = SecondLook { shared: self, seen: sighting.snapshot, cause, look };
@@ -303,6 +354,7 @@ impl Shared {
             return Err(still_stale(second_look.cause));
         }
         let Some(_place) = Place::take(&self.waiters, self.policy.max_waiters) else {
+            self.around.metrics.waiter_rejected(&self.provider);
             return Err((NotRescued::Unavailable, StaleOutcome::TimedOut));
         };
         // Subscribed before the standing is asked, so that no end of a fetch is missed in between.
@@ -316,7 +368,10 @@ impl Shared {
             );
             match standing {
                 Standing::Fresh => {
-                    return second_look.if_newer().unwrap_or_else(|| Err(still_stale(second_look.cause)));
+                    return second_look.if_newer().unwrap_or_else(|| {
+                        self.remember(token, second_look.cause, second_look.seen.generation);
+                        Err(still_stale(second_look.cause))
+                    });
                 }
                 Standing::Failed => {
                     return Err((NotRescued::Unavailable, StaleOutcome::FetchFailed));
@@ -344,48 +399,19 @@ impl Shared {
         }
     }
 
-    /// Takes in the result of a fetch: the snapshot first, so that whoever hears of the end finds it.
-    fn take_in(&self, trigger: Trigger, fetched: Result<KeySet, FetchError>) {
-        let now = clock::monotonic();
-        let (outcome, error) = match fetched {
-            Ok(keys) => (self.store(trigger, keys, now), None),
-            Err(error) => {
-                tracing::warn!(
-                    provider = %self.provider, trigger = trigger.as_str(), outcome = "failed", %error,
-                    "key set not refreshed"
-                );
-                (FetchOutcome::Failed, Some(error))
-            }
-        };
-        self.around.metrics.fetch(&self.provider, trigger, outcome);
-        let mut state = self.state();
-        state.schedule.finish(error.is_none(), rand::random(), now);
-        state.last_error = error;
-        drop(state);
-        self.publish_gauges();
-        self.finished.send_replace(());
-        self.around.serving_changed.notify_one();
+    fn remember(&self, token: &str, cause: StaleCause, generation: u64) {
+        let until = clock::monotonic() + self.policy.min_spacing;
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.remember(token, cause, generation, until);
+        self.refused_count.store(refused.len(), Ordering::Relaxed);
     }
 
-    fn store(&self, trigger: Trigger, keys: KeySet, now: Instant) -> FetchOutcome {
-        let before = self.snapshot.load_full();
-        let fetched = Some(Fetched { wall: self.around.clock.now(), monotonic: now });
-        let unchanged = before.generation > 0 && before.keys.same_keys(&keys);
-        let generation = if unchanged { before.generation } else { before.generation + 1 };
-        let outcome = if unchanged { FetchOutcome::Unchanged } else { FetchOutcome::Renewed };
-        tracing::info!(
-            provider = %self.provider, trigger = trigger.as_str(), outcome = outcome.as_str(), generation,
-            added = missing_in(&before.keys, &keys), removed = missing_in(&keys, &before.keys),
-            skipped = keys.skipped().len(), "key set refreshed"
-        );
-        let newly_skipped = keys.skipped().iter().filter(|key| !before.keys.skipped().contains(key));
-        for skipped in newly_skipped.take(LOGGED_KEYS) {
-            let kid = skipped.kid.as_deref().map(on_one_line);
-            tracing::warn!(provider = %self.provider, kid, reason = skipped.reason, "key skipped");
-        }
-        let max_stale = self.policy.max_stale;
-        self.snapshot.store(Arc::new(KeySnapshot { keys: Arc::new(keys), generation, fetched, max_stale }));
-        outcome
+    fn recall(&self, token: &str) -> Option<StaleCause> {
+        let generation = self.snapshot.load().generation;
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let cause = refused.recall(token, generation, clock::monotonic());
+        self.refused_count.store(refused.len(), Ordering::Relaxed);
+        cause
     }
 
     fn status(&self) -> KeyStatus {
@@ -396,8 +422,8 @@ impl Shared {
         KeyStatus {
             keys: Arc::clone(&snapshot.keys),
             generation: snapshot.generation,
-            fetched_at: snapshot.fetched.map(|fetched| fetched.wall),
-            age: snapshot.fetched.map(|fetched| clock::elapsed_since(fetched.monotonic)),
+            fetched_at: snapshot.confirmed.map(|confirmed| confirmed.wall),
+            age: snapshot.confirmed.map(|confirmed| confirmed.age()),
             next_refresh_at: self.refreshable.then(|| UnixTime::from_secs(next.ceil() as i64)),
             last_trigger: state.last_trigger,
             last_error: state.last_error.clone(),
@@ -406,8 +432,10 @@ impl Shared {
 
     fn publish_gauges(&self) {
         let snapshot = self.snapshot.load();
-        let age = snapshot.fetched.map(|fetched| clock::elapsed_since(fetched.monotonic));
-        self.around.metrics.key_set(&self.provider, snapshot.keys.keys().len(), snapshot.generation, age);
+        let age = snapshot.confirmed.map(|confirmed| confirmed.age());
+        let metrics = &self.around.metrics;
+        metrics.key_set(&self.provider, snapshot.keys.keys().len(), snapshot.generation, age);
+        metrics.waiters(&self.provider, self.waiters.load(Ordering::Relaxed));
     }
 }
 
@@ -417,16 +445,6 @@ fn still_stale(cause: StaleCause) -> Unrescued {
 
 fn past_mending(permanent: Permanent) -> Unrescued {
     (NotRescued::Refused(ValidationError::Permanent(permanent)), StaleOutcome::StillStale)
-}
-
-/// The key ids of `b` that `a` lacks, for a line of the log.
-fn missing_in(a: &KeySet, b: &KeySet) -> String {
-    let missing = b.keys().iter().filter(|key| {
-        !a.keys().iter().any(|known| known.kid() == key.kid() && known.thumbprint() == key.thumbprint())
-    });
-    let kids: Vec<String> =
-        missing.map(|key| on_one_line(key.kid().unwrap_or_default())).take(LOGGED_KEYS).collect();
-    kids.join(" ")
 }
 
 /// A caller's token, and the newest set that it has been held against.
@@ -472,47 +490,5 @@ impl<'c> Place<'c> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Makes every fetch of one provider, one after the other, for as long as the cache lives.
-async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
-    loop {
-        let next_start = shared.state().schedule.next_start(clock::monotonic());
-        tokio::select! {
-            () = sleep_until(next_start) => {}
-            () = shared.wake.notified() => continue,
-        }
-        let begun = {
-            let mut state = shared.state();
-            let begun = state.schedule.begin(clock::monotonic());
-            if begun.is_some() {
-                state.last_trigger = begun;
-            }
-            shared.started.store(state.schedule.started(), Ordering::Release);
-            begun
-        };
-        if let Some(trigger) = begun {
-            let fetched = timeout(shared.policy.timeout, fetch.fetch()).await;
-            shared.take_in(trigger, fetched.unwrap_or(Err(FetchError::TimedOut(shared.policy.timeout))));
-        }
-    }
-}
-
-/// Makes the driver read a key file again soon after it changes.
-async fn watch_file(shared: Arc<Shared>, path: PathBuf) {
-    let stamp = async || {
-        let metadata = tokio::fs::metadata(&path).await.ok()?;
-        Some((metadata.modified().ok(), metadata.len(), std::os::unix::fs::MetadataExt::ino(&metadata)))
-    };
-    let mut before = stamp().await;
-    loop {
-        tokio::time::sleep(FILE_POLL).await;
-        let after = stamp().await;
-        if after != before {
-            before = after;
-            shared.state().schedule.hurry(clock::monotonic());
-            shared.wake.notify_one();
-        }
     }
 }

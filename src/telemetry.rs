@@ -108,6 +108,8 @@ pub struct Metrics {
     keys: Family<ProviderLabels, Gauge>,
     age: Family<ProviderLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
     generation: Family<ProviderLabels, Gauge>,
+    waiters: Family<ProviderLabels, Gauge>,
+    waiters_rejected: Family<ProviderLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -144,7 +146,26 @@ impl Metrics {
         registry.register("jwks_age_seconds", "Time since the set in hand was last confirmed", age.clone());
         let generation = Family::default();
         registry.register("jwks_generation", "Changes of the key set since the start", generation.clone());
-        Self { registry, decisions, durations, fetches, stale_tokens, keys, age, generation }
+        let waiters = Family::default();
+        registry.register("jwks_waiters", "Requests that wait for a refresh right now", waiters.clone());
+        let waiters_rejected = Family::default();
+        registry.register(
+            "jwks_waiters_rejected",
+            "Requests answered unavailable because max_waiters were waiting already",
+            waiters_rejected.clone(),
+        );
+        Self {
+            registry,
+            decisions,
+            durations,
+            fetches,
+            stale_tokens,
+            keys,
+            age,
+            generation,
+            waiters,
+            waiters_rejected,
+        }
     }
 
     /// One decision.
@@ -196,9 +217,22 @@ impl Metrics {
         }
     }
 
+    /// How many requests wait for a provider's refresh.
+    pub fn waiters(&self, provider: &str, waiting: usize) {
+        let labels = ProviderLabels { provider: provider.to_owned() };
+        self.waiters.get_or_create(&labels).set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
+
+    /// One request that did not find a place to wait.
+    pub fn waiter_rejected(&self, provider: &str) {
+        let labels = ProviderLabels { provider: provider.to_owned() };
+        self.waiters_rejected.get_or_create(&labels).inc();
+    }
+
     /// A provider that the configuration no longer has.
     pub fn forget_provider(&self, provider: &str) {
         let labels = ProviderLabels { provider: provider.to_owned() };
+        self.waiters.remove(&labels);
         self.keys.remove(&labels);
         self.generation.remove(&labels);
         self.age.remove(&labels);

@@ -172,7 +172,7 @@ colour: red
 fn keys_of_later_work_are_refused_and_never_ignored() {
     let later = "listen: {ext_authz: 127.0.0.1:0, forward_auth: {address: 127.0.0.1:1, profile: nginx}}
 providers:
-  - {name: p, issuer: 'https://i', audiences: [a], http: {}, refresh: {snapshot_dir: /var/lib}}
+  - {name: p, issuer: 'https://i', audiences: [a], realms: [a]}
 rules: []
 responses: {resource_metadata: 'https://r'}
 trusted_proxies: []
@@ -184,8 +184,7 @@ tracing: {}
         later,
         &[
             (1, "listen.forward_auth", not_yet),
-            (3, "providers[0].http", not_yet),
-            (3, "providers[0].refresh.snapshot_dir", not_yet),
+            (3, "providers[0].realms", not_yet),
             (4, "rules", not_yet),
             (5, "responses.resource_metadata", not_yet),
             (6, "trusted_proxies", not_yet),
@@ -273,7 +272,21 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
         ("claim_headers: {cookie: sub}", "claim_headers.cookie", "belongs to HTTP"),
         ("required_claims: {a: b}", "required_claims", "a list"),
         ("realms: []", "realms", "not supported yet"),
-        ("allow_http: true", "allow_http", "not supported yet"),
+        ("allow_http: 1", "allow_http", "`true` or `false`"),
+        ("jwks_uri: http://keys.example.com/k", "jwks_uri", "say `allow_http: true`"),
+        ("jwks_uri: http://127.0.0.1.example.com/k", "jwks_uri", "use https"),
+        ("jwks_uri: http://169.254.169.254/k", "jwks_uri", "use https"),
+        ("discovery_uri: http://keycloak:8080/d", "discovery_uri", "use https"),
+        ("http: [1]", "http", "a mapping is expected"),
+        ("http: {ca: x}", "http.ca", "unknown key"),
+        ("http: {proxy: 'socks5://p:1'}", "http.proxy", "forward proxy"),
+        ("http: {proxy: 'proxy:3128'}", "http.proxy", "forward proxy"),
+        ("http: {proxy: 'http://p/path'}", "http.proxy", "forward proxy"),
+        ("http: {proxy: 'http://p?a=b'}", "http.proxy", "forward proxy"),
+        ("http: {client_cert_file: /c.pem}", "http", "belong together"),
+        ("http: {client_key_file: /c.pem}", "http", "belong together"),
+        ("http: {ca_file: ''}", "http.ca_file", "missing"),
+        ("refresh: {snapshot_dir: }", "refresh.snapshot_dir", "missing"),
         ("\"a\\nb\": 1", "[\"a\\nb\"]", "unknown key"),
         ("jwks_file: ", "jwks_file", "missing"),
         ("name2: ${NOT_SET}", "name2", "did you mean `name`"),
@@ -296,6 +309,37 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
             _ => 7,
         };
         refused(&text, &[(line_number, &path, message)]);
+    }
+}
+
+#[test]
+fn plain_http_is_for_this_machine_alone_unless_asked_for() {
+    for keys in [
+        "jwks_uri: http://localhost:8080/k",
+        "jwks_uri: http://127.0.0.53/k",
+        "jwks_uri: 'http://[::1]:8080/k'",
+        "jwks_uri: 'http://[::ffff:127.0.0.1]/k'",
+        "discovery_uri: http://localhost/d",
+        "jwks_uri: https://keys.example.com/k",
+        "jwks_uri: http://keys.example.com/k\n    allow_http: true",
+    ] {
+        assert!(parse(&provider_with(keys)).is_ok(), "{keys}");
+    }
+    let discovered_by_http = MINIMAL.replace("https://sso", "http://sso");
+    refused(&discovered_by_http, &[(5, "providers[0].issuer", "use https")]);
+    assert!(parse(&format!("{discovered_by_http}    allow_http: true\n")).is_ok());
+}
+
+#[test]
+fn a_proxys_password_is_never_printed() {
+    let text = provider_with("http: {proxy: 'http://anna:hunter2@proxy.example.com:3128'}");
+    let config = parse(&text).expect("a proxy may have credentials");
+    let proxy = config.providers[0].http.proxy.as_ref().expect("a proxy");
+    assert_eq!(proxy.with_credentials().password(), Some("hunter2"));
+    let printed = config.to_yaml();
+    assert!(printed.contains("proxy.example.com:3128"), "{printed}");
+    for text in [printed, format!("{config:?}")] {
+        assert!(!text.contains("hunter2") && !text.contains("anna"), "{text}");
     }
 }
 

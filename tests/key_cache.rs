@@ -1,8 +1,6 @@
 //! The refresh rule, property by property, on a paused clock: P1 to P4 of the key cache, without a
 //! network. What it does to requests is tested in `tests/refresh.rs`.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,8 +8,8 @@ use std::time::Duration;
 use portcullis::clock::{self, Instant};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::RefreshPolicy;
-use portcullis::keys::fetch::{Fetch, FetchError};
-use portcullis::keys::schedule::{Schedule, Standing, Trigger};
+use portcullis::keys::fetch::{Fetch, FetchError, Fetched, FetchedKeys, Fetching};
+use portcullis::keys::schedule::{Ending, Schedule, Standing, Trigger};
 use portcullis::keys::{KeyCache, NotRescued, Sighting, Surroundings};
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::algorithm::Algorithm;
@@ -32,6 +30,12 @@ struct Inner {
     published: Mutex<Vec<SigningKey>>,
     latency: Mutex<Duration>,
     down: Mutex<bool>,
+    /// For how long it calls an answer fresh.
+    fresh_for: Mutex<Option<Duration>>,
+    /// How long it wants to be left alone while it is down.
+    retry_after: Mutex<Option<Duration>>,
+    /// Whether it says that nothing has changed, rather than what there is.
+    not_modified: Mutex<bool>,
     /// Where it is set, each answer waits to be let go.
     gate: Mutex<Option<Arc<Semaphore>>>,
     starts: Mutex<Vec<Instant>>,
@@ -72,6 +76,18 @@ impl Script {
         *self.0.down.lock().unwrap() = down;
     }
 
+    fn says_not_modified(&self, says: bool) {
+        *self.0.not_modified.lock().unwrap() = says;
+    }
+
+    fn calls_fresh_for(&self, time: Duration) {
+        *self.0.fresh_for.lock().unwrap() = Some(time);
+    }
+
+    fn wants_peace_for(&self, time: Duration) {
+        *self.0.retry_after.lock().unwrap() = Some(time);
+    }
+
     fn hold(&self) -> Arc<Semaphore> {
         let gate = Arc::new(Semaphore::new(0));
         *self.0.gate.lock().unwrap() = Some(Arc::clone(&gate));
@@ -88,13 +104,16 @@ impl Script {
 }
 
 impl Fetch for Script {
-    fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<KeySet, FetchError>> + Send + '_>> {
+    fn fetch(&self, _trigger: Trigger) -> Fetching<'_> {
         Box::pin(async {
             let under_way = self.0.under_way.fetch_add(1, Ordering::SeqCst) + 1;
             self.0.most_under_way.fetch_max(under_way, Ordering::SeqCst);
             self.0.starts.lock().unwrap().push(clock::monotonic());
             // An issuer answers with what it had when it was asked.
             let answer = (self.jwks(), *self.0.down.lock().unwrap());
+            let (fresh_for, retry_after) =
+                (*self.0.fresh_for.lock().unwrap(), *self.0.retry_after.lock().unwrap());
+            let not_modified = *self.0.not_modified.lock().unwrap();
             let latency = *self.0.latency.lock().unwrap();
             let gate = self.0.gate.lock().unwrap().clone();
             if let Some(gate) = gate {
@@ -103,8 +122,11 @@ impl Fetch for Script {
             sleep(latency).await;
             self.0.under_way.fetch_sub(1, Ordering::SeqCst);
             match answer {
-                (_, true) => Err(FetchError::Status(500)),
-                (jwks, false) => KeySet::parse(jwks.as_bytes()).map_err(FetchError::KeySet),
+                (_, true) => Err(FetchError::Status { status: 500, retry_after }),
+                (_, false) if not_modified => Ok(Fetched { keys: FetchedKeys::NotModified, fresh_for }),
+                (jwks, false) => KeySet::parse(jwks.as_bytes())
+                    .map(|keys| Fetched { keys: FetchedKeys::Set(keys), fresh_for })
+                    .map_err(FetchError::KeySet),
             }
         })
     }
@@ -116,8 +138,14 @@ fn policy() -> RefreshPolicy {
 
 /// A cache whose first fetch is done.
 async fn warm(script: &Script, policy: RefreshPolicy) -> Arc<KeyCache> {
-    let cache =
-        Arc::new(KeyCache::fetched("p", policy, Arc::new(script.clone()), Surroundings::default(), None));
+    let cache = Arc::new(KeyCache::fetched(
+        "p",
+        policy,
+        Arc::new(script.clone()),
+        Surroundings::default(),
+        None,
+        None,
+    ));
     while !cache.has_keys() {
         sleep(Duration::from_millis(1)).await;
     }
@@ -152,7 +180,9 @@ async fn ask_with(
         Ok(()) => Ok(()),
         Err(ValidationError::Permanent(_)) => panic!("these tokens are stale at worst"),
         Err(ValidationError::Stale(cause)) => {
-            cache.rescue(sighting, cause, clock::monotonic() + wait, look).await
+            // Each ask is another token: none is refused for what became of one before.
+            let token = rand::random::<u128>().to_string();
+            cache.rescue(sighting, cause, clock::monotonic() + wait, &token, look).await
         }
     }
 }
@@ -254,7 +284,7 @@ async fn a_caller_that_saw_an_older_set_looks_again_without_a_fetch() {
     script.publish(&["b"]);
     assert_eq!(ask(&cache, "b").await, Ok(()));
     let deadline = clock::monotonic();
-    assert_eq!(cache.rescue(old, UnknownKid, deadline, look("b", None)).await, Ok(()));
+    assert_eq!(cache.rescue(old, UnknownKid, deadline, "t", look("b", None)).await, Ok(()));
     assert_eq!(script.fetches(), 2);
 }
 
@@ -273,7 +303,7 @@ async fn a_fetch_that_was_under_way_and_has_ended_meanwhile_is_looked_at_before_
     gate.add_permits(1);
     assert_eq!(first.await.unwrap(), Ok(()));
     let deadline = clock::monotonic();
-    assert_eq!(cache.rescue(seen_before_its_end, UnknownKid, deadline, look("b", None)).await, Ok(()));
+    assert_eq!(cache.rescue(seen_before_its_end, UnknownKid, deadline, "t", look("b", None)).await, Ok(()));
     assert_eq!(script.fetches(), 2);
 }
 
@@ -360,9 +390,9 @@ fn a_change_of_the_source_during_a_fetch_calls_for_another() {
     assert_eq!(schedule.begin(now), Some(Trigger::Startup));
     schedule.hurry(now);
     now += SECOND;
-    schedule.finish(true, 0.5, now);
+    schedule.finish(Ending::Succeeded { fresh_for: None }, 0.5, now);
     assert_eq!(schedule.begin(now), Some(Trigger::Scheduled));
-    schedule.finish(true, 0.5, now);
+    schedule.finish(Ending::Succeeded { fresh_for: None }, 0.5, now);
     assert_eq!(schedule.begin(now), None);
 }
 
@@ -426,7 +456,8 @@ async fn a_failed_fetch_keeps_the_last_good_set_and_recovery_takes_no_longer_tha
 async fn an_issuer_that_comes_back_is_found_without_being_asked_for() {
     let script = Script::publishing(&["a"]);
     script.goes_down(true);
-    let cache = KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default(), None);
+    let cache =
+        KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default(), None, None);
     sleep(20 * SECOND).await;
     assert!(!cache.has_keys());
     let tries = script.fetches();
@@ -440,7 +471,8 @@ async fn an_issuer_that_comes_back_is_found_without_being_asked_for() {
 async fn a_caller_before_the_first_keys_waits_for_them() {
     let script = Script::publishing(&["a"]);
     script.takes(SECOND);
-    let cache = KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default(), None);
+    let cache =
+        KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default(), None, None);
     assert_eq!(ask(&cache, "a").await, Ok(()));
     assert_eq!(script.fetches(), 1);
 }
@@ -524,7 +556,8 @@ async fn a_cache_with_another_policy_begins_with_the_keys_of_the_old_one() {
     let script = Script::publishing(&["a"]);
     let old = warm(&script, policy()).await;
     script.goes_down(true);
-    let new = KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default(), Some(&old));
+    let new =
+        KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default(), Some(&old), None);
     drop(old);
     assert_eq!(ask(&new, "a").await, Ok(()));
 }
@@ -536,7 +569,7 @@ async fn a_token_that_is_past_mending_after_the_refresh_is_refused_as_such() {
     script.publish(&["b"]);
     let sighting = cache.sight();
     let expired = |_: &KeySet| Err::<(), _>(ValidationError::Permanent(Permanent::Expired));
-    let answer = cache.rescue(sighting, UnknownKid, clock::monotonic() + SECOND, expired).await;
+    let answer = cache.rescue(sighting, UnknownKid, clock::monotonic() + SECOND, "t", expired).await;
     assert_eq!(answer, Err(NotRescued::Refused(ValidationError::Permanent(Permanent::Expired))));
     assert_eq!(script.fetches(), 2);
 }
@@ -627,7 +660,7 @@ proptest! {
     }
 
     /// P3 on the schedule alone, failures included: starts forced by one cause keep their distance,
-    /// whatever is asked when.
+    /// whatever is asked when. One that fails first in a row gives its budget back.
     #[test]
     fn starts_forced_by_one_cause_keep_their_distance(
         steps in prop::collection::vec((0..3_000_u64, any::<bool>(), 0..4_u8), 1..200),
@@ -635,8 +668,10 @@ proptest! {
         let mut now = clock::monotonic();
         let policy = policy();
         let mut schedule = Schedule::new(policy.clone(), now);
-        let mut forced: Vec<(StaleCause, Instant)> = Vec::new();
-        let mut under_way = false;
+        // Each with whether it gave its budget back.
+        let mut forced: Vec<(StaleCause, Instant, bool)> = Vec::new();
+        let mut under_way = None;
+        let mut failing = false;
         for (milliseconds, flag, action) in steps {
             now += Duration::from_millis(milliseconds);
             let cause = if flag { UnknownKid } else { BadSignature };
@@ -649,25 +684,33 @@ proptest! {
                         prop_assert!(schedule.next_start(now) <= now + 2 * SECOND, "a demand is met in time");
                     }
                 }
-                2 if !under_way => match schedule.begin(now) {
-                    Some(Trigger::Forced(cause)) => {
-                        forced.push((cause, now));
-                        under_way = true;
+                2 if under_way.is_none() => {
+                    under_way = schedule.begin(now);
+                    if let Some(Trigger::Forced(cause)) = under_way {
+                        forced.push((cause, now, false));
                     }
-                    Some(_) => under_way = true,
-                    None => {}
-                },
-                _ if under_way => {
-                    schedule.finish(flag, 0.5, now);
-                    under_way = false;
+                }
+                _ if under_way.is_some() => {
+                    if let (Some(Trigger::Forced(_)), Some(last)) = (under_way, forced.last_mut()) {
+                        last.2 = !flag && !failing;
+                    }
+                    failing = !flag;
+                    let ending = if flag {
+                        Ending::Succeeded { fresh_for: None }
+                    } else {
+                        Ending::Failed { retry_after: None }
+                    };
+                    schedule.finish(ending, 0.5, now);
+                    under_way = None;
                 }
                 _ => {}
             }
         }
         for (cause, spacing) in [(UnknownKid, policy.min_spacing), (BadSignature, policy.min_spacing_bad_signature)] {
-            let starts: Vec<Instant> = forced.iter().filter(|(c, _)| *c == cause).map(|(_, at)| *at).collect();
+            let starts: Vec<_> = forced.iter().filter(|(c, ..)| *c == cause).collect();
             for pair in starts.windows(2) {
-                prop_assert!(pair[1] - pair[0] >= spacing);
+                let spacing = if pair[0].2 { policy.min_spacing } else { spacing };
+                prop_assert!(pair[1].1 - pair[0].1 >= spacing);
             }
         }
     }

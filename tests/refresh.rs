@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use portcullis::clock::{self, Clock};
 use portcullis::commands::issuer::{Fault, Issuer, SigningAlgorithm, SigningKey, with_claim, without_claim};
-use portcullis::config::{Config, KeySource, ProviderConfig, RefreshPolicy};
+use portcullis::config::{Config, IssuerHttp, KeySource, ProviderConfig, RefreshPolicy};
 use serde_json::json;
 use support::{Answer, Ask, Running, config, fetching, fixed_clock, prompt_refresh, provider};
 
@@ -326,6 +326,7 @@ async fn discovery_finds_the_keys_and_refuses_another_issuers_document() {
     let discovering = |rules| ProviderConfig {
         provider: Arc::new(rules),
         keys: KeySource::Discovery(issuer.discovery_uri().parse().expect("a URL")),
+        http: IssuerHttp::default(),
         refresh: prompt_refresh(),
     };
     let service =
@@ -352,6 +353,7 @@ async fn a_key_url_that_does_not_answer_is_asked_for_again() {
     let discovering = ProviderConfig {
         provider: Arc::new(provider("demo", issuer.issuer())),
         keys: KeySource::Discovery(issuer.discovery_uri().parse().expect("a URL")),
+        http: IssuerHttp::default(),
         refresh: RefreshPolicy { timeout: Duration::from_millis(200), ..prompt_refresh() },
     };
     let house = House {
@@ -380,6 +382,7 @@ async fn a_key_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothi
     let keys = ProviderConfig {
         provider: Arc::new(provider("file", "https://file.example.com")),
         keys: KeySource::File(file.clone()),
+        http: IssuerHttp::default(),
         refresh: prompt_refresh(),
     };
     let service = Running::start(config(vec![keys]), fixed_clock()).await;

@@ -13,7 +13,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::authorizer::{Authorizer, KeyedProvider};
 use crate::config::{Config, KeySource, MAX_FILE_BYTES, ProviderConfig, RefreshPolicy};
 use crate::keys::discovery::Discovery;
-use crate::keys::fetch::{Fetch, FileKeys, HttpKeys, HttpReader};
+use crate::keys::fetch::{Fetch, FileKeys};
+use crate::keys::http::{HttpKeys, HttpReader};
+use crate::keys::snapshot::SnapshotFile;
 use crate::keys::{KeyCache, Surroundings};
 use crate::validation::provider::Provider;
 
@@ -46,19 +48,20 @@ pub(super) fn authorizer(
     Ok(Authorizer::new(providers, limits, responses, around.clock.clone(), Arc::clone(&around.metrics)))
 }
 
-/// The running provider whose keys come from the same place as those that are wanted.
+/// The keys that come from the same place as those that are wanted, and what they are configured with.
 fn same_keys<'a>(
     wanted: &ProviderConfig,
-    config: &Config,
+    config: &'a Config,
     authorizer: &'a Authorizer,
-) -> Option<&'a KeyedProvider> {
+) -> Option<(&'a ProviderConfig, &'a Arc<KeyCache>)> {
     let same = |running: &&ProviderConfig| {
         running.provider.name == wanted.provider.name
             && running.provider.issuer == wanted.provider.issuer
             && same_source(&running.keys, &wanted.keys)
     };
     let running = config.providers.iter().find(same)?;
-    authorizer.providers().find(|keyed| keyed.provider.name == running.provider.name)
+    let keyed = authorizer.providers().find(|keyed| keyed.provider.name == running.provider.name)?;
+    Some((running, &keyed.keys))
 }
 
 fn same_source(a: &KeySource, b: &KeySource) -> bool {
@@ -75,31 +78,37 @@ fn same_source(a: &KeySource, b: &KeySource) -> bool {
 /// that differs in its policy alone.
 fn key_cache(
     config: &ProviderConfig,
-    running: Option<&KeyedProvider>,
+    running: Option<(&ProviderConfig, &Arc<KeyCache>)>,
     around: &Surroundings,
 ) -> Result<Arc<KeyCache>, BindError> {
-    if let Some(running) = running.filter(|running| running.refresh == config.refresh) {
-        return Ok(Arc::clone(&running.keys));
+    if let Some((running, keys)) = running
+        && running.refresh == config.refresh
+        && running.http == config.http
+    {
+        return Ok(Arc::clone(keys));
     }
     let Provider { name, issuer, .. } = &*config.provider;
     let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
     let http = || {
-        HttpReader::new(max_bytes)
+        HttpReader::new(config.http.clone(), max_bytes)
             .map_err(|error| BindError::new("providers", format!("{name}: no HTTP client"), error))
     };
-    let fetch: Arc<dyn Fetch> = match &config.keys {
+    let (fetch, source): (Arc<dyn Fetch>, String) = match &config.keys {
         KeySource::Inline(keys) => {
             return Ok(Arc::new(KeyCache::fixed(name, Arc::clone(keys), around.clone())));
         }
-        KeySource::File(path) => Arc::new(FileKeys::at(path, max_bytes)),
-        KeySource::JwksUri(url) => Arc::new(HttpKeys::at(url.clone(), http()?)),
+        KeySource::File(path) => (Arc::new(FileKeys::at(path, max_bytes)), path.display().to_string()),
+        KeySource::JwksUri(url) => (Arc::new(HttpKeys::at(url.clone(), http()?)), url.to_string()),
         KeySource::Discovery(url) => {
             // Half an interval: a forced fetch mostly costs one request, a scheduled one asks the document again.
-            Arc::new(HttpKeys::discovered(Discovery::new(url.clone(), issuer, interval / 2), http()?))
+            let discovery = Discovery::new(url.clone(), issuer, interval / 2);
+            (Arc::new(HttpKeys::discovered(discovery, http()?)), url.to_string())
         }
     };
-    let before = running.map(|running| &*running.keys);
-    Ok(Arc::new(KeyCache::fetched(name, config.refresh.clone(), fetch, around.clone(), before)))
+    let folder = config.refresh.snapshot_dir.as_deref();
+    let file = folder.map(|folder| SnapshotFile::new(folder, name, issuer, &source, max_bytes));
+    let before = running.map(|(_, keys)| &**keys);
+    Ok(Arc::new(KeyCache::fetched(name, config.refresh.clone(), fetch, around.clone(), before, file)))
 }
 
 /// Reads the file again on SIGHUP and when it changes, for as long as the service runs.

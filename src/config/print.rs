@@ -7,7 +7,10 @@ use crate::validation::key_set::Key;
 use crate::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
 
 use super::cursor::show_duration;
-use super::{BindAddress, Config, GrpcListener, KeySource, LogFormat, ProviderConfig, RefreshPolicy};
+use super::{
+    BindAddress, ClientCertificate, Config, GrpcListener, IssuerHttp, KeySource, LogFormat, ProviderConfig,
+    ProxyUrl, RefreshPolicy,
+};
 
 impl Config {
     /// The configuration with every default filled in, in the form in which it is read. Of inline keys only
@@ -106,6 +109,7 @@ fn print_provider(page: &mut Page, config: &ProviderConfig) {
             page.line(2, format!("jwks: {{keys: [{}]}}", keys.join(", ")));
         }
     }
+    print_http(page, &config.http);
     page.line(2, format!("algorithms: {}", list(algorithms)));
     page.line(2, format!("clock_skew: {}", show_duration(*clock_skew)));
     match token_types {
@@ -126,6 +130,28 @@ fn print_provider(page: &mut Page, config: &ProviderConfig) {
     print_refresh(page, &config.refresh);
 }
 
+fn print_http(page: &mut Page, http: &IssuerHttp) {
+    let IssuerHttp { allow_http, ca_file, proxy, client_certificate } = http;
+    page.line(2, format!("allow_http: {allow_http}"));
+    if http.proxy.as_ref().is_some_and(ProxyUrl::has_credentials) {
+        page.line(2, "# The proxy's user name and password are not shown; put them back to use this.");
+    }
+    let mut members = Vec::new();
+    if let Some(ca_file) = ca_file {
+        members.push(format!("ca_file: {}", quoted(ca_file.display())));
+    }
+    if let Some(proxy) = proxy {
+        members.push(format!("proxy: {}", quoted(proxy)));
+    }
+    if let Some(ClientCertificate { cert_file, key_file }) = client_certificate {
+        members.push(format!("client_cert_file: {}", quoted(cert_file.display())));
+        members.push(format!("client_key_file: {}", quoted(key_file.display())));
+    }
+    if !members.is_empty() {
+        page.line(2, format!("http: {{{}}}", members.join(", ")));
+    }
+}
+
 fn print_refresh(page: &mut Page, policy: &RefreshPolicy) {
     page.line(2, "refresh:");
     page.line(3, format!("interval: {}", show_duration(policy.interval)));
@@ -136,6 +162,9 @@ fn print_refresh(page: &mut Page, policy: &RefreshPolicy) {
     page.line(3, format!("timeout: {}", show_duration(policy.timeout)));
     page.line(3, format!("max_stale: {}", show_duration(policy.max_stale)));
     page.line(3, format!("max_bytes: {}", policy.max_bytes));
+    if let Some(folder) = &policy.snapshot_dir {
+        page.line(3, format!("snapshot_dir: {}", quoted(folder.display())));
+    }
 }
 
 fn token_source(source: &TokenSource) -> String {

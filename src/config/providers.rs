@@ -4,17 +4,16 @@ use std::collections::{HashMap, HashSet, hash_map};
 use std::sync::Arc;
 use std::time::Duration;
 
-use url::Url;
-
 use crate::validation::algorithm::Algorithm;
 use crate::validation::canonical_media_type;
-use crate::validation::key_set::{Key, KeySet, KeySetError};
+use crate::validation::key_set::Key;
 use crate::validation::provider::{Audiences, ClaimHeader, ClaimPath, Provider, TokenSource, TokenTypes};
 
-use super::cursor::{Cursor, Entry, Mapping, show_duration};
+use super::cursor::{Cursor, Entry, Mapping};
+use super::keys::{discovery_below, read_issuer_http, read_key_source, read_refresh, refuse_plain_http};
 use super::{KeySource, ProviderConfig, RefreshPolicy};
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 18] = [
     "name",
     "issuer",
     "audiences",
@@ -23,6 +22,8 @@ const KEYS: [&str; 16] = [
     "discovery_uri",
     "jwks_file",
     "jwks",
+    "allow_http",
+    "http",
     "algorithms",
     "clock_skew",
     "token_types",
@@ -32,7 +33,7 @@ const KEYS: [&str; 16] = [
     "claim_headers",
     "refresh",
 ];
-const LATER_KEYS: [&str; 3] = ["http", "allow_http", "realms"];
+const LATER_KEYS: [&str; 1] = ["realms"];
 
 /// Headers that carry the request itself, its path through proxies, or its credentials: no claim may
 /// stand there.
@@ -125,6 +126,7 @@ fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
         mapping.need("issuer", "compared exactly with a token's `iss`").and_then(|cursor| cursor.text());
     let audiences = read_audiences(&mapping);
     let keys = read_key_source(&mapping);
+    let http = read_issuer_http(&mapping);
     let algorithms = mapping.or("algorithms", Algorithm::default_set(), |cursor| read_algorithms(&cursor));
     let clock_skew = mapping.or("clock_skew", Duration::from_secs(30), |cursor| {
         cursor.duration(Duration::ZERO, Duration::from_secs(600))
@@ -147,6 +149,8 @@ fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
         Some(keys) => keys,
         None => KeySource::Discovery(discovery_below(&issuer, &mapping)?),
     };
+    let http = http?;
+    let secure = refuse_plain_http(&mapping, &keys, &http);
     let provider = Provider {
         name: name?,
         issuer,
@@ -160,7 +164,8 @@ fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
         claim_headers: claim_headers?,
     };
     fits?;
-    Some(ProviderConfig { provider: Arc::new(provider), keys, refresh: refresh? })
+    secure?;
+    Some(ProviderConfig { provider: Arc::new(provider), keys, http, refresh: refresh? })
 }
 
 fn read_name(cursor: &Cursor<'_>) -> Option<String> {
@@ -233,87 +238,6 @@ fn read_audiences(mapping: &Mapping<'_>) -> Option<Audiences> {
         (None, false) => mapping.refuse(
             "`audiences` is missing: the audiences of which a token must name one, or `any_audience: true` on purpose",
         ),
-    }
-}
-
-/// `Some(None)` where nothing says where the keys are: discovery then.
-fn read_key_source(mapping: &Mapping<'_>) -> Option<Option<KeySource>> {
-    const SOURCES: [&str; 4] = ["jwks_uri", "discovery_uri", "jwks_file", "jwks"];
-    let named: Vec<&str> = SOURCES.into_iter().filter(|key| mapping.get(key).is_some()).collect();
-    if named.len() > 1 {
-        return mapping.refuse(format!("{} are given: keep one of them", named.join(" and ")));
-    }
-    let Some(key) = named.first() else { return Some(None) };
-    let cursor = mapping.get(key)?;
-    let source = match *key {
-        "jwks_uri" => KeySource::JwksUri(read_url(&cursor)?),
-        "discovery_uri" => KeySource::Discovery(read_url(&cursor)?),
-        "jwks_file" => KeySource::File(cursor.file()?),
-        _ => KeySource::Inline(Arc::new(read_inline(&cursor)?)),
-    };
-    Some(Some(source))
-}
-
-fn read_url(cursor: &Cursor<'_>) -> Option<Url> {
-    match check_url(&cursor.text()?) {
-        Ok(url) => Some(url),
-        Err(message) => cursor.refuse(message),
-    }
-}
-
-fn check_url(text: &str) -> Result<Url, &'static str> {
-    const EXPECTED: &str = "expected an absolute http or https URL, such as https://sso.example.com/keys";
-    let url = Url::parse(text).map_err(|_| EXPECTED)?;
-    // The parser mends what was written: it drops tabs and line breaks and adds missing slashes.
-    let written = text.split_once("://").is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case(url.scheme()));
-    let mended = !written || text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '\\');
-    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() || mended {
-        return Err(EXPECTED);
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("a URL with a user name or a password is not accepted: it would reach logs");
-    }
-    if url.fragment().is_some() {
-        return Err("a URL to fetch has no `#` part");
-    }
-    Ok(url)
-}
-
-fn discovery_below(issuer: &str, mapping: &Mapping<'_>) -> Option<Url> {
-    let document = match check_url(issuer) {
-        Ok(url) if url.query().is_some() => Err("a URL with `?` has nothing below it"),
-        Ok(_) => check_url(&format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))),
-        Err(reason) => Err(reason),
-    };
-    match document {
-        Ok(url) => Some(url),
-        Err(reason) => mapping.get("issuer")?.refuse(format!(
-            "keys cannot be discovered below this issuer: {reason}; or say where they are with jwks_uri, discovery_uri, jwks_file or jwks"
-        )),
-    }
-}
-
-/// Each key is read by itself first, so that a problem is reported where the key stands.
-fn read_inline(cursor: &Cursor<'_>) -> Option<KeySet> {
-    let document = cursor.json()?;
-    let elements = cursor.peek("keys").filter(Cursor::is_list).and_then(|keys| keys.elements());
-    let jwks = document.get("keys").and_then(|keys| keys.as_array());
-    let mut every_key = Some(());
-    for (element, jwk) in elements.into_iter().flatten().zip(jwks.into_iter().flatten()) {
-        let alone = serde_json::json!({ "keys": [jwk] }).to_string();
-        if let Err(error) = KeySet::parse_inline(alone.as_bytes()) {
-            every_key = match error {
-                KeySetError::NothingUsable { reason: Some(reason), .. } => {
-                    element.refuse(format!("this key cannot be used: {reason}"))
-                }
-                other => element.refuse(other.to_string()),
-            };
-        }
-    }
-    every_key?;
-    match KeySet::parse_inline(document.to_string().as_bytes()) {
-        Ok(keys) => Some(keys),
-        Err(error) => cursor.refuse(error.to_string()),
     }
 }
 
@@ -425,64 +349,4 @@ fn check_claim_header(name: &str) -> Result<(), &'static str> {
         return Err("expected a header name of letters, digits and `-`");
     }
     Ok(())
-}
-
-fn read_refresh(cursor: &Cursor<'_>) -> Option<RefreshPolicy> {
-    const SHORTEST: Duration = Duration::from_millis(10);
-    const MINUTE: Duration = Duration::from_secs(60);
-    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-    let default = RefreshPolicy::default();
-    let mapping = cursor.mapping(
-        &[
-            "interval",
-            "min_spacing",
-            "min_spacing_bad_signature",
-            "max_waiters",
-            "wait",
-            "timeout",
-            "max_stale",
-            "max_bytes",
-        ],
-        &["snapshot_dir"],
-    )?;
-    let duration =
-        |key, default, longest| mapping.or(key, default, |cursor| cursor.duration(SHORTEST, longest));
-    let interval = duration("interval", default.interval, DAY);
-    let min_spacing = duration("min_spacing", default.min_spacing, 10 * MINUTE);
-    let min_spacing_bad_signature =
-        duration("min_spacing_bad_signature", default.min_spacing_bad_signature, 60 * MINUTE);
-    let wait = duration("wait", default.wait, MINUTE);
-    let timeout = duration("timeout", default.timeout, MINUTE);
-    let max_stale = duration("max_stale", default.max_stale, 365 * DAY);
-    let max_waiters = mapping.or("max_waiters", default.max_waiters, |cursor| {
-        cursor.integer(1, 1_000_000).and_then(|number| usize::try_from(number).ok())
-    });
-    let max_bytes = mapping.or("max_bytes", default.max_bytes, |cursor| cursor.bytes(1 << 10, 64 << 20));
-    let policy = RefreshPolicy {
-        interval: interval?,
-        min_spacing: min_spacing?,
-        min_spacing_bad_signature: min_spacing_bad_signature?,
-        max_waiters: max_waiters?,
-        wait: wait?,
-        timeout: timeout?,
-        max_stale: max_stale?,
-        max_bytes: max_bytes?,
-    };
-    if policy.interval < policy.min_spacing {
-        let written = mapping.get("interval").or_else(|| mapping.get("min_spacing"))?;
-        return written.refuse(format!(
-            "`interval` ({}) must not be shorter than `min_spacing` ({}), or scheduled fetches would break the spacing",
-            show_duration(policy.interval),
-            show_duration(policy.min_spacing)
-        ));
-    }
-    if policy.max_stale < policy.interval {
-        let written = mapping.get("max_stale").or_else(|| mapping.get("interval"))?;
-        return written.refuse(format!(
-            "`max_stale` ({}) must not be shorter than `interval` ({}), or keys would expire between two fetches of an issuer that is well",
-            show_duration(policy.max_stale),
-            show_duration(policy.interval)
-        ));
-    }
-    Some(policy)
 }

@@ -12,7 +12,8 @@ use url::Url;
 
 use crate::clock::{self, Instant};
 
-use super::fetch::{FetchError, HttpReader};
+use super::fetch::FetchError;
+use super::http::HttpReader;
 
 /// Why a discovery document is of no use. Holds nothing of the document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub enum DiscoveryError {
     IssuerMismatch,
     /// Its `jwks_uri` is not an absolute http or https URL, or is http where the document came by https.
     BadJwksUri,
+    /// Its `jwks_uri` is on another host than the document: who may put keys there, nobody has said.
+    OtherHost,
 }
 
 impl fmt::Display for DiscoveryError {
@@ -33,6 +36,9 @@ impl fmt::Display for DiscoveryError {
             }
             DiscoveryError::IssuerMismatch => "the discovery document's `issuer` is not the configured one",
             DiscoveryError::BadJwksUri => "the discovery document's `jwks_uri` is no URL that can be trusted",
+            DiscoveryError::OtherHost => {
+                "the discovery document's `jwks_uri` is on another host: if that is as it should be, configure it as `jwks_uri`"
+            }
         })
     }
 }
@@ -95,7 +101,13 @@ impl Discovery {
             "http" => plain && self.document.scheme() == "http",
             _ => false,
         };
-        if trusted { Ok(url) } else { Err(DiscoveryError::BadJwksUri) }
+        if !trusted {
+            Err(DiscoveryError::BadJwksUri)
+        } else if url.host() != self.document.host() {
+            Err(DiscoveryError::OtherHost)
+        } else {
+            Ok(url)
+        }
     }
 
     fn remembered(&self) -> std::sync::MutexGuard<'_, Option<Found>> {
@@ -114,8 +126,12 @@ mod tests {
         let discovery = Discovery::new(document, "https://sso.example.com", Duration::from_secs(1));
         for (text, expected) in [
             (
+                r#"{"issuer":"https://sso.example.com","jwks_uri":"https://sso.example.com:8443/k"}"#,
+                Ok("https://sso.example.com:8443/k"),
+            ),
+            (
                 r#"{"issuer":"https://sso.example.com","jwks_uri":"https://keys.example.com/k"}"#,
-                Ok("https://keys.example.com/k"),
+                Err(DiscoveryError::OtherHost),
             ),
             (
                 r#"{"issuer":"https://sso.example.com/","jwks_uri":"https://sso.example.com/k"}"#,

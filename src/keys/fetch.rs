@@ -1,31 +1,24 @@
-//! Reading a key set from where it is: a URL, a discovery document's, or a file. Bounded in size,
-//! and in time by the caller.
-//!
-//! An answer counts only if it is a 200 with a usable key set in it; anything else is a failed fetch,
-//! told without a word of the answer's body.
+//! Where keys come from: what a source is, what it brings, and why it may bring nothing. Files are read
+//! here, URLs in [`http`](super::http). Bounded in size, and in time by the caller.
 
 use std::fmt;
 use std::future::Future;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use reqwest::header::{ACCEPT, HeaderValue};
-use reqwest::redirect;
 use tokio::io::AsyncReadExt;
-use url::Url;
 
 use crate::validation::key_set::{KeySet, KeySetError};
 
-use super::discovery::{Discovery, DiscoveryError};
-
-/// Redirects are followed this often, on the same host.
-const MAX_REDIRECTS: usize = 5;
+use super::discovery::DiscoveryError;
+use super::schedule::Trigger;
 
 /// Where keys come from. One implementation per kind of source; tests script their own.
 pub trait Fetch: Send + Sync {
-    /// Reads the current key set once.
-    fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<KeySet, FetchError>> + Send + '_>>;
+    /// Reads the current key set once, for this reason.
+    fn fetch(&self, trigger: Trigger) -> Fetching<'_>;
 
     /// The file whose changes call for a fetch, where there is one.
     fn watched_file(&self) -> Option<PathBuf> {
@@ -33,15 +26,51 @@ pub trait Fetch: Send + Sync {
     }
 }
 
-/// Why a fetch brought no key set.
+/// A fetch under way.
+pub type Fetching<'f> = Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + 'f>>;
+
+/// What a fetch brought.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The keys.
+    pub keys: FetchedKeys,
+    /// How long the issuer says that they stay fresh (RFC 9111 §4.2.1), where it says so.
+    pub fresh_for: Option<Duration>,
+}
+
+/// The keys that a fetch brought.
+#[derive(Debug)]
+pub enum FetchedKeys {
+    /// A whole set, which may be the same as before.
+    Set(KeySet),
+    /// The word that the set which this source brought last is still the issuer's.
+    NotModified,
+}
+
+impl From<KeySet> for Fetched {
+    /// A set of which nobody says how long it stays fresh.
+    fn from(keys: KeySet) -> Self {
+        Self { keys: FetchedKeys::Set(keys), fresh_for: None }
+    }
+}
+
+/// Why a fetch brought no key set. Holds nothing of an answer's body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FetchError {
     /// Not done within this time.
     TimedOut(Duration),
     /// No connection, or a broken one.
     Transport(String),
-    /// A status other than 200, a redirect that is not followed included.
-    Status(u16),
+    /// A file of certificates or keys for TLS cannot be used; says which and why.
+    TlsFile(String),
+    /// A status other than 200, a redirect that is not followed included; and 304 where nothing was asked
+    /// to be compared.
+    Status {
+        /// The status.
+        status: u16,
+        /// How long the issuer wants to be left alone (RFC 9110 §10.2.3), where it says so.
+        retry_after: Option<Duration>,
+    },
     /// Longer than this many bytes.
     TooLarge(usize),
     /// The file cannot be read.
@@ -56,8 +85,8 @@ impl fmt::Display for FetchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             FetchError::TimedOut(limit) => write!(f, "no answer within {} ms", limit.as_millis()),
-            FetchError::Transport(what) => f.write_str(what),
-            FetchError::Status(status) => write!(f, "the answer's status is {status}, not 200"),
+            FetchError::Transport(what) | FetchError::TlsFile(what) => f.write_str(what),
+            FetchError::Status { status, .. } => write!(f, "the answer's status is {status}, not 200"),
             FetchError::TooLarge(limit) => write!(f, "the answer is longer than {limit} bytes"),
             FetchError::File(kind) => write!(f, "the file cannot be read: {kind}"),
             FetchError::KeySet(error) => error.fmt(f),
@@ -68,120 +97,14 @@ impl fmt::Display for FetchError {
 
 impl std::error::Error for FetchError {}
 
-impl From<reqwest::Error> for FetchError {
-    /// reqwest's own text without the URL, and its causes, which are what an operator needs.
-    fn from(error: reqwest::Error) -> Self {
-        let error = error.without_url();
-        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-        FetchError::Transport(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
-    }
-}
-
-/// Keys at a URL that is known from the start, or that a discovery document names.
-pub struct HttpKeys {
-    http: HttpReader,
-    location: Location,
-}
-
-enum Location {
-    KeySet(Url),
-    Discovery(Discovery),
-}
-
-impl HttpKeys {
-    /// Keys at `jwks_uri`.
-    pub fn at(jwks_uri: Url, http: HttpReader) -> Self {
-        Self { http, location: Location::KeySet(jwks_uri) }
-    }
-
-    /// Keys at the URL that a discovery document names.
-    pub fn discovered(discovery: Discovery, http: HttpReader) -> Self {
-        Self { http, location: Location::Discovery(discovery) }
-    }
-
-    async fn read(&self) -> Result<KeySet, FetchError> {
-        match &self.location {
-            Location::KeySet(url) => self.read_set(url.clone()).await,
-            Location::Discovery(discovery) => {
-                let found = discovery.take(&self.http).await?;
-                let keys = self.read_set(found.jwks_uri.clone()).await?;
-                discovery.put_back(found);
-                Ok(keys)
-            }
+impl FetchError {
+    /// How long the issuer wants to be left alone, where it said so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            FetchError::Status { retry_after, .. } => *retry_after,
+            _ => None,
         }
     }
-
-    async fn read_set(&self, url: Url) -> Result<KeySet, FetchError> {
-        KeySet::parse(&self.http.get(url).await?).map_err(FetchError::KeySet)
-    }
-}
-
-impl Fetch for HttpKeys {
-    fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<KeySet, FetchError>> + Send + '_>> {
-        Box::pin(self.read())
-    }
-}
-
-/// A client with the bounds of one provider.
-pub struct HttpReader {
-    client: reqwest::Client,
-    max_bytes: usize,
-}
-
-impl HttpReader {
-    /// A client that reads at most `max_bytes` of an answer and follows redirects only within a host
-    /// and never from https to http.
-    ///
-    /// On a machine without certificates of authorities, such as a bare container, it reaches http
-    /// alone, and the log says so.
-    ///
-    /// # Errors
-    /// The client cannot be made for another reason.
-    pub fn new(max_bytes: usize) -> Result<Self, FetchError> {
-        let builder = || {
-            reqwest::Client::builder()
-                .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
-                .redirect(redirect::Policy::custom(follow))
-                // Fetches are minutes apart, and a kept connection whose other end died without a word would
-                // cost the one that matters its time.
-                .pool_max_idle_per_host(0)
-        };
-        let client = builder().build().or_else(|error| {
-            let error = FetchError::from(error);
-            tracing::warn!(%error, "no certificates to check https issuers with: install ca-certificates");
-            builder().tls_certs_only([]).build()
-        })?;
-        Ok(Self { client, max_bytes })
-    }
-
-    /// The body of a 200.
-    ///
-    /// # Errors
-    /// Any other status, a broken connection, or a body over the limit.
-    pub async fn get(&self, url: Url) -> Result<Vec<u8>, FetchError> {
-        const ACCEPTED: HeaderValue = HeaderValue::from_static("application/jwk-set+json, application/json");
-        let mut response = self.client.get(url).header(ACCEPT, ACCEPTED).send().await?;
-        if response.status() != reqwest::StatusCode::OK {
-            return Err(FetchError::Status(response.status().as_u16()));
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            if body.len() + chunk.len() > self.max_bytes {
-                return Err(FetchError::TooLarge(self.max_bytes));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
-    }
-}
-
-fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
-    let origin = attempt.previous().first();
-    let same_host = origin.is_some_and(|origin| {
-        origin.host() == attempt.url().host()
-            && (origin.scheme() == attempt.url().scheme() || attempt.url().scheme() == "https")
-    });
-    if same_host && attempt.previous().len() <= MAX_REDIRECTS { attempt.follow() } else { attempt.stop() }
 }
 
 /// Keys in a file.
@@ -210,11 +133,27 @@ impl FileKeys {
 }
 
 impl Fetch for FileKeys {
-    fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<KeySet, FetchError>> + Send + '_>> {
-        Box::pin(self.read())
+    fn fetch(&self, _trigger: Trigger) -> Fetching<'_> {
+        Box::pin(async { self.read().await.map(Fetched::from) })
     }
 
     fn watched_file(&self) -> Option<PathBuf> {
         Some(self.path.clone())
+    }
+}
+
+/// What tells one state of a file from another without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FileStamp {
+    modified: Option<SystemTime>,
+    length: u64,
+    inode: u64,
+}
+
+impl FileStamp {
+    /// `None` where there is no such file, or it cannot be looked at.
+    pub(super) async fn of(path: &Path) -> Option<Self> {
+        let metadata = tokio::fs::metadata(path).await.ok()?;
+        Some(Self { modified: metadata.modified().ok(), length: metadata.len(), inode: metadata.ino() })
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! Pure: no IO, no clock, no randomness. One fetch at a time is under way.
 
+use std::time::Duration;
+
 use crate::clock::Instant;
 use crate::config::RefreshPolicy;
 use crate::validation::StaleCause;
@@ -48,6 +50,21 @@ pub enum Standing {
     Demanded,
 }
 
+/// How a fetch ended, as far as the next one depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Keys came, or the word that they are the same as before.
+    Succeeded {
+        /// How long the issuer says that they stay fresh (RFC 9111 §4.2.1), where it says so.
+        fresh_for: Option<Duration>,
+    },
+    /// No keys came.
+    Failed {
+        /// How long the issuer wants to be left alone (RFC 9110 §10.2.3), where it says so.
+        retry_after: Option<Duration>,
+    },
+}
+
 /// The state of a provider's fetches. Fetches are numbered from 1 in the order of their start.
 #[derive(Debug)]
 pub struct Schedule {
@@ -55,6 +72,8 @@ pub struct Schedule {
     started: u64,
     finished: u64,
     succeeded: u64,
+    /// What the last fetch was started for.
+    trigger: Trigger,
     next_scheduled: Instant,
     /// The source changed since the last fetch began.
     hurried: bool,
@@ -67,7 +86,8 @@ pub struct Schedule {
 /// The budget of one cause: it counts from the last fetch that this cause forced.
 #[derive(Debug, Default)]
 struct Lane {
-    last_start: Option<Instant>,
+    /// When the next one may start; at any time where there has been none.
+    free_at: Option<Instant>,
     demanded: bool,
 }
 
@@ -79,6 +99,7 @@ impl Schedule {
             started: 0,
             finished: 0,
             succeeded: 0,
+            trigger: Trigger::Startup,
             next_scheduled: now,
             hurried: false,
             failures_in_a_row: 0,
@@ -107,7 +128,9 @@ impl Schedule {
         }
         // Demanded also for a caller that cannot wait for it: the next one finds the keys there.
         self.lane(cause).demanded = true;
-        if self.slot(cause, now) > deadline { Standing::OutOfReach } else { Standing::Demanded }
+        // Whatever starts a fetch, it serves everybody who waits.
+        let start = self.slot(cause, now).min(self.next_scheduled);
+        if start > deadline { Standing::OutOfReach } else { Standing::Demanded }
     }
 
     /// When the driver has to look again.
@@ -133,8 +156,9 @@ impl Schedule {
             return None;
         };
         if let Trigger::Forced(cause) = trigger {
-            self.lane(cause).last_start = Some(now);
+            self.lane(cause).free_at = Some(now + self.spacing(cause));
         }
+        self.trigger = trigger;
         self.unknown_kid.demanded = false;
         self.bad_signature.demanded = false;
         self.hurried = false;
@@ -143,20 +167,36 @@ impl Schedule {
     }
 
     /// Ends the fetch under way. `jitter`, from 0 to 1, spreads the next scheduled one: over the last
-    /// tenth of the interval after a success, over the second half of the back-off after a failure.
-    pub fn finish(&mut self, succeeded: bool, jitter: f64, now: Instant) {
+    /// tenth of the time until then after a success, over the second half of the back-off after a failure.
+    ///
+    /// A failure that follows a success gives back what the fetch took of its cause's budget: the next
+    /// may start `min_spacing` later. Those after it do not, so that an outage is not asked for more often
+    /// than health.
+    pub fn finish(&mut self, ending: Ending, jitter: f64, now: Instant) {
         self.finished = self.started;
+        let RefreshPolicy { interval, min_spacing, .. } = self.policy;
         let jitter = jitter.clamp(0.0, 1.0);
-        if succeeded {
-            self.succeeded = self.started;
-            self.failures_in_a_row = 0;
-            self.last_failure = None;
-            self.next_scheduled = now + self.policy.interval.mul_f64(1.0 - 0.1 * jitter);
-        } else {
-            let doubled = self.policy.min_spacing.saturating_mul(1 << self.failures_in_a_row.min(20));
-            self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
-            self.last_failure = Some(now);
-            self.next_scheduled = now + doubled.min(self.policy.interval).mul_f64(1.0 - 0.5 * jitter);
+        match ending {
+            Ending::Succeeded { fresh_for } => {
+                self.succeeded = self.started;
+                self.failures_in_a_row = 0;
+                self.last_failure = None;
+                let period = fresh_for.unwrap_or(interval).min(interval);
+                self.next_scheduled = now + period.mul_f64(1.0 - 0.1 * jitter).max(min_spacing);
+            }
+            Ending::Failed { retry_after } => {
+                if let Trigger::Forced(cause) = self.trigger
+                    && self.failures_in_a_row == 0
+                {
+                    let lane = self.lane(cause);
+                    lane.free_at = lane.free_at.map(|free_at| free_at.min(now + min_spacing));
+                }
+                let doubled = min_spacing.saturating_mul(1 << self.failures_in_a_row.min(20));
+                let back_off = doubled.min(interval).mul_f64(1.0 - 0.5 * jitter);
+                self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
+                self.last_failure = Some(now);
+                self.next_scheduled = now + back_off.max(retry_after.unwrap_or_default().min(interval));
+            }
         }
         // What changed while the fetch was under way it may have missed.
         if self.hurried {
@@ -182,11 +222,14 @@ impl Schedule {
 
     /// The earliest start of a fetch that `cause` forces.
     fn slot(&self, cause: StaleCause, now: Instant) -> Instant {
-        let spacing = match cause {
+        self.lane_ref(cause).free_at.map_or(now, |free_at| now.max(free_at))
+    }
+
+    fn spacing(&self, cause: StaleCause) -> Duration {
+        match cause {
             StaleCause::UnknownKid => self.policy.min_spacing,
             StaleCause::BadSignature => self.policy.min_spacing_bad_signature,
-        };
-        self.lane_ref(cause).last_start.map_or(now, |last| now.max(last + spacing))
+        }
     }
 
     fn lane(&mut self, cause: StaleCause) -> &mut Lane {

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_lc_rs::digest;
 use aws_lc_rs::signature::{self, ParsedPublicKey};
@@ -158,6 +159,21 @@ impl KeySet {
         &self.skipped
     }
 
+    /// Takes over the keys that this set has in common with an older one, and with them what is known of
+    /// their use.
+    pub fn adopt(&mut self, older: &KeySet) {
+        for key in &mut self.keys {
+            if let Some(same) = older.keys.iter().find(|old| old.same(key)) {
+                *key = Arc::clone(same);
+            }
+        }
+    }
+
+    /// The keys that an older set has and this one lacks.
+    pub fn lacks<'o>(&self, older: &'o KeySet) -> impl Iterator<Item = &'o Arc<Key>> {
+        older.keys.iter().filter(|old| !self.keys.iter().any(|key| key.same(old)))
+    }
+
     /// Whether both sets verify the same tokens: the same keys by name and material, in any order.
     pub fn same_keys(&self, other: &KeySet) -> bool {
         let contains = |a: &KeySet, b: &KeySet| a.keys.iter().all(|key| b.keys.iter().any(|k| k.same(key)));
@@ -171,8 +187,24 @@ pub struct Key {
     /// The algorithm that the issuer binds the key to (RFC 7517 §4.4).
     alg: Option<Algorithm>,
     declares_use: bool,
-    thumbprint: Option<String>,
+    /// The public half; none for a shared secret.
+    public: Option<PublicHalf>,
     material: Material,
+    /// Whether it has verified a token: for telling when a key goes that is needed.
+    used: AtomicBool,
+}
+
+/// The members that make the key, and nothing else, in the one form that RFC 7638 §3 hashes.
+struct PublicHalf {
+    canonical: String,
+    thumbprint: String,
+}
+
+impl PublicHalf {
+    fn new(canonical: String) -> Self {
+        let thumbprint = URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, canonical.as_bytes()));
+        Self { canonical, thumbprint }
+    }
 }
 
 enum Material {
@@ -222,7 +254,22 @@ impl Key {
 
     /// SHA-256 thumbprint (RFC 7638); none for a shared secret, of which it would be a hash.
     pub fn thumbprint(&self) -> Option<&str> {
-        self.thumbprint.as_deref()
+        self.public.as_ref().map(|public| public.thumbprint.as_str())
+    }
+
+    /// The key as a JWK (RFC 7517 §4), with nothing in it but what this service understood; none for a
+    /// shared secret.
+    pub fn public_jwk(&self) -> Option<serde_json::Value> {
+        let mut jwk: serde_json::Value = serde_json::from_str(&self.public.as_ref()?.canonical).ok()?;
+        let members = jwk.as_object_mut()?;
+        let names = [("kid", self.kid()), ("alg", self.alg.map(Algorithm::name)), ("use", self.key_use())];
+        members.extend(names.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into()))));
+        Some(jwk)
+    }
+
+    /// Whether it has verified a token since it was first seen.
+    pub fn was_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
     }
 
     fn fits(&self, algorithm: Algorithm) -> bool {
@@ -241,6 +288,15 @@ impl Key {
 
     /// Whether this key made the signature. The caller has asked [`KeySet::fitting`] for the key.
     pub(super) fn verifies(&self, algorithm: Algorithm, signing_input: &[u8], signature: &str) -> bool {
+        let verified = self.made(algorithm, signing_input, signature);
+        // Only once: a store for each token would make the cores wait for each other.
+        if verified && !self.was_used() {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        verified
+    }
+
+    fn made(&self, algorithm: Algorithm, signing_input: &[u8], signature: &str) -> bool {
         let (key, algorithm) = match (&self.material, algorithm) {
             (Material::P521(key), _) => {
                 return URL_SAFE_NO_PAD
@@ -279,7 +335,7 @@ impl Key {
     fn same(&self, other: &Key) -> bool {
         let same_material = match (&self.material, &other.material) {
             (Material::Secret { bytes: a, .. }, Material::Secret { bytes: b, .. }) => a == b,
-            _ => self.thumbprint.is_some() && self.thumbprint == other.thumbprint,
+            _ => self.public.is_some() && self.thumbprint() == other.thumbprint(),
         };
         same_material && self.kid == other.kid && self.alg == other.alg
     }
@@ -304,7 +360,7 @@ impl Key {
         if kty != "oct" && private.iter().any(|name| jwk.member(name).is_some()) {
             return Err("its private half is published with it: anybody could sign with it");
         }
-        let (material, thumbprint) = match kty {
+        let (material, public) = match kty {
             "RSA" => read_rsa(jwk)?,
             "EC" => read_ec(jwk)?,
             "OKP" => read_okp(jwk)?,
@@ -314,7 +370,7 @@ impl Key {
             }
             _ => return Err("`kty` is not supported"),
         };
-        let key = Key { kid, alg, declares_use, thumbprint, material };
+        let key = Key { kid, alg, declares_use, public, material, used: AtomicBool::new(false) };
         match alg {
             Some(alg) if !key.fits(alg) => Err("`alg` does not belong to the key's type or curve"),
             _ => Ok(key),
@@ -350,7 +406,7 @@ fn check_use(jwk: &Json) -> Result<bool, &'static str> {
     }
 }
 
-fn read_rsa(jwk: &Json) -> Result<(Material, Option<String>), &'static str> {
+fn read_rsa(jwk: &Json) -> Result<(Material, Option<PublicHalf>), &'static str> {
     // RFC 7518 §6.3.1.1 forbids leading zero octets; Java's BigInteger writes one all the same.
     let n = without_leading_zeros(bytes(jwk, "n")?);
     let e = without_leading_zeros(bytes(jwk, "e")?);
@@ -366,15 +422,15 @@ fn read_rsa(jwk: &Json) -> Result<(Material, Option<String>), &'static str> {
     if !odd(&n) || !odd(&e) || !(3..1 << 33).contains(&exponent) {
         return Err("an RSA modulus or exponent that no sound key has");
     }
-    let thumbprint = thumbprint(&format!(
+    let public = PublicHalf::new(format!(
         r#"{{"e":"{}","kty":"RSA","n":"{}"}}"#,
         URL_SAFE_NO_PAD.encode(&e),
         URL_SAFE_NO_PAD.encode(&n)
     ));
-    Ok((Material::Rsa(DecodingKey::from_rsa_raw_components(&n, &e)), Some(thumbprint)))
+    Ok((Material::Rsa(DecodingKey::from_rsa_raw_components(&n, &e)), Some(public)))
 }
 
-fn read_ec(jwk: &Json) -> Result<(Material, Option<String>), &'static str> {
+fn read_ec(jwk: &Json) -> Result<(Material, Option<PublicHalf>), &'static str> {
     let crv = text(jwk, "crv", "`crv` is not a string")?.ok_or("`crv` is missing")?;
     let (algorithm, length) = match crv {
         "P-256" => (&signature::ECDSA_P256_SHA256_FIXED, 32),
@@ -388,7 +444,7 @@ fn read_ec(jwk: &Json) -> Result<(Material, Option<String>), &'static str> {
     }
     let point = [&[0x04], x.as_slice(), y.as_slice()].concat();
     let parsed = ParsedPublicKey::new(algorithm, &point).map_err(|_| "the point is not on the curve")?;
-    let thumbprint = thumbprint(&format!(
+    let public = PublicHalf::new(format!(
         r#"{{"crv":"{crv}","kty":"EC","x":"{}","y":"{}"}}"#,
         URL_SAFE_NO_PAD.encode(&x),
         URL_SAFE_NO_PAD.encode(&y)
@@ -398,7 +454,7 @@ fn read_ec(jwk: &Json) -> Result<(Material, Option<String>), &'static str> {
         48 => Material::P384(DecodingKey::from_ec_der(&point)),
         _ => Material::P521(parsed),
     };
-    Ok((material, Some(thumbprint)))
+    Ok((material, Some(public)))
 }
 
 /// The points of order 1, 2, 4 and 8, little-endian without the sign bit, and the encodings of the
@@ -426,7 +482,7 @@ const fn first(first: u8, middle: u8, last: u8) -> [u8; 32] {
     point
 }
 
-fn read_okp(jwk: &Json) -> Result<(Material, Option<String>), &'static str> {
+fn read_okp(jwk: &Json) -> Result<(Material, Option<PublicHalf>), &'static str> {
     match text(jwk, "crv", "`crv` is not a string")? {
         Some("Ed25519") => {}
         Some(_) => return Err("`crv` is not supported"),
@@ -441,12 +497,12 @@ fn read_okp(jwk: &Json) -> Result<(Material, Option<String>), &'static str> {
     if SMALL_ORDER.iter().any(|point| point.as_slice() == unsigned) {
         return Err("an Ed25519 point of small order");
     }
-    let thumbprint =
-        thumbprint(&format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#, URL_SAFE_NO_PAD.encode(&x)));
-    Ok((Material::Ed25519(DecodingKey::from_ed_der(&x)), Some(thumbprint)))
+    let public =
+        PublicHalf::new(format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#, URL_SAFE_NO_PAD.encode(&x)));
+    Ok((Material::Ed25519(DecodingKey::from_ed_der(&x)), Some(public)))
 }
 
-fn read_secret(jwk: &Json, alg: Option<Algorithm>) -> Result<(Material, Option<String>), &'static str> {
+fn read_secret(jwk: &Json, alg: Option<Algorithm>) -> Result<(Material, Option<PublicHalf>), &'static str> {
     let bytes = bytes(jwk, "k")?;
     if bytes.len() < secret_bytes(alg.unwrap_or(Algorithm::HS256)) {
         return Err("a shared secret shorter than its hash (RFC 7518 §3.2)");
@@ -479,8 +535,4 @@ fn bytes(jwk: &Json, name: &str) -> Result<Vec<u8>, &'static str> {
 
 fn without_leading_zeros(bytes: Vec<u8>) -> Vec<u8> {
     bytes.into_iter().skip_while(|byte| *byte == 0).collect()
-}
-
-fn thumbprint(canonical: &str) -> String {
-    URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, canonical.as_bytes()))
 }

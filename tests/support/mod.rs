@@ -22,8 +22,8 @@ use portcullis::app::{App, Service};
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{Issuer, SigningKey};
 use portcullis::config::{
-    BindAddress, Config, GrpcListener, KeySource, Limits, Listen, Log, ProviderConfig, RefreshPolicy,
-    Responses, Shutdown,
+    BindAddress, Config, GrpcListener, IssuerHttp, KeySource, Limits, Listen, Log, ProviderConfig,
+    RefreshPolicy, Responses, Shutdown,
 };
 use portcullis::validation::UnixTime;
 use portcullis::validation::algorithm::Algorithm;
@@ -87,7 +87,12 @@ pub fn prompt_refresh() -> RefreshPolicy {
 /// A provider whose keys are fetched from this issuer.
 pub fn fetching(provider: Provider, issuer: &Issuer, refresh: RefreshPolicy) -> ProviderConfig {
     let jwks_uri = issuer.jwks_uri().parse().expect("the embedded issuer's URL is one");
-    ProviderConfig { provider: Arc::new(provider), keys: KeySource::JwksUri(jwks_uri), refresh }
+    ProviderConfig {
+        provider: Arc::new(provider),
+        keys: KeySource::JwksUri(jwks_uri),
+        http: IssuerHttp::default(),
+        refresh,
+    }
 }
 
 /// A provider whose keys stand in the configuration.
@@ -97,6 +102,7 @@ pub fn inline(provider: Provider, keys: &[Value]) -> ProviderConfig {
     ProviderConfig {
         provider: Arc::new(provider),
         keys: KeySource::Inline(Arc::new(keys)),
+        http: IssuerHttp::default(),
         refresh: RefreshPolicy::default(),
     }
 }

@@ -1,0 +1,152 @@
+//! What an answer's headers say about its future: how long it stays fresh, how to ask whether it has
+//! changed, and when to come back.
+//!
+//! Pure, and without a clock: dates count against the answer's own `Date`.
+
+use std::time::{Duration, SystemTime};
+
+use headers::{
+    Age, CacheControl, Date, ETag, Expires, Header, HeaderMap, HeaderMapExt, HeaderValue, LastModified,
+};
+use reqwest::header::{
+    CACHE_CONTROL, DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RETRY_AFTER,
+};
+
+/// A longer entity tag is not kept: it would be sent with every request.
+const MAX_ETAG_BYTES: usize = 256;
+
+/// How long the answer stays fresh (RFC 9111 §4.2.1): `max-age`, or else `Expires` less `Date`, less
+/// the time that it has spent in caches on the way.
+///
+/// `None` where it does not say. `no-cache` and `no-store` do not: they forbid to keep an answer, which
+/// nobody can do who verifies signatures, and issuers send them without thought (Keycloak does, and
+/// everything that is made with Spring Security). Values that cannot be read do not say either.
+pub(super) fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
+    // Directives have no case (RFC 9111 §5.2); the parser knows lower case alone.
+    let lower = |value: &HeaderValue| HeaderValue::from_bytes(&value.as_bytes().to_ascii_lowercase()).ok();
+    let control: Vec<HeaderValue> = headers.get_all(CACHE_CONTROL).iter().filter_map(lower).collect();
+    let control = CacheControl::decode(&mut control.iter()).ok();
+    if control.as_ref().is_some_and(|control| control.no_cache() || control.no_store()) {
+        return None;
+    }
+    let lifetime = control.and_then(|control| control.max_age()).or_else(|| expires_in(headers))?;
+    let age = headers.typed_get::<Age>().map_or(Duration::ZERO, |age| age.into());
+    Some(lifetime.saturating_sub(age))
+}
+
+fn expires_in(headers: &HeaderMap) -> Option<Duration> {
+    let expires = SystemTime::from(headers.typed_get::<Expires>()?);
+    let date = SystemTime::from(headers.typed_get::<Date>()?);
+    Some(expires.duration_since(date).unwrap_or_default())
+}
+
+/// How long the sender wants to be left alone (RFC 9110 §10.2.3): seconds, or a date.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?;
+    if let Ok(seconds) = value.to_str().ok()?.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = date(value)?;
+    Some(until.duration_since(date(headers.get(DATE)?)?).unwrap_or_default())
+}
+
+fn date(value: &HeaderValue) -> Option<SystemTime> {
+    Date::decode(&mut std::iter::once(value)).ok().map(Into::into)
+}
+
+/// The headers that ask whether an answer has changed since (RFC 9110 §13.1).
+///
+/// A date is used where there is no entity tag, and only if it tells enough: what changed twice within
+/// a second has one date (§8.8.2.2).
+pub(super) fn validators(headers: &HeaderMap) -> Option<HeaderMap> {
+    let mut validators = HeaderMap::new();
+    if headers.typed_get::<ETag>().is_some() {
+        let tag = headers.get(ETAG).filter(|tag| tag.len() <= MAX_ETAG_BYTES)?;
+        validators.insert(IF_NONE_MATCH, tag.clone());
+        return Some(validators);
+    }
+    let modified = SystemTime::from(headers.typed_get::<LastModified>()?);
+    let date = SystemTime::from(headers.typed_get::<Date>()?);
+    if date.duration_since(modified).is_ok_and(|since| since >= Duration::from_secs(1)) {
+        validators.insert(IF_MODIFIED_SINCE, headers.get(LAST_MODIFIED)?.clone());
+        return Some(validators);
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOON: &str = "Sun, 06 Nov 1994 12:00:00 GMT";
+    const A_MINUTE_LATER: &str = "Sun, 06 Nov 1994 12:01:00 GMT";
+
+    fn map(headers: &[(&'static str, &str)]) -> HeaderMap {
+        let value = |value: &str| HeaderValue::from_str(value).expect("a header value");
+        headers.iter().map(|(name, text)| (name.parse().expect("a header name"), value(text))).collect()
+    }
+
+    #[test]
+    fn an_answer_stays_fresh_for_as_long_as_it_says_less_its_age() {
+        for (headers, seconds) in [
+            (&[][..], None),
+            (&[("cache-control", "max-age=60")], Some(60)),
+            (&[("cache-control", "public, MAX-AGE=60, must-revalidate")], Some(60)),
+            (&[("cache-control", "max-age=0")], Some(0)),
+            (&[("cache-control", "max-age=315360000")], Some(315_360_000)),
+            (&[("cache-control", "max-age=99999999999999999999")], None),
+            (&[("cache-control", "max-age=-1")], None),
+            (&[("cache-control", "max-age=soon")], None),
+            (&[("cache-control", "s-maxage=60")], None),
+            (&[("cache-control", "no-cache")], None),
+            (&[("cache-control", "no-cache, no-store, max-age=0, must-revalidate"), ("expires", "0")], None),
+            (&[("cache-control", "max-age=60"), ("age", "20")], Some(40)),
+            (&[("cache-control", "max-age=60"), ("age", "100")], Some(0)),
+            (&[("cache-control", "max-age=60"), ("age", "old")], Some(60)),
+            (&[("expires", A_MINUTE_LATER), ("date", NOON)], Some(60)),
+            (&[("expires", NOON), ("date", A_MINUTE_LATER)], Some(0)),
+            (&[("expires", A_MINUTE_LATER)], None),
+            (&[("expires", "0"), ("date", NOON)], None),
+            (&[("cache-control", "max-age=5"), ("expires", A_MINUTE_LATER), ("date", NOON)], Some(5)),
+        ] {
+            assert_eq!(fresh_for(&map(headers)), seconds.map(Duration::from_secs), "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_sender_that_wants_to_be_left_alone_says_seconds_or_a_date() {
+        for (headers, seconds) in [
+            (&[][..], None),
+            (&[("retry-after", "120")], Some(120)),
+            (&[("retry-after", "-1")], None),
+            (&[("retry-after", "later")], None),
+            (&[("retry-after", A_MINUTE_LATER), ("date", NOON)], Some(60)),
+            (&[("retry-after", NOON), ("date", A_MINUTE_LATER)], Some(0)),
+            (&[("retry-after", A_MINUTE_LATER)], None),
+        ] {
+            assert_eq!(retry_after(&map(headers)), seconds.map(Duration::from_secs), "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_change_is_asked_for_by_entity_tag_or_by_a_date_that_tells_enough() {
+        let long = format!("\"{}\"", "x".repeat(MAX_ETAG_BYTES));
+        for (headers, expected) in [
+            (&[][..], None),
+            (&[("etag", "\"a\"")], Some(("if-none-match", "\"a\""))),
+            (&[("etag", "W/\"a\"")], Some(("if-none-match", "W/\"a\""))),
+            (&[("etag", "a")], None),
+            (&[("etag", &long), ("last-modified", NOON), ("date", A_MINUTE_LATER)], None),
+            (
+                &[("etag", "\"a\""), ("last-modified", NOON), ("date", A_MINUTE_LATER)],
+                Some(("if-none-match", "\"a\"")),
+            ),
+            (&[("last-modified", NOON), ("date", A_MINUTE_LATER)], Some(("if-modified-since", NOON))),
+            (&[("last-modified", NOON), ("date", NOON)], None),
+            (&[("last-modified", NOON)], None),
+        ] {
+            let expected = expected.map(|(name, value)| map(&[(name, value)]));
+            assert_eq!(validators(&map(headers)), expected, "{headers:?}");
+        }
+    }
+}

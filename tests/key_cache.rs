@@ -1,207 +1,22 @@
 //! The refresh rule, property by property, on a paused clock: P1 to P4 of the key cache, without a
 //! network. What it does to requests is tested in `tests/refresh.rs`.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+#[path = "support/script.rs"]
+mod script;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis::clock::{self, Instant};
-use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::RefreshPolicy;
-use portcullis::keys::fetch::{Fetch, FetchError, Fetched, FetchedKeys, Fetching};
 use portcullis::keys::schedule::{Ending, Schedule, Standing, Trigger};
-use portcullis::keys::{KeyCache, NotRescued, Sighting, Surroundings};
+use portcullis::keys::{KeyCache, NotRescued, Surroundings};
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
-use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::{Permanent, ValidationError};
 use proptest::prelude::*;
-use tokio::sync::Semaphore;
-use tokio::time::{advance, sleep};
-
-const SECOND: Duration = Duration::from_secs(1);
-
-/// An issuer that is scripted by hand: what it publishes, how long it takes, and whether it answers.
-#[derive(Clone, Default)]
-struct Script(Arc<Inner>);
-
-#[derive(Default)]
-struct Inner {
-    published: Mutex<Vec<SigningKey>>,
-    latency: Mutex<Duration>,
-    down: Mutex<bool>,
-    /// For how long it calls an answer fresh.
-    fresh_for: Mutex<Option<Duration>>,
-    /// How long it wants to be left alone while it is down.
-    retry_after: Mutex<Option<Duration>>,
-    /// Whether it says that nothing has changed, rather than what there is.
-    not_modified: Mutex<bool>,
-    /// Where it is set, each answer waits to be let go.
-    gate: Mutex<Option<Arc<Semaphore>>>,
-    starts: Mutex<Vec<Instant>>,
-    under_way: AtomicUsize,
-    most_under_way: AtomicUsize,
-}
-
-impl Script {
-    fn publishing(kids: &[&str]) -> Self {
-        let script = Self::default();
-        script.publish(kids);
-        script
-    }
-
-    /// Fresh material under these names, even where a name was published before.
-    fn publish(&self, kids: &[&str]) {
-        *self.0.published.lock().unwrap() =
-            kids.iter().map(|kid| SigningKey::generate(*kid, SigningAlgorithm::ES256)).collect();
-    }
-
-    fn thumbprint(&self, kid: &str) -> String {
-        let jwks = self.jwks();
-        let set = KeySet::parse(jwks.as_bytes()).unwrap();
-        let key = set.fitting(Some(kid), Algorithm::ES256).next().unwrap();
-        key.thumbprint().unwrap().to_owned()
-    }
-
-    fn jwks(&self) -> String {
-        let keys: Vec<_> = self.0.published.lock().unwrap().iter().map(SigningKey::public_jwk).collect();
-        serde_json::json!({ "keys": keys }).to_string()
-    }
-
-    fn takes(&self, latency: Duration) {
-        *self.0.latency.lock().unwrap() = latency;
-    }
-
-    fn goes_down(&self, down: bool) {
-        *self.0.down.lock().unwrap() = down;
-    }
-
-    fn says_not_modified(&self, says: bool) {
-        *self.0.not_modified.lock().unwrap() = says;
-    }
-
-    fn calls_fresh_for(&self, time: Duration) {
-        *self.0.fresh_for.lock().unwrap() = Some(time);
-    }
-
-    fn wants_peace_for(&self, time: Duration) {
-        *self.0.retry_after.lock().unwrap() = Some(time);
-    }
-
-    fn hold(&self) -> Arc<Semaphore> {
-        let gate = Arc::new(Semaphore::new(0));
-        *self.0.gate.lock().unwrap() = Some(Arc::clone(&gate));
-        gate
-    }
-
-    fn stop_holding(&self) {
-        *self.0.gate.lock().unwrap() = None;
-    }
-
-    fn fetches(&self) -> usize {
-        self.0.starts.lock().unwrap().len()
-    }
-}
-
-impl Fetch for Script {
-    fn fetch(&self, _trigger: Trigger) -> Fetching<'_> {
-        Box::pin(async {
-            let under_way = self.0.under_way.fetch_add(1, Ordering::SeqCst) + 1;
-            self.0.most_under_way.fetch_max(under_way, Ordering::SeqCst);
-            self.0.starts.lock().unwrap().push(clock::monotonic());
-            // An issuer answers with what it had when it was asked.
-            let answer = (self.jwks(), *self.0.down.lock().unwrap());
-            let (fresh_for, retry_after) =
-                (*self.0.fresh_for.lock().unwrap(), *self.0.retry_after.lock().unwrap());
-            let not_modified = *self.0.not_modified.lock().unwrap();
-            let latency = *self.0.latency.lock().unwrap();
-            let gate = self.0.gate.lock().unwrap().clone();
-            if let Some(gate) = gate {
-                gate.acquire().await.unwrap().forget();
-            }
-            sleep(latency).await;
-            self.0.under_way.fetch_sub(1, Ordering::SeqCst);
-            match answer {
-                (_, true) => Err(FetchError::Status { status: 500, retry_after }),
-                (_, false) if not_modified => Ok(Fetched { keys: FetchedKeys::NotModified, fresh_for }),
-                (jwks, false) => KeySet::parse(jwks.as_bytes())
-                    .map(|keys| Fetched { keys: FetchedKeys::Set(keys), fresh_for })
-                    .map_err(FetchError::KeySet),
-            }
-        })
-    }
-}
-
-fn policy() -> RefreshPolicy {
-    RefreshPolicy { interval: 3600 * SECOND, max_stale: 7200 * SECOND, ..RefreshPolicy::default() }
-}
-
-/// A cache whose first fetch is done.
-async fn warm(script: &Script, policy: RefreshPolicy) -> Arc<KeyCache> {
-    let cache = Arc::new(KeyCache::fetched(
-        "p",
-        policy,
-        Arc::new(script.clone()),
-        Surroundings::default(),
-        None,
-        None,
-    ));
-    while !cache.has_keys() {
-        sleep(Duration::from_millis(1)).await;
-    }
-    // Past every spacing, so that each test begins with a full budget.
-    advance(60 * SECOND).await;
-    cache
-}
-
-type Look = Box<dyn Fn(&KeySet) -> Result<(), ValidationError> + Send + Sync>;
-
-/// What a token that asks for `kid` is held against. With `thumbprint` its signature is of that key.
-fn look(kid: &str, thumbprint: Option<String>) -> impl Fn(&KeySet) -> Result<(), ValidationError> + use<> {
-    let kid = kid.to_owned();
-    move |keys: &KeySet| {
-        let mut fitting = keys.fitting(Some(&kid), Algorithm::ES256).peekable();
-        match (fitting.peek().is_some(), &thumbprint) {
-            (false, _) => Err(ValidationError::Stale(UnknownKid)),
-            (true, None) => Ok(()),
-            (true, Some(thumbprint)) if fitting.any(|key| key.thumbprint() == Some(thumbprint)) => Ok(()),
-            (true, Some(_)) => Err(ValidationError::Stale(BadSignature)),
-        }
-    }
-}
-
-async fn ask_with(
-    cache: &KeyCache,
-    wait: Duration,
-    look: impl Fn(&KeySet) -> Result<(), ValidationError>,
-) -> Result<(), NotRescued> {
-    let sighting: Sighting = cache.sight();
-    match sighting.look(&look) {
-        Ok(()) => Ok(()),
-        Err(ValidationError::Permanent(_)) => panic!("these tokens are stale at worst"),
-        Err(ValidationError::Stale(cause)) => {
-            // Each ask is another token: none is refused for what became of one before.
-            let token = rand::random::<u128>().to_string();
-            cache.rescue(sighting, cause, clock::monotonic() + wait, &token, look).await
-        }
-    }
-}
-
-async fn ask(cache: &KeyCache, kid: &str) -> Result<(), NotRescued> {
-    ask_with(cache, 2 * SECOND, look(kid, None)).await
-}
-
-/// Refused, since the newest set does not verify it either.
-fn still(cause: StaleCause) -> NotRescued {
-    NotRescued::Refused(ValidationError::Stale(cause))
-}
-
-/// Lets everybody who can run do so, without letting time pass.
-async fn settle() {
-    for _ in 0..50 {
-        tokio::task::yield_now().await;
-    }
-}
+use script::{Look, SECOND, Script, ask, ask_with, look, policy, settle, still, warm};
+use tokio::time::sleep;
 
 #[tokio::test(start_paused = true)]
 async fn a_token_under_a_new_key_is_rescued_at_its_first_try_by_one_fetch() {
@@ -654,7 +469,7 @@ proptest! {
             let elapsed = began.elapsed().as_secs_f64();
             let bound = (elapsed / 1.0).floor() + 1.0 + (elapsed / 10.0).floor() + 1.0;
             prop_assert!((script.fetches() - before) as f64 <= bound, "{} fetches in {elapsed} s", script.fetches() - before);
-            prop_assert_eq!(script.0.most_under_way.load(Ordering::SeqCst), 1);
+            prop_assert_eq!(script.most_under_way(), 1);
             Ok(())
         })?;
     }

@@ -102,8 +102,7 @@ pub(super) async fn keep_snapshot(shared: Arc<Shared>, file: SnapshotFile) {
             *generation == snapshot.generation
                 && confirmed.taken_in.saturating_duration_since(before.taken_in) < shared.policy.interval / 2
         });
-        // A set that came from the file and was not confirmed since need not go back to it.
-        if current || confirmed.age_then > Duration::ZERO {
+        if current {
             continue;
         }
         let (target, keys) = (file.clone(), Arc::clone(&snapshot.keys));

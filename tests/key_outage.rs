@@ -1,0 +1,570 @@
+//! What keeps keys fresh without being asked, and what becomes of them while the issuer is away: on a
+//! paused clock and without a network. The wire side of it is tested in `tests/transport.rs`.
+
+#[path = "support/script.rs"]
+mod script;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use portcullis::clock::{self, Clock, Instant};
+use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
+use portcullis::config::RefreshPolicy;
+use portcullis::keys::schedule::{Ending, Schedule, Standing, Trigger};
+use portcullis::keys::snapshot::{SnapshotError, SnapshotFile};
+use portcullis::keys::{KeyCache, NotRescued, Surroundings};
+use portcullis::validation::StaleCause::{BadSignature, UnknownKid};
+use portcullis::validation::algorithm::Algorithm;
+use portcullis::validation::key_set::KeySet;
+use portcullis::validation::provider::{Audiences, Provider, TokenTypes};
+use portcullis::validation::{self, UnixTime};
+use script::{SECOND, Script, ask, ask_with, look, policy, settle, still, warm, warm_in};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::{advance, sleep};
+use tracing::subscriber::DefaultGuard;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+const SUCCEEDED: Ending = Ending::Succeeded { fresh_for: None };
+
+/// A schedule whose first fetch has ended like this.
+fn after(ending: Ending, jitter: f64, now: Instant) -> Schedule {
+    let mut schedule = Schedule::new(RefreshPolicy::default(), now);
+    assert_eq!(schedule.begin(now), Some(Trigger::Startup));
+    schedule.finish(ending, jitter, now);
+    schedule
+}
+
+#[test]
+fn the_issuers_word_on_freshness_counts_between_the_spacing_and_the_interval() {
+    let now = clock::monotonic();
+    for (fresh_for, earliest, latest) in [
+        (None, 270 * SECOND, 300 * SECOND),
+        (Some(100 * SECOND), 90 * SECOND, 100 * SECOND),
+        (Some(Duration::ZERO), SECOND, SECOND),
+        (Some(Duration::from_millis(1050)), SECOND, Duration::from_millis(1050)),
+        (Some(10 * 365 * 24 * 60 * MINUTE), 270 * SECOND, 300 * SECOND),
+        (Some(Duration::MAX), 270 * SECOND, 300 * SECOND),
+    ] {
+        let next = |jitter| after(Ending::Succeeded { fresh_for }, jitter, now).next_scheduled() - now;
+        assert_eq!((next(1.0), next(0.0)), (earliest, latest), "{fresh_for:?}");
+    }
+}
+
+#[test]
+fn an_issuer_that_wants_to_be_left_alone_is_until_the_interval_is_over() {
+    let now = clock::monotonic();
+    for (retry_after, latest) in [
+        (None, SECOND),
+        (Some(Duration::ZERO), SECOND),
+        (Some(2 * MINUTE), 2 * MINUTE),
+        (Some(Duration::MAX), 5 * MINUTE),
+    ] {
+        let mut schedule = after(Ending::Failed { retry_after }, 0.0, now);
+        assert_eq!(schedule.next_scheduled() - now, latest, "{retry_after:?}");
+        let later = now + SECOND;
+        let standing = schedule.stand(1, UnknownKid, later, later);
+        assert_eq!(standing, Standing::Demanded, "a token that needs it is another matter");
+    }
+}
+
+#[test]
+fn a_failed_fetch_gives_its_budget_back_once() {
+    // Told to be left alone, it makes no scheduled retry that would serve the caller as well.
+    let failed = Ending::Failed { retry_after: Some(2 * MINUTE) };
+    let mut now = clock::monotonic();
+    let mut schedule = after(SUCCEEDED, 0.0, now);
+    for (ending, next) in [(failed, SECOND), (failed, 10 * SECOND), (SUCCEEDED, 10 * SECOND)] {
+        let stand = |schedule: &mut Schedule, now: Instant, wait| {
+            schedule.stand(schedule.started(), BadSignature, now, now + wait)
+        };
+        assert_eq!(stand(&mut schedule, now, Duration::ZERO), Standing::Demanded);
+        assert_eq!(schedule.begin(now), Some(Trigger::Forced(BadSignature)));
+        schedule.finish(ending, 0.0, now);
+        assert_eq!(stand(&mut schedule, now, next - SECOND / 2), Standing::OutOfReach, "{ending:?}");
+        assert_eq!(stand(&mut schedule, now, next), Standing::Demanded, "{ending:?}");
+        now += next;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scheduled_fetch_that_is_near_serves_a_bad_signature_whose_own_turn_is_far() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.calls_fresh_for(SECOND * 3 / 2);
+    let forged = look("a", Some("forged".to_owned()));
+    assert_eq!(ask_with(&cache, 2 * SECOND, forged).await, Err(still(BadSignature)));
+    script.publish(&["a"]);
+    let new = look("a", Some(script.thumbprint("a")));
+    assert_eq!(ask_with(&cache, 2 * SECOND, new).await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_word_that_nothing_has_changed_confirms_the_set_in_hand() {
+    let script = Script::publishing(&["a"]);
+    let around = Surroundings::default();
+    let cache = warm_in(&script, policy(), around.clone()).await;
+    script.says_not_modified(true);
+    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    let status = cache.status();
+    assert_eq!((status.generation, status.age), (1, Some(Duration::ZERO)));
+    let metrics = around.metrics.encode().expect("metrics can be written");
+    let counted =
+        r#"portcullis_jwks_fetches_total{provider="p",trigger="unknown_kid",outcome="unchanged"} 1"#;
+    assert!(metrics.contains(counted), "{metrics}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_the_issuer_calls_fresh_for_a_minute_is_fetched_each_minute() {
+    let script = Script::publishing(&["a"]);
+    script.calls_fresh_for(MINUTE);
+    let cache = warm(&script, policy()).await;
+    let before = script.fetches();
+    sleep(10 * MINUTE).await;
+    let fetches = script.fetches() - before;
+    assert!((10..=12).contains(&fetches), "{fetches}");
+    assert!(cache.status().age.is_some_and(|age| age <= MINUTE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_issuer_that_is_down_and_wants_peace_is_not_asked_by_the_clock() {
+    let script = Script::publishing(&["a"]);
+    script.wants_peace_for(10 * MINUTE);
+    script.goes_down(true);
+    let around = Surroundings::default();
+    let cache = KeyCache::fetched("p", policy(), Arc::new(script.clone()), around, None, None);
+    sleep(9 * MINUTE).await;
+    assert_eq!(script.fetches(), 1);
+    sleep(2 * MINUTE).await;
+    assert_eq!(script.fetches(), 2);
+    drop(cache);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_token_that_comes_again_neither_waits_nor_fetches_until_the_spacing_is_over() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let refuse = async |token: &str, kid: &str| {
+        let deadline = clock::monotonic() + 2 * SECOND;
+        cache.rescue(cache.sight(), UnknownKid, deadline, token, look(kid, None)).await
+    };
+    assert_eq!(cache.refused_lately("t"), None);
+    assert_eq!(refuse("t", "b").await, Err(still(UnknownKid)));
+    let fetches = script.fetches();
+    assert_eq!(cache.refused_lately("t"), Some(UnknownKid));
+    assert_eq!(cache.refused_lately("another"), None);
+    assert_eq!(script.fetches(), fetches);
+    advance(SECOND).await;
+    assert_eq!(cache.refused_lately("t"), None, "the spacing is over");
+
+    assert_eq!(refuse("t", "b").await, Err(still(UnknownKid)));
+    assert_eq!(cache.refused_lately("t"), Some(UnknownKid));
+    // By the other cause's budget, so that no time passes.
+    script.publish(&["a", "b"]);
+    let new = look("a", Some(script.thumbprint("a")));
+    assert_eq!(ask_with(&cache, Duration::ZERO, new).await, Ok(()));
+    assert_eq!(cache.refused_lately("t"), None, "the set that refused it is gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_newest_keys_make_a_refusal_that_is_remembered() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let refuse = async |token: &str| {
+        let deadline = clock::monotonic() + 2 * SECOND;
+        let forged = look("a", Some("forged".to_owned()));
+        cache.rescue(cache.sight(), BadSignature, deadline, token, forged).await
+    };
+    assert_eq!(refuse("checked").await, Err(still(BadSignature)));
+    assert_eq!(cache.refused_lately("checked"), Some(BadSignature));
+    assert_eq!(refuse("turned away").await, Err(still(BadSignature)));
+    assert_eq!(cache.refused_lately("turned away"), None, "no fetch told");
+    advance(10 * SECOND).await;
+    script.goes_down(true);
+    assert_eq!(refuse("unlucky").await, Err(NotRescued::Unavailable));
+    assert_eq!(cache.refused_lately("unlucky"), None, "the fetch failed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_finds_no_place_to_wait_is_counted() {
+    let script = Script::publishing(&["a"]);
+    let around = Surroundings::default();
+    let few = RefreshPolicy { max_waiters: 1, ..policy() };
+    let cache = warm_in(&script, few, around.clone()).await;
+    let gate = script.hold();
+    let waiting = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { ask(&cache, "b").await }
+    });
+    settle().await;
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    cache.publish_gauges();
+    let metrics = around.metrics.encode().expect("metrics can be written");
+    for line in [
+        r#"portcullis_jwks_waiters_rejected_total{provider="p"} 1"#,
+        r#"portcullis_jwks_waiters{provider="p"} 1"#,
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+    gate.add_permits(1);
+    assert_eq!(waiting.await.expect("does not panic"), Err(still(UnknownKid)));
+}
+
+/// The log of this thread, from now until it is dropped.
+struct Log {
+    text: Arc<Mutex<Vec<u8>>>,
+    _guard: DefaultGuard,
+}
+
+impl Log {
+    fn start() -> Self {
+        let text = Arc::new(Mutex::new(Vec::new()));
+        let writer = {
+            let text = Arc::clone(&text);
+            move || Writer(Arc::clone(&text))
+        };
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .with_max_level(tracing::Level::WARN)
+            .with_writer(writer)
+            .finish();
+        Self { text, _guard: tracing::subscriber::set_default(subscriber) }
+    }
+
+    /// How many warnings there were that say this.
+    fn count(&self, what: &str) -> usize {
+        let text = String::from_utf8(self.text.lock().expect("nobody panicked").clone()).expect("text");
+        text.lines().filter(|line| line.contains(what)).count()
+    }
+}
+
+struct Writer(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("nobody panicked").write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether a token that this key signed is good under these keys.
+fn verified(keys: &KeySet, key: &SigningKey, issuer: &str) -> bool {
+    let rules = Provider {
+        name: "p".into(),
+        issuer: issuer.into(),
+        audiences: Audiences::Any,
+        algorithms: Algorithm::default_set(),
+        clock_skew: Duration::ZERO,
+        token_types: TokenTypes::Default,
+        required_claims: Vec::new(),
+        token_from: Vec::new(),
+        forward_token: true,
+        claim_headers: Vec::new(),
+    };
+    let text = key.sign(&json!({"iss": issuer, "exp": 2_000}));
+    let now = UnixTime::from_secs(1_000);
+    let token = validation::parse(&text, 10_000).expect("a token");
+    let screened = validation::screen(token, &rules, now).expect("passes the screen");
+    validation::try_validate(&screened, keys, now).is_ok()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_was_in_use_is_missed_once_and_one_that_was_not_is_not() {
+    let log = Log::start();
+    let script = Script::publishing(&["used", "unused", "staying"]);
+    let cache = warm(&script, policy()).await;
+    for kid in ["used", "staying"] {
+        assert!(verified(&cache.status().keys, &script.key(kid), "i"), "{kid}");
+    }
+    script.withdraw("unused");
+    // Through a refresh in between it is still known that it was used.
+    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+    assert_eq!(log.count("a key that was in use is gone"), 0);
+    script.withdraw("used");
+    for _ in 0..3 {
+        advance(SECOND).await;
+        assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+    }
+    assert_eq!(log.count("a key that was in use is gone"), 1);
+    assert_eq!(log.count("\"kid\":\"used\""), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_shrinks_to_nothing_usable_is_told_once_and_the_last_good_one_serves() {
+    let log = Log::start();
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let keys = script.take_all();
+    for _ in 0..3 {
+        assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+        advance(SECOND).await;
+    }
+    assert_eq!(log.count("no key that can be used any more"), 1);
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    script.put_back(keys);
+    sleep(20 * MINUTE).await;
+    script.take_all();
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    assert_eq!(log.count("no key that can be used any more"), 2, "another time is told again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_is_half_way_to_max_stale_is_told_once() {
+    let log = Log::start();
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, RefreshPolicy::default()).await;
+    script.goes_down(true);
+    sleep(11 * 60 * MINUTE).await;
+    assert_eq!(log.count("half-way to max_stale"), 0);
+    sleep(6 * 60 * MINUTE).await;
+    assert_eq!(log.count("half-way to max_stale"), 1);
+    assert_eq!(log.count("key set not refreshed"), 1, "the same failure is news once");
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    sleep(8 * 60 * MINUTE).await;
+    assert_eq!(ask(&cache, "a").await, Err(NotRescued::Unavailable), "past max_stale nobody can say");
+    script.goes_down(false);
+    sleep(MINUTE * 6).await;
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    script.goes_down(true);
+    sleep(13 * 60 * MINUTE).await;
+    assert_eq!(log.count("half-way to max_stale"), 2, "another outage is told again");
+}
+
+const ISSUER: &str = "https://sso.example.com";
+const SOURCE: &str = "https://sso.example.com/keys";
+const NOW: i64 = 1_800_000_000;
+
+fn now() -> UnixTime {
+    UnixTime::from_secs(NOW)
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build folder can be written to")
+}
+
+fn snapshot_in(folder: &Path) -> SnapshotFile {
+    SnapshotFile::new(folder, "p", ISSUER, SOURCE, 1 << 20)
+}
+
+/// A cache that begins with what is in this folder, and keeps it.
+fn starting(script: &Script, folder: &Path) -> KeyCache {
+    let around = Surroundings { clock: Clock::Fixed(now()), ..Surroundings::default() };
+    KeyCache::fetched("p", policy(), Arc::new(script.clone()), around, None, Some(snapshot_in(folder)))
+}
+
+/// Waits until the snapshot in this folder has keys of these names.
+async fn kept(folder: &Path, kids: &[&str]) {
+    for _ in 0..10_000 {
+        let snapshot = snapshot_in(folder).read(now(), MINUTE).expect("a whole snapshot, at any time");
+        let found = snapshot.map(|snapshot| {
+            snapshot.keys.keys().iter().filter_map(|key| key.kid().map(str::to_owned)).collect::<Vec<_>>()
+        });
+        if found.is_some_and(|found| found == kids) {
+            return;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    panic!("no snapshot of {kids:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_in_the_middle_of_an_outage_serves_the_keys_of_the_snapshot() {
+    let folder = folder();
+    let below = folder.path().join("made/when/missing");
+    let script = Script::publishing(&["a"]);
+    let cache = starting(&script, &below);
+    kept(&below, &["a"]).await;
+    script.publish(&["a", "b"]);
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    kept(&below, &["a", "b"]).await;
+    drop(cache);
+
+    script.goes_down(true);
+    let cache = starting(&script, &below);
+    assert!(cache.has_keys(), "ready at once");
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    assert_eq!(ask(&cache, "c").await, Err(NotRescued::Unavailable), "nobody can say");
+    let status = cache.status();
+    assert_eq!((status.generation, status.fetched_at), (1, Some(now())));
+
+    script.goes_down(false);
+    sleep(MINUTE).await;
+    assert_eq!(cache.status().generation, 1, "the same keys, confirmed");
+    assert_eq!(ask(&cache, "c").await, Err(still(UnknownKid)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_ages_while_nobody_runs() {
+    let folder = folder();
+    let keys = Script::publishing(&["a"]).key_set();
+    let written = UnixTime::from_secs(NOW - 7_000);
+    snapshot_in(folder.path()).write(&keys, written).expect("can be written");
+    let script = Script::publishing(&["a"]);
+    script.goes_down(true);
+    let cache = starting(&script, folder.path());
+    assert_eq!(cache.status().age, Some(7_000 * SECOND));
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    sleep(201 * SECOND).await;
+    assert_eq!(ask(&cache, "a").await, Err(NotRescued::Unavailable), "max_stale is 7200 s");
+}
+
+#[test]
+fn a_snapshot_is_for_its_owner_alone_and_holds_nothing_private() {
+    let folder = folder();
+    let signing = SigningKey::generate("a", SigningAlgorithm::ES256);
+    let mut odd = SigningKey::generate("b", SigningAlgorithm::RS256).public_jwk();
+    odd["d"] = json!("cHJpdmF0ZQ");
+    let mut rich = signing.public_jwk();
+    rich["x5c"] = json!(["certificate"]);
+    let document = json!({"keys": [rich, odd]}).to_string();
+    let keys = KeySet::parse(document.as_bytes()).expect("one key is usable");
+    let file = snapshot_in(folder.path());
+    file.write(&keys, now()).expect("can be written");
+    let mode = fs::metadata(file.path()).expect("is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let text = fs::read_to_string(file.path()).expect("is text");
+    let written: Value = serde_json::from_str(&text).expect("is JSON");
+    assert_eq!(written["content"]["keys"], json!([signing.public_jwk()]));
+    assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing half-written stays");
+    let read = file.read(now(), MINUTE).expect("is whole").expect("is there");
+    assert!(read.keys.same_keys(&keys));
+}
+
+/// What was done to a snapshot, and whether it is used after that.
+type Tampering = (&'static str, fn(&SnapshotFile), Result<(), SnapshotError>);
+
+fn change(file: &SnapshotFile, change: impl FnOnce(String) -> String) {
+    let text = fs::read_to_string(file.path()).expect("is text");
+    fs::write(file.path(), change(text)).expect("can be written");
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("is ours");
+}
+
+#[test]
+fn a_snapshot_that_is_damaged_foreign_or_open_to_all_is_refused_with_the_reason() {
+    use SnapshotError::*;
+
+    let other = |issuer: &'static str, source: &'static str, at: i64| {
+        move |file: &SnapshotFile| {
+            let folder = file.path().parent().expect("a folder");
+            let keys = Script::publishing(&["a"]).key_set();
+            let foreign = SnapshotFile::new(folder, "p", issuer, source, 1 << 20);
+            foreign.write(&keys, UnixTime::from_secs(at)).expect("can be written");
+        }
+    };
+    let tamperings: [Tampering; 12] = [
+        ("empty", |file| change(file, |_| String::new()), Err(Damaged)),
+        ("truncated", |file| change(file, |text| text[..text.len() / 2].to_owned()), Err(Damaged)),
+        (
+            "one key exchanged",
+            |file| change(file, |text| text.replace("\"kid\":\"a\"", "\"kid\":\"b\"")),
+            Err(Damaged),
+        ),
+        ("not text", |file| fs::write(file.path(), [0xff; 100]).expect("can be written"), Err(Damaged)),
+        (
+            "huge",
+            |file| change(file, |text| text + &" ".repeat(2 << 20)),
+            Err(TooLarge((1 << 20) + 16 * 1024)),
+        ),
+        ("a bare key set", |file| change(file, |_| Script::publishing(&["a"]).jwks()), Err(Damaged)),
+        ("writable for all", |file| set_mode(file.path(), 0o606), Err(WorldWritable)),
+        (
+            "in a folder that is",
+            |file| set_mode(file.path().parent().expect("a folder"), 0o777),
+            Err(FolderWorldWritable),
+        ),
+        (
+            "a link",
+            |file| {
+                let target = file.path().with_extension("elsewhere");
+                fs::rename(file.path(), &target).expect("can be moved");
+                symlink(target, file.path()).expect("can be made");
+            },
+            Err(NotAFile),
+        ),
+        (
+            "a folder",
+            |file| {
+                fs::remove_file(file.path()).expect("is ours");
+                fs::create_dir(file.path()).expect("can be made");
+            },
+            Err(NotAFile),
+        ),
+        (
+            "a socket",
+            |file| {
+                fs::remove_file(file.path()).expect("is ours");
+                drop(std::os::unix::net::UnixListener::bind(file.path()).expect("can be bound"));
+            },
+            Err(NotAFile),
+        ),
+        ("in a folder like /tmp", |file| set_mode(file.path().parent().expect("a folder"), 0o1777), Ok(())),
+    ];
+    for (what, tamper, expected) in tamperings {
+        let folder = folder();
+        let file = snapshot_in(folder.path());
+        file.write(&Script::publishing(&["a"]).key_set(), now()).expect("can be written");
+        assert!(file.read(now(), MINUTE).expect("is whole").is_some());
+        tamper(&file);
+        assert_eq!(file.read(now(), MINUTE).map(|_| ()), expected, "{what}");
+    }
+    for (tamper, expected) in [
+        (other("https://evil.example.com", SOURCE, NOW), OtherIssuer),
+        (other(ISSUER, "https://evil.example.com/keys", NOW), OtherSource),
+        (other(ISSUER, SOURCE, NOW - 61), TooOld),
+        (other(ISSUER, SOURCE, NOW + 301), FromTheFuture),
+    ] {
+        let folder = folder();
+        let file = snapshot_in(folder.path());
+        tamper(&file);
+        assert_eq!(file.read(now(), MINUTE).map(|_| ()), Err(expected));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_is_refused_is_told_and_replaced_by_the_next_fetch() {
+    let log = Log::start();
+    let folder = folder();
+    fs::write(folder.path().join("p.json"), "{").expect("can be written");
+    let script = Script::publishing(&["a"]);
+    let cache = starting(&script, folder.path());
+    assert!(!cache.has_keys());
+    assert_eq!(log.count("it is damaged"), 1);
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    for _ in 0..10_000 {
+        if snapshot_in(folder.path()).read(now(), MINUTE).is_ok() {
+            return;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    panic!("the damaged snapshot is still there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_cannot_be_written_is_told_once_and_the_keys_serve_all_the_same() {
+    let log = Log::start();
+    let folder = folder();
+    let blocked = folder.path().join("file");
+    fs::write(&blocked, "no folder").expect("can be written");
+    let script = Script::publishing(&["a"]);
+    let cache = starting(&script, &blocked);
+    for kid in ["b", "c", "d"] {
+        script.publish(&[kid]);
+        assert_eq!(ask(&cache, kid).await, Ok(()));
+        advance(SECOND).await;
+        settle().await;
+    }
+    sleep(SECOND).await;
+    assert_eq!(log.count("the snapshot cannot be written"), 1);
+}

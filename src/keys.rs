@@ -12,7 +12,7 @@
 //! - A token that the newest set has refused is refused again at once ([`KeyCache::refused_lately`]), for
 //!   `min_spacing` or until the set changes.
 //!
-//! One task per provider, the driver ([`refresh`]), makes all fetches, so there is never more than one at a
+//! One task per provider, the driver in `keys/refresh.rs`, makes all fetches, so there is never more than one at a
 //! time. The set is swapped atomically.
 //!
 //! # Architecture invariant

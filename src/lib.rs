@@ -20,7 +20,7 @@
 //! - The doors: [`ext_authz`], with its types in [`proto`], and [`admin`] for operators.
 //! - [`authorizer`], with what it takes and gives: [`access_request`], [`verdict`].
 //! - The core, pure: [`bearer_token`], [`identity`], [`validation`].
-//! - [`keys`]: the cache, its schedule, and how keys are fetched.
+//! - [`keys`]: the cache, its schedule, how keys are fetched, and the snapshot that outlives a restart.
 //! - [`clock`] and [`telemetry`], which everybody may use.
 //!
 //! Dependencies point down: `main → app, commands → doors → authorizer → keys, core`; but `app` and the

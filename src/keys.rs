@@ -12,8 +12,8 @@
 //! - A token that the newest set has refused is refused again at once ([`KeyCache::refused_lately`]), for
 //!   `min_spacing` or until the set changes.
 //!
-//! One task per provider, the driver in `keys/refresh.rs`, makes all fetches, so there is never more than one at a
-//! time. The set is swapped atomically.
+//! One task per provider, the driver in `keys/refresh.rs`, makes all fetches, so there is never more than
+//! one at a time. The set is swapped atomically.
 //!
 //! # Architecture invariant
 //! The one home of `reqwest`. Nothing here knows of requests, proxies or verdicts: what a caller does

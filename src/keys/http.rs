@@ -6,9 +6,11 @@
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use reqwest::header::{ACCEPT, CACHE_CONTROL, HeaderMap, HeaderValue};
 use reqwest::{Certificate, Client, Identity, NoProxy, Proxy, Response, StatusCode, redirect};
+use tokio::task::spawn_blocking;
 use url::Url;
 
 use crate::config::{ClientCertificate, IssuerHttp};
@@ -34,10 +36,13 @@ enum Location {
     Discovery(Discovery),
 }
 
-/// Where the set in hand came from, and how to ask there whether it has changed.
+/// Where the set in hand came from, and what was said about it there.
+#[derive(Clone)]
 struct Last {
     url: Url,
+    /// How to ask whether it has changed.
     validators: HeaderMap,
+    fresh_for: Option<Duration>,
 }
 
 impl HttpKeys {
@@ -65,22 +70,25 @@ impl HttpKeys {
 
     async fn read_set(&self, url: &Url, trigger: Trigger) -> Result<Fetched, FetchError> {
         const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
-        let validators =
-            self.last().as_ref().filter(|last| last.url == *url).map(|last| last.validators.clone());
-        let mut ask = validators.clone().unwrap_or_default();
+        let last = self.last().clone().filter(|last| last.url == *url);
+        let mut ask = last.as_ref().map(|last| last.validators.clone()).unwrap_or_default();
         if matches!(trigger, Trigger::Forced(_)) {
             // A cache on the way may have the very set under which the token failed (RFC 9111 §5.2.1.4).
             ask.insert(CACHE_CONTROL, REVALIDATE);
         }
         let response = self.http.send(url.clone(), ask).await?;
         let fresh_for = caching::fresh_for(response.headers());
-        if response.status() == StatusCode::NOT_MODIFIED && validators.is_some() {
+        let validators = caching::validators(response.headers());
+        if let Some(last) = last.filter(|_| response.status() == StatusCode::NOT_MODIFIED) {
+            // What it does not say anew stays as it was (RFC 9111 §4.3.4).
+            let fresh_for = fresh_for.or(last.fresh_for);
+            let validators = validators.unwrap_or(last.validators);
+            *self.last() = Some(Last { url: last.url, validators, fresh_for });
             return Ok(Fetched { keys: FetchedKeys::NotModified, fresh_for });
         }
-        let validators = caching::validators(response.headers());
         let body = self.http.body(response).await?;
         let keys = KeySet::parse(&body).map_err(FetchError::KeySet)?;
-        *self.last() = validators.map(|validators| Last { url: url.clone(), validators });
+        *self.last() = validators.map(|validators| Last { url: url.clone(), validators, fresh_for });
         Ok(Fetched { keys: FetchedKeys::Set(keys), fresh_for })
     }
 
@@ -171,8 +179,9 @@ impl HttpReader {
         if self.made().stamps == stamps {
             return self.made().client.clone();
         }
-        // Certificates are small files that are replaced now and then.
-        let made = client(&self.options);
+        let options = self.options.clone();
+        let made = spawn_blocking(move || client(&options)).await;
+        let made = made.unwrap_or_else(|error| Err(FetchError::TlsFile(error.to_string())));
         let mut before = self.made();
         before.stamps = stamps;
         match made {

@@ -2,6 +2,7 @@
 //!
 //! Everything is borrowed from the door's own buffers. Nothing here decides.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::clock::Instant;
@@ -9,6 +10,10 @@ use crate::clock::Instant;
 /// One request that wants to pass.
 #[derive(Clone, Debug)]
 pub struct AccessRequest<'a> {
+    /// The method.
+    pub method: &'a [u8],
+    /// The host that it was sent to, with its port where it names one.
+    pub host: &'a [u8],
     /// The request target with its query, as the proxy received it.
     pub path: &'a [u8],
     /// The request's headers.
@@ -19,6 +24,23 @@ pub struct AccessRequest<'a> {
     pub timeout: Option<Duration>,
     /// The rule that the proxy's own configuration names for this request, where it names one.
     pub named_rule: Option<&'a [u8]>,
+    /// Who says in headers of its own what the request is; `None` where the door has it at first hand.
+    pub described_by: Option<IpAddr>,
+    /// Why nobody can judge it, where the proxy did not say what the request is.
+    pub flaw: Option<&'static str>,
+    /// What the proxy can take away from the request before the upstream sees it.
+    pub removal: Removal,
+}
+
+/// What a proxy can take away from a request when it is told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// Headers of any name, and query parameters: Envoy over gRPC.
+    HeadersAndQuery,
+    /// Headers of any name: Envoy over HTTP.
+    Headers,
+    /// The headers that its own configuration names, and no others.
+    NamedHeaders,
 }
 
 /// The headers of a request, in the order in which they came. Names are compared without their case.
@@ -32,6 +54,13 @@ impl<'a> Headers<'a> {
             .iter()
             .filter(move |(header, _)| header.eq_ignore_ascii_case(name.as_bytes()))
             .map(|(_, value)| *value)
+    }
+
+    /// The value of this header, a lower-case name; `None` where there is none or more than one.
+    pub fn only<'s>(&'s self, name: &'s str) -> Option<&'a [u8]> {
+        let mut values = self.all(name);
+        let value = values.next()?;
+        values.next().is_none().then_some(value)
     }
 
     /// Whether there is not a single header.

@@ -10,11 +10,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 
-use crate::app::Service;
 use crate::authorizer::KeyedProvider;
 use crate::clock;
 use crate::keys::KeyStatus;
 use crate::keys::schedule::Trigger;
+use crate::service::Service;
 
 /// The routes.
 pub fn router(service: Arc<Service>) -> Router {

@@ -1,10 +1,8 @@
 //! From a [`Config`] to a running service: bind, serve, reload, drain.
 //!
 //! [`App::bind`] gives back real addresses before anything is served, so that tests run the whole
-//! service on port 0. What is running under the present configuration is a [`Service`], which the
-//! doors share.
+//! service on port 0.
 
-mod listener;
 mod reload;
 
 use std::fmt;
@@ -12,73 +10,24 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::authorizer::Authorizer;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::keys::Surroundings;
-use crate::telemetry::Metrics;
-use crate::{admin, ext_authz};
-
-pub(crate) use self::listener::Listener;
-pub use self::listener::{BindError, GrpcSocket};
-
-/// The service as its doors see it.
-pub struct Service {
-    authorizer: ArcSwap<Authorizer>,
-    around: Surroundings,
-    ready: AtomicBool,
-    draining: AtomicBool,
-}
-
-impl Service {
-    /// The authorizer of the present configuration.
-    pub fn authorizer(&self) -> Arc<Authorizer> {
-        self.authorizer.load_full()
-    }
-
-    /// Whether traffic should be sent here: every provider has had keys once, and no drain has begun. A
-    /// provider that a reload adds does not take the service away from the others.
-    pub fn is_serving(&self) -> bool {
-        if !self.ready.load(Ordering::Acquire) && self.authorizer.load().is_ready() {
-            self.ready.store(true, Ordering::Release);
-        }
-        self.ready.load(Ordering::Acquire) && !self.draining.load(Ordering::Acquire)
-    }
-
-    /// Whether a drain has begun.
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
-    }
-
-    /// The metrics of this service.
-    pub fn metrics(&self) -> &Metrics {
-        &self.around.metrics
-    }
-
-    /// Told whenever [`Service::is_serving`] may have changed.
-    pub(crate) fn serving_may_have_changed(&self) -> &Notify {
-        &self.around.serving_changed
-    }
-
-    fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
-        self.around.serving_changed.notify_one();
-    }
-}
+use crate::service::Service;
+use crate::socket::{self, BindError, GrpcSocket, HttpSocket, ServeError};
+use crate::{admin, ext_authz, forward_auth};
 
 /// A service whose sockets are bound and whose key fetches have begun, and which serves nobody yet.
 pub struct App {
     config: Config,
     service: Arc<Service>,
     grpc: GrpcSocket,
+    http: Vec<HttpSocket>,
     admin: Option<TcpListener>,
     file: Option<PathBuf>,
 }
@@ -95,20 +44,17 @@ impl App {
     /// # Errors
     /// A socket cannot be bound, a TLS file cannot be used, or no HTTP client can be made.
     pub async fn bind(config: Config, clock: Clock) -> Result<Self, BindError> {
-        let around = Surroundings { clock, ..Surroundings::default() };
         let grpc = GrpcSocket::bind(&config.listen.ext_authz).await?;
+        let mut http = Vec::new();
+        for door in &config.listen.forward_auth {
+            http.push(HttpSocket::bind(door).await?);
+        }
         let admin = match config.listen.admin {
-            Some(address) => Some(listener::bind_tcp("listen.admin", address).await?),
+            Some(address) => Some(socket::bind_tcp("listen.admin", address).await?),
             None => None,
         };
-        let authorizer = reload::authorizer(&config, None, &around)?;
-        let service = Service {
-            authorizer: ArcSwap::from_pointee(authorizer),
-            around,
-            ready: AtomicBool::new(false),
-            draining: AtomicBool::new(false),
-        };
-        Ok(Self { config, service: Arc::new(service), grpc, admin, file: None })
+        let service = Arc::new(Service::start(&config, clock).map_err(BindError::from_error)?);
+        Ok(Self { config, service, grpc, http, admin, file: None })
     }
 
     /// Reads the configuration again on SIGHUP and when this file changes.
@@ -121,6 +67,11 @@ impl App {
     /// Where the gRPC door is, unless it is a socket file.
     pub fn ext_authz_address(&self) -> Option<SocketAddr> {
         self.grpc.address()
+    }
+
+    /// Where the HTTP doors are, in the order of the configuration.
+    pub fn forward_auth_addresses(&self) -> Vec<SocketAddr> {
+        self.http.iter().filter_map(|socket| socket.listener.local_addr().ok()).collect()
     }
 
     /// Where the operator's door is.
@@ -139,10 +90,13 @@ impl App {
     /// # Errors
     /// A door broke while it was serving.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { config, service, grpc, admin, file } = self;
+        let Self { config, service, grpc, http, admin, file } = self;
         let (stop, stopped) = watch::channel(false);
         let mut doors = JoinSet::new();
         doors.spawn(ext_authz::serve(Arc::clone(&service), grpc, until_true(stopped.clone())));
+        for socket in http {
+            doors.spawn(forward_auth::serve(Arc::clone(&service), socket, until_true(stopped.clone())));
+        }
         if let Some(listener) = admin {
             let router = admin::router(Arc::clone(&service));
             let stopped = until_true(stopped);
@@ -161,7 +115,7 @@ impl App {
         tokio::select! {
             () = shutdown => {}
             Some(ended) = doors.join_next() => return Err(ended.map_or_else(ServeError::from_error, |door| {
-                door.err().unwrap_or_else(|| ServeError("a door closed by itself".to_owned()))
+                door.err().unwrap_or_else(|| ServeError::from_error("a door closed by itself"))
             })),
         }
         tracing::info!("draining");
@@ -177,24 +131,6 @@ impl App {
         Ok(())
     }
 }
-
-/// A door broke while it was serving.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ServeError(String);
-
-impl ServeError {
-    pub(crate) fn from_error(error: impl fmt::Display) -> Self {
-        Self(error.to_string())
-    }
-}
-
-impl fmt::Display for ServeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ServeError {}
 
 async fn until_true(mut flag: watch::Receiver<bool>) {
     // An error means that the sender is gone, and the service with it.

@@ -5,15 +5,18 @@
 //! nothing here fails, and a failure to decide is a denial.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use crate::access_request::AccessRequest;
 use crate::bearer_token::{self, FoundToken, NoToken};
 use crate::clock::{self, Clock, Instant};
 use crate::config::{Limits, RefreshPolicy, Responses};
-use crate::identity;
+use crate::identity::{self, Unfit};
 use crate::keys::{KeyCache, NotRescued};
 use crate::telemetry::{Metrics, on_one_line};
 use crate::validation::provider::{Provider, TokenSource};
@@ -40,11 +43,23 @@ pub struct Authorizer {
     token_sources: Vec<TokenSource>,
     /// The claim headers of all providers, each once.
     managed_headers: Vec<String>,
-    limits: Limits,
-    responses: Responses,
+    policy: RequestPolicy,
     clock: Clock,
     metrics: Arc<Metrics>,
     ids: DecisionIds,
+    /// Whether the log has been told of a proxy that is not trusted.
+    untrusted_told: AtomicBool,
+}
+
+/// What holds for every request, whichever provider its token names.
+#[derive(Clone, Debug)]
+pub struct RequestPolicy {
+    /// Bounds on one request.
+    pub limits: Limits,
+    /// How a denial looks.
+    pub responses: Responses,
+    /// Who may tell in headers what request it asks about.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// What a decision has found out so far, for the log.
@@ -61,8 +76,7 @@ impl Authorizer {
     /// configuration has refused that.
     pub fn new(
         providers: Vec<KeyedProvider>,
-        limits: Limits,
-        responses: Responses,
+        policy: RequestPolicy,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -77,11 +91,11 @@ impl Authorizer {
             providers,
             token_sources,
             managed_headers,
-            limits,
-            responses,
+            policy,
             clock,
             metrics,
             ids: DecisionIds::new(),
+            untrusted_told: AtomicBool::new(false),
         }
     }
 
@@ -105,7 +119,7 @@ impl Authorizer {
 
     /// How this configuration's denials look.
     pub fn responses(&self) -> &Responses {
-        &self.responses
+        &self.policy.responses
     }
 
     /// The providers with their keys, in no particular order.
@@ -119,6 +133,17 @@ impl Authorizer {
     }
 
     async fn judge(&self, request: &AccessRequest<'_>, findings: &mut Findings) -> Result<Allowed, Reason> {
+        if let Some(peer) = request.described_by.map(|peer| peer.to_canonical())
+            && !self.policy.trusted_proxies.iter().any(|network| network.contains(&peer))
+        {
+            self.tell_untrusted(peer);
+            findings.detail = Some(format!("{peer} is not in trusted_proxies"));
+            return Err(Reason::UntrustedProxy);
+        }
+        if let Some(flaw) = request.flaw {
+            findings.detail = Some(flaw.to_owned());
+            return Err(Reason::RequestMalformed);
+        }
         // There are no rules yet, so every name is unknown; and an unknown one is never a default.
         if request.named_rule.is_some() {
             return Err(Reason::RuleDenied);
@@ -146,9 +171,19 @@ impl Authorizer {
             &self.managed_headers,
             request,
             &found,
-            self.limits.claim_header_bytes,
+            self.policy.limits.claim_header_bytes,
         )
-        .map_err(|identity::ClaimTooLarge| Reason::ClaimTooLarge)?;
+        .map_err(|unfit| {
+            let (reason, detail) = match unfit {
+                Unfit::ClaimTooLarge => (Reason::ClaimTooLarge, None),
+                Unfit::LookAlike => (Reason::RequestMalformed, Some("a look-alike of a claim header")),
+                Unfit::TokenInQuery => {
+                    (Reason::RequestMalformed, Some("forward_token: this proxy cannot change the query"))
+                }
+            };
+            findings.detail = detail.map(str::to_owned);
+            reason
+        })?;
         Ok(Allowed::by_token(&validated, changes))
     }
 
@@ -157,11 +192,22 @@ impl Authorizer {
         found: &'f FoundToken<'_>,
         findings: &mut Findings,
     ) -> Result<(&KeyedProvider, Screened<'f>), Permanent> {
-        let token = validation::parse(&found.text, self.limits.token_bytes)?;
+        let token = validation::parse(&found.text, self.policy.limits.token_bytes)?;
         findings.kid = token.kid.as_deref().map(on_one_line);
         let keyed = self.providers.get(validation::issuer(&token)?).ok_or(Permanent::IssuerUnknown)?;
         findings.provider = Some(Arc::clone(&keyed.provider));
         Ok((keyed, validation::screen(token, &keyed.provider, self.clock.now())?))
+    }
+
+    /// Aloud once: it is a proxy that was forgotten in the configuration, or somebody who should not get here.
+    fn tell_untrusted(&self, peer: IpAddr) {
+        if !self.untrusted_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                %peer,
+                "who asks is not in trusted_proxies and is refused: add it there if it is your proxy, and keep \
+                 everybody else away from this door"
+            );
+        }
     }
 
     fn account(
@@ -176,17 +222,46 @@ impl Authorizer {
         let took = clock::elapsed_since(request.arrived);
         self.metrics.decision(door, verdict, reason, provider, took);
         let (kid, detail) = (findings.kid.as_deref(), findings.detail.as_deref());
+        let (method, host) = (shown(request.method), shown(request.host));
         let (reason, decision_id) = (reason.as_str(), decision.decision_id.as_str());
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         match decision.verdict {
             Verdict::Allow(_) => {
-                tracing::debug!(door, verdict, reason, provider, kid, decision_id, took_us, "decided")
+                tracing::debug!(
+                    door,
+                    verdict,
+                    reason,
+                    provider,
+                    method,
+                    host,
+                    kid,
+                    decision_id,
+                    took_us,
+                    "decided"
+                );
             }
             Verdict::Deny(_) | Verdict::Unavailable => {
-                tracing::info!(door, verdict, reason, provider, kid, detail, decision_id, took_us, "decided");
+                tracing::info!(
+                    door,
+                    verdict,
+                    reason,
+                    provider,
+                    method,
+                    host,
+                    kid,
+                    detail,
+                    decision_id,
+                    took_us,
+                    "decided"
+                );
             }
         }
     }
+}
+
+/// A part of a request for the log.
+fn shown(bytes: &[u8]) -> String {
+    on_one_line(&String::from_utf8_lossy(bytes))
 }
 
 /// Verifies against the set in hand, and where that may be too old, once more under a newer one.

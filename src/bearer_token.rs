@@ -145,6 +145,7 @@ fn utf8(bytes: &[u8]) -> Result<&str, NoToken> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access_request::Removal;
     use crate::clock;
 
     #[track_caller]
@@ -155,11 +156,16 @@ mod tests {
         expected: Result<(&str, usize), NoToken>,
     ) {
         let request = AccessRequest {
+            method: b"GET",
+            host: b"api.example.com",
             path: path.as_bytes(),
             headers: headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect(),
             arrived: clock::monotonic(),
             timeout: None,
             named_rule: None,
+            described_by: None,
+            flaw: None,
+            removal: Removal::HeadersAndQuery,
         };
         let found = find(&request, sources);
         let found =

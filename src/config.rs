@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use url::Url;
 
 use crate::validation::key_set::KeySet;
@@ -35,6 +36,8 @@ pub struct Config {
     pub providers: Vec<ProviderConfig>,
     /// How a denial looks.
     pub responses: Responses,
+    /// Who may tell an HTTP door in headers what request it asks about; default loopback.
+    pub trusted_proxies: Vec<IpNet>,
     /// Bounds on one request.
     pub limits: Limits,
     /// How the service ends.
@@ -48,6 +51,8 @@ pub struct Config {
 pub struct Listen {
     /// `envoy.service.auth.v3.Authorization`, `grpc.health.v1` and reflection.
     pub ext_authz: GrpcListener,
+    /// HTTP, for every other proxy; each with the dialect of one.
+    pub forward_auth: Vec<HttpListener>,
     /// `/livez`, `/readyz`, `/metrics`, `/keys`; `None` is off.
     pub admin: Option<SocketAddr>,
 }
@@ -59,6 +64,55 @@ pub struct GrpcListener {
     pub address: BindAddress,
     /// TLS, and with `client_ca_file` mutual TLS; `None` is plain text.
     pub tls: Option<TlsFiles>,
+}
+
+/// An HTTP door.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpListener {
+    /// Where it is bound.
+    pub address: SocketAddr,
+    /// How the proxy in front of it tells what request it asks about.
+    pub profile: Profile,
+    /// TLS, and with `client_ca_file` mutual TLS; `None` is plain text.
+    pub tls: Option<TlsFiles>,
+}
+
+/// How a proxy tells an HTTP door what request it asks about, and what it can change about that request. A
+/// door reads only what the proxy's recipe in `deploy/` makes it overwrite: all else is the client's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// `auth_request`: `X-Original-Method`, `X-Original-URI` and `Host`.
+    Nginx,
+    /// The Lua action of the recipe: `X-Forwarded-Method`, `-Uri` and `-Host`.
+    Haproxy,
+    /// `forward_auth`: `X-Forwarded-Method`, `-Uri` and `-Host`.
+    Caddy,
+    /// ForwardAuth: `X-Forwarded-Method`, `-Uri` and `-Host`.
+    Traefik,
+    /// ext_authz with `http_service`: the request line and `Host` are the client's own.
+    Envoy,
+}
+
+impl Profile {
+    /// Every profile by its name in the configuration.
+    pub const NAMED: [(&'static str, Profile); 5] = [
+        ("nginx", Profile::Nginx),
+        ("haproxy", Profile::Haproxy),
+        ("caddy", Profile::Caddy),
+        ("traefik", Profile::Traefik),
+        ("envoy", Profile::Envoy),
+    ];
+
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Profile::Nginx => "nginx",
+            Profile::Haproxy => "haproxy",
+            Profile::Caddy => "caddy",
+            Profile::Traefik => "traefik",
+            Profile::Envoy => "envoy",
+        }
+    }
 }
 
 /// A place to bind.

@@ -21,8 +21,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-use crate::access_request::{AccessRequest, Headers};
-use crate::app::{GrpcSocket, Listener, ServeError, Service};
+use crate::access_request::{AccessRequest, Headers, Removal};
 use crate::clock;
 use crate::config::Responses;
 use crate::identity::UpstreamChanges;
@@ -37,6 +36,8 @@ use crate::proto::envoy::service::auth::v3::{
 };
 use crate::proto::envoy::r#type::v3::HttpStatus;
 use crate::proto::google::rpc;
+use crate::service::Service;
+use crate::socket::{GrpcSocket, Listener, ServeError};
 use crate::verdict::{Decision, DenialKind, Reason, Verdict};
 
 /// The `door` label.
@@ -147,8 +148,18 @@ impl Authorization for Door {
         // Entries of one key arrive in order; the last one is the map's.
         let mut extensions = attributes.context_extensions.iter().rev();
         let named_rule = extensions.find(|entry| entry.key == NAMED_RULE).map(|entry| entry.value.as_ref());
-        let access_request =
-            AccessRequest { path: &http.path, headers: headers(&http), arrived, timeout, named_rule };
+        let access_request = AccessRequest {
+            method: http.method.as_ref(),
+            host: http.host.as_ref(),
+            path: &http.path,
+            headers: headers(&http),
+            arrived,
+            timeout,
+            named_rule,
+            described_by: None,
+            flaw: None,
+            removal: Removal::HeadersAndQuery,
+        };
         if access_request.headers.is_empty() {
             self.tell_headerless();
         }

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use crate::access_request::AccessRequest;
+use crate::access_request::{AccessRequest, Removal};
 use crate::bearer_token::{FoundToken, cookies};
 use crate::validation::json::Json;
 use crate::validation::provider::{Provider, TokenSource};
@@ -30,15 +30,22 @@ pub struct UpstreamChanges {
     pub remove_query: Vec<String>,
 }
 
-/// The claim headers of one request would be larger than allowed.
+/// Why a request cannot be made fit for the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClaimTooLarge;
+pub enum Unfit {
+    /// The claim headers would be larger than allowed.
+    ClaimTooLarge,
+    /// It carries a look-alike of a claim header, and the proxy cannot take it away.
+    LookAlike,
+    /// The token has to be taken from the query, and the proxy cannot do that.
+    TokenInQuery,
+}
 
 /// The changes for a request with a verified token of `provider`. `managed` are the claim headers of
 /// all providers, in lower case.
 ///
 /// # Errors
-/// [`ClaimTooLarge`] if names and values together are over `max_bytes`.
+/// [`Unfit`]; the claim headers are too large where names and values together are over `max_bytes`.
 pub fn upstream_changes(
     claims: &Json,
     provider: &Provider,
@@ -46,7 +53,7 @@ pub fn upstream_changes(
     request: &AccessRequest<'_>,
     token: &FoundToken<'_>,
     max_bytes: usize,
-) -> Result<UpstreamChanges, ClaimTooLarge> {
+) -> Result<UpstreamChanges, Unfit> {
     let mut changes = UpstreamChanges::default();
     for claim_header in &provider.claim_headers {
         if let Some(value) = claim_header.claim.resolve(claims).and_then(header_value) {
@@ -54,11 +61,11 @@ pub fn upstream_changes(
         }
     }
     if changes.set.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > max_bytes {
-        return Err(ClaimTooLarge);
+        return Err(Unfit::ClaimTooLarge);
     }
-    remove_managed(&mut changes, managed, request);
+    remove_managed(&mut changes, managed, request)?;
     if !provider.forward_token {
-        remove_token(&mut changes, request, token);
+        remove_token(&mut changes, request, token)?;
     }
     Ok(changes)
 }
@@ -96,7 +103,11 @@ fn encode(text: &str, unsafe_set: &'static AsciiSet) -> String {
     format!("{}{inner}{}", "%20".repeat(before), "%20".repeat(behind))
 }
 
-fn remove_managed(changes: &mut UpstreamChanges, managed: &[String], request: &AccessRequest<'_>) {
+fn remove_managed(
+    changes: &mut UpstreamChanges,
+    managed: &[String],
+    request: &AccessRequest<'_>,
+) -> Result<(), Unfit> {
     let is_set = |changes: &UpstreamChanges, name: &str| changes.set.iter().any(|(set, _)| set == name);
     for name in managed {
         if !is_set(changes, name) {
@@ -106,11 +117,15 @@ fn remove_managed(changes: &mut UpstreamChanges, managed: &[String], request: &A
     for sent in request.headers.names() {
         let looks_alike =
             managed.iter().any(|name| !sent.eq_ignore_ascii_case(name.as_bytes()) && alike(sent, name));
+        if looks_alike && request.removal == Removal::NamedHeaders {
+            return Err(Unfit::LookAlike);
+        }
         // One that is sent twice is named twice: harmless, and cheaper than to look for it.
         if looks_alike && let Ok(sent) = std::str::from_utf8(sent) {
             changes.remove.push(sent.to_owned());
         }
     }
+    Ok(())
 }
 
 /// Whether a backend that makes variables of header names (CGI's rule) takes both for one: most turn `-`
@@ -124,7 +139,11 @@ fn alike(sent: &[u8], managed: &str) -> bool {
 }
 
 /// Takes the token away from every place where it was found.
-fn remove_token(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, token: &FoundToken<'_>) {
+fn remove_token(
+    changes: &mut UpstreamChanges,
+    request: &AccessRequest<'_>,
+    token: &FoundToken<'_>,
+) -> Result<(), Unfit> {
     let cookie_names: Vec<&[u8]> = token
         .places
         .iter()
@@ -139,6 +158,9 @@ fn remove_token(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, toke
                 if !changes.remove.contains(name) {
                     changes.remove.push(name.clone());
                 }
+            }
+            TokenSource::Query(_) if request.removal != Removal::HeadersAndQuery => {
+                return Err(Unfit::TokenInQuery);
             }
             TokenSource::Query(name) => changes.remove_query.push(name.clone()),
             TokenSource::Cookie(_) => {}
@@ -160,6 +182,7 @@ fn remove_token(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, toke
             _ => changes.remove.push("cookie".to_owned()),
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]

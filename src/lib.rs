@@ -3,8 +3,8 @@
 //!
 //! # The way of a request
 //!
-//! 1. A door takes it in: [`ext_authz`] (gRPC, for Envoy). The door turns what it was sent into an
-//!    [`access_request::AccessRequest`] and decides nothing.
+//! 1. A door takes it in: [`ext_authz`] (gRPC, for Envoy) or [`forward_auth`] (HTTP, for every other proxy).
+//!    The door turns what it was sent into an [`access_request::AccessRequest`] and decides nothing.
 //! 2. [`authorizer`] makes the one decision. [`bearer_token`] finds the token; [`validation`] screens
 //!    it without a key and then verifies it against the key set in hand.
 //! 3. If that set may be too old ([`validation::ValidationError::Stale`]), [`keys`] is asked once to
@@ -17,14 +17,16 @@
 //!
 //! - [`app`] binds, serves, reloads and drains; [`commands`] are what the binary can be told; [`config`] is
 //!   text turned into what is valid.
-//! - The doors: [`ext_authz`], with its types in [`proto`], and [`admin`] for operators.
+//! - The doors: [`ext_authz`], with its types in [`proto`], [`forward_auth`], and [`admin`] for operators;
+//!   what they are bound to is a [`socket`].
+//! - [`service`] is what stands behind the doors, and what a program that has its own asks.
 //! - [`authorizer`], with what it takes and gives: [`access_request`], [`verdict`].
 //! - The core, pure: [`bearer_token`], [`identity`], [`validation`].
 //! - [`keys`]: the cache, its schedule, how keys are fetched, and the snapshot that outlives a restart.
 //! - [`clock`] and [`telemetry`], which everybody may use.
 //!
-//! Dependencies point down: `main → app, commands → doors → authorizer → keys, core`; but `app` and the
-//! doors know each other, as do [`keys`] and [`telemetry`]. A test holds them.
+//! Dependencies point down: `main → app, commands → doors → service → authorizer → keys, core`; only [`keys`]
+//! and [`telemetry`] know each other. A test holds them.
 //!
 //! # Architecture invariants
 //!
@@ -48,7 +50,11 @@ pub mod config;
 
 pub mod admin;
 pub mod ext_authz;
+pub mod forward_auth;
 pub mod proto;
+pub mod socket;
+
+pub mod service;
 
 pub mod access_request;
 pub mod authorizer;

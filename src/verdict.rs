@@ -49,6 +49,9 @@ pub enum Reason {
     RuleDenied,
     /// The request is not one that can be judged.
     RequestMalformed,
+    /// Who asks is not a proxy that may say what a request is; to everybody but us the same as
+    /// [`Reason::RequestMalformed`], but for its status.
+    UntrustedProxy,
     /// Nobody can say: the issuer's keys cannot be had.
     KeysUnavailable,
     /// The claim headers would be over `limits.claim_header_bytes`.
@@ -83,7 +86,7 @@ pub enum DenialKind {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 19] = [
+    pub const ALL: [Reason; 20] = [
         Reason::Ok,
         Reason::TokenMissing,
         Reason::MultipleTokens,
@@ -101,6 +104,7 @@ impl Reason {
         Reason::BadSignature,
         Reason::RuleDenied,
         Reason::RequestMalformed,
+        Reason::UntrustedProxy,
         Reason::KeysUnavailable,
         Reason::ClaimTooLarge,
     ];
@@ -124,7 +128,7 @@ impl Reason {
             Reason::KeyUnknown => "key_unknown",
             Reason::BadSignature => "bad_signature",
             Reason::RuleDenied => "rule_denied",
-            Reason::RequestMalformed => "request_malformed",
+            Reason::RequestMalformed | Reason::UntrustedProxy => "request_malformed",
             Reason::KeysUnavailable => "keys_unavailable",
             Reason::ClaimTooLarge => "claim_too_large",
         }
@@ -161,6 +165,7 @@ impl Reason {
                 wire(Unauthenticated, "invalid_token", "the token's signature cannot be verified")
             }
             Reason::RequestMalformed => wire(BadRequest, "invalid_request", "the request is malformed"),
+            Reason::UntrustedProxy => wire(Forbidden, "invalid_request", "the request is malformed"),
             Reason::KeysUnavailable => {
                 wire(Unavailable, "temporarily_unavailable", "the token cannot be verified at the moment")
             }
@@ -305,7 +310,7 @@ mod tests {
         let mut names: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), Reason::ALL.len());
+        assert_eq!(names.len(), Reason::ALL.len() - 1, "of two that share a name");
         for reason in Reason::ALL {
             let wire = reason.wire();
             for text in [wire.error, wire.description] {

@@ -9,7 +9,7 @@ use crate::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
 use super::cursor::show_duration;
 use super::{
     BindAddress, ClientCertificate, Config, GrpcListener, IssuerHttp, KeySource, LogFormat, ProviderConfig,
-    ProxyUrl, RefreshPolicy,
+    ProxyUrl, RefreshPolicy, TlsFiles,
 };
 
 impl Config {
@@ -19,6 +19,14 @@ impl Config {
         let mut page = Page::default();
         page.line(0, "listen:");
         print_grpc(&mut page, &self.listen.ext_authz);
+        if !self.listen.forward_auth.is_empty() {
+            page.line(1, "forward_auth:");
+        }
+        for door in &self.listen.forward_auth {
+            page.line(2, format!("- address: {}", quoted(door.address)));
+            page.line(3, format!("profile: {}", door.profile.name()));
+            print_tls(&mut page, 3, door.tls.as_ref());
+        }
         if let Some(admin) = self.listen.admin {
             page.line(1, format!("admin: {}", quoted(admin)));
         }
@@ -29,6 +37,7 @@ impl Config {
         page.line(0, "responses:");
         page.line(1, format!("realm: {}", quoted(&self.responses.realm)));
         page.line(1, format!("keys_unavailable_status: {}", self.responses.keys_unavailable_status));
+        page.line(0, format!("trusted_proxies: {}", list(&self.trusted_proxies)));
         page.line(0, "limits:");
         page.line(1, format!("token_bytes: {}", self.limits.token_bytes));
         page.line(1, format!("claim_header_bytes: {}", self.limits.claim_header_bytes));
@@ -68,13 +77,16 @@ fn print_grpc(page: &mut Page, listener: &GrpcListener) {
             }
         }
     }
-    if let Some(tls) = &listener.tls {
-        page.line(2, "tls:");
-        page.line(3, format!("cert_file: {}", quoted(tls.cert_file.display())));
-        page.line(3, format!("key_file: {}", quoted(tls.key_file.display())));
-        if let Some(client_ca_file) = &tls.client_ca_file {
-            page.line(3, format!("client_ca_file: {}", quoted(client_ca_file.display())));
-        }
+    print_tls(page, 2, listener.tls.as_ref());
+}
+
+fn print_tls(page: &mut Page, indent: usize, tls: Option<&TlsFiles>) {
+    let Some(TlsFiles { cert_file, key_file, client_ca_file }) = tls else { return };
+    page.line(indent, "tls:");
+    page.line(indent + 1, format!("cert_file: {}", quoted(cert_file.display())));
+    page.line(indent + 1, format!("key_file: {}", quoted(key_file.display())));
+    if let Some(client_ca_file) = client_ca_file {
+        page.line(indent + 1, format!("client_ca_file: {}", quoted(client_ca_file.display())));
     }
 }
 

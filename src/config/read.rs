@@ -2,17 +2,19 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::cursor::{Cursor, Findings};
 use super::document;
 use super::error::{ConfigError, ConfigErrors};
 use super::providers::read_providers;
 use super::{
-    BindAddress, Config, GrpcListener, Limits, Listen, Log, LogFormat, LogLevel, Responses, Shutdown,
-    TlsFiles,
+    BindAddress, Config, GrpcListener, HttpListener, Limits, Listen, Log, LogFormat, LogLevel, Profile,
+    Responses, Shutdown, TlsFiles,
 };
 
 /// A longer configuration, in bytes, is refused.
@@ -105,14 +107,15 @@ fn read(
 /// Every section is read before the first problem counts: that is why nothing here ends early.
 fn read_config(root: &Cursor<'_>) -> Option<Config> {
     let mapping = root.mapping(
-        &["listen", "providers", "responses", "limits", "shutdown", "log"],
-        &["rules", "trusted_proxies", "token_cache", "tracing"],
+        &["listen", "providers", "responses", "trusted_proxies", "limits", "shutdown", "log"],
+        &["rules", "token_cache", "tracing"],
     )?;
     let listen = mapping.need("listen", "the doors to open, at least `ext_authz`").and_then(read_listen);
     let providers = mapping
         .need("providers", "the issuers whose tokens are accepted")
         .and_then(|cursor| read_providers(&cursor));
     let responses = mapping.or("responses", Responses::default(), read_responses);
+    let trusted_proxies = mapping.or("trusted_proxies", loopback(), |cursor| cursor.each(read_network));
     let limits = mapping.or("limits", Limits::default(), read_limits);
     let shutdown = mapping.or("shutdown", Shutdown::default(), read_shutdown);
     let log = mapping.or("log", Log::default(), read_log);
@@ -120,6 +123,7 @@ fn read_config(root: &Cursor<'_>) -> Option<Config> {
         listen: listen?,
         providers: providers?,
         responses: responses?,
+        trusted_proxies: trusted_proxies?,
         limits: limits?,
         shutdown: shutdown?,
         log: log?,
@@ -127,10 +131,47 @@ fn read_config(root: &Cursor<'_>) -> Option<Config> {
 }
 
 fn read_listen(cursor: Cursor<'_>) -> Option<Listen> {
-    let mapping = cursor.mapping(&["ext_authz", "admin"], &["forward_auth"])?;
+    let mapping = cursor.mapping(&["ext_authz", "forward_auth", "admin"], &[])?;
     let ext_authz = mapping.need("ext_authz", "the address of the gRPC door").and_then(read_grpc_listener);
     let admin = mapping.optional("admin", |cursor| read_socket_address(&cursor, &cursor.text()?));
-    Some(Listen { ext_authz: ext_authz?, admin: admin? })
+    let forward_auth = mapping.or("forward_auth", Vec::new(), |cursor| {
+        if cursor.is_list() {
+            cursor.each(read_http_listener)
+        } else {
+            Some(vec![read_http_listener(&cursor)?])
+        }
+    });
+    Some(Listen { ext_authz: ext_authz?, forward_auth: forward_auth?, admin: admin? })
+}
+
+fn read_http_listener(cursor: &Cursor<'_>) -> Option<HttpListener> {
+    let mapping = cursor.mapping(&["address", "profile", "tls"], &[])?;
+    let address = mapping
+        .need("address", "where the proxy asks, `host:port`")
+        .and_then(|cursor| read_socket_address(&cursor, &cursor.text()?));
+    let profile = mapping
+        .need("profile", "the proxy that asks: nginx, haproxy, caddy, traefik or envoy")
+        .and_then(|cursor| cursor.one_of(&Profile::NAMED));
+    let tls = mapping.optional("tls", read_tls);
+    Some(HttpListener { address: address?, profile: profile?, tls: tls? })
+}
+
+fn loopback() -> Vec<IpNet> {
+    let v4 = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+    vec![v4.into(), Ipv6Net::from(Ipv6Addr::LOCALHOST).into()]
+}
+
+/// A network, or an address, which is a network of one.
+fn read_network(cursor: &Cursor<'_>) -> Option<IpNet> {
+    let text = cursor.text()?;
+    let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    match network {
+        Some(network) if network.trunc() == network => Some(network),
+        Some(network) => {
+            cursor.refuse(format!("has bits beyond its prefix: write {} or a longer prefix", network.trunc()))
+        }
+        None => cursor.refuse("expected a network or an address, such as 10.0.0.0/8, 127.0.0.1 or fd00::/8"),
+    }
 }
 
 fn read_grpc_listener(cursor: Cursor<'_>) -> Option<GrpcListener> {

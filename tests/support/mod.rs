@@ -18,13 +18,14 @@ use envoy_types::pb::envoy::service::auth::v3::authorization_client::Authorizati
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
 use envoy_types::pb::google::protobuf::value::Kind;
-use portcullis::app::{App, Service};
+use portcullis::app::App;
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{Issuer, SigningKey};
 use portcullis::config::{
     BindAddress, Config, GrpcListener, IssuerHttp, KeySource, Limits, Listen, Log, ProviderConfig,
     RefreshPolicy, Responses, Shutdown,
 };
+use portcullis::service::Service;
 use portcullis::validation::UnixTime;
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;

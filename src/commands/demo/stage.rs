@@ -9,11 +9,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::Failure;
-use crate::app::{App, ServeError, Service};
+use crate::app::App;
 use crate::clock::Clock;
 use crate::commands::issuer::{Issuer, SigningAlgorithm, SigningKey};
 use crate::config::Config;
 use crate::ext_authz::client::CheckClient;
+use crate::service::Service;
+use crate::socket::ServeError;
 use crate::telemetry;
 
 /// The `min_spacing` of the demo: shorter than the default of 1 s, so that nobody waits for the next step.

@@ -5,17 +5,27 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
-use crate::config::{BindAddress, GrpcListener, TlsFiles};
+use crate::config::{BindAddress, GrpcListener, HttpListener, Profile, TlsFiles};
 
 /// A socket or something else that the service needs at its start cannot be had.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BindError(String);
 
 impl BindError {
+    pub(crate) fn from_error(error: impl fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+
     /// `key` is the configuration's key that asks for what failed.
     pub(crate) fn new(key: &str, what: impl fmt::Display, error: impl fmt::Display) -> Self {
         Self(format!("{key}: {what}: {error}"))
@@ -29,6 +39,24 @@ impl fmt::Display for BindError {
 }
 
 impl std::error::Error for BindError {}
+
+/// A door broke while it was serving.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ServeError(String);
+
+impl ServeError {
+    pub(crate) fn from_error(error: impl fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl fmt::Display for ServeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ServeError {}
 
 /// The gRPC door's socket.
 pub struct GrpcSocket {
@@ -56,7 +84,7 @@ impl Drop for SocketFile {
 }
 
 impl GrpcSocket {
-    pub(super) async fn bind(listener: &GrpcListener) -> Result<Self, BindError> {
+    pub(crate) async fn bind(listener: &GrpcListener) -> Result<Self, BindError> {
         const KEY: &str = "listen.ext_authz";
         let tls = listener.tls.as_ref().map(read_tls).transpose()?;
         let listener = match &listener.address {
@@ -70,7 +98,7 @@ impl GrpcSocket {
         Ok(Self { listener, tls })
     }
 
-    pub(super) fn address(&self) -> Option<SocketAddr> {
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
         match &self.listener {
             Listener::Tcp(listener) => listener.local_addr().ok(),
             Listener::Unix(..) => None,
@@ -78,7 +106,56 @@ impl GrpcSocket {
     }
 }
 
-pub(super) async fn bind_tcp(key: &str, address: SocketAddr) -> Result<TcpListener, BindError> {
+/// An HTTP door's socket.
+pub struct HttpSocket {
+    /// What connections come from.
+    pub(crate) listener: TcpListener,
+    /// The TLS that they speak.
+    pub(crate) tls: Option<TlsAcceptor>,
+    /// The proxy that asks here.
+    pub(crate) profile: Profile,
+}
+
+impl HttpSocket {
+    pub(crate) async fn bind(listener: &HttpListener) -> Result<Self, BindError> {
+        const KEY: &str = "listen.forward_auth";
+        let HttpListener { address, profile, tls } = listener;
+        let tls = tls.as_ref().map(|files| acceptor(KEY, files)).transpose()?;
+        Ok(Self { listener: bind_tcp(KEY, *address).await?, tls, profile: *profile })
+    }
+}
+
+fn acceptor(key: &str, files: &TlsFiles) -> Result<TlsAcceptor, BindError> {
+    let failed =
+        |path: &Path, error: &dyn fmt::Display| BindError::new(&format!("{key}.tls"), path.display(), error);
+    let certificates = |path: &Path| {
+        let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        read.map_err(|error| failed(path, &error))
+    };
+    let TlsFiles { cert_file, key_file, client_ca_file } = files;
+    let private = PrivateKeyDer::from_pem_file(key_file).map_err(|error| failed(key_file, &error))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| failed(cert_file, &error))?;
+    let builder = match client_ca_file {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = rustls::RootCertStore::empty();
+            for authority in certificates(path)? {
+                roots.add(authority).map_err(|error| failed(path, &error))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            builder.with_client_cert_verifier(verifier.map_err(|error| failed(path, &error))?)
+        }
+    };
+    let server = builder.with_single_cert(certificates(cert_file)?, private);
+    let mut server = server.map_err(|error| failed(cert_file, &error))?;
+    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(server)))
+}
+
+pub(crate) async fn bind_tcp(key: &str, address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|error| BindError::new(key, address, error))
 }
 

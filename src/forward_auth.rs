@@ -1,0 +1,274 @@
+//! The HTTP door: for NGINX, HAProxy, Caddy, Traefik and Envoy's HTTP mode, which ask with a request of
+//! their own before they forward the client's.
+//!
+//! Any method and any path is a question. What request it is about is read as the door's [`Profile`] says
+//! and in no other way; everything else is the client's own word. It decides nothing.
+//!
+//! # Architecture invariant
+//! An answer is 200 in `allow` and nowhere else.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use crate::access_request::{AccessRequest, Headers, Removal};
+use crate::clock;
+use crate::config::{Profile, Responses};
+use crate::identity::UpstreamChanges;
+use crate::service::Service;
+use crate::socket::{HttpSocket, ServeError};
+use crate::verdict::{Decision, Verdict};
+
+/// The `door` label.
+const DOOR: &str = "forward_auth";
+
+/// Connections of one door at a time; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 16_384;
+
+/// Of one request: the largest that proxies let through by default, with a token of the largest size in it.
+const MAX_HEADER_BYTES: usize = 64 * 1024;
+const MAX_HEADERS: usize = 256;
+
+/// How long a connection may be idle, or take to bring a request's headers. Longer than NGINX keeps an idle
+/// one (60 s), so that the proxy closes it and never finds it closed.
+const IDLE: Duration = Duration::from_secs(75);
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Serves the door until `shutdown`, then finishes what is in flight.
+///
+/// # Errors
+/// None at present: what goes wrong on one connection ends that connection.
+pub async fn serve(
+    service: Arc<Service>,
+    socket: HttpSocket,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let HttpSocket { listener, tls, profile } = socket;
+    let door = Arc::new(Door { service, profile });
+    let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    tokio::pin!(shutdown);
+    loop {
+        let place = tokio::select! {
+            () = &mut shutdown => break,
+            place = Arc::clone(&places).acquire_owned() => place,
+        };
+        let accepted = tokio::select! {
+            () = &mut shutdown => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, or a client that has left: neither is worth a busy loop.
+                tracing::debug!(%error, "no connection");
+                sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        let (door, tls, watcher) = (Arc::clone(&door), tls.clone(), graceful.watcher());
+        tokio::spawn(async move {
+            let _place = place;
+            // One answer is one segment, and the proxy waits for it.
+            let _without = stream.set_nodelay(true);
+            door.connect(stream, peer.ip(), tls, watcher).await;
+        });
+    }
+    drop(listener);
+    graceful.shutdown().await;
+    Ok(())
+}
+
+struct Door {
+    service: Arc<Service>,
+    profile: Profile,
+}
+
+impl Door {
+    async fn connect(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: IpAddr,
+        tls: Option<TlsAcceptor>,
+        watcher: Watcher,
+    ) {
+        match tls {
+            None => {
+                // Who sends nothing is gone before HTTP has begun.
+                if timeout(IDLE, stream.peek(&mut [0])).await.is_ok() {
+                    self.converse(stream, peer, watcher).await;
+                }
+            }
+            Some(tls) => {
+                if let Ok(Ok(stream)) = timeout(HANDSHAKE, tls.accept(stream)).await {
+                    self.converse(stream, peer, watcher).await;
+                }
+            }
+        }
+    }
+
+    async fn converse<S>(self: Arc<Self>, stream: S, peer: IpAddr, watcher: Watcher)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(IDLE)
+            .max_headers(MAX_HEADERS)
+            .max_buf_size(MAX_HEADER_BYTES);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(IDLE)
+            .max_header_list_size(MAX_HEADER_BYTES as u32);
+        let answer = tower::service_fn(move |request| {
+            let door = Arc::clone(&self);
+            async move { Ok::<_, Infallible>(door.answer(&request, peer).await) }
+        });
+        let connection =
+            builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(answer)).into_owned();
+        // How a connection ends is the proxy's to tell.
+        let _ended = watcher.watch(connection).await;
+    }
+
+    async fn answer<B>(&self, request: &Request<B>, peer: IpAddr) -> Response<Body> {
+        let authorizer = self.service.authorizer();
+        let access_request = describe(self.profile, request, peer);
+        let decision = authorizer.decide(DOOR, &access_request).await;
+        let response = match &decision.verdict {
+            Verdict::Allow(allowed) => allow(self.profile, allowed.changes()),
+            Verdict::Deny(_) | Verdict::Unavailable => {
+                deny(&decision, authorizer.responses(), access_request.headers.is_grpc())
+            }
+        };
+        response.unwrap_or_else(|error| broken(&error))
+    }
+}
+
+/// The headers in which a proxy describes the client's request.
+struct Dialect {
+    method: &'static str,
+    uri: &'static str,
+    host: &'static str,
+    /// What the log says where one is missing or came twice.
+    flaw: &'static str,
+}
+
+const NGINX: Dialect = Dialect {
+    method: "x-original-method",
+    uri: "x-original-uri",
+    host: "host",
+    flaw: "X-Original-Method, X-Original-URI and Host must each come once: set them as in deploy/nginx",
+};
+
+const FORWARDED: Dialect = Dialect {
+    method: "x-forwarded-method",
+    uri: "x-forwarded-uri",
+    host: "x-forwarded-host",
+    flaw: "X-Forwarded-Method, X-Forwarded-Uri and X-Forwarded-Host must each come once: set them as in deploy/",
+};
+
+/// The client's request, as the proxy of this profile tells of it.
+fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRequest<'_> {
+    let headers: Headers<'_> =
+        request.headers().iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
+    let arrived = clock::monotonic();
+    let dialect = match profile {
+        Profile::Nginx => NGINX,
+        Profile::Haproxy | Profile::Caddy | Profile::Traefik => FORWARDED,
+        Profile::Envoy => {
+            let uri = request.uri();
+            let host = uri.authority().map(|authority| authority.as_str().as_bytes());
+            return AccessRequest {
+                method: request.method().as_str().as_bytes(),
+                host: host.or_else(|| headers.only(HOST.as_str())).unwrap_or_default(),
+                path: uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes(),
+                headers,
+                arrived,
+                timeout: None,
+                named_rule: None,
+                described_by: None,
+                flaw: None,
+                removal: Removal::Headers,
+            };
+        }
+    };
+    let told = [dialect.method, dialect.uri, dialect.host].map(|name| headers.only(name));
+    let flaw = told.iter().any(Option::is_none).then_some(dialect.flaw);
+    let [method, path, host] = told.map(Option::unwrap_or_default);
+    AccessRequest {
+        method,
+        host,
+        path,
+        headers,
+        arrived,
+        timeout: None,
+        named_rule: None,
+        described_by: Some(peer),
+        flaw,
+        removal: Removal::NamedHeaders,
+    }
+}
+
+/// An error where something cannot stand in a header, which the core has seen to.
+fn allow(profile: Profile, changes: &UpstreamChanges) -> http::Result<Response<Body>> {
+    let mut response = Response::builder();
+    for (name, value) in &changes.set {
+        response = response.header(name, value.as_bytes());
+    }
+    match profile {
+        Profile::Envoy if changes.remove.is_empty() => {}
+        Profile::Envoy => {
+            response = response.header("x-envoy-auth-headers-to-remove", changes.remove.join(","));
+        }
+        // Copied over what the client sent, an empty value takes it away.
+        Profile::Nginx | Profile::Haproxy | Profile::Caddy | Profile::Traefik => {
+            for name in &changes.remove {
+                response = response.header(name, "");
+            }
+        }
+    }
+    response.body(Body::empty())
+}
+
+fn deny(decision: &Decision, responses: &Responses, is_grpc: bool) -> http::Result<Response<Body>> {
+    let denial = decision.verdict.reason().denial(responses);
+    let mut response = Response::builder().status(denial.status);
+    if let Some(challenge) = denial.www_authenticate {
+        response = response.header(WWW_AUTHENTICATE, challenge);
+    }
+    if let Some(seconds) = denial.retry_after {
+        response = response.header(RETRY_AFTER, seconds);
+    }
+    if is_grpc {
+        return response.body(Body::empty());
+    }
+    response.header(CONTENT_TYPE, "application/json").body(Body::from(denial.body))
+}
+
+/// Half an answer is none.
+fn broken(error: &http::Error) -> Response<Body> {
+    tracing::error!(%error, "an answer could not be written: the request is refused");
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    response
+}

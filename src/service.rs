@@ -1,0 +1,110 @@
+//! The service behind the doors: the authorizer of the present configuration, and whether traffic should be
+//! sent here.
+//!
+//! It knows no door. Doors share one, and so may a program that takes this crate as a library.
+
+mod providers;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+
+use crate::authorizer::Authorizer;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::keys::Surroundings;
+use crate::telemetry::Metrics;
+
+/// The service as its doors see it.
+pub struct Service {
+    authorizer: ArcSwap<Authorizer>,
+    around: Surroundings,
+    ready: AtomicBool,
+    draining: AtomicBool,
+}
+
+impl Service {
+    /// A service under this configuration, whose first fetches start at once. It opens no door, so a program
+    /// of its own can ask it; needs a tokio runtime.
+    ///
+    /// # Errors
+    /// No HTTP client can be made with what the configuration says of it.
+    pub fn start(config: &Config, clock: Clock) -> Result<Self, ServiceError> {
+        let around = Surroundings { clock, ..Surroundings::default() };
+        let authorizer = providers::authorizer(config, None, &around)?;
+        Ok(Self {
+            authorizer: ArcSwap::from_pointee(authorizer),
+            around,
+            ready: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// Goes over to another configuration. Keys of a provider whose source is the same are carried over, so
+    /// that nothing is forgotten, and fetched only where the refresh policy changed.
+    ///
+    /// # Errors
+    /// As for [`Service::start`]; then nothing has changed.
+    pub(crate) fn reload(&self, running: &Config, config: &Config) -> Result<(), ServiceError> {
+        let before = self.authorizer.load_full();
+        let authorizer = providers::authorizer(config, Some((running, &before)), &self.around)?;
+        self.authorizer.store(Arc::new(authorizer));
+        for gone in running.providers.iter().map(|old| &old.provider.name) {
+            if !config.providers.iter().any(|new| new.provider.name == *gone) {
+                self.metrics().forget_provider(gone);
+            }
+        }
+        self.around.serving_changed.notify_one();
+        Ok(())
+    }
+
+    /// The authorizer of the present configuration.
+    pub fn authorizer(&self) -> Arc<Authorizer> {
+        self.authorizer.load_full()
+    }
+
+    /// Whether traffic should be sent here: every provider has had keys once, and no drain has begun. A
+    /// provider that a reload adds does not take the service away from the others.
+    pub fn is_serving(&self) -> bool {
+        if !self.ready.load(Ordering::Acquire) && self.authorizer.load().is_ready() {
+            self.ready.store(true, Ordering::Release);
+        }
+        self.ready.load(Ordering::Acquire) && !self.draining.load(Ordering::Acquire)
+    }
+
+    /// Whether a drain has begun.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// The metrics of this service.
+    pub fn metrics(&self) -> &Metrics {
+        &self.around.metrics
+    }
+
+    /// Told whenever [`Service::is_serving`] may have changed.
+    pub(crate) fn serving_may_have_changed(&self) -> &Notify {
+        &self.around.serving_changed
+    }
+
+    /// Begins a drain: from now on health says that nothing should be sent here.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.around.serving_changed.notify_one();
+    }
+}
+
+/// What a configuration asks for cannot be had.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ServiceError(String);
+
+impl fmt::Display for ServiceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ServiceError {}

@@ -4,6 +4,8 @@
 //! It looks at Portcullis from outside alone: its command line, its configuration and its answers. It never
 //! lets a missing part pass for a passed test.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -34,6 +36,27 @@ pub fn part(variable: &str, default: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// A program of a Debian package that `tests/run` unpacked, with the libraries that came with it.
+pub fn debian(program: &str) -> Command {
+    let root = part("PORTCULLIS_TEST_PROXIES", ".cache/proxies");
+    let mut command = Command::new(root.join(program));
+    let architecture = format!("{}-linux-gnu", std::env::consts::ARCH);
+    let libraries = ["usr/lib", "lib"].map(|folder| root.join(folder).join(&architecture));
+    command.env("LD_LIBRARY_PATH", std::env::join_paths(libraries).expect("no colon in these paths"));
+    command
+}
+
+/// A file of `deploy/` with other addresses. Each has to be there, and once.
+pub fn shipped(file: &str, changes: &[(&str, String)]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file);
+    let mut text = fs::read_to_string(path).expect("the shipped configuration");
+    for (from, to) in changes {
+        assert_eq!(text.matches(from).count(), 1, "{from} in {file}");
+        text = text.replace(from, to);
+    }
+    text
 }
 
 /// A folder of this test's own, on the disk of the build.
@@ -128,7 +151,8 @@ impl Drop for Process {
 pub struct Portcullis {
     pub process: Process,
     pub ext_authz: SocketAddr,
-    admin: SocketAddr,
+    pub forward_auth: SocketAddr,
+    pub admin: SocketAddr,
     client: Client,
     _folder: TempDir,
 }
@@ -137,10 +161,21 @@ impl Portcullis {
     /// Serves with these `providers` (and whatever else of the configuration follows them). When this
     /// returns it listens; whether it has keys is another matter.
     pub async fn serve(providers: &str) -> Self {
+        Self::serve_behind("envoy", providers).await
+    }
+
+    /// The same, with an HTTP door of this profile.
+    pub async fn serve_behind(profile: &str, providers: &str) -> Self {
         let folder = folder();
-        let (ext_authz, admin) = (free_address(), free_address());
+        let (ext_authz, forward_auth, admin) = (free_address(), free_address(), free_address());
         let config = folder.path().join("portcullis.yaml");
-        let text = format!("listen: {{ext_authz: '{ext_authz}', admin: '{admin}'}}\n{providers}");
+        let text = format!(
+            "listen:
+  ext_authz: '{ext_authz}'
+  forward_auth: {{address: '{forward_auth}', profile: {profile}}}
+  admin: '{admin}'
+{providers}"
+        );
         fs::write(&config, text).expect("the folder can be written to");
         let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
         command.arg("serve").arg("--config").arg(config);
@@ -151,7 +186,7 @@ impl Portcullis {
             ok(&client, &format!("http://{admin}/livez")).await
         })
         .await;
-        Self { process, ext_authz, admin, client, _folder: folder }
+        Self { process, ext_authz, forward_auth, admin, client, _folder: folder }
     }
 
     /// Waits until it has keys.
@@ -197,17 +232,15 @@ impl Envoy {
     pub async fn start(ext_authz: SocketAddr, upstream: SocketAddr) -> Self {
         let binary = part("PORTCULLIS_TEST_ENVOY", ".cache/envoy");
         let folder = folder();
-        let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/envoy/envoy-grpc.yaml");
-        let mut text = fs::read_to_string(shipped).expect("the shipped configuration");
-        for (from, to) in [
-            ("address: 127.0.0.1, port_value: 9901", local_port(0)),
-            ("address: 0.0.0.0, port_value: 10000", local_port(0)),
-            ("address: 127.0.0.1, port_value: 9191", local_port(ext_authz.port())),
-            ("address: 127.0.0.1, port_value: 8080", local_port(upstream.port())),
-        ] {
-            assert_eq!(text.matches(from).count(), 1, "{from} in {shipped}");
-            text = text.replace(from, &to);
-        }
+        let text = shipped(
+            "envoy/envoy-grpc.yaml",
+            &[
+                ("address: 127.0.0.1, port_value: 9901", local_port(0)),
+                ("address: 0.0.0.0, port_value: 10000", local_port(0)),
+                ("address: 127.0.0.1, port_value: 9191", local_port(ext_authz.port())),
+                ("address: 127.0.0.1, port_value: 8080", local_port(upstream.port())),
+            ],
+        );
         let config = folder.path().join("envoy.yaml");
         fs::write(&config, text).expect("the folder can be written to");
 
@@ -237,7 +270,8 @@ impl Envoy {
     }
 }
 
-fn local_port(port: u16) -> String {
+/// A port of this machine, as the shipped configurations of Envoy write it.
+pub fn local_port(port: u16) -> String {
     format!("address: 127.0.0.1, port_value: {port}")
 }
 

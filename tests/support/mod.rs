@@ -22,8 +22,8 @@ use portcullis::app::App;
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{Issuer, SigningKey};
 use portcullis::config::{
-    BindAddress, Config, GrpcListener, IssuerHttp, KeySource, Limits, Listen, Log, ProviderConfig,
-    RefreshPolicy, Responses, Shutdown,
+    BindAddress, Config, GrpcListener, HttpListener, IssuerHttp, KeySource, Limits, Listen, Log, Profile,
+    ProviderConfig, RefreshPolicy, Responses, Shutdown,
 };
 use portcullis::service::Service;
 use portcullis::validation::UnixTime;
@@ -114,19 +114,30 @@ pub fn config(providers: Vec<ProviderConfig>) -> Config {
     Config {
         listen: Listen {
             ext_authz: GrpcListener { address: BindAddress::Tcp(anywhere), tls: None },
+            forward_auth: Vec::new(),
             admin: Some(anywhere),
         },
         providers,
         responses: Responses::default(),
+        trusted_proxies: vec!["127.0.0.0/8".parse().expect("a network")],
         limits: Limits::default(),
         shutdown: Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(1) },
         log: Log::default(),
     }
 }
 
+/// The same with an HTTP door for each profile, in the order of [`Profile::NAMED`].
+pub fn with_http_doors(mut config: Config) -> Config {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let door = |(_, profile)| HttpListener { address, profile, tls: None };
+    config.listen.forward_auth = Profile::NAMED.into_iter().map(door).collect();
+    config
+}
+
 /// A running service and a connection to it. It ends with this value.
 pub struct Running {
     client: AuthorizationClient<Channel>,
+    http_doors: Vec<SocketAddr>,
     admin: SocketAddr,
     service: Arc<Service>,
     serving: JoinHandle<()>,
@@ -156,6 +167,7 @@ impl Running {
     pub async fn start_without_keys(config: Config, clock: Clock) -> Self {
         let app = App::bind(config, clock).await.expect("port 0 can be bound");
         let address = app.ext_authz_address().expect("the gRPC door is on TCP");
+        let http_doors = app.forward_auth_addresses();
         let admin = app.admin_address().expect("the operator's door is on");
         let service = app.service();
         let serving = tokio::spawn(async move {
@@ -167,7 +179,13 @@ impl Running {
             .await
             .expect("the service listens");
         let client = AuthorizationClient::new(channel).max_decoding_message_size(64 << 20);
-        Self { client, admin, service, serving }
+        Self { client, http_doors, admin, service, serving }
+    }
+
+    /// Where the HTTP door of this profile is, of a service made [`with_http_doors`].
+    pub fn http_door(&self, profile: Profile) -> SocketAddr {
+        let named = Profile::NAMED.iter().position(|(_, named)| *named == profile);
+        self.http_doors[named.expect("every profile has a name")]
     }
 
     /// The service behind the doors.

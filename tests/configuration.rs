@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use portcullis::config::{BindAddress, Config, KeySource, RefreshPolicy};
+use portcullis::config::{BindAddress, Config, KeySource, Profile, RefreshPolicy};
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::provider::{Audiences, TokenSource};
 use proptest::prelude::*;
@@ -70,6 +70,7 @@ fn the_example_configuration_is_valid_and_says_the_defaults() {
     assert_eq!(config.providers[0].provider.algorithms, Algorithm::default_set());
     let minimal = parse(MINIMAL).expect("the shortest configuration is valid");
     assert_eq!(config.responses, minimal.responses);
+    assert_eq!(config.trusted_proxies, minimal.trusted_proxies);
     assert_eq!(config.limits, minimal.limits);
     assert_eq!(config.shutdown, minimal.shutdown);
     assert_eq!(config.log, minimal.log);
@@ -170,12 +171,11 @@ colour: red
 
 #[test]
 fn keys_of_later_work_are_refused_and_never_ignored() {
-    let later = "listen: {ext_authz: 127.0.0.1:0, forward_auth: {address: 127.0.0.1:1, profile: nginx}}
+    let later = "listen: {ext_authz: 127.0.0.1:0}
 providers:
   - {name: p, issuer: 'https://i', audiences: [a], realms: [a]}
 rules: []
 responses: {resource_metadata: 'https://r'}
-trusted_proxies: []
 token_cache: {entries: 0}
 tracing: {}
 ";
@@ -183,13 +183,11 @@ tracing: {}
     refused(
         later,
         &[
-            (1, "listen.forward_auth", not_yet),
             (3, "providers[0].realms", not_yet),
             (4, "rules", not_yet),
             (5, "responses.resource_metadata", not_yet),
-            (6, "trusted_proxies", not_yet),
-            (7, "token_cache", not_yet),
-            (8, "tracing", not_yet),
+            (6, "token_cache", not_yet),
+            (7, "tracing", not_yet),
         ],
     );
 }
@@ -309,6 +307,60 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
             _ => 7,
         };
         refused(&text, &[(line_number, &path, message)]);
+    }
+}
+
+#[test]
+fn an_http_door_has_an_address_and_a_profile_and_there_may_be_several() {
+    let with = |doors: &str| {
+        MINIMAL.replace(
+            "{ext_authz: 127.0.0.1:0}",
+            &format!("{{ext_authz: 127.0.0.1:0, forward_auth: {doors}}}"),
+        )
+    };
+    let one = parse(&with("{address: 0.0.0.0:9192, profile: nginx}")).expect("one mapping");
+    assert_eq!(one.listen.forward_auth[0].profile, Profile::Nginx);
+    let two = "[{address: 127.0.0.1:1, profile: caddy}, {address: 127.0.0.1:2, profile: envoy}]";
+    let doors = parse(&with(two)).expect("a list").listen.forward_auth;
+    assert_eq!(doors.iter().map(|door| door.profile).collect::<Vec<_>>(), [Profile::Caddy, Profile::Envoy]);
+    for (doors, path, message) in [
+        ("{profile: nginx}", "listen.forward_auth", "`address` is missing"),
+        ("{address: 127.0.0.1:1}", "listen.forward_auth", "`profile` is missing"),
+        ("127.0.0.1:1", "listen.forward_auth", "a mapping is expected"),
+        ("{address: 127.0.0.1:1, profile: apache}", "listen.forward_auth.profile", "nginx, haproxy, caddy"),
+        ("{address: 'unix:/x', profile: nginx}", "listen.forward_auth.address", "an IP address and a port"),
+        ("[{address: 127.0.0.1:1, profile: nginx, mode: a}]", "listen.forward_auth[0].mode", "unknown key"),
+        (
+            "{address: 127.0.0.1:1, profile: nginx, tls: {cert_file: /c}}",
+            "listen.forward_auth.tls",
+            "`key_file`",
+        ),
+    ] {
+        refused(&with(doors), &[(2, path, message)]);
+    }
+}
+
+#[test]
+fn trusted_proxies_are_networks_or_addresses() {
+    let with = |networks: &str| format!("{MINIMAL}trusted_proxies: {networks}\n");
+    let default = parse(MINIMAL).expect("valid").trusted_proxies;
+    let loopback = |text: &str| {
+        default.iter().any(|net| net.contains(&text.parse::<std::net::IpAddr>().expect("an address")))
+    };
+    assert!(loopback("127.0.0.1") && loopback("127.9.9.9") && loopback("::1") && !loopback("10.0.0.1"));
+    let some = parse(&with("[10.0.0.0/8, 192.0.2.7, 'fd00::/8']")).expect("valid").trusted_proxies;
+    assert_eq!(
+        some.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"]
+    );
+    assert_eq!(parse(&with("[]")).expect("nobody is fine too").trusted_proxies, []);
+    for (networks, path, message) in [
+        ("[10.0.0.1/8]", "trusted_proxies[0]", "write 10.0.0.0/8"),
+        ("[localhost]", "trusted_proxies[0]", "a network or an address"),
+        ("[10.0.0.0/33]", "trusted_proxies[0]", "a network or an address"),
+        ("10.0.0.0/8", "trusted_proxies", "a list"),
+    ] {
+        refused(&with(networks), &[(7, path, message)]);
     }
 }
 

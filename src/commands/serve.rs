@@ -1,5 +1,6 @@
 //! `portcullis serve`: runs the service until it is told to stop.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -48,10 +49,14 @@ pub async fn run(args: ServeArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let (ext_authz, admin) = (app.ext_authz_address(), app.admin_address());
+    let shown = |addresses: Vec<SocketAddr>| {
+        (!addresses.is_empty())
+            .then(|| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+    };
     tracing::info!(
-        ext_authz = ext_authz.map(|at| at.to_string()),
-        admin = admin.map(|at| at.to_string()),
+        ext_authz = shown(app.ext_authz_address().into_iter().collect()),
+        forward_auth = shown(app.forward_auth_addresses()),
+        admin = shown(app.admin_address().into_iter().collect()),
         "serving"
     );
     let shutdown = async move {

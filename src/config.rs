@@ -24,6 +24,7 @@ use url::Url;
 use crate::validation::key_set::KeySet;
 use crate::validation::provider::Provider;
 
+pub use cursor::parse_duration;
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use read::MAX_FILE_BYTES;
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use portcullis::commands::{demo, serve, validate};
+use portcullis::commands::{demo, drill, serve, validate};
 
 /// External authorization for Envoy and other proxies: validates bearer JWTs and stays right while
 /// signing keys rotate
@@ -19,6 +19,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Validate(validate::ValidateArgs),
     Demo(demo::DemoArgs),
+    Drill(drill::DrillArgs),
 }
 
 #[tokio::main]
@@ -27,5 +28,6 @@ async fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args).await,
         Command::Validate(args) => validate::run(args),
         Command::Demo(args) => demo::run(args).await,
+        Command::Drill(args) => drill::run(args).await,
     }
 }

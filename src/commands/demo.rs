@@ -9,19 +9,19 @@ mod stage;
 mod story;
 mod try_it;
 
-use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::sleep;
 
 use self::report::Report;
 use self::stage::Stage;
 use self::try_it::CheckFile;
+use super::Failure;
 use super::issuer::SigningAlgorithm;
+use super::signals::End;
 
 /// How long a key of the issuer lives once the story is told.
 const ROTATE_EVERY: Duration = Duration::from_secs(30);
@@ -38,9 +38,6 @@ pub struct DemoArgs {
     #[arg(long)]
     once: bool,
 }
-
-/// Anything that keeps the demo from being played to its end.
-type Failure = Box<dyn Error + Send + Sync>;
 
 /// Plays the demo. Exits with 0 if every step came out as told, with 1 otherwise.
 pub async fn run(args: DemoArgs) -> ExitCode {
@@ -59,12 +56,12 @@ async fn play(args: &DemoArgs) -> Result<bool, Failure> {
     let mut end = End::new()?;
     let stage = Stage::set_up().await?;
     let mut report = Report::new(io::stdout());
-    let as_told = tokio::select! {
-        as_told = story::tell(&stage, &mut report) => as_told?,
+    let (as_told, stopped) = tokio::select! {
+        as_told = story::tell(&stage, &mut report) => (as_told?, false),
         // Who stops a demo that would have stayed has got what they wanted; a single run was not finished.
-        () = end.asked_for() => !args.once,
+        () = end.asked_for() => (!args.once, true),
     };
-    if !args.once && !end.asked {
+    if !args.once && !stopped {
         stay(&stage, &mut report, &mut end).await?;
     }
     stage.take_down().await?;
@@ -99,26 +96,4 @@ async fn stay(stage: &Stage, report: &mut Report, end: &mut End) -> Result<(), F
         ))?;
     }
     Ok(())
-}
-
-/// Ctrl-C and SIGTERM.
-struct End {
-    interrupt: Signal,
-    terminate: Signal,
-    asked: bool,
-}
-
-impl End {
-    fn new() -> io::Result<Self> {
-        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        Ok(Self { interrupt, terminate, asked: false })
-    }
-
-    async fn asked_for(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-        self.asked = true;
-    }
 }

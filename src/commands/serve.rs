@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 
+use super::signals::End;
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -34,14 +34,13 @@ pub async fn run(args: ServeArgs) -> ExitCode {
         }
     };
     telemetry::start_log(&config.log);
-    let (mut terminate, mut interrupt) =
-        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-            (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-            (Err(error), _) | (_, Err(error)) => {
-                eprintln!("signals cannot be listened for: {error}");
-                return ExitCode::FAILURE;
-            }
-        };
+    let mut end = match End::new() {
+        Ok(end) => end,
+        Err(error) => {
+            eprintln!("signals cannot be listened for: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let app = match App::bind(config, Clock::System).await {
         Ok(app) => app.reloading_from(args.config),
         Err(error) => {
@@ -59,13 +58,7 @@ pub async fn run(args: ServeArgs) -> ExitCode {
         admin = shown(app.admin_address().into_iter().collect()),
         "serving"
     );
-    let shutdown = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
-    match app.serve(shutdown).await {
+    match app.serve(async move { end.asked_for().await }).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

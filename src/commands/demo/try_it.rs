@@ -49,6 +49,7 @@ impl Drop for CheckFile {
 /// Lines to copy into another terminal.
 pub(super) fn lines(stage: &Stage, file: Result<&CheckFile, &io::Error>, rotate_every: Duration) -> String {
     let (ext_authz, admin) = (stage.ext_authz(), stage.admin());
+    let forward_auth = stage.forward_auth().map(|at| at.to_string()).unwrap_or_default();
     let check = match file {
         Ok(file) => format!(
             "  Ask as Envoy asks. The file always has a token of the present key; grpcurl learns the types by
@@ -64,6 +65,9 @@ pub(super) fn lines(stage: &Stage, file: Result<&CheckFile, &io::Error>, rotate_
 The service stays up, and the issuer rotates its key every {} s. Try in another terminal:
 
 {check}
+
+  Ask as a proxy does over HTTP: any path is a question.
+    curl -i http://{forward_auth}/orders
 
   The keys that the service has, how often it fetched them and why, and whether it is ready:
     curl -s http://{admin}/keys

@@ -1,5 +1,6 @@
 //! The drill itself: the issuer rotates and fails by the plan, while good tokens and an attack arrive.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,15 +54,16 @@ pub(super) struct Field {
     withdrawn: Mutex<Vec<SigningKey>>,
     tally: Mutex<Tally>,
     started: Mutex<Option<(Instant, u64)>>,
+    completed: AtomicBool,
     good_places: Arc<Semaphore>,
     bad_places: Arc<Semaphore>,
 }
 
-/// Plays these steps. `false` never comes back: the drill was completed.
+/// Plays these steps.
 ///
 /// # Errors
 /// No first token was allowed within `wait`, or the issuer could not be started again.
-pub(super) async fn play(field: Arc<Field>, steps: Vec<Step>, wait: Duration) -> Result<bool, Failure> {
+pub(super) async fn play(field: Arc<Field>, steps: Vec<Step>, wait: Duration) -> Result<(), Failure> {
     field.first_contact(wait).await?;
     let started = field.start();
     let mut streams = JoinSet::new();
@@ -87,7 +89,8 @@ pub(super) async fn play(field: Arc<Field>, steps: Vec<Step>, wait: Duration) ->
     }
     streams.shutdown().await;
     field.until_answered().await;
-    Ok(true)
+    field.completed.store(true, Ordering::Relaxed);
+    Ok(())
 }
 
 impl Field {
@@ -103,6 +106,7 @@ impl Field {
             withdrawn: Mutex::default(),
             tally: Mutex::default(),
             started: Mutex::default(),
+            completed: AtomicBool::new(false),
             good_places: Arc::new(Semaphore::new(GOOD_AT_A_TIME as usize)),
             bad_places: Arc::new(Semaphore::new(BAD_AT_A_TIME as usize)),
         }
@@ -114,7 +118,8 @@ impl Field {
         let (elapsed, fetches) = started.map_or((Duration::ZERO, 0), |(started, before)| {
             (clock::elapsed_since(started), self.issuer.key_fetches() - before)
         });
-        Report { gateway, tally: self.tally().clone(), elapsed, fetches }
+        let completed = self.completed.load(Ordering::Relaxed);
+        Report { gateway, completed, tally: self.tally().clone(), elapsed, fetches }
     }
 
     /// Asks until a good token is allowed, so that what is drilled has begun to work.

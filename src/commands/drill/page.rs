@@ -94,6 +94,7 @@ pub(super) fn table(report: &Report) -> String {
     }
     line(String::new());
     line(match (report.passed(), sent) {
+        _ if !report.completed => "Stopped before its end: this is the drill so far.".to_owned(),
         (true, _) => "Passed: no good token was refused, and no forged one allowed.".to_owned(),
         (false, 0) => "Failed: no good token was sent.".to_owned(),
         (false, _) => {
@@ -130,6 +131,7 @@ pub(super) fn json(report: &Report) -> Value {
     json!({
         "gateway": report.gateway,
         "passed": report.passed(),
+        "completed": report.completed,
         "elapsed_seconds": report.elapsed.as_secs_f64(),
         "faults": report.tally.faults,
         "good": {

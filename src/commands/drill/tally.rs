@@ -91,6 +91,8 @@ impl Tally {
 pub(super) struct Report {
     /// What was put to the test, in words.
     pub(super) gateway: String,
+    /// Whether it was played to its end.
+    pub(super) completed: bool,
     pub(super) tally: Tally,
     pub(super) elapsed: Duration,
     /// Requests for the key set that the issuer saw.
@@ -98,9 +100,12 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Whether no good token was refused and no bad one allowed, and there were good ones at all.
+    /// Whether no good token was refused and no bad one allowed, to the end, and there were good ones at all.
     pub(super) fn passed(&self) -> bool {
-        self.tally.good.sent > 0 && self.tally.good.refused == 0 && self.tally.attack().allowed == 0
+        self.completed
+            && self.tally.good.sent > 0
+            && self.tally.good.refused == 0
+            && self.tally.attack().allowed == 0
     }
 
     /// The most fetches of a Portcullis that is configured as the drill says: those that each of two causes may
@@ -120,7 +125,8 @@ mod tests {
         let mut tally = Tally::default();
         tally.good(&Outcome::Allowed, Duration::from_millis(1));
         fill(&mut tally);
-        Report { gateway: String::new(), tally, elapsed: Duration::from_secs(10), fetches: 0 }
+        let elapsed = Duration::from_secs(10);
+        Report { gateway: String::new(), completed: true, tally, elapsed, fetches: 0 }
     }
 
     #[test]
@@ -150,9 +156,11 @@ mod tests {
     }
 
     #[test]
-    fn a_drill_that_sent_nothing_proves_nothing() {
-        let report = Report { tally: Tally::default(), ..report(|_| {}) };
-        assert!(!report.passed());
+    fn a_drill_that_sent_nothing_or_was_stopped_proves_nothing() {
+        let nothing = Report { tally: Tally::default(), ..report(|_| {}) };
+        assert!(!nothing.passed());
+        let stopped = Report { completed: false, ..report(|_| {}) };
+        assert!(!stopped.passed());
     }
 
     #[test]

@@ -1,0 +1,190 @@
+//! `portcullis drill` as a user runs it: against itself, against a service in its own process, against
+//! gateways that are wrong on purpose, and against the real Envoy's own jwt_authn.
+
+#[path = "support/real.rs"]
+mod real;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::{Command, Output};
+
+use axum::Router;
+use axum::http::StatusCode;
+use real::{
+    PATIENCE, Portcullis, Process, eventually, folder, free_address, local_port, part, serve_http, shipped,
+};
+use serde_json::Value;
+
+/// Time enough for every kind of rotation and of fault once.
+const EVERYTHING: [&str; 6] = ["--duration", "18s", "--rotations", "6", "--attack-rate", "100"];
+
+/// Time enough for every kind of rotation.
+const SHORT: [&str; 6] = ["--duration", "4s", "--rotations", "5", "--attack-rate", "50"];
+
+fn drill(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command.arg("drill").args(arguments).output().expect("the binary runs")
+}
+
+/// The same, beside what goes on in this test.
+async fn drill_beside(arguments: Vec<String>) -> Output {
+    tokio::task::spawn_blocking(move || drill(&arguments.iter().map(String::as_str).collect::<Vec<_>>()))
+        .await
+        .expect("does not panic")
+}
+
+fn arguments(fixed: &[&str], target: String, issuer: SocketAddr) -> Vec<String> {
+    let own = ["--format", "json", "--target", &target, "--issuer-address", &issuer.to_string()];
+    fixed.iter().chain(&own).map(|argument| (*argument).to_owned()).collect()
+}
+
+fn result(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("{error}: {}\n{}", String::from_utf8_lossy(&output.stdout), text(&output.stderr))
+    })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Nothing good refused, nothing forged allowed, no more fetches than there may be.
+#[track_caller]
+fn passed(output: &Output) {
+    let result = result(output);
+    assert_eq!(result["good"]["refused"], 0, "{result:#}");
+    assert_eq!(result["forged"]["allowed"], 0, "{result:#}");
+    assert_eq!(result["fetches"]["within_bound"], true, "{result:#}");
+    assert_eq!((output.status.code(), &result["passed"]), (Some(0), &Value::Bool(true)), "{result:#}");
+}
+
+#[test]
+fn a_portcullis_inside_the_drill_passes_every_rotation_and_fault() {
+    let output = drill(&[&EVERYTHING[..], &["--format", "json"]].concat());
+    passed(&output);
+    let result = result(&output);
+    assert_eq!(result["rotations"].as_array().map(Vec::len), Some(5), "{result:#}");
+    assert_eq!(result["forged"]["by_kind"].as_array().map(Vec::len), Some(7), "{result:#}");
+    assert_eq!(result["faults"], 6);
+    assert!(result["good"]["sent"].as_u64() > Some(500), "{result:#}");
+    assert!(text(&output.stderr).contains("rotations 6"), "progress: {}", text(&output.stderr));
+}
+
+#[tokio::test]
+async fn a_service_in_its_own_process_passes_with_the_configuration_that_is_printed() {
+    let issuer = free_address();
+    let providers = format!(
+        "providers:
+  - name: drill
+    issuer: http://{issuer}/realms/demo
+    audiences: [orders-api]
+    jwks_uri: http://{issuer}/realms/demo/keys
+    refresh: {{min_spacing: 500ms, min_spacing_bad_signature: 500ms, timeout: 300ms}}
+"
+    );
+    let portcullis = Portcullis::serve(&providers).await;
+    let target = format!("grpc://{}", portcullis.ext_authz);
+    let output = drill_beside(arguments(&EVERYTHING, target, issuer)).await;
+    passed(&output);
+    let printed = text(&output.stderr);
+    for line in providers.lines().filter(|line| !line.contains("audiences")) {
+        assert!(printed.contains(line), "{line}\n{printed}");
+    }
+}
+
+#[tokio::test]
+async fn envoys_own_jwt_authn_refuses_good_tokens_of_every_new_key() {
+    let (issuer, listen) = (free_address(), free_address());
+    let folder = folder();
+    let config = shipped(
+        "envoy/jwt-authn.yaml",
+        &[
+            ("address: 127.0.0.1, port_value: 10000", local_port(listen.port())),
+            ("address: 127.0.0.1, port_value: 9195", local_port(issuer.port())),
+            ("issuer: http://127.0.0.1:9195", format!("issuer: http://{issuer}")),
+            ("uri: \"http://127.0.0.1:9195", format!("uri: \"http://{issuer}")),
+        ],
+    );
+    let file = folder.path().join("envoy.yaml");
+    fs::write(&file, config).expect("the folder can be written to");
+    let mut command = Command::new(part("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
+    command.args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "-c"]).arg(file);
+    let mut envoy = Process::start("envoy", &mut command, folder.path());
+    eventually("envoy listens", PATIENCE, async || {
+        envoy.must_be_running();
+        tokio::net::TcpStream::connect(listen).await.ok()
+    })
+    .await;
+
+    let output = drill_beside(arguments(&SHORT, format!("http://{listen}"), issuer)).await;
+    let result = result(&output);
+    assert_eq!(output.status.code(), Some(1), "{result:#}");
+    assert_eq!(result["forged"]["allowed"], 0, "{result:#}");
+    for rotation in result["rotations"].as_array().expect("a list") {
+        assert_eq!(rotation["first_refused"], rotation["count"], "{rotation}");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_allows_everything_fails_by_every_forged_token() {
+    let open = Router::new().fallback(async || StatusCode::NO_CONTENT);
+    let (gateway, _server) = serve_http(open).await;
+    let output = drill_beside(arguments(&SHORT, format!("http://{gateway}"), free_address())).await;
+    let result = result(&output);
+    assert_eq!((output.status.code(), &result["passed"]), (Some(1), &Value::Bool(false)));
+    assert_eq!(result["good"]["refused"], 0);
+    assert_eq!(result["forged"]["sent"], result["forged"]["allowed"], "{result:#}");
+}
+
+#[tokio::test]
+async fn a_gateway_that_allows_nothing_is_given_up_on_after_a_while() {
+    let closed = Router::new().fallback(async || StatusCode::FORBIDDEN);
+    let (gateway, _server) = serve_http(closed).await;
+    let short = [&SHORT[..], &["--wait", "1s"]].concat();
+    let output = drill_beside(arguments(&short, format!("http://{gateway}"), free_address())).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stdout), "");
+    let errors = text(&output.stderr);
+    assert!(errors.contains("no first token was allowed within 1 s"), "{errors}");
+    assert!(errors.contains("status 403"), "{errors}");
+}
+
+#[test]
+fn what_cannot_be_drilled_is_refused_with_what_to_do() {
+    for (arguments, expected) in [
+        (&["--duration", "10"][..], "a duration with its unit"),
+        (&["--duration", "100ms"], "from 1s to 24h"),
+        (&["--duration", "1s", "--rotations", "3"], "fewer --rotations"),
+        (&["--rotations", "0"], "1..=10000"),
+        (&["--attack-rate=-1"], "0..=20000"),
+        (&["--attack-rate", "20001"], "0..=20000"),
+        (&["--target", "ftp://x:1", "--issuer-address", "127.0.0.1:0"], "expected grpc://HOST:PORT"),
+        (&["--target", "grpc://x", "--issuer-address", "127.0.0.1:0"], "expected grpc://HOST:PORT"),
+        (&["--issuer-address", "192.0.2.1:1"], "choose another --issuer-address"),
+        (&["--format", "xml"], "text, json"),
+    ] {
+        let output = drill(arguments);
+        assert_ne!(output.status.code(), Some(0), "{arguments:?}");
+        let errors = text(&output.stderr);
+        assert!(errors.contains(expected), "{arguments:?}: {errors}");
+    }
+}
+
+#[tokio::test]
+async fn a_drill_that_is_stopped_shows_what_it_has_so_far_and_fails() {
+    let folder = folder();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command.args(["drill", "--duration", "5m", "--rotations", "20"]);
+    let mut process = Process::start("drill", &mut command, folder.path());
+    let log = folder.path().join("drill.log");
+    eventually("the drill is on its way", PATIENCE, async || {
+        process.must_be_running();
+        fs::read_to_string(&log).ok().filter(|text| text.contains("   2 s: good"))
+    })
+    .await;
+    process.terminate();
+    let status = eventually("it ends", PATIENCE, async || process.ended()).await;
+    assert_eq!(status.code(), Some(1));
+    let text = fs::read_to_string(&log).expect("the log is there");
+    assert!(text.contains("good tokens sent") && text.contains("Stopped"), "{text}");
+}

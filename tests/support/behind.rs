@@ -108,12 +108,15 @@ impl Stage {
             upstream: upstream.address,
         };
         let mut proxy = (recipe.start)(places);
-        eventually("the proxy listens", PATIENCE, async || {
+        let client = client();
+        eventually("the proxy has its routes", PATIENCE, async || {
             proxy.process.must_be_running();
-            tokio::net::TcpStream::connect(address).await.ok()
+            // Traefik listens before it knows what to do.
+            let answer = client.get(format!("http://{address}/")).send().await.ok()?;
+            (answer.status() != StatusCode::NOT_FOUND).then_some(())
         })
         .await;
-        Self { issuer, key, portcullis, upstream, client: client(), address, _proxy: proxy }
+        Self { issuer, key, portcullis, upstream, client, address, _proxy: proxy }
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -22,7 +22,7 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -110,12 +110,7 @@ impl Door {
         watcher: Watcher,
     ) {
         match tls {
-            None => {
-                // Who sends nothing is gone before HTTP has begun.
-                if timeout(IDLE, stream.peek(&mut [0])).await.is_ok() {
-                    self.converse(stream, peer, watcher).await;
-                }
-            }
+            None => self.converse(stream, peer, watcher).await,
             Some(tls) => {
                 if let Ok(Ok(stream)) = timeout(HANDSHAKE, tls.accept(stream)).await {
                     self.converse(stream, peer, watcher).await;
@@ -140,14 +135,21 @@ impl Door {
             .timer(TokioTimer::new())
             .keep_alive_interval(IDLE)
             .max_header_list_size(MAX_HEADER_BYTES as u32);
+        let heard = Arc::new(Notify::new());
+        let first_request = Arc::clone(&heard);
         let answer = tower::service_fn(move |request| {
             let door = Arc::clone(&self);
+            heard.notify_one();
             async move { Ok::<_, Infallible>(door.answer(&request, peer).await) }
         });
         let connection =
             builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(answer)).into_owned();
         // How a connection ends is the proxy's to tell.
-        let _ended = watcher.watch(connection).await;
+        tokio::select! {
+            _ended = watcher.watch(connection) => {}
+            // The other bounds begin when it is known which HTTP is spoken.
+            () = silence(&first_request) => {}
+        }
     }
 
     async fn answer<B>(&self, request: &Request<B>, peer: IpAddr) -> Response<Body> {
@@ -161,6 +163,13 @@ impl Door {
             }
         };
         response.unwrap_or_else(|error| broken(&error))
+    }
+}
+
+/// Ends when no request has come for too long; never once one has.
+async fn silence(first_request: &Notify) {
+    if timeout(IDLE, first_request.notified()).await.is_ok() {
+        std::future::pending().await
     }
 }
 

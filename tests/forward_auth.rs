@@ -7,11 +7,13 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use portcullis::app::App;
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey, with_claim};
-use portcullis::config::{Config, Profile, ProviderConfig};
+use portcullis::config::{Config, HttpListener, Profile, ProviderConfig, Shutdown, TlsFiles};
 use portcullis::validation::provider::{Provider, TokenSource};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
+use support::pki::Pki;
 use support::{Ask, NOW, Running, config, fixed_clock, inline, provider, with_http_doors};
 
 const ISSUER: &str = "https://sso.example.com";
@@ -349,4 +351,104 @@ async fn http2_without_tls_and_one_connection_for_many_questions_are_spoken() {
     let answers = answers.await.expect("no panic");
     assert_eq!(answers.matches("HTTP/1.1 200").count(), 1, "{answers}");
     assert_eq!(answers.matches("HTTP/1.1 401").count(), 1, "one request's token is not the next one's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_slow_with_the_headers_or_says_nothing_is_cut_off() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let doors = Doors::plain().await;
+    for sent in ["", "PRI * HTTP/2.0\r\n", "G", "GET / HTTP/1.1\r\nhost: a\r\nauthorization: Bear"] {
+        let door = doors.service.http_door(Profile::Envoy);
+        let mut stream = tokio::net::TcpStream::connect(door).await.expect("the door listens");
+        stream.write_all(sent.as_bytes()).await.expect("is sent");
+        let mut answer = String::new();
+        // Ends with the connection. Time passes by itself while nobody has anything to do.
+        let _reset = stream.read_to_string(&mut answer).await;
+        assert!(!answer.contains("200"), "{sent}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_answered_before_the_service_ends() {
+    let issuer = Issuer::start().await.expect("a free port");
+    let key = issuer.rotate(SigningAlgorithm::ES256);
+    let providers =
+        vec![support::fetching(provider("p", issuer.issuer()), &issuer, support::prompt_refresh())];
+    let mut config = with_http_doors(config(providers));
+    config.shutdown = Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(20) };
+    let app = App::bind(config, fixed_clock()).await.expect("port 0 can be bound");
+    let door = *app.forward_auth_addresses().last().expect("the door of the envoy profile");
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(app.serve(async {
+        let _asked = stopped.await;
+    }));
+    let client = Client::builder().no_proxy().build().expect("a plain client");
+    let ask =
+        |key: &SigningKey| client.get(format!("http://{door}/")).bearer_auth(key.sign(&issuer.claims(NOW)));
+    assert_eq!(answered(ask(&key)).await.status(), StatusCode::OK);
+    issuer.hold();
+    let new = issuer.rotate_beside(SigningAlgorithm::ES256);
+    let in_flight = tokio::spawn(answered(ask(&new)));
+    issuer.wait_for_held(1).await;
+    stop.send(()).expect("is serving");
+    while tokio::net::TcpStream::connect(door).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    issuer.release();
+    assert_eq!(in_flight.await.expect("no panic").status(), StatusCode::OK);
+    serving.await.expect("no panic").expect("ends well");
+}
+
+#[tokio::test]
+async fn a_door_with_tls_asks_for_certificates_where_it_is_told_to() {
+    let pki = Pki::new();
+    let key = SigningKey::generate("k", SigningAlgorithm::ES256);
+    let mut config = config(vec![inline(provider("p", ISSUER), &[key.public_jwk()])]);
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    let door = |tls| HttpListener { address, profile: Profile::Envoy, tls: Some(tls) };
+    config.listen.forward_auth =
+        vec![door(pki.files()), door(TlsFiles { client_ca_file: None, ..pki.files() })];
+    let app = App::bind(config, fixed_clock()).await.expect("port 0 can be bound");
+    let ports: Vec<u16> = app.forward_auth_addresses().iter().map(SocketAddr::port).collect();
+    tokio::spawn(app.serve(std::future::pending()));
+
+    let trusting = || {
+        let authority = reqwest::Certificate::from_pem(pki.ca.as_bytes()).expect("a certificate");
+        Client::builder().no_proxy().tls_certs_only([authority])
+    };
+    let identity = reqwest::Identity::from_pem([&*pki.client.0, &*pki.client.1].concat().as_bytes());
+    let stranger = trusting().build().expect("a client");
+    let known = trusting().identity(identity.expect("a pair")).build().expect("a client");
+    let ask = |client: &Client, port: u16| {
+        client.get(format!("https://localhost:{port}/")).bearer_auth(key.sign(&claims())).send()
+    };
+    assert!(ask(&stranger, ports[0]).await.is_err(), "without a certificate");
+    assert_eq!(ask(&known, ports[0]).await.expect("answers").status(), StatusCode::OK);
+    let answer = ask(&stranger, ports[1]).await.expect("answers");
+    assert_eq!((answer.status(), answer.version()), (StatusCode::OK, reqwest::Version::HTTP_2));
+    assert!(reqwest::get(format!("http://localhost:{}/", ports[1])).await.is_err(), "without TLS");
+}
+
+#[tokio::test]
+async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() {
+    let pki = Pki::new();
+    let wrong = pki.directory.path().join("wrong.pem");
+    std::fs::write(&wrong, "no PEM").expect("can be written");
+    for files in [
+        TlsFiles { cert_file: wrong.clone(), ..pki.files() },
+        TlsFiles { key_file: wrong.clone(), ..pki.files() },
+        TlsFiles { client_ca_file: Some(wrong.clone()), ..pki.files() },
+    ] {
+        let key = SigningKey::generate("k", SigningAlgorithm::ES256);
+        let mut config = config(vec![inline(provider("p", ISSUER), &[key.public_jwk()])]);
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.listen.forward_auth =
+            vec![HttpListener { address, profile: Profile::Nginx, tls: Some(files) }];
+        let refused = App::bind(config, fixed_clock()).await.expect_err("no PEM").to_string();
+        assert!(
+            refused.starts_with("listen.forward_auth.tls: ") && refused.contains("wrong.pem"),
+            "{refused}"
+        );
+    }
 }

@@ -13,6 +13,7 @@ use portcullis::app::App;
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey};
 use portcullis::config::{BindAddress, Config, Shutdown, TlsFiles};
 use serde_json::json;
+use support::pki::Pki;
 use support::{Answer, Ask, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -244,38 +245,6 @@ async fn connect_to_file(path: std::path::PathBuf) -> Channel {
         async move { UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
     });
     Endpoint::from_static("http://unused").connect_with_connector(connector).await.expect("it listens")
-}
-
-struct Pki {
-    directory: tempfile::TempDir,
-    client: (String, String),
-    ca: String,
-}
-
-impl Pki {
-    fn new() -> Self {
-        let ca_key = rcgen::KeyPair::generate().expect("a key");
-        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let ca = params.self_signed(&ca_key).expect("a certificate").pem();
-        let issuer = rcgen::Issuer::new(params, ca_key);
-        let signed = |name: &str| {
-            let key = rcgen::KeyPair::generate().expect("a key");
-            let params = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a name");
-            (params.signed_by(&key, &issuer).expect("a certificate").pem(), key.serialize_pem())
-        };
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let (cert, key) = signed("localhost");
-        for (name, text) in [("cert.pem", &cert), ("key.pem", &key), ("ca.pem", &ca)] {
-            std::fs::write(directory.path().join(name), text).expect("written");
-        }
-        Self { client: signed("client"), ca, directory }
-    }
-
-    fn files(&self) -> TlsFiles {
-        let at = |name: &str| self.directory.path().join(name);
-        TlsFiles { cert_file: at("cert.pem"), key_file: at("key.pem"), client_ca_file: Some(at("ca.pem")) }
-    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@
 mod real;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -58,26 +59,43 @@ struct Keycloak {
 }
 
 impl Keycloak {
+    /// One of this test's own, at this address.
+    async fn at(address: SocketAddr) -> Self {
+        let keycloak = Self::start(address);
+        keycloak.has_imported_its_realm().await;
+        keycloak
+    }
+
+    /// Gone at once, as a machine that loses power.
+    fn kill(mut self) {
+        let process = self.process.get_mut().unwrap_or_else(PoisonError::into_inner);
+        process.kill_all();
+    }
+
+    async fn has_imported_its_realm(&self) {
+        let (client, url) = (client(), format!("{}/realms/acme", self.base));
+        eventually("Keycloak has imported its realm", KEYCLOAK_PATIENCE, async || {
+            self.process.lock().expect("no test panics with it").must_be_running();
+            client.get(&url).send().await.ok()?.error_for_status().ok()
+        })
+        .await;
+    }
+
     async fn shared() -> Arc<Self> {
         let keycloak = {
             let mut shared = SHARED.lock().expect("starting it does not panic");
             shared.upgrade().unwrap_or_else(|| {
-                let started = Arc::new(Self::start());
+                let started = Arc::new(Self::start(real::free_address()));
                 *shared = Arc::downgrade(&started);
                 started
             })
         };
-        let (client, url) = (client(), format!("{}/realms/acme", keycloak.base));
-        eventually("Keycloak has imported its realm", KEYCLOAK_PATIENCE, async || {
-            keycloak.process.lock().expect("no test panics with it").must_be_running();
-            client.get(&url).send().await.ok()?.error_for_status().ok()
-        })
-        .await;
+        keycloak.has_imported_its_realm().await;
         keycloak
     }
 
     /// Starts a copy of the installed one: Keycloak writes into the folder that it runs from.
-    fn start() -> Self {
+    fn start(address: SocketAddr) -> Self {
         let installed = real::part("PORTCULLIS_TEST_KEYCLOAK", ".cache/keycloak");
         let folder = real::folder();
         let home = folder.path().join("home");
@@ -87,7 +105,6 @@ impl Keycloak {
         fs::create_dir_all(&import).expect("the copy can be written to");
         fs::write(import.join("acme-realm.json"), REALM_FILE).expect("the copy can be written to");
 
-        let address = real::free_address();
         let mut command = Command::new(home.join("bin/kc.sh"));
         command
             .args(["start-dev", "--import-realm", "--db=dev-mem", "--cache=local"])
@@ -272,6 +289,11 @@ struct Stage {
 
 impl Stage {
     async fn set(realm: Realm) -> Self {
+        Self::set_with(realm, "").await
+    }
+
+    /// `more` belongs to the provider.
+    async fn set_with(realm: Realm, more: &str) -> Self {
         let keys = CountingProxy::start(&realm).await;
         let providers = format!(
             "providers:
@@ -281,7 +303,7 @@ impl Stage {
     jwks_uri: {}
     required_claims: [tenant_id]
     claim_headers: {{x-auth-subject: sub, x-auth-tenant: tenant_id}}
-",
+{more}",
             realm.issuer(),
             keys.jwks_uri
         );
@@ -420,4 +442,58 @@ async fn rotations_under_load_refuse_no_good_token() {
         caller.expect("no good token was refused");
     }
     assert_eq!(stage.fetches().await, (1 + rotations, 1 + rotations, rotations));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keycloak_that_is_killed_and_comes_back_with_other_keys_costs_no_good_token_and_needs_nobody() {
+    let _turn = TURN.lock().await;
+    let address = real::free_address();
+    let keycloak = Keycloak::at(address).await;
+    let refresh = "    refresh: {interval: 2s}\n";
+    let stage = Arc::new(Stage::set_with(Realm::imported(&keycloak), refresh).await);
+    let old = stage.realm.token().await;
+
+    let allowed = Arc::new(AtomicU64::new(0));
+    let mut callers = JoinSet::new();
+    for _ in 0..4 {
+        let (stage, old, allowed) = (Arc::clone(&stage), old.clone(), Arc::clone(&allowed));
+        callers.spawn(async move {
+            // A steady load that leaves Keycloak time to start.
+            let mut pace = tokio::time::interval(Duration::from_millis(10));
+            // Until it is refused, which it must not be while its key is the issuer's last word.
+            while stage.status(&old).await == StatusCode::OK {
+                allowed.fetch_add(1, Ordering::SeqCst);
+                pace.tick().await;
+            }
+            assert_eq!(stage.portcullis.metric("portcullis_jwks_generation", &[]).await, 2, "a known key");
+        });
+    }
+    let more = async |count: u64, what: &str| {
+        let enough = allowed.load(Ordering::SeqCst) + count;
+        eventually(what, PATIENCE, async || (allowed.load(Ordering::SeqCst) >= enough).then_some(())).await;
+    };
+    more(200, "callers are allowed").await;
+    keycloak.kill();
+    eventually("refreshes fail", PATIENCE, async || {
+        let failed = stage.portcullis.metric("portcullis_jwks_fetches_total", &[("outcome", "failed")]).await;
+        (failed >= 2).then_some(())
+    })
+    .await;
+    more(200, "callers are allowed while Keycloak is gone").await;
+    assert_eq!(callers.try_join_next().map(|ended| ended.is_ok()), None, "nobody was refused");
+
+    // Its database was in memory: the realm is imported once more, and its keys are made anew.
+    let _keycloak = Keycloak::at(address).await;
+    eventually("the new keys are found without a token that asks for them", PATIENCE, async || {
+        (stage.portcullis.metric("portcullis_jwks_generation", &[]).await == 2).then_some(())
+    })
+    .await;
+    let new = stage.realm.token().await;
+    assert_ne!(header(&new)["kid"], header(&old)["kid"]);
+    assert_eq!(stage.status(&new).await, StatusCode::OK, "at its first try");
+    assert_eq!(stage.status(&old).await, StatusCode::UNAUTHORIZED, "its key is gone");
+    while let Some(caller) = callers.join_next().await {
+        caller.expect("refused only once its key was gone");
+    }
+    assert!(stage.portcullis.fetches("unknown_kid").await <= 1, "known keys force nothing");
 }

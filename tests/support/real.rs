@@ -129,6 +129,15 @@ impl Process {
         assert!(sent.is_ok_and(|status| status.success()), "{} is running", self.name);
     }
 
+    /// Ends it and whatever it has started, at once and without a word to them.
+    pub fn kill_all(&mut self) {
+        let pid = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let sent = Command::new("sh").args(["-c", &format!("kill -s KILL {pid} {children}")]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "{} was running", self.name);
+        self.child.wait().expect("is our child");
+    }
+
     fn print_end_of_log(&self) {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();

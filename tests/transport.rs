@@ -1,0 +1,14 @@
+//! Hostile issuers, caches, proxies and networks against the whole service.
+
+mod support;
+
+#[path = "transport/answer.rs"]
+mod answer;
+#[path = "transport/answers.rs"]
+mod answers;
+#[path = "transport/certificates.rs"]
+mod certificates;
+#[path = "transport/house.rs"]
+mod house;
+#[path = "transport/key_server.rs"]
+mod key_server;

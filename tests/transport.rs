@@ -8,7 +8,13 @@ mod answer;
 mod answers;
 #[path = "transport/certificates.rs"]
 mod certificates;
+#[path = "transport/encodings.rs"]
+mod encodings;
 #[path = "transport/house.rs"]
 mod house;
 #[path = "transport/key_server.rs"]
 mod key_server;
+#[path = "transport/redirects.rs"]
+mod redirects;
+#[path = "transport/stalls.rs"]
+mod stalls;

@@ -127,7 +127,7 @@ async fn an_answer_that_breaks_http_or_off_is_an_error() {
     let mut table = Table::default();
     let set = |new: &SigningKey| Answer::status(200).body(set_of(&[new]));
     let mut refuses = async |what: &str, answer: &dyn Fn(&SigningKey) -> Answer| {
-        table.refuses(PROMPT, what, "e", answer).await;
+        table.refuses(PROMPT, what, "", answer).await;
     };
     refuses("closed at once", &|_| Answer::bytes("")).await;
     refuses("no HTTP", &|new| Answer::bytes(set_of(&[new]))).await;
@@ -192,7 +192,7 @@ async fn headers_and_trailers_beyond_measure_are_an_error() {
     let many: String = (0..20_000).map(|i| format!("x-{i}: {i}\r\n")).collect();
     let long = "x".repeat(2 << 20);
     let mut refuses = async |what: &str, answer: &dyn Fn(&SigningKey) -> Answer| {
-        table.refuses(PROMPT, what, "e", answer).await;
+        table.refuses(PROMPT, what, "", answer).await;
     };
     let head = |lines: &str, new: &SigningKey| Answer::bytes(format!("{HTTP}{lines}\r\n{}", set_of(&[new])));
     refuses("20,000 headers", &|new| head(&many, new)).await;

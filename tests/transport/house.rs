@@ -189,7 +189,8 @@ pub struct Table(Vec<String>);
 
 impl Table {
     /// With this answer, which is made of a key that is not known, the set in hand stays, tokens of the key
-    /// are nobody's fault, and `/keys` says why; and the next good answer is taken.
+    /// are nobody's fault, and `/keys` says this among the reasons, in few words; and the next good answer
+    /// is taken.
     pub async fn refuses(
         &mut self,
         more: &str,
@@ -214,8 +215,12 @@ impl Table {
         self.note(what, house.faults(&new, "keys_unavailable").await);
         self.note(what, house.faults(&house.key, "ok").await);
         let error = house.last_error().await;
-        if !error.contains(says) {
+        let slow = "no answer within";
+        if error.is_empty() || !error.contains(says) || error.contains(slow) != says.contains(slow) {
             self.0.push(format!("{what}: {error:?} does not say {says:?}"));
+        }
+        if error.len() > 300 {
+            self.0.push(format!("{what}: an error of {} bytes: {error:.300}", error.len()));
         }
         house.server.always(Answer::keys(&[&new]));
         house.comes_to_know(&new).await;

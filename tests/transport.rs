@@ -18,3 +18,5 @@ mod key_server;
 mod redirects;
 #[path = "transport/stalls.rs"]
 mod stalls;
+#[path = "transport/tls.rs"]
+mod tls;

@@ -79,7 +79,8 @@ impl Authority {
     pub fn new() -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        params.distinguished_name = named("an authority of a test");
+        // A name that no other has: by its name an authority is found.
+        params.distinguished_name = named(&format!("authority {}", rand::random::<u64>()));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.self_signed(&key).expect("a certificate").pem();
         Self { pem, issuer: rcgen::Issuer::new(params, key) }

@@ -41,7 +41,7 @@ async fn a_bomb_is_given_up_at_the_limit_of_what_it_becomes() {
     table.refuses(PROMPT, "64 MiB", says, |_| encoded("gzip", bomb.clone())).await;
     // The head of a stream, and then stored blocks, none of which is the last (RFC 1951 §3.2.4).
     let head = gzip("")[..10].to_vec();
-    let block = [&[0, 0, 1, 0xff, 0xfe][..], &[b' '; 256]].concat();
+    let block = [&[0, 0, 0x80, 0xff, 0x7f][..], &[b' '; 0x8000]].concat();
     let endless = |_: &SigningKey| encoded("gzip", head).without_length().then(Step::Forever(block));
     table.refuses(PROMPT, "block after block", says, endless).await;
     let member = gzip(vec![b' '; 1 << 16]);

@@ -65,6 +65,8 @@ pub enum Layer {
     Tls(Arc<ServerConfig>),
     /// No request is read: this is done as soon as somebody has connected.
     Rude(Vec<Step>),
+    /// The same, as soon as TLS stands.
+    RudeWithin(Arc<ServerConfig>, Vec<Step>),
 }
 
 type Handler = Arc<dyn Fn(&Request) -> Answer + Send + Sync>;
@@ -213,6 +215,11 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     match layer {
         Layer::Plain => exchange(stream, false, &shared).await,
         Layer::Rude(steps) => play(stream, steps, &[], &shared).await,
+        Layer::RudeWithin(config, steps) => {
+            if let Ok(stream) = TlsAcceptor::from(config).accept(stream).await {
+                play(stream, steps, &[], &shared).await;
+            }
+        }
         Layer::Tls(config) => {
             if let Ok(stream) = TlsAcceptor::from(config).accept(stream).await {
                 let with_certificate = stream.get_ref().1.peer_certificates().is_some();

@@ -20,3 +20,5 @@ mod redirects;
 mod stalls;
 #[path = "transport/tls.rs"]
 mod tls;
+#[path = "transport/freshness.rs"]
+mod freshness;

@@ -1,0 +1,337 @@
+//! G12, G18 and G24: what an issuer or a cache says of an answer's future counts within bounds, and a 304
+//! counts for the very answer that it is about.
+
+use portcullis::validation::UnixTime;
+use serde_json::Value;
+
+use crate::answer::{Answer, set_of};
+use crate::house::{BUSY, House, ISSUER, PROMPT, configured, eventually, fetches, key, provider, status};
+use crate::key_server::KeyServer;
+use crate::support::{NOW, Running, fixed_clock};
+
+const NOON: &str = "Sun, 06 Nov 1994 12:00:00 GMT";
+const TEN_MINUTES_LATER: &str = "Sun, 06 Nov 1994 12:10:00 GMT";
+
+/// In how many seconds the next scheduled fetch is due, at most.
+fn due_in(status: &Value) -> i64 {
+    let at = status["next_refresh_at"].as_str().expect("a time");
+    (0..7200).find(|seconds| at == rfc3339(NOW + seconds)).unwrap_or_else(|| panic!("{at}"))
+}
+
+fn rfc3339(seconds: i64) -> String {
+    portcullis::clock::rfc3339(UnixTime::from_secs(seconds))
+}
+
+/// When the next scheduled fetch is due after an answer with these headers, at an interval of an hour and
+/// a spacing of a minute: that spacing, the ten minutes that were asked for, or that interval.
+async fn due_after(headers: &[(&str, &str)]) -> &'static str {
+    const REFRESH: &str = "refresh: {interval: 1h, min_spacing: 1m, timeout: 10s}";
+    let server = KeyServer::start().await;
+    let known = key("known");
+    server.always(Answer::keys(&[&known]).headers(headers));
+    let keys = format!("jwks_uri: '{}'", server.http("/keys"));
+    let service = Running::start(configured(&[provider("demo", ISSUER, &keys, REFRESH)]), fixed_clock()).await;
+    match due_in(&status(&service, "demo").await) {
+        ..=60 => "spacing",
+        61..=600 => "asked",
+        601..=3600 => "interval",
+        seconds => panic!("{seconds}"),
+    }
+}
+
+#[tokio::test]
+async fn freshness_narrows_the_interval_and_never_widens_it() {
+    let long = "x".repeat(1 << 14);
+    let directives = format!("{}max-age=600", "x-directive=1, ".repeat(1000));
+    let cases: &[(&[(&str, &str)], &str)] = &[
+        (&[], "interval"),
+        (&[("cache-control", "max-age=600")], "asked"),
+        (&[("cache-control", "public, MAX-AGE=600, immutable")], "asked"),
+        (&[("cache-control", "public"), ("cache-control", "max-age=600")], "asked"),
+        (&[("cache-control", &directives)], "asked"),
+        (&[("cache-control", "max-age=0")], "spacing"),
+        (&[("cache-control", "max-age=0, must-revalidate")], "spacing"),
+        (&[("cache-control", "max-age=1")], "spacing"),
+        (&[("cache-control", "max-age=315360000")], "interval"),
+        (&[("cache-control", "max-age=4294967295")], "interval"),
+        (&[("cache-control", "max-age=18446744073709551615")], "interval"),
+        (&[("cache-control", "max-age=18446744073709551616")], "interval"),
+        (&[("cache-control", "max-age=-1")], "interval"),
+        (&[("cache-control", "max-age=1.5")], "interval"),
+        (&[("cache-control", "max-age=")], "interval"),
+        (&[("cache-control", "max-age")], "interval"),
+        (&[("cache-control", "max-age=0x10")], "interval"),
+        (&[("cache-control", "no-store")], "interval"),
+        (&[("cache-control", "no-cache, no-store, max-age=0, must-revalidate"), ("pragma", "no-cache"), ("expires", "0")], "interval"),
+        (&[("cache-control", "no-cache, max-age=600")], "interval"),
+        (&[("cache-control", ",,,")], "interval"),
+        (&[("cache-control", &long)], "interval"),
+        (&[("pragma", "no-cache")], "interval"),
+        (&[("cache-control", "s-maxage=600")], "interval"),
+        (&[("cache-control", "max-age=1200"), ("age", "600")], "asked"),
+        (&[("cache-control", "max-age=600"), ("age", "600")], "spacing"),
+        (&[("cache-control", "max-age=600"), ("age", "4294967295")], "spacing"),
+        (&[("cache-control", "max-age=600"), ("age", "-600")], "asked"),
+        (&[("cache-control", "max-age=600"), ("age", "young")], "asked"),
+        (&[("date", NOON), ("expires", TEN_MINUTES_LATER)], "asked"),
+        (&[("date", TEN_MINUTES_LATER), ("expires", NOON)], "spacing"),
+        (&[("date", NOON), ("expires", "Sun, 06 Nov 2994 12:00:00 GMT")], "interval"),
+        (&[("date", NOON), ("expires", "-1")], "interval"),
+        (&[("expires", TEN_MINUTES_LATER)], "interval"),
+        (&[("date", "yesterday"), ("expires", TEN_MINUTES_LATER)], "interval"),
+        (&[("date", NOON), ("expires", TEN_MINUTES_LATER), ("cache-control", "max-age=0")], "spacing"),
+        (&[("expires", TEN_MINUTES_LATER), ("date", NOON), ("age", "600")], "spacing"),
+    ];
+    for (headers, expected) in cases {
+        assert_eq!(due_after(headers).await, *expected, "{headers:.100?}");
+    }
+}
+
+#[tokio::test]
+async fn an_issuer_that_asks_for_peace_has_it_from_the_clock_within_the_interval() {
+    const REFRESH: &str =
+        "refresh: {interval: 1h, min_spacing: 10ms, min_spacing_bad_signature: 10ms, timeout: 10s}";
+    for (status_code, headers, peace) in [
+        (429, &[("retry-after", "600")][..], "asked"),
+        (503, &[("retry-after", "600")], "asked"),
+        (503, &[("retry-after", TEN_MINUTES_LATER), ("date", NOON)], "asked"),
+        (503, &[("retry-after", "86400")], "interval"),
+        (503, &[("retry-after", "4294967296")], "interval"),
+        (503, &[("retry-after", "Sun, 06 Nov 2994 12:00:00 GMT"), ("date", NOON)], "interval"),
+        (503, &[], "none"),
+        (503, &[("retry-after", "0")], "none"),
+        (503, &[("retry-after", "-600")], "none"),
+        (503, &[("retry-after", "soon")], "none"),
+        (503, &[("retry-after", NOON), ("date", TEN_MINUTES_LATER)], "none"),
+    ] {
+        let house = House::start(REFRESH).await;
+        let new = key("new");
+        house.server.always(Answer::status(status_code).headers(headers));
+        house.is(&new, "keys_unavailable").await;
+        let seconds = due_in(&house.status().await);
+        let found = match seconds {
+            ..=60 => "none",
+            61..=600 => "asked",
+            _ => "interval",
+        };
+        assert_eq!(found, peace, "{status_code} {headers:?}: {seconds} s");
+        // A token that needs it is another matter.
+        house.server.always(Answer::keys(&[&new]));
+        house.comes_to_know(&new).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_cache_may_answer_is_asked_of_the_issuer_when_a_token_forces_it() {
+    let house = House::start(PROMPT).await;
+    let new = key("new");
+    // A cache in between that answers with what it has, unless told not to.
+    let (cached, fresh) = (Answer::keys(&[&house.key]).header("age", "100"), Answer::keys(&[&new]));
+    house.server.on(move |request| match request.header("cache-control") {
+        Some("no-cache") => fresh.clone(),
+        _ => cached.clone(),
+    });
+    house.is(&new, "ok").await;
+
+    let busy = House::start(BUSY).await;
+    for number in 1..=3 {
+        let scheduled = busy.server.request(number).await;
+        assert_eq!(scheduled.header("cache-control"), None, "caches are there for the rest");
+    }
+}
+
+/// The validators of the request that follows an answer with these headers.
+async fn asked_after(headers: &[(&str, &str)]) -> (Option<String>, Option<String>) {
+    let house = House::start(PROMPT).await;
+    let (b, c) = (key("b"), key("c"));
+    house.server.always(Answer::keys(&[&b]).headers(headers));
+    house.is(&b, "ok").await;
+    house.server.always(Answer::keys(&[&c]));
+    house.is(&c, "ok").await;
+    let asked = house.server.request(3).await;
+    let value = |name: &str| asked.header(name).map(str::to_owned);
+    (value("if-none-match"), value("if-modified-since"))
+}
+
+#[tokio::test]
+async fn a_validator_is_sent_back_where_it_is_one_and_short() {
+    let (longest, long) = (format!("\"{}\"", "x".repeat(254)), format!("\"{}\"", "x".repeat(255)));
+    let huge = format!("\"{}\"", "x".repeat(1 << 17));
+    let dated = [("last-modified", NOON), ("date", TEN_MINUTES_LATER)];
+    let with_etag = |tag| [("etag", tag), dated[0], dated[1]];
+    for (headers, tag, date) in [
+        (&[][..], None, None),
+        (&[("etag", "\"1\"")], Some("\"1\""), None),
+        (&[("etag", "W/\"1\"")], Some("W/\"1\""), None),
+        (&[("etag", &longest)], Some(&*longest), None),
+        (&[("etag", &long)], None, None),
+        (&[("etag", &huge)], None, None),
+        (&[("etag", "1")], None, None),
+        (&[("etag", "*")], None, None),
+        (&[("etag", "\"1\", \"2\"")], None, None),
+        (&with_etag("\"1\""), Some("\"1\""), None),
+        (&dated, None, Some(NOON)),
+        (&[("last-modified", NOON), ("date", NOON)], None, None),
+        (&[("last-modified", TEN_MINUTES_LATER), ("date", NOON)], None, None),
+        (&[("last-modified", NOON)], None, None),
+        (&[("last-modified", "yesterday"), ("date", NOON)], None, None),
+    ] {
+        let expected = (tag.map(str::to_owned), date.map(str::to_owned));
+        assert_eq!(asked_after(headers).await, expected, "{headers:.100?}");
+    }
+}
+
+#[tokio::test]
+async fn an_entity_tag_beyond_measure_is_an_error_and_nothing_is_kept_of_it() {
+    let house = House::start(PROMPT).await;
+    let new = key("new");
+    house.server.always(Answer::keys(&[&new]).header("etag", format!("\"{}\"", "x".repeat(1 << 20))));
+    house.is(&new, "keys_unavailable").await;
+    house.server.always(Answer::keys(&[&new]));
+    house.comes_to_know(&new).await;
+    assert!(house.server.requests().iter().all(|request| request.header("if-none-match").is_none()));
+}
+
+#[tokio::test]
+async fn a_304_confirms_the_set_in_hand_again_and_again_until_there_is_another() {
+    let server = KeyServer::start().await;
+    let (old, new) = (key("old"), key("new"));
+    let tagged = |keys: &[&_], tag: &str| {
+        let (tag, whole) = (tag.to_owned(), Answer::keys(keys).header("etag", &tag));
+        move |request: &crate::key_server::Request| {
+            let same = request.header("if-none-match") == Some(&tag);
+            if same { Answer::status(304).header("etag", &tag).without_length() } else { whole.clone() }
+        }
+    };
+    server.on(tagged(&[&old], "\"1\""));
+    let keys = format!("jwks_uri: '{}'", server.http("/keys"));
+    let service = Running::start(configured(&[provider("demo", ISSUER, &keys, BUSY)]), fixed_clock()).await;
+    server.request(50).await;
+    eventually("fifty are counted", async || fetches(&service, "scheduled", "unchanged").await >= 49).await;
+    assert_eq!(fetches(&service, "startup", "renewed").await, 1);
+    assert_eq!(fetches(&service, "scheduled", "failed").await, 0);
+    let house = House { server, key: old, service };
+    assert_eq!(house.status().await["generation"], 1);
+    house.is(&house.key, "ok").await;
+    // For a token that the set does not verify, a 304 is the issuer's word that it never will.
+    house.is(&new, "key_unknown").await;
+
+    house.server.on(tagged(&[&new], "\"2\""));
+    eventually("the other set is in hand", async || house.status().await["generation"] == 2).await;
+    house.is(&new, "ok").await;
+    house.is(&house.key, "key_unknown").await;
+}
+
+#[tokio::test]
+async fn a_304_may_end_with_the_connection_or_claim_a_length_but_not_bring_keys() {
+    for odd in [
+        Answer::status(304).without_length(),
+        Answer::status(304).header("content-length", "1000").without_length(),
+        Answer::status(304).header("cache-control", "max-age=60").header("etag", "W/\"other\"").without_length(),
+        Answer::status(304).body(set_of(&[&key("smuggled")])),
+    ] {
+        let house = House::start(PROMPT).await;
+        let (b, smuggled) = (key("b"), key("smuggled"));
+        house.server.always(Answer::keys(&[&b]).header("etag", "\"1\""));
+        house.is(&b, "ok").await;
+        house.server.always(odd);
+        house.is(&smuggled, "key_unknown").await;
+        house.is(&b, "ok").await;
+        assert_eq!(house.last_error().await, "");
+    }
+}
+
+#[tokio::test]
+async fn a_304_with_nothing_to_compare_is_an_error() {
+    let house = House::start(PROMPT).await;
+    let new = key("new");
+    house.server.always(Answer::status(304).without_length());
+    house.is(&new, "keys_unavailable").await;
+    assert!(house.last_error().await.contains("status is 304"));
+    house.is(&house.key, "ok").await;
+
+    // At the start too, and there is nothing that it could confirm.
+    let server = KeyServer::start().await;
+    server.always(Answer::status(304).header("etag", "\"1\"").without_length());
+    let keys = format!("jwks_uri: '{}'", server.http("/keys"));
+    let config = configured(&[provider("demo", ISSUER, &keys, PROMPT)]);
+    let service = Running::start_without_keys(config, fixed_clock()).await;
+    server.request(3).await;
+    assert_eq!(service.admin("/readyz").await, "no keys yet: demo\n");
+    assert!(server.requests().iter().all(|request| request.header("if-none-match").is_none()));
+}
+
+#[tokio::test]
+async fn a_tag_is_of_the_answer_that_came_last_and_counts() {
+    let house = House::start(PROMPT).await;
+    let (b, c) = (key("b"), key("c"));
+    house.server.always(Answer::keys(&[&b]).header("etag", "\"b\""));
+    house.is(&b, "ok").await;
+    // The tag of an answer that was refused is never sent: a 304 for it would keep the old set for ever.
+    for bad in [
+        Answer::status(500).header("etag", "\"bad\""),
+        Answer::status(200).header("etag", "\"bad\"").body("<html>"),
+        Answer::status(200).header("etag", "\"bad\"").body(r#"{"keys":[]}"#),
+        Answer::bytes("HTTP/1.1 200 OK\r\netag: \"bad\"\r\ncontent-length: 100\r\n\r\n{"),
+        Answer::to("http://localhost/").header("etag", "\"bad\""),
+    ] {
+        let before = house.server.requests().len();
+        house.server.always(bad);
+        eventually("it is asked again", async || {
+            house.is(&c, "keys_unavailable").await;
+            house.server.requests().len() > before
+        })
+        .await;
+    }
+    let requests = house.server.requests();
+    let tags: Vec<&str> = requests.iter().filter_map(|request| request.header("if-none-match")).collect();
+    assert!(tags.len() >= 5 && tags.iter().all(|tag| *tag == "\"b\""), "{tags:?}");
+    house.server.always(Answer::keys(&[&c]));
+    house.comes_to_know(&c).await;
+}
+
+#[tokio::test]
+async fn a_tag_of_one_url_is_not_held_against_another_behind_the_same_redirect() {
+    let house = House::start(PROMPT).await;
+    let (b, c) = (key("b"), key("c"));
+    // Two files that count their versions each by itself; the key URL leads to one and then to the other.
+    let publish = |leads_to: &'static str| {
+        let (at_b, at_c) = (Answer::keys(&[&b]), Answer::keys(&[&c]));
+        house.server.on(move |request| match request.target.as_str() {
+            "/keys" => Answer::to(leads_to),
+            _ if request.header("if-none-match") == Some("\"1\"") => Answer::status(304).without_length(),
+            "/b" => at_b.clone().header("etag", "\"1\""),
+            _ => at_c.clone().header("etag", "\"1\""),
+        });
+    };
+    publish("/b");
+    house.is(&b, "ok").await;
+    publish("/c");
+    house.is(&c, "ok").await;
+}
+
+#[tokio::test]
+async fn the_clock_on_the_wall_starts_no_fetch_and_stops_none() {
+    // It stands still, and what is scheduled happens.
+    let house = House::start(BUSY).await;
+    house.server.request(10).await;
+    assert_eq!(house.status().await["fetched_at"], rfc3339(NOW));
+}
+
+#[tokio::test]
+async fn sets_that_were_fetched_at_one_moment_are_not_fetched_again_at_one_moment() {
+    let server = KeyServer::start().await;
+    server.always(Answer::keys(&[&key("a")]));
+    let providers: Vec<String> = (0..50)
+        .map(|i| {
+            let keys = format!("jwks_uri: '{}'", server.http("/keys"));
+            provider(&format!("p{i}"), &format!("https://issuer-{i}.example.com"), &keys, PROMPT)
+        })
+        .collect();
+    let service = Running::start(configured(&providers), fixed_clock()).await;
+    let page: Value = serde_json::from_str(&service.admin("/keys").await).expect("JSON");
+    let mut times: Vec<i64> = page["providers"].as_array().expect("a list").iter().map(due_in).collect();
+    times.sort_unstable();
+    times.dedup();
+    assert!(times.len() > 20, "of the last six minutes of an hour: {times:?}");
+}

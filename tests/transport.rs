@@ -22,3 +22,7 @@ mod stalls;
 mod tls;
 #[path = "transport/freshness.rs"]
 mod freshness;
+#[path = "transport/addresses.rs"]
+mod addresses;
+#[path = "transport/discovery.rs"]
+mod discovery;

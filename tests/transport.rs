@@ -26,3 +26,11 @@ mod freshness;
 mod addresses;
 #[path = "transport/discovery.rs"]
 mod discovery;
+#[path = "transport/process.rs"]
+mod process;
+#[path = "transport/proxy.rs"]
+mod proxy;
+#[path = "transport/budgets.rs"]
+mod budgets;
+#[path = "transport/snapshots.rs"]
+mod snapshots;

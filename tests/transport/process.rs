@@ -1,0 +1,129 @@
+//! `portcullis serve` as a process of its own, whose environment a test decides: no variable of a proxy
+//! is passed on from the machine.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread::JoinHandle;
+
+use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
+use portcullis::commands::issuer::SigningKey;
+use serde_json::Value;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::house::{ISSUER, eventually, token_of, wall_time};
+use crate::support::{Answer, Ask};
+
+/// Names of variables by which programs are told of proxies.
+const OF_PROXIES: [&str; 4] = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
+
+/// The binary, with no variable of a proxy but these.
+pub fn portcullis(environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    for name in OF_PROXIES {
+        command.env_remove(name).env_remove(name.to_uppercase());
+    }
+    command.env_remove("PORTCULLIS_LOG").envs(environment.iter().copied());
+    command
+}
+
+/// A service in a process, killed when dropped.
+pub struct Process {
+    child: Child,
+    channel: Channel,
+    file: PathBuf,
+    ports: (u16, u16),
+    log: Option<JoinHandle<String>>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+impl Process {
+    /// Serves these providers, whose configuration is put into this folder.
+    pub async fn serve(folder: &Path, providers: &[String], environment: &[(&str, &str)]) -> Self {
+        let ports = (free_port(), free_port());
+        let file = folder.join("portcullis.yaml");
+        std::fs::write(&file, text(ports, providers)).expect("written");
+        let mut command = portcullis(environment);
+        command.args(["serve", "--config"]).arg(&file).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary runs");
+        let stderr = child.stderr.take().expect("piped");
+        let log = std::thread::spawn(move || read(stderr));
+        let endpoint = Endpoint::try_from(format!("http://127.0.0.1:{}", ports.0)).expect("a URL");
+        let mut channel = None;
+        eventually("it listens", async || {
+            channel = endpoint.connect().await.ok();
+            channel.is_some()
+        })
+        .await;
+        Self { child, channel: channel.expect("it listens"), file, ports, log: Some(log) }
+    }
+
+    /// Asks about a good token, but for whose key it is.
+    pub async fn bearer(&self, key: &SigningKey) -> Answer {
+        let token = token_of(ISSUER, key, wall_time() + 600);
+        let check = Ask::default().header("authorization", format!("Bearer {token}")).into_check();
+        let answer = AuthorizationClient::new(self.channel.clone()).check(check).await;
+        Answer::read(answer.expect("answered").into_inner())
+    }
+
+    /// A page of the operator's door.
+    pub async fn admin(&self, path: &str) -> String {
+        let url = format!("http://127.0.0.1:{}{path}", self.ports.1);
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        client.get(url).send().await.expect("answered").text().await.expect("text")
+    }
+
+    /// Why the last fetch failed; empty where it did not.
+    pub async fn last_error(&self) -> String {
+        let page: Value = serde_json::from_str(&self.admin("/keys").await).expect("JSON");
+        page["providers"][0]["last_error"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Exchanges its configuration file for one with these providers.
+    pub fn change(&self, providers: &[String]) {
+        std::fs::write(&self.file, text(self.ports, providers)).expect("written");
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("kill").args([signal, &id]).status().expect("kill runs");
+        assert!(sent.success());
+    }
+
+    /// Tells it to end; gives the exit code and everything that it logged.
+    pub fn ends(mut self) -> (Option<i32>, String) {
+        self.signal("-TERM");
+        let status = self.child.wait().expect("it ends");
+        let log = self.log.take().expect("not taken before").join().expect("the log is text");
+        (status.code(), log)
+    }
+}
+
+/// The text of a configuration with these providers at these ports.
+pub fn text(ports: (u16, u16), providers: &[String]) -> String {
+    format!(
+        "listen: {{ext_authz: 127.0.0.1:{}, admin: 127.0.0.1:{}}}\nlog: {{level: trace}}\nshutdown: {{drain_delay: 0s, grace: 1s}}\nproviders:\n{}",
+        ports.0,
+        ports.1,
+        providers.concat()
+    )
+}
+
+fn read(mut stderr: ChildStderr) -> String {
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).expect("the log is text");
+    log
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("port 0 can be bound");
+    listener.local_addr().expect("an address").port()
+}

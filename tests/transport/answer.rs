@@ -152,6 +152,12 @@ impl Answer {
         Self::raw(steps)
     }
 
+    /// What of it can be said in HTTP/2 as well.
+    pub fn into_status_and_body(self) -> (u16, Vec<u8>) {
+        let status = self.head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        (status.expect("a status line with a status"), self.body)
+    }
+
     /// In the order in which they are done.
     pub fn into_steps(self) -> Vec<Step> {
         let Self { mut head, body, length, steps } = self;

@@ -61,9 +61,8 @@ async fn what_is_no_key_set_is_an_error_and_the_old_set_stays() {
         ("an empty set", Box::new(|_| r#"{"keys": []}"#.into())),
     ];
     for (what, body) in bodies {
-        let answer = |new: &SigningKey| {
-            Answer::status(200).header("content-type", "application/json").body(body(new))
-        };
+        let answer =
+            |new: &SigningKey| Answer::status(200).header("content-type", "application/json").body(body(new));
         table.refuses(PROMPT, what, "key", answer).await;
     }
     table.judge();
@@ -106,12 +105,13 @@ async fn http_is_read_as_it_may_be_written() {
     };
     table.accepts("1xx before it", early).await;
     table.accepts("bytes behind the end", |new| set(new).then(Step::Send(b"HTTP/1.1 500".into()))).await;
-    table.accepts("a chunk extension", |new| {
-        let set = set_of(&[new]);
-        let body = format!("{:x};name=value\r\n{set}\r\n0\r\n\r\n", set.len());
-        Answer::status(200).header("transfer-encoding", "chunked").body(body).without_length()
-    })
-    .await;
+    table
+        .accepts("a chunk extension", |new| {
+            let set = set_of(&[new]);
+            let body = format!("{:x};name=value\r\n{set}\r\n0\r\n\r\n", set.len());
+            Answer::status(200).header("transfer-encoding", "chunked").body(body).without_length()
+        })
+        .await;
     table.judge();
 }
 
@@ -198,8 +198,10 @@ async fn headers_and_trailers_beyond_measure_are_an_error() {
     refuses("20,000 headers", &|new| head(&many, new)).await;
     refuses("a header of 2 MiB", &|new| head(&format!("x: {long}\r\n"), new)).await;
     refuses("a name of 2 MiB", &|new| head(&format!("{long}: x\r\n"), new)).await;
-    refuses("a status line of 2 MiB", &|new| Answer::begins(&format!("HTTP/1.1 200 {long}")).body(set_of(&[new])))
-        .await;
+    refuses("a status line of 2 MiB", &|new| {
+        Answer::begins(&format!("HTTP/1.1 200 {long}")).body(set_of(&[new]))
+    })
+    .await;
     refuses("20,000 trailers", &|new| set(new).chunked(100, &many)).await;
     refuses("a trailer of 2 MiB", &|new| set(new).chunked(100, &format!("x: {long}\r\n"))).await;
     refuses("a chunk extension of 2 MiB", &|new| {

@@ -1,13 +1,16 @@
 //! G19 and G20: a discovery document is its issuer's or it is nothing, and says where the keys are on its
 //! own host; where they move, they are found.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Step, set_of};
 use crate::certificates::Authority;
 use crate::house::{
-    House, ISSUER, PROMPT, configuration_faults, configured, counted, eventually, folder, key, provider, status,
-    token, token_of,
+    House, ISSUER, PROMPT, configuration_faults, configured, counted, eventually, folder, key, provider,
+    status, token, token_of,
 };
 use crate::key_server::{KeyServer, Layer, Request};
 use crate::support::{NOW, Running, fixed_clock};
@@ -33,7 +36,8 @@ async fn a_document_is_refused_unless_it_is_this_issuers_and_its_keys_are_on_its
     const OTHER_ISSUER: &str = "is not the configured one";
     let server = KeyServer::start().await;
     let (port, good) = (server.address().port(), server.http("/keys"));
-    let document = |issuer: &str, jwks_uri: Value| json!({"issuer": issuer, "jwks_uri": jwks_uri}).to_string();
+    let document =
+        |issuer: &str, jwks_uri: Value| json!({"issuer": issuer, "jwks_uri": jwks_uri}).to_string();
     let at = |jwks_uri: String| document(ISSUER, jwks_uri.into());
     let of = |issuer: &str| document(issuer, json!(good));
     let cases = [
@@ -126,10 +130,8 @@ async fn a_document_may_say_more_and_name_another_port_or_spelling_of_its_host()
 async fn a_document_that_comes_by_https_names_no_keys_by_http() {
     let (folder, authority) = (folder(), Authority::new());
     let more = format!("{PROMPT}, http: {{ca_file: '{}'}}", authority.write(folder.path()).display());
-    let (secure, plain) = (
-        KeyServer::start_with(authority.signs(&["localhost"]).layer()).await,
-        KeyServer::start().await,
-    );
+    let (secure, plain) =
+        (KeyServer::start_with(authority.signs(&["localhost"]).layer()).await, KeyServer::start().await);
     let known = key("known");
     let by_http = format!("http://localhost:{}/keys", plain.address().port());
     plain.always(Answer::keys(&[&known]));
@@ -194,7 +196,8 @@ async fn keys_that_move_are_found_where_the_document_says_now() {
     };
     publish(&server, "/a", &[&old], Answer::status(404));
     let keys = format!("discovery_uri: '{}'", server.http(DOCUMENT));
-    let service = Running::start(configured(&[provider("demo", ISSUER, &keys, REFRESH)]), fixed_clock()).await;
+    let service =
+        Running::start(configured(&[provider("demo", ISSUER, &keys, REFRESH)]), fixed_clock()).await;
     let house = House { server, key: old, service };
     // The former place still serves what it had.
     publish(&house.server, "/b", &[&new], Answer::keys(&[&house.key]));
@@ -204,6 +207,31 @@ async fn keys_that_move_are_found_where_the_document_says_now() {
     // The former place is gone.
     publish(&house.server, "/c", &[&newest], Answer::status(410));
     house.comes_to_know(&newest).await;
+}
+
+#[tokio::test]
+async fn a_cache_with_an_old_document_is_passed_by_when_a_token_forces_it() {
+    let server = KeyServer::start().await;
+    let (old, new) = (key("old"), key("new"));
+    let (at_a, at_b) = (server.http("/a"), server.http("/b"));
+    let (before, after) = (Answer::keys(&[&old]), Answer::keys(&[&new]));
+    let moved = Arc::new(AtomicBool::new(false));
+    let has_moved = Arc::clone(&moved);
+    server.on(move |request| {
+        let asked_of_the_issuer = request.header("cache-control") == Some("no-cache");
+        match (request.target.as_str(), has_moved.load(Ordering::SeqCst)) {
+            (DOCUMENT, true) if asked_of_the_issuer => Answer::document(ISSUER, at_b.as_str()),
+            (DOCUMENT, _) => Answer::document(ISSUER, at_a.as_str()).header("age", "1000"),
+            ("/a", false) => before.clone(),
+            ("/b", true) => after.clone(),
+            _ => Answer::status(404),
+        }
+    });
+    let keys = format!("discovery_uri: '{}'", server.http(DOCUMENT));
+    let service = Running::start(configured(&[provider("demo", ISSUER, &keys, PROMPT)]), fixed_clock()).await;
+    moved.store(true, Ordering::SeqCst);
+    let house = House { server, key: old, service };
+    house.comes_to_know(&new).await;
 }
 
 #[tokio::test]

@@ -30,7 +30,8 @@ async fn due_after(headers: &[(&str, &str)]) -> &'static str {
     let known = key("known");
     server.always(Answer::keys(&[&known]).headers(headers));
     let keys = format!("jwks_uri: '{}'", server.http("/keys"));
-    let service = Running::start(configured(&[provider("demo", ISSUER, &keys, REFRESH)]), fixed_clock()).await;
+    let service =
+        Running::start(configured(&[provider("demo", ISSUER, &keys, REFRESH)]), fixed_clock()).await;
     match due_in(&status(&service, "demo").await) {
         ..=60 => "spacing",
         61..=600 => "asked",
@@ -62,7 +63,14 @@ async fn freshness_narrows_the_interval_and_never_widens_it() {
         (&[("cache-control", "max-age")], "interval"),
         (&[("cache-control", "max-age=0x10")], "interval"),
         (&[("cache-control", "no-store")], "interval"),
-        (&[("cache-control", "no-cache, no-store, max-age=0, must-revalidate"), ("pragma", "no-cache"), ("expires", "0")], "interval"),
+        (
+            &[
+                ("cache-control", "no-cache, no-store, max-age=0, must-revalidate"),
+                ("pragma", "no-cache"),
+                ("expires", "0"),
+            ],
+            "interval",
+        ),
         (&[("cache-control", "no-cache, max-age=600")], "interval"),
         (&[("cache-control", ",,,")], "interval"),
         (&[("cache-control", &long)], "interval"),
@@ -100,6 +108,7 @@ async fn an_issuer_that_asks_for_peace_has_it_from_the_clock_within_the_interval
         (503, &[("retry-after", "Thu, 06 Nov 2994 12:00:00 GMT"), ("date", NOON)], "interval"),
         (503, &[], "none"),
         (503, &[("retry-after", "0")], "none"),
+        (404, &[("retry-after", "600")], "none"),
         (503, &[("retry-after", "-600")], "none"),
         (503, &[("retry-after", "soon")], "none"),
         (503, &[("retry-after", NOON), ("date", TEN_MINUTES_LATER)], "none"),
@@ -197,7 +206,7 @@ async fn a_304_confirms_the_set_in_hand_again_and_again_until_there_is_another()
     let server = KeyServer::start().await;
     let (old, new) = (key("old"), key("new"));
     let tagged = |keys: &[&_], tag: &str| {
-        let (tag, whole) = (tag.to_owned(), Answer::keys(keys).header("etag", &tag));
+        let (tag, whole) = (tag.to_owned(), Answer::keys(keys).header("etag", tag));
         move |request: &crate::key_server::Request| {
             let same = request.header("if-none-match") == Some(&tag);
             if same { Answer::status(304).header("etag", &tag).without_length() } else { whole.clone() }
@@ -227,7 +236,10 @@ async fn a_304_may_end_with_the_connection_or_claim_a_length_but_not_bring_keys(
     for odd in [
         Answer::status(304).without_length(),
         Answer::status(304).header("content-length", "1000").without_length(),
-        Answer::status(304).header("cache-control", "max-age=60").header("etag", "W/\"other\"").without_length(),
+        Answer::status(304)
+            .header("cache-control", "max-age=60")
+            .header("etag", "W/\"other\"")
+            .without_length(),
         Answer::status(304).body(set_of(&[&key("smuggled")])),
     ] {
         let house = House::start(PROMPT).await;

@@ -17,7 +17,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::answer::Answer;
 use crate::key_server::KeyServer;
-use crate::support::{self, NOW, Running, fixed_clock};
+use crate::support::{NOW, Running, fixed_clock};
 
 /// Longer than anything takes that happens at all.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -297,9 +297,4 @@ pub fn folder() -> tempfile::TempDir {
 pub fn wall_time() -> i64 {
     let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
     i64::try_from(now).expect("a time of this age")
-}
-
-/// A shorthand for tables: `support` says what is wrong with an answer.
-pub fn faults(answer: &support::Answer, reason: &str) -> Vec<String> {
-    answer.faults(reason, &[])
 }

@@ -65,7 +65,9 @@ pub enum Layer {
     Tls(Arc<ServerConfig>),
     /// No request is read: this is done as soon as somebody has connected.
     Rude(Vec<Step>),
-    /// The same, as soon as TLS stands.
+    /// TLS with HTTP/2 in it, which reads and writes by the book: of an answer the status and the body.
+    Http2(Arc<ServerConfig>),
+    /// Rude as soon as TLS stands.
     RudeWithin(Arc<ServerConfig>, Vec<Step>),
 }
 
@@ -173,11 +175,6 @@ impl KeyServer {
         locked(&self.shared.requests)[number - 1].clone()
     }
 
-    /// Waits for this many connections since the start.
-    pub async fn wait_for_connections(&self, count: usize) {
-        reaches(&self.shared.connections, count, "connections").await;
-    }
-
     /// Waits until this many connections have been given up by the other end, while something was being
     /// sent to it or kept from it.
     pub async fn wait_for_gone(&self, count: usize) {
@@ -215,6 +212,11 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     match layer {
         Layer::Plain => exchange(stream, false, &shared).await,
         Layer::Rude(steps) => play(stream, steps, &[], &shared).await,
+        Layer::Http2(config) => {
+            if let Ok(stream) = TlsAcceptor::from(config).accept(stream).await {
+                exchange_by_the_book(stream, shared).await;
+            }
+        }
         Layer::RudeWithin(config, steps) => {
             if let Ok(stream) = TlsAcceptor::from(config).accept(stream).await {
                 play(stream, steps, &[], &shared).await;
@@ -244,6 +246,30 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, with_certific
     locked(&shared.requests).push(request);
     shared.arrived.send_modify(|count| *count += 1);
     play(stream, answer.into_steps(), &whole, shared).await;
+}
+
+async fn exchange_by_the_book(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    shared: Arc<Shared>,
+) {
+    let answers = axum::Router::new().fallback(async move |request: axum::extract::Request| {
+        assert_eq!(request.version(), http::Version::HTTP_2);
+        let known = Request {
+            method: request.method().to_string(),
+            target: request.uri().path().to_owned(),
+            headers: Vec::new(),
+            with_certificate: false,
+            whole: Vec::new(),
+        };
+        let handler = Arc::clone(&locked(&shared.handler));
+        let (status, body) = handler(&known).into_status_and_body();
+        locked(&shared.requests).push(known);
+        shared.arrived.send_modify(|count| *count += 1);
+        (http::StatusCode::from_u16(status).expect("a status"), body)
+    });
+    let builder = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+    let service = hyper_util::service::TowerToHyperService::new(answers);
+    let _gone = builder.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await;
 }
 
 async fn play(

@@ -102,10 +102,9 @@ async fn the_password_of_a_proxy_is_shown_to_it_alone() {
     let (plain_key, plain) = publishing(Layer::Plain).await;
     let proxy = KeyServer::start().await;
     let there = proxy.address();
-    for (url, key, server) in [
-        ("https://sso.test/keys", &known, &server),
-        ("http://sso.test/keys", &plain_key, &plain),
-    ] {
+    for (url, key, server) in
+        [("https://sso.test/keys", &known, &server), ("http://sso.test/keys", &plain_key, &plain)]
+    {
         proxy.on(leading_to(server));
         let http = format!("http: {{proxy: 'http://anna:{written}@{there}', ca_file: '{ca_file}'}}");
         let more = format!("allow_http: true, {PROMPT}, {http}");
@@ -207,7 +206,8 @@ async fn variables_of_the_environment_name_no_proxy() {
     let names = ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
     let environment: Vec<(&str, &str)> = names.iter().map(|name| (*name, there.as_str())).collect();
     let keys = format!("jwks_uri: '{}'", server.http("/keys"));
-    let process = Process::serve(folder.path(), &[provider("demo", ISSUER, &keys, PROMPT)], &environment).await;
+    let process =
+        Process::serve(folder.path(), &[provider("demo", ISSUER, &keys, PROMPT)], &environment).await;
     comes_to_know(&process, &known).await;
     assert_eq!(proxy.connections(), 0);
 }

@@ -36,6 +36,10 @@ async fn every_kind_of_redirect_is_followed_with_a_get() {
             _ => Answer::status(404),
         });
         house.is(&new, "ok").await;
+        let requests = house.server.requests();
+        let last = requests.last().expect("one");
+        let sent = (last.header("cache-control"), last.header("accept-encoding"));
+        assert_eq!(sent, (Some("no-cache"), Some("gzip")), "what is asked for stays the same");
     }
 }
 

@@ -2,18 +2,22 @@
 //! written, and where nobody else can write.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
+use std::process::Command;
 
+use portcullis::clock::Clock;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
+use portcullis::validation::UnixTime;
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
 use crate::house::{
-    House, ISSUER, PROMPT, configured, eventually, fetches, folder, key, listen, logged, provider, status, token,
+    House, ISSUER, PROMPT, configured, eventually, fetches, folder, key, listen, logged, provider, status,
+    token, token_of,
 };
 use crate::key_server::KeyServer;
-use crate::support::{Running, fixed_clock};
+use crate::support::{NOW, Running, fixed_clock};
 
 /// A provider whose last good set is kept in this folder.
 fn keeping(server: &KeyServer, issuer: &str, folder: &Path) -> String {
@@ -34,11 +38,28 @@ async fn left_behind(folder: &Path, known: &SigningKey) -> KeyServer {
 }
 
 /// What a service that starts while the issuer is down says to a token of this key, and what it logs.
-async fn start_again(server: &KeyServer, issuer: &str, folder: &Path, known: &SigningKey) -> (String, String) {
+async fn start_again(
+    server: &KeyServer,
+    issuer: &str,
+    folder: &Path,
+    known: &SigningKey,
+) -> (String, String) {
+    start_at(NOW, server, issuer, folder, known).await
+}
+
+/// The same, at another time.
+async fn start_at(
+    now: i64,
+    server: &KeyServer,
+    issuer: &str,
+    folder: &Path,
+    known: &SigningKey,
+) -> (String, String) {
     listen();
     let config = configured(&[keeping(server, issuer, folder)]);
-    let service = Running::start_without_keys(config, fixed_clock()).await;
-    let token = crate::house::token_of(issuer, known, crate::support::NOW + 60);
+    let clock = Clock::Fixed(UnixTime::from_secs(now));
+    let service = Running::start_without_keys(config, clock).await;
+    let token = token_of(issuer, known, now + 60);
     let answer = service.bearer(&token).await;
     assert_eq!(answer.faults(answer.reason(), &[]), Vec::<String>::new());
     let ready = service.admin("/readyz").await;
@@ -89,7 +110,8 @@ async fn a_snapshot_is_its_owners_and_has_no_more_than_is_needed() {
     assert!(text.contains("\"rich\"") && text.contains("\"plain\""), "{text}");
     let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
     assert_eq!((mode(&file), mode(&place)), (0o600, 0o700));
-    let names: Vec<_> = fs::read_dir(&place).expect("a folder").map(|entry| entry.expect("one").file_name()).collect();
+    let names: Vec<_> =
+        fs::read_dir(&place).expect("a folder").map(|entry| entry.expect("one").file_name()).collect();
     assert_eq!(names, ["demo.json"], "nothing half-written stays");
     drop(service);
 }
@@ -115,7 +137,7 @@ async fn a_snapshot_that_is_not_as_it_was_written_or_that_others_can_write_is_re
             sealed.to_string()
         });
     }
-    let tamperings: [Tampering; 19] = [
+    let tamperings: [Tampering; 20] = [
         ("empty", |file| fs::write(file, "").expect("written"), "damaged"),
         ("cut off", |file| change(file, |text| text[..text.len() - 1].to_owned()), "damaged"),
         ("doubled", |file| change(file, |text| text.repeat(2)), "damaged"),
@@ -125,40 +147,76 @@ async fn a_snapshot_that_is_not_as_it_was_written_or_that_others_can_write_is_re
         ("nested without end", |file| fs::write(file, "[".repeat(1 << 20)).expect("written"), "damaged"),
         ("longer than any", |file| fs::write(file, " ".repeat(2 << 20)).expect("written"), "longer than"),
         ("another key", |file| content(file, |c| c["keys"][0] = key("known").public_jwk()), "damaged"),
-        ("another issuer", |file| content(file, |c| c["issuer"] = json!("https://evil.example.com")), "damaged"),
+        (
+            "another issuer",
+            |file| content(file, |c| c["issuer"] = json!("https://evil.example.com")),
+            "damaged",
+        ),
         ("another time", |file| content(file, |c| c["fetched_at"] = json!(1_800_000_001.0)), "damaged"),
-        ("a digest of nothing", |file| {
-            change(file, |text| {
-                let mut sealed: Value = serde_json::from_str(&text).expect("JSON");
-                sealed["sha256"] = json!("");
-                sealed.to_string()
-            });
-        }, "damaged"),
-        ("no digest", |file| {
-            change(file, |text| {
-                let sealed: Value = serde_json::from_str(&text).expect("JSON");
-                json!({"content": sealed["content"]}).to_string()
-            });
-        }, "damaged"),
+        (
+            "a digest of nothing",
+            |file| {
+                change(file, |text| {
+                    let mut sealed: Value = serde_json::from_str(&text).expect("JSON");
+                    sealed["sha256"] = json!("");
+                    sealed.to_string()
+                });
+            },
+            "damaged",
+        ),
+        (
+            "no digest",
+            |file| {
+                change(file, |text| {
+                    let sealed: Value = serde_json::from_str(&text).expect("JSON");
+                    json!({"content": sealed["content"]}).to_string()
+                });
+            },
+            "damaged",
+        ),
         ("for all to write", |file| mode(file, 0o602), "everybody may write it"),
         ("in a folder for all to write", |file| mode(parent(file), 0o777), "everybody may write its folder"),
-        ("a link", |file| {
-            let elsewhere = file.with_extension("elsewhere");
-            fs::rename(file, &elsewhere).expect("ours");
-            symlink(elsewhere, file).expect("made");
-        }, "not a regular file"),
-        ("a link to nothing", |file| {
-            fs::remove_file(file).expect("ours");
-            symlink("/nonexistent", file).expect("made");
-        }, "not a regular file"),
-        ("a folder", |file| {
-            fs::remove_file(file).expect("ours");
-            fs::create_dir(file).expect("made");
-        }, "not a regular file"),
-        ("a socket", |file| {
-            fs::remove_file(file).expect("ours");
-            drop(std::os::unix::net::UnixListener::bind(file).expect("bound"));
-        }, "not a regular file"),
+        (
+            "a link",
+            |file| {
+                let elsewhere = file.with_extension("elsewhere");
+                fs::rename(file, &elsewhere).expect("ours");
+                symlink(elsewhere, file).expect("made");
+            },
+            "not a regular file",
+        ),
+        (
+            "a link to nothing",
+            |file| {
+                fs::remove_file(file).expect("ours");
+                symlink("/nonexistent", file).expect("made");
+            },
+            "not a regular file",
+        ),
+        (
+            "a folder",
+            |file| {
+                fs::remove_file(file).expect("ours");
+                fs::create_dir(file).expect("made");
+            },
+            "not a regular file",
+        ),
+        (
+            "a pipe that nobody writes to",
+            |file| {
+                fs::remove_file(file).expect("ours");
+                assert!(Command::new("mkfifo").arg(file).status().expect("mkfifo runs").success());
+            },
+            "not a regular file",
+        ),
+        (
+            "a socket",
+            |file| {
+                fs::remove_file(file).expect("ours");
+                drop(std::os::unix::net::UnixListener::bind(file).expect("bound"));
+            },
+            "not a regular file",
+        ),
     ];
     let mut wrong = Vec::new();
     for (what, tamper, says) in tamperings {
@@ -192,6 +250,45 @@ async fn a_snapshot_is_for_the_very_provider_that_wrote_it() {
     let named = keeping(&server, ISSUER, folder.path()).replace("name: demo", "name: other");
     let service = Running::start_without_keys(configured(&[named]), fixed_clock()).await;
     assert_eq!(service.bearer(&token(&known)).await.reason(), "keys_unavailable");
+}
+
+#[tokio::test]
+async fn a_snapshot_counts_by_the_clock_on_the_wall_and_a_wrong_clock_costs_the_snapshot_alone() {
+    const DAY: i64 = 24 * 3600;
+    for (now, reason, says) in [
+        (NOW + DAY - 60, "ok", "the keys of the snapshot serve"),
+        (NOW + DAY + 1, "keys_unavailable", "older than max_stale"),
+        (NOW + 3650 * DAY, "keys_unavailable", "older than max_stale"),
+        (NOW - 300, "ok", "the keys of the snapshot serve"),
+        (NOW - 301, "keys_unavailable", "from the future"),
+        (1, "keys_unavailable", "from the future"),
+    ] {
+        let (folder, known) = (folder(), key("known"));
+        let server = left_behind(folder.path(), &known).await;
+        let (found, log) = start_at(now, &server, ISSUER, folder.path(), &known).await;
+        assert_eq!(found, reason, "{now}");
+        assert!(log.contains(says), "{now}: {log}");
+        // The issuer's word is not older for it.
+        server.always(Answer::keys(&[&known]));
+        let config = configured(&[keeping(&server, ISSUER, folder.path())]);
+        let service = Running::start(config, Clock::Fixed(UnixTime::from_secs(now))).await;
+        let answer = service.bearer(&token_of(ISSUER, &known, now + 60)).await;
+        assert_eq!(answer.faults("ok", &[]), Vec::<String>::new(), "{now}");
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_of_another_user_is_refused() {
+    let (folder, known) = (folder(), key("known"));
+    let server = left_behind(folder.path(), &known).await;
+    let file = folder.path().join("demo.json");
+    if chown(&file, Some(54_321), None).is_err() {
+        eprintln!("only root can give a file away: nothing was tried");
+        return;
+    }
+    let (reason, log) = start_again(&server, ISSUER, folder.path(), &known).await;
+    assert_eq!(reason, "keys_unavailable");
+    assert!(log.contains("it belongs to another user"), "{log}");
 }
 
 #[tokio::test]

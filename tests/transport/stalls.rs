@@ -28,12 +28,14 @@ async fn an_answer_that_does_not_end_is_given_up_and_the_connection_with_it() {
         ("all but the last byte", Box::new(move |new| cut(set(new)))),
         ("no last chunk", Box::new(move |new| cut(set(new).chunked(10, "")))),
         ("no close", Box::new(move |new| set(new).without_length().then(Step::Stay))),
-        ("1xx for ever", Box::new(|_| {
-            Answer::raw(vec![Step::Forever(b"HTTP/1.1 103 Early Hints\r\n\r\n".into())])
-        })),
-        ("a body that drips", Box::new(|_| {
-            Answer::status(200).without_length().then(Step::Forever(b" ".into()))
-        })),
+        (
+            "1xx for ever",
+            Box::new(|_| Answer::raw(vec![Step::Forever(b"HTTP/1.1 103 Early Hints\r\n\r\n".into())])),
+        ),
+        (
+            "a body that drips",
+            Box::new(|_| Answer::status(200).without_length().then(Step::Forever(b" ".into()))),
+        ),
     ];
     for (what, answer) in slow {
         let house = House::start(IMPATIENT).await;
@@ -59,7 +61,8 @@ async fn headers_that_drip_for_ever_are_given_up() {
 
 #[tokio::test]
 async fn a_body_without_end_or_over_the_limit_is_given_up_at_the_limit() {
-    const SMALL: &str = "refresh: {interval: 1h, min_spacing: 10ms, wait: 10s, timeout: 10s, max_bytes: 1KiB}";
+    const SMALL: &str =
+        "refresh: {interval: 1h, min_spacing: 10ms, wait: 10s, timeout: 10s, max_bytes: 1KiB}";
     let mut table = Table::default();
     let says = "longer than 1024 bytes";
     let padded = |new: &SigningKey, size: usize| {

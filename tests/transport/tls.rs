@@ -2,12 +2,16 @@
 //! who we say we are; and the files that say so may change while the service runs.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use crate::answer::{Answer, Step};
 use crate::certificates::{Authority, Certified, expired, for_clients, of_the_future, self_signed};
-use crate::house::{House, ISSUER, PROMPT, configured, eventually, folder, key, provider, start_faults, status, token};
+use crate::house::{
+    House, ISSUER, PROMPT, configured, eventually, folder, key, provider, start_faults, status, token,
+};
 use crate::key_server::{KeyServer, Layer};
+use crate::process::Process;
 use crate::support::{Running, fixed_clock};
 
 /// A weak signature on a certificate of an authority that is otherwise trusted.
@@ -77,22 +81,44 @@ async fn a_signature_by_sha_1_is_not_trusted() {
     let [ca, key, weak, sound] = SHA1;
     let file = folder.path().join("ca.pem");
     fs::write(&file, ca).expect("written");
-    let certified = |certificate: &str| Certified { certificate: certificate.to_owned(), key: key.to_owned() };
+    let certified =
+        |certificate: &str| Certified { certificate: certificate.to_owned(), key: key.to_owned() };
     assert_eq!(error_of(certified(sound).layer(), "localhost", &trusting(&file)).await, "allowed");
     assert_ne!(error_of(certified(weak).layer(), "localhost", &trusting(&file)).await, "allowed");
 }
 
 #[tokio::test]
-async fn the_authorities_of_the_system_do_not_count_beside_a_ca_file_nor_a_ca_file_without_being_named() {
-    let (folder, authority) = (folder(), Authority::new());
-    let certified = authority.signs(&["localhost"]);
-    // No system trusts what was made a moment ago.
-    assert_ne!(error_of(certified.layer(), "localhost", PROMPT).await, "allowed");
+async fn a_ca_file_counts_instead_of_the_authorities_of_the_system() {
+    let (folder, ours, systems) = (folder(), Authority::new(), Authority::new());
+    let system_file = folder.path().join("system.pem");
+    fs::write(&system_file, &systems.pem).expect("written");
     // A bundle of several, with other things between them.
     let bundle = folder.path().join("bundle.pem");
-    let text = format!("# ours\n{}\nold:\n{}", Authority::new().pem, authority.pem);
-    fs::write(&bundle, text).expect("written");
-    assert_eq!(error_of(certified.layer(), "localhost", &trusting(&bundle)).await, "allowed");
+    fs::write(&bundle, format!("# ours\n{}\nold:\n{}", Authority::new().pem, ours.pem)).expect("written");
+    let known = key("known");
+    let here = system_file.to_str().expect("text");
+    for (authority, more, system, allowed) in [
+        (&systems, PROMPT.to_owned(), here, true),
+        (&systems, trusting(&bundle), here, false),
+        (&ours, PROMPT.to_owned(), here, false),
+        (&ours, trusting(&bundle), here, true),
+        // A bare container, which has no authorities.
+        (&ours, trusting(&bundle), "/nonexistent", true),
+        (&ours, PROMPT.to_owned(), "/nonexistent", false),
+    ] {
+        let server = KeyServer::start_with(authority.signs(&["localhost"]).layer()).await;
+        server.always(Answer::keys(&[&known]));
+        let keys = format!("jwks_uri: '{}'", server.https("/keys"));
+        let environment = [("SSL_CERT_FILE", system), ("SSL_CERT_DIR", "/nonexistent")];
+        let process =
+            Process::serve(folder.path(), &[provider("demo", ISSUER, &keys, &more)], &environment).await;
+        if allowed {
+            eventually("it is trusted", async || process.bearer(&known).await.is_allowed()).await;
+        } else {
+            eventually("it is not", async || process.last_error().await.contains("UnknownIssuer")).await;
+            assert_eq!(process.bearer(&known).await.reason(), "keys_unavailable");
+        }
+    }
 }
 
 #[tokio::test]
@@ -112,7 +138,10 @@ async fn what_is_not_tls_of_this_decade_is_refused() {
         ("an alert", Layer::Rude(vec![Step::Send(vec![21, 3, 3, 0, 2, 2, 70])])),
         ("http", Layer::Rude(vec![Step::Send(b"HTTP/1.1 400 Bad Request\r\n\r\n".into())])),
         ("a close", Layer::Rude(Vec::new())),
-        ("a record that is too long", Layer::Rude(vec![Step::Send([&[22, 3, 3, 0xff, 0xff][..], &[0; 70_000]].concat())])),
+        (
+            "a record that is too long",
+            Layer::Rude(vec![Step::Send([&[22, 3, 3, 0xff, 0xff][..], &[0; 70_000]].concat())]),
+        ),
     ] {
         let error = error_of(layer, "localhost", &more).await;
         assert!(error != "allowed" && !error.contains("no answer within"), "{what}: {error}");
@@ -122,7 +151,8 @@ async fn what_is_not_tls_of_this_decade_is_refused() {
 #[tokio::test]
 async fn names_in_a_certificate_make_no_long_lines() {
     let (folder, authority) = (folder(), Authority::new());
-    let names: Vec<String> = (0..300).map(|i| format!("host-{i}.some.very.long.domain.example.com")).collect();
+    let names: Vec<String> =
+        (0..300).map(|i| format!("host-{i}.some.very.long.domain.example.com")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let layer = authority.signs(&names).layer();
     let error = error_of(layer, "localhost", &trusting(&authority.write(folder.path()))).await;
@@ -216,6 +246,29 @@ async fn changed_files_count_from_the_next_fetch_on_and_broken_ones_change_nothi
 }
 
 #[tokio::test]
+async fn files_behind_a_link_that_is_exchanged_count_as_changed() {
+    // As Kubernetes renews a secret: everything behind one link, which is replaced.
+    let (folder, old, new) = (folder(), Authority::new(), Authority::new());
+    for (name, authority) in [("1", &old), ("2", &new)] {
+        fs::create_dir(folder.path().join(name)).expect("made");
+        authority.write(&folder.path().join(name));
+    }
+    let (data, ca_file) = (folder.path().join("..data"), folder.path().join("ca.pem"));
+    symlink("1", &data).expect("made");
+    symlink("..data/ca.pem", &ca_file).expect("made");
+    let server = KeyServer::start_with(old.signs(&["localhost"]).layer()).await;
+    let keys = format!("jwks_uri: '{}'", server.https("/keys"));
+    let house = House::of(server, &keys, &trusting(&ca_file)).await;
+    house.server.over(new.signs(&["localhost"]).layer());
+    let next = key("next");
+    house.server.always(Answer::keys(&[&next]));
+    house.is(&next, "keys_unavailable").await;
+    symlink("2", folder.path().join("..data_tmp")).expect("made");
+    fs::rename(folder.path().join("..data_tmp"), &data).expect("replaced");
+    house.comes_to_know(&next).await;
+}
+
+#[tokio::test]
 async fn files_that_cannot_be_used_stop_the_start_and_are_named() {
     let (folder, authority) = (folder(), Authority::new());
     let at = |name: &str, text: &str| {
@@ -238,7 +291,10 @@ async fn files_that_cannot_be_used_stop_the_start_and_are_named() {
         ("not PEM", at("der.pem", "0\u{82}\u{1}garbage")),
         ("a key and no certificate", key_file.clone()),
         ("a certificate cut off", at("cut.pem", &ours.certificate[..100])),
-        ("PEM around garbage", at("garbage.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")),
+        (
+            "PEM around garbage",
+            at("garbage.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+        ),
     ] {
         let faults = start_faults(keys, &http(format!("ca_file: '{ca_file}'"))).await;
         if !faults.contains(&ca_file) || !faults.contains("demo") {
@@ -271,7 +327,23 @@ async fn files_that_cannot_be_used_stop_the_start_and_are_named() {
 }
 
 #[tokio::test]
-async fn http_2_is_spoken_where_tls_agrees_on_it_and_its_farewell_makes_no_long_lines() {
+async fn an_issuer_that_speaks_http_2_is_spoken_to_in_it() {
+    let (folder, authority) = (folder(), Authority::new());
+    let Layer::Tls(config) = authority.signs(&["localhost"]).speaking(&["h2", "http/1.1"]) else {
+        panic!("TLS")
+    };
+    let server = KeyServer::start_with(Layer::Http2(config)).await;
+    let keys = format!("jwks_uri: '{}'", server.https("/keys"));
+    let house = House::of(server, &keys, &trusting(&authority.write(folder.path()))).await;
+    let new = key("new");
+    house.server.always(Answer::keys(&[&new]));
+    house.is(&new, "ok").await;
+    house.server.always(Answer::status(500));
+    house.is(&key("newest"), "keys_unavailable").await;
+}
+
+#[tokio::test]
+async fn a_farewell_of_http_2_makes_no_long_lines_and_is_not_repeated() {
     let (folder, authority) = (folder(), Authority::new());
     let more = trusting(&authority.write(folder.path()));
     let certified = authority.signs(&["localhost"]);
@@ -280,7 +352,8 @@ async fn http_2_is_spoken_where_tls_agrees_on_it_and_its_farewell_makes_no_long_
     let farewell = [&[0; 8][..], &b"tell everybody the password is hunter2 ".repeat(300)].concat();
     let length = u32::try_from(farewell.len()).expect("short").to_be_bytes();
     let mut frames = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
-    frames.extend([&length[1..], &[7, 0, 0, 0, 0, 0], &farewell[..4], &[0, 0, 0, 11], &farewell[8..]].concat());
+    frames
+        .extend([&length[1..], &[7, 0, 0, 0, 0, 0], &farewell[..4], &[0, 0, 0, 11], &farewell[8..]].concat());
     let error = error_of(Layer::RudeWithin(config, vec![Step::Send(frames)]), "localhost", &more).await;
     assert!(error != "allowed" && !error.contains("no answer within"), "{error:.300}");
     assert!(error.len() <= 1024 && !error.contains("hunter2"), "{} bytes: {error:.300}", error.len());

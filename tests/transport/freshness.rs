@@ -95,10 +95,26 @@ async fn freshness_narrows_the_interval_and_never_widens_it() {
     }
 }
 
+/// How long the clock leaves an issuer alone that was well and then answers a token's fetch like this: for
+/// a moment, for the ten minutes that were asked for, or for the interval of an hour.
+async fn peace_after(status_code: u16, headers: &[(&str, &str)]) -> &'static str {
+    let house = House::start(PROMPT).await;
+    let new = key("new");
+    house.server.always(Answer::status(status_code).headers(headers));
+    house.is(&new, "keys_unavailable").await;
+    let peace = match due_in(&house.status().await) {
+        ..=60 => "none",
+        61..=600 => "asked",
+        _ => "interval",
+    };
+    // A token that needs it is another matter.
+    house.server.always(Answer::keys(&[&new]));
+    house.comes_to_know(&new).await;
+    peace
+}
+
 #[tokio::test]
 async fn an_issuer_that_asks_for_peace_has_it_from_the_clock_within_the_interval() {
-    const REFRESH: &str =
-        "refresh: {interval: 1h, min_spacing: 10ms, min_spacing_bad_signature: 10ms, timeout: 10s}";
     for (status_code, headers, peace) in [
         (429, &[("retry-after", "600")][..], "asked"),
         (503, &[("retry-after", "600")], "asked"),
@@ -108,25 +124,18 @@ async fn an_issuer_that_asks_for_peace_has_it_from_the_clock_within_the_interval
         (503, &[("retry-after", "Thu, 06 Nov 2994 12:00:00 GMT"), ("date", NOON)], "interval"),
         (503, &[], "none"),
         (503, &[("retry-after", "0")], "none"),
-        (404, &[("retry-after", "600")], "none"),
         (503, &[("retry-after", "-600")], "none"),
         (503, &[("retry-after", "soon")], "none"),
         (503, &[("retry-after", NOON), ("date", TEN_MINUTES_LATER)], "none"),
     ] {
-        let house = House::start(REFRESH).await;
-        let new = key("new");
-        house.server.always(Answer::status(status_code).headers(headers));
-        house.is(&new, "keys_unavailable").await;
-        let seconds = due_in(&house.status().await);
-        let found = match seconds {
-            ..=60 => "none",
-            61..=600 => "asked",
-            _ => "interval",
-        };
-        assert_eq!(found, peace, "{status_code} {headers:?}: {seconds} s");
-        // A token that needs it is another matter.
-        house.server.always(Answer::keys(&[&new]));
-        house.comes_to_know(&new).await;
+        assert_eq!(peace_after(status_code, headers).await, peace, "{status_code} {headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_who_is_busy_or_away_can_ask_for_peace() {
+    for status_code in [302, 304, 400, 403, 404, 500] {
+        assert_eq!(peace_after(status_code, &[("retry-after", "600")]).await, "none", "{status_code}");
     }
 }
 

@@ -12,7 +12,7 @@ use portcullis::commands::issuer::SigningKey;
 use serde_json::Value;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::house::{ISSUER, eventually, token_of, wall_time};
+use crate::house::{ISSUER, eventually, text_at, token_of, wall_time};
 use crate::support::{Answer, Ask};
 
 /// Names of variables by which programs are told of proxies.
@@ -49,7 +49,7 @@ impl Process {
     pub async fn serve(folder: &Path, providers: &[String], environment: &[(&str, &str)]) -> Self {
         let ports = (free_port(), free_port());
         let file = folder.join("portcullis.yaml");
-        std::fs::write(&file, text(ports, providers)).expect("written");
+        std::fs::write(&file, text_at(ports, providers)).expect("written");
         let mut command = portcullis(environment);
         command.args(["serve", "--config"]).arg(&file).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
@@ -88,7 +88,7 @@ impl Process {
 
     /// Exchanges its configuration file for one with these providers.
     pub fn change(&self, providers: &[String]) {
-        std::fs::write(&self.file, text(self.ports, providers)).expect("written");
+        std::fs::write(&self.file, text_at(self.ports, providers)).expect("written");
     }
 
     /// Sends it a signal.
@@ -105,16 +105,6 @@ impl Process {
         let log = self.log.take().expect("not taken before").join().expect("the log is text");
         (status.code(), log)
     }
-}
-
-/// The text of a configuration with these providers at these ports.
-pub fn text(ports: (u16, u16), providers: &[String]) -> String {
-    format!(
-        "listen: {{ext_authz: 127.0.0.1:{}, admin: 127.0.0.1:{}}}\nlog: {{level: trace}}\nshutdown: {{drain_delay: 0s, grace: 1s}}\nproviders:\n{}",
-        ports.0,
-        ports.1,
-        providers.concat()
-    )
 }
 
 fn read(mut stderr: ChildStderr) -> String {

@@ -85,6 +85,21 @@ async fn a_redirect_to_another_host_port_or_scheme_is_never_asked() {
 }
 
 #[tokio::test]
+async fn another_name_of_the_same_server_is_another_host() {
+    let house = House::start(PROMPT).await;
+    let new = key("new");
+    let by_name = house.server.http("/keys").replace("127.0.0.1", "localhost");
+    let good = Answer::keys(&[&new]);
+    // Who follows finds the very keys that the token needs.
+    house.server.on(move |request| match request.header("host") {
+        Some(host) if host.starts_with("localhost") => good.clone(),
+        _ => Answer::to(&by_name),
+    });
+    house.is(&new, "keys_unavailable").await;
+    assert!(house.last_error().await.contains("status is 302"));
+}
+
+#[tokio::test]
 async fn a_redirect_that_leads_nowhere_is_an_error() {
     let mut table = Table::default();
     let nowhere = [

@@ -10,9 +10,11 @@ use std::thread::JoinHandle;
 use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use portcullis::commands::issuer::SigningKey;
 use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::house::{ISSUER, eventually, text_at, token_of, wall_time};
+use crate::house::{ISSUER, PATIENCE, eventually, text_at, token_of, wall_time};
 use crate::support::{Answer, Ask};
 
 /// Names of variables by which programs are told of proxies.
@@ -56,27 +58,25 @@ impl Process {
         let stderr = child.stderr.take().expect("piped");
         let log = std::thread::spawn(move || read(stderr));
         let endpoint = Endpoint::try_from(format!("http://127.0.0.1:{}", ports.0)).expect("a URL");
-        let mut channel = None;
-        eventually("it listens", async || {
-            channel = endpoint.connect().await.ok();
-            channel.is_some()
-        })
-        .await;
-        Self { child, channel: channel.expect("it listens"), file, ports, log: Some(log) }
+        // From here on it ends with this value, whatever becomes of it.
+        let process = Self { child, channel: endpoint.connect_lazy(), file, ports, log: Some(log) };
+        eventually("it listens", async || TcpStream::connect(("127.0.0.1", ports.0)).await.is_ok()).await;
+        process
     }
 
     /// Asks about a good token, but for whose key it is.
     pub async fn bearer(&self, key: &SigningKey) -> Answer {
         let token = token_of(ISSUER, key, wall_time() + 600);
         let check = Ask::default().header("authorization", format!("Bearer {token}")).into_check();
-        let answer = AuthorizationClient::new(self.channel.clone()).check(check).await;
+        let mut client = AuthorizationClient::new(self.channel.clone());
+        let answer = timeout(PATIENCE, client.check(check)).await.expect("answered in time");
         Answer::read(answer.expect("answered").into_inner())
     }
 
     /// A page of the operator's door.
     pub async fn admin(&self, path: &str) -> String {
         let url = format!("http://127.0.0.1:{}{path}", self.ports.1);
-        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client");
         client.get(url).send().await.expect("answered").text().await.expect("text")
     }
 
@@ -99,9 +99,15 @@ impl Process {
     }
 
     /// Tells it to end; gives the exit code and everything that it logged.
-    pub fn ends(mut self) -> (Option<i32>, String) {
+    pub async fn ends(mut self) -> (Option<i32>, String) {
         self.signal("-TERM");
-        let status = self.child.wait().expect("it ends");
+        let mut status = None;
+        eventually("it ends", async || {
+            status = self.child.try_wait().expect("it is ours");
+            status.is_some()
+        })
+        .await;
+        let status = status.expect("it has ended");
         let log = self.log.take().expect("not taken before").join().expect("the log is text");
         (status.code(), log)
     }

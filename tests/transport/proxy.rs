@@ -137,7 +137,7 @@ async fn the_password_of_a_proxy_is_shown_to_it_alone() {
         }
         pages += &process.admin("/metrics").await;
         pages += &process.admin("/readyz").await;
-        let (code, log) = process.ends();
+        let (code, log) = process.ends().await;
         assert_eq!(code, Some(0), "{log}");
         assert!(pages.contains("last_error") && log.contains("key set not refreshed"), "{log}");
 

@@ -280,7 +280,7 @@ async fn a_pipe_in_the_place_of_a_snapshot_stops_no_start() {
     // In a process of its own, since whoever opens the pipe waits for ever.
     let process = Process::serve(folder.path(), &[keeping(&server, ISSUER, folder.path())], &[]).await;
     assert_eq!(process.bearer(&known).await.reason(), "keys_unavailable");
-    let (code, log) = process.ends();
+    let (code, log) = process.ends().await;
     assert_eq!(code, Some(0));
     assert!(log.contains("it is not a regular file"), "{log}");
 }

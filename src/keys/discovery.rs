@@ -14,6 +14,7 @@ use crate::clock::{self, Instant};
 
 use super::fetch::FetchError;
 use super::http::HttpReader;
+use super::schedule::Trigger;
 
 /// Why a discovery document is of no use. Holds nothing of the document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,12 +75,13 @@ impl Discovery {
     ///
     /// # Errors
     /// The document cannot be had or is of no use.
-    pub async fn take(&self, http: &HttpReader) -> Result<Found, FetchError> {
+    pub async fn take(&self, http: &HttpReader, trigger: Trigger) -> Result<Found, FetchError> {
         let remembered = self.remembered().take();
         if let Some(found) = remembered.filter(|found| clock::elapsed_since(found.read) < self.remember_for) {
             return Ok(found);
         }
-        let jwks_uri = self.check(&http.get(self.document.clone()).await?).map_err(FetchError::Discovery)?;
+        let jwks_uri =
+            self.check(&http.get(self.document.clone(), trigger).await?).map_err(FetchError::Discovery)?;
         Ok(Found { jwks_uri, read: clock::monotonic() })
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, CACHE_CONTROL, HeaderMap, HeaderValue};
-use reqwest::{Certificate, Client, Identity, NoProxy, Proxy, Response, StatusCode, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, NoProxy, Proxy, Response, StatusCode, redirect};
 use tokio::task::spawn_blocking;
 use url::Url;
 
@@ -23,6 +23,10 @@ use super::schedule::Trigger;
 
 /// Redirects are followed this often, on the same host.
 const MAX_REDIRECTS: usize = 5;
+
+/// Of an error's causes this many are told, each in so many characters.
+const MAX_CAUSES: usize = 8;
+const MAX_CAUSE_CHARS: usize = 120;
 
 /// Keys at a URL that is known from the start, or that a discovery document names.
 pub struct HttpKeys {
@@ -60,7 +64,7 @@ impl HttpKeys {
         match &self.location {
             Location::KeySet(url) => self.read_set(url, trigger).await,
             Location::Discovery(discovery) => {
-                let found = discovery.take(&self.http).await?;
+                let found = discovery.take(&self.http, trigger).await?;
                 let fetched = self.read_set(&found.jwks_uri, trigger).await?;
                 discovery.put_back(found);
                 Ok(fetched)
@@ -69,14 +73,10 @@ impl HttpKeys {
     }
 
     async fn read_set(&self, url: &Url, trigger: Trigger) -> Result<Fetched, FetchError> {
-        const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
         let last = self.last().clone().filter(|last| last.url == *url);
-        let mut ask = last.as_ref().map(|last| last.validators.clone()).unwrap_or_default();
-        if matches!(trigger, Trigger::Forced(_)) {
-            // A cache on the way may have the very set under which the token failed (RFC 9111 §5.2.1.4).
-            ask.insert(CACHE_CONTROL, REVALIDATE);
-        }
-        let response = self.http.send(url.clone(), ask).await?;
+        let ask = last.as_ref().map(|last| last.validators.clone()).unwrap_or_default();
+        let response = self.http.send(url.clone(), ask, trigger).await?;
+        let at_home = response.url() == url;
         let fresh_for = caching::fresh_for(response.headers());
         let validators = caching::validators(response.headers());
         if let Some(last) = last.filter(|_| response.status() == StatusCode::NOT_MODIFIED) {
@@ -88,7 +88,9 @@ impl HttpKeys {
         }
         let body = self.http.body(response).await?;
         let keys = KeySet::parse(&body).map_err(FetchError::KeySet)?;
-        *self.last() = validators.map(|validators| Last { url: url.clone(), validators, fresh_for });
+        // What was said elsewhere, behind a redirect, may be said of another place the next time.
+        let here = validators.filter(|_| at_home);
+        *self.last() = here.map(|validators| Last { url: url.clone(), validators, fresh_for });
         Ok(Fetched { keys: FetchedKeys::Set(keys), fresh_for })
     }
 
@@ -104,11 +106,17 @@ impl Fetch for HttpKeys {
 }
 
 impl From<reqwest::Error> for FetchError {
-    /// reqwest's own text without the URL, and its causes, which are what an operator needs.
+    /// reqwest's own text without the URL, and its causes, which are what an operator needs. What the other
+    /// side wrote into a GOAWAY is left out, and names of its certificate are cut short.
     fn from(error: reqwest::Error) -> Self {
         let error = error.without_url();
-        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-        FetchError::Transport(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
+        let causes =
+            std::iter::successors(Some(&error as &(dyn std::error::Error + 'static)), |error| error.source());
+        let text = |cause: &(dyn std::error::Error + 'static)| match cause {
+            cause if cause.is::<h2::Error>() => "HTTP/2 broke off".to_owned(),
+            cause => cause.to_string().chars().take(MAX_CAUSE_CHARS).flat_map(char::escape_debug).collect(),
+        };
+        FetchError::Transport(causes.take(MAX_CAUSES).map(text).collect::<Vec<_>>().join(": "))
     }
 }
 
@@ -144,21 +152,29 @@ impl HttpReader {
     ///
     /// # Errors
     /// Any other status, a broken connection, or a body over the limit.
-    pub async fn get(&self, url: Url) -> Result<Vec<u8>, FetchError> {
-        let response = self.send(url, HeaderMap::new()).await?;
+    pub async fn get(&self, url: Url, trigger: Trigger) -> Result<Vec<u8>, FetchError> {
+        let response = self.send(url, HeaderMap::new(), trigger).await?;
         self.body(response).await
     }
 
-    async fn send(&self, url: Url, headers: HeaderMap) -> Result<Response, FetchError> {
+    async fn send(&self, url: Url, mut headers: HeaderMap, trigger: Trigger) -> Result<Response, FetchError> {
+        const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
         const ACCEPTED: HeaderValue = HeaderValue::from_static("application/jwk-set+json, application/json");
+        if matches!(trigger, Trigger::Forced(_)) {
+            // A cache on the way may have the very answer under which the token failed (RFC 9111 §5.2.1.4).
+            headers.insert(CACHE_CONTROL, REVALIDATE);
+        }
         let request = self.client().await.get(url).headers(headers).header(ACCEPT, ACCEPTED);
         Ok(request.send().await?)
     }
 
     async fn body(&self, mut response: Response) -> Result<Vec<u8>, FetchError> {
         if response.status() != StatusCode::OK {
-            let status = response.status().as_u16();
-            return Err(FetchError::Status { status, retry_after: caching::retry_after(response.headers()) });
+            let status = response.status();
+            // RFC 9110 §15.6.4, RFC 6585 §4: these alone are about time.
+            let busy = matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
+            let retry_after = busy.then(|| caching::retry_after(response.headers())).flatten();
+            return Err(FetchError::Status { status: status.as_u16(), retry_after });
         }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await? {
@@ -219,18 +235,24 @@ fn client(options: &IssuerHttp) -> Result<Client, FetchError> {
             }
         }
     };
+    // Each file by itself first, so that what is wrong is told of the right one.
+    let usable = |builder: ClientBuilder, file: &Path| {
+        builder.build().map(drop).map_err(|error| unusable(file, &FetchError::from(error).to_string()))
+    };
     let mut configured = builder()?;
     if let Some(file) = &options.ca_file {
         let authorities = Certificate::from_pem_bundle(&read(file)?).unwrap_or_default();
         if authorities.is_empty() {
             return Err(unusable(file, "no certificate in PEM form"));
         }
+        usable(builder()?.tls_certs_only(authorities.clone()), file)?;
         configured = configured.tls_certs_only(authorities);
     }
     if let Some(ClientCertificate { cert_file, key_file }) = &options.client_certificate {
         let pem = [read(cert_file)?, b"\n".to_vec(), read(key_file)?].concat();
         let identity = Identity::from_pem(&pem)
             .map_err(|_| unusable(cert_file, "no certificate in PEM form, or no private key with it"))?;
+        usable(builder()?.tls_certs_only([]).identity(identity.clone()), cert_file)?;
         configured = configured.identity(identity);
     }
     match configured.build() {

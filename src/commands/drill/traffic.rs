@@ -20,7 +20,7 @@ pub(super) enum Bad {
     /// A `kid` that nobody has published.
     MadeUpKid,
     /// The signature of another key under the name of the present one.
-    BadSignature,
+    Signature,
     /// Signed by the issuer's key, and expired.
     Expired,
     /// Signed by the issuer's key, for somebody else.
@@ -37,7 +37,7 @@ impl Bad {
     /// In the order in which they come.
     pub(super) const ALL: [Bad; 7] = [
         Bad::MadeUpKid,
-        Bad::BadSignature,
+        Bad::Signature,
         Bad::Expired,
         Bad::WrongAudience,
         Bad::WrongIssuer,
@@ -49,7 +49,7 @@ impl Bad {
     pub(super) fn name(self) -> &'static str {
         match self {
             Bad::MadeUpKid => "made-up kid",
-            Bad::BadSignature => "bad signature under a known kid",
+            Bad::Signature => "bad signature under a known kid",
             Bad::Expired => "expired",
             Bad::WrongAudience => "wrong audience",
             Bad::WrongIssuer => "unknown issuer",
@@ -110,7 +110,7 @@ impl Keys {
     ) -> (Bad, String) {
         let claims = self.claims(audience);
         let token = match (kind, withdrawn) {
-            (Bad::BadSignature, _) => self.attacker(key.algorithm()).sign_with_header(&key.header(), &claims),
+            (Bad::Signature, _) => self.attacker(key.algorithm()).sign_with_header(&key.header(), &claims),
             (Bad::Expired, _) => key.sign(&with_claim(claims, "exp", unix_now() - 3600)),
             (Bad::WrongAudience, _) => key.sign(&with_claim(claims, "aud", "somebody-else")),
             (Bad::WrongIssuer, _) => {

@@ -15,17 +15,18 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::HOST;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
-use portcullis::access_request::{AccessRequest, Removal};
+use portcullis::access_request::{AccessRequest, Caller, Removal};
+use portcullis::authorizer::Authorizer;
 use portcullis::clock::{self, Clock};
 use portcullis::config::Config;
 use portcullis::service::Service;
 use portcullis::telemetry;
-use portcullis::verdict::Verdict;
+use portcullis::verdict::{Decision, Verdict};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -53,7 +54,7 @@ fn app(service: Arc<Service>) -> Router {
 /// Lets a request pass with the changes that the verdict asks for, or answers in its place.
 async fn authorize(State(service): State<Arc<Service>>, mut request: Request, next: Next) -> Response {
     let authorizer = service.authorizer();
-    let decision = {
+    let (decision, caller) = {
         let headers = request.headers().iter();
         let host = request.headers().get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
         let access_request = AccessRequest {
@@ -63,15 +64,17 @@ async fn authorize(State(service): State<Arc<Service>>, mut request: Request, ne
             headers: headers.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect(),
             arrived: clock::monotonic(),
             timeout: None,
+            source_address: None,
+            source_principal: None,
             named_rule: None,
             described_by: None,
             flaw: None,
             removal: Removal::Headers,
         };
-        authorizer.decide("library", &access_request).await
+        (authorizer.decide("library", &access_request).await, access_request.headers.caller())
     };
     let Verdict::Allow(allowed) = &decision.verdict else {
-        return deny(&decision.verdict, &authorizer);
+        return deny(&decision, &authorizer, caller);
     };
     let headers = request.headers_mut();
     for name in &allowed.changes().remove {
@@ -87,14 +90,11 @@ async fn authorize(State(service): State<Arc<Service>>, mut request: Request, ne
     next.run(request).await
 }
 
-fn deny(verdict: &Verdict, authorizer: &portcullis::authorizer::Authorizer) -> Response {
-    let denial = verdict.reason().denial(authorizer.responses());
-    let mut response = Response::builder().status(denial.status).header(CONTENT_TYPE, "application/json");
-    if let Some(challenge) = denial.www_authenticate {
-        response = response.header(WWW_AUTHENTICATE, challenge);
-    }
-    if let Some(seconds) = denial.retry_after {
-        response = response.header(RETRY_AFTER, seconds);
+fn deny(decision: &Decision, authorizer: &Authorizer, caller: Caller) -> Response {
+    let denial = decision.denial(authorizer.responses(), caller);
+    let mut response = Response::builder().status(denial.status);
+    for (name, value) in denial.headers {
+        response = response.header(name, value);
     }
     response.body(Body::from(denial.body)).unwrap_or_else(|_| status(StatusCode::INTERNAL_SERVER_ERROR))
 }

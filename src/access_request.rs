@@ -22,6 +22,10 @@ pub struct AccessRequest<'a> {
     pub arrived: Instant,
     /// How long the proxy waits for the answer, counted from the arrival; `None` where it does not say.
     pub timeout: Option<Duration>,
+    /// The address of the client, as the proxy knows it; `None` where it does not say.
+    pub source_address: Option<&'a str>,
+    /// The identity that the client's certificate proves to the proxy; `None` where it does not say.
+    pub source_principal: Option<&'a str>,
     /// The rule that the proxy's own configuration names for this request, where it names one.
     pub named_rule: Option<&'a [u8]>,
     /// Who says in headers of its own what the request is; `None` where the door has it at first hand.
@@ -41,6 +45,17 @@ pub enum Removal {
     Headers,
     /// The headers that its own configuration names, and no others.
     NamedHeaders,
+}
+
+/// What kind of client waits for the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// Any HTTP client.
+    Http,
+    /// A gRPC client: a proxy makes the gRPC status of the HTTP one.
+    Grpc,
+    /// A gRPC-Web client, to which the gRPC status is a header.
+    GrpcWeb,
 }
 
 /// The headers of a request, in the order in which they came. Names are compared without their case.
@@ -68,14 +83,25 @@ impl<'a> Headers<'a> {
         self.0.is_empty()
     }
 
-    /// Every header's name as it was sent.
-    pub fn names(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
-        self.0.iter().map(|(name, _)| *name)
+    /// Every header's name and value as they were sent.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + '_ {
+        self.0.iter().copied()
     }
 
-    /// Whether the call comes from a gRPC client, to which a denial has no body.
-    pub fn is_grpc(&self) -> bool {
-        self.all("content-type").any(|value| value.to_ascii_lowercase().starts_with(b"application/grpc"))
+    /// What kind of client sent them.
+    pub fn caller(&self) -> Caller {
+        const GRPC: &[u8] = b"application/grpc";
+        let subtype = self.all("content-type").find_map(|value| {
+            let (grpc, rest) = value.split_at_checked(GRPC.len())?;
+            grpc.eq_ignore_ascii_case(GRPC).then_some(rest)
+        });
+        match subtype {
+            None => Caller::Http,
+            Some(rest) if rest.get(..4).is_some_and(|rest| rest.eq_ignore_ascii_case(b"-web")) => {
+                Caller::GrpcWeb
+            }
+            Some(_) => Caller::Grpc,
+        }
     }
 }
 

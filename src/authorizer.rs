@@ -4,6 +4,8 @@
 //! that set may be too old, the key cache is asked once to rescue it. Every way out is a [`Verdict`]:
 //! nothing here fails, and a failure to decide is a denial.
 
+mod trace;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,16 +14,24 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use self::trace::Step;
+
+use self::trace::Trace;
 use crate::access_request::AccessRequest;
 use crate::bearer_token::{self, FoundToken, NoToken};
 use crate::clock::{self, Clock, Instant};
 use crate::config::{Limits, RefreshPolicy, Responses};
-use crate::identity::{self, Unfit};
+use crate::identity::{self, Unfit, UpstreamChanges};
 use crate::keys::{KeyCache, NotRescued};
+use crate::reason::{DenialKind, Reason};
+use crate::rules::{Requirements, Rule, Rules, Unmet, Unruled};
 use crate::telemetry::{Metrics, on_one_line};
+use crate::validation::algorithm::Algorithm;
+use crate::validation::json::Json;
+use crate::validation::key_set::Key;
 use crate::validation::provider::{Provider, TokenSource};
-use crate::validation::{self, Permanent, Screened, Validated, ValidationError};
-use crate::verdict::{Allowed, Decision, Reason, Verdict};
+use crate::validation::{self, Permanent, Screened, StaleCause, Validated, ValidationError};
+use crate::verdict::{Allowed, Challenge, Decision, Offer, Verdict};
 
 /// A waiting caller answers this much before its proxy's deadline, or a tenth of it where that is more.
 const LEAST_MARGIN: Duration = Duration::from_millis(20);
@@ -43,6 +53,8 @@ pub struct Authorizer {
     token_sources: Vec<TokenSource>,
     /// The claim headers of all providers, each once.
     managed_headers: Vec<String>,
+    /// What a challenge may offer, each with its provider's name, in the order of the configuration.
+    offers: Vec<(String, Offer)>,
     policy: RequestPolicy,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -54,6 +66,8 @@ pub struct Authorizer {
 /// What holds for every request, whichever provider its token names.
 #[derive(Clone, Debug)]
 pub struct RequestPolicy {
+    /// Who may do what.
+    pub rules: Rules,
     /// Bounds on one request.
     pub limits: Limits,
     /// How a denial looks.
@@ -62,12 +76,30 @@ pub struct RequestPolicy {
     pub trusted_proxies: Vec<IpNet>,
 }
 
-/// What a decision has found out so far, for the log.
+/// Why a decision is what it is.
+#[derive(Debug)]
+pub struct Explanation {
+    /// The decision.
+    pub decision: Decision,
+    /// The key that verified the token, and the algorithm of its signature.
+    pub verified_by: Option<(Arc<Key>, Algorithm)>,
+    /// Why newer keys were waited for, where they were.
+    pub refreshed_for: Option<StaleCause>,
+    /// The steps, in the order in which they were taken. The last one decided.
+    pub steps: Vec<Step>,
+}
+
+/// What a decision has found out so far, for the log, the denial and whoever wants to know why.
 #[derive(Default)]
-struct Findings {
+struct Findings<'s> {
+    trace: Trace,
+    rule: Option<&'s Rule>,
     provider: Option<Arc<Provider>>,
+    verified_by: Option<(Arc<Key>, Algorithm)>,
+    refreshed_for: Option<StaleCause>,
     kid: Option<String>,
     subject: Option<String>,
+    shared_claims: Vec<(String, Json)>,
     detail: Option<String>,
 }
 
@@ -82,15 +114,19 @@ impl Authorizer {
     ) -> Self {
         let mut token_sources = Vec::new();
         let mut managed_headers = Vec::new();
+        let mut offered = Vec::new();
         for KeyedProvider { provider, .. } in &providers {
             add_new(&mut token_sources, provider.token_from.iter().cloned());
-            add_new(&mut managed_headers, provider.claim_headers.iter().map(|header| header.header.clone()));
+            offered.extend(offers(provider).map(|offer| (provider.name.clone(), offer)));
+            let headers = provider.claim_headers.iter().map(|header| &header.header);
+            add_new(&mut managed_headers, headers.chain(&provider.payload_header).cloned());
         }
         let providers = providers.into_iter().map(|keyed| (keyed.provider.issuer.clone(), keyed)).collect();
         Self {
             providers,
             token_sources,
             managed_headers,
+            offers: offered,
             policy,
             clock,
             metrics,
@@ -102,19 +138,39 @@ impl Authorizer {
     /// Decides about one request, counts it and logs it. `door` is the label of the door that asks.
     pub async fn decide(&self, door: &'static str, request: &AccessRequest<'_>) -> Decision {
         let mut findings = Findings::default();
-        let verdict = match self.judge(request, &mut findings).await {
+        let decision = self.decision(request, &mut findings).await;
+        self.account(door, request, &decision, &findings);
+        decision
+    }
+
+    /// Decides about one request in the same way, and tells why. Neither counted nor logged.
+    pub async fn explain(&self, request: &AccessRequest<'_>) -> Explanation {
+        let mut findings = Findings { trace: Trace::on(), ..Findings::default() };
+        let decision = self.decision(request, &mut findings).await;
+        let Findings { verified_by, refreshed_for, trace, .. } = findings;
+        Explanation { decision, verified_by, refreshed_for, steps: trace.into_steps() }
+    }
+
+    async fn decision<'s>(&'s self, request: &AccessRequest<'_>, findings: &mut Findings<'s>) -> Decision {
+        let verdict = match self.judge(request, findings).await {
             Ok(allowed) => Verdict::Allow(allowed),
             Err(Reason::KeysUnavailable) => Verdict::Unavailable,
             Err(reason) => Verdict::Deny(reason),
         };
-        let decision = Decision {
+        Decision {
+            challenge: self.challenge(&verdict, findings),
             verdict,
             decision_id: self.ids.next(),
             provider: findings.provider.as_ref().map(|provider| provider.name.clone()),
             subject: findings.subject.take(),
-        };
-        self.account(door, request, &decision, &findings);
-        decision
+            rule: findings.rule.map(|rule| rule.name.clone()),
+            shared_claims: std::mem::take(&mut findings.shared_claims),
+        }
+    }
+
+    /// This configuration's rules.
+    pub fn rules(&self) -> &Rules {
+        &self.policy.rules
     }
 
     /// How this configuration's denials look.
@@ -132,7 +188,63 @@ impl Authorizer {
         self.providers.values().all(|keyed| keyed.keys.has_keys())
     }
 
-    async fn judge(&self, request: &AccessRequest<'_>, findings: &mut Findings) -> Result<Allowed, Reason> {
+    async fn judge<'s>(
+        &'s self,
+        request: &AccessRequest<'_>,
+        findings: &mut Findings<'s>,
+    ) -> Result<Allowed, Reason> {
+        self.accept_description(request, findings)?;
+        let rule = self.policy.rules.choose(request).map_err(|unruled| findings.refuse_unruled(unruled))?;
+        findings.note_rule(rule);
+        let requirements = match rule {
+            None => None,
+            Some(rule) => {
+                if let Some(proof) = rule.anonymous() {
+                    let changes = identity::anonymous_changes(&self.managed_headers, request);
+                    return Ok(Allowed::by_rule(&proof, findings.take_changes(changes)?));
+                }
+                Some(rule.requirements().ok_or(Reason::RuleDenied)?)
+            }
+        };
+        let found = findings.take_token(bearer_token::find(request, &self.token_sources))?;
+        let (keyed, screened) = self.screen(&found, findings).map_err(|permanent| {
+            let reason = Reason::from(&permanent);
+            findings.detail = claim_of(permanent);
+            findings.trace.tell("screen", reason.as_str(), || findings.detail.clone().unwrap_or_default());
+            reason
+        })?;
+        let provider = &keyed.provider;
+        // A provider whose tokens do not come from this place does not see one there.
+        if !found.places.iter().any(|place| provider.token_from.contains(place)) {
+            let detail = || "this provider's tokens do not come from that place".to_owned();
+            findings.trace.tell("token", Reason::TokenMissing.as_str(), detail);
+            return Err(Reason::TokenMissing);
+        }
+        findings.trace.tell("screen", "passed", || screened.to_string());
+        let validated = verify(keyed, &found.text, &screened, request, &self.clock, findings).await?;
+        let claims = validated.claims();
+        findings.note_claims(claims, provider);
+        if let Some(requirements) = requirements {
+            let met = requirements.check(&provider.name, claims, request, self.clock.now());
+            findings.take_requirements(met)?;
+        }
+        let changes = identity::upstream_changes(
+            claims,
+            provider,
+            &self.managed_headers,
+            request,
+            &found,
+            self.policy.limits.claim_header_bytes,
+        );
+        Ok(Allowed::by_token(&validated, findings.take_changes(changes)?))
+    }
+
+    /// Whether what is told about the request may be believed.
+    fn accept_description(
+        &self,
+        request: &AccessRequest<'_>,
+        findings: &mut Findings<'_>,
+    ) -> Result<(), Reason> {
         if let Some(peer) = request.described_by.map(|peer| peer.to_canonical())
             && !self.policy.trusted_proxies.iter().any(|network| network.contains(&peer))
         {
@@ -144,58 +256,45 @@ impl Authorizer {
             findings.detail = Some(flaw.to_owned());
             return Err(Reason::RequestMalformed);
         }
-        // There are no rules yet, so every name is unknown; and an unknown one is never a default.
-        if request.named_rule.is_some() {
-            return Err(Reason::RuleDenied);
+        Ok(())
+    }
+
+    /// What a denial asks for: a token of the provider that the sent one names, else of any that the rule
+    /// lets in.
+    fn challenge(&self, verdict: &Verdict, findings: &Findings<'_>) -> Challenge {
+        let Verdict::Deny(reason) = verdict else { return Challenge::default() };
+        let kind = reason.wire().kind;
+        if !matches!(kind, DenialKind::Challenge | DenialKind::Unauthenticated | DenialKind::Scope) {
+            return Challenge::default();
         }
-        let found = bearer_token::find(request, &self.token_sources).map_err(|no_token| match no_token {
-            NoToken::Missing => Reason::TokenMissing,
-            NoToken::Several => Reason::MultipleTokens,
-            NoToken::Malformed => Reason::Malformed,
-        })?;
-        let (keyed, screened) = self.screen(&found, findings).map_err(|permanent| {
-            let reason = Reason::from(&permanent);
-            findings.detail = claim_of(permanent);
-            reason
-        })?;
-        let provider = &keyed.provider;
-        // A provider whose tokens do not come from this place does not see one there.
-        if !found.places.iter().any(|place| provider.token_from.contains(place)) {
-            return Err(Reason::TokenMissing);
+        let requirements = findings.rule.and_then(Rule::requirements);
+        let let_in = |name: &String| {
+            requirements
+                .is_none_or(|Requirements { providers, .. }| providers.is_empty() || providers.contains(name))
+        };
+        let named = findings.provider.as_ref().map(|provider| &provider.name);
+        let offers = self.offers.iter().filter(|(name, _)| match named {
+            Some(named) => name == named,
+            None => let_in(name),
+        });
+        let mut challenge = Challenge::default();
+        add_new(&mut challenge.offers, offers.map(|(_, offer)| offer.clone()));
+        if let Some(requirements) = requirements {
+            challenge.scope = requirements.scopes.join(" ");
         }
-        let validated = verify(keyed, &found.text, &screened, request, &self.clock).await?;
-        findings.subject = validated.claims().member("sub").and_then(|sub| sub.as_str()).map(str::to_owned);
-        let changes = identity::upstream_changes(
-            validated.claims(),
-            provider,
-            &self.managed_headers,
-            request,
-            &found,
-            self.policy.limits.claim_header_bytes,
-        )
-        .map_err(|unfit| {
-            let (reason, detail) = match unfit {
-                Unfit::ClaimTooLarge => (Reason::ClaimTooLarge, None),
-                Unfit::LookAlike => (Reason::RequestMalformed, Some("a look-alike of a claim header")),
-                Unfit::TokenInQuery => {
-                    (Reason::RequestMalformed, Some("forward_token: this proxy cannot change the query"))
-                }
-            };
-            findings.detail = detail.map(str::to_owned);
-            reason
-        })?;
-        Ok(Allowed::by_token(&validated, changes))
+        challenge
     }
 
     fn screen<'f>(
         &self,
         found: &'f FoundToken<'_>,
-        findings: &mut Findings,
+        findings: &mut Findings<'_>,
     ) -> Result<(&KeyedProvider, Screened<'f>), Permanent> {
         let token = validation::parse(&found.text, self.policy.limits.token_bytes)?;
         findings.kid = token.kid.as_deref().map(on_one_line);
         let keyed = self.providers.get(validation::issuer(&token)?).ok_or(Permanent::IssuerUnknown)?;
         findings.provider = Some(Arc::clone(&keyed.provider));
+        findings.trace.tell("provider", &keyed.provider.name, || keyed.provider.issuer.clone());
         Ok((keyed, validation::screen(token, &keyed.provider, self.clock.now())?))
     }
 
@@ -215,7 +314,7 @@ impl Authorizer {
         door: &'static str,
         request: &AccessRequest<'_>,
         decision: &Decision,
-        findings: &Findings,
+        findings: &Findings<'_>,
     ) {
         let (verdict, reason) = (decision.verdict.as_str(), decision.verdict.reason());
         let provider = decision.provider.as_deref().unwrap_or_default();
@@ -223,6 +322,7 @@ impl Authorizer {
         self.metrics.decision(door, verdict, reason, provider, took);
         let (kid, detail) = (findings.kid.as_deref(), findings.detail.as_deref());
         let (method, host) = (shown(request.method), shown(request.host));
+        let rule = decision.rule.as_deref();
         let (reason, decision_id) = (reason.as_str(), decision.decision_id.as_str());
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         match decision.verdict {
@@ -232,6 +332,7 @@ impl Authorizer {
                     verdict,
                     reason,
                     provider,
+                    rule,
                     method,
                     host,
                     kid,
@@ -246,6 +347,7 @@ impl Authorizer {
                     verdict,
                     reason,
                     provider,
+                    rule,
                     method,
                     host,
                     kid,
@@ -257,6 +359,131 @@ impl Authorizer {
             }
         }
     }
+}
+
+impl<'s> Findings<'s> {
+    fn note_rule(&mut self, rule: Option<&'s Rule>) {
+        self.rule = rule;
+        match rule {
+            None => self.trace.tell("rule", "none", || "a valid token of any provider is enough".to_owned()),
+            Some(rule) => self.trace.tell("rule", &rule.name, || rule.effect.to_string()),
+        }
+    }
+
+    fn take_token<'t>(&mut self, found: Result<FoundToken<'t>, NoToken>) -> Result<FoundToken<'t>, Reason> {
+        match found {
+            Ok(found) => {
+                self.trace.tell("token", "found", || {
+                    let places: Vec<String> = found.places.iter().map(ToString::to_string).collect();
+                    format!("{} bytes in {}", found.text.len(), places.join(", "))
+                });
+                Ok(found)
+            }
+            Err(no_token) => {
+                let reason = match no_token {
+                    NoToken::Missing => Reason::TokenMissing,
+                    NoToken::Several => Reason::MultipleTokens,
+                    NoToken::Malformed => Reason::Malformed,
+                };
+                self.trace.tell("token", reason.as_str(), String::new);
+                Err(reason)
+            }
+        }
+    }
+
+    fn note_verification(&mut self, outcome: Result<&Validated, &Reason>) {
+        match self.refreshed_for {
+            None => self.trace.tell("refresh", "none", || "the keys in hand were enough".to_owned()),
+            Some(cause) => {
+                let cause = Reason::from(&ValidationError::Stale(cause));
+                self.trace.tell("refresh", "waited", || {
+                    format!("for newer keys: {} under those in hand", cause.as_str())
+                });
+            }
+        }
+        match outcome {
+            Err(reason) => self.trace.tell("key", reason.as_str(), String::new),
+            Ok(validated) => {
+                let (key, algorithm) = (validated.key(), validated.algorithm());
+                self.trace.tell("key", key.kid().unwrap_or("without a kid"), || {
+                    format!("{algorithm}, thumbprint {}", key.thumbprint().unwrap_or("of a secret"))
+                });
+                self.verified_by = Some((Arc::clone(key), algorithm));
+            }
+        }
+    }
+
+    fn note_claims(&mut self, claims: &Json, provider: &Provider) {
+        self.subject = claims.member("sub").and_then(|sub| sub.as_str()).map(str::to_owned);
+        self.shared_claims = provider
+            .metadata_claims
+            .iter()
+            .filter_map(|path| Some((path.to_string(), path.resolve(claims)?.clone())))
+            .collect();
+    }
+
+    fn refuse_unruled(&mut self, unruled: Unruled) -> Reason {
+        let (reason, detail) = match unruled {
+            Unruled::NoSuchRule => (Reason::RuleDenied, "portcullis_rule names no rule for such a request"),
+            Unruled::AmbiguousPath => (Reason::RequestMalformed, "an ambiguous path"),
+            Unruled::MalformedHost => (Reason::RequestMalformed, "a host that cannot be compared"),
+        };
+        self.refuse("rule", reason, Some(detail.to_owned()))
+    }
+
+    fn take_requirements(&mut self, met: Result<(), Unmet>) -> Result<(), Reason> {
+        match met {
+            Ok(()) => {
+                self.trace.tell("require", "met", String::new);
+                Ok(())
+            }
+            Err(unmet) => {
+                let reason = match unmet {
+                    Unmet::Scope => Reason::InsufficientScope,
+                    Unmet::Provider | Unmet::Claim(_) | Unmet::Condition | Unmet::Undecided(_) => {
+                        Reason::RuleDenied
+                    }
+                };
+                Err(self.refuse("require", reason, Some(unmet.to_string())))
+            }
+        }
+    }
+
+    fn take_changes(&mut self, changes: Result<UpstreamChanges, Unfit>) -> Result<UpstreamChanges, Reason> {
+        let (reason, detail) = match changes {
+            Ok(changes) => {
+                self.trace.tell("headers", "made", || {
+                    format!("{} set, {} removed", changes.set.len(), changes.remove.len())
+                });
+                return Ok(changes);
+            }
+            Err(Unfit::ClaimTooLarge) => (Reason::ClaimTooLarge, None),
+            Err(Unfit::LookAlike) => (Reason::RequestMalformed, Some("a look-alike of a claim header")),
+            Err(Unfit::TokenInQuery) => {
+                (Reason::RequestMalformed, Some("forward_token: this proxy cannot change the query"))
+            }
+        };
+        Err(self.refuse("headers", reason, detail.map(str::to_owned)))
+    }
+
+    fn refuse(&mut self, step: &'static str, reason: Reason, detail: Option<String>) -> Reason {
+        self.trace.tell(step, reason.as_str(), || detail.clone().unwrap_or_default());
+        self.detail = detail;
+        reason
+    }
+}
+
+/// The ways in which a provider's tokens may be offered in a challenge.
+fn offers(provider: &Provider) -> impl Iterator<Item = Offer> {
+    let schemes = provider.token_from.iter().filter_map(|source| match source {
+        TokenSource::Header { scheme, .. } => scheme.clone(),
+        TokenSource::Cookie(_) | TokenSource::Query(_) => None,
+    });
+    let realm = provider.realm.clone();
+    // RFC 6750 §3 has no other name for a token that comes by a cookie or in the query.
+    let schemes: Vec<String> = schemes.collect();
+    let schemes = if schemes.is_empty() { vec!["Bearer".to_owned()] } else { schemes };
+    schemes.into_iter().map(move |scheme| Offer { scheme, realm: realm.clone() })
 }
 
 /// A part of a request for the log.
@@ -271,22 +498,29 @@ async fn verify(
     screened: &Screened<'_>,
     request: &AccessRequest<'_>,
     clock: &Clock,
+    findings: &mut Findings<'_>,
 ) -> Result<Validated, Reason> {
     if let Some(cause) = keyed.keys.refused_lately(token) {
-        return Err(Reason::from(&ValidationError::Stale(cause)));
+        let reason = Reason::from(&ValidationError::Stale(cause));
+        return Err(findings.refuse("key", reason, Some("refused by the same keys a moment ago".to_owned())));
     }
     let look = |keys: &_| validation::try_validate(screened, keys, clock.now());
     let sighting = keyed.keys.sight();
-    let cause = match sighting.look(look) {
-        Ok(validated) => return Ok(validated),
-        Err(ValidationError::Permanent(permanent)) => return Err(Reason::from(&permanent)),
-        Err(ValidationError::Stale(cause)) => cause,
+    let outcome = match sighting.look(look) {
+        Ok(validated) => Ok(validated),
+        Err(ValidationError::Permanent(permanent)) => Err(Reason::from(&permanent)),
+        Err(ValidationError::Stale(cause)) => {
+            findings.refreshed_for = Some(cause);
+            let deadline = deadline(request, keyed.refresh.wait);
+            let rescued = keyed.keys.rescue(sighting, cause, deadline, token, look).await;
+            rescued.map_err(|not_rescued| match not_rescued {
+                NotRescued::Refused(error) => Reason::from(&error),
+                NotRescued::Unavailable => Reason::KeysUnavailable,
+            })
+        }
     };
-    let deadline = deadline(request, keyed.refresh.wait);
-    keyed.keys.rescue(sighting, cause, deadline, token, look).await.map_err(|not_rescued| match not_rescued {
-        NotRescued::Refused(error) => Reason::from(&error),
-        NotRescued::Unavailable => Reason::KeysUnavailable,
-    })
+    findings.note_verification(outcome.as_ref());
+    outcome
 }
 
 /// When the answer has to be on its way, whether or not keys have come.

@@ -162,6 +162,8 @@ mod tests {
             headers: headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect(),
             arrived: clock::monotonic(),
             timeout: None,
+            source_address: None,
+            source_principal: None,
             named_rule: None,
             described_by: None,
             flaw: None,

@@ -47,6 +47,19 @@ pub fn rfc3339(time: UnixTime) -> String {
         .unwrap_or_default()
 }
 
+/// Reads a time: RFC 3339, or seconds since the Unix epoch.
+///
+/// # Errors
+/// It is neither.
+pub fn parse_time(text: &str) -> Result<UnixTime, &'static str> {
+    if let Ok(seconds) = text.parse::<i64>() {
+        return Ok(UnixTime::from_secs(seconds));
+    }
+    time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
+        .map(|time| UnixTime::from_secs(time.unix_timestamp()))
+        .map_err(|_| "expected RFC 3339, such as 2026-01-31T12:00:00Z, or Unix seconds")
+}
+
 /// How long ago a monotonic instant was; zero for one that is yet to come.
 pub fn elapsed_since(instant: Instant) -> Duration {
     monotonic().saturating_duration_since(instant)

@@ -3,6 +3,7 @@
 pub mod demo;
 pub mod drill;
 mod embedded;
+pub mod explain;
 pub mod issuer;
 pub mod serve;
 mod signals;

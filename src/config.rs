@@ -11,7 +11,10 @@ mod keys;
 mod print;
 mod providers;
 mod read;
+mod responses;
+mod rules;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,6 +24,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use url::Url;
 
+use crate::reason::Reason;
+use crate::rules::Rules;
 use crate::validation::key_set::KeySet;
 use crate::validation::provider::Provider;
 
@@ -35,6 +40,8 @@ pub struct Config {
     pub listen: Listen,
     /// One per issuer; never empty, names and issuers unique.
     pub providers: Vec<ProviderConfig>,
+    /// Who may do what.
+    pub rules: Rules,
     /// How a denial looks.
     pub responses: Responses,
     /// Who may tell an HTTP door in headers what request it asks about; default loopback.
@@ -273,11 +280,38 @@ pub struct Responses {
     pub realm: String,
     /// HTTP status of *keys unavailable*; default 503, 400 to 599.
     pub keys_unavailable_status: u16,
+    /// Where the metadata of the protected resource is (RFC 9728 §3); every challenge names it. Default none.
+    pub resource_metadata: Option<Url>,
+    /// What is other than the default, by reason.
+    pub custom: HashMap<Reason, CustomDenial>,
+}
+
+/// What a denial for one reason says instead of, or besides, the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CustomDenial {
+    /// Instead of the default body; a gRPC caller gets none of either.
+    pub body: Option<CustomBody>,
+    /// Headers besides the default ones, names in lower case.
+    pub headers: Vec<(String, String)>,
+}
+
+/// The body of a denial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CustomBody {
+    /// As it is sent.
+    pub text: String,
+    /// `application/json` where the text is JSON, else plain text; a header of the same denial may say otherwise.
+    pub media_type: &'static str,
 }
 
 impl Default for Responses {
     fn default() -> Self {
-        Self { realm: "portcullis".to_owned(), keys_unavailable_status: 503 }
+        Self {
+            realm: "portcullis".to_owned(),
+            keys_unavailable_status: 503,
+            resource_metadata: None,
+            custom: HashMap::new(),
+        }
     }
 }
 

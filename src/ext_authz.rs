@@ -9,26 +9,28 @@
 
 pub mod client;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use prost_types::value::Kind;
-use prost_types::{Struct, Value};
+use prost_types::{ListValue, Struct, Value};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-use crate::access_request::{AccessRequest, Headers, Removal};
+use crate::access_request::{AccessRequest, Caller, Headers, Removal};
 use crate::clock;
 use crate::config::Responses;
 use crate::identity::UpstreamChanges;
 use crate::proto::FILE_DESCRIPTOR_SET;
+use crate::proto::envoy::config::core::v3::address::Address;
 use crate::proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use crate::proto::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
-use crate::proto::envoy::service::auth::v3::attribute_context::HttpRequest;
+use crate::proto::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer};
 use crate::proto::envoy::service::auth::v3::authorization_server::{Authorization, AuthorizationServer};
 use crate::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use crate::proto::envoy::service::auth::v3::{
@@ -36,9 +38,11 @@ use crate::proto::envoy::service::auth::v3::{
 };
 use crate::proto::envoy::r#type::v3::HttpStatus;
 use crate::proto::google::rpc;
+use crate::reason::DenialKind;
 use crate::service::Service;
 use crate::socket::{GrpcSocket, Listener, ServeError};
-use crate::verdict::{Decision, DenialKind, Reason, Verdict};
+use crate::validation::json::Json;
+use crate::verdict::{Decision, Verdict};
 
 /// The `door` label.
 const DOOR: &str = "ext_authz";
@@ -145,6 +149,7 @@ impl Authorization for Door {
         // A request without attributes is one without headers: it has no token, and is refused as such.
         let attributes = request.into_inner().attributes.unwrap_or_default();
         let http = attributes.request.and_then(|request| request.http).unwrap_or_default();
+        let source = attributes.source.as_ref();
         // Entries of one key arrive in order; the last one is the map's.
         let mut extensions = attributes.context_extensions.iter().rev();
         let named_rule = extensions.find(|entry| entry.key == NAMED_RULE).map(|entry| entry.value.as_ref());
@@ -155,6 +160,8 @@ impl Authorization for Door {
             headers: headers(&http),
             arrived,
             timeout,
+            source_address: source.and_then(source_address),
+            source_principal: source.and_then(|peer| text(&peer.principal)),
             named_rule,
             described_by: None,
             flaw: None,
@@ -167,11 +174,22 @@ impl Authorization for Door {
         let response = match &decision.verdict {
             Verdict::Allow(allowed) => allow(allowed.changes(), &decision),
             Verdict::Deny(_) | Verdict::Unavailable => {
-                deny(&decision, authorizer.responses(), access_request.headers.is_grpc())
+                deny(&decision, authorizer.responses(), access_request.headers.caller())
             }
         };
         Ok(Response::new(response))
     }
+}
+
+/// Of a client that comes over TCP or UDP.
+fn source_address(peer: &Peer) -> Option<&str> {
+    let Address::SocketAddress(socket) = peer.address.as_ref()?.address.as_ref()?;
+    text(&socket.address)
+}
+
+/// A field that proto3 leaves empty where nothing is known.
+fn text(field: &[u8]) -> Option<&str> {
+    std::str::from_utf8(field).ok().filter(|text| !text.is_empty())
 }
 
 /// Every header that Envoy sent, whether as a map or, with `encode_raw_headers`, as a list.
@@ -195,42 +213,31 @@ fn allow(changes: &UpstreamChanges, decision: &Decision) -> CheckResponse {
     CheckResponse {
         status: Some(rpc::Status { code: tonic::Code::Ok as i32, ..rpc::Status::default() }),
         http_response: Some(HttpResponse::OkResponse(ok)),
-        dynamic_metadata: Some(metadata(decision, Reason::Ok)),
+        dynamic_metadata: Some(metadata(decision)),
     }
 }
 
-fn deny(decision: &Decision, responses: &Responses, is_grpc: bool) -> CheckResponse {
-    let reason = decision.verdict.reason();
-    let denial = reason.denial(responses);
+fn deny(decision: &Decision, responses: &Responses, caller: Caller) -> CheckResponse {
+    let denial = decision.denial(responses, caller);
     let code = match denial.kind {
         DenialKind::Challenge | DenialKind::Unauthenticated => tonic::Code::Unauthenticated,
-        DenialKind::Forbidden => tonic::Code::PermissionDenied,
+        DenialKind::Scope | DenialKind::Forbidden => tonic::Code::PermissionDenied,
         DenialKind::BadRequest => tonic::Code::InvalidArgument,
         DenialKind::Unavailable => tonic::Code::Unavailable,
     };
-    let mut headers = Vec::new();
-    if let Some(challenge) = &denial.www_authenticate {
-        headers.push(header("www-authenticate", challenge));
-    }
-    if let Some(seconds) = denial.retry_after {
-        headers.push(header("retry-after", seconds));
-    }
-    let body = if is_grpc {
-        String::new()
-    } else {
-        headers.push(header("content-type", "application/json"));
-        denial.body
+    let denied = DeniedHttpResponse {
+        status: Some(HttpStatus { code: i32::from(denial.status) }),
+        headers: denial.headers.iter().map(|(name, value)| header(name, value)).collect(),
+        body: denial.body,
     };
-    let denied =
-        DeniedHttpResponse { status: Some(HttpStatus { code: i32::from(denial.status) }), headers, body };
     CheckResponse {
         status: Some(rpc::Status {
             code: code as i32,
-            message: reason.wire().description.to_owned(),
+            message: decision.verdict.reason().wire().description.to_owned(),
             ..rpc::Status::default()
         }),
         http_response: Some(HttpResponse::DeniedResponse(denied)),
-        dynamic_metadata: Some(metadata(decision, reason)),
+        dynamic_metadata: Some(metadata(decision)),
     }
 }
 
@@ -244,20 +251,45 @@ fn header(name: &str, value: &str) -> HeaderValueOption {
     }
 }
 
-fn metadata(decision: &Decision, reason: Reason) -> Struct {
-    let mut fields = std::collections::BTreeMap::new();
-    let mut put = |name: &str, text: &str| {
-        fields.insert(name.to_owned(), Value { kind: Some(Kind::StringValue(text.to_owned())) });
-    };
-    put("reason", reason.as_str());
-    put("decision_id", &decision.decision_id);
-    if let Some(provider) = &decision.provider {
-        put("provider", provider);
+fn metadata(decision: &Decision) -> Struct {
+    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    let mut fields = BTreeMap::from([
+        ("reason".to_owned(), text(decision.verdict.reason().as_str())),
+        ("decision_id".to_owned(), text(&decision.decision_id)),
+    ]);
+    let named = [("provider", &decision.provider), ("subject", &decision.subject), ("rule", &decision.rule)];
+    for (name, value) in named {
+        if let Some(value) = value {
+            fields.insert(name.to_owned(), text(value));
+        }
     }
-    if let Some(subject) = &decision.subject {
-        put("subject", subject);
+    if !decision.shared_claims.is_empty() {
+        let claims = decision.shared_claims.iter().map(|(name, claim)| (name.clone(), value(claim)));
+        let claims = Struct { fields: claims.collect() };
+        fields.insert("claims".to_owned(), Value { kind: Some(Kind::StructValue(claims)) });
     }
     Struct { fields }
+}
+
+/// A claim as Envoy's metadata has it. A number that a double does not hold exactly stays text.
+fn value(claim: &Json) -> Value {
+    /// Whole numbers up to this are exact (IEEE 754 binary64).
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let kind = match claim {
+        Json::Null => Kind::NullValue(0),
+        Json::Bool(truth) => Kind::BoolValue(*truth),
+        Json::Number(digits) => match digits.parse::<f64>() {
+            Ok(number) if number.abs() < EXACT => Kind::NumberValue(number),
+            _ => Kind::StringValue(digits.to_string()),
+        },
+        Json::String(text) => Kind::StringValue(text.to_string()),
+        Json::Array(members) => Kind::ListValue(ListValue { values: members.iter().map(value).collect() }),
+        Json::Object(members) => {
+            let fields = members.iter().map(|(name, member)| (name.to_string(), value(member)));
+            Kind::StructValue(Struct { fields: fields.collect() })
+        }
+    };
+    Value { kind: Some(kind) }
 }
 
 /// The `grpc-timeout` of a call: at most eight digits and a unit. Anything else is as good as none.

@@ -7,6 +7,8 @@
 //! # Architecture invariant
 //! An answer is 200 in `allow` and nowhere else.
 
+mod resource_metadata;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::IpAddr;
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::HOST;
 use http::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -26,7 +28,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::access_request::{AccessRequest, Headers, Removal};
+use crate::access_request::{AccessRequest, Caller, Headers, Removal};
 use crate::clock;
 use crate::config::{Profile, Responses};
 use crate::identity::UpstreamChanges;
@@ -154,12 +156,17 @@ impl Door {
 
     async fn answer<B>(&self, request: &Request<B>, peer: IpAddr) -> Response<Body> {
         let authorizer = self.service.authorizer();
+        if !is_described(self.profile, request)
+            && let Some(metadata) = resource_metadata::answer(request, &authorizer)
+        {
+            return metadata.unwrap_or_else(|error| broken(&error));
+        }
         let access_request = describe(self.profile, request, peer);
         let decision = authorizer.decide(DOOR, &access_request).await;
         let response = match &decision.verdict {
             Verdict::Allow(allowed) => allow(self.profile, allowed.changes()),
             Verdict::Deny(_) | Verdict::Unavailable => {
-                deny(&decision, authorizer.responses(), access_request.headers.is_grpc())
+                deny(&decision, authorizer.responses(), access_request.headers.caller())
             }
         };
         response.unwrap_or_else(|error| broken(&error))
@@ -196,30 +203,44 @@ const FORWARDED: Dialect = Dialect {
     flaw: "X-Forwarded-Method, X-Forwarded-Uri and X-Forwarded-Host must each come once: set them as in deploy/",
 };
 
+/// How the proxy of a profile tells of the client's request; `None` where it is the request itself.
+fn dialect(profile: Profile) -> Option<Dialect> {
+    match profile {
+        Profile::Nginx => Some(NGINX),
+        Profile::Haproxy | Profile::Caddy | Profile::Traefik => Some(FORWARDED),
+        Profile::Envoy => None,
+    }
+}
+
+/// Whether this is a question about another request, and not one that a proxy passes on to this door.
+fn is_described<B>(profile: Profile, request: &Request<B>) -> bool {
+    dialect(profile).is_none_or(|dialect| {
+        request.headers().contains_key(dialect.method) || request.headers().contains_key(dialect.uri)
+    })
+}
+
 /// The client's request, as the proxy of this profile tells of it.
 fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRequest<'_> {
     let headers: Headers<'_> =
         request.headers().iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
     let arrived = clock::monotonic();
-    let dialect = match profile {
-        Profile::Nginx => NGINX,
-        Profile::Haproxy | Profile::Caddy | Profile::Traefik => FORWARDED,
-        Profile::Envoy => {
-            let uri = request.uri();
-            let host = uri.authority().map(|authority| authority.as_str().as_bytes());
-            return AccessRequest {
-                method: request.method().as_str().as_bytes(),
-                host: host.or_else(|| headers.only(HOST.as_str())).unwrap_or_default(),
-                path: uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes(),
-                headers,
-                arrived,
-                timeout: None,
-                named_rule: None,
-                described_by: None,
-                flaw: None,
-                removal: Removal::Headers,
-            };
-        }
+    let Some(dialect) = dialect(profile) else {
+        let uri = request.uri();
+        let host = uri.authority().map(|authority| authority.as_str().as_bytes());
+        return AccessRequest {
+            method: request.method().as_str().as_bytes(),
+            host: host.or_else(|| headers.only(HOST.as_str())).unwrap_or_default(),
+            path: uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes(),
+            headers,
+            arrived,
+            timeout: None,
+            source_address: None,
+            source_principal: None,
+            named_rule: None,
+            described_by: None,
+            flaw: None,
+            removal: Removal::Headers,
+        };
     };
     let told = [dialect.method, dialect.uri, dialect.host].map(|name| headers.only(name));
     let flaw = told.iter().any(Option::is_none).then_some(dialect.flaw);
@@ -231,6 +252,8 @@ fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRe
         headers,
         arrived,
         timeout: None,
+        source_address: None,
+        source_principal: None,
         named_rule: None,
         described_by: Some(peer),
         flaw,
@@ -259,19 +282,13 @@ fn allow(profile: Profile, changes: &UpstreamChanges) -> http::Result<Response<B
     response.body(Body::empty())
 }
 
-fn deny(decision: &Decision, responses: &Responses, is_grpc: bool) -> http::Result<Response<Body>> {
-    let denial = decision.verdict.reason().denial(responses);
+fn deny(decision: &Decision, responses: &Responses, caller: Caller) -> http::Result<Response<Body>> {
+    let denial = decision.denial(responses, caller);
     let mut response = Response::builder().status(denial.status);
-    if let Some(challenge) = denial.www_authenticate {
-        response = response.header(WWW_AUTHENTICATE, challenge);
+    for (name, value) in denial.headers {
+        response = response.header(name, value);
     }
-    if let Some(seconds) = denial.retry_after {
-        response = response.header(RETRY_AFTER, seconds);
-    }
-    if is_grpc {
-        return response.body(Body::empty());
-    }
-    response.header(CONTENT_TYPE, "application/json").body(Body::from(denial.body))
+    response.body(Body::from(denial.body))
 }
 
 /// Half an answer is none.

@@ -6,12 +6,14 @@
 
 use std::borrow::Cow;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::access_request::{AccessRequest, Removal};
 use crate::bearer_token::{FoundToken, cookies};
 use crate::validation::json::Json;
-use crate::validation::provider::{Provider, TokenSource};
+use crate::validation::provider::{Encoding, Provider, TokenSource};
 
 /// What a header value cannot carry, and the escape character itself. Everything outside ASCII is
 /// always encoded.
@@ -56,9 +58,18 @@ pub fn upstream_changes(
 ) -> Result<UpstreamChanges, Unfit> {
     let mut changes = UpstreamChanges::default();
     for claim_header in &provider.claim_headers {
-        if let Some(value) = claim_header.claim.resolve(claims).and_then(header_value) {
+        let claim = claim_header.claim.resolve(claims);
+        let value = claim.and_then(|claim| match claim_header.encoding {
+            Encoding::Percent => header_value(claim),
+            Encoding::Base64Url => encoded_whole(claim),
+        });
+        if let Some(value) = value {
             changes.set.push((claim_header.header.clone(), value));
         }
+    }
+    if let Some(header) = &provider.payload_header {
+        let payload = token.text.split('.').nth(1).unwrap_or_default();
+        changes.set.push((header.clone(), payload.to_owned()));
     }
     if changes.set.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > max_bytes {
         return Err(Unfit::ClaimTooLarge);
@@ -68,6 +79,26 @@ pub fn upstream_changes(
         remove_token(&mut changes, request, token)?;
     }
     Ok(changes)
+}
+
+/// The changes for a request that passes without a token: no header of ours, and none that poses as one.
+///
+/// # Errors
+/// [`Unfit::LookAlike`].
+pub fn anonymous_changes(managed: &[String], request: &AccessRequest<'_>) -> Result<UpstreamChanges, Unfit> {
+    let mut changes = UpstreamChanges::default();
+    remove_managed(&mut changes, managed, request)?;
+    Ok(changes)
+}
+
+/// A claim in base64url (RFC 4648 §5): the text of a string, the JSON of anything else.
+fn encoded_whole(claim: &Json) -> Option<String> {
+    let text = match claim {
+        Json::Null => return None,
+        Json::String(text) => Cow::Borrowed(&**text),
+        other => Cow::Owned(other.to_compact()),
+    };
+    (!text.is_empty()).then(|| URL_SAFE_NO_PAD.encode(text.as_bytes()))
 }
 
 /// A claim as a header's value; `None` where there is nothing to show.
@@ -114,7 +145,7 @@ fn remove_managed(
             changes.remove.push(name.clone());
         }
     }
-    for sent in request.headers.names() {
+    for (sent, _) in request.headers.iter() {
         let looks_alike =
             managed.iter().any(|name| !sent.eq_ignore_ascii_case(name.as_bytes()) && alike(sent, name));
         if looks_alike && request.removal == Removal::NamedHeaders {
@@ -211,6 +242,22 @@ mod tests {
         ] {
             let json = Json::parse(claim.as_bytes()).expect("the claim of this test is JSON");
             assert_eq!(header_value(&json).as_deref(), expected, "{claim}");
+        }
+    }
+
+    #[test]
+    fn a_claim_that_is_encoded_whole_comes_out_as_it_was() {
+        for (claim, expected) in [
+            (r#""Zoë\r\n""#, Some("Zoë\r\n")),
+            (r#"["a,b", 1]"#, Some(r#"["a,b",1]"#)),
+            (r#"{"a": null}"#, Some(r#"{"a":null}"#)),
+            ("12345678901234567890.10", Some("12345678901234567890.10")),
+            ("null", None),
+            (r#""""#, None),
+        ] {
+            let json = Json::parse(claim.as_bytes()).expect("the claim of this test is JSON");
+            let decoded = encoded_whole(&json).map(|text| URL_SAFE_NO_PAD.decode(text).expect("base64url"));
+            assert_eq!(decoded.as_deref(), expected.map(str::as_bytes), "{claim}");
         }
     }
 

@@ -124,6 +124,8 @@ pub struct Surroundings {
     pub metrics: Arc<Metrics>,
     /// Told when anything happened that health depends on; one task listens.
     pub serving_changed: Arc<Notify>,
+    /// Whether snapshots are only read: so does whoever looks at a service's files and is none.
+    pub snapshots_read_only: bool,
 }
 
 /// Why a stale token could not be rescued.
@@ -231,7 +233,7 @@ impl KeyCache {
         if let Some(path) = fetch.watched_file() {
             tasks.push(tokio::spawn(refresh::watch_file(Arc::clone(&shared), path)));
         }
-        if let Some(file) = file {
+        if let Some(file) = file.filter(|_| !shared.around.snapshots_read_only) {
             tasks.push(tokio::spawn(refresh::keep_snapshot(Arc::clone(&shared), file)));
         }
         tasks.push(tokio::spawn(refresh::drive(Arc::clone(&shared), fetch)));
@@ -257,6 +259,16 @@ impl KeyCache {
     /// Whether keys have been had at least once.
     pub fn has_keys(&self) -> bool {
         self.shared.snapshot.load().generation > 0
+    }
+
+    /// Waits until the first fetch has ended, well or badly; not at all where nothing is fetched.
+    pub async fn first_fetch_ended(&self) {
+        // Subscribed before the schedule is asked, so that no end is missed in between.
+        let mut finished = self.shared.finished.subscribe();
+        while self.shared.refreshable
+            && !self.shared.state().schedule.has_ended_one()
+            && finished.changed().await.is_ok()
+        {}
     }
 
     /// Why the newest set has refused this token within the last `min_spacing`, if it has and is still the

@@ -5,13 +5,15 @@
 //!
 //! 1. A door takes it in: [`ext_authz`] (gRPC, for Envoy) or [`forward_auth`] (HTTP, for every other proxy).
 //!    The door turns what it was sent into an [`access_request::AccessRequest`] and decides nothing.
-//! 2. [`authorizer`] makes the one decision. [`bearer_token`] finds the token; [`validation`] screens
-//!    it without a key and then verifies it against the key set in hand.
+//! 2. [`authorizer`] makes the one decision. [`rules`] say which rule the request falls under; unless that lets
+//!    everybody pass or nobody, [`bearer_token`] finds the token; [`validation`] screens it without a key and
+//!    then verifies it against the key set in hand.
 //! 3. If that set may be too old ([`validation::ValidationError::Stale`]), [`keys`] is asked once to
 //!    rescue the token: one refresh, shared by everybody who waits, and one second look. What no key
 //!    could mend ([`validation::ValidationError::Permanent`]) is refused at once.
-//! 4. [`identity`] turns the claims of a verified token into headers for the upstream.
-//! 5. The door renders the [`verdict`].
+//! 4. The claims of a verified token are held against what the rule requires, and [`identity`] turns them into
+//!    headers for the upstream.
+//! 5. The door renders the [`verdict`], a denial by its [`reason`].
 //!
 //! # Rooms, in reading order
 //!
@@ -21,7 +23,7 @@
 //!   what they are bound to is a [`socket`].
 //! - [`service`] is what stands behind the doors, and what a program that has its own asks.
 //! - [`authorizer`], with what it takes and gives: [`access_request`], [`verdict`].
-//! - The core, pure: [`bearer_token`], [`identity`], [`validation`].
+//! - The core, pure: [`bearer_token`], [`identity`], [`rules`], [`validation`], and every [`reason`] there is.
 //! - [`keys`]: the cache, its schedule, how keys are fetched, and the snapshot that outlives a restart.
 //! - [`clock`] and [`telemetry`], which everybody may use.
 //!
@@ -30,11 +32,11 @@
 //!
 //! # Architecture invariants
 //!
-//! - The core ([`validation`], [`bearer_token`], [`identity`], [`verdict`]) does no IO and reads no
+//! - The core ([`validation`], [`bearer_token`], [`rules`], [`identity`], [`verdict`]) does no IO and reads no
 //!   clock; the time is an argument.
 //! - Wall time is read in [`clock`] alone, `reqwest` lives in [`keys`] alone, `jsonwebtoken` in
 //!   [`validation`] alone, Envoy's types in [`proto`] and [`ext_authz`] alone.
-//! - "Allowed" is a type that only the authorizer makes, from a verified token.
+//! - "Allowed" is a type that only the authorizer makes, from a verified token or from a rule that needs none.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, unreachable_pub)]
@@ -62,6 +64,8 @@ pub mod verdict;
 
 pub mod bearer_token;
 pub mod identity;
+pub mod reason;
+pub mod rules;
 pub mod validation;
 
 pub mod keys;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use portcullis::commands::{demo, drill, serve, validate};
+use portcullis::commands::{demo, drill, explain, serve, validate};
 
 /// External authorization for Envoy and other proxies: validates bearer JWTs and stays right while
 /// signing keys rotate
@@ -18,6 +18,7 @@ struct CommandLine {
 enum Command {
     Serve(serve::ServeArgs),
     Validate(validate::ValidateArgs),
+    Explain(explain::ExplainArgs),
     Demo(demo::DemoArgs),
     Drill(drill::DrillArgs),
 }
@@ -27,6 +28,7 @@ async fn main() -> ExitCode {
     match CommandLine::parse().command {
         Command::Serve(args) => serve::run(args).await,
         Command::Validate(args) => validate::run(args),
+        Command::Explain(args) => explain::run(args).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Drill(args) => drill::run(args).await,
     }

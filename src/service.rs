@@ -33,7 +33,18 @@ impl Service {
     /// # Errors
     /// No HTTP client can be made with what the configuration says of it.
     pub fn start(config: &Config, clock: Clock) -> Result<Self, ServiceError> {
-        let around = Surroundings { clock, ..Surroundings::default() };
+        Self::start_in(config, Surroundings { clock, ..Surroundings::default() })
+    }
+
+    /// The same beside a service that runs: its snapshots are read and never written.
+    ///
+    /// # Errors
+    /// As for [`Service::start`].
+    pub fn start_beside(config: &Config, clock: Clock) -> Result<Self, ServiceError> {
+        Self::start_in(config, Surroundings { clock, snapshots_read_only: true, ..Surroundings::default() })
+    }
+
+    fn start_in(config: &Config, around: Surroundings) -> Result<Self, ServiceError> {
         let authorizer = providers::authorizer(config, None, &around)?;
         Ok(Self {
             authorizer: ArcSwap::from_pointee(authorizer),

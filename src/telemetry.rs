@@ -15,8 +15,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat, LogLevel};
 use crate::keys::schedule::Trigger;
+use crate::reason::Reason;
 use crate::validation::StaleCause;
-use crate::verdict::Reason;
 
 /// How a fetch ended; the `outcome` label of `portcullis_jwks_fetches_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -29,6 +29,7 @@ pub mod key_set;
 pub mod provider;
 mod token;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ pub use self::token::{Token, TokenError, canonical_media_type};
 
 use self::algorithm::Algorithm;
 use self::json::Json;
-use self::key_set::KeySet;
+use self::key_set::{Key, KeySet};
 use self::provider::{Provider, TokenTypes};
 
 /// Without a `kid`, or with many keys of one `kid`, at most this many keys are tried: the work that
@@ -123,13 +124,39 @@ pub struct Screened<'a> {
     expires: UnixTime,
 }
 
+impl fmt::Display for Screened<'_> {
+    /// What was screened, for people. Text of the token stands in quotes and is cut short.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 64;
+        write!(f, "alg {}", self.algorithm)?;
+        for (name, text) in [("kid", self.token.kid.as_deref()), ("typ", self.token.typ.as_deref())] {
+            if let Some(text) = text {
+                write!(f, ", {name} {:?}", text.chars().take(MOST).collect::<String>())?;
+            }
+        }
+        write!(f, "; accepted until {:.0} (Unix time)", self.expires.as_secs_f64())
+    }
+}
+
 /// The proof that a signature was verified, and the claims that it covers.
 #[derive(Clone, Debug)]
 pub struct Validated {
     claims: Arc<Json>,
+    key: Arc<Key>,
+    algorithm: Algorithm,
 }
 
 impl Validated {
+    /// The key that verified it.
+    pub fn key(&self) -> &Arc<Key> {
+        &self.key
+    }
+
+    /// The algorithm of its signature.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
     /// The payload; always an object.
     pub fn claims(&self) -> &Json {
         &self.claims
@@ -207,11 +234,12 @@ pub fn try_validate(
     let token = &screened.token;
     let mut fitting = keys.fitting(token.kid.as_deref(), screened.algorithm).peekable();
     let none_fits = fitting.peek().is_none();
-    let verified = fitting
+    let verifying = fitting
         .take(MAX_KEYS_TRIED)
-        .any(|key| key.verifies(screened.algorithm, token.signing_input, token.signature));
-    if verified {
-        Ok(Validated { claims: Arc::clone(&token.claims) })
+        .find(|key| key.verifies(screened.algorithm, token.signing_input, token.signature));
+    if let Some(key) = verifying {
+        let (claims, key) = (Arc::clone(&token.claims), Arc::clone(key));
+        Ok(Validated { claims, key, algorithm: screened.algorithm })
     } else if none_fits || token.kid.is_none() {
         Err(ValidationError::Stale(StaleCause::UnknownKid))
     } else {

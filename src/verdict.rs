@@ -1,214 +1,127 @@
-//! The answer to a request, and the one table from a reason to what goes over the wire.
+//! The answer to a request, and a denial as it goes over the wire.
 //!
-//! Both doors render this and neither decides. What a denial says to its caller is fixed text: never
+//! The doors render this and none decides. What a denial says to its caller is fixed text: never
 //! a word of the token, and nothing that a forger could not have known, such as which audience was
 //! expected.
 //!
 //! # Architecture invariant
-//! [`Allowed`] is made of a [`Validated`] token, which only a verified signature makes, and by the
-//! authorizer alone. No door, no error path and no default can say "allow".
+//! [`Allowed`] is made of a [`Validated`] token, which only a verified signature makes, or of a rule's
+//! [`Anonymous`], and by the authorizer alone. No door, no error path and no default can say "allow".
 
+use crate::access_request::Caller;
 use crate::config::Responses;
 use crate::identity::UpstreamChanges;
+use crate::reason::{DenialKind, Reason, Wire};
+use crate::rules::Anonymous;
+use crate::validation::json::Json;
 use crate::validation::{Permanent, StaleCause, Validated, ValidationError};
 
-/// Why a request was answered as it was: the `reason` of metrics, logs and metadata.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// Allowed by a valid token.
-    Ok,
-    /// No token.
-    TokenMissing,
-    /// Several different tokens.
-    MultipleTokens,
-    /// A token over `limits.token_bytes`.
-    TokenTooLarge,
-    /// Not a token that can be read.
-    Malformed,
-    /// `alg` is not allowed.
-    AlgorithmNotAllowed,
-    /// `typ` is not allowed.
-    TypeNotAllowed,
-    /// `iss` names no provider.
-    IssuerUnknown,
-    /// `aud` names no audience of the provider.
-    AudienceMismatch,
-    /// `exp` has come.
-    Expired,
-    /// `nbf` has not come.
-    NotYetValid,
-    /// A claim is absent, null or empty.
-    ClaimMissing,
-    /// A claim has a type that it cannot have.
-    ClaimMalformed,
-    /// The issuer's current set has no key for the token.
-    KeyUnknown,
-    /// The key of that name did not make the signature.
-    BadSignature,
-    /// A rule says no, or the rule that the proxy names does not exist.
-    RuleDenied,
-    /// The request is not one that can be judged.
-    RequestMalformed,
-    /// Who asks is not a proxy that may say what a request is; to everybody but us the same as
-    /// [`Reason::RequestMalformed`], but for its status.
-    UntrustedProxy,
-    /// Nobody can say: the issuer's keys cannot be had.
-    KeysUnavailable,
-    /// The claim headers would be over `limits.claim_header_bytes`.
-    ClaimTooLarge,
-}
-
-/// How a denial looks on the wire (RFC 6750 §3.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wire {
-    /// What kind of denial it is.
-    pub kind: DenialKind,
-    /// The `error` of the body.
-    pub error: &'static str,
-    /// The `error_description` of the body, and of `WWW-Authenticate` where that has an error.
-    pub description: &'static str,
-}
-
-/// The kinds of denial, each with its gRPC code and HTTP status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DenialKind {
-    /// 401 with a challenge that names no error: there was nothing to be wrong (RFC 6750 §3).
-    Challenge,
-    /// 401 with a challenge that names the error.
-    Unauthenticated,
-    /// 403.
-    Forbidden,
-    /// 400.
-    BadRequest,
-    /// `responses.keys_unavailable_status`, 503 by default.
-    Unavailable,
-}
-
-impl Reason {
-    /// Every reason.
-    pub const ALL: [Reason; 20] = [
-        Reason::Ok,
-        Reason::TokenMissing,
-        Reason::MultipleTokens,
-        Reason::TokenTooLarge,
-        Reason::Malformed,
-        Reason::AlgorithmNotAllowed,
-        Reason::TypeNotAllowed,
-        Reason::IssuerUnknown,
-        Reason::AudienceMismatch,
-        Reason::Expired,
-        Reason::NotYetValid,
-        Reason::ClaimMissing,
-        Reason::ClaimMalformed,
-        Reason::KeyUnknown,
-        Reason::BadSignature,
-        Reason::RuleDenied,
-        Reason::RequestMalformed,
-        Reason::UntrustedProxy,
-        Reason::KeysUnavailable,
-        Reason::ClaimTooLarge,
-    ];
-
-    /// The name in metrics, logs and metadata.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Reason::Ok => "ok",
-            Reason::TokenMissing => "token_missing",
-            Reason::MultipleTokens => "multiple_tokens",
-            Reason::TokenTooLarge => "token_too_large",
-            Reason::Malformed => "malformed",
-            Reason::AlgorithmNotAllowed => "algorithm_not_allowed",
-            Reason::TypeNotAllowed => "type_not_allowed",
-            Reason::IssuerUnknown => "issuer_unknown",
-            Reason::AudienceMismatch => "audience_mismatch",
-            Reason::Expired => "expired",
-            Reason::NotYetValid => "not_yet_valid",
-            Reason::ClaimMissing => "claim_missing",
-            Reason::ClaimMalformed => "claim_malformed",
-            Reason::KeyUnknown => "key_unknown",
-            Reason::BadSignature => "bad_signature",
-            Reason::RuleDenied => "rule_denied",
-            Reason::RequestMalformed | Reason::UntrustedProxy => "request_malformed",
-            Reason::KeysUnavailable => "keys_unavailable",
-            Reason::ClaimTooLarge => "claim_too_large",
-        }
-    }
-
-    /// The wire form of a denial for this reason. [`Reason::Ok`] has none, and asking for it denies.
-    pub fn wire(self) -> Wire {
-        use DenialKind::{BadRequest, Challenge, Forbidden, Unauthenticated, Unavailable};
-        let wire = |kind, error, description| Wire { kind, error, description };
-        match self {
-            Reason::TokenMissing => wire(Challenge, "missing_token", "a bearer token is required"),
-            Reason::MultipleTokens => {
-                wire(Unauthenticated, "invalid_request", "the request carries several tokens")
-            }
-            Reason::TokenTooLarge => wire(Unauthenticated, "invalid_token", "the token is too large"),
-            Reason::Malformed => wire(Unauthenticated, "invalid_token", "the token is malformed"),
-            Reason::AlgorithmNotAllowed => {
-                wire(Unauthenticated, "invalid_token", "the token's signature algorithm is not accepted")
-            }
-            Reason::TypeNotAllowed => {
-                wire(Unauthenticated, "invalid_token", "the token's type is not accepted")
-            }
-            Reason::IssuerUnknown => {
-                wire(Unauthenticated, "invalid_token", "the token's issuer is not accepted")
-            }
-            Reason::AudienceMismatch => {
-                wire(Unauthenticated, "invalid_token", "the token is not meant for this service")
-            }
-            Reason::Expired => wire(Unauthenticated, "invalid_token", "the token has expired"),
-            Reason::NotYetValid => wire(Unauthenticated, "invalid_token", "the token is not valid yet"),
-            Reason::ClaimMissing => wire(Unauthenticated, "invalid_token", "a required claim is missing"),
-            Reason::ClaimMalformed => wire(Unauthenticated, "invalid_token", "a claim is malformed"),
-            Reason::KeyUnknown | Reason::BadSignature => {
-                wire(Unauthenticated, "invalid_token", "the token's signature cannot be verified")
-            }
-            Reason::RequestMalformed => wire(BadRequest, "invalid_request", "the request is malformed"),
-            Reason::UntrustedProxy => wire(Forbidden, "invalid_request", "the request is malformed"),
-            Reason::KeysUnavailable => {
-                wire(Unavailable, "temporarily_unavailable", "the token cannot be verified at the moment")
-            }
-            Reason::ClaimTooLarge => {
-                wire(Forbidden, "access_denied", "the token's claims are too large to be passed on")
-            }
-            Reason::RuleDenied | Reason::Ok => wire(Forbidden, "access_denied", "access is denied"),
-        }
-    }
-}
-
-/// A denial as both doors send it.
+/// A denial as every door sends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DenialResponse {
     /// What kind of denial it is.
     pub kind: DenialKind,
     /// HTTP status.
     pub status: u16,
-    /// `WWW-Authenticate` (RFC 6750 §3), of every 401 and of no other.
-    pub www_authenticate: Option<String>,
-    /// `Retry-After` in seconds (RFC 9110 §10.2.3).
-    pub retry_after: Option<&'static str>,
-    /// `application/json`; a gRPC caller gets none.
+    /// Headers of the answer, names in lower case and each once. `www-authenticate` (RFC 6750 §3) is among
+    /// those of every 401; several challenges stand in one, since some proxies pass on only the first line.
+    pub headers: Vec<(String, String)>,
+    /// Empty for a gRPC caller.
     pub body: String,
 }
 
-impl Reason {
-    /// The denial for this reason.
-    pub fn denial(self, responses: &Responses) -> DenialResponse {
-        let Wire { kind, error, description } = self.wire();
-        let challenge = format!("Bearer realm=\"{}\"", responses.realm);
-        let (status, www_authenticate) = match kind {
-            DenialKind::Challenge => (401, Some(challenge)),
-            DenialKind::Unauthenticated => {
-                (401, Some(format!("{challenge}, error=\"{error}\", error_description=\"{description}\"")))
-            }
-            DenialKind::Forbidden => (403, None),
-            DenialKind::BadRequest => (400, None),
-            DenialKind::Unavailable => (responses.keys_unavailable_status, None),
+/// Who may be asked for a token, and what it has to carry (RFC 9110 §11.6.1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Challenge {
+    /// Each a scheme and its realm, where that is not the one of all; none twice.
+    pub offers: Vec<Offer>,
+    /// The scopes that the rule asks for, with spaces between them; empty where it asks for none.
+    pub scope: String,
+}
+
+/// One scheme by which a token may come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Its name as the configuration has it.
+    pub scheme: String,
+    /// The protection space; `None` is `responses.realm`.
+    pub realm: Option<String>,
+}
+
+impl Challenge {
+    /// The value of `WWW-Authenticate`.
+    fn to_header(&self, wire: &Wire, responses: &Responses) -> String {
+        let Wire { kind, error, description } = wire;
+        let mut parameters = String::new();
+        let mut add = |name: &str, value: &str| {
+            parameters.push_str(&format!(", {name}=\"{value}\""));
         };
-        let retry_after = (kind == DenialKind::Unavailable).then_some("1");
-        let body = serde_json::json!({"error": error, "error_description": description}).to_string();
-        DenialResponse { kind, status, www_authenticate, retry_after, body }
+        if *kind != DenialKind::Challenge {
+            add("error", error);
+            add("error_description", description);
+        }
+        if *kind == DenialKind::Scope {
+            add("scope", &self.scope);
+        }
+        if let Some(metadata) = &responses.resource_metadata {
+            add("resource_metadata", metadata.as_str());
+        }
+        let bearer = [Offer { scheme: "Bearer".to_owned(), realm: None }];
+        let offers = if self.offers.is_empty() { &bearer[..] } else { &self.offers };
+        let challenges = offers.iter().map(|Offer { scheme, realm }| {
+            let realm = realm.as_ref().unwrap_or(&responses.realm);
+            format!("{scheme} realm=\"{realm}\"{parameters}")
+        });
+        challenges.collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Decision {
+    /// The denial to send to such a caller. A decision to allow has none, and asking for it denies.
+    pub fn denial(&self, responses: &Responses, caller: Caller) -> DenialResponse {
+        let reason = self.verdict.reason();
+        let wire = reason.wire();
+        let status = match wire.kind {
+            DenialKind::Challenge | DenialKind::Unauthenticated => 401,
+            DenialKind::Scope | DenialKind::Forbidden => 403,
+            DenialKind::BadRequest => 400,
+            DenialKind::Unavailable => responses.keys_unavailable_status,
+        };
+        let mut headers = Vec::new();
+        let mut add = |name: &str, value: &str| headers.push((name.to_owned(), value.to_owned()));
+        match wire.kind {
+            DenialKind::Challenge | DenialKind::Unauthenticated | DenialKind::Scope => {
+                add("www-authenticate", &self.challenge.to_header(&wire, responses));
+            }
+            // Seconds (RFC 9110 §10.2.3).
+            DenialKind::Unavailable => add("retry-after", "1"),
+            DenialKind::Forbidden | DenialKind::BadRequest => {}
+        }
+        let custom = responses.custom.get(&reason);
+        let mut body = String::new();
+        match caller {
+            Caller::Http => match custom.and_then(|custom| custom.body.as_ref()) {
+                Some(own) => {
+                    add("content-type", own.media_type);
+                    body.clone_from(&own.text);
+                }
+                None => {
+                    add("content-type", "application/json");
+                    body = serde_json::json!({"error": wire.error, "error_description": wire.description})
+                        .to_string();
+                }
+            },
+            Caller::Grpc => {}
+            Caller::GrpcWeb => {
+                add("grpc-status", wire.kind.grpc_status());
+                add("grpc-message", wire.description);
+            }
+        }
+        for (name, value) in custom.iter().flat_map(|custom| &custom.headers) {
+            headers.retain(|(known, _)| known != name);
+            headers.push((name.clone(), value.clone()));
+        }
+        DenialResponse { kind: wire.kind, status, headers, body }
     }
 }
 
@@ -263,7 +176,7 @@ impl Verdict {
     /// The `reason` label.
     pub fn reason(&self) -> Reason {
         match self {
-            Verdict::Allow(_) => Reason::Ok,
+            Verdict::Allow(allowed) => allowed.reason,
             Verdict::Deny(reason) => *reason,
             Verdict::Unavailable => Reason::KeysUnavailable,
         }
@@ -273,13 +186,19 @@ impl Verdict {
 /// The permission to pass. See the invariant of this module.
 #[derive(Clone, Debug)]
 pub struct Allowed {
+    reason: Reason,
     changes: UpstreamChanges,
 }
 
 impl Allowed {
     /// Permission on the strength of a verified token.
     pub(crate) fn by_token(_proof: &Validated, changes: UpstreamChanges) -> Self {
-        Self { changes }
+        Self { reason: Reason::Ok, changes }
+    }
+
+    /// Permission on the strength of a rule that needs no token.
+    pub(crate) fn by_rule(_proof: &Anonymous, changes: UpstreamChanges) -> Self {
+        Self { reason: Reason::Anonymous, changes }
     }
 
     /// What the proxy changes about the request before the upstream sees it.
@@ -299,32 +218,11 @@ pub struct Decision {
     pub provider: Option<String>,
     /// `sub` of a verified token.
     pub subject: Option<String>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_reason_has_a_name_of_its_own_and_a_text_that_a_header_can_carry() {
-        let mut names: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), Reason::ALL.len() - 1, "of two that share a name");
-        for reason in Reason::ALL {
-            let wire = reason.wire();
-            for text in [wire.error, wire.description] {
-                // RFC 6750 §3: error and error_description have no quote and no backslash.
-                assert!(
-                    text.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\'),
-                    "{text}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn an_unknown_key_and_a_bad_signature_look_the_same_to_their_sender() {
-        assert_eq!(Reason::KeyUnknown.wire(), Reason::BadSignature.wire());
-    }
+    /// The rule that the request falls under, where there is one.
+    pub rule: Option<String>,
+    /// The claims of a verified token that the provider shares with the proxy, by their names in the
+    /// configuration.
+    pub shared_claims: Vec<(String, Json)>,
+    /// What a denial asks for; empty of everything else.
+    pub challenge: Challenge,
 }

@@ -269,6 +269,9 @@ fn verified(keys: &KeySet, key: &SigningKey, issuer: &str) -> bool {
         token_from: Vec::new(),
         forward_token: true,
         claim_headers: Vec::new(),
+        payload_header: None,
+        metadata_claims: Vec::new(),
+        realm: None,
     };
     let text = key.sign(&json!({"iss": issuer, "exp": 2_000}));
     let now = UnixTime::from_secs(1_000);

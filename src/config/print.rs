@@ -2,14 +2,17 @@
 
 use std::fmt::Display;
 
+use crate::reason::Reason;
+use crate::rules::{ClaimRequirement, Effect, Match, PathPattern, Requirements, Rule};
 use crate::validation::algorithm::Algorithm;
+use crate::validation::json::Json;
 use crate::validation::key_set::Key;
-use crate::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
+use crate::validation::provider::{Audiences, ClaimHeader, Encoding, Provider, TokenSource, TokenTypes};
 
 use super::cursor::show_duration;
 use super::{
     BindAddress, ClientCertificate, Config, GrpcListener, IssuerHttp, KeySource, LogFormat, ProviderConfig,
-    ProxyUrl, RefreshPolicy, TlsFiles,
+    ProxyUrl, RefreshPolicy, Responses, TlsFiles,
 };
 
 impl Config {
@@ -34,9 +37,8 @@ impl Config {
         for provider in &self.providers {
             print_provider(&mut page, provider);
         }
-        page.line(0, "responses:");
-        page.line(1, format!("realm: {}", quoted(&self.responses.realm)));
-        page.line(1, format!("keys_unavailable_status: {}", self.responses.keys_unavailable_status));
+        print_rules(&mut page, self.rules.all());
+        print_responses(&mut page, &self.responses);
         page.line(0, format!("trusted_proxies: {}", list(&self.trusted_proxies)));
         page.line(0, "limits:");
         page.line(1, format!("token_bytes: {}", self.limits.token_bytes));
@@ -102,6 +104,9 @@ fn print_provider(page: &mut Page, config: &ProviderConfig) {
         token_from,
         forward_token,
         claim_headers,
+        payload_header,
+        metadata_claims,
+        realm,
     } = &*config.provider;
     page.line(1, format!("- name: {}", quoted(name)));
     page.line(2, format!("issuer: {}", quoted(issuer)));
@@ -136,10 +141,124 @@ fn print_provider(page: &mut Page, config: &ProviderConfig) {
     page.line(2, format!("forward_token: {forward_token}"));
     let headers: Vec<String> = claim_headers
         .iter()
-        .map(|header| format!("{}: {}", quoted(&header.header), quoted(&header.claim)))
+        .map(|ClaimHeader { header, claim, encoding }| match encoding {
+            Encoding::Percent => format!("{}: {}", quoted(header), quoted(claim)),
+            Encoding::Base64Url => {
+                format!("{}: {{claim: {}, encoding: base64url}}", quoted(header), quoted(claim))
+            }
+        })
         .collect();
     page.line(2, format!("claim_headers: {{{}}}", headers.join(", ")));
+    if let Some(header) = payload_header {
+        page.line(2, format!("payload_header: {}", quoted(header)));
+    }
+    if !metadata_claims.is_empty() {
+        page.line(2, format!("metadata_claims: {}", list(metadata_claims)));
+    }
+    if let Some(realm) = realm {
+        page.line(2, format!("realm: {}", quoted(realm)));
+    }
     print_refresh(page, &config.refresh);
+}
+
+fn print_rules(page: &mut Page, rules: &[Rule]) {
+    if !rules.is_empty() {
+        page.line(0, "rules:");
+    }
+    for Rule { name, matches, ambiguous_paths, effect } in rules {
+        page.line(1, format!("- name: {}", quoted(name)));
+        print_match(page, matches);
+        if *ambiguous_paths {
+            page.line(2, "ambiguous_paths: allow");
+        }
+        match effect {
+            Effect::Deny => page.line(2, "deny: true"),
+            Effect::Anonymous => page.line(2, "allow: anonymous"),
+            Effect::Preflight => page.line(2, "allow: preflight"),
+            Effect::Require(requirements) => print_requirements(page, requirements),
+        }
+    }
+}
+
+fn print_match(page: &mut Page, Match { path, methods, hosts }: &Match) {
+    if path.is_none() && methods.is_empty() && hosts.is_empty() {
+        return;
+    }
+    page.line(2, "match:");
+    match path {
+        None => {}
+        Some(PathPattern::Exact(path)) => page.line(3, format!("path: {}", quoted(path))),
+        Some(PathPattern::Prefix(prefix)) => {
+            page.line(3, format!("path_prefix: {}", quoted(format!("{prefix}/"))))
+        }
+        Some(PathPattern::Regex(regex)) => page.line(3, format!("path_regex: {}", quoted(regex.source()))),
+    }
+    if !methods.is_empty() {
+        page.line(3, format!("methods: {}", list(methods)));
+    }
+    if !hosts.is_empty() {
+        page.line(3, format!("hosts: {}", list(hosts)));
+    }
+}
+
+fn print_requirements(page: &mut Page, requirements: &Requirements) {
+    let Requirements { providers, scopes, claims, condition } = requirements;
+    if !providers.is_empty() {
+        page.line(2, format!("providers: {}", list(providers)));
+    }
+    if scopes.is_empty() && claims.is_empty() && condition.is_none() {
+        return;
+    }
+    page.line(2, "require:");
+    if !scopes.is_empty() {
+        page.line(3, format!("scopes: {}", list(scopes)));
+    }
+    if !claims.is_empty() {
+        page.line(3, "claims:");
+    }
+    for ClaimRequirement { claim, any_of } in claims {
+        let values: Vec<String> = any_of.iter().map(scalar).collect();
+        page.line(4, format!("{}: [{}]", quoted(claim), values.join(", ")));
+    }
+    if let Some(condition) = condition {
+        page.line(3, format!("condition: {}", quoted(condition.source())));
+    }
+}
+
+fn scalar(value: &Json) -> String {
+    match value {
+        Json::String(text) => quoted(text),
+        other => other.to_compact(),
+    }
+}
+
+fn print_responses(page: &mut Page, responses: &Responses) {
+    let Responses { realm, keys_unavailable_status, resource_metadata, custom } = responses;
+    page.line(0, "responses:");
+    page.line(1, format!("realm: {}", quoted(realm)));
+    page.line(1, format!("keys_unavailable_status: {keys_unavailable_status}"));
+    if let Some(url) = resource_metadata {
+        page.line(1, format!("resource_metadata: {}", quoted(url)));
+    }
+    // In the order of the reasons, so that two prints of one configuration are the same.
+    let custom = || Reason::ALL.iter().filter_map(|reason| Some((reason.as_str(), custom.get(reason)?)));
+    if custom().any(|(_, denial)| denial.body.is_some()) {
+        page.line(1, "body:");
+    }
+    for (reason, body) in custom().filter_map(|(reason, denial)| Some((reason, denial.body.as_ref()?))) {
+        page.line(2, format!("{reason}: {}", quoted(&body.text)));
+    }
+    if custom().any(|(_, denial)| !denial.headers.is_empty()) {
+        page.line(1, "headers:");
+    }
+    for (reason, denial) in custom().filter(|(_, denial)| !denial.headers.is_empty()) {
+        let headers: Vec<String> = denial
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{}: {}", quoted(name), quoted(value)))
+            .collect();
+        page.line(2, format!("{reason}: {{{}}}", headers.join(", ")));
+    }
 }
 
 fn print_http(page: &mut Page, http: &IssuerHttp) {

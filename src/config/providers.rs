@@ -7,13 +7,15 @@ use std::time::Duration;
 use crate::validation::algorithm::Algorithm;
 use crate::validation::canonical_media_type;
 use crate::validation::key_set::Key;
-use crate::validation::provider::{Audiences, ClaimHeader, ClaimPath, Provider, TokenSource, TokenTypes};
+use crate::validation::provider::{
+    Audiences, ClaimHeader, ClaimPath, Encoding, Provider, TokenSource, TokenTypes,
+};
 
 use super::cursor::{Cursor, Entry, Mapping};
 use super::keys::{discovery_below, read_issuer_http, read_key_source, read_refresh, refuse_plain_http};
 use super::{KeySource, ProviderConfig, RefreshPolicy};
 
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 21] = [
     "name",
     "issuer",
     "audiences",
@@ -31,6 +33,9 @@ const KEYS: [&str; 18] = [
     "token_from",
     "forward_token",
     "claim_headers",
+    "payload_header",
+    "metadata_claims",
+    "realm",
     "refresh",
 ];
 const LATER_KEYS: [&str; 1] = ["realms"];
@@ -107,8 +112,10 @@ fn refuse_token_headers(element: &Cursor<'_>, config: &ProviderConfig, all: &[Op
             TokenSource::Cookie(_) | TokenSource::Query(_) => None,
         })
         .collect();
-    if !config.provider.claim_headers.iter().any(|claim| tokens.contains(&claim.header)) {
-        return;
+    if config.provider.payload_header.as_ref().is_some_and(|header| tokens.contains(header))
+        && let Some(cursor) = element.peek("payload_header")
+    {
+        cursor.refuse::<()>("a token comes in this header (`token_from`): choose another");
     }
     let entries = element.peek("claim_headers").and_then(|cursor| cursor.entries()).unwrap_or_default();
     for entry in entries {
@@ -140,6 +147,11 @@ fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
         mapping.or("token_from", vec![TokenSource::default()], |cursor| read_token_from(&cursor));
     let forward_token = mapping.or("forward_token", true, |cursor| cursor.boolean());
     let claim_headers = mapping.or("claim_headers", Vec::new(), |cursor| read_claim_headers(&cursor));
+    let payload_header = mapping.optional("payload_header", |cursor| read_payload_header(&cursor, &mapping));
+    let metadata_claims = mapping.or("metadata_claims", Vec::new(), |cursor| {
+        cursor.list("an empty list shares nothing: take the key out", read_claim_path, |a, b| a == b)
+    });
+    let realm = mapping.optional("realm", |cursor| read_realm(&cursor));
     let refresh = mapping.or("refresh", RefreshPolicy::default(), |cursor| read_refresh(&cursor));
 
     let algorithms = algorithms?;
@@ -162,13 +174,16 @@ fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
         token_from: token_from?,
         forward_token: forward_token?,
         claim_headers: claim_headers?,
+        payload_header: payload_header?,
+        metadata_claims: metadata_claims?,
+        realm: realm?,
     };
     fits?;
     secure?;
     Some(ProviderConfig { provider: Arc::new(provider), keys, http, refresh: refresh? })
 }
 
-fn read_name(cursor: &Cursor<'_>) -> Option<String> {
+pub(super) fn read_name(cursor: &Cursor<'_>) -> Option<String> {
     let name = cursor.text()?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     if name.len() > 64 || !name.bytes().all(plain) {
@@ -305,14 +320,18 @@ fn read_token_source(cursor: &Cursor<'_>) -> Option<TokenSource> {
 }
 
 /// A token of RFC 9110 §5.6.2: what names of headers, schemes and cookies are made of.
-fn read_token(cursor: &Cursor<'_>) -> Option<String> {
+pub(super) fn read_token(cursor: &Cursor<'_>) -> Option<String> {
     let text = cursor.text()?;
-    if text.len() > MAX_NAME_BYTES || !text.bytes().all(is_token_byte) {
+    if !is_token(&text) {
         return cursor.refuse(format!(
             "expected a name of at most {MAX_NAME_BYTES} letters, digits and any of !#$%&'*+-.^_`|~"
         ));
     }
     Some(text)
+}
+
+pub(super) fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_NAME_BYTES && text.bytes().all(is_token_byte)
 }
 
 fn is_token_byte(byte: u8) -> bool {
@@ -323,7 +342,7 @@ fn read_claim_headers(cursor: &Cursor<'_>) -> Option<Vec<ClaimHeader>> {
     let mut seen = HashSet::new();
     let mut read = |entry: Entry<'_>| {
         let header = entry.key.to_ascii_lowercase();
-        let claim = read_claim_path(&entry.value);
+        let read = read_header_value(&entry.value);
         if let Err(message) = check_claim_header(&header) {
             return entry.refuse_key(message);
         }
@@ -331,10 +350,47 @@ fn read_claim_headers(cursor: &Cursor<'_>) -> Option<Vec<ClaimHeader>> {
             return entry
                 .refuse_key("another claim is put into this header already; its case does not count");
         }
-        Some(ClaimHeader { header, claim: claim? })
+        let (claim, encoding) = read?;
+        Some(ClaimHeader { header, claim, encoding })
     };
     let headers: Vec<Option<ClaimHeader>> = cursor.entries()?.into_iter().map(&mut read).collect();
     headers.into_iter().collect()
+}
+
+/// A claim, or a mapping that also says how its value is encoded.
+fn read_header_value(cursor: &Cursor<'_>) -> Option<(ClaimPath, Encoding)> {
+    if !cursor.is_mapping() {
+        return Some((read_claim_path(cursor)?, Encoding::default()));
+    }
+    let mapping = cursor.mapping(&["claim", "encoding"], &[])?;
+    let claim = mapping
+        .need("claim", "the claim that the header carries")
+        .and_then(|cursor| read_claim_path(&cursor));
+    let encoding = mapping.or("encoding", Encoding::default(), |cursor| cursor.one_of(&Encoding::NAMED));
+    Some((claim?, encoding?))
+}
+
+fn read_payload_header(cursor: &Cursor<'_>, mapping: &Mapping<'_>) -> Option<String> {
+    let header = cursor.text()?.to_ascii_lowercase();
+    if let Err(message) = check_claim_header(&header) {
+        return cursor.refuse(message);
+    }
+    let claims = mapping.get("claim_headers").and_then(|cursor| cursor.entries()).unwrap_or_default();
+    if claims.iter().any(|entry| entry.key.eq_ignore_ascii_case(&header)) {
+        return cursor.refuse("a claim is put into this header (`claim_headers`): choose another");
+    }
+    Some(header)
+}
+
+/// What stands between the quotes of a challenge.
+pub(super) fn read_realm(cursor: &Cursor<'_>) -> Option<String> {
+    let realm = cursor.text()?;
+    let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
+    if realm.len() > 128 || !realm.bytes().all(plain) {
+        return cursor
+            .refuse("expected at most 128 printable ASCII characters without quotes and backslashes");
+    }
+    Some(realm)
 }
 
 fn check_claim_header(name: &str) -> Result<(), &'static str> {

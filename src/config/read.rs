@@ -8,10 +8,14 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::rules::Rules;
+
 use super::cursor::{Cursor, Findings};
 use super::document;
 use super::error::{ConfigError, ConfigErrors};
 use super::providers::read_providers;
+use super::responses::read_responses;
+use super::rules::read_rules;
 use super::{
     BindAddress, Config, GrpcListener, HttpListener, Limits, Listen, Log, LogFormat, LogLevel, Profile,
     Responses, Shutdown, TlsFiles,
@@ -107,13 +111,14 @@ fn read(
 /// Every section is read before the first problem counts: that is why nothing here ends early.
 fn read_config(root: &Cursor<'_>) -> Option<Config> {
     let mapping = root.mapping(
-        &["listen", "providers", "responses", "trusted_proxies", "limits", "shutdown", "log"],
-        &["rules", "token_cache", "tracing"],
+        &["listen", "providers", "rules", "responses", "trusted_proxies", "limits", "shutdown", "log"],
+        &["token_cache", "tracing"],
     )?;
     let listen = mapping.need("listen", "the doors to open, at least `ext_authz`").and_then(read_listen);
     let providers = mapping
         .need("providers", "the issuers whose tokens are accepted")
         .and_then(|cursor| read_providers(&cursor));
+    let rules = mapping.or("rules", Rules::default(), |cursor| read_rules(&cursor, providers.as_deref()));
     let responses = mapping.or("responses", Responses::default(), read_responses);
     let trusted_proxies = mapping.or("trusted_proxies", loopback(), |cursor| cursor.each(read_network));
     let limits = mapping.or("limits", Limits::default(), read_limits);
@@ -122,6 +127,7 @@ fn read_config(root: &Cursor<'_>) -> Option<Config> {
     Some(Config {
         listen: listen?,
         providers: providers?,
+        rules: rules?,
         responses: responses?,
         trusted_proxies: trusted_proxies?,
         limits: limits?,
@@ -231,25 +237,6 @@ fn read_tls(cursor: Cursor<'_>) -> Option<TlsFiles> {
     let key_file = mapping.need("key_file", "the private key, PEM").and_then(|cursor| cursor.file());
     let client_ca_file = mapping.optional("client_ca_file", |cursor| cursor.file());
     Some(TlsFiles { cert_file: cert_file?, key_file: key_file?, client_ca_file: client_ca_file? })
-}
-
-fn read_responses(cursor: Cursor<'_>) -> Option<Responses> {
-    let default = Responses::default();
-    let mapping =
-        cursor.mapping(&["realm", "keys_unavailable_status"], &["resource_metadata", "body", "headers"])?;
-    let realm = mapping.or("realm", default.realm, |cursor| {
-        let realm = cursor.text()?;
-        let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
-        if realm.len() > 128 || !realm.bytes().all(plain) {
-            return cursor
-                .refuse("expected at most 128 printable ASCII characters without quotes and backslashes");
-        }
-        Some(realm)
-    });
-    let status = mapping.or("keys_unavailable_status", default.keys_unavailable_status, |cursor| {
-        cursor.integer(400, 599).and_then(|status| u16::try_from(status).ok())
-    });
-    Some(Responses { realm: realm?, keys_unavailable_status: status? })
 }
 
 fn read_limits(cursor: Cursor<'_>) -> Option<Limits> {

@@ -133,6 +133,11 @@ impl Schedule {
         if start > deadline { Standing::OutOfReach } else { Standing::Demanded }
     }
 
+    /// Whether a fetch has ended, well or badly.
+    pub fn has_ended_one(&self) -> bool {
+        self.finished > 0
+    }
+
     /// When the driver has to look again.
     pub fn next_start(&self, now: Instant) -> Instant {
         [StaleCause::UnknownKid, StaleCause::BadSignature]

@@ -33,6 +33,7 @@ pub(super) fn authorizer(
         })
         .collect::<Result<_, ServiceError>>()?;
     let policy = RequestPolicy {
+        rules: config.rules.clone(),
         limits: config.limits,
         responses: config.responses.clone(),
         trusted_proxies: config.trusted_proxies.clone(),

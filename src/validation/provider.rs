@@ -31,6 +31,13 @@ pub struct Provider {
     pub forward_token: bool,
     /// The request headers that the upstream gets, and the claim that each is made of.
     pub claim_headers: Vec<ClaimHeader>,
+    /// The request header, in lower case, in which the upstream gets all claims: the token's payload as it was
+    /// sent, in base64url (RFC 7515 §3.1). Default none.
+    pub payload_header: Option<String>,
+    /// The claims that the proxy gets in its dynamic metadata. Default none.
+    pub metadata_claims: Vec<ClaimPath>,
+    /// The `realm` of this provider's challenges (RFC 9110 §11.5); default the one of all.
+    pub realm: Option<String>,
 }
 
 /// The audiences of which a token must name at least one.
@@ -67,6 +74,17 @@ pub enum TokenSource {
     Query(String),
 }
 
+impl fmt::Display for TokenSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TokenSource::Header { name, scheme: Some(scheme) } => write!(f, "header {name} ({scheme})"),
+            TokenSource::Header { name, scheme: None } => write!(f, "header {name}"),
+            TokenSource::Cookie(name) => write!(f, "cookie {name}"),
+            TokenSource::Query(name) => write!(f, "query parameter {name}"),
+        }
+    }
+}
+
 impl Default for TokenSource {
     fn default() -> Self {
         TokenSource::Header { name: "authorization".to_owned(), scheme: Some("Bearer".to_owned()) }
@@ -80,6 +98,24 @@ pub struct ClaimHeader {
     pub header: String,
     /// The claim that it carries.
     pub claim: ClaimPath,
+    /// How its value becomes one that a header can carry.
+    pub encoding: Encoding,
+}
+
+/// How a claim's value becomes one that a header can carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoding {
+    /// As text, arrays joined with commas; octets that a header cannot carry, and `%`, percent-encoded.
+    #[default]
+    Percent,
+    /// The whole value in base64url without padding: the text of a string, the JSON of anything else.
+    Base64Url,
+}
+
+impl Encoding {
+    /// Every encoding by its name in the configuration.
+    pub const NAMED: [(&'static str, Encoding); 2] =
+        [("percent", Encoding::Percent), ("base64url", Encoding::Base64Url)];
 }
 
 /// Names a claim: an exact member name, dots and all, or a JSON Pointer (RFC 6901) where the text

@@ -266,6 +266,8 @@ proptest! {
             headers: std::iter::empty().collect(),
             arrived: portcullis::clock::monotonic(),
             timeout: None,
+            source_address: None,
+            source_principal: None,
             named_rule: None,
             described_by: None,
             flaw: None,

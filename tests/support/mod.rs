@@ -6,15 +6,19 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod pki;
+pub mod raw;
+pub mod rulebook;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue, HeaderValueOption};
+use envoy_types::pb::envoy::config::core::v3::{
+    Address, HeaderMap, HeaderValue, HeaderValueOption, SocketAddress, address,
+};
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{
-    HttpRequest, Request as AttributeRequest,
+    HttpRequest, Peer, Request as AttributeRequest,
 };
 use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
@@ -27,12 +31,13 @@ use portcullis::config::{
     BindAddress, Config, GrpcListener, HttpListener, IssuerHttp, KeySource, Limits, Listen, Log, Profile,
     ProviderConfig, RefreshPolicy, Responses, Shutdown,
 };
+use portcullis::rules::Rules;
 use portcullis::service::Service;
 use portcullis::validation::UnixTime;
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::provider::{
-    Audiences, ClaimHeader, ClaimPath, Provider, TokenSource, TokenTypes,
+    Audiences, ClaimHeader, ClaimPath, Encoding, Provider, TokenSource, TokenTypes,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -63,6 +68,9 @@ pub fn provider(name: &str, issuer: &str) -> Provider {
         token_from: vec![TokenSource::default()],
         forward_token: true,
         claim_headers: claim_headers(&[("x-auth-subject", "sub"), ("x-auth-tenant", "tenant_id")]),
+        payload_header: None,
+        metadata_claims: Vec::new(),
+        realm: None,
     }
 }
 
@@ -73,6 +81,7 @@ pub fn claim_headers(pairs: &[(&str, &str)]) -> Vec<ClaimHeader> {
         .map(|(header, claim)| ClaimHeader {
             header: (*header).to_owned(),
             claim: ClaimPath::parse(claim).expect("the claim paths of tests are valid"),
+            encoding: Encoding::Percent,
         })
         .collect()
 }
@@ -120,6 +129,7 @@ pub fn config(providers: Vec<ProviderConfig>) -> Config {
             admin: Some(anywhere),
         },
         providers,
+        rules: Rules::default(),
         responses: Responses::default(),
         trusted_proxies: vec!["127.0.0.0/8".parse().expect("a network")],
         limits: Limits::default(),
@@ -234,6 +244,8 @@ pub struct Ask {
     path: String,
     headers: Vec<(String, String)>,
     raw_headers: Vec<(String, Vec<u8>)>,
+    context_extensions: HashMap<String, String>,
+    source: Option<Peer>,
 }
 
 impl Default for Ask {
@@ -244,6 +256,8 @@ impl Default for Ask {
             path: "/orders".to_owned(),
             headers: Vec::new(),
             raw_headers: Vec::new(),
+            context_extensions: HashMap::new(),
+            source: None,
         }
     }
 }
@@ -258,6 +272,33 @@ impl Ask {
     /// With this header, as Envoy sends it under `encode_raw_headers`: any bytes, one entry each line.
     pub fn raw_header(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
         self.raw_headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// With this method.
+    pub fn method(mut self, method: impl Into<String>) -> Self {
+        self.method = method.into();
+        self
+    }
+
+    /// Sent to this host.
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.host = host.into();
+        self
+    }
+
+    /// Under a route that names this rule.
+    pub fn rule(mut self, name: impl Into<String>) -> Self {
+        self.context_extensions.insert("portcullis_rule".to_owned(), name.into());
+        self
+    }
+
+    /// From a client at this address whose certificate proves this identity.
+    pub fn from(mut self, address: &str, principal: &str) -> Self {
+        let socket = SocketAddress { address: address.to_owned(), ..SocketAddress::default() };
+        let address = Address { address: Some(address::Address::SocketAddress(socket)) };
+        let principal = principal.to_owned();
+        self.source = Some(Peer { address: Some(address), principal, ..Peer::default() });
         self
     }
 
@@ -296,7 +337,9 @@ impl Ask {
         };
         CheckRequest {
             attributes: Some(AttributeContext {
+                source: self.source,
                 request: Some(AttributeRequest { http: Some(http), ..AttributeRequest::default() }),
+                context_extensions: self.context_extensions,
                 ..AttributeContext::default()
             }),
         }
@@ -412,7 +455,7 @@ impl Answer {
             }
         };
         let (code, http_status) = match reason {
-            "ok" => (0, 200),
+            "ok" | "anonymous" => (0, 200),
             "request_malformed" => (3, 400),
             "claim_too_large" | "rule_denied" | "insufficient_scope" => (7, 403),
             "keys_unavailable" => (14, 503),
@@ -421,7 +464,7 @@ impl Answer {
         check(self.code == Some(code), format!("code {:?}, not {code}", self.code));
         check(self.http_status == http_status, format!("status {}, not {http_status}", self.http_status));
         check(self.metadata.contains_key("decision_id"), "no decision_id in the metadata".to_owned());
-        if reason == "ok" {
+        if matches!(reason, "ok" | "anonymous") {
             check(self.www_authenticate().is_none(), "a challenge on an allow".to_owned());
             return faults;
         }
@@ -432,12 +475,10 @@ impl Answer {
         );
         let challenge = self.www_authenticate();
         let challenged = challenge.is_some_and(|challenge| challenge.starts_with("Bearer realm="));
-        check(challenged == (http_status == 401), format!("challenge {challenge:?}"));
+        let challenging = http_status == 401 || reason == "insufficient_scope";
+        check(challenged == challenging, format!("challenge {challenge:?}"));
         let has_error = challenge.is_some_and(|challenge| challenge.contains("error="));
-        check(
-            has_error == (http_status == 401 && reason != "token_missing"),
-            format!("challenge {challenge:?}"),
-        );
+        check(has_error == (challenging && reason != "token_missing"), format!("challenge {challenge:?}"));
         check(
             self.set.get("content-type").is_some_and(|it| it == "application/json"),
             "no JSON content-type".to_owned(),

@@ -239,17 +239,20 @@ pub struct Envoy {
 
 impl Envoy {
     pub async fn start(ext_authz: SocketAddr, upstream: SocketAddr) -> Self {
+        Self::start_with(ext_authz, upstream, &[]).await
+    }
+
+    /// The same with other changes: each a text of the shipped file and what stands there instead.
+    pub async fn start_with(ext_authz: SocketAddr, upstream: SocketAddr, changes: &[(&str, String)]) -> Self {
         let binary = part("PORTCULLIS_TEST_ENVOY", ".cache/envoy");
         let folder = folder();
-        let text = shipped(
-            "envoy/envoy-grpc.yaml",
-            &[
-                ("address: 127.0.0.1, port_value: 9901", local_port(0)),
-                ("address: 0.0.0.0, port_value: 10000", local_port(0)),
-                ("address: 127.0.0.1, port_value: 9191", local_port(ext_authz.port())),
-                ("address: 127.0.0.1, port_value: 8080", local_port(upstream.port())),
-            ],
-        );
+        let ports = [
+            ("address: 127.0.0.1, port_value: 9901", local_port(0)),
+            ("address: 0.0.0.0, port_value: 10000", local_port(0)),
+            ("address: 127.0.0.1, port_value: 9191", local_port(ext_authz.port())),
+            ("address: 127.0.0.1, port_value: 8080", local_port(upstream.port())),
+        ];
+        let text = shipped("envoy/envoy-grpc.yaml", &[&ports, changes].concat());
         let config = folder.path().join("envoy.yaml");
         fs::write(&config, text).expect("the folder can be written to");
 
@@ -276,6 +279,10 @@ impl Envoy {
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 }
 

@@ -1,0 +1,210 @@
+//! `portcullis explain`: decides one request as `serve` would, and tells why.
+//!
+//! The decision is the authorizer's own, step by step. What is printed never has the token or its signature
+//! in it, nor the client's cookies.
+
+mod request;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use self::request::Described;
+use super::Failure;
+use crate::authorizer::{Authorizer, Explanation, Step};
+use crate::clock::{self, Clock};
+use crate::config::{Config, Log, LogLevel};
+use crate::identity::UpstreamChanges;
+use crate::keys::schedule::Trigger;
+use crate::reason::Reason;
+use crate::service::Service;
+use crate::telemetry;
+use crate::validation::UnixTime;
+use crate::validation::provider::Provider;
+use crate::verdict::Verdict;
+
+/// The exit codes besides success.
+const DENIED: u8 = 2;
+const UNAVAILABLE: u8 = 3;
+
+/// Decide one request as `serve` would, and say why
+///
+/// The request is taken as Envoy would send it over gRPC. Keys are fetched as at the start of `serve`; a snapshot
+/// counts where the issuer is down. Exits with 0 if the request is allowed, 2 if it is denied, 3 if the keys
+/// cannot be had, and 1 if there is no decision.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  portcullis explain --config portcullis.yaml --path /orders --header \"Authorization: Bearer $TOKEN\"
+  portcullis explain --config portcullis.yaml --request request.json --format json
+where request.json is {\"method\": \"GET\", \"host\": \"api.example.com\", \"path\": \"/orders\",
+                       \"headers\": {\"authorization\": \"Bearer ...\"}}")]
+pub struct ExplainArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_CONFIG")]
+    config: PathBuf,
+    #[command(flatten)]
+    request: request::RequestArgs,
+    /// Decide as if it were this time: RFC 3339 or Unix seconds
+    #[arg(long, value_name = "TIME", value_parser = clock::parse_time)]
+    now: Option<UnixTime>,
+    /// How the explanation is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+/// How the explanation is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Lines for people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// Explains. The exit code says how the request came out.
+pub async fn run(args: ExplainArgs) -> ExitCode {
+    match explain(&args).await {
+        Ok((page, code)) => {
+            print!("{page}");
+            code
+        }
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn explain(args: &ExplainArgs) -> Result<(String, ExitCode), Failure> {
+    let config = Config::load(&args.config)?;
+    // What a fetch complains about is told; what is decided is printed.
+    telemetry::start_log(&Log { level: LogLevel::Warn, ..config.log });
+    let described = Described::read(&args.request)?;
+    let clock = args.now.map_or(Clock::System, Clock::Fixed);
+    let service = Service::start_beside(&config, clock)?;
+    let authorizer = service.authorizer();
+    for keyed in authorizer.providers() {
+        keyed.keys.first_fetch_ended().await;
+    }
+    let request = described.access_request();
+    let explanation = authorizer.explain(&request).await;
+    let code = match &explanation.decision.verdict {
+        Verdict::Allow(_) => ExitCode::SUCCESS,
+        Verdict::Deny(_) => ExitCode::from(DENIED),
+        Verdict::Unavailable => ExitCode::from(UNAVAILABLE),
+    };
+    let page = Page::new(&explanation, &authorizer, &described);
+    Ok((
+        match args.format {
+            Format::Text => page.to_text(),
+            Format::Json => format!("{}\n", page.to_json()),
+        },
+        code,
+    ))
+}
+
+/// What is printed.
+struct Page<'a> {
+    explanation: &'a Explanation,
+    status: u16,
+    set: Vec<(String, String)>,
+    remove: &'a [String],
+    remove_query: &'a [String],
+}
+
+impl<'a> Page<'a> {
+    fn new(explanation: &'a Explanation, authorizer: &Authorizer, described: &Described) -> Self {
+        let decision = &explanation.decision;
+        let Verdict::Allow(allowed) = &decision.verdict else {
+            let denial = decision.denial(authorizer.responses(), described.access_request().headers.caller());
+            return Self {
+                explanation,
+                status: denial.status,
+                set: denial.headers,
+                remove: &[],
+                remove_query: &[],
+            };
+        };
+        let UpstreamChanges { set, remove, remove_query } = allowed.changes();
+        let provider = authorizer
+            .providers()
+            .map(|keyed| &*keyed.provider)
+            .find(|provider| Some(&provider.name) == decision.provider.as_ref());
+        let set = set.iter().map(|(name, value)| (name.clone(), shown(name, value, provider))).collect();
+        Self { explanation, status: 200, set, remove, remove_query }
+    }
+
+    fn reason(&self) -> Reason {
+        self.explanation.decision.verdict.reason()
+    }
+
+    /// Why newer keys were waited for, or `none`.
+    fn refresh(&self) -> &'static str {
+        self.explanation.refreshed_for.map_or("none", |cause| Trigger::Forced(cause).as_str())
+    }
+
+    fn to_json(&self) -> Value {
+        let decision = &self.explanation.decision;
+        let key = self.explanation.verified_by.as_ref().map(
+            |(key, algorithm)| json!({"kid": key.kid(), "alg": algorithm.name(), "thumbprint": key.thumbprint()}),
+        );
+        let steps: Vec<Value> = self
+            .explanation
+            .steps
+            .iter()
+            .map(|Step { step, outcome, detail }| json!({"step": step, "outcome": outcome, "detail": detail}))
+            .collect();
+        let set: serde_json::Map<String, Value> =
+            self.set.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
+        json!({
+            "verdict": decision.verdict.as_str(),
+            "reason": self.reason().as_str(),
+            "status": self.status,
+            "provider": decision.provider,
+            "rule": decision.rule,
+            "key": key,
+            "refresh": self.refresh(),
+            "headers": {"set": set, "remove": self.remove, "remove_query": self.remove_query},
+            "steps": steps,
+        })
+    }
+
+    fn to_text(&self) -> String {
+        let decision = &self.explanation.decision;
+        let mut page =
+            format!("{}: {} ({})\n\n", decision.verdict.as_str(), self.reason().as_str(), self.status);
+        let steps = &self.explanation.steps;
+        let widest = steps.iter().map(|step| step.outcome.chars().count()).max().unwrap_or_default();
+        for Step { step, outcome, detail } in steps {
+            page.push_str(format!("{step:<8}  {outcome:<widest$}  {detail}").trim_end());
+            page.push('\n');
+        }
+        let whose = match decision.verdict {
+            Verdict::Allow(_) => "the upstream gets",
+            Verdict::Deny(_) | Verdict::Unavailable => "the client gets",
+        };
+        page.push_str(&format!("\n{whose}\n"));
+        for (name, value) in &self.set {
+            page.push_str(&format!("  {name}: {value}\n"));
+        }
+        for name in self.remove {
+            page.push_str(&format!("  no {name}\n"));
+        }
+        for name in self.remove_query {
+            page.push_str(&format!("  no query parameter {name}\n"));
+        }
+        page
+    }
+}
+
+/// A header's value for the eyes of whoever asks: not what belongs to the token or to the client's session.
+fn shown(name: &str, value: &str, provider: Option<&Provider>) -> String {
+    let is_payload = provider.and_then(|provider| provider.payload_header.as_deref()) == Some(name);
+    match name {
+        _ if is_payload => format!("(the token's payload, {} bytes)", value.len()),
+        "cookie" => "(the cookies without the token)".to_owned(),
+        _ => value.to_owned(),
+    }
+}

@@ -1,0 +1,150 @@
+//! The request to explain, from the command line or from a file.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::super::Failure;
+use crate::access_request::{AccessRequest, Removal};
+use crate::clock;
+
+/// A larger file is no request.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// The request, piece by piece or as a file.
+#[derive(Args, Debug)]
+pub(super) struct RequestArgs {
+    /// The method
+    #[arg(long, value_name = "METHOD", default_value = "GET")]
+    method: String,
+    /// The path with its query, as the client sends it
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    path: String,
+    /// The host
+    #[arg(long, value_name = "HOST", default_value = "localhost")]
+    host: String,
+    /// A header, `name: value`; as often as there are headers
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
+    headers: Vec<(String, String)>,
+    /// The whole request as JSON: {"method", "host", "path", "headers": {name: value}}
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["method", "path", "host", "headers"])]
+    request: Option<PathBuf>,
+    /// The rule that the proxy's route names, as `portcullis_rule` does in Envoy
+    #[arg(long, value_name = "NAME")]
+    rule: Option<String>,
+    /// The client's address
+    #[arg(long, value_name = "IP")]
+    source_address: Option<String>,
+    /// The identity that the client's certificate proves
+    #[arg(long, value_name = "NAME")]
+    source_principal: Option<String>,
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("expected NAME: VALUE")?;
+    Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+}
+
+/// A request that owns its text.
+pub(super) struct Described {
+    method: String,
+    host: String,
+    path: String,
+    headers: Vec<(String, String)>,
+    rule: Option<String>,
+    source_address: Option<String>,
+    source_principal: Option<String>,
+}
+
+/// The form of the file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    method: String,
+    host: String,
+    path: String,
+    #[serde(default)]
+    headers: Map<String, Value>,
+}
+
+impl Described {
+    /// # Errors
+    /// The file cannot be read or is no request.
+    pub(super) fn read(args: &RequestArgs) -> Result<Self, Failure> {
+        let (method, host, path, headers) = match &args.request {
+            None => (args.method.clone(), args.host.clone(), args.path.clone(), args.headers.clone()),
+            Some(file) => {
+                let Written { method, host, path, headers } =
+                    read_file(file).map_err(|error| format!("{}: {error}", file.display()))?;
+                (
+                    method,
+                    host,
+                    path,
+                    flatten(headers).map_err(|error| format!("{}: {error}", file.display()))?,
+                )
+            }
+        };
+        Ok(Self {
+            method,
+            host,
+            path,
+            headers,
+            rule: args.rule.clone(),
+            source_address: args.source_address.clone(),
+            source_principal: args.source_principal.clone(),
+        })
+    }
+
+    pub(super) fn access_request(&self) -> AccessRequest<'_> {
+        AccessRequest {
+            method: self.method.as_bytes(),
+            host: self.host.as_bytes(),
+            path: self.path.as_bytes(),
+            headers: self.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect(),
+            arrived: clock::monotonic(),
+            timeout: None,
+            source_address: self.source_address.as_deref(),
+            source_principal: self.source_principal.as_deref(),
+            named_rule: self.rule.as_ref().map(String::as_bytes),
+            described_by: None,
+            flaw: None,
+            removal: Removal::HeadersAndQuery,
+        }
+    }
+}
+
+/// What is wrong is told by its place alone: serde's own words would quote the file, and a token in it.
+fn read_file(file: &Path) -> Result<Written, String> {
+    let mut text = String::new();
+    let file = File::open(file).map_err(|error| error.to_string())?;
+    file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    serde_json::from_str(&text).map_err(|error| {
+        format!(
+            "line {}, column {}: expected {{\"method\", \"host\", \"path\", \"headers\": {{name: value}}}}",
+            error.line(),
+            error.column()
+        )
+    })
+}
+
+/// A header that comes several times is a list.
+fn flatten(headers: Map<String, Value>) -> Result<Vec<(String, String)>, String> {
+    let mut flat = Vec::new();
+    for (name, value) in headers {
+        let values = match value {
+            Value::Array(values) => values,
+            value => vec![value],
+        };
+        for value in values {
+            let Value::String(value) = value else {
+                return Err(format!("the header {name:?} is neither a text nor a list of texts"));
+            };
+            flat.push((name.to_ascii_lowercase(), value));
+        }
+    }
+    Ok(flat)
+}

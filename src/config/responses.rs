@@ -1,0 +1,117 @@
+//! The `responses` section: how a denial looks.
+
+use std::collections::HashMap;
+
+use url::Url;
+
+use crate::reason::Reason;
+
+use super::cursor::{Cursor, Entry};
+use super::providers::{is_token, read_realm};
+use super::{CustomBody, CustomDenial, Responses};
+
+/// The longest body of a denial, in bytes, and the longest value of a header.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+const MAX_VALUE_BYTES: usize = 8 * 1024;
+
+/// Made here from the reason, or of the connection.
+const RESERVED: [&str; 11] = [
+    "www-authenticate",
+    "retry-after",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "upgrade",
+    "te",
+    "trailer",
+    "grpc-status",
+    "grpc-message",
+];
+
+pub(super) fn read_responses(cursor: Cursor<'_>) -> Option<Responses> {
+    let default = Responses::default();
+    let known = ["realm", "keys_unavailable_status", "resource_metadata", "body", "headers"];
+    let mapping = cursor.mapping(&known, &[])?;
+    let realm = mapping.or("realm", default.realm, |cursor| read_realm(&cursor));
+    let status = mapping.or("keys_unavailable_status", default.keys_unavailable_status, |cursor| {
+        cursor.integer(400, 599).and_then(|status| u16::try_from(status).ok())
+    });
+    let resource_metadata = mapping.optional("resource_metadata", |cursor| read_metadata_url(&cursor));
+    let bodies = mapping.or("body", Vec::new(), |cursor| read_by_reason(&cursor, read_body));
+    let headers = mapping.or("headers", Vec::new(), |cursor| read_by_reason(&cursor, read_headers));
+    let mut custom: HashMap<Reason, CustomDenial> = HashMap::new();
+    for (reason, body) in bodies? {
+        custom.entry(reason).or_default().body = Some(body);
+    }
+    for (reason, headers) in headers? {
+        custom.entry(reason).or_default().headers = headers;
+    }
+    Some(Responses {
+        realm: realm?,
+        keys_unavailable_status: status?,
+        resource_metadata: resource_metadata?,
+        custom,
+    })
+}
+
+/// It stands in a quoted string of a challenge, and as a URL it has no quote and no backslash.
+fn read_metadata_url(cursor: &Cursor<'_>) -> Option<Url> {
+    match cursor.text()?.parse::<Url>() {
+        Ok(url) if matches!(url.scheme(), "https" | "http") && url.fragment().is_none() => Some(url),
+        _ => cursor.refuse(
+            "expected the URL of the metadata document: https://api.example.com/.well-known/oauth-protected-resource",
+        ),
+    }
+}
+
+/// A mapping from reasons to something.
+fn read_by_reason<'a, T>(
+    cursor: &Cursor<'a>,
+    read: impl Fn(&Cursor<'a>) -> Option<T>,
+) -> Option<Vec<(Reason, T)>> {
+    let one = |entry: Entry<'a>| {
+        let value = read(&entry.value);
+        match Reason::of_denials().find(|reason| reason.as_str() == entry.key) {
+            Some(reason) => Some((reason, value?)),
+            None => {
+                let names: Vec<&str> = Reason::of_denials().map(Reason::as_str).collect();
+                entry.refuse_key(format!("expected the reason of a denial, one of: {}", names.join(", ")))
+            }
+        }
+    };
+    let read: Vec<Option<(Reason, T)>> = cursor.entries()?.into_iter().map(one).collect();
+    read.into_iter().collect()
+}
+
+fn read_body(cursor: &Cursor<'_>) -> Option<CustomBody> {
+    let text = cursor.text()?;
+    if text.len() > MAX_BODY_BYTES {
+        return cursor.refuse(format!("expected at most {MAX_BODY_BYTES} bytes"));
+    }
+    let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
+    let media_type = if is_json { "application/json" } else { "text/plain; charset=utf-8" };
+    Some(CustomBody { text, media_type })
+}
+
+fn read_headers(cursor: &Cursor<'_>) -> Option<Vec<(String, String)>> {
+    let one = |entry: Entry<'_>| {
+        let name = entry.key.to_ascii_lowercase();
+        if !is_token(&name) {
+            return entry.refuse_key("expected the name of a header");
+        }
+        if RESERVED.contains(&name.as_str()) {
+            return entry
+                .refuse_key("this header is made by Portcullis or belongs to the connection: leave it out");
+        }
+        let value = entry.value.text()?;
+        if value.len() > MAX_VALUE_BYTES || !value.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+            return entry
+                .value
+                .refuse(format!("expected at most {MAX_VALUE_BYTES} printable ASCII characters"));
+        }
+        Some((name, value))
+    };
+    let headers: Vec<Option<(String, String)>> = cursor.entries()?.into_iter().map(one).collect();
+    headers.into_iter().collect()
+}

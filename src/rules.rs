@@ -1,0 +1,483 @@
+//! Who may do what: which rule a request falls under, and whether a verified token meets it.
+//!
+//! Pure. The first rule that matches counts, unless the proxy names one; a request that no rule matches needs
+//! a valid token of any provider. A rule is chosen before a token is looked at, and what it requires is held
+//! against claims that a signature covers.
+//!
+//! # Architecture invariant
+//! Permission to pass without a token is an [`Anonymous`], which only a rule that says so gives.
+
+pub mod condition;
+pub mod host;
+pub mod path;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::fmt;
+
+use percent_encoding::percent_decode;
+use regex::Regex;
+
+use crate::access_request::{AccessRequest, Headers};
+use crate::validation::UnixTime;
+use crate::validation::json::Json;
+use crate::validation::provider::ClaimPath;
+
+use self::condition::{Condition, Facts};
+use self::host::HostPattern;
+use self::path::RequestPath;
+
+/// The compiled form of one regular expression may take this much memory, in bytes.
+const MAX_REGEX_BYTES: usize = 1 << 20;
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// Its name in the configuration, logs and metadata, and what a proxy names it by.
+    pub name: String,
+    /// The requests that it is about.
+    pub matches: Match,
+    /// Whether it also judges requests whose path programs read differently; default false.
+    pub ambiguous_paths: bool,
+    /// What it says about them.
+    pub effect: Effect,
+}
+
+/// Which requests a rule is about: those that fit every part.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Match {
+    /// `None` is any path.
+    pub path: Option<PathPattern>,
+    /// Compared with their case (RFC 9110 §9.1); empty is any method.
+    pub methods: Vec<String>,
+    /// Empty is any host.
+    pub hosts: Vec<HostPattern>,
+}
+
+/// Which paths a rule is about, in canonical form.
+#[derive(Clone, Debug)]
+pub enum PathPattern {
+    /// This path.
+    Exact(String),
+    /// This path and all below it. Without a slash at its end.
+    Prefix(String),
+    /// Every path that this expression matches as a whole.
+    Regex(PathRegex),
+}
+
+/// A regular expression for a whole path.
+#[derive(Clone, Debug)]
+pub struct PathRegex {
+    source: String,
+    anchored: Regex,
+}
+
+impl PathRegex {
+    /// As it was written.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+}
+
+/// What a rule says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Nobody passes.
+    Deny,
+    /// Everybody passes, and no token is looked at.
+    Anonymous,
+    /// The preflight requests of CORS pass, and the rule is about no others.
+    Preflight,
+    /// Whoever has a valid token that meets these passes.
+    Require(Requirements),
+}
+
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Effect::Deny => "nobody passes",
+            Effect::Anonymous => "everybody passes, no token is looked at",
+            Effect::Preflight => "a CORS preflight passes, no token is looked at",
+            Effect::Require(_) => "a valid token that meets the rule is needed",
+        })
+    }
+}
+
+/// What a valid token has to meet besides; all of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Requirements {
+    /// Names of the providers whose tokens count; empty is every one.
+    pub providers: Vec<String>,
+    /// Each has to be in `scope` or `scp`.
+    pub scopes: Vec<String>,
+    /// Of each claim at least one value.
+    pub claims: Vec<ClaimRequirement>,
+    /// Has to be true.
+    pub condition: Option<Condition>,
+}
+
+/// A claim that has to have one of some values, or to be an array that has one of them as a member.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClaimRequirement {
+    /// The claim.
+    pub claim: ClaimPath,
+    /// Strings, numbers and booleans; never empty.
+    pub any_of: Vec<Json>,
+}
+
+/// A permission to pass without a token. Made by [`Rule::anonymous`] alone.
+#[derive(Debug)]
+pub struct Anonymous(());
+
+/// Why no rule can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unruled {
+    /// The proxy names a rule that does not exist, or one that is not about such requests.
+    NoSuchRule,
+    /// Programs read the path differently.
+    AmbiguousPath,
+    /// The host is none that can be compared.
+    MalformedHost,
+}
+
+/// Why a valid token does not meet a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unmet {
+    /// It is another provider's.
+    Provider,
+    /// It lacks a scope.
+    Scope,
+    /// A claim has none of the values.
+    Claim(String),
+    /// The condition is not true.
+    Condition,
+    /// The condition cannot be evaluated: why, without a value of the request.
+    Undecided(String),
+}
+
+impl fmt::Display for Unmet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unmet::Provider => f.write_str("the rule is for other providers"),
+            Unmet::Scope => f.write_str("a scope is missing"),
+            Unmet::Claim(claim) => write!(f, "{claim} has none of the values of the rule"),
+            Unmet::Condition => f.write_str("the condition is not true"),
+            Unmet::Undecided(why) => write!(f, "the condition cannot be evaluated: {why}"),
+        }
+    }
+}
+
+/// Every rule, in the order in which they are tried.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rules {
+    rules: Vec<Rule>,
+    look_at_paths: bool,
+    look_at_hosts: bool,
+}
+
+impl Rules {
+    /// These rules; their names are unique.
+    pub fn new(rules: Vec<Rule>) -> Self {
+        let look_at_paths = rules.iter().any(Rule::looks_at_paths);
+        let look_at_hosts = rules.iter().any(|rule| !rule.matches.hosts.is_empty() || rule.reads_host());
+        Self { rules, look_at_paths, look_at_hosts }
+    }
+
+    /// The rules in their order.
+    pub fn all(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// Every scope that any rule asks for, once each.
+    pub fn scopes(&self) -> BTreeSet<&str> {
+        let requirements = self.rules.iter().filter_map(Rule::requirements);
+        requirements.flat_map(|requirements| &requirements.scopes).map(String::as_str).collect()
+    }
+
+    /// The rule that this request falls under; `None` where a valid token of any provider is enough.
+    ///
+    /// # Errors
+    /// [`Unruled`]: then the request must not pass.
+    pub fn choose(&self, request: &AccessRequest<'_>) -> Result<Option<&Rule>, Unruled> {
+        if let Some(name) = request.named_rule {
+            return self.named(name, request).map(Some);
+        }
+        let path = self.look_at_paths.then(|| path::canonical(request.path));
+        let host = match self.look_at_hosts {
+            true => Some(host::canonical(request.host).ok_or(Unruled::MalformedHost)?),
+            false => None,
+        };
+        let rule = self.rules.iter().find(|rule| rule.is_about(request, path.as_ref(), host.as_deref()));
+        let ambiguous = path.is_some_and(|path| path.is_ambiguous());
+        if ambiguous && !rule.is_some_and(|rule| rule.ambiguous_paths) {
+            return Err(Unruled::AmbiguousPath);
+        }
+        Ok(rule)
+    }
+
+    /// The rule that the proxy names. What it matches does not count: the proxy has matched already.
+    fn named(&self, name: &[u8], request: &AccessRequest<'_>) -> Result<&Rule, Unruled> {
+        let rule = self.rules.iter().find(|rule| rule.name.as_bytes() == name).ok_or(Unruled::NoSuchRule)?;
+        if rule.effect == Effect::Preflight && !is_preflight(request) {
+            return Err(Unruled::NoSuchRule);
+        }
+        if rule.reads_path() && !rule.ambiguous_paths && path::canonical(request.path).is_ambiguous() {
+            return Err(Unruled::AmbiguousPath);
+        }
+        if rule.reads_host() && host::canonical(request.host).is_none() {
+            return Err(Unruled::MalformedHost);
+        }
+        Ok(rule)
+    }
+}
+
+impl Rule {
+    /// The permission that it gives everybody, where it does.
+    pub fn anonymous(&self) -> Option<Anonymous> {
+        matches!(self.effect, Effect::Anonymous | Effect::Preflight).then_some(Anonymous(()))
+    }
+
+    /// What it requires of a token; `None` where it needs none.
+    pub fn requirements(&self) -> Option<&Requirements> {
+        match &self.effect {
+            Effect::Require(requirements) => Some(requirements),
+            Effect::Deny | Effect::Anonymous | Effect::Preflight => None,
+        }
+    }
+
+    fn is_about(
+        &self,
+        request: &AccessRequest<'_>,
+        path: Option<&RequestPath<'_>>,
+        host: Option<&str>,
+    ) -> bool {
+        let Match { path: pattern, methods, hosts } = &self.matches;
+        (methods.is_empty() || methods.iter().any(|method| method.as_bytes() == request.method))
+            && (hosts.is_empty()
+                || host.is_some_and(|host| hosts.iter().any(|pattern| pattern.matches(host))))
+            && pattern.as_ref().is_none_or(|pattern| path.is_some_and(|path| pattern.matches(path.as_str())))
+            && (self.effect != Effect::Preflight || is_preflight(request))
+    }
+
+    fn looks_at_paths(&self) -> bool {
+        self.matches.path.is_some() || self.reads_path()
+    }
+
+    fn condition(&self) -> Option<&Condition> {
+        self.requirements().and_then(|requirements| requirements.condition.as_ref())
+    }
+
+    fn reads_path(&self) -> bool {
+        self.condition().is_some_and(Condition::reads_path)
+    }
+
+    fn reads_host(&self) -> bool {
+        self.condition().is_some_and(Condition::reads_host)
+    }
+}
+
+impl PathPattern {
+    /// A path that has to be the same.
+    ///
+    /// # Errors
+    /// What is wrong, for whoever wrote it.
+    pub fn exact(text: &str) -> Result<Self, String> {
+        unambiguous(text).map(PathPattern::Exact)
+    }
+
+    /// A path and all below it, by whole segments: `/admin` and `/admin/` are the same.
+    ///
+    /// # Errors
+    /// What is wrong, for whoever wrote it.
+    pub fn prefix(text: &str) -> Result<Self, String> {
+        let path = unambiguous(text)?;
+        Ok(PathPattern::Prefix(path.strip_suffix('/').unwrap_or(&path).to_owned()))
+    }
+
+    /// A regular expression for the whole path, in time that is linear in its length.
+    ///
+    /// # Errors
+    /// What is wrong, for whoever wrote it.
+    pub fn regex(text: &str) -> Result<Self, String> {
+        // Compiled by itself first: `a)(b` must not become good by what is put around it.
+        whole(text).map_err(|error| error.to_string())?;
+        let anchored = whole(&format!("^(?:{text})$")).map_err(|error| error.to_string())?;
+        Ok(PathPattern::Regex(PathRegex { source: text.to_owned(), anchored }))
+    }
+
+    /// Whether a canonical path is one of these.
+    pub fn matches(&self, path: &str) -> bool {
+        match self {
+            PathPattern::Exact(exact) => exact == path,
+            PathPattern::Prefix(prefix) => path
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            PathPattern::Regex(regex) => regex.anchored.is_match(path),
+        }
+    }
+}
+
+impl PartialEq for PathPattern {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (PathPattern::Exact(a), PathPattern::Exact(b))
+            | (PathPattern::Prefix(a), PathPattern::Prefix(b)) => a == b,
+            (PathPattern::Regex(a), PathPattern::Regex(b)) => a.source == b.source,
+            _ => false,
+        }
+    }
+}
+
+fn whole(pattern: &str) -> Result<Regex, regex::Error> {
+    regex::RegexBuilder::new(pattern).size_limit(MAX_REGEX_BYTES).dfa_size_limit(MAX_REGEX_BYTES).build()
+}
+
+/// The canonical form of a path in a rule.
+fn unambiguous(text: &str) -> Result<String, String> {
+    if text.contains('?') {
+        return Err("a rule matches the path alone: leave the query out".to_owned());
+    }
+    match path::canonical(text.as_bytes()) {
+        RequestPath::Canonical(path) => Ok(path.into_owned()),
+        RequestPath::Ambiguous(_) => {
+            Err("expected a path that begins with a slash, without %2f, %5c, backslashes or semicolons"
+                .to_owned())
+        }
+    }
+}
+
+/// Whether this is a preflight request (Fetch §4.8): browsers send it without credentials.
+fn is_preflight(request: &AccessRequest<'_>) -> bool {
+    let given =
+        |name| request.headers.only(name).is_some_and(|value| !value.is_empty() && !value.contains(&b','));
+    request.method == b"OPTIONS" && given("origin") && given("access-control-request-method")
+}
+
+impl Requirements {
+    /// Holds a verified token's claims against what is required.
+    ///
+    /// # Errors
+    /// The first requirement that is not met.
+    pub fn check(
+        &self,
+        provider: &str,
+        claims: &Json,
+        request: &AccessRequest<'_>,
+        now: UnixTime,
+    ) -> Result<(), Unmet> {
+        if !self.providers.is_empty() && !self.providers.iter().any(|name| name == provider) {
+            return Err(Unmet::Provider);
+        }
+        if !self.scopes.iter().all(|scope| has_scope(claims, scope)) {
+            return Err(Unmet::Scope);
+        }
+        if let Some(unmet) = self.claims.iter().find(|requirement| !requirement.is_met(claims)) {
+            return Err(Unmet::Claim(unmet.claim.to_string()));
+        }
+        match &self.condition {
+            None => Ok(()),
+            Some(condition) => match holds(condition, claims, request, now) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Unmet::Condition),
+                Err(why) => Err(Unmet::Undecided(why)),
+            },
+        }
+    }
+}
+
+/// Whether a scope is granted, by `scope` (RFC 8693 §4.2) or by `scp`: words in one string, or members of an array.
+fn has_scope(claims: &Json, wanted: &str) -> bool {
+    ["scope", "scp"].into_iter().filter_map(|name| claims.member(name)).any(|granted| match granted {
+        Json::String(words) => words.split(' ').any(|word| word == wanted),
+        Json::Array(members) => members.iter().any(|member| member.as_str() == Some(wanted)),
+        _ => false,
+    })
+}
+
+impl ClaimRequirement {
+    fn is_met(&self, claims: &Json) -> bool {
+        let is_wanted = |value: &Json| self.any_of.iter().any(|wanted| is_same(value, wanted));
+        match self.claim.resolve(claims) {
+            None => false,
+            Some(Json::Array(members)) => members.iter().any(is_wanted),
+            Some(value) => is_wanted(value),
+        }
+    }
+}
+
+/// Equality of values of one type: `1` is `1.0` and neither `"1"` nor `true`.
+fn is_same(a: &Json, b: &Json) -> bool {
+    match (a, b) {
+        (Json::Number(a), Json::Number(b)) => match (a.parse::<i128>(), b.parse::<i128>()) {
+            (Ok(a), Ok(b)) => a == b,
+            _ => {
+                a == b
+                    || matches!((a.parse::<f64>(), b.parse::<f64>()), (Ok(a), Ok(b)) if a.is_finite() && a == b)
+            }
+        },
+        (a, b) => a == b,
+    }
+}
+
+fn holds(
+    condition: &Condition,
+    claims: &Json,
+    request: &AccessRequest<'_>,
+    now: UnixTime,
+) -> Result<bool, String> {
+    let text = |bytes| String::from_utf8_lossy(bytes);
+    let path = path::canonical(request.path);
+    let host = host::canonical(request.host).unwrap_or_default();
+    let method = text(request.method);
+    let facts = Facts {
+        claims,
+        method: &method,
+        path: path.as_str(),
+        host: &host,
+        headers: joined_headers(&request.headers),
+        query: joined_query(path::query(request.path)),
+        source_address: request.source_address,
+        source_principal: request.source_principal,
+        now,
+    };
+    condition.holds(&facts).map_err(|undecided| undecided.to_string())
+}
+
+/// Values by name: several of one name are joined with commas, as HTTP does (RFC 9110 §5.3).
+type Joined<'a> = BTreeMap<Cow<'a, str>, Cow<'a, str>>;
+
+fn joined_headers<'a>(headers: &Headers<'a>) -> Joined<'a> {
+    let mut joined = Joined::new();
+    for (name, value) in headers.iter() {
+        let name = String::from_utf8_lossy(name);
+        let name = if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            Cow::Owned(name.to_ascii_lowercase())
+        } else {
+            name
+        };
+        join(&mut joined, name, String::from_utf8_lossy(value));
+    }
+    joined
+}
+
+fn joined_query(query: &[u8]) -> Joined<'_> {
+    let mut joined = Joined::new();
+    for pair in query.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
+        let mut halves = pair.splitn(2, |byte| *byte == b'=');
+        let mut half = || percent_decode(halves.next().unwrap_or_default()).decode_utf8_lossy();
+        let (name, value) = (half(), half());
+        join(&mut joined, name, value);
+    }
+    joined
+}
+
+fn join<'a>(joined: &mut Joined<'a>, name: Cow<'a, str>, value: Cow<'a, str>) {
+    match joined.entry(name) {
+        btree_map::Entry::Vacant(place) => drop(place.insert(value)),
+        btree_map::Entry::Occupied(mut known) => {
+            let known = known.get_mut().to_mut();
+            known.push(',');
+            known.push_str(&value);
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Rules, in process: which one a request falls under, what it asks for, and that every door says the same.
+//! The same table goes through a real Envoy in tests/envoy_rules.rs.
+
+mod support;
+
+use portcullis::access_request::{AccessRequest, Removal};
+use portcullis::clock;
+use portcullis::config::{Config, Profile};
+use portcullis::rules::{Requirements, Rule, Unmet, Unruled};
+use portcullis::validation::UnixTime;
+use portcullis::validation::json::Json;
+use serde_json::Value;
+use support::rulebook::{Bearer, Case, PATH_CASES, RULE_CASES, Rulebook};
+use support::{Ask, NOW, Running, fixed_clock, raw, with_http_doors};
+
+/// The configuration of the table, or the same with other rules.
+fn configuration(book: &Rulebook, rules: Option<&str>) -> Config {
+    let mut text = book.providers_and_rules();
+    if let Some(rules) = rules {
+        text.truncate(text.find("rules:").expect("the rules come last"));
+        text.push_str(rules);
+    }
+    let listen = "listen: {ext_authz: '127.0.0.1:0', admin: '127.0.0.1:0'}\n";
+    let config = Config::parse(&format!("{listen}{text}"), &|_| None);
+    with_http_doors(config.unwrap_or_else(|errors| panic!("{errors}")))
+}
+
+async fn service(book: &Rulebook, rules: Option<&str>) -> Running {
+    Running::start(configuration(book, rules), fixed_clock()).await
+}
+
+fn ask(book: &Rulebook, case: &Case) -> Ask {
+    let ask = Ask::default().method(case.method).host(case.host).path(case.target);
+    let ask = case.headers.iter().fold(ask, |ask, (name, value)| ask.header(*name, *value));
+    match book.token(case.bearer, NOW) {
+        Some(token) => ask.header("authorization", format!("Bearer {token}")),
+        None => ask,
+    }
+}
+
+fn every_case() -> impl Iterator<Item = &'static Case> {
+    RULE_CASES.iter().chain(PATH_CASES)
+}
+
+/// What the pure core says of a case whose token is good: the rule's name and the reason.
+fn judged(config: &Config, case: &Case) -> (String, &'static str) {
+    let request = AccessRequest {
+        method: case.method.as_bytes(),
+        host: case.host.as_bytes(),
+        path: case.target.as_bytes(),
+        headers: case.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect(),
+        arrived: clock::monotonic(),
+        timeout: None,
+        source_address: None,
+        source_principal: None,
+        named_rule: None,
+        described_by: None,
+        flaw: None,
+        removal: Removal::HeadersAndQuery,
+    };
+    let rule = match config.rules.choose(&request) {
+        Ok(rule) => rule,
+        Err(Unruled::AmbiguousPath | Unruled::MalformedHost) => return (String::new(), "request_malformed"),
+        Err(Unruled::NoSuchRule) => return (String::new(), "rule_denied"),
+    };
+    let name = rule.map_or(String::new(), |rule| rule.name.clone());
+    if rule.and_then(Rule::anonymous).is_some() {
+        return (name, "anonymous");
+    }
+    if rule.is_some_and(|rule| rule.requirements().is_none()) {
+        return (name, "rule_denied");
+    }
+    let (provider, claims) = match case.bearer {
+        Bearer::None => return (name, "token_missing"),
+        Bearer::Expired => return (name, "expired"),
+        Bearer::Partner => ("partner", "{}"),
+        Bearer::With(claims) => ("test", claims),
+    };
+    let claims = Rulebook::claims(claims).to_string();
+    let claims = Json::parse(claims.as_bytes()).expect("JSON");
+    let check = |requirements: &Requirements| {
+        requirements.check(provider, &claims, &request, UnixTime::from_secs(NOW))
+    };
+    let reason = match rule.and_then(Rule::requirements).map_or(Ok(()), check) {
+        Ok(()) => "ok",
+        Err(Unmet::Scope) => "insufficient_scope",
+        Err(_) => "rule_denied",
+    };
+    (name, reason)
+}
+
+#[test]
+fn every_case_of_the_tables_is_judged_by_the_pure_core() {
+    let config = configuration(&Rulebook::open(), None);
+    let mut wrong = Vec::new();
+    for case in every_case() {
+        let (rule, reason) = judged(&config, case);
+        if reason != case.reason || (reason != "request_malformed" && rule != case.rule) {
+            wrong.push(format!("{case:?}: {rule} {reason}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn every_case_of_the_tables_gets_its_verdict_under_its_rule() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    let mut wrong = Vec::new();
+    for case in every_case() {
+        let answer = service.ask(ask(&book, case)).await;
+        let rule = answer.metadata.get("rule").map_or("", String::as_str);
+        let mut faults = answer.faults(case.reason, &[]);
+        if answer.http_status != i32::from(case.status()) {
+            faults.push(format!("status {}", answer.http_status));
+        }
+        // An ambiguous path is refused before any rule is its own.
+        if rule != case.rule && case.reason != "request_malformed" {
+            faults.push(format!("rule {rule:?}"));
+        }
+        if !faults.is_empty() {
+            wrong.push(format!("{case:?}: {faults:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The status that an HTTP door gives.
+fn status_at_door(service: &Running, profile: Profile, book: &Rulebook, case: &Case) -> u16 {
+    let Case { method, host, target, .. } = *case;
+    let (line, mut headers) = match profile {
+        Profile::Envoy => (format!("{method} {target} HTTP/1.1"), vec![("host", host)]),
+        Profile::Nginx => (
+            "GET / HTTP/1.1".to_owned(),
+            vec![("host", host), ("x-original-method", method), ("x-original-uri", target)],
+        ),
+        Profile::Haproxy | Profile::Caddy | Profile::Traefik => (
+            "GET / HTTP/1.1".to_owned(),
+            vec![
+                ("host", "door"),
+                ("x-forwarded-method", method),
+                ("x-forwarded-uri", target),
+                ("x-forwarded-host", host),
+            ],
+        ),
+    };
+    headers.extend(case.headers);
+    let token = book.token(case.bearer, NOW).map(|token| format!("Bearer {token}"));
+    headers.extend(token.as_ref().map(|token| ("authorization", token.as_str())));
+    raw::status(service.http_door(profile), &line, &headers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_http_door_gives_the_verdicts_of_the_tables() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    for (name, profile) in Profile::NAMED {
+        for case in every_case() {
+            let status = tokio::task::block_in_place(|| status_at_door(&service, profile, &book, case));
+            assert_eq!(status, case.status(), "{name}: {case:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_rule_that_the_route_names_is_used_instead_of_matching_and_an_unknown_name_is_a_denial() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    let bearer = |ask: Ask| {
+        let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+        ask.header("authorization", format!("Bearer {token}"))
+    };
+    for (ask, reason) in [
+        (bearer(Ask::default().path("/internal/x").rule("by-name")), "ok"),
+        (Ask::default().path("/healthz").rule("by-name"), "token_missing"),
+        (Ask::default().path("/internal/x").rule("health"), "anonymous"),
+        (bearer(Ask::default().path("/else").rule("blocked")), "rule_denied"),
+        (bearer(Ask::default().path("/else").rule("admin")), "rule_denied"),
+        (bearer(Ask::default().path("/else").rule("nobody")), "rule_denied"),
+        (bearer(Ask::default().path("/else").rule("")), "rule_denied"),
+        (bearer(Ask::default().path("/else").rule("By-name")), "rule_denied"),
+        (Ask::default().path("/healthz").rule("nobody"), "rule_denied"),
+        // What it matches does not count: not its path, and not how the path is written either.
+        (bearer(Ask::default().path("/a%2fb").rule("by-name")), "ok"),
+        // But a condition that reads the path needs one.
+        (
+            bearer(Ask::default().path("/tenants/acme/a%2fb").header("x-tenant", "acme").rule("tenant")),
+            "request_malformed",
+        ),
+        // A rule for preflights is about nothing else.
+        (Ask::default().path("/else").rule("preflight"), "rule_denied"),
+        (
+            Ask::default()
+                .method("OPTIONS")
+                .header("origin", "https://app.example.com")
+                .header("access-control-request-method", "GET")
+                .rule("preflight"),
+            "anonymous",
+        ),
+    ] {
+        let answer = service.ask(ask.clone()).await;
+        assert_eq!(answer.faults(reason, &[]), [""; 0], "{ask:?}");
+    }
+    // A header is not the route's configuration.
+    let answer =
+        service.ask(bearer(Ask::default().path("/internal/x").header("portcullis_rule", "by-name"))).await;
+    assert_eq!(answer.reason(), "rule_denied");
+}
+
+#[tokio::test]
+async fn headers_that_pose_as_an_identity_are_taken_from_anonymous_requests_too() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    let ask = Ask::default()
+        .path("/healthz")
+        .header("x-auth-subject", "root")
+        .header("x_auth_tenant", "root")
+        .header("x.auth.roles", "root");
+    let answer = service.ask(ask).await;
+    assert_eq!(answer.reason(), "anonymous");
+    assert!(answer.set.is_empty());
+    for name in ["x-auth-subject", "x-auth-tenant", "x-auth-roles", "x_auth_tenant", "x.auth.roles"] {
+        assert!(answer.removed.iter().any(|removed| removed == name), "{name} of {:?}", answer.removed);
+    }
+}
+
+#[tokio::test]
+async fn without_a_rule_that_looks_at_paths_or_hosts_they_are_nobodys_business() {
+    let book = Rulebook::open();
+    let rules = "rules:\n  - {name: post, match: {methods: [POST]}, deny: true}\n";
+    let service = service(&book, Some(rules)).await;
+    let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+    for (path, host) in [("/a%2fb", "api.example.com"), ("*", ""), ("/a;b\\c", "a,b"), ("/%ff", "u@h")] {
+        let ask = Ask::default().path(path).host(host).header("authorization", format!("Bearer {token}"));
+        assert_eq!(service.ask(ask).await.reason(), "ok", "{path} {host}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_be_compared_is_refused_where_a_rule_looks_at_hosts() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    for host in ["", "a,b", "user@api.example.com", "api.example.com:80:80", "a..b", "api example.com"] {
+        let ask = Ask::default().host(host).path("/healthz");
+        assert_eq!(service.ask(ask).await.faults("request_malformed", &[]), [""; 0], "{host:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_scope_is_told_in_the_challenge() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+    let ask =
+        Ask::default().method("POST").path("/orders").header("authorization", format!("Bearer {token}"));
+    let answer = service.ask(ask).await;
+    assert_eq!(
+        answer.www_authenticate(),
+        Some(
+            "Bearer realm=\"portcullis\", error=\"insufficient_scope\", \
+             error_description=\"the token lacks a scope that is needed here\", scope=\"orders:read orders:write\""
+        )
+    );
+    let body: Value = serde_json::from_str(&answer.body).expect("JSON");
+    assert_eq!(body["error"], "insufficient_scope");
+}
+
+#[tokio::test]
+async fn a_condition_sees_who_asks_and_what_fails_in_it_is_a_denial() {
+    let book = Rulebook::open();
+    let rules = "rules:
+  - {name: from, match: {path: /from}, require: {condition: 'request.source_address == \"10.1.2.3\" && request.source_principal == \"spiffe://a/b\"'}}
+  - {name: query, match: {path: /query}, require: {condition: 'request.query[\"tenant\"] == claims.tenant_id'}}
+  - {name: method, match: {path: /method}, require: {condition: 'request.method == \"GET\" && request.host == \"api.example.com\"'}}
+  - {name: fresh, match: {path: /fresh}, require: {condition: 'now - timestamp(claims.auth_time) < duration(\"1h\")'}}
+";
+    let service = service(&book, Some(rules)).await;
+    let good = book.token(Bearer::With("{}"), NOW).expect("a token");
+    for (ask, reason) in [
+        (Ask::default().path("/from").from("10.1.2.3", "spiffe://a/b"), "ok"),
+        (Ask::default().path("/from").from("10.1.2.4", "spiffe://a/b"), "rule_denied"),
+        (Ask::default().path("/from"), "rule_denied"),
+        (Ask::default().path("/query?tenant=acme"), "ok"),
+        (Ask::default().path("/query?tenant=ac%6de"), "ok"),
+        (Ask::default().path("/query?tenant=acme&tenant=acme"), "rule_denied"),
+        (Ask::default().path("/query?tenant=globex"), "rule_denied"),
+        (Ask::default().path("/query"), "rule_denied"),
+        (Ask::default().path("/method").host("API.example.com:8443"), "ok"),
+        (Ask::default().path("/method").method("POST"), "rule_denied"),
+        (Ask::default().path("/fresh"), "rule_denied"),
+    ] {
+        let ask = ask.header("authorization", format!("Bearer {good}"));
+        assert_eq!(service.ask(ask.clone()).await.faults(reason, &[]), [""; 0], "{ask:?}");
+    }
+    for (auth_time, reason) in [(NOW - 60, "ok"), (NOW - 7200, "rule_denied")] {
+        let claims = format!("{{\"auth_time\": {auth_time}}}");
+        let token = book.token(Bearer::With(claims.leak()), NOW).expect("a token");
+        let ask = Ask::default().path("/fresh").header("authorization", format!("Bearer {token}"));
+        assert_eq!(service.ask(ask).await.reason(), reason, "{auth_time}");
+    }
+}

@@ -1,0 +1,333 @@
+//! One set of rules and one table of requests, for every way in which they can be judged: the core, each
+//! door, a real Envoy, `explain`.
+//!
+//! It knows no door. What a request must get is written here once.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use portcullis::commands::issuer::{SigningAlgorithm, SigningKey, with_claim};
+use serde_json::{Value, json};
+
+const ISSUER: &str = "https://sso.example.com/realms/acme";
+const PARTNER_ISSUER: &str = "https://partner.example.com";
+
+/// The rules that every case is judged by.
+pub const RULES: &str = r#"rules:
+  - {name: preflight, allow: preflight}
+  - {name: health, match: {path: /healthz}, allow: anonymous}
+  - {name: blocked, match: {path_prefix: /internal/}, deny: true}
+  - {name: admin, match: {path_prefix: /admin}, require: {claims: {/realm_access/roles: [admin, ops]}}}
+  - {name: read, match: {path_prefix: /orders, methods: [GET, HEAD]}, require: {scopes: ['orders:read']}}
+  - {name: write, match: {path_prefix: /orders, methods: [POST]}, require: {scopes: ['orders:read', 'orders:write']}}
+  - {name: version, match: {path_regex: '/v[0-9]+/(a|b)'}, require: {claims: {level: [3], verified: [true], plan: gold}}}
+  - name: partners
+    match: {path_prefix: /by-host, hosts: [partner.example.com, '*.partners.example.com']}
+    providers: [partner]
+  - {name: others, match: {path_prefix: /by-host}, deny: true}
+  - {name: files, match: {path_prefix: /files}, ambiguous_paths: allow}
+  - name: tenant
+    match: {path_prefix: /tenants}
+    require:
+      condition: >-
+        claims.tenant_id == request.headers["x-tenant"] && request.path.startsWith("/tenants/" + claims.tenant_id)
+  - {name: public, match: {path_prefix: /public}, allow: anonymous}
+  - {name: by-name, match: {hosts: [nobody.invalid]}, require: {claims: {tenant_id: acme}}}
+"#;
+
+/// Whose token a request carries.
+#[derive(Clone, Copy, Debug)]
+pub enum Bearer {
+    None,
+    /// A good one with these claims besides, as a JSON object.
+    With(&'static str),
+    /// A good one of the other provider.
+    Partner,
+    /// One that has expired.
+    Expired,
+}
+
+/// A request and what it must get.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub method: &'static str,
+    pub host: &'static str,
+    pub target: &'static str,
+    pub headers: &'static [(&'static str, &'static str)],
+    pub bearer: Bearer,
+    pub reason: &'static str,
+    /// Empty where no rule is about it.
+    pub rule: &'static str,
+    /// The status that a client gets from an Envoy that normalizes paths, where that is another one.
+    pub normalized: Option<u16>,
+}
+
+impl Case {
+    /// The HTTP status of the verdict.
+    pub fn status(&self) -> u16 {
+        match self.reason {
+            "ok" | "anonymous" => 200,
+            "request_malformed" => 400,
+            "rule_denied" | "insufficient_scope" => 403,
+            _ => 401,
+        }
+    }
+}
+
+const HOST: &str = "api.example.com";
+const ANY: Bearer = Bearer::With("{}");
+
+const fn get(target: &'static str, bearer: Bearer, reason: &'static str, rule: &'static str) -> Case {
+    with("GET", target, &[], bearer, reason, rule)
+}
+
+const fn with(
+    method: &'static str,
+    target: &'static str,
+    headers: &'static [(&'static str, &'static str)],
+    bearer: Bearer,
+    reason: &'static str,
+    rule: &'static str,
+) -> Case {
+    Case { method, host: HOST, target, headers, bearer, reason, rule, normalized: None }
+}
+
+const fn at(
+    host: &'static str,
+    target: &'static str,
+    bearer: Bearer,
+    reason: &'static str,
+    rule: &'static str,
+) -> Case {
+    Case { host, ..get(target, bearer, reason, rule) }
+}
+
+/// A path that programs read differently, and that an Envoy which normalizes reads in one way.
+const fn rewritten(target: &'static str, bearer: Bearer, normalized: u16) -> Case {
+    Case { normalized: Some(normalized), ..get(target, bearer, "request_malformed", "") }
+}
+
+const ADMIN: Bearer = Bearer::With(r#"{"realm_access": {"roles": ["user", "ops"]}}"#);
+const USER: Bearer =
+    Bearer::With(r#"{"realm_access": {"roles": ["administrator", "notadmin", "admin,ops"]}}"#);
+const READ: Bearer = Bearer::With(r#"{"scope": "profile orders:read"}"#);
+const PREFLIGHT: &[(&str, &str)] =
+    &[("origin", "https://app.example.com"), ("access-control-request-method", "POST")];
+
+/// Which rule counts, and what it asks for.
+pub const RULE_CASES: &[Case] = &[
+    get("/else", Bearer::None, "token_missing", ""),
+    get("/else", ANY, "ok", ""),
+    get("/else", Bearer::Partner, "ok", ""),
+    get("/else", Bearer::Expired, "expired", ""),
+    // Nobody looks at a token where none is needed.
+    get("/healthz", Bearer::None, "anonymous", "health"),
+    get("/healthz", Bearer::Expired, "anonymous", "health"),
+    get("/healthz?x=1", Bearer::None, "anonymous", "health"),
+    get("/healthz/", Bearer::None, "token_missing", ""),
+    get("/healthzz", Bearer::None, "token_missing", ""),
+    get("/internal/x", ADMIN, "rule_denied", "blocked"),
+    get("/internal", Bearer::None, "rule_denied", "blocked"),
+    // A claim: member of an array, or the value itself, of the same type.
+    get("/admin", Bearer::None, "token_missing", "admin"),
+    get("/admin", Bearer::Expired, "expired", "admin"),
+    get("/admin", ADMIN, "ok", "admin"),
+    get("/admin/users", ADMIN, "ok", "admin"),
+    get("/admin", USER, "rule_denied", "admin"),
+    get("/admin", ANY, "rule_denied", "admin"),
+    get("/admin", Bearer::With(r#"{"realm_access": {"roles": "admin"}}"#), "ok", "admin"),
+    get("/admin", Bearer::With(r#"{"realm_access": {"roles": null}}"#), "rule_denied", "admin"),
+    get("/admin", Bearer::With(r#"{"realm_access": {"roles": {"admin": true}}}"#), "rule_denied", "admin"),
+    get("/admin", Bearer::With(r#"{"realm_access": "admin"}"#), "rule_denied", "admin"),
+    get("/administrator", ANY, "ok", ""),
+    get("/v1/a", Bearer::With(r#"{"level": 3, "verified": true, "plan": "gold"}"#), "ok", "version"),
+    get(
+        "/v22/b",
+        Bearer::With(r#"{"level": [1, 3.0], "verified": [true], "plan": ["gold"]}"#),
+        "ok",
+        "version",
+    ),
+    get(
+        "/v1/a",
+        Bearer::With(r#"{"level": "3", "verified": true, "plan": "gold"}"#),
+        "rule_denied",
+        "version",
+    ),
+    get(
+        "/v1/a",
+        Bearer::With(r#"{"level": 3, "verified": "true", "plan": "gold"}"#),
+        "rule_denied",
+        "version",
+    ),
+    get(
+        "/v1/a",
+        Bearer::With(r#"{"level": 3, "verified": true, "plan": "golden"}"#),
+        "rule_denied",
+        "version",
+    ),
+    get("/v1/c", ANY, "ok", ""),
+    get("/x/v1/a", ANY, "ok", ""),
+    get("/v1/ab", ANY, "ok", ""),
+    // Scopes: all of them, in either claim and either form.
+    get("/orders", Bearer::None, "token_missing", "read"),
+    get("/orders", READ, "ok", "read"),
+    get("/orders/7", Bearer::With(r#"{"scope": ["orders:read"]}"#), "ok", "read"),
+    get("/orders/7", Bearer::With(r#"{"scp": "orders:read x"}"#), "ok", "read"),
+    get("/orders/7", Bearer::With(r#"{"scp": ["x", "orders:read"]}"#), "ok", "read"),
+    get("/orders", ANY, "insufficient_scope", "read"),
+    get("/orders", Bearer::With(r#"{"scope": "orders:reader orders read"}"#), "insufficient_scope", "read"),
+    get("/orders", Bearer::With(r#"{"scope": "orders:read,profile"}"#), "insufficient_scope", "read"),
+    get("/orders", Bearer::With(r#"{"scope": {"orders:read": true}}"#), "insufficient_scope", "read"),
+    with("HEAD", "/orders", &[], READ, "ok", "read"),
+    with("POST", "/orders", &[], READ, "insufficient_scope", "write"),
+    with("POST", "/orders", &[], Bearer::With(r#"{"scope": "orders:write orders:read"}"#), "ok", "write"),
+    with(
+        "POST",
+        "/orders",
+        &[],
+        Bearer::With(r#"{"scope": "orders:read", "scp": ["orders:write"]}"#),
+        "ok",
+        "write",
+    ),
+    // A method is compared with its case, and no header changes it.
+    with("DELETE", "/orders", &[], ANY, "ok", ""),
+    with("DELETE", "/orders", &[("x-http-method-override", "GET")], ANY, "ok", ""),
+    with("GETT", "/orders", &[], ANY, "ok", ""),
+    // Hosts.
+    at("partner.example.com", "/by-host", Bearer::Partner, "ok", "partners"),
+    at("PARTNER.example.com.:8443", "/by-host", Bearer::Partner, "ok", "partners"),
+    at("a.b.partners.example.com", "/by-host", Bearer::Partner, "ok", "partners"),
+    at("partner.example.com", "/by-host", ANY, "rule_denied", "partners"),
+    at("partners.example.com", "/by-host", Bearer::Partner, "rule_denied", "others"),
+    at("evilpartners.example.com", "/by-host", Bearer::Partner, "rule_denied", "others"),
+    at("api.example.com", "/by-host", Bearer::Partner, "rule_denied", "others"),
+    at("[::1]:80", "/by-host", Bearer::Partner, "rule_denied", "others"),
+    // A preflight is let through, and what only looks like one is not.
+    with("OPTIONS", "/orders", PREFLIGHT, Bearer::None, "anonymous", "preflight"),
+    with("OPTIONS", "/internal/x", PREFLIGHT, Bearer::None, "anonymous", "preflight"),
+    with("OPTIONS", "/orders", &[("origin", "https://app.example.com")], Bearer::None, "token_missing", ""),
+    with(
+        "OPTIONS",
+        "/orders",
+        &[("access-control-request-method", "POST")],
+        Bearer::None,
+        "token_missing",
+        "",
+    ),
+    with("GET", "/orders", PREFLIGHT, Bearer::None, "token_missing", "read"),
+    // A condition.
+    with("GET", "/tenants/acme/x", &[("x-tenant", "acme")], ANY, "ok", "tenant"),
+    with("GET", "/tenants/acme/x", &[("x-tenant", "globex")], ANY, "rule_denied", "tenant"),
+    with("GET", "/tenants/globex/x", &[("x-tenant", "acme")], ANY, "rule_denied", "tenant"),
+    get("/tenants/acme/x", ANY, "rule_denied", "tenant"),
+    with(
+        "GET",
+        "/tenants/acme/x",
+        &[("x-tenant", "acme")],
+        Bearer::With(r#"{"tenant_id": null}"#),
+        "rule_denied",
+        "tenant",
+    ),
+    // Headers that tell of another request are the client's own.
+    with(
+        "GET",
+        "/admin",
+        &[("x-envoy-original-path", "/public"), ("x-original-url", "/public")],
+        USER,
+        "rule_denied",
+        "admin",
+    ),
+];
+
+/// Every spelling of a path falls under the rule of the path, or under none.
+pub const PATH_CASES: &[Case] = &[
+    get("//admin", USER, "rule_denied", "admin"),
+    get("/./admin", USER, "rule_denied", "admin"),
+    get("/x/../admin", USER, "rule_denied", "admin"),
+    get("/public/../admin", Bearer::None, "token_missing", "admin"),
+    get("/public/%2e%2e/admin", Bearer::None, "token_missing", "admin"),
+    get("/public/.%2E/admin", Bearer::None, "token_missing", "admin"),
+    get("/%61dmin", USER, "rule_denied", "admin"),
+    get("/public/..//admin/", Bearer::None, "token_missing", "admin"),
+    get("/public?/../admin", Bearer::None, "anonymous", "public"),
+    get("/admin?/../public", Bearer::None, "token_missing", "admin"),
+    get("/public/%41", Bearer::None, "anonymous", "public"),
+    get("/ADMIN", ANY, "ok", ""),
+    get("/admin.", ANY, "ok", ""),
+    get("/public%20", Bearer::None, "token_missing", ""),
+    get("/public%3f/../admin", Bearer::None, "token_missing", "admin"),
+    get("/public/..%2fadmin", Bearer::None, "request_malformed", ""),
+    get("/public/..%5cadmin", Bearer::None, "request_malformed", ""),
+    get("/public/%00", Bearer::None, "request_malformed", ""),
+    get("/public;x=1", Bearer::None, "request_malformed", ""),
+    // Envoy drops the parameter, and what it forwards is /admin.
+    rewritten("/public/..;/admin", Bearer::None, 401),
+    get("/admin;a=b", USER, "request_malformed", ""),
+    get("/public/%252e%252e/admin", Bearer::None, "request_malformed", ""),
+    get("/public/%252fadmin", Bearer::None, "request_malformed", ""),
+    get("/public/%ff", Bearer::None, "request_malformed", ""),
+    get("/public/%c0%af", Bearer::None, "request_malformed", ""),
+    get("/public/%", Bearer::None, "request_malformed", ""),
+    rewritten("/public\\..\\admin", Bearer::None, 401),
+    get("/internal/%2f", ADMIN, "request_malformed", ""),
+    // The rule says that its upstream reads such paths as they are.
+    get("/files/a%3bb", ANY, "ok", "files"),
+    get("/files/a;v=1", ANY, "ok", "files"),
+    get("/files/%252f", ANY, "ok", "files"),
+    get("/files/../admin;x", USER, "request_malformed", "admin"),
+    get("/files/a;v=1", Bearer::None, "token_missing", "files"),
+];
+
+/// Keys, and tokens of both providers.
+pub struct Rulebook {
+    key: SigningKey,
+    partner: SigningKey,
+}
+
+impl Rulebook {
+    pub fn open() -> Self {
+        let key = |kid| SigningKey::generate(kid, SigningAlgorithm::ES256);
+        Self { key: key("k"), partner: key("p") }
+    }
+
+    /// Everything of a configuration but `listen`.
+    pub fn providers_and_rules(&self) -> String {
+        let jwks = |key: &SigningKey| json!({"keys": [key.public_jwk()]});
+        format!(
+            "providers:
+  - name: test
+    issuer: {ISSUER}
+    audiences: [orders-api]
+    claim_headers: {{x-auth-subject: sub, x-auth-tenant: tenant_id, x-auth-roles: /realm_access/roles}}
+    jwks: {}
+  - name: partner
+    issuer: {PARTNER_ISSUER}
+    audiences: [orders-api]
+    jwks: {}
+{RULES}",
+            jwks(&self.key),
+            jwks(&self.partner)
+        )
+    }
+
+    /// The claims of a good token with these besides, as a JSON object; without `exp`.
+    pub fn claims(more: &str) -> Value {
+        let mut claims = json!({"iss": ISSUER, "aud": "orders-api", "sub": "alice", "tenant_id": "acme"});
+        let more: Value = serde_json::from_str(more).expect("the claims of a case are JSON");
+        claims.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        claims
+    }
+
+    /// The token that a request carries, at this time.
+    pub fn token(&self, bearer: Bearer, now: i64) -> Option<String> {
+        let until = |exp: i64, more: &str| with_claim(Self::claims(more), "exp", exp);
+        match bearer {
+            Bearer::None => None,
+            Bearer::With(more) => Some(self.key.sign(&until(now + 300, more))),
+            Bearer::Partner => {
+                let partner = json!({"iss": PARTNER_ISSUER}).to_string();
+                Some(self.partner.sign(&until(now + 300, &partner)))
+            }
+            Bearer::Expired => Some(self.key.sign(&until(now - 3600, "{}"))),
+        }
+    }
+}

@@ -5,6 +5,7 @@
 //! second look elsewhere: preconditions live in the types. It opens no socket and asks no network.
 
 mod cursor;
+mod dangers;
 mod document;
 mod error;
 mod keys;
@@ -52,6 +53,8 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// What is logged and how.
     pub log: Log,
+    /// What is legal and probably not meant, in the order of the file.
+    pub warnings: Vec<ConfigError>,
 }
 
 /// The doors; at least the gRPC one is there.

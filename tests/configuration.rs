@@ -1,5 +1,7 @@
 //! The configuration, from text to what runs or to everything that is wrong. Nothing is served here.
 
+#[path = "configuration/dangers.rs"]
+mod dangers;
 #[path = "configuration/rules.rs"]
 mod rules;
 

@@ -66,6 +66,9 @@ fn reload(service: &Service, started: &Config, running: &Config, file: &Path) ->
         tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
         return None;
     }
+    for warning in config.warnings.iter().filter(|warning| !running.warnings.contains(warning)) {
+        tracing::warn!(%warning, "in the configuration");
+    }
     if config.listen != started.listen || config.log != started.log || config.shutdown != started.shutdown {
         tracing::warn!("configuration reloaded; changes of listen, log and shutdown need a restart");
     } else {

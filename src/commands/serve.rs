@@ -34,6 +34,9 @@ pub async fn run(args: ServeArgs) -> ExitCode {
         }
     };
     telemetry::start_log(&config.log);
+    for warning in &config.warnings {
+        tracing::warn!(%warning, "in the configuration");
+    }
     let mut end = match End::new() {
         Ok(end) => end,
         Err(error) => {

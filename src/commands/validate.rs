@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::config::Config;
 
-/// Check a configuration and report every error at once
+/// Check a configuration and report every error at once, and what is legal but dangerous
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  portcullis validate --config portcullis.yaml --print")]
 pub struct ValidateArgs {
@@ -20,9 +20,13 @@ pub struct ValidateArgs {
 }
 
 /// Exits with 0 if the file is valid; otherwise every error goes to stderr, one a line as
-/// `FILE:LINE:COLUMN: path: message`, and it exits with 1.
+/// `FILE:LINE:COLUMN: path: message`, and it exits with 1. What is legal and dangerous goes there too, as a warning.
 pub fn run(args: ValidateArgs) -> ExitCode {
-    match Config::load(&args.config) {
+    let loaded = Config::load(&args.config);
+    for warning in loaded.iter().flat_map(|config| &config.warnings) {
+        eprintln!("{}", warning.in_file(&args.config, "warning: "));
+    }
+    match loaded {
         Ok(config) if args.print => {
             print!("{}", config.to_yaml());
             ExitCode::SUCCESS

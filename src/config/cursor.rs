@@ -12,19 +12,32 @@ use super::error::{ConfigError, Position, member_path};
 pub(super) struct Findings<'e> {
     variable: &'e dyn Fn(&str) -> Option<String>,
     errors: RefCell<Vec<ConfigError>>,
+    /// What is legal and dangerous.
+    warnings: RefCell<Vec<ConfigError>>,
     /// Files that the document names, to be looked at by whoever has a file system.
     files: RefCell<Vec<(Position, String, PathBuf)>>,
 }
 
 impl<'e> Findings<'e> {
     pub(super) fn new(variable: &'e dyn Fn(&str) -> Option<String>) -> Self {
-        Self { variable, errors: RefCell::default(), files: RefCell::default() }
+        Self { variable, errors: RefCell::default(), warnings: RefCell::default(), files: RefCell::default() }
     }
 
-    /// The problems, and the files that the document names.
-    pub(super) fn into_parts(self) -> (Vec<ConfigError>, Vec<(Position, String, PathBuf)>) {
-        (self.errors.into_inner(), self.files.into_inner())
+    /// All of it.
+    pub(super) fn into_parts(self) -> Found {
+        Found {
+            errors: self.errors.into_inner(),
+            warnings: self.warnings.into_inner(),
+            files: self.files.into_inner(),
+        }
     }
+}
+
+/// What a reading has found.
+pub(super) struct Found {
+    pub(super) errors: Vec<ConfigError>,
+    pub(super) warnings: Vec<ConfigError>,
+    pub(super) files: Vec<(Position, String, PathBuf)>,
 }
 
 /// A value, where it stands, and how it is called.
@@ -46,6 +59,13 @@ impl<'a> Cursor<'a> {
             self.report(self.node.at, self.path.clone(), message.into());
         }
         None
+    }
+
+    /// Tells of something that is legal and probably not meant.
+    pub(super) fn warn(&self, message: impl Into<String>) {
+        let warning =
+            ConfigError { at: Some(self.node.at), path: self.path.clone(), message: message.into() };
+        self.findings.warnings.borrow_mut().push(warning);
     }
 
     fn report(&self, at: Position, path: String, message: String) {

@@ -24,11 +24,11 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    fn path_and_message(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
-        }
-        f.write_str(&self.message)
+    /// As `FILE:LINE:COLUMN: path: message`, which editors and terminals follow. `kind` stands before the path.
+    pub fn in_file(&self, file: &Path, kind: &str) -> String {
+        let place = self.at.map(|Position { line, column }| format!("{line}:{column}:")).unwrap_or_default();
+        let path = if self.path.is_empty() { String::new() } else { format!("{}: ", self.path) };
+        format!("{}:{place} {kind}{path}{}", file.display(), self.message)
     }
 }
 
@@ -37,7 +37,10 @@ impl fmt::Display for ConfigError {
         if let Some(Position { line, column }) = self.at {
             write!(f, "line {line}, column {column}: ")?;
         }
-        self.path_and_message(f)
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
     }
 }
 
@@ -67,23 +70,17 @@ impl ConfigErrors {
     }
 }
 
-/// One a line, with its file as `FILE:LINE:COLUMN: path: message`, which editors and terminals follow.
+/// One a line, with its file as [`ConfigError::in_file`] writes it.
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, error) in self.errors.iter().enumerate() {
             if i > 0 {
                 f.write_str("\n")?;
             }
-            let Some(file) = &self.file else {
-                error.fmt(f)?;
-                continue;
-            };
-            write!(f, "{}:", file.display())?;
-            if let Some(Position { line, column }) = error.at {
-                write!(f, "{line}:{column}:")?;
+            match &self.file {
+                None => error.fmt(f)?,
+                Some(file) => f.write_str(&error.in_file(file, ""))?,
             }
-            f.write_str(" ")?;
-            error.path_and_message(f)?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use crate::validation::provider::{
 };
 
 use super::cursor::{Cursor, Entry, Mapping};
+use super::dangers::warn_of_provider;
 use super::keys::{discovery_below, read_issuer_http, read_key_source, read_refresh, refuse_plain_http};
 use super::{KeySource, ProviderConfig, RefreshPolicy};
 
@@ -81,6 +82,7 @@ pub(super) fn read_providers(cursor: &Cursor<'_>) -> Option<Vec<ProviderConfig>>
     for (element, config) in elements.iter().zip(&read) {
         if let Some(config) = config {
             refuse_token_headers(element, config, &read);
+            warn_of_provider(element, config);
         }
     }
     read.into_iter().collect()

@@ -10,7 +10,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::rules::Rules;
 
-use super::cursor::{Cursor, Findings};
+use super::cursor::{Cursor, Findings, Found};
+use super::dangers::warn_of_network;
 use super::document;
 use super::error::{ConfigError, ConfigErrors};
 use super::providers::read_providers;
@@ -94,7 +95,7 @@ fn read(
     let Some(root) = root else { return Err(ConfigErrors::new(errors)) };
     let findings = Findings::new(variable);
     let config = read_config(&Cursor::root(&root, &findings));
-    let (found, files) = findings.into_parts();
+    let Found { errors: found, mut warnings, files } = findings.into_parts();
     errors.extend(found);
     for (at, path, file) in files {
         if let Err(error) = check_file(&file) {
@@ -103,7 +104,10 @@ fn read(
         }
     }
     match config {
-        Some(config) if errors.is_empty() => Ok(config),
+        Some(config) if errors.is_empty() => {
+            warnings.sort_by_key(|warning| warning.at);
+            Ok(Config { warnings, ..config })
+        }
         _ => Err(ConfigErrors::new(errors)),
     }
 }
@@ -133,6 +137,7 @@ fn read_config(root: &Cursor<'_>) -> Option<Config> {
         limits: limits?,
         shutdown: shutdown?,
         log: log?,
+        warnings: Vec::new(),
     })
 }
 
@@ -172,7 +177,10 @@ fn read_network(cursor: &Cursor<'_>) -> Option<IpNet> {
     let text = cursor.text()?;
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     match network {
-        Some(network) if network.trunc() == network => Some(network),
+        Some(network) if network.trunc() == network => {
+            warn_of_network(cursor, &network);
+            Some(network)
+        }
         Some(network) => {
             cursor.refuse(format!("has bits beyond its prefix: write {} or a longer prefix", network.trunc()))
         }

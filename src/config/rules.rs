@@ -10,6 +10,7 @@ use crate::validation::provider::ClaimPath;
 
 use super::ProviderConfig;
 use super::cursor::{Cursor, Entry, Mapping};
+use super::dangers::warn_of_rules;
 use super::providers::{read_name, read_token};
 
 /// `providers` are those that could be read: a rule may name no other.
@@ -25,7 +26,9 @@ pub(super) fn read_rules(cursor: &Cursor<'_>, providers: Option<&[ProviderConfig
         }
     }
     unique?;
-    rules.into_iter().collect::<Option<_>>().map(Rules::new)
+    let rules: Vec<Rule> = rules.into_iter().collect::<Option<_>>()?;
+    warn_of_rules(&elements, &rules);
+    Some(Rules::new(rules))
 }
 
 fn read_rule(cursor: &Cursor<'_>, providers: Option<&[ProviderConfig]>) -> Option<Rule> {

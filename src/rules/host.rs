@@ -55,6 +55,15 @@ impl HostPattern {
         Ok(if is_suffix { HostPattern::Below(format!(".{host}")) } else { HostPattern::Exact(host) })
     }
 
+    /// Whether every host that the other matches is one of these.
+    pub fn covers(&self, other: &HostPattern) -> bool {
+        match (self, other) {
+            (ours, HostPattern::Exact(host)) => ours.matches(host),
+            (HostPattern::Below(ours), HostPattern::Below(theirs)) => theirs.ends_with(ours.as_str()),
+            (HostPattern::Exact(_), HostPattern::Below(_)) => false,
+        }
+    }
+
     /// Whether a canonical host is one of these.
     pub fn matches(&self, host: &str) -> bool {
         match self {

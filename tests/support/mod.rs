@@ -135,6 +135,7 @@ pub fn config(providers: Vec<ProviderConfig>) -> Config {
         limits: Limits::default(),
         shutdown: Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(1) },
         log: Log::default(),
+        warnings: Vec::new(),
     }
 }
 

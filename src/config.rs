@@ -14,6 +14,7 @@ mod providers;
 mod read;
 mod responses;
 mod rules;
+mod schema;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -33,6 +34,7 @@ use crate::validation::provider::Provider;
 pub use cursor::parse_duration;
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use read::MAX_FILE_BYTES;
+pub use schema::json_schema_text;
 
 /// Everything that `serve` needs to know.
 #[derive(Clone, Debug)]

@@ -4,6 +4,8 @@
 mod dangers;
 #[path = "configuration/rules.rs"]
 mod rules;
+#[path = "configuration/schema.rs"]
+mod schema;
 
 use std::process::Command;
 

@@ -1,0 +1,88 @@
+//! What has to hold for every input. The fuzz targets try it with inputs that they make up, `tests/fuzz_seeds.rs`
+//! with the seeds beside this file.
+
+use percent_encoding::percent_decode;
+use portcullis::rules::path::{RequestPath, canonical};
+use portcullis::validation::algorithm::Algorithm;
+use portcullis::validation::key_set::KeySet;
+use portcullis::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
+use portcullis::validation::{self, UnixTime};
+
+/// Long enough for every token that a fuzzer makes up.
+const MAX_TOKEN_BYTES: usize = 16 * 1024;
+
+/// A request target, which may be any octets.
+pub fn path(target: &[u8]) {
+    let path = canonical(target);
+    assert!(path.as_str().starts_with('/'));
+    let segments: Vec<&str> = path.as_str().split('/').skip(1).collect();
+    assert!(segments.iter().all(|segment| !matches!(*segment, "." | "..")), "{path:?}");
+    assert!(segments.iter().rev().skip(1).all(|segment| !segment.is_empty()), "{path:?}");
+    if let RequestPath::Canonical(once) = &path {
+        assert_eq!(canonical(once.as_bytes()), RequestPath::Canonical(once.as_ref().into()));
+        // Whoever decodes first and resolves then sees the same as whoever does it the other way about.
+        let ours: Vec<Vec<u8>> =
+            segments.iter().map(|segment| percent_decode(segment.as_bytes()).collect()).collect();
+        assert_eq!(ours, decoded_then_resolved(target), "{path:?}");
+    }
+}
+
+/// The segments of a path, by a program that decodes it as a whole before it looks at it.
+fn decoded_then_resolved(target: &[u8]) -> Vec<Vec<u8>> {
+    let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let decoded: Vec<u8> = percent_decode(path).collect();
+    let mut segments: Vec<Vec<u8>> = Vec::new();
+    let mut is_folder = true;
+    for segment in decoded.split(|byte| *byte == b'/') {
+        is_folder = matches!(segment, b"" | b"." | b"..");
+        match segment {
+            b"" | b"." => {}
+            b".." => drop(segments.pop()),
+            name => segments.push(name.to_vec()),
+        }
+    }
+    if is_folder {
+        segments.push(Vec::new());
+    }
+    segments
+}
+
+/// A token as a request may carry it. Nobody can make up one that is signed.
+pub fn token(text: &[u8], keys: &KeySet) {
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    let Ok(token) = validation::parse(text, MAX_TOKEN_BYTES) else { return };
+    let _issuer = validation::issuer(&token);
+    let provider = Provider {
+        name: "p".to_owned(),
+        issuer: "https://sso.example.com".to_owned(),
+        audiences: Audiences::Any,
+        algorithms: Algorithm::default_set(),
+        clock_skew: std::time::Duration::from_secs(30),
+        token_types: TokenTypes::Default,
+        required_claims: Vec::new(),
+        token_from: vec![TokenSource::default()],
+        forward_token: true,
+        claim_headers: Vec::new(),
+        payload_header: None,
+        metadata_claims: Vec::new(),
+        realm: None,
+    };
+    let now = UnixTime::from_secs(1_800_000_000);
+    let Ok(screened) = validation::screen(token, &provider, now) else { return };
+    let _shown = screened.to_string();
+    assert!(validation::try_validate(&screened, keys, now).is_err(), "a token that nobody signed");
+}
+
+/// A public key of each kind whose private half is gone.
+pub fn keys() -> KeySet {
+    // RFC 7515 appendix A.2 and A.3, RFC 8037 appendix A.2.
+    let rsa = "ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yRT-SFd2lZS-pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXBdQOS-UTo7WTBEMa2R2CapHg665xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRWyuXpoQ";
+    let ec = ("f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0");
+    let ed = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+    let set = serde_json::json!({"keys": [
+        {"kty": "RSA", "kid": "r", "n": rsa, "e": "AQAB"},
+        {"kty": "EC", "kid": "e", "crv": "P-256", "x": ec.0, "y": ec.1},
+        {"kty": "OKP", "kid": "o", "crv": "Ed25519", "x": ed},
+    ]});
+    KeySet::parse(set.to_string().as_bytes()).expect("keys from the RFCs")
+}

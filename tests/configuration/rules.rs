@@ -168,3 +168,19 @@ fn what_a_provider_gives_out_is_checked() {
     let again = Config::parse(&printed, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{printed}"));
     assert_eq!(again.providers[0].provider, config.providers[0].provider);
 }
+
+#[test]
+fn the_configuration_of_the_readme_is_valid_as_it_stands() {
+    let readme = include_str!("../../README.md");
+    let blocks = readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    // The first block is part of a list, and set in by as much.
+    let text: String = blocks
+        .flat_map(|block| {
+            let set_in = block.len() - block.trim_start().len();
+            block.lines().map(move |line| format!("{}\n", line.get(set_in..).unwrap_or_default()))
+        })
+        .collect();
+    let config = parse(&text).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+    assert_eq!(config.rules.all().len(), 3);
+    assert_eq!(config.warnings, []);
+}

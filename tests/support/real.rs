@@ -291,7 +291,8 @@ pub fn local_port(port: u16) -> String {
     format!("address: 127.0.0.1, port_value: {port}")
 }
 
-/// An upstream that answers every request with the headers that it received, as a JSON object.
+/// An upstream that answers every request with the headers that it received, as a JSON object, and with its
+/// target under `:path`.
 pub struct Upstream {
     pub address: SocketAddr,
     received: Arc<AtomicU64>,
@@ -304,7 +305,8 @@ impl Upstream {
         let count = Arc::clone(&received);
         let echo = Router::new().fallback(async move |request: Request| {
             count.fetch_add(1, Ordering::SeqCst);
-            let mut headers: BTreeMap<&str, String> = BTreeMap::new();
+            let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+            let mut headers = BTreeMap::from([(":path", target.to_owned())]);
             for (name, value) in request.headers() {
                 let value = String::from_utf8_lossy(value.as_bytes());
                 // A second one of the same name must show: it is how a client adds an identity.

@@ -2,6 +2,7 @@
 //! with the seeds beside this file.
 
 use percent_encoding::percent_decode;
+use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::rules::path::{RequestPath, canonical};
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
@@ -73,16 +74,10 @@ pub fn token(text: &[u8], keys: &KeySet) {
     assert!(validation::try_validate(&screened, keys, now).is_err(), "a token that nobody signed");
 }
 
-/// A public key of each kind whose private half is gone.
+/// A public key of each kind, whose private half is gone.
 pub fn keys() -> KeySet {
-    // RFC 7515 appendix A.2 and A.3, RFC 8037 appendix A.2.
-    let rsa = "ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yRT-SFd2lZS-pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXBdQOS-UTo7WTBEMa2R2CapHg665xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRWyuXpoQ";
-    let ec = ("f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0");
-    let ed = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
-    let set = serde_json::json!({"keys": [
-        {"kty": "RSA", "kid": "r", "n": rsa, "e": "AQAB"},
-        {"kty": "EC", "kid": "e", "crv": "P-256", "x": ec.0, "y": ec.1},
-        {"kty": "OKP", "kid": "o", "crv": "Ed25519", "x": ed},
-    ]});
-    KeySet::parse(set.to_string().as_bytes()).expect("keys from the RFCs")
+    use SigningAlgorithm::{ES256, EdDSA, RS256};
+    let public = [("r", RS256), ("e", ES256), ("o", EdDSA)]
+        .map(|(kid, algorithm)| SigningKey::generate(kid, algorithm).public_jwk());
+    KeySet::parse(serde_json::json!({ "keys": public }).to_string().as_bytes()).expect("usable keys")
 }

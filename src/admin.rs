@@ -37,7 +37,8 @@ async fn readyz(State(service): State<Arc<Service>>) -> Response {
     let waiting: Vec<String> = service
         .authorizer()
         .providers()
-        .filter(|keyed| !keyed.keys.has_keys())
+        .iter()
+        .filter(|keyed| keyed.realm.is_none() && !keyed.keys.has_keys())
         .map(|keyed| format!("no keys yet: {}\n", keyed.provider.name))
         .collect();
     (StatusCode::SERVICE_UNAVAILABLE, waiting.concat()).into_response()
@@ -58,9 +59,9 @@ async fn metrics(State(service): State<Arc<Service>>) -> Response {
 
 async fn keys(State(service): State<Arc<Service>>) -> Response {
     let authorizer = service.authorizer();
-    let mut providers: Vec<&KeyedProvider> = authorizer.providers().collect();
-    providers.sort_by(|a, b| a.provider.name.cmp(&b.provider.name));
-    let providers: Vec<Value> = providers.into_iter().map(describe).collect();
+    let mut providers = authorizer.providers();
+    providers.sort_by_cached_key(|keyed| keyed.key_name());
+    let providers: Vec<Value> = providers.iter().map(|keyed| describe(keyed)).collect();
     let body = json!({ "providers": providers }).to_string();
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
@@ -84,7 +85,7 @@ fn describe(keyed: &KeyedProvider) -> Value {
     let skipped: Vec<Value> =
         keys.skipped().iter().map(|key| json!({"kid": key.kid, "reason": key.reason})).collect();
     json!({
-        "name": keyed.provider.name,
+        "name": keyed.key_name(),
         "issuer": keyed.provider.issuer,
         "generation": generation,
         "fetched_at": fetched_at.map(clock::rfc3339),

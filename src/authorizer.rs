@@ -4,9 +4,10 @@
 //! that set may be too old, the key cache is asked once to rescue it. Every way out is a [`Verdict`]:
 //! nothing here fails, and a failure to decide is a denial.
 
+mod providers;
 mod trace;
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,15 +15,17 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use self::providers::{KeyedProvider, OpenRealm, RealmProviders};
 pub use self::trace::Step;
 
+use self::providers::{Issuer, Providers};
 use self::trace::Trace;
 use crate::access_request::AccessRequest;
 use crate::bearer_token::{self, FoundToken, NoToken};
 use crate::clock::{self, Clock, Instant};
-use crate::config::{Limits, RefreshPolicy, Responses};
+use crate::config::{Limits, Responses};
 use crate::identity::{self, Unfit, UpstreamChanges};
-use crate::keys::{KeyCache, NotRescued};
+use crate::keys::NotRescued;
 use crate::reason::{DenialKind, Reason};
 use crate::rules::{Requirements, Rule, Rules, Unmet, Unruled};
 use crate::telemetry::{Metrics, on_one_line};
@@ -36,19 +39,9 @@ use crate::verdict::{Allowed, Challenge, Decision, Offer, Verdict};
 /// A waiting caller answers this much before its proxy's deadline, or a tenth of it where that is more.
 const LEAST_MARGIN: Duration = Duration::from_millis(20);
 
-/// A provider with its keys.
-pub struct KeyedProvider {
-    /// The rules for its tokens.
-    pub provider: Arc<Provider>,
-    /// Its keys; shared with the authorizer of a configuration that was reloaded.
-    pub keys: Arc<KeyCache>,
-    /// How they are kept fresh.
-    pub refresh: RefreshPolicy,
-}
-
 /// Decides about requests under one configuration.
 pub struct Authorizer {
-    providers: HashMap<String, KeyedProvider>,
+    providers: Providers,
     /// Every place where any provider's token may be, each once.
     token_sources: Vec<TokenSource>,
     /// The claim headers of all providers, each once.
@@ -95,6 +88,7 @@ struct Findings<'s> {
     trace: Trace,
     rule: Option<&'s Rule>,
     provider: Option<Arc<Provider>>,
+    realm: Option<String>,
     verified_by: Option<(Arc<Key>, Algorithm)>,
     refreshed_for: Option<StaleCause>,
     kid: Option<String>,
@@ -104,10 +98,10 @@ struct Findings<'s> {
 }
 
 impl Authorizer {
-    /// An authorizer for these providers. Where two name the same issuer the later one counts; the
-    /// configuration has refused that.
+    /// An authorizer for these providers, and for those that stand for many.
     pub fn new(
         providers: Vec<KeyedProvider>,
+        templates: Vec<RealmProviders>,
         policy: RequestPolicy,
         clock: Clock,
         metrics: Arc<Metrics>,
@@ -115,15 +109,15 @@ impl Authorizer {
         let mut token_sources = Vec::new();
         let mut managed_headers = Vec::new();
         let mut offered = Vec::new();
-        for KeyedProvider { provider, .. } in &providers {
+        let of_templates = templates.iter().map(|realms| &realms.template().provider);
+        for provider in providers.iter().map(|keyed| &keyed.provider).chain(of_templates) {
             add_new(&mut token_sources, provider.token_from.iter().cloned());
             offered.extend(offers(provider).map(|offer| (provider.name.clone(), offer)));
             let headers = provider.claim_headers.iter().map(|header| &header.header);
             add_new(&mut managed_headers, headers.chain(&provider.payload_header).cloned());
         }
-        let providers = providers.into_iter().map(|keyed| (keyed.provider.issuer.clone(), keyed)).collect();
         Self {
-            providers,
+            providers: Providers::new(providers, templates),
             token_sources,
             managed_headers,
             offers: offered,
@@ -178,14 +172,30 @@ impl Authorizer {
         &self.policy.responses
     }
 
-    /// The providers with their keys, in no particular order.
-    pub fn providers(&self) -> impl Iterator<Item = &KeyedProvider> {
-        self.providers.values()
+    /// The providers that have keys or are about to, in no particular order: each issuer that is named, and each
+    /// realm that has had a token.
+    pub fn providers(&self) -> Vec<Arc<KeyedProvider>> {
+        self.providers.all()
     }
 
-    /// Whether every provider has had keys at least once.
+    /// Every place where any provider's token may be.
+    pub fn token_sources(&self) -> &[TokenSource] {
+        &self.token_sources
+    }
+
+    /// Every issuer that the configuration names, realms that are listed among them; sorted.
+    pub fn issuers(&self) -> BTreeSet<String> {
+        self.providers.issuers()
+    }
+
+    /// The providers that stand for many issuers.
+    pub fn realms(&self) -> &[Arc<RealmProviders>] {
+        self.providers.templates()
+    }
+
+    /// Whether every issuer that is named has had keys at least once.
     pub fn is_ready(&self) -> bool {
-        self.providers.values().all(|keyed| keyed.keys.has_keys())
+        self.providers.are_ready()
     }
 
     async fn judge<'s>(
@@ -207,21 +217,25 @@ impl Authorizer {
             }
         };
         let found = findings.take_token(bearer_token::find(request, &self.token_sources))?;
-        let (keyed, screened) = self.screen(&found, findings).map_err(|permanent| {
+        let (issuer, screened) = self.screen(&found, findings).map_err(|permanent| {
             let reason = Reason::from(&permanent);
             findings.detail = claim_of(permanent);
             findings.trace.tell("screen", reason.as_str(), || findings.detail.clone().unwrap_or_default());
             reason
         })?;
-        let provider = &keyed.provider;
         // A provider whose tokens do not come from this place does not see one there.
-        if !found.places.iter().any(|place| provider.token_from.contains(place)) {
+        if !found.places.iter().any(|place| issuer.provider().token_from.contains(place)) {
             let detail = || "this provider's tokens do not come from that place".to_owned();
             findings.trace.tell("token", Reason::TokenMissing.as_str(), detail);
             return Err(Reason::TokenMissing);
         }
         findings.trace.tell("screen", "passed", || screened.to_string());
-        let validated = verify(keyed, &found.text, &screened, request, &self.clock, findings).await?;
+        let keyed = issuer.keyed().ok_or_else(|| {
+            let detail = "too many realms are new at this time: their keys are fetched one after the other";
+            findings.refuse("key", Reason::KeysUnavailable, Some(detail.to_owned()))
+        })?;
+        let provider = &keyed.provider;
+        let validated = verify(&keyed, &found.text, &screened, request, &self.clock, findings).await?;
         let claims = validated.claims();
         findings.note_claims(claims, provider);
         if let Some(requirements) = requirements {
@@ -289,13 +303,16 @@ impl Authorizer {
         &self,
         found: &'f FoundToken<'_>,
         findings: &mut Findings<'_>,
-    ) -> Result<(&KeyedProvider, Screened<'f>), Permanent> {
+    ) -> Result<(Issuer, Screened<'f>), Permanent> {
         let token = validation::parse(&found.text, self.policy.limits.token_bytes)?;
         findings.kid = token.kid.as_deref().map(on_one_line);
-        let keyed = self.providers.get(validation::issuer(&token)?).ok_or(Permanent::IssuerUnknown)?;
-        findings.provider = Some(Arc::clone(&keyed.provider));
-        findings.trace.tell("provider", &keyed.provider.name, || keyed.provider.issuer.clone());
-        Ok((keyed, validation::screen(token, &keyed.provider, self.clock.now())?))
+        let issuer = self.providers.of_issuer(validation::issuer(&token)?).ok_or(Permanent::IssuerUnknown)?;
+        let provider = Arc::clone(issuer.provider());
+        findings.realm = issuer.realm().map(str::to_owned);
+        findings.trace.tell("provider", &provider.name, || provider.issuer.clone());
+        let screened = validation::screen(token, &provider, self.clock.now());
+        findings.provider = Some(provider);
+        Ok((issuer, screened?))
     }
 
     /// Aloud once: it is a proxy that was forgotten in the configuration, or somebody who should not get here.
@@ -322,7 +339,7 @@ impl Authorizer {
         self.metrics.decision(door, verdict, reason, provider, took);
         let (kid, detail) = (findings.kid.as_deref(), findings.detail.as_deref());
         let (method, host) = (shown(request.method), shown(request.host));
-        let rule = decision.rule.as_deref();
+        let (rule, realm) = (decision.rule.as_deref(), findings.realm.as_deref());
         let (reason, decision_id) = (reason.as_str(), decision.decision_id.as_str());
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         match decision.verdict {
@@ -332,6 +349,7 @@ impl Authorizer {
                     verdict,
                     reason,
                     provider,
+                    realm,
                     rule,
                     method,
                     host,
@@ -347,6 +365,7 @@ impl Authorizer {
                     verdict,
                     reason,
                     provider,
+                    realm,
                     rule,
                     method,
                     host,

@@ -12,6 +12,7 @@ mod keys;
 mod print;
 mod providers;
 mod read;
+mod realms;
 mod responses;
 mod rules;
 mod schema;
@@ -34,6 +35,7 @@ use crate::validation::provider::Provider;
 pub use cursor::parse_duration;
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use read::MAX_FILE_BYTES;
+pub use realms::{AllowedRealms, RealmKeys, Realms, Template};
 pub use schema::json_schema_text;
 
 /// Everything that `serve` needs to know.
@@ -164,6 +166,9 @@ pub struct ProviderConfig {
     pub http: IssuerHttp,
     /// How they are kept fresh.
     pub refresh: RefreshPolicy,
+    /// The issuers that it stands for, where those are many: then `keys` and the provider's issuer have the
+    /// placeholder in them.
+    pub realms: Option<Realms>,
 }
 
 /// Where a provider's keys are.

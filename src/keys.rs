@@ -161,12 +161,17 @@ pub struct KeyStatus {
 pub struct KeyCache {
     shared: Arc<Shared>,
     tasks: Vec<JoinHandle<()>>,
+    /// Whether nothing is to remain of it in the metrics.
+    passing: bool,
 }
 
 impl Drop for KeyCache {
     fn drop(&mut self) {
         for task in &self.tasks {
             task.abort();
+        }
+        if self.passing {
+            self.shared.around.metrics.forget_keys(&self.shared.provider);
         }
     }
 }
@@ -237,7 +242,14 @@ impl KeyCache {
             tasks.push(tokio::spawn(refresh::keep_snapshot(Arc::clone(&shared), file)));
         }
         tasks.push(tokio::spawn(refresh::drive(Arc::clone(&shared), fetch)));
-        Self { shared, tasks }
+        Self { shared, tasks, passing: false }
+    }
+
+    /// The same, as one of many that come and go: when it goes, its label values go from the metrics.
+    pub fn passing(self) -> Self {
+        let mut cache = self;
+        cache.passing = true;
+        cache
     }
 
     /// Keys that are written into the configuration: nothing is ever fetched.
@@ -246,7 +258,7 @@ impl KeyCache {
         let snapshot = KeySnapshot { keys, generation: 1, confirmed: None, max_stale: policy.max_stale };
         let shared = Arc::new(Shared::new(provider, policy, snapshot, false, around));
         shared.publish_gauges();
-        Self { shared, tasks: Vec::new() }
+        Self { shared, tasks: Vec::new(), passing: false }
     }
 
     /// The set in hand. Never waits.

@@ -55,27 +55,53 @@ pub struct Match {
 }
 
 /// Which paths a rule is about, in canonical form.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum PathPattern {
     /// This path.
     Exact(String),
     /// This path and all below it. Without a slash at its end.
     Prefix(String),
     /// Every path that this expression matches as a whole.
-    Regex(PathRegex),
+    Regex(WholeRegex),
 }
 
-/// A regular expression for a whole path.
+/// A regular expression for a whole text, in time that is linear in its length.
 #[derive(Clone, Debug)]
-pub struct PathRegex {
+pub struct WholeRegex {
     source: String,
     anchored: Regex,
 }
 
-impl PathRegex {
+impl WholeRegex {
+    /// Compiles an expression.
+    ///
+    /// # Errors
+    /// What is wrong, for whoever wrote it.
+    pub fn parse(source: &str) -> Result<Self, String> {
+        let build = |pattern: &str| {
+            let mut builder = regex::RegexBuilder::new(pattern);
+            let built = builder.size_limit(MAX_REGEX_BYTES).dfa_size_limit(MAX_REGEX_BYTES).build();
+            built.map_err(|error| error.to_string())
+        };
+        // By itself first: `a)(b` must not become good by what is put around it.
+        build(source)?;
+        Ok(Self { source: source.to_owned(), anchored: build(&format!("^(?:{source})$"))? })
+    }
+
     /// As it was written.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// Whether it matches the whole text.
+    pub fn matches(&self, text: &str) -> bool {
+        self.anchored.is_match(text)
+    }
+}
+
+impl PartialEq for WholeRegex {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source
     }
 }
 
@@ -294,15 +320,12 @@ impl PathPattern {
         Ok(PathPattern::Prefix(path.strip_suffix('/').unwrap_or(&path).to_owned()))
     }
 
-    /// A regular expression for the whole path, in time that is linear in its length.
+    /// A regular expression for the whole path.
     ///
     /// # Errors
     /// What is wrong, for whoever wrote it.
     pub fn regex(text: &str) -> Result<Self, String> {
-        // Compiled by itself first: `a)(b` must not become good by what is put around it.
-        whole(text).map_err(|error| error.to_string())?;
-        let anchored = whole(&format!("^(?:{text})$")).map_err(|error| error.to_string())?;
-        Ok(PathPattern::Regex(PathRegex { source: text.to_owned(), anchored }))
+        WholeRegex::parse(text).map(PathPattern::Regex)
     }
 
     /// Whether a canonical path is one of these.
@@ -312,24 +335,9 @@ impl PathPattern {
             PathPattern::Prefix(prefix) => path
                 .strip_prefix(prefix.as_str())
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-            PathPattern::Regex(regex) => regex.anchored.is_match(path),
+            PathPattern::Regex(regex) => regex.matches(path),
         }
     }
-}
-
-impl PartialEq for PathPattern {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (PathPattern::Exact(a), PathPattern::Exact(b))
-            | (PathPattern::Prefix(a), PathPattern::Prefix(b)) => a == b,
-            (PathPattern::Regex(a), PathPattern::Regex(b)) => a.source == b.source,
-            _ => false,
-        }
-    }
-}
-
-fn whole(pattern: &str) -> Result<Regex, regex::Error> {
-    regex::RegexBuilder::new(pattern).size_limit(MAX_REGEX_BYTES).dfa_size_limit(MAX_REGEX_BYTES).build()
 }
 
 /// The canonical form of a path in a rule.
@@ -425,17 +433,18 @@ fn holds(
     request: &AccessRequest<'_>,
     now: UnixTime,
 ) -> Result<bool, String> {
-    let text = |bytes| String::from_utf8_lossy(bytes);
     let path = path::canonical(request.path);
     let host = host::canonical(request.host).unwrap_or_default();
-    let method = text(request.method);
+    let method = String::from_utf8_lossy(request.method);
+    let headers = condition.reads_headers().then(|| joined_headers(&request.headers));
+    let query = condition.reads_query().then(|| joined_query(path::query(request.path)));
     let facts = Facts {
         claims,
         method: &method,
         path: path.as_str(),
         host: &host,
-        headers: joined_headers(&request.headers),
-        query: joined_query(path::query(request.path)),
+        headers: headers.into_iter().flatten().collect(),
+        query: query.into_iter().flatten().collect(),
         source_address: request.source_address,
         source_principal: request.source_principal,
         now,

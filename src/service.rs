@@ -59,12 +59,12 @@ impl Service {
     ///
     /// # Errors
     /// As for [`Service::start`]; then nothing has changed.
-    pub(crate) fn reload(&self, running: &Config, config: &Config) -> Result<(), ServiceError> {
+    pub fn reload(&self, running: &Config, config: &Config) -> Result<(), ServiceError> {
         let before = self.authorizer.load_full();
         let authorizer = providers::authorizer(config, Some((running, &before)), &self.around)?;
         self.authorizer.store(Arc::new(authorizer));
         for gone in running.providers.iter().map(|old| &old.provider.name) {
-            if !config.providers.iter().any(|new| new.provider.name == *gone) {
+            if !config.providers.iter().any(|new| new.provider.name == *gone && new.realms.is_none()) {
                 self.metrics().forget_provider(gone);
             }
         }

@@ -54,6 +54,9 @@ pub enum StaleOutcome {
 }
 
 impl StaleOutcome {
+    const ALL: [StaleOutcome; 4] =
+        [StaleOutcome::Rescued, StaleOutcome::StillStale, StaleOutcome::FetchFailed, StaleOutcome::TimedOut];
+
     fn as_str(self) -> &'static str {
         match self {
             StaleOutcome::Rescued => "rescued",
@@ -236,6 +239,31 @@ impl Metrics {
         self.keys.remove(&labels);
         self.generation.remove(&labels);
         self.age.remove(&labels);
+    }
+
+    /// Takes everything about these keys out of the metrics, counters too.
+    pub fn forget_keys(&self, name: &str) {
+        self.forget_provider(name);
+        let causes = [StaleCause::UnknownKid, StaleCause::BadSignature].map(Trigger::Forced);
+        for trigger in [Trigger::Startup, Trigger::Scheduled].into_iter().chain(causes) {
+            for outcome in [FetchOutcome::Renewed, FetchOutcome::Unchanged, FetchOutcome::Failed] {
+                self.fetches.remove(&FetchLabels {
+                    provider: name.to_owned(),
+                    trigger: trigger.as_str(),
+                    outcome: outcome.as_str(),
+                });
+            }
+        }
+        for cause in causes {
+            for outcome in StaleOutcome::ALL {
+                self.stale_tokens.remove(&StaleLabels {
+                    provider: name.to_owned(),
+                    cause: cause.as_str(),
+                    outcome: outcome.as_str(),
+                });
+            }
+        }
+        self.waiters_rejected.remove(&ProviderLabels { provider: name.to_owned() });
     }
 
     /// The text that Prometheus reads (OpenMetrics 1.0).

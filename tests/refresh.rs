@@ -328,6 +328,7 @@ async fn discovery_finds_the_keys_and_refuses_another_issuers_document() {
         keys: KeySource::Discovery(issuer.discovery_uri().parse().expect("a URL")),
         http: IssuerHttp::default(),
         refresh: prompt_refresh(),
+        realms: None,
     };
     let service =
         Running::start(config(vec![discovering(provider("demo", issuer.issuer()))]), fixed_clock()).await;
@@ -355,6 +356,7 @@ async fn a_key_url_that_does_not_answer_is_asked_for_again() {
         keys: KeySource::Discovery(issuer.discovery_uri().parse().expect("a URL")),
         http: IssuerHttp::default(),
         refresh: RefreshPolicy { timeout: Duration::from_millis(200), ..prompt_refresh() },
+        realms: None,
     };
     let house = House {
         service: Arc::new(Running::start(config(vec![discovering]), fixed_clock()).await),
@@ -384,6 +386,7 @@ async fn a_key_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothi
         keys: KeySource::File(file.clone()),
         http: IssuerHttp::default(),
         refresh: prompt_refresh(),
+        realms: None,
     };
     let service = Running::start(config(vec![keys]), fixed_clock()).await;
     let claims = json!({"iss": "https://file.example.com", "aud": "orders-api", "exp": support::NOW + 60});

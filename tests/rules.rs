@@ -201,6 +201,9 @@ async fn a_rule_that_the_route_names_is_used_instead_of_matching_and_an_unknown_
         let answer = service.ask(ask.clone()).await;
         assert_eq!(answer.faults(reason, &[]), [""; 0], "{ask:?}");
     }
+    let open = self::service(&book, Some("rules:\n  - {name: open, allow: anonymous}\n")).await;
+    assert_eq!(open.ask(Ask::default()).await.reason(), "anonymous");
+    assert_eq!(open.ask(Ask::default().rule("nobody")).await.faults("rule_denied", &[]), [""; 0]);
     // A header is not the route's configuration.
     let answer =
         service.ask(bearer(Ask::default().path("/internal/x").header("portcullis_rule", "by-name"))).await;

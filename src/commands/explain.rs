@@ -7,13 +7,14 @@ mod request;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use self::request::Described;
 use super::Failure;
-use crate::authorizer::{Authorizer, Explanation, Step};
+use crate::authorizer::{Authorizer, Explanation, KeyedProvider, Step};
 use crate::clock::{self, Clock};
 use crate::config::{Config, Log, LogLevel};
 use crate::identity::UpstreamChanges;
@@ -128,10 +129,9 @@ impl<'a> Page<'a> {
             };
         };
         let UpstreamChanges { set, remove, remove_query } = allowed.changes();
-        let provider = authorizer
-            .providers()
-            .map(|keyed| &*keyed.provider)
-            .find(|provider| Some(&provider.name) == decision.provider.as_ref());
+        let known = authorizer.providers();
+        let is_its = |keyed: &&Arc<KeyedProvider>| Some(&keyed.provider.name) == decision.provider.as_ref();
+        let provider = known.iter().find(is_its).map(|keyed| &*keyed.provider);
         let set = set.iter().map(|(name, value)| (name.clone(), shown(name, value, provider))).collect();
         Self { explanation, status: 200, set, remove, remove_query }
     }

@@ -11,8 +11,8 @@ use crate::validation::provider::{Audiences, ClaimHeader, Encoding, Provider, To
 
 use super::cursor::show_duration;
 use super::{
-    BindAddress, ClientCertificate, Config, GrpcListener, IssuerHttp, KeySource, LogFormat, ProviderConfig,
-    ProxyUrl, RefreshPolicy, Responses, TlsFiles,
+    AllowedRealms, BindAddress, ClientCertificate, Config, GrpcListener, IssuerHttp, KeySource, LogFormat,
+    ProviderConfig, ProxyUrl, RealmKeys, Realms, RefreshPolicy, Responses, TlsFiles,
 };
 
 impl Config {
@@ -114,11 +114,20 @@ fn print_provider(page: &mut Page, config: &ProviderConfig) {
         Audiences::AnyOf(audiences) => page.line(2, format!("audiences: {}", list(audiences))),
         Audiences::Any => page.line(2, "any_audience: true"),
     }
-    match &config.keys {
-        KeySource::JwksUri(url) => page.line(2, format!("jwks_uri: {}", quoted(url))),
-        KeySource::Discovery(url) => page.line(2, format!("discovery_uri: {}", quoted(url))),
-        KeySource::File(path) => page.line(2, format!("jwks_file: {}", quoted(path.display()))),
-        KeySource::Inline(keys) => {
+    if let Some(Realms { allowed, most, .. }) = &config.realms {
+        match allowed {
+            AllowedRealms::Listed(names) => page.line(2, format!("realms: {}", list(names))),
+            AllowedRealms::Matching(pattern) => page.line(2, format!("realms: {}", quoted(pattern.source()))),
+        }
+        page.line(2, format!("max_realms: {most}"));
+    }
+    match (&config.keys, config.realms.as_ref().map(|realms| &realms.keys)) {
+        (_, Some(RealmKeys::JwksUri(url))) => page.line(2, format!("jwks_uri: {}", quoted(url))),
+        (_, Some(RealmKeys::Discovery(url))) => page.line(2, format!("discovery_uri: {}", quoted(url))),
+        (KeySource::JwksUri(url), None) => page.line(2, format!("jwks_uri: {}", quoted(url))),
+        (KeySource::Discovery(url), None) => page.line(2, format!("discovery_uri: {}", quoted(url))),
+        (KeySource::File(path), None) => page.line(2, format!("jwks_file: {}", quoted(path.display()))),
+        (KeySource::Inline(keys), None) => {
             // Without its material no key can be read again: better than a provider that, with its keys
             // left out, would quietly be read as one that discovers them.
             page.line(2, "# The material of inline keys is not shown; put it back to use this.");

@@ -14,11 +14,14 @@ use crate::validation::provider::{
 use super::cursor::{Cursor, Entry, Mapping};
 use super::dangers::warn_of_provider;
 use super::keys::{discovery_below, read_issuer_http, read_key_source, read_refresh, refuse_plain_http};
+use super::realms::read_realms;
 use super::{KeySource, ProviderConfig, RefreshPolicy};
 
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 23] = [
     "name",
     "issuer",
+    "realms",
+    "max_realms",
     "audiences",
     "any_audience",
     "jwks_uri",
@@ -39,7 +42,6 @@ const KEYS: [&str; 21] = [
     "realm",
     "refresh",
 ];
-const LATER_KEYS: [&str; 1] = ["realms"];
 
 /// Headers that carry the request itself, its path through proxies, or its credentials: no claim may
 /// stand there.
@@ -128,7 +130,7 @@ fn refuse_token_headers(element: &Cursor<'_>, config: &ProviderConfig, all: &[Op
 }
 
 fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
-    let mapping = cursor.mapping(&KEYS, &LATER_KEYS)?;
+    let mapping = cursor.mapping(&KEYS, &[])?;
     let name =
         mapping.need("name", "how logs and metrics call the provider").and_then(|cursor| read_name(&cursor));
     let issuer =
@@ -163,6 +165,7 @@ fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
         Some(keys) => keys,
         None => KeySource::Discovery(discovery_below(&issuer, &mapping)?),
     };
+    let realms = read_realms(&mapping, &issuer, &keys);
     let http = http?;
     let secure = refuse_plain_http(&mapping, &keys, &http);
     let provider = Provider {
@@ -182,7 +185,7 @@ fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
     };
     fits?;
     secure?;
-    Some(ProviderConfig { provider: Arc::new(provider), keys, http, refresh: refresh? })
+    Some(ProviderConfig { provider: Arc::new(provider), keys, http, refresh: refresh?, realms: realms? })
 }
 
 pub(super) fn read_name(cursor: &Cursor<'_>) -> Option<String> {

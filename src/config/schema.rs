@@ -226,6 +226,10 @@ struct Provider {
     name: Text,
     /// Compared exactly with a token's iss.
     issuer: Text,
+    /// The realms that {realm} in issuer stands for: a list, or a regular expression for their whole names.
+    realms: Option<RealmNames>,
+    /// Realms whose keys are held at one time. Default: 256.
+    max_realms: Option<Integer<1, 10_000>>,
     /// A token must be meant for one of these.
     #[schemars(length(min = 1))]
     audiences: Option<Vec<Text>>,
@@ -269,6 +273,13 @@ struct Provider {
     realm: Option<Text>,
     /// How the keys are kept fresh.
     refresh: Option<Refresh>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum RealmNames {
+    Matching(Text),
+    Listed(Vec<Text>),
 }
 
 #[derive(JsonSchema)]

@@ -3,6 +3,8 @@
 //! Made of the configuration alone. It is a public document: whoever asks gets it, and it tells which issuers
 //! are accepted, which no denial does.
 
+use std::collections::BTreeSet;
+
 use axum::body::Body;
 use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE};
 use http::{Method, Request, Response};
@@ -38,23 +40,16 @@ pub(super) fn answer<B>(
 fn document(url: &Url, authorizer: &Authorizer) -> Option<String> {
     let path = url.path().strip_prefix(WELL_KNOWN)?;
     let resource = format!("{}{path}", url.origin().ascii_serialization());
-    let mut issuers: Vec<&str> = authorizer.providers().map(|keyed| keyed.provider.issuer.as_str()).collect();
-    issuers.sort_unstable();
-    let mut methods: Vec<&str> = authorizer
-        .providers()
-        .flat_map(|keyed| &keyed.provider.token_from)
-        .filter_map(|source| match source {
-            TokenSource::Header { .. } => Some("header"),
-            TokenSource::Query(_) => Some("query"),
-            // RFC 6750 has no name for it.
-            TokenSource::Cookie(_) => None,
-        })
-        .collect();
-    methods.sort_unstable();
-    methods.dedup();
+    let sources = authorizer.token_sources().iter().filter_map(|source| match source {
+        TokenSource::Header { .. } => Some("header"),
+        TokenSource::Query(_) => Some("query"),
+        // RFC 6750 has no name for it.
+        TokenSource::Cookie(_) => None,
+    });
+    let methods: BTreeSet<&str> = sources.collect();
     let document = json!({
         "resource": resource,
-        "authorization_servers": issuers,
+        "authorization_servers": authorizer.issuers(),
         "bearer_methods_supported": methods,
         "scopes_supported": authorizer.rules().scopes(),
     });

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::authorizer::{Authorizer, KeyedProvider, RequestPolicy};
-use crate::config::{Config, KeySource, ProviderConfig, RefreshPolicy};
+use crate::authorizer::{Authorizer, KeyedProvider, OpenRealm, RealmProviders, RequestPolicy};
+use crate::config::{Config, KeySource, ProviderConfig, Realms, RefreshPolicy};
 use crate::keys::discovery::Discovery;
 use crate::keys::fetch::{Fetch, FileKeys};
 use crate::keys::http::{HttpKeys, HttpReader};
@@ -19,42 +19,76 @@ pub(super) fn authorizer(
     running: Option<(&Config, &Authorizer)>,
     around: &Surroundings,
 ) -> Result<Authorizer, ServiceError> {
-    let providers = config
-        .providers
-        .iter()
-        .map(|wanted| {
-            let running = running.and_then(|(config, authorizer)| same_keys(wanted, config, authorizer));
-            let keys = key_cache(wanted, running, around)?;
-            Ok(KeyedProvider {
-                provider: Arc::clone(&wanted.provider),
-                keys,
-                refresh: wanted.refresh.clone(),
-            })
-        })
-        .collect::<Result<_, ServiceError>>()?;
+    let (mut providers, mut templates) = (Vec::new(), Vec::new());
+    for wanted in &config.providers {
+        match &wanted.realms {
+            None => {
+                let running = running.and_then(|(config, authorizer)| same_keys(wanted, config, authorizer));
+                let running = running.as_ref().map(|(config, keys)| (*config, keys));
+                let keys = key_cache(wanted, None, running, around)?;
+                providers.push(keyed(wanted, None, keys));
+            }
+            Some(realms) => templates.push(realm_providers(wanted, realms, running, around)?),
+        }
+    }
     let policy = RequestPolicy {
         rules: config.rules.clone(),
         limits: config.limits,
         responses: config.responses.clone(),
         trusted_proxies: config.trusted_proxies.clone(),
     };
-    Ok(Authorizer::new(providers, policy, around.clock.clone(), Arc::clone(&around.metrics)))
+    Ok(Authorizer::new(providers, templates, policy, around.clock.clone(), Arc::clone(&around.metrics)))
+}
+
+fn keyed(config: &ProviderConfig, realm: Option<String>, keys: Arc<KeyCache>) -> KeyedProvider {
+    KeyedProvider { provider: Arc::clone(&config.provider), realm, keys, refresh: config.refresh.clone() }
+}
+
+/// A provider that stands for many, with the realms that the running one knows and this one allows.
+fn realm_providers(
+    wanted: &ProviderConfig,
+    realms: &Realms,
+    running: Option<(&Config, &Authorizer)>,
+    around: &Surroundings,
+) -> Result<RealmProviders, ServiceError> {
+    let before = running.and_then(|(_, authorizer)| {
+        authorizer.realms().iter().find(|before| before.template().provider.name == wanted.provider.name)
+    });
+    let mut known = Vec::new();
+    for old in before.iter().flat_map(|before| before.known()) {
+        let (Some(name), Some(before)) = (old.realm.as_deref(), before) else { continue };
+        let Some(old_realms) = &before.template().realms else { continue };
+        let (was, is) = (before.template().of_realm(old_realms, name), wanted.of_realm(realms, name));
+        let same = was.provider.issuer == is.provider.issuer && same_source(&was.keys, &is.keys);
+        if same && old.keys.has_keys() && realms.allowed.contains(name) && known.len() < realms.most {
+            let keys = key_cache(&is, Some(name), Some((&was, &old.keys)), around)?;
+            known.push(keyed(&is, Some(name.to_owned()), keys));
+        }
+    }
+    let around = around.clone();
+    let open: OpenRealm = Arc::new(move |config, name| {
+        key_cache(config, Some(name), None, &around)
+            .inspect_err(|error| tracing::error!(realm = name, %error, "a realm cannot be opened"))
+            .ok()
+    });
+    Ok(RealmProviders::new(wanted.clone(), realms.clone(), open, known))
 }
 
 /// The keys that come from the same place as those that are wanted, and what they are configured with.
 fn same_keys<'a>(
     wanted: &ProviderConfig,
     config: &'a Config,
-    authorizer: &'a Authorizer,
-) -> Option<(&'a ProviderConfig, &'a Arc<KeyCache>)> {
+    authorizer: &Authorizer,
+) -> Option<(&'a ProviderConfig, Arc<KeyCache>)> {
     let same = |running: &&ProviderConfig| {
         running.provider.name == wanted.provider.name
             && running.provider.issuer == wanted.provider.issuer
             && same_source(&running.keys, &wanted.keys)
     };
     let running = config.providers.iter().find(same)?;
-    let keyed = authorizer.providers().find(|keyed| keyed.provider.name == running.provider.name)?;
-    Some((running, &keyed.keys))
+    let known = authorizer.providers();
+    let keyed = known.iter().find(|keyed| keyed.key_name() == running.provider.name)?;
+    Some((running, Arc::clone(&keyed.keys)))
 }
 
 fn same_source(a: &KeySource, b: &KeySource) -> bool {
@@ -71,6 +105,7 @@ fn same_source(a: &KeySource, b: &KeySource) -> bool {
 /// that differs in its policy alone.
 fn key_cache(
     config: &ProviderConfig,
+    realm: Option<&str>,
     running: Option<(&ProviderConfig, &Arc<KeyCache>)>,
     around: &Surroundings,
 ) -> Result<Arc<KeyCache>, ServiceError> {
@@ -99,7 +134,11 @@ fn key_cache(
         }
     };
     let folder = config.refresh.snapshot_dir.as_deref();
-    let file = folder.map(|folder| SnapshotFile::new(folder, name, issuer, &source, max_bytes));
+    // In no name of a provider or a realm is an `@`.
+    let file_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}@{realm}"));
+    let file = folder.map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source, max_bytes));
     let before = running.map(|(_, keys)| &**keys);
-    Ok(Arc::new(KeyCache::fetched(name, config.refresh.clone(), fetch, around.clone(), before, file)))
+    let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{realm}"));
+    let cache = KeyCache::fetched(&key_name, config.refresh.clone(), fetch, around.clone(), before, file);
+    Ok(Arc::new(if realm.is_some() { cache.passing() } else { cache }))
 }

@@ -72,23 +72,6 @@ impl Json {
         }
     }
 
-    /// How many values there are in it, itself included; no more than `most` are counted.
-    pub fn count_values(&self, most: usize) -> usize {
-        let children: &mut dyn Iterator<Item = &Json> = match self {
-            Json::Array(elements) => &mut elements.iter(),
-            Json::Object(members) => &mut members.iter().map(|(_, value)| value),
-            Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => return 1,
-        };
-        let mut count = 1;
-        for child in children {
-            if count >= most {
-                break;
-            }
-            count += child.count_values(most - count);
-        }
-        count
-    }
-
     /// The member of an object.
     pub fn member(&self, name: &str) -> Option<&Json> {
         match self {

@@ -97,6 +97,8 @@ responses:
         format!("{MINIMAL}{rules}"),
         provider_with("refresh: {interval: '${INTERVAL:-5m}', max_bytes: 2048, max_waiters: 5}"),
         provider_with("allow_http: ${ALLOW:-true}"),
+        MINIMAL.replace("https://sso.example.com", "https://sso.example.com/{realm}\n    realms: [a, b]"),
+        MINIMAL.replace("https://sso.example.com", "https://sso.example.com/{realm}\n    realms: '[a-z]+'"),
         provider_with("claim_headers: {x-a: sub, x-b: {claim: /b, encoding: base64url}}"),
         format!("{MINIMAL}limits: {{token_bytes: 1KiB}}\nlog: {{level: debug}}\n"),
     ] {

@@ -104,6 +104,7 @@ pub fn fetching(provider: Provider, issuer: &Issuer, refresh: RefreshPolicy) -> 
         keys: KeySource::JwksUri(jwks_uri),
         http: IssuerHttp::default(),
         refresh,
+        realms: None,
     }
 }
 
@@ -116,6 +117,7 @@ pub fn inline(provider: Provider, keys: &[Value]) -> ProviderConfig {
         keys: KeySource::Inline(Arc::new(keys)),
         http: IssuerHttp::default(),
         refresh: RefreshPolicy::default(),
+        realms: None,
     }
 }
 

@@ -1,537 +1,556 @@
-//! Whether a condition can be true or false at all: types, names and functions, before any request.
+//! The static check of a condition: every name known, every operand of a type that can go where it
+//! stands, and what of the request and the token is read.
 //!
-//! What comes from outside (a claim, a member of a list) has a type that nobody knows yet; everything else is
-//! known, and what cannot fit is refused here. Nothing is evaluated.
+//! It refuses only what is certain to be wrong: a claim can be of any type, and so goes anywhere. It
+//! never evaluates against a request.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 
 use cel::common::ast::{
-    CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SelectExpr, operators,
+    CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SelectExpr, SourceInfo, operators,
 };
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
-/// Deeper expressions are refused: the evaluator is recursive.
-const MAX_DEPTH: usize = 64;
-/// The compiled form of one pattern of `matches` may take this much memory, in bytes.
-const MAX_PATTERN_BYTES: usize = 1 << 20;
+use super::{Fault, constant};
 
-const REQUEST_FIELDS: [(&str, Type); 7] = [
-    ("method", Type::String),
-    ("path", Type::String),
-    ("host", Type::String),
-    ("headers", Type::Headers),
-    ("query", Type::Texts),
-    ("source_address", Type::String),
-    ("source_principal", Type::String),
-];
+mod kinds;
 
-/// Functions of a time or a duration; the former may be told a time zone.
-const TIME_PARTS: [&str; 10] = [
-    "getFullYear",
-    "getMonth",
-    "getDate",
-    "getDayOfMonth",
-    "getDayOfWeek",
-    "getDayOfYear",
-    "getHours",
-    "getMinutes",
-    "getSeconds",
-    "getMilliseconds",
-];
+use self::kinds::{
+    Any, Bool, Claims, Double, Int, Kind, List, Map, SIGNATURES, Signature, Text, Texts, Timestamp, Type,
+    Uint, binary, literal_kind,
+};
 
-/// What is known of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Type {
-    /// Anything: it comes from a token, or out of a list.
-    Unknown,
-    Null,
-    Bool,
-    Int,
-    Uint,
-    Double,
-    String,
-    Bytes,
-    Time,
-    Duration,
-    List,
-    Map,
-    /// A map from texts to texts.
-    Texts,
-    /// The same, with names in lower case.
-    Headers,
+/// Deeper trees are refused: evaluation descends once for each level.
+const MAX_DEPTH: usize = 24;
+
+/// How many comprehensions may stand inside one another.
+const MAX_LOOPS: usize = 2;
+
+/// A compiled pattern that is larger is refused.
+const MAX_PATTERN_BYTES: usize = 256 * 1024;
+
+/// The members of `request`, in the order of the documentation.
+const REQUEST: [&str; 7] =
+    ["method", "path", "host", "headers", "query", "source_address", "source_principal"];
+
+/// The variables.
+const VARIABLES: [&str; 3] = ["claims", "request", "now"];
+
+/// Names that stand for types, to compare with what `type()` says.
+const TYPES: [&str; 10] =
+    ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint"];
+
+/// The macros that loop, as they are written.
+const LOOPS: [&str; 6] = ["all", "exists", "exists_one", "existsOne", "filter", "map"];
+
+/// Functions whose argument is read at once where it is written out.
+const CONVERSIONS: [&str; 6] = ["bool", "double", "duration", "int", "timestamp", "uint"];
+
+/// Which members of a map are read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Members {
+    /// All of them, or which ones is not known.
+    pub(super) all: bool,
+    /// These at least.
+    pub(super) names: BTreeSet<String>,
 }
 
-impl Type {
-    fn name(self) -> &'static str {
-        match self {
-            Type::Unknown => "anything",
-            Type::Null => "null",
-            Type::Bool => "a boolean",
-            Type::Int | Type::Uint => "a whole number",
-            Type::Double => "a number",
-            Type::String => "a string",
-            Type::Bytes => "bytes",
-            Type::Time => "a timestamp",
-            Type::Duration => "a duration",
-            Type::List => "a list",
-            Type::Map | Type::Texts | Type::Headers => "a map",
-        }
+impl Members {
+    /// Whether anything is read at all.
+    pub(super) fn any(&self) -> bool {
+        self.all || !self.names.is_empty()
     }
 
-    fn is_number(self) -> bool {
-        matches!(self, Type::Int | Type::Uint | Type::Double)
-    }
-
-    fn is_map(self) -> bool {
-        matches!(self, Type::Map | Type::Texts | Type::Headers)
-    }
-
-    /// Whether it can be one of these.
-    fn may_be(self, wanted: &[Type]) -> bool {
-        self == Type::Unknown || wanted.contains(&self)
-    }
-
-    /// Whether two values can be equal.
-    fn is_like(self, other: Type) -> bool {
-        let either_unknown = self == Type::Unknown || other == Type::Unknown;
-        either_unknown
-            || self == other
-            || (self.is_number() && other.is_number())
-            || (self.is_map() && other.is_map())
+    /// Whether this one is read.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.all || self.names.contains(name)
     }
 }
 
-/// What is wrong, and the expression that it is wrong with.
-pub(super) struct Fault {
-    pub(super) at: u64,
-    pub(super) message: String,
-}
-
-/// What a condition uses.
-#[derive(Default)]
+/// What a condition that has passed is about.
+#[derive(Debug, Default)]
 pub(super) struct Checked {
-    pub(super) patterns: HashMap<String, Regex>,
-    pub(super) reads_path: bool,
-    pub(super) reads_host: bool,
+    pub(super) claims: Members,
+    pub(super) headers: Members,
+    pub(super) query: Members,
+    /// The other members of `request` that are read.
+    pub(super) request: BTreeSet<&'static str>,
+    pub(super) now: bool,
+    /// The patterns of `matches`, compiled.
+    pub(super) patterns: Vec<(String, Regex)>,
+    /// Every member name that the author wrote: what an error may repeat.
+    pub(super) written: BTreeSet<String>,
 }
 
 /// Checks a whole condition.
 ///
 /// # Errors
-/// The first thing that is wrong.
-pub(super) fn check(expression: &IdedExpr) -> Result<Checked, Fault> {
-    let mut checker = Checker::default();
-    let result = checker.type_of(expression, 0)?;
-    if !result.may_be(&[Type::Bool]) {
-        let message = format!("a condition has to be true or false, and this is {}", result.name());
-        return Err(Fault { at: expression.id, message });
+/// The first thing that is certain to be wrong, and where.
+pub(super) fn check(expr: &IdedExpr, info: &SourceInfo) -> Result<Checked, Fault> {
+    let mut checker = Checker { info, found: Checked::default(), locals: Vec::new(), depth: 0, loops: 0 };
+    let kind = checker.kind(expr)?;
+    if kind.may_be(&[Bool]) {
+        return Ok(checker.found);
     }
-    Ok(checker.found)
+    Err(checker.fault(expr, format!("a condition is true or false, and this is of type {kind}")))
 }
 
-#[derive(Default)]
-struct Checker {
+/// The maps whose members are read one by one where they are named.
+#[derive(Clone, Copy)]
+enum Place {
+    Claims,
+    Headers,
+    Query,
+}
+
+struct Checker<'a> {
+    info: &'a SourceInfo,
     found: Checked,
-    /// Names that a macro has brought in, innermost last.
-    local: Vec<(String, Type)>,
-    inside_macro: bool,
+    /// The variables of the comprehensions around.
+    locals: Vec<(&'a str, Kind)>,
+    depth: usize,
+    loops: usize,
 }
 
-type Typed = Result<Type, Fault>;
+impl<'a> Checker<'a> {
+    fn fault(&self, expr: &IdedExpr, text: impl Into<String>) -> Fault {
+        let start = self.info.offset_for(expr.id).and_then(|(start, _)| usize::try_from(start).ok());
+        Fault::new(start, text)
+    }
 
-fn fault<T>(at: &IdedExpr, message: impl Into<String>) -> Result<T, Fault> {
-    Err(Fault { at: at.id, message: message.into() })
-}
-
-impl Checker {
-    fn type_of(&mut self, expression: &IdedExpr, depth: usize) -> Typed {
-        if depth > MAX_DEPTH {
-            return fault(expression, "too deep: split it into several claims, or into several rules");
+    fn kind(&mut self, expr: &'a IdedExpr) -> Result<Kind, Fault> {
+        if self.depth >= MAX_DEPTH {
+            return Err(self.fault(expr, format!("nested more than {MAX_DEPTH} levels deep")));
         }
-        let depth = depth + 1;
-        match &expression.expr {
-            Expr::Literal(literal) => Ok(literal_type(literal)),
-            Expr::Ident(name) => self.variable(expression, name),
-            Expr::Select(select) => self.select(expression, select, depth),
-            Expr::Call(call) => self.call(expression, call, depth),
+        self.depth += 1;
+        let kind = self.kind_of(expr);
+        self.depth -= 1;
+        kind
+    }
+
+    fn kind_of(&mut self, expr: &'a IdedExpr) -> Result<Kind, Fault> {
+        match &expr.expr {
+            Expr::Literal(literal) => Ok(literal_kind(literal)),
+            Expr::Ident(name) => self.name(expr, name),
+            Expr::Select(select) => self.select(expr, select),
+            Expr::Call(call) => self.call(expr, call),
             Expr::List(list) => {
-                for element in &list.elements {
-                    self.type_of(element, depth)?;
-                }
-                Ok(Type::List)
+                list.elements.iter().try_for_each(|element| self.kind(element).map(drop))?;
+                Ok(List)
             }
             Expr::Map(map) => {
                 for entry in &map.entries {
                     if let EntryExpr::MapEntry(entry) = &entry.expr {
-                        self.type_of(&entry.key, depth)?;
-                        self.type_of(&entry.value, depth)?;
+                        self.map_key(&entry.key)?;
+                        self.kind(&entry.value)?;
                     }
                 }
-                Ok(Type::Map)
+                Ok(Map)
             }
-            Expr::Comprehension(comprehension) => self.comprehension(expression, comprehension, depth),
-            Expr::Struct(_) | Expr::Unspecified => fault(expression, "messages cannot be made here"),
+            Expr::Comprehension(comprehension) => self.comprehension(expr, comprehension),
+            Expr::Struct(message) => {
+                Err(self.fault(expr, format!("there are no messages here, such as `{}`", message.type_name)))
+            }
+            Expr::Unspecified => Err(self.fault(expr, "there is nothing to evaluate here")),
         }
     }
 
-    fn variable(&self, expression: &IdedExpr, name: &str) -> Typed {
-        if let Some((_, of_macro)) = self.local.iter().rev().find(|(local, _)| local == name) {
-            return Ok(*of_macro);
+    fn map_key(&mut self, key: &'a IdedExpr) -> Result<(), Fault> {
+        let kind = self.kind(key)?;
+        if kind.may_be(&[Text, Int, Uint, Bool]) {
+            return Ok(());
+        }
+        Err(self.fault(key, format!("{} cannot be the key of a map", kind.one())))
+    }
+
+    fn local(&self, name: &str) -> Option<Kind> {
+        self.locals.iter().rev().find(|(local, _)| *local == name).map(|(_, kind)| *kind)
+    }
+
+    fn name(&mut self, expr: &IdedExpr, name: &str) -> Result<Kind, Fault> {
+        if let Some(kind) = self.local(name) {
+            return Ok(kind);
         }
         match name {
-            "claims" => Ok(Type::Map),
-            "now" => Ok(Type::Time),
-            "request" => fault(expression, format!("write one of its fields: {}", request_fields())),
-            _ => fault(expression, format!("`{name}` is not known; there are claims, request and now")),
+            "claims" => {
+                self.found.claims.all = true;
+                Ok(Claims)
+            }
+            "now" => {
+                self.found.now = true;
+                Ok(Timestamp)
+            }
+            "request" => {
+                Err(self
+                    .fault(expr, format!("`request` is not a value of its own; it has {}", listed(&REQUEST))))
+            }
+            name if TYPES.contains(&name) => Ok(Type),
+            name => Err(self.unknown_name(expr, name)),
         }
     }
 
-    fn select(&mut self, expression: &IdedExpr, select: &SelectExpr, depth: usize) -> Typed {
-        let SelectExpr { operand, field, test } = select;
-        if operand.expr == Expr::Ident("request".to_owned()) {
-            let Some((_, known)) = REQUEST_FIELDS.iter().find(|(name, _)| name == field) else {
-                return fault(expression, format!("a request has no `{field}`; it has {}", request_fields()));
+    fn unknown_name(&self, expr: &IdedExpr, name: &str) -> Fault {
+        if let Some(member) = REQUEST.iter().find(|member| **member == name) {
+            return self.fault(expr, format!("`{name}` is not known; did you mean `request.{member}`?"));
+        }
+        let locals = self.locals.iter().map(|(local, _)| *local).filter(|local| !local.starts_with('@'));
+        let hint = match nearest(name, VARIABLES.into_iter().chain(locals)) {
+            Some(known) => format!("did you mean `{known}`?"),
+            None => format!("there are {}", listed(&VARIABLES)),
+        };
+        self.fault(expr, format!("`{name}` is not known; {hint}"))
+    }
+
+    /// Notes one member as read, and says what it is.
+    fn member(&mut self, expr: &IdedExpr, place: Place, name: &str) -> Result<Kind, Fault> {
+        self.found.written.insert(name.to_owned());
+        let (members, kind) = match place {
+            Place::Claims => (&mut self.found.claims, Any),
+            Place::Query => (&mut self.found.query, Text),
+            Place::Headers => {
+                let lower = name.to_ascii_lowercase();
+                if name != lower {
+                    return Err(self.fault(
+                        expr,
+                        format!("names of headers are lower case here: write `request.headers[\"{lower}\"]`"),
+                    ));
+                }
+                (&mut self.found.headers, Text)
+            }
+        };
+        members.names.insert(name.to_owned());
+        Ok(kind)
+    }
+
+    fn select(&mut self, expr: &'a IdedExpr, select: &'a SelectExpr) -> Result<Kind, Fault> {
+        let kind = if let Some(place) = place(&select.operand) {
+            self.member(expr, place, &select.field)?
+        } else if is_request(&select.operand) {
+            self.request(expr, &select.field, select.test)?
+        } else {
+            self.found.written.insert(select.field.clone());
+            match self.kind(&select.operand)? {
+                Any | Map | Claims => Any,
+                Texts => Text,
+                other => {
+                    return Err(self
+                        .fault(expr, format!("{} has no members, such as `{}`", other.one(), select.field)));
+                }
+            }
+        };
+        Ok(if select.test { Bool } else { kind })
+    }
+
+    /// A member of `request`, read or asked for.
+    fn request(&mut self, expr: &IdedExpr, field: &str, asked_for: bool) -> Result<Kind, Fault> {
+        let Some(known) = REQUEST.iter().find(|member| **member == field) else {
+            let hint = match nearest(field, REQUEST) {
+                Some(near) => format!("did you mean `request.{near}`?"),
+                None => format!("it has {}", listed(&REQUEST)),
             };
-            self.found.reads_path |= field == "path";
-            self.found.reads_host |= field == "host";
-            return Ok(if *test { Type::Bool } else { *known });
-        }
-        let of = self.type_of(operand, depth)?;
-        let member = match of {
-            Type::Headers if field.bytes().any(|byte| byte.is_ascii_uppercase()) => {
-                return fault(expression, lower_case(field));
-            }
-            Type::Headers | Type::Texts => Type::String,
-            Type::Map | Type::Unknown => Type::Unknown,
-            other => return fault(expression, format!("{} has no member `{field}`", other.name())),
+            return Err(self.fault(expr, format!("`request` has no `{field}`; {hint}")));
         };
-        Ok(if *test { Type::Bool } else { member })
+        self.found.written.insert(field.to_owned());
+        let members = match *known {
+            "headers" => &mut self.found.headers,
+            "query" => &mut self.found.query,
+            other => {
+                self.found.request.insert(other);
+                return Ok(Text);
+            }
+        };
+        // Whether the map is there says nothing of what is in it, but it has to be there.
+        members.all |= !asked_for;
+        self.found.request.insert(known);
+        Ok(Texts)
     }
 
-    fn call(&mut self, expression: &IdedExpr, call: &CallExpr, depth: usize) -> Typed {
-        let mut types = Vec::new();
-        for argument in call.target.as_deref().into_iter().chain(&call.args) {
-            types.push(self.type_of(argument, depth)?);
+    fn call(&mut self, expr: &'a IdedExpr, call: &'a CallExpr) -> Result<Kind, Fault> {
+        match (call.func_name.as_str(), &call.target, call.args.as_slice()) {
+            (operators::INDEX, None, [whole, index]) => self.index(expr, whole, index),
+            (operators::IN, None, [element, whole]) => self.is_in(expr, element, whole),
+            (operators::CONDITIONAL, None, [condition, yes, no]) => {
+                self.truth(condition, "? :")?;
+                let (yes, no) = (self.kind(yes)?, self.kind(no)?);
+                Ok(if yes == no { yes } else { Any })
+            }
+            (name @ (operators::LOGICAL_AND | operators::LOGICAL_OR), None, [left, right]) => {
+                self.truth(left, sign(name))?;
+                self.truth(right, sign(name))
+            }
+            (operators::LOGICAL_NOT | operators::NOT_STRICTLY_FALSE, None, [operand]) => {
+                self.truth(operand, "!")
+            }
+            (operators::NEGATE, None, [operand]) => match self.kind(operand)? {
+                kind @ (Any | Int | Double) => Ok(kind),
+                kind => Err(self.fault(expr, format!("`-` does not go with {}", kind.one()))),
+            },
+            (name, None, [left, right]) if is_operator(name) => {
+                let (left, right) = (self.kind(left)?, self.kind(right)?);
+                binary(name, left, right).ok_or_else(|| {
+                    self.fault(
+                        expr,
+                        format!("`{}` does not go with {} and {}", sign(name), left.one(), right.one()),
+                    )
+                })
+            }
+            _ => self.function(expr, call),
         }
+    }
+
+    /// An operand that has to be true or false.
+    fn truth(&mut self, operand: &'a IdedExpr, sign: &str) -> Result<Kind, Fault> {
+        let kind = self.kind(operand)?;
+        if kind.may_be(&[Bool]) {
+            return Ok(Bool);
+        }
+        Err(self
+            .fault(operand, format!("`{sign}` goes with what is true or false, and this is {}", kind.one())))
+    }
+
+    fn index(&mut self, expr: &'a IdedExpr, whole: &'a IdedExpr, index: &'a IdedExpr) -> Result<Kind, Fault> {
+        if let (Some(place), Some(name)) = (place(whole), text(index)) {
+            return self.member(index, place, name);
+        }
+        if let Some(name) = text(index) {
+            self.found.written.insert(name.to_owned());
+        }
+        let (kind, by) = (self.kind(whole)?, self.kind(index)?);
+        let (takes, gives): (&[Kind], Kind) = match kind {
+            Texts => (&[Text], Text),
+            Claims => (&[Text], Any),
+            List => (&[Int, Uint, Double], Any),
+            Any | Map => (&[Text, Int, Uint, Double, Bool], Any),
+            other => {
+                return Err(self.fault(expr, format!("{} has no elements to take one from", other.one())));
+            }
+        };
+        if by.may_be(takes) {
+            return Ok(gives);
+        }
+        Err(self.fault(index, format!("{} has no element for {}", kind.one(), by.one())))
+    }
+
+    fn is_in(
+        &mut self,
+        expr: &'a IdedExpr,
+        element: &'a IdedExpr,
+        whole: &'a IdedExpr,
+    ) -> Result<Kind, Fault> {
+        if let (Some(place), Some(name)) = (place(whole), text(element)) {
+            self.member(element, place, name)?;
+            return Ok(Bool);
+        }
+        let kind = self.kind(element)?;
+        if let Expr::List(list) = &whole.expr {
+            for candidate in &list.elements {
+                let other = self.kind(candidate)?;
+                if !kind.comparable(other) {
+                    return Err(self.fault(
+                        candidate,
+                        format!("{} is never equal to this, which is {}", kind.one(), other.one()),
+                    ));
+                }
+            }
+            return Ok(Bool);
+        }
+        match self.kind(whole)? {
+            Any | List => Ok(Bool),
+            Map if kind.may_be(&[Text, Int, Uint, Double, Bool]) => Ok(Bool),
+            Texts | Claims if kind.may_be(&[Text]) => Ok(Bool),
+            Text => Err(self.fault(expr, "`in` looks into lists and maps; a string has `.contains()`")),
+            other => Err(self.fault(expr, format!("{} is never in {}", kind.one(), other.one()))),
+        }
+    }
+
+    fn function(&mut self, expr: &'a IdedExpr, call: &'a CallExpr) -> Result<Kind, Fault> {
         let name = call.func_name.as_str();
-        let typed = match (call.target.is_some(), types.as_slice()) {
-            (false, [condition, one, other]) if name == operators::CONDITIONAL => {
-                let same = if one == other { *one } else { Type::Unknown };
-                condition.may_be(&[Type::Bool]).then_some(same)
-            }
-            (false, [one]) if !name.starts_with(|c: char| c.is_ascii_lowercase()) => prefix(name, *one),
-            (false, [left, right]) if !name.starts_with(|c: char| c.is_ascii_lowercase()) => {
-                self.infix(expression, call, *left, *right)?
-            }
-            (false, [one]) => conversion(name, *one),
-            (true, [text, pattern]) if name == "matches" => {
-                self.pattern(expression, call.args.first())?;
-                (text.may_be(&[Type::String]) && *pattern == Type::String).then_some(Type::Bool)
-            }
-            (true, types) => method(name, types),
-            (false, _) => None,
+        let of_style =
+            |signature: &&Signature| signature.name == name && signature.method == call.target.is_some();
+        if !SIGNATURES.iter().any(|signature| of_style(&signature)) {
+            return Err(self.unknown_function(expr, call));
+        }
+        let arguments: Vec<&IdedExpr> = call.target.as_deref().into_iter().chain(&call.args).collect();
+        let kinds = arguments.iter().map(|argument| self.kind(argument)).collect::<Result<Vec<_>, _>>()?;
+        let of_count: Vec<&Signature> = SIGNATURES
+            .iter()
+            .filter(of_style)
+            .filter(|signature| signature.takes.len() == kinds.len())
+            .collect();
+        let Some(first) = of_count.first() else {
+            return Err(self.fault(expr, format!("`{name}` does not take that many arguments")));
         };
-        match typed {
-            Some(typed) => Ok(typed),
-            None => {
-                let types: Vec<&str> = types.iter().map(|one| one.name()).collect();
-                fault(expression, format!("`{}` does not go with {}", readable(name), types.join(" and ")))
+        for (place, (argument, kind)) in arguments.iter().zip(&kinds).enumerate() {
+            let fits =
+                |signature: &&Signature| signature.takes.get(place).is_some_and(|takes| kind.may_be(takes));
+            if !of_count.iter().any(fits) {
+                return Err(self.fault(argument, format!("`{name}` does not go with {}", kind.one())));
             }
+        }
+        self.written_out(expr, name, &arguments)?;
+        Ok(first.gives)
+    }
+
+    /// What has to be written out, or is, is read now.
+    fn written_out(&mut self, expr: &IdedExpr, name: &str, arguments: &[&IdedExpr]) -> Result<(), Fault> {
+        match (name, arguments) {
+            ("matches", [_, pattern]) => self.pattern(pattern),
+            // The library ignores what follows a duration that it could read, so none is read late.
+            ("duration", [argument]) if !text(argument).is_some_and(is_duration) => {
+                Err(self.fault(argument, "a duration is written out, such as `duration(\"1h30m\")`"))
+            }
+            (_, [argument]) if CONVERSIONS.contains(&name) && matches!(argument.expr, Expr::Literal(_)) => {
+                if constant(expr) {
+                    return Ok(());
+                }
+                Err(self.fault(argument, format!("`{name}` cannot read this")))
+            }
+            _ => Ok(()),
         }
     }
 
-    /// `None` where the operator does not go with these.
-    fn infix(
-        &self,
-        expression: &IdedExpr,
-        call: &CallExpr,
-        left: Type,
-        right: Type,
-    ) -> Result<Option<Type>, Fault> {
-        let either = |known: Type, other: Type| if known == Type::Unknown { other } else { known };
-        Ok(match call.func_name.as_str() {
-            operators::LOGICAL_AND | operators::LOGICAL_OR => {
-                (left.may_be(&[Type::Bool]) && right.may_be(&[Type::Bool])).then_some(Type::Bool)
-            }
-            operators::EQUALS | operators::NOT_EQUALS => left.is_like(right).then_some(Type::Bool),
-            operators::LESS | operators::LESS_EQUALS | operators::GREATER | operators::GREATER_EQUALS => {
-                let ordered = [
-                    Type::Bool,
-                    Type::Int,
-                    Type::Uint,
-                    Type::Double,
-                    Type::String,
-                    Type::Bytes,
-                    Type::Time,
-                    Type::Duration,
-                ];
-                let both = left.may_be(&ordered) && right.may_be(&ordered);
-                (both && left.is_like(right)).then_some(Type::Bool)
-            }
-            operators::IN => match right {
-                Type::Headers | Type::Texts => left.may_be(&[Type::String]).then_some(Type::Bool),
-                right => right.may_be(&[Type::List, Type::Map]).then_some(Type::Bool),
-            },
-            operators::INDEX => self.index(expression, call, left, right)?,
-            operators::ADD => {
-                let sum = sum(left, right);
-                let grows = !matches!(
-                    either(left, right),
-                    Type::Int | Type::Uint | Type::Double | Type::Time | Type::Duration
-                );
-                if self.inside_macro && grows && sum.is_some() {
-                    return fault(expression, "texts and lists cannot be joined inside a macro");
-                }
-                sum
-            }
-            operators::SUBSTRACT => match (left, right) {
-                (Type::Time, Type::Time) => Some(Type::Duration),
-                (Type::Time, Type::Unknown) => Some(Type::Unknown),
-                (Type::Time, Type::Duration) => Some(Type::Time),
-                (Type::Duration, Type::Duration) => Some(Type::Duration),
-                (Type::Unknown, Type::Time | Type::Duration) | (Type::Duration, Type::Unknown) => {
-                    Some(Type::Unknown)
-                }
-                _ => arithmetic(left, right),
-            },
-            operators::MULTIPLY | operators::DIVIDE | operators::MODULO => arithmetic(left, right),
-            _ => None,
-        })
-    }
-
-    fn index(
-        &self,
-        expression: &IdedExpr,
-        call: &CallExpr,
-        of: Type,
-        by: Type,
-    ) -> Result<Option<Type>, Fault> {
-        if of == Type::Headers
-            && let Some(Expr::Literal(LiteralValue::String(name))) = call.args.get(1).map(|index| &index.expr)
-            && name.inner().bytes().any(|byte| byte.is_ascii_uppercase())
-        {
-            return fault(expression, lower_case(name.inner()));
-        }
-        Ok(match of {
-            Type::Headers | Type::Texts => by.may_be(&[Type::String]).then_some(Type::String),
-            Type::List => by.may_be(&[Type::Int, Type::Uint]).then_some(Type::Unknown),
-            Type::Map | Type::Unknown => {
-                by.may_be(&[Type::String, Type::Int, Type::Uint, Type::Bool]).then_some(Type::Unknown)
-            }
-            _ => None,
-        })
-    }
-
-    /// A pattern is compiled once, here, and so has to stand in the condition itself.
-    fn pattern(&mut self, expression: &IdedExpr, argument: Option<&IdedExpr>) -> Result<(), Fault> {
-        let Some(Expr::Literal(LiteralValue::String(pattern))) = argument.map(|argument| &argument.expr)
-        else {
-            return fault(expression, "`matches` needs its pattern as a text in quotes");
+    fn pattern(&mut self, pattern: &IdedExpr) -> Result<(), Fault> {
+        let Some(text) = text(pattern) else {
+            return Err(self.fault(pattern, "the pattern of `matches` is written out, as a string"));
         };
-        let regex = regex::RegexBuilder::new(pattern.inner())
+        let compiled = RegexBuilder::new(text)
             .size_limit(MAX_PATTERN_BYTES)
-            .dfa_size_limit(MAX_PATTERN_BYTES)
-            .build();
-        match regex {
-            Ok(regex) => {
-                self.found.patterns.insert(pattern.inner().to_owned(), regex);
-                Ok(())
-            }
-            Err(error) => {
-                let error = error.to_string();
-                fault(
-                    expression,
-                    format!("not a regular expression: {}", error.lines().last().unwrap_or_default()),
-                )
-            }
+            .build()
+            .map_err(|error| self.fault(pattern, unfit_pattern(&error)))?;
+        if self.found.patterns.iter().all(|(known, _)| known != text) {
+            self.found.patterns.push((text.to_owned(), compiled));
         }
+        Ok(())
     }
 
-    /// What `all`, `exists`, `exists_one`, `map` and `filter` are made into.
+    fn unknown_function(&self, expr: &IdedExpr, call: &CallExpr) -> Fault {
+        let name = call.func_name.as_str();
+        let known =
+            |method| SIGNATURES.iter().filter(move |known| known.method == method).map(|known| known.name);
+        let is_method = call.target.is_some();
+        if LOOPS.contains(&name) {
+            return self.fault(expr, format!("`{name}` is written `list.{name}(x, ...x...)`"));
+        }
+        if name == operators::HAS {
+            return self.fault(expr, "`has` is written `has(claims.name)`");
+        }
+        if known(!is_method).any(|known| known == name) {
+            let written = if is_method { format!("{name}(x)") } else { format!("x.{name}()") };
+            return self.fault(expr, format!("`{name}` is written `{written}`"));
+        }
+        let hint = match nearest(name, known(is_method)) {
+            Some(near) => format!("; did you mean `{near}`?"),
+            None => String::new(),
+        };
+        self.fault(expr, format!("there is no function `{name}`{hint}"))
+    }
+
     fn comprehension(
         &mut self,
-        expression: &IdedExpr,
-        comprehension: &ComprehensionExpr,
-        depth: usize,
-    ) -> Typed {
-        let ComprehensionExpr {
-            iter_range,
-            iter_var,
-            iter_var2,
-            accu_var,
-            accu_init,
-            loop_cond,
-            loop_step,
-            result,
-        } = comprehension;
-        if self.inside_macro {
-            return fault(expression, "a macro inside another one could run for too long");
+        expr: &'a IdedExpr,
+        comprehension: &'a ComprehensionExpr,
+    ) -> Result<Kind, Fault> {
+        let element = match self.kind(&comprehension.iter_range)? {
+            Any | List | Map => Any,
+            Texts | Claims => Text,
+            other => return Err(self.fault(expr, format!("{} has no elements to go through", other.one()))),
+        };
+        let name = comprehension.iter_var.as_str();
+        if name.starts_with('.') || VARIABLES.contains(&name) || TYPES.contains(&name) {
+            return Err(self.fault(expr, format!("`{name}` is taken; name the element otherwise")));
         }
-        let range = self.type_of(iter_range, depth)?;
-        if !range.may_be(&[Type::List, Type::Map, Type::Texts, Type::Headers]) {
-            return fault(
-                iter_range,
-                format!("a list or a map is needed here, and this is {}", range.name()),
-            );
+        if self.loops >= MAX_LOOPS {
+            return Err(self.fault(expr, format!("more than {MAX_LOOPS} loops inside one another")));
         }
-        if ["claims", "request", "now"].contains(&iter_var.as_str()) {
-            return fault(expression, format!("`{iter_var}` is taken: choose another name"));
-        }
-        let gathered = self.type_of(accu_init, depth)?;
-        let outside = self.local.len();
-        let member = if matches!(range, Type::Headers | Type::Texts) { Type::String } else { Type::Unknown };
-        self.local.push((iter_var.clone(), member));
-        self.local.extend(iter_var2.iter().map(|second| (second.clone(), Type::Unknown)));
-        self.local.push((accu_var.clone(), gathered));
-        self.inside_macro = true;
-        let checked = self.loop_of(accu_var, loop_cond, loop_step, result, depth);
-        self.inside_macro = false;
-        self.local.truncate(outside);
-        checked
-    }
-
-    fn loop_of(
-        &mut self,
-        accu_var: &str,
-        condition: &IdedExpr,
-        step: &IdedExpr,
-        result: &IdedExpr,
-        depth: usize,
-    ) -> Typed {
-        self.type_of(condition, depth)?;
-        self.step(accu_var, step, depth)?;
-        self.type_of(result, depth)
-    }
-
-    /// The macros' own `gathered + [member]` is the only joining inside them, also where `filter` and the map
-    /// with a test choose whether to do it.
-    fn step(&mut self, accu_var: &str, step: &IdedExpr, depth: usize) -> Result<(), Fault> {
-        if let Expr::Call(call) = &step.expr {
-            let gathers = |argument: Option<&IdedExpr>| {
-                argument.is_some_and(|argument| argument.expr == Expr::Ident(accu_var.to_owned()))
-            };
-            match (call.func_name.as_str(), call.args.as_slice()) {
-                (operators::ADD, [_, added]) if gathers(call.args.first()) => {
-                    return self.type_of(added, depth + 1).map(drop);
-                }
-                (operators::CONDITIONAL, [condition, one, other]) => {
-                    let tested = self.type_of(condition, depth + 1)?;
-                    if !tested.may_be(&[Type::Bool]) {
-                        return fault(
-                            condition,
-                            format!("a test is needed here, and this is {}", tested.name()),
-                        );
-                    }
-                    self.step(accu_var, one, depth + 1)?;
-                    return self.step(accu_var, other, depth + 1);
-                }
-                _ => {}
-            }
-        }
-        self.type_of(step, depth).map(drop)
+        let outside = self.locals.len();
+        let accumulated = self.kind(&comprehension.accu_init)?;
+        self.locals.push((&comprehension.accu_var, accumulated));
+        self.locals.push((name, element));
+        self.loops += 1;
+        self.kind(&comprehension.loop_cond)?;
+        self.kind(&comprehension.loop_step)?;
+        self.loops -= 1;
+        let result = self.kind(&comprehension.result);
+        self.locals.truncate(outside);
+        result
     }
 }
 
-fn request_fields() -> String {
-    REQUEST_FIELDS.map(|(name, _)| name).join(", ")
-}
-
-fn lower_case(name: &str) -> String {
-    format!("names of headers are in lower case here: {}", name.to_ascii_lowercase())
-}
-
-fn literal_type(literal: &LiteralValue) -> Type {
-    match literal {
-        LiteralValue::Boolean(_) => Type::Bool,
-        LiteralValue::Bytes(_) => Type::Bytes,
-        LiteralValue::Double(_) => Type::Double,
-        LiteralValue::Int(_) => Type::Int,
-        LiteralValue::Null => Type::Null,
-        LiteralValue::String(_) => Type::String,
-        LiteralValue::UInt(_) => Type::Uint,
-    }
-}
-
-fn prefix(name: &str, of: Type) -> Option<Type> {
-    match name {
-        operators::LOGICAL_NOT => of.may_be(&[Type::Bool]).then_some(Type::Bool),
-        operators::NEGATE => of.may_be(&[Type::Int, Type::Double]).then_some(of),
-        operators::NOT_STRICTLY_FALSE => Some(Type::Bool),
+/// The map that an expression names, not yet noted as read. No element of a loop has such a name.
+fn place(expr: &IdedExpr) -> Option<Place> {
+    match &expr.expr {
+        Expr::Ident(name) if name == "claims" => Some(Place::Claims),
+        Expr::Select(select) if !select.test && is_request(&select.operand) => match select.field.as_str() {
+            "headers" => Some(Place::Headers),
+            "query" => Some(Place::Query),
+            _ => None,
+        },
         _ => None,
     }
 }
 
-/// CEL adds and divides only what is of one type.
-fn arithmetic(left: Type, right: Type) -> Option<Type> {
-    match (left, right) {
-        (Type::Unknown, right) if right == Type::Unknown || right.is_number() => Some(right),
-        (left, Type::Unknown) if left.is_number() => Some(left),
-        (left, right) if left == right && left.is_number() => Some(left),
+fn is_request(expr: &IdedExpr) -> bool {
+    matches!(&expr.expr, Expr::Ident(name) if name == "request")
+}
+
+/// A string that is written out.
+fn text(expr: &IdedExpr) -> Option<&str> {
+    match &expr.expr {
+        Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
         _ => None,
     }
 }
 
-fn sum(left: Type, right: Type) -> Option<Type> {
-    match (left, right) {
-        (Type::Time, Type::Duration | Type::Unknown) | (Type::Duration | Type::Unknown, Type::Time) => {
-            Some(Type::Time)
+fn is_operator(name: &str) -> bool {
+    name.starts_with('_')
+}
+
+/// An operator as it is written: the library knows it as `_==_`.
+fn sign(name: &str) -> &str {
+    name.trim_matches('_')
+}
+
+/// Whether the whole text is a duration: numbers with units, and a sign before all of them.
+fn is_duration(text: &str) -> bool {
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    if unsigned == "0" {
+        return true;
+    }
+    let mut rest = unsigned;
+    while !rest.is_empty() {
+        let number = rest.trim_start_matches(|char: char| char.is_ascii_digit() || char == '.');
+        let digits = rest.strip_suffix(number).unwrap_or_default();
+        let behind = ["ns", "us", "ms", "h", "m", "s"].iter().find_map(|unit| number.strip_prefix(unit));
+        match behind {
+            Some(behind) if digits.parse::<f64>().is_ok() => rest = behind,
+            _ => return false,
         }
-        (Type::Duration, Type::Unknown) | (Type::Unknown, Type::Duration) => Some(Type::Unknown),
-        (Type::Unknown, joined @ (Type::String | Type::List | Type::Bytes))
-        | (joined @ (Type::String | Type::List | Type::Bytes), Type::Unknown) => Some(joined),
-        (left, right)
-            if left == right && matches!(left, Type::String | Type::List | Type::Bytes | Type::Duration) =>
-        {
-            Some(left)
+    }
+    !unsigned.is_empty()
+}
+
+fn unfit_pattern(error: &regex::Error) -> String {
+    match error {
+        regex::Error::CompiledTooBig(_) => "this pattern is too large".to_owned(),
+        // The library draws the place over several lines; the last one says what is wrong.
+        other => {
+            let text = other.to_string();
+            let last = text.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
+            format!("this is not a pattern: {last}")
         }
-        _ => arithmetic(left, right),
     }
 }
 
-/// The functions of one argument that are not called on it.
-fn conversion(name: &str, of: Type) -> Option<Type> {
-    let numbers = [Type::Int, Type::Uint, Type::Double, Type::String];
-    match name {
-        "size" => sized(of),
-        "int" => (of.may_be(&numbers) || of == Type::Time).then_some(Type::Int),
-        "uint" => of.may_be(&numbers).then_some(Type::Uint),
-        "double" => of.may_be(&numbers).then_some(Type::Double),
-        "bool" => of.may_be(&[Type::Bool, Type::String]).then_some(Type::Bool),
-        "string" => (!matches!(of, Type::List | Type::Null) && !of.is_map()).then_some(Type::String),
-        "timestamp" => of.may_be(&[Type::String, Type::Int, Type::Time]).then_some(Type::Time),
-        "duration" => of.may_be(&[Type::String, Type::Duration]).then_some(Type::Duration),
-        "dyn" => Some(Type::Unknown),
-        _ => None,
-    }
+fn listed(names: &[&str]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-fn sized(of: Type) -> Option<Type> {
-    (of.may_be(&[Type::String, Type::Bytes, Type::List]) || of.is_map()).then_some(Type::Int)
-}
-
-/// The functions that are called on something: `types` has that first.
-fn method(name: &str, types: &[Type]) -> Option<Type> {
-    match (name, types) {
-        ("size", [of]) => sized(*of),
-        ("startsWith" | "endsWith" | "contains", [text, part]) => {
-            (text.may_be(&[Type::String]) && part.may_be(&[Type::String])).then_some(Type::Bool)
-        }
-        (part, [of]) if TIME_PARTS.contains(&part) => {
-            of.may_be(&[Type::Time, Type::Duration]).then_some(Type::Int)
-        }
-        (part, [of, zone]) if TIME_PARTS.contains(&part) => {
-            (of.may_be(&[Type::Time]) && zone.may_be(&[Type::String])).then_some(Type::Int)
-        }
-        _ => None,
-    }
-}
-
-/// An operator as it is written.
-fn readable(name: &str) -> &str {
-    match name {
-        operators::CONDITIONAL => "?:",
-        operators::INDEX => "[]",
-        operators::IN => "in",
-        name => name.trim_matches('_'),
-    }
+/// The name that was probably meant.
+fn nearest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .filter(|(slips, candidate)| *slips <= (candidate.len() / 3).clamp(1, 2))
+        .min_by_key(|(slips, _)| *slips)
+        .map(|(_, candidate)| candidate)
 }

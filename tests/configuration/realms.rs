@@ -1,0 +1,123 @@
+//! A provider that stands for many issuers: `{realm}` and the realms that are allowed.
+
+use portcullis::config::{AllowedRealms, KeySource};
+
+use super::{MINIMAL, SECRET, parse, refused};
+
+const TEMPLATE: &str = "https://sso.example.com/realms/{realm}";
+
+/// `MINIMAL` with this issuer, which is line 5, and these lines behind the audiences, from line 7 on.
+fn with(issuer: &str, lines: &str) -> String {
+    let lines: String = lines.lines().map(|line| format!("    {line}\n")).collect();
+    format!("{}{lines}", MINIMAL.replace("issuer: https://sso.example.com", &format!("issuer: '{issuer}'")))
+}
+
+#[test]
+fn realms_are_a_list_or_a_pattern_for_the_whole_name() {
+    for (realms, allowed, refused) in [
+        ("[acme, globex]", vec!["acme", "globex"], vec!["evil", "acmeglobex", "", "ACME"]),
+        ("'[a-z]+'", vec!["acme", "z"], vec!["acme1", "ACME", "", "a/b"]),
+        ("'a|bc'", vec!["a", "bc"], vec!["abc", "ac", "b"]),
+        // What cannot be a segment of a URL is no realm, whatever the pattern says.
+        ("'.*'", vec!["acme", "a.b", "~"], vec!["", ".", "..", "a/b", "a%2fb", "a?b", "é", "a b"]),
+    ] {
+        let config = parse(&with(TEMPLATE, &format!("realms: {realms}"))).expect("valid");
+        let read = config.providers[0].realms.as_ref().expect("realms");
+        assert_eq!(read.most, 256);
+        for name in allowed {
+            assert!(read.allowed.contains(name), "{realms} {name}");
+        }
+        for name in refused.iter().map(|name| (*name).to_owned()).chain(["a".repeat(129)]) {
+            assert!(!read.allowed.contains(&name), "{realms} {name}");
+        }
+    }
+}
+
+#[test]
+fn a_realm_has_the_issuer_and_the_key_url_of_its_template() {
+    for (lines, url) in [
+        ("realms: [acme]", "https://sso.example.com/realms/acme/.well-known/openid-configuration"),
+        (
+            "realms: [acme]\njwks_uri: 'https://keys.example.com/{realm}/keys?v=1'",
+            "https://keys.example.com/acme/keys?v=1",
+        ),
+        (
+            "realms: [acme]\ndiscovery_uri: 'https://sso.example.com/x/{realm}'",
+            "https://sso.example.com/x/acme",
+        ),
+    ] {
+        let text = with(TEMPLATE, lines);
+        let config = parse(&text).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+        let template = &config.providers[0];
+        let realm = template.of_realm(template.realms.as_ref().expect("realms"), "acme");
+        assert_eq!(realm.provider.issuer, "https://sso.example.com/realms/acme");
+        let (KeySource::JwksUri(read) | KeySource::Discovery(read)) = &realm.keys else {
+            panic!("{realm:?}")
+        };
+        assert_eq!(read.as_str(), url);
+        let printed = config.to_yaml();
+        let again = parse(&printed).unwrap_or_else(|errors| panic!("{errors}\n{printed}"));
+        assert_eq!(again.providers[0].realms, template.realms);
+        assert_eq!(again.to_yaml(), printed);
+    }
+}
+
+#[test]
+fn a_realm_in_the_issuer_is_read_back_exactly() {
+    let config = parse(&with("https://sso.example.com/{realm}/oidc", "realms: '.*'")).expect("valid");
+    let issuer = &config.providers[0].realms.as_ref().expect("realms").issuer;
+    for (text, realm) in [
+        ("https://sso.example.com/acme/oidc", Some("acme")),
+        ("https://sso.example.com/acme/oidc/", None),
+        ("https://sso.example.com/acme", None),
+        ("https://sso.example.com//oidc", None),
+        ("https://sso.example.com/oidc", None),
+        ("https://sso.example.com/a/b/oidc", None),
+        ("https://SSO.example.com/acme/oidc", None),
+        ("http://sso.example.com/acme/oidc", None),
+    ] {
+        assert_eq!(issuer.realm_of(text), realm, "{text}");
+    }
+}
+
+#[test]
+fn what_cannot_stand_for_realms_is_refused_where_it_stands() {
+    let jwks = format!("realms: [a]\nalgorithms: [HS256]\njwks: {{keys: [{{kty: oct, k: {SECRET}}}]}}");
+    for (issuer, lines, line, path, message) in [
+        (TEMPLATE, "", 4, "", "`realms` is missing"),
+        ("https://sso.example.com", "realms: [a]", 7, ".realms", "goes with `{realm}`"),
+        ("https://sso.example.com", "max_realms: 5", 7, ".max_realms", "goes with `{realm}`"),
+        ("https://{realm}.example.com/x", "realms: [a]", 5, ".issuer", ""),
+        ("https://sso.example.com/r-{realm}", "realms: [a]", 5, ".issuer", "one whole segment"),
+        ("https://sso.example.com/{realm}x", "realms: [a]", 5, ".issuer", "one whole segment"),
+        ("https://sso.example.com/{realm}/{realm}", "realms: [a]", 5, ".issuer", "once"),
+        (TEMPLATE, "realms: []", 7, ".realms", "allows no realm"),
+        (TEMPLATE, "realms: [a, a]", 7, ".realms[1]", "second time"),
+        (TEMPLATE, "realms: [a/b]", 7, ".realms[0]", "a realm's name"),
+        (TEMPLATE, "realms: ['..']", 7, ".realms[0]", "a realm's name"),
+        (TEMPLATE, "realms: '('", 7, ".realms", "unclosed group"),
+        (TEMPLATE, "realms: '(a{1000}){1000}'", 7, ".realms", "size limit"),
+        (TEMPLATE, "realms: {a: b}", 7, ".realms", "one value is expected"),
+        (TEMPLATE, "realms: [a]\nmax_realms: 0", 8, ".max_realms", "from 1 to 10000"),
+        (TEMPLATE, "realms: [a]\njwks_uri: https://sso.example.com/keys", 8, ".jwks_uri", "needs `{realm}`"),
+        (
+            TEMPLATE,
+            "realms: [a]\ndiscovery_uri: https://sso.example.com/d",
+            8,
+            ".discovery_uri",
+            "needs `{realm}`",
+        ),
+        (TEMPLATE, "realms: [a]\njwks_file: /keys.json", 8, ".jwks_file", "keys of one issuer"),
+        (TEMPLATE, &jwks, 9, ".jwks", "keys of one issuer"),
+    ] {
+        refused(&with(issuer, lines), &[(line, &format!("providers[0]{path}"), message)]);
+    }
+}
+
+#[test]
+fn a_list_is_kept_as_it_is_written() {
+    let config = parse(&with(TEMPLATE, "realms: [b, a]\nmax_realms: 1")).expect("valid");
+    let realms = config.providers[0].realms.as_ref().expect("realms");
+    assert_eq!(realms.allowed, AllowedRealms::Listed(vec!["b".into(), "a".into()]));
+    assert_eq!(realms.most, 1);
+}

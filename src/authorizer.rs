@@ -457,6 +457,13 @@ impl<'s> Findings<'s> {
                 Ok(())
             }
             Err(unmet) => {
+                if let (Unmet::Undecided(why), Some(rule)) = (&unmet, self.rule) {
+                    tracing::info!(
+                        rule = rule.name,
+                        why,
+                        "a condition cannot be evaluated: the request is refused"
+                    );
+                }
                 let reason = match unmet {
                     Unmet::Scope => Reason::InsufficientScope,
                     Unmet::Provider | Unmet::Claim(_) | Unmet::Condition | Unmet::Undecided(_) => {

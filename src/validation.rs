@@ -134,7 +134,11 @@ impl fmt::Display for Screened<'_> {
                 write!(f, ", {name} {:?}", text.chars().take(MOST).collect::<String>())?;
             }
         }
-        write!(f, "; accepted until {:.0} (Unix time)", self.expires.as_secs_f64())
+        write!(
+            f,
+            "; iss, aud, times and required claims are right, until {:.0} (Unix time)",
+            self.expires.as_secs_f64()
+        )
     }
 }
 

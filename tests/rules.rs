@@ -155,7 +155,9 @@ async fn every_http_door_gives_the_verdicts_of_the_tables() {
     let book = Rulebook::open();
     let service = service(&book, None).await;
     for (name, profile) in Profile::NAMED {
-        for case in every_case() {
+        // hyper drops a fragment before the door sees it. Envoy sends none: it refuses such a request itself.
+        let fragment = |case: &&Case| profile == Profile::Envoy && case.target.contains('#');
+        for case in every_case().filter(|case| !fragment(case)) {
             let status = tokio::task::block_in_place(|| status_at_door(&service, profile, &book, case));
             assert_eq!(status, case.status(), "{name}: {case:?}");
         }
@@ -208,6 +210,25 @@ async fn a_rule_that_the_route_names_is_used_instead_of_matching_and_an_unknown_
     let answer =
         service.ask(bearer(Ask::default().path("/internal/x").header("portcullis_rule", "by-name"))).await;
     assert_eq!(answer.reason(), "rule_denied");
+}
+
+#[tokio::test]
+async fn a_target_that_is_no_path_is_refused_where_rules_look_at_paths() {
+    // E23: the other forms of RFC 9112 §3.2, and what is none of them.
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    for (method, target) in [
+        ("OPTIONS", "*"),
+        ("CONNECT", "api.example.com:443"),
+        ("GET", "http://api.example.com/public"),
+        ("GET", "public"),
+        ("GET", ""),
+        ("GET", "?/public"),
+        ("GET", "!"),
+    ] {
+        let ask = Ask::default().method(method).path(target);
+        assert_eq!(service.ask(ask).await.faults("request_malformed", &[]), [""; 0], "{method} {target}");
+    }
 }
 
 #[tokio::test]

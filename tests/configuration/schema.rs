@@ -73,6 +73,17 @@ fn the_schema_knows_the_keys_that_the_reader_knows() {
     }
 }
 
+#[test]
+fn the_example_shows_every_key() {
+    let schema = schema();
+    let definitions = schema["$defs"].as_object().expect("definitions").values();
+    for properties in definitions.chain([&schema]).filter_map(|one| one.get("properties")) {
+        for key in properties.as_object().expect("properties").keys() {
+            assert!(EXAMPLE.contains(&format!("{key}:")), "{key}");
+        }
+    }
+}
+
 /// A YAML document as the JSON that editors hold against a schema.
 fn document(yaml: &str) -> Value {
     serde_saphyr::from_str(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"))

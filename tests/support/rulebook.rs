@@ -113,7 +113,7 @@ const READ: Bearer = Bearer::With(r#"{"scope": "profile orders:read"}"#);
 const PREFLIGHT: &[(&str, &str)] =
     &[("origin", "https://app.example.com"), ("access-control-request-method", "POST")];
 
-/// Which rule counts, and what it asks for.
+/// Which rule counts, and what it asks for: E16, E22, E24, E25, E26, E27, E32 and E33 of the attacks.
 pub const RULE_CASES: &[Case] = &[
     get("/else", Bearer::None, "token_missing", ""),
     get("/else", ANY, "ok", ""),
@@ -238,7 +238,7 @@ pub const RULE_CASES: &[Case] = &[
     ),
 ];
 
-/// Every spelling of a path falls under the rule of the path, or under none.
+/// Every spelling of a path falls under the rule of the path, or under none: E19, E20 and E21 of the attacks.
 pub const PATH_CASES: &[Case] = &[
     get("//admin", USER, "rule_denied", "admin"),
     get("/./admin", USER, "rule_denied", "admin"),
@@ -255,6 +255,8 @@ pub const PATH_CASES: &[Case] = &[
     get("/admin.", ANY, "ok", ""),
     get("/public%20", Bearer::None, "token_missing", ""),
     get("/public%3f/../admin", Bearer::None, "token_missing", "admin"),
+    get("/public%23/../admin", Bearer::None, "token_missing", "admin"),
+    get("/public#/../admin", Bearer::None, "request_malformed", ""),
     get("/public/..%2fadmin", Bearer::None, "request_malformed", ""),
     get("/public/..%5cadmin", Bearer::None, "request_malformed", ""),
     get("/public/%00", Bearer::None, "request_malformed", ""),

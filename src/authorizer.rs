@@ -4,6 +4,7 @@
 //! that set may be too old, the key cache is asked once to rescue it. Every way out is a [`Verdict`]:
 //! nothing here fails, and a failure to decide is a denial.
 
+mod findings;
 mod providers;
 mod trace;
 
@@ -18,19 +19,19 @@ use ipnet::IpNet;
 pub use self::providers::{KeyedProvider, OpenRealm, RealmProviders};
 pub use self::trace::Step;
 
+use self::findings::Findings;
 use self::providers::{Issuer, Providers};
 use self::trace::Trace;
 use crate::access_request::AccessRequest;
-use crate::bearer_token::{self, FoundToken, NoToken};
+use crate::bearer_token::{self, FoundToken};
 use crate::clock::{self, Clock, Instant};
 use crate::config::{Limits, Responses};
-use crate::identity::{self, Unfit, UpstreamChanges};
+use crate::identity;
 use crate::keys::NotRescued;
 use crate::reason::{DenialKind, Reason};
-use crate::rules::{Requirements, Rule, Rules, Unmet, Unruled};
+use crate::rules::{Requirements, Rule, Rules};
 use crate::telemetry::{Metrics, on_one_line};
 use crate::validation::algorithm::Algorithm;
-use crate::validation::json::Json;
 use crate::validation::key_set::Key;
 use crate::validation::provider::{Provider, TokenSource};
 use crate::validation::{self, Permanent, Screened, StaleCause, Validated, ValidationError};
@@ -80,21 +81,6 @@ pub struct Explanation {
     pub refreshed_for: Option<StaleCause>,
     /// The steps, in the order in which they were taken. The last one decided.
     pub steps: Vec<Step>,
-}
-
-/// What a decision has found out so far, for the log, the denial and whoever wants to know why.
-#[derive(Default)]
-struct Findings<'s> {
-    trace: Trace,
-    rule: Option<&'s Rule>,
-    provider: Option<Arc<Provider>>,
-    realm: Option<String>,
-    verified_by: Option<(Arc<Key>, Algorithm)>,
-    refreshed_for: Option<StaleCause>,
-    kid: Option<String>,
-    subject: Option<String>,
-    shared_claims: Vec<(String, Json)>,
-    detail: Option<String>,
 }
 
 impl Authorizer {
@@ -377,125 +363,6 @@ impl Authorizer {
                 );
             }
         }
-    }
-}
-
-impl<'s> Findings<'s> {
-    fn note_rule(&mut self, rule: Option<&'s Rule>) {
-        self.rule = rule;
-        match rule {
-            None => self.trace.tell("rule", "none", || "a valid token of any provider is enough".to_owned()),
-            Some(rule) => self.trace.tell("rule", &rule.name, || rule.effect.to_string()),
-        }
-    }
-
-    fn take_token<'t>(&mut self, found: Result<FoundToken<'t>, NoToken>) -> Result<FoundToken<'t>, Reason> {
-        match found {
-            Ok(found) => {
-                self.trace.tell("token", "found", || {
-                    let places: Vec<String> = found.places.iter().map(ToString::to_string).collect();
-                    format!("{} bytes in {}", found.text.len(), places.join(", "))
-                });
-                Ok(found)
-            }
-            Err(no_token) => {
-                let reason = match no_token {
-                    NoToken::Missing => Reason::TokenMissing,
-                    NoToken::Several => Reason::MultipleTokens,
-                    NoToken::Malformed => Reason::Malformed,
-                };
-                self.trace.tell("token", reason.as_str(), String::new);
-                Err(reason)
-            }
-        }
-    }
-
-    fn note_verification(&mut self, outcome: Result<&Validated, &Reason>) {
-        match self.refreshed_for {
-            None => self.trace.tell("refresh", "none", || "the keys in hand were enough".to_owned()),
-            Some(cause) => {
-                let cause = Reason::from(&ValidationError::Stale(cause));
-                self.trace.tell("refresh", "waited", || {
-                    format!("for newer keys: {} under those in hand", cause.as_str())
-                });
-            }
-        }
-        match outcome {
-            Err(reason) => self.trace.tell("key", reason.as_str(), String::new),
-            Ok(validated) => {
-                let (key, algorithm) = (validated.key(), validated.algorithm());
-                self.trace.tell("key", key.kid().unwrap_or("without a kid"), || {
-                    format!("{algorithm}, thumbprint {}", key.thumbprint().unwrap_or("of a secret"))
-                });
-                self.verified_by = Some((Arc::clone(key), algorithm));
-            }
-        }
-    }
-
-    fn note_claims(&mut self, claims: &Json, provider: &Provider) {
-        self.subject = claims.member("sub").and_then(|sub| sub.as_str()).map(str::to_owned);
-        self.shared_claims = provider
-            .metadata_claims
-            .iter()
-            .filter_map(|path| Some((path.to_string(), path.resolve(claims)?.clone())))
-            .collect();
-    }
-
-    fn refuse_unruled(&mut self, unruled: Unruled) -> Reason {
-        let (reason, detail) = match unruled {
-            Unruled::NoSuchRule => (Reason::RuleDenied, "portcullis_rule names no rule for such a request"),
-            Unruled::AmbiguousPath => (Reason::RequestMalformed, "an ambiguous path"),
-            Unruled::MalformedHost => (Reason::RequestMalformed, "a host that cannot be compared"),
-        };
-        self.refuse("rule", reason, Some(detail.to_owned()))
-    }
-
-    fn take_requirements(&mut self, met: Result<(), Unmet>) -> Result<(), Reason> {
-        match met {
-            Ok(()) => {
-                self.trace.tell("require", "met", String::new);
-                Ok(())
-            }
-            Err(unmet) => {
-                if let (Unmet::Undecided(why), Some(rule)) = (&unmet, self.rule) {
-                    tracing::info!(
-                        rule = rule.name,
-                        why,
-                        "a condition cannot be evaluated: the request is refused"
-                    );
-                }
-                let reason = match unmet {
-                    Unmet::Scope => Reason::InsufficientScope,
-                    Unmet::Provider | Unmet::Claim(_) | Unmet::Condition | Unmet::Undecided(_) => {
-                        Reason::RuleDenied
-                    }
-                };
-                Err(self.refuse("require", reason, Some(unmet.to_string())))
-            }
-        }
-    }
-
-    fn take_changes(&mut self, changes: Result<UpstreamChanges, Unfit>) -> Result<UpstreamChanges, Reason> {
-        let (reason, detail) = match changes {
-            Ok(changes) => {
-                self.trace.tell("headers", "made", || {
-                    format!("{} set, {} removed", changes.set.len(), changes.remove.len())
-                });
-                return Ok(changes);
-            }
-            Err(Unfit::ClaimTooLarge) => (Reason::ClaimTooLarge, None),
-            Err(Unfit::LookAlike) => (Reason::RequestMalformed, Some("a look-alike of a claim header")),
-            Err(Unfit::TokenInQuery) => {
-                (Reason::RequestMalformed, Some("forward_token: this proxy cannot change the query"))
-            }
-        };
-        Err(self.refuse("headers", reason, detail.map(str::to_owned)))
-    }
-
-    fn refuse(&mut self, step: &'static str, reason: Reason, detail: Option<String>) -> Reason {
-        self.trace.tell(step, reason.as_str(), || detail.clone().unwrap_or_default());
-        self.detail = detail;
-        reason
     }
 }
 

@@ -45,7 +45,7 @@ pub fn canonical(target: &[u8]) -> RequestPath<'_> {
     }
     let mut reader = Reader { rest: path, ambiguous: path.first() != Some(&b'/') };
     let written = reader.write();
-    reader.ambiguous |= !is_utf8_when_decoded(path);
+    reader.ambiguous |= is_encoded_twice(&written) || !is_utf8_when_decoded(path);
     let resolved = resolve(&written);
     if reader.ambiguous { RequestPath::Ambiguous(resolved) } else { RequestPath::Canonical(resolved.into()) }
 }
@@ -116,8 +116,7 @@ impl Reader<'_> {
             out.push(char::from(byte));
             return;
         }
-        let twice = byte == b'%' && decode(rest).is_some();
-        self.ambiguous |= twice || byte.is_ascii_control() || matches!(byte, b'/' | b'\\' | b';');
+        self.ambiguous |= byte.is_ascii_control() || matches!(byte, b'/' | b'\\' | b';');
         push_encoded(out, byte);
     }
 }
@@ -134,6 +133,14 @@ fn push_encoded(out: &mut String, byte: u8) {
         ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
     let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or('0');
     out.extend(['%', digit(byte >> 4), digit(byte & 0x0f)]);
+}
+
+/// Whether something is left to decode once everything is decoded. Looked for in what was written, since the
+/// digits may be encoded too: `%25%32%65` is `%2e`, and that is a dot.
+fn is_encoded_twice(written: &str) -> bool {
+    written.match_indices("%25").any(|(at, percent)| {
+        written.as_bytes().get(at + percent.len()..).is_some_and(|rest| decode(rest).is_some())
+    })
 }
 
 /// An overlong encoding of a slash or a dot is no UTF-8, and some programs decode it all the same.
@@ -224,6 +231,8 @@ mod tests {
             "/admin%3ba",
             "/;/admin",
             "/%252e%252e/admin",
+            "/%25%32%65%252%65/admin",
+            "/a%25%32f",
             "/a%252f",
             "/a%",
             "/a%zz",

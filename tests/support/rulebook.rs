@@ -266,6 +266,7 @@ pub const PATH_CASES: &[Case] = &[
     get("/admin;a=b", USER, "request_malformed", ""),
     get("/public/%252e%252e/admin", Bearer::None, "request_malformed", ""),
     get("/public/%252fadmin", Bearer::None, "request_malformed", ""),
+    get("/public/%25%32%65%25%32%65/admin", Bearer::None, "request_malformed", ""),
     get("/public/%ff", Bearer::None, "request_malformed", ""),
     get("/public/%c0%af", Bearer::None, "request_malformed", ""),
     get("/public/%", Bearer::None, "request_malformed", ""),

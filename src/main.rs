@@ -25,7 +25,15 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match CommandLine::parse().command {
+    let command_line = match CommandLine::try_parse() {
+        Ok(command_line) => command_line,
+        // clap's own code for a mistake is 2, which is a denial to whoever asks `explain`.
+        Err(error) => {
+            let _unwritten = error.print();
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    match command_line.command {
         Command::Serve(args) => serve::run(args).await,
         Command::Validate(args) => validate::run(args),
         Command::Explain(args) => explain::run(args).await,

@@ -5,7 +5,7 @@
 //! is bounded after decompression.
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, CACHE_CONTROL, HeaderMap, HeaderValue};
@@ -30,7 +30,8 @@ const MAX_CAUSE_CHARS: usize = 120;
 
 /// Keys at a URL that is known from the start, or that a discovery document names.
 pub struct HttpKeys {
-    http: HttpReader,
+    /// Shared by all realms of a provider.
+    http: Arc<HttpReader>,
     location: Location,
     last: Mutex<Option<Last>>,
 }
@@ -51,12 +52,12 @@ struct Last {
 
 impl HttpKeys {
     /// Keys at `jwks_uri`.
-    pub fn at(jwks_uri: Url, http: HttpReader) -> Self {
+    pub fn at(jwks_uri: Url, http: Arc<HttpReader>) -> Self {
         Self { http, location: Location::KeySet(jwks_uri), last: Mutex::new(None) }
     }
 
     /// Keys at the URL that a discovery document names.
-    pub fn discovered(discovery: Discovery, http: HttpReader) -> Self {
+    pub fn discovered(discovery: Discovery, http: Arc<HttpReader>) -> Self {
         Self { http, location: Location::Discovery(discovery), last: Mutex::new(None) }
     }
 

@@ -54,6 +54,7 @@ fn realm_providers(
     let before = running.and_then(|(_, authorizer)| {
         authorizer.realms().iter().find(|before| before.template().provider.name == wanted.provider.name)
     });
+    let http = http_reader(wanted)?;
     let mut known = Vec::new();
     for old in before.iter().flat_map(|before| before.known()) {
         let (Some(name), Some(before)) = (old.realm.as_deref(), before) else { continue };
@@ -61,13 +62,14 @@ fn realm_providers(
         let (was, is) = (before.template().of_realm(old_realms, name), wanted.of_realm(realms, name));
         let same = was.provider.issuer == is.provider.issuer && same_source(&was.keys, &is.keys);
         if same && old.keys.has_keys() && realms.allowed.contains(name) && known.len() < realms.most {
-            let keys = key_cache(&is, Some(name), Some((&was, &old.keys)), around)?;
+            let realm = Realm { name, http: &http };
+            let keys = key_cache(&is, Some(realm), Some((&was, &old.keys)), around)?;
             known.push(keyed(&is, Some(name.to_owned()), keys));
         }
     }
     let around = around.clone();
     let open: OpenRealm = Arc::new(move |config, name| {
-        key_cache(config, Some(name), None, &around)
+        key_cache(config, Some(Realm { name, http: &http }), None, &around)
             .inspect_err(|error| tracing::error!(realm = name, %error, "a realm cannot be opened"))
             .ok()
     });
@@ -101,11 +103,25 @@ fn same_source(a: &KeySource, b: &KeySource) -> bool {
     }
 }
 
+/// One of the issuers that a provider stands for.
+#[derive(Clone, Copy)]
+struct Realm<'a> {
+    name: &'a str,
+    /// One client for all of them: it holds the authorities that are trusted.
+    http: &'a Arc<HttpReader>,
+}
+
+fn http_reader(config: &ProviderConfig) -> Result<Arc<HttpReader>, ServiceError> {
+    HttpReader::new(config.http.clone(), config.refresh.max_bytes).map(Arc::new).map_err(|error| {
+        ServiceError(format!("providers: {}: no HTTP client: {error}", config.provider.name))
+    })
+}
+
 /// The running cache where nothing about it changes; else a new one, which begins with the keys of one
 /// that differs in its policy alone.
 fn key_cache(
     config: &ProviderConfig,
-    realm: Option<&str>,
+    realm: Option<Realm<'_>>,
     running: Option<(&ProviderConfig, &Arc<KeyCache>)>,
     around: &Surroundings,
 ) -> Result<Arc<KeyCache>, ServiceError> {
@@ -117,10 +133,7 @@ fn key_cache(
     }
     let Provider { name, issuer, .. } = &*config.provider;
     let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
-    let http = || {
-        HttpReader::new(config.http.clone(), max_bytes)
-            .map_err(|error| ServiceError(format!("providers: {name}: no HTTP client: {error}")))
-    };
+    let http = || realm.map_or_else(|| http_reader(config), |realm| Ok(Arc::clone(realm.http)));
     let (fetch, source): (Arc<dyn Fetch>, String) = match &config.keys {
         KeySource::Inline(keys) => {
             return Ok(Arc::new(KeyCache::fixed(name, Arc::clone(keys), around.clone())));
@@ -135,10 +148,10 @@ fn key_cache(
     };
     let folder = config.refresh.snapshot_dir.as_deref();
     // In no name of a provider or a realm is an `@`.
-    let file_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}@{realm}"));
+    let file_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}@{}", realm.name));
     let file = folder.map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source, max_bytes));
     let before = running.map(|(_, keys)| &**keys);
-    let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{realm}"));
+    let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{}", realm.name));
     let cache = KeyCache::fetched(&key_name, config.refresh.clone(), fetch, around.clone(), before, file);
     Ok(Arc::new(if realm.is_some() { cache.passing() } else { cache }))
 }

@@ -22,7 +22,7 @@ use axum::response::Response;
 use axum::routing::get;
 use portcullis::access_request::{AccessRequest, Caller, Removal};
 use portcullis::authorizer::Authorizer;
-use portcullis::clock::{self, Clock};
+use portcullis::clock::Clock;
 use portcullis::config::Config;
 use portcullis::service::Service;
 use portcullis::telemetry;
@@ -57,20 +57,11 @@ async fn authorize(State(service): State<Arc<Service>>, mut request: Request, ne
     let (decision, caller) = {
         let headers = request.headers().iter();
         let host = request.headers().get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
-        let access_request = AccessRequest {
-            method: request.method().as_str().as_bytes(),
-            host,
-            path: request.uri().path_and_query().map_or("/", |path| path.as_str()).as_bytes(),
-            headers: headers.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect(),
-            arrived: clock::monotonic(),
-            timeout: None,
-            source_address: None,
-            source_principal: None,
-            named_rule: None,
-            described_by: None,
-            flaw: None,
-            removal: Removal::Headers,
-        };
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).as_bytes();
+        let method = request.method().as_str().as_bytes();
+        let headers = headers.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
+        let access_request =
+            AccessRequest { removal: Removal::Headers, ..AccessRequest::new(method, host, path, headers) };
         (authorizer.decide("library", &access_request).await, access_request.headers.caller())
     };
     let Verdict::Allow(allowed) = &decision.verdict else {

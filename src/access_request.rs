@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::clock::Instant;
+use crate::clock::{self, Instant};
 
 /// One request that wants to pass.
 #[derive(Clone, Debug)]
@@ -34,6 +34,26 @@ pub struct AccessRequest<'a> {
     pub flaw: Option<&'static str>,
     /// What the proxy can take away from the request before the upstream sees it.
     pub removal: Removal,
+}
+
+impl<'a> AccessRequest<'a> {
+    /// A request that has arrived now, from a proxy that says no more than this and can take away what it is told.
+    pub fn new(method: &'a [u8], host: &'a [u8], path: &'a [u8], headers: Headers<'a>) -> Self {
+        Self {
+            method,
+            host,
+            path,
+            headers,
+            arrived: clock::monotonic(),
+            timeout: None,
+            source_address: None,
+            source_principal: None,
+            named_rule: None,
+            described_by: None,
+            flaw: None,
+            removal: Removal::HeadersAndQuery,
+        }
+    }
 }
 
 /// What a proxy can take away from a request when it is told to.

@@ -145,8 +145,6 @@ fn utf8(bytes: &[u8]) -> Result<&str, NoToken> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access_request::Removal;
-    use crate::clock;
 
     #[track_caller]
     fn check(
@@ -155,20 +153,8 @@ mod tests {
         sources: &[TokenSource],
         expected: Result<(&str, usize), NoToken>,
     ) {
-        let request = AccessRequest {
-            method: b"GET",
-            host: b"api.example.com",
-            path: path.as_bytes(),
-            headers: headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect(),
-            arrived: clock::monotonic(),
-            timeout: None,
-            source_address: None,
-            source_principal: None,
-            named_rule: None,
-            described_by: None,
-            flaw: None,
-            removal: Removal::HeadersAndQuery,
-        };
+        let sent = headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        let request = AccessRequest::new(b"GET", b"api.example.com", path.as_bytes(), sent.collect());
         let found = find(&request, sources);
         let found =
             found.as_ref().map(|found| (found.text.as_ref(), found.places.len())).map_err(|error| *error);

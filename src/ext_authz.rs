@@ -22,7 +22,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-use crate::access_request::{AccessRequest, Caller, Headers, Removal};
+use crate::access_request::{AccessRequest, Caller, Headers};
 use crate::clock;
 use crate::config::Responses;
 use crate::identity::UpstreamChanges;
@@ -154,18 +154,12 @@ impl Authorization for Door {
         let mut extensions = attributes.context_extensions.iter().rev();
         let named_rule = extensions.find(|entry| entry.key == NAMED_RULE).map(|entry| entry.value.as_ref());
         let access_request = AccessRequest {
-            method: http.method.as_ref(),
-            host: http.host.as_ref(),
-            path: &http.path,
-            headers: headers(&http),
             arrived,
             timeout,
             source_address: source.and_then(source_address),
             source_principal: source.and_then(|peer| text(&peer.principal)),
             named_rule,
-            described_by: None,
-            flaw: None,
-            removal: Removal::HeadersAndQuery,
+            ..AccessRequest::new(http.method.as_ref(), http.host.as_ref(), &http.path, headers(&http))
         };
         if access_request.headers.is_empty() {
             self.tell_headerless();

@@ -29,7 +29,6 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::access_request::{AccessRequest, Caller, Headers, Removal};
-use crate::clock;
 use crate::config::{Profile, Responses};
 use crate::identity::UpstreamChanges;
 use crate::service::Service;
@@ -223,41 +222,25 @@ fn is_described<B>(profile: Profile, request: &Request<B>) -> bool {
 fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRequest<'_> {
     let headers: Headers<'_> =
         request.headers().iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
-    let arrived = clock::monotonic();
     let Some(dialect) = dialect(profile) else {
         let uri = request.uri();
         let host = uri.authority().map(|authority| authority.as_str().as_bytes());
+        let host = host.or_else(|| headers.only(HOST.as_str())).unwrap_or_default();
+        let path = uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes();
+        let method = request.method().as_str().as_bytes();
         return AccessRequest {
-            method: request.method().as_str().as_bytes(),
-            host: host.or_else(|| headers.only(HOST.as_str())).unwrap_or_default(),
-            path: uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes(),
-            headers,
-            arrived,
-            timeout: None,
-            source_address: None,
-            source_principal: None,
-            named_rule: None,
-            described_by: None,
-            flaw: None,
             removal: Removal::Headers,
+            ..AccessRequest::new(method, host, path, headers)
         };
     };
     let told = [dialect.method, dialect.uri, dialect.host].map(|name| headers.only(name));
     let flaw = told.iter().any(Option::is_none).then_some(dialect.flaw);
     let [method, path, host] = told.map(Option::unwrap_or_default);
     AccessRequest {
-        method,
-        host,
-        path,
-        headers,
-        arrived,
-        timeout: None,
-        source_address: None,
-        source_principal: None,
-        named_rule: None,
         described_by: Some(peer),
         flaw,
         removal: Removal::NamedHeaders,
+        ..AccessRequest::new(method, host, path, headers)
     }
 }
 

@@ -13,6 +13,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use portcullis::access_request::AccessRequest;
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::Config;
@@ -360,20 +361,7 @@ async fn a_reload_keeps_the_keys_of_realms_that_are_still_allowed() {
     let decide = async |name: &str| {
         let token = format!("Bearer {}", realms.token(name));
         let headers = [(&b"authorization"[..], token.as_bytes())];
-        let request = portcullis::access_request::AccessRequest {
-            method: b"GET",
-            host: b"h",
-            path: b"/",
-            headers: headers.into_iter().collect(),
-            arrived: portcullis::clock::monotonic(),
-            timeout: None,
-            source_address: None,
-            source_principal: None,
-            named_rule: None,
-            described_by: None,
-            flaw: None,
-            removal: portcullis::access_request::Removal::HeadersAndQuery,
-        };
+        let request = AccessRequest::new(b"GET", b"h", b"/", headers.into_iter().collect());
         service.authorizer().decide("test", &request).await.verdict.reason().as_str()
     };
     assert_eq!(decide("acme").await, "ok");

@@ -3,8 +3,7 @@
 
 mod support;
 
-use portcullis::access_request::{AccessRequest, Removal};
-use portcullis::clock;
+use portcullis::access_request::AccessRequest;
 use portcullis::config::{Config, Profile};
 use portcullis::rules::{Requirements, Rule, Unmet, Unruled};
 use portcullis::validation::UnixTime;
@@ -44,20 +43,9 @@ fn every_case() -> impl Iterator<Item = &'static Case> {
 
 /// What the pure core says of a case whose token is good: the rule's name and the reason.
 fn judged(config: &Config, case: &Case) -> (String, &'static str) {
-    let request = AccessRequest {
-        method: case.method.as_bytes(),
-        host: case.host.as_bytes(),
-        path: case.target.as_bytes(),
-        headers: case.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect(),
-        arrived: clock::monotonic(),
-        timeout: None,
-        source_address: None,
-        source_principal: None,
-        named_rule: None,
-        described_by: None,
-        flaw: None,
-        removal: Removal::HeadersAndQuery,
-    };
+    let Case { method, host, target, .. } = *case;
+    let headers = case.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+    let request = AccessRequest::new(method.as_bytes(), host.as_bytes(), target.as_bytes(), headers);
     let rule = match config.rules.choose(&request) {
         Ok(rule) => rule,
         Err(Unruled::AmbiguousPath | Unruled::MalformedHost) => return (String::new(), "request_malformed"),

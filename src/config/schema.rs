@@ -13,6 +13,8 @@ use schemars::transform::{RecursiveTransform, Transform};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value};
 
+use crate::validation::{algorithm, provider};
+
 /// The schema (JSON Schema 2020-12) as JSON text, with a line end.
 pub fn json_schema_text() -> String {
     let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Configuration>();
@@ -129,6 +131,28 @@ impl<const LEAST: u64, const MOST: u64> JsonSchema for Integer<LEAST, MOST> {
     }
 }
 
+/// One of the names that the reader knows.
+macro_rules! one_of {
+    ($name:ident, $names:expr) => {
+        struct $name;
+
+        impl JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({"enum": $names})
+            }
+        }
+    };
+}
+
+one_of!(AlgorithmName, algorithm::Algorithm::ALL.map(algorithm::Algorithm::name));
+one_of!(ProfileName, super::Profile::NAMED.map(|(name, _)| name));
+one_of!(EncodingName, provider::Encoding::NAMED.map(|(name, _)| name));
+one_of!(LevelName, super::LogLevel::NAMED.map(|(name, _)| name));
+
 /// The configuration of Portcullis. ${VAR} and ${VAR:-default} expand in values.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields, title = "Portcullis")]
@@ -193,18 +217,8 @@ struct HttpListener {
     /// IP:PORT.
     address: Text,
     /// The proxy that asks: how it tells what request it asks about.
-    profile: Profile,
+    profile: ProfileName,
     tls: Option<Tls>,
-}
-
-#[derive(JsonSchema)]
-#[schemars(rename_all = "lowercase")]
-enum Profile {
-    Nginx,
-    Haproxy,
-    Caddy,
-    Traefik,
-    Envoy,
 }
 
 /// PEM files of a TLS listener.
@@ -249,7 +263,7 @@ struct Provider {
     http: Option<Http>,
     /// The alg values that are accepted. Default: every asymmetric one.
     #[schemars(length(min = 1))]
-    algorithms: Option<Vec<Algorithm>>,
+    algorithms: Option<Vec<AlgorithmName>>,
     /// Leeway for exp and nbf. Default: 30s.
     clock_skew: Option<Duration>,
     /// The typ values that are accepted. Default: at+jwt, JWT, or none.
@@ -280,23 +294,6 @@ struct Provider {
 enum RealmNames {
     Matching(Text),
     Listed(Vec<Text>),
-}
-
-#[derive(JsonSchema)]
-enum Algorithm {
-    RS256,
-    RS384,
-    RS512,
-    PS256,
-    PS384,
-    PS512,
-    ES256,
-    ES384,
-    ES512,
-    EdDSA,
-    HS256,
-    HS384,
-    HS512,
 }
 
 #[derive(JsonSchema)]
@@ -340,14 +337,7 @@ struct EncodedClaim {
     /// A claim's name, or a JSON Pointer.
     claim: Text,
     /// How its value becomes one that a header can carry. Default: percent.
-    encoding: Option<Encoding>,
-}
-
-#[derive(JsonSchema)]
-#[schemars(rename_all = "lowercase")]
-enum Encoding {
-    Percent,
-    Base64url,
+    encoding: Option<EncodingName>,
 }
 
 #[derive(JsonSchema)]
@@ -500,7 +490,7 @@ struct Log {
     /// Default: json.
     format: Option<LogFormat>,
     /// Default: info. PORTCULLIS_LOG overrides it.
-    level: Option<LogLevel>,
+    level: Option<LevelName>,
 }
 
 #[derive(JsonSchema)]
@@ -508,14 +498,4 @@ struct Log {
 enum LogFormat {
     Json,
     Text,
-}
-
-#[derive(JsonSchema)]
-#[schemars(rename_all = "lowercase")]
-enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
 }

@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
 use percent_encoding::percent_decode_str;
-use portcullis::access_request::{AccessRequest, Removal};
+use portcullis::access_request::AccessRequest;
 use portcullis::bearer_token::FoundToken;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey, with_claim};
 use portcullis::identity::upstream_changes;
@@ -259,20 +259,7 @@ proptest! {
         let claims = json!({"text": claim, "list": members});
         let claims = Json::parse(claims.to_string().as_bytes()).expect("JSON");
         let source = TokenSource::default();
-        let request = AccessRequest {
-            method: b"GET",
-            host: b"api.example.com",
-            path: b"/",
-            headers: std::iter::empty().collect(),
-            arrived: portcullis::clock::monotonic(),
-            timeout: None,
-            source_address: None,
-            source_principal: None,
-            named_rule: None,
-            described_by: None,
-            flaw: None,
-            removal: Removal::HeadersAndQuery,
-        };
+        let request = AccessRequest::new(b"GET", b"api.example.com", b"/", std::iter::empty().collect());
         let token = FoundToken { text: "".into(), places: vec![&source] };
         let changes = upstream_changes(&claims, &rules, &[], &request, &token, 8 * 1024);
         let changes = changes.expect("small enough");

@@ -9,8 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::super::Failure;
-use crate::access_request::{AccessRequest, Removal};
-use crate::clock;
+use crate::access_request::AccessRequest;
 
 /// A larger file is no request.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -100,19 +99,17 @@ impl Described {
     }
 
     pub(super) fn access_request(&self) -> AccessRequest<'_> {
+        let headers = self.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
         AccessRequest {
-            method: self.method.as_bytes(),
-            host: self.host.as_bytes(),
-            path: self.path.as_bytes(),
-            headers: self.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect(),
-            arrived: clock::monotonic(),
-            timeout: None,
             source_address: self.source_address.as_deref(),
             source_principal: self.source_principal.as_deref(),
             named_rule: self.rule.as_ref().map(String::as_bytes),
-            described_by: None,
-            flaw: None,
-            removal: Removal::HeadersAndQuery,
+            ..AccessRequest::new(
+                self.method.as_bytes(),
+                self.host.as_bytes(),
+                self.path.as_bytes(),
+                headers.collect(),
+            )
         }
     }
 }

@@ -239,7 +239,8 @@ impl KeyCache {
             tasks.push(tokio::spawn(refresh::watch_file(Arc::clone(&shared), path)));
         }
         if let Some(file) = file.filter(|_| !shared.around.snapshots_read_only) {
-            tasks.push(tokio::spawn(refresh::keep_snapshot(Arc::clone(&shared), file)));
+            let finished = shared.finished.subscribe();
+            tasks.push(tokio::spawn(refresh::keep_snapshot(Arc::clone(&shared), finished, file)));
         }
         tasks.push(tokio::spawn(refresh::drive(Arc::clone(&shared), fetch)));
         Self { shared, tasks, passing: false }

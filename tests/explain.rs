@@ -203,9 +203,12 @@ async fn keys_are_fetched_as_at_the_start_and_a_snapshot_counts_while_the_issuer
     let config_of_serve = Config::load(&keep).expect("valid");
     let service =
         Service::start(&config_of_serve, Clock::Fixed(UnixTime::from_secs(NOW))).expect("no file is needed");
-    while written() == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let is_written = async {
+        while written() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), is_written).await.expect("a snapshot is written");
     drop(service);
     issuer.set_fault(Some(Fault::Status(503)));
     let (down, code) = tokio::task::block_in_place(|| ask(&key, &config));

@@ -93,6 +93,17 @@ async fn answer(State(realms): State<Realms>, Path(name): Path<String>) -> Respo
     }
 }
 
+/// Looks again and again until it is so.
+async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
+    let seen = async {
+        while !look().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let within = Duration::from_secs(20);
+    tokio::time::timeout(within, seen).await.unwrap_or_else(|_| panic!("{what}: not within {within:?}"));
+}
+
 /// The configuration of a provider for the realms of this issuer, with these lines besides.
 fn configuration(realms: &Realms, lines: &str) -> Config {
     let lines: String = lines.lines().map(|line| format!("    {line}\n")).collect();
@@ -149,14 +160,11 @@ async fn a_herd_of_first_tokens_costs_one_fetch() {
             })
             .collect();
         let before = realms.asked().get("acme").copied().unwrap_or_default();
-        while service
-            .admin("/metrics")
-            .await
-            .lines()
-            .all(|line| line != "portcullis_jwks_waiters{provider=\"keycloak/acme\"} 50")
-        {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        let waiting = "portcullis_jwks_waiters{provider=\"keycloak/acme\"} 50";
+        eventually("all of them wait", async || {
+            service.admin("/metrics").await.lines().any(|line| line == waiting)
+        })
+        .await;
         realms.release();
         for one in herd {
             assert!(one.await.expect("is answered"));
@@ -251,14 +259,14 @@ async fn a_realm_whose_keys_cannot_be_had_is_unavailable_and_is_tried_again() {
         token
     };
     // Its probation ends with the failed fetch, and the next token is a first one again.
-    loop {
+    eventually("it is allowed", async || {
         let answer = service.bearer(&token).await;
-        if answer.is_allowed() {
-            break;
+        if !answer.is_allowed() {
+            is(&answer, "keys_unavailable");
         }
-        is(&answer, "keys_unavailable");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+        answer.is_allowed()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -267,14 +275,10 @@ async fn the_realm_that_was_used_least_lately_goes_when_there_are_too_many() {
     for lines in ["realms: [a, b, c]\nmax_realms: 2", "realms: '[abc]'\nmax_realms: 2"] {
         realms.0.asked.lock().expect("no test has panicked").clear();
         let service = service(&realms, lines).await;
-        let known = async |names: &[&str]| loop {
+        let known = async || {
             let page: Value = serde_json::from_str(&service.admin("/keys").await).expect("JSON");
-            let listed = page["providers"].as_array().expect("a list");
-            let found: Vec<&str> = listed.iter().map(|one| one["name"].as_str().expect("a name")).collect();
-            if found == names {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            let listed = page["providers"].as_array().expect("a list").clone();
+            listed.iter().map(|one| one["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
         };
         for (name, then) in [
             ("a", &["keycloak/a"][..]),
@@ -283,7 +287,7 @@ async fn the_realm_that_was_used_least_lately_goes_when_there_are_too_many() {
             ("c", &["keycloak/a", "keycloak/c"]),
         ] {
             is(&service.bearer(&realms.token(name)).await, "ok");
-            tokio::time::timeout(Duration::from_secs(20), known(then)).await.expect("these and no others");
+            eventually("these and no others", async || known().await == then).await;
         }
         let metrics = service.admin("/metrics").await;
         assert!(!metrics.contains("keycloak/b"), "{lines}: {metrics}");
@@ -343,9 +347,7 @@ async fn snapshots_of_realms_are_files_of_their_own_and_serve_while_the_issuer_i
         names.sort();
         names
     };
-    while files() != ["keycloak@acme.json", "keycloak@globex.json"] {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("both are written", async || files() == ["keycloak@acme.json", "keycloak@globex.json"]).await;
     drop(first);
     realms.hold();
     let second = Running::start(config, fixed_clock()).await;

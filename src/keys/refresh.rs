@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, sleep_until, timeout};
 
@@ -90,8 +91,13 @@ pub(super) async fn watch_file(shared: Arc<Shared>, path: PathBuf) {
 
 /// Writes the set in hand to its file whenever it has changed, and now and then when it was confirmed, so
 /// that the file's age tells how long the issuer has been away.
-pub(super) async fn keep_snapshot(shared: Arc<Shared>, file: SnapshotFile) {
-    let mut finished = shared.finished.subscribe();
+///
+/// `finished` tells of the ends of fetches, and has to be there before the first one begins.
+pub(super) async fn keep_snapshot(
+    shared: Arc<Shared>,
+    mut finished: watch::Receiver<()>,
+    file: SnapshotFile,
+) {
     let mut written: Option<(u64, Confirmed)> = None;
     let mut failing = false;
     // An error means that the cache is gone, and this task with it.

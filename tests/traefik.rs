@@ -39,6 +39,7 @@ tests_behind!(
     RECIPE,
     a_good_token_passes_with_its_claims_as_headers,
     a_denial_reaches_the_client_with_its_challenge,
+    rules_say_who_may_do_what,
     a_clients_own_identity_headers_never_reach_the_upstream,
     what_a_client_says_in_a_proxys_headers_is_noise,
     rotations_under_load_refuse_no_good_token,

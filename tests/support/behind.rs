@@ -163,6 +163,35 @@ pub async fn a_good_token_passes_with_its_claims_as_headers(recipe: Recipe) {
     assert_eq!(answer.expect("the proxy answers").status(), StatusCode::OK, "the query is judged as it is");
 }
 
+pub async fn rules_say_who_may_do_what(recipe: Recipe) {
+    let _turn = TURN.lock().await;
+    let rules = "rules:
+  - {name: health, match: {path: /healthz}, allow: anonymous}
+  - {name: internal, match: {path_prefix: /internal}, deny: true}
+  - {name: orders, match: {path_prefix: /orders, methods: [GET]}, require: {scopes: ['orders:read']}}
+";
+    let stage = Stage::set(recipe, rules).await;
+    let plain = stage.token();
+    let scoped = stage.key.sign(&with_claim(stage.claims(), "scope", "orders:read"));
+    let health = stage.client.get(stage.url("/healthz")).header("x-auth-subject", "root");
+    let received = stage.reaches_upstream(health).await;
+    assert!(received.get("x-auth-subject").is_none_or(|subject| subject == ""), "{received}");
+    stage.reaches_upstream(stage.client.get(stage.url("/orders")).bearer_auth(&scoped)).await;
+    stage.reaches_upstream(stage.client.post(stage.url("/orders")).bearer_auth(&plain)).await;
+    let before = stage.upstream.received();
+    for (path, token, status) in [
+        ("/orders", &plain, StatusCode::FORBIDDEN),
+        ("/internal/x", &scoped, StatusCode::FORBIDDEN),
+        ("/x/%2e%2e/internal", &scoped, StatusCode::FORBIDDEN),
+        ("/healthz/..%2finternal", &scoped, StatusCode::BAD_REQUEST),
+        ("/healthz;x=1", &scoped, StatusCode::BAD_REQUEST),
+    ] {
+        let answer = stage.client.get(stage.url(path)).bearer_auth(token).send().await;
+        assert_eq!(answer.expect("the proxy answers").status(), status, "{path}");
+    }
+    assert_eq!(stage.upstream.received(), before, "none of them has passed");
+}
+
 pub async fn a_denial_reaches_the_client_with_its_challenge(recipe: Recipe) {
     let _turn = TURN.lock().await;
     let stage = Stage::set(recipe, "").await;

@@ -167,6 +167,18 @@ pub const RULE_CASES: &[Case] = &[
     get("/v1/c", ANY, "ok", ""),
     get("/x/v1/a", ANY, "ok", ""),
     get("/v1/ab", ANY, "ok", ""),
+    get(
+        "/v1/a",
+        Bearer::With(r#"{"level": 2.5, "verified": true, "plan": "gold"}"#),
+        "rule_denied",
+        "version",
+    ),
+    get(
+        "/v1/a",
+        Bearer::With(r#"{"level": 3.5, "verified": true, "plan": "gold"}"#),
+        "rule_denied",
+        "version",
+    ),
     // Scopes: all of them, in either claim and either form.
     get("/orders", Bearer::None, "token_missing", "read"),
     get("/orders", READ, "ok", "read"),

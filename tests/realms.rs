@@ -298,6 +298,43 @@ async fn the_realm_that_was_used_least_lately_goes_when_there_are_too_many() {
 }
 
 #[tokio::test]
+async fn tokens_that_nobody_signed_cannot_make_a_long_list_of_realms_chase_each_other_out() {
+    let realms = Realms::start(&["a", "b", "c"]).await;
+    let service = service(&realms, "realms: [a, b, c]\nmax_realms: 2").await;
+    let stranger = SigningKey::generate("k", SigningAlgorithm::ES256);
+    for name in ["a", "b", "c"].into_iter().cycle().take(90) {
+        let claims = json!({"iss": realms.issuer(name), "aud": "orders-api", "exp": NOW + 300});
+        assert!(!service.bearer(&stranger.sign(&claims)).await.is_allowed());
+    }
+    let fetches: u64 = realms.asked().values().sum();
+    // A burst of 16 first fetches, and for each cache at most one that a bad signature forces.
+    assert!(fetches <= 32, "{fetches} of 90");
+}
+
+#[tokio::test]
+async fn of_two_templates_that_fit_an_issuer_the_first_one_that_allows_the_realm_counts() {
+    let realms = Realms::start(&["a", "b"]).await;
+    let (one, two) = (realms.issuer("{realm}"), format!("http://{}/{{realm}}/b", realms.0.address));
+    let text = format!(
+        "listen: {{ext_authz: '127.0.0.1:0', admin: '127.0.0.1:0'}}
+providers:
+  - {{name: one, issuer: '{one}', jwks_uri: '{one}/keys', realms: [b], audiences: [orders-api]}}
+  - {{name: two, issuer: '{two}', jwks_uri: '{one}/keys', realms: '.*', audiences: [orders-api]}}
+"
+    );
+    let at = text.find("  - {name: two").expect("is there");
+    let (head, second) = text.split_at(at);
+    let first = &head[head.find("  - {name: one").expect("is there")..];
+    let turned = text.replace(first, "").replace(second, &format!("{second}{first}"));
+    let narrower = text.replace("realms: [b]", "realms: [a]");
+    for (text, provider) in [(&text, "one"), (&turned, "two"), (&narrower, "two")] {
+        let config = Config::parse(text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+        let service = Running::start(config, fixed_clock()).await;
+        assert_eq!(service.bearer(&realms.token("b")).await.metadata["provider"], provider, "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_realm_at_the_page_of_keys_has_its_own_issuer_and_a_template_is_ready_at_once() {
     let realms = Realms::start(&["acme"]).await;
     let service = service(&realms, "realms: [acme]").await;

@@ -206,11 +206,12 @@ impl RealmProviders {
         Some(Issuer::New(Box::new(NewRealm { realms: Arc::clone(this), config, name: name.to_owned() })))
     }
 
-    /// The keys of a new realm. Names of a list are the configuration's own word; those that only match a
-    /// pattern may be anybody's.
+    /// The keys of a new realm. Those of a list that has room for all come at once. Names that only match a pattern
+    /// may be anybody's, and of a list that is too long, tokens that nobody signed could push out and fetch again
+    /// one realm after the other: both have a budget.
     fn open(self: Arc<Self>, config: &ProviderConfig, name: String) -> Option<Arc<KeyedProvider>> {
-        match self.realms.allowed {
-            AllowedRealms::Listed(_) => {
+        match &self.realms.allowed {
+            AllowedRealms::Listed(names) if names.len() <= self.realms.most => {
                 let mut known = self.write();
                 if let Some(known) = known.get(&name) {
                     return Some(Arc::clone(&known.keyed));
@@ -219,7 +220,7 @@ impl RealmProviders {
                 self.keep(&mut known, name, Arc::clone(&keyed));
                 Some(keyed)
             }
-            AllowedRealms::Matching(_) => self.open_on_probation(config, name),
+            AllowedRealms::Listed(_) | AllowedRealms::Matching(_) => self.open_on_probation(config, name),
         }
     }
 

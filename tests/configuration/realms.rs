@@ -121,3 +121,11 @@ fn a_list_is_kept_as_it_is_written() {
     assert_eq!(realms.allowed, AllowedRealms::Listed(vec!["b".into(), "a".into()]));
     assert_eq!(realms.most, 1);
 }
+
+#[test]
+fn two_equal_templates_are_refused_whatever_realms_they_allow() {
+    let text = with(TEMPLATE, "realms: [a]");
+    let second =
+        format!("  - name: second\n    issuer: '{TEMPLATE}'\n    realms: [b]\n    audiences: [orders-api]\n");
+    refused(&format!("{text}{second}"), &[(9, "providers[1].issuer", "has this issuer already")]);
+}

@@ -221,7 +221,7 @@ impl Authorizer {
             findings.refuse("key", Reason::KeysUnavailable, Some(detail.to_owned()))
         })?;
         let provider = &keyed.provider;
-        let validated = verify(&keyed, &found.text, &screened, request, &self.clock, findings).await?;
+        let validated = verify(&keyed, &screened, request, &self.clock, findings).await?;
         let claims = validated.claims();
         findings.note_claims(claims, provider);
         if let Some(requirements) = requirements {
@@ -387,16 +387,11 @@ fn shown(bytes: &[u8]) -> String {
 /// Verifies against the set in hand, and where that may be too old, once more under a newer one.
 async fn verify(
     keyed: &KeyedProvider,
-    token: &str,
     screened: &Screened<'_>,
     request: &AccessRequest<'_>,
     clock: &Clock,
     findings: &mut Findings<'_>,
 ) -> Result<Validated, Reason> {
-    if let Some(cause) = keyed.keys.refused_lately(token) {
-        let reason = Reason::from(&ValidationError::Stale(cause));
-        return Err(findings.refuse("key", reason, Some("refused by the same keys a moment ago".to_owned())));
-    }
     let look = |keys: &_| validation::try_validate(screened, keys, clock.now());
     let sighting = keyed.keys.sight();
     let outcome = match sighting.look(look) {
@@ -405,7 +400,7 @@ async fn verify(
         Err(ValidationError::Stale(cause)) => {
             findings.refreshed_for = Some(cause);
             let deadline = deadline(request, keyed.refresh.wait);
-            let rescued = keyed.keys.rescue(sighting, cause, deadline, token, look).await;
+            let rescued = keyed.keys.rescue(sighting, cause, deadline, look).await;
             rescued.map_err(|not_rescued| match not_rescued {
                 NotRescued::Refused(error) => Reason::from(&error),
                 NotRescued::Unavailable => Reason::KeysUnavailable,

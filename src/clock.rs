@@ -1,25 +1,36 @@
 //! The one place where time is read.
 //!
-//! Wall time judges tokens and is handed to the core as an argument. Monotonic time paces refreshes
-//! and deadlines, so that a clock that is set back neither stops nor hurries them; it is tokio's, so
-//! that tests can pause it. Clippy forbids the standard library's clocks elsewhere.
+//! Wall time judges tokens and is handed to the core as an argument. Monotonic time paces refreshes and
+//! deadlines, so that a clock that is set back neither stops nor hurries them. It is tokio's, so that tests can
+//! pause it, and it counts the time that a suspended machine slept (`CLOCK_BOOTTIME`), since keys age meanwhile.
+//! [`SteadyClock`] puts wall time on the monotonic line, for comparing what happened when within one process.
+//! Clippy forbids the standard library's clocks elsewhere.
 
 #![allow(clippy::disallowed_methods, reason = "this is the room that the lint sends everybody to")]
 
+use std::future::Future;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
+use rustix::time::{ClockId, clock_gettime};
 pub use tokio::time::Instant;
 
 use crate::validation::UnixTime;
 
-/// Where wall time comes from.
+/// A wait is looked at this often: a timer of the system does not run while the machine sleeps.
+const LONGEST_SLEEP: Duration = Duration::from_secs(5);
+
+/// Where time comes from.
 #[derive(Clone, Debug, Default)]
 pub enum Clock {
-    /// The machine's clock.
+    /// The machine's clocks.
     #[default]
     System,
-    /// Always this time; for explaining a decision of the past.
+    /// Wall time that stands still; for explaining a decision of the past.
     Fixed(UnixTime),
+    /// Wall time that is moved by hand, and a machine that can sleep; for simulations.
+    Simulated(Arc<SimulatedClock>),
 }
 
 impl Clock {
@@ -30,13 +41,140 @@ impl Clock {
                 SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
             ),
             Clock::Fixed(time) => *time,
+            Clock::Simulated(clock) => clock.now(),
+        }
+    }
+
+    /// Monotonic time, the time that the machine slept included.
+    pub fn monotonic(&self) -> Instant {
+        match self {
+            Clock::System | Clock::Fixed(_) => monotonic(),
+            Clock::Simulated(clock) => Instant::now() + clock.slept(),
+        }
+    }
+
+    /// How long ago a monotonic instant was; zero for one that is yet to come.
+    pub fn elapsed_since(&self, instant: Instant) -> Duration {
+        self.monotonic().saturating_duration_since(instant)
+    }
+
+    /// Waits until this monotonic instant. Where the machine slept over it, it returns within seconds of the
+    /// awakening.
+    pub async fn sleep_until(&self, instant: Instant) {
+        loop {
+            let left = instant.saturating_duration_since(self.monotonic());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
+        }
+    }
+
+    /// Runs a future until this monotonic instant at the latest; `None` where it was not done by then.
+    pub async fn until<T>(&self, instant: Instant, future: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = future => Some(done),
+            () = self.sleep_until(instant) => None,
         }
     }
 }
 
-/// Monotonic time.
+/// A clock on the wall that is moved by hand, apart from monotonic time, which is tokio's.
+#[derive(Debug)]
+pub struct SimulatedClock {
+    /// Wall time at `started`, in milliseconds since the Unix epoch; changed by steps.
+    wall_ms: AtomicI64,
+    started: Instant,
+    slept_ms: AtomicU64,
+}
+
+impl SimulatedClock {
+    /// A clock that shows this wall time now and goes on from there.
+    pub fn starting_at(now: UnixTime) -> Self {
+        let wall_ms = AtomicI64::new((now.as_secs_f64() * 1000.0) as i64);
+        Self { wall_ms, started: Instant::now(), slept_ms: AtomicU64::new(0) }
+    }
+
+    /// Sets the clock on the wall ahead by this many milliseconds, or back where it is negative.
+    pub fn step_ms(&self, by: i64) {
+        self.wall_ms.fetch_add(by, Ordering::SeqCst);
+    }
+
+    /// Lets the machine sleep for this long: timers stand still, both clocks go on.
+    pub fn sleep(&self, time: Duration) {
+        let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 2);
+        self.slept_ms.fetch_add(time, Ordering::SeqCst);
+    }
+
+    fn slept(&self) -> Duration {
+        Duration::from_millis(self.slept_ms.load(Ordering::SeqCst))
+    }
+
+    fn now(&self) -> UnixTime {
+        let went_on = Instant::now().saturating_duration_since(self.started) + self.slept();
+        UnixTime::from_secs_f64(self.wall_ms.load(Ordering::SeqCst) as f64 / 1000.0 + went_on.as_secs_f64())
+    }
+}
+
+/// Wall time that never steps: what the wall showed once, and the monotonic time since then. Two of its readings
+/// tell which was first, whatever became of the clock on the wall meanwhile.
+#[derive(Clone, Debug)]
+pub struct SteadyClock {
+    clock: Clock,
+    wall: UnixTime,
+    at: Instant,
+}
+
+impl SteadyClock {
+    /// Begins with what this clock shows now.
+    pub fn beginning_now(clock: &Clock) -> Self {
+        Self { clock: clock.clone(), wall: clock.now(), at: clock.monotonic() }
+    }
+
+    /// Monotonic time.
+    pub fn monotonic(&self) -> Instant {
+        self.clock.monotonic()
+    }
+
+    /// Microseconds since the Unix epoch.
+    pub fn now_micros(&self) -> i64 {
+        let micros = self.wall.as_secs_f64() * 1e6 + self.clock.elapsed_since(self.at).as_secs_f64() * 1e6;
+        // Casts of floats saturate.
+        micros as i64
+    }
+}
+
+/// Monotonic time, the time that the machine slept included.
 pub fn monotonic() -> Instant {
-    Instant::now()
+    Instant::now() + slept()
+}
+
+/// How long the machine has been suspended since this process first asked.
+fn slept() -> Duration {
+    /// Microseconds between the two clocks at the first reading.
+    static AT_FIRST: LazyLock<u64> = LazyLock::new(asleep_micros);
+    /// The same at the last reading that differed by more than two readings one after the other do.
+    static NOTED: AtomicU64 = AtomicU64::new(0);
+    /// Machines sleep for longer than that.
+    const NOISE_MICROS: u64 = 500_000;
+
+    let asleep = asleep_micros().saturating_sub(*AT_FIRST);
+    if asleep > NOTED.load(Ordering::Relaxed).saturating_add(NOISE_MICROS) {
+        NOTED.fetch_max(asleep, Ordering::Relaxed);
+    }
+    Duration::from_micros(NOTED.load(Ordering::Relaxed))
+}
+
+/// How far the clock that counts sleep is ahead of the one that does not.
+fn asleep_micros() -> u64 {
+    let micros = |id| {
+        let time = clock_gettime(id);
+        u64::try_from(time.tv_sec).unwrap_or_default().saturating_mul(1_000_000)
+            + u64::try_from(time.tv_nsec).unwrap_or_default() / 1_000
+    };
+    let awake = micros(ClockId::Monotonic);
+    micros(ClockId::Boottime).saturating_sub(awake)
 }
 
 /// A wall time as RFC 3339 in UTC, to the second.

@@ -6,27 +6,32 @@
 //! - Has the cache moved on since? Look again, without a fetch.
 //! - Is a fetch under way? Join it. It may have begun before the caller arrived and bring the old set
 //!   once more; then wait for the next one.
-//! - Otherwise demand a fetch. It starts when the budget of the cause allows ([`schedule`]), serves
+//! - Otherwise demand a fetch. It starts when the budget of the cause allows ([`schedule`], [`budget`]), serves
 //!   everybody who waits, and belongs to the cache: callers that give up cancel nothing.
-//! - A failed fetch leaves the set in hand as it is.
-//! - A token that the newest set has refused is refused again at once ([`KeyCache::refused_lately`]), for
-//!   `min_spacing` or until the set changes.
+//! - A failed fetch leaves the set in hand as it is, and so does an answer that is older ([`origin`],
+//!   [`published`]).
 //!
-//! One task per provider, the driver in `keys/refresh.rs`, makes all fetches, so there is never more than
-//! one at a time. The set is swapped atomically.
+//! One task per provider, the driver in `keys/refresh.rs`, starts all fetches and takes in what they bring. The set
+//! is swapped atomically. A task that panics is started again.
 //!
 //! # Architecture invariant
-//! The one home of `reqwest`. Nothing here knows of requests, proxies or verdicts: what a caller does
-//! with a set is a closure.
+//! The one home of `reqwest`, in [`http_client`]. Nothing here knows of requests, proxies or verdicts: what a caller
+//! does with a set is a closure.
 
+pub mod budget;
 mod caching;
 pub mod discovery;
 pub mod fetch;
+pub mod folder;
 pub mod http;
+pub mod http_client;
+pub mod origin;
+pub mod published;
 mod refresh;
-mod refused;
 pub mod schedule;
 pub mod snapshot;
+mod supervise;
+pub mod transport;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,23 +40,23 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout_at;
 
-use crate::clock::{self, Clock, Instant};
+use crate::clock::{Clock, Instant, SteadyClock};
 use crate::config::RefreshPolicy;
 use crate::telemetry::{Metrics, StaleOutcome};
 use crate::validation::key_set::KeySet;
 use crate::validation::{Permanent, StaleCause, UnixTime, ValidationError};
 
+use self::budget::{Budget, Member};
 use self::fetch::{Fetch, FetchError};
-use self::refused::RefusedTokens;
-use self::schedule::{Schedule, Standing, Trigger};
+use self::published::Published;
+use self::schedule::{Caller, Schedule, Standing, Trigger};
 use self::snapshot::SnapshotFile;
 
 /// A provider's key set at one moment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct KeySnapshot {
-    keys: Arc<KeySet>,
+    published: Published,
     generation: u64,
     /// Never for keys of the configuration.
     confirmed: Option<Confirmed>,
@@ -66,31 +71,43 @@ struct Confirmed {
     taken_in: Instant,
     /// How old it was then: a snapshot is not new.
     age_then: Duration,
+    /// Who says so.
+    by: Confirmation,
+}
+
+/// Who confirmed a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Confirmation {
+    /// Its source, in this process.
+    Source,
+    /// A snapshot, which is never written back.
+    Snapshot,
 }
 
 impl Confirmed {
-    fn age(&self) -> Duration {
-        self.age_then.saturating_add(clock::elapsed_since(self.taken_in))
+    fn age(&self, now: Instant) -> Duration {
+        self.age_then.saturating_add(now.saturating_duration_since(self.taken_in))
     }
 }
 
 impl KeySnapshot {
     /// None yet.
     fn empty(max_stale: Duration) -> Self {
-        Self { keys: Arc::default(), generation: 0, confirmed: None, max_stale }
+        Self { published: Published::default(), generation: 0, confirmed: None, max_stale }
     }
 
     /// Holds something against the keys. There are none once the last good fetch is longer ago than
     /// `max_stale`.
     fn look<T>(
         &self,
+        now: Instant,
         look: impl FnOnce(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, ValidationError> {
         match self.confirmed {
-            Some(confirmed) if confirmed.age() > self.max_stale => {
+            Some(confirmed) if confirmed.age(now) > self.max_stale => {
                 Err(ValidationError::Stale(StaleCause::UnknownKid))
             }
-            _ => look(&self.keys),
+            _ => look(self.published.keys()),
         }
     }
 }
@@ -100,6 +117,7 @@ impl KeySnapshot {
 pub struct Sighting {
     snapshot: Arc<KeySnapshot>,
     arrival: u64,
+    at: Instant,
 }
 
 impl Sighting {
@@ -111,7 +129,7 @@ impl Sighting {
         &self,
         look: impl FnOnce(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, ValidationError> {
-        self.snapshot.look(look)
+        self.snapshot.look(self.at, look)
     }
 }
 
@@ -126,6 +144,27 @@ pub struct Surroundings {
     pub serving_changed: Arc<Notify>,
     /// Whether snapshots are only read: so does whoever looks at a service's files and is none.
     pub snapshots_read_only: bool,
+    /// What spreads fetches in time.
+    pub jitter: Jitter,
+}
+
+/// Where the numbers from 0 to 1 come from that spread fetches in time.
+#[derive(Clone, Debug, Default)]
+pub enum Jitter {
+    /// Chance.
+    #[default]
+    Random,
+    /// Always this number; for simulations that are played again.
+    Fixed(f64),
+}
+
+impl Jitter {
+    fn next(&self) -> f64 {
+        match self {
+            Jitter::Random => rand::random(),
+            Jitter::Fixed(number) => *number,
+        }
+    }
 }
 
 /// Why a stale token could not be rescued.
@@ -170,6 +209,7 @@ impl Drop for KeyCache {
         for task in &self.tasks {
             task.abort();
         }
+        self.shared.budget.leave(self.shared.member);
         if self.passing {
             self.shared.around.metrics.forget_keys(&self.shared.provider);
         }
@@ -180,6 +220,9 @@ struct Shared {
     provider: String,
     policy: RefreshPolicy,
     around: Surroundings,
+    clock: SteadyClock,
+    budget: Arc<Budget>,
+    member: Member,
     snapshot: ArcSwap<KeySnapshot>,
     /// How many fetches have begun; the schedule's own count, for readers that take no lock.
     started: AtomicU64,
@@ -188,9 +231,8 @@ struct Shared {
     finished: watch::Sender<()>,
     wake: Notify,
     waiters: AtomicUsize,
-    refused: Mutex<RefusedTokens>,
-    /// How many tokens that remembers, for readers that take no lock.
-    refused_count: AtomicUsize,
+    /// Whether the snapshot has been read, or there is none to read.
+    snapshot_read: watch::Sender<bool>,
     /// Whether a fetch can bring anything new; keys of the configuration never change.
     refreshable: bool,
 }
@@ -201,14 +243,15 @@ struct State {
     last_error: Option<FetchError>,
     /// Whether it was told that the set is half-way to being too old.
     ageing_told: bool,
+    /// What the snapshot holds, until the first fetch has ended.
+    pending: Option<KeySnapshot>,
 }
 
 impl KeyCache {
     /// Keys that are fetched. Spawns the driver; the first fetch starts at once. Until it succeeds, the
-    /// keys of `before` serve, a cache of the same source whose policy has changed, or those of the
-    /// snapshot, which is kept up to date from then on.
-    ///
-    /// Reads the snapshot, a small file, on this thread.
+    /// keys of `before` serve, a cache of the same source whose policy has changed. Where there are none, those of the
+    /// snapshot count once the first fetch has ended; it is kept up to date from then on. What tokens force is paid
+    /// from `budget`, which the realms of one provider share.
     pub fn fetched(
         provider: &str,
         policy: RefreshPolicy,
@@ -216,33 +259,45 @@ impl KeyCache {
         around: Surroundings,
         before: Option<&KeyCache>,
         file: Option<SnapshotFile>,
+        budget: Arc<Budget>,
     ) -> Self {
         let max_stale = policy.max_stale;
-        let before = before.map(|before| before.shared.snapshot.load_full());
-        let snapshot = match (before.filter(|old| old.generation > 0), &file) {
-            (Some(old), _) => {
-                let KeySnapshot { keys, generation, confirmed, .. } = &*old;
-                KeySnapshot {
-                    keys: Arc::clone(keys),
-                    generation: *generation,
-                    confirmed: *confirmed,
-                    max_stale,
-                }
+        let before = before.filter(|before| before.has_keys()).map(|before| &before.shared);
+        let (snapshot, clock) = match before {
+            Some(before) => {
+                let snapshot = before.snapshot.load_full();
+                (KeySnapshot { max_stale, ..(*snapshot).clone() }, before.clock.clone())
             }
-            (None, Some(file)) => refresh::from_file(provider, file, max_stale, &around.clock),
-            (None, None) => KeySnapshot::empty(max_stale),
+            None => (KeySnapshot::empty(max_stale), SteadyClock::beginning_now(&around.clock)),
         };
-        let shared = Arc::new(Shared::new(provider, policy, snapshot, true, around));
+        let restored = file.as_ref().filter(|_| snapshot.generation == 0).cloned();
+        let kept = file.filter(|_| !around.snapshots_read_only);
+        let shared = Arc::new(Shared::new(provider, policy, snapshot, true, around, clock, budget));
         shared.publish_gauges();
         let mut tasks = Vec::new();
         if let Some(path) = fetch.watched_file() {
-            tasks.push(tokio::spawn(refresh::watch_file(Arc::clone(&shared), path)));
+            let watching = Arc::clone(&shared);
+            tasks.push(supervise::spawn(&shared, "watch_file", move || {
+                refresh::watch_file(Arc::clone(&watching), path.clone())
+            }));
         }
-        if let Some(file) = file.filter(|_| !shared.around.snapshots_read_only) {
-            let finished = shared.finished.subscribe();
-            tasks.push(tokio::spawn(refresh::keep_snapshot(Arc::clone(&shared), finished, file)));
+        if let Some(file) = restored {
+            shared.snapshot_read.send_replace(false);
+            let reading = Arc::clone(&shared);
+            tasks.push(supervise::spawn(&shared, "restore", move || {
+                refresh::restore(Arc::clone(&reading), file.clone())
+            }));
         }
-        tasks.push(tokio::spawn(refresh::drive(Arc::clone(&shared), fetch)));
+        if let Some(file) = kept {
+            let keeping = Arc::clone(&shared);
+            tasks.push(supervise::spawn(&shared, "keep_snapshot", move || {
+                refresh::keep_snapshot(Arc::clone(&keeping), keeping.finished.subscribe(), file.clone())
+            }));
+        }
+        let driving = Arc::clone(&shared);
+        tasks.push(supervise::spawn(&shared, "drive", move || {
+            refresh::drive(Arc::clone(&driving), Arc::clone(&fetch))
+        }));
         Self { shared, tasks, passing: false }
     }
 
@@ -256,8 +311,11 @@ impl KeyCache {
     /// Keys that are written into the configuration: nothing is ever fetched.
     pub fn fixed(provider: &str, keys: Arc<KeySet>, around: Surroundings) -> Self {
         let policy = RefreshPolicy::default();
-        let snapshot = KeySnapshot { keys, generation: 1, confirmed: None, max_stale: policy.max_stale };
-        let shared = Arc::new(Shared::new(provider, policy, snapshot, false, around));
+        let published = Published::configured(keys);
+        let snapshot = KeySnapshot { published, generation: 1, confirmed: None, max_stale: policy.max_stale };
+        let clock = SteadyClock::beginning_now(&around.clock);
+        let budget = Arc::default();
+        let shared = Arc::new(Shared::new(provider, policy, snapshot, false, around, clock, budget));
         shared.publish_gauges();
         Self { shared, tasks: Vec::new(), passing: false }
     }
@@ -266,7 +324,12 @@ impl KeyCache {
     pub fn sight(&self) -> Sighting {
         // In this order: a fetch that begins between the two loads counts as begun after arrival.
         let arrival = self.shared.started.load(Ordering::Acquire);
-        Sighting { snapshot: self.shared.snapshot.load_full(), arrival }
+        Sighting { snapshot: self.shared.snapshot.load_full(), arrival, at: self.shared.now() }
+    }
+
+    /// What pays for the fetches that tokens force.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.shared.budget
     }
 
     /// Whether keys have been had at least once.
@@ -284,20 +347,8 @@ impl KeyCache {
         {}
     }
 
-    /// Why the newest set has refused this token within the last `min_spacing`, if it has and is still the
-    /// set in hand. Costs next to nothing where no token was.
-    pub fn refused_lately(&self, token: &str) -> Option<StaleCause> {
-        let shared = &self.shared;
-        if shared.refused_count.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        let cause = shared.recall(token)?;
-        shared.around.metrics.stale_token(&shared.provider, cause, StaleOutcome::StillStale);
-        Some(cause)
-    }
-
     /// Gives a token that was stale under `sighting` its second look, under a set that is newer than
-    /// the caller's arrival, by `deadline` at the latest. `token` is what it is remembered by, if it is refused.
+    /// the caller's arrival, by `deadline` at the latest.
     ///
     /// # Errors
     /// [`NotRescued::Refused`] if the newest set does not verify it either, or if a bad signature
@@ -308,10 +359,9 @@ impl KeyCache {
         sighting: Sighting,
         cause: StaleCause,
         deadline: Instant,
-        token: &str,
         look: impl Fn(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, NotRescued> {
-        let result = self.shared.rescue(sighting, cause, deadline, token, look).await;
+        let result = self.shared.rescue(sighting, cause, deadline, look).await;
         let outcome = match &result {
             Ok(_) => StaleOutcome::Rescued,
             Err((_, outcome)) => *outcome,
@@ -340,22 +390,33 @@ impl Shared {
         snapshot: KeySnapshot,
         refreshable: bool,
         around: Surroundings,
+        clock: SteadyClock,
+        budget: Arc<Budget>,
     ) -> Self {
-        let schedule = Schedule::new(policy.clone(), clock::monotonic());
+        let member = budget.accounts().join();
+        let schedule = Schedule::new(policy.clone(), member, around.clock.monotonic());
+        let state =
+            State { schedule, last_trigger: None, last_error: None, ageing_told: false, pending: None };
         Self {
             provider: provider.to_owned(),
             policy,
             around,
+            clock,
+            budget,
+            member,
             snapshot: ArcSwap::from_pointee(snapshot),
             started: AtomicU64::new(0),
-            state: Mutex::new(State { schedule, last_trigger: None, last_error: None, ageing_told: false }),
+            state: Mutex::new(state),
             finished: watch::Sender::new(()),
             wake: Notify::new(),
             waiters: AtomicUsize::new(0),
-            refused: Mutex::default(),
-            refused_count: AtomicUsize::new(0),
+            snapshot_read: watch::Sender::new(true),
             refreshable,
         }
+    }
+
+    fn now(&self) -> Instant {
+        self.around.clock.monotonic()
     }
 
     /// No code that holds the lock can panic half-way, so a poisoned one is still sound.
@@ -368,7 +429,6 @@ impl Shared {
         sighting: Sighting,
         cause: StaleCause,
         deadline: Instant,
-        token: &str,
         look: impl Fn(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, Unrescued> {
         let mut second_look = SecondLook { shared: self, seen: sighting.snapshot, cause, look };
@@ -385,18 +445,10 @@ impl Shared {
         // Subscribed before the standing is asked, so that no end of a fetch is missed in between.
         let mut finished = self.finished.subscribe();
         loop {
-            let standing = self.state().schedule.stand(
-                sighting.arrival,
-                second_look.cause,
-                clock::monotonic(),
-                deadline,
-            );
-            match standing {
+            let caller = Caller { arrival: sighting.arrival, cause: second_look.cause, deadline };
+            match self.stand(caller) {
                 Standing::Fresh => {
-                    return second_look.if_newer().unwrap_or_else(|| {
-                        self.remember(token, second_look.cause, second_look.seen.generation);
-                        Err(still_stale(second_look.cause))
-                    });
+                    return second_look.if_newer().unwrap_or_else(|| Err(still_stale(second_look.cause)));
                 }
                 Standing::Failed => {
                     return Err((NotRescued::Unavailable, StaleOutcome::FetchFailed));
@@ -412,9 +464,9 @@ impl Shared {
                 Standing::UnderWay => {}
             }
             // Each turn ends with a fetch; the one that began after the arrival is the last.
-            match timeout_at(deadline, finished.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => {
+            match self.around.clock.until(deadline, finished.changed()).await {
+                Some(Ok(())) => {}
+                Some(Err(_)) | None => {
                     return Err((NotRescued::Unavailable, StaleOutcome::TimedOut));
                 }
             }
@@ -424,31 +476,21 @@ impl Shared {
         }
     }
 
-    fn remember(&self, token: &str, cause: StaleCause, generation: u64) {
-        let until = clock::monotonic() + self.policy.min_spacing;
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.remember(token, cause, generation, until);
-        self.refused_count.store(refused.len(), Ordering::Relaxed);
-    }
-
-    fn recall(&self, token: &str) -> Option<StaleCause> {
-        let generation = self.snapshot.load().generation;
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        let cause = refused.recall(token, generation, clock::monotonic());
-        self.refused_count.store(refused.len(), Ordering::Relaxed);
-        cause
+    fn stand(&self, caller: Caller) -> Standing {
+        let now = self.now();
+        self.state().schedule.stand(&mut self.budget.accounts(), caller, now)
     }
 
     fn status(&self) -> KeyStatus {
         let snapshot = self.snapshot.load_full();
         let state = self.state();
-        let until_next = state.schedule.next_scheduled().saturating_duration_since(clock::monotonic());
+        let until_next = state.schedule.next_scheduled().saturating_duration_since(self.now());
         let next = self.around.clock.now().as_secs_f64() + until_next.as_secs_f64();
         KeyStatus {
-            keys: Arc::clone(&snapshot.keys),
+            keys: Arc::clone(snapshot.published.keys()),
             generation: snapshot.generation,
             fetched_at: snapshot.confirmed.map(|confirmed| confirmed.wall),
-            age: snapshot.confirmed.map(|confirmed| confirmed.age()),
+            age: snapshot.confirmed.map(|confirmed| confirmed.age(self.now())),
             next_refresh_at: self.refreshable.then(|| UnixTime::from_secs(next.ceil() as i64)),
             last_trigger: state.last_trigger,
             last_error: state.last_error.clone(),
@@ -457,9 +499,9 @@ impl Shared {
 
     fn publish_gauges(&self) {
         let snapshot = self.snapshot.load();
-        let age = snapshot.confirmed.map(|confirmed| confirmed.age());
+        let age = snapshot.confirmed.map(|confirmed| confirmed.age(self.now()));
         let metrics = &self.around.metrics;
-        metrics.key_set(&self.provider, snapshot.keys.keys().len(), snapshot.generation, age);
+        metrics.key_set(&self.provider, snapshot.published.keys().keys().len(), snapshot.generation, age);
         metrics.waiters(&self.provider, self.waiters.load(Ordering::Relaxed));
     }
 }
@@ -489,7 +531,7 @@ impl<T, F: Fn(&KeySet) -> Result<T, ValidationError>> SecondLook<'_, F> {
             return None;
         }
         self.seen = current;
-        match self.seen.look(&self.look) {
+        match self.seen.look(self.shared.now(), &self.look) {
             Ok(verified) => Some(Ok(verified)),
             Err(ValidationError::Permanent(permanent)) => Some(Err(past_mending(permanent))),
             Err(ValidationError::Stale(cause)) => {

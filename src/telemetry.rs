@@ -25,16 +25,22 @@ pub enum FetchOutcome {
     Renewed,
     /// The keys are the same.
     Unchanged,
+    /// The answer is older than the set in hand, which stays.
+    Older,
     /// No keys came; the last good set stays.
     Failed,
 }
 
 impl FetchOutcome {
+    const ALL: [FetchOutcome; 4] =
+        [FetchOutcome::Renewed, FetchOutcome::Unchanged, FetchOutcome::Older, FetchOutcome::Failed];
+
     /// The label's value.
     pub fn as_str(self) -> &'static str {
         match self {
             FetchOutcome::Renewed => "renewed",
             FetchOutcome::Unchanged => "unchanged",
+            FetchOutcome::Older => "older",
             FetchOutcome::Failed => "failed",
         }
     }
@@ -100,6 +106,12 @@ struct ProviderLabels {
     provider: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TaskLabels {
+    provider: String,
+    task: &'static str,
+}
+
 /// Every metric of the service. One for each running service, so that tests do not share them.
 #[derive(Debug)]
 pub struct Metrics {
@@ -113,6 +125,7 @@ pub struct Metrics {
     generation: Family<ProviderLabels, Gauge>,
     waiters: Family<ProviderLabels, Gauge>,
     waiters_rejected: Family<ProviderLabels, Counter>,
+    task_restarts: Family<TaskLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -157,6 +170,12 @@ impl Metrics {
             "Requests answered unavailable because max_waiters were waiting already",
             waiters_rejected.clone(),
         );
+        let task_restarts = Family::default();
+        registry.register(
+            "task_restarts",
+            "Tasks that keep a provider's keys and were started again after a panic",
+            task_restarts.clone(),
+        );
         Self {
             registry,
             decisions,
@@ -168,6 +187,7 @@ impl Metrics {
             generation,
             waiters,
             waiters_rejected,
+            task_restarts,
         }
     }
 
@@ -232,6 +252,11 @@ impl Metrics {
         self.waiters_rejected.get_or_create(&labels).inc();
     }
 
+    /// A task that panicked and was started again.
+    pub fn task_restarted(&self, provider: &str, task: &'static str) {
+        self.task_restarts.get_or_create(&TaskLabels { provider: provider.to_owned(), task }).inc();
+    }
+
     /// A provider that the configuration no longer has.
     pub fn forget_provider(&self, provider: &str) {
         let labels = ProviderLabels { provider: provider.to_owned() };
@@ -245,8 +270,8 @@ impl Metrics {
     pub fn forget_keys(&self, name: &str) {
         self.forget_provider(name);
         let causes = [StaleCause::UnknownKid, StaleCause::BadSignature].map(Trigger::Forced);
-        for trigger in [Trigger::Startup, Trigger::Scheduled].into_iter().chain(causes) {
-            for outcome in [FetchOutcome::Renewed, FetchOutcome::Unchanged, FetchOutcome::Failed] {
+        for trigger in Trigger::ALL {
+            for outcome in FetchOutcome::ALL {
                 self.fetches.remove(&FetchLabels {
                     provider: name.to_owned(),
                     trigger: trigger.as_str(),

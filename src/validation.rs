@@ -60,6 +60,11 @@ impl UnixTime {
         Self(since.as_secs_f64())
     }
 
+    /// That many seconds after the epoch, with fractions; negative before it.
+    pub fn from_secs_f64(seconds: f64) -> Self {
+        Self(seconds)
+    }
+
     /// Seconds since the epoch, with fractions.
     pub fn as_secs_f64(self) -> f64 {
         self.0

@@ -9,7 +9,7 @@ use headers::{
     Age, CacheControl, Date, ETag, Expires, Header, HeaderMap, HeaderMapExt, HeaderValue, LastModified,
 };
 use reqwest::header::{
-    CACHE_CONTROL, DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RETRY_AFTER,
+    AGE, CACHE_CONTROL, DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RETRY_AFTER,
 };
 
 /// A longer entity tag is not kept: it would be sent with every request.
@@ -32,6 +32,29 @@ pub(super) fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
     let lifetime = control.and_then(|control| control.max_age()).or_else(|| expires_in(headers))?;
     let age = headers.typed_get::<Age>().map_or(Duration::ZERO, |age| age.into());
     Some(lifetime.saturating_sub(age))
+}
+
+/// What an answer says of when it was made: the seconds of its `Age` (RFC 9111 §5.1), and its `Date` (RFC 9110
+/// §6.6.1) as seconds since the Unix epoch. What cannot be read is not said; of several ages the largest counts.
+pub(super) fn age_and_date(headers: &HeaderMap) -> (Option<i64>, Option<i64>) {
+    let seconds = |value: &HeaderValue| value.to_str().ok()?.trim().parse::<u32>().ok().map(i64::from);
+    let age = headers.get_all(AGE).iter().filter_map(seconds).max();
+    let since_epoch = |date: SystemTime| date.duration_since(SystemTime::UNIX_EPOCH).ok();
+    let date = headers.get(DATE).and_then(date).and_then(since_epoch);
+    (age, date.and_then(|date| i64::try_from(date.as_secs()).ok()))
+}
+
+/// The headers by which caches on the way are recognised, for the log: short, and on one line.
+pub(super) fn traces_of_caches(headers: &HeaderMap) -> String {
+    const NAMES: [&str; 7] =
+        ["date", "age", "cache-control", "via", "x-cache", "cf-cache-status", "cache-status"];
+    const MAX_CHARS: usize = 64;
+    let shown = NAMES.into_iter().filter_map(|name| {
+        let value = String::from_utf8_lossy(headers.get(name)?.as_bytes()).into_owned();
+        let value: String = value.chars().take(MAX_CHARS).flat_map(char::escape_debug).collect();
+        Some(format!("{name}: {value}"))
+    });
+    shown.collect::<Vec<_>>().join("; ")
 }
 
 fn expires_in(headers: &HeaderMap) -> Option<Duration> {

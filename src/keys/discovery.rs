@@ -1,20 +1,20 @@
 //! From an issuer's discovery document to the URL of its key set (OpenID Connect Discovery §4, RFC 8414 §3).
 //!
-//! The URL is remembered for a while, so that a forced refresh mostly costs one request; after a fetch that
-//! did not succeed, or was given up half-way, it is asked for again.
+//! The URL is remembered for a while, so that a forced refresh mostly costs one request. A document that is older
+//! than the one that was read before changes nothing.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
 use url::Url;
 
-use crate::clock::{self, Instant};
+use crate::clock::SteadyClock;
 
 use super::fetch::FetchError;
-use super::http::HttpReader;
-use super::schedule::Trigger;
+use super::origin::Origin;
+use super::transport::{Doubt, Request, Transport};
 
 /// Why a discovery document is of no use. Holds nothing of the document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,14 +49,17 @@ pub struct Discovery {
     document: Url,
     issuer: String,
     remember_for: Duration,
-    remembered: Mutex<Option<Found>>,
+    remembered: Mutex<Option<Remembered>>,
 }
 
 /// What a discovery document said, and when.
-pub struct Found {
+#[derive(Clone)]
+struct Remembered {
     /// Where the key set is.
-    pub jwks_uri: Url,
-    read: Instant,
+    jwks_uri: Url,
+    origin: Origin,
+    /// Whether keys were had there by the last fetch.
+    proven: bool,
 }
 
 #[derive(Deserialize)]
@@ -71,26 +74,49 @@ impl Discovery {
         Self { document, issuer: issuer.to_owned(), remember_for, remembered: Mutex::new(None) }
     }
 
-    /// Where the key set is. It is forgotten with this, until a fetch that succeeded puts it back.
+    /// Where the key set is by a document that was read a while ago at most, if keys were there the last time.
+    pub(super) fn remembered(&self, clock: &SteadyClock) -> Option<Url> {
+        let longest = i64::try_from(self.remember_for.as_micros()).unwrap_or(i64::MAX);
+        let remembered = self.lock();
+        let fresh = |one: &&Remembered| clock.now_micros().saturating_sub(one.origin.received()) < longest;
+        remembered.as_ref().filter(|one| one.proven).filter(fresh).map(|one| one.jwks_uri.clone())
+    }
+
+    /// Where the key set is, by the document as it is now.
     ///
     /// # Errors
     /// The document cannot be had or is of no use.
-    pub async fn take(&self, http: &HttpReader, trigger: Trigger) -> Result<Found, FetchError> {
-        let remembered = self.remembered().take();
-        if let Some(found) = remembered.filter(|found| clock::elapsed_since(found.read) < self.remember_for) {
-            return Ok(found);
+    pub(super) async fn ask(
+        &self,
+        transport: &dyn Transport,
+        doubt: Doubt,
+        clock: &SteadyClock,
+    ) -> Result<Url, FetchError> {
+        let request = Request::new(self.document.clone(), doubt);
+        let asked = clock.now_micros();
+        let answer = transport.get(request).await?;
+        let origin = answer.origin(asked, clock.now_micros());
+        let jwks_uri = self.check(&answer.into_body()?).map_err(FetchError::Discovery)?;
+        let mut remembered = self.lock();
+        if let Some(newer) = remembered.as_mut().filter(|one| origin.is_older_than(&one.origin)) {
+            return Ok(newer.jwks_uri.clone());
         }
-        let jwks_uri =
-            self.check(&http.get(self.document.clone(), trigger).await?).map_err(FetchError::Discovery)?;
-        Ok(Found { jwks_uri, read: clock::monotonic() })
+        *remembered = Some(Remembered { jwks_uri: jwks_uri.clone(), origin, proven: false });
+        Ok(jwks_uri)
     }
 
-    /// There were keys where it said.
-    pub fn put_back(&self, found: Found) {
-        *self.remembered() = Some(found);
+    /// Whether there were keys at this URL: if there were, it is believed for a while.
+    pub(super) fn note(&self, jwks_uri: &Url, proven: bool) {
+        if let Some(remembered) = self.lock().as_mut().filter(|one| one.jwks_uri == *jwks_uri) {
+            remembered.proven = proven;
+        }
     }
 
     fn check(&self, document: &[u8]) -> Result<Url, DiscoveryError> {
+        // A struct could be read from an array too.
+        if document.trim_ascii_start().first() != Some(&b'{') {
+            return Err(DiscoveryError::NotADocument);
+        }
         let document: Document =
             serde_json::from_slice(document).map_err(|_| DiscoveryError::NotADocument)?;
         if document.issuer != self.issuer {
@@ -112,7 +138,7 @@ impl Discovery {
         }
     }
 
-    fn remembered(&self) -> std::sync::MutexGuard<'_, Option<Found>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Remembered>> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -153,6 +179,7 @@ mod tests {
                 Err(DiscoveryError::BadJwksUri),
             ),
             (r#"{"issuer":"https://sso.example.com"}"#, Err(DiscoveryError::NotADocument)),
+            (r#"["https://sso.example.com","https://sso.example.com/k"]"#, Err(DiscoveryError::NotADocument)),
             ("<html>", Err(DiscoveryError::NotADocument)),
             ("", Err(DiscoveryError::NotADocument)),
         ] {

@@ -6,19 +6,23 @@ use std::future::Future;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::io::AsyncReadExt;
 
+use crate::clock::{Instant, SteadyClock};
 use crate::validation::key_set::{KeySet, KeySetError};
 
 use super::discovery::DiscoveryError;
+use super::origin::Origin;
+use super::published::Published;
 use super::schedule::Trigger;
 
 /// Where keys come from. One implementation per kind of source; tests script their own.
 pub trait Fetch: Send + Sync {
-    /// Reads the current key set once, for this reason.
-    fn fetch(&self, trigger: Trigger) -> Fetching<'_>;
+    /// Reads the current key set once.
+    fn fetch(&self, ask: Ask) -> Fetching<'_>;
 
     /// The file whose changes call for a fetch, where there is one.
     fn watched_file(&self) -> Option<PathBuf> {
@@ -26,31 +30,43 @@ pub trait Fetch: Send + Sync {
     }
 }
 
+/// Who asks for a key set, and what it has already.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Why it is asked for.
+    pub trigger: Trigger,
+    /// What is in hand.
+    pub published: Arc<Published>,
+    /// The time, for telling which of two answers is the newer one.
+    pub clock: SteadyClock,
+    /// By when the answer has to be there, in as far as there is a choice.
+    pub deadline: Instant,
+}
+
 /// A fetch under way.
 pub type Fetching<'f> = Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + 'f>>;
 
 /// What a fetch brought.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Fetched {
     /// The keys.
-    pub keys: FetchedKeys,
+    pub keys: Arc<KeySet>,
+    /// When the answer was made.
+    pub origin: Origin,
+    /// Where it came from, after redirects; without a query.
+    pub place: String,
+    /// What caches on the way said of the answer, for the log.
+    pub caches: String,
     /// How long the issuer says that they stay fresh (RFC 9111 §4.2.1), where it says so.
     pub fresh_for: Option<Duration>,
 }
 
-/// The keys that a fetch brought.
-#[derive(Debug)]
-pub enum FetchedKeys {
-    /// A whole set, which may be the same as before.
-    Set(KeySet),
-    /// The word that the set which this source brought last is still the issuer's.
-    NotModified,
-}
-
-impl From<KeySet> for Fetched {
-    /// A set of which nobody says how long it stays fresh.
-    fn from(keys: KeySet) -> Self {
-        Self { keys: FetchedKeys::Set(keys), fresh_for: None }
+impl Fetched {
+    /// A set of a source on this machine: it was read in between these two times, and nobody says how long it stays
+    /// fresh.
+    pub fn locally(keys: KeySet, place: String, asked: i64, received: i64) -> Self {
+        let origin = Origin::at(asked, received);
+        Self { keys: Arc::new(keys), origin, place, caches: String::new(), fresh_for: None }
     }
 }
 
@@ -79,6 +95,8 @@ pub enum FetchError {
     KeySet(KeySetError),
     /// The discovery document is not one for this issuer.
     Discovery(DiscoveryError),
+    /// A fault of this service: the fetch broke off.
+    BrokeOff,
 }
 
 impl fmt::Display for FetchError {
@@ -91,6 +109,7 @@ impl fmt::Display for FetchError {
             FetchError::File(kind) => write!(f, "the file cannot be read: {kind}"),
             FetchError::KeySet(error) => error.fmt(f),
             FetchError::Discovery(error) => error.fmt(f),
+            FetchError::BrokeOff => f.write_str("the fetch broke off by a fault of this service"),
         }
     }
 }
@@ -133,8 +152,12 @@ impl FileKeys {
 }
 
 impl Fetch for FileKeys {
-    fn fetch(&self, _trigger: Trigger) -> Fetching<'_> {
-        Box::pin(async { self.read().await.map(Fetched::from) })
+    fn fetch(&self, ask: Ask) -> Fetching<'_> {
+        Box::pin(async move {
+            let asked = ask.clock.now_micros();
+            let keys = self.read().await?;
+            Ok(Fetched::locally(keys, self.path.display().to_string(), asked, ask.clock.now_micros()))
+        })
     }
 
     fn watched_file(&self) -> Option<PathBuf> {

@@ -1,39 +1,38 @@
 //! Reading a key set from its URL, or from the one that a discovery document names.
 //!
-//! Only a 200 with a usable set counts, or a 304 where the set of a 200 is in hand; anything else is a
-//! failed fetch. Nothing is followed to another host, nothing leads from https to http, and what is read
-//! is bounded after decompression.
+//! Only a 200 with a usable set counts, or a 304 by the very place whose validators were sent. A fetch that a token
+//! forces doubts what is in hand: it sends no validators, passes caches by, and where the remembered URL brings
+//! nothing new it asks the discovery document again. One that was due may be answered by a cache; where that answer
+//! is not newer than the set in hand and differs from it, it is asked again without caches.
 
-use std::path::Path;
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, CACHE_CONTROL, HeaderMap, HeaderValue};
-use reqwest::{Certificate, Client, ClientBuilder, Identity, NoProxy, Proxy, Response, StatusCode, redirect};
-use tokio::task::spawn_blocking;
+use http::StatusCode;
+use http::header::HeaderMap;
 use url::Url;
 
-use crate::config::{ClientCertificate, IssuerHttp};
 use crate::validation::key_set::KeySet;
 
 use super::caching;
 use super::discovery::Discovery;
-use super::fetch::{Fetch, FetchError, Fetched, FetchedKeys, Fetching, FileStamp};
+use super::fetch::{Ask, Fetch, FetchError, Fetched, Fetching};
 use super::schedule::Trigger;
+use super::transport::{Answer, Doubt, Request, Transport};
 
-/// Redirects are followed this often, on the same host.
-const MAX_REDIRECTS: usize = 5;
+/// One in so many scheduled fetches sends no validators: those of some servers do not change with the content.
+const CONDITIONAL_IN_A_ROW: u32 = 9;
 
-/// Of an error's causes this many are told, each in so many characters.
-const MAX_CAUSES: usize = 8;
-const MAX_CAUSE_CHARS: usize = 120;
+/// Of the time that a fetch may take this part is kept from what is asked besides the key set, so that the set which
+/// has come is not lost for it.
+const KEPT: Duration = Duration::from_millis(20);
 
 /// Keys at a URL that is known from the start, or that a discovery document names.
 pub struct HttpKeys {
-    /// Shared by all realms of a provider.
-    http: Arc<HttpReader>,
+    transport: Arc<dyn Transport>,
     location: Location,
-    last: Mutex<Option<Last>>,
+    known: Mutex<Known>,
 }
 
 enum Location {
@@ -41,249 +40,198 @@ enum Location {
     Discovery(Discovery),
 }
 
-/// Where the set in hand came from, and what was said about it there.
+/// What is known of earlier answers.
+#[derive(Default)]
+struct Known {
+    last: Option<Last>,
+    /// A place whose validators stayed the same when the content changed: they are never sent there again.
+    lying: Option<Url>,
+}
+
+/// The last set that came with validators from the very URL that was asked.
 #[derive(Clone)]
 struct Last {
     url: Url,
     /// How to ask whether it has changed.
     validators: HeaderMap,
+    keys: Arc<KeySet>,
     fresh_for: Option<Duration>,
+    /// How often in a row they may be sent yet.
+    may_ask: u32,
 }
 
 impl HttpKeys {
     /// Keys at `jwks_uri`.
-    pub fn at(jwks_uri: Url, http: Arc<HttpReader>) -> Self {
-        Self { http, location: Location::KeySet(jwks_uri), last: Mutex::new(None) }
+    pub fn at(jwks_uri: Url, transport: Arc<dyn Transport>) -> Self {
+        Self { transport, location: Location::KeySet(jwks_uri), known: Mutex::default() }
     }
 
     /// Keys at the URL that a discovery document names.
-    pub fn discovered(discovery: Discovery, http: Arc<HttpReader>) -> Self {
-        Self { http, location: Location::Discovery(discovery), last: Mutex::new(None) }
+    pub fn discovered(discovery: Discovery, transport: Arc<dyn Transport>) -> Self {
+        Self { transport, location: Location::Discovery(discovery), known: Mutex::default() }
     }
 
-    async fn read(&self, trigger: Trigger) -> Result<Fetched, FetchError> {
-        match &self.location {
-            Location::KeySet(url) => self.read_set(url, trigger).await,
-            Location::Discovery(discovery) => {
-                let found = discovery.take(&self.http, trigger).await?;
-                let fetched = self.read_set(&found.jwks_uri, trigger).await?;
-                discovery.put_back(found);
-                Ok(fetched)
+    async fn read(&self, ask: &Ask) -> Result<Fetched, FetchError> {
+        let doubt = match ask.trigger {
+            Trigger::Startup | Trigger::Scheduled => Doubt::Nothing,
+            Trigger::Forced(_) => Doubt::Forced,
+        };
+        let fetched = self.locate_and_read(doubt, ask).await?;
+        let stale = ask.published.origin().is_some_and(|in_hand| !fetched.origin.is_newer_than(in_hand));
+        if doubt == Doubt::Nothing && stale && !fetched.keys.same_keys(ask.published.keys()) {
+            let again = within(ask, self.locate_and_read(Doubt::Caches, ask)).await;
+            return Ok(again.unwrap_or(fetched));
+        }
+        Ok(fetched)
+    }
+
+    async fn locate_and_read(&self, doubt: Doubt, ask: &Ask) -> Result<Fetched, FetchError> {
+        let discovery = match &self.location {
+            Location::KeySet(url) => return self.read_set(url, doubt, ask).await,
+            Location::Discovery(discovery) => discovery,
+        };
+        let remembered = discovery.remembered(&ask.clock);
+        let Some(url) = remembered else {
+            let url = discovery.ask(&*self.transport, doubt, &ask.clock).await?;
+            return self.read_discovered(discovery, &url, doubt, ask).await;
+        };
+        let fetched = self.read_discovered(discovery, &url, doubt, ask).await;
+        let brings_news = |fetched: &Fetched| ask.published.keys().lacks(&fetched.keys).next().is_some();
+        if fetched.as_ref().is_ok_and(|fetched| doubt == Doubt::Nothing || brings_news(fetched)) {
+            return fetched;
+        }
+        let elsewhere = within(ask, async {
+            let moved_to = discovery.ask(&*self.transport, doubt, &ask.clock).await?;
+            if moved_to == url {
+                // The document confirms the place; what was had there stands.
+                discovery.note(&url, fetched.is_ok());
+                return Ok(None);
+            }
+            self.read_discovered(discovery, &moved_to, doubt, ask).await.map(Some)
+        });
+        match elsewhere.await {
+            Some(Some(moved)) => Ok(moved),
+            Some(None) | None => fetched,
+        }
+    }
+
+    async fn read_discovered(
+        &self,
+        discovery: &Discovery,
+        url: &Url,
+        doubt: Doubt,
+        ask: &Ask,
+    ) -> Result<Fetched, FetchError> {
+        // Until it has succeeded, so that a fetch that is given up half-way counts as one that failed.
+        discovery.note(url, false);
+        let fetched = self.read_set(url, doubt, ask).await;
+        discovery.note(url, fetched.is_ok());
+        fetched
+    }
+
+    async fn read_set(&self, url: &Url, doubt: Doubt, ask: &Ask) -> Result<Fetched, FetchError> {
+        let conditional = doubt == Doubt::Nothing && self.lock().lying.as_ref() != Some(url);
+        let last = self.lock().last.clone().filter(|last| last.url == *url);
+        let asked_of = last.as_ref().filter(|last| conditional && last.may_ask > 0);
+        let mut request = Request::new(url.clone(), doubt);
+        if let Some(last) = asked_of {
+            request.headers.extend(last.validators.clone());
+        }
+        let mut asked = ask.clock.now_micros();
+        let mut answer = self.transport.get(request).await?;
+        if answer.status == StatusCode::NOT_MODIFIED {
+            match asked_of.filter(|_| answer.url == *url) {
+                Some(last) => return Ok(self.confirmed(last, &answer, asked, ask)),
+                // Another place speaks of its own answer, which nobody has seen.
+                None => {
+                    asked = ask.clock.now_micros();
+                    answer = self.transport.get(Request::new(url.clone(), doubt)).await?;
+                }
             }
         }
-    }
-
-    async fn read_set(&self, url: &Url, trigger: Trigger) -> Result<Fetched, FetchError> {
-        let last = self.last().clone().filter(|last| last.url == *url);
-        let ask = last.as_ref().map(|last| last.validators.clone()).unwrap_or_default();
-        let response = self.http.send(url.clone(), ask, trigger).await?;
-        let at_home = response.url() == url;
-        let fresh_for = caching::fresh_for(response.headers());
-        let validators = caching::validators(response.headers());
-        if let Some(last) = last.filter(|_| response.status() == StatusCode::NOT_MODIFIED) {
-            // What it does not say anew stays as it was (RFC 9111 §4.3.4).
-            let fresh_for = fresh_for.or(last.fresh_for);
-            let validators = validators.unwrap_or(last.validators);
-            *self.last() = Some(Last { url: last.url, validators, fresh_for });
-            return Ok(Fetched { keys: FetchedKeys::NotModified, fresh_for });
-        }
-        let body = self.http.body(response).await?;
-        let keys = KeySet::parse(&body).map_err(FetchError::KeySet)?;
+        let validators = caching::validators(&answer.headers);
+        let here = answer.url == *url;
+        let fetched = read_answer(answer, asked, ask)?;
         // What was said elsewhere, behind a redirect, may be said of another place the next time.
-        let here = validators.filter(|_| at_home);
-        *self.last() = here.map(|validators| Last { url: url.clone(), validators, fresh_for });
-        Ok(Fetched { keys: FetchedKeys::Set(keys), fresh_for })
+        self.remember(url, last, validators.filter(|_| here), &fetched, doubt);
+        Ok(fetched)
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<Last>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A 304: the set that came with these validators is still the one.
+    fn confirmed(&self, last: &Last, answer: &Answer, asked: i64, ask: &Ask) -> Fetched {
+        // What it does not say anew stays as it was (RFC 9111 §4.3.4).
+        let fresh_for = caching::fresh_for(&answer.headers).or(last.fresh_for);
+        let validators = caching::validators(&answer.headers).unwrap_or_else(|| last.validators.clone());
+        let (keys, may_ask) = (Arc::clone(&last.keys), last.may_ask.saturating_sub(1));
+        let fetched = fetched(Arc::clone(&keys), answer, fresh_for, asked, ask);
+        self.lock().last = Some(Last { url: last.url.clone(), validators, keys, fresh_for, may_ask });
+        fetched
+    }
+
+    fn remember(
+        &self,
+        url: &Url,
+        before: Option<Last>,
+        validators: Option<HeaderMap>,
+        fetched: &Fetched,
+        doubt: Doubt,
+    ) {
+        let differs = before.as_ref().is_some_and(|before| !before.keys.same_keys(&fetched.keys));
+        let same_validators = before.is_some_and(|before| Some(&before.validators) == validators.as_ref());
+        let mut known = self.lock();
+        if differs && same_validators {
+            known.lying = Some(url.clone());
+        }
+        // A set that nobody would have seen without a token is looked at once more as a whole.
+        let may_ask = if differs && doubt == Doubt::Forced { 0 } else { CONDITIONAL_IN_A_ROW };
+        known.last = validators.map(|validators| Last {
+            url: url.clone(),
+            validators,
+            keys: Arc::clone(&fetched.keys),
+            fresh_for: fetched.fresh_for,
+            may_ask,
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Fetch for HttpKeys {
-    fn fetch(&self, trigger: Trigger) -> Fetching<'_> {
-        Box::pin(self.read(trigger))
+    fn fetch(&self, ask: Ask) -> Fetching<'_> {
+        Box::pin(async move { self.read(&ask).await })
     }
 }
 
-impl From<reqwest::Error> for FetchError {
-    /// reqwest's own text without the URL, and its causes, which are what an operator needs. What the other
-    /// side wrote into a GOAWAY is left out, and names of its certificate are cut short.
-    fn from(error: reqwest::Error) -> Self {
-        let error = error.without_url();
-        let causes =
-            std::iter::successors(Some(&error as &(dyn std::error::Error + 'static)), |error| error.source());
-        let text = |cause: &(dyn std::error::Error + 'static)| match cause {
-            cause if cause.is::<h2::Error>() => "HTTP/2 broke off".to_owned(),
-            cause => cause.to_string().chars().take(MAX_CAUSE_CHARS).flat_map(char::escape_debug).collect(),
-        };
-        FetchError::Transport(causes.take(MAX_CAUSES).map(text).collect::<Vec<_>>().join(": "))
+fn read_answer(answer: Answer, asked: i64, ask: &Ask) -> Result<Fetched, FetchError> {
+    let fresh_for = caching::fresh_for(&answer.headers);
+    let mut fetched = fetched(Arc::default(), &answer, fresh_for, asked, ask);
+    fetched.keys = Arc::new(KeySet::parse(&answer.into_body()?).map_err(FetchError::KeySet)?);
+    Ok(fetched)
+}
+
+fn fetched(
+    keys: Arc<KeySet>,
+    answer: &Answer,
+    fresh_for: Option<Duration>,
+    asked: i64,
+    ask: &Ask,
+) -> Fetched {
+    let mut place = answer.url.clone();
+    place.set_query(None);
+    place.set_fragment(None);
+    Fetched {
+        keys,
+        origin: answer.origin(asked, ask.clock.now_micros()),
+        place: place.into(),
+        caches: caching::traces_of_caches(&answer.headers),
+        fresh_for,
     }
 }
 
-/// A client with the bounds and the credentials of one provider.
-pub struct HttpReader {
-    options: IssuerHttp,
-    max_bytes: usize,
-    made: Mutex<Made>,
-}
-
-/// A client, and the state of the files that it was made from.
-struct Made {
-    client: Client,
-    stamps: Vec<Option<FileStamp>>,
-}
-
-impl HttpReader {
-    /// A client that reads at most `max_bytes` of an answer. The files of `options` are read now, and again
-    /// when they have changed.
-    ///
-    /// On a machine without certificates of authorities, such as a bare container, it reaches http
-    /// alone unless `ca_file` is given, and the log says so.
-    ///
-    /// # Errors
-    /// A file cannot be read or does not hold what it should.
-    pub fn new(options: IssuerHttp, max_bytes: usize) -> Result<Self, FetchError> {
-        let client = client(&options)?;
-        // Nothing is known of the files' state when they were read: the first fetch reads them again.
-        Ok(Self { options, max_bytes, made: Mutex::new(Made { client, stamps: Vec::new() }) })
-    }
-
-    /// The body of a 200.
-    ///
-    /// # Errors
-    /// Any other status, a broken connection, or a body over the limit.
-    pub async fn get(&self, url: Url, trigger: Trigger) -> Result<Vec<u8>, FetchError> {
-        let response = self.send(url, HeaderMap::new(), trigger).await?;
-        self.body(response).await
-    }
-
-    async fn send(&self, url: Url, mut headers: HeaderMap, trigger: Trigger) -> Result<Response, FetchError> {
-        const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
-        const ACCEPTED: HeaderValue = HeaderValue::from_static("application/jwk-set+json, application/json");
-        if matches!(trigger, Trigger::Forced(_)) {
-            // A cache on the way may have the very answer under which the token failed (RFC 9111 §5.2.1.4).
-            headers.insert(CACHE_CONTROL, REVALIDATE);
-        }
-        let request = self.client().await.get(url).headers(headers).header(ACCEPT, ACCEPTED);
-        Ok(request.send().await?)
-    }
-
-    async fn body(&self, mut response: Response) -> Result<Vec<u8>, FetchError> {
-        if response.status() != StatusCode::OK {
-            let status = response.status();
-            // RFC 9110 §15.6.4, RFC 6585 §4: these alone are about time.
-            let busy = matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
-            let retry_after = busy.then(|| caching::retry_after(response.headers())).flatten();
-            return Err(FetchError::Status { status: status.as_u16(), retry_after });
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            if body.len() + chunk.len() > self.max_bytes {
-                return Err(FetchError::TooLarge(self.max_bytes));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
-    }
-
-    /// The client for the files as they are now; the one before where they cannot be used.
-    async fn client(&self) -> Client {
-        let mut stamps = Vec::new();
-        for file in files(&self.options) {
-            stamps.push(FileStamp::of(file).await);
-        }
-        if self.made().stamps == stamps {
-            return self.made().client.clone();
-        }
-        let options = self.options.clone();
-        let made = spawn_blocking(move || client(&options)).await;
-        let made = made.unwrap_or_else(|error| Err(FetchError::TlsFile(error.to_string())));
-        let mut before = self.made();
-        before.stamps = stamps;
-        match made {
-            Ok(client) => before.client = client,
-            Err(error) => tracing::warn!(%error, "the files before the change keep being used"),
-        }
-        before.client.clone()
-    }
-
-    fn made(&self) -> MutexGuard<'_, Made> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn files(options: &IssuerHttp) -> impl Iterator<Item = &Path> {
-    let certificate = options.client_certificate.as_ref();
-    let pair =
-        certificate.into_iter().flat_map(|ClientCertificate { cert_file, key_file }| [cert_file, key_file]);
-    options.ca_file.iter().chain(pair).map(AsRef::as_ref)
-}
-
-fn client(options: &IssuerHttp) -> Result<Client, FetchError> {
-    let builder = || {
-        let builder = Client::builder()
-            .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::custom(follow))
-            // Fetches are minutes apart, and a kept connection whose other end died without a word would
-            // cost the one that matters its time.
-            .pool_max_idle_per_host(0);
-        match &options.proxy {
-            None => Ok(builder.no_proxy()),
-            Some(proxy) => {
-                let proxy = Proxy::all(proxy.with_credentials().clone())?.no_proxy(NoProxy::from_env());
-                Ok::<_, FetchError>(builder.proxy(proxy))
-            }
-        }
-    };
-    // Each file by itself first, so that what is wrong is told of the right one.
-    let usable = |builder: ClientBuilder, file: &Path| {
-        builder.build().map(drop).map_err(|error| unusable(file, &FetchError::from(error).to_string()))
-    };
-    let mut configured = builder()?;
-    if let Some(file) = &options.ca_file {
-        let authorities = Certificate::from_pem_bundle(&read(file)?).unwrap_or_default();
-        if authorities.is_empty() {
-            return Err(unusable(file, "no certificate in PEM form"));
-        }
-        usable(builder()?.tls_certs_only(authorities.clone()), file)?;
-        configured = configured.tls_certs_only(authorities);
-    }
-    if let Some(ClientCertificate { cert_file, key_file }) = &options.client_certificate {
-        let pem = [read(cert_file)?, b"\n".to_vec(), read(key_file)?].concat();
-        let identity = Identity::from_pem(&pem)
-            .map_err(|_| unusable(cert_file, "no certificate in PEM form, or no private key with it"))?;
-        usable(builder()?.tls_certs_only([]).identity(identity.clone()), cert_file)?;
-        configured = configured.identity(identity);
-    }
-    match configured.build() {
-        Err(error) if options.ca_file.is_none() && options.client_certificate.is_none() => {
-            let error = FetchError::from(error);
-            tracing::warn!(%error, "no certificates to check https issuers with: install ca-certificates");
-            Ok(builder()?.tls_certs_only([]).build()?)
-        }
-        made => Ok(made?),
-    }
-}
-
-fn read(file: &Path) -> Result<Vec<u8>, FetchError> {
-    std::fs::read(file).map_err(|error| unusable(file, &error.kind().to_string()))
-}
-
-fn unusable(file: &Path, what: &str) -> FetchError {
-    FetchError::TlsFile(format!("{}: {what}", file.display()))
-}
-
-/// Only within a host, and never from https to http; another port only with the step to https.
-fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
-    let allowed = attempt.previous().last().is_some_and(|from| {
-        let to = attempt.url();
-        let same_port = from.port_or_known_default() == to.port_or_known_default();
-        from.host() == to.host()
-            && match (from.scheme(), to.scheme()) {
-                ("http", "https") => true,
-                (from, to) => from == to && same_port,
-            }
-    });
-    if allowed && attempt.previous().len() <= MAX_REDIRECTS { attempt.follow() } else { attempt.stop() }
+/// What is asked besides, as long as the fetch may take; `None` where it brought nothing.
+async fn within<T>(ask: &Ask, asked: impl Future<Output = Result<T, FetchError>>) -> Option<T> {
+    let left = ask.deadline.saturating_duration_since(ask.clock.monotonic()).saturating_sub(KEPT);
+    tokio::time::timeout(left, asked).await.ok()?.ok()
 }

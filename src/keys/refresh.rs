@@ -1,22 +1,26 @@
 //! The refreshing half of a key cache: the tasks that make fetches, take in what they bring, say what an
-//! operator has to know, and keep the snapshot file.
+//! operator has to know, and read and keep the snapshot file.
 //!
 //! It never answers a caller; who waits is told of every end of a fetch and looks for itself.
 
+use std::collections::HashMap;
+use std::future::pending;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::task::{Id, JoinSet};
+use tokio::time::{sleep, timeout};
 
-use super::fetch::{Fetch, FetchError, Fetched, FetchedKeys, FileStamp};
+use super::fetch::{Ask, Fetch, FetchError, Fetched, FileStamp};
+use super::published::{Effect, Published};
 use super::schedule::{Ending, Trigger};
-use super::snapshot::SnapshotFile;
-use super::{Confirmed, KeySnapshot, Shared};
-use crate::clock::{self, Clock};
+use super::snapshot::{NotStored, Outdated, Present, Snapshot, SnapshotFile};
+use super::{Confirmation, Confirmed, KeySnapshot, Shared, State};
+use crate::clock::Instant;
 use crate::telemetry::{FetchOutcome, on_one_line};
 use crate::validation::key_set::{Key, KeySet, KeySetError};
 
@@ -26,53 +30,58 @@ const FILE_POLL: Duration = Duration::from_secs(2);
 /// Of how many keys one refresh logs what became of them.
 const LOGGED_KEYS: usize = 20;
 
-/// What a restart begins with: the keys of a snapshot, or none, and the log says why.
-pub(super) fn from_file(
-    provider: &str,
-    file: &SnapshotFile,
-    max_stale: Duration,
-    clock: &Clock,
-) -> KeySnapshot {
-    let path = file.path().display();
-    let now = clock.now();
-    match file.read(now, max_stale) {
-        Ok(Some(snapshot)) => {
-            let seconds = (now.as_secs_f64() - snapshot.fetched_at.as_secs_f64()).max(0.0);
-            let age_then = Duration::try_from_secs_f64(seconds).unwrap_or(max_stale);
-            tracing::info!(
-                provider, %path, age_seconds = age_then.as_secs(), keys = snapshot.keys.keys().len(),
-                "the keys of the snapshot serve until the issuer answers"
-            );
-            let confirmed = Confirmed { wall: snapshot.fetched_at, taken_in: clock::monotonic(), age_then };
-            KeySnapshot {
-                keys: Arc::new(snapshot.keys),
-                generation: 1,
-                confirmed: Some(confirmed),
-                max_stale,
-            }
+/// How long the first fetch waits for a snapshot that a slow disk does not bring.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(2);
+
+type Ended = Result<Fetched, FetchError>;
+
+/// Makes every fetch of one provider for as long as the cache lives.
+pub(super) async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
+    shared.abandon();
+    let mut under_way = JoinSet::new();
+    let mut begun: HashMap<Id, (u64, Trigger)> = HashMap::new();
+    loop {
+        while let Some((number, trigger)) = shared.begin() {
+            let one = under_way.spawn(fetch_once(Arc::clone(&shared), Arc::clone(&fetch), trigger));
+            begun.insert(one.id(), (number, trigger));
         }
-        Ok(None) => KeySnapshot::empty(max_stale),
-        Err(error) => {
-            tracing::warn!(provider, %path, %error, "the snapshot is not used");
-            KeySnapshot::empty(max_stale)
+        // Listened to before the next start is asked for, so that no move in between is missed.
+        let mut moved_up = pin!(shared.budget.moved_up());
+        moved_up.as_mut().enable();
+        let next_start = shared.next_start();
+        tokio::select! {
+            biased;
+            Some(ended) = under_way.join_next_with_id() => {
+                let (id, ended) = match ended {
+                    Ok((id, ended)) => (id, ended),
+                    Err(error) => (error.id(), Err(FetchError::BrokeOff)),
+                };
+                if let Some((number, trigger)) = begun.remove(&id) {
+                    shared.snapshot_is_read().await;
+                    shared.take_in(number, trigger, ended);
+                }
+            }
+            () = shared.wake.notified() => {}
+            () = moved_up => {}
+            () = async {
+                match next_start {
+                    Some(next_start) => shared.around.clock.sleep_until(next_start).await,
+                    None => pending().await,
+                }
+            } => {}
         }
     }
 }
 
-/// Makes every fetch of one provider, one after the other, for as long as the cache lives.
-pub(super) async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
-    loop {
-        let next_start = shared.state().schedule.next_start(clock::monotonic());
-        tokio::select! {
-            () = sleep_until(next_start) => {}
-            () = shared.wake.notified() => continue,
-        }
-        if let Some(trigger) = shared.begin() {
-            let limit = shared.policy.timeout;
-            let fetched = timeout(limit, fetch.fetch(trigger)).await;
-            shared.take_in(trigger, fetched.unwrap_or(Err(FetchError::TimedOut(limit))));
-        }
-    }
+async fn fetch_once(shared: Arc<Shared>, fetch: Arc<dyn Fetch>, trigger: Trigger) -> Ended {
+    let limit = shared.policy.timeout;
+    let ask = Ask {
+        trigger,
+        published: Arc::new(shared.snapshot.load().published.clone()),
+        clock: shared.clock.clone(),
+        deadline: shared.now() + limit,
+    };
+    timeout(limit, fetch.fetch(ask)).await.unwrap_or(Err(FetchError::TimedOut(limit)))
 }
 
 /// Makes the driver read a key file again soon after it changes.
@@ -83,16 +92,33 @@ pub(super) async fn watch_file(shared: Arc<Shared>, path: PathBuf) {
         let after = FileStamp::of(&path).await;
         if after != before {
             before = after;
-            shared.state().schedule.hurry(clock::monotonic());
+            shared.state().schedule.hurry(shared.now());
             shared.wake.notify_one();
         }
     }
 }
 
+/// Reads what a process before this one left behind.
+pub(super) async fn restore(shared: Arc<Shared>, file: SnapshotFile) {
+    let (provider, path) = (&shared.provider, file.path());
+    let path = path.display();
+    match file.read(shared.present(), shared.policy.max_stale).await {
+        Ok(None) => {}
+        Ok(Some(snapshot)) => {
+            if let Some(error) = &snapshot.unusable {
+                tracing::warn!(%provider, %path, %error, "the snapshot is not used");
+            }
+            shared.absorb(snapshot);
+        }
+        Err(error) => tracing::warn!(%provider, %path, %error, "the snapshot is not used"),
+    }
+    shared.snapshot_read.send_replace(true);
+}
+
 /// Writes the set in hand to its file whenever it has changed, and now and then when it was confirmed, so
-/// that the file's age tells how long the issuer has been away.
+/// that the file's age tells how long the issuer has been away. What came from the file is never written back.
 ///
-/// `finished` tells of the ends of fetches, and has to be there before the first one begins.
+/// `finished` tells of the ends of fetches.
 pub(super) async fn keep_snapshot(
     shared: Arc<Shared>,
     mut finished: watch::Receiver<()>,
@@ -100,97 +126,210 @@ pub(super) async fn keep_snapshot(
 ) {
     let mut written: Option<(u64, Confirmed)> = None;
     let mut failing = false;
-    // An error means that the cache is gone, and this task with it.
-    while finished.changed().await.is_ok() {
+    loop {
         let snapshot = shared.snapshot.load_full();
-        let Some(confirmed) = snapshot.confirmed else { continue };
-        let current = written.as_ref().is_some_and(|(generation, before)| {
-            *generation == snapshot.generation
-                && confirmed.taken_in.saturating_duration_since(before.taken_in) < shared.policy.interval / 2
+        let confirmed = snapshot.confirmed.filter(|confirmed| confirmed.by == Confirmation::Source);
+        let current = confirmed.is_none_or(|confirmed| {
+            written.as_ref().is_some_and(|(generation, before)| {
+                *generation == snapshot.generation
+                    && confirmed.taken_in.saturating_duration_since(before.taken_in)
+                        < shared.policy.interval / 2
+            })
         });
-        if current {
-            continue;
-        }
-        let (target, keys) = (file.clone(), Arc::clone(&snapshot.keys));
-        let outcome = spawn_blocking(move || target.write(&keys, confirmed.wall)).await;
-        let (provider, path) = (&shared.provider, file.path().display());
-        match outcome.unwrap_or_else(|error| Err(error.into())) {
-            Ok(()) => {
-                written = Some((snapshot.generation, confirmed));
-                failing = false;
-            }
-            Err(error) => {
-                if !failing {
-                    tracing::warn!(%provider, %path, %error, "the snapshot cannot be written");
+        if let Some(confirmed) = confirmed.filter(|_| !current) {
+            match file.store(snapshot.published.clone(), confirmed.wall, shared.present()).await {
+                Ok(()) => {
+                    written = Some((snapshot.generation, confirmed));
+                    failing = false;
                 }
-                failing = true;
+                Err(error) => {
+                    shared.tell_not_stored(&file, &error, failing);
+                    failing = true;
+                }
             }
+        }
+        // An error means that the cache is gone, and this task with it.
+        if finished.changed().await.is_err() {
+            return;
         }
     }
 }
 
 impl Shared {
-    fn begin(&self) -> Option<Trigger> {
+    fn begin(&self) -> Option<(u64, Trigger)> {
+        let now = self.now();
         let mut state = self.state();
-        let begun = state.schedule.begin(clock::monotonic());
-        if begun.is_some() {
-            state.last_trigger = begun;
+        let begun = state.schedule.begin(&mut self.budget.accounts(), now);
+        if let Some((_, trigger)) = begun {
+            state.last_trigger = Some(trigger);
         }
         self.started.store(state.schedule.started(), Ordering::Release);
         begun
     }
 
+    fn next_start(&self) -> Option<Instant> {
+        let now = self.now();
+        self.state().schedule.next_start(&self.budget.accounts(), now)
+    }
+
+    /// What a driver before this one had begun is gone with it.
+    fn abandon(&self) {
+        let now = self.now();
+        self.state().schedule.abandon(&mut self.budget.accounts(), self.around.jitter.next(), now);
+        self.finished.send_replace(());
+    }
+
+    fn present(&self) -> Present {
+        Present { wall: self.around.clock.now(), micros: self.clock.now_micros() }
+    }
+
+    /// Waits for the snapshot, but not for long: what it says of withdrawn keys counts for the first answer already.
+    async fn snapshot_is_read(&self) {
+        let mut read = self.snapshot_read.subscribe();
+        // An error means that the disk is slow: the answer counts as it is.
+        let _slow = timeout(SNAPSHOT_PATIENCE, read.wait_for(|read| *read)).await;
+    }
+
+    /// Takes in what a process before this one left behind: what was withdrawn at once, its keys once the first fetch
+    /// has ended without any.
+    pub(super) fn absorb(&self, snapshot: Snapshot) {
+        let Snapshot { published, fetched_at, unusable } = snapshot;
+        let now = self.now();
+        let mut state = self.state();
+        let current = self.snapshot.load_full();
+        let withdrawn = published.withdrawn().to_vec();
+        self.snapshot.store(Arc::new(KeySnapshot {
+            published: current.published.without(&withdrawn),
+            ..(*current).clone()
+        }));
+        if unusable.is_some() || published.origin().is_none() || current.generation > 0 {
+            return;
+        }
+        let max_stale = self.policy.max_stale;
+        let seconds = (self.around.clock.now().as_secs_f64() - fetched_at.as_secs_f64()).max(0.0);
+        let age_then = Duration::try_from_secs_f64(seconds).unwrap_or(max_stale);
+        let confirmed = Confirmed { wall: fetched_at, taken_in: now, age_then, by: Confirmation::Snapshot };
+        let pending = KeySnapshot { published, generation: 1, confirmed: Some(confirmed), max_stale };
+        state.pending = Some(pending);
+        if state.schedule.has_ended_one() {
+            self.serve_pending(&mut state);
+            drop(state);
+            self.publish_gauges();
+            self.finished.send_replace(());
+            self.around.serving_changed.notify_one();
+        }
+    }
+
+    fn serve_pending(&self, state: &mut State) {
+        let Some(pending) = state.pending.take() else { return };
+        tracing::info!(
+            provider = %self.provider,
+            age_seconds = pending.confirmed.map(|confirmed| confirmed.age(self.now()).as_secs()),
+            keys = pending.published.keys().keys().len(),
+            "the keys of the snapshot serve until the issuer answers"
+        );
+        self.snapshot.store(Arc::new(pending));
+    }
+
     /// Takes in the result of a fetch: the snapshot first, so that whoever hears of the end finds it.
-    pub(super) fn take_in(&self, trigger: Trigger, fetched: Result<Fetched, FetchError>) {
-        let now = clock::monotonic();
-        let (outcome, ending, error) = match fetched {
-            Ok(Fetched { keys, fresh_for }) => {
-                (self.store(trigger, keys), Ending::Succeeded { fresh_for }, None)
+    pub(super) fn take_in(&self, number: u64, trigger: Trigger, ended: Ended) {
+        let now = self.now();
+        let mut state = self.state();
+        let (outcome, ending, error) = match ended {
+            Ok(fetched) => {
+                let fresh_for = fetched.fresh_for;
+                match self.store(&mut state, trigger, fetched) {
+                    FetchOutcome::Older => (FetchOutcome::Older, Ending::Older, None),
+                    outcome => (outcome, Ending::Succeeded { fresh_for }, None),
+                }
             }
             Err(error) => {
+                self.serve_pending(&mut state);
                 let ending = Ending::Failed { retry_after: error.retry_after() };
                 (FetchOutcome::Failed, ending, Some(error))
             }
         };
-        self.around.metrics.fetch(&self.provider, trigger, outcome);
-        let mut state = self.state();
-        state.schedule.finish(ending, rand::random(), now);
+        let jitter = self.around.jitter.next();
+        state.schedule.finish(&mut self.budget.accounts(), number, ending, jitter, now);
         let previous = std::mem::replace(&mut state.last_error, error.clone());
         drop(state);
-        self.tell(trigger, error.as_ref(), previous.as_ref());
-        self.publish_gauges();
+        self.around.metrics.fetch(&self.provider, trigger, outcome);
         self.finished.send_replace(());
         self.around.serving_changed.notify_one();
+        self.publish_gauges();
+        self.tell(trigger, error.as_ref(), previous.as_ref());
     }
 
-    fn store(&self, trigger: Trigger, fetched: FetchedKeys) -> FetchOutcome {
+    fn store(&self, state: &mut State, trigger: Trigger, fetched: Fetched) -> FetchOutcome {
         let before = self.snapshot.load_full();
-        let keys = match fetched {
-            FetchedKeys::NotModified => None,
-            FetchedKeys::Set(keys) => Some(keys),
-        };
+        let restored = state.pending.take().filter(|_| before.generation == 0);
+        let base = restored.as_ref().unwrap_or(&before);
+        let (published, effect) = base.published.after(&fetched.keys, fetched.origin);
         let changed =
-            keys.as_ref().is_some_and(|keys| before.generation == 0 || !before.keys.same_keys(keys));
+            before.generation == 0 || matches!(effect, Effect::Renewed | Effect::Older { added: true });
         let generation = before.generation + u64::from(changed);
-        let outcome = if changed { FetchOutcome::Renewed } else { FetchOutcome::Unchanged };
-        let keys = match keys {
-            None => Arc::clone(&before.keys),
-            Some(mut keys) => {
-                keys.adopt(&before.keys);
-                Arc::new(keys)
-            }
+        let (outcome, confirmed) = match effect {
+            Effect::Older { .. } => (FetchOutcome::Older, base.confirmed),
+            _ if changed => (FetchOutcome::Renewed, Some(self.confirmed_now())),
+            _ => (FetchOutcome::Unchanged, Some(self.confirmed_now())),
         };
-        tracing::info!(
-            provider = %self.provider, trigger = trigger.as_str(), outcome = outcome.as_str(), generation,
-            added = kids(before.keys.lacks(&keys)), removed = kids(keys.lacks(&before.keys)),
-            skipped = keys.skipped().len(), "key set refreshed"
-        );
-        self.tell_of_keys(&before.keys, &keys);
-        let (wall, taken_in) = (self.around.clock.now(), clock::monotonic());
-        let confirmed = Some(Confirmed { wall, taken_in, age_then: Duration::ZERO });
+        self.tell_of_set(trigger, outcome, generation, &fetched, &before.published, &published);
         let max_stale = self.policy.max_stale;
-        self.snapshot.store(Arc::new(KeySnapshot { keys, generation, confirmed, max_stale }));
+        if published.origin().is_some() {
+            self.snapshot.store(Arc::new(KeySnapshot { published, generation, confirmed, max_stale }));
+        }
         outcome
+    }
+
+    fn confirmed_now(&self) -> Confirmed {
+        Confirmed {
+            wall: self.around.clock.now(),
+            taken_in: self.now(),
+            age_then: Duration::ZERO,
+            by: Confirmation::Source,
+        }
+    }
+
+    fn tell_of_set(
+        &self,
+        trigger: Trigger,
+        outcome: FetchOutcome,
+        generation: u64,
+        fetched: &Fetched,
+        before: &Published,
+        after: &Published,
+    ) {
+        let (provider, trigger, place) = (&self.provider, trigger.as_str(), fetched.place.as_str());
+        let (before, after) = (before.keys(), after.keys());
+        tracing::info!(
+            %provider, trigger, outcome = outcome.as_str(), generation, place,
+            added = kids(before.lacks(after)), removed = kids(after.lacks(before)),
+            skipped = after.skipped().len(), "key set refreshed"
+        );
+        if outcome == FetchOutcome::Older {
+            tracing::warn!(
+                %provider, trigger, place, caches = fetched.caches,
+                "an answer is older than the set in hand and takes nothing away from it: a cache or a replica lags"
+            );
+        }
+        self.tell_of_keys(before, after);
+    }
+
+    fn tell_not_stored(&self, file: &SnapshotFile, not_stored: &NotStored, told_before: bool) {
+        let (provider, path, NotStored { error, outdated }) = (&self.provider, file.path(), not_stored);
+        let path = path.display();
+        match outdated {
+            Outdated::Remains(still) => tracing::error!(
+                %provider, %path, %error, %still,
+                "the snapshot has a key that was withdrawn and can neither be written nor removed: remove it by hand"
+            ),
+            Outdated::Removed => tracing::warn!(
+                %provider, %path, %error,
+                "the snapshot cannot be written; the one before had a key that was withdrawn and was removed"
+            ),
+            Outdated::None if told_before => {}
+            Outdated::None => tracing::warn!(%provider, %path, %error, "the snapshot cannot be written"),
+        }
     }
 
     /// What became of single keys, each told once: it is the step from the old set to the new.
@@ -232,7 +371,7 @@ impl Shared {
                 "the issuer publishes no key that can be used any more: the last good set keeps serving"
             );
         }
-        let age = confirmed.age();
+        let age = confirmed.age(self.now());
         if age > self.policy.max_stale / 2 && !std::mem::replace(&mut self.state().ageing_told, true) {
             let (age_seconds, max_stale_seconds) = (age.as_secs(), self.policy.max_stale.as_secs());
             tracing::warn!(

@@ -1,13 +1,25 @@
-//! When the next fetch of a provider's keys starts, and what it is for: the spacing of the refresh
-//! rule as a state machine that is told the time.
+//! When the next fetch of a provider's keys starts, and what it is for: the spacing of the refresh rule as a state
+//! machine that is told the time.
 //!
-//! Pure: no IO, no clock, no randomness. One fetch at a time is under way.
+//! Pure: no IO, no clock, no randomness. One fetch after the other is the rule. Where a caller can wait neither for
+//! what is under way nor for the one behind it, the next one begins beside it, as early as the budget allows and no
+//! earlier than the caller needs. What fetches bring is ordered by their start, not by their end.
 
 use std::time::Duration;
 
 use crate::clock::Instant;
 use crate::config::RefreshPolicy;
 use crate::validation::StaleCause;
+
+use super::budget::{Accounts, Member};
+
+/// Fetches of one provider that may be under way at one time.
+const MAX_UNDER_WAY: usize = 4;
+
+/// Besides a quarter of it, a fetch is expected to take this much longer than the last one did.
+const DURATION_SLACK: Duration = Duration::from_millis(10);
+
+const CAUSES: [StaleCause; 2] = [StaleCause::UnknownKid, StaleCause::BadSignature];
 
 /// Why a fetch was started; the `trigger` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +33,14 @@ pub enum Trigger {
 }
 
 impl Trigger {
+    /// Every trigger.
+    pub const ALL: [Trigger; 4] = [
+        Trigger::Startup,
+        Trigger::Scheduled,
+        Trigger::Forced(StaleCause::UnknownKid),
+        Trigger::Forced(StaleCause::BadSignature),
+    ];
+
     /// The label's value.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -32,12 +52,23 @@ impl Trigger {
     }
 }
 
-/// Where a stale caller stands.
+/// A caller whose token is stale.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// How many fetches had begun when it took the set that its token failed against.
+    pub arrival: u64,
+    /// Why the token is stale.
+    pub cause: StaleCause,
+    /// By when it has to answer.
+    pub deadline: Instant,
+}
+
+/// What a stale caller can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// A fetch that began after the caller arrived has succeeded: what is in hand now is the answer.
     Fresh,
-    /// A fetch that began after the caller arrived has failed, or one failed so recently that another
+    /// A fetch that began after the caller arrived has brought nothing, or one failed so recently that another
     /// is not worth the try.
     Failed,
     /// A fetch is under way. It counts for the caller, but where it began before the caller arrived it
@@ -58,6 +89,8 @@ pub enum Ending {
         /// How long the issuer says that they stay fresh (RFC 9111 §4.2.1), where it says so.
         fresh_for: Option<Duration>,
     },
+    /// An answer came that is older than the set in hand: what the issuer has now, nobody knows.
+    Older,
     /// No keys came.
     Failed {
         /// How long the issuer wants to be left alone (RFC 9110 §10.2.3), where it says so.
@@ -69,57 +102,73 @@ pub enum Ending {
 #[derive(Debug)]
 pub struct Schedule {
     policy: RefreshPolicy,
+    member: Member,
     started: u64,
-    finished: u64,
+    /// The latest by its start that has ended.
+    ended: u64,
+    /// The latest by its start that has succeeded.
     succeeded: u64,
-    /// What the last fetch was started for.
-    trigger: Trigger,
+    under_way: Vec<UnderWay>,
     next_scheduled: Instant,
     /// The source changed since the last fetch began.
     hurried: bool,
     failures_in_a_row: u32,
     last_failure: Option<Instant>,
-    unknown_kid: Lane,
-    bad_signature: Lane,
+    /// How long the last fetch that succeeded took.
+    took: Option<Duration>,
+    unknown_kid: Demand,
+    bad_signature: Demand,
 }
 
-/// The budget of one cause: it counts from the last fetch that this cause forced.
-#[derive(Debug, Default)]
-struct Lane {
-    /// When the next one may start; at any time where there has been none.
-    free_at: Option<Instant>,
-    demanded: bool,
+#[derive(Clone, Copy, Debug)]
+struct UnderWay {
+    number: u64,
+    began: Instant,
+}
+
+/// What callers of one cause ask for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Demand {
+    /// A fetch, once none is under way.
+    next: bool,
+    /// A fetch beside the one that is under way, from then on.
+    beside: Option<Instant>,
 }
 
 impl Schedule {
-    /// The first fetch is due at once.
-    pub fn new(policy: RefreshPolicy, now: Instant) -> Self {
+    /// The first fetch is due at once. What tokens force, this member of a budget pays.
+    pub fn new(policy: RefreshPolicy, member: Member, now: Instant) -> Self {
         Self {
             policy,
+            member,
             started: 0,
-            finished: 0,
+            ended: 0,
             succeeded: 0,
-            trigger: Trigger::Startup,
+            under_way: Vec::new(),
             next_scheduled: now,
             hurried: false,
             failures_in_a_row: 0,
             last_failure: None,
-            unknown_kid: Lane::default(),
-            bad_signature: Lane::default(),
+            took: None,
+            unknown_kid: Demand::default(),
+            bad_signature: Demand::default(),
         }
     }
 
-    /// The caller arrived when `arrival` fetches had started and is stale because of `cause`. Where
-    /// nothing is under way, it demands the next fetch; by `deadline` it has to answer.
-    pub fn stand(&mut self, arrival: u64, cause: StaleCause, now: Instant, deadline: Instant) -> Standing {
+    /// Where a caller stands. One that no fetch serves demands the next.
+    pub fn stand(&mut self, accounts: &mut Accounts, caller: Caller, now: Instant) -> Standing {
+        let Caller { arrival, cause, deadline } = caller;
         if self.succeeded > arrival {
             return Standing::Fresh;
         }
-        if self.finished > arrival {
+        if self.under_way.iter().any(|fetch| fetch.number > arrival) {
+            return Standing::UnderWay;
+        }
+        if self.ended > arrival {
             return Standing::Failed;
         }
-        if self.started > self.finished {
-            return Standing::UnderWay;
+        if !self.under_way.is_empty() {
+            return self.stand_beside(accounts, caller, now);
         }
         let failed_just_now =
             self.last_failure.is_some_and(|failure| now < failure + self.policy.min_spacing);
@@ -127,77 +176,116 @@ impl Schedule {
             return Standing::Failed;
         }
         // Demanded also for a caller that cannot wait for it: the next one finds the keys there.
-        self.lane(cause).demanded = true;
+        self.demand(cause).next = true;
+        accounts.stand_in_line(cause, self.member);
         // Whatever starts a fetch, it serves everybody who waits.
-        let start = self.slot(cause, now).min(self.next_scheduled);
-        if start > deadline { Standing::OutOfReach } else { Standing::Demanded }
+        let start = self.next_start(accounts, now);
+        if start.is_none_or(|start| start > deadline) { Standing::OutOfReach } else { Standing::Demanded }
+    }
+
+    /// All that is under way began before the caller arrived. It waits for that; and where the fetch behind it would
+    /// end too late, that one begins while the caller can still be served by it.
+    fn stand_beside(&mut self, accounts: &mut Accounts, caller: Caller, now: Instant) -> Standing {
+        let Caller { cause, deadline, .. } = caller;
+        let expected = self.took.map_or(self.policy.timeout, |took| took + took / 4 + DURATION_SLACK);
+        let spacing = self.spacing(cause);
+        let Some(latest) = deadline.checked_sub(expected).filter(|latest| *latest >= now) else {
+            return Standing::UnderWay;
+        };
+        if accounts.turn(cause, self.member, spacing, now) > latest {
+            return Standing::UnderWay;
+        }
+        accounts.stand_in_line(cause, self.member);
+        let demand = self.demand(cause);
+        demand.beside = Some(demand.beside.map_or(latest, |sooner| sooner.min(latest)));
+        Standing::Demanded
     }
 
     /// Whether a fetch has ended, well or badly.
     pub fn has_ended_one(&self) -> bool {
-        self.finished > 0
+        self.ended > 0
     }
 
-    /// When the driver has to look again.
-    pub fn next_start(&self, now: Instant) -> Instant {
-        [StaleCause::UnknownKid, StaleCause::BadSignature]
-            .into_iter()
-            .filter(|cause| self.lane_ref(*cause).demanded)
-            .map(|cause| self.slot(cause, now))
-            .fold(self.next_scheduled, Instant::min)
-    }
-
-    /// Starts a fetch if one is due. What it serves is everybody who demanded one until now, so that
-    /// demands of the other cause are met without spending that cause's budget.
-    pub fn begin(&mut self, now: Instant) -> Option<Trigger> {
-        let due = |cause| self.lane_ref(cause).demanded && self.slot(cause, now) <= now;
-        let trigger = if due(StaleCause::UnknownKid) {
-            Trigger::Forced(StaleCause::UnknownKid)
-        } else if due(StaleCause::BadSignature) {
-            Trigger::Forced(StaleCause::BadSignature)
-        } else if self.next_scheduled <= now {
-            if self.succeeded == 0 { Trigger::Startup } else { Trigger::Scheduled }
-        } else {
+    /// When the driver has to look again; never before a fetch ends where too many are under way or none is due.
+    pub fn next_start(&self, accounts: &Accounts, now: Instant) -> Option<Instant> {
+        if self.under_way.len() >= MAX_UNDER_WAY {
             return None;
-        };
-        if let Trigger::Forced(cause) = trigger {
-            self.lane(cause).free_at = Some(now + self.spacing(cause));
         }
-        self.trigger = trigger;
-        self.unknown_kid.demanded = false;
-        self.bad_signature.demanded = false;
+        let turn = |cause| accounts.turn(cause, self.member, self.spacing(cause), now);
+        let forced = CAUSES.into_iter().filter_map(|cause| {
+            let Demand { next, beside } = *self.demand_ref(cause);
+            if self.under_way.is_empty() {
+                next.then(|| turn(cause))
+            } else {
+                beside.map(|from| turn(cause).max(from))
+            }
+        });
+        let scheduled = self.under_way.is_empty().then_some(self.next_scheduled);
+        forced.chain(scheduled).min()
+    }
+
+    /// Starts a fetch if one is due, and gives its number. What it serves is everybody who demanded one until now,
+    /// so that demands of the other cause are met without spending that cause's budget.
+    pub fn begin(&mut self, accounts: &mut Accounts, now: Instant) -> Option<(u64, Trigger)> {
+        if self.under_way.len() >= MAX_UNDER_WAY {
+            return None;
+        }
+        let alone = self.under_way.is_empty();
+        let forced = CAUSES.into_iter().find(|cause| {
+            let Demand { next, beside } = *self.demand_ref(*cause);
+            let due = if alone { next } else { beside.is_some_and(|from| from <= now) };
+            due && accounts.take(*cause, self.member, self.spacing(*cause), now)
+        });
+        let trigger = match forced {
+            Some(cause) => Trigger::Forced(cause),
+            None if !alone || self.next_scheduled > now => return None,
+            None if self.succeeded == 0 => Trigger::Startup,
+            None => Trigger::Scheduled,
+        };
+        self.unknown_kid = Demand::default();
+        self.bad_signature = Demand::default();
+        accounts.leave(self.member);
         self.hurried = false;
         self.started += 1;
-        Some(trigger)
+        self.under_way.push(UnderWay { number: self.started, began: now });
+        Some((self.started, trigger))
     }
 
-    /// Ends the fetch under way. `jitter`, from 0 to 1, spreads the next scheduled one: over the last
+    /// Ends the fetch of this number. `jitter`, from 0 to 1, spreads the next scheduled one: over the last
     /// tenth of the time until then after a success, over the second half of the back-off after a failure.
-    ///
-    /// A failure that follows a success gives back what the fetch took of its cause's budget: the next
-    /// may start `min_spacing` later. Those after it do not, so that an outage is not asked for more often
-    /// than health.
-    pub fn finish(&mut self, ending: Ending, jitter: f64, now: Instant) {
-        self.finished = self.started;
+    pub fn finish(
+        &mut self,
+        accounts: &mut Accounts,
+        number: u64,
+        ending: Ending,
+        jitter: f64,
+        now: Instant,
+    ) {
+        let began = self.under_way.iter().find(|fetch| fetch.number == number).map(|fetch| fetch.began);
+        self.under_way.retain(|fetch| fetch.number != number);
+        self.ended = self.ended.max(number);
+        // Who still needs a fetch beside another asks for it again, now that one of them has ended.
+        if self.unknown_kid.beside.take().is_some() | self.bad_signature.beside.take().is_some() {
+            accounts.leave(self.member);
+        }
         let RefreshPolicy { interval, min_spacing, .. } = self.policy;
         let jitter = jitter.clamp(0.0, 1.0);
+        let after =
+            |period: Duration| now + period.min(interval).mul_f64(1.0 - 0.1 * jitter).max(min_spacing);
         match ending {
             Ending::Succeeded { fresh_for } => {
-                self.succeeded = self.started;
+                self.succeeded = self.succeeded.max(number);
                 self.failures_in_a_row = 0;
                 self.last_failure = None;
-                let period = fresh_for.unwrap_or(interval).min(interval);
-                self.next_scheduled = now + period.mul_f64(1.0 - 0.1 * jitter).max(min_spacing);
+                self.took = began.map(|began| now.saturating_duration_since(began)).or(self.took);
+                self.next_scheduled = after(fresh_for.unwrap_or(interval));
             }
+            Ending::Older => self.next_scheduled = after(interval),
+            // One that began later has told already how the issuer is.
+            Ending::Failed { .. } if number < self.succeeded => {}
             Ending::Failed { retry_after } => {
-                if let Trigger::Forced(cause) = self.trigger
-                    && self.failures_in_a_row == 0
-                {
-                    let lane = self.lane(cause);
-                    lane.free_at = lane.free_at.map(|free_at| free_at.min(now + min_spacing));
-                }
                 let doubled = min_spacing.saturating_mul(1 << self.failures_in_a_row.min(20));
-                let back_off = doubled.min(interval).mul_f64(1.0 - 0.5 * jitter);
+                let back_off = doubled.min(self.longest_back_off()).mul_f64(1.0 - 0.5 * jitter);
                 self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
                 self.last_failure = Some(now);
                 self.next_scheduled = now + back_off.max(retry_after.unwrap_or_default().min(interval));
@@ -206,6 +294,13 @@ impl Schedule {
         // What changed while the fetch was under way it may have missed.
         if self.hurried {
             self.next_scheduled = now;
+        }
+    }
+
+    /// All fetches under way are gone without a word.
+    pub fn abandon(&mut self, accounts: &mut Accounts, jitter: f64, now: Instant) {
+        while let Some(UnderWay { number, .. }) = self.under_way.first().copied() {
+            self.finish(accounts, number, Ending::Failed { retry_after: None }, jitter, now);
         }
     }
 
@@ -225,9 +320,10 @@ impl Schedule {
         self.next_scheduled
     }
 
-    /// The earliest start of a fetch that `cause` forces.
-    fn slot(&self, cause: StaleCause, now: Instant) -> Instant {
-        self.lane_ref(cause).free_at.map_or(now, |free_at| now.max(free_at))
+    /// While there are no keys at all, an issuer that comes back is found within seconds.
+    fn longest_back_off(&self) -> Duration {
+        const WITHOUT_KEYS: Duration = Duration::from_secs(10);
+        if self.succeeded == 0 { self.policy.interval.min(WITHOUT_KEYS) } else { self.policy.interval }
     }
 
     fn spacing(&self, cause: StaleCause) -> Duration {
@@ -237,14 +333,14 @@ impl Schedule {
         }
     }
 
-    fn lane(&mut self, cause: StaleCause) -> &mut Lane {
+    fn demand(&mut self, cause: StaleCause) -> &mut Demand {
         match cause {
             StaleCause::UnknownKid => &mut self.unknown_kid,
             StaleCause::BadSignature => &mut self.bad_signature,
         }
     }
 
-    fn lane_ref(&self, cause: StaleCause) -> &Lane {
+    fn demand_ref(&self, cause: StaleCause) -> &Demand {
         match cause {
             StaleCause::UnknownKid => &self.unknown_kid,
             StaleCause::BadSignature => &self.bad_signature,

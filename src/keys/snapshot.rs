@@ -1,15 +1,17 @@
-//! The last good set of a provider in a file, so that a start in the middle of an outage has keys.
+//! What a provider is known to publish in a file, so that a start in the middle of an outage has keys, and a start at
+//! any time knows which keys were withdrawn.
 //!
-//! The file holds public keys alone and is replaced as a whole. Whoever can write it chooses whose tokens
-//! are accepted, so one that others than its owner may write, or that is not what was written, is refused.
-//! It is JSON: `{"sha256": ..., "content": {"issuer", "source", "fetched_at", "keys"}}`, the digest being
-//! that of the content's text.
+//! The file holds public keys alone and is replaced as a whole. Whoever can write it chooses whose tokens are
+//! accepted, so one that others than its owner may write, or that is not what was written, is refused. Processes that
+//! share a folder never replace what is newer by what is older, and a set that has a key which was withdrawn since is
+//! removed where it cannot be replaced.
+//!
+//! It is JSON: `{"sha256": ..., "content": {"issuer", "source", "fetched_at", "keys", "origin", "withdrawn"}}`, the
+//! digest being that of the content's text.
 
 use std::fmt;
-use std::fs::{self, File, Metadata};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -17,49 +19,56 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio::task::spawn_blocking;
 
 use crate::validation::UnixTime;
 use crate::validation::key_set::{KeySet, KeySetError};
 
+use super::folder::{DiskFolder, Folder, FolderError};
+use super::origin::Origin;
+use super::published::{Published, Withdrawn};
+
 /// How far ahead the time of a snapshot may be: clocks are set now and then.
 const CLOCK_SLACK: Duration = Duration::from_secs(300);
 
-/// Besides the keys, a snapshot has this many bytes at most.
-const FRAME_BYTES: usize = 16 * 1024;
+/// Besides the keys, a snapshot has this many bytes at most: the names of withdrawn keys take most of them.
+const FRAME_BYTES: usize = 2 * 1024 * 1024;
 
 /// Where a provider's snapshot is, and whose it has to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct SnapshotFile {
-    path: PathBuf,
+    folder: Arc<dyn Folder>,
+    name: String,
     issuer: String,
     source: String,
     max_bytes: usize,
 }
 
 /// A snapshot that was read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// The keys.
-    pub keys: KeySet,
+    /// The keys, when the answer that brought them was made, and what was withdrawn.
+    pub published: Published,
     /// When their source last confirmed them.
     pub fetched_at: UnixTime,
+    /// Why its keys are not to be used, where they are not. What was withdrawn was so all the same.
+    pub unusable: Option<SnapshotError>,
+}
+
+/// The present, as a snapshot is judged by it.
+#[derive(Clone, Copy, Debug)]
+pub struct Present {
+    /// Wall time.
+    pub wall: UnixTime,
+    /// The same on the line of [`Origin`], in microseconds since the Unix epoch.
+    pub micros: i64,
 }
 
 /// Why a snapshot is not used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SnapshotError {
-    /// It cannot be read.
-    Unreadable(io::ErrorKind),
-    /// A link, a folder or anything else that is no file.
-    NotAFile,
-    /// It belongs to another user, neither this process's nor root.
-    OtherOwner,
-    /// Everybody may write the file.
-    WorldWritable,
-    /// Everybody may replace the file: its folder is writable for all, and not sticky.
-    FolderWorldWritable,
-    /// Longer than this many bytes.
-    TooLarge(usize),
+    /// The file must not be used, or cannot be.
+    Folder(FolderError),
     /// Not a whole snapshot, or not as it was written.
     Damaged,
     /// It is of another issuer.
@@ -77,13 +86,8 @@ pub enum SnapshotError {
 impl fmt::Display for SnapshotError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            SnapshotError::Unreadable(kind) => return write!(f, "it cannot be read: {kind}"),
-            SnapshotError::TooLarge(limit) => return write!(f, "it is longer than {limit} bytes"),
+            SnapshotError::Folder(error) => return error.fmt(f),
             SnapshotError::KeySet(error) => return error.fmt(f),
-            SnapshotError::NotAFile => "it is not a regular file",
-            SnapshotError::OtherOwner => "it belongs to another user",
-            SnapshotError::WorldWritable => "everybody may write it",
-            SnapshotError::FolderWorldWritable => "everybody may write its folder, which is not sticky",
             SnapshotError::Damaged => "it is damaged",
             SnapshotError::OtherIssuer => "it is of another issuer",
             SnapshotError::OtherSource => "its keys came from another place than the one configured",
@@ -95,10 +99,30 @@ impl fmt::Display for SnapshotError {
 
 impl std::error::Error for SnapshotError {}
 
-impl From<io::Error> for SnapshotError {
-    fn from(error: io::Error) -> Self {
-        SnapshotError::Unreadable(error.kind())
+impl From<FolderError> for SnapshotError {
+    fn from(error: FolderError) -> Self {
+        SnapshotError::Folder(error)
     }
+}
+
+/// Why a snapshot was not written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotStored {
+    /// What was in the way.
+    pub error: FolderError,
+    /// What became of a snapshot that has a key which was withdrawn since.
+    pub outdated: Outdated,
+}
+
+/// What became of the snapshot before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outdated {
+    /// There is none, or all its keys are still published.
+    None,
+    /// It was removed, so that no start accepts what was withdrawn.
+    Removed,
+    /// It could not even be removed: a start while the issuer is down would accept a key that was withdrawn.
+    Remains(FolderError),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -115,51 +139,80 @@ struct Content {
     /// Seconds since the epoch.
     fetched_at: f64,
     keys: Vec<serde_json::Value>,
+    /// None in files of earlier versions.
+    #[serde(default)]
+    origin: Option<Origin>,
+    #[serde(default)]
+    withdrawn: Vec<Withdrawn>,
 }
 
 impl SnapshotFile {
-    /// `NAME.json` in `folder`, for the keys that `issuer` publishes at `source`, a URL or a path.
+    /// `NAME.json` in a folder of this machine, for the keys that `issuer` publishes at `source`, a URL or a path.
     pub fn new(folder: &Path, name: &str, issuer: &str, source: &str, max_bytes: usize) -> Self {
-        let max_bytes = max_bytes.saturating_add(FRAME_BYTES);
-        let path = folder.join(format!("{name}.json"));
-        Self { path, issuer: issuer.to_owned(), source: source.to_owned(), max_bytes }
+        Self::within(Arc::new(DiskFolder::at(folder)), name, issuer, source, max_bytes)
+    }
+
+    /// The same in any folder.
+    pub fn within(folder: Arc<dyn Folder>, name: &str, issuer: &str, source: &str, max_bytes: usize) -> Self {
+        Self {
+            folder,
+            name: format!("{name}.json"),
+            issuer: issuer.to_owned(),
+            source: source.to_owned(),
+            max_bytes: max_bytes.saturating_add(FRAME_BYTES),
+        }
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn path(&self) -> PathBuf {
+        self.folder.path(&self.name)
     }
 
-    /// Reads it; `None` where there is none. Blocks.
+    /// Reads it; `None` where there is none.
     ///
     /// # Errors
-    /// It must not be used, see [`SnapshotError`].
-    pub fn read(&self, now: UnixTime, max_stale: Duration) -> Result<Option<Snapshot>, SnapshotError> {
-        // Looked at before it is opened, since opening a pipe would wait for a writer.
-        match fs::symlink_metadata(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-            Ok(metadata) if !metadata.is_file() => return Err(SnapshotError::NotAFile),
-            Ok(_) => {}
+    /// Nothing of it must be used, see [`SnapshotError`].
+    pub async fn read(
+        &self,
+        present: Present,
+        max_stale: Duration,
+    ) -> Result<Option<Snapshot>, SnapshotError> {
+        let file = self.clone();
+        let read = move || file.read_now(present, max_stale);
+        if !self.folder.blocks() {
+            return read();
         }
-        if let Some(folder) = self.path.parent() {
-            check_folder(&fs::metadata(folder)?)?;
-        }
-        let file = File::open(&self.path)?;
-        check_file(&file.metadata()?)?;
-        let mut text = String::new();
-        let read = file.take(self.max_bytes as u64 + 1).read_to_string(&mut text);
-        if text.len() > self.max_bytes {
-            return Err(SnapshotError::TooLarge(self.max_bytes));
-        }
-        match read {
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(SnapshotError::Damaged),
-            read => read?,
-        };
-        self.check(&text, now, max_stale).map(Some)
+        spawn_blocking(read).await.unwrap_or(Err(SnapshotError::Damaged))
     }
 
-    fn check(&self, text: &str, now: UnixTime, max_stale: Duration) -> Result<Snapshot, SnapshotError> {
+    /// Brings the file up to what is published, confirmed by its source at `fetched_at`. A file that is newer keeps its
+    /// keys; what either of the two knows to be withdrawn is not in it afterwards.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn store(
+        &self,
+        published: Published,
+        fetched_at: UnixTime,
+        present: Present,
+    ) -> Result<(), NotStored> {
+        let file = self.clone();
+        let store = move || file.store_now(&published, fetched_at, present);
+        if !self.folder.blocks() {
+            return store();
+        }
+        let broke_off =
+            NotStored { error: FolderError::Io(std::io::ErrorKind::Other), outdated: Outdated::None };
+        spawn_blocking(store).await.unwrap_or(Err(broke_off))
+    }
+
+    fn read_now(&self, present: Present, max_stale: Duration) -> Result<Option<Snapshot>, SnapshotError> {
+        let Some(bytes) = self.folder.read(&self.name, self.max_bytes)? else { return Ok(None) };
+        let text = std::str::from_utf8(&bytes).map_err(|_| SnapshotError::Damaged)?;
+        self.check(text, present, max_stale).map(Some)
+    }
+
+    fn check(&self, text: &str, present: Present, max_stale: Duration) -> Result<Snapshot, SnapshotError> {
         let sealed: Sealed<'_> = serde_json::from_str(text).map_err(|_| SnapshotError::Damaged)?;
         if sealed.sha256 != seal(sealed.content) {
             return Err(SnapshotError::Damaged);
@@ -172,64 +225,83 @@ impl SnapshotFile {
         if content.source != self.source {
             return Err(SnapshotError::OtherSource);
         }
-        let age = now.as_secs_f64() - content.fetched_at;
-        if age > max_stale.as_secs_f64() {
-            return Err(SnapshotError::TooOld);
-        }
-        if age < -CLOCK_SLACK.as_secs_f64() {
-            return Err(SnapshotError::FromTheFuture);
-        }
-        let jwks = serde_json::json!({ "keys": content.keys }).to_string();
-        let keys = KeySet::parse(jwks.as_bytes()).map_err(SnapshotError::KeySet)?;
         let since_epoch =
             Duration::try_from_secs_f64(content.fetched_at).map_err(|_| SnapshotError::Damaged)?;
-        Ok(Snapshot { keys, fetched_at: UnixTime::from_epoch(since_epoch) })
+        let fetched_micros = i64::try_from(since_epoch.as_micros()).map_err(|_| SnapshotError::Damaged)?;
+        let origin = content.origin.unwrap_or(Origin::at(fetched_micros, fetched_micros));
+        let withdrawn = content
+            .withdrawn
+            .into_iter()
+            .map(|one| Withdrawn { shown_by: one.shown_by.not_after(present.micros), ..one })
+            .collect();
+        let published = if content.keys.is_empty() {
+            Published::without_keys(withdrawn)
+        } else {
+            let jwks = serde_json::json!({ "keys": content.keys }).to_string();
+            let keys = KeySet::parse(jwks.as_bytes()).map_err(SnapshotError::KeySet)?;
+            Published::restored(Arc::new(keys), origin.not_after(present.micros), withdrawn)
+        };
+        let age = present.wall.as_secs_f64() - content.fetched_at;
+        let unusable = if age > max_stale.as_secs_f64() {
+            Some(SnapshotError::TooOld)
+        } else if age < -CLOCK_SLACK.as_secs_f64() {
+            Some(SnapshotError::FromTheFuture)
+        } else {
+            None
+        };
+        Ok(Snapshot { published, fetched_at: UnixTime::from_epoch(since_epoch), unusable })
     }
 
-    /// Replaces it; its folder is made where there is none. Only this process's user can read the file or
-    /// write it. Blocks.
-    ///
-    /// # Errors
-    /// The folder cannot be written to; what was there before is still there.
-    pub fn write(&self, keys: &KeySet, fetched_at: UnixTime) -> io::Result<()> {
+    fn store_now(&self, own: &Published, fetched_at: UnixTime, present: Present) -> Result<(), NotStored> {
+        let not_stored = |error, outdated| Err(NotStored { error, outdated });
+        let _locked = match self.folder.lock() {
+            Ok(locked) => locked,
+            Err(error) => return not_stored(error, Outdated::None),
+        };
+        // A file that cannot be used is as good as none.
+        let before = self.read_now(present, Duration::MAX).ok().flatten();
+        let (published, fetched_at) = match &before {
+            None => (own.clone(), fetched_at),
+            Some(before) => merged(before, own, fetched_at),
+        };
+        let Err(error) = self.write(&published, fetched_at) else { return Ok(()) };
+        let outdated = before.is_some_and(|before| {
+            before.published.keys().keys().iter().any(|key| !published.keys().has(key))
+        });
+        if !outdated {
+            return not_stored(error, Outdated::None);
+        }
+        match self.folder.remove(&self.name) {
+            Ok(()) => not_stored(error, Outdated::Removed),
+            Err(still) => not_stored(error, Outdated::Remains(still)),
+        }
+    }
+
+    fn write(&self, published: &Published, fetched_at: UnixTime) -> Result<(), FolderError> {
         let content = serde_json::value::to_raw_value(&Content {
             issuer: self.issuer.clone(),
             source: self.source.clone(),
             fetched_at: fetched_at.as_secs_f64(),
-            keys: keys.keys().iter().filter_map(|key| key.public_jwk()).collect(),
-        })?;
-        let sealed = serde_json::to_vec(&Sealed { sha256: seal(&content), content: &content })?;
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let mut file = tempfile::Builder::new()
-            .prefix(".")
-            .suffix(".partial")
-            .permissions(fs::Permissions::from_mode(0o600))
-            .tempfile_in(folder)?;
-        file.write_all(&sealed)?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path)?;
-        // The new name has to survive a loss of power as well.
-        File::open(folder)?.sync_all()
+            keys: published.keys().keys().iter().filter_map(|key| key.public_jwk()).collect(),
+            origin: published.origin().copied(),
+            withdrawn: published.withdrawn().to_vec(),
+        });
+        let sealed = content
+            .and_then(|content| serde_json::to_vec(&Sealed { sha256: seal(&content), content: &content }));
+        let sealed = sealed.map_err(|error| FolderError::from(std::io::Error::from(error)))?;
+        self.folder.replace(&self.name, &sealed)
     }
 }
 
-fn check_folder(metadata: &Metadata) -> Result<(), SnapshotError> {
-    let (writable, sticky) = (metadata.mode() & 0o002 != 0, metadata.mode() & 0o1000 != 0);
-    if writable && !sticky { Err(SnapshotError::FolderWorldWritable) } else { Ok(()) }
-}
-
-fn check_file(metadata: &Metadata) -> Result<(), SnapshotError> {
-    let ours = rustix::process::geteuid().as_raw();
-    if !metadata.is_file() {
-        Err(SnapshotError::NotAFile)
-    } else if metadata.uid() != ours && metadata.uid() != 0 {
-        Err(SnapshotError::OtherOwner)
-    } else if metadata.mode() & 0o002 != 0 {
-        Err(SnapshotError::WorldWritable)
-    } else {
-        Ok(())
-    }
+/// What the file is to hold, and when that was confirmed: what this process has, unless the file has what is newer.
+fn merged(before: &Snapshot, own: &Published, fetched_at: UnixTime) -> (Published, UnixTime) {
+    let Some(origin) = own.origin() else {
+        return (before.published.without(own.withdrawn()), before.fetched_at);
+    };
+    let older = before.published.origin().is_some_and(|theirs| origin.is_older_than(theirs));
+    let (published, _effect) = before.published.after(own.keys(), *origin);
+    let fetched_at = if older { before.fetched_at } else { fetched_at };
+    (published.without(own.withdrawn()), fetched_at)
 }
 
 fn seal(content: &RawValue) -> String {

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use crate::authorizer::{Authorizer, KeyedProvider, OpenRealm, RealmProviders, RequestPolicy};
 use crate::config::{Config, KeySource, ProviderConfig, Realms, RefreshPolicy};
+use crate::keys::budget::Budget;
 use crate::keys::discovery::Discovery;
 use crate::keys::fetch::{Fetch, FileKeys};
-use crate::keys::http::{HttpKeys, HttpReader};
+use crate::keys::http::HttpKeys;
+use crate::keys::http_client::HttpClient;
 use crate::keys::snapshot::SnapshotFile;
 use crate::keys::{KeyCache, Surroundings};
 use crate::validation::provider::Provider;
@@ -54,7 +56,9 @@ fn realm_providers(
     let before = running.and_then(|(_, authorizer)| {
         authorizer.realms().iter().find(|before| before.template().provider.name == wanted.provider.name)
     });
-    let http = http_reader(wanted)?;
+    let http = http_client(wanted)?;
+    let old_budget = before.and_then(|before| Some(Arc::clone(before.known().first()?.keys.budget())));
+    let budget = old_budget.unwrap_or_default();
     let mut known = Vec::new();
     for old in before.iter().flat_map(|before| before.known()) {
         let (Some(name), Some(before)) = (old.realm.as_deref(), before) else { continue };
@@ -62,14 +66,14 @@ fn realm_providers(
         let (was, is) = (before.template().of_realm(old_realms, name), wanted.of_realm(realms, name));
         let same = was.provider.issuer == is.provider.issuer && same_source(&was.keys, &is.keys);
         if same && old.keys.has_keys() && realms.allowed.contains(name) && known.len() < realms.most {
-            let realm = Realm { name, http: &http };
+            let realm = Realm { name, http: &http, budget: &budget };
             let keys = key_cache(&is, Some(realm), Some((&was, &old.keys)), around)?;
             known.push(keyed(&is, Some(name.to_owned()), keys));
         }
     }
     let around = around.clone();
     let open: OpenRealm = Arc::new(move |config, name| {
-        key_cache(config, Some(Realm { name, http: &http }), None, &around)
+        key_cache(config, Some(Realm { name, http: &http, budget: &budget }), None, &around)
             .inspect_err(|error| tracing::error!(realm = name, %error, "a realm cannot be opened"))
             .ok()
     });
@@ -108,11 +112,13 @@ fn same_source(a: &KeySource, b: &KeySource) -> bool {
 struct Realm<'a> {
     name: &'a str,
     /// One client for all of them: it holds the authorities that are trusted.
-    http: &'a Arc<HttpReader>,
+    http: &'a Arc<HttpClient>,
+    /// It is one issuer that their tokens make us ask.
+    budget: &'a Arc<Budget>,
 }
 
-fn http_reader(config: &ProviderConfig) -> Result<Arc<HttpReader>, ServiceError> {
-    HttpReader::new(config.http.clone(), config.refresh.max_bytes).map(Arc::new).map_err(|error| {
+fn http_client(config: &ProviderConfig) -> Result<Arc<HttpClient>, ServiceError> {
+    HttpClient::new(config.http.clone(), config.refresh.max_bytes).map(Arc::new).map_err(|error| {
         ServiceError(format!("providers: {}: no HTTP client: {error}", config.provider.name))
     })
 }
@@ -133,7 +139,7 @@ fn key_cache(
     }
     let Provider { name, issuer, .. } = &*config.provider;
     let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
-    let http = || realm.map_or_else(|| http_reader(config), |realm| Ok(Arc::clone(realm.http)));
+    let http = || realm.map_or_else(|| http_client(config), |realm| Ok(Arc::clone(realm.http)));
     let (fetch, source): (Arc<dyn Fetch>, String) = match &config.keys {
         KeySource::Inline(keys) => {
             return Ok(Arc::new(KeyCache::fixed(name, Arc::clone(keys), around.clone())));
@@ -152,6 +158,11 @@ fn key_cache(
     let file = folder.map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source, max_bytes));
     let before = running.map(|(_, keys)| &**keys);
     let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{}", realm.name));
-    let cache = KeyCache::fetched(&key_name, config.refresh.clone(), fetch, around.clone(), before, file);
+    let budget = match realm {
+        Some(realm) => Arc::clone(realm.budget),
+        None => before.map(|before| Arc::clone(before.budget())).unwrap_or_default(),
+    };
+    let refresh = config.refresh.clone();
+    let cache = KeyCache::fetched(&key_name, refresh, fetch, around.clone(), before, file, budget);
     Ok(Arc::new(if realm.is_some() { cache.passing() } else { cache }))
 }

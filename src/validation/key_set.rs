@@ -12,7 +12,7 @@ use aws_lc_rs::signature::{self, ParsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm as JwtAlgorithm, DecodingKey};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::algorithm::Algorithm;
@@ -174,10 +174,59 @@ impl KeySet {
         older.keys.iter().filter(|old| !self.keys.iter().any(|key| key.same(old)))
     }
 
+    /// Whether it has this very key.
+    pub fn has(&self, key: &Key) -> bool {
+        self.keys.iter().any(|own| own.same(key))
+    }
+
+    /// The keys that may stay; the others are listed as skipped for this reason.
+    pub fn filtered(&self, may_stay: impl Fn(&Key) -> bool, reason: &'static str) -> Self {
+        let mut set = KeySet { keys: Vec::new(), skipped: self.skipped.clone() };
+        for key in &self.keys {
+            if may_stay(key) {
+                set.keys.push(Arc::clone(key));
+            } else if set.skipped.len() < MAX_KEYS {
+                set.skipped.push(SkippedKey { kid: key.kid.clone(), reason });
+            }
+        }
+        set
+    }
+
+    /// The same set and these keys, as far as there is room.
+    pub fn with(&self, more: impl IntoIterator<Item = Arc<Key>>) -> Self {
+        let mut set = self.clone();
+        set.keys.extend(more);
+        set.keys.truncate(MAX_KEYS);
+        set
+    }
+
     /// Whether both sets verify the same tokens: the same keys by name and material, in any order.
     pub fn same_keys(&self, other: &KeySet) -> bool {
         let contains = |a: &KeySet, b: &KeySet| a.keys.iter().all(|key| b.keys.iter().any(|k| k.same(key)));
         self.keys.len() == other.keys.len() && contains(self, other) && contains(other, self)
+    }
+}
+
+/// What tells one published key from another: its name, what it is bound to, and its material.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyName {
+    kid: Option<String>,
+    alg: Option<String>,
+    /// RFC 7638.
+    thumbprint: String,
+}
+
+impl KeyName {
+    /// The key's `kid`, where it has one.
+    pub fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
+    /// Whether it is the name of this key.
+    pub fn is_of(&self, key: &Key) -> bool {
+        self.kid == key.kid
+            && key.thumbprint() == Some(self.thumbprint.as_str())
+            && self.alg.as_deref() == key.alg.map(Algorithm::name)
     }
 }
 
@@ -250,6 +299,15 @@ impl Key {
     /// RFC 7517 §4.2: `sig`, where the issuer says so.
     pub fn key_use(&self) -> Option<&'static str> {
         self.declares_use.then_some("sig")
+    }
+
+    /// What tells it from another key. A shared secret, which is never fetched, has none but its `kid`.
+    pub fn name(&self) -> KeyName {
+        KeyName {
+            kid: self.kid.clone(),
+            alg: self.alg.map(|alg| alg.name().to_owned()),
+            thumbprint: self.thumbprint().unwrap_or_default().to_owned(),
+        }
     }
 
     /// SHA-256 thumbprint (RFC 7638); none for a shared secret, of which it would be a hash.

@@ -1,0 +1,169 @@
+//! How many fetches tokens may force: an account for each cause, shared by all realms of a provider, since it is the
+//! issuer that is spared.
+//!
+//! Pure: no IO, no clock; it is told the time. A fetch costs its slot whether it succeeds or fails. Realms that wait
+//! for a slot stand in line, each once: one that was served last is behind all that wait.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use crate::clock::Instant;
+use crate::validation::StaleCause;
+
+/// The budget of one provider, shared by the key caches of its realms.
+#[derive(Debug, Default)]
+pub struct Budget {
+    accounts: Mutex<Accounts>,
+    /// Told when somebody left a line, so that those behind look again.
+    moved_up: Notify,
+}
+
+/// The state of a budget.
+#[derive(Debug, Default)]
+pub struct Accounts {
+    members: u64,
+    unknown_kid: Account,
+    bad_signature: Account,
+}
+
+/// What one cause may force. It counts from the last fetch that this cause forced.
+#[derive(Debug, Default)]
+struct Account {
+    /// When the next fetch may start; at any time where there has been none.
+    free_at: Option<Instant>,
+    line: VecDeque<Member>,
+}
+
+/// A key cache that draws on a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member(u64);
+
+impl Budget {
+    /// No code that holds the lock can panic half-way, so a poisoned one is still sound.
+    pub(super) fn accounts(&self) -> MutexGuard<'_, Accounts> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves when somebody has left a line.
+    pub(super) fn moved_up(&self) -> Notified<'_> {
+        self.moved_up.notified()
+    }
+
+    /// Takes a member out of every line.
+    pub(super) fn leave(&self, member: Member) {
+        if self.accounts().leave(member) {
+            self.moved_up.notify_waiters();
+        }
+    }
+}
+
+impl Accounts {
+    /// One more key cache.
+    pub fn join(&mut self) -> Member {
+        self.members += 1;
+        Member(self.members)
+    }
+
+    /// Puts a member in line for a fetch, if it is not there already.
+    pub fn stand_in_line(&mut self, cause: StaleCause, member: Member) {
+        let line = &mut self.account(cause).line;
+        if !line.contains(&member) {
+            line.push_back(member);
+        }
+    }
+
+    /// When this member's turn comes at the earliest, now or later.
+    pub fn turn(&self, cause: StaleCause, member: Member, spacing: Duration, now: Instant) -> Instant {
+        let account = self.account_ref(cause);
+        let before = account.line.iter().position(|one| *one == member).unwrap_or(account.line.len());
+        let first = account.free_at.map_or(now, |free_at| now.max(free_at));
+        first + spacing.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX))
+    }
+
+    /// Takes the slot for this member, if its turn has come.
+    pub fn take(&mut self, cause: StaleCause, member: Member, spacing: Duration, now: Instant) -> bool {
+        let account = self.account(cause);
+        let free = account.free_at.is_none_or(|free_at| free_at <= now);
+        if !free || account.line.front() != Some(&member) {
+            return false;
+        }
+        account.line.pop_front();
+        account.free_at = Some(now + spacing);
+        true
+    }
+
+    /// Takes a member out of every line; whether it stood in one.
+    pub fn leave(&mut self, member: Member) -> bool {
+        let mut stood = false;
+        for cause in [StaleCause::UnknownKid, StaleCause::BadSignature] {
+            let line = &mut self.account(cause).line;
+            let before = line.len();
+            line.retain(|one| *one != member);
+            stood |= line.len() < before;
+        }
+        stood
+    }
+
+    fn account(&mut self, cause: StaleCause) -> &mut Account {
+        match cause {
+            StaleCause::UnknownKid => &mut self.unknown_kid,
+            StaleCause::BadSignature => &mut self.bad_signature,
+        }
+    }
+
+    fn account_ref(&self, cause: StaleCause) -> &Account {
+        match cause {
+            StaleCause::UnknownKid => &self.unknown_kid,
+            StaleCause::BadSignature => &self.bad_signature,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use StaleCause::{BadSignature, UnknownKid};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn all_members_together_have_one_slot_in_a_spacing_and_who_was_served_last_is_last() {
+        let now = clock::monotonic();
+        let mut accounts = Accounts::default();
+        let members: Vec<Member> = (0..3).map(|_| accounts.join()).collect();
+        let mut served = Vec::new();
+        for tick in 0..9_u32 {
+            let now = now + SECOND / 2 * tick;
+            for (i, member) in members.iter().enumerate() {
+                accounts.stand_in_line(UnknownKid, *member);
+                if accounts.take(UnknownKid, *member, SECOND, now) {
+                    served.push(i);
+                }
+            }
+        }
+        assert_eq!(served, [0, 1, 2, 0, 1]);
+    }
+
+    #[test]
+    fn a_turn_is_told_by_the_place_in_line_and_comes_sooner_when_somebody_leaves() {
+        let now = clock::monotonic();
+        let mut accounts = Accounts::default();
+        let (a, b, c) = (accounts.join(), accounts.join(), accounts.join());
+        for member in [a, b, c] {
+            accounts.stand_in_line(UnknownKid, member);
+        }
+        assert_eq!(accounts.turn(UnknownKid, c, SECOND, now), now + 2 * SECOND);
+        assert_eq!(accounts.turn(BadSignature, c, SECOND, now), now, "the other cause has its own account");
+        assert!(accounts.leave(b));
+        assert!(!accounts.leave(b));
+        assert_eq!(accounts.turn(UnknownKid, c, SECOND, now), now + SECOND);
+        assert!(accounts.take(UnknownKid, a, SECOND, now));
+        assert!(!accounts.take(UnknownKid, c, SECOND, now), "the slot is spent");
+        assert!(accounts.take(UnknownKid, c, SECOND, now + SECOND));
+    }
+}

@@ -1,0 +1,252 @@
+//! The HTTP client that reaches issuers: TLS, proxy, bounds, and what went wrong in few words.
+//!
+//! Nothing is followed to another host, nothing leads from https to http, what is read is bounded after
+//! decompression, requests of one provider at one time are bounded, and its names are resolved within a share of
+//! threads of its own.
+//!
+//! # Architecture invariant
+//! The one home of `reqwest`.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{ACCEPT, HeaderValue};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, NoProxy, Proxy, StatusCode, redirect};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::task::spawn_blocking;
+
+use crate::config::{ClientCertificate, IssuerHttp};
+
+use super::fetch::{FetchError, FileStamp};
+use super::transport::{Answer, Doubt, Getting, Request, Transport};
+
+/// Redirects are followed this often, on the same host.
+const MAX_REDIRECTS: usize = 5;
+
+/// Of an error's causes this many are told, each in so many characters.
+const MAX_CAUSES: usize = 8;
+const MAX_CAUSE_CHARS: usize = 120;
+
+/// Requests of one provider, all of its realms together, that may be under way at one time.
+const MAX_UNDER_WAY: usize = 16;
+
+/// Of these, the ones that no token waits for.
+const MAX_IN_BACKGROUND: usize = 12;
+
+/// Names of one provider that may be looked up at one time, each on a thread: the system's resolver blocks.
+const MAX_LOOKUPS: usize = 4;
+
+const ACCEPTED: HeaderValue = HeaderValue::from_static("application/jwk-set+json, application/json");
+
+impl From<reqwest::Error> for FetchError {
+    /// reqwest's own text without the URL, and its causes, which are what an operator needs. What the other
+    /// side wrote into a GOAWAY is left out, and names of its certificate are cut short.
+    fn from(error: reqwest::Error) -> Self {
+        let error = error.without_url();
+        let causes =
+            std::iter::successors(Some(&error as &(dyn std::error::Error + 'static)), |error| error.source());
+        let text = |cause: &(dyn std::error::Error + 'static)| match cause {
+            cause if cause.is::<h2::Error>() => "HTTP/2 broke off".to_owned(),
+            cause => cause.to_string().chars().take(MAX_CAUSE_CHARS).flat_map(char::escape_debug).collect(),
+        };
+        FetchError::Transport(causes.take(MAX_CAUSES).map(text).collect::<Vec<_>>().join(": "))
+    }
+}
+
+/// A client with the bounds and the credentials of one provider.
+pub struct HttpClient {
+    options: IssuerHttp,
+    max_bytes: usize,
+    made: Mutex<Made>,
+    lookups: Arc<Lookups>,
+    under_way: Semaphore,
+    in_background: Semaphore,
+}
+
+/// A client, and the state of the files that it was made from.
+struct Made {
+    client: Client,
+    stamps: Vec<Option<FileStamp>>,
+}
+
+impl HttpClient {
+    /// A client that reads at most `max_bytes` of an answer. The files of `options` are read now, and again
+    /// when they have changed.
+    ///
+    /// On a machine without certificates of authorities, such as a bare container, it reaches http
+    /// alone unless `ca_file` is given, and the log says so.
+    ///
+    /// # Errors
+    /// A file cannot be read or does not hold what it should.
+    pub fn new(options: IssuerHttp, max_bytes: usize) -> Result<Self, FetchError> {
+        let lookups = Arc::new(Lookups(Arc::new(Semaphore::new(MAX_LOOKUPS))));
+        let client = client(&options, &lookups)?;
+        // Nothing is known of the files' state when they were read: the first fetch reads them again.
+        let made = Mutex::new(Made { client, stamps: Vec::new() });
+        let under_way = Semaphore::new(MAX_UNDER_WAY);
+        let in_background = Semaphore::new(MAX_IN_BACKGROUND);
+        Ok(Self { options, max_bytes, made, lookups, under_way, in_background })
+    }
+
+    async fn send(&self, request: Request) -> Result<Answer, FetchError> {
+        let _place = self.place(request.doubt).await?;
+        let client = self.client().await;
+        let sent = client.get(request.url).headers(request.headers).header(ACCEPT, ACCEPTED).send();
+        let mut response = sent.await?;
+        let (status, url) = (response.status(), response.url().clone());
+        let headers = std::mem::take(response.headers_mut());
+        let mut body = Vec::new();
+        // Nobody reads another answer's body.
+        while let Some(chunk) = if status == StatusCode::OK { response.chunk().await? } else { None } {
+            if body.len() + chunk.len() > self.max_bytes {
+                return Err(FetchError::TooLarge(self.max_bytes));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Answer { status, url, headers, body })
+    }
+
+    /// What a token waits for finds a place before what was merely due.
+    async fn place(
+        &self,
+        doubt: Doubt,
+    ) -> Result<(SemaphorePermit<'_>, Option<SemaphorePermit<'_>>), FetchError> {
+        let background = match doubt {
+            Doubt::Forced => None,
+            Doubt::Nothing | Doubt::Caches => {
+                Some(self.in_background.acquire().await.map_err(|_| FetchError::BrokeOff)?)
+            }
+        };
+        let place = self.under_way.acquire().await.map_err(|_| FetchError::BrokeOff)?;
+        Ok((place, background))
+    }
+
+    /// The client for the files as they are now; the one before where they cannot be used.
+    async fn client(&self) -> Client {
+        let mut stamps = Vec::new();
+        for file in files(&self.options) {
+            stamps.push(FileStamp::of(file).await);
+        }
+        if self.made().stamps == stamps {
+            return self.made().client.clone();
+        }
+        let (options, lookups) = (self.options.clone(), Arc::clone(&self.lookups));
+        let made = spawn_blocking(move || client(&options, &lookups)).await;
+        let made = made.unwrap_or_else(|error| Err(FetchError::TlsFile(error.to_string())));
+        let mut before = self.made();
+        before.stamps = stamps;
+        match made {
+            Ok(client) => before.client = client,
+            Err(error) => tracing::warn!(%error, "the files before the change keep being used"),
+        }
+        before.client.clone()
+    }
+
+    fn made(&self) -> MutexGuard<'_, Made> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Transport for HttpClient {
+    fn get(&self, request: Request) -> Getting<'_> {
+        Box::pin(self.send(request))
+    }
+}
+
+/// The system's resolver within a share of threads: names that are never answered hold up their own provider alone.
+struct Lookups(Arc<Semaphore>);
+
+impl Resolve for Lookups {
+    fn resolve(&self, name: Name) -> Resolving {
+        let share = Arc::clone(&self.0);
+        Box::pin(async move {
+            let place = share.acquire_owned().await?;
+            let addresses = spawn_blocking(move || {
+                let addresses =
+                    (name.as_str(), 0).to_socket_addrs().map(Iterator::collect::<Vec<SocketAddr>>);
+                // The place is given back when the thread is, not when somebody gives up.
+                drop(place);
+                addresses
+            });
+            Ok(Box::new(addresses.await??.into_iter()) as Addrs)
+        })
+    }
+}
+
+fn files(options: &IssuerHttp) -> impl Iterator<Item = &Path> {
+    let certificate = options.client_certificate.as_ref();
+    let pair =
+        certificate.into_iter().flat_map(|ClientCertificate { cert_file, key_file }| [cert_file, key_file]);
+    options.ca_file.iter().chain(pair).map(AsRef::as_ref)
+}
+
+fn client(options: &IssuerHttp, lookups: &Arc<Lookups>) -> Result<Client, FetchError> {
+    let builder = || {
+        let builder = Client::builder()
+            .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::custom(follow))
+            .dns_resolver(Arc::clone(lookups))
+            // Fetches are minutes apart, and a kept connection whose other end died without a word would
+            // cost the one that matters its time.
+            .pool_max_idle_per_host(0);
+        match &options.proxy {
+            None => Ok(builder.no_proxy()),
+            Some(proxy) => {
+                let proxy = Proxy::all(proxy.with_credentials().clone())?.no_proxy(NoProxy::from_env());
+                Ok::<_, FetchError>(builder.proxy(proxy))
+            }
+        }
+    };
+    // Each file by itself first, so that what is wrong is told of the right one.
+    let usable = |builder: ClientBuilder, file: &Path| {
+        builder.build().map(drop).map_err(|error| unusable(file, &FetchError::from(error).to_string()))
+    };
+    let mut configured = builder()?;
+    if let Some(file) = &options.ca_file {
+        let authorities = Certificate::from_pem_bundle(&read(file)?).unwrap_or_default();
+        if authorities.is_empty() {
+            return Err(unusable(file, "no certificate in PEM form"));
+        }
+        usable(builder()?.tls_certs_only(authorities.clone()), file)?;
+        configured = configured.tls_certs_only(authorities);
+    }
+    if let Some(ClientCertificate { cert_file, key_file }) = &options.client_certificate {
+        let pem = [read(cert_file)?, b"\n".to_vec(), read(key_file)?].concat();
+        let identity = Identity::from_pem(&pem)
+            .map_err(|_| unusable(cert_file, "no certificate in PEM form, or no private key with it"))?;
+        usable(builder()?.tls_certs_only([]).identity(identity.clone()), cert_file)?;
+        configured = configured.identity(identity);
+    }
+    match configured.build() {
+        Err(error) if options.ca_file.is_none() && options.client_certificate.is_none() => {
+            let error = FetchError::from(error);
+            tracing::warn!(%error, "no certificates to check https issuers with: install ca-certificates");
+            Ok(builder()?.tls_certs_only([]).build()?)
+        }
+        made => Ok(made?),
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, FetchError> {
+    std::fs::read(file).map_err(|error| unusable(file, &error.kind().to_string()))
+}
+
+fn unusable(file: &Path, what: &str) -> FetchError {
+    FetchError::TlsFile(format!("{}: {what}", file.display()))
+}
+
+/// Only within a host, and never from https to http; another port only with the step to https.
+fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
+    let allowed = attempt.previous().last().is_some_and(|from| {
+        let to = attempt.url();
+        let same_port = from.port_or_known_default() == to.port_or_known_default();
+        from.host() == to.host()
+            && match (from.scheme(), to.scheme()) {
+                ("http", "https") => true,
+                (from, to) => from == to && same_port,
+            }
+    });
+    if allowed && attempt.previous().len() <= MAX_REDIRECTS { attempt.follow() } else { attempt.stop() }
+}

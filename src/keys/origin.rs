@@ -1,0 +1,103 @@
+//! Where an answer came from and when it was made, and which of two answers is the newer one.
+//!
+//! Between an issuer and this service stand caches, replicas whose clocks differ, and documents that move, so the
+//! order in which answers arrive says little. What an answer says of itself does: `Date` and `Age` (RFC 9110
+//! §6.6.1, RFC 9111 §5.1). This is the one place where two answers are compared. Pure.
+//!
+//! # What cannot be told
+//! An answer without `Date` and `Age` counts as made when it was asked for, and so does one whose `Date` lies in
+//! the future of this machine's clock. A replica that lags and dates its old set with the present time, or a cache
+//! that forges `Date`, cannot be told from an issuer that publishes a key again.
+
+use serde::{Deserialize, Serialize};
+
+/// How much the clocks of one issuer's replicas may differ: an answer counts as older than another only if it is so
+/// by more than this.
+pub const TOLERANCE_SECS: i64 = 5;
+
+const MICROS: i64 = 1_000_000;
+
+/// When an answer was made, as far as it can be known. Times are on one line that never steps, see
+/// [`SteadyClock`](crate::clock::SteadyClock).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// When it was asked for, in microseconds since the Unix epoch.
+    asked: i64,
+    /// When it was there.
+    received: i64,
+    /// Seconds that it says it has spent in caches (RFC 9111 §5.1).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    age: Option<i64>,
+    /// When it says that it was made, in seconds since the Unix epoch (RFC 9110 §6.6.1). Never later than `received`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    date: Option<i64>,
+}
+
+impl Origin {
+    /// An answer asked for and received at these times, microseconds since the Unix epoch, with what its `Age` and
+    /// its `Date` say, in seconds.
+    pub fn new(asked: i64, received: i64, age: Option<i64>, date: Option<i64>) -> Self {
+        let received = received.max(asked);
+        // A date ahead of our clock tells nothing but that one of the two clocks is wrong.
+        let date = date.map(|date| date.min(received.div_euclid(MICROS)));
+        Self { asked, received, age: age.map(|age| age.max(0)), date }
+    }
+
+    /// An answer of which nothing is known but when it was asked for and received.
+    pub fn at(asked: i64, received: i64) -> Self {
+        Self::new(asked, received, None, None)
+    }
+
+    /// The same on a machine whose clock shows `now`: what lies ahead of that was written under a clock that was
+    /// wrong.
+    pub fn not_after(self, now: i64) -> Self {
+        Self::new(self.asked.min(now), self.received.min(now), self.age, self.date)
+    }
+
+    /// When it was there, in microseconds since the Unix epoch.
+    pub fn received(&self) -> i64 {
+        self.received
+    }
+
+    /// Whether this answer was provably made before the other one: it was asked for earlier, or it is older by its
+    /// `Date` or by its `Age` by more than [`TOLERANCE_SECS`].
+    pub fn is_older_than(&self, other: &Origin) -> bool {
+        let by_date = match (self.date, other.date) {
+            (Some(own), Some(other)) => own.saturating_add(TOLERANCE_SECS) < other,
+            _ => false,
+        };
+        let by_age =
+            self.latest_of_asking().saturating_add(TOLERANCE_SECS * MICROS) < other.latest_of_asking();
+        self.asked < other.asked || by_date || by_age
+    }
+
+    /// Whether this answer was provably made after the other one, as far as the two say: asked for once the other
+    /// was there, and not older by `Date` or `Age`, without any tolerance. Of two with one `Date`, which has whole
+    /// seconds, only one that comes from no cache counts as newer.
+    pub fn is_newer_than(&self, other: &Origin) -> bool {
+        let by_date = match (self.date, other.date) {
+            (Some(own), Some(other)) => own > other || (own == other && self.age.is_none()),
+            _ => true,
+        };
+        by_date && self.earliest_by_age() >= other.latest_by_age()
+    }
+
+    /// RFC 9111 §4.2.3 counts the age from when the answer was asked for.
+    fn latest_of_asking(&self) -> i64 {
+        self.asked.saturating_sub(self.age_micros())
+    }
+
+    /// An age is cut to whole seconds.
+    fn earliest_by_age(&self) -> i64 {
+        let cut = if self.age.is_some() { MICROS } else { 0 };
+        self.latest_of_asking().saturating_sub(cut)
+    }
+
+    fn latest_by_age(&self) -> i64 {
+        self.received.saturating_sub(self.age_micros())
+    }
+
+    fn age_micros(&self) -> i64 {
+        self.age.unwrap_or_default().saturating_mul(MICROS)
+    }
+}

@@ -1,0 +1,178 @@
+//! What an issuer is known to publish: the keys in hand, when the answer that brought them was made, and the keys
+//! that answers have shown to be withdrawn.
+//!
+//! The one place where an answer changes that, in memory, for a snapshot and at a start. Pure.
+//!
+//! - An answer that is not older than the one in hand replaces the set. What it lacks is withdrawn.
+//! - An answer that is older takes nothing away: what it lacks may have been published since. A key that was never
+//!   seen before is taken from it all the same, since the clocks of replicas differ and a good token must not be
+//!   refused for a date alone.
+//! - A key that was withdrawn counts again only by an answer that is provably newer than the last one which lacked
+//!   it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::validation::key_set::{Key, KeyName, KeySet};
+
+use super::origin::Origin;
+
+/// Withdrawn keys that are remembered, the latest of them; as many as a set may have.
+const MAX_WITHDRAWN: usize = 1_000;
+
+/// Why a key of an answer is not used.
+const WITHDRAWN: &str = "it was withdrawn, and this answer is not provably newer than the one that showed it";
+
+/// What an issuer is known to publish.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    keys: Arc<KeySet>,
+    /// Of the answer that brought the keys; none before the first.
+    origin: Option<Origin>,
+    withdrawn: Arc<Vec<Withdrawn>>,
+}
+
+/// A key that was withdrawn.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withdrawn {
+    /// Which key.
+    pub key: KeyName,
+    /// Of the last answer that lacked it.
+    pub shown_by: Origin,
+}
+
+/// What an answer did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The keys are others than before.
+    Renewed,
+    /// The keys are the same.
+    Unchanged,
+    /// The answer is older than the one in hand, or has no key that may be used any more. It took nothing away; it may
+    /// have added keys that were never seen.
+    Older {
+        /// Whether it did.
+        added: bool,
+    },
+}
+
+impl Published {
+    /// Keys that a snapshot or an earlier cache held, and what was withdrawn until then.
+    pub fn restored(keys: Arc<KeySet>, origin: Origin, withdrawn: Vec<Withdrawn>) -> Self {
+        Self { keys, origin: Some(origin), withdrawn: Arc::new(withdrawn) }
+    }
+
+    /// Keys of the configuration, which no answer brought.
+    pub fn configured(keys: Arc<KeySet>) -> Self {
+        Self { keys, origin: None, withdrawn: Arc::default() }
+    }
+
+    /// No keys, and what was withdrawn before.
+    pub fn without_keys(withdrawn: Vec<Withdrawn>) -> Self {
+        Self { keys: Arc::default(), origin: None, withdrawn: Arc::new(withdrawn) }
+    }
+
+    /// The keys in hand.
+    pub fn keys(&self) -> &Arc<KeySet> {
+        &self.keys
+    }
+
+    /// When the answer that brought them was made.
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
+    }
+
+    /// The keys that were withdrawn.
+    pub fn withdrawn(&self) -> &[Withdrawn] {
+        &self.withdrawn
+    }
+
+    /// Whether a key of this name was withdrawn, whatever its material.
+    pub fn was_withdrawn(&self, kid: &str) -> bool {
+        self.withdrawn.iter().any(|withdrawn| withdrawn.key.kid() == Some(kid))
+    }
+
+    /// What is published after an answer.
+    pub fn after(&self, answer: &KeySet, origin: Origin) -> (Self, Effect) {
+        let may_count = |key: &Key| {
+            let withdrawn = self.withdrawn.iter().find(|withdrawn| withdrawn.key.is_of(key));
+            withdrawn.is_none_or(|withdrawn| origin.is_newer_than(&withdrawn.shown_by))
+        };
+        let mut usable = answer.filtered(may_count, WITHDRAWN);
+        usable.adopt(&self.keys);
+        let older = self.origin.is_some_and(|in_hand| origin.is_older_than(&in_hand));
+        if older || usable.keys().is_empty() {
+            return self.with_unseen(&usable);
+        }
+        let changed = self.origin.is_none() || !self.keys.same_keys(&usable);
+        let withdrawn = self.withdrawn_after(answer, &usable, origin);
+        let effect = if changed { Effect::Renewed } else { Effect::Unchanged };
+        (Self { keys: Arc::new(usable), origin: Some(origin), withdrawn: Arc::new(withdrawn) }, effect)
+    }
+
+    /// The same with what another process, or this one before, has found to be withdrawn.
+    pub fn without(&self, withdrawn: &[Withdrawn]) -> Self {
+        let mut all = self.withdrawn.to_vec();
+        for one in withdrawn {
+            note(&mut all, one.key.clone(), one.shown_by);
+        }
+        let still = |key: &Key| {
+            let gone = withdrawn.iter().find(|withdrawn| withdrawn.key.is_of(key));
+            gone.is_none_or(|gone| self.origin.is_some_and(|origin| origin.is_newer_than(&gone.shown_by)))
+        };
+        let keys = self.keys.filtered(still, WITHDRAWN);
+        all.retain(|withdrawn| !keys.keys().iter().any(|key| withdrawn.key.is_of(key)));
+        let origin = self.origin.filter(|_| !keys.keys().is_empty());
+        Self { keys: Arc::new(keys), origin, withdrawn: Arc::new(bounded(all)) }
+    }
+
+    fn with_unseen(&self, usable: &KeySet) -> (Self, Effect) {
+        let unseen: Vec<&Arc<Key>> =
+            usable.keys().iter().filter(|key| !self.keys.has(key) && !self.has_withdrawn(key)).collect();
+        if unseen.is_empty() {
+            return (self.clone(), Effect::Older { added: false });
+        }
+        let keys = self.keys.with(unseen.into_iter().map(Arc::clone));
+        (Self { keys: Arc::new(keys), ..self.clone() }, Effect::Older { added: true })
+    }
+
+    fn has_withdrawn(&self, key: &Key) -> bool {
+        self.withdrawn.iter().any(|withdrawn| withdrawn.key.is_of(key))
+    }
+
+    fn withdrawn_after(&self, answer: &KeySet, usable: &KeySet, origin: Origin) -> Vec<Withdrawn> {
+        let mut withdrawn: Vec<Withdrawn> = self
+            .withdrawn
+            .iter()
+            .filter(|one| !usable.keys().iter().any(|key| one.key.is_of(key)))
+            .cloned()
+            .collect();
+        for one in &mut withdrawn {
+            if !answer.keys().iter().any(|key| one.key.is_of(key)) && !origin.is_older_than(&one.shown_by) {
+                one.shown_by = origin;
+            }
+        }
+        for gone in answer.lacks(&self.keys) {
+            note(&mut withdrawn, gone.name(), origin);
+        }
+        bounded(withdrawn)
+    }
+}
+
+fn note(withdrawn: &mut Vec<Withdrawn>, key: KeyName, shown_by: Origin) {
+    match withdrawn.iter_mut().find(|known| known.key == key) {
+        Some(known) if shown_by.is_older_than(&known.shown_by) => {}
+        Some(known) => known.shown_by = shown_by,
+        None => withdrawn.push(Withdrawn { key, shown_by }),
+    }
+}
+
+/// The latest of them.
+fn bounded(mut withdrawn: Vec<Withdrawn>) -> Vec<Withdrawn> {
+    if withdrawn.len() > MAX_WITHDRAWN {
+        withdrawn.sort_by_key(|one| std::cmp::Reverse(one.shown_by.received()));
+        withdrawn.truncate(MAX_WITHDRAWN);
+    }
+    withdrawn
+}

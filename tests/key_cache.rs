@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use portcullis::clock::{self, Instant};
 use portcullis::config::RefreshPolicy;
-use portcullis::keys::schedule::{Ending, Schedule, Standing, Trigger};
+use portcullis::keys::budget::Accounts;
+use portcullis::keys::schedule::{Caller, Ending, Schedule, Standing, Trigger};
 use portcullis::keys::{KeyCache, NotRescued, Surroundings};
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::{Permanent, ValidationError};
 use proptest::prelude::*;
-use script::{Look, SECOND, Script, ask, ask_with, look, policy, settle, still, warm};
+use script::{Look, SECOND, Script, ask, ask_with, fetching, look, policy, settle, still, warm};
 use tokio::time::sleep;
 
 #[tokio::test(start_paused = true)]
@@ -99,7 +100,7 @@ async fn a_caller_that_saw_an_older_set_looks_again_without_a_fetch() {
     script.publish(&["b"]);
     assert_eq!(ask(&cache, "b").await, Ok(()));
     let deadline = clock::monotonic();
-    assert_eq!(cache.rescue(old, UnknownKid, deadline, "t", look("b", None)).await, Ok(()));
+    assert_eq!(cache.rescue(old, UnknownKid, deadline, look("b", None)).await, Ok(()));
     assert_eq!(script.fetches(), 2);
 }
 
@@ -118,7 +119,7 @@ async fn a_fetch_that_was_under_way_and_has_ended_meanwhile_is_looked_at_before_
     gate.add_permits(1);
     assert_eq!(first.await.unwrap(), Ok(()));
     let deadline = clock::monotonic();
-    assert_eq!(cache.rescue(seen_before_its_end, UnknownKid, deadline, "t", look("b", None)).await, Ok(()));
+    assert_eq!(cache.rescue(seen_before_its_end, UnknownKid, deadline, look("b", None)).await, Ok(()));
     assert_eq!(script.fetches(), 2);
 }
 
@@ -201,14 +202,15 @@ async fn a_caller_that_cannot_wait_at_all_still_brings_the_keys_for_the_next_one
 #[test]
 fn a_change_of_the_source_during_a_fetch_calls_for_another() {
     let mut now = clock::monotonic();
-    let mut schedule = Schedule::new(policy(), now);
-    assert_eq!(schedule.begin(now), Some(Trigger::Startup));
+    let mut accounts = Accounts::default();
+    let mut schedule = Schedule::new(policy(), accounts.join(), now);
+    assert_eq!(schedule.begin(&mut accounts, now), Some((1, Trigger::Startup)));
     schedule.hurry(now);
     now += SECOND;
-    schedule.finish(Ending::Succeeded { fresh_for: None }, 0.5, now);
-    assert_eq!(schedule.begin(now), Some(Trigger::Scheduled));
-    schedule.finish(Ending::Succeeded { fresh_for: None }, 0.5, now);
-    assert_eq!(schedule.begin(now), None);
+    schedule.finish(&mut accounts, 1, Ending::Succeeded { fresh_for: None }, 0.5, now);
+    assert_eq!(schedule.begin(&mut accounts, now), Some((2, Trigger::Scheduled)));
+    schedule.finish(&mut accounts, 2, Ending::Succeeded { fresh_for: None }, 0.5, now);
+    assert_eq!(schedule.begin(&mut accounts, now), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -271,8 +273,7 @@ async fn a_failed_fetch_keeps_the_last_good_set_and_recovery_takes_no_longer_tha
 async fn an_issuer_that_comes_back_is_found_without_being_asked_for() {
     let script = Script::publishing(&["a"]);
     script.goes_down(true);
-    let cache =
-        KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default(), None, None);
+    let cache = fetching(&script, policy(), Surroundings::default());
     sleep(20 * SECOND).await;
     assert!(!cache.has_keys());
     let tries = script.fetches();
@@ -286,8 +287,7 @@ async fn an_issuer_that_comes_back_is_found_without_being_asked_for() {
 async fn a_caller_before_the_first_keys_waits_for_them() {
     let script = Script::publishing(&["a"]);
     script.takes(SECOND);
-    let cache =
-        KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default(), None, None);
+    let cache = fetching(&script, policy(), Surroundings::default());
     assert_eq!(ask(&cache, "a").await, Ok(()));
     assert_eq!(script.fetches(), 1);
 }
@@ -371,8 +371,8 @@ async fn a_cache_with_another_policy_begins_with_the_keys_of_the_old_one() {
     let script = Script::publishing(&["a"]);
     let old = warm(&script, policy()).await;
     script.goes_down(true);
-    let new =
-        KeyCache::fetched("p", policy(), Arc::new(script.clone()), Surroundings::default(), Some(&old), None);
+    let (fetch, around) = (Arc::new(script.clone()), Surroundings::default());
+    let new = KeyCache::fetched("p", policy(), fetch, around, Some(&old), None, Arc::default());
     drop(old);
     assert_eq!(ask(&new, "a").await, Ok(()));
 }
@@ -384,7 +384,7 @@ async fn a_token_that_is_past_mending_after_the_refresh_is_refused_as_such() {
     script.publish(&["b"]);
     let sighting = cache.sight();
     let expired = |_: &KeySet| Err::<(), _>(ValidationError::Permanent(Permanent::Expired));
-    let answer = cache.rescue(sighting, UnknownKid, clock::monotonic() + SECOND, "t", expired).await;
+    let answer = cache.rescue(sighting, UnknownKid, clock::monotonic() + SECOND, expired).await;
     assert_eq!(answer, Err(NotRescued::Refused(ValidationError::Permanent(Permanent::Expired))));
     assert_eq!(script.fetches(), 2);
 }
@@ -474,57 +474,57 @@ proptest! {
         })?;
     }
 
-    /// P3 on the schedule alone, failures included: starts forced by one cause keep their distance,
-    /// whatever is asked when. One that fails first in a row gives its budget back.
+    /// P3 on the schedules of three realms of one provider, failures and fetches beside each other included: starts
+    /// forced by one cause keep their distance, whatever is asked when.
     #[test]
     fn starts_forced_by_one_cause_keep_their_distance(
-        steps in prop::collection::vec((0..3_000_u64, any::<bool>(), 0..4_u8), 1..200),
+        steps in prop::collection::vec((0..3_000_u64, 0..3_usize, any::<bool>(), 0..4_u8), 1..200),
     ) {
         let mut now = clock::monotonic();
         let policy = policy();
-        let mut schedule = Schedule::new(policy.clone(), now);
-        // Each with whether it gave its budget back.
-        let mut forced: Vec<(StaleCause, Instant, bool)> = Vec::new();
-        let mut under_way = None;
-        let mut failing = false;
-        for (milliseconds, flag, action) in steps {
+        let mut accounts = Accounts::default();
+        let mut realms: Vec<Schedule> =
+            (0..3).map(|_| Schedule::new(policy.clone(), accounts.join(), now)).collect();
+        let mut forced: Vec<(StaleCause, Instant)> = Vec::new();
+        let mut under_way: Vec<(usize, u64)> = Vec::new();
+        for (milliseconds, realm, flag, action) in steps {
             now += Duration::from_millis(milliseconds);
             let cause = if flag { UnknownKid } else { BadSignature };
+            let schedule = &mut realms[realm];
             match action {
                 0 | 1 => {
-                    let arrival = schedule.started();
-                    let standing = schedule.stand(arrival, cause, now, now + 2 * SECOND);
+                    let caller = Caller { arrival: schedule.started(), cause, deadline: now + 2 * SECOND };
+                    let standing = schedule.stand(&mut accounts, caller, now);
                     prop_assert_ne!(standing, Standing::Fresh, "nothing can have begun after the arrival");
                     if standing == Standing::Demanded {
-                        prop_assert!(schedule.next_start(now) <= now + 2 * SECOND, "a demand is met in time");
+                        let start = schedule.next_start(&accounts, now);
+                        prop_assert!(start.is_some_and(|start| start <= now + 2 * SECOND), "met in time");
                     }
                 }
-                2 if under_way.is_none() => {
-                    under_way = schedule.begin(now);
-                    if let Some(Trigger::Forced(cause)) = under_way {
-                        forced.push((cause, now, false));
+                2 => {
+                    if let Some((number, trigger)) = schedule.begin(&mut accounts, now) {
+                        under_way.push((realm, number));
+                        if let Trigger::Forced(cause) = trigger {
+                            forced.push((cause, now));
+                        }
                     }
                 }
-                _ if under_way.is_some() => {
-                    if let (Some(Trigger::Forced(_)), Some(last)) = (under_way, forced.last_mut()) {
-                        last.2 = !flag && !failing;
-                    }
-                    failing = !flag;
+                _ => {
                     let ending = if flag {
                         Ending::Succeeded { fresh_for: None }
                     } else {
                         Ending::Failed { retry_after: None }
                     };
-                    schedule.finish(ending, 0.5, now);
-                    under_way = None;
+                    if let Some(at) = under_way.iter().position(|(of, _)| *of == realm) {
+                        let (_, number) = under_way.remove(at);
+                        schedule.finish(&mut accounts, number, ending, 0.5, now);
+                    }
                 }
-                _ => {}
             }
         }
         for (cause, spacing) in [(UnknownKid, policy.min_spacing), (BadSignature, policy.min_spacing_bad_signature)] {
             let starts: Vec<_> = forced.iter().filter(|(c, ..)| *c == cause).collect();
             for pair in starts.windows(2) {
-                let spacing = if pair[0].2 { policy.min_spacing } else { spacing };
                 prop_assert!(pair[1].1 - pair[0].1 >= spacing);
             }
         }

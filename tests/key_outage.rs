@@ -14,15 +14,19 @@ use std::time::Duration;
 use portcullis::clock::{self, Clock, Instant};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::RefreshPolicy;
-use portcullis::keys::schedule::{Ending, Schedule, Standing, Trigger};
-use portcullis::keys::snapshot::{SnapshotError, SnapshotFile};
+use portcullis::keys::budget::Accounts;
+use portcullis::keys::folder::{FolderError, What};
+use portcullis::keys::origin::Origin;
+use portcullis::keys::published::Published;
+use portcullis::keys::schedule::{Caller, Ending, Schedule, Standing, Trigger};
+use portcullis::keys::snapshot::{Present, Snapshot, SnapshotError, SnapshotFile};
 use portcullis::keys::{KeyCache, NotRescued, Surroundings};
-use portcullis::validation::StaleCause::{BadSignature, UnknownKid};
+use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::provider::{Audiences, Provider, TokenTypes};
 use portcullis::validation::{self, UnixTime};
-use script::{SECOND, Script, ask, ask_with, look, policy, settle, still, warm, warm_in};
+use script::{SECOND, Script, ask, ask_with, fetching, look, policy, settle, still, warm, warm_in};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{advance, sleep};
@@ -33,11 +37,15 @@ const MINUTE: Duration = Duration::from_secs(60);
 const SUCCEEDED: Ending = Ending::Succeeded { fresh_for: None };
 
 /// A schedule whose first fetch has ended like this.
-fn after(ending: Ending, jitter: f64, now: Instant) -> Schedule {
-    let mut schedule = Schedule::new(RefreshPolicy::default(), now);
-    assert_eq!(schedule.begin(now), Some(Trigger::Startup));
-    schedule.finish(ending, jitter, now);
+fn after(accounts: &mut Accounts, ending: Ending, jitter: f64, now: Instant) -> Schedule {
+    let mut schedule = Schedule::new(RefreshPolicy::default(), accounts.join(), now);
+    assert_eq!(schedule.begin(accounts, now), Some((1, Trigger::Startup)));
+    schedule.finish(accounts, 1, ending, jitter, now);
     schedule
+}
+
+fn caller(schedule: &Schedule, cause: StaleCause, deadline: Instant) -> Caller {
+    Caller { arrival: schedule.started(), cause, deadline }
 }
 
 #[test]
@@ -51,7 +59,10 @@ fn the_issuers_word_on_freshness_counts_between_the_spacing_and_the_interval() {
         (Some(10 * 365 * 24 * 60 * MINUTE), 270 * SECOND, 300 * SECOND),
         (Some(Duration::MAX), 270 * SECOND, 300 * SECOND),
     ] {
-        let next = |jitter| after(Ending::Succeeded { fresh_for }, jitter, now).next_scheduled() - now;
+        let next = |jitter| {
+            let ending = Ending::Succeeded { fresh_for };
+            after(&mut Accounts::default(), ending, jitter, now).next_scheduled() - now
+        };
         assert_eq!((next(1.0), next(0.0)), (earliest, latest), "{fresh_for:?}");
     }
 }
@@ -65,31 +76,87 @@ fn an_issuer_that_wants_to_be_left_alone_is_until_the_interval_is_over() {
         (Some(2 * MINUTE), 2 * MINUTE),
         (Some(Duration::MAX), 5 * MINUTE),
     ] {
-        let mut schedule = after(Ending::Failed { retry_after }, 0.0, now);
+        let mut accounts = Accounts::default();
+        let mut schedule = after(&mut accounts, Ending::Failed { retry_after }, 0.0, now);
         assert_eq!(schedule.next_scheduled() - now, latest, "{retry_after:?}");
         let later = now + SECOND;
-        let standing = schedule.stand(1, UnknownKid, later, later);
+        let caller = caller(&schedule, UnknownKid, later);
+        let standing = schedule.stand(&mut accounts, caller, later);
         assert_eq!(standing, Standing::Demanded, "a token that needs it is another matter");
     }
 }
 
 #[test]
-fn a_failed_fetch_gives_its_budget_back_once() {
+fn a_failed_fetch_costs_its_budget_what_one_that_succeeds_costs() {
     // Told to be left alone, it makes no scheduled retry that would serve the caller as well.
     let failed = Ending::Failed { retry_after: Some(2 * MINUTE) };
     let mut now = clock::monotonic();
-    let mut schedule = after(SUCCEEDED, 0.0, now);
-    for (ending, next) in [(failed, SECOND), (failed, 10 * SECOND), (SUCCEEDED, 10 * SECOND)] {
-        let stand = |schedule: &mut Schedule, now: Instant, wait| {
-            schedule.stand(schedule.started(), BadSignature, now, now + wait)
+    let mut accounts = Accounts::default();
+    let mut schedule = after(&mut accounts, SUCCEEDED, 0.0, now);
+    for (number, ending) in [(2, failed), (3, SUCCEEDED), (4, failed), (5, SUCCEEDED)] {
+        let stand = |schedule: &mut Schedule, accounts: &mut Accounts, wait| {
+            let caller = caller(schedule, BadSignature, now + wait);
+            schedule.stand(accounts, caller, now)
         };
-        assert_eq!(stand(&mut schedule, now, Duration::ZERO), Standing::Demanded);
-        assert_eq!(schedule.begin(now), Some(Trigger::Forced(BadSignature)));
-        schedule.finish(ending, 0.0, now);
-        assert_eq!(stand(&mut schedule, now, next - SECOND / 2), Standing::OutOfReach, "{ending:?}");
-        assert_eq!(stand(&mut schedule, now, next), Standing::Demanded, "{ending:?}");
-        now += next;
+        assert_eq!(stand(&mut schedule, &mut accounts, Duration::ZERO), Standing::Demanded);
+        assert_eq!(
+            schedule.begin(&mut accounts, now),
+            Some((number, Trigger::Forced(BadSignature)))
+        );
+        schedule.finish(&mut accounts, number, ending, 0.0, now);
+        let almost = 10 * SECOND - Duration::from_millis(1);
+        assert_eq!(stand(&mut schedule, &mut accounts, almost), Standing::OutOfReach, "{ending:?}");
+        assert_eq!(stand(&mut schedule, &mut accounts, 10 * SECOND), Standing::Demanded, "{ending:?}");
+        now += 10 * SECOND;
     }
+}
+
+#[test]
+fn a_fetch_that_the_other_cause_asked_for_is_within_reach_of_everybody_whom_it_serves() {
+    let mut now = clock::monotonic();
+    let mut accounts = Accounts::default();
+    let mut schedule = after(&mut accounts, SUCCEEDED, 0.0, now);
+    for cause in [BadSignature, UnknownKid] {
+        let caller = caller(&schedule, cause, now + SECOND);
+        assert_eq!(schedule.stand(&mut accounts, caller, now), Standing::Demanded);
+        let (number, _) = schedule.begin(&mut accounts, now).expect("is due");
+        schedule.finish(&mut accounts, number, SUCCEEDED, 0.0, now);
+    }
+    now += SECOND / 10;
+    let unknown = caller(&schedule, UnknownKid, now + 2 * SECOND);
+    assert_eq!(schedule.stand(&mut accounts, unknown, now), Standing::Demanded, "in 0.9 s");
+    let rekeyed = caller(&schedule, BadSignature, now + 2 * SECOND);
+    assert_eq!(schedule.stand(&mut accounts, rekeyed, now), Standing::Demanded, "its own turn is in 9.9 s");
+}
+
+#[test]
+fn a_fetch_begins_beside_another_where_a_caller_can_wait_for_no_more_than_one() {
+    let slow = Duration::from_millis(2400);
+    let policy = RefreshPolicy { wait: 5 * SECOND, timeout: 5 * SECOND, ..RefreshPolicy::default() };
+    let mut now = clock::monotonic();
+    let mut accounts = Accounts::default();
+    let mut schedule = Schedule::new(policy, accounts.join(), now);
+    let start = schedule.begin(&mut accounts, now).expect("the first is due");
+    schedule.finish(&mut accounts, start.0, SUCCEEDED, 0.0, now + slow);
+    now += MINUTE;
+    let made_up = caller(&schedule, UnknownKid, now + 5 * SECOND);
+    assert_eq!(schedule.stand(&mut accounts, made_up, now), Standing::Demanded);
+    assert!(schedule.begin(&mut accounts, now).is_some());
+    let began = now;
+    now += SECOND / 10;
+    let patient = caller(&schedule, UnknownKid, now + 60 * SECOND);
+    assert_eq!(schedule.stand(&mut accounts, patient, now), Standing::Demanded);
+    let start = schedule.next_start(&accounts, now).expect("when it has to be");
+    assert!(start > began + slow, "there is time for one after the other: {:?}", start - began);
+    let good = caller(&schedule, UnknownKid, now + Duration::from_millis(4200));
+    assert_eq!(schedule.stand(&mut accounts, good, now), Standing::Demanded);
+    let start = schedule.next_start(&accounts, now).expect("in time");
+    assert!(start >= began + SECOND, "within the spacing");
+    assert!(start + slow < good.deadline, "so that it ends in time");
+    assert_eq!(schedule.begin(&mut accounts, start), Some((3, Trigger::Forced(UnknownKid))));
+    assert_eq!(schedule.stand(&mut accounts, good, start), Standing::UnderWay);
+    schedule.finish(&mut accounts, 3, SUCCEEDED, 0.0, start + slow / 2);
+    assert_eq!(schedule.stand(&mut accounts, good, start), Standing::Fresh, "it counts, whatever the other does");
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,22 +169,6 @@ async fn a_scheduled_fetch_that_is_near_serves_a_bad_signature_whose_own_turn_is
     script.publish(&["a"]);
     let new = look("a", Some(script.thumbprint("a")));
     assert_eq!(ask_with(&cache, 2 * SECOND, new).await, Ok(()));
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_word_that_nothing_has_changed_confirms_the_set_in_hand() {
-    let script = Script::publishing(&["a"]);
-    let around = Surroundings::default();
-    let cache = warm_in(&script, policy(), around.clone()).await;
-    script.says_not_modified(true);
-    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
-    assert_eq!(ask(&cache, "a").await, Ok(()));
-    let status = cache.status();
-    assert_eq!((status.generation, status.age), (1, Some(Duration::ZERO)));
-    let metrics = around.metrics.encode().expect("metrics can be written");
-    let counted =
-        r#"portcullis_jwks_fetches_total{provider="p",trigger="unknown_kid",outcome="unchanged"} 1"#;
-    assert!(metrics.contains(counted), "{metrics}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,7 +189,7 @@ async fn an_issuer_that_is_down_and_wants_peace_is_not_asked_by_the_clock() {
     script.wants_peace_for(10 * MINUTE);
     script.goes_down(true);
     let around = Surroundings::default();
-    let cache = KeyCache::fetched("p", policy(), Arc::new(script.clone()), around, None, None);
+    let cache = fetching(&script, policy(), around);
     sleep(9 * MINUTE).await;
     assert_eq!(script.fetches(), 1);
     sleep(2 * MINUTE).await;
@@ -147,48 +198,14 @@ async fn an_issuer_that_is_down_and_wants_peace_is_not_asked_by_the_clock() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_token_that_comes_again_neither_waits_nor_fetches_until_the_spacing_is_over() {
+async fn a_token_that_was_refused_waits_for_the_next_fetch_when_it_comes_again() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
-    let refuse = async |token: &str, kid: &str| {
-        let deadline = clock::monotonic() + 2 * SECOND;
-        cache.rescue(cache.sight(), UnknownKid, deadline, token, look(kid, None)).await
-    };
-    assert_eq!(cache.refused_lately("t"), None);
-    assert_eq!(refuse("t", "b").await, Err(still(UnknownKid)));
-    let fetches = script.fetches();
-    assert_eq!(cache.refused_lately("t"), Some(UnknownKid));
-    assert_eq!(cache.refused_lately("another"), None);
-    assert_eq!(script.fetches(), fetches);
-    advance(SECOND).await;
-    assert_eq!(cache.refused_lately("t"), None, "the spacing is over");
-
-    assert_eq!(refuse("t", "b").await, Err(still(UnknownKid)));
-    assert_eq!(cache.refused_lately("t"), Some(UnknownKid));
-    // By the other cause's budget, so that no time passes.
+    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+    // Published half a second late.
+    advance(SECOND / 2).await;
     script.publish(&["a", "b"]);
-    let new = look("a", Some(script.thumbprint("a")));
-    assert_eq!(ask_with(&cache, SECOND / 2, new).await, Ok(()));
-    assert_eq!(cache.refused_lately("t"), None, "the set that refused it is gone");
-}
-
-#[tokio::test(start_paused = true)]
-async fn only_the_newest_keys_make_a_refusal_that_is_remembered() {
-    let script = Script::publishing(&["a"]);
-    let cache = warm(&script, policy()).await;
-    let refuse = async |token: &str| {
-        let deadline = clock::monotonic() + 2 * SECOND;
-        let forged = look("a", Some("forged".to_owned()));
-        cache.rescue(cache.sight(), BadSignature, deadline, token, forged).await
-    };
-    assert_eq!(refuse("checked").await, Err(still(BadSignature)));
-    assert_eq!(cache.refused_lately("checked"), Some(BadSignature));
-    assert_eq!(refuse("turned away").await, Err(still(BadSignature)));
-    assert_eq!(cache.refused_lately("turned away"), None, "no fetch told");
-    advance(10 * SECOND).await;
-    script.goes_down(true);
-    assert_eq!(refuse("unlucky").await, Err(NotRescued::Unavailable));
-    assert_eq!(cache.refused_lately("unlucky"), None, "the fetch failed");
+    assert_eq!(ask(&cache, "b").await, Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -361,15 +378,41 @@ fn snapshot_in(folder: &Path) -> SnapshotFile {
 /// A cache that begins with what is in this folder, and keeps it.
 fn starting(script: &Script, folder: &Path) -> KeyCache {
     let around = Surroundings { clock: Clock::Fixed(now()), ..Surroundings::default() };
-    KeyCache::fetched("p", policy(), Arc::new(script.clone()), around, None, Some(snapshot_in(folder)))
+    {
+        let (fetch, file) = (Arc::new(script.clone()), Some(snapshot_in(folder)));
+        KeyCache::fetched("p", policy(), fetch, around, None, file, Arc::default())
+    }
+}
+
+fn micros(at: UnixTime) -> i64 {
+    (at.as_secs_f64() * 1e6) as i64
+}
+
+fn present(at: UnixTime) -> Present {
+    Present { wall: at, micros: micros(at) }
+}
+
+/// Leaves these keys behind, confirmed at this time.
+async fn leave(file: &SnapshotFile, keys: KeySet, at: UnixTime) {
+    let published = Published::restored(Arc::new(keys), Origin::at(micros(at), micros(at)), Vec::new());
+    file.store(published, at, present(at)).await.expect("can be written");
+}
+
+/// What is in the file; why nothing is, or why its keys are not used.
+async fn found(file: &SnapshotFile) -> Result<Option<Snapshot>, SnapshotError> {
+    let found = file.read(present(now()), MINUTE).await?;
+    match found.as_ref().and_then(|snapshot| snapshot.unusable.clone()) {
+        Some(unusable) => Err(unusable),
+        None => Ok(found),
+    }
 }
 
 /// Waits until the snapshot in this folder has keys of these names.
 async fn kept(folder: &Path, kids: &[&str]) {
     for _ in 0..10_000 {
-        let snapshot = snapshot_in(folder).read(now(), MINUTE).expect("a whole snapshot, at any time");
+        let snapshot = found(&snapshot_in(folder)).await.expect("a whole snapshot, at any time");
         let found = snapshot.map(|snapshot| {
-            snapshot.keys.keys().iter().filter_map(|key| key.kid().map(str::to_owned)).collect::<Vec<_>>()
+            snapshot.published.keys().keys().iter().filter_map(|key| key.kid().map(str::to_owned)).collect::<Vec<_>>()
         });
         if found.is_some_and(|found| found == kids) {
             return;
@@ -393,8 +436,9 @@ async fn a_restart_in_the_middle_of_an_outage_serves_the_keys_of_the_snapshot() 
 
     script.goes_down(true);
     let cache = starting(&script, &below);
-    assert!(cache.has_keys(), "ready at once");
+    assert!(!cache.has_keys(), "the issuer is asked first");
     assert_eq!(ask(&cache, "b").await, Ok(()));
+    assert!(cache.has_keys());
     assert_eq!(ask(&cache, "c").await, Err(NotRescued::Unavailable), "nobody can say");
     let status = cache.status();
     assert_eq!((status.generation, status.fetched_at), (1, Some(now())));
@@ -410,18 +454,18 @@ async fn a_snapshot_ages_while_nobody_runs() {
     let folder = folder();
     let keys = Script::publishing(&["a"]).key_set();
     let written = UnixTime::from_secs(NOW - 7_000);
-    snapshot_in(folder.path()).write(&keys, written).expect("can be written");
+    leave(&snapshot_in(folder.path()), keys, written).await;
     let script = Script::publishing(&["a"]);
     script.goes_down(true);
     let cache = starting(&script, folder.path());
-    assert_eq!(cache.status().age, Some(7_000 * SECOND));
     assert_eq!(ask(&cache, "a").await, Ok(()));
+    assert_eq!(cache.status().age, Some(7_000 * SECOND));
     sleep(201 * SECOND).await;
     assert_eq!(ask(&cache, "a").await, Err(NotRescued::Unavailable), "max_stale is 7200 s");
 }
 
-#[test]
-fn a_snapshot_is_for_its_owner_alone_and_holds_nothing_private() {
+#[tokio::test]
+async fn a_snapshot_is_for_its_owner_alone_and_holds_nothing_private() {
     let folder = folder();
     let signing = SigningKey::generate("a", SigningAlgorithm::ES256);
     let mut odd = SigningKey::generate("b", SigningAlgorithm::RS256).public_jwk();
@@ -431,15 +475,15 @@ fn a_snapshot_is_for_its_owner_alone_and_holds_nothing_private() {
     let document = json!({"keys": [rich, odd]}).to_string();
     let keys = KeySet::parse(document.as_bytes()).expect("one key is usable");
     let file = snapshot_in(folder.path());
-    file.write(&keys, now()).expect("can be written");
+    leave(&file, keys.clone(), now()).await;
     let mode = fs::metadata(file.path()).expect("is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let text = fs::read_to_string(file.path()).expect("is text");
     let written: Value = serde_json::from_str(&text).expect("is JSON");
     assert_eq!(written["content"]["keys"], json!([signing.public_jwk()]));
     assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing half-written stays");
-    let read = file.read(now(), MINUTE).expect("is whole").expect("is there");
-    assert!(read.keys.same_keys(&keys));
+    let read = found(&file).await.expect("is whole").expect("is there");
+    assert!(read.published.keys().same_keys(&keys));
 }
 
 /// What was done to a snapshot, and whether it is used after that.
@@ -454,19 +498,13 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("is ours");
 }
 
-#[test]
-fn a_snapshot_that_is_damaged_foreign_or_open_to_all_is_refused_with_the_reason() {
+#[tokio::test]
+async fn a_snapshot_that_is_damaged_foreign_or_open_to_others_is_refused_with_the_reason() {
     use SnapshotError::*;
 
-    let other = |issuer: &'static str, source: &'static str, at: i64| {
-        move |file: &SnapshotFile| {
-            let folder = file.path().parent().expect("a folder");
-            let keys = Script::publishing(&["a"]).key_set();
-            let foreign = SnapshotFile::new(folder, "p", issuer, source, 1 << 20);
-            foreign.write(&keys, UnixTime::from_secs(at)).expect("can be written");
-        }
-    };
-    let tamperings: [Tampering; 12] = [
+    let open = |what, mode| Err(Folder(FolderError::OthersMayWrite { what, mode }));
+    let no_file = || Err(Folder(FolderError::NotAFile));
+    let tamperings: [Tampering; 14] = [
         ("empty", |file| change(file, |_| String::new()), Err(Damaged)),
         ("truncated", |file| change(file, |text| text[..text.len() / 2].to_owned()), Err(Damaged)),
         (
@@ -477,15 +515,21 @@ fn a_snapshot_that_is_damaged_foreign_or_open_to_all_is_refused_with_the_reason(
         ("not text", |file| fs::write(file.path(), [0xff; 100]).expect("can be written"), Err(Damaged)),
         (
             "huge",
-            |file| change(file, |text| text + &" ".repeat(2 << 20)),
-            Err(TooLarge((1 << 20) + 16 * 1024)),
+            |file| change(file, |text| text + &" ".repeat(3 << 20)),
+            Err(Folder(FolderError::TooLarge(3 << 20))),
         ),
         ("a bare key set", |file| change(file, |_| Script::publishing(&["a"]).jwks()), Err(Damaged)),
-        ("writable for all", |file| set_mode(file.path(), 0o606), Err(WorldWritable)),
+        ("writable for all", |file| set_mode(&file.path(), 0o606), open(What::File, 0o100_606)),
+        ("writable for its group", |file| set_mode(&file.path(), 0o620), open(What::File, 0o100_620)),
         (
-            "in a folder that is",
+            "in a folder that is writable for all",
             |file| set_mode(file.path().parent().expect("a folder"), 0o777),
-            Err(FolderWorldWritable),
+            open(What::Folder, 0o040_777),
+        ),
+        (
+            "in a folder that is writable for its group",
+            |file| set_mode(file.path().parent().expect("a folder"), 0o770),
+            open(What::Folder, 0o040_770),
         ),
         (
             "a link",
@@ -494,7 +538,7 @@ fn a_snapshot_that_is_damaged_foreign_or_open_to_all_is_refused_with_the_reason(
                 fs::rename(file.path(), &target).expect("can be moved");
                 symlink(target, file.path()).expect("can be made");
             },
-            Err(NotAFile),
+            no_file(),
         ),
         (
             "a folder",
@@ -502,7 +546,7 @@ fn a_snapshot_that_is_damaged_foreign_or_open_to_all_is_refused_with_the_reason(
                 fs::remove_file(file.path()).expect("is ours");
                 fs::create_dir(file.path()).expect("can be made");
             },
-            Err(NotAFile),
+            no_file(),
         ),
         (
             "a socket",
@@ -510,28 +554,28 @@ fn a_snapshot_that_is_damaged_foreign_or_open_to_all_is_refused_with_the_reason(
                 fs::remove_file(file.path()).expect("is ours");
                 drop(std::os::unix::net::UnixListener::bind(file.path()).expect("can be bound"));
             },
-            Err(NotAFile),
+            no_file(),
         ),
         ("in a folder like /tmp", |file| set_mode(file.path().parent().expect("a folder"), 0o1777), Ok(())),
     ];
     for (what, tamper, expected) in tamperings {
         let folder = folder();
         let file = snapshot_in(folder.path());
-        file.write(&Script::publishing(&["a"]).key_set(), now()).expect("can be written");
-        assert!(file.read(now(), MINUTE).expect("is whole").is_some());
+        leave(&file, Script::publishing(&["a"]).key_set(), now()).await;
+        assert!(found(&file).await.expect("is whole").is_some());
         tamper(&file);
-        assert_eq!(file.read(now(), MINUTE).map(|_| ()), expected, "{what}");
+        assert_eq!(found(&file).await.map(|_| ()), expected, "{what}");
     }
-    for (tamper, expected) in [
-        (other("https://evil.example.com", SOURCE, NOW), OtherIssuer),
-        (other(ISSUER, "https://evil.example.com/keys", NOW), OtherSource),
-        (other(ISSUER, SOURCE, NOW - 61), TooOld),
-        (other(ISSUER, SOURCE, NOW + 301), FromTheFuture),
+    for (issuer, source, at, expected) in [
+        ("https://evil.example.com", SOURCE, NOW, OtherIssuer),
+        (ISSUER, "https://evil.example.com/keys", NOW, OtherSource),
+        (ISSUER, SOURCE, NOW - 61, TooOld),
+        (ISSUER, SOURCE, NOW + 301, FromTheFuture),
     ] {
         let folder = folder();
-        let file = snapshot_in(folder.path());
-        tamper(&file);
-        assert_eq!(file.read(now(), MINUTE).map(|_| ()), Err(expected));
+        let foreign = SnapshotFile::new(folder.path(), "p", issuer, source, 1 << 20);
+        leave(&foreign, Script::publishing(&["a"]).key_set(), UnixTime::from_secs(at)).await;
+        assert_eq!(found(&snapshot_in(folder.path())).await.map(|_| ()), Err(expected));
     }
 }
 
@@ -542,11 +586,10 @@ async fn a_snapshot_that_is_refused_is_told_and_replaced_by_the_next_fetch() {
     fs::write(folder.path().join("p.json"), "{").expect("can be written");
     let script = Script::publishing(&["a"]);
     let cache = starting(&script, folder.path());
-    assert!(!cache.has_keys());
-    assert_eq!(log.count("it is damaged"), 1);
     assert_eq!(ask(&cache, "a").await, Ok(()));
+    assert_eq!(log.count("it is damaged"), 1);
     for _ in 0..10_000 {
-        if snapshot_in(folder.path()).read(now(), MINUTE).is_ok() {
+        if found(&snapshot_in(folder.path())).await.is_ok() {
             return;
         }
         sleep(Duration::from_millis(1)).await;

@@ -192,6 +192,9 @@ impl Schedule {
         let Some(latest) = deadline.checked_sub(expected).filter(|latest| *latest >= now) else {
             return Standing::UnderWay;
         };
+        if self.under_way.len() >= MAX_UNDER_WAY {
+            return Standing::UnderWay;
+        }
         if accounts.turn(cause, self.member, spacing, now) > latest {
             return Standing::UnderWay;
         }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use portcullis::clock::{self, Instant};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::RefreshPolicy;
-use portcullis::keys::fetch::{Fetch, FetchError, Fetched, FetchedKeys, Fetching};
-use portcullis::keys::schedule::Trigger;
+use portcullis::keys::fetch::{Ask, Fetch, FetchError, Fetched, Fetching};
+use portcullis::keys::origin::Origin;
 use portcullis::keys::{KeyCache, NotRescued, Sighting, Surroundings};
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::ValidationError;
@@ -35,8 +35,8 @@ struct Inner {
     fresh_for: Mutex<Option<Duration>>,
     /// How long it wants to be left alone while it is down.
     retry_after: Mutex<Option<Duration>>,
-    /// Whether it says that nothing has changed, rather than what there is.
-    not_modified: Mutex<bool>,
+    /// What its answers say of when they were made: `Age` and `Date`, in seconds.
+    dated: Mutex<(Option<i64>, Option<i64>)>,
     /// Where it is set, each answer waits to be let go.
     gate: Mutex<Option<Arc<Semaphore>>>,
     starts: Mutex<Vec<Instant>>,
@@ -100,8 +100,8 @@ impl Script {
         *self.0.down.lock().unwrap() = down;
     }
 
-    pub fn says_not_modified(&self, says: bool) {
-        *self.0.not_modified.lock().unwrap() = says;
+    pub fn dates_answers(&self, age: Option<i64>, date: Option<i64>) {
+        *self.0.dated.lock().unwrap() = (age, date);
     }
 
     pub fn calls_fresh_for(&self, time: Duration) {
@@ -133,8 +133,9 @@ impl Script {
 }
 
 impl Fetch for Script {
-    fn fetch(&self, _trigger: Trigger) -> Fetching<'_> {
-        Box::pin(async {
+    fn fetch(&self, ask: Ask) -> Fetching<'_> {
+        Box::pin(async move {
+            let asked = ask.clock.now_micros();
             let under_way = self.0.under_way.fetch_add(1, Ordering::SeqCst) + 1;
             self.0.most_under_way.fetch_max(under_way, Ordering::SeqCst);
             self.0.starts.lock().unwrap().push(clock::monotonic());
@@ -142,7 +143,7 @@ impl Fetch for Script {
             let answer = (self.jwks(), *self.0.down.lock().unwrap());
             let (fresh_for, retry_after) =
                 (*self.0.fresh_for.lock().unwrap(), *self.0.retry_after.lock().unwrap());
-            let not_modified = *self.0.not_modified.lock().unwrap();
+            let (age, date) = *self.0.dated.lock().unwrap();
             let latency = *self.0.latency.lock().unwrap();
             let gate = self.0.gate.lock().unwrap().clone();
             if let Some(gate) = gate {
@@ -152,10 +153,12 @@ impl Fetch for Script {
             self.0.under_way.fetch_sub(1, Ordering::SeqCst);
             match answer {
                 (_, true) => Err(FetchError::Status { status: 500, retry_after }),
-                (_, false) if not_modified => Ok(Fetched { keys: FetchedKeys::NotModified, fresh_for }),
-                (jwks, false) => KeySet::parse(jwks.as_bytes())
-                    .map(|keys| Fetched { keys: FetchedKeys::Set(keys), fresh_for })
-                    .map_err(FetchError::KeySet),
+                (jwks, false) => {
+                    let keys = KeySet::parse(jwks.as_bytes()).map_err(FetchError::KeySet)?;
+                    let origin = Origin::new(asked, ask.clock.now_micros(), age, date);
+                    let (keys, place, caches) = (Arc::new(keys), "script".to_owned(), String::new());
+                    Ok(Fetched { keys, origin, place, caches, fresh_for })
+                }
             }
         })
     }
@@ -165,6 +168,11 @@ pub fn policy() -> RefreshPolicy {
     RefreshPolicy { interval: 3600 * SECOND, max_stale: 7200 * SECOND, ..RefreshPolicy::default() }
 }
 
+/// A cache whose first fetch is about to begin.
+pub fn fetching(script: &Script, policy: RefreshPolicy, around: Surroundings) -> KeyCache {
+    KeyCache::fetched("p", policy, Arc::new(script.clone()), around, None, None, Arc::default())
+}
+
 /// A cache whose first fetch is done.
 pub async fn warm(script: &Script, policy: RefreshPolicy) -> Arc<KeyCache> {
     warm_in(script, policy, Surroundings::default()).await
@@ -172,7 +180,7 @@ pub async fn warm(script: &Script, policy: RefreshPolicy) -> Arc<KeyCache> {
 
 /// The same, with something around it.
 pub async fn warm_in(script: &Script, policy: RefreshPolicy, around: Surroundings) -> Arc<KeyCache> {
-    let cache = Arc::new(KeyCache::fetched("p", policy, Arc::new(script.clone()), around, None, None));
+    let cache = Arc::new(fetching(script, policy, around));
     while !cache.has_keys() {
         sleep(Duration::from_millis(1)).await;
     }
@@ -210,9 +218,7 @@ pub async fn ask_with(
         Ok(()) => Ok(()),
         Err(ValidationError::Permanent(_)) => panic!("these tokens are stale at worst"),
         Err(ValidationError::Stale(cause)) => {
-            // Each ask is another token: none is refused for what became of one before.
-            let token = rand::random::<u128>().to_string();
-            cache.rescue(sighting, cause, clock::monotonic() + wait, &token, look).await
+            cache.rescue(sighting, cause, clock::monotonic() + wait, look).await
         }
     }
 }

@@ -99,10 +99,7 @@ fn a_failed_fetch_costs_its_budget_what_one_that_succeeds_costs() {
             schedule.stand(accounts, caller, now)
         };
         assert_eq!(stand(&mut schedule, &mut accounts, Duration::ZERO), Standing::Demanded);
-        assert_eq!(
-            schedule.begin(&mut accounts, now),
-            Some((number, Trigger::Forced(BadSignature)))
-        );
+        assert_eq!(schedule.begin(&mut accounts, now), Some((number, Trigger::Forced(BadSignature))));
         schedule.finish(&mut accounts, number, ending, 0.0, now);
         let almost = 10 * SECOND - Duration::from_millis(1);
         assert_eq!(stand(&mut schedule, &mut accounts, almost), Standing::OutOfReach, "{ending:?}");
@@ -156,7 +153,11 @@ fn a_fetch_begins_beside_another_where_a_caller_can_wait_for_no_more_than_one() 
     assert_eq!(schedule.begin(&mut accounts, start), Some((3, Trigger::Forced(UnknownKid))));
     assert_eq!(schedule.stand(&mut accounts, good, start), Standing::UnderWay);
     schedule.finish(&mut accounts, 3, SUCCEEDED, 0.0, start + slow / 2);
-    assert_eq!(schedule.stand(&mut accounts, good, start), Standing::Fresh, "it counts, whatever the other does");
+    assert_eq!(
+        schedule.stand(&mut accounts, good, start),
+        Standing::Fresh,
+        "it counts, whatever the other does"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -412,7 +413,13 @@ async fn kept(folder: &Path, kids: &[&str]) {
     for _ in 0..10_000 {
         let snapshot = found(&snapshot_in(folder)).await.expect("a whole snapshot, at any time");
         let found = snapshot.map(|snapshot| {
-            snapshot.published.keys().keys().iter().filter_map(|key| key.kid().map(str::to_owned)).collect::<Vec<_>>()
+            snapshot
+                .published
+                .keys()
+                .keys()
+                .iter()
+                .filter_map(|key| key.kid().map(str::to_owned))
+                .collect::<Vec<_>>()
         });
         if found.is_some_and(|found| found == kids) {
             return;

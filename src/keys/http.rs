@@ -139,15 +139,13 @@ impl HttpKeys {
         }
         let mut asked = ask.clock.now_micros();
         let mut answer = self.transport.get(request).await?;
-        if answer.status == StatusCode::NOT_MODIFIED {
-            match asked_of.filter(|_| answer.url == *url) {
-                Some(last) => return Ok(self.confirmed(last, &answer, asked, ask)),
-                // Another place speaks of its own answer, which nobody has seen.
-                None => {
-                    asked = ask.clock.now_micros();
-                    answer = self.transport.get(Request::new(url.clone(), doubt)).await?;
-                }
+        if let Some(last) = asked_of.filter(|_| answer.status == StatusCode::NOT_MODIFIED) {
+            if answer.url == *url {
+                return Ok(self.confirmed(last, &answer, asked, ask));
             }
+            // Another place speaks of an answer of its own, which nobody has seen.
+            asked = ask.clock.now_micros();
+            answer = self.transport.get(Request::new(url.clone(), doubt)).await?;
         }
         let validators = caching::validators(&answer.headers);
         let here = answer.url == *url;

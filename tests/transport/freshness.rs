@@ -1,12 +1,18 @@
 //! G12, G18 and G24: what an issuer or a cache says of an answer's future counts within bounds, and a 304
 //! counts for the very answer that it is about.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use portcullis::commands::issuer::SigningKey;
 use portcullis::validation::UnixTime;
 use serde_json::Value;
 
 use crate::answer::{Answer, set_of};
-use crate::house::{BUSY, House, ISSUER, PROMPT, configured, eventually, fetches, key, provider, status};
-use crate::key_server::KeyServer;
+use crate::house::{
+    BUSY, House, ISSUER, PROMPT, configured, eventually, fetches, key, provider, status, token,
+};
+use crate::key_server::{KeyServer, Request};
 use crate::support::{NOW, Running, fixed_clock};
 
 const NOON: &str = "Sun, 06 Nov 1994 12:00:00 GMT";
@@ -159,17 +165,97 @@ async fn what_a_cache_may_answer_is_asked_of_the_issuer_when_a_token_forces_it()
     }
 }
 
-/// The validators of the request that follows an answer with these headers.
+/// A service that is fetching all the time from a server that answers like this.
+async fn busy_with(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> (KeyServer, Running) {
+    let server = KeyServer::start().await;
+    server.on(answer);
+    let keys = format!("jwks_uri: '{}'", server.http("/keys"));
+    let config = configured(&[provider("demo", ISSUER, &keys, BUSY)]);
+    let service = Running::start_without_keys(config, fixed_clock()).await;
+    (server, service)
+}
+
+fn tag_of(request: &Request) -> Option<&str> {
+    request.header("if-none-match")
+}
+
+/// The validators of the scheduled request that follows an answer with these headers.
 async fn asked_after(headers: &[(&str, &str)]) -> (Option<String>, Option<String>) {
-    let house = House::start(PROMPT).await;
-    let (b, c) = (key("b"), key("c"));
-    house.server.always(Answer::keys(&[&b]).headers(headers));
-    house.is(&b, "ok").await;
-    house.server.always(Answer::keys(&[&c]));
-    house.is(&c, "ok").await;
-    let asked = house.server.request(3).await;
+    let answer = Answer::keys(&[&key("a")]).headers(headers);
+    let (server, _service) = busy_with(move |_| answer.clone()).await;
+    let asked = server.request(2).await;
     let value = |name: &str| asked.header(name).map(str::to_owned);
     (value("if-none-match"), value("if-modified-since"))
+}
+
+#[tokio::test]
+async fn what_a_token_forces_believes_no_validator_and_no_304() {
+    // A server whose file keeps its length and its time, and with them its tag.
+    let (old, new) = (key("old"), key("new"));
+    let house = House::start(PROMPT).await;
+    let publish = |key: &SigningKey| {
+        let whole = Answer::keys(&[key]).headers(&[("etag", "\"same\""), ("last-modified", NOON)]);
+        house.server.on(move |request| match tag_of(request).or(request.header("if-modified-since")) {
+            Some(_) => Answer::status(304).header("etag", "\"same\"").without_length(),
+            None => whole.clone(),
+        });
+    };
+    publish(&old);
+    house.is(&old, "ok").await;
+    publish(&new);
+    house.is(&new, "ok").await;
+    house.is(&old, "key_unknown").await;
+}
+
+#[tokio::test]
+async fn one_scheduled_fetch_in_ten_believes_no_validator_and_one_that_lied_is_never_sent_again() {
+    let (old, new) = (key("old"), key("new"));
+    let whole = |key: &SigningKey| Answer::keys(&[key]).header("etag", "\"same\"");
+    let (before, after) = (whole(&old), whole(&new));
+    let moved_on = Arc::new(AtomicBool::new(false));
+    let published = Arc::clone(&moved_on);
+    let (server, service) = busy_with(move |request| match tag_of(request) {
+        Some(_) => Answer::status(304).header("etag", "\"same\"").without_length(),
+        None if published.load(Ordering::SeqCst) => after.clone(),
+        None => before.clone(),
+    })
+    .await;
+    server.request(2).await;
+    moved_on.store(true, Ordering::SeqCst);
+    eventually("it is seen by the clock alone", async || {
+        service.bearer(&token(&old)).await.reason() == "key_unknown"
+    })
+    .await;
+    let requests = server.requests();
+    let scheduled = requests.iter().filter(|request| request.header("cache-control").is_none());
+    let unasked = scheduled.skip(1).position(|request| tag_of(request).is_none());
+    assert!(unasked.is_none_or(|position| position <= 9), "{unasked:?}");
+    let seen = server.requests().len();
+    server.request(seen + 25).await;
+    let requests = server.requests();
+    assert!(requests.iter().skip(seen + 2).all(|request| tag_of(request).is_none()), "it lied");
+}
+
+#[tokio::test]
+async fn a_304_behind_a_redirect_is_of_another_place_and_the_set_is_asked_for_as_a_whole() {
+    let (old, new) = (key("old"), key("new"));
+    let (here, there) = (Answer::keys(&[&old]).header("etag", "\"1\""), Answer::keys(&[&new]));
+    let moved = Arc::new(AtomicBool::new(false));
+    let redirecting = Arc::clone(&moved);
+    let (server, service) = busy_with(move |request| match request.target.as_str() {
+        "/keys" if redirecting.load(Ordering::SeqCst) => Answer::to("/elsewhere"),
+        "/keys" => here.clone(),
+        _ if tag_of(request) == Some("\"1\"") => Answer::status(304).header("etag", "\"1\"").without_length(),
+        _ => there.clone().header("etag", "\"1\""),
+    })
+    .await;
+    server.request(2).await;
+    moved.store(true, Ordering::SeqCst);
+    eventually("the new set is found by the clock alone", async || {
+        service.bearer(&token(&new)).await.is_allowed()
+    })
+    .await;
+    assert_eq!(service.bearer(&token(&old)).await.reason(), "key_unknown");
 }
 
 #[tokio::test]
@@ -232,7 +318,6 @@ async fn a_304_confirms_the_set_in_hand_again_and_again_until_there_is_another()
     let house = House { server, key: old, service };
     assert_eq!(house.status().await["generation"], 1);
     house.is(&house.key, "ok").await;
-    // For a token that the set does not verify, a 304 is the issuer's word that it never will.
     house.is(&new, "key_unknown").await;
 
     house.server.on(tagged(&[&new], "\"2\""));
@@ -252,14 +337,16 @@ async fn a_304_may_end_with_the_connection_or_claim_a_length_but_not_bring_keys(
             .without_length(),
         Answer::status(304).body(set_of(&[&key("smuggled")])),
     ] {
-        let house = House::start(PROMPT).await;
-        let (b, smuggled) = (key("b"), key("smuggled"));
-        house.server.always(Answer::keys(&[&b]).header("etag", "\"1\""));
-        house.is(&b, "ok").await;
-        house.server.always(odd);
-        house.is(&smuggled, "key_unknown").await;
-        house.is(&b, "ok").await;
-        assert_eq!(house.last_error().await, "");
+        let (a, smuggled) = (key("a"), key("smuggled"));
+        let whole = Answer::keys(&[&a]).header("etag", "\"1\"");
+        let (server, service) =
+            busy_with(move |request| if tag_of(request).is_some() { odd.clone() } else { whole.clone() })
+                .await;
+        server.request(6).await;
+        assert_eq!(service.bearer(&token(&smuggled)).await.reason(), "key_unknown");
+        assert_eq!(service.bearer(&token(&a)).await.faults("ok", &[]), Vec::<String>::new());
+        assert_eq!(fetches(&service, "scheduled", "failed").await, 0);
+        assert!(fetches(&service, "scheduled", "unchanged").await > 0);
     }
 }
 
@@ -285,10 +372,6 @@ async fn a_304_with_nothing_to_compare_is_an_error() {
 
 #[tokio::test]
 async fn a_tag_is_of_the_answer_that_came_last_and_counts() {
-    let house = House::start(PROMPT).await;
-    let (b, c) = (key("b"), key("c"));
-    house.server.always(Answer::keys(&[&b]).header("etag", "\"b\""));
-    house.is(&b, "ok").await;
     // The tag of an answer that was refused is never sent: a 304 for it would keep the old set for ever.
     for bad in [
         Answer::status(500).header("etag", "\"bad\""),
@@ -297,19 +380,18 @@ async fn a_tag_is_of_the_answer_that_came_last_and_counts() {
         Answer::bytes("HTTP/1.1 200 OK\r\netag: \"bad\"\r\ncontent-length: 100\r\n\r\n{"),
         Answer::to("http://localhost/").header("etag", "\"bad\""),
     ] {
-        let before = house.server.requests().len();
-        house.server.always(bad);
-        eventually("it is asked again", async || {
-            house.is(&c, "keys_unavailable").await;
-            house.server.requests().len() > before
+        let good = Answer::keys(&[&key("a")]).header("etag", "\"a\"");
+        let turn = AtomicUsize::new(0);
+        let (server, _service) = busy_with(move |_| match turn.fetch_add(1, Ordering::SeqCst) {
+            0 => good.clone(),
+            _ => bad.clone(),
         })
         .await;
+        server.request(5).await;
+        let requests = server.requests();
+        let tags: Vec<_> = requests.iter().skip(1).map(tag_of).collect();
+        assert!(tags.iter().all(|tag| *tag == Some("\"a\"")), "{tags:?}");
     }
-    let requests = house.server.requests();
-    let tags: Vec<&str> = requests.iter().filter_map(|request| request.header("if-none-match")).collect();
-    assert!(tags.len() >= 5 && tags.iter().all(|tag| *tag == "\"b\""), "{tags:?}");
-    house.server.always(Answer::keys(&[&c]));
-    house.comes_to_know(&c).await;
 }
 
 #[tokio::test]

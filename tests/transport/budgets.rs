@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use crate::answer::{Answer, Gate};
 use crate::house::{
     BUSY, House, ISSUER, PATIENCE, PROMPT, configured, counted, eventually, fetches, folder, key, provider,
-    token,
+    text, token,
 };
 use crate::key_server::KeyServer;
 use crate::process::Process;
@@ -189,6 +189,35 @@ async fn a_drain_does_not_wait_for_an_issuer() {
     let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
     assert_eq!(ended, Ok(()));
     // The fetch goes with the service.
+    server.wait_for_gone(1).await;
+}
+
+#[tokio::test]
+async fn a_drain_in_the_middle_of_a_reload_does_not_wait_for_it_and_ends_its_trials() {
+    let (folder, server, known) = (folder(), KeyServer::start().await, key("known"));
+    server.always(Answer::keys(&[&known]));
+    let at = |path: &str| provider("demo", ISSUER, &format!("jwks_uri: '{}'", server.http(path)), PROMPT);
+    let file = folder.path().join("portcullis.yaml");
+    std::fs::write(&file, text(&[at("/keys")])).expect("written");
+    let app = App::bind(configured(&[at("/keys")]), fixed_clock()).await.expect("bound");
+    let app = app.reloading_from(file.clone());
+    let (shutdown, told) = oneshot::channel::<()>();
+    let serving = tokio::spawn(app.serve(async move {
+        let _told = told.await;
+    }));
+    server.request(1).await;
+    server.always(Answer::keys(&[&known]).behind(&Gate::new()));
+    // Changed until it is seen: which state of the file is the first one is known some time after the start.
+    let mut changed = text(&[at("/others")]);
+    eventually("the new place is asked", async || {
+        changed.push('\n');
+        std::fs::write(&file, &changed).expect("written");
+        server.asked_for("/others") > 0
+    })
+    .await;
+    shutdown.send(()).expect("it listens");
+    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
+    assert_eq!(ended, Ok(()));
     server.wait_for_gone(1).await;
 }
 

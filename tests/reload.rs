@@ -368,6 +368,21 @@ async fn a_reload_that_is_given_up_has_changed_nothing_and_ends_its_trials() {
 }
 
 #[tokio::test]
+async fn a_new_provider_whose_files_cannot_be_read_makes_all_of_the_configuration_broken() {
+    let house = House::start().await;
+    let mut wanted = house.with(|provider| renamed(provider, "q"));
+    wanted.providers.push(inline(provider("fixed", "https://fixed.example.com"), &[house.key.public_jwk()]));
+    let other = Issuer::start().await.expect("a free port");
+    wanted.providers.push(of(&other, "new"));
+    wanted.providers[2].http.ca_file = Some("/nowhere/ca.pem".into());
+    let error = house.service.reload(&wanted).await.expect_err("it cannot be read").to_string();
+    assert!(error.contains("new") && error.contains("/nowhere/ca.pem"), "{error}");
+    assert_eq!(house.asked().await, "p ok");
+    house.has_counted(0, 1);
+    assert_eq!(house.service.reload_rest().await, Vec::new(), "nothing is tried again by itself");
+}
+
+#[tokio::test]
 async fn the_time_of_the_last_whole_reload_is_told_from_the_start_on() {
     let house = House::start().await;
     let line = format!("portcullis_config_last_reload_success_timestamp_seconds {NOW}.0\n");

@@ -379,6 +379,7 @@ async fn a_new_provider_whose_files_cannot_be_read_makes_all_of_the_configuratio
     assert!(error.contains("new") && error.contains("/nowhere/ca.pem"), "{error}");
     assert_eq!(house.asked().await, "p ok");
     house.has_counted(0, 1);
+    assert!(!house.metrics().contains("portcullis_jwks_keys{provider=\"q\"}"), "{}", house.metrics());
     assert_eq!(house.service.reload_rest().await, Vec::new(), "nothing is tried again by itself");
 }
 

@@ -54,14 +54,15 @@ impl Running {
         }
     }
 
-    /// What runs for this issuer, or for those of this template: what is named, else the realm of a template.
+    /// What runs for this issuer, or for those of this template: what is named, else a realm that has keys.
     pub(super) fn of_issuer(issuer: &str, running: &Config, authorizer: &Authorizer) -> Option<Self> {
         match running.providers.iter().find(|config| config.provider.issuer == issuer) {
             Some(named) => Self::of(named, running, authorizer),
             None => {
                 let providers = authorizer.providers();
-                let keyed = providers.iter().find(|keyed| keyed.provider.issuer == issuer)?;
-                Held::of(keyed, running).map(Running::One)
+                let of_issuer = |keyed: &&Arc<KeyedProvider>| keyed.provider.issuer == issuer;
+                let with_keys = providers.iter().find(of_issuer).filter(|keyed| keyed.keys.has_keys())?;
+                Held::of(with_keys, running).map(Running::One)
             }
         }
     }

@@ -149,7 +149,9 @@ impl Service {
                 Some(Running::One(held)) => vec![held],
                 Some(Running::Many(_)) | None => Vec::new(),
             };
-            parts.push(providers::part(&provider, held, answered, &self.around)?);
+            let part = providers::part(&provider, held, answered, &self.around);
+            // What was begun under names that are new goes again.
+            parts.push(part.inspect_err(|_| self.forget_names(wanted, &course.running))?);
             config.providers.push(provider);
         }
         self.authorizer.store(Arc::new(providers::authorizer(parts, &config, &self.around)));

@@ -14,14 +14,14 @@ pub(super) enum Part {
     /// Of one issuer.
     One(KeyedProvider),
     /// That stands for many.
-    Many(RealmProviders),
+    Many(Box<RealmProviders>),
 }
 
 /// A provider that runs.
 #[derive(Clone)]
 pub(super) enum Running {
     /// Of one issuer, which may be a realm's.
-    One(Held),
+    One(Box<Held>),
     /// That stands for many.
     Many(Arc<RealmProviders>),
 }
@@ -62,7 +62,7 @@ impl Running {
                 let providers = authorizer.providers();
                 let of_issuer = |keyed: &&Arc<KeyedProvider>| keyed.provider.issuer == issuer;
                 let with_keys = providers.iter().find(of_issuer).filter(|keyed| keyed.keys.has_keys())?;
-                Held::of(with_keys, running).map(Running::One)
+                Held::of(with_keys, running).map(|held| Running::One(Box::new(held)))
             }
         }
     }
@@ -76,7 +76,7 @@ impl Running {
         }
         let providers = authorizer.providers();
         let same = |keyed: &&Arc<KeyedProvider>| keyed.provider.issuer == config.provider.issuer;
-        Held::of(providers.iter().find(same)?, running).map(Running::One)
+        Held::of(providers.iter().find(same)?, running).map(|held| Running::One(Box::new(held)))
     }
 }
 
@@ -104,7 +104,7 @@ pub(super) fn authorizer(parts: Vec<Part>, config: &Config, around: &Surrounding
     for part in parts {
         match part {
             Part::One(keyed) => providers.push(keyed),
-            Part::Many(realms) => templates.push(realms),
+            Part::Many(realms) => templates.push(*realms),
         }
     }
     let policy = RequestPolicy {
@@ -128,7 +128,8 @@ pub(super) fn part(
     around: &Surroundings,
 ) -> Result<Part, ServiceError> {
     if let Some(realms) = &wanted.realms {
-        return realm_providers(wanted, realms, held, answered, around).map(Part::Many);
+        return realm_providers(wanted, realms, held, answered, around)
+            .map(|realms| Part::Many(Box::new(realms)));
     }
     if let Some(keyed) = answered.pop() {
         return Ok(Part::One(keyed));

@@ -146,7 +146,7 @@ impl Service {
                 _ if provider.realms.is_some() => {
                     held_for_realms(&provider, wanted, &course.running, &authorizer)
                 }
-                Some(Running::One(held)) => vec![held],
+                Some(Running::One(held)) => vec![*held],
                 Some(Running::Many(_)) | None => Vec::new(),
             };
             let part = providers::part(&provider, held, answered, &self.around);

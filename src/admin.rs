@@ -45,9 +45,7 @@ async fn readyz(State(service): State<Arc<Service>>) -> Response {
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> Response {
-    for keyed in service.authorizer().providers() {
-        keyed.keys.publish_gauges();
-    }
+    service.publish_gauges();
     match service.metrics().encode() {
         Ok(text) => {
             ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)

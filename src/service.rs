@@ -4,10 +4,13 @@
 //! It knows no door. Doors share one, and so may a program that takes this crate as a library.
 
 mod providers;
+mod reload;
+mod sources;
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
@@ -18,9 +21,16 @@ use crate::config::Config;
 use crate::keys::Surroundings;
 use crate::telemetry::Metrics;
 
+pub use self::reload::Kept;
+
+use self::reload::Course;
+
 /// The service as its doors see it.
 pub struct Service {
     authorizer: ArcSwap<Authorizer>,
+    course: tokio::sync::Mutex<Course>,
+    /// Names of providers that a reload took away: nothing of them is to come back into the gauges.
+    gone: Mutex<BTreeSet<String>>,
     around: Surroundings,
     ready: AtomicBool,
     draining: AtomicBool,
@@ -45,31 +55,18 @@ impl Service {
     }
 
     fn start_in(config: &Config, around: Surroundings) -> Result<Self, ServiceError> {
-        let authorizer = providers::authorizer(config, None, &around)?;
+        let parts =
+            config.providers.iter().map(|wanted| providers::part(wanted, Vec::new(), Vec::new(), &around));
+        let authorizer = providers::authorizer(parts.collect::<Result<_, _>>()?, config, &around);
+        around.metrics.started_with_configuration(around.clock.now());
         Ok(Self {
             authorizer: ArcSwap::from_pointee(authorizer),
+            course: tokio::sync::Mutex::new(Course::of(config)),
+            gone: Mutex::default(),
             around,
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         })
-    }
-
-    /// Goes over to another configuration. Keys of a provider whose source is the same are carried over, so
-    /// that nothing is forgotten, and fetched only where the refresh policy changed.
-    ///
-    /// # Errors
-    /// As for [`Service::start`]; then nothing has changed.
-    pub fn reload(&self, running: &Config, config: &Config) -> Result<(), ServiceError> {
-        let before = self.authorizer.load_full();
-        let authorizer = providers::authorizer(config, Some((running, &before)), &self.around)?;
-        self.authorizer.store(Arc::new(authorizer));
-        for gone in running.providers.iter().map(|old| &old.provider.name) {
-            if !config.providers.iter().any(|new| new.provider.name == *gone && new.realms.is_none()) {
-                self.metrics().forget_provider(gone);
-            }
-        }
-        self.around.serving_changed.notify_one();
-        Ok(())
     }
 
     /// The authorizer of the present configuration.

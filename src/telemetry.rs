@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{Log, LogFormat, LogLevel};
 use crate::keys::schedule::Trigger;
 use crate::reason::Reason;
-use crate::validation::StaleCause;
+use crate::validation::{StaleCause, UnixTime};
 
 /// How a fetch ended; the `outcome` label of `portcullis_jwks_fetches_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +112,14 @@ struct TaskLabels {
     task: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReloadLabels {
+    outcome: &'static str,
+}
+
+const APPLIED: ReloadLabels = ReloadLabels { outcome: "applied" };
+const REJECTED: ReloadLabels = ReloadLabels { outcome: "rejected" };
+
 /// Every metric of the service. One for each running service, so that tests do not share them.
 #[derive(Debug)]
 pub struct Metrics {
@@ -126,6 +134,8 @@ pub struct Metrics {
     waiters: Family<ProviderLabels, Gauge>,
     waiters_rejected: Family<ProviderLabels, Counter>,
     task_restarts: Family<TaskLabels, Counter>,
+    reloads: Family<ReloadLabels, Counter>,
+    last_reload: Gauge<f64, std::sync::atomic::AtomicU64>,
 }
 
 impl Default for Metrics {
@@ -176,6 +186,18 @@ impl Metrics {
             "Tasks that keep a provider's keys and were started again after a panic",
             task_restarts.clone(),
         );
+        let reloads = Family::default();
+        registry.register("config_reloads", "Reloads of the configuration", reloads.clone());
+        // From the start on, so that the first of either is an increase.
+        for outcome in [APPLIED, REJECTED] {
+            let _at_zero: Counter = reloads.get_or_create_owned(&outcome);
+        }
+        let last_reload = Gauge::default();
+        registry.register(
+            "config_last_reload_success_timestamp_seconds",
+            "Unix time at which the configuration was last taken over as a whole",
+            last_reload.clone(),
+        );
         Self {
             registry,
             decisions,
@@ -188,6 +210,8 @@ impl Metrics {
             waiters,
             waiters_rejected,
             task_restarts,
+            reloads,
+            last_reload,
         }
     }
 
@@ -255,6 +279,22 @@ impl Metrics {
     /// A task that panicked and was started again.
     pub fn task_restarted(&self, provider: &str, task: &'static str) {
         self.task_restarts.get_or_create(&TaskLabels { provider: provider.to_owned(), task }).inc();
+    }
+
+    /// The service began with its configuration at this time.
+    pub fn started_with_configuration(&self, now: UnixTime) {
+        self.last_reload.set(now.as_secs_f64());
+    }
+
+    /// A configuration was taken over as a whole at this time.
+    pub fn reload_applied(&self, now: UnixTime) {
+        self.reloads.get_or_create(&APPLIED).inc();
+        self.last_reload.set(now.as_secs_f64());
+    }
+
+    /// A configuration was not taken over, or not as a whole.
+    pub fn reload_rejected(&self) {
+        self.reloads.get_or_create(&REJECTED).inc();
     }
 
     /// A provider that the configuration no longer has.

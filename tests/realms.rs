@@ -406,10 +406,83 @@ async fn a_reload_keeps_the_keys_of_realms_that_are_still_allowed() {
     assert_eq!(decide("acme").await, "ok");
     assert_eq!(decide("globex").await, "ok");
     let after = configuration(&realms, "realms: [acme]\nrequired_claims: [sub]");
-    service.reload(&before, &after).expect("valid");
+    assert_eq!(service.reload(&after).await, Ok(Vec::new()));
     realms.hold();
     assert_eq!(decide("acme").await, "ok");
     assert_eq!(decide("globex").await, "issuer_unknown");
     realms.release();
     assert_eq!(realms.asked(), BTreeMap::from([("acme".into(), 1), ("globex".into(), 1)]));
+}
+
+/// A configuration in which the keys of realms are at another path of the same host.
+fn elsewhere(realms: &Realms, path: &str) -> Config {
+    let text = configuration(realms, "realms: '[a-z]+'").to_yaml();
+    let moved = text.replace("{realm}/keys", path);
+    assert_ne!(text, moved);
+    Config::parse(&moved, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{moved}"))
+}
+
+/// What becomes of a good token of this realm: the provider and the reason.
+async fn decided(service: &Service, realms: &Realms, name: &str) -> String {
+    let token = format!("Bearer {}", realms.token(name));
+    let headers = [(&b"authorization"[..], token.as_bytes())];
+    let request = AccessRequest::new(b"GET", b"h", b"/", headers.into_iter().collect());
+    let decision = service.authorizer().decide("test", &request).await;
+    format!("{} {}", decision.provider.unwrap_or_default(), decision.verdict.reason().as_str())
+}
+
+#[tokio::test]
+async fn a_template_whose_keys_are_nowhere_stays_as_it_was_until_one_realm_has_answered() {
+    let realms = Realms::start(&["acme", "globex"]).await;
+    let before = configuration(&realms, "realms: '[a-z]+'");
+    let service = Service::start(&before, fixed_clock()).expect("no file is needed");
+    // Without a realm that is known there is nobody to ask.
+    assert_eq!(service.reload(&elsewhere(&realms, "{realm}/kyes")).await, Ok(Vec::new()));
+    assert_eq!(service.reload(&before).await, Ok(Vec::new()));
+    for name in ["acme", "globex"] {
+        assert_eq!(decided(&service, &realms, name).await, "keycloak ok");
+    }
+    let kept = service.reload(&elsewhere(&realms, "{realm}/kyes")).await.expect("valid");
+    assert!(kept.len() == 1 && kept[0].error.contains("404"), "{kept:?}");
+    realms.hold();
+    for name in ["acme", "globex"] {
+        assert_eq!(decided(&service, &realms, name).await, "keycloak ok");
+    }
+    realms.release();
+    // One of the two is gone for good. The other has answered at the new place and needs no further fetch.
+    realms.0.keys.lock().expect("no test has panicked").remove("globex");
+    assert_eq!(service.reload(&elsewhere(&realms, "{realm}/keys?new")).await, Ok(Vec::new()));
+    realms.hold();
+    assert_eq!(decided(&service, &realms, "acme").await, "keycloak ok");
+    realms.release();
+}
+
+#[tokio::test]
+async fn keys_of_a_realm_outlive_its_own_entry_and_its_template_a_new_name_while_the_issuer_is_away() {
+    let realms = Realms::start(&["acme"]).await;
+    let template = configuration(&realms, "realms: '[a-z]+'");
+    let named = |path: &str| {
+        let entry = format!(
+            "providers:\n  - {{name: named, issuer: '{issuer}', jwks_uri: '{issuer}/{path}', audiences: [orders-api]}}\n",
+            issuer = realms.issuer("acme")
+        );
+        let text = template.to_yaml().replacen("providers:\n", &entry, 1);
+        Config::parse(&text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+    };
+    let service = Service::start(&template, fixed_clock()).expect("no file is needed");
+    assert_eq!(decided(&service, &realms, "acme").await, "keycloak ok");
+    // One that is named has to answer before the realm is let go.
+    let kept = service.reload(&named("kyes")).await.expect("valid");
+    assert!(kept.len() == 1 && kept[0].provider == "named", "{kept:?}");
+    assert_eq!(decided(&service, &realms, "acme").await, "named ok");
+    realms.hold();
+    assert_eq!(service.reload(&named("keys")).await, Ok(Vec::new()), "it is the realm's own source");
+    assert_eq!(decided(&service, &realms, "acme").await, "named ok");
+    assert_eq!(service.reload(&template).await, Ok(Vec::new()));
+    assert_eq!(decided(&service, &realms, "acme").await, "keycloak ok");
+    let mut renamed = template.clone();
+    Arc::make_mut(&mut renamed.providers[0].provider).name = "other".to_owned();
+    assert_eq!(service.reload(&renamed).await, Ok(Vec::new()));
+    assert_eq!(decided(&service, &realms, "acme").await, "other ok");
+    realms.release();
 }

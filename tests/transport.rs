@@ -29,7 +29,7 @@
 //! | G20 jwks_uri changes | `discovery::keys_that_move_are_found_where_the_document_says_now`, `discovery::a_cache_with_an_old_document_is_passed_by_when_a_token_forces_it` |
 //! | G21 smaller set | `budgets::a_smaller_set_by_a_sound_connection_is_the_issuers_will` |
 //! | G22 one of several broken | `stalls::while_one_issuer_stalls_another_ones_rotation_is_survived_and_known_keys_serve`, `stalls::an_issuer_that_is_broken_from_the_start_keeps_readiness_and_nobody_elses_tokens` |
-//! | G23 shutdown, reload, swap | `budgets::a_set_is_exchanged_as_a_whole_while_tokens_are_verified_against_it`, `budgets::a_drain_does_not_wait_for_an_issuer`, `budgets::a_reload_and_an_end_in_the_middle_of_a_fetch_harm_nobody` |
+//! | G23 shutdown, reload, swap | `budgets::a_set_is_exchanged_as_a_whole_while_tokens_are_verified_against_it`, `budgets::a_drain_does_not_wait_for_an_issuer`, `budgets::what_changes_while_a_reload_is_under_way_is_read_once_that_has_ended`, `budgets::a_drain_in_the_middle_of_a_reload_does_not_wait_for_it_and_ends_its_trials`, `budgets::a_reload_and_an_end_in_the_middle_of_a_fetch_harm_nobody`; `reload` |
 //! | G24 entity tags | `freshness::a_validator_is_sent_back_where_it_is_one_and_short`, `freshness::an_entity_tag_beyond_measure_is_an_error_and_nothing_is_kept_of_it`, `freshness::a_tag_of_*`, `discovery::a_tag_of_one_place_is_not_held_against_another` |
 //! | G25 proxies | `proxy`, `addresses::credentials_in_a_url_are_refused_and_not_repeated` |
 //! | G26 clock jump | `freshness::the_clock_on_the_wall_starts_no_fetch_and_stops_none`, `freshness::sets_that_were_fetched_at_one_moment_are_not_fetched_again_at_one_moment`, `snapshots::a_snapshot_counts_by_the_clock_on_the_wall_and_a_wrong_clock_costs_the_snapshot_alone` |

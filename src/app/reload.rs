@@ -1,4 +1,5 @@
-//! Reads the configuration again on SIGHUP and when the file changes. A broken file changes nothing.
+//! Reads the configuration again on SIGHUP and when the file changes. A broken file changes nothing, and a
+//! provider whose new keys cannot be had stays as it was: that is tried again until it is whole.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,15 +7,21 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{sleep, sleep_until};
 
+use crate::clock::{self, Instant};
 use crate::config::{Config, MAX_FILE_BYTES};
 use crate::service::Service;
 
 /// How often the file is looked at for changes.
 const FILE_POLL: Duration = Duration::from_secs(2);
 
-/// Reads the file again on SIGHUP and when it changes, for as long as the service runs.
-pub(super) async fn watch(service: Arc<Service>, mut running: Config, file: PathBuf) {
+/// How long after one try the next begins to take over what stayed as it was.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Reads the file again on SIGHUP and when it changes, for as long as the service runs. What comes while a
+/// reload is under way is seen once that has ended, which its timeouts bound.
+pub(super) async fn watch(service: Arc<Service>, started: Config, file: PathBuf) {
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => hangup,
         Err(error) => {
@@ -22,13 +29,13 @@ pub(super) async fn watch(service: Arc<Service>, mut running: Config, file: Path
             return;
         }
     };
-    // Of these only a restart makes what they say.
-    let started = running.clone();
+    let mut last_good = started.clone();
     let mut before = beginning_of(&file).await;
+    let mut next_try = None;
     loop {
         tokio::select! {
             _ = hangup.recv() => before = beginning_of(&file).await,
-            () = tokio::time::sleep(FILE_POLL) => {
+            () = sleep(FILE_POLL) => {
                 let after = beginning_of(&file).await;
                 // A file that is gone for a moment is being replaced.
                 if after.is_none() || after == before {
@@ -36,10 +43,28 @@ pub(super) async fn watch(service: Arc<Service>, mut running: Config, file: Path
                 }
                 before = after;
             }
+            () = come(next_try) => {
+                next_try = next_after(service.reload_rest().await.is_empty());
+                continue;
+            }
         }
-        if let Some(config) = reload(&service, &started, &running, &file) {
-            running = config;
+        if let Some((config, whole)) = reload(&service, &started, &last_good, &file).await {
+            last_good = config;
+            next_try = next_after(whole);
         }
+    }
+}
+
+/// When to try again, of something that is whole or is not.
+fn next_after(whole: bool) -> Option<Instant> {
+    (!whole).then(|| clock::monotonic() + RETRY)
+}
+
+/// Waits for this moment; for ever where there is none.
+async fn come(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -51,28 +76,46 @@ async fn beginning_of(file: &Path) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The configuration that runs from now on; `None` leaves the old one.
-fn reload(service: &Service, started: &Config, running: &Config, file: &Path) -> Option<Config> {
+/// The configuration that was read, and whether all of it runs from now on; `None` where nothing has changed.
+async fn reload(
+    service: &Service,
+    started: &Config,
+    last_good: &Config,
+    file: &Path,
+) -> Option<(Config, bool)> {
     let config = match Config::load(file) {
         Ok(config) => config,
         Err(errors) => {
             for error in errors.iter() {
                 tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
             }
+            service.metrics().reload_rejected();
             return None;
         }
     };
-    if let Err(error) = service.reload(running, &config) {
-        tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
-        return None;
-    }
-    for warning in config.warnings.iter().filter(|warning| !running.warnings.contains(warning)) {
+    let kept = match service.reload(&config).await {
+        Ok(kept) => kept,
+        Err(error) => {
+            tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
+            return None;
+        }
+    };
+    for warning in config.warnings.iter().filter(|warning| !last_good.warnings.contains(warning)) {
         tracing::warn!(%warning, "in the configuration");
     }
-    if config.listen != started.listen || config.log != started.log || config.shutdown != started.shutdown {
-        tracing::warn!("configuration reloaded; changes of listen, log and shutdown need a restart");
-    } else {
-        tracing::info!("configuration reloaded");
+    // Of these only a restart makes what they say.
+    let restart =
+        config.listen != started.listen || config.log != started.log || config.shutdown != started.shutdown;
+    match (kept.is_empty(), restart) {
+        (true, false) => tracing::info!("configuration reloaded"),
+        (true, true) => {
+            tracing::warn!("configuration reloaded; changes of listen, log and shutdown need a restart");
+        }
+        (false, _) => tracing::warn!(
+            kept = kept.len(),
+            "configuration reloaded in part: what stayed as it was is tried again every {} s",
+            RETRY.as_secs()
+        ),
     }
-    Some(config)
+    Some((config, kept.is_empty()))
 }

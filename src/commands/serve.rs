@@ -15,7 +15,7 @@ use crate::telemetry;
 /// Run the service
 ///
 /// SIGTERM and SIGINT drain and then exit with 0. SIGHUP, and a change of the file, reload it; a broken
-/// file changes nothing and is reported.
+/// file changes nothing and is reported, and so is a provider whose new keys cannot be had.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  portcullis serve --config portcullis.yaml")]
 pub struct ServeArgs {

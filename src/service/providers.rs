@@ -3,34 +3,109 @@
 use std::sync::Arc;
 
 use crate::authorizer::{Authorizer, KeyedProvider, OpenRealm, RealmProviders, RequestPolicy};
-use crate::config::{Config, KeySource, ProviderConfig, Realms, RefreshPolicy};
+use crate::config::{Config, ProviderConfig, Realms};
 use crate::keys::budget::Budget;
-use crate::keys::discovery::Discovery;
-use crate::keys::fetch::{Fetch, FileKeys};
-use crate::keys::http::HttpKeys;
-use crate::keys::http_client::HttpClient;
-use crate::keys::snapshot::SnapshotFile;
 use crate::keys::{KeyCache, Surroundings};
-use crate::validation::provider::Provider;
 
 use super::ServiceError;
+use super::sources::{Realm, http_client, key_cache, keyed, same_source};
 
-/// An authorizer for `config`, with the keys of the running one where their source is the same.
-pub(super) fn authorizer(
-    config: &Config,
-    running: Option<(&Config, &Authorizer)>,
-    around: &Surroundings,
-) -> Result<Authorizer, ServiceError> {
-    let (mut providers, mut templates) = (Vec::new(), Vec::new());
-    for wanted in &config.providers {
-        match &wanted.realms {
+/// A provider with its keys, as an authorizer takes it.
+pub(super) enum Part {
+    /// Of one issuer.
+    One(KeyedProvider),
+    /// That stands for many.
+    Many(Box<RealmProviders>),
+}
+
+/// A provider that runs.
+#[derive(Clone)]
+pub(super) enum Running {
+    /// Of one issuer, which may be a realm's.
+    One(Box<Held>),
+    /// That stands for many.
+    Many(Arc<RealmProviders>),
+}
+
+/// The keys of one issuer that are held, and what they are configured with.
+#[derive(Clone)]
+pub(super) struct Held {
+    pub(super) config: ProviderConfig,
+    pub(super) keys: Arc<KeyCache>,
+}
+
+impl Held {
+    /// Of a provider that the authorizer of this configuration has.
+    fn of(keyed: &KeyedProvider, running: &Config) -> Option<Self> {
+        let config = running.providers.iter().find(|config| config.provider.name == keyed.provider.name)?;
+        let config = match (&config.realms, &keyed.realm) {
+            (Some(realms), Some(name)) => config.of_realm(realms, name),
+            _ => config.clone(),
+        };
+        Some(Self { config, keys: Arc::clone(&keyed.keys) })
+    }
+}
+
+impl Running {
+    /// What it was configured with.
+    pub(super) fn config(&self) -> &ProviderConfig {
+        match self {
+            Running::One(held) => &held.config,
+            Running::Many(realms) => realms.template(),
+        }
+    }
+
+    /// What runs for this issuer, or for those of this template: what is named, else a realm that has keys.
+    pub(super) fn of_issuer(issuer: &str, running: &Config, authorizer: &Authorizer) -> Option<Self> {
+        match running.providers.iter().find(|config| config.provider.issuer == issuer) {
+            Some(named) => Self::of(named, running, authorizer),
             None => {
-                let running = running.and_then(|(config, authorizer)| same_keys(wanted, config, authorizer));
-                let running = running.as_ref().map(|(config, keys)| (*config, keys));
-                let keys = key_cache(wanted, None, running, around)?;
-                providers.push(keyed(wanted, None, keys));
+                let providers = authorizer.providers();
+                let of_issuer = |keyed: &&Arc<KeyedProvider>| keyed.provider.issuer == issuer;
+                let with_keys = providers.iter().find(of_issuer).filter(|keyed| keyed.keys.has_keys())?;
+                Held::of(with_keys, running).map(|held| Running::One(Box::new(held)))
             }
-            Some(realms) => templates.push(realm_providers(wanted, realms, running, around)?),
+        }
+    }
+
+    /// A provider of the running configuration.
+    pub(super) fn of(config: &ProviderConfig, running: &Config, authorizer: &Authorizer) -> Option<Self> {
+        if config.realms.is_some() {
+            let mut templates = authorizer.realms().iter();
+            let same = templates.find(|realms| realms.template().provider.name == config.provider.name)?;
+            return Some(Running::Many(Arc::clone(same)));
+        }
+        let providers = authorizer.providers();
+        let same = |keyed: &&Arc<KeyedProvider>| keyed.provider.issuer == config.provider.issuer;
+        Held::of(providers.iter().find(same)?, running).map(|held| Running::One(Box::new(held)))
+    }
+}
+
+/// Every issuer's keys that are held and that a provider which stands for many would have: those of its realms,
+/// and of issuers that were named one by one and no longer are.
+pub(super) fn held_for_realms(
+    wanted: &ProviderConfig,
+    named: &Config,
+    running: &Config,
+    authorizer: &Authorizer,
+) -> Vec<Held> {
+    let Some(realms) = &wanted.realms else { return Vec::new() };
+    let fits = |keyed: &&Arc<KeyedProvider>| {
+        let issuer = &keyed.provider.issuer;
+        realms.issuer.realm_of(issuer).is_some()
+            && keyed.keys.has_keys()
+            && !named.providers.iter().any(|other| other.provider.issuer == *issuer)
+    };
+    authorizer.providers().iter().filter(fits).filter_map(|keyed| Held::of(keyed, running)).collect()
+}
+
+/// An authorizer of these.
+pub(super) fn authorizer(parts: Vec<Part>, config: &Config, around: &Surroundings) -> Authorizer {
+    let (mut providers, mut templates) = (Vec::new(), Vec::new());
+    for part in parts {
+        match part {
+            Part::One(keyed) => providers.push(keyed),
+            Part::Many(realms) => templates.push(*realms),
         }
     }
     let policy = RequestPolicy {
@@ -39,130 +114,86 @@ pub(super) fn authorizer(
         responses: config.responses.clone(),
         trusted_proxies: config.trusted_proxies.clone(),
     };
-    Ok(Authorizer::new(providers, templates, policy, around.clock.clone(), Arc::clone(&around.metrics)))
+    Authorizer::new(providers, templates, policy, around.clock.clone(), Arc::clone(&around.metrics))
 }
 
-fn keyed(config: &ProviderConfig, realm: Option<String>, keys: Arc<KeyCache>) -> KeyedProvider {
-    KeyedProvider { provider: Arc::clone(&config.provider), realm, keys, refresh: config.refresh.clone() }
+/// The provider of this configuration: with the keys that its source has just `answered`, else with those that
+/// are `held` and come from the same place, else with none yet.
+///
+/// # Errors
+/// No HTTP client can be made with what the configuration says of it.
+pub(super) fn part(
+    wanted: &ProviderConfig,
+    held: Vec<Held>,
+    mut answered: Vec<KeyedProvider>,
+    around: &Surroundings,
+) -> Result<Part, ServiceError> {
+    if let Some(realms) = &wanted.realms {
+        return realm_providers(wanted, realms, held, answered, around)
+            .map(|realms| Part::Many(Box::new(realms)));
+    }
+    if let Some(keyed) = answered.pop() {
+        return Ok(Part::One(keyed));
+    }
+    let keys = carried(wanted, None, held.first(), around)?;
+    Ok(Part::One(keyed(wanted, None, keys)))
 }
 
-/// A provider that stands for many, with the realms that the running one knows and this one allows.
+/// The keys that are held where nothing about them changes; else new ones, which begin with those of the same
+/// source.
+fn carried(
+    wanted: &ProviderConfig,
+    realm: Option<&Realm>,
+    held: Option<&Held>,
+    around: &Surroundings,
+) -> Result<Arc<KeyCache>, ServiceError> {
+    let same = held.filter(|held| same_source(&held.config, wanted));
+    if let Some(Held { config, keys }) = same
+        && config.provider.name == wanted.provider.name
+        && config.refresh == wanted.refresh
+        && config.http == wanted.http
+    {
+        return Ok(Arc::clone(keys));
+    }
+    key_cache(wanted, realm, same.map(|held| &*held.keys), around)
+}
+
+/// A provider that stands for many, with those of its realms whose keys are there and which it allows.
 fn realm_providers(
     wanted: &ProviderConfig,
     realms: &Realms,
-    running: Option<(&Config, &Authorizer)>,
+    held: Vec<Held>,
+    answered: Vec<KeyedProvider>,
     around: &Surroundings,
 ) -> Result<RealmProviders, ServiceError> {
-    let before = running.and_then(|(_, authorizer)| {
-        authorizer.realms().iter().find(|before| before.template().provider.name == wanted.provider.name)
-    });
     let http = http_client(wanted)?;
-    let old_budget = before.and_then(|before| Some(Arc::clone(before.known().first()?.keys.budget())));
-    let budget = old_budget.unwrap_or_default();
-    let mut known = Vec::new();
-    for old in before.iter().flat_map(|before| before.known()) {
-        let (Some(name), Some(before)) = (old.realm.as_deref(), before) else { continue };
-        let Some(old_realms) = &before.template().realms else { continue };
-        let (was, is) = (before.template().of_realm(old_realms, name), wanted.of_realm(realms, name));
-        let same = was.provider.issuer == is.provider.issuer && same_source(&was.keys, &is.keys);
-        if same && old.keys.has_keys() && realms.allowed.contains(name) && known.len() < realms.most {
-            let realm = Realm { name, http: &http, budget: &budget };
-            let keys = key_cache(&is, Some(realm), Some((&was, &old.keys)), around)?;
-            known.push(keyed(&is, Some(name.to_owned()), keys));
+    let budget = budget_of(held.iter().map(|held| &held.keys).chain(answered.iter().map(|keyed| &keyed.keys)));
+    let tried: Vec<String> = answered.iter().filter_map(|keyed| keyed.realm.clone()).collect();
+    let mut known = answered;
+    for held in held {
+        let Some(name) = realms.issuer.realm_of(&held.config.provider.issuer) else { continue };
+        let is = wanted.of_realm(realms, name);
+        let allowed = realms.allowed.contains(name) && known.len() < realms.most;
+        if allowed && same_source(&held.config, &is) && !tried.iter().any(|tried| tried == name) {
+            let realm =
+                Realm { name: name.to_owned(), http: Arc::clone(&http), budget: Arc::clone(&budget) };
+            let keys = carried(&is, Some(&realm), Some(&held), around)?;
+            known.push(keyed(&is, Some(realm.name), keys));
         }
     }
     let around = around.clone();
     let open: OpenRealm = Arc::new(move |config, name| {
-        key_cache(config, Some(Realm { name, http: &http, budget: &budget }), None, &around)
+        let realm =
+                Realm { name: name.to_owned(), http: Arc::clone(&http), budget: Arc::clone(&budget) };
+        key_cache(config, Some(&realm), None, &around)
             .inspect_err(|error| tracing::error!(realm = name, %error, "a realm cannot be opened"))
             .ok()
     });
     Ok(RealmProviders::new(wanted.clone(), realms.clone(), open, known))
 }
 
-/// The keys that come from the same place as those that are wanted, and what they are configured with.
-fn same_keys<'a>(
-    wanted: &ProviderConfig,
-    config: &'a Config,
-    authorizer: &Authorizer,
-) -> Option<(&'a ProviderConfig, Arc<KeyCache>)> {
-    let same = |running: &&ProviderConfig| {
-        running.provider.name == wanted.provider.name
-            && running.provider.issuer == wanted.provider.issuer
-            && same_source(&running.keys, &wanted.keys)
-    };
-    let running = config.providers.iter().find(same)?;
-    let known = authorizer.providers();
-    let keyed = known.iter().find(|keyed| keyed.key_name() == running.provider.name)?;
-    Some((running, Arc::clone(&keyed.keys)))
-}
-
-fn same_source(a: &KeySource, b: &KeySource) -> bool {
-    match (a, b) {
-        (KeySource::JwksUri(a), KeySource::JwksUri(b))
-        | (KeySource::Discovery(a), KeySource::Discovery(b)) => a == b,
-        (KeySource::File(a), KeySource::File(b)) => a == b,
-        (KeySource::Inline(a), KeySource::Inline(b)) => a.same_keys(b),
-        _ => false,
-    }
-}
-
-/// One of the issuers that a provider stands for.
-#[derive(Clone, Copy)]
-struct Realm<'a> {
-    name: &'a str,
-    /// One client for all of them: it holds the authorities that are trusted.
-    http: &'a Arc<HttpClient>,
-    /// It is one issuer that their tokens make us ask.
-    budget: &'a Arc<Budget>,
-}
-
-fn http_client(config: &ProviderConfig) -> Result<Arc<HttpClient>, ServiceError> {
-    HttpClient::new(config.http.clone(), config.refresh.max_bytes).map(Arc::new).map_err(|error| {
-        ServiceError(format!("providers: {}: no HTTP client: {error}", config.provider.name))
-    })
-}
-
-/// The running cache where nothing about it changes; else a new one, which begins with the keys of one
-/// that differs in its policy alone.
-fn key_cache(
-    config: &ProviderConfig,
-    realm: Option<Realm<'_>>,
-    running: Option<(&ProviderConfig, &Arc<KeyCache>)>,
-    around: &Surroundings,
-) -> Result<Arc<KeyCache>, ServiceError> {
-    if let Some((running, keys)) = running
-        && running.refresh == config.refresh
-        && running.http == config.http
-    {
-        return Ok(Arc::clone(keys));
-    }
-    let Provider { name, issuer, .. } = &*config.provider;
-    let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
-    let http = || realm.map_or_else(|| http_client(config), |realm| Ok(Arc::clone(realm.http)));
-    let (fetch, source): (Arc<dyn Fetch>, String) = match &config.keys {
-        KeySource::Inline(keys) => {
-            return Ok(Arc::new(KeyCache::fixed(name, Arc::clone(keys), around.clone())));
-        }
-        KeySource::File(path) => (Arc::new(FileKeys::at(path, max_bytes)), path.display().to_string()),
-        KeySource::JwksUri(url) => (Arc::new(HttpKeys::at(url.clone(), http()?)), url.to_string()),
-        KeySource::Discovery(url) => {
-            // Half an interval: a forced fetch mostly costs one request, a scheduled one asks the document again.
-            let discovery = Discovery::new(url.clone(), issuer, interval / 2);
-            (Arc::new(HttpKeys::discovered(discovery, http()?)), url.to_string())
-        }
-    };
-    let folder = config.refresh.snapshot_dir.as_deref();
-    // In no name of a provider or a realm is an `@`.
-    let file_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}@{}", realm.name));
-    let file = folder.map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source, max_bytes));
-    let before = running.map(|(_, keys)| &**keys);
-    let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{}", realm.name));
-    let budget = match realm {
-        Some(realm) => Arc::clone(realm.budget),
-        None => before.map(|before| Arc::clone(before.budget())).unwrap_or_default(),
-    };
-    let refresh = config.refresh.clone();
-    let cache = KeyCache::fetched(&key_name, refresh, fetch, around.clone(), before, file, budget);
-    Ok(Arc::new(if realm.is_some() { cache.passing() } else { cache }))
+/// What pays for the fetches that tokens of a provider's realms force: the budget that it had before, if any of its
+/// realms is there.
+pub(super) fn budget_of<'k>(mut realms: impl Iterator<Item = &'k Arc<KeyCache>>) -> Arc<Budget> {
+    realms.next().map(|keys| Arc::clone(keys.budget())).unwrap_or_default()
 }

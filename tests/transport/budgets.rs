@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 
 use crate::answer::{Answer, Gate};
 use crate::house::{
-    BUSY, House, ISSUER, PATIENCE, PROMPT, configured, counted, eventually, fetches, folder, key, provider,
-    token,
+    BUSY, House, IMPATIENT, ISSUER, PATIENCE, PROMPT, configured, counted, eventually, fetches, folder, key,
+    provider, text, token,
 };
 use crate::key_server::KeyServer;
 use crate::process::Process;
@@ -193,6 +193,66 @@ async fn a_drain_does_not_wait_for_an_issuer() {
     assert_eq!(ended, Ok(()));
     // The fetch goes with the service.
     server.wait_for_gone(1).await;
+}
+
+#[tokio::test]
+async fn a_drain_in_the_middle_of_a_reload_does_not_wait_for_it_and_ends_its_trials() {
+    let (folder, server, known) = (folder(), KeyServer::start().await, key("known"));
+    server.always(Answer::keys(&[&known]));
+    // What is not ended goes on for longer than the test waits.
+    let refresh = PROMPT.replace("timeout: 10s", "timeout: 1m");
+    let at = |path: &str| provider("demo", ISSUER, &format!("jwks_uri: '{}'", server.http(path)), &refresh);
+    let file = folder.path().join("portcullis.yaml");
+    std::fs::write(&file, text(&[at("/keys")])).expect("written");
+    let app = App::bind(configured(&[at("/keys")]), fixed_clock()).await.expect("bound");
+    let app = app.reloading_from(file.clone());
+    let (shutdown, told) = oneshot::channel::<()>();
+    let serving = tokio::spawn(app.serve(async move {
+        let _told = told.await;
+    }));
+    server.request(1).await;
+    server.always(Answer::keys(&[&known]).behind(&Gate::new()));
+    // Changed until it is seen: which state of the file is the first one is known some time after the start.
+    let mut changed = text(&[at("/others")]);
+    eventually("the new place is asked", async || {
+        changed.push('\n');
+        std::fs::write(&file, &changed).expect("written");
+        server.asked_for("/others") > 0
+    })
+    .await;
+    shutdown.send(()).expect("it listens");
+    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
+    assert_eq!(ended, Ok(()));
+    server.wait_for_gone(1).await;
+}
+
+#[tokio::test]
+async fn what_changes_while_a_reload_is_under_way_is_read_once_that_has_ended() {
+    let (folder, server, known) = (folder(), KeyServer::start().await, key("known"));
+    let answer = Answer::keys(&[&known]);
+    server.on(move |request| match request.target.as_str() {
+        "/keys" => answer.clone(),
+        _ => answer.clone().behind(&Gate::new()),
+    });
+    let at = |name: &str, path: &str| {
+        provider(name, ISSUER, &format!("jwks_uri: '{}'", server.http(path)), IMPATIENT)
+    };
+    let process = Process::serve(folder.path(), &[at("first", "/keys")], &[]).await;
+    eventually("it serves", async || process.bearer(&known).await.is_allowed()).await;
+    process.change(&[at("hanging", "/hangs")]);
+    process.signal("-HUP");
+    eventually("the trial is under way", async || server.asked_for("/hangs") > 0).await;
+    // Told twice, and once more by the file itself.
+    for name in ["second", "third"] {
+        process.change(&[at(name, "/keys")]);
+        process.signal("-HUP");
+    }
+    assert_eq!(process.bearer(&known).await.reason(), "ok");
+    eventually("the last one counts", async || process.bearer(&known).await.metadata["provider"] == "third")
+        .await;
+    let (_, log) = process.ends().await;
+    let told = log.lines().find(|line| line.contains("provider not reloaded")).expect("it is told");
+    assert!(told.contains("hanging") && told.contains("no answer within 500 ms"), "{told}");
 }
 
 #[tokio::test]

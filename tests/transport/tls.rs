@@ -358,3 +358,22 @@ async fn a_farewell_of_http_2_makes_no_long_lines_and_is_not_repeated() {
     assert!(error != "allowed" && !error.contains("no answer within"), "{error:.300}");
     assert!(error.len() <= 1024 && !error.contains("hunter2"), "{} bytes: {error:.300}", error.len());
 }
+
+#[tokio::test]
+async fn authorities_under_which_the_issuer_cannot_be_reached_are_not_taken_over_by_a_reload() {
+    let (folders, authority, other) = ([folder(), folder()], Authority::new(), Authority::new());
+    let server = KeyServer::start_with(authority.signs(&["localhost"]).layer()).await;
+    let keys = format!("jwks_uri: '{}'", server.https("/keys"));
+    let house = House::of(server, &keys, &trusting(&authority.write(folders[0].path()))).await;
+    let wrong = trusting(&other.write(folders[1].path()));
+    let wanted = configured(&[provider("demo", ISSUER, &keys, &wrong)]);
+    let kept = house.service.service().reload(&wanted).await.expect("valid");
+    assert!(kept.len() == 1 && kept[0].error.contains("UnknownIssuer"), "{kept:?}");
+    let new = key("new");
+    house.server.always(Answer::keys(&[&new]));
+    house.is(&new, "ok").await;
+    // It comes to have a certificate of theirs.
+    house.server.over(other.signs(&["localhost"]).layer());
+    assert_eq!(house.service.service().reload_rest().await, Vec::new());
+    house.is(&new, "ok").await;
+}

@@ -1,0 +1,221 @@
+//! Where a provider's keys come from: the source as it is configured, asked once to see whether it answers,
+//! and a cache made of it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::authorizer::KeyedProvider;
+use crate::config::{KeySource, ProviderConfig, RefreshPolicy};
+use crate::clock::{Clock, SteadyClock};
+use crate::keys::budget::Budget;
+use crate::keys::discovery::Discovery;
+use crate::keys::fetch::{Ask, Fetch, FetchError, Fetched, Fetching, FileKeys};
+use crate::keys::http::HttpKeys;
+use crate::keys::http_client::HttpClient;
+use crate::keys::published::Published;
+use crate::keys::schedule::Trigger;
+use crate::keys::snapshot::SnapshotFile;
+use crate::keys::{KeyCache, Surroundings};
+use crate::validation::provider::Provider;
+
+use super::ServiceError;
+
+/// How long a cache may take to take in an answer that is there already.
+const TAKE_IN: Duration = Duration::from_secs(1);
+
+/// One of the issuers that a provider stands for.
+#[derive(Clone)]
+pub(super) struct Realm {
+    pub(super) name: String,
+    /// One client for all of them: it holds the authorities that are trusted.
+    pub(super) http: Arc<HttpClient>,
+    /// It is one issuer that their tokens make us ask.
+    pub(super) budget: Arc<Budget>,
+}
+
+/// What fetches the keys of one issuer.
+struct Source {
+    fetch: Arc<dyn Fetch>,
+    /// Where that is: whose a snapshot is.
+    place: String,
+}
+
+/// A provider of one issuer whose source has answered with keys.
+pub(super) struct Answered {
+    config: ProviderConfig,
+    realm: Option<Realm>,
+    source: Source,
+}
+
+impl Answered {
+    /// Asks the source once, within the provider's own timeout. Nothing is counted, logged or written.
+    ///
+    /// # Errors
+    /// Why there are no keys: what the fetch says, or that no HTTP client can be made.
+    pub(super) async fn by(
+        config: ProviderConfig,
+        realm: Option<Realm>,
+        clock: Clock,
+    ) -> Result<Self, String> {
+        let Source { fetch, place } = match Source::of(&config, realm.as_ref()) {
+            Ok(Some(source)) => source,
+            Ok(None) => return Err("its keys stand in the configuration".to_owned()),
+            Err(error) => return Err(error.to_string()),
+        };
+        let limit = config.refresh.timeout;
+        let ask = Ask {
+            trigger: Trigger::Startup,
+            published: Arc::new(Published::default()),
+            clock: SteadyClock::beginning_now(&clock),
+            deadline: clock.monotonic() + limit,
+        };
+        let fetched = timeout(limit, fetch.fetch(ask)).await;
+        let fetched =
+            fetched.unwrap_or(Err(FetchError::TimedOut(limit))).map_err(|error| error.to_string())?;
+        let first = Mutex::new(Some(fetched));
+        let source = Source { fetch: Arc::new(WithFirst { first, rest: fetch }), place };
+        Ok(Self { config, realm, source })
+    }
+
+    /// The provider of the one issuer.
+    pub(super) fn config(&self) -> &ProviderConfig {
+        &self.config
+    }
+
+    /// Its realm, of a provider that stands for many.
+    pub(super) fn realm(&self) -> Option<&str> {
+        self.realm.as_ref().map(|realm| &*realm.name)
+    }
+
+    /// The provider, with a cache that has taken the answer in. `before` is a cache of the same source.
+    ///
+    /// # Errors
+    /// Why the cache did not take it.
+    pub(super) async fn keyed(
+        self,
+        before: Option<&KeyCache>,
+        around: &Surroundings,
+    ) -> Result<KeyedProvider, String> {
+        let Self { config, realm, source } = self;
+        let keys = cache(&config, realm.as_ref(), source, before, around);
+        let ended = timeout(TAKE_IN, keys.first_fetch_ended()).await;
+        match keys.status().last_error {
+            Some(error) => Err(error.to_string()),
+            None if ended.is_err() || !keys.has_keys() => Err("its answer was not taken in".to_owned()),
+            None => Ok(keyed(&config, realm.map(|realm| realm.name), Arc::new(keys))),
+        }
+    }
+}
+
+/// A source whose first answer is there already.
+struct WithFirst {
+    first: Mutex<Option<Fetched>>,
+    rest: Arc<dyn Fetch>,
+}
+
+impl Fetch for WithFirst {
+    fn fetch(&self, ask: Ask) -> Fetching<'_> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match first {
+            Some(first) => Box::pin(async { Ok(first) }),
+            None => self.rest.fetch(ask),
+        }
+    }
+
+    fn watched_file(&self) -> Option<std::path::PathBuf> {
+        self.rest.watched_file()
+    }
+}
+
+impl Source {
+    /// `None` where the keys stand in the configuration.
+    fn of(config: &ProviderConfig, realm: Option<&Realm>) -> Result<Option<Self>, ServiceError> {
+        let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
+        let http = || realm.map_or_else(|| http_client(config), |realm| Ok(Arc::clone(&realm.http)));
+        let (fetch, place): (Arc<dyn Fetch>, String) = match &config.keys {
+            KeySource::Inline(_) => return Ok(None),
+            KeySource::File(path) => (Arc::new(FileKeys::at(path, max_bytes)), path.display().to_string()),
+            KeySource::JwksUri(url) => (Arc::new(HttpKeys::at(url.clone(), http()?)), url.to_string()),
+            KeySource::Discovery(url) => {
+                // Half an interval: a forced fetch mostly costs one request, a scheduled one asks the document
+                // again.
+                let discovery = Discovery::new(url.clone(), &config.provider.issuer, interval / 2);
+                (Arc::new(HttpKeys::discovered(discovery, http()?)), url.to_string())
+            }
+        };
+        Ok(Some(Self { fetch, place }))
+    }
+}
+
+/// The keys of a provider, which begin with those of `before`, a cache of the same source, where there is one.
+///
+/// # Errors
+/// No HTTP client can be made with what the configuration says of it.
+pub(super) fn key_cache(
+    config: &ProviderConfig,
+    realm: Option<&Realm>,
+    before: Option<&KeyCache>,
+    around: &Surroundings,
+) -> Result<Arc<KeyCache>, ServiceError> {
+    let cache = match (&config.keys, Source::of(config, realm)?) {
+        (_, Some(source)) => cache(config, realm, source, before, around),
+        (KeySource::Inline(keys), None) => {
+            KeyCache::fixed(&config.provider.name, Arc::clone(keys), around.clone())
+        }
+        (_, None) => return Err(ServiceError(format!("providers: {}: no keys", config.provider.name))),
+    };
+    Ok(Arc::new(cache))
+}
+
+fn cache(
+    config: &ProviderConfig,
+    realm: Option<&Realm>,
+    source: Source,
+    before: Option<&KeyCache>,
+    around: &Surroundings,
+) -> KeyCache {
+    let Provider { name, issuer, .. } = &*config.provider;
+    let RefreshPolicy { max_bytes, ref snapshot_dir, .. } = config.refresh;
+    // In no name of a provider or a realm is an `@`.
+    let file_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}@{}", realm.name));
+    let file = snapshot_dir
+        .as_deref()
+        .map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source.place, max_bytes));
+    let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{}", realm.name));
+    let (refresh, around) = (config.refresh.clone(), around.clone());
+    let budget = match realm {
+        Some(realm) => Arc::clone(&realm.budget),
+        None => before.map(|before| Arc::clone(before.budget())).unwrap_or_default(),
+    };
+    let cache = KeyCache::fetched(&key_name, refresh, source.fetch, around, before, file, budget);
+    if realm.is_some() { cache.passing() } else { cache }
+}
+
+/// A provider of one issuer with its keys.
+pub(super) fn keyed(config: &ProviderConfig, realm: Option<String>, keys: Arc<KeyCache>) -> KeyedProvider {
+    KeyedProvider { provider: Arc::clone(&config.provider), realm, keys, refresh: config.refresh.clone() }
+}
+
+/// Whether both have the keys of the same issuer from the same place.
+pub(super) fn same_source(a: &ProviderConfig, b: &ProviderConfig) -> bool {
+    a.provider.issuer == b.provider.issuer
+        && match (&a.keys, &b.keys) {
+            (KeySource::JwksUri(a), KeySource::JwksUri(b))
+            | (KeySource::Discovery(a), KeySource::Discovery(b)) => a == b,
+            (KeySource::File(a), KeySource::File(b)) => a == b,
+            (KeySource::Inline(a), KeySource::Inline(b)) => a.same_keys(b),
+            _ => false,
+        }
+}
+
+/// The client for what a provider fetches.
+///
+/// # Errors
+/// None can be made with what the configuration says of it.
+pub(super) fn http_client(config: &ProviderConfig) -> Result<Arc<HttpClient>, ServiceError> {
+    HttpClient::new(config.http.clone(), config.refresh.max_bytes).map(Arc::new).map_err(|error| {
+        ServiceError(format!("providers: {}: no HTTP client: {error}", config.provider.name))
+    })
+}

@@ -199,6 +199,70 @@ async fn a_caller_that_cannot_wait_at_all_still_brings_the_keys_for_the_next_one
     assert_eq!(script.fetches(), 3);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_made_up_kids_keeps_no_good_token_waiting_past_its_deadline_where_the_issuer_is_slow() {
+    let script = Script::publishing(&["a"]);
+    let slow = RefreshPolicy { wait: 4200 * SECOND / 1000, timeout: 5 * SECOND, ..policy() };
+    script.takes(2400 * SECOND / 1000);
+    let cache = warm(&script, slow.clone()).await;
+    let flood = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move {
+            for number in 0.. {
+                let cache = Arc::clone(&cache);
+                tokio::spawn(async move {
+                    let made_up = look(&format!("made-up-{number}"), None);
+                    ask_with(&cache, 4200 * SECOND / 1000, made_up).await
+                });
+                sleep(SECOND / 20).await;
+            }
+        }
+    });
+    sleep(3 * SECOND).await;
+    let (began, before) = (clock::monotonic(), script.fetches());
+    let mut kids = vec!["a".to_owned()];
+    for rotation in 0..5 {
+        kids.push(format!("new-{rotation}"));
+        script.publish(&kids.iter().map(String::as_str).collect::<Vec<_>>());
+        let new = kids.last().expect("just pushed");
+        assert_eq!(ask_with(&cache, slow.wait, look(new, None)).await, Ok(()), "rotation {rotation}");
+        sleep(SECOND * 7 / 3).await;
+    }
+    flood.abort();
+    let elapsed = began.elapsed().as_secs_f64();
+    assert!(
+        (script.fetches() - before) as f64 <= elapsed + 1.0,
+        "{} in {elapsed}",
+        script.fetches() - before
+    );
+    assert!(script.most_under_way() <= 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_began_later_counts_whichever_ends_first() {
+    let script = Script::publishing(&["a"]);
+    script.takes(3 * SECOND);
+    let slow = RefreshPolicy { timeout: 10 * SECOND, ..policy() };
+    let cache = warm(&script, slow).await;
+    let waiting = |kid: &str, wait: Duration| {
+        let (cache, look) = (Arc::clone(&cache), look(kid, None));
+        tokio::spawn(async move { ask_with(&cache, wait, look).await })
+    };
+    // The first reads the old set and takes long; the second begins beside it and overtakes it.
+    let made_up = waiting("made-up", 20 * SECOND);
+    sleep(SECOND / 10).await;
+    script.publish(&["b"]);
+    let good = waiting("b", 5 * SECOND);
+    sleep(SECOND).await;
+    script.takes(SECOND / 10);
+    sleep(SECOND / 2).await;
+    assert_eq!(good.await.unwrap(), Ok(()));
+    assert_eq!(made_up.await.unwrap(), Err(still(UnknownKid)));
+    sleep(5 * SECOND).await;
+    assert_eq!(ask(&cache, "a").await, Err(still(UnknownKid)), "what the first read is older");
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+}
+
 #[test]
 fn a_change_of_the_source_during_a_fetch_calls_for_another() {
     let mut now = clock::monotonic();

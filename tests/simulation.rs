@@ -91,7 +91,10 @@ fn in_every_world_the_properties_hold() {
                 })
             })
             .collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("no world breaks the test itself")).collect()
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("no world breaks the test itself"))
+            .collect()
     });
     for seed in &broken {
         let plan = shrunk(Plan::of_seed(*seed));

@@ -167,7 +167,8 @@ fn realm_providers(
     around: &Surroundings,
 ) -> Result<RealmProviders, ServiceError> {
     let http = http_client(wanted)?;
-    let budget = budget_of(held.iter().map(|held| &held.keys).chain(answered.iter().map(|keyed| &keyed.keys)));
+    let budget =
+        budget_of(held.iter().map(|held| &held.keys).chain(answered.iter().map(|keyed| &keyed.keys)));
     let tried: Vec<String> = answered.iter().filter_map(|keyed| keyed.realm.clone()).collect();
     let mut known = answered;
     for held in held {
@@ -175,16 +176,14 @@ fn realm_providers(
         let is = wanted.of_realm(realms, name);
         let allowed = realms.allowed.contains(name) && known.len() < realms.most;
         if allowed && same_source(&held.config, &is) && !tried.iter().any(|tried| tried == name) {
-            let realm =
-                Realm { name: name.to_owned(), http: Arc::clone(&http), budget: Arc::clone(&budget) };
+            let realm = Realm { name: name.to_owned(), http: Arc::clone(&http), budget: Arc::clone(&budget) };
             let keys = carried(&is, Some(&realm), Some(&held), around)?;
             known.push(keyed(&is, Some(realm.name), keys));
         }
     }
     let around = around.clone();
     let open: OpenRealm = Arc::new(move |config, name| {
-        let realm =
-                Realm { name: name.to_owned(), http: Arc::clone(&http), budget: Arc::clone(&budget) };
+        let realm = Realm { name: name.to_owned(), http: Arc::clone(&http), budget: Arc::clone(&budget) };
         key_cache(config, Some(&realm), None, &around)
             .inspect_err(|error| tracing::error!(realm = name, %error, "a realm cannot be opened"))
             .ok()

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::authorizer::KeyedProvider;
-use crate::config::{KeySource, ProviderConfig, RefreshPolicy};
 use crate::clock::{Clock, SteadyClock};
+use crate::config::{KeySource, ProviderConfig, RefreshPolicy};
 use crate::keys::budget::Budget;
 use crate::keys::discovery::Discovery;
 use crate::keys::fetch::{Ask, Fetch, FetchError, Fetched, Fetching, FileKeys};

@@ -19,9 +19,8 @@ pub struct Key {
 
 const MATERIALS: u8 = 8;
 
-static PAIRS: LazyLock<Vec<SigningKey>> = LazyLock::new(|| {
-    (0..=MATERIALS).map(|_| SigningKey::generate(None, SigningAlgorithm::EdDSA)).collect()
-});
+static PAIRS: LazyLock<Vec<SigningKey>> =
+    LazyLock::new(|| (0..=MATERIALS).map(|_| SigningKey::generate(None, SigningAlgorithm::EdDSA)).collect());
 
 static TOKENS: LazyLock<Mutex<HashMap<(String, u8, bool), String>>> = LazyLock::new(Mutex::default);
 

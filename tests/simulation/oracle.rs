@@ -82,8 +82,7 @@ impl Seen {
             known.lacked = known.lacked.max(seen.lacked);
         }
         for seen in left.keys.values_mut() {
-            seen.gone_since =
-                seen.lacked.is_some_and(|lacked| lacked >= seen.had).then(Instant::now);
+            seen.gone_since = seen.lacked.is_some_and(|lacked| lacked >= seen.had).then(Instant::now);
         }
         left
     }

@@ -66,21 +66,40 @@ pub enum Event {
     /// A key that was withdrawn is published again, and signs.
     Republish,
     /// So many good tokens at once, to the process of this number, each with so long to wait.
-    Good { count: u8, process: u8, patience_ms: u64 },
+    Good {
+        count: u8,
+        process: u8,
+        patience_ms: u64,
+    },
     /// Tokens of a key that was withdrawn.
-    Withdrawn { process: u8 },
-    MadeUp { count: u8, process: u8 },
-    Forged { count: u8, process: u8 },
-    Expired { count: u8, process: u8 },
+    Withdrawn {
+        process: u8,
+    },
+    MadeUp {
+        count: u8,
+        process: u8,
+    },
+    Forged {
+        count: u8,
+        process: u8,
+    },
+    Expired {
+        count: u8,
+        process: u8,
+    },
     /// A caller with a made-up name that gives up.
-    GivesUp { process: u8 },
+    GivesUp {
+        process: u8,
+    },
     /// From now on the issuer does this.
     Issuer(Mood),
     /// From now on an answer takes so long.
     Latency(u64),
     /// The document names another key URL; the old one keeps its set and answers.
     Move,
-    Restart { process: u8 },
+    Restart {
+        process: u8,
+    },
     /// From now on nothing can be written.
     DiskFull,
     DiskFree,

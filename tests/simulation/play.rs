@@ -143,7 +143,10 @@ impl Run<'_> {
             }
             Event::Withdraw => {
                 if let Some(oldest) = published.iter().copied().find(|key| *key != self.signing) {
-                    self.publish(published.iter().copied().filter(|key| *key != oldest).collect(), &published);
+                    self.publish(
+                        published.iter().copied().filter(|key| *key != oldest).collect(),
+                        &published,
+                    );
                 }
             }
             Event::Republish => {
@@ -285,8 +288,11 @@ impl Run<'_> {
         sleep(Duration::from_millis(1)).await;
         self.look_at_answers(Looked::AtAll).await;
         self.look_at_file();
-        let seen: Vec<Seen> =
-            self.processes.iter().map(|one| one.seen.lock().expect("no oracle has panicked").clone()).collect();
+        let seen: Vec<Seen> = self
+            .processes
+            .iter()
+            .map(|one| one.seen.lock().expect("no oracle has panicked").clone())
+            .collect();
         let kept = !self.disk.is_full() && seen.iter().all(|one| one.learnt_since(self.writable_since));
         let known = if kept { Seen::left_behind(&seen) } else { Seen::default() };
         let started = Process::start(&self.world, &self.plan.shape, &self.disk, &self.clock, known);
@@ -302,8 +308,11 @@ impl Run<'_> {
         let jwks = serde_json::json!({"keys": file["content"]["keys"]}).to_string();
         let Ok(keys) = KeySet::parse(jwks.as_bytes()) else { return };
         let kept = names(&keys);
-        let all: Vec<Seen> =
-            self.processes.iter().map(|one| one.seen.lock().expect("no oracle has panicked").clone()).collect();
+        let all: Vec<Seen> = self
+            .processes
+            .iter()
+            .map(|one| one.seen.lock().expect("no oracle has panicked").clone())
+            .collect();
         let gone = Seen::left_behind(&all).gone();
         if let Some(key) = kept.iter().find(|key| gone.contains(key)) {
             self.findings.push(format!("P8: the snapshot has {key:?}, which is gone"));
@@ -351,7 +360,8 @@ impl Run<'_> {
         self.disk.fill(false);
         let shape = &self.plan.shape;
         let longest = shape.interval_ms * 2 + shape.edge_ttl_ms + 2 * shape.replica_lag_ms + 35_000;
-        let apart = shape.replica_offsets_secs.iter().map(|offset| offset.unsigned_abs()).max().unwrap_or_default();
+        let apart =
+            shape.replica_offsets_secs.iter().map(|offset| offset.unsigned_abs()).max().unwrap_or_default();
         sleep(Duration::from_millis(longest) + Duration::from_secs(2 * apart.min(3_600))).await;
         let spacing = Duration::from_secs(1);
         let bad_signature = Duration::from_millis(shape.bad_signature_spacing_ms);

@@ -59,11 +59,8 @@ impl Process {
         let seen = Arc::new(Mutex::new(seen));
         let fetch = Arc::new(Recorded { keys, seen: Arc::clone(&seen) });
         let clock = Clock::Simulated(Arc::clone(clock));
-        let around = Surroundings {
-            clock: clock.clone(),
-            jitter: Jitter::Fixed(0.5),
-            ..Surroundings::default()
-        };
+        let around =
+            Surroundings { clock: clock.clone(), jitter: Jitter::Fixed(0.5), ..Surroundings::default() };
         let metrics = Arc::clone(&around.metrics);
         let file = SnapshotFile::within(Arc::new(disk.clone()), "p", ISSUER, source.as_str(), 1 << 20);
         let keys = KeyCache::fetched("p", refresh.clone(), fetch, around, None, Some(file), Arc::default());

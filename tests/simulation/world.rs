@@ -166,7 +166,8 @@ impl State {
     /// What one of the issuer's replicas answers; none where it hangs.
     fn make(&mut self, path: &str, doubted: bool) -> Option<Made> {
         self.answers += 1;
-        let replicas = self.shape.replica_offsets_secs.len().max(if self.shape.replica_lag_ms > 0 { 2 } else { 1 });
+        let replicas =
+            self.shape.replica_offsets_secs.len().max(if self.shape.replica_lag_ms > 0 { 2 } else { 1 });
         let replica = self.rng.random_range(0..replicas);
         let offset = self.shape.replica_offsets_secs.get(replica).copied().unwrap_or_default();
         let at = self.now();
@@ -231,8 +232,9 @@ impl State {
         }
         // For the oracle alone: the true time.
         headers.insert("x-cache", text(format!("made={}", made.at.as_micros())));
-        let same = made.tag.is_some() && request.headers.get(IF_NONE_MATCH).map(HeaderValue::as_bytes)
-            == made.tag.as_ref().map(String::as_bytes);
+        let same = made.tag.is_some()
+            && request.headers.get(IF_NONE_MATCH).map(HeaderValue::as_bytes)
+                == made.tag.as_ref().map(String::as_bytes);
         let (status, body) = match made.status {
             StatusCode::OK if same => (StatusCode::NOT_MODIFIED, Vec::new()),
             StatusCode::OK => (StatusCode::OK, made.body.into_bytes()),

@@ -111,6 +111,22 @@ async fn an_issuer_that_fails_what_tokens_force_and_answers_the_clock_is_not_ask
 }
 
 #[tokio::test]
+async fn a_rekeyed_token_is_served_by_the_fetch_that_a_made_up_kid_has_asked_for() {
+    const REFRESH: &str = "refresh: {interval: 1h, min_spacing: 500ms, min_spacing_bad_signature: 10m, wait: 10s, timeout: 10s}";
+    let house = House::start(REFRESH).await;
+    // Both budgets are spent, and the next slot of made-up kids is near.
+    house.is(&key("old"), "bad_signature").await;
+    house.is(&key("made-up"), "key_unknown").await;
+    let rekeyed = key("old");
+    house.server.always(Answer::keys(&[&rekeyed]));
+    let made_up = key("made-up-too");
+    let (made_up, rekeyed) =
+        tokio::join!(house.faults(&made_up, "key_unknown"), house.faults(&rekeyed, "ok"));
+    assert_eq!((made_up, rekeyed), (Vec::new(), Vec::new()));
+    assert_eq!(house.server.requests().len(), 4);
+}
+
+#[tokio::test]
 async fn callers_beyond_max_waiters_are_told_at_once_and_counted() {
     let refresh = PROMPT.replace('{', "{max_waiters: 2, ");
     let house = House::start(&refresh).await;

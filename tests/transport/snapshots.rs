@@ -138,7 +138,7 @@ async fn a_snapshot_that_is_not_as_it_was_written_or_that_others_can_write_is_re
             sealed.to_string()
         });
     }
-    let tamperings: [Tampering; 19] = [
+    let tamperings: [Tampering; 21] = [
         ("empty", |file| fs::write(file, "").expect("written"), "damaged"),
         ("cut off", |file| change(file, |text| text[..text.len() - 1].to_owned()), "damaged"),
         ("doubled", |file| change(file, |text| text.repeat(2)), "damaged"),
@@ -175,7 +175,13 @@ async fn a_snapshot_that_is_not_as_it_was_written_or_that_others_can_write_is_re
             },
             "damaged",
         ),
-        ("for all to write", |file| mode(file, 0o602), "everybody may write it"),
+        ("for all to write", |file| mode(file, 0o602), "everybody may write it (mode 0602"),
+        ("for its group to write", |file| mode(file, 0o620), "its group may write it (mode 0620"),
+        (
+            "in a folder for its group to write",
+            |file| mode(parent(file), 0o770),
+            "its group may write its folder",
+        ),
         ("in a folder for all to write", |file| mode(parent(file), 0o777), "everybody may write its folder"),
         (
             "a link",

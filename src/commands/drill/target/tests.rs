@@ -79,7 +79,8 @@ async fn a_target_is_a_scheme_a_host_and_a_port() {
 #[tokio::test]
 async fn a_gateway_is_asked_under_its_own_name_at_the_addresses_that_were_found() {
     let (listener, address) = listener().await;
-    let url = TargetUrl::parse("http://gateway.invalid:7", "/orders?a=b").expect("a target");
+    let authority = format!("gateway.invalid:{}", address.port());
+    let url = TargetUrl::parse(&format!("http://{authority}"), "/orders?a=b").expect("a target");
     let target = Target::new(&url, vec![address]);
     let answering = async {
         let (mut stream, _) = listener.accept().await.expect("somebody connects");
@@ -90,7 +91,7 @@ async fn a_gateway_is_asked_under_its_own_name_at_the_addresses_that_were_found(
     let (outcome, head) = tokio::join!(target.ask("token"), answering);
     assert_eq!(outcome, Outcome::Allowed);
     assert!(head.starts_with("GET /orders?a=b HTTP/1.1\r\n"), "{head}");
-    assert!(head.contains("host: gateway.invalid:7\r\n"), "{head}");
+    assert!(head.contains(&format!("host: {authority}\r\n")), "{head}");
     assert!(head.contains("authorization: Bearer token\r\n"), "{head}");
 }
 

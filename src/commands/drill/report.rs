@@ -45,12 +45,13 @@ impl Report {
                 failures.push(format!("{count} {what}{why}"));
             }
         };
+        // The issuer shares this process, so that a gateway may have failed for want of the same thing.
+        let why = format!("{}; what else failed may come of it", because(&self.tally.not_sent_because));
+        count(good.not_sent + attack.not_sent, "tokens could not be sent by the drill itself", why);
         count(good.refused, "good tokens were refused", String::new());
         count(attack.allowed, "forged tokens were allowed", String::new());
         let why = because(&self.tally.unanswered_because);
         count(attack.unanswered, "forged tokens had no answer", why);
-        let why = because(&self.tally.not_sent_because);
-        count(good.not_sent + attack.not_sent, "tokens could not be sent by the drill itself", why);
         if let Some(why) = &self.broke_off {
             failures.push(format!("the drill itself broke off: {why}"));
         } else if !self.completed {
@@ -113,6 +114,8 @@ mod tests {
     use super::super::target::Outcome;
     use super::*;
 
+    const OWN: &str =
+        "1 tokens could not be sent by the drill itself: no descriptors; what else failed may come of it";
     const TOOK: Duration = Duration::from_millis(700);
 
     /// One good token allowed, one forged one of each kind refused, and what `fill` adds.
@@ -156,14 +159,8 @@ mod tests {
             ),
             ("1 forged tokens were allowed", report(|tally| tally.bad(Bad::Expired, &Outcome::Allowed))),
             ("1 forged tokens had no answer: closed", report(|tally| tally.bad(Bad::Expired, &silence()))),
-            (
-                "1 tokens could not be sent by the drill itself: no descriptors",
-                report(|tally| tally.bad(Bad::Expired, &own())),
-            ),
-            (
-                "1 tokens could not be sent by the drill itself: no descriptors",
-                report(|tally| tally.good(&own(), TOOK)),
-            ),
+            (OWN, report(|tally| tally.bad(Bad::Expired, &own()))),
+            (OWN, report(|tally| tally.good(&own(), TOOK))),
             ("it was stopped before its end", Report { completed: false, ..report(|_| {}) }),
             (
                 "the drill itself broke off: no port",

@@ -229,9 +229,9 @@ fn an_issuer_that_the_gateway_cannot_reach_is_refused_with_what_to_do() {
             "such as --issuer-address 127.0.0.1:7",
         ),
         // Documentation's addresses (RFC 5737) are on no machine.
-        (&["--target", "grpc://192.0.2.1:9191"], "the gateway is on another"),
+        (&["--target", "grpc://198.51.100.77:9191"], "the gateway is on another"),
         (
-            &["--target", "http://192.0.2.1:80", "--issuer-address", "127.0.0.1:0"],
+            &["--target", "http://198.51.100.77:80", "--issuer-address", "127.0.0.1:0"],
             "name an address of this machine that the gateway reaches",
         ),
     ] {

@@ -1,7 +1,7 @@
 //! What a gateway has to be configured with to trust the drill's issuer: for the Portcullis inside the drill, and
 //! printed for one elsewhere.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::json;
@@ -12,7 +12,7 @@ use super::target::TargetUrl;
 use crate::commands::issuer::Issuer;
 
 /// Where a Portcullis listens in the deployments that `deploy/` shows.
-const EXT_AUTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9191);
+const EXT_AUTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9191);
 
 /// The port of the operator's door there, and the one to take where the gateway has that port.
 const ADMIN: [u16; 2] = [9193, 9194];

@@ -2,8 +2,9 @@
 //! issuers do, while good tokens and an attack arrive together and the issuer fails now and then.
 //!
 //! `plan` says what happens when, `field` is what happens, `traffic` are the tokens, `target` is the gateway
-//! that is put to the test, `tally` counts, `page` prints. Nothing is decided here: all that the drill knows
-//! is what it sent, what came back, and what the issuer was asked.
+//! that is put to the test, `reach` where that is, `configuration` what it has to trust, `tally` counts,
+//! `report` judges, `page` prints. All that the drill knows is what it sent, what came back, and what the issuer
+//! was asked.
 //!
 //! # What is good
 //! A token under a key that is published while the request is under way. Where a rotation takes an old key
@@ -14,38 +15,51 @@
 //! # What is bad
 //! Everything that the attack sends; and tokens of a key that was withdrawn or made anew, once the gateway has
 //! allowed a token that it can only know from a fetch after that.
+//!
+//! # What is proved
+//! A forged token is refused by an answer that says so: a status other than 2xx, or an ext_authz denial. A
+//! redirect is such an answer, and is not followed. One without an answer is no proof, and the drill is not
+//! passed; nor is one that sent none, or could not send some for want of descriptors, ports or a route of its
+//! own. What was not tried is named in the report.
 
+mod configuration;
 mod field;
 mod page;
 mod plan;
+mod reach;
+mod report;
 mod tally;
 mod target;
 mod traffic;
 
-use std::net::SocketAddr;
+use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use self::configuration::Trusted;
 use self::field::{Field, Rules};
-use self::target::Target;
+use self::plan::Step;
+use self::reach::Place;
+use self::report::Report;
+use self::target::{Target, TargetUrl};
 use super::Failure;
 use super::embedded::Embedded;
 use super::issuer::Issuer;
 use super::signals::End;
 use crate::config;
 
-/// Where the issuer of a drill with a target is, so that the target can be configured beforehand.
-const ISSUER_ADDRESS: &str = "127.0.0.1:9195";
-
 /// Prove that no good token is refused while keys rotate under load, attack and outages
 ///
 /// An issuer inside the drill publishes keys, rotates them and fails now and then. Good tokens and an attack
 /// are sent to the gateway at the same time. Without --target that is a Portcullis inside the drill; with it,
 /// any gateway that trusts the drill's issuer, after the drill has printed what to configure. Exits with 0 if
-/// no good token was refused and no bad one allowed, with 1 otherwise.
+/// no good token was refused and every forged one was, with 1 otherwise: if any was allowed or had no answer, if
+/// none was sent, or if the drill itself could not send some.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   portcullis drill
@@ -59,7 +73,7 @@ pub struct DrillArgs {
     /// How often the issuer's keys rotate, 1 to 10000; at most once in 500ms
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rotations: u32,
-    /// Bad tokens a second, 0 to 20000
+    /// Bad tokens a second, 0 to 20000; with 0 nothing is proved of them, and the drill is not passed
     #[arg(long, value_name = "R", default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=20_000))]
     attack_rate: u32,
     /// How long it takes, up to 24h
@@ -68,7 +82,7 @@ pub struct DrillArgs {
     /// How the result is printed; progress goes to standard error
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// Where the issuer listens [default: a free port; with --target 127.0.0.1:9195]
+    /// Where the issuer listens and the gateway reaches it [default: a free port; with --target 127.0.0.1:9195]
     #[arg(long, value_name = "IP:PORT")]
     issuer_address: Option<SocketAddr>,
     /// The audience of the tokens
@@ -98,64 +112,108 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected a duration with its unit, from 1s to 24h: 30s, 5m".to_owned())
 }
 
-/// Runs the drill. Exits with 0 if no good token was refused and no bad one allowed, with 1 otherwise.
+/// Runs the drill. Exits with 0 if no good token was refused and every forged one was, with 1 otherwise.
 pub async fn run(args: DrillArgs) -> ExitCode {
     match play(&args).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(failure) => {
-            eprintln!("the drill broke off: {failure}");
+            tell(&format!("the drill broke off: {failure}\n"));
             ExitCode::FAILURE
         }
     }
 }
 
-async fn play(args: &DrillArgs) -> Result<bool, Failure> {
-    let steps = plan::plan(args.duration, args.rotations)?;
-    let mut end = End::new()?;
-    let issuer = start_issuer(args).await?;
-    let rules = Rules { audience: args.audience.clone(), attack_rate: args.attack_rate };
-    let keys = traffic::Keys::new(issuer.issuer());
-    issuer.publish(&[&keys.first()]);
+/// Writes to standard error. Where nobody reads it any more, the drill goes on.
+fn tell(text: &str) {
+    let _unwritten = io::stderr().lock().write_all(text.as_bytes());
+}
 
-    let (target, embedded) = match &args.target {
-        Some(url) => {
-            eprint!("{}", page::instructions(&issuer, &args.audience, args.wait));
-            (Target::parse(url, &args.path)?, None)
-        }
-        None => {
-            let doors = "{ext_authz: 127.0.0.1:0, admin: 127.0.0.1:0}";
-            let configuration = page::configuration(&issuer, &args.audience, doors);
-            let service = Embedded::start(&configuration).await?;
-            (Target::grpc(service.ext_authz()), Some(service))
-        }
+/// A drill that can begin.
+struct Stage {
+    steps: Vec<Step>,
+    gateway: String,
+    field: Arc<Field>,
+    embedded: Option<Embedded>,
+}
+
+async fn play(args: &DrillArgs) -> Result<bool, Failure> {
+    let mut end = End::new()?;
+    let stage = tokio::select! {
+        stage = prepare(args) => stage?,
+        () = end.asked_for() => return Err("it was stopped before it began".into()),
     };
-    let gateway = args.target.clone().unwrap_or_else(|| "a Portcullis inside the drill".to_owned());
-    let field = Arc::new(Field::new(issuer, target, keys, rules));
+    let Stage { steps, gateway, field, embedded } = stage;
     let played = tokio::select! {
         played = field::play(Arc::clone(&field), steps, args.wait) => played,
         () = end.asked_for() => Ok(()),
     };
-    let report = field.report(gateway);
-    played?;
-    match args.format {
-        Format::Text => print!("{}", page::table(&report)),
-        Format::Json => println!("{}", page::json(&report)),
-    }
+    let passed = match (field.report(gateway), played) {
+        (Some(mut report), played) => {
+            report.broke_off = played.err().map(|failure| failure.to_string());
+            print(&report, args.format)?;
+            report.passed()
+        }
+        (None, Err(failure)) => return Err(failure),
+        (None, Ok(())) => return Err("it was stopped before a first token was allowed".into()),
+    };
     drop(field);
     if let Some(service) = embedded {
         service.end().await?;
     }
-    Ok(report.passed())
+    Ok(passed)
 }
 
-async fn start_issuer(args: &DrillArgs) -> Result<Issuer, Failure> {
-    let default = if args.target.is_some() { ISSUER_ADDRESS } else { "127.0.0.1:0" };
-    let address = match args.issuer_address {
-        Some(address) => address,
-        None => default.parse()?,
+async fn prepare(args: &DrillArgs) -> Result<Stage, Failure> {
+    let steps = plan::plan(args.duration, args.rotations)?;
+    allow_many_descriptors();
+    let rules = Rules { audience: args.audience.clone(), attack_rate: args.attack_rate };
+    let (field, embedded) = match &args.target {
+        Some(url) => {
+            let url = TargetUrl::parse(url, &args.path)?;
+            let place = Place::locate(url.authority()).await?;
+            let (issuer, keys) = start_issuer(args, Some(&place)).await?;
+            let trusted = Trusted::new(&issuer, &args.audience);
+            tell(&trusted.instructions(&url, &place, args.wait));
+            (Field::new(issuer, Target::new(&url, place.addresses), keys, rules), None)
+        }
+        None => {
+            let (issuer, keys) = start_issuer(args, None).await?;
+            let free = (Ipv4Addr::LOCALHOST, 0).into();
+            let configuration = Trusted::new(&issuer, &args.audience).configuration(free, free);
+            let service = Embedded::start(&configuration).await?;
+            (Field::new(issuer, Target::grpc(service.ext_authz()), keys, rules), Some(service))
+        }
     };
-    Issuer::start_at(address).await.map_err(|error| {
-        format!("the issuer cannot listen at {address}: {error}; choose another --issuer-address").into()
-    })
+    let gateway = args.target.clone().unwrap_or_else(|| "a Portcullis inside the drill".to_owned());
+    Ok(Stage { steps, gateway, field: Arc::new(field), embedded })
+}
+
+/// Tokens that wait for their answers are many, and over HTTP each has a connection: as many descriptors as the
+/// machine gives. Where it gives few, the report says which tokens were not sent.
+fn allow_many_descriptors() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let _as_before = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
+async fn start_issuer(args: &DrillArgs, gateway: Option<&Place>) -> Result<(Issuer, traffic::Keys), Failure> {
+    let address = reach::issuer_address(args.issuer_address, gateway)?;
+    let issuer = Issuer::start_at(address).await.map_err(|error| {
+        format!("the issuer cannot listen at {address}: {error}; choose another --issuer-address")
+    })?;
+    let keys = traffic::Keys::new(issuer.issuer());
+    issuer.publish(&[&keys.first()]);
+    Ok((issuer, keys))
+}
+
+/// # Errors
+/// Nobody reads it, so that nobody knows how the drill ended.
+fn print(report: &Report, format: Format) -> Result<(), Failure> {
+    let text = match format {
+        Format::Text => page::table(report),
+        Format::Json => format!("{}\n", page::json(report)),
+    };
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| format!("the report cannot be written: {error}").into())
 }

@@ -3,8 +3,9 @@
 //! It takes an answer as Envoy does, so that a careless one counts as the allow that it would be. The service
 //! itself never uses it.
 
-use std::fmt;
+use std::error::Error;
 use std::time::Duration;
+use std::{fmt, io, iter};
 
 use prost_types::value::Kind;
 use tonic::Request;
@@ -45,21 +46,35 @@ pub struct Answer {
 
 /// No answer came.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NoAnswer(String);
+pub struct NoAnswer {
+    message: String,
+    os_error: Option<i32>,
+}
 
 impl NoAnswer {
-    fn from_error(error: impl fmt::Display) -> Self {
-        Self(error.to_string())
+    fn from_error(error: &(dyn Error + 'static)) -> Self {
+        Self { message: error.to_string(), os_error: os_error(error) }
     }
+
+    /// The operating system's number of the error behind it, where there is one.
+    pub fn os_error(&self) -> Option<i32> {
+        self.os_error
+    }
+}
+
+/// The operating system's number of the first error of this chain that has one.
+pub fn os_error(error: &(dyn Error + 'static)) -> Option<i32> {
+    let mut chain = iter::successors(Some(error), |&error| error.source());
+    chain.find_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error())
 }
 
 impl fmt::Display for NoAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for NoAnswer {}
+impl Error for NoAnswer {}
 
 impl CheckClient {
     /// Connects to `host:port`, in plain text.
@@ -67,13 +82,10 @@ impl CheckClient {
     /// # Errors
     /// It is no address, or nobody listens there.
     pub async fn connect(address: impl fmt::Display) -> Result<Self, NoAnswer> {
-        let endpoint = Endpoint::try_from(format!("http://{address}")).map_err(NoAnswer::from_error)?;
-        let channel = endpoint
-            .tcp_nodelay(true)
-            .connect_timeout(CONNECT)
-            .connect()
-            .await
-            .map_err(NoAnswer::from_error)?;
+        let endpoint = Endpoint::try_from(format!("http://{address}"));
+        let endpoint = endpoint.map_err(|error| NoAnswer::from_error(&error))?;
+        let endpoint = endpoint.tcp_nodelay(true).connect_timeout(CONNECT);
+        let channel = endpoint.connect().await.map_err(|error| NoAnswer::from_error(&error))?;
         Ok(Self { inner: AuthorizationClient::new(channel) })
     }
 
@@ -86,7 +98,10 @@ impl CheckClient {
         let mut request = Request::new(check_request(headers));
         request.set_timeout(timeout);
         let response = self.inner.clone().check(request).await;
-        response.map(|response| answer(response.into_inner())).map_err(|status| NoAnswer(status.to_string()))
+        match response {
+            Ok(response) => Ok(answer(response.into_inner())),
+            Err(status) => Err(NoAnswer::from_error(&status)),
+        }
     }
 }
 

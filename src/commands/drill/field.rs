@@ -9,8 +9,10 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::plan::{FAULT, RECOVERY, Rotation, Step, Trouble, What};
-use super::tally::{Report, Tally};
+use super::report::Report;
+use super::tally::Tally;
 use super::target::{Outcome, Target};
+use super::tell;
 use super::traffic::{Bad, Keys};
 use crate::clock::{self, Instant};
 use crate::commands::Failure;
@@ -53,10 +55,20 @@ pub(super) struct Field {
     /// Keys whose tokens the gateway must refuse by now.
     withdrawn: Mutex<Vec<SigningKey>>,
     tally: Mutex<Tally>,
-    started: Mutex<Option<(Instant, u64)>>,
+    time: Mutex<Option<Time>>,
     completed: AtomicBool,
     good_places: Arc<Semaphore>,
     bad_places: Arc<Semaphore>,
+}
+
+/// When it happens.
+#[derive(Clone, Copy)]
+struct Time {
+    started: Instant,
+    /// The requests for the key set until then.
+    fetches_before: u64,
+    /// For how long tokens were sent, once that is over.
+    sent_for: Option<Duration>,
 }
 
 /// Plays these steps.
@@ -88,6 +100,7 @@ pub(super) async fn play(field: Arc<Field>, steps: Vec<Step>, wait: Duration) ->
         }
     }
     streams.shutdown().await;
+    field.nothing_more_is_sent();
     field.until_answered().await;
     field.completed.store(true, Ordering::Relaxed);
     Ok(())
@@ -105,21 +118,27 @@ impl Field {
             current,
             withdrawn: Mutex::default(),
             tally: Mutex::default(),
-            started: Mutex::default(),
+            time: Mutex::default(),
             completed: AtomicBool::new(false),
             good_places: Arc::new(Semaphore::new(GOOD_AT_A_TIME as usize)),
             bad_places: Arc::new(Semaphore::new(BAD_AT_A_TIME as usize)),
         }
     }
 
-    /// What came of it so far.
-    pub(super) fn report(&self, gateway: String) -> Report {
-        let started = *self.started.lock().unwrap_or_else(PoisonError::into_inner);
-        let (elapsed, fetches) = started.map_or((Duration::ZERO, 0), |(started, before)| {
-            (clock::elapsed_since(started), self.issuer.key_fetches() - before)
-        });
-        let completed = self.completed.load(Ordering::Relaxed);
-        Report { gateway, completed, tally: self.tally().clone(), elapsed, fetches }
+    /// What came of it so far; nothing where it has not begun.
+    pub(super) fn report(&self, gateway: String) -> Option<Report> {
+        let Time { started, fetches_before, sent_for } = (*self.time())?;
+        let elapsed = clock::elapsed_since(started);
+        Some(Report {
+            gateway,
+            completed: self.completed.load(Ordering::Relaxed),
+            broke_off: None,
+            tally: self.tally().clone(),
+            elapsed,
+            sent_for: sent_for.unwrap_or(elapsed),
+            attack_rate: self.rules.attack_rate,
+            fetches: self.issuer.key_fetches().saturating_sub(fetches_before),
+        })
     }
 
     /// Asks until a good token is allowed, so that what is drilled has begun to work.
@@ -132,6 +151,7 @@ impl Field {
                 Outcome::Allowed => return Ok(()),
                 Outcome::Refused(status) => format!("the last answer has status {status}"),
                 Outcome::NoAnswer(error) => error,
+                Outcome::NotSent(error) => format!("the drill itself could not send it: {error}"),
             };
             if clock::monotonic() + ASK_AGAIN > deadline {
                 return Err(format!("no first token was allowed within {} s: {why}", wait.as_secs()).into());
@@ -141,10 +161,16 @@ impl Field {
     }
 
     fn start(&self) -> Instant {
-        let now = clock::monotonic();
-        let started = Some((now, self.issuer.key_fetches()));
-        *self.started.lock().unwrap_or_else(PoisonError::into_inner) = started;
-        now
+        let started = clock::monotonic();
+        let fetches_before = self.issuer.key_fetches();
+        *self.time() = Some(Time { started, fetches_before, sent_for: None });
+        started
+    }
+
+    fn nothing_more_is_sent(&self) {
+        if let Some(time) = &mut *self.time() {
+            time.sent_for = Some(clock::elapsed_since(time.started));
+        }
     }
 
     async fn rotate(&self, rotation: Rotation, number: usize) {
@@ -243,19 +269,22 @@ impl Field {
         ticks.tick().await;
         loop {
             ticks.tick().await;
-            let report = self.report(String::new());
+            let Some(report) = self.report(String::new()) else { continue };
             let (good, bad) = (&report.tally.good, report.tally.attack());
-            eprintln!(
-                "{:>4} s: good {}, refused {}; bad {}, allowed {}; rotations {}, faults {}, fetches {}",
+            let rotations: u32 = report.tally.rotations.values().map(|rotated| rotated.count).sum();
+            tell(&format!(
+                "{:>4} s: good {}, refused {}; bad {}, allowed {}, no answer {}; not sent {}; \
+                 rotations {rotations}, faults {}, fetches {}\n",
                 clock::elapsed_since(started).as_secs(),
                 good.sent,
                 good.refused,
                 bad.sent,
                 bad.allowed,
-                report.tally.rotations.values().map(|rotated| rotated.count).sum::<u32>(),
+                bad.unanswered,
+                good.not_sent + bad.not_sent,
                 report.tally.faults,
                 report.fetches
-            );
+            ));
         }
     }
 
@@ -267,6 +296,10 @@ impl Field {
         };
         // What does not come back by then was cut off by its own bound long ago.
         let _all_answered = timeout(Duration::from_secs(30), all).await;
+    }
+
+    fn time(&self) -> MutexGuard<'_, Option<Time>> {
+        self.time.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tally(&self) -> MutexGuard<'_, Tally> {

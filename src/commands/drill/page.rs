@@ -1,136 +1,119 @@
-//! What the drill prints: what to configure, and the result as a table or as JSON.
+//! What the drill prints: the result as a table or as JSON.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::plan::{FETCH_TIMEOUT, Rotation, SPACING};
-use super::tally::{Attack, Good, Report, Rotated};
+use super::plan::Rotation;
+use super::report::Report;
+use super::tally::{Attack, Good, Rotated, Statuses};
 use super::traffic::Bad;
-use crate::commands::issuer::Issuer;
-
-/// A configuration of Portcullis that trusts the drill's issuer, with these doors.
-pub(super) fn configuration(issuer: &Issuer, audience: &str, doors: &str) -> String {
-    let spacing = SPACING.as_millis();
-    format!(
-        "listen: {doors}
-providers:
-  - name: drill
-    issuer: {}
-    audiences: [{}]
-    jwks_uri: {}
-    refresh: {{min_spacing: {spacing}ms, min_spacing_bad_signature: {spacing}ms, timeout: {}ms}}
-shutdown: {{drain_delay: 0s, grace: 1s}}
-log: {{format: text, level: error}}
-",
-        issuer.issuer(),
-        json!(audience),
-        issuer.jwks_uri(),
-        FETCH_TIMEOUT.as_millis()
-    )
-}
-
-/// What the gateway under test has to trust.
-pub(super) fn instructions(issuer: &Issuer, audience: &str, wait: Duration) -> String {
-    format!(
-        "The gateway has to trust this issuer:
-  issuer:   {}
-  key set:  {}
-  audience: {audience}
-
-For a Portcullis this is all of its configuration:
-
-{}
-Waiting up to {} s for a first token to be allowed ...
-",
-        issuer.issuer(),
-        issuer.jwks_uri(),
-        configuration(issuer, audience, "{ext_authz: 127.0.0.1:9191, admin: 127.0.0.1:9193}"),
-        wait.as_secs()
-    )
-}
 
 /// The result as a table.
 pub(super) fn table(report: &Report) -> String {
-    let Good { sent, refused, unavailable, unanswered, slowest } = report.tally.good;
-    let attack = report.tally.attack();
     let mut page = String::new();
     // Writing into a string does not fail.
     let mut line = |text: String| {
         let _written = writeln!(page, "{text}");
     };
-    line(format!(
-        "{}, {:.0} s, {} faults of the issuer",
-        report.gateway,
-        report.elapsed.as_secs_f64(),
-        report.tally.faults
-    ));
+    let (elapsed, faults) = (report.elapsed.as_secs_f64(), report.tally.faults);
+    line(format!("{}, {elapsed:.0} s, {faults} faults of the issuer", report.gateway));
     line(String::new());
-    line(format!("good tokens sent        {sent:>8}"));
-    line(format!(
-        "good tokens refused     {refused:>8}   of these unavailable {unavailable}, unanswered {unanswered}"
-    ));
-    line(format!("slowest wait            {:>8}   ms", slowest.as_millis()));
-    line(format!("forged tokens sent      {:>8}", attack.sent));
-    line(format!("forged tokens allowed   {:>8}", attack.allowed));
-    line(format!("key-set fetches         {:>8}   bound {}", report.fetches, report.fetch_bound()));
+    counts(report).into_iter().for_each(&mut line);
     line(String::new());
-    line(format!(
-        "{:<34}{:>6}{:>22}{:>22}",
-        "rotation", "times", "first token refused", "slowest first token"
-    ));
-    for rotation in Rotation::ALL {
-        let Rotated { count, first_refused, slowest_first } =
-            report.tally.rotations.get(&rotation).cloned().unwrap_or_default();
-        let slowest_first = format!("{} ms", slowest_first.as_millis());
-        line(format!("{:<34}{count:>6}{first_refused:>22}{slowest_first:>22}", rotation.name()));
+    rotations(report).into_iter().for_each(&mut line);
+    line(String::new());
+    forged(report).into_iter().for_each(&mut line);
+    line(String::new());
+    let not_proved = report.not_proved();
+    if !not_proved.is_empty() {
+        line("Not proved:".to_owned());
+        not_proved.iter().for_each(|what| line(format!("  {what}")));
     }
-    line(String::new());
-    line(format!("{:<34}{:>6}{:>22}", "forged token", "sent", "allowed"));
-    for kind in Bad::ALL {
-        let Attack { sent, allowed } = report.tally.bad.get(&kind).cloned().unwrap_or_default();
-        line(format!("{:<34}{sent:>6}{allowed:>22}", kind.name()));
+    if !report.completed {
+        line("Stopped before its end: this is the drill so far.".to_owned());
     }
-    line(String::new());
-    line(match (report.passed(), sent) {
-        _ if !report.completed => "Stopped before its end: this is the drill so far.".to_owned(),
-        (true, _) => "Passed: no good token was refused, and no forged one allowed.".to_owned(),
-        (false, 0) => "Failed: no good token was sent.".to_owned(),
-        (false, _) => {
-            format!("Failed: {refused} good tokens were refused, {} forged ones allowed.", attack.allowed)
-        }
+    let failures = report.failures();
+    line(if failures.is_empty() {
+        "Passed: no good token was refused, and every forged one that was sent.".to_owned()
+    } else {
+        format!("Failed: {}.", failures.join("; "))
     });
     page
 }
 
+fn counts(report: &Report) -> Vec<String> {
+    let Good { sent, refused, unavailable, unanswered, statuses, not_sent, slowest } = &report.tally.good;
+    let attack = report.tally.attack();
+    let with = |statuses: &Statuses| {
+        let each: Vec<String> = statuses.iter().map(|(status, count)| format!("{status}: {count}")).collect();
+        if each.is_empty() { String::new() } else { format!("   by status {}", each.join(", ")) }
+    };
+    vec![
+        format!("good tokens sent        {sent:>8}"),
+        format!(
+            "good tokens refused     {refused:>8}   of these unavailable {unavailable}, unanswered {unanswered}{}",
+            with(statuses)
+        ),
+        format!("slowest wait            {:>8}   ms", slowest.as_millis()),
+        format!("forged tokens sent      {:>8}", attack.sent),
+        format!("forged tokens allowed   {:>8}", attack.allowed),
+        format!("forged tokens refused   {:>8}{}", attack.refused(), with(&attack.statuses)),
+        format!("forged, without answer  {:>8}", attack.unanswered),
+        format!(
+            "not sent by the drill   {:>8}   of these good {not_sent}, forged {}",
+            not_sent + attack.not_sent,
+            attack.not_sent
+        ),
+        format!("key-set fetches         {:>8}   bound {}", report.fetches, report.fetch_bound()),
+    ]
+}
+
+fn rotations(report: &Report) -> Vec<String> {
+    let head =
+        format!("{:<34}{:>6}{:>22}{:>22}", "rotation", "times", "first token refused", "slowest first token");
+    let row = |rotation: Rotation| {
+        let Rotated { count, first_refused, first_not_sent, slowest_first } =
+            report.tally.rotations.get(&rotation).cloned().unwrap_or_default();
+        let slowest_first = format!("{} ms", slowest_first.as_millis());
+        let unsent =
+            if first_not_sent == 0 { String::new() } else { format!("   {first_not_sent} not sent") };
+        format!("{:<34}{count:>6}{first_refused:>22}{slowest_first:>22}{unsent}", rotation.name())
+    };
+    [head].into_iter().chain(Rotation::ALL.map(row)).collect()
+}
+
+fn forged(report: &Report) -> Vec<String> {
+    let columns =
+        |name: &str, [sent, allowed, refused, unanswered, not_sent]: [&dyn std::fmt::Display; 5]| {
+            format!("{name:<34}{sent:>6}{allowed:>10}{refused:>10}{unanswered:>12}{not_sent:>10}")
+        };
+    let head = columns("forged token", [&"sent", &"allowed", &"refused", &"no answer", &"not sent"]);
+    let row = |kind: Bad| {
+        let attack = report.tally.bad.get(&kind).cloned().unwrap_or_default();
+        let Attack { sent, allowed, unanswered, not_sent, .. } = &attack;
+        columns(kind.name(), [sent, allowed, &attack.refused(), unanswered, not_sent])
+    };
+    [head].into_iter().chain(Bad::ALL.map(row)).collect()
+}
+
 /// The same as one JSON object.
 pub(super) fn json(report: &Report) -> Value {
-    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let Good { sent, refused, unavailable, unanswered, slowest } = report.tally.good;
+    let Good { sent, refused, unavailable, unanswered, statuses, not_sent, slowest } = &report.tally.good;
     let attack = report.tally.attack();
-    let by_kind: Vec<Value> = report
-        .tally
-        .bad
-        .iter()
-        .map(|(kind, attack)| json!({"kind": kind.name(), "sent": attack.sent, "allowed": attack.allowed}))
-        .collect();
-    let rotations: Vec<Value> = report
-        .tally
-        .rotations
-        .iter()
-        .map(|(rotation, Rotated { count, first_refused, slowest_first })| {
-            json!({
-                "kind": rotation.name(),
-                "count": count,
-                "first_refused": first_refused,
-                "slowest_first_ms": milliseconds(*slowest_first),
-            })
-        })
-        .collect();
+    let by_kind = Bad::ALL.map(|kind| {
+        let mut counts = forged_counts(&report.tally.bad.get(&kind).cloned().unwrap_or_default());
+        counts.insert("kind".to_owned(), json!(kind.name()));
+        Value::Object(counts)
+    });
+    let mut forged = forged_counts(&attack);
+    forged.insert("by_kind".to_owned(), json!(by_kind));
     json!({
         "gateway": report.gateway,
         "passed": report.passed(),
+        "failures": report.failures(),
+        "not_proved": report.not_proved(),
         "completed": report.completed,
         "elapsed_seconds": report.elapsed.as_secs_f64(),
         "faults": report.tally.faults,
@@ -139,14 +122,52 @@ pub(super) fn json(report: &Report) -> Value {
             "refused": refused,
             "unavailable": unavailable,
             "unanswered": unanswered,
-            "slowest_ms": milliseconds(slowest),
+            "by_status": by_status(statuses),
+            "not_sent": not_sent,
+            "slowest_ms": milliseconds(*slowest),
         },
-        "forged": {"sent": attack.sent, "allowed": attack.allowed, "by_kind": by_kind},
-        "rotations": rotations,
+        "forged": forged,
+        "not_sent": {
+            "count": not_sent + attack.not_sent,
+            "because": report.tally.not_sent_because,
+        },
+        "rotations": report.tally.rotations.iter().map(rotation).collect::<Vec<_>>(),
         "fetches": {
             "count": report.fetches,
             "bound": report.fetch_bound(),
             "within_bound": report.fetches <= report.fetch_bound(),
         },
     })
+}
+
+fn forged_counts(attack: &Attack) -> Map<String, Value> {
+    [
+        ("sent", json!(attack.sent)),
+        ("allowed", json!(attack.allowed)),
+        ("refused", json!(attack.refused())),
+        ("unanswered", json!(attack.unanswered)),
+        ("by_status", by_status(&attack.statuses)),
+        ("not_sent", json!(attack.not_sent)),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value))
+    .collect()
+}
+
+fn rotation((rotation, rotated): (&Rotation, &Rotated)) -> Value {
+    json!({
+        "kind": rotation.name(),
+        "count": rotated.count,
+        "first_refused": rotated.first_refused,
+        "first_not_sent": rotated.first_not_sent,
+        "slowest_first_ms": milliseconds(rotated.slowest_first),
+    })
+}
+
+fn by_status(statuses: &Statuses) -> Value {
+    statuses.iter().map(|(status, count)| (status.to_string(), json!(count))).collect::<Map<_, _>>().into()
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

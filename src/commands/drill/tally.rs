@@ -1,11 +1,11 @@
-//! What was sent and what came of it, and whether that is as it should be.
+//! What was sent and what came of it.
 //!
 //! Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::plan::{Rotation, SPACING};
+use super::plan::Rotation;
 use super::target::Outcome;
 use super::traffic::Bad;
 
@@ -17,103 +17,133 @@ pub(super) struct Tally {
     pub(super) rotations: BTreeMap<Rotation, Rotated>,
     /// Faults of the issuer.
     pub(super) faults: u32,
+    /// Why the first forged token without an answer has none.
+    pub(super) unanswered_because: Option<String>,
+    /// Why the first token that the drill could not send was not sent.
+    pub(super) not_sent_because: Option<String>,
 }
+
+/// How many tokens were refused with each status.
+pub(super) type Statuses = BTreeMap<u16, u64>;
 
 /// Good tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Good {
+    /// Those that left this machine.
     pub(super) sent: u64,
-    /// All that were not allowed.
+    /// All of these that were not allowed.
     pub(super) refused: u64,
     /// Of these, with a 5xx: the gateway said that it cannot say.
     pub(super) unavailable: u64,
     /// Of these, without any answer.
     pub(super) unanswered: u64,
+    /// Of these, with each status.
+    pub(super) statuses: Statuses,
+    /// Those that the drill could not send.
+    pub(super) not_sent: u64,
     /// The longest time to an answer.
     pub(super) slowest: Duration,
 }
 
-/// Bad tokens of one kind.
+/// Bad tokens of one kind. Each that was sent is allowed, refused with a status, or unanswered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Attack {
+    /// Those that left this machine.
     pub(super) sent: u64,
     pub(super) allowed: u64,
+    pub(super) unanswered: u64,
+    /// Refused with each status; redirects are among them.
+    pub(super) statuses: Statuses,
+    /// Those that the drill could not send.
+    pub(super) not_sent: u64,
 }
 
 /// Rotations of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rotated {
     pub(super) count: u32,
-    /// How many times the first token of the new key was not allowed.
+    /// How many times the first token of the new key was sent and not allowed.
     pub(super) first_refused: u32,
+    /// How many times the drill could not send it.
+    pub(super) first_not_sent: u32,
     /// The longest time to the answer about a first token.
     pub(super) slowest_first: Duration,
 }
 
+impl Attack {
+    /// How many were refused, with whatever status.
+    pub(super) fn refused(&self) -> u64 {
+        self.statuses.values().sum()
+    }
+
+    fn add(&mut self, other: &Attack) {
+        self.sent += other.sent;
+        self.allowed += other.allowed;
+        self.unanswered += other.unanswered;
+        self.not_sent += other.not_sent;
+        for (status, count) in &other.statuses {
+            *self.statuses.entry(*status).or_default() += count;
+        }
+    }
+}
+
 impl Tally {
-    /// A good token was answered.
+    /// A good token was answered, or not.
     pub(super) fn good(&mut self, outcome: &Outcome, took: Duration) {
         let good = &mut self.good;
+        if let Outcome::NotSent(why) = outcome {
+            good.not_sent += 1;
+            self.not_sent_because.get_or_insert_with(|| why.clone());
+            return;
+        }
         good.sent += 1;
         good.slowest = good.slowest.max(took);
         good.refused += u64::from(*outcome != Outcome::Allowed);
         good.unavailable += u64::from(matches!(outcome, Outcome::Refused(500..)));
         good.unanswered += u64::from(matches!(outcome, Outcome::NoAnswer(_)));
+        if let Outcome::Refused(status) = outcome {
+            *good.statuses.entry(*status).or_default() += 1;
+        }
     }
 
-    /// The first token after a rotation was answered; it is a good one too.
+    /// The same of the first token after a rotation; it is a good one too.
     pub(super) fn first(&mut self, rotation: Rotation, outcome: &Outcome, took: Duration) {
         self.good(outcome, took);
         let rotated = self.rotations.entry(rotation).or_default();
         rotated.count += 1;
-        rotated.first_refused += u32::from(*outcome != Outcome::Allowed);
-        rotated.slowest_first = rotated.slowest_first.max(took);
+        match outcome {
+            Outcome::NotSent(_) => rotated.first_not_sent += 1,
+            Outcome::Allowed => rotated.slowest_first = rotated.slowest_first.max(took),
+            Outcome::Refused(_) | Outcome::NoAnswer(_) => {
+                rotated.first_refused += 1;
+                rotated.slowest_first = rotated.slowest_first.max(took);
+            }
+        }
     }
 
-    /// A bad token was answered.
+    /// A bad token was answered, or not.
     pub(super) fn bad(&mut self, kind: Bad, outcome: &Outcome) {
         let attack = self.bad.entry(kind).or_default();
-        attack.sent += 1;
-        attack.allowed += u64::from(*outcome == Outcome::Allowed);
+        attack.sent += u64::from(!matches!(outcome, Outcome::NotSent(_)));
+        match outcome {
+            Outcome::Allowed => attack.allowed += 1,
+            Outcome::Refused(status) => *attack.statuses.entry(*status).or_default() += 1,
+            Outcome::NoAnswer(why) => {
+                attack.unanswered += 1;
+                self.unanswered_because.get_or_insert_with(|| why.clone());
+            }
+            Outcome::NotSent(why) => {
+                attack.not_sent += 1;
+                self.not_sent_because.get_or_insert_with(|| why.clone());
+            }
+        }
     }
 
     /// Bad tokens of all kinds.
     pub(super) fn attack(&self) -> Attack {
-        self.bad.values().fold(Attack::default(), |sum, attack| Attack {
-            sent: sum.sent + attack.sent,
-            allowed: sum.allowed + attack.allowed,
-        })
-    }
-}
-
-/// The result of a drill.
-#[derive(Clone, Debug)]
-pub(super) struct Report {
-    /// What was put to the test, in words.
-    pub(super) gateway: String,
-    /// Whether it was played to its end.
-    pub(super) completed: bool,
-    pub(super) tally: Tally,
-    pub(super) elapsed: Duration,
-    /// Requests for the key set that the issuer saw.
-    pub(super) fetches: u64,
-}
-
-impl Report {
-    /// Whether no good token was refused and no bad one allowed, to the end, and there were good ones at all.
-    pub(super) fn passed(&self) -> bool {
-        self.completed
-            && self.tally.good.sent > 0
-            && self.tally.good.refused == 0
-            && self.tally.attack().allowed == 0
-    }
-
-    /// The most fetches of a Portcullis that is configured as the drill says: those that each of two causes may
-    /// force, [`SPACING`] apart; the one of its start; and after a fault its own retries, of which three fit
-    /// into the time until they succeed.
-    pub(super) fn fetch_bound(&self) -> u64 {
-        let forced = self.elapsed.as_millis() / SPACING.as_millis() + 1;
-        2 * u64::try_from(forced).unwrap_or(u64::MAX / 4) + 1 + 3 * u64::from(self.tally.faults)
+        let mut sum = Attack::default();
+        self.bad.values().for_each(|attack| sum.add(attack));
+        sum
     }
 }
 
@@ -121,51 +151,56 @@ impl Report {
 mod tests {
     use super::*;
 
-    fn report(fill: impl FnOnce(&mut Tally)) -> Report {
-        let mut tally = Tally::default();
-        tally.good(&Outcome::Allowed, Duration::from_millis(1));
-        fill(&mut tally);
-        let elapsed = Duration::from_secs(10);
-        Report { gateway: String::new(), completed: true, tally, elapsed, fetches: 0 }
+    fn no_answer() -> Outcome {
+        Outcome::NoAnswer("closed".to_owned())
+    }
+
+    fn not_sent() -> Outcome {
+        Outcome::NotSent("no descriptors".to_owned())
     }
 
     #[test]
-    fn one_good_token_refused_or_one_bad_one_allowed_is_a_failure() {
+    fn a_first_token_counts_for_its_rotation_and_among_the_good_ones() {
         let took = Duration::from_millis(700);
-        for (passed, fill) in [
-            (true, (|_| {}) as fn(&mut Tally)),
-            (true, |tally| tally.bad(Bad::Expired, &Outcome::Refused(401))),
-            (true, |tally| tally.bad(Bad::MadeUpKid, &Outcome::NoAnswer(String::new()))),
-            (true, |tally| tally.first(Rotation::AtUse, &Outcome::Allowed, Duration::ZERO)),
-            (false, |tally| tally.good(&Outcome::Refused(401), Duration::ZERO)),
-            (false, |tally| tally.good(&Outcome::Refused(503), Duration::ZERO)),
-            (false, |tally| tally.good(&Outcome::NoAnswer(String::new()), Duration::ZERO)),
-            (false, |tally| tally.first(Rotation::SameKid, &Outcome::Refused(401), Duration::ZERO)),
-            (false, |tally| tally.bad(Bad::Expired, &Outcome::Allowed)),
-        ] {
-            assert_eq!(report(fill).passed(), passed, "{:?}", report(fill).tally);
-        }
         let mut tally = Tally::default();
         tally.first(Rotation::SameKid, &Outcome::Refused(503), took);
-        let counted = Good { sent: 1, refused: 1, unavailable: 1, unanswered: 0, slowest: took };
+        let statuses = Statuses::from([(503, 1)]);
+        let counted =
+            Good { sent: 1, refused: 1, unavailable: 1, statuses, slowest: took, ..Good::default() };
         assert_eq!(tally.good, counted);
-        assert_eq!(
-            tally.rotations[&Rotation::SameKid],
-            Rotated { count: 1, first_refused: 1, slowest_first: took }
-        );
+        let rotated = Rotated { count: 1, first_refused: 1, first_not_sent: 0, slowest_first: took };
+        assert_eq!(tally.rotations[&Rotation::SameKid], rotated);
     }
 
     #[test]
-    fn a_drill_that_sent_nothing_or_was_stopped_proves_nothing() {
-        let nothing = Report { tally: Tally::default(), ..report(|_| {}) };
-        assert!(!nothing.passed());
-        let stopped = Report { completed: false, ..report(|_| {}) };
-        assert!(!stopped.passed());
+    fn every_forged_token_is_in_one_column() {
+        let mut tally = Tally::default();
+        for outcome in [
+            Outcome::Allowed,
+            Outcome::Refused(401),
+            Outcome::Refused(302),
+            Outcome::Refused(401),
+            no_answer(),
+            not_sent(),
+        ] {
+            tally.bad(Bad::Expired, &outcome);
+        }
+        tally.bad(Bad::MadeUpKid, &Outcome::Refused(401));
+        let attack = tally.attack();
+        let statuses = Statuses::from([(302, 1), (401, 3)]);
+        assert_eq!(attack, Attack { sent: 6, allowed: 1, unanswered: 1, statuses, not_sent: 1 });
+        assert_eq!(attack.sent, attack.allowed + attack.refused() + attack.unanswered);
+        assert_eq!(tally.unanswered_because.as_deref(), Some("closed"));
+        assert_eq!(tally.not_sent_because.as_deref(), Some("no descriptors"));
     }
 
     #[test]
-    fn the_bound_counts_both_causes_the_start_and_retries_after_faults() {
-        assert_eq!(report(|_| {}).fetch_bound(), 2 * 21 + 1);
-        assert_eq!(report(|tally| tally.faults = 2).fetch_bound(), 2 * 21 + 1 + 6);
+    fn what_the_drill_could_not_send_counts_neither_for_nor_against_the_gateway() {
+        let mut tally = Tally::default();
+        tally.good(&not_sent(), Duration::from_secs(9));
+        tally.first(Rotation::AtUse, &not_sent(), Duration::from_secs(9));
+        assert_eq!(tally.good, Good { not_sent: 2, ..Good::default() });
+        let rotated = Rotated { count: 1, first_not_sent: 1, ..Rotated::default() };
+        assert_eq!(tally.rotations[&Rotation::AtUse], rotated);
     }
 }

@@ -1,8 +1,8 @@
 //! The HTTP half of the embedded issuer: what its endpoints answer, what they count, and how they misbehave.
 //!
-//! It answers by what [`State`] says at the moment a request arrives and runs on no timer but [`Fault::Slow`],
-//! so that tests order events by counting, not by sleeping. It must never be used by `serve`, and never decide
-//! anything about a token.
+//! It answers by what [`State`] says at the moment a request arrives and runs on no timer but [`Fault::Slow`]
+//! and the pause after an `accept` that failed, so that tests order events by counting, not by sleeping. It must
+//! never be used by `serve`, and never decide anything about a token.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
@@ -34,6 +34,9 @@ const KEYS_PATH: &str = "/realms/demo/keys";
 const LOGGED_REQUESTS: usize = 1024;
 
 const CHUNK: usize = 64 * 1024;
+
+/// How long nothing is accepted after a failure to: there are no descriptors, and asking at once finds none.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 
 /// One way for an endpoint to misbehave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -506,8 +509,8 @@ async fn serve(listener: TcpListener, state: Arc<State>, mut stopped: oneshot::R
                             .await;
                     });
                 }
-                // Out of descriptors, or the client has left already: the others go on.
-                Err(_) => tokio::task::yield_now().await,
+                // Out of descriptors, or the client has left already: the others go on, and nothing spins.
+                Err(_) => tokio::time::sleep(ACCEPT_AGAIN).await,
             },
         }
     }

@@ -82,10 +82,6 @@ impl World {
         self.0.lock().expect("no world has panicked here")
     }
 
-    pub fn now(&self) -> Duration {
-        self.state().now()
-    }
-
     pub fn published(&self) -> Vec<Key> {
         self.state().history.last().expect("there was a first set").1.clone()
     }
@@ -118,9 +114,8 @@ impl World {
         let doubted = request.headers.contains_key(CACHE_CONTROL);
         let path = request.url.path().to_owned();
         let edge = self.state().choose_edge();
-        if let Some(edge) = edge
-            && let Some(stored) = self.state().stored(edge, &path, doubted)
-        {
+        let stored = edge.and_then(|edge| self.state().stored(edge, &path, doubted));
+        if let Some(stored) = stored {
             return Ok(self.state().render(&request, stored, true));
         }
         let latency = self.state().latency;

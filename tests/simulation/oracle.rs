@@ -18,11 +18,25 @@ pub struct Seen {
     pub last_failure: Option<Instant>,
 }
 
-/// When answers that had a key, and answers that lacked it, were made: true time in microseconds.
+/// When an answer was asked for, made, and received: true time in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Times {
+    pub made: u64,
+    pub asked: u64,
+    pub received: u64,
+    /// When it was made by the clock of who made it.
+    pub dated: i64,
+}
+
+/// What the clocks of replicas may differ by.
+const TOLERANCE: i64 = 5_000_000;
+
+/// The last answer that had a key, and the last one that lacked it and was asked for once the other was there: of
+/// two that overlap, or whose clocks differ by more than what is tolerated, nobody can say which one was first.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sightings {
-    had: u64,
-    lacked: Option<u64>,
+    had: Times,
+    lacked: Option<Times>,
     /// When this process was first shown that the key is gone.
     gone_since: Option<Instant>,
 }
@@ -36,18 +50,21 @@ impl Seen {
         self.last_failure = Some(Instant::now());
     }
 
-    /// An answer that was made at this true time has these keys.
-    pub fn answer(&mut self, keys: &[Shown], made: u64) {
+    /// An answer has these keys.
+    pub fn answer(&mut self, keys: &[Shown], times: Times) {
         for (key, seen) in &mut self.keys {
-            if !keys.contains(key) && seen.lacked.is_none_or(|lacked| lacked < made) && made > seen.had {
-                seen.lacked = Some(made);
+            let later = times.made > seen.had.made
+                && times.asked >= seen.had.received
+                && times.dated + TOLERANCE >= seen.had.dated;
+            if !keys.contains(key) && later && seen.lacked.is_none_or(|lacked| lacked < times) {
+                seen.lacked = Some(times);
                 seen.gone_since.get_or_insert_with(Instant::now);
             }
         }
         for key in keys {
             let seen = self.keys.entry(key.clone()).or_default();
-            seen.had = seen.had.max(made);
-            if seen.lacked.is_none_or(|lacked| lacked < made) {
+            seen.had = seen.had.max(times);
+            if seen.lacked.is_none_or(|lacked| lacked < times) {
                 seen.gone_since = None;
             }
         }

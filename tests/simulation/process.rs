@@ -23,7 +23,7 @@ use portcullis::verdict::Verdict;
 use tokio::time::Instant;
 
 use super::keys::ISSUER;
-use super::oracle::Seen;
+use super::oracle::{Seen, Times};
 use super::plan::Shape;
 use super::world::{Disk, World, place};
 
@@ -57,7 +57,7 @@ impl Process {
             (HttpKeys::at(place("/keys-0"), transport), place("/keys-0"))
         };
         let seen = Arc::new(Mutex::new(seen));
-        let fetch = Arc::new(Recorded { keys, seen: Arc::clone(&seen) });
+        let fetch = Arc::new(Recorded { keys, world: world.clone(), seen: Arc::clone(&seen) });
         let clock = Clock::Simulated(Arc::clone(clock));
         let around =
             Surroundings { clock: clock.clone(), jitter: Jitter::Fixed(0.5), ..Surroundings::default() };
@@ -125,6 +125,7 @@ fn provider() -> Provider {
 /// The real source of keys, and a record of what it was asked and what it brought.
 struct Recorded {
     keys: HttpKeys,
+    world: World,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -132,12 +133,18 @@ impl Fetch for Recorded {
     fn fetch(&self, ask: Ask) -> Fetching<'_> {
         Box::pin(async move {
             if let Trigger::Forced(cause) = ask.trigger {
-                self.seen.lock().expect("no oracle has panicked").forced(cause, Instant::now());
+                self.seen.lock().expect("no oracle has panicked").forced(cause, ask.clock.monotonic());
             }
+            let asked = self.world.now_micros();
             let fetched = self.keys.fetch(ask).await;
             let mut seen = self.seen.lock().expect("no oracle has panicked");
             match &fetched {
-                Ok(fetched) => seen.answer(&names(&fetched.keys), made_at(&fetched.caches)),
+                Ok(fetched) => {
+                    let (made, offset) = made_at(&fetched.caches);
+                    let dated = made as i64 + offset * 1_000_000;
+                    let times = Times { made, asked, received: self.world.now_micros(), dated };
+                    seen.answer(&names(&fetched.keys), times);
+                }
                 Err(_) => seen.failed(),
             }
             fetched
@@ -145,10 +152,14 @@ impl Fetch for Recorded {
     }
 }
 
-/// The true time at which an answer was made, in microseconds since the start of the world.
-fn made_at(caches: &str) -> u64 {
-    let behind = caches.split("made=").nth(1).expect("this world's answers say so");
-    behind.chars().take_while(char::is_ascii_digit).collect::<String>().parse().expect("a number")
+/// The true time at which an answer was made, in microseconds since the start of the world, and how many seconds the
+/// clock of who made it is from that.
+fn made_at(caches: &str) -> (u64, i64) {
+    let after = |name: &str| caches.split(name).nth(1).and_then(|behind| behind.split([' ', ';']).next());
+    let number = |name: &str| -> i64 {
+        after(name).expect("this world's answers say so").parse().expect("a number")
+    };
+    (number("made=").unsigned_abs(), number("offset="))
 }
 
 /// A key as a set shows it: its name and its thumbprint.

@@ -82,6 +82,11 @@ impl World {
         self.0.lock().expect("no world has panicked here")
     }
 
+    /// The true time in microseconds since the start.
+    pub fn now_micros(&self) -> u64 {
+        self.state().now().as_micros() as u64
+    }
+
     pub fn published(&self) -> Vec<Key> {
         self.state().history.last().expect("there was a first set").1.clone()
     }
@@ -225,8 +230,9 @@ impl State {
         if made.status == StatusCode::TOO_MANY_REQUESTS {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("30"));
         }
-        // For the oracle alone: the true time.
-        headers.insert("x-cache", text(format!("made={}", made.at.as_micros())));
+        // For the oracle alone: the true time, and what the replica's clock shows.
+        let offset = if self.shape.dates { made.offset } else { 0 };
+        headers.insert("x-cache", text(format!("made={} offset={offset}", made.at.as_micros())));
         let same = made.tag.is_some()
             && request.headers.get(IF_NONE_MATCH).map(HeaderValue::as_bytes)
                 == made.tag.as_ref().map(String::as_bytes);

@@ -290,7 +290,7 @@ impl Authorizer {
         found: &'f FoundToken<'_>,
         findings: &mut Findings<'_>,
     ) -> Result<(Issuer, Screened<'f>), Permanent> {
-        let token = validation::parse(&found.text, self.policy.limits.token_bytes)?;
+        let token = validation::parse(&found.text, &self.policy.limits.token())?;
         findings.kid = token.kid.as_deref().map(on_one_line);
         let issuer = self.providers.of_issuer(validation::issuer(&token)?).ok_or(Permanent::IssuerUnknown)?;
         let provider = Arc::clone(issuer.provider());

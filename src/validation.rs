@@ -33,10 +33,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::token::{Token, TokenError, canonical_media_type};
+pub use self::token::{Malformation, Token, TokenError, canonical_media_type};
 
 use self::algorithm::Algorithm;
-use self::json::Json;
+use self::json::{Json, JsonLimits};
 use self::key_set::{Key, KeySet};
 use self::provider::{Provider, TokenTypes};
 
@@ -66,13 +66,28 @@ impl UnixTime {
     }
 }
 
+/// What one token may make us hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenLimits {
+    /// The longest token, in bytes; default 16 KiB.
+    pub bytes: usize,
+    /// Of its header, and of its payload.
+    pub json: JsonLimits,
+}
+
+impl Default for TokenLimits {
+    fn default() -> Self {
+        Self { bytes: 16 * 1024, json: JsonLimits::default() }
+    }
+}
+
 /// Why a token was refused that no key could have mended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Permanent {
     /// Longer than `limits.token_bytes`.
     TokenTooLarge,
-    /// Not a JWT that this service reads; see [`TokenError::Malformed`].
-    Malformed,
+    /// Not a JWT that this service reads.
+    Malformed(Malformation),
     /// `alg` is missing, unknown, `none`, or not on the provider's list.
     AlgorithmNotAllowed,
     /// `typ` is not on the provider's list.
@@ -167,17 +182,17 @@ impl Validated {
     }
 }
 
-/// Takes a token apart within the size limit. The first half of the screen, before a provider is
+/// Takes a token apart within the limits. The first half of the screen, before a provider is
 /// known.
 ///
 /// # Errors
 /// [`Permanent::TokenTooLarge`], [`Permanent::Malformed`] or [`Permanent::AlgorithmNotAllowed`].
-pub fn parse(token: &str, max_bytes: usize) -> Result<Token<'_>, Permanent> {
-    if token.len() > max_bytes {
+pub fn parse<'a>(token: &'a str, limits: &TokenLimits) -> Result<Token<'a>, Permanent> {
+    if token.len() > limits.bytes {
         return Err(Permanent::TokenTooLarge);
     }
-    Token::parse(token).map_err(|error| match error {
-        TokenError::Malformed => Permanent::Malformed,
+    Token::parse(token, &limits.json).map_err(|error| match error {
+        TokenError::Malformed(how) => Permanent::Malformed(how),
         TokenError::Algorithm => Permanent::AlgorithmNotAllowed,
     })
 }

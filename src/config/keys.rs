@@ -177,9 +177,7 @@ pub(super) fn read_refresh(cursor: &Cursor<'_>) -> Option<RefreshPolicy> {
     let wait = duration("wait", default.wait, MINUTE);
     let timeout = duration("timeout", default.timeout, MINUTE);
     let max_stale = duration("max_stale", default.max_stale, 365 * DAY);
-    let max_waiters = mapping.or("max_waiters", default.max_waiters, |cursor| {
-        cursor.integer(1, 1_000_000).and_then(|number| usize::try_from(number).ok())
-    });
+    let max_waiters = mapping.or("max_waiters", default.max_waiters, |cursor| cursor.count(1, 1_000_000));
     let max_bytes = mapping.or("max_bytes", default.max_bytes, |cursor| cursor.bytes(1 << 10, 64 << 20));
     let snapshot_dir = mapping.optional("snapshot_dir", |cursor| cursor.text().map(PathBuf::from));
     let policy = RefreshPolicy {

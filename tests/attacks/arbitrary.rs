@@ -12,10 +12,10 @@ use portcullis::access_request::AccessRequest;
 use portcullis::bearer_token::FoundToken;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey, with_claim};
 use portcullis::identity::upstream_changes;
-use portcullis::validation::json::Json;
+use portcullis::validation::json::{Json, JsonLimits};
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::provider::{Provider, TokenSource};
-use portcullis::validation::{self, Permanent, StaleCause, UnixTime, ValidationError};
+use portcullis::validation::{self, Permanent, StaleCause, TokenLimits, UnixTime, ValidationError};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use prost::Message as _;
@@ -51,7 +51,7 @@ fn key_set(keys: &[&SigningKey]) -> KeySet {
 /// The core's verdict on a token.
 fn judge(token: &str, rules: &Provider, keys: &KeySet) -> Result<(), ValidationError> {
     let now = UnixTime::from_secs(NOW);
-    let token = validation::parse(token, 16 * 1024)?;
+    let token = validation::parse(token, &TokenLimits::default())?;
     let screened = validation::screen(token, rules, now)?;
     validation::try_validate(&screened, keys, now).map(drop)
 }
@@ -179,7 +179,7 @@ fn a_good_signature_with_any_one_bit_flipped_is_refused() {
 fn a_token_that_expires_while_it_waits_for_keys_is_expired_and_not_stale() {
     let (rules, key) = (rules(), SigningKey::generate("k", ES256));
     let text = key.sign(&claims());
-    let token = validation::parse(&text, 16 * 1024).expect("well formed");
+    let token = validation::parse(&text, &TokenLimits::default()).expect("well formed");
     let screened = validation::screen(token, &rules, UnixTime::from_secs(NOW)).expect("good for 300 s");
     let keys = key_set(&[&key]);
     // With the leeway of 30 s.
@@ -257,7 +257,7 @@ proptest! {
         let mut rules = rules();
         rules.claim_headers = claim_headers(&[("x-text", "text"), ("x-list", "list")]);
         let claims = json!({"text": claim, "list": members});
-        let claims = Json::parse(claims.to_string().as_bytes()).expect("JSON");
+        let claims = Json::parse(claims.to_string().as_bytes(), &JsonLimits::default()).expect("JSON");
         let source = TokenSource::default();
         let request = AccessRequest::new(b"GET", b"api.example.com", b"/", std::iter::empty().collect());
         let token = FoundToken { text: "".into(), places: vec![&source] };

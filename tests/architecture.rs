@@ -71,7 +71,6 @@ fn libraries_and_clocks_stay_in_their_rooms() {
     only_in(&["keys"], "h2::");
     only_in(&["keys"], "headers::");
     only_in(&["validation"], "jsonwebtoken");
-    only_in(&["validation"], "json_event_parser");
     only_in(&["rules"], "cel::");
     only_in(&["rules"], "chrono::");
     only_in(&["rules"], "regex::");

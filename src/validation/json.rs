@@ -1,8 +1,8 @@
 //! JSON as this service trusts it: RFC 8259 to the letter, and no two members of one name.
 //!
-//! A document is read in one pass, by `json_event_parser`, which gives the digits that a number was written
-//! with. What it does not do by itself is done here: a repeated member is an error at every depth (RFC 7519 §4,
-//! RFC 8725 §2.6), a byte order mark is one, and what a document may make us hold is bounded while it is read.
+//! A document is read in one pass: a repeated member is an error at every depth (RFC 7519 §4, RFC 8725 §2.6),
+//! numbers keep the digits they were written with, and what a document may make us hold is bounded while it is
+//! read.
 
 mod digits;
 mod read;

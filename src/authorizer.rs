@@ -34,7 +34,7 @@ use crate::telemetry::{Metrics, on_one_line};
 use crate::validation::algorithm::Algorithm;
 use crate::validation::key_set::Key;
 use crate::validation::provider::{Provider, TokenSource};
-use crate::validation::{self, Permanent, Screened, StaleCause, Validated, ValidationError};
+use crate::validation::{self, Malformation, Permanent, Screened, StaleCause, Validated, ValidationError};
 use crate::verdict::{Allowed, Challenge, Decision, Offer, Verdict};
 
 /// A waiting caller answers this much before its proxy's deadline, or a tenth of it where that is more.
@@ -205,7 +205,7 @@ impl Authorizer {
         let found = findings.take_token(bearer_token::find(request, &self.token_sources))?;
         let (issuer, screened) = self.screen(&found, findings).map_err(|permanent| {
             let reason = Reason::from(&permanent);
-            findings.detail = claim_of(permanent);
+            findings.detail = detail_of(permanent);
             findings.trace.tell("screen", reason.as_str(), || findings.detail.clone().unwrap_or_default());
             reason
         })?;
@@ -422,10 +422,14 @@ fn deadline(request: &AccessRequest<'_>, wait: Duration) -> Instant {
     request.arrived + proxy_waits.map_or(wait, |proxy_waits| proxy_waits.min(wait))
 }
 
-/// Which claim a refusal is about: for the log, never for the caller.
-fn claim_of(permanent: Permanent) -> Option<String> {
+/// Which claim or which limit a refusal is about: for the log, never for the caller.
+fn detail_of(permanent: Permanent) -> Option<String> {
     match permanent {
         Permanent::ClaimMissing(claim) | Permanent::ClaimMalformed(claim) => Some(claim),
+        Permanent::Malformed(Malformation::TooManyValues) => {
+            Some("more members and values than limits.token_values".to_owned())
+        }
+        Permanent::Malformed(Malformation::TooDeep) => Some("deeper than limits.token_depth".to_owned()),
         _ => None,
     }
 }

@@ -42,6 +42,8 @@ impl Config {
         page.line(0, format!("trusted_proxies: {}", list(&self.trusted_proxies)));
         page.line(0, "limits:");
         page.line(1, format!("token_bytes: {}", self.limits.token_bytes));
+        page.line(1, format!("token_values: {}", self.limits.token_values));
+        page.line(1, format!("token_depth: {}", self.limits.token_depth));
         page.line(1, format!("claim_header_bytes: {}", self.limits.claim_header_bytes));
         page.line(0, "shutdown:");
         page.line(1, format!("drain_delay: {}", show_duration(self.shutdown.drain_delay)));

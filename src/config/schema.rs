@@ -471,6 +471,10 @@ struct Responses {
 struct Limits {
     /// The longest token. Default: 16KiB.
     token_bytes: Option<Size>,
+    /// The most members and values of a token's header, and of its payload, at every depth. Default: 4096.
+    token_values: Option<Integer<64, 100_000>>,
+    /// The most objects and arrays within one another, of the same. Default: 16.
+    token_depth: Option<Integer<4, 64>>,
     /// All claim headers of one request together. Default: 8KiB.
     claim_header_bytes: Option<Size>,
 }

@@ -34,7 +34,9 @@ use crate::telemetry::{Metrics, on_one_line};
 use crate::validation::algorithm::Algorithm;
 use crate::validation::key_set::Key;
 use crate::validation::provider::{Provider, TokenSource};
-use crate::validation::{self, Malformation, Permanent, Screened, StaleCause, Validated, ValidationError};
+use crate::validation::{
+    self, Malformation, Permanent, Screened, StaleCause, Validated, ValidationError, Verified,
+};
 use crate::verdict::{Allowed, Challenge, Decision, Offer, Verdict};
 
 /// A waiting caller answers this much before its proxy's deadline, or a tenth of it where that is more.
@@ -221,7 +223,7 @@ impl Authorizer {
             findings.refuse("key", Reason::KeysUnavailable, Some(detail.to_owned()))
         })?;
         let provider = &keyed.provider;
-        let validated = verify(&keyed, &found.text, &screened, request, &self.clock, findings).await?;
+        let validated = self.verify(&keyed, &found.text, screened, request, findings).await?;
         let claims = validated.claims();
         findings.note_claims(claims, provider);
         if let Some(requirements) = requirements {
@@ -299,6 +301,49 @@ impl Authorizer {
         let screened = validation::screen(token, &provider, self.clock.now());
         findings.provider = Some(provider);
         Ok((issuer, screened?))
+    }
+
+    /// Verifies against the set in hand, and where that may be too old, once more under a newer one.
+    async fn verify(
+        &self,
+        keyed: &KeyedProvider,
+        token: &str,
+        screened: Screened<'_>,
+        request: &AccessRequest<'_>,
+        findings: &mut Findings<'_>,
+    ) -> Result<Validated, Reason> {
+        if let Some(cause) = keyed.keys.refused_lately(token) {
+            let reason = Reason::from(&ValidationError::Stale(cause));
+            let detail = "refused by the same keys a moment ago".to_owned();
+            return Err(findings.refuse("key", reason, Some(detail)));
+        }
+        let sighting = keyed.keys.sight();
+        let looked = sighting.look(|keys| validation::try_validate(&screened, keys, self.clock.now()));
+        let outcome = match looked {
+            Ok(validated) => Ok(validated),
+            Err(ValidationError::Permanent(permanent)) => Err(Reason::from(&permanent)),
+            Err(ValidationError::Stale(cause)) => {
+                findings.refreshed_for = Some(cause);
+                let deadline = deadline(request, keyed.refresh.wait);
+                // Who waits holds the token's text and no tree, and few do: their state is not everybody's.
+                let parked = screened.park();
+                let look = |keys: &_| parked.verify(keys, self.clock.now());
+                let rescued = Box::pin(keyed.keys.rescue(sighting, cause, deadline, token, look)).await;
+                self.read_rescued(rescued)
+            }
+        };
+        findings.note_verification(outcome.as_ref());
+        outcome
+    }
+
+    fn read_rescued(&self, rescued: Result<Verified<'_>, NotRescued>) -> Result<Validated, Reason> {
+        match rescued {
+            Ok(verified) => {
+                verified.read(&self.policy.limits.token()).map_err(|permanent| Reason::from(&permanent))
+            }
+            Err(NotRescued::Refused(error)) => Err(Reason::from(&error)),
+            Err(NotRescued::Unavailable) => Err(Reason::KeysUnavailable),
+        }
     }
 
     /// Aloud once: it is a proxy that was forgotten in the configuration, or somebody who should not get here.
@@ -382,38 +427,6 @@ fn offers(provider: &Provider) -> impl Iterator<Item = Offer> {
 /// A part of a request for the log.
 fn shown(bytes: &[u8]) -> String {
     on_one_line(&String::from_utf8_lossy(bytes))
-}
-
-/// Verifies against the set in hand, and where that may be too old, once more under a newer one.
-async fn verify(
-    keyed: &KeyedProvider,
-    token: &str,
-    screened: &Screened<'_>,
-    request: &AccessRequest<'_>,
-    clock: &Clock,
-    findings: &mut Findings<'_>,
-) -> Result<Validated, Reason> {
-    if let Some(cause) = keyed.keys.refused_lately(token) {
-        let reason = Reason::from(&ValidationError::Stale(cause));
-        return Err(findings.refuse("key", reason, Some("refused by the same keys a moment ago".to_owned())));
-    }
-    let look = |keys: &_| validation::try_validate(screened, keys, clock.now());
-    let sighting = keyed.keys.sight();
-    let outcome = match sighting.look(look) {
-        Ok(validated) => Ok(validated),
-        Err(ValidationError::Permanent(permanent)) => Err(Reason::from(&permanent)),
-        Err(ValidationError::Stale(cause)) => {
-            findings.refreshed_for = Some(cause);
-            let deadline = deadline(request, keyed.refresh.wait);
-            let rescued = keyed.keys.rescue(sighting, cause, deadline, token, look).await;
-            rescued.map_err(|not_rescued| match not_rescued {
-                NotRescued::Refused(error) => Reason::from(&error),
-                NotRescued::Unavailable => Reason::KeysUnavailable,
-            })
-        }
-    };
-    findings.note_verification(outcome.as_ref());
-    outcome
 }
 
 /// When the answer has to be on its way, whether or not keys have come.

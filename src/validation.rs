@@ -134,7 +134,19 @@ impl From<Permanent> for ValidationError {
 /// been looked at.
 #[derive(Clone, Debug)]
 pub struct Screened<'a> {
-    token: Token<'a>,
+    parked: Parked<'a>,
+    typ: Option<String>,
+    claims: Arc<Json>,
+}
+
+/// A token that has passed the screen, for the time that it has to wait for keys: its text and a few words, and
+/// not the tree of its claims, which may be several times as large.
+#[derive(Clone, Debug)]
+pub struct Parked<'a> {
+    payload: &'a str,
+    signing_input: &'a [u8],
+    signature: &'a str,
+    kid: Option<Box<str>>,
     algorithm: Algorithm,
     expires: UnixTime,
 }
@@ -143,8 +155,8 @@ impl fmt::Display for Screened<'_> {
     /// What was screened, for people. Text of the token stands in quotes and is cut short.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const MOST: usize = 64;
-        write!(f, "alg {}", self.algorithm)?;
-        for (name, text) in [("kid", self.token.kid.as_deref()), ("typ", self.token.typ.as_deref())] {
+        write!(f, "alg {}", self.parked.algorithm)?;
+        for (name, text) in [("kid", self.parked.kid.as_deref()), ("typ", self.typ.as_deref())] {
             if let Some(text) = text {
                 write!(f, ", {name} {:?}", text.chars().take(MOST).collect::<String>())?;
             }
@@ -152,7 +164,7 @@ impl fmt::Display for Screened<'_> {
         write!(
             f,
             "; iss, aud, times and required claims are right, until {:.0} (Unix time)",
-            self.expires.as_secs_f64()
+            self.parked.expires.as_secs_f64()
         )
     }
 }
@@ -191,10 +203,7 @@ pub fn parse<'a>(token: &'a str, limits: &TokenLimits) -> Result<Token<'a>, Perm
     if token.len() > limits.bytes {
         return Err(Permanent::TokenTooLarge);
     }
-    Token::parse(token, &limits.json).map_err(|error| match error {
-        TokenError::Malformed(how) => Permanent::Malformed(how),
-        TokenError::Algorithm => Permanent::AlgorithmNotAllowed,
-    })
+    Token::parse(token, &limits.json).map_err(permanent)
 }
 
 /// The `iss` of a token: what chooses the provider, by exact comparison (RFC 8725 §3.8).
@@ -230,38 +239,82 @@ pub fn screen<'a>(token: Token<'a>, provider: &Provider, now: UnixTime) -> Resul
         return Err(Permanent::IssuerUnknown);
     }
     let expires = claims::check(&token.claims, provider, now)?;
-    Ok(Screened { token, algorithm, expires })
+    let Token { kid, typ, claims, payload, signing_input, signature, .. } = token;
+    let parked = Parked { payload, signing_input, signature, kid, algorithm, expires };
+    Ok(Screened { parked, typ, claims })
 }
 
 /// Verifies a screened token against the set in hand.
 ///
-/// Keys are chosen by `kid` and by what they may be used for; where several fit, each is tried, at
-/// most [`MAX_KEYS_TRIED`].
-///
 /// # Errors
-/// [`ValidationError::Stale`] where a newer set may hold the key that this one lacks;
-/// [`ValidationError::Permanent`] where the token has expired since it was screened, as one may that
-/// waited for newer keys.
+/// Those of [`Parked::verify`].
 pub fn try_validate(
     screened: &Screened<'_>,
     keys: &KeySet,
     now: UnixTime,
 ) -> Result<Validated, ValidationError> {
-    if now >= screened.expires {
-        return Err(Permanent::Expired.into());
+    let Verified { key, algorithm, .. } = screened.parked.verify(keys, now)?;
+    Ok(Validated { claims: Arc::clone(&screened.claims), key, algorithm })
+}
+
+impl<'a> Screened<'a> {
+    /// Lets go of the claims, which are read again once the signature has been verified.
+    pub fn park(self) -> Parked<'a> {
+        self.parked
     }
-    let token = &screened.token;
-    let mut fitting = keys.fitting(token.kid.as_deref(), screened.algorithm).peekable();
-    let none_fits = fitting.peek().is_none();
-    let verifying = fitting
-        .take(MAX_KEYS_TRIED)
-        .find(|key| key.verifies(screened.algorithm, token.signing_input, token.signature));
-    if let Some(key) = verifying {
-        let (claims, key) = (Arc::clone(&token.claims), Arc::clone(key));
-        Ok(Validated { claims, key, algorithm: screened.algorithm })
-    } else if none_fits || token.kid.is_none() {
-        Err(ValidationError::Stale(StaleCause::UnknownKid))
-    } else {
-        Err(ValidationError::Stale(StaleCause::BadSignature))
+}
+
+impl<'a> Parked<'a> {
+    /// Verifies the signature against the set in hand.
+    ///
+    /// Keys are chosen by `kid` and by what they may be used for; where several fit, each is tried, at
+    /// most [`MAX_KEYS_TRIED`].
+    ///
+    /// # Errors
+    /// [`ValidationError::Stale`] where a newer set may hold the key that this one lacks;
+    /// [`ValidationError::Permanent`] where the token has expired since it was screened, as one may that
+    /// waited for newer keys.
+    pub fn verify(&self, keys: &KeySet, now: UnixTime) -> Result<Verified<'a>, ValidationError> {
+        if now >= self.expires {
+            return Err(Permanent::Expired.into());
+        }
+        let mut fitting = keys.fitting(self.kid.as_deref(), self.algorithm).peekable();
+        let none_fits = fitting.peek().is_none();
+        let verifying = fitting
+            .take(MAX_KEYS_TRIED)
+            .find(|key| key.verifies(self.algorithm, self.signing_input, self.signature));
+        if let Some(key) = verifying {
+            Ok(Verified { payload: self.payload, key: Arc::clone(key), algorithm: self.algorithm })
+        } else if none_fits || self.kid.is_none() {
+            Err(ValidationError::Stale(StaleCause::UnknownKid))
+        } else {
+            Err(ValidationError::Stale(StaleCause::BadSignature))
+        }
+    }
+}
+
+/// The proof that the signature of a parked token was verified.
+#[derive(Clone, Debug)]
+pub struct Verified<'a> {
+    payload: &'a str,
+    key: Arc<Key>,
+    algorithm: Algorithm,
+}
+
+impl Verified<'_> {
+    /// Reads the claims again from the bytes that the signature covers, under the limits of the first time.
+    ///
+    /// # Errors
+    /// None where the limits are the same: these bytes have been read before.
+    pub fn read(self, limits: &TokenLimits) -> Result<Validated, Permanent> {
+        let claims = token::decode_object(self.payload, &limits.json).map_err(permanent)?;
+        Ok(Validated { claims: Arc::new(claims), key: self.key, algorithm: self.algorithm })
+    }
+}
+
+fn permanent(error: TokenError) -> Permanent {
+    match error {
+        TokenError::Malformed(how) => Permanent::Malformed(how),
+        TokenError::Algorithm => Permanent::AlgorithmNotAllowed,
     }
 }

@@ -25,6 +25,8 @@ pub struct Token<'a> {
     pub typ: Option<String>,
     /// The payload; always an object.
     pub claims: Arc<Json>,
+    /// The payload as it stands in the token.
+    pub(super) payload: &'a str,
     /// What was signed: the first two parts with the dot between them (RFC 7515 §5.2).
     pub signing_input: &'a [u8],
     /// The third part as it stands in the token; valid base64url and not empty.
@@ -95,7 +97,7 @@ impl<'a> Token<'a> {
         }
         decode(signature)?;
         let claims = Arc::new(decode_object(payload, limits)?);
-        Ok(Token { alg, kid, typ, claims, signing_input, signature })
+        Ok(Token { alg, kid, typ, claims, payload, signing_input, signature })
     }
 }
 
@@ -121,7 +123,7 @@ fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
     URL_SAFE_NO_PAD.decode(part).map_err(|_| NOT_A_JWT)
 }
 
-fn decode_object(part: &str, limits: &JsonLimits) -> Result<Json, TokenError> {
+pub(super) fn decode_object(part: &str, limits: &JsonLimits) -> Result<Json, TokenError> {
     match Json::parse(&decode(part)?, limits) {
         Ok(json @ Json::Object(_)) => Ok(json),
         Ok(_) | Err(JsonError::NotJson) => Err(NOT_A_JWT),

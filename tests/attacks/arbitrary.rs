@@ -5,6 +5,7 @@
 //! wire. A panic in the service would lose the answer, and with it the test.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
 use percent_encoding::percent_decode_str;
@@ -48,12 +49,27 @@ fn key_set(keys: &[&SigningKey]) -> KeySet {
     KeySet::parse(json!({"keys": keys}).to_string().as_bytes()).expect("the keys are usable")
 }
 
-/// The core's verdict on a token.
+/// The core's verdict on a token, which is the same where it is parked before its signature is looked at.
 fn judge(token: &str, rules: &Provider, keys: &KeySet) -> Result<(), ValidationError> {
     let now = UnixTime::from_secs(NOW);
-    let token = validation::parse(token, &TokenLimits::default())?;
+    let limits = TokenLimits::default();
+    let token = validation::parse(token, &limits)?;
     let screened = validation::screen(token, rules, now)?;
-    validation::try_validate(&screened, keys, now).map(drop)
+    let at_once = validation::try_validate(&screened, keys, now);
+    let parked = screened.park().verify(keys, now);
+    match (at_once, parked) {
+        (Ok(at_once), Ok(parked)) => {
+            let parked = parked.read(&limits).expect("these bytes have been read before");
+            assert_eq!((at_once.claims(), at_once.algorithm()), (parked.claims(), parked.algorithm()));
+            assert!(Arc::ptr_eq(at_once.key(), parked.key()));
+            Ok(())
+        }
+        (at_once, parked) => {
+            let refused = at_once.map(drop);
+            assert_eq!(refused, parked.map(drop));
+            refused
+        }
+    }
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -187,6 +203,8 @@ fn a_token_that_expires_while_it_waits_for_keys_is_expired_and_not_stale() {
     assert!(validation::try_validate(&screened, &keys, last).is_ok());
     for keys in [keys, KeySet::default()] {
         let late = validation::try_validate(&screened, &keys, UnixTime::from_secs(NOW + 330));
+        assert_eq!(late.map(drop), Err(ValidationError::Permanent(Permanent::Expired)));
+        let late = screened.clone().park().verify(&keys, UnixTime::from_secs(NOW + 330));
         assert_eq!(late.map(drop), Err(ValidationError::Permanent(Permanent::Expired)));
     }
 }

@@ -328,7 +328,9 @@ impl Authorizer {
                 // Who waits holds the token's text and no tree, and few do: their state is not everybody's.
                 let parked = screened.park();
                 let look = |keys: &_| parked.verify(keys, self.clock.now());
-                let rescued = Box::pin(keyed.keys.rescue(sighting, cause, deadline, token, look)).await;
+                let held_bytes = request.held_bytes;
+                let rescued = keyed.keys.rescue(sighting, cause, deadline, token, held_bytes, look);
+                let rescued = Box::pin(rescued).await;
                 self.read_rescued(rescued)
             }
         };

@@ -15,6 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use prost::Message as _;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -147,7 +149,7 @@ impl Authorization for Door {
         let timeout = request.metadata().get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
         let authorizer = self.service.authorizer();
         // A request without attributes is one without headers: it has no token, and is refused as such.
-        let attributes = request.into_inner().attributes.unwrap_or_default();
+        let attributes = without_body(request.into_inner()).attributes.unwrap_or_default();
         let http = attributes.request.and_then(|request| request.http).unwrap_or_default();
         let source = attributes.source.as_ref();
         // Entries of one key arrive in order; the last one is the map's.
@@ -173,6 +175,20 @@ impl Authorization for Door {
         };
         Ok(Response::new(response))
     }
+}
+
+/// The request without the body that came along, which no decision reads. All fields share the buffer that the
+/// message came in, so that one of them would hold the body for as long as the request waits: what is left is
+/// moved into a buffer of its own.
+fn without_body(mut request: CheckRequest) -> CheckRequest {
+    let attributes = request.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
+    let Some(http) = attributes.and_then(|request| request.http.as_mut()) else { return request };
+    if http.body.is_empty() && http.raw_body.is_empty() {
+        return request;
+    }
+    http.body.clear();
+    http.raw_body.clear();
+    CheckRequest::decode(Bytes::from(request.encode_to_vec())).unwrap_or_default()
 }
 
 /// Of a client that comes over TCP or UDP.
@@ -307,6 +323,35 @@ fn grpc_timeout(text: &[u8]) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::envoy::service::auth::v3::AttributeContext;
+    use crate::proto::envoy::service::auth::v3::attribute_context::http_request::HeadersEntry;
+    use crate::proto::envoy::service::auth::v3::attribute_context::{self, ContextExtensionsEntry};
+
+    #[test]
+    fn a_body_that_came_along_is_not_held_while_the_request_is_and_nothing_else_is_lost() {
+        let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+        let request = |body: &str, raw_body: &str| {
+            let headers = vec![HeadersEntry { key: bytes("authorization"), value: bytes("Bearer a.b.c") }];
+            let (body, raw_body) = (bytes(body), bytes(raw_body));
+            let http = HttpRequest { path: bytes("/p"), headers, body, raw_body, ..HttpRequest::default() };
+            let attributes = AttributeContext {
+                source: Some(Peer { principal: bytes("spiffe://a/b"), address: None }),
+                request: Some(attribute_context::Request { http: Some(http) }),
+                context_extensions: vec![ContextExtensionsEntry { key: bytes("k"), value: bytes("v") }],
+            };
+            CheckRequest { attributes: Some(attributes) }
+        };
+        for (body, raw_body) in [("text", ""), ("", "octets"), ("text", "octets")] {
+            let message = Bytes::from(request(body, raw_body).encode_to_vec());
+            let held = without_body(CheckRequest::decode(message.clone()).expect("a request"));
+            assert_eq!(held, request("", ""));
+            assert!(message.is_unique(), "the buffer of the message is still in use");
+        }
+        let message = Bytes::from(request("", "").encode_to_vec());
+        let held = without_body(CheckRequest::decode(message.clone()).expect("a request"));
+        assert!(!message.is_unique(), "without a body nothing is copied");
+        assert_eq!(held, request("", ""));
+    }
 
     #[test]
     fn a_grpc_timeout_is_digits_and_a_unit() {

@@ -187,7 +187,7 @@ struct Shared {
     /// Told of every fetch that ends.
     finished: watch::Sender<()>,
     wake: Notify,
-    waiters: AtomicUsize,
+    waiting: Waiting,
     refused: Mutex<RefusedTokens>,
     /// How many tokens that remembers, for readers that take no lock.
     refused_count: AtomicUsize,
@@ -297,21 +297,23 @@ impl KeyCache {
     }
 
     /// Gives a token that was stale under `sighting` its second look, under a set that is newer than
-    /// the caller's arrival, by `deadline` at the latest. `token` is what it is remembered by, if it is refused.
+    /// the caller's arrival, by `deadline` at the latest. `token` is what it is remembered by, if it is refused;
+    /// `held_bytes` is what the caller holds in memory while it waits.
     ///
     /// # Errors
     /// [`NotRescued::Refused`] if the newest set does not verify it either, or if a bad signature
     /// would have to wait past the deadline for its turn; [`NotRescued::Unavailable`] if the fetch failed, did not come in
-    /// time, or `max_waiters` are waiting already.
+    /// time, or `max_waiters` are waiting already, or as many bytes as `max_waiting_bytes`.
     pub async fn rescue<T>(
         &self,
         sighting: Sighting,
         cause: StaleCause,
         deadline: Instant,
         token: &str,
+        held_bytes: usize,
         look: impl Fn(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, NotRescued> {
-        let result = self.shared.rescue(sighting, cause, deadline, token, look).await;
+        let result = self.shared.rescue(sighting, cause, deadline, token, held_bytes, look).await;
         let outcome = match &result {
             Ok(_) => StaleOutcome::Rescued,
             Err((_, outcome)) => *outcome,
@@ -351,7 +353,7 @@ impl Shared {
             state: Mutex::new(State { schedule, last_trigger: None, last_error: None, ageing_told: false }),
             finished: watch::Sender::new(()),
             wake: Notify::new(),
-            waiters: AtomicUsize::new(0),
+            waiting: Waiting::default(),
             refused: Mutex::default(),
             refused_count: AtomicUsize::new(0),
             refreshable,
@@ -369,6 +371,7 @@ impl Shared {
         cause: StaleCause,
         deadline: Instant,
         token: &str,
+        held_bytes: usize,
         look: impl Fn(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, Unrescued> {
         let mut second_look = SecondLook { shared: self, seen: sighting.snapshot, cause, look };
@@ -378,7 +381,7 @@ impl Shared {
         if !self.refreshable {
             return Err(still_stale(second_look.cause));
         }
-        let Some(_place) = Place::take(&self.waiters, self.policy.max_waiters) else {
+        let Some(_place) = Place::take(&self.waiting, held_bytes, &self.policy) else {
             self.around.metrics.waiter_rejected(&self.provider);
             return Err((NotRescued::Unavailable, StaleOutcome::TimedOut));
         };
@@ -460,7 +463,7 @@ impl Shared {
         let age = snapshot.confirmed.map(|confirmed| confirmed.age());
         let metrics = &self.around.metrics;
         metrics.key_set(&self.provider, snapshot.keys.keys().len(), snapshot.generation, age);
-        metrics.waiters(&self.provider, self.waiters.load(Ordering::Relaxed));
+        metrics.waiters(&self.provider, self.waiting.requests.load(Ordering::Relaxed));
     }
 }
 
@@ -500,20 +503,41 @@ impl<T, F: Fn(&KeySet) -> Result<T, ValidationError>> SecondLook<'_, F> {
     }
 }
 
+/// Those who wait for keys: how many requests, and what they hold in memory together.
+#[derive(Default)]
+struct Waiting {
+    requests: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
 /// A place among those who wait, given back when dropped.
-struct Place<'c>(&'c AtomicUsize);
+struct Place<'c> {
+    among: &'c Waiting,
+    bytes: usize,
+}
 
 impl<'c> Place<'c> {
-    fn take(waiters: &'c AtomicUsize, most: usize) -> Option<Self> {
-        waiters
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < most).then_some(count + 1))
-            .ok()
-            .map(|_| Self(waiters))
+    fn take(among: &'c Waiting, bytes: usize, policy: &RefreshPolicy) -> Option<Self> {
+        if !add_within(&among.requests, 1, policy.max_waiters) {
+            return None;
+        }
+        if !add_within(&among.bytes, bytes, policy.max_waiting_bytes) {
+            among.requests.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        Some(Self { among, bytes })
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.among.requests.fetch_sub(1, Ordering::AcqRel);
+        self.among.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
+}
+
+/// Whether there was room for so much more.
+fn add_within(sum: &AtomicUsize, more: usize, most: usize) -> bool {
+    let add = |sum: usize| sum.checked_add(more).filter(|sum| *sum <= most);
+    sum.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
 }

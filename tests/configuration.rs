@@ -221,6 +221,7 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
         ("refresh: {interval: 1s, min_spacing: 2s}", "refresh.interval", "shorter than `min_spacing`"),
         ("refresh: {max_stale: 1m}", "refresh.max_stale", "shorter than `interval`"),
         ("refresh: {max_waiters: 0}", "refresh.max_waiters", "whole number"),
+        ("refresh: {max_waiting_bytes: 1000KiB}", "refresh.max_waiting_bytes", "size from"),
         ("refresh: {max_bytes: 1TB}", "refresh.max_bytes", "a size"),
         ("refresh: {max_bytes: 65GiB}", "refresh.max_bytes", "size from"),
         ("jwks: {keys: []}", "jwks", "empty"),

@@ -152,7 +152,7 @@ async fn a_refused_token_that_comes_again_neither_waits_nor_fetches_until_the_sp
     let cache = warm(&script, policy()).await;
     let refuse = async |token: &str, kid: &str| {
         let deadline = clock::monotonic() + 2 * SECOND;
-        cache.rescue(cache.sight(), UnknownKid, deadline, token, look(kid, None)).await
+        cache.rescue(cache.sight(), UnknownKid, deadline, token, 1, look(kid, None)).await
     };
     assert_eq!(cache.refused_lately("t"), None);
     assert_eq!(refuse("t", "b").await, Err(still(UnknownKid)));
@@ -179,7 +179,7 @@ async fn only_the_newest_keys_make_a_refusal_that_is_remembered() {
     let refuse = async |token: &str| {
         let deadline = clock::monotonic() + 2 * SECOND;
         let forged = look("a", Some("forged".to_owned()));
-        cache.rescue(cache.sight(), BadSignature, deadline, token, forged).await
+        cache.rescue(cache.sight(), BadSignature, deadline, token, 1, forged).await
     };
     assert_eq!(refuse("checked").await, Err(still(BadSignature)));
     assert_eq!(cache.refused_lately("checked"), Some(BadSignature));

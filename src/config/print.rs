@@ -300,6 +300,7 @@ fn print_refresh(page: &mut Page, policy: &RefreshPolicy) {
     page.line(3, format!("min_spacing: {}", show_duration(policy.min_spacing)));
     page.line(3, format!("min_spacing_bad_signature: {}", show_duration(policy.min_spacing_bad_signature)));
     page.line(3, format!("max_waiters: {}", policy.max_waiters));
+    page.line(3, format!("max_waiting_bytes: {}", policy.max_waiting_bytes));
     page.line(3, format!("wait: {}", show_duration(policy.wait)));
     page.line(3, format!("timeout: {}", show_duration(policy.timeout)));
     page.line(3, format!("max_stale: {}", show_duration(policy.max_stale)));

@@ -212,7 +212,7 @@ pub async fn ask_with(
         Err(ValidationError::Stale(cause)) => {
             // Each ask is another token: none is refused for what became of one before.
             let token = rand::random::<u128>().to_string();
-            cache.rescue(sighting, cause, clock::monotonic() + wait, &token, look).await
+            cache.rescue(sighting, cause, clock::monotonic() + wait, &token, 1, look).await
         }
     }
 }

@@ -96,11 +96,14 @@ impl Authorizer {
     ) -> Self {
         let mut token_sources = Vec::new();
         let mut managed_headers = Vec::new();
-        let mut offered = Vec::new();
+        let mut offered: Vec<(String, Offer)> = Vec::new();
         let of_templates = templates.iter().map(|realms| &realms.template().provider);
         for provider in providers.iter().map(|keyed| &keyed.provider).chain(of_templates) {
             add_new(&mut token_sources, provider.token_from.iter().cloned());
-            offered.extend(offers(provider).map(|offer| (provider.name.clone(), offer)));
+            for offer in offers(provider) {
+                let offer = spelled_as_before(offer, &offered);
+                offered.push((provider.name.clone(), offer));
+            }
             let headers = provider.claim_headers.iter().map(|header| &header.header);
             add_new(&mut managed_headers, headers.chain(&provider.payload_header).cloned());
         }
@@ -424,6 +427,13 @@ fn offers(provider: &Provider) -> impl Iterator<Item = Offer> {
     let schemes: Vec<String> = schemes.collect();
     let schemes = if schemes.is_empty() { vec!["Bearer".to_owned()] } else { schemes };
     schemes.into_iter().map(move |scheme| Offer { scheme, realm: realm.clone() })
+}
+
+/// One scheme in two spellings is one (RFC 9110 §11.1): a challenge names it once.
+fn spelled_as_before(offer: Offer, before: &[(String, Offer)]) -> Offer {
+    let same =
+        before.iter().map(|(_, known)| known).find(|known| known.scheme.eq_ignore_ascii_case(&offer.scheme));
+    Offer { scheme: same.map_or(offer.scheme, |known| known.scheme.clone()), ..offer }
 }
 
 /// A part of a request for the log.

@@ -53,7 +53,7 @@ const LEAN: [Lean; 6] = [
     Lean {
         message: "envoy.service.auth.v3.AttributeContext.HttpRequest",
         kept: &["headers", "header_map"],
-        as_bytes: &["id", "method", "path", "host", "scheme", "protocol"],
+        as_bytes: &["id", "method", "path", "host", "scheme", "protocol", "body", "raw_body"],
         entry_lists: &["HeadersEntry"],
         unused: &[],
     },

@@ -7,10 +7,7 @@ use portcullis::rules::path::{RequestPath, canonical};
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
-use portcullis::validation::{self, UnixTime};
-
-/// Long enough for every token that a fuzzer makes up.
-const MAX_TOKEN_BYTES: usize = 16 * 1024;
+use portcullis::validation::{self, TokenLimits, UnixTime};
 
 /// A request target, which may be any octets.
 pub fn path(target: &[u8]) {
@@ -51,7 +48,7 @@ fn decoded_then_resolved(target: &[u8]) -> Vec<Vec<u8>> {
 /// A token as a request may carry it. Nobody can make up one that is signed.
 pub fn token(text: &[u8], keys: &KeySet) {
     let Ok(text) = std::str::from_utf8(text) else { return };
-    let Ok(token) = validation::parse(text, MAX_TOKEN_BYTES) else { return };
+    let Ok(token) = validation::parse(text, &TokenLimits::default()) else { return };
     let _issuer = validation::issuer(&token);
     let provider = Provider {
         name: "p".to_owned(),

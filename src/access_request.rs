@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use crate::clock::{self, Instant};
 
+/// What a header holds besides its text, here and in a door's own list: six pointers and as many lengths.
+const HEADER_OVERHEAD: usize = 96;
+
 /// One request that wants to pass.
 #[derive(Clone, Debug)]
 pub struct AccessRequest<'a> {
@@ -32,18 +35,23 @@ pub struct AccessRequest<'a> {
     pub described_by: Option<IpAddr>,
     /// Why nobody can judge it, where the proxy did not say what the request is.
     pub flaw: Option<&'static str>,
+    /// What it holds in memory while it waits, in bytes.
+    pub held_bytes: usize,
     /// What the proxy can take away from the request before the upstream sees it.
     pub removal: Removal,
 }
 
 impl<'a> AccessRequest<'a> {
     /// A request that has arrived now, from a proxy that says no more than this and can take away what it is told.
+    /// It holds these parts in memory and nothing else.
     pub fn new(method: &'a [u8], host: &'a [u8], path: &'a [u8], headers: Headers<'a>) -> Self {
+        let held_bytes = method.len() + host.len() + path.len() + headers.held_bytes();
         Self {
             method,
             host,
             path,
             headers,
+            held_bytes,
             arrived: clock::monotonic(),
             timeout: None,
             source_address: None,
@@ -96,6 +104,11 @@ impl<'a> Headers<'a> {
         let mut values = self.all(name);
         let value = values.next()?;
         values.next().is_none().then_some(value)
+    }
+
+    /// What they hold in memory, in bytes.
+    fn held_bytes(&self) -> usize {
+        self.0.iter().map(|(name, value)| name.len() + value.len() + HEADER_OVERHEAD).sum()
     }
 
     /// Whether there is not a single header.

@@ -27,14 +27,16 @@ use crate::bearer_token::{self, FoundToken};
 use crate::clock::{self, Clock, Instant};
 use crate::config::{Limits, Responses};
 use crate::identity;
-use crate::keys::NotRescued;
+use crate::keys::{NotRescued, StaleToken};
 use crate::reason::{DenialKind, Reason};
 use crate::rules::{Requirements, Rule, Rules};
 use crate::telemetry::{Metrics, on_one_line};
 use crate::validation::algorithm::Algorithm;
 use crate::validation::key_set::Key;
 use crate::validation::provider::{Provider, TokenSource};
-use crate::validation::{self, Permanent, Screened, StaleCause, Validated, ValidationError};
+use crate::validation::{
+    self, Malformation, Permanent, Screened, StaleCause, Validated, ValidationError, Verified,
+};
 use crate::verdict::{Allowed, Challenge, Decision, Offer, Verdict};
 
 /// A waiting caller answers this much before its proxy's deadline, or a tenth of it where that is more.
@@ -94,11 +96,14 @@ impl Authorizer {
     ) -> Self {
         let mut token_sources = Vec::new();
         let mut managed_headers = Vec::new();
-        let mut offered = Vec::new();
+        let mut offered: Vec<(String, Offer)> = Vec::new();
         let of_templates = templates.iter().map(|realms| &realms.template().provider);
         for provider in providers.iter().map(|keyed| &keyed.provider).chain(of_templates) {
             add_new(&mut token_sources, provider.token_from.iter().cloned());
-            offered.extend(offers(provider).map(|offer| (provider.name.clone(), offer)));
+            for offer in offers(provider) {
+                let offer = spelled_as_before(offer, &offered);
+                offered.push((provider.name.clone(), offer));
+            }
             let headers = provider.claim_headers.iter().map(|header| &header.header);
             add_new(&mut managed_headers, headers.chain(&provider.payload_header).cloned());
         }
@@ -205,7 +210,7 @@ impl Authorizer {
         let found = findings.take_token(bearer_token::find(request, &self.token_sources))?;
         let (issuer, screened) = self.screen(&found, findings).map_err(|permanent| {
             let reason = Reason::from(&permanent);
-            findings.detail = claim_of(permanent);
+            findings.detail = detail_of(permanent);
             findings.trace.tell("screen", reason.as_str(), || findings.detail.clone().unwrap_or_default());
             reason
         })?;
@@ -221,7 +226,7 @@ impl Authorizer {
             findings.refuse("key", Reason::KeysUnavailable, Some(detail.to_owned()))
         })?;
         let provider = &keyed.provider;
-        let validated = verify(&keyed, &screened, request, &self.clock, findings).await?;
+        let validated = self.verify(&keyed, screened, request, findings).await?;
         let claims = validated.claims();
         findings.note_claims(claims, provider);
         if let Some(requirements) = requirements {
@@ -290,7 +295,7 @@ impl Authorizer {
         found: &'f FoundToken<'_>,
         findings: &mut Findings<'_>,
     ) -> Result<(Issuer, Screened<'f>), Permanent> {
-        let token = validation::parse(&found.text, self.policy.limits.token_bytes)?;
+        let token = validation::parse(&found.text, &self.policy.limits.token())?;
         findings.kid = token.kid.as_deref().map(on_one_line);
         let issuer = self.providers.of_issuer(validation::issuer(&token)?).ok_or(Permanent::IssuerUnknown)?;
         let provider = Arc::clone(issuer.provider());
@@ -299,6 +304,45 @@ impl Authorizer {
         let screened = validation::screen(token, &provider, self.clock.now());
         findings.provider = Some(provider);
         Ok((issuer, screened?))
+    }
+
+    /// Verifies against the set in hand, and where that may be too old, once more under a newer one.
+    async fn verify(
+        &self,
+        keyed: &KeyedProvider,
+        screened: Screened<'_>,
+        request: &AccessRequest<'_>,
+        findings: &mut Findings<'_>,
+    ) -> Result<Validated, Reason> {
+        let sighting = keyed.keys.sight();
+        let looked = sighting.look(|keys| validation::try_validate(&screened, keys, self.clock.now()));
+        let outcome = match looked {
+            Ok(validated) => Ok(validated),
+            Err(ValidationError::Permanent(permanent)) => Err(Reason::from(&permanent)),
+            Err(ValidationError::Stale(cause)) => {
+                findings.refreshed_for = Some(cause);
+                let deadline = deadline(request, keyed.refresh.wait);
+                // Who waits holds the token's text and no tree, and few do: their state is not everybody's.
+                let parked = screened.park();
+                let look = |keys: &_| parked.verify(keys, self.clock.now());
+                let token = StaleToken { kid: parked.kid(), cause, deadline, held_bytes: request.held_bytes };
+                let rescued = keyed.keys.rescue(sighting, token, look);
+                let rescued = Box::pin(rescued).await;
+                self.read_rescued(rescued)
+            }
+        };
+        findings.note_verification(outcome.as_ref());
+        outcome
+    }
+
+    fn read_rescued(&self, rescued: Result<Verified<'_>, NotRescued>) -> Result<Validated, Reason> {
+        match rescued {
+            Ok(verified) => {
+                verified.read(&self.policy.limits.token()).map_err(|permanent| Reason::from(&permanent))
+            }
+            Err(NotRescued::Refused(error)) => Err(Reason::from(&error)),
+            Err(NotRescued::Unavailable) => Err(Reason::KeysUnavailable),
+        }
     }
 
     /// Aloud once: it is a proxy that was forgotten in the configuration, or somebody who should not get here.
@@ -379,36 +423,16 @@ fn offers(provider: &Provider) -> impl Iterator<Item = Offer> {
     schemes.into_iter().map(move |scheme| Offer { scheme, realm: realm.clone() })
 }
 
+/// One scheme in two spellings is one (RFC 9110 §11.1): a challenge names it once.
+fn spelled_as_before(offer: Offer, before: &[(String, Offer)]) -> Offer {
+    let same =
+        before.iter().map(|(_, known)| known).find(|known| known.scheme.eq_ignore_ascii_case(&offer.scheme));
+    Offer { scheme: same.map_or(offer.scheme, |known| known.scheme.clone()), ..offer }
+}
+
 /// A part of a request for the log.
 fn shown(bytes: &[u8]) -> String {
     on_one_line(&String::from_utf8_lossy(bytes))
-}
-
-/// Verifies against the set in hand, and where that may be too old, once more under a newer one.
-async fn verify(
-    keyed: &KeyedProvider,
-    screened: &Screened<'_>,
-    request: &AccessRequest<'_>,
-    clock: &Clock,
-    findings: &mut Findings<'_>,
-) -> Result<Validated, Reason> {
-    let look = |keys: &_| validation::try_validate(screened, keys, clock.now());
-    let sighting = keyed.keys.sight();
-    let outcome = match sighting.look(look) {
-        Ok(validated) => Ok(validated),
-        Err(ValidationError::Permanent(permanent)) => Err(Reason::from(&permanent)),
-        Err(ValidationError::Stale(cause)) => {
-            findings.refreshed_for = Some(cause);
-            let deadline = deadline(request, keyed.refresh.wait);
-            let rescued = keyed.keys.rescue(sighting, cause, deadline, look).await;
-            rescued.map_err(|not_rescued| match not_rescued {
-                NotRescued::Refused(error) => Reason::from(&error),
-                NotRescued::Unavailable => Reason::KeysUnavailable,
-            })
-        }
-    };
-    findings.note_verification(outcome.as_ref());
-    outcome
 }
 
 /// When the answer has to be on its way, whether or not keys have come.
@@ -417,10 +441,14 @@ fn deadline(request: &AccessRequest<'_>, wait: Duration) -> Instant {
     request.arrived + proxy_waits.map_or(wait, |proxy_waits| proxy_waits.min(wait))
 }
 
-/// Which claim a refusal is about: for the log, never for the caller.
-fn claim_of(permanent: Permanent) -> Option<String> {
+/// Which claim or which limit a refusal is about: for the log, never for the caller.
+fn detail_of(permanent: Permanent) -> Option<String> {
     match permanent {
         Permanent::ClaimMissing(claim) | Permanent::ClaimMalformed(claim) => Some(claim),
+        Permanent::Malformed(Malformation::TooManyValues) => {
+            Some("more members and values than limits.token_values".to_owned())
+        }
+        Permanent::Malformed(Malformation::TooDeep) => Some("deeper than limits.token_depth".to_owned()),
         _ => None,
     }
 }

@@ -3,6 +3,9 @@
 //!
 //! Pure. What is found is still the sender's word. The same token in two places is one token; two
 //! different ones are nobody's to choose from.
+//!
+//! Where one source reads a header by a scheme and another reads the same header whole, a value that begins with
+//! that scheme is the first one's alone: no token has a space in it.
 
 use std::borrow::Cow;
 
@@ -38,7 +41,7 @@ pub enum NoToken {
 pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Result<FoundToken<'a>, NoToken> {
     let mut found: Option<FoundToken<'a>> = None;
     for source in sources {
-        let mut take = |candidate: Result<Cow<'a, str>, NoToken>| {
+        let mut take = |candidate: Candidate<'a>| {
             let text = candidate?;
             match &mut found {
                 None => found = Some(FoundToken { text, places: vec![source] }),
@@ -56,7 +59,12 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
                 let (mut lines, mut tokens) = (0, 0);
                 for value in request.headers.all(name) {
                     lines += 1;
-                    if let Some(candidate) = in_header(value, scheme.as_deref()) {
+                    let value = value.trim_ascii();
+                    let candidate = match scheme {
+                        Some(scheme) => by_scheme(value, scheme),
+                        None => whole(value, sources.iter().filter_map(|other| scheme_in(name, other))),
+                    };
+                    if let Some(candidate) = candidate {
                         tokens += 1;
                         take(candidate)?;
                     }
@@ -89,35 +97,48 @@ pub fn cookies(header: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
+type Candidate<'a> = Result<Cow<'a, str>, NoToken>;
+
+/// The scheme by which this source reads that header.
+fn scheme_in<'a>(header: &str, source: &'a TokenSource) -> Option<&'a str> {
+    match source {
+        TokenSource::Header { name, scheme } if name == header => scheme.as_deref(),
+        _ => None,
+    }
+}
+
+/// The whole value; `None` where there is none, or where it is another source's: credentials of its scheme.
+fn whole<'a, 's>(value: &'a [u8], mut schemes: impl Iterator<Item = &'s str>) -> Option<Candidate<'a>> {
+    let is_under = |scheme: &str| {
+        value.split_at_checked(scheme.len()).is_some_and(|(named, rest)| {
+            named.eq_ignore_ascii_case(scheme.as_bytes()) && rest.first() == Some(&b' ')
+        })
+    };
+    if value.is_empty() || schemes.any(is_under) { None } else { Some(utf8(value).map(Cow::Borrowed)) }
+}
+
 /// `None` where the header carries another scheme, and so no token of this source.
-fn in_header<'a>(value: &'a [u8], scheme: Option<&str>) -> Option<Result<Cow<'a, str>, NoToken>> {
-    let value = value.trim_ascii();
-    let credentials = match scheme {
-        None if value.is_empty() => return None,
-        None => value,
-        Some(scheme) => {
-            let (named, rest) = value.split_at_checked(scheme.len())?;
-            if !named.eq_ignore_ascii_case(scheme.as_bytes()) {
-                return None;
-            }
-            match rest.first() {
-                // RFC 9110 §11.4: at least one space, and nothing else, before the credentials.
-                Some(b' ') => {
-                    let start = rest.iter().position(|byte| *byte != b' ').unwrap_or(rest.len());
-                    rest.get(start..).unwrap_or_default()
-                }
-                None | Some(b'\t' | b',') => return Some(Err(NoToken::Malformed)),
-                // A longer scheme that begins with this one.
-                Some(_) => return None,
-            }
+fn by_scheme<'a>(value: &'a [u8], scheme: &str) -> Option<Candidate<'a>> {
+    let (named, rest) = value.split_at_checked(scheme.len())?;
+    if !named.eq_ignore_ascii_case(scheme.as_bytes()) {
+        return None;
+    }
+    let credentials = match rest.first() {
+        // RFC 9110 §11.4: at least one space, and nothing else, before the credentials.
+        Some(b' ') => {
+            let start = rest.iter().position(|byte| *byte != b' ').unwrap_or(rest.len());
+            rest.get(start..).unwrap_or_default()
         }
+        None | Some(b'\t' | b',') => return Some(Err(NoToken::Malformed)),
+        // A longer scheme that begins with this one.
+        Some(_) => return None,
     };
     Some(utf8(credentials).map(Cow::Borrowed))
 }
 
 /// A parameter whose name is ours only after decoding is refused: a proxy that is told to remove the
 /// parameter would leave it.
-fn query_values<'a>(path: &'a [u8], name: &'a str) -> impl Iterator<Item = Result<Cow<'a, str>, NoToken>> {
+fn query_values<'a>(path: &'a [u8], name: &'a str) -> impl Iterator<Item = Candidate<'a>> {
     let query = path.split(|byte| *byte == b'#').next().unwrap_or_default();
     let query = query
         .iter()
@@ -217,5 +238,56 @@ mod tests {
         ] {
             check(&headers, path, &sources, expected);
         }
+    }
+
+    #[test]
+    fn a_header_read_by_a_scheme_and_whole_has_one_token_in_one_line() {
+        use NoToken::{Malformed, Several};
+        let header = |scheme: Option<&str>| TokenSource::Header {
+            name: "authorization".into(),
+            scheme: scheme.map(str::to_owned),
+        };
+        let sources = [header(None), header(Some("Bearer")), header(Some("DPoP"))];
+        let mut reversed = sources.clone();
+        reversed.reverse();
+        for sources in [&sources, &reversed] {
+            for (lines, expected) in [
+                (&["Bearer a.b.c"][..], Ok(("a.b.c", 1))),
+                (&["bearer   a.b.c"], Ok(("a.b.c", 1))),
+                (&["DPoP a.b.c"], Ok(("a.b.c", 1))),
+                (&["a.b.c"], Ok(("a.b.c", 1))),
+                // What is no scheme that a source names is a whole value, and no token in the end.
+                (&["Basic dTpw"], Ok(("Basic dTpw", 1))),
+                (&["Bearera.b.c"], Ok(("Bearera.b.c", 1))),
+                (&["Bearer"], Err(Malformed)),
+                (&["Bearer "], Err(Malformed)),
+                (&["Bearer\ta.b.c"], Err(Malformed)),
+                (&["a.b.c", "a.b.c"], Ok(("a.b.c", 1))),
+                (&["Bearer a", "b"], Err(Several)),
+                (&["a", "Bearer b"], Err(Several)),
+                (&["Bearer a", "DPoP b"], Err(Several)),
+                // One token, but which line the upstream believes nobody knows.
+                (&["Bearer a", "a"], Err(Several)),
+            ] {
+                let headers: Vec<_> = lines.iter().map(|line| ("authorization", *line)).collect();
+                check(&headers, "/", sources, expected);
+            }
+        }
+        // A scheme of another header is none here.
+        let other = TokenSource::Header { name: "x-token".into(), scheme: Some("Bearer".into()) };
+        check(&[("authorization", "Bearer a")], "/", &[header(None), other], Ok(("Bearer a", 1)));
+    }
+
+    #[test]
+    fn schemes_that_differ_by_case_are_one_and_one_that_begins_another_is_not() {
+        let header =
+            |scheme: &str| TokenSource::Header { name: "authorization".into(), scheme: Some(scheme.into()) };
+        let sources = [header("Bearer"), header("bearer")];
+        check(&[("authorization", "BEARER a.b.c")], "/", &sources, Ok(("a.b.c", 2)));
+        let sources = [header("Token"), header("Token-X"), header("TokenY")];
+        for (value, expected) in [("Token a", "a"), ("token-x a", "a"), ("TOKENY a", "a")] {
+            check(&[("authorization", value)], "/", &sources, Ok((expected, 1)));
+        }
+        check(&[("authorization", "Token-Z a")], "/", &sources, Err(NoToken::Missing));
     }
 }

@@ -29,6 +29,8 @@ use url::Url;
 
 use crate::reason::Reason;
 use crate::rules::Rules;
+use crate::validation::TokenLimits;
+use crate::validation::json::JsonLimits;
 use crate::validation::key_set::KeySet;
 use crate::validation::provider::Provider;
 
@@ -255,6 +257,8 @@ pub struct RefreshPolicy {
     pub min_spacing_bad_signature: Duration,
     /// Requests that may wait for a refresh at one time; default 10000.
     pub max_waiters: usize,
+    /// What those requests may hold in memory together, in bytes, each its headers and its path; default 64 MiB.
+    pub max_waiting_bytes: usize,
     /// The longest that a request waits for a refresh; default 2 s.
     pub wait: Duration,
     /// The longest that one fetch may take; default 2 s.
@@ -274,6 +278,7 @@ impl Default for RefreshPolicy {
             min_spacing: Duration::from_secs(1),
             min_spacing_bad_signature: Duration::from_secs(10),
             max_waiters: 10_000,
+            max_waiting_bytes: 64 << 20,
             wait: Duration::from_secs(2),
             timeout: Duration::from_secs(2),
             max_stale: Duration::from_secs(24 * 60 * 60),
@@ -330,13 +335,32 @@ impl Default for Responses {
 pub struct Limits {
     /// The longest token, in bytes; default 16 KiB.
     pub token_bytes: usize,
+    /// The most members and values of a token's header, and of its payload; default 4,096. Counted as
+    /// [`JsonLimits::values`] says.
+    pub token_values: usize,
+    /// The most objects and arrays within one another, of the same; default 16.
+    pub token_depth: usize,
     /// All claim headers of one request together, in bytes; default 8 KiB.
     pub claim_header_bytes: usize,
 }
 
+impl Limits {
+    /// Those of one token.
+    pub fn token(&self) -> TokenLimits {
+        let json = JsonLimits { values: self.token_values, depth: self.token_depth };
+        TokenLimits { bytes: self.token_bytes, json }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { token_bytes: 16 * 1024, claim_header_bytes: 8 * 1024 }
+        let TokenLimits { bytes, json } = TokenLimits::default();
+        Self {
+            token_bytes: bytes,
+            token_values: json.values,
+            token_depth: json.depth,
+            claim_header_bytes: 8 * 1024,
+        }
     }
 }
 

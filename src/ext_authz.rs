@@ -15,6 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use prost::Message as _;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -49,6 +51,9 @@ const DOOR: &str = "ext_authz";
 
 /// Streams that one connection may have open: waiting requests of a whole herd, and still a bound.
 const MAX_STREAMS: u32 = 16_384;
+
+/// A message of this many bytes or fewer stays in the buffer that it came in; tonic's has at least 8 KiB.
+const SMALL_MESSAGE: usize = 4 * 1024;
 
 /// A connection that does not answer a ping is closed.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -147,7 +152,7 @@ impl Authorization for Door {
         let timeout = request.metadata().get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
         let authorizer = self.service.authorizer();
         // A request without attributes is one without headers: it has no token, and is refused as such.
-        let attributes = request.into_inner().attributes.unwrap_or_default();
+        let attributes = compact(request.into_inner()).attributes.unwrap_or_default();
         let http = attributes.request.and_then(|request| request.http).unwrap_or_default();
         let source = attributes.source.as_ref();
         // Entries of one key arrive in order; the last one is the map's.
@@ -173,6 +178,25 @@ impl Authorization for Door {
         };
         Ok(Response::new(response))
     }
+}
+
+/// The request without the body that came along, which no decision reads.
+///
+/// All fields share the buffer that the message came in. One of them would hold a body for as long as the request
+/// waits, and tonic's buffer for a large message is twice as long as that: then what is left is moved into a
+/// buffer of its own size.
+fn compact(mut request: CheckRequest) -> CheckRequest {
+    let attributes = request.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
+    let mut had_body = false;
+    if let Some(http) = attributes.and_then(|request| request.http.as_mut()) {
+        had_body = !(http.body.is_empty() && http.raw_body.is_empty());
+        http.body.clear();
+        http.raw_body.clear();
+    }
+    if !had_body && request.encoded_len() <= SMALL_MESSAGE {
+        return request;
+    }
+    CheckRequest::decode(Bytes::from(request.encode_to_vec())).unwrap_or_default()
 }
 
 /// Of a client that comes over TCP or UDP.
@@ -307,6 +331,43 @@ fn grpc_timeout(text: &[u8]) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::envoy::service::auth::v3::AttributeContext;
+    use crate::proto::envoy::service::auth::v3::attribute_context::http_request::HeadersEntry;
+    use crate::proto::envoy::service::auth::v3::attribute_context::{self, ContextExtensionsEntry};
+
+    #[test]
+    fn neither_a_body_nor_room_to_spare_is_held_while_a_request_is_and_nothing_else_is_lost() {
+        let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+        let request = |body: &str, raw_body: &str| {
+            let headers = vec![HeadersEntry { key: bytes("authorization"), value: bytes("Bearer a.b.c") }];
+            let (body, raw_body) = (bytes(body), bytes(raw_body));
+            let http = HttpRequest { path: bytes("/p"), headers, body, raw_body, ..HttpRequest::default() };
+            let attributes = AttributeContext {
+                source: Some(Peer { principal: bytes("spiffe://a/b"), address: None }),
+                request: Some(attribute_context::Request { http: Some(http) }),
+                context_extensions: vec![ContextExtensionsEntry { key: bytes("k"), value: bytes("v") }],
+            };
+            CheckRequest { attributes: Some(attributes) }
+        };
+        for (body, raw_body) in [("text", ""), ("", "octets"), ("text", "octets")] {
+            let message = Bytes::from(request(body, raw_body).encode_to_vec());
+            let held = compact(CheckRequest::decode(message.clone()).expect("a request"));
+            assert_eq!(held, request("", ""));
+            assert!(message.is_unique(), "the buffer of the message is still in use");
+        }
+        let mut large = request("", "");
+        let http =
+            large.attributes.as_mut().and_then(|attributes| attributes.request.as_mut()?.http.as_mut());
+        http.expect("it is there").path = bytes(&"/p".repeat(SMALL_MESSAGE));
+        let message = Bytes::from(large.encode_to_vec());
+        assert_eq!(compact(CheckRequest::decode(message.clone()).expect("a request")), large);
+        assert!(message.is_unique(), "the buffer of a large message is still in use");
+
+        let message = Bytes::from(request("", "").encode_to_vec());
+        let held = compact(CheckRequest::decode(message.clone()).expect("a request"));
+        assert!(!message.is_unique(), "what is small and has no body is not copied");
+        assert_eq!(held, request("", ""));
+    }
 
     #[test]
     fn a_grpc_timeout_is_digits_and_a_unit() {

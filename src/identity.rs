@@ -219,6 +219,7 @@ fn remove_token(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::validation::json::JsonLimits;
 
     #[test]
     fn a_claim_becomes_a_header_value_or_none() {
@@ -240,7 +241,8 @@ mod tests {
             ("[]", None),
             ("[null]", None),
         ] {
-            let json = Json::parse(claim.as_bytes()).expect("the claim of this test is JSON");
+            let json = Json::parse(claim.as_bytes(), &JsonLimits::default())
+                .expect("the claim of this test is JSON");
             assert_eq!(header_value(&json).as_deref(), expected, "{claim}");
         }
     }
@@ -255,7 +257,8 @@ mod tests {
             ("null", None),
             (r#""""#, None),
         ] {
-            let json = Json::parse(claim.as_bytes()).expect("the claim of this test is JSON");
+            let json = Json::parse(claim.as_bytes(), &JsonLimits::default())
+                .expect("the claim of this test is JSON");
             let decoded = encoded_whole(&json).map(|text| URL_SAFE_NO_PAD.decode(text).expect("base64url"));
             assert_eq!(decoded.as_deref(), expected.map(str::as_bytes), "{claim}");
         }

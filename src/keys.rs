@@ -133,6 +133,19 @@ impl Sighting {
     }
 }
 
+/// A token that failed against the set in hand, and for how long its caller can wait.
+#[derive(Clone, Copy, Debug)]
+pub struct StaleToken<'t> {
+    /// The `kid` that it names, where it names one.
+    pub kid: Option<&'t str>,
+    /// Why it failed.
+    pub cause: StaleCause,
+    /// By when its caller has to answer.
+    pub deadline: Instant,
+    /// What the caller holds in memory while it waits.
+    pub held_bytes: usize,
+}
+
 /// What a key cache is surrounded by; the same for all caches of a service.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
@@ -230,7 +243,7 @@ struct Shared {
     /// Told of every fetch that ends.
     finished: watch::Sender<()>,
     wake: Notify,
-    waiters: AtomicUsize,
+    waiting: Waiting,
     /// Whether the snapshot has been read, or there is none to read.
     snapshot_read: watch::Sender<bool>,
     /// Whether a fetch can bring anything new; keys of the configuration never change.
@@ -348,25 +361,24 @@ impl KeyCache {
     }
 
     /// Gives a token that was stale under `sighting` its second look, under a set that is newer than
-    /// the caller's arrival, by `deadline` at the latest.
+    /// the caller's arrival, by the token's deadline at the latest.
     ///
     /// # Errors
     /// [`NotRescued::Refused`] if the newest set does not verify it either, or if a bad signature
     /// would have to wait past the deadline for its turn; [`NotRescued::Unavailable`] if the fetch failed, did not come in
-    /// time, or `max_waiters` are waiting already.
+    /// time, or `max_waiters` are waiting already, or as many bytes as `max_waiting_bytes`.
     pub async fn rescue<T>(
         &self,
         sighting: Sighting,
-        cause: StaleCause,
-        deadline: Instant,
+        token: StaleToken<'_>,
         look: impl Fn(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, NotRescued> {
-        let result = self.shared.rescue(sighting, cause, deadline, look).await;
+        let result = self.shared.rescue(sighting, token, look).await;
         let outcome = match &result {
             Ok(_) => StaleOutcome::Rescued,
             Err((_, outcome)) => *outcome,
         };
-        self.shared.around.metrics.stale_token(&self.shared.provider, cause, outcome);
+        self.shared.around.metrics.stale_token(&self.shared.provider, token.cause, outcome);
         result.map_err(|(not_rescued, _)| not_rescued)
     }
 
@@ -409,7 +421,7 @@ impl Shared {
             state: Mutex::new(state),
             finished: watch::Sender::new(()),
             wake: Notify::new(),
-            waiters: AtomicUsize::new(0),
+            waiting: Waiting::default(),
             snapshot_read: watch::Sender::new(true),
             refreshable,
         }
@@ -427,10 +439,10 @@ impl Shared {
     async fn rescue<T>(
         &self,
         sighting: Sighting,
-        cause: StaleCause,
-        deadline: Instant,
+        token: StaleToken<'_>,
         look: impl Fn(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, Unrescued> {
+        let StaleToken { kid, cause, deadline, held_bytes } = token;
         let mut second_look = SecondLook { shared: self, seen: sighting.snapshot, cause, look };
         if let Some(result) = second_look.if_newer() {
             return result;
@@ -438,7 +450,7 @@ impl Shared {
         if !self.refreshable {
             return Err(still_stale(second_look.cause));
         }
-        let Some(_place) = Place::take(&self.waiters, self.policy.max_waiters) else {
+        let Some(_place) = Place::take(&self.waiting, held_bytes, &self.policy) else {
             self.around.metrics.waiter_rejected(&self.provider);
             return Err((NotRescued::Unavailable, StaleOutcome::TimedOut));
         };
@@ -450,7 +462,11 @@ impl Shared {
                 Standing::Fresh => {
                     return second_look.if_newer().unwrap_or_else(|| Err(still_stale(second_look.cause)));
                 }
-                Standing::Failed => {
+                // What the issuer has now nobody knows; but a key that it has withdrawn is no news.
+                Standing::Older if kid.is_some_and(|kid| self.was_withdrawn(kid)) => {
+                    return Err(still_stale(second_look.cause));
+                }
+                Standing::Older | Standing::Failed => {
                     return Err((NotRescued::Unavailable, StaleOutcome::FetchFailed));
                 }
                 Standing::OutOfReach => {
@@ -474,6 +490,10 @@ impl Shared {
                 return result;
             }
         }
+    }
+
+    fn was_withdrawn(&self, kid: &str) -> bool {
+        self.snapshot.load().published.was_withdrawn(kid)
     }
 
     fn stand(&self, caller: Caller) -> Standing {
@@ -502,7 +522,7 @@ impl Shared {
         let age = snapshot.confirmed.map(|confirmed| confirmed.age(self.now()));
         let metrics = &self.around.metrics;
         metrics.key_set(&self.provider, snapshot.published.keys().keys().len(), snapshot.generation, age);
-        metrics.waiters(&self.provider, self.waiters.load(Ordering::Relaxed));
+        metrics.waiters(&self.provider, self.waiting.requests.load(Ordering::Relaxed));
     }
 }
 
@@ -542,20 +562,41 @@ impl<T, F: Fn(&KeySet) -> Result<T, ValidationError>> SecondLook<'_, F> {
     }
 }
 
+/// Those who wait for keys: how many requests, and what they hold in memory together.
+#[derive(Default)]
+struct Waiting {
+    requests: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
 /// A place among those who wait, given back when dropped.
-struct Place<'c>(&'c AtomicUsize);
+struct Place<'c> {
+    among: &'c Waiting,
+    bytes: usize,
+}
 
 impl<'c> Place<'c> {
-    fn take(waiters: &'c AtomicUsize, most: usize) -> Option<Self> {
-        waiters
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < most).then_some(count + 1))
-            .ok()
-            .map(|_| Self(waiters))
+    fn take(among: &'c Waiting, bytes: usize, policy: &RefreshPolicy) -> Option<Self> {
+        if !add_within(&among.requests, 1, policy.max_waiters) {
+            return None;
+        }
+        if !add_within(&among.bytes, bytes, policy.max_waiting_bytes) {
+            among.requests.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        Some(Self { among, bytes })
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.among.requests.fetch_sub(1, Ordering::AcqRel);
+        self.among.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
+}
+
+/// Whether there was room for so much more.
+fn add_within(sum: &AtomicUsize, more: usize, most: usize) -> bool {
+    let add = |sum: usize| sum.checked_add(more).filter(|sum| *sum <= most);
+    sum.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
 }

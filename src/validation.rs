@@ -33,10 +33,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::token::{Token, TokenError, canonical_media_type};
+pub use self::token::{Malformation, Token, TokenError, canonical_media_type};
 
 use self::algorithm::Algorithm;
-use self::json::Json;
+use self::json::{Json, JsonLimits};
 use self::key_set::{Key, KeySet};
 use self::provider::{Provider, TokenTypes};
 
@@ -71,13 +71,28 @@ impl UnixTime {
     }
 }
 
+/// What one token may make us hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenLimits {
+    /// The longest token, in bytes; default 16 KiB.
+    pub bytes: usize,
+    /// Of its header, and of its payload.
+    pub json: JsonLimits,
+}
+
+impl Default for TokenLimits {
+    fn default() -> Self {
+        Self { bytes: 16 * 1024, json: JsonLimits::default() }
+    }
+}
+
 /// Why a token was refused that no key could have mended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Permanent {
     /// Longer than `limits.token_bytes`.
     TokenTooLarge,
-    /// Not a JWT that this service reads; see [`TokenError::Malformed`].
-    Malformed,
+    /// Not a JWT that this service reads.
+    Malformed(Malformation),
     /// `alg` is missing, unknown, `none`, or not on the provider's list.
     AlgorithmNotAllowed,
     /// `typ` is not on the provider's list.
@@ -124,7 +139,19 @@ impl From<Permanent> for ValidationError {
 /// been looked at.
 #[derive(Clone, Debug)]
 pub struct Screened<'a> {
-    token: Token<'a>,
+    parked: Parked<'a>,
+    typ: Option<String>,
+    claims: Arc<Json>,
+}
+
+/// A token that has passed the screen, for the time that it has to wait for keys: its text and a few words, and
+/// not the tree of its claims, which may be several times as large.
+#[derive(Clone, Debug)]
+pub struct Parked<'a> {
+    payload: &'a str,
+    signing_input: &'a [u8],
+    signature: &'a str,
+    kid: Option<Box<str>>,
     algorithm: Algorithm,
     expires: UnixTime,
 }
@@ -133,8 +160,8 @@ impl fmt::Display for Screened<'_> {
     /// What was screened, for people. Text of the token stands in quotes and is cut short.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const MOST: usize = 64;
-        write!(f, "alg {}", self.algorithm)?;
-        for (name, text) in [("kid", self.token.kid.as_deref()), ("typ", self.token.typ.as_deref())] {
+        write!(f, "alg {}", self.parked.algorithm)?;
+        for (name, text) in [("kid", self.parked.kid.as_deref()), ("typ", self.typ.as_deref())] {
             if let Some(text) = text {
                 write!(f, ", {name} {:?}", text.chars().take(MOST).collect::<String>())?;
             }
@@ -142,7 +169,7 @@ impl fmt::Display for Screened<'_> {
         write!(
             f,
             "; iss, aud, times and required claims are right, until {:.0} (Unix time)",
-            self.expires.as_secs_f64()
+            self.parked.expires.as_secs_f64()
         )
     }
 }
@@ -172,19 +199,16 @@ impl Validated {
     }
 }
 
-/// Takes a token apart within the size limit. The first half of the screen, before a provider is
+/// Takes a token apart within the limits. The first half of the screen, before a provider is
 /// known.
 ///
 /// # Errors
 /// [`Permanent::TokenTooLarge`], [`Permanent::Malformed`] or [`Permanent::AlgorithmNotAllowed`].
-pub fn parse(token: &str, max_bytes: usize) -> Result<Token<'_>, Permanent> {
-    if token.len() > max_bytes {
+pub fn parse<'a>(token: &'a str, limits: &TokenLimits) -> Result<Token<'a>, Permanent> {
+    if token.len() > limits.bytes {
         return Err(Permanent::TokenTooLarge);
     }
-    Token::parse(token).map_err(|error| match error {
-        TokenError::Malformed => Permanent::Malformed,
-        TokenError::Algorithm => Permanent::AlgorithmNotAllowed,
-    })
+    Token::parse(token, &limits.json).map_err(permanent)
 }
 
 /// The `iss` of a token: what chooses the provider, by exact comparison (RFC 8725 §3.8).
@@ -220,38 +244,87 @@ pub fn screen<'a>(token: Token<'a>, provider: &Provider, now: UnixTime) -> Resul
         return Err(Permanent::IssuerUnknown);
     }
     let expires = claims::check(&token.claims, provider, now)?;
-    Ok(Screened { token, algorithm, expires })
+    let Token { kid, typ, claims, payload, signing_input, signature, .. } = token;
+    let parked = Parked { payload, signing_input, signature, kid, algorithm, expires };
+    Ok(Screened { parked, typ, claims })
 }
 
 /// Verifies a screened token against the set in hand.
 ///
-/// Keys are chosen by `kid` and by what they may be used for; where several fit, each is tried, at
-/// most [`MAX_KEYS_TRIED`].
-///
 /// # Errors
-/// [`ValidationError::Stale`] where a newer set may hold the key that this one lacks;
-/// [`ValidationError::Permanent`] where the token has expired since it was screened, as one may that
-/// waited for newer keys.
+/// Those of [`Parked::verify`].
 pub fn try_validate(
     screened: &Screened<'_>,
     keys: &KeySet,
     now: UnixTime,
 ) -> Result<Validated, ValidationError> {
-    if now >= screened.expires {
-        return Err(Permanent::Expired.into());
+    let Verified { key, algorithm, .. } = screened.parked.verify(keys, now)?;
+    Ok(Validated { claims: Arc::clone(&screened.claims), key, algorithm })
+}
+
+impl<'a> Screened<'a> {
+    /// Lets go of the claims, which are read again once the signature has been verified.
+    pub fn park(self) -> Parked<'a> {
+        self.parked
     }
-    let token = &screened.token;
-    let mut fitting = keys.fitting(token.kid.as_deref(), screened.algorithm).peekable();
-    let none_fits = fitting.peek().is_none();
-    let verifying = fitting
-        .take(MAX_KEYS_TRIED)
-        .find(|key| key.verifies(screened.algorithm, token.signing_input, token.signature));
-    if let Some(key) = verifying {
-        let (claims, key) = (Arc::clone(&token.claims), Arc::clone(key));
-        Ok(Validated { claims, key, algorithm: screened.algorithm })
-    } else if none_fits || token.kid.is_none() {
-        Err(ValidationError::Stale(StaleCause::UnknownKid))
-    } else {
-        Err(ValidationError::Stale(StaleCause::BadSignature))
+}
+
+impl<'a> Parked<'a> {
+    /// The `kid` of its header, where it has one.
+    pub fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
+    /// Verifies the signature against the set in hand.
+    ///
+    /// Keys are chosen by `kid` and by what they may be used for; where several fit, each is tried, at
+    /// most [`MAX_KEYS_TRIED`].
+    ///
+    /// # Errors
+    /// [`ValidationError::Stale`] where a newer set may hold the key that this one lacks;
+    /// [`ValidationError::Permanent`] where the token has expired since it was screened, as one may that
+    /// waited for newer keys.
+    pub fn verify(&self, keys: &KeySet, now: UnixTime) -> Result<Verified<'a>, ValidationError> {
+        if now >= self.expires {
+            return Err(Permanent::Expired.into());
+        }
+        let mut fitting = keys.fitting(self.kid.as_deref(), self.algorithm).peekable();
+        let none_fits = fitting.peek().is_none();
+        let verifying = fitting
+            .take(MAX_KEYS_TRIED)
+            .find(|key| key.verifies(self.algorithm, self.signing_input, self.signature));
+        if let Some(key) = verifying {
+            Ok(Verified { payload: self.payload, key: Arc::clone(key), algorithm: self.algorithm })
+        } else if none_fits || self.kid.is_none() {
+            Err(ValidationError::Stale(StaleCause::UnknownKid))
+        } else {
+            Err(ValidationError::Stale(StaleCause::BadSignature))
+        }
+    }
+}
+
+/// The proof that the signature of a parked token was verified.
+#[derive(Clone, Debug)]
+pub struct Verified<'a> {
+    payload: &'a str,
+    key: Arc<Key>,
+    algorithm: Algorithm,
+}
+
+impl Verified<'_> {
+    /// Reads the claims again from the bytes that the signature covers, under the limits of the first time.
+    ///
+    /// # Errors
+    /// None where the limits are the same: these bytes have been read before.
+    pub fn read(self, limits: &TokenLimits) -> Result<Validated, Permanent> {
+        let claims = token::decode_object(self.payload, &limits.json).map_err(permanent)?;
+        Ok(Validated { claims: Arc::new(claims), key: self.key, algorithm: self.algorithm })
+    }
+}
+
+fn permanent(error: TokenError) -> Permanent {
+    match error {
+        TokenError::Malformed(how) => Permanent::Malformed(how),
+        TokenError::Algorithm => Permanent::AlgorithmNotAllowed,
     }
 }

@@ -129,7 +129,7 @@ impl From<&Permanent> for Reason {
     fn from(permanent: &Permanent) -> Self {
         match permanent {
             Permanent::TokenTooLarge => Reason::TokenTooLarge,
-            Permanent::Malformed => Reason::Malformed,
+            Permanent::Malformed(_) => Reason::Malformed,
             Permanent::AlgorithmNotAllowed => Reason::AlgorithmNotAllowed,
             Permanent::TypeNotAllowed => Reason::TypeNotAllowed,
             Permanent::IssuerUnknown => Reason::IssuerUnknown,

@@ -160,6 +160,30 @@ fn a_payload_header_and_a_rewritten_cookie_are_named_and_not_shown() {
     assert!(token.split('.').all(|part| !text.contains(part)), "{text}");
 }
 
+#[test]
+fn a_token_over_a_limit_is_malformed_and_the_step_says_which_limit() {
+    let (key, folder) = (SigningKey::generate("k", SigningAlgorithm::ES256), Folder::new());
+    let jwks = json!({"keys": [key.public_jwk()]});
+    let provider = format!("providers: [{{name: p, issuer: https://i, audiences: [a], jwks: {jwks}}}]\n");
+    let config = folder.config(&format!("{provider}limits: {{token_values: 64, token_depth: 4}}\n"));
+    let claims = |x: Value| json!({"iss": "https://i", "aud": "a", "exp": NOW + 60, "x": x});
+    for (x, verdict, detail) in [
+        (json!(vec![1; 60]), "allow", ""),
+        (json!(vec![1; 61]), "deny", "more members and values than limits.token_values"),
+        (json!([[[1]]]), "allow", ""),
+        (json!([[[[1]]]]), "deny", "deeper than limits.token_depth"),
+    ] {
+        let authorization = format!("authorization: Bearer {}", key.sign(&claims(x)));
+        let told = json_of(&explain(&config, &["--header", &authorization, "--format", "json"]));
+        assert_eq!(told["verdict"], verdict, "{told}");
+        if verdict == "deny" {
+            let last = told["steps"].as_array().and_then(|steps| steps.last()).expect("a step");
+            let expected = json!({"step": "screen", "outcome": "malformed", "detail": detail});
+            assert_eq!((&told["reason"], last), (&json!("malformed"), &expected));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_fetched_as_at_the_start_and_a_snapshot_counts_while_the_issuer_is_down() {
     let folder = Folder::new();

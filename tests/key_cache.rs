@@ -11,12 +11,12 @@ use portcullis::clock::{self, Instant};
 use portcullis::config::RefreshPolicy;
 use portcullis::keys::budget::Accounts;
 use portcullis::keys::schedule::{Caller, Ending, Schedule, Standing, Trigger};
-use portcullis::keys::{KeyCache, NotRescued, Surroundings};
+use portcullis::keys::{KeyCache, NotRescued, StaleToken, Surroundings};
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::{Permanent, ValidationError};
 use proptest::prelude::*;
-use script::{Look, SECOND, Script, ask, ask_with, fetching, look, policy, settle, still, warm};
+use script::{Look, SECOND, Script, ask, ask_with, fetching, look, policy, settle, stale, still, warm};
 use tokio::time::sleep;
 
 #[tokio::test(start_paused = true)]
@@ -100,7 +100,7 @@ async fn a_caller_that_saw_an_older_set_looks_again_without_a_fetch() {
     script.publish(&["b"]);
     assert_eq!(ask(&cache, "b").await, Ok(()));
     let deadline = clock::monotonic();
-    assert_eq!(cache.rescue(old, UnknownKid, deadline, look("b", None)).await, Ok(()));
+    assert_eq!(cache.rescue(old, stale(UnknownKid, deadline), look("b", None)).await, Ok(()));
     assert_eq!(script.fetches(), 2);
 }
 
@@ -119,7 +119,7 @@ async fn a_fetch_that_was_under_way_and_has_ended_meanwhile_is_looked_at_before_
     gate.add_permits(1);
     assert_eq!(first.await.unwrap(), Ok(()));
     let deadline = clock::monotonic();
-    assert_eq!(cache.rescue(seen_before_its_end, UnknownKid, deadline, look("b", None)).await, Ok(()));
+    assert_eq!(cache.rescue(seen_before_its_end, stale(UnknownKid, deadline), look("b", None)).await, Ok(()));
     assert_eq!(script.fetches(), 2);
 }
 
@@ -380,6 +380,34 @@ async fn more_than_max_waiters_are_told_at_once_that_nobody_can_say() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn callers_that_hold_more_than_max_waiting_bytes_are_told_at_once_that_nobody_can_say() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, RefreshPolicy { max_waiting_bytes: 1_000, ..policy() }).await;
+    script.takes(SECOND);
+    let wait = |held_bytes: usize| {
+        let cache = Arc::clone(&cache);
+        tokio::spawn(async move {
+            let began = clock::monotonic();
+            let token = StaleToken { held_bytes, ..stale(UnknownKid, began + 2 * SECOND) };
+            let sighting = cache.sight();
+            let rescue = cache.rescue(sighting, token, look("b", None));
+            (rescue.await, began.elapsed())
+        })
+    };
+    let waiting = [wait(400), wait(0), wait(600)];
+    settle().await;
+    assert_eq!(wait(1).await.unwrap(), (Err(NotRescued::Unavailable), Duration::ZERO));
+    assert_eq!(wait(usize::MAX).await.unwrap(), (Err(NotRescued::Unavailable), Duration::ZERO));
+    for one in waiting {
+        assert_eq!(one.await.unwrap(), (Err(still(UnknownKid)), SECOND));
+    }
+    assert_eq!(wait(1_001).await.unwrap(), (Err(NotRescued::Unavailable), Duration::ZERO));
+    script.publish(&["b"]);
+    sleep(SECOND).await;
+    assert_eq!(wait(1_000).await.unwrap().0, Ok(()), "bytes are given back");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_that_a_fetch_showed_to_be_gone_is_gone() {
     let script = Script::publishing(&["a", "b"]);
     let cache = warm(&script, policy()).await;
@@ -448,7 +476,7 @@ async fn a_token_that_is_past_mending_after_the_refresh_is_refused_as_such() {
     script.publish(&["b"]);
     let sighting = cache.sight();
     let expired = |_: &KeySet| Err::<(), _>(ValidationError::Permanent(Permanent::Expired));
-    let answer = cache.rescue(sighting, UnknownKid, clock::monotonic() + SECOND, expired).await;
+    let answer = cache.rescue(sighting, stale(UnknownKid, clock::monotonic() + SECOND), expired).await;
     assert_eq!(answer, Err(NotRescued::Refused(ValidationError::Permanent(Permanent::Expired))));
     assert_eq!(script.fetches(), 2);
 }

@@ -25,7 +25,7 @@ use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::provider::{Audiences, Provider, TokenTypes};
-use portcullis::validation::{self, UnixTime};
+use portcullis::validation::{self, TokenLimits, UnixTime};
 use script::{SECOND, Script, ask, ask_with, fetching, look, policy, settle, still, warm, warm_in};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -293,7 +293,7 @@ fn verified(keys: &KeySet, key: &SigningKey, issuer: &str) -> bool {
     };
     let text = key.sign(&json!({"iss": issuer, "exp": 2_000}));
     let now = UnixTime::from_secs(1_000);
-    let token = validation::parse(&text, 10_000).expect("a token");
+    let token = validation::parse(&text, &TokenLimits::default()).expect("a token");
     let screened = validation::screen(token, &rules, now).expect("passes the screen");
     validation::try_validate(&screened, keys, now).is_ok()
 }

@@ -167,7 +167,7 @@ async fn the_time_that_the_machine_slept_counts_for_ages_and_intervals() {
     let sighting = cache.sight();
     let deadline = around.clock.monotonic() + 2 * SECOND;
     assert_eq!(
-        cache.rescue(sighting, UnknownKid, deadline, script::look("b", None)).await,
+        cache.rescue(sighting, script::stale(UnknownKid, deadline), script::look("b", None)).await,
         Err(still(UnknownKid))
     );
     script.goes_down(true);

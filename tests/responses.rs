@@ -52,6 +52,8 @@ async fn a_challenge_offers_each_scheme_and_realm_that_a_rule_lets_in_once() {
     let second = "  - {name: q, issuer: 'https://other.example.com', audiences: [a], realm: globex, jwks_file: /dev/null,
      token_from: [{header: authorization, scheme: Bearer}, {header: x-api, scheme: Token}]}
   - {name: r, issuer: 'https://third.example.com', audiences: [a], jwks_file: /dev/null, token_from: [{cookie: t}]}
+  - {name: s, issuer: 'https://fourth.example.com', audiences: [a], realm: acme, jwks_file: /dev/null,
+     token_from: [{header: authorization, scheme: bearer}]}
 ";
     let rules = "rules:
   - {name: one, match: {path: /one}, providers: [q]}

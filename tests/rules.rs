@@ -7,7 +7,7 @@ use portcullis::access_request::AccessRequest;
 use portcullis::config::{Config, Profile};
 use portcullis::rules::{Requirements, Rule, Unmet, Unruled};
 use portcullis::validation::UnixTime;
-use portcullis::validation::json::Json;
+use portcullis::validation::json::{Json, JsonLimits};
 use serde_json::Value;
 use support::rulebook::{Bearer, Case, PATH_CASES, RULE_CASES, Rulebook};
 use support::{Ask, NOW, Running, fixed_clock, raw, with_http_doors};
@@ -65,7 +65,7 @@ fn judged(config: &Config, case: &Case) -> (String, &'static str) {
         Bearer::With(claims) => ("test", claims),
     };
     let claims = Rulebook::claims(claims).to_string();
-    let claims = Json::parse(claims.as_bytes()).expect("JSON");
+    let claims = Json::parse(claims.as_bytes(), &JsonLimits::default()).expect("JSON");
     let check = |requirements: &Requirements| {
         requirements.check(provider, &claims, &request, UnixTime::from_secs(NOW))
     };

@@ -134,6 +134,11 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// A whole number of things that are counted.
+    pub(super) fn count(&self, least: u32, most: u32) -> Option<usize> {
+        usize::try_from(self.integer(least.into(), most.into())?).ok()
+    }
+
     pub(super) fn duration(&self, least: Duration, most: Duration) -> Option<Duration> {
         let text = self.text()?;
         let Some(duration) = parse_duration(&text) else {

@@ -160,6 +160,7 @@ pub(super) fn read_refresh(cursor: &Cursor<'_>) -> Option<RefreshPolicy> {
             "min_spacing",
             "min_spacing_bad_signature",
             "max_waiters",
+            "max_waiting_bytes",
             "wait",
             "timeout",
             "max_stale",
@@ -177,9 +178,9 @@ pub(super) fn read_refresh(cursor: &Cursor<'_>) -> Option<RefreshPolicy> {
     let wait = duration("wait", default.wait, MINUTE);
     let timeout = duration("timeout", default.timeout, MINUTE);
     let max_stale = duration("max_stale", default.max_stale, 365 * DAY);
-    let max_waiters = mapping.or("max_waiters", default.max_waiters, |cursor| {
-        cursor.integer(1, 1_000_000).and_then(|number| usize::try_from(number).ok())
-    });
+    let max_waiters = mapping.or("max_waiters", default.max_waiters, |cursor| cursor.count(1, 1_000_000));
+    let max_waiting_bytes =
+        mapping.or("max_waiting_bytes", default.max_waiting_bytes, |cursor| cursor.bytes(1 << 20, 1 << 30));
     let max_bytes = mapping.or("max_bytes", default.max_bytes, |cursor| cursor.bytes(1 << 10, 64 << 20));
     let snapshot_dir = mapping.optional("snapshot_dir", |cursor| cursor.text().map(PathBuf::from));
     let policy = RefreshPolicy {
@@ -187,6 +188,7 @@ pub(super) fn read_refresh(cursor: &Cursor<'_>) -> Option<RefreshPolicy> {
         min_spacing: min_spacing?,
         min_spacing_bad_signature: min_spacing_bad_signature?,
         max_waiters: max_waiters?,
+        max_waiting_bytes: max_waiting_bytes?,
         wait: wait?,
         timeout: timeout?,
         max_stale: max_stale?,

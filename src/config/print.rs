@@ -42,6 +42,8 @@ impl Config {
         page.line(0, format!("trusted_proxies: {}", list(&self.trusted_proxies)));
         page.line(0, "limits:");
         page.line(1, format!("token_bytes: {}", self.limits.token_bytes));
+        page.line(1, format!("token_values: {}", self.limits.token_values));
+        page.line(1, format!("token_depth: {}", self.limits.token_depth));
         page.line(1, format!("claim_header_bytes: {}", self.limits.claim_header_bytes));
         page.line(0, "shutdown:");
         page.line(1, format!("drain_delay: {}", show_duration(self.shutdown.drain_delay)));
@@ -298,6 +300,7 @@ fn print_refresh(page: &mut Page, policy: &RefreshPolicy) {
     page.line(3, format!("min_spacing: {}", show_duration(policy.min_spacing)));
     page.line(3, format!("min_spacing_bad_signature: {}", show_duration(policy.min_spacing_bad_signature)));
     page.line(3, format!("max_waiters: {}", policy.max_waiters));
+    page.line(3, format!("max_waiting_bytes: {}", policy.max_waiting_bytes));
     page.line(3, format!("wait: {}", show_duration(policy.wait)));
     page.line(3, format!("timeout: {}", show_duration(policy.timeout)));
     page.line(3, format!("max_stale: {}", show_duration(policy.max_stale)));

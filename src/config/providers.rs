@@ -112,7 +112,10 @@ fn refuse_token_headers(element: &Cursor<'_>, config: &ProviderConfig, all: &[Op
     let sources = all.iter().flatten().flat_map(|config| &config.provider.token_from);
     let tokens: Vec<String> = sources
         .filter_map(|source| match source {
-            TokenSource::Header { name, .. } => Some(name.replace(['_', '.'], "-")),
+            // As backends fold names: see `identity`.
+            TokenSource::Header { name, .. } => {
+                Some(name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-"))
+            }
             TokenSource::Cookie(_) | TokenSource::Query(_) => None,
         })
         .collect();
@@ -285,20 +288,13 @@ fn read_token_from(cursor: &Cursor<'_>) -> Option<Vec<TokenSource>> {
     cursor.list(empty, read_token_source, same_place)
 }
 
-/// Whether both would read the same text. A header read whole and by its scheme would give two different
-/// tokens, and so none.
+/// Whether both would read the same text.
 fn same_place(a: &TokenSource, b: &TokenSource) -> bool {
     match (a, b) {
         (
-            TokenSource::Header { name: a, scheme: a_scheme },
-            TokenSource::Header { name: b, scheme: b_scheme },
-        ) => {
-            let same_scheme = match (a_scheme, b_scheme) {
-                (Some(a), Some(b)) => a.eq_ignore_ascii_case(b),
-                _ => true,
-            };
-            a == b && same_scheme
-        }
+            TokenSource::Header { name: a, scheme: Some(a_scheme) },
+            TokenSource::Header { name: b, scheme: Some(b_scheme) },
+        ) => a == b && a_scheme.eq_ignore_ascii_case(b_scheme),
         _ => a == b,
     }
 }
@@ -319,9 +315,20 @@ fn read_token_source(cursor: &Cursor<'_>) -> Option<TokenSource> {
             Some(TokenSource::Header { name: name?, scheme })
         }
         (None, Some(cookie), None, None) => read_token(&cookie).map(TokenSource::Cookie),
-        (None, None, Some(query), None) => read_token(&query).map(TokenSource::Query),
+        (None, None, Some(query), None) => read_query_name(&query).map(TokenSource::Query),
         _ => mapping.refuse("expected one of `header` (with or without `scheme`), `cookie`, `query`"),
     }
+}
+
+/// A name is compared as it is written in a request, and one that is ours only after decoding is refused there: a
+/// name that decodes to another provider's would never be read.
+fn read_query_name(cursor: &Cursor<'_>) -> Option<String> {
+    let name = read_token(cursor)?;
+    if name.contains(['%', '&', '+', '#']) {
+        return cursor
+            .refuse("a query writes `%`, `&`, `+` and `#` in another way: choose a name without them");
+    }
+    Some(name)
 }
 
 /// A token of RFC 9110 §5.6.2: what names of headers, schemes and cookies are made of.

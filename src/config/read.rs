@@ -249,11 +249,19 @@ fn read_tls(cursor: Cursor<'_>) -> Option<TlsFiles> {
 
 fn read_limits(cursor: Cursor<'_>) -> Option<Limits> {
     let default = Limits::default();
-    let mapping = cursor.mapping(&["token_bytes", "claim_header_bytes"], &[])?;
+    let mapping =
+        cursor.mapping(&["token_bytes", "token_values", "token_depth", "claim_header_bytes"], &[])?;
     let token_bytes = mapping.or("token_bytes", default.token_bytes, |cursor| cursor.bytes(256, 1 << 20));
+    let token_values = mapping.or("token_values", default.token_values, |cursor| cursor.count(64, 100_000));
+    let token_depth = mapping.or("token_depth", default.token_depth, |cursor| cursor.count(4, 64));
     let claim_header_bytes =
         mapping.or("claim_header_bytes", default.claim_header_bytes, |cursor| cursor.bytes(64, 48 << 10));
-    Some(Limits { token_bytes: token_bytes?, claim_header_bytes: claim_header_bytes? })
+    Some(Limits {
+        token_bytes: token_bytes?,
+        token_values: token_values?,
+        token_depth: token_depth?,
+        claim_header_bytes: claim_header_bytes?,
+    })
 }
 
 fn read_shutdown(cursor: Cursor<'_>) -> Option<Shutdown> {

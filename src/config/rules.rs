@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::rules::condition::Condition;
 use crate::rules::host::HostPattern;
 use crate::rules::{ClaimRequirement, Effect, Match, PathPattern, Requirements, Rule, Rules};
-use crate::validation::json::Json;
+use crate::validation::json::{Json, JsonLimits};
 use crate::validation::provider::ClaimPath;
 
 use super::ProviderConfig;
@@ -181,7 +181,7 @@ fn read_claims(cursor: Cursor<'_>) -> Option<Vec<ClaimRequirement>> {
 }
 
 fn read_claim_value(cursor: &Cursor<'_>) -> Option<Json> {
-    let value = Json::parse(cursor.json()?.to_string().as_bytes()).ok();
+    let value = Json::parse(cursor.json()?.to_string().as_bytes(), &JsonLimits::default()).ok();
     match value {
         Some(value @ (Json::String(_) | Json::Number(_) | Json::Bool(_))) => Some(value),
         _ => cursor.refuse("expected a string, a number, `true` or `false`"),

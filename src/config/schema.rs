@@ -351,6 +351,8 @@ struct Refresh {
     min_spacing_bad_signature: Option<Duration>,
     /// Requests that may wait for a refresh at one time. Default: 10000.
     max_waiters: Option<Integer<1, 1_000_000>>,
+    /// What those requests may hold in memory together: their headers and paths. Default: 64MiB.
+    max_waiting_bytes: Option<Size>,
     /// The longest that a request waits for a refresh. Default: 2s.
     wait: Option<Duration>,
     /// The longest that one fetch may take. Default: 2s.
@@ -471,6 +473,10 @@ struct Responses {
 struct Limits {
     /// The longest token. Default: 16KiB.
     token_bytes: Option<Size>,
+    /// The most members and values of a token's header, and of its payload, at every depth. Default: 4096.
+    token_values: Option<Integer<64, 100_000>>,
+    /// The most objects and arrays within one another, of the same. Default: 16.
+    token_depth: Option<Integer<4, 64>>,
     /// All claim headers of one request together. Default: 8KiB.
     claim_header_bytes: Option<Size>,
 }

@@ -68,9 +68,11 @@ pub struct Caller {
 pub enum Standing {
     /// A fetch that began after the caller arrived has succeeded: what is in hand now is the answer.
     Fresh,
-    /// A fetch that began after the caller arrived has brought nothing, or one failed so recently that another
-    /// is not worth the try.
+    /// A fetch that began after the caller arrived has failed, or one failed so recently that another is not worth
+    /// the try.
     Failed,
+    /// A fetch that began after the caller arrived has brought an answer that is older than the set in hand.
+    Older,
     /// A fetch is under way. It counts for the caller, but where it began before the caller arrived it
     /// may bring the old set once more.
     UnderWay,
@@ -108,6 +110,8 @@ pub struct Schedule {
     ended: u64,
     /// The latest by its start that has succeeded.
     succeeded: u64,
+    /// The latest by its start that brought an older answer.
+    older: u64,
     under_way: Vec<UnderWay>,
     next_scheduled: Instant,
     /// The source changed since the last fetch began.
@@ -144,6 +148,7 @@ impl Schedule {
             started: 0,
             ended: 0,
             succeeded: 0,
+            older: 0,
             under_way: Vec::new(),
             next_scheduled: now,
             hurried: false,
@@ -163,6 +168,9 @@ impl Schedule {
         }
         if self.under_way.iter().any(|fetch| fetch.number > arrival) {
             return Standing::UnderWay;
+        }
+        if self.older > arrival {
+            return Standing::Older;
         }
         if self.ended > arrival {
             return Standing::Failed;
@@ -283,7 +291,10 @@ impl Schedule {
                 self.took = began.map(|began| now.saturating_duration_since(began)).or(self.took);
                 self.next_scheduled = after(fresh_for.unwrap_or(interval));
             }
-            Ending::Older => self.next_scheduled = after(interval),
+            Ending::Older => {
+                self.older = self.older.max(number);
+                self.next_scheduled = after(interval);
+            }
             // One that began later has told already how the issuer is.
             Ending::Failed { .. } if number < self.succeeded => {}
             Ending::Failed { retry_after } => {

@@ -16,11 +16,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::algorithm::Algorithm;
-use super::json::Json;
+use super::json::{Json, JsonLimits};
 use super::token::MAX_KID_BYTES;
 
 /// Keys beyond this many are skipped.
 const MAX_KEYS: usize = 1_000;
+
+/// What one key may hold. Those of real issuers have a dozen members, and chains of a few certificates.
+const KEY_LIMITS: JsonLimits = JsonLimits { values: 4_096, depth: 32 };
 
 /// The keys of one provider. Order is that of the document.
 #[derive(Clone, Debug, Default)]
@@ -113,7 +116,7 @@ impl KeySet {
         let document: Document<'_> = serde_json::from_str(text).map_err(|_| KeySetError::NotAKeySet)?;
         let mut set = KeySet::default();
         for raw in document.keys {
-            let jwk = Json::parse(raw.get().as_bytes());
+            let jwk = Json::parse(raw.get().as_bytes(), &KEY_LIMITS);
             let read = match &jwk {
                 _ if set.keys.len() >= MAX_KEYS => Err("one key too many"),
                 Ok(jwk @ Json::Object(_)) => Key::read(jwk, origin),

@@ -175,9 +175,11 @@ fn unescape(segment: &str) -> Result<String, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::validation::json::JsonLimits;
 
     fn resolve(path: &str, document: &str) -> Option<String> {
-        let json = Json::parse(document.as_bytes()).expect("the document of this test is JSON");
+        let json = Json::parse(document.as_bytes(), &JsonLimits::default())
+            .expect("the document of this test is JSON");
         ClaimPath::parse(path).expect("the path of this test is valid").resolve(&json).map(Json::to_compact)
     }
 

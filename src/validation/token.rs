@@ -7,10 +7,12 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::json::Json;
+use super::json::{Json, JsonError, JsonLimits};
 
 /// A longer `kid` is no name but a payload: no key has one, and no token may ask for one.
 pub(super) const MAX_KID_BYTES: usize = 1_024;
+
+const NOT_A_JWT: TokenError = TokenError::Malformed(Malformation::NotAJwt);
 
 /// A token that is well formed, and no more than that.
 #[derive(Clone, Debug)]
@@ -23,6 +25,8 @@ pub struct Token<'a> {
     pub typ: Option<String>,
     /// The payload; always an object.
     pub claims: Arc<Json>,
+    /// The payload as it stands in the token.
+    pub(super) payload: &'a str,
     /// What was signed: the first two parts with the dot between them (RFC 7515 §5.2).
     pub signing_input: &'a [u8],
     /// The third part as it stands in the token; valid base64url and not empty.
@@ -32,11 +36,22 @@ pub struct Token<'a> {
 /// The token cannot be a JWT that this service accepts, with any key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenError {
-    /// Not three parts, not base64url without padding, not JSON, or a header parameter that has
-    /// the wrong type or that may not be in a JWT.
-    Malformed,
+    /// It cannot be read as a JWT.
+    Malformed(Malformation),
     /// The header has no `alg`, or one that is not a string (RFC 7515 §4.1.1).
     Algorithm,
+}
+
+/// Why a token cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformation {
+    /// Not three parts, not base64url without padding, not JSON, or a header parameter that has
+    /// the wrong type or that may not be in a JWT.
+    NotAJwt,
+    /// Its header or its payload has more members and values than `limits.token_values`.
+    TooManyValues,
+    /// Its header or its payload is nested deeper than `limits.token_depth`.
+    TooDeep,
 }
 
 impl<'a> Token<'a> {
@@ -47,44 +62,42 @@ impl<'a> Token<'a> {
     /// `b64` is (RFC 7797 §7). A nested token (`cty: JWT`) and a compressed payload are refused too.
     ///
     /// # Errors
-    /// See [`TokenError`]. Takes time linear in the token's length, but for deep nesting, which is
-    /// bounded.
-    pub fn parse(text: &'a str) -> Result<Self, TokenError> {
+    /// See [`TokenError`]. `limits` hold for the header and for the payload, each by itself.
+    pub fn parse(text: &'a str, limits: &JsonLimits) -> Result<Self, TokenError> {
         let mut parts = text.splitn(4, '.');
         let (Some(header), Some(payload), Some(signature), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
         else {
-            return Err(TokenError::Malformed);
+            return Err(NOT_A_JWT);
         };
-        let signing_input =
-            text.as_bytes().get(..header.len() + 1 + payload.len()).ok_or(TokenError::Malformed)?;
+        let signing_input = text.as_bytes().get(..header.len() + 1 + payload.len()).ok_or(NOT_A_JWT)?;
 
-        let header = decode_object(header)?;
+        let header = decode_object(header, limits)?;
         let alg = match header.member("alg") {
             Some(Json::String(alg)) => alg.clone(),
             _ => return Err(TokenError::Algorithm),
         };
         if ["crit", "b64", "zip"].iter().any(|name| header.member(name).is_some()) {
-            return Err(TokenError::Malformed);
+            return Err(NOT_A_JWT);
         }
         let kid = string_parameter(&header, "kid")?;
         if kid.is_some_and(|kid| kid.len() > MAX_KID_BYTES) {
-            return Err(TokenError::Malformed);
+            return Err(NOT_A_JWT);
         }
         let kid = kid.map(Box::from);
         let typ = string_parameter(&header, "typ")?.map(canonical_media_type);
         let cty = string_parameter(&header, "cty")?.map(canonical_media_type);
         if cty.as_deref() == Some("jwt") {
-            return Err(TokenError::Malformed);
+            return Err(NOT_A_JWT);
         }
 
         // `none` has an empty signature by definition; it is refused by its name, which tells more.
         if signature.is_empty() && !alg.eq_ignore_ascii_case("none") {
-            return Err(TokenError::Malformed);
+            return Err(NOT_A_JWT);
         }
         decode(signature)?;
-        let claims = Arc::new(decode_object(payload)?);
-        Ok(Token { alg, kid, typ, claims, signing_input, signature })
+        let claims = Arc::new(decode_object(payload, limits)?);
+        Ok(Token { alg, kid, typ, claims, payload, signing_input, signature })
     }
 }
 
@@ -102,17 +115,19 @@ fn string_parameter<'h>(header: &'h Json, name: &str) -> Result<Option<&'h str>,
     match header.member(name) {
         None => Ok(None),
         Some(Json::String(text)) => Ok(Some(text)),
-        Some(_) => Err(TokenError::Malformed),
+        Some(_) => Err(NOT_A_JWT),
     }
 }
 
 fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
-    URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed)
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| NOT_A_JWT)
 }
 
-fn decode_object(part: &str) -> Result<Json, TokenError> {
-    match Json::parse(&decode(part)?) {
+pub(super) fn decode_object(part: &str, limits: &JsonLimits) -> Result<Json, TokenError> {
+    match Json::parse(&decode(part)?, limits) {
         Ok(json @ Json::Object(_)) => Ok(json),
-        _ => Err(TokenError::Malformed),
+        Ok(_) | Err(JsonError::NotJson) => Err(NOT_A_JWT),
+        Err(JsonError::TooManyValues) => Err(TokenError::Malformed(Malformation::TooManyValues)),
+        Err(JsonError::TooDeep) => Err(TokenError::Malformed(Malformation::TooDeep)),
     }
 }

@@ -5,6 +5,7 @@
 //! wire. A panic in the service would lose the answer, and with it the test.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
 use percent_encoding::percent_decode_str;
@@ -12,10 +13,10 @@ use portcullis::access_request::AccessRequest;
 use portcullis::bearer_token::FoundToken;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey, with_claim};
 use portcullis::identity::upstream_changes;
-use portcullis::validation::json::Json;
+use portcullis::validation::json::{Json, JsonLimits};
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::provider::{Provider, TokenSource};
-use portcullis::validation::{self, Permanent, StaleCause, UnixTime, ValidationError};
+use portcullis::validation::{self, Permanent, StaleCause, TokenLimits, UnixTime, ValidationError};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use prost::Message as _;
@@ -48,12 +49,27 @@ fn key_set(keys: &[&SigningKey]) -> KeySet {
     KeySet::parse(json!({"keys": keys}).to_string().as_bytes()).expect("the keys are usable")
 }
 
-/// The core's verdict on a token.
+/// The core's verdict on a token, which is the same where it is parked before its signature is looked at.
 fn judge(token: &str, rules: &Provider, keys: &KeySet) -> Result<(), ValidationError> {
     let now = UnixTime::from_secs(NOW);
-    let token = validation::parse(token, 16 * 1024)?;
+    let limits = TokenLimits::default();
+    let token = validation::parse(token, &limits)?;
     let screened = validation::screen(token, rules, now)?;
-    validation::try_validate(&screened, keys, now).map(drop)
+    let at_once = validation::try_validate(&screened, keys, now);
+    let parked = screened.park().verify(keys, now);
+    match (at_once, parked) {
+        (Ok(at_once), Ok(parked)) => {
+            let parked = parked.read(&limits).expect("these bytes have been read before");
+            assert_eq!((at_once.claims(), at_once.algorithm()), (parked.claims(), parked.algorithm()));
+            assert!(Arc::ptr_eq(at_once.key(), parked.key()));
+            Ok(())
+        }
+        (at_once, parked) => {
+            let refused = at_once.map(drop);
+            assert_eq!(refused, parked.map(drop));
+            refused
+        }
+    }
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -179,7 +195,7 @@ fn a_good_signature_with_any_one_bit_flipped_is_refused() {
 fn a_token_that_expires_while_it_waits_for_keys_is_expired_and_not_stale() {
     let (rules, key) = (rules(), SigningKey::generate("k", ES256));
     let text = key.sign(&claims());
-    let token = validation::parse(&text, 16 * 1024).expect("well formed");
+    let token = validation::parse(&text, &TokenLimits::default()).expect("well formed");
     let screened = validation::screen(token, &rules, UnixTime::from_secs(NOW)).expect("good for 300 s");
     let keys = key_set(&[&key]);
     // With the leeway of 30 s.
@@ -187,6 +203,8 @@ fn a_token_that_expires_while_it_waits_for_keys_is_expired_and_not_stale() {
     assert!(validation::try_validate(&screened, &keys, last).is_ok());
     for keys in [keys, KeySet::default()] {
         let late = validation::try_validate(&screened, &keys, UnixTime::from_secs(NOW + 330));
+        assert_eq!(late.map(drop), Err(ValidationError::Permanent(Permanent::Expired)));
+        let late = screened.clone().park().verify(&keys, UnixTime::from_secs(NOW + 330));
         assert_eq!(late.map(drop), Err(ValidationError::Permanent(Permanent::Expired)));
     }
 }
@@ -257,7 +275,7 @@ proptest! {
         let mut rules = rules();
         rules.claim_headers = claim_headers(&[("x-text", "text"), ("x-list", "list")]);
         let claims = json!({"text": claim, "list": members});
-        let claims = Json::parse(claims.to_string().as_bytes()).expect("JSON");
+        let claims = Json::parse(claims.to_string().as_bytes(), &JsonLimits::default()).expect("JSON");
         let source = TokenSource::default();
         let request = AccessRequest::new(b"GET", b"api.example.com", b"/", std::iter::empty().collect());
         let token = FoundToken { text: "".into(), places: vec![&source] };

@@ -518,7 +518,8 @@ async fn claims_of_any_size_are_bounded_in_headers_and_in_time() {
     let mut rules = provider("demo", ISSUER);
     rules.claim_headers = claim_headers(&[("x-c", "c"), ("x-auth-subject", "sub")]);
     let mut config = config(vec![inline(rules, &[key.public_jwk()])]);
-    config.limits = Limits { token_bytes: 3 << 20, ..Limits::default() };
+    config.limits =
+        Limits { token_bytes: 3 << 20, token_values: 200_000, token_depth: 32, ..Limits::default() };
     let service = Running::start(config, fixed_clock()).await;
     let open = format!(r#"{{"iss":"{ISSUER}","aud":"orders-api","sub":"alice","exp":{}"#, NOW + 300);
     let sign = |more: &str| {
@@ -569,6 +570,47 @@ async fn claims_of_any_size_are_bounded_in_headers_and_in_time() {
         }
     }
     report(&wrong);
+}
+
+#[tokio::test]
+async fn a_token_with_more_values_or_deeper_than_the_limits_is_malformed_and_a_thousand_roles_are_few() {
+    let house = house(|_| {}).await;
+    let own = house.claims().as_object().expect("claims").len();
+    let ones = |count: usize| format!("[{}]", vec!["1"; count].join(","));
+    let nested = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+    let header = |more: &str| {
+        let header = header_text(&house.key);
+        let header = format!("{},{more}}}", header.trim_end_matches('}'));
+        house.key.sign_raw(header.as_bytes(), house.claims().to_string().as_bytes())
+    };
+    // As Keycloak writes a token: the roles of the realm, those of clients, groups and scopes.
+    let roles = |what: &str, count: usize| (0..count).map(|i| format!("{what}-{i}")).collect::<Vec<_>>();
+    let mut like_keycloak = house.claims();
+    let accounts = roles("client", 20).into_iter().map(|name| (name, json!({"roles": ["view", "manage"]})));
+    for (name, value) in [
+        ("realm_access", json!({"roles": roles("r", 1_000)})),
+        ("resource_access", accounts.collect::<serde_json::Map<_, _>>().into()),
+        ("groups", roles("/g", 50).into()),
+        ("scope", "openid email profile".into()),
+        ("email_verified", true.into()),
+        ("allowed-origins", json!(["https://shop.example.com"])),
+    ] {
+        like_keycloak = with_claim(like_keycloak, name, value);
+    }
+    judge(
+        &house,
+        vec![
+            case("D25", "a thousand roles", house.key.sign(&like_keycloak), "ok"),
+            case("D25", "as many values as the limit", raw(&house, "x", &ones(4_096 - own - 1)), "ok"),
+            case("D25", "one value more", raw(&house, "x", &ones(4_096 - own)), "malformed"),
+            case("A29", "as deep as the limit", raw(&house, "x", &nested(15)), "ok"),
+            case("A29", "one deeper", raw(&house, "x", &nested(16)), "malformed"),
+            case("A29", "a header as deep as the limit", header(&format!("\"x\":{}", nested(15))), "ok"),
+            case("A29", "a header that is deeper", header(&format!("\"x\":{}", nested(16))), "malformed"),
+            case("A29", "a header of many values", header(&format!("\"x\":{}", ones(4_100))), "malformed"),
+        ],
+    )
+    .await;
 }
 
 #[tokio::test]

@@ -434,7 +434,7 @@ async fn what_is_not_three_parts_of_which_two_are_json_objects_is_malformed() {
     raw_header("A29", "trailing NUL", format!("{object}\0").as_bytes(), "malformed");
     raw_header("A29", "white space", format!(" \r\n\t{object}\n").as_bytes(), "ok");
     raw_header("A29", "10,000 brackets", "[".repeat(10_000).as_bytes(), "malformed");
-    for (depth, reason) in [(31, "ok"), (32, "malformed"), (5_000, "malformed")] {
+    for (depth, reason) in [(15, "ok"), (16, "malformed"), (5_000, "malformed")] {
         let deep = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         let text = format!(r#"{{"alg":"ES256","kid":"es","x":{deep}}}"#);
         raw_header("A29", &format!("{depth} deep"), text.as_bytes(), reason);

@@ -549,3 +549,39 @@ async fn a_denial_says_only_what_its_sender_knew_already() {
     let answer = house.service.ask(grpc).await;
     assert_eq!((answer.http_status, answer.body.as_str()), (401, ""));
 }
+
+#[tokio::test]
+async fn one_provider_may_read_a_header_by_its_scheme_and_another_the_same_header_whole() {
+    let key = SigningKey::generate("es", SigningAlgorithm::ES256);
+    let read = |name: &str, issuer: &str, scheme: Option<&str>| {
+        let mut rules = provider(name, issuer);
+        let (name, scheme) = ("authorization".to_owned(), scheme.map(str::to_owned));
+        rules.token_from = vec![TokenSource::Header { name, scheme }];
+        inline(rules, &[key.public_jwk()])
+    };
+    let (by_scheme, whole) = ("https://scheme.example.com", "https://whole.example.com");
+    let providers = vec![read("w", whole, None), read("s", by_scheme, Some("Bearer"))];
+    let service = Running::start(config(providers), fixed_clock()).await;
+    let token = |issuer: &str| {
+        key.sign(&json!({"iss": issuer, "aud": "orders-api", "sub": "alice", "exp": NOW + 300}))
+    };
+    let (of_scheme, of_whole) = (token(by_scheme), token(whole));
+    let mut wrong = Vec::new();
+    for (what, lines, reason) in [
+        ("by its scheme", vec![format!("Bearer {of_scheme}")], "ok"),
+        ("in another case", vec![format!("BEARER  {of_scheme}")], "ok"),
+        ("whole", vec![of_whole.clone()], "ok"),
+        ("the other's place", vec![of_scheme.clone()], "token_missing"),
+        ("the other's place", vec![format!("Bearer {of_whole}")], "token_missing"),
+        ("an unknown scheme", vec![format!("Basic {of_whole}")], "malformed"),
+        ("two lines", vec![format!("Bearer {of_scheme}"), of_whole.clone()], "multiple_tokens"),
+        ("two lines", vec![of_whole.clone(), format!("Bearer {of_scheme}")], "multiple_tokens"),
+    ] {
+        let ask = lines
+            .into_iter()
+            .fold(Ask::default(), |ask, line| ask.raw_header("authorization", line.into_bytes()));
+        let answer = service.ask(ask).await;
+        wrong.extend(hold("E10", what, &answer, reason, &[&of_scheme, &of_whole]));
+    }
+    report(&wrong);
+}

@@ -111,7 +111,9 @@ responses:
         MINIMAL.replace("https://sso.example.com", "https://sso.example.com/{realm}\n    realms: [a, b]"),
         MINIMAL.replace("https://sso.example.com", "https://sso.example.com/{realm}\n    realms: '[a-z]+'"),
         provider_with("claim_headers: {x-a: sub, x-b: {claim: /b, encoding: base64url}}"),
-        format!("{MINIMAL}limits: {{token_bytes: 1KiB}}\nlog: {{level: debug}}\n"),
+        format!(
+            "{MINIMAL}limits: {{token_bytes: 1KiB, token_values: 100, token_depth: 4}}\nlog: {{level: debug}}\n"
+        ),
     ] {
         Config::parse(&text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
         let errors: Vec<String> =
@@ -122,6 +124,7 @@ responses:
         format!("{MINIMAL}Zq: 1\n"),
         format!("{MINIMAL}log: {{level: loud}}\n"),
         format!("{MINIMAL}rules: {{}}\n"),
+        format!("{MINIMAL}limits: {{token_depth: 3}}\n"),
         format!("{MINIMAL}rules:\n  - {{name: a, deny: false}}\n"),
         format!("{MINIMAL}responses: {{keys_unavailable_status: 200}}\n"),
         provider_with("refresh: {interval: 5}"),

@@ -156,9 +156,8 @@ impl Fetch for Recorded {
 /// clock of who made it is from that.
 fn made_at(caches: &str) -> (u64, i64) {
     let after = |name: &str| caches.split(name).nth(1).and_then(|behind| behind.split([' ', ';']).next());
-    let number = |name: &str| -> i64 {
-        after(name).expect("this world's answers say so").parse().expect("a number")
-    };
+    let number =
+        |name: &str| -> i64 { after(name).expect("this world's answers say so").parse().expect("a number") };
     (number("made=").unsigned_abs(), number("offset="))
 }
 

@@ -12,7 +12,7 @@ use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::RefreshPolicy;
 use portcullis::keys::fetch::{Ask, Fetch, FetchError, Fetched, Fetching};
 use portcullis::keys::origin::Origin;
-use portcullis::keys::{KeyCache, NotRescued, Sighting, Surroundings};
+use portcullis::keys::{KeyCache, NotRescued, Sighting, StaleToken, Surroundings};
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::ValidationError;
 use portcullis::validation::algorithm::Algorithm;
@@ -208,6 +208,11 @@ pub fn look(
     }
 }
 
+/// A token that is stale for this reason, of a caller that can wait until then.
+pub fn stale(cause: StaleCause, deadline: Instant) -> StaleToken<'static> {
+    StaleToken { kid: None, cause, deadline, held_bytes: 1 }
+}
+
 pub async fn ask_with(
     cache: &KeyCache,
     wait: Duration,
@@ -218,7 +223,7 @@ pub async fn ask_with(
         Ok(()) => Ok(()),
         Err(ValidationError::Permanent(_)) => panic!("these tokens are stale at worst"),
         Err(ValidationError::Stale(cause)) => {
-            cache.rescue(sighting, cause, clock::monotonic() + wait, look).await
+            cache.rescue(sighting, stale(cause, clock::monotonic() + wait), look).await
         }
     }
 }

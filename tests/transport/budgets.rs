@@ -13,7 +13,7 @@ use crate::house::{
 };
 use crate::key_server::KeyServer;
 use crate::process::Process;
-use crate::support::fixed_clock;
+use crate::support::{Ask, fixed_clock};
 
 /// Each cause may force one fetch, and then none for as long as a test lasts.
 const RARE: &str =
@@ -146,6 +146,32 @@ async fn callers_beyond_max_waiters_are_told_at_once_and_counted() {
     let rejected = r#"portcullis_jwks_waiters_rejected_total{provider="demo"}"#;
     assert_eq!(counted(&house.service, rejected).await, 5);
     assert_eq!(house.server.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn callers_that_hold_more_than_max_waiting_bytes_are_told_at_once_and_counted() {
+    let refresh = PROMPT.replace('{', "{max_waiting_bytes: 1MiB, ");
+    let house = House::start(&refresh).await;
+    let (new, gate) = (key("new"), Gate::new());
+    house.server.always(Answer::keys(&[&new]).behind(&gate));
+    let with = |name: &str, bytes: usize| {
+        let authorization = format!("Bearer {}", token(&new));
+        Ask::default().header("authorization", authorization).header(name, "x".repeat(bytes))
+    };
+    let waiting = async |bytes: usize| house.service.ask(with("cookie", bytes)).await.faults("ok", &[]);
+    let (first, second, ()) = tokio::join!(waiting(500 << 10), waiting(500 << 10), async {
+        let waiting = r#"portcullis_jwks_waiters{provider="demo"}"#;
+        eventually("two wait", async || house.counted(waiting).await == 2).await;
+        let long = 30 << 10;
+        for ask in [with("cookie", long), with("x-a", 0).path("/".repeat(long)), with(&"n".repeat(long), 0)] {
+            let faults = house.service.ask(ask).await.faults("keys_unavailable", &[]);
+            assert_eq!(faults, Vec::<String>::new());
+        }
+        gate.open();
+    });
+    assert_eq!((first, second), (Vec::new(), Vec::new()));
+    let rejected = r#"portcullis_jwks_waiters_rejected_total{provider="demo"}"#;
+    assert_eq!(counted(&house.service, rejected).await, 3);
 }
 
 #[tokio::test]

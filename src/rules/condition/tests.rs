@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::validation::json::JsonLimits;
 
 const CLAIMS: &str = r#"{
     "sub": "alice", "tenant_id": "acme", "admin": true, "level": 3, "big": 18446744073709551615,
@@ -12,7 +13,7 @@ const CLAIMS: &str = r#"{
 }"#;
 
 fn json(text: &str) -> Json {
-    Json::parse(text.as_bytes()).expect("the claims of this test are JSON")
+    Json::parse(text.as_bytes(), &JsonLimits::default()).expect("the claims of this test are JSON")
 }
 
 fn facts(claims: &Json) -> Facts<'_> {

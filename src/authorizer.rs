@@ -6,6 +6,7 @@
 
 mod findings;
 mod providers;
+mod realms;
 mod trace;
 
 use std::collections::BTreeSet;
@@ -16,7 +17,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-pub use self::providers::{KeyedProvider, OpenRealm, RealmProviders};
+pub use self::providers::KeyedProvider;
+pub use self::realms::{NamesKept, OpenRealm, RealmProviders};
 pub use self::trace::Step;
 
 use self::findings::Findings;
@@ -87,7 +89,7 @@ impl Authorizer {
     /// An authorizer for these providers, and for those that stand for many.
     pub fn new(
         providers: Vec<KeyedProvider>,
-        templates: Vec<RealmProviders>,
+        templates: Vec<Arc<RealmProviders>>,
         policy: RequestPolicy,
         clock: Clock,
         metrics: Arc<Metrics>,
@@ -203,7 +205,7 @@ impl Authorizer {
             }
         };
         let found = findings.take_token(bearer_token::find(request, &self.token_sources))?;
-        let (issuer, screened) = self.screen(&found, findings).map_err(|permanent| {
+        let (issuer, screened) = self.screen(&found, request, findings).map_err(|permanent| {
             let reason = Reason::from(&permanent);
             findings.detail = claim_of(permanent);
             findings.trace.tell("screen", reason.as_str(), || findings.detail.clone().unwrap_or_default());
@@ -216,12 +218,14 @@ impl Authorizer {
             return Err(Reason::TokenMissing);
         }
         findings.trace.tell("screen", "passed", || screened.to_string());
-        let keyed = issuer.keyed().ok_or_else(|| {
-            let detail = "too many realms are new at this time: their keys are fetched one after the other";
-            findings.refuse("key", Reason::KeysUnavailable, Some(detail.to_owned()))
-        })?;
+        let deadline = deadline(request, issuer.refresh().wait);
+        let keyed = issuer
+            .keyed(deadline)
+            .await
+            .map_err(|shut| findings.refuse("key", Reason::KeysUnavailable, Some(shut.to_string())))?;
         let provider = &keyed.provider;
         let validated = verify(&keyed, &found.text, &screened, request, &self.clock, findings).await?;
+        keyed.token_verified(request.arrived);
         let claims = validated.claims();
         findings.note_claims(claims, provider);
         if let Some(requirements) = requirements {
@@ -288,11 +292,13 @@ impl Authorizer {
     fn screen<'f>(
         &self,
         found: &'f FoundToken<'_>,
+        request: &AccessRequest<'_>,
         findings: &mut Findings<'_>,
     ) -> Result<(Issuer, Screened<'f>), Permanent> {
         let token = validation::parse(&found.text, self.policy.limits.token_bytes)?;
         findings.kid = token.kid.as_deref().map(on_one_line);
-        let issuer = self.providers.of_issuer(validation::issuer(&token)?).ok_or(Permanent::IssuerUnknown)?;
+        let issuer = self.providers.of_issuer(validation::issuer(&token)?, request.arrived);
+        let issuer = issuer.ok_or(Permanent::IssuerUnknown)?;
         let provider = Arc::clone(issuer.provider());
         findings.realm = issuer.realm().map(str::to_owned);
         findings.trace.tell("provider", &provider.name, || provider.issuer.clone());

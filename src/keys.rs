@@ -23,6 +23,7 @@ mod caching;
 pub mod discovery;
 pub mod fetch;
 pub mod http;
+pub mod names;
 mod refresh;
 mod refused;
 pub mod schedule;
@@ -246,10 +247,12 @@ impl KeyCache {
         Self { shared, tasks, passing: false }
     }
 
-    /// The same, as one of many that come and go: when it goes, its label values go from the metrics.
+    /// The same, as one of many that come and go: when the last of its name goes, its label values go from the
+    /// metrics.
     pub fn passing(self) -> Self {
         let mut cache = self;
         cache.passing = true;
+        cache.shared.around.metrics.hold_keys(&cache.shared.provider);
         cache
     }
 

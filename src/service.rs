@@ -104,6 +104,7 @@ impl Service {
     /// Begins a drain: from now on health says that nothing should be sent here.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Release);
+        self.authorizer.load().realms().iter().for_each(|realms| realms.save_names());
         self.around.serving_changed.notify_one();
     }
 }

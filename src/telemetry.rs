@@ -3,6 +3,8 @@
 //! Labels have few values by construction: names from the configuration and our own enums, never text
 //! from a token or a request. Nothing here takes a token, a header value or a secret.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -113,6 +115,8 @@ pub struct Metrics {
     generation: Family<ProviderLabels, Gauge>,
     waiters: Family<ProviderLabels, Gauge>,
     waiters_rejected: Family<ProviderLabels, Counter>,
+    /// How many there are of keys that come and go, by their names.
+    held_keys: Mutex<HashMap<String, usize>>,
 }
 
 impl Default for Metrics {
@@ -168,6 +172,7 @@ impl Metrics {
             generation,
             waiters,
             waiters_rejected,
+            held_keys: Mutex::default(),
         }
     }
 
@@ -241,8 +246,23 @@ impl Metrics {
         self.age.remove(&labels);
     }
 
-    /// Takes everything about these keys out of the metrics, counters too.
+    /// There are keys of this name that come and go: until [`Metrics::forget_keys`] was called as often, they stay
+    /// in the metrics.
+    pub fn hold_keys(&self, name: &str) {
+        *self.held_keys().entry(name.to_owned()).or_default() += 1;
+    }
+
+    /// Takes everything about these keys out of the metrics, counters too, unless others of that name are there.
     pub fn forget_keys(&self, name: &str) {
+        // Held to the end, so that others of that name are not forgotten as they come.
+        let mut held = self.held_keys();
+        if let Some(count) = held.get_mut(name)
+            && *count > 1
+        {
+            *count -= 1;
+            return;
+        }
+        held.remove(name);
         self.forget_provider(name);
         let causes = [StaleCause::UnknownKid, StaleCause::BadSignature].map(Trigger::Forced);
         for trigger in [Trigger::Startup, Trigger::Scheduled].into_iter().chain(causes) {
@@ -264,6 +284,11 @@ impl Metrics {
             }
         }
         self.waiters_rejected.remove(&ProviderLabels { provider: name.to_owned() });
+    }
+
+    /// No code that holds the lock can panic half-way, so a poisoned one is still sound.
+    fn held_keys(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.held_keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The text that Prometheus reads (OpenMetrics 1.0).

@@ -135,18 +135,7 @@ impl SnapshotFile {
     /// # Errors
     /// It must not be used, see [`SnapshotError`].
     pub fn read(&self, now: UnixTime, max_stale: Duration) -> Result<Option<Snapshot>, SnapshotError> {
-        // Looked at before it is opened, since opening a pipe would wait for a writer.
-        match fs::symlink_metadata(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-            Ok(metadata) if !metadata.is_file() => return Err(SnapshotError::NotAFile),
-            Ok(_) => {}
-        }
-        if let Some(folder) = self.path.parent() {
-            check_folder(&fs::metadata(folder)?)?;
-        }
-        let file = File::open(&self.path)?;
-        check_file(&file.metadata()?)?;
+        let Some(file) = open_checked(&self.path)? else { return Ok(None) };
         let mut text = String::new();
         let read = file.take(self.max_bytes as u64 + 1).read_to_string(&mut text);
         if text.len() > self.max_bytes {
@@ -199,22 +188,44 @@ impl SnapshotFile {
             keys: keys.keys().iter().filter_map(|key| key.public_jwk()).collect(),
         })?;
         let sealed = serde_json::to_vec(&Sealed { sha256: seal(&content), content: &content })?;
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let mut file = tempfile::Builder::new()
-            .prefix(".")
-            .suffix(".partial")
-            .permissions(fs::Permissions::from_mode(0o600))
-            .tempfile_in(folder)?;
-        file.write_all(&sealed)?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path)?;
-        // The new name has to survive a loss of power as well.
-        File::open(folder)?.sync_all()
+        replace(&self.path, &sealed)
     }
 }
 
-fn check_folder(metadata: &Metadata) -> Result<(), SnapshotError> {
+/// Opens a file that nobody but its owner can have written; `None` where there is none. Blocks.
+pub(super) fn open_checked(path: &Path) -> Result<Option<File>, SnapshotError> {
+    // Looked at before it is opened, since opening a pipe would wait for a writer.
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+        Ok(metadata) if !metadata.is_file() => return Err(SnapshotError::NotAFile),
+        Ok(_) => {}
+    }
+    if let Some(folder) = path.parent() {
+        check_folder(&fs::metadata(folder)?)?;
+    }
+    let file = File::open(path)?;
+    check_file(&file.metadata()?)?;
+    Ok(Some(file))
+}
+
+/// Replaces a file as a whole; its folder is made where there is none. Blocks.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".")
+        .suffix(".partial")
+        .permissions(fs::Permissions::from_mode(0o600))
+        .tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    // The new name has to survive a loss of power as well.
+    File::open(folder)?.sync_all()
+}
+
+pub(super) fn check_folder(metadata: &Metadata) -> Result<(), SnapshotError> {
     let (writable, sticky) = (metadata.mode() & 0o002 != 0, metadata.mode() & 0o1000 != 0);
     if writable && !sticky { Err(SnapshotError::FolderWorldWritable) } else { Ok(()) }
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::authorizer::{Authorizer, KeyedProvider, OpenRealm, RealmProviders, RequestPolicy};
+use crate::authorizer::{Authorizer, KeyedProvider, NamesKept, OpenRealm, RealmProviders, RequestPolicy};
 use crate::config::{Config, KeySource, ProviderConfig, Realms, RefreshPolicy};
 use crate::keys::discovery::Discovery;
 use crate::keys::fetch::{Fetch, FileKeys};
 use crate::keys::http::{HttpKeys, HttpReader};
+use crate::keys::names::RealmNames;
 use crate::keys::snapshot::SnapshotFile;
 use crate::keys::{KeyCache, Surroundings};
 use crate::validation::provider::Provider;
@@ -50,7 +51,7 @@ fn realm_providers(
     realms: &Realms,
     running: Option<(&Config, &Authorizer)>,
     around: &Surroundings,
-) -> Result<RealmProviders, ServiceError> {
+) -> Result<Arc<RealmProviders>, ServiceError> {
     let before = running.and_then(|(_, authorizer)| {
         authorizer.realms().iter().find(|before| before.template().provider.name == wanted.provider.name)
     });
@@ -61,19 +62,27 @@ fn realm_providers(
         let Some(old_realms) = &before.template().realms else { continue };
         let (was, is) = (before.template().of_realm(old_realms, name), wanted.of_realm(realms, name));
         let same = was.provider.issuer == is.provider.issuer && same_source(&was.keys, &is.keys);
-        if same && old.keys.has_keys() && realms.allowed.contains(name) && known.len() < realms.most {
+        if same && old.keys.has_keys() && realms.allowed.contains(name) {
             let realm = Realm { name, http: &http };
             let keys = key_cache(&is, Some(realm), Some((&was, &old.keys)), around)?;
             known.push(keyed(&is, Some(name.to_owned()), keys));
         }
     }
+    let kept = names_kept(wanted, realms, around);
     let around = around.clone();
     let open: OpenRealm = Arc::new(move |config, name| {
         key_cache(config, Some(Realm { name, http: &http }), None, &around)
             .inspect_err(|error| tracing::error!(realm = name, %error, "a realm cannot be opened"))
             .ok()
     });
-    Ok(RealmProviders::new(wanted.clone(), realms.clone(), open, known))
+    Ok(RealmProviders::new(wanted.clone(), realms.clone(), open, kept, known, before.map(|before| &**before)))
+}
+
+/// Where the names of realms that had keys are kept: beside their snapshots.
+fn names_kept(wanted: &ProviderConfig, realms: &Realms, around: &Surroundings) -> NamesKept {
+    let Some(folder) = &wanted.refresh.snapshot_dir else { return NamesKept::InMemory };
+    let names = RealmNames::new(folder, &wanted.provider.name, &realms.issuer.to_string());
+    if around.snapshots_read_only { NamesKept::ReadFrom(names) } else { NamesKept::In(names) }
 }
 
 /// The keys that come from the same place as those that are wanted, and what they are configured with.
@@ -147,8 +156,7 @@ fn key_cache(
         }
     };
     let folder = config.refresh.snapshot_dir.as_deref();
-    // In no name of a provider or a realm is an `@`.
-    let file_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}@{}", realm.name));
+    let file_name = realm.map_or_else(|| name.clone(), |realm| RealmNames::snapshot_name(name, realm.name));
     let file = folder.map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source, max_bytes));
     let before = running.map(|(_, keys)| &**keys);
     let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{}", realm.name));

@@ -18,13 +18,15 @@
 //! - **Nothing blocks.** Files are read and written on threads of their own, a realm is opened in a task of its own
 //!   and outside of every lock, and once for all who wait for it.
 //!
-//! What a flood of made-up names costs, whatever its rate and whatever the issuer says to them: a known tenant
-//! nothing, unless more than `max_realms` are known and the flood names those that are not in memory; then
-//! these are opened as often as there are known names and once more with each `min_spacing`, and wait in a line of
-//! their own. A new tenant of which somebody is always waiting: where each made-up name is sent once, one `wait` and
-//! the burst's 16 turns at most, since names that came before it have left or been opened by then; where the flood
-//! keeps N names waiting all the time, N times `min_spacing`, which is 1,024 of them at most, and as long as all
-//! 1,024 places are taken its first caller gets one only as another name leaves.
+//! What a flood of made-up names costs, whatever its rate and whatever the issuer says to them:
+//!
+//! - A known tenant: nothing. Only where more names are known than `max_realms`, and the flood names those that are not
+//!   in memory, may one of these wait: they are opened as often as there can be known names, and once more with each
+//!   `min_spacing`, in a line of their own.
+//! - A new tenant of which somebody is always waiting, while each made-up name is sent once: one `wait`, one
+//!   `min_spacing` and one fetch, 5 s by default at most. By then every name that came before it has left or been opened.
+//! - Where the flood keeps names waiting all the time, a new tenant waits for as many `min_spacing` as there are, 1,024
+//!   at most; and while all places are taken its caller gets one only as another name leaves.
 
 mod held;
 mod line;

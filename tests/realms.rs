@@ -5,6 +5,8 @@ mod support;
 
 #[path = "realms/floods.rs"]
 mod floods;
+#[path = "realms/names.rs"]
+mod names;
 #[path = "realms/world.rs"]
 mod world;
 
@@ -22,7 +24,9 @@ use portcullis::access_request::AccessRequest;
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::Config;
+use portcullis::keys::Surroundings;
 use portcullis::service::Service;
+use portcullis::telemetry::Metrics;
 use portcullis::validation::UnixTime;
 use serde_json::{Value, json};
 use support::{Answer, NOW, Running, fixed_clock};
@@ -405,4 +409,22 @@ async fn a_reload_keeps_the_keys_of_realms_that_are_still_allowed() {
     assert_eq!(decide("globex").await, "issuer_unknown");
     realms.release();
     assert_eq!(realms.asked(), BTreeMap::from([("acme".into(), 1), ("globex".into(), 1)]));
+}
+
+#[tokio::test]
+async fn a_realm_that_is_opened_again_keeps_its_metrics_when_the_old_keys_go() {
+    let world = world::World::of(&["acme".to_owned()]);
+    let metrics = Arc::new(Metrics::new());
+    let shown = || metrics.encode().expect("text").contains("\"keycloak/acme\"");
+    let opened = async || {
+        let around = Surroundings { metrics: Arc::clone(&metrics), ..Surroundings::default() };
+        let keys = world.keys("keycloak/acme", "acme", around);
+        keys.first_fetch_ended().await;
+        keys
+    };
+    let (old, new) = (opened().await, opened().await);
+    drop(old);
+    assert!(shown());
+    drop(new);
+    assert!(!shown());
 }

@@ -1,59 +1,18 @@
 //! Tokens that nobody signed, of names that somebody made up and of names that are real: what they cost the tenants.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis::clock;
 use tokio::time::sleep;
 
-use crate::world::{World, configuration, decide, flood, serve, unsigned};
-
-const SECOND: Duration = Duration::from_secs(1);
+use crate::world::{
+    SECOND, World, configuration, decide, files, flood, folder, serve, served_before, tenants, unsigned,
+    until,
+};
 
 /// Made-up names a second in the attack that this is about.
 const RATE: u32 = 344;
-
-fn tenants(count: usize) -> Vec<String> {
-    (0..count).map(|i| format!("tenant{i}")).collect()
-}
-
-fn folder() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder")
-}
-
-fn files(folder: &Path, with: &str) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).expect("is there");
-    let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text"));
-    names.filter(|name| name.contains(with) && !name.starts_with('.')).collect()
-}
-
-/// Writes are made on other threads, for which no clock is paused.
-async fn until(what: &str, so: impl Fn() -> bool) {
-    for _ in 0..10_000 {
-        if so() {
-            return;
-        }
-        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(2))).await.expect("sleeps");
-    }
-    panic!("{what}: never");
-}
-
-/// The folder of a process that served these tenants and is gone.
-async fn served_before(names: &[String]) -> tempfile::TempDir {
-    let folder = folder();
-    let world = World::keeping(names, Some(folder.path().to_owned()));
-    let authorizer = world.authorizer("realms: '[a-z0-9]+'");
-    for some in names.chunks(8) {
-        assert_eq!(serve(&world, &authorizer, some, 1, 10 * SECOND).await, []);
-    }
-    until("every tenant has a snapshot", || files(folder.path(), "@tenant").len() == names.len()).await;
-    let list = folder.path().join("keycloak@@realms.json");
-    let listed = || std::fs::read_to_string(&list).unwrap_or_default().matches("tenant").count();
-    sleep(6 * SECOND).await;
-    until("every tenant is in the list", || listed() == names.len()).await;
-    folder
-}
 
 #[tokio::test(start_paused = true)]
 async fn after_a_restart_made_up_names_cost_the_tenants_of_before_nothing() {
@@ -258,7 +217,7 @@ async fn while_one_realm_is_being_opened_nobody_else_waits_and_it_is_opened_once
 async fn callers_beyond_the_bounds_of_the_line_are_told_at_once_and_a_caller_waits_until_its_deadline() {
     let world = World::of(&[]);
     world.is_away_with(503);
-    let authorizer = world.authorizer("realms: '[a-z0-9]+'\nrefresh: {max_waiters: 100, min_spacing: 10m}");
+    let authorizer = world.authorizer("realms: '[a-z0-9]+'\nrefresh: {max_waiters: 100, min_spacing: 5m}");
     let ask = |name: String| {
         let authorizer = Arc::clone(&authorizer);
         tokio::spawn(async move {

@@ -2,7 +2,7 @@
 //! an issuer that is a function.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use portcullis::access_request::AccessRequest;
 use portcullis::authorizer::{Authorizer, NamesKept, OpenRealm, RealmProviders, RequestPolicy};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
-use portcullis::config::Config;
+use portcullis::config::{Config, RefreshPolicy};
 use portcullis::keys::fetch::{Fetch, FetchError, Fetched, Fetching};
 use portcullis::keys::names::RealmNames;
 use portcullis::keys::schedule::Trigger;
@@ -22,6 +22,8 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::support::{NOW, fixed_clock};
+
+pub const SECOND: Duration = Duration::from_secs(1);
 
 const ISSUER: &str = "https://sso.example.com/realms/{realm}";
 
@@ -156,10 +158,26 @@ impl World {
                 let file = RealmNames::snapshot_name("keycloak", name);
                 SnapshotFile::new(folder, &file, &config.provider.issuer, "there", 1 << 20)
             });
-            let fetch = Arc::new(RealmKeys { world: world.clone(), name: name.to_owned() });
             let policy = config.refresh.clone();
-            Some(Arc::new(KeyCache::fetched(name, policy, fetch, around.clone(), None, file).passing()))
+            Some(Arc::new(world.cache(name, name, policy, around.clone(), file)))
         })
+    }
+
+    /// The keys of a realm, under this name in the metrics.
+    pub fn keys(&self, label: &str, name: &str, around: Surroundings) -> KeyCache {
+        self.cache(label, name, RefreshPolicy::default(), around, None)
+    }
+
+    fn cache(
+        &self,
+        label: &str,
+        name: &str,
+        policy: RefreshPolicy,
+        around: Surroundings,
+        file: Option<SnapshotFile>,
+    ) -> KeyCache {
+        let fetch = Arc::new(RealmKeys { world: self.clone(), name: name.to_owned() });
+        KeyCache::fetched(label, policy, fetch, around, None, file).passing()
     }
 }
 
@@ -260,4 +278,48 @@ impl Fetch for RealmKeys {
 struct RealmKeys {
     world: World,
     name: String,
+}
+
+/// So many names.
+pub fn tenants(count: usize) -> Vec<String> {
+    (0..count).map(|i| format!("tenant{i}")).collect()
+}
+
+/// A folder for snapshots.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder")
+}
+
+/// The files in it whose names have this in them.
+pub fn files(folder: &Path, with: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("is there");
+    let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text"));
+    names.filter(|name| name.contains(with) && !name.starts_with('.')).collect()
+}
+
+/// Writes are made on other threads, for which no clock is paused.
+pub async fn until(what: &str, so: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if so() {
+            return;
+        }
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(2))).await.expect("sleeps");
+    }
+    panic!("{what}: never");
+}
+
+/// The folder of a process that served these tenants and is gone.
+pub async fn served_before(names: &[String]) -> tempfile::TempDir {
+    let folder = folder();
+    let world = World::keeping(names, Some(folder.path().to_owned()));
+    let authorizer = world.authorizer("realms: '[a-z0-9]+'");
+    for some in names.chunks(8) {
+        assert_eq!(serve(&world, &authorizer, some, 1, 10 * SECOND).await, []);
+    }
+    until("every tenant has a snapshot", || files(folder.path(), "@tenant").len() == names.len()).await;
+    let list = folder.path().join("keycloak@@realms.json");
+    let listed = || std::fs::read_to_string(&list).unwrap_or_default().matches("tenant").count();
+    sleep(6 * SECOND).await;
+    until("every tenant is in the list", || listed() == names.len()).await;
+    folder
 }

@@ -22,7 +22,7 @@ pub use self::realms::{NamesKept, OpenRealm, RealmProviders};
 pub use self::trace::Step;
 
 use self::findings::Findings;
-use self::providers::{Issuer, Providers};
+use self::providers::{Issuer, Lent, Providers};
 use self::trace::Trace;
 use crate::access_request::AccessRequest;
 use crate::bearer_token::{self, FoundToken};
@@ -218,11 +218,7 @@ impl Authorizer {
             return Err(Reason::TokenMissing);
         }
         findings.trace.tell("screen", "passed", || screened.to_string());
-        let deadline = deadline(request, issuer.refresh().wait);
-        let keyed = issuer
-            .keyed(deadline)
-            .await
-            .map_err(|shut| findings.refuse("key", Reason::KeysUnavailable, Some(shut.to_string())))?;
+        let (keyed, screened) = self.keyed(issuer, screened, &found, request, findings).await?;
         let provider = &keyed.provider;
         let validated = verify(&keyed, &found.text, &screened, request, &self.clock, findings).await?;
         keyed.token_verified(request.arrived);
@@ -287,6 +283,34 @@ impl Authorizer {
             challenge.scope = requirements.scopes.join(" ");
         }
         challenge
+    }
+
+    /// The keys of a token that has passed the screen. Who has to wait for a realm to be opened keeps the token's bytes
+    /// alone, and reads them again.
+    async fn keyed<'f>(
+        &self,
+        issuer: Issuer,
+        screened: Screened<'f>,
+        found: &'f FoundToken<'_>,
+        request: &AccessRequest<'_>,
+        findings: &mut Findings<'_>,
+    ) -> Result<(Lent, Screened<'f>), Reason> {
+        let new = match issuer {
+            Issuer::Held(lent) => return Ok((lent, screened)),
+            Issuer::New(new) => new,
+        };
+        drop(screened);
+        let deadline = deadline(request, new.config().refresh.wait);
+        let opened = new.opened(deadline).await;
+        let lent =
+            opened.map_err(|shut| findings.refuse("key", Reason::KeysUnavailable, Some(shut.to_string())))?;
+        let again = validation::parse(&found.text, self.policy.limits.token_bytes)
+            .and_then(|token| validation::screen(token, &lent.provider, self.clock.now()));
+        match again {
+            Ok(screened) => Ok((lent, screened)),
+            // It may have expired meanwhile.
+            Err(permanent) => Err(findings.refuse("screen", Reason::from(&permanent), claim_of(permanent))),
+        }
     }
 
     fn screen<'f>(

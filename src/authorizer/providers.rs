@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Deref;
 use std::sync::Arc;
 
-use super::realms::{NewRealm, RealmProviders, Shut, Tenant};
+use super::realms::{NewRealm, RealmProviders, Tenant};
 use crate::clock::Instant;
 use crate::config::{AllowedRealms, RefreshPolicy};
 use crate::keys::KeyCache;
@@ -83,31 +83,11 @@ impl Issuer {
         }
     }
 
-    /// How its keys are kept fresh.
-    pub(super) fn refresh(&self) -> &RefreshPolicy {
-        match self {
-            Issuer::Held(lent) => &lent.refresh,
-            Issuer::New(new) => &new.config().refresh,
-        }
-    }
-
     /// The realm's name, of a provider that stands for many.
     pub(super) fn realm(&self) -> Option<&str> {
         match self {
             Issuer::Held(lent) => lent.realm.as_deref(),
             Issuer::New(new) => Some(new.name()),
-        }
-    }
-
-    /// The keys, of a token that has passed the screen: those of a new realm begin to be fetched, and where that
-    /// is not its turn yet, it is waited for until the deadline.
-    ///
-    /// # Errors
-    /// Its turn does not come, see [`Shut`].
-    pub(super) async fn keyed(self, deadline: Instant) -> Result<Lent, Shut> {
-        match self {
-            Issuer::Held(lent) => Ok(lent),
-            Issuer::New(new) => new.opened(deadline).await,
         }
     }
 }

@@ -40,7 +40,7 @@ use tokio::sync::Notify;
 use tokio::task::{JoinSet, spawn_blocking};
 
 pub use self::list::NamesKept;
-pub(super) use self::opening::{NewRealm, Shut};
+pub(super) use self::opening::NewRealm;
 
 use self::held::{Held, Realm, Standing, Uses};
 use self::line::Line;

@@ -7,7 +7,9 @@ use portcullis::clock;
 use tokio::sync::oneshot;
 use tokio::time::{advance, sleep};
 
-use crate::world::{SECOND, World, configuration, decide, folder, served_before, tenants, unsigned, until};
+use crate::world::{
+    SECOND, World, configuration, decide, folder, names_in, served_before, tenants, unsigned, until,
+};
 
 fn listed(folder: &std::path::Path) -> usize {
     let list = std::fs::read_to_string(folder.join("keycloak@@realms.json"));
@@ -99,9 +101,11 @@ fn nobody_is_taken_for_new_before_the_names_are_read() {
 fn new_names_wait_five_seconds_for_a_disk_that_hangs_and_no_longer() {
     let folder = folder();
     while_files_hang(async |release| {
-        let world = World::keeping(&tenants(1), Some(folder.path().to_owned()));
-        // Keys with a snapshot would wait for the disk as well: it is the list that this is about.
-        let authorizer = world.authorizer("realms: '[a-z0-9]+'\nrefresh: {wait: 20s}");
+        // Without snapshots, for which keys may wait as well.
+        let world = World::of(&tenants(1));
+        let config = configuration("realms: '[a-z0-9]+'\nrefresh: {wait: 20s}");
+        let template = world.template_in(&config, names_in(folder.path()), None);
+        let authorizer = world.authorizer_of(&config, &template);
         let (asked, token) = (clock::monotonic(), world.token("tenant0"));
         let decided = tokio::spawn(async move { decide(&authorizer, &token).await });
         for _ in 0..70 {

@@ -135,10 +135,19 @@ impl World {
     }
 
     pub fn template_of(&self, config: &Config, before: Option<&RealmProviders>) -> Arc<RealmProviders> {
+        let kept = self.0.folder.as_deref().map_or(NamesKept::InMemory, names_in);
+        self.template_in(config, kept, before)
+    }
+
+    /// The same, with the list of names in another place than the snapshots.
+    pub fn template_in(
+        &self,
+        config: &Config,
+        kept: NamesKept,
+        before: Option<&RealmProviders>,
+    ) -> Arc<RealmProviders> {
         let template = config.providers[0].clone();
         let realms = template.realms.clone().expect("a template");
-        let names = |folder: &PathBuf| NamesKept::In(RealmNames::new(folder, "keycloak", ISSUER));
-        let kept = self.0.folder.as_ref().map_or(NamesKept::InMemory, names);
         let carried = before.map(|before| before.known()).unwrap_or_default();
         let carried = carried.into_iter().map(|old| portcullis::authorizer::KeyedProvider {
             provider: Arc::clone(&old.provider),
@@ -179,6 +188,11 @@ impl World {
         let fetch = Arc::new(RealmKeys { world: self.clone(), name: name.to_owned() });
         KeyCache::fetched(label, policy, fetch, around, None, file).passing()
     }
+}
+
+/// The list of names in this folder.
+pub fn names_in(folder: &Path) -> NamesKept {
+    NamesKept::In(RealmNames::new(folder, "keycloak", ISSUER))
 }
 
 /// The configuration of a template with these lines besides.

@@ -71,12 +71,33 @@ pub(super) struct Realm<T> {
 /// least.
 pub(super) struct Held<T> {
     realms: HashMap<String, Realm<T>>,
+    counts: Counts,
     most: usize,
+}
+
+/// How many realms have which standing.
+#[derive(Default)]
+struct Counts {
+    first_fetch: usize,
+    on_trial: usize,
+    returning: usize,
+    verified: usize,
+}
+
+impl Counts {
+    fn of(&mut self, standing: Standing) -> &mut usize {
+        match standing {
+            Standing::FirstFetch => &mut self.first_fetch,
+            Standing::OnTrial => &mut self.on_trial,
+            Standing::Returning => &mut self.returning,
+            Standing::Verified => &mut self.verified,
+        }
+    }
 }
 
 impl<T> Held<T> {
     pub(super) fn new(most: usize) -> Self {
-        Self { realms: HashMap::new(), most }
+        Self { realms: HashMap::new(), counts: Counts::default(), most }
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&Realm<T>> {
@@ -90,9 +111,11 @@ impl<T> Held<T> {
     /// Takes one in, and gives those that have to go for it.
     #[must_use = "what goes is to be dropped outside of the lock"]
     pub(super) fn admit(&mut self, name: &str, realm: Realm<T>) -> Vec<(String, Realm<T>)> {
-        let before = self.realms.insert(name.to_owned(), realm);
+        let before = self.take(name);
+        *self.counts.of(realm.standing) += 1;
+        self.realms.insert(name.to_owned(), realm);
         let mut gone = self.trim();
-        gone.extend(before.map(|before| (name.to_owned(), before)));
+        gone.extend(before);
         gone
     }
 
@@ -102,15 +125,23 @@ impl<T> Held<T> {
     pub(super) fn raise(&mut self, name: &str, uses: &Arc<Uses>, to: Standing) -> Vec<(String, Realm<T>)> {
         let lower = |realm: &&mut Realm<T>| Arc::ptr_eq(&realm.uses, uses) && realm.standing < to;
         let Some(realm) = self.realms.get_mut(name).filter(lower) else { return Vec::new() };
+        *self.counts.of(realm.standing) -= 1;
+        *self.counts.of(to) += 1;
         realm.standing = to;
         self.trim()
     }
 
     /// Takes out the realm that was taken in with these uses, if its first fetch was under way until now.
-    pub(super) fn take_failed(&mut self, name: &str, uses: &Arc<Uses>) -> Option<Realm<T>> {
+    pub(super) fn take_failed(&mut self, name: &str, uses: &Arc<Uses>) -> Option<(String, Realm<T>)> {
         let realm = self.realms.get(name)?;
         let failed = realm.standing == Standing::FirstFetch && Arc::ptr_eq(&realm.uses, uses);
-        if failed { self.realms.remove(name) } else { None }
+        if failed { self.take(name) } else { None }
+    }
+
+    fn take(&mut self, name: &str) -> Option<(String, Realm<T>)> {
+        let (name, realm) = self.realms.remove_entry(name)?;
+        *self.counts.of(realm.standing) -= 1;
+        Some((name, realm))
     }
 
     fn trim(&mut self) -> Vec<(String, Realm<T>)> {
@@ -118,14 +149,10 @@ impl<T> Held<T> {
         let verified = |uses: &Uses| uses.verified.load(Ordering::Relaxed);
         let called = |uses: &Uses| uses.called.load(Ordering::Relaxed);
         self.keep(Standing::Verified, self.most, verified, &mut gone);
-        let left = self.most.saturating_sub(self.count(Standing::Verified)).max(ON_TRIAL);
+        let left = self.most.saturating_sub(self.counts.verified).max(ON_TRIAL);
         self.keep(Standing::Returning, left, called, &mut gone);
         self.keep(Standing::OnTrial, ON_TRIAL, called, &mut gone);
         gone
-    }
-
-    fn count(&self, standing: Standing) -> usize {
-        self.realms.values().filter(|realm| realm.standing == standing).count()
     }
 
     /// Takes out those of this standing that are more than `most`, the longest ago first.
@@ -136,11 +163,11 @@ impl<T> Held<T> {
         last: impl Fn(&Uses) -> i64,
         gone: &mut Vec<(String, Realm<T>)>,
     ) {
-        for _ in most..self.count(standing) {
+        for _ in most..*self.counts.of(standing) {
             let of_standing = self.realms.iter().filter(|(_, realm)| realm.standing == standing);
             let oldest = of_standing.min_by_key(|(_, realm)| last(&realm.uses));
             let Some(name) = oldest.map(|(name, _)| name.clone()) else { return };
-            gone.extend(self.realms.remove_entry(&name));
+            gone.extend(self.take(&name));
         }
     }
 }
@@ -214,5 +241,6 @@ mod tests {
         assert_eq!(held.get("a").expect("is held").standing, Standing::FirstFetch);
         let now = Arc::clone(&held.get("a").expect("is held").uses);
         assert!(held.take_failed("a", &now).is_some());
+        assert_eq!((held.counts.first_fetch, held.realms.len()), (0, 0));
     }
 }

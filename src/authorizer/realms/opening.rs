@@ -76,9 +76,11 @@ impl NewRealm {
         &self.name
     }
 
-    /// Waits until it is opened.
+    /// Waits until it is opened, and holds no more than its name meanwhile.
     pub(in crate::authorizer) async fn opened(self, deadline: Instant) -> Result<Lent, Shut> {
-        let (mut told, _place) = match self.realms.join(&self.name)? {
+        let Self { realms, config, name } = self;
+        drop(config);
+        let (mut told, _place) = match realms.join(name)? {
             Joined::Held(lent) => return Ok(lent),
             Joined::Line(told, place) => (told, place),
         };
@@ -87,7 +89,7 @@ impl NewRealm {
             Err(_) => Err(Shut::Waited),
             Ok(Err(_)) => Err(Shut::CannotOpen),
             Ok(Ok(opening)) => match &*opening {
-                Opening::Done(keyed, uses) => Ok(self.realms.lend(keyed, uses)),
+                Opening::Done(keyed, uses) => Ok(realms.lend(keyed, uses)),
                 Opening::Awaited | Opening::Failed => Err(Shut::CannotOpen),
             },
         }
@@ -150,17 +152,17 @@ impl Drop for Turn<'_> {
 }
 
 impl RealmProviders {
-    fn join(self: &Arc<Self>, name: &str) -> Result<Joined, Shut> {
+    fn join(self: &Arc<Self>, name: String) -> Result<Joined, Shut> {
         let mut front = self.front();
         // It may have been opened since the token was screened.
-        if let Some(realm) = self.read().get(name) {
+        if let Some(realm) = self.read().get(&name) {
             return Ok(Joined::Held(self.lend(&realm.what, &realm.uses)));
         }
-        let class = if self.is_known(name) { Class::Known } else { Class::New };
-        if class == Class::New && front.absent.contains(name, clock::monotonic()) {
+        let class = if self.is_known(&name) { Class::Known } else { Class::New };
+        if class == Class::New && front.absent.contains(&name, clock::monotonic()) {
             return Err(Shut::Absent);
         }
-        let joined = front.line.join(name, class, || watch::Sender::new(Opening::Awaited));
+        let joined = front.line.join(&name, class, || watch::Sender::new(Opening::Awaited));
         let (ticket, told) = joined.map_err(|Full| Shut::LineFull)?;
         let told = told.subscribe();
         if !std::mem::replace(&mut front.driven, true) {
@@ -168,7 +170,7 @@ impl RealmProviders {
         }
         drop(front);
         self.turn.notify_one();
-        let place = InLine { realms: Arc::clone(self), name: name.to_owned(), ticket };
+        let place = InLine { realms: Arc::clone(self), name, ticket };
         Ok(Joined::Line(told, place))
     }
 
@@ -247,7 +249,7 @@ impl RealmProviders {
             if matches!(error, Some(FetchError::Status { status: 404 | 410, .. })) {
                 self.front().absent.note(name, clock::monotonic());
             }
-            self.write().take_failed(name, uses).map(|realm| (name.to_owned(), realm)).into_iter().collect()
+            self.write().take_failed(name, uses).into_iter().collect()
         };
         self.let_go(gone);
     }

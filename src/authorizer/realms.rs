@@ -25,6 +25,7 @@
 //!   `min_spacing`, in a line of their own.
 //! - A new tenant of which somebody is always waiting, while each made-up name is sent once: one `wait`, one
 //!   `min_spacing` and one fetch, 5 s by default at most. By then every name that came before it has left or been opened.
+//!   One whose requests do not overlap begins anew with each.
 //! - Where the flood keeps names waiting all the time, a new tenant waits for as many `min_spacing` as there are, 1,024
 //!   at most; and while all places are taken its caller gets one only as another name leaves.
 

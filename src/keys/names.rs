@@ -12,14 +12,13 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::snapshot::{SnapshotError, open_checked, replace};
+use super::snapshot::{SnapshotError, check_file, check_folder, open_checked, replace};
 
 /// Entries of the folder that are looked at.
 const MOST_ENTRIES: usize = 65_536;
 
-/// Bytes of the list for each name, and besides them.
-const NAME_BYTES: usize = 256;
-const FRAME_BYTES: usize = 16 * 1024;
+/// The longest list that is read, in bytes: longer than one of as many names as can be known.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
 
 /// Where the names of a provider's realms are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,11 +77,10 @@ impl RealmNames {
 
     fn read_list(&self, most: usize) -> Result<Vec<String>, SnapshotError> {
         let Some(file) = open_checked(&self.path())? else { return Ok(Vec::new()) };
-        let max_bytes = most.saturating_mul(NAME_BYTES).saturating_add(FRAME_BYTES);
         let mut text = Vec::new();
-        file.take(max_bytes as u64 + 1).read_to_end(&mut text)?;
-        if text.len() > max_bytes {
-            return Err(SnapshotError::TooLarge(max_bytes));
+        file.take(MOST_BYTES as u64 + 1).read_to_end(&mut text)?;
+        if text.len() > MOST_BYTES {
+            return Err(SnapshotError::TooLarge(MOST_BYTES));
         }
         let content: Content = serde_json::from_slice(&text).map_err(|_| SnapshotError::Damaged)?;
         if content.issuer != self.issuer {
@@ -97,7 +95,7 @@ impl RealmNames {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
-        super::snapshot::check_folder(&fs::metadata(&self.folder)?)?;
+        check_folder(&fs::metadata(&self.folder)?)?;
         let before = Self::snapshot_name(&self.provider, "");
         let mut found: Vec<(SystemTime, String)> = entries
             .take(MOST_ENTRIES)
@@ -105,8 +103,9 @@ impl RealmNames {
                 let entry = entry.ok()?;
                 let file = entry.file_name().into_string().ok()?;
                 let name = file.strip_prefix(&before)?.strip_suffix(".json")?;
-                let written = entry.metadata().ok()?.modified().ok()?;
-                (!name.contains('@')).then(|| (written, name.to_owned()))
+                let metadata = entry.metadata().ok()?;
+                let ours = !name.contains('@') && check_file(&metadata).is_ok();
+                Some((metadata.modified().ok().filter(|_| ours)?, name.to_owned()))
             })
             .collect();
         found.sort_by(|a, b| b.cmp(a));
@@ -159,6 +158,7 @@ mod tests {
         let names = RealmNames::new(folder.path(), "keycloak", ISSUER);
         assert!(names.read(10).names.is_empty());
         names.write(owned(&["b", "a"])).expect("is written");
+        std::os::unix::fs::symlink("/dev/null", folder.path().join("keycloak@g.json")).expect("is made");
         let others = ["keycloak@c.json", "keycloak.json", "other@d.json", ".keycloak@e.json", "keycloak@f"];
         for other in others {
             fs::write(folder.path().join(other), "{}").expect("is written");
@@ -187,8 +187,8 @@ mod tests {
         fs::set_permissions(names.path(), fs::Permissions::from_mode(0o600)).expect("is ours");
         fs::write(names.path(), r#"{"issuer":"#).expect("is written");
         refused(&names, SnapshotError::Damaged);
-        fs::write(names.path(), vec![b' '; FRAME_BYTES + 10 * NAME_BYTES + 1]).expect("is written");
-        refused(&names, SnapshotError::TooLarge(FRAME_BYTES + 10 * NAME_BYTES));
+        fs::write(names.path(), vec![b' '; MOST_BYTES + 1]).expect("is written");
+        refused(&names, SnapshotError::TooLarge(MOST_BYTES));
         fs::remove_file(names.path()).expect("is ours");
         std::os::unix::fs::symlink("/dev/null", names.path()).expect("is made");
         refused(&names, SnapshotError::NotAFile);

@@ -230,7 +230,7 @@ pub(super) fn check_folder(metadata: &Metadata) -> Result<(), SnapshotError> {
     if writable && !sticky { Err(SnapshotError::FolderWorldWritable) } else { Ok(()) }
 }
 
-fn check_file(metadata: &Metadata) -> Result<(), SnapshotError> {
+pub(super) fn check_file(metadata: &Metadata) -> Result<(), SnapshotError> {
     let ours = rustix::process::geteuid().as_raw();
     if !metadata.is_file() {
         Err(SnapshotError::NotAFile)

@@ -86,7 +86,9 @@ fn nobody_is_taken_for_new_before_the_names_are_read() {
         let made_up: Vec<_> = (0..100).map(|i| ask(unsigned(&format!("made{i}")))).collect();
         let real: Vec<_> = names.iter().map(|name| ask(world.token(name))).collect();
         advance(SECOND).await;
-        tokio::task::yield_now().await;
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
         assert_eq!(world.asked_in_all(), 0);
         release.send(()).expect("the thread waits");
         for one in real {
@@ -121,4 +123,24 @@ fn new_names_wait_five_seconds_for_a_disk_that_hangs_and_no_longer() {
         assert_eq!(decided.await.expect("is decided"), "ok");
         release.send(()).expect("the thread waits");
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_that_is_verified_all_the_time_stays_in_the_list_however_early_it_came() {
+    let (names, folder) = (tenants(12), folder());
+    let world = World::keeping(&names, Some(folder.path().to_owned()));
+    let config = configuration("realms: '[a-z0-9]+'\nmax_realms: 2");
+    let template = world.template_of(&config, None);
+    let authorizer = world.authorizer_of(&config, &template);
+    for name in &names[1..] {
+        for name in [&names[0], name] {
+            assert_eq!(decide(&authorizer, &world.token(name)).await, "ok");
+            sleep(6 * SECOND).await;
+        }
+    }
+    let path = folder.path().join("keycloak@@realms.json");
+    let list = || std::fs::read_to_string(&path).unwrap_or_default();
+    until("the last one is written", || list().contains("\"tenant11\"")).await;
+    assert!(list().contains("\"tenant0\""), "{}", list());
+    assert_eq!(listed(folder.path()), 8, "four for each that memory has room for");
 }

@@ -55,10 +55,14 @@ impl SharedNames {
 }
 
 impl RealmProviders {
-    /// Writes the list of known names now, if it has changed and is kept in a file. Does not wait for it.
+    /// Writes the list of known names now, in the order of their last verified tokens, if it is kept in a file. Does
+    /// not wait for it.
     pub fn save_names(&self) {
-        if let (NamesKept::In(file), Some(names)) = (&self.kept, self.unsaved_names()) {
-            let file = file.clone();
+        if let NamesKept::In(file) = &self.kept
+            && !self.names_all()
+            && self.names.lock().read
+        {
+            let (file, names) = (file.clone(), self.names_in_order());
             spawn_blocking(move || file.write(names));
         }
     }
@@ -105,9 +109,16 @@ impl RealmProviders {
 
     /// All names, if some of them are not in the list yet. Before the list has been read it is not replaced.
     fn unsaved_names(&self) -> Option<Vec<String>> {
+        let unsaved = {
+            let mut names = self.names.lock();
+            names.read && std::mem::take(&mut names.unsaved)
+        };
+        unsaved.then(|| self.names_in_order())
+    }
+
+    fn names_in_order(&self) -> Vec<String> {
         self.refresh_names();
-        let mut names = self.names.lock();
-        (names.read && std::mem::take(&mut names.unsaved)).then(|| names.in_order())
+        self.names.lock().in_order()
     }
 
     fn take_in_names(&self, found: FoundNames, file: &RealmNames) {

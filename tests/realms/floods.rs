@@ -206,7 +206,7 @@ async fn a_reload_keeps_what_is_known_of_realms_and_who_was_verified_least_latel
     assert!(clock::elapsed_since(asked) < SECOND / 10);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn while_one_realm_is_being_opened_nobody_else_waits_and_it_is_opened_once() {
     let (gate, gated) = std::sync::mpsc::channel::<()>();
     let gated = std::sync::Mutex::new(gated);

@@ -6,6 +6,7 @@
 
 mod findings;
 mod providers;
+mod realms;
 mod trace;
 
 use std::collections::BTreeSet;
@@ -16,11 +17,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-pub use self::providers::{KeyedProvider, OpenRealm, RealmProviders};
+pub use self::providers::KeyedProvider;
+pub use self::realms::{NamesKept, OpenRealm, RealmProviders};
 pub use self::trace::Step;
 
 use self::findings::Findings;
-use self::providers::{Issuer, Providers};
+use self::providers::{Issuer, Lent, Providers};
 use self::trace::Trace;
 use crate::access_request::AccessRequest;
 use crate::bearer_token::{self, FoundToken};
@@ -89,7 +91,7 @@ impl Authorizer {
     /// An authorizer for these providers, and for those that stand for many.
     pub fn new(
         providers: Vec<KeyedProvider>,
-        templates: Vec<RealmProviders>,
+        templates: Vec<Arc<RealmProviders>>,
         policy: RequestPolicy,
         clock: Clock,
         metrics: Arc<Metrics>,
@@ -208,7 +210,7 @@ impl Authorizer {
             }
         };
         let found = findings.take_token(bearer_token::find(request, &self.token_sources))?;
-        let (issuer, screened) = self.screen(&found, findings).map_err(|permanent| {
+        let (issuer, screened) = self.screen(&found, request, findings).map_err(|permanent| {
             let reason = Reason::from(&permanent);
             findings.detail = detail_of(permanent);
             findings.trace.tell("screen", reason.as_str(), || findings.detail.clone().unwrap_or_default());
@@ -221,12 +223,10 @@ impl Authorizer {
             return Err(Reason::TokenMissing);
         }
         findings.trace.tell("screen", "passed", || screened.to_string());
-        let keyed = issuer.keyed().ok_or_else(|| {
-            let detail = "too many realms are new at this time: their keys are fetched one after the other";
-            findings.refuse("key", Reason::KeysUnavailable, Some(detail.to_owned()))
-        })?;
+        let (keyed, screened) = self.keyed(issuer, screened, &found, request, findings).await?;
         let provider = &keyed.provider;
         let validated = self.verify(&keyed, screened, request, findings).await?;
+        keyed.token_verified(request.arrived);
         let claims = validated.claims();
         findings.note_claims(claims, provider);
         if let Some(requirements) = requirements {
@@ -290,14 +290,44 @@ impl Authorizer {
         challenge
     }
 
+    /// The keys of a token that has passed the screen. Who has to wait for a realm to be opened keeps the token's bytes
+    /// alone, and reads them again.
+    async fn keyed<'f>(
+        &self,
+        issuer: Issuer,
+        screened: Screened<'f>,
+        found: &'f FoundToken<'_>,
+        request: &AccessRequest<'_>,
+        findings: &mut Findings<'_>,
+    ) -> Result<(Lent, Screened<'f>), Reason> {
+        let new = match issuer {
+            Issuer::Held(lent) => return Ok((lent, screened)),
+            Issuer::New(new) => new,
+        };
+        drop(screened);
+        let deadline = deadline(request, new.config().refresh.wait);
+        let opened = new.opened(deadline).await;
+        let lent =
+            opened.map_err(|shut| findings.refuse("key", Reason::KeysUnavailable, Some(shut.to_string())))?;
+        let again = validation::parse(&found.text, &self.policy.limits.token())
+            .and_then(|token| validation::screen(token, &lent.provider, self.clock.now()));
+        match again {
+            Ok(screened) => Ok((lent, screened)),
+            // It may have expired meanwhile.
+            Err(permanent) => Err(findings.refuse("screen", Reason::from(&permanent), detail_of(permanent))),
+        }
+    }
+
     fn screen<'f>(
         &self,
         found: &'f FoundToken<'_>,
+        request: &AccessRequest<'_>,
         findings: &mut Findings<'_>,
     ) -> Result<(Issuer, Screened<'f>), Permanent> {
         let token = validation::parse(&found.text, &self.policy.limits.token())?;
         findings.kid = token.kid.as_deref().map(on_one_line);
-        let issuer = self.providers.of_issuer(validation::issuer(&token)?).ok_or(Permanent::IssuerUnknown)?;
+        let issuer = self.providers.of_issuer(validation::issuer(&token)?, request.arrived);
+        let issuer = issuer.ok_or(Permanent::IssuerUnknown)?;
         let provider = Arc::clone(issuer.provider());
         findings.realm = issuer.realm().map(str::to_owned);
         findings.trace.tell("provider", &provider.name, || provider.issuer.clone());

@@ -25,6 +25,7 @@ pub mod fetch;
 pub mod folder;
 pub mod http;
 pub mod http_client;
+pub mod names;
 pub mod origin;
 pub mod published;
 mod refresh;
@@ -314,10 +315,12 @@ impl KeyCache {
         Self { shared, tasks, passing: false }
     }
 
-    /// The same, as one of many that come and go: when it goes, its label values go from the metrics.
+    /// The same, as one of many that come and go: when the last of its name goes, its label values go from the
+    /// metrics.
     pub fn passing(self) -> Self {
         let mut cache = self;
         cache.passing = true;
+        cache.shared.around.metrics.hold_keys(&cache.shared.provider);
         cache
     }
 

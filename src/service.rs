@@ -55,8 +55,10 @@ impl Service {
     }
 
     fn start_in(config: &Config, around: Surroundings) -> Result<Self, ServiceError> {
-        let parts =
-            config.providers.iter().map(|wanted| providers::part(wanted, Vec::new(), Vec::new(), &around));
+        let parts = config
+            .providers
+            .iter()
+            .map(|wanted| providers::part(wanted, Vec::new(), Vec::new(), None, &around));
         let authorizer = providers::authorizer(parts.collect::<Result<_, _>>()?, config, &around);
         around.metrics.started_with_configuration(around.clock.now());
         Ok(Self {
@@ -101,6 +103,7 @@ impl Service {
     /// Begins a drain: from now on health says that nothing should be sent here.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Release);
+        self.authorizer.load().realms().iter().for_each(|realms| realms.save_names());
         self.around.serving_changed.notify_one();
     }
 }

@@ -3,6 +3,8 @@
 //! Labels have few values by construction: names from the configuration and our own enums, never text
 //! from a token or a request. Nothing here takes a token, a header value or a secret.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -136,6 +138,8 @@ pub struct Metrics {
     task_restarts: Family<TaskLabels, Counter>,
     reloads: Family<ReloadLabels, Counter>,
     last_reload: Gauge<f64, std::sync::atomic::AtomicU64>,
+    /// How many there are of keys that come and go, by their names.
+    held_keys: Mutex<HashMap<String, usize>>,
 }
 
 impl Default for Metrics {
@@ -212,6 +216,7 @@ impl Metrics {
             task_restarts,
             reloads,
             last_reload,
+            held_keys: Mutex::default(),
         }
     }
 
@@ -306,8 +311,23 @@ impl Metrics {
         self.age.remove(&labels);
     }
 
-    /// Takes everything about these keys out of the metrics, counters too.
+    /// There are keys of this name that come and go: until [`Metrics::forget_keys`] was called as often, they stay
+    /// in the metrics.
+    pub fn hold_keys(&self, name: &str) {
+        *self.held_keys().entry(name.to_owned()).or_default() += 1;
+    }
+
+    /// Takes everything about these keys out of the metrics, counters too, unless others of that name are there.
     pub fn forget_keys(&self, name: &str) {
+        // Held to the end, so that others of that name are not forgotten as they come.
+        let mut held = self.held_keys();
+        if let Some(count) = held.get_mut(name)
+            && *count > 1
+        {
+            *count -= 1;
+            return;
+        }
+        held.remove(name);
         self.forget_provider(name);
         let causes = [StaleCause::UnknownKid, StaleCause::BadSignature].map(Trigger::Forced);
         for trigger in Trigger::ALL {
@@ -329,6 +349,11 @@ impl Metrics {
             }
         }
         self.waiters_rejected.remove(&ProviderLabels { provider: name.to_owned() });
+    }
+
+    /// No code that holds the lock can panic half-way, so a poisoned one is still sound.
+    fn held_keys(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.held_keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The text that Prometheus reads (OpenMetrics 1.0).

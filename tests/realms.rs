@@ -3,6 +3,13 @@
 
 mod support;
 
+#[path = "realms/floods.rs"]
+mod floods;
+#[path = "realms/names.rs"]
+mod names;
+#[path = "realms/world.rs"]
+mod world;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -17,7 +24,9 @@ use portcullis::access_request::AccessRequest;
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::Config;
+use portcullis::keys::Surroundings;
 use portcullis::service::Service;
+use portcullis::telemetry::Metrics;
 use portcullis::validation::UnixTime;
 use serde_json::{Value, json};
 use support::{Answer, NOW, Running, fixed_clock};
@@ -230,10 +239,18 @@ async fn a_realm_has_its_own_keys_and_no_other_ones() {
 #[tokio::test]
 async fn made_up_realms_that_match_neither_push_known_ones_out_nor_cost_more_than_their_budget() {
     let realms = Realms::start(&["acme", "late"]).await;
-    let service = service(&realms, "realms: '[a-z0-9]+'\nmax_realms: 2").await;
+    let mut config = configuration(&realms, "realms: '[a-z0-9]+'\nmax_realms: 2");
+    config.providers[0].refresh.wait = Duration::from_millis(300);
+    let service = Arc::new(Running::start(config, fixed_clock()).await);
     is(&service.bearer(&realms.token("acme")).await, "ok");
-    for i in 0..200 {
-        is(&service.bearer(&realms.token(&format!("made{i}"))).await, "keys_unavailable");
+    let made_up: Vec<_> = (0..200)
+        .map(|i| {
+            let (service, token) = (Arc::clone(&service), realms.token(&format!("made{i}")));
+            tokio::spawn(async move { is(&service.bearer(&token).await, "keys_unavailable") })
+        })
+        .collect();
+    for one in made_up {
+        one.await.expect("is answered so");
     }
     let fetches: u64 = realms.asked().values().sum();
     assert!(fetches <= 17, "{fetches} for one real realm and a burst of 16");
@@ -247,30 +264,7 @@ async fn made_up_realms_that_match_neither_push_known_ones_out_nor_cost_more_tha
 }
 
 #[tokio::test]
-async fn a_realm_whose_keys_cannot_be_had_is_unavailable_and_is_tried_again() {
-    let realms = Realms::start(&[]).await;
-    let service = service(&realms, "realms: '[a-z]+'").await;
-    let token = {
-        realms.publish("acme");
-        let token = realms.token("acme");
-        let key = realms.0.keys.lock().expect("no test has panicked").remove("acme").expect("published");
-        is(&service.bearer(&token).await, "keys_unavailable");
-        realms.0.keys.lock().expect("no test has panicked").insert("acme".to_owned(), key);
-        token
-    };
-    // Its probation ends with the failed fetch, and the next token is a first one again.
-    eventually("it is allowed", async || {
-        let answer = service.bearer(&token).await;
-        if !answer.is_allowed() {
-            is(&answer, "keys_unavailable");
-        }
-        answer.is_allowed()
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn the_realm_that_was_used_least_lately_goes_when_there_are_too_many() {
+async fn the_realm_that_was_verified_least_lately_goes_when_there_are_too_many() {
     let realms = Realms::start(&["a", "b", "c"]).await;
     for lines in ["realms: [a, b, c]\nmax_realms: 2", "realms: '[abc]'\nmax_realms: 2"] {
         realms.0.asked.lock().expect("no test has panicked").clear();
@@ -384,7 +378,10 @@ async fn snapshots_of_realms_are_files_of_their_own_and_serve_while_the_issuer_i
         names.sort();
         names
     };
-    eventually("both are written", async || files() == ["keycloak@acme.json", "keycloak@globex.json"]).await;
+    eventually("both are written", async || {
+        files() == ["keycloak@@realms.json", "keycloak@acme.json", "keycloak@globex.json"]
+    })
+    .await;
     drop(first);
     realms.hold();
     let second = Running::start(config, fixed_clock()).await;
@@ -485,4 +482,22 @@ async fn keys_of_a_realm_outlive_its_own_entry_and_its_template_a_new_name_while
     assert_eq!(service.reload(&renamed).await, Ok(Vec::new()));
     assert_eq!(decided(&service, &realms, "acme").await, "other ok");
     realms.release();
+}
+
+#[tokio::test]
+async fn a_realm_that_is_opened_again_keeps_its_metrics_when_the_old_keys_go() {
+    let world = world::World::of(&["acme".to_owned()]);
+    let metrics = Arc::new(Metrics::new());
+    let shown = || metrics.encode().expect("text").contains("\"keycloak/acme\"");
+    let opened = async || {
+        let around = Surroundings { metrics: Arc::clone(&metrics), ..Surroundings::default() };
+        let keys = world.keys("keycloak/acme", "acme", around);
+        keys.first_fetch_ended().await;
+        keys
+    };
+    let (old, new) = (opened().await, opened().await);
+    drop(old);
+    assert!(shown());
+    drop(new);
+    assert!(!shown());
 }

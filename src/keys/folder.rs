@@ -205,7 +205,8 @@ impl Folder for DiskFolder {
     }
 }
 
-fn check(metadata: &Metadata, what: What) -> Result<(), FolderError> {
+/// Whether nobody but this process's user or root can have written a file, or can replace one in a folder.
+pub(super) fn check(metadata: &Metadata, what: What) -> Result<(), FolderError> {
     let ours = rustix::process::geteuid().as_raw();
     let (uid, mode) = (metadata.uid(), metadata.mode());
     let sticky = what == What::Folder && mode & 0o1000 != 0;

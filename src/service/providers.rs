@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::authorizer::{Authorizer, KeyedProvider, OpenRealm, RealmProviders, RequestPolicy};
+use crate::authorizer::{Authorizer, KeyedProvider, NamesKept, OpenRealm, RealmProviders, RequestPolicy};
 use crate::config::{Config, ProviderConfig, Realms};
 use crate::keys::budget::Budget;
+use crate::keys::names::RealmNames;
 use crate::keys::{KeyCache, Surroundings};
 
 use super::ServiceError;
@@ -15,7 +16,7 @@ pub(super) enum Part {
     /// Of one issuer.
     One(KeyedProvider),
     /// That stands for many.
-    Many(Box<RealmProviders>),
+    Many(Arc<RealmProviders>),
 }
 
 /// A provider that runs.
@@ -105,7 +106,7 @@ pub(super) fn authorizer(parts: Vec<Part>, config: &Config, around: &Surrounding
     for part in parts {
         match part {
             Part::One(keyed) => providers.push(keyed),
-            Part::Many(realms) => templates.push(*realms),
+            Part::Many(realms) => templates.push(realms),
         }
     }
     let policy = RequestPolicy {
@@ -126,11 +127,11 @@ pub(super) fn part(
     wanted: &ProviderConfig,
     held: Vec<Held>,
     mut answered: Vec<KeyedProvider>,
+    before: Option<&RealmProviders>,
     around: &Surroundings,
 ) -> Result<Part, ServiceError> {
     if let Some(realms) = &wanted.realms {
-        return realm_providers(wanted, realms, held, answered, around)
-            .map(|realms| Part::Many(Box::new(realms)));
+        return realm_providers(wanted, realms, held, answered, before, around).map(Part::Many);
     }
     if let Some(keyed) = answered.pop() {
         return Ok(Part::One(keyed));
@@ -164,8 +165,9 @@ fn realm_providers(
     realms: &Realms,
     held: Vec<Held>,
     answered: Vec<KeyedProvider>,
+    before: Option<&RealmProviders>,
     around: &Surroundings,
-) -> Result<RealmProviders, ServiceError> {
+) -> Result<Arc<RealmProviders>, ServiceError> {
     let http = http_client(wanted)?;
     let budget =
         budget_of(held.iter().map(|held| &held.keys).chain(answered.iter().map(|keyed| &keyed.keys)));
@@ -174,13 +176,14 @@ fn realm_providers(
     for held in held {
         let Some(name) = realms.issuer.realm_of(&held.config.provider.issuer) else { continue };
         let is = wanted.of_realm(realms, name);
-        let allowed = realms.allowed.contains(name) && known.len() < realms.most;
+        let allowed = realms.allowed.contains(name);
         if allowed && same_source(&held.config, &is) && !tried.iter().any(|tried| tried == name) {
             let realm = Realm { name: name.to_owned(), http: Arc::clone(&http), budget: Arc::clone(&budget) };
             let keys = carried(&is, Some(&realm), Some(&held), around)?;
             known.push(keyed(&is, Some(realm.name), keys));
         }
     }
+    let kept = names_kept(wanted, realms, around);
     let around = around.clone();
     let open: OpenRealm = Arc::new(move |config, name| {
         let realm = Realm { name: name.to_owned(), http: Arc::clone(&http), budget: Arc::clone(&budget) };
@@ -188,7 +191,14 @@ fn realm_providers(
             .inspect_err(|error| tracing::error!(realm = name, %error, "a realm cannot be opened"))
             .ok()
     });
-    Ok(RealmProviders::new(wanted.clone(), realms.clone(), open, known))
+    Ok(RealmProviders::new(wanted.clone(), realms.clone(), open, kept, known, before))
+}
+
+/// Where the names of realms that had keys are kept: beside their snapshots.
+fn names_kept(wanted: &ProviderConfig, realms: &Realms, around: &Surroundings) -> NamesKept {
+    let Some(folder) = &wanted.refresh.snapshot_dir else { return NamesKept::InMemory };
+    let names = RealmNames::new(folder, &wanted.provider.name, &realms.issuer.to_string());
+    if around.snapshots_read_only { NamesKept::ReadFrom(names) } else { NamesKept::In(names) }
 }
 
 /// What pays for the fetches that tokens of a provider's realms force: the budget that it had before, if any of its

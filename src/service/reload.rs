@@ -143,14 +143,16 @@ impl Service {
                     (as_it_was(&step.wanted, step.running.as_ref()), Vec::new())
                 }
             };
-            let held = match step.running {
-                _ if provider.realms.is_some() => {
-                    held_for_realms(&provider, wanted, &course.running, &authorizer)
-                }
-                Some(Running::One(held)) => vec![*held],
-                Some(Running::Many(_)) | None => Vec::new(),
+            let (held, before) = match step.running {
+                Some(Running::One(held)) if provider.realms.is_none() => (vec![*held], None),
+                Some(Running::Many(before)) => (Vec::new(), Some(before)),
+                Some(Running::One(_)) | None => (Vec::new(), None),
             };
-            let part = providers::part(&provider, held, answered, &self.around);
+            let held = match provider.realms {
+                Some(_) => held_for_realms(&provider, wanted, &course.running, &authorizer),
+                None => held,
+            };
+            let part = providers::part(&provider, held, answered, before.as_deref(), &self.around);
             // What was begun under names that are new goes again.
             parts.push(part.inspect_err(|_| self.forget_names(wanted, &course.running))?);
             config.providers.push(provider);

@@ -14,6 +14,7 @@ use crate::keys::discovery::Discovery;
 use crate::keys::fetch::{Ask, Fetch, FetchError, Fetched, Fetching, FileKeys};
 use crate::keys::http::HttpKeys;
 use crate::keys::http_client::HttpClient;
+use crate::keys::names::RealmNames;
 use crate::keys::published::Published;
 use crate::keys::schedule::Trigger;
 use crate::keys::snapshot::SnapshotFile;
@@ -178,8 +179,7 @@ fn cache(
 ) -> KeyCache {
     let Provider { name, issuer, .. } = &*config.provider;
     let RefreshPolicy { max_bytes, ref snapshot_dir, .. } = config.refresh;
-    // In no name of a provider or a realm is an `@`.
-    let file_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}@{}", realm.name));
+    let file_name = realm.map_or_else(|| name.clone(), |realm| RealmNames::snapshot_name(name, &realm.name));
     let file = snapshot_dir
         .as_deref()
         .map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source.place, max_bytes));

@@ -36,6 +36,8 @@ const TOLERANCE: i64 = 5_000_000;
 #[derive(Clone, Copy, Debug, Default)]
 struct Sightings {
     had: Times,
+    /// The latest date of an answer that had it.
+    dated: i64,
     lacked: Option<Times>,
     /// When this process was first shown that the key is gone.
     gone_since: Option<Instant>,
@@ -55,15 +57,17 @@ impl Seen {
         for (key, seen) in &mut self.keys {
             let later = times.made > seen.had.made
                 && times.asked >= seen.had.received
-                && times.dated + TOLERANCE >= seen.had.dated;
+                && times.dated + TOLERANCE >= seen.dated;
             if !keys.contains(key) && later && seen.lacked.is_none_or(|lacked| lacked < times) {
                 seen.lacked = Some(times);
                 seen.gone_since.get_or_insert_with(Instant::now);
             }
         }
         for key in keys {
-            let seen = self.keys.entry(key.clone()).or_default();
+            let first = Sightings { dated: times.dated, ..Sightings::default() };
+            let seen = self.keys.entry(key.clone()).or_insert(first);
             seen.had = seen.had.max(times);
+            seen.dated = seen.dated.max(times.dated);
             if seen.lacked.is_none_or(|lacked| lacked < times) {
                 seen.gone_since = None;
             }
@@ -96,6 +100,7 @@ impl Seen {
         for (key, seen) in all.iter().flat_map(|one| &one.keys) {
             let known = left.keys.entry(key.clone()).or_default();
             known.had = known.had.max(seen.had);
+            known.dated = known.dated.max(seen.dated);
             known.lacked = known.lacked.max(seen.lacked);
         }
         for seen in left.keys.values_mut() {

@@ -1,0 +1,340 @@
+//! A template of realms and its issuer on a paused clock, without a network: the real authorizer and key caches, and
+//! an issuer that is a function.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use portcullis::access_request::AccessRequest;
+use portcullis::authorizer::{Authorizer, NamesKept, OpenRealm, RealmProviders, RequestPolicy};
+use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
+use portcullis::config::{Config, RefreshPolicy};
+use portcullis::keys::fetch::{Ask, Fetch, FetchError, Fetched, Fetching};
+use portcullis::keys::names::RealmNames;
+use portcullis::keys::snapshot::SnapshotFile;
+use portcullis::keys::{KeyCache, Surroundings};
+use portcullis::validation::key_set::KeySet;
+use serde_json::json;
+use tokio::time::sleep;
+
+use crate::support::{NOW, fixed_clock};
+
+pub const SECOND: Duration = Duration::from_secs(1);
+
+const ISSUER: &str = "https://sso.example.com/realms/{realm}";
+
+/// The issuer of many realms.
+#[derive(Clone)]
+pub struct World(Arc<Inner>);
+
+struct Inner {
+    keys: Mutex<HashMap<String, SigningKey>>,
+    /// What it publishes for a name that it does not know; else that is 404.
+    of_anybody: Mutex<Option<SigningKey>>,
+    /// The status of every answer while it is away.
+    away: Mutex<Option<u16>>,
+    takes: Duration,
+    asked: Mutex<BTreeMap<String, usize>>,
+    /// Told of every realm that is about to be opened.
+    opening: Box<dyn Fn(&str) + Send + Sync>,
+    folder: Option<PathBuf>,
+}
+
+impl World {
+    /// With these realms, and nobody keeps snapshots.
+    pub fn of(names: &[String]) -> Self {
+        Self::keeping(names, None)
+    }
+
+    /// The same, with snapshots in this folder.
+    pub fn keeping(names: &[String], folder: Option<PathBuf>) -> Self {
+        Self::watched(names, folder, |_| {})
+    }
+
+    /// The same, and told before a realm is opened.
+    pub fn watched(
+        names: &[String],
+        folder: Option<PathBuf>,
+        opening: impl Fn(&str) + Send + Sync + 'static,
+    ) -> Self {
+        let world = Self(Arc::new(Inner {
+            keys: Mutex::default(),
+            of_anybody: Mutex::default(),
+            away: Mutex::default(),
+            takes: Duration::from_millis(50),
+            asked: Mutex::default(),
+            opening: Box::new(opening),
+            folder,
+        }));
+        names.iter().for_each(|name| world.publish(name));
+        world
+    }
+
+    pub fn publish(&self, name: &str) {
+        let key = SigningKey::generate("k", SigningAlgorithm::ES256);
+        self.0.keys.lock().unwrap().insert(name.to_owned(), key);
+    }
+
+    pub fn withdraw(&self, name: &str) -> SigningKey {
+        self.0.keys.lock().unwrap().remove(name).expect("is published")
+    }
+
+    pub fn put_back(&self, name: &str, key: SigningKey) {
+        self.0.keys.lock().unwrap().insert(name.to_owned(), key);
+    }
+
+    /// From now on there are keys for any name.
+    pub fn knows_anybody(&self) {
+        let key = SigningKey::generate("k", SigningAlgorithm::ES256);
+        *self.0.of_anybody.lock().unwrap() = Some(key);
+    }
+
+    /// From now on every answer has this status.
+    pub fn is_away_with(&self, status: u16) {
+        *self.0.away.lock().unwrap() = Some(status);
+    }
+
+    pub fn is_back(&self) {
+        *self.0.away.lock().unwrap() = None;
+    }
+
+    /// A good token of a realm that is published.
+    pub fn token(&self, name: &str) -> String {
+        let key = self.0.keys.lock().unwrap().get(name).cloned().expect("is published");
+        key.sign(&claims(name))
+    }
+
+    /// How often a realm's keys were asked for.
+    pub fn asked(&self, name: &str) -> usize {
+        self.0.asked.lock().unwrap().get(name).copied().unwrap_or_default()
+    }
+
+    /// How often keys were asked for.
+    pub fn asked_in_all(&self) -> usize {
+        self.0.asked.lock().unwrap().values().sum()
+    }
+
+    /// An authorizer for the realms that these lines allow.
+    pub fn authorizer(&self, lines: &str) -> Arc<Authorizer> {
+        let config = configuration(lines);
+        Arc::new(self.authorizer_of(&config, &self.template_of(&config, None)))
+    }
+
+    pub fn authorizer_of(&self, config: &Config, template: &Arc<RealmProviders>) -> Authorizer {
+        let policy = RequestPolicy {
+            rules: config.rules.clone(),
+            limits: config.limits,
+            responses: config.responses.clone(),
+            trusted_proxies: config.trusted_proxies.clone(),
+        };
+        Authorizer::new(Vec::new(), vec![Arc::clone(template)], policy, fixed_clock(), Arc::default())
+    }
+
+    pub fn template_of(&self, config: &Config, before: Option<&RealmProviders>) -> Arc<RealmProviders> {
+        let kept = self.0.folder.as_deref().map_or(NamesKept::InMemory, names_in);
+        self.template_in(config, kept, before)
+    }
+
+    /// The same, with the list of names in another place than the snapshots.
+    pub fn template_in(
+        &self,
+        config: &Config,
+        kept: NamesKept,
+        before: Option<&RealmProviders>,
+    ) -> Arc<RealmProviders> {
+        let template = config.providers[0].clone();
+        let realms = template.realms.clone().expect("a template");
+        let carried = before.map(|before| before.known()).unwrap_or_default();
+        let carried = carried.into_iter().map(|old| portcullis::authorizer::KeyedProvider {
+            provider: Arc::clone(&old.provider),
+            realm: old.realm.clone(),
+            keys: Arc::clone(&old.keys),
+            refresh: old.refresh.clone(),
+        });
+        RealmProviders::new(template, realms, self.open(), kept, carried.collect(), before)
+    }
+
+    fn open(&self) -> OpenRealm {
+        let world = self.clone();
+        let around = Surroundings { clock: fixed_clock(), ..Surroundings::default() };
+        Arc::new(move |config, name| {
+            (world.0.opening)(name);
+            let file = world.0.folder.as_ref().map(|folder| {
+                let file = RealmNames::snapshot_name("keycloak", name);
+                SnapshotFile::new(folder, &file, &config.provider.issuer, "there", 1 << 20)
+            });
+            let policy = config.refresh.clone();
+            Some(Arc::new(world.cache(name, name, policy, around.clone(), file)))
+        })
+    }
+
+    /// The keys of a realm, under this name in the metrics.
+    pub fn keys(&self, label: &str, name: &str, around: Surroundings) -> KeyCache {
+        self.cache(label, name, RefreshPolicy::default(), around, None)
+    }
+
+    fn cache(
+        &self,
+        label: &str,
+        name: &str,
+        policy: RefreshPolicy,
+        around: Surroundings,
+        file: Option<SnapshotFile>,
+    ) -> KeyCache {
+        let fetch = Arc::new(RealmKeys { world: self.clone(), name: name.to_owned() });
+        KeyCache::fetched(label, policy, fetch, around, None, file, Arc::default()).passing()
+    }
+}
+
+/// The list of names in this folder.
+pub fn names_in(folder: &Path) -> NamesKept {
+    NamesKept::In(RealmNames::new(folder, "keycloak", ISSUER))
+}
+
+/// The configuration of a template with these lines besides.
+pub fn configuration(lines: &str) -> Config {
+    let lines: String = lines.lines().map(|line| format!("    {line}\n")).collect();
+    let text = format!(
+        "listen: {{ext_authz: '127.0.0.1:0'}}
+providers:
+  - name: keycloak
+    issuer: '{ISSUER}'
+    jwks_uri: '{ISSUER}/keys'
+    audiences: [orders-api]
+{lines}"
+    );
+    Config::parse(&text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+}
+
+fn claims(name: &str) -> serde_json::Value {
+    json!({"iss": ISSUER.replace("{realm}", name), "aud": "orders-api", "exp": NOW + 300})
+}
+
+/// A token that nobody signed.
+pub fn unsigned(name: &str) -> String {
+    let [header, payload] = [json!({"alg": "ES256", "kid": "k"}), claims(name)]
+        .map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
+    format!("{header}.{payload}.{}", URL_SAFE_NO_PAD.encode([7; 64]))
+}
+
+/// The reason of the decision about a request with this token that arrives now.
+pub async fn decide(authorizer: &Authorizer, token: &str) -> &'static str {
+    let value = format!("Bearer {token}");
+    let headers = [(&b"authorization"[..], value.as_bytes())];
+    let request = AccessRequest::new(b"GET", b"h", b"/", headers.into_iter().collect());
+    authorizer.decide("test", &request).await.verdict.reason().as_str()
+}
+
+/// Sends tokens that nobody signed, each of another name, at this many a second for this long; nobody waits for the
+/// answers.
+pub async fn flood(authorizer: Arc<Authorizer>, per_second: u32, lasts: Duration) {
+    let gap = Duration::from_secs(1) / per_second;
+    let sent = u32::try_from(lasts.as_nanos() / gap.as_nanos()).expect("a number that is sent in a test");
+    for i in 0..sent {
+        let authorizer = Arc::clone(&authorizer);
+        tokio::spawn(async move { decide(&authorizer, &unsigned(&format!("made{i}"))).await });
+        sleep(gap).await;
+    }
+}
+
+/// Sends a good token of each of these realms, so often at this distance. Gives the reasons of those that are not
+/// allowed.
+pub async fn serve(
+    world: &World,
+    authorizer: &Arc<Authorizer>,
+    names: &[String],
+    times: usize,
+    gap: Duration,
+) -> Vec<(String, &'static str)> {
+    let mut sent = Vec::new();
+    for _ in 0..times {
+        for name in names {
+            let (authorizer, token, name) = (Arc::clone(authorizer), world.token(name), name.clone());
+            sent.push(tokio::spawn(async move { (name, decide(&authorizer, &token).await) }));
+        }
+        sleep(gap).await;
+    }
+    let mut refused = Vec::new();
+    for one in sent {
+        let (name, reason) = one.await.expect("is decided");
+        if reason != "ok" {
+            refused.push((name, reason));
+        }
+    }
+    refused
+}
+
+impl Fetch for RealmKeys {
+    fn fetch(&self, ask: Ask) -> Fetching<'_> {
+        Box::pin(async move {
+            let asked = ask.clock.now_micros();
+            let issuer = &self.world.0;
+            *issuer.asked.lock().unwrap().entry(self.name.clone()).or_default() += 1;
+            sleep(issuer.takes).await;
+            if let Some(status) = *issuer.away.lock().unwrap() {
+                return Err(FetchError::Status { status, retry_after: None });
+            }
+            let key = issuer.keys.lock().unwrap().get(&self.name).cloned();
+            match key.or_else(|| issuer.of_anybody.lock().unwrap().clone()) {
+                None => Err(FetchError::Status { status: 404, retry_after: None }),
+                Some(key) => {
+                    let set = json!({ "keys": [key.public_jwk()] }).to_string();
+                    let keys = KeySet::parse(set.as_bytes()).map_err(FetchError::KeySet)?;
+                    Ok(Fetched::locally(keys, self.name.clone(), asked, ask.clock.now_micros()))
+                }
+            }
+        })
+    }
+}
+
+struct RealmKeys {
+    world: World,
+    name: String,
+}
+
+/// So many names.
+pub fn tenants(count: usize) -> Vec<String> {
+    (0..count).map(|i| format!("tenant{i}")).collect()
+}
+
+/// A folder for snapshots.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder")
+}
+
+/// The files in it whose names have this in them.
+pub fn files(folder: &Path, with: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("is there");
+    let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text"));
+    names.filter(|name| name.contains(with) && !name.starts_with('.')).collect()
+}
+
+/// Writes are made on other threads, for which no clock is paused.
+pub async fn until(what: &str, so: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if so() {
+            return;
+        }
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(2))).await.expect("sleeps");
+    }
+    panic!("{what}: never");
+}
+
+/// The folder of a process that served these tenants and is gone.
+pub async fn served_before(names: &[String]) -> tempfile::TempDir {
+    let folder = folder();
+    let world = World::keeping(names, Some(folder.path().to_owned()));
+    let authorizer = world.authorizer("realms: '[a-z0-9]+'");
+    for some in names.chunks(8) {
+        assert_eq!(serve(&world, &authorizer, some, 1, 10 * SECOND).await, []);
+    }
+    until("every tenant has a snapshot", || files(folder.path(), "@tenant").len() == names.len()).await;
+    let list = folder.path().join("keycloak@@realms.json");
+    let listed = || std::fs::read_to_string(&list).unwrap_or_default().matches("tenant").count();
+    sleep(6 * SECOND).await;
+    until("every tenant is in the list", || listed() == names.len()).await;
+    folder
+}

@@ -22,7 +22,7 @@ use portcullis::commands::issuer::{Issuer, SigningAlgorithm};
 use portcullis::ext_authz::client::CheckClient;
 use serde_json::json;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 const CALLERS: usize = 10_000;
 const CONNECTIONS: usize = 4;
@@ -137,14 +137,13 @@ providers:
         fs::write(&file, text)?;
         let child = Command::new(binary).arg("serve").arg("--config").arg(&file).spawn()?;
         let service = Self { child, ports };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !service.page("/readyz").await.is_ok_and(|(ready, _)| ready) {
-            if Instant::now() > deadline {
-                return Err("the service never was ready".into());
+        for _ in 0..400 {
+            if service.page("/readyz").await.is_ok_and(|(ready, _)| ready) {
+                return Ok(service);
             }
             sleep(Duration::from_millis(50)).await;
         }
-        Ok(service)
+        Err("the service never was ready".into())
     }
 
     /// Whether a page of the operator's door was found, and its text.

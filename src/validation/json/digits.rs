@@ -15,10 +15,6 @@ enum Written {
     /// The first `len` bytes; the others are zero, so that the same text is the same value.
     Short { len: u8, bytes: [u8; SHORT] },
     /// Boxed twice, since a thin pointer is what keeps a JSON value at three words.
-    #[expect(
-        clippy::redundant_allocation,
-        reason = "a fat pointer would make every JSON value a word longer"
-    )]
     Long(Box<Box<str>>),
 }
 

@@ -273,6 +273,8 @@ impl Slots {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::clock;
 
@@ -426,5 +428,76 @@ mod tests {
         assert_eq!(line.next(start), Next::Open("old".to_owned(), Class::Known));
         assert_eq!(line.next(start), Next::At(start + SECOND));
         assert_eq!((line.new.names, line.new.others, line.known.names, line.known.others), (1, 0, 1, 1));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Join(u8, bool),
+        Leave(prop::sample::Index),
+        Turn(u16),
+        Opened,
+        FetchEnded,
+        Sort(u8),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..12u8, any::<bool>()).prop_map(|(name, known)| Step::Join(name, known)),
+            4 => any::<prop::sample::Index>().prop_map(Step::Leave),
+            3 => (0..3_000u16).prop_map(Step::Turn),
+            2 => Just(Step::Opened),
+            1 => Just(Step::FetchEnded),
+            1 => (0..12u8).prop_map(Step::Sort),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_comes_and_goes_the_counts_are_those_of_the_places(steps in prop::collection::vec(step(), 1..200)) {
+            let mut now = clock::monotonic();
+            let mut line: Line<()> = Line::new(SECOND, 4, 16, now);
+            let (mut waiting, mut opening, mut fetching) = (Vec::new(), Vec::new(), 0);
+            for step in steps {
+                match step {
+                    Step::Join(name, known) => {
+                        let (name, class) = (format!("n{name}"), if known { Class::Known } else { Class::New });
+                        waiting.extend(join(&mut line, &name, class).ok().map(|ticket| (name, ticket)));
+                    }
+                    Step::Leave(who) if !waiting.is_empty() => {
+                        let (name, ticket) = waiting.swap_remove(who.index(waiting.len()));
+                        line.leave(&name, ticket);
+                    }
+                    Step::Turn(millis) => {
+                        now += Duration::from_millis(millis.into());
+                        if let Next::Open(name, class) = line.next(now) {
+                            fetching += usize::from(class == Class::New);
+                            opening.push(name);
+                        }
+                    }
+                    Step::Opened => {
+                        if let Some(name) = opening.pop() {
+                            let ticket = line.places.get(&name).map(|place| place.ticket);
+                            prop_assert!(line.opened(&name).is_some(), "it has its place until it is opened");
+                            waiting.retain(|(_, held)| Some(*held) != ticket);
+                        }
+                    }
+                    Step::FetchEnded if fetching > 0 => {
+                        fetching -= 1;
+                        line.first_fetch_ended();
+                    }
+                    Step::Sort(known) => line.sort(|name| name == format!("n{known}")),
+                    Step::Leave(_) | Step::FetchEnded => {}
+                }
+                prop_assert!(fetching <= AT_ONE_TIME);
+                prop_assert_eq!(waiting.len(), line.places.values().map(|place| place.callers).sum::<usize>());
+                for (class, lane) in [(Class::Known, &line.known), (Class::New, &line.new)] {
+                    let places = || line.places.values().filter(|place| place.class == class);
+                    let others: usize = places().map(|place| place.callers.saturating_sub(1)).sum();
+                    prop_assert_eq!((lane.names, lane.others), (places().count(), others));
+                    prop_assert_eq!(lane.order.len(), places().filter(|place| !place.opening).count());
+                    prop_assert!(lane.names <= lane.most_names && lane.others <= lane.most_others);
+                }
+            }
+        }
     }
 }

@@ -21,6 +21,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use portcullis::access_request::AccessRequest;
+use portcullis::app::App;
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::Config;
@@ -500,4 +501,27 @@ async fn a_realm_that_is_opened_again_keeps_its_metrics_when_the_old_keys_go() {
     assert!(shown());
     drop(new);
     assert!(!shown());
+}
+
+#[tokio::test]
+async fn a_drain_writes_the_names_that_have_not_been_written_yet() {
+    let folder = world::folder();
+    let realms = Realms::start(&["acme", "globex"]).await;
+    let mut config = configuration(&realms, "realms: '[a-z]+'");
+    config.providers[0].refresh.snapshot_dir = Some(folder.path().to_owned());
+    config.shutdown.drain_delay = Duration::ZERO;
+    let app = App::bind(config, fixed_clock()).await.expect("port 0 can be bound");
+    let service = app.service();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(app.serve(async { stopped.await.expect("the test says when") }));
+    let list = folder.path().join("keycloak@@realms.json");
+    let listed = async |name| std::fs::read_to_string(&list).unwrap_or_default().contains(name);
+    assert_eq!(world::decide(&service.authorizer(), &realms.token("acme")).await, "ok");
+    eventually("the first is written", async || listed("acme").await).await;
+    assert_eq!(world::decide(&service.authorizer(), &realms.token("globex")).await, "ok");
+    stop.send(()).expect("it serves");
+    serving.await.expect("ends").expect("no door breaks");
+    // Nobody writes after that.
+    drop(service);
+    eventually("the second is written", async || listed("globex").await).await;
 }

@@ -202,13 +202,14 @@ impl RealmProviders {
     fn let_go(&self, gone: Vec<(String, Realm<Arc<KeyedProvider>>)>) {
         for (name, Realm { what, uses, standing }) in gone {
             drop(what);
-            match (uses.verified(), &self.kept) {
-                (Some(at), _) => self.names.lock().note(&name, at),
-                (None, NamesKept::In(file)) if standing == Standing::OnTrial => {
-                    let file = file.clone();
-                    spawn_blocking(move || file.remove_snapshot(&name));
-                }
-                (None, _) => {}
+            if let Some(at) = uses.verified() {
+                self.names.lock().note(&name, at);
+            } else if let NamesKept::In(file) = &self.kept
+                && standing == Standing::OnTrial
+                && !self.is_known(&name)
+            {
+                let file = file.clone();
+                spawn_blocking(move || file.remove_snapshot(&name));
             }
         }
     }

@@ -26,7 +26,7 @@ pub struct Realms {
     pub keys: RealmKeys,
     /// The names that are allowed.
     pub allowed: AllowedRealms,
-    /// Realms whose keys are held at one time; default 256.
+    /// Realms with a verified token whose keys are held at one time; default 256. Few others have places besides.
     pub most: usize,
 }
 

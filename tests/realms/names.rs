@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use portcullis::authorizer::NamesKept;
 use portcullis::clock;
 use tokio::sync::oneshot;
 use tokio::time::{advance, sleep};
 
 use crate::world::{
-    SECOND, World, configuration, decide, folder, names_in, served_before, tenants, unsigned, until,
+    SECOND, World, configuration, decide, files, flood, folder, names_in, served_before, tenants, unsigned,
+    until,
 };
 
 fn listed(folder: &std::path::Path) -> usize {
@@ -144,4 +146,25 @@ async fn a_tenant_that_is_verified_all_the_time_stays_in_the_list_however_early_
     until("the last one is written", || list().contains("\"tenant11\"")).await;
     assert!(list().contains("\"tenant0\""), "{}", list());
     assert_eq!(listed(folder.path()), 8, "four for each that memory has room for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_known_realm_that_is_on_trial_leaves_its_snapshot_when_it_is_pushed_out() {
+    let names = tenants(1);
+    let folder = served_before(&names).await;
+    let world = World::keeping(&names, Some(folder.path().to_owned()));
+    let config = configuration("realms: '[a-z0-9]+'\nrefresh: {min_spacing: 50ms}");
+    let before = world.template_in(&config, NamesKept::InMemory, None);
+    assert_eq!(decide(&world.authorizer_of(&config, &before), &world.token("tenant0")).await, "ok");
+    // Its keys are carried over to a template that has nothing but the list to know it by.
+    let after = world.template_with(&config, names_in(folder.path()), &before.known(), None);
+    let authorizer = Arc::new(world.authorizer_of(&config, &after));
+    world.knows_anybody();
+    flood(Arc::clone(&authorizer), 20, 5 * SECOND).await;
+    assert!(
+        !after.known().iter().any(|keyed| keyed.realm.as_deref() == Some("tenant0")),
+        "it was pushed out"
+    );
+    until("snapshots of names on trial alone", || files(folder.path(), "@made").len() <= 32).await;
+    assert_eq!(files(folder.path(), "@tenant"), ["keycloak@tenant0.json"]);
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use portcullis::access_request::AccessRequest;
-use portcullis::authorizer::{Authorizer, NamesKept, OpenRealm, RealmProviders, RequestPolicy};
+use portcullis::authorizer::{
+    Authorizer, KeyedProvider, NamesKept, OpenRealm, RealmProviders, RequestPolicy,
+};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::{Config, RefreshPolicy};
 use portcullis::keys::fetch::{Ask, Fetch, FetchError, Fetched, Fetching};
@@ -145,16 +147,27 @@ impl World {
         kept: NamesKept,
         before: Option<&RealmProviders>,
     ) -> Arc<RealmProviders> {
+        let known = before.map(|before| before.known()).unwrap_or_default();
+        self.template_with(config, kept, &known, before)
+    }
+
+    /// The same, with keys of these realms.
+    pub fn template_with(
+        &self,
+        config: &Config,
+        kept: NamesKept,
+        known: &[Arc<KeyedProvider>],
+        before: Option<&RealmProviders>,
+    ) -> Arc<RealmProviders> {
         let template = config.providers[0].clone();
         let realms = template.realms.clone().expect("a template");
-        let carried = before.map(|before| before.known()).unwrap_or_default();
-        let carried = carried.into_iter().map(|old| portcullis::authorizer::KeyedProvider {
+        let known = known.iter().map(|old| KeyedProvider {
             provider: Arc::clone(&old.provider),
             realm: old.realm.clone(),
             keys: Arc::clone(&old.keys),
             refresh: old.refresh.clone(),
         });
-        RealmProviders::new(template, realms, self.open(), kept, carried.collect(), before)
+        RealmProviders::new(template, realms, self.open(), kept, known.collect(), before)
     }
 
     fn open(&self) -> OpenRealm {

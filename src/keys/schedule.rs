@@ -195,7 +195,9 @@ impl Schedule {
     /// end too late, that one begins while the caller can still be served by it.
     fn stand_beside(&mut self, accounts: &mut Accounts, caller: Caller, now: Instant) -> Standing {
         let Caller { cause, deadline, .. } = caller;
-        let expected = self.took.map_or(self.policy.timeout, |took| took + took / 4 + DURATION_SLACK);
+        // Before the first answer nobody knows how long one takes, and any is news.
+        let Some(took) = self.took else { return Standing::UnderWay };
+        let expected = took + took / 4 + DURATION_SLACK;
         let spacing = self.spacing(cause);
         let Some(latest) = deadline.checked_sub(expected).filter(|latest| *latest >= now) else {
             return Standing::UnderWay;

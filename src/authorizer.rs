@@ -306,7 +306,7 @@ impl Authorizer {
         };
         drop(screened);
         let deadline = deadline(request, new.config().refresh.wait);
-        let opened = new.opened(deadline).await;
+        let opened = new.opened(deadline, request.held_bytes).await;
         let lent =
             opened.map_err(|shut| findings.refuse("key", Reason::KeysUnavailable, Some(shut.to_string())))?;
         let again = validation::parse(&found.text, &self.policy.limits.token())

@@ -4,7 +4,8 @@
 //! deadlines, so that a clock that is set back neither stops nor hurries them. It is tokio's, so that tests can
 //! pause it, and it counts the time that a suspended machine slept (`CLOCK_BOOTTIME`), since keys age meanwhile.
 //! [`SteadyClock`] puts wall time on the monotonic line, for comparing what happened when within one process.
-//! Clippy forbids the standard library's clocks elsewhere.
+//! Clippy forbids the standard library's clocks elsewhere, and tokio's waits until an instant, which know nothing of a
+//! machine's sleep.
 
 #![allow(clippy::disallowed_methods, reason = "this is the room that the lint sends everybody to")]
 
@@ -78,6 +79,16 @@ impl Clock {
             () = self.sleep_until(instant) => None,
         }
     }
+}
+
+/// [`Clock::sleep_until`] of the machine's clock.
+pub async fn sleep_until(instant: Instant) {
+    Clock::System.sleep_until(instant).await;
+}
+
+/// [`Clock::until`] of the machine's clock.
+pub async fn until<T>(instant: Instant, future: impl Future<Output = T>) -> Option<T> {
+    Clock::System.until(instant, future).await
 }
 
 /// A clock on the wall that is moved by hand, apart from monotonic time, which is tokio's.

@@ -257,7 +257,7 @@ pub struct RefreshPolicy {
     pub min_spacing_bad_signature: Duration,
     /// Requests that may wait for a refresh at one time; default 10000.
     pub max_waiters: usize,
-    /// What those requests may hold in memory together, in bytes, each its headers and its path; default 64 MiB.
+    /// What those requests may hold in memory together, in bytes, each its headers and its path; default 48 MiB.
     pub max_waiting_bytes: usize,
     /// The longest that a request waits for a refresh; default 2 s.
     pub wait: Duration,
@@ -278,7 +278,7 @@ impl Default for RefreshPolicy {
             min_spacing: Duration::from_secs(1),
             min_spacing_bad_signature: Duration::from_secs(10),
             max_waiters: 10_000,
-            max_waiting_bytes: 64 << 20,
+            max_waiting_bytes: 48 << 20,
             wait: Duration::from_secs(2),
             timeout: Duration::from_secs(2),
             max_stale: Duration::from_secs(24 * 60 * 60),

@@ -33,6 +33,7 @@ pub mod schedule;
 pub mod snapshot;
 mod supervise;
 pub mod transport;
+pub mod waiting;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -244,7 +245,7 @@ struct Shared {
     /// Told of every fetch that ends.
     finished: watch::Sender<()>,
     wake: Notify,
-    waiting: Waiting,
+    waiters: AtomicUsize,
     /// Whether the snapshot has been read, or there is none to read.
     snapshot_read: watch::Sender<bool>,
     /// Whether a fetch can bring anything new; keys of the configuration never change.
@@ -424,7 +425,7 @@ impl Shared {
             state: Mutex::new(state),
             finished: watch::Sender::new(()),
             wake: Notify::new(),
-            waiting: Waiting::default(),
+            waiters: AtomicUsize::new(0),
             snapshot_read: watch::Sender::new(true),
             refreshable,
         }
@@ -453,10 +454,11 @@ impl Shared {
         if !self.refreshable {
             return Err(still_stale(second_look.cause));
         }
-        let Some(_place) = Place::take(&self.waiting, held_bytes, &self.policy) else {
+        let Some(_place) = self.budget.waiting().place(held_bytes, &self.policy) else {
             self.around.metrics.waiter_rejected(&self.provider);
             return Err((NotRescued::Unavailable, StaleOutcome::TimedOut));
         };
+        let _counted = Counted::one(&self.waiters);
         // Subscribed before the standing is asked, so that no end of a fetch is missed in between.
         let mut finished = self.finished.subscribe();
         loop {
@@ -525,7 +527,7 @@ impl Shared {
         let age = snapshot.confirmed.map(|confirmed| confirmed.age(self.now()));
         let metrics = &self.around.metrics;
         metrics.key_set(&self.provider, snapshot.published.keys().keys().len(), snapshot.generation, age);
-        metrics.waiters(&self.provider, self.waiting.requests.load(Ordering::Relaxed));
+        metrics.waiters(&self.provider, self.waiters.load(Ordering::Relaxed));
     }
 }
 
@@ -565,41 +567,18 @@ impl<T, F: Fn(&KeySet) -> Result<T, ValidationError>> SecondLook<'_, F> {
     }
 }
 
-/// Those who wait for keys: how many requests, and what they hold in memory together.
-#[derive(Default)]
-struct Waiting {
-    requests: AtomicUsize,
-    bytes: AtomicUsize,
-}
+/// One more that waits for this set, for the gauge; one less when dropped.
+struct Counted<'c>(&'c AtomicUsize);
 
-/// A place among those who wait, given back when dropped.
-struct Place<'c> {
-    among: &'c Waiting,
-    bytes: usize,
-}
-
-impl<'c> Place<'c> {
-    fn take(among: &'c Waiting, bytes: usize, policy: &RefreshPolicy) -> Option<Self> {
-        if !add_within(&among.requests, 1, policy.max_waiters) {
-            return None;
-        }
-        if !add_within(&among.bytes, bytes, policy.max_waiting_bytes) {
-            among.requests.fetch_sub(1, Ordering::AcqRel);
-            return None;
-        }
-        Some(Self { among, bytes })
+impl<'c> Counted<'c> {
+    fn one(waiters: &'c AtomicUsize) -> Self {
+        waiters.fetch_add(1, Ordering::AcqRel);
+        Self(waiters)
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.among.requests.fetch_sub(1, Ordering::AcqRel);
-        self.among.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
-}
-
-/// Whether there was room for so much more.
-fn add_within(sum: &AtomicUsize, more: usize, most: usize) -> bool {
-    let add = |sum: usize| sum.checked_add(more).filter(|sum| *sum <= most);
-    sum.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
 }

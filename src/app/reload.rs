@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::sleep;
 
 use crate::clock::{self, Instant};
 use crate::config::{Config, MAX_FILE_BYTES};
@@ -63,7 +63,7 @@ fn next_after(whole: bool) -> Option<Instant> {
 /// Waits for this moment; for ever where there is none.
 async fn come(moment: Option<Instant>) {
     match moment {
-        Some(moment) => sleep_until(moment).await,
+        Some(moment) => clock::sleep_until(moment).await,
         None => std::future::pending().await,
     }
 }

@@ -9,7 +9,7 @@
 //!   the new ones do, and so is every name of a list that has room for all.
 //! - **New names wait in line** ([`line`]), each caller until its own deadline: 16 are opened in a burst, one more
 //!   with each `min_spacing`, and at most 16 of their first fetches are under way. At most 1,024 names wait, and
-//!   `max_waiters` callers in all. The name that has had somebody waiting for the longest without a break is next.
+//!   `max_waiters` callers in all, who hold `max_waiting_bytes` together. The name that has had somebody waiting for the longest without a break is next.
 //! - **Only a verified token makes a realm known** ([`held`]). Until then it is on trial: 32 may be, the one that
 //!   has been without a caller for the longest goes first, and its snapshot with it. None of them pushes a known
 //!   realm out; where more than `max_realms` are known, the least recently verified one goes.
@@ -52,6 +52,7 @@ use super::providers::{Issuer, KeyedProvider, Lent};
 use crate::clock::{self, Instant};
 use crate::config::{AllowedRealms, ProviderConfig, Realms};
 use crate::keys::KeyCache;
+use crate::keys::waiting::Waiting;
 
 /// Names that are known for each realm that may be in memory.
 const NAMES_PER_REALM: usize = 4;
@@ -67,6 +68,8 @@ pub struct RealmProviders {
     open: OpenRealm,
     kept: NamesKept,
     held: RwLock<Held<Arc<KeyedProvider>>>,
+    /// Who waits for a realm to be opened.
+    waiting: Arc<Waiting>,
     front: Mutex<Front>,
     /// Shared with those of a configuration that was reloaded.
     names: Arc<SharedNames>,
@@ -117,7 +120,8 @@ impl RealmProviders {
         let since = before.map_or_else(clock::monotonic, |before| before.since);
         let (turn, tasks) = (Notify::new(), Mutex::default());
         let front = Mutex::new(Front { line, absent: Absent::default(), driven: false });
-        let this = Self { template, realms, open, kept, held, front, names, turn, tasks, since };
+        let waiting = Arc::default();
+        let this = Self { template, realms, open, kept, held, waiting, front, names, turn, tasks, since };
         this.carry_over(known, before);
         let this = Arc::new(this);
         this.keep_names();

@@ -351,7 +351,7 @@ struct Refresh {
     min_spacing_bad_signature: Option<Duration>,
     /// Requests that may wait for a refresh at one time. Default: 10000.
     max_waiters: Option<Integer<1, 1_000_000>>,
-    /// What those requests may hold in memory together: their headers and paths. Default: 64MiB.
+    /// What those requests may hold in memory together: their headers and paths. Default: 48MiB.
     max_waiting_bytes: Option<Size>,
     /// The longest that a request waits for a refresh. Default: 2s.
     wait: Option<Duration>,

@@ -1,4 +1,4 @@
-//! How many fetches tokens may force: an account for each cause, shared by all realms of a provider, since it is the
+//! How many fetches tokens may force, and who may wait for them: an account for each cause, shared by all realms of a provider, since it is the
 //! issuer that is spared.
 //!
 //! Pure: no IO, no clock; it is told the time. A fetch costs its slot whether it succeeds or fails. Realms that wait
@@ -14,12 +14,15 @@ use tokio::sync::futures::Notified;
 use crate::clock::Instant;
 use crate::validation::StaleCause;
 
+use super::waiting::Waiting;
+
 /// The budget of one provider, shared by the key caches of its realms.
 #[derive(Debug, Default)]
 pub struct Budget {
     accounts: Mutex<Accounts>,
     /// Told when somebody left a line, so that those behind look again.
     moved_up: Notify,
+    waiting: Waiting,
 }
 
 /// The state of a budget.
@@ -46,6 +49,11 @@ impl Budget {
     /// No code that holds the lock can panic half-way, so a poisoned one is still sound.
     pub(super) fn accounts(&self) -> MutexGuard<'_, Accounts> {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who waits for any of the fetches that this budget pays.
+    pub(super) fn waiting(&self) -> &Waiting {
+        &self.waiting
     }
 
     /// Resolves when somebody has left a line.

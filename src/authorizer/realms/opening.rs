@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tokio::time::{sleep_until, timeout, timeout_at};
+use tokio::time::timeout;
 
 use super::held::{Realm, Standing, Uses};
 use super::line::{Class, Full, Line, Next, Ticket};
@@ -76,19 +76,27 @@ impl NewRealm {
         &self.name
     }
 
-    /// Waits until it is opened, and holds no more than its name meanwhile.
-    pub(in crate::authorizer) async fn opened(self, deadline: Instant) -> Result<Lent, Shut> {
+    /// Waits until it is opened, and holds no more than its name meanwhile; `held_bytes` is what its caller holds.
+    pub(in crate::authorizer) async fn opened(
+        self,
+        deadline: Instant,
+        held_bytes: usize,
+    ) -> Result<Lent, Shut> {
         let Self { realms, config, name } = self;
         drop(config);
+        let waiting = Arc::clone(&realms.waiting);
+        let Some(_held) = waiting.place(held_bytes, &realms.template.refresh) else {
+            return Err(Shut::LineFull);
+        };
         let (mut told, _place) = match realms.join(name)? {
             Joined::Held(lent) => return Ok(lent),
             Joined::Line(told, place) => (told, place),
         };
         let done = told.wait_for(|opening| !matches!(opening, Opening::Awaited));
-        match timeout_at(deadline, done).await {
-            Err(_) => Err(Shut::Waited),
-            Ok(Err(_)) => Err(Shut::CannotOpen),
-            Ok(Ok(opening)) => match &*opening {
+        match clock::until(deadline, done).await {
+            None => Err(Shut::Waited),
+            Some(Err(_)) => Err(Shut::CannotOpen),
+            Some(Ok(opening)) => match &*opening {
                 Opening::Done(keyed, uses) => Ok(realms.lend(keyed, uses)),
                 Opening::Awaited | Opening::Failed => Err(Shut::CannotOpen),
             },
@@ -192,7 +200,7 @@ impl RealmProviders {
             match next {
                 Next::Open(name, class) => drop(tokio::spawn(Arc::clone(&self).open(name, class))),
                 Next::At(time) => tokio::select! {
-                    () = sleep_until(time) => {}
+                    () = clock::sleep_until(time) => {}
                     () = self.turn.notified() => {}
                 },
                 Next::Later => self.turn.notified().await,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::plan::{FAULT, RECOVERY, Rotation, Step, Trouble, What};
 use super::report::Report;
@@ -85,10 +85,10 @@ pub(super) async fn play(field: Arc<Field>, steps: Vec<Step>, wait: Duration) ->
     let mut calm_from = started;
     let mut rotations = 0;
     for Step { at, what } in steps {
-        sleep_until(started + at).await;
+        clock::sleep_until(started + at).await;
         match what {
             What::Rotate(rotation) => {
-                sleep_until(calm_from).await;
+                clock::sleep_until(calm_from).await;
                 rotations += 1;
                 field.rotate(rotation, rotations).await;
             }

@@ -1,5 +1,5 @@
 //! The world as a simulation: the real authorizer and the real key cache on a paused clock, with a seeded world between
-//! them and the issuer. P1 to P8 are checked in each world; P9 is held by `tests/bounds.rs` and the reader's limits.
+//! them and the issuer. P1 to P8 are checked in each world; P9 is held by the bounds of the reader and of waiting.
 //!
 //! A seed makes a plan, which is data: the shape of the world and a list of events. A plan that breaks a property is
 //! printed with its seed and made as short as it still breaks it. `SIMULATION_SEED=N` plays one seed again, with its log,
@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use self::plan::Plan;
 
 /// So many in the suite of every day; the rest is for `tests/run simulation`.
-const SEEDS: u64 = 3_000;
+const SEEDS: u64 = 2_000;
 
 /// What a plan breaks, if anything. A panic is P6.
 fn finding(plan: &Plan) -> Option<String> {

@@ -15,6 +15,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 pub use tokio::time::Instant;
 
 use crate::validation::UnixTime;
@@ -51,6 +52,22 @@ impl Clock {
         match self {
             Clock::System | Clock::Fixed(_) => monotonic(),
             Clock::Simulated(clock) => Instant::now() + clock.slept(),
+        }
+    }
+
+    /// The time since the machine was started, by which processes of one machine can compare their clocks.
+    pub fn boot_time(&self) -> BootTime {
+        /// Names this run of the machine's kernel.
+        static BOOT: LazyLock<Option<String>> = LazyLock::new(|| {
+            let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+            Some(id.trim().to_owned()).filter(|id| !id.is_empty())
+        });
+        match self {
+            Clock::System | Clock::Fixed(_) => {
+                let micros = i64::try_from(boot_micros()).unwrap_or(i64::MAX);
+                BootTime { boot: BOOT.clone(), micros }
+            }
+            Clock::Simulated(clock) => clock.boot_time(),
         }
     }
 
@@ -91,6 +108,15 @@ pub async fn until<T>(instant: Instant, future: impl Future<Output = T>) -> Opti
     Clock::System.until(instant, future).await
 }
 
+/// The time since the machine was started, its sleep included; it never steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootTime {
+    /// Which start that was; `None` where the machine does not say, so that nothing can be compared.
+    pub boot: Option<String>,
+    /// Microseconds since then.
+    pub micros: i64,
+}
+
 /// A clock on the wall that is moved by hand, apart from monotonic time, which is tokio's.
 #[derive(Debug)]
 pub struct SimulatedClock {
@@ -116,6 +142,12 @@ impl SimulatedClock {
     pub fn sleep(&self, time: Duration) {
         let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 2);
         self.slept_ms.fetch_add(time, Ordering::SeqCst);
+    }
+
+    fn boot_time(&self) -> BootTime {
+        let since = Instant::now().saturating_duration_since(self.started) + self.slept();
+        let micros = i64::try_from(since.as_micros()).unwrap_or(i64::MAX);
+        BootTime { boot: Some("simulated".to_owned()), micros }
     }
 
     fn slept(&self) -> Duration {
@@ -146,6 +178,16 @@ impl SteadyClock {
     /// Monotonic time.
     pub fn monotonic(&self) -> Instant {
         self.clock.monotonic()
+    }
+
+    /// What it began with, in microseconds since the Unix epoch.
+    pub fn beginning_micros(&self) -> i64 {
+        (self.wall.as_secs_f64() * 1e6) as i64
+    }
+
+    /// The time since the machine was started.
+    pub fn boot_time(&self) -> BootTime {
+        self.clock.boot_time()
     }
 
     /// Microseconds since the Unix epoch.
@@ -179,13 +221,18 @@ fn slept() -> Duration {
 
 /// How far the clock that counts sleep is ahead of the one that does not.
 fn asleep_micros() -> u64 {
-    let micros = |id| {
-        let time = clock_gettime(id);
-        u64::try_from(time.tv_sec).unwrap_or_default().saturating_mul(1_000_000)
-            + u64::try_from(time.tv_nsec).unwrap_or_default() / 1_000
-    };
-    let awake = micros(ClockId::Monotonic);
-    micros(ClockId::Boottime).saturating_sub(awake)
+    let awake = micros_of(ClockId::Monotonic);
+    boot_micros().saturating_sub(awake)
+}
+
+fn boot_micros() -> u64 {
+    micros_of(ClockId::Boottime)
+}
+
+fn micros_of(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
+    let micros = u64::try_from(time.tv_nsec).unwrap_or_default() / 1_000;
+    u64::try_from(time.tv_sec).unwrap_or_default().saturating_mul(1_000_000).saturating_add(micros)
 }
 
 /// A wall time as RFC 3339 in UTC, to the second.

@@ -50,7 +50,7 @@ use crate::validation::key_set::KeySet;
 use crate::validation::{Permanent, StaleCause, UnixTime, ValidationError};
 
 use self::budget::{Budget, Member};
-use self::fetch::{Fetch, FetchError};
+use self::fetch::{Fetch, FetchError, Wanted};
 use self::published::Published;
 use self::schedule::{Caller, Schedule, Standing, Trigger};
 use self::snapshot::SnapshotFile;
@@ -260,6 +260,8 @@ struct State {
     ageing_told: bool,
     /// What the snapshot holds, until the first fetch has ended.
     pending: Option<KeySnapshot>,
+    /// The keys that tokens wait for, of which no fetch has been told yet.
+    wanted: Wanted,
 }
 
 impl KeyCache {
@@ -411,8 +413,14 @@ impl Shared {
     ) -> Self {
         let member = budget.accounts().join();
         let schedule = Schedule::new(policy.clone(), member, around.clock.monotonic());
-        let state =
-            State { schedule, last_trigger: None, last_error: None, ageing_told: false, pending: None };
+        let state = State {
+            schedule,
+            last_trigger: None,
+            last_error: None,
+            ageing_told: false,
+            pending: None,
+            wanted: Wanted::default(),
+        };
         Self {
             provider: provider.to_owned(),
             policy,
@@ -463,7 +471,7 @@ impl Shared {
         let mut finished = self.finished.subscribe();
         loop {
             let caller = Caller { arrival: sighting.arrival, cause: second_look.cause, deadline };
-            match self.stand(caller) {
+            match self.stand(caller, kid) {
                 Standing::Fresh => {
                     return second_look.if_newer().unwrap_or_else(|| Err(still_stale(second_look.cause)));
                 }
@@ -501,9 +509,14 @@ impl Shared {
         self.snapshot.load().published.was_withdrawn(kid)
     }
 
-    fn stand(&self, caller: Caller) -> Standing {
+    fn stand(&self, caller: Caller, kid: Option<&str>) -> Standing {
         let now = self.now();
-        self.state().schedule.stand(&mut self.budget.accounts(), caller, now)
+        let mut state = self.state();
+        let standing = state.schedule.stand(&mut self.budget.accounts(), caller, now);
+        if matches!(standing, Standing::Demanded | Standing::OutOfReach) {
+            state.wanted.note(kid);
+        }
+        standing
     }
 
     fn status(&self) -> KeyStatus {

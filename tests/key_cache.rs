@@ -10,7 +10,7 @@ use std::time::Duration;
 use portcullis::clock::{self, Instant};
 use portcullis::config::RefreshPolicy;
 use portcullis::keys::budget::Accounts;
-use portcullis::keys::schedule::{Caller, Ending, Schedule, Standing, Trigger};
+use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, Schedule, Standing, Trigger};
 use portcullis::keys::{KeyCache, NotRescued, StaleToken, Surroundings};
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::key_set::KeySet;
@@ -18,6 +18,10 @@ use portcullis::validation::{Permanent, ValidationError};
 use proptest::prelude::*;
 use script::{Look, SECOND, Script, ask, ask_with, fetching, look, policy, settle, stale, still, warm};
 use tokio::time::sleep;
+
+fn begun(number: u64, trigger: Trigger, doubts: Doubts) -> Begun {
+    Begun { number, trigger, doubts }
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_token_under_a_new_key_is_rescued_at_its_first_try_by_one_fetch() {
@@ -268,12 +272,12 @@ fn a_change_of_the_source_during_a_fetch_calls_for_another() {
     let mut now = clock::monotonic();
     let mut accounts = Accounts::default();
     let mut schedule = Schedule::new(policy(), accounts.join(), now);
-    assert_eq!(schedule.begin(&mut accounts, now), Some((1, Trigger::Startup)));
+    assert_eq!(schedule.begin(&mut accounts, now), Some(begun(1, Trigger::Startup, Doubts::Nothing)));
     schedule.hurry(now);
     now += SECOND;
-    schedule.finish(&mut accounts, 1, Ending::Succeeded { fresh_for: None }, 0.5, now);
-    assert_eq!(schedule.begin(&mut accounts, now), Some((2, Trigger::Scheduled)));
-    schedule.finish(&mut accounts, 2, Ending::Succeeded { fresh_for: None }, 0.5, now);
+    schedule.finish(&mut accounts, 1, Ending::Succeeded { fresh_for: None, by: GivenBy::Issuer }, 0.5, now);
+    assert_eq!(schedule.begin(&mut accounts, now), Some(begun(2, Trigger::Scheduled, Doubts::Nothing)));
+    schedule.finish(&mut accounts, 2, Ending::Succeeded { fresh_for: None, by: GivenBy::Issuer }, 0.5, now);
     assert_eq!(schedule.begin(&mut accounts, now), None);
 }
 
@@ -594,7 +598,7 @@ proptest! {
                     }
                 }
                 2 => {
-                    if let Some((number, trigger)) = schedule.begin(&mut accounts, now) {
+                    if let Some(Begun { number, trigger, .. }) = schedule.begin(&mut accounts, now) {
                         under_way.push((realm, number));
                         if let Trigger::Forced(cause) = trigger {
                             forced.push((cause, now));
@@ -603,7 +607,7 @@ proptest! {
                 }
                 _ => {
                     let ending = if flag {
-                        Ending::Succeeded { fresh_for: None }
+                        Ending::Succeeded { fresh_for: None, by: GivenBy::Issuer }
                     } else {
                         Ending::Failed { retry_after: None }
                     };

@@ -11,14 +11,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use portcullis::clock::{self, Clock, Instant};
+use portcullis::clock::{self, Clock, Instant, SteadyClock};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::RefreshPolicy;
 use portcullis::keys::budget::Accounts;
 use portcullis::keys::folder::{FolderError, What};
 use portcullis::keys::origin::Origin;
 use portcullis::keys::published::Published;
-use portcullis::keys::schedule::{Caller, Ending, Schedule, Standing, Trigger};
+use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, Schedule, Standing, Trigger};
 use portcullis::keys::snapshot::{Present, Snapshot, SnapshotError, SnapshotFile};
 use portcullis::keys::{KeyCache, NotRescued, Surroundings};
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
@@ -34,12 +34,16 @@ use tracing::subscriber::DefaultGuard;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-const SUCCEEDED: Ending = Ending::Succeeded { fresh_for: None };
+const SUCCEEDED: Ending = Ending::Succeeded { fresh_for: None, by: GivenBy::Issuer };
+
+fn begun(number: u64, trigger: Trigger, doubts: Doubts) -> Begun {
+    Begun { number, trigger, doubts }
+}
 
 /// A schedule whose first fetch has ended like this.
 fn after(accounts: &mut Accounts, ending: Ending, jitter: f64, now: Instant) -> Schedule {
     let mut schedule = Schedule::new(RefreshPolicy::default(), accounts.join(), now);
-    assert_eq!(schedule.begin(accounts, now), Some((1, Trigger::Startup)));
+    assert_eq!(schedule.begin(accounts, now), Some(begun(1, Trigger::Startup, Doubts::Nothing)));
     schedule.finish(accounts, 1, ending, jitter, now);
     schedule
 }
@@ -60,7 +64,7 @@ fn the_issuers_word_on_freshness_counts_between_the_spacing_and_the_interval() {
         (Some(Duration::MAX), 270 * SECOND, 300 * SECOND),
     ] {
         let next = |jitter| {
-            let ending = Ending::Succeeded { fresh_for };
+            let ending = Ending::Succeeded { fresh_for, by: GivenBy::Issuer };
             after(&mut Accounts::default(), ending, jitter, now).next_scheduled() - now
         };
         assert_eq!((next(1.0), next(0.0)), (earliest, latest), "{fresh_for:?}");
@@ -99,7 +103,10 @@ fn a_failed_fetch_costs_its_budget_what_one_that_succeeds_costs() {
             schedule.stand(accounts, caller, now)
         };
         assert_eq!(stand(&mut schedule, &mut accounts, Duration::ZERO), Standing::Demanded);
-        assert_eq!(schedule.begin(&mut accounts, now), Some((number, Trigger::Forced(BadSignature))));
+        assert_eq!(
+            schedule.begin(&mut accounts, now),
+            Some(begun(number, Trigger::Forced(BadSignature), Doubts::Everything))
+        );
         schedule.finish(&mut accounts, number, ending, 0.0, now);
         let almost = 10 * SECOND - Duration::from_millis(1);
         assert_eq!(stand(&mut schedule, &mut accounts, almost), Standing::OutOfReach, "{ending:?}");
@@ -116,7 +123,7 @@ fn a_fetch_that_the_other_cause_asked_for_is_within_reach_of_everybody_whom_it_s
     for cause in [BadSignature, UnknownKid] {
         let caller = caller(&schedule, cause, now + SECOND);
         assert_eq!(schedule.stand(&mut accounts, caller, now), Standing::Demanded);
-        let (number, _) = schedule.begin(&mut accounts, now).expect("is due");
+        let Begun { number, .. } = schedule.begin(&mut accounts, now).expect("is due");
         schedule.finish(&mut accounts, number, SUCCEEDED, 0.0, now);
     }
     now += SECOND / 10;
@@ -134,7 +141,7 @@ fn a_fetch_begins_beside_another_where_a_caller_can_wait_for_no_more_than_one() 
     let mut accounts = Accounts::default();
     let mut schedule = Schedule::new(policy, accounts.join(), now);
     let start = schedule.begin(&mut accounts, now).expect("the first is due");
-    schedule.finish(&mut accounts, start.0, SUCCEEDED, 0.0, now + slow);
+    schedule.finish(&mut accounts, start.number, SUCCEEDED, 0.0, now + slow);
     now += MINUTE;
     let made_up = caller(&schedule, UnknownKid, now + 5 * SECOND);
     assert_eq!(schedule.stand(&mut accounts, made_up, now), Standing::Demanded);
@@ -150,7 +157,10 @@ fn a_fetch_begins_beside_another_where_a_caller_can_wait_for_no_more_than_one() 
     let start = schedule.next_start(&accounts, now).expect("in time");
     assert!(start >= began + SECOND, "within the spacing");
     assert!(start + slow < good.deadline, "so that it ends in time");
-    assert_eq!(schedule.begin(&mut accounts, start), Some((3, Trigger::Forced(UnknownKid))));
+    assert_eq!(
+        schedule.begin(&mut accounts, start),
+        Some(begun(3, Trigger::Forced(UnknownKid), Doubts::Everything))
+    );
     assert_eq!(schedule.stand(&mut accounts, good, start), Standing::UnderWay);
     schedule.finish(&mut accounts, 3, SUCCEEDED, 0.0, start + slow / 2);
     assert_eq!(
@@ -390,7 +400,8 @@ fn micros(at: UnixTime) -> i64 {
 }
 
 fn present(at: UnixTime) -> Present {
-    Present { wall: at, micros: micros(at) }
+    let clock = Clock::Fixed(at);
+    Present::of(&clock, &SteadyClock::beginning_now(&clock))
 }
 
 /// Leaves these keys behind, confirmed at this time.

@@ -19,6 +19,8 @@ mod plan;
 mod play;
 #[path = "simulation/process.rs"]
 mod process;
+#[path = "simulation/realms.rs"]
+mod realms;
 #[path = "simulation/world.rs"]
 mod world;
 
@@ -31,14 +33,21 @@ use self::plan::Plan;
 /// So many in the suite of every day; the rest is for `tests/run simulation`.
 const SEEDS: u64 = 2_000;
 
+/// Worlds of many realms are longer, and one in so many.
+const ONE_OF_REALMS_IN: u64 = 20;
+
 /// What a plan breaks, if anything. A panic is P6.
 fn finding(plan: &Plan) -> Option<String> {
+    in_a_world(play::play(plan))
+}
+
+fn in_a_world(world: impl Future<Output = Option<String>>) -> Option<String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime can be built");
-    match panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(play::play(plan)))) {
+    match panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(world))) {
         Ok(finding) => finding,
         Err(_) => Some("P6: a panic".to_owned()),
     }
@@ -67,45 +76,67 @@ fn number(name: &str) -> Option<u64> {
     env::var(name).ok()?.parse().ok()
 }
 
-#[test]
-fn in_every_world_the_properties_hold() {
-    let one = number("SIMULATION_SEED");
-    if one.is_some() {
-        // Whoever plays one seed again wants to see what happens.
-        let _started_before = tracing_subscriber::fmt().with_ansi(false).with_target(false).try_init();
+/// Which seeds are played, from the first one on.
+fn seeds(every: u64) -> (u64, u64) {
+    match number("SIMULATION_SEED") {
+        Some(seed) => {
+            // Whoever plays one seed again wants to see what happens.
+            let _started_before = tracing_subscriber::fmt().with_ansi(false).with_target(false).try_init();
+            (seed, 1)
+        }
+        None => {
+            let count = number("SIMULATION_SEEDS").unwrap_or(SEEDS);
+            (number("SIMULATION_FIRST_SEED").unwrap_or_default(), count.div_ceil(every))
+        }
     }
-    let first = one.or(number("SIMULATION_FIRST_SEED")).unwrap_or_default();
-    let count = one.map_or_else(|| number("SIMULATION_SEEDS").unwrap_or(SEEDS), |_| 1);
+}
+
+/// The seeds that break something, at most a few; on as many threads as there are cores.
+fn broken(first: u64, count: u64, finding: impl Fn(u64) -> Option<String> + Sync) -> Vec<u64> {
     let next = AtomicU64::new(first);
-    let broken: Vec<u64> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..std::thread::available_parallelism().map_or(1, usize::from))
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut broken = Vec::new();
-                    while broken.len() < 3 {
-                        let seed = next.fetch_add(1, Ordering::Relaxed);
-                        if seed >= first + count {
-                            break;
-                        }
-                        if finding(&Plan::of_seed(seed)).is_some() {
-                            broken.push(seed);
-                        }
-                    }
-                    broken
-                })
-            })
-            .collect();
+    std::thread::scope(|scope| {
+        let play = || {
+            let mut broken = Vec::new();
+            while broken.len() < 3 {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= first + count {
+                    break;
+                }
+                broken.extend(finding(seed).map(|_| seed));
+            }
+            broken
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(play)).collect();
         threads
             .into_iter()
             .flat_map(|thread| thread.join().expect("no world breaks the test itself"))
             .collect()
-    });
+    })
+}
+
+#[test]
+fn in_every_world_the_properties_hold() {
+    let (first, count) = seeds(1);
+    let broken = broken(first, count, |seed| finding(&Plan::of_seed(seed)));
     for seed in &broken {
         let plan = shrunk(Plan::of_seed(*seed));
         eprintln!("seed {seed}: {}\n{plan:#?}", finding(&plan).unwrap_or_default());
     }
     assert!(broken.is_empty(), "SIMULATION_SEED={} plays it again", broken[0]);
     let held = play::HELD_TO_P1.load(Ordering::Relaxed);
-    assert!(one.is_some() || held * 20 >= count, "only {held} tokens that had to wait were held to P1");
+    assert!(count == 1 || held * 20 >= count, "only {held} tokens that had to wait were held to P1");
     println!("{count} worlds from seed {first}, no finding; {held} tokens that had to wait were held to P1");
+}
+
+#[test]
+fn in_every_world_of_many_realms_the_properties_hold() {
+    let (first, count) = seeds(ONE_OF_REALMS_IN);
+    let finding = |seed| in_a_world(realms::play(&realms::Plan::of_seed(seed)));
+    let broken = broken(first, count, finding);
+    for seed in &broken {
+        eprintln!("seed {seed}: {}\n{:#?}", finding(*seed).unwrap_or_default(), realms::Plan::of_seed(*seed));
+    }
+    assert!(broken.is_empty(), "SIMULATION_SEED={} plays it again", broken[0]);
+    println!("{count} worlds of many realms from seed {first}, no finding");
 }

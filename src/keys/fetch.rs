@@ -11,13 +11,13 @@ use std::time::{Duration, SystemTime};
 
 use tokio::io::AsyncReadExt;
 
-use crate::clock::{Instant, SteadyClock};
+use crate::clock::{Clock, Instant, SteadyClock};
 use crate::validation::key_set::{KeySet, KeySetError};
 
 use super::discovery::DiscoveryError;
 use super::origin::Origin;
 use super::published::Published;
-use super::schedule::Trigger;
+use super::schedule::{Doubts, Trigger};
 
 /// Where keys come from. One implementation per kind of source; tests script their own.
 pub trait Fetch: Send + Sync {
@@ -35,12 +35,89 @@ pub trait Fetch: Send + Sync {
 pub struct Ask {
     /// Why it is asked for.
     pub trigger: Trigger,
+    /// Whether tokens wait for it.
+    pub doubts: Doubts,
+    /// The keys that they name.
+    pub wanted: Wanted,
     /// What is in hand.
     pub published: Arc<Published>,
     /// The time, for telling which of two answers is the newer one.
     pub clock: SteadyClock,
     /// By when the answer has to be there, in as far as there is a choice.
     pub deadline: Instant,
+    /// Told of a set that has come while more is asked for.
+    pub interim: Interim,
+}
+
+impl Ask {
+    /// For the keys of a source of which nothing is known, while nobody waits.
+    pub fn first(clock: &Clock, timeout: Duration) -> Self {
+        Self {
+            trigger: Trigger::Startup,
+            doubts: Doubts::Nothing,
+            wanted: Wanted::default(),
+            published: Arc::default(),
+            clock: SteadyClock::beginning_now(clock),
+            deadline: clock.monotonic() + timeout,
+            interim: Interim::default(),
+        }
+    }
+}
+
+/// The `kid`s of the tokens that wait, each once; `None` is one of a token without.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    kids: Vec<Option<String>>,
+    /// Whether there are more than are kept.
+    others: bool,
+}
+
+impl Wanted {
+    /// More than these are not told apart.
+    const MOST: usize = 32;
+
+    /// One more.
+    pub fn note(&mut self, kid: Option<&str>) {
+        if self.kids.iter().any(|known| known.as_deref() == kid) {
+            return;
+        }
+        if self.kids.len() < Self::MOST {
+            self.kids.push(kid.map(str::to_owned));
+        } else {
+            self.others = true;
+        }
+    }
+
+    /// Whether a set has something new for every token: a key of its name that is not in hand.
+    pub fn is_met_by(&self, keys: &KeySet, in_hand: &KeySet) -> bool {
+        let new = || in_hand.lacks(keys);
+        let met = |kid: &Option<String>| new().any(|key| kid.is_none() || key.kid() == kid.as_deref());
+        !self.others && self.kids.iter().all(met) && new().next().is_some()
+    }
+}
+
+/// Who takes in a set before the fetch has ended.
+#[derive(Clone, Default)]
+pub struct Interim(Option<Arc<dyn Fn(Fetched) + Send + Sync>>);
+
+impl Interim {
+    /// This one.
+    pub fn to(take: impl Fn(Fetched) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(take)))
+    }
+
+    /// Hands it a set.
+    pub fn tell(&self, fetched: &Fetched) {
+        if let Some(take) = &self.0 {
+            take(fetched.clone());
+        }
+    }
+}
+
+impl fmt::Debug for Interim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Interim").field(&self.0.is_some()).finish()
+    }
 }
 
 /// A fetch under way.

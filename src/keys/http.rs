@@ -1,8 +1,8 @@
 //! Reading a key set from its URL, or from the one that a discovery document names.
 //!
 //! Only a 200 with a usable set counts, or a 304 by the very place whose validators were sent. A fetch that a token
-//! forces doubts what is in hand: it sends no validators, passes caches by, and where the remembered URL brings
-//! nothing new it asks the discovery document again. One that was due may be answered by a cache; where that answer
+//! forces doubts what is in hand: it sends no validators, passes caches by, and where the remembered URL does not bring
+//! what is wanted it asks the discovery document again. One that was due may be answered by a cache; where that answer
 //! is not newer than the set in hand and differs from it, it is asked again without caches.
 
 use std::future::Future;
@@ -18,7 +18,7 @@ use crate::validation::key_set::KeySet;
 use super::caching;
 use super::discovery::Discovery;
 use super::fetch::{Ask, Fetch, FetchError, Fetched, Fetching};
-use super::schedule::Trigger;
+use super::schedule::Doubts;
 use super::transport::{Answer, Doubt, Request, Transport};
 
 /// One in so many scheduled fetches sends no validators: those of some servers do not change with the content.
@@ -72,9 +72,9 @@ impl HttpKeys {
     }
 
     async fn read(&self, ask: &Ask) -> Result<Fetched, FetchError> {
-        let doubt = match ask.trigger {
-            Trigger::Startup | Trigger::Scheduled => Doubt::Nothing,
-            Trigger::Forced(_) => Doubt::Forced,
+        let doubt = match ask.doubts {
+            Doubts::Nothing => Doubt::Nothing,
+            Doubts::Everything => Doubt::Forced,
         };
         let fetched = self.locate_and_read(doubt, ask).await?;
         let stale = ask.published.origin().is_some_and(|in_hand| !fetched.origin.is_newer_than(in_hand));
@@ -96,9 +96,12 @@ impl HttpKeys {
             return self.read_discovered(discovery, &url, doubt, ask).await;
         };
         let fetched = self.read_discovered(discovery, &url, doubt, ask).await;
-        let brings_news = |fetched: &Fetched| ask.published.keys().lacks(&fetched.keys).next().is_some();
-        if fetched.as_ref().is_ok_and(|fetched| doubt == Doubt::Nothing || brings_news(fetched)) {
-            return fetched;
+        if let Ok(fetched) = &fetched {
+            if doubt == Doubt::Nothing || ask.wanted.is_met_by(&fetched.keys, ask.published.keys()) {
+                return Ok(fetched.clone());
+            }
+            // Whom it serves does not wait for the document.
+            ask.interim.tell(fetched);
         }
         let elsewhere = within(ask, async {
             let moved_to = discovery.ask(&*self.transport, doubt, &ask.clock).await?;

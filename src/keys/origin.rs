@@ -48,10 +48,26 @@ impl Origin {
         Self::new(asked, received, None, None)
     }
 
-    /// The same on a machine whose clock shows `now`: what lies ahead of that was written under a clock that was
+    /// The same on a line of time that is ahead by so many microseconds.
+    pub fn shifted(self, by: i64) -> Self {
+        let (asked, received) = (self.asked.saturating_add(by), self.received.saturating_add(by));
+        Self::new(asked, received, self.age, self.date)
+    }
+
+    /// The same, or as if asked for at `latest` where it lies ahead of `now`: it was written under a clock that was
     /// wrong.
-    pub fn not_after(self, now: i64) -> Self {
-        Self::new(self.asked.min(now), self.received.min(now), self.age, self.date)
+    pub fn not_ahead_of(self, now: i64, latest: i64) -> Self {
+        if self.received <= now && self.asked <= now {
+            return self;
+        }
+        Self::new(self.asked.min(latest), self.received.min(latest), self.age, self.date)
+    }
+
+    /// Whether it says that a cache has had it for more than a moment.
+    pub fn is_kept(&self) -> bool {
+        let dated =
+            self.date.is_some_and(|date| date.saturating_add(TOLERANCE_SECS) < self.asked.div_euclid(MICROS));
+        self.age.is_some_and(|age| age > 0) || dated
     }
 
     /// When it was there, in microseconds since the Unix epoch.

@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::fetch::{Ask, Fetch, FetchError, Fetched, FileStamp};
+use super::fetch::{Ask, Fetch, FetchError, Fetched, FileStamp, Interim, Wanted};
 use super::published::{Effect, Published};
-use super::schedule::{Ending, Trigger};
+use super::schedule::{Begun, Ending, GivenBy, Trigger};
 use super::snapshot::{NotStored, Outdated, Present, Snapshot, SnapshotFile};
 use super::{Confirmation, Confirmed, KeySnapshot, Shared, State};
 use crate::clock::Instant;
@@ -39,11 +39,11 @@ type Ended = Result<Fetched, FetchError>;
 pub(super) async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
     shared.abandon();
     let mut under_way = JoinSet::new();
-    let mut begun: HashMap<Id, (u64, Trigger)> = HashMap::new();
+    let mut begun: HashMap<Id, Begun> = HashMap::new();
     loop {
-        while let Some((number, trigger)) = shared.begin() {
-            let one = under_way.spawn(fetch_once(Arc::clone(&shared), Arc::clone(&fetch), trigger));
-            begun.insert(one.id(), (number, trigger));
+        while let Some((one, wanted)) = shared.begin() {
+            let fetching = fetch_once(Arc::clone(&shared), Arc::clone(&fetch), one, wanted);
+            begun.insert(under_way.spawn(fetching).id(), one);
         }
         // Listened to before the next start is asked for, so that no move in between is missed.
         let mut moved_up = pin!(shared.budget.moved_up());
@@ -56,9 +56,9 @@ pub(super) async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
                     Ok((id, ended)) => (id, ended),
                     Err(error) => (error.id(), Err(FetchError::BrokeOff)),
                 };
-                if let Some((number, trigger)) = begun.remove(&id) {
+                if let Some(one) = begun.remove(&id) {
                     shared.snapshot_is_read().await;
-                    shared.take_in(number, trigger, ended);
+                    shared.take_in(one, ended);
                 }
             }
             () = shared.wake.notified() => {}
@@ -73,13 +73,17 @@ pub(super) async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
     }
 }
 
-async fn fetch_once(shared: Arc<Shared>, fetch: Arc<dyn Fetch>, trigger: Trigger) -> Ended {
+async fn fetch_once(shared: Arc<Shared>, fetch: Arc<dyn Fetch>, begun: Begun, wanted: Wanted) -> Ended {
     let limit = shared.policy.timeout;
+    let taking = Arc::clone(&shared);
     let ask = Ask {
-        trigger,
+        trigger: begun.trigger,
+        doubts: begun.doubts,
+        wanted,
         published: Arc::new(shared.snapshot.load().published.clone()),
         clock: shared.clock.clone(),
         deadline: shared.now() + limit,
+        interim: Interim::to(move |fetched| taking.take_interim(begun.trigger, fetched)),
     };
     timeout(limit, fetch.fetch(ask)).await.unwrap_or(Err(FetchError::TimedOut(limit)))
 }
@@ -156,15 +160,13 @@ pub(super) async fn keep_snapshot(
 }
 
 impl Shared {
-    fn begin(&self) -> Option<(u64, Trigger)> {
+    fn begin(&self) -> Option<(Begun, Wanted)> {
         let now = self.now();
         let mut state = self.state();
-        let begun = state.schedule.begin(&mut self.budget.accounts(), now);
-        if let Some((_, trigger)) = begun {
-            state.last_trigger = Some(trigger);
-        }
+        let begun = state.schedule.begin(&mut self.budget.accounts(), now)?;
+        state.last_trigger = Some(begun.trigger);
         self.started.store(state.schedule.started(), Ordering::Release);
-        begun
+        Some((begun, std::mem::take(&mut state.wanted)))
     }
 
     fn next_start(&self) -> Option<Instant> {
@@ -180,7 +182,7 @@ impl Shared {
     }
 
     fn present(&self) -> Present {
-        Present { wall: self.around.clock.now(), micros: self.clock.now_micros() }
+        Present::of(&self.around.clock, &self.clock)
     }
 
     /// Waits for the snapshot, but not for long: what it says of withdrawn keys counts for the first answer already.
@@ -232,15 +234,17 @@ impl Shared {
     }
 
     /// Takes in the result of a fetch: the snapshot first, so that whoever hears of the end finds it.
-    pub(super) fn take_in(&self, number: u64, trigger: Trigger, ended: Ended) {
+    pub(super) fn take_in(&self, begun: Begun, ended: Ended) {
+        let Begun { number, trigger, .. } = begun;
         let now = self.now();
         let mut state = self.state();
         let (outcome, ending, error) = match ended {
             Ok(fetched) => {
                 let fresh_for = fetched.fresh_for;
+                let by = if fetched.origin.is_kept() { GivenBy::Cache } else { GivenBy::Issuer };
                 match self.store(&mut state, trigger, fetched) {
                     FetchOutcome::Older => (FetchOutcome::Older, Ending::Older, None),
-                    outcome => (outcome, Ending::Succeeded { fresh_for }, None),
+                    outcome => (outcome, Ending::Succeeded { fresh_for, by }, None),
                 }
             }
             Err(error) => {
@@ -258,6 +262,16 @@ impl Shared {
         self.around.serving_changed.notify_one();
         self.publish_gauges();
         self.tell(trigger, error.as_ref(), previous.as_ref());
+    }
+
+    /// Takes in a set while its fetch goes on: whom it serves does not wait for the rest.
+    fn take_interim(&self, trigger: Trigger, fetched: Fetched) {
+        // The first set waits for what a snapshot says of withdrawn keys.
+        if self.snapshot.load().generation == 0 {
+            return;
+        }
+        self.store(&mut self.state(), trigger, fetched);
+        self.finished.send_replace(());
     }
 
     fn store(&self, state: &mut State, trigger: Trigger, fetched: Fetched) -> FetchOutcome {

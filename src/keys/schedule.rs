@@ -66,7 +66,7 @@ pub struct Caller {
 /// What a stale caller can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// A fetch that began after the caller arrived has succeeded: what is in hand now is the answer.
+    /// A fetch that began after the caller arrived has brought the issuer's answer: that is in hand now.
     Fresh,
     /// A fetch that began after the caller arrived has failed, or one failed so recently that another is not worth
     /// the try.
@@ -90,6 +90,8 @@ pub enum Ending {
     Succeeded {
         /// How long the issuer says that they stay fresh (RFC 9111 §4.2.1), where it says so.
         fresh_for: Option<Duration>,
+        /// Whether a cache may have kept them for a while.
+        by: GivenBy,
     },
     /// An answer came that is older than the set in hand: what the issuer has now, nobody knows.
     Older,
@@ -98,6 +100,36 @@ pub enum Ending {
         /// How long the issuer wants to be left alone (RFC 9110 §10.2.3), where it says so.
         retry_after: Option<Duration>,
     },
+}
+
+/// A fetch that has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// Fetches are numbered from 1 in the order of their start.
+    pub number: u64,
+    /// Why it was started.
+    pub trigger: Trigger,
+    /// Whether it doubts what is in hand and what caches have. One that does not serves a token only where its answer
+    /// turns out to come from no cache: else it may be what the token failed against.
+    pub doubts: Doubts,
+}
+
+/// Whether a fetch doubts what is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubts {
+    /// A token forced it.
+    Everything,
+    /// It was time. What is due has to succeed also where an issuer answers from caches alone.
+    Nothing,
+}
+
+/// Who gave an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GivenBy {
+    /// The issuer, as far as the answer says.
+    Issuer,
+    /// A cache that had it.
+    Cache,
 }
 
 /// The state of a provider's fetches. Fetches are numbered from 1 in the order of their start.
@@ -110,6 +142,10 @@ pub struct Schedule {
     ended: u64,
     /// The latest by its start that has succeeded.
     succeeded: u64,
+    /// The latest by its start whose answer was the issuer's.
+    answered: u64,
+    /// The latest by its start that doubted everything and has failed.
+    failed: u64,
     /// The latest by its start that brought an older answer.
     older: u64,
     under_way: Vec<UnderWay>,
@@ -126,8 +162,8 @@ pub struct Schedule {
 
 #[derive(Clone, Copy, Debug)]
 struct UnderWay {
-    number: u64,
-    began: Instant,
+    begun: Begun,
+    at: Instant,
 }
 
 /// What callers of one cause ask for.
@@ -148,6 +184,8 @@ impl Schedule {
             started: 0,
             ended: 0,
             succeeded: 0,
+            answered: 0,
+            failed: 0,
             older: 0,
             under_way: Vec::new(),
             next_scheduled: now,
@@ -163,16 +201,18 @@ impl Schedule {
     /// Where a caller stands. One that no fetch serves demands the next.
     pub fn stand(&mut self, accounts: &mut Accounts, caller: Caller, now: Instant) -> Standing {
         let Caller { arrival, cause, deadline } = caller;
-        if self.succeeded > arrival {
+        if self.answered > arrival {
             return Standing::Fresh;
         }
-        if self.under_way.iter().any(|fetch| fetch.number > arrival) {
+        let serves =
+            |fetch: &UnderWay| fetch.begun.number > arrival && fetch.begun.doubts == Doubts::Everything;
+        if self.under_way.iter().any(serves) {
             return Standing::UnderWay;
         }
         if self.older > arrival {
             return Standing::Older;
         }
-        if self.ended > arrival {
+        if self.failed > arrival {
             return Standing::Failed;
         }
         if !self.under_way.is_empty() {
@@ -191,7 +231,7 @@ impl Schedule {
         if start.is_none_or(|start| start > deadline) { Standing::OutOfReach } else { Standing::Demanded }
     }
 
-    /// All that is under way began before the caller arrived. It waits for that; and where the fetch behind it would
+    /// All that is under way began before the caller arrived, or doubts nothing. It waits for that; and where the fetch behind it would
     /// end too late, that one begins while the caller can still be served by it.
     fn stand_beside(&mut self, accounts: &mut Accounts, caller: Caller, now: Instant) -> Standing {
         let Caller { cause, deadline, .. } = caller;
@@ -237,9 +277,9 @@ impl Schedule {
         forced.chain(scheduled).min()
     }
 
-    /// Starts a fetch if one is due, and gives its number. What it serves is everybody who demanded one until now,
+    /// Starts a fetch if one is due. What it serves is everybody who demanded one until now,
     /// so that demands of the other cause are met without spending that cause's budget.
-    pub fn begin(&mut self, accounts: &mut Accounts, now: Instant) -> Option<(u64, Trigger)> {
+    pub fn begin(&mut self, accounts: &mut Accounts, now: Instant) -> Option<Begun> {
         if self.under_way.len() >= MAX_UNDER_WAY {
             return None;
         }
@@ -255,13 +295,15 @@ impl Schedule {
             None if self.succeeded == 0 => Trigger::Startup,
             None => Trigger::Scheduled,
         };
+        let doubts = if forced.is_some() { Doubts::Everything } else { Doubts::Nothing };
         self.unknown_kid = Demand::default();
         self.bad_signature = Demand::default();
         accounts.leave(self.member);
         self.hurried = false;
         self.started += 1;
-        self.under_way.push(UnderWay { number: self.started, began: now });
-        Some((self.started, trigger))
+        let begun = Begun { number: self.started, trigger, doubts };
+        self.under_way.push(UnderWay { begun, at: now });
+        Some(begun)
     }
 
     /// Ends the fetch of this number. `jitter`, from 0 to 1, spreads the next scheduled one: over the last
@@ -274,8 +316,9 @@ impl Schedule {
         jitter: f64,
         now: Instant,
     ) {
-        let began = self.under_way.iter().find(|fetch| fetch.number == number).map(|fetch| fetch.began);
-        self.under_way.retain(|fetch| fetch.number != number);
+        let ended = self.under_way.iter().find(|fetch| fetch.begun.number == number).copied();
+        self.under_way.retain(|fetch| fetch.begun.number != number);
+        let doubted = ended.is_some_and(|fetch| fetch.begun.doubts == Doubts::Everything);
         self.ended = self.ended.max(number);
         // Who still needs a fetch beside another asks for it again, now that one of them has ended.
         if self.unknown_kid.beside.take().is_some() | self.bad_signature.beside.take().is_some() {
@@ -286,20 +329,28 @@ impl Schedule {
         let after =
             |period: Duration| now + period.min(interval).mul_f64(1.0 - 0.1 * jitter).max(min_spacing);
         match ending {
-            Ending::Succeeded { fresh_for } => {
+            Ending::Succeeded { fresh_for, by } => {
                 self.succeeded = self.succeeded.max(number);
                 self.failures_in_a_row = 0;
                 self.last_failure = None;
-                self.took = began.map(|began| now.saturating_duration_since(began)).or(self.took);
+                if doubted || by == GivenBy::Issuer {
+                    self.answered = self.answered.max(number);
+                }
+                self.took = ended.map(|fetch| now.saturating_duration_since(fetch.at)).or(self.took);
                 self.next_scheduled = after(fresh_for.unwrap_or(interval));
             }
             Ending::Older => {
-                self.older = self.older.max(number);
+                if doubted {
+                    self.older = self.older.max(number);
+                }
                 self.next_scheduled = after(interval);
             }
             // One that began later has told already how the issuer is.
             Ending::Failed { .. } if number < self.succeeded => {}
             Ending::Failed { retry_after } => {
+                if doubted {
+                    self.failed = self.failed.max(number);
+                }
                 let doubled = min_spacing.saturating_mul(1 << self.failures_in_a_row.min(20));
                 let back_off = doubled.min(self.longest_back_off()).mul_f64(1.0 - 0.5 * jitter);
                 self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
@@ -315,8 +366,8 @@ impl Schedule {
 
     /// All fetches under way are gone without a word.
     pub fn abandon(&mut self, accounts: &mut Accounts, jitter: f64, now: Instant) {
-        while let Some(UnderWay { number, .. }) = self.under_way.first().copied() {
-            self.finish(accounts, number, Ending::Failed { retry_after: None }, jitter, now);
+        while let Some(fetch) = self.under_way.first().copied() {
+            self.finish(accounts, fetch.begun.number, Ending::Failed { retry_after: None }, jitter, now);
         }
     }
 

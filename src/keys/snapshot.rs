@@ -6,7 +6,8 @@
 //! share a folder never replace what is newer by what is older, and a set that has a key which was withdrawn since is
 //! removed where it cannot be replaced.
 //!
-//! It is JSON: `{"sha256": ..., "content": {"issuer", "source", "fetched_at", "keys", "origin", "withdrawn"}}`, the
+//! It is JSON: `{"sha256": ..., "content": {"issuer", "source", "fetched_at", "keys", "origin", "withdrawn",
+//! "written"}}`, the
 //! digest being that of the content's text.
 
 use std::fmt;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::task::spawn_blocking;
 
+use crate::clock::{BootTime, Clock, SteadyClock};
 use crate::validation::UnixTime;
 use crate::validation::key_set::{KeySet, KeySetError};
 
@@ -56,12 +58,48 @@ pub struct Snapshot {
 }
 
 /// The present, as a snapshot is judged by it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Present {
     /// Wall time.
     pub wall: UnixTime,
     /// The same on the line of [`Origin`], in microseconds since the Unix epoch.
     pub micros: i64,
+    /// Where that line begins for this process.
+    pub beginning: i64,
+    /// The time since the machine was started.
+    pub boot_time: BootTime,
+}
+
+impl Present {
+    /// Now, by this clock on the wall and this line.
+    pub fn of(clock: &Clock, line: &SteadyClock) -> Self {
+        Self {
+            wall: clock.now(),
+            micros: line.now_micros(),
+            beginning: line.beginning_micros(),
+            boot_time: line.boot_time(),
+        }
+    }
+
+    /// An origin that another process has written down, on this process's line. Within one run of the machine that
+    /// is exact, whatever became of the clock on the wall; else the wall is all that there is.
+    fn read(&self, origin: Origin, written: Option<&Written>) -> Origin {
+        let same =
+            written.filter(|one| one.boot_time.boot.is_some() && one.boot_time.boot == self.boot_time.boot);
+        let shift = same.map_or(0, |one| {
+            let own = self.micros.saturating_sub(self.boot_time.micros);
+            own.saturating_sub(one.micros.saturating_sub(one.boot_time.micros))
+        });
+        origin.shifted(shift).not_ahead_of(self.micros, self.beginning)
+    }
+}
+
+/// When a snapshot was written, by two clocks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Written {
+    /// On the line of its origins, in microseconds since the Unix epoch.
+    micros: i64,
+    boot_time: BootTime,
 }
 
 /// Why a snapshot is not used.
@@ -144,6 +182,8 @@ struct Content {
     origin: Option<Origin>,
     #[serde(default)]
     withdrawn: Vec<Withdrawn>,
+    #[serde(default)]
+    written: Option<Written>,
 }
 
 impl SnapshotFile {
@@ -178,7 +218,7 @@ impl SnapshotFile {
         max_stale: Duration,
     ) -> Result<Option<Snapshot>, SnapshotError> {
         let file = self.clone();
-        let read = move || file.read_now(present, max_stale);
+        let read = move || file.read_now(&present, max_stale);
         if !self.folder.blocks() {
             return read();
         }
@@ -197,7 +237,7 @@ impl SnapshotFile {
         present: Present,
     ) -> Result<(), NotStored> {
         let file = self.clone();
-        let store = move || file.store_now(&published, fetched_at, present);
+        let store = move || file.store_now(&published, fetched_at, &present);
         if !self.folder.blocks() {
             return store();
         }
@@ -206,13 +246,13 @@ impl SnapshotFile {
         spawn_blocking(store).await.unwrap_or(Err(broke_off))
     }
 
-    fn read_now(&self, present: Present, max_stale: Duration) -> Result<Option<Snapshot>, SnapshotError> {
+    fn read_now(&self, present: &Present, max_stale: Duration) -> Result<Option<Snapshot>, SnapshotError> {
         let Some(bytes) = self.folder.read(&self.name, self.max_bytes)? else { return Ok(None) };
         let text = std::str::from_utf8(&bytes).map_err(|_| SnapshotError::Damaged)?;
         self.check(text, present, max_stale).map(Some)
     }
 
-    fn check(&self, text: &str, present: Present, max_stale: Duration) -> Result<Snapshot, SnapshotError> {
+    fn check(&self, text: &str, present: &Present, max_stale: Duration) -> Result<Snapshot, SnapshotError> {
         let sealed: Sealed<'_> = serde_json::from_str(text).map_err(|_| SnapshotError::Damaged)?;
         if sealed.sha256 != seal(sealed.content) {
             return Err(SnapshotError::Damaged);
@@ -231,15 +271,16 @@ impl SnapshotFile {
         let origin = content.origin.unwrap_or(Origin::at(fetched_micros, fetched_micros));
         let withdrawn = content
             .withdrawn
-            .into_iter()
-            .map(|one| Withdrawn { shown_by: one.shown_by.not_after(present.micros), ..one })
+            .iter()
+            .cloned()
+            .map(|one| Withdrawn { shown_by: present.read(one.shown_by, content.written.as_ref()), ..one })
             .collect();
         let published = if content.keys.is_empty() {
             Published::without_keys(withdrawn)
         } else {
             let jwks = serde_json::json!({ "keys": content.keys }).to_string();
             let keys = KeySet::parse(jwks.as_bytes()).map_err(SnapshotError::KeySet)?;
-            Published::restored(Arc::new(keys), origin.not_after(present.micros), withdrawn)
+            Published::restored(Arc::new(keys), present.read(origin, content.written.as_ref()), withdrawn)
         };
         let age = present.wall.as_secs_f64() - content.fetched_at;
         let unusable = if age > max_stale.as_secs_f64() {
@@ -252,7 +293,7 @@ impl SnapshotFile {
         Ok(Snapshot { published, fetched_at: UnixTime::from_epoch(since_epoch), unusable })
     }
 
-    fn store_now(&self, own: &Published, fetched_at: UnixTime, present: Present) -> Result<(), NotStored> {
+    fn store_now(&self, own: &Published, fetched_at: UnixTime, present: &Present) -> Result<(), NotStored> {
         let not_stored = |error, outdated| Err(NotStored { error, outdated });
         let _locked = match self.folder.lock() {
             Ok(locked) => locked,
@@ -264,7 +305,7 @@ impl SnapshotFile {
             None => (own.clone(), fetched_at),
             Some(before) => merged(before, own, fetched_at),
         };
-        let Err(error) = self.write(&published, fetched_at) else { return Ok(()) };
+        let Err(error) = self.write(&published, fetched_at, present) else { return Ok(()) };
         let outdated = before.is_some_and(|before| {
             before.published.keys().keys().iter().any(|key| !published.keys().has(key))
         });
@@ -277,7 +318,12 @@ impl SnapshotFile {
         }
     }
 
-    fn write(&self, published: &Published, fetched_at: UnixTime) -> Result<(), FolderError> {
+    fn write(
+        &self,
+        published: &Published,
+        fetched_at: UnixTime,
+        present: &Present,
+    ) -> Result<(), FolderError> {
         let content = serde_json::value::to_raw_value(&Content {
             issuer: self.issuer.clone(),
             source: self.source.clone(),
@@ -285,6 +331,7 @@ impl SnapshotFile {
             keys: published.keys().keys().iter().filter_map(|key| key.public_jwk()).collect(),
             origin: published.origin().copied(),
             withdrawn: published.withdrawn().to_vec(),
+            written: Some(Written { micros: present.micros, boot_time: present.boot_time.clone() }),
         });
         let sealed = content
             .and_then(|content| serde_json::to_vec(&Sealed { sha256: seal(&content), content: &content }));

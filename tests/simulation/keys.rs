@@ -22,7 +22,10 @@ const MATERIALS: u8 = 8;
 static PAIRS: LazyLock<Vec<SigningKey>> =
     LazyLock::new(|| (0..=MATERIALS).map(|_| SigningKey::generate(None, SigningAlgorithm::EdDSA)).collect());
 
-static TOKENS: LazyLock<Mutex<HashMap<(String, u8, bool), String>>> = LazyLock::new(Mutex::default);
+/// Tokens by their `kid`, the material that signed them, and whether they have expired.
+type Tokens = HashMap<(String, u8, bool), String>;
+
+static TOKENS: LazyLock<Mutex<Tokens>> = LazyLock::new(Mutex::default);
 
 impl Key {
     fn signing(self) -> SigningKey {

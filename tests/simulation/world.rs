@@ -179,7 +179,7 @@ impl State {
             Mood::Hangs => return None,
             Mood::Fails(status) => return made(status, ""),
             Mood::FailsForced if doubted => return made(500, ""),
-            Mood::Flaps if self.answers % 2 == 0 => return made(503, ""),
+            Mood::Flaps if self.answers.is_multiple_of(2) => return made(503, ""),
             Mood::Garbage => return made(200, "<html>"),
             Mood::EmptySet => return made(200, r#"{"keys":[]}"#),
             Mood::Well | Mood::FailsForced | Mood::Flaps => {}

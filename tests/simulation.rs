@@ -39,7 +39,7 @@ use self::plan::Plan;
 const SEEDS: u64 = 2_000;
 
 /// Worlds of many realms are longer, and one in so many.
-const ONE_OF_REALMS_IN: u64 = 20;
+const ONE_OF_REALMS_IN: u64 = 50;
 
 /// What a plan breaks, if anything. A panic is P6.
 fn finding(plan: &Plan) -> Option<String> {

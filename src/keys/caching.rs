@@ -35,13 +35,16 @@ pub(super) fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// What an answer says of when it was made: the seconds of its `Age` (RFC 9111 §5.1), and its `Date` (RFC 9110
-/// §6.6.1) as seconds since the Unix epoch. What cannot be read is not said; of several ages the largest counts.
+/// §6.6.1) as seconds since the Unix epoch. Of several ages the largest counts and of several dates the oldest; an age
+/// that cannot be read is one of a cache all the same.
 pub(super) fn age_and_date(headers: &HeaderMap) -> (Option<i64>, Option<i64>) {
-    let seconds = |value: &HeaderValue| value.to_str().ok()?.trim().parse::<u32>().ok().map(i64::from);
-    let age = headers.get_all(AGE).iter().filter_map(seconds).max();
+    let ages = headers.get_all(AGE).iter().flat_map(|value| {
+        let text = String::from_utf8_lossy(value.as_bytes()).into_owned();
+        text.split(',').map(|one| one.trim().parse::<u32>().map_or(1, i64::from)).collect::<Vec<_>>()
+    });
     let since_epoch = |date: SystemTime| date.duration_since(SystemTime::UNIX_EPOCH).ok();
-    let date = headers.get(DATE).and_then(date).and_then(since_epoch);
-    (age, date.and_then(|date| i64::try_from(date.as_secs()).ok()))
+    let dates = headers.get_all(DATE).iter().filter_map(date).filter_map(since_epoch);
+    (ages.max(), dates.filter_map(|date| i64::try_from(date.as_secs()).ok()).min())
 }
 
 /// The headers by which caches on the way are recognised, for the log: short, and on one line.

@@ -63,11 +63,22 @@ impl Origin {
         Self::new(self.asked.min(latest), self.received.min(latest), self.age, self.date)
     }
 
+    /// What neither of two answers is later than.
+    pub fn later_of(self, other: Self) -> Self {
+        let date = self.date.max(other.date);
+        Self::new(self.asked.max(other.asked), self.received.max(other.received), None, date)
+    }
+
+    /// Whether it says that it has spent time in caches.
+    pub fn has_age(&self) -> bool {
+        self.age.is_some_and(|age| age > 0)
+    }
+
     /// Whether it says that a cache has had it for more than a moment.
     pub fn is_kept(&self) -> bool {
         let dated =
             self.date.is_some_and(|date| date.saturating_add(TOLERANCE_SECS) < self.asked.div_euclid(MICROS));
-        self.age.is_some_and(|age| age > 0) || dated
+        self.has_age() || dated
     }
 
     /// When it was there, in microseconds since the Unix epoch.

@@ -6,8 +6,8 @@
 //! - An answer that is not older than the one in hand replaces the set. What it lacks is withdrawn.
 //! - An answer that is older takes nothing away: what it lacks may have been published since. A key that was never
 //!   seen before is taken from it all the same, since the clocks of replicas differ and a good token must not be
-//!   refused for a date alone.
-//! - A key that was withdrawn counts again only by an answer that is provably newer than the last one which lacked
+//!   refused for a date alone; but not from one that a cache has kept.
+//! - Keys are withdrawn by their material, whatever they are called. One that was counts again only by an answer that is provably newer than the last one which lacked
 //!   it.
 
 use std::sync::Arc;
@@ -73,6 +73,13 @@ impl Published {
         Self { keys: Arc::default(), origin: None, withdrawn: Arc::new(withdrawn) }
     }
 
+    /// The same, but that it no longer counts when it was made: the next answer replaces it, whatever its date. What was
+    /// withdrawn stays so.
+    #[must_use]
+    pub fn undated(&self) -> Self {
+        Self { origin: None, ..self.clone() }
+    }
+
     /// The keys in hand.
     pub fn keys(&self) -> &Arc<KeySet> {
         &self.keys
@@ -96,14 +103,14 @@ impl Published {
     /// What is published after an answer.
     pub fn after(&self, answer: &KeySet, origin: Origin) -> (Self, Effect) {
         let may_count = |key: &Key| {
-            let withdrawn = self.withdrawn.iter().find(|withdrawn| withdrawn.key.is_of(key));
+            let withdrawn = self.withdrawn.iter().find(|withdrawn| withdrawn.key.is_material_of(key));
             withdrawn.is_none_or(|withdrawn| origin.is_newer_than(&withdrawn.shown_by))
         };
         let mut usable = answer.filtered(may_count, WITHDRAWN);
         usable.adopt(&self.keys);
         let older = self.origin.is_some_and(|in_hand| origin.is_older_than(&in_hand));
         if older || usable.keys().is_empty() {
-            return self.with_unseen(&usable);
+            return self.with_unseen(&usable, origin);
         }
         let changed = self.origin.is_none() || !self.keys.same_keys(&usable);
         let withdrawn = self.withdrawn_after(answer, &usable, origin);
@@ -118,19 +125,19 @@ impl Published {
             note(&mut all, one.key.clone(), one.shown_by);
         }
         let still = |key: &Key| {
-            let gone = withdrawn.iter().find(|withdrawn| withdrawn.key.is_of(key));
+            let gone = withdrawn.iter().find(|withdrawn| withdrawn.key.is_material_of(key));
             gone.is_none_or(|gone| self.origin.is_some_and(|origin| origin.is_newer_than(&gone.shown_by)))
         };
         let keys = self.keys.filtered(still, WITHDRAWN);
-        all.retain(|withdrawn| !keys.keys().iter().any(|key| withdrawn.key.is_of(key)));
+        all.retain(|withdrawn| !keys.keys().iter().any(|key| withdrawn.key.is_material_of(key)));
         let origin = self.origin.filter(|_| !keys.keys().is_empty());
         Self { keys: Arc::new(keys), origin, withdrawn: Arc::new(bounded(all)) }
     }
 
-    fn with_unseen(&self, usable: &KeySet) -> (Self, Effect) {
-        let unseen: Vec<&Arc<Key>> =
-            usable.keys().iter().filter(|key| !self.keys.has(key) && !self.has_withdrawn(key)).collect();
-        if unseen.is_empty() {
+    fn with_unseen(&self, usable: &KeySet, origin: Origin) -> (Self, Effect) {
+        let is_unseen = |key: &&Arc<Key>| !self.keys.has_material_of(key) && !self.has_withdrawn(key);
+        let unseen: Vec<&Arc<Key>> = usable.keys().iter().filter(is_unseen).collect();
+        if unseen.is_empty() || origin.has_age() {
             return (self.clone(), Effect::Older { added: false });
         }
         let keys = self.keys.with(unseen.into_iter().map(Arc::clone));
@@ -138,22 +145,22 @@ impl Published {
     }
 
     fn has_withdrawn(&self, key: &Key) -> bool {
-        self.withdrawn.iter().any(|withdrawn| withdrawn.key.is_of(key))
+        self.withdrawn.iter().any(|withdrawn| withdrawn.key.is_material_of(key))
     }
 
     fn withdrawn_after(&self, answer: &KeySet, usable: &KeySet, origin: Origin) -> Vec<Withdrawn> {
         let mut withdrawn: Vec<Withdrawn> = self
             .withdrawn
             .iter()
-            .filter(|one| !usable.keys().iter().any(|key| one.key.is_of(key)))
+            .filter(|one| !usable.keys().iter().any(|key| one.key.is_material_of(key)))
             .cloned()
             .collect();
         for one in &mut withdrawn {
-            if !answer.keys().iter().any(|key| one.key.is_of(key)) && !origin.is_older_than(&one.shown_by) {
-                one.shown_by = origin;
+            if !answer.keys().iter().any(|key| one.key.is_material_of(key)) && !origin.is_older_than(&one.shown_by) {
+                one.shown_by = one.shown_by.later_of(origin);
             }
         }
-        for gone in answer.lacks(&self.keys) {
+        for gone in answer.lacks(&self.keys).filter(|gone| !answer.has_material_of(gone)) {
             note(&mut withdrawn, gone.name(), origin);
         }
         bounded(withdrawn)
@@ -162,8 +169,7 @@ impl Published {
 
 fn note(withdrawn: &mut Vec<Withdrawn>, key: KeyName, shown_by: Origin) {
     match withdrawn.iter_mut().find(|known| known.key == key) {
-        Some(known) if shown_by.is_older_than(&known.shown_by) => {}
-        Some(known) => known.shown_by = shown_by,
+        Some(known) => known.shown_by = known.shown_by.later_of(shown_by),
         None => withdrawn.push(Withdrawn { key, shown_by }),
     }
 }

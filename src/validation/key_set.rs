@@ -182,6 +182,11 @@ impl KeySet {
         self.keys.iter().any(|own| own.same(key))
     }
 
+    /// Whether it has a key of the same material.
+    pub fn has_material_of(&self, key: &Key) -> bool {
+        self.keys.iter().any(|own| own.thumbprint().is_some() && own.thumbprint() == key.thumbprint())
+    }
+
     /// The keys that may stay; the others are listed as skipped for this reason.
     pub fn filtered(&self, may_stay: impl Fn(&Key) -> bool, reason: &'static str) -> Self {
         let mut set = KeySet { keys: Vec::new(), skipped: self.skipped.clone() };
@@ -225,11 +230,9 @@ impl KeyName {
         self.kid.as_deref()
     }
 
-    /// Whether it is the name of this key.
-    pub fn is_of(&self, key: &Key) -> bool {
-        self.kid == key.kid
-            && key.thumbprint() == Some(self.thumbprint.as_str())
-            && self.alg.as_deref() == key.alg.map(Algorithm::name)
+    /// Whether this key has the same material, whatever it is called and bound to.
+    pub fn is_material_of(&self, key: &Key) -> bool {
+        key.thumbprint() == Some(self.thumbprint.as_str())
     }
 }
 

@@ -59,6 +59,8 @@ mod freshness;
 mod house;
 #[path = "transport/key_server.rs"]
 mod key_server;
+#[path = "transport/lookups.rs"]
+mod lookups;
 #[path = "transport/origins.rs"]
 mod origins;
 #[path = "transport/process.rs"]

@@ -170,7 +170,11 @@ pub async fn status(service: &Running, name: &str) -> Value {
 
 /// The value of a metric with its labels, 0 where it is not there.
 pub async fn counted(service: &Running, metric: &str) -> u64 {
-    let page = service.admin("/metrics").await;
+    counted_in(&service.admin("/metrics").await, metric)
+}
+
+/// The value of a metric with its labels on this page, 0 where it is not there.
+pub fn counted_in(page: &str, metric: &str) -> u64 {
     let value = page.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
     value.map_or(0, |value| value.parse().expect("a count"))
 }

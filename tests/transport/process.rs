@@ -49,10 +49,14 @@ impl Drop for Process {
 impl Process {
     /// Serves these providers, whose configuration is put into this folder.
     pub async fn serve(folder: &Path, providers: &[String], environment: &[(&str, &str)]) -> Self {
+        Self::serve_by(portcullis(environment), folder, providers).await
+    }
+
+    /// The same by this command, which becomes the binary once it has the arguments of one.
+    pub async fn serve_by(mut command: Command, folder: &Path, providers: &[String]) -> Self {
         let ports = (free_port(), free_port());
         let file = folder.join("portcullis.yaml");
         std::fs::write(&file, text_at(ports, providers)).expect("written");
-        let mut command = portcullis(environment);
         command.args(["serve", "--config"]).arg(&file).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
         let stderr = child.stderr.take().expect("piped");
@@ -66,11 +70,24 @@ impl Process {
 
     /// Asks about a good token, but for whose key it is.
     pub async fn bearer(&self, key: &SigningKey) -> Answer {
-        let token = token_of(ISSUER, key, wall_time() + 600);
+        self.token(token_of(ISSUER, key, wall_time() + 600)).await
+    }
+
+    /// Asks about a token.
+    pub fn token(&self, token: String) -> impl Future<Output = Answer> + Send + use<> {
         let check = Ask::default().header("authorization", format!("Bearer {token}")).into_check();
         let mut client = AuthorizationClient::new(self.channel.clone());
-        let answer = timeout(PATIENCE, client.check(check)).await.expect("answered in time");
-        Answer::read(answer.expect("answered").into_inner())
+        async move {
+            let answer = timeout(PATIENCE, client.check(check)).await.expect("answered in time");
+            Answer::read(answer.expect("answered").into_inner())
+        }
+    }
+
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"));
+        threads.and_then(|count| count.trim().parse().ok()).expect("a count")
     }
 
     /// A page of the operator's door.

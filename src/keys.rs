@@ -35,7 +35,7 @@ mod supervise;
 pub mod transport;
 pub mod waiting;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -224,7 +224,9 @@ impl Drop for KeyCache {
         for task in &self.tasks {
             task.abort();
         }
-        self.shared.budget.leave(self.shared.member);
+        let withdrawn = self.shared.snapshot.load().published.withdrawn().to_vec();
+        self.shared.budget.remember_withdrawn(&self.shared.provider, withdrawn);
+        self.shared.budget.resign(self.shared.member);
         if self.passing {
             self.shared.around.metrics.forget_keys(&self.shared.provider);
         }
@@ -248,6 +250,10 @@ struct Shared {
     waiters: AtomicUsize,
     /// Whether the snapshot has been read, or there is none to read.
     snapshot_read: watch::Sender<bool>,
+    /// Until when the first answer waits for it.
+    snapshot_awaited: Instant,
+    /// Whether the set is kept in a file: of a realm only once one of its tokens was verified.
+    kept: AtomicBool,
     /// Whether a fetch can bring anything new; keys of the configuration never change.
     refreshable: bool,
 }
@@ -262,6 +268,8 @@ struct State {
     pending: Option<KeySnapshot>,
     /// The keys that tokens wait for, of which no fetch has been told yet.
     wanted: Wanted,
+    /// How many answers in a row were older than the set in hand, though no cache says to have kept them.
+    older_in_a_row: u32,
 }
 
 impl KeyCache {
@@ -290,6 +298,7 @@ impl KeyCache {
         let restored = file.as_ref().filter(|_| snapshot.generation == 0).cloned();
         let kept = file.filter(|_| !around.snapshots_read_only);
         let shared = Arc::new(Shared::new(provider, policy, snapshot, true, around, clock, budget));
+        shared.learn_withdrawn(&shared.budget.withdrawn_of(provider));
         shared.publish_gauges();
         let mut tasks = Vec::new();
         if let Some(path) = fetch.watched_file() {
@@ -323,6 +332,8 @@ impl KeyCache {
     pub fn passing(self) -> Self {
         let mut cache = self;
         cache.passing = true;
+        // Nothing is kept of a realm whose name somebody may have made up.
+        cache.shared.kept.store(false, Ordering::Release);
         cache.shared.around.metrics.hold_keys(&cache.shared.provider);
         cache
     }
@@ -337,6 +348,20 @@ impl KeyCache {
         let shared = Arc::new(Shared::new(provider, policy, snapshot, false, around, clock, budget));
         shared.publish_gauges();
         Self { shared, tasks: Vec::new(), passing: false }
+    }
+
+    /// What is known of the same issuer's keys from elsewhere, such as those of a source that this one replaces: keys
+    /// that were withdrawn there stay so here.
+    pub fn learn_from(&self, other: &KeyCache) {
+        let known = other.shared.snapshot.load_full();
+        self.shared.learn_withdrawn(known.published.withdrawn());
+    }
+
+    /// A token of it was verified: of a realm the set is kept in its file from now on.
+    pub fn keep_from_now_on(&self) {
+        if !self.shared.kept.swap(true, Ordering::AcqRel) {
+            self.shared.finished.send_replace(());
+        }
     }
 
     /// The set in hand. Never waits.
@@ -413,6 +438,7 @@ impl Shared {
     ) -> Self {
         let member = budget.accounts().join();
         let schedule = Schedule::new(policy.clone(), member, around.clock.monotonic());
+        let snapshot_awaited = around.clock.monotonic() + refresh::SNAPSHOT_PATIENCE;
         let state = State {
             schedule,
             last_trigger: None,
@@ -420,6 +446,7 @@ impl Shared {
             ageing_told: false,
             pending: None,
             wanted: Wanted::default(),
+            older_in_a_row: 0,
         };
         Self {
             provider: provider.to_owned(),
@@ -435,6 +462,8 @@ impl Shared {
             wake: Notify::new(),
             waiters: AtomicUsize::new(0),
             snapshot_read: watch::Sender::new(true),
+            snapshot_awaited,
+            kept: AtomicBool::new(true),
             refreshable,
         }
     }
@@ -470,6 +499,10 @@ impl Shared {
         // Subscribed before the standing is asked, so that no end of a fetch is missed in between.
         let mut finished = self.finished.subscribe();
         loop {
+            // It may have come between the last look and now.
+            if let Some(result) = second_look.if_newer() {
+                return result;
+            }
             let caller = Caller { arrival: sighting.arrival, cause: second_look.cause, deadline };
             match self.stand(caller, kid) {
                 Standing::Fresh => {

@@ -34,6 +34,9 @@
 //! | G25 proxies | `proxy`, `addresses::credentials_in_a_url_are_refused_and_not_repeated` |
 //! | G26 clock jump | `freshness::the_clock_on_the_wall_starts_no_fetch_and_stops_none`, `freshness::sets_that_were_fetched_at_one_moment_are_not_fetched_again_at_one_moment`, `snapshots::a_snapshot_counts_by_the_clock_on_the_wall_and_a_wrong_clock_costs_the_snapshot_alone` |
 //!
+//! Beside the table: `tenants` (many realms of one provider), `lookups` and `disks` (name servers and disks that never
+//! answer, under the binary in a mount namespace of its own), `restarts` (the binary, killed without a word).
+//!
 //! DNS is the system's: an operator names the host, nothing that is read adds one, and what it resolves to
 //! has to prove itself by TLS. Where `allow_http` gives that up, the network in between is trusted.
 
@@ -51,6 +54,8 @@ mod budgets;
 mod certificates;
 #[path = "transport/discovery.rs"]
 mod discovery;
+#[path = "transport/disks.rs"]
+mod disks;
 #[path = "transport/encodings.rs"]
 mod encodings;
 #[path = "transport/freshness.rs"]
@@ -69,9 +74,13 @@ mod process;
 mod proxy;
 #[path = "transport/redirects.rs"]
 mod redirects;
+#[path = "transport/restarts.rs"]
+mod restarts;
 #[path = "transport/snapshots.rs"]
 mod snapshots;
 #[path = "transport/stalls.rs"]
 mod stalls;
+#[path = "transport/tenants.rs"]
+mod tenants;
 #[path = "transport/tls.rs"]
 mod tls;

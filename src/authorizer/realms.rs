@@ -11,7 +11,7 @@
 //!   with each `min_spacing`, and at most 16 of their first fetches are under way. At most 1,024 names wait, and
 //!   `max_waiters` callers in all, who hold `max_waiting_bytes` together. The name that has had somebody waiting for the longest without a break is next.
 //! - **Only a verified token makes a realm known** ([`held`]). Until then it is on trial: 32 may be, the one that
-//!   has been without a caller for the longest goes first, and its snapshot with it. None of them pushes a known
+//!   has been without a caller for the longest goes first; nothing is kept of them on disk. None of them pushes a known
 //!   realm out; where more than `max_realms` are known, the least recently verified one goes.
 //! - **A name of which the issuer has just said that it does not exist** (404 or 410) is unavailable at once for
 //!   10 s, without a place in line; at most 4,096 of them are remembered ([`names`]).
@@ -38,7 +38,7 @@ mod opening;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::Notify;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 
 pub use self::list::NamesKept;
 pub(super) use self::opening::NewRealm;
@@ -75,6 +75,7 @@ pub struct RealmProviders {
     names: Arc<SharedNames>,
     /// Told when the line may have another turn.
     turn: Notify,
+    /// For the snapshots that are removed.
     /// Those that read and write the list of names.
     tasks: Mutex<JoinSet<()>>,
     /// From which uses are counted.
@@ -198,22 +199,16 @@ impl RealmProviders {
             }
         };
         self.let_go(gone);
+        keyed.keys.keep_from_now_on();
         self.note_name(name, at);
     }
 
-    /// Drops what was pushed out, outside of every lock. Of a realm of which no token was ever verified nothing
-    /// stays: its issuer may have keys for any name.
+    /// Drops what was pushed out, outside of every lock.
     fn let_go(&self, gone: Vec<(String, Realm<Arc<KeyedProvider>>)>) {
-        for (name, Realm { what, uses, standing }) in gone {
+        for (name, Realm { what, uses, .. }) in gone {
             drop(what);
             if let Some(at) = uses.verified() {
                 self.names.lock().note(&name, at);
-            } else if let NamesKept::In(file) = &self.kept
-                && standing == Standing::OnTrial
-                && !self.is_known(&name)
-            {
-                let file = file.clone();
-                spawn_blocking(move || file.remove_snapshot(&name));
             }
         }
     }

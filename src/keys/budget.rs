@@ -2,9 +2,10 @@
 //! issuer that is spared.
 //!
 //! Pure: no IO, no clock; it is told the time. A fetch costs its slot whether it succeeds or fails. Realms that wait
-//! for a slot stand in line, each once: one that was served last is behind all that wait.
+//! for a slot are served in the order of when they were served last, the longest ago first: however many are flooded, one
+//! that is not waits for one slot.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::sync::futures::Notified;
 use crate::clock::Instant;
 use crate::validation::StaleCause;
 
+use super::published::Withdrawn;
 use super::waiting::Waiting;
 
 /// The budget of one provider, shared by the key caches of its realms.
@@ -23,6 +25,8 @@ pub struct Budget {
     /// Told when somebody left a line, so that those behind look again.
     moved_up: Notify,
     waiting: Waiting,
+    /// What was withdrawn, by the names of key caches that are gone and may come back.
+    withdrawn: Mutex<HashMap<String, Vec<Withdrawn>>>,
 }
 
 /// The state of a budget.
@@ -38,11 +42,27 @@ pub struct Accounts {
 struct Account {
     /// When the next fetch may start; at any time where there has been none.
     free_at: Option<Instant>,
-    line: VecDeque<Member>,
+    /// Those that wait, in the order in which they came.
+    line: Vec<Member>,
+    /// When each was served last, as a count of all that were; never is 0.
+    served: HashMap<Member, u64>,
+    count: u64,
+}
+
+impl Account {
+    /// How many are served before this member: those that were served longer ago, and of equals who came first.
+    fn before(&self, member: Member) -> usize {
+        let last = |one: &Member| self.served.get(one).copied().unwrap_or_default();
+        let (own, place) = (last(&member), self.line.iter().position(|one| *one == member));
+        let earlier = |(at, one): &(usize, &Member)| {
+            **one != member && (last(one), *at) < (own, place.unwrap_or(usize::MAX))
+        };
+        self.line.iter().enumerate().filter(earlier).count()
+    }
 }
 
 /// A key cache that draws on a budget.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Member(u64);
 
 impl Budget {
@@ -61,11 +81,44 @@ impl Budget {
         self.moved_up.notified()
     }
 
-    /// Takes a member out of every line.
-    pub(super) fn leave(&self, member: Member) {
-        if self.accounts().leave(member) {
+    /// A member that is gone: it stands in no line any more, and nothing is known of it.
+    pub(super) fn resign(&self, member: Member) {
+        let mut accounts = self.accounts();
+        for cause in [StaleCause::UnknownKid, StaleCause::BadSignature] {
+            accounts.account(cause).served.remove(&member);
+        }
+        let stood = accounts.leave(member);
+        drop(accounts);
+        if stood {
             self.moved_up.notify_waiters();
         }
+    }
+
+    /// Remembers what was withdrawn of a key cache that goes, in case it comes back: of so many caches at most.
+    pub(super) fn remember_withdrawn(&self, name: &str, withdrawn: Vec<Withdrawn>) {
+        const MOST_CACHES: usize = 1_024;
+        const MOST_KEYS: usize = 32;
+        if withdrawn.is_empty() {
+            return;
+        }
+        let mut all = self.withdrawn();
+        if all.len() >= MOST_CACHES
+            && !all.contains_key(name)
+            && let Some(any) = all.keys().next().cloned()
+        {
+            all.remove(&any);
+        }
+        let surplus = withdrawn.len().saturating_sub(MOST_KEYS);
+        all.insert(name.to_owned(), withdrawn.into_iter().skip(surplus).collect());
+    }
+
+    /// What was withdrawn of an earlier key cache of this name.
+    pub(super) fn withdrawn_of(&self, name: &str) -> Vec<Withdrawn> {
+        self.withdrawn().get(name).cloned().unwrap_or_default()
+    }
+
+    fn withdrawn(&self) -> MutexGuard<'_, HashMap<String, Vec<Withdrawn>>> {
+        self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -80,14 +133,14 @@ impl Accounts {
     pub fn stand_in_line(&mut self, cause: StaleCause, member: Member) {
         let line = &mut self.account(cause).line;
         if !line.contains(&member) {
-            line.push_back(member);
+            line.push(member);
         }
     }
 
     /// When this member's turn comes at the earliest, now or later.
     pub fn turn(&self, cause: StaleCause, member: Member, spacing: Duration, now: Instant) -> Instant {
         let account = self.account_ref(cause);
-        let before = account.line.iter().position(|one| *one == member).unwrap_or(account.line.len());
+        let before = account.before(member);
         let first = account.free_at.map_or(now, |free_at| now.max(free_at));
         first + spacing.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX))
     }
@@ -96,10 +149,12 @@ impl Accounts {
     pub fn take(&mut self, cause: StaleCause, member: Member, spacing: Duration, now: Instant) -> bool {
         let account = self.account(cause);
         let free = account.free_at.is_none_or(|free_at| free_at <= now);
-        if !free || account.line.front() != Some(&member) {
+        if !free || !account.line.contains(&member) || account.before(member) > 0 {
             return false;
         }
-        account.line.pop_front();
+        account.line.retain(|one| *one != member);
+        account.count += 1;
+        account.served.insert(member, account.count);
         account.free_at = Some(now + spacing);
         true
     }

@@ -44,6 +44,9 @@ impl fmt::Display for DiscoveryError {
     }
 }
 
+/// After so many documents in a row that are older by their date alone it is the clock there that was set back.
+const OLDER_IN_A_ROW: u32 = 2;
+
 /// A discovery document and what was last read from it.
 pub struct Discovery {
     document: Url,
@@ -60,6 +63,8 @@ struct Remembered {
     origin: Origin,
     /// Whether keys were had there by the last fetch.
     proven: bool,
+    /// How many documents in a row were older, though no cache says to have kept them.
+    older_in_a_row: u32,
 }
 
 #[derive(Deserialize)]
@@ -82,6 +87,11 @@ impl Discovery {
         remembered.as_ref().filter(|one| one.proven).filter(fresh).map(|one| one.jwks_uri.clone())
     }
 
+    /// Where the key set was said to be the last time.
+    pub(super) fn last(&self) -> Option<Url> {
+        self.lock().as_ref().map(|one| one.jwks_uri.clone())
+    }
+
     /// Where the key set is, by the document as it is now.
     ///
     /// # Errors
@@ -98,10 +108,17 @@ impl Discovery {
         let origin = answer.origin(asked, clock.now_micros());
         let jwks_uri = self.check(&answer.into_body()?).map_err(FetchError::Discovery)?;
         let mut remembered = self.lock();
-        if let Some(newer) = remembered.as_mut().filter(|one| origin.is_older_than(&one.origin)) {
+        // One that leads to no keys is not held against another.
+        let newer = |one: &&mut Remembered| {
+            one.proven && one.older_in_a_row < OLDER_IN_A_ROW && origin.is_older_than(&one.origin)
+        };
+        if let Some(newer) = remembered.as_mut().filter(newer) {
+            newer.older_in_a_row += u32::from(!origin.has_age());
             return Ok(newer.jwks_uri.clone());
         }
-        *remembered = Some(Remembered { jwks_uri: jwks_uri.clone(), origin, proven: false });
+        let same = remembered.as_ref().is_some_and(|one| one.proven && one.jwks_uri == jwks_uri);
+        *remembered =
+            Some(Remembered { jwks_uri: jwks_uri.clone(), origin, proven: same, older_in_a_row: 0 });
         Ok(jwks_uri)
     }
 

@@ -3,18 +3,18 @@
 
 use std::fmt;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::io::AsyncReadExt;
-
 use crate::clock::{Clock, Instant, SteadyClock};
 use crate::validation::key_set::{KeySet, KeySetError};
 
 use super::discovery::DiscoveryError;
+use super::folder::{FileThreads, read_regular};
 use super::origin::Origin;
 use super::published::Published;
 use super::schedule::{Doubts, Trigger};
@@ -207,23 +207,26 @@ impl FetchError {
 pub struct FileKeys {
     path: PathBuf,
     max_bytes: usize,
+    threads: FileThreads,
 }
 
 impl FileKeys {
     /// Keys in the file at `path`, of which at most `max_bytes` are read.
     pub fn at(path: &Path, max_bytes: usize) -> Self {
-        Self { path: path.to_owned(), max_bytes }
+        Self { path: path.to_owned(), max_bytes, threads: FileThreads::default() }
     }
 
     async fn read(&self) -> Result<KeySet, FetchError> {
-        let unreadable = |error: std::io::Error| FetchError::File(error.kind());
-        let file = tokio::fs::File::open(&self.path).await.map_err(unreadable)?;
-        let mut document = Vec::new();
-        // One byte more than allowed tells a file that is too long from one that just fits.
-        file.take(self.max_bytes as u64 + 1).read_to_end(&mut document).await.map_err(unreadable)?;
-        if document.len() > self.max_bytes {
-            return Err(FetchError::TooLarge(self.max_bytes));
-        }
+        let (path, max_bytes) = (self.path.clone(), self.max_bytes);
+        let read = self.threads.run(move || read_regular(&path, max_bytes)).await;
+        let document = match read {
+            Some(Ok(document)) => document,
+            Some(Err(error)) if error.kind() == ErrorKind::FileTooLarge => {
+                return Err(FetchError::TooLarge(self.max_bytes));
+            }
+            Some(Err(error)) => return Err(FetchError::File(error.kind())),
+            None => return Err(FetchError::BrokeOff),
+        };
         KeySet::parse(&document).map_err(FetchError::KeySet)
     }
 }
@@ -246,14 +249,18 @@ impl Fetch for FileKeys {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FileStamp {
     modified: Option<SystemTime>,
+    /// Of the metadata, in nanoseconds: what is rewritten with its old time differs by this.
+    changed: (i64, i64),
     length: u64,
     inode: u64,
 }
 
 impl FileStamp {
-    /// `None` where there is no such file, or it cannot be looked at.
-    pub(super) async fn of(path: &Path) -> Option<Self> {
-        let metadata = tokio::fs::metadata(path).await.ok()?;
-        Some(Self { modified: metadata.modified().ok(), length: metadata.len(), inode: metadata.ino() })
+    /// `None` where there is no such file, or it cannot be looked at. Blocks.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let metadata = std::fs::metadata(path).ok()?;
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        let (modified, length, inode) = (metadata.modified().ok(), metadata.len(), metadata.ino());
+        Some(Self { modified, changed, length, inode })
     }
 }

@@ -6,14 +6,48 @@ use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+
+/// The file that a process locks while it changes the folder.
+const LOCK_FILE: &str = ".lock";
 
 /// Another process that has the folder locked is waited for this often, each time for so long.
-const LOCK_TRIES: u32 = 200;
+const LOCK_TRIES: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// Files of one provider, all of its realms together, that may be worked on at one time, each on a thread: a disk that
+/// does not answer keeps it.
+const MAX_THREADS: usize = 4;
+
+/// A provider's share of the threads that block, for its files. Clones are the same share.
+#[derive(Clone, Debug)]
+pub struct FileThreads(Arc<Semaphore>);
+
+impl Default for FileThreads {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_THREADS)))
+    }
+}
+
+impl FileThreads {
+    /// Does this on a thread, once there is one; `None` if it panicked.
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let place = Arc::clone(&self.0).acquire_owned().await.ok()?;
+        let on_a_thread = spawn_blocking(move || {
+            let done = work();
+            // The place is given back when the thread is, not when somebody gives up.
+            drop(place);
+            done
+        });
+        on_a_thread.await.ok()
+    }
+}
 
 /// Where files are kept.
 pub trait Folder: Send + Sync + fmt::Debug {
@@ -183,11 +217,14 @@ impl Folder for DiskFolder {
     }
 
     fn lock(&self) -> Result<Box<dyn Send>, FolderError> {
-        let folder = match File::open(&self.0) {
+        // A file of our own: whoever may only read the folder cannot hold it.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).read(true).write(true).mode(0o600).custom_flags(flags);
+        let folder = match options.open(self.path(LOCK_FILE)) {
             Ok(folder) => folder,
-            // There is nothing to be changed by anybody.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Box::new(())),
-            Err(error) => return Err(error.into()),
+            // Where there is no folder, or none that can be written, nobody changes anything.
+            Err(_) => return Ok(Box::new(())),
         };
         for _ in 0..LOCK_TRIES {
             match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
@@ -203,6 +240,22 @@ impl Folder for DiskFolder {
     fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
+}
+
+/// The bytes of a regular file, of which no more than these are read. Nobody is waited for at the other end of a pipe.
+///
+/// # Errors
+/// It cannot be read, is no regular file, or is longer.
+pub(super) fn read_regular(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells a file that is too long from one that just fits.
+    file.take(max_bytes as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > max_bytes { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }
 
 /// Whether nobody but this process's user or root can have written a file, or can replace one in a folder.

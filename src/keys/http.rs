@@ -13,7 +13,7 @@ use http::StatusCode;
 use http::header::HeaderMap;
 use url::Url;
 
-use crate::validation::key_set::KeySet;
+use crate::validation::key_set::{Key, KeySet};
 
 use super::caching;
 use super::discovery::Discovery;
@@ -73,7 +73,7 @@ impl HttpKeys {
 
     async fn read(&self, ask: &Ask) -> Result<Fetched, FetchError> {
         let doubt = match ask.doubts {
-            Doubts::Nothing => Doubt::Nothing,
+            Doubts::Nothing | Doubts::Validators => Doubt::Nothing,
             Doubts::Everything => Doubt::Forced,
         };
         let fetched = self.locate_and_read(doubt, ask).await;
@@ -91,7 +91,7 @@ impl HttpKeys {
         };
         let remembered = discovery.remembered(&ask.clock);
         let Some(url) = remembered else {
-            let url = discovery.ask(&*self.transport, doubt, &ask.clock).await?;
+            let url = self.locate(discovery, doubt, ask).await?;
             return self.read_discovered(discovery, &url, doubt, ask).await;
         };
         let fetched = self.read_discovered(discovery, &url, doubt, ask).await;
@@ -117,6 +117,19 @@ impl HttpKeys {
         }
     }
 
+    /// Where the document says that the keys are; where it cannot be had, what it said last.
+    async fn locate(&self, discovery: &Discovery, doubt: Doubt, ask: &Ask) -> Result<Url, FetchError> {
+        let asked = discovery.ask(&*self.transport, doubt, &ask.clock);
+        let Some(last) = discovery.last() else { return asked.await };
+        // Half of the time is kept for the keys.
+        let left = ask.deadline.saturating_duration_since(ask.clock.monotonic()) / 2;
+        match tokio::time::timeout(left, asked).await {
+            Ok(Err(error @ FetchError::Discovery(_))) => Err(error),
+            Ok(Ok(url)) => Ok(url),
+            Ok(Err(_)) | Err(_) => Ok(last),
+        }
+    }
+
     async fn read_discovered(
         &self,
         discovery: &Discovery,
@@ -132,7 +145,9 @@ impl HttpKeys {
     }
 
     async fn read_set(&self, url: &Url, doubt: Doubt, ask: &Ask) -> Result<Fetched, FetchError> {
-        let conditional = doubt == Doubt::Nothing && self.lock().lying.as_ref() != Some(url);
+        let conditional = ask.doubts == Doubts::Nothing
+            && doubt == Doubt::Nothing
+            && self.lock().lying.as_ref() != Some(url);
         let last = self.lock().last.clone().filter(|last| last.url == *url);
         let asked_of = last.as_ref().filter(|last| conditional && last.may_ask > 0);
         let mut request = Request::new(url.clone(), doubt);
@@ -204,13 +219,16 @@ impl Fetch for HttpKeys {
     }
 }
 
-/// Whether a cache may be to blame for what came: no keys at all, or others than are in hand by an answer that is not
-/// newer.
+/// Whether a cache may be to blame for what came: no keys at all, others than are in hand by an answer that is not newer,
+/// or one that was withdrawn.
 fn is_suspect(fetched: &Result<Fetched, FetchError>, ask: &Ask) -> bool {
     match fetched {
         Ok(fetched) => {
             let stale = ask.published.origin().is_some_and(|in_hand| !fetched.origin.is_newer_than(in_hand));
-            stale && !fetched.keys.same_keys(ask.published.keys())
+            let withdrawn =
+                |key: &Arc<Key>| ask.published.withdrawn().iter().any(|one| one.key.is_material_of(key));
+            (stale && !fetched.keys.same_keys(ask.published.keys()))
+                || fetched.keys.keys().iter().any(withdrawn)
         }
         Err(error) => matches!(error, FetchError::KeySet(_) | FetchError::Discovery(_)),
     }

@@ -10,6 +10,7 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, HeaderValue};
@@ -20,6 +21,7 @@ use tokio::task::spawn_blocking;
 use crate::config::{ClientCertificate, IssuerHttp};
 
 use super::fetch::{FetchError, FileStamp};
+use super::folder::{FileThreads, read_regular};
 use super::transport::{Answer, Doubt, Getting, Request, Transport};
 
 /// Redirects are followed this often, on the same host.
@@ -30,10 +32,16 @@ const MAX_CAUSES: usize = 8;
 const MAX_CAUSE_CHARS: usize = 120;
 
 /// Requests of one provider, all of its realms together, that may be under way at one time.
-const MAX_UNDER_WAY: usize = 16;
+const MAX_UNDER_WAY: usize = 48;
 
 /// Of these, the ones that no token waits for.
-const MAX_IN_BACKGROUND: usize = 12;
+const MAX_IN_BACKGROUND: usize = 40;
+
+/// The longest file of certificates or keys that is read.
+const MAX_FILE_BYTES: usize = 4 << 20;
+
+/// How long files of certificates are waited for before each request.
+const FILES_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Names of one provider that may be looked up at one time, each on a thread: the system's resolver blocks.
 const MAX_LOOKUPS: usize = 4;
@@ -59,7 +67,11 @@ impl From<reqwest::Error> for FetchError {
 pub struct HttpClient {
     options: IssuerHttp,
     max_bytes: usize,
+    /// The longest that one fetch may take.
+    timeout: Duration,
     made: Mutex<Made>,
+    /// For the files of `options`.
+    files: FileThreads,
     lookups: Arc<Lookups>,
     under_way: Semaphore,
     in_background: Semaphore,
@@ -80,14 +92,15 @@ impl HttpClient {
     ///
     /// # Errors
     /// A file cannot be read or does not hold what it should.
-    pub fn new(options: IssuerHttp, max_bytes: usize) -> Result<Self, FetchError> {
+    pub fn new(options: IssuerHttp, max_bytes: usize, timeout: Duration) -> Result<Self, FetchError> {
         let lookups = Arc::new(Lookups(Arc::new(Semaphore::new(MAX_LOOKUPS))));
-        let client = client(&options, &lookups)?;
+        let client = client(&options, &lookups, timeout)?;
         // Nothing is known of the files' state when they were read: the first fetch reads them again.
         let made = Mutex::new(Made { client, stamps: Vec::new() });
         let under_way = Semaphore::new(MAX_UNDER_WAY);
         let in_background = Semaphore::new(MAX_IN_BACKGROUND);
-        Ok(Self { options, max_bytes, made, lookups, under_way, in_background })
+        let files = FileThreads::default();
+        Ok(Self { options, max_bytes, timeout, made, files, lookups, under_way, in_background })
     }
 
     async fn send(&self, request: Request) -> Result<Answer, FetchError> {
@@ -123,25 +136,28 @@ impl HttpClient {
         Ok((place, background))
     }
 
-    /// The client for the files as they are now; the one before where they cannot be used.
+    /// The client for the files as they are now; the one before where they cannot be used, or do not come.
     async fn client(&self) -> Client {
-        let mut stamps = Vec::new();
-        for file in files(&self.options) {
-            stamps.push(FileStamp::of(file).await);
-        }
-        if self.made().stamps == stamps {
+        let (options, lookups, timeout) = (self.options.clone(), Arc::clone(&self.lookups), self.timeout);
+        if files(&options).next().is_none() {
             return self.made().client.clone();
         }
-        let (options, lookups) = (self.options.clone(), Arc::clone(&self.lookups));
-        let made = spawn_blocking(move || client(&options, &lookups)).await;
-        let made = made.unwrap_or_else(|error| Err(FetchError::TlsFile(error.to_string())));
-        let mut before = self.made();
-        before.stamps = stamps;
-        match made {
-            Ok(client) => before.client = client,
-            Err(error) => tracing::warn!(%error, "the files before the change keep being used"),
+        let before = self.made().stamps.clone();
+        let looked_at = self.files.run(move || {
+            let stamps: Vec<_> = files(&options).map(FileStamp::of).collect();
+            let made = (stamps != before).then(|| client(&options, &lookups, timeout));
+            (stamps, made)
+        });
+        // A disk that does not answer keeps the client that there is.
+        if let Ok(Some((stamps, Some(made)))) = tokio::time::timeout(FILES_PATIENCE, looked_at).await {
+            let mut before = self.made();
+            before.stamps = stamps;
+            match made {
+                Ok(client) => before.client = client,
+                Err(error) => tracing::warn!(%error, "the files before the change keep being used"),
+            }
         }
-        before.client.clone()
+        self.made().client.clone()
     }
 
     fn made(&self) -> MutexGuard<'_, Made> {
@@ -182,12 +198,14 @@ fn files(options: &IssuerHttp) -> impl Iterator<Item = &Path> {
     options.ca_file.iter().chain(pair).map(AsRef::as_ref)
 }
 
-fn client(options: &IssuerHttp, lookups: &Arc<Lookups>) -> Result<Client, FetchError> {
+fn client(options: &IssuerHttp, lookups: &Arc<Lookups>, timeout: Duration) -> Result<Client, FetchError> {
     let builder = || {
         let builder = Client::builder()
             .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::custom(follow))
             .dns_resolver(Arc::clone(lookups))
+            // Shared by the addresses of a name: one that is dead leaves time for the others.
+            .connect_timeout(timeout / 4 * 3)
             // Fetches are minutes apart, and a kept connection whose other end died without a word would
             // cost the one that matters its time.
             .pool_max_idle_per_host(0);
@@ -230,7 +248,7 @@ fn client(options: &IssuerHttp, lookups: &Arc<Lookups>) -> Result<Client, FetchE
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, FetchError> {
-    std::fs::read(file).map_err(|error| unusable(file, &error.kind().to_string()))
+    read_regular(file, MAX_FILE_BYTES).map_err(|error| unusable(file, &error.kind().to_string()))
 }
 
 fn unusable(file: &Path, what: &str) -> FetchError {

@@ -122,15 +122,6 @@ impl RealmNames {
         let text = serde_json::to_vec(&content).map_err(|error| FolderError::from(io::Error::from(error)))?;
         DiskFolder::at(&self.folder).replace(&self.file(), &text)
     }
-
-    /// Removes the snapshot of a realm, if there is one. Blocks.
-    ///
-    /// # Errors
-    /// It is there and cannot be removed.
-    pub fn remove_snapshot(&self, realm: &str) -> Result<(), FolderError> {
-        let file = format!("{}.json", Self::snapshot_name(&self.provider, realm));
-        DiskFolder::at(&self.folder).remove(&file)
-    }
 }
 
 #[cfg(test)]
@@ -214,18 +205,5 @@ mod tests {
                 }))
             )
         );
-    }
-
-    #[test]
-    fn the_snapshot_of_a_realm_is_removed_and_nothing_else() {
-        let folder = folder();
-        let names = RealmNames::new(folder.path(), "keycloak", ISSUER);
-        for file in ["keycloak@a.json", "keycloak@b.json", "keycloak.json"] {
-            fs::write(folder.path().join(file), "{}").expect("is written");
-        }
-        names.remove_snapshot("a").expect("is removed");
-        names.remove_snapshot("never").expect("there is none");
-        assert_eq!(names.read(10).names, ["b"]);
-        assert!(folder.path().join("keycloak.json").exists());
     }
 }

@@ -156,7 +156,9 @@ impl Published {
             .cloned()
             .collect();
         for one in &mut withdrawn {
-            if !answer.keys().iter().any(|key| one.key.is_material_of(key)) && !origin.is_older_than(&one.shown_by) {
+            if !answer.keys().iter().any(|key| one.key.is_material_of(key))
+                && !origin.is_older_than(&one.shown_by)
+            {
                 one.shown_by = one.shown_by.later_of(origin);
             }
         }

@@ -16,7 +16,8 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::fetch::{Ask, Fetch, FetchError, Fetched, FileStamp, Interim, Wanted};
-use super::published::{Effect, Published};
+use super::folder::FileThreads;
+use super::published::{Effect, Published, Withdrawn};
 use super::schedule::{Begun, Ending, GivenBy, Trigger};
 use super::snapshot::{NotStored, Outdated, Present, Snapshot, SnapshotFile};
 use super::{Confirmation, Confirmed, KeySnapshot, Shared, State};
@@ -30,8 +31,12 @@ const FILE_POLL: Duration = Duration::from_secs(2);
 /// Of how many keys one refresh logs what became of them.
 const LOGGED_KEYS: usize = 20;
 
-/// How long the first fetch waits for a snapshot that a slow disk does not bring.
-const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long after the start the first answer waits for a snapshot that a slow disk does not bring.
+pub(super) const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// After so many answers in a row that are older by their date alone, and that no cache says to have kept, it is the
+/// issuer's clock that was set back: the next one counts, whatever its date.
+const OLDER_IN_A_ROW: u32 = 3;
 
 type Ended = Result<Fetched, FetchError>;
 
@@ -90,10 +95,15 @@ async fn fetch_once(shared: Arc<Shared>, fetch: Arc<dyn Fetch>, begun: Begun, wa
 
 /// Makes the driver read a key file again soon after it changes.
 pub(super) async fn watch_file(shared: Arc<Shared>, path: PathBuf) {
-    let mut before = FileStamp::of(&path).await;
+    let threads = FileThreads::default();
+    let stamp = async || {
+        let path = path.clone();
+        threads.run(move || FileStamp::of(&path)).await.flatten()
+    };
+    let mut before = stamp().await;
     loop {
         sleep(FILE_POLL).await;
-        let after = FileStamp::of(&path).await;
+        let after = stamp().await;
         if after != before {
             before = after;
             shared.state().schedule.hurry(shared.now());
@@ -132,7 +142,8 @@ pub(super) async fn keep_snapshot(
     let mut failing = false;
     loop {
         let snapshot = shared.snapshot.load_full();
-        let confirmed = snapshot.confirmed.filter(|confirmed| confirmed.by == Confirmation::Source);
+        let kept = shared.kept.load(Ordering::Acquire);
+        let confirmed = snapshot.confirmed.filter(|one| kept && one.by == Confirmation::Source);
         let current = confirmed.is_none_or(|confirmed| {
             written.as_ref().is_some_and(|(generation, before)| {
                 *generation == snapshot.generation
@@ -188,8 +199,9 @@ impl Shared {
     /// Waits for the snapshot, but not for long: what it says of withdrawn keys counts for the first answer already.
     async fn snapshot_is_read(&self) {
         let mut read = self.snapshot_read.subscribe();
-        // An error means that the disk is slow: the answer counts as it is.
-        let _slow = timeout(SNAPSHOT_PATIENCE, read.wait_for(|read| *read)).await;
+        // Where the disk is slow the answer counts as it is.
+        let read = read.wait_for(|read| *read);
+        let _slow = self.around.clock.until(self.snapshot_awaited, read).await;
     }
 
     /// Takes in what a process before this one left behind: what was withdrawn at once, its keys once the first fetch
@@ -220,6 +232,17 @@ impl Shared {
             self.finished.send_replace(());
             self.around.serving_changed.notify_one();
         }
+    }
+
+    /// Takes note of keys that were withdrawn where others have seen it.
+    pub(super) fn learn_withdrawn(&self, withdrawn: &[Withdrawn]) {
+        if withdrawn.is_empty() {
+            return;
+        }
+        let _state = self.state();
+        let current = self.snapshot.load_full();
+        let published = current.published.without(withdrawn);
+        self.snapshot.store(Arc::new(KeySnapshot { published, ..(*current).clone() }));
     }
 
     fn serve_pending(&self, state: &mut State) {
@@ -278,7 +301,16 @@ impl Shared {
         let before = self.snapshot.load_full();
         let restored = state.pending.take().filter(|_| before.generation == 0);
         let base = restored.as_ref().unwrap_or(&before);
-        let (published, effect) = base.published.after(&fetched.keys, fetched.origin);
+        let lapsed = state.older_in_a_row >= OLDER_IN_A_ROW
+            || base.confirmed.is_some_and(|confirmed| confirmed.age(self.now()) > self.policy.max_stale);
+        let known = if lapsed { base.published.undated() } else { base.published.clone() };
+        let (published, effect) = known.after(&fetched.keys, fetched.origin);
+        // What caches have kept says nothing of the issuer's clock.
+        match effect {
+            Effect::Older { .. } if !fetched.origin.has_age() => state.older_in_a_row += 1,
+            Effect::Older { .. } => {}
+            Effect::Renewed | Effect::Unchanged => state.older_in_a_row = 0,
+        }
         let changed =
             before.generation == 0 || matches!(effect, Effect::Renewed | Effect::Older { added: true });
         let generation = before.generation + u64::from(changed);

@@ -119,7 +119,10 @@ pub struct Begun {
 pub enum Doubts {
     /// A token forced it.
     Everything,
-    /// It was time. What is due has to succeed also where an issuer answers from caches alone.
+    /// It was time, and tokens wait for it: they may have failed against what a validator stands for. What is due has to
+    /// succeed also where an issuer answers from caches alone.
+    Validators,
+    /// It was time.
     Nothing,
 }
 
@@ -284,7 +287,9 @@ impl Schedule {
             return None;
         }
         let alone = self.under_way.is_empty();
-        let forced = CAUSES.into_iter().find(|cause| {
+        // The first keys are nobody's demand: a realm that is opened leaves the budget to those that are.
+        let is_first = self.started == 0;
+        let forced = CAUSES.into_iter().filter(|_| !is_first).find(|cause| {
             let Demand { next, beside } = *self.demand_ref(*cause);
             let due = if alone { next } else { beside.is_some_and(|from| from <= now) };
             due && accounts.take(*cause, self.member, self.spacing(*cause), now)
@@ -295,7 +300,12 @@ impl Schedule {
             None if self.succeeded == 0 => Trigger::Startup,
             None => Trigger::Scheduled,
         };
-        let doubts = if forced.is_some() { Doubts::Everything } else { Doubts::Nothing };
+        let awaited = self.unknown_kid.next || self.bad_signature.next;
+        let doubts = match forced {
+            Some(_) => Doubts::Everything,
+            None if awaited => Doubts::Validators,
+            None => Doubts::Nothing,
+        };
         self.unknown_kid = Demand::default();
         self.bad_signature = Demand::default();
         accounts.leave(self.member);

@@ -20,13 +20,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::task::spawn_blocking;
 
 use crate::clock::{BootTime, Clock, SteadyClock};
 use crate::validation::UnixTime;
 use crate::validation::key_set::{KeySet, KeySetError};
 
-use super::folder::{DiskFolder, Folder, FolderError};
+use super::folder::{DiskFolder, FileThreads, Folder, FolderError};
 use super::origin::Origin;
 use super::published::{Published, Withdrawn};
 
@@ -40,6 +39,7 @@ const FRAME_BYTES: usize = 2 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct SnapshotFile {
     folder: Arc<dyn Folder>,
+    threads: FileThreads,
     name: String,
     issuer: String,
     source: String,
@@ -196,11 +196,17 @@ impl SnapshotFile {
     pub fn within(folder: Arc<dyn Folder>, name: &str, issuer: &str, source: &str, max_bytes: usize) -> Self {
         Self {
             folder,
+            threads: FileThreads::default(),
             name: format!("{name}.json"),
             issuer: issuer.to_owned(),
             source: source.to_owned(),
             max_bytes: max_bytes.saturating_add(FRAME_BYTES),
         }
+    }
+
+    /// The same by this share of threads.
+    pub fn by(self, threads: &FileThreads) -> Self {
+        Self { threads: threads.clone(), ..self }
     }
 
     /// Where it is.
@@ -222,7 +228,7 @@ impl SnapshotFile {
         if !self.folder.blocks() {
             return read();
         }
-        spawn_blocking(read).await.unwrap_or(Err(SnapshotError::Damaged))
+        self.threads.run(read).await.unwrap_or(Err(SnapshotError::Damaged))
     }
 
     /// Brings the file up to what is published, confirmed by its source at `fetched_at`. A file that is newer keeps its
@@ -243,7 +249,7 @@ impl SnapshotFile {
         }
         let broke_off =
             NotStored { error: FolderError::Io(std::io::ErrorKind::Other), outdated: Outdated::None };
-        spawn_blocking(store).await.unwrap_or(Err(broke_off))
+        self.threads.run(store).await.unwrap_or(Err(broke_off))
     }
 
     fn read_now(&self, present: &Present, max_stale: Duration) -> Result<Option<Snapshot>, SnapshotError> {
@@ -261,9 +267,6 @@ impl SnapshotFile {
             serde_json::from_str(sealed.content.get()).map_err(|_| SnapshotError::Damaged)?;
         if content.issuer != self.issuer {
             return Err(SnapshotError::OtherIssuer);
-        }
-        if content.source != self.source {
-            return Err(SnapshotError::OtherSource);
         }
         let since_epoch =
             Duration::try_from_secs_f64(content.fetched_at).map_err(|_| SnapshotError::Damaged)?;
@@ -283,7 +286,9 @@ impl SnapshotFile {
             Published::restored(Arc::new(keys), present.read(origin, content.written.as_ref()), withdrawn)
         };
         let age = present.wall.as_secs_f64() - content.fetched_at;
-        let unusable = if age > max_stale.as_secs_f64() {
+        let unusable = if content.source != self.source {
+            Some(SnapshotError::OtherSource)
+        } else if age > max_stale.as_secs_f64() {
             Some(SnapshotError::TooOld)
         } else if age < -CLOCK_SLACK.as_secs_f64() {
             Some(SnapshotError::FromTheFuture)
@@ -295,17 +300,26 @@ impl SnapshotFile {
 
     fn store_now(&self, own: &Published, fetched_at: UnixTime, present: &Present) -> Result<(), NotStored> {
         let not_stored = |error, outdated| Err(NotStored { error, outdated });
-        let _locked = match self.folder.lock() {
-            Ok(locked) => locked,
-            Err(error) => return not_stored(error, Outdated::None),
-        };
+        let locked = self.folder.lock();
         // A file that cannot be used is as good as none.
         let before = self.read_now(present, Duration::MAX).ok().flatten();
+        // Keys of another place are nobody's here; what was withdrawn there is.
+        let before = before.map(|before| match before.unusable {
+            Some(SnapshotError::OtherSource) => Snapshot {
+                published: Published::without_keys(before.published.withdrawn().to_vec()),
+                ..before
+            },
+            _ => before,
+        });
         let (published, fetched_at) = match &before {
             None => (own.clone(), fetched_at),
             Some(before) => merged(before, own, fetched_at),
         };
-        let Err(error) = self.write(&published, fetched_at, present) else { return Ok(()) };
+        let stored = match &locked {
+            Ok(_) => self.write(&published, fetched_at, present),
+            Err(error) => Err(error.clone()),
+        };
+        let Err(error) = stored else { return Ok(()) };
         let outdated = before.is_some_and(|before| {
             before.published.keys().keys().iter().any(|key| !published.keys().has(key))
         });

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::authorizer::{Authorizer, KeyedProvider, NamesKept, OpenRealm, RealmProviders, RequestPolicy};
 use crate::config::{Config, ProviderConfig, Realms};
 use crate::keys::budget::Budget;
+use crate::keys::folder::FileThreads;
 use crate::keys::names::RealmNames;
 use crate::keys::{KeyCache, Surroundings};
 
@@ -171,6 +172,7 @@ fn realm_providers(
     let http = http_client(wanted)?;
     let budget =
         budget_of(held.iter().map(|held| &held.keys).chain(answered.iter().map(|keyed| &keyed.keys)));
+    let files = FileThreads::default();
     let tried: Vec<String> = answered.iter().filter_map(|keyed| keyed.realm.clone()).collect();
     let mut known = answered;
     for held in held {
@@ -178,7 +180,12 @@ fn realm_providers(
         let is = wanted.of_realm(realms, name);
         let allowed = realms.allowed.contains(name);
         if allowed && same_source(&held.config, &is) && !tried.iter().any(|tried| tried == name) {
-            let realm = Realm { name: name.to_owned(), http: Arc::clone(&http), budget: Arc::clone(&budget) };
+            let realm = Realm {
+                name: name.to_owned(),
+                http: Arc::clone(&http),
+                budget: Arc::clone(&budget),
+                files: files.clone(),
+            };
             let keys = carried(&is, Some(&realm), Some(&held), around)?;
             known.push(keyed(&is, Some(realm.name), keys));
         }
@@ -186,7 +193,12 @@ fn realm_providers(
     let kept = names_kept(wanted, realms, around);
     let around = around.clone();
     let open: OpenRealm = Arc::new(move |config, name| {
-        let realm = Realm { name: name.to_owned(), http: Arc::clone(&http), budget: Arc::clone(&budget) };
+        let realm = Realm {
+            name: name.to_owned(),
+            http: Arc::clone(&http),
+            budget: Arc::clone(&budget),
+            files: files.clone(),
+        };
         key_cache(config, Some(&realm), None, &around)
             .inspect_err(|error| tracing::error!(realm = name, %error, "a realm cannot be opened"))
             .ok()

@@ -17,6 +17,7 @@ use crate::authorizer::{Authorizer, KeyedProvider};
 use crate::clock::Clock;
 use crate::config::{Config, KeySource, ProviderConfig, Realms};
 use crate::keys::KeyCache;
+use crate::keys::folder::FileThreads;
 use crate::validation::provider::Provider;
 
 use super::providers::{self, Running, budget_of, held_for_realms};
@@ -168,8 +169,8 @@ impl Service {
     async fn take_in(&self, step: &Step, answered: Vec<Answered>) -> Result<Vec<KeyedProvider>, String> {
         let (mut all, mut last_error) = (Vec::new(), None);
         for one in answered {
-            let before = step.keys_of(&one);
-            match one.keyed(before.as_deref(), &self.around).await {
+            let (known, before) = step.keys_of(&one);
+            match one.keyed(before.as_deref(), known.as_deref(), &self.around).await {
                 Ok(keyed) => all.push(keyed),
                 Err(error) => last_error = Some(error),
             }
@@ -248,9 +249,16 @@ impl Step {
         }
     }
 
-    /// The running keys of what has answered, where they come from the same source.
-    fn keys_of(&self, answered: &Answered) -> Option<Arc<KeyCache>> {
-        let (keys, config) = match self.running.as_ref()? {
+    /// The running keys of the issuer that has answered, and the same where they come from the same source.
+    fn keys_of(&self, answered: &Answered) -> (Option<Arc<KeyCache>>, Option<Arc<KeyCache>>) {
+        let Some((keys, config)) = self.running_keys(answered) else { return (None, None) };
+        let same_issuer = config.provider.issuer == answered.config().provider.issuer;
+        let known = same_issuer.then(|| Arc::clone(&keys));
+        (known, same_source(&config, answered.config()).then_some(keys))
+    }
+
+    fn running_keys(&self, answered: &Answered) -> Option<(Arc<KeyCache>, ProviderConfig)> {
+        Some(match self.running.as_ref()? {
             Running::One(held) => (Arc::clone(&held.keys), held.config.clone()),
             Running::Many(running) => {
                 let (template, name) = (running.template(), answered.realm()?);
@@ -258,8 +266,7 @@ impl Step {
                 let keyed = known.iter().find(|keyed| keyed.realm.as_deref() == Some(name))?;
                 (Arc::clone(&keyed.keys), template.of_realm(template.realms.as_ref()?, name))
             }
-        };
-        same_source(&config, answered.config()).then_some(keys)
+        })
     }
 }
 
@@ -333,10 +340,12 @@ async fn ask_realms(
     };
     let budget = budget_of(known.iter().map(|keyed| &keyed.keys));
     let http = http_client(wanted).map_err(|error| error.to_string())?;
+    let files = FileThreads::default();
     let mut asked = JoinSet::new();
     for name in realms_to_try(wanted, realms, running) {
         let config = wanted.of_realm(realms, &name);
-        let realm = Realm { name, http: Arc::clone(&http), budget: Arc::clone(&budget) };
+        let realm =
+            Realm { name, http: Arc::clone(&http), budget: Arc::clone(&budget), files: files.clone() };
         asked.spawn(Answered::by(config, Some(realm), clock.clone()));
     }
     let (mut all, mut last_error) = (Vec::new(), "no realm was asked".to_owned());

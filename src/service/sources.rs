@@ -12,6 +12,7 @@ use crate::config::{KeySource, ProviderConfig, RefreshPolicy};
 use crate::keys::budget::Budget;
 use crate::keys::discovery::Discovery;
 use crate::keys::fetch::{Ask, Fetch, FetchError, Fetched, Fetching, FileKeys};
+use crate::keys::folder::FileThreads;
 use crate::keys::http::HttpKeys;
 use crate::keys::http_client::HttpClient;
 use crate::keys::names::RealmNames;
@@ -32,6 +33,8 @@ pub(super) struct Realm {
     pub(super) http: Arc<HttpClient>,
     /// It is one issuer that their tokens make us ask.
     pub(super) budget: Arc<Budget>,
+    /// Their snapshots are on one disk.
+    pub(super) files: FileThreads,
 }
 
 /// What fetches the keys of one issuer.
@@ -83,17 +86,22 @@ impl Answered {
         self.realm.as_ref().map(|realm| &*realm.name)
     }
 
-    /// The provider, with a cache that has taken the answer in. `before` is a cache of the same source.
+    /// The provider, with a cache that has taken the answer in. `before` is a cache of the same source, `known` one of
+    /// the same issuer, whatever its source.
     ///
     /// # Errors
     /// Why the cache did not take it.
     pub(super) async fn keyed(
         self,
         before: Option<&KeyCache>,
+        known: Option<&KeyCache>,
         around: &Surroundings,
     ) -> Result<KeyedProvider, String> {
         let Self { config, realm, source } = self;
         let keys = cache(&config, realm.as_ref(), source, before, around);
+        if let Some(known) = known {
+            keys.learn_from(known);
+        }
         let ended = timeout(TAKE_IN, keys.first_fetch_ended()).await;
         match keys.status().last_error {
             Some(error) => Err(error.to_string()),
@@ -173,9 +181,10 @@ fn cache(
     let Provider { name, issuer, .. } = &*config.provider;
     let RefreshPolicy { max_bytes, ref snapshot_dir, .. } = config.refresh;
     let file_name = realm.map_or_else(|| name.clone(), |realm| RealmNames::snapshot_name(name, &realm.name));
+    let files = realm.map(|realm| realm.files.clone()).unwrap_or_default();
     let file = snapshot_dir
         .as_deref()
-        .map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source.place, max_bytes));
+        .map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source.place, max_bytes).by(&files));
     let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{}", realm.name));
     let (refresh, around) = (config.refresh.clone(), around.clone());
     let budget = match realm {
@@ -208,7 +217,8 @@ pub(super) fn same_source(a: &ProviderConfig, b: &ProviderConfig) -> bool {
 /// # Errors
 /// None can be made with what the configuration says of it.
 pub(super) fn http_client(config: &ProviderConfig) -> Result<Arc<HttpClient>, ServiceError> {
-    HttpClient::new(config.http.clone(), config.refresh.max_bytes).map(Arc::new).map_err(|error| {
+    let RefreshPolicy { max_bytes, timeout, .. } = config.refresh;
+    HttpClient::new(config.http.clone(), max_bytes, timeout).map(Arc::new).map_err(|error| {
         ServiceError(format!("providers: {}: no HTTP client: {error}", config.provider.name))
     })
 }

@@ -127,6 +127,27 @@ async fn a_rekeyed_token_is_served_by_the_fetch_that_a_made_up_kid_has_asked_for
 }
 
 #[tokio::test]
+async fn a_fetch_that_was_due_believes_no_validator_where_a_token_waits_for_it() {
+    // The budget of bad signatures is spent, and the clock's next fetch is near.
+    const REFRESH: &str = "refresh: {interval: 500ms, min_spacing: 10ms, min_spacing_bad_signature: 10m, wait: 10s, timeout: 10s}";
+    let house = House::start(REFRESH).await;
+    let tagged = |key: &_| Answer::keys(&[key]).header("etag", "\"same\"");
+    let publish = |key: &_| {
+        let whole = tagged(key);
+        house.server.on(move |request| match request.header("if-none-match") {
+            Some(_) => Answer::status(304).header("etag", "\"same\"").without_length(),
+            None => whole.clone(),
+        });
+    };
+    publish(&house.key);
+    house.is(&key("old"), "bad_signature").await;
+    let rekeyed = key("old");
+    publish(&rekeyed);
+    house.is(&rekeyed, "ok").await;
+    assert_eq!(fetches(&house.service, "bad_signature", "unchanged").await, 1);
+}
+
+#[tokio::test]
 async fn callers_beyond_max_waiters_are_told_at_once_and_counted() {
     let refresh = PROMPT.replace('{', "{max_waiters: 2, ");
     let house = House::start(&refresh).await;

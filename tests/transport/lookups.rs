@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::answer::Answer;
 use crate::house::{ISSUER, PROMPT, counted_in, eventually, folder, key, provider, token_of, wall_time};
 use crate::key_server::KeyServer;
-use crate::process::{Process, portcullis};
+use crate::process::{Process, portcullis_with_mounts};
 
 /// Nobody else's, and this machine's.
 const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 53, 27, 16);
@@ -34,25 +34,11 @@ fn mute_name_server() -> Option<Arc<AtomicUsize>> {
     Some(asked)
 }
 
-/// The binary in a mount namespace of its own, where that name server is the one of the system; `None` where this user
-/// may make none.
+/// The binary where that name server is the one of the system.
 fn beside_the_name_server(folder: &Path) -> Option<Command> {
     let file = folder.join("resolv.conf");
     std::fs::write(&file, format!("nameserver {NAME_SERVER}\n")).expect("written");
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\""]).arg(file);
-    let mut tried = Command::new("unshare");
-    let possible = tried.args(command.get_args()).arg("true").output();
-    possible.ok().filter(|output| output.status.success())?;
-    let binary = portcullis(&[]);
-    command.arg(binary.get_program());
-    for (name, value) in binary.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    Some(command)
+    portcullis_with_mounts("mount --bind \"$0\" /etc/resolv.conf", &file)
 }
 
 #[tokio::test]

@@ -30,6 +30,27 @@ pub fn portcullis(environment: &[(&str, &str)]) -> Command {
     command
 }
 
+/// The binary in a mount namespace of its own, made by these commands of a shell, in which `$0` is this path; `None`
+/// where this user may not make one.
+pub fn portcullis_with_mounts(commands: &str, path: &Path) -> Option<Command> {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &format!("{commands} && exec \"$@\"")]).arg(path);
+    let mut tried = Command::new("unshare");
+    let tried = tried.args(command.get_args()).arg("true").output().ok()?;
+    if !tried.status.success() {
+        return None;
+    }
+    let binary = portcullis(&[]);
+    command.arg(binary.get_program());
+    for (name, value) in binary.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    Some(command)
+}
+
 /// A service in a process, killed when dropped.
 pub struct Process {
     child: Child,

@@ -70,7 +70,7 @@ impl Folder for Odd {
         Ok(())
     }
 
-    fn lock(&self) -> Result<Box<dyn Send>, FolderError> {
+    fn lock(&self, _name: &str) -> Result<Box<dyn Send>, FolderError> {
         Ok(Box::new(()))
     }
 
@@ -126,7 +126,7 @@ impl Folder for Slow {
         Ok(())
     }
 
-    fn lock(&self) -> Result<Box<dyn Send>, FolderError> {
+    fn lock(&self, _name: &str) -> Result<Box<dyn Send>, FolderError> {
         Ok(Box::new(()))
     }
 

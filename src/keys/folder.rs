@@ -14,10 +14,7 @@ use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-/// The file that a process locks while it changes the folder.
-const LOCK_FILE: &str = ".lock";
-
-/// Another process that has the folder locked is waited for this often, each time for so long.
+/// Another process that has a file locked is waited for this often, each time for so long.
 const LOCK_TRIES: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
@@ -69,11 +66,11 @@ pub trait Folder: Send + Sync + fmt::Debug {
     /// It is still there.
     fn remove(&self, name: &str) -> Result<(), FolderError>;
 
-    /// Keeps other processes from changing the folder, until what it returns is dropped.
+    /// Keeps other processes from replacing the file, until what it returns is dropped; nothing where there is none.
     ///
     /// # Errors
     /// Another process does not let it go.
-    fn lock(&self) -> Result<Box<dyn Send>, FolderError>;
+    fn lock(&self, name: &str) -> Result<Box<dyn Send>, FolderError>;
 
     /// Where a file is, for people.
     fn path(&self, name: &str) -> PathBuf;
@@ -107,7 +104,7 @@ pub enum FolderError {
     },
     /// Longer than this many bytes.
     TooLarge(usize),
-    /// Another process keeps the folder locked.
+    /// Another process keeps it locked.
     Locked,
 }
 
@@ -140,7 +137,7 @@ impl fmt::Display for FolderError {
                 write!(f, "{who} may write {object} (mode {:04o}, {hint})", mode & 0o7777)
             }
             FolderError::TooLarge(limit) => write!(f, "it is longer than {limit} bytes"),
-            FolderError::Locked => f.write_str("another process keeps its folder locked"),
+            FolderError::Locked => f.write_str("another process keeps it locked"),
         }
     }
 }
@@ -216,19 +213,18 @@ impl Folder for DiskFolder {
         }
     }
 
-    fn lock(&self) -> Result<Box<dyn Send>, FolderError> {
-        // A file of our own: whoever may only read the folder cannot hold it.
+    fn lock(&self, name: &str) -> Result<Box<dyn Send>, FolderError> {
+        // The file itself, which nobody else can open: whoever may only read the folder cannot hold it.
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
-        let mut options = OpenOptions::new();
-        options.create(true).truncate(false).read(true).write(true).mode(0o600).custom_flags(flags);
-        let folder = match options.open(self.path(LOCK_FILE)) {
-            Ok(folder) => folder,
-            // Where there is no folder, or none that can be written, nobody changes anything.
-            Err(_) => return Ok(Box::new(())),
-        };
+        let path = self.path(name);
         for _ in 0..LOCK_TRIES {
-            match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Box::new(folder)),
+            let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path);
+            // Where there is none, or none that can be written, nobody changes anything that could be lost.
+            let Ok(file) = opened else { return Ok(Box::new(())) };
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                // It may have been replaced meanwhile by who had it locked.
+                Ok(()) if is_at(&file, &path) => return Ok(Box::new(file)),
+                Ok(()) => {}
                 Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(LOCK_PAUSE),
                 // A file system without such locks, where the order of replacements is all that there is.
                 Err(_) => return Ok(Box::new(())),
@@ -240,6 +236,12 @@ impl Folder for DiskFolder {
     fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
+}
+
+/// Whether this is the file at this path.
+fn is_at(file: &File, path: &Path) -> bool {
+    let (Ok(own), Ok(there)) = (file.metadata(), fs::symlink_metadata(path)) else { return false };
+    (own.dev(), own.ino()) == (there.dev(), there.ino())
 }
 
 /// The bytes of a regular file, of which no more than these are read. Nobody is waited for at the other end of a pipe.

@@ -18,7 +18,7 @@ use crate::validation::key_set::{Key, KeySet};
 use super::caching;
 use super::discovery::Discovery;
 use super::fetch::{Ask, Fetch, FetchError, Fetched, Fetching};
-use super::schedule::Doubts;
+use super::schedule::{Doubts, Trigger};
 use super::transport::{Answer, Doubt, Request, Transport};
 
 /// One in so many scheduled fetches sends no validators: those of some servers do not change with the content.
@@ -32,7 +32,16 @@ const KEPT: Duration = Duration::from_millis(20);
 pub struct HttpKeys {
     transport: Arc<dyn Transport>,
     location: Location,
+    begins: Begins,
     known: Mutex<Known>,
+}
+
+/// What the first fetch is for.
+enum Begins {
+    /// A start of the service.
+    WithTheService,
+    /// A token, so that what caches have may be older than its key.
+    WithAToken,
 }
 
 enum Location {
@@ -63,12 +72,22 @@ struct Last {
 impl HttpKeys {
     /// Keys at `jwks_uri`.
     pub fn at(jwks_uri: Url, transport: Arc<dyn Transport>) -> Self {
-        Self { transport, location: Location::KeySet(jwks_uri), known: Mutex::default() }
+        Self::new(Location::KeySet(jwks_uri), transport)
     }
 
     /// Keys at the URL that a discovery document names.
     pub fn discovered(discovery: Discovery, transport: Arc<dyn Transport>) -> Self {
-        Self { transport, location: Location::Discovery(discovery), known: Mutex::default() }
+        Self::new(Location::Discovery(discovery), transport)
+    }
+
+    fn new(location: Location, transport: Arc<dyn Transport>) -> Self {
+        Self { transport, location, begins: Begins::WithTheService, known: Mutex::default() }
+    }
+
+    /// The same, opened by a token: the first fetch passes caches by, unless the issuer does not answer then.
+    #[must_use]
+    pub fn for_a_token(self) -> Self {
+        Self { begins: Begins::WithAToken, ..self }
     }
 
     async fn read(&self, ask: &Ask) -> Result<Fetched, FetchError> {
@@ -76,12 +95,26 @@ impl HttpKeys {
             Doubts::Nothing | Doubts::Validators => Doubt::Nothing,
             Doubts::Everything => Doubt::Forced,
         };
+        if matches!(self.begins, Begins::WithAToken) && ask.trigger == Trigger::Startup {
+            return self.read_past_caches(ask).await;
+        }
         let fetched = self.locate_and_read(doubt, ask).await;
         if doubt == Doubt::Nothing && is_suspect(&fetched, ask) {
             let again = within(ask, self.locate_and_read(Doubt::Caches, ask)).await;
             return again.map_or(fetched, Ok);
         }
         fetched
+    }
+
+    async fn read_past_caches(&self, ask: &Ask) -> Result<Fetched, FetchError> {
+        // Half of the time is kept for the caches.
+        let half = ask.deadline.saturating_duration_since(ask.clock.monotonic()) / 2;
+        match tokio::time::timeout(half, self.locate_and_read(Doubt::Caches, ask)).await {
+            Ok(Ok(fetched)) => Ok(fetched),
+            // The issuer has answered: there are no keys.
+            Ok(Err(error @ FetchError::Status { status: ..500, .. })) => Err(error),
+            Ok(Err(_)) | Err(_) => self.locate_and_read(Doubt::Nothing, ask).await,
+        }
     }
 
     async fn locate_and_read(&self, doubt: Doubt, ask: &Ask) -> Result<Fetched, FetchError> {

@@ -107,18 +107,27 @@ impl HttpClient {
         let _place = self.place(request.doubt).await?;
         let client = self.client().await;
         let sent = client.get(request.url).headers(request.headers).header(ACCEPT, ACCEPTED).send();
-        let mut response = sent.await?;
+        let mut response = sent.await.map_err(|error| self.told(error))?;
         let (status, url) = (response.status(), response.url().clone());
         let headers = std::mem::take(response.headers_mut());
         let mut body = Vec::new();
         // Nobody reads another answer's body.
-        while let Some(chunk) = if status == StatusCode::OK { response.chunk().await? } else { None } {
+        while let Some(chunk) = if status == StatusCode::OK {
+            response.chunk().await.map_err(|error| self.told(error))?
+        } else {
+            None
+        } {
             if body.len() + chunk.len() > self.max_bytes {
                 return Err(FetchError::TooLarge(self.max_bytes));
             }
             body.extend_from_slice(&chunk);
         }
         Ok(Answer { status, url, headers, body })
+    }
+
+    /// Silence is told as such, wherever it was met.
+    fn told(&self, error: reqwest::Error) -> FetchError {
+        if error.is_timeout() { FetchError::TimedOut(self.timeout) } else { error.into() }
     }
 
     /// What a token waits for finds a place before what was merely due.

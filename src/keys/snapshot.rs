@@ -300,7 +300,7 @@ impl SnapshotFile {
 
     fn store_now(&self, own: &Published, fetched_at: UnixTime, present: &Present) -> Result<(), NotStored> {
         let not_stored = |error, outdated| Err(NotStored { error, outdated });
-        let locked = self.folder.lock();
+        let locked = self.folder.lock(&self.name);
         // A file that cannot be used is as good as none.
         let before = self.read_now(present, Duration::MAX).ok().flatten();
         // Keys of another place are nobody's here; what was withdrawn there is.

@@ -136,15 +136,17 @@ impl Source {
     fn of(config: &ProviderConfig, realm: Option<&Realm>) -> Result<Option<Self>, ServiceError> {
         let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
         let http = || realm.map_or_else(|| http_client(config), |realm| Ok(Arc::clone(&realm.http)));
+        // A realm is opened by a token.
+        let begun = |keys: HttpKeys| Arc::new(if realm.is_some() { keys.for_a_token() } else { keys });
         let (fetch, place): (Arc<dyn Fetch>, String) = match &config.keys {
             KeySource::Inline(_) => return Ok(None),
             KeySource::File(path) => (Arc::new(FileKeys::at(path, max_bytes)), path.display().to_string()),
-            KeySource::JwksUri(url) => (Arc::new(HttpKeys::at(url.clone(), http()?)), url.to_string()),
+            KeySource::JwksUri(url) => (begun(HttpKeys::at(url.clone(), http()?)), url.to_string()),
             KeySource::Discovery(url) => {
                 // Half an interval: a forced fetch mostly costs one request, a scheduled one asks the document
                 // again.
                 let discovery = Discovery::new(url.clone(), &config.provider.issuer, interval / 2);
-                (Arc::new(HttpKeys::discovered(discovery, http()?)), url.to_string())
+                (begun(HttpKeys::discovered(discovery, http()?)), url.to_string())
             }
         };
         Ok(Some(Self { fetch, place }))

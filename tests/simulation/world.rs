@@ -315,7 +315,7 @@ impl Folder for Disk {
         Ok(())
     }
 
-    fn lock(&self) -> Result<Box<dyn Send>, FolderError> {
+    fn lock(&self, _name: &str) -> Result<Box<dyn Send>, FolderError> {
         Ok(Box::new(()))
     }
 

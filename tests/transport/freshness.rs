@@ -389,8 +389,10 @@ async fn a_tag_is_of_the_answer_that_came_last_and_counts() {
         .await;
         server.request(5).await;
         let requests = server.requests();
-        let tags: Vec<_> = requests.iter().skip(1).map(tag_of).collect();
-        assert!(tags.iter().all(|tag| *tag == Some("\"a\"")), "{tags:?}");
+        // What may be a cache's fault is asked again past the caches, with no tag.
+        let due = requests.iter().skip(1).filter(|request| request.header("cache-control").is_none());
+        let tags: Vec<_> = due.map(tag_of).collect();
+        assert!(!tags.is_empty() && tags.iter().all(|tag| *tag == Some("\"a\"")), "{tags:?}");
     }
 }
 

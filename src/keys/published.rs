@@ -135,7 +135,7 @@ impl Published {
     }
 
     fn with_unseen(&self, usable: &KeySet, origin: Origin) -> (Self, Effect) {
-        let is_unseen = |key: &&Arc<Key>| !self.keys.has_material_of(key) && !self.has_withdrawn(key);
+        let is_unseen = |key: &&Arc<Key>| !self.keys.has(key) && !self.has_withdrawn(key);
         let unseen: Vec<&Arc<Key>> = usable.keys().iter().filter(is_unseen).collect();
         if unseen.is_empty() || origin.has_age() {
             return (self.clone(), Effect::Older { added: false });

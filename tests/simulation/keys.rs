@@ -17,7 +17,7 @@ pub struct Key {
     pub material: u8,
 }
 
-const MATERIALS: u8 = 8;
+const MATERIALS: u8 = 64;
 
 static PAIRS: LazyLock<Vec<SigningKey>> =
     LazyLock::new(|| (0..=MATERIALS).map(|_| SigningKey::generate(None, SigningAlgorithm::EdDSA)).collect());

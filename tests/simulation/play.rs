@@ -63,6 +63,7 @@ struct Run<'p> {
     sent: Vec<Sent>,
     signing: Key,
     next_name: u8,
+    next_material: u8,
     mood: Mood,
     latency: Duration,
     /// Since when the issuer has been well and prompt.
@@ -95,6 +96,7 @@ pub async fn play(plan: &Plan) -> Option<String> {
         sent: Vec::new(),
         signing: first,
         next_name: 1,
+        next_material: 0,
         mood: Mood::Well,
         latency: Duration::from_millis(5),
         calm_since: now - RECOVERY,
@@ -131,13 +133,10 @@ impl Run<'_> {
             }
             Event::Rekey => {
                 let old = self.signing;
-                let new = Key { material: (old.material + 1) % 8, ..old };
-                // Material that the name had before is another matter: a key that is published again.
-                if !self.withdrawn.contains(&new) {
-                    let others = published.iter().copied().filter(|key| *key != old);
-                    self.publish(others.chain([new]).collect(), &published);
-                    self.signing = new;
-                }
+                let new = Key { material: self.new_material(), ..old };
+                let others = published.iter().copied().filter(|key| *key != old);
+                self.publish(others.chain([new]).collect(), &published);
+                self.signing = new;
             }
             Event::Announce(ms) => {
                 let new = self.new_key();
@@ -231,7 +230,12 @@ impl Run<'_> {
     fn new_key(&mut self) -> Key {
         let name = self.next_name;
         self.next_name += 1;
-        Key { name, material: name % 8 }
+        Key { name, material: self.new_material() }
+    }
+
+    fn new_material(&mut self) -> u8 {
+        self.next_material += 1;
+        self.next_material
     }
 
     fn publish(&mut self, keys: Vec<Key>, before: &[Key]) {

@@ -213,6 +213,24 @@ mod tests {
     }
 
     #[test]
+    fn one_that_has_forced_nothing_lately_waits_for_one_slot_however_many_are_flooded() {
+        let mut now = clock::monotonic();
+        let mut accounts = Accounts::default();
+        let flooded: Vec<Member> = (0..5).map(|_| accounts.join()).collect();
+        let quiet = accounts.join();
+        for _ in 0..10 {
+            flooded.iter().for_each(|member| accounts.stand_in_line(UnknownKid, *member));
+            assert!(flooded.iter().any(|member| accounts.take(UnknownKid, *member, SECOND, now)));
+            now += SECOND;
+        }
+        flooded.iter().for_each(|member| accounts.stand_in_line(UnknownKid, *member));
+        accounts.stand_in_line(UnknownKid, quiet);
+        assert_eq!(accounts.turn(UnknownKid, quiet, SECOND, now), now);
+        assert!(!flooded.iter().any(|member| accounts.take(UnknownKid, *member, SECOND, now)));
+        assert!(accounts.take(UnknownKid, quiet, SECOND, now));
+    }
+
+    #[test]
     fn a_turn_is_told_by_the_place_in_line_and_comes_sooner_when_somebody_leaves() {
         let now = clock::monotonic();
         let mut accounts = Accounts::default();

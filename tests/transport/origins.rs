@@ -8,7 +8,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use portcullis::access_request::AccessRequest;
 use portcullis::commands::issuer::SigningKey;
+use portcullis::service::Service;
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Gate};
@@ -296,4 +298,102 @@ async fn a_discovery_document_is_an_object() {
     server.request(2).await;
     assert_eq!(service.admin("/readyz").await, "no keys yet: demo\n");
     assert_eq!(server.asked_for("/keys"), 0);
+}
+
+#[tokio::test]
+async fn an_issuer_whose_clock_was_set_back_is_believed_after_a_few_answers() {
+    let house = House::start(BUSY).await;
+    let new = key("new");
+    house.server.always(dated(&[&new], 0));
+    house.is(&new, "ok").await;
+    // The same keys, and then others, by a clock that is a day behind.
+    let last = key("last");
+    house.server.always(dated(&[&last], -86_400));
+    house.comes_to_know(&last).await;
+    eventually("what is gone is gone by that clock too", async || {
+        house.service.bearer(&token(&new)).await.reason() == "key_unknown"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_copy_that_a_cache_has_kept_brings_no_key_that_the_newer_answer_lacks() {
+    let house = House::start(PROMPT).await;
+    let (new, unseen) = (key("new"), key("unseen"));
+    house.server.always(dated(&[&new], 0));
+    house.is(&new, "ok").await;
+    let renamed = house.key.with_kid("renamed");
+    for copy in [kept(&[&unseen]), kept(&[&renamed]), dated(&[&unseen], -600).header("age", "600, 600")] {
+        house.server.always(copy);
+        for gone in [&unseen, &renamed, &house.key] {
+            let reason = house.service.bearer(&token(gone)).await.reason().to_owned();
+            assert!(["key_unknown", "keys_unavailable"].contains(&reason.as_str()), "{reason}");
+        }
+        house.is(&new, "ok").await;
+    }
+}
+
+#[tokio::test]
+async fn a_document_that_cannot_be_had_moves_no_keys() {
+    let (server, old, new) = (KeyServer::start().await, key("old"), key("new"));
+    let issuer = server.http("");
+    let down = Arc::new(AtomicBool::new(false));
+    let (is_down, base) = (Arc::clone(&down), issuer.clone());
+    let (before, after) = (Answer::keys(&[&old]), Answer::keys(&[&new]));
+    server.on(move |request| match (request.target.as_str(), is_down.load(Ordering::SeqCst)) {
+        ("/keys", false) => before.clone(),
+        ("/keys", true) => after.clone(),
+        (_, true) => Answer::status(503),
+        (_, false) => Answer::document(&base, format!("{base}/keys")),
+    });
+    // What the document says is remembered for half an interval.
+    let config = configured(&[provider("demo", &issuer, "allow_http: true", BUSY)]);
+    let service = Running::start(config, fixed_clock()).await;
+    down.store(true, Ordering::SeqCst);
+    eventually("the new key is found where the keys were", async || {
+        service.bearer(&crate::house::token_of(&issuer, &new, NOW + 60)).await.is_allowed()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_due_and_brings_a_withdrawn_key_is_asked_again_past_the_caches() {
+    let house = House::start(BUSY).await;
+    let new = key("new");
+    // A cache that dates its copy anew, and heeds no-cache.
+    let (copy, fresh) = (Answer::keys(&[&house.key]), Answer::keys(&[&new]));
+    house.server.on(move |request| match request.header("cache-control") {
+        Some(_) => fresh.clone(),
+        None => copy.clone(),
+    });
+    house.is(&new, "ok").await;
+    let seen = house.server.requests().len();
+    house.server.request(seen + 10).await;
+    house.is(&house.key, "key_unknown").await;
+    house.is(&new, "ok").await;
+}
+
+#[tokio::test]
+async fn a_reload_to_another_source_knows_what_was_withdrawn_at_the_old_one() {
+    let (before, after) = (KeyServer::start().await, KeyServer::start().await);
+    let (old, new) = (key("old"), key("new"));
+    let at = |server: &KeyServer| {
+        configured(&[provider("demo", ISSUER, &format!("jwks_uri: '{}'", server.http("/keys")), PROMPT)])
+    };
+    before.always(dated(&[&old], -20));
+    let service = Service::start(&at(&before), fixed_clock()).expect("no file is needed");
+    let reason = async |key: &SigningKey| {
+        let value = format!("Bearer {}", token(key));
+        let headers = [(&b"authorization"[..], value.as_bytes())].into_iter().collect();
+        let request = AccessRequest::new(b"GET", b"h", b"/", headers);
+        service.authorizer().decide("test", &request).await.verdict.reason().as_str()
+    };
+    assert_eq!(reason(&old).await, "ok");
+    before.always(dated(&[&new], -10));
+    assert_eq!(reason(&new).await, "ok");
+    // The other place answers from an old copy.
+    after.always(kept(&[&old, &new]));
+    assert_eq!(service.reload(&at(&after)).await, Ok(Vec::new()));
+    assert_ne!(reason(&old).await, "ok");
+    assert_eq!(reason(&new).await, "ok");
 }

@@ -217,6 +217,8 @@ pub struct KeyCache {
     tasks: Vec<JoinHandle<()>>,
     /// Whether nothing is to remain of it in the metrics.
     passing: bool,
+    /// Whether a cache before it was kept in a file.
+    kept_before: bool,
 }
 
 impl Drop for KeyCache {
@@ -287,6 +289,7 @@ impl KeyCache {
         budget: Arc<Budget>,
     ) -> Self {
         let max_stale = policy.max_stale;
+        let kept_before = before.is_some_and(|before| before.shared.kept.load(Ordering::Acquire));
         let before = before.filter(|before| before.has_keys()).map(|before| &before.shared);
         let (snapshot, clock) = match before {
             Some(before) => {
@@ -324,7 +327,7 @@ impl KeyCache {
         tasks.push(supervise::spawn(&shared, "drive", move || {
             refresh::drive(Arc::clone(&driving), Arc::clone(&fetch))
         }));
-        Self { shared, tasks, passing: false }
+        Self { shared, tasks, passing: false, kept_before }
     }
 
     /// The same, as one of many that come and go: when the last of its name goes, its label values go from the
@@ -333,7 +336,7 @@ impl KeyCache {
         let mut cache = self;
         cache.passing = true;
         // Nothing is kept of a realm whose name somebody may have made up.
-        cache.shared.kept.store(false, Ordering::Release);
+        cache.shared.kept.store(cache.kept_before, Ordering::Release);
         cache.shared.around.metrics.hold_keys(&cache.shared.provider);
         cache
     }
@@ -347,7 +350,7 @@ impl KeyCache {
         let budget = Arc::default();
         let shared = Arc::new(Shared::new(provider, policy, snapshot, false, around, clock, budget));
         shared.publish_gauges();
-        Self { shared, tasks: Vec::new(), passing: false }
+        Self { shared, tasks: Vec::new(), passing: false, kept_before: false }
     }
 
     /// What is known of the same issuer's keys from elsewhere, such as those of a source that this one replaces: keys

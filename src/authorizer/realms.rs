@@ -171,6 +171,9 @@ impl RealmProviders {
                 None => (Arc::new(Uses::called_at(now)), Standing::OnTrial),
             };
             drop(before);
+            if uses.verified().is_some() {
+                keyed.keys.keep_from_now_on();
+            }
             let gone = self.write().admit(&name, Realm { what: Arc::new(keyed), uses, standing });
             self.let_go(gone);
         }

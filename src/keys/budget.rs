@@ -81,6 +81,11 @@ impl Budget {
         self.moved_up.notified()
     }
 
+    /// Some may have left their lines: those behind look again.
+    pub(super) fn tell_moved_up(&self) {
+        self.moved_up.notify_waiters();
+    }
+
     /// A member that is gone: it stands in no line any more, and nothing is known of it.
     pub(super) fn resign(&self, member: Member) {
         let mut accounts = self.accounts();
@@ -123,10 +128,16 @@ impl Budget {
 }
 
 impl Accounts {
-    /// One more key cache.
+    /// One more key cache. It counts as served now: realms that are opened one after the other do not go before one
+    /// that has been there.
     pub fn join(&mut self) -> Member {
         self.members += 1;
-        Member(self.members)
+        let member = Member(self.members);
+        for cause in [StaleCause::UnknownKid, StaleCause::BadSignature] {
+            let account = self.account(cause);
+            account.served.insert(member, account.count + 1);
+        }
+        member
     }
 
     /// Puts a member in line for a fetch, if it is not there already.
@@ -153,7 +164,8 @@ impl Accounts {
             return false;
         }
         account.line.retain(|one| *one != member);
-        account.count += 1;
+        // Two apart: who joins comes in between.
+        account.count += 2;
         account.served.insert(member, account.count);
         account.free_at = Some(now + spacing);
         true
@@ -228,6 +240,25 @@ mod tests {
         assert_eq!(accounts.turn(UnknownKid, quiet, SECOND, now), now);
         assert!(!flooded.iter().any(|member| accounts.take(UnknownKid, *member, SECOND, now)));
         assert!(accounts.take(UnknownKid, quiet, SECOND, now));
+    }
+
+    #[test]
+    fn realms_that_are_opened_one_after_the_other_do_not_go_before_one_that_was_there() {
+        let mut now = clock::monotonic();
+        let mut accounts = Accounts::default();
+        let tenant = accounts.join();
+        accounts.stand_in_line(UnknownKid, tenant);
+        assert!(accounts.take(UnknownKid, tenant, SECOND, now), "served once");
+        for _ in 0..5 {
+            now += SECOND;
+            let made_up = accounts.join();
+            accounts.stand_in_line(UnknownKid, made_up);
+            accounts.stand_in_line(UnknownKid, tenant);
+            assert!(!accounts.take(UnknownKid, made_up, SECOND, now));
+            assert!(accounts.take(UnknownKid, tenant, SECOND, now));
+            now += SECOND;
+            assert!(accounts.take(UnknownKid, made_up, SECOND, now));
+        }
     }
 
     #[test]

@@ -110,7 +110,8 @@ impl Discovery {
         let mut remembered = self.lock();
         // One that leads to no keys is not held against another.
         let newer = |one: &&mut Remembered| {
-            one.proven && one.older_in_a_row < OLDER_IN_A_ROW && origin.is_older_than(&one.origin)
+            let believed = origin.has_age() || one.older_in_a_row < OLDER_IN_A_ROW;
+            one.proven && believed && origin.is_older_than(&one.origin)
         };
         if let Some(newer) = remembered.as_mut().filter(newer) {
             newer.older_in_a_row += u32::from(!origin.has_age());

@@ -69,6 +69,11 @@ impl Origin {
         Self::new(self.asked.max(other.asked), self.received.max(other.received), None, date)
     }
 
+    /// Whether it was asked for before the other one.
+    pub fn is_asked_before(&self, other: &Origin) -> bool {
+        self.asked < other.asked
+    }
+
     /// Whether it says that it has spent time in caches.
     pub fn has_age(&self) -> bool {
         self.age.is_some_and(|age| age > 0)

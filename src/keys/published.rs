@@ -170,7 +170,7 @@ impl Published {
 }
 
 fn note(withdrawn: &mut Vec<Withdrawn>, key: KeyName, shown_by: Origin) {
-    match withdrawn.iter_mut().find(|known| known.key == key) {
+    match withdrawn.iter_mut().find(|known| known.key.is_same_material(&key)) {
         Some(known) => known.shown_by = known.shown_by.later_of(shown_by),
         None => withdrawn.push(Withdrawn { key, shown_by }),
     }

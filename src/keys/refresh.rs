@@ -177,7 +177,10 @@ impl Shared {
         let begun = state.schedule.begin(&mut self.budget.accounts(), now)?;
         state.last_trigger = Some(begun.trigger);
         self.started.store(state.schedule.started(), Ordering::Release);
-        Some((begun, std::mem::take(&mut state.wanted)))
+        let wanted = std::mem::take(&mut state.wanted);
+        drop(state);
+        self.budget.tell_moved_up();
+        Some((begun, wanted))
     }
 
     fn next_start(&self) -> Option<Instant> {
@@ -216,6 +219,9 @@ impl Shared {
             published: current.published.without(&withdrawn),
             ..(*current).clone()
         }));
+        // A file was there, so its name is not made up: it is brought up to date.
+        self.kept.store(true, Ordering::Release);
+        let published = published.without(current.published.withdrawn());
         if unusable.is_some() || published.origin().is_none() || current.generation > 0 {
             return;
         }
@@ -239,14 +245,19 @@ impl Shared {
         if withdrawn.is_empty() {
             return;
         }
-        let _state = self.state();
+        let mut state = self.state();
+        if let Some(pending) = &mut state.pending {
+            pending.published = pending.published.without(withdrawn);
+        }
         let current = self.snapshot.load_full();
         let published = current.published.without(withdrawn);
         self.snapshot.store(Arc::new(KeySnapshot { published, ..(*current).clone() }));
     }
 
     fn serve_pending(&self, state: &mut State) {
-        let Some(pending) = state.pending.take() else { return };
+        let Some(pending) = state.pending.take().filter(|one| one.published.origin().is_some()) else {
+            return;
+        };
         tracing::info!(
             provider = %self.provider,
             age_seconds = pending.confirmed.map(|confirmed| confirmed.age(self.now()).as_secs()),
@@ -280,6 +291,7 @@ impl Shared {
         state.schedule.finish(&mut self.budget.accounts(), number, ending, jitter, now);
         let previous = std::mem::replace(&mut state.last_error, error.clone());
         drop(state);
+        self.budget.tell_moved_up();
         self.around.metrics.fetch(&self.provider, trigger, outcome);
         self.finished.send_replace(());
         self.around.serving_changed.notify_one();
@@ -293,7 +305,12 @@ impl Shared {
         if self.snapshot.load().generation == 0 {
             return;
         }
-        self.store(&mut self.state(), trigger, fetched);
+        let mut state = self.state();
+        // The end of the fetch counts it.
+        let counted = state.older_in_a_row;
+        self.store(&mut state, trigger, fetched);
+        state.older_in_a_row = counted;
+        drop(state);
         self.finished.send_replace(());
     }
 
@@ -301,13 +318,15 @@ impl Shared {
         let before = self.snapshot.load_full();
         let restored = state.pending.take().filter(|_| before.generation == 0);
         let base = restored.as_ref().unwrap_or(&before);
-        let lapsed = state.older_in_a_row >= OLDER_IN_A_ROW
+        let asked_before = base.published.origin().is_some_and(|own| fetched.origin.is_asked_before(own));
+        let by_date_alone = !fetched.origin.has_age() && !asked_before;
+        let lapsed = (by_date_alone && state.older_in_a_row >= OLDER_IN_A_ROW)
             || base.confirmed.is_some_and(|confirmed| confirmed.age(self.now()) > self.policy.max_stale);
         let known = if lapsed { base.published.undated() } else { base.published.clone() };
         let (published, effect) = known.after(&fetched.keys, fetched.origin);
         // What caches have kept says nothing of the issuer's clock.
         match effect {
-            Effect::Older { .. } if !fetched.origin.has_age() => state.older_in_a_row += 1,
+            Effect::Older { .. } if by_date_alone => state.older_in_a_row += 1,
             Effect::Older { .. } => {}
             Effect::Renewed | Effect::Unchanged => state.older_in_a_row = 0,
         }

@@ -251,7 +251,7 @@ impl Schedule {
         if accounts.turn(cause, self.member, spacing, now) > latest {
             return Standing::UnderWay;
         }
-        accounts.stand_in_line(cause, self.member);
+        // It stands in line from then on: before that it would hold up who is behind it.
         let demand = self.demand(cause);
         demand.beside = Some(demand.beside.map_or(latest, |sooner| sooner.min(latest)));
         Standing::Demanded
@@ -292,6 +292,9 @@ impl Schedule {
         let forced = CAUSES.into_iter().filter(|_| !is_first).find(|cause| {
             let Demand { next, beside } = *self.demand_ref(*cause);
             let due = if alone { next } else { beside.is_some_and(|from| from <= now) };
+            if due && !alone {
+                accounts.stand_in_line(*cause, self.member);
+            }
             due && accounts.take(*cause, self.member, self.spacing(*cause), now)
         });
         let trigger = match forced {

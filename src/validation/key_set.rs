@@ -230,6 +230,11 @@ impl KeyName {
         self.kid.as_deref()
     }
 
+    /// Whether both have the same material.
+    pub fn is_same_material(&self, other: &KeyName) -> bool {
+        self.thumbprint == other.thumbprint
+    }
+
     /// Whether this key has the same material, whatever it is called and bound to.
     pub fn is_material_of(&self, key: &Key) -> bool {
         key.thumbprint() == Some(self.thumbprint.as_str())

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use portcullis::clock::{self, Clock, Instant, SteadyClock};
@@ -252,6 +252,11 @@ struct Log {
 
 impl Log {
     fn start() -> Self {
+        /// While there is one dispatcher alone, tracing asks the thread that comes to a line first whether anybody
+        /// wants it; that may be another test's, which has none.
+        static ANOTHER: LazyLock<tracing::Dispatch> =
+            LazyLock::new(|| tracing::Dispatch::new(tracing_subscriber::registry()));
+        LazyLock::force(&ANOTHER);
         let text = Arc::new(Mutex::new(Vec::new()));
         let writer = {
             let text = Arc::clone(&text);

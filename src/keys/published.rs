@@ -31,6 +31,8 @@ pub struct Published {
     /// Of the answer that brought the keys; none before the first.
     origin: Option<Origin>,
     withdrawn: Arc<Vec<Withdrawn>>,
+    /// Keys in hand that older answers have brought, with the origins of those.
+    brought: Arc<Vec<(KeyName, Origin)>>,
 }
 
 /// A key that was withdrawn.
@@ -52,7 +54,7 @@ pub enum Effect {
     /// The answer is older than the one in hand, or has no key that may be used any more. It took nothing away; it may
     /// have added keys that were never seen.
     Older {
-        /// Whether it did.
+        /// Whether it did, or has shown that such a key is gone.
         added: bool,
     },
 }
@@ -60,17 +62,17 @@ pub enum Effect {
 impl Published {
     /// Keys that a snapshot or an earlier cache held, and what was withdrawn until then.
     pub fn restored(keys: Arc<KeySet>, origin: Origin, withdrawn: Vec<Withdrawn>) -> Self {
-        Self { keys, origin: Some(origin), withdrawn: Arc::new(withdrawn) }
+        Self { keys, origin: Some(origin), withdrawn: Arc::new(withdrawn), ..Self::default() }
     }
 
     /// Keys of the configuration, which no answer brought.
     pub fn configured(keys: Arc<KeySet>) -> Self {
-        Self { keys, origin: None, withdrawn: Arc::default() }
+        Self { keys, ..Self::default() }
     }
 
     /// No keys, and what was withdrawn before.
     pub fn without_keys(withdrawn: Vec<Withdrawn>) -> Self {
-        Self { keys: Arc::default(), origin: None, withdrawn: Arc::new(withdrawn) }
+        Self { withdrawn: Arc::new(withdrawn), ..Self::default() }
     }
 
     /// The same, but that it no longer counts when it was made: the next answer replaces it, whatever its date. What was
@@ -110,12 +112,12 @@ impl Published {
         usable.adopt(&self.keys);
         let older = self.origin.is_some_and(|in_hand| origin.is_older_than(&in_hand));
         if older || usable.keys().is_empty() {
-            return self.with_unseen(&usable, origin);
+            return self.with_unseen(answer, &usable, origin);
         }
         let changed = self.origin.is_none() || !self.keys.same_keys(&usable);
         let withdrawn = self.withdrawn_after(answer, &usable, origin);
         let effect = if changed { Effect::Renewed } else { Effect::Unchanged };
-        (Self { keys: Arc::new(usable), origin: Some(origin), withdrawn: Arc::new(withdrawn) }, effect)
+        (Self::restored(Arc::new(usable), origin, withdrawn), effect)
     }
 
     /// The same with what another process, or this one before, has found to be withdrawn.
@@ -131,17 +133,30 @@ impl Published {
         let keys = self.keys.filtered(still, WITHDRAWN);
         all.retain(|withdrawn| !keys.keys().iter().any(|key| withdrawn.key.is_material_of(key)));
         let origin = self.origin.filter(|_| !keys.keys().is_empty());
-        Self { keys: Arc::new(keys), origin, withdrawn: Arc::new(bounded(all)) }
+        Self { keys: Arc::new(keys), origin, withdrawn: Arc::new(bounded(all)), ..self.clone() }
     }
 
-    fn with_unseen(&self, usable: &KeySet, origin: Origin) -> (Self, Effect) {
-        let is_unseen = |key: &&Arc<Key>| !self.keys.has(key) && !self.has_withdrawn(key);
-        let unseen: Vec<&Arc<Key>> = usable.keys().iter().filter(is_unseen).collect();
-        if unseen.is_empty() || origin.has_age() {
+    fn with_unseen(&self, answer: &KeySet, usable: &KeySet, origin: Origin) -> (Self, Effect) {
+        if origin.has_age() {
             return (self.clone(), Effect::Older { added: false });
         }
-        let keys = self.keys.with(unseen.into_iter().map(Arc::clone));
-        (Self { keys: Arc::new(keys), ..self.clone() }, Effect::Older { added: true })
+        let is_unseen = |key: &&Arc<Key>| !self.keys.has(key) && !self.has_withdrawn(key);
+        let unseen: Vec<&Arc<Key>> = usable.keys().iter().filter(is_unseen).collect();
+        // What an older answer has brought, a later one by the same clock may take away again.
+        let shown = |key: &KeyName| answer.keys().iter().any(|one| key.is_material_of(one));
+        let (gone, still): (Vec<_>, Vec<_>) =
+            self.brought.iter().cloned().partition(|(key, by)| !shown(key) && !origin.is_older_than(by));
+        if unseen.is_empty() && gone.is_empty() {
+            return (self.clone(), Effect::Older { added: false });
+        }
+        let stays = |key: &Key| !gone.iter().any(|(gone, _)| gone.is_material_of(key));
+        let keys = self.keys.filtered(stays, WITHDRAWN).with(unseen.iter().map(|key| Arc::clone(key)));
+        let brought = still.into_iter().chain(unseen.iter().map(|key| (key.name(), origin))).collect();
+        let mut withdrawn = self.withdrawn.to_vec();
+        gone.into_iter().for_each(|(key, _)| note(&mut withdrawn, key, origin));
+        let (keys, withdrawn) = (Arc::new(keys), Arc::new(bounded(withdrawn)));
+        let published = Self { keys, withdrawn, brought: Arc::new(brought), ..self.clone() };
+        (published, Effect::Older { added: true })
     }
 
     fn has_withdrawn(&self, key: &Key) -> bool {

@@ -502,12 +502,14 @@ impl Shared {
         // Subscribed before the standing is asked, so that no end of a fetch is missed in between.
         let mut finished = self.finished.subscribe();
         loop {
-            // It may have come between the last look and now.
-            if let Some(result) = second_look.if_newer() {
-                return result;
-            }
             let caller = Caller { arrival: sighting.arrival, cause: second_look.cause, deadline };
-            match self.stand(caller, kid) {
+            let Some(standing) = self.stand(caller, kid, &second_look.seen) else {
+                match second_look.if_newer() {
+                    Some(result) => return result,
+                    None => continue,
+                }
+            };
+            match standing {
                 Standing::Fresh => {
                     return second_look.if_newer().unwrap_or_else(|| Err(still_stale(second_look.cause)));
                 }
@@ -545,14 +547,20 @@ impl Shared {
         self.snapshot.load().published.was_withdrawn(kid)
     }
 
-    fn stand(&self, caller: Caller, kid: Option<&str>) -> Standing {
+    /// `None` where the set in hand is another one by now than the one that was seen: it may have come after the last
+    /// look, and a fetch would be demanded for nothing.
+    fn stand(&self, caller: Caller, kid: Option<&str>, seen: &Arc<KeySnapshot>) -> Option<Standing> {
         let now = self.now();
+        // Sets are exchanged under this lock.
         let mut state = self.state();
+        if !Arc::ptr_eq(&self.snapshot.load(), seen) {
+            return None;
+        }
         let standing = state.schedule.stand(&mut self.budget.accounts(), caller, now);
         if matches!(standing, Standing::Demanded | Standing::OutOfReach) {
             state.wanted.note(kid);
         }
-        standing
+        Some(standing)
     }
 
     fn status(&self) -> KeyStatus {

@@ -24,7 +24,8 @@
 //! - [`service`] is what stands behind the doors, and what a program that has its own asks.
 //! - [`authorizer`], with what it takes and gives: [`access_request`], [`verdict`].
 //! - The core, pure: [`bearer_token`], [`identity`], [`rules`], [`validation`], and every [`reason`] there is.
-//! - [`keys`]: the cache, its schedule, how keys are fetched, and the snapshot that outlives a restart.
+//! - [`keys`]: the cache, its schedule and budget, how keys are fetched, which of two answers is the newer one, what was
+//!   withdrawn, and the snapshot that outlives a restart.
 //! - [`clock`] and [`telemetry`], which everybody may use.
 //!
 //! Dependencies point down: `main → app, commands → doors → service → authorizer → keys, core`; only [`keys`]
@@ -34,7 +35,7 @@
 //!
 //! - The core ([`validation`], [`bearer_token`], [`rules`], [`identity`], [`verdict`]) does no IO and reads no
 //!   clock; the time is an argument.
-//! - Wall time is read in [`clock`] alone, `reqwest` lives in [`keys`] alone, `jsonwebtoken` in
+//! - Wall time is read in [`clock`] alone, `reqwest` lives in [`keys::http_client`] alone, `jsonwebtoken` in
 //!   [`validation`] alone, Envoy's types in [`proto`] and [`ext_authz`] alone.
 //! - "Allowed" is a type that only the authorizer makes, from a verified token or from a rule that needs none.
 

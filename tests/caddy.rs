@@ -3,39 +3,17 @@
 
 #[path = "support/behind.rs"]
 mod behind;
+#[path = "support/proxies.rs"]
+mod proxies;
 #[path = "support/real.rs"]
 mod real;
 
-use std::fs;
-
 use reqwest::StatusCode;
 
-use behind::{Places, Recipe, Started};
-use real::{Process, debian, folder, shipped};
+use behind::Recipe;
 
-const RECIPE: Recipe = Recipe { profile: "caddy", start, service_down: StatusCode::BAD_GATEWAY };
-
-fn start(places: Places) -> Started {
-    let folder = folder();
-    let text = shipped(
-        "caddy/Caddyfile",
-        &[
-            (":10000 {", format!("http://{} {{", places.listen)),
-            ("forward_auth 127.0.0.1:9192", format!("forward_auth {}", places.door)),
-            ("reverse_proxy 127.0.0.1:8080", format!("reverse_proxy {}", places.upstream)),
-        ],
-    );
-    // Its admin door is on a fixed port.
-    let config = folder.path().join("Caddyfile");
-    fs::write(&config, format!("{{\n\tadmin off\n}}\n{text}")).expect("the folder can be written to");
-    let mut command = debian("usr/bin/caddy");
-    command.args(["run", "--adapter", "caddyfile", "--config"]).arg(&config);
-    for variable in ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"] {
-        command.env(variable, folder.path());
-    }
-    let process = Process::start("caddy", &mut command, folder.path());
-    Started { process, folder }
-}
+const RECIPE: Recipe =
+    Recipe { profile: "caddy", start: proxies::caddy, service_down: StatusCode::BAD_GATEWAY };
 
 tests_behind!(
     RECIPE,

@@ -3,40 +3,17 @@
 
 #[path = "support/behind.rs"]
 mod behind;
+#[path = "support/proxies.rs"]
+mod proxies;
 #[path = "support/real.rs"]
 mod real;
 
-use std::fs;
-use std::process::Command;
-
 use reqwest::StatusCode;
 
-use behind::{Places, Recipe, Started};
-use real::{Process, folder, local_port, part, shipped};
+use behind::Recipe;
 
-const RECIPE: Recipe = Recipe { profile: "envoy", start, service_down: StatusCode::SERVICE_UNAVAILABLE };
-
-fn start(places: Places) -> Started {
-    let folder = folder();
-    let text = shipped(
-        "envoy/envoy-http.yaml",
-        &[
-            ("address: 127.0.0.1, port_value: 9901", local_port(0)),
-            ("address: 0.0.0.0, port_value: 10000", local_port(places.listen.port())),
-            ("address: 127.0.0.1, port_value: 9192", local_port(places.door.port())),
-            ("port_value: 9193", format!("port_value: {}", places.admin.port())),
-            ("address: 127.0.0.1, port_value: 8080", local_port(places.upstream.port())),
-        ],
-    );
-    let config = folder.path().join("envoy.yaml");
-    fs::write(&config, text).expect("the folder can be written to");
-    let mut command = Command::new(part("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
-    // Hot restart would make two Envoys on one machine find each other.
-    command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
-    command.arg("--config-path").arg(config);
-    let process = Process::start("envoy", &mut command, folder.path());
-    Started { process, folder }
-}
+const RECIPE: Recipe =
+    Recipe { profile: "envoy", start: proxies::envoy_http, service_down: StatusCode::SERVICE_UNAVAILABLE };
 
 tests_behind!(
     RECIPE,

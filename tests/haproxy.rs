@@ -3,36 +3,17 @@
 
 #[path = "support/behind.rs"]
 mod behind;
+#[path = "support/proxies.rs"]
+mod proxies;
 #[path = "support/real.rs"]
 mod real;
 
-use std::fs;
-
 use reqwest::StatusCode;
 
-use behind::{Places, Recipe, Started};
-use real::{Process, debian, folder, shipped};
+use behind::Recipe;
 
-const RECIPE: Recipe = Recipe { profile: "haproxy", start, service_down: StatusCode::SERVICE_UNAVAILABLE };
-
-fn start(places: Places) -> Started {
-    let folder = folder();
-    let config = shipped(
-        "haproxy/haproxy.cfg",
-        &[
-            ("bind :10000", format!("bind {}", places.listen)),
-            ("server app 127.0.0.1:8080", format!("server app {}", places.upstream)),
-        ],
-    );
-    let action =
-        shipped("haproxy/portcullis.lua", &[("http://127.0.0.1:9192/", format!("http://{}/", places.door))]);
-    fs::write(folder.path().join("haproxy.cfg"), config).expect("the folder can be written to");
-    fs::write(folder.path().join("portcullis.lua"), action).expect("the folder can be written to");
-    let mut command = debian("usr/sbin/haproxy");
-    command.current_dir(folder.path()).args(["-db", "-f", "haproxy.cfg"]);
-    let process = Process::start("haproxy", &mut command, folder.path());
-    Started { process, folder }
-}
+const RECIPE: Recipe =
+    Recipe { profile: "haproxy", start: proxies::haproxy, service_down: StatusCode::SERVICE_UNAVAILABLE };
 
 tests_behind!(
     RECIPE,

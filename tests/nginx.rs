@@ -3,61 +3,31 @@
 
 #[path = "support/behind.rs"]
 mod behind;
+#[path = "support/proxies.rs"]
+mod proxies;
 #[path = "support/real.rs"]
 mod real;
 
-use std::fs;
-
 use reqwest::StatusCode;
 
-use behind::{Places, Recipe, Stage, Started};
-use real::{Process, debian, folder, shipped};
+use behind::{Recipe, Stage};
+use proxies::{Places, Started, nginx_configuration, run_nginx};
 
-const RECIPE: Recipe = Recipe { profile: "nginx", start, service_down: StatusCode::SERVICE_UNAVAILABLE };
-
-fn start(places: Places) -> Started {
-    let text = configuration(&places);
-    run(text)
-}
+const RECIPE: Recipe =
+    Recipe { profile: "nginx", start: proxies::nginx, service_down: StatusCode::SERVICE_UNAVAILABLE };
 
 /// With the location that is there as a comment.
 fn start_with_metadata(places: Places) -> Started {
     let mut text = String::new();
     let mut inside = false;
-    for line in configuration(&places).lines() {
+    for line in nginx_configuration(&places).lines() {
         inside |= line.trim_start().starts_with("# location = /.well-known/");
         let line = if inside { line.replacen("# ", "", 1) } else { line.to_owned() };
         inside &= line.trim() != "}";
         text.push_str(&line);
         text.push('\n');
     }
-    run(text)
-}
-
-fn configuration(places: &Places) -> String {
-    shipped(
-        "nginx/nginx.conf",
-        &[
-            ("server 127.0.0.1:9192;", format!("server {};", places.door)),
-            ("server 127.0.0.1:8080;", format!("server {};", places.upstream)),
-            ("listen 10000;", format!("listen {};", places.listen)),
-        ],
-    )
-}
-
-fn run(text: String) -> Started {
-    let folder = folder();
-    // Where Debian's build keeps its files belongs to the system's NGINX.
-    let own = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|kind| format!("    {kind}_temp_path {}/{kind};\n", folder.path().display()));
-    let text = text.replacen("http {\n", &format!("http {{\n    access_log off;\n{}", own.concat()), 1);
-    let config = folder.path().join("nginx.conf");
-    fs::write(&config, text).expect("the folder can be written to");
-    let mut command = debian("usr/sbin/nginx");
-    command.arg("-p").arg(folder.path()).arg("-c").arg(&config).args(["-e", "stderr"]);
-    command.arg("-g").arg(format!("daemon off; pid {}/pid;", folder.path().display()));
-    let process = Process::start("nginx", &mut command, folder.path());
-    Started { process, folder }
+    run_nginx(text)
 }
 
 tests_behind!(

@@ -3,37 +3,17 @@
 
 #[path = "support/behind.rs"]
 mod behind;
+#[path = "support/proxies.rs"]
+mod proxies;
 #[path = "support/real.rs"]
 mod real;
 
-use std::fs;
-use std::process::Command;
-
 use reqwest::StatusCode;
 
-use behind::{Places, Recipe, Started};
-use real::{Process, folder, part, shipped};
+use behind::Recipe;
 
-const RECIPE: Recipe = Recipe { profile: "traefik", start, service_down: StatusCode::INTERNAL_SERVER_ERROR };
-
-fn start(places: Places) -> Started {
-    let folder = folder();
-    let main =
-        shipped("traefik/traefik.yaml", &[("address: :10000", format!("address: '{}'", places.listen))]);
-    let routes = shipped(
-        "traefik/dynamic.yaml",
-        &[
-            ("http://127.0.0.1:9192/", format!("http://{}/", places.door)),
-            ("http://127.0.0.1:8080", format!("http://{}", places.upstream)),
-        ],
-    );
-    fs::write(folder.path().join("traefik.yaml"), main).expect("the folder can be written to");
-    fs::write(folder.path().join("dynamic.yaml"), routes).expect("the folder can be written to");
-    let mut command = Command::new(part("PORTCULLIS_TEST_TRAEFIK", ".cache/traefik"));
-    command.current_dir(folder.path()).arg("--configFile=traefik.yaml");
-    let process = Process::start("traefik", &mut command, folder.path());
-    Started { process, folder }
-}
+const RECIPE: Recipe =
+    Recipe { profile: "traefik", start: proxies::traefik, service_down: StatusCode::INTERNAL_SERVER_ERROR };
 
 tests_behind!(
     RECIPE,

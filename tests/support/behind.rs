@@ -15,11 +15,11 @@ use portcullis::clock::Clock;
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey, with_claim};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use crate::real::{self, PATIENCE, Portcullis, Process, Upstream, client, eventually};
+use crate::proxies::{Places, Started};
+use crate::real::{self, PATIENCE, Portcullis, Upstream, client, eventually};
 
 /// Callers that send one request after the other, in the test under load.
 const CALLERS: u64 = 8;
@@ -33,25 +33,6 @@ pub struct Recipe {
     pub start: fn(Places) -> Started,
     /// What a client gets while the service is down; the upstream must see nothing.
     pub service_down: StatusCode,
-}
-
-/// What a proxy's configuration has to name.
-pub struct Places {
-    /// Where it listens.
-    pub listen: SocketAddr,
-    /// The HTTP door.
-    pub door: SocketAddr,
-    /// The operator's door.
-    pub admin: SocketAddr,
-    /// Where it forwards to.
-    pub upstream: SocketAddr,
-}
-
-/// A proxy that was started.
-pub struct Started {
-    pub process: Process,
-    /// Where its files are; they go with it.
-    pub folder: TempDir,
 }
 
 /// A whole installation.

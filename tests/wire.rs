@@ -1,0 +1,184 @@
+//! What is judged is what the upstream does: a table of requests that proxies, Portcullis and frameworks read
+//! differently, sent byte by byte through every real proxy under its shipped files, to an upstream that keeps what
+//! it gets. Whatever reaches it has to be, in every reading, what the rules allow to the client that sent it.
+//!
+//! The cases are in `wire/table.rs`, what has to hold in `wire/judge.rs`, and the plain requests that have to pass
+//! in `wire/plain.rs`. It never looks inside the service.
+//!
+//! A proxy more is a line at the end of this file.
+
+#[path = "wire/client.rs"]
+mod client;
+#[path = "wire/head.rs"]
+mod head;
+#[path = "wire/judge.rs"]
+mod judge;
+#[path = "wire/message.rs"]
+mod message;
+#[path = "wire/plain.rs"]
+mod plain;
+#[path = "support/proxies.rs"]
+mod proxies;
+#[path = "wire/readings.rs"]
+mod readings;
+#[path = "support/real.rs"]
+mod real;
+#[path = "wire/stage.rs"]
+mod stage;
+#[path = "wire/table.rs"]
+mod table;
+#[path = "wire/upstream.rs"]
+mod upstream;
+
+use std::collections::BTreeSet;
+
+use tokio::sync::Mutex;
+
+use message::{Case, Who, case, get};
+use plain::Plain;
+use stage::{Outcome, Proxy, Stage};
+
+/// What the shipped files name.
+const CLAIM_HEADERS: &str =
+    "claim_headers: {x-auth-subject: sub, x-auth-tenant: tenant_id, x-auth-roles: /realm_access/roles}";
+
+/// One more than they name: a file that was not changed with the configuration.
+const ONE_MORE: &str = "claim_headers: {x-auth-subject: sub, x-auth-tenant: tenant_id, \
+     x-auth-roles: /realm_access/roles, x-auth-email: email}";
+
+/// One proxy after the other: together they would time each other out on a small machine.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// Nothing of the table goes around the door.
+async fn nothing_goes_around(proxy: Proxy) {
+    let _turn = TURN.lock().await;
+    let stage = Stage::set(proxy, CLAIM_HEADERS).await;
+    let cases = table::cases();
+    let names: BTreeSet<&str> = cases.iter().map(|case| &case.name[..]).collect();
+    assert_eq!(names.len(), cases.len(), "a name stands twice");
+    report(judged(&stage, &cases).await);
+}
+
+/// The file of the proxy lags behind `claim_headers`.
+async fn a_file_that_lags_behind_lets_no_identity_through(proxy: Proxy) {
+    let _turn = TURN.lock().await;
+    let stage = Stage::set(proxy, ONE_MORE).await;
+    let mut cases = Vec::new();
+    for field in
+        ["X-Auth-Email: root@evil", "x_auth_email: root@evil", "X-Auth-Email:\r\nX-Auth-Email: root@evil"]
+    {
+        cases.push(case(format!("10 {field:?} on an open path"), Who::Nobody, get("/public/x").with(field)));
+        cases.push(case(format!("10 {field:?} beside a token"), Who::Alice, get("/x").with(field)));
+    }
+    report(judged(&stage, &cases).await);
+}
+
+/// Plain requests pass as they are.
+async fn plain_requests_pass(proxy: Proxy) {
+    let _turn = TURN.lock().await;
+    let stage = Stage::set(proxy, CLAIM_HEADERS).await;
+    let mut plain = plain::requests();
+    if matches!(proxy, Proxy::EnvoyGrpc | Proxy::Http("envoy" | "traefik" | "haproxy", _)) {
+        plain.extend(plain::over_http2());
+    }
+    let cases: Vec<Case> = plain.iter().map(|plain| plain.case.clone()).collect();
+    let (outcomes, _) = stage.play(&cases).await;
+    let mut wrong = Vec::new();
+    for (plain, outcome) in plain.iter().zip(&outcomes) {
+        let mut faults = passed(plain, outcome);
+        for received in &outcome.received {
+            faults.extend(judge::faults(&plain.case, stage.token(plain.case.who), received));
+        }
+        wrong.extend(told(&plain.case, outcome, &faults));
+    }
+    report(wrong);
+}
+
+/// What is wrong with requests that reached the upstream, for every case.
+async fn judged(stage: &Stage, cases: &[Case]) -> Vec<String> {
+    let (outcomes, unmarked) = stage.play(cases).await;
+    let mut wrong = Vec::new();
+    for (case, outcome) in cases.iter().zip(&outcomes) {
+        let mut faults = Vec::new();
+        for received in &outcome.received {
+            faults.extend(judge::faults(case, stage.token(case.who), received));
+        }
+        wrong.extend(told(case, outcome, &faults));
+    }
+    for received in unmarked {
+        wrong.push(format!("of no case: {:?}", String::from_utf8_lossy(&received.head)));
+    }
+    wrong
+}
+
+/// What a plain request lacks.
+fn passed(plain: &Plain, outcome: &Outcome) -> Vec<String> {
+    let mut faults = Vec::new();
+    if outcome.received.len() != plain.times {
+        faults.push(format!("it arrived {} times, not {}", outcome.received.len(), plain.times));
+    }
+    let finals: Vec<u16> =
+        outcome.answers.iter().map(|answer| answer.status).filter(|&status| status != 100).collect();
+    if plain.status != 0 && finals != vec![plain.status; plain.times] {
+        faults.push(format!("the answers are {finals:?}"));
+    }
+    for received in &outcome.received {
+        let target = head::Head::read(&received.head).target;
+        if !plain.targets.iter().any(|allowed| allowed.as_bytes() == target) {
+            faults.push(format!("its target is {:?}", String::from_utf8_lossy(&target)));
+        }
+        let content = if plain.status == 101 { &received.tunnel } else { &received.body };
+        if *content != plain.content {
+            faults.push(format!("its content has {} bytes, not {}", content.len(), plain.content.len()));
+        }
+    }
+    faults
+}
+
+fn told(case: &Case, outcome: &Outcome, faults: &[String]) -> Option<String> {
+    let statuses: Vec<u16> = outcome.answers.iter().map(|answer| answer.status).collect();
+    let faults: BTreeSet<&String> = faults.iter().collect();
+    let faults: Vec<&str> = faults.into_iter().map(|fault| &fault[..]).collect();
+    (!faults.is_empty()).then(|| format!("{}: {} {statuses:?}", case.name, faults.join("; ")))
+}
+
+/// # Panics
+/// Something is wrong.
+fn report(wrong: Vec<String>) {
+    assert!(wrong.is_empty(), "{} cases went wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// The tests of each proxy.
+macro_rules! behind {
+    ($($name:ident: $proxy:expr;)+) => {
+        $(mod $name {
+            use super::*;
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn nothing_goes_around() {
+                super::nothing_goes_around($proxy).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn a_file_that_lags_behind_lets_no_identity_through() {
+                super::a_file_that_lags_behind_lets_no_identity_through($proxy).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn plain_requests_pass() {
+                super::plain_requests_pass($proxy).await;
+            }
+        })+
+    };
+}
+
+behind! {
+    nginx: Proxy::Http("nginx", proxies::nginx);
+    haproxy: Proxy::Http("haproxy", proxies::haproxy);
+    caddy_2_6: Proxy::Http("caddy", proxies::caddy);
+    caddy_2_10: Proxy::Http("caddy", proxies::caddy_2_10);
+    caddy_2_11: Proxy::Http("caddy", proxies::caddy_2_11);
+    traefik: Proxy::Http("traefik", proxies::traefik);
+    envoy_grpc: Proxy::EnvoyGrpc;
+    envoy_http: Proxy::Http("envoy", proxies::envoy_http);
+}

@@ -1,0 +1,204 @@
+//! A whole installation for the tables: an issuer, the built binary, a real proxy under its shipped files, the
+//! upstream that keeps what it gets; and how a table is played on it.
+//!
+//! Each request that reaches the upstream carries the mark of its case, so that cases run beside each other and
+//! nothing that arrives late is taken for another's.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use portcullis::clock::Clock;
+use portcullis::commands::issuer::{Issuer, SigningAlgorithm, with_claim};
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::client::{Answer, Filling, find, send};
+use crate::message::{Case, Who, case, get};
+use crate::proxies::{Places, Started};
+use crate::real::{self, Envoy, PATIENCE, Portcullis, eventually};
+use crate::upstream::{Received, Upstream};
+
+/// Cases that are sent at one time.
+const ABREAST: usize = 8;
+
+/// The rules that `judge.rs` knows too.
+const RULES: &str = r#"
+rules:
+  - name: preflight
+    allow: preflight
+  - name: admin-host
+    match: {hosts: [admin.example.com]}
+    require: {claims: {/realm_access/roles: [admin]}}
+  - name: public
+    match: {path_prefix: /public}
+    allow: anonymous
+  - name: health
+    match: {path: /healthz}
+    allow: anonymous
+  - name: open
+    match: {path_prefix: /open}
+    allow: anonymous
+  - name: admin
+    match: {path_prefix: /admin}
+    require: {claims: {/realm_access/roles: [admin]}}
+  - name: delete
+    match: {path_prefix: /orders, methods: [DELETE]}
+    require: {scopes: ['orders:delete']}
+  - name: tenant
+    match: {path_prefix: /tenant}
+    require: {condition: 'claims.tenant_id == request.headers["x-tenant"]'}
+  - name: query
+    match: {path_prefix: /query}
+    require: {condition: 'request.query["tenant_id"] == claims.tenant_id'}
+  - name: role
+    match: {path_prefix: /role}
+    require: {condition: 'request.query["role"] != "super admin"'}
+  - name: files
+    match: {path_prefix: /files}
+    ambiguous_paths: allow
+"#;
+
+/// A proxy of the table.
+#[derive(Clone, Copy)]
+pub enum Proxy {
+    /// It asks the HTTP door of this profile.
+    Http(&'static str, fn(Places) -> Started),
+    /// Envoy that asks over gRPC.
+    EnvoyGrpc,
+}
+
+/// A whole installation.
+pub struct Stage {
+    address: SocketAddr,
+    upstream: Upstream,
+    tokens: [(Who, String); 3],
+    _issuer: Issuer,
+    _portcullis: Portcullis,
+    _proxy: Running,
+}
+
+/// Held for as long as the proxy has to run.
+#[allow(dead_code, reason = "ends with its drop")]
+enum Running {
+    Started(Started),
+    Envoy(Envoy),
+}
+
+/// What became of a case.
+pub struct Outcome {
+    pub answers: Vec<Answer>,
+    pub received: Vec<Received>,
+}
+
+impl Stage {
+    /// `more` is what follows the claim headers in the provider's configuration, indented by four.
+    pub async fn set(proxy: Proxy, more: &str) -> Self {
+        let issuer = Issuer::start().await.expect("a free port");
+        let key = issuer.rotate(SigningAlgorithm::ES256);
+        let providers = format!(
+            "providers:
+  - name: test
+    issuer: {}
+    audiences: [orders-api]
+    jwks_uri: {}
+    token_from: [{{header: authorization, scheme: Bearer}}, {{cookie: access_token}}]
+    {more}{RULES}",
+            issuer.issuer(),
+            issuer.jwks_uri(),
+        );
+        let profile = match proxy {
+            Proxy::Http(profile, _) => profile,
+            Proxy::EnvoyGrpc => "envoy",
+        };
+        let portcullis = Portcullis::serve_behind(profile, &providers).await;
+        portcullis.ready().await;
+        let upstream = Upstream::start().await;
+        let (address, running) = match proxy {
+            Proxy::Http(_, start) => {
+                let listen = real::free_address();
+                let places = Places {
+                    listen,
+                    door: portcullis.forward_auth,
+                    admin: portcullis.admin,
+                    upstream: upstream.address,
+                };
+                (listen, Running::Started(start(places)))
+            }
+            Proxy::EnvoyGrpc => {
+                let envoy = Envoy::start(portcullis.ext_authz, upstream.address).await;
+                (envoy.address(), Running::Envoy(envoy))
+            }
+        };
+        let claims = issuer.claims(Clock::System.now().as_secs_f64() as i64);
+        let claims = with_claim(claims, "exp", Clock::System.now().as_secs_f64() as i64 + 3600);
+        let admin = with_claim(claims.clone(), "/realm_access/roles", json!(["admin"]));
+        let deleter = with_claim(claims.clone(), "scope", "orders:delete");
+        let tokens = [
+            (Who::Alice, key.sign(&claims)),
+            (Who::Admin, key.sign(&admin)),
+            (Who::Deleter, key.sign(&deleter)),
+        ];
+        let stage =
+            Self { address, upstream, tokens, _issuer: issuer, _portcullis: portcullis, _proxy: running };
+        stage.passes().await;
+        stage
+    }
+
+    /// Waits until a good token passes: some proxies listen before they know what to do.
+    async fn passes(&self) {
+        let probe = case("probe", Who::Alice, get("/x"));
+        eventually("a good token passes", PATIENCE, async || {
+            tokio::net::TcpStream::connect(self.address).await.ok()?;
+            let filling = Filling { token: self.token(Who::Alice), mark: PROBE };
+            let answers = send(self.address, &probe, &filling).await;
+            answers.iter().any(|answer| answer.status == 200).then_some(())
+        })
+        .await;
+    }
+
+    /// The token of this client.
+    pub fn token(&self, who: Who) -> Option<&str> {
+        self.tokens.iter().find(|(owner, _)| *owner == who).map(|(_, token)| &token[..])
+    }
+
+    /// Sends every case, and gives what became of each, in their order, and what reached the upstream without
+    /// the mark of any.
+    pub async fn play(&self, cases: &[Case]) -> (Vec<Outcome>, Vec<Received>) {
+        let before = self.upstream.received().len();
+        let turns = Arc::new(Semaphore::new(ABREAST));
+        let mut clients = JoinSet::new();
+        for (number, case) in cases.iter().enumerate() {
+            let (case, address) = (case.clone(), self.address);
+            let token = self.token(case.who).map(str::to_owned);
+            let turns = Arc::clone(&turns);
+            clients.spawn(async move {
+                let _turn = turns.acquire().await.expect("is never closed");
+                let filling = Filling { token: token.as_deref(), mark: &mark(number) };
+                (number, send(address, &case, &filling).await)
+            });
+        }
+        let answers: BTreeMap<usize, Vec<Answer>> = clients.join_all().await.into_iter().collect();
+        let mut outcomes: Vec<Outcome> =
+            answers.into_values().map(|answers| Outcome { answers, received: Vec::new() }).collect();
+        let mut unmarked = Vec::new();
+        for received in self.upstream.received().into_iter().skip(before) {
+            let owner =
+                (0..cases.len()).find(|&number| find(&received.head, mark(number).as_bytes()).is_some());
+            match owner.and_then(|number| outcomes.get_mut(number)) {
+                Some(outcome) => outcome.received.push(received),
+                None => unmarked.push(received),
+            }
+        }
+        (outcomes, unmarked)
+    }
+}
+
+/// The mark of the requests that only find out whether the proxy is there.
+const PROBE: &str = "probe0";
+
+/// Six characters.
+fn mark(number: usize) -> String {
+    format!("c{number:05}")
+}

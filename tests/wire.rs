@@ -9,6 +9,8 @@
 
 #[path = "wire/client.rs"]
 mod client;
+#[path = "wire/differences.rs"]
+mod differences;
 #[path = "wire/head.rs"]
 mod head;
 #[path = "wire/judge.rs"]
@@ -50,17 +52,18 @@ const ONE_MORE: &str = "claim_headers: {x-auth-subject: sub, x-auth-tenant: tena
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Nothing of the table goes around the door.
-async fn nothing_goes_around(proxy: Proxy) {
+async fn nothing_goes_around(name: &str, proxy: Proxy) {
     let _turn = TURN.lock().await;
     let stage = Stage::set(proxy, CLAIM_HEADERS).await;
     let cases = table::cases();
     let names: BTreeSet<&str> = cases.iter().map(|case| &case.name[..]).collect();
     assert_eq!(names.len(), cases.len(), "a name stands twice");
-    report(judged(&stage, &cases).await);
+    let wrong = judged(&stage, &cases).await;
+    report(name, wrong, &cases);
 }
 
 /// The file of the proxy lags behind `claim_headers`.
-async fn a_file_that_lags_behind_lets_no_identity_through(proxy: Proxy) {
+async fn a_file_that_lags_behind_lets_no_identity_through(name: &str, proxy: Proxy) {
     let _turn = TURN.lock().await;
     let stage = Stage::set(proxy, ONE_MORE).await;
     let mut cases = Vec::new();
@@ -70,11 +73,12 @@ async fn a_file_that_lags_behind_lets_no_identity_through(proxy: Proxy) {
         cases.push(case(format!("10 {field:?} on an open path"), Who::Nobody, get("/public/x").with(field)));
         cases.push(case(format!("10 {field:?} beside a token"), Who::Alice, get("/x").with(field)));
     }
-    report(judged(&stage, &cases).await);
+    let wrong = judged(&stage, &cases).await;
+    report(name, wrong, &cases);
 }
 
 /// Plain requests pass as they are.
-async fn plain_requests_pass(proxy: Proxy) {
+async fn plain_requests_pass(name: &str, proxy: Proxy) {
     let _turn = TURN.lock().await;
     let stage = Stage::set(proxy, CLAIM_HEADERS).await;
     let mut plain = plain::requests();
@@ -91,11 +95,11 @@ async fn plain_requests_pass(proxy: Proxy) {
         }
         wrong.extend(told(&plain.case, outcome, &faults));
     }
-    report(wrong);
+    report(name, wrong, &cases);
 }
 
 /// What is wrong with requests that reached the upstream, for every case.
-async fn judged(stage: &Stage, cases: &[Case]) -> Vec<String> {
+async fn judged(stage: &Stage, cases: &[Case]) -> Vec<(String, String)> {
     let (outcomes, unmarked) = stage.play(cases).await;
     let mut wrong = Vec::new();
     for (case, outcome) in cases.iter().zip(&outcomes) {
@@ -106,7 +110,7 @@ async fn judged(stage: &Stage, cases: &[Case]) -> Vec<String> {
         wrong.extend(told(case, outcome, &faults));
     }
     for received in unmarked {
-        wrong.push(format!("of no case: {:?}", String::from_utf8_lossy(&received.head)));
+        wrong.push(("of no case".to_owned(), format!("{:?}", String::from_utf8_lossy(&received.head))));
     }
     wrong
 }
@@ -135,16 +139,18 @@ fn passed(plain: &Plain, outcome: &Outcome) -> Vec<String> {
     faults
 }
 
-fn told(case: &Case, outcome: &Outcome, faults: &[String]) -> Option<String> {
+fn told(case: &Case, outcome: &Outcome, faults: &[String]) -> Option<(String, String)> {
     let statuses: Vec<u16> = outcome.answers.iter().map(|answer| answer.status).collect();
     let faults: BTreeSet<&String> = faults.iter().collect();
     let faults: Vec<&str> = faults.into_iter().map(|fault| &fault[..]).collect();
-    (!faults.is_empty()).then(|| format!("{}: {} {statuses:?}", case.name, faults.join("; ")))
+    (!faults.is_empty()).then(|| (case.name.clone(), format!("{} {statuses:?}", faults.join("; "))))
 }
 
 /// # Panics
 /// Something is wrong.
-fn report(wrong: Vec<String>) {
+fn report(proxy: &str, wrong: Vec<(String, String)>, cases: &[Case]) {
+    let names: Vec<&str> = cases.iter().map(|case| &case.name[..]).collect();
+    let wrong = differences::beyond(proxy, wrong, &names);
     assert!(wrong.is_empty(), "{} cases went wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
@@ -156,17 +162,17 @@ macro_rules! behind {
 
             #[tokio::test(flavor = "multi_thread")]
             async fn nothing_goes_around() {
-                super::nothing_goes_around($proxy).await;
+                super::nothing_goes_around(stringify!($name), $proxy).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
             async fn a_file_that_lags_behind_lets_no_identity_through() {
-                super::a_file_that_lags_behind_lets_no_identity_through($proxy).await;
+                super::a_file_that_lags_behind_lets_no_identity_through(stringify!($name), $proxy).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
             async fn plain_requests_pass() {
-                super::plain_requests_pass($proxy).await;
+                super::plain_requests_pass(stringify!($name), $proxy).await;
             }
         })+
     };

@@ -19,9 +19,6 @@ const SILENCE: Duration = Duration::from_millis(2500);
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
-    /// Its status line and header section.
-    pub head: String,
-    pub body: Vec<u8>,
 }
 
 /// What takes the place of the placeholders.
@@ -146,7 +143,7 @@ impl Connection {
     fn read_unended(&mut self) {
         if let Some(end) = find(&self.read, b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&self.read[..end]).into_owned();
-            self.answers.push(Answer { status: status(&head), head, body: self.read.split_off(end + 4) });
+            self.answers.push(Answer { status: status(&head) });
         }
     }
 
@@ -182,15 +179,15 @@ fn first_answer(bytes: &[u8], head_only: bool) -> Option<(Answer, usize)> {
         lines.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned())
     };
     if head_only || status < 200 || matches!(status, 204 | 304) {
-        return Some((Answer { status, head, body: Vec::new() }, end));
+        return Some((Answer { status }, end));
     }
     if let Some(length) = field("content-length").and_then(|length| length.parse::<usize>().ok()) {
-        let body = bytes.get(end..end + length)?.to_vec();
-        return Some((Answer { status, head, body }, end + length));
+        bytes.get(end..end + length)?;
+        return Some((Answer { status }, end + length));
     }
     if field("transfer-encoding").is_some() {
-        let (body, _, length) = dechunked(&bytes[end..])?;
-        return Some((Answer { status, head, body }, end + length));
+        let (_, _, length) = dechunked(&bytes[end..])?;
+        return Some((Answer { status }, end + length));
     }
     // It ends with the connection.
     None

@@ -91,8 +91,8 @@ fn is_token(byte: u8) -> bool {
 /// Whether the body's length has one reading (RFC 9112 §6.3).
 fn framing(fields: &[(String, Vec<u8>)], line: &[u8], faults: &mut BTreeSet<&'static str>) {
     let of = |name: &str| -> Vec<&[u8]> {
-        let folded = fields.iter().filter(|(found, _)| found.replace('_', "-") == name);
-        folded.map(|(_, value)| &value[..]).collect()
+        let named = fields.iter().filter(|(found, _)| found == name);
+        named.map(|(_, value)| &value[..]).collect()
     };
     let (lengths, codings) = (of("content-length"), of("transfer-encoding"));
     if lengths.len() + codings.len() > 1 {

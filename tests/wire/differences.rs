@@ -1,0 +1,62 @@
+//! Where a proxy differs on purpose: what it refuses by itself, or hands on in a form of its own. Each line is said
+//! in `docs/security.md` too. One that no longer holds fails the test, so that the list stays true.
+
+/// A case and the proxies (as `wire.rs` names them) for which it does not hold, and why.
+pub struct Difference {
+    pub case: &'static str,
+    pub proxies: &'static [&'static str],
+    pub why: &'static str,
+}
+
+const ENVOY: &[&str] = &["envoy_grpc", "envoy_http"];
+
+/// Every difference.
+pub const DIFFERENCES: &[Difference] = &[
+    Difference {
+        case: "plain /files/a%2Fb",
+        proxies: ENVOY,
+        why: "path_with_escaped_slashes_action refuses an encoded slash before Portcullis is asked",
+    },
+    Difference {
+        case: "plain unicode as it is",
+        proxies: &["envoy_grpc", "envoy_http", "haproxy"],
+        why: "octets that a target may not have (RFC 9112 §3) are refused; browsers encode them",
+    },
+    Difference {
+        case: "plain unicode in a query",
+        proxies: &["envoy_grpc", "envoy_http", "haproxy"],
+        why: "octets that a target may not have (RFC 9112 §3) are refused; browsers encode them",
+    },
+    Difference {
+        case: "plain HTTP/1.0",
+        proxies: ENVOY,
+        why: "HTTP/1.0 is answered 426 unless accept_http_10 is set",
+    },
+    Difference {
+        case: "plain HTTP/1.0 without Host",
+        proxies: ENVOY,
+        why: "HTTP/1.0 is answered 426 unless accept_http_10 is set",
+    },
+    Difference { case: "plain /x?a=b;c", proxies: &["traefik"], why: "a `;` in a query is handed on as `&`" },
+    Difference {
+        case: "plain HTTP/2 /x?a=b;c",
+        proxies: &["traefik"],
+        why: "a `;` in a query is handed on as `&`",
+    },
+];
+
+/// What is wrong beyond the differences of this proxy. `wrong` has the case's name and what it says.
+pub fn beyond(proxy: &str, wrong: Vec<(String, String)>, cases: &[&str]) -> Vec<String> {
+    let here = |case: &str| {
+        DIFFERENCES.iter().find(|difference| difference.case == case && difference.proxies.contains(&proxy))
+    };
+    let stale = cases
+        .iter()
+        .filter_map(|case| here(case))
+        .filter(|difference| !wrong.iter().any(|(name, _)| name == difference.case));
+    let stale: Vec<String> = stale
+        .map(|difference| format!("{} holds now, and yet: {}", difference.case, difference.why))
+        .collect();
+    let wrong = wrong.into_iter().filter(|(name, _)| here(name).is_none());
+    wrong.map(|(name, text)| format!("{name}: {text}")).chain(stale).collect()
+}

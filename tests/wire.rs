@@ -109,8 +109,12 @@ async fn judged(stage: &Stage, cases: &[Case]) -> Vec<(String, String)> {
         }
         wrong.extend(told(case, outcome, &faults));
     }
+    // Whoever sends something so odd that its mark is lost is taken for nobody.
+    let nobody = case("of no case", Who::Nobody, get("/"));
     for received in unmarked {
-        wrong.push(("of no case".to_owned(), format!("{:?}", String::from_utf8_lossy(&received.head))));
+        let faults = judge::faults(&nobody, None, &received);
+        let outcome = Outcome { answers: Vec::new(), received: vec![received] };
+        wrong.extend(told(&nobody, &outcome, &faults));
     }
     wrong
 }

@@ -188,6 +188,7 @@ impl Stage {
                 (0..cases.len()).find(|&number| find(&received.head, mark(number).as_bytes()).is_some());
             match owner.and_then(|number| outcomes.get_mut(number)) {
                 Some(outcome) => outcome.received.push(received),
+                None if find(&received.head, PROBE.as_bytes()).is_some() => {}
                 None => unmarked.push(received),
             }
         }

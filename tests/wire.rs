@@ -5,7 +5,7 @@
 //! The cases are in `wire/table.rs`, what has to hold in `wire/judge.rs`, and the plain requests that have to pass
 //! in `wire/plain.rs`. It never looks inside the service.
 //!
-//! A proxy more is a line at the end of this file.
+//! A proxy more is a line in `wire/stage.rs` and a name at the end of this file.
 
 #[path = "wire/client.rs"]
 mod client;
@@ -38,11 +38,7 @@ use tokio::sync::Mutex;
 
 use message::{Case, Who, case, get};
 use plain::Plain;
-use stage::{Outcome, Proxy, Stage};
-
-/// What the shipped files name.
-const CLAIM_HEADERS: &str =
-    "claim_headers: {x-auth-subject: sub, x-auth-tenant: tenant_id, x-auth-roles: /realm_access/roles}";
+use stage::{CLAIM_HEADERS, Outcome, PROXIES, Proxy, Stage};
 
 /// One more than they name: a file that was not changed with the configuration.
 const ONE_MORE: &str = "claim_headers: {x-auth-subject: sub, x-auth-tenant: tenant_id, \
@@ -52,9 +48,9 @@ const ONE_MORE: &str = "claim_headers: {x-auth-subject: sub, x-auth-tenant: tena
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Nothing of the table goes around the door.
-async fn nothing_goes_around(name: &str, proxy: Proxy) {
+async fn nothing_goes_around(name: &str) {
     let _turn = TURN.lock().await;
-    let stage = Stage::set(proxy, CLAIM_HEADERS).await;
+    let stage = Stage::set(proxy(name), CLAIM_HEADERS).await;
     let cases = table::cases();
     let names: BTreeSet<&str> = cases.iter().map(|case| &case.name[..]).collect();
     assert_eq!(names.len(), cases.len(), "a name stands twice");
@@ -63,9 +59,9 @@ async fn nothing_goes_around(name: &str, proxy: Proxy) {
 }
 
 /// The file of the proxy lags behind `claim_headers`.
-async fn a_file_that_lags_behind_lets_no_identity_through(name: &str, proxy: Proxy) {
+async fn a_file_that_lags_behind_lets_no_identity_through(name: &str) {
     let _turn = TURN.lock().await;
-    let stage = Stage::set(proxy, ONE_MORE).await;
+    let stage = Stage::set(proxy(name), ONE_MORE).await;
     let mut cases = Vec::new();
     for field in
         ["X-Auth-Email: root@evil", "x_auth_email: root@evil", "X-Auth-Email:\r\nX-Auth-Email: root@evil"]
@@ -78,11 +74,11 @@ async fn a_file_that_lags_behind_lets_no_identity_through(name: &str, proxy: Pro
 }
 
 /// Plain requests pass as they are.
-async fn plain_requests_pass(name: &str, proxy: Proxy) {
+async fn plain_requests_pass(name: &str) {
     let _turn = TURN.lock().await;
-    let stage = Stage::set(proxy, CLAIM_HEADERS).await;
+    let stage = Stage::set(proxy(name), CLAIM_HEADERS).await;
     let mut plain = plain::requests();
-    if matches!(proxy, Proxy::EnvoyGrpc | Proxy::Http("envoy" | "traefik" | "haproxy", _)) {
+    if matches!(proxy(name), Proxy::EnvoyGrpc | Proxy::Http("envoy" | "traefik" | "haproxy", _)) {
         plain.extend(plain::over_http2());
     }
     let cases: Vec<Case> = plain.iter().map(|plain| plain.case.clone()).collect();
@@ -158,37 +154,38 @@ fn report(proxy: &str, wrong: Vec<(String, String)>, cases: &[Case]) {
     assert!(wrong.is_empty(), "{} cases went wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// The tests of each proxy.
-macro_rules! behind {
-    ($($name:ident: $proxy:expr;)+) => {
-        $(mod $name {
-            use super::*;
+fn proxy(name: &str) -> Proxy {
+    let (_, proxy) =
+        PROXIES.into_iter().find(|(found, _)| *found == name).expect("it is a proxy of the table");
+    proxy
+}
 
+/// The tests of each proxy, which `stage.rs` names.
+macro_rules! behind {
+    ($($name:ident),+ $(,)?) => {
+        $(mod $name {
             #[tokio::test(flavor = "multi_thread")]
             async fn nothing_goes_around() {
-                super::nothing_goes_around(stringify!($name), $proxy).await;
+                super::nothing_goes_around(stringify!($name)).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
             async fn a_file_that_lags_behind_lets_no_identity_through() {
-                super::a_file_that_lags_behind_lets_no_identity_through(stringify!($name), $proxy).await;
+                super::a_file_that_lags_behind_lets_no_identity_through(stringify!($name)).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
             async fn plain_requests_pass() {
-                super::plain_requests_pass(stringify!($name), $proxy).await;
+                super::plain_requests_pass(stringify!($name)).await;
             }
         })+
+
+        #[test]
+        fn every_proxy_is_tested() {
+            let named = PROXIES.map(|(name, _)| name);
+            assert_eq!(named[..], [$(stringify!($name)),+]);
+        }
     };
 }
 
-behind! {
-    nginx: Proxy::Http("nginx", proxies::nginx);
-    haproxy: Proxy::Http("haproxy", proxies::haproxy);
-    caddy_2_6: Proxy::Http("caddy", proxies::caddy);
-    caddy_2_10: Proxy::Http("caddy", proxies::caddy_2_10);
-    caddy_2_11: Proxy::Http("caddy", proxies::caddy_2_11);
-    traefik: Proxy::Http("traefik", proxies::traefik);
-    envoy_grpc: Proxy::EnvoyGrpc;
-    envoy_http: Proxy::Http("envoy", proxies::envoy_http);
-}
+behind!(nginx, haproxy, caddy_2_6, caddy_2_10, caddy_2_11, traefik, envoy_grpc, envoy_http);

@@ -2,6 +2,8 @@
 //!
 //! It never judges them.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ const SILENCE: Duration = Duration::from_millis(2500);
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
+    pub body: Vec<u8>,
 }
 
 /// What takes the place of the placeholders.
@@ -85,6 +88,16 @@ pub async fn send(address: SocketAddr, case: &Case, filling: &Filling<'_>) -> Ve
     connection.answers
 }
 
+/// Sends these octets on a connection of their own and gives the first final answer.
+pub async fn exchange(address: SocketAddr, octets: &[u8]) -> Option<Answer> {
+    let stream = TcpStream::connect(address).await.ok()?;
+    let head_only = octets.starts_with(b"HEAD ");
+    let mut connection = Connection { stream, read: Vec::new(), answers: Vec::new(), head_only };
+    connection.write(octets).await;
+    connection.read_answers(1).await;
+    connection.answers.into_iter().find(|answer| answer.status >= 200)
+}
+
 fn is_head(case: &Case) -> bool {
     matches!(case.steps.first(), Some(Step::Send(bytes)) if bytes.starts_with(b"HEAD "))
 }
@@ -143,7 +156,7 @@ impl Connection {
     fn read_unended(&mut self) {
         if let Some(end) = find(&self.read, b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&self.read[..end]).into_owned();
-            self.answers.push(Answer { status: status(&head) });
+            self.answers.push(Answer { status: status(&head), body: self.read.split_off(end + 4) });
         }
     }
 
@@ -179,15 +192,15 @@ fn first_answer(bytes: &[u8], head_only: bool) -> Option<(Answer, usize)> {
         lines.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned())
     };
     if head_only || status < 200 || matches!(status, 204 | 304) {
-        return Some((Answer { status }, end));
+        return Some((Answer { status, body: Vec::new() }, end));
     }
     if let Some(length) = field("content-length").and_then(|length| length.parse::<usize>().ok()) {
-        bytes.get(end..end + length)?;
-        return Some((Answer { status }, end + length));
+        let body = bytes.get(end..end + length)?.to_vec();
+        return Some((Answer { status, body }, end + length));
     }
     if field("transfer-encoding").is_some() {
-        let (_, _, length) = dechunked(&bytes[end..])?;
-        return Some((Answer { status }, end + length));
+        let (body, _, length) = dechunked(&bytes[end..])?;
+        return Some((Answer { status, body }, end + length));
     }
     // It ends with the connection.
     None

@@ -3,6 +3,8 @@
 //!
 //! It knows the rules of `stage.rs` and nothing of what Portcullis answered: a refusal is as good as anything.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::collections::BTreeSet;
 
 use crate::head::{Head, fields};
@@ -45,6 +47,41 @@ pub fn faults(case: &Case, token: Option<&str>, received: &Received) -> Vec<Stri
     faults
 }
 
+/// What a program says that it read of a request.
+pub struct Reading {
+    /// Whether it ran its handler of `/admin`.
+    pub admin: bool,
+    pub method: String,
+    pub path: String,
+    pub host: String,
+    /// Headers of identity by name, where they are there.
+    pub identity: Vec<(&'static str, String)>,
+}
+
+/// What is wrong with a program's own reading of a request from this client.
+pub fn faults_of_reading(who: Who, reading: &Reading) -> Vec<String> {
+    let mut faults = Vec::new();
+    let path = &reading.path;
+    if reading.admin && !is_below(path, "/admin") {
+        faults.push("it runs the handler of /admin for another path".to_owned());
+    }
+    if (reading.admin && who != Who::Admin) || !may(who, &reading.method.to_ascii_uppercase(), path) {
+        faults.push(format!("it runs {} {path}", reading.method));
+    }
+    if hosts(reading.host.as_bytes()).contains("admin.example.com") && who != Who::Admin {
+        faults.push("it is for admin.example.com".to_owned());
+    }
+    for (name, value) in &reading.identity {
+        let known = known(name, who);
+        // On an open path there is none, whatever token came with it.
+        let expected = if is_open(path) { "" } else { known };
+        if value != expected {
+            faults.push(format!("{name} reads as {value:?}, not {expected:?}"));
+        }
+    }
+    faults
+}
+
 /// How programs may read the request itself.
 struct Meanings {
     method: String,
@@ -62,8 +99,7 @@ impl Meanings {
             found.extend(hosts(authority.as_bytes()));
         }
         Self {
-            preflight: head.method == b"OPTIONS"
-                && ["origin", "access-control-request-method"].map(|name| head.values(name).len()) == [1, 1],
+            preflight: is_preflight(head),
             method: latin1(&head.method).trim().to_ascii_uppercase(),
             paths: paths(&head.target),
             hosts: found,
@@ -101,6 +137,12 @@ impl Meanings {
             }
         }
     }
+}
+
+/// Whether the request is a CORS preflight, which anybody may send anywhere.
+pub fn is_preflight(head: &Head) -> bool {
+    head.method == b"OPTIONS"
+        && ["origin", "access-control-request-method"].map(|name| head.values(name).len()) == [1, 1]
 }
 
 /// The rules of `stage.rs` for a path, read once more and apart from Portcullis.
@@ -158,17 +200,21 @@ fn overrides(head: &Head, meanings: &Meanings, faults: &mut Vec<String>) {
     }
 }
 
+/// The value of an identity header for this client.
+fn known(name: &str, who: Who) -> &'static str {
+    match (name, who) {
+        (_, Who::Nobody) => "",
+        ("x-auth-subject", _) => "alice",
+        ("x-auth-tenant", _) => "acme",
+        ("x-auth-roles", Who::Admin) => "admin",
+        _ => "",
+    }
+}
+
 /// Identity headers are Portcullis's, once, under one spelling, or not there.
 fn identity(who: Who, anonymous: bool, head: &Head, faults: &mut Vec<String>) {
     for name in IDENTITY {
-        let known = match (name, who) {
-            _ if anonymous => "",
-            (_, Who::Nobody) => "",
-            ("x-auth-subject", _) => "alice",
-            ("x-auth-tenant", _) => "acme",
-            ("x-auth-roles", Who::Admin) => "admin",
-            _ => "",
-        };
+        let known = if anonymous { "" } else { known(name, who) };
         let found = folded(head, name);
         let expected = if found.is_empty() { known.is_empty() } else { found == [known.as_bytes()] };
         if !expected {

@@ -5,7 +5,7 @@
 //! request that reached the upstream came from.
 
 /// Who sends it: which token the client has, if any.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
     /// No token.
     Nobody,

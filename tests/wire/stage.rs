@@ -4,6 +4,8 @@
 //! Each request that reaches the upstream carries the mark of its case, so that cases run beside each other and
 //! nothing that arrives late is taken for another's.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::client::{Answer, Filling, find, send};
 use crate::message::{Case, Who, case, get};
-use crate::proxies::{Places, Started};
+use crate::proxies::{self, Places, Started};
 use crate::real::{self, Envoy, PATIENCE, Portcullis, eventually};
 use crate::upstream::{Received, Upstream};
 
@@ -68,6 +70,22 @@ pub enum Proxy {
     /// Envoy that asks over gRPC.
     EnvoyGrpc,
 }
+
+/// Every proxy by its name. One more is a line more.
+pub const PROXIES: [(&str, Proxy); 8] = [
+    ("nginx", Proxy::Http("nginx", proxies::nginx)),
+    ("haproxy", Proxy::Http("haproxy", proxies::haproxy)),
+    ("caddy_2_6", Proxy::Http("caddy", proxies::caddy)),
+    ("caddy_2_10", Proxy::Http("caddy", proxies::caddy_2_10)),
+    ("caddy_2_11", Proxy::Http("caddy", proxies::caddy_2_11)),
+    ("traefik", Proxy::Http("traefik", proxies::traefik)),
+    ("envoy_grpc", Proxy::EnvoyGrpc),
+    ("envoy_http", Proxy::Http("envoy", proxies::envoy_http)),
+];
+
+/// The claim headers that the shipped files name.
+pub const CLAIM_HEADERS: &str =
+    "claim_headers: {x-auth-subject: sub, x-auth-tenant: tenant_id, x-auth-roles: /realm_access/roles}";
 
 /// A whole installation.
 pub struct Stage {
@@ -199,7 +217,7 @@ impl Stage {
 /// The mark of the requests that only find out whether the proxy is there.
 const PROBE: &str = "probe0";
 
-/// Six characters.
-fn mark(number: usize) -> String {
+/// Six characters that tell which case a request came from.
+pub fn mark(number: usize) -> String {
     format!("c{number:05}")
 }

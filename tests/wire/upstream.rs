@@ -25,6 +25,8 @@ pub struct Received {
     pub trailers: Vec<u8>,
     /// What followed once the protocol was switched.
     pub tunnel: Vec<u8>,
+    /// Head, body and trailers as they were framed.
+    pub octets: Vec<u8>,
 }
 
 type Kept = Arc<Mutex<Vec<Received>>>;
@@ -74,7 +76,8 @@ async fn serve(mut stream: TcpStream, kept: Kept) {
             return;
         };
         let head: Vec<u8> = read.drain(..end).collect();
-        let number = keep(&kept, Received { head: head.clone(), ..Received::default() });
+        let number =
+            keep(&kept, Received { head: head.clone(), octets: head.clone(), ..Received::default() });
         let text = String::from_utf8_lossy(&head).to_ascii_lowercase();
         if let Some(answer) = switch(&text, &head) {
             if stream.write_all(answer.as_bytes()).await.is_ok() {
@@ -87,8 +90,10 @@ async fn serve(mut stream: TcpStream, kept: Kept) {
             return;
         }
         let Some((body, trailers, length)) = body(&mut stream, &mut read, &text).await else { return };
-        read.drain(..length);
-        with(&kept, number, |received| (received.body, received.trailers) = (body, trailers));
+        let octets: Vec<u8> = head.iter().copied().chain(read.drain(..length)).collect();
+        with(&kept, number, |received| {
+            (received.body, received.trailers, received.octets) = (body, trailers, octets);
+        });
         let content = if text.starts_with("head ") { "" } else { "ok" };
         let answer =
             format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\n{content}");

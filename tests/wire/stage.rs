@@ -215,9 +215,9 @@ impl Stage {
 }
 
 /// The mark of the requests that only find out whether the proxy is there.
-const PROBE: &str = "probe0";
+const PROBE: &str = "~probe";
 
-/// Six characters that tell which case a request came from.
+/// Six characters that tell which case a request came from, as no token and no number of a proxy has them.
 pub fn mark(number: usize) -> String {
-    format!("c{number:05}")
+    format!("~{number:05}")
 }

@@ -53,9 +53,15 @@ local function set_from(txn, answer, names)
     end
 end
 
+-- Whether HAProxy made this answer itself, which its HTTP client gives for one where it has none.
+local function is_haproxys_own(answer)
+    local caching = answer.headers and answer.headers["cache-control"]
+    return caching ~= nil and caching[0] == "no-cache"
+end
+
 local function refuse(txn, answer)
     local denial
-    if answer ~= nil and answer.status >= 400 then
+    if answer ~= nil and answer.status >= 400 and not is_haproxys_own(answer) then
         denial = txn:reply({ status = answer.status, body = answer.body or "" })
         for name, values in pairs(answer.headers or {}) do
             if not NOT_PASSED_ON[name] then

@@ -7,6 +7,8 @@
 //!
 //! A proxy more is a line in `wire/stage.rs` and a name at the end of this file.
 
+#[path = "wire/claims.rs"]
+mod claims;
 #[path = "wire/client.rs"]
 mod client;
 #[path = "wire/differences.rs"]
@@ -39,6 +41,7 @@ use tokio::sync::Mutex;
 use message::{Case, Who, case, get};
 use plain::Plain;
 use stage::{CLAIM_HEADERS, Outcome, PROXIES, Proxy, Stage};
+use upstream::Received;
 
 /// One more than they name: a file that was not changed with the configuration.
 const ONE_MORE: &str = "claim_headers: {x-auth-subject: sub, x-auth-tenant: tenant_id, \
@@ -71,6 +74,38 @@ async fn a_file_that_lags_behind_lets_no_identity_through(name: &str) {
     }
     let wrong = judged(&stage, &cases).await;
     report(name, wrong, &cases);
+}
+
+/// Whatever a claim holds, the upstream sees it as one header of the encoding that is promised.
+async fn claims_arrive_as_they_are(name: &str) {
+    let _turn = TURN.lock().await;
+    let stage = Stage::set(proxy(name), CLAIM_HEADERS).await;
+    let mut values = claims::values();
+    let cases: Vec<(Case, Option<String>)> = values
+        .iter()
+        .map(|value| (case("claim", Who::Alice, get("/x")), Some(stage.token_with("sub", value.as_str()))))
+        .collect();
+    let (outcomes, _) = stage.play_with(cases).await;
+    let mut wrong = Vec::new();
+    for (value, outcome) in values.drain(..).zip(&outcomes) {
+        let expected = claims::encoded(&value);
+        let seen: Vec<String> = outcome.received.iter().flat_map(|received| subjects(received)).collect();
+        if seen != [expected.clone()] {
+            let statuses: Vec<u16> = outcome.answers.iter().map(|answer| answer.status).collect();
+            let clip = |text: &str| text.chars().take(60).collect::<String>();
+            let seen: Vec<String> = seen.iter().map(|text| clip(text)).collect();
+            wrong.push(format!("{:?} arrives as {seen:?} {statuses:?}", clip(&value)));
+        }
+    }
+    assert!(wrong.is_empty(), "{} claims went wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+fn subjects(received: &Received) -> Vec<String> {
+    let head = head::Head::read(&received.head);
+    head.values("x-auth-subject")
+        .into_iter()
+        .map(|value| String::from_utf8_lossy(value).into_owned())
+        .collect()
 }
 
 /// Plain requests pass as they are.
@@ -172,6 +207,11 @@ macro_rules! behind {
             #[tokio::test(flavor = "multi_thread")]
             async fn a_file_that_lags_behind_lets_no_identity_through() {
                 super::a_file_that_lags_behind_lets_no_identity_through(stringify!($name)).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn claims_arrive_as_they_are() {
+                super::claims_arrive_as_they_are(stringify!($name)).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]

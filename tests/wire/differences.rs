@@ -3,6 +3,7 @@
 
 /// A case and the proxies (as `wire.rs` names them) for which it does not hold, and why.
 pub struct Difference {
+    /// Its name, or the beginning of several and a `*`.
     pub case: &'static str,
     pub proxies: &'static [&'static str],
     pub why: &'static str,
@@ -43,20 +44,37 @@ pub const DIFFERENCES: &[Difference] = &[
         proxies: &["traefik"],
         why: "a `;` in a query is handed on as `&`",
     },
+    Difference {
+        case: "plain trailer",
+        proxies: &["haproxy"],
+        why: "a request with trailers is refused, since HAProxy cannot take one away",
+    },
+    Difference {
+        case: "12 the trailer*",
+        proxies: &["caddy_2_11"],
+        why: "trailers are handed on, and Caddy has no word for taking one away",
+    },
 ];
+
+impl Difference {
+    fn is_about(&self, case: &str) -> bool {
+        match self.case.strip_suffix('*') {
+            Some(beginning) => case.starts_with(beginning),
+            None => case == self.case,
+        }
+    }
+}
 
 /// What is wrong beyond the differences of this proxy. `wrong` has the case's name and what it says.
 pub fn beyond(proxy: &str, wrong: Vec<(String, String)>, cases: &[&str]) -> Vec<String> {
-    let here = |case: &str| {
-        DIFFERENCES.iter().find(|difference| difference.case == case && difference.proxies.contains(&proxy))
-    };
-    let stale = cases
-        .iter()
-        .filter_map(|case| here(case))
-        .filter(|difference| !wrong.iter().any(|(name, _)| name == difference.case));
+    let here: Vec<&Difference> =
+        DIFFERENCES.iter().filter(|difference| difference.proxies.contains(&proxy)).collect();
+    let known = |name: &str| here.iter().any(|difference| difference.is_about(name));
+    let tried = here.iter().filter(|difference| cases.iter().any(|case| difference.is_about(case)));
+    let stale = tried.filter(|difference| !wrong.iter().any(|(name, _)| difference.is_about(name)));
     let stale: Vec<String> = stale
         .map(|difference| format!("{} holds now, and yet: {}", difference.case, difference.why))
         .collect();
-    let wrong = wrong.into_iter().filter(|(name, _)| here(name).is_none());
+    let wrong = wrong.into_iter().filter(|(name, _)| !known(name));
     wrong.map(|(name, text)| format!("{name}: {text}")).chain(stale).collect()
 }

@@ -11,8 +11,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use portcullis::clock::Clock;
-use portcullis::commands::issuer::{Issuer, SigningAlgorithm, with_claim};
-use serde_json::json;
+use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey, with_claim};
+use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -92,7 +92,8 @@ pub struct Stage {
     address: SocketAddr,
     upstream: Upstream,
     tokens: [(Who, String); 3],
-    _issuer: Issuer,
+    key: SigningKey,
+    issuer: Issuer,
     _portcullis: Portcullis,
     _proxy: Running,
 }
@@ -149,8 +150,7 @@ impl Stage {
                 (envoy.address(), Running::Envoy(envoy))
             }
         };
-        let claims = issuer.claims(Clock::System.now().as_secs_f64() as i64);
-        let claims = with_claim(claims, "exp", Clock::System.now().as_secs_f64() as i64 + 3600);
+        let claims = claims(&issuer);
         let admin = with_claim(claims.clone(), "/realm_access/roles", json!(["admin"]));
         let deleter = with_claim(claims.clone(), "scope", "orders:delete");
         let tokens = [
@@ -158,8 +158,7 @@ impl Stage {
             (Who::Admin, key.sign(&admin)),
             (Who::Deleter, key.sign(&deleter)),
         ];
-        let stage =
-            Self { address, upstream, tokens, _issuer: issuer, _portcullis: portcullis, _proxy: running };
+        let stage = Self { address, upstream, tokens, key, issuer, _portcullis: portcullis, _proxy: running };
         stage.passes().await;
         stage
     }
@@ -181,16 +180,26 @@ impl Stage {
         self.tokens.iter().find(|(owner, _)| *owner == who).map(|(_, token)| &token[..])
     }
 
-    /// Sends every case, and gives what became of each, in their order, and what reached the upstream without
+    /// A good token with this claim.
+    pub fn token_with(&self, claim: &str, value: impl Into<Value>) -> String {
+        self.key.sign(&with_claim(claims(&self.issuer), claim, value))
+    }
+
+    /// Sends every case with the token of its client, and gives what became of each, in their order, and what reached the upstream without
     /// the mark of any.
     pub async fn play(&self, cases: &[Case]) -> (Vec<Outcome>, Vec<Received>) {
+        let cases = cases.iter().map(|case| (case.clone(), self.token(case.who).map(str::to_owned)));
+        self.play_with(cases.collect()).await
+    }
+
+    /// The same with a token for each.
+    pub async fn play_with(&self, cases: Vec<(Case, Option<String>)>) -> (Vec<Outcome>, Vec<Received>) {
         let before = self.upstream.received().len();
         let turns = Arc::new(Semaphore::new(ABREAST));
+        let count = cases.len();
         let mut clients = JoinSet::new();
-        for (number, case) in cases.iter().enumerate() {
-            let (case, address) = (case.clone(), self.address);
-            let token = self.token(case.who).map(str::to_owned);
-            let turns = Arc::clone(&turns);
+        for (number, (case, token)) in cases.into_iter().enumerate() {
+            let (address, turns) = (self.address, Arc::clone(&turns));
             clients.spawn(async move {
                 let _turn = turns.acquire().await.expect("is never closed");
                 let filling = Filling { token: token.as_deref(), mark: &mark(number) };
@@ -202,8 +211,7 @@ impl Stage {
             answers.into_values().map(|answers| Outcome { answers, received: Vec::new() }).collect();
         let mut unmarked = Vec::new();
         for received in self.upstream.received().into_iter().skip(before) {
-            let owner =
-                (0..cases.len()).find(|&number| find(&received.head, mark(number).as_bytes()).is_some());
+            let owner = (0..count).find(|&number| find(&received.head, mark(number).as_bytes()).is_some());
             match owner.and_then(|number| outcomes.get_mut(number)) {
                 Some(outcome) => outcome.received.push(received),
                 None if find(&received.head, PROBE.as_bytes()).is_some() => {}
@@ -212,6 +220,12 @@ impl Stage {
         }
         (outcomes, unmarked)
     }
+}
+
+/// Good claims for an hour.
+fn claims(issuer: &Issuer) -> Value {
+    let now = Clock::System.now().as_secs_f64() as i64;
+    with_claim(issuer.claims(now), "exp", now + 3600)
 }
 
 /// The mark of the requests that only find out whether the proxy is there.

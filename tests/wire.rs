@@ -76,6 +76,48 @@ async fn a_file_that_lags_behind_lets_no_identity_through(name: &str) {
     report(name, wrong, &cases);
 }
 
+/// With `forward_token: false` and the lines that the proxy's file has for it, no token reaches the upstream,
+/// judged or not, and everything else of a cookie does.
+async fn a_hidden_token_never_arrives(name: &str) {
+    let _turn = TURN.lock().await;
+    let more = format!("forward_token: false\n    {CLAIM_HEADERS}");
+    let stage = Stage::set_with(proxy(name), &more, stage::hiding(proxy(name))).await;
+    let cookie = "Cookie: a=b; access_token={token}; c=d";
+    let cases = [
+        case("14 a token in its header", Who::Alice, get("/x")),
+        case("14 a token beside a cookie", Who::Alice, get("/x").with("Cookie: a=b; c=d")),
+        case("14 a token in a cookie", Who::Alice, get("/x").without_token().with(cookie)),
+        case("14 a token on an open path", Who::Alice, get("/open/x")),
+        case(
+            "14 a token in a cookie on an open path",
+            Who::Alice,
+            get("/open/x").without_token().with(cookie),
+        ),
+        case("14 a token in both", Who::Alice, get("/x").with(cookie)),
+    ];
+    let (outcomes, _) = stage.play(&cases).await;
+    let token = stage.token(Who::Alice).expect("Alice has one");
+    let mut wrong = Vec::new();
+    for (case, outcome) in cases.iter().zip(&outcomes) {
+        let mut faults = Vec::new();
+        if outcome.received.len() != 1 {
+            faults.push(format!("it arrived {} times", outcome.received.len()));
+        }
+        for received in &outcome.received {
+            faults.extend(judge::faults(case, None, received));
+            let head = String::from_utf8_lossy(&received.head).to_ascii_lowercase();
+            if head.contains("access_token") || head.contains(&token.to_ascii_lowercase()) {
+                faults.push("the token arrived".to_owned());
+            }
+            if case.name.contains("cookie") && !(head.contains("a=b") && head.contains("c=d")) {
+                faults.push("other cookies did not arrive".to_owned());
+            }
+        }
+        wrong.extend(told(case, outcome, &faults));
+    }
+    report(name, wrong, &cases);
+}
+
 /// Whatever a claim holds, the upstream sees it as one header of the encoding that is promised.
 async fn claims_arrive_as_they_are(name: &str) {
     let _turn = TURN.lock().await;
@@ -207,6 +249,11 @@ macro_rules! behind {
             #[tokio::test(flavor = "multi_thread")]
             async fn a_file_that_lags_behind_lets_no_identity_through() {
                 super::a_file_that_lags_behind_lets_no_identity_through(stringify!($name)).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn a_hidden_token_never_arrives() {
+                super::a_hidden_token_never_arrives(stringify!($name)).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]

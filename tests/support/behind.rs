@@ -87,6 +87,7 @@ impl Stage {
             door: portcullis.forward_auth,
             admin: portcullis.admin,
             upstream: upstream.address,
+            switched_on: &[],
         };
         let mut proxy = (recipe.start)(places);
         let client = client();

@@ -22,6 +22,16 @@ pub struct Places {
     pub admin: SocketAddr,
     /// Where it forwards to.
     pub upstream: SocketAddr,
+    /// What stands in its files as a comment and is switched on: each text, and what stands there instead.
+    pub switched_on: &'static [(&'static str, &'static str)],
+}
+
+impl Places {
+    /// A shipped file with these addresses, and with what is switched on in it.
+    fn shipped(&self, file: &str, changes: &[(&str, String)]) -> String {
+        let text = shipped(file, changes);
+        self.switched_on.iter().fold(text, |text, (from, to)| text.replace(from, to))
+    }
 }
 
 /// A proxy that was started.
@@ -39,7 +49,7 @@ pub fn nginx(places: Places) -> Started {
 
 /// The shipped file with these addresses.
 pub fn nginx_configuration(places: &Places) -> String {
-    shipped(
+    places.shipped(
         "nginx/nginx.conf",
         &[
             ("server 127.0.0.1:9192;", format!("server {};", places.door)),
@@ -82,7 +92,7 @@ pub fn caddy_2_11(places: Places) -> Started {
 
 fn run_caddy(places: Places, mut command: Command) -> Started {
     let folder = folder();
-    let text = shipped(
+    let text = places.shipped(
         "caddy/Caddyfile",
         &[
             // With an address it would serve no other Host.
@@ -105,15 +115,15 @@ fn run_caddy(places: Places, mut command: Command) -> Started {
 /// Debian's HAProxy.
 pub fn haproxy(places: Places) -> Started {
     let folder = folder();
-    let config = shipped(
+    let config = places.shipped(
         "haproxy/haproxy.cfg",
         &[
             ("bind :10000", format!("bind {}", places.listen)),
             ("server app 127.0.0.1:8080", format!("server app {}", places.upstream)),
         ],
     );
-    let action =
-        shipped("haproxy/portcullis.lua", &[("http://127.0.0.1:9192/", format!("http://{}/", places.door))]);
+    let action = places
+        .shipped("haproxy/portcullis.lua", &[("http://127.0.0.1:9192/", format!("http://{}/", places.door))]);
     fs::write(folder.path().join("haproxy.cfg"), config).expect("the folder can be written to");
     fs::write(folder.path().join("portcullis.lua"), action).expect("the folder can be written to");
     let mut command = debian("usr/sbin/haproxy");
@@ -125,9 +135,9 @@ pub fn haproxy(places: Places) -> Started {
 /// Traefik, built from its module.
 pub fn traefik(places: Places) -> Started {
     let folder = folder();
-    let main =
-        shipped("traefik/traefik.yaml", &[("address: :10000", format!("address: '{}'", places.listen))]);
-    let routes = shipped(
+    let main = places
+        .shipped("traefik/traefik.yaml", &[("address: :10000", format!("address: '{}'", places.listen))]);
+    let routes = places.shipped(
         "traefik/dynamic.yaml",
         &[
             ("http://127.0.0.1:9192/", format!("http://{}/", places.door)),
@@ -145,7 +155,7 @@ pub fn traefik(places: Places) -> Started {
 /// Envoy that asks over HTTP.
 pub fn envoy_http(places: Places) -> Started {
     let folder = folder();
-    let text = shipped(
+    let text = places.shipped(
         "envoy/envoy-http.yaml",
         &[
             ("address: 127.0.0.1, port_value: 9901", local_port(0)),

@@ -62,6 +62,36 @@ rules:
     ambiguous_paths: allow
 "#;
 
+/// What of a proxy's files is a comment and is switched on.
+pub type SwitchedOn = &'static [(&'static str, &'static str)];
+
+/// The lines that the files have for `forward_token: false`, with tokens in headers and cookies.
+pub fn hiding(proxy: Proxy) -> SwitchedOn {
+    match proxy {
+        Proxy::Http("nginx", _) => &[
+            ("# proxy_set_header Authorization", "proxy_set_header Authorization"),
+            ("# auth_request_set $auth_cookie", "auth_request_set $auth_cookie"),
+            ("# proxy_set_header Cookie", "proxy_set_header Cookie"),
+        ],
+        Proxy::Http("haproxy", _) => &[
+            ("# http-request del-header authorization", "http-request del-header authorization"),
+            ("local FROM_ANSWER = {}", "local FROM_ANSWER = { \"cookie\" }"),
+        ],
+        Proxy::Http("caddy", _) => &[
+            ("# request_header -Authorization", "request_header -Authorization"),
+            ("# request_header -Cookie", "request_header -Cookie"),
+            ("# request_header -X-Answer-Cookie", "request_header -X-Answer-Cookie"),
+            ("# copy_headers Cookie>", "copy_headers Cookie>"),
+            ("# @cookies header_regexp", "@cookies header_regexp"),
+            ("# request_header @cookies", "request_header @cookies"),
+        ],
+        Proxy::Http("traefik", _) => &[("# - Cookie", "- Cookie"), ("# Authorization: ", "Authorization: ")],
+        Proxy::Http("envoy", _) => &[("# - {exact: cookie}", "- {exact: cookie}")],
+        // Portcullis says itself what is removed.
+        Proxy::Http(..) | Proxy::EnvoyGrpc => &[],
+    }
+}
+
 /// A proxy of the table.
 #[derive(Clone, Copy)]
 pub enum Proxy {
@@ -114,6 +144,11 @@ pub struct Outcome {
 impl Stage {
     /// `more` is what follows the claim headers in the provider's configuration, indented by four.
     pub async fn set(proxy: Proxy, more: &str) -> Self {
+        Self::set_with(proxy, more, &[]).await
+    }
+
+    /// The same with what is switched on in the proxy's files.
+    pub async fn set_with(proxy: Proxy, more: &str, switched_on: SwitchedOn) -> Self {
         let issuer = Issuer::start().await.expect("a free port");
         let key = issuer.rotate(SigningAlgorithm::ES256);
         let providers = format!(
@@ -142,6 +177,7 @@ impl Stage {
                     door: portcullis.forward_auth,
                     admin: portcullis.admin,
                     upstream: upstream.address,
+                    switched_on,
                 };
                 (listen, Running::Started(start(places)))
             }

@@ -131,7 +131,7 @@ async fn claims_arrive_as_they_are(name: &str) {
     let mut wrong = Vec::new();
     for (value, outcome) in values.drain(..).zip(&outcomes) {
         let expected = claims::encoded(&value);
-        let seen: Vec<String> = outcome.received.iter().flat_map(|received| subjects(received)).collect();
+        let seen: Vec<String> = outcome.received.iter().flat_map(subjects).collect();
         if seen != [expected.clone()] {
             let statuses: Vec<u16> = outcome.answers.iter().map(|answer| answer.status).collect();
             let clip = |text: &str| text.chars().take(60).collect::<String>();

@@ -18,8 +18,11 @@ pub struct App {
     _folder: TempDir,
 }
 
-/// How each is started on a port.
-const APPS: [(&str, fn(&Path, u16) -> Command); 11] = [
+/// A command that serves on a port, with a folder for its files.
+type Start = fn(&Path, u16) -> Command;
+
+/// How each is started.
+const APPS: [(&str, Start); 11] = [
     ("Flask under waitress", |_, port| python("wsgi_apps.py", &["waitress"], port)),
     ("Flask under cheroot", |_, port| python("wsgi_apps.py", &["cheroot"], port)),
     ("Django under gunicorn", |_, port| python("wsgi_apps.py", &["gunicorn"], port)),

@@ -125,11 +125,9 @@ impl Meanings {
     }
 
     fn judge_query(&self, path: &str, head: &Head, faults: &mut Vec<String>) {
-        let conditions: [(&str, &str, fn(&str) -> bool); 2] = [
-            ("/query", "tenant_id", |value| value == "acme"),
-            ("/role", "role", |value| value != "super admin"),
-        ];
-        for (prefix, name, fits) in conditions {
+        let acme: fn(&str) -> bool = |value| value == "acme";
+        let harmless: fn(&str) -> bool = |value| value != "super admin";
+        for (prefix, name, fits) in [("/query", "tenant_id", acme), ("/role", "role", harmless)] {
             let readings = parameters(&head.target, name);
             let fits = |values: &Vec<String>| matches!(&values[..], [one] if fits(one));
             if is_below(path, prefix) && !readings.iter().all(fits) {

@@ -3,6 +3,10 @@
 //!
 //! It asserts what a client and an upstream can see, and must never look inside the service.
 
+#[path = "support/behind.rs"]
+mod behind;
+#[path = "support/proxies.rs"]
+mod proxies;
 #[path = "support/real.rs"]
 mod real;
 
@@ -18,6 +22,7 @@ use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use behind::Recipe;
 use real::{Envoy, PATIENCE, Portcullis, Upstream, client, eventually};
 
 /// Callers that send one request after the other, in the tests under load.
@@ -376,3 +381,20 @@ impl Flood {
         answered
     }
 }
+
+/// What holds behind every proxy. Portcullis removes the token itself, so that no line has to be switched on.
+const RECIPE: Recipe =
+    Recipe { profile: "envoy", start: proxies::envoy_grpc, service_down: StatusCode::SERVICE_UNAVAILABLE };
+
+tests_behind!(
+    RECIPE,
+    denials_come_as_portcullis_made_them,
+    large_claim_headers_and_a_large_token_pass,
+    the_upstream_never_sees_a_token,
+    a_websocket_passes_with_a_token_and_not_without,
+    no_upgrade_but_a_websocket_passes,
+    a_client_cannot_have_our_headers_taken_away,
+    a_trailer_never_reaches_the_upstream,
+    what_frameworks_believe_is_true_or_not_there,
+    several_hosts_are_not_the_last_of_them,
+);

@@ -26,4 +26,17 @@ tests_behind!(
     before_any_keys_can_be_had_the_answer_is_503,
     when_the_service_is_down_nothing_passes,
     a_proxy_that_is_not_trusted_gets_403_whatever_it_says,
+    denials_come_as_portcullis_made_them,
+    large_claim_headers_and_a_large_token_pass,
+    a_websocket_passes_with_a_token_and_not_without,
+    no_upgrade_but_a_websocket_passes,
+    a_client_cannot_have_our_headers_taken_away,
+    a_trailer_never_reaches_the_upstream,
+    what_frameworks_believe_is_true_or_not_there,
+    several_hosts_are_not_the_last_of_them,
 );
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_upstream_never_sees_a_token() {
+    behind::the_upstream_never_sees_a_token(Recipe { start: proxies::haproxy_hiding_tokens, ..RECIPE }).await;
+}

@@ -80,8 +80,8 @@ async fn a_file_that_lags_behind_lets_no_identity_through(name: &str) {
 /// judged or not, and everything else of a cookie does.
 async fn a_hidden_token_never_arrives(name: &str) {
     let _turn = TURN.lock().await;
-    let more = format!("forward_token: false\n    {CLAIM_HEADERS}");
-    let stage = Stage::set_with(proxy(name), &more, stage::hiding(proxy(name))).await;
+    let provider = format!("forward_token: false\n    {CLAIM_HEADERS}");
+    let stage = Stage::set_hiding_tokens(proxy(name), &provider).await;
     let cookie = "Cookie: a=b; access_token={token}; c=d";
     let cases = [
         case("14 a token in its header", Who::Alice, get("/x")),
@@ -155,7 +155,7 @@ async fn plain_requests_pass(name: &str) {
     let _turn = TURN.lock().await;
     let stage = Stage::set(proxy(name), CLAIM_HEADERS).await;
     let mut plain = plain::requests();
-    if matches!(proxy(name), Proxy::EnvoyGrpc | Proxy::Http("envoy" | "traefik" | "haproxy", _)) {
+    if matches!(proxy(name).profile, "envoy" | "traefik" | "haproxy") {
         plain.extend(plain::over_http2());
     }
     let cases: Vec<Case> = plain.iter().map(|plain| plain.case.clone()).collect();
@@ -269,7 +269,7 @@ macro_rules! behind {
 
         #[test]
         fn every_proxy_is_tested() {
-            let named = PROXIES.map(|(name, _)| name);
+            let named = PROXIES.map(|proxy| proxy.name);
             assert_eq!(named[..], [$(stringify!($name)),+]);
         }
     };

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::client::{Answer, Filling, find, send};
 use crate::message::{Case, Who, case, get};
 use crate::proxies::{self, Places, Started};
-use crate::real::{self, Envoy, PATIENCE, Portcullis, eventually};
+use crate::real::{self, PATIENCE, Portcullis, eventually};
 use crate::upstream::{Received, Upstream};
 
 /// Cases that are sent at one time.
@@ -62,56 +62,38 @@ rules:
     ambiguous_paths: allow
 "#;
 
-/// What of a proxy's files is a comment and is switched on.
-pub type SwitchedOn = &'static [(&'static str, &'static str)];
-
-/// The lines that the files have for `forward_token: false`, with tokens in headers and cookies.
-pub fn hiding(proxy: Proxy) -> SwitchedOn {
-    match proxy {
-        Proxy::Http("nginx", _) => &[
-            ("# proxy_set_header Authorization", "proxy_set_header Authorization"),
-            ("# auth_request_set $auth_cookie", "auth_request_set $auth_cookie"),
-            ("# proxy_set_header Cookie", "proxy_set_header Cookie"),
-        ],
-        Proxy::Http("haproxy", _) => &[
-            ("# http-request del-header authorization", "http-request del-header authorization"),
-            ("local FROM_ANSWER = {}", "local FROM_ANSWER = { \"cookie\" }"),
-        ],
-        Proxy::Http("caddy", _) => &[
-            ("# request_header -Authorization", "request_header -Authorization"),
-            ("# request_header -Cookie", "request_header -Cookie"),
-            ("# request_header -X-Answer-Cookie", "request_header -X-Answer-Cookie"),
-            ("# copy_headers Cookie>", "copy_headers Cookie>"),
-            ("# @cookies header_regexp", "@cookies header_regexp"),
-            ("# request_header @cookies", "request_header @cookies"),
-        ],
-        Proxy::Http("traefik", _) => &[("# - Cookie", "- Cookie"), ("# Authorization: ", "Authorization: ")],
-        Proxy::Http("envoy", _) => &[("# - {exact: cookie}", "- {exact: cookie}")],
-        // Portcullis says itself what is removed.
-        Proxy::Http(..) | Proxy::EnvoyGrpc => &[],
-    }
-}
-
 /// A proxy of the table.
 #[derive(Clone, Copy)]
-pub enum Proxy {
-    /// It asks the HTTP door of this profile.
-    Http(&'static str, fn(Places) -> Started),
-    /// Envoy that asks over gRPC.
-    EnvoyGrpc,
+pub struct Proxy {
+    pub name: &'static str,
+    /// The profile of the HTTP door that it asks.
+    pub profile: &'static str,
+    /// Starts it under its shipped files.
+    pub start: fn(Places) -> Started,
+    /// The same with the lines that they have for `forward_token: false`.
+    pub start_hiding_tokens: fn(Places) -> Started,
 }
 
-/// Every proxy by its name. One more is a line more.
-pub const PROXIES: [(&str, Proxy); 8] = [
-    ("nginx", Proxy::Http("nginx", proxies::nginx)),
-    ("haproxy", Proxy::Http("haproxy", proxies::haproxy)),
-    ("caddy_2_6", Proxy::Http("caddy", proxies::caddy)),
-    ("caddy_2_10", Proxy::Http("caddy", proxies::caddy_2_10)),
-    ("caddy_2_11", Proxy::Http("caddy", proxies::caddy_2_11)),
-    ("traefik", Proxy::Http("traefik", proxies::traefik)),
-    ("envoy_grpc", Proxy::EnvoyGrpc),
-    ("envoy_http", Proxy::Http("envoy", proxies::envoy_http)),
+/// Every proxy. One more is a line more.
+pub const PROXIES: [Proxy; 8] = [
+    proxy("nginx", "nginx", proxies::nginx, proxies::nginx_hiding_tokens),
+    proxy("haproxy", "haproxy", proxies::haproxy, proxies::haproxy_hiding_tokens),
+    proxy("caddy_2_6", "caddy", proxies::caddy, proxies::caddy_hiding_tokens),
+    proxy("caddy_2_10", "caddy", proxies::caddy_2_10, proxies::caddy_2_10_hiding_tokens),
+    proxy("caddy_2_11", "caddy", proxies::caddy_2_11, proxies::caddy_2_11_hiding_tokens),
+    proxy("traefik", "traefik", proxies::traefik, proxies::traefik_hiding_tokens),
+    proxy("envoy_grpc", "envoy", proxies::envoy_grpc, proxies::envoy_grpc),
+    proxy("envoy_http", "envoy", proxies::envoy_http, proxies::envoy_http_hiding_tokens),
 ];
+
+const fn proxy(
+    name: &'static str,
+    profile: &'static str,
+    start: fn(Places) -> Started,
+    start_hiding_tokens: fn(Places) -> Started,
+) -> Proxy {
+    Proxy { name, profile, start, start_hiding_tokens }
+}
 
 /// The claim headers that the shipped files name.
 pub const CLAIM_HEADERS: &str =
@@ -125,14 +107,7 @@ pub struct Stage {
     key: SigningKey,
     issuer: Issuer,
     _portcullis: Portcullis,
-    _proxy: Running,
-}
-
-/// Held for as long as the proxy has to run.
-#[allow(dead_code, reason = "ends with its drop")]
-enum Running {
-    Started(Started),
-    Envoy(Envoy),
+    _proxy: Started,
 }
 
 /// What became of a case.
@@ -142,13 +117,17 @@ pub struct Outcome {
 }
 
 impl Stage {
-    /// `more` is what follows the claim headers in the provider's configuration, indented by four.
-    pub async fn set(proxy: Proxy, more: &str) -> Self {
-        Self::set_with(proxy, more, &[]).await
+    /// `provider` is what of the provider's configuration differs, indented by four.
+    pub async fn set(proxy: Proxy, provider: &str) -> Self {
+        Self::set_with(proxy.profile, proxy.start, provider).await
     }
 
-    /// The same with what is switched on in the proxy's files.
-    pub async fn set_with(proxy: Proxy, more: &str, switched_on: SwitchedOn) -> Self {
+    /// The same with the proxy's lines for `forward_token: false`.
+    pub async fn set_hiding_tokens(proxy: Proxy, provider: &str) -> Self {
+        Self::set_with(proxy.profile, proxy.start_hiding_tokens, provider).await
+    }
+
+    async fn set_with(profile: &str, start: fn(Places) -> Started, provider: &str) -> Self {
         let issuer = Issuer::start().await.expect("a free port");
         let key = issuer.rotate(SigningAlgorithm::ES256);
         let providers = format!(
@@ -158,34 +137,21 @@ impl Stage {
     audiences: [orders-api]
     jwks_uri: {}
     token_from: [{{header: authorization, scheme: Bearer}}, {{cookie: access_token}}]
-    {more}{RULES}",
+    {provider}{RULES}",
             issuer.issuer(),
             issuer.jwks_uri(),
         );
-        let profile = match proxy {
-            Proxy::Http(profile, _) => profile,
-            Proxy::EnvoyGrpc => "envoy",
-        };
         let portcullis = Portcullis::serve_behind(profile, &providers).await;
         portcullis.ready().await;
         let upstream = Upstream::start().await;
-        let (address, running) = match proxy {
-            Proxy::Http(_, start) => {
-                let listen = real::free_address();
-                let places = Places {
-                    listen,
-                    door: portcullis.forward_auth,
-                    admin: portcullis.admin,
-                    upstream: upstream.address,
-                    switched_on,
-                };
-                (listen, Running::Started(start(places)))
-            }
-            Proxy::EnvoyGrpc => {
-                let envoy = Envoy::start(portcullis.ext_authz, upstream.address).await;
-                (envoy.address(), Running::Envoy(envoy))
-            }
-        };
+        let address = real::free_address();
+        let started = start(Places {
+            listen: address,
+            door: portcullis.forward_auth,
+            ext_authz: portcullis.ext_authz,
+            admin: portcullis.admin,
+            upstream: upstream.address,
+        });
         let claims = claims(&issuer);
         let admin = with_claim(claims.clone(), "/realm_access/roles", json!(["admin"]));
         let deleter = with_claim(claims.clone(), "scope", "orders:delete");
@@ -194,7 +160,7 @@ impl Stage {
             (Who::Admin, key.sign(&admin)),
             (Who::Deleter, key.sign(&deleter)),
         ];
-        let stage = Self { address, upstream, tokens, key, issuer, _portcullis: portcullis, _proxy: running };
+        let stage = Self { address, upstream, tokens, key, issuer, _portcullis: portcullis, _proxy: started };
         stage.passes().await;
         stage
     }

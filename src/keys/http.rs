@@ -16,7 +16,7 @@ use url::Url;
 use crate::validation::key_set::{Key, KeySet};
 
 use super::caching;
-use super::discovery::Discovery;
+use super::discovery::{Discovery, Otherwise, Said};
 use super::fetch::{Ask, Fetch, FetchError, Fetched, Fetching};
 use super::schedule::{Doubts, Trigger};
 use super::transport::{Answer, Doubt, Request, Transport};
@@ -136,11 +136,15 @@ impl HttpKeys {
             ask.interim.tell(fetched);
         }
         let elsewhere = within(ask, async {
-            let moved_to = discovery.ask(&*self.transport, doubt, &ask.clock).await?;
+            let Said { jwks_uri: moved_to, otherwise } =
+                discovery.ask(&*self.transport, doubt, &ask.clock).await?;
             if moved_to == url {
                 // The document confirms the place; what was had there stands.
                 discovery.note(&url, fetched.is_ok());
-                return Ok(None);
+                return match otherwise {
+                    Some(otherwise) => self.read_if_wanted(discovery, otherwise, doubt, ask).await,
+                    None => Ok(None),
+                };
             }
             self.read_discovered(discovery, &moved_to, doubt, ask).await.map(Some)
         });
@@ -150,15 +154,34 @@ impl HttpKeys {
         }
     }
 
+    /// Reads the set at a place that only a document names which is older by its date. It counts where it has what is
+    /// wanted, besides keys that were withdrawn: no key that verifies a good token is passed by for a date alone.
+    async fn read_if_wanted(
+        &self,
+        discovery: &Discovery,
+        otherwise: Otherwise,
+        doubt: Doubt,
+        ask: &Ask,
+    ) -> Result<Option<Fetched>, FetchError> {
+        let fetched = self.read_set(&otherwise.jwks_uri, doubt, ask).await?;
+        let known = |key: &Key| !ask.published.withdrawn().iter().any(|one| one.key.is_material_of(key));
+        let unseen = fetched.keys.filtered(known, "it was withdrawn");
+        if !ask.wanted.is_met_by(&unseen, ask.published.keys()) {
+            return Ok(None);
+        }
+        discovery.adopt(otherwise);
+        Ok(Some(fetched))
+    }
+
     /// Where the document says that the keys are; where it cannot be had, what it said last.
     async fn locate(&self, discovery: &Discovery, doubt: Doubt, ask: &Ask) -> Result<Url, FetchError> {
         let asked = discovery.ask(&*self.transport, doubt, &ask.clock);
-        let Some(last) = discovery.last() else { return asked.await };
+        let Some(last) = discovery.last() else { return asked.await.map(|said| said.jwks_uri) };
         // Half of the time is kept for the keys.
         let left = ask.deadline.saturating_duration_since(ask.clock.monotonic()) / 2;
         match tokio::time::timeout(left, asked).await {
             Ok(Err(error @ FetchError::Discovery(_))) => Err(error),
-            Ok(Ok(url)) => Ok(url),
+            Ok(Ok(said)) => Ok(said.jwks_uri),
             Ok(Err(_)) | Err(_) => Ok(last),
         }
     }

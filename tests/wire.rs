@@ -232,9 +232,7 @@ fn report(proxy: &str, wrong: Vec<(String, String)>, cases: &[Case]) {
 }
 
 fn proxy(name: &str) -> Proxy {
-    let (_, proxy) =
-        PROXIES.into_iter().find(|(found, _)| *found == name).expect("it is a proxy of the table");
-    proxy
+    PROXIES.into_iter().find(|proxy| proxy.name == name).expect("it is a proxy of the table")
 }
 
 /// The tests of each proxy, which `stage.rs` names.

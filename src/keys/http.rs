@@ -130,7 +130,7 @@ impl HttpKeys {
         let fetched = self.read_discovered(discovery, &url, doubt, ask).await;
         if let Ok(fetched) = &fetched {
             if doubt == Doubt::Nothing || ask.wanted.is_met_by(&fetched.keys, ask.published.keys()) {
-                return Ok(fetched.clone());
+                return Ok(Fetched { place_asked: false, ..fetched.clone() });
             }
             // Whom it serves does not wait for the document.
             ask.interim.tell(fetched);
@@ -234,7 +234,8 @@ impl HttpKeys {
         let fresh_for = caching::fresh_for(&answer.headers).or(last.fresh_for);
         let validators = caching::validators(&answer.headers).unwrap_or_else(|| last.validators.clone());
         let (keys, may_ask) = (Arc::clone(&last.keys), last.may_ask.saturating_sub(1));
-        let fetched = fetched(Arc::clone(&keys), answer, fresh_for, asked, ask);
+        let mut fetched = fetched(Arc::clone(&keys), answer, fresh_for, asked, ask);
+        fetched.origin = fetched.origin.of_a_revalidation();
         self.lock().last = Some(Last { url: last.url.clone(), validators, keys, fresh_for, may_ask });
         fetched
     }
@@ -313,6 +314,7 @@ fn fetched(
         place: place.into(),
         caches: caching::traces_of_caches(&answer.headers),
         fresh_for,
+        place_asked: true,
     }
 }
 

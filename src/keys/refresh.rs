@@ -276,6 +276,9 @@ impl Shared {
             Ok(fetched) => {
                 let fresh_for = fetched.fresh_for;
                 let by = if fetched.origin.is_kept() { GivenBy::Cache } else { GivenBy::Issuer };
+                if !fetched.place_asked {
+                    state.place_remembered = state.place_remembered.max(number);
+                }
                 match self.store(&mut state, trigger, fetched) {
                     FetchOutcome::Older => (FetchOutcome::Older, Ending::Older, None),
                     outcome => (outcome, Ending::Succeeded { fresh_for, by }, None),

@@ -271,7 +271,6 @@ pub async fn what_frameworks_believe_is_true_or_not_there(recipe: Recipe) {
         "X-HTTP-Method-Override",
         "X-HTTP-Method",
         "X-Method-Override",
-        "x_http_method_override",
     ];
     for name in names {
         upstream.take();

@@ -39,6 +39,10 @@ pub struct AccessRequest<'a> {
     pub held_bytes: usize,
     /// What the proxy can take away from the request before the upstream sees it.
     pub removal: Removal,
+    /// What becomes of claim headers that the client itself sent.
+    pub claim_headers: ClaimHeaders,
+    /// The headers in which the proxy itself speaks to the door, in lower case: it overwrites the client's.
+    pub of_the_proxy: &'static [&'static str],
 }
 
 impl<'a> AccessRequest<'a> {
@@ -60,6 +64,8 @@ impl<'a> AccessRequest<'a> {
             described_by: None,
             flaw: None,
             removal: Removal::HeadersAndQuery,
+            claim_headers: ClaimHeaders::Overwritten,
+            of_the_proxy: &[],
         }
     }
 }
@@ -73,6 +79,15 @@ pub enum Removal {
     Headers,
     /// The headers that its own configuration names, and no others.
     NamedHeaders,
+}
+
+/// What becomes of a claim header that the client itself sent and that the answer sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimHeaders {
+    /// The answer's value takes its place.
+    Overwritten,
+    /// Only if the proxy's own configuration names that header, which the door cannot know.
+    PerhapsKept,
 }
 
 /// What kind of client waits for the answer.
@@ -104,6 +119,11 @@ impl<'a> Headers<'a> {
         let mut values = self.all(name);
         let value = values.next()?;
         values.next().is_none().then_some(value)
+    }
+
+    /// Their names and values together, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.0.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 
     /// What they hold in memory, in bytes.

@@ -30,8 +30,9 @@ use crate::clock::{self, Clock, Instant};
 use crate::config::{Limits, Responses};
 use crate::identity;
 use crate::keys::{NotRescued, StaleToken};
+use crate::protected_headers::ProtectedHeaders;
 use crate::reason::{DenialKind, Reason};
-use crate::rules::{Requirements, Rule, Rules};
+use crate::rules::{Requirements, Rule, Rules, path};
 use crate::telemetry::{Metrics, on_one_line};
 use crate::validation::algorithm::Algorithm;
 use crate::validation::key_set::Key;
@@ -49,8 +50,7 @@ pub struct Authorizer {
     providers: Providers,
     /// Every place where any provider's token may be, each once.
     token_sources: Vec<TokenSource>,
-    /// The claim headers of all providers, each once.
-    managed_headers: Vec<String>,
+    protected: ProtectedHeaders,
     /// What a challenge may offer, each with its provider's name, in the order of the configuration.
     offers: Vec<(String, Offer)>,
     policy: RequestPolicy,
@@ -72,6 +72,8 @@ pub struct RequestPolicy {
     pub responses: Responses,
     /// Who may tell in headers what request it asks about.
     pub trusted_proxies: Vec<IpNet>,
+    /// Headers that take the place of path or host and are set by an outer proxy, in lower case.
+    pub trusted_headers: Vec<String>,
 }
 
 /// Why a decision is what it is.
@@ -97,22 +99,23 @@ impl Authorizer {
         metrics: Arc<Metrics>,
     ) -> Self {
         let mut token_sources = Vec::new();
-        let mut managed_headers = Vec::new();
         let mut offered: Vec<(String, Offer)> = Vec::new();
-        let of_templates = templates.iter().map(|realms| &realms.template().provider);
-        for provider in providers.iter().map(|keyed| &keyed.provider).chain(of_templates) {
+        let all = || {
+            let of_templates = templates.iter().map(|realms| &*realms.template().provider);
+            providers.iter().map(|keyed| &*keyed.provider).chain(of_templates)
+        };
+        for provider in all() {
             add_new(&mut token_sources, provider.token_from.iter().cloned());
             for offer in offers(provider) {
                 let offer = spelled_as_before(offer, &offered);
                 offered.push((provider.name.clone(), offer));
             }
-            let headers = provider.claim_headers.iter().map(|header| &header.header);
-            add_new(&mut managed_headers, headers.chain(&provider.payload_header).cloned());
         }
+        let protected = ProtectedHeaders::new(all(), &policy.rules, &policy.trusted_headers);
         Self {
             providers: Providers::new(providers, templates),
             token_sources,
-            managed_headers,
+            protected,
             offers: offered,
             policy,
             clock,
@@ -203,7 +206,7 @@ impl Authorizer {
             None => None,
             Some(rule) => {
                 if let Some(proof) = rule.anonymous() {
-                    let changes = identity::anonymous_changes(&self.managed_headers, request);
+                    let changes = identity::anonymous_changes(&self.protected, request);
                     return Ok(Allowed::by_rule(&proof, findings.take_changes(changes)?));
                 }
                 Some(rule.requirements().ok_or(Reason::RuleDenied)?)
@@ -236,7 +239,7 @@ impl Authorizer {
         let changes = identity::upstream_changes(
             claims,
             provider,
-            &self.managed_headers,
+            &self.protected,
             request,
             &found,
             self.policy.limits.claim_header_bytes,
@@ -257,11 +260,16 @@ impl Authorizer {
             findings.detail = Some(format!("{peer} is not in trusted_proxies"));
             return Err(Reason::UntrustedProxy);
         }
-        if let Some(flaw) = request.flaw {
+        let target = match path::is_one_word(request.path) {
+            true => Ok(()),
+            false => Err("a target with a space or a control character"),
+        };
+        let described = request.flaw.map_or(Ok(()), Err);
+        let sound = described.and(target).and_then(|()| self.protected.check_connection(request));
+        sound.map_err(|flaw| {
             findings.detail = Some(flaw.to_owned());
-            return Err(Reason::RequestMalformed);
-        }
-        Ok(())
+            Reason::RequestMalformed
+        })
     }
 
     /// What a denial asks for: a token of the provider that the sent one names, else of any that the rule

@@ -88,6 +88,11 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
     found.ok_or(NoToken::Missing)
 }
 
+/// Whether something stands where this source looks, be it a token or not.
+pub fn is_in(request: &AccessRequest<'_>, source: &TokenSource) -> bool {
+    !matches!(find(request, std::slice::from_ref(source)), Err(NoToken::Missing))
+}
+
 /// The cookies of a header as name and value, without the white space around them (RFC 6265 §4.2.1).
 pub fn cookies(header: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     header.split(|byte| *byte == b';').filter_map(|pair| {
@@ -98,6 +103,15 @@ pub fn cookies(header: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 }
 
 type Candidate<'a> = Result<Cow<'a, str>, NoToken>;
+
+/// The header in which this source looks.
+pub fn source_header(source: &TokenSource) -> Option<&str> {
+    match source {
+        TokenSource::Header { name, .. } => Some(name),
+        TokenSource::Cookie(_) => Some("cookie"),
+        TokenSource::Query(_) => None,
+    }
+}
 
 /// The scheme by which this source reads that header.
 fn scheme_in<'a>(header: &str, source: &'a TokenSource) -> Option<&'a str> {

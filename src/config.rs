@@ -27,6 +27,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use url::Url;
 
+use crate::access_request::ClaimHeaders;
 use crate::reason::Reason;
 use crate::rules::Rules;
 use crate::validation::TokenLimits;
@@ -53,6 +54,9 @@ pub struct Config {
     pub responses: Responses,
     /// Who may tell an HTTP door in headers what request it asks about; default loopback.
     pub trusted_proxies: Vec<IpNet>,
+    /// Headers that take the place of path or host and that an outer proxy of the operator's sets, in lower case: they
+    /// pass. Default none.
+    pub trusted_headers: Vec<String>,
     /// Bounds on one request.
     pub limits: Limits,
     /// How the service ends.
@@ -90,6 +94,8 @@ pub struct HttpListener {
     pub address: SocketAddr,
     /// How the proxy in front of it tells what request it asks about.
     pub profile: Profile,
+    /// What becomes of claim headers that the client itself sent; by default only the proxy knows.
+    pub client_headers: ClaimHeaders,
     /// TLS, and with `client_ca_file` mutual TLS; `None` is plain text.
     pub tls: Option<TlsFiles>,
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use http::header::HOST;
+use http::header::{CACHE_CONTROL, HOST};
 use http::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -28,9 +28,10 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::access_request::{AccessRequest, Caller, Headers, Removal};
+use crate::access_request::{AccessRequest, Caller, ClaimHeaders, Headers, Removal};
 use crate::config::{Profile, Responses};
 use crate::identity::UpstreamChanges;
+use crate::reason::Reason;
 use crate::service::Service;
 use crate::socket::{HttpSocket, ServeError};
 use crate::verdict::{Decision, Verdict};
@@ -41,9 +42,12 @@ const DOOR: &str = "forward_auth";
 /// Connections of one door at a time; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 16_384;
 
-/// Of one request: the largest that proxies let through by default, with a token of the largest size in it.
-const MAX_HEADER_BYTES: usize = 64 * 1024;
-const MAX_HEADERS: usize = 256;
+/// Of one request, names and values together: the largest that a proxy's file in `deploy/` lets through.
+const MAX_HEADER_BYTES: usize = 128 * 1024;
+const MAX_HEADERS: usize = 512;
+
+/// What is over these bounds is read up to so many times as much, so that the refusal is a decision like any other.
+const READ_AHEAD: usize = 2;
 
 /// How long a connection may be idle, or take to bring a request's headers. Longer than NGINX keeps an idle
 /// one (60 s), so that the proxy closes it and never finds it closed.
@@ -61,8 +65,8 @@ pub async fn serve(
     socket: HttpSocket,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let HttpSocket { listener, tls, profile } = socket;
-    let door = Arc::new(Door { service, profile });
+    let HttpSocket { listener, tls, profile, client_headers } = socket;
+    let door = Arc::new(Door { service, profile, client_headers });
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     tokio::pin!(shutdown);
@@ -100,6 +104,7 @@ pub async fn serve(
 struct Door {
     service: Arc<Service>,
     profile: Profile,
+    client_headers: ClaimHeaders,
 }
 
 impl Door {
@@ -129,15 +134,16 @@ impl Door {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE)
-            .max_headers(MAX_HEADERS)
-            .max_buf_size(MAX_HEADER_BYTES);
+            .max_headers(READ_AHEAD * MAX_HEADERS)
+            .max_buf_size(READ_AHEAD * MAX_HEADER_BYTES);
         builder
             .http2()
             .timer(TokioTimer::new())
             .keep_alive_interval(IDLE)
-            .max_header_list_size(MAX_HEADER_BYTES as u32);
+            .max_header_list_size((READ_AHEAD * MAX_HEADER_BYTES) as u32);
         let heard = Arc::new(Notify::new());
         let first_request = Arc::clone(&heard);
+        let service = Arc::clone(&self.service);
         let answer = tower::service_fn(move |request| {
             let door = Arc::clone(&self);
             heard.notify_one();
@@ -147,7 +153,7 @@ impl Door {
             builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(answer)).into_owned();
         // How a connection ends is the proxy's to tell.
         tokio::select! {
-            _ended = watcher.watch(connection) => {}
+            ended = watcher.watch(connection) => count_unread(&service, ended),
             // The other bounds begin when it is known which HTTP is spoken.
             () = silence(&first_request) => {}
         }
@@ -160,7 +166,8 @@ impl Door {
         {
             return metadata.unwrap_or_else(|error| broken(&error));
         }
-        let access_request = describe(self.profile, request, peer);
+        let access_request =
+            AccessRequest { claim_headers: self.client_headers, ..describe(self.profile, request, peer) };
         let decision = authorizer.decide(DOOR, &access_request).await;
         let response = match &decision.verdict {
             Verdict::Allow(allowed) => allow(self.profile, allowed.changes()),
@@ -169,6 +176,15 @@ impl Door {
             }
         };
         response.unwrap_or_else(|error| broken(&error))
+    }
+}
+
+/// A request that is too large even to be read is answered 431 by the HTTP library, and counted here.
+fn count_unread(service: &Service, ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    let error = ended.err().and_then(|error| error.downcast::<hyper::Error>().ok());
+    if error.is_some_and(|error| error.is_parse_too_large()) {
+        let (verdict, reason) = (Verdict::Deny(Reason::RequestMalformed), Reason::RequestMalformed);
+        service.metrics().decision(DOOR, verdict.as_str(), reason, "", Duration::ZERO);
     }
 }
 
@@ -184,6 +200,8 @@ struct Dialect {
     method: &'static str,
     uri: &'static str,
     host: &'static str,
+    /// All of them but Host, which is everybody's.
+    own: &'static [&'static str],
     /// What the log says where one is missing or came twice.
     flaw: &'static str,
 }
@@ -192,14 +210,17 @@ const NGINX: Dialect = Dialect {
     method: "x-original-method",
     uri: "x-original-uri",
     host: "host",
-    flaw: "X-Original-Method, X-Original-URI and Host must each come once: set them as in deploy/nginx",
+    own: &["x-original-method", "x-original-uri"],
+    flaw: "X-Original-Method and X-Original-URI must each come once, and Host at most once: set them as in deploy/nginx",
 };
 
 const FORWARDED: Dialect = Dialect {
     method: "x-forwarded-method",
     uri: "x-forwarded-uri",
     host: "x-forwarded-host",
-    flaw: "X-Forwarded-Method, X-Forwarded-Uri and X-Forwarded-Host must each come once: set them as in deploy/",
+    own: &["x-forwarded-method", "x-forwarded-uri", "x-forwarded-host", "x-forwarded-proto"],
+    flaw: "X-Forwarded-Method and X-Forwarded-Uri must each come once, and X-Forwarded-Host at most once: set them as in \
+           deploy/",
 };
 
 /// How the proxy of a profile tells of the client's request; `None` where it is the request itself.
@@ -222,6 +243,8 @@ fn is_described<B>(profile: Profile, request: &Request<B>) -> bool {
 fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRequest<'_> {
     let headers: Headers<'_> =
         request.headers().iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
+    let too_large = (request.headers().len() > MAX_HEADERS || headers.bytes() > MAX_HEADER_BYTES)
+        .then_some("more headers than this door takes, or larger ones");
     let Some(dialect) = dialect(profile) else {
         let uri = request.uri();
         let host = uri.authority().map(|authority| authority.as_str().as_bytes());
@@ -230,23 +253,34 @@ fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRe
         let method = request.method().as_str().as_bytes();
         return AccessRequest {
             removal: Removal::Headers,
+            flaw: too_large,
             ..AccessRequest::new(method, host, path, headers)
         };
     };
-    let told = [dialect.method, dialect.uri, dialect.host].map(|name| headers.only(name));
-    let flaw = told.iter().any(Option::is_none).then_some(dialect.flaw);
-    let [method, path, host] = told.map(Option::unwrap_or_default);
+    let told = [dialect.method, dialect.uri].map(|name| headers.only(name));
+    // A request of HTTP/1.0 may have no host; then it matches none.
+    let host = headers.only(dialect.host);
+    let hosts_differ = host.is_none() && headers.all(dialect.host).next().is_some();
+    let flaw = (hosts_differ || told.iter().any(Option::is_none)).then_some(dialect.flaw).or(too_large);
+    let [method, path] = told.map(Option::unwrap_or_default);
+    let host = host.unwrap_or_default();
     AccessRequest {
         described_by: Some(peer),
         flaw,
         removal: Removal::NamedHeaders,
+        of_the_proxy: dialect.own,
         ..AccessRequest::new(method, host, path, headers)
     }
 }
 
+/// A proxy that kept an answer would give one client's identity to another.
+fn uncached() -> http::response::Builder {
+    Response::builder().header(CACHE_CONTROL, "no-store")
+}
+
 /// An error where something cannot stand in a header, which the core has seen to.
 fn allow(profile: Profile, changes: &UpstreamChanges) -> http::Result<Response<Body>> {
-    let mut response = Response::builder();
+    let mut response = uncached();
     for (name, value) in &changes.set {
         response = response.header(name, value.as_bytes());
     }
@@ -267,7 +301,7 @@ fn allow(profile: Profile, changes: &UpstreamChanges) -> http::Result<Response<B
 
 fn deny(decision: &Decision, responses: &Responses, caller: Caller) -> http::Result<Response<Body>> {
     let denial = decision.denial(responses, caller);
-    let mut response = Response::builder().status(denial.status);
+    let mut response = uncached().status(denial.status);
     for (name, value) in denial.headers {
         response = response.header(name, value);
     }

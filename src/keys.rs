@@ -272,6 +272,8 @@ struct State {
     wanted: Wanted,
     /// How many answers in a row were older than the set in hand, though no cache says to have kept them.
     older_in_a_row: u32,
+    /// The latest fetch that read a remembered place without asking where the keys are.
+    place_remembered: u64,
 }
 
 impl KeyCache {
@@ -450,6 +452,7 @@ impl Shared {
             pending: None,
             wanted: Wanted::default(),
             older_in_a_row: 0,
+            place_remembered: 0,
         };
         Self {
             provider: provider.to_owned(),
@@ -487,6 +490,7 @@ impl Shared {
         look: impl Fn(&KeySet) -> Result<T, ValidationError>,
     ) -> Result<T, Unrescued> {
         let StaleToken { kid, cause, deadline, held_bytes } = token;
+        let mut arrival = sighting.arrival;
         let mut second_look = SecondLook { shared: self, seen: sighting.snapshot, cause, look };
         if let Some(result) = second_look.if_newer() {
             return result;
@@ -502,7 +506,7 @@ impl Shared {
         // Subscribed before the standing is asked, so that no end of a fetch is missed in between.
         let mut finished = self.finished.subscribe();
         loop {
-            let caller = Caller { arrival: sighting.arrival, cause: second_look.cause, deadline };
+            let caller = Caller { arrival, cause: second_look.cause, deadline };
             let Some(standing) = self.stand(caller, kid, &second_look.seen) else {
                 match second_look.if_newer() {
                     Some(result) => return result,
@@ -510,6 +514,17 @@ impl Shared {
                 }
             };
             match standing {
+                // A key of its name came from a remembered place, and it is another key: the place may have moved, which a
+                // bad signature finds out. Once: the fetch that it demands asks for the place.
+                Standing::Fresh
+                    if cause == StaleCause::UnknownKid
+                        && second_look.cause == StaleCause::BadSignature
+                        && arrival == sighting.arrival
+                        && self.state().place_remembered > arrival =>
+                {
+                    arrival = self.started.load(Ordering::Acquire);
+                    continue;
+                }
                 Standing::Fresh => {
                     return second_look.if_newer().unwrap_or_else(|| Err(still_stale(second_look.cause)));
                 }

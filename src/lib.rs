@@ -23,7 +23,8 @@
 //!   what they are bound to is a [`socket`].
 //! - [`service`] is what stands behind the doors, and what a program that has its own asks.
 //! - [`authorizer`], with what it takes and gives: [`access_request`], [`verdict`].
-//! - The core, pure: [`bearer_token`], [`identity`], [`rules`], [`validation`], and every [`reason`] there is.
+//! - The core, pure: [`bearer_token`], [`protected_headers`], [`identity`], [`rules`], [`validation`], and every [`reason`]
+//!   there is.
 //! - [`keys`]: the cache, its schedule and budget, how keys are fetched, which of two answers is the newer one, what was
 //!   withdrawn, and the snapshot that outlives a restart.
 //! - [`clock`] and [`telemetry`], which everybody may use.
@@ -33,7 +34,7 @@
 //!
 //! # Architecture invariants
 //!
-//! - The core ([`validation`], [`bearer_token`], [`rules`], [`identity`], [`verdict`]) does no IO and reads no
+//! - The core ([`validation`], [`bearer_token`], [`rules`], [`protected_headers`], [`identity`], [`verdict`]) does no IO and reads no
 //!   clock; the time is an argument.
 //! - Wall time is read in [`clock`] alone, `reqwest` lives in [`keys::http_client`] alone, `jsonwebtoken` in
 //!   [`validation`] alone, Envoy's types in [`proto`] and [`ext_authz`] alone.
@@ -65,6 +66,7 @@ pub mod verdict;
 
 pub mod bearer_token;
 pub mod identity;
+pub mod protected_headers;
 pub mod reason;
 pub mod rules;
 pub mod validation;

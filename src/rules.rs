@@ -10,12 +10,12 @@
 pub mod condition;
 pub mod host;
 pub mod path;
+pub mod query;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::fmt;
 
-use percent_encoding::percent_decode;
 use regex::Regex;
 
 use crate::access_request::{AccessRequest, Headers};
@@ -23,9 +23,9 @@ use crate::validation::UnixTime;
 use crate::validation::json::Json;
 use crate::validation::provider::ClaimPath;
 
-use self::condition::{Condition, Facts};
+use self::condition::{Condition, Facts, Members};
 use self::host::HostPattern;
-use self::path::RequestPath;
+use self::path::{NotPlain, RequestPath};
 
 /// The compiled form of one regular expression may take this much memory, in bytes.
 const MAX_REGEX_BYTES: usize = 1 << 20;
@@ -48,7 +48,8 @@ pub struct Rule {
 pub struct Match {
     /// `None` is any path.
     pub path: Option<PathPattern>,
-    /// Compared with their case (RFC 9110 §9.1); empty is any method.
+    /// In upper case, as requests have to write them where any rule names methods; `GET` stands for `HEAD` too
+    /// (RFC 9110 §9.3.2). Empty is any method.
     pub methods: Vec<String>,
     /// Empty is any host.
     pub hosts: Vec<HostPattern>,
@@ -156,14 +157,28 @@ pub struct ClaimRequirement {
 pub struct Anonymous(());
 
 /// Why no rule can be chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unruled {
     /// The proxy names a rule that does not exist, or one that is not about such requests.
     NoSuchRule,
     /// Programs read the path differently.
     AmbiguousPath,
+    /// Programs resolve the target to different paths.
+    NotPlainPath,
+    /// The path falls under one rule with its repeated slashes and under another without them, or a condition reads it.
+    RepeatedSlashes,
     /// The host is none that can be compared.
     MalformedHost,
+    /// The method is no token in upper case, and programs differ about what it means.
+    MalformedMethod,
+    /// A header that the rule's condition reads stands in several lines, or in one that may be several.
+    SeveralValues(String),
+}
+
+impl From<NotPlain> for Unruled {
+    fn from(_: NotPlain) -> Self {
+        Unruled::NotPlainPath
+    }
 }
 
 /// Why a valid token does not meet a rule.
@@ -199,6 +214,7 @@ pub struct Rules {
     rules: Vec<Rule>,
     look_at_paths: bool,
     look_at_hosts: bool,
+    look_at_methods: bool,
 }
 
 impl Rules {
@@ -206,7 +222,37 @@ impl Rules {
     pub fn new(rules: Vec<Rule>) -> Self {
         let look_at_paths = rules.iter().any(Rule::looks_at_paths);
         let look_at_hosts = rules.iter().any(|rule| !rule.matches.hosts.is_empty() || rule.reads_host());
-        Self { rules, look_at_paths, look_at_hosts }
+        let look_at_methods = rules.iter().any(Rule::looks_at_methods);
+        Self { rules, look_at_paths, look_at_hosts, look_at_methods }
+    }
+
+    /// Whether any rule matches by path, or has a condition that reads it.
+    pub fn look_at_paths(&self) -> bool {
+        self.look_at_paths
+    }
+
+    /// Whether any rule matches by host, or has a condition that reads it.
+    pub fn look_at_hosts(&self) -> bool {
+        self.look_at_hosts
+    }
+
+    /// Whether any rule matches by method, or has a condition that reads it.
+    pub fn look_at_methods(&self) -> bool {
+        self.look_at_methods
+    }
+
+    /// The headers that any rule reads.
+    pub fn headers_read(&self) -> Members {
+        let mut read = Members::default();
+        for rule in &self.rules {
+            if rule.effect == Effect::Preflight {
+                read.names.extend(PREFLIGHT_HEADERS.map(str::to_owned));
+            }
+            if let Some(condition) = rule.condition() {
+                read.add(condition.headers());
+            }
+        }
+        read
     }
 
     /// The rules in their order.
@@ -225,18 +271,39 @@ impl Rules {
     /// # Errors
     /// [`Unruled`]: then the request must not pass.
     pub fn choose(&self, request: &AccessRequest<'_>) -> Result<Option<&Rule>, Unruled> {
-        if let Some(name) = request.named_rule {
-            return self.named(name, request).map(Some);
+        if self.look_at_methods && !is_method(request.method) {
+            return Err(Unruled::MalformedMethod);
         }
-        let path = self.look_at_paths.then(|| path::canonical(request.path));
+        let rule = match request.named_rule {
+            Some(name) => Some(self.named(name, request)?),
+            None => self.matching(request)?,
+        };
+        if let Some(name) = rule.and_then(|rule| rule.header_with_several_values(&request.headers)) {
+            return Err(Unruled::SeveralValues(name.to_owned()));
+        }
+        Ok(rule)
+    }
+
+    /// The first rule that matches. Where the path has repeated slashes, it has to be the same one whether they are made
+    /// one or not: there are upstreams of either kind.
+    fn matching(&self, request: &AccessRequest<'_>) -> Result<Option<&Rule>, Unruled> {
+        let path = if self.look_at_paths { Some(path::canonical(request.path)?) } else { None };
         let host = match self.look_at_hosts {
             true => Some(host::canonical(request.host).ok_or(Unruled::MalformedHost)?),
             false => None,
         };
-        let rule = self.rules.iter().find(|rule| rule.is_about(request, path.as_ref(), host.as_deref()));
-        let ambiguous = path.is_some_and(|path| path.is_ambiguous());
-        if ambiguous && !rule.is_some_and(|rule| rule.ambiguous_paths) {
+        let first = |path: Option<&str>| {
+            let position = |rule: &Rule| rule.is_about(request, path, host.as_deref());
+            self.rules.iter().position(position)
+        };
+        let Some(path) = path else { return Ok(first(None).and_then(|at| self.rules.get(at))) };
+        let at = first(Some(path.as_str()));
+        let rule = at.and_then(|at| self.rules.get(at));
+        if path.is_ambiguous() && !rule.is_some_and(|rule| rule.ambiguous_paths) {
             return Err(Unruled::AmbiguousPath);
+        }
+        if path.unmerged().is_some_and(|unmerged| first(Some(unmerged)) != at || reads_path(rule)) {
+            return Err(Unruled::RepeatedSlashes);
         }
         Ok(rule)
     }
@@ -247,14 +314,32 @@ impl Rules {
         if rule.effect == Effect::Preflight && !is_preflight(request) {
             return Err(Unruled::NoSuchRule);
         }
-        if rule.reads_path() && !rule.ambiguous_paths && path::canonical(request.path).is_ambiguous() {
-            return Err(Unruled::AmbiguousPath);
+        if rule.reads_path() {
+            let path = path::canonical(request.path)?;
+            if path.is_ambiguous() && !rule.ambiguous_paths {
+                return Err(Unruled::AmbiguousPath);
+            }
+            if path.unmerged().is_some() {
+                return Err(Unruled::RepeatedSlashes);
+            }
         }
         if rule.reads_host() && host::canonical(request.host).is_none() {
             return Err(Unruled::MalformedHost);
         }
         Ok(rule)
     }
+}
+
+fn reads_path(rule: Option<&Rule>) -> bool {
+    rule.is_some_and(Rule::reads_path)
+}
+
+/// A token (RFC 9110 §5.6.2) without lower-case letters. Methods are compared with their case (§9.1), and many
+/// frameworks fold it all the same.
+pub(crate) fn is_method(method: &[u8]) -> bool {
+    let fine =
+        |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !method.is_empty() && method.iter().all(fine)
 }
 
 impl Rule {
@@ -271,17 +356,12 @@ impl Rule {
         }
     }
 
-    fn is_about(
-        &self,
-        request: &AccessRequest<'_>,
-        path: Option<&RequestPath<'_>>,
-        host: Option<&str>,
-    ) -> bool {
+    fn is_about(&self, request: &AccessRequest<'_>, path: Option<&str>, host: Option<&str>) -> bool {
         let Match { path: pattern, methods, hosts } = &self.matches;
-        (methods.is_empty() || methods.iter().any(|method| method.as_bytes() == request.method))
+        (methods.is_empty() || methods.iter().any(|method| stands_for(method, request.method)))
             && (hosts.is_empty()
                 || host.is_some_and(|host| hosts.iter().any(|pattern| pattern.matches(host))))
-            && pattern.as_ref().is_none_or(|pattern| path.is_some_and(|path| pattern.matches(path.as_str())))
+            && pattern.as_ref().is_none_or(|pattern| path.is_some_and(|path| pattern.matches(path)))
             && (self.effect != Effect::Preflight || is_preflight(request))
     }
 
@@ -291,6 +371,23 @@ impl Rule {
 
     fn condition(&self) -> Option<&Condition> {
         self.requirements().and_then(|requirements| requirements.condition.as_ref())
+    }
+
+    fn looks_at_methods(&self) -> bool {
+        !self.matches.methods.is_empty() || self.condition().is_some_and(Condition::reads_method)
+    }
+
+    /// A header that the condition reads and of which the upstream may believe another value than the condition does:
+    /// it stands in several lines, or it is compared and has a comma, with which proxies join lines (RFC 9110 §5.3).
+    fn header_with_several_values(&self, headers: &Headers<'_>) -> Option<&str> {
+        let condition = self.condition()?;
+        let several = |name: &&String| {
+            let is_compared = condition.compared_headers().contains(*name);
+            let mut lines = headers.all(name);
+            let first = lines.next();
+            lines.next().is_some() || (is_compared && first.is_some_and(|value| value.contains(&b',')))
+        };
+        condition.headers().names.iter().find(several).map(String::as_str)
     }
 
     fn reads_path(&self) -> bool {
@@ -346,19 +443,28 @@ fn unambiguous(text: &str) -> Result<String, String> {
         return Err("a rule matches the path alone: leave the query out".to_owned());
     }
     match path::canonical(text.as_bytes()) {
-        RequestPath::Canonical(path) => Ok(path.into_owned()),
-        RequestPath::Ambiguous(_) => {
-            Err("expected a path that begins with a slash, without %2f, %5c, backslashes or semicolons"
-                .to_owned())
-        }
+        Ok(path) if path.unmerged().is_none() && !path.is_ambiguous() => Ok(path.as_str().to_owned()),
+        _ => Err(
+            "expected a path that begins with one slash, without `.` and `..` as segments, `//`, %2f, %5c, \
+                  backslashes, semicolons and `#`"
+                .to_owned(),
+        ),
     }
 }
+
+/// Whether a method of a rule stands for that of a request. What answers GET answers HEAD (RFC 9110 §9.3.2).
+fn stands_for(named: &str, method: &[u8]) -> bool {
+    named.as_bytes() == method || (named == "GET" && method == b"HEAD")
+}
+
+/// What a preflight request is known by.
+const PREFLIGHT_HEADERS: [&str; 2] = ["origin", "access-control-request-method"];
 
 /// Whether this is a preflight request (Fetch §4.8): browsers send it without credentials.
 fn is_preflight(request: &AccessRequest<'_>) -> bool {
     let given =
         |name| request.headers.only(name).is_some_and(|value| !value.is_empty() && !value.contains(&b','));
-    request.method == b"OPTIONS" && given("origin") && given("access-control-request-method")
+    request.method == b"OPTIONS" && PREFLIGHT_HEADERS.into_iter().all(given)
 }
 
 impl Requirements {
@@ -437,14 +543,17 @@ fn holds(
     let host = host::canonical(request.host).unwrap_or_default();
     let method = String::from_utf8_lossy(request.method);
     let headers = condition.reads_headers().then(|| joined_headers(&request.headers));
-    let query = condition.reads_query().then(|| joined_query(path::query(request.path)));
+    let query = match condition.query() {
+        read if read.any() => query::form(path::query(request.path), read)?,
+        _ => Vec::new(),
+    };
     let facts = Facts {
         claims,
         method: &method,
-        path: path.as_str(),
+        path: path.as_ref().map(RequestPath::as_str).unwrap_or_default(),
         host: &host,
         headers: headers.into_iter().flatten().collect(),
-        query: query.into_iter().flatten().collect(),
+        query,
         source_address: request.source_address,
         source_principal: request.source_principal,
         now,
@@ -465,17 +574,6 @@ fn joined_headers<'a>(headers: &Headers<'a>) -> Joined<'a> {
             name
         };
         join(&mut joined, name, String::from_utf8_lossy(value));
-    }
-    joined
-}
-
-fn joined_query(query: &[u8]) -> Joined<'_> {
-    let mut joined = Joined::new();
-    for pair in query.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
-        let mut halves = pair.splitn(2, |byte| *byte == b'=');
-        let mut half = || percent_decode(halves.next().unwrap_or_default()).decode_utf8_lossy();
-        let (name, value) = (half(), half());
-        join(&mut joined, name, value);
     }
     joined
 }

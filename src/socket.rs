@@ -15,6 +15,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
+use crate::access_request::ClaimHeaders;
 use crate::config::{BindAddress, GrpcListener, HttpListener, Profile, TlsFiles};
 
 /// A socket or something else that the service needs at its start cannot be had.
@@ -114,14 +115,21 @@ pub struct HttpSocket {
     pub(crate) tls: Option<TlsAcceptor>,
     /// The proxy that asks here.
     pub(crate) profile: Profile,
+    /// What becomes of claim headers that its clients send.
+    pub(crate) client_headers: ClaimHeaders,
 }
 
 impl HttpSocket {
     pub(crate) async fn bind(listener: &HttpListener) -> Result<Self, BindError> {
         const KEY: &str = "listen.forward_auth";
-        let HttpListener { address, profile, tls } = listener;
+        let HttpListener { address, profile, client_headers, tls } = listener;
         let tls = tls.as_ref().map(|files| acceptor(KEY, files)).transpose()?;
-        Ok(Self { listener: bind_tcp(KEY, *address).await?, tls, profile: *profile })
+        Ok(Self {
+            listener: bind_tcp(KEY, *address).await?,
+            tls,
+            profile: *profile,
+            client_headers: *client_headers,
+        })
     }
 }
 

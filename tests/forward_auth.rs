@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use portcullis::access_request::ClaimHeaders;
 use portcullis::app::App;
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey, with_claim};
 use portcullis::config::{Config, HttpListener, Profile, ProviderConfig, Shutdown, TlsFiles};
@@ -406,7 +407,12 @@ async fn a_door_with_tls_asks_for_certificates_where_it_is_told_to() {
     let key = SigningKey::generate("k", SigningAlgorithm::ES256);
     let mut config = config(vec![inline(provider("p", ISSUER), &[key.public_jwk()])]);
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    let door = |tls| HttpListener { address, profile: Profile::Envoy, tls: Some(tls) };
+    let door = |tls| HttpListener {
+        address,
+        profile: Profile::Envoy,
+        client_headers: ClaimHeaders::PerhapsKept,
+        tls: Some(tls),
+    };
     config.listen.forward_auth =
         vec![door(pki.files()), door(TlsFiles { client_ca_file: None, ..pki.files() })];
     let app = App::bind(config, fixed_clock()).await.expect("port 0 can be bound");
@@ -443,8 +449,12 @@ async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() 
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
         let mut config = config(vec![inline(provider("p", ISSUER), &[key.public_jwk()])]);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        config.listen.forward_auth =
-            vec![HttpListener { address, profile: Profile::Nginx, tls: Some(files) }];
+        config.listen.forward_auth = vec![HttpListener {
+            address,
+            profile: Profile::Nginx,
+            client_headers: ClaimHeaders::PerhapsKept,
+            tls: Some(files),
+        }];
         let refused = App::bind(config, fixed_clock()).await.expect_err("no PEM").to_string();
         assert!(
             refused.starts_with("listen.forward_auth.tls: ") && refused.contains("wrong.pem"),

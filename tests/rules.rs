@@ -48,8 +48,8 @@ fn judged(config: &Config, case: &Case) -> (String, &'static str) {
     let request = AccessRequest::new(method.as_bytes(), host.as_bytes(), target.as_bytes(), headers);
     let rule = match config.rules.choose(&request) {
         Ok(rule) => rule,
-        Err(Unruled::AmbiguousPath | Unruled::MalformedHost) => return (String::new(), "request_malformed"),
         Err(Unruled::NoSuchRule) => return (String::new(), "rule_denied"),
+        Err(_) => return (String::new(), "request_malformed"),
     };
     let name = rule.map_or(String::new(), |rule| rule.name.clone());
     if rule.and_then(Rule::anonymous).is_some() {

@@ -98,7 +98,18 @@ impl<'s> Findings<'s> {
         let (reason, detail) = match unruled {
             Unruled::NoSuchRule => (Reason::RuleDenied, "portcullis_rule names no rule for such a request"),
             Unruled::AmbiguousPath => (Reason::RequestMalformed, "an ambiguous path"),
+            Unruled::NotPlainPath => {
+                (Reason::RequestMalformed, "a path with a dot segment, `//` at its start or a fragment")
+            }
+            Unruled::RepeatedSlashes => {
+                (Reason::RequestMalformed, "a path that means another rule once its repeated slashes are one")
+            }
             Unruled::MalformedHost => (Reason::RequestMalformed, "a host that cannot be compared"),
+            Unruled::MalformedMethod => (Reason::RequestMalformed, "a method that is no token in upper case"),
+            Unruled::SeveralValues(name) => {
+                let detail = format!("several values of {name}, which the rule's condition reads");
+                return self.refuse("rule", Reason::RequestMalformed, Some(detail));
+            }
         };
         self.refuse("rule", reason, Some(detail.to_owned()))
     }
@@ -140,7 +151,18 @@ impl<'s> Findings<'s> {
                 return Ok(changes);
             }
             Err(Unfit::ClaimTooLarge) => (Reason::ClaimTooLarge, None),
-            Err(Unfit::LookAlike) => (Reason::RequestMalformed, Some("a look-alike of a claim header")),
+            Err(Unfit::LookAlike) => {
+                let detail = "a look-alike of a claim header or of one that the decision reads";
+                (Reason::RequestMalformed, Some(detail))
+            }
+            Err(Unfit::Override) => {
+                let detail = "a header that takes the place of method, path or host: the proxy's file has to remove it";
+                (Reason::RequestMalformed, Some(detail))
+            }
+            Err(Unfit::ClaimHeaderOfClient) => {
+                let detail = "a claim header of the client's own: the proxy's file has to remove it first";
+                (Reason::RequestMalformed, Some(detail))
+            }
             Err(Unfit::TokenInQuery) => {
                 (Reason::RequestMalformed, Some("forward_token: this proxy cannot change the query"))
             }

@@ -7,6 +7,8 @@ use clap::Args;
 
 use crate::config::{self, Config};
 
+mod recipes;
+
 /// Check a configuration and report every error at once, and what is legal but dangerous
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  portcullis validate --config portcullis.yaml --print")]
@@ -49,6 +51,7 @@ fn validate(file: &Path, print: bool) -> ExitCode {
         Ok(config) => {
             let names: Vec<&str> = config.providers.iter().map(|config| &*config.provider.name).collect();
             println!("{} is valid: {} provider(s): {}", file.display(), names.len(), names.join(", "));
+            print!("{}", recipes::needs(&config));
             ExitCode::SUCCESS
         }
         Err(errors) => {

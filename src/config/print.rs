@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use crate::access_request::ClaimHeaders;
 use crate::reason::Reason;
 use crate::rules::{ClaimRequirement, Effect, Match, PathPattern, Requirements, Rule};
 use crate::validation::algorithm::Algorithm;
@@ -28,6 +29,9 @@ impl Config {
         for door in &self.listen.forward_auth {
             page.line(2, format!("- address: {}", quoted(door.address)));
             page.line(3, format!("profile: {}", door.profile.name()));
+            if door.client_headers == ClaimHeaders::Overwritten {
+                page.line(3, "client_headers: overwrite");
+            }
             print_tls(&mut page, 3, door.tls.as_ref());
         }
         if let Some(admin) = self.listen.admin {
@@ -40,6 +44,9 @@ impl Config {
         print_rules(&mut page, self.rules.all());
         print_responses(&mut page, &self.responses);
         page.line(0, format!("trusted_proxies: {}", list(&self.trusted_proxies)));
+        if !self.trusted_headers.is_empty() {
+            page.line(0, format!("trusted_headers: {}", list(&self.trusted_headers)));
+        }
         page.line(0, "limits:");
         page.line(1, format!("token_bytes: {}", self.limits.token_bytes));
         page.line(1, format!("token_values: {}", self.limits.token_values));

@@ -45,7 +45,7 @@ const KEYS: [&str; 23] = [
 
 /// Headers that carry the request itself, its path through proxies, or its credentials: no claim may
 /// stand there.
-const RESERVED_HEADERS: [&str; 17] = [
+const RESERVED_HEADERS: [&str; 31] = [
     "host",
     "connection",
     "content-length",
@@ -62,12 +62,29 @@ const RESERVED_HEADERS: [&str; 17] = [
     "via",
     "content-encoding",
     "x-real-ip",
+    // Believed instead of the method, the path or the host.
+    "x-rewrite-url",
+    "x-host",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    // The answer to the proxy is an HTTP response: these are instructions to whoever keeps or passes on one.
+    "set-cookie",
+    "cache-control",
+    "expires",
+    "vary",
+    "location",
+    "date",
+    "server",
+    "status",
+    "http2-settings",
     // CGI programs would see it as HTTP_PROXY.
     "proxy",
 ];
 /// The longest name of a header, scheme, cookie or query parameter.
 const MAX_NAME_BYTES: usize = 128;
-const RESERVED_PREFIXES: [&str; 5] = ["proxy-", "x-envoy-", "x-forwarded-", "x-original-", "grpc-"];
+const RESERVED_PREFIXES: [&str; 6] =
+    ["proxy-", "x-envoy-", "x-accel-", "x-forwarded-", "x-original-", "grpc-"];
 
 pub(super) fn read_providers(cursor: &Cursor<'_>) -> Option<Vec<ProviderConfig>> {
     let elements = cursor.elements()?;

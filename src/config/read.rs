@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::access_request::ClaimHeaders;
+use crate::protected_headers::PATH_AND_HOST;
 use crate::rules::Rules;
 
 use super::cursor::{Cursor, Findings, Found};
@@ -115,7 +117,17 @@ fn read(
 /// Every section is read before the first problem counts: that is why nothing here ends early.
 fn read_config(root: &Cursor<'_>) -> Option<Config> {
     let mapping = root.mapping(
-        &["listen", "providers", "rules", "responses", "trusted_proxies", "limits", "shutdown", "log"],
+        &[
+            "listen",
+            "providers",
+            "rules",
+            "responses",
+            "trusted_proxies",
+            "trusted_headers",
+            "limits",
+            "shutdown",
+            "log",
+        ],
         &["token_cache", "tracing"],
     )?;
     let listen = mapping.need("listen", "the doors to open, at least `ext_authz`").and_then(read_listen);
@@ -125,6 +137,9 @@ fn read_config(root: &Cursor<'_>) -> Option<Config> {
     let rules = mapping.or("rules", Rules::default(), |cursor| read_rules(&cursor, providers.as_deref()));
     let responses = mapping.or("responses", Responses::default(), read_responses);
     let trusted_proxies = mapping.or("trusted_proxies", loopback(), |cursor| cursor.each(read_network));
+    let trusted_headers = mapping.or("trusted_headers", Vec::new(), |cursor| {
+        cursor.list("an empty list trusts nothing: take the key out", read_override, |a, b| a == b)
+    });
     let limits = mapping.or("limits", Limits::default(), read_limits);
     let shutdown = mapping.or("shutdown", Shutdown::default(), read_shutdown);
     let log = mapping.or("log", Log::default(), read_log);
@@ -134,6 +149,7 @@ fn read_config(root: &Cursor<'_>) -> Option<Config> {
         rules: rules?,
         responses: responses?,
         trusted_proxies: trusted_proxies?,
+        trusted_headers: trusted_headers?,
         limits: limits?,
         shutdown: shutdown?,
         log: log?,
@@ -156,15 +172,30 @@ fn read_listen(cursor: Cursor<'_>) -> Option<Listen> {
 }
 
 fn read_http_listener(cursor: &Cursor<'_>) -> Option<HttpListener> {
-    let mapping = cursor.mapping(&["address", "profile", "tls"], &[])?;
+    let mapping = cursor.mapping(&["address", "profile", "client_headers", "tls"], &[])?;
     let address = mapping
         .need("address", "where the proxy asks, `host:port`")
         .and_then(|cursor| read_socket_address(&cursor, &cursor.text()?));
     let profile = mapping
         .need("profile", "the proxy that asks: nginx, haproxy, caddy, traefik or envoy")
         .and_then(|cursor| cursor.one_of(&Profile::NAMED));
+    let client_headers = mapping.or("client_headers", ClaimHeaders::PerhapsKept, |cursor| {
+        cursor.one_of(&[("overwrite", ClaimHeaders::Overwritten)])
+    });
     let tls = mapping.optional("tls", read_tls);
-    Some(HttpListener { address: address?, profile: profile?, tls: tls? })
+    Some(HttpListener { address: address?, profile: profile?, client_headers: client_headers?, tls: tls? })
+}
+
+/// A header that takes the place of path or host.
+fn read_override(cursor: &Cursor<'_>) -> Option<String> {
+    let name = cursor.text()?.to_ascii_lowercase();
+    if PATH_AND_HOST.contains(&name.as_str()) {
+        return Some(name);
+    }
+    cursor.refuse(format!(
+        "expected a header that programs believe instead of path or host, one of: {}",
+        PATH_AND_HOST.join(", ")
+    ))
 }
 
 fn loopback() -> Vec<IpNet> {

@@ -15,7 +15,7 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 const MAX_VALUE_BYTES: usize = 8 * 1024;
 
 /// Made here from the reason, or of the connection.
-const RESERVED: [&str; 11] = [
+const RESERVED: [&str; 15] = [
     "www-authenticate",
     "retry-after",
     "content-length",
@@ -27,7 +27,15 @@ const RESERVED: [&str; 11] = [
     "trailer",
     "grpc-status",
     "grpc-message",
+    "proxy-connection",
+    "http2-settings",
+    "cache-control",
+    // A cookie of a refusal would be set in the name of whichever application was asked for.
+    "set-cookie",
 ];
+
+/// Instructions to NGINX and to Envoy.
+const RESERVED_PREFIXES: [&str; 2] = ["x-accel-", "x-envoy-"];
 
 pub(super) fn read_responses(cursor: Cursor<'_>) -> Option<Responses> {
     let default = Responses::default();
@@ -100,9 +108,12 @@ fn read_headers(cursor: &Cursor<'_>) -> Option<Vec<(String, String)>> {
         if !is_token(&name) {
             return entry.refuse_key("expected the name of a header");
         }
-        if RESERVED.contains(&name.as_str()) {
-            return entry
-                .refuse_key("this header is made by Portcullis or belongs to the connection: leave it out");
+        if RESERVED.contains(&name.as_str())
+            || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        {
+            return entry.refuse_key(
+                "this header is made by Portcullis, belongs to the connection or tells the proxy what to do: leave it out",
+            );
         }
         let value = entry.value.text()?;
         if value.len() > MAX_VALUE_BYTES || !value.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {

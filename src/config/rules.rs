@@ -60,7 +60,7 @@ fn read_match(cursor: Cursor<'_>) -> Option<Match> {
     let methods = mapping.or("methods", Vec::new(), |cursor| {
         cursor.list(
             "an empty list matches nothing; leave the key out for every method",
-            read_token,
+            read_method,
             |a, b| a == b,
         )
     });
@@ -75,6 +75,16 @@ fn read_match(cursor: Cursor<'_>) -> Option<Match> {
         return cursor.refuse("expected one of `path`, `path_prefix`, `path_regex`: write a rule for each");
     }
     Some(Match { path, methods: methods?, hosts: hosts? })
+}
+
+/// In upper case: methods are compared with their case (RFC 9110 §9.1), and `get` is no method that there is.
+fn read_method(cursor: &Cursor<'_>) -> Option<String> {
+    let method = read_token(cursor)?;
+    let upper = method.to_ascii_uppercase();
+    if method != upper {
+        return cursor.refuse(format!("methods are in upper case: write {upper}"));
+    }
+    Some(method)
 }
 
 fn read_host(cursor: &Cursor<'_>) -> Option<HostPattern> {

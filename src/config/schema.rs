@@ -149,6 +149,8 @@ macro_rules! one_of {
 }
 
 one_of!(AlgorithmName, algorithm::Algorithm::ALL.map(algorithm::Algorithm::name));
+one_of!(ClientHeaders, ["overwrite"]);
+one_of!(OverrideName, crate::protected_headers::PATH_AND_HOST);
 one_of!(ProfileName, super::Profile::NAMED.map(|(name, _)| name));
 one_of!(EncodingName, provider::Encoding::NAMED.map(|(name, _)| name));
 one_of!(LevelName, super::LogLevel::NAMED.map(|(name, _)| name));
@@ -168,6 +170,8 @@ struct Configuration {
     responses: Option<Responses>,
     /// Networks of the proxies that may tell an HTTP door what request it asks about. Default: loopback.
     trusted_proxies: Option<Vec<Text>>,
+    /// Headers that take the place of path or host, such as x-forwarded-host, and that an outer proxy of yours sets. Default: none.
+    trusted_headers: Option<Vec<OverrideName>>,
     /// Bounds on one request.
     limits: Option<Limits>,
     /// How the service ends.
@@ -218,6 +222,8 @@ struct HttpListener {
     address: Text,
     /// The proxy that asks: how it tells what request it asks about.
     profile: ProfileName,
+    /// overwrite: the proxy overwrites every claim header of a client. Left out: a request that carries one is refused.
+    client_headers: Option<ClientHeaders>,
     tls: Option<Tls>,
 }
 

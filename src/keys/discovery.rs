@@ -67,6 +67,20 @@ struct Remembered {
     older_in_a_row: u32,
 }
 
+/// What the discovery document says.
+pub(super) struct Said {
+    /// Where the key set is.
+    pub(super) jwks_uri: Url,
+    /// Where it is by a document that is older than the one before by its date alone: clocks of replicas differ.
+    pub(super) otherwise: Option<Otherwise>,
+}
+
+/// What a document says that does not count.
+pub(super) struct Otherwise {
+    pub(super) jwks_uri: Url,
+    origin: Origin,
+}
+
 #[derive(Deserialize)]
 struct Document {
     issuer: String,
@@ -92,7 +106,8 @@ impl Discovery {
         self.lock().as_ref().map(|one| one.jwks_uri.clone())
     }
 
-    /// Where the key set is, by the document as it is now.
+    /// Where the key set is, by the document as it is now. One that is older than the one before does not count; what it
+    /// says all the same is told, where no cache has kept it.
     ///
     /// # Errors
     /// The document cannot be had or is of no use.
@@ -101,7 +116,7 @@ impl Discovery {
         transport: &dyn Transport,
         doubt: Doubt,
         clock: &SteadyClock,
-    ) -> Result<Url, FetchError> {
+    ) -> Result<Said, FetchError> {
         let request = Request::new(self.document.clone(), doubt);
         let asked = clock.now_micros();
         let answer = transport.get(request).await?;
@@ -115,12 +130,19 @@ impl Discovery {
         };
         if let Some(newer) = remembered.as_mut().filter(newer) {
             newer.older_in_a_row += u32::from(!origin.has_age());
-            return Ok(newer.jwks_uri.clone());
+            let otherwise =
+                (!origin.has_age() && jwks_uri != newer.jwks_uri).then_some(Otherwise { jwks_uri, origin });
+            return Ok(Said { jwks_uri: newer.jwks_uri.clone(), otherwise });
         }
         let same = remembered.as_ref().is_some_and(|one| one.proven && one.jwks_uri == jwks_uri);
         *remembered =
             Some(Remembered { jwks_uri: jwks_uri.clone(), origin, proven: same, older_in_a_row: 0 });
-        Ok(jwks_uri)
+        Ok(Said { jwks_uri, otherwise: None })
+    }
+
+    /// The document that was older by its date alone was right: there the keys are.
+    pub(super) fn adopt(&self, Otherwise { jwks_uri, origin }: Otherwise) {
+        *self.lock() = Some(Remembered { jwks_uri, origin, proven: true, older_in_a_row: 0 });
     }
 
     /// Whether there were keys at this URL: if there were, it is believed for a while.

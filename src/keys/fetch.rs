@@ -136,6 +136,9 @@ pub struct Fetched {
     pub caches: String,
     /// How long the issuer says that they stay fresh (RFC 9111 §4.2.1), where it says so.
     pub fresh_for: Option<Duration>,
+    /// Whether the source was also asked where its keys are, if anybody can say so; false where a remembered place was
+    /// enough.
+    pub place_asked: bool,
 }
 
 impl Fetched {
@@ -143,7 +146,14 @@ impl Fetched {
     /// fresh.
     pub fn locally(keys: KeySet, place: String, asked: i64, received: i64) -> Self {
         let origin = Origin::at(asked, received);
-        Self { keys: Arc::new(keys), origin, place, caches: String::new(), fresh_for: None }
+        Self {
+            keys: Arc::new(keys),
+            origin,
+            place,
+            caches: String::new(),
+            fresh_for: None,
+            place_asked: true,
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use url::Url;
 use crate::validation::key_set::{Key, KeySet};
 
 use super::caching;
-use super::discovery::Discovery;
+use super::discovery::{Discovery, Otherwise, Said};
 use super::fetch::{Ask, Fetch, FetchError, Fetched, Fetching};
 use super::schedule::{Doubts, Trigger};
 use super::transport::{Answer, Doubt, Request, Transport};
@@ -130,17 +130,21 @@ impl HttpKeys {
         let fetched = self.read_discovered(discovery, &url, doubt, ask).await;
         if let Ok(fetched) = &fetched {
             if doubt == Doubt::Nothing || ask.wanted.is_met_by(&fetched.keys, ask.published.keys()) {
-                return Ok(fetched.clone());
+                return Ok(Fetched { place_asked: false, ..fetched.clone() });
             }
             // Whom it serves does not wait for the document.
             ask.interim.tell(fetched);
         }
         let elsewhere = within(ask, async {
-            let moved_to = discovery.ask(&*self.transport, doubt, &ask.clock).await?;
+            let Said { jwks_uri: moved_to, otherwise } =
+                discovery.ask(&*self.transport, doubt, &ask.clock).await?;
             if moved_to == url {
                 // The document confirms the place; what was had there stands.
                 discovery.note(&url, fetched.is_ok());
-                return Ok(None);
+                return match otherwise {
+                    Some(otherwise) => self.read_if_wanted(discovery, otherwise, doubt, ask).await,
+                    None => Ok(None),
+                };
             }
             self.read_discovered(discovery, &moved_to, doubt, ask).await.map(Some)
         });
@@ -150,15 +154,34 @@ impl HttpKeys {
         }
     }
 
+    /// Reads the set at a place that only a document names which is older by its date. It counts where it has what is
+    /// wanted, besides keys that were withdrawn: no key that verifies a good token is passed by for a date alone.
+    async fn read_if_wanted(
+        &self,
+        discovery: &Discovery,
+        otherwise: Otherwise,
+        doubt: Doubt,
+        ask: &Ask,
+    ) -> Result<Option<Fetched>, FetchError> {
+        let fetched = self.read_set(&otherwise.jwks_uri, doubt, ask).await?;
+        let known = |key: &Key| !ask.published.withdrawn().iter().any(|one| one.key.is_material_of(key));
+        let unseen = fetched.keys.filtered(known, "it was withdrawn");
+        if !ask.wanted.is_met_by(&unseen, ask.published.keys()) {
+            return Ok(None);
+        }
+        discovery.adopt(otherwise);
+        Ok(Some(fetched))
+    }
+
     /// Where the document says that the keys are; where it cannot be had, what it said last.
     async fn locate(&self, discovery: &Discovery, doubt: Doubt, ask: &Ask) -> Result<Url, FetchError> {
         let asked = discovery.ask(&*self.transport, doubt, &ask.clock);
-        let Some(last) = discovery.last() else { return asked.await };
+        let Some(last) = discovery.last() else { return asked.await.map(|said| said.jwks_uri) };
         // Half of the time is kept for the keys.
         let left = ask.deadline.saturating_duration_since(ask.clock.monotonic()) / 2;
         match tokio::time::timeout(left, asked).await {
             Ok(Err(error @ FetchError::Discovery(_))) => Err(error),
-            Ok(Ok(url)) => Ok(url),
+            Ok(Ok(said)) => Ok(said.jwks_uri),
             Ok(Err(_)) | Err(_) => Ok(last),
         }
     }
@@ -211,7 +234,8 @@ impl HttpKeys {
         let fresh_for = caching::fresh_for(&answer.headers).or(last.fresh_for);
         let validators = caching::validators(&answer.headers).unwrap_or_else(|| last.validators.clone());
         let (keys, may_ask) = (Arc::clone(&last.keys), last.may_ask.saturating_sub(1));
-        let fetched = fetched(Arc::clone(&keys), answer, fresh_for, asked, ask);
+        let mut fetched = fetched(Arc::clone(&keys), answer, fresh_for, asked, ask);
+        fetched.origin = fetched.origin.of_a_revalidation();
         self.lock().last = Some(Last { url: last.url.clone(), validators, keys, fresh_for, may_ask });
         fetched
     }
@@ -290,6 +314,7 @@ fn fetched(
         place: place.into(),
         caches: caching::traces_of_caches(&answer.headers),
         fresh_for,
+        place_asked: true,
     }
 }
 

@@ -31,6 +31,13 @@ pub struct Origin {
     /// When it says that it was made, in seconds since the Unix epoch (RFC 9110 §6.6.1). Never later than `received`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     date: Option<i64>,
+    /// Whether it is the word that an earlier answer still holds (304), and not an answer with keys in it.
+    #[serde(skip_serializing_if = "is_false", default)]
+    revalidated: bool,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl Origin {
@@ -40,7 +47,7 @@ impl Origin {
         let received = received.max(asked);
         // A date ahead of our clock tells nothing but that one of the two clocks is wrong.
         let date = date.map(|date| date.min(received.div_euclid(MICROS)));
-        Self { asked, received, age: age.map(|age| age.max(0)), date }
+        Self { asked, received, age: age.map(|age| age.max(0)), date, revalidated: false }
     }
 
     /// An answer of which nothing is known but when it was asked for and received.
@@ -48,10 +55,16 @@ impl Origin {
         Self::new(asked, received, None, None)
     }
 
+    /// The same of an answer that says nothing but that an earlier one still holds (RFC 9110 §15.4.5).
+    #[must_use]
+    pub fn of_a_revalidation(self) -> Self {
+        Self { revalidated: true, ..self }
+    }
+
     /// The same on a line of time that is ahead by so many microseconds.
     pub fn shifted(self, by: i64) -> Self {
         let (asked, received) = (self.asked.saturating_add(by), self.received.saturating_add(by));
-        Self::new(asked, received, self.age, self.date)
+        Self { revalidated: self.revalidated, ..Self::new(asked, received, self.age, self.date) }
     }
 
     /// The same, or as if asked for at `latest` where it lies ahead of `now`: it was written under a clock that was
@@ -60,7 +73,8 @@ impl Origin {
         if self.received <= now && self.asked <= now {
             return self;
         }
-        Self::new(self.asked.min(latest), self.received.min(latest), self.age, self.date)
+        let (asked, received) = (self.asked.min(latest), self.received.min(latest));
+        Self { revalidated: self.revalidated, ..Self::new(asked, received, self.age, self.date) }
     }
 
     /// What neither of two answers is later than.
@@ -105,13 +119,14 @@ impl Origin {
 
     /// Whether this answer was provably made after the other one, as far as the two say: asked for once the other
     /// was there, and not older by `Date` or `Age`, without any tolerance. Of two with one `Date`, which has whole
-    /// seconds, only one that comes from no cache counts as newer.
+    /// seconds, only one that comes from no cache counts as newer. The word that an earlier answer still holds never does:
+    /// the validators of some servers stay the same when the content changes.
     pub fn is_newer_than(&self, other: &Origin) -> bool {
         let by_date = match (self.date, other.date) {
             (Some(own), Some(other)) => own > other || (own == other && self.age.is_none()),
             _ => true,
         };
-        by_date && self.earliest_by_age() >= other.latest_by_age()
+        !self.revalidated && by_date && self.earliest_by_age() >= other.latest_by_age()
     }
 
     /// RFC 9111 §4.2.3 counts the age from when the answer was asked for.

@@ -31,8 +31,17 @@ pub struct Published {
     /// Of the answer that brought the keys; none before the first.
     origin: Option<Origin>,
     withdrawn: Arc<Vec<Withdrawn>>,
-    /// Keys in hand that older answers have brought, with the origins of those.
-    brought: Arc<Vec<(KeyName, Origin)>>,
+    /// Keys in hand that older answers have brought.
+    brought: Arc<Vec<Brought>>,
+}
+
+/// A key in hand that an answer has brought which is older than the one in hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Brought {
+    /// Which key.
+    pub key: KeyName,
+    /// Of the answer that brought it.
+    pub by: Origin,
 }
 
 /// A key that was withdrawn.
@@ -65,6 +74,21 @@ impl Published {
         Self { keys, origin: Some(origin), withdrawn: Arc::new(withdrawn), ..Self::default() }
     }
 
+    /// The same, where older answers have brought some of the keys: a later one by the clock of those may take them away.
+    /// Of keys that are not in hand nothing is kept.
+    #[must_use]
+    pub fn with_brought(self, brought: impl IntoIterator<Item = Brought>) -> Self {
+        let mut kept: Vec<Brought> = Vec::new();
+        let in_hand = |one: &Brought| self.keys.keys().iter().any(|key| one.key.is_material_of(key));
+        for one in brought.into_iter().filter(in_hand) {
+            match kept.iter_mut().find(|known| known.key.is_same_material(&one.key)) {
+                Some(known) => known.by = known.by.later_of(one.by),
+                None => kept.push(one),
+            }
+        }
+        Self { brought: Arc::new(kept), ..self }
+    }
+
     /// Keys of the configuration, which no answer brought.
     pub fn configured(keys: Arc<KeySet>) -> Self {
         Self { keys, ..Self::default() }
@@ -90,6 +114,11 @@ impl Published {
     /// When the answer that brought them was made.
     pub fn origin(&self) -> Option<&Origin> {
         self.origin.as_ref()
+    }
+
+    /// The keys in hand that older answers have brought.
+    pub fn brought(&self) -> &[Brought] {
+        &self.brought
     }
 
     /// The keys that were withdrawn.
@@ -145,15 +174,16 @@ impl Published {
         // What an older answer has brought, a later one by the same clock may take away again.
         let shown = |key: &KeyName| answer.keys().iter().any(|one| key.is_material_of(one));
         let (gone, still): (Vec<_>, Vec<_>) =
-            self.brought.iter().cloned().partition(|(key, by)| !shown(key) && !origin.is_older_than(by));
+            self.brought.iter().cloned().partition(|one| !shown(&one.key) && !origin.is_older_than(&one.by));
         if unseen.is_empty() && gone.is_empty() {
             return (self.clone(), Effect::Older { added: false });
         }
-        let stays = |key: &Key| !gone.iter().any(|(gone, _)| gone.is_material_of(key));
+        let stays = |key: &Key| !gone.iter().any(|gone| gone.key.is_material_of(key));
         let keys = self.keys.filtered(stays, WITHDRAWN).with(unseen.iter().map(|key| Arc::clone(key)));
-        let brought = still.into_iter().chain(unseen.iter().map(|key| (key.name(), origin))).collect();
+        let unseen = unseen.iter().map(|key| Brought { key: key.name(), by: origin });
+        let brought = still.into_iter().chain(unseen).collect();
         let mut withdrawn = self.withdrawn.to_vec();
-        gone.into_iter().for_each(|(key, _)| note(&mut withdrawn, key, origin));
+        gone.into_iter().for_each(|gone| note(&mut withdrawn, gone.key, origin));
         let (keys, withdrawn) = (Arc::new(keys), Arc::new(bounded(withdrawn)));
         let published = Self { keys, withdrawn, brought: Arc::new(brought), ..self.clone() };
         (published, Effect::Older { added: true })

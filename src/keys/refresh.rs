@@ -276,6 +276,9 @@ impl Shared {
             Ok(fetched) => {
                 let fresh_for = fetched.fresh_for;
                 let by = if fetched.origin.is_kept() { GivenBy::Cache } else { GivenBy::Issuer };
+                if !fetched.place_asked {
+                    state.place_remembered = state.place_remembered.max(number);
+                }
                 match self.store(&mut state, trigger, fetched) {
                     FetchOutcome::Older => (FetchOutcome::Older, Ending::Older, None),
                     outcome => (outcome, Ending::Succeeded { fresh_for, by }, None),
@@ -334,7 +337,12 @@ impl Shared {
             before.generation == 0 || matches!(effect, Effect::Renewed | Effect::Older { added: true });
         let generation = before.generation + u64::from(changed);
         let (outcome, confirmed) = match effect {
-            Effect::Older { .. } => (FetchOutcome::Older, base.confirmed),
+            // What it has added or shown to be gone came from the source, and is written down.
+            Effect::Older { added: true } => {
+                let by = Confirmation::Source;
+                (FetchOutcome::Older, base.confirmed.map(|confirmed| Confirmed { by, ..confirmed }))
+            }
+            Effect::Older { added: false } => (FetchOutcome::Older, base.confirmed),
             _ if changed => (FetchOutcome::Renewed, Some(self.confirmed_now())),
             _ => (FetchOutcome::Unchanged, Some(self.confirmed_now())),
         };

@@ -7,8 +7,7 @@
 //! removed where it cannot be replaced.
 //!
 //! It is JSON: `{"sha256": ..., "content": {"issuer", "source", "fetched_at", "keys", "origin", "withdrawn",
-//! "written"}}`, the
-//! digest being that of the content's text.
+//! "brought", "written"}}`, the digest being that of the content's text.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -27,7 +26,7 @@ use crate::validation::key_set::{KeySet, KeySetError};
 
 use super::folder::{DiskFolder, FileThreads, Folder, FolderError};
 use super::origin::Origin;
-use super::published::{Published, Withdrawn};
+use super::published::{Brought, Published, Withdrawn};
 
 /// How far ahead the time of a snapshot may be: clocks are set now and then.
 const CLOCK_SLACK: Duration = Duration::from_secs(300);
@@ -191,6 +190,8 @@ struct Content {
     #[serde(default)]
     withdrawn: Vec<Withdrawn>,
     #[serde(default)]
+    brought: Vec<Brought>,
+    #[serde(default)]
     written: Option<Written>,
 }
 
@@ -291,7 +292,9 @@ impl SnapshotFile {
         } else {
             let jwks = serde_json::json!({ "keys": content.keys }).to_string();
             let keys = KeySet::parse(jwks.as_bytes()).map_err(SnapshotError::KeySet)?;
-            Published::restored(Arc::new(keys), present.read(origin, content.written.as_ref()), withdrawn)
+            let here = |origin| present.read(origin, content.written.as_ref());
+            let brought = content.brought.iter().cloned().map(|one| Brought { by: here(one.by), ..one });
+            Published::restored(Arc::new(keys), here(origin), withdrawn).with_brought(brought)
         };
         let age = present.wall.as_secs_f64() - content.fetched_at;
         let unusable = if content.source != self.source {
@@ -353,6 +356,7 @@ impl SnapshotFile {
             keys: published.keys().keys().iter().filter_map(|key| key.public_jwk()).collect(),
             origin: published.origin().copied(),
             withdrawn: published.withdrawn().to_vec(),
+            brought: published.brought().to_vec(),
             written: Some(Written { micros: present.micros, boot_time: present.boot_time.clone() }),
         });
         let sealed = content
@@ -369,8 +373,13 @@ fn merged(before: &Snapshot, own: &Published, fetched_at: UnixTime) -> (Publishe
     };
     let older = before.published.origin().is_some_and(|theirs| origin.is_older_than(theirs));
     let (published, _effect) = before.published.after(own.keys(), *origin);
+    // Of a key that is new to the file because an older answer of this process has it, this process knows which one.
+    let is_known = |one: &&Brought| own.brought().iter().any(|own| own.key.is_same_material(&one.key));
+    let added = published.brought().iter().filter(|one| !is_known(one));
+    let brought: Vec<Brought> =
+        own.brought().iter().chain(before.published.brought()).chain(added).cloned().collect();
     let fetched_at = if older { before.fetched_at } else { fetched_at };
-    (published.without(own.withdrawn()), fetched_at)
+    (published.with_brought(brought).without(own.withdrawn()), fetched_at)
 }
 
 fn seal(content: &RawValue) -> String {

@@ -6,7 +6,7 @@
 //! No text that comes from a request or a token is ever put into an error.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock};
@@ -25,7 +25,9 @@ mod check;
 mod cost;
 mod syntax;
 
-use check::{Checked, Members};
+pub use check::Members;
+
+use check::Checked;
 
 /// The longest text of an error, in characters.
 const MAX_ERROR: usize = 200;
@@ -68,7 +70,7 @@ pub struct Facts<'a> {
     /// The headers, each name once and in lower case. May be left empty where
     /// [`Condition::reads_headers`] is false.
     pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-    /// The query parameters, each name once. May be left empty where [`Condition::reads_query`] is false.
+    /// The query parameters, each name once. May be left empty where [`Condition::query`] has none.
     pub query: Vec<(Cow<'a, str>, Cow<'a, str>)>,
     /// Who the proxy got the request from, where it says so.
     pub source_address: Option<&'a str>,
@@ -172,9 +174,24 @@ impl Condition {
         self.0.checked.headers.any()
     }
 
-    /// Whether it reads any of `request.query`.
-    pub fn reads_query(&self) -> bool {
-        self.0.checked.query.any()
+    /// Whether it reads `request.method`.
+    pub fn reads_method(&self) -> bool {
+        self.0.checked.request.contains("method")
+    }
+
+    /// Which of `request.headers` it reads, by their names in lower case.
+    pub fn headers(&self) -> &Members {
+        &self.0.checked.headers
+    }
+
+    /// Those of them whose whole value, or its beginning or end, it compares with something.
+    pub fn compared_headers(&self) -> &BTreeSet<String> {
+        &self.0.checked.compared_headers
+    }
+
+    /// Which of `request.query` it reads.
+    pub fn query(&self) -> &Members {
+        &self.0.checked.query
     }
 
     /// Whether it holds of these facts.

@@ -1,53 +1,78 @@
-//! Paths in the one form in which rules compare them, and which paths have no such form.
+//! Paths in the one form in which rules compare them, and which targets have no such form.
 //!
-//! Pure. A path that two programs may read as two different ones is *ambiguous*: a rule must not choose one of
-//! the readings, since the upstream may choose the other.
+//! Pure. The proxy forwards the target as the client wrote it, and the upstream reads it in its own way. So a target
+//! is judged only where every program reads the same path in it: what two programs read as two paths is refused
+//! rather than resolved, since resolving it here would choose one of the readings while the upstream chooses the other.
 
 use std::borrow::Cow;
 
 /// A request's path as rules see it, without its query.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RequestPath<'a> {
-    /// Everybody reads it as this.
-    Canonical(Cow<'a, str>),
-    /// Programs differ about it. Held in its best reading: what is ambiguous stands in it as it was sent.
-    Ambiguous(String),
+pub struct RequestPath<'a> {
+    merged: Cow<'a, str>,
+    unmerged: Option<String>,
+    ambiguous: bool,
 }
 
+/// A target that no rule may judge: programs resolve it to different paths, or cut it at different places. It has a dot
+/// segment in some spelling (RFC 3986 §5.2.4), `//` at its start (§4.2: what follows is a host), or a fragment (§3.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotPlain;
+
 impl RequestPath<'_> {
-    /// The path to compare, ambiguous or not.
+    /// The path to compare, ambiguous or not, with repeated slashes made one.
     pub fn as_str(&self) -> &str {
-        match self {
-            RequestPath::Canonical(path) => path,
-            RequestPath::Ambiguous(path) => path,
-        }
+        &self.merged
     }
 
-    /// Whether programs differ about it.
+    /// The path to compare with its repeated slashes, where it has any.
+    pub fn unmerged(&self) -> Option<&str> {
+        self.unmerged.as_deref()
+    }
+
+    /// Whether programs differ about where its segments end or what they are called.
     pub fn is_ambiguous(&self) -> bool {
-        matches!(self, RequestPath::Ambiguous(_))
+        self.ambiguous
     }
 }
 
 /// The path of a request target (RFC 9112 §3.2) in canonical form: the query cut off, what needs no
-/// percent-encoding decoded, everything else encoded with upper-case digits, dot segments resolved (RFC 3986 §5.2.4)
-/// and repeated slashes made one. Its case is kept.
+/// percent-encoding decoded, everything else encoded with upper-case digits. Its case is kept.
 ///
 /// Ambiguous are: an encoded slash, backslash, semicolon, control character or second encoding (`%25` before
-/// two hexadecimal digits); a backslash, a semicolon, a fragment; a `%` without two digits; what is not UTF-8
-/// when it is decoded; and whatever does not begin with a slash.
-pub fn canonical(target: &[u8]) -> RequestPath<'_> {
+/// two hexadecimal digits); a backslash, a semicolon; a `%` without two digits; what is not UTF-8 when it is decoded;
+/// and whatever does not begin with a slash.
+///
+/// # Errors
+/// [`NotPlain`], whatever else the target is.
+pub fn canonical(target: &[u8]) -> Result<RequestPath<'_>, NotPlain> {
+    if target.contains(&b'#') {
+        return Err(NotPlain);
+    }
     let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
     if is_plain(path)
         && let Ok(path) = std::str::from_utf8(path)
     {
-        return RequestPath::Canonical(Cow::Borrowed(path));
+        return Ok(RequestPath { merged: Cow::Borrowed(path), unmerged: None, ambiguous: false });
+    }
+    if !is_the_same_place_in_every_reading(path) {
+        return Err(NotPlain);
     }
     let mut reader = Reader { rest: path, ambiguous: path.first() != Some(&b'/') };
-    let written = reader.write();
+    let mut written = reader.write();
     reader.ambiguous |= is_encoded_twice(&written) || !is_utf8_when_decoded(path);
-    let resolved = resolve(&written);
-    if reader.ambiguous { RequestPath::Ambiguous(resolved) } else { RequestPath::Canonical(resolved.into()) }
+    if !written.starts_with('/') {
+        written.insert(0, '/');
+    }
+    let unmerged = written.contains("//").then(|| written.clone());
+    let merged = if unmerged.is_some() { merge_slashes(&written) } else { written };
+    Ok(RequestPath { merged: merged.into(), unmerged, ambiguous: reader.ambiguous })
+}
+
+/// Whether a target has only octets that can stand in a request line: no space, no control character, no DEL
+/// (RFC 9112 §3.2). A raw space is where some programs end the target.
+pub fn is_one_word(target: &[u8]) -> bool {
+    !target.iter().any(|byte| *byte == b' ' || byte.is_ascii_control())
 }
 
 /// The query of a request target: what stands behind its first question mark.
@@ -91,7 +116,7 @@ impl Reader<'_> {
                 b'%' => self.write_encoded(&mut out),
                 b'/' => out.push('/'),
                 byte if is_literal(*byte) => out.push(char::from(*byte)),
-                b'\\' | b';' | b'#' => {
+                b'\\' | b';' => {
                     self.ambiguous = true;
                     out.push(char::from(*byte));
                 }
@@ -148,25 +173,75 @@ fn is_utf8_when_decoded(path: &[u8]) -> bool {
     percent_encoding::percent_decode(path).decode_utf8().is_ok()
 }
 
-/// Resolves dot segments and drops empty ones. What would lead above the root stays at the root.
-fn resolve(path: &str) -> String {
-    let mut segments: Vec<&str> = Vec::new();
-    let mut ends_in_folder = true;
-    for segment in path.split('/') {
-        ends_in_folder = matches!(segment, "" | "." | "..");
-        match segment {
-            "" | "." => {}
-            ".." => drop(segments.pop()),
-            name => segments.push(name),
+/// How often a path is decoded in search of what leads elsewhere. What can be decoded more often is taken for it.
+const MAX_DECODINGS: usize = 4;
+
+/// Whether no program that resolves this path, however often it decodes it first, leaves the place where it stands or
+/// takes its first segment for a host.
+fn is_the_same_place_in_every_reading(path: &[u8]) -> bool {
+    let mut reading = path.to_vec();
+    for _ in 0..MAX_DECODINGS {
+        if begins_with_a_host(&reading) || has_dot_segment(&reading) {
+            return false;
         }
+        let decoded = decode_leniently(&reading);
+        if decoded == reading {
+            return true;
+        }
+        reading = decoded;
     }
-    let mut out = String::with_capacity(path.len() + 1);
-    for segment in &segments {
-        out.push('/');
-        out.push_str(segment);
+    false
+}
+
+/// Programs differ about which of these separates segments.
+fn is_separator(byte: u8) -> bool {
+    matches!(byte, b'/' | b'\\')
+}
+
+fn begins_with_a_host(path: &[u8]) -> bool {
+    matches!(path, [first, second, ..] if is_separator(*first) && is_separator(*second))
+}
+
+/// A segment counts as what is left of it once its parameters (`..;x`), a NUL and what follows it, and the spaces around
+/// it are gone: there are programs that take each of these away first.
+fn has_dot_segment(path: &[u8]) -> bool {
+    path.split(|byte| is_separator(*byte)).any(|segment| {
+        let name = segment.split(|byte| matches!(byte, b';' | 0)).next().unwrap_or_default();
+        matches!(name.trim_ascii(), b"." | b"..")
+    })
+}
+
+/// Decodes what can be decoded, overlong UTF-8 included, and keeps the rest: as the most forgiving program would.
+fn decode_leniently(path: &[u8]) -> Vec<u8> {
+    let decoded: Vec<u8> = percent_encoding::percent_decode(path).collect();
+    let mut out = Vec::with_capacity(decoded.len());
+    let mut rest = decoded.as_slice();
+    while let Some((byte, behind)) = rest.split_first() {
+        let (octet, behind) = overlong_ascii(rest).unwrap_or((*byte, behind));
+        out.push(octet);
+        rest = behind;
     }
-    if ends_in_folder || out.is_empty() {
-        out.push('/');
+    out
+}
+
+/// An ASCII character in two, three or four octets of UTF-8, and what follows it (RFC 3629 §3 forbids it).
+fn overlong_ascii(octets: &[u8]) -> Option<(u8, &[u8])> {
+    match octets {
+        [lead @ (0xc0 | 0xc1), last @ 0x80..=0xbf, behind @ ..]
+        | [0xe0, lead @ (0x80 | 0x81), last @ 0x80..=0xbf, behind @ ..]
+        | [0xf0, 0x80, lead @ (0x80 | 0x81), last @ 0x80..=0xbf, behind @ ..] => {
+            Some(((lead & 1) << 6 | (last & 0x3f), behind))
+        }
+        _ => None,
+    }
+}
+
+fn merge_slashes(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for letter in path.chars() {
+        if letter != '/' || !out.ends_with('/') {
+            out.push(letter);
+        }
     }
     out
 }
@@ -177,6 +252,11 @@ mod tests {
 
     use super::*;
 
+    #[track_caller]
+    fn read(target: &[u8]) -> RequestPath<'_> {
+        canonical(target).unwrap_or_else(|_| panic!("{} is plain", String::from_utf8_lossy(target)))
+    }
+
     #[test]
     fn every_spelling_of_a_path_becomes_one() {
         for (target, expected) in [
@@ -185,24 +265,15 @@ mod tests {
             ("/admin/", "/admin/"),
             ("/admin?x=/../y", "/admin"),
             ("/public?/../admin", "/public"),
-            ("//admin", "/admin"),
             ("/a///b//", "/a/b/"),
-            ("/./admin/.", "/admin/"),
-            ("/x/../admin", "/admin"),
-            ("/x/..", "/"),
-            ("/../../admin", "/admin"),
-            ("/a/b/../../c/./d", "/c/d"),
             ("/%61dmin", "/admin"),
-            ("/%2e%2e/admin", "/admin"),
-            ("/x/%2E./admin", "/admin"),
-            ("/x/.%2e/admin", "/admin"),
             ("/ADMIN", "/ADMIN"),
             ("/admin.", "/admin."),
             ("/...", "/..."),
             ("/a..b/.c", "/a..b/.c"),
+            ("/..a/b../.well-known", "/..a/b../.well-known"),
             ("/users/%40me", "/users/@me"),
             ("/a%20b", "/a%20b"),
-            ("/a b", "/a%20b"),
             ("/caf\u{e9}", "/caf%C3%A9"),
             ("/caf%c3%a9", "/caf%C3%A9"),
             ("/e\u{301}", "/e%CC%81"),
@@ -211,18 +282,81 @@ mod tests {
             ("/100%25", "/100%25"),
             ("/a%25z", "/a%25z"),
             ("/?", "/"),
+            ("/?//..//", "/"),
         ] {
-            assert_eq!(canonical(target.as_bytes()), RequestPath::Canonical(expected.into()), "{target}");
+            let path = read(target.as_bytes());
+            assert_eq!((path.as_str(), path.is_ambiguous()), (expected, false), "{target}");
+        }
+    }
+
+    #[test]
+    fn repeated_slashes_are_read_in_both_ways() {
+        for (target, unmerged) in [
+            ("/a///b//", Some("/a///b//")),
+            ("/admin//users?x=//", Some("/admin//users")),
+            ("/%61//b", Some("/a//b")),
+            ("/a/b/?x=//", None),
+        ] {
+            assert_eq!(read(target.as_bytes()).unmerged(), unmerged, "{target}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_leads_elsewhere_in_some_reading_is_not_plain() {
+        let texts = [
+            "/.",
+            "/..",
+            "/./admin/",
+            "/admin/.",
+            "/x/../admin",
+            "/x/..",
+            "/../../admin",
+            "/%2e%2e/admin",
+            "/x/%2E./admin",
+            "/x/.%2e/admin",
+            "/admin//../users",
+            "/x/..%2fadmin",
+            "/x/..%2F..%2Fadmin",
+            "/x%2f..%2fadmin",
+            "/x%5c..%5cadmin",
+            "/x\\..\\admin",
+            "/x/..;/admin",
+            "/x/..;a=b/admin",
+            "/x/.%3b/admin",
+            "/x/..%00/admin",
+            "/x/..%20/admin",
+            "/%252e%252e/admin",
+            "/x%252f..%252fadmin",
+            "/%25%32%65%252%65/admin",
+            "/%25252e%25252e/admin",
+            "/x/%c0%ae%c0%ae/admin",
+            "/x/..%c0%afadmin",
+            "/x/%e0%80%ae%e0%80%ae/admin",
+            "/x/%f0%80%80%ae./admin",
+            "/a%25252525252541",
+            "//admin",
+            "//public/admin/users",
+            "///admin",
+            "/\\public/admin",
+            "/%2fpublic/admin",
+            "/%5cpublic/admin",
+            "\\\\public/admin",
+            "/a#b",
+            "/a?x#y",
+            "../admin",
+            "http://api.example.com/../admin",
+        ];
+        for target in texts {
+            assert_eq!(canonical(target.as_bytes()), Err(NotPlain), "{target}");
         }
     }
 
     #[test]
     fn a_path_that_programs_read_differently_is_ambiguous() {
-        let invalid: [&[u8]; 4] = [b"/\xff", b"/%ff", b"/%c0%af", b"/..%c0%afadmin"];
+        let invalid: [&[u8]; 3] = [b"/\xff", b"/%ff", b"/a%c0%af"];
         let texts = [
             "/a%2fb",
-            "/..%2Fadmin",
-            "/public%5c..%5cadmin",
+            "/a%5cb",
             "/a\\b",
             "/a%00",
             "/a%0d%0ab",
@@ -230,14 +364,11 @@ mod tests {
             "/admin;a=b",
             "/admin%3ba",
             "/;/admin",
-            "/%252e%252e/admin",
-            "/%25%32%65%252%65/admin",
             "/a%25%32f",
             "/a%252f",
             "/a%",
             "/a%zz",
             "/a%4",
-            "/a#b",
             "",
             "*",
             "admin",
@@ -245,7 +376,7 @@ mod tests {
             "api.example.com:443",
         ];
         for target in texts.iter().map(|text| text.as_bytes()).chain(invalid) {
-            assert!(canonical(target).is_ambiguous(), "{}", String::from_utf8_lossy(target));
+            assert!(read(target).is_ambiguous(), "{}", String::from_utf8_lossy(target));
         }
     }
 
@@ -253,11 +384,20 @@ mod tests {
     fn an_ambiguous_path_is_compared_as_it_was_sent() {
         for (target, expected) in [
             ("/files/a%2fb", "/files/a%2Fb"),
-            ("/files/../x;v=1", "/x;v=1"),
+            ("/files/x;v=1", "/files/x;v=1"),
             ("/files/100%", "/files/100%"),
             ("files", "/files"),
         ] {
-            assert_eq!(canonical(target.as_bytes()), RequestPath::Ambiguous(expected.to_owned()), "{target}");
+            assert_eq!(read(target.as_bytes()).as_str(), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_one_word() {
+        for (target, expected) in
+            [("/a?b=c d", false), ("/a b", false), ("/a\t", false), ("/a\u{7f}", false), ("/\u{e9}%20", true)]
+        {
+            assert_eq!(is_one_word(target.as_bytes()), expected, "{target:?}");
         }
     }
 
@@ -271,21 +411,25 @@ mod tests {
     proptest! {
         #[test]
         fn the_canonical_form_of_a_canonical_form_is_itself(target in "/[a-z%2eEfF0-9./;?\\\\\u{e9}]{0,24}") {
-            let once = canonical(target.as_bytes());
+            let Ok(once) = canonical(target.as_bytes()) else { return Ok(()) };
             prop_assume!(!once.is_ambiguous());
             let twice = canonical(once.as_str().as_bytes());
+            let twice = twice.expect("what is plain stays plain");
             prop_assert_eq!(once.as_str(), twice.as_str());
             prop_assert!(!twice.is_ambiguous());
         }
 
         #[test]
-        fn a_canonical_path_has_no_dot_segment_and_no_empty_one(target in prop::collection::vec(any::<u8>(), 0..64)) {
-            let path = canonical(&target);
+        fn a_path_that_is_judged_has_no_dot_segment_and_no_empty_one(
+            target in prop::collection::vec(prop::sample::select(b"/.%2eEfFcC0aA\\;?#\0 ab".to_vec()), 0..24)
+        ) {
+            let Ok(path) = canonical(&target) else { return Ok(()) };
             let segments: Vec<&str> = path.as_str().split('/').collect();
             let inner = segments.get(1..segments.len() - 1).unwrap_or_default();
             prop_assert!(path.as_str().starts_with('/'));
             prop_assert!(inner.iter().all(|segment| !segment.is_empty()), "{:?}", path);
-            prop_assert!(segments.iter().all(|segment| !matches!(*segment, "." | "..")), "{:?}", path);
+            let decoded = percent_encoding::percent_decode_str(path.as_str()).decode_utf8_lossy().into_owned();
+            prop_assert!(decoded.split(['/', '\\']).all(|segment| !matches!(segment, "." | "..")), "{:?}", path);
         }
     }
 }

@@ -115,6 +115,7 @@ pub(super) fn authorizer(parts: Vec<Part>, config: &Config, around: &Surrounding
         limits: config.limits,
         responses: config.responses.clone(),
         trusted_proxies: config.trusted_proxies.clone(),
+        trusted_headers: config.trusted_headers.clone(),
     };
     Authorizer::new(providers, templates, policy, around.clock.clone(), Arc::clone(&around.metrics))
 }

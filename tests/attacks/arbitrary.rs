@@ -13,6 +13,7 @@ use portcullis::access_request::AccessRequest;
 use portcullis::bearer_token::FoundToken;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey, with_claim};
 use portcullis::identity::upstream_changes;
+use portcullis::protected_headers::ProtectedHeaders;
 use portcullis::validation::json::{Json, JsonLimits};
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::provider::{Provider, TokenSource};
@@ -279,7 +280,7 @@ proptest! {
         let source = TokenSource::default();
         let request = AccessRequest::new(b"GET", b"api.example.com", b"/", std::iter::empty().collect());
         let token = FoundToken { text: "".into(), places: vec![&source] };
-        let changes = upstream_changes(&claims, &rules, &[], &request, &token, 8 * 1024);
+        let changes = upstream_changes(&claims, &rules, &ProtectedHeaders::default(), &request, &token, 8 * 1024);
         let changes = changes.expect("small enough");
         let header = |name: &str| {
             changes.set.iter().find(|(set, _)| set == name).map(|(_, value)| value.as_str())

@@ -131,6 +131,7 @@ impl World {
             limits: config.limits,
             responses: config.responses.clone(),
             trusted_proxies: config.trusted_proxies.clone(),
+            trusted_headers: config.trusted_headers.clone(),
         };
         Authorizer::new(Vec::new(), vec![Arc::clone(template)], policy, fixed_clock(), Arc::default())
     }

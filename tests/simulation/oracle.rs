@@ -55,7 +55,9 @@ impl Seen {
     /// An answer has these keys.
     pub fn answer(&mut self, keys: &[Shown], times: Times) {
         for (key, seen) in &mut self.keys {
-            let later = times.made > seen.had.made
+            // What a cache has kept tells its age in whole seconds.
+            let apart = if times.made < times.asked { TOLERANCE as u64 } else { 0 };
+            let later = times.made > seen.had.made + apart
                 && times.asked >= seen.had.received
                 && times.dated + TOLERANCE >= seen.dated;
             if !keys.contains(key) && later && seen.lacked.is_none_or(|lacked| lacked < times) {
@@ -68,7 +70,8 @@ impl Seen {
             let seen = self.keys.entry(key.clone()).or_insert(first);
             seen.had = seen.had.max(times);
             seen.dated = seen.dated.max(times.dated);
-            if seen.lacked.is_none_or(|lacked| lacked < times) {
+            // Where no time passes between two, the order in which they came is that in which they were made.
+            if seen.lacked.is_none_or(|lacked| lacked <= times) {
                 seen.gone_since = None;
             }
         }
@@ -104,7 +107,7 @@ impl Seen {
             known.lacked = known.lacked.max(seen.lacked);
         }
         for seen in left.keys.values_mut() {
-            seen.gone_since = seen.lacked.is_some_and(|lacked| lacked >= seen.had).then(Instant::now);
+            seen.gone_since = seen.lacked.is_some_and(|lacked| lacked > seen.had).then(Instant::now);
         }
         left
     }

@@ -72,6 +72,7 @@ impl Process {
             limits: Limits::default(),
             responses: Responses::default(),
             trusted_proxies: Vec::new(),
+            trusted_headers: Vec::new(),
         };
         let authorizer =
             Authorizer::new(vec![keyed], Vec::new(), policy, clock.clone(), Arc::clone(&metrics));

@@ -171,6 +171,7 @@ providers:
         limits: config.limits,
         responses: config.responses,
         trusted_proxies: config.trusted_proxies,
+        trusted_headers: config.trusted_headers,
     };
     let authorizer = Authorizer::new(Vec::new(), vec![Arc::clone(&realms)], policy, clock, Arc::default());
     (Arc::new(authorizer), realms)

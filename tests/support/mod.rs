@@ -24,6 +24,7 @@ use envoy_types::pb::envoy::service::auth::v3::authorization_client::Authorizati
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
 use envoy_types::pb::google::protobuf::value::Kind;
+use portcullis::access_request::ClaimHeaders;
 use portcullis::app::App;
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{Issuer, SigningKey};
@@ -134,6 +135,7 @@ pub fn config(providers: Vec<ProviderConfig>) -> Config {
         rules: Rules::default(),
         responses: Responses::default(),
         trusted_proxies: vec!["127.0.0.0/8".parse().expect("a network")],
+        trusted_headers: Vec::new(),
         limits: Limits::default(),
         shutdown: Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(1) },
         log: Log::default(),
@@ -144,7 +146,12 @@ pub fn config(providers: Vec<ProviderConfig>) -> Config {
 /// The same with an HTTP door for each profile, in the order of [`Profile::NAMED`].
 pub fn with_http_doors(mut config: Config) -> Config {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let door = |(_, profile)| HttpListener { address, profile, tls: None };
+    let door = |(_, profile)| HttpListener {
+        address,
+        profile,
+        client_headers: ClaimHeaders::PerhapsKept,
+        tls: None,
+    };
     config.listen.forward_auth = Profile::NAMED.into_iter().map(door).collect();
     config
 }

@@ -157,7 +157,7 @@ impl Fetch for Script {
                     let keys = KeySet::parse(jwks.as_bytes()).map_err(FetchError::KeySet)?;
                     let origin = Origin::new(asked, ask.clock.now_micros(), age, date);
                     let (keys, place, caches) = (Arc::new(keys), "script".to_owned(), String::new());
-                    Ok(Fetched { keys, origin, place, caches, fresh_for })
+                    Ok(Fetched { keys, origin, place, caches, fresh_for, place_asked: true })
                 }
             }
         })

@@ -139,6 +139,52 @@ async fn a_forced_fetch_asks_the_document_again_where_the_remembered_url_brings_
     assert_eq!(bearer(&old).await, "key_unknown");
 }
 
+#[tokio::test]
+async fn a_document_that_is_older_by_its_date_alone_leads_to_a_key_that_a_token_needs() {
+    let (server, old, new) = (KeyServer::start().await, key("old"), key("new"));
+    let issuer = server.http("");
+    let moved = Arc::new(AtomicBool::new(false));
+    let (has_moved, base) = (Arc::clone(&moved), issuer.clone());
+    let (at_old, at_new) = (Answer::keys(&[&old]), Answer::keys(&[&new]));
+    server.on(move |request| match request.target.as_str() {
+        "/old" => at_old.clone(),
+        "/new" => at_new.clone(),
+        // Of a replica whose clock is a minute behind.
+        _ if has_moved.load(Ordering::SeqCst) => {
+            Answer::document(&base, format!("{base}/new")).header("date", date(-60))
+        }
+        _ => Answer::document(&base, format!("{base}/old")).header("date", date(0)),
+    });
+    let config = configured(&[provider("demo", &issuer, "allow_http: true", PROMPT)]);
+    let service = Running::start(config, fixed_clock()).await;
+    let bearer = async |key: &SigningKey| {
+        service.bearer(&crate::house::token_of(&issuer, key, NOW + 60)).await.reason().to_owned()
+    };
+    assert_eq!(bearer(&old).await, "ok");
+    moved.store(true, Ordering::SeqCst);
+    assert_eq!(bearer(&key("made-up")).await, "key_unknown");
+    assert_eq!(bearer(&new).await, "ok");
+}
+
+#[tokio::test]
+async fn after_a_restart_too_an_answer_by_the_same_clock_takes_away_what_an_older_one_has_brought() {
+    let (folder, server, old) = (folder(), KeyServer::start().await, key("old"));
+    let [first, second] = ["new", "newer"].map(key);
+    server.always(dated(&[&old], 0));
+    let service = start(&server, folder.path(), PROMPT).await;
+    eventually("a snapshot", async || kept_kids(folder.path()) == ["old"]).await;
+    // A replica whose clock is a minute behind is the only one that is left.
+    server.always(dated(&[&first], -60));
+    assert_eq!(service.bearer(&token(&first)).await.reason(), "ok");
+    eventually("the snapshot follows", async || kept_kids(folder.path()) == ["old", "new"]).await;
+    drop(service);
+    server.always(dated(&[&second], -60));
+    let service = start(&server, folder.path(), PROMPT).await;
+    assert_eq!(service.bearer(&token(&second)).await.reason(), "ok");
+    assert_ne!(service.bearer(&token(&first)).await.reason(), "ok");
+    eventually("nor has the snapshot", async || !kept_kids(folder.path()).contains(&"new".to_owned())).await;
+}
+
 /// A provider whose last good set is kept in this folder.
 fn keeping(server: &KeyServer, folder: &Path, refresh: &str) -> String {
     let refresh = refresh.replace('{', &format!("{{snapshot_dir: '{}', ", folder.display()));

@@ -43,26 +43,36 @@ const TYPES: [&str; 10] =
 /// The macros that loop, as they are written.
 const LOOPS: [&str; 6] = ["all", "exists", "exists_one", "existsOne", "filter", "map"];
 
+/// Methods that hold the beginning or the end of a text against something: as with `==`, a second value joined to the
+/// first changes what they say.
+const COMPARING: [&str; 2] = ["startsWith", "endsWith"];
+
 /// Functions whose argument is read at once where it is written out.
 const CONVERSIONS: [&str; 6] = ["bool", "double", "duration", "int", "timestamp", "uint"];
 
 /// Which members of a map are read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Members {
+pub struct Members {
     /// All of them, or which ones is not known.
-    pub(super) all: bool,
+    pub all: bool,
     /// These at least.
-    pub(super) names: BTreeSet<String>,
+    pub names: BTreeSet<String>,
 }
 
 impl Members {
+    /// These and those of another.
+    pub fn add(&mut self, other: &Members) {
+        self.all |= other.all;
+        self.names.extend(other.names.iter().cloned());
+    }
+
     /// Whether anything is read at all.
-    pub(super) fn any(&self) -> bool {
+    pub fn any(&self) -> bool {
         self.all || !self.names.is_empty()
     }
 
     /// Whether this one is read.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         self.all || self.names.contains(name)
     }
 }
@@ -72,6 +82,8 @@ impl Members {
 pub(super) struct Checked {
     pub(super) claims: Members,
     pub(super) headers: Members,
+    /// Those of `headers` that stand where a whole value, its beginning or its end is compared.
+    pub(super) compared_headers: BTreeSet<String>,
     pub(super) query: Members,
     /// The other members of `request` that are read.
     pub(super) request: BTreeSet<&'static str>,
@@ -286,6 +298,7 @@ impl<'a> Checker<'a> {
                 kind => Err(self.fault(expr, format!("`-` does not go with {}", kind.one()))),
             },
             (name, None, [left, right]) if is_operator(name) => {
+                self.note_compared([left, right]);
                 let (left, right) = (self.kind(left)?, self.kind(right)?);
                 binary(name, left, right).ok_or_else(|| {
                     self.fault(
@@ -341,6 +354,7 @@ impl<'a> Checker<'a> {
             self.member(element, place, name)?;
             return Ok(Bool);
         }
+        self.note_compared([element]);
         let kind = self.kind(element)?;
         if let Expr::List(list) = &whole.expr {
             for candidate in &list.elements {
@@ -388,7 +402,16 @@ impl<'a> Checker<'a> {
             }
         }
         self.written_out(expr, name, &arguments)?;
+        if COMPARING.contains(&name) {
+            self.note_compared(arguments.iter().copied());
+        }
         Ok(first.gives)
+    }
+
+    /// Notes which of these are headers.
+    fn note_compared<'e>(&mut self, operands: impl IntoIterator<Item = &'e IdedExpr>) {
+        let names = operands.into_iter().filter_map(header).map(str::to_owned);
+        self.found.compared_headers.extend(names);
     }
 
     /// What has to be written out, or is, is read now.
@@ -483,6 +506,20 @@ fn place(expr: &IdedExpr) -> Option<Place> {
         Expr::Select(select) if !select.test && is_request(&select.operand) => match select.field.as_str() {
             "headers" => Some(Place::Headers),
             "query" => Some(Place::Query),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The name of the header whose value this is.
+fn header(expr: &IdedExpr) -> Option<&str> {
+    match &expr.expr {
+        Expr::Select(select) if !select.test => {
+            matches!(place(&select.operand), Some(Place::Headers)).then_some(select.field.as_str())
+        }
+        Expr::Call(call) if call.func_name == operators::INDEX => match call.args.as_slice() {
+            [whole, index] if matches!(place(whole), Some(Place::Headers)) => text(index),
             _ => None,
         },
         _ => None,

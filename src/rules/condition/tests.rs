@@ -322,7 +322,7 @@ fn a_condition_says_what_it_reads() {
             (condition.reads_path(), "path"),
             (condition.reads_host(), "host"),
             (condition.reads_headers(), "headers"),
-            (condition.reads_query(), "query"),
+            (condition.query().any(), "query"),
         ];
         let read: Vec<&str> = read.iter().filter(|(reads, _)| *reads).map(|(_, name)| *name).collect();
         assert_eq!(read.join(" "), reads, "{source}");

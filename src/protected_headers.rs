@@ -1,0 +1,286 @@
+//! Which headers of a client's request must not reach the upstream as the client sent them, and what a client must not
+//! say about its connection.
+//!
+//! Pure. The upstream believes what a decision was about: identity, the method, the path, the host, and whatever a rule
+//! has read. So nothing that an upstream would take for one of these may be the client's own word, in any of the
+//! spellings that servers fold into one name (CGI, WSGI, Rack and PHP make `_` of `-`, others of whatever is neither a
+//! letter nor a digit).
+
+use crate::access_request::AccessRequest;
+use crate::bearer_token::source_header;
+use crate::rules::Rules;
+use crate::validation::provider::{Provider, TokenSource};
+
+/// Believed instead of the path or the host of the request line, by one framework or another.
+pub const PATH_AND_HOST: [&str; 10] = [
+    "x-original-url",
+    "x-rewrite-url",
+    "x-original-uri",
+    "x-forwarded-uri",
+    "x-forwarded-path",
+    "x-forwarded-prefix",
+    "x-forwarded-host",
+    "x-host",
+    "x-original-host",
+    "forwarded",
+];
+
+/// Believed instead of the method.
+const METHOD: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+
+/// What is told about headers that an upstream would believe, under one configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProtectedHeaders {
+    claims: Vec<String>,
+    overrides: Vec<String>,
+    read: Vec<String>,
+    reads_all: bool,
+    hidden: Vec<TokenSource>,
+}
+
+/// What a header of a client's request is to the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protected {
+    /// A claim header under its own name: the answer sets it, or removes it.
+    Claim,
+    /// A header that takes the place of the method, the path or the host.
+    Override,
+    /// Another spelling of one of these, or of a header that the decision reads.
+    LookAlike,
+}
+
+impl ProtectedHeaders {
+    /// Those of a configuration. Override headers are protected where rules look at what they replace, except the
+    /// `trusted` ones (in lower case), which an outer proxy sets.
+    pub fn new<'a>(providers: impl Iterator<Item = &'a Provider>, rules: &Rules, trusted: &[String]) -> Self {
+        let mut overrides: Vec<&str> = Vec::new();
+        if rules.look_at_paths() || rules.look_at_hosts() {
+            overrides.extend(PATH_AND_HOST);
+        }
+        if rules.look_at_methods() {
+            overrides.extend(METHOD);
+        }
+        overrides.retain(|name| !trusted.iter().any(|trusted| trusted == name));
+        let by_rules = rules.headers_read();
+        let mut protected = Self {
+            overrides: overrides.into_iter().map(str::to_owned).collect(),
+            read: by_rules.names.into_iter().chain(trusted.iter().cloned()).collect(),
+            reads_all: by_rules.all,
+            ..Self::default()
+        };
+        for provider in providers {
+            protected.add(provider);
+        }
+        protected
+    }
+
+    fn add(&mut self, provider: &Provider) {
+        let claims = provider.claim_headers.iter().map(|header| &header.header);
+        add_new(&mut self.claims, claims.chain(&provider.payload_header).cloned());
+        add_new(&mut self.read, provider.token_from.iter().filter_map(source_header).map(str::to_owned));
+        if !provider.forward_token {
+            add_new(&mut self.hidden, provider.token_from.iter().cloned());
+        }
+    }
+
+    /// The claim headers of all providers.
+    pub fn claims(&self) -> &[String] {
+        &self.claims
+    }
+
+    /// The headers that take the place of what rules look at.
+    pub fn overrides(&self) -> &[String] {
+        &self.overrides
+    }
+
+    /// The headers that a decision reads, beside those of its door.
+    pub fn read(&self) -> &[String] {
+        &self.read
+    }
+
+    /// The places of tokens that no upstream is meant to see.
+    pub fn hidden(&self) -> &[TokenSource] {
+        &self.hidden
+    }
+
+    /// What a header of this name is; `None` where it may pass. `of_the_proxy` are those in which the door's own proxy
+    /// speaks.
+    pub fn kind_of(&self, name: &[u8], of_the_proxy: &[&str]) -> Option<Protected> {
+        let is = |known: &&str| name.eq_ignore_ascii_case(known.as_bytes());
+        let texts = |names: &'_ [String]| names.iter().map(String::as_str).any(|known| is(&known));
+        if texts(&self.claims) {
+            return Some(Protected::Claim);
+        }
+        if of_the_proxy.iter().any(is) || texts(&self.read) {
+            return None;
+        }
+        if texts(&self.overrides) {
+            return Some(Protected::Override);
+        }
+        let all = [&self.claims, &self.overrides, &self.read].into_iter().flatten().map(String::as_str);
+        let is_alike = all.chain(of_the_proxy.iter().copied()).any(|known| alike(name, known));
+        let is_folded = || name.iter().any(|byte| !byte.is_ascii_alphanumeric() && *byte != b'-');
+        (is_alike || (self.reads_all && is_folded())).then_some(Protected::LookAlike)
+    }
+
+    /// Whether what the client says about its connection (RFC 9110 §7.6.1) leaves the request as it is judged.
+    ///
+    /// # Errors
+    /// What is wrong, for the log: an upgrade to HTTP/2 without TLS, after which the upstream takes requests that nobody
+    /// judges, or a header that the decision is about and that a proxy on the way would take away.
+    pub fn check_connection(&self, request: &AccessRequest<'_>) -> Result<(), &'static str> {
+        let headers = &request.headers;
+        let is_h2c = |item: &[u8]| item.to_ascii_lowercase().starts_with(b"h2c");
+        if headers.all("http2-settings").next().is_some() || items(request, "upgrade").any(is_h2c) {
+            return Err(
+                "an upgrade to h2c: the proxy's file in deploy/ lets no upgrade but websocket through",
+            );
+        }
+        let is_ours = |item: &[u8]| {
+            item.eq_ignore_ascii_case(b"host")
+                || self.kind_of(item, request.of_the_proxy).is_some()
+                || self
+                    .read
+                    .iter()
+                    .map(String::as_str)
+                    .chain(request.of_the_proxy.iter().copied())
+                    .any(|known| item.eq_ignore_ascii_case(known.as_bytes()))
+        };
+        if ["connection", "proxy-connection"].into_iter().any(|name| items(request, name).any(is_ours)) {
+            return Err("Connection names a header that the decision is about");
+        }
+        if items(request, "trailer").any(is_ours) {
+            return Err("Trailer names a header that the decision is about");
+        }
+        Ok(())
+    }
+}
+
+fn add_new<T: PartialEq>(known: &mut Vec<T>, more: impl Iterator<Item = T>) {
+    for one in more {
+        if !known.contains(&one) {
+            known.push(one);
+        }
+    }
+}
+
+/// The items of a header that is a list (RFC 9110 §5.6.1), over all its lines.
+fn items<'a>(request: &AccessRequest<'a>, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
+    let lines: Vec<&[u8]> = request.headers.all(name).collect();
+    lines.into_iter().flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
+}
+
+/// Whether a server that makes variables of header names (RFC 3875 §4.1.18) takes both for one: most turn `-` into `_`,
+/// some `.` too, and lighttpd everything but letters and digits.
+fn alike(sent: &[u8], known: &str) -> bool {
+    let folded = |byte: u8| match byte {
+        byte if byte.is_ascii_alphanumeric() => byte.to_ascii_lowercase(),
+        _ => b'-',
+    };
+    sent.len() == known.len() && sent.iter().zip(known.bytes()).all(|(a, b)| folded(*a) == folded(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::condition::Condition;
+    use crate::rules::{Effect, Match, PathPattern, Requirements, Rule};
+
+    fn rule(matches: Match, condition: Option<&str>) -> Rule {
+        let condition = condition.map(|source| Condition::compile(source).expect("a condition"));
+        Rule {
+            name: "rule".to_owned(),
+            matches,
+            ambiguous_paths: false,
+            effect: Effect::Require(Requirements { condition, ..Requirements::default() }),
+        }
+    }
+
+    fn protected(rules: Vec<Rule>) -> ProtectedHeaders {
+        let mut protected =
+            ProtectedHeaders::new([].into_iter(), &Rules::new(rules), &["x-forwarded-host".to_owned()]);
+        protected.claims.push("x-auth-subject".to_owned());
+        protected.read.push("x-token".to_owned());
+        protected
+    }
+
+    #[test]
+    fn only_other_spellings_of_the_same_length_and_letters_are_alike() {
+        for (sent, expected) in [
+            ("x_auth_subject", true),
+            ("x.auth.subject", true),
+            ("X_Auth-Subject", true),
+            ("x-auth-subject", true),
+            ("x-auth-subjects", false),
+            ("xauthsubject", false),
+            ("x-auth-sub ject", false),
+        ] {
+            assert_eq!(alike(sent.as_bytes(), "x-auth-subject"), expected, "{sent}");
+        }
+    }
+
+    #[test]
+    fn a_header_is_protected_where_the_decision_is_about_what_it_says() {
+        use Protected::{Claim, LookAlike, Override};
+        let by_path = Match { path: Some(PathPattern::Prefix("/a".to_owned())), ..Match::default() };
+        let by_method = Match { methods: vec!["GET".to_owned()], ..Match::default() };
+        let everything = protected(vec![
+            rule(by_path, Some(r#"request.headers["x-tenant"] == "acme""#)),
+            rule(by_method, None),
+        ]);
+        let nothing = protected(Vec::new());
+        for (name, with_rules, without) in [
+            ("X-Auth-Subject", Some(Claim), Some(Claim)),
+            ("x_auth_subject", Some(LookAlike), Some(LookAlike)),
+            ("x-token", None, None),
+            ("x_token", Some(LookAlike), Some(LookAlike)),
+            ("x-tenant", None, None),
+            ("X_Tenant", Some(LookAlike), None),
+            ("x-original-url", Some(Override), None),
+            ("x_original_url", Some(LookAlike), None),
+            ("x-original-uri", None, None),
+            ("x_original_uri", Some(LookAlike), Some(LookAlike)),
+            ("x-http-method-override", Some(Override), None),
+            ("x-forwarded-host", None, None),
+            ("x_forwarded_host", Some(LookAlike), Some(LookAlike)),
+            ("x-other", None, None),
+            ("x_other", None, None),
+        ] {
+            let kind = |protected: &ProtectedHeaders| protected.kind_of(name.as_bytes(), &["x-original-uri"]);
+            assert_eq!((kind(&everything), kind(&nothing)), (with_rules, without), "{name}");
+        }
+    }
+
+    #[test]
+    fn where_a_condition_may_read_any_header_none_may_have_a_name_that_is_folded() {
+        let any = protected(vec![rule(Match::default(), Some("request.headers[claims.name] == 'x'"))]);
+        assert_eq!(any.kind_of(b"x_other", &[]), Some(Protected::LookAlike));
+        assert_eq!(any.kind_of(b"x-other", &[]), None);
+    }
+
+    #[test]
+    fn a_connection_is_no_way_around_the_decision() {
+        for (name, value, expected) in [
+            ("connection", "keep-alive, Upgrade", true),
+            ("upgrade", "websocket", true),
+            ("upgrade", "h2c", false),
+            ("Upgrade", "websocket, H2C", false),
+            ("upgrade", "h2c/1", false),
+            ("HTTP2-Settings", "", false),
+            ("connection", "close, X-Auth-Subject", false),
+            ("connection", "x_auth_subject", false),
+            ("proxy-connection", "x-token", false),
+            ("connection", "Host", false),
+            ("connection", "x-original-uri", false),
+            ("connection", "x-other", true),
+            ("trailer", "X-Auth-Subject", false),
+            ("trailer", "Grpc-Status", true),
+        ] {
+            let headers = [(name.as_bytes(), value.as_bytes())].into_iter().collect();
+            let mut request = AccessRequest::new(b"GET", b"api.example.com", b"/", headers);
+            request.of_the_proxy = &["x-original-uri"];
+            let checked = protected(Vec::new()).check_connection(&request);
+            assert_eq!(checked.is_ok(), expected, "{name}: {value}");
+        }
+    }
+}

@@ -24,10 +24,10 @@ fn read_by_its_api(manifest: &Path) -> Output {
 #[test]
 fn every_field_of_the_manifests_is_one_of_the_apis() {
     for (file, kinds) in [
-        (ISTIO, ["install.istio.io/v1alpha1 IstioOperator", "security.istio.io/v1 AuthorizationPolicy"]),
+        (ISTIO, &["install.istio.io/v1alpha1 IstioOperator", "security.istio.io/v1 AuthorizationPolicy"][..]),
         (
             ENVOY_GATEWAY,
-            [
+            &[
                 "gateway.envoyproxy.io/v1alpha1 SecurityPolicy",
                 "gateway.networking.k8s.io/v1beta1 ReferenceGrant",
                 "admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy",

@@ -77,10 +77,10 @@ async fn answer(mut stream: TcpStream, requests: Arc<Mutex<Vec<String>>>) {
     );
     let mut frame = [0; MASKED.len()];
     if stream.write_all(head.as_bytes()).await.is_ok() && stream.read_exact(&mut frame).await.is_ok() {
-        let [kind, _length, a, b, c, d, payload @ ..] = frame;
+        let [kind, length, a, b, c, d, payload @ ..] = frame;
         let mask = [a, b, c, d];
         let unmasked = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
-        let answer: Vec<u8> = [kind, payload.len() as u8].into_iter().chain(unmasked).collect();
+        let answer: Vec<u8> = [kind, length & 0x7f].into_iter().chain(unmasked).collect();
         let _sent = stream.write_all(&answer).await;
     }
 }
@@ -92,12 +92,11 @@ async fn whole_request(stream: &mut TcpStream) -> Option<String> {
         let text = String::from_utf8_lossy(&octets).into_owned();
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
             let length = header(head, "content-length").map_or(0, |length| length.parse().expect("a number"));
-            let is_chunked = header(head, "transfer-encoding").is_some();
-            let is_whole = match is_chunked {
-                true => body.ends_with("\r\n\r\n"),
-                false => body.len() >= length,
+            let ends = match header(head, "transfer-encoding") {
+                Some(_chunked) => body.ends_with("\r\n\r\n"),
+                None => body.len() >= length,
             };
-            if is_whole {
+            if ends {
                 return Some(text);
             }
         }
@@ -160,7 +159,7 @@ pub async fn a_websocket_passes_with_a_token_and_not_without(recipe: Recipe) {
     assert_eq!(header(&requests[0], "x-auth-subject"), Some("alice"));
     let (_stream, head) = ask(stage.address(), &get("/orders", None, &handshake)).await;
     assert_eq!(status(&head), 401, "{head}");
-    assert_eq!(upstream.take(), [String::new(); 0]);
+    assert_eq!(upstream.take().len(), 0);
 }
 
 pub async fn no_upgrade_but_a_websocket_passes(recipe: Recipe) {
@@ -271,7 +270,6 @@ pub async fn what_frameworks_believe_is_true_or_not_there(recipe: Recipe) {
         "X-HTTP-Method-Override",
         "X-HTTP-Method",
         "X-Method-Override",
-        "x_http_method_override",
     ];
     for name in names {
         upstream.take();
@@ -299,6 +297,6 @@ pub async fn several_hosts_are_not_the_last_of_them(recipe: Recipe) {
         let request = format!("GET /orders HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
         let (_stream, head) = ask(stage.address(), &request).await;
         assert!(matches!(status(&head), 400 | 401), "{hosts}: {head}");
-        assert_eq!(upstream.take(), [String::new(); 0], "{hosts}");
+        assert_eq!(upstream.take().len(), 0, "{hosts}");
     }
 }

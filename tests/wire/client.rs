@@ -69,6 +69,7 @@ pub async fn send(address: SocketAddr, case: &Case, filling: &Filling<'_>) -> Ve
             Step::Send(bytes) => connection.write(&filling.fill(bytes)).await,
             Step::Continue => connection.answer().await == Some(100),
             Step::Switched => connection.answer().await == Some(101),
+            Step::Answered => connection.opens_tunnel().await,
             Step::Http2(frames) => {
                 if !opened {
                     opened = connection.write(PREFACE).await;
@@ -134,6 +135,12 @@ impl Connection {
                 return None;
             }
         }
+    }
+
+    /// Whether the answer is 200, whose head alone counts: what follows CONNECT's is a tunnel.
+    async fn opens_tunnel(&mut self) -> bool {
+        self.head_only = true;
+        self.answer().await == Some(200)
     }
 
     /// Reads until there are so many final answers, or there is no more.

@@ -234,20 +234,20 @@ fn credentials(token: Option<&str>, head: &Head, faults: &mut Vec<String>) {
 
 /// No protocol but WebSocket, nothing unjudged behind a request, and no hop that could take a header away.
 fn connection(head: &Head, received: &Received, faults: &mut Vec<String>) {
-    let protocols = folded(head, "upgrade");
+    let protocols = head.values("upgrade");
     if !protocols.is_empty() && !matches!(protocols[..], [one] if one.eq_ignore_ascii_case(b"websocket")) {
         faults.push(format!("an upgrade to {:?}", texts(&protocols)));
     }
-    if !folded(head, "http2-settings").is_empty() {
+    if !head.values("http2-settings").is_empty() {
         faults.push("HTTP2-Settings".to_owned());
     }
-    if head.method == b"CONNECT" {
-        faults.push("CONNECT".to_owned());
+    if head.method == b"CONNECT" && !head.target.starts_with(b"/") {
+        faults.push("a tunnel to another host".to_owned());
     }
     if !received.tunnel.is_empty() && protocols.is_empty() {
         faults.push("bytes behind it that nobody judged".to_owned());
     }
-    for value in folded(head, "connection") {
+    for value in head.values("connection") {
         let value = latin1(value).to_ascii_lowercase();
         let mut options = value.split(',').map(|option| fold(option.trim()));
         let strange = options.find(|name| {

@@ -26,6 +26,8 @@ pub enum Step {
     Continue,
     /// Waits for an answer, and goes on where it is 101.
     Switched,
+    /// Waits for an answer, and goes on where it is 200.
+    Answered,
     /// Opens an HTTP/2 connection (the first time) and sends these frames.
     Http2(Vec<Frame>),
 }

@@ -685,6 +685,21 @@ fn connections() -> Vec<Case> {
     let refused = || request("POST", "/admin/x").sized(SMUGGLED);
     let large = SMUGGLED.repeat((1 << 20) / SMUGGLED.len());
     vec![
+        raw(
+            "CONNECT with an open path, and what follows",
+            Nobody,
+            [line("CONNECT /open/x HTTP/1.1").bytes(), SMUGGLED.into()].concat(),
+        )
+        .answers(2),
+        steps(
+            "CONNECT with an open path, and what follows its answer",
+            Nobody,
+            vec![
+                Step::Send(line("CONNECT /open/x HTTP/1.1").bytes()),
+                Step::Answered,
+                Step::Send(SMUGGLED.into()),
+            ],
+        ),
         pipeline("a refused request behind an allowed one", Nobody, &[open(), get("/admin/x")]),
         pipeline("an allowed request behind a refused one", Nobody, &[get("/admin/x"), open()]),
         pipeline("a refused request whose body is a request", Nobody, &[refused(), open()]),

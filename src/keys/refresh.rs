@@ -52,7 +52,11 @@ pub(super) async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
         }
         // Listened to before the next start is asked for, so that no move in between is missed.
         let mut moved_up = pin!(shared.budget.moved_up());
-        moved_up.as_mut().enable();
+        // Who stands in no line is not told: there may be thousands.
+        let in_line = shared.budget.accounts().stands_in_line(shared.member);
+        if in_line {
+            moved_up.as_mut().enable();
+        }
         let next_start = shared.next_start();
         tokio::select! {
             biased;
@@ -67,7 +71,7 @@ pub(super) async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
                 }
             }
             () = shared.wake.notified() => {}
-            () = moved_up => {}
+            () = moved_up, if in_line => {}
             () = async {
                 match next_start {
                     Some(next_start) => shared.around.clock.sleep_until(next_start).await,

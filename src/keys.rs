@@ -52,6 +52,7 @@ use crate::validation::{Permanent, StaleCause, UnixTime, ValidationError};
 use self::budget::{Budget, Member};
 use self::fetch::{Fetch, FetchError, Wanted};
 use self::published::Published;
+pub(crate) use self::refresh::SNAPSHOT_PATIENCE;
 use self::schedule::{Caller, Schedule, Standing, Trigger};
 use self::snapshot::SnapshotFile;
 
@@ -268,6 +269,8 @@ struct State {
     ageing_told: bool,
     /// What the snapshot holds, until the first fetch has ended.
     pending: Option<KeySnapshot>,
+    /// Keys that the issuer had before, elsewhere or too long ago to count, until the first answer.
+    earlier: Option<Arc<KeySet>>,
     /// The keys that tokens wait for, of which no fetch has been told yet.
     wanted: Wanted,
     /// How many answers in a row were older than the set in hand, though no cache says to have kept them.
@@ -356,10 +359,11 @@ impl KeyCache {
     }
 
     /// What is known of the same issuer's keys from elsewhere, such as those of a source that this one replaces: keys
-    /// that were withdrawn there stay so here.
+    /// that were withdrawn there stay so here, and those that it has are withdrawn where the first answer here lacks them.
     pub fn learn_from(&self, other: &KeyCache) {
         let known = other.shared.snapshot.load_full();
         self.shared.learn_withdrawn(known.published.withdrawn());
+        self.shared.learn_earlier(known.published.keys());
     }
 
     /// A token of it was verified: of a realm the set is kept in its file from now on.
@@ -443,13 +447,14 @@ impl Shared {
     ) -> Self {
         let member = budget.accounts().join();
         let schedule = Schedule::new(policy.clone(), member, around.clock.monotonic());
-        let snapshot_awaited = around.clock.monotonic() + refresh::SNAPSHOT_PATIENCE;
+        let snapshot_awaited = around.clock.monotonic() + refresh::snapshot_patience(&policy);
         let state = State {
             schedule,
             last_trigger: None,
             last_error: None,
             ageing_told: false,
             pending: None,
+            earlier: None,
             wanted: Wanted::default(),
             older_in_a_row: 0,
             place_remembered: 0,

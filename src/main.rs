@@ -1,6 +1,7 @@
 //! The process: command line to function, and exit codes. It does nothing else.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use portcullis::commands::{demo, drill, explain, serve, validate};
@@ -23,8 +24,24 @@ enum Command {
     Drill(drill::DrillArgs),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// How long files that are still being written have at the end. A disk, a pipe or a resolver that does not answer keeps
+/// nobody from leaving.
+const LAST_WRITES: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("no threads can be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(run());
+    runtime.shutdown_timeout(LAST_WRITES);
+    code
+}
+
+async fn run() -> ExitCode {
     let command_line = match CommandLine::try_parse() {
         Ok(command_line) => command_line,
         // clap's own code for a mistake is 2, which is a denial to whoever asks `explain`.

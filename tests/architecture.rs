@@ -69,7 +69,7 @@ fn libraries_and_clocks_stay_in_their_rooms() {
     only_in(&["socket", "forward_auth"], "tokio_rustls");
     only_in(&["forward_auth", "commands"], "hyper_util");
     only_in(&["keys"], "h2::");
-    only_in(&["keys"], "headers::");
+    only_in(&["keys"], "use headers::");
     only_in(&["validation"], "jsonwebtoken");
     only_in(&["rules"], "cel::");
     only_in(&["rules"], "chrono::");

@@ -620,6 +620,43 @@ async fn a_snapshot_that_is_refused_is_told_and_replaced_by_the_next_fetch() {
     panic!("the damaged snapshot is still there");
 }
 
+/// An answer with a key of before, whose `Date` is so many seconds away from the start.
+async fn answers_with_the_key_of_before(script: &Script, before: &Script, date: i64, cache: &KeyCache) {
+    script.put_back(vec![script.key("b"), before.key("a")]);
+    script.dates_answers(None, Some(NOW + date));
+    assert!(ask(cache, "made-up").await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_of_another_place_or_of_long_ago_that_the_first_answer_lacks_takes_a_newer_one_to_come_back() {
+    for (source, at) in [("https://sso.example.com/elsewhere", NOW - 1), (SOURCE, NOW - 100_000)] {
+        let (folder, before, script) = (folder(), Script::publishing(&["a"]), Script::publishing(&["b"]));
+        let file = SnapshotFile::new(folder.path(), "p", ISSUER, source, 1 << 20);
+        leave(&file, before.key_set(), UnixTime::from_secs(at)).await;
+        script.dates_answers(None, Some(NOW));
+        let cache = starting(&script, folder.path());
+        assert_eq!(ask(&cache, "b").await, Ok(()));
+        answers_with_the_key_of_before(&script, &before, -600, &cache).await;
+        assert!(ask(&cache, "a").await.is_err(), "by an answer that is older");
+        sleep(10 * SECOND).await;
+        answers_with_the_key_of_before(&script, &before, 8, &cache).await;
+        assert_eq!(ask(&cache, "a").await, Ok(()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_of_the_source_before_that_the_new_one_lacks_takes_a_newer_answer_to_come_back() {
+    let (before, script) = (Script::publishing(&["a"]), Script::publishing(&["b"]));
+    let around = || Surroundings { clock: Clock::Fixed(now()), ..Surroundings::default() };
+    let old = warm_in(&before, policy(), around()).await;
+    script.dates_answers(None, Some(NOW));
+    let cache = fetching(&script, policy(), around());
+    cache.learn_from(&old);
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    answers_with_the_key_of_before(&script, &before, -600, &cache).await;
+    assert!(ask(&cache, "a").await.is_err(), "by an answer that is older");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_that_cannot_be_written_is_told_once_and_the_keys_serve_all_the_same() {
     let log = Log::start();

@@ -152,6 +152,23 @@ async fn a_disk_that_does_not_answer_holds_up_neither_the_worker_nor_the_first_k
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_token_that_came_first_is_served_though_the_disk_does_not_answer() {
+    let (disk, script) = (Slow::default(), Script::publishing(&["a"]));
+    let file = SnapshotFile::within(Arc::new(disk.clone()), "p", "i", "s", 1 << 20);
+    let fetch = Arc::new(script.clone());
+    let around = Surroundings::default();
+    let cache = KeyCache::fetched("p", policy(), fetch, around, None, Some(file), Arc::default());
+    let asking = tokio::spawn(async move { ask(&cache, "a").await });
+    settle().await;
+    tokio::time::advance(policy().wait - SECOND / 2).await;
+    settle().await;
+    let in_time = asking.is_finished();
+    disk.lets_go();
+    assert!(in_time);
+    assert_eq!(asking.await.expect("is answered"), Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_time_that_the_machine_slept_counts_for_ages_and_intervals() {
     let script = Script::publishing(&["a", "b"]);
     let clock = Arc::new(SimulatedClock::starting_at(UnixTime::from_secs(1_800_000_000)));

@@ -113,6 +113,20 @@ async fn every_case_of_the_tables_gets_its_verdict_under_its_rule() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[tokio::test]
+async fn a_header_that_takes_the_place_of_the_method_or_the_path_is_removed() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+    for name in ["x-http-method-override", "X-HTTP-Method", "x-original-url", "x_rewrite_url", "forwarded"] {
+        let ask = Ask::default().method("POST").path("/else").header(name, "DELETE");
+        let answer = service.ask(ask.header("authorization", format!("Bearer {token}"))).await;
+        assert_eq!(answer.reason(), "ok", "{name}");
+        let is_removed = answer.removed.iter().any(|removed| removed.eq_ignore_ascii_case(name));
+        assert!(is_removed, "{name}: {:?}", answer.removed);
+    }
+}
+
 /// The status that an HTTP door gives.
 fn status_at_door(service: &Running, profile: Profile, book: &Rulebook, case: &Case) -> u16 {
     let Case { method, host, target, .. } = *case;

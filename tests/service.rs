@@ -417,6 +417,55 @@ async fn serve_reloads_what_is_valid_keeps_serving_what_is_not_and_ends_with_0_o
     assert_eq!(served.0.wait().expect("it ends").code(), Some(0));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_ends_on_sigterm_though_a_file_does_not_answer() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (file, pipe) = (directory.path().join("p.yaml"), directory.path().join("pipe"));
+    let made = Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
+    assert!(made.success());
+    let issuer = Issuer::start().await.expect("bound");
+    issuer.rotate(SigningAlgorithm::ES256);
+    write_config(&file, (free_port(), free_port()), &issuer, "");
+    let mut served = Served::start(&pipe);
+    let mut log = BufReader::new(served.0.stderr.take().expect("piped"));
+    // Who looks at it for changes waits for another writer, who does not come.
+    std::fs::write(&pipe, std::fs::read(&file).expect("there")).expect("is read");
+    Served::wait_for(&mut log, &["\"serving\""]);
+    served.signal("-TERM");
+    Served::wait_for(&mut log, &["\"stopped\""]);
+    let ended = async {
+        loop {
+            match served.0.try_wait().expect("is asked") {
+                Some(status) => return status,
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let status = tokio::time::timeout(PATIENCE, ended).await.expect("it ends");
+    assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_a_pipe_for_a_while_is_read_again_once_it_is_a_file() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (file, other) = (directory.path().join("p.yaml"), directory.path().join("other"));
+    let issuer = Issuer::start().await.expect("bound");
+    issuer.rotate(SigningAlgorithm::ES256);
+    let ports = (free_port(), free_port());
+    write_config(&file, ports, &issuer, "");
+    let mut served = Served::start(&file);
+    let mut log = BufReader::new(served.0.stderr.take().expect("piped"));
+    Served::wait_for(&mut log, &["\"serving\""]);
+    let made = Command::new("mkfifo").arg(&other).status().expect("mkfifo runs");
+    assert!(made.success());
+    std::fs::rename(&other, &file).expect("is replaced");
+    served.signal("-HUP");
+    Served::wait_for(&mut log, &["not reloaded", "cannot be read within"]);
+    write_config(&other, ports, &issuer, "    claim_headers: {x-auth-subject: sub}\n");
+    std::fs::rename(&other, &file).expect("is replaced");
+    Served::wait_for(&mut log, &["configuration reloaded"]);
+}
+
 #[test]
 fn serve_ends_with_1_and_says_why_on_a_configuration_that_is_broken() {
     let directory = tempfile::tempdir().expect("a temporary directory");

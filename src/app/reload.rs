@@ -7,14 +7,19 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::sleep;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
 
 use crate::clock::{self, Instant};
-use crate::config::{Config, MAX_FILE_BYTES};
+use crate::config::{Config, ConfigErrors, MAX_FILE_BYTES};
 use crate::service::Service;
 
 /// How often the file is looked at for changes.
 const FILE_POLL: Duration = Duration::from_secs(2);
+
+/// How long the file, and a look at those that it names, may take: a disk or a pipe that does not answer holds up no
+/// later reload.
+const READING: Duration = Duration::from_secs(5);
 
 /// How long after one try the next begins to take over what stayed as it was.
 const RETRY: Duration = Duration::from_secs(10);
@@ -68,12 +73,25 @@ async fn come(moment: Option<Instant>) {
     }
 }
 
-/// As much of a file as is enough to see it change: one that is longer is refused anyway.
+/// As much of a file as is enough to see it change: one that is longer is refused anyway. `None` where there is none, it
+/// is a pipe, which would be waited for, or its disk does not answer.
 async fn beginning_of(file: &Path) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = tokio::fs::File::open(file).await.ok()?;
-    file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes).await.ok()?;
-    Some(bytes)
+    let read = async {
+        if !tokio::fs::metadata(file).await.ok()?.is_file() {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        let file = tokio::fs::File::open(file).await.ok()?;
+        file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes).await.ok()?;
+        Some(bytes)
+    };
+    timeout(READING, read).await.ok().flatten()
+}
+
+/// The configuration in a file, read on a thread of its own; `None` where that takes too long, or broke off.
+async fn load(file: &Path) -> Option<Result<Config, ConfigErrors>> {
+    let file = file.to_owned();
+    timeout(READING, spawn_blocking(move || Config::load(&file))).await.ok()?.ok()
 }
 
 /// The configuration that was read, and whether all of it runs from now on; `None` where nothing has changed.
@@ -83,9 +101,17 @@ async fn reload(
     last_good: &Config,
     file: &Path,
 ) -> Option<(Config, bool)> {
-    let config = match Config::load(file) {
-        Ok(config) => config,
-        Err(errors) => {
+    let config = match load(file).await {
+        Some(Ok(config)) => config,
+        None => {
+            tracing::error!(
+                "configuration not reloaded: it, or a file that it names, cannot be read within {} s",
+                READING.as_secs()
+            );
+            service.metrics().reload_rejected();
+            return None;
+        }
+        Some(Err(errors)) => {
             for error in errors.iter() {
                 tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
             }

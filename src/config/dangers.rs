@@ -65,9 +65,10 @@ pub(super) fn warn_of_rules(elements: &[Cursor<'_>], rules: &[Rule]) {
         if rule.effect == Effect::Anonymous && everywhere {
             element.warn("lets everybody pass to every path: name the paths that are public");
         }
-        if rule.ambiguous_paths && everywhere && rules.len() > 1 {
-            element.warn(
-                "takes in every ambiguous path, such as /public/..%2fadmin, whatever the other rules say of what the upstream makes of it",
+        if rule.ambiguous_paths {
+            let at = element.peek("ambiguous_paths");
+            at.as_ref().unwrap_or(element).warn(
+                "paths such as /files/a%2fb pass: right only if the upstream does not decode them before it looks at them",
             );
         }
     }

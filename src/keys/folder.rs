@@ -33,6 +33,12 @@ impl Default for FileThreads {
 }
 
 impl FileThreads {
+    /// A share of which a disk that does not answer has taken every thread.
+    #[cfg(test)]
+    pub(crate) fn taken() -> Self {
+        Self(Arc::new(Semaphore::new(0)))
+    }
+
     /// Does this on a thread, once there is one; `None` if it panicked.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let place = Arc::clone(&self.0).acquire_owned().await.ok()?;

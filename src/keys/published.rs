@@ -165,6 +165,19 @@ impl Published {
         Self { keys: Arc::new(keys), origin, withdrawn: Arc::new(bounded(all)), ..self.clone() }
     }
 
+    /// The same where these keys were published before, elsewhere or too long ago to count: those that the set in hand
+    /// lacks are withdrawn.
+    #[must_use]
+    pub fn after_earlier(&self, earlier: &KeySet) -> Self {
+        let Some(origin) = self.origin else { return self.clone() };
+        let mut withdrawn = self.withdrawn.to_vec();
+        let gone = self.keys.lacks(earlier).filter(|key| {
+            key.thumbprint().is_some() && !self.keys.has_material_of(key) && !self.has_withdrawn(key)
+        });
+        gone.for_each(|key| note(&mut withdrawn, key.name(), origin));
+        Self { withdrawn: Arc::new(bounded(withdrawn)), ..self.clone() }
+    }
+
     fn with_unseen(&self, answer: &KeySet, usable: &KeySet, origin: Origin) -> (Self, Effect) {
         if origin.has_age() {
             return (self.clone(), Effect::Older { added: false });

@@ -22,6 +22,7 @@ use super::schedule::{Begun, Ending, GivenBy, Trigger};
 use super::snapshot::{NotStored, Outdated, Present, Snapshot, SnapshotFile};
 use super::{Confirmation, Confirmed, KeySnapshot, Shared, State};
 use crate::clock::Instant;
+use crate::config::RefreshPolicy;
 use crate::telemetry::{FetchOutcome, on_one_line};
 use crate::validation::key_set::{Key, KeySet, KeySetError};
 
@@ -31,8 +32,16 @@ const FILE_POLL: Duration = Duration::from_secs(2);
 /// Of how many keys one refresh logs what became of them.
 const LOGGED_KEYS: usize = 20;
 
-/// How long after the start the first answer waits for a snapshot that a slow disk does not bring.
-pub(super) const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long after the start the first answer waits at most for a snapshot that a slow disk does not bring.
+pub(crate) const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// And at least, however short a request's wait is: a disk that is merely busy brings it by then.
+const LEAST_PATIENCE: Duration = Duration::from_millis(250);
+
+/// Half of what a request waits, so that the token that opened a realm is still served by the first answer.
+pub(super) fn snapshot_patience(policy: &RefreshPolicy) -> Duration {
+    (policy.wait / 2).clamp(LEAST_PATIENCE, SNAPSHOT_PATIENCE)
+}
 
 /// After so many answers in a row that are older by their date alone, and that no cache says to have kept, it is the
 /// issuer's clock that was set back: the next one counts, whatever its date.
@@ -52,7 +61,11 @@ pub(super) async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
         }
         // Listened to before the next start is asked for, so that no move in between is missed.
         let mut moved_up = pin!(shared.budget.moved_up());
-        moved_up.as_mut().enable();
+        // Who stands in no line is not told: there may be thousands.
+        let in_line = shared.budget.accounts().stands_in_line(shared.member);
+        if in_line {
+            moved_up.as_mut().enable();
+        }
         let next_start = shared.next_start();
         tokio::select! {
             biased;
@@ -67,7 +80,7 @@ pub(super) async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
                 }
             }
             () = shared.wake.notified() => {}
-            () = moved_up => {}
+            () = moved_up, if in_line => {}
             () = async {
                 match next_start {
                     Some(next_start) => shared.around.clock.sleep_until(next_start).await,
@@ -222,7 +235,12 @@ impl Shared {
         // A file was there, so its name is not made up: it is brought up to date.
         self.kept.store(true, Ordering::Release);
         let published = published.without(current.published.withdrawn());
-        if unusable.is_some() || published.origin().is_none() || current.generation > 0 {
+        if unusable.is_some() {
+            drop(state);
+            self.learn_earlier(published.keys());
+            return;
+        }
+        if published.origin().is_none() || current.generation > 0 {
             return;
         }
         let max_stale = self.policy.max_stale;
@@ -251,6 +269,18 @@ impl Shared {
         }
         let current = self.snapshot.load_full();
         let published = current.published.without(withdrawn);
+        self.snapshot.store(Arc::new(KeySnapshot { published, ..(*current).clone() }));
+    }
+
+    /// Takes note of keys that the issuer had before, elsewhere or too long ago to count.
+    pub(super) fn learn_earlier(&self, keys: &Arc<KeySet>) {
+        let mut state = self.state();
+        let current = self.snapshot.load_full();
+        if current.published.origin().is_none() {
+            state.earlier = Some(Arc::clone(keys));
+            return;
+        }
+        let published = current.published.after_earlier(keys);
         self.snapshot.store(Arc::new(KeySnapshot { published, ..(*current).clone() }));
     }
 
@@ -326,7 +356,12 @@ impl Shared {
         let lapsed = (by_date_alone && state.older_in_a_row >= OLDER_IN_A_ROW)
             || base.confirmed.is_some_and(|confirmed| confirmed.age(self.now()) > self.policy.max_stale);
         let known = if lapsed { base.published.undated() } else { base.published.clone() };
-        let (published, effect) = known.after(&fetched.keys, fetched.origin);
+        let (mut published, effect) = known.after(&fetched.keys, fetched.origin);
+        if published.origin().is_some()
+            && let Some(earlier) = state.earlier.take()
+        {
+            published = published.after_earlier(&earlier);
+        }
         // What caches have kept says nothing of the issuer's clock.
         match effect {
             Effect::Older { .. } if by_date_alone => state.older_in_a_row += 1,

@@ -226,9 +226,11 @@ impl Schedule {
         if cause == StaleCause::UnknownKid && failed_just_now {
             return Standing::Failed;
         }
-        // Demanded also for a caller that cannot wait for it: the next one finds the keys there.
+        // Demanded also for a caller that cannot wait for it: the next one finds the keys there. But it is turned away,
+        // and goes before nobody who waits.
         self.demand(cause).next = true;
-        accounts.stand_in_line(cause, self.member);
+        let turn = accounts.turn_if_awaited(cause, self.member, self.spacing(cause), now);
+        accounts.stand_in_line(cause, self.member, (turn <= deadline).then_some(deadline));
         // Whatever starts a fetch, it serves everybody who waits.
         let start = self.next_start(accounts, now);
         if start.is_none_or(|start| start > deadline) { Standing::OutOfReach } else { Standing::Demanded }
@@ -248,7 +250,7 @@ impl Schedule {
         if self.under_way.len() >= MAX_UNDER_WAY {
             return Standing::UnderWay;
         }
-        if accounts.turn(cause, self.member, spacing, now) > latest {
+        if accounts.turn_if_awaited(cause, self.member, spacing, now) > latest {
             return Standing::UnderWay;
         }
         // It stands in line from then on: before that it would hold up who is behind it.
@@ -293,7 +295,7 @@ impl Schedule {
             let Demand { next, beside } = *self.demand_ref(*cause);
             let due = if alone { next } else { beside.is_some_and(|from| from <= now) };
             if due && !alone {
-                accounts.stand_in_line(*cause, self.member);
+                accounts.stand_in_line(*cause, self.member, Some(now + self.policy.wait));
             }
             due && accounts.take(*cause, self.member, self.spacing(*cause), now)
         });

@@ -65,7 +65,7 @@ fn decoded(text: &[u8]) -> Option<Cow<'_, str>> {
 fn folded(name: &str) -> String {
     let name = name.split('\0').next().unwrap_or_default().trim_start_matches(' ');
     let base = match name.find('[') {
-        Some(at) if at > 0 => name.get(..at).unwrap_or_default(),
+        Some(at) if at > 0 && name.contains(']') => name.get(..at).unwrap_or_default(),
         _ => name,
     };
     base.chars()

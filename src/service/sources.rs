@@ -17,13 +17,13 @@ use crate::keys::http::HttpKeys;
 use crate::keys::http_client::HttpClient;
 use crate::keys::names::RealmNames;
 use crate::keys::snapshot::SnapshotFile;
-use crate::keys::{KeyCache, Surroundings};
+use crate::keys::{KeyCache, SNAPSHOT_PATIENCE, Surroundings};
 use crate::validation::provider::Provider;
 
 use super::ServiceError;
 
-/// How long a cache may take to take in an answer that is there already.
-const TAKE_IN: Duration = Duration::from_secs(1);
+/// How long a cache may take to take in an answer that is there already: it waits for its snapshot first.
+const TAKE_IN: Duration = SNAPSHOT_PATIENCE.saturating_add(Duration::from_secs(1));
 
 /// One of the issuers that a provider stands for.
 #[derive(Clone)]
@@ -223,4 +223,43 @@ pub(super) fn http_client(config: &ProviderConfig) -> Result<Arc<HttpClient>, Se
     HttpClient::new(config.http.clone(), max_bytes, timeout).map(Arc::new).map_err(|error| {
         ServiceError(format!("providers: {}: no HTTP client: {error}", config.provider.name))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::validation::key_set::KeySet;
+
+    const CONFIG: &str = "
+listen: {ext_authz: 127.0.0.1:0}
+providers:
+  - name: p
+    issuer: https://sso.example.com
+    jwks_uri: https://sso.example.com/keys
+    audiences: [api]
+    refresh: {snapshot_dir: /nowhere}
+";
+    const JWKS: &[u8] =
+        br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_taken_in_though_the_disk_of_the_snapshot_does_not_answer() {
+        let config = Config::parse(CONFIG, &|_| None).expect("is valid").providers.remove(0);
+        let keys = KeySet::parse(JWKS).expect("a key set");
+        let first = Mutex::new(Some(Fetched::locally(keys, String::new(), 0, 0)));
+        let fetch = Arc::new(WithFirst { first, rest: Arc::new(FileKeys::at(Path::new("/"), 1)) });
+        let realm = Realm {
+            name: "a".to_owned(),
+            http: http_client(&config).expect("is made"),
+            budget: Arc::default(),
+            files: FileThreads::taken(),
+        };
+        let source = Source { fetch, place: "https://sso.example.com/keys".to_owned() };
+        let answered = Answered { config, realm: Some(realm), source };
+        let taken_in = answered.keyed(None, None, &Surroundings::default()).await;
+        assert!(taken_in.expect("is taken in").keys.has_keys());
+    }
 }

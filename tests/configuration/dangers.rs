@@ -46,8 +46,8 @@ fn what_is_dangerous_is_told_where_it_stands() {
         (
             rules(&["match: {path: /a}, deny: true", "ambiguous_paths: allow"]),
             9,
-            "rules[1]",
-            "every ambiguous path",
+            "rules[1].ambiguous_paths",
+            "does not decode them",
         ),
         (
             format!("{MINIMAL}trusted_proxies: [10.0.0.0/8, 0.0.0.0/0]\n"),
@@ -117,7 +117,7 @@ fn what_is_meant_is_not_told() {
             "match: {path: /healthz}, allow: anonymous",
             "match: {path_prefix: /public}, allow: anonymous",
         ]),
-        rules(&["match: {path_prefix: /files}, ambiguous_paths: allow", "match: {path: /a}, deny: true"]),
+        rules(&["match: {path_prefix: /files}, ambiguous_paths: refuse", "match: {path: /a}, deny: true"]),
     ] {
         assert_eq!(warnings(&text), [], "{text}");
     }

@@ -15,12 +15,15 @@ fn rule(text: &str) -> String {
 fn a_rule_that_says_what_cannot_be_is_refused_where_it_stands() {
     let long = "match: {path_regex: '(a{1000}){1000}'}, deny: true".to_owned();
     for (text, path, message) in [
-        ("match: {path: admin}, deny: true", "match.path", "begins with a slash"),
-        ("match: {path: '/a%2fb'}, deny: true", "match.path", "without %2f"),
+        ("match: {path: admin}, deny: true", "match.path", "begins with one slash"),
+        ("match: {path: '/a%2fb'}, deny: true", "match.path", "%2f"),
         ("match: {path: '/a;b'}, deny: true", "match.path", "semicolons"),
         ("match: {path: '/a?b=c'}, deny: true", "match.path", "leave the query out"),
         ("match: {path: ''}, deny: true", "match.path", "missing"),
-        ("match: {path_prefix: '*'}, deny: true", "match.path_prefix", "begins with a slash"),
+        ("match: {path_prefix: '*'}, deny: true", "match.path_prefix", "begins with one slash"),
+        ("match: {path: '/a/../b'}, deny: true", "match.path", "`..` as segments"),
+        ("match: {path_prefix: '/a//b'}, deny: true", "match.path_prefix", "`//`"),
+        ("match: {methods: [get]}, deny: true", "match.methods[0]", "write GET"),
         ("match: {path_regex: '('}, deny: true", "match.path_regex", "unclosed group"),
         ("match: {path_regex: 'a)(b'}, deny: true", "match.path_regex", "unopened group"),
         ("match: {path_regex: '(?=a)'}, deny: true", "match.path_regex", "look-around"),

@@ -200,10 +200,13 @@ pub const RULE_CASES: &[Case] = &[
         "ok",
         "write",
     ),
-    // A method is compared with its case, and no header changes it.
+    // A method is in upper case, since many frameworks fold it.
     with("DELETE", "/orders", &[], ANY, "ok", ""),
-    with("DELETE", "/orders", &[("x-http-method-override", "GET")], ANY, "ok", ""),
+    with("delete", "/orders", &[], READ, "request_malformed", ""),
+    with("Get", "/healthz", &[], Bearer::None, "request_malformed", ""),
     with("GETT", "/orders", &[], ANY, "ok", ""),
+    // A header that a condition compares has one value.
+    with("GET", "/tenants/acme/x", &[("x-tenant", "acme,globex")], ANY, "request_malformed", "tenant"),
     // Hosts.
     at("partner.example.com", "/by-host", Bearer::Partner, "ok", "partners"),
     at("PARTNER.example.com.:8443", "/by-host", Bearer::Partner, "ok", "partners"),
@@ -252,22 +255,30 @@ pub const RULE_CASES: &[Case] = &[
 
 /// Every spelling of a path falls under the rule of the path, or under none: E19, E20 and E21 of the attacks.
 pub const PATH_CASES: &[Case] = &[
-    get("//admin", USER, "rule_denied", "admin"),
-    get("/./admin", USER, "rule_denied", "admin"),
-    get("/x/../admin", USER, "rule_denied", "admin"),
-    get("/public/../admin", Bearer::None, "token_missing", "admin"),
-    get("/public/%2e%2e/admin", Bearer::None, "token_missing", "admin"),
-    get("/public/.%2E/admin", Bearer::None, "token_missing", "admin"),
+    rewritten("//admin", USER, 403),
+    rewritten("/./admin", USER, 403),
+    rewritten("/x/../admin", USER, 403),
+    rewritten("/public/../admin", Bearer::None, 401),
+    rewritten("/public/%2e%2e/admin", Bearer::None, 401),
+    rewritten("/public/.%2E/admin", Bearer::None, 401),
     get("/%61dmin", USER, "rule_denied", "admin"),
-    get("/public/..//admin/", Bearer::None, "token_missing", "admin"),
+    rewritten("/public/..//admin/", Bearer::None, 401),
     get("/public?/../admin", Bearer::None, "anonymous", "public"),
     get("/admin?/../public", Bearer::None, "token_missing", "admin"),
     get("/public/%41", Bearer::None, "anonymous", "public"),
+    // Repeated slashes mean one path where both readings fall under one rule, and no condition reads them.
+    with("GET", "/admin//users", &[], USER, "rule_denied", "admin"),
+    with("GET", "/admin//users", &[], ADMIN, "ok", "admin"),
+    get("/public///x", Bearer::None, "anonymous", "public"),
+    Case { normalized: Some(401), ..get("/v1//a", Bearer::None, "request_malformed", "") },
+    with("GET", "/tenants//acme", &[("x-tenant", "acme")], ANY, "request_malformed", ""),
+    rewritten("/admin//../users", Bearer::None, 401),
+    rewritten("//public/admin/users", Bearer::None, 200),
     get("/ADMIN", ANY, "ok", ""),
     get("/admin.", ANY, "ok", ""),
     get("/public%20", Bearer::None, "token_missing", ""),
-    get("/public%3f/../admin", Bearer::None, "token_missing", "admin"),
-    get("/public%23/../admin", Bearer::None, "token_missing", "admin"),
+    rewritten("/public%3f/../admin", Bearer::None, 401),
+    rewritten("/public%23/../admin", Bearer::None, 401),
     get("/public#/../admin", Bearer::None, "request_malformed", ""),
     get("/public/..%2fadmin", Bearer::None, "request_malformed", ""),
     get("/public/..%5cadmin", Bearer::None, "request_malformed", ""),
@@ -288,7 +299,10 @@ pub const PATH_CASES: &[Case] = &[
     get("/files/a%3bb", ANY, "ok", "files"),
     get("/files/a;v=1", ANY, "ok", "files"),
     get("/files/%252f", ANY, "ok", "files"),
-    get("/files/../admin;x", USER, "request_malformed", "admin"),
+    // But nothing that climbs.
+    get("/files/x/..%2f..%2fadmin/users", ANY, "request_malformed", ""),
+    get("/files/%252e%252e%252fadmin", ANY, "request_malformed", ""),
+    rewritten("/files/../admin;x", USER, 400),
     get("/files/a;v=1", Bearer::None, "token_missing", "files"),
 ];
 

@@ -5,10 +5,16 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
 
-use portcullis::clock::Clock;
+use portcullis::clock::{Clock, SteadyClock};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
+use portcullis::keys::origin::Origin;
+use portcullis::keys::published::Published;
+use portcullis::keys::snapshot::{Present, SnapshotFile};
 use portcullis::validation::UnixTime;
+use portcullis::validation::key_set::KeySet;
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
@@ -336,4 +342,32 @@ async fn a_set_serves_no_longer_than_max_stale_and_then_nobody_is_blamed() {
     eventually("it is back", async || house.service.bearer(&token(&house.key)).await.is_allowed()).await;
     assert!(fetches(&house.service, "scheduled", "failed").await > 0);
     assert_eq!(status(&house.service, "demo").await["last_error"], json!(null));
+}
+
+#[tokio::test]
+async fn an_older_set_takes_no_key_out_of_a_newer_file() {
+    let folder = folder();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("own folder");
+    let clock = Clock::Fixed(UnixTime::from_secs(NOW));
+    let line = SteadyClock::beginning_now(&clock);
+    let file = SnapshotFile::new(folder.path(), "p", ISSUER, "https://sso.example.com/keys", 1 << 20);
+    let (a, b) = (key("a"), key("b"));
+    let set = |keys: &[&SigningKey]| {
+        let keys: Vec<Value> = keys.iter().map(|key| json!(key.public_jwk())).collect();
+        Arc::new(KeySet::parse(json!({"keys": keys}).to_string().as_bytes()).expect("a key set"))
+    };
+    let now = line.now_micros();
+    let store = async |keys, seconds_ago: i64| {
+        let asked = now - seconds_ago * 1_000_000;
+        let published = Published::restored(keys, Origin::at(asked, asked), Vec::new());
+        let wall = UnixTime::from_secs(NOW - seconds_ago);
+        file.store(published, wall, Present::of(&clock, &line)).await.expect("the folder can be written to");
+    };
+    store(set(&[&a, &b]), 10).await;
+    store(set(&[&a]), 60).await;
+    let read = file.read(Present::of(&clock, &line), Duration::from_secs(3600)).await;
+    let read = read.expect("a snapshot").expect("is there");
+    let kids: Vec<&str> = read.published.keys().keys().iter().filter_map(|key| key.kid()).collect();
+    assert_eq!(kids, ["a", "b"]);
+    assert_eq!(read.fetched_at.as_secs_f64(), (NOW - 10) as f64);
 }

@@ -69,6 +69,7 @@ pub async fn send(address: SocketAddr, case: &Case, filling: &Filling<'_>) -> Ve
             Step::Send(bytes) => connection.write(&filling.fill(bytes)).await,
             Step::Continue => connection.answer().await == Some(100),
             Step::Switched => connection.answer().await == Some(101),
+            Step::Refused => connection.answer().await.is_some_and(|status| status != 101),
             Step::Answered => connection.opens_tunnel().await,
             Step::Http2(frames) => {
                 if !opened {

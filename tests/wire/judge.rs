@@ -25,6 +25,9 @@ const PATHS: [&str; 6] = [
     "x-forwarded-prefix",
 ];
 
+/// Headers by which frameworks take a prefix of the path away.
+const PREFIXES: [&str; 2] = ["script-name", "x-script-name"];
+
 /// Headers that frameworks take the host from.
 const HOSTS: [&str; 3] = ["x-forwarded-host", "x-host", "x-original-host"];
 
@@ -171,6 +174,11 @@ fn overrides(head: &Head, meanings: &Meanings, faults: &mut Vec<String>) {
             if !value.is_empty() && !paths(value).is_subset(&meanings.paths) {
                 faults.push(format!("{name}: {}", latin1(value)));
             }
+        }
+    }
+    for name in PREFIXES {
+        for value in folded(head, name) {
+            faults.push(format!("{name}: {}", latin1(value)));
         }
     }
     for name in HOSTS {

@@ -28,6 +28,8 @@ pub enum Step {
     Switched,
     /// Waits for an answer, and goes on where it is 200.
     Answered,
+    /// Waits for an answer, and goes on where it is not 101.
+    Refused,
     /// Opens an HTTP/2 connection (the first time) and sends these frames.
     Http2(Vec<Frame>),
 }

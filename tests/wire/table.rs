@@ -85,6 +85,8 @@ fn paths() -> Vec<Case> {
         ("4", Alice, "/files/%c0%ae%c0%ae/admin/users"),
         ("4", Alice, "/files/%2e%2e/admin/users"),
         ("4", Alice, "/files%2f..%2fadmin/users"),
+        ("", Nobody, "/_portcullis"),
+        ("", Nobody, "/_portcullis?x"),
         ("", Alice, "//admin/users"),
         ("", Alice, "///admin/users"),
         ("", Alice, "/%61dmin/users"),
@@ -280,6 +282,17 @@ fn overrides() -> Vec<Case> {
     ] {
         cases.push(case(format!("6 {field:?} without a token"), Nobody, get("/public/x").with(field)));
         cases.push(case(format!("6 {field:?} with one"), Alice, get("/x").with(field)));
+    }
+    for field in [
+        "SCRIPT_NAME: /public",
+        "Script_Name: /public",
+        "Script-Name: /public",
+        "X-Script-Name: /public",
+        "X_SCRIPT_NAME: /public",
+    ] {
+        // The path that is left begins where the prefix ends.
+        let message = get("/public/admin/users").with(field);
+        cases.push(case(format!("6 {field:?} takes a prefix away"), Nobody, message));
     }
     for field in [
         "X-Forwarded-Method: GET\r\nX-Forwarded-Uri: /public/x\r\nX-Forwarded-Host: public.example.com",

@@ -1,5 +1,6 @@
 //! An upstream that keeps what it gets, byte by byte, and says yes to everything: every request that it can frame
-//! is answered with 200, every upgrade with 101, and what then follows is kept and sent back.
+//! is answered with 200, every upgrade with 101, and what then follows is kept and sent back. An upgrade of a target
+//! with `refuses-upgrades` is answered as any other request, and what follows is the next.
 //!
 //! It never judges what it gets.
 
@@ -161,7 +162,7 @@ fn switch(text: &str, head: &[u8]) -> Option<String> {
         let mut lines = head.lines().filter_map(|line| line.split_once(':'));
         lines.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned())
     };
-    let protocol = field("upgrade")?;
+    let protocol = field("upgrade").filter(|_| !text.contains("refuses-upgrades"))?;
     let key = field("sec-websocket-key").unwrap_or_default();
     let accept =
         digest(&SHA1_FOR_LEGACY_USE_ONLY, format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11").as_bytes());

@@ -12,13 +12,17 @@ use crate::rules::Rules;
 use crate::validation::provider::{Provider, TokenSource};
 
 /// Believed instead of the path or the host of the request line, by one framework or another.
-pub const PATH_AND_HOST: [&str; 10] = [
+pub const PATH_AND_HOST: [&str; 12] = [
     "x-original-url",
     "x-rewrite-url",
     "x-original-uri",
     "x-forwarded-uri",
     "x-forwarded-path",
     "x-forwarded-prefix",
+    // Gunicorn takes this prefix off the path where it trusts the address of its proxy, as it does loopback by default;
+    // the other is a snippet that many WSGI apps have.
+    "script-name",
+    "x-script-name",
     "x-forwarded-host",
     "x-host",
     "x-original-host",

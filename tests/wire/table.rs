@@ -686,6 +686,14 @@ fn upgrades() -> Vec<Case> {
             vec![Step::Send(get("/x").with(fields).bytes()), Step::Switched, Step::Send(SMUGGLED.into())],
         ));
     }
+    for (name, pause) in [("at once", None), ("behind its answer", Some(Step::Refused))] {
+        let fields = format!("Connection: Upgrade\r\nUpgrade: websocket\r\n{key}");
+        let mut all = vec![Step::Send(get("/open/refuses-upgrades").with(fields).bytes())];
+        all.extend(pause);
+        all.push(Step::Send(SMUGGLED.into()));
+        let name = format!("a websocket that the upstream refuses, and a request {name}");
+        cases.push(steps(name, Nobody, all).answers(2));
+    }
     let post =
         request("POST", "/x").with("Connection: Upgrade\r\nUpgrade: websocket").with(key).sized(SMUGGLED);
     cases.push(case("websocket by POST without a token", Nobody, post));

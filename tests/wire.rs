@@ -274,3 +274,23 @@ macro_rules! behind {
 }
 
 behind!(nginx, haproxy, caddy_2_6, caddy_2_10, caddy_2_11, traefik, envoy_grpc, envoy_http);
+
+/// Its filter is a program of its own, which has to hold where many threads run it.
+#[tokio::test(flavor = "multi_thread")]
+async fn haproxys_filter_of_trailers_holds_under_load() {
+    let _turn = TURN.lock().await;
+    let stage = Stage::set(proxy("haproxy"), CLAIM_HEADERS).await;
+    let trailers: Vec<Case> =
+        table::cases().into_iter().filter(|case| case.name.starts_with("12 the trailer")).collect();
+    let again = |round| trailers.iter().cloned().map(move |case| numbered(case, round));
+    let cases: Vec<Case> = (0..ROUNDS).flat_map(again).collect();
+    let wrong = judged(&stage, &cases).await;
+    report("haproxy", wrong, &cases);
+}
+
+/// How often each trailer is sent under load.
+const ROUNDS: usize = 40;
+
+fn numbered(case: Case, round: usize) -> Case {
+    Case { name: format!("round {round}: {}", case.name), ..case }
+}

@@ -621,6 +621,19 @@ fn trailers() -> Vec<Case> {
         let open = request("POST", "/open/x").chunked("hello", &[trailer]);
         cases.push(case(format!("12 the trailer {trailer:?} on an open path"), Nobody, open));
     }
+    // Whatever looks for trailers may look too early.
+    for trailer in ["X-Auth-Tenant: evil", "x-auth-subject: root", " X-Auth-Roles: admin"] {
+        let head = || request("POST", "/x").with("Transfer-Encoding: chunked");
+        let pieces = ["5\r\nhello\r\n".to_owned(), format!("0\r\n{trailer}\r\n\r\n")]
+            .map(|piece| Step::Send(piece.into()));
+        let apart = [vec![Step::Send(head().bytes())], pieces.to_vec()].concat();
+        cases.push(steps(format!("12 the trailer {trailer:?}, in pieces"), Alice, apart));
+        let asked = Step::Send(head().with("Expect: 100-continue").bytes());
+        let asked = [vec![asked, Step::Continue], pieces.to_vec()].concat();
+        cases.push(steps(format!("12 the trailer {trailer:?}, behind 100-continue"), Alice, asked));
+        let empty = head().body(format!("0\r\n{trailer}\r\n\r\n"));
+        cases.push(case(format!("12 the trailer {trailer:?} and no body"), Alice, empty));
+    }
     cases
 }
 

@@ -3,9 +3,13 @@
 //!
 //! It asserts what a client and an upstream can see, and must never look inside the service.
 
+#[path = "support/behind.rs"]
+mod behind;
 #[path = "support/real.rs"]
 mod real;
 
+use std::fs;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +22,10 @@ use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use real::{Envoy, PATIENCE, Portcullis, Upstream, client, eventually};
+use behind::{Places, Recipe, Started};
+use real::{
+    Envoy, PATIENCE, Portcullis, Process, Upstream, client, eventually, folder, local_port, part, shipped,
+};
 
 /// Callers that send one request after the other, in the tests under load.
 const CALLERS: usize = 16;
@@ -376,3 +383,39 @@ impl Flood {
         answered
     }
 }
+
+/// What holds behind every proxy. Portcullis removes the token itself, so that no line has to be switched on.
+const RECIPE: Recipe = Recipe { profile: "envoy", start, service_down: StatusCode::SERVICE_UNAVAILABLE };
+
+fn start(places: Places) -> Started {
+    let folder = folder();
+    let text = shipped(
+        "envoy/envoy-grpc.yaml",
+        &[
+            ("address: 127.0.0.1, port_value: 9901", local_port(0)),
+            ("address: 0.0.0.0, port_value: 10000", local_port(places.listen.port())),
+            ("address: 127.0.0.1, port_value: 9191", local_port(places.ext_authz.port())),
+            ("address: 127.0.0.1, port_value: 8080", local_port(places.upstream.port())),
+        ],
+    );
+    let config = folder.path().join("envoy.yaml");
+    fs::write(&config, text).expect("the folder can be written to");
+    let mut command = Command::new(part("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
+    command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
+    command.arg("--config-path").arg(config);
+    let process = Process::start("envoy", &mut command, folder.path());
+    Started { process, folder }
+}
+
+tests_behind!(
+    RECIPE,
+    denials_come_as_portcullis_made_them,
+    large_claim_headers_and_a_large_token_pass,
+    the_upstream_never_sees_a_token,
+    a_websocket_passes_with_a_token_and_not_without,
+    no_upgrade_but_a_websocket_passes,
+    a_client_cannot_have_our_headers_taken_away,
+    a_trailer_never_reaches_the_upstream,
+    what_frameworks_believe_is_true_or_not_there,
+    several_hosts_are_not_the_last_of_them,
+);

@@ -12,13 +12,21 @@ use std::process::Command;
 use reqwest::StatusCode;
 
 use behind::{Places, Recipe, Started};
-use real::{Process, folder, local_port, part, shipped};
+use real::{Process, folder, local_port, part, shipped, switched_on};
 
 const RECIPE: Recipe = Recipe { profile: "envoy", start, service_down: StatusCode::SERVICE_UNAVAILABLE };
 
 fn start(places: Places) -> Started {
-    let folder = folder();
-    let text = shipped(
+    run(&configuration(&places))
+}
+
+/// With the line for `forward_token: false`.
+fn start_hiding_tokens(places: Places) -> Started {
+    run(&switched_on(&configuration(&places), &["- {exact: cookie}"]))
+}
+
+fn configuration(places: &Places) -> String {
+    shipped(
         "envoy/envoy-http.yaml",
         &[
             ("address: 127.0.0.1, port_value: 9901", local_port(0)),
@@ -27,7 +35,11 @@ fn start(places: Places) -> Started {
             ("port_value: 9193", format!("port_value: {}", places.admin.port())),
             ("address: 127.0.0.1, port_value: 8080", local_port(places.upstream.port())),
         ],
-    );
+    )
+}
+
+fn run(text: &str) -> Started {
+    let folder = folder();
     let config = folder.path().join("envoy.yaml");
     fs::write(&config, text).expect("the folder can be written to");
     let mut command = Command::new(part("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
@@ -48,4 +60,17 @@ tests_behind!(
     rotations_under_load_refuse_no_good_token,
     before_any_keys_can_be_had_the_answer_is_503,
     when_the_service_is_down_nothing_passes,
+    denials_come_as_portcullis_made_them,
+    large_claim_headers_and_a_large_token_pass,
+    a_websocket_passes_with_a_token_and_not_without,
+    no_upgrade_but_a_websocket_passes,
+    a_client_cannot_have_our_headers_taken_away,
+    a_trailer_never_reaches_the_upstream,
+    what_frameworks_believe_is_true_or_not_there,
+    several_hosts_are_not_the_last_of_them,
 );
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_upstream_never_sees_a_token() {
+    behind::the_upstream_never_sees_a_token(Recipe { start: start_hiding_tokens, ..RECIPE }).await;
+}

@@ -11,12 +11,23 @@ use std::fs;
 use reqwest::StatusCode;
 
 use behind::{Places, Recipe, Started};
-use real::{Process, debian, folder, shipped};
+use real::{Process, debian, folder, shipped, switched_on};
 
 const RECIPE: Recipe = Recipe { profile: "haproxy", start, service_down: StatusCode::SERVICE_UNAVAILABLE };
 
 fn start(places: Places) -> Started {
-    let folder = folder();
+    let (config, action) = configuration(&places);
+    run(&config, &action)
+}
+
+/// With the lines for `forward_token: false`.
+fn start_hiding_tokens(places: Places) -> Started {
+    let (config, action) = configuration(&places);
+    let config = switched_on(&config, &["http-request del-header authorization"]);
+    run(&config, &action.replace("local FROM_ANSWER = {}", "local FROM_ANSWER = { \"cookie\" }"))
+}
+
+fn configuration(places: &Places) -> (String, String) {
     let config = shipped(
         "haproxy/haproxy.cfg",
         &[
@@ -26,6 +37,11 @@ fn start(places: Places) -> Started {
     );
     let action =
         shipped("haproxy/portcullis.lua", &[("http://127.0.0.1:9192/", format!("http://{}/", places.door))]);
+    (config, action)
+}
+
+fn run(config: &str, action: &str) -> Started {
+    let folder = folder();
     fs::write(folder.path().join("haproxy.cfg"), config).expect("the folder can be written to");
     fs::write(folder.path().join("portcullis.lua"), action).expect("the folder can be written to");
     let mut command = debian("usr/sbin/haproxy");
@@ -45,4 +61,17 @@ tests_behind!(
     before_any_keys_can_be_had_the_answer_is_503,
     when_the_service_is_down_nothing_passes,
     a_proxy_that_is_not_trusted_gets_403_whatever_it_says,
+    denials_come_as_portcullis_made_them,
+    large_claim_headers_and_a_large_token_pass,
+    a_websocket_passes_with_a_token_and_not_without,
+    no_upgrade_but_a_websocket_passes,
+    a_client_cannot_have_our_headers_taken_away,
+    a_trailer_never_reaches_the_upstream,
+    what_frameworks_believe_is_true_or_not_there,
+    several_hosts_are_not_the_last_of_them,
 );
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_upstream_never_sees_a_token() {
+    behind::the_upstream_never_sees_a_token(Recipe { start: start_hiding_tokens, ..RECIPE }).await;
+}

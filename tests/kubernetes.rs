@@ -24,12 +24,14 @@ fn read_by_its_api(manifest: &Path) -> Output {
 #[test]
 fn every_field_of_the_manifests_is_one_of_the_apis() {
     for (file, kinds) in [
-        (ISTIO, ["install.istio.io/v1alpha1 IstioOperator", "security.istio.io/v1 AuthorizationPolicy"]),
+        (ISTIO, &["install.istio.io/v1alpha1 IstioOperator", "security.istio.io/v1 AuthorizationPolicy"][..]),
         (
             ENVOY_GATEWAY,
-            [
+            &[
                 "gateway.envoyproxy.io/v1alpha1 SecurityPolicy",
                 "gateway.networking.k8s.io/v1beta1 ReferenceGrant",
+                "admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy",
+                "admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding",
             ],
         ),
     ] {
@@ -44,9 +46,14 @@ fn every_field_of_the_manifests_is_one_of_the_apis() {
 fn a_field_that_no_api_has_would_be_found() {
     let folder =
         tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build folder can be written to");
-    for (file, field) in
-        [(ISTIO, "failOpen"), (ISTIO, "notPaths"), (ENVOY_GATEWAY, "failOpen"), (ENVOY_GATEWAY, "targetRefs")]
-    {
+    for (file, field) in [
+        (ISTIO, "failOpen"),
+        (ISTIO, "normalization"),
+        (ENVOY_GATEWAY, "failOpen"),
+        (ENVOY_GATEWAY, "targetRefs"),
+        (ENVOY_GATEWAY, "resourceRules"),
+        (ENVOY_GATEWAY, "validationActions"),
+    ] {
         let text = fs::read_to_string(root().join(file)).expect("is there");
         let wrong = text.replace(&format!("{field}:"), &format!("{field}s:"));
         assert_ne!(wrong, text, "{field} is in {file}");

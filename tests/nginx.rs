@@ -7,11 +7,13 @@ mod behind;
 mod real;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use reqwest::StatusCode;
 
 use behind::{Places, Recipe, Stage, Started};
-use real::{Process, debian, folder, shipped};
+use real::{Process, debian, folder, shipped, switched_on};
 
 const RECIPE: Recipe = Recipe { profile: "nginx", start, service_down: StatusCode::SERVICE_UNAVAILABLE };
 
@@ -32,6 +34,16 @@ fn start_with_metadata(places: Places) -> Started {
         text.push('\n');
     }
     run(text)
+}
+
+/// With the lines for `forward_token: false`.
+fn start_hiding_tokens(places: Places) -> Started {
+    let lines = [
+        "proxy_set_header Authorization \"\";",
+        "auth_request_set $auth_cookie $upstream_http_cookie;",
+        "proxy_set_header Cookie $auth_cookie;",
+    ];
+    run(switched_on(&configuration(&places), &lines))
 }
 
 fn configuration(places: &Places) -> String {
@@ -71,6 +83,14 @@ tests_behind!(
     before_any_keys_can_be_had_the_answer_is_503,
     when_the_service_is_down_nothing_passes,
     a_proxy_that_is_not_trusted_gets_403_whatever_it_says,
+    denials_come_as_portcullis_made_them,
+    large_claim_headers_and_a_large_token_pass,
+    a_websocket_passes_with_a_token_and_not_without,
+    no_upgrade_but_a_websocket_passes,
+    a_client_cannot_have_our_headers_taken_away,
+    a_trailer_never_reaches_the_upstream,
+    what_frameworks_believe_is_true_or_not_there,
+    several_hosts_are_not_the_last_of_them,
 );
 
 #[tokio::test]
@@ -89,4 +109,40 @@ async fn the_metadata_of_the_resource_is_for_everybody() {
     assert_eq!(document["resource"], "https://api.example.com");
     assert_eq!(document["authorization_servers"], serde_json::json!([stage.issuer.issuer()]));
     assert_eq!(stage.upstream.received(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_upstream_never_sees_a_token() {
+    behind::the_upstream_never_sees_a_token(Recipe { start: start_hiding_tokens, ..RECIPE }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_http_1_0_without_a_host_is_for_the_name_in_the_configuration() {
+    let rules = "rules: [{name: health, match: {path: /healthz}, allow: anonymous}]\n";
+    let stage = Stage::set(RECIPE, rules).await;
+    for (path, status) in [("/healthz", "200"), ("/orders", "401")] {
+        let mut stream = TcpStream::connect(stage.address()).expect("NGINX listens");
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).expect("NGINX reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("NGINX answers");
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{answer}");
+    }
+    assert_eq!(stage.upstream.received(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_the_upstream_pass_as_they_are() {
+    let refusing = axum::Router::new().fallback(async |request: axum::extract::Request| {
+        let status = request.uri().path().trim_start_matches('/').parse().expect("a status");
+        (StatusCode::from_u16(status).expect("a status"), "the app's own words")
+    });
+    let (address, server) = real::serve_http(refusing).await;
+    let stage = Stage::set_in_front_of(RECIPE, address, "").await;
+    for status in [200, 400, 401, 403, 404, 500, 503] {
+        let request = stage.client.get(stage.url(&format!("/{status}"))).bearer_auth(stage.token());
+        let answer = request.send().await.expect("NGINX answers");
+        assert_eq!(answer.status().as_u16(), status);
+        assert_eq!(answer.text().await.expect("a body"), "the app's own words");
+    }
+    server.abort();
 }

@@ -12,21 +12,35 @@ use std::process::Command;
 use reqwest::StatusCode;
 
 use behind::{Places, Recipe, Started};
-use real::{Process, folder, part, shipped};
+use real::{Process, folder, part, shipped, switched_on};
 
 const RECIPE: Recipe = Recipe { profile: "traefik", start, service_down: StatusCode::INTERNAL_SERVER_ERROR };
 
 fn start(places: Places) -> Started {
-    let folder = folder();
-    let main =
-        shipped("traefik/traefik.yaml", &[("address: :10000", format!("address: '{}'", places.listen))]);
-    let routes = shipped(
+    let routes = routes(&places);
+    run(&places, &routes)
+}
+
+/// With the lines for `forward_token: false`.
+fn start_hiding_tokens(places: Places) -> Started {
+    let routes = switched_on(&routes(&places), &["- Cookie", "Authorization: \"\""]);
+    run(&places, &routes)
+}
+
+fn routes(places: &Places) -> String {
+    shipped(
         "traefik/dynamic.yaml",
         &[
             ("http://127.0.0.1:9192/", format!("http://{}/", places.door)),
             ("http://127.0.0.1:8080", format!("http://{}", places.upstream)),
         ],
-    );
+    )
+}
+
+fn run(places: &Places, routes: &str) -> Started {
+    let folder = folder();
+    let main =
+        shipped("traefik/traefik.yaml", &[("address: :10000", format!("address: '{}'", places.listen))]);
     fs::write(folder.path().join("traefik.yaml"), main).expect("the folder can be written to");
     fs::write(folder.path().join("dynamic.yaml"), routes).expect("the folder can be written to");
     let mut command = Command::new(part("PORTCULLIS_TEST_TRAEFIK", ".cache/traefik"));
@@ -46,4 +60,17 @@ tests_behind!(
     before_any_keys_can_be_had_the_answer_is_503,
     when_the_service_is_down_nothing_passes,
     a_proxy_that_is_not_trusted_gets_403_whatever_it_says,
+    denials_come_as_portcullis_made_them,
+    large_claim_headers_and_a_large_token_pass,
+    a_websocket_passes_with_a_token_and_not_without,
+    no_upgrade_but_a_websocket_passes,
+    a_client_cannot_have_our_headers_taken_away,
+    a_trailer_never_reaches_the_upstream,
+    what_frameworks_believe_is_true_or_not_there,
+    several_hosts_are_not_the_last_of_them,
 );
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_upstream_never_sees_a_token() {
+    behind::the_upstream_never_sees_a_token(Recipe { start: start_hiding_tokens, ..RECIPE }).await;
+}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	mesh "istio.io/api/mesh/v1alpha1"
 	security "istio.io/api/security/v1beta1"
+	admission "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	grants "sigs.k8s.io/gateway-api/apis/v1beta1"
 	"sigs.k8s.io/yaml"
@@ -59,6 +60,10 @@ func checkOne(kind string, document []byte, spec json.RawMessage) error {
 		return yaml.UnmarshalStrict(document, &gateway.SecurityPolicy{})
 	case "gateway.networking.k8s.io/v1beta1 ReferenceGrant":
 		return yaml.UnmarshalStrict(document, &grants.ReferenceGrant{})
+	case "admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy":
+		return yaml.UnmarshalStrict(document, &admission.ValidatingAdmissionPolicy{})
+	case "admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding":
+		return yaml.UnmarshalStrict(document, &admission.ValidatingAdmissionPolicyBinding{})
 	case "security.istio.io/v1 AuthorizationPolicy":
 		return strict(spec, &security.AuthorizationPolicy{})
 	case "install.istio.io/v1alpha1 IstioOperator":

@@ -7,6 +7,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[path = "octets.rs"]
+mod octets;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,6 +23,8 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use crate::real::{self, PATIENCE, Portcullis, Process, Upstream, client, eventually};
+
+pub use octets::*;
 
 /// Callers that send one request after the other, in the test under load.
 const CALLERS: u64 = 8;
@@ -41,6 +46,8 @@ pub struct Places {
     pub listen: SocketAddr,
     /// The HTTP door.
     pub door: SocketAddr,
+    /// The gRPC door.
+    pub ext_authz: SocketAddr,
     /// The operator's door.
     pub admin: SocketAddr,
     /// Where it forwards to.
@@ -84,28 +91,53 @@ impl Stage {
         stage
     }
 
+    /// In front of this upstream instead of its own.
+    pub async fn set_in_front_of(recipe: Recipe, upstream: SocketAddr, more: &str) -> Self {
+        let issuer = Issuer::start().await.expect("a free port");
+        let key = issuer.rotate(SigningAlgorithm::ES256);
+        let own = Upstream::start().await;
+        let stage = Self::build(recipe, (issuer, key), (own, upstream), more).await;
+        stage.portcullis.ready().await;
+        stage
+    }
+
     /// As it is before the first keys have been fetched.
     pub async fn set_before(recipe: Recipe, issuer: Issuer, key: SigningKey, more: &str) -> Self {
+        let own = Upstream::start().await;
+        let address = own.address;
+        Self::build(recipe, (issuer, key), (own, address), more).await
+    }
+
+    /// `to` is where the proxy forwards to.
+    async fn build(
+        recipe: Recipe,
+        (issuer, key): (Issuer, SigningKey),
+        (upstream, to): (Upstream, SocketAddr),
+        more: &str,
+    ) -> Self {
         let providers = format!(
             "providers:
   - name: test
     issuer: {}
     audiences: [orders-api]
     jwks_uri: {}
-    token_from: [{{header: authorization, scheme: Bearer}}, {{query: access_token}}]
+    token_from:
+      - {{header: authorization, scheme: Bearer}}
+      - {{query: access_token}}
+      - {{cookie: access_token}}
     claim_headers: {{x-auth-subject: sub, x-auth-tenant: tenant_id, x-auth-roles: /realm_access/roles}}
 {more}",
             issuer.issuer(),
             issuer.jwks_uri(),
         );
         let portcullis = Portcullis::serve_behind(recipe.profile, &providers).await;
-        let upstream = Upstream::start().await;
         let address = real::free_address();
         let places = Places {
             listen: address,
             door: portcullis.forward_auth,
+            ext_authz: portcullis.ext_authz,
             admin: portcullis.admin,
-            upstream: upstream.address,
+            upstream: to,
         };
         let mut proxy = (recipe.start)(places);
         let client = client();
@@ -117,6 +149,11 @@ impl Stage {
         })
         .await;
         Self { issuer, key, portcullis, upstream, client, address, _proxy: proxy }
+    }
+
+    /// Where the proxy listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -206,6 +243,79 @@ pub async fn a_denial_reaches_the_client_with_its_challenge(recipe: Recipe) {
     let refused = stage.client.post(stage.url("/orders")).body("twelve bytes").send().await;
     assert_eq!(refused.expect("the proxy answers").status(), StatusCode::UNAUTHORIZED);
     assert_eq!(stage.upstream.received(), 0);
+}
+
+pub async fn denials_come_as_portcullis_made_them(recipe: Recipe) {
+    let _turn = TURN.lock().await;
+    let rules = "rules:
+  - {name: open, match: {path_prefix: /open}, allow: anonymous}
+  - {name: internal, match: {path_prefix: /internal}, deny: true}
+  - {name: orders, match: {path_prefix: /orders}, require: {scopes: ['orders:read']}}
+";
+    let stage = Stage::set(recipe, rules).await;
+    let expired = stage.key.sign(&with_claim(stage.claims(), "exp", now() - 3600));
+    let challenge = "Bearer realm=\"portcullis\"";
+    let invalid = "Bearer realm=\"portcullis\", error=\"invalid_token\"";
+    let scope = "Bearer realm=\"portcullis\", error=\"insufficient_scope\"";
+    for (path, token, status, error, challenge) in [
+        ("/x", None, StatusCode::UNAUTHORIZED, "missing_token", Some(challenge)),
+        ("/x", Some(&expired), StatusCode::UNAUTHORIZED, "invalid_token", Some(invalid)),
+        ("/orders", Some(&stage.token()), StatusCode::FORBIDDEN, "insufficient_scope", Some(scope)),
+        ("/internal", Some(&stage.token()), StatusCode::FORBIDDEN, "access_denied", None),
+        ("/open;x=1", Some(&stage.token()), StatusCode::BAD_REQUEST, "invalid_request", None),
+    ] {
+        let mut request = stage.client.get(stage.url(path));
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        let answer = request.send().await.expect("the proxy answers");
+        assert_eq!(answer.status(), status, "{path}");
+        assert_eq!(answer.headers()["content-type"], "application/json", "{path}");
+        assert!(!answer.headers().contains_key("retry-after"), "{path}");
+        let challenges: Vec<_> = answer.headers().get_all("www-authenticate").iter().collect();
+        assert_eq!(challenges.len(), usize::from(challenge.is_some()), "{path}: {challenges:?}");
+        for (found, wanted) in challenges.iter().zip(challenge) {
+            assert!(found.to_str().is_ok_and(|found| found.starts_with(wanted)), "{path}: {found:?}");
+        }
+        let body = real::json(answer).await;
+        assert_eq!(body["error"], error, "{path}");
+        assert!(body["error_description"].as_str().is_some_and(|text| !text.is_empty()), "{path}");
+    }
+    assert_eq!(stage.upstream.received(), 0);
+}
+
+/// The largest of both that the limits of a default configuration let through, beside each other.
+pub async fn large_claim_headers_and_a_large_token_pass(recipe: Recipe) {
+    let _turn = TURN.lock().await;
+    let stage = Stage::set(recipe, "").await;
+    let roles: Vec<String> = (0..730).map(|number| format!("role-{number:05}")).collect();
+    let claims = with_claim(stage.claims(), "/realm_access/roles", json!(roles));
+    let token = stage.key.sign(&with_claim(claims, "filler", "x".repeat(2200)));
+    assert!((15 * 1024..16 * 1024).contains(&token.len()), "{}", token.len());
+    let received = stage.reaches_upstream(stage.get(&token)).await;
+    let sent = received["x-auth-roles"].as_str().expect("a header");
+    assert!(sent.len() > 8000, "{}", sent.len());
+    assert_eq!(sent, roles.join(","));
+}
+
+/// Of a recipe whose lines for `forward_token: false` are switched on.
+pub async fn the_upstream_never_sees_a_token(recipe: Recipe) {
+    let _turn = TURN.lock().await;
+    let stage = Stage::set(recipe, "    forward_token: false\n").await;
+    let token = stage.token();
+    let received = stage.reaches_upstream(stage.get(&token)).await;
+    assert_eq!(received["x-auth-subject"], "alice");
+    assert!(!received.to_string().contains(&token), "{received}");
+    let orders = || stage.client.get(stage.url("/orders"));
+    let cookies = format!("a=b; access_token={token}; c=d");
+    let received = stage.reaches_upstream(orders().header("cookie", cookies)).await;
+    assert_eq!((&received["x-auth-subject"], &received["cookie"]), (&json!("alice"), &json!("a=b; c=d")));
+    let alone = format!("access_token={token}");
+    let received = stage.reaches_upstream(orders().header("cookie", &alone)).await;
+    assert_eq!(received["x-auth-subject"], "alice");
+    assert!(received.get("cookie").is_none_or(|cookies| cookies == ""), "{received}");
+    let received = stage.reaches_upstream(stage.get(&token).header("cookie", &alone)).await;
+    assert!(!received.to_string().contains(&token), "{received}");
 }
 
 pub async fn a_clients_own_identity_headers_never_reach_the_upstream(recipe: Recipe) {
@@ -308,6 +418,8 @@ pub async fn before_any_keys_can_be_had_the_answer_is_503(recipe: Recipe) {
     let stage = Stage::set_before(recipe, issuer, key, "").await;
     let answer = stage.send(&stage.token()).await;
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.headers()["retry-after"], "1");
+    assert_eq!(real::json(answer).await["error"], "temporarily_unavailable");
     assert_eq!(stage.upstream.received(), 0);
     stage.issuer.restart().await.expect("its port is still its own");
     eventually("the issuer is up again and the same token passes", PATIENCE, async || {

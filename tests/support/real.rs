@@ -59,6 +59,18 @@ pub fn shipped(file: &str, changes: &[(&str, String)]) -> String {
     text
 }
 
+/// The text of a shipped file with these lines of it, which stand there as comments, switched on. Each has to be
+/// there, and once.
+pub fn switched_on(text: &str, lines: &[&str]) -> String {
+    let mut text = text.to_owned();
+    for line in lines {
+        let comment = format!("# {line}\n");
+        assert_eq!(text.matches(&comment).count(), 1, "{comment}");
+        text = text.replace(&comment, &format!("{line}\n"));
+    }
+    text
+}
+
 /// A folder of this test's own, on the disk of the build.
 pub fn folder() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build folder can be written to")

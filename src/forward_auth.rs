@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{CACHE_CONTROL, HOST};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
@@ -175,7 +175,12 @@ impl Door {
                 deny(&decision, authorizer.responses(), access_request.headers.caller())
             }
         };
-        response.unwrap_or_else(|error| broken(&error))
+        let mut response = response.unwrap_or_else(|error| broken(&error));
+        // Over HTTP/2 nobody takes it away (RFC 9110 §9.3.2), and a proxy breaks off.
+        if request.method() == Method::HEAD {
+            *response.body_mut() = Body::empty();
+        }
+        response
     }
 }
 

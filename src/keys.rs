@@ -46,10 +46,10 @@ use tokio::task::JoinHandle;
 use crate::clock::{Clock, Instant, SteadyClock};
 use crate::config::RefreshPolicy;
 use crate::telemetry::{Metrics, StaleOutcome};
-use crate::validation::key_set::KeySet;
+use crate::validation::key_set::{KeyName, KeySet};
 use crate::validation::{Permanent, StaleCause, UnixTime, ValidationError};
 
-use self::budget::{Budget, Member};
+use self::budget::{Budget, Known, Member};
 use self::fetch::{Fetch, FetchError, Wanted};
 use self::published::Published;
 pub(crate) use self::refresh::SNAPSHOT_PATIENCE;
@@ -227,8 +227,9 @@ impl Drop for KeyCache {
         for task in &self.tasks {
             task.abort();
         }
-        let withdrawn = self.shared.snapshot.load().published.withdrawn().to_vec();
-        self.shared.budget.remember_withdrawn(&self.shared.provider, withdrawn);
+        let published = &self.shared.snapshot.load().published;
+        let known = Known { withdrawn: published.withdrawn().to_vec(), keys: published.key_names() };
+        self.shared.budget.remember(&self.shared.provider, known);
         self.shared.budget.resign(self.shared.member);
         if self.passing {
             self.shared.around.metrics.forget_keys(&self.shared.provider);
@@ -270,7 +271,7 @@ struct State {
     /// What the snapshot holds, until the first fetch has ended.
     pending: Option<KeySnapshot>,
     /// Keys that the issuer had before, elsewhere or too long ago to count, until the first answer.
-    earlier: Option<Arc<KeySet>>,
+    earlier: Vec<KeyName>,
     /// The keys that tokens wait for, of which no fetch has been told yet.
     wanted: Wanted,
     /// How many answers in a row were older than the set in hand, though no cache says to have kept them.
@@ -306,7 +307,9 @@ impl KeyCache {
         let restored = file.as_ref().filter(|_| snapshot.generation == 0).cloned();
         let kept = file.filter(|_| !around.snapshots_read_only);
         let shared = Arc::new(Shared::new(provider, policy, snapshot, true, around, clock, budget));
-        shared.learn_withdrawn(&shared.budget.withdrawn_of(provider));
+        let Known { withdrawn, keys } = shared.budget.known_of(provider);
+        shared.learn_withdrawn(&withdrawn);
+        shared.learn_earlier(keys);
         shared.publish_gauges();
         let mut tasks = Vec::new();
         if let Some(path) = fetch.watched_file() {
@@ -363,7 +366,7 @@ impl KeyCache {
     pub fn learn_from(&self, other: &KeyCache) {
         let known = other.shared.snapshot.load_full();
         self.shared.learn_withdrawn(known.published.withdrawn());
-        self.shared.learn_earlier(known.published.keys());
+        self.shared.learn_earlier(known.published.key_names());
     }
 
     /// A token of it was verified: of a realm the set is kept in its file from now on.
@@ -454,7 +457,7 @@ impl Shared {
             last_error: None,
             ageing_told: false,
             pending: None,
-            earlier: None,
+            earlier: Vec::new(),
             wanted: Wanted::default(),
             older_in_a_row: 0,
             place_remembered: 0,

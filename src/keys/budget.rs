@@ -16,6 +16,8 @@ use tokio::sync::futures::Notified;
 use crate::clock::Instant;
 use crate::validation::StaleCause;
 
+use crate::validation::key_set::KeyName;
+
 use super::published::Withdrawn;
 use super::waiting::Waiting;
 
@@ -27,7 +29,7 @@ pub struct Budget {
     moved_up: Notify,
     waiting: Waiting,
     /// What was withdrawn, by the names of key caches that are gone and may come back.
-    withdrawn: Mutex<HashMap<String, Vec<Withdrawn>>>,
+    known: Mutex<HashMap<String, Known>>,
 }
 
 /// The state of a budget.
@@ -96,6 +98,15 @@ impl Account {
     }
 }
 
+/// What was known of a key cache's keys when it went.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    /// Those that were withdrawn.
+    pub(super) withdrawn: Vec<Withdrawn>,
+    /// Those that it had: what the first answer of its successor lacks of them is withdrawn.
+    pub(super) keys: Vec<KeyName>,
+}
+
 /// A key cache that draws on a budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Member(u64);
@@ -134,31 +145,33 @@ impl Budget {
         }
     }
 
-    /// Remembers what was withdrawn of a key cache that goes, in case it comes back: of so many caches at most.
-    pub(super) fn remember_withdrawn(&self, name: &str, withdrawn: Vec<Withdrawn>) {
+    /// Remembers what was known of a key cache's keys when it goes, in case it comes back: of so many caches at most.
+    pub(super) fn remember(&self, name: &str, mut known: Known) {
         const MOST_CACHES: usize = 1_024;
         const MOST_KEYS: usize = 32;
-        if withdrawn.is_empty() {
+        if known.withdrawn.is_empty() && known.keys.is_empty() {
             return;
         }
-        let mut all = self.withdrawn();
+        known.withdrawn.sort_by_key(|one| std::cmp::Reverse(one.shown_by.received()));
+        known.withdrawn.truncate(MOST_KEYS);
+        known.keys.truncate(MOST_KEYS);
+        let mut all = self.known();
         if all.len() >= MOST_CACHES
             && !all.contains_key(name)
             && let Some(any) = all.keys().next().cloned()
         {
             all.remove(&any);
         }
-        let surplus = withdrawn.len().saturating_sub(MOST_KEYS);
-        all.insert(name.to_owned(), withdrawn.into_iter().skip(surplus).collect());
+        all.insert(name.to_owned(), known);
     }
 
-    /// What was withdrawn of an earlier key cache of this name.
-    pub(super) fn withdrawn_of(&self, name: &str) -> Vec<Withdrawn> {
-        self.withdrawn().get(name).cloned().unwrap_or_default()
+    /// What was known of the keys of an earlier key cache of this name.
+    pub(super) fn known_of(&self, name: &str) -> Known {
+        self.known().get(name).cloned().unwrap_or_default()
     }
 
-    fn withdrawn(&self) -> MutexGuard<'_, HashMap<String, Vec<Withdrawn>>> {
-        self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -111,6 +111,11 @@ impl Published {
         &self.keys
     }
 
+    /// Their names; a shared secret has none to tell.
+    pub fn key_names(&self) -> Vec<KeyName> {
+        self.keys.keys().iter().filter(|key| key.thumbprint().is_some()).map(|key| key.name()).collect()
+    }
+
     /// When the answer that brought them was made.
     pub fn origin(&self) -> Option<&Origin> {
         self.origin.as_ref()
@@ -168,13 +173,13 @@ impl Published {
     /// The same where these keys were published before, elsewhere or too long ago to count: those that the set in hand
     /// lacks are withdrawn.
     #[must_use]
-    pub fn after_earlier(&self, earlier: &KeySet) -> Self {
+    pub fn after_earlier(&self, earlier: &[KeyName]) -> Self {
         let Some(origin) = self.origin else { return self.clone() };
         let mut withdrawn = self.withdrawn.to_vec();
-        let gone = self.keys.lacks(earlier).filter(|key| {
-            key.thumbprint().is_some() && !self.keys.has_material_of(key) && !self.has_withdrawn(key)
-        });
-        gone.for_each(|key| note(&mut withdrawn, key.name(), origin));
+        let in_hand = |one: &KeyName| self.keys.keys().iter().any(|key| one.is_material_of(key));
+        let is_known = |one: &KeyName| self.withdrawn.iter().any(|known| known.key.is_same_material(one));
+        let gone = earlier.iter().filter(|one| !in_hand(one) && !is_known(one));
+        gone.for_each(|one| note(&mut withdrawn, one.clone(), origin));
         Self { withdrawn: Arc::new(bounded(withdrawn)), ..self.clone() }
     }
 

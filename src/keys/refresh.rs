@@ -24,7 +24,7 @@ use super::{Confirmation, Confirmed, KeySnapshot, Shared, State};
 use crate::clock::Instant;
 use crate::config::RefreshPolicy;
 use crate::telemetry::{FetchOutcome, on_one_line};
-use crate::validation::key_set::{Key, KeySet, KeySetError};
+use crate::validation::key_set::{Key, KeyName, KeySet, KeySetError};
 
 /// How often a key file is looked at for changes.
 const FILE_POLL: Duration = Duration::from_secs(2);
@@ -237,7 +237,7 @@ impl Shared {
         let published = published.without(current.published.withdrawn());
         if unusable.is_some() {
             drop(state);
-            self.learn_earlier(published.keys());
+            self.learn_earlier(published.key_names());
             return;
         }
         if published.origin().is_none() || current.generation > 0 {
@@ -273,14 +273,14 @@ impl Shared {
     }
 
     /// Takes note of keys that the issuer had before, elsewhere or too long ago to count.
-    pub(super) fn learn_earlier(&self, keys: &Arc<KeySet>) {
+    pub(super) fn learn_earlier(&self, keys: Vec<KeyName>) {
         let mut state = self.state();
         let current = self.snapshot.load_full();
         if current.published.origin().is_none() {
-            state.earlier = Some(Arc::clone(keys));
+            state.earlier.extend(keys);
             return;
         }
-        let published = current.published.after_earlier(keys);
+        let published = current.published.after_earlier(&keys);
         self.snapshot.store(Arc::new(KeySnapshot { published, ..(*current).clone() }));
     }
 
@@ -357,10 +357,8 @@ impl Shared {
             || base.confirmed.is_some_and(|confirmed| confirmed.age(self.now()) > self.policy.max_stale);
         let known = if lapsed { base.published.undated() } else { base.published.clone() };
         let (mut published, effect) = known.after(&fetched.keys, fetched.origin);
-        if published.origin().is_some()
-            && let Some(earlier) = state.earlier.take()
-        {
-            published = published.after_earlier(&earlier);
+        if published.origin().is_some() && !state.earlier.is_empty() {
+            published = published.after_earlier(&std::mem::take(&mut state.earlier));
         }
         // What caches have kept says nothing of the issuer's clock.
         match effect {

@@ -9,20 +9,23 @@ use percent_encoding::percent_decode;
 
 use super::condition::Members;
 
+/// A name and its value.
+pub type Parameter<'a> = (Cow<'a, str>, Cow<'a, str>);
+
 /// The parameters that `read` has, each once, in the order in which they came.
 ///
 /// # Errors
 /// What makes programs differ, for the log; holds nothing of the query. A `;` (a separator to some), a `#`, a name or a
 /// value that is read and is no percent-encoded UTF-8, a parameter that is read and is there twice, or another whose
 /// name some programs fold to one that is read.
-pub fn form<'a>(query: &'a [u8], read: &Members) -> Result<Vec<(Cow<'a, str>, Cow<'a, str>)>, String> {
+pub fn form<'a>(query: &'a [u8], read: &Members) -> Result<Vec<Parameter<'a>>, String> {
     if query.iter().any(|byte| matches!(byte, b';' | b'#')) {
         return Err(
             "the query has a `;` or a `#`, where some programs begin another parameter or end".to_owned()
         );
     }
     let folded_reads: Vec<String> = read.names.iter().map(|name| folded(name)).collect();
-    let mut found: Vec<(Cow<'a, str>, Cow<'a, str>)> = Vec::new();
+    let mut found: Vec<Parameter<'a>> = Vec::new();
     let mut seen: Vec<String> = Vec::new();
     for pair in query.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
         let mut halves = pair.splitn(2, |byte| *byte == b'=');

@@ -4,6 +4,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 use tokio::time::timeout;
 
 use crate::authorizer::KeyedProvider;
@@ -220,9 +222,19 @@ pub(super) fn same_source(a: &ProviderConfig, b: &ProviderConfig) -> bool {
 /// None can be made with what the configuration says of it.
 pub(super) fn http_client(config: &ProviderConfig) -> Result<Arc<HttpClient>, ServiceError> {
     let RefreshPolicy { max_bytes, timeout, .. } = config.refresh;
-    HttpClient::new(config.http.clone(), max_bytes, timeout).map(Arc::new).map_err(|error| {
+    let client = aside(|| HttpClient::new(config.http.clone(), max_bytes, timeout));
+    client.map(Arc::new).map_err(|error| {
         ServiceError(format!("providers: {}: no HTTP client: {error}", config.provider.name))
     })
+}
+
+/// Does what reads files while others take over this thread's decisions.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
+        // There is one thread alone, that of a test or of a command.
+        _ => work(),
+    }
 }
 
 #[cfg(test)]

@@ -409,6 +409,7 @@ fn start(places: Places) -> Started {
 
 tests_behind!(
     RECIPE,
+    any_claim_value_arrives_whole_and_as_one_header,
     denials_come_as_portcullis_made_them,
     large_claim_headers_and_a_large_token_pass,
     the_upstream_never_sees_a_token,

@@ -388,6 +388,7 @@ const RECIPE: Recipe =
 
 tests_behind!(
     RECIPE,
+    any_claim_value_arrives_whole_and_as_one_header,
     denials_come_as_portcullis_made_them,
     large_claim_headers_and_a_large_token_pass,
     the_upstream_never_sees_a_token,

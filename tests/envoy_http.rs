@@ -17,6 +17,7 @@ const RECIPE: Recipe =
 
 tests_behind!(
     RECIPE,
+    any_claim_value_arrives_whole_and_as_one_header,
     a_good_token_passes_with_its_claims_as_headers,
     a_denial_reaches_the_client_with_its_challenge,
     rules_say_who_may_do_what,

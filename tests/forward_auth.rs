@@ -366,7 +366,9 @@ async fn too_many_or_too_long_headers_are_refused_and_nothing_that_is_no_http_is
     let doors = Doors::plain().await;
     let door = doors.service.http_door(Profile::Envoy);
     let bearer = format!("authorization: Bearer {}\r\n", doors.token());
-    let request = |headers: String| format!("GET / HTTP/1.1\r\nhost: a\r\n{headers}\r\n").into_bytes();
+    let request = |headers: String| {
+        format!("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n").into_bytes()
+    };
     let numbered = |count: usize| (0..count).map(|i| format!("x-{i}: 1\r\n")).collect::<String>();
     let (few, many, too_many) = (numbered(400), numbered(600), numbered(1_100));
     for (what, bytes, expected) in [

@@ -8,6 +8,7 @@ use portcullis::config::{Config, Profile};
 use portcullis::rules::{Requirements, Rule, Unmet, Unruled};
 use portcullis::validation::UnixTime;
 use portcullis::validation::json::{Json, JsonLimits};
+use portcullis::validation::provider::TokenSource;
 use serde_json::Value;
 use support::rulebook::{Bearer, Case, PATH_CASES, RULE_CASES, Rulebook};
 use support::{Ask, NOW, Running, fixed_clock, raw, with_http_doors};
@@ -125,6 +126,65 @@ async fn a_header_that_takes_the_place_of_the_method_or_the_path_is_removed() {
         let is_removed = answer.removed.iter().any(|removed| removed.eq_ignore_ascii_case(name));
         assert!(is_removed, "{name}: {:?}", answer.removed);
     }
+}
+
+#[tokio::test]
+async fn other_spellings_of_a_header_that_a_condition_reads_are_removed() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+    for forged in ["x_tenant", "X.Tenant"] {
+        let ask = Ask::default().path("/tenants/acme/x").header("x-tenant", "acme").header(forged, "evil");
+        let answer = service.ask(ask.header("authorization", format!("Bearer {token}"))).await;
+        assert_eq!(answer.reason(), "ok");
+        assert!(answer.removed.iter().any(|name| name.eq_ignore_ascii_case(forged)), "{:?}", answer.removed);
+    }
+}
+
+#[tokio::test]
+async fn no_upgrade_to_h2c_and_no_nominated_header_passes_even_where_no_token_is_needed() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    for (name, value) in [
+        ("upgrade", "h2c"),
+        ("upgrade", "websocket, H2C"),
+        ("http2-settings", "AAMAAABkAAQAAP__"),
+        ("connection", "close, X-Auth-Subject"),
+        ("connection", "x-tenant"),
+        ("connection", "Host"),
+        ("trailer", "x-auth-tenant"),
+    ] {
+        let answer = service.ask(Ask::default().path("/healthz").header(name, value)).await;
+        assert_eq!(answer.faults("request_malformed", &[]), [""; 0], "{name}: {value}");
+    }
+    let ask = Ask::default().path("/healthz").header("connection", "Upgrade").header("upgrade", "websocket");
+    assert_eq!(service.ask(ask).await.reason(), "anonymous");
+}
+
+#[tokio::test]
+async fn a_token_that_no_upstream_is_to_see_is_taken_from_anonymous_requests_too() {
+    let book = Rulebook::open();
+    let mut config = configuration(&book, None);
+    for one in &mut config.providers {
+        let mut provider = (*one.provider).clone();
+        provider.forward_token = false;
+        provider.token_from =
+            vec![TokenSource::default(), TokenSource::Cookie("t".into()), TokenSource::Query("t".into())];
+        one.provider = provider.into();
+    }
+    let service = Running::start(config, fixed_clock()).await;
+    let anonymous = |path: &str| Ask::default().path(path);
+    let answer = service.ask(anonymous("/healthz").header("authorization", "Bearer x.y.z")).await;
+    assert!(answer.removed.iter().any(|name| name == "authorization"), "{:?}", answer.removed);
+    let answer = service.ask(anonymous("/healthz").header("authorization", "Basic dTpw")).await;
+    assert!(
+        !answer.removed.iter().any(|name| name == "authorization"),
+        "another scheme is the application's"
+    );
+    let answer = service.ask(anonymous("/healthz").header("cookie", "a=1; t=x.y.z")).await;
+    assert_eq!(answer.set.get("cookie").map(String::as_str), Some("a=1"));
+    let answer = service.ask(anonymous("/healthz?t=x.y.z")).await;
+    assert_eq!(answer.removed_query, ["t"]);
 }
 
 /// The status that an HTTP door gives.
@@ -310,6 +370,11 @@ async fn a_condition_sees_who_asks_and_what_fails_in_it_is_a_denial() {
         (Ask::default().path("/query?tenant=ac%6de"), "ok"),
         (Ask::default().path("/query?tenant=acme&tenant=acme"), "rule_denied"),
         (Ask::default().path("/query?tenant=globex"), "rule_denied"),
+        (Ask::default().path("/query?x=1&tenant=acme&y=%ff"), "ok"),
+        (Ask::default().path("/query?tenant=acme;x=1"), "rule_denied"),
+        (Ask::default().path("/query?tenant=acme&Tenant=globex"), "rule_denied"),
+        (Ask::default().path("/query?tenant=acme&tenant[]=globex"), "rule_denied"),
+        (Ask::default().path("/query?tenant=acme&x=a;b"), "rule_denied"),
         (Ask::default().path("/query"), "rule_denied"),
         (Ask::default().path("/method").host("API.example.com:8443"), "ok"),
         (Ask::default().path("/method").method("POST"), "rule_denied"),

@@ -208,6 +208,31 @@ pub async fn rules_say_who_may_do_what(recipe: Recipe) {
     assert_eq!(stage.upstream.received(), before, "none of them has passed");
 }
 
+/// Characters that some program on the way may take for something else than a part of a value.
+const ODD: &str = "aZ09 \t\r\n\0\u{7f}\u{80}\u{85}é漢😀\u{2028}\u{feff}%,;:\"'\\<>(){}[]=&?#/@$`|^~+-*";
+
+pub async fn any_claim_value_arrives_whole_and_as_one_header(recipe: Recipe) {
+    let _turn = TURN.lock().await;
+    let stage = Stage::set(recipe, "").await;
+    let odd: Vec<char> = ODD.chars().collect();
+    // The same values each time: a multiplicative generator (Knuth's MMIX) from a fixed start.
+    let mut state = 27_u64;
+    let mut next = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    for _ in 0..60 {
+        let value: String = (0..=next(12)).map(|_| odd[next(odd.len())]).collect();
+        let token = stage.key.sign(&with_claim(stage.claims(), "tenant_id", value.as_str()));
+        let received = stage.reaches_upstream(stage.get(&token)).await;
+        let arrived = received["x-auth-tenant"].as_str().expect("one value");
+        let decoded = percent_encoding::percent_decode_str(arrived).decode_utf8().expect("UTF-8");
+        assert_eq!(decoded, value, "{arrived}");
+        assert!(arrived.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{arrived:?}");
+        assert_eq!(received["x-auth-subject"], "alice");
+    }
+}
+
 pub async fn a_denial_reaches_the_client_with_its_challenge(recipe: Recipe) {
     let _turn = TURN.lock().await;
     let stage = Stage::set(recipe, "").await;

@@ -11,17 +11,17 @@ use url::Url;
 /// Every path that a program may take from this request target.
 ///
 /// The steps are: Node's `new URL(target, base)`; Python's `urlsplit`; the target as it stands, cut at `?` and at
-/// `#`; percent-decoding, once (CGI's and WSGI's PATH_INFO, Rack, Go's `URL.Path`); segments `.` and `..` taken
+/// `#`; percent-decoding, once or (behind a server that has done it) twice (CGI's and WSGI's PATH_INFO, Rack, Go's `URL.Path`); segments `.` and `..` taken
 /// away, before or after decoding and merging; slashes merged; `\` read as `/`; `;` and what follows taken from
 /// each segment (servlets); the end at a NUL; overlong UTF-8 read as what it spells.
 pub fn paths(target: &[u8]) -> BTreeSet<String> {
     let text = latin1(target);
-    let mut found: BTreeSet<(String, bool)> = BTreeSet::new();
+    let mut found: BTreeSet<(String, u8)> = BTreeSet::new();
     let mut fresh = BTreeSet::from([cut(&text, "?").to_owned(), cut(cut(&text, "?"), "#").to_owned()]);
     fresh.extend(node(target));
     fresh.extend(urlsplit(&text));
     fresh.extend(absolute(&text).map(|(_, path)| cut(cut(path, "?"), "#").to_owned()));
-    let mut fresh: Vec<(String, bool)> = fresh.into_iter().map(|path| (path, false)).collect();
+    let mut fresh: Vec<(String, u8)> = fresh.into_iter().map(|path| (path, 0)).collect();
     while let Some((path, decoded)) = fresh.pop() {
         if !found.insert((path.clone(), decoded)) {
             continue;
@@ -29,8 +29,8 @@ pub fn paths(target: &[u8]) -> BTreeSet<String> {
         let steps = [resolved(&path), merged(&path), path.replace('\\', "/"), plain_segments(&path)];
         fresh.extend(steps.map(|step| (step, decoded)));
         fresh.push((cut(&path, "\0").to_owned(), decoded));
-        if !decoded {
-            fresh.push((decode(&path), true));
+        if decoded < 2 {
+            fresh.push((decode(&path), decoded + 1));
         }
         if !path.starts_with('/') {
             fresh.push((format!("/{path}"), decoded));
@@ -207,6 +207,7 @@ mod tests {
             ("/admin//../users", "/admin/users"),
             ("/files/x/..%2f..%2fadmin/users", "/admin/users"),
             ("/public/..;/admin", "/admin"),
+            ("/public/%252e%252e/admin", "/admin"),
             ("/public/%c0%ae%c0%ae/admin", "/admin"),
             ("/public\\..\\admin", "/admin"),
             ("/admin%00.png", "/admin"),

@@ -115,11 +115,15 @@ impl ProtectedHeaders {
         if texts(&self.claims) {
             return Some(Protected::Claim);
         }
-        if of_the_proxy.iter().any(is) || texts(&self.read) {
+        if of_the_proxy.iter().any(is) {
             return None;
         }
+        // Before those that are read: a condition that reads one makes no client's word of the host true.
         if texts(&self.overrides) {
             return Some(Protected::Override);
+        }
+        if texts(&self.read) {
+            return None;
         }
         let all = [&self.claims, &self.overrides, &self.read].into_iter().flatten().map(String::as_str);
         let is_alike = all.chain(of_the_proxy.iter().copied()).any(|known| alike(name, known));

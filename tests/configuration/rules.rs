@@ -134,6 +134,10 @@ fn what_shapes_a_denial_is_checked() {
         ("headers: {expired: {'a b': x}}", "headers.expired[\"a b\"]", "name of a header"),
         ("headers: {expired: {WWW-Authenticate: x}}", "headers.expired.WWW-Authenticate", "leave it out"),
         ("headers: {expired: {content-length: '1'}}", "headers.expired.content-length", "leave it out"),
+        ("headers: {expired: {Set-Cookie: a=b}}", "headers.expired.Set-Cookie", "leave it out"),
+        ("headers: {expired: {X-Accel-Redirect: /x}}", "headers.expired.X-Accel-Redirect", "leave it out"),
+        ("headers: {expired: {x-envoy-overloaded: x}}", "headers.expired.x-envoy-overloaded", "leave it out"),
+        ("headers: {expired: {Cache-Control: public}}", "headers.expired.Cache-Control", "leave it out"),
         ("headers: {expired: {a: \"x\\ny\"}}", "headers.expired.a", "printable ASCII"),
         ("headers: {expired: {a: é}}", "headers.expired.a", "printable ASCII"),
     ] {

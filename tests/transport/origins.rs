@@ -63,9 +63,17 @@ async fn an_older_answer_from_a_cache_takes_nothing_away_and_brings_no_withdrawn
 
 #[tokio::test]
 async fn an_older_answer_that_was_due_is_asked_again_without_caches_at_once() {
+    // It has a key that was withdrawn, or lacks one that is there.
+    for overlap in [false, true] {
+        is_asked_again_without_caches(overlap).await;
+    }
+}
+
+async fn is_asked_again_without_caches(overlap: bool) {
     let house = House::start(BUSY).await;
     let new = key("new");
-    let (fresh, stale) = (dated(&[&new], 0), kept(&[&house.key]));
+    let published = if overlap { vec![&house.key, &new] } else { vec![&new] };
+    let (fresh, stale) = (dated(&published, 0), kept(&[&house.key]));
     house.server.on(move |request| match request.header("cache-control") {
         Some("no-cache") => fresh.clone(),
         _ => stale.clone(),

@@ -72,3 +72,54 @@ fn write_door(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_proxys_file_has_to_hold_follows_the_configuration() {
+        let text = "
+listen:
+  ext_authz: 127.0.0.1:0
+  forward_auth:
+    - {address: 127.0.0.1:0, profile: nginx}
+    - {address: 127.0.0.1:0, profile: caddy, client_headers: overwrite}
+    - {address: 127.0.0.1:0, profile: envoy}
+trusted_headers: [x-forwarded-host]
+providers:
+  - name: p
+    issuer: https://sso.example.com
+    audiences: [api]
+    forward_token: false
+    token_from: [{header: authorization, scheme: Bearer}, {cookie: t}, {query: t}]
+    claim_headers: {x-auth-subject: sub}
+    payload_header: x-auth-payload
+rules:
+  - {name: public, match: {path: /public}, allow: anonymous}
+";
+        let config = Config::parse(text, &|_| None).expect("is valid");
+        let said = needs(&config);
+        let doors: Vec<&str> = said.split("listen.forward_auth").skip(1).collect();
+        let [nginx, caddy, envoy] = doors.as_slice() else { panic!("{said}") };
+        let has = |door: &str, lines: &[(&str, bool)]| {
+            for (line, expected) in lines {
+                assert_eq!(door.contains(line), *expected, "{line} in {door}");
+            }
+        };
+        has(
+            nginx,
+            &[
+                ("before it asks: x-auth-subject, x-auth-payload\n", true),
+                ("but for its own: x-original-url", true),
+                ("x-forwarded-host", false),
+                ("x-http-method-override", false),
+                ("sees it: authorization (forward_token: false)", true),
+                ("from the answer: cookie", true),
+                ("a token in the query (t)", true),
+            ],
+        );
+        has(caddy, &[("before it asks: x-auth-subject", false), ("only from it: x-auth-subject", true)]);
+        has(envoy, &[("allowed_headers", true), ("sees it: authorization", false)]);
+    }
+}

@@ -29,6 +29,9 @@ use crate::validation::key_set::{Key, KeyName, KeySet, KeySetError};
 /// How often a key file is looked at for changes.
 const FILE_POLL: Duration = Duration::from_secs(2);
 
+/// How long after a snapshot could not be written the next try is made, if no fetch ends before.
+const STORE_RETRY: Duration = Duration::from_secs(5);
+
 /// Of how many keys one refresh logs what became of them.
 const LOGGED_KEYS: usize = 20;
 
@@ -176,8 +179,15 @@ pub(super) async fn keep_snapshot(
                 }
             }
         }
+        let ended = finished.changed();
+        let ended = if failing {
+            let again = shared.now() + STORE_RETRY;
+            shared.around.clock.until(again, ended).await.unwrap_or(Ok(()))
+        } else {
+            ended.await
+        };
         // An error means that the cache is gone, and this task with it.
-        if finished.changed().await.is_err() {
+        if ended.is_err() {
             return;
         }
     }

@@ -372,6 +372,10 @@ fn merged(before: &Snapshot, own: &Published, fetched_at: UnixTime) -> (Publishe
         return (before.published.without(own.withdrawn()), before.fetched_at);
     };
     let older = before.published.origin().is_some_and(|theirs| origin.is_older_than(theirs));
+    // What was asked for before the set in the file has no key that would be new to it: one that is not there is gone.
+    if before.published.origin().is_some_and(|theirs| origin.is_asked_before(theirs)) {
+        return (before.published.without(own.withdrawn()), before.fetched_at);
+    }
     let (published, _effect) = before.published.after(own.keys(), *origin);
     // Of a key that is new to the file because an older answer of this process has it, this process knows which one.
     let is_known = |one: &&Brought| own.brought().iter().any(|own| own.key.is_same_material(&one.key));

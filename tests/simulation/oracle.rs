@@ -41,6 +41,8 @@ struct Sightings {
     lacked: Option<Times>,
     /// When this process was first shown that the key is gone.
     gone_since: Option<Instant>,
+    /// Whether an answer that came later lacked it, whenever that was made.
+    seemed_gone: bool,
 }
 
 impl Seen {
@@ -55,6 +57,7 @@ impl Seen {
     /// An answer has these keys.
     pub fn answer(&mut self, keys: &[Shown], times: Times) {
         for (key, seen) in &mut self.keys {
+            seen.seemed_gone |= !keys.contains(key);
             // What a cache has kept tells its age in whole seconds.
             let apart = if times.made < times.asked { TOLERANCE as u64 } else { 0 };
             let later = times.made > seen.had.made + apart
@@ -87,6 +90,12 @@ impl Seen {
         self.keys.get(key).is_some_and(|seen| seen.lacked.is_some())
     }
 
+    /// Whether an answer lacked the key that came after another which had it: to who does not know when it was made, the
+    /// key may be gone.
+    pub fn ever_seemed_gone(&self, key: &Shown) -> bool {
+        self.keys.get(key).is_some_and(|seen| seen.seemed_gone)
+    }
+
     /// Whether a key of this name and other material was shown.
     pub fn knows_name_otherwise(&self, key: &Shown) -> bool {
         self.keys.keys().any(|(name, thumbprint)| *name == key.0 && *thumbprint != key.1)
@@ -105,6 +114,7 @@ impl Seen {
             known.had = known.had.max(seen.had);
             known.dated = known.dated.max(seen.dated);
             known.lacked = known.lacked.max(seen.lacked);
+            known.seemed_gone |= seen.seemed_gone;
         }
         for seen in left.keys.values_mut() {
             seen.gone_since = seen.lacked.is_some_and(|lacked| lacked > seen.had).then(Instant::now);

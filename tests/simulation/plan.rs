@@ -125,6 +125,14 @@ pub enum Mood {
     Flaps,
 }
 
+impl Shape {
+    /// Whether a replica's clock is behind by more than what is tolerated: what it says of a key that seems gone does not
+    /// count until its date has caught up.
+    pub fn has_clock_behind(&self) -> bool {
+        self.dates && self.replica_offsets_secs.iter().any(|offset| *offset < -5)
+    }
+}
+
 impl Plan {
     /// What this seed makes.
     pub fn of_seed(seed: u64) -> Self {

@@ -345,13 +345,13 @@ async fn a_set_serves_no_longer_than_max_stale_and_then_nobody_is_blamed() {
 }
 
 #[tokio::test]
-async fn an_older_set_takes_no_key_out_of_a_newer_file() {
+async fn an_older_set_takes_no_key_out_of_a_newer_file_and_brings_none_back() {
     let folder = folder();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("own folder");
     let clock = Clock::Fixed(UnixTime::from_secs(NOW));
     let line = SteadyClock::beginning_now(&clock);
     let file = SnapshotFile::new(folder.path(), "p", ISSUER, "https://sso.example.com/keys", 1 << 20);
-    let (a, b) = (key("a"), key("b"));
+    let [a, b, gone] = ["a", "b", "gone"].map(key);
     let set = |keys: &[&SigningKey]| {
         let keys: Vec<Value> = keys.iter().map(|key| json!(key.public_jwk())).collect();
         Arc::new(KeySet::parse(json!({"keys": keys}).to_string().as_bytes()).expect("a key set"))
@@ -364,7 +364,7 @@ async fn an_older_set_takes_no_key_out_of_a_newer_file() {
         file.store(published, wall, Present::of(&clock, &line)).await.expect("the folder can be written to");
     };
     store(set(&[&a, &b]), 10).await;
-    store(set(&[&a]), 60).await;
+    store(set(&[&a, &gone]), 60).await;
     let read = file.read(Present::of(&clock, &line), Duration::from_secs(3600)).await;
     let read = read.expect("a snapshot").expect("is there");
     let kids: Vec<&str> = read.published.keys().keys().iter().filter_map(|key| key.kid()).collect();

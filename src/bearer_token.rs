@@ -94,12 +94,20 @@ pub fn is_in(request: &AccessRequest<'_>, source: &TokenSource) -> bool {
 }
 
 /// The cookies of a header as name and value, without the white space around them (RFC 6265 §4.2.1).
+///
+/// What stands behind a comma counts as one more cookie: Envoy joins several `Cookie` lines with commas when it asks,
+/// and the upstream gets the lines.
 pub fn cookies(header: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    header.split(|byte| *byte == b';').filter_map(|pair| {
-        let equals = pair.iter().position(|byte| *byte == b'=')?;
-        let (name, value) = pair.split_at_checked(equals)?;
-        Some((name.trim_ascii(), value.get(1..).unwrap_or_default().trim_ascii()))
+    header.split(|byte| *byte == b';').flat_map(|pair| {
+        let behind_commas = pair.split(|byte| *byte == b',').skip(1);
+        std::iter::once(pair).chain(behind_commas).filter_map(name_and_value)
     })
+}
+
+fn name_and_value(cookie: &[u8]) -> Option<(&[u8], &[u8])> {
+    let equals = cookie.iter().position(|byte| *byte == b'=')?;
+    let (name, value) = cookie.split_at_checked(equals)?;
+    Some((name.trim_ascii(), value.get(1..).unwrap_or_default().trim_ascii()))
 }
 
 type Candidate<'a> = Result<Cow<'a, str>, NoToken>;
@@ -246,6 +254,10 @@ mod tests {
             (vec![], "/#?access_token=a", Err(NoToken::Missing)),
             (vec![("cookie", "access_token=a; access_token=b")], "/", Err(NoToken::Several)),
             (vec![("cookie", "access_token=a"), ("cookie", "access_token=b")], "/", Err(NoToken::Several)),
+            (vec![("cookie", "q=1,access_token=a")], "/", Ok(("a", 1))),
+            (vec![("cookie", "q=1; r=2, access_token=b; access_token=a")], "/", Err(NoToken::Several)),
+            (vec![good, ("cookie", "q=1,access_token=b")], "/", Err(NoToken::Several)),
+            (vec![("cookie", "q=1,2; access_token=a")], "/", Ok(("a", 1))),
             (vec![("cookie", "__Host-access_token=a; ACCESS_TOKEN=a")], "/", Err(NoToken::Missing)),
             (vec![("cookie", "access_token=\"a\"")], "/", Ok(("\"a\"", 1))),
             (vec![("x-token", "a")], "/?access_token=", Ok(("a", 1))),

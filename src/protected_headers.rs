@@ -309,6 +309,13 @@ mod tests {
     }
 
     #[test]
+    fn a_preflight_is_one_by_its_own_method_alone() {
+        let preflight = Rule { effect: Effect::Preflight, ..rule(Match::default(), None) };
+        let kind = protected(vec![preflight]).kind_of(b"x-http-method-override", &[]);
+        assert_eq!(kind, Some(Protected::Override));
+    }
+
+    #[test]
     fn where_a_condition_may_read_any_header_none_may_have_a_name_that_is_folded() {
         let any = protected(vec![rule(Match::default(), Some("request.headers[claims.name] == 'x'"))]);
         assert_eq!(any.kind_of(b"x_other", &[]), Some(Protected::LookAlike));

@@ -61,7 +61,7 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
                     lines += 1;
                     let value = value.trim_ascii();
                     let candidate = match scheme {
-                        Some(scheme) => by_scheme(value, scheme),
+                        Some(scheme) => by_scheme(value, scheme).or_else(|| behind_comma(value, scheme)),
                         None => whole(value, sources.iter().filter_map(|other| scheme_in(name, other))),
                     };
                     if let Some(candidate) = candidate {
@@ -181,6 +181,13 @@ fn query_values<'a>(path: &'a [u8], name: &'a str) -> impl Iterator<Item = Candi
     })
 }
 
+/// Credentials of this scheme behind those of another are nobody's to choose from: Envoy joins several lines of a header
+/// with commas when it asks, and the upstream gets the lines.
+fn behind_comma<'a>(value: &'a [u8], scheme: &str) -> Option<Candidate<'a>> {
+    let mut behind = value.split(|byte| *byte == b',').skip(1);
+    behind.any(|item| by_scheme(item.trim_ascii(), scheme).is_some()).then_some(Err(NoToken::Malformed))
+}
+
 fn utf8(bytes: &[u8]) -> Result<&str, NoToken> {
     std::str::from_utf8(bytes).map_err(|_| NoToken::Malformed)
 }
@@ -223,6 +230,9 @@ mod tests {
             ("", Err(Missing)),
             ("Bearer a,Bearer b", Ok(("a,Bearer b", 1))),
             ("Bearer,Bearer b", Err(Malformed)),
+            ("Basic dTpw,Bearer a.b.c", Err(Malformed)),
+            ("Basic dTpw, bearer a.b.c", Err(Malformed)),
+            ("Digest a=b, bearera=c", Err(Missing)),
         ] {
             check(&[("authorization", value)], "/", &sources, expected);
             check(&[("Authorization", value)], "/", &sources, expected);

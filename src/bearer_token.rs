@@ -61,7 +61,7 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
                     lines += 1;
                     let value = value.trim_ascii();
                     let candidate = match scheme {
-                        Some(scheme) => by_scheme(value, scheme),
+                        Some(scheme) => by_scheme(value, scheme).or_else(|| behind_comma(value, scheme)),
                         None => whole(value, sources.iter().filter_map(|other| scheme_in(name, other))),
                     };
                     if let Some(candidate) = candidate {
@@ -94,12 +94,20 @@ pub fn is_in(request: &AccessRequest<'_>, source: &TokenSource) -> bool {
 }
 
 /// The cookies of a header as name and value, without the white space around them (RFC 6265 §4.2.1).
+///
+/// What stands behind a comma counts as one more cookie: Envoy joins several `Cookie` lines with commas when it asks,
+/// and the upstream gets the lines.
 pub fn cookies(header: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    header.split(|byte| *byte == b';').filter_map(|pair| {
-        let equals = pair.iter().position(|byte| *byte == b'=')?;
-        let (name, value) = pair.split_at_checked(equals)?;
-        Some((name.trim_ascii(), value.get(1..).unwrap_or_default().trim_ascii()))
+    header.split(|byte| *byte == b';').flat_map(|pair| {
+        let behind_commas = pair.split(|byte| *byte == b',').skip(1);
+        std::iter::once(pair).chain(behind_commas).filter_map(name_and_value)
     })
+}
+
+fn name_and_value(cookie: &[u8]) -> Option<(&[u8], &[u8])> {
+    let equals = cookie.iter().position(|byte| *byte == b'=')?;
+    let (name, value) = cookie.split_at_checked(equals)?;
+    Some((name.trim_ascii(), value.get(1..).unwrap_or_default().trim_ascii()))
 }
 
 type Candidate<'a> = Result<Cow<'a, str>, NoToken>;
@@ -173,6 +181,13 @@ fn query_values<'a>(path: &'a [u8], name: &'a str) -> impl Iterator<Item = Candi
     })
 }
 
+/// Credentials of this scheme behind those of another are nobody's to choose from: Envoy joins several lines of a header
+/// with commas when it asks, and the upstream gets the lines.
+fn behind_comma<'a>(value: &'a [u8], scheme: &str) -> Option<Candidate<'a>> {
+    let mut behind = value.split(|byte| *byte == b',').skip(1);
+    behind.any(|item| by_scheme(item.trim_ascii(), scheme).is_some()).then_some(Err(NoToken::Malformed))
+}
+
 fn utf8(bytes: &[u8]) -> Result<&str, NoToken> {
     std::str::from_utf8(bytes).map_err(|_| NoToken::Malformed)
 }
@@ -215,6 +230,9 @@ mod tests {
             ("", Err(Missing)),
             ("Bearer a,Bearer b", Ok(("a,Bearer b", 1))),
             ("Bearer,Bearer b", Err(Malformed)),
+            ("Basic dTpw,Bearer a.b.c", Err(Malformed)),
+            ("Basic dTpw, bearer a.b.c", Err(Malformed)),
+            ("Digest a=b, bearera=c", Err(Missing)),
         ] {
             check(&[("authorization", value)], "/", &sources, expected);
             check(&[("Authorization", value)], "/", &sources, expected);
@@ -246,6 +264,10 @@ mod tests {
             (vec![], "/#?access_token=a", Err(NoToken::Missing)),
             (vec![("cookie", "access_token=a; access_token=b")], "/", Err(NoToken::Several)),
             (vec![("cookie", "access_token=a"), ("cookie", "access_token=b")], "/", Err(NoToken::Several)),
+            (vec![("cookie", "q=1,access_token=a")], "/", Ok(("a", 1))),
+            (vec![("cookie", "q=1; r=2, access_token=b; access_token=a")], "/", Err(NoToken::Several)),
+            (vec![good, ("cookie", "q=1,access_token=b")], "/", Err(NoToken::Several)),
+            (vec![("cookie", "q=1,2; access_token=a")], "/", Ok(("a", 1))),
             (vec![("cookie", "__Host-access_token=a; ACCESS_TOKEN=a")], "/", Err(NoToken::Missing)),
             (vec![("cookie", "access_token=\"a\"")], "/", Ok(("\"a\"", 1))),
             (vec![("x-token", "a")], "/?access_token=", Ok(("a", 1))),

@@ -162,6 +162,9 @@ fn remove_protected(
             changes.remove.push(name.clone());
         }
     }
+    if protected.is_token_disguised(request.path) {
+        return Err(Unfit::TokenInQuery);
+    }
     for (sent, _) in request.headers.iter() {
         match protected.kind_of(sent, request.of_the_proxy) {
             None => {}

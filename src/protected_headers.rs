@@ -6,9 +6,12 @@
 //! spellings that servers fold into one name (CGI, WSGI, Rack and PHP make `_` of `-`, others of whatever is neither a
 //! letter nor a digit).
 
+use percent_encoding::percent_decode;
+
 use crate::access_request::AccessRequest;
 use crate::bearer_token::source_header;
-use crate::rules::Rules;
+use crate::rules::query::folded;
+use crate::rules::{Rules, path};
 use crate::validation::provider::{Provider, TokenSource};
 
 /// Believed instead of the path or the host of the request line, by one framework or another.
@@ -107,6 +110,14 @@ impl ProtectedHeaders {
         &self.hidden
     }
 
+    /// Whether a target's query has a token that no upstream is meant to see in a place where only some programs find it.
+    pub fn is_token_disguised(&self, target: &[u8]) -> bool {
+        self.hidden.iter().any(|source| match source {
+            TokenSource::Query(name) => is_disguised(path::query(target), name),
+            TokenSource::Header { .. } | TokenSource::Cookie(_) => false,
+        })
+    }
+
     /// What a header of this name is; `None` where it may pass. `of_the_proxy` are those in which the door's own proxy
     /// speaks.
     pub fn kind_of(&self, name: &[u8], of_the_proxy: &[&str]) -> Option<Protected> {
@@ -178,6 +189,22 @@ fn items<'a>(request: &AccessRequest<'a>, name: &'static str) -> impl Iterator<I
     lines.into_iter().flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
 }
 
+/// Whether a query has a parameter of this name for some program and for others not: they decode names and fold them, or
+/// end a parameter at a `;`. A proxy that is told to remove the parameter would leave it.
+fn is_disguised(query: &[u8], name: &str) -> bool {
+    let written =
+        |parameter: &'_ [u8]| parameter.iter().position(|byte| *byte == b'=').unwrap_or(parameter.len());
+    let is_ours = |parameter: &[u8]| {
+        let name_of = parameter.get(..written(parameter)).unwrap_or_default();
+        let spaced: Vec<u8> = name_of.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+        folded(&percent_decode(&spaced).decode_utf8_lossy()) == folded(name)
+    };
+    query.split(|byte| *byte == b'&').any(|pair| {
+        let is_removed = pair.get(..written(pair)) == Some(name.as_bytes());
+        pair.split(|byte| *byte == b';').skip(usize::from(is_removed)).any(is_ours)
+    })
+}
+
 /// Whether a server that makes variables of header names (RFC 3875 §4.1.18) takes both for one: most turn `-` into `_`,
 /// some `.` too, and lighttpd everything but letters and digits.
 fn alike(sent: &[u8], known: &str) -> bool {
@@ -228,6 +255,28 @@ mod tests {
     }
 
     #[test]
+    fn a_parameter_that_only_some_programs_see_is_disguised() {
+        for (query, expected) in [
+            ("access_token=a", false),
+            ("access_token=a&x=1", false),
+            ("x=access_token=a", false),
+            ("x=1;y=2", false),
+            ("access_tokens=a", false),
+            ("%61ccess_token=a", true),
+            ("access.token=a", true),
+            ("ACCESS_TOKEN=a", true),
+            ("+access_token=a", true),
+            ("access_token[]=a", true),
+            ("x=1;access_token=a", true),
+            ("x;access_token=a", true),
+            ("access_token;x=a", true),
+            ("access_token=a;%61ccess_token=b", true),
+        ] {
+            assert_eq!(is_disguised(query.as_bytes(), "access_token"), expected, "{query}");
+        }
+    }
+
+    #[test]
     fn a_header_is_protected_where_the_decision_is_about_what_it_says() {
         use Protected::{Claim, LookAlike, Override};
         let by_path = Match { path: Some(PathPattern::Prefix("/a".to_owned())), ..Match::default() };
@@ -257,6 +306,13 @@ mod tests {
             let kind = |protected: &ProtectedHeaders| protected.kind_of(name.as_bytes(), &["x-original-uri"]);
             assert_eq!((kind(&everything), kind(&nothing)), (with_rules, without), "{name}");
         }
+    }
+
+    #[test]
+    fn a_preflight_is_one_by_its_own_method_alone() {
+        let preflight = Rule { effect: Effect::Preflight, ..rule(Match::default(), None) };
+        let kind = protected(vec![preflight]).kind_of(b"x-http-method-override", &[]);
+        assert_eq!(kind, Some(Protected::Override));
     }
 
     #[test]

@@ -236,7 +236,7 @@ impl Rules {
         self.look_at_hosts
     }
 
-    /// Whether any rule matches by method, or has a condition that reads it.
+    /// Whether any rule matches by method or is about preflight requests, or has a condition that reads it.
     pub fn look_at_methods(&self) -> bool {
         self.look_at_methods
     }
@@ -373,8 +373,11 @@ impl Rule {
         self.requirements().and_then(|requirements| requirements.condition.as_ref())
     }
 
+    /// A preflight is known by its method too.
     fn looks_at_methods(&self) -> bool {
-        !self.matches.methods.is_empty() || self.condition().is_some_and(Condition::reads_method)
+        !self.matches.methods.is_empty()
+            || self.effect == Effect::Preflight
+            || self.condition().is_some_and(Condition::reads_method)
     }
 
     /// A header that the condition reads and of which the upstream may believe another value than the condition does:

@@ -35,9 +35,17 @@ tests_behind!(
     a_trailer_never_reaches_the_upstream,
     what_frameworks_believe_is_true_or_not_there,
     several_hosts_are_not_the_last_of_them,
+    the_upstream_gets_the_path_that_is_judged_and_no_absolute_uri,
+    a_query_of_any_octets_passes,
 );
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_upstream_never_sees_a_token() {
     behind::the_upstream_never_sees_a_token(Recipe { start: proxies::caddy_hiding_tokens, ..RECIPE }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_claim_headers_and_a_large_token_pass_the_newest_too() {
+    let recipe = Recipe { start: proxies::caddy_2_11, ..RECIPE };
+    behind::large_claim_headers_and_a_large_token_pass(recipe).await;
 }

@@ -34,10 +34,19 @@ tests_behind!(
     a_trailer_never_reaches_the_upstream,
     what_frameworks_believe_is_true_or_not_there,
     several_hosts_are_not_the_last_of_them,
+    the_upstream_gets_the_path_that_is_judged_and_no_absolute_uri,
 );
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_upstream_never_sees_a_token() {
     behind::the_upstream_never_sees_a_token(Recipe { start: proxies::envoy_http_hiding_tokens, ..RECIPE })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_web_gets_its_status() {
+    let stage = behind::Stage::set(RECIPE, "").await;
+    let call = stage.client.post(stage.url("/orders")).header("content-type", "application/grpc-web+proto");
+    let answer = call.send().await.expect("Envoy answers");
+    assert_eq!(answer.headers().get("grpc-status").map(|status| status.as_bytes()), Some(&b"16"[..]));
 }

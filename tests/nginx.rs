@@ -53,6 +53,8 @@ tests_behind!(
     a_trailer_never_reaches_the_upstream,
     what_frameworks_believe_is_true_or_not_there,
     several_hosts_are_not_the_last_of_them,
+    the_upstream_gets_the_path_that_is_judged_and_no_absolute_uri,
+    a_query_of_any_octets_passes,
 );
 
 #[tokio::test]

@@ -181,10 +181,23 @@ async fn a_token_that_no_upstream_is_to_see_is_taken_from_anonymous_requests_too
         !answer.removed.iter().any(|name| name == "authorization"),
         "another scheme is the application's"
     );
+    // As Envoy says it of two lines.
+    let answer = service.ask(anonymous("/healthz").header("authorization", "Basic dTpw,Bearer x.y.z")).await;
+    assert!(answer.removed.iter().any(|name| name == "authorization"), "{:?}", answer.removed);
     let answer = service.ask(anonymous("/healthz").header("cookie", "a=1; t=x.y.z")).await;
     assert_eq!(answer.set.get("cookie").map(String::as_str), Some("a=1"));
     let answer = service.ask(anonymous("/healthz?t=x.y.z")).await;
     assert_eq!(answer.removed_query, ["t"]);
+    for target in ["/healthz?%74=x.y.z", "/healthz?T=x.y.z", "/healthz?a=b;t=x.y.z"] {
+        assert_eq!(
+            service.ask(anonymous(target)).await.faults("request_malformed", &[]),
+            [""; 0],
+            "{target}"
+        );
+    }
+    // As Envoy says it of two lines.
+    let answer = service.ask(anonymous("/healthz").header("cookie", "a=1; b=2,t=x.y.z; c=3")).await;
+    assert_eq!(answer.set.get("cookie").map(String::as_str), Some("a=1; c=3"));
 }
 
 /// The status that an HTTP door gives.

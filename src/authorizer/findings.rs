@@ -163,9 +163,10 @@ impl<'s> Findings<'s> {
                 let detail = "a claim header of the client's own: the proxy's file has to remove it first";
                 (Reason::RequestMalformed, Some(detail))
             }
-            Err(Unfit::TokenInQuery) => {
-                (Reason::RequestMalformed, Some("forward_token: this proxy cannot change the query"))
-            }
+            Err(Unfit::TokenInQuery) => (
+                Reason::RequestMalformed,
+                Some("forward_token: the proxy cannot take the token out of this query"),
+            ),
         };
         Err(self.refuse("headers", reason, detail.map(str::to_owned)))
     }

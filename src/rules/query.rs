@@ -4,6 +4,7 @@
 //! values of a parameter that a condition names is not read at all: the condition stays undecided, which is a denial.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use percent_encoding::percent_decode;
 
@@ -26,7 +27,7 @@ pub fn form<'a>(query: &'a [u8], read: &Members) -> Result<Vec<Parameter<'a>>, S
     }
     let folded_reads: Vec<String> = read.names.iter().map(|name| folded(name)).collect();
     let mut found: Vec<Parameter<'a>> = Vec::new();
-    let mut seen: Vec<String> = Vec::new();
+    let mut seen: BTreeSet<String> = BTreeSet::new();
     for pair in query.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
         let mut halves = pair.splitn(2, |byte| *byte == b'=');
         let name =
@@ -38,7 +39,7 @@ pub fn form<'a>(query: &'a [u8], read: &Members) -> Result<Vec<Parameter<'a>>, S
             }
             let value = decoded(halves.next().unwrap_or_default());
             found.push((name, value.ok_or("the value of a parameter is not UTF-8")?));
-            seen.push(alike);
+            seen.insert(alike);
         } else if folded_reads.contains(&alike) {
             return Err(
                 "some programs fold the name of a parameter to one that the condition reads".to_owned()
@@ -65,7 +66,7 @@ fn decoded(text: &[u8]) -> Option<Cow<'_, str>> {
 
 /// A name as the programs that fold it most would have it: PHP cuts it at a NUL, takes spaces before it away, reads
 /// what stands before `[` and makes `_` of spaces and dots; ASP.NET does not look at its case.
-fn folded(name: &str) -> String {
+pub(crate) fn folded(name: &str) -> String {
     let name = name.split('\0').next().unwrap_or_default().trim_start_matches(' ');
     let base = match name.find('[') {
         Some(at) if at > 0 && name.contains(']') => name.get(..at).unwrap_or_default(),

@@ -296,7 +296,8 @@ pub async fn large_claim_headers_and_a_large_token_pass(recipe: Recipe) {
     let claims = with_claim(stage.claims(), "/realm_access/roles", json!(roles));
     let token = stage.key.sign(&with_claim(claims, "filler", "x".repeat(2200)));
     assert!((15 * 1024..16 * 1024).contains(&token.len()), "{}", token.len());
-    let received = stage.reaches_upstream(stage.get(&token)).await;
+    let cookies = format!("c={}", "x".repeat(12 * 1024));
+    let received = stage.reaches_upstream(stage.get(&token).header("cookie", cookies)).await;
     let sent = received["x-auth-roles"].as_str().expect("a header");
     assert!(sent.len() > 8000, "{}", sent.len());
     assert_eq!(sent, roles.join(","));

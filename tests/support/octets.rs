@@ -303,3 +303,44 @@ pub async fn several_hosts_are_not_the_last_of_them(recipe: Recipe) {
         assert_eq!(upstream.take().len(), 0, "{hosts}");
     }
 }
+
+/// There are apps for which the path of an absolute URI begins elsewhere than for the proxy.
+pub async fn the_upstream_gets_the_path_that_is_judged_and_no_absolute_uri(recipe: Recipe) {
+    let _turn = TURN.lock().await;
+    let upstream = OctetUpstream::start().await;
+    let rules = "rules: [{name: open, match: {path_prefix: /open}, allow: anonymous}]\n";
+    let stage = Stage::set_in_front_of(recipe, upstream.address, rules).await;
+    upstream.take();
+    for (target, host) in [
+        ("http://api.example.com/open/x", "Host: api.example.com\r\n"),
+        ("http://api.example.com?x=/open/x", "Host: api.example.com?x=\r\n"),
+        ("http://api.example.com?x=/open/x", "Host: api.example.com\r\n"),
+        ("http://api.example.com?x=/open/x", ""),
+        ("http://a\\orders?/open/x", "Host: a\\orders?\r\n"),
+        ("http://a\\orders?/open/x", ""),
+        ("/open/x", "Host: api.example.com/orders?\r\n"),
+    ] {
+        let request = format!("GET {target} HTTP/1.1\r\n{host}Connection: close\r\n\r\n");
+        let (_stream, head) = ask(stage.address(), &request).await;
+        for request in upstream.take() {
+            let (line, lines) = request.split_once("\r\n").expect("a request line");
+            assert_eq!(line, "GET /open/x HTTP/1.1", "{target} {host}");
+            assert!(!lines.contains("/orders") && !lines.contains("?"), "{target} {host}: {lines}");
+        }
+        assert!(matches!(status(&head), 200 | 400 | 401 | 404), "{target} {host}: {head}");
+    }
+}
+
+pub async fn a_query_of_any_octets_passes(recipe: Recipe) {
+    let _turn = TURN.lock().await;
+    let upstream = OctetUpstream::start().await;
+    let stage = Stage::set_in_front_of(recipe, upstream.address, "").await;
+    for query in [r#"a="b""#, "a=<b>", "a={b}|c^d`e", "a[]=1&a[]=2", "a=%ff", "?", "a=/../b", r"a=\"] {
+        upstream.take();
+        let request = get(&format!("/orders?{query}"), Some(&stage.token()), "Connection: close\r\n");
+        let (_stream, head) = ask(stage.address(), &request).await;
+        let requests = upstream.take();
+        assert_eq!((status(&head), requests.len()), (200, 1), "{query}: {head}");
+        assert!(requests[0].starts_with(&format!("GET /orders?{query} ")), "{}", requests[0]);
+    }
+}

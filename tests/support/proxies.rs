@@ -180,7 +180,8 @@ fn run_caddy(mut command: Command, text: &str) -> Started {
     let folder = folder();
     // Its admin door is on a fixed port.
     let config = folder.path().join("Caddyfile");
-    fs::write(&config, format!("{{\n\tadmin off\n}}\n{text}")).expect("the folder can be written to");
+    let text = text.replacen("{\n\tservers {\n", "{\n\tadmin off\n\tservers {\n", 1);
+    fs::write(&config, text).expect("the folder can be written to");
     command.args(["run", "--adapter", "caddyfile", "--config"]).arg(&config);
     for variable in ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"] {
         command.env(variable, folder.path());

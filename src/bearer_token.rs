@@ -75,11 +75,18 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
                 }
             }
             TokenSource::Cookie(name) => {
-                for header in request.headers.all("cookie") {
-                    cookies(header)
-                        .filter(|(cookie, value)| *cookie == name.as_bytes() && !value.is_empty())
-                        .map(|(_, value)| utf8(value).map(Cow::Borrowed))
-                        .try_for_each(&mut take)?;
+                let is_ours =
+                    |(cookie, value): &(&[u8], &[u8])| *cookie == name.as_bytes() && !value.is_empty();
+                for pair in
+                    request.headers.all("cookie").flat_map(|header| header.split(|byte| *byte == b';'))
+                {
+                    let cookie = name_and_value(pair).filter(is_ours);
+                    if let Some((_, value)) = cookie {
+                        take(utf8(value).map(Cow::Borrowed))?;
+                    }
+                    if behind_commas(pair).any(|cookie| is_ours(&cookie)) {
+                        take(Err(NoToken::Malformed))?;
+                    }
                 }
             }
             TokenSource::Query(name) => query_values(request.path, name).try_for_each(take)?,
@@ -98,10 +105,14 @@ pub fn is_in(request: &AccessRequest<'_>, source: &TokenSource) -> bool {
 /// What stands behind a comma counts as one more cookie: Envoy joins several `Cookie` lines with commas when it asks,
 /// and the upstream gets the lines.
 pub fn cookies(header: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    header.split(|byte| *byte == b';').flat_map(|pair| {
-        let behind_commas = pair.split(|byte| *byte == b',').skip(1);
-        std::iter::once(pair).chain(behind_commas).filter_map(name_and_value)
-    })
+    header
+        .split(|byte| *byte == b';')
+        .flat_map(|pair| name_and_value(pair).into_iter().chain(behind_commas(pair)))
+}
+
+/// The cookies that a pair has behind commas, where it is several lines joined.
+fn behind_commas(pair: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    pair.split(|byte| *byte == b',').skip(1).filter_map(name_and_value)
 }
 
 fn name_and_value(cookie: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -264,9 +275,9 @@ mod tests {
             (vec![], "/#?access_token=a", Err(NoToken::Missing)),
             (vec![("cookie", "access_token=a; access_token=b")], "/", Err(NoToken::Several)),
             (vec![("cookie", "access_token=a"), ("cookie", "access_token=b")], "/", Err(NoToken::Several)),
-            (vec![("cookie", "q=1,access_token=a")], "/", Ok(("a", 1))),
-            (vec![("cookie", "q=1; r=2, access_token=b; access_token=a")], "/", Err(NoToken::Several)),
-            (vec![good, ("cookie", "q=1,access_token=b")], "/", Err(NoToken::Several)),
+            (vec![("cookie", "q=1,access_token=a")], "/", Err(NoToken::Malformed)),
+            (vec![("cookie", "q=1; r=2, access_token=b; access_token=a")], "/", Err(NoToken::Malformed)),
+            (vec![good, ("cookie", "q=1,access_token=b")], "/", Err(NoToken::Malformed)),
             (vec![("cookie", "q=1,2; access_token=a")], "/", Ok(("a", 1))),
             (vec![("cookie", "__Host-access_token=a; ACCESS_TOKEN=a")], "/", Err(NoToken::Missing)),
             (vec![("cookie", "access_token=\"a\"")], "/", Ok(("\"a\"", 1))),

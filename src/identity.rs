@@ -9,11 +9,12 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 
 use crate::access_request::{AccessRequest, ClaimHeaders, Removal};
 use crate::bearer_token::{self, FoundToken, cookies};
 use crate::protected_headers::{Protected, ProtectedHeaders};
+use crate::rules::query::folded;
 use crate::validation::json::Json;
 use crate::validation::provider::{Encoding, Provider, TokenSource};
 
@@ -191,15 +192,33 @@ fn remove_protected(
     Ok(())
 }
 
-/// Sets the cookies that stay. A proxy that sets only what its configuration names has to be told of them with every
-/// answer once tokens that come in cookies are hidden: it takes the answer's header, be it there or not.
+/// Sets the cookies that stay, once tokens that come in cookies are hidden. A proxy that sets only what its configuration
+/// names has to be told of them with every answer: it takes the answer's header, be it there or not. Any other where one
+/// has a name that some programs fold to that of a token.
 fn keep_cookies(changes: &mut UpstreamChanges, protected: &ProtectedHeaders, request: &AccessRequest<'_>) {
-    let are_hidden = protected.hidden().iter().any(|source| matches!(source, TokenSource::Cookie(_)));
+    let hidden: Vec<&[u8]> = protected.hidden().iter().filter_map(cookie_name).collect();
     let is_done =
         changes.set.iter().map(|(name, _)| name).chain(&changes.remove).any(|name| name == "cookie");
-    if are_hidden && request.removal == Removal::NamedHeaders && !is_done {
-        set_cookies(changes, request, &[]);
+    if hidden.is_empty() || is_done {
+        return;
     }
+    let mut sent = request.headers.all("cookie").flat_map(cookies);
+    if request.removal == Removal::NamedHeaders || sent.any(|(name, _)| is_one_of(name, &hidden)) {
+        set_cookies(changes, request, &hidden);
+    }
+}
+
+fn cookie_name(source: &TokenSource) -> Option<&[u8]> {
+    match source {
+        TokenSource::Cookie(name) => Some(name.as_bytes()),
+        TokenSource::Header { .. } | TokenSource::Query(_) => None,
+    }
+}
+
+/// Whether some program takes a cookie of this name for one of these: PHP folds names of cookies as those of parameters.
+fn is_one_of(name: &[u8], names: &[&[u8]]) -> bool {
+    let as_read = |name: &[u8]| folded(&percent_decode(name).decode_utf8_lossy());
+    names.iter().any(|one| *one == name || as_read(one) == as_read(name))
 }
 
 /// Takes the token away from every place where it stands.
@@ -208,13 +227,7 @@ fn remove_token(
     request: &AccessRequest<'_>,
     places: &[&TokenSource],
 ) -> Result<(), Unfit> {
-    let cookie_names: Vec<&[u8]> = places
-        .iter()
-        .filter_map(|place| match place {
-            TokenSource::Cookie(name) => Some(name.as_bytes()),
-            _ => None,
-        })
-        .collect();
+    let cookie_names: Vec<&[u8]> = places.iter().copied().filter_map(cookie_name).collect();
     for place in places {
         match place {
             TokenSource::Header { name, .. } => {
@@ -242,7 +255,7 @@ fn set_cookies(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, witho
         .all("cookie")
         .flat_map(|header| header.split(|byte| *byte == b';'))
         .map(<[u8]>::trim_ascii)
-        .filter(|pair| !pair.is_empty() && !cookies(pair).any(|(name, _)| without.contains(&name)))
+        .filter(|pair| !pair.is_empty() && !cookies(pair).any(|(name, _)| is_one_of(name, without)))
         .collect();
     // A header that is not plain text cannot be rewritten; then no cookie passes.
     match String::from_utf8(kept.join(&b"; "[..])) {

@@ -15,7 +15,7 @@ use crate::rules::{Rules, path};
 use crate::validation::provider::{Provider, TokenSource};
 
 /// Believed instead of the path or the host of the request line, by one framework or another.
-pub const PATH_AND_HOST: [&str; 12] = [
+pub const PATH_AND_HOST: [&str; 18] = [
     "x-original-url",
     "x-rewrite-url",
     "x-original-uri",
@@ -26,9 +26,15 @@ pub const PATH_AND_HOST: [&str; 12] = [
     // the other is a snippet that many WSGI apps have.
     "script-name",
     "x-script-name",
+    "x-forwarded-script-name",
+    "x-traversal-path",
+    "x-forwarded-base",
+    "x-original-path",
+    "x-override-url",
     "x-forwarded-host",
     "x-host",
     "x-original-host",
+    "x-http-host-override",
     "forwarded",
 ];
 

@@ -108,7 +108,7 @@ fn dependencies_point_down() {
         ("access_request", &["clock"]),
         ("bearer_token", &["access_request", "clock", "validation"]),
         ("protected_headers", &["access_request", "bearer_token", "rules", "validation"]),
-        ("identity", &["access_request", "bearer_token", "protected_headers", "validation"]),
+        ("identity", &["access_request", "bearer_token", "protected_headers", "rules", "validation"]),
         ("verdict", &["access_request", "config", "identity", "reason", "rules", "validation"]),
         ("telemetry", &["config", "keys", "reason", "validation"]),
         ("keys", &["clock", "config", "telemetry", "validation"]),

@@ -253,6 +253,12 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
         ("token_from: [{query: 'a+b'}]", "token_from[0].query", "without them"),
         ("token_from: [{cookie: a}, {cookie: a}]", "token_from[1]", "second time"),
         ("token_from: [{header: Cookie}]", "token_from[0].header", "write `cookie: NAME`"),
+        ("token_from: [{header: Connection}]", "token_from[0].header", "the connection's or the proxy's own"),
+        (
+            "token_from: [{header: X-Forwarded-Uri}]",
+            "token_from[0].header",
+            "the connection's or the proxy's own",
+        ),
         ("token_from: [{query: a, scheme: b}]", "token_from[0]", "one of"),
         (
             "claim_headers: {x-token: sub}\n    token_from: [{header: X_Token}]",

@@ -45,7 +45,7 @@ const KEYS: [&str; 23] = [
 
 /// Headers that carry the request itself, its path through proxies, or its credentials: no claim may
 /// stand there.
-const RESERVED_HEADERS: [&str; 31] = [
+const RESERVED_HEADERS: [&str; 33] = [
     "host",
     "connection",
     "content-length",
@@ -70,6 +70,8 @@ const RESERVED_HEADERS: [&str; 31] = [
     "x-method-override",
     // The answer to the proxy is an HTTP response: these are instructions to whoever keeps or passes on one.
     "set-cookie",
+    "www-authenticate",
+    "origin",
     "cache-control",
     "expires",
     "vary",
@@ -80,6 +82,25 @@ const RESERVED_HEADERS: [&str; 31] = [
     "http2-settings",
     // CGI programs would see it as HTTP_PROXY.
     "proxy",
+];
+/// Headers that end at the proxy, or in which it speaks.
+const NO_TOKEN_HEADERS: [&str; 16] = [
+    "host",
+    "connection",
+    "proxy-connection",
+    "keep-alive",
+    "te",
+    "trailer",
+    "upgrade",
+    "http2-settings",
+    "transfer-encoding",
+    "content-length",
+    "x-original-method",
+    "x-original-uri",
+    "x-forwarded-method",
+    "x-forwarded-uri",
+    "x-forwarded-host",
+    "x-forwarded-proto",
 ];
 /// The longest name of a header, scheme, cookie or query parameter.
 const MAX_NAME_BYTES: usize = 128;
@@ -324,6 +345,11 @@ fn read_token_source(cursor: &Cursor<'_>) -> Option<TokenSource> {
             let scheme = scheme.map(|scheme| read_token(&scheme));
             if name.as_deref() == Some("cookie") {
                 return header.refuse("write `cookie: NAME` to take the token from a cookie");
+            }
+            if name.as_deref().is_some_and(|name| NO_TOKEN_HEADERS.contains(&name)) {
+                return header.refuse(
+                    "this header is the connection's or the proxy's own: no client's token can come in it",
+                );
             }
             let scheme = match scheme {
                 None => None,

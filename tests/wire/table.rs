@@ -245,6 +245,9 @@ fn hosts() -> Vec<Case> {
         ("an absolute URI with userinfo behind", "http://admin.example.com@public.example.com/public/x", "x"),
         ("an absolute URI with port 0", "http://admin.example.com:0/public/x", "public.example.com"),
         ("an absolute URI of https", "https://admin.example.com/public/x", "public.example.com"),
+        ("an authority with a query, as Host", "http://h?x=/public/y", "h?x="),
+        ("an authority with a backslash, as Host", "http://h\\admin\\users?/public/x", "h\\admin\\users?"),
+        ("a Host with a path", "/public/x", "h/admin?"),
         (
             "an absolute URI with an upper-case host",
             "http://ADMIN.example.com/public/x",

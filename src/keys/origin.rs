@@ -88,6 +88,13 @@ impl Origin {
         self.asked < other.asked
     }
 
+    /// Whether it was there before the other one was asked for. Of two that different processes have written down, whose
+    /// lines of time were each read off two clocks, that is so by more than those readings may be apart.
+    pub fn is_there_before(&self, other: &Origin) -> bool {
+        const READING_MICROS: i64 = 250_000;
+        self.received.saturating_add(READING_MICROS) < other.asked
+    }
+
     /// Whether it says that it has spent time in caches.
     pub fn has_age(&self) -> bool {
         self.age.is_some_and(|age| age > 0)

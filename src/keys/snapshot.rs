@@ -372,8 +372,8 @@ fn merged(before: &Snapshot, own: &Published, fetched_at: UnixTime) -> (Publishe
         return (before.published.without(own.withdrawn()), before.fetched_at);
     };
     let older = before.published.origin().is_some_and(|theirs| origin.is_older_than(theirs));
-    // What was asked for before the set in the file has no key that would be new to it: one that is not there is gone.
-    if before.published.origin().is_some_and(|theirs| origin.is_asked_before(theirs)) {
+    // What was there before the set in the file was asked for has no key that is new to it: one that lacks there is gone.
+    if before.published.origin().is_some_and(|theirs| origin.is_there_before(theirs)) {
         return (before.published.without(own.withdrawn()), before.fetched_at);
     }
     let (published, _effect) = before.published.after(own.keys(), *origin);

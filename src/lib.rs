@@ -6,13 +6,13 @@
 //! 1. A door takes it in: [`ext_authz`] (gRPC, for Envoy) or [`forward_auth`] (HTTP, for every other proxy).
 //!    The door turns what it was sent into an [`access_request::AccessRequest`] and decides nothing.
 //! 2. [`authorizer`] makes the one decision. [`rules`] say which rule the request falls under; unless that lets
-//!    everybody pass or nobody, [`bearer_token`] finds the token; [`validation`] screens it without a key and
+//!    everybody pass or nobody, or the request is none that everybody reads alike, [`bearer_token`] finds the token; [`validation`] screens it without a key and
 //!    then verifies it against the key set in hand.
 //! 3. If that set may be too old ([`validation::ValidationError::Stale`]), [`keys`] is asked once to
 //!    rescue the token: one refresh, shared by everybody who waits, and one second look. What no key
 //!    could mend ([`validation::ValidationError::Permanent`]) is refused at once.
 //! 4. The claims of a verified token are held against what the rule requires, and [`identity`] turns them into
-//!    headers for the upstream.
+//!    headers for the upstream; what of the client's own must not reach it, [`protected_headers`] say.
 //! 5. The door renders the [`verdict`], a denial by its [`reason`].
 //!
 //! # Rooms, in reading order

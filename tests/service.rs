@@ -14,6 +14,7 @@ use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey};
 use portcullis::config::{BindAddress, Config, Shutdown, TlsFiles};
 use serde_json::json;
 use support::pki::Pki;
+use support::ports::free_port;
 use support::{Answer, Ask, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -349,10 +350,6 @@ providers:
         issuer.jwks_uri()
     );
     std::fs::write(file, text).expect("written");
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bound").local_addr().expect("an address").port()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod pki;
+pub mod ports;
 pub mod raw;
 pub mod rulebook;
 

@@ -6,9 +6,12 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[path = "ports.rs"]
+mod ports;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -22,6 +25,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+
+pub use ports::free_address;
 
 /// How long a part may take to start or to stop; generous, since it only matters where something is wrong.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -74,12 +79,6 @@ pub fn switched_on(text: &str, lines: &[&str]) -> String {
 /// A folder of this test's own, on the disk of the build.
 pub fn folder() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build folder can be written to")
-}
-
-/// An address that nobody listens at.
-pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("is bound")
 }
 
 /// Looks again and again until there is something to see.

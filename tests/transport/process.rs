@@ -2,7 +2,6 @@
 //! is passed on from the machine.
 
 use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::thread::JoinHandle;
@@ -15,6 +14,7 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::house::{ISSUER, PATIENCE, eventually, text_at, token_of, wall_time};
+use crate::support::ports::free_port;
 use crate::support::{Answer, Ask};
 
 /// Names of variables by which programs are told of proxies.
@@ -155,9 +155,4 @@ fn read(mut stderr: ChildStderr) -> String {
     let mut log = String::new();
     stderr.read_to_string(&mut log).expect("the log is text");
     log
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("port 0 can be bound");
-    listener.local_addr().expect("an address").port()
 }

@@ -187,9 +187,12 @@ async fn a_task_that_keeps_failing_is_seen_at_readyz_and_so_is_its_end() {
     let running = Running::start(config(vec![keyed]), fixed_clock()).await;
     assert_eq!(running.admin("/readyz").await, "ok\n");
     let task = running.service().supervisor().keep(Task::named("listener"), || async {});
-    while running.service().is_serving() {
-        sleep(Duration::from_millis(5)).await;
-    }
+    let failing = async {
+        while running.service().is_serving() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(20 * SECOND, failing).await.expect("it keeps failing");
     assert_eq!(running.admin("/readyz").await, "task keeps failing: listener\n");
     task.abort();
     assert!(task.await.is_err());

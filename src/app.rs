@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{AdminListener, Config};
 use crate::service::Service;
 use crate::socket::{self, BindError, GrpcSocket, HttpSocket, ServeError};
 use crate::{admin, ext_authz, forward_auth};
@@ -26,7 +26,7 @@ use crate::{admin, ext_authz, forward_auth};
 pub struct App {
     config: Config,
     service: Arc<Service>,
-    grpc: GrpcSocket,
+    grpc: Vec<GrpcSocket>,
     http: Vec<HttpSocket>,
     admin: Option<TcpListener>,
     file: Option<PathBuf>,
@@ -44,13 +44,19 @@ impl App {
     /// # Errors
     /// A socket cannot be bound, a TLS file cannot be used, or no HTTP client can be made.
     pub async fn bind(config: Config, clock: Clock) -> Result<Self, BindError> {
-        let grpc = GrpcSocket::bind(&config.listen.ext_authz).await?;
+        let mut grpc = Vec::new();
+        for door in &config.listen.ext_authz {
+            grpc.push(GrpcSocket::bind(door).await?);
+        }
         let mut http = Vec::new();
         for door in &config.listen.forward_auth {
             http.push(HttpSocket::bind(door).await?);
         }
-        let admin = match config.listen.admin {
-            Some(address) => Some(socket::bind_tcp("listen.admin", address).await?),
+        let admin = match &config.listen.admin {
+            Some(AdminListener { tls: Some(_), .. }) => {
+                return Err(BindError::from_error("listen.admin.tls: not served yet: take it out"));
+            }
+            Some(admin) => Some(socket::bind_tcp("listen.admin", admin.address).await?),
             None => None,
         };
         let service = Arc::new(Service::start(&config, clock).map_err(BindError::from_error)?);
@@ -64,9 +70,9 @@ impl App {
         self
     }
 
-    /// Where the gRPC door is, unless it is a socket file.
+    /// Where the first gRPC door is that is no socket file.
     pub fn ext_authz_address(&self) -> Option<SocketAddr> {
-        self.grpc.address()
+        self.grpc.iter().find_map(GrpcSocket::address)
     }
 
     /// Where the HTTP doors are, in the order of the configuration.
@@ -93,7 +99,9 @@ impl App {
         let Self { config, service, grpc, http, admin, file } = self;
         let (stop, stopped) = watch::channel(false);
         let mut doors = JoinSet::new();
-        doors.spawn(ext_authz::serve(Arc::clone(&service), grpc, until_true(stopped.clone())));
+        for socket in grpc {
+            doors.spawn(ext_authz::serve(Arc::clone(&service), socket, until_true(stopped.clone())));
+        }
         for socket in http {
             doors.spawn(forward_auth::serve(Arc::clone(&service), socket, until_true(stopped.clone())));
         }

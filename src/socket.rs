@@ -140,7 +140,7 @@ fn acceptor(key: &str, files: &TlsFiles) -> Result<TlsAcceptor, BindError> {
         let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         read.map_err(|error| failed(path, &error))
     };
-    let TlsFiles { cert_file, key_file, client_ca_file } = files;
+    let TlsFiles { cert_file, key_file, client_ca_file, .. } = files;
     let private = PrivateKeyDer::from_pem_file(key_file).map_err(|error| failed(key_file, &error))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))

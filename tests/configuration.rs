@@ -146,6 +146,53 @@ fn an_inline_secret_is_never_printed() {
 }
 
 #[test]
+fn no_query_and_no_user_of_a_url_is_printed() {
+    let of_realms = MINIMAL.replace(
+        "https://sso.example.com",
+        "https://sso.example.com/{realm}\n    realms: [a]\n    jwks_uri: 'https://i.example/{realm}/keys?key=S3CRET'",
+    );
+    let discovered_realms = of_realms.replace("jwks_uri", "discovery_uri");
+    for text in [
+        provider_with("jwks_uri: 'https://i.example/keys?key=S3CRET'"),
+        provider_with("discovery_uri: 'https://i.example/keys?S3CRET'"),
+        of_realms,
+        discovered_realms,
+        provider_with("http: {proxy: 'http://S3CRET:S3CRET@proxy.example:3128'}"),
+        format!("{MINIMAL}responses: {{resource_metadata: 'https://api.example/m?key=S3CRET'}}\n"),
+    ] {
+        let printed = parse(&text).expect("valid").to_yaml();
+        assert!(!printed.contains("S3CRET"), "{printed}");
+        assert!(printed.contains("shown; put"), "that it is left out is said: {printed}");
+        let again = parse(&printed).unwrap_or_else(|errors| panic!("{errors}\n{printed}"));
+        assert_eq!(again.to_yaml(), printed);
+    }
+    for text in [
+        provider_with("jwks_uri: 'https://S3CRET@i.example/keys'"),
+        provider_with("jwks_uri: 'ftp://i.example/keys?S3CRET'"),
+        provider_with("jwks_uri: 'https://i.example/keys?S3CRET#x'"),
+        provider_with("jwks_uri: 'http://i.example/keys?S3CRET'"),
+        provider_with("http: {proxy: 'http://proxy.example/?S3CRET'}"),
+        format!("{MINIMAL}responses: {{resource_metadata: 'https://S3CRET@api.example/m'}}\n"),
+        MINIMAL.replace("https://sso.example.com", "'https://sso.example.com/?S3CRET'"),
+    ] {
+        let errors = parse(&text).expect_err("refused");
+        assert!(!errors.contains("S3CRET"), "{errors}");
+    }
+}
+
+#[test]
+fn a_variable_within_a_variable_is_refused_by_its_name_where_it_stands() {
+    for value in ["'${A:-${B}}'", "'${A:-${B:-S3CRET}}'", "'x${A:-$${B}}'", "'${A${B}}'", "'${A:-${B}'"] {
+        let text = format!("{MINIMAL}rules:\n  - {{name: r, deny: true, match: {{path: {value}}}}}\n");
+        refused(&text, &[(8, "rules[0].match.path", "`${` inside `${A")]);
+        let errors = parse(&text).expect_err("refused");
+        assert!(!errors.contains("S3CRET"), "{errors}");
+    }
+    let set = Config::parse(&provider_with("realm: '${A:-${B}}'"), &|_| Some("set".to_owned()));
+    assert!(set.is_err(), "also where the first is set, so that it does not depend on the environment");
+}
+
+#[test]
 fn an_error_never_shows_a_secret() {
     for keys in [
         "{kty: oct, k: U0VDUkVU}",
@@ -593,7 +640,7 @@ fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
         ),
         (&hosts("[]"), "listen.admin.hosts", "take the key out"),
         (&hosts("ops.example.com"), "listen.admin.hosts", "a list"),
-        (&hosts("[Ops.example.com]"), "listen.admin.hosts[0]", "lower case: ops.example.com"),
+        (&hosts("[Ops.example.com]"), "listen.admin.hosts[0]", "lower case"),
         (&hosts("['ops.example.com:9193']"), "listen.admin.hosts[0]", "without scheme, port"),
         (&hosts("['https://ops.example.com']"), "listen.admin.hosts[0]", "without scheme, port"),
         (&hosts("['*.example.com']"), "listen.admin.hosts[0]", "wildcard"),

@@ -75,7 +75,7 @@ fn read_host(cursor: &Cursor<'_>) -> Option<String> {
         return cursor.refuse("an address always counts: only names stand here");
     }
     if text != text.to_ascii_lowercase() {
-        return cursor.refuse(format!("write it in lower case: {}", text.to_ascii_lowercase()));
+        return cursor.refuse("write it in lower case, as it is compared");
     }
     if !is_host_name(&text) {
         return cursor

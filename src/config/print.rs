@@ -147,10 +147,10 @@ fn print_provider(page: &mut Page, config: &ProviderConfig) {
         page.line(2, format!("max_realms: {most}"));
     }
     match (&config.keys, config.realms.as_ref().map(|realms| &realms.keys)) {
-        (_, Some(RealmKeys::JwksUri(url))) => page.line(2, format!("jwks_uri: {}", quoted(url))),
-        (_, Some(RealmKeys::Discovery(url))) => page.line(2, format!("discovery_uri: {}", quoted(url))),
-        (KeySource::JwksUri(url), None) => page.line(2, format!("jwks_uri: {}", quoted(url))),
-        (KeySource::Discovery(url), None) => page.line(2, format!("discovery_uri: {}", quoted(url))),
+        (_, Some(RealmKeys::JwksUri(url))) => print_url(page, 2, "jwks_uri", url),
+        (_, Some(RealmKeys::Discovery(url))) => print_url(page, 2, "discovery_uri", url),
+        (KeySource::JwksUri(url), None) => print_url(page, 2, "jwks_uri", url),
+        (KeySource::Discovery(url), None) => print_url(page, 2, "discovery_uri", url),
         (KeySource::File(path), None) => page.line(2, format!("jwks_file: {}", quoted(path.display()))),
         (KeySource::Inline(keys), None) => {
             // Without its material no key can be read again: better than a provider that, with its keys
@@ -194,6 +194,19 @@ fn print_provider(page: &mut Page, config: &ProviderConfig) {
     }
     page.line(2, format!("ready_without_keys: {}", config.ready_without_keys));
     print_refresh(page, &config.refresh);
+}
+
+/// A query may hold a key of the issuer's: it is left out, and that is said.
+fn print_url(page: &mut Page, indent: usize, key: &str, url: impl Display) {
+    let url = url.to_string();
+    let shown = match url.split_once('?') {
+        None => url,
+        Some((before, _)) => {
+            page.line(indent, format!("# The query of {key} is not shown; put it back to use this."));
+            format!("{before}?...")
+        }
+    };
+    page.line(indent, format!("{key}: {}", quoted(shown)));
 }
 
 fn print_rules(page: &mut Page, rules: &[Rule]) {
@@ -273,7 +286,7 @@ fn print_responses(page: &mut Page, responses: &Responses) {
     page.line(1, format!("realm: {}", quoted(realm)));
     page.line(1, format!("keys_unavailable_status: {keys_unavailable_status}"));
     if let Some(url) = resource_metadata {
-        page.line(1, format!("resource_metadata: {}", quoted(url)));
+        print_url(page, 1, "resource_metadata", url);
     }
     // In the order of the reasons, so that two prints of one configuration are the same.
     let custom = || Reason::ALL.iter().filter_map(|reason| Some((reason.as_str(), custom.get(reason)?)));

@@ -105,8 +105,7 @@ async fn health_is_not_serving_before_the_keys_and_while_draining_and_what_is_in
     issuer.release();
     let answer = in_flight.await.expect("no panic").expect("answered").into_inner();
     assert!(Answer::read(answer).is_allowed());
-    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
-    assert_eq!(ended, Ok(()));
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
     drop(key);
 }
 
@@ -134,8 +133,7 @@ async fn what_never_ends_is_cut_off_after_the_grace_period() {
     // A health watch is a stream without an end.
     let watch = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("watched");
     shutdown.send(()).expect("it listens");
-    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
-    assert_eq!(ended, Ok(()));
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
     drop(watch);
 }
 
@@ -232,8 +230,7 @@ async fn a_process_that_takes_over_while_the_old_one_drains_keeps_its_socket_fil
     eventually("the place is free", async || !path.exists()).await;
     let new = App::bind(config, fixed_clock()).await.expect("the old one accepts no more");
     drop(watch);
-    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
-    assert_eq!(ended, Ok(()));
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
     assert!(path.exists(), "the new one's file stays");
     drop(new);
     assert!(!path.exists(), "and goes with it");

@@ -27,6 +27,7 @@
 //!   there is.
 //! - [`keys`]: the cache, its schedule and budget, how keys are fetched, which of two answers is the newer one, what was
 //!   withdrawn, and the snapshot that outlives a restart.
+//! - [`files`] that are read again when they have changed and come to rest.
 //! - [`clock`] and [`telemetry`], which everybody may use.
 //!
 //! Dependencies point down: `main → app, commands → doors → service → authorizer → keys, core`; only [`keys`]
@@ -74,4 +75,5 @@ pub mod validation;
 pub mod keys;
 
 pub mod clock;
+pub mod files;
 pub mod telemetry;

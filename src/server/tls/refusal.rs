@@ -38,7 +38,7 @@ impl HandshakeError {
 
     /// The `cause` label of `portcullis_tls_handshakes_refused_total`: `no_certificate`, `unknown_authority`, `expired`,
     /// `not_yet_valid`, `client_name`, `certificate` (any other fault of the client's), `alert` (the client refused),
-    /// `protocol` (no TLS, or none that is spoken here), `closed`, `timed_out`.
+    /// `protocol` (no TLS, or none that is spoken here), `closed`, `timeout`.
     pub fn cause(&self) -> &'static str {
         match self.cause {
             Cause::NoCertificate => "no_certificate",
@@ -50,7 +50,7 @@ impl HandshakeError {
             Cause::Alert => "alert",
             Cause::Protocol => "protocol",
             Cause::Closed => "closed",
-            Cause::TimedOut => "timed_out",
+            Cause::TimedOut => "timeout",
         }
     }
 }

@@ -29,6 +29,7 @@
 //!   withdrawn, and the snapshot that outlives a restart.
 //! - [`certificates`] in files, of listeners and issuers alike.
 //! - [`files`] that are read again when they have changed and come to rest.
+//! - [`supervise`]: tasks that must not end are started again.
 //! - [`clock`] and [`telemetry`], which everybody may use.
 //!
 //! Dependencies point down: `main → app, commands → doors → service → authorizer → keys, core`; only [`keys`]
@@ -78,4 +79,5 @@ pub mod keys;
 
 pub mod clock;
 pub mod files;
+pub mod supervise;
 pub mod telemetry;

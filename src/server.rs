@@ -41,7 +41,7 @@ pub(crate) use descriptors::for_connections;
 pub use descriptors::raise_limit;
 pub use socket::BindError;
 pub(crate) use socket::Socket;
-pub(crate) use tls::Tls;
+pub(crate) use tls::{Alpn, Tls};
 
 /// Streams that one connection may have open: waiting requests of a whole herd, and still a bound.
 const MAX_STREAMS: u32 = 16_384;

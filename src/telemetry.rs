@@ -3,6 +3,8 @@
 //! Labels have few values by construction: names from the configuration and our own enums, never text
 //! from a token or a request. Nothing here takes a token, a header value or a secret.
 
+mod tls;
+
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,6 +21,8 @@ use crate::config::{Log, LogFormat, LogLevel};
 use crate::keys::{self, schedule::Trigger};
 use crate::reason::Reason;
 use crate::validation::{StaleCause, UnixTime};
+
+pub use tls::{TlsFile, TlsMetrics};
 
 /// How a fetch ended; the `outcome` label of `portcullis_jwks_fetches_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,9 +154,9 @@ pub struct Metrics {
     connections: Family<DoorLabels, Gauge>,
     connections_refused: Family<DoorLabels, Counter>,
     connections_closed: Family<ClosedLabels, Counter>,
-    tls_refused: Family<ClosedLabels, Counter>,
     reloads: Family<ReloadLabels, Counter>,
     last_reload: Gauge<f64, std::sync::atomic::AtomicU64>,
+    tls: TlsMetrics,
     /// How many there are of keys that come and go, by their names.
     held_keys: Mutex<HashMap<String, usize>>,
 }
@@ -219,12 +223,6 @@ impl Metrics {
             "Connections that were closed because they were silent, left something unfinished or answers unread",
             connections_closed.clone(),
         );
-        let tls_refused = Family::default();
-        registry.register(
-            "tls_handshakes_refused",
-            "TLS handshakes that did not come to an end, by their cause",
-            tls_refused.clone(),
-        );
         let reloads = Family::default();
         registry.register("config_reloads", "Reloads of the configuration", reloads.clone());
         // From the start on, so that the first of either is an increase.
@@ -237,8 +235,10 @@ impl Metrics {
             "Unix time at which the configuration was last taken over as a whole",
             last_reload.clone(),
         );
+        let tls = TlsMetrics::registered_in(&mut registry);
         Self {
             registry,
+            tls,
             decisions,
             durations,
             fetches,
@@ -252,11 +252,15 @@ impl Metrics {
             connections,
             connections_refused,
             connections_closed,
-            tls_refused,
             reloads,
             last_reload,
             held_keys: Mutex::default(),
         }
+    }
+
+    /// Those of TLS at the listeners.
+    pub fn tls(&self) -> &TlsMetrics {
+        &self.tls
     }
 
     /// One decision.
@@ -343,11 +347,6 @@ impl Metrics {
     /// A connection that lasted too long at something.
     pub fn connection_closed(&self, door: &'static str, cause: &'static str) {
         self.connections_closed.get_or_create(&ClosedLabels { door, cause }).inc();
-    }
-
-    /// A TLS handshake that did not come to an end.
-    pub fn tls_refused(&self, door: &'static str, cause: &'static str) {
-        self.tls_refused.get_or_create(&ClosedLabels { door, cause }).inc();
     }
 
     /// The service began with its configuration at this time.

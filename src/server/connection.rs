@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::state::{ConnectionState, Flight, LOOK, SILENCE};
 use super::stream::{Stream, Watched};
+use super::tls::HandshakeError;
 use super::{BoxError, Door, MAX_HEADER_BYTES, MAX_HEADERS, MAX_STREAMS, READ_AHEAD, Stop, Tls};
 use crate::clock;
 
@@ -50,8 +51,8 @@ pub(super) async fn serve<D: Door>(
     };
     match shaken {
         Ok(Ok(stream)) => converse(door, stream, peer, state, stop).await,
-        Ok(Err(error)) => door.service().metrics().tls_refused(door.name(), error.cause()),
-        Err(_) => door.service().metrics().tls_refused(door.name(), "timeout"),
+        Ok(Err(error)) => tls.refused(door.service().metrics(), &error),
+        Err(_) => tls.refused(door.service().metrics(), &HandshakeError::timed_out()),
     }
 }
 

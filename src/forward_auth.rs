@@ -20,7 +20,6 @@ use hyper::body::Incoming;
 use crate::access_request::{AccessRequest, Caller, ClaimHeaders, Headers, Removal};
 use crate::config::{HttpListener, Profile, Responses};
 use crate::identity::UpstreamChanges;
-use crate::reason::Reason;
 use crate::server::{Door, MAX_HEADER_BYTES, MAX_HEADERS, Rarely, count_unread};
 use crate::service::Service;
 

@@ -98,6 +98,20 @@ impl Clock {
     }
 }
 
+/// The machine's wall time as HTTP has it (RFC 9110 §5.6.7); `None` for a year that it has no digits for.
+pub(crate) fn http_date() -> Option<http::HeaderValue> {
+    date_of(Clock::System.now())
+}
+
+fn date_of(now: UnixTime) -> Option<http::HeaderValue> {
+    const FORM: &[time::format_description::BorrowedFormatItem<'_>] = time::macros::format_description!(
+        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+    );
+    let now = time::OffsetDateTime::from_unix_timestamp(now.as_secs_f64() as i64).ok()?;
+    let text = (0..=9999).contains(&now.year()).then(|| now.format(FORM).ok()).flatten()?;
+    http::HeaderValue::try_from(text).ok()
+}
+
 /// [`Clock::sleep_until`] of the machine's clock.
 pub async fn sleep_until(instant: Instant) {
     Clock::System.sleep_until(instant).await;
@@ -259,4 +273,25 @@ pub fn parse_time(text: &str) -> Result<UnixTime, &'static str> {
 /// How long ago a monotonic instant was; zero for one that is yet to come.
 pub fn elapsed_since(instant: Instant) -> Duration {
     monotonic().saturating_duration_since(instant)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_date_of_http_is_that_of_any_clock_or_none() {
+        for (seconds, date) in [
+            (784_111_777, Some("Sun, 06 Nov 1994 08:49:37 GMT")),
+            (0, Some("Thu, 01 Jan 1970 00:00:00 GMT")),
+            (-86_400, Some("Wed, 31 Dec 1969 00:00:00 GMT")),
+            (253_402_300_799, Some("Fri, 31 Dec 9999 23:59:59 GMT")),
+            (253_402_300_800, None),
+            (i64::MAX, None),
+            (i64::MIN, None),
+        ] {
+            let made = date_of(UnixTime::from_secs(seconds));
+            assert_eq!(made.as_ref().map(|date| date.to_str().expect("text")), date, "{seconds}");
+        }
+    }
 }

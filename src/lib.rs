@@ -20,13 +20,15 @@
 //! - [`app`] binds, serves, reloads and drains; [`commands`] are what the binary can be told; [`config`] is
 //!   text turned into what is valid.
 //! - The doors: [`ext_authz`], with its types in [`proto`], [`forward_auth`], and [`admin`] for operators;
-//!   what they are bound to is a [`socket`].
+//!   all of them are served by one loop, the [`server`].
 //! - [`service`] is what stands behind the doors, and what a program that has its own asks.
 //! - [`authorizer`], with what it takes and gives: [`access_request`], [`verdict`].
 //! - The core, pure: [`bearer_token`], [`protected_headers`], [`identity`], [`rules`], [`validation`], and every [`reason`]
 //!   there is.
 //! - [`keys`]: the cache, its schedule and budget, how keys are fetched, which of two answers is the newer one, what was
 //!   withdrawn, and the snapshot that outlives a restart.
+//! - [`certificates`] in files, of listeners and issuers alike.
+//! - [`files`] that are read again when they have changed and come to rest.
 //! - [`supervise`]: tasks that must not end are started again.
 //! - [`clock`] and [`telemetry`], which everybody may use.
 //!
@@ -57,7 +59,7 @@ pub mod admin;
 pub mod ext_authz;
 pub mod forward_auth;
 pub mod proto;
-pub mod socket;
+pub mod server;
 
 pub mod service;
 
@@ -72,8 +74,10 @@ pub mod reason;
 pub mod rules;
 pub mod validation;
 
+pub mod certificates;
 pub mod keys;
 
 pub mod clock;
+pub mod files;
 pub mod supervise;
 pub mod telemetry;

@@ -6,6 +6,8 @@
 mod lines;
 mod log;
 mod metrics;
+mod tls;
 
 pub use self::log::{flush_log, on_one_line, start_log, tell_panics_in_log};
 pub use self::metrics::{FetchOutcome, Metrics, StaleOutcome};
+pub use self::tls::{TlsFile, TlsMetrics};

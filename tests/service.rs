@@ -11,7 +11,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use portcullis::app::App;
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey};
-use portcullis::config::{BindAddress, Config, Shutdown, TlsFiles};
+use portcullis::config::{BindAddress, Config, RefreshPolicy, Shutdown, TlsFiles};
 use serde_json::json;
 use support::pki::Pki;
 use support::ports::free_port;
@@ -105,8 +105,7 @@ async fn health_is_not_serving_before_the_keys_and_while_draining_and_what_is_in
     issuer.release();
     let answer = in_flight.await.expect("no panic").expect("answered").into_inner();
     assert!(Answer::read(answer).is_allowed());
-    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
-    assert_eq!(ended, Ok(()));
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
     drop(key);
 }
 
@@ -122,21 +121,28 @@ fn connect_later(app: &App) -> impl Future<Output = Channel> + use<> {
 async fn what_never_ends_is_cut_off_after_the_grace_period() {
     let issuer = Issuer::start().await.expect("bound");
     issuer.rotate(SigningAlgorithm::ES256);
-    let mut config = config(vec![fetching(provider("p", issuer.issuer()), &issuer, prompt_refresh())]);
+    let patient = RefreshPolicy { wait: PATIENCE * 10, timeout: PATIENCE * 10, ..prompt_refresh() };
+    let mut config = config(vec![fetching(provider("p", issuer.issuer()), &issuer, patient)]);
     config.shutdown = Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_millis(100) };
     let app = App::bind(config, fixed_clock()).await.expect("bound");
     let channel = connect_later(&app);
+    let service = app.service();
     let (shutdown, told) = oneshot::channel::<()>();
     let serving = tokio::spawn(app.serve(async move {
         let _told = told.await;
     }));
     let channel = channel.await;
-    // A health watch is a stream without an end.
-    let watch = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("watched");
+    eventually("keys", async || service.is_serving()).await;
+    issuer.hold();
+    let new = issuer.rotate(SigningAlgorithm::ES256);
+    let check =
+        Ask::default().header("authorization", format!("Bearer {}", new.sign(&issuer.claims(support::NOW))));
+    let in_flight =
+        tokio::spawn(async move { AuthorizationClient::new(channel).check(check.into_check()).await });
+    issuer.wait_for_held(1).await;
     shutdown.send(()).expect("it listens");
-    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
-    assert_eq!(ended, Ok(()));
-    drop(watch);
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
+    assert!(in_flight.await.expect("no panic").is_err());
 }
 
 #[tokio::test]
@@ -186,7 +192,7 @@ async fn a_socket_file_serves_with_its_mode_and_a_stale_one_is_replaced() {
     let path = directory.path().join("authz.sock");
     let signer = key();
     let mut config = simple(&signer);
-    config.listen.ext_authz.address = BindAddress::Unix { path: path.clone(), mode: Some(0o660) };
+    config.listen.ext_authz[0].address = BindAddress::Unix { path: path.clone(), mode: Some(0o660) };
 
     // Left behind by a process that is gone.
     drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
@@ -205,7 +211,7 @@ async fn a_socket_file_serves_with_its_mode_and_a_stale_one_is_replaced() {
 
     let file = directory.path().join("a-file");
     std::fs::write(&file, "precious").expect("written");
-    config.listen.ext_authz.address = BindAddress::Unix { path: file.clone(), mode: None };
+    config.listen.ext_authz[0].address = BindAddress::Unix { path: file.clone(), mode: None };
     let refused = App::bind(config, fixed_clock()).await.expect_err("not a socket");
     assert!(refused.to_string().contains("not a socket"), "{refused}");
     assert_eq!(std::fs::read_to_string(&file).expect("there"), "precious");
@@ -218,7 +224,7 @@ async fn a_process_that_takes_over_while_the_old_one_drains_keeps_its_socket_fil
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("authz.sock");
     let mut config = config(vec![fetching(provider("p", issuer.issuer()), &issuer, prompt_refresh())]);
-    config.listen.ext_authz.address = BindAddress::Unix { path: path.clone(), mode: None };
+    config.listen.ext_authz[0].address = BindAddress::Unix { path: path.clone(), mode: None };
     config.shutdown = Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(10) };
     let old = App::bind(config.clone(), fixed_clock()).await.expect("bound");
     let (shutdown, told) = oneshot::channel::<()>();
@@ -232,8 +238,7 @@ async fn a_process_that_takes_over_while_the_old_one_drains_keeps_its_socket_fil
     eventually("the place is free", async || !path.exists()).await;
     let new = App::bind(config, fixed_clock()).await.expect("the old one accepts no more");
     drop(watch);
-    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
-    assert_eq!(ended, Ok(()));
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
     assert!(path.exists(), "the new one's file stays");
     drop(new);
     assert!(!path.exists(), "and goes with it");
@@ -252,7 +257,7 @@ async fn connect_to_file(path: std::path::PathBuf) -> Channel {
 async fn mutual_tls_lets_in_nobody_without_a_certificate() {
     let (pki, signer) = (Pki::new(), key());
     let mut config = simple(&signer);
-    config.listen.ext_authz.tls = Some(pki.files());
+    config.listen.ext_authz[0].tls = Some(pki.files());
     let app = App::bind(config, fixed_clock()).await.expect("bound");
     let port = app.ext_authz_address().expect("TCP").port();
     tokio::spawn(app.serve(std::future::pending()));
@@ -278,7 +283,7 @@ async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() 
     let pki = Pki::new();
     let mut config = simple(&key());
     let missing = pki.directory.path().join("missing.pem");
-    config.listen.ext_authz.tls = Some(TlsFiles { cert_file: missing.clone(), ..pki.files() });
+    config.listen.ext_authz[0].tls = Some(TlsFiles { cert_file: missing.clone(), ..pki.files() });
     let refused = App::bind(config, fixed_clock()).await.expect_err("the file is missing").to_string();
     assert!(
         refused.contains("listen.ext_authz.tls.cert_file")
@@ -290,10 +295,44 @@ async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() 
 async fn a_port_that_is_taken_stops_the_start() {
     let app = App::bind(simple(&key()), fixed_clock()).await.expect("bound");
     let mut config = simple(&key());
-    config.listen.ext_authz.address = BindAddress::Tcp(app.ext_authz_address().expect("TCP"));
+    config.listen.ext_authz[0].address = BindAddress::Tcp(app.ext_authz_address().expect("TCP"));
     let refused = App::bind(config, fixed_clock()).await.expect_err("taken").to_string();
     assert!(refused.starts_with("listen.ext_authz: 127.0.0.1:"), "{refused}");
     let _channel = connect(&app);
+}
+
+#[tokio::test]
+async fn a_check_of_any_size_up_to_the_limit_is_decided_and_a_larger_one_is_refused_and_counted() {
+    use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
+    use prost::Message;
+    const MAX: usize = 6 << 20;
+    let signer = key();
+    let mut config = simple(&signer);
+    config.limits.message_bytes = MAX;
+    let service = Running::start(config, fixed_clock()).await;
+    let sized = |length: usize| -> CheckRequest {
+        let ask = Ask::default().header("authorization", format!("Bearer {}", token(&signer)));
+        let mut check = ask.into_check();
+        let http = |check: &mut CheckRequest, body: usize| {
+            let request = check.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
+            let http = request.and_then(|request| request.http.as_mut()).expect("it has one");
+            http.body = "b".repeat(body);
+        };
+        http(&mut check, length - 1000);
+        let around = check.encoded_len() - (length - 1000);
+        http(&mut check, length - around);
+        assert_eq!(check.encoded_len(), length);
+        check
+    };
+    for (length, allowed) in
+        [(MAX - 1, true), (MAX, true), (MAX + 1, false), (10 * MAX, false), (4_000, true)]
+    {
+        let answer = Answer::read(service.send(sized(length)).await.expect("answered"));
+        assert_eq!(answer.is_allowed(), allowed, "{length}");
+    }
+    let page = service.admin("/metrics").await;
+    let malformed = page.lines().find(|line| line.contains("reason=\"request_malformed\""));
+    assert!(malformed.is_some_and(|line| line.ends_with("} 2")), "{malformed:?}");
 }
 
 /// `portcullis serve`, killed when dropped.

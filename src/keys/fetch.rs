@@ -14,10 +14,11 @@ use crate::clock::{Clock, Instant, SteadyClock};
 use crate::validation::key_set::{KeySet, KeySetError};
 
 use super::discovery::DiscoveryError;
-use super::folder::{FileThreads, read_regular};
+use super::folder::FileThreads;
 use super::origin::Origin;
 use super::published::Published;
 use super::schedule::{Doubts, Trigger};
+use crate::files::read_regular_file;
 
 /// Where keys come from. One implementation per kind of source; tests script their own.
 pub trait Fetch: Send + Sync {
@@ -228,7 +229,7 @@ impl FileKeys {
 
     async fn read(&self) -> Result<KeySet, FetchError> {
         let (path, max_bytes) = (self.path.clone(), self.max_bytes);
-        let read = self.threads.run(move || read_regular(&path, max_bytes)).await;
+        let read = self.threads.run(move || read_regular_file(&path, max_bytes)).await;
         let document = match read {
             Some(Ok(document)) => document,
             Some(Err(error)) if error.kind() == ErrorKind::FileTooLarge => {

@@ -250,22 +250,6 @@ fn is_at(file: &File, path: &Path) -> bool {
     (own.dev(), own.ino()) == (there.dev(), there.ino())
 }
 
-/// The bytes of a regular file, of which no more than these are read. Nobody is waited for at the other end of a pipe.
-///
-/// # Errors
-/// It cannot be read, is no regular file, or is longer.
-pub(super) fn read_regular(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
-    let flags = OFlags::NONBLOCK.bits() as i32;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let mut bytes = Vec::new();
-    // One byte more than allowed tells a file that is too long from one that just fits.
-    file.take(max_bytes as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > max_bytes { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
-}
-
 /// Whether nobody but this process's user or root can have written a file, or can replace one in a folder.
 pub(super) fn check(metadata: &Metadata, what: What) -> Result<(), FolderError> {
     let ours = rustix::process::geteuid().as_raw();

@@ -21,8 +21,9 @@ use tokio::task::spawn_blocking;
 use crate::config::{ClientCertificate, IssuerHttp};
 
 use super::fetch::{FetchError, FileStamp};
-use super::folder::{FileThreads, read_regular};
+use super::folder::FileThreads;
 use super::transport::{Answer, Doubt, Getting, Request, Transport};
+use crate::files::read_regular_file;
 
 /// Redirects are followed this often, on the same host.
 const MAX_REDIRECTS: usize = 5;
@@ -257,7 +258,7 @@ fn client(options: &IssuerHttp, lookups: &Arc<Lookups>, timeout: Duration) -> Re
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, FetchError> {
-    read_regular(file, MAX_FILE_BYTES).map_err(|error| unusable(file, &error.kind().to_string()))
+    read_regular_file(file, MAX_FILE_BYTES).map_err(|error| unusable(file, &error.kind().to_string()))
 }
 
 fn unusable(file: &Path, what: &str) -> FetchError {

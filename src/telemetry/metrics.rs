@@ -15,6 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::log;
+use super::tls::TlsMetrics;
 use crate::keys::{self, schedule::Trigger};
 use crate::reason::Reason;
 use crate::validation::{StaleCause, UnixTime};
@@ -114,6 +115,17 @@ struct TaskLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DoorLabels {
+    door: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClosedLabels {
+    door: &'static str,
+    cause: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadLabels {
     outcome: &'static str,
 }
@@ -135,8 +147,12 @@ pub struct Metrics {
     waiters: Family<ProviderLabels, Gauge>,
     waiters_rejected: Family<ProviderLabels, Counter>,
     task_restarts: Family<TaskLabels, Counter>,
+    connections: Family<DoorLabels, Gauge>,
+    connections_refused: Family<DoorLabels, Counter>,
+    connections_closed: Family<ClosedLabels, Counter>,
     reloads: Family<ReloadLabels, Counter>,
     last_reload: Gauge<f64, std::sync::atomic::AtomicU64>,
+    tls: TlsMetrics,
     /// How many there are of keys that come and go, by their names.
     held_keys: Mutex<HashMap<String, usize>>,
 }
@@ -194,6 +210,20 @@ impl Metrics {
             "Log lines of this process that were not written: no room in the buffer, or nobody took them",
             log::dropped(),
         );
+        let connections = Family::default();
+        registry.register("connections", "Open connections", connections.clone());
+        let connections_refused = Family::default();
+        registry.register(
+            "connections_refused",
+            "Connections that were refused, or closed to make room, because there were as many as are allowed",
+            connections_refused.clone(),
+        );
+        let connections_closed = Family::default();
+        registry.register(
+            "connections_closed",
+            "Connections that were closed because they were silent, left something unfinished or answers unread",
+            connections_closed.clone(),
+        );
         let reloads = Family::default();
         registry.register("config_reloads", "Reloads of the configuration", reloads.clone());
         // From the start on, so that the first of either is an increase.
@@ -206,8 +236,10 @@ impl Metrics {
             "Unix time at which the configuration was last taken over as a whole",
             last_reload.clone(),
         );
+        let tls = TlsMetrics::registered_in(&mut registry);
         Self {
             registry,
+            tls,
             decisions,
             durations,
             fetches,
@@ -218,10 +250,18 @@ impl Metrics {
             waiters,
             waiters_rejected,
             task_restarts,
+            connections,
+            connections_refused,
+            connections_closed,
             reloads,
             last_reload,
             held_keys: Mutex::default(),
         }
+    }
+
+    /// Those of TLS at the listeners.
+    pub fn tls(&self) -> &TlsMetrics {
+        &self.tls
     }
 
     /// One decision.
@@ -288,6 +328,26 @@ impl Metrics {
     /// A task that panicked or ended, and was started again. `provider` is empty for those that belong to none.
     pub fn task_restarted(&self, provider: &str, task: &'static str) {
         self.task_restarts.get_or_create(&TaskLabels { provider: provider.to_owned(), task }).inc();
+    }
+
+    /// A connection of a door was opened.
+    pub fn connection_opened(&self, door: &'static str) {
+        self.connections.get_or_create(&DoorLabels { door }).inc();
+    }
+
+    /// A connection of a door has ended.
+    pub fn connection_ended(&self, door: &'static str) {
+        self.connections.get_or_create(&DoorLabels { door }).dec();
+    }
+
+    /// Connections of a door that were refused or had to make room.
+    pub fn connections_refused(&self, door: &'static str, refused: usize) {
+        self.connections_refused.get_or_create(&DoorLabels { door }).inc_by(refused as u64);
+    }
+
+    /// A connection that lasted too long at something.
+    pub fn connection_closed(&self, door: &'static str, cause: &'static str) {
+        self.connections_closed.get_or_create(&ClosedLabels { door, cause }).inc();
     }
 
     /// The service began with its configuration at this time.

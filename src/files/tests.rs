@@ -1,0 +1,263 @@
+//! What counts of files that change: the rule with given looks and times, then real files on a paused clock.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use rustix::fs::{CWD, Mode, Timespec, Timestamps, UTIME_OMIT, mkfifoat, utimensat};
+use tempfile::TempDir;
+use tokio::time::{Instant as Time, advance};
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn gone() -> Unreadable {
+    Unreadable { file: "f".into(), why: Why::Io(ErrorKind::NotFound) }
+}
+
+/// What looks one second apart say, where a letter is what the file holds and `-` that it is gone. What has rested is
+/// taken after `least` seconds.
+fn steps(looks: &str, least: u64) -> Vec<String> {
+    let start = clock::monotonic();
+    let mut rest = Rest::at('a');
+    let mut step = |(second, look): (u32, char)| {
+        let shown = if look == '-' { Err(gone()) } else { Ok(look) };
+        match rest.look(shown, start + SECOND * second) {
+            Step::Unchanged => "same".to_owned(),
+            Step::Moving => "moving".to_owned(),
+            Step::Rested(time) if time >= Duration::from_secs(least) => {
+                rest.take(look);
+                format!("takes {look}")
+            }
+            Step::Rested(time) => format!("rests {}", time.as_secs()),
+            Step::Unreadable(_) => "unreadable".to_owned(),
+        }
+    };
+    (0..).zip(looks.chars()).map(&mut step).collect()
+}
+
+#[test]
+fn what_two_looks_in_a_row_show_is_taken_and_nothing_else() {
+    for (looks, expected) in [
+        ("aaa", "same same same"),
+        ("abb", "same moving takes b"),
+        ("abbb", "same moving takes b same"),
+        ("abcdd", "same moving moving moving takes d"),
+        ("abab", "same moving same moving"),
+        ("a-a", "same moving same"),
+        ("a-bb", "same moving moving takes b"),
+        ("ab-bb", "same moving moving moving takes b"),
+        ("a---a", "same moving unreadable moving same"),
+        ("abbaa", "same moving takes b moving takes a"),
+        ("a--b--a", "same moving unreadable moving moving unreadable same"),
+    ] {
+        assert_eq!(steps(looks, 0).join(" "), expected, "{looks}");
+    }
+}
+
+#[test]
+fn what_has_to_rest_longer_begins_anew_with_every_change() {
+    for (looks, expected) in [
+        ("abbbb", "same moving rests 1 rests 2 takes b"),
+        ("abbccccb", "same moving rests 1 moving rests 1 rests 2 takes c moving"),
+        ("abb-bbb", "same moving rests 1 moving moving rests 1 rests 2"),
+        ("abbabbb", "same moving rests 1 same moving rests 1 rests 2"),
+    ] {
+        assert_eq!(steps(looks, 3).join(" "), expected, "{looks}");
+    }
+}
+
+/// Two files that are followed every two seconds.
+struct House {
+    folder: TempDir,
+    followed: Followed,
+}
+
+impl House {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("a"), "a1").expect("written");
+        fs::write(folder.path().join("b"), "b1").expect("written");
+        Self::of(folder)
+    }
+
+    fn of(folder: TempDir) -> Self {
+        let set = FileSet::new([folder.path().join("a"), folder.path().join("b")], 16);
+        let contents = set.read().expect("both are there");
+        let followed = Followed::since(set, contents, 2 * SECOND);
+        Self { folder, followed }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.at(name), text).expect("written");
+    }
+
+    /// What is found within a minute, and after how many seconds.
+    async fn found(&mut self) -> Option<(String, u64)> {
+        let start = Time::now();
+        let found = timeout(61 * SECOND, self.followed.found()).await.ok()?;
+        let found = match found {
+            Found::Rested { contents, .. } => {
+                self.followed.take(contents.clone());
+                self.text(&contents)
+            }
+            Found::Unreadable(error) => error.to_string(),
+        };
+        Some((found, start.elapsed().as_secs()))
+    }
+
+    fn text(&self, contents: &Contents) -> String {
+        let of = |name| contents.of(&self.at(name)).expect("of the set").to_vec();
+        String::from_utf8([of("a"), of("b")].concat()).expect("text")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_files_of_a_set_are_taken_together_once_they_have_come_to_rest() {
+    let mut house = House::new();
+    house.write("a", "a2");
+    advance(3 * SECOND).await;
+    tokio::select! {
+        biased;
+        found = house.followed.found() => panic!("one look alone has shown it: {found:?}"),
+        () = tokio::time::sleep(SECOND) => {}
+    }
+    house.write("b", "b2");
+    // The looks are at three, five and seven seconds.
+    assert_eq!(house.found().await, Some(("a2b2".to_owned(), 3)));
+    assert_eq!(house.found().await, None, "and once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_with_the_same_time_and_length_and_inode_is_another_one() {
+    let mut house = House::new();
+    let path = house.at("a");
+    let before = fs::metadata(&path).expect("there").modified().expect("a time");
+    let since = before.duration_since(std::time::UNIX_EPOCH).expect("later");
+    house.write("a", "a2");
+    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    let time = Timespec { tv_sec: since.as_secs() as i64, tv_nsec: since.subsec_nanos().into() };
+    let times = Timestamps { last_access: omit, last_modification: time };
+    utimensat(CWD, &path, &times, rustix::fs::AtFlags::empty()).expect("set");
+    assert_eq!(fs::metadata(&path).expect("there").modified().expect("a time"), before);
+    assert_eq!(house.found().await, Some(("a2b1".to_owned(), 4)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exchanged_link_is_a_change() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    for version in ["1", "2"] {
+        fs::create_dir(at(version)).expect("made");
+        fs::write(at(version).join("a"), format!("a{version}")).expect("written");
+        fs::write(at(version).join("b"), format!("b{version}")).expect("written");
+    }
+    symlink("1", at("..data")).expect("linked");
+    symlink("..data/a", at("a")).expect("linked");
+    symlink("..data/b", at("b")).expect("linked");
+    let mut house = House::of(folder);
+    symlink("2", house.at("..data_tmp")).expect("linked");
+    fs::rename(house.at("..data_tmp"), house.at("..data")).expect("renamed");
+    assert_eq!(house.found().await, Some(("a2b2".to_owned(), 4)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_gone_keeps_what_was_taken_and_is_told_of_once() {
+    let mut house = House::new();
+    fs::remove_file(house.at("a")).expect("removed");
+    let error = format!("{}: the file cannot be read: entity not found", house.at("a").display());
+    assert_eq!(house.found().await, Some((error, 4)));
+    assert_eq!(house.found().await, None);
+    house.write("a", "a1");
+    assert_eq!(house.found().await, None, "it is back as it was");
+    house.write("a", &"x".repeat(17));
+    let error = format!("{}: the file is longer than 16 bytes", house.at("a").display());
+    assert_eq!(house.found().await, Some((error, 4)));
+    house.write("a", "a2");
+    assert_eq!(house.found().await, Some(("a2b1".to_owned(), 4)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stands_there_can_be_had_at_once() {
+    let mut house = House::new();
+    house.write("a", "a2");
+    let contents = house.followed.look_now().await.expect("readable");
+    assert_eq!(house.text(&contents), "a2b1");
+    assert_eq!(house.found().await, None, "it was taken");
+    fs::remove_file(house.at("a")).expect("removed");
+    assert_eq!(house.followed.look_now().await.expect_err("gone").why, Why::Io(ErrorKind::NotFound));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_is_given_up_half_way_is_gone_on_with() {
+    let mut house = House::new();
+    house.write("a", "a2");
+    for _ in 0..20 {
+        tokio::select! {
+            biased;
+            found = house.followed.found() => return assert!(matches!(found, Found::Rested { .. })),
+            () = tokio::time::sleep(Duration::from_millis(300)) => {}
+        }
+    }
+    panic!("never found");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipe_is_read_once_and_neither_followed_nor_waited_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("a"), "a1").expect("written");
+    mkfifoat(CWD, at("b"), Mode::RUSR | Mode::WUSR).expect("made");
+    let pipe = at("b");
+    let writer = std::thread::spawn(move || fs::write(pipe, "b1"));
+    let mut house = House::of(folder);
+    writer.join().expect("no panic").expect("written");
+    house.write("a", "a2");
+    assert_eq!(house.found().await, Some(("a2b1".to_owned(), 4)));
+    // A regular file that has become a pipe is told of, and not waited for.
+    fs::remove_file(house.at("a")).expect("removed");
+    mkfifoat(CWD, house.at("a"), Mode::RUSR | Mode::WUSR).expect("made");
+    let error = format!("{}: not a regular file any more, so it is not read again", house.at("a").display());
+    assert_eq!(house.found().await, Some((error, 4)));
+    // Nothing but pipes cannot change.
+    let set = FileSet::new([house.at("b")], 16);
+    let taken = Contents(vec![Content { path: house.at("b"), bytes: Bytes::new(), regular: false }]);
+    let mut pipes = Followed::since(set, taken, SECOND);
+    assert_eq!(timeout(60 * SECOND, pipes.found()).await.ok(), None);
+}
+
+#[tokio::test]
+async fn a_pipe_whose_other_end_nobody_opens_holds_no_runtime() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pipe = folder.path().join("pipe");
+    mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).expect("made");
+    let waited = std::thread::spawn({
+        let set = FileSet::new([pipe.clone()], 16);
+        move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    _ = set.read_apart() => panic!("nobody has written"),
+                    () = tokio::task::yield_now() => {}
+                }
+            });
+            // Dropping it waits for blocking threads of its own, of which there is none.
+            drop(runtime);
+        }
+    });
+    waited.join().expect("it ends though the pipe is still waited for");
+    fs::write(&pipe, "").expect("lets the thread go");
+}
+
+#[test]
+fn what_is_shown_of_contents_is_no_byte_of_them() {
+    let house = tempfile::tempdir().expect("a folder");
+    fs::write(house.path().join("a"), "secret").expect("written");
+    let contents = FileSet::new([house.path().join("a")], 16).read().expect("readable");
+    assert!(!format!("{contents:?}").contains("secret"));
+}

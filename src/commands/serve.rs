@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::output;
 use super::signals::End;
 use crate::app::App;
 use crate::clock::Clock;
@@ -29,12 +30,12 @@ pub async fn run(args: ServeArgs) -> ExitCode {
     let config = match Config::load(&args.config) {
         Ok(config) => config,
         Err(errors) => {
-            eprintln!("{errors}");
+            output::complain(&errors.to_string());
             return ExitCode::FAILURE;
         }
     };
     if let Err(error) = telemetry::start_log(&config.log) {
-        eprintln!("the log cannot be started: {error}");
+        output::complain(&format!("the log cannot be started: {error}"));
         return ExitCode::FAILURE;
     }
     for warning in &config.warnings {
@@ -43,7 +44,7 @@ pub async fn run(args: ServeArgs) -> ExitCode {
     let (mut end, end_at_once) = match End::new().and_then(|end| Ok((end, End::new()?))) {
         Ok(ends) => ends,
         Err(error) => {
-            eprintln!("signals cannot be listened for: {error}");
+            output::complain(&format!("signals cannot be listened for: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -51,7 +52,7 @@ pub async fn run(args: ServeArgs) -> ExitCode {
     let app = match App::bind(config, Clock::System).await {
         Ok(app) => app.reloading_from(args.config),
         Err(error) => {
-            eprintln!("{error}");
+            output::complain(&error.to_string());
             return ExitCode::FAILURE;
         }
     };

@@ -1,33 +1,147 @@
 //! The operator's door: `/livez`, `/readyz`, `/metrics`, `/keys`. It decides nothing, changes nothing,
 //! and shows the public half of keys alone.
+//!
+//! A page in an operator's browser may have a name of its own that leads here (DNS rebinding), and its browser sends
+//! that name as the Host: only names that the configuration allows are answered.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::uri::Authority;
+use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::body::Incoming;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tower::Service as _;
 
 use crate::authorizer::KeyedProvider;
 use crate::clock;
 use crate::keys::KeyStatus;
 use crate::keys::schedule::Trigger;
+use crate::server::Door;
 use crate::service::Service;
 
+/// The `door` label.
+const DOOR: &str = "admin";
+
+/// What the operator's listener says.
+pub(crate) struct AdminDoor {
+    service: Arc<Service>,
+    router: Router,
+    /// Names that a request's Host may be, beside addresses and localhost.
+    hosts: Vec<String>,
+}
+
+impl AdminDoor {
+    /// A door that is asked for by an address, as localhost, or by one of these names.
+    pub(crate) fn new(service: Arc<Service>, hosts: Vec<String>) -> Self {
+        Self { router: router(Arc::clone(&service)), service, hosts }
+    }
+
+    fn is_meant(&self, request: &Request<Incoming>) -> bool {
+        let authority = request.uri().authority().map(|authority| authority.as_str());
+        let mut hosts = request.headers().get_all(header::HOST).iter();
+        let host = hosts.next().map(|host| host.to_str().unwrap_or_default());
+        // Both, where there are two: one of them would be nobody's word.
+        hosts.next().is_none()
+            && (authority.is_some() || host.is_some())
+            && [authority, host].into_iter().flatten().all(|host| is_allowed(host, &self.hosts))
+    }
+}
+
+/// Whether a Host is an address, localhost or one of the names, whatever its port and case.
+fn is_allowed(host: &str, names: &[String]) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let name = authority.host();
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    let name = name.strip_suffix('.').unwrap_or(name);
+    !host.contains('@')
+        && (address.parse::<IpAddr>().is_ok()
+            || name.eq_ignore_ascii_case("localhost")
+            || names.iter().any(|allowed| allowed.eq_ignore_ascii_case(name)))
+}
+
+impl Door for AdminDoor {
+    type Body = Body;
+
+    fn name(&self) -> &'static str {
+        DOOR
+    }
+
+    fn speaks_http1(&self) -> bool {
+        true
+    }
+
+    fn service(&self) -> &Service {
+        &self.service
+    }
+
+    fn max_connections(&self) -> usize {
+        self.service.authorizer().limits().connections
+    }
+
+    async fn answer(&self, request: Request<Incoming>, _peer: Option<IpAddr>) -> Response {
+        let mut response = if self.is_meant(&request) {
+            let answer = self.router.clone().call(request).await;
+            answer.unwrap_or_else(|never| match never {})
+        } else {
+            let text = "this Host is not one of listen.admin.hosts: ask by an address, as localhost, or name it there\n";
+            (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+        };
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        response
+    }
+
+    fn is_awaited(&self, _request: &Request<Incoming>) -> bool {
+        true
+    }
+
+    fn unread(&self) {}
+}
+
 /// The routes.
-pub fn router(service: Arc<Service>) -> Router {
+fn router(service: Arc<Service>) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/keys", get(keys))
-        .with_state(service)
+        .with_state(Pages { service, one_at_a_time: Arc::new(Semaphore::new(1)) })
+}
+
+/// What the pages show. With thousands of realms, one is the work of many milliseconds: then it is done on a thread
+/// of its own, one at a time, and keeps no decision waiting.
+#[derive(Clone)]
+struct Pages {
+    service: Arc<Service>,
+    one_at_a_time: Arc<Semaphore>,
+}
+
+impl Pages {
+    async fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&Service) -> T + Send + 'static,
+    ) -> Option<T> {
+        let turn = Arc::clone(&self.one_at_a_time).acquire_owned().await.ok()?;
+        let service = Arc::clone(&self.service);
+        let written = spawn_blocking(move || {
+            let _turn = turn;
+            write(&service)
+        });
+        written.await.ok()
+    }
 }
 
 /// 200 once every provider has had keys, and until the service drains.
-async fn readyz(State(service): State<Arc<Service>>) -> Response {
+async fn readyz(State(Pages { service, .. }): State<Pages>) -> Response {
     if service.is_serving() {
         return "ok\n".into_response();
     }
@@ -44,24 +158,32 @@ async fn readyz(State(service): State<Arc<Service>>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, waiting.concat()).into_response()
 }
 
-async fn metrics(State(service): State<Arc<Service>>) -> Response {
-    service.publish_gauges();
-    match service.metrics().encode() {
-        Ok(text) => {
+async fn metrics(State(pages): State<Pages>) -> Response {
+    let written = pages.write(|service| {
+        service.publish_gauges();
+        service.metrics().encode().ok()
+    });
+    match written.await.flatten() {
+        Some(text) => {
             ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
                 .into_response()
         }
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
-async fn keys(State(service): State<Arc<Service>>) -> Response {
-    let authorizer = service.authorizer();
-    let mut providers = authorizer.providers();
-    providers.sort_by_cached_key(|keyed| keyed.key_name());
-    let providers: Vec<Value> = providers.iter().map(|keyed| describe(keyed)).collect();
-    let body = json!({ "providers": providers }).to_string();
-    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+async fn keys(State(pages): State<Pages>) -> Response {
+    let written = pages.write(|service| {
+        let authorizer = service.authorizer();
+        let mut providers = authorizer.providers();
+        providers.sort_by_cached_key(|keyed| keyed.key_name());
+        let providers: Vec<Value> = providers.iter().map(|keyed| describe(keyed)).collect();
+        json!({ "providers": providers }).to_string()
+    });
+    match written.await {
+        Some(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 fn describe(keyed: &KeyedProvider) -> Value {
@@ -94,4 +216,44 @@ fn describe(keyed: &KeyedProvider) -> Value {
         "keys": usable,
         "skipped": skipped,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_an_address_localhost_or_a_name_that_is_allowed() {
+        let names = ["ops.example.com".to_owned()];
+        for host in [
+            "127.0.0.1:9193",
+            "10.0.0.7",
+            "[::1]:9193",
+            "[::1]",
+            "localhost",
+            "LocalHost:1",
+            "localhost.",
+            "ops.example.com",
+            "OPS.example.com:9193",
+            "ops.example.com.",
+        ] {
+            assert!(is_allowed(host, &names), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example.com",
+            "ops.example.com.evil.example",
+            "127.0.0.1.evil.example",
+            "localhost.evil",
+            "::1",
+            "user@localhost",
+            "localhost@evil.example",
+            "a b",
+            "0x7f000001",
+            "127.1",
+            "ops.example.com:80:80",
+        ] {
+            assert!(!is_allowed(host, &names), "{host}");
+        }
+    }
 }

@@ -9,26 +9,35 @@ use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::admin::AdminDoor;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{BindAddress, Config, TlsFiles};
+use crate::ext_authz::GrpcDoor;
+use crate::forward_auth::HttpDoor;
+use crate::server::{self, BindError, Listener, Socket, Stop, Tls};
 use crate::service::Service;
-use crate::socket::{self, BindError, GrpcSocket, HttpSocket, ServeError};
-use crate::{admin, ext_authz, forward_auth};
+
+/// How long connections that are cut off have to end.
+const CUT_OFF: Duration = Duration::from_secs(1);
 
 /// A service whose sockets are bound and whose key fetches have begun, and which serves nobody yet.
 pub struct App {
     config: Config,
     service: Arc<Service>,
-    grpc: GrpcSocket,
-    http: Vec<HttpSocket>,
-    admin: Option<TcpListener>,
+    grpc: Vec<Arc<Listener<GrpcDoor>>>,
+    http: Vec<Arc<Listener<HttpDoor>>>,
+    admin: Option<Arc<Listener<AdminDoor>>>,
+    health: Pin<Box<dyn Future<Output = ()> + Send>>,
+    stop: watch::Sender<bool>,
+    stopped: Stop,
     file: Option<PathBuf>,
 }
 
@@ -44,17 +53,42 @@ impl App {
     /// # Errors
     /// A socket cannot be bound, a TLS file cannot be used, or no HTTP client can be made.
     pub async fn bind(config: Config, clock: Clock) -> Result<Self, BindError> {
-        let grpc = GrpcSocket::bind(&config.listen.ext_authz).await?;
-        let mut http = Vec::new();
-        for door in &config.listen.forward_auth {
-            http.push(HttpSocket::bind(door).await?);
-        }
-        let admin = match config.listen.admin {
-            Some(address) => Some(socket::bind_tcp("listen.admin", address).await?),
-            None => None,
-        };
+        let (stop, stopped) = Stop::new();
+        let bound = bind_all(&config).await?;
         let service = Arc::new(Service::start(&config, clock).map_err(BindError::from_error)?);
-        Ok(Self { config, service, grpc, http, admin, file: None })
+        let (door, health) =
+            GrpcDoor::new(Arc::clone(&service), config.limits.message_bytes, stopped.clone())
+                .map_err(BindError::from_error)?;
+        // Counted here, when everything but connections is open.
+        let descriptors = server::for_connections();
+        let doors = bound.grpc.len() + bound.http.len();
+        let each = (descriptors.doors / doors.max(1)).max(1);
+        if each < config.limits.connections {
+            tracing::warn!(
+                each,
+                "the limit on open files allows each listener fewer connections than limits.connections"
+            );
+        }
+        let grpc = bound.grpc.into_iter().map(|(socket, tls)| Listener::new(door.clone(), socket, tls, each));
+        let http =
+            bound.http.into_iter().zip(&config.listen.forward_auth).map(|((socket, tls), listener)| {
+                Listener::new(HttpDoor::new(Arc::clone(&service), listener), socket, tls, each)
+            });
+        let admin = bound.admin.zip(config.listen.admin.as_ref()).map(|((socket, tls), listener)| {
+            let door = AdminDoor::new(Arc::clone(&service), listener.hosts.clone());
+            Listener::new(door, socket, tls, descriptors.admin)
+        });
+        Ok(Self {
+            grpc: grpc.map(Arc::new).collect(),
+            http: http.map(Arc::new).collect(),
+            admin: admin.map(Arc::new),
+            config,
+            service,
+            health: Box::pin(health),
+            stop,
+            stopped,
+            file: None,
+        })
     }
 
     /// Reads the configuration again on SIGHUP and when this file changes.
@@ -64,19 +98,24 @@ impl App {
         self
     }
 
-    /// Where the gRPC door is, unless it is a socket file.
+    /// Where the first gRPC listener that is no socket file is.
     pub fn ext_authz_address(&self) -> Option<SocketAddr> {
-        self.grpc.address()
+        self.ext_authz_addresses().first().copied()
+    }
+
+    /// Where the gRPC listeners are that are no socket files, in the order of the configuration.
+    pub fn ext_authz_addresses(&self) -> Vec<SocketAddr> {
+        self.grpc.iter().filter_map(|listener| listener.address()).collect()
     }
 
     /// Where the HTTP doors are, in the order of the configuration.
     pub fn forward_auth_addresses(&self) -> Vec<SocketAddr> {
-        self.http.iter().filter_map(|socket| socket.listener.local_addr().ok()).collect()
+        self.http.iter().filter_map(|listener| listener.address()).collect()
     }
 
     /// Where the operator's door is.
     pub fn admin_address(&self) -> Option<SocketAddr> {
-        self.admin.as_ref().and_then(|listener| listener.local_addr().ok())
+        self.admin.as_ref().and_then(|listener| listener.address())
     }
 
     /// The service behind the doors.
@@ -84,55 +123,89 @@ impl App {
         Arc::clone(&self.service)
     }
 
-    /// Serves until `shutdown`, then drains: health says NOT_SERVING for `shutdown.drain_delay`, then
-    /// connections are told to go away, and requests in flight get at most `shutdown.grace`.
-    ///
-    /// # Errors
-    /// A door broke while it was serving.
-    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { config, service, grpc, http, admin, file } = self;
-        let (stop, stopped) = watch::channel(false);
-        let mut doors = JoinSet::new();
-        doors.spawn(ext_authz::serve(Arc::clone(&service), grpc, until_true(stopped.clone())));
-        for socket in http {
-            doors.spawn(forward_auth::serve(Arc::clone(&service), socket, until_true(stopped.clone())));
-        }
-        if let Some(listener) = admin {
-            let router = admin::router(Arc::clone(&service));
-            let stopped = until_true(stopped);
-            doors.spawn(async move {
-                axum::serve(listener, router)
-                    .with_graceful_shutdown(stopped)
-                    .await
-                    .map_err(ServeError::from_error)
-            });
+    /// Serves until `shutdown`, then drains: health says NOT_SERVING for `shutdown.drain_delay`, then connections
+    /// without a request in flight are closed, and requests in flight get at most `shutdown.grace`.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) {
+        let Self { config, service, grpc, http, admin, health, stop, stopped, file } = self;
+        let listeners: Vec<Arc<dyn Serve>> = (grpc.into_iter().map(|one| one as Arc<dyn Serve>))
+            .chain(http.into_iter().map(|one| one as Arc<dyn Serve>))
+            .chain(admin.into_iter().map(|one| one as Arc<dyn Serve>))
+            .collect();
+        let mut serving = JoinSet::new();
+        for listener in &listeners {
+            serving.spawn(Arc::clone(listener).serve(stopped.clone()));
         }
         let mut background = JoinSet::new();
+        background.spawn(health);
         if let Some(file) = file {
             background.spawn(reload::watch(Arc::clone(&service), config.clone(), file));
         }
 
-        tokio::select! {
-            () = shutdown => {}
-            Some(ended) = doors.join_next() => return Err(ended.map_or_else(ServeError::from_error, |door| {
-                door.err().unwrap_or_else(|| ServeError::from_error("a door closed by itself"))
-            })),
-        }
+        shutdown.await;
         tracing::info!("draining");
         service.drain();
         sleep(config.shutdown.drain_delay).await;
         stop.send_replace(true);
-        let drained =
-            timeout(config.shutdown.grace, async { while doors.join_next().await.is_some() {} }).await;
-        if drained.is_err() {
+        let all_ended = async { while serving.join_next().await.is_some() {} };
+        tokio::pin!(all_ended);
+        if timeout(config.shutdown.grace, all_ended.as_mut()).await.is_err() {
             tracing::warn!("requests still in flight after the grace period are cut off");
+            listeners.iter().for_each(|listener| listener.close());
+            let _ended = timeout(CUT_OFF, all_ended).await;
         }
         tracing::info!("stopped");
-        Ok(())
     }
 }
 
-async fn until_true(mut flag: watch::Receiver<bool>) {
-    // An error means that the sender is gone, and the service with it.
-    let _gone = flag.wait_for(|stopped| *stopped).await;
+/// A listener, whatever it says.
+trait Serve: Send + Sync {
+    /// Until it is stopped and its last connection has ended.
+    fn serve(self: Arc<Self>, stop: Stop) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// Closes all connections.
+    fn close(&self);
+}
+
+impl<D: server::Door> Serve for Listener<D> {
+    fn serve(self: Arc<Self>, stop: Stop) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(Listener::serve(self, stop))
+    }
+
+    fn close(&self) {
+        Listener::close(self);
+    }
+}
+
+/// A socket and the TLS that is spoken there.
+type Bound = (Socket, Option<Tls>);
+
+/// Everything that the configuration listens at.
+struct AllBound {
+    grpc: Vec<Bound>,
+    http: Vec<Bound>,
+    admin: Option<Bound>,
+}
+
+async fn bind_all(config: &Config) -> Result<AllBound, BindError> {
+    let (mut grpc, mut http) = (Vec::new(), Vec::new());
+    for listener in &config.listen.ext_authz {
+        grpc.push(bind("listen.ext_authz", &listener.address, listener.tls.as_ref()).await?);
+    }
+    for listener in &config.listen.forward_auth {
+        let address = BindAddress::Tcp(listener.address);
+        http.push(bind("listen.forward_auth", &address, listener.tls.as_ref()).await?);
+    }
+    let admin = match &config.listen.admin {
+        Some(listener) => {
+            let address = BindAddress::Tcp(listener.address);
+            Some(bind("listen.admin", &address, listener.tls.as_ref()).await?)
+        }
+        None => None,
+    };
+    Ok(AllBound { grpc, http, admin })
+}
+
+async fn bind(key: &str, address: &BindAddress, tls: Option<&TlsFiles>) -> Result<Bound, BindError> {
+    let tls = tls.map(|files| Tls::load(key, files)).transpose()?;
+    Ok((Socket::bind(key, address).await?, tls))
 }

@@ -163,6 +163,11 @@ impl Authorizer {
         &self.policy.rules
     }
 
+    /// Its bounds on one request.
+    pub fn limits(&self) -> &Limits {
+        &self.policy.limits
+    }
+
     /// How this configuration's denials look.
     pub fn responses(&self) -> &Responses {
         &self.policy.responses

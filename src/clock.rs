@@ -98,6 +98,20 @@ impl Clock {
     }
 }
 
+/// The machine's wall time as HTTP has it (RFC 9110 §5.6.7); `None` for a year that it has no digits for.
+pub(crate) fn http_date() -> Option<http::HeaderValue> {
+    date_of(Clock::System.now())
+}
+
+fn date_of(now: UnixTime) -> Option<http::HeaderValue> {
+    const FORM: &[time::format_description::BorrowedFormatItem<'_>] = time::macros::format_description!(
+        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+    );
+    let now = time::OffsetDateTime::from_unix_timestamp(now.as_secs_f64() as i64).ok()?;
+    let text = (0..=9999).contains(&now.year()).then(|| now.format(FORM).ok()).flatten()?;
+    http::HeaderValue::try_from(text).ok()
+}
+
 /// [`Clock::sleep_until`] of the machine's clock.
 pub async fn sleep_until(instant: Instant) {
     Clock::System.sleep_until(instant).await;

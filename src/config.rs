@@ -9,6 +9,7 @@ mod dangers;
 mod document;
 mod error;
 mod keys;
+mod listen;
 mod print;
 mod providers;
 mod read;
@@ -57,7 +58,7 @@ pub struct Config {
     /// Headers that take the place of path or host and that an outer proxy of the operator's sets, in lower case: they
     /// pass. Default none.
     pub trusted_headers: Vec<String>,
-    /// Bounds on one request.
+    /// Bounds on one request and on one listener.
     pub limits: Limits,
     /// How the service ends.
     pub shutdown: Shutdown,
@@ -67,18 +68,30 @@ pub struct Config {
     pub warnings: Vec<ConfigError>,
 }
 
-/// The doors; at least the gRPC one is there.
+/// The doors; at least one for gRPC is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// `envoy.service.auth.v3.Authorization`, `grpc.health.v1` and reflection.
-    pub ext_authz: GrpcListener,
+    /// `envoy.service.auth.v3.Authorization`, `grpc.health.v1` and reflection; never empty, no address twice.
+    pub ext_authz: Vec<GrpcListener>,
     /// HTTP, for every other proxy; each with the dialect of one.
     pub forward_auth: Vec<HttpListener>,
     /// `/livez`, `/readyz`, `/metrics`, `/keys`; `None` is off.
-    pub admin: Option<SocketAddr>,
+    pub admin: Option<AdminListener>,
 }
 
-/// The gRPC door.
+/// The operators' door.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminListener {
+    /// Where it is bound.
+    pub address: SocketAddr,
+    /// TLS, and with `client_ca_file` mutual TLS; `None` is plain text.
+    pub tls: Option<TlsFiles>,
+    /// Names, in lower case and without port, that a request's `Host` may have besides an address and
+    /// `localhost`; default none.
+    pub hosts: Vec<String>,
+}
+
+/// A gRPC door.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrpcListener {
     /// Where it is bound.
@@ -161,6 +174,9 @@ pub struct TlsFiles {
     pub key_file: PathBuf,
     /// Clients must present a certificate of this authority.
     pub client_ca_file: Option<PathBuf>,
+    /// A DNS name (in lower case) or URI of the client's certificate has to be one of these; empty accepts every
+    /// one, and only with `client_ca_file` it is not. Default empty.
+    pub client_names: Vec<String>,
 }
 
 /// A provider's rules, where its keys are, and how they are kept fresh.
@@ -177,6 +193,8 @@ pub struct ProviderConfig {
     /// The issuers that it stands for, where those are many: then `keys` and the provider's issuer have the
     /// placeholder in them.
     pub realms: Option<Realms>,
+    /// Whether the service counts as ready while this provider has had no keys yet; default false.
+    pub ready_without_keys: bool,
 }
 
 /// Where a provider's keys are.
@@ -336,7 +354,7 @@ impl Default for Responses {
     }
 }
 
-/// Bounds on one request.
+/// Bounds on one request and on one listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The longest token, in bytes; default 16 KiB.
@@ -348,6 +366,10 @@ pub struct Limits {
     pub token_depth: usize,
     /// All claim headers of one request together, in bytes; default 8 KiB.
     pub claim_header_bytes: usize,
+    /// One Check, in bytes, with the body that Envoy may send along; default 16 MiB.
+    pub message_bytes: usize,
+    /// Open connections of one listener; default 16,384.
+    pub connections: usize,
 }
 
 impl Limits {
@@ -366,6 +388,8 @@ impl Default for Limits {
             token_values: json.values,
             token_depth: json.depth,
             claim_header_bytes: 8 * 1024,
+            message_bytes: 16 << 20,
+            connections: 16_384,
         }
     }
 }

@@ -8,21 +8,26 @@
 //! `deny` and nowhere else.
 
 pub mod client;
+mod message;
+mod until_stopped;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
 use prost::Message as _;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::body::Body;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
+use tower::Service as _;
 
 use crate::access_request::{AccessRequest, Caller, Headers};
 use crate::clock;
@@ -41,77 +46,134 @@ use crate::proto::envoy::service::auth::v3::{
 use crate::proto::envoy::r#type::v3::HttpStatus;
 use crate::proto::google::rpc;
 use crate::reason::DenialKind;
+use crate::server::{Door, Stop};
 use crate::service::Service;
-use crate::socket::{GrpcSocket, Listener, ServeError};
 use crate::validation::json::Json;
 use crate::verdict::{Decision, Verdict};
+
+use self::message::{Unfinished, Unread};
+use self::until_stopped::UntilStopped;
 
 /// The `door` label.
 const DOOR: &str = "ext_authz";
 
-/// Streams that one connection may have open: waiting requests of a whole herd, and still a bound.
-const MAX_STREAMS: u32 = 16_384;
-
 /// A message of this many bytes or fewer stays in the buffer that it came in; tonic's has at least 8 KiB.
 const SMALL_MESSAGE: usize = 4 * 1024;
 
-/// A connection that does not answer a ping is closed.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+/// The path of the one method that decides; upstream's package, service and method.
+const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
-/// Serves the door until `shutdown`, then finishes what is in flight.
-///
-/// # Errors
-/// TLS cannot be set up, or the listener broke.
-pub async fn serve(
+/// Of a question about health or reflection. It is a name.
+const SMALL_QUESTION: usize = 4 * 1024;
+
+/// What the gRPC listeners say.
+#[derive(Clone)]
+pub(crate) struct GrpcDoor {
     service: Arc<Service>,
-    socket: GrpcSocket,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), ServeError> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let mut server =
-        Server::builder().max_concurrent_streams(MAX_STREAMS).http2_keepalive_interval(Some(KEEPALIVE));
-    if let Some(tls) = socket.tls {
-        server = server.tls_config(tls).map_err(ServeError::from_error)?;
-    }
-    let router = server
-        .add_service(health_service)
-        .add_service(reflection().build_v1().map_err(ServeError::from_error)?)
-        .add_service(reflection().build_v1alpha().map_err(ServeError::from_error)?)
-        .add_service(AuthorizationServer::new(Door {
+    checks: AuthorizationServer<Checks>,
+    others: Routes,
+    unfinished: Arc<Unfinished>,
+    stop: Stop,
+}
+
+impl GrpcDoor {
+    /// A door that ends its endless streams at `stop`, and what keeps its health true for as long as it is polled.
+    ///
+    /// # Errors
+    /// Reflection cannot describe our own types, which a test would show.
+    pub(crate) fn new(
+        service: Arc<Service>,
+        message_bytes: usize,
+        stop: Stop,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), tonic_reflection::server::Error> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let others = Routes::new(health_service.max_decoding_message_size(SMALL_QUESTION))
+            .add_service(reflection().build_v1()?.max_decoding_message_size(SMALL_QUESTION))
+            .add_service(reflection().build_v1alpha()?.max_decoding_message_size(SMALL_QUESTION))
+            .prepare();
+        let checks = Checks { service: Arc::clone(&service), headerless_told: Arc::default() };
+        let door = Self {
             service: Arc::clone(&service),
-            headerless_told: AtomicBool::new(false),
-        }));
-    let serving = async {
-        match socket.listener {
-            Listener::Tcp(listener) => {
-                // The server's own `tcp_nodelay` counts only for sockets that it binds itself.
-                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-                router.serve_with_incoming_shutdown(incoming, shutdown).await
-            }
-            Listener::Unix(listener, file) => {
-                // The file goes before the listener does: while requests in flight are waited for, its path may
-                // already be another process's.
-                let shutdown = async move {
-                    shutdown.await;
-                    drop(file);
-                };
-                router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown).await
-            }
-        }
-    };
-    tokio::select! {
-        served = serving => served.map_err(ServeError::from_error),
-        () = tell_health(&service, health) => Ok(()),
+            // What is too large never gets here.
+            checks: AuthorizationServer::new(checks).max_decoding_message_size(usize::MAX),
+            others,
+            unfinished: Arc::new(Unfinished::new(message_bytes)),
+            stop,
+        };
+        Ok((door, tell_health(service, health)))
+    }
+
+    /// A Check, whose message is read first.
+    async fn check(&self, request: http::Request<Incoming>) -> http::Response<Body> {
+        let arrived = clock::monotonic();
+        let max = self.service.authorizer().limits().message_bytes;
+        let (mut parts, body) = request.into_parts();
+        let (message, unread) = match message::read(body, max, &self.unfinished).await {
+            Ok(message) => (message, None),
+            // A client that is gone reads no answer.
+            Err(unread) => (EMPTY, Some(unread.unwrap_or(Unread::Torn))),
+        };
+        parts.extensions.insert(Arrived { at: arrived, unread });
+        let request = http::Request::from_parts(parts, Body::new(Full::new(message)));
+        let mut checks = self.checks.clone();
+        let answer = checks.call(request).await;
+        answer.unwrap_or_else(|never| match never {})
     }
 }
 
+/// A message without a field.
+const EMPTY: Bytes = Bytes::from_static(&[0; 5]);
+
+/// When a Check came, and why it could not be read.
+#[derive(Clone, Copy)]
+struct Arrived {
+    at: clock::Instant,
+    unread: Option<Unread>,
+}
+
+impl Door for GrpcDoor {
+    type Body = Body;
+
+    fn name(&self) -> &'static str {
+        DOOR
+    }
+
+    fn speaks_http1(&self) -> bool {
+        false
+    }
+
+    fn service(&self) -> &Service {
+        &self.service
+    }
+
+    fn max_connections(&self) -> usize {
+        self.service.authorizer().limits().connections
+    }
+
+    async fn answer(&self, request: http::Request<Incoming>, _peer: Option<IpAddr>) -> http::Response<Body> {
+        if self.is_awaited(&request) {
+            return self.check(request).await;
+        }
+        let mut others = self.others.clone();
+        let answer = others.call(request).await;
+        let answer = answer.unwrap_or_else(|never| match never {});
+        answer.map(|body| Body::new(UntilStopped::new(body, self.stop.clone())))
+    }
+
+    fn is_awaited(&self, request: &http::Request<Incoming>) -> bool {
+        request.uri().path() == CHECK
+    }
+
+    fn unread(&self) {}
+}
+
 /// Keeps grpc.health.v1 true, for the whole server and for the one service. Never returns.
-async fn tell_health(service: &Service, health: tonic_health::server::HealthReporter) {
+async fn tell_health(service: Arc<Service>, health: tonic_health::server::HealthReporter) {
     loop {
         let status = if service.is_serving() {
             tonic_health::ServingStatus::Serving
@@ -127,13 +189,15 @@ async fn tell_health(service: &Service, health: tonic_health::server::HealthRepo
 /// The key of `context_extensions` under which a route names its rule.
 const NAMED_RULE: &[u8] = b"portcullis_rule";
 
-struct Door {
+/// Makes decisions of messages.
+#[derive(Clone)]
+struct Checks {
     service: Arc<Service>,
     /// Whether the log has been told of a request without headers.
-    headerless_told: AtomicBool,
+    headerless_told: Arc<AtomicBool>,
 }
 
-impl Door {
+impl Checks {
     /// A request without a single header is no client's doing: Envoy was told to send none.
     fn tell_headerless(&self) {
         if !self.headerless_told.swap(true, Ordering::Relaxed) {
@@ -146,9 +210,10 @@ impl Door {
 }
 
 #[tonic::async_trait]
-impl Authorization for Door {
+impl Authorization for Checks {
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        let arrived = clock::monotonic();
+        let arrived = request.extensions().get::<Arrived>().copied();
+        let unread = arrived.and_then(|arrived| arrived.unread);
         let timeout = request.metadata().get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
         let authorizer = self.service.authorizer();
         // A request without attributes is one without headers: it has no token, and is refused as such.
@@ -159,14 +224,15 @@ impl Authorization for Door {
         let mut extensions = attributes.context_extensions.iter().rev();
         let named_rule = extensions.find(|entry| entry.key == NAMED_RULE).map(|entry| entry.value.as_ref());
         let access_request = AccessRequest {
-            arrived,
+            arrived: arrived.map_or_else(clock::monotonic, |arrived| arrived.at),
             timeout,
+            flaw: unread.map(Unread::as_str),
             source_address: source.and_then(source_address),
             source_principal: source.and_then(|peer| text(&peer.principal)),
             named_rule,
             ..AccessRequest::new(http.method.as_ref(), http.host.as_ref(), &http.path, headers(&http))
         };
-        if access_request.headers.is_empty() {
+        if access_request.headers.is_empty() && unread.is_none() {
             self.tell_headerless();
         }
         let decision = authorizer.decide(DOOR, &access_request).await;

@@ -9,157 +9,82 @@
 
 mod resource_metadata;
 
-use std::convert::Infallible;
-use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{CACHE_CONTROL, HOST};
 use http::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::sync::{Notify, Semaphore};
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
+use hyper::body::Incoming;
 
 use crate::access_request::{AccessRequest, Caller, ClaimHeaders, Headers, Removal};
-use crate::config::{Profile, Responses};
+use crate::config::{HttpListener, Profile, Responses};
 use crate::identity::UpstreamChanges;
 use crate::reason::Reason;
+use crate::server::{Door, MAX_HEADER_BYTES, MAX_HEADERS, Rarely};
 use crate::service::Service;
-use crate::socket::{HttpSocket, ServeError};
+
 use crate::verdict::{Decision, Verdict};
 
 /// The `door` label.
 const DOOR: &str = "forward_auth";
 
-/// Connections of one door at a time; more wait to be accepted.
-const MAX_CONNECTIONS: usize = 16_384;
-
-/// Of one request, names and values together: the largest that a proxy's file in `deploy/` lets through.
-const MAX_HEADER_BYTES: usize = 128 * 1024;
-const MAX_HEADERS: usize = 512;
-
-/// What is over these bounds is read up to so many times as much, so that the refusal is a decision like any other.
-const READ_AHEAD: usize = 2;
-
-/// How long a connection may be idle, or take to bring a request's headers. Longer than NGINX keeps an idle
-/// one (60 s), so that the proxy closes it and never finds it closed.
-const IDLE: Duration = Duration::from_secs(75);
-
-/// How long a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-
-/// Serves the door until `shutdown`, then finishes what is in flight.
-///
-/// # Errors
-/// None at present: what goes wrong on one connection ends that connection.
-pub async fn serve(
+/// What an HTTP listener says.
+pub(crate) struct HttpDoor {
     service: Arc<Service>,
-    socket: HttpSocket,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), ServeError> {
-    let HttpSocket { listener, tls, profile, client_headers } = socket;
-    let door = Arc::new(Door { service, profile, client_headers });
-    let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    tokio::pin!(shutdown);
-    loop {
-        let place = tokio::select! {
-            () = &mut shutdown => break,
-            place = Arc::clone(&places).acquire_owned() => place,
-        };
-        let accepted = tokio::select! {
-            () = &mut shutdown => break,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, or a client that has left: neither is worth a busy loop.
-                tracing::debug!(%error, "no connection");
-                sleep(Duration::from_millis(10)).await;
-                continue;
-            }
-        };
-        let (door, tls, watcher) = (Arc::clone(&door), tls.clone(), graceful.watcher());
-        tokio::spawn(async move {
-            let _place = place;
-            // One answer is one segment, and the proxy waits for it.
-            let _without = stream.set_nodelay(true);
-            door.connect(stream, peer.ip(), tls, watcher).await;
-        });
-    }
-    drop(listener);
-    graceful.shutdown().await;
-    Ok(())
-}
-
-struct Door {
-    service: Arc<Service>,
+    /// The proxy that asks here.
     profile: Profile,
+    /// What becomes of claim headers that its clients send.
     client_headers: ClaimHeaders,
+    unread: Rarely,
 }
 
-impl Door {
-    async fn connect(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: IpAddr,
-        tls: Option<TlsAcceptor>,
-        watcher: Watcher,
-    ) {
-        match tls {
-            None => self.converse(stream, peer, watcher).await,
-            Some(tls) => {
-                if let Ok(Ok(stream)) = timeout(HANDSHAKE, tls.accept(stream)).await {
-                    self.converse(stream, peer, watcher).await;
-                }
-            }
-        }
+impl Door for HttpDoor {
+    type Body = Body;
+
+    fn name(&self) -> &'static str {
+        DOOR
     }
 
-    async fn converse<S>(self: Arc<Self>, stream: S, peer: IpAddr, watcher: Watcher)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(IDLE)
-            .max_headers(READ_AHEAD * MAX_HEADERS)
-            .max_buf_size(READ_AHEAD * MAX_HEADER_BYTES);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(IDLE)
-            .max_header_list_size((READ_AHEAD * MAX_HEADER_BYTES) as u32);
-        let heard = Arc::new(Notify::new());
-        let first_request = Arc::clone(&heard);
-        let service = Arc::clone(&self.service);
-        let answer = tower::service_fn(move |request| {
-            let door = Arc::clone(&self);
-            heard.notify_one();
-            async move { Ok::<_, Infallible>(door.answer(&request, peer).await) }
-        });
-        let connection =
-            builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(answer)).into_owned();
-        // How a connection ends is the proxy's to tell.
-        tokio::select! {
-            ended = watcher.watch(connection) => count_unread(&service, ended),
-            // The other bounds begin when it is known which HTTP is spoken.
-            () = silence(&first_request) => {}
-        }
+    fn speaks_http1(&self) -> bool {
+        true
     }
 
-    async fn answer<B>(&self, request: &Request<B>, peer: IpAddr) -> Response<Body> {
+    fn service(&self) -> &Service {
+        &self.service
+    }
+
+    fn max_connections(&self) -> usize {
+        self.service.authorizer().limits().connections
+    }
+
+    async fn answer(&self, request: Request<Incoming>, peer: Option<IpAddr>) -> Response<Body> {
+        // Without an address it is nobody's that may tell of other requests.
+        self.judge(&request, peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))).await
+    }
+
+    fn is_awaited(&self, _request: &Request<Incoming>) -> bool {
+        true
+    }
+
+    fn unread(&self) {
+        let (verdict, reason) = (Verdict::Deny(Reason::RequestMalformed), Reason::RequestMalformed);
+        self.service.metrics().decision(DOOR, verdict.as_str(), reason, "", Duration::ZERO);
+        if let Some(times) = self.unread.due() {
+            tracing::warn!(times, "requests with headers too large even to be read were answered 431");
+        }
+    }
+}
+
+impl HttpDoor {
+    /// A door for the proxy of this listener.
+    pub(crate) fn new(service: Arc<Service>, listener: &HttpListener) -> Self {
+        let HttpListener { profile, client_headers, .. } = listener;
+        Self { service, profile: *profile, client_headers: *client_headers, unread: Rarely::default() }
+    }
+
+    async fn judge<B>(&self, request: &Request<B>, peer: IpAddr) -> Response<Body> {
         let authorizer = self.service.authorizer();
         if !is_described(self.profile, request)
             && let Some(metadata) = resource_metadata::answer(request, &authorizer)
@@ -181,22 +106,6 @@ impl Door {
             *response.body_mut() = Body::empty();
         }
         response
-    }
-}
-
-/// A request that is too large even to be read is answered 431 by the HTTP library, and counted here.
-fn count_unread(service: &Service, ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
-    let error = ended.err().and_then(|error| error.downcast::<hyper::Error>().ok());
-    if error.is_some_and(|error| error.is_parse_too_large()) {
-        let (verdict, reason) = (Verdict::Deny(Reason::RequestMalformed), Reason::RequestMalformed);
-        service.metrics().decision(DOOR, verdict.as_str(), reason, "", Duration::ZERO);
-    }
-}
-
-/// Ends when no request has come for too long; never once one has.
-async fn silence(first_request: &Notify) {
-    if timeout(IDLE, first_request.notified()).await.is_ok() {
-        std::future::pending().await
     }
 }
 

@@ -20,7 +20,7 @@
 //! - [`app`] binds, serves, reloads and drains; [`commands`] are what the binary can be told; [`config`] is
 //!   text turned into what is valid.
 //! - The doors: [`ext_authz`], with its types in [`proto`], [`forward_auth`], and [`admin`] for operators;
-//!   what they are bound to is a [`socket`].
+//!   all of them are served by one loop, the [`server`].
 //! - [`service`] is what stands behind the doors, and what a program that has its own asks.
 //! - [`authorizer`], with what it takes and gives: [`access_request`], [`verdict`].
 //! - The core, pure: [`bearer_token`], [`protected_headers`], [`identity`], [`rules`], [`validation`], and every [`reason`]
@@ -57,7 +57,7 @@ pub mod admin;
 pub mod ext_authz;
 pub mod forward_auth;
 pub mod proto;
-pub mod socket;
+pub mod server;
 
 pub mod service;
 

@@ -115,6 +115,17 @@ struct TaskLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DoorLabels {
+    door: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClosedLabels {
+    door: &'static str,
+    cause: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadLabels {
     outcome: &'static str,
 }
@@ -136,6 +147,10 @@ pub struct Metrics {
     waiters: Family<ProviderLabels, Gauge>,
     waiters_rejected: Family<ProviderLabels, Counter>,
     task_restarts: Family<TaskLabels, Counter>,
+    connections: Family<DoorLabels, Gauge>,
+    connections_refused: Family<DoorLabels, Counter>,
+    connections_closed: Family<ClosedLabels, Counter>,
+    tls_refused: Family<ClosedLabels, Counter>,
     reloads: Family<ReloadLabels, Counter>,
     last_reload: Gauge<f64, std::sync::atomic::AtomicU64>,
     /// How many there are of keys that come and go, by their names.
@@ -190,6 +205,26 @@ impl Metrics {
             "Tasks that keep a provider's keys and were started again after a panic",
             task_restarts.clone(),
         );
+        let connections = Family::default();
+        registry.register("connections", "Open connections", connections.clone());
+        let connections_refused = Family::default();
+        registry.register(
+            "connections_refused",
+            "Connections that were refused, or closed to make room, because there were as many as are allowed",
+            connections_refused.clone(),
+        );
+        let connections_closed = Family::default();
+        registry.register(
+            "connections_closed",
+            "Connections that were closed because they were silent, left something unfinished or answers unread",
+            connections_closed.clone(),
+        );
+        let tls_refused = Family::default();
+        registry.register(
+            "tls_handshakes_refused",
+            "TLS handshakes that did not come to an end, by their cause",
+            tls_refused.clone(),
+        );
         let reloads = Family::default();
         registry.register("config_reloads", "Reloads of the configuration", reloads.clone());
         // From the start on, so that the first of either is an increase.
@@ -214,6 +249,10 @@ impl Metrics {
             waiters,
             waiters_rejected,
             task_restarts,
+            connections,
+            connections_refused,
+            connections_closed,
+            tls_refused,
             reloads,
             last_reload,
             held_keys: Mutex::default(),
@@ -284,6 +323,31 @@ impl Metrics {
     /// A task that panicked and was started again.
     pub fn task_restarted(&self, provider: &str, task: &'static str) {
         self.task_restarts.get_or_create(&TaskLabels { provider: provider.to_owned(), task }).inc();
+    }
+
+    /// A connection of a door was opened.
+    pub fn connection_opened(&self, door: &'static str) {
+        self.connections.get_or_create(&DoorLabels { door }).inc();
+    }
+
+    /// A connection of a door has ended.
+    pub fn connection_ended(&self, door: &'static str) {
+        self.connections.get_or_create(&DoorLabels { door }).dec();
+    }
+
+    /// Connections of a door that were refused or had to make room.
+    pub fn connections_refused(&self, door: &'static str, refused: usize) {
+        self.connections_refused.get_or_create(&DoorLabels { door }).inc_by(refused as u64);
+    }
+
+    /// A connection that lasted too long at something.
+    pub fn connection_closed(&self, door: &'static str, cause: &'static str) {
+        self.connections_closed.get_or_create(&ClosedLabels { door, cause }).inc();
+    }
+
+    /// A TLS handshake that did not come to an end.
+    pub fn tls_refused(&self, door: &'static str, cause: &'static str) {
+        self.tls_refused.get_or_create(&ClosedLabels { door, cause }).inc();
     }
 
     /// The service began with its configuration at this time.

@@ -66,8 +66,8 @@ fn every_file_says_what_it_is_for() {
 fn libraries_and_clocks_stay_in_their_rooms() {
     only_in(&["keys"], "reqwest");
     only_in(&["keys", "files/tests"], "tempfile");
-    only_in(&["socket", "forward_auth"], "tokio_rustls");
-    only_in(&["forward_auth", "commands"], "hyper_util");
+    only_in(&["server"], "tokio_rustls");
+    only_in(&["server", "commands"], "hyper_util");
     only_in(&["keys"], "h2::");
     only_in(&["keys"], "use headers::");
     only_in(&["validation"], "jsonwebtoken");
@@ -117,12 +117,12 @@ fn dependencies_point_down() {
         ("authorizer", &["keys", "telemetry"]),
         ("proto", &[]),
         ("service", &["authorizer", "keys", "telemetry"]),
-        ("socket", &[]),
-        ("ext_authz", &["proto", "service", "socket"]),
-        ("forward_auth", &["authorizer", "service", "socket"]),
-        ("admin", &["authorizer", "keys", "service"]),
-        ("app", &["admin", "ext_authz", "forward_auth", "service", "socket"]),
-        ("commands", &["app", "authorizer", "ext_authz", "keys", "service", "socket", "telemetry"]),
+        ("server", &["service"]),
+        ("ext_authz", &["proto", "server", "service"]),
+        ("forward_auth", &["authorizer", "server", "service"]),
+        ("admin", &["authorizer", "keys", "server", "service"]),
+        ("app", &["admin", "ext_authz", "forward_auth", "server", "service"]),
+        ("commands", &["app", "authorizer", "ext_authz", "keys", "server", "service", "telemetry"]),
     ];
     for (file, source) in sources() {
         let Some((room, uses)) = allowed.iter().find(|(room, _)| is_in(&file, room)) else {

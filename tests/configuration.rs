@@ -85,9 +85,45 @@ fn the_example_configuration_is_valid_and_says_the_defaults() {
     assert_eq!(config.log, minimal.log);
 }
 
+/// Every form of every listener.
+const LISTENERS: &str = "
+listen:
+  ext_authz:
+    - {address: 'unix:/run/p.sock', mode: '0660'}
+    - address: 127.0.0.1:0
+      tls: {cert_file: c, key_file: k, client_ca_file: a, client_names: [Envoy.mesh, 'spiffe://example.org/envoy']}
+    - 127.0.0.1:0
+  forward_auth: {address: 127.0.0.1:0, profile: nginx, tls: {cert_file: c, key_file: k}}
+  admin:
+    address: 127.0.0.1:0
+    hosts: [ops.example.com, ops]
+    tls: {cert_file: c, key_file: k}
+providers:
+  - {name: p, issuer: 'https://sso.example.com', audiences: [a], ready_without_keys: true}
+limits: {message_bytes: 1MiB, connections: 5}
+";
+
+#[test]
+fn every_form_of_a_listener_is_read_and_printed_as_it_is_read() {
+    let config = parse(LISTENERS).expect("every form is valid");
+    let [file, tls, plain] = &*config.listen.ext_authz else { panic!("three doors") };
+    assert!(matches!(&file.address, BindAddress::Unix { mode: Some(0o660), .. }), "{file:?}");
+    let names = &tls.tls.as_ref().expect("with TLS").client_names;
+    assert_eq!(names, &["envoy.mesh", "spiffe://example.org/envoy"]);
+    assert_eq!(plain.tls, None, "port 0 twice is two ports");
+    let admin = config.listen.admin.as_ref().expect("is there");
+    assert_eq!(admin.hosts, ["ops.example.com", "ops"]);
+    assert!(admin.tls.is_some());
+    assert!(config.providers[0].ready_without_keys);
+    assert_eq!((config.limits.message_bytes, config.limits.connections), (1 << 20, 5));
+    let again = parse(&config.to_yaml()).expect("what is printed is valid");
+    assert_eq!((&again.listen, &again.limits), (&config.listen, &config.limits));
+    assert!(again.providers[0].ready_without_keys);
+}
+
 #[test]
 fn the_printed_configuration_is_read_as_the_same() {
-    for text in [EXAMPLE, MINIMAL] {
+    for text in [EXAMPLE, MINIMAL, LISTENERS] {
         let printed = parse(text).expect("the configuration is valid").to_yaml();
         let again = parse(&printed).unwrap_or_else(|errors| panic!("{errors}\n{printed}"));
         assert_eq!(again.to_yaml(), printed);
@@ -107,6 +143,53 @@ fn an_inline_secret_is_never_printed() {
     assert!(parse(&printed).is_err(), "a key without its material is no key");
     let again = parse(&printed.replace(redacted, &jwks)).expect("with the material it is valid again");
     assert_eq!(again.to_yaml(), printed);
+}
+
+#[test]
+fn no_query_and_no_user_of_a_url_is_printed() {
+    let of_realms = MINIMAL.replace(
+        "https://sso.example.com",
+        "https://sso.example.com/{realm}\n    realms: [a]\n    jwks_uri: 'https://i.example/{realm}/keys?key=S3CRET'",
+    );
+    let discovered_realms = of_realms.replace("jwks_uri", "discovery_uri");
+    for text in [
+        provider_with("jwks_uri: 'https://i.example/keys?key=S3CRET'"),
+        provider_with("discovery_uri: 'https://i.example/keys?S3CRET'"),
+        of_realms,
+        discovered_realms,
+        provider_with("http: {proxy: 'http://S3CRET:S3CRET@proxy.example:3128'}"),
+        format!("{MINIMAL}responses: {{resource_metadata: 'https://api.example/m?key=S3CRET'}}\n"),
+    ] {
+        let printed = parse(&text).expect("valid").to_yaml();
+        assert!(!printed.contains("S3CRET"), "{printed}");
+        assert!(printed.contains("shown; put"), "that it is left out is said: {printed}");
+        let again = parse(&printed).unwrap_or_else(|errors| panic!("{errors}\n{printed}"));
+        assert_eq!(again.to_yaml(), printed);
+    }
+    for text in [
+        provider_with("jwks_uri: 'https://S3CRET@i.example/keys'"),
+        provider_with("jwks_uri: 'ftp://i.example/keys?S3CRET'"),
+        provider_with("jwks_uri: 'https://i.example/keys?S3CRET#x'"),
+        provider_with("jwks_uri: 'http://i.example/keys?S3CRET'"),
+        provider_with("http: {proxy: 'http://proxy.example/?S3CRET'}"),
+        format!("{MINIMAL}responses: {{resource_metadata: 'https://S3CRET@api.example/m'}}\n"),
+        MINIMAL.replace("https://sso.example.com", "'https://sso.example.com/?S3CRET'"),
+    ] {
+        let errors = parse(&text).expect_err("refused");
+        assert!(!errors.contains("S3CRET"), "{errors}");
+    }
+}
+
+#[test]
+fn a_variable_within_a_variable_is_refused_by_its_name_where_it_stands() {
+    for value in ["'${A:-${B}}'", "'${A:-${B:-S3CRET}}'", "'x${A:-$${B}}'", "'${A${B}}'", "'${A:-${B}'"] {
+        let text = format!("{MINIMAL}rules:\n  - {{name: r, deny: true, match: {{path: {value}}}}}\n");
+        refused(&text, &[(8, "rules[0].match.path", "`${` inside `${A")]);
+        let errors = parse(&text).expect_err("refused");
+        assert!(!errors.contains("S3CRET"), "{errors}");
+    }
+    let set = Config::parse(&provider_with("realm: '${A:-${B}}'"), &|_| Some("set".to_owned()));
+    assert!(set.is_err(), "also where the first is set, so that it does not depend on the environment");
 }
 
 #[test]
@@ -140,7 +223,9 @@ fn values_are_typed_after_their_variables_are_expanded() {
 fn a_socket_file_may_have_a_mode() {
     let text = MINIMAL.replace("127.0.0.1:0", "{address: 'unix:/run/p.sock', mode: \"0660\"}");
     let config = parse(&text).expect("a socket file with a mode is valid");
-    let BindAddress::Unix { mode, .. } = config.listen.ext_authz.address else { panic!("not a socket file") };
+    let BindAddress::Unix { mode, .. } = config.listen.ext_authz[0].address else {
+        panic!("not a socket file")
+    };
     assert_eq!(mode, Some(0o660));
 }
 
@@ -209,6 +294,7 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
         ("token_from: []", "token_from", "finds no token"),
         ("token_from: [{cookie: a, query: b}]", "token_from[0]", "one of"),
         ("token_from: [{cookie: 'a b'}]", "token_from[0].cookie", "a name of"),
+        ("ready_without_keys: 1", "ready_without_keys", "`true` or `false`"),
         ("forward_token: 1", "forward_token", "`true` or `false`"),
         ("claim_headers: {host: sub}", "claim_headers.host", "belongs to HTTP"),
         ("claim_headers: {':path': sub}", "claim_headers.:path", "header name"),
@@ -504,6 +590,13 @@ fn keys_are_discovered_only_below_an_issuer_that_is_a_plain_url() {
 #[test]
 fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
     let long = format!("listen: {{ext_authz: 'unix:/{}'}}", "x".repeat(107));
+    let admin = |members: &str| format!("listen: {{ext_authz: '127.0.0.1:0', admin: {{{members}}}}}");
+    let hosts = |hosts: &str| admin(&format!("address: '127.0.0.1:1', hosts: {hosts}"));
+    let names = |members: &str| {
+        format!(
+            "listen: {{ext_authz: {{address: '127.0.0.1:1', tls: {{cert_file: a, key_file: b, {members}}}}}}}"
+        )
+    };
     for (door, path, message) in [
         ("listen: {ext_authz: 'localhost:1'}", "listen.ext_authz", "IP address and a port"),
         ("listen: {ext_authz: '127.0.0.1'}", "listen.ext_authz", "IP address and a port"),
@@ -511,7 +604,19 @@ fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
         ("listen: {ext_authz: 'unix:run/x'}", "listen.ext_authz", "absolute path"),
         ("listen: {ext_authz: \"unix:/a\\0b\"}", "listen.ext_authz", "NUL"),
         (&long, "listen.ext_authz", "at most 107 bytes"),
-        ("listen: {ext_authz: [a]}", "listen.ext_authz", "not a list"),
+        ("listen: {ext_authz: []}", "listen.ext_authz", "at least one"),
+        ("listen: {ext_authz: [a]}", "listen.ext_authz[0]", "IP address and a port"),
+        ("listen: {ext_authz: [[]]}", "listen.ext_authz[0]", "not a list"),
+        (
+            "listen: {ext_authz: ['127.0.0.1:1', {address: '127.0.0.1:1'}]}",
+            "listen.ext_authz[1]",
+            "second time",
+        ),
+        (
+            "listen: {ext_authz: ['unix:/x', '127.0.0.1:1', {address: 'unix:/x', mode: '0660'}]}",
+            "listen.ext_authz[2]",
+            "second time",
+        ),
         ("listen: {ext_authz: {}}", "listen.ext_authz", "`address` is missing"),
         (
             "listen: {ext_authz: {address: '127.0.0.1:1', mode: '0660'}}",
@@ -526,6 +631,45 @@ fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
             "`key_file` is missing",
         ),
         ("listen: {admin: 127.0.0.1:1}", "listen", "`ext_authz` is missing"),
+        (&admin("hosts: [a]"), "listen.admin", "`address` is missing"),
+        (&admin("address: ops:1"), "listen.admin.address", "IP address and a port"),
+        (
+            &admin("address: '127.0.0.1:1', allow_refresh: true"),
+            "listen.admin.allow_refresh",
+            "not supported yet",
+        ),
+        (&hosts("[]"), "listen.admin.hosts", "take the key out"),
+        (&hosts("ops.example.com"), "listen.admin.hosts", "a list"),
+        (&hosts("[Ops.example.com]"), "listen.admin.hosts[0]", "lower case"),
+        (&hosts("['ops.example.com:9193']"), "listen.admin.hosts[0]", "without scheme, port"),
+        (&hosts("['https://ops.example.com']"), "listen.admin.hosts[0]", "without scheme, port"),
+        (&hosts("['*.example.com']"), "listen.admin.hosts[0]", "wildcard"),
+        (&hosts("[ops.example.com.]"), "listen.admin.hosts[0]", "name of a host"),
+        (&hosts("['10.0.0.1']"), "listen.admin.hosts[0]", "an address always counts"),
+        (&hosts("['[::1]']"), "listen.admin.hosts[0]", "an address always counts"),
+        (&hosts("[a.example, a.example]"), "listen.admin.hosts[1]", "second time"),
+        (&names("client_names: [a]"), "listen.ext_authz.tls.client_names", "add `client_ca_file`"),
+        (
+            &names("client_ca_file: c, client_names: []"),
+            "listen.ext_authz.tls.client_names",
+            "lets no client in",
+        ),
+        (
+            &names("client_ca_file: c, client_names: ['*.a']"),
+            "listen.ext_authz.tls.client_names[0]",
+            "without wildcard",
+        ),
+        (&names("client_ca_file: c, client_names: ['a:1']"), "listen.ext_authz.tls.client_names[0]", "a URI"),
+        (
+            &names("client_ca_file: c, client_names: ['10.0.0.1']"),
+            "listen.ext_authz.tls.client_names[0]",
+            "a DNS name",
+        ),
+        (
+            &names("client_ca_file: c, client_names: [a, A]"),
+            "listen.ext_authz.tls.client_names[1]",
+            "second time",
+        ),
         ("listen:", "listen", "a mapping is expected"),
     ] {
         refused(&MINIMAL.replace("listen: {ext_authz: 127.0.0.1:0}", door), &[(2, path, message)]);
@@ -548,6 +692,10 @@ fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
         ("limits: {token_values: 63}", "limits.token_values", "from 64 to 100000"),
         ("limits: {token_values: 4KiB}", "limits.token_values", "from 64 to 100000"),
         ("limits: {token_depth: 65}", "limits.token_depth", "from 4 to 64"),
+        ("limits: {message_bytes: 63KiB}", "limits.message_bytes", "size from"),
+        ("limits: {message_bytes: 1025MiB}", "limits.message_bytes", "size from"),
+        ("limits: {connections: 0}", "limits.connections", "from 1 to 1000000"),
+        ("limits: {connections: 1000001}", "limits.connections", "from 1 to 1000000"),
         ("limits: {claim_header_bytes: 49KiB}", "limits.claim_header_bytes", "size from"),
         ("shutdown: {grace: 11m}", "shutdown.grace", "from 0s to 10m"),
         ("shutdown: {drain_delay: 3}", "shutdown.drain_delay", "with its unit"),

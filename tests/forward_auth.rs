@@ -469,7 +469,7 @@ async fn a_request_in_flight_is_answered_before_the_service_ends() {
     }
     issuer.release();
     assert_eq!(in_flight.await.expect("no panic").status(), StatusCode::OK);
-    serving.await.expect("no panic").expect("ends well");
+    serving.await.expect("no panic");
 }
 
 #[tokio::test]

@@ -329,6 +329,7 @@ async fn discovery_finds_the_keys_and_refuses_another_issuers_document() {
         http: IssuerHttp::default(),
         refresh: prompt_refresh(),
         realms: None,
+        ready_without_keys: false,
     };
     let service =
         Running::start(config(vec![discovering(provider("demo", issuer.issuer()))]), fixed_clock()).await;
@@ -357,6 +358,7 @@ async fn a_key_url_that_does_not_answer_is_asked_for_again() {
         http: IssuerHttp::default(),
         refresh: RefreshPolicy { timeout: Duration::from_millis(200), ..prompt_refresh() },
         realms: None,
+        ready_without_keys: false,
     };
     let house = House {
         service: Arc::new(Running::start(config(vec![discovering]), fixed_clock()).await),
@@ -387,6 +389,7 @@ async fn a_key_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothi
         http: IssuerHttp::default(),
         refresh: prompt_refresh(),
         realms: None,
+        ready_without_keys: false,
     };
     let service = Running::start(config(vec![keys]), fixed_clock()).await;
     let claims = json!({"iss": "https://file.example.com", "aud": "orders-api", "exp": support::NOW + 60});

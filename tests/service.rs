@@ -105,8 +105,7 @@ async fn health_is_not_serving_before_the_keys_and_while_draining_and_what_is_in
     issuer.release();
     let answer = in_flight.await.expect("no panic").expect("answered").into_inner();
     assert!(Answer::read(answer).is_allowed());
-    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
-    assert_eq!(ended, Ok(()));
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
     drop(key);
 }
 
@@ -134,8 +133,7 @@ async fn what_never_ends_is_cut_off_after_the_grace_period() {
     // A health watch is a stream without an end.
     let watch = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("watched");
     shutdown.send(()).expect("it listens");
-    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
-    assert_eq!(ended, Ok(()));
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
     drop(watch);
 }
 
@@ -186,7 +184,7 @@ async fn a_socket_file_serves_with_its_mode_and_a_stale_one_is_replaced() {
     let path = directory.path().join("authz.sock");
     let signer = key();
     let mut config = simple(&signer);
-    config.listen.ext_authz.address = BindAddress::Unix { path: path.clone(), mode: Some(0o660) };
+    config.listen.ext_authz[0].address = BindAddress::Unix { path: path.clone(), mode: Some(0o660) };
 
     // Left behind by a process that is gone.
     drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
@@ -205,7 +203,7 @@ async fn a_socket_file_serves_with_its_mode_and_a_stale_one_is_replaced() {
 
     let file = directory.path().join("a-file");
     std::fs::write(&file, "precious").expect("written");
-    config.listen.ext_authz.address = BindAddress::Unix { path: file.clone(), mode: None };
+    config.listen.ext_authz[0].address = BindAddress::Unix { path: file.clone(), mode: None };
     let refused = App::bind(config, fixed_clock()).await.expect_err("not a socket");
     assert!(refused.to_string().contains("not a socket"), "{refused}");
     assert_eq!(std::fs::read_to_string(&file).expect("there"), "precious");
@@ -218,7 +216,7 @@ async fn a_process_that_takes_over_while_the_old_one_drains_keeps_its_socket_fil
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("authz.sock");
     let mut config = config(vec![fetching(provider("p", issuer.issuer()), &issuer, prompt_refresh())]);
-    config.listen.ext_authz.address = BindAddress::Unix { path: path.clone(), mode: None };
+    config.listen.ext_authz[0].address = BindAddress::Unix { path: path.clone(), mode: None };
     config.shutdown = Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(10) };
     let old = App::bind(config.clone(), fixed_clock()).await.expect("bound");
     let (shutdown, told) = oneshot::channel::<()>();
@@ -232,8 +230,7 @@ async fn a_process_that_takes_over_while_the_old_one_drains_keeps_its_socket_fil
     eventually("the place is free", async || !path.exists()).await;
     let new = App::bind(config, fixed_clock()).await.expect("the old one accepts no more");
     drop(watch);
-    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
-    assert_eq!(ended, Ok(()));
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
     assert!(path.exists(), "the new one's file stays");
     drop(new);
     assert!(!path.exists(), "and goes with it");
@@ -252,7 +249,7 @@ async fn connect_to_file(path: std::path::PathBuf) -> Channel {
 async fn mutual_tls_lets_in_nobody_without_a_certificate() {
     let (pki, signer) = (Pki::new(), key());
     let mut config = simple(&signer);
-    config.listen.ext_authz.tls = Some(pki.files());
+    config.listen.ext_authz[0].tls = Some(pki.files());
     let app = App::bind(config, fixed_clock()).await.expect("bound");
     let port = app.ext_authz_address().expect("TCP").port();
     tokio::spawn(app.serve(std::future::pending()));
@@ -278,7 +275,7 @@ async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() 
     let pki = Pki::new();
     let mut config = simple(&key());
     let missing = pki.directory.path().join("missing.pem");
-    config.listen.ext_authz.tls = Some(TlsFiles { cert_file: missing.clone(), ..pki.files() });
+    config.listen.ext_authz[0].tls = Some(TlsFiles { cert_file: missing.clone(), ..pki.files() });
     let refused = App::bind(config, fixed_clock()).await.expect_err("the file is missing").to_string();
     assert!(
         refused.contains("listen.ext_authz.tls.cert_file")
@@ -290,7 +287,7 @@ async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() 
 async fn a_port_that_is_taken_stops_the_start() {
     let app = App::bind(simple(&key()), fixed_clock()).await.expect("bound");
     let mut config = simple(&key());
-    config.listen.ext_authz.address = BindAddress::Tcp(app.ext_authz_address().expect("TCP"));
+    config.listen.ext_authz[0].address = BindAddress::Tcp(app.ext_authz_address().expect("TCP"));
     let refused = App::bind(config, fixed_clock()).await.expect_err("taken").to_string();
     assert!(refused.starts_with("listen.ext_authz: 127.0.0.1:"), "{refused}");
     let _channel = connect(&app);

@@ -13,7 +13,6 @@ use crate::app::App;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::service::Service;
-use crate::socket::ServeError;
 use crate::telemetry;
 
 /// Far longer than the first keys take.
@@ -25,7 +24,7 @@ pub(super) struct Embedded {
     forward_auth: Vec<SocketAddr>,
     admin: SocketAddr,
     stop: oneshot::Sender<()>,
-    serving: JoinHandle<Result<(), ServeError>>,
+    serving: JoinHandle<()>,
 }
 
 impl Embedded {
@@ -52,7 +51,7 @@ impl Embedded {
     pub(super) async fn end(self) -> Result<(), Failure> {
         // An error means that the service has ended already; it says why.
         let _ended = self.stop.send(());
-        Ok(self.serving.await??)
+        Ok(self.serving.await?)
     }
 
     /// The gRPC door.

@@ -10,7 +10,7 @@ use super::signals::End;
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::telemetry;
+use crate::{server, telemetry};
 
 /// Run the service
 ///
@@ -37,13 +37,14 @@ pub async fn run(args: ServeArgs) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!(%warning, "in the configuration");
     }
-    let mut end = match End::new() {
-        Ok(end) => end,
+    let (mut end, end_at_once) = match End::new().and_then(|end| Ok((end, End::new()?))) {
+        Ok(ends) => ends,
         Err(error) => {
             eprintln!("signals cannot be listened for: {error}");
             return ExitCode::FAILURE;
         }
     };
+    server::raise_limit();
     let app = match App::bind(config, Clock::System).await {
         Ok(app) => app.reloading_from(args.config),
         Err(error) => {
@@ -56,16 +57,22 @@ pub async fn run(args: ServeArgs) -> ExitCode {
             .then(|| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
     };
     tracing::info!(
-        ext_authz = shown(app.ext_authz_address().into_iter().collect()),
+        ext_authz = shown(app.ext_authz_addresses()),
         forward_auth = shown(app.forward_auth_addresses()),
         admin = shown(app.admin_address().into_iter().collect()),
         "serving"
     );
-    match app.serve(async move { end.asked_for().await }).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
+    tokio::select! {
+        () = app.serve(async move { end.asked_for().await }) => ExitCode::SUCCESS,
+        () = asked_twice(end_at_once) => {
+            tracing::warn!("told to end a second time: what is in flight is cut off");
             ExitCode::FAILURE
         }
     }
+}
+
+/// A second signal means that whoever sent the first one waits no longer.
+async fn asked_twice(mut end: End) {
+    end.asked_for().await;
+    end.asked_for().await;
 }

@@ -246,7 +246,8 @@ pub(super) fn plain_json(text: &str) -> Option<serde_json::Value> {
 /// set, as in a shell's `:-`. The result is text inside the one value and never structure.
 ///
 /// # Errors
-/// A variable that is not set and has no default, or a `${` that is not closed.
+/// A variable that is not set and has no default, a `${` that is not closed, or one inside another: that would
+/// end at the inner `}`, and what was meant as a value would be the text of a variable.
 pub(super) fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -267,6 +268,12 @@ pub(super) fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> R
             Some((name, default)) => (name, Some(default)),
             None => (inside, None),
         };
+        if inside.contains("${") {
+            let name: String = name.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            return Err(format!(
+                "`${{` inside `${{{name}...}}`: a variable's default is plain text; set {name} itself to what it should be"
+            ));
+        }
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
             return Err("`${...}` takes the name of an environment variable".to_owned());
         }
@@ -309,6 +316,9 @@ mod tests {
             ("${A", Err("without its `}`")),
             ("${}", Err("name of an environment variable")),
             ("${a b}", Err("name of an environment variable")),
+            ("${A:-${B}}", Err("`${` inside `${A...}`")),
+            ("${B:-x$${A}}", Err("`${` inside `${B...}`")),
+            ("${${A}}", Err("`${` inside `${...}`")),
         ] {
             match (expand(text, &variable), expected) {
                 (Ok(got), Ok(expected)) => assert_eq!(got, expected, "{text}"),

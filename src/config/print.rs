@@ -12,8 +12,8 @@ use crate::validation::provider::{Audiences, ClaimHeader, Encoding, Provider, To
 
 use super::cursor::show_duration;
 use super::{
-    AllowedRealms, BindAddress, ClientCertificate, Config, GrpcListener, IssuerHttp, KeySource, LogFormat,
-    ProviderConfig, ProxyUrl, RealmKeys, Realms, RefreshPolicy, Responses, TlsFiles,
+    AdminListener, AllowedRealms, BindAddress, ClientCertificate, Config, GrpcListener, IssuerHttp,
+    KeySource, LogFormat, ProviderConfig, ProxyUrl, RealmKeys, Realms, RefreshPolicy, Responses, TlsFiles,
 };
 
 impl Config {
@@ -22,7 +22,10 @@ impl Config {
     pub fn to_yaml(&self) -> String {
         let mut page = Page::default();
         page.line(0, "listen:");
-        print_grpc(&mut page, &self.listen.ext_authz);
+        page.line(1, "ext_authz:");
+        for door in &self.listen.ext_authz {
+            print_grpc(&mut page, door);
+        }
         if !self.listen.forward_auth.is_empty() {
             page.line(1, "forward_auth:");
         }
@@ -34,8 +37,8 @@ impl Config {
             }
             print_tls(&mut page, 3, door.tls.as_ref());
         }
-        if let Some(admin) = self.listen.admin {
-            page.line(1, format!("admin: {}", quoted(admin)));
+        if let Some(admin) = &self.listen.admin {
+            print_admin(&mut page, admin);
         }
         page.line(0, "providers:");
         for provider in &self.providers {
@@ -52,6 +55,8 @@ impl Config {
         page.line(1, format!("token_values: {}", self.limits.token_values));
         page.line(1, format!("token_depth: {}", self.limits.token_depth));
         page.line(1, format!("claim_header_bytes: {}", self.limits.claim_header_bytes));
+        page.line(1, format!("message_bytes: {}", self.limits.message_bytes));
+        page.line(1, format!("connections: {}", self.limits.connections));
         page.line(0, "shutdown:");
         page.line(1, format!("drain_delay: {}", show_duration(self.shutdown.drain_delay)));
         page.line(1, format!("grace: {}", show_duration(self.shutdown.grace)));
@@ -78,26 +83,37 @@ impl Page {
 }
 
 fn print_grpc(page: &mut Page, listener: &GrpcListener) {
-    page.line(1, "ext_authz:");
     match &listener.address {
-        BindAddress::Tcp(address) => page.line(2, format!("address: {}", quoted(address))),
+        BindAddress::Tcp(address) => page.line(2, format!("- address: {}", quoted(address))),
         BindAddress::Unix { path, mode } => {
-            page.line(2, format!("address: {}", quoted(format!("unix:{}", path.display()))));
+            page.line(2, format!("- address: {}", quoted(format!("unix:{}", path.display()))));
             if let Some(mode) = mode {
-                page.line(2, format!("mode: {}", quoted(format!("{mode:04o}"))));
+                page.line(3, format!("mode: {}", quoted(format!("{mode:04o}"))));
             }
         }
     }
-    print_tls(page, 2, listener.tls.as_ref());
+    print_tls(page, 3, listener.tls.as_ref());
+}
+
+fn print_admin(page: &mut Page, AdminListener { address, tls, hosts }: &AdminListener) {
+    page.line(1, "admin:");
+    page.line(2, format!("address: {}", quoted(address)));
+    if !hosts.is_empty() {
+        page.line(2, format!("hosts: {}", list(hosts)));
+    }
+    print_tls(page, 2, tls.as_ref());
 }
 
 fn print_tls(page: &mut Page, indent: usize, tls: Option<&TlsFiles>) {
-    let Some(TlsFiles { cert_file, key_file, client_ca_file }) = tls else { return };
+    let Some(TlsFiles { cert_file, key_file, client_ca_file, client_names }) = tls else { return };
     page.line(indent, "tls:");
     page.line(indent + 1, format!("cert_file: {}", quoted(cert_file.display())));
     page.line(indent + 1, format!("key_file: {}", quoted(key_file.display())));
     if let Some(client_ca_file) = client_ca_file {
         page.line(indent + 1, format!("client_ca_file: {}", quoted(client_ca_file.display())));
+    }
+    if !client_names.is_empty() {
+        page.line(indent + 1, format!("client_names: {}", list(client_names)));
     }
 }
 
@@ -131,10 +147,10 @@ fn print_provider(page: &mut Page, config: &ProviderConfig) {
         page.line(2, format!("max_realms: {most}"));
     }
     match (&config.keys, config.realms.as_ref().map(|realms| &realms.keys)) {
-        (_, Some(RealmKeys::JwksUri(url))) => page.line(2, format!("jwks_uri: {}", quoted(url))),
-        (_, Some(RealmKeys::Discovery(url))) => page.line(2, format!("discovery_uri: {}", quoted(url))),
-        (KeySource::JwksUri(url), None) => page.line(2, format!("jwks_uri: {}", quoted(url))),
-        (KeySource::Discovery(url), None) => page.line(2, format!("discovery_uri: {}", quoted(url))),
+        (_, Some(RealmKeys::JwksUri(url))) => print_url(page, 2, "jwks_uri", url),
+        (_, Some(RealmKeys::Discovery(url))) => print_url(page, 2, "discovery_uri", url),
+        (KeySource::JwksUri(url), None) => print_url(page, 2, "jwks_uri", url),
+        (KeySource::Discovery(url), None) => print_url(page, 2, "discovery_uri", url),
         (KeySource::File(path), None) => page.line(2, format!("jwks_file: {}", quoted(path.display()))),
         (KeySource::Inline(keys), None) => {
             // Without its material no key can be read again: better than a provider that, with its keys
@@ -176,7 +192,21 @@ fn print_provider(page: &mut Page, config: &ProviderConfig) {
     if let Some(realm) = realm {
         page.line(2, format!("realm: {}", quoted(realm)));
     }
+    page.line(2, format!("ready_without_keys: {}", config.ready_without_keys));
     print_refresh(page, &config.refresh);
+}
+
+/// A query may hold a key of the issuer's: it is left out, and that is said.
+fn print_url(page: &mut Page, indent: usize, key: &str, url: impl Display) {
+    let url = url.to_string();
+    let shown = match url.split_once('?') {
+        None => url,
+        Some((before, _)) => {
+            page.line(indent, format!("# The query of {key} is not shown; put it back to use this."));
+            format!("{before}?...")
+        }
+    };
+    page.line(indent, format!("{key}: {}", quoted(shown)));
 }
 
 fn print_rules(page: &mut Page, rules: &[Rule]) {
@@ -256,7 +286,7 @@ fn print_responses(page: &mut Page, responses: &Responses) {
     page.line(1, format!("realm: {}", quoted(realm)));
     page.line(1, format!("keys_unavailable_status: {keys_unavailable_status}"));
     if let Some(url) = resource_metadata {
-        page.line(1, format!("resource_metadata: {}", quoted(url)));
+        print_url(page, 1, "resource_metadata", url);
     }
     // In the order of the reasons, so that two prints of one configuration are the same.
     let custom = || Reason::ALL.iter().filter_map(|reason| Some((reason.as_str(), custom.get(reason)?)));

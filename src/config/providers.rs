@@ -17,7 +17,7 @@ use super::keys::{discovery_below, read_issuer_http, read_key_source, read_refre
 use super::realms::read_realms;
 use super::{KeySource, ProviderConfig, RefreshPolicy};
 
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 24] = [
     "name",
     "issuer",
     "realms",
@@ -40,6 +40,7 @@ const KEYS: [&str; 23] = [
     "payload_header",
     "metadata_claims",
     "realm",
+    "ready_without_keys",
     "refresh",
 ];
 
@@ -197,6 +198,7 @@ fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
         cursor.list("an empty list shares nothing: take the key out", read_claim_path, |a, b| a == b)
     });
     let realm = mapping.optional("realm", |cursor| read_realm(&cursor));
+    let ready_without_keys = mapping.or("ready_without_keys", false, |cursor| cursor.boolean());
     let refresh = mapping.or("refresh", RefreshPolicy::default(), |cursor| read_refresh(&cursor));
 
     let algorithms = algorithms?;
@@ -226,7 +228,14 @@ fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
     };
     fits?;
     secure?;
-    Some(ProviderConfig { provider: Arc::new(provider), keys, http, refresh: refresh?, realms: realms? })
+    Some(ProviderConfig {
+        provider: Arc::new(provider),
+        keys,
+        http,
+        refresh: refresh?,
+        realms: realms?,
+        ready_without_keys: ready_without_keys?,
+    })
 }
 
 pub(super) fn read_name(cursor: &Cursor<'_>) -> Option<String> {

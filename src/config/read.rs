@@ -2,13 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::access_request::ClaimHeaders;
 use crate::protected_headers::PATH_AND_HOST;
 use crate::rules::Rules;
 
@@ -16,18 +15,14 @@ use super::cursor::{Cursor, Findings, Found};
 use super::dangers::warn_of_network;
 use super::document;
 use super::error::{ConfigError, ConfigErrors};
+use super::listen::read_listen;
 use super::providers::read_providers;
 use super::responses::read_responses;
 use super::rules::read_rules;
-use super::{
-    BindAddress, Config, GrpcListener, HttpListener, Limits, Listen, Log, LogFormat, LogLevel, Profile,
-    Responses, Shutdown, TlsFiles,
-};
+use super::{Config, Limits, Log, LogFormat, LogLevel, Responses, Shutdown};
 
 /// A longer configuration, in bytes, is refused.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
-/// A socket's path has to fit into a `sockaddr_un` with its final NUL (`man 7 unix`).
-const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 impl Config {
     /// Reads a configuration. `variable` gives the value of an environment variable. Looks at no file:
@@ -157,35 +152,6 @@ fn read_config(root: &Cursor<'_>) -> Option<Config> {
     })
 }
 
-fn read_listen(cursor: Cursor<'_>) -> Option<Listen> {
-    let mapping = cursor.mapping(&["ext_authz", "forward_auth", "admin"], &[])?;
-    let ext_authz = mapping.need("ext_authz", "the address of the gRPC door").and_then(read_grpc_listener);
-    let admin = mapping.optional("admin", |cursor| read_socket_address(&cursor, &cursor.text()?));
-    let forward_auth = mapping.or("forward_auth", Vec::new(), |cursor| {
-        if cursor.is_list() {
-            cursor.each(read_http_listener)
-        } else {
-            Some(vec![read_http_listener(&cursor)?])
-        }
-    });
-    Some(Listen { ext_authz: ext_authz?, forward_auth: forward_auth?, admin: admin? })
-}
-
-fn read_http_listener(cursor: &Cursor<'_>) -> Option<HttpListener> {
-    let mapping = cursor.mapping(&["address", "profile", "client_headers", "tls"], &[])?;
-    let address = mapping
-        .need("address", "where the proxy asks, `host:port`")
-        .and_then(|cursor| read_socket_address(&cursor, &cursor.text()?));
-    let profile = mapping
-        .need("profile", "the proxy that asks: nginx, haproxy, caddy, traefik or envoy")
-        .and_then(|cursor| cursor.one_of(&Profile::NAMED));
-    let client_headers = mapping.or("client_headers", ClaimHeaders::PerhapsKept, |cursor| {
-        cursor.one_of(&[("overwrite", ClaimHeaders::Overwritten)])
-    });
-    let tls = mapping.optional("tls", read_tls);
-    Some(HttpListener { address: address?, profile: profile?, client_headers: client_headers?, tls: tls? })
-}
-
 /// A header that takes the place of path or host.
 fn read_override(cursor: &Cursor<'_>) -> Option<String> {
     let name = cursor.text()?.to_ascii_lowercase();
@@ -219,79 +185,27 @@ fn read_network(cursor: &Cursor<'_>) -> Option<IpNet> {
     }
 }
 
-fn read_grpc_listener(cursor: Cursor<'_>) -> Option<GrpcListener> {
-    if !cursor.is_mapping() {
-        return Some(GrpcListener { address: read_bind_address(&cursor)?, tls: None });
-    }
-    let mapping = cursor.mapping(&["address", "tls", "mode"], &[])?;
-    let address =
-        mapping.need("address", "`host:port` or `unix:/path`").and_then(|cursor| read_bind_address(&cursor));
-    let tls = mapping.optional("tls", read_tls);
-    let mode = mapping.optional("mode", |cursor| read_mode(&cursor));
-    let address = match (address?, mode?) {
-        (BindAddress::Tcp(_), Some(_)) => {
-            return mapping.get("mode")?.refuse("goes with a socket file, `unix:/path`, alone: take it out");
-        }
-        (BindAddress::Unix { path, .. }, mode) => BindAddress::Unix { path, mode },
-        (address, None) => address,
-    };
-    Some(GrpcListener { address, tls: tls? })
-}
-
-fn read_bind_address(cursor: &Cursor<'_>) -> Option<BindAddress> {
-    let text = cursor.text()?;
-    match text.strip_prefix("unix:") {
-        Some(path) if path.len() > MAX_SOCKET_PATH_BYTES || path.contains('\0') => cursor.refuse(format!(
-            "a socket file's path has at most {MAX_SOCKET_PATH_BYTES} bytes, none of them NUL"
-        )),
-        Some(path) if path.starts_with('/') => {
-            Some(BindAddress::Unix { path: PathBuf::from(path), mode: None })
-        }
-        Some(_) => {
-            cursor.refuse("a socket file is named by its absolute path: unix:/run/portcullis/authz.sock")
-        }
-        None => read_socket_address(cursor, &text).map(BindAddress::Tcp),
-    }
-}
-
-fn read_socket_address(cursor: &Cursor<'_>, text: &str) -> Option<SocketAddr> {
-    match text.parse() {
-        Ok(address) => Some(address),
-        Err(_) => {
-            cursor.refuse("expected an IP address and a port: 0.0.0.0:9191, 127.0.0.1:9193 or [::]:9191")
-        }
-    }
-}
-
-fn read_mode(cursor: &Cursor<'_>) -> Option<u32> {
-    match u32::from_str_radix(&cursor.text()?, 8) {
-        Ok(mode) if mode <= 0o777 => Some(mode),
-        _ => cursor.refuse("expected permission bits in octal: \"0660\""),
-    }
-}
-
-fn read_tls(cursor: Cursor<'_>) -> Option<TlsFiles> {
-    let mapping = cursor.mapping(&["cert_file", "key_file", "client_ca_file"], &[])?;
-    let cert_file = mapping.need("cert_file", "the certificate chain, PEM").and_then(|cursor| cursor.file());
-    let key_file = mapping.need("key_file", "the private key, PEM").and_then(|cursor| cursor.file());
-    let client_ca_file = mapping.optional("client_ca_file", |cursor| cursor.file());
-    Some(TlsFiles { cert_file: cert_file?, key_file: key_file?, client_ca_file: client_ca_file? })
-}
-
 fn read_limits(cursor: Cursor<'_>) -> Option<Limits> {
     let default = Limits::default();
-    let mapping =
-        cursor.mapping(&["token_bytes", "token_values", "token_depth", "claim_header_bytes"], &[])?;
+    let mapping = cursor.mapping(
+        &["token_bytes", "token_values", "token_depth", "claim_header_bytes", "message_bytes", "connections"],
+        &[],
+    )?;
     let token_bytes = mapping.or("token_bytes", default.token_bytes, |cursor| cursor.bytes(256, 1 << 20));
     let token_values = mapping.or("token_values", default.token_values, |cursor| cursor.count(64, 100_000));
     let token_depth = mapping.or("token_depth", default.token_depth, |cursor| cursor.count(4, 64));
     let claim_header_bytes =
         mapping.or("claim_header_bytes", default.claim_header_bytes, |cursor| cursor.bytes(64, 48 << 10));
+    let message_bytes =
+        mapping.or("message_bytes", default.message_bytes, |cursor| cursor.bytes(64 << 10, 1 << 30));
+    let connections = mapping.or("connections", default.connections, |cursor| cursor.count(1, 1_000_000));
     Some(Limits {
         token_bytes: token_bytes?,
         token_values: token_values?,
         token_depth: token_depth?,
         claim_header_bytes: claim_header_bytes?,
+        message_bytes: message_bytes?,
+        connections: connections?,
     })
 }
 

@@ -116,6 +116,7 @@ impl ProviderConfig {
             http: self.http.clone(),
             refresh: self.refresh.clone(),
             realms: None,
+            ready_without_keys: self.ready_without_keys,
         }
     }
 }

@@ -66,6 +66,9 @@ pub(super) fn read_responses(cursor: Cursor<'_>) -> Option<Responses> {
 /// It stands in a quoted string of a challenge, and as a URL it has no quote and no backslash.
 fn read_metadata_url(cursor: &Cursor<'_>) -> Option<Url> {
     match cursor.text()?.parse::<Url>() {
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+            cursor.refuse("a URL with a user name or a password is not accepted: every client is sent it")
+        }
         Ok(url) if matches!(url.scheme(), "https" | "http") && url.fragment().is_none() => Some(url),
         _ => cursor.refuse(
             "expected the URL of the metadata document: https://api.example.com/.well-known/oauth-protected-resource",

@@ -172,7 +172,7 @@ struct Configuration {
     trusted_proxies: Option<Vec<Text>>,
     /// Headers that take the place of path or host, such as x-forwarded-host, and that an outer proxy of yours sets. Default: none.
     trusted_headers: Option<Vec<OverrideName>>,
-    /// Bounds on one request.
+    /// Bounds on one request and on one listener.
     limits: Option<Limits>,
     /// How the service ends.
     shutdown: Option<Shutdown>,
@@ -183,12 +183,19 @@ struct Configuration {
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 struct Listen {
-    /// gRPC for Envoy: IP:PORT, unix:/PATH, or a mapping.
-    ext_authz: GrpcDoor,
+    /// gRPC for Envoy: IP:PORT, unix:/PATH, or a mapping; one or a list of them.
+    ext_authz: GrpcDoors,
     /// HTTP for other proxies: one door or a list of them. Left out: off.
     forward_auth: Option<HttpDoors>,
-    /// For operators: /livez, /readyz, /metrics, /keys. IP:PORT; left out: off.
-    admin: Option<Text>,
+    /// For operators: /livez, /readyz, /metrics, /keys. IP:PORT or a mapping; left out: off.
+    admin: Option<AdminDoor>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum GrpcDoors {
+    One(GrpcDoor),
+    Several(#[schemars(length(min = 1))] Vec<GrpcDoor>),
 }
 
 #[derive(JsonSchema)]
@@ -206,6 +213,24 @@ struct GrpcListener {
     tls: Option<Tls>,
     /// Permission bits of a socket file, in octal: "0660".
     mode: Option<Text>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum AdminDoor {
+    Address(Text),
+    Mapping(AdminListener),
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct AdminListener {
+    /// IP:PORT.
+    address: Text,
+    tls: Option<Tls>,
+    /// Names that a request's Host may have besides an address and localhost. Default: none.
+    #[schemars(length(min = 1))]
+    hosts: Option<Vec<Text>>,
 }
 
 #[derive(JsonSchema)]
@@ -237,6 +262,9 @@ struct Tls {
     key_file: Text,
     /// Clients must present a certificate of this authority.
     client_ca_file: Option<Text>,
+    /// A DNS name or URI of the client's certificate has to be one of these. Default: any.
+    #[schemars(length(min = 1))]
+    client_names: Option<Vec<Text>>,
 }
 
 #[derive(JsonSchema)]
@@ -291,6 +319,8 @@ struct Provider {
     metadata_claims: Option<Vec<Text>>,
     /// The realm of this provider's challenges. Default: that of responses.
     realm: Option<Text>,
+    /// Whether the service is ready before this provider has had keys. Default: false.
+    ready_without_keys: Option<Flag>,
     /// How the keys are kept fresh.
     refresh: Option<Refresh>,
 }
@@ -485,6 +515,10 @@ struct Limits {
     token_depth: Option<Integer<4, 64>>,
     /// All claim headers of one request together. Default: 8KiB.
     claim_header_bytes: Option<Size>,
+    /// One Check, with the body that Envoy may send along. Default: 16MiB.
+    message_bytes: Option<Size>,
+    /// Open connections of one listener. Default: 16384.
+    connections: Option<Integer<1, 1_000_000>>,
 }
 
 #[derive(JsonSchema)]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use portcullis::config::{Config, json_schema_text};
 use serde_json::{Value, json};
 
-use super::{EXAMPLE, MINIMAL, provider_with};
+use super::{EXAMPLE, LISTENERS, MINIMAL, provider_with};
 
 fn schema() -> Value {
     serde_json::from_str(&json_schema_text()).expect("the schema is JSON")
@@ -29,6 +29,7 @@ fn unknown_key_in(mapping: &str) -> String {
         "Configuration" => format!("{MINIMAL}Zq: 1\n"),
         "Listen" => listen("{ext_authz: 127.0.0.1:0, Zq: 1}"),
         "GrpcListener" => listen("{ext_authz: {address: 127.0.0.1:0, Zq: 1}}"),
+        "AdminListener" => listen("{ext_authz: 127.0.0.1:0, admin: {address: 127.0.0.1:0, Zq: 1}}"),
         "HttpListener" => {
             listen("{ext_authz: 127.0.0.1:0, forward_auth: {address: 127.0.0.1:0, profile: nginx, Zq: 1}}")
         }
@@ -105,6 +106,7 @@ responses:
     for text in [
         EXAMPLE.to_owned(),
         MINIMAL.to_owned(),
+        LISTENERS.to_owned(),
         format!("{MINIMAL}{rules}"),
         provider_with("refresh: {interval: '${INTERVAL:-5m}', max_bytes: 2048, max_waiters: 5}"),
         provider_with("allow_http: ${ALLOW:-true}"),
@@ -125,6 +127,8 @@ responses:
         format!("{MINIMAL}log: {{level: loud}}\n"),
         format!("{MINIMAL}rules: {{}}\n"),
         format!("{MINIMAL}limits: {{token_depth: 3}}\n"),
+        format!("{MINIMAL}limits: {{connections: 0}}\n"),
+        MINIMAL.replace("127.0.0.1:0", "[]"),
         format!("{MINIMAL}rules:\n  - {{name: a, deny: false}}\n"),
         format!("{MINIMAL}responses: {{keys_unavailable_status: 200}}\n"),
         provider_with("refresh: {interval: 5}"),

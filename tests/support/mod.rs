@@ -30,8 +30,8 @@ use portcullis::app::App;
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{Issuer, SigningKey};
 use portcullis::config::{
-    BindAddress, Config, GrpcListener, HttpListener, IssuerHttp, KeySource, Limits, Listen, Log, Profile,
-    ProviderConfig, RefreshPolicy, Responses, Shutdown,
+    AdminListener, BindAddress, Config, GrpcListener, HttpListener, IssuerHttp, KeySource, Limits, Listen,
+    Log, Profile, ProviderConfig, RefreshPolicy, Responses, Shutdown,
 };
 use portcullis::rules::Rules;
 use portcullis::service::Service;
@@ -107,6 +107,7 @@ pub fn fetching(provider: Provider, issuer: &Issuer, refresh: RefreshPolicy) -> 
         http: IssuerHttp::default(),
         refresh,
         realms: None,
+        ready_without_keys: false,
     }
 }
 
@@ -120,6 +121,7 @@ pub fn inline(provider: Provider, keys: &[Value]) -> ProviderConfig {
         http: IssuerHttp::default(),
         refresh: RefreshPolicy::default(),
         realms: None,
+        ready_without_keys: false,
     }
 }
 
@@ -128,9 +130,9 @@ pub fn config(providers: Vec<ProviderConfig>) -> Config {
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Config {
         listen: Listen {
-            ext_authz: GrpcListener { address: BindAddress::Tcp(anywhere), tls: None },
+            ext_authz: vec![GrpcListener { address: BindAddress::Tcp(anywhere), tls: None }],
             forward_auth: Vec::new(),
-            admin: Some(anywhere),
+            admin: Some(AdminListener { address: anywhere, tls: None, hosts: Vec::new() }),
         },
         providers,
         rules: Rules::default(),
@@ -194,7 +196,7 @@ impl Running {
         let admin = app.admin_address().expect("the operator's door is on");
         let service = app.service();
         let serving = tokio::spawn(async move {
-            app.serve(std::future::pending()).await.expect("no door breaks");
+            app.serve(std::future::pending()).await;
         });
         let channel = Endpoint::try_from(format!("http://{address}"))
             .expect("an address makes a URL")

@@ -36,6 +36,11 @@ impl Pki {
     /// Files of a door that asks for certificates of this authority.
     pub fn files(&self) -> TlsFiles {
         let at = |name: &str| self.directory.path().join(name);
-        TlsFiles { cert_file: at("cert.pem"), key_file: at("key.pem"), client_ca_file: Some(at("ca.pem")) }
+        TlsFiles {
+            cert_file: at("cert.pem"),
+            key_file: at("key.pem"),
+            client_ca_file: Some(at("ca.pem")),
+            client_names: Vec::new(),
+        }
     }
 }

@@ -252,8 +252,7 @@ async fn a_drain_does_not_wait_for_an_issuer() {
     }));
     server.request(1).await;
     shutdown.send(()).expect("it listens");
-    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
-    assert_eq!(ended, Ok(()));
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
     // The fetch goes with the service.
     server.wait_for_gone(1).await;
 }
@@ -284,8 +283,7 @@ async fn a_drain_in_the_middle_of_a_reload_does_not_wait_for_it_and_ends_its_tri
     })
     .await;
     shutdown.send(()).expect("it listens");
-    let ended = tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
-    assert_eq!(ended, Ok(()));
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
     server.wait_for_gone(1).await;
 }
 

@@ -1,0 +1,126 @@
+//! One serving loop for every listener: it accepts, speaks TLS and HTTP, holds the bounds that all of them have, and
+//! drains. What is said is each [`Door`]'s; it knows none of them.
+//!
+//! # Bounds
+//! - Open connections: `limits.connections`, and what the limit on open files leaves. Beyond, a connection that never had
+//!   a request makes room, the oldest first, else the one that was idle longest; busy ones stay.
+//! - Silence: 75 s before the first request and between two over HTTP/1.1. Over HTTP/2 a ping each 60 s is to be answered
+//!   within 20 s.
+//! - 10 s for a TLS handshake, and for a preface, a frame or a header block from its first byte to its last.
+//! - 30 to 60 s for an answer to be taken.
+//! - Headers: as a door's, and up to twice as much is read so that the refusal is the door's own.
+//! - Streams of one connection: [`MAX_STREAMS`]; floods of resets and of other control frames end the connection (by h2).
+
+mod accept;
+mod connection;
+mod descriptors;
+mod framing;
+mod socket;
+mod state;
+mod stream;
+pub mod tls;
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use tokio::sync::watch;
+
+use crate::clock::{self, Instant};
+use crate::service::Service;
+
+pub(crate) use accept::Listener;
+pub(crate) use descriptors::for_connections;
+pub use descriptors::raise_limit;
+pub use socket::BindError;
+pub(crate) use socket::Socket;
+pub(crate) use tls::Tls;
+
+/// Streams that one connection may have open: waiting requests of a whole herd, and still a bound.
+const MAX_STREAMS: u32 = 16_384;
+
+/// Of one request, names and values together: the largest that a proxy's file in `deploy/` lets through.
+pub(crate) const MAX_HEADER_BYTES: usize = 128 * 1024;
+pub(crate) const MAX_HEADERS: usize = 512;
+
+/// What is over these bounds is read up to so many times as much, so that the refusal is a decision like any other.
+const READ_AHEAD: usize = 2;
+
+/// An error of any kind, as HTTP libraries have them.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a listener says.
+pub(crate) trait Door: Send + Sync + 'static {
+    /// The body of an answer.
+    type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static;
+
+    /// The `door` label.
+    fn name(&self) -> &'static str;
+
+    /// Whether HTTP/1.1 is spoken beside HTTP/2, and answers have a date.
+    fn speaks_http1(&self) -> bool;
+
+    /// The service behind it.
+    fn service(&self) -> &Service;
+
+    /// Open connections at a time.
+    fn max_connections(&self) -> usize;
+
+    /// Answers a request of this peer; `None` where it came over a socket file.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: Option<IpAddr>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send;
+
+    /// Whether a drain waits for the end of the answer, and a client has to take it. Not so where it has no end of its
+    /// own.
+    fn is_awaited(&self, request: &Request<Incoming>) -> bool;
+
+    /// A request was too large to be read, and was answered 431.
+    fn unread(&self);
+}
+
+/// When listeners are to stop.
+#[derive(Clone, Debug)]
+pub(crate) struct Stop(watch::Receiver<bool>);
+
+impl Stop {
+    /// Never, until the sender says so; also when the sender is gone.
+    pub(crate) fn new() -> (watch::Sender<bool>, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (sender, Self(receiver))
+    }
+
+    /// Waits for it.
+    pub(crate) async fn asked_for(&mut self) {
+        let _gone = self.0.wait_for(|stop| *stop).await;
+    }
+}
+
+/// Says when something that may happen often is worth a line in the log.
+#[derive(Debug, Default)]
+pub(crate) struct Rarely(Mutex<(Option<Instant>, u64)>);
+
+impl Rarely {
+    /// How long it is silent after each.
+    const PAUSE: Duration = Duration::from_secs(10);
+
+    /// It has happened: how often since the last line, where another is due.
+    pub(crate) fn due(&self) -> Option<u64> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (then, times) = &mut *last;
+        *times = times.saturating_add(1);
+        let now = clock::monotonic();
+        if then.is_some_and(|then| now.saturating_duration_since(then) < Self::PAUSE) {
+            return None;
+        }
+        *then = Some(now);
+        Some(std::mem::take(times))
+    }
+}

@@ -1,0 +1,291 @@
+//! Accepting connections: how many at a time, and which one makes room when there are as many as there may be.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use super::state::{ConnectionState, Worth};
+use super::stream::Stream;
+use super::{Door, Rarely, Socket, Stop, Tls, connection};
+use crate::clock::{self, Instant};
+
+/// How long nothing is accepted after the system could not give a connection, for want of descriptors or memory.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A connection that has brought no request makes room once it is so old, and one that has once it has been idle for
+/// so long.
+const UNPROVEN: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_secs(10);
+
+/// How many make room at a time.
+const AT_ONCE: usize = 16;
+
+/// How long it takes until connections are looked through again, where none could make room.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// A door with its socket.
+pub(crate) struct Listener<D> {
+    door: Arc<D>,
+    socket: Mutex<Option<Arc<Socket>>>,
+    address: Option<SocketAddr>,
+    tls: Option<Tls>,
+    open: Arc<Open>,
+    /// As many connections as the machine allows.
+    descriptors: usize,
+    refusals: Rarely,
+    failures: Rarely,
+}
+
+impl<D: Door> Listener<D> {
+    /// Of a bound socket. It has at most so many connections at a time, whatever the configuration allows.
+    pub(crate) fn new(door: D, socket: Socket, tls: Option<Tls>, descriptors: usize) -> Self {
+        Self {
+            door: Arc::new(door),
+            address: socket.address(),
+            socket: Mutex::new(Some(Arc::new(socket))),
+            tls,
+            open: Arc::default(),
+            descriptors,
+            refusals: Rarely::default(),
+            failures: Rarely::default(),
+        }
+    }
+
+    /// Where it is, unless it is a socket file.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// Accepts and serves connections until it is stopped, then waits until the last of them has ended.
+    pub(crate) async fn serve(self: Arc<Self>, mut stop: Stop) {
+        while let Some(socket) = self.socket() {
+            let accepted = tokio::select! {
+                () = stop.asked_for() => break,
+                accepted = socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.take_in(stream, peer, &stop),
+                Err(error) => {
+                    if let Some(times) = self.failures.due() {
+                        tracing::warn!(door = self.door.name(), %error, times, "a connection cannot be accepted");
+                    }
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+        // A socket file goes before the last connections do: its path may already be wanted by another process.
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.open.until_empty().await;
+    }
+
+    /// Closes every connection, whatever is in flight.
+    pub(crate) fn close(&self) {
+        self.open.inner().connections.values().for_each(|entry| entry.state.closed.notify_one());
+    }
+
+    fn socket(&self) -> Option<Arc<Socket>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn take_in(self: &Arc<Self>, stream: Stream, peer: Option<IpAddr>, stop: &Stop) {
+        let metrics = self.door.service().metrics();
+        let (made_room, place) = self.open.enter(self.door.max_connections().min(self.descriptors));
+        let refused = made_room + usize::from(place.is_none());
+        if refused > 0 {
+            metrics.connections_refused(self.door.name(), refused);
+            if let Some(times) = self.refusals.due() {
+                tracing::warn!(
+                    door = self.door.name(),
+                    open = self.open.len(),
+                    times,
+                    "more connections than limits.connections and the limit on open files allow: some were closed"
+                );
+            }
+        }
+        let Some(place) = place else { return };
+        metrics.connection_opened(self.door.name());
+        let (door, tls, stop) = (Arc::clone(&self.door), self.tls.clone(), stop.clone());
+        tokio::spawn(async move {
+            connection::serve(Arc::clone(&door), stream, peer, tls, Arc::clone(&place.state), stop).await;
+            drop(place);
+            door.service().metrics().connection_ended(door.name());
+        });
+    }
+}
+
+/// The open connections of a listener.
+#[derive(Default)]
+struct Open {
+    inner: Mutex<Inner>,
+    empty: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    connections: HashMap<u64, Entry>,
+    /// How many of them have been told to make room.
+    leaving: usize,
+    /// When they were looked through in vain.
+    in_vain: Option<Instant>,
+    next: u64,
+}
+
+struct Entry {
+    state: Arc<ConnectionState>,
+    leaving: bool,
+}
+
+/// What a connection holds among the open ones, until it is dropped.
+struct Place {
+    id: u64,
+    state: Arc<ConnectionState>,
+    open: Arc<Open>,
+}
+
+impl Open {
+    /// Nothing that holds the lock can panic half-way.
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn len(&self) -> usize {
+        self.inner().connections.len()
+    }
+
+    /// How many had to make room, and the place of a new one: `None` where there is none.
+    fn enter(self: &Arc<Self>, max: usize) -> (usize, Option<Place>) {
+        let mut inner = self.inner();
+        let mut made_room = 0;
+        if inner.connections.len().saturating_sub(inner.leaving) >= max {
+            made_room = inner.make_room(max);
+            if made_room == 0 {
+                return (0, None);
+            }
+        }
+        let id = inner.next;
+        inner.next = inner.next.wrapping_add(1);
+        let state = Arc::new(ConnectionState::new());
+        inner.connections.insert(id, Entry { state: Arc::clone(&state), leaving: false });
+        (made_room, Some(Place { id, state, open: Arc::clone(self) }))
+    }
+
+    async fn until_empty(&self) {
+        loop {
+            let empty = self.empty.notified();
+            tokio::pin!(empty);
+            // From here on it is told, even between the look and the wait.
+            empty.as_mut().enable();
+            if self.len() == 0 {
+                return;
+            }
+            empty.await;
+        }
+    }
+}
+
+impl Inner {
+    /// Tells some connections to end, those first that never had a request, the oldest of them first.
+    fn make_room(&mut self, max: usize) -> usize {
+        let at_once = (max / 8).clamp(1, AT_ONCE);
+        let now = clock::monotonic();
+        let looked = self.in_vain.is_some_and(|then| now.saturating_duration_since(then) < LOOK_AGAIN);
+        // Those that leave hold their descriptors for a moment, of which only so many are kept.
+        if looked || self.leaving >= at_once {
+            return 0;
+        }
+        let (mut unproven, mut idlest) = (Vec::new(), None);
+        for (id, entry) in self.connections.iter().filter(|(_, entry)| !entry.leaving) {
+            match entry.state.worth() {
+                Worth::Unproven(age) if age >= UNPROVEN => unproven.push((age, Reverse(*id))),
+                Worth::Idle(idle) if idle >= IDLE => idlest = idlest.max(Some((idle, Reverse(*id)))),
+                _ => {}
+            }
+        }
+        unproven.sort_unstable();
+        let mut leave: Vec<u64> = unproven.iter().rev().take(at_once).map(|(_, Reverse(id))| *id).collect();
+        if leave.is_empty() {
+            leave.extend(idlest.map(|(_, Reverse(id))| id));
+        }
+        self.in_vain = leave.is_empty().then_some(now);
+        for id in &leave {
+            if let Some(entry) = self.connections.get_mut(id) {
+                entry.leaving = true;
+                entry.state.closed.notify_one();
+            }
+        }
+        self.leaving += leave.len();
+        leave.len()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut inner = self.open.inner();
+        if inner.connections.remove(&self.id).is_some_and(|entry| entry.leaving) {
+            inner.leaving = inner.leaving.saturating_sub(1);
+        }
+        if inner.connections.is_empty() {
+            self.open.empty.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(open: &Arc<Open>, max: usize) -> Place {
+        open.enter(max).1.expect("there is room")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_never_asked_makes_room_the_oldest_first_and_then_who_was_idle_longest_and_nobody_busy() {
+        let open = Arc::new(Open::default());
+        let busy = taken(&open, 4);
+        let flight = busy.state.flight();
+        let idle = taken(&open, 4);
+        idle.state.request(true);
+        drop(idle.state.flight());
+        let old = taken(&open, 4);
+        tokio::time::advance(UNPROVEN).await;
+        let young = taken(&open, 4);
+        let (made_room, fifth) = open.enter(4);
+        assert_eq!(made_room, 1);
+        assert!(open.inner().connections[&old.id].leaving && !open.inner().connections[&young.id].leaving);
+        // The young one is too young, the idle one not idle for long enough.
+        drop(old);
+        assert!(open.enter(4).1.is_none());
+        tokio::time::advance(UNPROVEN).await;
+        let sixth = open.enter(4).1.expect("the young one makes room");
+        assert!(open.inner().connections[&young.id].leaving);
+        drop(young);
+        for place in [&fifth.expect("there was room"), &sixth] {
+            place.state.request(true);
+            drop(place.state.flight());
+        }
+        tokio::time::advance(IDLE - UNPROVEN).await;
+        let _seventh = open.enter(4).1.expect("the idle one makes room");
+        assert!(open.inner().connections[&idle.id].leaving);
+        drop((idle, flight, busy));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_was_told_to_leave_is_not_waited_for_and_not_told_twice() {
+        let open = Arc::new(Open::default());
+        let first: Vec<Place> = (0..8).map(|_| taken(&open, 8)).collect();
+        tokio::time::advance(UNPROVEN).await;
+        let ninth = taken(&open, 8);
+        assert_eq!(open.len(), 9);
+        // As many as leave are beyond the bound, and no more.
+        assert!(open.enter(8).1.is_none());
+        drop(first);
+        assert_eq!(open.inner().leaving, 0);
+        drop(ninth);
+        open.until_empty().await;
+    }
+}

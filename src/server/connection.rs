@@ -1,0 +1,195 @@
+//! One connection: HTTP/1.1 or HTTP/2 by hyper, within the bounds that every listener has, until its end.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::DATE;
+use http::{Request, Response, Version};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{sleep, timeout};
+
+use super::state::{ConnectionState, Flight, LOOK, Overdue, SILENCE};
+use super::stream::{Stream, Watched};
+use super::{BoxError, Door, MAX_HEADER_BYTES, MAX_HEADERS, MAX_STREAMS, READ_AHEAD, Stop, Tls};
+use crate::clock;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How often HTTP/2 is pinged, and how long an answer to that may take.
+const PING: Duration = Duration::from_secs(60);
+const PONG: Duration = Duration::from_secs(20);
+
+/// How long a connection without a request in flight has for its last bytes, once the listener is stopped.
+const LAST_BYTES: Duration = Duration::from_millis(500);
+
+/// Serves a connection until it ends, lasts too long at something, has to make room, or the listener is stopped and no
+/// request is in flight.
+pub(super) async fn serve<D: Door>(
+    door: Arc<D>,
+    stream: Stream,
+    peer: Option<IpAddr>,
+    tls: Option<Tls>,
+    state: Arc<ConnectionState>,
+    mut stop: Stop,
+) {
+    let Some(tls) = tls else { return converse(door, stream, peer, state, stop).await };
+    let shaken = tokio::select! {
+        shaken = timeout(HANDSHAKE, tls.handshake(stream)) => shaken,
+        () = state.closed.notified() => return,
+        () = stop.asked_for() => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => converse(door, stream, peer, state, stop).await,
+        Ok(Err(error)) => door.service().metrics().tls_refused(door.name(), error.cause()),
+        Err(_) => door.service().metrics().tls_refused(door.name(), "timeout"),
+    }
+}
+
+async fn converse<D, S>(
+    door: Arc<D>,
+    stream: S,
+    peer: Option<IpAddr>,
+    state: Arc<ConnectionState>,
+    mut stop: Stop,
+) where
+    D: Door,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(&state)));
+    let answer = {
+        let (door, state) = (Arc::clone(&door), Arc::clone(&state));
+        hyper::service::service_fn(move |request| {
+            answer(Arc::clone(&door), request, peer, Arc::clone(&state))
+        })
+    };
+    let builder = builder(door.speaks_http1());
+    let connection = builder.serve_connection(io, answer);
+    tokio::pin!(connection);
+    let mut stopping = false;
+    let overdue = loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if ended.err().is_some_and(is_too_large) {
+                    door.unread();
+                }
+                return;
+            }
+            overdue = overdue(&state) => break overdue,
+            () = state.closed.notified() => return,
+            () = stop.asked_for(), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = left_alone(&state), if stopping => return,
+        }
+    };
+    tracing::debug!(door = door.name(), cause = overdue.as_str(), "a connection is closed");
+    door.service().metrics().connection_closed(door.name(), overdue.as_str());
+}
+
+/// The bounds of HTTP that the library holds.
+fn builder(http1: bool) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    if !http1 {
+        builder = builder.http2_only();
+    }
+    // The date is ours, since the library's panics at a clock before 1970 or after 9999.
+    builder
+        .http1()
+        .auto_date_header(false)
+        .timer(TokioTimer::new())
+        .header_read_timeout(SILENCE)
+        .max_headers(READ_AHEAD * MAX_HEADERS)
+        .max_buf_size(READ_AHEAD * MAX_HEADER_BYTES);
+    builder
+        .http2()
+        .auto_date_header(false)
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PONG)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size((READ_AHEAD * MAX_HEADER_BYTES) as u32);
+    builder
+}
+
+async fn answer<D: Door>(
+    door: Arc<D>,
+    request: Request<Incoming>,
+    peer: Option<IpAddr>,
+    state: Arc<ConnectionState>,
+) -> Result<Response<Counted<D::Body>>, Infallible> {
+    state.request(request.version() != Version::HTTP_2);
+    let mut flight = door.is_awaited(&request).then(|| state.flight());
+    let mut response = door.answer(request, peer).await;
+    if let Some(flight) = &mut flight {
+        flight.answered();
+    }
+    if door.speaks_http1()
+        && let Some(date) = clock::http_date()
+    {
+        response.headers_mut().insert(DATE, date);
+    }
+    Ok(response.map(|body| Counted { body, _flight: flight }))
+}
+
+/// A request that is too large even to be read is answered 431 by the HTTP library.
+fn is_too_large(error: BoxError) -> bool {
+    error.downcast::<hyper::Error>().is_ok_and(|error| error.is_parse_too_large())
+}
+
+/// Ends when the connection has lasted too long at something.
+async fn overdue(state: &ConnectionState) -> Overdue {
+    loop {
+        sleep(LOOK).await;
+        if let Some(overdue) = state.overdue() {
+            return overdue;
+        }
+    }
+}
+
+/// Ends when no request has been in flight for long enough to send the last bytes.
+async fn left_alone(state: &ConnectionState) {
+    loop {
+        state.until_idle().await;
+        sleep(LAST_BYTES).await;
+        if !state.is_busy() {
+            return;
+        }
+    }
+}
+
+/// The body of an answer, which is in flight until its end.
+pub(super) struct Counted<B> {
+    body: B,
+    _flight: Option<Flight>,
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Counted<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,314 @@
+//! What is known of one connection: what it has begun, what it is owed and what it has not taken; and when that has
+//! lasted too long. No IO, and no lock.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::framing::{Framing, Progress};
+use crate::clock::{self, Instant};
+
+/// How long a connection may be silent before its first request, and an HTTP/1 connection between two. Longer than NGINX
+/// keeps an idle one (60 s), so that the proxy closes it and never finds it closed.
+pub(super) const SILENCE: Duration = Duration::from_secs(75);
+
+/// How long a preface, a frame or a header block may take from its first byte to its last.
+const UNFINISHED: Duration = Duration::from_secs(10);
+
+/// How long a client may take nothing of what is sent to it.
+const UNREAD: Duration = Duration::from_secs(30);
+
+/// How often a connection is looked at, and so by how much these may be exceeded.
+pub(super) const LOOK: Duration = Duration::from_secs(5);
+
+/// An answer belongs to the span of time in which it began; one that is not taken within two of them is stuck.
+const SPANS: usize = 4;
+
+/// What a connection's task, its bytes and its answers share.
+#[derive(Debug)]
+pub(super) struct ConnectionState {
+    began: Instant,
+    /// Whether the client has shown that it speaks HTTP: a request, or the settings of HTTP/2.
+    established: AtomicBool,
+    requests: AtomicU64,
+    in_flight: AtomicUsize,
+    /// Since when nothing is in flight. This and what follows: milliseconds since `began`, one more than they are, so
+    /// that 0 is never.
+    idle_since: AtomicU64,
+    unfinished_since: AtomicU64,
+    blocked_since: AtomicU64,
+    /// Answers that have begun and not ended, by their span.
+    answers: [AtomicU32; SPANS],
+    /// Told when nothing is in flight any more.
+    idle: Notify,
+    /// Told when the connection has to make room.
+    pub(super) closed: Notify,
+}
+
+/// Why a connection is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Overdue {
+    /// It never said anything.
+    Silent,
+    /// It began something and did not finish it.
+    Unfinished,
+    /// It does not take what is sent to it.
+    Unread,
+}
+
+impl Overdue {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Overdue::Silent => "silent",
+            Overdue::Unfinished => "unfinished",
+            Overdue::Unread => "unread",
+        }
+    }
+}
+
+impl ConnectionState {
+    pub(super) fn new() -> Self {
+        Self {
+            began: clock::monotonic(),
+            established: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+            idle_since: AtomicU64::new(1),
+            unfinished_since: AtomicU64::new(0),
+            blocked_since: AtomicU64::new(0),
+            answers: [const { AtomicU32::new(0) }; SPANS],
+            idle: Notify::new(),
+            closed: Notify::new(),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        let since = clock::monotonic().saturating_duration_since(self.began);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX - 1).saturating_add(1)
+    }
+
+    /// Whether this moment lies so far back.
+    fn lasts(&self, since: &AtomicU64, longest: Duration) -> bool {
+        let since = since.load(Ordering::Relaxed);
+        since != 0 && self.now().saturating_sub(since) >= longest.as_millis() as u64
+    }
+
+    /// Sets a moment, unless it is set.
+    fn begin(&self, since: &AtomicU64) {
+        if since.load(Ordering::Relaxed) == 0 {
+            since.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes of the client's.
+    pub(super) fn heard(&self, framing: &mut Framing, bytes: &[u8]) {
+        match framing.feed(bytes) {
+            // Only its parser knows what is whole; a request that has begun clears it.
+            Progress::Http1 if self.in_flight.load(Ordering::Relaxed) == 0 => {
+                self.begin(&self.unfinished_since)
+            }
+            Progress::Http1 => {}
+            Progress::Whole => self.unfinished_since.store(0, Ordering::Relaxed),
+            Progress::Begun => self.unfinished_since.store(self.now(), Ordering::Relaxed),
+            Progress::Unfinished => self.begin(&self.unfinished_since),
+        }
+        if framing.is_http2() {
+            self.established.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The client took what was written, or did not.
+    pub(super) fn wrote(&self, blocked: bool) {
+        if blocked {
+            self.begin(&self.blocked_since);
+        } else {
+            self.blocked_since.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// A request whose header block is whole. `http1` where no frame says so.
+    pub(super) fn request(&self, http1: bool) {
+        self.established.store(true, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        if http1 {
+            self.unfinished_since.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// A request is in flight until what this returns is dropped.
+    pub(super) fn flight(self: &std::sync::Arc<Self>) -> Flight {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        Flight { state: std::sync::Arc::clone(self), answered_in: None }
+    }
+
+    /// Whether a request is in flight.
+    pub(super) fn is_busy(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire) > 0
+    }
+
+    /// How long it has been without a request; less worth keeping where it never had one.
+    pub(super) fn worth(&self) -> Worth {
+        let idle = self.now().saturating_sub(self.idle_since.load(Ordering::Relaxed));
+        let idle = Duration::from_millis(idle);
+        match (self.is_busy(), self.requests.load(Ordering::Relaxed)) {
+            (true, _) => Worth::Busy,
+            (false, 0) => Worth::Unproven(idle),
+            (false, _) => Worth::Idle(idle),
+        }
+    }
+
+    /// Waits until nothing is in flight.
+    pub(super) async fn until_idle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if !self.is_busy() {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    /// What has lasted too long.
+    pub(super) fn overdue(&self) -> Option<Overdue> {
+        let silent = !self.established.load(Ordering::Relaxed) && self.now() > SILENCE.as_millis() as u64;
+        if self.lasts(&self.unfinished_since, UNFINISHED) {
+            Some(Overdue::Unfinished)
+        } else if self.lasts(&self.blocked_since, UNREAD) || self.has_stuck_answers() {
+            Some(Overdue::Unread)
+        } else {
+            silent.then_some(Overdue::Silent)
+        }
+    }
+
+    fn span(&self) -> usize {
+        (self.now() / UNREAD.as_millis() as u64) as usize % SPANS
+    }
+
+    /// Whether an answer is open that began at least one whole span ago.
+    fn has_stuck_answers(&self) -> bool {
+        let stuck = (self.span() + SPANS - 2) % SPANS;
+        self.answers.get(stuck).is_some_and(|open| open.load(Ordering::Relaxed) > 0)
+    }
+}
+
+/// Of what use a connection is, when another wants its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Worth {
+    /// It has brought no request for so long.
+    Unproven(Duration),
+    /// It has had requests, and none for so long.
+    Idle(Duration),
+    /// A request is in flight.
+    Busy,
+}
+
+/// A request in flight, from its headers to the end of its answer.
+#[derive(Debug)]
+pub(super) struct Flight {
+    state: std::sync::Arc<ConnectionState>,
+    answered_in: Option<usize>,
+}
+
+impl Flight {
+    /// Its answer is there, for the client to take.
+    pub(super) fn answered(&mut self) {
+        let span = self.state.span();
+        if let Some(open) = self.state.answers.get(span) {
+            open.fetch_add(1, Ordering::Relaxed);
+            self.answered_in = Some(span);
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if let Some(open) = self.answered_in.and_then(|span| self.state.answers.get(span)) {
+            open.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.state.idle_since.store(self.state.now(), Ordering::Relaxed);
+        if self.state.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.state.idle.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    async fn pass(time: Duration) {
+        tokio::time::advance(time).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_borne_until_its_end_and_for_ever_once_http_is_spoken() {
+        let silent = ConnectionState::new();
+        let greeted = ConnectionState::new();
+        let mut framing = Framing::new();
+        greeted.heard(&mut framing, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        greeted.heard(&mut framing, &[0, 0, 0, 4, 0, 0, 0, 0, 0]);
+        pass(SILENCE - Duration::from_millis(1)).await;
+        assert_eq!(silent.overdue(), None);
+        pass(Duration::from_millis(1)).await;
+        assert_eq!(silent.overdue(), Some(Overdue::Silent));
+        pass(SILENCE * 10).await;
+        assert_eq!(greeted.overdue(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_drips_is_unfinished_however_often_a_byte_comes() {
+        for beginning in ["PRI", "GET / HTTP/1.1\r\n"] {
+            let state = ConnectionState::new();
+            let mut framing = Framing::new();
+            state.heard(&mut framing, beginning.as_bytes());
+            for _ in 0..9 {
+                pass(Duration::from_secs(1)).await;
+                state.heard(&mut framing, b"x");
+            }
+            // The first that is no preface shows that it is HTTP/1, which was begun then.
+            assert_eq!(state.overdue(), None, "{beginning}");
+            pass(Duration::from_secs(1)).await;
+            assert_eq!(state.overdue(), Some(Overdue::Unfinished), "{beginning}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_begins_finishes_what_http_1_has_sent() {
+        let state = Arc::new(ConnectionState::new());
+        state.heard(&mut Framing::new(), b"GET / HTTP/1.1\r\n");
+        state.request(true);
+        let flight = state.flight();
+        pass(UNFINISHED * 3).await;
+        assert_eq!(state.overdue(), None);
+        assert_eq!(state.worth(), Worth::Busy);
+        drop(flight);
+        pass(Duration::from_secs(2)).await;
+        assert_eq!(state.worth(), Worth::Idle(Duration::from_secs(2)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_not_taken_is_overdue_and_one_that_is_still_decided_is_not() {
+        let state = Arc::new(ConnectionState::new());
+        state.request(true);
+        let mut flight = state.flight();
+        pass(UNREAD * 5).await;
+        assert_eq!(state.overdue(), None, "not answered yet");
+        flight.answered();
+        let mut waited = Duration::ZERO;
+        while state.overdue().is_none() {
+            pass(Duration::from_secs(1)).await;
+            waited += Duration::from_secs(1);
+            assert!(waited < UNREAD * 3);
+        }
+        assert!(waited > UNREAD);
+        drop(flight);
+        assert_eq!(state.overdue(), None);
+        state.wrote(true);
+        pass(UNREAD).await;
+        assert_eq!(state.overdue(), Some(Overdue::Unread));
+        state.wrote(false);
+        assert_eq!(state.overdue(), None);
+    }
+}

@@ -8,7 +8,6 @@ mod reload;
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +24,10 @@ use crate::forward_auth::HttpDoor;
 use crate::server::{self, BindError, Listener, Socket, Stop, Tls};
 use crate::service::Service;
 
+use self::reload::Reloads;
+
+pub use self::reload::{ConfigFile, Hangups};
+
 /// How long connections that are cut off have to end.
 const CUT_OFF: Duration = Duration::from_secs(1);
 
@@ -38,7 +41,7 @@ pub struct App {
     health: Pin<Box<dyn Future<Output = ()> + Send>>,
     stop: watch::Sender<bool>,
     stopped: Stop,
-    file: Option<PathBuf>,
+    file: Option<ConfigFile>,
 }
 
 impl fmt::Debug for App {
@@ -91,9 +94,9 @@ impl App {
         })
     }
 
-    /// Reads the configuration again on SIGHUP and when this file changes.
+    /// Reads the configuration again on SIGHUP and when the file that it was read from changes.
     #[must_use]
-    pub fn reloading_from(mut self, file: PathBuf) -> Self {
+    pub fn reloading_from(mut self, file: ConfigFile) -> Self {
         self.file = Some(file);
         self
     }
@@ -138,7 +141,8 @@ impl App {
         let mut background = JoinSet::new();
         background.spawn(health);
         if let Some(file) = file {
-            background.spawn(reload::watch(Arc::clone(&service), config.clone(), file));
+            let mut reloads = Reloads::new(Arc::clone(&service), config.clone(), file);
+            background.spawn(async move { reloads.run().await });
         }
 
         shutdown.await;

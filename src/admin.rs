@@ -140,7 +140,7 @@ impl Pages {
     }
 }
 
-/// 200 once every provider has had keys, and until the service drains.
+/// 200 once every provider has had keys, while no task keeps failing, and until the service drains.
 async fn readyz(State(Pages { service, .. }): State<Pages>) -> Response {
     if service.is_serving() {
         return "ok\n".into_response();
@@ -148,14 +148,11 @@ async fn readyz(State(Pages { service, .. }): State<Pages>) -> Response {
     if service.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
     }
-    let waiting: Vec<String> = service
-        .authorizer()
-        .providers()
-        .iter()
-        .filter(|keyed| keyed.realm.is_none() && !keyed.keys.has_keys())
-        .map(|keyed| format!("no keys yet: {}\n", keyed.provider.name))
-        .collect();
-    (StatusCode::SERVICE_UNAVAILABLE, waiting.concat()).into_response()
+    let failing = service.tasks().failing().into_iter().map(|task| format!("task keeps failing: {task}\n"));
+    let waiting = service.authorizer().providers();
+    let waiting = waiting.iter().filter(|keyed| keyed.realm.is_none() && !keyed.keys.has_keys());
+    let waiting = waiting.map(|keyed| format!("no keys yet: {}\n", keyed.provider.name));
+    (StatusCode::SERVICE_UNAVAILABLE, failing.chain(waiting).collect::<String>()).into_response()
 }
 
 async fn metrics(State(pages): State<Pages>) -> Response {

@@ -12,17 +12,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::admin::AdminDoor;
 use crate::clock::Clock;
 use crate::config::{BindAddress, Config, TlsFiles};
-use crate::ext_authz::GrpcDoor;
+use crate::ext_authz::{GrpcDoor, Health};
 use crate::forward_auth::HttpDoor;
 use crate::server::{self, BindError, Listener, Socket, Stop, Tls};
 use crate::service::Service;
+use crate::supervise::Task;
 
 use self::reload::Reloads;
 
@@ -38,7 +39,7 @@ pub struct App {
     grpc: Vec<Arc<Listener<GrpcDoor>>>,
     http: Vec<Arc<Listener<HttpDoor>>>,
     admin: Option<Arc<Listener<AdminDoor>>>,
-    health: Pin<Box<dyn Future<Output = ()> + Send>>,
+    health: Health,
     stop: watch::Sender<bool>,
     stopped: Stop,
     file: Option<ConfigFile>,
@@ -87,7 +88,7 @@ impl App {
             admin: admin.map(Arc::new),
             config,
             service,
-            health: Box::pin(health),
+            health,
             stop,
             stopped,
             file: None,
@@ -130,34 +131,65 @@ impl App {
     /// without a request in flight are closed, and requests in flight get at most `shutdown.grace`.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let Self { config, service, grpc, http, admin, health, stop, stopped, file } = self;
-        let listeners: Vec<Arc<dyn Serve>> = (grpc.into_iter().map(|one| one as Arc<dyn Serve>))
-            .chain(http.into_iter().map(|one| one as Arc<dyn Serve>))
-            .chain(admin.into_iter().map(|one| one as Arc<dyn Serve>))
+        let supervisor = service.supervisor();
+        let listeners: Vec<(&'static str, Arc<dyn Serve>)> =
+            (grpc.into_iter().map(|one| ("ext_authz listener", one as Arc<dyn Serve>)))
+                .chain(http.into_iter().map(|one| ("forward_auth listener", one as Arc<dyn Serve>)))
+                .chain(admin.into_iter().map(|one| ("admin listener", one as Arc<dyn Serve>)))
+                .collect();
+        let serving: Vec<Running> = (listeners.iter())
+            .map(|(name, listener)| {
+                let (listener, stopped) = (Arc::clone(listener), stopped.clone());
+                let serve = move || Arc::clone(&listener).serve(stopped.clone());
+                Running(supervisor.complete(Task::named(name), serve))
+            })
             .collect();
-        let mut serving = JoinSet::new();
-        for listener in &listeners {
-            serving.spawn(Arc::clone(listener).serve(stopped.clone()));
-        }
-        let mut background = JoinSet::new();
-        background.spawn(health);
-        if let Some(file) = file {
-            let mut reloads = Reloads::new(Arc::clone(&service), config.clone(), file);
-            background.spawn(async move { reloads.run().await });
-        }
+        let _health = Running(supervisor.keep(Task::named("health"), move || health.clone().follow()));
+        let _reload = file.map(|file| {
+            let reloads = Reloads::new(Arc::clone(&service), config.clone(), file);
+            // Kept from one run to the next, so that a change in between is seen.
+            let reloads = Arc::new(Mutex::new(reloads));
+            let run = move || {
+                let reloads = Arc::clone(&reloads);
+                async move { reloads.lock().await.run().await }
+            };
+            Running(supervisor.keep(Task::named("reload"), run))
+        });
 
         shutdown.await;
         tracing::info!("draining");
         service.drain();
         sleep(config.shutdown.drain_delay).await;
         stop.send_replace(true);
-        let all_ended = async { while serving.join_next().await.is_some() {} };
+        let all_ended = async {
+            for running in serving {
+                running.ended().await;
+            }
+        };
         tokio::pin!(all_ended);
         if timeout(config.shutdown.grace, all_ended.as_mut()).await.is_err() {
             tracing::warn!("requests still in flight after the grace period are cut off");
-            listeners.iter().for_each(|listener| listener.close());
+            listeners.iter().for_each(|(_, listener)| listener.close());
             let _ended = timeout(CUT_OFF, all_ended).await;
         }
         tracing::info!("stopped");
+    }
+}
+
+/// A task that ends with this value.
+struct Running(JoinHandle<()>);
+
+impl Running {
+    /// Waits until it has ended by itself.
+    async fn ended(mut self) {
+        // An error is a panic of the supervisor's, and the end too.
+        let _ended = (&mut self.0).await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -274,3 +274,24 @@ pub fn parse_time(text: &str) -> Result<UnixTime, &'static str> {
 pub fn elapsed_since(instant: Instant) -> Duration {
     monotonic().saturating_duration_since(instant)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_date_of_http_is_that_of_any_clock_or_none() {
+        for (seconds, date) in [
+            (784_111_777, Some("Sun, 06 Nov 1994 08:49:37 GMT")),
+            (0, Some("Thu, 01 Jan 1970 00:00:00 GMT")),
+            (-86_400, Some("Wed, 31 Dec 1969 00:00:00 GMT")),
+            (253_402_300_799, Some("Fri, 31 Dec 9999 23:59:59 GMT")),
+            (253_402_300_800, None),
+            (i64::MAX, None),
+            (i64::MIN, None),
+        ] {
+            let made = date_of(UnixTime::from_secs(seconds));
+            assert_eq!(made.as_ref().map(|date| date.to_str().expect("text")), date, "{seconds}");
+        }
+    }
+}

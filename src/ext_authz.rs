@@ -12,7 +12,6 @@ mod message;
 mod until_stopped;
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -77,7 +76,7 @@ pub(crate) struct GrpcDoor {
 }
 
 impl GrpcDoor {
-    /// A door that ends its endless streams at `stop`, and what keeps its health true for as long as it is polled.
+    /// A door that ends its endless streams at `stop`, and what keeps its health true.
     ///
     /// # Errors
     /// Reflection cannot describe our own types, which a test would show.
@@ -85,8 +84,8 @@ impl GrpcDoor {
         service: Arc<Service>,
         message_bytes: usize,
         stop: Stop,
-    ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), tonic_reflection::server::Error> {
-        let (health, health_service) = tonic_health::server::health_reporter();
+    ) -> Result<(Self, Health), tonic_reflection::server::Error> {
+        let (reporter, health_service) = tonic_health::server::health_reporter();
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -105,7 +104,7 @@ impl GrpcDoor {
             unfinished: Arc::new(Unfinished::new(message_bytes)),
             stop,
         };
-        Ok((door, tell_health(service, health)))
+        Ok((door, Health { service, reporter }))
     }
 
     /// A Check, whose message is read first.
@@ -172,17 +171,26 @@ impl Door for GrpcDoor {
     fn unread(&self) {}
 }
 
-/// Keeps grpc.health.v1 true, for the whole server and for the one service. Never returns.
-async fn tell_health(service: Arc<Service>, health: tonic_health::server::HealthReporter) {
-    loop {
-        let status = if service.is_serving() {
-            tonic_health::ServingStatus::Serving
-        } else {
-            tonic_health::ServingStatus::NotServing
-        };
-        health.set_service_status("", status).await;
-        health.set_service_status("envoy.service.auth.v3.Authorization", status).await;
-        service.serving_may_have_changed().notified().await;
+/// What grpc.health.v1 says, for the whole server and for the one service.
+#[derive(Clone)]
+pub(crate) struct Health {
+    service: Arc<Service>,
+    reporter: tonic_health::server::HealthReporter,
+}
+
+impl Health {
+    /// Keeps it true. Never returns.
+    pub(crate) async fn follow(self) {
+        loop {
+            let status = if self.service.is_serving() {
+                tonic_health::ServingStatus::Serving
+            } else {
+                tonic_health::ServingStatus::NotServing
+            };
+            self.reporter.set_service_status("", status).await;
+            self.reporter.set_service_status("envoy.service.auth.v3.Authorization", status).await;
+            self.service.serving_may_have_changed().notified().await;
+        }
     }
 }
 

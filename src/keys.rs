@@ -31,7 +31,6 @@ pub mod published;
 mod refresh;
 pub mod schedule;
 pub mod snapshot;
-mod supervise;
 pub mod transport;
 pub mod waiting;
 
@@ -45,6 +44,7 @@ use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, Instant, SteadyClock};
 use crate::config::RefreshPolicy;
+use crate::supervise::{Supervisor, Task, Tasks};
 use crate::telemetry::{Metrics, StaleOutcome};
 use crate::validation::key_set::{KeyName, KeySet};
 use crate::validation::{Permanent, StaleCause, UnixTime, ValidationError};
@@ -55,6 +55,14 @@ use self::published::Published;
 pub(crate) use self::refresh::SNAPSHOT_PATIENCE;
 use self::schedule::{Caller, Schedule, Standing, Trigger};
 use self::snapshot::SnapshotFile;
+
+/// The names of the tasks that keep one provider's keys.
+pub const TASKS: [&str; 4] = [WATCH_FILE, RESTORE, KEEP_SNAPSHOT, DRIVE];
+
+const WATCH_FILE: &str = "watch_file";
+const RESTORE: &str = "restore";
+const KEEP_SNAPSHOT: &str = "keep_snapshot";
+const DRIVE: &str = "drive";
 
 /// A provider's key set at one moment.
 #[derive(Clone, Debug)]
@@ -158,10 +166,19 @@ pub struct Surroundings {
     pub metrics: Arc<Metrics>,
     /// Told when anything happened that health depends on; one task listens.
     pub serving_changed: Arc<Notify>,
+    /// The tasks that keep keys, and how they are.
+    pub tasks: Tasks,
     /// Whether snapshots are only read: so does whoever looks at a service's files and is none.
     pub snapshots_read_only: bool,
     /// What spreads fetches in time.
     pub jitter: Jitter,
+}
+
+impl Surroundings {
+    /// What keeps tasks running here.
+    pub fn supervisor(&self) -> Supervisor {
+        Supervisor::new(self.tasks.clone(), Arc::clone(&self.metrics), Arc::clone(&self.serving_changed))
+    }
 }
 
 /// Where the numbers from 0 to 1 come from that spread fetches in time.
@@ -311,28 +328,28 @@ impl KeyCache {
         shared.learn_withdrawn(&withdrawn);
         shared.learn_earlier(keys);
         shared.publish_gauges();
-        let mut tasks = Vec::new();
+        let (mut tasks, supervisor) = (Vec::new(), shared.around.supervisor());
         if let Some(path) = fetch.watched_file() {
             let watching = Arc::clone(&shared);
-            tasks.push(supervise::spawn(&shared, "watch_file", move || {
+            tasks.push(supervisor.keep(Task::of(provider, WATCH_FILE), move || {
                 refresh::watch_file(Arc::clone(&watching), path.clone())
             }));
         }
         if let Some(file) = restored {
             shared.snapshot_read.send_replace(false);
             let reading = Arc::clone(&shared);
-            tasks.push(supervise::spawn(&shared, "restore", move || {
+            tasks.push(supervisor.complete(Task::of(provider, RESTORE), move || {
                 refresh::restore(Arc::clone(&reading), file.clone())
             }));
         }
         if let Some(file) = kept {
             let keeping = Arc::clone(&shared);
-            tasks.push(supervise::spawn(&shared, "keep_snapshot", move || {
+            tasks.push(supervisor.keep(Task::of(provider, KEEP_SNAPSHOT), move || {
                 refresh::keep_snapshot(Arc::clone(&keeping), keeping.finished.subscribe(), file.clone())
             }));
         }
         let driving = Arc::clone(&shared);
-        tasks.push(supervise::spawn(&shared, "drive", move || {
+        tasks.push(supervisor.keep(Task::of(provider, DRIVE), move || {
             refresh::drive(Arc::clone(&driving), Arc::clone(&fetch))
         }));
         Self { shared, tasks, passing: false, kept_before }

@@ -28,6 +28,7 @@
 //! - [`keys`]: the cache, its schedule and budget, how keys are fetched, which of two answers is the newer one, what was
 //!   withdrawn, and the snapshot that outlives a restart.
 //! - [`files`] that are read again when they have changed and come to rest.
+//! - [`supervise`]: tasks that must not end are started again.
 //! - [`clock`] and [`telemetry`], which everybody may use.
 //!
 //! Dependencies point down: `main → app, commands → doors → service → authorizer → keys, core`; only [`keys`]
@@ -76,4 +77,5 @@ pub mod keys;
 
 pub mod clock;
 pub mod files;
+pub mod supervise;
 pub mod telemetry;

@@ -19,6 +19,7 @@ use crate::authorizer::Authorizer;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::keys::Surroundings;
+use crate::supervise::{Supervisor, Tasks};
 use crate::telemetry::Metrics;
 
 pub use self::reload::Kept;
@@ -76,13 +77,25 @@ impl Service {
         self.authorizer.load_full()
     }
 
-    /// Whether traffic should be sent here: every provider has had keys once, and no drain has begun. A
-    /// provider that a reload adds does not take the service away from the others.
+    /// Whether traffic should be sent here: every provider has had keys once, no drain has begun, and no task keeps
+    /// failing. A provider that a reload adds does not take the service away from the others.
     pub fn is_serving(&self) -> bool {
         if !self.ready.load(Ordering::Acquire) && self.authorizer.load().is_ready() {
             self.ready.store(true, Ordering::Release);
         }
-        self.ready.load(Ordering::Acquire) && !self.draining.load(Ordering::Acquire)
+        self.ready.load(Ordering::Acquire)
+            && !self.draining.load(Ordering::Acquire)
+            && self.around.tasks.failing().is_empty()
+    }
+
+    /// The tasks that the service lives on, and how they are.
+    pub fn tasks(&self) -> &Tasks {
+        &self.around.tasks
+    }
+
+    /// What keeps such tasks running.
+    pub fn supervisor(&self) -> Supervisor {
+        self.around.supervisor()
     }
 
     /// Whether a drain has begun.

@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat, LogLevel};
-use crate::keys::schedule::Trigger;
+use crate::keys::{self, schedule::Trigger};
 use crate::reason::Reason;
 use crate::validation::{StaleCause, UnixTime};
 
@@ -202,7 +202,7 @@ impl Metrics {
         let task_restarts = Family::default();
         registry.register(
             "task_restarts",
-            "Tasks that keep a provider's keys and were started again after a panic",
+            "Tasks that panicked or ended though they must not, and were started again",
             task_restarts.clone(),
         );
         let connections = Family::default();
@@ -320,7 +320,7 @@ impl Metrics {
         self.waiters_rejected.get_or_create(&labels).inc();
     }
 
-    /// A task that panicked and was started again.
+    /// A task that panicked or ended, and was started again. `provider` is empty for those that belong to none.
     pub fn task_restarted(&self, provider: &str, task: &'static str) {
         self.task_restarts.get_or_create(&TaskLabels { provider: provider.to_owned(), task }).inc();
     }
@@ -411,6 +411,9 @@ impl Metrics {
                     outcome: outcome.as_str(),
                 });
             }
+        }
+        for task in keys::TASKS {
+            self.task_restarts.remove(&TaskLabels { provider: name.to_owned(), task });
         }
         self.waiters_rejected.remove(&ProviderLabels { provider: name.to_owned() });
     }

@@ -3,10 +3,14 @@
 //!
 //! Time is tokio's and paused: it passes where everybody waits.
 
+#[path = "listeners/admin.rs"]
+mod admin;
 #[path = "listeners/house.rs"]
 mod house;
 #[path = "listeners/http2.rs"]
 mod http2;
+#[path = "listeners/socket_files.rs"]
+mod socket_files;
 mod support;
 
 use std::ops::RangeInclusive;
@@ -330,10 +334,11 @@ async fn a_check_is_decided_when_its_message_is_whole_and_refused_when_it_is_not
 async fn checks_that_never_end_keep_nobody_elses_out() {
     let house = House::open_with(|config| config.limits.message_bytes = 1 << 20).await;
     let mut floods = Vec::new();
+    let beginning = &message(1 << 20)[..100];
     for kind in Kind::GRPC {
         let mut bytes = greeting(&[]);
-        for stream in (1..4_000).step_by(2) {
-            bytes.extend(check(stream, &message(1 << 20)[..100]));
+        for stream in (1..32_000).step_by(2) {
+            bytes.extend(check(stream, beginning));
         }
         let mut connection = house.connect(kind).await;
         floods.push(tokio::spawn(async move {

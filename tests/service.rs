@@ -11,7 +11,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use portcullis::app::App;
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey};
-use portcullis::config::{BindAddress, Config, Shutdown, TlsFiles};
+use portcullis::config::{BindAddress, Config, RefreshPolicy, Shutdown, TlsFiles};
 use serde_json::json;
 use support::pki::Pki;
 use support::ports::free_port;
@@ -121,20 +121,28 @@ fn connect_later(app: &App) -> impl Future<Output = Channel> + use<> {
 async fn what_never_ends_is_cut_off_after_the_grace_period() {
     let issuer = Issuer::start().await.expect("bound");
     issuer.rotate(SigningAlgorithm::ES256);
-    let mut config = config(vec![fetching(provider("p", issuer.issuer()), &issuer, prompt_refresh())]);
+    let patient = RefreshPolicy { wait: PATIENCE * 10, timeout: PATIENCE * 10, ..prompt_refresh() };
+    let mut config = config(vec![fetching(provider("p", issuer.issuer()), &issuer, patient)]);
     config.shutdown = Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_millis(100) };
     let app = App::bind(config, fixed_clock()).await.expect("bound");
     let channel = connect_later(&app);
+    let service = app.service();
     let (shutdown, told) = oneshot::channel::<()>();
     let serving = tokio::spawn(app.serve(async move {
         let _told = told.await;
     }));
     let channel = channel.await;
-    // A health watch is a stream without an end.
-    let watch = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("watched");
+    eventually("keys", async || service.is_serving()).await;
+    issuer.hold();
+    let new = issuer.rotate(SigningAlgorithm::ES256);
+    let check =
+        Ask::default().header("authorization", format!("Bearer {}", new.sign(&issuer.claims(support::NOW))));
+    let in_flight =
+        tokio::spawn(async move { AuthorizationClient::new(channel).check(check.into_check()).await });
+    issuer.wait_for_held(1).await;
     shutdown.send(()).expect("it listens");
     tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
-    drop(watch);
+    assert!(in_flight.await.expect("no panic").is_err());
 }
 
 #[tokio::test]
@@ -291,6 +299,40 @@ async fn a_port_that_is_taken_stops_the_start() {
     let refused = App::bind(config, fixed_clock()).await.expect_err("taken").to_string();
     assert!(refused.starts_with("listen.ext_authz: 127.0.0.1:"), "{refused}");
     let _channel = connect(&app);
+}
+
+#[tokio::test]
+async fn a_check_of_any_size_up_to_the_limit_is_decided_and_a_larger_one_is_refused_and_counted() {
+    use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
+    use prost::Message;
+    const MAX: usize = 6 << 20;
+    let signer = key();
+    let mut config = simple(&signer);
+    config.limits.message_bytes = MAX;
+    let service = Running::start(config, fixed_clock()).await;
+    let sized = |length: usize| -> CheckRequest {
+        let ask = Ask::default().header("authorization", format!("Bearer {}", token(&signer)));
+        let mut check = ask.into_check();
+        let http = |check: &mut CheckRequest, body: usize| {
+            let request = check.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
+            let http = request.and_then(|request| request.http.as_mut()).expect("it has one");
+            http.body = "b".repeat(body);
+        };
+        http(&mut check, length - 1000);
+        let around = check.encoded_len() - (length - 1000);
+        http(&mut check, length - around);
+        assert_eq!(check.encoded_len(), length);
+        check
+    };
+    for (length, allowed) in
+        [(MAX - 1, true), (MAX, true), (MAX + 1, false), (10 * MAX, false), (4_000, true)]
+    {
+        let answer = Answer::read(service.send(sized(length)).await.expect("answered"));
+        assert_eq!(answer.is_allowed(), allowed, "{length}");
+    }
+    let page = service.admin("/metrics").await;
+    let malformed = page.lines().find(|line| line.contains("reason=\"request_malformed\""));
+    assert!(malformed.is_some_and(|line| line.ends_with("} 2")), "{malformed:?}");
 }
 
 /// `portcullis serve`, killed when dropped.

@@ -85,7 +85,7 @@ impl<D: Door> Listener<D> {
 
     /// Closes every connection, whatever is in flight.
     pub(crate) fn close(&self) {
-        self.open.inner().connections.values().for_each(|entry| entry.state.closed.notify_one());
+        self.open.close();
     }
 
     fn socket(&self) -> Option<Arc<Socket>> {
@@ -115,6 +115,12 @@ impl<D: Door> Listener<D> {
             drop(place);
             door.service().metrics().connection_ended(door.name());
         });
+    }
+}
+
+impl<D> Drop for Listener<D> {
+    fn drop(&mut self) {
+        self.open.close();
     }
 }
 
@@ -155,6 +161,11 @@ impl Open {
 
     fn len(&self) -> usize {
         self.inner().connections.len()
+    }
+
+    /// Tells all of them to end.
+    fn close(&self) {
+        self.inner().connections.values().for_each(|entry| entry.state.closed.notify_one());
     }
 
     /// How many had to make room, and the place of a new one: `None` where there is none.

@@ -20,6 +20,7 @@ use crate::keys::http_client::HttpClient;
 use crate::keys::names::RealmNames;
 use crate::keys::snapshot::SnapshotFile;
 use crate::keys::{KeyCache, SNAPSHOT_PATIENCE, Surroundings};
+use crate::supervise::Tasks;
 use crate::validation::provider::Provider;
 
 use super::ServiceError;
@@ -190,7 +191,11 @@ fn cache(
         .as_deref()
         .map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source.place, max_bytes).by(&files));
     let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{}", realm.name));
-    let (refresh, around) = (config.refresh.clone(), around.clone());
+    let (refresh, mut around) = (config.refresh.clone(), around.clone());
+    if realm.is_some() {
+        // One realm of many takes no traffic away from the others.
+        around.tasks = Tasks::default();
+    }
     let budget = match realm {
         Some(realm) => Arc::clone(&realm.budget),
         None => before.map(|before| Arc::clone(before.budget())).unwrap_or_default(),

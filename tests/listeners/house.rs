@@ -84,7 +84,6 @@ pub struct House {
     admin: SocketAddr,
     folder: tempfile::TempDir,
     pki: Pki,
-    pub key: SigningKey,
     pub service: Arc<Service>,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<()>,
@@ -134,7 +133,7 @@ impl House {
             // An error means that the test is over.
             let _told = told.await;
         }));
-        Self { grpc, http, admin, folder, pki, key, service, stop: Some(stop), serving }
+        Self { grpc, http, admin, folder, pki, service, stop: Some(stop), serving }
     }
 
     /// Tells it to end.

@@ -121,6 +121,14 @@ impl Process {
         Self { child, name, log }
     }
 
+    /// The value of this line of its `/proc/PID/status`, in KiB where it is a size.
+    pub fn status(&self, name: &str) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let value = line.and_then(|line| line.split_whitespace().next());
+        value.and_then(|value| value.parse().ok()).expect("a number")
+    }
+
     /// How it ended, if it did.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("is our child")
@@ -186,6 +194,18 @@ impl Portcullis {
 
     /// The same, with an HTTP door of this profile.
     pub async fn serve_behind(profile: &str, providers: &str) -> Self {
+        Self::serve_by(Command::new(env!("CARGO_BIN_EXE_portcullis")), profile, providers).await
+    }
+
+    /// The same under these limits of the shell, such as `-n 80` for descriptors.
+    pub async fn serve_within(limits: &str, providers: &str) -> Self {
+        let mut command = Command::new("sh");
+        let script = format!("ulimit {limits} && exec \"$0\" \"$@\"");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_portcullis")]);
+        Self::serve_by(command, "envoy", providers).await
+    }
+
+    async fn serve_by(mut command: Command, profile: &str, providers: &str) -> Self {
         let folder = folder();
         let (ext_authz, forward_auth, admin) = (free_address(), free_address(), free_address());
         let config = folder.path().join("portcullis.yaml");
@@ -197,7 +217,6 @@ impl Portcullis {
 {providers}"
         );
         fs::write(&config, text).expect("the folder can be written to");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
         command.arg("serve").arg("--config").arg(config);
         let mut process = Process::start("portcullis", &mut command, folder.path());
         let client = client();

@@ -41,15 +41,20 @@ impl Config {
     /// All that is wrong.
     pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
         read_file(file)
-            .map_err(|message| ConfigErrors::new(vec![whole(message)]))
+            .map_err(|message| ConfigErrors::whole(message).in_file(file))
+            .and_then(|bytes| Self::of_bytes(bytes, file))
+    }
+
+    /// The same of what has been read of the file already.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn of_bytes(bytes: Vec<u8>, file: &Path) -> Result<Self, ConfigErrors> {
+        text_of(bytes)
+            .map_err(ConfigErrors::whole)
             .and_then(|text| read(&text, &|name| std::env::var(name).ok(), check_readable))
             .map_err(|errors| errors.in_file(file))
     }
-}
-
-/// An error of the file as a whole.
-fn whole(message: String) -> ConfigError {
-    ConfigError { at: None, path: String::new(), message }
 }
 
 fn too_long() -> String {
@@ -57,11 +62,15 @@ fn too_long() -> String {
 }
 
 /// Reads no more than the bound, whatever size the file pretends to have: a pipe has none.
-fn read_file(file: &Path) -> Result<String, String> {
+fn read_file(file: &Path) -> Result<Vec<u8>, String> {
     let cannot = |error: std::io::Error| format!("the file cannot be read: {error}");
     let mut bytes = Vec::new();
     let bound = u64::try_from(MAX_FILE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
     File::open(file).map_err(cannot)?.take(bound).read_to_end(&mut bytes).map_err(cannot)?;
+    Ok(bytes)
+}
+
+fn text_of(bytes: Vec<u8>) -> Result<String, String> {
     if bytes.len() > MAX_FILE_BYTES {
         return Err(too_long());
     }
@@ -86,7 +95,7 @@ fn read(
     check_file: impl Fn(&Path) -> std::io::Result<()>,
 ) -> Result<Config, ConfigErrors> {
     if text.len() > MAX_FILE_BYTES {
-        return Err(ConfigErrors::new(vec![whole(too_long())]));
+        return Err(ConfigErrors::whole(too_long()));
     }
     let (root, mut errors) = document::parse(text);
     let Some(root) = root else { return Err(ConfigErrors::new(errors)) };

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::fetch::{Ask, Fetch, FetchError, Fetched, Interim, Wanted};
 use super::published::{Effect, Published, Withdrawn};
@@ -23,6 +23,9 @@ use crate::clock::Instant;
 use crate::config::RefreshPolicy;
 use crate::telemetry::{FetchOutcome, on_one_line};
 use crate::validation::key_set::{Key, KeyName, KeySet, KeySetError};
+
+/// How often a clock is looked at that has not been set.
+const CLOCK_LOOK: Duration = Duration::from_secs(1);
 
 /// How long after a snapshot could not be written the next try is made, if no fetch ends before.
 const STORE_RETRY: Duration = Duration::from_secs(5);
@@ -113,8 +116,11 @@ pub(super) async fn watch_source(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
     }
 }
 
-/// Reads what a process before this one left behind.
+/// Reads what a process before this one left behind, once the clock can say how old that is.
 pub(super) async fn restore(shared: Arc<Shared>, file: SnapshotFile) {
+    while !shared.around.clock.is_plausible() {
+        sleep(CLOCK_LOOK).await;
+    }
     let (provider, path) = (&shared.provider, file.path());
     let path = path.display();
     match file.read(shared.present(), shared.policy.max_stale).await {

@@ -209,7 +209,8 @@ fn cache(
 
 /// A provider of one issuer with its keys.
 pub(super) fn keyed(config: &ProviderConfig, realm: Option<String>, keys: Arc<KeyCache>) -> KeyedProvider {
-    KeyedProvider { provider: Arc::clone(&config.provider), realm, keys, refresh: config.refresh.clone() }
+    let ProviderConfig { provider, refresh, ready_without_keys, .. } = config.clone();
+    KeyedProvider { provider, realm, keys, refresh, ready_without_keys }
 }
 
 /// Whether both have the keys of the same issuer from the same place.

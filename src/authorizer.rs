@@ -199,7 +199,7 @@ impl Authorizer {
         self.providers.templates()
     }
 
-    /// Whether every issuer that is named has had keys at least once.
+    /// Whether every issuer that is named, and that is waited for, has had keys at least once.
     pub fn is_ready(&self) -> bool {
         self.providers.are_ready()
     }
@@ -223,6 +223,10 @@ impl Authorizer {
             }
         };
         let found = findings.take_token(bearer_token::find(request, &self.token_sources))?;
+        if !self.clock.is_plausible() {
+            let detail = "the clock of this machine stands before this program was built: nobody can say what has expired";
+            return Err(findings.refuse("clock", Reason::KeysUnavailable, Some(detail.to_owned())));
+        }
         let (issuer, screened) = self.screen(&found, request, findings).map_err(|permanent| {
             let reason = Reason::from(&permanent);
             findings.detail = detail_of(permanent);

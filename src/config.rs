@@ -10,6 +10,7 @@ mod document;
 mod error;
 mod keys;
 mod listen;
+mod losses;
 mod print;
 mod providers;
 mod read;
@@ -38,7 +39,8 @@ use crate::validation::provider::Provider;
 
 pub use cursor::parse_duration;
 pub use error::{ConfigError, ConfigErrors, Position};
-pub use read::MAX_FILE_BYTES;
+pub use losses::losses;
+pub use read::{Examined, MAX_FILE_BYTES};
 pub use realms::{AllowedRealms, RealmKeys, Realms, Template};
 pub use schema::json_schema_text;
 
@@ -83,23 +85,6 @@ pub struct Listen {
 /// `listen.ext_authz[1]`, counted from 0.
 pub fn listener_key(door: &str, index: usize, of: usize) -> String {
     if of == 1 { format!("listen.{door}") } else { format!("listen.{door}[{index}]") }
-}
-
-impl Listen {
-    /// The TLS files of every listener that has any, with what the configuration calls the listener.
-    pub fn tls_files(&self) -> Vec<(String, &TlsFiles)> {
-        let grpc = self.ext_authz.iter().enumerate().filter_map(|(i, listener)| {
-            Some((listener_key("ext_authz", i, self.ext_authz.len()), listener.tls.as_ref()?))
-        });
-        let http = self.forward_auth.iter().enumerate().filter_map(|(i, listener)| {
-            Some((listener_key("forward_auth", i, self.forward_auth.len()), listener.tls.as_ref()?))
-        });
-        let admin = self
-            .admin
-            .iter()
-            .filter_map(|listener| Some(("listen.admin".to_owned(), listener.tls.as_ref()?)));
-        grpc.chain(http).chain(admin).collect()
-    }
 }
 
 /// The operators' door.

@@ -11,10 +11,10 @@ use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier}
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use crate::certificates::{self, PairError, Validity};
-use crate::clock::Clock;
 use crate::config::TlsFiles;
 use crate::files::{Contents, FileSet};
 use crate::telemetry::TlsFile;
+use crate::validation::UnixTime;
 
 use super::client_names::NamedClients;
 
@@ -134,14 +134,14 @@ impl Material {
 ///
 /// # Errors
 /// All that is wrong with the files, as a listener finds it.
-pub fn check(key: &str, files: &TlsFiles, clock: &Clock) -> Result<Vec<TlsFileError>, TlsErrors> {
+pub fn check(key: &str, files: &TlsFiles, now: UnixTime) -> Result<Vec<TlsFileError>, TlsErrors> {
     let material = Material::of(key, files, &read(key, files)?)?;
     let told = material.validities().filter_map(|(file, validity)| {
         let (name, path) = match file {
             TlsFile::Cert => ("cert_file", Some(&files.cert_file)),
             TlsFile::ClientCa => ("client_ca_file", files.client_ca_file.as_ref()),
         };
-        let what = format!("{}: {}", path?.display(), validity.warning(clock.now())?);
+        let what = format!("{}: {}", path?.display(), validity.warning(now)?);
         Some(TlsFileError { key: format!("{key}.tls.{name}"), what })
     });
     Ok(told.collect())

@@ -14,8 +14,9 @@ use std::io::{Read, Write, pipe};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use portcullis::clock::monotonic;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::ext_authz::client::CheckClient;
 use serde_json::json;
@@ -111,11 +112,11 @@ impl Service {
             });
         }
         let mut service = Self { child, clients: Vec::new(), _unread: unread };
-        let by = Instant::now() + PATIENCE;
+        let by = monotonic() + PATIENCE;
         while service.clients.len() < 4 {
             match CheckClient::connect(format!("127.0.0.1:{port}")).await {
                 Ok(client) => service.clients.push(client),
-                Err(error) if Instant::now() > by => return Err(error.to_string().into()),
+                Err(error) if monotonic() > by => return Err(error.to_string().into()),
                 Err(_) => sleep(Duration::from_millis(20)).await,
             }
         }
@@ -124,14 +125,14 @@ impl Service {
 
     /// How many Checks are answered in one turn.
     async fn turn(&self, set_up: &SetUp, good: &str, bad: &str) -> Result<usize, Failed> {
-        let (until, mut callers) = (Instant::now() + TURN, JoinSet::new());
+        let (until, mut callers) = (monotonic() + TURN, JoinSet::new());
         for caller in 0..CALLERS {
             let client = self.clients[caller % self.clients.len()].clone();
             let (refused, of) = (set_up.refused, set_up.of);
             let (good, bad) = (format!("Bearer {good}"), format!("Bearer {bad}"));
             callers.spawn(async move {
                 let mut answered = 0;
-                while Instant::now() < until {
+                while monotonic() < until {
                     let is_bad = answered % of < refused;
                     let token = if is_bad { &bad } else { &good };
                     let answer = client.check(&[("authorization", token)], PATIENCE).await;

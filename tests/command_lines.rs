@@ -4,8 +4,9 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use portcullis::clock::monotonic;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use serde_json::json;
 use tempfile::TempDir;
@@ -266,8 +267,8 @@ impl Drop for Running {
 impl Running {
     /// Ends by itself, with this code.
     fn ends(&mut self) -> Option<i32> {
-        let by = Instant::now() + PATIENCE;
-        while Instant::now() < by {
+        let by = monotonic() + PATIENCE;
+        while monotonic() < by {
             if let Some(status) = self.0.try_wait().expect("it is asked") {
                 return status.code();
             }

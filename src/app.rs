@@ -8,12 +8,11 @@ mod reload;
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -25,6 +24,10 @@ use crate::forward_auth::HttpDoor;
 use crate::server::{self, Alpn, BindError, Listener, Socket, Stop, Tls};
 use crate::service::Service;
 use crate::supervise::Task;
+
+use self::reload::Reloads;
+
+pub use self::reload::{ConfigFile, Hangups};
 
 /// How long connections that are cut off have to end.
 const CUT_OFF: Duration = Duration::from_secs(1);
@@ -42,7 +45,7 @@ pub struct App {
     health: Health,
     stop: watch::Sender<bool>,
     stopped: Stop,
-    file: Option<PathBuf>,
+    file: Option<ConfigFile>,
 }
 
 impl fmt::Debug for App {
@@ -98,9 +101,9 @@ impl App {
         })
     }
 
-    /// Reads the configuration again on SIGHUP and when this file changes.
+    /// Reads the configuration again on SIGHUP and when the file that it was read from changes.
     #[must_use]
-    pub fn reloading_from(mut self, file: PathBuf) -> Self {
+    pub fn reloading_from(mut self, file: ConfigFile) -> Self {
         self.file = Some(file);
         self
     }
@@ -159,9 +162,14 @@ impl App {
             })
             .collect();
         let _reload = file.map(|file| {
-            let (service, started) = (Arc::clone(&service), config.clone());
-            let watch = move || reload::watch(Arc::clone(&service), started.clone(), file.clone());
-            Running(supervisor.keep(Task::named("reload"), watch))
+            let reloads = Reloads::new(Arc::clone(&service), config.clone(), file);
+            // Kept from one run to the next, so that a change in between is seen.
+            let reloads = Arc::new(Mutex::new(reloads));
+            let run = move || {
+                let reloads = Arc::clone(&reloads);
+                async move { reloads.lock().await.run().await }
+            };
+            Running(supervisor.keep(Task::named("reload"), run))
         });
 
         shutdown.await;

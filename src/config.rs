@@ -10,6 +10,7 @@ mod document;
 mod error;
 mod keys;
 mod listen;
+mod losses;
 mod print;
 mod providers;
 mod read;
@@ -38,6 +39,7 @@ use crate::validation::provider::Provider;
 
 pub use cursor::parse_duration;
 pub use error::{ConfigError, ConfigErrors, Position};
+pub use losses::losses;
 pub use read::{Examined, MAX_FILE_BYTES};
 pub use realms::{AllowedRealms, RealmKeys, Realms, Template};
 pub use schema::json_schema_text;

@@ -70,8 +70,13 @@ pub enum Why {
 
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.file.display())?;
-        match self.why {
+        write!(f, "{}: {}", self.file.display(), self.why)
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Why::Io(kind) => write!(f, "the file cannot be read: {kind}"),
             Why::NotRegular => f.write_str("not a regular file any more, so it is not read again"),
             Why::TooLong(limit) => write!(f, "the file is longer than {limit} bytes"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis::access_request::AccessRequest;
-use portcullis::app::App;
+use portcullis::app::{App, ConfigFile, Hangups};
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey};
 use portcullis::config::{Config, KeySource, ProviderConfig, RefreshPolicy};
 use portcullis::service::{Kept, Service};
@@ -414,8 +414,9 @@ async fn a_source_that_comes_up_later_is_taken_over_without_anybody_touching_the
     let set = |key: &SigningKey| json!({"keys": [key.public_jwk()]}).to_string();
     std::fs::write(at("old.json"), set(old)).expect("written");
     write(&at("p.yaml"), "p", &at("old.json"));
-    let config = Config::load(&at("p.yaml")).expect("valid");
-    let app = App::bind(config, fixed_clock()).await.expect("bound").reloading_from(at("p.yaml"));
+    let hangups = Hangups::new().expect("a signal can be listened for");
+    let (config, file) = ConfigFile::load(&at("p.yaml"), hangups).await.expect("valid");
+    let app = App::bind(config, fixed_clock()).await.expect("bound").reloading_from(file);
     let service = app.service();
     let serving = tokio::spawn(app.serve(std::future::pending()));
     let claims = json!({"iss": "https://i.example.com", "aud": "a", "exp": NOW + 60});

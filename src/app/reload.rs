@@ -1,63 +1,304 @@
-//! Reads the configuration again on SIGHUP and when the file changes. A broken file changes nothing, and a
-//! provider whose new keys cannot be had stays as it was: that is tried again until it is whole.
+//! Reads the configuration again on SIGHUP, and when the file has changed and come to rest. A broken file changes nothing,
+//! and a provider whose new keys cannot be had stays as it was: that is tried again until it is whole.
+//!
+//! A file that is cut off while it is written can be valid, and lack the rules that would have closed something: what
+//! takes anything away has to rest for longer, SIGHUP aside, which somebody has sent who knows.
 
+use std::future::pending;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::clock::{self, Instant};
-use crate::config::{Config, ConfigErrors, MAX_FILE_BYTES};
+use crate::config::{Config, ConfigErrors, MAX_FILE_BYTES, losses};
+use crate::files::{Contents, FileSet, Followed, Found, LOOKING, Unreadable, Why};
 use crate::service::Service;
 
 /// How often the file is looked at for changes.
 const FILE_POLL: Duration = Duration::from_secs(2);
 
-/// How long the file, and a look at those that it names, may take: a disk or a pipe that does not answer holds up no
-/// later reload.
-const READING: Duration = Duration::from_secs(5);
+/// For how long a file has to stand unchanged that takes rules, providers or listeners away.
+const LOSS_RESTS: Duration = Duration::from_secs(10);
 
 /// How long after one try the next begins to take over what stayed as it was.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// Reads the file again on SIGHUP and when it changes, for as long as the service runs. What comes while a
-/// reload is under way is seen once that has ended, which its timeouts bound.
-pub(super) async fn watch(service: Arc<Service>, started: Config, file: PathBuf) {
-    let mut hangup = match signal(SignalKind::hangup()) {
-        Ok(hangup) => hangup,
-        Err(error) => {
-            tracing::error!(%error, "SIGHUP cannot be listened for: the configuration will not be reloaded");
-            return;
-        }
-    };
-    let mut last_good = started.clone();
-    let mut before = beginning_of(&file).await;
-    let mut next_try = None;
-    loop {
-        tokio::select! {
-            _ = hangup.recv() => before = beginning_of(&file).await,
-            () = sleep(FILE_POLL) => {
-                let after = beginning_of(&file).await;
-                // A file that is gone for a moment is being replaced.
-                if after.is_none() || after == before {
-                    continue;
-                }
-                before = after;
-            }
-            () = come(next_try) => {
-                next_try = next_after(service.reload_rest().await.is_empty());
-                continue;
-            }
-        }
-        if let Some((config, whole)) = reload(&service, &started, &last_good, &file).await {
-            last_good = config;
-            next_try = next_after(whole);
+/// Of what a change takes away this much is told by name.
+const TOLD: usize = 20;
+
+/// Takes SIGHUP from where it is made, so that the signal does not end the process.
+#[derive(Debug)]
+pub struct Hangups(Signal);
+
+impl Hangups {
+    /// Listens from now on. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The process may not.
+    pub fn new() -> io::Result<Self> {
+        signal(SignalKind::hangup()).map(Self)
+    }
+}
+
+/// The file that a configuration was read from, and what stood there: from that on it is followed.
+#[derive(Debug)]
+pub struct ConfigFile {
+    path: PathBuf,
+    contents: Contents,
+    hangups: Hangups,
+}
+
+impl ConfigFile {
+    /// Reads the configuration in a file. It may be a pipe: that is waited for, on a thread that keeps nobody from
+    /// leaving.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub async fn load(path: &Path, hangups: Hangups) -> Result<(Config, Self), ConfigErrors> {
+        let unreadable = |error: Unreadable| ConfigErrors::unreadable(path, &error.why.to_string());
+        let contents = set_of(path).read_apart().await.map_err(unreadable)?;
+        let config = parse(path, &contents).await.unwrap_or_else(|Broken| {
+            Err(ConfigErrors::unreadable(path, "a fault of this program: reading it broke off"))
+        })?;
+        Ok((config, Self { path: path.to_owned(), contents, hangups }))
+    }
+}
+
+fn set_of(path: &Path) -> FileSet {
+    FileSet::new([path.to_owned()], MAX_FILE_BYTES)
+}
+
+/// A thread has panicked.
+struct Broken;
+
+/// Reads a configuration on a thread of its own, since it looks at the files that it names.
+async fn parse(path: &Path, contents: &Contents) -> Result<Result<Config, ConfigErrors>, Broken> {
+    let (path, bytes) = (path.to_owned(), contents.of(path).cloned().unwrap_or_default());
+    spawn_blocking(move || Config::of_bytes(bytes.to_vec(), &path)).await.map_err(|_| Broken)
+}
+
+/// Goes from one configuration to the next for as long as the service runs.
+pub(super) struct Reloads {
+    service: Arc<Service>,
+    path: PathBuf,
+    hangups: Hangups,
+    followed: Followed,
+    /// A pipe that is being read because of a SIGHUP.
+    piped: Option<Pin<Box<dyn Future<Output = Result<Contents, Unreadable>> + Send + Sync>>>,
+    started: Config,
+    /// What was asked for last and was valid, and its text.
+    last_good: Config,
+    last_text: Contents,
+    waiting: Option<Waiting>,
+    next_try: Option<Instant>,
+}
+
+/// A change that takes something away, and has not rested for long enough.
+struct Waiting {
+    contents: Contents,
+    rested: Duration,
+    config: Config,
+    lost: Vec<String>,
+}
+
+impl Reloads {
+    pub(super) fn new(service: Arc<Service>, started: Config, file: ConfigFile) -> Self {
+        let ConfigFile { path, contents, hangups } = file;
+        Self {
+            service,
+            hangups,
+            followed: Followed::since(set_of(&path), contents.clone(), FILE_POLL),
+            piped: None,
+            path,
+            last_good: started.clone(),
+            started,
+            last_text: contents,
+            waiting: None,
+            next_try: None,
         }
     }
+
+    /// Reads the file again on SIGHUP and when it changes. What comes while a reload is under way is seen once that has
+    /// ended, which its timeouts bound.
+    pub(super) async fn run(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.hangups.0.recv() => self.told().await,
+                found = self.followed.found() => self.found(found).await,
+                read = piped(&mut self.piped) => {
+                    self.piped = None;
+                    self.read_at_once(read).await;
+                }
+                () = come(self.next_try) => {
+                    self.next_try = next_after(self.service.reload_rest().await.is_empty());
+                }
+            }
+        }
+    }
+
+    /// SIGHUP: what stands there counts, whether it has come to rest or not.
+    async fn told(&mut self) {
+        let read = if self.last_text.can_change() {
+            self.followed.look_now().await
+        } else {
+            Err(Unreadable { file: self.path.clone(), why: Why::NotRegular })
+        };
+        match read {
+            Err(Unreadable { why: Why::NotRegular, .. }) => {
+                let reading = self.piped.get_or_insert_with(|| {
+                    let set = set_of(&self.path);
+                    Box::pin(async move { set.read_apart().await })
+                });
+                // One that takes longer counts whenever it comes.
+                if let Ok(read) = timeout(LOOKING, reading).await {
+                    self.piped = None;
+                    self.read_at_once(read).await;
+                } else {
+                    self.refused(&Unreadable { file: self.path.clone(), why: Why::NoAnswer(LOOKING) });
+                }
+            }
+            read => {
+                self.piped = None;
+                self.read_at_once(read).await;
+            }
+        }
+    }
+
+    async fn read_at_once(&mut self, read: Result<Contents, Unreadable>) {
+        self.waiting = None;
+        match read {
+            Ok(contents) => {
+                self.followed.take(contents.clone());
+                if let Some(config) = self.valid(&contents).await {
+                    self.go_over(contents, config).await;
+                }
+            }
+            Err(error) => self.refused(&error),
+        }
+    }
+
+    async fn found(&mut self, found: Found) {
+        let (contents, rested) = match found {
+            Found::Rested { contents, rested } => (contents, rested),
+            Found::Unreadable(error) => {
+                tracing::warn!(%error, "the configuration cannot be read: the last good one keeps serving");
+                return;
+            }
+        };
+        let waiting = self.waiting.take();
+        let waiting = match waiting {
+            Some(waiting) if waiting.contents == contents && waiting.rested < rested => {
+                Waiting { rested, ..waiting }
+            }
+            _ => {
+                let Some(config) = self.valid(&contents).await else {
+                    self.followed.take(contents);
+                    return;
+                };
+                let lost = self.lost(&contents).await;
+                if !lost.is_empty() {
+                    tracing::warn!(
+                        "the changed configuration waits until it has rested for {} s because it lacks {}: \
+                         SIGHUP takes it at once",
+                        LOSS_RESTS.as_secs(),
+                        told(&lost)
+                    );
+                }
+                Waiting { contents, rested, config, lost }
+            }
+        };
+        if !waiting.lost.is_empty() && waiting.rested < LOSS_RESTS {
+            self.waiting = Some(waiting);
+            return;
+        }
+        let Waiting { contents, config, lost, .. } = waiting;
+        if !lost.is_empty() {
+            tracing::warn!("the configuration that is taken lacks what the one before had: {}", told(&lost));
+        }
+        self.followed.take(contents.clone());
+        self.go_over(contents, config).await;
+    }
+
+    /// What the configuration lacks that the last good one had.
+    async fn lost(&self, contents: &Contents) -> Vec<String> {
+        let text = |contents: &Contents| contents.of(&self.path).cloned().unwrap_or_default();
+        let (before, after) = (text(&self.last_text), text(contents));
+        let compared = spawn_blocking(move || {
+            losses(&String::from_utf8_lossy(&before), &String::from_utf8_lossy(&after))
+        });
+        compared.await.unwrap_or_default()
+    }
+
+    /// The configuration; `None` where it is broken, which is told.
+    async fn valid(&self, contents: &Contents) -> Option<Config> {
+        match timeout(LOOKING, parse(&self.path, contents)).await {
+            Ok(Ok(Ok(config))) => return Some(config),
+            Ok(Ok(Err(errors))) => {
+                for error in errors.iter() {
+                    tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
+                }
+            }
+            Ok(Err(Broken)) => {
+                tracing::error!("configuration not reloaded: a fault of this program, reading it broke off");
+            }
+            Err(_) => tracing::error!(
+                "configuration not reloaded: a file that it names cannot be read within {} s",
+                LOOKING.as_secs()
+            ),
+        }
+        self.service.metrics().reload_rejected();
+        None
+    }
+
+    fn refused(&self, error: &Unreadable) {
+        tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
+        self.service.metrics().reload_rejected();
+    }
+
+    async fn go_over(&mut self, contents: Contents, config: Config) {
+        let kept = match self.service.reload(&config).await {
+            Ok(kept) => kept,
+            Err(error) => {
+                tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
+                return;
+            }
+        };
+        let before = &self.last_good.warnings;
+        for warning in config.warnings.iter().filter(|warning| !before.contains(warning)) {
+            tracing::warn!(%warning, "in the configuration");
+        }
+        let started = &self.started;
+        // Of these only a restart makes what they say.
+        let restart = config.listen != started.listen
+            || config.log != started.log
+            || config.shutdown != started.shutdown;
+        match (kept.is_empty(), restart) {
+            (true, false) => tracing::info!("configuration reloaded"),
+            (true, true) => {
+                tracing::warn!("configuration reloaded; changes of listen, log and shutdown need a restart");
+            }
+            (false, _) => tracing::warn!(
+                kept = kept.len(),
+                "configuration reloaded in part: what stayed as it was is tried again every {} s",
+                RETRY.as_secs()
+            ),
+        }
+        self.next_try = next_after(kept.is_empty());
+        (self.last_good, self.last_text) = (config, contents);
+    }
+}
+
+/// Names, for a line of the log.
+fn told(lost: &[String]) -> String {
+    let more = lost.len().saturating_sub(TOLD);
+    let names = lost.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{names} and {more} more") } else { names }
 }
 
 /// When to try again, of something that is whole or is not.
@@ -69,79 +310,14 @@ fn next_after(whole: bool) -> Option<Instant> {
 async fn come(moment: Option<Instant>) {
     match moment {
         Some(moment) => clock::sleep_until(moment).await,
-        None => std::future::pending().await,
+        None => pending().await,
     }
 }
 
-/// As much of a file as is enough to see it change: one that is longer is refused anyway. `None` where there is none, it
-/// is a pipe, which would be waited for, or its disk does not answer.
-async fn beginning_of(file: &Path) -> Option<Vec<u8>> {
-    let read = async {
-        if !tokio::fs::metadata(file).await.ok()?.is_file() {
-            return None;
-        }
-        let mut bytes = Vec::new();
-        let file = tokio::fs::File::open(file).await.ok()?;
-        file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes).await.ok()?;
-        Some(bytes)
-    };
-    timeout(READING, read).await.ok().flatten()
-}
-
-/// The configuration in a file, read on a thread of its own; `None` where that takes too long, or broke off.
-async fn load(file: &Path) -> Option<Result<Config, ConfigErrors>> {
-    let file = file.to_owned();
-    timeout(READING, spawn_blocking(move || Config::load(&file))).await.ok()?.ok()
-}
-
-/// The configuration that was read, and whether all of it runs from now on; `None` where nothing has changed.
-async fn reload(
-    service: &Service,
-    started: &Config,
-    last_good: &Config,
-    file: &Path,
-) -> Option<(Config, bool)> {
-    let config = match load(file).await {
-        Some(Ok(config)) => config,
-        None => {
-            tracing::error!(
-                "configuration not reloaded: it, or a file that it names, cannot be read within {} s",
-                READING.as_secs()
-            );
-            service.metrics().reload_rejected();
-            return None;
-        }
-        Some(Err(errors)) => {
-            for error in errors.iter() {
-                tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
-            }
-            service.metrics().reload_rejected();
-            return None;
-        }
-    };
-    let kept = match service.reload(&config).await {
-        Ok(kept) => kept,
-        Err(error) => {
-            tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
-            return None;
-        }
-    };
-    for warning in config.warnings.iter().filter(|warning| !last_good.warnings.contains(warning)) {
-        tracing::warn!(%warning, "in the configuration");
+/// Waits for what is being read; for ever where nothing is.
+async fn piped<F: Future + Unpin>(reading: &mut Option<F>) -> F::Output {
+    match reading {
+        Some(reading) => reading.await,
+        None => pending().await,
     }
-    // Of these only a restart makes what they say.
-    let restart =
-        config.listen != started.listen || config.log != started.log || config.shutdown != started.shutdown;
-    match (kept.is_empty(), restart) {
-        (true, false) => tracing::info!("configuration reloaded"),
-        (true, true) => {
-            tracing::warn!("configuration reloaded; changes of listen, log and shutdown need a restart");
-        }
-        (false, _) => tracing::warn!(
-            kept = kept.len(),
-            "configuration reloaded in part: what stayed as it was is tried again every {} s",
-            RETRY.as_secs()
-        ),
-    }
-    Some((config, kept.is_empty()))
 }

@@ -7,9 +7,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::signals::End;
-use crate::app::App;
+use crate::app::{App, ConfigFile, Hangups};
 use crate::clock::Clock;
-use crate::config::Config;
 use crate::{server, telemetry};
 
 /// Run the service
@@ -26,8 +25,22 @@ pub struct ServeArgs {
 
 /// Serves until a signal. Exits with 0 after a drain, with 1 on a configuration or bind error.
 pub async fn run(args: ServeArgs) -> ExitCode {
-    let config = match Config::load(&args.config) {
-        Ok(config) => config,
+    // First of all, so that none of them ends the process while it starts.
+    let signals = Hangups::new().and_then(|hangups| Ok((hangups, End::new()?, End::new()?)));
+    let (hangups, mut end, end_at_once) = match signals {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("signals cannot be listened for: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let loaded = tokio::select! {
+        loaded = ConfigFile::load(&args.config, hangups) => loaded,
+        // The file may be a pipe that nobody writes to.
+        () = end.asked_for() => return ExitCode::SUCCESS,
+    };
+    let (config, file) = match loaded {
+        Ok(loaded) => loaded,
         Err(errors) => {
             eprintln!("{errors}");
             return ExitCode::FAILURE;
@@ -37,16 +50,9 @@ pub async fn run(args: ServeArgs) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!(%warning, "in the configuration");
     }
-    let (mut end, end_at_once) = match End::new().and_then(|end| Ok((end, End::new()?))) {
-        Ok(ends) => ends,
-        Err(error) => {
-            eprintln!("signals cannot be listened for: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
     server::raise_limit();
     let app = match App::bind(config, Clock::System).await {
-        Ok(app) => app.reloading_from(args.config),
+        Ok(app) => app.reloading_from(file),
         Err(error) => {
             eprintln!("{error}");
             return ExitCode::FAILURE;

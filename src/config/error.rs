@@ -59,6 +59,16 @@ impl ConfigErrors {
         Self { file: None, errors }
     }
 
+    /// The file cannot be read.
+    pub(crate) fn unreadable(file: &Path, why: &str) -> Self {
+        Self::whole(why.to_owned()).in_file(file)
+    }
+
+    /// One error of the file as a whole.
+    pub(super) fn whole(message: String) -> Self {
+        Self::new(vec![ConfigError { at: None, path: String::new(), message }])
+    }
+
     /// Says in which file they are.
     pub(super) fn in_file(self, file: &Path) -> Self {
         Self { file: Some(file.to_owned()), ..self }

@@ -43,14 +43,18 @@ impl Config {
         Self::examine(file).config
     }
 
-    /// The same, with what else it names that can be looked at, also where it is wrong.
+    /// The same of what has been read of the file already.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn of_bytes(bytes: Vec<u8>, file: &Path) -> Result<Self, ConfigErrors> {
+        Examined::of(Ok(bytes), file).config
+    }
+
+    /// Reads as [`Config::load`] does, and gives what else the file names that can be looked at, also where it is
+    /// wrong.
     pub fn examine(file: &Path) -> Examined {
-        let mut examined = match read_file(file) {
-            Ok(text) => read(&text, &|name| std::env::var(name).ok(), check_readable),
-            Err(message) => Examined::nothing(vec![whole(message)]),
-        };
-        examined.config = examined.config.map_err(|errors| errors.in_file(file));
-        examined
+        Examined::of(read_file(file), file)
     }
 }
 
@@ -68,8 +72,17 @@ pub struct Examined {
 }
 
 impl Examined {
-    fn nothing(errors: Vec<ConfigError>) -> Self {
-        let config = Err(ConfigErrors::new(errors));
+    fn of(bytes: Result<Vec<u8>, String>, file: &Path) -> Self {
+        let mut examined = match bytes.and_then(text_of) {
+            Ok(text) => read(&text, &|name| std::env::var(name).ok(), check_readable),
+            Err(message) => Self::nothing(ConfigErrors::whole(message)),
+        };
+        examined.config = examined.config.map_err(|errors| errors.in_file(file));
+        examined
+    }
+
+    fn nothing(errors: ConfigErrors) -> Self {
+        let config = Err(errors);
         Self { config, listeners: Vec::new(), issuers: Vec::new(), places: Vec::new() }
     }
 
@@ -94,21 +107,20 @@ impl Examined {
     }
 }
 
-/// An error of the file as a whole.
-fn whole(message: String) -> ConfigError {
-    ConfigError { at: None, path: String::new(), message }
-}
-
 fn too_long() -> String {
     format!("the file is longer than {MAX_FILE_BYTES} bytes")
 }
 
 /// Reads no more than the bound, whatever size the file pretends to have: a pipe has none.
-fn read_file(file: &Path) -> Result<String, String> {
+fn read_file(file: &Path) -> Result<Vec<u8>, String> {
     let cannot = |error: std::io::Error| format!("the file cannot be read: {error}");
     let mut bytes = Vec::new();
     let bound = u64::try_from(MAX_FILE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
     File::open(file).map_err(cannot)?.take(bound).read_to_end(&mut bytes).map_err(cannot)?;
+    Ok(bytes)
+}
+
+fn text_of(bytes: Vec<u8>) -> Result<String, String> {
     if bytes.len() > MAX_FILE_BYTES {
         return Err(too_long());
     }
@@ -133,10 +145,10 @@ fn read(
     check_file: impl Fn(&Path) -> std::io::Result<()>,
 ) -> Examined {
     if text.len() > MAX_FILE_BYTES {
-        return Examined::nothing(vec![whole(too_long())]);
+        return Examined::nothing(ConfigErrors::whole(too_long()));
     }
     let (root, mut errors) = document::parse(text);
-    let Some(root) = root else { return Examined::nothing(errors) };
+    let Some(root) = root else { return Examined::nothing(ConfigErrors::new(errors)) };
     let findings = Findings::new(variable);
     let config = read_config(&Cursor::root(&root, &findings));
     let Found { errors: found, mut warnings, files, listeners, issuers } = findings.into_parts();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use portcullis::app::App;
+use portcullis::app::{App, ConfigFile, Hangups};
 use tokio::sync::oneshot;
 
 use crate::answer::{Answer, Gate};
@@ -266,22 +266,17 @@ async fn a_drain_in_the_middle_of_a_reload_does_not_wait_for_it_and_ends_its_tri
     let at = |path: &str| provider("demo", ISSUER, &format!("jwks_uri: '{}'", server.http(path)), &refresh);
     let file = folder.path().join("portcullis.yaml");
     std::fs::write(&file, text(&[at("/keys")])).expect("written");
-    let app = App::bind(configured(&[at("/keys")]), fixed_clock()).await.expect("bound");
-    let app = app.reloading_from(file.clone());
+    let hangups = Hangups::new().expect("a signal can be listened for");
+    let (config, read) = ConfigFile::load(&file, hangups).await.expect("valid");
+    let app = App::bind(config, fixed_clock()).await.expect("bound").reloading_from(read);
     let (shutdown, told) = oneshot::channel::<()>();
     let serving = tokio::spawn(app.serve(async move {
         let _told = told.await;
     }));
     server.request(1).await;
     server.always(Answer::keys(&[&known]).behind(&Gate::new()));
-    // Changed until it is seen: which state of the file is the first one is known some time after the start.
-    let mut changed = text(&[at("/others")]);
-    eventually("the new place is asked", async || {
-        changed.push('\n');
-        std::fs::write(&file, &changed).expect("written");
-        server.asked_for("/others") > 0
-    })
-    .await;
+    std::fs::write(&file, text(&[at("/others")])).expect("written");
+    eventually("the new place is asked", async || server.asked_for("/others") > 0).await;
     shutdown.send(()).expect("it listens");
     tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
     server.wait_for_gone(1).await;

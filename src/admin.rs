@@ -149,10 +149,18 @@ async fn readyz(State(Pages { service, .. }): State<Pages>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
     }
     let failing = service.tasks().failing().into_iter().map(|task| format!("task keeps failing: {task}\n"));
-    let waiting = service.authorizer().providers();
-    let waiting = waiting.iter().filter(|keyed| keyed.realm.is_none() && !keyed.keys.has_keys());
-    let waiting = waiting.map(|keyed| format!("no keys yet: {}\n", keyed.provider.name));
-    (StatusCode::SERVICE_UNAVAILABLE, failing.chain(waiting).collect::<String>()).into_response()
+    let unset = (!service.clock_is_plausible())
+        .then(|| "the clock of this machine stands before this program was built: set it\n".to_owned());
+    let mut waiting = service.authorizer().providers();
+    waiting.retain(|keyed| keyed.is_awaited());
+    waiting.sort_by_cached_key(|keyed| keyed.key_name());
+    let waiting = waiting.iter().map(|keyed| {
+        // Nothing in it was said by the issuer, and no URL is.
+        let why = keyed.keys.status().last_error.map(|error| format!(": {error}")).unwrap_or_default();
+        format!("no keys yet: {}{why}\n", keyed.provider.name)
+    });
+    let why = failing.chain(unset).chain(waiting).collect::<String>();
+    (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
 }
 
 async fn metrics(State(pages): State<Pages>) -> Response {

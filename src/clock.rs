@@ -6,6 +6,8 @@
 //! [`SteadyClock`] puts wall time on the monotonic line, for comparing what happened when within one process.
 //! Clippy forbids the standard library's clocks elsewhere, and tokio's waits until an instant, which know nothing of a
 //! machine's sleep.
+//!
+//! A machine whose clock stands before this program was built has not been told the time: what it says judges no token.
 
 #![allow(clippy::disallowed_methods, reason = "this is the room that the lint sends everybody to")]
 
@@ -22,6 +24,20 @@ use crate::validation::UnixTime;
 
 /// A wait is looked at this often: a timer of the system does not run while the machine sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
+
+/// How far a clock may stand before the build and still count: the machine of the build may have been ahead, or a clock of
+/// the local time may be read as one of UTC.
+const BUILD_SLACK: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// When this program was built, or what reproducible builds say instead of it (`SOURCE_DATE_EPOCH`).
+pub fn built_at() -> UnixTime {
+    UnixTime::from_secs(env!("PORTCULLIS_BUILT_AT").parse().unwrap_or_default())
+}
+
+/// Whether a wall clock of this time can be right in a program that was built then; a day before that still counts.
+pub fn is_plausible(now: UnixTime, built: UnixTime) -> bool {
+    now.as_secs_f64() + BUILD_SLACK.as_secs_f64() >= built.as_secs_f64()
+}
 
 /// Where time comes from.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +60,16 @@ impl Clock {
             ),
             Clock::Fixed(time) => *time,
             Clock::Simulated(clock) => clock.now(),
+        }
+    }
+
+    /// Whether the wall time can be right: [`is_plausible`] of the machine's clock. A time that is set for an explanation
+    /// is as it is meant.
+    pub fn is_plausible(&self) -> bool {
+        match self {
+            Clock::System => is_plausible(self.now(), built_at()),
+            Clock::Fixed(_) => true,
+            Clock::Simulated(clock) => is_plausible(clock.now(), clock.built),
         }
     }
 
@@ -138,13 +164,22 @@ pub struct SimulatedClock {
     wall_ms: AtomicI64,
     started: Instant,
     slept_ms: AtomicU64,
+    built: UnixTime,
 }
 
 impl SimulatedClock {
     /// A clock that shows this wall time now and goes on from there.
     pub fn starting_at(now: UnixTime) -> Self {
         let wall_ms = AtomicI64::new((now.as_secs_f64() * 1000.0) as i64);
-        Self { wall_ms, started: Instant::now(), slept_ms: AtomicU64::new(0) }
+        let built = UnixTime::from_secs(i64::MIN / 2);
+        Self { wall_ms, started: Instant::now(), slept_ms: AtomicU64::new(0), built }
+    }
+
+    /// The same, of a machine whose program was built at this time.
+    #[must_use]
+    pub fn built_at(mut self, built: UnixTime) -> Self {
+        self.built = built;
+        self
     }
 
     /// Sets the clock on the wall ahead by this many milliseconds, or back where it is negative.

@@ -60,7 +60,7 @@ pub struct Unreadable {
 pub enum Why {
     /// It cannot be opened or read.
     Io(ErrorKind),
-    /// It was a regular file and is none any more: it is not read again.
+    /// It is no regular file, or none any more.
     NotRegular,
     /// Longer than this many bytes.
     TooLong(usize),
@@ -78,7 +78,7 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Why::Io(kind) => write!(f, "the file cannot be read: {kind}"),
-            Why::NotRegular => f.write_str("not a regular file any more, so it is not read again"),
+            Why::NotRegular => f.write_str("it is not a regular file"),
             Why::TooLong(limit) => write!(f, "the file is longer than {limit} bytes"),
             Why::NoAnswer(time) => write!(f, "the file cannot be read within {} s", time.as_secs()),
         }
@@ -101,7 +101,19 @@ impl FileSet {
         self.paths.iter().map(|path| self.read_one(path, read_any)).collect::<Result<_, _>>().map(Contents)
     }
 
-    /// The same on a thread that nothing waits for at the end of the process: for what may be a pipe whose other end
+    /// Reads all of them, of which each has to be a regular file: nobody is waited for. Blocks.
+    ///
+    /// # Errors
+    /// As for [`FileSet::read`].
+    pub fn read_regular(&self) -> Result<Contents, Unreadable> {
+        self.paths
+            .iter()
+            .map(|path| self.read_one(path, read_regular))
+            .collect::<Result<_, _>>()
+            .map(Contents)
+    }
+
+    /// As [`FileSet::read`], on a thread that nothing waits for at the end of the process: for what may be a pipe whose other end
     /// nobody ever opens.
     ///
     /// # Errors
@@ -120,7 +132,7 @@ impl FileSet {
         }
     }
 
-    /// Reads those again that are regular files. Blocks, but for nobody at the other end of a pipe.
+    /// Reads those again that were regular files. Blocks, but for nobody at the other end of a pipe.
     fn look(&self, before: &Contents) -> Result<Contents, Unreadable> {
         let look = |path: &PathBuf| match before.content(path) {
             Some(content) if !content.regular => Ok(content.clone()),

@@ -329,10 +329,10 @@ impl KeyCache {
         shared.learn_earlier(keys);
         shared.publish_gauges();
         let (mut tasks, supervisor) = (Vec::new(), shared.around.supervisor());
-        if let Some(path) = fetch.watched_file() {
-            let watching = Arc::clone(&shared);
+        if fetch.change().is_some() {
+            let (watching, fetch) = (Arc::clone(&shared), Arc::clone(&fetch));
             tasks.push(supervisor.keep(Task::of(provider, WATCH_FILE), move || {
-                refresh::watch_file(Arc::clone(&watching), path.clone())
+                refresh::watch_source(Arc::clone(&watching), Arc::clone(&fetch))
             }));
         }
         if let Some(file) = restored {

@@ -5,6 +5,7 @@
 
 mod providers;
 mod reload;
+mod set_clock;
 mod sources;
 
 use std::collections::BTreeSet;
@@ -25,6 +26,7 @@ use crate::telemetry::Metrics;
 pub use self::reload::Kept;
 
 use self::reload::Course;
+use self::set_clock::ClockWatch;
 
 /// The service as its doors see it.
 pub struct Service {
@@ -35,6 +37,7 @@ pub struct Service {
     around: Surroundings,
     ready: AtomicBool,
     draining: AtomicBool,
+    _clock_watch: ClockWatch,
 }
 
 impl Service {
@@ -62,6 +65,7 @@ impl Service {
             .map(|wanted| providers::part(wanted, Vec::new(), Vec::new(), None, &around));
         let authorizer = providers::authorizer(parts.collect::<Result<_, _>>()?, config, &around);
         around.metrics.started_with_configuration(around.clock.now());
+        let clock_watch = ClockWatch::start(&around);
         Ok(Self {
             authorizer: ArcSwap::from_pointee(authorizer),
             course: tokio::sync::Mutex::new(Course::of(config)),
@@ -69,6 +73,7 @@ impl Service {
             around,
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            _clock_watch: clock_watch,
         })
     }
 
@@ -77,8 +82,8 @@ impl Service {
         self.authorizer.load_full()
     }
 
-    /// Whether traffic should be sent here: every provider has had keys once, no drain has begun, and no task keeps
-    /// failing. A provider that a reload adds does not take the service away from the others.
+    /// Whether traffic should be sent here: every provider that is waited for has had keys once, no drain has begun, no
+    /// task keeps failing, and the clock can be right. A provider that a reload adds does not take the service away from the others.
     pub fn is_serving(&self) -> bool {
         if !self.ready.load(Ordering::Acquire) && self.authorizer.load().is_ready() {
             self.ready.store(true, Ordering::Release);
@@ -86,6 +91,12 @@ impl Service {
         self.ready.load(Ordering::Acquire)
             && !self.draining.load(Ordering::Acquire)
             && self.around.tasks.failing().is_empty()
+            && self.clock_is_plausible()
+    }
+
+    /// Whether the machine's clock does not stand before this program was built: else no token is judged by it.
+    pub fn clock_is_plausible(&self) -> bool {
+        self.around.clock.is_plausible()
     }
 
     /// The tasks that the service lives on, and how they are.

@@ -115,7 +115,7 @@ fn dependencies_point_down() {
         ("protected_headers", &["access_request", "bearer_token", "rules", "validation"]),
         ("identity", &["access_request", "bearer_token", "protected_headers", "rules", "validation"]),
         ("verdict", &["access_request", "config", "identity", "reason", "rules", "validation"]),
-        ("telemetry", &["config", "keys", "reason", "validation"]),
+        ("telemetry", &["clock", "config", "keys", "reason", "validation"]),
         ("supervise", &["clock", "telemetry"]),
         ("keys", &["clock", "config", "files", "supervise", "telemetry", "validation"]),
         ("authorizer", &["keys", "telemetry"]),

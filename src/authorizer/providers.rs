@@ -21,6 +21,8 @@ pub struct KeyedProvider {
     pub keys: Arc<KeyCache>,
     /// How they are kept fresh.
     pub refresh: RefreshPolicy,
+    /// Whether the service is ready without them.
+    pub ready_without_keys: bool,
 }
 
 impl KeyedProvider {
@@ -30,6 +32,11 @@ impl KeyedProvider {
             None => self.provider.name.clone(),
             Some(realm) => format!("{}/{realm}", self.provider.name),
         }
+    }
+
+    /// Whether the service is not ready because of it. Realms come as their tokens do.
+    pub fn is_awaited(&self) -> bool {
+        self.realm.is_none() && !self.ready_without_keys && !self.keys.has_keys()
     }
 }
 
@@ -130,8 +137,8 @@ impl Providers {
         &self.templates
     }
 
-    /// Whether every issuer that is named has had keys. Realms come as their tokens do.
+    /// Whether every issuer that is named, and that is waited for, has had keys.
     pub(super) fn are_ready(&self) -> bool {
-        self.exact.values().all(|keyed| keyed.keys.has_keys())
+        !self.exact.values().any(|keyed| keyed.is_awaited())
     }
 }

@@ -43,18 +43,26 @@ impl Config {
         Self::examine(file).config
     }
 
-    /// The same of what has been read of the file already.
+    /// The same, with what else it names that can be looked at, also where it is wrong.
+    pub fn examine(file: &Path) -> Examined {
+        Self::examine_text(read_file(file).and_then(text_of), file)
+    }
+
+    /// [`Config::load`] of what has been read of the file already.
     ///
     /// # Errors
     /// All that is wrong.
     pub fn of_bytes(bytes: Vec<u8>, file: &Path) -> Result<Self, ConfigErrors> {
-        Examined::of(Ok(bytes), file).config
+        Self::examine_text(text_of(bytes), file).config
     }
 
-    /// Reads as [`Config::load`] does, and gives what else the file names that can be looked at, also where it is
-    /// wrong.
-    pub fn examine(file: &Path) -> Examined {
-        Examined::of(read_file(file), file)
+    fn examine_text(text: Result<String, String>, file: &Path) -> Examined {
+        let mut examined = match text {
+            Ok(text) => read(&text, &|name| std::env::var(name).ok(), check_readable),
+            Err(message) => Examined::nothing(ConfigErrors::whole(message)),
+        };
+        examined.config = examined.config.map_err(|errors| errors.in_file(file));
+        examined
     }
 }
 
@@ -72,18 +80,8 @@ pub struct Examined {
 }
 
 impl Examined {
-    fn of(bytes: Result<Vec<u8>, String>, file: &Path) -> Self {
-        let mut examined = match bytes.and_then(text_of) {
-            Ok(text) => read(&text, &|name| std::env::var(name).ok(), check_readable),
-            Err(message) => Self::nothing(ConfigErrors::whole(message)),
-        };
-        examined.config = examined.config.map_err(|errors| errors.in_file(file));
-        examined
-    }
-
     fn nothing(errors: ConfigErrors) -> Self {
-        let config = Err(errors);
-        Self { config, listeners: Vec::new(), issuers: Vec::new(), places: Vec::new() }
+        Self { config: Err(errors), listeners: Vec::new(), issuers: Vec::new(), places: Vec::new() }
     }
 
     /// What is to be said of the file that this path in the document names.

@@ -221,7 +221,7 @@ async fn a_pipe_is_read_once_and_neither_followed_nor_waited_for() {
     // A regular file that has become a pipe is told of, and not waited for.
     fs::remove_file(house.at("a")).expect("removed");
     mkfifoat(CWD, house.at("a"), Mode::RUSR | Mode::WUSR).expect("made");
-    let error = format!("{}: not a regular file any more, so it is not read again", house.at("a").display());
+    let error = format!("{}: it is not a regular file", house.at("a").display());
     assert_eq!(house.found().await, Some((error, 4)));
     // Nothing but pipes cannot change.
     let set = FileSet::new([house.at("b")], 16);

@@ -4,11 +4,12 @@
 use std::fmt;
 use std::future::Future;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
 
 use crate::clock::{Clock, Instant, SteadyClock};
 use crate::validation::key_set::{KeySet, KeySetError};
@@ -18,15 +19,16 @@ use super::folder::FileThreads;
 use super::origin::Origin;
 use super::published::Published;
 use super::schedule::{Doubts, Trigger};
-use crate::files::read_regular_file;
+use crate::files::{LOOKING, read_regular_file};
 
 /// Where keys come from. One implementation per kind of source; tests script their own.
 pub trait Fetch: Send + Sync {
     /// Reads the current key set once.
     fn fetch(&self, ask: Ask) -> Fetching<'_>;
 
-    /// The file whose changes call for a fetch, where there is one.
-    fn watched_file(&self) -> Option<PathBuf> {
+    /// Waits until the source is seen to have something else than the last fetch read; `None` of a source that cannot be
+    /// looked at.
+    fn change(&self) -> Option<Changing<'_>> {
         None
     }
 }
@@ -124,6 +126,9 @@ impl fmt::Debug for Interim {
 /// A fetch under way.
 pub type Fetching<'f> = Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + 'f>>;
 
+/// A change that is waited for.
+pub type Changing<'f> = Pin<Box<dyn Future<Output = ()> + Send + 'f>>;
+
 /// What a fetch brought.
 #[derive(Clone, Debug)]
 pub struct Fetched {
@@ -214,31 +219,57 @@ impl FetchError {
     }
 }
 
+/// How often a key file is looked at for changes.
+const FILE_POLL: Duration = Duration::from_secs(1);
+
+/// How long after one look the next has to show the same, so that nothing counts that is half written.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+
 /// Keys in a file.
 pub struct FileKeys {
     path: PathBuf,
     max_bytes: usize,
     threads: FileThreads,
+    /// What the last fetch read, whether it could be used or not.
+    read: Mutex<Option<Vec<u8>>>,
 }
 
 impl FileKeys {
     /// Keys in the file at `path`, of which at most `max_bytes` are read.
     pub fn at(path: &Path, max_bytes: usize) -> Self {
-        Self { path: path.to_owned(), max_bytes, threads: FileThreads::default() }
+        Self { path: path.to_owned(), max_bytes, threads: FileThreads::default(), read: Mutex::default() }
     }
 
+    /// Reads until two looks in a row have shown the same, or one what was read before.
     async fn read(&self) -> Result<KeySet, FetchError> {
-        let (path, max_bytes) = (self.path.clone(), self.max_bytes);
-        let read = self.threads.run(move || read_regular_file(&path, max_bytes)).await;
-        let document = match read {
-            Some(Ok(document)) => document,
-            Some(Err(error)) if error.kind() == ErrorKind::FileTooLarge => {
-                return Err(FetchError::TooLarge(self.max_bytes));
+        let mut before = self.last().clone();
+        let document = loop {
+            let document = self.look().await?;
+            if before.as_ref() == Some(&document) {
+                break document;
             }
-            Some(Err(error)) => return Err(FetchError::File(error.kind())),
-            None => return Err(FetchError::BrokeOff),
+            before = Some(document);
+            sleep(BETWEEN_LOOKS).await;
         };
-        KeySet::parse(&document).map_err(FetchError::KeySet)
+        let keys = KeySet::parse(&document).map_err(FetchError::KeySet);
+        *self.last() = Some(document);
+        keys
+    }
+
+    async fn look(&self) -> Result<Vec<u8>, FetchError> {
+        let (path, max_bytes) = (self.path.clone(), self.max_bytes);
+        match self.threads.run(move || read_regular_file(&path, max_bytes)).await {
+            Some(Ok(document)) => Ok(document),
+            Some(Err(error)) if error.kind() == ErrorKind::FileTooLarge => {
+                Err(FetchError::TooLarge(self.max_bytes))
+            }
+            Some(Err(error)) => Err(FetchError::File(error.kind())),
+            None => Err(FetchError::BrokeOff),
+        }
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<Vec<u8>>> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -251,27 +282,16 @@ impl Fetch for FileKeys {
         })
     }
 
-    fn watched_file(&self) -> Option<PathBuf> {
-        Some(self.path.clone())
-    }
-}
-
-/// What tells one state of a file from another without reading it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FileStamp {
-    modified: Option<SystemTime>,
-    /// Of the metadata, in nanoseconds: what is rewritten with its old time differs by this.
-    changed: (i64, i64),
-    length: u64,
-    inode: u64,
-}
-
-impl FileStamp {
-    /// `None` where there is no such file, or it cannot be looked at. Blocks.
-    pub(super) fn of(path: &Path) -> Option<Self> {
-        let metadata = std::fs::metadata(path).ok()?;
-        let changed = (metadata.ctime(), metadata.ctime_nsec());
-        let (modified, length, inode) = (metadata.modified().ok(), metadata.len(), metadata.ino());
-        Some(Self { modified, changed, length, inode })
+    fn change(&self) -> Option<Changing<'_>> {
+        Some(Box::pin(async move {
+            loop {
+                sleep(FILE_POLL).await;
+                // A file that cannot be read now is being replaced, or no fetch could read it either.
+                let Ok(Ok(document)) = timeout(LOOKING, self.look()).await else { continue };
+                if self.last().as_ref() != Some(&document) {
+                    return;
+                }
+            }
+        }))
     }
 }

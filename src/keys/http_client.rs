@@ -2,28 +2,31 @@
 //!
 //! Nothing is followed to another host, nothing leads from https to http, what is read is bounded after
 //! decompression, requests of one provider at one time are bounded, and its names are resolved within a share of
-//! threads of its own.
+//! threads of its own. Files of certificates and keys are followed: what is taken of them has come to rest, and a request
+//! waits for none of them.
 //!
 //! # Architecture invariant
 //! The one home of `reqwest`.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+
+use arc_swap::ArcSwap;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, HeaderValue};
 use reqwest::{Certificate, Client, ClientBuilder, Identity, NoProxy, Proxy, StatusCode, redirect};
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::task::spawn_blocking;
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::config::{ClientCertificate, IssuerHttp};
 
-use super::fetch::{FetchError, FileStamp};
-use super::folder::FileThreads;
+use super::fetch::FetchError;
 use super::transport::{Answer, Doubt, Getting, Request, Transport};
-use crate::files::read_regular_file;
+use crate::files::{Contents, FileSet, Followed, Unreadable};
+use crate::supervise::{Supervisor, Task};
 
 /// Redirects are followed this often, on the same host.
 const MAX_REDIRECTS: usize = 5;
@@ -41,8 +44,11 @@ const MAX_IN_BACKGROUND: usize = 40;
 /// The longest file of certificates or keys that is read.
 const MAX_FILE_BYTES: usize = 4 << 20;
 
-/// How long files of certificates are waited for before each request.
-const FILES_PATIENCE: Duration = Duration::from_millis(250);
+/// How often files of certificates are looked at.
+const FILE_POLL: Duration = Duration::from_secs(2);
+
+/// The task that follows them.
+const FOLLOW_FILES: &str = "follow certificate files";
 
 /// Names of one provider that may be looked up at one time, each on a thread: the system's resolver blocks.
 const MAX_LOOKUPS: usize = 4;
@@ -66,47 +72,70 @@ impl From<reqwest::Error> for FetchError {
 
 /// A client with the bounds and the credentials of one provider.
 pub struct HttpClient {
-    options: IssuerHttp,
     max_bytes: usize,
     /// The longest that one fetch may take.
     timeout: Duration,
-    made: Mutex<Made>,
-    /// For the files of `options`.
-    files: FileThreads,
-    lookups: Arc<Lookups>,
+    client: Arc<ArcSwap<Client>>,
     under_way: Semaphore,
     in_background: Semaphore,
+    /// Who exchanges the client when the files have changed that it is made from.
+    _follower: Option<Follower>,
 }
 
-/// A client, and the state of the files that it was made from.
-struct Made {
-    client: Client,
-    stamps: Vec<Option<FileStamp>>,
+/// A task that ends with the client.
+struct Follower(JoinHandle<()>);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What a client is made of, besides the contents of files.
+struct Recipe {
+    options: IssuerHttp,
+    lookups: Arc<Lookups>,
+    timeout: Duration,
 }
 
 impl HttpClient {
-    /// A client that reads at most `max_bytes` of an answer. The files of `options` are read now, and again
-    /// when they have changed.
+    /// A client of this provider that reads at most `max_bytes` of an answer. The files of `options` are read now, and
+    /// followed from then on. Blocks, and needs a tokio runtime.
     ///
     /// On a machine without certificates of authorities, such as a bare container, it reaches http
     /// alone unless `ca_file` is given, and the log says so.
     ///
     /// # Errors
     /// A file cannot be read or does not hold what it should.
-    pub fn new(options: IssuerHttp, max_bytes: usize, timeout: Duration) -> Result<Self, FetchError> {
+    pub fn new(
+        provider: &str,
+        options: IssuerHttp,
+        max_bytes: usize,
+        timeout: Duration,
+        supervisor: &Supervisor,
+    ) -> Result<Self, FetchError> {
         let lookups = Arc::new(Lookups(Arc::new(Semaphore::new(MAX_LOOKUPS))));
-        let client = client(&options, &lookups, timeout)?;
-        // Nothing is known of the files' state when they were read: the first fetch reads them again.
-        let made = Mutex::new(Made { client, stamps: Vec::new() });
+        let files = FileSet::new(files(&options), MAX_FILE_BYTES);
+        let recipe = Recipe { options, lookups, timeout };
+        let contents = files.read_regular()?;
+        let client = Arc::new(ArcSwap::from_pointee(client(&recipe, &contents)?));
+        let follower = contents.can_change().then(|| {
+            let followed = Arc::new(Mutex::new(Followed::since(files, contents, FILE_POLL)));
+            let (recipe, client) = (Arc::new(recipe), Arc::clone(&client));
+            let owner = provider.to_owned();
+            let follow = move || {
+                follow_files(owner.clone(), Arc::clone(&followed), Arc::clone(&recipe), Arc::clone(&client))
+            };
+            Follower(supervisor.keep(Task::of(provider, FOLLOW_FILES), follow))
+        });
         let under_way = Semaphore::new(MAX_UNDER_WAY);
         let in_background = Semaphore::new(MAX_IN_BACKGROUND);
-        let files = FileThreads::default();
-        Ok(Self { options, max_bytes, timeout, made, files, lookups, under_way, in_background })
+        Ok(Self { max_bytes, timeout, client, under_way, in_background, _follower: follower })
     }
 
     async fn send(&self, request: Request) -> Result<Answer, FetchError> {
         let _place = self.place(request.doubt).await?;
-        let client = self.client().await;
+        let client = self.client.load_full();
         let sent = client.get(request.url).headers(request.headers).header(ACCEPT, ACCEPTED).send();
         let mut response = sent.await.map_err(|error| self.told(error))?;
         let (status, url) = (response.status(), response.url().clone());
@@ -145,33 +174,37 @@ impl HttpClient {
         let place = self.under_way.acquire().await.map_err(|_| FetchError::BrokeOff)?;
         Ok((place, background))
     }
+}
 
-    /// The client for the files as they are now; the one before where they cannot be used, or do not come.
-    async fn client(&self) -> Client {
-        let (options, lookups, timeout) = (self.options.clone(), Arc::clone(&self.lookups), self.timeout);
-        if files(&options).next().is_none() {
-            return self.made().client.clone();
-        }
-        let before = self.made().stamps.clone();
-        let looked_at = self.files.run(move || {
-            let stamps: Vec<_> = files(&options).map(FileStamp::of).collect();
-            let made = (stamps != before).then(|| client(&options, &lookups, timeout));
-            (stamps, made)
-        });
-        // A disk that does not answer keeps the client that there is.
-        if let Ok(Some((stamps, Some(made)))) = tokio::time::timeout(FILES_PATIENCE, looked_at).await {
-            let mut before = self.made();
-            before.stamps = stamps;
-            match made {
-                Ok(client) => before.client = client,
-                Err(error) => tracing::warn!(%error, "the files before the change keep being used"),
+/// Exchanges the client whenever the files have changed and come to rest. Files that cannot be used change nothing.
+async fn follow_files(
+    provider: String,
+    followed: Arc<Mutex<Followed>>,
+    recipe: Arc<Recipe>,
+    current: Arc<ArcSwap<Client>>,
+) {
+    let mut followed = followed.lock().await;
+    loop {
+        let contents = followed.changed(|error| kept(&provider, &error.into())).await;
+        let recipe = Arc::clone(&recipe);
+        match spawn_blocking(move || client(&recipe, &contents)).await {
+            Ok(Ok(client)) => {
+                current.store(Arc::new(client));
+                tracing::info!(%provider, "the changed files of certificates are used from now on");
             }
+            Ok(Err(error)) => kept(&provider, &error),
+            Err(_) => kept(&provider, &FetchError::BrokeOff),
         }
-        self.made().client.clone()
     }
+}
 
-    fn made(&self) -> MutexGuard<'_, Made> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+fn kept(provider: &str, error: &FetchError) {
+    tracing::warn!(%provider, %error, "the files before the change keep being used");
+}
+
+impl From<Unreadable> for FetchError {
+    fn from(error: Unreadable) -> Self {
+        FetchError::TlsFile(error.to_string())
     }
 }
 
@@ -201,21 +234,23 @@ impl Resolve for Lookups {
     }
 }
 
-fn files(options: &IssuerHttp) -> impl Iterator<Item = &Path> {
+fn files(options: &IssuerHttp) -> Vec<PathBuf> {
     let certificate = options.client_certificate.as_ref();
     let pair =
         certificate.into_iter().flat_map(|ClientCertificate { cert_file, key_file }| [cert_file, key_file]);
-    options.ca_file.iter().chain(pair).map(AsRef::as_ref)
+    options.ca_file.iter().chain(pair).cloned().collect()
 }
 
-fn client(options: &IssuerHttp, lookups: &Arc<Lookups>, timeout: Duration) -> Result<Client, FetchError> {
+fn client(recipe: &Recipe, contents: &Contents) -> Result<Client, FetchError> {
+    let Recipe { options, lookups, timeout } = recipe;
+    let read = |file: &Path| contents.of(file).map(|bytes| &**bytes).unwrap_or_default();
     let builder = || {
         let builder = Client::builder()
             .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::custom(follow))
             .dns_resolver(Arc::clone(lookups))
             // Shared by the addresses of a name: one that is dead leaves time for the others.
-            .connect_timeout(timeout / 4 * 3)
+            .connect_timeout(*timeout / 4 * 3)
             // Fetches are minutes apart, and a kept connection whose other end died without a word would
             // cost the one that matters its time.
             .pool_max_idle_per_host(0);
@@ -233,7 +268,7 @@ fn client(options: &IssuerHttp, lookups: &Arc<Lookups>, timeout: Duration) -> Re
     };
     let mut configured = builder()?;
     if let Some(file) = &options.ca_file {
-        let authorities = Certificate::from_pem_bundle(&read(file)?).unwrap_or_default();
+        let authorities = Certificate::from_pem_bundle(read(file)).unwrap_or_default();
         if authorities.is_empty() {
             return Err(unusable(file, "no certificate in PEM form"));
         }
@@ -241,7 +276,7 @@ fn client(options: &IssuerHttp, lookups: &Arc<Lookups>, timeout: Duration) -> Re
         configured = configured.tls_certs_only(authorities);
     }
     if let Some(ClientCertificate { cert_file, key_file }) = &options.client_certificate {
-        let pem = [read(cert_file)?, b"\n".to_vec(), read(key_file)?].concat();
+        let pem = [read(cert_file), b"\n", read(key_file)].concat();
         let identity = Identity::from_pem(&pem)
             .map_err(|_| unusable(cert_file, "no certificate in PEM form, or no private key with it"))?;
         usable(builder()?.tls_certs_only([]).identity(identity.clone()), cert_file)?;
@@ -255,10 +290,6 @@ fn client(options: &IssuerHttp, lookups: &Arc<Lookups>, timeout: Duration) -> Re
         }
         made => Ok(made?),
     }
-}
-
-fn read(file: &Path) -> Result<Vec<u8>, FetchError> {
-    read_regular_file(file, MAX_FILE_BYTES).map_err(|error| unusable(file, &error.kind().to_string()))
 }
 
 fn unusable(file: &Path, what: &str) -> FetchError {

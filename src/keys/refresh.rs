@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::future::pending;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,8 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::fetch::{Ask, Fetch, FetchError, Fetched, FileStamp, Interim, Wanted};
-use super::folder::FileThreads;
+use super::fetch::{Ask, Fetch, FetchError, Fetched, Interim, Wanted};
 use super::published::{Effect, Published, Withdrawn};
 use super::schedule::{Begun, Ending, GivenBy, Trigger};
 use super::snapshot::{NotStored, Outdated, Present, Snapshot, SnapshotFile};
@@ -26,8 +24,8 @@ use crate::config::RefreshPolicy;
 use crate::telemetry::{FetchOutcome, on_one_line};
 use crate::validation::key_set::{Key, KeyName, KeySet, KeySetError};
 
-/// How often a key file is looked at for changes.
-const FILE_POLL: Duration = Duration::from_secs(2);
+/// How often a clock is looked at that has not been set.
+const CLOCK_LOOK: Duration = Duration::from_secs(1);
 
 /// How long after a snapshot could not be written the next try is made, if no fetch ends before.
 const STORE_RETRY: Duration = Duration::from_secs(5);
@@ -109,27 +107,20 @@ async fn fetch_once(shared: Arc<Shared>, fetch: Arc<dyn Fetch>, begun: Begun, wa
     timeout(limit, fetch.fetch(ask)).await.unwrap_or(Err(FetchError::TimedOut(limit)))
 }
 
-/// Makes the driver read a key file again soon after it changes.
-pub(super) async fn watch_file(shared: Arc<Shared>, path: PathBuf) {
-    let threads = FileThreads::default();
-    let stamp = async || {
-        let path = path.clone();
-        threads.run(move || FileStamp::of(&path)).await.flatten()
-    };
-    let mut before = stamp().await;
-    loop {
-        sleep(FILE_POLL).await;
-        let after = stamp().await;
-        if after != before {
-            before = after;
-            shared.state().schedule.hurry(shared.now());
-            shared.wake.notify_one();
-        }
+/// Makes the driver read a source again soon after it is seen to have changed.
+pub(super) async fn watch_source(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
+    while let Some(change) = fetch.change() {
+        change.await;
+        shared.state().schedule.hurry(shared.now());
+        shared.wake.notify_one();
     }
 }
 
-/// Reads what a process before this one left behind.
+/// Reads what a process before this one left behind, once the clock can say how old that is.
 pub(super) async fn restore(shared: Arc<Shared>, file: SnapshotFile) {
+    while !shared.around.clock.is_plausible() {
+        sleep(CLOCK_LOOK).await;
+    }
     let (provider, path) = (&shared.provider, file.path());
     let path = path.display();
     match file.read(shared.present(), shared.policy.max_stale).await {

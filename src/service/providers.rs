@@ -170,7 +170,7 @@ fn realm_providers(
     before: Option<&RealmProviders>,
     around: &Surroundings,
 ) -> Result<Arc<RealmProviders>, ServiceError> {
-    let http = http_client(wanted)?;
+    let http = http_client(wanted, around)?;
     let budget =
         budget_of(held.iter().map(|held| &held.keys).chain(answered.iter().map(|keyed| &keyed.keys)));
     let files = FileThreads::default();

@@ -14,10 +14,9 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::task::JoinSet;
 
 use crate::authorizer::{Authorizer, KeyedProvider};
-use crate::clock::Clock;
 use crate::config::{Config, KeySource, ProviderConfig, Realms};
-use crate::keys::KeyCache;
 use crate::keys::folder::FileThreads;
+use crate::keys::{KeyCache, Surroundings};
 use crate::validation::provider::Provider;
 
 use super::providers::{self, Running, budget_of, held_for_realms};
@@ -64,7 +63,7 @@ impl Service {
     /// As for [`Service::start`]; then nothing has changed.
     pub async fn reload(&self, wanted: &Config) -> Result<Vec<Kept>, ServiceError> {
         let mut course = self.course.lock().await;
-        let tried = try_all(self.steps(&course, wanted), &self.around.clock).await;
+        let tried = try_all(self.steps(&course, wanted), &self.around).await;
         let outcome = self.go_over(&mut course, wanted, tried).await;
         match outcome.as_deref() {
             Ok([]) => self.metrics().reload_applied(self.around.clock.now()),
@@ -87,7 +86,7 @@ impl Service {
             return Vec::new();
         }
         let (wanted, left) = (course.wanted.clone(), course.kept.clone());
-        let tried = try_all(self.steps(&course, &wanted), &self.around.clock).await;
+        let tried = try_all(self.steps(&course, &wanted), &self.around).await;
         if tried.iter().filter(|(_, trial)| matches!(trial, Trial::Refused(_))).count() >= left.len() {
             return left;
         }
@@ -242,10 +241,10 @@ impl Step {
     }
 
     /// Asks the source.
-    async fn ask(self, clock: Clock) -> Result<Vec<Answered>, String> {
+    async fn ask(self, around: Surroundings) -> Result<Vec<Answered>, String> {
         match (&self.wanted.realms, &self.running) {
-            (Some(realms), Some(running)) => ask_realms(&self.wanted, realms, running, &clock).await,
-            _ => Answered::by(self.wanted, None, clock).await.map(|answered| vec![answered]),
+            (Some(realms), Some(running)) => ask_realms(&self.wanted, realms, running, &around).await,
+            _ => Answered::by(self.wanted, None, around).await.map(|answered| vec![answered]),
         }
     }
 
@@ -271,14 +270,14 @@ impl Step {
 }
 
 /// Tries all that need it at the same time. Ends them where it is dropped.
-async fn try_all(steps: Vec<Step>, clock: &Clock) -> Vec<(Step, Trial)> {
+async fn try_all(steps: Vec<Step>, around: &Surroundings) -> Vec<(Step, Trial)> {
     let mut asked = JoinSet::new();
     // What breaks off says no more than this.
     let mut trials: HashMap<usize, Trial> = HashMap::new();
     for (number, step) in steps.iter().enumerate().filter(|(_, step)| step.needs_trial()) {
         trials.insert(number, Trial::Refused("the trial broke off".to_owned()));
-        let (step, clock) = (step.clone(), clock.clone());
-        asked.spawn(async move { (number, step.ask(clock).await) });
+        let (step, around) = (step.clone(), around.clone());
+        asked.spawn(async move { (number, step.ask(around).await) });
     }
     while let Some(one) = asked.join_next().await {
         trials
@@ -332,21 +331,21 @@ async fn ask_realms(
     wanted: &ProviderConfig,
     realms: &Realms,
     running: &Running,
-    clock: &Clock,
+    around: &Surroundings,
 ) -> Result<Vec<Answered>, String> {
     let known = match running {
         Running::One(_) => Vec::new(),
         Running::Many(running) => running.known(),
     };
     let budget = budget_of(known.iter().map(|keyed| &keyed.keys));
-    let http = http_client(wanted).map_err(|error| error.to_string())?;
+    let http = http_client(wanted, around).map_err(|error| error.to_string())?;
     let files = FileThreads::default();
     let mut asked = JoinSet::new();
     for name in realms_to_try(wanted, realms, running) {
         let config = wanted.of_realm(realms, &name);
         let realm =
             Realm { name, http: Arc::clone(&http), budget: Arc::clone(&budget), files: files.clone() };
-        asked.spawn(Answered::by(config, Some(realm), clock.clone()));
+        asked.spawn(Answered::by(config, Some(realm), around.clone()));
     }
     let (mut all, mut last_error) = (Vec::new(), "no realm was asked".to_owned());
     while let Some(one) = asked.join_next().await {

@@ -9,11 +9,10 @@ use tokio::task::block_in_place;
 use tokio::time::timeout;
 
 use crate::authorizer::KeyedProvider;
-use crate::clock::Clock;
 use crate::config::{KeySource, ProviderConfig, RefreshPolicy};
 use crate::keys::budget::Budget;
 use crate::keys::discovery::Discovery;
-use crate::keys::fetch::{Ask, Fetch, FetchError, Fetched, Fetching, FileKeys};
+use crate::keys::fetch::{Ask, Changing, Fetch, FetchError, Fetched, Fetching, FileKeys};
 use crate::keys::folder::FileThreads;
 use crate::keys::http::HttpKeys;
 use crate::keys::http_client::HttpClient;
@@ -62,15 +61,15 @@ impl Answered {
     pub(super) async fn by(
         config: ProviderConfig,
         realm: Option<Realm>,
-        clock: Clock,
+        around: Surroundings,
     ) -> Result<Self, String> {
-        let Source { fetch, place } = match Source::of(&config, realm.as_ref()) {
+        let Source { fetch, place } = match Source::of(&config, realm.as_ref(), &around) {
             Ok(Some(source)) => source,
             Ok(None) => return Err("its keys stand in the configuration".to_owned()),
             Err(error) => return Err(error.to_string()),
         };
         let limit = config.refresh.timeout;
-        let ask = Ask::first(&clock, limit);
+        let ask = Ask::first(&around.clock, limit);
         let fetched = timeout(limit, fetch.fetch(ask)).await;
         let fetched =
             fetched.unwrap_or(Err(FetchError::TimedOut(limit))).map_err(|error| error.to_string())?;
@@ -129,16 +128,20 @@ impl Fetch for WithFirst {
         }
     }
 
-    fn watched_file(&self) -> Option<std::path::PathBuf> {
-        self.rest.watched_file()
+    fn change(&self) -> Option<Changing<'_>> {
+        self.rest.change()
     }
 }
 
 impl Source {
     /// `None` where the keys stand in the configuration.
-    fn of(config: &ProviderConfig, realm: Option<&Realm>) -> Result<Option<Self>, ServiceError> {
+    fn of(
+        config: &ProviderConfig,
+        realm: Option<&Realm>,
+        around: &Surroundings,
+    ) -> Result<Option<Self>, ServiceError> {
         let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
-        let http = || realm.map_or_else(|| http_client(config), |realm| Ok(Arc::clone(&realm.http)));
+        let http = || realm.map_or_else(|| http_client(config, around), |realm| Ok(Arc::clone(&realm.http)));
         // A realm is opened by a token.
         let begun = |keys: HttpKeys| Arc::new(if realm.is_some() { keys.for_a_token() } else { keys });
         let (fetch, place): (Arc<dyn Fetch>, String) = match &config.keys {
@@ -166,7 +169,7 @@ pub(super) fn key_cache(
     before: Option<&KeyCache>,
     around: &Surroundings,
 ) -> Result<Arc<KeyCache>, ServiceError> {
-    let cache = match (&config.keys, Source::of(config, realm)?) {
+    let cache = match (&config.keys, Source::of(config, realm, around)?) {
         (_, Some(source)) => cache(config, realm, source, before, around),
         (KeySource::Inline(keys), None) => {
             KeyCache::fixed(&config.provider.name, Arc::clone(keys), around.clone())
@@ -206,7 +209,8 @@ fn cache(
 
 /// A provider of one issuer with its keys.
 pub(super) fn keyed(config: &ProviderConfig, realm: Option<String>, keys: Arc<KeyCache>) -> KeyedProvider {
-    KeyedProvider { provider: Arc::clone(&config.provider), realm, keys, refresh: config.refresh.clone() }
+    let ProviderConfig { provider, refresh, ready_without_keys, .. } = config.clone();
+    KeyedProvider { provider, realm, keys, refresh, ready_without_keys }
 }
 
 /// Whether both have the keys of the same issuer from the same place.
@@ -225,9 +229,14 @@ pub(super) fn same_source(a: &ProviderConfig, b: &ProviderConfig) -> bool {
 ///
 /// # Errors
 /// None can be made with what the configuration says of it.
-pub(super) fn http_client(config: &ProviderConfig) -> Result<Arc<HttpClient>, ServiceError> {
+pub(super) fn http_client(
+    config: &ProviderConfig,
+    around: &Surroundings,
+) -> Result<Arc<HttpClient>, ServiceError> {
     let RefreshPolicy { max_bytes, timeout, .. } = config.refresh;
-    let client = aside(|| HttpClient::new(config.http.clone(), max_bytes, timeout));
+    let name = &config.provider.name;
+    let supervisor = around.supervisor();
+    let client = aside(|| HttpClient::new(name, config.http.clone(), max_bytes, timeout, &supervisor));
     client.map(Arc::new).map_err(|error| {
         ServiceError(format!("providers: {}: no HTTP client: {error}", config.provider.name))
     })
@@ -270,7 +279,7 @@ providers:
         let fetch = Arc::new(WithFirst { first, rest: Arc::new(FileKeys::at(Path::new("/"), 1)) });
         let realm = Realm {
             name: "a".to_owned(),
-            http: http_client(&config).expect("is made"),
+            http: http_client(&config, &Surroundings::default()).expect("is made"),
             budget: Arc::default(),
             files: FileThreads::taken(),
         };

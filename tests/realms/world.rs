@@ -167,6 +167,7 @@ impl World {
             realm: old.realm.clone(),
             keys: Arc::clone(&old.keys),
             refresh: old.refresh.clone(),
+            ready_without_keys: old.ready_without_keys,
         });
         RealmProviders::new(template, realms, self.open(), kept, known.collect(), before)
     }

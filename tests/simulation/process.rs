@@ -65,8 +65,13 @@ impl Process {
         let file = SnapshotFile::within(Arc::new(disk.clone()), "p", ISSUER, source.as_str(), 1 << 20);
         let keys = KeyCache::fetched("p", refresh.clone(), fetch, around, None, Some(file), Arc::default());
         let keys = Arc::new(keys);
-        let keyed =
-            KeyedProvider { provider: Arc::new(provider()), realm: None, keys: Arc::clone(&keys), refresh };
+        let keyed = KeyedProvider {
+            provider: Arc::new(provider()),
+            realm: None,
+            keys: Arc::clone(&keys),
+            refresh,
+            ready_without_keys: false,
+        };
         let policy = RequestPolicy {
             rules: Rules::new(Vec::new()),
             limits: Limits::default(),

@@ -371,7 +371,8 @@ async fn a_304_with_nothing_to_compare_is_an_error() {
     let config = configured(&[provider("demo", ISSUER, &keys, PROMPT)]);
     let service = Running::start_without_keys(config, fixed_clock()).await;
     server.request(3).await;
-    assert_eq!(service.admin("/readyz").await, "no keys yet: demo\n");
+    let waits = service.admin("/readyz").await;
+    assert_eq!(waits, "no keys yet: demo: the answer's status is 304, not 200\n");
     assert!(server.requests().iter().all(|request| request.header("if-none-match").is_none()));
 }
 

@@ -226,8 +226,9 @@ impl RealmProviders {
     fn make(&self, name: &str) -> Option<Arc<KeyedProvider>> {
         let config = self.template.of_realm(&self.realms, name);
         let keys = (self.open)(&config, name)?;
-        let (provider, refresh) = (config.provider, config.refresh);
-        Some(Arc::new(KeyedProvider { provider, realm: Some(name.to_owned()), keys, refresh }))
+        let ProviderConfig { provider, refresh, ready_without_keys, .. } = config;
+        let realm = Some(name.to_owned());
+        Some(Arc::new(KeyedProvider { provider, realm, keys, refresh, ready_without_keys }))
     }
 
     /// Takes a realm into memory; one that was pushed out may have come back by a verified token.

@@ -84,7 +84,12 @@ impl RefusalLog {
     fn report(&self) {
         let left_out = self.kinds().take_left_out(clock::monotonic());
         for LeftOut { reason, provider, left_out } in left_out {
-            tracing::info!(reason, provider, left_out, "refusals without a line of their own: too many at once");
+            tracing::info!(
+                reason,
+                provider,
+                left_out,
+                "refusals without a line of their own: too many at once"
+            );
         }
     }
 

@@ -18,6 +18,7 @@ use tokio_rustls::rustls::{
 
 use crate::house::{Connection, House, Kind};
 use crate::http2;
+use crate::support::NOW;
 use crate::support::log::Captured;
 use crate::support::pki::{Authority, Certified, expired, write};
 
@@ -331,6 +332,33 @@ async fn what_cannot_be_used_leaves_everything_as_it_was() {
         assert!(rig.ask(kind, &client).await.is_some(), "{door}: a key that is gone");
     }
     assert!(log.lines("key.pem: the file cannot be read").len() >= LISTENERS.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_expired_or_soon_will_is_said_at_once_and_each_day() {
+    let rig = Rig::open(serving).await;
+    let log = Captured::start();
+    let says = |what: &str| log.lines(what).len();
+    let days = |days: u64| {
+        rig.authority.signs_with(&["localhost"], |params| {
+            params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(NOW as u64 + days * 86_400);
+        })
+    };
+    put(&rig.folder, &days(15));
+    rig.until("applied", 1.0).await;
+    assert_eq!(says("expires soon"), 0);
+    for (_, door) in LISTENERS {
+        let ends =
+            rig.metric("portcullis_tls_certificate_not_after_timestamp_seconds", door, "file=\"cert\"");
+        assert_eq!(ends, (NOW + 15 * 86_400) as f64, "{door}");
+    }
+    put(&rig.folder, &days(13));
+    rig.until("applied", 2.0).await;
+    assert_eq!(says("a certificate expires soon, on "), LISTENERS.len());
+    sleep(Duration::from_secs(24 * 60 * 60 + 10)).await;
+    assert_eq!(says("a certificate expires soon, on "), 2 * LISTENERS.len());
+    let told = log.lines("expires soon").join("\n");
+    assert!(told.contains("listener=listen.ext_authz[1] file=\"cert\""), "{told}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -32,7 +32,7 @@ use portcullis::verdict::{Decision, Verdict};
 async fn main() -> Result<(), Box<dyn Error>> {
     let file = std::env::args().nth(1).ok_or("usage: axum CONFIG")?;
     let config = Config::load(Path::new(&file))?;
-    telemetry::start_log(&config.log);
+    telemetry::start_log(&config.log)?;
     let service = Arc::new(Service::start(&config, Clock::System)?);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
     println!("listening on http://{}", listener.local_addr()?);

@@ -104,7 +104,7 @@ impl Door for AdminDoor {
         true
     }
 
-    fn unread(&self) {}
+    fn unread(&self, _requests: u64) {}
 }
 
 /// The routes.

@@ -18,10 +18,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::admin::AdminDoor;
 use crate::clock::Clock;
-use crate::config::{BindAddress, Config, TlsFiles};
+use crate::config::{BindAddress, Config, TlsFiles, listener_key};
 use crate::ext_authz::{GrpcDoor, Health};
 use crate::forward_auth::HttpDoor;
-use crate::server::{self, BindError, Listener, Socket, Stop, Tls};
+use crate::server::{self, Alpn, BindError, Listener, Socket, Stop, Tls};
 use crate::service::Service;
 use crate::supervise::Task;
 
@@ -35,10 +35,13 @@ const CUT_OFF: Duration = Duration::from_secs(1);
 /// A service whose sockets are bound and whose key fetches have begun, and which serves nobody yet.
 pub struct App {
     config: Config,
+    clock: Clock,
     service: Arc<Service>,
     grpc: Vec<Arc<Listener<GrpcDoor>>>,
     http: Vec<Arc<Listener<HttpDoor>>>,
     admin: Option<Arc<Listener<AdminDoor>>>,
+    /// That of every listener that has any.
+    tls: Vec<Tls>,
     health: Health,
     stop: watch::Sender<bool>,
     stopped: Stop,
@@ -59,7 +62,8 @@ impl App {
     pub async fn bind(config: Config, clock: Clock) -> Result<Self, BindError> {
         let (stop, stopped) = Stop::new();
         let bound = bind_all(&config).await?;
-        let service = Arc::new(Service::start(&config, clock).map_err(BindError::from_error)?);
+        let tls = bound.tls().cloned().collect();
+        let service = Arc::new(Service::start(&config, clock.clone()).map_err(BindError::from_error)?);
         let (door, health) =
             GrpcDoor::new(Arc::clone(&service), config.limits.message_bytes, stopped.clone())
                 .map_err(BindError::from_error)?;
@@ -86,7 +90,9 @@ impl App {
             grpc: grpc.map(Arc::new).collect(),
             http: http.map(Arc::new).collect(),
             admin: admin.map(Arc::new),
+            tls,
             config,
+            clock,
             service,
             health,
             stop,
@@ -130,7 +136,7 @@ impl App {
     /// Serves until `shutdown`, then drains: health says NOT_SERVING for `shutdown.drain_delay`, then connections
     /// without a request in flight are closed, and requests in flight get at most `shutdown.grace`.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let Self { config, service, grpc, http, admin, health, stop, stopped, file } = self;
+        let Self { config, clock, service, grpc, http, admin, tls, health, stop, stopped, file } = self;
         let supervisor = service.supervisor();
         let listeners: Vec<(&'static str, Arc<dyn Serve>)> =
             (grpc.into_iter().map(|one| ("ext_authz listener", one as Arc<dyn Serve>)))
@@ -145,6 +151,16 @@ impl App {
             })
             .collect();
         let _health = Running(supervisor.keep(Task::named("health"), move || health.clone().follow()));
+        let _tls: Vec<Running> = (tls.into_iter())
+            .map(|tls| {
+                let (service, clock) = (Arc::clone(&service), clock.clone());
+                let follow = move || {
+                    let (tls, service, clock) = (tls.clone(), Arc::clone(&service), clock.clone());
+                    async move { tls.follow(service.metrics(), &clock).await }
+                };
+                Running(supervisor.keep(Task::named("TLS files"), follow))
+            })
+            .collect();
         let _reload = file.map(|file| {
             let reloads = Reloads::new(Arc::clone(&service), config.clone(), file);
             // Kept from one run to the next, so that a change in between is seen.
@@ -222,26 +238,36 @@ struct AllBound {
     admin: Option<Bound>,
 }
 
+impl AllBound {
+    fn tls(&self) -> impl Iterator<Item = &Tls> {
+        self.grpc.iter().chain(&self.http).chain(&self.admin).filter_map(|(_, tls)| tls.as_ref())
+    }
+}
+
 async fn bind_all(config: &Config) -> Result<AllBound, BindError> {
     let (mut grpc, mut http) = (Vec::new(), Vec::new());
-    for listener in &config.listen.ext_authz {
-        grpc.push(bind("listen.ext_authz", &listener.address, listener.tls.as_ref()).await?);
+    let listeners = &config.listen.ext_authz;
+    for (i, listener) in listeners.iter().enumerate() {
+        let key = listener_key("ext_authz", i, listeners.len());
+        let tls = load(&key, listener.tls.as_ref(), Alpn::Grpc)?;
+        grpc.push((Socket::bind(&key, &listener.address).await?, tls));
     }
-    for listener in &config.listen.forward_auth {
-        let address = BindAddress::Tcp(listener.address);
-        http.push(bind("listen.forward_auth", &address, listener.tls.as_ref()).await?);
+    let listeners = &config.listen.forward_auth;
+    for (i, listener) in listeners.iter().enumerate() {
+        let key = listener_key("forward_auth", i, listeners.len());
+        let tls = load(&key, listener.tls.as_ref(), Alpn::Http)?;
+        http.push((Socket::bind(&key, &BindAddress::Tcp(listener.address)).await?, tls));
     }
     let admin = match &config.listen.admin {
         Some(listener) => {
-            let address = BindAddress::Tcp(listener.address);
-            Some(bind("listen.admin", &address, listener.tls.as_ref()).await?)
+            let tls = load("listen.admin", listener.tls.as_ref(), Alpn::Http)?;
+            Some((Socket::bind("listen.admin", &BindAddress::Tcp(listener.address)).await?, tls))
         }
         None => None,
     };
     Ok(AllBound { grpc, http, admin })
 }
 
-async fn bind(key: &str, address: &BindAddress, tls: Option<&TlsFiles>) -> Result<Bound, BindError> {
-    let tls = tls.map(|files| Tls::load(key, files)).transpose()?;
-    Ok((Socket::bind(key, address).await?, tls))
+fn load(key: &str, files: Option<&TlsFiles>, alpn: Alpn) -> Result<Option<Tls>, BindError> {
+    files.map(|files| Tls::load(key, files, alpn)).transpose().map_err(BindError::from_error)
 }

@@ -4,9 +4,11 @@
 //! that set may be too old, the key cache is asked once to rescue it. Every way out is a [`Verdict`]:
 //! nothing here fails, and a failure to decide is a denial.
 
+mod account;
 mod findings;
 mod providers;
 mod realms;
+mod refusals;
 mod trace;
 
 use std::collections::BTreeSet;
@@ -23,10 +25,11 @@ pub use self::trace::Step;
 
 use self::findings::Findings;
 use self::providers::{Issuer, Lent, Providers};
+use self::refusals::RefusalLog;
 use self::trace::Trace;
 use crate::access_request::AccessRequest;
 use crate::bearer_token::{self, FoundToken};
-use crate::clock::{self, Clock, Instant};
+use crate::clock::{Clock, Instant};
 use crate::config::{Limits, Responses};
 use crate::identity;
 use crate::keys::{NotRescued, StaleToken};
@@ -59,6 +62,7 @@ pub struct Authorizer {
     ids: DecisionIds,
     /// Whether the log has been told of a proxy that is not trusted.
     untrusted_told: AtomicBool,
+    refusals: Arc<RefusalLog>,
 }
 
 /// What holds for every request, whichever provider its token names.
@@ -122,6 +126,7 @@ impl Authorizer {
             metrics,
             ids: DecisionIds::new(),
             untrusted_told: AtomicBool::new(false),
+            refusals: Arc::default(),
         }
     }
 
@@ -402,59 +407,6 @@ impl Authorizer {
             );
         }
     }
-
-    fn account(
-        &self,
-        door: &'static str,
-        request: &AccessRequest<'_>,
-        decision: &Decision,
-        findings: &Findings<'_>,
-    ) {
-        let (verdict, reason) = (decision.verdict.as_str(), decision.verdict.reason());
-        let provider = decision.provider.as_deref().unwrap_or_default();
-        let took = clock::elapsed_since(request.arrived);
-        self.metrics.decision(door, verdict, reason, provider, took);
-        let (kid, detail) = (findings.kid.as_deref(), findings.detail.as_deref());
-        let (method, host) = (shown(request.method), shown(request.host));
-        let (rule, realm) = (decision.rule.as_deref(), findings.realm.as_deref());
-        let (reason, decision_id) = (reason.as_str(), decision.decision_id.as_str());
-        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        match decision.verdict {
-            Verdict::Allow(_) => {
-                tracing::debug!(
-                    door,
-                    verdict,
-                    reason,
-                    provider,
-                    realm,
-                    rule,
-                    method,
-                    host,
-                    kid,
-                    decision_id,
-                    took_us,
-                    "decided"
-                );
-            }
-            Verdict::Deny(_) | Verdict::Unavailable => {
-                tracing::info!(
-                    door,
-                    verdict,
-                    reason,
-                    provider,
-                    realm,
-                    rule,
-                    method,
-                    host,
-                    kid,
-                    detail,
-                    decision_id,
-                    took_us,
-                    "decided"
-                );
-            }
-        }
-    }
 }
 
 /// The ways in which a provider's tokens may be offered in a challenge.
@@ -475,11 +427,6 @@ fn spelled_as_before(offer: Offer, before: &[(String, Offer)]) -> Offer {
     let same =
         before.iter().map(|(_, known)| known).find(|known| known.scheme.eq_ignore_ascii_case(&offer.scheme));
     Offer { scheme: same.map_or(offer.scheme, |known| known.scheme.clone()), ..offer }
-}
-
-/// A part of a request for the log.
-fn shown(bytes: &[u8]) -> String {
-    on_one_line(&String::from_utf8_lossy(bytes))
 }
 
 /// When the answer has to be on its way, whether or not keys have come.

@@ -40,7 +40,7 @@ use crate::validation::provider::Provider;
 pub use cursor::parse_duration;
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use losses::losses;
-pub use read::MAX_FILE_BYTES;
+pub use read::{Examined, MAX_FILE_BYTES};
 pub use realms::{AllowedRealms, RealmKeys, Realms, Template};
 pub use schema::json_schema_text;
 
@@ -79,6 +79,12 @@ pub struct Listen {
     pub forward_auth: Vec<HttpListener>,
     /// `/livez`, `/readyz`, `/metrics`, `/keys`; `None` is off.
     pub admin: Option<AdminListener>,
+}
+
+/// How a configuration calls one of the listeners of a door: `listen.ext_authz` where it is the only one, else
+/// `listen.ext_authz[1]`, counted from 0.
+pub fn listener_key(door: &str, index: usize, of: usize) -> String {
+    if of == 1 { format!("listen.{door}") } else { format!("listen.{door}[{index}]") }
 }
 
 /// The operators' door.

@@ -45,7 +45,7 @@ use crate::proto::envoy::service::auth::v3::{
 use crate::proto::envoy::r#type::v3::HttpStatus;
 use crate::proto::google::rpc;
 use crate::reason::DenialKind;
-use crate::server::{Door, Stop};
+use crate::server::{Door, Rarely, Stop, count_unread};
 use crate::service::Service;
 use crate::validation::json::Json;
 use crate::verdict::{Decision, Verdict};
@@ -73,6 +73,7 @@ pub(crate) struct GrpcDoor {
     others: Routes,
     unfinished: Arc<Unfinished>,
     stop: Stop,
+    unread: Arc<Rarely>,
 }
 
 impl GrpcDoor {
@@ -103,6 +104,7 @@ impl GrpcDoor {
             others,
             unfinished: Arc::new(Unfinished::new(message_bytes)),
             stop,
+            unread: Arc::default(),
         };
         Ok((door, Health { service, reporter }))
     }
@@ -168,7 +170,9 @@ impl Door for GrpcDoor {
         request.uri().path() == CHECK
     }
 
-    fn unread(&self) {}
+    fn unread(&self, requests: u64) {
+        count_unread(&self.service, DOOR, requests, &self.unread);
+    }
 }
 
 /// What grpc.health.v1 says, for the whole server and for the one service.

@@ -11,7 +11,6 @@ mod resource_metadata;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{CACHE_CONTROL, HOST};
@@ -21,8 +20,7 @@ use hyper::body::Incoming;
 use crate::access_request::{AccessRequest, Caller, ClaimHeaders, Headers, Removal};
 use crate::config::{HttpListener, Profile, Responses};
 use crate::identity::UpstreamChanges;
-use crate::reason::Reason;
-use crate::server::{Door, MAX_HEADER_BYTES, MAX_HEADERS, Rarely};
+use crate::server::{Door, MAX_HEADER_BYTES, MAX_HEADERS, Rarely, count_unread};
 use crate::service::Service;
 
 use crate::verdict::{Decision, Verdict};
@@ -68,12 +66,8 @@ impl Door for HttpDoor {
         true
     }
 
-    fn unread(&self) {
-        let (verdict, reason) = (Verdict::Deny(Reason::RequestMalformed), Reason::RequestMalformed);
-        self.service.metrics().decision(DOOR, verdict.as_str(), reason, "", Duration::ZERO);
-        if let Some(times) = self.unread.due() {
-            tracing::warn!(times, "requests with headers too large even to be read were answered 431");
-        }
+    fn unread(&self, requests: u64) {
+        count_unread(&self.service, DOOR, requests, &self.unread);
     }
 }
 

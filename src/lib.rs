@@ -27,6 +27,7 @@
 //!   there is.
 //! - [`keys`]: the cache, its schedule and budget, how keys are fetched, which of two answers is the newer one, what was
 //!   withdrawn, and the snapshot that outlives a restart.
+//! - [`certificates`] in files, of listeners and issuers alike.
 //! - [`files`] that are read again when they have changed and come to rest.
 //! - [`supervise`]: tasks that must not end are started again.
 //! - [`clock`] and [`telemetry`], which everybody may use.
@@ -73,6 +74,7 @@ pub mod reason;
 pub mod rules;
 pub mod validation;
 
+pub mod certificates;
 pub mod keys;
 
 pub mod clock;

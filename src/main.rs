@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use portcullis::commands::{demo, drill, explain, serve, validate};
+use portcullis::telemetry;
 
 /// External authorization for Envoy and other proxies: validates bearer JWTs and stays right while
 /// signing keys rotate
@@ -28,7 +29,11 @@ enum Command {
 /// nobody from leaving.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 
+/// How long the last log lines have, whatever becomes of standard error.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
+    telemetry::tell_panics_in_log();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -38,6 +43,7 @@ fn main() -> ExitCode {
     };
     let code = runtime.block_on(run());
     runtime.shutdown_timeout(LAST_WRITES);
+    telemetry::flush_log(LAST_LINES);
     code
 }
 

@@ -32,14 +32,16 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 
 use crate::clock::{self, Instant};
+use crate::reason::Reason;
 use crate::service::Service;
+use crate::verdict::Verdict;
 
 pub(crate) use accept::Listener;
 pub(crate) use descriptors::for_connections;
 pub use descriptors::raise_limit;
 pub use socket::BindError;
 pub(crate) use socket::Socket;
-pub(crate) use tls::Tls;
+pub(crate) use tls::{Alpn, Tls};
 
 /// Streams that one connection may have open: waiting requests of a whole herd, and still a bound.
 const MAX_STREAMS: u32 = 16_384;
@@ -82,8 +84,19 @@ pub(crate) trait Door: Send + Sync + 'static {
     /// own.
     fn is_awaited(&self, request: &Request<Incoming>) -> bool;
 
-    /// A request was too large to be read, and was answered 431.
-    fn unread(&self);
+    /// So many requests were too large to be read, and were answered 431.
+    fn unread(&self, requests: u64);
+}
+
+/// Counts requests of this door that were too large to be read as decisions, and logs it once in a while.
+pub(crate) fn count_unread(service: &Service, door: &'static str, requests: u64, rarely: &Rarely) {
+    let reason = Reason::RequestMalformed;
+    for _ in 0..requests {
+        service.metrics().decision(door, Verdict::Deny(reason).as_str(), reason, "", Duration::ZERO);
+        if let Some(times) = rarely.due() {
+            tracing::warn!(door, times, "requests with headers too large even to be read were answered 431");
+        }
+    }
 }
 
 /// When listeners are to stop.

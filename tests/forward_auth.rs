@@ -512,10 +512,10 @@ async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() 
     let pki = Pki::new();
     let wrong = pki.directory.path().join("wrong.pem");
     std::fs::write(&wrong, "no PEM").expect("can be written");
-    for files in [
-        TlsFiles { cert_file: wrong.clone(), ..pki.files() },
-        TlsFiles { key_file: wrong.clone(), ..pki.files() },
-        TlsFiles { client_ca_file: Some(wrong.clone()), ..pki.files() },
+    for (name, files) in [
+        ("cert_file", TlsFiles { cert_file: wrong.clone(), ..pki.files() }),
+        ("key_file", TlsFiles { key_file: wrong.clone(), ..pki.files() }),
+        ("client_ca_file", TlsFiles { client_ca_file: Some(wrong.clone()), ..pki.files() }),
     ] {
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
         let mut config = config(vec![inline(provider("p", ISSUER), &[key.public_jwk()])]);
@@ -528,7 +528,8 @@ async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() 
         }];
         let refused = App::bind(config, fixed_clock()).await.expect_err("no PEM").to_string();
         assert!(
-            refused.starts_with("listen.forward_auth.tls: ") && refused.contains("wrong.pem"),
+            refused.starts_with(&format!("listen.forward_auth.tls.{name}: "))
+                && refused.contains("wrong.pem"),
             "{refused}"
         );
     }

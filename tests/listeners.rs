@@ -357,3 +357,70 @@ async fn checks_that_never_end_keep_nobody_elses_out() {
     }
     floods.iter().for_each(|flood| flood.abort());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_request_too_large_to_be_read_is_counted_at_every_door_that_decides() {
+    let house = House::open().await;
+    let mut expected = 0.0;
+    let malformed =
+        |house: &House| house.metric("portcullis_decisions_total", "reason=\"request_malformed\"");
+    for kind in Kind::ALL {
+        let mut block = http2::get("/livez");
+        while block.len() < 300 << 10 {
+            block.extend(http2::block(&[("x-large", &"l".repeat(120))]));
+        }
+        let mut bytes = greeting(&[]);
+        let pieces: Vec<&[u8]> = block.chunks(16_384).collect();
+        for (place, piece) in pieces.iter().enumerate() {
+            let kind = if place == 0 { HEADERS } else { http2::CONTINUATION };
+            let flags = if place == 0 { END_STREAM } else { 0 };
+            let last = if place + 1 == pieces.len() { END_HEADERS } else { 0 };
+            bytes.extend(frame(kind, flags | last, 1, piece));
+        }
+        let mut connection = house.connect(kind).await;
+        connection.write_all(&bytes).await.expect("it is read");
+        assert!(http2::answered(&mut connection, 1).await, "{kind:?}");
+        drop(connection);
+        tokio::time::sleep(Duration::from_secs(2 * LOOK)).await;
+        expected += if kind == Kind::Admin { 0.0 } else { 1.0 };
+        assert!((malformed(&house) - expected).abs() < 0.5, "{kind:?}: {} of {expected}", malformed(&house));
+    }
+    for kind in [Kind::Http, Kind::HttpTls] {
+        let mut connection = house.connect(kind).await;
+        let request = format!("GET / HTTP/1.1\r\nx-large: {}\r\n\r\n", "l".repeat(300 << 10));
+        let _read = connection.write_all(request.as_bytes()).await;
+        until_closed(&mut connection).await;
+        expected += 1.0;
+        assert!((malformed(&house) - expected).abs() < 0.5, "{kind:?}: {} of {expected}", malformed(&house));
+    }
+}
+
+#[tokio::test]
+async fn streams_that_never_end_keep_nobody_out_and_one_connection_has_a_bound_of_them() {
+    const STREAMS: u32 = 16_384;
+    let house = House::open().await;
+    for kind in Kind::GRPC {
+        let (mut reading, mut writing) = tokio::io::split(sent(&house, kind, &greeting(&[])).await);
+        let opening = tokio::spawn(async move {
+            for stream in (1..).step_by(2).take(STREAMS as usize + 1) {
+                let watch = http2::call("/grpc.health.v1.Health/Watch");
+                let mut bytes = frame(HEADERS, END_HEADERS, stream, &watch);
+                if stream < 2 * STREAMS {
+                    bytes.extend(frame(DATA, END_STREAM, stream, &[0; 5]));
+                }
+                writing.write_all(&bytes).await.expect("it is read");
+            }
+            writing.flush().await.expect("it is sent");
+            writing
+        });
+        let (mut open, mut refused) = (0, 0);
+        while open + refused < STREAMS + 1 {
+            let next = http2::next(&mut reading).await.expect("the connection stays");
+            open += u32::from(next.kind == HEADERS);
+            refused += u32::from(next.kind == RST_STREAM);
+        }
+        assert_eq!((open, refused), (STREAMS, 1), "{kind:?}");
+        house.everybody_is_answered("thousands of streams are open").await;
+        drop(opening.await.expect("no panic"));
+    }
+}

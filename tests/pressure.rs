@@ -1,19 +1,24 @@
-//! The process `portcullis serve` where its machine gives it little: descriptors, memory, and time to end.
+//! The service where its machine gives it little, descriptors, memory or time to end, and where it has much to do beside
+//! its decisions.
 
 #[path = "listeners/http2.rs"]
 #[allow(dead_code, reason = "the listeners' own tests use more of it")]
 mod http2;
 #[path = "support/real.rs"]
 mod real;
+mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis::commands::issuer::{Issuer, SigningAlgorithm};
+use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey};
+use portcullis::config::Config;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use http2::{DATA, END_HEADERS, HEADERS, frame, greeting};
 use real::{PATIENCE, Portcullis, client, eventually};
+use support::{Ask, Running};
 
 fn providers(issuer: &Issuer, more: &str) -> String {
     format!(
@@ -137,4 +142,80 @@ async fn a_second_signal_ends_a_drain_at_once() {
     let status = eventually("it ends", Duration::from_secs(10), async || portcullis.process.ended()).await;
     assert_eq!(status.code(), Some(1), "the drain was not done");
     assert!(waiting.await.expect("no panic").is_err(), "the request was cut off");
+}
+
+/// A service that is asked without pause, from one connection, about a good token, while `meanwhile` runs.
+async fn asked_meanwhile(running: &Running, token: &str, meanwhile: impl Future<Output = ()>) {
+    tokio::pin!(meanwhile);
+    let mut asked = 0;
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut meanwhile => break,
+            answer = running.bearer(token) => {
+                assert!(answer.is_allowed(), "after {asked}");
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked > 0, "nothing was asked meanwhile");
+}
+
+fn token(key: &SigningKey) -> String {
+    key.sign(&serde_json::json!({
+        "iss": "https://issuer.example.com", "aud": "orders-api", "sub": "alice", "exp": support::NOW + 600
+    }))
+}
+
+fn house() -> (SigningKey, Config) {
+    let key = SigningKey::generate("a", SigningAlgorithm::ES256);
+    let provider = support::inline(support::provider("p", "https://issuer.example.com"), &[key.public_jwk()]);
+    (key, support::config(vec![provider]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_of_ten_thousand_rules_loses_no_check() {
+    let (key, config) = house();
+    let running = Running::start(config.clone(), support::fixed_clock()).await;
+    let keys = serde_json::json!({"keys": [key.public_jwk()]});
+    let mut text = format!(
+        "listen: {{ext_authz: 127.0.0.1:0}}
+providers:
+- {{name: p, issuer: 'https://issuer.example.com', any_audience: true, jwks: {keys}}}
+rules:
+"
+    );
+    for rule in 0..10_000 {
+        text.push_str(&format!(
+            "- {{name: r{rule}, match: {{path_prefix: /r{rule}}}, require: {{scopes: [s{rule}]}}}}\n"
+        ));
+    }
+    let token = token(&key);
+    let service = Arc::clone(running.shared_service());
+    asked_meanwhile(&running, &token, async {
+        let read = tokio::task::spawn_blocking(move || Config::parse(&text, &|_| None));
+        let many = read.await.expect("no panic").expect("it is valid");
+        service.reload(&many).await.expect("it can be had");
+    })
+    .await;
+    assert_eq!(service.authorizer().rules().all().len(), 10_000);
+    let last =
+        running.ask(Ask::default().path("/r9999/x").header("authorization", format!("Bearer {token}"))).await;
+    assert!(!last.is_allowed(), "the last of them asks for a scope");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scrapes_of_ten_thousand_realms_lose_no_check() {
+    let (key, config) = house();
+    let running = Running::start(config, support::fixed_clock()).await;
+    for realm in 0..10_000 {
+        running.service().metrics().key_set(&format!("p/realm-{realm}"), 2, 1, Some(Duration::from_secs(9)));
+    }
+    asked_meanwhile(&running, &token(&key), async {
+        for _ in 0..5 {
+            let page = running.admin("/metrics").await;
+            assert!(page.contains("provider=\"p/realm-9999\"") && page.ends_with("# EOF\n"));
+        }
+    })
+    .await;
 }

@@ -31,7 +31,7 @@ impl Embedded {
     /// Starts under this configuration and waits until every provider has keys.
     pub(super) async fn start(configuration: &str) -> Result<Self, Failure> {
         let config = Config::parse(configuration, &|_| None).map_err(|errors| errors.to_string())?;
-        telemetry::start_log(&config.log);
+        telemetry::start_log(&config.log)?;
         let app = App::bind(config, Clock::System).await?;
         let (Some(ext_authz), Some(admin)) = (app.ext_authz_address(), app.admin_address()) else {
             return Err("a door of the service has no address".into());

@@ -81,7 +81,7 @@ pub async fn run(args: ExplainArgs) -> ExitCode {
 async fn explain(args: &ExplainArgs) -> Result<(String, ExitCode), Failure> {
     let config = Config::load(&args.config)?;
     // What a fetch complains about is told; what is decided is printed.
-    telemetry::start_log(&Log { level: LogLevel::Warn, ..config.log });
+    telemetry::start_log(&Log { level: LogLevel::Warn, ..config.log })?;
     let described = Described::read(&args.request)?;
     let clock = args.now.map_or(Clock::System, Clock::Fixed);
     let service = Service::start_beside(&config, clock)?;

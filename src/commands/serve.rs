@@ -46,7 +46,10 @@ pub async fn run(args: ServeArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    telemetry::start_log(&config.log);
+    if let Err(error) = telemetry::start_log(&config.log) {
+        eprintln!("the log cannot be started: {error}");
+        return ExitCode::FAILURE;
+    }
     for warning in &config.warnings {
         tracing::warn!(%warning, "in the configuration");
     }

@@ -5,8 +5,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use crate::clock;
 use crate::config::{self, Config};
 
+use certificates::Told;
+
+mod certificates;
 mod recipes;
 
 /// Check a configuration and report every error at once, and what is legal but dangerous
@@ -39,8 +43,11 @@ pub fn run(args: ValidateArgs) -> ExitCode {
 }
 
 fn validate(file: &Path, print: bool) -> ExitCode {
-    let loaded = Config::load(file);
-    for warning in loaded.iter().flat_map(|config| &config.warnings) {
+    let examined = Config::examine(file);
+    let Told { errors, warnings } = certificates::check(&examined, clock::Clock::System.now());
+    let loaded = examined.and(file, errors).config;
+    let of_rules = loaded.iter().flat_map(|config| &config.warnings);
+    for warning in of_rules.chain(&warnings) {
         eprintln!("{}", warning.in_file(file, "warning: "));
     }
     match loaded {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::document::{Member, Node, Value, expand, plain_json};
 use super::error::{ConfigError, Position, member_path};
+use super::{IssuerHttp, TlsFiles};
 
 /// What one reading collects.
 pub(super) struct Findings<'e> {
@@ -14,13 +15,22 @@ pub(super) struct Findings<'e> {
     errors: RefCell<Vec<ConfigError>>,
     /// What is legal and dangerous.
     warnings: RefCell<Vec<ConfigError>>,
-    /// Files that the document names, to be looked at by whoever has a file system.
+    /// What the document names, to be looked at by whoever has a file system.
     files: RefCell<Vec<(Position, String, PathBuf)>>,
+    listeners: RefCell<Vec<(String, TlsFiles)>>,
+    issuers: RefCell<Vec<(String, IssuerHttp)>>,
 }
 
 impl<'e> Findings<'e> {
     pub(super) fn new(variable: &'e dyn Fn(&str) -> Option<String>) -> Self {
-        Self { variable, errors: RefCell::default(), warnings: RefCell::default(), files: RefCell::default() }
+        Self {
+            variable,
+            errors: RefCell::default(),
+            warnings: RefCell::default(),
+            files: RefCell::default(),
+            listeners: RefCell::default(),
+            issuers: RefCell::default(),
+        }
     }
 
     /// All of it.
@@ -29,6 +39,8 @@ impl<'e> Findings<'e> {
             errors: self.errors.into_inner(),
             warnings: self.warnings.into_inner(),
             files: self.files.into_inner(),
+            listeners: self.listeners.into_inner(),
+            issuers: self.issuers.into_inner(),
         }
     }
 }
@@ -38,6 +50,8 @@ pub(super) struct Found {
     pub(super) errors: Vec<ConfigError>,
     pub(super) warnings: Vec<ConfigError>,
     pub(super) files: Vec<(Position, String, PathBuf)>,
+    pub(super) listeners: Vec<(String, TlsFiles)>,
+    pub(super) issuers: Vec<(String, IssuerHttp)>,
 }
 
 /// A value, where it stands, and how it is called.
@@ -179,6 +193,16 @@ impl<'a> Cursor<'a> {
         let path = PathBuf::from(self.text()?);
         self.findings.files.borrow_mut().push((self.node.at, self.path.clone(), path.clone()));
         Some(path)
+    }
+
+    /// These files of a listener stand here, whatever is wrong elsewhere.
+    pub(super) fn note_listener(&self, files: &TlsFiles) {
+        self.findings.listeners.borrow_mut().push((self.path.clone(), files.clone()));
+    }
+
+    /// So do these of an issuer.
+    pub(super) fn note_issuer(&self, http: &IssuerHttp) {
+        self.findings.issuers.borrow_mut().push((self.path.clone(), http.clone()));
     }
 
     /// The elements of a list.

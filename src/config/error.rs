@@ -74,6 +74,11 @@ impl ConfigErrors {
         Self { file: Some(file.to_owned()), ..self }
     }
 
+    /// With others.
+    pub(super) fn and(self, more: Vec<ConfigError>) -> Self {
+        Self { file: self.file, ..Self::new([self.errors, more].concat()) }
+    }
+
     /// Each of them.
     pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
         self.errors.iter()

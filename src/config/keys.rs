@@ -108,7 +108,9 @@ pub(super) fn read_issuer_http(provider: &Mapping<'_>) -> Option<IssuerHttp> {
                 return mapping.refuse("`client_cert_file` and `client_key_file` belong together: give both");
             }
         };
-        Some(IssuerHttp { allow_http: false, ca_file: ca_file?, proxy: proxy?, client_certificate })
+        let http = IssuerHttp { allow_http: false, ca_file: ca_file?, proxy: proxy?, client_certificate };
+        cursor.note_issuer(&http);
+        Some(http)
     });
     Some(IssuerHttp { allow_http: allow_http?, ..files? })
 }

@@ -168,12 +168,14 @@ fn read_tls(cursor: Cursor<'_>) -> Option<TlsFiles> {
     let key_file = mapping.need("key_file", "the private key, PEM").and_then(|cursor| cursor.file());
     let client_ca_file = mapping.optional("client_ca_file", |cursor| cursor.file());
     let client_names = read_client_names(&mapping);
-    Some(TlsFiles {
+    let files = TlsFiles {
         cert_file: cert_file?,
         key_file: key_file?,
         client_ca_file: client_ca_file?,
         client_names: client_names?,
-    })
+    };
+    cursor.note_listener(&files);
+    Some(files)
 }
 
 fn read_client_names(tls: &Mapping<'_>) -> Option<Vec<String>> {

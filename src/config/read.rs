@@ -14,12 +14,12 @@ use crate::rules::Rules;
 use super::cursor::{Cursor, Findings, Found};
 use super::dangers::warn_of_network;
 use super::document;
-use super::error::{ConfigError, ConfigErrors};
+use super::error::{ConfigError, ConfigErrors, Position};
 use super::listen::read_listen;
 use super::providers::read_providers;
 use super::responses::read_responses;
 use super::rules::read_rules;
-use super::{Config, Limits, Log, LogFormat, LogLevel, Responses, Shutdown};
+use super::{Config, IssuerHttp, Limits, Log, LogFormat, LogLevel, Responses, Shutdown, TlsFiles};
 
 /// A longer configuration, in bytes, is refused.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
@@ -31,7 +31,7 @@ impl Config {
     /// # Errors
     /// All that is wrong.
     pub fn parse(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
-        read(text, variable, |_| Ok(()))
+        read(text, variable, |_| Ok(())).config
     }
 
     /// Reads the configuration in a file, with the process's environment, and checks that the files it
@@ -40,20 +40,68 @@ impl Config {
     /// # Errors
     /// All that is wrong.
     pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
-        read_file(file)
-            .map_err(|message| ConfigErrors::whole(message).in_file(file))
-            .and_then(|bytes| Self::of_bytes(bytes, file))
+        Self::examine(file).config
     }
 
-    /// The same of what has been read of the file already.
+    /// The same, with what else it names that can be looked at, also where it is wrong.
+    pub fn examine(file: &Path) -> Examined {
+        Self::examine_text(read_file(file).and_then(text_of), file)
+    }
+
+    /// [`Config::load`] of what has been read of the file already.
     ///
     /// # Errors
     /// All that is wrong.
     pub fn of_bytes(bytes: Vec<u8>, file: &Path) -> Result<Self, ConfigErrors> {
-        text_of(bytes)
-            .map_err(ConfigErrors::whole)
-            .and_then(|text| read(&text, &|name| std::env::var(name).ok(), check_readable))
-            .map_err(|errors| errors.in_file(file))
+        Self::examine_text(text_of(bytes), file).config
+    }
+
+    fn examine_text(text: Result<String, String>, file: &Path) -> Examined {
+        let mut examined = match text {
+            Ok(text) => read(&text, &|name| std::env::var(name).ok(), check_readable),
+            Err(message) => Examined::nothing(ConfigErrors::whole(message)),
+        };
+        examined.config = examined.config.map_err(|errors| errors.in_file(file));
+        examined
+    }
+}
+
+/// A configuration, and what it names for others to look at.
+#[derive(Debug)]
+pub struct Examined {
+    /// The configuration, or all that is wrong with it.
+    pub config: Result<Config, ConfigErrors>,
+    /// The TLS files of listeners, each with its path in the document: `listen.admin.tls`.
+    pub listeners: Vec<(String, TlsFiles)>,
+    /// How issuers are reached: `providers[0].http`.
+    pub issuers: Vec<(String, IssuerHttp)>,
+    /// Where files are named.
+    places: Vec<(String, Position)>,
+}
+
+impl Examined {
+    fn nothing(errors: ConfigErrors) -> Self {
+        Self { config: Err(errors), listeners: Vec::new(), issuers: Vec::new(), places: Vec::new() }
+    }
+
+    /// What is to be said of the file that this path in the document names.
+    pub fn of_file(&self, path: String, message: String) -> ConfigError {
+        let at = self.places.iter().find(|(known, _)| *known == path).map(|(_, at)| *at);
+        ConfigError { at, path, message }
+    }
+
+    /// With what others have found out. What is said of a value already is not said again.
+    #[must_use]
+    pub fn and(self, file: &Path, mut errors: Vec<ConfigError>) -> Self {
+        let config = match self.config {
+            Ok(config) if errors.is_empty() => Ok(config),
+            Ok(_) => Err(ConfigErrors::new(errors).in_file(file)),
+            Err(known) => {
+                errors.retain(|error| known.iter().all(|one| one.path != error.path));
+                Err(known.and(errors))
+            }
+        };
+        Self { config, ..self }
     }
 }
 
@@ -93,29 +141,32 @@ fn read(
     text: &str,
     variable: &dyn Fn(&str) -> Option<String>,
     check_file: impl Fn(&Path) -> std::io::Result<()>,
-) -> Result<Config, ConfigErrors> {
+) -> Examined {
     if text.len() > MAX_FILE_BYTES {
-        return Err(ConfigErrors::whole(too_long()));
+        return Examined::nothing(ConfigErrors::whole(too_long()));
     }
     let (root, mut errors) = document::parse(text);
-    let Some(root) = root else { return Err(ConfigErrors::new(errors)) };
+    let Some(root) = root else { return Examined::nothing(ConfigErrors::new(errors)) };
     let findings = Findings::new(variable);
     let config = read_config(&Cursor::root(&root, &findings));
-    let Found { errors: found, mut warnings, files } = findings.into_parts();
+    let Found { errors: found, mut warnings, files, listeners, issuers } = findings.into_parts();
     errors.extend(found);
+    let mut places = Vec::new();
     for (at, path, file) in files {
         if let Err(error) = check_file(&file) {
             let message = format!("{} cannot be read: {error}", file.display());
-            errors.push(ConfigError { at: Some(at), path, message });
+            errors.push(ConfigError { at: Some(at), path: path.clone(), message });
         }
+        places.push((path, at));
     }
-    match config {
+    let config = match config {
         Some(config) if errors.is_empty() => {
             warnings.sort_by_key(|warning| warning.at);
             Ok(Config { warnings, ..config })
         }
         _ => Err(ConfigErrors::new(errors)),
-    }
+    };
+    Examined { config, listeners, issuers, places }
 }
 
 /// Every section is read before the first problem counts: that is why nothing here ends early.

@@ -275,14 +275,15 @@ mod tests {
         let sixth = open.enter(4).1.expect("the young one makes room");
         assert!(open.inner().connections[&young.id].leaving);
         drop(young);
-        for place in [&fifth.expect("there was room"), &sixth] {
+        let fifth = fifth.expect("there was room");
+        for place in [&fifth, &sixth] {
             place.state.request(true);
             drop(place.state.flight());
         }
         tokio::time::advance(IDLE - UNPROVEN).await;
         let _seventh = open.enter(4).1.expect("the idle one makes room");
         assert!(open.inner().connections[&idle.id].leaving);
-        drop((idle, flight, busy));
+        drop((idle, flight, busy, fifth, sixth));
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,8 +17,9 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{sleep, timeout};
 
-use super::state::{ConnectionState, Flight, LOOK, Overdue, SILENCE};
+use super::state::{ConnectionState, Flight, LOOK, SILENCE};
 use super::stream::{Stream, Watched};
+use super::tls::HandshakeError;
 use super::{BoxError, Door, MAX_HEADER_BYTES, MAX_HEADERS, MAX_STREAMS, READ_AHEAD, Stop, Tls};
 use crate::clock;
 
@@ -50,8 +51,8 @@ pub(super) async fn serve<D: Door>(
     };
     match shaken {
         Ok(Ok(stream)) => converse(door, stream, peer, state, stop).await,
-        Ok(Err(error)) => door.service().metrics().tls_refused(door.name(), error.cause()),
-        Err(_) => door.service().metrics().tls_refused(door.name(), "timeout"),
+        Ok(Err(error)) => tls.refused(door.service().metrics(), &error),
+        Err(_) => tls.refused(door.service().metrics(), &HandshakeError::timed_out()),
     }
 }
 
@@ -76,25 +77,31 @@ async fn converse<D, S>(
     let connection = builder.serve_connection(io, answer);
     tokio::pin!(connection);
     let mut stopping = false;
-    let overdue = loop {
+    loop {
         tokio::select! {
             ended = connection.as_mut() => {
                 if ended.err().is_some_and(is_too_large) {
-                    door.unread();
+                    door.unread(1);
                 }
-                return;
+                break;
             }
-            overdue = overdue(&state) => break overdue,
-            () = state.closed.notified() => return,
+            () = sleep(LOOK) => {
+                door.unread(state.take_too_large());
+                if let Some(overdue) = state.overdue() {
+                    tracing::debug!(door = door.name(), cause = overdue.as_str(), "a connection is closed");
+                    door.service().metrics().connection_closed(door.name(), overdue.as_str());
+                    break;
+                }
+            }
+            () = state.closed.notified() => break,
             () = stop.asked_for(), if !stopping => {
                 stopping = true;
                 connection.as_mut().graceful_shutdown();
             }
-            () = left_alone(&state), if stopping => return,
+            () = left_alone(&state), if stopping => break,
         }
-    };
-    tracing::debug!(door = door.name(), cause = overdue.as_str(), "a connection is closed");
-    door.service().metrics().connection_closed(door.name(), overdue.as_str());
+    }
+    door.unread(state.take_too_large());
 }
 
 /// The bounds of HTTP that the library holds.
@@ -145,16 +152,6 @@ async fn answer<D: Door>(
 /// A request that is too large even to be read is answered 431 by the HTTP library.
 fn is_too_large(error: BoxError) -> bool {
     error.downcast::<hyper::Error>().is_ok_and(|error| error.is_parse_too_large())
-}
-
-/// Ends when the connection has lasted too long at something.
-async fn overdue(state: &ConnectionState) -> Overdue {
-    loop {
-        sleep(LOOK).await;
-        if let Some(overdue) = state.overdue() {
-            return overdue;
-        }
-    }
 }
 
 /// Ends when no request has been in flight for long enough to send the last bytes.

@@ -20,6 +20,11 @@ pub(super) struct Framing {
     part: Part,
     /// Whether a header block was begun that a later frame must end.
     block_open: bool,
+    /// How large the last header block is so far, as it is compressed.
+    block: usize,
+    /// Header blocks that are larger than this cannot be read, and how many were.
+    largest_block: usize,
+    too_large: u64,
     /// Frames that have come whole.
     frames: u64,
 }
@@ -50,9 +55,15 @@ pub(super) enum Progress {
 }
 
 impl Framing {
-    /// Of a connection that has said nothing yet.
-    pub(super) fn new() -> Self {
-        Self { part: Part::Preface(0), block_open: false, frames: 0 }
+    /// Of a connection that has said nothing yet, and whose header blocks can be so large.
+    pub(super) fn new(largest_block: usize) -> Self {
+        Self { part: Part::Preface(0), block_open: false, block: 0, largest_block, too_large: 0, frames: 0 }
+    }
+
+    /// How many header blocks were too large to be read: the library answers those itself, with 431. A list of headers
+    /// is never smaller than what its block is compressed to (RFC 9113 §6.5.2).
+    pub(super) fn too_large(&self) -> u64 {
+        self.too_large
     }
 
     /// Whether HTTP/2 is spoken: the preface and a first frame, which are the client's settings, have come whole.
@@ -111,11 +122,15 @@ impl Framing {
     fn begin_payload(&mut self, header: [u8; FRAME_HEADER]) {
         let [a, b, c, kind, flags, ..] = header;
         let ends = flags & END_HEADERS != 0;
-        match kind {
-            HEADERS | CONTINUATION => self.block_open = !ends,
-            _ => {}
+        let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        if matches!(kind, HEADERS | CONTINUATION) {
+            let before = if kind == HEADERS { 0 } else { self.block };
+            self.block = before.saturating_add(length);
+            let crossed = before <= self.largest_block && self.block > self.largest_block;
+            self.too_large = self.too_large.saturating_add(u64::from(crossed));
+            self.block_open = !ends;
         }
-        self.part = Part::Payload(usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c));
+        self.part = Part::Payload(length);
         if matches!(self.part, Part::Payload(0)) {
             self.end_frame();
         }
@@ -150,7 +165,7 @@ mod tests {
     }
 
     fn greeted() -> Framing {
-        let mut framing = Framing::new();
+        let mut framing = Framing::new(100);
         assert_eq!(framing.feed(PREFACE), Progress::Begun, "the settings are yet to come");
         assert!(!framing.is_http2());
         assert_eq!(framing.feed(&frame(4, 0, 6)), Progress::Whole);
@@ -168,12 +183,12 @@ mod tests {
         whole.extend(frame(0, 1, 40));
         let boundaries = [24 + 9 + 6, 24 + 15 + 19 + 9 + 12, 24 + 15 + 19 + 9 + 12 + 49];
         for cut in 1..whole.len() {
-            let mut framing = Framing::new();
+            let mut framing = Framing::new(100);
             let first = framing.feed(&whole[..cut]);
             assert_eq!(first == Progress::Whole, boundaries.contains(&cut), "cut at {cut}: {first:?}");
             assert_eq!(framing.feed(&whole[cut..]), Progress::Whole, "cut at {cut}");
         }
-        let mut framing = Framing::new();
+        let mut framing = Framing::new(100);
         for (place, byte) in whole.iter().enumerate() {
             let whole = framing.feed(&[*byte]) == Progress::Whole;
             assert_eq!(whole, boundaries.contains(&(place + 1)), "byte {place}");
@@ -202,11 +217,25 @@ mod tests {
     }
 
     #[test]
+    fn a_header_block_that_is_too_large_is_counted_once_however_it_is_cut() {
+        let mut framing = greeted();
+        framing.feed(&frame(HEADERS, END_HEADERS, 100));
+        framing.feed(&frame(0, 0, 1000));
+        assert_eq!(framing.too_large(), 0);
+        framing.feed(&frame(HEADERS, END_HEADERS, 101));
+        assert_eq!(framing.too_large(), 1);
+        framing.feed(&frame(HEADERS, 0, 60));
+        framing.feed(&frame(CONTINUATION, 0, 60));
+        framing.feed(&frame(CONTINUATION, END_HEADERS, 60));
+        assert_eq!(framing.too_large(), 2);
+    }
+
+    #[test]
     fn what_is_no_preface_is_http_1() {
         for text in ["GET / HTTP/1.1\r\n", "PRI * HTTP/2.0\r\n\r\nXM", "P R", "\0"] {
-            assert_eq!(Framing::new().feed(text.as_bytes()), Progress::Http1, "{text:?}");
+            assert_eq!(Framing::new(100).feed(text.as_bytes()), Progress::Http1, "{text:?}");
         }
-        let mut framing = Framing::new();
+        let mut framing = Framing::new(100);
         assert_eq!(framing.feed(b"PRI"), Progress::Begun);
         assert_eq!(framing.feed(b"NT / HTTP/1.1"), Progress::Http1);
     }

@@ -37,6 +37,8 @@ pub(super) struct ConnectionState {
     /// that 0 is never.
     idle_since: AtomicU64,
     unfinished_since: AtomicU64,
+    /// Requests of HTTP/2 that were too large to be read, and that nobody has counted yet.
+    too_large: AtomicU64,
     blocked_since: AtomicU64,
     /// Answers that have begun and not ended, by their span.
     answers: [AtomicU32; SPANS],
@@ -76,6 +78,7 @@ impl ConnectionState {
             in_flight: AtomicUsize::new(0),
             idle_since: AtomicU64::new(1),
             unfinished_since: AtomicU64::new(0),
+            too_large: AtomicU64::new(0),
             blocked_since: AtomicU64::new(0),
             answers: [const { AtomicU32::new(0) }; SPANS],
             idle: Notify::new(),
@@ -103,7 +106,10 @@ impl ConnectionState {
 
     /// Bytes of the client's.
     pub(super) fn heard(&self, framing: &mut Framing, bytes: &[u8]) {
-        match framing.feed(bytes) {
+        let before = framing.too_large();
+        let progress = framing.feed(bytes);
+        self.too_large.fetch_add(framing.too_large() - before, Ordering::Relaxed);
+        match progress {
             // Only its parser knows what is whole; a request that has begun clears it.
             Progress::Http1 if self.in_flight.load(Ordering::Relaxed) == 0 => {
                 self.begin(&self.unfinished_since)
@@ -116,6 +122,11 @@ impl ConnectionState {
         if framing.is_http2() {
             self.established.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// How many requests were too large to be read, since this was last asked.
+    pub(super) fn take_too_large(&self) -> u64 {
+        self.too_large.swap(0, Ordering::Relaxed)
     }
 
     /// The client took what was written, or did not.
@@ -246,7 +257,7 @@ mod tests {
     async fn silence_is_borne_until_its_end_and_for_ever_once_http_is_spoken() {
         let silent = ConnectionState::new();
         let greeted = ConnectionState::new();
-        let mut framing = Framing::new();
+        let mut framing = Framing::new(100);
         greeted.heard(&mut framing, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         greeted.heard(&mut framing, &[0, 0, 0, 4, 0, 0, 0, 0, 0]);
         pass(SILENCE - Duration::from_millis(1)).await;
@@ -261,7 +272,7 @@ mod tests {
     async fn what_drips_is_unfinished_however_often_a_byte_comes() {
         for beginning in ["PRI", "GET / HTTP/1.1\r\n"] {
             let state = ConnectionState::new();
-            let mut framing = Framing::new();
+            let mut framing = Framing::new(100);
             state.heard(&mut framing, beginning.as_bytes());
             for _ in 0..9 {
                 pass(Duration::from_secs(1)).await;
@@ -277,7 +288,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_that_begins_finishes_what_http_1_has_sent() {
         let state = Arc::new(ConnectionState::new());
-        state.heard(&mut Framing::new(), b"GET / HTTP/1.1\r\n");
+        state.heard(&mut Framing::new(100), b"GET / HTTP/1.1\r\n");
         state.request(true);
         let flight = state.flight();
         pass(UNFINISHED * 3).await;

@@ -218,6 +218,11 @@ impl Running {
         &self.service
     }
 
+    /// The same, shared with it.
+    pub fn shared_service(&self) -> &Arc<Service> {
+        &self.service
+    }
+
     /// Asks about a request with this `Authorization: Bearer`.
     pub async fn bearer(&self, token: &str) -> Answer {
         self.ask(Ask::default().header("authorization", format!("Bearer {token}"))).await

@@ -1,0 +1,296 @@
+//! Certificates and private keys in PEM files (RFC 7468), read whole or not at all: a file of which a part is broken
+//! gives nothing, since what that part would have said is not known.
+//!
+//! No file is opened here and no clock is read; what is said of a file is said without its name.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio_rustls::rustls::{Error, InconsistentKeys, RootCertStore};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+use x509_parser::x509::X509Version;
+
+use crate::clock;
+use crate::validation::UnixTime;
+
+/// The longest file of certificates or keys that is read, in bytes: a bundle of every public authority has a tenth.
+pub const MAX_FILE_BYTES: usize = 4 << 20;
+
+/// What ends so soon is told of.
+const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
+const CERTIFICATE: &str = "CERTIFICATE";
+const PRIVATE_KEYS: [&str; 3] = ["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"];
+const ENCRYPTED_KEY: &str = "ENCRYPTED PRIVATE KEY";
+/// What openssl writes in front of a key; nothing here needs it.
+const PARAMETERS: [&str; 2] = ["EC PARAMETERS", "DH PARAMETERS"];
+
+/// A certificate, of which only its form has been checked.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// As it goes over the wire.
+    pub der: CertificateDer<'static>,
+    /// When it counts.
+    pub validity: Validity,
+    /// Whether it may sign other certificates (RFC 5280 §4.2.1.9). One of version 1 cannot say so, and may where it is
+    /// its own issuer.
+    pub is_authority: bool,
+    /// Whether it names itself as its issuer.
+    is_own_issuer: bool,
+}
+
+/// From when to when certificates count, all of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Validity {
+    /// Not before.
+    pub begins: UnixTime,
+    /// Not after.
+    pub ends: UnixTime,
+}
+
+impl Validity {
+    /// When every one of these counts; `None` of none.
+    pub fn of_all(certificates: &[Certificate]) -> Option<Self> {
+        certificates.iter().map(|certificate| certificate.validity).reduce(|one, other| Self {
+            begins: if one.begins < other.begins { other.begins } else { one.begins },
+            ends: if other.ends < one.ends { other.ends } else { one.ends },
+        })
+    }
+
+    /// What an operator should know of it at this time.
+    pub fn warning(&self, now: UnixTime) -> Option<String> {
+        let time = clock::rfc3339;
+        let left = self.ends.as_secs_f64() - now.as_secs_f64();
+        if left < 0.0 {
+            return Some(format!("a certificate has expired on {}", time(self.ends)));
+        }
+        if now < self.begins {
+            return Some(format!("a certificate does not count before {}", time(self.begins)));
+        }
+        (left < SOON.as_secs_f64()).then(|| format!("a certificate expires soon, on {}", time(self.ends)))
+    }
+}
+
+/// Why a chain and a key cannot be served together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PairError {
+    /// The key itself cannot be used.
+    Key(String),
+    /// Nor can the certificate.
+    Certificate(String),
+    /// Each can be used, and not with the other.
+    Mismatch(String),
+}
+
+/// What a server or a client shows: its own certificate first, then those that lead to an authority. Keys that stand
+/// between them are not read.
+///
+/// # Errors
+/// No certificate, or anything in it that cannot be read.
+pub fn chain(pem: &[u8]) -> Result<Vec<Certificate>, String> {
+    let mut allowed = vec![CERTIFICATE, ENCRYPTED_KEY];
+    allowed.extend(PRIVATE_KEYS.iter().chain(&PARAMETERS));
+    certificates(pem, &allowed)
+}
+
+/// Authorities of which a client's certificate has to be.
+///
+/// # Errors
+/// None, one that is no authority, or anything in the file that cannot be read.
+pub fn client_authorities(pem: &[u8]) -> Result<Vec<Certificate>, String> {
+    let authorities = certificates(pem, &[CERTIFICATE])?;
+    match authorities.iter().position(|certificate| !certificate.is_authority) {
+        None => Ok(authorities),
+        Some(at) => Err(no_authority(at)),
+    }
+}
+
+/// Authorities of which an issuer's certificate has to be, or that certificate itself where nobody else has signed it.
+///
+/// # Errors
+/// None, one that can be neither, or anything in the file that cannot be read.
+pub fn issuer_authorities(pem: &[u8]) -> Result<Vec<Certificate>, String> {
+    let authorities = certificates(pem, &[CERTIFICATE])?;
+    let usable = |certificate: &Certificate| certificate.is_authority || certificate.is_own_issuer;
+    match authorities.iter().position(|certificate| !usable(certificate)) {
+        None => Ok(authorities),
+        Some(at) => Err(no_authority(at)),
+    }
+}
+
+fn no_authority(at: usize) -> String {
+    format!(
+        "certificate {} is no authority (no basicConstraints with CA:TRUE): nothing that it signs is trusted",
+        at + 1
+    )
+}
+
+/// The one private key in a file; certificates that stand beside it are not read.
+///
+/// # Errors
+/// None, several, one that is encrypted, or anything in the file that cannot be read.
+pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    let mut allowed = vec![CERTIFICATE, ENCRYPTED_KEY];
+    allowed.extend(PRIVATE_KEYS.iter().chain(&PARAMETERS));
+    let sections = sections(pem, &allowed)?;
+    let is_encrypted =
+        |section: &Section<'_>| section.label == ENCRYPTED_KEY || section.text.contains("ENCRYPTED");
+    if sections.iter().any(is_encrypted) {
+        return Err("the private key is encrypted: write it without a passphrase".to_owned());
+    }
+    let mut keys = sections.iter().filter(|section| PRIVATE_KEYS.contains(&section.label));
+    match (keys.next(), keys.next()) {
+        (None, _) => Err("no private key in PEM form".to_owned()),
+        (Some(_), Some(_)) => Err("several private keys: keep one".to_owned()),
+        (Some(key), None) => PrivateKeyDer::from_pem_slice(key.text.as_bytes())
+            .map_err(|_| format!("the private key in line {} cannot be decoded", key.line)),
+    }
+}
+
+/// The chain and the key for a TLS server or client.
+///
+/// # Errors
+/// They do not belong together, or cannot be used.
+pub fn pair(chain: &[Certificate], key: PrivateKeyDer<'static>) -> Result<CertifiedKey, PairError> {
+    let provider = aws_lc_rs::default_provider();
+    let signing = provider.key_provider.load_private_key(key);
+    let signing =
+        signing.map_err(|error| PairError::Key(format!("the private key cannot be used: {error}")))?;
+    let certified = |chain| CertifiedKey::new(chain, Arc::clone(&signing));
+    let fits = |certificate: &Certificate| certified(vec![certificate.der.clone()]).keys_match();
+    match chain.first().map(fits) {
+        None => Err(PairError::Certificate("no certificate in PEM form".to_owned())),
+        Some(Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown))) => {
+            Ok(certified(chain.iter().map(|certificate| certificate.der.clone()).collect()))
+        }
+        Some(Err(_)) if chain.iter().skip(1).any(|certificate| fits(certificate).is_ok()) => {
+            Err(PairError::Mismatch(
+                "the key belongs to a later certificate of the chain: put that first".to_owned(),
+            ))
+        }
+        Some(Err(Error::InconsistentKeys(_))) => {
+            Err(PairError::Mismatch("the key is another certificate's".to_owned()))
+        }
+        Some(Err(error)) => Err(PairError::Certificate(format!("the certificate cannot be used: {error}"))),
+    }
+}
+
+/// Whether a certificate has one of these names (RFC 5280 §4.2.1.6), DNS names in lower case or URIs. What the
+/// certificate has as a wildcard is no name of anybody.
+pub fn is_named(certificate: &CertificateDer<'_>, names: &[String]) -> bool {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
+    let Ok(Some(alternatives)) = parsed.subject_alternative_name() else { return false };
+    alternatives.value.general_names.iter().any(|name| match name {
+        // A configured URI has a colon, which no DNS name has: neither passes for the other.
+        GeneralName::DNSName(dns) => {
+            !dns.contains(':') && names.iter().any(|one| one.eq_ignore_ascii_case(dns))
+        }
+        GeneralName::URI(uri) => uri.contains(':') && names.iter().any(|one| one == uri),
+        _ => false,
+    })
+}
+
+/// What is trusted: these.
+///
+/// # Errors
+/// One from which TLS cannot take what it needs.
+pub fn trusting(authorities: &[Certificate]) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for (at, authority) in authorities.iter().enumerate() {
+        let added = roots.add(authority.der.clone());
+        added.map_err(|error| format!("certificate {} cannot be trusted: {error}", at + 1))?;
+    }
+    Ok(roots)
+}
+
+fn certificates(pem: &[u8], allowed: &[&str]) -> Result<Vec<Certificate>, String> {
+    let sections = sections(pem, allowed)?;
+    let certificates: Vec<Certificate> = sections
+        .iter()
+        .filter(|section| section.label == CERTIFICATE)
+        .map(|section| {
+            let broken = || format!("the certificate in line {} cannot be decoded", section.line);
+            let der = CertificateDer::from_pem_slice(section.text.as_bytes()).map_err(|_| broken())?;
+            certificate(der).ok_or_else(broken)
+        })
+        .collect::<Result<_, String>>()?;
+    if certificates.is_empty() { Err("no certificate in PEM form".to_owned()) } else { Ok(certificates) }
+}
+
+/// `None` where it is no certificate, or more than one.
+fn certificate(der: CertificateDer<'static>) -> Option<Certificate> {
+    let (rest, parsed) = X509Certificate::from_der(&der).ok()?;
+    if !rest.is_empty() {
+        return None;
+    }
+    let is_own_issuer = parsed.subject().as_raw() == parsed.issuer().as_raw();
+    let says_authority = parsed.basic_constraints().ok()?.is_some_and(|constraints| constraints.value.ca);
+    let is_authority = says_authority || (parsed.version() == X509Version::V1 && is_own_issuer);
+    let validity = Validity {
+        begins: UnixTime::from_secs(parsed.validity().not_before.timestamp()),
+        ends: UnixTime::from_secs(parsed.validity().not_after.timestamp()),
+    };
+    Some(Certificate { validity, is_authority, is_own_issuer, der })
+}
+
+/// From `-----BEGIN LABEL-----` to `-----END LABEL-----`, both included, and the line of the first.
+struct Section<'a> {
+    label: &'a str,
+    line: usize,
+    text: String,
+}
+
+/// All sections of a file, which may have text between them.
+///
+/// # Errors
+/// The first marker that is not as it should be, whose section would otherwise be passed over in silence.
+fn sections<'a>(pem: &'a [u8], allowed: &[&str]) -> Result<Vec<Section<'a>>, String> {
+    let text = std::str::from_utf8(pem).map_err(|_| "not text, so not in PEM form".to_owned())?;
+    let mut whole = Vec::new();
+    let mut open: Option<Section<'a>> = None;
+    for (i, line) in text.lines().enumerate() {
+        let at = i + 1;
+        let line = line.trim_end();
+        if let Some(section) = &mut open {
+            section.text.push('\n');
+            section.text.push_str(line);
+        }
+        if !(line.contains("-----BEGIN") || line.contains("-----END")) {
+            continue;
+        }
+        match (marked(line, "-----BEGIN "), marked(line, "-----END "), open.take()) {
+            (Some(label), _, None) if allowed.contains(&label) => {
+                open = Some(Section { label, line: at, text: line.to_owned() });
+            }
+            (Some(label), _, None) => {
+                let label: String = label.chars().take(32).flat_map(char::escape_debug).collect();
+                return Err(format!("line {at} begins a section `{label}`, which has no place here"));
+            }
+            (_, Some(label), Some(section)) if section.label == label => whole.push(section),
+            (_, _, Some(section)) => {
+                return Err(format!("the section that begins in line {} does not end", section.line));
+            }
+            (_, Some(_), None) => return Err(format!("line {at} ends a section that has not begun")),
+            (None, None, None) => return Err(format!("line {at} is a broken marker of a section")),
+        }
+    }
+    match open {
+        Some(section) => Err(format!("the section that begins in line {} does not end", section.line)),
+        None => Ok(whole),
+    }
+}
+
+/// The label of a line that is a marker and nothing else.
+fn marked<'a>(line: &'a str, start: &str) -> Option<&'a str> {
+    let label = line.strip_prefix(start)?.strip_suffix("-----")?;
+    (!label.contains('-')).then_some(label)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+//! What is read of PEM files, and what is refused.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair, SanType,
+    date_time_ymd,
+};
+
+use super::*;
+
+/// An authority's certificate and what signs with its key.
+fn authority() -> (String, Issuer<'static, KeyPair>) {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "authority");
+    (params.self_signed(&key).expect("a certificate").pem(), Issuer::new(params, key))
+}
+
+/// A certificate of these names and its key.
+fn leaf(names: &[&str]) -> (String, String) {
+    let (_, issuer) = authority();
+    let key = KeyPair::generate().expect("a key");
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let params = CertificateParams::new(names).expect("names");
+    (params.signed_by(&key, &issuer).expect("a certificate").pem(), key.serialize_pem())
+}
+
+#[track_caller]
+fn refused<T>(read: Result<T, String>, says: &str) {
+    let told = read.err().unwrap_or_default();
+    assert!(told.contains(says), "{told:?} instead of {says:?}");
+}
+
+#[test]
+fn a_file_of_which_a_part_is_broken_gives_nothing() {
+    let (one, two) = (authority().0, authority().0);
+    let both = format!("# two of them\n{one}\nold:\n{two}");
+    assert_eq!(client_authorities(both.as_bytes()).expect("both").len(), 2);
+    assert_eq!(client_authorities(both.replace('\n', "\r\n").as_bytes()).expect("both").len(), 2);
+    let lines: Vec<&str> = two.lines().collect();
+    let (_, key) = leaf(&["a"]);
+    for (second, says) in [
+        (two.replace("-----END CERTIFICATE-----", ""), "does not end"),
+        (two.replace("-----END CERTIFICATE-----", "-----END CERTIFICATE----"), "does not end"),
+        (two.replace("-----END CERTIFICATE-----", "-----END CERT-----"), "does not end"),
+        (two.replace("-----BEGIN CERTIFICATE-----", ""), "has not begun"),
+        (two.replace("-----BEGIN CERTIFICATE-----", "----BEGIN CERTIFICATE-----"), "has not begun"),
+        (two.replace("-----BEGIN CERTIFICATE-----", "-----BEGIN CERTIFICATE----"), "broken marker"),
+        (two.replace("-----BEGIN CERTIFICATE-----", " -----BEGIN CERTIFICATE-----"), "broken marker"),
+        (two.replace("CERTIFICATE", "TRUSTED CERTIFICATE"), "`TRUSTED CERTIFICATE`, which has no place here"),
+        (two.replace(lines[2], ""), "cannot be decoded"),
+        (two.replace(lines[2], "????"), "cannot be decoded"),
+        (format!("{}\n{}", lines[..3].join("\n"), lines[lines.len() - 1]), "cannot be decoded"),
+        (format!("{}\n{two}", lines[..3].join("\n")), "does not end"),
+        (lines[..3].join("\n"), "does not end"),
+        (key, "which has no place here"),
+    ] {
+        refused(client_authorities(format!("{one}\n{second}").as_bytes()), says);
+        refused(client_authorities(format!("{second}\n{one}").as_bytes()), says);
+    }
+    refused(client_authorities(&[0xff, 0xfe]), "not text");
+    for empty in ["", "# nothing\n", "MIIB"] {
+        refused(client_authorities(empty.as_bytes()), "no certificate");
+        refused(chain(empty.as_bytes()), "no certificate");
+        refused(private_key(empty.as_bytes()), "no private key");
+    }
+}
+
+#[test]
+fn who_may_sign_nothing_is_no_authority() {
+    let (ca, _) = authority();
+    let (leaf, _) = leaf(&["a"]);
+    refused(client_authorities(leaf.as_bytes()), "certificate 1 is no authority");
+    refused(client_authorities(format!("{ca}{leaf}").as_bytes()), "certificate 2 is no authority");
+    refused(issuer_authorities(format!("{ca}{leaf}").as_bytes()), "certificate 2 is no authority");
+
+    // A server that signed its own certificate: an issuer may be told apart by it, a client never.
+    let key = KeyPair::generate().expect("a key");
+    let own = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    let own = own.self_signed(&key).expect("a certificate").pem();
+    refused(client_authorities(own.as_bytes()), "certificate 1 is no authority");
+    assert_eq!(issuer_authorities(own.as_bytes()).expect("itself").len(), 1);
+}
+
+#[test]
+fn a_file_has_one_private_key_that_is_not_encrypted() {
+    let (certificate, key) = leaf(&["a"]);
+    let beside = format!(
+        "{certificate}-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n{key}"
+    );
+    assert!(private_key(beside.as_bytes()).is_ok(), "beside its certificate");
+    assert_eq!(chain(beside.as_bytes()).expect("the certificate").len(), 1);
+    refused(private_key(format!("{key}{key}").as_bytes()), "several private keys");
+    refused(private_key(key.replace("PRIVATE", "ENCRYPTED PRIVATE").as_bytes()), "encrypted");
+    let old =
+        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
+    refused(private_key(old.as_bytes()), "encrypted");
+    refused(private_key(certificate.as_bytes()), "no private key");
+    refused(private_key(key.replace("PRIVATE KEY", "PUBLIC KEY").as_bytes()), "`PUBLIC KEY`");
+    let body = key.lines().nth(1).expect("a body").to_owned();
+    let broken = key.replace(&body, "????");
+    refused(private_key(broken.as_bytes()), "in line 1 cannot be decoded");
+    let told = private_key(key.replace("-----END PRIVATE KEY-----", "").as_bytes()).err().unwrap_or_default();
+    assert!(!told.contains(&body), "{told}");
+}
+
+#[test]
+fn a_key_serves_with_its_own_certificate_alone() {
+    let ((one, key), (other, _)) = (leaf(&["a"]), leaf(&["b"]));
+    let key = || private_key(key.as_bytes()).expect("a key");
+    let of = |pem: &str| chain(pem.as_bytes()).expect("certificates");
+    assert_eq!(pair(&of(&format!("{one}{other}")), key()).expect("they fit").cert.len(), 2);
+    let mismatch = |pem: &str| match pair(&of(pem), key()) {
+        Err(PairError::Mismatch(cause)) => cause,
+        other => panic!("{other:?}"),
+    };
+    assert!(mismatch(&other).contains("another certificate's"));
+    assert!(mismatch(&format!("{other}{one}")).contains("put that first"));
+    let nonsense = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    let nonsense = private_key(nonsense.as_bytes()).expect("base64");
+    assert!(matches!(pair(&of(&one), nonsense), Err(PairError::Key(_))));
+}
+
+#[test]
+fn a_client_is_known_by_a_whole_name_of_its_certificate() {
+    let named = |names: Vec<SanType>, wanted: &str| {
+        let (_, issuer) = authority();
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.subject_alt_names = names;
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+        is_named(certificate.der(), &["other.mesh".to_owned(), wanted.to_owned()])
+    };
+    let dns = |name: &str| vec![SanType::DnsName(name.try_into().expect("ASCII"))];
+    let uri = |name: &str| vec![SanType::URI(name.try_into().expect("ASCII"))];
+    let spiffe = "spiffe://example.org/envoy";
+    for (names, wanted, expected) in [
+        (dns("envoy.mesh"), "envoy.mesh", true),
+        (dns("Envoy.Mesh"), "envoy.mesh", true),
+        ([dns("a.mesh"), dns("envoy.mesh")].concat(), "envoy.mesh", true),
+        (dns("*.mesh"), "envoy.mesh", false),
+        (dns("envoy.mesh.example"), "envoy.mesh", false),
+        (dns("x.envoy.mesh"), "envoy.mesh", false),
+        (dns("envoy.mesh."), "envoy.mesh", false),
+        (uri(spiffe), spiffe, true),
+        (uri("spiffe://example.org/Envoy"), spiffe, false),
+        (uri("spiffe://EXAMPLE.org/envoy"), spiffe, false),
+        (uri("spiffe://example.org/envoy/"), spiffe, false),
+        (dns(spiffe), spiffe, false),
+        (uri("envoy.mesh"), "envoy.mesh", false),
+        (vec![SanType::Rfc822Name("envoy.mesh".try_into().expect("ASCII"))], "envoy.mesh", false),
+        (Vec::new(), "envoy.mesh", false),
+    ] {
+        assert_eq!(named(names.clone(), wanted), expected, "{names:?} for {wanted}");
+    }
+    // The common name is nobody's.
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params.distinguished_name.push(DnType::CommonName, "envoy.mesh");
+    let certificate = params.self_signed(&key).expect("a certificate");
+    assert!(!is_named(certificate.der(), &["envoy.mesh".to_owned()]));
+    // Two lists of names are none.
+    let mut params = CertificateParams::new(vec!["envoy.mesh".to_owned()]).expect("a name");
+    let again = CustomExtension::from_oid_content(&[2, 5, 29, 17], vec![0x30, 0x03, 0x82, 0x01, b'a']);
+    params.custom_extensions.push(again);
+    let certificate = params.self_signed(&key).expect("a certificate");
+    assert!(!is_named(certificate.der(), &["envoy.mesh".to_owned()]));
+    assert!(!is_named(&CertificateDer::from(vec![0x30]), &["envoy.mesh".to_owned()]));
+}
+
+#[test]
+fn the_first_end_of_a_file_is_told_from_two_weeks_before() {
+    let key = KeyPair::generate().expect("a key");
+    let until = |year| {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(year, 1, 1));
+        params.self_signed(&key).expect("a certificate").pem()
+    };
+    let both = chain(format!("{}{}", until(2040), until(2030)).as_bytes()).expect("certificates");
+    let validity = Validity::of_all(&both).expect("some");
+    let at = |time: &str| validity.warning(clock::parse_time(time).expect("a time")).unwrap_or_default();
+    assert_eq!(at("2029-12-18T00:00:00Z"), "");
+    assert_eq!(at("2029-12-18T00:00:01Z"), "a certificate expires soon, on 2030-01-01T00:00:00Z");
+    assert_eq!(at("2030-01-01T00:00:00Z"), "a certificate expires soon, on 2030-01-01T00:00:00Z");
+    assert_eq!(at("2030-01-01T00:00:01Z"), "a certificate has expired on 2030-01-01T00:00:00Z");
+    assert_eq!(at("2019-12-31T23:59:59Z"), "a certificate does not count before 2020-01-01T00:00:00Z");
+    assert_eq!(Validity::of_all(&[]), None);
+}

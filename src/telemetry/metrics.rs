@@ -1,0 +1,435 @@
+//! The metrics of Prometheus.
+//!
+//! Labels have few values by construction: names from the configuration and our own enums, never text
+//! from a token or a request. Nothing here takes a token, a header value or a secret.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::log;
+use super::tls::TlsMetrics;
+use crate::keys::{self, schedule::Trigger};
+use crate::reason::Reason;
+use crate::validation::{StaleCause, UnixTime};
+
+/// How a fetch ended; the `outcome` label of `portcullis_jwks_fetches_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchOutcome {
+    /// The keys are others than before.
+    Renewed,
+    /// The keys are the same.
+    Unchanged,
+    /// The answer is older than the set in hand, which stays.
+    Older,
+    /// No keys came; the last good set stays.
+    Failed,
+}
+
+impl FetchOutcome {
+    const ALL: [FetchOutcome; 4] =
+        [FetchOutcome::Renewed, FetchOutcome::Unchanged, FetchOutcome::Older, FetchOutcome::Failed];
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FetchOutcome::Renewed => "renewed",
+            FetchOutcome::Unchanged => "unchanged",
+            FetchOutcome::Older => "older",
+            FetchOutcome::Failed => "failed",
+        }
+    }
+}
+
+/// What became of a stale token; the `outcome` label of `portcullis_stale_tokens_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleOutcome {
+    /// A newer set verified it.
+    Rescued,
+    /// The newest set did not, or a bad signature's turn was too far away.
+    StillStale,
+    /// The fetch that would have told failed.
+    FetchFailed,
+    /// The fetch did not come in time, or too many were waiting.
+    TimedOut,
+}
+
+impl StaleOutcome {
+    const ALL: [StaleOutcome; 4] =
+        [StaleOutcome::Rescued, StaleOutcome::StillStale, StaleOutcome::FetchFailed, StaleOutcome::TimedOut];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            StaleOutcome::Rescued => "rescued",
+            StaleOutcome::StillStale => "still_stale",
+            StaleOutcome::FetchFailed => "fetch_failed",
+            StaleOutcome::TimedOut => "timed_out",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabels {
+    door: &'static str,
+    verdict: &'static str,
+    reason: &'static str,
+    provider: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DurationLabels {
+    door: &'static str,
+    verdict: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FetchLabels {
+    provider: String,
+    trigger: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StaleLabels {
+    provider: String,
+    cause: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProviderLabels {
+    provider: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TaskLabels {
+    provider: String,
+    task: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DoorLabels {
+    door: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClosedLabels {
+    door: &'static str,
+    cause: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReloadLabels {
+    outcome: &'static str,
+}
+
+const APPLIED: ReloadLabels = ReloadLabels { outcome: "applied" };
+const REJECTED: ReloadLabels = ReloadLabels { outcome: "rejected" };
+
+/// Every metric of the service. One for each running service, so that tests do not share them.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    decisions: Family<DecisionLabels, Counter>,
+    durations: Family<DurationLabels, Histogram>,
+    fetches: Family<FetchLabels, Counter>,
+    stale_tokens: Family<StaleLabels, Counter>,
+    keys: Family<ProviderLabels, Gauge>,
+    age: Family<ProviderLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    generation: Family<ProviderLabels, Gauge>,
+    waiters: Family<ProviderLabels, Gauge>,
+    waiters_rejected: Family<ProviderLabels, Counter>,
+    task_restarts: Family<TaskLabels, Counter>,
+    connections: Family<DoorLabels, Gauge>,
+    connections_refused: Family<DoorLabels, Counter>,
+    connections_closed: Family<ClosedLabels, Counter>,
+    reloads: Family<ReloadLabels, Counter>,
+    last_reload: Gauge<f64, std::sync::atomic::AtomicU64>,
+    tls: TlsMetrics,
+    /// How many there are of keys that come and go, by their names.
+    held_keys: Mutex<HashMap<String, usize>>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("portcullis");
+        let decisions = Family::default();
+        registry.register("decisions", "Decisions by verdict and reason", decisions.clone());
+        // From 10 µs, an answer from memory, to 5 s, past the longest wait for a refresh.
+        let durations = Family::<DurationLabels, Histogram>::new_with_constructor(|| {
+            Histogram::new([
+                1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25,
+                0.5, 1.0, 2.5, 5.0,
+            ])
+        });
+        registry.register(
+            "decision_duration_seconds",
+            "Time from a request's arrival to its verdict, waiting for a refresh included",
+            durations.clone(),
+        );
+        let fetches = Family::default();
+        registry.register("jwks_fetches", "Fetches of a key set by what started them", fetches.clone());
+        let stale_tokens = Family::default();
+        registry.register("stale_tokens", "Tokens that failed against the set in hand", stale_tokens.clone());
+        let keys = Family::default();
+        registry.register("jwks_keys", "Usable keys of the set in hand", keys.clone());
+        let age = Family::default();
+        registry.register("jwks_age_seconds", "Time since the set in hand was last confirmed", age.clone());
+        let generation = Family::default();
+        registry.register("jwks_generation", "Changes of the key set since the start", generation.clone());
+        let waiters = Family::default();
+        registry.register("jwks_waiters", "Requests that wait for a refresh right now", waiters.clone());
+        let waiters_rejected = Family::default();
+        registry.register(
+            "jwks_waiters_rejected",
+            "Requests answered unavailable because max_waiters were waiting already",
+            waiters_rejected.clone(),
+        );
+        let task_restarts = Family::default();
+        registry.register(
+            "task_restarts",
+            "Tasks that panicked or ended though they must not, and were started again",
+            task_restarts.clone(),
+        );
+        registry.register(
+            "log_dropped",
+            "Log lines of this process that were not written: no room in the buffer, or nobody took them",
+            log::dropped(),
+        );
+        let connections = Family::default();
+        registry.register("connections", "Open connections", connections.clone());
+        let connections_refused = Family::default();
+        registry.register(
+            "connections_refused",
+            "Connections that were refused, or closed to make room, because there were as many as are allowed",
+            connections_refused.clone(),
+        );
+        let connections_closed = Family::default();
+        registry.register(
+            "connections_closed",
+            "Connections that were closed because they were silent, left something unfinished or answers unread",
+            connections_closed.clone(),
+        );
+        let reloads = Family::default();
+        registry.register("config_reloads", "Reloads of the configuration", reloads.clone());
+        // From the start on, so that the first of either is an increase.
+        for outcome in [APPLIED, REJECTED] {
+            let _at_zero: Counter = reloads.get_or_create_owned(&outcome);
+        }
+        let last_reload = Gauge::default();
+        registry.register(
+            "config_last_reload_success_timestamp_seconds",
+            "Unix time at which the configuration was last taken over as a whole",
+            last_reload.clone(),
+        );
+        let tls = TlsMetrics::registered_in(&mut registry);
+        Self {
+            registry,
+            tls,
+            decisions,
+            durations,
+            fetches,
+            stale_tokens,
+            keys,
+            age,
+            generation,
+            waiters,
+            waiters_rejected,
+            task_restarts,
+            connections,
+            connections_refused,
+            connections_closed,
+            reloads,
+            last_reload,
+            held_keys: Mutex::default(),
+        }
+    }
+
+    /// Those of TLS at the listeners.
+    pub fn tls(&self) -> &TlsMetrics {
+        &self.tls
+    }
+
+    /// One decision.
+    pub fn decision(
+        &self,
+        door: &'static str,
+        verdict: &'static str,
+        reason: Reason,
+        provider: &str,
+        took: Duration,
+    ) {
+        let labels = DecisionLabels { door, verdict, reason: reason.as_str(), provider: provider.to_owned() };
+        self.decisions.get_or_create(&labels).inc();
+        self.durations.get_or_create(&DurationLabels { door, verdict }).observe(took.as_secs_f64());
+    }
+
+    /// One fetch that ended.
+    pub fn fetch(&self, provider: &str, trigger: Trigger, outcome: FetchOutcome) {
+        let labels = FetchLabels {
+            provider: provider.to_owned(),
+            trigger: trigger.as_str(),
+            outcome: outcome.as_str(),
+        };
+        self.fetches.get_or_create(&labels).inc();
+    }
+
+    /// One token that was stale, and what became of it.
+    pub fn stale_token(&self, provider: &str, cause: StaleCause, outcome: StaleOutcome) {
+        let labels = StaleLabels {
+            provider: provider.to_owned(),
+            cause: Trigger::Forced(cause).as_str(),
+            outcome: outcome.as_str(),
+        };
+        self.stale_tokens.get_or_create(&labels).inc();
+    }
+
+    /// The state of a provider's set. `age` is left out for keys that are not fetched.
+    pub fn key_set(&self, provider: &str, keys: usize, generation: u64, age: Option<Duration>) {
+        let labels = ProviderLabels { provider: provider.to_owned() };
+        self.keys.get_or_create(&labels).set(i64::try_from(keys).unwrap_or(i64::MAX));
+        self.generation.get_or_create(&labels).set(i64::try_from(generation).unwrap_or(i64::MAX));
+        match age {
+            Some(age) => {
+                self.age.get_or_create(&labels).set(age.as_secs_f64());
+            }
+            None => {
+                self.age.remove(&labels);
+            }
+        }
+    }
+
+    /// How many requests wait for a provider's refresh.
+    pub fn waiters(&self, provider: &str, waiting: usize) {
+        let labels = ProviderLabels { provider: provider.to_owned() };
+        self.waiters.get_or_create(&labels).set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
+
+    /// One request that did not find a place to wait.
+    pub fn waiter_rejected(&self, provider: &str) {
+        let labels = ProviderLabels { provider: provider.to_owned() };
+        self.waiters_rejected.get_or_create(&labels).inc();
+    }
+
+    /// A task that panicked or ended, and was started again. `provider` is empty for those that belong to none.
+    pub fn task_restarted(&self, provider: &str, task: &'static str) {
+        self.task_restarts.get_or_create(&TaskLabels { provider: provider.to_owned(), task }).inc();
+    }
+
+    /// A connection of a door was opened.
+    pub fn connection_opened(&self, door: &'static str) {
+        self.connections.get_or_create(&DoorLabels { door }).inc();
+    }
+
+    /// A connection of a door has ended.
+    pub fn connection_ended(&self, door: &'static str) {
+        self.connections.get_or_create(&DoorLabels { door }).dec();
+    }
+
+    /// Connections of a door that were refused or had to make room.
+    pub fn connections_refused(&self, door: &'static str, refused: usize) {
+        self.connections_refused.get_or_create(&DoorLabels { door }).inc_by(refused as u64);
+    }
+
+    /// A connection that lasted too long at something.
+    pub fn connection_closed(&self, door: &'static str, cause: &'static str) {
+        self.connections_closed.get_or_create(&ClosedLabels { door, cause }).inc();
+    }
+
+    /// The service began with its configuration at this time.
+    pub fn started_with_configuration(&self, now: UnixTime) {
+        self.last_reload.set(now.as_secs_f64());
+    }
+
+    /// A configuration was taken over as a whole at this time.
+    pub fn reload_applied(&self, now: UnixTime) {
+        self.reloads.get_or_create(&APPLIED).inc();
+        self.last_reload.set(now.as_secs_f64());
+    }
+
+    /// A configuration was not taken over, or not as a whole.
+    pub fn reload_rejected(&self) {
+        self.reloads.get_or_create(&REJECTED).inc();
+    }
+
+    /// A provider that the configuration no longer has.
+    pub fn forget_provider(&self, provider: &str) {
+        let labels = ProviderLabels { provider: provider.to_owned() };
+        self.waiters.remove(&labels);
+        self.keys.remove(&labels);
+        self.generation.remove(&labels);
+        self.age.remove(&labels);
+    }
+
+    /// There are keys of this name that come and go: until [`Metrics::forget_keys`] was called as often, they stay
+    /// in the metrics.
+    pub fn hold_keys(&self, name: &str) {
+        *self.held_keys().entry(name.to_owned()).or_default() += 1;
+    }
+
+    /// Takes everything about these keys out of the metrics, counters too, unless others of that name are there.
+    pub fn forget_keys(&self, name: &str) {
+        // Held to the end, so that others of that name are not forgotten as they come.
+        let mut held = self.held_keys();
+        if let Some(count) = held.get_mut(name)
+            && *count > 1
+        {
+            *count -= 1;
+            return;
+        }
+        held.remove(name);
+        self.forget_provider(name);
+        let causes = [StaleCause::UnknownKid, StaleCause::BadSignature].map(Trigger::Forced);
+        for trigger in Trigger::ALL {
+            for outcome in FetchOutcome::ALL {
+                self.fetches.remove(&FetchLabels {
+                    provider: name.to_owned(),
+                    trigger: trigger.as_str(),
+                    outcome: outcome.as_str(),
+                });
+            }
+        }
+        for cause in causes {
+            for outcome in StaleOutcome::ALL {
+                self.stale_tokens.remove(&StaleLabels {
+                    provider: name.to_owned(),
+                    cause: cause.as_str(),
+                    outcome: outcome.as_str(),
+                });
+            }
+        }
+        for task in keys::TASKS {
+            self.task_restarts.remove(&TaskLabels { provider: name.to_owned(), task });
+        }
+        self.waiters_rejected.remove(&ProviderLabels { provider: name.to_owned() });
+    }
+
+    /// No code that holds the lock can panic half-way, so a poisoned one is still sound.
+    fn held_keys(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.held_keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The text that Prometheus reads (OpenMetrics 1.0).
+    ///
+    /// # Errors
+    /// Only if a metric cannot be written, which none of ours can cause.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}

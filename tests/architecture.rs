@@ -117,7 +117,7 @@ fn dependencies_point_down() {
         ("verdict", &["access_request", "config", "identity", "reason", "rules", "validation"]),
         ("telemetry", &["clock", "config", "keys", "reason", "validation"]),
         ("supervise", &["clock", "telemetry"]),
-        ("keys", &["clock", "config", "files", "supervise", "telemetry", "validation"]),
+        ("keys", &["certificates", "clock", "config", "files", "supervise", "telemetry", "validation"]),
         ("authorizer", &["keys", "telemetry"]),
         ("proto", &[]),
         ("service", &["authorizer", "keys", "supervise", "telemetry"]),

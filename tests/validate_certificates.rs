@@ -155,6 +155,12 @@ fn everything_that_is_wrong_is_said_at_once_and_once() {
     let keys: Vec<&str> = said.lines().filter_map(|line| line.split(": ").nth(1)).collect();
     assert_eq!((code, keys), (Some(1), vec!["listen.admin.tls.cert_file", "log.level"]), "{said}");
 
+    let (code, said) = validate(folder.folder.path(), &issuer().replace("cert.pem", "missing.pem"));
+    let keys: Vec<&str> = said.lines().filter_map(|line| line.split(": ").nth(1)).collect();
+    let http = "providers[0].http";
+    let expected = ["ca_file", "client_cert_file", "client_key_file"].map(|key| format!("{http}.{key}"));
+    assert_eq!((code, keys), (Some(1), expected.iter().map(String::as_str).collect()), "{said}");
+
     let text = format!("{}log: {{level: loud}}\n", listener("listen.admin"));
     let (code, said) = validate(folder.folder.path(), &text);
     let keys: Vec<&str> = said.lines().filter_map(|line| line.split(": ").nth(1)).collect();

@@ -147,6 +147,17 @@ fn dependencies_point_down() {
 }
 
 #[test]
+fn nothing_prints_where_nobody_may_read() {
+    for (file, source) in sources() {
+        for forbidden in ["print!(", "println!(", "dbg!("] {
+            assert!(!code(&source).contains(forbidden), "{file} uses `{forbidden}`");
+        }
+    }
+    only_in(&["commands/output"], "io::stdout()");
+    only_in(&["commands/output", "telemetry/log"], "io::stderr()");
+}
+
+#[test]
 fn the_core_does_no_io_and_never_waits() {
     for (file, source) in sources() {
         if [

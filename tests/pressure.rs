@@ -187,7 +187,7 @@ rules:
     );
     for rule in 0..10_000 {
         text.push_str(&format!(
-            "- {{name: r{rule}, match: {{path_regex: '/r{rule}/[a-z]+'}}, require: {{scopes: [s{rule}]}}}}\n"
+            "- {{name: r{rule}, match: {{path_prefix: /r{rule}}}, require: {{scopes: [s{rule}]}}}}\n"
         ));
     }
     let token = token(&key);

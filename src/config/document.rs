@@ -10,9 +10,10 @@ use super::error::{ConfigError, Position, member_path};
 
 /// A deeper document is refused.
 const MAX_DEPTH: usize = 32;
-/// A longer list or mapping is refused: entries are compared with each other, and a file must not make
+/// A longer mapping or list is refused: entries are compared with each other, and a file must not make
 /// a reload take minutes.
-const MAX_ENTRIES: usize = 1_000;
+const MAX_MEMBERS: usize = 1_000;
+const MAX_ENTRIES: usize = 10_000;
 
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -163,13 +164,16 @@ impl Builder {
                 nodes.push(node);
                 None
             }
-            Some(Open::Mapping(_, members, key @ Key::Wanted)) if members.len() < MAX_ENTRIES => {
+            Some(Open::Mapping(_, members, key @ Key::Wanted)) if members.len() < MAX_MEMBERS => {
                 let (next, refused) = read_key(members, node);
                 *key = next;
                 refused
             }
-            Some(Open::Sequence(..) | Open::Mapping(_, _, Key::Wanted)) => {
+            Some(Open::Sequence(..)) => {
                 return Err(self.error(node.at, format!("more than {MAX_ENTRIES} entries")));
+            }
+            Some(Open::Mapping(_, _, Key::Wanted)) => {
+                return Err(self.error(node.at, format!("more than {MAX_MEMBERS} entries")));
             }
             Some(Open::Mapping(_, members, key)) => {
                 if let Key::Read(key, at) = std::mem::replace(key, Key::Wanted) {

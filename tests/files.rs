@@ -1,0 +1,11 @@
+//! Files that change while the service runs, in process on a paused clock and on the running binary: what is half
+//! written, exchanged, gone for a while, or no file at all.
+
+mod support;
+
+#[path = "files/configuration.rs"]
+mod configuration;
+#[path = "files/keys.rs"]
+mod keys;
+#[path = "files/process.rs"]
+mod process;

@@ -1,0 +1,172 @@
+//! A key file that is rewritten, and providers that are not waited for: in process, on a paused clock.
+
+use std::fs::{self, File, FileTimes};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis::access_request::AccessRequest;
+use portcullis::clock::{Clock, SimulatedClock};
+use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
+use portcullis::config::Config;
+use portcullis::service::Service;
+use portcullis::validation::UnixTime;
+use serde_json::json;
+use tokio::time::sleep;
+
+use crate::support::{NOW, Running, config, fixed_clock, inline, provider};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn key(kid: &str) -> SigningKey {
+    SigningKey::generate(kid, SigningAlgorithm::ES256)
+}
+
+fn set_of(key: &SigningKey) -> String {
+    json!({"keys": [key.public_jwk()]}).to_string()
+}
+
+/// A service whose keys are in this file, and are fetched by themselves once an hour.
+async fn with_keys_in(file: &Path) -> Service {
+    let text = format!(
+        "listen: {{ext_authz: 127.0.0.1:0}}
+providers:
+  - {{name: p, issuer: 'https://i.example.com', audiences: [a], jwks_file: '{}', refresh: {{interval: 1h}}}}",
+        file.display()
+    );
+    let config = Config::parse(&text, &|_| None).expect("valid");
+    let service = Service::start(&config, fixed_clock()).expect("no file of TLS");
+    for keyed in service.authorizer().providers() {
+        keyed.keys.first_fetch_ended().await;
+    }
+    service
+}
+
+async fn decide(service: &Service, key: &SigningKey) -> &'static str {
+    let claims = json!({"iss": "https://i.example.com", "aud": "a", "exp": NOW + 60});
+    let token = format!("Bearer {}", key.sign(&claims));
+    let headers = [(&b"authorization"[..], token.as_bytes())].into_iter().collect();
+    let request = AccessRequest::new(b"GET", b"h", b"/", headers);
+    service.authorizer().decide("test", &request).await.verdict.reason().as_str()
+}
+
+/// The names of the keys in hand: asked for without a token, which could force a fetch.
+fn kids(service: &Service) -> Vec<String> {
+    let keys = service.authorizer().providers()[0].keys.status().keys;
+    keys.keys().iter().filter_map(|key| key.kid().map(str::to_owned)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_withdrawn_in_place_with_the_same_time_and_length_is_gone_within_five_seconds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("keys.json");
+    let (old, new) = (key("old"), key("new"));
+    fs::write(&file, set_of(&old)).expect("written");
+    let time = fs::metadata(&file).expect("there").modified().expect("a time");
+    let service = with_keys_in(&file).await;
+    assert_eq!(decide(&service, &old).await, "ok");
+    assert_eq!(set_of(&old).len(), set_of(&new).len());
+    fs::write(&file, set_of(&new)).expect("written");
+    let opened = File::options().write(true).open(&file).expect("there");
+    opened.set_times(FileTimes::new().set_modified(time)).expect("set");
+    sleep(5 * SECOND).await;
+    assert_eq!(kids(&service), ["new"]);
+    assert_eq!(decide(&service, &old).await, "key_unknown");
+    assert_eq!(decide(&service, &new).await, "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_file_that_is_cut_off_empty_or_gone_takes_no_key_away() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("keys.json");
+    let (old, new) = (key("old"), key("new"));
+    fs::write(&file, set_of(&old)).expect("written");
+    let service = with_keys_in(&file).await;
+    let text = set_of(&new);
+    for end in (0..text.len()).step_by(17) {
+        fs::write(&file, &text[..end]).expect("written");
+        sleep(2 * SECOND).await;
+        assert_eq!(kids(&service), ["old"], "{}", &text[..end]);
+    }
+    fs::remove_file(&file).expect("removed");
+    sleep(60 * SECOND).await;
+    assert_eq!(kids(&service), ["old"]);
+    fs::write(&file, &text).expect("written");
+    sleep(5 * SECOND).await;
+    assert_eq!(kids(&service), ["new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_file_that_comes_after_the_start_is_found() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("keys.json");
+    let known = key("known");
+    let service = with_keys_in(&file).await;
+    sleep(300 * SECOND).await;
+    assert!(!service.is_serving());
+    fs::write(&file, set_of(&known)).expect("written");
+    sleep(5 * SECOND).await;
+    assert!(service.is_serving());
+    assert_eq!(decide(&service, &known).await, "ok");
+}
+
+/// Two issuers, of which one has keys and the other one is away.
+fn one_of_two(ready_without_keys: bool) -> (Config, SigningKey) {
+    let known = key("known");
+    let well = inline(provider("well", "https://i.example.com"), &[known.public_jwk()]);
+    let text = format!(
+        "listen: {{ext_authz: 127.0.0.1:0}}
+providers:
+  - {{name: away, issuer: 'https://away.example.com', audiences: [a], jwks_uri: 'http://127.0.0.1:9/keys?key=secret',
+      ready_without_keys: {ready_without_keys}}}"
+    );
+    let away = Config::parse(&text, &|_| None).expect("valid").providers.remove(0);
+    (config(vec![well, away]), known)
+}
+
+#[tokio::test]
+async fn who_is_not_ready_says_for_whom_it_waits_and_why_without_a_query() {
+    let (config, _) = one_of_two(false);
+    let running = Running::start_without_keys(config, fixed_clock()).await;
+    let away = running.service().authorizer().providers();
+    for keyed in away {
+        keyed.keys.first_fetch_ended().await;
+    }
+    let page = running.admin("/readyz").await;
+    assert!(page.starts_with("no keys yet: away: ") && page.contains("refused"), "{page}");
+    assert!(!page.contains("secret") && page.lines().count() == 1, "{page}");
+}
+
+#[tokio::test]
+async fn a_provider_that_is_not_waited_for_keeps_nobody_from_being_ready() {
+    let (config, _) = one_of_two(true);
+    let running = Running::start_without_keys(config, fixed_clock()).await;
+    assert!(running.service().is_serving());
+    assert_eq!(running.admin("/readyz").await, "ok\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_stands_before_the_build_judges_no_token_and_heals_when_it_is_set() {
+    const DAY: i64 = 24 * 60 * 60;
+    let known = key("known");
+    let simulated = Arc::new(
+        SimulatedClock::starting_at(UnixTime::from_secs(5)).built_at(UnixTime::from_secs(NOW - DAY)),
+    );
+    let mut config = config(vec![inline(provider("p", "https://i.example.com"), &[known.public_jwk()])]);
+    Arc::make_mut(&mut config.providers[0].provider).audiences =
+        portcullis::validation::provider::Audiences::AnyOf(vec!["a".to_owned()]);
+    let service = Service::start(&config, Clock::Simulated(Arc::clone(&simulated))).expect("no file");
+    assert!(!service.is_serving());
+    assert!(!service.clock_is_plausible());
+    assert_eq!(decide(&service, &known).await, "keys_unavailable");
+    // Half a day before the build is the local time of somewhere; two days before it is none.
+    simulated.step_ms((NOW - 3 * DAY) * 1000);
+    assert_eq!(decide(&service, &known).await, "keys_unavailable");
+    simulated.step_ms((DAY + DAY / 2) * 1000);
+    assert_eq!(decide(&service, &known).await, "ok");
+    assert!(service.is_serving());
+    // It may be set back as well.
+    simulated.step_ms(-NOW * 1000 / 2);
+    assert_eq!(decide(&service, &known).await, "keys_unavailable");
+    assert!(!service.is_serving());
+}

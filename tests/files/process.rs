@@ -185,7 +185,7 @@ async fn a_configuration_from_a_pipe_is_read_once_and_keeps_nobody_from_leaving(
     assert_eq!(served.ended().await.code(), Some(0));
 
     // What is written later, but before the end, counts whenever it comes.
-    let mut served = Served::start(&pipe);
+    let served = Served::start(&pipe);
     fs::write(&pipe, files.text(rules()[0])).expect("is read");
     served.wait_for(&["\"serving\""]);
     served.signal("-HUP");

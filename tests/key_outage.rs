@@ -209,6 +209,20 @@ async fn an_issuer_that_is_down_and_wants_peace_is_not_asked_by_the_clock() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_issuer_that_is_away_at_the_start_is_found_within_ten_seconds_of_its_return_though_nobody_asks() {
+    for away in [45 * SECOND, 10 * MINUTE, 3 * 60 * MINUTE] {
+        let script = Script::publishing(&["a"]);
+        script.goes_down(true);
+        let cache = fetching(&script, policy(), Surroundings::default());
+        sleep(away).await;
+        assert!(!cache.has_keys());
+        script.goes_down(false);
+        sleep(10 * SECOND).await;
+        assert!(cache.has_keys(), "after {away:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_token_that_was_refused_waits_for_the_next_fetch_when_it_comes_again() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;

@@ -195,7 +195,7 @@ async fn a_client_certificate_is_shown_to_who_asks_for_it() {
 }
 
 #[tokio::test]
-async fn changed_files_count_from_the_next_fetch_on_and_broken_ones_change_nothing() {
+async fn changed_files_count_once_they_have_come_to_rest_and_broken_ones_change_nothing() {
     let (folder, old, new) = (folder(), Authority::new(), Authority::new());
     let ca_file = old.write(folder.path());
     let (cert_file, key_file) = old.signs_with(&["client"], for_clients).write(folder.path());
@@ -240,6 +240,32 @@ async fn changed_files_count_from_the_next_fetch_on_and_broken_ones_change_nothi
     house.comes_to_know(&next).await;
 
     // And the old authority counts no more.
+    house.server.over(old.signs(&["localhost"]).layer());
+    house.is(&key("later"), "keys_unavailable").await;
+    assert!(house.last_error().await.contains("UnknownIssuer"));
+}
+
+#[tokio::test]
+async fn an_authority_that_is_taken_out_counts_no_more_though_time_and_length_of_its_file_stay() {
+    let (folder, old, new) = (folder(), Authority::new(), Authority::new());
+    let longest = old.pem.len().max(new.pem.len());
+    let padded =
+        |authority: &Authority| format!("{}{}", authority.pem, "\n".repeat(longest - authority.pem.len()));
+    let ca_file = folder.path().join("ca.pem");
+    fs::write(&ca_file, padded(&old)).expect("written");
+    let time = fs::metadata(&ca_file).expect("there").modified().expect("a time");
+    let server = KeyServer::start_with(old.signs(&["localhost"]).layer()).await;
+    let keys = format!("jwks_uri: '{}'", server.https("/keys"));
+    let house = House::of(server, &keys, &trusting(&ca_file)).await;
+    fs::write(&ca_file, padded(&new)).expect("written");
+    let opened = fs::File::options().write(true).open(&ca_file).expect("there");
+    opened.set_times(fs::FileTimes::new().set_modified(time)).expect("set");
+    let after = fs::metadata(&ca_file).expect("there");
+    assert_eq!((after.modified().expect("a time"), after.len()), (time, longest as u64));
+    house.server.over(new.signs(&["localhost"]).layer());
+    let next = key("next");
+    house.server.always(Answer::keys(&[&next]));
+    house.comes_to_know(&next).await;
     house.server.over(old.signs(&["localhost"]).layer());
     house.is(&key("later"), "keys_unavailable").await;
     assert!(house.last_error().await.contains("UnknownIssuer"));

@@ -41,6 +41,8 @@
 //!   clock; the time is an argument.
 //! - Wall time is read in [`clock`] alone, `reqwest` lives in [`keys::http_client`] alone, `jsonwebtoken` in
 //!   [`validation`] alone, Envoy's types in [`proto`] and [`ext_authz`] alone.
+//! - Only [`commands::output`] prints, and log lines are written by one thread of [`telemetry`] alone: nobody else waits for
+//!   whoever reads them.
 //! - "Allowed" is a type that only the authorizer makes, from a verified token or from a rule that needs none.
 
 #![forbid(unsafe_code)]

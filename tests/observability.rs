@@ -9,6 +9,7 @@ use std::process::Command;
 
 use portcullis::commands::issuer::SigningAlgorithm;
 use portcullis::config::{BindAddress, GrpcListener, Profile, RefreshPolicy};
+use portcullis::supervise::Task;
 use serde_json::Value;
 use support::pki::Pki;
 use support::{NOW, Running, config, fetching, fixed_clock, prompt_refresh, provider, with_http_doors};
@@ -91,6 +92,12 @@ async fn exported() -> String {
     assert!(!service.bearer("nothing").await.is_allowed());
     let url = format!("http://{}/", service.http_door(Profile::Envoy));
     reqwest::get(url).await.expect("the door answers");
+    // A task that ends at once, again and again.
+    let ending = service.service().supervisor().keep(Task::of("p", "ends"), || async {});
+    while !service.admin("/metrics").await.contains("portcullis_task_restarts_total{") {
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    ending.abort();
     issuer.hold();
     let unknown = new.with_kid("unknown").sign(&issuer.claims(NOW));
     let (first, second) = (service.bearer(&unknown), service.bearer(&unknown));
@@ -119,7 +126,7 @@ async fn what_the_rules_and_the_dashboard_ask_for_is_exported() {
     let exported = exported().await;
     for (name, labels) in asked {
         let samples: Vec<&str> =
-            exported.lines().filter(|line| line.starts_with(&format!("{name}{{"))).collect();
+            exported.lines().filter(|line| line.split(['{', ' ']).next() == Some(&*name)).collect();
         assert!(!samples.is_empty(), "{name} is not exported:\n{exported}");
         for label in labels {
             let has = |line: &&&str| line.contains(&format!("{label}=\""));

@@ -429,10 +429,11 @@ async fn serve_reloads_what_is_valid_keeps_serving_what_is_not_and_ends_with_0_o
     Served::wait_for(&mut log, &["not reloaded", "colour"]);
     assert_eq!(ask().await.set["x-auth-subject"], "alice", "the last good one keeps serving");
 
-    write_config(&file, (ports.0, ports.0), &issuer, "");
+    let moved = (ports.0, free_port());
+    write_config(&file, moved, &issuer, "");
     Served::wait_for(&mut log, &["configuration reloaded", "need a restart"]);
     assert!(!ask().await.set.contains_key("x-auth-subject"));
-    write_config(&file, (ports.0, ports.0), &issuer, "    claim_headers: {x-auth-subject: sub}\n");
+    write_config(&file, moved, &issuer, "    claim_headers: {x-auth-subject: sub}\n");
     Served::wait_for(&mut log, &["configuration reloaded", "need a restart"]);
 
     // Keys at a place where there are none: the log says of which provider and why.

@@ -83,6 +83,9 @@ async fn parse(path: &Path, contents: &Contents) -> Result<Result<Config, Config
     spawn_blocking(move || Config::of_bytes(bytes.to_vec(), &path)).await.map_err(|_| Broken)
 }
 
+/// A file that is being read, however long that takes.
+type Reading = Pin<Box<dyn Future<Output = Result<Contents, Unreadable>> + Send + Sync>>;
+
 /// Goes from one configuration to the next for as long as the service runs.
 pub(super) struct Reloads {
     service: Arc<Service>,
@@ -90,7 +93,7 @@ pub(super) struct Reloads {
     hangups: Hangups,
     followed: Followed,
     /// A pipe that is being read because of a SIGHUP.
-    piped: Option<Pin<Box<dyn Future<Output = Result<Contents, Unreadable>> + Send + Sync>>>,
+    piped: Option<Reading>,
     started: Config,
     /// What was asked for last and was valid, and its text.
     last_good: Config,
@@ -186,6 +189,9 @@ impl Reloads {
     async fn found(&mut self, found: Found) {
         let (contents, rested) = match found {
             Found::Rested { contents, rested } => (contents, rested),
+            Found::Unreadable(error @ Unreadable { why: Why::TooLong(_), .. }) => {
+                return self.refused(&error);
+            }
             Found::Unreadable(error) => {
                 tracing::warn!(%error, "the configuration cannot be read: the last good one keeps serving");
                 return;
@@ -315,7 +321,7 @@ async fn come(moment: Option<Instant>) {
 }
 
 /// Waits for what is being read; for ever where nothing is.
-async fn piped<F: Future + Unpin>(reading: &mut Option<F>) -> F::Output {
+async fn piped(reading: &mut Option<Reading>) -> Result<Contents, Unreadable> {
     match reading {
         Some(reading) => reading.await,
         None => pending().await,

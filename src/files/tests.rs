@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use rustix::fs::{CWD, Mode, Timespec, Timestamps, UTIME_OMIT, mkfifoat, utimensat};
 use tempfile::TempDir;
-use tokio::time::{Instant as Time, advance};
+use tokio::time::advance;
 
 use super::*;
 
@@ -98,7 +98,7 @@ impl House {
 
     /// What is found within a minute, and after how many seconds.
     async fn found(&mut self) -> Option<(String, u64)> {
-        let start = Time::now();
+        let start = clock::monotonic();
         let found = timeout(61 * SECOND, self.followed.found()).await.ok()?;
         let found = match found {
             Found::Rested { contents, .. } => {
@@ -107,7 +107,7 @@ impl House {
             }
             Found::Unreadable(error) => error.to_string(),
         };
-        Some((found, start.elapsed().as_secs()))
+        Some((found, clock::elapsed_since(start).as_secs()))
     }
 
     fn text(&self, contents: &Contents) -> String {

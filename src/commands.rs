@@ -5,6 +5,7 @@ pub mod drill;
 mod embedded;
 pub mod explain;
 pub mod issuer;
+pub mod output;
 pub mod serve;
 mod signals;
 pub mod validate;

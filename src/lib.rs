@@ -45,6 +45,8 @@
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, unreachable_pub)]
+// These panic where nobody reads: see `commands::output`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 // Nothing from outside may panic us. Tests may: they fail by panicking.
 #![cfg_attr(
     not(test),

@@ -1,10 +1,13 @@
 //! The process: command line to function, and exit codes. It does nothing else.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+use std::env;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use portcullis::commands::{demo, drill, explain, serve, validate};
+use portcullis::commands::{demo, drill, explain, output, serve, validate};
 use portcullis::telemetry;
 
 /// External authorization for Envoy and other proxies: validates bearer JWTs and stays right while
@@ -37,7 +40,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("no threads can be started: {error}");
+            output::complain(&format!("no threads can be started: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -50,10 +53,9 @@ fn main() -> ExitCode {
 async fn run() -> ExitCode {
     let command_line = match CommandLine::try_parse() {
         Ok(command_line) => command_line,
-        // clap's own code for a mistake is 2, which is a denial to whoever asks `explain`.
         Err(error) => {
-            let _unwritten = error.print();
-            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            let line: Vec<String> = env::args_os().map(|one| one.to_string_lossy().into_owned()).collect();
+            return output::mistaken(&error, &line);
         }
     };
     match command_line.command {

@@ -117,7 +117,7 @@ fn dependencies_point_down() {
         ("verdict", &["access_request", "config", "identity", "reason", "rules", "validation"]),
         ("telemetry", &["clock", "config", "keys", "reason", "validation"]),
         ("supervise", &["clock", "telemetry"]),
-        ("keys", &["clock", "config", "files", "supervise", "telemetry", "validation"]),
+        ("keys", &["certificates", "clock", "config", "files", "supervise", "telemetry", "validation"]),
         ("authorizer", &["keys", "telemetry"]),
         ("proto", &[]),
         ("service", &["authorizer", "keys", "supervise", "telemetry"]),
@@ -144,6 +144,17 @@ fn dependencies_point_down() {
             assert!(fine, "{file} uses crate::{used}, which {room} must not");
         }
     }
+}
+
+#[test]
+fn nothing_prints_where_nobody_may_read() {
+    for (file, source) in sources() {
+        for forbidden in ["print!(", "println!(", "dbg!("] {
+            assert!(!code(&source).contains(forbidden), "{file} uses `{forbidden}`");
+        }
+    }
+    only_in(&["commands/output"], "io::stdout()");
+    only_in(&["commands/output", "telemetry/log"], "io::stderr()");
 }
 
 #[test]

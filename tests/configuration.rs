@@ -631,6 +631,21 @@ fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
             "`key_file` is missing",
         ),
         ("listen: {admin: 127.0.0.1:1}", "listen", "`ext_authz` is missing"),
+        (
+            "listen: {ext_authz: '127.0.0.1:1', admin: '127.0.0.1:1'}",
+            "listen.admin",
+            "one of `ext_authz` already",
+        ),
+        (
+            "listen: {ext_authz: 'unix:/x', forward_auth: {address: '127.0.0.1:1', profile: nginx}, admin: '127.0.0.1:1'}",
+            "listen.admin",
+            "one of `forward_auth` already",
+        ),
+        (
+            "listen: {ext_authz: 'unix:/x', forward_auth: [{address: '[::]:1', profile: nginx}, {address: '[::]:1', profile: envoy}]}",
+            "listen.forward_auth",
+            "one of `forward_auth` already",
+        ),
         (&admin("hosts: [a]"), "listen.admin", "`address` is missing"),
         (&admin("address: ops:1"), "listen.admin.address", "IP address and a port"),
         (

@@ -12,6 +12,8 @@ mod http2;
 #[path = "listeners/socket_files.rs"]
 mod socket_files;
 mod support;
+#[path = "listeners/tls.rs"]
+mod tls;
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use portcullis::commands::issuer::SigningAlgorithm;
-use portcullis::config::{Profile, RefreshPolicy};
+use portcullis::config::{BindAddress, GrpcListener, Profile, RefreshPolicy};
 use serde_json::Value;
+use support::pki::Pki;
 use support::{NOW, Running, config, fetching, fixed_clock, prompt_refresh, provider, with_http_doors};
 
 const RULES: &str = include_str!("../deploy/prometheus/alerts.yaml");
@@ -73,13 +74,17 @@ fn asked(expressions: &[String]) -> Asked {
     asked
 }
 
-/// What a service exports that has allowed, refused, rescued, fetched and turned away.
+/// What a service with every kind of listener exports that has allowed, refused, rescued, fetched and turned away.
 async fn exported() -> String {
     let issuer = portcullis::commands::issuer::Issuer::start().await.expect("a free port");
     let key = issuer.rotate(SigningAlgorithm::ES256);
     let refresh = RefreshPolicy { max_waiters: 1, ..prompt_refresh() };
     let providers = vec![fetching(provider("p", issuer.issuer()), &issuer, refresh)];
-    let service = Running::start(with_http_doors(config(providers)), fixed_clock()).await;
+    let mut config = with_http_doors(config(providers));
+    let pki = Pki::new();
+    let address = BindAddress::Tcp(([127, 0, 0, 1], 0).into());
+    config.listen.ext_authz.push(GrpcListener { address, tls: Some(pki.files()) });
+    let service = Running::start(config, fixed_clock()).await;
     assert!(service.bearer(&key.sign(&issuer.claims(NOW))).await.is_allowed());
     let new = issuer.rotate_beside(SigningAlgorithm::ES256);
     assert!(service.bearer(&new.sign(&issuer.claims(NOW))).await.is_allowed());

@@ -133,11 +133,8 @@ fn tls_files_that_cannot_serve_are_no_valid_configuration() {
             "key_file" => "client_key_file",
             _ => "client_cert_file",
         };
-        let expected = format!("DIR/p.yaml:6:");
-        assert!(
-            said.starts_with(&expected) && said.contains(&format!(": providers[0].http.{key}: {says}")),
-            "{said}"
-        );
+        let expected = format!(": providers[0].http.{key}: {says}");
+        assert!(said.starts_with("DIR/p.yaml:6:") && said.contains(&expected), "{said}");
         assert_eq!((code, said.lines().count()), (Some(1), 1), "{said}");
         folder.put(name, &before);
         assert_eq!(validate(folder.folder.path(), &issuer()), (Some(0), String::new()));
@@ -154,6 +151,12 @@ fn everything_that_is_wrong_is_said_at_once_and_once() {
     let (code, said) = validate(folder.folder.path(), &text);
     let keys: Vec<&str> = said.lines().filter_map(|line| line.split(": ").nth(1)).collect();
     assert_eq!((code, keys), (Some(1), vec!["listen.admin.tls.cert_file", "log.level"]), "{said}");
+
+    let (code, said) = validate(folder.folder.path(), &issuer().replace("cert.pem", "missing.pem"));
+    let keys: Vec<&str> = said.lines().filter_map(|line| line.split(": ").nth(1)).collect();
+    let http = "providers[0].http";
+    let expected = ["ca_file", "client_cert_file", "client_key_file"].map(|key| format!("{http}.{key}"));
+    assert_eq!((code, keys), (Some(1), expected.iter().map(String::as_str).collect()), "{said}");
 
     let text = format!("{}log: {{level: loud}}\n", listener("listen.admin"));
     let (code, said) = validate(folder.folder.path(), &text);

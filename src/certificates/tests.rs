@@ -1,5 +1,10 @@
 //! What is read of PEM files, and what is refused.
 
+use std::sync::OnceLock;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
+use proptest::prelude::*;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair, SanType,
     date_time_ymd,
@@ -186,3 +191,34 @@ fn the_first_end_of_a_file_is_told_from_two_weeks_before() {
     assert_eq!(at("2019-12-31T23:59:59Z"), "a certificate does not count before 2020-01-01T00:00:00Z");
     assert_eq!(Validity::of_all(&[]), None);
 }
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let body = BASE64.encode(&bytes);
+        let wrapped = |label: &str| format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n").into_bytes();
+        for pem in [bytes.clone(), wrapped(CERTIFICATE), wrapped("PRIVATE KEY"), wrapped("EC PRIVATE KEY")] {
+            let _results = (chain(&pem), client_authorities(&pem), issuer_authorities(&pem));
+            if let Ok(key) = private_key(&pem) {
+                let _result = pair(&[], key);
+            }
+        }
+    }
+
+    #[test]
+    fn a_certificate_with_other_bytes_in_it_is_read_or_refused(at in 0..400_usize, byte: u8) {
+        let (pem, key) = KNOWN.get_or_init(|| leaf(&["a", "b.example"]));
+        let mut der = chain(pem.as_bytes()).expect("one")[0].der.to_vec();
+        let at = at % der.len();
+        der[at] = byte;
+        let other = CertificateDer::from(der.clone());
+        let _whatever = is_named(&other, &["a".to_owned()]);
+        let pem = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", BASE64.encode(&der));
+        if let Ok(read) = chain(pem.as_bytes()) {
+            prop_assert_eq!(&*read[0].der, &*der);
+            let _whatever = (pair(&read, private_key(key.as_bytes()).expect("a key")).is_ok(), trusting(&read).is_ok());
+        }
+    }
+}
+
+static KNOWN: OnceLock<(String, String)> = OnceLock::new();

@@ -9,7 +9,6 @@ mod stage;
 mod story;
 mod try_it;
 
-use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,9 +18,9 @@ use tokio::time::sleep;
 use self::report::Report;
 use self::stage::Stage;
 use self::try_it::CheckFile;
-use super::Failure;
 use super::issuer::SigningAlgorithm;
 use super::signals::End;
+use super::{Failure, output};
 
 /// How long a key of the issuer lives once the story is told.
 const ROTATE_EVERY: Duration = Duration::from_secs(30);
@@ -45,7 +44,7 @@ pub async fn run(args: DemoArgs) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(failure) => {
-            eprintln!("the demo broke off: {failure}");
+            output::complain(&format!("the demo broke off: {failure}"));
             ExitCode::FAILURE
         }
     }
@@ -53,22 +52,22 @@ pub async fn run(args: DemoArgs) -> ExitCode {
 
 /// Whether every step came out as told.
 async fn play(args: &DemoArgs) -> Result<bool, Failure> {
-    let mut end = End::new()?;
+    let mut end = End::with_terminal()?;
     let stage = Stage::set_up().await?;
-    let mut report = Report::new(io::stdout());
+    let mut report = Report::new(output::print);
     let (as_told, stopped) = tokio::select! {
         as_told = story::tell(&stage, &mut report) => (as_told?, false),
         // Who stops a demo that would have stayed has got what they wanted; a single run was not finished.
         () = end.asked_for() => (!args.once, true),
     };
-    if !args.once && !stopped {
+    if !args.once && !stopped && report.is_read() {
         stay(&stage, &mut report, &mut end).await?;
     }
     stage.take_down().await?;
     Ok(as_told)
 }
 
-/// Prints what to try, and keeps the issuer rotating until the end is asked for.
+/// Prints what to try, and keeps the issuer rotating until the end is asked for or nobody reads any more.
 async fn stay(stage: &Stage, report: &mut Report, end: &mut End) -> Result<(), Failure> {
     use SigningAlgorithm::{ES256, EdDSA, RS256};
 
@@ -94,6 +93,9 @@ async fn stay(stage: &Stage, report: &mut Report, end: &mut End) -> Result<(), F
             story::named(&key),
             story::named(&withdrawn)
         ))?;
+        if !report.is_read() {
+            break;
+        }
     }
     Ok(())
 }

@@ -32,7 +32,6 @@ mod tally;
 mod target;
 mod traffic;
 
-use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -47,10 +46,10 @@ use self::plan::Step;
 use self::reach::Place;
 use self::report::Report;
 use self::target::{Target, TargetUrl};
-use super::Failure;
 use super::embedded::Embedded;
 use super::issuer::Issuer;
 use super::signals::End;
+use super::{Failure, output};
 use crate::config;
 
 /// Prove that no good token is refused while keys rotate under load, attack and outages
@@ -118,15 +117,10 @@ pub async fn run(args: DrillArgs) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(failure) => {
-            tell(&format!("the drill broke off: {failure}\n"));
+            output::complain(&format!("the drill broke off: {failure}"));
             ExitCode::FAILURE
         }
     }
-}
-
-/// Writes to standard error. Where nobody reads it any more, the drill goes on.
-fn tell(text: &str) {
-    let _unwritten = io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// A drill that can begin.
@@ -174,7 +168,7 @@ async fn prepare(args: &DrillArgs) -> Result<Stage, Failure> {
             let place = Place::locate(url.authority()).await?;
             let (issuer, keys) = start_issuer(args, Some(&place)).await?;
             let trusted = Trusted::new(&issuer, &args.audience);
-            tell(&trusted.instructions(&url, &place, args.wait));
+            output::complain(trusted.instructions(&url, &place, args.wait).trim_end());
             (Field::new(issuer, Target::new(&url, place.addresses), keys, rules), None)
         }
         None => {
@@ -207,13 +201,12 @@ async fn start_issuer(args: &DrillArgs, gateway: Option<&Place>) -> Result<(Issu
 }
 
 /// # Errors
-/// Nobody reads it, so that nobody knows how the drill ended.
+/// It cannot be written, so that nobody knows how the drill ended. One that nobody reads is told by the exit code.
 fn print(report: &Report, format: Format) -> Result<(), Failure> {
     let text = match format {
         Format::Text => page::table(report),
         Format::Json => format!("{}\n", page::json(report)),
     };
-    let mut out = io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|error| format!("the report cannot be written: {error}").into())
+    output::print(&text).map_err(|error| format!("the report cannot be written: {error}"))?;
+    Ok(())
 }

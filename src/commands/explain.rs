@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use self::request::Described;
-use super::Failure;
+use super::{Failure, output};
 use crate::authorizer::{Authorizer, Explanation, KeyedProvider, Step};
 use crate::clock::{self, Clock};
 use crate::config::{Config, Log, LogLevel};
@@ -67,12 +67,9 @@ enum Format {
 /// Explains. The exit code says how the request came out.
 pub async fn run(args: ExplainArgs) -> ExitCode {
     match explain(&args).await {
-        Ok((page, code)) => {
-            print!("{page}");
-            code
-        }
+        Ok((page, code)) => output::answer(&page, code),
         Err(failure) => {
-            eprintln!("{failure}");
+            output::complain(&failure.to_string());
             ExitCode::FAILURE
         }
     }

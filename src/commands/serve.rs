@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::output;
 use super::signals::End;
 use crate::app::{App, ConfigFile, Hangups};
 use crate::clock::Clock;
@@ -31,7 +32,7 @@ pub async fn run(args: ServeArgs) -> ExitCode {
     let (hangups, mut end, end_at_once) = match signals {
         Ok(signals) => signals,
         Err(error) => {
-            eprintln!("signals cannot be listened for: {error}");
+            output::complain(&format!("signals cannot be listened for: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -43,12 +44,12 @@ pub async fn run(args: ServeArgs) -> ExitCode {
     let (config, file) = match loaded {
         Ok(loaded) => loaded,
         Err(errors) => {
-            eprintln!("{errors}");
+            output::complain(&errors.to_string());
             return ExitCode::FAILURE;
         }
     };
     if let Err(error) = telemetry::start_log(&config.log) {
-        eprintln!("the log cannot be started: {error}");
+        output::complain(&format!("the log cannot be started: {error}"));
         return ExitCode::FAILURE;
     }
     for warning in &config.warnings {
@@ -58,7 +59,7 @@ pub async fn run(args: ServeArgs) -> ExitCode {
     let app = match App::bind(config, Clock::System).await {
         Ok(app) => app.reloading_from(file),
         Err(error) => {
-            eprintln!("{error}");
+            output::complain(&error.to_string());
             return ExitCode::FAILURE;
         }
     };

@@ -1,5 +1,6 @@
-//! Ctrl-C and SIGTERM, for the commands that they end.
+//! Ctrl-C and SIGTERM, for the commands that they end, and the end of the terminal.
 
+use std::future::pending;
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -8,6 +9,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub(super) struct End {
     interrupt: Signal,
     terminate: Signal,
+    /// For those that end with their terminal.
+    hangup: Option<Signal>,
 }
 
 impl End {
@@ -17,7 +20,15 @@ impl End {
     /// The process may not.
     pub(super) fn new() -> io::Result<Self> {
         let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        Ok(Self { interrupt, terminate })
+        Ok(Self { interrupt, terminate, hangup: None })
+    }
+
+    /// The same, and SIGHUP means it too: for a command that leaves nothing behind when its terminal closes.
+    ///
+    /// # Errors
+    /// The process may not.
+    pub(super) fn with_terminal() -> io::Result<Self> {
+        Ok(Self { hangup: Some(signal(SignalKind::hangup())?), ..Self::new()? })
     }
 
     /// Waits for it.
@@ -25,6 +36,12 @@ impl End {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            () = async {
+                match &mut self.hangup {
+                    Some(hangup) => { hangup.recv().await; }
+                    None => pending().await,
+                }
+            } => {}
         }
     }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::output;
 use crate::clock;
 use crate::config::{self, Config};
 
@@ -32,10 +33,7 @@ pub struct ValidateArgs {
 /// `FILE:LINE:COLUMN: path: message`, and it exits with 1. What is legal and dangerous goes there too, as a warning.
 pub fn run(args: ValidateArgs) -> ExitCode {
     match args.config {
-        _ if args.schema => {
-            print!("{}", config::json_schema_text());
-            ExitCode::SUCCESS
-        }
+        _ if args.schema => output::answer(&config::json_schema_text(), ExitCode::SUCCESS),
         Some(file) => validate(&file, args.print),
         // The command line has refused that.
         None => ExitCode::FAILURE,
@@ -48,21 +46,18 @@ fn validate(file: &Path, print: bool) -> ExitCode {
     let loaded = examined.and(file, errors).config;
     let of_rules = loaded.iter().flat_map(|config| &config.warnings);
     for warning in of_rules.chain(&warnings) {
-        eprintln!("{}", warning.in_file(file, "warning: "));
+        output::complain(&warning.in_file(file, "warning: "));
     }
     match loaded {
-        Ok(config) if print => {
-            print!("{}", config.to_yaml());
-            ExitCode::SUCCESS
-        }
+        Ok(config) if print => output::answer(&config.to_yaml(), ExitCode::SUCCESS),
         Ok(config) => {
             let names: Vec<&str> = config.providers.iter().map(|config| &*config.provider.name).collect();
-            println!("{} is valid: {} provider(s): {}", file.display(), names.len(), names.join(", "));
-            print!("{}", recipes::needs(&config));
-            ExitCode::SUCCESS
+            let names =
+                format!("{} is valid: {} provider(s): {}\n", file.display(), names.len(), names.join(", "));
+            output::answer(&(names + &recipes::needs(&config)), ExitCode::SUCCESS)
         }
         Err(errors) => {
-            eprintln!("{errors}");
+            output::complain(&errors.to_string());
             ExitCode::FAILURE
         }
     }

@@ -29,7 +29,25 @@ pub(super) fn read_listen(cursor: Cursor<'_>) -> Option<Listen> {
             Some(vec![read_http_listener(&cursor)?])
         }
     });
-    Some(Listen { ext_authz: ext_authz?, forward_auth: forward_auth?, admin: admin? })
+    let listen = Listen { ext_authz: ext_authz?, forward_auth: forward_auth?, admin: admin? };
+    refuse_shared_addresses(&mapping, &listen)?;
+    Some(listen)
+}
+
+/// Two doors at one address. Of the gRPC doors themselves their list has told.
+fn refuse_shared_addresses(mapping: &Mapping<'_>, listen: &Listen) -> Option<()> {
+    let grpc = listen.ext_authz.iter().map(|listener| ("ext_authz", listener.address.clone()));
+    let http =
+        listen.forward_auth.iter().map(|listener| ("forward_auth", BindAddress::Tcp(listener.address)));
+    let admin = listen.admin.iter().map(|listener| ("admin", BindAddress::Tcp(listener.address)));
+    let mut earlier: Vec<(&str, BindAddress)> = Vec::new();
+    for (key, address) in grpc.chain(http).chain(admin) {
+        if let Some((other, _)) = earlier.iter().find(|(_, known)| same_place(known, &address)) {
+            return mapping.get(key)?.refuse(format!("an address of this door is one of `{other}` already"));
+        }
+        earlier.push((key, address));
+    }
+    Some(())
 }
 
 /// One gRPC door or a list of them.

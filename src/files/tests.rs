@@ -206,6 +206,33 @@ async fn a_look_that_is_given_up_half_way_is_gone_on_with() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_disk_that_does_not_answer_takes_one_thread_and_is_told_of_and_what_comes_later_counts() {
+    let mut house = House::new();
+    let (let_go, held) = std::sync::mpsc::channel::<()>();
+    house.followed.under_way = Some(spawn_blocking(move || {
+        let _let_go = held.recv();
+        Err(gone())
+    }));
+    let thread = house.followed.under_way.as_ref().map(JoinHandle::id);
+    // A thread that blocks keeps the paused clock from going on by itself.
+    let time = async {
+        for _ in 0..60 {
+            advance(SECOND).await;
+        }
+    };
+    let found = tokio::select! {
+        found = house.followed.found() => found,
+        () = time => panic!("nothing was told"),
+    };
+    let Found::Unreadable(error) = found else { panic!("{found:?}") };
+    assert_eq!(error.why, Why::NoAnswer(LOOKING));
+    assert_eq!(house.followed.under_way.as_ref().map(JoinHandle::id), thread, "none beside it");
+    house.write("a", "a2");
+    let_go.send(()).expect("it is held");
+    assert!(matches!(house.followed.found().await, Found::Rested { .. }));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pipe_is_read_once_and_neither_followed_nor_waited_for() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);

@@ -21,6 +21,7 @@ use reqwest::{Certificate, Client, ClientBuilder, Identity, NoProxy, Proxy, Stat
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use crate::certificates::{self, PairError};
 use crate::config::{ClientCertificate, IssuerHttp};
 
 use super::fetch::FetchError;
@@ -40,9 +41,6 @@ const MAX_UNDER_WAY: usize = 48;
 
 /// Of these, the ones that no token waits for.
 const MAX_IN_BACKGROUND: usize = 40;
-
-/// The longest file of certificates or keys that is read.
-const MAX_FILE_BYTES: usize = 4 << 20;
 
 /// How often files of certificates are looked at.
 const FILE_POLL: Duration = Duration::from_secs(2);
@@ -115,7 +113,7 @@ impl HttpClient {
         supervisor: &Supervisor,
     ) -> Result<Self, FetchError> {
         let lookups = Arc::new(Lookups(Arc::new(Semaphore::new(MAX_LOOKUPS))));
-        let files = FileSet::new(files(&options), MAX_FILE_BYTES);
+        let files = FileSet::new(files(&options), certificates::MAX_FILE_BYTES);
         let recipe = Recipe { options, lookups, timeout };
         let contents = files.read_regular()?;
         let client = Arc::new(ArcSwap::from_pointee(client(&recipe, &contents)?));
@@ -268,14 +266,20 @@ fn client(recipe: &Recipe, contents: &Contents) -> Result<Client, FetchError> {
     };
     let mut configured = builder()?;
     if let Some(file) = &options.ca_file {
-        let authorities = Certificate::from_pem_bundle(read(file)).unwrap_or_default();
-        if authorities.is_empty() {
-            return Err(unusable(file, "no certificate in PEM form"));
-        }
+        let known = certificates::issuer_authorities(read(file)).map_err(|cause| unusable(file, &cause))?;
+        let authorities: Vec<Certificate> =
+            known.iter().map(|authority| Certificate::from_der(&authority.der)).collect::<Result<_, _>>()?;
         usable(builder()?.tls_certs_only(authorities.clone()), file)?;
         configured = configured.tls_certs_only(authorities);
     }
     if let Some(ClientCertificate { cert_file, key_file }) = &options.client_certificate {
+        let chain = certificates::chain(read(cert_file)).map_err(|cause| unusable(cert_file, &cause))?;
+        let key = certificates::private_key(read(key_file)).map_err(|cause| unusable(key_file, &cause))?;
+        certificates::pair(&chain, key).map_err(|error| match error {
+            PairError::Certificate(cause) => unusable(cert_file, &cause),
+            PairError::Key(cause) => unusable(key_file, &cause),
+            PairError::Mismatch(cause) => unusable(key_file, &format!("{cause} ({})", cert_file.display())),
+        })?;
         let pem = [read(cert_file), b"\n", read(key_file)].concat();
         let identity = Identity::from_pem(&pem)
             .map_err(|_| unusable(cert_file, "no certificate in PEM form, or no private key with it"))?;

@@ -181,12 +181,17 @@ fn the_configuration_of_the_readme_is_valid_as_it_stands() {
     let readme = include_str!("../../README.md");
     let blocks = readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
     // The first block is part of a list, and set in by as much.
-    let text: String = blocks
-        .flat_map(|block| {
+    let blocks: Vec<String> = blocks
+        .map(|block| {
             let set_in = block.len() - block.trim_start().len();
-            block.lines().map(move |line| format!("{}\n", line.get(set_in..).unwrap_or_default()))
+            block.lines().map(|line| format!("{}\n", line.get(set_in..).unwrap_or_default())).collect()
         })
         .collect();
+    // The last one is another `listen`.
+    let [first, rules, listen] = &blocks[..] else { panic!("{blocks:#?}") };
+    let text = format!("{first}{rules}");
+    let (_, behind) = text.split_once('\n').expect("`listen` is the first line");
+    assert!(parse(&format!("{listen}{behind}")).is_ok(), "{listen}");
     let config = parse(&text).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
     assert_eq!(config.rules.all().len(), 3);
     assert_eq!(config.warnings, []);

@@ -162,7 +162,10 @@ impl House {
                 return Box::new(socket.expect("it listens"));
             }
         };
-        Box::new(TcpStream::connect(address).await.expect("it listens"))
+        let stream = TcpStream::connect(address).await.expect("it listens");
+        // What the system holds back for a while would make the clock jump.
+        stream.set_nodelay(true).expect("a socket");
+        Box::new(stream)
     }
 
     /// A connection on which HTTP can be spoken.

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod log;
 pub mod pki;
 pub mod ports;
 pub mod raw;

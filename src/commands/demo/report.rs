@@ -1,7 +1,9 @@
 //! What the demo prints: paragraphs, steps as they happen, and the table at the end. Plain text, never wider
 //! than [`WIDTH`] as long as all goes as told.
 
-use std::io::{self, Write};
+use std::io;
+
+use crate::commands::output::Reader;
 
 /// The widest line.
 const WIDTH: usize = 100;
@@ -33,21 +35,30 @@ pub(super) struct Told<T> {
     pub(super) got: T,
 }
 
-/// The page that is printed on. A page that cannot be printed on any more ends the demo.
+/// The page that is printed on. One that nobody reads any more is as good as any other; one that cannot be printed on
+/// ends the demo.
 pub(super) struct Report {
-    out: Box<dyn Write + Send>,
+    print: fn(&str) -> io::Result<Reader>,
+    reader: Reader,
 }
 
 impl Report {
-    /// Prints there.
-    pub(super) fn new(out: impl Write + Send + 'static) -> Self {
-        Self { out: Box::new(out) }
+    /// Prints by this.
+    pub(super) fn new(print: fn(&str) -> io::Result<Reader>) -> Self {
+        Self { print, reader: Reader::There }
+    }
+
+    /// Whether somebody reads it.
+    pub(super) fn is_read(&self) -> bool {
+        self.reader == Reader::There
     }
 
     /// Prints a text as it is, with an end of line.
     pub(super) fn line(&mut self, text: &str) -> io::Result<()> {
-        writeln!(self.out, "{text}")?;
-        self.out.flush()
+        if self.is_read() {
+            self.reader = (self.print)(&format!("{text}\n"))?;
+        }
+        Ok(())
     }
 
     /// Prints a paragraph, wrapped.

@@ -8,11 +8,11 @@ use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use super::super::output;
 use super::plan::{FAULT, RECOVERY, Rotation, Step, Trouble, What};
 use super::report::Report;
 use super::tally::Tally;
 use super::target::{Outcome, Target};
-use super::tell;
 use super::traffic::{Bad, Keys};
 use crate::clock::{self, Instant};
 use crate::commands::Failure;
@@ -272,9 +272,9 @@ impl Field {
             let Some(report) = self.report(String::new()) else { continue };
             let (good, bad) = (&report.tally.good, report.tally.attack());
             let rotations: u32 = report.tally.rotations.values().map(|rotated| rotated.count).sum();
-            tell(&format!(
+            output::complain(&format!(
                 "{:>4} s: good {}, refused {}; bad {}, allowed {}, no answer {}; not sent {}; \
-                 rotations {rotations}, faults {}, fetches {}\n",
+                 rotations {rotations}, faults {}, fetches {}",
                 clock::elapsed_since(started).as_secs(),
                 good.sent,
                 good.refused,

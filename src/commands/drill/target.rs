@@ -86,7 +86,8 @@ impl TargetUrl {
     /// # Errors
     /// It is neither.
     pub(super) fn parse(url: &str, path: &str) -> Result<Self, String> {
-        let expected = || format!("--target {url}: expected grpc://HOST:PORT or http://HOST:PORT");
+        // Neither is repeated: a URL may have a password, a path a token.
+        let expected = || "--target: expected grpc://HOST:PORT or http://HOST:PORT".to_owned();
         let (scheme, authority) = url.trim_end_matches('/').split_once("://").ok_or_else(expected)?;
         let authority: Authority = authority.parse().map_err(|_| expected())?;
         let whole = !authority.host().is_empty()
@@ -96,7 +97,7 @@ impl TargetUrl {
             "grpc" if whole => Ok(Self::Grpc(authority)),
             "http" if whole => {
                 let uri = Uri::builder().scheme("http").authority(authority).path_and_query(path).build();
-                Ok(Self::Http(uri.map_err(|error| format!("--path {path}: {error}"))?))
+                Ok(Self::Http(uri.map_err(|error| format!("--path: {error}"))?))
             }
             _ => Err(expected()),
         }

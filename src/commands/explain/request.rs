@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde::Deserialize;
@@ -43,9 +43,17 @@ pub(super) struct RequestArgs {
     source_principal: Option<String>,
 }
 
-fn header(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once(':').ok_or("expected NAME: VALUE")?;
-    Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+/// Never says what was there instead: where the colon is missing, that has the token in it.
+fn header(text: &str) -> Result<(String, String), &'static str> {
+    const EXPECTED: &str = "expected NAME: VALUE, such as 'Authorization: Bearer ...'";
+    let (name, value) = text.split_once(':').ok_or(EXPECTED)?;
+    // RFC 9110 §5.1 has no blanks before the colon.
+    let is_name = !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte));
+    if !is_name {
+        return Err(EXPECTED);
+    }
+    Ok((name.to_ascii_lowercase(), value.trim().to_owned()))
 }
 
 /// A request that owns its text.
@@ -77,8 +85,10 @@ impl Described {
         let (method, host, path, headers) = match &args.request {
             None => (args.method.clone(), args.host.clone(), args.path.clone(), args.headers.clone()),
             Some(file) => {
+                // One that is no file may be a token.
+                let opened = File::open(file).map_err(|error| format!("the file of --request: {error}"))?;
                 let Written { method, host, path, headers } =
-                    read_file(file).map_err(|error| format!("{}: {error}", file.display()))?;
+                    read_file(opened).map_err(|error| format!("{}: {error}", file.display()))?;
                 (
                     method,
                     host,
@@ -115,9 +125,8 @@ impl Described {
 }
 
 /// What is wrong is told by its place alone: serde's own words would quote the file, and a token in it.
-fn read_file(file: &Path) -> Result<Written, String> {
+fn read_file(file: File) -> Result<Written, String> {
     let mut text = String::new();
-    let file = File::open(file).map_err(|error| error.to_string())?;
     file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(|error| error.to_string())?;
     serde_json::from_str(&text).map_err(|error| {
         format!(
@@ -131,14 +140,14 @@ fn read_file(file: &Path) -> Result<Written, String> {
 /// A header that comes several times is a list.
 fn flatten(headers: Map<String, Value>) -> Result<Vec<(String, String)>, String> {
     let mut flat = Vec::new();
-    for (name, value) in headers {
+    for (index, (name, value)) in headers.into_iter().enumerate() {
         let values = match value {
             Value::Array(values) => values,
             value => vec![value],
         };
         for value in values {
             let Value::String(value) = value else {
-                return Err(format!("the header {name:?} is neither a text nor a list of texts"));
+                return Err(format!("header {} is neither a text nor a list of texts", index + 1));
             };
             flat.push((name.to_ascii_lowercase(), value));
         }

@@ -1,6 +1,6 @@
 //! The files of certificates and keys that a configuration names, read as those who use them read them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::certificates::{self, Certificate, PairError, Validity};
 use crate::config::{ClientCertificate, ConfigError, Examined, IssuerHttp, TlsFiles};
@@ -75,12 +75,7 @@ impl OfIssuer<'_> {
         }
     }
 
-    fn read<T>(
-        &mut self,
-        key: &str,
-        file: &PathBuf,
-        parse: impl Fn(&[u8]) -> Result<T, String>,
-    ) -> Option<T> {
+    fn read<T>(&mut self, key: &str, file: &Path, parse: impl Fn(&[u8]) -> Result<T, String>) -> Option<T> {
         let read = read_regular_file(file, certificates::MAX_FILE_BYTES);
         let bytes = read.map_err(|error| format!("the file cannot be read: {}", error.kind()));
         match bytes.and_then(|bytes| parse(&bytes)) {

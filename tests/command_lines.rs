@@ -1,0 +1,320 @@
+//! Command lines, the built binary: nothing that could be a token is repeated, whatever is wrong with the line, and an
+//! answer that nobody reads ends with its own exit code.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use portcullis::clock::monotonic;
+use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
+use serde_json::json;
+use tempfile::TempDir;
+
+const NOW: i64 = 1_800_000_000;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A token of another kind than JWT.
+const OPAQUE: &str = "s3cr3t-0paque-t0ken";
+
+fn portcullis(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command.args(arguments).env_remove("PORTCULLIS_LOG").env_remove("PORTCULLIS_CONFIG");
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    portcullis(arguments).output().expect("the binary runs")
+}
+
+struct House {
+    folder: TempDir,
+    config: String,
+    jwt: String,
+}
+
+impl House {
+    fn new() -> Self {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+        let key = SigningKey::generate("k", SigningAlgorithm::ES256);
+        let text = format!(
+            "listen: {{ext_authz: '127.0.0.1:0'}}
+providers: [{{name: p, issuer: https://i, audiences: [a], jwks: {}}}]
+rules: [{{name: orders, match: {{path_prefix: /orders, methods: [GET]}}, require: {{}}}}]
+",
+            json!({"keys": [key.public_jwk()]})
+        );
+        let config = folder.path().join("p.yaml");
+        fs::write(&config, text).expect("written");
+        let jwt = key.sign(&json!({"iss": "https://i", "aud": "a", "sub": "alice", "exp": NOW + 60}));
+        Self { config: config.to_str().expect("a plain path").to_owned(), folder, jwt }
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::write(&path, text).expect("written");
+        path
+    }
+}
+
+#[test]
+fn nothing_that_could_be_a_token_is_repeated_whatever_is_wrong_with_the_line() {
+    let house = House::new();
+    // T is the token; each line with its exit code.
+    let lines: &[(&[&str], i32)] = &[
+        (&["explain", "--header", "Authorization Bearer T"], 1),
+        (&["explain", "--header", "T"], 1),
+        (&["explain", "--header", "Authorization Bearer T:"], 1),
+        (&["explain", "--header", ": T"], 1),
+        (&["explain", "--header", "Authorization: Bearer T", "--header"], 1),
+        (&["explain", "--heade", "Authorization: Bearer T"], 1),
+        (&["explain", "--heade=Authorization: Bearer T"], 1),
+        (&["explain", "--T"], 1),
+        (&["explain", "-T"], 1),
+        (&["explain", "--token", "T"], 1),
+        (&["explain", "--token=T"], 1),
+        (&["explain", "T"], 1),
+        (&["explain", "Bearer T"], 1),
+        (&["explain", "--", "T"], 1),
+        (&["explain", "--request", "T"], 1),
+        (&["explain", "--request", "T", "--path", "/"], 1),
+        (&["explain", "--now", "T"], 1),
+        (&["explain", "--format", "T"], 1),
+        (&["explain", "--format=T"], 1),
+        (&["explain", "--format", "json", "--format", "T"], 1),
+        (&["explain", "--method", "T"], 2),
+        (&["explain", "--host", "T"], 2),
+        (&["explain", "--path", "T"], 2),
+        (&["explain", "--path", "/?access_token=T"], 2),
+        (&["explain", "--rule", "T"], 2),
+        (&["explain", "--source-address", "T"], 2),
+        (&["explain", "--source-principal", "T"], 2),
+        (&["explain", "--header", "cookie: a=T"], 2),
+        (&["explain", "--header", "Authorization: Basic T"], 2),
+        (&["explain", "--header", "Authorization: Bearer T", "--header", "Authorization: Bearer T.x"], 2),
+        (&["T"], 1),
+        (&["explai", "T"], 1),
+        (&["--header", "T"], 1),
+        (&["validate", "T"], 1),
+        (&["validate", "--print=T"], 1),
+        (&["validate", "--schema", "--print", "T"], 1),
+        (&["serve", "T"], 1),
+        (&["serve", "--T"], 1),
+        (&["demo", "T"], 1),
+        (&["demo", "--once=T"], 1),
+        (&["drill", "T"], 1),
+        (&["drill", "--target", "grpc://user:T@127.0.0.1:1"], 1),
+        (&["drill", "--target", "T"], 1),
+        (&["drill", "--target", "http://127.0.0.1:1", "--path", "/ T"], 1),
+        (&["drill", "--duration", "T"], 1),
+        (&["drill", "--rotations", "T"], 1),
+        (&["drill", "--issuer-address", "T"], 1),
+        (&["drill", "--format", "T"], 1),
+    ];
+    for token in [house.jwt.as_str(), OPAQUE] {
+        for (line, code) in lines {
+            let mut arguments: Vec<String> = line.iter().map(|one| one.replace('T', token)).collect();
+            if line[0] == "explain" {
+                arguments.splice(1..1, ["--config", &house.config].map(str::to_owned));
+            }
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let output = output(&arguments);
+            let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
+            assert_eq!(output.status.code(), Some(*code), "{line:?}: {said}");
+            assert!(!said.is_empty(), "{line:?}");
+            for part in token.split('.') {
+                assert!(!said.contains(part), "{line:?} repeats {part}: {said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_request_file_that_is_broken_anywhere_is_not_quoted() {
+    let house = House::new();
+    let start = r#"{"method": "GET", "host": "h", "path": "/orders", "#;
+    for rest in [
+        r#""headers": {"authorization": T}}"#,
+        r#""headers": {"authorization": "Bearer T}}"#,
+        r#""headers": {"authorization T": 1}}"#,
+        r#""headers": {"authorization": {"T": "T"}}}"#,
+        r#""T": "T"}"#,
+        r#""headers": ["T"]}"#,
+        r#""headers": "T"}"#,
+        "T",
+    ] {
+        for token in [house.jwt.as_str(), OPAQUE] {
+            let request = house.file("request.json", &format!("{start}{rest}").replace('T', token));
+            let request = request.to_str().expect("a plain path");
+            let output = output(&["explain", "--config", &house.config, "--request", request]);
+            let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            assert!(said.contains("request.json"), "{said}");
+            assert!(token.split('.').all(|part| !said.contains(part)), "{rest}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_mistake_is_told_by_the_name_of_the_argument_or_by_its_place() {
+    let house = House::new();
+    for (line, expected) in [
+        (&["explain", "--heder", "x"][..], "argument 4 is not known"),
+        (&["explain", "--heder", "x"], "there is --header"),
+        (&["explain", "--header", "x"], "--header <NAME: VALUE>: expected NAME: VALUE"),
+        (&["explain", "--format", "x"], "--format <FORMAT>: expected one of text, json"),
+        (&["explain", "--now", "x"], "--now <TIME>: expected RFC 3339"),
+        (&["explain", "--path"], "--path <PATH>: its value is missing"),
+        (&["explain", "--request", "x", "--path", "/"], "--request <FILE> cannot be used with --path <PATH>"),
+        (&["explain", "--request", "/no/such/file"], "the file of --request: No such file"),
+        (&["explain", "--now", "1", "--now", "2"], "--now <TIME> cannot be used several times"),
+        (&["serve"], "missing: --config <FILE>"),
+        (&["sevre"], "there is no such command"),
+        (&["drill", "--rotations", "0"], "--rotations <N>: 0 is not in 1..=10000"),
+    ] {
+        let mut arguments = line.to_vec();
+        if line[0] == "explain" {
+            arguments.splice(1..1, ["--config", &house.config]);
+        }
+        let output = output(&arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains(expected), "{line:?}: {error}");
+        assert_eq!(output.status.code(), Some(1), "{line:?}");
+        assert!(output.stdout.is_empty(), "{line:?}");
+    }
+}
+
+/// The exit code of a command whose standard output is this.
+fn code_with(arguments: &[&str], out: Stdio) -> (Option<i32>, String) {
+    let output = portcullis(arguments).stdout(out).output().expect("the binary runs");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// A pipe that nobody reads any more.
+fn broken_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
+#[test]
+fn an_answer_that_nobody_reads_ends_with_its_own_exit_code_and_without_a_word() {
+    let house = House::new();
+    let good = format!("authorization: Bearer {}", house.jwt);
+    let now = NOW.to_string();
+    let explain = ["explain", "--config", &house.config, "--now", &now, "--path", "/orders"];
+    // An issuer that is not there.
+    let unavailable =
+        "providers: [{name: p, issuer: https://i, audiences: [a], jwks_uri: 'http://127.0.0.1:1/keys',
+  refresh: {timeout: 1s, wait: 1s}}]";
+    let unavailable = house.file("u.yaml", &format!("listen: {{ext_authz: '127.0.0.1:0'}}\n{unavailable}\n"));
+    let unavailable = unavailable.to_str().expect("a plain path");
+    let cases: [(Vec<&str>, i32); 9] = [
+        ([&explain[..], &["--header", &good]].concat(), 0),
+        ([&explain[..], &["--header", &good, "--format", "json"]].concat(), 0),
+        (explain.to_vec(), 2),
+        (vec!["explain", "--config", unavailable, "--now", &now, "--header", &good], 3),
+        (vec!["validate", "--config", &house.config], 0),
+        (vec!["validate", "--config", &house.config, "--print"], 0),
+        (vec!["validate", "--schema"], 0),
+        (vec!["--help"], 0),
+        (vec!["drill", "--duration", "2s", "--rotations", "1", "--attack-rate", "50"], 0),
+    ];
+    for (line, code) in cases {
+        let (ended, error) = code_with(&line, broken_pipe());
+        assert_eq!(ended, Some(code), "{line:?}: {error}");
+        assert!(!error.contains("panic") && !error.contains("roken pipe"), "{line:?}: {error}");
+    }
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_an_error_that_says_so() {
+    let house = House::new();
+    let full = || File::options().write(true).open("/dev/full").expect("Linux has it").into();
+    for line in [
+        &["explain", "--config", &house.config][..],
+        &["validate", "--config", &house.config],
+        &["validate", "--config", &house.config, "--print"],
+    ] {
+        let (code, error) = code_with(line, full());
+        assert_eq!(code, Some(1), "{line:?}: {error}");
+        assert!(error.contains("the answer cannot be written: No space left"), "{line:?}: {error}");
+    }
+}
+
+#[test]
+fn a_mistake_that_nobody_is_told_of_has_its_exit_code() {
+    for line in [
+        &["explain", "--nothing"][..],
+        &["validate", "--config", "/no/such/file"],
+        &["serve", "--config", "/no"],
+    ] {
+        let status = portcullis(line).stdout(broken_pipe()).stderr(broken_pipe()).status();
+        assert_eq!(status.expect("the binary runs").code(), Some(1), "{line:?}");
+    }
+}
+
+/// A command that is killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+impl Running {
+    /// Ends by itself, with this code.
+    fn ends(&mut self) -> Option<i32> {
+        let by = monotonic() + PATIENCE;
+        while monotonic() < by {
+            if let Some(status) = self.0.try_wait().expect("it is asked") {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("it does not end");
+    }
+}
+
+fn demo(temp: &Path, out: Stdio) -> Running {
+    let mut command = portcullis(&["demo"]);
+    command.env("TMPDIR", temp).stdout(out).stderr(Stdio::null());
+    Running(command.spawn().expect("the binary runs"))
+}
+
+#[test]
+fn a_demo_whose_terminal_closes_or_that_is_told_to_end_takes_its_token_with_it() {
+    use std::io::{BufRead, BufReader};
+    for signal in ["-HUP", "-TERM", "-INT"] {
+        let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+        let mut demo = demo(temp.path(), Stdio::piped());
+        let out = BufReader::new(demo.0.stdout.take().expect("piped"));
+        let stays =
+            out.lines().map(|line| line.expect("text")).any(|line| line.starts_with("Ctrl-C ends it"));
+        assert!(stays);
+        let left = || fs::read_dir(temp.path()).expect("a folder").count();
+        assert_eq!(left(), 1, "the token's file is there");
+        let killed = Command::new("kill").args([signal, &demo.0.id().to_string()]).status();
+        assert!(killed.expect("kill runs").success());
+        assert_eq!(demo.ends(), Some(0), "{signal}");
+        assert_eq!(left(), 0, "{signal}");
+    }
+}
+
+#[test]
+fn a_demo_that_nobody_reads_plays_to_its_end_and_does_not_stay() {
+    let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    assert_eq!(demo(temp.path(), broken_pipe()).ends(), Some(0));
+    assert_eq!(fs::read_dir(temp.path()).expect("a folder").count(), 0);
+}
+
+#[test]
+fn a_claim_of_the_drill_that_looks_like_a_variable_is_none() {
+    let line =
+        ["drill", "--audience", "${HOME}", "--duration", "2s", "--rotations", "1", "--attack-rate", "50"];
+    let output = output(&line);
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
+    assert_eq!(output.status.code(), Some(0), "{said}");
+}

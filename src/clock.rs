@@ -63,13 +63,18 @@ impl Clock {
         }
     }
 
-    /// Whether the wall time can be right: [`is_plausible`] of the machine's clock. A time that is set for an explanation
-    /// is as it is meant.
+    /// Whether the wall time can be right: see [`is_plausible`].
     pub fn is_plausible(&self) -> bool {
+        self.may_have_shown(self.now())
+    }
+
+    /// Whether a reading of this clock can have been right: [`is_plausible`] of the machine's clock. A time that is set for
+    /// an explanation is as it is meant.
+    pub fn may_have_shown(&self, time: UnixTime) -> bool {
         match self {
-            Clock::System => is_plausible(self.now(), built_at()),
+            Clock::System => is_plausible(time, built_at()),
             Clock::Fixed(_) => true,
-            Clock::Simulated(clock) => is_plausible(clock.now(), clock.built),
+            Clock::Simulated(clock) => is_plausible(time, clock.built),
         }
     }
 
@@ -313,6 +318,23 @@ pub fn elapsed_since(instant: Instant) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_can_be_right_from_a_day_before_the_build_on() {
+        let built = UnixTime::from_secs(1_800_000_000);
+        for (now, plausible) in [
+            (i64::MIN / 2, false),
+            (0, false),
+            (1_800_000_000 - 24 * 60 * 60 - 1, false),
+            (1_800_000_000 - 24 * 60 * 60, true),
+            (1_800_000_000, true),
+            (253_402_300_800, true),
+        ] {
+            assert_eq!(is_plausible(UnixTime::from_secs(now), built), plausible, "{now}");
+        }
+        assert!(is_plausible(Clock::System.now(), built_at()), "this machine's clock after this build");
+        assert!(Clock::Fixed(UnixTime::from_secs(0)).is_plausible(), "it is as it is meant");
+    }
 
     #[test]
     fn the_date_of_http_is_that_of_any_clock_or_none() {

@@ -144,10 +144,12 @@ impl FileSet {
     fn read_one(
         &self,
         path: &Path,
-        read: fn(&Path, usize) -> io::Result<(Vec<u8>, bool)>,
+        read: fn(&Path, usize) -> io::Result<Bounded>,
     ) -> Result<Content, Unreadable> {
         match read(path, self.max_bytes) {
-            Ok((bytes, regular)) => Ok(Content { path: path.to_owned(), bytes: bytes.into(), regular }),
+            Ok(Bounded { bytes, regular }) => {
+                Ok(Content { path: path.to_owned(), bytes: bytes.into(), regular })
+            }
             Err(error) => {
                 let why = match error.kind() {
                     ErrorKind::FileTooLarge => Why::TooLong(self.max_bytes),
@@ -186,28 +188,34 @@ impl fmt::Debug for Contents {
     }
 }
 
+/// What was read of a file.
+struct Bounded {
+    bytes: Vec<u8>,
+    regular: bool,
+}
+
 /// The bytes of a regular file, of which no more than these are read. Nobody is waited for at the other end of a pipe.
 ///
 /// # Errors
 /// It cannot be read, is no regular file ([`ErrorKind::InvalidInput`]), or is longer ([`ErrorKind::FileTooLarge`]).
 pub fn read_regular_file(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
-    read_regular(path, max_bytes).map(|(bytes, _)| bytes)
+    read_regular(path, max_bytes).map(|read| read.bytes)
 }
 
-fn read_regular(path: &Path, max_bytes: usize) -> io::Result<(Vec<u8>, bool)> {
+fn read_regular(path: &Path, max_bytes: usize) -> io::Result<Bounded> {
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(ErrorKind::InvalidInput.into());
     }
-    Ok((bounded(file, max_bytes)?, true))
+    Ok(Bounded { bytes: bounded(file, max_bytes)?, regular: true })
 }
 
 /// Whatever it is.
-fn read_any(path: &Path, max_bytes: usize) -> io::Result<(Vec<u8>, bool)> {
+fn read_any(path: &Path, max_bytes: usize) -> io::Result<Bounded> {
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NOCTTY.bits() as i32).open(path)?;
     let regular = file.metadata()?.is_file();
-    Ok((bounded(file, max_bytes)?, regular))
+    Ok(Bounded { bytes: bounded(file, max_bytes)?, regular })
 }
 
 fn bounded(file: impl Read, max_bytes: usize) -> io::Result<Vec<u8>> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::clock::{self, Instant};
 use crate::config::{Config, ConfigErrors, MAX_FILE_BYTES, losses};
@@ -28,6 +28,11 @@ const LOSS_RESTS: Duration = Duration::from_secs(10);
 
 /// How long after one try the next begins to take over what stayed as it was.
 const RETRY: Duration = Duration::from_secs(10);
+
+/// At the start the second look comes this long after the first, and if the file is still being written then others, so many
+/// at most: a start does not wait for ever.
+const BETWEEN_FIRST_LOOKS: Duration = Duration::from_millis(50);
+const FIRST_LOOKS: usize = 40;
 
 /// Of what a change takes away this much is told by name.
 const TOLD: usize = 20;
@@ -55,14 +60,27 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Reads the configuration in a file. It may be a pipe: that is waited for, on a thread that keeps nobody from
-    /// leaving.
+    /// Reads the configuration in a file, twice, so that it is not one that is just being written. It may be a pipe: that is
+    /// read once and waited for, on a thread that keeps nobody from leaving.
     ///
     /// # Errors
     /// All that is wrong.
     pub async fn load(path: &Path, hangups: Hangups) -> Result<(Config, Self), ConfigErrors> {
         let unreadable = |error: Unreadable| ConfigErrors::unreadable(path, &error.why.to_string());
-        let contents = set_of(path).read_apart().await.map_err(unreadable)?;
+        let set = set_of(path);
+        let mut contents = set.read_apart().await.map_err(unreadable)?;
+        for _ in 1..FIRST_LOOKS {
+            if !contents.can_change() {
+                break;
+            }
+            sleep(BETWEEN_FIRST_LOOKS).await;
+            let again = set.clone();
+            // One that is gone for a moment is being replaced.
+            let Ok(Ok(again)) = spawn_blocking(move || again.read_regular()).await else { continue };
+            if std::mem::replace(&mut contents, again.clone()) == again {
+                break;
+            }
+        }
         let config = parse(path, &contents).await.unwrap_or_else(|Broken| {
             Err(ConfigErrors::unreadable(path, "a fault of this program: reading it broke off"))
         })?;
@@ -83,6 +101,9 @@ async fn parse(path: &Path, contents: &Contents) -> Result<Result<Config, Config
     spawn_blocking(move || Config::of_bytes(bytes.to_vec(), &path)).await.map_err(|_| Broken)
 }
 
+/// A file that is being read, however long that takes.
+type Reading = Pin<Box<dyn Future<Output = Result<Contents, Unreadable>> + Send + Sync>>;
+
 /// Goes from one configuration to the next for as long as the service runs.
 pub(super) struct Reloads {
     service: Arc<Service>,
@@ -90,7 +111,7 @@ pub(super) struct Reloads {
     hangups: Hangups,
     followed: Followed,
     /// A pipe that is being read because of a SIGHUP.
-    piped: Option<Pin<Box<dyn Future<Output = Result<Contents, Unreadable>> + Send + Sync>>>,
+    piped: Option<Reading>,
     started: Config,
     /// What was asked for last and was valid, and its text.
     last_good: Config,
@@ -186,6 +207,9 @@ impl Reloads {
     async fn found(&mut self, found: Found) {
         let (contents, rested) = match found {
             Found::Rested { contents, rested } => (contents, rested),
+            Found::Unreadable(error @ Unreadable { why: Why::TooLong(_), .. }) => {
+                return self.refused(&error);
+            }
             Found::Unreadable(error) => {
                 tracing::warn!(%error, "the configuration cannot be read: the last good one keeps serving");
                 return;
@@ -315,7 +339,7 @@ async fn come(moment: Option<Instant>) {
 }
 
 /// Waits for what is being read; for ever where nothing is.
-async fn piped<F: Future + Unpin>(reading: &mut Option<F>) -> F::Output {
+async fn piped(reading: &mut Option<Reading>) -> Result<Contents, Unreadable> {
     match reading {
         Some(reading) => reading.await,
         None => pending().await,

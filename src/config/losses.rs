@@ -15,8 +15,8 @@ const ABOUT_FETCHING: [&str; 7] =
 
 /// What a configuration lacks that the one before had: rules, providers, resources and listeners, whatever was said of
 /// them, and a list that became shorter; by name where there is one, in the order of the file. A value that was exchanged
-/// for another is none of it, but for a `deny` or a `default: deny` that says something else. A last line without an end is
-/// one that may go on, where the one before had an end.
+/// for another is none of it, but for a `deny` or a `default: deny` that says something else. A last line without an end may
+/// go on, unless the one before ended with the same.
 ///
 /// Both are the text of a valid configuration; of one that is none there is nothing to say.
 pub fn losses(before: &str, after: &str) -> Vec<String> {
@@ -29,7 +29,8 @@ pub fn losses(before: &str, after: &str) -> Vec<String> {
             lost.within(section, section, had, member(&has, section));
         }
     }
-    if before.ends_with('\n') && !after.ends_with('\n') {
+    let last_line = |text: &str| text.rsplit('\n').next().unwrap_or_default().to_owned();
+    if !after.ends_with('\n') && last_line(before) != last_line(after) {
         lost.0.push("the end of the last line".to_owned());
     }
     lost.0
@@ -202,6 +203,9 @@ log: {level: info}
     fn a_last_line_that_may_go_on_is_a_loss() {
         assert_eq!(losses(BEFORE, BEFORE.trim_end()), ["the end of the last line"]);
         assert_eq!(losses(BEFORE.trim_end(), BEFORE.trim_end()), [""; 0]);
+        let other = BEFORE.replacen("127.0.0.1:9194", "127.0.0.1:9195", 1);
+        assert_eq!(losses(BEFORE.trim_end(), other.trim_end()), [""; 0]);
+        assert_eq!(losses("a: /internal/", "a: /int"), ["the end of the last line"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use rustix::fs::{CWD, Mode, Timespec, Timestamps, UTIME_OMIT, mkfifoat, utimensat};
 use tempfile::TempDir;
-use tokio::time::{Instant as Time, advance};
+use tokio::time::advance;
 
 use super::*;
 
@@ -96,18 +96,18 @@ impl House {
         fs::write(self.at(name), text).expect("written");
     }
 
-    /// What is found within a minute, and after how many seconds.
-    async fn found(&mut self) -> Option<(String, u64)> {
-        let start = Time::now();
-        let found = timeout(61 * SECOND, self.followed.found()).await.ok()?;
-        let found = match found {
+    /// What is found within a minute, and then after two looks.
+    async fn found(&mut self) -> Option<String> {
+        let start = clock::monotonic();
+        let found = timeout(60 * SECOND, self.followed.found()).await.ok()?;
+        assert!(clock::elapsed_since(start) <= 5 * SECOND, "{found:?}");
+        Some(match found {
             Found::Rested { contents, .. } => {
                 self.followed.take(contents.clone());
                 self.text(&contents)
             }
             Found::Unreadable(error) => error.to_string(),
-        };
-        Some((found, start.elapsed().as_secs()))
+        })
     }
 
     fn text(&self, contents: &Contents) -> String {
@@ -127,8 +127,7 @@ async fn all_files_of_a_set_are_taken_together_once_they_have_come_to_rest() {
         () = tokio::time::sleep(SECOND) => {}
     }
     house.write("b", "b2");
-    // The looks are at three, five and seven seconds.
-    assert_eq!(house.found().await, Some(("a2b2".to_owned(), 3)));
+    assert_eq!(house.found().await, Some("a2b2".to_owned()));
     assert_eq!(house.found().await, None, "and once");
 }
 
@@ -144,7 +143,7 @@ async fn a_file_with_the_same_time_and_length_and_inode_is_another_one() {
     let times = Timestamps { last_access: omit, last_modification: time };
     utimensat(CWD, &path, &times, rustix::fs::AtFlags::empty()).expect("set");
     assert_eq!(fs::metadata(&path).expect("there").modified().expect("a time"), before);
-    assert_eq!(house.found().await, Some(("a2b1".to_owned(), 4)));
+    assert_eq!(house.found().await, Some("a2b1".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,7 +161,7 @@ async fn an_exchanged_link_is_a_change() {
     let mut house = House::of(folder);
     symlink("2", house.at("..data_tmp")).expect("linked");
     fs::rename(house.at("..data_tmp"), house.at("..data")).expect("renamed");
-    assert_eq!(house.found().await, Some(("a2b2".to_owned(), 4)));
+    assert_eq!(house.found().await, Some("a2b2".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,15 +169,15 @@ async fn a_file_that_is_gone_keeps_what_was_taken_and_is_told_of_once() {
     let mut house = House::new();
     fs::remove_file(house.at("a")).expect("removed");
     let error = format!("{}: the file cannot be read: entity not found", house.at("a").display());
-    assert_eq!(house.found().await, Some((error, 4)));
+    assert_eq!(house.found().await, Some(error));
     assert_eq!(house.found().await, None);
     house.write("a", "a1");
     assert_eq!(house.found().await, None, "it is back as it was");
     house.write("a", &"x".repeat(17));
     let error = format!("{}: the file is longer than 16 bytes", house.at("a").display());
-    assert_eq!(house.found().await, Some((error, 4)));
+    assert_eq!(house.found().await, Some(error));
     house.write("a", "a2");
-    assert_eq!(house.found().await, Some(("a2b1".to_owned(), 4)));
+    assert_eq!(house.found().await, Some("a2b1".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -207,6 +206,33 @@ async fn a_look_that_is_given_up_half_way_is_gone_on_with() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_disk_that_does_not_answer_takes_one_thread_and_is_told_of_and_what_comes_later_counts() {
+    let mut house = House::new();
+    let (let_go, held) = std::sync::mpsc::channel::<()>();
+    house.followed.under_way = Some(spawn_blocking(move || {
+        let _let_go = held.recv();
+        Err(gone())
+    }));
+    let thread = house.followed.under_way.as_ref().map(JoinHandle::id);
+    // A thread that blocks keeps the paused clock from going on by itself.
+    let time = async {
+        for _ in 0..60 {
+            advance(SECOND).await;
+        }
+    };
+    let found = tokio::select! {
+        found = house.followed.found() => found,
+        () = time => panic!("nothing was told"),
+    };
+    let Found::Unreadable(error) = found else { panic!("{found:?}") };
+    assert_eq!(error.why, Why::NoAnswer(LOOKING));
+    assert_eq!(house.followed.under_way.as_ref().map(JoinHandle::id), thread, "none beside it");
+    house.write("a", "a2");
+    let_go.send(()).expect("it is held");
+    assert!(matches!(house.followed.found().await, Found::Rested { .. }));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pipe_is_read_once_and_neither_followed_nor_waited_for() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
@@ -217,12 +243,12 @@ async fn a_pipe_is_read_once_and_neither_followed_nor_waited_for() {
     let mut house = House::of(folder);
     writer.join().expect("no panic").expect("written");
     house.write("a", "a2");
-    assert_eq!(house.found().await, Some(("a2b1".to_owned(), 4)));
+    assert_eq!(house.found().await, Some("a2b1".to_owned()));
     // A regular file that has become a pipe is told of, and not waited for.
     fs::remove_file(house.at("a")).expect("removed");
     mkfifoat(CWD, house.at("a"), Mode::RUSR | Mode::WUSR).expect("made");
     let error = format!("{}: it is not a regular file", house.at("a").display());
-    assert_eq!(house.found().await, Some((error, 4)));
+    assert_eq!(house.found().await, Some(error));
     // Nothing but pipes cannot change.
     let set = FileSet::new([house.at("b")], 16);
     let taken = Contents(vec![Content { path: house.at("b"), bytes: Bytes::new(), regular: false }]);

@@ -222,7 +222,8 @@ impl FetchError {
 /// How often a key file is looked at for changes.
 const FILE_POLL: Duration = Duration::from_secs(1);
 
-/// How long after one look the next has to show the same, so that nothing counts that is half written.
+/// How long after one look the next has to show the same, so that nothing counts that is half written; less where the
+/// fetch has less time.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
 /// Keys in a file.
@@ -241,7 +242,8 @@ impl FileKeys {
     }
 
     /// Reads until two looks in a row have shown the same, or one what was read before.
-    async fn read(&self) -> Result<KeySet, FetchError> {
+    async fn read(&self, ask: &Ask) -> Result<KeySet, FetchError> {
+        let pause = ask.deadline.saturating_duration_since(ask.clock.monotonic()) / 4;
         let mut before = self.last().clone();
         let document = loop {
             let document = self.look().await?;
@@ -249,7 +251,7 @@ impl FileKeys {
                 break document;
             }
             before = Some(document);
-            sleep(BETWEEN_LOOKS).await;
+            sleep(pause.min(BETWEEN_LOOKS)).await;
         };
         let keys = KeySet::parse(&document).map_err(FetchError::KeySet);
         *self.last() = Some(document);
@@ -277,7 +279,7 @@ impl Fetch for FileKeys {
     fn fetch(&self, ask: Ask) -> Fetching<'_> {
         Box::pin(async move {
             let asked = ask.clock.now_micros();
-            let keys = self.read().await?;
+            let keys = self.read(&ask).await?;
             Ok(Fetched::locally(keys, self.path.display().to_string(), asked, ask.clock.now_micros()))
         })
     }

@@ -150,7 +150,10 @@ pub(super) async fn keep_snapshot(
     loop {
         let snapshot = shared.snapshot.load_full();
         let kept = shared.kept.load(Ordering::Acquire);
-        let confirmed = snapshot.confirmed.filter(|one| kept && one.by == Confirmation::Source);
+        // What a clock says that has not been set is no age that another process could go by.
+        let is_dated = |one: &Confirmed| shared.around.clock.may_have_shown(one.wall);
+        let confirmed =
+            snapshot.confirmed.filter(|one| kept && one.by == Confirmation::Source && is_dated(one));
         let current = confirmed.is_none_or(|confirmed| {
             written.as_ref().is_some_and(|(generation, before)| {
                 *generation == snapshot.generation

@@ -217,6 +217,28 @@ async fn a_thousand_torn_and_swapped_configurations_open_nothing_that_both_close
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_start_in_the_middle_of_a_write_waits_for_its_end() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let key = SigningKey::generate("k", SigningAlgorithm::ES256);
+    let whole = head(&key) + rules()[0];
+    let file = folder.path().join("p.yaml");
+    fs::write(&file, "").expect("written");
+    let writer = async {
+        // A line every 20 ms.
+        for (end, _) in whole.match_indices('\n') {
+            fs::write(&file, &whole[..=end]).expect("written");
+            sleep(Duration::from_millis(20)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let house = tokio::select! {
+        house = House::following(folder, key) => house,
+        () = writer => panic!("it does not end"),
+    };
+    assert_eq!(house.rule_names(), ["health", "admin", "blocked", "rest"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_takes_nothing_away_counts_after_two_looks_and_what_does_after_ten_seconds() {
     let house = House::start().await;
     let before = ["health", "admin", "blocked", "rest"];

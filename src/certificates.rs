@@ -181,19 +181,26 @@ pub fn pair(chain: &[Certificate], key: PrivateKeyDer<'static>) -> Result<Certif
     }
 }
 
-/// Whether a certificate has one of these names (RFC 5280 §4.2.1.6), DNS names in lower case or URIs. What the
-/// certificate has as a wildcard is no name of anybody.
-pub fn is_named(certificate: &CertificateDer<'_>, names: &[String]) -> bool {
-    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
-    let Ok(Some(alternatives)) = parsed.subject_alternative_name() else { return false };
-    alternatives.value.general_names.iter().any(|name| match name {
-        // A configured URI has a colon, which no DNS name has: neither passes for the other.
-        GeneralName::DNSName(dns) => {
-            !dns.contains(':') && names.iter().any(|one| one.eq_ignore_ascii_case(dns))
-        }
-        GeneralName::URI(uri) => uri.contains(':') && names.iter().any(|one| one == uri),
-        _ => false,
-    })
+/// The DNS names and URIs of a certificate (RFC 5280 §4.2.1.6) as they stand there; none where they cannot be read.
+pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };
+    let Ok(Some(alternatives)) = parsed.subject_alternative_name() else { return Vec::new() };
+    let names = alternatives.value.general_names.iter().filter_map(|name| match name {
+        // A URI has a colon, which no DNS name has: neither passes for the other.
+        GeneralName::DNSName(dns) => Some(*dns).filter(|dns| !dns.contains(':')),
+        GeneralName::URI(uri) => Some(*uri).filter(|uri| uri.contains(':')),
+        _ => None,
+    });
+    names.map(str::to_owned).collect()
+}
+
+/// Whether any name of a certificate is one of these, of which DNS names are in lower case. A wildcard in a certificate
+/// stands for nobody.
+pub fn is_named(names: &[String], wanted: &[String]) -> bool {
+    let same = |name: &str, wanted: &str| {
+        if wanted.contains(':') { name == wanted } else { name.eq_ignore_ascii_case(wanted) }
+    };
+    names.iter().any(|name| wanted.iter().any(|wanted| same(name, wanted)))
 }
 
 /// What is trusted: these.

@@ -7,7 +7,7 @@ use tokio_rustls::rustls::client::danger::HandshakeSignatureValid;
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use tokio_rustls::rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 
 use crate::certificates;
@@ -31,6 +31,21 @@ impl NamedClients {
     }
 }
 
+/// A client has another name, or none.
+#[derive(Debug)]
+pub(super) struct NotNamed(Vec<String>);
+
+impl fmt::Display for NotNamed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0[..] {
+            [] => f.write_str("the certificate has no DNS name and no URI"),
+            names => write!(f, "the certificate is for {}", names.join(", ")),
+        }
+    }
+}
+
+impl std::error::Error for NotNamed {}
+
 impl fmt::Debug for NamedClients {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NamedClients").field("names", &self.names).finish_non_exhaustive()
@@ -49,10 +64,11 @@ impl ClientCertVerifier for NamedClients {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.verifier.verify_client_cert(end_entity, intermediates, now)?;
-        if certificates::is_named(end_entity, &self.names) {
+        let names = certificates::names(end_entity);
+        if certificates::is_named(&names, &self.names) {
             return Ok(verified);
         }
-        Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+        Err(CertificateError::Other(OtherError(Arc::new(NotNamed(names)))).into())
     }
 
     fn verify_tls12_signature(

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::io::{self, ErrorKind};
 
-use tokio_rustls::rustls::{CertificateError, Error};
+use tokio_rustls::rustls::{CertificateError, Error, OtherError};
 
+use super::client_names::NotNamed;
 use crate::server::Rarely;
 use crate::telemetry::on_one_line;
 
@@ -58,13 +59,20 @@ impl HandshakeError {
 impl From<io::Error> for HandshakeError {
     fn from(error: io::Error) -> Self {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+        let not_named = tls.and_then(not_named).map(NotNamed::to_string);
         let cause = match tls {
+            _ if not_named.is_some() => Cause::ClientName,
             Some(tls) => cause_of(tls),
             None if error.kind() == ErrorKind::InvalidData => Cause::Protocol,
             None => Cause::Closed,
         };
-        Self { cause, detail: error.to_string() }
+        Self { cause, detail: not_named.unwrap_or_else(|| error.to_string()) }
     }
+}
+
+fn not_named(error: &Error) -> Option<&NotNamed> {
+    let Error::InvalidCertificate(CertificateError::Other(OtherError(fault))) = error else { return None };
+    fault.downcast_ref()
 }
 
 fn cause_of(error: &Error) -> Cause {
@@ -74,8 +82,6 @@ fn cause_of(error: &Error) -> Cause {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => Cause::Expired,
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Cause::NotYetValid,
             CertificateError::UnknownIssuer | CertificateError::BadSignature => Cause::UnknownAuthority,
-            // Nobody but the check of names says so.
-            CertificateError::ApplicationVerificationFailure => Cause::ClientName,
             _ => Cause::Certificate,
         },
         Error::AlertReceived(_) => Cause::Alert,

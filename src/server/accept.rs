@@ -108,13 +108,28 @@ impl<D: Door> Listener<D> {
             }
         }
         let Some(place) = place else { return };
-        metrics.connection_opened(self.door.name());
+        let counted = Counted::open(&self.door);
         let (door, tls, stop) = (Arc::clone(&self.door), self.tls.clone(), stop.clone());
         tokio::spawn(async move {
-            connection::serve(Arc::clone(&door), stream, peer, tls, Arc::clone(&place.state), stop).await;
-            drop(place);
-            door.service().metrics().connection_ended(door.name());
+            let _counted = counted;
+            connection::serve(door, stream, peer, tls, Arc::clone(&place.state), stop).await;
         });
+    }
+}
+
+/// A connection in the metrics, however it ends.
+struct Counted<D: Door>(Arc<D>);
+
+impl<D: Door> Counted<D> {
+    fn open(door: &Arc<D>) -> Self {
+        door.service().metrics().connection_opened(door.name());
+        Self(Arc::clone(door))
+    }
+}
+
+impl<D: Door> Drop for Counted<D> {
+    fn drop(&mut self) {
+        self.0.service().metrics().connection_ended(self.0.name());
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,33 +33,26 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 pub(crate) struct Listener<D> {
     door: Arc<D>,
     socket: Mutex<Option<Arc<Socket>>>,
-    address: Option<SocketAddr>,
     tls: Option<Tls>,
     open: Arc<Open>,
     /// As many connections as the machine allows.
-    descriptors: usize,
+    descriptors: Arc<AtomicUsize>,
     refusals: Rarely,
     failures: Rarely,
 }
 
 impl<D: Door> Listener<D> {
-    /// Of a bound socket. It has at most so many connections at a time, whatever the configuration allows.
-    pub(crate) fn new(door: D, socket: Socket, tls: Option<Tls>, descriptors: usize) -> Self {
+    /// Of a bound socket, which others may have too. It has at most so many connections at a time, whatever the configuration allows.
+    pub(crate) fn new(door: D, socket: Arc<Socket>, tls: Option<Tls>, descriptors: Arc<AtomicUsize>) -> Self {
         Self {
             door: Arc::new(door),
-            address: socket.address(),
-            socket: Mutex::new(Some(Arc::new(socket))),
+            socket: Mutex::new(Some(socket)),
             tls,
             open: Arc::default(),
             descriptors,
             refusals: Rarely::default(),
             failures: Rarely::default(),
         }
-    }
-
-    /// Where it is, unless it is a socket file.
-    pub(crate) fn address(&self) -> Option<SocketAddr> {
-        self.address
     }
 
     /// Accepts and serves connections until it is stopped, then waits until the last of them has ended.
@@ -94,7 +88,8 @@ impl<D: Door> Listener<D> {
 
     fn take_in(self: &Arc<Self>, stream: Stream, peer: Option<IpAddr>, stop: &Stop) {
         let metrics = self.door.service().metrics();
-        let (made_room, place) = self.open.enter(self.door.max_connections().min(self.descriptors));
+        let (made_room, place) =
+            self.open.enter(self.door.max_connections().min(self.descriptors.load(Ordering::Relaxed)));
         let refused = made_room + usize::from(place.is_none());
         if refused > 0 {
             metrics.connections_refused(self.door.name(), refused);

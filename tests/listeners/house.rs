@@ -38,15 +38,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 7] = [
-        Kind::Grpc,
-        Kind::GrpcTls,
-        Kind::GrpcFile,
-        Kind::Http,
-        Kind::HttpTls,
-        Kind::Admin,
-        Kind::AdminTls,
-    ];
+    pub const ALL: [Kind; 7] =
+        [Kind::Grpc, Kind::GrpcTls, Kind::GrpcFile, Kind::Http, Kind::HttpTls, Kind::Admin, Kind::AdminTls];
 
     /// Those that take Checks.
     pub const GRPC: [Kind; 3] = [Kind::Grpc, Kind::GrpcTls, Kind::GrpcFile];

@@ -65,26 +65,24 @@ const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 /// Of a question about health or reflection. It is a name.
 const SMALL_QUESTION: usize = 4 * 1024;
 
-/// What the gRPC listeners say.
+/// What every gRPC listener says.
 #[derive(Clone)]
-pub(crate) struct GrpcDoor {
+pub(crate) struct GrpcServices {
     service: Arc<Service>,
     checks: AuthorizationServer<Checks>,
     others: Routes,
     unfinished: Arc<Unfinished>,
-    stop: Stop,
     unread: Arc<Rarely>,
 }
 
-impl GrpcDoor {
-    /// A door that ends its endless streams at `stop`, and what keeps its health true.
+impl GrpcServices {
+    /// All services, and what keeps their health true.
     ///
     /// # Errors
     /// Reflection cannot describe our own types, which a test would show.
     pub(crate) fn new(
         service: Arc<Service>,
         message_bytes: usize,
-        stop: Stop,
     ) -> Result<(Self, Health), tonic_reflection::server::Error> {
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let reflection = || {
@@ -97,16 +95,20 @@ impl GrpcDoor {
             .add_service(reflection().build_v1alpha()?.max_decoding_message_size(SMALL_QUESTION))
             .prepare();
         let checks = Checks { service: Arc::clone(&service), headerless_told: Arc::default() };
-        let door = Self {
+        let services = Self {
             service: Arc::clone(&service),
             // What is too large never gets here.
             checks: AuthorizationServer::new(checks).max_decoding_message_size(usize::MAX),
             others,
             unfinished: Arc::new(Unfinished::new(message_bytes)),
-            stop,
             unread: Arc::default(),
         };
-        Ok((door, Health { service, reporter }))
+        Ok((services, Health { service, reporter }))
+    }
+
+    /// The door of one listener: streams without an end of their own end at this stop.
+    pub(crate) fn until(&self, stop: Stop) -> GrpcDoor {
+        GrpcDoor { services: self.clone(), stop }
     }
 
     /// A Check, whose message is read first.
@@ -125,6 +127,12 @@ impl GrpcDoor {
         let answer = checks.call(request).await;
         answer.unwrap_or_else(|never| match never {})
     }
+}
+
+/// What one gRPC listener says.
+pub(crate) struct GrpcDoor {
+    services: GrpcServices,
+    stop: Stop,
 }
 
 /// A message without a field.
@@ -149,18 +157,18 @@ impl Door for GrpcDoor {
     }
 
     fn service(&self) -> &Service {
-        &self.service
+        &self.services.service
     }
 
     fn max_connections(&self) -> usize {
-        self.service.authorizer().limits().connections
+        self.services.service.authorizer().limits().connections
     }
 
     async fn answer(&self, request: http::Request<Incoming>, _peer: Option<IpAddr>) -> http::Response<Body> {
         if self.is_awaited(&request) {
-            return self.check(request).await;
+            return self.services.check(request).await;
         }
-        let mut others = self.others.clone();
+        let mut others = self.services.others.clone();
         let answer = others.call(request).await;
         let answer = answer.unwrap_or_else(|never| match never {});
         answer.map(|body| Body::new(UntilStopped::new(body, self.stop.clone())))
@@ -171,7 +179,7 @@ impl Door for GrpcDoor {
     }
 
     fn unread(&self, requests: u64) {
-        count_unread(&self.service, DOOR, requests, &self.unread);
+        count_unread(&self.services.service, DOOR, requests, &self.services.unread);
     }
 }
 

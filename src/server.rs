@@ -37,8 +37,8 @@ use crate::service::Service;
 use crate::verdict::Verdict;
 
 pub(crate) use accept::Listener;
-pub(crate) use descriptors::for_connections;
 pub use descriptors::raise_limit;
+pub(crate) use descriptors::{Connections, for_connections};
 pub use socket::BindError;
 pub(crate) use socket::Socket;
 pub(crate) use tls::{Alpn, Tls};
@@ -104,7 +104,7 @@ pub(crate) fn count_unread(service: &Service, door: &'static str, requests: u64,
 pub(crate) struct Stop(watch::Receiver<bool>);
 
 impl Stop {
-    /// Never, until the sender says so; also when the sender is gone.
+    /// When the sender says so, or is gone.
     pub(crate) fn new() -> (watch::Sender<bool>, Self) {
         let (sender, receiver) = watch::channel(false);
         (sender, Self(receiver))

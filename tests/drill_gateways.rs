@@ -270,18 +270,18 @@ fn a_drill_that_is_interrupted_shows_what_it_has_so_far() {
 }
 
 #[test]
-fn a_report_that_nobody_can_read_is_a_failure_and_no_panic() {
+fn a_report_whose_reader_is_gone_ends_quietly_with_the_exit_code_of_its_result() {
     let short = ["--duration", "2s", "--rotations", "1"];
     let mut piped = command(&short);
     let mut drill = piped.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
     drop(drill.stdout.take());
     let mut errors = String::new();
     drill.stderr.take().expect("is piped").read_to_string(&mut errors).expect("is text");
-    assert_eq!(drill.wait().expect("is our child").code(), Some(1), "{errors}");
-    assert!(errors.contains("the report cannot be written"), "{errors}");
+    assert_eq!(drill.wait().expect("is our child").code(), Some(0), "{errors}");
+    assert!(!errors.contains("panic"), "{errors}");
 
     let mut drill = piped.spawn().expect("the binary runs");
     drop(drill.stdout.take());
     drop(until_under_way(&mut drill));
-    assert_eq!(drill.wait().expect("is our child").code(), Some(1), "a panic is 101");
+    assert_eq!(drill.wait().expect("is our child").code(), Some(0), "a panic is 101");
 }

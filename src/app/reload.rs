@@ -4,6 +4,7 @@
 //! A file that is cut off while it is written can be valid, and lack the rules that would have closed something: what
 //! takes anything away has to rest for longer, SIGHUP aside, which somebody has sent who knows.
 
+use std::fmt;
 use std::future::pending;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,13 +13,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::{self, Instant};
-use crate::config::{Config, ConfigErrors, MAX_FILE_BYTES, losses};
+use crate::config::{Config, ConfigErrors, MAX_FILE_BYTES, Shutdown, losses};
 use crate::files::{Contents, FileSet, Followed, Found, LOOKING, Unreadable, Why};
 use crate::service::Service;
+
+use super::listeners::Listeners;
 
 /// How often the file is looked at for changes.
 const FILE_POLL: Duration = Duration::from_secs(2);
@@ -104,9 +108,16 @@ async fn parse(path: &Path, contents: &Contents) -> Result<Result<Config, Config
 /// A file that is being read, however long that takes.
 type Reading = Pin<Box<dyn Future<Output = Result<Contents, Unreadable>> + Send + Sync>>;
 
+/// What the service was asked for last, beside its decisions.
+pub(super) struct Asked {
+    pub(super) shutdown: Shutdown,
+    pub(super) listeners: Listeners,
+}
+
 /// Goes from one configuration to the next for as long as the service runs.
 pub(super) struct Reloads {
     service: Arc<Service>,
+    asked: Arc<Mutex<Asked>>,
     path: PathBuf,
     hangups: Hangups,
     followed: Followed,
@@ -129,10 +140,16 @@ struct Waiting {
 }
 
 impl Reloads {
-    pub(super) fn new(service: Arc<Service>, started: Config, file: ConfigFile) -> Self {
+    pub(super) fn new(
+        service: Arc<Service>,
+        asked: Arc<Mutex<Asked>>,
+        started: Config,
+        file: ConfigFile,
+    ) -> Self {
         let ConfigFile { path, contents, hangups } = file;
         Self {
             service,
+            asked,
             hangups,
             followed: Followed::since(set_of(&path), contents.clone(), FILE_POLL),
             piped: None,
@@ -280,12 +297,19 @@ impl Reloads {
         None
     }
 
-    fn refused(&self, error: &Unreadable) {
+    fn refused(&self, error: &dyn fmt::Display) {
         tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
         self.service.metrics().reload_rejected();
     }
 
     async fn go_over(&mut self, contents: Contents, config: Config) {
+        let asked = Arc::clone(&self.asked);
+        let mut asked = asked.lock().await;
+        // All that the new one listens at is there before anything changes.
+        let exchange = match asked.listeners.prepare(&config.listen).await {
+            Ok(exchange) => exchange,
+            Err(error) => return self.refused(&error),
+        };
         let kept = match self.service.reload(&config).await {
             Ok(kept) => kept,
             Err(error) => {
@@ -293,20 +317,18 @@ impl Reloads {
                 return;
             }
         };
+        asked.shutdown = config.shutdown;
+        if asked.listeners.exchange(exchange) {
+            tracing::info!("listeners were exchanged");
+        }
+        drop(asked);
         let before = &self.last_good.warnings;
         for warning in config.warnings.iter().filter(|warning| !before.contains(warning)) {
             tracing::warn!(%warning, "in the configuration");
         }
-        let started = &self.started;
-        // Of these only a restart makes what they say.
-        let restart = config.listen != started.listen
-            || config.log != started.log
-            || config.shutdown != started.shutdown;
-        match (kept.is_empty(), restart) {
+        match (kept.is_empty(), config.log != self.started.log) {
             (true, false) => tracing::info!("configuration reloaded"),
-            (true, true) => {
-                tracing::warn!("configuration reloaded; changes of listen, log and shutdown need a restart");
-            }
+            (true, true) => tracing::warn!("configuration reloaded; changes of log need a restart"),
             (false, _) => tracing::warn!(
                 kept = kept.len(),
                 "configuration reloaded in part: what stayed as it was is tried again every {} s",

@@ -2,7 +2,8 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,33 +33,26 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 pub(crate) struct Listener<D> {
     door: Arc<D>,
     socket: Mutex<Option<Arc<Socket>>>,
-    address: Option<SocketAddr>,
     tls: Option<Tls>,
     open: Arc<Open>,
     /// As many connections as the machine allows.
-    descriptors: usize,
+    descriptors: Arc<AtomicUsize>,
     refusals: Rarely,
     failures: Rarely,
 }
 
 impl<D: Door> Listener<D> {
-    /// Of a bound socket. It has at most so many connections at a time, whatever the configuration allows.
-    pub(crate) fn new(door: D, socket: Socket, tls: Option<Tls>, descriptors: usize) -> Self {
+    /// Of a bound socket, which others may have too. It has at most so many connections at a time, whatever the configuration allows.
+    pub(crate) fn new(door: D, socket: Arc<Socket>, tls: Option<Tls>, descriptors: Arc<AtomicUsize>) -> Self {
         Self {
             door: Arc::new(door),
-            address: socket.address(),
-            socket: Mutex::new(Some(Arc::new(socket))),
+            socket: Mutex::new(Some(socket)),
             tls,
             open: Arc::default(),
             descriptors,
             refusals: Rarely::default(),
             failures: Rarely::default(),
         }
-    }
-
-    /// Where it is, unless it is a socket file.
-    pub(crate) fn address(&self) -> Option<SocketAddr> {
-        self.address
     }
 
     /// Accepts and serves connections until it is stopped, then waits until the last of them has ended.
@@ -94,7 +88,8 @@ impl<D: Door> Listener<D> {
 
     fn take_in(self: &Arc<Self>, stream: Stream, peer: Option<IpAddr>, stop: &Stop) {
         let metrics = self.door.service().metrics();
-        let (made_room, place) = self.open.enter(self.door.max_connections().min(self.descriptors));
+        let (made_room, place) =
+            self.open.enter(self.door.max_connections().min(self.descriptors.load(Ordering::Relaxed)));
         let refused = made_room + usize::from(place.is_none());
         if refused > 0 {
             metrics.connections_refused(self.door.name(), refused);
@@ -108,13 +103,28 @@ impl<D: Door> Listener<D> {
             }
         }
         let Some(place) = place else { return };
-        metrics.connection_opened(self.door.name());
+        let counted = Counted::open(&self.door);
         let (door, tls, stop) = (Arc::clone(&self.door), self.tls.clone(), stop.clone());
         tokio::spawn(async move {
-            connection::serve(Arc::clone(&door), stream, peer, tls, Arc::clone(&place.state), stop).await;
-            drop(place);
-            door.service().metrics().connection_ended(door.name());
+            let _counted = counted;
+            connection::serve(door, stream, peer, tls, Arc::clone(&place.state), stop).await;
         });
+    }
+}
+
+/// A connection in the metrics, however it ends.
+struct Counted<D: Door>(Arc<D>);
+
+impl<D: Door> Counted<D> {
+    fn open(door: &Arc<D>) -> Self {
+        door.service().metrics().connection_opened(door.name());
+        Self(Arc::clone(door))
+    }
+}
+
+impl<D: Door> Drop for Counted<D> {
+    fn drop(&mut self) {
+        self.0.service().metrics().connection_ended(self.0.name());
     }
 }
 

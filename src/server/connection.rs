@@ -94,7 +94,7 @@ async fn converse<D, S>(
                 }
             }
             () = state.closed.notified() => break,
-            () = stop.asked_for(), if !stopping => {
+            () = leave(&mut stop, &state), if !stopping => {
                 stopping = true;
                 connection.as_mut().graceful_shutdown();
             }
@@ -152,6 +152,15 @@ async fn answer<D: Door>(
 /// A request that is too large even to be read is answered 431 by the HTTP library.
 fn is_too_large(error: BoxError) -> bool {
     error.downcast::<hyper::Error>().is_ok_and(|error| error.is_parse_too_large())
+}
+
+/// Ends when the listener is stopped. A connection that has just come has a moment for its first request, which may be
+/// on its way.
+async fn leave(stop: &mut Stop, state: &ConnectionState) {
+    stop.asked_for().await;
+    if !state.is_established() {
+        sleep(LAST_BYTES).await;
+    }
 }
 
 /// Ends when no request has been in flight for long enough to send the last bytes.

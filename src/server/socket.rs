@@ -46,7 +46,7 @@ impl std::error::Error for BindError {}
 pub(crate) enum Socket {
     Tcp(TcpListener),
     /// With its file, which is removed with the socket.
-    Unix(UnixListener, #[expect(dead_code, reason = "it is dropped with the socket")] SocketFile),
+    Unix(UnixListener, SocketFile),
 }
 
 impl Socket {
@@ -72,6 +72,15 @@ impl Socket {
         match self {
             Socket::Tcp(listener) => listener.local_addr().ok(),
             Socket::Unix(..) => None,
+        }
+    }
+
+    /// Gives the socket's file these permission bits, as it has had since it was bound unless they are new.
+    pub(crate) fn set_mode(&self, mode: u32) {
+        if let Socket::Unix(_, file) = self
+            && let Err(error) = fs::set_permissions(&file.path, fs::Permissions::from_mode(mode))
+        {
+            tracing::warn!(file = %file.path.display(), %error, "a socket file cannot be given its mode");
         }
     }
 

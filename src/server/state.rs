@@ -153,6 +153,11 @@ impl ConnectionState {
         Flight { state: std::sync::Arc::clone(self), answered_in: None }
     }
 
+    /// Whether the client has shown that it speaks HTTP.
+    pub(super) fn is_established(&self) -> bool {
+        self.established.load(Ordering::Relaxed)
+    }
+
     /// Whether a request is in flight.
     pub(super) fn is_busy(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) > 0
@@ -182,7 +187,7 @@ impl ConnectionState {
 
     /// What has lasted too long.
     pub(super) fn overdue(&self) -> Option<Overdue> {
-        let silent = !self.established.load(Ordering::Relaxed) && self.now() > SILENCE.as_millis() as u64;
+        let silent = !self.is_established() && self.now() > SILENCE.as_millis() as u64;
         if self.lasts(&self.unfinished_since, UNFINISHED) {
             Some(Overdue::Unfinished)
         } else if self.lasts(&self.blocked_since, UNREAD) || self.has_stuck_answers() {

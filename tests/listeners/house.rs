@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use portcullis::access_request::ClaimHeaders;
 use portcullis::app::App;
+use portcullis::clock;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::{AdminListener, BindAddress, Config, GrpcListener, HttpListener, Profile, TlsFiles};
 use portcullis::service::Service;
@@ -15,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
@@ -34,28 +35,29 @@ pub enum Kind {
     Http,
     HttpTls,
     Admin,
+    AdminTls,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 6] =
-        [Kind::Grpc, Kind::GrpcTls, Kind::GrpcFile, Kind::Http, Kind::HttpTls, Kind::Admin];
+    pub const ALL: [Kind; 7] =
+        [Kind::Grpc, Kind::GrpcTls, Kind::GrpcFile, Kind::Http, Kind::HttpTls, Kind::Admin, Kind::AdminTls];
 
     /// Those that take Checks.
     pub const GRPC: [Kind; 3] = [Kind::Grpc, Kind::GrpcTls, Kind::GrpcFile];
 
     /// Those that speak HTTP/1.1 beside HTTP/2.
-    pub const HTTP_1: [Kind; 3] = [Kind::Http, Kind::HttpTls, Kind::Admin];
+    pub const HTTP_1: [Kind; 4] = [Kind::Http, Kind::HttpTls, Kind::Admin, Kind::AdminTls];
 
     pub fn door(self) -> &'static str {
         match self {
             Kind::Grpc | Kind::GrpcTls | Kind::GrpcFile => "ext_authz",
             Kind::Http | Kind::HttpTls => "forward_auth",
-            Kind::Admin => "admin",
+            Kind::Admin | Kind::AdminTls => "admin",
         }
     }
 
     pub fn speaks_tls(self) -> bool {
-        matches!(self, Kind::GrpcTls | Kind::HttpTls)
+        matches!(self, Kind::GrpcTls | Kind::HttpTls | Kind::AdminTls)
     }
 
     /// A request by HTTP/2 that is answered at once, and its stream's end.
@@ -85,13 +87,16 @@ pub struct House {
     folder: tempfile::TempDir,
     pki: Pki,
     pub service: Arc<Service>,
-    stop: Option<oneshot::Sender<()>>,
-    serving: JoinHandle<()>,
+    /// A process has one operator's door, so the one with TLS is a service's of its own.
+    admin_tls: SocketAddr,
+    beside: Arc<Service>,
+    stop: Vec<oneshot::Sender<()>>,
+    serving: Vec<JoinHandle<()>>,
 }
 
 impl Drop for House {
     fn drop(&mut self) {
-        self.serving.abort();
+        self.serving.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -121,31 +126,40 @@ impl House {
             client_headers: ClaimHeaders::PerhapsKept,
             tls,
         };
-        config.listen.forward_auth = vec![http(None), http(tls)];
+        config.listen.forward_auth = vec![http(None), http(tls.clone())];
         config.listen.admin = Some(AdminListener { address: anywhere, tls: None, hosts: Vec::new() });
         change(&mut config);
-        let app = App::bind(config, fixed_clock()).await.expect("bound");
+        let mut beside = config.clone();
+        beside.listen.ext_authz = vec![grpc(BindAddress::Tcp(anywhere), None)];
+        beside.listen.forward_auth.clear();
+        beside.listen.admin.as_mut().expect("on").tls = tls;
+        let (app, beside) = (bound(config).await, bound(beside).await);
         let (grpc, http) = (app.ext_authz_addresses(), app.forward_auth_addresses());
-        let admin = app.admin_address().expect("bound");
-        let service = app.service();
-        let (stop, told) = oneshot::channel::<()>();
-        let serving = tokio::spawn(app.serve(async move {
-            // An error means that the test is over.
-            let _told = told.await;
-        }));
-        Self { grpc, http, admin, folder, pki, service, stop: Some(stop), serving }
+        let [admin, admin_tls] = [&app, &beside].map(|app| app.admin_address().expect("on"));
+        let (service, service_beside) = (app.service(), beside.service());
+        let (mut stop, mut serving) = (Vec::new(), Vec::new());
+        for app in [app, beside] {
+            let (stopping, told) = oneshot::channel::<()>();
+            stop.push(stopping);
+            serving.push(tokio::spawn(app.serve(async move {
+                // An error means that the test is over.
+                let _told = told.await;
+            })));
+        }
+        Self { grpc, http, admin, admin_tls, folder, pki, service, beside: service_beside, stop, serving }
     }
 
     /// Tells it to end.
     pub fn tell_to_end(&mut self) {
-        let stop = self.stop.take().expect("told once");
-        stop.send(()).expect("it serves");
+        self.stop.drain(..).for_each(|stop| stop.send(()).expect("it serves"));
     }
 
     /// Waits until it has ended; how long that takes.
     pub async fn ended(&mut self) -> Duration {
-        let began = Instant::now();
-        timeout(Duration::from_secs(1000), &mut self.serving).await.expect("it ends").expect("no panic");
+        let began = clock::monotonic();
+        for serving in &mut self.serving {
+            timeout(Duration::from_secs(1000), serving).await.expect("it ends").expect("no panic");
+        }
         began.elapsed()
     }
 
@@ -157,6 +171,7 @@ impl House {
             Kind::Http => self.http[0],
             Kind::HttpTls => self.http[1],
             Kind::Admin => self.admin,
+            Kind::AdminTls => self.admin_tls,
             Kind::GrpcFile => {
                 let socket = UnixStream::connect(socket_in(&self.folder)).await;
                 return Box::new(socket.expect("it listens"));
@@ -207,7 +222,8 @@ impl House {
 
     /// The samples of this metric, summed, whose labels have this text in them.
     pub fn metric(&self, name: &str, label: &str) -> f64 {
-        let text = self.service.metrics().encode().expect("text");
+        let texts = [&self.service, &self.beside].map(|service| service.metrics().encode().expect("text"));
+        let text = texts.concat();
         let of_metric = text.lines().filter_map(|line| line.strip_prefix(name));
         let of_label = of_metric
             .filter_map(|line| line.rsplit_once("} "))
@@ -216,13 +232,17 @@ impl House {
     }
 }
 
+async fn bound(config: Config) -> App {
+    App::bind(config, fixed_clock()).await.expect("bound")
+}
+
 fn socket_in(folder: &tempfile::TempDir) -> PathBuf {
     folder.path().join("authz.sock")
 }
 
 /// How long it takes until the other side closes this, whatever it says before.
 pub async fn until_closed(connection: &mut (impl AsyncRead + Unpin)) -> Duration {
-    let began = Instant::now();
+    let began = clock::monotonic();
     let closed = async {
         let mut some = [0; 4096];
         loop {

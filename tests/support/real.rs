@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 #[path = "ports.rs"]
+#[allow(clippy::duplicate_mod, reason = "what tests share of a service in process has it too")]
 mod ports;
 
 use std::collections::BTreeMap;
@@ -143,7 +144,12 @@ impl Process {
 
     /// Asks it to end, with SIGTERM. By the shell, since its `kill` is built in and always there.
     pub fn terminate(&self) {
-        let kill = format!("kill -s TERM {}", self.child.id());
+        self.signal("TERM");
+    }
+
+    /// Sends it this signal.
+    pub fn signal(&self, signal: &str) {
+        let kill = format!("kill -s {signal} {}", self.child.id());
         let sent = Command::new("sh").args(["-c", &kill]).status();
         assert!(sent.is_ok_and(|status| status.success()), "{} is running", self.name);
     }

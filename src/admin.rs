@@ -30,6 +30,9 @@ use crate::service::Service;
 /// The `door` label.
 const DOOR: &str = "admin";
 
+/// Streams of one connection: a page may be large, and each stream has one of its own.
+const MAX_STREAMS: u32 = 32;
+
 /// What the operator's listener says.
 pub(crate) struct AdminDoor {
     service: Arc<Service>,
@@ -48,9 +51,8 @@ impl AdminDoor {
         let authority = request.uri().authority().map(|authority| authority.as_str());
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let host = hosts.next().map(|host| host.to_str().unwrap_or_default());
-        // Both, where there are two: one of them would be nobody's word.
+        // Both, where there are two: one of them would be nobody's word. Where there is none it is no browser's.
         hosts.next().is_none()
-            && (authority.is_some() || host.is_some())
             && [authority, host].into_iter().flatten().all(|host| is_allowed(host, &self.hosts))
     }
 }
@@ -84,6 +86,10 @@ impl Door for AdminDoor {
 
     fn max_connections(&self) -> usize {
         self.service.authorizer().limits().connections
+    }
+
+    fn max_streams(&self) -> u32 {
+        MAX_STREAMS
     }
 
     async fn answer(&self, request: Request<Incoming>, _peer: Option<IpAddr>) -> Response {

@@ -9,6 +9,7 @@
 
 pub mod client;
 mod message;
+mod size;
 mod until_stopped;
 
 use std::collections::BTreeMap;
@@ -17,12 +18,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+use http::header::CONTENT_TYPE;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use prost::Message as _;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
+use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
@@ -62,6 +65,20 @@ const SMALL_MESSAGE: usize = 4 * 1024;
 /// The path of the one method that decides; upstream's package, service and method.
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
+/// Those of health, which are asked with one message.
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
+
+/// Streams that have no end of their own.
+const ENDLESS: [&str; 3] = [
+    HEALTH_WATCH,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
+/// So many of these at a time, of all listeners together.
+const MAX_ENDLESS: usize = 1024;
+
 /// Of a question about health or reflection. It is a name.
 const SMALL_QUESTION: usize = 4 * 1024;
 
@@ -72,6 +89,7 @@ pub(crate) struct GrpcServices {
     checks: AuthorizationServer<Checks>,
     others: Routes,
     unfinished: Arc<Unfinished>,
+    endless: Arc<Semaphore>,
     unread: Arc<Rarely>,
 }
 
@@ -101,6 +119,7 @@ impl GrpcServices {
             checks: AuthorizationServer::new(checks).max_decoding_message_size(usize::MAX),
             others,
             unfinished: Arc::new(Unfinished::new(message_bytes)),
+            endless: Arc::new(Semaphore::new(MAX_ENDLESS)),
             unread: Arc::default(),
         };
         Ok((services, Health { service, reporter }))
@@ -111,22 +130,79 @@ impl GrpcServices {
         GrpcDoor { services: self.clone(), stop }
     }
 
-    /// A Check, whose message is read first.
-    async fn check(&self, request: http::Request<Incoming>) -> http::Response<Body> {
-        let arrived = clock::monotonic();
+    /// A Check, whose message is read and decoded first: what cannot be is decided too. Nothing of the call's own headers is
+    /// held meanwhile.
+    async fn check(&self, request: http::Request<Incoming>, peer: Option<IpAddr>) -> http::Response<Body> {
+        let at = clock::monotonic();
         let max = self.service.authorizer().limits().message_bytes;
-        let (mut parts, body) = request.into_parts();
-        let (message, unread) = match message::read(body, max, &self.unfinished).await {
-            Ok(message) => (message, None),
-            // A client that is gone reads no answer.
-            Err(unread) => (EMPTY, Some(unread.unwrap_or(Unread::Torn))),
-        };
-        parts.extensions.insert(Arrived { at: arrived, unread });
-        let request = http::Request::from_parts(parts, Body::new(Full::new(message)));
+        let (parts, body) = request.into_parts();
+        let timeout = parts.headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
+        drop(parts);
+        let read = message::read(body, max, &self.unfinished, peer).await;
+        // A client that is gone reads no answer.
+        let read = read.map_err(|unread| unread.unwrap_or(Unread::Torn)).and_then(decode);
+        let mut request = question(CHECK, EMPTY);
+        request.extensions_mut().insert(Arrived { at, timeout, read });
         let mut checks = self.checks.clone();
         let answer = checks.call(request).await;
         answer.unwrap_or_else(|never| match never {})
     }
+
+    /// Anything else, by tonic. A question about health is read first, and streams without an end are few.
+    async fn other(
+        &self,
+        request: http::Request<Incoming>,
+        peer: Option<IpAddr>,
+        stop: &Stop,
+    ) -> http::Response<Body> {
+        let path = request.uri().path();
+        let endless = match ENDLESS.contains(&path).then(|| Arc::clone(&self.endless).try_acquire_owned()) {
+            None => None,
+            Some(Ok(place)) => Some(place),
+            Some(Err(_)) => {
+                return Status::resource_exhausted("as many streams without an end are open as may be")
+                    .into_http();
+            }
+        };
+        let asked = [HEALTH_CHECK, HEALTH_WATCH].into_iter().find(|asked| *asked == path);
+        let request = match asked {
+            None => request.map(Body::new),
+            Some(path) => {
+                match message::read(request.into_body(), SMALL_QUESTION, &self.unfinished, peer).await {
+                    Ok(message) => question(path, message),
+                    Err(_) => return Status::invalid_argument("the question did not come whole").into_http(),
+                }
+            }
+        };
+        let mut others = self.others.clone();
+        let answer = others.call(request).await;
+        let answer = answer.unwrap_or_else(|never| match never {});
+        match endless {
+            Some(place) => answer.map(|body| Body::new(UntilStopped::new(body, stop.clone(), place))),
+            None => answer,
+        }
+    }
+}
+
+/// A call of one message, which has been read with its prefix.
+fn question(path: &'static str, message: Bytes) -> http::Request<Body> {
+    let mut request = http::Request::new(Body::new(Full::new(message)));
+    *request.method_mut() = http::Method::POST;
+    *request.uri_mut() = http::Uri::from_static(path);
+    *request.version_mut() = http::Version::HTTP_2;
+    request.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
+    request
+}
+
+/// The request of a message that was read with its prefix.
+fn decode(mut message: Bytes) -> Result<CheckRequest, Unread> {
+    const PLAIN: u8 = 0;
+    if message.first() != Some(&PLAIN) {
+        return Err(Unread::NoCheck);
+    }
+    message.advance(message.len().min(EMPTY.len()));
+    size::check(&message)?;
+    CheckRequest::decode(message).map_err(|_| Unread::NoCheck)
 }
 
 /// What one gRPC listener says.
@@ -138,11 +214,12 @@ pub(crate) struct GrpcDoor {
 /// A message without a field.
 const EMPTY: Bytes = Bytes::from_static(&[0; 5]);
 
-/// When a Check came, and why it could not be read.
-#[derive(Clone, Copy)]
+/// When a Check came, how long its caller waits for the answer, and what it asks.
+#[derive(Clone)]
 struct Arrived {
     at: clock::Instant,
-    unread: Option<Unread>,
+    timeout: Option<Duration>,
+    read: Result<CheckRequest, Unread>,
 }
 
 impl Door for GrpcDoor {
@@ -164,18 +241,15 @@ impl Door for GrpcDoor {
         self.services.service.authorizer().limits().connections
     }
 
-    async fn answer(&self, request: http::Request<Incoming>, _peer: Option<IpAddr>) -> http::Response<Body> {
-        if self.is_awaited(&request) {
-            return self.services.check(request).await;
+    async fn answer(&self, request: http::Request<Incoming>, peer: Option<IpAddr>) -> http::Response<Body> {
+        if request.uri().path() == CHECK {
+            return self.services.check(request, peer).await;
         }
-        let mut others = self.services.others.clone();
-        let answer = others.call(request).await;
-        let answer = answer.unwrap_or_else(|never| match never {});
-        answer.map(|body| Body::new(UntilStopped::new(body, self.stop.clone())))
+        self.services.other(request, peer, &self.stop).await
     }
 
     fn is_awaited(&self, request: &http::Request<Incoming>) -> bool {
-        request.uri().path() == CHECK
+        !ENDLESS.contains(&request.uri().path())
     }
 
     fn unread(&self, requests: u64) {
@@ -231,20 +305,22 @@ impl Checks {
 
 #[tonic::async_trait]
 impl Authorization for Checks {
-    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        let arrived = request.extensions().get::<Arrived>().copied();
-        let unread = arrived.and_then(|arrived| arrived.unread);
-        let timeout = request.metadata().get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
+    async fn check(&self, mut request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        let arrived = request.extensions_mut().remove::<Arrived>();
+        let Some(Arrived { at, timeout, read }) = arrived else {
+            return Err(Status::internal("a Check that did not come by this door"));
+        };
+        let unread = read.as_ref().err().copied();
         let authorizer = self.service.authorizer();
         // A request without attributes is one without headers: it has no token, and is refused as such.
-        let attributes = compact(request.into_inner()).attributes.unwrap_or_default();
+        let attributes = compact(read.unwrap_or_default()).attributes.unwrap_or_default();
         let http = attributes.request.and_then(|request| request.http).unwrap_or_default();
         let source = attributes.source.as_ref();
         // Entries of one key arrive in order; the last one is the map's.
         let mut extensions = attributes.context_extensions.iter().rev();
         let named_rule = extensions.find(|entry| entry.key == NAMED_RULE).map(|entry| entry.value.as_ref());
         let access_request = AccessRequest {
-            arrived: arrived.map_or_else(clock::monotonic, |arrived| arrived.at),
+            arrived: at,
             timeout,
             flaw: unread.map(Unread::as_str),
             source_address: source.and_then(source_address),

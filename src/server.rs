@@ -73,6 +73,11 @@ pub(crate) trait Door: Send + Sync + 'static {
     /// Open connections at a time.
     fn max_connections(&self) -> usize;
 
+    /// Streams of HTTP/2 that one connection may have open.
+    fn max_streams(&self) -> u32 {
+        MAX_STREAMS
+    }
+
     /// Answers a request of this peer; `None` where it came over a socket file.
     fn answer(
         &self,

@@ -179,7 +179,21 @@ pub(super) struct Listeners {
     grpc: GrpcServices,
     shares: Shares,
     open: Vec<Open>,
-    leaving: Vec<Open>,
+    leaving: Vec<Leaving>,
+}
+
+/// A listener that accepts no more. Its socket is not held here: nobody else's are to wait there.
+struct Leaving {
+    listener: Arc<dyn Serve>,
+    serving: Running,
+}
+
+impl Open {
+    /// Accepts no more.
+    fn stop(self) -> Leaving {
+        self.stop.send_replace(true);
+        Leaving { listener: self.listener, serving: self.serving }
+    }
 }
 
 /// What a reload makes of the listeners, with everything bound that it needs.
@@ -248,11 +262,10 @@ impl Listeners {
                 }
             }
         }
-        self.leaving.retain(|open| !open.serving.has_ended());
+        self.leaving.retain(|leaving| !leaving.serving.has_ended());
         for gone in before.into_iter().flatten() {
             new = true;
-            gone.stop.send_replace(true);
-            self.leaving.push(gone);
+            self.leaving.push(gone.stop());
         }
         self.share();
         new
@@ -260,14 +273,10 @@ impl Listeners {
 
     /// Stops all of them, and waits until their last connections have ended, for `grace` at most.
     pub(super) async fn end(&mut self, grace: Duration) {
-        let all: Vec<Open> = self.open.drain(..).chain(self.leaving.drain(..)).collect();
-        let mut listeners = Vec::new();
-        let mut serving = Vec::new();
-        for Open { listener, stop, serving: running, .. } in all {
-            stop.send_replace(true);
-            listeners.push(listener);
-            serving.push(running);
-        }
+        let stopped = self.open.drain(..).map(Open::stop);
+        let (listeners, serving): (Vec<_>, Vec<_>) = (stopped.chain(self.leaving.drain(..)))
+            .map(|Leaving { listener, serving }| (listener, serving))
+            .unzip();
         let all_ended = async {
             for running in serving {
                 running.ended().await;

@@ -3,7 +3,9 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -13,8 +15,9 @@ use http_body::Body;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-/// How long a message may take, from its request's headers to its last byte.
-const WHOLE: Duration = Duration::from_secs(5);
+/// How long a message may take, from its request's headers to its last byte, and how long no byte of it may come.
+const WHOLE: Duration = Duration::from_secs(10);
+const NEXT: Duration = Duration::from_secs(5);
 
 /// The flag and the length before a message (gRPC over HTTP/2, "Length-Prefixed-Message").
 const PREFIX: usize = 5;
@@ -23,8 +26,8 @@ const PREFIX: usize = 5;
 const LARGEST_AT_ONCE: usize = 4;
 const AT_LEAST: usize = 64 * 1024 * 1024;
 
-/// What an unfinished message counts for, beside its bytes: its stream.
-const OVERHEAD: usize = 4 * 1024;
+/// What an unfinished message counts for, beside its bytes: its stream, which holds as much.
+const OVERHEAD: usize = 16 * 1024;
 
 /// By how much room for a message grows at least.
 const GROWTH: usize = 16 * 1024;
@@ -40,6 +43,10 @@ pub(super) enum Unread {
     CrowdedOut,
     /// It ended before it was whole.
     Torn,
+    /// It is compressed, or no CheckRequest.
+    NoCheck,
+    /// It has more fields than are decoded.
+    TooMany,
 }
 
 impl Unread {
@@ -47,11 +54,13 @@ impl Unread {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Unread::TooLarge => "a Check larger than limits.message_bytes",
-            Unread::TooLate => "a Check that was not whole within 5 s",
+            Unread::TooLate => "a Check of which no byte came for 5 s, or that was not whole within 10 s",
             Unread::CrowdedOut => {
                 "a Check that was not whole when all unfinished ones together were four times limits.message_bytes"
             }
             Unread::Torn => "a Check that ended before its message was whole",
+            Unread::NoCheck => "a Check that is compressed, or whose message is no CheckRequest",
+            Unread::TooMany => "a Check with more than 10,000 headers",
         }
     }
 }
@@ -65,6 +74,7 @@ pub(super) async fn read<B>(
     mut body: B,
     max: usize,
     unfinished: &Arc<Unfinished>,
+    peer: Option<IpAddr>,
 ) -> Result<Bytes, Option<Unread>>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -82,7 +92,7 @@ where
     {
         return Ok(first.slice(..length));
     }
-    let place = unfinished.enter();
+    let place = unfinished.enter(peer);
     tokio::select! {
         read = timeout(WHOLE, read_on(first, body, max, &place)) => read.unwrap_or(Err(Some(Unread::TooLate))),
         () = place.crowded_out.notified() => Err(Some(Unread::CrowdedOut)),
@@ -113,8 +123,8 @@ where
         if !piece.is_empty() {
             continue;
         }
-        let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
-        piece = match frame {
+        let next = timeout(NEXT, std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)));
+        piece = match next.await.map_err(|_| Some(Unread::TooLate))? {
             Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
             Some(Err(_)) => return Err(None),
             None => return Err(Some(Unread::Torn)),
@@ -129,8 +139,8 @@ fn length(come: &[u8], max: usize) -> Result<Option<usize>, Option<Unread>> {
     if length > max { Err(Some(Unread::TooLarge)) } else { Ok(Some(length + PREFIX)) }
 }
 
-/// All messages that have begun and are not whole. Where they hold too much together, the largest goes, and of equal
-/// ones the oldest: who sends small ones quickly is not in the way of a flood.
+/// All messages that have begun and are not whole. Where they hold too much together, one goes of whoever holds most: of
+/// all clients of one address together, the largest, and of equal ones the oldest. So who floods is in its own way.
 #[derive(Debug)]
 pub(super) struct Unfinished {
     max: usize,
@@ -141,8 +151,16 @@ pub(super) struct Unfinished {
 struct Inner {
     held: usize,
     next: u64,
-    by_size: BTreeSet<(usize, Reverse<u64>)>,
+    peers: HashMap<Option<IpAddr>, OfPeer>,
+    by_held: BTreeSet<(usize, Option<IpAddr>)>,
     crowded_out: HashMap<u64, Arc<Notify>>,
+}
+
+/// What one address holds.
+#[derive(Debug, Default)]
+struct OfPeer {
+    held: usize,
+    by_size: BTreeSet<(usize, Reverse<u64>)>,
 }
 
 impl Unfinished {
@@ -157,38 +175,52 @@ impl Unfinished {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(self: &Arc<Self>) -> Place {
+    fn enter(self: &Arc<Self>, peer: Option<IpAddr>) -> Place {
         let crowded_out = Arc::new(Notify::new());
         let mut inner = self.inner();
         let id = inner.next;
         inner.next = inner.next.wrapping_add(1);
         inner.crowded_out.insert(id, Arc::clone(&crowded_out));
-        inner.add(id, OVERHEAD);
+        inner.add(peer, id, OVERHEAD);
         inner.make_room(self.max);
         drop(inner);
-        Place { id, size: OVERHEAD.into(), crowded_out, unfinished: Arc::clone(self) }
+        Place { id, peer, size: OVERHEAD.into(), crowded_out, unfinished: Arc::clone(self) }
     }
 }
 
 impl Inner {
-    fn add(&mut self, id: u64, size: usize) {
+    fn add(&mut self, peer: Option<IpAddr>, id: u64, size: usize) {
+        let of_peer = self.peers.entry(peer).or_default();
+        self.by_held.remove(&(of_peer.held, peer));
+        of_peer.by_size.insert((size, Reverse(id)));
+        of_peer.held = of_peer.held.saturating_add(size);
+        self.by_held.insert((of_peer.held, peer));
         self.held = self.held.saturating_add(size);
-        self.by_size.insert((size, Reverse(id)));
     }
 
     /// Whether it was still there.
-    fn take(&mut self, id: u64, size: usize) -> bool {
-        let there = self.by_size.remove(&(size, Reverse(id)));
-        if there {
-            self.held = self.held.saturating_sub(size);
+    fn take(&mut self, peer: Option<IpAddr>, id: u64, size: usize) -> bool {
+        let Some(of_peer) = self.peers.get_mut(&peer) else { return false };
+        if !of_peer.by_size.remove(&(size, Reverse(id))) {
+            return false;
         }
-        there
+        self.by_held.remove(&(of_peer.held, peer));
+        of_peer.held = of_peer.held.saturating_sub(size);
+        if of_peer.by_size.is_empty() {
+            self.peers.remove(&peer);
+        } else {
+            self.by_held.insert((of_peer.held, peer));
+        }
+        self.held = self.held.saturating_sub(size);
+        true
     }
 
     fn make_room(&mut self, max: usize) {
         while self.held > max {
-            let Some((size, Reverse(id))) = self.by_size.pop_last() else { return };
-            self.held = self.held.saturating_sub(size);
+            let most = self.by_held.last().map(|(_, peer)| *peer);
+            let largest = most.and_then(|peer| self.peers.get(&peer)?.by_size.last().copied());
+            let Some((peer, (size, Reverse(id)))) = most.zip(largest) else { return };
+            self.take(peer, id, size);
             if let Some(crowded_out) = self.crowded_out.remove(&id) {
                 crowded_out.notify_one();
             }
@@ -200,7 +232,8 @@ impl Inner {
 #[derive(Debug)]
 struct Place {
     id: u64,
-    size: std::sync::atomic::AtomicUsize,
+    peer: Option<IpAddr>,
+    size: AtomicUsize,
     crowded_out: Arc<Notify>,
     unfinished: Arc<Unfinished>,
 }
@@ -210,9 +243,9 @@ impl Place {
     fn holds(&self, bytes: usize) {
         let size = bytes.saturating_add(OVERHEAD);
         let mut inner = self.unfinished.inner();
-        if inner.take(self.id, self.size.load(std::sync::atomic::Ordering::Relaxed)) {
-            self.size.store(size, std::sync::atomic::Ordering::Relaxed);
-            inner.add(self.id, size);
+        if inner.take(self.peer, self.id, self.size.load(Ordering::Relaxed)) {
+            self.size.store(size, Ordering::Relaxed);
+            inner.add(self.peer, self.id, size);
             inner.make_room(self.unfinished.max);
         }
     }
@@ -221,7 +254,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut inner = self.unfinished.inner();
-        inner.take(self.id, *self.size.get_mut());
+        inner.take(self.peer, self.id, *self.size.get_mut());
         inner.crowded_out.remove(&self.id);
     }
 }
@@ -275,12 +308,12 @@ mod tests {
         for first in 0..sent.len() {
             for second in first..sent.len() {
                 let (_open, body) = pieces(&[&sent[..first], &sent[first..second], &sent[second..]]);
-                let read = read(body, MIB, &unfinished).await;
+                let read = read(body, MIB, &unfinished, None).await;
                 assert_eq!(read.as_deref(), Ok(whole.as_slice()), "cut at {first} and {second}");
             }
         }
         let (_open, body) = pieces(&[&message(0)]);
-        assert_eq!(read(body, MIB, &unfinished).await.as_deref(), Ok(&[0u8; 5][..]));
+        assert_eq!(read(body, MIB, &unfinished, None).await.as_deref(), Ok(&[0u8; 5][..]));
         assert_eq!(unfinished.inner().held, 0, "nothing is left behind");
     }
 
@@ -290,7 +323,7 @@ mod tests {
         let read = async |pieces_: &[&[u8]], end: bool| {
             let (open, body) = pieces(pieces_);
             let open = (!end).then_some(open);
-            let read = read(body, 100, &unfinished).await;
+            let read = read(body, 100, &unfinished, None).await;
             drop(open);
             read
         };
@@ -314,7 +347,7 @@ mod tests {
         let (open, body) = pieces(&[&message(64 * MIB)[..10]]);
         let reading = tokio::spawn({
             let unfinished = Arc::clone(&unfinished);
-            async move { read(body, 64 * MIB, &unfinished).await }
+            async move { read(body, 64 * MIB, &unfinished, None).await }
         });
         tokio::task::yield_now().await;
         assert_eq!(unfinished.inner().held, GROWTH + OVERHEAD);
@@ -329,22 +362,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_all_hold_too_much_the_largest_goes_and_then_the_oldest() {
+    async fn where_all_hold_too_much_who_holds_most_gives_way_the_largest_first_and_then_the_oldest() {
         let unfinished = Arc::new(Unfinished::new(AT_LEAST / LARGEST_AT_ONCE));
-        let small = unfinished.enter();
-        let first = unfinished.enter();
-        let second = unfinished.enter();
-        small.holds(1000);
-        first.holds(AT_LEAST / 2 - 2 * OVERHEAD);
-        second.holds(AT_LEAST / 2 - 2 * OVERHEAD);
+        let honest = unfinished.enter(Some([10, 0, 0, 1].into()));
+        honest.holds(AT_LEAST / 4);
         let gone = |place: &Place| !unfinished.inner().crowded_out.contains_key(&place.id);
-        assert!(!gone(&first) && !gone(&second));
-        let third = unfinished.enter();
-        third.holds(3 * OVERHEAD);
-        assert!(gone(&first) && !gone(&second) && !gone(&third) && !gone(&small));
-        first.crowded_out.notified().await;
-        drop((small, first, second, third));
+        // As many as fit beside it, each far smaller than the honest one.
+        let small = || unfinished.enter(Some([10, 0, 0, 2].into()));
+        let flood: Vec<Place> = (0..3 * AT_LEAST / 4 / OVERHEAD - 1).map(|_| small()).collect();
+        assert!(!flood.iter().any(gone));
+        let (larger, one_more) = (small(), small());
+        larger.holds(OVERHEAD);
+        assert!(!gone(&honest) && !gone(&one_more), "the flood is in its own way");
+        assert!(gone(&larger), "the largest of it");
+        assert!(gone(&flood[0]) && !gone(&flood[3]), "and then the oldest");
+        larger.crowded_out.notified().await;
+        drop((honest, flood, larger, one_more));
         let inner = unfinished.inner();
-        assert!(inner.held == 0 && inner.by_size.is_empty() && inner.crowded_out.is_empty());
+        assert!(inner.held == 0 && inner.peers.is_empty() && inner.by_held.is_empty());
+        assert!(inner.crowded_out.is_empty());
     }
 }

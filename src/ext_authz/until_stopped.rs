@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::sleep;
 use tonic::Code;
 use tonic::body::Body;
@@ -25,15 +26,17 @@ pub(super) struct UntilStopped {
     body: Body,
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
     ended: bool,
+    _place: OwnedSemaphorePermit,
 }
 
 impl UntilStopped {
-    pub(super) fn new(body: Body, mut stop: Stop) -> Self {
+    /// Of one of those that may be open at a time.
+    pub(super) fn new(body: Body, mut stop: Stop, place: OwnedSemaphorePermit) -> Self {
         let stopped = async move {
             stop.asked_for().await;
             sleep(LAST_WORD).await;
         };
-        Self { body, stopped: Box::pin(stopped), ended: false }
+        Self { body, stopped: Box::pin(stopped), ended: false, _place: place }
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::state::{ConnectionState, Worth};
+use super::state::{ConnectionState, Crowd, Worth};
 use super::stream::Stream;
 use super::{Door, Rarely, Socket, Stop, Tls, connection};
 use crate::clock::{self, Instant};
@@ -60,6 +60,10 @@ impl<D: Door> Listener<D> {
         while let Some(socket) = self.socket() {
             let accepted = tokio::select! {
                 () = stop.asked_for() => break,
+                () = self.open.crowd.too_many.notified() => {
+                    self.close_busiest();
+                    continue;
+                }
                 accepted = socket.accept() => accepted,
             };
             match accepted {
@@ -82,6 +86,21 @@ impl<D: Door> Listener<D> {
         self.open.close();
     }
 
+    /// Requests in flight have become too many: who has most of them gives way.
+    fn close_busiest(&self) {
+        if let Some(requests) = self.open.inner().close_busiest() {
+            self.door.service().metrics().connections_refused(self.door.name(), 1);
+            if let Some(times) = self.refusals.due() {
+                tracing::warn!(
+                    door = self.door.name(),
+                    requests,
+                    times,
+                    "a connection with very many requests was closed"
+                );
+            }
+        }
+    }
+
     fn socket(&self) -> Option<Arc<Socket>> {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -89,7 +108,7 @@ impl<D: Door> Listener<D> {
     fn take_in(self: &Arc<Self>, stream: Stream, peer: Option<IpAddr>, stop: &Stop) {
         let metrics = self.door.service().metrics();
         let (made_room, place) =
-            self.open.enter(self.door.max_connections().min(self.descriptors.load(Ordering::Relaxed)));
+            self.open.enter(peer, self.door.max_connections().min(self.descriptors.load(Ordering::Relaxed)));
         let refused = made_room + usize::from(place.is_none());
         if refused > 0 {
             metrics.connections_refused(self.door.name(), refused);
@@ -137,6 +156,7 @@ impl<D> Drop for Listener<D> {
 /// The open connections of a listener.
 #[derive(Default)]
 struct Open {
+    crowd: Arc<Crowd>,
     inner: Mutex<Inner>,
     empty: Notify,
 }
@@ -152,6 +172,7 @@ struct Inner {
 }
 
 struct Entry {
+    peer: Option<IpAddr>,
     state: Arc<ConnectionState>,
     leaving: bool,
 }
@@ -179,19 +200,19 @@ impl Open {
     }
 
     /// How many had to make room, and the place of a new one: `None` where there is none.
-    fn enter(self: &Arc<Self>, max: usize) -> (usize, Option<Place>) {
+    fn enter(self: &Arc<Self>, peer: Option<IpAddr>, max: usize) -> (usize, Option<Place>) {
         let mut inner = self.inner();
         let mut made_room = 0;
         if inner.connections.len().saturating_sub(inner.leaving) >= max {
-            made_room = inner.make_room(max);
+            made_room = inner.make_room(peer, max);
             if made_room == 0 {
                 return (0, None);
             }
         }
         let id = inner.next;
         inner.next = inner.next.wrapping_add(1);
-        let state = Arc::new(ConnectionState::new());
-        inner.connections.insert(id, Entry { state: Arc::clone(&state), leaving: false });
+        let state = Arc::new(ConnectionState::new(Arc::clone(&self.crowd)));
+        inner.connections.insert(id, Entry { peer, state: Arc::clone(&state), leaving: false });
         (made_room, Some(Place { id, state, open: Arc::clone(self) }))
     }
 
@@ -210,8 +231,9 @@ impl Open {
 }
 
 impl Inner {
-    /// Tells some connections to end, those first that never had a request, the oldest of them first.
-    fn make_room(&mut self, max: usize) -> usize {
+    /// Tells some connections to end. Where another address has more of them than the one that comes, they are that
+    /// address's; else they have to be of nobody's use: never asked anything for a while, or idle for long.
+    fn make_room(&mut self, newcomer: Option<IpAddr>, max: usize) -> usize {
         let at_once = (max / 8).clamp(1, AT_ONCE);
         let now = clock::monotonic();
         let looked = self.in_vain.is_some_and(|then| now.saturating_duration_since(then) < LOOK_AGAIN);
@@ -219,18 +241,11 @@ impl Inner {
         if looked || self.leaving >= at_once {
             return 0;
         }
-        let (mut unproven, mut idlest) = (Vec::new(), None);
-        for (id, entry) in self.connections.iter().filter(|(_, entry)| !entry.leaving) {
-            match entry.state.worth() {
-                Worth::Unproven(age) if age >= UNPROVEN => unproven.push((age, Reverse(*id))),
-                Worth::Idle(idle) if idle >= IDLE => idlest = idlest.max(Some((idle, Reverse(*id)))),
-                _ => {}
-            }
-        }
-        unproven.sort_unstable();
-        let mut leave: Vec<u64> = unproven.iter().rev().take(at_once).map(|(_, Reverse(id))| *id).collect();
-        if leave.is_empty() {
-            leave.extend(idlest.map(|(_, Reverse(id))| id));
+        let mut leave = self.useless(at_once, |_| true, UNPROVEN, IDLE);
+        if leave.is_empty()
+            && let Some(crowd) = self.larger_than(newcomer)
+        {
+            leave = self.useless(1, |entry| entry.peer == crowd, Duration::ZERO, Duration::ZERO);
         }
         self.in_vain = leave.is_empty().then_some(now);
         for id in &leave {
@@ -241,6 +256,51 @@ impl Inner {
         }
         self.leaving += leave.len();
         leave.len()
+    }
+
+    /// Of those that may go, so many that never had a request, the oldest first; else the one that was idle longest.
+    fn useless(
+        &self,
+        most: usize,
+        may_go: impl Fn(&Entry) -> bool,
+        unproven_for: Duration,
+        idle_for: Duration,
+    ) -> Vec<u64> {
+        let (mut unproven, mut idlest) = (Vec::new(), None);
+        for (id, entry) in self.connections.iter().filter(|(_, entry)| !entry.leaving && may_go(entry)) {
+            match entry.state.worth() {
+                Worth::Unproven(age) if age >= unproven_for => unproven.push((age, Reverse(*id))),
+                Worth::Idle(idle) if idle >= idle_for => idlest = idlest.max(Some((idle, Reverse(*id)))),
+                _ => {}
+            }
+        }
+        unproven.sort_unstable();
+        let mut leave: Vec<u64> = unproven.iter().rev().take(most).map(|(_, Reverse(id))| *id).collect();
+        if leave.is_empty() {
+            leave.extend(idlest.map(|(_, Reverse(id))| id));
+        }
+        leave
+    }
+
+    /// The address that has most connections, if those are more than this one would have.
+    fn larger_than(&self, newcomer: Option<IpAddr>) -> Option<Option<IpAddr>> {
+        let mut counts: HashMap<Option<IpAddr>, usize> = HashMap::new();
+        for entry in self.connections.values().filter(|entry| !entry.leaving) {
+            *counts.entry(entry.peer).or_default() += 1;
+        }
+        let own = counts.get(&newcomer).copied().unwrap_or(0).saturating_add(1);
+        let (most, count) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        (count > own && most != newcomer).then_some(most)
+    }
+
+    /// Tells the connection with most requests in flight to end; how many it has.
+    fn close_busiest(&mut self) -> Option<usize> {
+        let staying = self.connections.values_mut().filter(|entry| !entry.leaving);
+        let busiest = staying.max_by_key(|entry| entry.state.in_flight())?;
+        busiest.leaving = true;
+        busiest.state.closed.notify_one();
+        self.leaving += 1;
+        Some(busiest.state.in_flight())
     }
 }
 
@@ -260,8 +320,10 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
+    const HERE: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+
     fn taken(open: &Arc<Open>, max: usize) -> Place {
-        open.enter(max).1.expect("there is room")
+        open.enter(HERE, max).1.expect("there is room")
     }
 
     #[tokio::test(start_paused = true)]
@@ -275,14 +337,14 @@ mod tests {
         let old = taken(&open, 4);
         tokio::time::advance(UNPROVEN).await;
         let young = taken(&open, 4);
-        let (made_room, fifth) = open.enter(4);
+        let (made_room, fifth) = open.enter(HERE, 4);
         assert_eq!(made_room, 1);
         assert!(open.inner().connections[&old.id].leaving && !open.inner().connections[&young.id].leaving);
         // The young one is too young, the idle one not idle for long enough.
         drop(old);
-        assert!(open.enter(4).1.is_none());
+        assert!(open.enter(HERE, 4).1.is_none());
         tokio::time::advance(UNPROVEN).await;
-        let sixth = open.enter(4).1.expect("the young one makes room");
+        let sixth = open.enter(HERE, 4).1.expect("the young one makes room");
         assert!(open.inner().connections[&young.id].leaving);
         drop(young);
         let fifth = fifth.expect("there was room");
@@ -291,7 +353,7 @@ mod tests {
             drop(place.state.flight());
         }
         tokio::time::advance(IDLE - UNPROVEN).await;
-        let _seventh = open.enter(4).1.expect("the idle one makes room");
+        let _seventh = open.enter(HERE, 4).1.expect("the idle one makes room");
         assert!(open.inner().connections[&idle.id].leaving);
         drop((idle, flight, busy, fifth, sixth));
     }
@@ -304,10 +366,37 @@ mod tests {
         let ninth = taken(&open, 8);
         assert_eq!(open.len(), 9);
         // As many as leave are beyond the bound, and no more.
-        assert!(open.enter(8).1.is_none());
+        assert!(open.enter(HERE, 8).1.is_none());
         drop(first);
         assert_eq!(open.inner().leaving, 0);
         drop(ninth);
         open.until_empty().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_with_many_connections_makes_room_for_one_with_few_however_busy_it_was_lately() {
+        let open = Arc::new(Open::default());
+        let flood: Vec<Place> = (0..7).map(|_| taken(&open, 8)).collect();
+        let other = Some([10, 0, 0, 7].into());
+        let honest = open.enter(other, 8).1.expect("there is room");
+        for place in flood.iter().chain([&honest]) {
+            place.state.request(true);
+            drop(place.state.flight());
+        }
+        assert!(open.enter(HERE, 8).1.is_none(), "the flood pushes nobody out");
+        tokio::time::advance(LOOK_AGAIN).await;
+        let second = open.enter(other, 8).1.expect("one of the flood makes room");
+        let leaving = |place: &Place| open.inner().connections[&place.id].leaving;
+        assert_eq!(flood.iter().filter(|place| leaving(place)).count(), 1);
+        assert!(!leaving(&honest) && !leaving(&second));
+    }
+
+    #[tokio::test]
+    async fn of_too_many_requests_the_connection_with_most_gives_way() {
+        let open = Arc::new(Open::default());
+        let (few, many) = (taken(&open, 8), taken(&open, 8));
+        let _flights = [few.state.flight(), many.state.flight(), many.state.flight()];
+        assert_eq!(open.inner().close_busiest(), Some(2));
+        assert!(open.inner().connections[&many.id].leaving && !open.inner().connections[&few.id].leaving);
     }
 }

@@ -17,10 +17,10 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{sleep, timeout};
 
-use super::state::{ConnectionState, Flight, LOOK, SILENCE};
+use super::state::{ConnectionState, Flight, LOOK, Overdue, SILENCE};
 use super::stream::{Stream, Watched};
 use super::tls::HandshakeError;
-use super::{BoxError, Door, MAX_HEADER_BYTES, MAX_HEADERS, MAX_STREAMS, READ_AHEAD, Stop, Tls};
+use super::{BoxError, Door, MAX_HEADER_BYTES, MAX_HEADERS, READ_AHEAD, Stop, Tls};
 use crate::clock;
 
 /// How long a TLS handshake may take.
@@ -29,6 +29,10 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How often HTTP/2 is pinged, and how long an answer to that may take.
 const PING: Duration = Duration::from_secs(60);
 const PONG: Duration = Duration::from_secs(20);
+
+/// What a client may send of one message, and of all on a connection, before it has been read: for a proxy far away.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
 
 /// How long a connection without a request in flight has for its last bytes, once the listener is stopped.
 const LAST_BYTES: Duration = Duration::from_millis(500);
@@ -73,7 +77,7 @@ async fn converse<D, S>(
             answer(Arc::clone(&door), request, peer, Arc::clone(&state))
         })
     };
-    let builder = builder(door.speaks_http1());
+    let builder = builder(door.speaks_http1(), door.max_streams());
     let connection = builder.serve_connection(io, answer);
     tokio::pin!(connection);
     let mut stopping = false;
@@ -93,7 +97,16 @@ async fn converse<D, S>(
                     break;
                 }
             }
-            () = state.closed.notified() => break,
+            () = state.flood.notified() => {
+                door.service().metrics().connection_closed(door.name(), Overdue::Flood.as_str());
+                break;
+            }
+            () = state.closed.notified() => {
+                // Whoever speaks HTTP/2 is told which requests it may send again.
+                connection.as_mut().graceful_shutdown();
+                let _ended = timeout(LAST_BYTES, connection.as_mut()).await;
+                break;
+            }
             () = leave(&mut stop, &state), if !stopping => {
                 stopping = true;
                 connection.as_mut().graceful_shutdown();
@@ -105,7 +118,7 @@ async fn converse<D, S>(
 }
 
 /// The bounds of HTTP that the library holds.
-fn builder(http1: bool) -> Builder<TokioExecutor> {
+fn builder(http1: bool, streams: u32) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     if !http1 {
         builder = builder.http2_only();
@@ -124,7 +137,9 @@ fn builder(http1: bool) -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .keep_alive_interval(PING)
         .keep_alive_timeout(PONG)
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(streams)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size((READ_AHEAD * MAX_HEADER_BYTES) as u32);
     builder
 }
@@ -163,15 +178,12 @@ async fn leave(stop: &mut Stop, state: &ConnectionState) {
     }
 }
 
-/// Ends when no request has been in flight for long enough to send the last bytes.
+/// Ends when every request that came before has its answer, and had a moment to be sent.
 async fn left_alone(state: &ConnectionState) {
-    loop {
-        state.until_idle().await;
-        sleep(LAST_BYTES).await;
-        if !state.is_busy() {
-            return;
-        }
-    }
+    sleep(LAST_BYTES).await;
+    state.stop();
+    state.until_decided().await;
+    sleep(LAST_BYTES).await;
 }
 
 /// The body of an answer, which is in flight until its end.

@@ -6,10 +6,14 @@
 /// What begins an HTTP/2 connection (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Frames that go with one of a request: updates of windows, acknowledgements, priorities, a reset.
+const IDLE_FOR_EACH: u64 = 8;
+
 /// Bytes before each frame's payload (RFC 9113 §4.1).
 const FRAME_HEADER: usize = 9;
 
-/// Frame types and the flag of RFC 9113 §6.2 and §6.10.
+/// Of DATA, and frame types and the flag of RFC 9113 §6.2 and §6.10.
+const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const CONTINUATION: u8 = 0x9;
 const END_HEADERS: u8 = 0x4;
@@ -25,8 +29,9 @@ pub(super) struct Framing {
     /// Header blocks that are larger than this cannot be read, and how many were.
     largest_block: usize,
     too_large: u64,
-    /// Frames that have come whole.
+    /// Frames that have come whole, and those of them that bring something of a request.
     frames: u64,
+    of_requests: u64,
 }
 
 #[derive(Debug)]
@@ -57,7 +62,15 @@ pub(super) enum Progress {
 impl Framing {
     /// Of a connection that has said nothing yet, and whose header blocks can be so large.
     pub(super) fn new(largest_block: usize) -> Self {
-        Self { part: Part::Preface(0), block_open: false, block: 0, largest_block, too_large: 0, frames: 0 }
+        Self {
+            part: Part::Preface(0),
+            block_open: false,
+            block: 0,
+            largest_block,
+            too_large: 0,
+            frames: 0,
+            of_requests: 0,
+        }
     }
 
     /// How many header blocks were too large to be read: the library answers those itself, with 431. A list of headers
@@ -69,6 +82,12 @@ impl Framing {
     /// Whether HTTP/2 is spoken: the preface and a first frame, which are the client's settings, have come whole.
     pub(super) fn is_http2(&self) -> bool {
         self.frames > 0
+    }
+
+    /// How many frames were of no request, beyond what goes with requests: a few for each frame of one.
+    pub(super) fn idle_frames(&self) -> u64 {
+        let of_none = self.frames.saturating_sub(self.of_requests);
+        of_none.saturating_sub(self.of_requests.saturating_mul(IDLE_FOR_EACH))
     }
 
     /// Takes in the next bytes.
@@ -122,6 +141,7 @@ impl Framing {
     fn begin_payload(&mut self, header: [u8; FRAME_HEADER]) {
         let [a, b, c, kind, flags, ..] = header;
         let ends = flags & END_HEADERS != 0;
+        self.of_requests = self.of_requests.saturating_add(u64::from(matches!(kind, DATA | HEADERS)));
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         if matches!(kind, HEADERS | CONTINUATION) {
             let before = if kind == HEADERS { 0 } else { self.block };
@@ -228,6 +248,19 @@ mod tests {
         framing.feed(&frame(CONTINUATION, 0, 60));
         framing.feed(&frame(CONTINUATION, END_HEADERS, 60));
         assert_eq!(framing.too_large(), 2);
+    }
+
+    #[test]
+    fn frames_of_no_request_are_counted_beyond_those_that_go_with_requests() {
+        const PING: u8 = 6;
+        let mut framing = greeted();
+        for _ in 0..20 {
+            framing.feed(&frame(PING, 0, 8));
+        }
+        assert_eq!(framing.idle_frames(), 21, "with the settings");
+        framing.feed(&frame(HEADERS, END_HEADERS, 3));
+        framing.feed(&frame(0, 0, 0));
+        assert_eq!(framing.idle_frames(), 21 - 2 * IDLE_FOR_EACH);
     }
 
     #[test]

@@ -7,13 +7,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::time::sleep;
 
 use super::stream::Stream;
 use crate::config::BindAddress;
+
+/// A socket file on which nobody listens is stale when it was seen so this often, so far apart.
+const LOOKS: usize = 5;
+const BETWEEN: Duration = Duration::from_millis(50);
 
 /// Connections that the system keeps until they are accepted; more do not get in at that time.
 const BACKLOG: i32 = 1024;
@@ -132,11 +138,11 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 async fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<(UnixListener, SocketFile)> {
     remove_stale(path).await?;
     let socket = bind_with_mode(path, mode)?;
+    listen(&socket, BACKLOG)?;
     let file = SocketFile::at(path);
     if let Some(mode) = mode {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
-    listen(&socket, BACKLOG)?;
     let listener = std::os::unix::net::UnixListener::from(socket);
     listener.set_nonblocking(true)?;
     Ok((UnixListener::from_std(listener)?, file))
@@ -176,15 +182,19 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
     }
     let in_use =
         |why: &str| io::Error::new(io::ErrorKind::AddrInUse, format!("another process listens there{why}"));
-    match UnixStream::connect(path).await {
-        Ok(_) => Err(in_use("")),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            // Only what was found to be stale goes: another process may have bound the path meanwhile.
-            if identity(path) == Some((found.dev(), found.ino())) { fs::remove_file(path) } else { Ok(()) }
+    for _ in 0..LOOKS {
+        match UnixStream::connect(path).await {
+            Ok(_) => return Err(in_use("")),
+            // Also that of a process that has bound it and does not listen yet.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => sleep(BETWEEN).await,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // A full backlog is that of a live listener.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(in_use(", whose backlog is full"));
+            }
+            Err(error) => return Err(error),
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // A full backlog is that of a live listener.
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(in_use(", whose backlog is full")),
-        Err(error) => Err(error),
     }
+    // Only what was found to be stale goes: another process may have bound the path meanwhile.
+    if identity(path) == Some((found.dev(), found.ino())) { fs::remove_file(path) } else { Ok(()) }
 }

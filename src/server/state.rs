@@ -1,6 +1,7 @@
 //! What is known of one connection: what it has begun, what it is owed and what it has not taken; and when that has
 //! lasted too long. No IO, and no lock.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -22,6 +23,10 @@ const UNREAD: Duration = Duration::from_secs(30);
 /// How often a connection is looked at, and so by how much these may be exceeded.
 pub(super) const LOOK: Duration = Duration::from_secs(5);
 
+/// So many frames of no request at once, and in each second after, are nobody's who wants answers.
+const IDLE_FRAMES: u64 = 10_000;
+const IDLE_FRAMES_A_SECOND: u64 = 100;
+
 /// An answer belongs to the span of time in which it began; one that is not taken within two of them is stuck.
 const SPANS: usize = 4;
 
@@ -33,6 +38,13 @@ pub(super) struct ConnectionState {
     established: AtomicBool,
     requests: AtomicU64,
     in_flight: AtomicUsize,
+    /// Those of them that have no answer yet.
+    undecided: AtomicUsize,
+    /// Of all connections of the listener.
+    crowd: Arc<Crowd>,
+    /// Whether the listener is stopped: requests that come now are answered, and nobody waits for them.
+    stopped: AtomicBool,
+    flooded: AtomicBool,
     /// Since when nothing is in flight. This and what follows: milliseconds since `began`, one more than they are, so
     /// that 0 is never.
     idle_since: AtomicU64,
@@ -42,8 +54,10 @@ pub(super) struct ConnectionState {
     blocked_since: AtomicU64,
     /// Answers that have begun and not ended, by their span.
     answers: [AtomicU32; SPANS],
-    /// Told when nothing is in flight any more.
+    /// Told when no request is without its answer any more.
     idle: Notify,
+    /// Told when what comes is a flood.
+    pub(super) flood: Notify,
     /// Told when the connection has to make room.
     pub(super) closed: Notify,
 }
@@ -57,6 +71,8 @@ pub(super) enum Overdue {
     Unfinished,
     /// It does not take what is sent to it.
     Unread,
+    /// It sends frames without end that are of no request.
+    Flood,
 }
 
 impl Overdue {
@@ -65,23 +81,30 @@ impl Overdue {
             Overdue::Silent => "silent",
             Overdue::Unfinished => "unfinished",
             Overdue::Unread => "unread",
+            Overdue::Flood => "flood",
         }
     }
 }
 
 impl ConnectionState {
-    pub(super) fn new() -> Self {
+    /// Of a connection that begins now.
+    pub(super) fn new(crowd: Arc<Crowd>) -> Self {
         Self {
             began: clock::monotonic(),
             established: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
+            undecided: AtomicUsize::new(0),
+            crowd,
+            stopped: AtomicBool::new(false),
+            flooded: AtomicBool::new(false),
             idle_since: AtomicU64::new(1),
             unfinished_since: AtomicU64::new(0),
             too_large: AtomicU64::new(0),
             blocked_since: AtomicU64::new(0),
             answers: [const { AtomicU32::new(0) }; SPANS],
             idle: Notify::new(),
+            flood: Notify::new(),
             closed: Notify::new(),
         }
     }
@@ -106,14 +129,16 @@ impl ConnectionState {
 
     /// Bytes of the client's.
     pub(super) fn heard(&self, framing: &mut Framing, bytes: &[u8]) {
+        /// Line ends between requests are passed over (RFC 9112 §2.2).
+        fn are_line_ends(bytes: &[u8]) -> bool {
+            bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
+        }
         let before = framing.too_large();
         let progress = framing.feed(bytes);
         self.too_large.fetch_add(framing.too_large() - before, Ordering::Relaxed);
         match progress {
             // Only its parser knows what is whole; a request that has begun clears it.
-            Progress::Http1 if self.in_flight.load(Ordering::Relaxed) == 0 => {
-                self.begin(&self.unfinished_since)
-            }
+            Progress::Http1 if !self.is_busy() && !are_line_ends(bytes) => self.begin(&self.unfinished_since),
             Progress::Http1 => {}
             Progress::Whole => self.unfinished_since.store(0, Ordering::Relaxed),
             Progress::Begun => self.unfinished_since.store(self.now(), Ordering::Relaxed),
@@ -121,6 +146,10 @@ impl ConnectionState {
         }
         if framing.is_http2() {
             self.established.store(true, Ordering::Relaxed);
+            let allowed = IDLE_FRAMES.saturating_add(self.now() / 1000 * IDLE_FRAMES_A_SECOND);
+            if framing.idle_frames() > allowed && !self.flooded.swap(true, Ordering::Relaxed) {
+                self.flood.notify_one();
+            }
         }
     }
 
@@ -142,15 +171,31 @@ impl ConnectionState {
     pub(super) fn request(&self, http1: bool) {
         self.established.store(true, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.idle_since.store(self.now(), Ordering::Relaxed);
         if http1 {
             self.unfinished_since.store(0, Ordering::Relaxed);
         }
     }
 
     /// A request is in flight until what this returns is dropped.
-    pub(super) fn flight(self: &std::sync::Arc<Self>) -> Flight {
+    pub(super) fn flight(self: &Arc<Self>) -> Flight {
         self.in_flight.fetch_add(1, Ordering::AcqRel);
-        Flight { state: std::sync::Arc::clone(self), answered_in: None }
+        self.crowd.enter();
+        let undecided = !self.stopped.load(Ordering::Relaxed);
+        if undecided {
+            self.undecided.fetch_add(1, Ordering::AcqRel);
+        }
+        Flight { state: Arc::clone(self), undecided, answered_in: None }
+    }
+
+    /// From here on nobody waits for requests that begin.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// How many requests are in flight.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
     }
 
     /// Whether the client has shown that it speaks HTTP.
@@ -174,11 +219,14 @@ impl ConnectionState {
         }
     }
 
-    /// Waits until nothing is in flight.
-    pub(super) async fn until_idle(&self) {
+    /// Waits until every request that is waited for has its answer.
+    pub(super) async fn until_decided(&self) {
         loop {
             let idle = self.idle.notified();
-            if !self.is_busy() {
+            tokio::pin!(idle);
+            // From here on it is told, even between the look and the wait.
+            idle.as_mut().enable();
+            if self.undecided.load(Ordering::Acquire) == 0 {
                 return;
             }
             idle.await;
@@ -208,6 +256,29 @@ impl ConnectionState {
     }
 }
 
+/// All requests in flight at one listener. What each holds is small, and many of them are not.
+#[derive(Debug, Default)]
+pub(super) struct Crowd {
+    in_flight: AtomicUsize,
+    /// Told when there are too many.
+    pub(super) too_many: Notify,
+}
+
+impl Crowd {
+    /// More than wait in any herd that `max_waiters` lets in by default.
+    const MOST: usize = 20_000;
+
+    fn enter(&self) {
+        if self.in_flight.fetch_add(1, Ordering::AcqRel) >= Self::MOST {
+            self.too_many.notify_one();
+        }
+    }
+
+    fn leave(&self) {
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Of what use a connection is, when another wants its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Worth {
@@ -222,13 +293,15 @@ pub(super) enum Worth {
 /// A request in flight, from its headers to the end of its answer.
 #[derive(Debug)]
 pub(super) struct Flight {
-    state: std::sync::Arc<ConnectionState>,
+    state: Arc<ConnectionState>,
+    undecided: bool,
     answered_in: Option<usize>,
 }
 
 impl Flight {
     /// Its answer is there, for the client to take.
     pub(super) fn answered(&mut self) {
+        self.decided();
         let span = self.state.span();
         if let Some(open) = self.state.answers.get(span) {
             open.fetch_add(1, Ordering::Relaxed);
@@ -237,22 +310,29 @@ impl Flight {
     }
 }
 
+impl Flight {
+    fn decided(&mut self) {
+        if std::mem::take(&mut self.undecided) && self.state.undecided.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.state.idle.notify_waiters();
+        }
+    }
+}
+
 impl Drop for Flight {
     fn drop(&mut self) {
+        self.decided();
+        self.state.crowd.leave();
         if let Some(open) = self.answered_in.and_then(|span| self.state.answers.get(span)) {
             open.fetch_sub(1, Ordering::Relaxed);
         }
         self.state.idle_since.store(self.state.now(), Ordering::Relaxed);
-        if self.state.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.state.idle.notify_waiters();
-        }
+        self.state.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     async fn pass(time: Duration) {
         tokio::time::advance(time).await;
@@ -260,8 +340,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn silence_is_borne_until_its_end_and_for_ever_once_http_is_spoken() {
-        let silent = ConnectionState::new();
-        let greeted = ConnectionState::new();
+        let silent = ConnectionState::new(Arc::default());
+        let greeted = ConnectionState::new(Arc::default());
         let mut framing = Framing::new(100);
         greeted.heard(&mut framing, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         greeted.heard(&mut framing, &[0, 0, 0, 4, 0, 0, 0, 0, 0]);
@@ -276,7 +356,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_drips_is_unfinished_however_often_a_byte_comes() {
         for beginning in ["PRI", "GET / HTTP/1.1\r\n"] {
-            let state = ConnectionState::new();
+            let state = ConnectionState::new(Arc::default());
             let mut framing = Framing::new(100);
             state.heard(&mut framing, beginning.as_bytes());
             for _ in 0..9 {
@@ -292,7 +372,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_request_that_begins_finishes_what_http_1_has_sent() {
-        let state = Arc::new(ConnectionState::new());
+        let state = Arc::new(ConnectionState::new(Arc::default()));
         state.heard(&mut Framing::new(100), b"GET / HTTP/1.1\r\n");
         state.request(true);
         let flight = state.flight();
@@ -306,7 +386,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_is_not_taken_is_overdue_and_one_that_is_still_decided_is_not() {
-        let state = Arc::new(ConnectionState::new());
+        let state = Arc::new(ConnectionState::new(Arc::default()));
         state.request(true);
         let mut flight = state.flight();
         pass(UNREAD * 5).await;

@@ -222,14 +222,22 @@ impl House {
 
     /// The samples of this metric, summed, whose labels have this text in them.
     pub fn metric(&self, name: &str, label: &str) -> f64 {
-        let texts = [&self.service, &self.beside].map(|service| service.metrics().encode().expect("text"));
-        let text = texts.concat();
-        let of_metric = text.lines().filter_map(|line| line.strip_prefix(name));
-        let of_label = of_metric
-            .filter_map(|line| line.rsplit_once("} "))
-            .filter(|(labels, _)| labels.starts_with('{') && labels.contains(label));
-        of_label.map(|(_, value)| value.parse::<f64>().expect("a number")).sum()
+        [&self.service, &self.beside].map(|service| metric(service, name, label)).iter().sum()
     }
+
+    /// The same of the service that has all listeners but one.
+    pub fn own_metric(&self, name: &str, label: &str) -> f64 {
+        metric(&self.service, name, label)
+    }
+}
+
+fn metric(service: &Service, name: &str, label: &str) -> f64 {
+    let text = service.metrics().encode().expect("text");
+    let of_metric = text.lines().filter_map(|line| line.strip_prefix(name));
+    let of_label = of_metric
+        .filter_map(|line| line.rsplit_once("} "))
+        .filter(|(labels, _)| labels.starts_with('{') && labels.contains(label));
+    of_label.map(|(_, value)| value.parse::<f64>().expect("a number")).sum()
 }
 
 async fn bound(config: Config) -> App {

@@ -93,7 +93,7 @@ impl Rig {
     }
 
     fn refused(&self, door: &str, cause: &str) -> f64 {
-        self.own_metric("portcullis_tls_handshakes_refused_total", door, &format!("cause=\"{cause}\""))
+        self.metric("portcullis_tls_handshakes_refused_total", door, &format!("cause=\"{cause}\""))
     }
 
     /// Waits until so many handshakes have been refused by this cause, and no more.
@@ -108,7 +108,7 @@ impl Rig {
     }
 
     fn reloads(&self, door: &str, outcome: &str) -> f64 {
-        self.own_metric("portcullis_tls_reloads_total", door, &format!("outcome=\"{outcome}\""))
+        self.metric("portcullis_tls_reloads_total", door, &format!("outcome=\"{outcome}\""))
     }
 
     fn metric(&self, name: &str, door: &str, label: &str) -> f64 {
@@ -225,7 +225,7 @@ async fn a_refused_handshake_is_counted_by_its_cause() {
             assert!(rig.ask(kind, &client).await.is_some(), "{door}: who has a name is let in");
         }
         for (file, not_after) in [("cert", 4096), ("client_ca", 4096)] {
-            let ends = rig.own_metric(
+            let ends = rig.metric(
                 "portcullis_tls_certificate_not_after_timestamp_seconds",
                 door,
                 &format!("file=\"{file}\""),
@@ -354,7 +354,7 @@ async fn what_has_expired_or_soon_will_is_said_at_once_and_each_day() {
     assert_eq!(says("expires soon"), 0);
     for (_, door) in LISTENERS {
         let ends =
-            rig.own_metric("portcullis_tls_certificate_not_after_timestamp_seconds", door, "file=\"cert\"");
+            rig.metric("portcullis_tls_certificate_not_after_timestamp_seconds", door, "file=\"cert\"");
         assert_eq!(ends, (NOW + 15 * 86_400) as f64, "{door}");
     }
     put(&rig.folder, &days(13));

@@ -3,13 +3,14 @@
 //!
 //! # Bounds
 //! - Open connections: `limits.connections`, and what the limit on open files leaves. Beyond, a connection that never had
-//!   a request makes room, the oldest first, else the one that was idle longest; busy ones stay.
+//!   a request makes room, the oldest first, else one that was idle for 10 s, else one of the address that has most.
 //! - Silence: 75 s before the first request and between two over HTTP/1.1. Over HTTP/2 a ping each 60 s is to be answered
 //!   within 20 s.
 //! - 10 s for a TLS handshake, and for a preface, a frame or a header block from its first byte to its last.
-//! - 30 to 60 s for an answer to be taken.
+//! - 30 to 60 s for an answer to be taken; above 20,000 requests in flight the connection with most of them is closed.
 //! - Headers: as a door's, and up to twice as much is read so that the refusal is the door's own.
-//! - Streams of one connection: [`MAX_STREAMS`]; floods of resets and of other control frames end the connection (by h2).
+//! - Streams of one connection: [`Door::max_streams`]. Floods of resets, of CONTINUATION and of empty DATA end the
+//!   connection (by h2), and so do those of other frames that are of no request.
 
 mod accept;
 mod connection;

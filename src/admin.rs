@@ -24,7 +24,7 @@ use crate::authorizer::KeyedProvider;
 use crate::clock;
 use crate::keys::KeyStatus;
 use crate::keys::schedule::Trigger;
-use crate::server::Door;
+use crate::server::{Door, Peer};
 use crate::service::Service;
 
 /// The `door` label.
@@ -92,7 +92,7 @@ impl Door for AdminDoor {
         MAX_STREAMS
     }
 
-    async fn answer(&self, request: Request<Incoming>, _peer: Option<IpAddr>) -> Response {
+    async fn answer(&self, request: Request<Incoming>, _peer: Peer) -> Response {
         let mut response = if self.is_meant(&request) {
             let answer = self.router.clone().call(request).await;
             answer.unwrap_or_else(|never| match never {})

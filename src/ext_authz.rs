@@ -13,7 +13,6 @@ mod size;
 mod until_stopped;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -48,7 +47,7 @@ use crate::proto::envoy::service::auth::v3::{
 use crate::proto::envoy::r#type::v3::HttpStatus;
 use crate::proto::google::rpc;
 use crate::reason::DenialKind;
-use crate::server::{Door, Rarely, Stop, count_unread};
+use crate::server::{self, Door, Rarely, Stop, count_unread};
 use crate::service::Service;
 use crate::validation::json::Json;
 use crate::verdict::{Decision, Verdict};
@@ -132,7 +131,7 @@ impl GrpcServices {
 
     /// A Check, whose message is read and decoded first: what cannot be is decided too. Nothing of the call's own headers is
     /// held meanwhile.
-    async fn check(&self, request: http::Request<Incoming>, peer: Option<IpAddr>) -> http::Response<Body> {
+    async fn check(&self, request: http::Request<Incoming>, peer: server::Peer) -> http::Response<Body> {
         let at = clock::monotonic();
         let max = self.service.authorizer().limits().message_bytes;
         let (parts, body) = request.into_parts();
@@ -152,7 +151,7 @@ impl GrpcServices {
     async fn other(
         &self,
         request: http::Request<Incoming>,
-        peer: Option<IpAddr>,
+        peer: server::Peer,
         stop: &Stop,
     ) -> http::Response<Body> {
         let path = request.uri().path();
@@ -241,7 +240,7 @@ impl Door for GrpcDoor {
         self.services.service.authorizer().limits().connections
     }
 
-    async fn answer(&self, request: http::Request<Incoming>, peer: Option<IpAddr>) -> http::Response<Body> {
+    async fn answer(&self, request: http::Request<Incoming>, peer: server::Peer) -> http::Response<Body> {
         if request.uri().path() == CHECK {
             return self.services.check(request, peer).await;
         }

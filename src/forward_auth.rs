@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use crate::access_request::{AccessRequest, Caller, ClaimHeaders, Headers, Removal};
 use crate::config::{HttpListener, Profile, Responses};
 use crate::identity::UpstreamChanges;
-use crate::server::{Door, MAX_HEADER_BYTES, MAX_HEADERS, Rarely, count_unread};
+use crate::server::{Door, MAX_HEADER_BYTES, MAX_HEADERS, Peer, Rarely, count_unread};
 use crate::service::Service;
 
 use crate::verdict::{Decision, Verdict};
@@ -57,9 +57,9 @@ impl Door for HttpDoor {
         self.service.authorizer().limits().connections
     }
 
-    async fn answer(&self, request: Request<Incoming>, peer: Option<IpAddr>) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         // Without an address it is nobody's that may tell of other requests.
-        self.judge(&request, peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))).await
+        self.judge(&request, peer.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))).await
     }
 
     fn is_awaited(&self, _request: &Request<Incoming>) -> bool {

@@ -1,5 +1,5 @@
 //! One serving loop for every listener: it accepts, speaks TLS and HTTP, holds the bounds that all of them have, and
-//! drains. What is said is each [`Door`]'s; it knows none of them.
+//! drains. What is said is each `Door`'s; it knows none of them.
 //!
 //! # Bounds
 //! - Open connections: `limits.connections`, and what the limit on open files leaves. Beyond, a connection that never had
@@ -9,7 +9,7 @@
 //! - 10 s for a TLS handshake, and for a preface, a frame or a header block from its first byte to its last.
 //! - 30 to 60 s for an answer to be taken; above 20,000 requests in flight the connection with most of them is closed.
 //! - Headers: as a door's, and up to twice as much is read so that the refusal is the door's own.
-//! - Streams of one connection: [`Door::max_streams`]. Floods of resets, of CONTINUATION and of empty DATA end the
+//! - Streams of one connection: `Door::max_streams`. Floods of resets, of CONTINUATION and of empty DATA end the
 //!   connection (by h2), and so do those of other frames that are of no request.
 
 mod accept;
@@ -57,6 +57,15 @@ const READ_AHEAD: usize = 2;
 /// An error of any kind, as HTTP libraries have them.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Peer {
+    /// Where the connection comes from; `None` over a socket file.
+    pub(crate) address: Option<IpAddr>,
+    /// Which connection it is, of all that this process has had.
+    pub(crate) connection: u64,
+}
+
 /// What a listener says.
 pub(crate) trait Door: Send + Sync + 'static {
     /// The body of an answer.
@@ -79,11 +88,11 @@ pub(crate) trait Door: Send + Sync + 'static {
         MAX_STREAMS
     }
 
-    /// Answers a request of this peer; `None` where it came over a socket file.
+    /// Answers a request of this peer.
     fn answer(
         &self,
         request: Request<Incoming>,
-        peer: Option<IpAddr>,
+        peer: Peer,
     ) -> impl Future<Output = Response<Self::Body>> + Send;
 
     /// Whether a drain waits for the end of the answer, and a client has to take it. Not so where it has no end of its

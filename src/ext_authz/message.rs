@@ -15,6 +15,8 @@ use http_body::Body;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use crate::server::Peer;
+
 /// How long a message may take, from its request's headers to its last byte, and how long no byte of it may come.
 const WHOLE: Duration = Duration::from_secs(10);
 const NEXT: Duration = Duration::from_secs(5);
@@ -74,7 +76,7 @@ pub(super) async fn read<B>(
     mut body: B,
     max: usize,
     unfinished: &Arc<Unfinished>,
-    peer: Option<IpAddr>,
+    peer: Peer,
 ) -> Result<Bytes, Option<Unread>>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -139,8 +141,9 @@ fn length(come: &[u8], max: usize) -> Result<Option<usize>, Option<Unread>> {
     if length > max { Err(Some(Unread::TooLarge)) } else { Ok(Some(length + PREFIX)) }
 }
 
-/// All messages that have begun and are not whole. Where they hold too much together, one goes of whoever holds most: of
-/// all clients of one address together, the largest, and of equal ones the oldest. So who floods is in its own way.
+/// All messages that have begun and are not whole. Where they hold too much together, some go of whoever has most of them:
+/// of the address, and there of the connection, the largest first and of equal ones the oldest. So who floods is in its
+/// own way.
 #[derive(Debug)]
 pub(super) struct Unfinished {
     max: usize,
@@ -151,16 +154,8 @@ pub(super) struct Unfinished {
 struct Inner {
     held: usize,
     next: u64,
-    peers: HashMap<Option<IpAddr>, OfPeer>,
-    by_held: BTreeSet<(usize, Option<IpAddr>)>,
+    peers: HashMap<Peer, BTreeSet<(usize, Reverse<u64>)>>,
     crowded_out: HashMap<u64, Arc<Notify>>,
-}
-
-/// What one address holds.
-#[derive(Debug, Default)]
-struct OfPeer {
-    held: usize,
-    by_size: BTreeSet<(usize, Reverse<u64>)>,
 }
 
 impl Unfinished {
@@ -175,7 +170,7 @@ impl Unfinished {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(self: &Arc<Self>, peer: Option<IpAddr>) -> Place {
+    fn enter(self: &Arc<Self>, peer: Peer) -> Place {
         let crowded_out = Arc::new(Notify::new());
         let mut inner = self.inner();
         let id = inner.next;
@@ -189,42 +184,58 @@ impl Unfinished {
 }
 
 impl Inner {
-    fn add(&mut self, peer: Option<IpAddr>, id: u64, size: usize) {
-        let of_peer = self.peers.entry(peer).or_default();
-        self.by_held.remove(&(of_peer.held, peer));
-        of_peer.by_size.insert((size, Reverse(id)));
-        of_peer.held = of_peer.held.saturating_add(size);
-        self.by_held.insert((of_peer.held, peer));
+    fn add(&mut self, peer: Peer, id: u64, size: usize) {
+        self.peers.entry(peer).or_default().insert((size, Reverse(id)));
         self.held = self.held.saturating_add(size);
     }
 
     /// Whether it was still there.
-    fn take(&mut self, peer: Option<IpAddr>, id: u64, size: usize) -> bool {
-        let Some(of_peer) = self.peers.get_mut(&peer) else { return false };
-        if !of_peer.by_size.remove(&(size, Reverse(id))) {
+    fn take(&mut self, peer: Peer, id: u64, size: usize) -> bool {
+        let Some(messages) = self.peers.get_mut(&peer) else { return false };
+        if !messages.remove(&(size, Reverse(id))) {
             return false;
         }
-        self.by_held.remove(&(of_peer.held, peer));
-        of_peer.held = of_peer.held.saturating_sub(size);
-        if of_peer.by_size.is_empty() {
+        if messages.is_empty() {
             self.peers.remove(&peer);
-        } else {
-            self.by_held.insert((of_peer.held, peer));
         }
         self.held = self.held.saturating_sub(size);
         true
     }
 
+    /// Several at a time, since who has most takes a look at all to find.
     fn make_room(&mut self, max: usize) {
-        while self.held > max {
-            let most = self.by_held.last().map(|(_, peer)| *peer);
-            let largest = most.and_then(|peer| self.peers.get(&peer)?.by_size.last().copied());
-            let Some((peer, (size, Reverse(id)))) = most.zip(largest) else { return };
-            self.take(peer, id, size);
-            if let Some(crowded_out) = self.crowded_out.remove(&id) {
-                crowded_out.notify_one();
+        if self.held <= max {
+            return;
+        }
+        while self.held > max / 8 * 7 {
+            let Some(peer) = self.has_most() else { return };
+            let messages = self.peers.get(&peer).map(BTreeSet::len).unwrap_or_default();
+            for _ in 0..messages.div_ceil(2) {
+                let largest = self.peers.get(&peer).and_then(|messages| messages.last().copied());
+                let Some((size, Reverse(id))) = largest.filter(|_| self.held > max / 8 * 7) else { break };
+                self.take(peer, id, size);
+                if let Some(crowded_out) = self.crowded_out.remove(&id) {
+                    crowded_out.notify_one();
+                }
             }
         }
+    }
+
+    /// The connection with most messages, and of equally many with most bytes, of the address of which that is true.
+    fn has_most(&self) -> Option<Peer> {
+        let of = |messages: &BTreeSet<(usize, _)>| {
+            (messages.len(), messages.iter().map(|(size, _)| *size).sum::<usize>())
+        };
+        let mut addresses: HashMap<Option<IpAddr>, (usize, usize)> = HashMap::new();
+        for (peer, messages) in &self.peers {
+            let (count, held) = of(messages);
+            let (counts, helds) = addresses.entry(peer.address).or_default();
+            *counts += count;
+            *helds += held;
+        }
+        let (address, _) = addresses.into_iter().max_by_key(|(_, most)| *most)?;
+        let connections = self.peers.iter().filter(|(peer, _)| peer.address == address);
+        connections.max_by_key(|(_, messages)| of(messages)).map(|(peer, _)| *peer)
     }
 }
 
@@ -232,7 +243,7 @@ impl Inner {
 #[derive(Debug)]
 struct Place {
     id: u64,
-    peer: Option<IpAddr>,
+    peer: Peer,
     size: AtomicUsize,
     crowded_out: Arc<Notify>,
     unfinished: Arc<Unfinished>,
@@ -268,6 +279,8 @@ mod tests {
     use tokio::sync::mpsc;
 
     const MIB: usize = 1024 * 1024;
+
+    const HERE: Peer = Peer { address: None, connection: 0 };
 
     /// A body whose pieces a test hands in.
     struct Pieces(mpsc::UnboundedReceiver<Bytes>);
@@ -308,12 +321,12 @@ mod tests {
         for first in 0..sent.len() {
             for second in first..sent.len() {
                 let (_open, body) = pieces(&[&sent[..first], &sent[first..second], &sent[second..]]);
-                let read = read(body, MIB, &unfinished, None).await;
+                let read = read(body, MIB, &unfinished, HERE).await;
                 assert_eq!(read.as_deref(), Ok(whole.as_slice()), "cut at {first} and {second}");
             }
         }
         let (_open, body) = pieces(&[&message(0)]);
-        assert_eq!(read(body, MIB, &unfinished, None).await.as_deref(), Ok(&[0u8; 5][..]));
+        assert_eq!(read(body, MIB, &unfinished, HERE).await.as_deref(), Ok(&[0u8; 5][..]));
         assert_eq!(unfinished.inner().held, 0, "nothing is left behind");
     }
 
@@ -323,7 +336,7 @@ mod tests {
         let read = async |pieces_: &[&[u8]], end: bool| {
             let (open, body) = pieces(pieces_);
             let open = (!end).then_some(open);
-            let read = read(body, 100, &unfinished, None).await;
+            let read = read(body, 100, &unfinished, HERE).await;
             drop(open);
             read
         };
@@ -347,7 +360,7 @@ mod tests {
         let (open, body) = pieces(&[&message(64 * MIB)[..10]]);
         let reading = tokio::spawn({
             let unfinished = Arc::clone(&unfinished);
-            async move { read(body, 64 * MIB, &unfinished, None).await }
+            async move { read(body, 64 * MIB, &unfinished, HERE).await }
         });
         tokio::task::yield_now().await;
         assert_eq!(unfinished.inner().held, GROWTH + OVERHEAD);
@@ -362,24 +375,41 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_all_hold_too_much_who_holds_most_gives_way_the_largest_first_and_then_the_oldest() {
+    async fn where_all_hold_too_much_who_has_most_gives_way_the_largest_first_and_then_the_oldest() {
+        let (here, there) = (Some([10, 0, 0, 1].into()), Some([10, 0, 0, 2].into()));
+        // Of another address, and of another connection of the same one.
+        for (honest, flooding) in [(here, there), (there, there)] {
+            let unfinished = Arc::new(Unfinished::new(AT_LEAST / LARGEST_AT_ONCE));
+            let honest = unfinished.enter(Peer { address: honest, connection: 1 });
+            honest.holds(AT_LEAST / 4);
+            let gone = |place: &Place| !unfinished.inner().crowded_out.contains_key(&place.id);
+            // As many as fit beside it, each far smaller than the honest one, of several connections.
+            let small = |connection| unfinished.enter(Peer { address: flooding, connection });
+            let most = (3 * AT_LEAST / 4 / OVERHEAD - 1) as u64;
+            let flood: Vec<Place> = (0..most).map(|number| small(2 + number % 10)).collect();
+            assert!(!flood.iter().any(gone));
+            let one_more = small(2);
+            assert!(!gone(&honest), "the flood is in its own way");
+            flood.iter().find(|place| gone(place)).expect("of it").crowded_out.notified().await;
+            assert!(flood.iter().filter(|place| gone(place)).count() > 100, "several at a time");
+            drop((honest, flood, one_more));
+            let inner = unfinished.inner();
+            assert!(inner.held == 0 && inner.peers.is_empty() && inner.crowded_out.is_empty());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_one_connection_the_largest_goes_first_and_then_the_oldest() {
         let unfinished = Arc::new(Unfinished::new(AT_LEAST / LARGEST_AT_ONCE));
-        let honest = unfinished.enter(Some([10, 0, 0, 1].into()));
-        honest.holds(AT_LEAST / 4);
         let gone = |place: &Place| !unfinished.inner().crowded_out.contains_key(&place.id);
-        // As many as fit beside it, each far smaller than the honest one.
-        let small = || unfinished.enter(Some([10, 0, 0, 2].into()));
-        let flood: Vec<Place> = (0..3 * AT_LEAST / 4 / OVERHEAD - 1).map(|_| small()).collect();
-        assert!(!flood.iter().any(gone));
-        let (larger, one_more) = (small(), small());
-        larger.holds(OVERHEAD);
-        assert!(!gone(&honest) && !gone(&one_more), "the flood is in its own way");
-        assert!(gone(&larger), "the largest of it");
-        assert!(gone(&flood[0]) && !gone(&flood[3]), "and then the oldest");
-        larger.crowded_out.notified().await;
-        drop((honest, flood, larger, one_more));
-        let inner = unfinished.inner();
-        assert!(inner.held == 0 && inner.peers.is_empty() && inner.by_held.is_empty());
-        assert!(inner.crowded_out.is_empty());
+        let [oldest, large, other, newest] = [(); 4].map(|()| unfinished.enter(HERE));
+        large.holds(AT_LEAST / 2);
+        for place in [&oldest, &other, &newest] {
+            place.holds(AT_LEAST / 4);
+        }
+        assert_eq!([&oldest, &large, &other, &newest].map(gone), [false, true, false, false]);
+        let more = unfinished.enter(HERE);
+        more.holds(AT_LEAST / 4);
+        assert_eq!([&oldest, &other, &newest, &more].map(gone), [true, false, false, false]);
     }
 }

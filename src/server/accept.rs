@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use super::state::{ConnectionState, Crowd, Worth};
 use super::stream::Stream;
-use super::{Door, Rarely, Socket, Stop, Tls, connection};
+use super::{Door, Peer, Rarely, Socket, Stop, Tls, connection};
 use crate::clock::{self, Instant};
 
 /// How long nothing is accepted after the system could not give a connection, for want of descriptors or memory.
@@ -28,6 +28,9 @@ const AT_ONCE: usize = 16;
 
 /// How long it takes until connections are looked through again, where none could make room.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Numbers for connections, of all listeners.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
 /// A door with its socket.
 pub(crate) struct Listener<D> {
@@ -126,6 +129,7 @@ impl<D: Door> Listener<D> {
         let (door, tls, stop) = (Arc::clone(&self.door), self.tls.clone(), stop.clone());
         tokio::spawn(async move {
             let _counted = counted;
+            let peer = Peer { address: peer, connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed) };
             connection::serve(door, stream, peer, tls, Arc::clone(&place.state), stop).await;
         });
     }

@@ -1,7 +1,6 @@
 //! One connection: HTTP/1.1 or HTTP/2 by hyper, within the bounds that every listener has, until its end.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use super::state::{ConnectionState, Flight, LOOK, Overdue, SILENCE};
 use super::stream::{Stream, Watched};
 use super::tls::HandshakeError;
-use super::{BoxError, Door, MAX_HEADER_BYTES, MAX_HEADERS, READ_AHEAD, Stop, Tls};
+use super::{BoxError, Door, MAX_HEADER_BYTES, MAX_HEADERS, Peer, READ_AHEAD, Stop, Tls};
 use crate::clock;
 
 /// How long a TLS handshake may take.
@@ -42,7 +41,7 @@ const LAST_BYTES: Duration = Duration::from_millis(500);
 pub(super) async fn serve<D: Door>(
     door: Arc<D>,
     stream: Stream,
-    peer: Option<IpAddr>,
+    peer: Peer,
     tls: Option<Tls>,
     state: Arc<ConnectionState>,
     mut stop: Stop,
@@ -60,13 +59,8 @@ pub(super) async fn serve<D: Door>(
     }
 }
 
-async fn converse<D, S>(
-    door: Arc<D>,
-    stream: S,
-    peer: Option<IpAddr>,
-    state: Arc<ConnectionState>,
-    mut stop: Stop,
-) where
+async fn converse<D, S>(door: Arc<D>, stream: S, peer: Peer, state: Arc<ConnectionState>, mut stop: Stop)
+where
     D: Door,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -147,7 +141,7 @@ fn builder(http1: bool, streams: u32) -> Builder<TokioExecutor> {
 async fn answer<D: Door>(
     door: Arc<D>,
     request: Request<Incoming>,
-    peer: Option<IpAddr>,
+    peer: Peer,
     state: Arc<ConnectionState>,
 ) -> Result<Response<Counted<D::Body>>, Infallible> {
     state.request(request.version() != Version::HTTP_2);

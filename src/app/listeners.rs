@@ -212,9 +212,9 @@ impl Listeners {
     pub(super) fn open(service: Arc<Service>, clock: Clock, grpc: GrpcServices, bound: Vec<Bound>) -> Self {
         let mut listeners =
             Self { service, clock, grpc, shares: Shares::new(), open: Vec::new(), leaving: Vec::new() };
-        let opened = bound.into_iter().map(|bound| listeners.serve(bound)).collect();
-        listeners.open = opened;
-        listeners.share();
+        // Before anybody is let in.
+        listeners.share(bound.iter().map(|bound| &bound.spec));
+        listeners.open = bound.into_iter().map(|bound| listeners.serve(bound)).collect();
         listeners
     }
 
@@ -267,7 +267,7 @@ impl Listeners {
             new = true;
             self.leaving.push(gone.stop());
         }
-        self.share();
+        self.share(self.open.iter().map(|open| &open.spec));
         new
     }
 
@@ -290,9 +290,9 @@ impl Listeners {
         }
     }
 
-    /// Divides the machine's descriptors.
-    fn share(&self) {
-        let doors = self.open.iter().filter(|open| !matches!(open.spec, Spec::Admin(_))).count();
+    /// Divides the machine's descriptors among these.
+    fn share<'s>(&self, specs: impl Iterator<Item = &'s Spec>) {
+        let doors = specs.filter(|spec| !matches!(spec, Spec::Admin(_))).count();
         self.shares.among(doors, self.service.authorizer().limits().connections);
     }
 

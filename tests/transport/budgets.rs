@@ -348,7 +348,7 @@ async fn a_reload_and_an_end_in_the_middle_of_a_fetch_harm_nobody() {
         gate.open();
     });
     assert_eq!(answer.reason(), "key_unknown");
-    let (code, log) = process.ends().await;
+    let (code, log) = process.ended().await;
     assert_eq!(code, Some(0), "{log}");
     assert!(!log.contains("panicked"), "{log}");
 }

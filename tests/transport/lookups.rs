@@ -76,7 +76,7 @@ async fn names_that_are_never_answered_cost_few_threads_and_no_other_issuers_rot
             let labels = format!(r#"provider="slow/{name}",trigger="startup",outcome="failed""#);
             counted_in(&page, &format!("portcullis_jwks_fetches_total{{{labels}}}"))
         };
-        rotations >= 20 && names.iter().all(|name| failed(name) >= 8)
+        rotations >= 20 && names.iter().all(|name| failed(name) >= 4)
     })
     .await;
 }

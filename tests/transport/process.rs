@@ -137,8 +137,13 @@ impl Process {
     }
 
     /// Tells it to end; gives the exit code and everything that it logged.
-    pub async fn ends(mut self) -> (Option<i32>, String) {
+    pub async fn ends(self) -> (Option<i32>, String) {
         self.signal("-TERM");
+        self.ended().await
+    }
+
+    /// The same of one that has been told already.
+    pub async fn ended(mut self) -> (Option<i32>, String) {
         let mut status = None;
         eventually("it ends", async || {
             status = self.child.try_wait().expect("it is ours");

@@ -3,7 +3,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
@@ -12,8 +12,6 @@ use portcullis::telemetry::Metrics;
 use support::{Running, config, fixed_clock, inline, provider};
 use tokio::sync::Notify;
 use tokio::time::{advance, sleep};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -143,41 +141,6 @@ async fn a_task_that_is_aborted_is_neither_started_again_nor_failing() {
     advance(100 * SECOND).await;
     tokio::task::yield_now().await;
     assert_eq!(starts.load(Ordering::SeqCst), before);
-}
-
-/// A log that panics at each line.
-struct Broken(Arc<AtomicU64>);
-
-impl Subscriber for Broken {
-    fn enabled(&self, _metadata: &Metadata<'_>) -> bool {
-        true
-    }
-    fn new_span(&self, _span: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-    fn record(&self, _span: &Id, _values: &Record<'_>) {}
-    fn record_follows_from(&self, _span: &Id, _follows: &Id) {}
-    fn event(&self, event: &Event<'_>) {
-        if event.metadata().target().starts_with("portcullis") {
-            self.0.fetch_add(1, Ordering::SeqCst);
-            panic!("as this test wants it");
-        }
-    }
-    fn enter(&self, _span: &Id) {}
-    fn exit(&self, _span: &Id) {}
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_log_that_panics_ends_no_supervisor() {
-    let lines = Arc::new(AtomicU64::new(0));
-    let _log = tracing::subscriber::set_default(Broken(Arc::clone(&lines)));
-    let (house, supervisor) = House::new();
-    let (starts, run) = ending(2);
-    let task = supervisor.keep(Task::named("follow"), run);
-    sleep(5 * SECOND).await;
-    assert_eq!((lines.load(Ordering::SeqCst), starts.load(Ordering::SeqCst)), (2, 3));
-    assert!(!task.is_finished());
-    assert_eq!(house.restarts("provider=\"\",task=\"follow\""), 2);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //!
 //! # The way of a request
 //!
-//! 1. A door takes it in: [`ext_authz`] (gRPC, for Envoy) or [`forward_auth`] (HTTP, for every other proxy).
+//! 1. The [`server`] accepts its connection and holds the bounds that every listener has. A door takes it in: [`ext_authz`] (gRPC, for Envoy) or [`forward_auth`] (HTTP, for every other proxy).
 //!    The door turns what it was sent into an [`access_request::AccessRequest`] and decides nothing.
 //! 2. [`authorizer`] makes the one decision. [`rules`] say which rule the request falls under; unless that lets
 //!    everybody pass or nobody, or the request is none that everybody reads alike, [`bearer_token`] finds the token; [`validation`] screens it without a key and
@@ -32,7 +32,7 @@
 //! - [`supervise`]: tasks that must not end are started again.
 //! - [`clock`] and [`telemetry`], which everybody may use.
 //!
-//! Dependencies point down: `main → app, commands → doors → service → authorizer → keys, core`; only [`keys`]
+//! Dependencies point down: `main → app, commands → doors → server → service → authorizer → keys, core`; only [`keys`]
 //! and [`telemetry`] know each other. A test holds them.
 //!
 //! # Architecture invariants

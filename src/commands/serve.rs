@@ -14,7 +14,7 @@ use crate::{server, telemetry};
 
 /// Run the service
 ///
-/// SIGTERM and SIGINT drain and then exit with 0. SIGHUP reloads the file, and so does a change of it once it has come to
+/// SIGTERM and SIGINT drain and then exit with 0; a second one ends at once, with 1. SIGHUP reloads the file, and so does a change of it once it has come to
 /// rest: for 10 s where it takes rules, providers or listeners away. A broken file changes nothing and is
 /// reported, and so is a provider whose new keys cannot be had.
 #[derive(Args, Debug)]

@@ -4,13 +4,13 @@
 //! with its path in the document, its line and what to write instead. What is valid here needs no
 //! second look elsewhere: preconditions live in the types. It opens no socket and asks no network.
 
+mod changes;
 mod cursor;
 mod dangers;
 mod document;
 mod error;
 mod keys;
 mod listen;
-mod losses;
 mod print;
 mod providers;
 mod read;
@@ -37,9 +37,9 @@ use crate::validation::json::JsonLimits;
 use crate::validation::key_set::KeySet;
 use crate::validation::provider::Provider;
 
+pub use changes::Change;
 pub use cursor::parse_duration;
 pub use error::{ConfigError, ConfigErrors, Position};
-pub use losses::losses;
 pub use read::{Examined, MAX_FILE_BYTES};
 pub use realms::{AllowedRealms, RealmKeys, Realms, Template};
 pub use schema::json_schema_text;

@@ -3,15 +3,15 @@
 //!
 //! Files are told apart by what is in them. A path is resolved anew at each look, so that the exchange of a symbolic
 //! link (Kubernetes' `..data`) is a change like any other. What is no regular file, a pipe for one, is read once and not
-//! followed. A disk that does not answer takes one thread of each set, and holds up nobody else.
+//! opened again before a regular file stands in its place. A disk that does not answer takes one thread of each set, and
+//! holds up nobody else.
 //!
 //! It knows nothing of what is in the files, and logs nothing.
 
 use std::fmt;
-use std::fs::OpenOptions;
-use std::future::pending;
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,12 +38,53 @@ pub struct FileSet {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Contents(Vec<Content>);
 
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 struct Content {
     path: PathBuf,
     bytes: Bytes,
-    /// What is none is not read again.
+    /// What is none is not opened again.
     regular: bool,
+    /// What the bytes were read from; `None` where it changed meanwhile, and of what is no regular file.
+    source: Option<Source>,
+}
+
+/// Where it was read from makes no difference.
+impl PartialEq for Content {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.path, self.regular, &self.bytes) == (&other.path, other.regular, &other.bytes)
+    }
+}
+
+impl Eq for Content {}
+
+/// A file as it stood when it was read.
+#[derive(Clone, PartialEq, Eq)]
+struct Source {
+    /// Its path without symbolic links.
+    place: PathBuf,
+    device: u64,
+    inode: u64,
+    /// Whether the last that was done to it was no write: it was renamed, for one, or has got another mode.
+    written_before: bool,
+}
+
+impl Source {
+    fn of(place: &Path, file: &Metadata) -> Self {
+        Self {
+            place: place.to_owned(),
+            device: file.dev(),
+            inode: file.ino(),
+            written_before: (file.ctime(), file.ctime_nsec()) > (file.mtime(), file.mtime_nsec()),
+        }
+    }
+
+    /// Whether this one was put where the other stood once it was written: a symbolic link leads elsewhere, or it is another
+    /// file whose last write is older than its last change, as after a rename. One that was removed and is written anew
+    /// under the same name is none of it.
+    fn took_the_place_of(&self, other: &Source) -> bool {
+        let another = (self.device, self.inode) != (other.device, other.inode);
+        self.place != other.place || another && self.written_before
+    }
 }
 
 /// A file cannot be used.
@@ -132,10 +173,12 @@ impl FileSet {
         }
     }
 
-    /// Reads those again that were regular files. Blocks, but for nobody at the other end of a pipe.
+    /// Reads those again that are regular files; one that was none before and is none now is as it was. Blocks, but for
+    /// nobody at the other end of a pipe.
     fn look(&self, before: &Contents) -> Result<Contents, Unreadable> {
+        let is_regular = |path: &Path| fs::metadata(path).is_ok_and(|file| file.is_file());
         let look = |path: &PathBuf| match before.content(path) {
-            Some(content) if !content.regular => Ok(content.clone()),
+            Some(content) if !content.regular && !is_regular(path) => Ok(content.clone()),
             _ => self.read_one(path, read_regular),
         };
         self.paths.iter().map(look).collect::<Result<_, _>>().map(Contents)
@@ -147,8 +190,8 @@ impl FileSet {
         read: fn(&Path, usize) -> io::Result<Bounded>,
     ) -> Result<Content, Unreadable> {
         match read(path, self.max_bytes) {
-            Ok(Bounded { bytes, regular }) => {
-                Ok(Content { path: path.to_owned(), bytes: bytes.into(), regular })
+            Ok(Bounded { bytes, regular, source }) => {
+                Ok(Content { path: path.to_owned(), bytes: bytes.into(), regular, source })
             }
             Err(error) => {
                 let why = match error.kind() {
@@ -172,9 +215,20 @@ impl Contents {
         self.content(path).map(|content| &content.bytes)
     }
 
-    /// Whether any file is read again: a pipe is not.
+    /// Whether any of them was a regular file: what was read of a pipe is not read again.
     pub fn can_change(&self) -> bool {
         self.0.iter().any(|content| content.regular)
+    }
+
+    /// Whether each file that differs was whole when it took the place of the other: it was renamed, or a symbolic link
+    /// was exchanged. A file system whose times are too coarse to show a rename says no.
+    fn came_whole_after(&self, before: &Contents) -> bool {
+        let came_whole = |content: &Content| {
+            let Some(old) = before.content(&content.path) else { return false };
+            let sources = content.source.as_ref().zip(old.source.as_ref());
+            content == old || sources.is_some_and(|(new, old)| new.took_the_place_of(old))
+        };
+        self.0.iter().all(came_whole)
     }
 
     fn content(&self, path: &Path) -> Option<&Content> {
@@ -192,6 +246,7 @@ impl fmt::Debug for Contents {
 struct Bounded {
     bytes: Vec<u8>,
     regular: bool,
+    source: Option<Source>,
 }
 
 /// The bytes of a regular file, of which no more than these are read. Nobody is waited for at the other end of a pipe.
@@ -203,19 +258,36 @@ pub fn read_regular_file(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
 }
 
 fn read_regular(path: &Path, max_bytes: usize) -> io::Result<Bounded> {
-    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
+    // Before it is opened: a writer that waits at a pipe for its reader is left alone.
+    if !fs::metadata(path)?.is_file() {
         return Err(ErrorKind::InvalidInput.into());
     }
-    Ok(Bounded { bytes: bounded(file, max_bytes)?, regular: true })
+    let place = fs::canonicalize(path)?;
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let before = file.metadata()?;
+    if !before.is_file() {
+        return Err(ErrorKind::InvalidInput.into());
+    }
+    let bytes = bounded(&file, max_bytes)?;
+    Ok(Bounded { bytes, regular: true, source: unchanged(path, place, &before, &file) })
+}
+
+/// What was read, if it is the same as before it was.
+fn unchanged(path: &Path, place: PathBuf, before: &Metadata, file: &File) -> Option<Source> {
+    let times = |of: &Metadata| (of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
+    let same = times(&file.metadata().ok()?) == times(before) && fs::canonicalize(path).ok()? == place;
+    same.then(|| Source::of(&place, before))
 }
 
 /// Whatever it is.
 fn read_any(path: &Path, max_bytes: usize) -> io::Result<Bounded> {
+    match read_regular(path, max_bytes) {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => {}
+        read => return read,
+    }
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NOCTTY.bits() as i32).open(path)?;
-    let regular = file.metadata()?.is_file();
-    Ok(Bounded { bytes: bounded(file, max_bytes)?, regular })
+    Ok(Bounded { bytes: bounded(file, max_bytes)?, regular: false, source: None })
 }
 
 fn bounded(file: impl Read, max_bytes: usize) -> io::Result<Vec<u8>> {
@@ -264,12 +336,20 @@ impl<C: PartialEq> Rest<C> {
         &self.taken
     }
 
+    /// Whether the last look showed something else than what counts.
+    pub fn differs(&self) -> bool {
+        self.seen.is_some()
+    }
+
     /// Takes note of a look.
     pub fn look(&mut self, shown: Result<C, Unreadable>, now: Instant) -> Step {
-        if shown.as_ref().is_ok_and(|shown| *shown == self.taken) {
-            self.seen = None;
-            return Step::Unchanged;
-        }
+        let shown = match shown {
+            Ok(shown) if shown == self.taken => {
+                self.take(shown);
+                return Step::Unchanged;
+            }
+            shown => shown,
+        };
         let Some(seen) = self.seen.as_mut().filter(|seen| seen.what == shown) else {
             self.seen = Some(Standing { what: shown, since: now, looks: 1 });
             return Step::Moving;
@@ -302,12 +382,18 @@ pub struct Followed {
 /// What the files have come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
+    /// Other contents that one look has shown: they are still being written. `None` where a file cannot be read.
+    Moving(Option<Contents>),
+    /// What was taken stands there again.
+    Back,
     /// Other contents, which two looks in a row have shown. They count once they are taken ([`Followed::take`]).
     Rested {
         /// What two looks have shown: nothing is read again.
         contents: Contents,
         /// How long they have stood so.
         rested: Duration,
+        /// Whether they took the place of what was taken as whole files.
+        came_whole: bool,
     },
     /// A file has been beyond reading for two looks: what was taken goes on to count.
     Unreadable(Unreadable),
@@ -323,19 +409,22 @@ impl Followed {
     /// Waits until there is something to tell. Contents that are not taken are told of again at every look that still
     /// shows them. Nothing is lost where the future is dropped.
     pub async fn found(&mut self) -> Found {
-        if !self.rest.taken().can_change() {
-            return pending().await;
-        }
         loop {
             clock::sleep_until(self.next_look).await;
             let shown = self.look().await;
             let now = clock::monotonic();
             self.next_look = now + self.every;
             let contents = shown.as_ref().ok().cloned();
+            let differed = self.rest.differs();
             match (self.rest.look(shown, now), contents) {
-                (Step::Rested(rested), Some(contents)) => return Found::Rested { contents, rested },
+                (Step::Unchanged, _) if differed => return Found::Back,
+                (Step::Unchanged, _) => {}
+                (Step::Rested(rested), Some(contents)) => {
+                    let came_whole = contents.came_whole_after(self.rest.taken());
+                    return Found::Rested { contents, rested, came_whole };
+                }
                 (Step::Unreadable(error), _) => return Found::Unreadable(error),
-                _ => {}
+                (Step::Moving | Step::Rested(_), contents) => return Found::Moving(contents),
             }
         }
     }
@@ -349,6 +438,7 @@ impl Followed {
                     return contents;
                 }
                 Found::Unreadable(error) => unreadable(error),
+                Found::Moving(_) | Found::Back => {}
             }
         }
     }

@@ -1,8 +1,9 @@
 //! Reads the configuration again on SIGHUP, and when the file has changed and come to rest. A broken file changes nothing,
 //! and a provider whose new keys cannot be had stays as it was: that is tried again until it is whole.
 //!
-//! A file that is cut off while it is written can be valid, and lack the rules that would have closed something: what
-//! takes anything away has to rest for longer, SIGHUP aside, which somebody has sent who knows.
+//! A file that is cut off while it is written can be valid, and lack the rules that would have closed something, or end in
+//! the middle of one that opens: what decisions go by has to rest for longer, unless it only adds or exchanges and came
+//! whole. SIGHUP takes it at once, since somebody has sent it who knows.
 
 use std::fmt;
 use std::future::pending;
@@ -18,7 +19,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::{self, Instant};
-use crate::config::{Config, ConfigErrors, MAX_FILE_BYTES, Shutdown, losses};
+use crate::config::{Change, Config, ConfigErrors, MAX_FILE_BYTES, Shutdown};
 use crate::files::{Contents, FileSet, Followed, Found, LOOKING, Unreadable, Why};
 use crate::service::Service;
 
@@ -27,8 +28,15 @@ use super::listeners::Listeners;
 /// How often the file is looked at for changes.
 const FILE_POLL: Duration = Duration::from_secs(2);
 
-/// For how long a file has to stand unchanged that takes rules, providers or listeners away.
-const LOSS_RESTS: Duration = Duration::from_secs(10);
+/// For how long a file has to stand unchanged that decides otherwise than the one before, and may be half written.
+const CHANGE_RESTS: Duration = Duration::from_secs(10);
+
+/// How long a file may change, or not have rested for long enough, before that is told, and how long until it is again.
+const UNSETTLED: Duration = Duration::from_secs(60);
+
+/// A SIGHUP that comes earlier than this after the one before waits until then, so that a storm of them does not keep the
+/// service busy.
+const BETWEEN_HANGUPS: Duration = Duration::from_millis(200);
 
 /// How long after one try the next begins to take over what stayed as it was.
 const RETRY: Duration = Duration::from_secs(10);
@@ -121,22 +129,60 @@ pub(super) struct Reloads {
     path: PathBuf,
     hangups: Hangups,
     followed: Followed,
+    /// When the last SIGHUP was done with, and when the next one's turn is, where one has come.
+    hung_up: Instant,
+    next_hangup: Option<Instant>,
     /// A pipe that is being read because of a SIGHUP.
     piped: Option<Reading>,
+    /// When it is told that the pipe has not been written to.
+    piped_until: Option<Instant>,
     started: Config,
     /// What was asked for last and was valid, and its text.
     last_good: Config,
     last_text: Contents,
     waiting: Option<Waiting>,
+    unsettled: Option<Unsettled>,
     next_try: Option<Instant>,
 }
 
-/// A change that takes something away, and has not rested for long enough.
+/// A valid change that has not rested for long enough.
 struct Waiting {
     contents: Contents,
-    rested: Duration,
+    /// Since when what it decides has stood there.
+    since: Instant,
     config: Config,
-    lost: Vec<String>,
+    change: Change,
+    came_whole: bool,
+}
+
+impl Waiting {
+    /// How long it has to rest.
+    fn rests(&self) -> Duration {
+        let may_be_torn = (self.change.decides || self.change.unfinished) && !self.came_whole;
+        if may_be_torn || !self.change.lost.is_empty() { CHANGE_RESTS } else { Duration::ZERO }
+    }
+
+    /// What it waits for.
+    fn announce(&self) {
+        let seconds = CHANGE_RESTS.as_secs();
+        if self.change.lost.is_empty() {
+            return tracing::info!(
+                "the changed configuration counts once it has rested for {seconds} s, since it may be half written: \
+                 SIGHUP takes it at once"
+            );
+        }
+        tracing::warn!(
+            "the changed configuration waits until it has rested for {seconds} s because it lacks {}: SIGHUP takes it at \
+             once",
+            told(&self.change.lost)
+        );
+    }
+}
+
+/// The file has not been for a while what was taken.
+struct Unsettled {
+    since: Instant,
+    told: Option<Instant>,
 }
 
 impl Reloads {
@@ -152,12 +198,16 @@ impl Reloads {
             asked,
             hangups,
             followed: Followed::since(set_of(&path), contents.clone(), FILE_POLL),
+            hung_up: clock::monotonic(),
+            next_hangup: None,
             piped: None,
+            piped_until: None,
             path,
             last_good: started.clone(),
             started,
             last_text: contents,
             waiting: None,
+            unsettled: None,
             next_try: None,
         }
     }
@@ -167,11 +217,22 @@ impl Reloads {
     pub(super) async fn run(&mut self) {
         loop {
             tokio::select! {
-                _ = self.hangups.0.recv() => self.told().await,
+                _ = self.hangups.0.recv() => {
+                    let next = self.hung_up.checked_add(BETWEEN_HANGUPS);
+                    self.next_hangup = self.next_hangup.or(next);
+                }
+                () = come(self.next_hangup) => {
+                    self.told().await;
+                    (self.hung_up, self.next_hangup) = (clock::monotonic(), None);
+                }
                 found = self.followed.found() => self.found(found).await,
                 read = piped(&mut self.piped) => {
-                    self.piped = None;
-                    self.read_at_once(read).await;
+                    (self.piped, self.piped_until) = (None, None);
+                    self.piped(read).await;
+                }
+                () = come(self.piped_until) => {
+                    self.piped_until = None;
+                    self.refused(&Unreadable { file: self.path.clone(), why: Why::NoAnswer(LOOKING) });
                 }
                 () = come(self.next_try) => {
                     self.next_try = next_after(self.service.reload_rest().await.is_empty());
@@ -180,39 +241,32 @@ impl Reloads {
         }
     }
 
-    /// SIGHUP: what stands there counts, whether it has come to rest or not.
+    /// SIGHUP: what stands there counts, whether it has come to rest or not. A pipe counts whenever it is written to.
     async fn told(&mut self) {
-        let read = if self.last_text.can_change() {
-            self.followed.look_now().await
-        } else {
-            Err(Unreadable { file: self.path.clone(), why: Why::NotRegular })
-        };
-        match read {
-            Err(Unreadable { why: Why::NotRegular, .. }) => {
-                let reading = self.piped.get_or_insert_with(|| {
-                    let set = set_of(&self.path);
-                    Box::pin(async move { set.read_apart().await })
-                });
-                // One that takes longer counts whenever it comes.
-                if let Ok(read) = timeout(LOOKING, reading).await {
-                    self.piped = None;
-                    self.read_at_once(read).await;
-                } else {
-                    self.refused(&Unreadable { file: self.path.clone(), why: Why::NoAnswer(LOOKING) });
-                }
+        match self.followed.look_now().await {
+            Ok(contents) if contents.can_change() => self.read_at_once(Ok(contents)).await,
+            Ok(_) | Err(Unreadable { why: Why::NotRegular, .. }) => {
+                let set = set_of(&self.path);
+                self.piped.get_or_insert_with(|| Box::pin(async move { set.read_apart().await }));
+                self.piped_until = clock::monotonic().checked_add(LOOKING);
             }
-            read => {
-                self.piped = None;
-                self.read_at_once(read).await;
-            }
+            Err(error) => self.refused(&error),
+        }
+    }
+
+    /// A pipe has been written to. Where a regular file has taken its place meanwhile, that counts.
+    async fn piped(&mut self, read: Result<Contents, Unreadable>) {
+        match self.followed.look_now().await {
+            Ok(contents) if contents.can_change() => self.read_at_once(Ok(contents)).await,
+            _ => self.read_at_once(read).await,
         }
     }
 
     async fn read_at_once(&mut self, read: Result<Contents, Unreadable>) {
-        self.waiting = None;
+        (self.piped, self.piped_until) = (None, None);
         match read {
             Ok(contents) => {
-                self.followed.take(contents.clone());
+                self.settled(&contents);
                 if let Some(config) = self.valid(&contents).await {
                     self.go_over(contents, config).await;
                 }
@@ -221,59 +275,100 @@ impl Reloads {
         }
     }
 
+    /// Nothing is waited for any more: this stands there.
+    fn settled(&mut self, contents: &Contents) {
+        self.followed.take(contents.clone());
+        (self.waiting, self.unsettled) = (None, None);
+    }
+
     async fn found(&mut self, found: Found) {
-        let (contents, rested) = match found {
-            Found::Rested { contents, rested } => (contents, rested),
-            Found::Unreadable(error @ Unreadable { why: Why::TooLong(_), .. }) => {
-                return self.refused(&error);
+        match found {
+            Found::Back => (self.waiting, self.unsettled) = (None, None),
+            Found::Moving(contents) => {
+                let waited_for = match (&self.waiting, contents) {
+                    (Some(waiting), Some(contents)) => self.change(&waiting.contents, &contents).await.is_none(),
+                    _ => false,
+                };
+                if !waited_for {
+                    self.waiting = None;
+                }
+                self.unsettled();
             }
+            Found::Rested { contents, rested, came_whole } => self.rested(contents, rested, came_whole).await,
+            Found::Unreadable(error @ Unreadable { why: Why::TooLong(_), .. }) => self.refused(&error),
             Found::Unreadable(error) => {
                 tracing::warn!(%error, "the configuration cannot be read: the last good one keeps serving");
-                return;
             }
-        };
-        let waiting = self.waiting.take();
-        let waiting = match waiting {
-            Some(waiting) if waiting.contents == contents && waiting.rested < rested => {
-                Waiting { rested, ..waiting }
-            }
-            _ => {
-                let Some(config) = self.valid(&contents).await else {
-                    self.followed.take(contents);
-                    return;
-                };
-                let lost = self.lost(&contents).await;
-                if !lost.is_empty() {
-                    tracing::warn!(
-                        "the changed configuration waits until it has rested for {} s because it lacks {}: \
-                         SIGHUP takes it at once",
-                        LOSS_RESTS.as_secs(),
-                        told(&lost)
-                    );
+        }
+    }
+
+    /// Two looks at least have shown this.
+    async fn rested(&mut self, contents: Contents, rested: Duration, came_whole: bool) {
+        let waiting = match self.waiting.take() {
+            Some(waiting) if waiting.contents == contents => waiting,
+            before => {
+                let Some(config) = self.valid(&contents).await else { return self.settled(&contents) };
+                let change = self.change(&self.last_text, &contents).await;
+                let mut since = clock::monotonic().checked_sub(rested).unwrap_or_else(clock::monotonic);
+                let mut announced = false;
+                if let Some(before) = before
+                    && self.change(&before.contents, &contents).await.is_none()
+                {
+                    (since, announced) = (before.since, true);
                 }
-                Waiting { contents, rested, config, lost }
+                let waiting = Waiting { contents, since, config, change, came_whole };
+                if !announced && !waiting.rests().is_zero() {
+                    waiting.announce();
+                }
+                waiting
             }
         };
-        if !waiting.lost.is_empty() && waiting.rested < LOSS_RESTS {
+        if clock::elapsed_since(waiting.since) < waiting.rests() {
             self.waiting = Some(waiting);
-            return;
+            return self.unsettled();
         }
-        let Waiting { contents, config, lost, .. } = waiting;
-        if !lost.is_empty() {
-            tracing::warn!("the configuration that is taken lacks what the one before had: {}", told(&lost));
+        let Waiting { contents, config, change, came_whole, .. } = waiting;
+        self.settled(&contents);
+        if change.unfinished && !came_whole {
+            return self.refused(&"its last line has no end, so that it may be half written: end it, or send SIGHUP");
         }
-        self.followed.take(contents.clone());
+        if !change.lost.is_empty() {
+            tracing::warn!(
+                "the configuration that is taken lacks what the one before had: {}",
+                told(&change.lost)
+            );
+        }
         self.go_over(contents, config).await;
     }
 
-    /// What the configuration lacks that the last good one had.
-    async fn lost(&self, contents: &Contents) -> Vec<String> {
+    /// The file is not what was taken. Where that lasts, it is told and counted.
+    fn unsettled(&mut self) {
+        let now = clock::monotonic();
+        let unsettled = self.unsettled.get_or_insert(Unsettled { since: now, told: None });
+        let last = unsettled.told.unwrap_or(unsettled.since);
+        if now.saturating_duration_since(last) < UNSETTLED {
+            return;
+        }
+        let since = now.saturating_duration_since(unsettled.since).as_secs();
+        if unsettled.told.replace(now).is_none() {
+            self.service.metrics().reload_rejected();
+        }
+        tracing::warn!(
+            "the configuration has changed again and again for {since} s and has not rested, or cannot be read: the last \
+             good one keeps serving, SIGHUP takes what stands there"
+        );
+    }
+
+    /// How one configuration differs from another.
+    async fn change(&self, before: &Contents, after: &Contents) -> Change {
         let text = |contents: &Contents| contents.of(&self.path).cloned().unwrap_or_default();
-        let (before, after) = (text(&self.last_text), text(contents));
+        let (before, after) = (text(before), text(after));
         let compared = spawn_blocking(move || {
-            losses(&String::from_utf8_lossy(&before), &String::from_utf8_lossy(&after))
+            Change::between(&String::from_utf8_lossy(&before), &String::from_utf8_lossy(&after))
         });
-        compared.await.unwrap_or_default()
+        // A comparison that breaks off says nothing.
+        let unknown = || Change { decides: true, unfinished: true, ..Change::default() };
+        compared.await.unwrap_or_else(|_| unknown())
     }
 
     /// The configuration; `None` where it is broken, which is told.

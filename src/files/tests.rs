@@ -67,6 +67,17 @@ fn what_has_to_rest_longer_begins_anew_with_every_change() {
     }
 }
 
+/// What has come to rest, and whether it came whole; or what cannot be read.
+async fn rested(followed: &mut Followed) -> Result<(Contents, bool), Unreadable> {
+    loop {
+        match followed.found().await {
+            Found::Rested { contents, came_whole, .. } => return Ok((contents, came_whole)),
+            Found::Unreadable(error) => return Err(error),
+            Found::Moving(_) | Found::Back => {}
+        }
+    }
+}
+
 /// Two files that are followed every two seconds.
 struct House {
     folder: TempDir,
@@ -99,14 +110,14 @@ impl House {
     /// What is found within a minute, and then after two looks.
     async fn found(&mut self) -> Option<String> {
         let start = clock::monotonic();
-        let found = timeout(60 * SECOND, self.followed.found()).await.ok()?;
+        let found = timeout(60 * SECOND, rested(&mut self.followed)).await.ok()?;
         assert!(clock::elapsed_since(start) <= 5 * SECOND, "{found:?}");
         Some(match found {
-            Found::Rested { contents, .. } => {
+            Ok((contents, _)) => {
                 self.followed.take(contents.clone());
                 self.text(&contents)
             }
-            Found::Unreadable(error) => error.to_string(),
+            Err(error) => error.to_string(),
         })
     }
 
@@ -123,7 +134,7 @@ async fn all_files_of_a_set_are_taken_together_once_they_have_come_to_rest() {
     advance(3 * SECOND).await;
     tokio::select! {
         biased;
-        found = house.followed.found() => panic!("one look alone has shown it: {found:?}"),
+        found = rested(&mut house.followed) => panic!("one look alone has shown it: {found:?}"),
         () = tokio::time::sleep(SECOND) => {}
     }
     house.write("b", "b2");
@@ -198,7 +209,7 @@ async fn a_look_that_is_given_up_half_way_is_gone_on_with() {
     for _ in 0..20 {
         tokio::select! {
             biased;
-            found = house.followed.found() => return assert!(matches!(found, Found::Rested { .. })),
+            found = rested(&mut house.followed) => return assert!(found.is_ok()),
             () = tokio::time::sleep(Duration::from_millis(300)) => {}
         }
     }
@@ -221,15 +232,14 @@ async fn a_disk_that_does_not_answer_takes_one_thread_and_is_told_of_and_what_co
         }
     };
     let found = tokio::select! {
-        found = house.followed.found() => found,
+        found = rested(&mut house.followed) => found,
         () = time => panic!("nothing was told"),
     };
-    let Found::Unreadable(error) = found else { panic!("{found:?}") };
-    assert_eq!(error.why, Why::NoAnswer(LOOKING));
+    assert_eq!(found.expect_err("not read").why, Why::NoAnswer(LOOKING));
     assert_eq!(house.followed.under_way.as_ref().map(JoinHandle::id), thread, "none beside it");
     house.write("a", "a2");
     let_go.send(()).expect("it is held");
-    assert!(matches!(house.followed.found().await, Found::Rested { .. }));
+    assert!(rested(&mut house.followed).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -249,11 +259,83 @@ async fn a_pipe_is_read_once_and_neither_followed_nor_waited_for() {
     mkfifoat(CWD, house.at("a"), Mode::RUSR | Mode::WUSR).expect("made");
     let error = format!("{}: it is not a regular file", house.at("a").display());
     assert_eq!(house.found().await, Some(error));
-    // Nothing but pipes cannot change.
-    let set = FileSet::new([house.at("b")], 16);
-    let taken = Contents(vec![Content { path: house.at("b"), bytes: Bytes::new(), regular: false }]);
-    let mut pipes = Followed::since(set, taken, SECOND);
-    assert_eq!(timeout(60 * SECOND, pipes.found()).await.ok(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipe_is_followed_once_a_regular_file_has_taken_its_place_and_its_writer_is_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pipe = folder.path().join("pipe");
+    mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).expect("made");
+    let set = FileSet::new([pipe.clone()], 16);
+    let content = Content { path: pipe.clone(), bytes: Bytes::new(), regular: false, source: None };
+    let mut followed = Followed::since(set.clone(), Contents(vec![content]), SECOND);
+    let writes = |file: &Path| {
+        let file = file.to_owned();
+        std::thread::spawn(move || fs::write(file, "late"))
+    };
+    let writer = writes(&pipe);
+    assert!(timeout(60 * SECOND, followed.found()).await.is_err(), "nothing has changed");
+    assert!(set.read_regular().is_err());
+    assert!(!writer.is_finished(), "nobody has opened the other end");
+    fs::rename(&pipe, folder.path().join("old")).expect("renamed");
+    fs::write(&pipe, "new").expect("written");
+    let (contents, came_whole) = rested(&mut followed).await.expect("readable");
+    assert_eq!((contents.of(&pipe).map(Bytes::as_ref), came_whole), (Some(&b"new"[..]), false));
+    assert_eq!(fs::read(folder.path().join("old")).expect("readable"), b"late");
+    writer.join().expect("no panic").expect("written");
+}
+
+/// Gives a file a last write long ago, as it is after a rename that comes a while after it.
+fn written_long_ago(path: &Path) {
+    let time = Timespec { tv_sec: 1_000_000_000, tv_nsec: 0 };
+    let times = Timestamps { last_access: time, last_modification: time };
+    utimensat(CWD, path, &times, rustix::fs::AtFlags::empty()).expect("set");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_took_the_place_of_the_file_is_told_from_what_was_written_in_its_place() {
+    type Change = fn(&House);
+    let beside = |house: &House| {
+        fs::write(house.at("new"), "a2").expect("written");
+        written_long_ago(&house.at("new"));
+    };
+    let renamed: Change = |house| fs::rename(house.at("new"), house.at("a")).expect("renamed");
+    let linked: Change = |house| {
+        symlink("new", house.at("link")).expect("linked");
+        fs::rename(house.at("link"), house.at("a")).expect("renamed");
+    };
+    let rewritten: Change = |house| house.write("a", "a2");
+    let rewritten_and_dated: Change = |house| {
+        house.write("a", "a2");
+        written_long_ago(&house.at("a"));
+    };
+    let written_anew: Change = |house| {
+        fs::remove_file(house.at("a")).expect("removed");
+        house.write("a", "a2");
+    };
+    let renamed_and_another_rewritten: Change = |house| {
+        fs::rename(house.at("new"), house.at("a")).expect("renamed");
+        house.write("b", "b2");
+    };
+    let renamed_and_then_rewritten: Change = |house| {
+        fs::rename(house.at("new"), house.at("a")).expect("renamed");
+        house.write("a", "a3");
+    };
+    for (what, change, expected) in [
+        ("renamed", renamed, true),
+        ("linked", linked, true),
+        ("rewritten", rewritten, false),
+        ("rewritten and dated", rewritten_and_dated, false),
+        ("written anew", written_anew, false),
+        ("renamed and another rewritten", renamed_and_another_rewritten, false),
+        ("renamed and then rewritten", renamed_and_then_rewritten, false),
+    ] {
+        let mut house = House::new();
+        beside(&house);
+        change(&house);
+        let (_, came_whole) = rested(&mut house.followed).await.expect("readable");
+        assert_eq!(came_whole, expected, "{what}");
+    }
 }
 
 #[tokio::test]

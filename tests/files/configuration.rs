@@ -19,9 +19,6 @@ use crate::support::{NOW, fixed_clock};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What both versions close: to a valid token without a scope, and to everybody.
-const CLOSED: [&str; 2] = ["/admin/users", "/internal/keys"];
-
 /// The beginning of a configuration with this key.
 pub fn head(key: &SigningKey) -> String {
     let jwks = json!({"keys": [key.public_jwk()]});
@@ -35,6 +32,134 @@ providers:
     jwks: {jwks}
 "
     )
+}
+
+/// Two versions of the rules, and what both of them close to a valid token with the scope `w` and to nobody's.
+struct Pair {
+    versions: [&'static str; 2],
+    closed: &'static [&'static str],
+}
+
+/// Versions of which some beginning of the second, or its beginning and the end of the first, is valid and opens what both close.
+fn pairs() -> Vec<Pair> {
+    let pair = |first, second, closed| Pair { versions: [first, second], closed };
+    vec![
+        pair(rules()[0], rules()[1], &["/admin/users", "/internal/keys"]),
+        // A rule that is added, cut off before it says what it matches.
+        pair(
+            "default: deny
+rules:
+  - name: first
+    match: {path_prefix: /first/}
+    deny: true
+",
+            "default: deny
+rules:
+  - name: first
+    match: {path_prefix: /first/}
+    deny: true
+  - name: public
+    allow: anonymous
+    match:
+      path_prefix: /public/
+",
+            &["/other", "/first/x"],
+        ),
+        // A condition that becomes wider, and another that makes it narrower behind it.
+        pair(
+            "default: deny
+rules:
+  - name: public
+    allow: anonymous
+    match:
+      path_prefix: /public/
+",
+            "default: deny
+rules:
+  - name: public
+    allow: anonymous
+    match:
+      path_prefix: /
+      methods: [OPTIONS]
+",
+            &["/other"],
+        ),
+        // What one rule denied two deny.
+        pair(
+            "rules:
+  - name: denied
+    deny: true
+    match:
+      path_prefix: /admin/
+  - name: rest
+    match: {path_prefix: /}
+",
+            "rules:
+  - name: denied
+    deny: true
+    match:
+      path_prefix: /admin/two/
+  - name: rest
+    match: {path_prefix: /}
+    require: {scopes: [none]}
+",
+            &["/admin/two/x"],
+        ),
+        // A scope that more have, with a claim that few have.
+        pair(
+            "rules:
+  - name: write
+    match: {path_prefix: /}
+    require:
+      scopes: [w:all]
+",
+            "rules:
+  - name: write
+    match: {path_prefix: /}
+    require:
+      scopes: [w]
+      claims:
+        role: [admin]
+",
+            &["/other"],
+        ),
+        // Two rules that exchange their paths, at the same length.
+        pair(
+            "rules:
+  - name: one
+    match: {path_prefix: /one/}
+    require: {scopes: [admin]}
+  - name: two
+    match: {path_prefix: /two/}
+    deny: true
+  - name: rest
+    match: {path_prefix: /}
+",
+            "rules:
+  - name: one
+    match: {path_prefix: /two/}
+    require: {scopes: [admin]}
+  - name: two
+    match: {path_prefix: /one/}
+    deny: true
+  - name: rest
+    match: {path_prefix: /}
+",
+            &["/one/x", "/two/x"],
+        ),
+        // The default opens, and a rule closes.
+        pair(
+            "default: deny
+",
+            "default: token
+rules:
+  - name: rest
+    match: {path_prefix: /}
+    deny: true
+",
+            &["/other"],
+        ),
+    ]
 }
 
 /// Two configurations that close the same and are otherwise different.
@@ -100,9 +225,13 @@ impl Drop for House {
 
 impl House {
     async fn start() -> Self {
+        Self::under(rules()[0]).await
+    }
+
+    async fn under(rules: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
-        fs::write(folder.path().join("p.yaml"), head(&key) + rules()[0]).expect("written");
+        fs::write(folder.path().join("p.yaml"), head(&key) + rules).expect("written");
         Self::following(folder, key).await
     }
 
@@ -129,20 +258,35 @@ impl House {
         fs::write(self.file(), text).expect("written");
     }
 
-    /// What becomes of a valid token without any scope at this path.
+    /// Writes a whole file beside it, a while ago, and puts that in its place.
+    fn exchange(&self, text: &str) {
+        let beside = self.folder.path().join("new");
+        fs::write(&beside, text).expect("written");
+        let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let file = fs::File::options().append(true).open(&beside).expect("there");
+        file.set_modified(long_ago).expect("set");
+        fs::rename(beside, self.file()).expect("renamed");
+    }
+
+    /// What becomes of a valid token with the scope `w` at this path.
     async fn asked(&self, path: &str) -> &'static str {
-        let claims = json!({"iss": "https://i.example.com", "aud": "a", "exp": NOW + 60});
+        let claims = json!({"iss": "https://i.example.com", "aud": "a", "exp": NOW + 60, "scope": "w"});
         let token = format!("Bearer {}", self.key.sign(&claims));
-        let headers = [(&b"authorization"[..], token.as_bytes())].into_iter().collect();
+        self.asked_with(path, &[(&b"authorization"[..], token.as_bytes())]).await
+    }
+
+    async fn asked_with(&self, path: &str, headers: &[(&[u8], &[u8])]) -> &'static str {
+        let headers = headers.iter().copied().collect();
         let request = AccessRequest::new(b"GET", b"h", path.as_bytes(), headers);
         self.service.authorizer().decide("test", &request).await.verdict.reason().as_str()
     }
 
-    /// Asks for what is closed.
-    async fn stays_closed(&self, what: &str) {
-        for path in CLOSED {
-            let reason = self.asked(path).await;
-            assert_ne!(reason, "ok", "{path} is open under this:\n{what}");
+    /// Asks for what is closed, with a token and without.
+    async fn stays_closed(&self, closed: &[&str], what: &str) {
+        for path in closed {
+            for reason in [self.asked(path).await, self.asked_with(path, &[]).await] {
+                assert_ne!(reason, "ok", "{path} is open under this:\n{what}");
+            }
         }
     }
 
@@ -183,37 +327,41 @@ impl Numbers {
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_torn_and_swapped_configurations_open_nothing_that_both_close() {
-    let house = House::start().await;
-    let versions = house.versions();
     let mut numbers = Numbers(29);
-    let mut torn = 0;
-    while torn < 1_000 {
-        let whole = &versions[numbers.below(2)];
-        // At the end of a line half of the time, else anywhere; written in place, and left so for up to eight seconds.
-        let ends: Vec<usize> = whole.match_indices('\n').map(|(at, _)| at + 1).collect();
-        let end = match numbers.below(2) {
-            0 => ends[numbers.below(ends.len())],
-            _ => numbers.below(whole.len()),
-        };
-        let cut = &whole[..end];
-        house.write(cut);
-        for _ in 0..numbers.below(5) {
-            sleep(2 * SECOND).await;
-            house.stays_closed(cut).await;
+    for Pair { versions, closed } in pairs() {
+        let house = House::under(versions[0]).await;
+        let versions = versions.map(|rules| head(&house.key) + rules);
+        for _ in 0..150 {
+            let which = numbers.below(2);
+            let (whole, other) = (&versions[which], &versions[1 - which]);
+            // At the end of a line half of the time, else anywhere.
+            let ends: Vec<usize> = whole.match_indices('\n').map(|(at, _)| at + 1).collect();
+            let end = match numbers.below(2) {
+                0 => ends[numbers.below(ends.len())],
+                _ => numbers.below(whole.len()),
+            };
+            // Cut off, or written over the other one as far as it has come; left so for up to eight seconds.
+            let torn = match numbers.below(2) {
+                0 => whole[..end].to_owned(),
+                _ => format!("{}{}", &whole[..end], other.get(end..).unwrap_or_default()),
+            };
+            house.write(&torn);
+            for _ in 0..numbers.below(5) {
+                sleep(2 * SECOND).await;
+                house.stays_closed(closed, &torn).await;
+            }
+            match numbers.below(2) {
+                0 => house.write(whole),
+                _ => house.exchange(whole),
+            }
+            for _ in 0..=numbers.below(10) {
+                sleep(2 * SECOND).await;
+                house.stays_closed(closed, whole).await;
+            }
         }
-        house.write(whole);
-        for _ in 0..numbers.below(8) {
-            sleep(2 * SECOND).await;
-            house.stays_closed(whole).await;
-        }
-        torn += 1;
+        // Both have served again and again.
+        assert!(house.reloads("applied") > 20, "{}", house.reloads("applied"));
     }
-    house.write(&versions[0]);
-    let names = ["health", "admin", "blocked", "rest"];
-    assert!(house.comes_to(&names).await.is_some(), "{:?}", house.rule_names());
-    assert_eq!(house.asked("/other").await, "ok");
-    // Both have served again and again.
-    assert!(house.reloads("applied") > 200, "{}", house.reloads("applied"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -239,21 +387,90 @@ async fn a_start_in_the_middle_of_a_write_waits_for_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_takes_nothing_away_counts_after_two_looks_and_what_does_after_ten_seconds() {
+async fn what_decides_otherwise_counts_after_ten_seconds_and_what_came_whole_and_lacks_nothing_after_two_looks() {
     let house = House::start().await;
     let before = ["health", "admin", "blocked", "rest"];
-    let [first, _] = house.versions();
-    house.write(&format!("{first}  - name: more\n    match: {{path: /more}}\n    deny: true\n"));
     let more = ["health", "admin", "blocked", "rest", "more"];
-    assert!(house.comes_to(&more).await.is_some_and(|seconds| seconds <= 5));
-    // The disk is full in the middle, for good.
+    let [first, _] = house.versions();
+    let added = format!("{first}  - name: more\n    match: {{path: /more}}\n    deny: true\n");
+    let rested = |seconds: Option<u64>| seconds.is_some_and(|seconds| (10..=15).contains(&seconds));
+    let at_once = |seconds: Option<u64>| seconds.is_some_and(|seconds| seconds <= 5);
+    house.write(&added);
+    assert!(rested(house.comes_to(&more).await), "added in place");
+    house.exchange(&first);
+    assert!(rested(house.comes_to(&before).await), "a rule is gone");
+    house.exchange(&added);
+    assert!(at_once(house.comes_to(&more).await), "added as a whole");
+    // The disk is full in the middle, for good, at the end of a line.
     let cut = first.find("  - name: blocked").expect("there");
     house.write(&first[..cut]);
-    let seconds = house.comes_to(&["health", "admin"]).await;
-    assert!(seconds.is_some_and(|seconds| (10..=15).contains(&seconds)), "{seconds:?}");
+    assert!(rested(house.comes_to(&["health", "admin"]).await));
     assert_eq!(house.asked("/internal/x").await, "ok", "it was taken as it stands there");
+    house.exchange(&first);
+    assert!(at_once(house.comes_to(&before).await));
+    let applied = house.reloads("applied");
+    house.write(&format!("# A comment, and less in the log.\n{first}log: {{level: error}}\n"));
+    sleep(5 * SECOND).await;
+    assert_eq!(house.reloads("applied"), applied + 1, "nothing of it decides");
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_last_line_never_counts_unless_the_file_came_whole() {
+    let house = House::start().await;
+    let before = house.rule_names();
+    let [first, _] = house.versions();
+    // The disk is full in the middle of a line: all rules are there, and the last says less.
+    let cut = first.replace("  - name: rest\n    match: {path_prefix: /}", "  - name: rest\n    match: {path: /status");
+    let cut = format!("{}}}", cut.trim_end());
+    house.write(&cut);
+    sleep(300 * SECOND).await;
+    assert_eq!((house.reloads("applied"), house.reloads("rejected")), (0, 1), "counted once");
+    assert_eq!(house.asked("/status").await, "ok");
+    assert_eq!(house.asked("/other").await, "ok", "as before");
+    house.exchange(&cut.replace("/status", "/state"));
+    sleep(5 * SECOND).await;
+    assert_eq!((house.reloads("applied"), house.rule_names()), (1, before));
+    assert_eq!(house.asked("/state").await, "ok");
+    assert_ne!(house.asked("/other").await, "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_whose_comments_go_on_changing_rests_all_the_same() {
+    let house = House::start().await;
+    let [first, second] = house.versions();
+    let cut = &first[..first.find("  - name: rest").expect("there")];
+    // Written every five seconds, with the time of day.
+    for second in 0..5 {
+        house.write(&format!("# {second}\n{cut}"));
+        sleep(5 * SECOND).await;
+    }
+    assert_eq!(house.rule_names(), ["health", "admin", "blocked"]);
+    // One that says something else in between begins anew.
+    for turn in 0..20 {
+        house.write(if turn % 2 == 0 { &second } else { &first });
+        sleep(5 * SECOND).await;
+    }
+    assert_eq!(house.rule_names(), ["health", "admin", "blocked"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_does_not_come_to_rest_is_counted_after_a_minute() {
+    let house = House::start().await;
+    let [first, _] = house.versions();
+    let write = async |turns: u32| {
+        for turn in 0..turns {
+            house.write(&format!("# {turn}\n{first}"));
+            sleep(SECOND).await;
+        }
+    };
+    write(50).await;
+    assert_eq!(house.reloads("rejected"), 0);
+    write(150).await;
+    assert_eq!((house.reloads("applied"), house.reloads("rejected")), (0, 1), "once");
     house.write(&first);
-    assert!(house.comes_to(&before).await.is_some_and(|seconds| seconds <= 5));
+    sleep(5 * SECOND).await;
+    write(70).await;
+    assert_eq!(house.reloads("rejected"), 2, "and again when it begins again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -280,7 +497,7 @@ async fn a_file_that_is_gone_for_a_while_and_comes_back_as_it_was_is_no_reload()
     let [first, second] = house.versions();
     fs::remove_file(house.file()).expect("removed");
     sleep(30 * SECOND).await;
-    house.stays_closed("no file").await;
+    house.stays_closed(&["/admin/users", "/internal/keys"], "no file").await;
     house.write(&first);
     sleep(30 * SECOND).await;
     assert_eq!((house.reloads("applied"), house.reloads("rejected")), (0, 0));

@@ -1,39 +1,87 @@
-//! What one configuration has and another lacks, by the text of both: a file that was cut off while it was written can be
-//! valid, and what is missing at its end would have closed something.
+//! What a changed configuration means beside the one before, by the text of both: a file that was cut off, or overwritten
+//! in part, while it was written can be valid, and open what neither version of it would.
 
 use std::collections::HashMap;
 
-use super::document::{self, Node, Value};
+use super::document::{self, Member, Node, Value};
 use super::error::member_path;
 
-/// The sections that say who may do what, and where.
-const SECTIONS: [&str; 5] = ["listen", "providers", "resources", "default", "rules"];
+/// The sections that decide nothing and open nothing.
+const BESIDE: [&str; 2] = ["log", "shutdown"];
 
-/// What of a provider says only where its keys are and how they are fetched: it is exchanged for something else.
+/// What of a provider says only where its keys are and how they are fetched.
 const ABOUT_FETCHING: [&str; 7] =
     ["jwks_uri", "discovery_uri", "jwks_file", "jwks", "refresh", "http", "ready_without_keys"];
 
-/// What a configuration lacks that the one before had: rules, providers, resources and listeners, whatever was said of
-/// them, and a list that became shorter; by name where there is one, in the order of the file. A value that was exchanged
-/// for another is none of it, but for a `deny` or a `default: deny` that says something else. A last line without an end may
-/// go on, unless the one before ended with the same.
-///
-/// Both are the text of a valid configuration; of one that is none there is nothing to say.
-pub fn losses(before: &str, after: &str) -> Vec<String> {
-    let (Some(had), Some(has)) = (document::parse(before).0, document::parse(after).0) else {
-        return Vec::new();
-    };
-    let mut lost = Lost(Vec::new());
-    for section in SECTIONS {
-        if let Some(had) = member(&had, section) {
-            lost.within(section, section, had, member(&has, section));
+/// How one configuration differs from the one before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// What it lacks that the one before had: rules, providers, resources, listeners and other sections, whatever was said
+    /// of them, and a list that became shorter; by name where there is one, in the order of the file. A value that was
+    /// exchanged for another is none of it, but for a `deny` or a `default: deny` that says something else.
+    pub lost: Vec<String>,
+    /// Whether anything is added, gone or exchanged that decisions or listeners go by: all but comments, `log`, `shutdown`,
+    /// and where the keys of a provider are and how they are fetched.
+    pub decides: bool,
+    /// Whether the last line has no end, and is not what the one before ended with: it may go on.
+    pub unfinished: bool,
+}
+
+impl Change {
+    /// From the text of a valid configuration to the text of another. Of a text that is no YAML all that can be said is that
+    /// it may decide anything.
+    pub fn between(before: &str, after: &str) -> Self {
+        let last_line = |text: &str| text.rsplit('\n').next().unwrap_or_default().to_owned();
+        let unfinished = !after.ends_with('\n') && last_line(before) != last_line(after);
+        let (Some(had), Some(has)) = (document::parse(before).0, document::parse(after).0) else {
+            return Self { lost: Vec::new(), decides: true, unfinished };
+        };
+        let mut lost = Lost(Vec::new());
+        for section in deciding("", &had) {
+            lost.within(&section.key, &section.key, &section.node, member(&has, &section.key));
         }
+        Self { lost: lost.0, decides: !decide_alike("", &had, &has), unfinished }
     }
-    let last_line = |text: &str| text.rsplit('\n').next().unwrap_or_default().to_owned();
-    if !after.ends_with('\n') && last_line(before) != last_line(after) {
-        lost.0.push("the end of the last line".to_owned());
+
+    /// Whether decisions and listeners are the same, and nothing of it is cut off.
+    pub fn is_none(&self) -> bool {
+        !self.decides && !self.unfinished
     }
-    lost.0
+}
+
+/// The members of what stands at this path, without those that decide nothing.
+fn deciding<'n>(path: &str, node: &'n Node) -> impl Iterator<Item = &'n Member> {
+    let members: &[Member] = match &node.value {
+        Value::Mapping(members) => members,
+        _ => &[],
+    };
+    // Directly below a provider alone: deeper keys have other meanings.
+    let of_provider = path.starts_with("providers ") && path.ends_with('"') || path == "providers[]";
+    let beside: &[&str] = match path {
+        "" => &BESIDE,
+        _ if of_provider => &ABOUT_FETCHING,
+        _ => &[],
+    };
+    members.iter().filter(move |member| !beside.contains(&member.key.as_str()))
+}
+
+/// Whether both say the same, wherever it stands and in whatever order the keys of a mapping come.
+fn decide_alike(path: &str, one: &Node, other: &Node) -> bool {
+    match (&one.value, &other.value) {
+        (Value::Mapping(_), Value::Mapping(_)) => {
+            let same = |had: &Member| {
+                let path = member_path(path, &had.key);
+                member(other, &had.key).is_some_and(|has| decide_alike(&path, &had.node, has))
+            };
+            deciding(path, one).count() == deciding(path, other).count() && deciding(path, one).all(same)
+        }
+        (Value::Sequence(one), Value::Sequence(other)) => {
+            let path = format!("{path}[]");
+            let mut pairs = one.iter().zip(other);
+            one.len() == other.len() && pairs.all(|(one, other)| decide_alike(&path, one, other))
+        }
+        (one, other) => one == other,
+    }
 }
 
 struct Lost(Vec<String>);
@@ -45,8 +93,8 @@ impl Lost {
             return self.whole(path, had);
         };
         match (&had.value, &has.value) {
-            (Value::Mapping(members), Value::Mapping(_)) => {
-                for had in members.iter().filter(|member| !is_about_fetching(path, &member.key)) {
+            (Value::Mapping(_), Value::Mapping(_)) => {
+                for had in deciding(path, had) {
                     self.within(&member_path(path, &had.key), &had.key, &had.node, member(has, &had.key));
                 }
             }
@@ -96,11 +144,6 @@ impl Lost {
     }
 }
 
-fn is_about_fetching(path: &str, key: &str) -> bool {
-    // Directly below a provider alone: deeper keys have other meanings.
-    path.starts_with("providers ") && path.ends_with('"') && ABOUT_FETCHING.contains(&key)
-}
-
 fn member<'n>(node: &'n Node, key: &str) -> Option<&'n Node> {
     let Value::Mapping(members) = &node.value else { return None };
     members.iter().find(|member| member.key == key).map(|member| &member.node)
@@ -120,7 +163,7 @@ fn is_nothing(node: &Node) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::losses;
+    use super::Change;
 
     const BEFORE: &str = "\
 listen:
@@ -149,6 +192,10 @@ rules:
     deny: true
 log: {level: info}
 ";
+
+    fn losses(before: &str, after: &str) -> Vec<String> {
+        Change::between(before, after).lost
+    }
 
     #[track_caller]
     fn lost(from: &str, to: &str, expected: &[&str]) {
@@ -183,29 +230,61 @@ log: {level: info}
     }
 
     #[test]
-    fn what_is_exchanged_or_added_or_about_fetching_is_no_loss() {
+    fn what_is_exchanged_or_added_is_no_loss_and_decides() {
         for (from, to) in [
             ("/internal/", "/other/"),
             ("scopes: [a, b]", "scopes: [c, d, e]"),
             ("    deny: true\n", "    deny: true\n  - name: more\n    match: {path: /x}\n"),
-            ("jwks_uri: https://p/keys", "jwks_file: /keys"),
-            ("log: {level: info}\n", ""),
             ("127.0.0.1:9194", "127.0.0.1:9195"),
             ("ext_authz: 127.0.0.1:9191", "ext_authz: [127.0.0.1:9191]"),
+            ("default: deny\n", "default: deny\ntrusted_proxies: [10.0.0.0/8]\n"),
+            ("[GET, POST]", "[POST, GET]"),
         ] {
             lost(from, to, &[]);
+            assert!(Change::between(BEFORE, &BEFORE.replacen(from, to, 1)).decides, "{from} -> {to}");
         }
         assert_eq!(losses("default: token\n", "default: deny\n"), [""; 0]);
-        assert_eq!(losses(BEFORE, BEFORE), [""; 0]);
     }
 
     #[test]
-    fn a_last_line_that_may_go_on_is_a_loss() {
-        assert_eq!(losses(BEFORE, BEFORE.trim_end()), ["the end of the last line"]);
-        assert_eq!(losses(BEFORE.trim_end(), BEFORE.trim_end()), [""; 0]);
+    fn comments_the_log_the_end_and_the_way_to_the_keys_decide_nothing() {
+        for (from, to) in [
+            ("jwks_uri: https://p/keys", "jwks_file: /keys"),
+            ("    jwks_uri: https://p/keys\n", "    refresh: {interval: 5m}\n"),
+            ("log: {level: info}\n", ""),
+            ("log: {level: info}\n", "log: {level: warn}\nshutdown: {grace: 1s}\n"),
+            ("default: deny\n", "# Nothing else.\ndefault: deny # at all\n"),
+            ("path_prefix: /admin/, methods: [GET, POST]", "methods: [GET, POST], path_prefix: /admin/"),
+        ] {
+            let change = Change::between(BEFORE, &BEFORE.replacen(from, to, 1));
+            assert_eq!(change, Change::default(), "{from} -> {to}");
+            assert!(change.is_none());
+        }
+    }
+
+    #[test]
+    fn every_section_that_is_gone_is_a_loss() {
+        for section in ["trusted_proxies", "trusted_headers", "responses", "limits", "resources"] {
+            let before = format!("{BEFORE}{section}: {{a: 1}}\n");
+            assert_eq!(losses(&before, BEFORE), [section]);
+        }
+    }
+
+    #[test]
+    fn a_last_line_that_may_go_on_is_told() {
+        let unfinished = |before: &str, after: &str| Change::between(before, after).unfinished;
+        assert!(unfinished(BEFORE, BEFORE.trim_end()));
+        assert!(!unfinished(BEFORE.trim_end(), BEFORE.trim_end()));
         let other = BEFORE.replacen("127.0.0.1:9194", "127.0.0.1:9195", 1);
-        assert_eq!(losses(BEFORE.trim_end(), other.trim_end()), [""; 0]);
-        assert_eq!(losses("a: /internal/", "a: /int"), ["the end of the last line"]);
+        assert!(!unfinished(BEFORE.trim_end(), other.trim_end()));
+        assert!(unfinished("a: /internal/", "a: /int"));
+        assert!(!unfinished("a: /internal/", "a: /int\n"));
+    }
+
+    #[test]
+    fn what_is_no_yaml_may_decide_anything() {
+        assert!(Change::between(BEFORE, "a: [").decides);
+        assert!(Change::between(BEFORE, "").decides);
     }
 
     #[test]
@@ -215,7 +294,8 @@ log: {level: info}
             let cut = &BEFORE[..end];
             let parsed = super::document::parse(cut);
             if parsed.0.is_some() && parsed.1.is_empty() {
-                assert_ne!(losses(BEFORE, cut), [""; 0], "cut behind {cut:?}");
+                let change = Change::between(BEFORE, cut);
+                assert!(change.unfinished || !change.lost.is_empty(), "cut behind {cut:?}");
             }
         }
     }

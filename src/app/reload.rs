@@ -286,7 +286,9 @@ impl Reloads {
             Found::Back => (self.waiting, self.unsettled) = (None, None),
             Found::Moving(contents) => {
                 let waited_for = match (&self.waiting, contents) {
-                    (Some(waiting), Some(contents)) => self.change(&waiting.contents, &contents).await.is_none(),
+                    (Some(waiting), Some(contents)) => {
+                        self.change(&waiting.contents, &contents).await.is_none()
+                    }
                     _ => false,
                 };
                 if !waited_for {
@@ -330,7 +332,9 @@ impl Reloads {
         let Waiting { contents, config, change, came_whole, .. } = waiting;
         self.settled(&contents);
         if change.unfinished && !came_whole {
-            return self.refused(&"its last line has no end, so that it may be half written: end it, or send SIGHUP");
+            return self.refused(
+                &"its last line has no end, so that it may be half written: end it, or send SIGHUP",
+            );
         }
         if !change.lost.is_empty() {
             tracing::warn!(

@@ -109,6 +109,17 @@ pub enum Why {
     NoAnswer(Duration),
 }
 
+impl Why {
+    /// As the functions below tell it.
+    fn of(error: &io::Error, max_bytes: usize) -> Self {
+        match error.kind() {
+            ErrorKind::FileTooLarge => Why::TooLong(max_bytes),
+            ErrorKind::InvalidInput => Why::NotRegular,
+            kind => Why::Io(kind),
+        }
+    }
+}
+
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.file.display(), self.why)
@@ -193,14 +204,7 @@ impl FileSet {
             Ok(Bounded { bytes, regular, source }) => {
                 Ok(Content { path: path.to_owned(), bytes: bytes.into(), regular, source })
             }
-            Err(error) => {
-                let why = match error.kind() {
-                    ErrorKind::FileTooLarge => Why::TooLong(self.max_bytes),
-                    ErrorKind::InvalidInput => Why::NotRegular,
-                    kind => Why::Io(kind),
-                };
-                Err(Unreadable { file: path.to_owned(), why })
-            }
+            Err(error) => Err(Unreadable { file: path.to_owned(), why: Why::of(&error, self.max_bytes) }),
         }
     }
 
@@ -252,9 +256,9 @@ struct Bounded {
 /// The bytes of a regular file, of which no more than these are read. Nobody is waited for at the other end of a pipe.
 ///
 /// # Errors
-/// It cannot be read, is no regular file ([`ErrorKind::InvalidInput`]), or is longer ([`ErrorKind::FileTooLarge`]).
-pub fn read_regular_file(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
-    read_regular(path, max_bytes).map(|read| read.bytes)
+/// It cannot be read, is no regular file, or is longer.
+pub fn read_regular_file(path: &Path, max_bytes: usize) -> Result<Vec<u8>, Why> {
+    read_regular(path, max_bytes).map(|read| read.bytes).map_err(|error| Why::of(&error, max_bytes))
 }
 
 fn read_regular(path: &Path, max_bytes: usize) -> io::Result<Bounded> {

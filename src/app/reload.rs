@@ -158,7 +158,7 @@ struct Waiting {
 impl Waiting {
     /// How long it has to rest.
     fn rests(&self) -> Duration {
-        let may_be_torn = (self.change.decides || self.change.unfinished) && !self.came_whole;
+        let may_be_torn = self.change.decides && !self.came_whole;
         if may_be_torn || !self.change.lost.is_empty() { CHANGE_RESTS } else { Duration::ZERO }
     }
 
@@ -287,7 +287,7 @@ impl Reloads {
             Found::Moving(contents) => {
                 let waited_for = match (&self.waiting, contents) {
                     (Some(waiting), Some(contents)) => {
-                        self.change(&waiting.contents, &contents).await.is_none()
+                        !self.change(&waiting.contents, &contents).await.decides
                     }
                     _ => false,
                 };
@@ -314,7 +314,7 @@ impl Reloads {
                 let mut since = clock::monotonic().checked_sub(rested).unwrap_or_else(clock::monotonic);
                 let mut announced = false;
                 if let Some(before) = before
-                    && self.change(&before.contents, &contents).await.is_none()
+                    && !self.change(&before.contents, &contents).await.decides
                 {
                     (since, announced) = (before.since, true);
                 }
@@ -331,7 +331,7 @@ impl Reloads {
         }
         let Waiting { contents, config, change, came_whole, .. } = waiting;
         self.settled(&contents);
-        if change.unfinished && !came_whole {
+        if change.decides && change.unfinished && !came_whole {
             return self.refused(
                 &"its last line has no end, so that it may be half written: end it, or send SIGHUP",
             );

@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::future::Future;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +18,7 @@ use super::folder::FileThreads;
 use super::origin::Origin;
 use super::published::Published;
 use super::schedule::{Doubts, Trigger};
-use crate::files::{LOOKING, read_regular_file};
+use crate::files::{LOOKING, Why, read_regular_file};
 
 /// Where keys come from. One implementation per kind of source; tests script their own.
 pub trait Fetch: Send + Sync {
@@ -183,7 +182,7 @@ pub enum FetchError {
     /// Longer than this many bytes.
     TooLarge(usize),
     /// The file cannot be read.
-    File(std::io::ErrorKind),
+    File(Why),
     /// The answer is no key set, or nothing in it is usable.
     KeySet(KeySetError),
     /// The discovery document is not one for this issuer.
@@ -199,7 +198,7 @@ impl fmt::Display for FetchError {
             FetchError::Transport(what) | FetchError::TlsFile(what) => f.write_str(what),
             FetchError::Status { status, .. } => write!(f, "the answer's status is {status}, not 200"),
             FetchError::TooLarge(limit) => write!(f, "the answer is longer than {limit} bytes"),
-            FetchError::File(kind) => write!(f, "the file cannot be read: {kind}"),
+            FetchError::File(why) => why.fmt(f),
             FetchError::KeySet(error) => error.fmt(f),
             FetchError::Discovery(error) => error.fmt(f),
             FetchError::BrokeOff => f.write_str("the fetch broke off by a fault of this service"),
@@ -231,9 +230,12 @@ pub struct FileKeys {
     path: PathBuf,
     max_bytes: usize,
     threads: FileThreads,
-    /// What the last fetch read, whether it could be used or not.
-    read: Mutex<Option<Vec<u8>>>,
+    /// What the last fetch read, whether it could be used or not, or why it could read nothing.
+    read: Mutex<Option<Look>>,
 }
+
+/// What one look at a key file shows.
+type Look = Result<Vec<u8>, FetchError>;
 
 impl FileKeys {
     /// Keys in the file at `path`, of which at most `max_bytes` are read.
@@ -245,32 +247,29 @@ impl FileKeys {
     async fn read(&self, ask: &Ask) -> Result<KeySet, FetchError> {
         let pause = ask.deadline.saturating_duration_since(ask.clock.monotonic()) / 4;
         let mut before = self.last().clone();
-        let document = loop {
-            let document = self.look().await?;
-            if before.as_ref() == Some(&document) {
-                break document;
+        let look = loop {
+            let look = self.look().await;
+            if look.is_err() || before.as_ref() == Some(&look) {
+                break look;
             }
-            before = Some(document);
+            before = Some(look);
             sleep(pause.min(BETWEEN_LOOKS)).await;
         };
-        let keys = KeySet::parse(&document).map_err(FetchError::KeySet);
-        *self.last() = Some(document);
-        keys
+        *self.last() = Some(look.clone());
+        KeySet::parse(&look?).map_err(FetchError::KeySet)
     }
 
-    async fn look(&self) -> Result<Vec<u8>, FetchError> {
+    async fn look(&self) -> Look {
         let (path, max_bytes) = (self.path.clone(), self.max_bytes);
         match self.threads.run(move || read_regular_file(&path, max_bytes)).await {
             Some(Ok(document)) => Ok(document),
-            Some(Err(error)) if error.kind() == ErrorKind::FileTooLarge => {
-                Err(FetchError::TooLarge(self.max_bytes))
-            }
-            Some(Err(error)) => Err(FetchError::File(error.kind())),
+            Some(Err(Why::TooLong(limit))) => Err(FetchError::TooLarge(limit)),
+            Some(Err(why)) => Err(FetchError::File(why)),
             None => Err(FetchError::BrokeOff),
         }
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<Vec<u8>>> {
+    fn last(&self) -> MutexGuard<'_, Option<Look>> {
         self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -286,13 +285,20 @@ impl Fetch for FileKeys {
 
     fn change(&self) -> Option<Changing<'_>> {
         Some(Box::pin(async move {
+            let mut failed = None;
             loop {
                 sleep(FILE_POLL).await;
-                // A file that cannot be read now is being replaced, or no fetch could read it either.
-                let Ok(Ok(document)) = timeout(LOOKING, self.look()).await else { continue };
-                if self.last().as_ref() != Some(&document) {
+                // A disk that does not answer is left to the fetches, which say so.
+                let Ok(look) = timeout(LOOKING, self.look()).await else { continue };
+                if self.last().as_ref() == Some(&look) {
+                    failed = None;
+                    continue;
+                }
+                // A file that cannot be read in one look is being replaced.
+                if look.is_ok() || failed.as_ref() == Some(&look) {
                     return;
                 }
+                failed = Some(look);
             }
         }))
     }

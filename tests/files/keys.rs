@@ -97,6 +97,52 @@ async fn a_key_file_that_is_cut_off_empty_or_gone_takes_no_key_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_file_that_can_no_longer_be_read_is_told_and_counted_before_the_next_fetch_is_due() {
+    type Change = fn(&Path);
+    let removed: Change = |file| fs::remove_file(file).expect("removed");
+    let huge: Change = |file| {
+        let file = File::options().write(true).open(file).expect("there");
+        file.set_len(1 << 40).expect("as long as that");
+    };
+    let folder: Change = |file| {
+        fs::remove_file(file).expect("removed");
+        fs::create_dir(file).expect("made");
+    };
+    let pipe: Change = |file| {
+        fs::remove_file(file).expect("removed");
+        assert!(std::process::Command::new("mkfifo").arg(file).status().expect("mkfifo runs").success());
+    };
+    for (change, why) in [
+        (removed, "the file cannot be read: entity not found"),
+        (huge, "longer than 1048576 bytes"),
+        (folder, "it is not a regular file"),
+        (pipe, "it is not a regular file"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("keys.json");
+        let known = key("known");
+        fs::write(&file, set_of(&known)).expect("written");
+        let service = with_keys_in(&file).await;
+        let status = || service.authorizer().providers()[0].keys.status();
+        change(&file);
+        sleep(5 * SECOND).await;
+        let error = status().last_error.map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.ends_with(why), "{error}");
+        let failed = || {
+            let text = service.metrics().encode().expect("text");
+            let line =
+                text.lines().find(|line| line.contains("_jwks_fetches_total") && line.contains("fail"));
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<u32>().ok()).unwrap_or_default()
+        };
+        assert!(failed() > 0, "{why}");
+        // Then it is tried as often as any source that fails, and not for every look that still shows the same.
+        sleep(300 * SECOND).await;
+        assert!(failed() <= 12, "{} times: {why}", failed());
+        assert_eq!(decide(&service, &known).await, "ok");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_file_that_comes_after_the_start_is_found() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("keys.json");

@@ -195,6 +195,47 @@ async fn a_configuration_from_a_pipe_is_read_once_and_keeps_nobody_from_leaving(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_to_a_pipe_after_a_regular_file_took_its_place_does_not_count() {
+    let files = Files::new();
+    let pipe = files.pipe();
+    let served = Served::start(&pipe);
+    fs::write(&pipe, files.text(rules()[0])).expect("is read");
+    served.wait_for(&["\"serving\""]);
+    served.signal("-HUP");
+    // It is open at its other end now.
+    served.wait_for(&["not reloaded", "cannot be read within"]);
+    fs::rename(&pipe, files.at("old")).expect("renamed");
+    fs::write(&pipe, files.text(rules()[1])).expect("written");
+    fs::write(files.at("old"), files.text("rules: []\n")).expect("is read");
+    served.wait_for(&["configuration reloaded"]);
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    assert_eq!(files.status(&client, "/internal/x").await, 403);
+    assert_eq!(files.status(&client, "/more").await, 403, "the second version serves");
+    // And it is followed.
+    fs::write(&pipe, files.text(rules()[1]) + "log: {level: warn}\n").expect("written");
+    served.wait_for(&["configuration reloaded", "log need a restart"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_hangups_is_a_reload_now_and_then() {
+    let files = Files::new();
+    let file = files.at("p.yaml");
+    fs::write(&file, files.text(rules()[0])).expect("written");
+    let mut served = Served::start(&file);
+    served.wait_for(&["\"serving\""]);
+    let began = std::time::Instant::now();
+    for _ in 0..200 {
+        served.signal("-HUP");
+    }
+    served.wait_for(&["configuration reloaded"]);
+    let most = began.elapsed().as_millis() / 200 + 2;
+    served.signal("-TERM");
+    assert_eq!(served.ended().await.code(), Some(0));
+    let reloads = served.log.iter().filter(|line| line.contains("configuration reloaded")).count();
+    assert!((reloads as u128) < most, "{reloads} of {most}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pipe_that_nobody_ever_writes_to_keeps_nobody_from_ending_the_start() {
     let files = Files::new();
     let mut served = Served::start(&files.pipe());

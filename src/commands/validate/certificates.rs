@@ -77,7 +77,7 @@ impl OfIssuer<'_> {
 
     fn read<T>(&mut self, key: &str, file: &Path, parse: impl Fn(&[u8]) -> Result<T, String>) -> Option<T> {
         let read = read_regular_file(file, certificates::MAX_FILE_BYTES);
-        let bytes = read.map_err(|error| format!("the file cannot be read: {}", error.kind()));
+        let bytes = read.map_err(|error| error.to_string());
         match bytes.and_then(|bytes| parse(&bytes)) {
             Ok(parsed) => Some(parsed),
             Err(cause) => {

@@ -1,7 +1,10 @@
 //! Certificates and private keys in PEM files (RFC 7468), read whole or not at all: a file of which a part is broken
 //! gives nothing, since what that part would have said is not known.
 //!
-//! No file is opened here and no clock is read; what is said of a file is said without its name.
+//! No file is opened here, and no clock is read but while TLS is spoken; what is said of a file is said without its name.
+
+mod client;
+mod time;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +21,9 @@ use x509_parser::x509::X509Version;
 
 use crate::clock;
 use crate::validation::UnixTime;
+
+pub use client::{ClientTls, Trusted, client};
+pub use time::WallTime;
 
 /// The longest file of certificates or keys that is read, in bytes: a bundle of every public authority has a tenth.
 pub const MAX_FILE_BYTES: usize = 4 << 20;

@@ -55,9 +55,7 @@ impl Clock {
     /// The wall time. A machine's clock before 1970 reads as 1970.
     pub fn now(&self) -> UnixTime {
         match self {
-            Clock::System => UnixTime::from_epoch(
-                SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
-            ),
+            Clock::System => UnixTime::from_epoch(since_epoch()),
             Clock::Fixed(time) => *time,
             Clock::Simulated(clock) => clock.now(),
         }
@@ -127,6 +125,15 @@ impl Clock {
             () = self.sleep_until(instant) => None,
         }
     }
+}
+
+/// How long ago 1970 began by the machine's wall time; zero by a clock that stands before that.
+pub(crate) fn since_epoch() -> Duration {
+    since_epoch_at(SystemTime::now())
+}
+
+fn since_epoch_at(now: SystemTime) -> Duration {
+    now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// The machine's wall time as HTTP has it (RFC 9110 §5.6.7); `None` for a year that it has no digits for.
@@ -334,6 +341,18 @@ mod tests {
         }
         assert!(is_plausible(Clock::System.now(), built_at()), "this machine's clock after this build");
         assert!(Clock::Fixed(UnixTime::from_secs(0)).is_plausible(), "it is as it is meant");
+    }
+
+    #[test]
+    fn a_clock_before_1970_reads_as_1970() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        for (by, seconds) in
+            [(i64::MIN, 0), (-86_400, 0), (-1, 0), (0, 0), (1, 1), (i64::MAX, i64::MAX as u64)]
+        {
+            let away = Duration::from_secs(by.unsigned_abs());
+            let now = if by < 0 { epoch.checked_sub(away) } else { epoch.checked_add(away) };
+            assert_eq!(since_epoch_at(now.expect("the system has it")), Duration::from_secs(seconds), "{by}");
+        }
     }
 
     #[test]

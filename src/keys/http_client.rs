@@ -17,11 +17,11 @@ use arc_swap::ArcSwap;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, HeaderValue};
-use reqwest::{Certificate, Client, ClientBuilder, Identity, NoProxy, Proxy, StatusCode, redirect};
+use reqwest::{Client, NoProxy, Proxy, StatusCode, redirect};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::certificates::{self, PairError};
+use crate::certificates::{self, ClientTls, PairError, Trusted};
 use crate::config::{ClientCertificate, IssuerHttp};
 
 use super::fetch::FetchError;
@@ -241,59 +241,51 @@ fn files(options: &IssuerHttp) -> Vec<PathBuf> {
 
 fn client(recipe: &Recipe, contents: &Contents) -> Result<Client, FetchError> {
     let Recipe { options, lookups, timeout } = recipe;
-    let read = |file: &Path| contents.of(file).map(|bytes| &**bytes).unwrap_or_default();
-    let builder = || {
-        let builder = Client::builder()
-            .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::custom(follow))
-            .dns_resolver(Arc::clone(lookups))
-            // Shared by the addresses of a name: one that is dead leaves time for the others.
-            .connect_timeout(*timeout / 4 * 3)
-            // Fetches are minutes apart, and a kept connection whose other end died without a word would
-            // cost the one that matters its time.
-            .pool_max_idle_per_host(0);
-        match &options.proxy {
-            None => Ok(builder.no_proxy()),
-            Some(proxy) => {
-                let proxy = Proxy::all(proxy.with_credentials().clone())?.no_proxy(NoProxy::from_env());
-                Ok::<_, FetchError>(builder.proxy(proxy))
-            }
+    let builder = Client::builder()
+        .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::custom(follow))
+        .dns_resolver(Arc::clone(lookups))
+        // reqwest's own reads the clock in a way that panics before 1970.
+        .tls_backend_preconfigured(tls(options, contents)?)
+        // Shared by the addresses of a name: one that is dead leaves time for the others.
+        .connect_timeout(*timeout / 4 * 3)
+        // Fetches are minutes apart, and a kept connection whose other end died without a word would
+        // cost the one that matters its time.
+        .pool_max_idle_per_host(0);
+    let builder = match &options.proxy {
+        None => builder.no_proxy(),
+        Some(proxy) => {
+            builder.proxy(Proxy::all(proxy.with_credentials().clone())?.no_proxy(NoProxy::from_env()))
         }
     };
-    // Each file by itself first, so that what is wrong is told of the right one.
-    let usable = |builder: ClientBuilder, file: &Path| {
-        builder.build().map(drop).map_err(|error| unusable(file, &FetchError::from(error).to_string()))
-    };
-    let mut configured = builder()?;
-    if let Some(file) = &options.ca_file {
-        let known = certificates::issuer_authorities(read(file)).map_err(|cause| unusable(file, &cause))?;
-        let authorities: Vec<Certificate> =
-            known.iter().map(|authority| Certificate::from_der(&authority.der)).collect::<Result<_, _>>()?;
-        usable(builder()?.tls_certs_only(authorities.clone()), file)?;
-        configured = configured.tls_certs_only(authorities);
-    }
-    if let Some(ClientCertificate { cert_file, key_file }) = &options.client_certificate {
+    Ok(builder.build()?)
+}
+
+/// Who is trusted and what is shown. Each file by itself, so that what is wrong is told of the right one.
+fn tls(options: &IssuerHttp, contents: &Contents) -> Result<ClientTls, FetchError> {
+    let read = |file: &Path| contents.of(file).map(|bytes| &**bytes).unwrap_or_default();
+    let shown = options.client_certificate.as_ref().map(|ClientCertificate { cert_file, key_file }| {
         let chain = certificates::chain(read(cert_file)).map_err(|cause| unusable(cert_file, &cause))?;
         let key = certificates::private_key(read(key_file)).map_err(|cause| unusable(key_file, &cause))?;
         certificates::pair(&chain, key).map_err(|error| match error {
             PairError::Certificate(cause) => unusable(cert_file, &cause),
             PairError::Key(cause) => unusable(key_file, &cause),
             PairError::Mismatch(cause) => unusable(key_file, &format!("{cause} ({})", cert_file.display())),
-        })?;
-        let pem = [read(cert_file), b"\n", read(key_file)].concat();
-        let identity = Identity::from_pem(&pem)
-            .map_err(|_| unusable(cert_file, "no certificate in PEM form, or no private key with it"))?;
-        usable(builder()?.tls_certs_only([]).identity(identity.clone()), cert_file)?;
-        configured = configured.identity(identity);
-    }
-    match configured.build() {
-        Err(error) if options.ca_file.is_none() && options.client_certificate.is_none() => {
-            let error = FetchError::from(error);
-            tracing::warn!(%error, "no certificates to check https issuers with: install ca-certificates");
-            Ok(builder()?.tls_certs_only([]).build()?)
-        }
-        made => Ok(made?),
-    }
+        })
+    });
+    let trusted = match &options.ca_file {
+        Some(file) => certificates::issuer_authorities(read(file))
+            .and_then(|authorities| Trusted::by(&authorities))
+            .map_err(|cause| unusable(file, &cause))?,
+        None => match Trusted::by_the_system() {
+            Err(error) if shown.is_none() => {
+                tracing::warn!(%error, "no certificates to check https issuers with: install ca-certificates");
+                Trusted::by(&[]).map_err(FetchError::Transport)?
+            }
+            trusted => trusted.map_err(FetchError::Transport)?,
+        },
+    };
+    certificates::client(trusted, shown.transpose()?).map_err(FetchError::Transport)
 }
 
 fn unusable(file: &Path, what: &str) -> FetchError {

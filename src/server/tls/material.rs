@@ -10,7 +10,7 @@ use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 
-use crate::certificates::{self, PairError, Validity};
+use crate::certificates::{self, PairError, Validity, WallTime};
 use crate::config::TlsFiles;
 use crate::files::{Contents, FileSet};
 use crate::telemetry::TlsFile;
@@ -111,8 +111,8 @@ impl Material {
     pub(super) fn into_server(self, key: &str, protocols: Vec<Vec<u8>>) -> Result<ServerConfig, TlsErrors> {
         let Self { shown, clients, .. } = self;
         let shows = Arc::new(SingleCertAndKey::from(shown));
-        let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-        let builder = builder.map_err(|error| {
+        let builder = ServerConfig::builder_with_details(provider(), Arc::new(WallTime));
+        let builder = builder.with_safe_default_protocol_versions().map_err(|error| {
             TlsErrors(vec![TlsFileError { key: format!("{key}.tls"), what: error.to_string() }])
         })?;
         let mut server = match clients {

@@ -22,7 +22,7 @@ use axum::response::Response;
 use axum::routing::get;
 use portcullis::access_request::{AccessRequest, Caller, Removal};
 use portcullis::authorizer::Authorizer;
-use portcullis::clock::Clock;
+use portcullis::clock::{self, Clock};
 use portcullis::config::Config;
 use portcullis::service::Service;
 use portcullis::telemetry;
@@ -60,8 +60,10 @@ async fn authorize(State(service): State<Arc<Service>>, mut request: Request, ne
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).as_bytes();
         let method = request.method().as_str().as_bytes();
         let headers = headers.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
-        let access_request =
-            AccessRequest { removal: Removal::Headers, ..AccessRequest::new(method, host, path, headers) };
+        let access_request = AccessRequest {
+            removal: Removal::Headers,
+            ..AccessRequest::new(method, host, path, headers, clock::monotonic().into_std())
+        };
         (authorizer.decide("library", &access_request).await, access_request.headers.caller())
     };
     let Verdict::Allow(allowed) = &decision.verdict else {

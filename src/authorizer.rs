@@ -30,7 +30,7 @@ use self::trace::Trace;
 use crate::access_request::AccessRequest;
 use crate::bearer_token::{self, FoundToken};
 use crate::clock::{Clock, Instant};
-use crate::config::{Limits, Responses};
+use crate::config::Limits;
 use crate::identity;
 use crate::keys::{NotRescued, StaleToken};
 use crate::protected_headers::ProtectedHeaders;
@@ -43,7 +43,7 @@ use crate::validation::provider::{Provider, TokenSource};
 use crate::validation::{
     self, Malformation, Permanent, Screened, StaleCause, Validated, ValidationError, Verified,
 };
-use crate::verdict::{Allowed, Challenge, Decision, Offer, Verdict};
+use crate::verdict::{Allowed, Challenge, Decision, Offer, Responses, Verdict};
 
 /// A waiting caller answers this much before its proxy's deadline, or a tenth of it where that is more.
 const LEAST_MARGIN: Duration = Duration::from_millis(20);
@@ -243,7 +243,7 @@ impl Authorizer {
         let (keyed, screened) = self.keyed(issuer, screened, &found, request, findings).await?;
         let provider = &keyed.provider;
         let validated = self.verify(&keyed, screened, request, findings).await?;
-        keyed.token_verified(request.arrived);
+        keyed.token_verified(arrived(request));
         let claims = validated.claims();
         findings.note_claims(claims, provider);
         if let Some(requirements) = requirements {
@@ -348,7 +348,7 @@ impl Authorizer {
     ) -> Result<(Issuer, Screened<'f>), Permanent> {
         let token = validation::parse(&found.text, &self.policy.limits.token())?;
         findings.kid = token.kid.as_deref().map(on_one_line);
-        let issuer = self.providers.of_issuer(validation::issuer(&token)?, request.arrived);
+        let issuer = self.providers.of_issuer(validation::issuer(&token)?, arrived(request));
         let issuer = issuer.ok_or(Permanent::IssuerUnknown)?;
         let provider = Arc::clone(issuer.provider());
         findings.realm = issuer.realm().map(str::to_owned);
@@ -429,10 +429,15 @@ fn spelled_as_before(offer: Offer, before: &[(String, Offer)]) -> Offer {
     Offer { scheme: same.map_or(offer.scheme, |known| known.scheme.clone()), ..offer }
 }
 
+/// When the door received it, on the clock of the waits.
+fn arrived(request: &AccessRequest<'_>) -> Instant {
+    Instant::from_std(request.arrived)
+}
+
 /// When the answer has to be on its way, whether or not keys have come.
 fn deadline(request: &AccessRequest<'_>, wait: Duration) -> Instant {
     let proxy_waits = request.timeout.map(|timeout| timeout.saturating_sub(LEAST_MARGIN.max(timeout / 10)));
-    request.arrived + proxy_waits.map_or(wait, |proxy_waits| proxy_waits.min(wait))
+    arrived(request) + proxy_waits.map_or(wait, |proxy_waits| proxy_waits.min(wait))
 }
 
 /// Which claim or which limit a refusal is about: for the log, never for the caller.

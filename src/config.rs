@@ -19,7 +19,6 @@ mod responses;
 mod rules;
 mod schema;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -30,12 +29,12 @@ use ipnet::IpNet;
 use url::Url;
 
 use crate::access_request::ClaimHeaders;
-use crate::reason::Reason;
 use crate::rules::Rules;
 use crate::validation::TokenLimits;
 use crate::validation::json::JsonLimits;
 use crate::validation::key_set::KeySet;
 use crate::validation::provider::Provider;
+use crate::verdict::Responses;
 
 pub use changes::Change;
 pub use cursor::parse_duration;
@@ -316,48 +315,6 @@ impl Default for RefreshPolicy {
             max_stale: Duration::from_secs(24 * 60 * 60),
             max_bytes: 1024 * 1024,
             snapshot_dir: None,
-        }
-    }
-}
-
-/// How a denial looks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Responses {
-    /// The `realm` of `WWW-Authenticate` (RFC 6750 §3); default `portcullis`. Visible ASCII and space, no `"` or `\`.
-    pub realm: String,
-    /// HTTP status of *keys unavailable*; default 503, 400 to 599.
-    pub keys_unavailable_status: u16,
-    /// Where the metadata of the protected resource is (RFC 9728 §3); every challenge names it. Default none.
-    pub resource_metadata: Option<Url>,
-    /// What is other than the default, by reason.
-    pub custom: HashMap<Reason, CustomDenial>,
-}
-
-/// What a denial for one reason says instead of, or besides, the default.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CustomDenial {
-    /// Instead of the default body; a gRPC caller gets none of either.
-    pub body: Option<CustomBody>,
-    /// Headers besides the default ones, names in lower case.
-    pub headers: Vec<(String, String)>,
-}
-
-/// The body of a denial.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CustomBody {
-    /// As it is sent.
-    pub text: String,
-    /// `application/json` where the text is JSON, else plain text; a header of the same denial may say otherwise.
-    pub media_type: &'static str,
-}
-
-impl Default for Responses {
-    fn default() -> Self {
-        Self {
-            realm: "portcullis".to_owned(),
-            keys_unavailable_status: 503,
-            resource_metadata: None,
-            custom: HashMap::new(),
         }
     }
 }

@@ -32,7 +32,6 @@ use tower::Service as _;
 
 use crate::access_request::{AccessRequest, Caller, Headers};
 use crate::clock;
-use crate::config::Responses;
 use crate::identity::UpstreamChanges;
 use crate::proto::FILE_DESCRIPTOR_SET;
 use crate::proto::envoy::config::core::v3::address::Address;
@@ -50,7 +49,7 @@ use crate::reason::DenialKind;
 use crate::server::{self, Door, Rarely, Stop, count_unread};
 use crate::service::Service;
 use crate::validation::json::Json;
-use crate::verdict::{Decision, Verdict};
+use crate::verdict::{Decision, Responses, Verdict};
 
 use self::message::{Unfinished, Unread};
 use self::until_stopped::UntilStopped;
@@ -318,14 +317,14 @@ impl Authorization for Checks {
         // Entries of one key arrive in order; the last one is the map's.
         let mut extensions = attributes.context_extensions.iter().rev();
         let named_rule = extensions.find(|entry| entry.key == NAMED_RULE).map(|entry| entry.value.as_ref());
+        let (method, host) = (http.method.as_ref(), http.host.as_ref());
         let access_request = AccessRequest {
-            arrived: at,
             timeout,
             flaw: unread.map(Unread::as_str),
             source_address: source.and_then(source_address),
             source_principal: source.and_then(|peer| text(&peer.principal)),
             named_rule,
-            ..AccessRequest::new(http.method.as_ref(), http.host.as_ref(), &http.path, headers(&http))
+            ..AccessRequest::new(method, host, &http.path, headers(&http), at.into_std())
         };
         if access_request.headers.is_empty() && unread.is_none() {
             self.tell_headerless();

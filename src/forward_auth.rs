@@ -18,12 +18,12 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use crate::access_request::{AccessRequest, Caller, ClaimHeaders, Headers, Removal};
-use crate::config::{HttpListener, Profile, Responses};
+use crate::clock;
+use crate::config::{HttpListener, Profile};
 use crate::identity::UpstreamChanges;
 use crate::server::{Door, MAX_HEADER_BYTES, MAX_HEADERS, Peer, Rarely, count_unread};
 use crate::service::Service;
-
-use crate::verdict::{Decision, Verdict};
+use crate::verdict::{Decision, Responses, Verdict};
 
 /// The `door` label.
 const DOOR: &str = "forward_auth";
@@ -151,6 +151,7 @@ fn is_described<B>(profile: Profile, request: &Request<B>) -> bool {
 fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRequest<'_> {
     let headers: Headers<'_> =
         request.headers().iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
+    let arrived = clock::monotonic().into_std();
     let too_large = (request.headers().len() > MAX_HEADERS || headers.bytes() > MAX_HEADER_BYTES)
         .then_some("more headers than this door takes, or larger ones");
     let Some(dialect) = dialect(profile) else {
@@ -162,7 +163,7 @@ fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRe
         return AccessRequest {
             removal: Removal::Headers,
             flaw: too_large,
-            ..AccessRequest::new(method, host, path, headers)
+            ..AccessRequest::new(method, host, path, headers, arrived)
         };
     };
     let told = [dialect.method, dialect.uri].map(|name| headers.only(name));
@@ -177,7 +178,7 @@ fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRe
         flaw,
         removal: Removal::NamedHeaders,
         of_the_proxy: dialect.own,
-        ..AccessRequest::new(method, host, path, headers)
+        ..AccessRequest::new(method, host, path, headers, arrived)
     }
 }
 

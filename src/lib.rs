@@ -67,16 +67,11 @@ pub mod server;
 
 pub mod service;
 
-pub mod access_request;
 pub mod authorizer;
-pub mod verdict;
 
-pub mod bearer_token;
-pub mod identity;
-pub mod protected_headers;
-pub mod reason;
-pub mod rules;
-pub mod validation;
+pub use portcullis_core::{
+    access_request, bearer_token, identity, protected_headers, reason, rules, validation, verdict,
+};
 
 pub mod certificates;
 pub mod keys;

@@ -399,7 +399,13 @@ async fn a_reload_keeps_the_keys_of_realms_that_are_still_allowed() {
     let decide = async |name: &str| {
         let token = format!("Bearer {}", realms.token(name));
         let headers = [(&b"authorization"[..], token.as_bytes())];
-        let request = AccessRequest::new(b"GET", b"h", b"/", headers.into_iter().collect());
+        let request = AccessRequest::new(
+            b"GET",
+            b"h",
+            b"/",
+            headers.into_iter().collect(),
+            portcullis::clock::monotonic().into_std(),
+        );
         service.authorizer().decide("test", &request).await.verdict.reason().as_str()
     };
     assert_eq!(decide("acme").await, "ok");
@@ -425,7 +431,13 @@ fn elsewhere(realms: &Realms, path: &str) -> Config {
 async fn decided(service: &Service, realms: &Realms, name: &str) -> String {
     let token = format!("Bearer {}", realms.token(name));
     let headers = [(&b"authorization"[..], token.as_bytes())];
-    let request = AccessRequest::new(b"GET", b"h", b"/", headers.into_iter().collect());
+    let request = AccessRequest::new(
+        b"GET",
+        b"h",
+        b"/",
+        headers.into_iter().collect(),
+        portcullis::clock::monotonic().into_std(),
+    );
     let decision = service.authorizer().decide("test", &request).await;
     format!("{} {}", decision.provider.unwrap_or_default(), decision.verdict.reason().as_str())
 }

@@ -89,7 +89,13 @@ fn renamed(provider: &mut ProviderConfig, name: &str) {
 async fn decide(service: &Service, token: &str) -> String {
     let token = format!("Bearer {token}");
     let headers = [(&b"authorization"[..], token.as_bytes())];
-    let request = AccessRequest::new(b"GET", b"h", b"/", headers.into_iter().collect());
+    let request = AccessRequest::new(
+        b"GET",
+        b"h",
+        b"/",
+        headers.into_iter().collect(),
+        portcullis::clock::monotonic().into_std(),
+    );
     let decision = service.authorizer().decide("test", &request).await;
     format!("{} {}", decision.provider.unwrap_or_default(), decision.verdict.reason().as_str())
 }

@@ -46,7 +46,13 @@ fn every_case() -> impl Iterator<Item = &'static Case> {
 fn judged(config: &Config, case: &Case) -> (String, &'static str) {
     let Case { method, host, target, .. } = *case;
     let headers = case.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
-    let request = AccessRequest::new(method.as_bytes(), host.as_bytes(), target.as_bytes(), headers);
+    let request = AccessRequest::new(
+        method.as_bytes(),
+        host.as_bytes(),
+        target.as_bytes(),
+        headers,
+        portcullis::clock::monotonic().into_std(),
+    );
     let rule = match config.rules.choose(&request) {
         Ok(rule) => rule,
         Err(Unruled::NoSuchRule) => return (String::new(), "rule_denied"),

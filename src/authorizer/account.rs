@@ -19,7 +19,7 @@ impl Authorizer {
     ) {
         let (verdict, reason) = (decision.verdict.as_str(), decision.verdict.reason());
         let provider = decision.provider.as_deref().unwrap_or_default();
-        let took = clock::elapsed_since(request.arrived);
+        let took = clock::elapsed_since(super::arrived(request));
         self.metrics.decision(door, verdict, reason, provider, took);
         let reason = reason.as_str();
         let is_refusal = !matches!(decision.verdict, Verdict::Allow(_));

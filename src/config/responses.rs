@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use url::Url;
 
 use crate::reason::Reason;
+use crate::verdict::{CustomBody, CustomDenial, Responses};
 
 use super::cursor::{Cursor, Entry};
 use super::providers::{is_token, read_realm};
-use super::{CustomBody, CustomDenial, Responses};
 
 /// The longest body of a denial, in bytes, and the longest value of a header.
 const MAX_BODY_BYTES: usize = 64 * 1024;

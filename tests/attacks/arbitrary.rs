@@ -278,7 +278,7 @@ proptest! {
         let claims = json!({"text": claim, "list": members});
         let claims = Json::parse(claims.to_string().as_bytes(), &JsonLimits::default()).expect("JSON");
         let source = TokenSource::default();
-        let request = AccessRequest::new(b"GET", b"api.example.com", b"/", std::iter::empty().collect());
+        let request = AccessRequest::new(b"GET", b"api.example.com", b"/", std::iter::empty().collect(), portcullis::clock::monotonic().into_std());
         let token = FoundToken { text: "".into(), places: vec![&source] };
         let changes = upstream_changes(&claims, &rules, &ProtectedHeaders::default(), &request, &token, 8 * 1024);
         let changes = changes.expect("small enough");

@@ -283,7 +283,13 @@ impl House {
 
     async fn asked_with(&self, path: &str, headers: &[(&[u8], &[u8])]) -> &'static str {
         let headers = headers.iter().copied().collect();
-        let request = AccessRequest::new(b"GET", b"h", path.as_bytes(), headers);
+        let request = AccessRequest::new(
+            b"GET",
+            b"h",
+            path.as_bytes(),
+            headers,
+            portcullis::clock::monotonic().into_std(),
+        );
         self.service.authorizer().decide("test", &request).await.verdict.reason().as_str()
     }
 

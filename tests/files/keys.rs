@@ -46,7 +46,7 @@ async fn decide(service: &Service, key: &SigningKey) -> &'static str {
     let claims = json!({"iss": "https://i.example.com", "aud": "a", "exp": NOW + 60});
     let token = format!("Bearer {}", key.sign(&claims));
     let headers = [(&b"authorization"[..], token.as_bytes())].into_iter().collect();
-    let request = AccessRequest::new(b"GET", b"h", b"/", headers);
+    let request = AccessRequest::new(b"GET", b"h", b"/", headers, portcullis::clock::monotonic().into_std());
     service.authorizer().decide("test", &request).await.verdict.reason().as_str()
 }
 

@@ -239,7 +239,13 @@ pub fn unsigned(name: &str) -> String {
 pub async fn decide(authorizer: &Authorizer, token: &str) -> &'static str {
     let value = format!("Bearer {token}");
     let headers = [(&b"authorization"[..], value.as_bytes())];
-    let request = AccessRequest::new(b"GET", b"h", b"/", headers.into_iter().collect());
+    let request = AccessRequest::new(
+        b"GET",
+        b"h",
+        b"/",
+        headers.into_iter().collect(),
+        portcullis::clock::monotonic().into_std(),
+    );
     authorizer.decide("test", &request).await.verdict.reason().as_str()
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use portcullis::access_request::{AccessRequest, Headers};
 use portcullis::authorizer::{Authorizer, KeyedProvider, RequestPolicy};
 use portcullis::clock::{Clock, SimulatedClock};
-use portcullis::config::{Limits, RefreshPolicy, Responses};
+use portcullis::config::{Limits, RefreshPolicy};
 use portcullis::keys::discovery::Discovery;
 use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching, Interim};
 use portcullis::keys::http::HttpKeys;
@@ -19,7 +19,7 @@ use portcullis::validation::StaleCause;
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
-use portcullis::verdict::Verdict;
+use portcullis::verdict::{Responses, Verdict};
 use tokio::time::Instant;
 
 use super::keys::ISSUER;
@@ -90,8 +90,14 @@ impl Process {
         async move {
             let value = format!("Bearer {token}");
             let headers: Headers<'_> = [(&b"authorization"[..], value.as_bytes())].into_iter().collect();
-            let mut request = AccessRequest::new(b"GET", b"api.example.com", b"/", headers);
-            request.arrived = clock.monotonic();
+            let mut request = AccessRequest::new(
+                b"GET",
+                b"api.example.com",
+                b"/",
+                headers,
+                portcullis::clock::monotonic().into_std(),
+            );
+            request.arrived = clock.monotonic().into_std();
             request.timeout = Some(patience);
             let began = Instant::now();
             let decision = authorizer.decide("simulation", &request).await;

@@ -142,7 +142,7 @@ fn forged(name: &str, kid: &str) -> String {
 async fn ask(authorizer: Arc<Authorizer>, token: String) -> &'static str {
     let value = format!("Bearer {token}");
     let headers: Headers<'_> = [(&b"authorization"[..], value.as_bytes())].into_iter().collect();
-    let request = AccessRequest::new(b"GET", b"h", b"/", headers);
+    let request = AccessRequest::new(b"GET", b"h", b"/", headers, portcullis::clock::monotonic().into_std());
     authorizer.decide("simulation", &request).await.verdict.reason().as_str()
 }
 

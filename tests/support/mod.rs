@@ -32,7 +32,7 @@ use portcullis::clock::Clock;
 use portcullis::commands::issuer::{Issuer, SigningKey};
 use portcullis::config::{
     AdminListener, BindAddress, Config, GrpcListener, HttpListener, IssuerHttp, KeySource, Limits, Listen,
-    Log, Profile, ProviderConfig, RefreshPolicy, Responses, Shutdown,
+    Log, Profile, ProviderConfig, RefreshPolicy, Shutdown,
 };
 use portcullis::rules::Rules;
 use portcullis::service::Service;
@@ -42,6 +42,7 @@ use portcullis::validation::key_set::KeySet;
 use portcullis::validation::provider::{
     Audiences, ClaimHeader, ClaimPath, Encoding, Provider, TokenSource, TokenTypes,
 };
+use portcullis::verdict::Responses;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tonic::Status;

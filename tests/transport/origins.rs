@@ -440,7 +440,8 @@ async fn a_reload_to_another_source_knows_what_was_withdrawn_at_the_old_one() {
     let reason = async |key: &SigningKey| {
         let value = format!("Bearer {}", token(key));
         let headers = [(&b"authorization"[..], value.as_bytes())].into_iter().collect();
-        let request = AccessRequest::new(b"GET", b"h", b"/", headers);
+        let request =
+            AccessRequest::new(b"GET", b"h", b"/", headers, portcullis::clock::monotonic().into_std());
         service.authorizer().decide("test", &request).await.verdict.reason().as_str()
     };
     assert_eq!(reason(&old).await, "ok");

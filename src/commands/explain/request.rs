@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::super::Failure;
 use crate::access_request::AccessRequest;
+use crate::clock;
 
 /// A larger file is no request.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -119,6 +120,7 @@ impl Described {
                 self.host.as_bytes(),
                 self.path.as_bytes(),
                 headers.collect(),
+                clock::monotonic().into_std(),
             )
         }
     }

@@ -336,7 +336,7 @@ fn reads_path(rule: Option<&Rule>) -> bool {
 
 /// A token (RFC 9110 §5.6.2) without lower-case letters. Methods are compared with their case (§9.1), and many
 /// frameworks fold it all the same.
-pub(crate) fn is_method(method: &[u8]) -> bool {
+pub fn is_method(method: &[u8]) -> bool {
     let fine =
         |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(byte);
     !method.is_empty() && method.iter().all(fine)

@@ -206,6 +206,7 @@ fn utf8(bytes: &[u8]) -> Result<&str, NoToken> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access_request::tests::arrived;
 
     #[track_caller]
     fn check(
@@ -215,7 +216,8 @@ mod tests {
         expected: Result<(&str, usize), NoToken>,
     ) {
         let sent = headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
-        let request = AccessRequest::new(b"GET", b"api.example.com", path.as_bytes(), sent.collect());
+        let request =
+            AccessRequest::new(b"GET", b"api.example.com", path.as_bytes(), sent.collect(), arrived());
         let found = find(&request, sources);
         let found =
             found.as_ref().map(|found| (found.text.as_ref(), found.places.len())).map_err(|error| *error);

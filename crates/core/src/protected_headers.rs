@@ -224,6 +224,7 @@ fn alike(sent: &[u8], known: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access_request::tests::arrived;
     use crate::rules::condition::Condition;
     use crate::rules::{Effect, Match, PathPattern, Requirements, Rule};
 
@@ -347,7 +348,7 @@ mod tests {
             ("trailer", "Grpc-Status", true),
         ] {
             let headers = [(name.as_bytes(), value.as_bytes())].into_iter().collect();
-            let mut request = AccessRequest::new(b"GET", b"api.example.com", b"/", headers);
+            let mut request = AccessRequest::new(b"GET", b"api.example.com", b"/", headers, arrived());
             request.of_the_proxy = &["x-original-uri"];
             let checked = protected(Vec::new()).check_connection(&request);
             assert_eq!(checked.is_ok(), expected, "{name}: {value}");

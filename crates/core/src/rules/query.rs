@@ -66,7 +66,7 @@ fn decoded(text: &[u8]) -> Option<Cow<'_, str>> {
 
 /// A name as the programs that fold it most would have it: PHP cuts it at a NUL, takes spaces before it away, reads
 /// what stands before `[` and makes `_` of spaces and dots; ASP.NET does not look at its case.
-pub(crate) fn folded(name: &str) -> String {
+pub fn folded(name: &str) -> String {
     let name = name.split('\0').next().unwrap_or_default().trim_start_matches(' ');
     let base = match name.find('[') {
         Some(at) if at > 0 && name.contains(']') => name.get(..at).unwrap_or_default(),

@@ -8,8 +8,11 @@
 //! [`Allowed`] is made of a [`Validated`] token, which only a verified signature makes, or of a rule's
 //! [`Anonymous`], and by the authorizer alone. No door, no error path and no default can say "allow".
 
+mod responses;
+
+pub use self::responses::{CustomBody, CustomDenial, Responses};
+
 use crate::access_request::Caller;
-use crate::config::Responses;
 use crate::identity::UpstreamChanges;
 use crate::reason::{DenialKind, Reason, Wire};
 use crate::rules::Anonymous;
@@ -192,12 +195,12 @@ pub struct Allowed {
 
 impl Allowed {
     /// Permission on the strength of a verified token.
-    pub(crate) fn by_token(_proof: &Validated, changes: UpstreamChanges) -> Self {
+    pub fn by_token(_proof: &Validated, changes: UpstreamChanges) -> Self {
         Self { reason: Reason::Ok, changes }
     }
 
     /// Permission on the strength of a rule that needs no token.
-    pub(crate) fn by_rule(_proof: &Anonymous, changes: UpstreamChanges) -> Self {
+    pub fn by_rule(_proof: &Anonymous, changes: UpstreamChanges) -> Self {
         Self { reason: Reason::Anonymous, changes }
     }
 

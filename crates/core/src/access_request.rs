@@ -3,9 +3,7 @@
 //! Everything is borrowed from the door's own buffers. Nothing here decides.
 
 use std::net::IpAddr;
-use std::time::Duration;
-
-use crate::clock::{self, Instant};
+use std::time::{Duration, Instant};
 
 /// What a header holds besides its text, here and in a door's own list: six pointers and as many lengths.
 const HEADER_OVERHEAD: usize = 96;
@@ -46,9 +44,15 @@ pub struct AccessRequest<'a> {
 }
 
 impl<'a> AccessRequest<'a> {
-    /// A request that has arrived now, from a proxy that says no more than this and can take away what it is told.
+    /// A request that arrived at this time, from a proxy that says no more than this and can take away what it is told.
     /// It holds these parts in memory and nothing else.
-    pub fn new(method: &'a [u8], host: &'a [u8], path: &'a [u8], headers: Headers<'a>) -> Self {
+    pub fn new(
+        method: &'a [u8],
+        host: &'a [u8],
+        path: &'a [u8],
+        headers: Headers<'a>,
+        arrived: Instant,
+    ) -> Self {
         let held_bytes = method.len() + host.len() + path.len() + headers.held_bytes();
         Self {
             method,
@@ -56,7 +60,7 @@ impl<'a> AccessRequest<'a> {
             path,
             headers,
             held_bytes,
-            arrived: clock::monotonic(),
+            arrived,
             timeout: None,
             source_address: None,
             source_principal: None,
@@ -161,5 +165,16 @@ impl<'a> Headers<'a> {
 impl<'a> FromIterator<(&'a [u8], &'a [u8])> for Headers<'a> {
     fn from_iter<I: IntoIterator<Item = (&'a [u8], &'a [u8])>>(headers: I) -> Self {
         Self(headers.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::Instant;
+
+    /// When a request of a test arrived: that makes no difference.
+    #[allow(clippy::disallowed_methods, reason = "there is no other way to have an instant")]
+    pub(crate) fn arrived() -> Instant {
+        Instant::now()
     }
 }

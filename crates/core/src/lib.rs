@@ -1,0 +1,26 @@
+//! The decision, pure: it does no IO, reads no clock, takes no lock and knows no runtime. Keys and the time are arguments.
+//!
+//! - [`access_request`] is what a door hands in, [`verdict`] what it gets back, and [`reason`] every reason there is.
+//! - [`rules`] say which rule a request falls under and what that requires.
+//! - [`bearer_token`] finds the token; [`validation`] screens it without a key and then verifies it against a key set.
+//! - [`identity`] turns the claims of a verified token into headers for the upstream; what of the client's own must not
+//!   reach it, [`protected_headers`] say.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+// Nothing from outside may panic us. Tests may: they fail by panicking.
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::indexing_slicing, clippy::string_slice, clippy::panic, clippy::todo)
+)]
+
+pub mod access_request;
+pub mod verdict;
+
+pub mod bearer_token;
+pub mod identity;
+pub mod protected_headers;
+pub mod reason;
+pub mod rules;
+pub mod validation;

@@ -1,197 +1,281 @@
-//! The walls of the crate, held by reading its sources: which room may use what, and that every file
-//! says what it is for.
+//! The walls of the house: which crate may stand on which, which room may use which, and what is in one place alone. Crates are
+//! asked of `cargo metadata`, and all else is read from the syntax of the sources.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
-/// Every source file with its path below `src/`.
-fn sources() -> Vec<(String, String)> {
-    fn walk(directory: &Path, files: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(directory).expect("a folder of the sources can be read") {
-            let path = entry.expect("an entry of a folder can be read").path();
-            if path.is_dir() {
-                walk(&path, files);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                files.push(path);
-            }
-        }
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    walk(&root, &mut files);
-    assert!(files.len() > 20, "the sources were not found: {files:?}");
-    files
-        .into_iter()
-        .map(|file| {
-            let name = file.strip_prefix(&root).expect("below src").to_string_lossy().into_owned();
-            (name, fs::read_to_string(file).expect("a source file can be read"))
-        })
-        .collect()
+mod architecture {
+    pub mod sources;
+    pub mod walls;
 }
 
-/// The code of a file: no comments, so that a room may speak of another without using it.
-fn code(text: &str) -> String {
-    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use serde_json::Value;
+
+use architecture::sources::{Source, sources_of};
+use architecture::walls::{belongs_to, circles, uses_only};
+
+/// The package's folder, or those of its crates, with the name by which paths begin that lead there.
+const CRATES: [(&str, &str); 3] =
+    [("portcullis", "."), ("portcullis-core", "crates/core"), ("httpdate", "crates/httpdate")];
+
+/// Which crates of the house each may stand on, and whom of the others it must not, however far below.
+const STANDS_ON: [(&str, &[&str], &[&str]); 3] = [
+    (
+        "portcullis-core",
+        &[],
+        &["tokio", "reqwest", "hyper", "tonic", "axum", "tracing", "rustls", "clap", "schemars", "rustix", "socket2", "mio"],
+    ),
+    ("httpdate", &[], &["tokio"]),
+    ("portcullis", &["portcullis-core"], &[]),
+];
+
+/// The rooms of the service, each with the rooms that it may use. All may use the core.
+const ROOMS: [(&str, &[&str]); 17] = [
+    ("clock", &[]),
+    ("files", &["clock"]),
+    ("certificates", &["clock"]),
+    ("config", &[]),
+    ("telemetry", &["clock", "config", "keys"]),
+    ("supervise", &["clock", "telemetry"]),
+    ("keys", &["certificates", "clock", "config", "files", "supervise", "telemetry"]),
+    ("authorizer", &["clock", "config", "keys", "telemetry"]),
+    ("service", &["authorizer", "clock", "config", "files", "keys", "supervise", "telemetry"]),
+    ("server", &["certificates", "clock", "config", "files", "service", "telemetry"]),
+    ("proto", &[]),
+    ("ext_authz", &["clock", "config", "proto", "server", "service"]),
+    ("forward_auth", &["authorizer", "clock", "config", "server", "service"]),
+    ("admin", &["authorizer", "clock", "config", "keys", "server", "service"]),
+    ("app", &["admin", "clock", "config", "ext_authz", "files", "forward_auth", "server", "service", "supervise"]),
+    (
+        "commands",
+        &[
+            "app", "authorizer", "certificates", "clock", "config", "ext_authz", "files", "keys", "server", "service",
+            "telemetry",
+        ],
+    ),
+    ("", &["app", "commands", "telemetry"]),
+];
+
+/// The rooms of the core.
+const CORE: [(&str, &[&str]); 9] = [
+    ("validation", &[]),
+    ("reason", &[]),
+    ("access_request", &[]),
+    ("rules", &["access_request", "validation"]),
+    ("bearer_token", &["access_request", "validation"]),
+    ("protected_headers", &["access_request", "bearer_token", "rules", "validation"]),
+    ("identity", &["access_request", "bearer_token", "protected_headers", "rules", "validation"]),
+    ("verdict", &["access_request", "identity", "reason", "rules", "validation"]),
+    ("", &[]),
+];
+
+/// What is used in these modules alone: paths as they begin, and macros.
+const PLACES: [(&str, &[&str]); 19] = [
+    ("reqwest", &["keys"]),
+    ("h2", &["keys"]),
+    ("headers", &["keys"]),
+    ("tempfile", &["keys"]),
+    ("tokio_rustls", &["server", "certificates"]),
+    ("x509_parser", &["certificates"]),
+    ("hyper_util", &["server", "commands"]),
+    ("jsonwebtoken", &["validation"]),
+    ("cel", &["rules"]),
+    ("chrono", &["rules"]),
+    ("regex", &["rules"]),
+    ("prometheus_client", &["telemetry"]),
+    ("saphyr_parser", &["config"]),
+    ("clap", &["commands"]),
+    ("SystemTime::now", &["clock"]),
+    ("Instant::now", &["clock"]),
+    ("io::stdout", &["commands/output"]),
+    ("io::stderr", &["commands/output", "telemetry/log"]),
+    ("Allowed", &["authorizer", "verdict"]),
+];
+
+/// What no file of the core names: it does no IO, reads no clock, takes no lock and starts nothing.
+const NOT_IN_CORE: [&str; 12] = [
+    "std::fs",
+    "std::net::TcpStream",
+    "std::net::TcpListener",
+    "std::net::UdpSocket",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "std::sync::Mutex",
+    "std::sync::RwLock",
+    "std::sync::Condvar",
+    "std::time::SystemTime",
+    "std::io",
+];
+
+fn all_sources() -> Vec<Source> {
+    CRATES.iter().flat_map(|(_, folder)| sources_of(folder)).collect()
 }
 
-/// Whether a file belongs to a room: the room's own file, or one in its folder.
-fn is_in(file: &str, room: &str) -> bool {
-    file == format!("{room}.rs") || file.starts_with(&format!("{room}/"))
-}
-
-/// Only these rooms may contain this text.
 #[track_caller]
-fn only_in(rooms: &[&str], text: &str) {
-    let mut found = false;
-    for (file, source) in sources() {
-        if code(&source).contains(text) {
-            assert!(
-                rooms.iter().any(|room| is_in(&file, room)),
-                "{file} uses `{text}`, which belongs to {rooms:?}"
-            );
-            found = true;
-        }
-    }
-    assert!(found, "nobody uses `{text}`: the wall stands nowhere");
+fn none(violations: Vec<String>) {
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
 #[test]
 fn every_file_says_what_it_is_for() {
-    for (file, source) in sources() {
-        assert!(source.starts_with("//! "), "{file} does not begin with //!");
+    for source in all_sources() {
+        assert!(source.text.starts_with("//! "), "{} does not begin with //!", source.file);
     }
 }
 
 #[test]
-fn libraries_and_clocks_stay_in_their_rooms() {
-    only_in(&["keys"], "reqwest");
-    only_in(&["keys", "files/tests"], "tempfile");
-    only_in(&["server", "certificates"], "tokio_rustls");
-    only_in(&["certificates"], "x509_parser");
-    only_in(&["server", "commands"], "hyper_util");
-    only_in(&["keys"], "h2::");
-    only_in(&["keys"], "use headers::");
-    only_in(&["validation"], "jsonwebtoken");
-    only_in(&["rules"], "cel::");
-    only_in(&["rules"], "chrono::");
-    only_in(&["rules"], "regex::");
-    only_in(&["clock"], "SystemTime::now");
-    only_in(&["clock"], "Instant::now");
-    only_in(&["proto", "ext_authz"], "envoy::");
-    only_in(&["telemetry"], "prometheus_client");
-    only_in(&["config"], "saphyr_parser");
-    only_in(&["main", "commands"], "clap");
-    only_in(&["verdict", "authorizer"], "Allowed::");
-    only_in(&["rules"], "Anonymous(");
+fn rooms_use_what_stands_below_them() {
+    none(uses_only(&sources_of("."), &ROOMS));
+    none(uses_only(&sources_of("crates/core"), &CORE));
 }
 
 #[test]
-fn dependencies_point_down() {
-    // Each room and the rooms that it may use, in the order of the design.
-    let core = [
-        "access_request",
-        "bearer_token",
-        "certificates",
-        "clock",
-        "config",
-        "files",
-        "identity",
-        "protected_headers",
-        "reason",
-        "rules",
-        "validation",
-        "verdict",
-    ];
-    let allowed: [(&str, &[&str]); 24] = [
-        ("clock", &["validation"]),
-        ("files", &["clock"]),
-        ("certificates", &["clock", "validation"]),
-        ("validation", &[]),
-        ("reason", &[]),
-        ("rules", &["access_request", "validation"]),
-        ("config", &["access_request", "protected_headers", "reason", "rules", "validation"]),
-        ("access_request", &["clock"]),
-        ("bearer_token", &["access_request", "clock", "validation"]),
-        ("protected_headers", &["access_request", "bearer_token", "rules", "validation"]),
-        ("identity", &["access_request", "bearer_token", "protected_headers", "rules", "validation"]),
-        ("verdict", &["access_request", "config", "identity", "reason", "rules", "validation"]),
-        ("telemetry", &["clock", "config", "keys", "reason", "validation"]),
-        ("supervise", &["clock", "telemetry"]),
-        ("keys", &["certificates", "clock", "config", "files", "supervise", "telemetry", "validation"]),
-        ("authorizer", &["keys", "telemetry"]),
-        ("proto", &[]),
-        ("service", &["authorizer", "keys", "supervise", "telemetry"]),
-        ("server", &["service", "telemetry"]),
-        ("ext_authz", &["proto", "server", "service"]),
-        ("forward_auth", &["authorizer", "server", "service"]),
-        ("admin", &["authorizer", "keys", "server", "service"]),
-        ("app", &["admin", "ext_authz", "forward_auth", "server", "service", "supervise"]),
-        ("commands", &["app", "authorizer", "ext_authz", "keys", "server", "service", "telemetry"]),
-    ];
-    for (file, source) in sources() {
-        let Some((room, uses)) = allowed.iter().find(|(room, _)| is_in(&file, room)) else {
-            assert!(["lib.rs", "main.rs"].contains(&file.as_str()), "{file} belongs to no room of this test");
-            continue;
-        };
-        let above_the_core =
-            !core.contains(room) && !["telemetry", "supervise", "keys", "proto"].contains(room);
-        for used in code(&source).split("crate::").skip(1) {
-            let used: String = used.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-            let fine = used == *room
-                || used.is_empty()
-                || uses.contains(&used.as_str())
-                || (above_the_core && core.contains(&used.as_str()));
-            assert!(fine, "{file} uses crate::{used}, which {room} must not");
-        }
+fn libraries_clocks_and_streams_stay_in_their_rooms() {
+    let sources = all_sources();
+    for (path, modules) in PLACES {
+        none(belongs_to(&sources, path, modules));
     }
-}
-
-#[test]
-fn nothing_prints_where_nobody_may_read() {
-    for (file, source) in sources() {
-        for forbidden in ["print!(", "println!(", "dbg!("] {
-            assert!(!code(&source).contains(forbidden), "{file} uses `{forbidden}`");
-        }
-    }
-    only_in(&["commands/output"], "io::stdout()");
-    only_in(&["commands/output", "telemetry/log"], "io::stderr()");
 }
 
 #[test]
 fn the_core_does_no_io_and_never_waits() {
-    for (file, source) in sources() {
-        if [
-            "validation",
-            "bearer_token",
-            "identity",
-            "protected_headers",
-            "reason",
-            "rules",
-            "verdict",
-            "access_request",
-        ]
-        .iter()
-        .any(|room| is_in(&file, room))
-        {
-            for forbidden in ["async ", ".await", "std::fs", "Tcp", "Udp", "std::env", "tokio::", "tracing::"]
-            {
-                assert!(!code(&source).contains(forbidden), "{file} uses `{forbidden}`");
-            }
+    for source in sources_of("crates/core") {
+        assert!(!source.waits, "{} waits", source.file);
+        for forbidden in NOT_IN_CORE {
+            assert!(!source.names(forbidden), "{} uses {forbidden}", source.file);
         }
     }
 }
 
 #[test]
-fn nothing_from_outside_can_trip_an_unwrap_or_an_index() {
-    for (file, source) in sources() {
-        // A file of its own with the tests of a module: declared there under `cfg(test)`.
-        if file.ends_with("/tests.rs") {
-            continue;
-        }
-        let code = code(&source);
-        let code = code.split("#[cfg(test)]").next().unwrap_or_default();
-        for forbidden in [".unwrap()", "panic!(", "unreachable!()", "todo!(", "unimplemented!("] {
-            assert!(!code.contains(forbidden), "{file} uses `{forbidden}`");
+fn nothing_from_outside_can_trip_an_unwrap_or_a_panic() {
+    for source in all_sources() {
+        assert!(!source.methods.contains("unwrap"), "{} unwraps", source.file);
+        for forbidden in ["panic!", "unreachable!", "todo!", "unimplemented!", "print!", "println!", "eprint!", "eprintln!", "dbg!"] {
+            assert!(!source.names(forbidden), "{} uses {forbidden}", source.file);
         }
     }
+}
+
+/// What each package needs besides for its tests: the names of those directly below, and of all below.
+fn packages() -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
+    let asked = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--manifest-path"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .output()
+        .expect("cargo runs");
+    assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+    let metadata: Value = serde_json::from_slice(&asked.stdout).expect("JSON");
+    let array = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let names: BTreeMap<String, String> =
+        array(&metadata["packages"]).iter().map(|package| (text(&package["id"]), text(&package["name"]))).collect();
+    let mut below: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for node in array(&metadata["resolve"]["nodes"]) {
+        let built_in = |dependency: &Value| array(&dependency["dep_kinds"]).iter().any(|kind| kind["kind"].is_null());
+        let needs = array(&node["deps"]).into_iter().filter(built_in).map(|dependency| text(&dependency["pkg"]));
+        below.insert(text(&node["id"]), needs.collect());
+    }
+    let name = |id: &String| names.get(id).cloned().unwrap_or_default();
+    let of_package = |id: &String| {
+        let direct = below.get(id).cloned().unwrap_or_default();
+        let (mut all, mut next) = (BTreeSet::new(), direct.clone());
+        while let Some(one) = next.pop_first() {
+            if all.insert(one.clone()) {
+                next.extend(below.get(&one).cloned().unwrap_or_default());
+            }
+        }
+        (direct.iter().map(name).collect(), all.iter().map(name).collect())
+    };
+    array(&metadata["workspace_members"]).iter().map(|id| (name(&text(id)), of_package(&text(id)))).collect()
+}
+
+#[test]
+fn each_crate_stands_on_those_below_it_alone() {
+    let packages = packages();
+    let members: BTreeSet<&str> = packages.keys().map(String::as_str).collect();
+    assert_eq!(members, STANDS_ON.iter().map(|(name, ..)| *name).collect(), "each crate has its place here");
+    assert_eq!(members, CRATES.iter().map(|(name, _)| *name).collect(), "and its sources are read");
+    for (name, may, must_not) in STANDS_ON {
+        let (direct, all) = &packages[name];
+        let house: Vec<_> = direct.iter().filter(|needed| members.contains(needed.as_str())).collect();
+        assert!(house.iter().all(|needed| may.contains(&needed.as_str())), "{name} stands on {house:?}");
+        let forbidden: Vec<_> = must_not.iter().filter(|forbidden| all.contains(**forbidden)).collect();
+        assert!(forbidden.is_empty(), "{name} stands on {forbidden:?}");
+    }
+    assert!(packages["portcullis"].1.contains("tokio"), "what is read tells what stands below");
+}
+
+#[test]
+fn a_room_that_uses_another_is_seen_however_it_is_written() {
+    for (file, text) in [
+        ("a.rs", "use crate::b;"),
+        ("a.rs", "use crate::{c, b};"),
+        ("a.rs", "use crate::{c::{self, d}, b::{e, f}};"),
+        ("a.rs", "use crate::b as other;"),
+        ("a.rs", "pub use super::b::*;"),
+        ("a/x/y.rs", "use super::super::super::b::thing;"),
+        ("a/x.rs", "mod inner { use super::super::super::b; }"),
+        ("a.rs", "fn f(b: crate::b::B) {}"),
+        ("a.rs", "fn f() { crate::b::g() }"),
+        ("a.rs", "fn f() { h!(1, crate::b::g(2)); }"),
+        ("a.rs", "fn f() { crate::b::h!(); }"),
+        ("a.rs", "impl<T: crate::b::Trait> X for Y<T> {}"),
+        ("a.rs", "#[cfg(not(test))] use crate::b;"),
+        ("lib.rs", "mod b; use b::c;"),
+    ] {
+        let rooms: [(&str, &[&str]); 4] = [("a", &["c"]), ("b", &[]), ("c", &[]), ("", &["a"])];
+        let seen = uses_only(&[Source::of(file, text)], &rooms);
+        assert_eq!(seen.len(), 1, "{text} in {file}: {seen:?}");
+        assert!(seen[0].contains(file) && seen[0].contains("`b`"), "{seen:?}");
+    }
+    for text in ["use crate::c;", "use self::b;", "mod b; use b::c;", "// use crate::b;", "#[cfg(test)] use crate::b;", "pub(super) fn b() {}"] {
+        let rooms: [(&str, &[&str]); 3] = [("a", &["c"]), ("b", &[]), ("c", &[])];
+        assert_eq!(uses_only(&[Source::of("a.rs", text)], &rooms), [""; 0], "{text}");
+    }
+    assert_eq!(uses_only(&[Source::of("z.rs", "")], &[("a", &[])]).len(), 1, "a room without a place");
+    assert_eq!(uses_only(&[], &[("a", &["b"]), ("b", &["a"])]).len(), 1, "rooms that hold each other");
+}
+
+#[test]
+fn what_leaves_its_place_is_seen_and_so_is_a_wall_around_nothing() {
+    let home = Source::of("keys/http.rs", "use reqwest::Client;");
+    for text in ["use reqwest::{Client, Url};", "fn f() -> reqwest::Result<()> {}", "fn f() { g!(reqwest::get(1)) }", "use reqwest as r;"] {
+        let sources = [Source::of("keys/http.rs", "use reqwest::Client;"), Source::of("other.rs", text)];
+        assert_eq!(belongs_to(&sources, "reqwest", &["keys"]).len(), 1, "{text}");
+    }
+    assert_eq!(belongs_to(&[home], "reqwest", &["keys"]), [""; 0]);
+    assert_eq!(belongs_to(&[], "reqwest", &["keys"]).len(), 1);
+    let now = Source::of("a.rs", "fn f() { std::time::Instant::now(); }");
+    assert_eq!(belongs_to(&[now], "Instant::now", &["clock"]).len(), 1, "wherever the path begins");
+}
+
+#[test]
+fn what_waits_or_panics_or_does_io_is_seen() {
+    for text in ["async fn f() {}", "fn f() { async {} }", "fn f() { g.await }", "impl X { async fn f() {} }"] {
+        assert!(Source::of("a.rs", text).waits, "{text}");
+    }
+    assert!(Source::of("a.rs", "use std::{fmt, fs::File};").names("std::fs"));
+    assert!(Source::of("a.rs", "fn f() { std::fs::read(1); }").names("std::fs"));
+    assert!(Source::of("a.rs", "fn f() { assert!(panic!()) }").names("panic!"));
+    assert!(Source::of("a.rs", "fn f() { g.unwrap(); }").methods.contains("unwrap"));
+    assert!(!Source::of("a.rs", "#[cfg(test)] mod tests { fn f() { g.unwrap(); } }").methods.contains("unwrap"));
+}
+
+#[test]
+fn modules_that_hold_each_other_are_seen() {
+    let sources = [
+        Source::of("a.rs", "mod b; mod c;"),
+        Source::of("a/b.rs", "use super::c::X;"),
+        Source::of("a/c.rs", "fn f() { super::b::g() }"),
+        Source::of("a/d.rs", "use super::b;"),
+    ];
+    assert_eq!(circles(&sources), ["a::b, a::c"]);
+}
+
+#[test]
+fn print_circles() {
+    eprintln!("{:#?}", circles(&sources_of(".")));
+    eprintln!("{:#?}", circles(&sources_of("crates/core")));
 }

@@ -274,6 +274,11 @@ pub(super) fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> R
         };
         if inside.contains("${") {
             let name: String = name.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            if name.is_empty() {
+                return Err(
+                    "`${...}` takes the name of an environment variable, and not another `${`".to_owned()
+                );
+            }
             return Err(format!(
                 "`${{` inside `${{{name}...}}`: a variable's default is plain text; set {name} itself to what it should be"
             ));
@@ -322,7 +327,7 @@ mod tests {
             ("${a b}", Err("name of an environment variable")),
             ("${A:-${B}}", Err("`${` inside `${A...}`")),
             ("${B:-x$${A}}", Err("`${` inside `${B...}`")),
-            ("${${A}}", Err("`${` inside `${...}`")),
+            ("${${A}}", Err("takes the name of an environment variable, and not another")),
         ] {
             match (expand(text, &variable), expected) {
                 (Ok(got), Ok(expected)) => assert_eq!(got, expected, "{text}"),

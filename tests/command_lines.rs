@@ -98,6 +98,8 @@ fn nothing_that_could_be_a_token_is_repeated_whatever_is_wrong_with_the_line() {
         (&["validate", "T"], 1),
         (&["validate", "--print=T"], 1),
         (&["validate", "--schema", "--print", "T"], 1),
+        (&["validate", "--config", "T"], 1),
+        (&["serve", "--config", "T"], 1),
         (&["serve", "T"], 1),
         (&["serve", "--T"], 1),
         (&["demo", "T"], 1),

@@ -246,6 +246,11 @@ pub(super) fn plain_json(text: &str) -> Option<serde_json::Value> {
     (value.is_null() || value.is_boolean() || value.is_number()).then_some(value)
 }
 
+/// The names of the variables that a text would be expanded with.
+pub(super) fn variables(text: &str) -> impl Iterator<Item = &str> {
+    text.split("${").skip(1).filter_map(|rest| rest.split(['}', ':']).next())
+}
+
 /// Expands `${VAR}` and `${VAR:-default}`; `$${` is a literal `${`. A variable that is empty counts as not
 /// set, as in a shell's `:-`. The result is text inside the one value and never structure.
 ///

@@ -4,6 +4,7 @@
 
 use std::env;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +37,11 @@ const LAST_WRITES: Duration = Duration::from_secs(2);
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    // First of all, so that SIGHUP does not end the process before `serve` listens for it.
+    if env::args_os().nth(1).is_some_and(|command| command == "serve") {
+        // Where it may not, the command itself says so.
+        let _ignored = signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::default());
+    }
     telemetry::tell_panics_in_log();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -7,7 +7,9 @@ mod lines;
 mod log;
 mod metrics;
 mod tls;
+mod tokens;
 
-pub use self::log::{flush_log, on_one_line, start_log, tell_panics_in_log};
+pub use self::log::{flush_log, start_log, tell_panics_in_log};
 pub use self::metrics::{FetchOutcome, Metrics, StaleOutcome};
 pub use self::tls::{TlsFile, TlsMetrics};
+pub use self::tokens::{on_one_line, without_tokens};

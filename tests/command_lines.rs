@@ -98,6 +98,8 @@ fn nothing_that_could_be_a_token_is_repeated_whatever_is_wrong_with_the_line() {
         (&["validate", "T"], 1),
         (&["validate", "--print=T"], 1),
         (&["validate", "--schema", "--print", "T"], 1),
+        (&["validate", "--config", "T"], 1),
+        (&["serve", "--config", "T"], 1),
         (&["serve", "T"], 1),
         (&["serve", "--T"], 1),
         (&["demo", "T"], 1),
@@ -240,6 +242,12 @@ fn an_answer_that_cannot_be_written_is_an_error_that_says_so() {
         assert_eq!(code, Some(1), "{line:?}: {error}");
         assert!(error.contains("the answer cannot be written: No space left"), "{line:?}: {error}");
     }
+    for line in [&["--help"][..], &["--version"], &["serve", "--help"]] {
+        let (code, error) = code_with(line, full());
+        assert_eq!(code, Some(1), "{line:?}: {error}");
+        assert!(error.contains("the help cannot be written: No space left"), "{line:?}: {error}");
+        assert_eq!(code_with(line, broken_pipe()).0, Some(0), "{line:?}");
+    }
 }
 
 #[test]
@@ -287,7 +295,7 @@ fn demo(temp: &Path, out: Stdio) -> Running {
 #[test]
 fn a_demo_whose_terminal_closes_or_that_is_told_to_end_takes_its_token_with_it() {
     use std::io::{BufRead, BufReader};
-    for signal in ["-HUP", "-TERM", "-INT"] {
+    for signal in ["-HUP", "-TERM", "-INT", "-QUIT"] {
         let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
         let mut demo = demo(temp.path(), Stdio::piped());
         let out = BufReader::new(demo.0.stdout.take().expect("piped"));

@@ -2,6 +2,8 @@
 
 #[path = "configuration/dangers.rs"]
 mod dangers;
+#[path = "configuration/printed.rs"]
+mod printed;
 #[path = "configuration/realms.rs"]
 mod realms;
 #[path = "configuration/rules.rs"]

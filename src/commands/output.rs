@@ -5,11 +5,12 @@
 //! answer may go before its end (`portcullis explain ... | head -1`): the exit code is the answer's all the same. No
 //! token is printed on standard error, whatever somebody mistook it for.
 
-use std::borrow::Cow;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind as Mistake};
+
+use crate::telemetry::without_tokens;
 
 /// Whether somebody reads what is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +58,12 @@ pub fn mistaken(error: &clap::Error, line: &[String]) -> ExitCode {
         Mistake::DisplayHelp
         | Mistake::DisplayVersion
         | Mistake::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _unread = error.print();
+            if let Err(unwritten) = error.print()
+                && unwritten.kind() != ErrorKind::BrokenPipe
+            {
+                complain(&format!("the help cannot be written: {unwritten}"));
+                return ExitCode::FAILURE;
+            }
         }
         _ => {
             complain(&format!("error: {}", mistake(error, line)));
@@ -112,46 +118,4 @@ fn mistake(error: &clap::Error, line: &[String]) -> String {
 
 fn listed(value: Option<&ContextValue>) -> String {
     value.map(ToString::to_string).unwrap_or_default()
-}
-
-/// The text with every JWT in it replaced: base64url of `{"`, and what follows.
-fn without_tokens(text: &str) -> Cow<'_, str> {
-    const BEGINNING: &str = "eyJ";
-    const SHORTEST: usize = 10;
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some((before, from)) = rest.split_once(BEGINNING) {
-        let of_token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '=' | '+');
-        let behind = from.trim_start_matches(of_token);
-        out.push_str(before);
-        if from.len() - behind.len() + BEGINNING.len() < SHORTEST {
-            out.push_str(BEGINNING);
-            rest = from;
-        } else {
-            out.push_str("(a token)");
-            rest = behind;
-        }
-    }
-    match out.is_empty() && rest.len() == text.len() {
-        true => Cow::Borrowed(text),
-        false => Cow::Owned(out + rest),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_is_replaced_wherever_it_stands_and_nothing_else_is() {
-        for (text, expected) in [
-            ("", ""),
-            ("p.yaml: no such file", "p.yaml: no such file"),
-            ("eyJhbGciOiJub25lIn0.eyJhIjoxfQ.c2ln: no such file", "(a token): no such file"),
-            ("a 'eyJhbGciOiJub25lIn0.e30.' b eyJhbGciOiJub25lIn0", "a '(a token)' b (a token)"),
-            ("keyJ and eyJoe", "keyJ and eyJoe"),
-        ] {
-            assert_eq!(without_tokens(text), expected);
-        }
-    }
 }

@@ -9,8 +9,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub(super) struct End {
     interrupt: Signal,
     terminate: Signal,
-    /// For those that end with their terminal.
-    hangup: Option<Signal>,
+    /// For those that end with their terminal: it closes, or somebody types Ctrl-\\ there.
+    terminal: Option<(Signal, Signal)>,
 }
 
 impl End {
@@ -20,15 +20,16 @@ impl End {
     /// The process may not.
     pub(super) fn new() -> io::Result<Self> {
         let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        Ok(Self { interrupt, terminate, hangup: None })
+        Ok(Self { interrupt, terminate, terminal: None })
     }
 
-    /// The same, and SIGHUP means it too: for a command that leaves nothing behind when its terminal closes.
+    /// The same, and SIGHUP and SIGQUIT mean it too: for a command that leaves nothing behind.
     ///
     /// # Errors
     /// The process may not.
     pub(super) fn with_terminal() -> io::Result<Self> {
-        Ok(Self { hangup: Some(signal(SignalKind::hangup())?), ..Self::new()? })
+        let terminal = (signal(SignalKind::hangup())?, signal(SignalKind::quit())?);
+        Ok(Self { terminal: Some(terminal), ..Self::new()? })
     }
 
     /// Waits for it.
@@ -37,9 +38,10 @@ impl End {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
             () = async {
-                match &mut self.hangup {
-                    Some(hangup) => { hangup.recv().await; }
-                    None => pending().await,
+                let Some((hangup, quit)) = &mut self.terminal else { return pending().await };
+                tokio::select! {
+                    _ = hangup.recv() => {}
+                    _ = quit.recv() => {}
                 }
             } => {}
         }

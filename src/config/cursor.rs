@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::document::{Member, Node, Value, expand, plain_json};
+use super::document::{Member, Node, Value, expand, plain_json, variables};
 use super::error::{ConfigError, Position, member_path};
 use super::{IssuerHttp, TlsFiles};
 
@@ -16,7 +16,7 @@ pub(super) struct Findings<'e> {
     /// What is legal and dangerous.
     warnings: RefCell<Vec<ConfigError>>,
     /// What the document names, to be looked at by whoever has a file system.
-    files: RefCell<Vec<(Position, String, PathBuf)>>,
+    files: RefCell<Vec<NamedFile>>,
     listeners: RefCell<Vec<(String, TlsFiles)>>,
     issuers: RefCell<Vec<(String, IssuerHttp)>>,
 }
@@ -45,11 +45,21 @@ impl<'e> Findings<'e> {
     }
 }
 
+/// A file that the document names.
+pub(super) struct NamedFile {
+    pub(super) at: Position,
+    /// Where in the document.
+    pub(super) path: String,
+    pub(super) file: PathBuf,
+    /// As it is written there, before variables are expanded: one may be a secret that was taken for a path.
+    pub(super) written: String,
+}
+
 /// What a reading has found.
 pub(super) struct Found {
     pub(super) errors: Vec<ConfigError>,
     pub(super) warnings: Vec<ConfigError>,
-    pub(super) files: Vec<(Position, String, PathBuf)>,
+    pub(super) files: Vec<NamedFile>,
     pub(super) listeners: Vec<(String, TlsFiles)>,
     pub(super) issuers: Vec<(String, IssuerHttp)>,
 }
@@ -70,9 +80,25 @@ impl<'a> Cursor<'a> {
     /// Reports a problem with this value, unless it was refused as YAML already.
     pub(super) fn refuse<T>(&self, message: impl Into<String>) -> Option<T> {
         if self.node.value != Value::Refused {
-            self.report(self.node.at, self.path.clone(), message.into());
+            self.report(self.node.at, self.path.clone(), self.without_variables(message.into()));
         }
         None
+    }
+
+    /// The message, unless it quotes what a variable of the environment holds: that may be a secret.
+    fn without_variables(&self, message: String) -> String {
+        /// What is shorter is no secret, and may stand in any message.
+        const SHORTEST: usize = 6;
+        let Value::Scalar { text: written, .. } = &self.node.value else { return message };
+        let quotes =
+            |value: String| value.lines().any(|line| line.len() >= SHORTEST && message.contains(line));
+        match variables(written).filter_map(self.findings.variable).any(quotes) {
+            true => format!(
+                "what {written:?} expands to cannot be used here; it is not shown, since it may be a secret: try it as a \
+                 plain value"
+            ),
+            false => message,
+        }
     }
 
     /// Tells of something that is legal and probably not meant.
@@ -190,9 +216,15 @@ impl<'a> Cursor<'a> {
 
     /// A file's path; whether it can be read is found out later.
     pub(super) fn file(&self) -> Option<PathBuf> {
-        let path = PathBuf::from(self.text()?);
-        self.findings.files.borrow_mut().push((self.node.at, self.path.clone(), path.clone()));
-        Some(path)
+        let file = PathBuf::from(self.text()?);
+        let Value::Scalar { text: written, .. } = &self.node.value else { return None };
+        self.findings.files.borrow_mut().push(NamedFile {
+            at: self.node.at,
+            path: self.path.clone(),
+            file: file.clone(),
+            written: written.clone(),
+        });
+        Some(file)
     }
 
     /// These files of a listener stand here, whatever is wrong elsewhere.
@@ -269,8 +301,13 @@ impl<'a> Cursor<'a> {
 
     /// The members of a mapping whose keys are the user's own.
     pub(super) fn entries(&self) -> Option<Vec<Entry<'a>>> {
-        let entry =
-            |member: &'a Member| Entry { key: &member.key, at: member.at, value: self.member(member) };
+        let entry = |member: &'a Member| {
+            let entry = Entry { key: &member.key, at: member.at, value: self.member(member) };
+            if entry.key.contains("${") {
+                entry.refuse_key::<()>("only values are expanded: a key must not have `${` in it");
+            }
+            entry
+        };
         Some(self.members()?.iter().map(entry).collect())
     }
 

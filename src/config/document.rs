@@ -246,6 +246,11 @@ pub(super) fn plain_json(text: &str) -> Option<serde_json::Value> {
     (value.is_null() || value.is_boolean() || value.is_number()).then_some(value)
 }
 
+/// The names of the variables that a text would be expanded with.
+pub(super) fn variables(text: &str) -> impl Iterator<Item = &str> {
+    text.split("${").skip(1).filter_map(|rest| rest.split(['}', ':']).next())
+}
+
 /// Expands `${VAR}` and `${VAR:-default}`; `$${` is a literal `${`. A variable that is empty counts as not
 /// set, as in a shell's `:-`. The result is text inside the one value and never structure.
 ///
@@ -274,6 +279,11 @@ pub(super) fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> R
         };
         if inside.contains("${") {
             let name: String = name.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            if name.is_empty() {
+                return Err(
+                    "`${...}` takes the name of an environment variable, and not another `${`".to_owned()
+                );
+            }
             return Err(format!(
                 "`${{` inside `${{{name}...}}`: a variable's default is plain text; set {name} itself to what it should be"
             ));
@@ -322,7 +332,7 @@ mod tests {
             ("${a b}", Err("name of an environment variable")),
             ("${A:-${B}}", Err("`${` inside `${A...}`")),
             ("${B:-x$${A}}", Err("`${` inside `${B...}`")),
-            ("${${A}}", Err("`${` inside `${...}`")),
+            ("${${A}}", Err("takes the name of an environment variable, and not another")),
         ] {
             match (expand(text, &variable), expected) {
                 (Ok(got), Ok(expected)) => assert_eq!(got, expected, "{text}"),

@@ -69,8 +69,10 @@ impl ConfigErrors {
         Self::new(vec![ConfigError { at: None, path: String::new(), message }])
     }
 
-    /// Says in which file they are.
+    /// Says in which file they are. What nobody would take for a path is not repeated: a token that stands where one was
+    /// expected may be no JWT.
     pub(super) fn in_file(self, file: &Path) -> Self {
+        let file = if looks_like_a_path(file) { file } else { Path::new("(the file that is named)") };
         Self { file: Some(file.to_owned()), ..self }
     }
 
@@ -83,6 +85,15 @@ impl ConfigErrors {
     pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
         self.errors.iter()
     }
+}
+
+/// Whether it is there, says where it is, or ends as configurations do.
+fn looks_like_a_path(file: &Path) -> bool {
+    let begins = file.is_absolute() || file.starts_with(".") || file.starts_with("..");
+    let ends = file
+        .extension()
+        .is_some_and(|extension| ["yaml", "yml", "json", "conf"].iter().any(|known| extension == *known));
+    begins || ends || file.exists()
 }
 
 /// One a line, with its file as [`ConfigError::in_file`] writes it.

@@ -80,6 +80,16 @@ impl Page {
         self.0.push_str(text.as_ref());
         self.0.push('\n');
     }
+
+    /// A member whose key may be longer than the 1,024 characters that YAML takes without being told that it is one.
+    fn member(&mut self, indent: usize, key: &str, value: &str) {
+        const LONGEST: usize = 1_000;
+        if key.chars().count() <= LONGEST {
+            return self.line(indent, format!("{key}: {value}"));
+        }
+        self.line(indent, format!("? {key}"));
+        self.line(indent, format!(": {value}"));
+    }
 }
 
 fn print_grpc(page: &mut Page, listener: &GrpcListener) {
@@ -176,9 +186,9 @@ fn print_provider(page: &mut Page, config: &ProviderConfig) {
     let headers: Vec<String> = claim_headers
         .iter()
         .map(|ClaimHeader { header, claim, encoding }| match encoding {
-            Encoding::Percent => format!("{}: {}", quoted(header), quoted(claim)),
+            Encoding::Percent => format!("{}: {}", key(header), quoted(claim)),
             Encoding::Base64Url => {
-                format!("{}: {{claim: {}, encoding: base64url}}", quoted(header), quoted(claim))
+                format!("{}: {{claim: {}, encoding: base64url}}", key(header), quoted(claim))
             }
         })
         .collect();
@@ -266,7 +276,7 @@ fn print_requirements(page: &mut Page, requirements: &Requirements) {
     }
     for ClaimRequirement { claim, any_of } in claims {
         let values: Vec<String> = any_of.iter().map(scalar).collect();
-        page.line(4, format!("{}: [{}]", quoted(claim), values.join(", ")));
+        page.member(4, &key(claim), &format!("[{}]", values.join(", ")));
     }
     if let Some(condition) = condition {
         page.line(3, format!("condition: {}", quoted(condition.source())));
@@ -300,11 +310,8 @@ fn print_responses(page: &mut Page, responses: &Responses) {
         page.line(1, "headers:");
     }
     for (reason, denial) in custom().filter(|(_, denial)| !denial.headers.is_empty()) {
-        let headers: Vec<String> = denial
-            .headers
-            .iter()
-            .map(|(name, value)| format!("{}: {}", quoted(name), quoted(value)))
-            .collect();
+        let headers: Vec<String> =
+            denial.headers.iter().map(|(name, value)| format!("{}: {}", key(name), quoted(value))).collect();
         page.line(2, format!("{reason}: {{{}}}", headers.join(", ")));
     }
 }
@@ -372,6 +379,11 @@ fn redacted(key: &Key) -> String {
 /// A JSON string is a YAML string; and what was expanded must not be expanded again.
 fn quoted(text: impl Display) -> String {
     serde_json::Value::from(text.to_string().replace("${", "$${")).to_string()
+}
+
+/// The key of a member, which is not expanded.
+fn key(text: impl Display) -> String {
+    serde_json::Value::from(text.to_string()).to_string()
 }
 
 fn list<T: Display>(items: &[T]) -> String {

@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::protected_headers::PATH_AND_HOST;
 use crate::rules::Rules;
 
-use super::cursor::{Cursor, Findings, Found};
+use super::cursor::{Cursor, Findings, Found, NamedFile};
 use super::dangers::warn_of_network;
 use super::document;
 use super::error::{ConfigError, ConfigErrors, Position};
@@ -152,9 +152,9 @@ fn read(
     let Found { errors: found, mut warnings, files, listeners, issuers } = findings.into_parts();
     errors.extend(found);
     let mut places = Vec::new();
-    for (at, path, file) in files {
+    for NamedFile { at, path, file, written } in files {
         if let Err(error) = check_file(&file) {
-            let message = format!("{} cannot be read: {error}", file.display());
+            let message = format!("{written} cannot be read: {error}");
             errors.push(ConfigError { at: Some(at), path: path.clone(), message });
         }
         places.push((path, at));

@@ -117,8 +117,9 @@ fn builder(http1: bool, streams: u32) -> Builder<TokioExecutor> {
     if !http1 {
         builder = builder.http2_only();
     }
-    // The date is ours, since the library's panics at a clock before 1970 or after 9999. Over HTTP/1.1 it makes its own all
-    // the same, and leaves it out: there such a clock still ends the connection.
+    // The date is ours (see `answer`): none is better than a wrong one, where the clock stands beyond all that have one. Over
+    // HTTP/1.1 the library makes its own all the same, and leaves it out; that this panics by no clock is what the crate
+    // `httpdate` below `crates/` is for.
     builder
         .http1()
         .auto_date_header(false)

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -22,6 +23,9 @@ const TELLING: Duration = Duration::from_secs(1);
 
 /// How long the writer rests where standard error takes nothing right now and does not make it wait.
 const NOT_NOW: Duration = Duration::from_millis(10);
+
+/// How long nothing is written after a fault of this program.
+const AFTER_A_FAULT: Duration = Duration::from_millis(100);
 
 /// How much may wait to be written.
 #[derive(Clone, Copy, Debug)]
@@ -85,8 +89,17 @@ impl Lines {
         self.arrived.notify_one();
     }
 
-    /// Writes lines as they come, for ever. `notice` makes the line that tells of so many dropped ones.
-    pub(super) fn write_to(&self, out: impl Write, notice: impl Fn(u64) -> Vec<u8>) {
+    /// Writes lines as they come, for ever. `notice` makes the line that tells of so many dropped ones. After a fault of this
+    /// program, of which the log tells like of any panic, it begins anew; the line that was being written is lost.
+    pub(super) fn write_for_ever_to(&self, mut out: impl Write, notice: impl Fn(u64) -> Vec<u8>) {
+        loop {
+            let _panicked = catch_unwind(AssertUnwindSafe(|| self.write_to(&mut out, &notice)));
+            self.drop_one();
+            thread::sleep(AFTER_A_FAULT);
+        }
+    }
+
+    fn write_to(&self, out: impl Write, notice: impl Fn(u64) -> Vec<u8>) {
         let mut out = WholeLines { out, torn: false };
         loop {
             match self.next() {
@@ -336,6 +349,43 @@ mod tests {
         lines.push(b"next\n");
         lines.flush(PATIENCE);
         let file = disk.file.lock().expect("no test has panicked").clone();
+        let mut all: Vec<&str> = std::str::from_utf8(&file).expect("text").lines().collect();
+        all.sort();
+        assert_eq!(all, ["1 dropped", "next"]);
+        assert_eq!(lines.dropped.get(), 1);
+    }
+
+    /// Panics when it is given the first line, and writes all others.
+    struct Faulty {
+        faulty: bool,
+        disk: Disk,
+    }
+
+    impl Write for Faulty {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if std::mem::take(&mut self.faulty) {
+                panic!("a fault of the test");
+            }
+            self.disk.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_writer_that_panics_loses_one_line_which_is_counted_and_goes_on() {
+        let (lines, disk) = (Arc::new(lines(100, 1000)), Disk::default());
+        let (writing, out) = (Arc::clone(&lines), Faulty { faulty: true, disk: disk.clone() });
+        thread::spawn(move || {
+            writing.write_for_ever_to(out, |lines| format!("{lines} dropped\n").into_bytes());
+        });
+        for line in ["lost\n", "next\n"] {
+            lines.push(line.as_bytes());
+        }
+        lines.flush(PATIENCE);
+        let file = disk.file.lock().expect("it panics without the lock").clone();
         let mut all: Vec<&str> = std::str::from_utf8(&file).expect("text").lines().collect();
         all.sort();
         assert_eq!(all, ["1 dropped", "next"]);

@@ -52,7 +52,7 @@ pub fn start_log(log: &Log) -> io::Result<()> {
     // A descriptor of its own: Rust's has a lock, which whoever prints would wait for while a write stalls.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     let writing = Arc::clone(&lines);
-    thread::Builder::new().name("log".to_owned()).spawn(move || writing.write_to(out, notice))?;
+    thread::Builder::new().name("log".to_owned()).spawn(move || writing.write_for_ever_to(out, notice))?;
     let wanted = std::env::var("PORTCULLIS_LOG").ok();
     let named = wanted.as_deref().map(level_named);
     let level = named.flatten().unwrap_or(log.level);
@@ -135,12 +135,6 @@ impl Write for Destination {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Text of somebody else's, such as a `kid`, as the log shows it: at most 64 characters, and no line
-/// breaks or control characters.
-pub fn on_one_line(text: &str) -> String {
-    text.chars().take(64).flat_map(char::escape_debug).collect()
 }
 
 fn filter(level: LogLevel) -> EnvFilter {

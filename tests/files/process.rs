@@ -1,7 +1,7 @@
 //! The running binary: a configuration that is cut off while it is written, or is a pipe, and signals while it starts.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -249,10 +249,12 @@ async fn sighup_during_a_start_does_not_end_it_and_is_heeded_once_it_serves() {
     let files = Files::new();
     // The start stands still at the very first thing that is read.
     let pipe = files.pipe();
-    let mut served = Served::start(&pipe);
-    served.until_it_takes_hangups().await;
+    let served = Served::start(&pipe);
+    // Opened once the other end is, by which time signals are listened for.
+    let mut writer = fs::File::options().write(true).open(&pipe).expect("it is read");
     served.signal("-HUP");
-    fs::write(&pipe, files.text(rules()[0])).expect("is read");
+    writer.write_all(files.text(rules()[0]).as_bytes()).expect("is read");
+    drop(writer);
     served.wait_for(&["\"serving\""]);
     served.wait_for(&["not reloaded", "cannot be read within"]);
     drop(served);

@@ -23,9 +23,9 @@ use tower::Service as _;
 use crate::authorizer::KeyedProvider;
 use crate::clock;
 use crate::keys::KeyStatus;
-use crate::keys::schedule::Trigger;
 use crate::server::{Door, Peer};
 use crate::service::Service;
+use crate::telemetry::Trigger;
 
 /// The `door` label.
 const DOOR: &str = "admin";

@@ -6,6 +6,7 @@
 
 mod account;
 mod findings;
+mod keyed;
 mod providers;
 mod realms;
 mod refusals;
@@ -19,12 +20,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-pub use self::providers::KeyedProvider;
+pub use self::keyed::KeyedProvider;
 pub use self::realms::{NamesKept, OpenRealm, RealmProviders};
 pub use self::trace::Step;
 
 use self::findings::Findings;
-use self::providers::{Issuer, Lent, Providers};
+use self::providers::Providers;
+use self::realms::{Issuer, Lent};
 use self::refusals::RefusalLog;
 use self::trace::Trace;
 use crate::access_request::AccessRequest;

@@ -22,6 +22,7 @@ pub mod budget;
 mod caching;
 pub mod discovery;
 pub mod fetch;
+pub mod fetch_error;
 pub mod folder;
 pub mod http;
 pub mod http_client;
@@ -50,11 +51,13 @@ use crate::validation::key_set::{KeyName, KeySet};
 use crate::validation::{Permanent, StaleCause, UnixTime, ValidationError};
 
 use self::budget::{Budget, Known, Member};
-use self::fetch::{Fetch, FetchError, Wanted};
+use self::fetch::{Fetch, Wanted};
+use self::fetch_error::FetchError;
 use self::published::Published;
 pub(crate) use self::refresh::SNAPSHOT_PATIENCE;
-use self::schedule::{Caller, Schedule, Standing, Trigger};
+use self::schedule::{Caller, Schedule, Standing};
 use self::snapshot::SnapshotFile;
+use crate::telemetry::Trigger;
 
 /// The names of the tasks that keep one provider's keys.
 pub const TASKS: [&str; 4] = [WATCH_FILE, RESTORE, KEEP_SNAPSHOT, DRIVE];
@@ -249,7 +252,7 @@ impl Drop for KeyCache {
         self.shared.budget.remember(&self.shared.provider, known);
         self.shared.budget.resign(self.shared.member);
         if self.passing {
-            self.shared.around.metrics.forget_keys(&self.shared.provider);
+            self.shared.around.metrics.forget_keys(&self.shared.provider, &TASKS);
         }
     }
 }

@@ -23,19 +23,22 @@ const STANDS_ON: [(&str, &[&str], &[&str]); 3] = [
     (
         "portcullis-core",
         &[],
-        &["tokio", "reqwest", "hyper", "tonic", "axum", "tracing", "rustls", "clap", "schemars", "rustix", "socket2", "mio"],
+        &[
+            "tokio", "reqwest", "hyper", "tonic", "axum", "tracing", "rustls", "clap", "schemars", "rustix",
+            "socket2", "mio",
+        ],
     ),
     ("httpdate", &[], &["tokio"]),
     ("portcullis", &["portcullis-core"], &[]),
 ];
 
 /// The rooms of the service, each with the rooms that it may use. All may use the core.
-const ROOMS: [(&str, &[&str]); 17] = [
+const ROOMS: [(&str, &[&str]); 18] = [
     ("clock", &[]),
     ("files", &["clock"]),
     ("certificates", &["clock"]),
     ("config", &[]),
-    ("telemetry", &["clock", "config", "keys"]),
+    ("telemetry", &["clock", "config"]),
     ("supervise", &["clock", "telemetry"]),
     ("keys", &["certificates", "clock", "config", "files", "supervise", "telemetry"]),
     ("authorizer", &["clock", "config", "keys", "telemetry"]),
@@ -44,16 +47,29 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("proto", &[]),
     ("ext_authz", &["clock", "config", "proto", "server", "service"]),
     ("forward_auth", &["authorizer", "clock", "config", "server", "service"]),
-    ("admin", &["authorizer", "clock", "config", "keys", "server", "service"]),
-    ("app", &["admin", "clock", "config", "ext_authz", "files", "forward_auth", "server", "service", "supervise"]),
+    ("admin", &["authorizer", "clock", "config", "keys", "server", "service", "telemetry"]),
+    (
+        "app",
+        &["admin", "clock", "config", "ext_authz", "files", "forward_auth", "server", "service", "supervise"],
+    ),
     (
         "commands",
         &[
-            "app", "authorizer", "certificates", "clock", "config", "ext_authz", "files", "keys", "server", "service",
+            "app",
+            "authorizer",
+            "certificates",
+            "clock",
+            "config",
+            "ext_authz",
+            "files",
+            "keys",
+            "server",
+            "service",
             "telemetry",
         ],
     ),
-    ("", &["app", "commands", "telemetry"]),
+    ("main", &[]),
+    ("", &[]),
 ];
 
 /// The rooms of the core.
@@ -84,7 +100,7 @@ const PLACES: [(&str, &[&str]); 19] = [
     ("regex", &["rules"]),
     ("prometheus_client", &["telemetry"]),
     ("saphyr_parser", &["config"]),
-    ("clap", &["commands"]),
+    ("clap", &["commands", "main"]),
     ("SystemTime::now", &["clock"]),
     ("Instant::now", &["clock"]),
     ("io::stdout", &["commands/output"]),
@@ -142,7 +158,9 @@ fn libraries_clocks_and_streams_stay_in_their_rooms() {
 fn the_core_does_no_io_and_never_waits() {
     for source in sources_of("crates/core") {
         assert!(!source.waits, "{} waits", source.file);
-        for forbidden in NOT_IN_CORE {
+        // The parser of conditions wants a stack whose size is known.
+        let may = |forbidden: &str| forbidden == "std::thread" && source.is_in("rules/condition");
+        for forbidden in NOT_IN_CORE.into_iter().filter(|forbidden| !may(forbidden)) {
             assert!(!source.names(forbidden), "{} uses {forbidden}", source.file);
         }
     }
@@ -152,7 +170,21 @@ fn the_core_does_no_io_and_never_waits() {
 fn nothing_from_outside_can_trip_an_unwrap_or_a_panic() {
     for source in all_sources() {
         assert!(!source.methods.contains("unwrap"), "{} unwraps", source.file);
-        for forbidden in ["panic!", "unreachable!", "todo!", "unimplemented!", "print!", "println!", "eprint!", "eprintln!", "dbg!"] {
+        // Nothing from outside reaches the keys that the issuer of the demo makes for itself.
+        if source.is_in("commands/issuer/signing_key") {
+            continue;
+        }
+        for forbidden in [
+            "panic!",
+            "unreachable!",
+            "todo!",
+            "unimplemented!",
+            "print!",
+            "println!",
+            "eprint!",
+            "eprintln!",
+            "dbg!",
+        ] {
             assert!(!source.names(forbidden), "{} uses {forbidden}", source.file);
         }
     }
@@ -169,12 +201,16 @@ fn packages() -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
     let metadata: Value = serde_json::from_slice(&asked.stdout).expect("JSON");
     let array = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let names: BTreeMap<String, String> =
-        array(&metadata["packages"]).iter().map(|package| (text(&package["id"]), text(&package["name"]))).collect();
+    let names: BTreeMap<String, String> = array(&metadata["packages"])
+        .iter()
+        .map(|package| (text(&package["id"]), text(&package["name"])))
+        .collect();
     let mut below: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for node in array(&metadata["resolve"]["nodes"]) {
-        let built_in = |dependency: &Value| array(&dependency["dep_kinds"]).iter().any(|kind| kind["kind"].is_null());
-        let needs = array(&node["deps"]).into_iter().filter(built_in).map(|dependency| text(&dependency["pkg"]));
+        let built_in =
+            |dependency: &Value| array(&dependency["dep_kinds"]).iter().any(|kind| kind["kind"].is_null());
+        let needs =
+            array(&node["deps"]).into_iter().filter(built_in).map(|dependency| text(&dependency["pkg"]));
         below.insert(text(&node["id"]), needs.collect());
     }
     let name = |id: &String| names.get(id).cloned().unwrap_or_default();
@@ -230,7 +266,14 @@ fn a_room_that_uses_another_is_seen_however_it_is_written() {
         assert_eq!(seen.len(), 1, "{text} in {file}: {seen:?}");
         assert!(seen[0].contains(file) && seen[0].contains("`b`"), "{seen:?}");
     }
-    for text in ["use crate::c;", "use self::b;", "mod b; use b::c;", "// use crate::b;", "#[cfg(test)] use crate::b;", "pub(super) fn b() {}"] {
+    for text in [
+        "use crate::c;",
+        "use self::b;",
+        "mod b; use b::c;",
+        "// use crate::b;",
+        "#[cfg(test)] use crate::b;",
+        "pub(super) fn b() {}",
+    ] {
         let rooms: [(&str, &[&str]); 3] = [("a", &["c"]), ("b", &[]), ("c", &[])];
         assert_eq!(uses_only(&[Source::of("a.rs", text)], &rooms), [""; 0], "{text}");
     }
@@ -241,7 +284,12 @@ fn a_room_that_uses_another_is_seen_however_it_is_written() {
 #[test]
 fn what_leaves_its_place_is_seen_and_so_is_a_wall_around_nothing() {
     let home = Source::of("keys/http.rs", "use reqwest::Client;");
-    for text in ["use reqwest::{Client, Url};", "fn f() -> reqwest::Result<()> {}", "fn f() { g!(reqwest::get(1)) }", "use reqwest as r;"] {
+    for text in [
+        "use reqwest::{Client, Url};",
+        "fn f() -> reqwest::Result<()> {}",
+        "fn f() { g!(reqwest::get(1)) }",
+        "use reqwest as r;",
+    ] {
         let sources = [Source::of("keys/http.rs", "use reqwest::Client;"), Source::of("other.rs", text)];
         assert_eq!(belongs_to(&sources, "reqwest", &["keys"]).len(), 1, "{text}");
     }
@@ -253,14 +301,17 @@ fn what_leaves_its_place_is_seen_and_so_is_a_wall_around_nothing() {
 
 #[test]
 fn what_waits_or_panics_or_does_io_is_seen() {
-    for text in ["async fn f() {}", "fn f() { async {} }", "fn f() { g.await }", "impl X { async fn f() {} }"] {
+    for text in ["async fn f() {}", "fn f() { async {} }", "fn f() { g.await }", "impl X { async fn f() {} }"]
+    {
         assert!(Source::of("a.rs", text).waits, "{text}");
     }
     assert!(Source::of("a.rs", "use std::{fmt, fs::File};").names("std::fs"));
     assert!(Source::of("a.rs", "fn f() { std::fs::read(1); }").names("std::fs"));
     assert!(Source::of("a.rs", "fn f() { assert!(panic!()) }").names("panic!"));
     assert!(Source::of("a.rs", "fn f() { g.unwrap(); }").methods.contains("unwrap"));
-    assert!(!Source::of("a.rs", "#[cfg(test)] mod tests { fn f() { g.unwrap(); } }").methods.contains("unwrap"));
+    assert!(
+        !Source::of("a.rs", "#[cfg(test)] mod tests { fn f() { g.unwrap(); } }").methods.contains("unwrap")
+    );
 }
 
 #[test]
@@ -275,7 +326,8 @@ fn modules_that_hold_each_other_are_seen() {
 }
 
 #[test]
-fn print_circles() {
-    eprintln!("{:#?}", circles(&sources_of(".")));
-    eprintln!("{:#?}", circles(&sources_of("crates/core")));
+fn no_modules_of_a_crate_hold_each_other() {
+    for (_, folder) in CRATES {
+        none(circles(&sources_of(folder)));
+    }
 }

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use portcullis::clock::{Clock, SimulatedClock};
 use portcullis::config::RefreshPolicy;
-use portcullis::keys::fetch::{Ask, Fetch, FetchError, Fetching};
+use portcullis::keys::fetch::{Ask, Fetch, Fetching};
+use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::folder::{Folder, FolderError};
 use portcullis::keys::snapshot::SnapshotFile;
 use portcullis::keys::{KeyCache, NotRescued, Surroundings};

@@ -30,6 +30,7 @@
 //!   at most; and while all places are taken its caller gets one only as another name leaves.
 
 mod held;
+mod lent;
 mod line;
 mod list;
 mod names;
@@ -40,19 +41,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+pub(super) use self::lent::Lent;
 pub use self::list::NamesKept;
-pub(super) use self::opening::NewRealm;
 
 use self::held::{Held, Realm, Standing, Uses};
+use self::lent::Tenant;
 use self::line::Line;
 use self::list::SharedNames;
 use self::names::Absent;
-use self::opening::Front;
-use super::providers::{Issuer, KeyedProvider, Lent};
+use self::opening::{Front, NewRealm};
+use super::keyed::KeyedProvider;
 use crate::clock::{self, Instant};
 use crate::config::{AllowedRealms, ProviderConfig, Realms};
 use crate::keys::KeyCache;
 use crate::keys::waiting::Waiting;
+use crate::validation::provider::Provider;
 
 /// Names that are known for each realm that may be in memory.
 const NAMES_PER_REALM: usize = 4;
@@ -82,18 +85,28 @@ pub struct RealmProviders {
     since: Instant,
 }
 
-/// The realm of a request whose keys have been lent.
-pub(super) struct Tenant {
-    realms: Arc<RealmProviders>,
-    uses: Arc<Uses>,
+/// Whose tokens an issuer's are.
+pub(super) enum Issuer {
+    /// One whose keys are there or on their way.
+    Held(Lent),
+    /// A realm that is allowed and has no keys here.
+    New(Box<NewRealm>),
 }
 
-impl Tenant {
-    /// One load and one store, but for the first token.
-    pub(super) fn token_verified(&self, keyed: &Arc<KeyedProvider>, arrived: Instant) {
-        let at = self.realms.micros(arrived);
-        if self.uses.verify(at) {
-            self.realms.become_known(keyed, &self.uses, at);
+impl Issuer {
+    /// The rules for its tokens.
+    pub(super) fn provider(&self) -> &Arc<Provider> {
+        match self {
+            Issuer::Held(lent) => &lent.provider,
+            Issuer::New(new) => &new.config().provider,
+        }
+    }
+
+    /// The realm's name, of a provider that stands for many.
+    pub(super) fn realm(&self) -> Option<&str> {
+        match self {
+            Issuer::Held(lent) => lent.realm.as_deref(),
+            Issuer::New(new) => Some(new.name()),
         }
     }
 }

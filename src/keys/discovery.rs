@@ -3,7 +3,6 @@
 //! The URL is remembered for a while, so that a forced refresh mostly costs one request. A document that is older
 //! than the one that was read before changes nothing.
 
-use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,37 +11,9 @@ use url::Url;
 
 use crate::clock::SteadyClock;
 
-use super::fetch::FetchError;
+use super::fetch_error::{DiscoveryError, FetchError};
 use super::origin::Origin;
 use super::transport::{Doubt, Request, Transport};
-
-/// Why a discovery document is of no use. Holds nothing of the document.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DiscoveryError {
-    /// Not a JSON object with `issuer` and `jwks_uri`.
-    NotADocument,
-    /// Its `issuer` is not exactly the configured one (Discovery §4.3).
-    IssuerMismatch,
-    /// Its `jwks_uri` is not an absolute http or https URL, or is http where the document came by https.
-    BadJwksUri,
-    /// Its `jwks_uri` is on another host than the document: who may put keys there, nobody has said.
-    OtherHost,
-}
-
-impl fmt::Display for DiscoveryError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DiscoveryError::NotADocument => {
-                "not a discovery document: a JSON object with `issuer` and `jwks_uri` is expected"
-            }
-            DiscoveryError::IssuerMismatch => "the discovery document's `issuer` is not the configured one",
-            DiscoveryError::BadJwksUri => "the discovery document's `jwks_uri` is no URL that can be trusted",
-            DiscoveryError::OtherHost => {
-                "the discovery document's `jwks_uri` is on another host: if that is as it should be, configure it as `jwks_uri`"
-            }
-        })
-    }
-}
 
 /// After so many documents in a row that are older by their date alone it is the clock there that was set back.
 const OLDER_IN_A_ROW: u32 = 2;

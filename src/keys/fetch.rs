@@ -11,14 +11,15 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::{Clock, Instant, SteadyClock};
-use crate::validation::key_set::{KeySet, KeySetError};
+use crate::validation::key_set::KeySet;
 
-use super::discovery::DiscoveryError;
+use super::fetch_error::FetchError;
 use super::folder::FileThreads;
 use super::origin::Origin;
 use super::published::Published;
-use super::schedule::{Doubts, Trigger};
+use super::schedule::Doubts;
 use crate::files::{LOOKING, Why, read_regular_file};
+use crate::telemetry::Trigger;
 
 /// Where keys come from. One implementation per kind of source; tests script their own.
 pub trait Fetch: Send + Sync {
@@ -158,62 +159,6 @@ impl Fetched {
             caches: String::new(),
             fresh_for: None,
             place_asked: true,
-        }
-    }
-}
-
-/// Why a fetch brought no key set. Holds nothing of an answer's body.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FetchError {
-    /// Not done within this time.
-    TimedOut(Duration),
-    /// No connection, or a broken one.
-    Transport(String),
-    /// A file of certificates or keys for TLS cannot be used; says which and why.
-    TlsFile(String),
-    /// A status other than 200, a redirect that is not followed included; and 304 where nothing was asked
-    /// to be compared.
-    Status {
-        /// The status.
-        status: u16,
-        /// How long the issuer wants to be left alone (RFC 9110 §10.2.3), where it says so.
-        retry_after: Option<Duration>,
-    },
-    /// Longer than this many bytes.
-    TooLarge(usize),
-    /// The file cannot be read.
-    File(Why),
-    /// The answer is no key set, or nothing in it is usable.
-    KeySet(KeySetError),
-    /// The discovery document is not one for this issuer.
-    Discovery(DiscoveryError),
-    /// A fault of this service: the fetch broke off.
-    BrokeOff,
-}
-
-impl fmt::Display for FetchError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            FetchError::TimedOut(limit) => write!(f, "no answer within {} ms", limit.as_millis()),
-            FetchError::Transport(what) | FetchError::TlsFile(what) => f.write_str(what),
-            FetchError::Status { status, .. } => write!(f, "the answer's status is {status}, not 200"),
-            FetchError::TooLarge(limit) => write!(f, "the answer is longer than {limit} bytes"),
-            FetchError::File(why) => why.fmt(f),
-            FetchError::KeySet(error) => error.fmt(f),
-            FetchError::Discovery(error) => error.fmt(f),
-            FetchError::BrokeOff => f.write_str("the fetch broke off by a fault of this service"),
-        }
-    }
-}
-
-impl std::error::Error for FetchError {}
-
-impl FetchError {
-    /// How long the issuer wants to be left alone, where it said so.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            FetchError::Status { retry_after, .. } => *retry_after,
-            _ => None,
         }
     }
 }

@@ -17,9 +17,11 @@ use crate::validation::key_set::{Key, KeySet};
 
 use super::caching;
 use super::discovery::{Discovery, Otherwise, Said};
-use super::fetch::{Ask, Fetch, FetchError, Fetched, Fetching};
-use super::schedule::{Doubts, Trigger};
+use super::fetch::{Ask, Fetch, Fetched, Fetching};
+use super::fetch_error::FetchError;
+use super::schedule::Doubts;
 use super::transport::{Answer, Doubt, Request, Transport};
+use crate::telemetry::Trigger;
 
 /// One in so many scheduled fetches sends no validators: those of some servers do not change with the content.
 const CONDITIONAL_IN_A_ROW: u32 = 9;

@@ -24,7 +24,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::certificates::{self, ClientTls, PairError, Trusted};
 use crate::config::{ClientCertificate, IssuerHttp};
 
-use super::fetch::FetchError;
+use super::fetch_error::FetchError;
 use super::transport::{Answer, Doubt, Getting, Request, Transport};
 use crate::files::{Contents, FileSet, Followed, Unreadable};
 use crate::supervise::{Supervisor, Task};

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::clock::Instant;
 use crate::config::RefreshPolicy;
+use crate::telemetry::Trigger;
 use crate::validation::StaleCause;
 
 use super::budget::{Accounts, Member};
@@ -20,37 +21,6 @@ const MAX_UNDER_WAY: usize = 4;
 const DURATION_SLACK: Duration = Duration::from_millis(10);
 
 const CAUSES: [StaleCause; 2] = [StaleCause::UnknownKid, StaleCause::BadSignature];
-
-/// Why a fetch was started; the `trigger` label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Trigger {
-    /// The first fetch of a cache, and those after it until one succeeds.
-    Startup,
-    /// It was time.
-    Scheduled,
-    /// A token failed against the set in hand.
-    Forced(StaleCause),
-}
-
-impl Trigger {
-    /// Every trigger.
-    pub const ALL: [Trigger; 4] = [
-        Trigger::Startup,
-        Trigger::Scheduled,
-        Trigger::Forced(StaleCause::UnknownKid),
-        Trigger::Forced(StaleCause::BadSignature),
-    ];
-
-    /// The label's value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Trigger::Startup => "startup",
-            Trigger::Scheduled => "scheduled",
-            Trigger::Forced(StaleCause::UnknownKid) => "unknown_kid",
-            Trigger::Forced(StaleCause::BadSignature) => "bad_signature",
-        }
-    }
-}
 
 /// A caller whose token is stale.
 #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,7 @@ use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue};
 use url::Url;
 
 use super::caching;
-use super::fetch::FetchError;
+use super::fetch_error::FetchError;
 use super::origin::Origin;
 
 /// What carries requests to an issuer.

@@ -16,9 +16,39 @@ use prometheus_client::registry::Registry;
 
 use super::log;
 use super::tls::TlsMetrics;
-use crate::keys::{self, schedule::Trigger};
 use crate::reason::Reason;
 use crate::validation::{StaleCause, UnixTime};
+
+/// Why a fetch was started; the `trigger` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trigger {
+    /// The first fetch of a cache, and those after it until one succeeds.
+    Startup,
+    /// It was time.
+    Scheduled,
+    /// A token failed against the set in hand.
+    Forced(StaleCause),
+}
+
+impl Trigger {
+    /// Every trigger.
+    pub const ALL: [Trigger; 4] = [
+        Trigger::Startup,
+        Trigger::Scheduled,
+        Trigger::Forced(StaleCause::UnknownKid),
+        Trigger::Forced(StaleCause::BadSignature),
+    ];
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Trigger::Startup => "startup",
+            Trigger::Scheduled => "scheduled",
+            Trigger::Forced(StaleCause::UnknownKid) => "unknown_kid",
+            Trigger::Forced(StaleCause::BadSignature) => "bad_signature",
+        }
+    }
+}
 
 /// How a fetch ended; the `outcome` label of `portcullis_jwks_fetches_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -381,8 +411,9 @@ impl Metrics {
         *self.held_keys().entry(name.to_owned()).or_default() += 1;
     }
 
-    /// Takes everything about these keys out of the metrics, counters too, unless others of that name are there.
-    pub fn forget_keys(&self, name: &str) {
+    /// Takes everything about these keys out of the metrics, counters too, unless others of that name are there. `tasks` are
+    /// the names of those that kept them.
+    pub fn forget_keys(&self, name: &str, tasks: &[&'static str]) {
         // Held to the end, so that others of that name are not forgotten as they come.
         let mut held = self.held_keys();
         if let Some(count) = held.get_mut(name)
@@ -412,7 +443,7 @@ impl Metrics {
                 });
             }
         }
-        for task in keys::TASKS {
+        for task in tasks {
             self.task_restarts.remove(&TaskLabels { provider: name.to_owned(), task });
         }
         self.waiters_rejected.remove(&ProviderLabels { provider: name.to_owned() });

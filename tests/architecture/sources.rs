@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 
 use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
-use syn::{Attribute, ExprAsync, ExprAwait, ExprMethodCall, ImplItemFn, Item, ItemFn, ItemMod, Macro, Signature, UseTree};
+use syn::{
+    Attribute, ExprAsync, ExprAwait, ExprMethodCall, ImplItemFn, Item, ItemFn, ItemMod, Macro, Signature,
+    UseTree,
+};
 
 /// A file and what stands in it, but for what is compiled for tests alone.
 pub struct Source {
@@ -31,13 +34,14 @@ impl Source {
     pub fn of(file: &str, text: &str) -> Self {
         let parsed = syn::parse_file(text).unwrap_or_else(|error| panic!("{file}: {error}"));
         let module = module_of(file);
-        let mut reader = Reader { module: module.clone(), children: children(&parsed.items), ..Reader::default() };
+        let mut reader =
+            Reader { module: module.clone(), children: children(&parsed.items), ..Reader::default() };
         reader.visit_file(&parsed);
         let Reader { own, others, methods, waits, .. } = reader;
         Self { file: file.to_owned(), text: text.to_owned(), module, own, others, methods, waits }
     }
 
-    /// The room that it belongs to: the first module below the root; empty for `lib.rs` and `main.rs`.
+    /// The room that it belongs to: the first module below the root; empty for `lib.rs`.
     pub fn room(&self) -> &str {
         self.module.first().map_or("", String::as_str)
     }
@@ -51,7 +55,9 @@ impl Source {
     /// Whether it names a path that begins so, `std::fs` for one.
     pub fn names(&self, path: &str) -> bool {
         let wanted: Vec<&str> = path.split("::").collect();
-        self.others.iter().any(|path| path.len() >= wanted.len() && path.iter().zip(&wanted).all(|(is, wanted)| is == wanted))
+        self.others.iter().any(|path| {
+            path.len() >= wanted.len() && path.iter().zip(&wanted).all(|(is, wanted)| is == wanted)
+        })
     }
 }
 
@@ -84,7 +90,7 @@ pub fn sources_of(folder: &str) -> Vec<Source> {
 fn module_of(file: &str) -> Vec<String> {
     let path = file.trim_end_matches(".rs").trim_end_matches("/mod");
     match path {
-        "lib" | "main" => Vec::new(),
+        "lib" => Vec::new(),
         path => path.split('/').map(str::to_owned).collect(),
     }
 }
@@ -186,14 +192,17 @@ impl Reader {
             }
         }
         all.push(path);
-        all.into_iter().filter(|path| path.len() > 1 || path.last().is_some_and(|last| last.ends_with('!'))).for_each(|path| self.note(path));
+        all.into_iter()
+            .filter(|path| path.len() > 1 || path.last().is_some_and(|last| last.ends_with('!')))
+            .for_each(|path| self.note(path));
     }
 }
 
 /// Whether this is compiled for tests alone.
 fn is_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
-        attribute.path().is_ident("cfg") && attribute.parse_args::<syn::Ident>().is_ok_and(|condition| condition == "test")
+        attribute.path().is_ident("cfg")
+            && attribute.parse_args::<syn::Ident>().is_ok_and(|condition| condition == "test")
     })
 }
 
@@ -265,7 +274,10 @@ impl<'ast> Visit<'ast> for Reader {
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        self.note(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
+        // A single name is a local one, or was brought here by a `use`.
+        if path.segments.len() > 1 {
+            self.note(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
+        }
         visit::visit_path(self, path);
     }
 
@@ -274,7 +286,8 @@ impl<'ast> Visit<'ast> for Reader {
     }
 
     fn visit_macro(&mut self, call: &'ast Macro) {
-        let mut path: Vec<String> = call.path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        let mut path: Vec<String> =
+            call.path.segments.iter().map(|segment| segment.ident.to_string()).collect();
         if let Some(last) = path.last_mut() {
             last.push('!');
         }

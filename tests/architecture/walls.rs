@@ -14,14 +14,19 @@ pub fn uses_only(sources: &[Source], rooms: &[(&str, &[&str])]) -> Vec<String> {
             violations.push(format!("{} belongs to no room", source.file));
             continue;
         };
-        let used: BTreeSet<&str> = source.own.iter().filter_map(|path| path.first()).map(String::as_str).collect();
-        let forbidden = used.into_iter().filter(|used| {
-            known.contains_key(used) && *used != source.room() && !may.contains(used)
-        });
+        let used: BTreeSet<&str> =
+            source.own.iter().filter_map(|path| path.first()).map(String::as_str).collect();
+        let forbidden = used
+            .into_iter()
+            .filter(|used| known.contains_key(used) && *used != source.room() && !may.contains(used));
         violations.extend(forbidden.map(|used| format!("{} uses the room `{used}`", source.file)));
     }
-    let needs = rooms.iter().map(|(room, may)| ((*room).to_owned(), may.iter().map(|room| (*room).to_owned()).collect()));
-    violations.extend(components(&needs.collect()).into_iter().map(|circle| format!("rooms hold each other: {circle}")));
+    let needs = rooms
+        .iter()
+        .map(|(room, may)| ((*room).to_owned(), may.iter().map(|room| (*room).to_owned()).collect()));
+    violations.extend(
+        components(&needs.collect()).into_iter().map(|circle| format!("rooms hold each other: {circle}")),
+    );
     violations
 }
 
@@ -44,7 +49,9 @@ pub fn belongs_to(sources: &[Source], path: &str, modules: &[&str]) -> Vec<Strin
 pub fn circles(sources: &[Source]) -> Vec<String> {
     let files: BTreeSet<Vec<String>> = sources.iter().map(|source| source.module.clone()).collect();
     // The longest module that a path leads to.
-    let module = |path: &Vec<String>| (1..=path.len()).rev().map(|length| path[..length].to_vec()).find(|path| files.contains(path));
+    let module = |path: &Vec<String>| {
+        (1..=path.len()).rev().map(|length| path[..length].to_vec()).find(|path| files.contains(path))
+    };
     let mut needs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for source in sources {
         let used = source.own.iter().filter_map(module);
@@ -72,6 +79,7 @@ fn components(needs: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
         let all = &reach[name];
         all.iter().filter(|other| reach.get(other).is_some_and(|back| back.contains(name))).cloned().collect()
     };
-    let groups: BTreeSet<BTreeSet<String>> = needs.keys().map(group).filter(|group| group.len() > 1).collect();
+    let groups: BTreeSet<BTreeSet<String>> =
+        needs.keys().map(group).filter(|group| group.len() > 1).collect();
     groups.into_iter().map(|group| group.into_iter().collect::<Vec<_>>().join(", ")).collect()
 }

@@ -14,7 +14,8 @@ use portcullis::authorizer::{
 };
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::{Config, RefreshPolicy};
-use portcullis::keys::fetch::{Ask, Fetch, FetchError, Fetched, Fetching};
+use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching};
+use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::names::RealmNames;
 use portcullis::keys::snapshot::SnapshotFile;
 use portcullis::keys::{KeyCache, Surroundings};

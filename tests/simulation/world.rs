@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::header::{AGE, CACHE_CONTROL, DATE, ETAG, HeaderMap, IF_NONE_MATCH, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
-use portcullis::keys::fetch::FetchError;
+use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::folder::{Folder, FolderError};
 use portcullis::keys::transport::{Answer, Getting, Request, Transport};
 use rand::rngs::SmallRng;

@@ -8,12 +8,13 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::held::{Realm, Standing, Uses};
+use super::lent::Lent;
 use super::line::{Class, Full, Line, Next, Ticket};
 use super::names::Absent;
-use super::{KeyedProvider, Lent, RealmProviders};
+use super::{KeyedProvider, RealmProviders};
 use crate::clock::{self, Instant};
 use crate::config::ProviderConfig;
-use crate::keys::fetch::FetchError;
+use crate::keys::fetch_error::FetchError;
 
 /// What stands before the realms in memory.
 pub(super) struct Front {

@@ -7,6 +7,8 @@
 mod account;
 mod findings;
 mod keyed;
+mod limits;
+mod provider_config;
 mod providers;
 mod realms;
 mod refusals;
@@ -21,7 +23,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use self::keyed::KeyedProvider;
-pub use self::realms::{NamesKept, OpenRealm, RealmProviders};
+pub use self::limits::Limits;
+pub use self::provider_config::{KeySource, ProviderConfig};
+pub use self::realms::{
+    AllowedRealms, MAX_REALM_NAME_BYTES, NamesKept, OpenRealm, PLACEHOLDER, RealmKeys, RealmProviders,
+    Realms, Template, is_realm_name,
+};
 pub use self::trace::Step;
 
 use self::findings::Findings;
@@ -32,7 +39,6 @@ use self::trace::Trace;
 use crate::access_request::AccessRequest;
 use crate::bearer_token::{self, FoundToken};
 use crate::clock::{Clock, Instant};
-use crate::config::Limits;
 use crate::identity;
 use crate::keys::{NotRescued, StaleToken};
 use crate::protected_headers::ProtectedHeaders;

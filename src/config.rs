@@ -19,29 +19,27 @@ mod responses;
 mod rules;
 mod schema;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use url::Url;
 
 use crate::access_request::ClaimHeaders;
+use crate::authorizer::RequestPolicy;
 use crate::rules::Rules;
-use crate::validation::TokenLimits;
-use crate::validation::json::JsonLimits;
-use crate::validation::key_set::KeySet;
-use crate::validation::provider::Provider;
+use crate::service::Settings;
 use crate::verdict::Responses;
 
 pub use changes::Change;
 pub use cursor::parse_duration;
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use read::{Examined, MAX_FILE_BYTES};
-pub use realms::{AllowedRealms, RealmKeys, Realms, Template};
 pub use schema::json_schema_text;
+
+pub use crate::authorizer::{AllowedRealms, KeySource, Limits, ProviderConfig, RealmKeys, Realms, Template};
+pub use crate::keys::{ClientCertificate, IssuerHttp, ProxyUrl, RefreshPolicy};
+pub use crate::telemetry::{Log, LogFormat, LogLevel};
 
 /// Everything that `serve` needs to know.
 #[derive(Clone, Debug)]
@@ -67,6 +65,20 @@ pub struct Config {
     pub log: Log,
     /// What is legal and probably not meant, in the order of the file.
     pub warnings: Vec<ConfigError>,
+}
+
+/// The part of it that decides.
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Self {
+        let policy = RequestPolicy {
+            rules: config.rules.clone(),
+            limits: config.limits,
+            responses: config.responses.clone(),
+            trusted_proxies: config.trusted_proxies.clone(),
+            trusted_headers: config.trusted_headers.clone(),
+        };
+        Self { providers: config.providers.clone(), policy }
+    }
 }
 
 /// The doors; at least one for gRPC is there.
@@ -186,179 +198,6 @@ pub struct TlsFiles {
     pub client_names: Vec<String>,
 }
 
-/// A provider's rules, where its keys are, and how they are kept fresh.
-#[derive(Clone, Debug)]
-pub struct ProviderConfig {
-    /// The rules for its tokens.
-    pub provider: Arc<Provider>,
-    /// Where its keys are.
-    pub keys: KeySource,
-    /// How that place is reached.
-    pub http: IssuerHttp,
-    /// How they are kept fresh.
-    pub refresh: RefreshPolicy,
-    /// The issuers that it stands for, where those are many: then `keys` and the provider's issuer have the
-    /// placeholder in them.
-    pub realms: Option<Realms>,
-    /// Whether the service counts as ready while this provider has had no keys yet; default false.
-    pub ready_without_keys: bool,
-}
-
-/// Where a provider's keys are.
-#[derive(Clone, Debug)]
-pub enum KeySource {
-    /// The key set's URL (RFC 7517 §5).
-    JwksUri(Url),
-    /// The URL of a discovery document that names the key set (OpenID Connect Discovery §4, RFC 8414 §3).
-    Discovery(Url),
-    /// A file, read again when it changes.
-    File(PathBuf),
-    /// Written into the configuration, and the only place where a shared secret may stand.
-    Inline(Arc<KeySet>),
-}
-
-/// How an issuer is reached over HTTP. Proxies that the environment names are not used; of its variables
-/// only `NO_PROXY` counts, as an exception to `proxy`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IssuerHttp {
-    /// Whether keys may come by plain http from another host than this one; default false.
-    pub allow_http: bool,
-    /// Authorities (PEM) that are trusted instead of the system's.
-    pub ca_file: Option<PathBuf>,
-    /// The forward proxy; default none.
-    pub proxy: Option<ProxyUrl>,
-    /// What this service shows to an issuer that asks for a certificate; default none.
-    pub client_certificate: Option<ClientCertificate>,
-}
-
-/// PEM files of a TLS client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientCertificate {
-    /// The certificate chain.
-    pub cert_file: PathBuf,
-    /// The private key.
-    pub key_file: PathBuf,
-}
-
-/// The URL of a forward proxy. What is shown of it has no user name and no password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ProxyUrl(Url);
-
-impl ProxyUrl {
-    /// Any http or https URL, with or without credentials.
-    pub fn new(url: Url) -> Self {
-        Self(url)
-    }
-
-    /// With its credentials: for the client that connects there, never for a log.
-    pub fn with_credentials(&self) -> &Url {
-        &self.0
-    }
-
-    /// Whether there is anything that is not shown.
-    pub fn has_credentials(&self) -> bool {
-        !self.0.username().is_empty() || self.0.password().is_some()
-    }
-}
-
-impl fmt::Display for ProxyUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let credentials = if self.has_credentials() { "..." } else { "" };
-        let at = if self.has_credentials() { "@" } else { "" };
-        let port = self.0.port().map(|port| format!(":{port}")).unwrap_or_default();
-        write!(f, "{}://{credentials}{at}{}{port}", self.0.scheme(), self.0.host_str().unwrap_or_default())
-    }
-}
-
-impl fmt::Debug for ProxyUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// How a provider's keys are kept fresh. The refresh rule is told in [`crate::keys`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RefreshPolicy {
-    /// Scheduled fetches start this far apart, with jitter, or less where the issuer says that its keys
-    /// stay fresh for less (RFC 9111 §4.2), but never less than `min_spacing`; default 5 min.
-    pub interval: Duration,
-    /// Fetches forced by an unknown `kid` start at least this far apart; default 1 s.
-    pub min_spacing: Duration,
-    /// The same, forced by a bad signature under a known `kid`; default 10 s.
-    pub min_spacing_bad_signature: Duration,
-    /// Requests that may wait for a refresh at one time; default 10000.
-    pub max_waiters: usize,
-    /// What those requests may hold in memory together, in bytes, each its headers and its path; default 48 MiB.
-    pub max_waiting_bytes: usize,
-    /// The longest that a request waits for a refresh; default 2 s.
-    pub wait: Duration,
-    /// The longest that one fetch may take; default 2 s.
-    pub timeout: Duration,
-    /// How long the last good set serves while the issuer cannot be reached; default 24 h.
-    pub max_stale: Duration,
-    /// The largest key set or discovery document that is read, decompressed; default 1 MiB.
-    pub max_bytes: usize,
-    /// Where the last good set is kept for a start while the issuer is down; default nowhere.
-    pub snapshot_dir: Option<PathBuf>,
-}
-
-impl Default for RefreshPolicy {
-    fn default() -> Self {
-        Self {
-            interval: Duration::from_secs(300),
-            min_spacing: Duration::from_secs(1),
-            min_spacing_bad_signature: Duration::from_secs(10),
-            max_waiters: 10_000,
-            max_waiting_bytes: 48 << 20,
-            wait: Duration::from_secs(2),
-            timeout: Duration::from_secs(2),
-            max_stale: Duration::from_secs(24 * 60 * 60),
-            max_bytes: 1024 * 1024,
-            snapshot_dir: None,
-        }
-    }
-}
-
-/// Bounds on one request and on one listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// The longest token, in bytes; default 16 KiB.
-    pub token_bytes: usize,
-    /// The most members and values of a token's header, and of its payload; default 4,096. Counted as
-    /// [`JsonLimits::values`] says.
-    pub token_values: usize,
-    /// The most objects and arrays within one another, of the same; default 16.
-    pub token_depth: usize,
-    /// All claim headers of one request together, in bytes; default 8 KiB.
-    pub claim_header_bytes: usize,
-    /// One Check, in bytes, with the body that Envoy may send along; default 16 MiB.
-    pub message_bytes: usize,
-    /// Open connections of one listener; default 16,384.
-    pub connections: usize,
-}
-
-impl Limits {
-    /// Those of one token.
-    pub fn token(&self) -> TokenLimits {
-        let json = JsonLimits { values: self.token_values, depth: self.token_depth };
-        TokenLimits { bytes: self.token_bytes, json }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        let TokenLimits { bytes, json } = TokenLimits::default();
-        Self {
-            token_bytes: bytes,
-            token_values: json.values,
-            token_depth: json.depth,
-            claim_header_bytes: 8 * 1024,
-            message_bytes: 16 << 20,
-            connections: 16_384,
-        }
-    }
-}
-
 /// How the service ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shutdown {
@@ -371,60 +210,5 @@ pub struct Shutdown {
 impl Default for Shutdown {
     fn default() -> Self {
         Self { drain_delay: Duration::from_secs(3), grace: Duration::from_secs(10) }
-    }
-}
-
-/// What is logged and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// Default JSON.
-    pub format: LogFormat,
-    /// Default info; `PORTCULLIS_LOG` overrides it.
-    pub level: LogLevel,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { format: LogFormat::Json, level: LogLevel::Info }
-    }
-}
-
-/// The form of a log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Text,
-}
-
-/// The least important line that is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LogLevel {
-    /// Failures of the service itself.
-    Error,
-    /// What an operator should look at.
-    Warn,
-    /// Refreshes and denials.
-    Info,
-    /// Every decision.
-    Debug,
-    /// The inside of a decision.
-    Trace,
-}
-
-impl LogLevel {
-    /// Every level by its name.
-    pub const NAMED: [(&str, LogLevel); 5] = [
-        ("error", LogLevel::Error),
-        ("warn", LogLevel::Warn),
-        ("info", LogLevel::Info),
-        ("debug", LogLevel::Debug),
-        ("trace", LogLevel::Trace),
-    ];
-
-    /// The name in the configuration and in `PORTCULLIS_LOG`.
-    pub fn name(self) -> &'static str {
-        Self::NAMED.iter().find(|(_, level)| *level == self).map_or("info", |(name, _)| name)
     }
 }

@@ -26,8 +26,10 @@ pub mod fetch_error;
 pub mod folder;
 pub mod http;
 pub mod http_client;
+mod issuer_http;
 pub mod names;
 pub mod origin;
+mod policy;
 pub mod published;
 mod refresh;
 pub mod schedule;
@@ -44,13 +46,15 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, Instant, SteadyClock};
-use crate::config::RefreshPolicy;
 use crate::supervise::{Supervisor, Task, Tasks};
 use crate::telemetry::{Metrics, StaleOutcome};
 use crate::validation::key_set::{KeyName, KeySet};
 use crate::validation::{Permanent, StaleCause, UnixTime, ValidationError};
 
 use self::budget::{Budget, Known, Member};
+pub use self::issuer_http::{ClientCertificate, IssuerHttp, ProxyUrl};
+pub use self::policy::RefreshPolicy;
+
 use self::fetch::{Fetch, Wanted};
 use self::fetch_error::FetchError;
 use self::published::Published;

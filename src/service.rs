@@ -6,6 +6,7 @@
 mod providers;
 mod reload;
 mod set_clock;
+mod settings;
 mod sources;
 
 use std::collections::BTreeSet;
@@ -18,12 +19,12 @@ use tokio::sync::Notify;
 
 use crate::authorizer::Authorizer;
 use crate::clock::Clock;
-use crate::config::Config;
 use crate::keys::Surroundings;
 use crate::supervise::{Supervisor, Tasks};
 use crate::telemetry::Metrics;
 
 pub use self::reload::Kept;
+pub use self::settings::Settings;
 
 use self::reload::Course;
 use self::set_clock::ClockWatch;
@@ -46,19 +47,22 @@ impl Service {
     ///
     /// # Errors
     /// No HTTP client can be made with what the configuration says of it.
-    pub fn start(config: &Config, clock: Clock) -> Result<Self, ServiceError> {
-        Self::start_in(config, Surroundings { clock, ..Surroundings::default() })
+    pub fn start(settings: impl Into<Settings>, clock: Clock) -> Result<Self, ServiceError> {
+        Self::start_in(&settings.into(), Surroundings { clock, ..Surroundings::default() })
     }
 
     /// The same beside a service that runs: its snapshots are read and never written.
     ///
     /// # Errors
     /// As for [`Service::start`].
-    pub fn start_beside(config: &Config, clock: Clock) -> Result<Self, ServiceError> {
-        Self::start_in(config, Surroundings { clock, snapshots_read_only: true, ..Surroundings::default() })
+    pub fn start_beside(settings: impl Into<Settings>, clock: Clock) -> Result<Self, ServiceError> {
+        Self::start_in(
+            &settings.into(),
+            Surroundings { clock, snapshots_read_only: true, ..Surroundings::default() },
+        )
     }
 
-    fn start_in(config: &Config, around: Surroundings) -> Result<Self, ServiceError> {
+    fn start_in(config: &Settings, around: Surroundings) -> Result<Self, ServiceError> {
         let parts = config
             .providers
             .iter()

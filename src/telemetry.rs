@@ -6,10 +6,12 @@
 mod lines;
 mod log;
 mod metrics;
+mod settings;
 mod tls;
 mod tokens;
 
 pub use self::log::{flush_log, start_log, tell_panics_in_log};
 pub use self::metrics::{FetchOutcome, Metrics, StaleOutcome, Trigger};
+pub use self::settings::{Log, LogFormat, LogLevel};
 pub use self::tls::{TlsFile, TlsMetrics};
 pub use self::tokens::{on_one_line, without_tokens};

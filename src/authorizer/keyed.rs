@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::config::RefreshPolicy;
-use crate::keys::KeyCache;
+use crate::keys::{KeyCache, RefreshPolicy};
 use crate::validation::provider::Provider;
 
 /// A provider with its keys.

@@ -5,9 +5,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::keyed::KeyedProvider;
-use super::realms::{Issuer, Lent, RealmProviders};
+use super::realms::{AllowedRealms, Issuer, Lent, RealmProviders};
 use crate::clock::Instant;
-use crate::config::AllowedRealms;
 
 /// Every provider of a configuration.
 pub(super) struct Providers {

@@ -35,6 +35,7 @@ mod line;
 mod list;
 mod names;
 mod opening;
+mod template;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -43,6 +44,9 @@ use tokio::task::JoinSet;
 
 pub(super) use self::lent::Lent;
 pub use self::list::NamesKept;
+pub use self::template::{
+    AllowedRealms, MAX_REALM_NAME_BYTES, PLACEHOLDER, RealmKeys, Realms, Template, is_realm_name,
+};
 
 use self::held::{Held, Realm, Standing, Uses};
 use self::lent::Tenant;
@@ -51,8 +55,8 @@ use self::list::SharedNames;
 use self::names::Absent;
 use self::opening::{Front, NewRealm};
 use super::keyed::KeyedProvider;
+use super::provider_config::ProviderConfig;
 use crate::clock::{self, Instant};
-use crate::config::{AllowedRealms, ProviderConfig, Realms};
 use crate::keys::KeyCache;
 use crate::keys::waiting::Waiting;
 use crate::validation::provider::Provider;

@@ -21,8 +21,8 @@ use reqwest::{Client, NoProxy, Proxy, StatusCode, redirect};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use super::issuer_http::{ClientCertificate, IssuerHttp};
 use crate::certificates::{self, ClientTls, PairError, Trusted};
-use crate::config::{ClientCertificate, IssuerHttp};
 
 use super::fetch_error::FetchError;
 use super::transport::{Answer, Doubt, Getting, Request, Transport};

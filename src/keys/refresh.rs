@@ -16,12 +16,12 @@ use tokio::time::{sleep, timeout};
 
 use super::fetch::{Ask, Fetch, Fetched, Interim, Wanted};
 use super::fetch_error::FetchError;
+use super::policy::RefreshPolicy;
 use super::published::{Effect, Published, Withdrawn};
 use super::schedule::{Begun, Ending, GivenBy};
 use super::snapshot::{NotStored, Outdated, Present, Snapshot, SnapshotFile};
 use super::{Confirmation, Confirmed, KeySnapshot, Shared, State};
 use crate::clock::Instant;
-use crate::config::RefreshPolicy;
 use crate::telemetry::Trigger;
 use crate::telemetry::{FetchOutcome, on_one_line};
 use crate::validation::key_set::{Key, KeyName, KeySet, KeySetError};

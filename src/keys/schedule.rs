@@ -7,8 +7,8 @@
 
 use std::time::Duration;
 
+use super::policy::RefreshPolicy;
 use crate::clock::Instant;
-use crate::config::RefreshPolicy;
 use crate::telemetry::Trigger;
 use crate::validation::StaleCause;
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::config::RefreshPolicy;
+use super::policy::RefreshPolicy;
 
 /// Those who wait for the keys of one provider, all of its realms together.
 #[derive(Debug, Default)]

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::authorizer::{Authorizer, KeyedProvider, NamesKept, OpenRealm, RealmProviders, RequestPolicy};
-use crate::config::{Config, ProviderConfig, Realms};
+use super::settings::Settings;
+use crate::authorizer::{Authorizer, KeyedProvider, NamesKept, OpenRealm, RealmProviders};
+use crate::authorizer::{ProviderConfig, Realms};
 use crate::keys::budget::Budget;
 use crate::keys::folder::FileThreads;
 use crate::keys::names::RealmNames;
@@ -38,7 +39,7 @@ pub(super) struct Held {
 
 impl Held {
     /// Of a provider that the authorizer of this configuration has.
-    fn of(keyed: &KeyedProvider, running: &Config) -> Option<Self> {
+    fn of(keyed: &KeyedProvider, running: &Settings) -> Option<Self> {
         let config = running.providers.iter().find(|config| config.provider.name == keyed.provider.name)?;
         let config = match (&config.realms, &keyed.realm) {
             (Some(realms), Some(name)) => config.of_realm(realms, name),
@@ -58,7 +59,7 @@ impl Running {
     }
 
     /// What runs for this issuer, or for those of this template: what is named, else a realm that has keys.
-    pub(super) fn of_issuer(issuer: &str, running: &Config, authorizer: &Authorizer) -> Option<Self> {
+    pub(super) fn of_issuer(issuer: &str, running: &Settings, authorizer: &Authorizer) -> Option<Self> {
         match running.providers.iter().find(|config| config.provider.issuer == issuer) {
             Some(named) => Self::of(named, running, authorizer),
             None => {
@@ -71,7 +72,7 @@ impl Running {
     }
 
     /// A provider of the running configuration.
-    pub(super) fn of(config: &ProviderConfig, running: &Config, authorizer: &Authorizer) -> Option<Self> {
+    pub(super) fn of(config: &ProviderConfig, running: &Settings, authorizer: &Authorizer) -> Option<Self> {
         if config.realms.is_some() {
             let mut templates = authorizer.realms().iter();
             let same = templates.find(|realms| realms.template().provider.name == config.provider.name)?;
@@ -87,8 +88,8 @@ impl Running {
 /// and of issuers that were named one by one and no longer are.
 pub(super) fn held_for_realms(
     wanted: &ProviderConfig,
-    named: &Config,
-    running: &Config,
+    named: &Settings,
+    running: &Settings,
     authorizer: &Authorizer,
 ) -> Vec<Held> {
     let Some(realms) = &wanted.realms else { return Vec::new() };
@@ -102,7 +103,7 @@ pub(super) fn held_for_realms(
 }
 
 /// An authorizer of these.
-pub(super) fn authorizer(parts: Vec<Part>, config: &Config, around: &Surroundings) -> Authorizer {
+pub(super) fn authorizer(parts: Vec<Part>, config: &Settings, around: &Surroundings) -> Authorizer {
     let (mut providers, mut templates) = (Vec::new(), Vec::new());
     for part in parts {
         match part {
@@ -110,14 +111,13 @@ pub(super) fn authorizer(parts: Vec<Part>, config: &Config, around: &Surrounding
             Part::Many(realms) => templates.push(realms),
         }
     }
-    let policy = RequestPolicy {
-        rules: config.rules.clone(),
-        limits: config.limits,
-        responses: config.responses.clone(),
-        trusted_proxies: config.trusted_proxies.clone(),
-        trusted_headers: config.trusted_headers.clone(),
-    };
-    Authorizer::new(providers, templates, policy, around.clock.clone(), Arc::clone(&around.metrics))
+    Authorizer::new(
+        providers,
+        templates,
+        config.policy.clone(),
+        around.clock.clone(),
+        Arc::clone(&around.metrics),
+    )
 }
 
 /// The provider of this configuration: with the keys that its source has just `answered`, else with those that

@@ -13,8 +13,9 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use tokio::task::JoinSet;
 
+use super::settings::Settings;
 use crate::authorizer::{Authorizer, KeyedProvider};
-use crate::config::{Config, KeySource, ProviderConfig, Realms};
+use crate::authorizer::{KeySource, ProviderConfig, Realms};
 use crate::keys::folder::FileThreads;
 use crate::keys::{KeyCache, Surroundings};
 use crate::validation::provider::Provider;
@@ -38,15 +39,15 @@ pub struct Kept {
 /// What a service goes by, and whose lock a reload holds for as long as it takes.
 pub(super) struct Course {
     /// What runs.
-    running: Config,
+    running: Settings,
     /// What was asked for last; the same but for what was kept.
-    wanted: Config,
+    wanted: Settings,
     kept: Vec<Kept>,
 }
 
 impl Course {
     /// What is asked for is what runs.
-    pub(super) fn of(config: &Config) -> Self {
+    pub(super) fn of(config: &Settings) -> Self {
         Self { running: config.clone(), wanted: config.clone(), kept: Vec::new() }
     }
 }
@@ -61,7 +62,8 @@ impl Service {
     ///
     /// # Errors
     /// As for [`Service::start`]; then nothing has changed.
-    pub async fn reload(&self, wanted: &Config) -> Result<Vec<Kept>, ServiceError> {
+    pub async fn reload(&self, wanted: impl Into<Settings>) -> Result<Vec<Kept>, ServiceError> {
+        let wanted = &wanted.into();
         let mut course = self.course.lock().await;
         let tried = try_all(self.steps(&course, wanted), &self.around).await;
         let outcome = self.go_over(&mut course, wanted, tried).await;
@@ -106,7 +108,7 @@ impl Service {
         kept
     }
 
-    fn steps(&self, course: &Course, wanted: &Config) -> Vec<Step> {
+    fn steps(&self, course: &Course, wanted: &Settings) -> Vec<Step> {
         let authorizer = self.authorizer();
         let step = |new: &ProviderConfig| Step {
             wanted: new.clone(),
@@ -119,7 +121,7 @@ impl Service {
     async fn go_over(
         &self,
         course: &mut Course,
-        wanted: &Config,
+        wanted: &Settings,
         tried: Vec<(Step, Trial)>,
     ) -> Result<Vec<Kept>, ServiceError> {
         let mut taken_in = Vec::new();
@@ -132,7 +134,7 @@ impl Service {
             taken_in.push((step, taken));
         }
         // From here on nothing waits: realms that come in between would be lost.
-        let mut config = Config { providers: Vec::new(), ..wanted.clone() };
+        let mut config = Settings { providers: Vec::new(), ..wanted.clone() };
         let (mut parts, mut kept) = (Vec::new(), Vec::new());
         let authorizer = self.authorizer();
         for (step, taken) in taken_in {
@@ -181,8 +183,8 @@ impl Service {
     }
 
     /// Takes the label values of names that are no longer there out of the gauges.
-    fn forget_names(&self, before: &Config, after: &Config) {
-        let names = |config: &Config| -> BTreeSet<String> {
+    fn forget_names(&self, before: &Settings, after: &Settings) {
+        let names = |config: &Settings| -> BTreeSet<String> {
             let of_one = config.providers.iter().filter(|provider| provider.realms.is_none());
             of_one.map(|config| config.provider.name.clone()).collect()
         };
@@ -290,8 +292,8 @@ async fn try_all(steps: Vec<Step>, around: &Surroundings) -> Vec<(Step, Trial)> 
 /// What a provider of the configuration that is asked for replaces.
 fn replaced(
     new: &ProviderConfig,
-    wanted: &Config,
-    running: &Config,
+    wanted: &Settings,
+    running: &Settings,
     authorizer: &Authorizer,
 ) -> Option<Running> {
     let of_issuer = Running::of_issuer(&new.provider.issuer, running, authorizer);

@@ -9,7 +9,8 @@ use tokio::task::block_in_place;
 use tokio::time::timeout;
 
 use crate::authorizer::KeyedProvider;
-use crate::config::{KeySource, ProviderConfig, RefreshPolicy};
+use crate::authorizer::{KeySource, ProviderConfig};
+use crate::keys::RefreshPolicy;
 use crate::keys::budget::Budget;
 use crate::keys::discovery::Discovery;
 use crate::keys::fetch::{Ask, Changing, Fetch, Fetched, Fetching, FileKeys};

@@ -17,7 +17,7 @@ use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::EnvFilter;
 
 use super::lines::{LineWriter, Lines, Room};
-use crate::config::{Log, LogFormat, LogLevel};
+use super::settings::{Log, LogFormat, LogLevel};
 
 /// What may wait to be written: what a flood logs within a few seconds.
 const ROOM: Room = Room { lines: 4096, bytes: 1 << 20 };

@@ -12,8 +12,8 @@ use super::lent::Lent;
 use super::line::{Class, Full, Line, Next, Ticket};
 use super::names::Absent;
 use super::{KeyedProvider, RealmProviders};
+use crate::authorizer::provider_config::ProviderConfig;
 use crate::clock::{self, Instant};
-use crate::config::ProviderConfig;
 use crate::keys::fetch_error::FetchError;
 
 /// What stands before the realms in memory.

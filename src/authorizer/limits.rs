@@ -1,0 +1,44 @@
+//! Bounds on one request and on one listener.
+
+use crate::validation::TokenLimits;
+use crate::validation::json::JsonLimits;
+
+/// Bounds on one request and on one listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest token, in bytes; default 16 KiB.
+    pub token_bytes: usize,
+    /// The most members and values of a token's header, and of its payload; default 4,096. Counted as
+    /// [`JsonLimits::values`] says.
+    pub token_values: usize,
+    /// The most objects and arrays within one another, of the same; default 16.
+    pub token_depth: usize,
+    /// All claim headers of one request together, in bytes; default 8 KiB.
+    pub claim_header_bytes: usize,
+    /// One Check, in bytes, with the body that Envoy may send along; default 16 MiB.
+    pub message_bytes: usize,
+    /// Open connections of one listener; default 16,384.
+    pub connections: usize,
+}
+
+impl Limits {
+    /// Those of one token.
+    pub fn token(&self) -> TokenLimits {
+        let json = JsonLimits { values: self.token_values, depth: self.token_depth };
+        TokenLimits { bytes: self.token_bytes, json }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let TokenLimits { bytes, json } = TokenLimits::default();
+        Self {
+            token_bytes: bytes,
+            token_values: json.values,
+            token_depth: json.depth,
+            claim_header_bytes: 8 * 1024,
+            message_bytes: 16 << 20,
+            connections: 16_384,
+        }
+    }
+}

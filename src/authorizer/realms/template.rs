@@ -1,0 +1,93 @@
+//! A provider that stands for many issuers: `{realm}` in its issuer, and the realms that are allowed.
+
+use crate::rules::WholeRegex;
+
+/// What stands for a realm's name.
+pub const PLACEHOLDER: &str = "{realm}";
+
+/// The longest name of a realm, in bytes.
+pub const MAX_REALM_NAME_BYTES: usize = 128;
+
+/// The realms of a provider that stands for many.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Realms {
+    /// The issuers that it stands for.
+    pub issuer: Template,
+    /// Where the keys of a realm are.
+    pub keys: RealmKeys,
+    /// The names that are allowed.
+    pub allowed: AllowedRealms,
+    /// Realms with a verified token whose keys are held at one time; default 256. Few others have places besides.
+    pub most: usize,
+}
+
+/// Where the keys of a realm are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RealmKeys {
+    /// At this URL.
+    JwksUri(Template),
+    /// Where the document at this URL says.
+    Discovery(Template),
+}
+
+/// A text with a realm's name in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    before: String,
+    behind: String,
+}
+
+/// The names of realms that are allowed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AllowedRealms {
+    /// These; never empty.
+    Listed(Vec<String>),
+    /// Those that this expression matches as a whole.
+    Matching(WholeRegex),
+}
+
+impl AllowedRealms {
+    /// Whether this realm is allowed. What cannot be a segment of a URL never is, whatever the expression says.
+    pub fn contains(&self, name: &str) -> bool {
+        is_realm_name(name)
+            && match self {
+                AllowedRealms::Listed(names) => names.iter().any(|one| one == name),
+                AllowedRealms::Matching(pattern) => pattern.matches(name),
+            }
+    }
+}
+
+/// One segment of a path, of unreserved characters alone (RFC 3986 §2.3), that leads nowhere else.
+pub fn is_realm_name(name: &str) -> bool {
+    let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    !matches!(name, "" | "." | "..") && name.len() <= MAX_REALM_NAME_BYTES && name.bytes().all(unreserved)
+}
+
+impl Template {
+    /// `None` where the text does not have the placeholder once, as a whole segment of a URL's path.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (before, behind) = text.split_once(PLACEHOLDER)?;
+        let (_, below_scheme) = before.split_once("://")?;
+        let in_path = below_scheme.contains('/') && !before.contains(['?', '#']);
+        let whole = before.ends_with('/') && (behind.is_empty() || behind.starts_with('/'));
+        (in_path && whole && !behind.contains(PLACEHOLDER))
+            .then(|| Self { before: before.to_owned(), behind: behind.to_owned() })
+    }
+
+    /// With this realm.
+    pub fn of(&self, realm: &str) -> String {
+        format!("{}{realm}{}", self.before, self.behind)
+    }
+
+    /// The realm in a text that this template makes.
+    pub fn realm_of<'t>(&self, text: &'t str) -> Option<&'t str> {
+        let realm = text.strip_prefix(self.before.as_str())?.strip_suffix(self.behind.as_str())?;
+        is_realm_name(realm).then_some(realm)
+    }
+}
+
+impl std::fmt::Display for Template {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{PLACEHOLDER}{}", self.before, self.behind)
+    }
+}

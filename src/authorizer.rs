@@ -12,6 +12,7 @@ mod provider_config;
 mod providers;
 mod realms;
 mod refusals;
+mod template;
 mod trace;
 
 use std::collections::BTreeSet;
@@ -25,9 +26,9 @@ use ipnet::IpNet;
 pub use self::keyed::KeyedProvider;
 pub use self::limits::Limits;
 pub use self::provider_config::{KeySource, ProviderConfig};
-pub use self::realms::{
-    AllowedRealms, MAX_REALM_NAME_BYTES, NamesKept, OpenRealm, PLACEHOLDER, RealmKeys, RealmProviders,
-    Realms, Template, is_realm_name,
+pub use self::realms::{NamesKept, OpenRealm, RealmProviders};
+pub use self::template::{
+    AllowedRealms, MAX_REALM_NAME_BYTES, PLACEHOLDER, RealmKeys, Realms, Template, is_realm_name,
 };
 pub use self::trace::Step;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use url::Url;
 
-use super::realms::{RealmKeys, Realms};
+use super::template::{RealmKeys, Realms};
 use crate::keys::{IssuerHttp, RefreshPolicy};
 use crate::validation::key_set::KeySet;
 use crate::validation::provider::Provider;

@@ -5,7 +5,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::keyed::KeyedProvider;
-use super::realms::{AllowedRealms, Issuer, Lent, RealmProviders};
+use super::realms::{Issuer, Lent, RealmProviders};
+use super::template::AllowedRealms;
 use crate::clock::Instant;
 
 /// Every provider of a configuration.

@@ -35,7 +35,6 @@ mod line;
 mod list;
 mod names;
 mod opening;
-mod template;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -44,9 +43,6 @@ use tokio::task::JoinSet;
 
 pub(super) use self::lent::Lent;
 pub use self::list::NamesKept;
-pub use self::template::{
-    AllowedRealms, MAX_REALM_NAME_BYTES, PLACEHOLDER, RealmKeys, Realms, Template, is_realm_name,
-};
 
 use self::held::{Held, Realm, Standing, Uses};
 use self::lent::Tenant;
@@ -56,6 +52,7 @@ use self::names::Absent;
 use self::opening::{Front, NewRealm};
 use super::keyed::KeyedProvider;
 use super::provider_config::ProviderConfig;
+use super::template::{AllowedRealms, Realms};
 use crate::clock::{self, Instant};
 use crate::keys::KeyCache;
 use crate::keys::waiting::Waiting;

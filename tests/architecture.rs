@@ -68,6 +68,7 @@ fn libraries_and_clocks_stay_in_their_rooms() {
     only_in(&["keys", "files/tests"], "tempfile");
     only_in(&["server", "certificates"], "tokio_rustls");
     only_in(&["certificates"], "x509_parser");
+    only_in(&["certificates"], "rustls_platform_verifier");
     only_in(&["server", "commands"], "hyper_util");
     only_in(&["keys"], "h2::");
     only_in(&["keys"], "use headers::");

@@ -117,9 +117,8 @@ fn builder(http1: bool, streams: u32) -> Builder<TokioExecutor> {
     if !http1 {
         builder = builder.http2_only();
     }
-    // The date is ours (see `answer`): none is better than a wrong one, where the clock stands beyond all that have one. Over
-    // HTTP/1.1 the library makes its own all the same, and leaves it out; that this panics by no clock is what the crate
-    // `httpdate` below `crates/` is for.
+    // The date is ours (see `answer`), and none where the clock stands after 9999: the library's would be wrong there. Over
+    // HTTP/1.1 it makes its own all the same and leaves it out; `crates/httpdate` keeps that from panicking.
     builder
         .http1()
         .auto_date_header(false)

@@ -10,7 +10,6 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::framing::Framing;
 use super::state::ConnectionState;
-use super::{MAX_HEADER_BYTES, READ_AHEAD};
 
 /// What was accepted.
 #[derive(Debug)]
@@ -76,7 +75,7 @@ pub(super) struct Watched<S> {
 
 impl<S> Watched<S> {
     pub(super) fn new(stream: S, state: Arc<ConnectionState>) -> Self {
-        Self { stream, framing: Framing::new(READ_AHEAD * MAX_HEADER_BYTES), state, flushing: false }
+        Self { stream, framing: Framing::new(), state, flushing: false }
     }
 }
 

@@ -103,14 +103,14 @@ impl<D: Door> Connection<D> {
                     }
                     Step::Refused(requests) => {
                         self.count_unread(requests);
-                        match state.patience() {
-                            Patience::Left => {}
-                            Patience::Over => break self.count_closed(Overdue::Flood),
-                            Patience::Leave if leaving => {}
-                            Patience::Leave => {
-                                leaving = true;
-                                connection.as_mut().graceful_shutdown();
-                            }
+                        let patience = state.patience();
+                        if patience != Patience::Left && !leaving {
+                            leaving = true;
+                            self.count_closed(Overdue::Flood);
+                            connection.as_mut().graceful_shutdown();
+                        }
+                        if patience == Patience::Over {
+                            break;
                         }
                     }
                 },

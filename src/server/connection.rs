@@ -87,7 +87,11 @@ impl<D: Door> Connection<D> {
             hyper::service::service_fn(move |request: Request<Incoming>| {
                 // Before the library goes on: whatever it has not handed over by then, it has refused.
                 state.request(request.version() != Version::HTTP_2);
-                answer(Arc::clone(&door), request, peer, Arc::clone(&state))
+                let size = header_bytes(request.headers());
+                if size.is_none() {
+                    state.refuse();
+                }
+                answer(Arc::clone(&door), request, size, peer, Arc::clone(&state))
             })
         };
         let builder = builder(door.speaks_http1(), door.max_streams());
@@ -103,14 +107,14 @@ impl<D: Door> Connection<D> {
                     }
                     Step::Refused(requests) => {
                         self.count_unread(requests);
-                        match state.patience() {
-                            Patience::Left => {}
-                            Patience::Over => break self.count_closed(Overdue::Flood),
-                            Patience::Leave if leaving => {}
-                            Patience::Leave => {
-                                leaving = true;
-                                connection.as_mut().graceful_shutdown();
-                            }
+                        let patience = state.patience();
+                        if patience != Patience::Left && !leaving {
+                            leaving = true;
+                            self.count_closed(Overdue::Flood);
+                            connection.as_mut().graceful_shutdown();
+                        }
+                        if patience == Patience::Over {
+                            break;
                         }
                     }
                 },
@@ -209,21 +213,21 @@ fn builder(http1: bool, streams: u32) -> Builder<TokioExecutor> {
     builder
 }
 
+/// The door's answer to a request of this size; 431 where it has none, for that it is too large.
 async fn answer<D: Door>(
     door: Arc<D>,
     mut request: Request<Incoming>,
+    size: Option<usize>,
     peer: Peer,
     state: Arc<ConnectionState>,
 ) -> Result<Response<Counted<D::Body>>, Infallible> {
     let mut flight = door.is_awaited(&request).then(|| state.flight());
-    let size = header_bytes(request.headers());
     let leaves_something = request.version() != Version::HTTP_2
         && (size.is_none_or(|size| size > LARGE_HEAD) || !is_passed_over(&mut request).await);
     let mut response = if size.is_some() {
         // What it holds is not needed while the answer is sent.
         Box::pin(door.answer(request, peer)).await
     } else {
-        state.refuse();
         let mut refusal = Response::new(D::Body::default());
         *refusal.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         refusal

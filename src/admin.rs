@@ -76,16 +76,12 @@ impl Door for AdminDoor {
         DOOR
     }
 
-    fn speaks_http1(&self) -> bool {
-        true
+    fn decides(&self) -> bool {
+        false
     }
 
     fn service(&self) -> &Service {
         &self.service
-    }
-
-    fn max_connections(&self) -> usize {
-        self.service.authorizer().limits().connections
     }
 
     fn max_streams(&self) -> u32 {
@@ -105,12 +101,6 @@ impl Door for AdminDoor {
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         response
     }
-
-    fn is_awaited(&self, _request: &Request<Incoming>) -> bool {
-        true
-    }
-
-    fn unread(&self, _requests: u64) {}
 }
 
 /// The routes.

@@ -46,7 +46,7 @@ use crate::proto::envoy::service::auth::v3::{
 use crate::proto::envoy::r#type::v3::HttpStatus;
 use crate::proto::google::rpc;
 use crate::reason::DenialKind;
-use crate::server::{self, Door, Rarely, Stop, count_unread};
+use crate::server::{self, Door, Stop};
 use crate::service::Service;
 use crate::validation::json::Json;
 use crate::verdict::{Decision, Responses, Verdict};
@@ -88,7 +88,6 @@ pub(crate) struct GrpcServices {
     others: Routes,
     unfinished: Arc<Unfinished>,
     endless: Arc<Semaphore>,
-    unread: Arc<Rarely>,
 }
 
 impl GrpcServices {
@@ -118,7 +117,6 @@ impl GrpcServices {
             others,
             unfinished: Arc::new(Unfinished::new(message_bytes)),
             endless: Arc::new(Semaphore::new(MAX_ENDLESS)),
-            unread: Arc::default(),
         };
         Ok((services, Health { service, reporter }))
     }
@@ -235,10 +233,6 @@ impl Door for GrpcDoor {
         &self.services.service
     }
 
-    fn max_connections(&self) -> usize {
-        self.services.service.authorizer().limits().connections
-    }
-
     async fn answer(&self, request: http::Request<Incoming>, peer: server::Peer) -> http::Response<Body> {
         if request.uri().path() == CHECK {
             return self.services.check(request, peer).await;
@@ -248,10 +242,6 @@ impl Door for GrpcDoor {
 
     fn is_awaited(&self, request: &http::Request<Incoming>) -> bool {
         !ENDLESS.contains(&request.uri().path())
-    }
-
-    fn unread(&self, requests: u64) {
-        count_unread(&self.services.service, DOOR, requests, &self.services.unread);
     }
 }
 

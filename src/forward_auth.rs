@@ -21,7 +21,7 @@ use crate::access_request::{AccessRequest, Caller, ClaimHeaders, Headers, Remova
 use crate::clock;
 use crate::config::{HttpListener, Profile};
 use crate::identity::UpstreamChanges;
-use crate::server::{Door, MAX_HEADER_BYTES, MAX_HEADERS, Peer, Rarely, count_unread};
+use crate::server::{Door, Peer};
 use crate::service::Service;
 use crate::verdict::{Decision, Responses, Verdict};
 
@@ -35,7 +35,6 @@ pub(crate) struct HttpDoor {
     profile: Profile,
     /// What becomes of claim headers that its clients send.
     client_headers: ClaimHeaders,
-    unread: Rarely,
 }
 
 impl Door for HttpDoor {
@@ -45,29 +44,13 @@ impl Door for HttpDoor {
         DOOR
     }
 
-    fn speaks_http1(&self) -> bool {
-        true
-    }
-
     fn service(&self) -> &Service {
         &self.service
-    }
-
-    fn max_connections(&self) -> usize {
-        self.service.authorizer().limits().connections
     }
 
     async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         // Without an address it is nobody's that may tell of other requests.
         self.judge(&request, peer.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))).await
-    }
-
-    fn is_awaited(&self, _request: &Request<Incoming>) -> bool {
-        true
-    }
-
-    fn unread(&self, requests: u64) {
-        count_unread(&self.service, DOOR, requests, &self.unread);
     }
 }
 
@@ -75,7 +58,7 @@ impl HttpDoor {
     /// A door for the proxy of this listener.
     pub(crate) fn new(service: Arc<Service>, listener: &HttpListener) -> Self {
         let HttpListener { profile, client_headers, .. } = listener;
-        Self { service, profile: *profile, client_headers: *client_headers, unread: Rarely::default() }
+        Self { service, profile: *profile, client_headers: *client_headers }
     }
 
     async fn judge<B>(&self, request: &Request<B>, peer: IpAddr) -> Response<Body> {
@@ -152,8 +135,6 @@ fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRe
     let headers: Headers<'_> =
         request.headers().iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
     let arrived = clock::monotonic().into_std();
-    let too_large = (request.headers().len() > MAX_HEADERS || headers.bytes() > MAX_HEADER_BYTES)
-        .then_some("more headers than this door takes, or larger ones");
     let Some(dialect) = dialect(profile) else {
         let uri = request.uri();
         let host = uri.authority().map(|authority| authority.as_str().as_bytes());
@@ -162,7 +143,6 @@ fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRe
         let method = request.method().as_str().as_bytes();
         return AccessRequest {
             removal: Removal::Headers,
-            flaw: too_large,
             ..AccessRequest::new(method, host, path, headers, arrived)
         };
     };
@@ -170,7 +150,7 @@ fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRe
     // A request of HTTP/1.0 may have no host; then it matches none.
     let host = headers.only(dialect.host);
     let hosts_differ = host.is_none() && headers.all(dialect.host).next().is_some();
-    let flaw = (hosts_differ || told.iter().any(Option::is_none)).then_some(dialect.flaw).or(too_large);
+    let flaw = (hosts_differ || told.iter().any(Option::is_none)).then_some(dialect.flaw);
     let [method, path] = told.map(Option::unwrap_or_default);
     let host = host.unwrap_or_default();
     AccessRequest {

@@ -4,13 +4,15 @@
 //! # Bounds
 //! - Open connections: `limits.connections`, and what the limit on open files leaves. Beyond, a connection that never had
 //!   a request makes room, the oldest first, else one that was idle for 10 s, else one of the address that has most.
-//! - Silence: 75 s before the first request and between two over HTTP/1.1. Over HTTP/2 a ping each 60 s is to be answered
-//!   within 20 s.
+//! - Silence: 75 s before the first request, and 65 min between two over HTTP/1.1. Over HTTP/2 a ping each 60 s is to be
+//!   answered within 20 s.
 //! - 10 s for a TLS handshake, and for a preface, a frame or a header block from its first byte to its last.
 //! - 30 to 60 s for an answer to be taken; above 20,000 requests in flight the connection with most of them is closed.
-//! - Headers: as a door's, and up to twice as much is read so that the refusal is the door's own.
+//! - Headers: 512, and 128 KiB of names and values; a request with more is answered 431. Over HTTP/1.1 a head of more than
+//!   16 KiB ends its connection, which else would keep a buffer of that size.
+//! - Bodies over HTTP/1.1, which nobody reads: up to 64 KiB are passed over, and a larger one ends its connection.
 //! - Streams of one connection: `Door::max_streams`. Floods of resets, of CONTINUATION and of empty DATA end the
-//!   connection (by h2), and so do those of other frames that are of no request.
+//!   connection (by h2), and so do those of other frames that are of no request, and of requests that cannot be answered.
 
 mod accept;
 mod connection;
@@ -48,11 +50,12 @@ pub(crate) use tls::{Alpn, Tls};
 const MAX_STREAMS: u32 = 16_384;
 
 /// Of one request, names and values together: the largest that a proxy's file in `deploy/` lets through.
-pub(crate) const MAX_HEADER_BYTES: usize = 128 * 1024;
-pub(crate) const MAX_HEADERS: usize = 512;
+const MAX_HEADER_BYTES: usize = 128 * 1024;
+const MAX_HEADERS: usize = 512;
 
-/// What is over these bounds is read up to so many times as much, so that the refusal is a decision like any other.
-const READ_AHEAD: usize = 2;
+/// Of one request, its target and what HTTP itself needs beside the headers' names and values: the HTTP library reads no
+/// more.
+const MAX_HEAD_BYTES: usize = 2 * MAX_HEADER_BYTES;
 
 /// An error of any kind, as HTTP libraries have them.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -68,20 +71,29 @@ pub(crate) struct Peer {
 
 /// What a listener says.
 pub(crate) trait Door: Send + Sync + 'static {
-    /// The body of an answer.
-    type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static;
+    /// The body of an answer. The default is an empty one.
+    type Body: Body<Data = Bytes, Error: Into<BoxError>> + Default + Send + Unpin + 'static;
 
     /// The `door` label.
     fn name(&self) -> &'static str;
 
     /// Whether HTTP/1.1 is spoken beside HTTP/2, and answers have a date.
-    fn speaks_http1(&self) -> bool;
+    fn speaks_http1(&self) -> bool {
+        true
+    }
+
+    /// Whether its answers are decisions, and what it cannot answer is one too.
+    fn decides(&self) -> bool {
+        true
+    }
 
     /// The service behind it.
     fn service(&self) -> &Service;
 
     /// Open connections at a time.
-    fn max_connections(&self) -> usize;
+    fn max_connections(&self) -> usize {
+        self.service().authorizer().limits().connections
+    }
 
     /// Streams of HTTP/2 that one connection may have open.
     fn max_streams(&self) -> u32 {
@@ -97,19 +109,25 @@ pub(crate) trait Door: Send + Sync + 'static {
 
     /// Whether a drain waits for the end of the answer, and a client has to take it. Not so where it has no end of its
     /// own.
-    fn is_awaited(&self, request: &Request<Incoming>) -> bool;
-
-    /// So many requests were too large to be read, and were answered 431.
-    fn unread(&self, requests: u64);
+    fn is_awaited(&self, _request: &Request<Incoming>) -> bool {
+        true
+    }
 }
 
-/// Counts requests of this door that were too large to be read as decisions, and logs it once in a while.
-pub(crate) fn count_unread(service: &Service, door: &'static str, requests: u64, rarely: &Rarely) {
-    let reason = Reason::RequestMalformed;
+/// Counts requests that this door could not be asked as decisions, and logs it once in a while.
+fn count_unread(door: &impl Door, requests: u64, rarely: &Rarely) {
+    let (name, reason) = (door.name(), Reason::RequestMalformed);
     for _ in 0..requests {
-        service.metrics().decision(door, Verdict::Deny(reason).as_str(), reason, "", Duration::ZERO);
+        if door.decides() {
+            let verdict = Verdict::Deny(reason);
+            door.service().metrics().decision(name, verdict.as_str(), reason, "", Duration::ZERO);
+        }
         if let Some(times) = rarely.due() {
-            tracing::warn!(door, times, "requests with headers too large even to be read were answered 431");
+            tracing::warn!(
+                door = name,
+                times,
+                "requests were refused: malformed HTTP, or too many or too large headers"
+            );
         }
     }
 }

@@ -86,12 +86,13 @@ const CORE: [(&str, &[&str]); 9] = [
 ];
 
 /// What is used in these modules alone: paths as they begin, and macros.
-const PLACES: [(&str, &[&str]); 19] = [
+const PLACES: [(&str, &[&str]); 20] = [
     ("reqwest", &["keys"]),
-    ("h2", &["keys"]),
+    ("h2", &["keys", "server/connection"]),
     ("headers", &["keys"]),
     ("tempfile", &["keys"]),
     ("tokio_rustls", &["server", "certificates"]),
+    ("rustls_platform_verifier", &["certificates"]),
     ("x509_parser", &["certificates"]),
     ("hyper_util", &["server", "commands"]),
     ("jsonwebtoken", &["validation"]),

@@ -220,7 +220,9 @@ async fn a_clients_certificate_counts_by_no_clock_that_cannot_be_right() {
         let mut served = Served::start(clock.portcullis(), &config);
         let answer = client().get(&url).bearer_auth(house.token()).send().await;
         assert!(answer.is_err(), "{clock:?}: {answer:?}");
-        served.wait_for("listen.forward_auth[2]");
+        let line = served.wait_for("TLS handshakes were refused");
+        let cause = if clock.is_before_the_build() { "\"not_yet_valid\"" } else { "\"expired\"" };
+        assert!(line.contains("listen.forward_auth[2]") && line.contains(cause), "{clock:?}: {line}");
         served.ends();
     }
     let served = Served::start(portcullis(), &config);
@@ -248,9 +250,10 @@ async fn keys_are_fetched_over_https_by_no_clock_at_which_the_issuers_certificat
             let mut command = clock.portcullis();
             command.envs(of_the_system.clone());
             let mut served = Served::start(command, &config);
-            let why = if clock.is_before_the_build() { "not valid yet" } else { "expired" };
-            let line = served.wait_for(why);
-            assert!(line.contains("certificate") && issuer.connections() > before, "{clock:?}: {line}");
+            let why =
+                if clock.is_before_the_build() { "certificate not valid yet" } else { "certificate expired" };
+            let line = served.wait_for("key set not refreshed");
+            assert!(line.contains(why) && issuer.connections() > before, "{clock:?}: {line}");
             served.ends();
 
             let mut explain = clock.portcullis();

@@ -9,6 +9,8 @@ mod admin;
 mod house;
 #[path = "listeners/http2.rs"]
 mod http2;
+#[path = "listeners/refusals.rs"]
+mod refusals;
 #[path = "listeners/socket_files.rs"]
 mod socket_files;
 mod support;
@@ -123,12 +125,13 @@ async fn half_a_handshake_is_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_of_http_1_is_closed_and_never_before_nginx_would() {
+async fn an_idle_connection_of_http_1_is_closed_and_never_before_a_proxy_would() {
     let house = House::open().await;
     for kind in Kind::HTTP_1 {
         let mut connection = sent(&house, kind, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
         let took = until_closed(&mut connection).await;
-        assert!(seconds(75..=75).contains(&took), "{kind:?}: {took:?}");
+        // Envoy keeps one for an hour, which is the longest.
+        assert!(seconds(3900..=3900).contains(&took), "{kind:?}: {took:?}");
     }
 }
 
@@ -459,23 +462,6 @@ async fn a_flood_of_frames_that_are_of_no_request_ends_its_connection() {
     }
     assert!(house.metric("portcullis_connections_closed_total", "cause=\"flood\"") > 0.0);
     house.everybody_is_answered("floods are over").await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn headers_that_are_large_in_memory_alone_are_not_held_while_a_message_is_waited_for() {
-    // A field of the table (RFC 7541 §6.2.1), and then a byte for each time that it is meant.
-    let house = House::open_with(|config| config.limits.message_bytes = 1 << 20).await;
-    for kind in Kind::GRPC {
-        let mut connection = sent(&house, kind, &greeting(&[])).await;
-        for stream in (1..600).step_by(2) {
-            let mut block = http2::call("/envoy.service.auth.v3.Authorization/Check");
-            block.extend([0x40, 1, b'a', 0]);
-            block.extend([0xbe; 7000]);
-            connection.write_all(&frame(HEADERS, END_HEADERS, stream, &block)).await.expect("it is read");
-        }
-        house.everybody_is_answered("headers are large").await;
-        assert!(http2::answered(&mut connection, 599).await, "{kind:?}: refused in time");
-    }
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@ use tokio_rustls::rustls::time_provider::TimeProvider;
 
 use crate::clock;
 
-/// The machine's wall time. A clock before 1970 reads as 1970, by which no certificate is valid yet; the one that the
-/// library has panics there.
+/// The machine's wall time. A clock before 1970 reads as 1970, by which no certificate counts that begins later; the
+/// library's own would panic.
 #[derive(Debug)]
 pub struct WallTime;
 

@@ -10,9 +10,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use super::connection::Connection;
 use super::state::{ConnectionState, Crowd, Worth};
 use super::stream::Stream;
-use super::{Door, Peer, Rarely, Socket, Stop, Tls, connection};
+use super::{Door, Peer, Rarely, Socket, Stop, Tls};
 use crate::clock::{self, Instant};
 
 /// How long nothing is accepted after the system could not give a connection, for want of descriptors or memory.
@@ -42,6 +43,7 @@ pub(crate) struct Listener<D> {
     descriptors: Arc<AtomicUsize>,
     refusals: Rarely,
     failures: Rarely,
+    unread: Arc<Rarely>,
 }
 
 impl<D: Door> Listener<D> {
@@ -55,6 +57,7 @@ impl<D: Door> Listener<D> {
             descriptors,
             refusals: Rarely::default(),
             failures: Rarely::default(),
+            unread: Arc::default(),
         }
     }
 
@@ -126,11 +129,16 @@ impl<D: Door> Listener<D> {
         }
         let Some(place) = place else { return };
         let counted = Counted::open(&self.door);
-        let (door, tls, stop) = (Arc::clone(&self.door), self.tls.clone(), stop.clone());
+        let (tls, stop) = (self.tls.clone(), stop.clone());
+        let connection = Connection {
+            door: Arc::clone(&self.door),
+            peer: Peer { address: peer, connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed) },
+            state: Arc::clone(&place.state),
+            unread: Arc::clone(&self.unread),
+        };
         tokio::spawn(async move {
-            let _counted = counted;
-            let peer = Peer { address: peer, connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed) };
-            connection::serve(door, stream, peer, tls, Arc::clone(&place.state), stop).await;
+            let (_counted, _place) = (counted, place);
+            connection.serve(stream, tls, stop).await;
         });
     }
 }

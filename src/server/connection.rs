@@ -1,25 +1,31 @@
 //! One connection: HTTP/1.1 or HTTP/2 by hyper, within the bounds that every listener has, until its end.
 
 use std::convert::Infallible;
+use std::error::Error;
+use std::future::poll_fn;
+use std::iter::successors;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::DATE;
-use http::{Request, Response, Version};
+use http::header::{CONNECTION, DATE, EXPECT, HeaderMap, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{sleep, timeout};
 
-use super::state::{ConnectionState, Flight, LOOK, Overdue, SILENCE};
+use super::state::{ConnectionState, Flight, LOOK, Overdue, PAUSE, Patience};
 use super::stream::{Stream, Watched};
 use super::tls::HandshakeError;
-use super::{BoxError, Door, MAX_HEADER_BYTES, MAX_HEADERS, Peer, READ_AHEAD, Stop, Tls};
+use super::{
+    BoxError, Door, MAX_HEAD_BYTES, MAX_HEADER_BYTES, MAX_HEADERS, Peer, Rarely, Stop, Tls, count_unread,
+};
 use crate::clock;
 
 /// How long a TLS handshake may take.
@@ -33,82 +39,150 @@ const PONG: Duration = Duration::from_secs(20);
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
+/// So much of a body is passed over where it comes within so long: a proxy sends it with the head or not at all.
+const PASSED_OVER: u64 = 64 * 1024;
+const BODY: Duration = Duration::from_millis(100);
+
+/// What was read of larger headers over HTTP/1.1 is held in a buffer until the connection ends.
+const LARGE_HEAD: usize = 16 * 1024;
+
 /// How long a connection without a request in flight has for its last bytes, once the listener is stopped.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 
-/// Serves a connection until it ends, lasts too long at something, has to make room, or the listener is stopped and no
-/// request is in flight.
-pub(super) async fn serve<D: Door>(
-    door: Arc<D>,
-    stream: Stream,
-    peer: Peer,
-    tls: Option<Tls>,
-    state: Arc<ConnectionState>,
-    mut stop: Stop,
-) {
-    let Some(tls) = tls else { return converse(door, stream, peer, state, stop).await };
-    let shaken = tokio::select! {
-        shaken = timeout(HANDSHAKE, tls.handshake(stream)) => shaken,
-        () = state.closed.notified() => return,
-        () = stop.asked_for() => return,
-    };
-    match shaken {
-        Ok(Ok(stream)) => converse(door, stream, peer, state, stop).await,
-        Ok(Err(error)) => tls.refused(door.service().metrics(), &error),
-        Err(_) => tls.refused(door.service().metrics(), &HandshakeError::timed_out()),
+/// A connection, and what its requests are answered by.
+pub(super) struct Connection<D> {
+    pub(super) door: Arc<D>,
+    pub(super) peer: Peer,
+    pub(super) state: Arc<ConnectionState>,
+    /// When the log is told of requests that could not be answered.
+    pub(super) unread: Arc<Rarely>,
+}
+
+impl<D: Door> Connection<D> {
+    /// Serves it until it ends, lasts too long at something, has to make room, or the listener is stopped and no request
+    /// is in flight.
+    pub(super) async fn serve(self, stream: Stream, tls: Option<Tls>, mut stop: Stop) {
+        let Some(tls) = tls else { return self.converse(stream, stop).await };
+        let shaken = tokio::select! {
+            shaken = timeout(HANDSHAKE, tls.handshake(stream)) => shaken,
+            () = self.state.closed.notified() => return,
+            () = stop.asked_for() => return,
+        };
+        let metrics = self.door.service().metrics();
+        match shaken {
+            Ok(Ok(stream)) => self.converse(stream, stop).await,
+            Ok(Err(error)) => tls.refused(metrics, &error),
+            Err(_) => tls.refused(metrics, &HandshakeError::timed_out()),
+        }
+    }
+
+    async fn converse<S>(self, stream: S, mut stop: Stop)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self { door, peer, state, .. } = &self;
+        let io = TokioIo::new(Watched::new(stream, Arc::clone(state)));
+        let answer = {
+            let (door, peer, state) = (Arc::clone(door), *peer, Arc::clone(state));
+            hyper::service::service_fn(move |request: Request<Incoming>| {
+                // Before the library goes on: whatever it has not handed over by then, it has refused.
+                state.request(request.version() != Version::HTTP_2);
+                let size = header_bytes(request.headers());
+                if size.is_none() {
+                    state.refuse();
+                }
+                answer(Arc::clone(&door), request, size, peer, Arc::clone(&state))
+            })
+        };
+        let builder = builder(door.speaks_http1(), door.max_streams());
+        let connection = builder.serve_connection(io, answer);
+        tokio::pin!(connection);
+        let (mut stopping, mut leaving) = (false, false);
+        loop {
+            tokio::select! {
+                step = step(connection.as_mut(), state) => match step {
+                    Step::Ended(refused) => {
+                        self.count_unread(refused);
+                        break;
+                    }
+                    Step::Refused(requests) => {
+                        self.count_unread(requests);
+                        let patience = state.patience();
+                        if patience != Patience::Left && !leaving {
+                            leaving = true;
+                            self.count_closed(Overdue::Flood);
+                            connection.as_mut().graceful_shutdown();
+                        }
+                        if patience == Patience::Over {
+                            break;
+                        }
+                    }
+                },
+                () = sleep(LOOK) => {
+                    if let Some(overdue) = state.overdue() {
+                        break self.count_closed(overdue);
+                    }
+                }
+                () = state.flood.notified() => break self.count_closed(Overdue::Flood),
+                () = state.closed.notified() => {
+                    // Whoever speaks HTTP/2 is told which requests it may send again.
+                    connection.as_mut().graceful_shutdown();
+                    let _ended = timeout(LAST_BYTES, connection.as_mut()).await;
+                    break;
+                }
+                () = leave(&mut stop, state), if !stopping => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = left_alone(state), if stopping => break,
+            }
+        }
+    }
+
+    fn count_unread(&self, requests: u64) {
+        count_unread(&*self.door, requests, &self.unread);
+    }
+
+    fn count_closed(&self, overdue: Overdue) {
+        let (door, cause) = (self.door.name(), overdue.as_str());
+        tracing::debug!(door, cause, "a connection is closed");
+        self.door.service().metrics().connection_closed(door, cause);
     }
 }
 
-async fn converse<D, S>(door: Arc<D>, stream: S, peer: Peer, state: Arc<ConnectionState>, mut stop: Stop)
+/// What came of a connection.
+enum Step {
+    /// It has ended, with so many requests refused that are not counted.
+    Ended(u64),
+    /// So many requests have been refused, and it goes on.
+    Refused(u64),
+}
+
+/// Goes on with a connection until it ends, or until it has done all that it can and refused something.
+async fn step<C>(mut connection: Pin<&mut C>, state: &ConnectionState) -> Step
 where
-    D: Door,
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    C: Future<Output = Result<(), BoxError>>,
 {
-    let io = TokioIo::new(Watched::new(stream, Arc::clone(&state)));
-    let answer = {
-        let (door, state) = (Arc::clone(&door), Arc::clone(&state));
-        hyper::service::service_fn(move |request| {
-            answer(Arc::clone(&door), request, peer, Arc::clone(&state))
-        })
-    };
-    let builder = builder(door.speaks_http1(), door.max_streams());
-    let connection = builder.serve_connection(io, answer);
-    tokio::pin!(connection);
-    let mut stopping = false;
-    loop {
-        tokio::select! {
-            ended = connection.as_mut() => {
-                if ended.err().is_some_and(is_too_large) {
-                    door.unread(1);
-                }
-                break;
-            }
-            () = sleep(LOOK) => {
-                door.unread(state.take_too_large());
-                if let Some(overdue) = state.overdue() {
-                    tracing::debug!(door = door.name(), cause = overdue.as_str(), "a connection is closed");
-                    door.service().metrics().connection_closed(door.name(), overdue.as_str());
-                    break;
-                }
-            }
-            () = state.flood.notified() => {
-                door.service().metrics().connection_closed(door.name(), Overdue::Flood.as_str());
-                break;
-            }
-            () = state.closed.notified() => {
-                // Whoever speaks HTTP/2 is told which requests it may send again.
-                connection.as_mut().graceful_shutdown();
-                let _ended = timeout(LAST_BYTES, connection.as_mut()).await;
-                break;
-            }
-            () = leave(&mut stop, &state), if !stopping => {
-                stopping = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = left_alone(&state), if stopping => break,
-        }
+    poll_fn(|cx| match connection.as_mut().poll(cx) {
+        Poll::Ready(ended) => Poll::Ready(Step::Ended(refused_at_end(ended, state))),
+        Poll::Pending => match state.newly_refused() {
+            0 => Poll::Pending,
+            requests => Poll::Ready(Step::Refused(requests)),
+        },
+    })
+    .await
+}
+
+/// How many requests the library has refused when it ended a connection. HTTP/1 tells by its error; of HTTP/2 are left what
+/// has not been handed over, unless it was the client that ended it.
+fn refused_at_end(ended: Result<(), BoxError>, state: &ConnectionState) -> u64 {
+    let Err(error) = ended else { return state.newly_refused() };
+    if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+        return 1;
     }
-    door.unread(state.take_too_large());
+    let mut causes = successors(Some(&*error as &(dyn Error + 'static)), |&error| error.source());
+    let by_library = causes.any(|cause| cause.downcast_ref().is_some_and(h2::Error::is_library));
+    if by_library { state.newly_refused() } else { 0 }
 }
 
 /// The bounds of HTTP that the library holds.
@@ -117,16 +191,15 @@ fn builder(http1: bool, streams: u32) -> Builder<TokioExecutor> {
     if !http1 {
         builder = builder.http2_only();
     }
-    // The date is ours (see `answer`): none is better than a wrong one, where the clock stands beyond all that have one. Over
-    // HTTP/1.1 the library makes its own all the same, and leaves it out; that this panics by no clock is what the crate
-    // `httpdate` below `crates/` is for.
+    // The date is ours (see `answer`), and none where the clock stands after 9999: the library's would be wrong there. Over
+    // HTTP/1.1 it makes its own all the same and leaves it out; `crates/httpdate` keeps that from panicking.
     builder
         .http1()
         .auto_date_header(false)
         .timer(TokioTimer::new())
-        .header_read_timeout(SILENCE)
-        .max_headers(READ_AHEAD * MAX_HEADERS)
-        .max_buf_size(READ_AHEAD * MAX_HEADER_BYTES);
+        .header_read_timeout(PAUSE)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES);
     builder
         .http2()
         .auto_date_header(false)
@@ -136,19 +209,29 @@ fn builder(http1: bool, streams: u32) -> Builder<TokioExecutor> {
         .max_concurrent_streams(streams)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size((READ_AHEAD * MAX_HEADER_BYTES) as u32);
+        .max_header_list_size(MAX_HEAD_BYTES as u32);
     builder
 }
 
+/// The door's answer to a request of this size; 431 where it has none, for that it is too large.
 async fn answer<D: Door>(
     door: Arc<D>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
+    size: Option<usize>,
     peer: Peer,
     state: Arc<ConnectionState>,
 ) -> Result<Response<Counted<D::Body>>, Infallible> {
-    state.request(request.version() != Version::HTTP_2);
     let mut flight = door.is_awaited(&request).then(|| state.flight());
-    let mut response = door.answer(request, peer).await;
+    let leaves_something = request.version() != Version::HTTP_2
+        && (size.is_none_or(|size| size > LARGE_HEAD) || !is_passed_over(&mut request).await);
+    let mut response = if size.is_some() {
+        // What it holds is not needed while the answer is sent.
+        Box::pin(door.answer(request, peer)).await
+    } else {
+        let mut refusal = Response::new(D::Body::default());
+        *refusal.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        refusal
+    };
     if let Some(flight) = &mut flight {
         flight.answered();
     }
@@ -157,12 +240,41 @@ async fn answer<D: Door>(
     {
         response.headers_mut().insert(DATE, date);
     }
+    if leaves_something {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response.map(|body| Counted { body, _flight: flight }))
 }
 
-/// A request that is too large even to be read is answered 431 by the HTTP library.
-fn is_too_large(error: BoxError) -> bool {
-    error.downcast::<hyper::Error>().is_ok_and(|error| error.is_parse_too_large())
+/// How long all names and values are together; `None` where they are too long or too many.
+fn header_bytes(headers: &HeaderMap) -> Option<usize> {
+    if headers.len() > MAX_HEADERS {
+        return None;
+    }
+    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    (bytes <= MAX_HEADER_BYTES).then_some(bytes)
+}
+
+/// Passes over a body, which nobody reads over HTTP/1.1; whether nothing is left of it.
+async fn is_passed_over(request: &mut Request<Incoming>) -> bool {
+    let body = request.body();
+    if body.is_end_stream() {
+        return true;
+    }
+    // Who waits to be told to send it is not told so.
+    if body.size_hint().lower() > PASSED_OVER || request.headers().contains_key(EXPECT) {
+        return false;
+    }
+    let body = request.body_mut();
+    let mut left = PASSED_OVER;
+    let passing = async {
+        while let Some(frame) = body.frame().await {
+            let bytes = frame.ok()?.data_ref().map_or(0, Bytes::len);
+            left = left.checked_sub(bytes as u64)?;
+        }
+        Some(())
+    };
+    matches!(timeout(BODY, passing).await, Ok(Some(())))
 }
 
 /// Ends when the listener is stopped. A connection that has just come has a moment for its first request, which may be

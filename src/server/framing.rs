@@ -18,17 +18,19 @@ const HEADERS: u8 = 0x1;
 const CONTINUATION: u8 = 0x9;
 const END_HEADERS: u8 = 0x4;
 
+/// A frame's stream has 31 bits.
+const LARGEST_STREAM: u32 = u32::MAX >> 1;
+
 /// The framing of what a client sends.
 #[derive(Debug)]
 pub(super) struct Framing {
     part: Part,
     /// Whether a header block was begun that a later frame must end.
     block_open: bool,
-    /// How large the last header block is so far, as it is compressed.
-    block: usize,
-    /// Header blocks that are larger than this cannot be read, and how many were.
-    largest_block: usize,
-    too_large: u64,
+    /// The latest stream that a header block began, and how many began one and came whole.
+    latest_stream: u32,
+    opens_stream: bool,
+    streams: u64,
     /// Frames that have come whole, and those of them that bring something of a request.
     frames: u64,
     of_requests: u64,
@@ -60,23 +62,22 @@ pub(super) enum Progress {
 }
 
 impl Framing {
-    /// Of a connection that has said nothing yet, and whose header blocks can be so large.
-    pub(super) fn new(largest_block: usize) -> Self {
+    /// Of a connection that has said nothing yet.
+    pub(super) fn new() -> Self {
         Self {
             part: Part::Preface(0),
             block_open: false,
-            block: 0,
-            largest_block,
-            too_large: 0,
+            latest_stream: 0,
+            opens_stream: false,
+            streams: 0,
             frames: 0,
             of_requests: 0,
         }
     }
 
-    /// How many header blocks were too large to be read: the library answers those itself, with 431. A list of headers
-    /// is never smaller than what its block is compressed to (RFC 9113 §6.5.2).
-    pub(super) fn too_large(&self) -> u64 {
-        self.too_large
+    /// How many streams were opened by a header block that has come whole: requests, whatever the library thinks of them.
+    pub(super) fn streams(&self) -> u64 {
+        self.streams
     }
 
     /// Whether HTTP/2 is spoken: the preface and a first frame, which are the client's settings, have come whole.
@@ -139,15 +140,17 @@ impl Framing {
     }
 
     fn begin_payload(&mut self, header: [u8; FRAME_HEADER]) {
-        let [a, b, c, kind, flags, ..] = header;
+        let [a, b, c, kind, flags, stream @ ..] = header;
         let ends = flags & END_HEADERS != 0;
         self.of_requests = self.of_requests.saturating_add(u64::from(matches!(kind, DATA | HEADERS)));
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        if kind == HEADERS {
+            let stream = u32::from_be_bytes(stream) & LARGEST_STREAM;
+            // Trailers come in a stream that is open (RFC 9113 §5.1.1).
+            self.opens_stream = stream > self.latest_stream;
+            self.latest_stream = self.latest_stream.max(stream);
+        }
         if matches!(kind, HEADERS | CONTINUATION) {
-            let before = if kind == HEADERS { 0 } else { self.block };
-            self.block = before.saturating_add(length);
-            let crossed = before <= self.largest_block && self.block > self.largest_block;
-            self.too_large = self.too_large.saturating_add(u64::from(crossed));
             self.block_open = !ends;
         }
         self.part = Part::Payload(length);
@@ -158,6 +161,9 @@ impl Framing {
 
     fn end_frame(&mut self) {
         self.frames = self.frames.saturating_add(1);
+        if !self.block_open && std::mem::take(&mut self.opens_stream) {
+            self.streams = self.streams.saturating_add(1);
+        }
         self.part = Part::FrameHeader([0; FRAME_HEADER], 0);
     }
 
@@ -185,7 +191,7 @@ mod tests {
     }
 
     fn greeted() -> Framing {
-        let mut framing = Framing::new(100);
+        let mut framing = Framing::new();
         assert_eq!(framing.feed(PREFACE), Progress::Begun, "the settings are yet to come");
         assert!(!framing.is_http2());
         assert_eq!(framing.feed(&frame(4, 0, 6)), Progress::Whole);
@@ -203,12 +209,12 @@ mod tests {
         whole.extend(frame(0, 1, 40));
         let boundaries = [24 + 9 + 6, 24 + 15 + 19 + 9 + 12, 24 + 15 + 19 + 9 + 12 + 49];
         for cut in 1..whole.len() {
-            let mut framing = Framing::new(100);
+            let mut framing = Framing::new();
             let first = framing.feed(&whole[..cut]);
             assert_eq!(first == Progress::Whole, boundaries.contains(&cut), "cut at {cut}: {first:?}");
             assert_eq!(framing.feed(&whole[cut..]), Progress::Whole, "cut at {cut}");
         }
-        let mut framing = Framing::new(100);
+        let mut framing = Framing::new();
         for (place, byte) in whole.iter().enumerate() {
             let whole = framing.feed(&[*byte]) == Progress::Whole;
             assert_eq!(whole, boundaries.contains(&(place + 1)), "byte {place}");
@@ -237,17 +243,28 @@ mod tests {
     }
 
     #[test]
-    fn a_header_block_that_is_too_large_is_counted_once_however_it_is_cut() {
+    fn a_stream_is_opened_once_when_its_header_block_is_whole() {
+        let on = |stream: u8, kind: u8, flags: u8| {
+            let mut bytes = frame(kind, flags, 20);
+            bytes[8] = stream;
+            bytes
+        };
         let mut framing = greeted();
-        framing.feed(&frame(HEADERS, END_HEADERS, 100));
-        framing.feed(&frame(0, 0, 1000));
-        assert_eq!(framing.too_large(), 0);
-        framing.feed(&frame(HEADERS, END_HEADERS, 101));
-        assert_eq!(framing.too_large(), 1);
-        framing.feed(&frame(HEADERS, 0, 60));
-        framing.feed(&frame(CONTINUATION, 0, 60));
-        framing.feed(&frame(CONTINUATION, END_HEADERS, 60));
-        assert_eq!(framing.too_large(), 2);
+        for (bytes, streams) in [
+            (on(1, HEADERS, END_HEADERS), 1),
+            (on(1, DATA, 0), 1),
+            (on(1, HEADERS, END_HEADERS), 1),
+            (on(3, HEADERS, 0), 1),
+            (on(3, CONTINUATION, 0), 1),
+            (on(3, CONTINUATION, END_HEADERS), 2),
+            (on(9, HEADERS, END_HEADERS), 3),
+        ] {
+            let before = framing.streams();
+            framing.feed(&bytes[..25]);
+            assert_eq!(framing.streams(), before, "half a frame opens nothing");
+            framing.feed(&bytes[25..]);
+            assert_eq!(framing.streams(), streams);
+        }
     }
 
     #[test]
@@ -266,9 +283,9 @@ mod tests {
     #[test]
     fn what_is_no_preface_is_http_1() {
         for text in ["GET / HTTP/1.1\r\n", "PRI * HTTP/2.0\r\n\r\nXM", "P R", "\0"] {
-            assert_eq!(Framing::new(100).feed(text.as_bytes()), Progress::Http1, "{text:?}");
+            assert_eq!(Framing::new().feed(text.as_bytes()), Progress::Http1, "{text:?}");
         }
-        let mut framing = Framing::new(100);
+        let mut framing = Framing::new();
         assert_eq!(framing.feed(b"PRI"), Progress::Begun);
         assert_eq!(framing.feed(b"NT / HTTP/1.1"), Progress::Http1);
     }

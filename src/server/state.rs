@@ -10,9 +10,12 @@ use tokio::sync::Notify;
 use super::framing::{Framing, Progress};
 use crate::clock::{self, Instant};
 
-/// How long a connection may be silent before its first request, and an HTTP/1 connection between two. Longer than NGINX
-/// keeps an idle one (60 s), so that the proxy closes it and never finds it closed.
-pub(super) const SILENCE: Duration = Duration::from_secs(75);
+/// How long a connection may be silent before its first request.
+const SILENCE: Duration = Duration::from_secs(75);
+
+/// How long an HTTP/1 connection may be silent between two requests. Longer than any proxy keeps an idle one, so that the
+/// proxy closes it and never asks on one that was just closed: NGINX 60 s, Go and Traefik 90 s, Caddy 2 min, Envoy 1 h.
+pub(super) const PAUSE: Duration = Duration::from_secs(65 * 60);
 
 /// How long a preface, a frame or a header block may take from its first byte to its last.
 const UNFINISHED: Duration = Duration::from_secs(10);
@@ -27,6 +30,13 @@ pub(super) const LOOK: Duration = Duration::from_secs(5);
 const IDLE_FRAMES: u64 = 10_000;
 const IDLE_FRAMES_A_SECOND: u64 = 100;
 
+/// So many requests that nobody can answer are borne at first, and one more for each so many that could be answered: many
+/// clients may come over a proxy's one connection, and only some of them are hostile. Then it is told to go, and closed
+/// where it goes on.
+const REFUSED: u64 = 16;
+const REFUSED_AFTER_LEAVE: u64 = 64;
+const ANSWERED_FOR_EACH: u64 = 8;
+
 /// An answer belongs to the span of time in which it began; one that is not taken within two of them is stuck.
 const SPANS: usize = 4;
 
@@ -36,7 +46,14 @@ pub(super) struct ConnectionState {
     began: Instant,
     /// Whether the client has shown that it speaks HTTP: a request, or the settings of HTTP/2.
     established: AtomicBool,
+    /// Requests that the library has handed over.
     requests: AtomicU64,
+    /// Of these, too large ones.
+    too_large: AtomicU64,
+    /// Requests that have come over HTTP/2, whether the library can read them or not.
+    streams: AtomicU64,
+    /// How many requests nobody could answer, as far as they were counted.
+    refused: AtomicU64,
     in_flight: AtomicUsize,
     /// Those of them that have no answer yet.
     undecided: AtomicUsize,
@@ -49,8 +66,6 @@ pub(super) struct ConnectionState {
     /// that 0 is never.
     idle_since: AtomicU64,
     unfinished_since: AtomicU64,
-    /// Requests of HTTP/2 that were too large to be read, and that nobody has counted yet.
-    too_large: AtomicU64,
     blocked_since: AtomicU64,
     /// Answers that have begun and not ended, by their span.
     answers: [AtomicU32; SPANS],
@@ -71,8 +86,19 @@ pub(super) enum Overdue {
     Unfinished,
     /// It does not take what is sent to it.
     Unread,
-    /// It sends frames without end that are of no request.
+    /// It sends frames without end that are of no request, or requests that cannot be answered.
     Flood,
+}
+
+/// What a connection's share of requests that nobody can answer calls for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// They are few.
+    Left,
+    /// It should go.
+    Leave,
+    /// It goes on all the same.
+    Over,
 }
 
 impl Overdue {
@@ -93,6 +119,9 @@ impl ConnectionState {
             began: clock::monotonic(),
             established: AtomicBool::new(false),
             requests: AtomicU64::new(0),
+            too_large: AtomicU64::new(0),
+            streams: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
             undecided: AtomicUsize::new(0),
             crowd,
@@ -100,7 +129,6 @@ impl ConnectionState {
             flooded: AtomicBool::new(false),
             idle_since: AtomicU64::new(1),
             unfinished_since: AtomicU64::new(0),
-            too_large: AtomicU64::new(0),
             blocked_since: AtomicU64::new(0),
             answers: [const { AtomicU32::new(0) }; SPANS],
             idle: Notify::new(),
@@ -133,9 +161,8 @@ impl ConnectionState {
         fn are_line_ends(bytes: &[u8]) -> bool {
             bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
         }
-        let before = framing.too_large();
         let progress = framing.feed(bytes);
-        self.too_large.fetch_add(framing.too_large() - before, Ordering::Relaxed);
+        self.streams.store(framing.streams(), Ordering::Relaxed);
         match progress {
             // Only its parser knows what is whole; a request that has begun clears it.
             Progress::Http1 if !self.is_busy() && !are_line_ends(bytes) => self.begin(&self.unfinished_since),
@@ -153,9 +180,32 @@ impl ConnectionState {
         }
     }
 
-    /// How many requests were too large to be read, since this was last asked.
-    pub(super) fn take_too_large(&self) -> u64 {
-        self.too_large.swap(0, Ordering::Relaxed)
+    /// A request that was handed over is too large.
+    pub(super) fn refuse(&self) {
+        self.too_large.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many requests have been refused since this was last asked, for their size or by the library, which hands those
+    /// over that it can read. To be asked where it has done all that it can: what it waits with while the client takes
+    /// nothing is left out.
+    pub(super) fn newly_refused(&self) -> u64 {
+        let by_library =
+            self.streams.load(Ordering::Relaxed).saturating_sub(self.requests.load(Ordering::Relaxed));
+        let refused = by_library.saturating_add(self.too_large.load(Ordering::Relaxed));
+        if self.blocked_since.load(Ordering::Relaxed) != 0 {
+            return 0;
+        }
+        refused.saturating_sub(self.refused.swap(refused, Ordering::Relaxed))
+    }
+
+    /// Whether it has brought too many of those.
+    pub(super) fn patience(&self) -> Patience {
+        let answered = self.requests.load(Ordering::Relaxed) / ANSWERED_FOR_EACH;
+        match self.refused.load(Ordering::Relaxed).saturating_sub(answered) {
+            ..=REFUSED => Patience::Left,
+            ..=REFUSED_AFTER_LEAVE => Patience::Leave,
+            _ => Patience::Over,
+        }
     }
 
     /// The client took what was written, or did not.
@@ -342,7 +392,7 @@ mod tests {
     async fn silence_is_borne_until_its_end_and_for_ever_once_http_is_spoken() {
         let silent = ConnectionState::new(Arc::default());
         let greeted = ConnectionState::new(Arc::default());
-        let mut framing = Framing::new(100);
+        let mut framing = Framing::new();
         greeted.heard(&mut framing, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         greeted.heard(&mut framing, &[0, 0, 0, 4, 0, 0, 0, 0, 0]);
         pass(SILENCE - Duration::from_millis(1)).await;
@@ -357,7 +407,7 @@ mod tests {
     async fn what_drips_is_unfinished_however_often_a_byte_comes() {
         for beginning in ["PRI", "GET / HTTP/1.1\r\n"] {
             let state = ConnectionState::new(Arc::default());
-            let mut framing = Framing::new(100);
+            let mut framing = Framing::new();
             state.heard(&mut framing, beginning.as_bytes());
             for _ in 0..9 {
                 pass(Duration::from_secs(1)).await;
@@ -373,7 +423,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_that_begins_finishes_what_http_1_has_sent() {
         let state = Arc::new(ConnectionState::new(Arc::default()));
-        state.heard(&mut Framing::new(100), b"GET / HTTP/1.1\r\n");
+        state.heard(&mut Framing::new(), b"GET / HTTP/1.1\r\n");
         state.request(true);
         let flight = state.flight();
         pass(UNFINISHED * 3).await;
@@ -382,6 +432,37 @@ mod tests {
         drop(flight);
         pass(Duration::from_secs(2)).await;
         assert_eq!(state.worth(), Worth::Idle(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn patience_ends_with_refusals_beyond_a_share_of_the_requests() {
+        let state = ConnectionState::new(Arc::default());
+        let refuse = |times: u64| {
+            for _ in 0..times {
+                state.request(false);
+                state.refuse();
+            }
+            state.newly_refused()
+        };
+        assert_eq!((refuse(18), state.patience()), (18, Patience::Left), "two of them for 18 requests");
+        assert_eq!((refuse(1), state.patience()), (1, Patience::Leave));
+        (0..8).for_each(|_| state.request(false));
+        assert_eq!((state.newly_refused(), state.patience()), (0, Patience::Left));
+        refuse(51);
+        assert_eq!(state.patience(), Patience::Leave);
+        refuse(5);
+        assert_eq!(state.patience(), Patience::Over);
+    }
+
+    #[test]
+    fn what_the_library_waits_with_is_not_refused() {
+        let state = ConnectionState::new(Arc::default());
+        state.streams.store(3, Ordering::Relaxed);
+        state.request(false);
+        state.wrote(true);
+        assert_eq!(state.newly_refused(), 0);
+        state.wrote(false);
+        assert_eq!((state.newly_refused(), state.newly_refused()), (2, 0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,7 +10,10 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::framing::Framing;
 use super::state::ConnectionState;
-use super::{MAX_HEADER_BYTES, READ_AHEAD};
+
+/// So many requests of HTTP/2 are read at a time. The library reads on for as long as something comes, and meanwhile nobody
+/// sees what it refuses, and no answer goes out.
+const AT_A_TIME: u64 = 32;
 
 /// What was accepted.
 #[derive(Debug)]
@@ -70,19 +73,26 @@ pub(super) struct Watched<S> {
     stream: S,
     framing: Framing,
     state: Arc<ConnectionState>,
+    /// How many requests had come when reading last paused.
+    paused_at: u64,
     /// Whether the last flush could not be done. TCP's always can.
     flushing: bool,
 }
 
 impl<S> Watched<S> {
     pub(super) fn new(stream: S, state: Arc<ConnectionState>) -> Self {
-        Self { stream, framing: Framing::new(READ_AHEAD * MAX_HEADER_BYTES), state, flushing: false }
+        Self { stream, framing: Framing::new(), state, paused_at: 0, flushing: false }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, framing, state, .. } = self.get_mut();
+        let Self { stream, framing, state, paused_at, .. } = self.get_mut();
+        if framing.streams().saturating_sub(*paused_at) >= AT_A_TIME {
+            *paused_at = framing.streams();
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(stream).poll_read(cx, buf))?;
         if let Some(bytes) = buf.filled().get(before..).filter(|bytes| !bytes.is_empty()) {

@@ -251,7 +251,7 @@ impl Metrics {
         let connections_closed = Family::default();
         registry.register(
             "connections_closed",
-            "Connections that were closed because they were silent, left something unfinished or answers unread",
+            "Connections that were closed because they were silent, left something unfinished or answers unread, or sent a flood",
             connections_closed.clone(),
         );
         let reloads = Family::default();

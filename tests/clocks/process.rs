@@ -115,13 +115,14 @@ impl Served {
         served
     }
 
-    /// Reads the log until a line has this.
+    /// Reads the log until a line has this. None before it tells of a panic.
     pub fn wait_for(&mut self, text: &str) -> String {
         loop {
             let line = self.log.recv_timeout(PATIENCE);
             let line = line.unwrap_or_else(|error| panic!("the log has no {text}, {error}:\n{}", self.seen));
             self.seen.push_str(&line);
             self.seen.push('\n');
+            assert_eq!(panics(&line), "", "{}", self.seen);
             if line.contains(text) {
                 return line;
             }

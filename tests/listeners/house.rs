@@ -265,6 +265,6 @@ pub async fn until_closed(connection: &mut (impl AsyncRead + Unpin)) -> Duration
             }
         }
     };
-    timeout(Duration::from_secs(1000), closed).await.expect("it is closed");
+    timeout(Duration::from_secs(10_000), closed).await.expect("it is closed");
     began.elapsed()
 }

@@ -70,7 +70,7 @@ fn libraries_and_clocks_stay_in_their_rooms() {
     only_in(&["certificates"], "x509_parser");
     only_in(&["certificates"], "rustls_platform_verifier");
     only_in(&["server", "commands"], "hyper_util");
-    only_in(&["keys"], "h2::");
+    only_in(&["keys", "server/connection"], "h2::");
     only_in(&["keys"], "use headers::");
     only_in(&["validation"], "jsonwebtoken");
     only_in(&["rules"], "cel::");

@@ -12,12 +12,14 @@ use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::OFlags;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
@@ -57,34 +59,54 @@ impl PartialEq for Content {
 
 impl Eq for Content {}
 
-/// A file as it stood when it was read.
+/// Where a file was read.
 #[derive(Clone, PartialEq, Eq)]
 struct Source {
     /// Its path without symbolic links.
     place: PathBuf,
-    device: u64,
-    inode: u64,
-    /// Whether the last that was done to it was no write: it was renamed, for one, or has got another mode.
-    written_before: bool,
+    /// Whether it was last written, and changed in any other way, before the newest symbolic link that leads there.
+    older_than_its_links: bool,
 }
 
 impl Source {
-    fn of(place: &Path, file: &Metadata) -> Self {
-        Self {
-            place: place.to_owned(),
-            device: file.dev(),
-            inode: file.ino(),
-            written_before: (file.ctime(), file.ctime_nsec()) > (file.mtime(), file.mtime_nsec()),
-        }
-    }
-
-    /// Whether this one was put where the other stood once it was written: a symbolic link leads elsewhere, or it is another
-    /// file whose last write is older than its last change, as after a rename. One that was removed and is written anew
-    /// under the same name is none of it.
+    /// A symbolic link leads elsewhere, to a file that was whole when it began to: nothing has been done to that since. What was
+    /// renamed is no proof, since a link to the file, another mode and a rename look the same afterwards.
     fn took_the_place_of(&self, other: &Source) -> bool {
-        let another = (self.device, self.inode) != (other.device, other.inode);
-        self.place != other.place || another && self.written_before
+        self.place != other.place && self.older_than_its_links
     }
+}
+
+/// When the newest symbolic link of those that a path leads through was made, in seconds and nanoseconds; `None` where
+/// there is none.
+fn newest_link(path: &Path) -> io::Result<Option<(i64, i64)>> {
+    /// As many as Linux follows.
+    const MOST: usize = 40;
+    let mut newest = None;
+    let mut left: Vec<PathBuf> = vec![std::path::absolute(path)?];
+    let mut at = PathBuf::new();
+    let mut followed = 0;
+    while let Some(part) = left.pop() {
+        let mut steps = part.components();
+        let Some(step) = steps.next() else { continue };
+        left.push(steps.as_path().to_owned());
+        let next = match step {
+            // What `..` leads to is known once links are followed.
+            Component::ParentDir => at.parent().map_or_else(PathBuf::new, Path::to_owned),
+            step => at.join(step),
+        };
+        let found = fs::symlink_metadata(&next)?;
+        if !found.file_type().is_symlink() {
+            at = next;
+            continue;
+        }
+        followed += 1;
+        if followed > MOST {
+            return Err(ErrorKind::Other.into());
+        }
+        newest = newest.max(Some((found.ctime(), found.ctime_nsec())));
+        left.push(fs::read_link(&next)?);
+    }
+    Ok(newest)
 }
 
 /// A file cannot be used.
@@ -184,6 +206,22 @@ impl FileSet {
         }
     }
 
+    /// Reads pipes, each once somebody has written to it and closed it. Nothing is left behind where the future is dropped. Needs
+    /// a tokio runtime.
+    ///
+    /// # Errors
+    /// One is no pipe, cannot be read, or is longer.
+    pub async fn read_pipes(&self) -> Result<Contents, Unreadable> {
+        let mut contents = Vec::new();
+        for path in &self.paths {
+            let bytes = read_pipe(path, self.max_bytes)
+                .await
+                .map_err(|error| Unreadable { file: path.clone(), why: Why::of(&error, self.max_bytes) })?;
+            contents.push(Content { path: path.clone(), bytes: bytes.into(), regular: false, source: None });
+        }
+        Ok(Contents(contents))
+    }
+
     /// Reads those again that are regular files; one that was none before and is none now is as it was. Blocks, but for
     /// nobody at the other end of a pipe.
     fn look(&self, before: &Contents) -> Result<Contents, Unreadable> {
@@ -224,8 +262,7 @@ impl Contents {
         self.0.iter().any(|content| content.regular)
     }
 
-    /// Whether each file that differs was whole when it took the place of the other: it was renamed, or a symbolic link
-    /// was exchanged. A file system whose times are too coarse to show a rename says no.
+    /// Whether each file that differs was whole when it took the place of the other: a symbolic link was exchanged.
     fn came_whole_after(&self, before: &Contents) -> bool {
         let came_whole = |content: &Content| {
             let Some(old) = before.content(&content.path) else { return false };
@@ -281,7 +318,9 @@ fn read_regular(path: &Path, max_bytes: usize) -> io::Result<Bounded> {
 fn unchanged(path: &Path, place: PathBuf, before: &Metadata, file: &File) -> Option<Source> {
     let times = |of: &Metadata| (of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
     let same = times(&file.metadata().ok()?) == times(before) && fs::canonicalize(path).ok()? == place;
-    same.then(|| Source::of(&place, before))
+    let written = (before.mtime(), before.mtime_nsec()).max((before.ctime(), before.ctime_nsec()));
+    let older_than_its_links = newest_link(path).ok()?.is_some_and(|link| written < link);
+    same.then_some(Source { place, older_than_its_links })
 }
 
 /// Whatever it is.
@@ -292,6 +331,13 @@ fn read_any(path: &Path, max_bytes: usize) -> io::Result<Bounded> {
     }
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NOCTTY.bits() as i32).open(path)?;
     Ok(Bounded { bytes: bounded(file, max_bytes)?, regular: false, source: None })
+}
+
+async fn read_pipe(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
+    let pipe = pipe::OpenOptions::new().open_receiver(path)?;
+    let mut bytes = Vec::new();
+    pipe.take((max_bytes as u64).saturating_add(1)).read_to_end(&mut bytes).await?;
+    if bytes.len() > max_bytes { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }
 
 fn bounded(file: impl Read, max_bytes: usize) -> io::Result<Vec<u8>> {

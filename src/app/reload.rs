@@ -158,7 +158,7 @@ struct Waiting {
 impl Waiting {
     /// How long it has to rest.
     fn rests(&self) -> Duration {
-        let may_be_torn = self.change.decides && !self.came_whole;
+        let may_be_torn = (self.change.decides || self.change.unfinished) && !self.came_whole;
         if may_be_torn || !self.change.lost.is_empty() { CHANGE_RESTS } else { Duration::ZERO }
     }
 
@@ -183,6 +183,8 @@ impl Waiting {
 struct Unsettled {
     since: Instant,
     told: Option<Instant>,
+    /// When it was again what was taken.
+    back: Option<Instant>,
 }
 
 impl Reloads {
@@ -247,7 +249,8 @@ impl Reloads {
             Ok(contents) if contents.can_change() => self.read_at_once(Ok(contents)).await,
             Ok(_) | Err(Unreadable { why: Why::NotRegular, .. }) => {
                 let set = set_of(&self.path);
-                self.piped.get_or_insert_with(|| Box::pin(async move { set.read_apart().await }));
+                // One that was being read may be another one.
+                self.piped = Some(Box::pin(async move { set.read_pipes().await }));
                 self.piped_until = clock::monotonic().checked_add(LOOKING);
             }
             Err(error) => self.refused(&error),
@@ -283,7 +286,12 @@ impl Reloads {
 
     async fn found(&mut self, found: Found) {
         match found {
-            Found::Back => (self.waiting, self.unsettled) = (None, None),
+            Found::Back => {
+                self.waiting = None;
+                if let Some(unsettled) = &mut self.unsettled {
+                    unsettled.back = Some(clock::monotonic());
+                }
+            }
             Found::Moving(contents) => {
                 let waited_for = match (&self.waiting, contents) {
                     (Some(waiting), Some(contents)) => {
@@ -331,7 +339,7 @@ impl Reloads {
         }
         let Waiting { contents, config, change, came_whole, .. } = waiting;
         self.settled(&contents);
-        if change.decides && change.unfinished && !came_whole {
+        if change.unfinished && !came_whole {
             return self.refused(
                 &"its last line has no end, so that it may be half written: end it, or send SIGHUP",
             );
@@ -348,7 +356,11 @@ impl Reloads {
     /// The file is not what was taken. Where that lasts, it is told and counted.
     fn unsettled(&mut self) {
         let now = clock::monotonic();
-        let unsettled = self.unsettled.get_or_insert(Unsettled { since: now, told: None });
+        let rested = |back: Instant| now.saturating_duration_since(back) >= CHANGE_RESTS;
+        let before = self.unsettled.take().filter(|unsettled| !unsettled.back.is_some_and(rested));
+        let unsettled =
+            self.unsettled.insert(before.unwrap_or(Unsettled { since: now, told: None, back: None }));
+        unsettled.back = None;
         let last = unsettled.told.unwrap_or(unsettled.since);
         if now.saturating_duration_since(last) < UNSETTLED {
             return;

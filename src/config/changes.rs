@@ -9,9 +9,8 @@ use super::error::member_path;
 /// The sections that decide nothing and open nothing.
 const BESIDE: [&str; 2] = ["log", "shutdown"];
 
-/// What of a provider says only where its keys are and how they are fetched.
-const ABOUT_FETCHING: [&str; 7] =
-    ["jwks_uri", "discovery_uri", "jwks_file", "jwks", "refresh", "http", "ready_without_keys"];
+/// What of a provider decides nothing. Where its keys are, and how they are had, says who is believed.
+const BESIDE_OF_PROVIDER: [&str; 1] = ["ready_without_keys"];
 
 /// How one configuration differs from the one before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,8 +19,8 @@ pub struct Change {
     /// of them, and a list that became shorter; by name where there is one, in the order of the file. A value that was
     /// exchanged for another is none of it, but for a `deny` or a `default: deny` that says something else.
     pub lost: Vec<String>,
-    /// Whether anything is added, gone or exchanged that decisions or listeners go by: all but comments, `log`, `shutdown`,
-    /// and where the keys of a provider are and how they are fetched.
+    /// Whether anything is added, gone or exchanged that decisions or listeners go by: all but comments, `log`, `shutdown` and
+    /// `ready_without_keys`.
     pub decides: bool,
     /// Whether the last line has no end, though the one of the configuration before had: it may go on.
     pub unfinished: bool,
@@ -53,7 +52,7 @@ fn deciding<'n>(path: &str, node: &'n Node) -> impl Iterator<Item = &'n Member> 
     let of_provider = path.starts_with("providers ") && path.ends_with('"') || path == "providers[]";
     let beside: &[&str] = match path {
         "" => &BESIDE,
-        _ if of_provider => &ABOUT_FETCHING,
+        _ if of_provider => &BESIDE_OF_PROVIDER,
         _ => &[],
     };
     members.iter().filter(move |member| !beside.contains(&member.key.as_str()))
@@ -219,6 +218,7 @@ log: {level: info}
         lost("required_claims: [tenant]", "required_claims:", &["providers \"p\".required_claims"]);
         lost("  - name: q\n    issuer: https://q\n    audiences: [a]\n", "", &["providers \"q\""]);
         lost("name: blocked", "name: other", &["rules \"blocked\""]);
+        lost("jwks_uri: https://p/keys", "jwks_file: /keys", &["providers \"p\".jwks_uri"]);
         let at = BEFORE.find("rules:").expect("there");
         assert_eq!(losses(BEFORE, &BEFORE[..at]), ["rules \"admin\"", "rules \"blocked\""]);
     }
@@ -233,6 +233,7 @@ log: {level: info}
             ("ext_authz: 127.0.0.1:9191", "ext_authz: [127.0.0.1:9191]"),
             ("default: deny\n", "default: deny\ntrusted_proxies: [10.0.0.0/8]\n"),
             ("[GET, POST]", "[POST, GET]"),
+            ("https://p/keys", "https://p/key"),
         ] {
             lost(from, to, &[]);
             assert!(Change::between(BEFORE, &BEFORE.replacen(from, to, 1)).decides, "{from} -> {to}");
@@ -241,10 +242,12 @@ log: {level: info}
     }
 
     #[test]
-    fn comments_the_log_the_end_and_the_way_to_the_keys_decide_nothing() {
+    fn comments_the_log_the_end_and_whether_keys_are_waited_for_decide_nothing() {
         for (from, to) in [
-            ("jwks_uri: https://p/keys", "jwks_file: /keys"),
-            ("    jwks_uri: https://p/keys\n", "    refresh: {interval: 5m}\n"),
+            (
+                "    jwks_uri: https://p/keys\n",
+                "    jwks_uri: https://p/keys\n    ready_without_keys: true\n",
+            ),
             ("log: {level: info}\n", ""),
             ("log: {level: info}\n", "log: {level: warn}\nshutdown: {grace: 1s}\n"),
             ("default: deny\n", "# Nothing else.\ndefault: deny # at all\n"),

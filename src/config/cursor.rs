@@ -289,9 +289,14 @@ impl<'a> Cursor<'a> {
             if later.contains(&key.as_str()) {
                 self.report(*at, path, "not supported yet: take it out".to_owned());
             } else if !known.contains(&key.as_str()) {
-                let message = match near(key, known) {
-                    Some(name) => format!("unknown key; did you mean `{name}`?"),
-                    None => format!("unknown key; known here: {}", known.join(", ")),
+                let (path, message) = match near(key, known) {
+                    Some(name) => (path, format!("unknown key; did you mean `{name}`?")),
+                    None if may_be_a_secret(key) => {
+                        let known = known.join(", ");
+                        let message = format!("an unknown key, which is not shown; known here: {known}");
+                        (self.path.clone(), message)
+                    }
+                    None => (path, format!("unknown key; known here: {}", known.join(", "))),
                 };
                 self.report(*at, path, message);
             }
@@ -362,6 +367,14 @@ impl Entry<'_> {
         self.value.report(self.at, self.value.path.clone(), message.into());
         None
     }
+}
+
+/// Whether a word is long and not what keys look like. Of a file that was overwritten in part, the end of a secret may stand
+/// where a key is expected.
+fn may_be_a_secret(key: &str) -> bool {
+    const SHORTEST: usize = 16;
+    let of_key = |byte: u8| byte.is_ascii_lowercase() || matches!(byte, b'_' | b'-' | b' ');
+    key.len() >= SHORTEST && !key.bytes().all(of_key)
 }
 
 /// The name that was probably meant: at most one slip in three letters, or anything would be near to a

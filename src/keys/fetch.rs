@@ -208,7 +208,6 @@ impl FileKeys {
         let (path, max_bytes) = (self.path.clone(), self.max_bytes);
         match self.threads.run(move || read_regular_file(&path, max_bytes)).await {
             Some(Ok(document)) => Ok(document),
-            Some(Err(Why::TooLong(limit))) => Err(FetchError::TooLarge(limit)),
             Some(Err(why)) => Err(FetchError::File(why)),
             None => Err(FetchError::BrokeOff),
         }
@@ -230,20 +229,20 @@ impl Fetch for FileKeys {
 
     fn change(&self) -> Option<Changing<'_>> {
         Some(Box::pin(async move {
-            let mut failed = None;
+            let mut failed = false;
             loop {
                 sleep(FILE_POLL).await;
                 // A disk that does not answer is left to the fetches, which say so.
                 let Ok(look) = timeout(LOOKING, self.look()).await else { continue };
                 if self.last().as_ref() == Some(&look) {
-                    failed = None;
+                    failed = false;
                     continue;
                 }
                 // A file that cannot be read in one look is being replaced.
-                if look.is_ok() || failed.as_ref() == Some(&look) {
+                if look.is_ok() || failed {
                     return;
                 }
-                failed = Some(look);
+                failed = true;
             }
         }))
     }

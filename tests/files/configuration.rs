@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use portcullis::access_request::AccessRequest;
@@ -18,6 +19,9 @@ use tokio::time::sleep;
 use crate::support::{NOW, fixed_clock};
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// Names the files that were exchanged for others.
+static EXCHANGES: AtomicU64 = AtomicU64::new(0);
 
 /// The beginning of a configuration with this key.
 pub fn head(key: &SigningKey) -> String {
@@ -264,14 +268,15 @@ impl House {
         fs::write(self.file(), text).expect("written");
     }
 
-    /// Writes a whole file beside it, a while ago, and puts that in its place.
+    /// Writes a whole file elsewhere, and lets the configuration's name lead there.
     fn exchange(&self, text: &str) {
-        let beside = self.folder.path().join("new");
-        fs::write(&beside, text).expect("written");
-        let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-        let file = fs::File::options().append(true).open(&beside).expect("there");
-        file.set_modified(long_ago).expect("set");
-        fs::rename(beside, self.file()).expect("renamed");
+        let name = format!("{}.yaml", EXCHANGES.fetch_add(1, Ordering::Relaxed));
+        fs::write(self.folder.path().join(&name), text).expect("written");
+        // The clock of the file system has ticks of some milliseconds.
+        std::thread::sleep(Duration::from_millis(12));
+        symlink(name, self.folder.path().join("link")).expect("linked");
+        fs::rename(self.folder.path().join("link"), self.file()).expect("renamed");
+        std::thread::sleep(Duration::from_millis(12));
     }
 
     /// What becomes of a valid token with the scope `w` at this path.
@@ -488,7 +493,7 @@ async fn a_change_whose_comments_go_on_changing_rests_all_the_same() {
 #[tokio::test(start_paused = true)]
 async fn a_file_that_does_not_come_to_rest_is_counted_after_a_minute() {
     let house = House::start().await;
-    let [first, _] = house.versions();
+    let [first, second] = house.versions();
     let write = async |turns: u32| {
         for turn in 0..turns {
             house.write(&format!("# {turn}\n{first}"));
@@ -502,7 +507,56 @@ async fn a_file_that_does_not_come_to_rest_is_counted_after_a_minute() {
     house.write(&first);
     sleep(5 * SECOND).await;
     write(70).await;
-    assert_eq!(house.reloads("rejected"), 2, "and again when it begins again");
+    assert_eq!(house.reloads("rejected"), 1, "it is what was taken for a moment alone");
+    house.write(&first);
+    sleep(15 * SECOND).await;
+    for turn in 0..40 {
+        house.write(if turn % 2 == 0 { &second } else { &first });
+        sleep(3 * SECOND).await;
+    }
+    assert_eq!(
+        (house.reloads("applied"), house.reloads("rejected")),
+        (0, 2),
+        "and again when it begins again"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_keys_come_from_decides_and_half_a_name_of_it_never_counts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [old, other] = ["old", "other"].map(|kid| SigningKey::generate(kid, SigningAlgorithm::ES256));
+    for (name, key) in [("old.json", &old), ("keys.json", &other), ("keys.json-production", &old)] {
+        let set = json!({"keys": [key.public_jwk()]}).to_string();
+        fs::write(folder.path().join(name), set).expect("written");
+    }
+    let text = |name: &str| {
+        let keys = folder.path().join(name);
+        format!(
+            "listen:\n  ext_authz: 127.0.0.1:0\nproviders:\n  - name: p\n    issuer: https://i.example.com\n    \
+             audiences: [a]\n    jwks_file: {}",
+            keys.display()
+        )
+    };
+    let [first, torn, whole] =
+        [text("old.json") + "\n", text("keys.json"), text("keys.json-production") + "\n"];
+    fs::write(folder.path().join("p.yaml"), &first).expect("written");
+    let house = House::following(folder, old).await;
+    let accepts = async |house: &House, key: &SigningKey| {
+        let claims = json!({"iss": "https://i.example.com", "aud": "a", "exp": NOW + 60});
+        let token = format!("Bearer {}", key.sign(&claims));
+        house.asked_with("/", &[(&b"authorization"[..], token.as_bytes())]).await == "ok"
+    };
+    sleep(SECOND).await;
+    assert!(accepts(&house, &house.key).await);
+    house.write(&torn);
+    for _ in 0..60 {
+        sleep(SECOND).await;
+        assert!(!accepts(&house, &other).await, "a key that neither version names");
+    }
+    house.write(&whole);
+    sleep(15 * SECOND).await;
+    assert_eq!((house.reloads("applied"), house.reloads("rejected")), (1, 1));
+    assert!(accepts(&house, &house.key).await);
 }
 
 #[tokio::test(start_paused = true)]

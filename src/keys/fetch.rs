@@ -18,7 +18,7 @@ use super::folder::FileThreads;
 use super::origin::Origin;
 use super::published::Published;
 use super::schedule::Doubts;
-use crate::files::{LOOKING, Why, read_regular_file};
+use crate::files::{LOOKING, read_regular_file};
 use crate::telemetry::Trigger;
 
 /// Where keys come from. One implementation per kind of source; tests script their own.

@@ -26,7 +26,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_stream::Stream;
 
 /// The path below which everything of the issuer lives.
-pub(super) const REALM_PATH: &str = "/realms/demo";
+pub(crate) const REALM_PATH: &str = "/realms/demo";
 const DISCOVERY_PATH: &str = "/realms/demo/.well-known/openid-configuration";
 const KEYS_PATH: &str = "/realms/demo/keys";
 
@@ -77,14 +77,14 @@ pub enum Fault {
 
 /// The two things that the issuer serves.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Endpoint {
+pub(crate) enum Endpoint {
     Discovery,
     Keys,
 }
 
 /// How a held reply is let go.
 #[derive(Clone, Copy)]
-pub(super) enum Released {
+pub(crate) enum Released {
     /// With the document of when the request arrived.
     AsArrived,
     /// With the document of now.
@@ -93,25 +93,25 @@ pub(super) enum Released {
 
 /// What has been asked so far, and how many requests are held right now.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Counts {
-    pub(super) keys: u64,
-    pub(super) discovery: u64,
-    pub(super) held: usize,
+pub(crate) struct Counts {
+    pub(crate) keys: u64,
+    pub(crate) discovery: u64,
+    pub(crate) held: usize,
 }
 
 /// What the issuer publishes, how it misbehaves, and what it has been asked.
-pub(super) struct State {
+pub(crate) struct State {
     issuer: String,
     settings: Mutex<Settings>,
     counts: watch::Sender<Counts>,
 }
 
-pub(super) struct Settings {
-    pub(super) published: Value,
-    pub(super) cache_control: Option<String>,
-    pub(super) key_fault: Option<Fault>,
-    pub(super) discovery_fault: Option<Fault>,
-    pub(super) holding: bool,
+pub(crate) struct Settings {
+    pub(crate) published: Value,
+    pub(crate) cache_control: Option<String>,
+    pub(crate) key_fault: Option<Fault>,
+    pub(crate) discovery_fault: Option<Fault>,
+    pub(crate) holding: bool,
     held: VecDeque<(u64, oneshot::Sender<Released>)>,
     arrivals: u64,
     requests: VecDeque<String>,
@@ -146,7 +146,7 @@ impl Drop for Held {
 }
 
 impl State {
-    pub(super) fn new(issuer: String) -> Self {
+    pub(crate) fn new(issuer: String) -> Self {
         Self {
             issuer,
             settings: Mutex::new(Settings {
@@ -163,40 +163,40 @@ impl State {
         }
     }
 
-    pub(super) fn issuer(&self) -> &str {
+    pub(crate) fn issuer(&self) -> &str {
         &self.issuer
     }
 
-    pub(super) fn jwks_uri(&self) -> String {
+    pub(crate) fn jwks_uri(&self) -> String {
         format!("{}/keys", self.issuer)
     }
 
-    pub(super) fn discovery_uri(&self) -> String {
+    pub(crate) fn discovery_uri(&self) -> String {
         format!("{}/.well-known/openid-configuration", self.issuer)
     }
 
     /// The settings, to be read or changed. A panic while they were locked left no half-made change behind.
-    pub(super) fn settings(&self) -> MutexGuard<'_, Settings> {
+    pub(crate) fn settings(&self) -> MutexGuard<'_, Settings> {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         *self.counts.borrow()
     }
 
-    pub(super) fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         self.settings().requests.iter().cloned().collect()
     }
 
     /// Waits until the counts are as asked for.
-    pub(super) async fn wait_until(&self, reached: impl FnMut(&Counts) -> bool) {
+    pub(crate) async fn wait_until(&self, reached: impl FnMut(&Counts) -> bool) {
         let mut counts = self.counts.subscribe();
         let counts = counts.wait_for(reached).await;
         drop(counts.expect("the sender lives in self"));
     }
 
     /// Lets held replies go, the oldest first, `most` at most; returns how many went.
-    pub(super) fn release(&self, settings: &mut Settings, most: usize, released: Released) -> usize {
+    pub(crate) fn release(&self, settings: &mut Settings, most: usize, released: Released) -> usize {
         let mut count = 0;
         while count < most
             && let Some((_, waiting)) = settings.held.pop_front()
@@ -422,7 +422,7 @@ impl<B> tower::Service<Request<B>> for Answering {
 }
 
 /// A listener and its connections, running or stopped; dropping it ends both.
-pub(super) struct Server {
+pub(crate) struct Server {
     address: SocketAddr,
     running: Option<Running>,
     /// While stopped, the port stays bound (connections are refused), so that nobody else gets it.
@@ -441,24 +441,24 @@ impl Drop for Running {
 }
 
 impl Server {
-    pub(super) async fn bind(address: SocketAddr) -> io::Result<(Self, TcpListener)> {
+    pub(crate) async fn bind(address: SocketAddr) -> io::Result<(Self, TcpListener)> {
         let listener = TcpListener::bind(address).await?;
         let server = Self { address: listener.local_addr()?, running: None, reserved: None };
         Ok((server, listener))
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    pub(super) fn run(&mut self, listener: TcpListener, state: Arc<State>) {
+    pub(crate) fn run(&mut self, listener: TcpListener, state: Arc<State>) {
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(serve(listener, state, stopped));
         self.running = Some(Running { stop, task });
     }
 
     /// Closes the listener and every connection before it returns.
-    pub(super) async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         let Some(running) = &mut self.running else {
             return;
         };
@@ -470,7 +470,7 @@ impl Server {
         self.reserved = bound(self.address).ok();
     }
 
-    pub(super) async fn restart(&mut self, state: Arc<State>) -> io::Result<()> {
+    pub(crate) async fn restart(&mut self, state: Arc<State>) -> io::Result<()> {
         self.stop().await;
         let listener = match self.reserved.take() {
             Some(socket) => socket.listen(1024)?,

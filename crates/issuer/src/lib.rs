@@ -5,7 +5,7 @@
 //! test. It reads no clock: whoever wants claims says what time it is.
 //!
 //! ```no_run
-//! # use portcullis::commands::issuer::{Issuer, SigningAlgorithm};
+//! # use portcullis_issuer::{Issuer, SigningAlgorithm};
 //! # async fn example() -> std::io::Result<()> {
 //! let issuer = Issuer::start().await?;
 //! let key = issuer.rotate(SigningAlgorithm::ES256);
@@ -14,6 +14,10 @@
 //! # Ok(())
 //! # }
 //! ```
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod server;
 mod signing_key;

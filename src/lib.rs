@@ -23,27 +23,29 @@
 //!   all of them are served by one loop, the [`server`].
 //! - [`service`] is what stands behind the doors, and what a program that has its own asks.
 //! - [`authorizer`], with what it takes and gives: [`access_request`], [`verdict`].
-//! - The core, pure: [`bearer_token`], [`protected_headers`], [`identity`], [`rules`], [`validation`], and every [`reason`]
-//!   there is.
+//! - The core, pure, a crate of its own (`crates/core`): [`bearer_token`], [`protected_headers`], [`identity`], [`rules`],
+//!   [`validation`], and every [`reason`] there is.
 //! - [`keys`]: the cache, its schedule and budget, how keys are fetched, which of two answers is the newer one, what was
 //!   withdrawn, and the snapshot that outlives a restart.
 //! - [`certificates`] in files, of listeners and issuers alike.
 //! - [`files`] that are read again when they have changed and come to rest.
 //! - [`supervise`]: tasks that must not end are started again.
 //! - [`clock`] and [`telemetry`], which everybody may use.
+//! - [`commands::issuer`], a crate of its own (`crates/issuer`): what demo, drill and tests have for an issuer.
 //!
-//! Dependencies point down: `main → app, commands → doors → server → service → authorizer → keys, core`; only [`keys`]
-//! and [`telemetry`] know each other. A test holds them.
+//! Dependencies point down: `main → commands → app → doors → server, config → service → authorizer → keys → core`. What each
+//! part needs to know of the configuration is a type of its own; [`config`] reads text into it. A test holds the arrows, and
+//! that no two modules hold each other.
 //!
 //! # Architecture invariants
 //!
-//! - The core ([`validation`], [`bearer_token`], [`rules`], [`protected_headers`], [`identity`], [`verdict`]) does no IO and reads no
-//!   clock; the time is an argument.
+//! - The core does no IO, takes no lock and reads no clock; the time is an argument. No runtime and no network crate stands
+//!   below it.
 //! - Wall time is read in [`clock`] alone, `reqwest` lives in [`keys::http_client`] alone, `jsonwebtoken` in
 //!   [`validation`] alone, Envoy's types in [`proto`] and [`ext_authz`] alone.
 //! - Only [`commands::output`] prints, and log lines are written by one thread of [`telemetry`] alone: nobody else waits for
 //!   whoever reads them.
-//! - "Allowed" is a type that only the authorizer makes, from a verified token or from a rule that needs none.
+//! - "Allowed" is a type that is made of a verified token or of a rule that needs none, and of nothing else.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, unreachable_pub)]

@@ -6,7 +6,7 @@
 //!
 //! # Architecture invariant
 //! [`Allowed`] is made of a [`Validated`] token, which only a verified signature makes, or of a rule's
-//! [`Anonymous`], and by the authorizer alone. No door, no error path and no default can say "allow".
+//! [`Anonymous`], which only a rule that lets everybody pass gives. No door, no error path and no default can say "allow".
 
 mod responses;
 

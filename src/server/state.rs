@@ -62,6 +62,8 @@ pub(super) struct ConnectionState {
     /// Whether the listener is stopped: requests that come now are answered, and nobody waits for them.
     stopped: AtomicBool,
     flooded: AtomicBool,
+    /// Whether nothing is read until the library has done what it can with what it has.
+    paused: AtomicBool,
     /// Since when nothing is in flight. This and what follows: milliseconds since `began`, one more than they are, so
     /// that 0 is never.
     idle_since: AtomicU64,
@@ -127,6 +129,7 @@ impl ConnectionState {
             crowd,
             stopped: AtomicBool::new(false),
             flooded: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             idle_since: AtomicU64::new(1),
             unfinished_since: AtomicU64::new(0),
             blocked_since: AtomicU64::new(0),
@@ -183,6 +186,20 @@ impl ConnectionState {
     /// A request that was handed over is too large.
     pub(super) fn refuse(&self) {
         self.too_large.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Nothing is read until this has been resumed.
+    pub(super) fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Ends a pause; whether there was one.
+    pub(super) fn resume(&self) -> bool {
+        self.paused.swap(false, Ordering::Relaxed)
     }
 
     /// How many requests have been refused since this was last asked, for their size or by the library, which hands those

@@ -69,7 +69,7 @@ fn libraries_and_clocks_stay_in_their_rooms() {
     only_in(&["server", "certificates"], "tokio_rustls");
     only_in(&["certificates"], "x509_parser");
     only_in(&["server", "commands"], "hyper_util");
-    only_in(&["keys"], "h2::");
+    only_in(&["keys", "server"], "h2::");
     only_in(&["keys"], "use headers::");
     only_in(&["validation"], "jsonwebtoken");
     only_in(&["rules"], "cel::");

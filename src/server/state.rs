@@ -217,11 +217,11 @@ impl ConnectionState {
 
     /// Whether it has brought too many of those.
     pub(super) fn patience(&self) -> Patience {
-        let answered = self.requests.load(Ordering::Relaxed) / ANSWERED_FOR_EACH;
-        let refused = self.refused.load(Ordering::Relaxed).saturating_sub(answered);
-        if refused > REFUSED_AFTER_LEAVE {
+        let borne = self.requests.load(Ordering::Relaxed) / ANSWERED_FOR_EACH;
+        let excess = self.refused.load(Ordering::Relaxed).saturating_sub(borne);
+        if excess > REFUSED_AFTER_LEAVE {
             Patience::Over
-        } else if refused > REFUSED {
+        } else if excess > REFUSED {
             Patience::Leave
         } else {
             Patience::Left

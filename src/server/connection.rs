@@ -127,7 +127,12 @@ impl<D: Door> Connection<D> {
                 () = state.closed.notified() => {
                     // Whoever speaks HTTP/2 is told which requests it may send again.
                     connection.as_mut().graceful_shutdown();
-                    let _ended = timeout(LAST_BYTES, connection.as_mut()).await;
+                    let last = async {
+                        while let Step::Refused(requests) = step(connection.as_mut(), state).await {
+                            self.count_unread(requests);
+                        }
+                    };
+                    let _ended = timeout(LAST_BYTES, last).await;
                     break;
                 }
                 () = leave(&mut stop, state), if !stopping => {
@@ -165,10 +170,15 @@ where
 {
     poll_fn(|cx| match connection.as_mut().poll(cx) {
         Poll::Ready(ended) => Poll::Ready(Step::Ended(refused_at_end(ended, state))),
-        Poll::Pending => match state.newly_refused() {
-            0 => Poll::Pending,
-            requests => Poll::Ready(Step::Refused(requests)),
-        },
+        Poll::Pending => {
+            if state.resume() {
+                cx.waker().wake_by_ref();
+            }
+            match state.newly_refused() {
+                0 => Poll::Pending,
+                requests => Poll::Ready(Step::Refused(requests)),
+            }
+        }
     })
     .await
 }

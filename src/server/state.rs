@@ -62,6 +62,8 @@ pub(super) struct ConnectionState {
     /// Whether the listener is stopped: requests that come now are answered, and nobody waits for them.
     stopped: AtomicBool,
     flooded: AtomicBool,
+    /// Whether nothing is read until the library has done what it can with what it has.
+    paused: AtomicBool,
     /// Since when nothing is in flight. This and what follows: milliseconds since `began`, one more than they are, so
     /// that 0 is never.
     idle_since: AtomicU64,
@@ -127,6 +129,7 @@ impl ConnectionState {
             crowd,
             stopped: AtomicBool::new(false),
             flooded: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             idle_since: AtomicU64::new(1),
             unfinished_since: AtomicU64::new(0),
             blocked_since: AtomicU64::new(0),
@@ -185,6 +188,20 @@ impl ConnectionState {
         self.too_large.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Nothing is read until this has been resumed.
+    pub(super) fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Ends a pause; whether there was one.
+    pub(super) fn resume(&self) -> bool {
+        self.paused.swap(false, Ordering::Relaxed)
+    }
+
     /// How many requests have been refused since this was last asked, for their size or by the library, which hands those
     /// over that it can read. To be asked where it has done all that it can: what it waits with while the client takes
     /// nothing is left out.
@@ -200,11 +217,14 @@ impl ConnectionState {
 
     /// Whether it has brought too many of those.
     pub(super) fn patience(&self) -> Patience {
-        let answered = self.requests.load(Ordering::Relaxed) / ANSWERED_FOR_EACH;
-        match self.refused.load(Ordering::Relaxed).saturating_sub(answered) {
-            ..=REFUSED => Patience::Left,
-            ..=REFUSED_AFTER_LEAVE => Patience::Leave,
-            _ => Patience::Over,
+        let borne = self.requests.load(Ordering::Relaxed) / ANSWERED_FOR_EACH;
+        let excess = self.refused.load(Ordering::Relaxed).saturating_sub(borne);
+        if excess > REFUSED_AFTER_LEAVE {
+            Patience::Over
+        } else if excess > REFUSED {
+            Patience::Leave
+        } else {
+            Patience::Left
         }
     }
 

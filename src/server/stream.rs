@@ -90,7 +90,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let Self { stream, framing, state, paused_at, .. } = self.get_mut();
         if framing.streams().saturating_sub(*paused_at) >= AT_A_TIME {
             *paused_at = framing.streams();
-            cx.waker().wake_by_ref();
+            state.pause();
+        }
+        if state.is_paused() {
             return Poll::Pending;
         }
         let before = buf.filled().len();

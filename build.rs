@@ -5,14 +5,11 @@
 //! value; taken as that, with `bytes` that share the request's buffer, no header is copied, hashed or
 //! checked to be UTF-8. Fields of the request that the service does not read are left out, so that
 //! decoding skips them.
-//!
-//! It also tells the program when it was built.
 
 use std::env;
 use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use prost::Message as _;
 use prost_types::field_descriptor_proto::Type;
@@ -81,18 +78,8 @@ const UNUSED: [&str; 1] = ["envoy.config.core.v3.Pipe"];
 
 /// The time of the build, in seconds since the Unix epoch, or what reproducible builds say instead of it: a clock that
 /// stands before that is wrong.
-fn built_at() -> Result<u64, Box<dyn Error>> {
-    println!("cargo:rerun-if-env-changed=SOURCE_DATE_EPOCH");
-    match env::var("SOURCE_DATE_EPOCH") {
-        Ok(seconds) => Ok(seconds.parse()?),
-        #[allow(clippy::disallowed_methods, reason = "nobody hands a time down to a build")]
-        Err(_) => Ok(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()),
-    }
-}
-
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    println!("cargo:rustc-env=PORTCULLIS_BUILT_AT={}", built_at()?);
     let descriptors = protox::compile(["envoy/service/auth/v3/external_auth.proto"], ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;

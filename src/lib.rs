@@ -59,7 +59,8 @@
 
 pub mod app;
 pub mod commands;
-pub mod config;
+
+pub use portcullis_config as config;
 
 pub mod admin;
 pub mod ext_authz;
@@ -67,18 +68,8 @@ pub mod forward_auth;
 pub mod proto;
 pub mod server;
 
-pub mod service;
-
-pub mod authorizer;
-
 pub use portcullis_core::{
     access_request, bearer_token, identity, protected_headers, reason, rules, validation, verdict,
 };
 
-pub mod certificates;
-pub mod keys;
-
-pub mod clock;
-pub mod files;
-pub mod supervise;
-pub mod telemetry;
+pub use portcullis_engine::{authorizer, certificates, clock, files, keys, service, supervise, telemetry};

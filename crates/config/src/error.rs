@@ -60,7 +60,7 @@ impl ConfigErrors {
     }
 
     /// The file cannot be read.
-    pub(crate) fn unreadable(file: &Path, why: &str) -> Self {
+    pub fn unreadable(file: &Path, why: &str) -> Self {
         Self::whole(why.to_owned()).in_file(file)
     }
 

@@ -36,7 +36,7 @@ const STORE_RETRY: Duration = Duration::from_secs(5);
 const LOGGED_KEYS: usize = 20;
 
 /// How long after the start the first answer waits at most for a snapshot that a slow disk does not bring.
-pub(crate) const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(2);
+pub const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// And at least, however short a request's wait is: a disk that is merely busy brings it by then.
 const LEAST_PATIENCE: Duration = Duration::from_millis(250);

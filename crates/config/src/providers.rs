@@ -4,10 +4,10 @@ use std::collections::{HashMap, HashSet, hash_map};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::validation::algorithm::Algorithm;
-use crate::validation::canonical_media_type;
-use crate::validation::key_set::Key;
-use crate::validation::provider::{
+use portcullis_core::validation::algorithm::Algorithm;
+use portcullis_core::validation::canonical_media_type;
+use portcullis_core::validation::key_set::Key;
+use portcullis_core::validation::provider::{
     Audiences, ClaimHeader, ClaimPath, Encoding, Provider, TokenSource, TokenTypes,
 };
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use url::Url;
 
-use crate::reason::Reason;
-use crate::verdict::{CustomBody, CustomDenial, Responses};
+use portcullis_core::reason::Reason;
+use portcullis_core::verdict::{CustomBody, CustomDenial, Responses};
 
 use super::cursor::{Cursor, Entry};
 use super::providers::{is_token, read_realm};

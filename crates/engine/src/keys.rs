@@ -58,7 +58,7 @@ pub use self::policy::RefreshPolicy;
 use self::fetch::{Fetch, Wanted};
 use self::fetch_error::FetchError;
 use self::published::Published;
-pub(crate) use self::refresh::SNAPSHOT_PATIENCE;
+pub use self::refresh::SNAPSHOT_PATIENCE;
 use self::schedule::{Caller, Schedule, Standing};
 use self::snapshot::SnapshotFile;
 use crate::telemetry::Trigger;

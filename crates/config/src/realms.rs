@@ -2,8 +2,8 @@
 
 use super::cursor::{Cursor, Mapping};
 use super::{AllowedRealms, KeySource, RealmKeys, Realms, Template};
-use crate::authorizer::{MAX_REALM_NAME_BYTES, PLACEHOLDER, is_realm_name};
-use crate::rules::WholeRegex;
+use portcullis_core::rules::WholeRegex;
+use portcullis_engine::authorizer::{MAX_REALM_NAME_BYTES, PLACEHOLDER, is_realm_name};
 
 const DEFAULT_MOST: u64 = 256;
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::protected_headers::PATH_AND_HOST;
-use crate::rules::Rules;
+use portcullis_core::protected_headers::PATH_AND_HOST;
+use portcullis_core::rules::Rules;
 
 use super::cursor::{Cursor, Findings, Found, NamedFile};
 use super::dangers::warn_of_network;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use url::{Host, Url};
 
-use crate::rules::{Effect, Match, PathPattern, Rule};
+use portcullis_core::rules::{Effect, Match, PathPattern, Rule};
 
 use super::cursor::Cursor;
 use super::{KeySource, ProviderConfig};

@@ -128,7 +128,7 @@ impl Clock {
 }
 
 /// How long ago 1970 began by the machine's wall time; zero by a clock that stands before that.
-pub(crate) fn since_epoch() -> Duration {
+pub fn since_epoch() -> Duration {
     since_epoch_at(SystemTime::now())
 }
 
@@ -137,7 +137,7 @@ fn since_epoch_at(now: SystemTime) -> Duration {
 }
 
 /// The machine's wall time as HTTP has it (RFC 9110 §5.6.7); `None` for a year that it has no digits for.
-pub(crate) fn http_date() -> Option<http::HeaderValue> {
+pub fn http_date() -> Option<http::HeaderValue> {
     date_of(Clock::System.now())
 }
 

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use crate::rules::condition::Condition;
-use crate::rules::host::HostPattern;
-use crate::rules::{ClaimRequirement, Effect, Match, PathPattern, Requirements, Rule, Rules};
-use crate::validation::json::{Json, JsonLimits};
-use crate::validation::provider::ClaimPath;
+use portcullis_core::rules::condition::Condition;
+use portcullis_core::rules::host::HostPattern;
+use portcullis_core::rules::{ClaimRequirement, Effect, Match, PathPattern, Requirements, Rule, Rules};
+use portcullis_core::validation::json::{Json, JsonLimits};
+use portcullis_core::validation::provider::ClaimPath;
 
 use super::ProviderConfig;
 use super::cursor::{Cursor, Entry, Mapping};

@@ -258,24 +258,43 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::Config;
+    use crate::keys::IssuerHttp;
+    use crate::validation::algorithm::Algorithm;
     use crate::validation::key_set::KeySet;
+    use crate::validation::provider::{Audiences, TokenSource, TokenTypes};
 
-    const CONFIG: &str = "
-listen: {ext_authz: 127.0.0.1:0}
-providers:
-  - name: p
-    issuer: https://sso.example.com
-    jwks_uri: https://sso.example.com/keys
-    audiences: [api]
-    refresh: {snapshot_dir: /nowhere}
-";
+    fn config() -> ProviderConfig {
+        let provider = Provider {
+            name: "p".to_owned(),
+            issuer: "https://sso.example.com".to_owned(),
+            audiences: Audiences::Any,
+            algorithms: Algorithm::default_set(),
+            clock_skew: Duration::ZERO,
+            token_types: TokenTypes::Default,
+            required_claims: Vec::new(),
+            token_from: vec![TokenSource::default()],
+            forward_token: true,
+            claim_headers: Vec::new(),
+            payload_header: None,
+            metadata_claims: Vec::new(),
+            realm: None,
+        };
+        ProviderConfig {
+            provider: Arc::new(provider),
+            keys: KeySource::JwksUri("https://sso.example.com/keys".parse().expect("a URL")),
+            http: IssuerHttp::default(),
+            refresh: RefreshPolicy { snapshot_dir: Some("/nowhere".into()), ..RefreshPolicy::default() },
+            realms: None,
+            ready_without_keys: false,
+        }
+    }
+
     const JWKS: &[u8] =
         br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_is_taken_in_though_the_disk_of_the_snapshot_does_not_answer() {
-        let config = Config::parse(CONFIG, &|_| None).expect("is valid").providers.remove(0);
+        let config = config();
         let keys = KeySet::parse(JWKS).expect("a key set");
         let first = Mutex::new(Some(Fetched::locally(keys, String::new(), 0, 0)));
         let fetch = Arc::new(WithFirst { first, rest: Arc::new(FileKeys::at(Path::new("/"), 1)) });

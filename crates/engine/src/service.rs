@@ -124,12 +124,12 @@ impl Service {
     }
 
     /// Told whenever [`Service::is_serving`] may have changed.
-    pub(crate) fn serving_may_have_changed(&self) -> &Notify {
+    pub fn serving_may_have_changed(&self) -> &Notify {
         &self.around.serving_changed
     }
 
     /// Begins a drain: from now on health says that nothing should be sent here.
-    pub(crate) fn drain(&self) {
+    pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
         self.authorizer.load().realms().iter().for_each(|realms| realms.save_names());
         self.around.serving_changed.notify_one();

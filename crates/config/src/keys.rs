@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use url::{Host, Url};
 
-use crate::validation::key_set::{KeySet, KeySetError};
+use portcullis_core::validation::key_set::{KeySet, KeySetError};
 
 use super::cursor::{Cursor, Mapping, show_duration};
 use super::{ClientCertificate, IssuerHttp, KeySource, ProxyUrl, RefreshPolicy};

@@ -4,6 +4,15 @@
 //! with its path in the document, its line and what to write instead. What is valid here needs no
 //! second look elsewhere: preconditions live in the types. It opens no socket and asks no network.
 
+#![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+// Nothing from outside may panic us. Tests may: they fail by panicking.
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::indexing_slicing, clippy::string_slice, clippy::panic, clippy::todo)
+)]
+
 mod changes;
 mod cursor;
 mod dangers;
@@ -25,11 +34,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::access_request::ClaimHeaders;
-use crate::authorizer::RequestPolicy;
-use crate::rules::Rules;
-use crate::service::Settings;
-use crate::verdict::Responses;
+use portcullis_core::access_request::ClaimHeaders;
+use portcullis_core::rules::Rules;
+use portcullis_core::verdict::Responses;
+use portcullis_engine::authorizer::RequestPolicy;
+use portcullis_engine::service::Settings;
 
 pub use changes::Change;
 pub use cursor::parse_duration;
@@ -37,9 +46,11 @@ pub use error::{ConfigError, ConfigErrors, Position};
 pub use read::{Examined, MAX_FILE_BYTES};
 pub use schema::json_schema_text;
 
-pub use crate::authorizer::{AllowedRealms, KeySource, Limits, ProviderConfig, RealmKeys, Realms, Template};
-pub use crate::keys::{ClientCertificate, IssuerHttp, ProxyUrl, RefreshPolicy};
-pub use crate::telemetry::{Log, LogFormat, LogLevel};
+pub use portcullis_engine::authorizer::{
+    AllowedRealms, KeySource, Limits, ProviderConfig, RealmKeys, Realms, Template,
+};
+pub use portcullis_engine::keys::{ClientCertificate, IssuerHttp, ProxyUrl, RefreshPolicy};
+pub use portcullis_engine::telemetry::{Log, LogFormat, LogLevel};
 
 /// Everything that `serve` needs to know.
 #[derive(Clone, Debug)]

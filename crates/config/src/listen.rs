@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use url::Url;
 
-use crate::access_request::ClaimHeaders;
+use portcullis_core::access_request::ClaimHeaders;
 
 use super::cursor::{Cursor, Mapping};
 use super::{AdminListener, BindAddress, GrpcListener, HttpListener, Listen, Profile, TlsFiles};

@@ -15,7 +15,7 @@ use schemars::transform::{RecursiveTransform, Transform};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value};
 
-use crate::validation::{algorithm, provider};
+use portcullis_core::validation::{algorithm, provider};
 
 use listen::Listen;
 
@@ -154,7 +154,7 @@ macro_rules! one_of {
 
 one_of!(AlgorithmName, algorithm::Algorithm::ALL.map(algorithm::Algorithm::name));
 one_of!(ClientHeaders, ["overwrite"]);
-one_of!(OverrideName, crate::protected_headers::PATH_AND_HOST);
+one_of!(OverrideName, portcullis_core::protected_headers::PATH_AND_HOST);
 one_of!(ProfileName, super::Profile::NAMED.map(|(name, _)| name));
 one_of!(EncodingName, provider::Encoding::NAMED.map(|(name, _)| name));
 one_of!(LevelName, super::LogLevel::NAMED.map(|(name, _)| name));

@@ -2,13 +2,15 @@
 
 use std::fmt::Display;
 
-use crate::access_request::ClaimHeaders;
-use crate::reason::Reason;
-use crate::rules::{ClaimRequirement, Effect, Match, PathPattern, Requirements, Rule};
-use crate::validation::algorithm::Algorithm;
-use crate::validation::json::Json;
-use crate::validation::key_set::Key;
-use crate::validation::provider::{Audiences, ClaimHeader, Encoding, Provider, TokenSource, TokenTypes};
+use portcullis_core::access_request::ClaimHeaders;
+use portcullis_core::reason::Reason;
+use portcullis_core::rules::{ClaimRequirement, Effect, Match, PathPattern, Requirements, Rule};
+use portcullis_core::validation::algorithm::Algorithm;
+use portcullis_core::validation::json::Json;
+use portcullis_core::validation::key_set::Key;
+use portcullis_core::validation::provider::{
+    Audiences, ClaimHeader, Encoding, Provider, TokenSource, TokenTypes,
+};
 
 use super::cursor::show_duration;
 use super::{

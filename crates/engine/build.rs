@@ -1,0 +1,19 @@
+//! Tells the program when it was built.
+
+use std::env;
+use std::error::Error;
+use std::time::SystemTime;
+
+fn built_at() -> Result<u64, Box<dyn Error>> {
+    println!("cargo:rerun-if-env-changed=SOURCE_DATE_EPOCH");
+    match env::var("SOURCE_DATE_EPOCH") {
+        Ok(seconds) => Ok(seconds.parse()?),
+        #[allow(clippy::disallowed_methods, reason = "nobody hands a time down to a build")]
+        Err(_) => Ok(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()),
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rustc-env=PORTCULLIS_BUILT_AT={}", built_at()?);
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! What drives decisions and may wait: it asks the core ([`portcullis_core`]) and gets what that lacks.
+//!
+//! - [`service`] is the authorizer of the present settings: reloads and readiness.
+//! - [`authorizer`] makes the one decision, with [`keys`] of each provider and realm.
+//! - [`keys`]: the cache, its schedule and budget, how keys are fetched, which of two answers is the newer one, what was
+//!   withdrawn, and the snapshot that outlives a restart.
+//! - [`certificates`] in files, of listeners and issuers alike; [`files`] that are read again when they have changed and come
+//!   to rest; [`supervise`]: tasks that must not end are started again.
+//! - [`clock`] and [`telemetry`], which everybody may use.
+//!
+//! It opens no door and reads no configuration: its settings are types of its own. Needs a tokio runtime.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
+// These panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+// Nothing from outside may panic us. Tests may: they fail by panicking.
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::indexing_slicing, clippy::string_slice, clippy::panic, clippy::todo)
+)]
+
+use portcullis_core::{
+    access_request, bearer_token, identity, protected_headers, reason, rules, validation, verdict,
+};
+
+pub mod authorizer;
+pub mod service;
+
+pub mod certificates;
+pub mod keys;
+
+pub mod clock;
+pub mod files;
+pub mod supervise;
+pub mod telemetry;

@@ -291,6 +291,29 @@ async fn a_health_watch_ends_at_a_drain_after_not_serving() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_health_watch_has_no_end_of_its_own_and_is_no_answer_that_nobody_takes() {
+    let house = House::open().await;
+    for kind in Kind::GRPC {
+        let mut bytes = greeting(&[]);
+        bytes.extend(frame(HEADERS, END_HEADERS, 1, &http2::call("/grpc.health.v1.Health/Watch")));
+        bytes.extend(frame(DATA, END_STREAM, 1, &[0; 5]));
+        let mut watch = sent(&house, kind, &bytes).await;
+        let mut pings = 0;
+        while pings < 10 {
+            let frame = http2::next(&mut watch).await;
+            let frame = frame.unwrap_or_else(|| panic!("{kind:?}: closed after {pings} minutes"));
+            if frame.kind == PING && frame.flags == 0 {
+                pings += 1;
+                watch
+                    .write_all(&http2::frame(PING, http2::ACK, 0, &frame.payload))
+                    .await
+                    .expect("it is read");
+            }
+        }
+    }
+}
+
 /// A Check as it goes over the wire, on this stream.
 fn check(stream: u32, message: &[u8]) -> Vec<u8> {
     let mut bytes =

@@ -17,25 +17,23 @@
 //!
 //! # Rooms, in reading order
 //!
-//! - [`app`] binds, serves, reloads and drains; [`commands`] are what the binary can be told; [`config`] is
-//!   text turned into what is valid.
+//! - [`app`] binds, serves, reloads and drains; [`commands`] are what the binary can be told.
 //! - The doors: [`ext_authz`], with its types in [`proto`], [`forward_auth`], and [`admin`] for operators;
 //!   all of them are served by one loop, the [`server`].
-//! - [`service`] is what stands behind the doors, and what a program that has its own asks.
-//! - [`authorizer`], with what it takes and gives: [`access_request`], [`verdict`].
-//! - The core, pure, a crate of its own (`crates/core`): [`bearer_token`], [`protected_headers`], [`identity`], [`rules`],
-//!   [`validation`], and every [`reason`] there is.
-//! - [`keys`]: the cache, its schedule and budget, how keys are fetched, which of two answers is the newer one, what was
-//!   withdrawn, and the snapshot that outlives a restart.
-//! - [`certificates`] in files, of listeners and issuers alike.
-//! - [`files`] that are read again when they have changed and come to rest.
-//! - [`supervise`]: tasks that must not end are started again.
-//! - [`clock`] and [`telemetry`], which everybody may use.
-//! - [`commands::issuer`], a crate of its own (`crates/issuer`): what demo, drill and tests have for an issuer.
+//! - `crates/config`: [`config`] is text turned into what is valid.
+//! - `crates/engine` drives decisions and may wait: [`service`] is what stands behind the doors, and what a program that has
+//!   its own asks; [`authorizer`] makes the decision; [`keys`] are the cache, its schedule and budget, how keys are fetched,
+//!   which of two answers is the newer one, what was withdrawn, and the snapshot that outlives a restart.
+//!   [`certificates`] in files, [`files`] that are read again when they have come to rest, [`supervise`] for tasks that
+//!   must not end, and [`clock`] and [`telemetry`], which everybody may use.
+//! - `crates/core` is the decision, pure: [`access_request`] and [`verdict`] are what it takes and gives, [`bearer_token`],
+//!   [`protected_headers`], [`identity`], [`rules`] and [`validation`] its steps, and every [`reason`] there is.
+//! - `crates/issuer`: [`commands::issuer`] is what demo, drill and tests have for an issuer. `crates/httpdate` keeps hyper from
+//!   panicking at a clock that cannot be right.
 //!
-//! Dependencies point down: `main → commands → app → doors → server, config → service → authorizer → keys → core`. What each
-//! part needs to know of the configuration is a type of its own; [`config`] reads text into it. A test holds the arrows, and
-//! that no two modules hold each other.
+//! Dependencies point down: `main → commands → app → doors → server, config → engine → core`. What each part needs to know of
+//! the configuration is a type of its own; [`config`] reads text into it. Cargo holds the walls between the crates, and a
+//! test those within each, and that no two modules hold each other.
 //!
 //! # Architecture invariants
 //!

@@ -17,13 +17,14 @@ use http::header::{CACHE_CONTROL, HOST};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
-use crate::access_request::{AccessRequest, Caller, ClaimHeaders, Headers, Removal};
+use crate::access_request::{AccessRequest, ClaimHeaders, Headers, Removal};
 use crate::clock;
 use crate::config::{HttpListener, Profile};
+use crate::http_denial;
 use crate::identity::UpstreamChanges;
 use crate::server::{Door, Peer};
 use crate::service::Service;
-use crate::verdict::{Decision, Responses, Verdict};
+use crate::verdict::Verdict;
 
 /// The `door` label.
 const DOOR: &str = "forward_auth";
@@ -74,7 +75,9 @@ impl HttpDoor {
         let response = match &decision.verdict {
             Verdict::Allow(allowed) => allow(self.profile, allowed.changes()),
             Verdict::Deny(_) | Verdict::Unavailable => {
-                deny(&decision, authorizer.responses(), access_request.headers.caller())
+                let caller = access_request.headers.caller();
+                http_denial::response(&decision, authorizer.responses(), caller)
+                    .map(|denial| denial.map(Body::from))
             }
         };
         let mut response = response.unwrap_or_else(|error| broken(&error));
@@ -186,15 +189,6 @@ fn allow(profile: Profile, changes: &UpstreamChanges) -> http::Result<Response<B
         }
     }
     response.body(Body::empty())
-}
-
-fn deny(decision: &Decision, responses: &Responses, caller: Caller) -> http::Result<Response<Body>> {
-    let denial = decision.denial(responses, caller);
-    let mut response = uncached().status(denial.status);
-    for (name, value) in denial.headers {
-        response = response.header(name, value);
-    }
-    response.body(Body::from(denial.body))
 }
 
 /// Half an answer is none.

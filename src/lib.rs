@@ -28,6 +28,7 @@
 //!   must not end, and [`clock`] and [`telemetry`], which everybody may use.
 //! - `crates/core` is the decision, pure: [`access_request`] and [`verdict`] are what it takes and gives, [`bearer_token`],
 //!   [`protected_headers`], [`identity`], [`rules`] and [`validation`] its steps, and every [`reason`] there is.
+//! - `crates/tower` is the door for Rust services: a tower layer, with the claims in each request.
 //! - `crates/issuer`: [`commands::issuer`] is what demo, drill and tests have for an issuer. `crates/httpdate` keeps hyper from
 //!   panicking at a clock that cannot be right.
 //!
@@ -70,4 +71,6 @@ pub use portcullis_core::{
     access_request, bearer_token, identity, protected_headers, reason, rules, validation, verdict,
 };
 
-pub use portcullis_engine::{authorizer, certificates, clock, files, keys, service, supervise, telemetry};
+pub use portcullis_engine::{
+    authorizer, certificates, clock, files, http_denial, keys, service, supervise, telemetry,
+};

@@ -15,17 +15,18 @@ use architecture::sources::{Source, sources_of};
 use architecture::walls::{belongs_to, circles, uses_only};
 
 /// The packages of the house and their folders.
-const CRATES: [(&str, &str); 6] = [
+const CRATES: [(&str, &str); 7] = [
     ("portcullis", "."),
     ("portcullis-config", "crates/config"),
     ("portcullis-core", "crates/core"),
     ("portcullis-engine", "crates/engine"),
     ("portcullis-issuer", "crates/issuer"),
+    ("portcullis-tower", "crates/tower"),
     ("httpdate", "crates/httpdate"),
 ];
 
 /// Which crates of the house each may stand on, and whom of the others it must not, however far below.
-const STANDS_ON: [(&str, &[&str], &[&str]); 6] = [
+const STANDS_ON: [(&str, &[&str], &[&str]); 7] = [
     (
         "portcullis-core",
         &[],
@@ -41,6 +42,7 @@ const STANDS_ON: [(&str, &[&str], &[&str]); 6] = [
     ),
     ("portcullis-config", &["portcullis-core", "portcullis-engine"], &["clap", "tonic", "axum"]),
     ("portcullis-issuer", &[], &["reqwest", "tonic", "clap", "portcullis"]),
+    ("portcullis-tower", &["portcullis-core", "portcullis-engine"], &["clap", "tonic", "schemars"]),
     ("httpdate", &[], &["tokio"]),
     ("portcullis", &["portcullis-config", "portcullis-core", "portcullis-engine", "portcullis-issuer"], &[]),
 ];
@@ -59,7 +61,7 @@ const ROOMS: [(&str, &[&str]); 9] = [
 ];
 
 /// The rooms of the engine, each with the rooms that it may use. All may use the core.
-const ENGINE: [(&str, &[&str]); 9] = [
+const ENGINE: [(&str, &[&str]); 10] = [
     ("clock", &[]),
     ("files", &["clock"]),
     ("certificates", &["clock"]),
@@ -67,6 +69,7 @@ const ENGINE: [(&str, &[&str]); 9] = [
     ("supervise", &["clock", "telemetry"]),
     ("keys", &["certificates", "clock", "files", "supervise", "telemetry"]),
     ("authorizer", &["clock", "keys", "telemetry"]),
+    ("http_denial", &[]),
     ("service", &["authorizer", "clock", "files", "keys", "supervise", "telemetry"]),
     ("", &[]),
 ];

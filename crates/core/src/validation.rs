@@ -197,6 +197,11 @@ impl Validated {
     pub fn claims(&self) -> &Json {
         &self.claims
     }
+
+    /// The same, for whoever keeps it.
+    pub(crate) fn shared_claims(&self) -> Arc<Json> {
+        Arc::clone(&self.claims)
+    }
 }
 
 /// Takes a token apart within the limits. The first half of the screen, before a provider is

@@ -10,6 +10,8 @@
 
 mod responses;
 
+use std::sync::Arc;
+
 pub use self::responses::{CustomBody, CustomDenial, Responses};
 
 use crate::access_request::Caller;
@@ -191,17 +193,23 @@ impl Verdict {
 pub struct Allowed {
     reason: Reason,
     changes: UpstreamChanges,
+    claims: Option<Arc<Json>>,
 }
 
 impl Allowed {
     /// Permission on the strength of a verified token.
-    pub fn by_token(_proof: &Validated, changes: UpstreamChanges) -> Self {
-        Self { reason: Reason::Ok, changes }
+    pub fn by_token(proof: &Validated, changes: UpstreamChanges) -> Self {
+        Self { reason: Reason::Ok, changes, claims: Some(proof.shared_claims()) }
     }
 
     /// Permission on the strength of a rule that needs no token.
     pub fn by_rule(_proof: &Anonymous, changes: UpstreamChanges) -> Self {
-        Self { reason: Reason::Anonymous, changes }
+        Self { reason: Reason::Anonymous, changes, claims: None }
+    }
+
+    /// The claims of the token, where one was needed; always an object.
+    pub fn claims(&self) -> Option<&Arc<Json>> {
+        self.claims.as_ref()
     }
 
     /// What the proxy changes about the request before the upstream sees it.

@@ -2,6 +2,7 @@
 //!
 //! - [`service`] is the authorizer of the present settings: reloads and readiness.
 //! - [`authorizer`] makes the one decision, with [`keys`] of each provider and realm.
+//! - [`http_denial`] is a denial as doors that speak HTTP answer it.
 //! - [`keys`]: the cache, its schedule and budget, how keys are fetched, which of two answers is the newer one, what was
 //!   withdrawn, and the snapshot that outlives a restart.
 //! - [`certificates`] in files, of listeners and issuers alike; [`files`] that are read again when they have changed and come
@@ -25,6 +26,7 @@ use portcullis_core::{
 };
 
 pub mod authorizer;
+pub mod http_denial;
 pub mod service;
 
 pub mod certificates;

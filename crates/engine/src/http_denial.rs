@@ -1,0 +1,24 @@
+//! A denial as an HTTP response, for every door that speaks HTTP.
+
+use http::Response;
+use http::header::CACHE_CONTROL;
+
+use crate::access_request::Caller;
+use crate::verdict::{Decision, Responses};
+
+/// The denial of a decision, for such a client. No cache keeps it: it would give one client's to another.
+///
+/// # Errors
+/// Something cannot stand in a header, which the configuration has seen to.
+pub fn response(
+    decision: &Decision,
+    responses: &Responses,
+    caller: Caller,
+) -> http::Result<Response<String>> {
+    let denial = decision.denial(responses, caller);
+    let mut response = Response::builder().header(CACHE_CONTROL, "no-store").status(denial.status);
+    for (name, value) in denial.headers {
+        response = response.header(name, value);
+    }
+    response.body(denial.body)
+}

@@ -23,7 +23,8 @@
 //!
 //! # Which request is judged
 //! The one that the client sent: below axum's `nest` the original URI (feature `axum`, on by default); of an absolute-form
-//! target (RFC 9112 §3.2.2) and over HTTP/2 its authority, else the one `Host`. Several `Host` lines and `CONNECT` are refused.
+//! target (RFC 9112 §3.2.2) and over HTTP/2 its authority, which then stands in `Host` too, else the one `Host`. Several `Host`
+//! lines, user information in a target and `CONNECT` are refused.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, unreachable_pub)]
@@ -143,6 +144,7 @@ async fn judge(service: &Service, parts: &mut http::request::Parts) -> Result<()
     if let Err(error) = change(parts, allowed.changes()) {
         return Err(broken(&error).map(Full::new));
     }
+    request::settle_host(parts);
     if let Some(claims) = allowed.claims() {
         let provider = decision.provider.clone().unwrap_or_default();
         parts.extensions.insert(Claims::new(provider, Arc::clone(claims)));

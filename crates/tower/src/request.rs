@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use http::header::HOST;
 use http::request::Parts;
-use http::{Method, Uri};
+use http::{HeaderValue, Method, Uri};
 use portcullis_core::access_request::{AccessRequest, Headers, Removal};
 
 /// The client's request.
@@ -19,6 +19,8 @@ pub(crate) fn describe(parts: &Parts, arrived: Instant) -> AccessRequest<'_> {
     let flaw = match (authority, other) {
         _ if parts.method == Method::CONNECT => Some("a CONNECT, which asks for no resource"),
         (None, Some(_)) => Some("several Host lines"),
+        // RFC 9110 §4.2.4.
+        (Some(authority), _) if authority.contains(&b'@') => Some("a target with user information"),
         _ => None,
     };
     let host = authority.or(host).unwrap_or_default();
@@ -28,6 +30,17 @@ pub(crate) fn describe(parts: &Parts, arrived: Instant) -> AccessRequest<'_> {
         removal: Removal::Headers,
         flaw,
         ..AccessRequest::new(method, host, path, headers, arrived)
+    }
+}
+
+/// Makes `Host` say what was judged (RFC 9112 §3.2.2): whoever reads it behind this must not take the request for another.
+pub(crate) fn settle_host(parts: &mut Parts) {
+    let host =
+        original_uri(parts).authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    if let Some(host) = host
+        && parts.headers.contains_key(HOST)
+    {
+        parts.headers.insert(HOST, host);
     }
 }
 

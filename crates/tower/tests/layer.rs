@@ -198,6 +198,8 @@ async fn the_authority_of_the_target_counts_and_several_hosts_are_refused() {
         ("GET / HTTP/1.1\r\nhost: b.example.com\r\n", 403),
         ("GET http://b.example.com/ HTTP/1.1\r\nhost: a.example.com\r\n", 403),
         ("GET http://a.example.com/ HTTP/1.1\r\nhost: b.example.com\r\n", 200),
+        ("GET http://a.example.com/ HTTP/1.1\r\nhost: a.example.com\r\nhost: b.example.com\r\n", 200),
+        ("GET http://b.example.com@a.example.com/ HTTP/1.1\r\nhost: a.example.com\r\n", 400),
         ("GET / HTTP/1.1\r\nhost: a.example.com\r\nhost: b.example.com\r\n", 400),
         ("GET / HTTP/1.1\r\nhost: a.example.com\r\nhost: a.example.com\r\n", 400),
         ("GET / HTTP/1.0\r\n", 400),
@@ -209,6 +211,21 @@ async fn the_authority_of_the_target_counts_and_several_hosts_are_refused() {
     ] {
         assert_eq!(status(address, &format!("{head}{rest}")).await, expected, "{head}");
     }
+}
+
+#[tokio::test]
+async fn the_service_sees_the_host_that_was_judged() {
+    let house = House::new();
+    let seen = async |request: axum::extract::Request| {
+        let hosts = request.headers().get_all("host").iter();
+        hosts.map(|host| host.to_str().expect("text")).collect::<Vec<_>>().join(" ")
+    };
+    let app = house.layer.layer(Router::new().fallback(seen));
+    let mut request = house.request("http://a.example.com/");
+    request.headers_mut().insert("host", "b.example.com".parse().expect("a value"));
+    request.headers_mut().append("host", "c.example.com".parse().expect("a value"));
+    assert_eq!(asked(app.clone(), request).await.2, "a.example.com");
+    assert_eq!(asked(app, house.request("/")).await.2, "a.example.com");
 }
 
 #[tokio::test]

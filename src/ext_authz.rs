@@ -45,7 +45,6 @@ use crate::proto::envoy::service::auth::v3::{
 };
 use crate::proto::envoy::r#type::v3::HttpStatus;
 use crate::proto::google::rpc;
-use crate::reason::DenialKind;
 use crate::server::{self, Door, Stop};
 use crate::service::Service;
 use crate::validation::json::Json;
@@ -387,12 +386,6 @@ fn allow(changes: &UpstreamChanges, decision: &Decision) -> CheckResponse {
 
 fn deny(decision: &Decision, responses: &Responses, caller: Caller) -> CheckResponse {
     let denial = decision.denial(responses, caller);
-    let code = match denial.kind {
-        DenialKind::Challenge | DenialKind::Unauthenticated => tonic::Code::Unauthenticated,
-        DenialKind::Scope | DenialKind::Forbidden => tonic::Code::PermissionDenied,
-        DenialKind::BadRequest => tonic::Code::InvalidArgument,
-        DenialKind::Unavailable => tonic::Code::Unavailable,
-    };
     let denied = DeniedHttpResponse {
         status: Some(HttpStatus { code: i32::from(denial.status) }),
         headers: denial.headers.iter().map(|(name, value)| header(name, value)).collect(),
@@ -400,8 +393,8 @@ fn deny(decision: &Decision, responses: &Responses, caller: Caller) -> CheckResp
     };
     CheckResponse {
         status: Some(rpc::Status {
-            code: code as i32,
-            message: decision.verdict.reason().wire().description.to_owned(),
+            code: denial.kind.grpc_code(),
+            message: denial.description.to_owned(),
             ..rpc::Status::default()
         }),
         http_response: Some(HttpResponse::DeniedResponse(denied)),

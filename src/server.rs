@@ -116,11 +116,10 @@ pub(crate) trait Door: Send + Sync + 'static {
 
 /// Counts requests that this door could not be asked as decisions, and logs it once in a while.
 fn count_unread(door: &impl Door, requests: u64, rarely: &Rarely) {
-    let (name, reason) = (door.name(), Reason::RequestMalformed);
+    let (name, verdict) = (door.name(), Verdict::Deny(Reason::RequestMalformed));
     for _ in 0..requests {
         if door.decides() {
-            let verdict = Verdict::Deny(reason);
-            door.service().metrics().decision(name, verdict.as_str(), reason, "", Duration::ZERO);
+            door.service().metrics().decision(name, verdict.as_str(), verdict.reason(), "", Duration::ZERO);
         }
         if let Some(times) = rarely.due() {
             tracing::warn!(

@@ -18,7 +18,7 @@ use crate::authorizer::{Authorizer, Explanation, KeyedProvider, Step};
 use crate::clock::{self, Clock};
 use crate::config::{Config, Log, LogLevel};
 use crate::identity::UpstreamChanges;
-use crate::reason::Reason;
+use crate::reason::Outcome;
 use crate::service::Service;
 use crate::telemetry;
 use crate::telemetry::Trigger;
@@ -133,7 +133,7 @@ impl<'a> Page<'a> {
         Self { explanation, status: 200, set, remove, remove_query }
     }
 
-    fn reason(&self) -> Reason {
+    fn reason(&self) -> Outcome {
         self.explanation.decision.verdict.reason()
     }
 

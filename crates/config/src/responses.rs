@@ -83,10 +83,10 @@ fn read_by_reason<'a, T>(
 ) -> Option<Vec<(Reason, T)>> {
     let one = |entry: Entry<'a>| {
         let value = read(&entry.value);
-        match Reason::of_denials().find(|reason| reason.as_str() == entry.key) {
+        match Reason::named().find(|reason| reason.as_str() == entry.key) {
             Some(reason) => Some((reason, value?)),
             None => {
-                let names: Vec<&str> = Reason::of_denials().map(Reason::as_str).collect();
+                let names: Vec<&str> = Reason::named().map(Reason::as_str).collect();
                 entry.refuse_key(format!("expected the reason of a denial, one of: {}", names.join(", ")))
             }
         }

@@ -1,14 +1,39 @@
-//! Why a request was answered as it was, and the one table from a reason to what a denial says.
+//! Why a request was answered as it was, and the one table from a reason to refuse it to what its denial says.
 //!
 //! Pure, and below everything: the configuration names reasons too. Nothing here holds a word of a request.
 
-/// Why a request was answered as it was: the `reason` of metrics, logs and metadata.
+/// Why a request was allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Grant {
+    /// By a valid token.
+    Token,
+    /// By a rule that needs no token.
+    Anonymous,
+}
+
+/// Why a request was answered as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It was allowed.
+    Granted(Grant),
+    /// It was not.
+    Refused(Reason),
+}
+
+impl Outcome {
+    /// The `reason` of metrics, logs and metadata.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Granted(Grant::Token) => "ok",
+            Outcome::Granted(Grant::Anonymous) => "anonymous",
+            Outcome::Refused(reason) => reason.as_str(),
+        }
+    }
+}
+
+/// Why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// Allowed by a valid token.
-    Ok,
-    /// Allowed by a rule that needs no token.
-    Anonymous,
     /// No token.
     TokenMissing,
     /// Several different tokens.
@@ -82,9 +107,7 @@ pub enum DenialKind {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 22] = [
-        Reason::Ok,
-        Reason::Anonymous,
+    pub const ALL: [Reason; 20] = [
         Reason::TokenMissing,
         Reason::MultipleTokens,
         Reason::TokenTooLarge,
@@ -110,8 +133,6 @@ impl Reason {
     /// The name in metrics, logs and metadata.
     pub fn as_str(self) -> &'static str {
         match self {
-            Reason::Ok => "ok",
-            Reason::Anonymous => "anonymous",
             Reason::TokenMissing => "token_missing",
             Reason::MultipleTokens => "multiple_tokens",
             Reason::TokenTooLarge => "token_too_large",
@@ -134,13 +155,12 @@ impl Reason {
         }
     }
 
-    /// Those with which a request is not allowed, each name once: of two that share theirs, the first.
-    pub fn of_denials() -> impl Iterator<Item = Reason> {
-        let others = [Reason::Ok, Reason::Anonymous, Reason::UntrustedProxy];
-        Self::ALL.into_iter().filter(move |reason| !others.contains(reason))
+    /// Each name once: of two that share theirs, the first.
+    pub fn named() -> impl Iterator<Item = Reason> {
+        Self::ALL.into_iter().filter(|reason| *reason != Reason::UntrustedProxy)
     }
 
-    /// The wire form of a denial for this reason. Those of an allowed request have none, and asking for it denies.
+    /// The wire form of a denial for this reason.
     pub fn wire(self) -> Wire {
         use DenialKind::{BadRequest, Challenge, Forbidden, Scope, Unauthenticated, Unavailable};
         let wire = |kind, error, description| Wire { kind, error, description };
@@ -181,21 +201,28 @@ impl Reason {
             Reason::InsufficientScope => {
                 wire(Scope, "insufficient_scope", "the token lacks a scope that is needed here")
             }
-            Reason::RuleDenied | Reason::Ok | Reason::Anonymous => {
-                wire(Forbidden, "access_denied", "access is denied")
-            }
+            Reason::RuleDenied => wire(Forbidden, "access_denied", "access is denied"),
         }
     }
 }
 
 impl DenialKind {
-    /// The gRPC status code, in digits.
-    pub fn grpc_status(self) -> &'static str {
+    /// The HTTP status; that of [`DenialKind::Unavailable`] is the default, which the configuration may change.
+    pub fn http_status(self) -> u16 {
+        self.codes().0
+    }
+
+    /// The gRPC status code.
+    pub fn grpc_code(self) -> i32 {
+        self.codes().1
+    }
+
+    fn codes(self) -> (u16, i32) {
         match self {
-            DenialKind::Challenge | DenialKind::Unauthenticated => "16",
-            DenialKind::Scope | DenialKind::Forbidden => "7",
-            DenialKind::BadRequest => "3",
-            DenialKind::Unavailable => "14",
+            DenialKind::Challenge | DenialKind::Unauthenticated => (401, 16),
+            DenialKind::Scope | DenialKind::Forbidden => (403, 7),
+            DenialKind::BadRequest => (400, 3),
+            DenialKind::Unavailable => (503, 14),
         }
     }
 }

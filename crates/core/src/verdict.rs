@@ -16,7 +16,7 @@ pub use self::responses::{CustomBody, CustomDenial, Responses};
 
 use crate::access_request::Caller;
 use crate::identity::UpstreamChanges;
-use crate::reason::{DenialKind, Reason, Wire};
+use crate::reason::{DenialKind, Grant, Outcome, Reason, Wire};
 use crate::rules::Anonymous;
 use crate::validation::json::Json;
 use crate::validation::{Permanent, StaleCause, Validated, ValidationError};
@@ -33,6 +33,8 @@ pub struct DenialResponse {
     pub headers: Vec<(String, String)>,
     /// Empty for a gRPC caller.
     pub body: String,
+    /// What it says in words: the message of a gRPC status.
+    pub description: &'static str,
 }
 
 /// Who may be asked for a token, and what it has to carry (RFC 9110 §11.6.1).
@@ -84,13 +86,11 @@ impl Challenge {
 impl Decision {
     /// The denial to send to such a caller. A decision to allow has none, and asking for it denies.
     pub fn denial(&self, responses: &Responses, caller: Caller) -> DenialResponse {
-        let reason = self.verdict.reason();
+        let reason = self.verdict.refusal().unwrap_or(Reason::RuleDenied);
         let wire = reason.wire();
         let status = match wire.kind {
-            DenialKind::Challenge | DenialKind::Unauthenticated => 401,
-            DenialKind::Scope | DenialKind::Forbidden => 403,
-            DenialKind::BadRequest => 400,
             DenialKind::Unavailable => responses.keys_unavailable_status,
+            kind => kind.http_status(),
         };
         let mut headers = Vec::new();
         let mut add = |name: &str, value: &str| headers.push((name.to_owned(), value.to_owned()));
@@ -118,7 +118,7 @@ impl Decision {
             },
             Caller::Grpc => {}
             Caller::GrpcWeb => {
-                add("grpc-status", wire.kind.grpc_status());
+                add("grpc-status", &wire.kind.grpc_code().to_string());
                 add("grpc-message", wire.description);
             }
         }
@@ -126,7 +126,7 @@ impl Decision {
             headers.retain(|(known, _)| known != name);
             headers.push((name.clone(), value.clone()));
         }
-        DenialResponse { kind: wire.kind, status, headers, body }
+        DenialResponse { kind: wire.kind, status, headers, body, description: wire.description }
     }
 }
 
@@ -178,12 +178,20 @@ impl Verdict {
         }
     }
 
-    /// The `reason` label.
-    pub fn reason(&self) -> Reason {
+    /// Why; its name is the `reason` label.
+    pub fn reason(&self) -> Outcome {
         match self {
-            Verdict::Allow(allowed) => allowed.reason,
-            Verdict::Deny(reason) => *reason,
-            Verdict::Unavailable => Reason::KeysUnavailable,
+            Verdict::Allow(allowed) => Outcome::Granted(allowed.grant),
+            Verdict::Deny(reason) => Outcome::Refused(*reason),
+            Verdict::Unavailable => Outcome::Refused(Reason::KeysUnavailable),
+        }
+    }
+
+    /// Why it may not pass; `None` where it may.
+    pub fn refusal(&self) -> Option<Reason> {
+        match self.reason() {
+            Outcome::Granted(_) => None,
+            Outcome::Refused(reason) => Some(reason),
         }
     }
 }
@@ -191,7 +199,7 @@ impl Verdict {
 /// The permission to pass. See the invariant of this module.
 #[derive(Clone, Debug)]
 pub struct Allowed {
-    reason: Reason,
+    grant: Grant,
     changes: UpstreamChanges,
     claims: Option<Arc<Json>>,
 }
@@ -199,12 +207,12 @@ pub struct Allowed {
 impl Allowed {
     /// Permission on the strength of a verified token.
     pub fn by_token(proof: &Validated, changes: UpstreamChanges) -> Self {
-        Self { reason: Reason::Ok, changes, claims: Some(proof.shared_claims()) }
+        Self { grant: Grant::Token, changes, claims: Some(proof.shared_claims()) }
     }
 
     /// Permission on the strength of a rule that needs no token.
     pub fn by_rule(_proof: &Anonymous, changes: UpstreamChanges) -> Self {
-        Self { reason: Reason::Anonymous, changes, claims: None }
+        Self { grant: Grant::Anonymous, changes, claims: None }
     }
 
     /// The claims of the token, where one was needed; always an object.

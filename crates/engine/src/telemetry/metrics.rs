@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 
 use super::log;
 use super::tls::TlsMetrics;
-use crate::reason::Reason;
+use crate::reason::Outcome;
 use crate::validation::{StaleCause, UnixTime};
 
 /// Why a fetch was started; the `trigger` label.
@@ -299,7 +299,7 @@ impl Metrics {
         &self,
         door: &'static str,
         verdict: &'static str,
-        reason: Reason,
+        reason: Outcome,
         provider: &str,
         took: Duration,
     ) {

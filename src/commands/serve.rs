@@ -14,9 +14,9 @@ use crate::{server, telemetry};
 
 /// Run the service
 ///
-/// SIGTERM and SIGINT drain and then exit with 0; a second one ends at once, with 1. SIGHUP reloads the file, and so does a change of it once it has come to
-/// rest: for 10 s where it takes rules, providers or listeners away. A broken file changes nothing and is
-/// reported, and so is a provider whose new keys cannot be had.
+/// SIGTERM and SIGINT drain and then exit with 0; a second one ends at once, with 1. SIGHUP reloads the file, and so does a
+/// change of it once it has rested for 10 s, or sooner where it came whole by a symbolic link and takes nothing away. A
+/// broken file changes nothing and is reported, and so is a provider whose new keys cannot be had.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  portcullis serve --config portcullis.yaml")]
 pub struct ServeArgs {

@@ -79,7 +79,6 @@ pub struct RealmProviders {
     names: Arc<SharedNames>,
     /// Told when the line may have another turn.
     turn: Notify,
-    /// For the snapshots that are removed.
     /// Those that read and write the list of names.
     tasks: Mutex<JoinSet<()>>,
     /// From which uses are counted.

@@ -30,7 +30,8 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use tower::Service as _;
 
-use crate::access_request::{AccessRequest, Caller, Headers};
+use crate::access_request::{AccessRequest, Headers};
+use crate::authorizer::Decided;
 use crate::clock;
 use crate::identity::UpstreamChanges;
 use crate::proto::FILE_DESCRIPTOR_SET;
@@ -48,7 +49,7 @@ use crate::proto::google::rpc;
 use crate::server::{self, Door, Stop};
 use crate::service::Service;
 use crate::validation::json::Json;
-use crate::verdict::{Decision, Responses, Verdict};
+use crate::verdict::DenialResponse;
 
 use self::message::{Unfinished, Unread};
 use self::until_stopped::UntilStopped;
@@ -318,12 +319,11 @@ impl Authorization for Checks {
         if access_request.headers.is_empty() && unread.is_none() {
             self.tell_headerless();
         }
-        let decision = authorizer.decide(DOOR, &access_request).await;
-        let response = match &decision.verdict {
-            Verdict::Allow(allowed) => allow(allowed.changes(), &decision),
-            Verdict::Deny(_) | Verdict::Unavailable => {
-                deny(&decision, authorizer.responses(), access_request.headers.caller())
-            }
+        let decided = authorizer.decide(DOOR, &access_request).await;
+        let caller = access_request.headers.caller();
+        let response = match decided.decision.allowed(authorizer.responses(), caller) {
+            Ok(allowed) => allow(allowed.changes(), &decided),
+            Err(denial) => deny(*denial, &decided),
         };
         Ok(Response::new(response))
     }
@@ -370,7 +370,7 @@ fn headers(http: &HttpRequest) -> Headers<'_> {
     map.chain(list).collect()
 }
 
-fn allow(changes: &UpstreamChanges, decision: &Decision) -> CheckResponse {
+fn allow(changes: &UpstreamChanges, decided: &Decided<'_>) -> CheckResponse {
     let ok = OkHttpResponse {
         headers: changes.set.iter().map(|(name, value)| header(name, value)).collect(),
         headers_to_remove: changes.remove.clone(),
@@ -380,12 +380,11 @@ fn allow(changes: &UpstreamChanges, decision: &Decision) -> CheckResponse {
     CheckResponse {
         status: Some(rpc::Status { code: tonic::Code::Ok as i32, ..rpc::Status::default() }),
         http_response: Some(HttpResponse::OkResponse(ok)),
-        dynamic_metadata: Some(metadata(decision)),
+        dynamic_metadata: Some(metadata(decided)),
     }
 }
 
-fn deny(decision: &Decision, responses: &Responses, caller: Caller) -> CheckResponse {
-    let denial = decision.denial(responses, caller);
+fn deny(denial: DenialResponse, decided: &Decided<'_>) -> CheckResponse {
     let denied = DeniedHttpResponse {
         status: Some(HttpStatus { code: i32::from(denial.status) }),
         headers: denial.headers.iter().map(|(name, value)| header(name, value)).collect(),
@@ -398,7 +397,7 @@ fn deny(decision: &Decision, responses: &Responses, caller: Caller) -> CheckResp
             ..rpc::Status::default()
         }),
         http_response: Some(HttpResponse::DeniedResponse(denied)),
-        dynamic_metadata: Some(metadata(decision)),
+        dynamic_metadata: Some(metadata(decided)),
     }
 }
 
@@ -412,21 +411,28 @@ fn header(name: &str, value: &str) -> HeaderValueOption {
     }
 }
 
-fn metadata(decision: &Decision) -> Struct {
+fn metadata(decided: &Decided<'_>) -> Struct {
+    let Decided { id, decision } = decided;
+    let record = &decision.record;
     let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
     let mut fields = BTreeMap::from([
         ("reason".to_owned(), text(decision.verdict.reason().as_str())),
-        ("decision_id".to_owned(), text(&decision.decision_id)),
+        ("decision_id".to_owned(), text(&id.to_string())),
     ]);
-    let named = [("provider", &decision.provider), ("subject", &decision.subject), ("rule", &decision.rule)];
+    let named = [
+        ("provider", record.provider().map(|provider| &*provider.name)),
+        ("subject", decision.subject()),
+        ("rule", record.rule().map(|rule| &*rule.name)),
+    ];
     for (name, value) in named {
         if let Some(value) = value {
             fields.insert(name.to_owned(), text(value));
         }
     }
-    if !decision.shared_claims.is_empty() {
-        let claims = decision.shared_claims.iter().map(|(name, claim)| (name.clone(), value(claim)));
-        let claims = Struct { fields: claims.collect() };
+    let claims: BTreeMap<String, Value> =
+        record.shared_claims().map(|(path, claim)| (path.to_string(), value(claim))).collect();
+    if !claims.is_empty() {
+        let claims = Struct { fields: claims };
         fields.insert("claims".to_owned(), Value { kind: Some(Kind::StructValue(claims)) });
     }
     Struct { fields }

@@ -24,7 +24,6 @@ use crate::http_denial;
 use crate::identity::UpstreamChanges;
 use crate::server::{Door, Peer};
 use crate::service::Service;
-use crate::verdict::Verdict;
 
 /// The `door` label.
 const DOOR: &str = "forward_auth";
@@ -71,14 +70,11 @@ impl HttpDoor {
         }
         let access_request =
             AccessRequest { claim_headers: self.client_headers, ..describe(self.profile, request, peer) };
-        let decision = authorizer.decide(DOOR, &access_request).await;
-        let response = match &decision.verdict {
-            Verdict::Allow(allowed) => allow(self.profile, allowed.changes()),
-            Verdict::Deny(_) | Verdict::Unavailable => {
-                let caller = access_request.headers.caller();
-                http_denial::response(&decision, authorizer.responses(), caller)
-                    .map(|denial| denial.map(Body::from))
-            }
+        let decided = authorizer.decide(DOOR, &access_request).await;
+        let caller = access_request.headers.caller();
+        let response = match decided.decision.allowed(authorizer.responses(), caller) {
+            Ok(allowed) => allow(self.profile, allowed.changes()),
+            Err(denial) => http_denial::response(*denial).map(|denial| denial.map(Body::from)),
         };
         let mut response = response.unwrap_or_else(|error| broken(&error));
         // Over HTTP/2 nobody takes it away (RFC 9110 §9.3.2), and a proxy breaks off.

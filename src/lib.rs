@@ -68,7 +68,8 @@ pub mod proto;
 pub mod server;
 
 pub use portcullis_core::{
-    access_request, bearer_token, identity, protected_headers, reason, rules, validation, verdict,
+    access_request, bearer_token, decision, identity, protected_headers, reason, rules, text, validation,
+    verdict,
 };
 
 pub use portcullis_engine::{

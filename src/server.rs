@@ -35,7 +35,7 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 
 use crate::clock::{self, Instant};
-use crate::reason::Reason;
+use crate::reason::DenyReason;
 use crate::service::Service;
 use crate::verdict::Verdict;
 
@@ -116,7 +116,7 @@ pub(crate) trait Door: Send + Sync + 'static {
 
 /// Counts requests that this door could not be asked as decisions, and logs it once in a while.
 fn count_unread(door: &impl Door, requests: u64, rarely: &Rarely) {
-    let (name, verdict) = (door.name(), Verdict::Deny(Reason::RequestMalformed));
+    let (name, verdict) = (door.name(), Verdict::Deny(DenyReason::RequestMalformed));
     for _ in 0..requests {
         if door.decides() {
             door.service().metrics().decision(name, verdict.as_str(), verdict.reason(), "", Duration::ZERO);

@@ -75,7 +75,8 @@ const ENGINE: [(&str, &[&str]); 10] = [
 ];
 
 /// The rooms of the core.
-const CORE: [(&str, &[&str]); 9] = [
+const CORE: [(&str, &[&str]); 11] = [
+    ("text", &[]),
     ("validation", &[]),
     ("reason", &[]),
     ("access_request", &[]),
@@ -84,6 +85,20 @@ const CORE: [(&str, &[&str]); 9] = [
     ("protected_headers", &["access_request", "bearer_token", "rules", "validation"]),
     ("identity", &["access_request", "bearer_token", "protected_headers", "rules", "validation"]),
     ("verdict", &["access_request", "identity", "reason", "rules", "validation"]),
+    (
+        "decision",
+        &[
+            "access_request",
+            "bearer_token",
+            "identity",
+            "protected_headers",
+            "reason",
+            "rules",
+            "text",
+            "validation",
+            "verdict",
+        ],
+    ),
     ("", &[]),
 ];
 
@@ -108,7 +123,7 @@ const PLACES: [(&str, &[&str]); 20] = [
     ("Instant::now", &["clock"]),
     ("io::stdout", &["commands/output"]),
     ("io::stderr", &["commands/output", "telemetry/log"]),
-    ("Allowed", &["authorizer", "verdict"]),
+    ("Allowed", &["decision", "verdict"]),
 ];
 
 /// What no file of the core names: it does no IO, reads no clock, takes no lock and starts nothing.

@@ -11,13 +11,16 @@ use portcullis::clock::{self, Instant};
 use portcullis::config::RefreshPolicy;
 use portcullis::keys::budget::Accounts;
 use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, Schedule, Standing};
-use portcullis::keys::{KeyCache, NotRescued, StaleToken, Surroundings};
+use portcullis::keys::{KeyCache, StaleToken, Surroundings};
 use portcullis::telemetry::Trigger;
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::{Permanent, ValidationError};
 use proptest::prelude::*;
-use script::{Look, SECOND, Script, ask, ask_with, fetching, look, policy, settle, stale, still, warm};
+use script::{
+    Look, NotRescued, SECOND, Script, ask, ask_with, fetching, look, policy, rescue, settle, stale, still,
+    warm,
+};
 use tokio::time::sleep;
 
 fn begun(number: u64, trigger: Trigger, doubts: Doubts) -> Begun {
@@ -105,7 +108,7 @@ async fn a_caller_that_saw_an_older_set_looks_again_without_a_fetch() {
     script.publish(&["b"]);
     assert_eq!(ask(&cache, "b").await, Ok(()));
     let deadline = clock::monotonic();
-    assert_eq!(cache.rescue(old, stale(UnknownKid, deadline), look("b", None)).await, Ok(()));
+    assert_eq!(rescue(&cache, old, stale(UnknownKid, deadline), look("b", None)).await, Ok(()));
     assert_eq!(script.fetches(), 2);
 }
 
@@ -124,7 +127,10 @@ async fn a_fetch_that_was_under_way_and_has_ended_meanwhile_is_looked_at_before_
     gate.add_permits(1);
     assert_eq!(first.await.unwrap(), Ok(()));
     let deadline = clock::monotonic();
-    assert_eq!(cache.rescue(seen_before_its_end, stale(UnknownKid, deadline), look("b", None)).await, Ok(()));
+    assert_eq!(
+        rescue(&cache, seen_before_its_end, stale(UnknownKid, deadline), look("b", None)).await,
+        Ok(())
+    );
     assert_eq!(script.fetches(), 2);
 }
 
@@ -395,7 +401,7 @@ async fn callers_that_hold_more_than_max_waiting_bytes_are_told_at_once_that_nob
             let began = clock::monotonic();
             let token = StaleToken { held_bytes, ..stale(UnknownKid, began + 2 * SECOND) };
             let sighting = cache.sight();
-            let rescue = cache.rescue(sighting, token, look("b", None));
+            let rescue = rescue(&cache, sighting, token, look("b", None));
             (rescue.await, began.elapsed())
         })
     };
@@ -481,7 +487,7 @@ async fn a_token_that_is_past_mending_after_the_refresh_is_refused_as_such() {
     script.publish(&["b"]);
     let sighting = cache.sight();
     let expired = |_: &KeySet| Err::<(), _>(ValidationError::Permanent(Permanent::Expired));
-    let answer = cache.rescue(sighting, stale(UnknownKid, clock::monotonic() + SECOND), expired).await;
+    let answer = rescue(&cache, sighting, stale(UnknownKid, clock::monotonic() + SECOND), expired).await;
     assert_eq!(answer, Err(NotRescued::Refused(ValidationError::Permanent(Permanent::Expired))));
     assert_eq!(script.fetches(), 2);
 }

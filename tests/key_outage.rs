@@ -20,14 +20,16 @@ use portcullis::keys::origin::Origin;
 use portcullis::keys::published::Published;
 use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, Schedule, Standing};
 use portcullis::keys::snapshot::{Present, Snapshot, SnapshotError, SnapshotFile};
-use portcullis::keys::{KeyCache, NotRescued, Surroundings};
+use portcullis::keys::{KeyCache, Surroundings};
 use portcullis::telemetry::Trigger;
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::provider::{Audiences, Provider, TokenTypes};
 use portcullis::validation::{self, TokenLimits, UnixTime};
-use script::{SECOND, Script, ask, ask_with, fetching, look, policy, settle, still, warm, warm_in};
+use script::{
+    NotRescued, SECOND, Script, ask, ask_with, fetching, look, policy, settle, still, warm, warm_in,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{advance, sleep};

@@ -15,10 +15,10 @@ use portcullis::keys::fetch::{Ask, Fetch, Fetching};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::folder::{Folder, FolderError};
 use portcullis::keys::snapshot::SnapshotFile;
-use portcullis::keys::{KeyCache, NotRescued, Surroundings};
+use portcullis::keys::{KeyCache, Surroundings};
 use portcullis::validation::StaleCause::UnknownKid;
 use portcullis::validation::UnixTime;
-use script::{SECOND, Script, ask, policy, settle, still, warm_in};
+use script::{NotRescued, SECOND, Script, ask, policy, settle, still, warm_in};
 use tokio::time::sleep;
 
 /// A source that panics now and then.
@@ -185,11 +185,11 @@ async fn the_time_that_the_machine_slept_counts_for_ages_and_intervals() {
     let sighting = cache.sight();
     let deadline = around.clock.monotonic() + 2 * SECOND;
     assert_eq!(
-        cache.rescue(sighting, script::stale(UnknownKid, deadline), script::look("b", None)).await,
+        script::rescue(&cache, sighting, script::stale(UnknownKid, deadline), script::look("b", None)).await,
         Err(still(UnknownKid))
     );
     script.goes_down(true);
     clock.sleep(Duration::from_secs(7_300));
     let sighting = cache.sight();
-    assert!(sighting.look(script::look("a", None)).is_err(), "older than max_stale");
+    assert!(script::look("a", None)(&sighting.keys()).is_err(), "older than max_stale");
 }

@@ -406,7 +406,7 @@ async fn a_reload_keeps_the_keys_of_realms_that_are_still_allowed() {
             headers.into_iter().collect(),
             portcullis::clock::monotonic().into_std(),
         );
-        service.authorizer().decide("test", &request).await.verdict.reason().as_str()
+        service.authorizer().decide("test", &request).await.decision.verdict.reason().as_str()
     };
     assert_eq!(decide("acme").await, "ok");
     assert_eq!(decide("globex").await, "ok");
@@ -438,8 +438,10 @@ async fn decided(service: &Service, realms: &Realms, name: &str) -> String {
         headers.into_iter().collect(),
         portcullis::clock::monotonic().into_std(),
     );
-    let decision = service.authorizer().decide("test", &request).await;
-    format!("{} {}", decision.provider.unwrap_or_default(), decision.verdict.reason().as_str())
+    let authorizer = service.authorizer();
+    let decision = authorizer.decide("test", &request).await.decision;
+    let provider = decision.record.provider().map(|provider| &*provider.name);
+    format!("{} {}", provider.unwrap_or_default(), decision.verdict.reason().as_str())
 }
 
 #[tokio::test]

@@ -96,8 +96,10 @@ async fn decide(service: &Service, token: &str) -> String {
         headers.into_iter().collect(),
         portcullis::clock::monotonic().into_std(),
     );
-    let decision = service.authorizer().decide("test", &request).await;
-    format!("{} {}", decision.provider.unwrap_or_default(), decision.verdict.reason().as_str())
+    let authorizer = service.authorizer();
+    let decision = authorizer.decide("test", &request).await.decision;
+    let provider = decision.record.provider().map(|provider| &*provider.name);
+    format!("{} {}", provider.unwrap_or_default(), decision.verdict.reason().as_str())
 }
 
 fn kept(provider: &str, error: &str) -> Vec<Kept> {

@@ -14,9 +14,10 @@ use serde_json::{Value, json};
 
 use self::request::Described;
 use super::{Failure, output};
-use crate::authorizer::{Authorizer, Explanation, KeyedProvider, Step};
+use crate::authorizer::{Authorizer, KeyedProvider};
 use crate::clock::{self, Clock};
 use crate::config::{Config, Log, LogLevel};
+use crate::decision::{Decision, Step};
 use crate::identity::UpstreamChanges;
 use crate::reason::Outcome;
 use crate::service::Service;
@@ -24,7 +25,7 @@ use crate::telemetry;
 use crate::telemetry::Trigger;
 use crate::validation::UnixTime;
 use crate::validation::provider::Provider;
-use crate::verdict::Verdict;
+use crate::verdict::{DenialResponse, Verdict};
 
 /// The exit codes besides success.
 const DENIED: u8 = 2;
@@ -87,13 +88,13 @@ async fn explain(args: &ExplainArgs) -> Result<(String, ExitCode), Failure> {
         keyed.keys.first_fetch_ended().await;
     }
     let request = described.access_request();
-    let explanation = authorizer.explain(&request).await;
-    let code = match &explanation.decision.verdict {
+    let decision = authorizer.explain(&request).await;
+    let code = match &decision.verdict {
         Verdict::Allow(_) => ExitCode::SUCCESS,
         Verdict::Deny(_) => ExitCode::from(DENIED),
-        Verdict::Unavailable => ExitCode::from(UNAVAILABLE),
+        Verdict::Unavailable(_) => ExitCode::from(UNAVAILABLE),
     };
-    let page = Page::new(&explanation, &authorizer, &described);
+    let page = Page::new(&decision, &authorizer, &described);
     Ok((
         match args.format {
             Format::Text => page.to_text(),
@@ -105,7 +106,7 @@ async fn explain(args: &ExplainArgs) -> Result<(String, ExitCode), Failure> {
 
 /// What is printed.
 struct Page<'a> {
-    explanation: &'a Explanation,
+    decision: &'a Decision<'a>,
     status: u16,
     set: Vec<(String, String)>,
     remove: &'a [String],
@@ -113,54 +114,49 @@ struct Page<'a> {
 }
 
 impl<'a> Page<'a> {
-    fn new(explanation: &'a Explanation, authorizer: &Authorizer, described: &Described) -> Self {
-        let decision = &explanation.decision;
-        let Verdict::Allow(allowed) = &decision.verdict else {
-            let denial = decision.denial(authorizer.responses(), described.access_request().headers.caller());
-            return Self {
-                explanation,
-                status: denial.status,
-                set: denial.headers,
-                remove: &[],
-                remove_query: &[],
-            };
+    fn new(decision: &'a Decision<'a>, authorizer: &Authorizer, described: &Described) -> Self {
+        let caller = described.access_request().headers.caller();
+        let allowed = match decision.allowed(authorizer.responses(), caller) {
+            Ok(allowed) => allowed,
+            Err(denial) => {
+                let DenialResponse { status, headers, .. } = *denial;
+                return Self { decision, status, set: headers, remove: &[], remove_query: &[] };
+            }
         };
         let UpstreamChanges { set, remove, remove_query } = allowed.changes();
         let known = authorizer.providers();
-        let is_its = |keyed: &&Arc<KeyedProvider>| Some(&keyed.provider.name) == decision.provider.as_ref();
+        let named = decision.record.provider();
+        let is_its =
+            |keyed: &&Arc<KeyedProvider>| Some(&keyed.provider.name) == named.map(|named| &named.name);
         let provider = known.iter().find(is_its).map(|keyed| &*keyed.provider);
         let set = set.iter().map(|(name, value)| (name.clone(), shown(name, value, provider))).collect();
-        Self { explanation, status: 200, set, remove, remove_query }
+        Self { decision, status: 200, set, remove, remove_query }
     }
 
     fn reason(&self) -> Outcome {
-        self.explanation.decision.verdict.reason()
+        self.decision.verdict.reason()
     }
 
     /// Why newer keys were waited for, or `none`.
     fn refresh(&self) -> &'static str {
-        self.explanation.refreshed_for.map_or("none", |cause| Trigger::Forced(cause).as_str())
+        self.decision.record.refreshed_for().map_or("none", |cause| Trigger::Forced(cause).as_str())
     }
 
     fn to_json(&self) -> Value {
-        let decision = &self.explanation.decision;
-        let key = self.explanation.verified_by.as_ref().map(
+        let (decision, record) = (self.decision, &self.decision.record);
+        let key = record.verified_by().map(
             |(key, algorithm)| json!({"kid": key.kid(), "alg": algorithm.name(), "thumbprint": key.thumbprint()}),
         );
-        let steps: Vec<Value> = self
-            .explanation
-            .steps
-            .iter()
-            .map(|Step { step, outcome, detail }| json!({"step": step, "outcome": outcome, "detail": detail}))
-            .collect();
+        let step = |step: Step<'_>| json!({"step": step.name.as_str(), "outcome": step.outcome, "detail": step.detail()});
+        let steps: Vec<Value> = record.steps().map(step).collect();
         let set: serde_json::Map<String, Value> =
             self.set.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
         json!({
             "verdict": decision.verdict.as_str(),
             "reason": self.reason().as_str(),
             "status": self.status,
-            "provider": decision.provider,
-            "rule": decision.rule,
+            "provider": record.provider().map(|provider| &provider.name),
+            "rule": record.rule().map(|rule| &rule.name),
             "key": key,
             "refresh": self.refresh(),
             "headers": {"set": set, "remove": self.remove, "remove_query": self.remove_query},
@@ -169,18 +165,19 @@ impl<'a> Page<'a> {
     }
 
     fn to_text(&self) -> String {
-        let decision = &self.explanation.decision;
+        let (decision, record) = (self.decision, &self.decision.record);
         let mut page =
             format!("{}: {} ({})\n\n", decision.verdict.as_str(), self.reason().as_str(), self.status);
-        let steps = &self.explanation.steps;
+        let steps: Vec<Step<'_>> = record.steps().collect();
         let widest = steps.iter().map(|step| step.outcome.chars().count()).max().unwrap_or_default();
-        for Step { step, outcome, detail } in steps {
-            page.push_str(format!("{step:<8}  {outcome:<widest$}  {detail}").trim_end());
+        for step in &steps {
+            let (name, outcome, detail) = (step.name.as_str(), &step.outcome, step.detail());
+            page.push_str(format!("{name:<8}  {outcome:<widest$}  {detail}").trim_end());
             page.push('\n');
         }
         let whose = match decision.verdict {
             Verdict::Allow(_) => "the upstream gets",
-            Verdict::Deny(_) | Verdict::Unavailable => "the client gets",
+            Verdict::Deny(_) | Verdict::Unavailable(_) => "the client gets",
         };
         page.push_str(&format!("\n{whose}\n"));
         for (name, value) in &self.set {

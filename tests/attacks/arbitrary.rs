@@ -10,7 +10,6 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
 use percent_encoding::percent_decode_str;
 use portcullis::access_request::AccessRequest;
-use portcullis::bearer_token::FoundToken;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey, with_claim};
 use portcullis::identity::upstream_changes;
 use portcullis::protected_headers::ProtectedHeaders;
@@ -57,8 +56,8 @@ fn judge(token: &str, rules: &Provider, keys: &KeySet) -> Result<(), ValidationE
     let token = validation::parse(token, &limits)?;
     let screened = validation::screen(token, rules, now)?;
     let at_once = validation::try_validate(&screened, keys, now);
-    let parked = screened.park().verify(keys, now);
-    match (at_once, parked) {
+    let parked = screened.park();
+    match (at_once, parked.verify(keys, now)) {
         (Ok(at_once), Ok(parked)) => {
             let parked = parked.read(&limits).expect("these bytes have been read before");
             assert_eq!((at_once.claims(), at_once.algorithm()), (parked.claims(), parked.algorithm()));
@@ -205,7 +204,8 @@ fn a_token_that_expires_while_it_waits_for_keys_is_expired_and_not_stale() {
     for keys in [keys, KeySet::default()] {
         let late = validation::try_validate(&screened, &keys, UnixTime::from_secs(NOW + 330));
         assert_eq!(late.map(drop), Err(ValidationError::Permanent(Permanent::Expired)));
-        let late = screened.clone().park().verify(&keys, UnixTime::from_secs(NOW + 330));
+        let parked = screened.clone().park();
+        let late = parked.verify(&keys, UnixTime::from_secs(NOW + 330));
         assert_eq!(late.map(drop), Err(ValidationError::Permanent(Permanent::Expired)));
     }
 }
@@ -279,8 +279,8 @@ proptest! {
         let claims = Json::parse(claims.to_string().as_bytes(), &JsonLimits::default()).expect("JSON");
         let source = TokenSource::default();
         let request = AccessRequest::new(b"GET", b"api.example.com", b"/", std::iter::empty().collect(), portcullis::clock::monotonic().into_std());
-        let token = FoundToken { text: "".into(), places: vec![&source] };
-        let changes = upstream_changes(&claims, &rules, &ProtectedHeaders::default(), &request, &token, 8 * 1024);
+        let (protected, places) = (ProtectedHeaders::default(), [&source]);
+        let changes = upstream_changes(&claims, &rules, &protected, &request, &places, "", 8 * 1024);
         let changes = changes.expect("small enough");
         let header = |name: &str| {
             changes.set.iter().find(|(set, _)| set == name).map(|(_, value)| value.as_str())

@@ -1,7 +1,7 @@
 //! The `rules` and `responses` sections, and the keys of a provider that shape what goes out.
 
 use portcullis::config::Config;
-use portcullis::reason::Reason;
+use portcullis::reason::{DenyReason, Refusal};
 use portcullis::rules::{Effect, PathPattern};
 
 use super::{MINIMAL, parse, provider_with, refused};
@@ -112,11 +112,12 @@ fn rules_and_responses_are_printed_as_they_are_read() {
     assert_eq!(again.responses, config.responses);
     assert_eq!(again.to_yaml(), printed);
     assert!(printed.contains("$${literal}"), "{printed}");
-    let json = config.responses.custom[&Reason::BadSignature].body.as_ref().expect("a body");
+    let json =
+        config.responses.custom[&Refusal::Denied(DenyReason::BadSignature)].body.as_ref().expect("a body");
     assert_eq!(json.media_type, "application/json");
-    let text = config.responses.custom[&Reason::Expired].body.as_ref().expect("a body");
+    let text = config.responses.custom[&Refusal::Denied(DenyReason::Expired)].body.as_ref().expect("a body");
     assert_eq!(text.media_type, "text/plain; charset=utf-8");
-    assert_eq!(config.responses.custom[&Reason::TokenMissing].headers[0].0, "x-login");
+    assert_eq!(config.responses.custom[&Refusal::Denied(DenyReason::TokenMissing)].headers[0].0, "x-login");
 }
 
 #[test]

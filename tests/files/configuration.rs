@@ -295,7 +295,7 @@ impl House {
             headers,
             portcullis::clock::monotonic().into_std(),
         );
-        self.service.authorizer().decide("test", &request).await.verdict.reason().as_str()
+        self.service.authorizer().decide("test", &request).await.decision.verdict.reason().as_str()
     }
 
     /// Asks for what is closed.

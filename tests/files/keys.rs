@@ -47,7 +47,7 @@ async fn decide(service: &Service, key: &SigningKey) -> &'static str {
     let token = format!("Bearer {}", key.sign(&claims));
     let headers = [(&b"authorization"[..], token.as_bytes())].into_iter().collect();
     let request = AccessRequest::new(b"GET", b"h", b"/", headers, portcullis::clock::monotonic().into_std());
-    service.authorizer().decide("test", &request).await.verdict.reason().as_str()
+    service.authorizer().decide("test", &request).await.decision.verdict.reason().as_str()
 }
 
 /// The names of the keys in hand: asked for without a token, which could force a fetch.

@@ -247,7 +247,7 @@ pub async fn decide(authorizer: &Authorizer, token: &str) -> &'static str {
         headers.into_iter().collect(),
         portcullis::clock::monotonic().into_std(),
     );
-    authorizer.decide("test", &request).await.verdict.reason().as_str()
+    authorizer.decide("test", &request).await.decision.verdict.reason().as_str()
 }
 
 /// Sends tokens that nobody signed, each of another name, at this many a second for this long; nobody waits for the

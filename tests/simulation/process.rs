@@ -100,7 +100,7 @@ impl Process {
             request.arrived = clock.monotonic().into_std();
             request.timeout = Some(patience);
             let began = Instant::now();
-            let decision = authorizer.decide("simulation", &request).await;
+            let decision = authorizer.decide("simulation", &request).await.decision;
             let allowed = matches!(decision.verdict, Verdict::Allow(_));
             Asked { allowed, reason: decision.verdict.reason().as_str(), began, ended: Instant::now() }
         }

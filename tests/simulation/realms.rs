@@ -144,7 +144,7 @@ async fn ask(authorizer: Arc<Authorizer>, token: String) -> &'static str {
     let value = format!("Bearer {token}");
     let headers: Headers<'_> = [(&b"authorization"[..], value.as_bytes())].into_iter().collect();
     let request = AccessRequest::new(b"GET", b"h", b"/", headers, portcullis::clock::monotonic().into_std());
-    authorizer.decide("simulation", &request).await.verdict.reason().as_str()
+    authorizer.decide("simulation", &request).await.decision.verdict.reason().as_str()
 }
 
 fn authorizer(issuer: &Issuer, most: usize) -> (Arc<Authorizer>, Arc<RealmProviders>) {

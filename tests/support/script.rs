@@ -13,7 +13,7 @@ use portcullis::config::RefreshPolicy;
 use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::origin::Origin;
-use portcullis::keys::{KeyCache, NotRescued, Sighting, StaleToken, Surroundings};
+use portcullis::keys::{KeyCache, Newer, Sighting, StaleToken, Surroundings};
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::ValidationError;
 use portcullis::validation::algorithm::Algorithm;
@@ -210,8 +210,42 @@ pub fn look(
 }
 
 /// A token that is stale for this reason, of a caller that can wait until then.
-pub fn stale(cause: StaleCause, deadline: Instant) -> StaleToken<'static> {
+pub fn stale(cause: StaleCause, deadline: Instant) -> StaleToken {
     StaleToken { kid: None, cause, deadline, held_bytes: 1 }
+}
+
+/// Why a stale token was not rescued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotRescued {
+    Refused(ValidationError),
+    Unavailable,
+}
+
+/// Waits for newer keys with a token that was stale under `sighting`, and holds it against each set that comes.
+pub async fn rescue<T>(
+    cache: &KeyCache,
+    sighting: Sighting,
+    token: StaleToken,
+    look: impl Fn(&KeySet) -> Result<T, ValidationError>,
+) -> Result<T, NotRescued> {
+    let mut cause = token.cause;
+    let mut wait = cache.wait_for_newer(sighting, token);
+    let result = loop {
+        match wait.next(cause).await {
+            Newer::Unavailable => break Err(NotRescued::Unavailable),
+            Newer::No(_) => break Err(still(cause)),
+            Newer::Keys(keys) => match look(&keys) {
+                Ok(verified) => break Ok(verified),
+                Err(ValidationError::Stale(again)) => cause = again,
+                Err(permanent) => break Err(NotRescued::Refused(permanent)),
+            },
+        }
+    };
+    match &result {
+        Ok(_) => wait.verified(),
+        Err(_) => wait.refused(),
+    }
+    result
 }
 
 pub async fn ask_with(
@@ -220,11 +254,11 @@ pub async fn ask_with(
     look: impl Fn(&KeySet) -> Result<(), ValidationError>,
 ) -> Result<(), NotRescued> {
     let sighting: Sighting = cache.sight();
-    match sighting.look(&look) {
+    match look(&sighting.keys()) {
         Ok(()) => Ok(()),
         Err(ValidationError::Permanent(_)) => panic!("these tokens are stale at worst"),
         Err(ValidationError::Stale(cause)) => {
-            cache.rescue(sighting, stale(cause, clock::monotonic() + wait), look).await
+            rescue(cache, sighting, stale(cause, clock::monotonic() + wait), look).await
         }
     }
 }

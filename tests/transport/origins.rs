@@ -442,7 +442,7 @@ async fn a_reload_to_another_source_knows_what_was_withdrawn_at_the_old_one() {
         let headers = [(&b"authorization"[..], value.as_bytes())].into_iter().collect();
         let request =
             AccessRequest::new(b"GET", b"h", b"/", headers, portcullis::clock::monotonic().into_std());
-        service.authorizer().decide("test", &request).await.verdict.reason().as_str()
+        service.authorizer().decide("test", &request).await.decision.verdict.reason().as_str()
     };
     assert_eq!(reason(&old).await, "ok");
     before.always(dated(&[&new], -10));

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use portcullis_core::access_request::ClaimHeaders;
-use portcullis_core::reason::Reason;
+use portcullis_core::reason::Refusal;
 use portcullis_core::rules::{ClaimRequirement, Effect, Match, PathPattern, Requirements, Rule};
 use portcullis_core::validation::algorithm::Algorithm;
 use portcullis_core::validation::json::Json;
@@ -301,7 +301,7 @@ fn print_responses(page: &mut Page, responses: &Responses) {
         print_url(page, 1, "resource_metadata", url);
     }
     // In the order of the reasons, so that two prints of one configuration are the same.
-    let custom = || Reason::ALL.iter().filter_map(|reason| Some((reason.as_str(), custom.get(reason)?)));
+    let custom = || Refusal::all().filter_map(|refusal| Some((refusal.as_str(), custom.get(&refusal)?)));
     if custom().any(|(_, denial)| denial.body.is_some()) {
         page.line(1, "body:");
     }

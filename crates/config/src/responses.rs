@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use url::Url;
 
-use portcullis_core::reason::Reason;
+use portcullis_core::reason::Refusal;
 use portcullis_core::verdict::{CustomBody, CustomDenial, Responses};
 
 use super::cursor::{Cursor, Entry};
@@ -48,7 +48,7 @@ pub(super) fn read_responses(cursor: Cursor<'_>) -> Option<Responses> {
     let resource_metadata = mapping.optional("resource_metadata", |cursor| read_metadata_url(&cursor));
     let bodies = mapping.or("body", Vec::new(), |cursor| read_by_reason(&cursor, read_body));
     let headers = mapping.or("headers", Vec::new(), |cursor| read_by_reason(&cursor, read_headers));
-    let mut custom: HashMap<Reason, CustomDenial> = HashMap::new();
+    let mut custom: HashMap<Refusal, CustomDenial> = HashMap::new();
     for (reason, body) in bodies? {
         custom.entry(reason).or_default().body = Some(body);
     }
@@ -80,18 +80,18 @@ fn read_metadata_url(cursor: &Cursor<'_>) -> Option<Url> {
 fn read_by_reason<'a, T>(
     cursor: &Cursor<'a>,
     read: impl Fn(&Cursor<'a>) -> Option<T>,
-) -> Option<Vec<(Reason, T)>> {
+) -> Option<Vec<(Refusal, T)>> {
     let one = |entry: Entry<'a>| {
         let value = read(&entry.value);
-        match Reason::named().find(|reason| reason.as_str() == entry.key) {
+        match Refusal::named().find(|reason| reason.as_str() == entry.key) {
             Some(reason) => Some((reason, value?)),
             None => {
-                let names: Vec<&str> = Reason::named().map(Reason::as_str).collect();
+                let names: Vec<&str> = Refusal::named().map(Refusal::as_str).collect();
                 entry.refuse_key(format!("expected the reason of a denial, one of: {}", names.join(", ")))
             }
         }
     };
-    let read: Vec<Option<(Reason, T)>> = cursor.entries()?.into_iter().map(one).collect();
+    let read: Vec<Option<(Refusal, T)>> = cursor.entries()?.into_iter().map(one).collect();
     read.into_iter().collect()
 }
 

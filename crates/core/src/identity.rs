@@ -12,7 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 
 use crate::access_request::{AccessRequest, ClaimHeaders, Removal};
-use crate::bearer_token::{self, FoundToken, cookies};
+use crate::bearer_token::{self, cookies};
 use crate::protected_headers::{Protected, ProtectedHeaders};
 use crate::rules::query::folded;
 use crate::validation::json::Json;
@@ -50,7 +50,7 @@ pub enum Unfit {
     TokenInQuery,
 }
 
-/// The changes for a request with a verified token of `provider`.
+/// The changes for a request with a verified token of `provider`, which stands in these places and has this second part.
 ///
 /// # Errors
 /// [`Unfit`]; the claim headers are too large where names and values together are over `max_bytes`.
@@ -59,7 +59,8 @@ pub fn upstream_changes(
     provider: &Provider,
     protected: &ProtectedHeaders,
     request: &AccessRequest<'_>,
-    token: &FoundToken<'_>,
+    places: &[&TokenSource],
+    payload: &str,
     max_bytes: usize,
 ) -> Result<UpstreamChanges, Unfit> {
     let mut changes = UpstreamChanges::default();
@@ -74,7 +75,6 @@ pub fn upstream_changes(
         }
     }
     if let Some(header) = &provider.payload_header {
-        let payload = token.text.split('.').nth(1).unwrap_or_default();
         changes.set.push((header.clone(), payload.to_owned()));
     }
     if changes.set.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > max_bytes {
@@ -82,7 +82,7 @@ pub fn upstream_changes(
     }
     remove_protected(&mut changes, protected, request)?;
     if !provider.forward_token {
-        remove_token(&mut changes, request, &token.places)?;
+        remove_token(&mut changes, request, places)?;
     }
     keep_cookies(&mut changes, protected, request);
     Ok(changes)

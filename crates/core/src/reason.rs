@@ -1,9 +1,10 @@
-//! Why a request was answered as it was, and the one table from a reason to refuse it to what its denial says.
+//! Why a request was answered as it was, and the one table from a refusal to what its denial says.
 //!
 //! Pure, and below everything: the configuration names reasons too. Nothing here holds a word of a request.
 
 /// Why a request was allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Grant {
     /// By a valid token.
     Token,
@@ -17,7 +18,7 @@ pub enum Outcome {
     /// It was allowed.
     Granted(Grant),
     /// It was not.
-    Refused(Reason),
+    Refused(Refusal),
 }
 
 impl Outcome {
@@ -26,14 +27,32 @@ impl Outcome {
         match self {
             Outcome::Granted(Grant::Token) => "ok",
             Outcome::Granted(Grant::Anonymous) => "anonymous",
-            Outcome::Refused(reason) => reason.as_str(),
+            Outcome::Refused(refusal) => refusal.as_str(),
         }
     }
 }
 
-/// Why a request was refused.
+/// Why a request was not allowed: it was judged and denied, or nobody could judge it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
+pub enum Refusal {
+    /// The request or its token is not good enough.
+    Denied(DenyReason),
+    /// What a decision needs cannot be had, and the token is not to blame.
+    Unavailable(UnavailableReason),
+}
+
+/// What a decision lacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum UnavailableReason {
+    /// The issuer's keys, or the time of day.
+    Keys,
+}
+
+/// Why a request was denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DenyReason {
     /// No token.
     TokenMissing,
     /// Several different tokens.
@@ -69,10 +88,8 @@ pub enum Reason {
     /// The request is not one that can be judged.
     RequestMalformed,
     /// Who asks is not a proxy that may say what a request is; to everybody but us the same as
-    /// [`Reason::RequestMalformed`], but for its status.
+    /// [`DenyReason::RequestMalformed`], but for its status.
     UntrustedProxy,
-    /// Nobody can say: the issuer's keys cannot be had.
-    KeysUnavailable,
     /// The claim headers would be over `limits.claim_header_bytes`.
     ClaimTooLarge,
 }
@@ -105,105 +122,142 @@ pub enum DenialKind {
     Unavailable,
 }
 
-impl Reason {
+impl DenyReason {
     /// Every reason.
-    pub const ALL: [Reason; 20] = [
-        Reason::TokenMissing,
-        Reason::MultipleTokens,
-        Reason::TokenTooLarge,
-        Reason::Malformed,
-        Reason::AlgorithmNotAllowed,
-        Reason::TypeNotAllowed,
-        Reason::IssuerUnknown,
-        Reason::AudienceMismatch,
-        Reason::Expired,
-        Reason::NotYetValid,
-        Reason::ClaimMissing,
-        Reason::ClaimMalformed,
-        Reason::KeyUnknown,
-        Reason::BadSignature,
-        Reason::InsufficientScope,
-        Reason::RuleDenied,
-        Reason::RequestMalformed,
-        Reason::UntrustedProxy,
-        Reason::KeysUnavailable,
-        Reason::ClaimTooLarge,
+    pub const ALL: [DenyReason; 19] = [
+        DenyReason::TokenMissing,
+        DenyReason::MultipleTokens,
+        DenyReason::TokenTooLarge,
+        DenyReason::Malformed,
+        DenyReason::AlgorithmNotAllowed,
+        DenyReason::TypeNotAllowed,
+        DenyReason::IssuerUnknown,
+        DenyReason::AudienceMismatch,
+        DenyReason::Expired,
+        DenyReason::NotYetValid,
+        DenyReason::ClaimMissing,
+        DenyReason::ClaimMalformed,
+        DenyReason::KeyUnknown,
+        DenyReason::BadSignature,
+        DenyReason::InsufficientScope,
+        DenyReason::RuleDenied,
+        DenyReason::RequestMalformed,
+        DenyReason::UntrustedProxy,
+        DenyReason::ClaimTooLarge,
     ];
 
     /// The name in metrics, logs and metadata.
     pub fn as_str(self) -> &'static str {
         match self {
-            Reason::TokenMissing => "token_missing",
-            Reason::MultipleTokens => "multiple_tokens",
-            Reason::TokenTooLarge => "token_too_large",
-            Reason::Malformed => "malformed",
-            Reason::AlgorithmNotAllowed => "algorithm_not_allowed",
-            Reason::TypeNotAllowed => "type_not_allowed",
-            Reason::IssuerUnknown => "issuer_unknown",
-            Reason::AudienceMismatch => "audience_mismatch",
-            Reason::Expired => "expired",
-            Reason::NotYetValid => "not_yet_valid",
-            Reason::ClaimMissing => "claim_missing",
-            Reason::ClaimMalformed => "claim_malformed",
-            Reason::KeyUnknown => "key_unknown",
-            Reason::BadSignature => "bad_signature",
-            Reason::InsufficientScope => "insufficient_scope",
-            Reason::RuleDenied => "rule_denied",
-            Reason::RequestMalformed | Reason::UntrustedProxy => "request_malformed",
-            Reason::KeysUnavailable => "keys_unavailable",
-            Reason::ClaimTooLarge => "claim_too_large",
+            DenyReason::TokenMissing => "token_missing",
+            DenyReason::MultipleTokens => "multiple_tokens",
+            DenyReason::TokenTooLarge => "token_too_large",
+            DenyReason::Malformed => "malformed",
+            DenyReason::AlgorithmNotAllowed => "algorithm_not_allowed",
+            DenyReason::TypeNotAllowed => "type_not_allowed",
+            DenyReason::IssuerUnknown => "issuer_unknown",
+            DenyReason::AudienceMismatch => "audience_mismatch",
+            DenyReason::Expired => "expired",
+            DenyReason::NotYetValid => "not_yet_valid",
+            DenyReason::ClaimMissing => "claim_missing",
+            DenyReason::ClaimMalformed => "claim_malformed",
+            DenyReason::KeyUnknown => "key_unknown",
+            DenyReason::BadSignature => "bad_signature",
+            DenyReason::InsufficientScope => "insufficient_scope",
+            DenyReason::RuleDenied => "rule_denied",
+            DenyReason::RequestMalformed | DenyReason::UntrustedProxy => "request_malformed",
+            DenyReason::ClaimTooLarge => "claim_too_large",
         }
     }
 
-    /// Each name once: of two that share theirs, the first.
-    pub fn named() -> impl Iterator<Item = Reason> {
-        Self::ALL.into_iter().filter(|reason| *reason != Reason::UntrustedProxy)
-    }
-
-    /// The wire form of a denial for this reason.
-    pub fn wire(self) -> Wire {
-        use DenialKind::{BadRequest, Challenge, Forbidden, Scope, Unauthenticated, Unavailable};
-        let wire = |kind, error, description| Wire { kind, error, description };
+    fn wire(self) -> Wire {
+        use DenialKind::{BadRequest, Challenge, Forbidden, Scope, Unauthenticated};
         match self {
-            Reason::TokenMissing => wire(Challenge, "missing_token", "a bearer token is required"),
-            Reason::MultipleTokens => {
+            DenyReason::TokenMissing => wire(Challenge, "missing_token", "a bearer token is required"),
+            DenyReason::MultipleTokens => {
                 wire(Unauthenticated, "invalid_request", "the request carries several tokens")
             }
-            Reason::TokenTooLarge => wire(Unauthenticated, "invalid_token", "the token is too large"),
-            Reason::Malformed => wire(Unauthenticated, "invalid_token", "the token is malformed"),
-            Reason::AlgorithmNotAllowed => {
+            DenyReason::TokenTooLarge => wire(Unauthenticated, "invalid_token", "the token is too large"),
+            DenyReason::Malformed => wire(Unauthenticated, "invalid_token", "the token is malformed"),
+            DenyReason::AlgorithmNotAllowed => {
                 wire(Unauthenticated, "invalid_token", "the token's signature algorithm is not accepted")
             }
-            Reason::TypeNotAllowed => {
+            DenyReason::TypeNotAllowed => {
                 wire(Unauthenticated, "invalid_token", "the token's type is not accepted")
             }
-            Reason::IssuerUnknown => {
+            DenyReason::IssuerUnknown => {
                 wire(Unauthenticated, "invalid_token", "the token's issuer is not accepted")
             }
-            Reason::AudienceMismatch => {
+            DenyReason::AudienceMismatch => {
                 wire(Unauthenticated, "invalid_token", "the token is not meant for this service")
             }
-            Reason::Expired => wire(Unauthenticated, "invalid_token", "the token has expired"),
-            Reason::NotYetValid => wire(Unauthenticated, "invalid_token", "the token is not valid yet"),
-            Reason::ClaimMissing => wire(Unauthenticated, "invalid_token", "a required claim is missing"),
-            Reason::ClaimMalformed => wire(Unauthenticated, "invalid_token", "a claim is malformed"),
-            Reason::KeyUnknown | Reason::BadSignature => {
+            DenyReason::Expired => wire(Unauthenticated, "invalid_token", "the token has expired"),
+            DenyReason::NotYetValid => wire(Unauthenticated, "invalid_token", "the token is not valid yet"),
+            DenyReason::ClaimMissing => wire(Unauthenticated, "invalid_token", "a required claim is missing"),
+            DenyReason::ClaimMalformed => wire(Unauthenticated, "invalid_token", "a claim is malformed"),
+            DenyReason::KeyUnknown | DenyReason::BadSignature => {
                 wire(Unauthenticated, "invalid_token", "the token's signature cannot be verified")
             }
-            Reason::RequestMalformed => wire(BadRequest, "invalid_request", "the request is malformed"),
-            Reason::UntrustedProxy => wire(Forbidden, "invalid_request", "the request is malformed"),
-            Reason::KeysUnavailable => {
-                wire(Unavailable, "temporarily_unavailable", "the token cannot be verified at the moment")
-            }
-            Reason::ClaimTooLarge => {
+            DenyReason::RequestMalformed => wire(BadRequest, "invalid_request", "the request is malformed"),
+            DenyReason::UntrustedProxy => wire(Forbidden, "invalid_request", "the request is malformed"),
+            DenyReason::ClaimTooLarge => {
                 wire(Forbidden, "access_denied", "the token's claims are too large to be passed on")
             }
-            Reason::InsufficientScope => {
+            DenyReason::InsufficientScope => {
                 wire(Scope, "insufficient_scope", "the token lacks a scope that is needed here")
             }
-            Reason::RuleDenied => wire(Forbidden, "access_denied", "access is denied"),
+            DenyReason::RuleDenied => wire(Forbidden, "access_denied", "access is denied"),
         }
     }
+}
+
+impl Refusal {
+    /// Every refusal.
+    pub fn all() -> impl Iterator<Item = Refusal> {
+        let denied = DenyReason::ALL.into_iter().map(Refusal::Denied);
+        denied.chain([Refusal::Unavailable(UnavailableReason::Keys)])
+    }
+
+    /// Those that a configuration can name, each name once: of two that share theirs, the first.
+    pub fn named() -> impl Iterator<Item = Refusal> {
+        Self::all().filter(|refusal| *refusal != Refusal::Denied(DenyReason::UntrustedProxy))
+    }
+
+    /// The name in metrics, logs and metadata.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Refusal::Denied(reason) => reason.as_str(),
+            Refusal::Unavailable(UnavailableReason::Keys) => "keys_unavailable",
+        }
+    }
+
+    /// The wire form of its denial.
+    pub fn wire(self) -> Wire {
+        match self {
+            Refusal::Denied(reason) => reason.wire(),
+            Refusal::Unavailable(UnavailableReason::Keys) => wire(
+                DenialKind::Unavailable,
+                "temporarily_unavailable",
+                "the token cannot be verified at the moment",
+            ),
+        }
+    }
+}
+
+impl From<DenyReason> for Refusal {
+    fn from(reason: DenyReason) -> Self {
+        Refusal::Denied(reason)
+    }
+}
+
+impl From<UnavailableReason> for Refusal {
+    fn from(reason: UnavailableReason) -> Self {
+        Refusal::Unavailable(reason)
+    }
+}
+
+fn wire(kind: DenialKind, error: &'static str, description: &'static str) -> Wire {
+    Wire { kind, error, description }
 }
 
 impl DenialKind {
@@ -233,12 +287,13 @@ mod tests {
 
     #[test]
     fn every_reason_has_a_name_of_its_own_and_a_text_that_a_header_can_carry() {
-        let mut names: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        let mut names: Vec<_> = Refusal::all().map(Refusal::as_str).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), Reason::ALL.len() - 1, "of two that share a name");
-        for reason in Reason::ALL {
-            let wire = reason.wire();
+        assert_eq!(names.len(), Refusal::all().count() - 1, "of two that share a name");
+        assert_eq!(names.len(), Refusal::named().count());
+        for refusal in Refusal::all() {
+            let wire = refusal.wire();
             for text in [wire.error, wire.description] {
                 // RFC 6750 §3: error and error_description have no quote and no backslash.
                 assert!(
@@ -251,6 +306,6 @@ mod tests {
 
     #[test]
     fn an_unknown_key_and_a_bad_signature_look_the_same_to_their_sender() {
-        assert_eq!(Reason::KeyUnknown.wire(), Reason::BadSignature.wire());
+        assert_eq!(DenyReason::KeyUnknown.wire(), DenyReason::BadSignature.wire());
     }
 }

@@ -29,7 +29,7 @@ pub mod key_set;
 pub mod provider;
 mod token;
 
-use std::fmt;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +39,7 @@ use self::algorithm::Algorithm;
 use self::json::{Json, JsonLimits};
 use self::key_set::{Key, KeySet};
 use self::provider::{Provider, TokenTypes};
+use self::token::Compact;
 
 /// Without a `kid`, or with many keys of one `kid`, at most this many keys are tried: the work that
 /// one token can cause is bounded.
@@ -140,7 +141,6 @@ impl From<Permanent> for ValidationError {
 #[derive(Clone, Debug)]
 pub struct Screened<'a> {
     parked: Parked<'a>,
-    typ: Option<String>,
     claims: Arc<Json>,
 }
 
@@ -148,30 +148,10 @@ pub struct Screened<'a> {
 /// not the tree of its claims, which may be several times as large.
 #[derive(Clone, Debug)]
 pub struct Parked<'a> {
-    payload: &'a str,
-    signing_input: &'a [u8],
-    signature: &'a str,
-    kid: Option<Box<str>>,
+    compact: Compact<'a>,
+    kid: Option<Arc<str>>,
     algorithm: Algorithm,
     expires: UnixTime,
-}
-
-impl fmt::Display for Screened<'_> {
-    /// What was screened, for people. Text of the token stands in quotes and is cut short.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MOST: usize = 64;
-        write!(f, "alg {}", self.parked.algorithm)?;
-        for (name, text) in [("kid", self.parked.kid.as_deref()), ("typ", self.typ.as_deref())] {
-            if let Some(text) = text {
-                write!(f, ", {name} {:?}", text.chars().take(MOST).collect::<String>())?;
-            }
-        }
-        write!(
-            f,
-            "; iss, aud, times and required claims are right, until {:.0} (Unix time)",
-            self.parked.expires.as_secs_f64()
-        )
-    }
 }
 
 /// The proof that a signature was verified, and the claims that it covers.
@@ -209,7 +189,8 @@ impl Validated {
 ///
 /// # Errors
 /// [`Permanent::TokenTooLarge`], [`Permanent::Malformed`] or [`Permanent::AlgorithmNotAllowed`].
-pub fn parse<'a>(token: &'a str, limits: &TokenLimits) -> Result<Token<'a>, Permanent> {
+pub fn parse<'a>(token: impl Into<Cow<'a, str>>, limits: &TokenLimits) -> Result<Token<'a>, Permanent> {
+    let token = token.into();
     if token.len() > limits.bytes {
         return Err(Permanent::TokenTooLarge);
     }
@@ -234,6 +215,24 @@ pub fn issuer<'t>(token: &'t Token<'_>) -> Result<&'t str, Permanent> {
 /// # Errors
 /// The first rule that is not met: `alg`, `typ`, `iss`, times, `aud`, `sub`, required claims.
 pub fn screen<'a>(token: Token<'a>, provider: &Provider, now: UnixTime) -> Result<Screened<'a>, Permanent> {
+    let passed = check(&token, provider, now)?;
+    Ok(Screened::new(token, passed))
+}
+
+/// What the screen has found out about a token that it lets pass.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Passed {
+    /// The algorithm of its signature.
+    pub(crate) algorithm: Algorithm,
+    /// From when on it is expired, leeway included.
+    pub(crate) expires: UnixTime,
+}
+
+/// The screen of a token that stays with its caller.
+///
+/// # Errors
+/// Those of [`screen`].
+pub(crate) fn check(token: &Token<'_>, provider: &Provider, now: UnixTime) -> Result<Passed, Permanent> {
     let algorithm = Algorithm::from_name(&token.alg)
         .filter(|algorithm| provider.algorithms.contains(algorithm))
         .ok_or(Permanent::AlgorithmNotAllowed)?;
@@ -245,13 +244,11 @@ pub fn screen<'a>(token: Token<'a>, provider: &Provider, now: UnixTime) -> Resul
     if !type_allowed {
         return Err(Permanent::TypeNotAllowed);
     }
-    if issuer(&token)? != provider.issuer {
+    if issuer(token)? != provider.issuer {
         return Err(Permanent::IssuerUnknown);
     }
     let expires = claims::check(&token.claims, provider, now)?;
-    let Token { kid, typ, claims, payload, signing_input, signature, .. } = token;
-    let parked = Parked { payload, signing_input, signature, kid, algorithm, expires };
-    Ok(Screened { parked, typ, claims })
+    Ok(Passed { algorithm, expires })
 }
 
 /// Verifies a screened token against the set in hand.
@@ -268,16 +265,33 @@ pub fn try_validate(
 }
 
 impl<'a> Screened<'a> {
+    /// The token that has passed.
+    pub(crate) fn new(token: Token<'a>, passed: Passed) -> Self {
+        let Token { kid, claims, compact, .. } = token;
+        let Passed { algorithm, expires } = passed;
+        Self { parked: Parked { compact, kid, algorithm, expires }, claims }
+    }
+
+    /// The second part of its text.
+    pub(crate) fn payload(&self) -> &str {
+        self.parked.payload()
+    }
+
     /// Lets go of the claims, which are read again once the signature has been verified.
     pub fn park(self) -> Parked<'a> {
         self.parked
     }
 }
 
-impl<'a> Parked<'a> {
+impl Parked<'_> {
+    /// The second part of its text.
+    pub(crate) fn payload(&self) -> &str {
+        self.compact.payload()
+    }
+
     /// The `kid` of its header, where it has one.
-    pub fn kid(&self) -> Option<&str> {
-        self.kid.as_deref()
+    pub fn kid(&self) -> Option<&Arc<str>> {
+        self.kid.as_ref()
     }
 
     /// Verifies the signature against the set in hand.
@@ -289,7 +303,7 @@ impl<'a> Parked<'a> {
     /// [`ValidationError::Stale`] where a newer set may hold the key that this one lacks;
     /// [`ValidationError::Permanent`] where the token has expired since it was screened, as one may that
     /// waited for newer keys.
-    pub fn verify(&self, keys: &KeySet, now: UnixTime) -> Result<Verified<'a>, ValidationError> {
+    pub fn verify(&self, keys: &KeySet, now: UnixTime) -> Result<Verified<'_>, ValidationError> {
         if now >= self.expires {
             return Err(Permanent::Expired.into());
         }
@@ -297,9 +311,9 @@ impl<'a> Parked<'a> {
         let none_fits = fitting.peek().is_none();
         let verifying = fitting
             .take(MAX_KEYS_TRIED)
-            .find(|key| key.verifies(self.algorithm, self.signing_input, self.signature));
+            .find(|key| key.verifies(self.algorithm, self.compact.signing_input(), self.compact.signature()));
         if let Some(key) = verifying {
-            Ok(Verified { payload: self.payload, key: Arc::clone(key), algorithm: self.algorithm })
+            Ok(Verified { payload: self.payload(), key: Arc::clone(key), algorithm: self.algorithm })
         } else if none_fits || self.kid.is_none() {
             Err(ValidationError::Stale(StaleCause::UnknownKid))
         } else {

@@ -5,7 +5,7 @@
 //! expected.
 //!
 //! # Architecture invariant
-//! [`Allowed`] is made of a [`Validated`] token, which only a verified signature makes, or of a rule's
+//! [`Allowed`] is made in this crate alone, of a [`Validated`] token, which only a verified signature makes, or of a rule's
 //! [`Anonymous`], which only a rule that lets everybody pass gives. No door, no error path and no default can say "allow".
 
 mod responses;
@@ -16,10 +16,10 @@ pub use self::responses::{CustomBody, CustomDenial, Responses};
 
 use crate::access_request::Caller;
 use crate::identity::UpstreamChanges;
-use crate::reason::{DenialKind, Grant, Outcome, Reason, Wire};
+use crate::reason::{DenialKind, DenyReason, Grant, Outcome, Refusal, UnavailableReason, Wire};
 use crate::rules::Anonymous;
 use crate::validation::json::Json;
-use crate::validation::{Permanent, StaleCause, Validated, ValidationError};
+use crate::validation::{Permanent, StaleCause, Validated};
 
 /// A denial as every door sends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,11 +83,20 @@ impl Challenge {
     }
 }
 
-impl Decision {
-    /// The denial to send to such a caller. A decision to allow has none, and asking for it denies.
-    pub fn denial(&self, responses: &Responses, caller: Caller) -> DenialResponse {
-        let reason = self.verdict.refusal().unwrap_or(Reason::RuleDenied);
-        let wire = reason.wire();
+impl DenialResponse {
+    /// The denial for this refusal, to such a caller.
+    ///
+    /// ```
+    /// use portcullis_core::access_request::Caller;
+    /// use portcullis_core::reason::DenyReason;
+    /// use portcullis_core::verdict::{Challenge, DenialResponse, Responses};
+    ///
+    /// let (challenge, responses) = (Challenge::default(), Responses::default());
+    /// let denial = DenialResponse::new(DenyReason::Expired.into(), &challenge, &responses, Caller::Http);
+    /// assert_eq!(denial.status, 401);
+    /// ```
+    pub fn new(refusal: Refusal, challenge: &Challenge, responses: &Responses, caller: Caller) -> Self {
+        let wire = refusal.wire();
         let status = match wire.kind {
             DenialKind::Unavailable => responses.keys_unavailable_status,
             kind => kind.http_status(),
@@ -96,13 +105,13 @@ impl Decision {
         let mut add = |name: &str, value: &str| headers.push((name.to_owned(), value.to_owned()));
         match wire.kind {
             DenialKind::Challenge | DenialKind::Unauthenticated | DenialKind::Scope => {
-                add("www-authenticate", &self.challenge.to_header(&wire, responses));
+                add("www-authenticate", &challenge.to_header(&wire, responses));
             }
             // Seconds (RFC 9110 §10.2.3).
             DenialKind::Unavailable => add("retry-after", "1"),
             DenialKind::Forbidden | DenialKind::BadRequest => {}
         }
-        let custom = responses.custom.get(&reason);
+        let custom = responses.custom.get(&refusal);
         let mut body = String::new();
         match caller {
             Caller::Http => match custom.and_then(|custom| custom.body.as_ref()) {
@@ -126,33 +135,32 @@ impl Decision {
             headers.retain(|(known, _)| known != name);
             headers.push((name.clone(), value.clone()));
         }
-        DenialResponse { kind: wire.kind, status, headers, body, description: wire.description }
+        Self { kind: wire.kind, status, headers, body, description: wire.description }
     }
 }
 
-impl From<&Permanent> for Reason {
+impl From<&Permanent> for DenyReason {
     fn from(permanent: &Permanent) -> Self {
         match permanent {
-            Permanent::TokenTooLarge => Reason::TokenTooLarge,
-            Permanent::Malformed(_) => Reason::Malformed,
-            Permanent::AlgorithmNotAllowed => Reason::AlgorithmNotAllowed,
-            Permanent::TypeNotAllowed => Reason::TypeNotAllowed,
-            Permanent::IssuerUnknown => Reason::IssuerUnknown,
-            Permanent::AudienceMismatch => Reason::AudienceMismatch,
-            Permanent::Expired => Reason::Expired,
-            Permanent::NotYetValid => Reason::NotYetValid,
-            Permanent::ClaimMissing(_) => Reason::ClaimMissing,
-            Permanent::ClaimMalformed(_) => Reason::ClaimMalformed,
+            Permanent::TokenTooLarge => DenyReason::TokenTooLarge,
+            Permanent::Malformed(_) => DenyReason::Malformed,
+            Permanent::AlgorithmNotAllowed => DenyReason::AlgorithmNotAllowed,
+            Permanent::TypeNotAllowed => DenyReason::TypeNotAllowed,
+            Permanent::IssuerUnknown => DenyReason::IssuerUnknown,
+            Permanent::AudienceMismatch => DenyReason::AudienceMismatch,
+            Permanent::Expired => DenyReason::Expired,
+            Permanent::NotYetValid => DenyReason::NotYetValid,
+            Permanent::ClaimMissing(_) => DenyReason::ClaimMissing,
+            Permanent::ClaimMalformed(_) => DenyReason::ClaimMalformed,
         }
     }
 }
 
-impl From<&ValidationError> for Reason {
-    fn from(error: &ValidationError) -> Self {
-        match error {
-            ValidationError::Permanent(permanent) => Reason::from(permanent),
-            ValidationError::Stale(StaleCause::UnknownKid) => Reason::KeyUnknown,
-            ValidationError::Stale(StaleCause::BadSignature) => Reason::BadSignature,
+impl From<StaleCause> for DenyReason {
+    fn from(cause: StaleCause) -> Self {
+        match cause {
+            StaleCause::UnknownKid => DenyReason::KeyUnknown,
+            StaleCause::BadSignature => DenyReason::BadSignature,
         }
     }
 }
@@ -163,9 +171,9 @@ pub enum Verdict {
     /// It may pass, with these changes.
     Allow(Allowed),
     /// It may not.
-    Deny(Reason),
+    Deny(DenyReason),
     /// Nobody can say; it may not, and the token is not to blame.
-    Unavailable,
+    Unavailable(UnavailableReason),
 }
 
 impl Verdict {
@@ -174,7 +182,7 @@ impl Verdict {
         match self {
             Verdict::Allow(_) => "allow",
             Verdict::Deny(_) => "deny",
-            Verdict::Unavailable => "unavailable",
+            Verdict::Unavailable(_) => "unavailable",
         }
     }
 
@@ -182,16 +190,25 @@ impl Verdict {
     pub fn reason(&self) -> Outcome {
         match self {
             Verdict::Allow(allowed) => Outcome::Granted(allowed.grant),
-            Verdict::Deny(reason) => Outcome::Refused(*reason),
-            Verdict::Unavailable => Outcome::Refused(Reason::KeysUnavailable),
+            Verdict::Deny(reason) => Outcome::Refused(Refusal::Denied(*reason)),
+            Verdict::Unavailable(reason) => Outcome::Refused(Refusal::Unavailable(*reason)),
         }
     }
 
     /// Why it may not pass; `None` where it may.
-    pub fn refusal(&self) -> Option<Reason> {
+    pub fn refusal(&self) -> Option<Refusal> {
         match self.reason() {
             Outcome::Granted(_) => None,
-            Outcome::Refused(reason) => Some(reason),
+            Outcome::Refused(refusal) => Some(refusal),
+        }
+    }
+}
+
+impl From<Refusal> for Verdict {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Denied(reason) => Verdict::Deny(reason),
+            Refusal::Unavailable(reason) => Verdict::Unavailable(reason),
         }
     }
 }
@@ -206,12 +223,12 @@ pub struct Allowed {
 
 impl Allowed {
     /// Permission on the strength of a verified token.
-    pub fn by_token(proof: &Validated, changes: UpstreamChanges) -> Self {
+    pub(crate) fn by_token(proof: &Validated, changes: UpstreamChanges) -> Self {
         Self { grant: Grant::Token, changes, claims: Some(proof.shared_claims()) }
     }
 
     /// Permission on the strength of a rule that needs no token.
-    pub fn by_rule(_proof: &Anonymous, changes: UpstreamChanges) -> Self {
+    pub(crate) fn by_rule(_proof: &Anonymous, changes: UpstreamChanges) -> Self {
         Self { grant: Grant::Anonymous, changes, claims: None }
     }
 
@@ -224,24 +241,4 @@ impl Allowed {
     pub fn changes(&self) -> &UpstreamChanges {
         &self.changes
     }
-}
-
-/// A verdict with what logs, metrics and metadata say about it.
-#[derive(Clone, Debug)]
-pub struct Decision {
-    /// The answer.
-    pub verdict: Verdict,
-    /// Names this decision in the log and in the proxy's metadata.
-    pub decision_id: String,
-    /// The provider that the token names, where it names one.
-    pub provider: Option<String>,
-    /// `sub` of a verified token.
-    pub subject: Option<String>,
-    /// The rule that the request falls under, where there is one.
-    pub rule: Option<String>,
-    /// The claims of a verified token that the provider shares with the proxy, by their names in the
-    /// configuration.
-    pub shared_claims: Vec<(String, Json)>,
-    /// What a denial asks for; empty of everything else.
-    pub challenge: Challenge,
 }

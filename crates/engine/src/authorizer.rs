@@ -1,11 +1,10 @@
-//! The one decision, behind every door.
+//! The one decision, behind every door: the core evaluates a request ([`crate::decision`]), and this gets what it lacks.
 //!
-//! A request's token is found, screened without a key, and verified against the set in hand; where
-//! that set may be too old, the key cache is asked once to rescue it. Every way out is a [`Verdict`]:
-//! nothing here fails, and a failure to decide is a denial.
+//! [`Authorizer::try_decide`] answers from the keys in hand and never waits, which is the usual case. Where these may be too
+//! old, or a realm's keys are not there yet, it gives an [`Undecided`], which waits for them. [`Authorizer::decide`] is both.
+//! Nothing here fails: a failure to decide is a denial.
 
 mod account;
-mod findings;
 mod keyed;
 mod limits;
 mod provider_config;
@@ -13,10 +12,10 @@ mod providers;
 mod realms;
 mod refusals;
 mod template;
-mod trace;
+mod undecided;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -30,29 +29,20 @@ pub use self::realms::{NamesKept, OpenRealm, RealmProviders};
 pub use self::template::{
     AllowedRealms, MAX_REALM_NAME_BYTES, PLACEHOLDER, RealmKeys, Realms, Template, is_realm_name,
 };
-pub use self::trace::Step;
+pub use self::undecided::Undecided;
 
-use self::findings::Findings;
 use self::providers::Providers;
 use self::realms::{Issuer, Lent};
 use self::refusals::RefusalLog;
-use self::trace::Trace;
+use self::undecided::{Pending, Source};
 use crate::access_request::AccessRequest;
-use crate::bearer_token::{self, FoundToken};
 use crate::clock::{Clock, Instant};
-use crate::identity;
-use crate::keys::{NotRescued, StaleToken};
-use crate::protected_headers::ProtectedHeaders;
-use crate::reason::{DenialKind, Reason};
-use crate::rules::{Requirements, Rule, Rules, path};
-use crate::telemetry::{Metrics, on_one_line};
-use crate::validation::algorithm::Algorithm;
-use crate::validation::key_set::Key;
-use crate::validation::provider::{Provider, TokenSource};
-use crate::validation::{
-    self, Malformation, Permanent, Screened, StaleCause, Validated, ValidationError, Verified,
-};
-use crate::verdict::{Allowed, Challenge, Decision, Offer, Responses, Verdict};
+use crate::decision::{Decision, Evaluation, InHand, NoKeys, Policy, Trusted, evaluate};
+use crate::rules::Rules;
+use crate::telemetry::Metrics;
+use crate::validation::UnixTime;
+use crate::validation::provider::TokenSource;
+use crate::verdict::Responses;
 
 /// A waiting caller answers this much before its proxy's deadline, or a tenth of it where that is more.
 const LEAST_MARGIN: Duration = Duration::from_millis(20);
@@ -60,12 +50,9 @@ const LEAST_MARGIN: Duration = Duration::from_millis(20);
 /// Decides about requests under one configuration.
 pub struct Authorizer {
     providers: Providers,
-    /// Every place where any provider's token may be, each once.
-    token_sources: Vec<TokenSource>,
-    protected: ProtectedHeaders,
-    /// What a challenge may offer, each with its provider's name, in the order of the configuration.
-    offers: Vec<(String, Offer)>,
-    policy: RequestPolicy,
+    policy: Policy,
+    limits: Limits,
+    responses: Responses,
     clock: Clock,
     metrics: Arc<Metrics>,
     ids: DecisionIds,
@@ -89,17 +76,13 @@ pub struct RequestPolicy {
     pub trusted_headers: Vec<String>,
 }
 
-/// Why a decision is what it is.
-#[derive(Debug)]
-pub struct Explanation {
-    /// The decision.
-    pub decision: Decision,
-    /// The key that verified the token, and the algorithm of its signature.
-    pub verified_by: Option<(Arc<Key>, Algorithm)>,
-    /// Why newer keys were waited for, where they were.
-    pub refreshed_for: Option<StaleCause>,
-    /// The steps, in the order in which they were taken. The last one decided.
-    pub steps: Vec<Step>,
+/// A decision that was counted and logged.
+#[derive(Clone, Debug)]
+pub struct Decided<'a> {
+    /// Names it in the log and in the proxy's metadata.
+    pub id: DecisionId,
+    /// What was decided.
+    pub decision: Decision<'a>,
 }
 
 impl Authorizer {
@@ -111,26 +94,15 @@ impl Authorizer {
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let mut token_sources = Vec::new();
-        let mut offered: Vec<(String, Offer)> = Vec::new();
-        let all = || {
-            let of_templates = templates.iter().map(|realms| &*realms.template().provider);
-            providers.iter().map(|keyed| &*keyed.provider).chain(of_templates)
-        };
-        for provider in all() {
-            add_new(&mut token_sources, provider.token_from.iter().cloned());
-            for offer in offers(provider) {
-                let offer = spelled_as_before(offer, &offered);
-                offered.push((provider.name.clone(), offer));
-            }
-        }
-        let protected = ProtectedHeaders::new(all(), &policy.rules, &policy.trusted_headers);
+        let RequestPolicy { rules, limits, responses, trusted_proxies, trusted_headers } = policy;
+        let trusted = Trusted { proxies: trusted_proxies, headers: trusted_headers };
+        let named = providers.iter().map(|keyed| &*keyed.provider);
+        let all = named.chain(templates.iter().map(|realms| &*realms.template().provider));
         Self {
+            policy: Policy::new(all, rules, limits.of_request(), trusted),
             providers: Providers::new(providers, templates),
-            token_sources,
-            protected,
-            offers: offered,
-            policy,
+            limits,
+            responses,
             clock,
             metrics,
             ids: DecisionIds::new(),
@@ -140,51 +112,102 @@ impl Authorizer {
     }
 
     /// Decides about one request, counts it and logs it. `door` is the label of the door that asks.
-    pub async fn decide(&self, door: &'static str, request: &AccessRequest<'_>) -> Decision {
-        let mut findings = Findings::default();
-        let decision = self.decision(request, &mut findings).await;
-        self.account(door, request, &decision, &findings);
-        decision
-    }
-
-    /// Decides about one request in the same way, and tells why. Neither counted nor logged.
-    pub async fn explain(&self, request: &AccessRequest<'_>) -> Explanation {
-        let mut findings = Findings { trace: Trace::on(), ..Findings::default() };
-        let decision = self.decision(request, &mut findings).await;
-        let Findings { verified_by, refreshed_for, trace, .. } = findings;
-        Explanation { decision, verified_by, refreshed_for, steps: trace.into_steps() }
-    }
-
-    async fn decision<'s>(&'s self, request: &AccessRequest<'_>, findings: &mut Findings<'s>) -> Decision {
-        let verdict = match self.judge(request, findings).await {
-            Ok(allowed) => Verdict::Allow(allowed),
-            Err(Reason::KeysUnavailable) => Verdict::Unavailable,
-            Err(reason) => Verdict::Deny(reason),
-        };
-        Decision {
-            challenge: self.challenge(&verdict, findings),
-            verdict,
-            decision_id: self.ids.next(),
-            provider: findings.provider.as_ref().map(|provider| provider.name.clone()),
-            subject: findings.subject.take(),
-            rule: findings.rule.map(|rule| rule.name.clone()),
-            shared_claims: std::mem::take(&mut findings.shared_claims),
+    pub async fn decide<'a>(&'a self, door: &'static str, request: &'a AccessRequest<'a>) -> Decided<'a> {
+        match self.try_decide(door, request) {
+            Ok(decided) => decided,
+            // Few wait: their state is not everybody's.
+            Err(undecided) => Box::pin(undecided.decided()).await,
         }
+    }
+
+    /// The same, and never waits.
+    ///
+    /// # Errors
+    /// Keys are lacking, for which somebody has to wait. It is neither counted nor logged before it is decided.
+    pub fn try_decide<'a>(
+        &'a self,
+        door: &'static str,
+        request: &'a AccessRequest<'a>,
+    ) -> Result<Decided<'a>, Undecided<'a>> {
+        match self.evaluate(request) {
+            Ok(decision) => Ok(self.decided(door, request, decision)),
+            Err(pending) => Err(Undecided::new(door, pending)),
+        }
+    }
+
+    /// Decides about one request in the same way. Neither counted nor logged.
+    pub async fn explain<'a>(&'a self, request: &'a AccessRequest<'a>) -> Decision<'a> {
+        match self.evaluate(request) {
+            Ok(decision) => decision,
+            Err(pending) => pending.decision().await,
+        }
+    }
+
+    /// As far as it gets with the keys in hand.
+    fn evaluate<'a>(&'a self, request: &'a AccessRequest<'a>) -> Result<Decision<'a>, Pending<'a>> {
+        let mut source = None;
+        let in_hand = |issuer: &str| self.in_hand(issuer, arrived(request), &mut source);
+        match evaluate(request, &self.policy, in_hand, self.now()) {
+            Evaluation::Done(decision) => {
+                if let Some(Source::Held(lent, _)) = &source {
+                    note_verified(lent, &decision, request);
+                }
+                Ok(*decision)
+            }
+            Evaluation::NeedsKeys(needed) => match source {
+                Some(source) => Err(Pending { authorizer: self, needed, source }),
+                // Nobody needs keys before something was in hand.
+                None => Ok(needed.conclude(NoKeys::Unavailable("no provider".into()))),
+            },
+        }
+    }
+
+    /// What is in hand for this issuer, and where more is to be had.
+    fn in_hand(&self, issuer: &str, arrived: Instant, source: &mut Option<Source>) -> Option<InHand> {
+        let issuer = self.providers.of_issuer(issuer, arrived)?;
+        let provider = Arc::clone(issuer.provider());
+        let realm = issuer.realm().map(str::to_owned);
+        let (keys, from) = match issuer {
+            Issuer::Held(lent) => {
+                let sighting = lent.keys.sight();
+                (Some(sighting.keys()), Source::Held(lent, sighting))
+            }
+            Issuer::New(new) => (None, Source::New(new)),
+        };
+        *source = Some(from);
+        Some(InHand { provider, realm, keys })
+    }
+
+    /// The time that tokens are judged by, where it can be right.
+    fn now(&self) -> Option<UnixTime> {
+        let now = self.clock.now();
+        self.clock.may_have_shown(now).then_some(now)
+    }
+
+    fn decided<'a>(
+        &'a self,
+        door: &'static str,
+        request: &AccessRequest<'_>,
+        decision: Decision<'a>,
+    ) -> Decided<'a> {
+        let decided = Decided { id: self.ids.next(), decision };
+        self.account(door, request, &decided);
+        decided
     }
 
     /// This configuration's rules.
     pub fn rules(&self) -> &Rules {
-        &self.policy.rules
+        self.policy.rules()
     }
 
     /// Its bounds on one request.
     pub fn limits(&self) -> &Limits {
-        &self.policy.limits
+        &self.limits
     }
 
     /// How this configuration's denials look.
     pub fn responses(&self) -> &Responses {
-        &self.policy.responses
+        &self.responses
     }
 
     /// The providers that have keys or are about to, in no particular order: each issuer that is named, and each
@@ -195,7 +218,7 @@ impl Authorizer {
 
     /// Every place where any provider's token may be.
     pub fn token_sources(&self) -> &[TokenSource] {
-        &self.token_sources
+        self.policy.token_sources()
     }
 
     /// Every issuer that the configuration names, realms that are listed among them; sorted.
@@ -212,230 +235,13 @@ impl Authorizer {
     pub fn is_ready(&self) -> bool {
         self.providers.are_ready()
     }
-
-    async fn judge<'s>(
-        &'s self,
-        request: &AccessRequest<'_>,
-        findings: &mut Findings<'s>,
-    ) -> Result<Allowed, Reason> {
-        self.accept_description(request, findings)?;
-        let rule = self.policy.rules.choose(request).map_err(|unruled| findings.refuse_unruled(unruled))?;
-        findings.note_rule(rule);
-        let requirements = match rule {
-            None => None,
-            Some(rule) => {
-                if let Some(proof) = rule.anonymous() {
-                    let changes = identity::anonymous_changes(&self.protected, request);
-                    return Ok(Allowed::by_rule(&proof, findings.take_changes(changes)?));
-                }
-                Some(rule.requirements().ok_or(Reason::RuleDenied)?)
-            }
-        };
-        let found = findings.take_token(bearer_token::find(request, &self.token_sources))?;
-        if !self.clock.is_plausible() {
-            let detail = "the clock of this machine stands before this program was built: nobody can say what has expired";
-            return Err(findings.refuse("clock", Reason::KeysUnavailable, Some(detail.to_owned())));
-        }
-        let (issuer, screened) = self.screen(&found, request, findings).map_err(|permanent| {
-            let reason = Reason::from(&permanent);
-            findings.detail = detail_of(permanent);
-            findings.trace.tell("screen", reason.as_str(), || findings.detail.clone().unwrap_or_default());
-            reason
-        })?;
-        // A provider whose tokens do not come from this place does not see one there.
-        if !found.places.iter().any(|place| issuer.provider().token_from.contains(place)) {
-            let detail = || "this provider's tokens do not come from that place".to_owned();
-            findings.trace.tell("token", Reason::TokenMissing.as_str(), detail);
-            return Err(Reason::TokenMissing);
-        }
-        findings.trace.tell("screen", "passed", || screened.to_string());
-        let (keyed, screened) = self.keyed(issuer, screened, &found, request, findings).await?;
-        let provider = &keyed.provider;
-        let validated = self.verify(&keyed, screened, request, findings).await?;
-        keyed.token_verified(arrived(request));
-        let claims = validated.claims();
-        findings.note_claims(claims, provider);
-        if let Some(requirements) = requirements {
-            let met = requirements.check(&provider.name, claims, request, self.clock.now());
-            findings.take_requirements(met)?;
-        }
-        let changes = identity::upstream_changes(
-            claims,
-            provider,
-            &self.protected,
-            request,
-            &found,
-            self.policy.limits.claim_header_bytes,
-        );
-        Ok(Allowed::by_token(&validated, findings.take_changes(changes)?))
-    }
-
-    /// Whether what is told about the request may be believed.
-    fn accept_description(
-        &self,
-        request: &AccessRequest<'_>,
-        findings: &mut Findings<'_>,
-    ) -> Result<(), Reason> {
-        if let Some(peer) = request.described_by.map(|peer| peer.to_canonical())
-            && !self.policy.trusted_proxies.iter().any(|network| network.contains(&peer))
-        {
-            self.tell_untrusted(peer);
-            findings.detail = Some(format!("{peer} is not in trusted_proxies"));
-            return Err(Reason::UntrustedProxy);
-        }
-        let target = match path::is_one_word(request.path) {
-            true => Ok(()),
-            false => Err("a target with a space or a control character"),
-        };
-        let described = request.flaw.map_or(Ok(()), Err);
-        let sound = described.and(target).and_then(|()| self.protected.check_connection(request));
-        sound.map_err(|flaw| {
-            findings.detail = Some(flaw.to_owned());
-            Reason::RequestMalformed
-        })
-    }
-
-    /// What a denial asks for: a token of the provider that the sent one names, else of any that the rule
-    /// lets in.
-    fn challenge(&self, verdict: &Verdict, findings: &Findings<'_>) -> Challenge {
-        let Verdict::Deny(reason) = verdict else { return Challenge::default() };
-        let kind = reason.wire().kind;
-        if !matches!(kind, DenialKind::Challenge | DenialKind::Unauthenticated | DenialKind::Scope) {
-            return Challenge::default();
-        }
-        let requirements = findings.rule.and_then(Rule::requirements);
-        let let_in = |name: &String| {
-            requirements
-                .is_none_or(|Requirements { providers, .. }| providers.is_empty() || providers.contains(name))
-        };
-        let named = findings.provider.as_ref().map(|provider| &provider.name);
-        let offers = self.offers.iter().filter(|(name, _)| match named {
-            Some(named) => name == named,
-            None => let_in(name),
-        });
-        let mut challenge = Challenge::default();
-        add_new(&mut challenge.offers, offers.map(|(_, offer)| offer.clone()));
-        if let Some(requirements) = requirements {
-            challenge.scope = requirements.scopes.join(" ");
-        }
-        challenge
-    }
-
-    /// The keys of a token that has passed the screen. Who has to wait for a realm to be opened keeps the token's bytes
-    /// alone, and reads them again.
-    async fn keyed<'f>(
-        &self,
-        issuer: Issuer,
-        screened: Screened<'f>,
-        found: &'f FoundToken<'_>,
-        request: &AccessRequest<'_>,
-        findings: &mut Findings<'_>,
-    ) -> Result<(Lent, Screened<'f>), Reason> {
-        let new = match issuer {
-            Issuer::Held(lent) => return Ok((lent, screened)),
-            Issuer::New(new) => new,
-        };
-        drop(screened);
-        let deadline = deadline(request, new.config().refresh.wait);
-        let opened = new.opened(deadline, request.held_bytes).await;
-        let lent =
-            opened.map_err(|shut| findings.refuse("key", Reason::KeysUnavailable, Some(shut.to_string())))?;
-        let again = validation::parse(&found.text, &self.policy.limits.token())
-            .and_then(|token| validation::screen(token, &lent.provider, self.clock.now()));
-        match again {
-            Ok(screened) => Ok((lent, screened)),
-            // It may have expired meanwhile.
-            Err(permanent) => Err(findings.refuse("screen", Reason::from(&permanent), detail_of(permanent))),
-        }
-    }
-
-    fn screen<'f>(
-        &self,
-        found: &'f FoundToken<'_>,
-        request: &AccessRequest<'_>,
-        findings: &mut Findings<'_>,
-    ) -> Result<(Issuer, Screened<'f>), Permanent> {
-        let token = validation::parse(&found.text, &self.policy.limits.token())?;
-        findings.kid = token.kid.as_deref().map(on_one_line);
-        let issuer = self.providers.of_issuer(validation::issuer(&token)?, arrived(request));
-        let issuer = issuer.ok_or(Permanent::IssuerUnknown)?;
-        let provider = Arc::clone(issuer.provider());
-        findings.realm = issuer.realm().map(str::to_owned);
-        findings.trace.tell("provider", &provider.name, || provider.issuer.clone());
-        let screened = validation::screen(token, &provider, self.clock.now());
-        findings.provider = Some(provider);
-        Ok((issuer, screened?))
-    }
-
-    /// Verifies against the set in hand, and where that may be too old, once more under a newer one.
-    async fn verify(
-        &self,
-        keyed: &KeyedProvider,
-        screened: Screened<'_>,
-        request: &AccessRequest<'_>,
-        findings: &mut Findings<'_>,
-    ) -> Result<Validated, Reason> {
-        let sighting = keyed.keys.sight();
-        let looked = sighting.look(|keys| validation::try_validate(&screened, keys, self.clock.now()));
-        let outcome = match looked {
-            Ok(validated) => Ok(validated),
-            Err(ValidationError::Permanent(permanent)) => Err(Reason::from(&permanent)),
-            Err(ValidationError::Stale(cause)) => {
-                findings.refreshed_for = Some(cause);
-                let deadline = deadline(request, keyed.refresh.wait);
-                // Who waits holds the token's text and no tree, and few do: their state is not everybody's.
-                let parked = screened.park();
-                let look = |keys: &_| parked.verify(keys, self.clock.now());
-                let token = StaleToken { kid: parked.kid(), cause, deadline, held_bytes: request.held_bytes };
-                let rescued = keyed.keys.rescue(sighting, token, look);
-                let rescued = Box::pin(rescued).await;
-                self.read_rescued(rescued)
-            }
-        };
-        findings.note_verification(outcome.as_ref());
-        outcome
-    }
-
-    fn read_rescued(&self, rescued: Result<Verified<'_>, NotRescued>) -> Result<Validated, Reason> {
-        match rescued {
-            Ok(verified) => {
-                verified.read(&self.policy.limits.token()).map_err(|permanent| Reason::from(&permanent))
-            }
-            Err(NotRescued::Refused(error)) => Err(Reason::from(&error)),
-            Err(NotRescued::Unavailable) => Err(Reason::KeysUnavailable),
-        }
-    }
-
-    /// Aloud once: it is a proxy that was forgotten in the configuration, or somebody who should not get here.
-    fn tell_untrusted(&self, peer: IpAddr) {
-        if !self.untrusted_told.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                %peer,
-                "who asks is not in trusted_proxies and is refused: add it there if it is your proxy, and keep \
-                 everybody else away from this door"
-            );
-        }
-    }
 }
 
-/// The ways in which a provider's tokens may be offered in a challenge.
-fn offers(provider: &Provider) -> impl Iterator<Item = Offer> {
-    let schemes = provider.token_from.iter().filter_map(|source| match source {
-        TokenSource::Header { scheme, .. } => scheme.clone(),
-        TokenSource::Cookie(_) | TokenSource::Query(_) => None,
-    });
-    let realm = provider.realm.clone();
-    // RFC 6750 §3 has no other name for a token that comes by a cookie or in the query.
-    let schemes: Vec<String> = schemes.collect();
-    let schemes = if schemes.is_empty() { vec!["Bearer".to_owned()] } else { schemes };
-    schemes.into_iter().map(move |scheme| Offer { scheme, realm: realm.clone() })
-}
-
-/// One scheme in two spellings is one (RFC 9110 §11.1): a challenge names it once.
-fn spelled_as_before(offer: Offer, before: &[(String, Offer)]) -> Offer {
-    let same =
-        before.iter().map(|(_, known)| known).find(|known| known.scheme.eq_ignore_ascii_case(&offer.scheme));
-    Offer { scheme: same.map_or(offer.scheme, |known| known.scheme.clone()), ..offer }
+/// A token that was verified shows that nobody made its realm up, whatever the rule then said.
+fn note_verified(lent: &Lent, decision: &Decision<'_>, request: &AccessRequest<'_>) {
+    if decision.record.verified_by().is_some() {
+        lent.token_verified(arrived(request));
+    }
 }
 
 /// When the door received it, on the clock of the waits.
@@ -449,38 +255,31 @@ fn deadline(request: &AccessRequest<'_>, wait: Duration) -> Instant {
     arrived(request) + proxy_waits.map_or(wait, |proxy_waits| proxy_waits.min(wait))
 }
 
-/// Which claim or which limit a refusal is about: for the log, never for the caller.
-fn detail_of(permanent: Permanent) -> Option<String> {
-    match permanent {
-        Permanent::ClaimMissing(claim) | Permanent::ClaimMalformed(claim) => Some(claim),
-        Permanent::Malformed(Malformation::TooManyValues) => {
-            Some("more members and values than limits.token_values".to_owned())
-        }
-        Permanent::Malformed(Malformation::TooDeep) => Some("deeper than limits.token_depth".to_owned()),
-        _ => None,
+/// Names a decision in the log and in the proxy's metadata: unique in one authorizer, and unlikely to meet another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DecisionId {
+    authorizer: u64,
+    number: u64,
+}
+
+impl fmt::Display for DecisionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{:x}", self.authorizer, self.number)
     }
 }
 
-fn add_new<T: PartialEq>(known: &mut Vec<T>, more: impl Iterator<Item = T>) {
-    for one in more {
-        if !known.contains(&one) {
-            known.push(one);
-        }
-    }
-}
-
-/// Names for decisions: unique in one authorizer, and unlikely to meet another's.
+/// Where the names of decisions come from.
 struct DecisionIds {
-    prefix: u64,
+    authorizer: u64,
     next: AtomicU64,
 }
 
 impl DecisionIds {
     fn new() -> Self {
-        Self { prefix: rand::random(), next: AtomicU64::new(1) }
+        Self { authorizer: rand::random(), next: AtomicU64::new(1) }
     }
 
-    fn next(&self) -> String {
-        format!("{:016x}-{:x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed))
+    fn next(&self) -> DecisionId {
+        DecisionId { authorizer: self.authorizer, number: self.next.fetch_add(1, Ordering::Relaxed) }
     }
 }

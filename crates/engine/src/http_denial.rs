@@ -3,19 +3,13 @@
 use http::Response;
 use http::header::CACHE_CONTROL;
 
-use crate::access_request::Caller;
-use crate::verdict::{Decision, Responses};
+use crate::verdict::DenialResponse;
 
-/// The denial of a decision, for such a client. No cache keeps it: it would give one client's to another.
+/// The denial as a response. No cache keeps it: it would give one client's to another.
 ///
 /// # Errors
 /// Something cannot stand in a header, which the configuration has seen to.
-pub fn response(
-    decision: &Decision,
-    responses: &Responses,
-    caller: Caller,
-) -> http::Result<Response<String>> {
-    let denial = decision.denial(responses, caller);
+pub fn response(denial: DenialResponse) -> http::Result<Response<String>> {
     let mut response = Response::builder().header(CACHE_CONTROL, "no-store").status(denial.status);
     for (name, value) in denial.headers {
         response = response.header(name, value);

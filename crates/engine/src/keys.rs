@@ -1,7 +1,7 @@
 //! The keys of one provider, kept fresh by the refresh rule.
 //!
 //! Readers take the set in hand ([`KeyCache::sight`]) and never wait. A caller whose token is stale
-//! under it calls [`KeyCache::rescue`], once, and gets a final answer:
+//! under it waits for newer keys ([`KeyCache::wait_for_newer`]), and gets them or a final answer:
 //!
 //! - Has the cache moved on since? Look again, without a fetch.
 //! - Is a fetch under way? Join it. It may have begun before the caller arrived and bring the old set
@@ -15,8 +15,8 @@
 //! is swapped atomically. A task that panics is started again.
 //!
 //! # Architecture invariant
-//! The one home of `reqwest`, in [`http_client`]. Nothing here knows of requests, proxies or verdicts: what a caller
-//! does with a set is a closure.
+//! The one home of `reqwest`, in [`http_client`]. Nothing here knows of requests, proxies or verdicts: what a set is held
+//! against is its caller's business.
 
 pub mod budget;
 mod caching;
@@ -35,10 +35,11 @@ mod refresh;
 pub mod schedule;
 pub mod snapshot;
 pub mod transport;
+mod wait;
 pub mod waiting;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -47,9 +48,9 @@ use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, Instant, SteadyClock};
 use crate::supervise::{Supervisor, Task, Tasks};
-use crate::telemetry::{Metrics, StaleOutcome};
+use crate::telemetry::Metrics;
+use crate::validation::UnixTime;
 use crate::validation::key_set::{KeyName, KeySet};
-use crate::validation::{Permanent, StaleCause, UnixTime, ValidationError};
 
 use self::budget::{Budget, Known, Member};
 pub use self::issuer_http::{ClientCertificate, IssuerHttp, ProxyUrl};
@@ -61,6 +62,7 @@ use self::published::Published;
 pub use self::refresh::SNAPSHOT_PATIENCE;
 use self::schedule::{Caller, Schedule, Standing};
 use self::snapshot::SnapshotFile;
+pub use self::wait::{KeyWait, Newer, StaleToken};
 use crate::telemetry::Trigger;
 
 /// The names of the tasks that keep one provider's keys.
@@ -114,18 +116,12 @@ impl KeySnapshot {
         Self { published: Published::default(), generation: 0, confirmed: None, max_stale }
     }
 
-    /// Holds something against the keys. There are none once the last good fetch is longer ago than
-    /// `max_stale`.
-    fn look<T>(
-        &self,
-        now: Instant,
-        look: impl FnOnce(&KeySet) -> Result<T, ValidationError>,
-    ) -> Result<T, ValidationError> {
+    /// The keys. There are none once the last good fetch is longer ago than `max_stale`.
+    fn keys_at(&self, now: Instant) -> Arc<KeySet> {
+        static NONE: LazyLock<Arc<KeySet>> = LazyLock::new(Arc::default);
         match self.confirmed {
-            Some(confirmed) if confirmed.age(now) > self.max_stale => {
-                Err(ValidationError::Stale(StaleCause::UnknownKid))
-            }
-            _ => look(self.published.keys()),
+            Some(confirmed) if confirmed.age(now) > self.max_stale => Arc::clone(&NONE),
+            _ => Arc::clone(self.published.keys()),
         }
     }
 }
@@ -139,29 +135,10 @@ pub struct Sighting {
 }
 
 impl Sighting {
-    /// Verifies against what was seen. A set that is past `max_stale` is as good as empty.
-    ///
-    /// # Errors
-    /// Those of `look`.
-    pub fn look<T>(
-        &self,
-        look: impl FnOnce(&KeySet) -> Result<T, ValidationError>,
-    ) -> Result<T, ValidationError> {
-        self.snapshot.look(self.at, look)
+    /// The keys that were seen. A set that is past `max_stale` is as good as empty.
+    pub fn keys(&self) -> Arc<KeySet> {
+        self.snapshot.keys_at(self.at)
     }
-}
-
-/// A token that failed against the set in hand, and for how long its caller can wait.
-#[derive(Clone, Copy, Debug)]
-pub struct StaleToken<'t> {
-    /// The `kid` that it names, where it names one.
-    pub kid: Option<&'t str>,
-    /// Why it failed.
-    pub cause: StaleCause,
-    /// By when its caller has to answer.
-    pub deadline: Instant,
-    /// What the caller holds in memory while it waits.
-    pub held_bytes: usize,
 }
 
 /// What a key cache is surrounded by; the same for all caches of a service.
@@ -205,16 +182,6 @@ impl Jitter {
             Jitter::Fixed(number) => *number,
         }
     }
-}
-
-/// Why a stale token could not be rescued.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NotRescued {
-    /// The issuer's current set does not verify it either, or a forgery is the likelier guess; or the
-    /// token became past mending while it waited.
-    Refused(ValidationError),
-    /// Nobody can say: the issuer did not answer, or not in time.
-    Unavailable,
 }
 
 /// What there is to know about a provider's keys.
@@ -427,26 +394,9 @@ impl KeyCache {
         {}
     }
 
-    /// Gives a token that was stale under `sighting` its second look, under a set that is newer than
-    /// the caller's arrival, by the token's deadline at the latest.
-    ///
-    /// # Errors
-    /// [`NotRescued::Refused`] if the newest set does not verify it either, or if a bad signature
-    /// would have to wait past the deadline for its turn; [`NotRescued::Unavailable`] if the fetch failed, did not come in
-    /// time, or `max_waiters` are waiting already, or as many bytes as `max_waiting_bytes`.
-    pub async fn rescue<T>(
-        &self,
-        sighting: Sighting,
-        token: StaleToken<'_>,
-        look: impl Fn(&KeySet) -> Result<T, ValidationError>,
-    ) -> Result<T, NotRescued> {
-        let result = self.shared.rescue(sighting, token, look).await;
-        let outcome = match &result {
-            Ok(_) => StaleOutcome::Rescued,
-            Err((_, outcome)) => *outcome,
-        };
-        self.shared.around.metrics.stale_token(&self.shared.provider, token.cause, outcome);
-        result.map_err(|(not_rescued, _)| not_rescued)
+    /// The wait of a caller whose token was stale under `sighting` for keys that are newer than its arrival.
+    pub fn wait_for_newer(&self, sighting: Sighting, token: StaleToken) -> KeyWait<'_> {
+        KeyWait::new(&self.shared, sighting, token)
     }
 
     /// What there is to know.
@@ -459,8 +409,6 @@ impl KeyCache {
         self.shared.publish_gauges();
     }
 }
-
-type Unrescued = (NotRescued, StaleOutcome);
 
 impl Shared {
     fn new(
@@ -515,81 +463,6 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn rescue<T>(
-        &self,
-        sighting: Sighting,
-        token: StaleToken<'_>,
-        look: impl Fn(&KeySet) -> Result<T, ValidationError>,
-    ) -> Result<T, Unrescued> {
-        let StaleToken { kid, cause, deadline, held_bytes } = token;
-        let mut arrival = sighting.arrival;
-        let mut second_look = SecondLook { shared: self, seen: sighting.snapshot, cause, look };
-        if let Some(result) = second_look.if_newer() {
-            return result;
-        }
-        if !self.refreshable {
-            return Err(still_stale(second_look.cause));
-        }
-        let Some(_place) = self.budget.waiting().place(held_bytes, &self.policy) else {
-            self.around.metrics.waiter_rejected(&self.provider);
-            return Err((NotRescued::Unavailable, StaleOutcome::TimedOut));
-        };
-        let _counted = Counted::one(&self.waiters);
-        // Subscribed before the standing is asked, so that no end of a fetch is missed in between.
-        let mut finished = self.finished.subscribe();
-        loop {
-            let caller = Caller { arrival, cause: second_look.cause, deadline };
-            let Some(standing) = self.stand(caller, kid, &second_look.seen) else {
-                match second_look.if_newer() {
-                    Some(result) => return result,
-                    None => continue,
-                }
-            };
-            match standing {
-                // A key of its name came from a remembered place, and it is another key: the place may have moved, which a
-                // bad signature finds out. Once: the fetch that it demands asks for the place.
-                Standing::Fresh
-                    if cause == StaleCause::UnknownKid
-                        && second_look.cause == StaleCause::BadSignature
-                        && arrival == sighting.arrival
-                        && self.state().place_remembered > arrival =>
-                {
-                    arrival = self.started.load(Ordering::Acquire);
-                    continue;
-                }
-                Standing::Fresh => {
-                    return second_look.if_newer().unwrap_or_else(|| Err(still_stale(second_look.cause)));
-                }
-                // What the issuer has now nobody knows; but a key that it has withdrawn is no news.
-                Standing::Older if kid.is_some_and(|kid| self.was_withdrawn(kid)) => {
-                    return Err(still_stale(second_look.cause));
-                }
-                Standing::Older | Standing::Failed => {
-                    return Err((NotRescued::Unavailable, StaleOutcome::FetchFailed));
-                }
-                Standing::OutOfReach => {
-                    self.wake.notify_one();
-                    return Err(match second_look.cause {
-                        StaleCause::BadSignature => still_stale(StaleCause::BadSignature),
-                        StaleCause::UnknownKid => (NotRescued::Unavailable, StaleOutcome::TimedOut),
-                    });
-                }
-                Standing::Demanded => self.wake.notify_one(),
-                Standing::UnderWay => {}
-            }
-            // Each turn ends with a fetch; the one that began after the arrival is the last.
-            match self.around.clock.until(deadline, finished.changed()).await {
-                Some(Ok(())) => {}
-                Some(Err(_)) | None => {
-                    return Err((NotRescued::Unavailable, StaleOutcome::TimedOut));
-                }
-            }
-            if let Some(result) = second_look.if_newer() {
-                return result;
-            }
-        }
-    }
-
     fn was_withdrawn(&self, kid: &str) -> bool {
         self.snapshot.load().published.was_withdrawn(kid)
     }
@@ -632,57 +505,5 @@ impl Shared {
         let metrics = &self.around.metrics;
         metrics.key_set(&self.provider, snapshot.published.keys().keys().len(), snapshot.generation, age);
         metrics.waiters(&self.provider, self.waiters.load(Ordering::Relaxed));
-    }
-}
-
-fn still_stale(cause: StaleCause) -> Unrescued {
-    (NotRescued::Refused(ValidationError::Stale(cause)), StaleOutcome::StillStale)
-}
-
-fn past_mending(permanent: Permanent) -> Unrescued {
-    (NotRescued::Refused(ValidationError::Permanent(permanent)), StaleOutcome::StillStale)
-}
-
-/// A caller's token, and the newest set that it has been held against.
-struct SecondLook<'c, F> {
-    shared: &'c Shared,
-    seen: Arc<KeySnapshot>,
-    cause: StaleCause,
-    look: F,
-}
-
-impl<T, F: Fn(&KeySet) -> Result<T, ValidationError>> SecondLook<'_, F> {
-    /// Looks again if the cache has moved on since the last look. `None` if it has not, or if the token
-    /// is still stale.
-    fn if_newer(&mut self) -> Option<Result<T, Unrescued>> {
-        let current = self.shared.snapshot.load_full();
-        if Arc::ptr_eq(&current, &self.seen) {
-            return None;
-        }
-        self.seen = current;
-        match self.seen.look(self.shared.now(), &self.look) {
-            Ok(verified) => Some(Ok(verified)),
-            Err(ValidationError::Permanent(permanent)) => Some(Err(past_mending(permanent))),
-            Err(ValidationError::Stale(cause)) => {
-                self.cause = cause;
-                None
-            }
-        }
-    }
-}
-
-/// One more that waits for this set, for the gauge; one less when dropped.
-struct Counted<'c>(&'c AtomicUsize);
-
-impl<'c> Counted<'c> {
-    fn one(waiters: &'c AtomicUsize) -> Self {
-        waiters.fetch_add(1, Ordering::AcqRel);
-        Self(waiters)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -21,9 +21,7 @@
     warn(clippy::unwrap_used, clippy::indexing_slicing, clippy::string_slice, clippy::panic, clippy::todo)
 )]
 
-use portcullis_core::{
-    access_request, bearer_token, identity, protected_headers, reason, rules, validation, verdict,
-};
+use portcullis_core::{access_request, decision, reason, rules, validation, verdict};
 
 pub mod authorizer;
 pub mod http_denial;

@@ -8,10 +8,9 @@ mod log;
 mod metrics;
 mod settings;
 mod tls;
-mod tokens;
 
 pub use self::log::{flush_log, start_log, tell_panics_in_log};
 pub use self::metrics::{FetchOutcome, Metrics, StaleOutcome, Trigger};
 pub use self::settings::{Log, LogFormat, LogLevel};
 pub use self::tls::{TlsFile, TlsMetrics};
-pub use self::tokens::{on_one_line, without_tokens};
+pub use portcullis_core::text::{on_one_line, without_tokens};

@@ -44,7 +44,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{Either, Full};
 use portcullis_core::identity::UpstreamChanges;
-use portcullis_core::verdict::Verdict;
+use portcullis_core::verdict::DenialResponse;
 use portcullis_engine::clock;
 use portcullis_engine::http_denial;
 use portcullis_engine::service::Service;
@@ -130,26 +130,31 @@ async fn judge(service: &Service, parts: &mut http::request::Parts) -> Result<()
     // Nobody but this layer says whose claims they are.
     parts.extensions.remove::<Claims>();
     let arrived = clock::monotonic().into_std();
-    let (decision, caller) = {
+    let (changes, claims) = {
         let request = request::describe(parts, arrived);
-        (authorizer.decide(DOOR, &request).await, request.headers.caller())
+        let decided = authorizer.decide(DOOR, &request).await;
+        let allowed = decided.decision.allowed(authorizer.responses(), request.headers.caller());
+        let allowed = allowed.map_err(|denial| denied(*denial, &parts.method))?;
+        let provider = decided.decision.record.provider();
+        let claims = allowed.claims().zip(provider);
+        let claims = claims.map(|(claims, provider)| Claims::new(provider.name.clone(), Arc::clone(claims)));
+        (allowed.changes().clone(), claims)
     };
-    let Verdict::Allow(allowed) = &decision.verdict else {
-        let denial = http_denial::response(&decision, authorizer.responses(), caller);
-        let denial = denial.map_or_else(|error| broken(&error), |denial| denial.map(Bytes::from));
-        // A client over HTTP/2 is not kept from it (RFC 9110 §9.3.2).
-        let is_head = parts.method == Method::HEAD;
-        return Err(denial.map(|body| Full::new(if is_head { Bytes::new() } else { body })));
-    };
-    if let Err(error) = change(parts, allowed.changes()) {
+    if let Err(error) = change(parts, &changes) {
         return Err(broken(&error).map(Full::new));
     }
     request::settle_host(parts);
-    if let Some(claims) = allowed.claims() {
-        let provider = decision.provider.clone().unwrap_or_default();
-        parts.extensions.insert(Claims::new(provider, Arc::clone(claims)));
+    if let Some(claims) = claims {
+        parts.extensions.insert(claims);
     }
     Ok(())
+}
+
+fn denied(denial: DenialResponse, method: &Method) -> Response<Full<Bytes>> {
+    let response = http_denial::response(denial);
+    let response = response.map_or_else(|error| broken(&error), |response| response.map(Bytes::from));
+    // A client over HTTP/2 is not kept from it (RFC 9110 §9.3.2).
+    response.map(|body| Full::new(if *method == Method::HEAD { Bytes::new() } else { body }))
 }
 
 /// Sets and removes headers.

@@ -2,6 +2,7 @@
 //!
 //! Everything here is still the sender's word: nothing that this file returns has been verified.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -20,17 +21,53 @@ pub struct Token<'a> {
     /// The `alg` of the header, not yet known to be one that is supported.
     pub alg: Box<str>,
     /// The `kid` of the header; `None` where there is none.
-    pub kid: Option<Box<str>>,
+    pub kid: Option<Arc<str>>,
     /// The `typ` of the header in lower case without `application/` (RFC 7515 §4.1.9).
     pub typ: Option<String>,
     /// The payload; always an object.
     pub claims: Arc<Json>,
-    /// The payload as it stands in the token.
-    pub(super) payload: &'a str,
+    /// Its text.
+    pub(super) compact: Compact<'a>,
+}
+
+/// The text of a token, and where its parts are (RFC 7515 §7.1).
+#[derive(Clone, Debug)]
+pub(super) struct Compact<'a> {
+    text: Cow<'a, str>,
+    /// Where the first dot is.
+    header_end: usize,
+    /// Where the second dot is.
+    payload_end: usize,
+}
+
+impl<'a> Compact<'a> {
+    /// Three parts, none of them looked at.
+    fn split(text: Cow<'a, str>) -> Option<Self> {
+        let mut dots = text.bytes().enumerate().filter(|(_, byte)| *byte == b'.').map(|(at, _)| at);
+        let (Some(header_end), Some(payload_end), None) = (dots.next(), dots.next(), dots.next()) else {
+            return None;
+        };
+        Some(Self { text, header_end, payload_end })
+    }
+
+    fn header(&self) -> &str {
+        self.text.get(..self.header_end).unwrap_or_default()
+    }
+
+    /// The second part.
+    pub(super) fn payload(&self) -> &str {
+        self.text.get(self.header_end + 1..self.payload_end).unwrap_or_default()
+    }
+
     /// What was signed: the first two parts with the dot between them (RFC 7515 §5.2).
-    pub signing_input: &'a [u8],
-    /// The third part as it stands in the token; valid base64url and not empty.
-    pub signature: &'a str,
+    pub(super) fn signing_input(&self) -> &[u8] {
+        self.text.as_bytes().get(..self.payload_end).unwrap_or_default()
+    }
+
+    /// The third part; of a [`Token`] valid base64url, and not empty but where `alg` is `none`.
+    pub(super) fn signature(&self) -> &str {
+        self.text.get(self.payload_end + 1..).unwrap_or_default()
+    }
 }
 
 /// The token cannot be a JWT that this service accepts, with any key.
@@ -63,16 +100,9 @@ impl<'a> Token<'a> {
     ///
     /// # Errors
     /// See [`TokenError`]. `limits` hold for the header and for the payload, each by itself.
-    pub fn parse(text: &'a str, limits: &JsonLimits) -> Result<Self, TokenError> {
-        let mut parts = text.splitn(4, '.');
-        let (Some(header), Some(payload), Some(signature), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(NOT_A_JWT);
-        };
-        let signing_input = text.as_bytes().get(..header.len() + 1 + payload.len()).ok_or(NOT_A_JWT)?;
-
-        let header = decode_object(header, limits)?;
+    pub fn parse(text: impl Into<Cow<'a, str>>, limits: &JsonLimits) -> Result<Self, TokenError> {
+        let compact = Compact::split(text.into()).ok_or(NOT_A_JWT)?;
+        let header = decode_object(compact.header(), limits)?;
         let alg = match header.member("alg") {
             Some(Json::String(alg)) => alg.clone(),
             _ => return Err(TokenError::Algorithm),
@@ -84,7 +114,7 @@ impl<'a> Token<'a> {
         if kid.is_some_and(|kid| kid.len() > MAX_KID_BYTES) {
             return Err(NOT_A_JWT);
         }
-        let kid = kid.map(Box::from);
+        let kid = kid.map(Arc::from);
         let typ = string_parameter(&header, "typ")?.map(canonical_media_type);
         let cty = string_parameter(&header, "cty")?.map(canonical_media_type);
         if cty.as_deref() == Some("jwt") {
@@ -92,12 +122,12 @@ impl<'a> Token<'a> {
         }
 
         // `none` has an empty signature by definition; it is refused by its name, which tells more.
-        if signature.is_empty() && !alg.eq_ignore_ascii_case("none") {
+        if compact.signature().is_empty() && !alg.eq_ignore_ascii_case("none") {
             return Err(NOT_A_JWT);
         }
-        decode(signature)?;
-        let claims = Arc::new(decode_object(payload, limits)?);
-        Ok(Token { alg, kid, typ, claims, payload, signing_input, signature })
+        decode(compact.signature())?;
+        let claims = Arc::new(decode_object(compact.payload(), limits)?);
+        Ok(Token { alg, kid, typ, claims, compact })
     }
 }
 

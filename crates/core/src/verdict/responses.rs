@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use url::Url;
 
-use crate::reason::Reason;
+use crate::reason::Refusal;
 
 /// How a denial looks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Responses {
     /// Where the metadata of the protected resource is (RFC 9728 §3); every challenge names it. Default none.
     pub resource_metadata: Option<Url>,
     /// What is other than the default, by reason.
-    pub custom: HashMap<Reason, CustomDenial>,
+    pub custom: HashMap<Refusal, CustomDenial>,
 }
 
 /// What a denial for one reason says instead of, or besides, the default.

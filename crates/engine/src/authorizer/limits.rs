@@ -1,5 +1,6 @@
 //! Bounds on one request and on one listener.
 
+use crate::decision::RequestLimits;
 use crate::validation::TokenLimits;
 use crate::validation::json::JsonLimits;
 
@@ -22,21 +23,23 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Those of one token.
-    pub fn token(&self) -> TokenLimits {
+    /// Those of one request.
+    pub fn of_request(&self) -> RequestLimits {
         let json = JsonLimits { values: self.token_values, depth: self.token_depth };
-        TokenLimits { bytes: self.token_bytes, json }
+        let token = TokenLimits { bytes: self.token_bytes, json };
+        RequestLimits { token, claim_header_bytes: self.claim_header_bytes }
     }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        let TokenLimits { bytes, json } = TokenLimits::default();
+        let RequestLimits { token: TokenLimits { bytes, json }, claim_header_bytes } =
+            RequestLimits::default();
         Self {
             token_bytes: bytes,
             token_values: json.values,
             token_depth: json.depth,
-            claim_header_bytes: 8 * 1024,
+            claim_header_bytes,
             message_bytes: 16 << 20,
             connections: 16_384,
         }

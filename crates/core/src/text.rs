@@ -1,4 +1,5 @@
-//! Tokens that stand where nobody expects one, such as the host of a request or an argument: they are masked.
+//! Text of somebody else's as logs and explanations show it: short, on one line, and with every token masked, wherever one
+//! stands that nobody expected there, such as in a host or an argument.
 
 use std::borrow::Cow;
 
@@ -29,7 +30,19 @@ pub fn without_tokens(text: &str) -> Cow<'_, str> {
 /// Text of somebody else's, such as a `kid` or a host, as the log shows it: at most 64 characters, no line breaks or control
 /// characters, and no token.
 pub fn on_one_line(text: &str) -> String {
-    let cut: String = text.chars().take(64).collect();
+    escaped(text, 64)
+}
+
+/// Text of a token or of a request in quotes: at most 128 characters of it, escaped, and no token.
+pub fn quoted(text: &str) -> String {
+    format!("\"{}\"", escaped(text, MAX_QUOTED))
+}
+
+/// The most characters of a text that is quoted.
+pub(crate) const MAX_QUOTED: usize = 128;
+
+fn escaped(text: &str, most: usize) -> String {
+    let cut: String = text.chars().take(most).collect();
     without_tokens(&cut).chars().flat_map(char::escape_debug).collect()
 }
 
@@ -57,5 +70,8 @@ mod tests {
         assert_eq!(on_one_line(&format!("h.example.com:{token}")), "h.example.com:(a token)");
         assert_eq!(on_one_line("a\nb\u{1b}"), "a\\nb\\u{1b}");
         assert_eq!(on_one_line(&"x".repeat(100)).len(), 64);
+        assert_eq!(quoted("a\n\"b"), r#""a\n\"b""#);
+        assert_eq!(quoted(&token), "\"(a token)\"");
+        assert_eq!(quoted(&"x".repeat(200)).len(), 130);
     }
 }

@@ -1,0 +1,259 @@
+//! Each failure of a step as the refusal that it is, with what was found and what was wanted: for the operator, never for the
+//! caller. Text of a token or of a request stands in quotes, cut and escaped.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::policy::Indescribable;
+use super::record::Refused;
+use super::steps::StepName;
+use crate::bearer_token::NoToken;
+use crate::identity::Unfit;
+use crate::reason::{DenyReason, Refusal, UnavailableReason};
+use crate::rules::{Requirements, Rule, Unmet, Unruled};
+use crate::text::quoted;
+use crate::validation::json::Json;
+use crate::validation::key_set::{Key, KeySet};
+use crate::validation::provider::{Audiences, Provider, TokenTypes};
+use crate::validation::{Malformation, Permanent, StaleCause, Token, TokenLimits, UnixTime};
+
+/// The most names of one list.
+const MOST_NAMED: usize = 8;
+
+pub(super) fn indescribable(why: Indescribable) -> Refused {
+    let refused = |reason| Refused::new(StepName::Request, reason);
+    match why {
+        Indescribable::Untrusted(peer) => refused(DenyReason::UntrustedProxy)
+            .found(format!("{peer} asks"))
+            .wanted("one that trusted_proxies names"),
+        Indescribable::Malformed(flaw) => refused(DenyReason::RequestMalformed).found(flaw),
+    }
+}
+
+pub(super) fn unruled(unruled: &Unruled) -> Refused {
+    let found: Cow<'static, str> = match unruled {
+        Unruled::NoSuchRule => "portcullis_rule names no rule for such a request".into(),
+        Unruled::AmbiguousPath => "an ambiguous path".into(),
+        Unruled::NotPlainPath => "a path with a dot segment, `//` at its start or a fragment".into(),
+        Unruled::RepeatedSlashes => "a path that means another rule once its repeated slashes are one".into(),
+        Unruled::MalformedHost => "a host that cannot be compared".into(),
+        Unruled::MalformedMethod => "a method that is no token in upper case".into(),
+        Unruled::SeveralValues(name) => {
+            format!("several values of {name}, which the rule's condition reads").into()
+        }
+    };
+    let reason = match unruled {
+        Unruled::NoSuchRule => DenyReason::RuleDenied,
+        _ => DenyReason::RequestMalformed,
+    };
+    Refused::new(StepName::Rule, reason).found(found)
+}
+
+/// The rule lets nobody pass.
+pub(super) fn forbidden(rule: &Rule) -> Refused {
+    Refused::new(StepName::Rule, DenyReason::RuleDenied).found(rule.effect.to_string())
+}
+
+pub(super) fn no_token(no_token: NoToken) -> Refused {
+    let reason = match no_token {
+        NoToken::Missing => DenyReason::TokenMissing,
+        NoToken::Several => DenyReason::MultipleTokens,
+        NoToken::Malformed => DenyReason::Malformed,
+    };
+    Refused::new(StepName::Token, reason)
+}
+
+/// A provider whose tokens do not come from there does not see one in that place.
+pub(super) fn elsewhere(provider: &Provider) -> Refused {
+    Refused::new(StepName::Token, DenyReason::TokenMissing)
+        .found("this provider's tokens do not come from that place")
+        .wanted(list(provider.token_from.iter(), ToString::to_string))
+}
+
+/// Nobody can say what has expired.
+pub(super) fn clock() -> Refused {
+    let found =
+        "the clock of this machine stands before this program was built: nobody can say what has expired";
+    Refused::new(StepName::Clock, Refusal::Unavailable(UnavailableReason::Keys)).found(found)
+}
+
+pub(super) fn keys_unavailable(why: impl Into<Cow<'static, str>>) -> Refused {
+    Refused::new(StepName::Key, Refusal::Unavailable(UnavailableReason::Keys)).found(why)
+}
+
+/// A token that no key could mend, before its issuer was known.
+pub(super) fn unread(permanent: &Permanent, bytes: usize, limits: &TokenLimits) -> Refused {
+    let refused = Refused::new(StepName::Screen, DenyReason::from(permanent));
+    match permanent {
+        Permanent::TokenTooLarge => refused
+            .found(format!("{bytes} bytes"))
+            .wanted(format!("at most limits.token_bytes, {}", limits.bytes)),
+        Permanent::Malformed(Malformation::TooManyValues) => {
+            refused.found("more members and values than limits.token_values")
+        }
+        Permanent::Malformed(Malformation::TooDeep) => refused.found("deeper than limits.token_depth"),
+        Permanent::AlgorithmNotAllowed => refused.found("no alg in the header"),
+        Permanent::ClaimMissing(claim) => refused.found(format!("no {claim}")).wanted("a value"),
+        Permanent::ClaimMalformed(claim) => refused.found(format!("{claim} of another type")),
+        _ => refused,
+    }
+}
+
+/// An issuer that no provider has.
+pub(super) fn unknown_issuer(issuer: &str) -> Refused {
+    Refused::new(StepName::Screen, DenyReason::IssuerUnknown)
+        .found(format!("iss {}", quoted(issuer)))
+        .wanted("the issuer of a provider, exactly as it is written there")
+}
+
+/// A token that does not pass the screen of its provider.
+pub(super) fn screened(
+    permanent: &Permanent,
+    token: &Token<'_>,
+    provider: &Provider,
+    now: UnixTime,
+) -> Refused {
+    let refused = Refused::new(StepName::Screen, DenyReason::from(permanent));
+    let claims = &*token.claims;
+    match permanent {
+        Permanent::AlgorithmNotAllowed => {
+            let allowed = list(provider.algorithms.iter(), ToString::to_string);
+            refused.found(format!("alg {}", quoted(&token.alg))).wanted(allowed)
+        }
+        Permanent::TypeNotAllowed => {
+            let found = token
+                .typ
+                .as_deref()
+                .map_or_else(|| "no typ".to_owned(), |typ| format!("typ {}", quoted(typ)));
+            refused.found(found).wanted(match &provider.token_types {
+                TokenTypes::Default => "at+jwt, JWT or none".to_owned(),
+                TokenTypes::AnyOf(types) => list(types.iter(), |one| quoted(one)),
+            })
+        }
+        Permanent::AudienceMismatch => {
+            refused.found(value_of("aud", claims.member("aud"))).wanted(match &provider.audiences {
+                Audiences::Any => "any".to_owned(),
+                Audiences::AnyOf(audiences) => list(audiences.iter(), |one| quoted(one)),
+            })
+        }
+        Permanent::Expired => expired(refused, claims, provider, now),
+        Permanent::NotYetValid => {
+            let early = seconds(claims, "nbf").map(|nbf| nbf - now.as_secs_f64());
+            let skew = provider.clock_skew.as_secs();
+            let found = early.map_or_else(String::new, |early| format!("nbf is {early:.0} s ahead"));
+            refused.found(found).wanted(format!("at most clock_skew, {skew} s"))
+        }
+        Permanent::ClaimMissing(claim) => {
+            refused.found(format!("no {claim}, or nothing in it")).wanted("a value")
+        }
+        Permanent::ClaimMalformed(claim) => refused.found(format!("{claim} of a type that it cannot have")),
+        _ => refused,
+    }
+}
+
+fn expired(refused: Refused, claims: &Json, provider: &Provider, now: UnixTime) -> Refused {
+    let late = seconds(claims, "exp").map(|exp| now.as_secs_f64() - exp);
+    let found = late.map_or_else(String::new, |late| format!("exp was {late:.0} s ago"));
+    refused.found(found).wanted(format!("less than clock_skew, {} s", provider.clock_skew.as_secs()))
+}
+
+fn seconds(claims: &Json, name: &str) -> Option<f64> {
+    match claims.member(name) {
+        Some(Json::Number(digits)) => digits.parse().ok(),
+        _ => None,
+    }
+}
+
+/// A token that became past mending while it waited for keys.
+pub(super) fn meanwhile(permanent: &Permanent) -> Refused {
+    Refused::new(StepName::Key, DenyReason::from(permanent)).found("while it waited for keys")
+}
+
+/// A token that the newest keys do not verify.
+pub(super) fn stale(cause: StaleCause, kid: Option<&str>, keys: &KeySet) -> Refused {
+    let refused = Refused::new(StepName::Key, DenyReason::from(cause));
+    let named = kid.map_or_else(|| "no kid".to_owned(), |kid| format!("kid {}", quoted(kid)));
+    match cause {
+        StaleCause::BadSignature => {
+            refused.found(format!("{named}, whose keys have not made this signature"))
+        }
+        StaleCause::UnknownKid => {
+            let kid_of = |key: &Arc<Key>| key.kid().map_or_else(|| "(none)".to_owned(), quoted);
+            let kids = list(keys.keys().iter(), kid_of);
+            let in_hand = if kids.is_empty() { "none".to_owned() } else { kids };
+            refused
+                .found(format!("{named}; the issuer's keys have {in_hand}"))
+                .wanted("a key of that kid and for that alg")
+        }
+    }
+}
+
+/// A valid token that does not meet its rule.
+pub(super) fn unmet(
+    unmet: &Unmet,
+    requirements: &Requirements,
+    provider: &Provider,
+    claims: &Json,
+) -> Refused {
+    let refused = |reason| Refused::new(StepName::Require, reason);
+    let denied = || refused(DenyReason::RuleDenied).found(unmet.to_string());
+    match unmet {
+        Unmet::Scope => {
+            let granted = ["scope", "scp"]
+                .into_iter()
+                .filter_map(|name| claims.member(name).map(|value| value_of(name, Some(value))));
+            let granted: Vec<String> = granted.collect();
+            let found = if granted.is_empty() { "no scope".to_owned() } else { granted.join(", ") };
+            refused(DenyReason::InsufficientScope)
+                .found(found)
+                .wanted(list(requirements.scopes.iter(), String::clone))
+        }
+        Unmet::Provider => denied()
+            .found(format!("a token of {}; {unmet}", provider.name))
+            .wanted(list(requirements.providers.iter(), String::clone)),
+        Unmet::Claim(_) | Unmet::Condition | Unmet::Undecided(_) => denied(),
+    }
+}
+
+pub(super) fn unfit(unfit: Unfit) -> Refused {
+    let (reason, found) = match unfit {
+        Unfit::ClaimTooLarge => (DenyReason::ClaimTooLarge, "claim headers over limits.claim_header_bytes"),
+        Unfit::LookAlike => {
+            (DenyReason::RequestMalformed, "a look-alike of a claim header or of one that the decision reads")
+        }
+        Unfit::Override => (
+            DenyReason::RequestMalformed,
+            "a header that takes the place of method, path or host: the proxy's file has to remove it",
+        ),
+        Unfit::ClaimHeaderOfClient => (
+            DenyReason::RequestMalformed,
+            "a claim header of the client's own: the proxy's file has to remove it first",
+        ),
+        Unfit::TokenInQuery => {
+            (DenyReason::RequestMalformed, "forward_token: the proxy cannot take the token out of this query")
+        }
+    };
+    Refused::new(StepName::Headers, reason).found(found)
+}
+
+/// A claim for the operator's eyes.
+fn value_of(name: &str, value: Option<&Json>) -> String {
+    match value {
+        None => format!("no {name}"),
+        Some(Json::String(text)) => format!("{name} {}", quoted(text)),
+        Some(Json::Array(members)) => {
+            let shown = |member: &Json| member.as_str().map_or_else(|| "(no text)".to_owned(), quoted);
+            format!("{name} {}", list(members.iter(), shown))
+        }
+        Some(_) => format!("{name} of another type"),
+    }
+}
+
+/// The first of them, and how many more there are; those are not looked at.
+fn list<T>(mut all: impl Iterator<Item = T>, shown: impl Fn(T) -> String) -> String {
+    let first: Vec<String> = all.by_ref().take(MOST_NAMED).map(shown).collect();
+    match all.count() {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}

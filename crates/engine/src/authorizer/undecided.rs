@@ -1,0 +1,126 @@
+//! A request that waits for keys: a realm's first ones, or newer ones than those in hand.
+//!
+//! It gets what the core lacks, one answer after the other, until that decides; whoever drops it gives back its places and
+//! cancels no fetch.
+
+use super::realms::{Lent, NewRealm};
+use super::{Authorizer, Decided, deadline, note_verified};
+use crate::decision::{Decision, Evaluation, KeysNeeded, Need, NoKeys};
+use crate::keys::{KeyWait, Newer, Sighting, StaleToken};
+use crate::validation::StaleCause;
+
+/// Why nobody can say, for the log.
+const NO_ANSWER: &str = "the issuer's keys could not be had in time";
+
+/// A request that cannot be decided about without a wait.
+#[must_use = "a request that is not decided has to be refused"]
+pub struct Undecided<'a> {
+    door: &'static str,
+    pending: Pending<'a>,
+}
+
+impl<'a> Undecided<'a> {
+    pub(super) fn new(door: &'static str, pending: Pending<'a>) -> Self {
+        Self { door, pending }
+    }
+
+    /// Waits for the keys, no longer than the request's proxy does, and then decides, counts and logs.
+    pub async fn decided(self) -> Decided<'a> {
+        let Self { door, pending } = self;
+        let (authorizer, request) = (pending.authorizer, pending.needed.request());
+        authorizer.decided(door, request, pending.decision().await)
+    }
+}
+
+/// What a request waits for.
+pub(super) struct Pending<'a> {
+    pub(super) authorizer: &'a Authorizer,
+    pub(super) needed: Box<KeysNeeded<'a>>,
+    /// Where the keys are to be had.
+    pub(super) source: Source,
+}
+
+/// Where an issuer's keys are to be had.
+pub(super) enum Source {
+    /// From a cache, of which these have been seen.
+    Held(Lent, Sighting),
+    /// From one that has to be opened first.
+    New(Box<NewRealm>),
+}
+
+impl<'a> Pending<'a> {
+    /// Waits, and decides.
+    pub(super) async fn decision(self) -> Decision<'a> {
+        let Self { authorizer, needed, source } = self;
+        let (lent, sighting) = match source {
+            Source::Held(lent, sighting) => (lent, sighting),
+            Source::New(new) => {
+                let deadline = deadline(needed.request(), new.config().refresh.wait);
+                match new.opened(deadline, needed.request().held_bytes).await {
+                    Ok(lent) => {
+                        let sighting = lent.keys.sight();
+                        (lent, sighting)
+                    }
+                    Err(shut) => return needed.conclude(NoKeys::Unavailable(shut.to_string().into())),
+                }
+            }
+        };
+        let request = needed.request();
+        let decision = authorizer.under_newer(needed, &lent, sighting).await;
+        note_verified(&lent, &decision, request);
+        decision
+    }
+}
+
+impl Authorizer {
+    /// Hands in the keys of a cache until there is a decision.
+    async fn under_newer<'a>(
+        &'a self,
+        needed: Box<KeysNeeded<'a>>,
+        lent: &Lent,
+        sighting: Sighting,
+    ) -> Decision<'a> {
+        let needed = match needed.need() {
+            Need::Newer(_) => needed,
+            Need::First => match needed.resume(&sighting.keys(), self.now()) {
+                Evaluation::Done(decision) => return *decision,
+                Evaluation::NeedsKeys(needed) => needed,
+            },
+        };
+        let request = needed.request();
+        let token = StaleToken {
+            kid: needed.kid().cloned(),
+            cause: cause(&needed),
+            deadline: deadline(request, lent.refresh.wait),
+            held_bytes: request.held_bytes,
+        };
+        let mut wait = lent.keys.wait_for_newer(sighting, token);
+        let decision = self.after(&mut wait, needed).await;
+        match decision.record.verified_by() {
+            Some(_) => wait.verified(),
+            None => wait.refused(),
+        }
+        decision
+    }
+
+    async fn after<'a>(&'a self, wait: &mut KeyWait<'_>, mut needed: Box<KeysNeeded<'a>>) -> Decision<'a> {
+        loop {
+            match wait.next(cause(&needed)).await {
+                Newer::Keys(keys) => match needed.resume(&keys, self.now()) {
+                    Evaluation::Done(decision) => return *decision,
+                    Evaluation::NeedsKeys(still) => needed = still,
+                },
+                Newer::No(keys) => return needed.conclude(NoKeys::NoneNewer(&keys)),
+                Newer::Unavailable => return needed.conclude(NoKeys::Unavailable(NO_ANSWER.into())),
+            }
+        }
+    }
+}
+
+/// Why the keys that were looked at do not do.
+fn cause(needed: &KeysNeeded<'_>) -> StaleCause {
+    match needed.need() {
+        Need::Newer(cause) => cause,
+        Need::First => StaleCause::UnknownKid,
+    }
+}

@@ -1,0 +1,214 @@
+//! One caller's wait for keys that are newer than those that it has seen.
+//!
+//! Each turn gives the next set that there is, or says that no newer one is to come. The fetch belongs to the cache: a caller
+//! that gives up gives back its place and cancels nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::watch;
+
+use super::schedule::{Caller, Standing};
+use super::waiting::Place;
+use super::{KeySnapshot, Shared, Sighting};
+use crate::clock::Instant;
+use crate::telemetry::StaleOutcome;
+use crate::validation::StaleCause;
+use crate::validation::key_set::KeySet;
+
+/// A token that failed against the set in hand, and for how long its caller can wait.
+#[derive(Clone, Debug)]
+pub struct StaleToken {
+    /// The `kid` that it names, where it names one.
+    pub kid: Option<Arc<str>>,
+    /// Why it failed.
+    pub cause: StaleCause,
+    /// By when its caller has to answer.
+    pub deadline: Instant,
+    /// What the caller holds in memory while it waits.
+    pub held_bytes: usize,
+}
+
+/// What a turn of the wait brings.
+#[derive(Clone, Debug)]
+pub enum Newer {
+    /// Another set than the last one, to be looked at.
+    Keys(Arc<KeySet>),
+    /// The set that was looked at last is the newest, or a forgery is the likelier guess. Final.
+    No(Arc<KeySet>),
+    /// Nobody can say: the issuer did not answer, or not in time; or too many wait already. Final.
+    Unavailable,
+}
+
+/// One caller's wait.
+pub struct KeyWait<'c> {
+    shared: &'c Shared,
+    token: StaleToken,
+    /// How many fetches had begun when the caller arrived.
+    arrival: u64,
+    /// The same, until a fetch that asks for the place of the keys again is demanded.
+    first_arrival: u64,
+    /// The newest set that the token has been held against.
+    seen: Arc<KeySnapshot>,
+    /// Once it has to wait.
+    waiting: Option<Waiting<'c>>,
+    outcome: StaleOutcome,
+}
+
+/// What a caller takes while it waits.
+struct Waiting<'c> {
+    /// Subscribed before the standing is asked, so that no end of a fetch is missed in between.
+    finished: watch::Receiver<()>,
+    _place: Place<'c>,
+    _counted: Counted<'c>,
+}
+
+impl<'c> KeyWait<'c> {
+    pub(super) fn new(shared: &'c Shared, sighting: Sighting, token: StaleToken) -> Self {
+        let Sighting { snapshot, arrival, .. } = sighting;
+        Self {
+            shared,
+            token,
+            arrival,
+            first_arrival: arrival,
+            seen: snapshot,
+            waiting: None,
+            outcome: StaleOutcome::StillStale,
+        }
+    }
+
+    /// The next set that there is, by the token's deadline at the latest. `cause` is why the token failed against the last one.
+    pub async fn next(&mut self, cause: StaleCause) -> Newer {
+        if let Some(keys) = self.if_newer() {
+            return Newer::Keys(keys);
+        }
+        if !self.shared.refreshable {
+            return self.no_newer();
+        }
+        let Some(mut waiting) = self.waiting.take().or_else(|| self.take_place()) else {
+            self.shared.around.metrics.waiter_rejected(&self.shared.provider);
+            return self.unavailable(StaleOutcome::TimedOut);
+        };
+        loop {
+            if let Some(ended) = self.join_or_demand(cause) {
+                self.waiting = Some(waiting);
+                return ended;
+            }
+            // Each turn ends with a fetch; the one that began after the arrival is the last.
+            let clock = &self.shared.around.clock;
+            match clock.until(self.token.deadline, waiting.finished.changed()).await {
+                Some(Ok(())) => {}
+                Some(Err(_)) | None => return self.unavailable(StaleOutcome::TimedOut),
+            }
+            if let Some(keys) = self.if_newer() {
+                self.waiting = Some(waiting);
+                return Newer::Keys(keys);
+            }
+        }
+    }
+
+    /// Joins the fetch that is under way, or demands one; `None` where there is one to wait for.
+    fn join_or_demand(&mut self, cause: StaleCause) -> Option<Newer> {
+        let shared = self.shared;
+        loop {
+            let caller = Caller { arrival: self.arrival, cause, deadline: self.token.deadline };
+            let Some(standing) = shared.stand(caller, self.token.kid.as_deref(), &self.seen) else {
+                match self.if_newer() {
+                    Some(keys) => return Some(Newer::Keys(keys)),
+                    None => continue,
+                }
+            };
+            return match standing {
+                Standing::Fresh if self.place_may_have_moved(cause) => {
+                    self.arrival = shared.started.load(Ordering::Acquire);
+                    continue;
+                }
+                Standing::Fresh => Some(self.if_newer().map_or_else(|| self.no_newer(), Newer::Keys)),
+                // What the issuer has now nobody knows; but a key that it has withdrawn is no news.
+                Standing::Older if self.was_withdrawn() => Some(self.no_newer()),
+                Standing::Older | Standing::Failed => Some(self.unavailable(StaleOutcome::FetchFailed)),
+                Standing::OutOfReach => {
+                    shared.wake.notify_one();
+                    Some(match cause {
+                        StaleCause::BadSignature => self.no_newer(),
+                        StaleCause::UnknownKid => self.unavailable(StaleOutcome::TimedOut),
+                    })
+                }
+                Standing::Demanded => {
+                    shared.wake.notify_one();
+                    None
+                }
+                Standing::UnderWay => None,
+            };
+        }
+    }
+
+    /// A key of its name came from a remembered place, and it is another key: the place may have moved, which a
+    /// bad signature finds out. Once: the fetch that it demands asks for the place.
+    fn place_may_have_moved(&self, cause: StaleCause) -> bool {
+        self.token.cause == StaleCause::UnknownKid
+            && cause == StaleCause::BadSignature
+            && self.arrival == self.first_arrival
+            && self.shared.state().place_remembered > self.arrival
+    }
+
+    fn was_withdrawn(&self) -> bool {
+        self.token.kid.as_deref().is_some_and(|kid| self.shared.was_withdrawn(kid))
+    }
+
+    /// The set in hand, if it is another one than was seen last.
+    fn if_newer(&mut self) -> Option<Arc<KeySet>> {
+        let current = self.shared.snapshot.load_full();
+        if Arc::ptr_eq(&current, &self.seen) {
+            return None;
+        }
+        self.seen = current;
+        Some(self.seen.keys_at(self.shared.now()))
+    }
+
+    fn take_place(&self) -> Option<Waiting<'c>> {
+        let shared = self.shared;
+        let place = shared.budget.waiting().place(self.token.held_bytes, &shared.policy)?;
+        let counted = Counted::one(&shared.waiters);
+        Some(Waiting { finished: shared.finished.subscribe(), _place: place, _counted: counted })
+    }
+
+    fn no_newer(&self) -> Newer {
+        Newer::No(self.seen.keys_at(self.shared.now()))
+    }
+
+    fn unavailable(&mut self, outcome: StaleOutcome) -> Newer {
+        self.outcome = outcome;
+        Newer::Unavailable
+    }
+
+    /// Ends the wait of a token that a newer key verified, and counts it.
+    pub fn verified(self) {
+        self.count(StaleOutcome::Rescued);
+    }
+
+    /// Ends the wait of a token that was refused, and counts it.
+    pub fn refused(self) {
+        self.count(self.outcome);
+    }
+
+    fn count(&self, outcome: StaleOutcome) {
+        self.shared.around.metrics.stale_token(&self.shared.provider, self.token.cause, outcome);
+    }
+}
+
+/// One more that waits for this set, for the gauge; one less when dropped.
+struct Counted<'c>(&'c AtomicUsize);
+
+impl<'c> Counted<'c> {
+    fn one(waiters: &'c AtomicUsize) -> Self {
+        waiters.fetch_add(1, Ordering::AcqRel);
+        Self(waiters)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}

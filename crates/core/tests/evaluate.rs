@@ -1,0 +1,398 @@
+//! The decision as a value: what it asks for, and that it comes out right whatever answers it gets, in whatever order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_core::access_request::{AccessRequest, Headers};
+use portcullis_core::decision::{
+    Decision, Evaluation, InHand, KeysNeeded, Need, NoKeys, Policy, RequestLimits, StepName, Trusted,
+    evaluate,
+};
+use portcullis_core::rules::{Effect, Match, PathPattern, Requirements, Rule, Rules};
+use portcullis_core::validation::algorithm::Algorithm;
+use portcullis_core::validation::key_set::KeySet;
+use portcullis_core::validation::provider::{
+    Audiences, ClaimHeader, ClaimPath, Encoding, Provider, TokenSource, TokenTypes,
+};
+use portcullis_core::validation::{StaleCause, UnixTime};
+use portcullis_issuer::{SigningAlgorithm, SigningKey};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+const ISSUER: &str = "https://issuer.example";
+const NOW: i64 = 1_800_000_000;
+/// From when on the tokens of these tests are expired, the leeway included.
+const EXPIRED: i64 = NOW + 300 + 30;
+
+fn provider() -> Provider {
+    let path = |text| ClaimPath::parse(text).expect("a claim's name");
+    Provider {
+        name: "demo".to_owned(),
+        issuer: ISSUER.to_owned(),
+        audiences: Audiences::AnyOf(vec!["orders-api".to_owned()]),
+        algorithms: Algorithm::default_set(),
+        clock_skew: Duration::from_secs(30),
+        token_types: TokenTypes::Default,
+        required_claims: vec![path("tenant_id")],
+        token_from: vec![TokenSource::default()],
+        forward_token: true,
+        claim_headers: vec![ClaimHeader {
+            header: "x-auth-tenant".parse().expect("a header's name"),
+            claim: path("tenant_id"),
+            encoding: Encoding::default(),
+        }],
+        payload_header: Some("x-auth-payload".parse().expect("a header's name")),
+        metadata_claims: vec![path("tenant_id")],
+        realm: None,
+    }
+}
+
+/// A policy with a rule for `/write`, which asks for a scope.
+fn policy(provider: &Provider) -> Policy {
+    let rule = Rule {
+        name: "write".to_owned(),
+        matches: Match { path: Some(PathPattern::exact("/write").expect("a path")), ..Match::default() },
+        ambiguous_paths: false,
+        effect: Effect::Require(Requirements {
+            scopes: vec!["orders:write".to_owned()],
+            ..Requirements::default()
+        }),
+    };
+    Policy::new([provider], Rules::new(vec![rule]), RequestLimits::default(), Trusted::default())
+}
+
+fn claims() -> Value {
+    json!({"iss": ISSUER, "aud": "orders-api", "sub": "alice", "exp": NOW + 300, "tenant_id": "acme",
+           "scope": "orders:read"})
+}
+
+fn keys(of: &[&SigningKey]) -> Arc<KeySet> {
+    let keys: Vec<Value> = of.iter().map(|key| key.public_jwk()).collect();
+    Arc::new(KeySet::parse(json!({"keys": keys}).to_string().as_bytes()).expect("usable keys"))
+}
+
+/// A request for this path, with this token where it is not empty.
+fn with_request<T>(token: &str, path: &str, use_it: impl FnOnce(&AccessRequest<'_>) -> T) -> T {
+    let value = format!("Bearer {token}");
+    let sent = [(&b"authorization"[..], value.as_bytes())].into_iter().filter(|_| !token.is_empty());
+    let headers: Headers<'_> = sent.collect();
+    #[allow(clippy::disallowed_methods, reason = "there is no other way to have an instant")]
+    let arrived = std::time::Instant::now();
+    use_it(&AccessRequest::new(b"GET", b"api.example.com", path.as_bytes(), headers, arrived))
+}
+
+fn at(seconds: i64) -> Option<UnixTime> {
+    Some(UnixTime::from_secs(seconds))
+}
+
+/// Whose key of the name `new` a set has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum New {
+    /// It has none.
+    None,
+    /// The one that signed the token.
+    Signer,
+    /// Another one: the issuer gave its name to two.
+    Impostor,
+}
+
+/// One answer, and the time at which it comes; `None` is a clock that cannot be right.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    keys: New,
+    now: Option<i64>,
+}
+
+/// What comes out, told without the code under test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expected {
+    Reason(&'static str),
+    Needs(StaleCause),
+}
+
+impl Answer {
+    const TIMES: [Option<i64>; 4] = [Some(NOW), Some(EXPIRED - 1), Some(EXPIRED), None];
+
+    fn all() -> impl Iterator<Item = Answer> {
+        let sets = [New::None, New::Signer, New::Impostor];
+        sets.into_iter().flat_map(|keys| Self::TIMES.into_iter().map(move |now| Answer { keys, now }))
+    }
+
+    fn expected(self) -> Expected {
+        match (self.now, self.keys) {
+            (None, _) => Expected::Reason("keys_unavailable"),
+            (Some(EXPIRED..), _) => Expected::Reason("expired"),
+            (_, New::Signer) => Expected::Reason("ok"),
+            (_, New::None) => Expected::Needs(StaleCause::UnknownKid),
+            (_, New::Impostor) => Expected::Needs(StaleCause::BadSignature),
+        }
+    }
+}
+
+/// Three sets, the token that one of them verifies, and what was tried.
+struct World {
+    none: Arc<KeySet>,
+    signer: Arc<KeySet>,
+    impostor: Arc<KeySet>,
+    provider: Arc<Provider>,
+    decided: u32,
+}
+
+impl World {
+    fn keys(&self, of: New) -> &Arc<KeySet> {
+        match of {
+            New::None => &self.none,
+            New::Signer => &self.signer,
+            New::Impostor => &self.impostor,
+        }
+    }
+
+    fn in_hand(&self, keys: Option<New>) -> InHand {
+        let keys = keys.map(|keys| Arc::clone(self.keys(keys)));
+        InHand { provider: Arc::clone(&self.provider), realm: None, keys }
+    }
+
+    /// Holds what came out against what had to, and goes on with every answer that may come next.
+    fn explore(
+        &mut self,
+        evaluation: Evaluation<'_>,
+        expected: Expected,
+        first: Option<StaleCause>,
+        depth: u32,
+    ) {
+        let needed = match (evaluation, expected) {
+            (Evaluation::Done(decision), Expected::Reason(reason)) => {
+                return self.check(&decision, reason, first);
+            }
+            (Evaluation::NeedsKeys(needed), Expected::Needs(cause)) => {
+                assert_eq!(needed.need(), Need::Newer(cause));
+                needed
+            }
+            (evaluation, expected) => panic!("{evaluation:?} where {expected:?} has to come"),
+        };
+        assert_eq!(needed.kid().map(|kid| &**kid), Some("new"));
+        let Expected::Needs(cause) = expected else { unreachable!("checked above") };
+        self.conclude(&needed, cause, first);
+        if depth > 0 {
+            for answer in Answer::all() {
+                let keys = Arc::clone(self.keys(answer.keys));
+                let next = needed.clone().resume(&keys, answer.now.map(UnixTime::from_secs));
+                self.explore(next, answer.expected(), first, depth - 1);
+            }
+        }
+    }
+
+    fn conclude(&mut self, needed: &KeysNeeded<'_>, cause: StaleCause, first: Option<StaleCause>) {
+        let reason = match cause {
+            StaleCause::UnknownKid => "key_unknown",
+            StaleCause::BadSignature => "bad_signature",
+        };
+        let refused = needed.clone().conclude(NoKeys::NoneNewer(&self.none));
+        self.check(&refused, reason, first);
+        let unavailable = needed.clone().conclude(NoKeys::Unavailable("the issuer is down".into()));
+        self.check(&unavailable, "keys_unavailable", first);
+    }
+
+    fn check(&mut self, decision: &Decision<'_>, reason: &str, first: Option<StaleCause>) {
+        self.decided += 1;
+        assert_eq!(decision.verdict.reason().as_str(), reason);
+        let record = &decision.record;
+        assert_eq!(record.refreshed_for(), first, "what is told is why newer keys were waited for");
+        assert_eq!(record.verified_by().is_some(), reason == "ok");
+        assert_eq!(record.claims().is_some(), reason == "ok", "nobody hears of claims that nobody signed");
+        assert_eq!(record.refused().is_none(), reason == "ok");
+        let last = record.steps().last().expect("a step");
+        assert_eq!(last.outcome, if reason == "ok" { "made" } else { reason });
+    }
+}
+
+/// Every sequence of answers: what was in hand, and up to three more, each at one of four times, and an end of either kind
+/// behind each.
+#[test]
+fn whatever_answers_come_an_allow_takes_a_set_that_verifies_the_token_in_time() {
+    let old = SigningKey::generate("old", SigningAlgorithm::ES256);
+    let signer = SigningKey::generate("new", SigningAlgorithm::ES256);
+    let impostor = SigningKey::generate("new", SigningAlgorithm::ES256);
+    let provider = provider();
+    let policy = policy(&provider);
+    let mut world = World {
+        none: keys(&[&old]),
+        signer: keys(&[&old, &signer]),
+        impostor: keys(&[&old, &impostor]),
+        provider: Arc::new(provider),
+        decided: 0,
+    };
+    with_request(&signer.sign(&claims()), "/", |request| {
+        for answer in Answer::all() {
+            let in_hand = world.in_hand(Some(answer.keys));
+            let evaluation =
+                evaluate(request, &policy, |_| Some(in_hand), answer.now.map(UnixTime::from_secs));
+            let expected = answer.expected();
+            let first = match expected {
+                Expected::Needs(cause) => Some(cause),
+                Expected::Reason(_) => None,
+            };
+            world.explore(evaluation, expected, first, 3);
+        }
+    });
+    assert!(world.decided > 1_000, "{} ends were looked at", world.decided);
+}
+
+#[test]
+fn an_issuer_that_was_never_asked_is_asked_first_and_then_for_newer_keys() {
+    let old = SigningKey::generate("old", SigningAlgorithm::ES256);
+    let signer = SigningKey::generate("new", SigningAlgorithm::ES256);
+    let provider = provider();
+    let policy = policy(&provider);
+    let provider = Arc::new(provider);
+    with_request(&signer.sign(&claims()), "/", |request| {
+        let in_hand = InHand { provider, realm: Some("acme".to_owned()), keys: None };
+        let needed = match evaluate(request, &policy, |_| Some(in_hand), at(NOW)) {
+            Evaluation::NeedsKeys(needed) => needed,
+            Evaluation::Done(decision) => panic!("{decision:?}"),
+        };
+        assert_eq!((needed.need(), &*needed.provider().name), (Need::First, "demo"));
+        let refused = needed.clone().conclude(NoKeys::Unavailable("no such realm".into()));
+        assert_eq!(refused.verdict.reason().as_str(), "keys_unavailable");
+        assert_eq!(
+            refused.record.refused().and_then(|refused| refused.detail()).as_deref(),
+            Some("no such realm")
+        );
+        let steps: Vec<StepName> = refused.record.steps().map(|step| step.name).collect();
+        assert!(!steps.contains(&StepName::Refresh), "nothing was held against any keys");
+        let Evaluation::NeedsKeys(still) = needed.resume(&keys(&[&old]), at(NOW)) else {
+            panic!("another key signed it");
+        };
+        assert_eq!(still.need(), Need::Newer(StaleCause::UnknownKid));
+        let Evaluation::Done(decision) = still.resume(&keys(&[&signer]), at(NOW)) else {
+            panic!("it is signed by this key");
+        };
+        assert_eq!(decision.verdict.reason().as_str(), "ok");
+        assert_eq!(decision.record.realm(), Some("acme"));
+    });
+}
+
+/// What comes out of an evaluation that waited, and of one that did not.
+fn outcome(decision: &Decision<'_>) -> String {
+    let record = &decision.record;
+    let steps = record.steps().filter(|step| step.name != StepName::Refresh);
+    let steps: Vec<String> =
+        steps.map(|step| format!("{} {}: {}", step.name.as_str(), step.outcome, step.detail())).collect();
+    let changes = match &decision.verdict {
+        portcullis_core::verdict::Verdict::Allow(allowed) => format!("{:?}", allowed.changes()),
+        _ => String::new(),
+    };
+    let shared: Vec<String> =
+        record.shared_claims().map(|(path, claim)| format!("{path}={claim:?}")).collect();
+    format!(
+        "{:?} {steps:?} {changes} {shared:?} {:?} {:?}",
+        decision.verdict.reason(),
+        decision.subject(),
+        decision.challenge
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_decision_that_waited_is_the_one_that_would_have_been_made_at_once(
+        tenant in "\\PC{0,40}",
+        scopes in prop::sample::select(vec!["orders:write", "orders:read", ""]),
+        path in prop::sample::select(vec!["/write", "/read"]),
+        in_hand in any::<bool>(),
+        stale in 0..3_usize,
+    ) {
+        let old = SigningKey::generate("old", SigningAlgorithm::ES256);
+        let signer = SigningKey::generate("new", SigningAlgorithm::ES256);
+        let (provider, mut claims) = (provider(), claims());
+        let policy = policy(&provider);
+        let provider = Arc::new(provider);
+        claims["tenant_id"] = json!(tenant);
+        claims["scope"] = json!(scopes);
+        let (old_keys, new_keys) = (keys(&[&old]), keys(&[&old, &signer]));
+        with_request(&signer.sign(&claims), path, |request| {
+            let hand = |keys: Option<&Arc<KeySet>>| InHand { provider: Arc::clone(&provider), realm: None, keys: keys.cloned() };
+            let at_once = match evaluate(request, &policy, |_| Some(hand(Some(&new_keys))), at(NOW)) {
+                Evaluation::Done(decision) => decision,
+                Evaluation::NeedsKeys(needed) => panic!("{needed:?}"),
+            };
+            let mut evaluation = evaluate(request, &policy, |_| Some(hand(in_hand.then_some(&old_keys))), at(NOW));
+            for _ in 0..stale {
+                if let Evaluation::NeedsKeys(needed) = evaluation {
+                    evaluation = needed.resume(&old_keys, at(NOW));
+                }
+            }
+            let waited = match evaluation {
+                Evaluation::Done(decision) => decision,
+                Evaluation::NeedsKeys(needed) => match needed.resume(&new_keys, at(NOW)) {
+                    Evaluation::Done(decision) => decision,
+                    Evaluation::NeedsKeys(needed) => panic!("{needed:?}"),
+                },
+            };
+            prop_assert_eq!(outcome(&waited), outcome(&at_once));
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn what_no_key_could_mend_is_decided_without_asking_for_one(
+        broken in prop::sample::select(vec!["exp", "aud", "tenant_id", "nbf", "sub"]),
+        has_keys in any::<bool>(),
+    ) {
+        let signer = SigningKey::generate("new", SigningAlgorithm::ES256);
+        let (provider, mut claims) = (provider(), claims());
+        let policy = policy(&provider);
+        claims[broken] = match broken {
+            "exp" => json!(NOW - 30),
+            "nbf" => json!(NOW + 31),
+            "sub" => json!(["alice"]),
+            "aud" => json!("another-api"),
+            _ => json!(null),
+        };
+        let keys = has_keys.then(|| Arc::new(KeySet::default()));
+        with_request(&signer.sign(&claims), "/", |request| {
+            let in_hand = InHand { provider: Arc::new(provider), realm: None, keys };
+            let evaluation = evaluate(request, &policy, |_| Some(in_hand), at(NOW));
+            let Evaluation::Done(decision) = evaluation else { panic!("{evaluation:?}") };
+            let refused = decision.record.refused().expect("it is refused");
+            prop_assert_eq!(refused.step, StepName::Screen);
+            prop_assert!(refused.detail().is_some_and(|detail| !detail.is_empty()), "{:?}", refused);
+            Ok(())
+        })?;
+    }
+}
+
+#[test]
+fn a_request_that_needs_no_token_or_has_none_asks_for_no_keys() {
+    let provider = provider();
+    let rule = |name: &str, path: &str, effect| Rule {
+        name: name.to_owned(),
+        matches: Match { path: Some(PathPattern::exact(path).expect("a path")), ..Match::default() },
+        ambiguous_paths: false,
+        effect,
+    };
+    let rules =
+        Rules::new(vec![rule("open", "/open", Effect::Anonymous), rule("shut", "/shut", Effect::Deny)]);
+    let policy = Policy::new([&provider], rules, RequestLimits::default(), Trusted::default());
+    for (path, token, reason) in [
+        ("/open", "", "anonymous"),
+        ("/open", "not.a.token", "anonymous"),
+        ("/shut", "not.a.token", "rule_denied"),
+        ("/", "", "token_missing"),
+        // Whether it is good depends on the time, which nobody knows here.
+        ("/", "not.a.token", "keys_unavailable"),
+    ] {
+        with_request(token, path, |request| {
+            let asked = |issuer: &str| panic!("asked for the keys of {issuer}");
+            let evaluation = evaluate(request, &policy, asked, None);
+            let Evaluation::Done(decision) = evaluation else { panic!("{evaluation:?}") };
+            assert_eq!(decision.verdict.reason().as_str(), reason, "{path} {token}");
+        });
+    }
+}
+
+#[test]
+fn what_waits_for_keys_is_small_whatever_the_token_holds() {
+    assert!(size_of::<KeysNeeded<'_>>() <= 512, "{}", size_of::<KeysNeeded<'_>>());
+}

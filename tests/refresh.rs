@@ -6,6 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis::access_request::AccessRequest;
 use portcullis::clock::{self, Clock};
 use portcullis::commands::issuer::{Fault, Issuer, SigningAlgorithm, SigningKey, with_claim, without_claim};
 use portcullis::config::{Config, IssuerHttp, KeySource, ProviderConfig, RefreshPolicy};
@@ -474,4 +475,35 @@ providers:
     let answer = service.bearer(&key.sign(&issuer.claims(support::NOW))).await;
     is(&answer, "ok");
     assert_eq!(answer.set["x-auth-subject"], "alice");
+}
+
+#[tokio::test]
+async fn what_can_be_decided_from_the_keys_in_hand_is_and_the_rest_waits_only_where_it_is_told_to() {
+    let (house, known) = House::start(prompt_refresh()).await;
+    house.issuer.hold();
+    let new = house.issuer.rotate(ES256);
+    let (service, fetched) = (house.service.service(), house.issuer.key_fetches());
+    let authorizer = service.authorizer();
+    let values = [&known, &new].map(|key| format!("Bearer {}", house.token(key)));
+    let [known, new] = values.each_ref().map(|value| {
+        let headers = [(&b"authorization"[..], value.as_bytes())].into_iter().collect();
+        AccessRequest::new(b"GET", b"h", b"/", headers, clock::monotonic().into_std())
+    });
+    let counted = || service.metrics().encode().expect("text").matches("door=\"door\"").count();
+    let decided = authorizer.try_decide("door", &known).map_err(drop).expect("its key is in hand");
+    assert_eq!(decided.decision.verdict.reason().as_str(), "ok");
+    let before = counted();
+    assert!(before > 0);
+    for _ in 0..3 {
+        assert!(authorizer.try_decide("other door", &new).is_err(), "its key is not");
+    }
+    assert!(!service.metrics().encode().expect("text").contains("other door"), "nothing was decided");
+    assert_eq!(house.issuer.key_fetches(), fetched, "and nobody asked for more");
+    let undecided = authorizer.try_decide("door", &new).err().expect("its key is not");
+    let (decided, ()) = tokio::join!(undecided.decided(), async {
+        house.issuer.wait_for_held(1).await;
+        house.issuer.release();
+    });
+    assert_eq!(decided.decision.verdict.reason().as_str(), "ok");
+    assert_eq!(house.issuer.key_fetches(), fetched + 1);
 }

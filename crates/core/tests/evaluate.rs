@@ -330,6 +330,15 @@ proptest! {
                     Evaluation::NeedsKeys(needed) => panic!("{needed:?}"),
                 },
             };
+            let lacks_scope = path == "/write" && scopes != "orders:write";
+            let expected = match tenant.is_empty() {
+                true => "claim_missing",
+                false if lacks_scope => "insufficient_scope",
+                false => "ok",
+            };
+            prop_assert_eq!(at_once.verdict.reason().as_str(), expected);
+            let met = at_once.record.steps().any(|step| step.name == StepName::Require && step.outcome == "met");
+            prop_assert_eq!(met, path == "/write" && expected == "ok");
             prop_assert_eq!(outcome(&waited), outcome(&at_once));
             Ok(())
         })?;

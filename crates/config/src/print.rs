@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use http::{HeaderName, HeaderValue};
+
 use portcullis_core::access_request::ClaimHeaders;
 use portcullis_core::reason::Reason;
 use portcullis_core::rules::{ClaimRequirement, Effect, Match, PathPattern, Requirements, Rule};
@@ -312,8 +314,10 @@ fn print_responses(page: &mut Page, responses: &Responses) {
         page.line(1, "headers:");
     }
     for (reason, denial) in custom().filter(|(_, denial)| !denial.headers.is_empty()) {
-        let headers: Vec<String> =
-            denial.headers.iter().map(|(name, value)| format!("{}: {}", key(name), quoted(value))).collect();
+        let member = |(name, value): &(HeaderName, HeaderValue)| {
+            format!("{}: {}", key(name), quoted(String::from_utf8_lossy(value.as_bytes())))
+        };
+        let headers: Vec<String> = denial.headers.iter().map(member).collect();
         page.line(2, format!("{reason}: {{{}}}", headers.join(", ")));
     }
 }

@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue};
 use portcullis_core::access_request::ClaimHeaders;
 use portcullis_core::reason::Reason;
 use portcullis_core::rules::{ClaimRequirement, Effect, Match, PathPattern, Requirements, Rule};
+use portcullis_core::validation::Kid;
 use portcullis_core::validation::algorithm::Algorithm;
 use portcullis_core::validation::json::Json;
 use portcullis_core::validation::key_set::Key;
@@ -373,12 +374,14 @@ fn token_source(source: &TokenSource) -> String {
 
 fn redacted(key: &Key) -> String {
     let alg = key.alg().map(Algorithm::name);
-    let names = [("kid", key.kid()), ("kty", Some(key.kty())), ("alg", alg), ("use", key.key_use())];
+    let names =
+        [("kid", key.kid().map(Kid::as_str)), ("kty", Some(key.kty())), ("alg", alg), ("use", key.key_use())];
     let mut members: Vec<String> = names
         .into_iter()
         .filter_map(|(name, value)| value.map(|value| format!("{name}: {}", quoted(value))))
         .collect();
-    members.push(format!("redacted: {}", quoted(key.thumbprint().unwrap_or("a shared secret"))));
+    let material = key.thumbprint().map_or_else(|| "a shared secret".to_owned(), |known| known.to_string());
+    members.push(format!("redacted: {}", quoted(material)));
     format!("{{{}}}", members.join(", "))
 }
 

@@ -24,8 +24,10 @@
 
 pub mod algorithm;
 mod claims;
+pub mod digest;
 pub mod json;
 pub mod key_set;
+mod kid;
 pub mod provider;
 mod token;
 
@@ -33,6 +35,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::kid::{Kid, KidTooLong};
 pub use self::token::{Malformation, Token, TokenError, canonical_media_type};
 
 use self::algorithm::Algorithm;
@@ -151,7 +154,7 @@ pub struct Parked<'a> {
     payload: &'a str,
     signing_input: &'a [u8],
     signature: &'a str,
-    kid: Option<Box<str>>,
+    kid: Option<Kid>,
     algorithm: Algorithm,
     expires: UnixTime,
 }
@@ -161,7 +164,8 @@ impl fmt::Display for Screened<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const MOST: usize = 64;
         write!(f, "alg {}", self.parked.algorithm)?;
-        for (name, text) in [("kid", self.parked.kid.as_deref()), ("typ", self.typ.as_deref())] {
+        for (name, text) in [("kid", self.parked.kid.as_ref().map(Kid::as_str)), ("typ", self.typ.as_deref())]
+        {
             if let Some(text) = text {
                 write!(f, ", {name} {:?}", text.chars().take(MOST).collect::<String>())?;
             }
@@ -276,8 +280,8 @@ impl<'a> Screened<'a> {
 
 impl<'a> Parked<'a> {
     /// The `kid` of its header, where it has one.
-    pub fn kid(&self) -> Option<&str> {
-        self.kid.as_deref()
+    pub fn kid(&self) -> Option<&Kid> {
+        self.kid.as_ref()
     }
 
     /// Verifies the signature against the set in hand.
@@ -293,7 +297,7 @@ impl<'a> Parked<'a> {
         if now >= self.expires {
             return Err(Permanent::Expired.into());
         }
-        let mut fitting = keys.fitting(self.kid.as_deref(), self.algorithm).peekable();
+        let mut fitting = keys.fitting(self.kid.as_ref(), self.algorithm).peekable();
         let none_fits = fitting.peek().is_none();
         let verifying = fitting
             .take(MAX_KEYS_TRIED)

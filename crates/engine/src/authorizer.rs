@@ -357,7 +357,7 @@ impl Authorizer {
         findings: &mut Findings<'_>,
     ) -> Result<(Issuer, Screened<'f>), Permanent> {
         let token = validation::parse(&found.text, &self.policy.limits.token())?;
-        findings.kid = token.kid.as_deref().map(on_one_line);
+        findings.kid = token.kid.as_ref().map(|kid| on_one_line(kid.as_str()));
         let issuer = self.providers.of_issuer(validation::issuer(&token)?, arrived(request));
         let issuer = issuer.ok_or(Permanent::IssuerUnknown)?;
         let provider = Arc::clone(issuer.provider());

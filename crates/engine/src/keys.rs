@@ -49,7 +49,7 @@ use crate::clock::{Clock, Instant, SteadyClock};
 use crate::supervise::{Supervisor, Task, Tasks};
 use crate::telemetry::{Metrics, StaleOutcome};
 use crate::validation::key_set::{KeyName, KeySet};
-use crate::validation::{Permanent, StaleCause, UnixTime, ValidationError};
+use crate::validation::{Kid, Permanent, StaleCause, UnixTime, ValidationError};
 
 use self::budget::{Budget, Known, Member};
 pub use self::issuer_http::{ClientCertificate, IssuerHttp, ProxyUrl};
@@ -155,7 +155,7 @@ impl Sighting {
 #[derive(Clone, Copy, Debug)]
 pub struct StaleToken<'t> {
     /// The `kid` that it names, where it names one.
-    pub kid: Option<&'t str>,
+    pub kid: Option<&'t Kid>,
     /// Why it failed.
     pub cause: StaleCause,
     /// By when its caller has to answer.
@@ -590,13 +590,13 @@ impl Shared {
         }
     }
 
-    fn was_withdrawn(&self, kid: &str) -> bool {
+    fn was_withdrawn(&self, kid: &Kid) -> bool {
         self.snapshot.load().published.was_withdrawn(kid)
     }
 
     /// `None` where the set in hand is another one by now than the one that was seen: it may have come after the last
     /// look, and a fetch would be demanded for nothing.
-    fn stand(&self, caller: Caller, kid: Option<&str>, seen: &Arc<KeySnapshot>) -> Option<Standing> {
+    fn stand(&self, caller: Caller, kid: Option<&Kid>, seen: &Arc<KeySnapshot>) -> Option<Standing> {
         let now = self.now();
         // Sets are exchanged under this lock.
         let mut state = self.state();

@@ -13,7 +13,7 @@ use crate::validation::algorithm::Algorithm;
 use crate::validation::json::Json;
 use crate::validation::key_set::Key;
 use crate::validation::provider::Provider;
-use crate::validation::{StaleCause, Validated, ValidationError};
+use crate::validation::{Kid, StaleCause, Validated, ValidationError};
 
 /// What a decision has found out so far, for the log, the denial and whoever wants to know why.
 #[derive(Default)]
@@ -77,8 +77,10 @@ impl<'s> Findings<'s> {
             Err(reason) => self.trace.tell("key", reason.as_str(), String::new),
             Ok(validated) => {
                 let (key, algorithm) = (validated.key(), validated.algorithm());
-                self.trace.tell("key", key.kid().unwrap_or("without a kid"), || {
-                    format!("{algorithm}, thumbprint {}", key.thumbprint().unwrap_or("of a secret"))
+                self.trace.tell("key", key.kid().map_or("without a kid", Kid::as_str), || {
+                    let of_secret = || "of a secret".to_owned();
+                    let thumbprint = key.thumbprint().map_or_else(of_secret, |known| known.to_string());
+                    format!("{algorithm}, thumbprint {thumbprint}")
                 });
                 self.verified_by = Some((Arc::clone(key), algorithm));
             }

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use http::HeaderName;
 use http::header::CONTENT_TYPE;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -373,7 +374,7 @@ fn headers(http: &HttpRequest) -> Headers<'_> {
 fn allow(changes: &UpstreamChanges, decided: &Decided<'_>) -> CheckResponse {
     let ok = OkHttpResponse {
         headers: changes.set.iter().map(|(name, value)| header(name, value)).collect(),
-        headers_to_remove: changes.remove.clone(),
+        headers_to_remove: changes.remove.iter().map(|header| header.as_str().to_owned()).collect(),
         query_parameters_to_remove: changes.remove_query.clone(),
         ..OkHttpResponse::default()
     };
@@ -403,9 +404,11 @@ fn deny(denial: DenialResponse, decided: &Decided<'_>) -> CheckResponse {
 
 /// Replaces what the client sent, on every version of Envoy: `append` stays unset, since versions
 /// before 2026 read it alone and later ones read an unset pair as "append".
-fn header(name: &str, value: &str) -> HeaderValueOption {
+fn header(name: &HeaderName, value: &http::HeaderValue) -> HeaderValueOption {
+    // Nothing is lost: every value was made of text.
+    let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
     HeaderValueOption {
-        header: Some(HeaderValue { key: name.to_owned(), value: value.to_owned(), ..HeaderValue::default() }),
+        header: Some(HeaderValue { key: name.to_string(), value, ..HeaderValue::default() }),
         append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
         ..HeaderValueOption::default()
     }

@@ -21,7 +21,7 @@ use crate::access_request::{AccessRequest, ClaimHeaders, Headers, Removal};
 use crate::clock;
 use crate::config::{HttpListener, Profile};
 use crate::http_denial;
-use crate::identity::UpstreamChanges;
+use crate::identity::{RemovedHeader, UpstreamChanges};
 use crate::server::{Door, Peer};
 use crate::service::Service;
 
@@ -166,21 +166,25 @@ fn uncached() -> http::response::Builder {
     Response::builder().header(CACHE_CONTROL, "no-store")
 }
 
-/// An error where something cannot stand in a header, which the core has seen to.
+/// Names of headers to remove are some that HTTP has: they came in a request, or stand in the configuration.
+///
+/// # Errors
+/// There are too many headers for an answer.
 fn allow(profile: Profile, changes: &UpstreamChanges) -> http::Result<Response<Body>> {
     let mut response = uncached();
     for (name, value) in &changes.set {
-        response = response.header(name, value.as_bytes());
+        response = response.header(name.clone(), value.clone());
     }
     match profile {
         Profile::Envoy if changes.remove.is_empty() => {}
         Profile::Envoy => {
-            response = response.header("x-envoy-auth-headers-to-remove", changes.remove.join(","));
+            let names: Vec<&str> = changes.remove.iter().map(RemovedHeader::as_str).collect();
+            response = response.header("x-envoy-auth-headers-to-remove", names.join(","));
         }
         // Copied over what the client sent, an empty value takes it away.
         Profile::Nginx | Profile::Haproxy | Profile::Caddy | Profile::Traefik => {
-            for name in &changes.remove {
-                response = response.header(name, "");
+            for header in &changes.remove {
+                response = response.header(header.as_str(), "");
             }
         }
     }

@@ -451,7 +451,7 @@ async fn kept(folder: &Path, kids: &[&str]) {
                 .keys()
                 .keys()
                 .iter()
-                .filter_map(|key| key.kid().map(str::to_owned))
+                .filter_map(|key| key.kid().map(|kid| kid.as_str().to_owned()))
                 .collect::<Vec<_>>()
         });
         if found.is_some_and(|found| found == kids) {

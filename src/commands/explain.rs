@@ -10,6 +10,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
+use http::header::COOKIE;
+use http::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
 use self::request::Described;
@@ -18,7 +20,7 @@ use crate::authorizer::{Authorizer, KeyedProvider};
 use crate::clock::{self, Clock};
 use crate::config::{Config, Log, LogLevel};
 use crate::decision::{Decision, Step};
-use crate::identity::UpstreamChanges;
+use crate::identity::{RemovedHeader, UpstreamChanges};
 use crate::reason::Outcome;
 use crate::service::Service;
 use crate::telemetry;
@@ -108,8 +110,8 @@ async fn explain(args: &ExplainArgs) -> Result<(String, ExitCode), Failure> {
 struct Page<'a> {
     decision: &'a Decision<'a>,
     status: u16,
-    set: Vec<(String, String)>,
-    remove: &'a [String],
+    set: Vec<(HeaderName, String)>,
+    remove: &'a [RemovedHeader],
     remove_query: &'a [String],
 }
 
@@ -120,7 +122,8 @@ impl<'a> Page<'a> {
             Ok(allowed) => allowed,
             Err(denial) => {
                 let DenialResponse { status, headers, .. } = *denial;
-                return Self { decision, status, set: headers, remove: &[], remove_query: &[] };
+                let set = headers.into_iter().map(|(name, value)| (name, text(&value))).collect();
+                return Self { decision, status, set, remove: &[], remove_query: &[] };
             }
         };
         let UpstreamChanges { set, remove, remove_query } = allowed.changes();
@@ -150,7 +153,8 @@ impl<'a> Page<'a> {
         let step = |step: Step<'_>| json!({"step": step.name.as_str(), "outcome": step.outcome, "detail": step.detail()});
         let steps: Vec<Value> = record.steps().map(step).collect();
         let set: serde_json::Map<String, Value> =
-            self.set.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
+            self.set.iter().map(|(name, value)| (name.to_string(), value.as_str().into())).collect();
+        let removed: Vec<&str> = self.remove.iter().map(RemovedHeader::as_str).collect();
         json!({
             "verdict": decision.verdict.as_str(),
             "reason": self.reason().as_str(),
@@ -159,7 +163,7 @@ impl<'a> Page<'a> {
             "rule": record.rule().map(|rule| &rule.name),
             "key": key,
             "refresh": self.refresh(),
-            "headers": {"set": set, "remove": self.remove, "remove_query": self.remove_query},
+            "headers": {"set": set, "remove": removed, "remove_query": self.remove_query},
             "steps": steps,
         })
     }
@@ -183,8 +187,8 @@ impl<'a> Page<'a> {
         for (name, value) in &self.set {
             page.push_str(&format!("  {name}: {value}\n"));
         }
-        for name in self.remove {
-            page.push_str(&format!("  no {name}\n"));
+        for header in self.remove {
+            page.push_str(&format!("  no {}\n", header.as_str()));
         }
         for name in self.remove_query {
             page.push_str(&format!("  no query parameter {name}\n"));
@@ -194,11 +198,16 @@ impl<'a> Page<'a> {
 }
 
 /// A header's value for the eyes of whoever asks: not what belongs to the token or to the client's session.
-fn shown(name: &str, value: &str, provider: Option<&Provider>) -> String {
-    let is_payload = provider.and_then(|provider| provider.payload_header.as_deref()) == Some(name);
-    match name {
-        _ if is_payload => format!("(the token's payload, {} bytes)", value.len()),
-        "cookie" => "(the cookies without the token)".to_owned(),
-        _ => value.to_owned(),
+fn shown(name: &HeaderName, value: &HeaderValue, provider: Option<&Provider>) -> String {
+    if provider.is_some_and(|provider| provider.payload_header.as_ref() == Some(name)) {
+        format!("(the token's payload, {} bytes)", value.len())
+    } else if name == COOKIE {
+        "(the cookies without the token)".to_owned()
+    } else {
+        text(value)
     }
+}
+
+fn text(value: &HeaderValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).into_owned()
 }

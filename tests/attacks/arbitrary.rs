@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
+use http::HeaderName;
 use percent_encoding::percent_decode_str;
 use portcullis::access_request::AccessRequest;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey, with_claim};
@@ -283,7 +284,7 @@ proptest! {
         let changes = upstream_changes(&claims, &rules, &protected, &request, &places, "", 8 * 1024);
         let changes = changes.expect("small enough");
         let header = |name: &str| {
-            changes.set.iter().find(|(set, _)| set == name).map(|(_, value)| value.as_str())
+            changes.set.iter().find(|(set, _)| set == name).map(|(_, value)| value.to_str().expect("text"))
         };
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         match header("x-text") {
@@ -310,7 +311,7 @@ fn a_request_of_any_octets_is_answered_and_never_allowed() {
         TokenSource::default(),
         TokenSource::Cookie("c".to_owned()),
         TokenSource::Query("q".to_owned()),
-        TokenSource::Header { name: "x-token".to_owned(), scheme: None },
+        TokenSource::Header { name: HeaderName::from_static("x-token"), scheme: None },
     ];
     let service = runtime.block_on(async {
         Running::start(config(vec![inline(rules, &[key.public_jwk()])]), fixed_clock()).await

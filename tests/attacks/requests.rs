@@ -3,6 +3,8 @@
 
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::Request as AttributeRequest;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
+use http::HeaderName;
+use http::header::AUTHORIZATION;
 use portcullis::commands::issuer::{Fault, Issuer, SigningAlgorithm, SigningKey, without_claim};
 use portcullis::validation::provider::{Provider, TokenSource};
 use serde_json::json;
@@ -280,7 +282,7 @@ async fn a_token_counts_only_where_the_configuration_looks_for_one_and_only_if_t
             TokenSource::default(),
             TokenSource::Cookie("access_token".to_owned()),
             TokenSource::Query("t".to_owned()),
-            TokenSource::Header { name: "x-token".to_owned(), scheme: None },
+            TokenSource::Header { name: HeaderName::from_static("x-token"), scheme: None },
         ];
     })
     .await;
@@ -559,7 +561,7 @@ async fn one_provider_may_read_a_header_by_its_scheme_and_another_the_same_heade
     let key = SigningKey::generate("es", SigningAlgorithm::ES256);
     let read = |name: &str, issuer: &str, scheme: Option<&str>| {
         let mut rules = provider(name, issuer);
-        let (name, scheme) = ("authorization".to_owned(), scheme.map(str::to_owned));
+        let (name, scheme) = (AUTHORIZATION, scheme.map(str::to_owned));
         rules.token_from = vec![TokenSource::Header { name, scheme }];
         inline(rules, &[key.public_jwk()])
     };

@@ -53,7 +53,7 @@ async fn decide(service: &Service, key: &SigningKey) -> &'static str {
 /// The names of the keys in hand: asked for without a token, which could force a fetch.
 fn kids(service: &Service) -> Vec<String> {
     let keys = service.authorizer().providers()[0].keys.status().keys;
-    keys.keys().iter().filter_map(|key| key.kid().map(str::to_owned)).collect()
+    keys.keys().iter().filter_map(|key| key.kid().map(|kid| kid.as_str().to_owned())).collect()
 }
 
 #[tokio::test(start_paused = true)]

@@ -182,7 +182,10 @@ fn made_at(caches: &str) -> (u64, i64) {
 /// A key as a set shows it: its name and its thumbprint.
 pub fn names(keys: &KeySet) -> Vec<(String, String)> {
     let name = |key: &Arc<portcullis::validation::key_set::Key>| {
-        (key.kid().unwrap_or_default().to_owned(), key.thumbprint().unwrap_or_default().to_owned())
+        (
+            key.kid().map_or_else(String::new, |kid| kid.as_str().to_owned()),
+            key.thumbprint().map_or_else(String::new, |known| known.to_string()),
+        )
     };
     keys.keys().iter().map(name).collect()
 }

@@ -83,7 +83,7 @@ pub fn claim_headers(pairs: &[(&str, &str)]) -> Vec<ClaimHeader> {
     pairs
         .iter()
         .map(|(header, claim)| ClaimHeader {
-            header: (*header).to_owned(),
+            header: header.parse().expect("the header names of tests are valid"),
             claim: ClaimPath::parse(claim).expect("the claim paths of tests are valid"),
             encoding: Encoding::Percent,
         })

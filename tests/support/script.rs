@@ -15,9 +15,9 @@ use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::origin::Origin;
 use portcullis::keys::{KeyCache, Newer, Sighting, StaleToken, Surroundings};
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
-use portcullis::validation::ValidationError;
 use portcullis::validation::algorithm::Algorithm;
-use portcullis::validation::key_set::KeySet;
+use portcullis::validation::key_set::{Key, KeySet};
+use portcullis::validation::{Kid, ValidationError};
 use tokio::sync::Semaphore;
 use tokio::time::{advance, sleep};
 
@@ -84,8 +84,9 @@ impl Script {
     pub fn thumbprint(&self, kid: &str) -> String {
         let jwks = self.jwks();
         let set = KeySet::parse(jwks.as_bytes()).unwrap();
-        let key = set.fitting(Some(kid), Algorithm::ES256).next().unwrap();
-        key.thumbprint().unwrap().to_owned()
+        let kid = Kid::new(kid).unwrap();
+        let key = set.fitting(Some(&kid), Algorithm::ES256).next().unwrap();
+        key.thumbprint().unwrap().to_string()
     }
 
     pub fn jwks(&self) -> String {
@@ -197,13 +198,15 @@ pub fn look(
     kid: &str,
     thumbprint: Option<String>,
 ) -> impl Fn(&KeySet) -> Result<(), ValidationError> + use<> {
-    let kid = kid.to_owned();
+    let kid = Kid::new(kid).expect("short enough");
+    let is_of =
+        |key: &Key, thumbprint: &str| key.thumbprint().is_some_and(|own| own.to_string() == thumbprint);
     move |keys: &KeySet| {
         let mut fitting = keys.fitting(Some(&kid), Algorithm::ES256).peekable();
         match (fitting.peek().is_some(), &thumbprint) {
             (false, _) => Err(ValidationError::Stale(UnknownKid)),
             (true, None) => Ok(()),
-            (true, Some(thumbprint)) if fitting.any(|key| key.thumbprint() == Some(thumbprint)) => Ok(()),
+            (true, Some(thumbprint)) if fitting.any(|key| is_of(key, thumbprint)) => Ok(()),
             (true, Some(_)) => Err(ValidationError::Stale(BadSignature)),
         }
     }

@@ -13,8 +13,8 @@ use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::keys::origin::Origin;
 use portcullis::keys::published::Published;
 use portcullis::keys::snapshot::{Present, SnapshotFile};
-use portcullis::validation::UnixTime;
 use portcullis::validation::key_set::KeySet;
+use portcullis::validation::{Kid, UnixTime};
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
@@ -367,7 +367,8 @@ async fn an_older_set_takes_no_key_out_of_a_newer_file_and_brings_none_back() {
     store(set(&[&a, &gone]), 60).await;
     let read = file.read(Present::of(&clock, &line), Duration::from_secs(3600)).await;
     let read = read.expect("a snapshot").expect("is there");
-    let kids: Vec<&str> = read.published.keys().keys().iter().filter_map(|key| key.kid()).collect();
+    let kids = read.published.keys().keys().iter().filter_map(|key| key.kid()).map(Kid::as_str);
+    let kids: Vec<&str> = kids.collect();
     assert_eq!(kids, ["a", "b"]);
     assert_eq!(read.fetched_at.as_secs_f64(), (NOW - 10) as f64);
 }

@@ -32,6 +32,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::HeaderName;
 use ipnet::IpNet;
 
 use portcullis_core::access_request::ClaimHeaders;
@@ -65,9 +66,8 @@ pub struct Config {
     pub responses: Responses,
     /// Who may tell an HTTP door in headers what request it asks about; default loopback.
     pub trusted_proxies: Vec<IpNet>,
-    /// Headers that take the place of path or host and that an outer proxy of the operator's sets, in lower case: they
-    /// pass. Default none.
-    pub trusted_headers: Vec<String>,
+    /// Headers that take the place of path or host and that an outer proxy of the operator's sets: they pass. Default none.
+    pub trusted_headers: Vec<HeaderName>,
     /// Bounds on one request and on one listener.
     pub limits: Limits,
     /// How the service ends.

@@ -2,9 +2,12 @@
 
 use std::fmt::Display;
 
+use http::{HeaderName, HeaderValue};
+
 use portcullis_core::access_request::ClaimHeaders;
 use portcullis_core::reason::Refusal;
 use portcullis_core::rules::{ClaimRequirement, Effect, Match, PathPattern, Requirements, Rule};
+use portcullis_core::validation::Kid;
 use portcullis_core::validation::algorithm::Algorithm;
 use portcullis_core::validation::json::Json;
 use portcullis_core::validation::key_set::Key;
@@ -312,8 +315,10 @@ fn print_responses(page: &mut Page, responses: &Responses) {
         page.line(1, "headers:");
     }
     for (reason, denial) in custom().filter(|(_, denial)| !denial.headers.is_empty()) {
-        let headers: Vec<String> =
-            denial.headers.iter().map(|(name, value)| format!("{}: {}", key(name), quoted(value))).collect();
+        let member = |(name, value): &(HeaderName, HeaderValue)| {
+            format!("{}: {}", key(name), quoted(String::from_utf8_lossy(value.as_bytes())))
+        };
+        let headers: Vec<String> = denial.headers.iter().map(member).collect();
         page.line(2, format!("{reason}: {{{}}}", headers.join(", ")));
     }
 }
@@ -369,12 +374,14 @@ fn token_source(source: &TokenSource) -> String {
 
 fn redacted(key: &Key) -> String {
     let alg = key.alg().map(Algorithm::name);
-    let names = [("kid", key.kid()), ("kty", Some(key.kty())), ("alg", alg), ("use", key.key_use())];
+    let names =
+        [("kid", key.kid().map(Kid::as_str)), ("kty", Some(key.kty())), ("alg", alg), ("use", key.key_use())];
     let mut members: Vec<String> = names
         .into_iter()
         .filter_map(|(name, value)| value.map(|value| format!("{name}: {}", quoted(value))))
         .collect();
-    members.push(format!("redacted: {}", quoted(key.thumbprint().unwrap_or("a shared secret"))));
+    let material = key.thumbprint().map_or_else(|| "a shared secret".to_owned(), |known| known.to_string());
+    members.push(format!("redacted: {}", quoted(material)));
     format!("{{{}}}", members.join(", "))
 }
 

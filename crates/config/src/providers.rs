@@ -4,6 +4,9 @@ use std::collections::{HashMap, HashSet, hash_map};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+use http::header::COOKIE;
+
 use portcullis_core::validation::algorithm::Algorithm;
 use portcullis_core::validation::canonical_media_type;
 use portcullis_core::validation::key_set::Key;
@@ -153,12 +156,13 @@ fn refuse_token_headers(element: &Cursor<'_>, config: &ProviderConfig, all: &[Op
         .filter_map(|source| match source {
             // As backends fold names: see `identity`.
             TokenSource::Header { name, .. } => {
-                Some(name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-"))
+                Some(name.as_str().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-"))
             }
             TokenSource::Cookie(_) | TokenSource::Query(_) => None,
         })
         .collect();
-    if config.provider.payload_header.as_ref().is_some_and(|header| tokens.contains(header))
+    let is_for_tokens = |header: &HeaderName| tokens.iter().any(|token| token == header.as_str());
+    if config.provider.payload_header.as_ref().is_some_and(is_for_tokens)
         && let Some(cursor) = element.peek("payload_header")
     {
         cursor.refuse::<()>("a token comes in this header (`token_from`): choose another");
@@ -350,12 +354,12 @@ fn read_token_source(cursor: &Cursor<'_>) -> Option<TokenSource> {
     let mapping = cursor.mapping(&["header", "scheme", "cookie", "query"], &[])?;
     match (mapping.get("header"), mapping.get("cookie"), mapping.get("query"), mapping.get("scheme")) {
         (Some(header), None, None, scheme) => {
-            let name = read_token(&header).map(|name| name.to_ascii_lowercase());
+            let name = read_header_name(&header);
             let scheme = scheme.map(|scheme| read_token(&scheme));
-            if name.as_deref() == Some("cookie") {
+            if name.as_ref() == Some(&COOKIE) {
                 return header.refuse("write `cookie: NAME` to take the token from a cookie");
             }
-            if name.as_deref().is_some_and(|name| NO_TOKEN_HEADERS.contains(&name)) {
+            if name.as_ref().is_some_and(|name| NO_TOKEN_HEADERS.contains(&name.as_str())) {
                 return header.refuse(
                     "this header is the connection's or the proxy's own: no client's token can come in it",
                 );
@@ -386,15 +390,25 @@ fn read_query_name(cursor: &Cursor<'_>) -> Option<String> {
 /// A token of RFC 9110 §5.6.2: what names of headers, schemes and cookies are made of.
 pub(super) fn read_token(cursor: &Cursor<'_>) -> Option<String> {
     let text = cursor.text()?;
-    if !is_token(&text) {
-        return cursor.refuse(format!(
-            "expected a name of at most {MAX_NAME_BYTES} letters, digits and any of !#$%&'*+-.^_`|~"
-        ));
-    }
-    Some(text)
+    if is_token(&text) { Some(text) } else { refuse_name(cursor) }
 }
 
-pub(super) fn is_token(text: &str) -> bool {
+fn read_header_name(cursor: &Cursor<'_>) -> Option<HeaderName> {
+    header_name(&cursor.text()?).or_else(|| refuse_name(cursor))
+}
+
+fn refuse_name<T>(cursor: &Cursor<'_>) -> Option<T> {
+    cursor.refuse(format!(
+        "expected a name of at most {MAX_NAME_BYTES} letters, digits and any of !#$%&'*+-.^_`|~"
+    ))
+}
+
+/// The header of this name, in whatever case it is written; `None` of what is no name of one.
+pub(super) fn header_name(text: &str) -> Option<HeaderName> {
+    HeaderName::from_bytes(text.as_bytes()).ok().filter(|_| is_token(text))
+}
+
+fn is_token(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_NAME_BYTES && text.bytes().all(is_token_byte)
 }
 
@@ -405,11 +419,11 @@ fn is_token_byte(byte: u8) -> bool {
 fn read_claim_headers(cursor: &Cursor<'_>) -> Option<Vec<ClaimHeader>> {
     let mut seen = HashSet::new();
     let mut read = |entry: Entry<'_>| {
-        let header = entry.key.to_ascii_lowercase();
         let read = read_header_value(&entry.value);
-        if let Err(message) = check_claim_header(&header) {
-            return entry.refuse_key(message);
-        }
+        let header = match claim_header(entry.key) {
+            Ok(header) => header,
+            Err(message) => return entry.refuse_key(message),
+        };
         if !seen.insert(header.clone()) {
             return entry
                 .refuse_key("another claim is put into this header already; its case does not count");
@@ -434,13 +448,13 @@ fn read_header_value(cursor: &Cursor<'_>) -> Option<(ClaimPath, Encoding)> {
     Some((claim?, encoding?))
 }
 
-fn read_payload_header(cursor: &Cursor<'_>, mapping: &Mapping<'_>) -> Option<String> {
-    let header = cursor.text()?.to_ascii_lowercase();
-    if let Err(message) = check_claim_header(&header) {
-        return cursor.refuse(message);
-    }
+fn read_payload_header(cursor: &Cursor<'_>, mapping: &Mapping<'_>) -> Option<HeaderName> {
+    let header = match claim_header(&cursor.text()?) {
+        Ok(header) => header,
+        Err(message) => return cursor.refuse(message),
+    };
     let claims = mapping.get("claim_headers").and_then(|cursor| cursor.entries()).unwrap_or_default();
-    if claims.iter().any(|entry| entry.key.eq_ignore_ascii_case(&header)) {
+    if claims.iter().any(|entry| entry.key.eq_ignore_ascii_case(header.as_str())) {
         return cursor.refuse("a claim is put into this header (`claim_headers`): choose another");
     }
     Some(header)
@@ -457,16 +471,21 @@ pub(super) fn read_realm(cursor: &Cursor<'_>) -> Option<String> {
     Some(realm)
 }
 
-fn check_claim_header(name: &str) -> Result<(), &'static str> {
-    if RESERVED_HEADERS.contains(&name) || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+/// The header of this name, in whatever case it is written.
+///
+/// # Errors
+/// No claim may stand in it.
+fn claim_header(written: &str) -> Result<HeaderName, &'static str> {
+    let name = written.to_ascii_lowercase();
+    if RESERVED_HEADERS.contains(&name.as_str())
+        || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    {
         return Err("this header belongs to HTTP or to the proxy: choose another, such as x-auth-subject");
     }
     if name.contains(['_', '.']) {
         return Err("write it with `-`: `_` and `.` are spellings that clients forge, and are removed");
     }
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(allowed) {
-        return Err("expected a header name of letters, digits and `-`");
-    }
-    Ok(())
+    let plain = name.bytes().all(allowed);
+    header_name(&name).filter(|_| plain).ok_or("expected a header name of letters, digits and `-`")
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
+use http::HeaderName;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use portcullis_core::protected_headers::PATH_AND_HOST;
@@ -213,14 +214,14 @@ fn read_config(root: &Cursor<'_>) -> Option<Config> {
 }
 
 /// A header that takes the place of path or host.
-fn read_override(cursor: &Cursor<'_>) -> Option<String> {
-    let name = cursor.text()?.to_ascii_lowercase();
-    if PATH_AND_HOST.contains(&name.as_str()) {
-        return Some(name);
+fn read_override(cursor: &Cursor<'_>) -> Option<HeaderName> {
+    let text = cursor.text()?;
+    if let Some(name) = PATH_AND_HOST.iter().find(|name| text.eq_ignore_ascii_case(name.as_str())) {
+        return Some(name.clone());
     }
     cursor.refuse(format!(
         "expected a header that programs believe instead of path or host, one of: {}",
-        PATH_AND_HOST.join(", ")
+        PATH_AND_HOST.each_ref().map(HeaderName::as_str).join(", ")
     ))
 }
 

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
+use http::{HeaderName, HeaderValue};
 use url::Url;
 
 use portcullis_core::reason::Refusal;
 use portcullis_core::verdict::{CustomBody, CustomDenial, Responses};
 
 use super::cursor::{Cursor, Entry};
-use super::providers::{is_token, read_realm};
+use super::providers::{header_name, read_realm};
 
 /// The longest body of a denial, in bytes, and the longest value of a header.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -102,30 +103,33 @@ fn read_body(cursor: &Cursor<'_>) -> Option<CustomBody> {
     }
     let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
     let media_type = if is_json { "application/json" } else { "text/plain; charset=utf-8" };
-    Some(CustomBody { text, media_type })
+    Some(CustomBody { text, media_type: HeaderValue::from_static(media_type) })
 }
 
-fn read_headers(cursor: &Cursor<'_>) -> Option<Vec<(String, String)>> {
+fn read_headers(cursor: &Cursor<'_>) -> Option<Vec<(HeaderName, HeaderValue)>> {
     let one = |entry: Entry<'_>| {
-        let name = entry.key.to_ascii_lowercase();
-        if !is_token(&name) {
+        let Some(name) = header_name(entry.key) else {
             return entry.refuse_key("expected the name of a header");
-        }
+        };
         if RESERVED.contains(&name.as_str())
-            || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+            || RESERVED_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
         {
             return entry.refuse_key(
                 "this header is made by Portcullis, belongs to the connection or tells the proxy what to do: leave it out",
             );
         }
-        let value = entry.value.text()?;
-        if value.len() > MAX_VALUE_BYTES || !value.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
-            return entry
-                .value
-                .refuse(format!("expected at most {MAX_VALUE_BYTES} printable ASCII characters"));
+        match header_value(&entry.value.text()?) {
+            Some(value) => Some((name, value)),
+            None => {
+                entry.value.refuse(format!("expected at most {MAX_VALUE_BYTES} printable ASCII characters"))
+            }
         }
-        Some((name, value))
     };
-    let headers: Vec<Option<(String, String)>> = cursor.entries()?.into_iter().map(one).collect();
+    let headers: Vec<Option<(HeaderName, HeaderValue)>> = cursor.entries()?.into_iter().map(one).collect();
     headers.into_iter().collect()
+}
+
+fn header_value(text: &str) -> Option<HeaderValue> {
+    let printable = text.len() <= MAX_VALUE_BYTES && text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    HeaderValue::from_str(text).ok().filter(|_| printable)
 }

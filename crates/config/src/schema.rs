@@ -10,11 +10,13 @@ mod listen;
 
 use std::collections::BTreeMap;
 
+use http::HeaderName;
 use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value};
 
+use portcullis_core::protected_headers::PATH_AND_HOST;
 use portcullis_core::validation::{algorithm, provider};
 
 use listen::Listen;
@@ -154,7 +156,7 @@ macro_rules! one_of {
 
 one_of!(AlgorithmName, algorithm::Algorithm::ALL.map(algorithm::Algorithm::name));
 one_of!(ClientHeaders, ["overwrite"]);
-one_of!(OverrideName, portcullis_core::protected_headers::PATH_AND_HOST);
+one_of!(OverrideName, PATH_AND_HOST.each_ref().map(HeaderName::as_str));
 one_of!(ProfileName, super::Profile::NAMED.map(|(name, _)| name));
 one_of!(EncodingName, provider::Encoding::NAMED.map(|(name, _)| name));
 one_of!(LevelName, super::LogLevel::NAMED.map(|(name, _)| name));

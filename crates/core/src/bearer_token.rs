@@ -9,6 +9,8 @@
 
 use std::borrow::Cow;
 
+use http::HeaderName;
+use http::header::COOKIE;
 use percent_encoding::percent_decode;
 
 use crate::access_request::AccessRequest;
@@ -57,7 +59,7 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
         match source {
             TokenSource::Header { name, scheme } => {
                 let (mut lines, mut tokens) = (0, 0);
-                for value in request.headers.all(name) {
+                for value in request.headers.all(name.as_str()) {
                     lines += 1;
                     let value = value.trim_ascii();
                     let candidate = match scheme {
@@ -124,16 +126,16 @@ fn name_and_value(cookie: &[u8]) -> Option<(&[u8], &[u8])> {
 type Candidate<'a> = Result<Cow<'a, str>, NoToken>;
 
 /// The header in which this source looks.
-pub fn source_header(source: &TokenSource) -> Option<&str> {
+pub fn source_header(source: &TokenSource) -> Option<HeaderName> {
     match source {
-        TokenSource::Header { name, .. } => Some(name),
-        TokenSource::Cookie(_) => Some("cookie"),
+        TokenSource::Header { name, .. } => Some(name.clone()),
+        TokenSource::Cookie(_) => Some(COOKIE),
         TokenSource::Query(_) => None,
     }
 }
 
 /// The scheme by which this source reads that header.
-fn scheme_in<'a>(header: &str, source: &'a TokenSource) -> Option<&'a str> {
+fn scheme_in<'a>(header: &HeaderName, source: &'a TokenSource) -> Option<&'a str> {
     match source {
         TokenSource::Header { name, scheme } if name == header => scheme.as_deref(),
         _ => None,
@@ -205,6 +207,8 @@ fn utf8(bytes: &[u8]) -> Result<&str, NoToken> {
 
 #[cfg(test)]
 mod tests {
+    use http::header::AUTHORIZATION;
+
     use super::*;
     use crate::access_request::tests::arrived;
 
@@ -261,7 +265,7 @@ mod tests {
             TokenSource::default(),
             TokenSource::Cookie("access_token".into()),
             TokenSource::Query("access_token".into()),
-            TokenSource::Header { name: "x-token".into(), scheme: None },
+            TokenSource::Header { name: HeaderName::from_static("x-token"), scheme: None },
         ];
         let (good, path) = (("authorization", "Bearer a"), "/p?x=1&access_token=a#f");
         for (headers, path, expected) in [
@@ -293,7 +297,7 @@ mod tests {
     fn a_header_read_by_a_scheme_and_whole_has_one_token_in_one_line() {
         use NoToken::{Malformed, Several};
         let header = |scheme: Option<&str>| TokenSource::Header {
-            name: "authorization".into(),
+            name: AUTHORIZATION,
             scheme: scheme.map(str::to_owned),
         };
         let sources = [header(None), header(Some("Bearer")), header(Some("DPoP"))];
@@ -323,14 +327,14 @@ mod tests {
             }
         }
         // A scheme of another header is none here.
-        let other = TokenSource::Header { name: "x-token".into(), scheme: Some("Bearer".into()) };
+        let x_token = HeaderName::from_static("x-token");
+        let other = TokenSource::Header { name: x_token, scheme: Some("Bearer".into()) };
         check(&[("authorization", "Bearer a")], "/", &[header(None), other], Ok(("Bearer a", 1)));
     }
 
     #[test]
     fn schemes_that_differ_by_case_are_one_and_one_that_begins_another_is_not() {
-        let header =
-            |scheme: &str| TokenSource::Header { name: "authorization".into(), scheme: Some(scheme.into()) };
+        let header = |scheme: &str| TokenSource::Header { name: AUTHORIZATION, scheme: Some(scheme.into()) };
         let sources = [header("Bearer"), header("bearer")];
         check(&[("authorization", "BEARER a.b.c")], "/", &sources, Ok(("a.b.c", 2)));
         let sources = [header("Token"), header("Token-X"), header("TokenY")];

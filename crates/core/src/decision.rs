@@ -39,7 +39,9 @@ use crate::rules::{Effect, Requirements, Rule};
 use crate::text::MAX_QUOTED;
 use crate::validation::key_set::KeySet;
 use crate::validation::provider::Provider;
-use crate::validation::{self, Parked, Screened, StaleCause, Token, UnixTime, Validated, ValidationError};
+use crate::validation::{
+    self, Kid, Parked, Screened, StaleCause, Token, UnixTime, Validated, ValidationError,
+};
 use crate::verdict::{Allowed, Challenge, DenialResponse, Responses, Verdict};
 
 /// A verdict, and what it was made of.
@@ -138,11 +140,11 @@ pub fn evaluate<'a>(
     keys: impl FnOnce(&str) -> Option<InHand>,
     now: Option<UnixTime>,
 ) -> Evaluation<'a> {
-    let mut subject = Subject { request, policy, record: Record::default() };
-    match subject.begin(keys, now) {
-        Ok(Progress::Allowed(allowed)) => subject.done(Ok(allowed)),
-        Ok(Progress::Lacks(pending)) => KeysNeeded { subject, pending }.into(),
-        Err(refused) => subject.done(Err(refused)),
+    let mut evaluating = InProgress { request, policy, record: Record::default() };
+    match evaluating.begin(keys, now) {
+        Ok(Progress::Allowed(allowed)) => evaluating.done(Ok(allowed)),
+        Ok(Progress::Lacks(pending)) => KeysNeeded { evaluating, pending }.into(),
+        Err(refused) => evaluating.done(Err(refused)),
     }
 }
 
@@ -150,7 +152,7 @@ pub fn evaluate<'a>(
 /// is bounded by the request's own bytes.
 #[derive(Clone, Debug)]
 pub struct KeysNeeded<'a> {
-    subject: Subject<'a>,
+    evaluating: InProgress<'a>,
     pending: Pending<'a>,
 }
 
@@ -172,31 +174,31 @@ impl<'a> KeysNeeded<'a> {
     }
 
     /// The `kid` of the key that it asks for, where it names one.
-    pub fn kid(&self) -> Option<&Arc<str>> {
+    pub fn kid(&self) -> Option<&Kid> {
         self.pending.parked.kid()
     }
 
     /// The request that is being decided about.
     pub fn request(&self) -> &'a AccessRequest<'a> {
-        self.subject.request
+        self.evaluating.request
     }
 
     /// Goes on with these keys, at this time. Where they do not verify the token and newer ones may, it stands still again.
     pub fn resume(self, keys: &KeySet, now: Option<UnixTime>) -> Evaluation<'a> {
-        let Self { mut subject, mut pending } = self;
-        match subject.verify(&pending, keys, now) {
-            Ok(Ok(allowed)) => subject.done(Ok(allowed)),
+        let Self { mut evaluating, mut pending } = self;
+        match evaluating.verify(&pending, keys, now) {
+            Ok(Ok(allowed)) => evaluating.done(Ok(allowed)),
             Ok(Err(cause)) => {
                 pending.need = Need::Newer(cause);
-                KeysNeeded { subject, pending }.into()
+                KeysNeeded { evaluating, pending }.into()
             }
-            Err(refused) => subject.done(Err(refused)),
+            Err(refused) => evaluating.done(Err(refused)),
         }
     }
 
     /// Decides without any more keys.
     pub fn conclude(self, why: NoKeys<'_>) -> Decision<'a> {
-        let Self { subject, pending } = self;
+        let Self { evaluating, pending } = self;
         let refused = match why {
             NoKeys::Unavailable(why) => why::keys_unavailable(why),
             NoKeys::NoneNewer(keys) => {
@@ -204,10 +206,10 @@ impl<'a> KeysNeeded<'a> {
                     Need::Newer(cause) => cause,
                     Need::First => StaleCause::UnknownKid,
                 };
-                why::stale(cause, pending.parked.kid().map(|kid| &**kid), keys)
+                why::stale(cause, pending.parked.kid(), keys)
             }
         };
-        subject.refused(refused)
+        evaluating.refused(refused)
     }
 }
 
@@ -227,13 +229,13 @@ enum Progress<'a> {
 
 /// What is decided about, and what has been looked at.
 #[derive(Clone, Debug)]
-struct Subject<'a> {
+struct InProgress<'a> {
     request: &'a AccessRequest<'a>,
     policy: &'a Policy,
     record: Record<'a>,
 }
 
-impl<'a> Subject<'a> {
+impl<'a> InProgress<'a> {
     fn done(self, outcome: Result<Allowed, Refused>) -> Evaluation<'a> {
         let decision = match outcome {
             Ok(allowed) => Decision {

@@ -9,6 +9,8 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::header::COOKIE;
+use http::{HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 
 use crate::access_request::{AccessRequest, ClaimHeaders, Removal};
@@ -28,11 +30,39 @@ const UNSAFE_IN_LIST: &AsciiSet = &UNSAFE.add(b',');
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpstreamChanges {
     /// Headers to set, replacing whatever the client sent under the name.
-    pub set: Vec<(String, String)>,
-    /// Headers to remove, named as the client spelled them; none of those in `set`.
-    pub remove: Vec<String>,
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// Headers to remove; none of those in `set`.
+    pub remove: Vec<RemovedHeader>,
     /// Query parameters to remove.
     pub remove_query: Vec<String>,
+}
+
+/// A header that must not reach the upstream, by a name under which the request has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RemovedHeader {
+    /// One that is removed whenever it is there.
+    Known(HeaderName),
+    /// One of the client's, as the client spelled it. No [`HeaderName`], which has no upper case and not every octet that
+    /// a proxy may have taken: the proxy is told what it sent. Always text, as Envoy's list of such names is.
+    AsSent(Box<str>),
+}
+
+impl RemovedHeader {
+    /// Its name.
+    pub fn as_str(&self) -> &str {
+        match self {
+            RemovedHeader::Known(name) => name.as_str(),
+            RemovedHeader::AsSent(name) => name,
+        }
+    }
+
+    /// Adds a known name, where it is not among these already.
+    fn add(removed: &mut Vec<RemovedHeader>, name: &HeaderName) {
+        let name = RemovedHeader::Known(name.clone());
+        if !removed.contains(&name) {
+            removed.push(name);
+        }
+    }
 }
 
 /// Why a request cannot be made fit for the upstream.
@@ -70,14 +100,17 @@ pub fn upstream_changes(
             Encoding::Percent => header_value(claim),
             Encoding::Base64Url => encoded_whole(claim),
         });
-        if let Some(value) = value {
+        if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
             changes.set.push((claim_header.header.clone(), value));
         }
     }
     if let Some(header) = &provider.payload_header {
-        changes.set.push((header.clone(), payload.to_owned()));
+        // Of a verified token it is base64url. Anything else would be removed instead.
+        if let Ok(payload) = HeaderValue::from_str(payload) {
+            changes.set.push((header.clone(), payload));
+        }
     }
-    if changes.set.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > max_bytes {
+    if changes.set.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() > max_bytes {
         return Err(Unfit::ClaimTooLarge);
     }
     remove_protected(&mut changes, protected, request)?;
@@ -156,11 +189,11 @@ fn remove_protected(
     request: &AccessRequest<'_>,
 ) -> Result<(), Unfit> {
     let is_set = |changes: &UpstreamChanges, name: &[u8]| {
-        changes.set.iter().any(|(set, _)| name.eq_ignore_ascii_case(set.as_bytes()))
+        changes.set.iter().any(|(set, _)| name.eq_ignore_ascii_case(set.as_str().as_bytes()))
     };
     for name in protected.claims() {
-        if !is_set(changes, name.as_bytes()) {
-            changes.remove.push(name.clone());
+        if !is_set(changes, name.as_str().as_bytes()) {
+            changes.remove.push(RemovedHeader::Known(name.clone()));
         }
     }
     if protected.is_token_disguised(request.path) {
@@ -183,9 +216,9 @@ fn remove_protected(
             }
             // One that is sent twice is named twice: harmless, and cheaper than to look for it.
             Some(Protected::Override | Protected::LookAlike) => {
-                if let Ok(sent) = std::str::from_utf8(sent) {
-                    changes.remove.push(sent.to_owned());
-                }
+                // One that is no text cannot even be named to the proxy.
+                let name = std::str::from_utf8(sent).map_err(|_| Unfit::LookAlike)?;
+                changes.remove.push(RemovedHeader::AsSent(name.into()));
             }
         }
     }
@@ -197,8 +230,8 @@ fn remove_protected(
 /// has a name that some programs fold to that of a token.
 fn keep_cookies(changes: &mut UpstreamChanges, protected: &ProtectedHeaders, request: &AccessRequest<'_>) {
     let hidden: Vec<&[u8]> = protected.hidden().iter().filter_map(cookie_name).collect();
-    let is_done =
-        changes.set.iter().map(|(name, _)| name).chain(&changes.remove).any(|name| name == "cookie");
+    let is_done = changes.set.iter().any(|(name, _)| name == COOKIE)
+        || changes.remove.contains(&RemovedHeader::Known(COOKIE));
     if hidden.is_empty() || is_done {
         return;
     }
@@ -230,11 +263,7 @@ fn remove_token(
     let cookie_names: Vec<&[u8]> = places.iter().copied().filter_map(cookie_name).collect();
     for place in places {
         match place {
-            TokenSource::Header { name, .. } => {
-                if !changes.remove.contains(name) {
-                    changes.remove.push(name.clone());
-                }
-            }
+            TokenSource::Header { name, .. } => RemovedHeader::add(&mut changes.remove, name),
             TokenSource::Query(_) if request.removal != Removal::HeadersAndQuery => {
                 return Err(Unfit::TokenInQuery);
             }
@@ -258,17 +287,20 @@ fn set_cookies(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, witho
         .filter(|pair| !pair.is_empty() && !cookies(pair).any(|(name, _)| is_one_of(name, without)))
         .collect();
     // A header that is not plain text cannot be rewritten; then no cookie passes.
-    match String::from_utf8(kept.join(&b"; "[..])) {
-        Ok(cookie) if !cookie.is_empty() && !cookie.contains(|c: char| c.is_ascii_control()) => {
-            changes.set.push(("cookie".to_owned(), cookie));
-        }
-        _ => changes.remove.push("cookie".to_owned()),
+    let cookie = String::from_utf8(kept.join(&b"; "[..])).ok();
+    let plain =
+        cookie.filter(|cookie| !cookie.is_empty() && !cookie.contains(|c: char| c.is_ascii_control()));
+    match plain.and_then(|cookie| HeaderValue::try_from(cookie).ok()) {
+        Some(cookie) => changes.set.push((COOKIE, cookie)),
+        None => changes.remove.push(RemovedHeader::Known(COOKIE)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access_request::tests::arrived;
+    use crate::rules::Rules;
     use crate::validation::json::JsonLimits;
 
     #[test]
@@ -311,6 +343,49 @@ mod tests {
                 .expect("the claim of this test is JSON");
             let decoded = encoded_whole(&json).map(|text| URL_SAFE_NO_PAD.decode(text).expect("base64url"));
             assert_eq!(decoded.as_deref(), expected.map(str::as_bytes), "{claim}");
+        }
+    }
+
+    fn request<'a>(headers: &[(&'a [u8], &'a [u8])]) -> AccessRequest<'a> {
+        AccessRequest::new(b"GET", b"api.example.com", b"/", headers.iter().copied().collect(), arrived())
+    }
+
+    #[test]
+    fn a_look_alike_is_removed_as_it_was_spelled_and_refused_where_that_is_no_text() {
+        let read = [HeaderName::from_static("x-forwarded-host")];
+        let protected = ProtectedHeaders::new([].into_iter(), &Rules::default(), &read);
+        for (sent, removed) in [
+            (&b"X_Forwarded_Host"[..], Ok(&["X_Forwarded_Host"][..])),
+            // Neither is a name that HTTP has.
+            (b"x-forwarded host", Ok(&["x-forwarded host"])),
+            (b"x,forwarded\nhost", Ok(&["x,forwarded\nhost"])),
+            (b"x\xffforwarded\xffhost", Err(Unfit::LookAlike)),
+            (b"x-other\xff", Ok(&[])),
+            (b"x-forwarded-host", Ok(&[])),
+        ] {
+            let changes = anonymous_changes(&protected, &request(&[(sent, b"evil")]));
+            let changes = changes.as_ref().map(|changes| &changes.remove).map_err(|unfit| *unfit);
+            let names = changes.map(|remove| remove.iter().map(RemovedHeader::as_str).collect::<Vec<_>>());
+            assert_eq!(names, removed.map(<[_]>::to_vec), "{}", sent.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn cookies_of_any_text_are_set_again_and_others_are_removed() {
+        for (sent, kept) in [
+            (&b"a=1; t=x; b=2"[..], Some(&b"a=1; b=2"[..])),
+            ("a=ü; t=x".as_bytes(), Some("a=ü".as_bytes())),
+            (b"t=x", None),
+            (b"a=\xff; t=x", None),
+            (b"a=1\t2; t=x", None),
+            (b"a=1\x7f; t=x", None),
+        ] {
+            let mut changes = UpstreamChanges::default();
+            set_cookies(&mut changes, &request(&[(b"cookie", sent)]), &[b"t"]);
+            let set: Vec<_> = changes.set.iter().map(|(name, value)| (name, value.as_bytes())).collect();
+            assert_eq!(set, kept.map(|kept| (&COOKIE, kept)).into_iter().collect::<Vec<_>>());
+            let removed = kept.is_none().then_some(RemovedHeader::Known(COOKIE));
+            assert_eq!(changes.remove, Vec::from_iter(removed), "{}", sent.escape_ascii());
         }
     }
 }

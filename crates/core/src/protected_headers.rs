@@ -6,6 +6,7 @@
 //! spellings that servers fold into one name (CGI, WSGI, Rack and PHP make `_` of `-`, others of whatever is neither a
 //! letter nor a digit).
 
+use http::HeaderName;
 use percent_encoding::percent_decode;
 
 use crate::access_request::AccessRequest;
@@ -15,37 +16,41 @@ use crate::rules::{Rules, path};
 use crate::validation::provider::{Provider, TokenSource};
 
 /// Believed instead of the path or the host of the request line, by one framework or another.
-pub const PATH_AND_HOST: [&str; 18] = [
-    "x-original-url",
-    "x-rewrite-url",
-    "x-original-uri",
-    "x-forwarded-uri",
-    "x-forwarded-path",
-    "x-forwarded-prefix",
+pub static PATH_AND_HOST: [HeaderName; 18] = [
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
+    HeaderName::from_static("x-original-uri"),
+    HeaderName::from_static("x-forwarded-uri"),
+    HeaderName::from_static("x-forwarded-path"),
+    HeaderName::from_static("x-forwarded-prefix"),
     // Gunicorn takes this prefix off the path where it trusts the address of its proxy, as it does loopback by default;
     // the other is a snippet that many WSGI apps have.
-    "script-name",
-    "x-script-name",
-    "x-forwarded-script-name",
-    "x-traversal-path",
-    "x-forwarded-base",
-    "x-original-path",
-    "x-override-url",
-    "x-forwarded-host",
-    "x-host",
-    "x-original-host",
-    "x-http-host-override",
-    "forwarded",
+    HeaderName::from_static("script-name"),
+    HeaderName::from_static("x-script-name"),
+    HeaderName::from_static("x-forwarded-script-name"),
+    HeaderName::from_static("x-traversal-path"),
+    HeaderName::from_static("x-forwarded-base"),
+    HeaderName::from_static("x-original-path"),
+    HeaderName::from_static("x-override-url"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-host"),
+    HeaderName::from_static("x-original-host"),
+    HeaderName::from_static("x-http-host-override"),
+    HeaderName::from_static("forwarded"),
 ];
 
 /// Believed instead of the method.
-const METHOD: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+static METHOD: [HeaderName; 3] = [
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-method-override"),
+];
 
 /// What is told about headers that an upstream would believe, under one configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProtectedHeaders {
-    claims: Vec<String>,
-    overrides: Vec<String>,
+    claims: Vec<HeaderName>,
+    overrides: Vec<HeaderName>,
     read: Vec<String>,
     reads_all: bool,
     hidden: Vec<TokenSource>,
@@ -64,20 +69,24 @@ pub enum Protected {
 
 impl ProtectedHeaders {
     /// Those of a configuration. Override headers are protected where rules look at what they replace, except the
-    /// `trusted` ones (in lower case), which an outer proxy sets.
-    pub fn new<'a>(providers: impl Iterator<Item = &'a Provider>, rules: &Rules, trusted: &[String]) -> Self {
-        let mut overrides: Vec<&str> = Vec::new();
+    /// `trusted` ones, which an outer proxy sets.
+    pub fn new<'a>(
+        providers: impl Iterator<Item = &'a Provider>,
+        rules: &Rules,
+        trusted: &[HeaderName],
+    ) -> Self {
+        let mut overrides: Vec<HeaderName> = Vec::new();
         if rules.look_at_paths() || rules.look_at_hosts() {
-            overrides.extend(PATH_AND_HOST);
+            overrides.extend_from_slice(&PATH_AND_HOST);
         }
         if rules.look_at_methods() {
-            overrides.extend(METHOD);
+            overrides.extend_from_slice(&METHOD);
         }
-        overrides.retain(|name| !trusted.iter().any(|trusted| trusted == name));
+        overrides.retain(|name| !trusted.contains(name));
         let by_rules = rules.headers_read();
         let mut protected = Self {
-            overrides: overrides.into_iter().map(str::to_owned).collect(),
-            read: by_rules.names.into_iter().chain(trusted.iter().cloned()).collect(),
+            overrides,
+            read: by_rules.names.into_iter().chain(trusted.iter().map(HeaderName::to_string)).collect(),
             reads_all: by_rules.all,
             ..Self::default()
         };
@@ -90,23 +99,25 @@ impl ProtectedHeaders {
     fn add(&mut self, provider: &Provider) {
         let claims = provider.claim_headers.iter().map(|header| &header.header);
         add_new(&mut self.claims, claims.chain(&provider.payload_header).cloned());
-        add_new(&mut self.read, provider.token_from.iter().filter_map(source_header).map(str::to_owned));
+        let read = provider.token_from.iter().filter_map(source_header);
+        add_new(&mut self.read, read.map(|name| name.to_string()));
         if !provider.forward_token {
             add_new(&mut self.hidden, provider.token_from.iter().cloned());
         }
     }
 
     /// The claim headers of all providers.
-    pub fn claims(&self) -> &[String] {
+    pub fn claims(&self) -> &[HeaderName] {
         &self.claims
     }
 
     /// The headers that take the place of what rules look at.
-    pub fn overrides(&self) -> &[String] {
+    pub fn overrides(&self) -> &[HeaderName] {
         &self.overrides
     }
 
-    /// The headers that a decision reads, beside those of its door.
+    /// The headers that a decision reads, beside those of its door. They are text: a condition may name what Envoy sends
+    /// along with the headers and is none, such as `:path`.
     pub fn read(&self) -> &[String] {
         &self.read
     }
@@ -128,21 +139,22 @@ impl ProtectedHeaders {
     /// speaks.
     pub fn kind_of(&self, name: &[u8], of_the_proxy: &[&str]) -> Option<Protected> {
         let is = |known: &&str| name.eq_ignore_ascii_case(known.as_bytes());
-        let texts = |names: &'_ [String]| names.iter().map(String::as_str).any(|known| is(&known));
-        if texts(&self.claims) {
+        let is_named = |names: &'_ [HeaderName]| names.iter().any(|known| is(&known.as_str()));
+        if is_named(&self.claims) {
             return Some(Protected::Claim);
         }
         if of_the_proxy.iter().any(is) {
             return None;
         }
         // Before those that are read: a condition that reads one makes no client's word of the host true.
-        if texts(&self.overrides) {
+        if is_named(&self.overrides) {
             return Some(Protected::Override);
         }
-        if texts(&self.read) {
+        if self.read.iter().any(|known| is(&known.as_str())) {
             return None;
         }
-        let all = [&self.claims, &self.overrides, &self.read].into_iter().flatten().map(String::as_str);
+        let named = self.claims.iter().chain(&self.overrides).map(HeaderName::as_str);
+        let all = named.chain(self.read.iter().map(String::as_str));
         let is_alike = all.chain(of_the_proxy.iter().copied()).any(|known| alike(name, known));
         let is_folded = || name.iter().any(|byte| !byte.is_ascii_alphanumeric() && *byte != b'-');
         (is_alike || (self.reads_all && is_folded())).then_some(Protected::LookAlike)
@@ -239,9 +251,12 @@ mod tests {
     }
 
     fn protected(rules: Vec<Rule>) -> ProtectedHeaders {
-        let mut protected =
-            ProtectedHeaders::new([].into_iter(), &Rules::new(rules), &["x-forwarded-host".to_owned()]);
-        protected.claims.push("x-auth-subject".to_owned());
+        let mut protected = ProtectedHeaders::new(
+            [].into_iter(),
+            &Rules::new(rules),
+            &[HeaderName::from_static("x-forwarded-host")],
+        );
+        protected.claims.push(HeaderName::from_static("x-auth-subject"));
         protected.read.push("x-token".to_owned());
         protected
     }

@@ -24,8 +24,10 @@
 
 pub mod algorithm;
 mod claims;
+pub mod digest;
 pub mod json;
 pub mod key_set;
+mod kid;
 pub mod provider;
 mod token;
 
@@ -33,6 +35,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::kid::{Kid, KidTooLong};
 pub use self::token::{Malformation, Token, TokenError, canonical_media_type};
 
 use self::algorithm::Algorithm;
@@ -149,7 +152,7 @@ pub struct Screened<'a> {
 #[derive(Clone, Debug)]
 pub struct Parked<'a> {
     compact: Compact<'a>,
-    kid: Option<Arc<str>>,
+    kid: Option<Kid>,
     algorithm: Algorithm,
     expires: UnixTime,
 }
@@ -290,7 +293,7 @@ impl Parked<'_> {
     }
 
     /// The `kid` of its header, where it has one.
-    pub fn kid(&self) -> Option<&Arc<str>> {
+    pub fn kid(&self) -> Option<&Kid> {
         self.kid.as_ref()
     }
 
@@ -307,7 +310,7 @@ impl Parked<'_> {
         if now >= self.expires {
             return Err(Permanent::Expired.into());
         }
-        let mut fitting = keys.fitting(self.kid.as_deref(), self.algorithm).peekable();
+        let mut fitting = keys.fitting(self.kid.as_ref(), self.algorithm).peekable();
         let none_fits = fitting.peek().is_none();
         let verifying = fitting
             .take(MAX_KEYS_TRIED)

@@ -12,6 +12,9 @@ mod responses;
 
 use std::sync::Arc;
 
+use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderName, HeaderValue};
+
 pub use self::responses::{CustomBody, CustomDenial, Responses};
 
 use crate::access_request::Caller;
@@ -21,6 +24,9 @@ use crate::rules::Anonymous;
 use crate::validation::json::Json;
 use crate::validation::{Permanent, StaleCause, Validated};
 
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
 /// A denial as every door sends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DenialResponse {
@@ -28,9 +34,9 @@ pub struct DenialResponse {
     pub kind: DenialKind,
     /// HTTP status.
     pub status: u16,
-    /// Headers of the answer, names in lower case and each once. `www-authenticate` (RFC 6750 §3) is among
+    /// Headers of the answer, each name once. `www-authenticate` (RFC 6750 §3) is among
     /// those of every 401; several challenges stand in one, since some proxies pass on only the first line.
-    pub headers: Vec<(String, String)>,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Empty for a gRPC caller.
     pub body: String,
     /// What it says in words: the message of a gRPC status.
@@ -102,13 +108,16 @@ impl DenialResponse {
             kind => kind.http_status(),
         };
         let mut headers = Vec::new();
-        let mut add = |name: &str, value: &str| headers.push((name.to_owned(), value.to_owned()));
+        // What is written here is plain text, be it fixed or the configuration's; a denial without it is one all the same.
+        let plain = |text: &str| HeaderValue::from_bytes(text.as_bytes()).ok();
+        let mut add =
+            |name: HeaderName, value: Option<HeaderValue>| headers.extend(value.map(|value| (name, value)));
         match wire.kind {
             DenialKind::Challenge | DenialKind::Unauthenticated | DenialKind::Scope => {
-                add("www-authenticate", &challenge.to_header(&wire, responses));
+                add(WWW_AUTHENTICATE, plain(&challenge.to_header(&wire, responses)));
             }
             // Seconds (RFC 9110 §10.2.3).
-            DenialKind::Unavailable => add("retry-after", "1"),
+            DenialKind::Unavailable => add(RETRY_AFTER, plain("1")),
             DenialKind::Forbidden | DenialKind::BadRequest => {}
         }
         let custom = responses.custom.get(&refusal);
@@ -116,19 +125,19 @@ impl DenialResponse {
         match caller {
             Caller::Http => match custom.and_then(|custom| custom.body.as_ref()) {
                 Some(own) => {
-                    add("content-type", own.media_type);
+                    add(CONTENT_TYPE, Some(own.media_type.clone()));
                     body.clone_from(&own.text);
                 }
                 None => {
-                    add("content-type", "application/json");
+                    add(CONTENT_TYPE, plain("application/json"));
                     body = serde_json::json!({"error": wire.error, "error_description": wire.description})
                         .to_string();
                 }
             },
             Caller::Grpc => {}
             Caller::GrpcWeb => {
-                add("grpc-status", &wire.kind.grpc_code().to_string());
-                add("grpc-message", wire.description);
+                add(GRPC_STATUS, Some(wire.kind.grpc_code().into()));
+                add(GRPC_MESSAGE, plain(wire.description));
             }
         }
         for (name, value) in custom.iter().flat_map(|custom| &custom.headers) {

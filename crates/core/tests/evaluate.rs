@@ -14,7 +14,7 @@ use portcullis_core::validation::key_set::KeySet;
 use portcullis_core::validation::provider::{
     Audiences, ClaimHeader, ClaimPath, Encoding, Provider, TokenSource, TokenTypes,
 };
-use portcullis_core::validation::{StaleCause, UnixTime};
+use portcullis_core::validation::{Kid, StaleCause, UnixTime};
 use portcullis_issuer::{SigningAlgorithm, SigningKey};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -170,7 +170,7 @@ impl World {
             }
             (evaluation, expected) => panic!("{evaluation:?} where {expected:?} has to come"),
         };
-        assert_eq!(needed.kid().map(|kid| &**kid), Some("new"));
+        assert_eq!(needed.kid().map(Kid::as_str), Some("new"));
         let Expected::Needs(cause) = expected else { unreachable!("checked above") };
         self.conclude(&needed, cause, first);
         if depth > 0 {

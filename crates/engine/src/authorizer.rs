@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use http::HeaderName;
 use ipnet::IpNet;
 
 pub use self::keyed::KeyedProvider;
@@ -72,8 +73,8 @@ pub struct RequestPolicy {
     pub responses: Responses,
     /// Who may tell in headers what request it asks about.
     pub trusted_proxies: Vec<IpNet>,
-    /// Headers that take the place of path or host and are set by an outer proxy, in lower case.
-    pub trusted_headers: Vec<String>,
+    /// Headers that take the place of path or host and are set by an outer proxy.
+    pub trusted_headers: Vec<HeaderName>,
 }
 
 /// A decision that was counted and logged.

@@ -49,8 +49,8 @@ use tokio::task::JoinHandle;
 use crate::clock::{Clock, Instant, SteadyClock};
 use crate::supervise::{Supervisor, Task, Tasks};
 use crate::telemetry::Metrics;
-use crate::validation::UnixTime;
 use crate::validation::key_set::{KeyName, KeySet};
+use crate::validation::{Kid, UnixTime};
 
 use self::budget::{Budget, Known, Member};
 pub use self::issuer_http::{ClientCertificate, IssuerHttp, ProxyUrl};
@@ -463,13 +463,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn was_withdrawn(&self, kid: &str) -> bool {
+    fn was_withdrawn(&self, kid: &Kid) -> bool {
         self.snapshot.load().published.was_withdrawn(kid)
     }
 
     /// `None` where the set in hand is another one by now than the one that was seen: it may have come after the last
     /// look, and a fetch would be demanded for nothing.
-    fn stand(&self, caller: Caller, kid: Option<&str>, seen: &Arc<KeySnapshot>) -> Option<Standing> {
+    fn stand(&self, caller: Caller, kid: Option<&Kid>, seen: &Arc<KeySnapshot>) -> Option<Standing> {
         let now = self.now();
         // Sets are exchanged under this lock.
         let mut state = self.state();

@@ -40,7 +40,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{Either, Full};
 use portcullis_core::identity::UpstreamChanges;
@@ -140,9 +140,7 @@ async fn judge(service: &Service, parts: &mut http::request::Parts) -> Result<()
         let claims = claims.map(|(claims, provider)| Claims::new(provider.name.clone(), Arc::clone(claims)));
         (allowed.changes().clone(), claims)
     };
-    if let Err(error) = change(parts, &changes) {
-        return Err(broken(&error).map(Full::new));
-    }
+    change(parts, &changes);
     request::settle_host(parts);
     if let Some(claims) = claims {
         parts.extensions.insert(claims);
@@ -157,23 +155,14 @@ fn denied(denial: DenialResponse, method: &Method) -> Response<Full<Bytes>> {
     response.map(|body| Full::new(if *method == Method::HEAD { Bytes::new() } else { body }))
 }
 
-/// Sets and removes headers.
-///
-/// # Errors
-/// One that cannot stand in a request; then none is changed.
-fn change(parts: &mut http::request::Parts, changes: &UpstreamChanges) -> http::Result<()> {
-    let set = changes
-        .set
-        .iter()
-        .map(|(name, value)| Ok((HeaderName::try_from(name)?, HeaderValue::from_bytes(value.as_bytes())?)));
-    let set = set.collect::<http::Result<Vec<_>>>()?;
-    for name in &changes.remove {
-        parts.headers.remove(name);
+/// Sets and removes headers. Those of the client came out of this very map, and so their names are some that it has.
+fn change(parts: &mut http::request::Parts, changes: &UpstreamChanges) {
+    for header in &changes.remove {
+        parts.headers.remove(header.as_str());
     }
-    for (name, value) in set {
-        parts.headers.insert(name, value);
+    for (name, value) in &changes.set {
+        parts.headers.insert(name.clone(), value.clone());
     }
-    Ok(())
 }
 
 fn broken(error: &http::Error) -> Response<Bytes> {

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use http::HeaderName;
+
 use crate::access_request::ClaimHeaders;
 use crate::bearer_token::source_header;
 use crate::config::{Config, HttpListener, Profile};
@@ -32,7 +34,8 @@ fn write_door(
         "listen.forward_auth[{number}] (profile {}): the proxy's file has to",
         door.profile.name()
     )?;
-    let claims = protected.claims().join(", ");
+    let list = |names: &[HeaderName]| names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(", ");
+    let claims = list(protected.claims());
     if !claims.is_empty() {
         if door.client_headers == ClaimHeaders::PerhapsKept {
             writeln!(text, "  - remove from the client's request before it asks: {claims}")?;
@@ -48,7 +51,7 @@ fn write_door(
         writeln!(
             text,
             "  - remove from the client's request before it asks, but for its own: {}",
-            protected.overrides().join(", ")
+            list(protected.overrides())
         )?;
     }
     writeln!(text, "  - let no upgrade but websocket through")?;
@@ -65,8 +68,9 @@ fn write_door(
             }
             (TokenSource::Header { .. }, Profile::Envoy) => {}
             (source, _) => {
-                let name = source_header(source).unwrap_or_default();
-                writeln!(text, "  - remove before the upstream sees it: {name} (forward_token: false)")?;
+                if let Some(name) = source_header(source) {
+                    writeln!(text, "  - remove before the upstream sees it: {name} (forward_token: false)")?;
+                }
             }
         }
     }

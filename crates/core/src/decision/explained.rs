@@ -6,6 +6,7 @@ use super::record::{ChangesMade, Record, Refused, ScreenPassed, TokenFound};
 use super::steps::{Step, StepName};
 use crate::reason::{DenyReason, Refusal};
 use crate::text::{on_one_line, quoted};
+use crate::validation::Kid;
 
 impl Record<'_> {
     /// The steps in the order in which they were taken. The last one decided.
@@ -44,7 +45,7 @@ impl Record<'_> {
 
     fn screen_step(&self) -> Option<Step<'_>> {
         let ScreenPassed { algorithm, typ, expires } = self.screened.as_ref()?;
-        let named = [("kid", self.kid()), ("typ", typ.as_deref())];
+        let named = [("kid", self.kid().map(Kid::as_str)), ("typ", typ.as_deref())];
         let named = named.into_iter().filter_map(|(name, text)| Some(format!(", {name} {}", quoted(text?))));
         let named: String = named.collect();
         let until = expires.as_secs_f64();
@@ -72,8 +73,9 @@ impl Record<'_> {
 
     fn key_step(&self) -> Option<Step<'_>> {
         let (key, algorithm) = self.verified_by.as_ref()?;
-        let thumbprint = key.thumbprint().unwrap_or("of a secret");
-        let kid = key.kid().map_or_else(|| "without a kid".to_owned(), on_one_line);
+        let of_secret = || "of a secret".to_owned();
+        let thumbprint = key.thumbprint().map_or_else(of_secret, |known| known.to_string());
+        let kid = key.kid().map_or_else(|| "without a kid".to_owned(), |kid| on_one_line(kid.as_str()));
         Some(step(StepName::Key, kid, format!("{algorithm}, thumbprint {thumbprint}")))
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use http::HeaderName;
 use ipnet::IpNet;
 
 use super::record::Record;
@@ -53,8 +54,8 @@ impl Default for RequestLimits {
 pub struct Trusted {
     /// Who may say in headers what request it asks about; default nobody.
     pub proxies: Vec<IpNet>,
-    /// Headers that take the place of path or host and are set by an outer proxy, in lower case; default none.
-    pub headers: Vec<String>,
+    /// Headers that take the place of path or host and are set by an outer proxy; default none.
+    pub headers: Vec<HeaderName>,
 }
 
 /// Why nobody can judge a request as it is described.

@@ -13,7 +13,7 @@ use crate::validation::algorithm::Algorithm;
 use crate::validation::json::Json;
 use crate::validation::key_set::Key;
 use crate::validation::provider::{ClaimPath, Provider, TokenSource};
-use crate::validation::{StaleCause, UnixTime};
+use crate::validation::{Kid, StaleCause, UnixTime};
 
 /// Why and where a decision ended without an allow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub struct Record<'p> {
     /// The rule, once it was chosen; the inner `None` is none.
     pub(super) rule: Option<Option<&'p Rule>>,
     pub(super) token: Option<TokenFound<'p>>,
-    pub(super) kid: Option<Arc<str>>,
+    pub(super) kid: Option<Kid>,
     pub(super) provider: Option<Arc<Provider>>,
     pub(super) realm: Option<String>,
     pub(super) screened: Option<ScreenPassed>,
@@ -106,8 +106,8 @@ impl<'p> Record<'p> {
     }
 
     /// The `kid` of the token's header, where it could be read and has one: the sender's word.
-    pub fn kid(&self) -> Option<&str> {
-        self.kid.as_deref()
+    pub fn kid(&self) -> Option<&Kid> {
+        self.kid.as_ref()
     }
 
     /// Why newer keys were waited for, where they were.

@@ -15,7 +15,7 @@ use crate::text::quoted;
 use crate::validation::json::Json;
 use crate::validation::key_set::{Key, KeySet};
 use crate::validation::provider::{Audiences, Provider, TokenTypes};
-use crate::validation::{Malformation, Permanent, StaleCause, Token, TokenLimits, UnixTime};
+use crate::validation::{Kid, Malformation, Permanent, StaleCause, Token, TokenLimits, UnixTime};
 
 /// The most names of one list.
 const MOST_NAMED: usize = 8;
@@ -170,15 +170,16 @@ pub(super) fn meanwhile(permanent: &Permanent) -> Refused {
 }
 
 /// A token that the newest keys do not verify.
-pub(super) fn stale(cause: StaleCause, kid: Option<&str>, keys: &KeySet) -> Refused {
+pub(super) fn stale(cause: StaleCause, kid: Option<&Kid>, keys: &KeySet) -> Refused {
     let refused = Refused::new(StepName::Key, DenyReason::from(cause));
-    let named = kid.map_or_else(|| "no kid".to_owned(), |kid| format!("kid {}", quoted(kid)));
+    let named = kid.map_or_else(|| "no kid".to_owned(), |kid| format!("kid {}", quoted(kid.as_str())));
     match cause {
         StaleCause::BadSignature => {
             refused.found(format!("{named}, whose keys have not made this signature"))
         }
         StaleCause::UnknownKid => {
-            let kid_of = |key: &Arc<Key>| key.kid().map_or_else(|| "(none)".to_owned(), quoted);
+            let kid_of =
+                |key: &Arc<Key>| key.kid().map_or_else(|| "(none)".to_owned(), |kid| quoted(kid.as_str()));
             let kids = list(keys.keys().iter(), kid_of);
             let in_hand = if kids.is_empty() { "none".to_owned() } else { kids };
             refused

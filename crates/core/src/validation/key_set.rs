@@ -7,7 +7,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aws_lc_rs::digest;
 use aws_lc_rs::signature::{self, ParsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,8 +15,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::algorithm::Algorithm;
+use super::digest::Thumbprint;
 use super::json::{Json, JsonLimits};
-use super::token::MAX_KID_BYTES;
+use super::kid::Kid;
 
 /// Keys beyond this many are skipped.
 const MAX_KEYS: usize = 1_000;
@@ -36,7 +36,7 @@ pub struct KeySet {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SkippedKey {
     /// Its `kid`, where it has one that can be shown.
-    pub kid: Option<String>,
+    pub kid: Option<Kid>,
     /// Why it is not used; holds nothing of the key.
     pub reason: &'static str,
 }
@@ -126,7 +126,7 @@ impl KeySet {
                 Ok(key) => set.keys.push(Arc::new(key)),
                 Err(reason) if set.skipped.len() < MAX_KEYS => {
                     let kid = jwk.as_ref().ok().and_then(|jwk| jwk.member("kid")).and_then(Json::as_str);
-                    let kid = kid.filter(|kid| kid.len() <= MAX_KID_BYTES).map(str::to_owned);
+                    let kid = kid.and_then(|kid| Kid::new(kid).ok());
                     set.skipped.push(SkippedKey { kid, reason });
                 }
                 Err(_) => {}
@@ -144,12 +144,12 @@ impl KeySet {
     /// that a key without a `kid` serves only tokens without one.
     pub fn fitting<'s>(
         &'s self,
-        kid: Option<&'s str>,
+        kid: Option<&'s Kid>,
         algorithm: Algorithm,
     ) -> impl Iterator<Item = &'s Arc<Key>> + use<'s> {
         self.keys
             .iter()
-            .filter(move |key| kid.is_none_or(|kid| key.kid.as_deref() == Some(kid)) && key.fits(algorithm))
+            .filter(move |key| kid.is_none_or(|kid| key.kid() == Some(kid)) && key.fits(algorithm))
     }
 
     /// The usable keys.
@@ -218,16 +218,15 @@ impl KeySet {
 /// What tells one published key from another: its name, what it is bound to, and its material.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyName {
-    kid: Option<String>,
+    kid: Option<Kid>,
     alg: Option<String>,
-    /// RFC 7638.
-    thumbprint: String,
+    thumbprint: Thumbprint,
 }
 
 impl KeyName {
     /// The key's `kid`, where it has one.
-    pub fn kid(&self) -> Option<&str> {
-        self.kid.as_deref()
+    pub fn kid(&self) -> Option<&Kid> {
+        self.kid.as_ref()
     }
 
     /// Whether both have the same material.
@@ -237,13 +236,13 @@ impl KeyName {
 
     /// Whether this key has the same material, whatever it is called and bound to.
     pub fn is_material_of(&self, key: &Key) -> bool {
-        key.thumbprint() == Some(self.thumbprint.as_str())
+        key.thumbprint() == Some(self.thumbprint)
     }
 }
 
 /// The verifying half of a key, bound to what it may be used for.
 pub struct Key {
-    kid: Option<String>,
+    kid: Option<Kid>,
     /// The algorithm that the issuer binds the key to (RFC 7517 §4.4).
     alg: Option<Algorithm>,
     declares_use: bool,
@@ -257,13 +256,12 @@ pub struct Key {
 /// The members that make the key, and nothing else, in the one form that RFC 7638 §3 hashes.
 struct PublicHalf {
     canonical: String,
-    thumbprint: String,
+    thumbprint: Thumbprint,
 }
 
 impl PublicHalf {
     fn new(canonical: String) -> Self {
-        let thumbprint = URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, canonical.as_bytes()));
-        Self { canonical, thumbprint }
+        Self { thumbprint: Thumbprint::of_canonical(&canonical), canonical }
     }
 }
 
@@ -288,8 +286,8 @@ impl fmt::Debug for Key {
 
 impl Key {
     /// The key's name; `None` where the issuer gives it none.
-    pub fn kid(&self) -> Option<&str> {
-        self.kid.as_deref()
+    pub fn kid(&self) -> Option<&Kid> {
+        self.kid.as_ref()
     }
 
     /// RFC 7517 §4.1.
@@ -312,18 +310,15 @@ impl Key {
         self.declares_use.then_some("sig")
     }
 
-    /// What tells it from another key. A shared secret, which is never fetched, has none but its `kid`.
-    pub fn name(&self) -> KeyName {
-        KeyName {
-            kid: self.kid.clone(),
-            alg: self.alg.map(|alg| alg.name().to_owned()),
-            thumbprint: self.thumbprint().unwrap_or_default().to_owned(),
-        }
+    /// What tells it from another published key; none for a shared secret, which nobody publishes.
+    pub fn name(&self) -> Option<KeyName> {
+        let thumbprint = self.thumbprint()?;
+        Some(KeyName { kid: self.kid.clone(), alg: self.alg.map(|alg| alg.name().to_owned()), thumbprint })
     }
 
-    /// SHA-256 thumbprint (RFC 7638); none for a shared secret, of which it would be a hash.
-    pub fn thumbprint(&self) -> Option<&str> {
-        self.public.as_ref().map(|public| public.thumbprint.as_str())
+    /// Its thumbprint; none for a shared secret, of which it would be a hash.
+    pub fn thumbprint(&self) -> Option<Thumbprint> {
+        self.public.as_ref().map(|public| public.thumbprint)
     }
 
     /// The key as a JWK (RFC 7517 §4), with nothing in it but what this service understood; none for a
@@ -331,7 +326,11 @@ impl Key {
     pub fn public_jwk(&self) -> Option<serde_json::Value> {
         let mut jwk: serde_json::Value = serde_json::from_str(&self.public.as_ref()?.canonical).ok()?;
         let members = jwk.as_object_mut()?;
-        let names = [("kid", self.kid()), ("alg", self.alg.map(Algorithm::name)), ("use", self.key_use())];
+        let names = [
+            ("kid", self.kid().map(Kid::as_str)),
+            ("alg", self.alg.map(Algorithm::name)),
+            ("use", self.key_use()),
+        ];
         members.extend(names.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into()))));
         Some(jwk)
     }
@@ -411,10 +410,8 @@ impl Key {
 
     fn read(jwk: &Json, origin: Origin) -> Result<Self, &'static str> {
         let kid = match text(jwk, "kid", "`kid` is not a string")? {
-            Some(kid) if kid.len() > MAX_KID_BYTES => {
-                return Err("`kid` is longer than 1024 bytes");
-            }
-            kid => kid.map(str::to_owned),
+            None => None,
+            Some(kid) => Some(Kid::new(kid).map_err(|_| "`kid` is longer than 1024 bytes")?),
         };
         let declares_use = check_use(jwk)?;
         let alg = match text(jwk, "alg", "`alg` is not a string")? {

@@ -5,6 +5,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use http::HeaderName;
+use http::header::AUTHORIZATION;
+
 use super::algorithm::Algorithm;
 use super::json::Json;
 
@@ -31,9 +34,9 @@ pub struct Provider {
     pub forward_token: bool,
     /// The request headers that the upstream gets, and the claim that each is made of.
     pub claim_headers: Vec<ClaimHeader>,
-    /// The request header, in lower case, in which the upstream gets all claims: the token's payload as it was
-    /// sent, in base64url (RFC 7515 §3.1). Default none.
-    pub payload_header: Option<String>,
+    /// The request header in which the upstream gets all claims: the token's payload as it was sent, in base64url
+    /// (RFC 7515 §3.1). Default none.
+    pub payload_header: Option<HeaderName>,
     /// The claims that the proxy gets in its dynamic metadata. Default none.
     pub metadata_claims: Vec<ClaimPath>,
     /// The `realm` of this provider's challenges (RFC 9110 §11.5); default the one of all.
@@ -61,10 +64,10 @@ pub enum TokenTypes {
 /// One place of a request where a token may be.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TokenSource {
-    /// A header (lower case), after the scheme where one is named, else the whole value.
+    /// A header, after the scheme where one is named, else the whole value.
     Header {
-        /// Lower-case name.
-        name: String,
+        /// Its name.
+        name: HeaderName,
         /// Compared without its case (RFC 9110 §11.1).
         scheme: Option<String>,
     },
@@ -87,15 +90,15 @@ impl fmt::Display for TokenSource {
 
 impl Default for TokenSource {
     fn default() -> Self {
-        TokenSource::Header { name: "authorization".to_owned(), scheme: Some("Bearer".to_owned()) }
+        TokenSource::Header { name: AUTHORIZATION, scheme: Some("Bearer".to_owned()) }
     }
 }
 
 /// A request header to the upstream that is made of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimHeader {
-    /// Lower-case header name.
-    pub header: String,
+    /// Its name.
+    pub header: HeaderName,
     /// The claim that it carries.
     pub claim: ClaimPath,
     /// How its value becomes one that a header can carry.

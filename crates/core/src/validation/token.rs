@@ -9,9 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::json::{Json, JsonError, JsonLimits};
-
-/// A longer `kid` is no name but a payload: no key has one, and no token may ask for one.
-pub(super) const MAX_KID_BYTES: usize = 1_024;
+use super::kid::Kid;
 
 const NOT_A_JWT: TokenError = TokenError::Malformed(Malformation::NotAJwt);
 
@@ -21,7 +19,7 @@ pub struct Token<'a> {
     /// The `alg` of the header, not yet known to be one that is supported.
     pub alg: Box<str>,
     /// The `kid` of the header; `None` where there is none.
-    pub kid: Option<Arc<str>>,
+    pub kid: Option<Kid>,
     /// The `typ` of the header in lower case without `application/` (RFC 7515 §4.1.9).
     pub typ: Option<String>,
     /// The payload; always an object.
@@ -110,11 +108,7 @@ impl<'a> Token<'a> {
         if ["crit", "b64", "zip"].iter().any(|name| header.member(name).is_some()) {
             return Err(NOT_A_JWT);
         }
-        let kid = string_parameter(&header, "kid")?;
-        if kid.is_some_and(|kid| kid.len() > MAX_KID_BYTES) {
-            return Err(NOT_A_JWT);
-        }
-        let kid = kid.map(Arc::from);
+        let kid = string_parameter(&header, "kid")?.map(Kid::new).transpose().map_err(|_| NOT_A_JWT)?;
         let typ = string_parameter(&header, "typ")?.map(canonical_media_type);
         let cty = string_parameter(&header, "cty")?.map(canonical_media_type);
         if cty.as_deref() == Some("jwt") {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use http::{HeaderName, HeaderValue};
 use url::Url;
 
 use crate::reason::Refusal;
@@ -24,8 +25,8 @@ pub struct Responses {
 pub struct CustomDenial {
     /// Instead of the default body; a gRPC caller gets none of either.
     pub body: Option<CustomBody>,
-    /// Headers besides the default ones, names in lower case.
-    pub headers: Vec<(String, String)>,
+    /// Headers besides the default ones.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// The body of a denial.
@@ -34,7 +35,7 @@ pub struct CustomBody {
     /// As it is sent.
     pub text: String,
     /// `application/json` where the text is JSON, else plain text; a header of the same denial may say otherwise.
-    pub media_type: &'static str,
+    pub media_type: HeaderValue,
 }
 
 impl Default for Responses {

@@ -27,7 +27,8 @@ impl Authorizer {
         if is_refusal && !self.refusals.admits(reason, provider) {
             return;
         }
-        let (kid, detail) = (record.kid().map(on_one_line), record.refused().and_then(Refused::detail));
+        let (kid, detail) =
+            (record.kid().map(|kid| on_one_line(kid.as_str())), record.refused().and_then(Refused::detail));
         let (kid, detail) = (kid.as_deref(), detail.as_deref());
         let (method, host) = (shown(request.method), shown(request.host));
         let (rule, realm) = (record.rule().map(|rule| rule.name.as_str()), record.realm());

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::{Clock, Instant, SteadyClock};
+use crate::validation::Kid;
 use crate::validation::key_set::KeySet;
 
 use super::fetch_error::FetchError;
@@ -70,7 +71,7 @@ impl Ask {
 /// The `kid`s of the tokens that wait, each once; `None` is one of a token without.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    kids: Vec<Option<String>>,
+    kids: Vec<Option<Kid>>,
     /// Whether there are more than are kept.
     others: bool,
 }
@@ -80,12 +81,12 @@ impl Wanted {
     const MOST: usize = 32;
 
     /// One more.
-    pub fn note(&mut self, kid: Option<&str>) {
-        if self.kids.iter().any(|known| known.as_deref() == kid) {
+    pub fn note(&mut self, kid: Option<&Kid>) {
+        if self.kids.iter().any(|known| known.as_ref() == kid) {
             return;
         }
         if self.kids.len() < Self::MOST {
-            self.kids.push(kid.map(str::to_owned));
+            self.kids.push(kid.cloned());
         } else {
             self.others = true;
         }
@@ -94,7 +95,7 @@ impl Wanted {
     /// Whether a set has something new for every token: a key of its name that is not in hand.
     pub fn is_met_by(&self, keys: &KeySet, in_hand: &KeySet) -> bool {
         let new = || in_hand.lacks(keys);
-        let met = |kid: &Option<String>| new().any(|key| kid.is_none() || key.kid() == kid.as_deref());
+        let met = |kid: &Option<Kid>| new().any(|key| kid.is_none() || key.kid() == kid.as_ref());
         !self.others && self.kids.iter().all(met) && new().next().is_some()
     }
 }

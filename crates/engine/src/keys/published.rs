@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::validation::Kid;
 use crate::validation::key_set::{Key, KeyName, KeySet};
 
 use super::origin::Origin;
@@ -113,7 +114,7 @@ impl Published {
 
     /// Their names; a shared secret has none to tell.
     pub fn key_names(&self) -> Vec<KeyName> {
-        self.keys.keys().iter().filter(|key| key.thumbprint().is_some()).map(|key| key.name()).collect()
+        self.keys.keys().iter().filter_map(|key| key.name()).collect()
     }
 
     /// When the answer that brought them was made.
@@ -132,7 +133,7 @@ impl Published {
     }
 
     /// Whether a key of this name was withdrawn, whatever its material.
-    pub fn was_withdrawn(&self, kid: &str) -> bool {
+    pub fn was_withdrawn(&self, kid: &Kid) -> bool {
         self.withdrawn.iter().any(|withdrawn| withdrawn.key.kid() == Some(kid))
     }
 
@@ -198,7 +199,7 @@ impl Published {
         }
         let stays = |key: &Key| !gone.iter().any(|gone| gone.key.is_material_of(key));
         let keys = self.keys.filtered(stays, WITHDRAWN).with(unseen.iter().map(|key| Arc::clone(key)));
-        let unseen = unseen.iter().map(|key| Brought { key: key.name(), by: origin });
+        let unseen = unseen.iter().filter_map(|key| Some(Brought { key: key.name()?, by: origin }));
         let brought = still.into_iter().chain(unseen).collect();
         let mut withdrawn = self.withdrawn.to_vec();
         gone.into_iter().for_each(|gone| note(&mut withdrawn, gone.key, origin));
@@ -225,9 +226,8 @@ impl Published {
                 one.shown_by = one.shown_by.later_of(origin);
             }
         }
-        for gone in answer.lacks(&self.keys).filter(|gone| !answer.has_material_of(gone)) {
-            note(&mut withdrawn, gone.name(), origin);
-        }
+        let gone = answer.lacks(&self.keys).filter(|gone| !answer.has_material_of(gone));
+        gone.filter_map(|gone| gone.name()).for_each(|gone| note(&mut withdrawn, gone, origin));
         bounded(withdrawn)
     }
 }

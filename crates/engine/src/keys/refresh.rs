@@ -24,6 +24,7 @@ use super::{Confirmation, Confirmed, KeySnapshot, Shared, State};
 use crate::clock::Instant;
 use crate::telemetry::Trigger;
 use crate::telemetry::{FetchOutcome, on_one_line};
+use crate::validation::Kid;
 use crate::validation::key_set::{Key, KeyName, KeySet, KeySetError};
 
 /// How often a clock is looked at that has not been set.
@@ -448,13 +449,14 @@ impl Shared {
     fn tell_of_keys(&self, before: &KeySet, now: &KeySet) {
         let provider = &self.provider;
         for skipped in now.skipped().iter().filter(|key| !before.skipped().contains(key)).take(LOGGED_KEYS) {
-            let kid = skipped.kid.as_deref().map(on_one_line);
+            let kid = skipped.kid.as_ref().map(|kid| on_one_line(kid.as_str()));
             tracing::warn!(%provider, kid, reason = skipped.reason, "key skipped");
         }
         for gone in now.lacks(before).filter(|key| key.was_used()).take(LOGGED_KEYS) {
-            let kid = gone.kid().map(on_one_line);
+            let kid = gone.kid().map(|kid| on_one_line(kid.as_str()));
+            let thumbprint = gone.thumbprint().map(|thumbprint| thumbprint.to_string());
             tracing::warn!(
-                %provider, kid, thumbprint = gone.thumbprint(),
+                %provider, kid, thumbprint,
                 "a key that was in use is gone: tokens that it signed are refused from now on"
             );
         }
@@ -497,6 +499,6 @@ impl Shared {
 /// The ids of some keys, for a line of the log.
 fn kids<'k>(keys: impl Iterator<Item = &'k Arc<Key>>) -> String {
     let kids: Vec<String> =
-        keys.map(|key| on_one_line(key.kid().unwrap_or_default())).take(LOGGED_KEYS).collect();
+        keys.map(|key| on_one_line(key.kid().map_or("", Kid::as_str))).take(LOGGED_KEYS).collect();
     kids.join(" ")
 }

@@ -14,14 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::clock::{BootTime, Clock, SteadyClock};
 use crate::validation::UnixTime;
+use crate::validation::digest::Sha256Digest;
 use crate::validation::key_set::{KeySet, KeySetError};
 
 use super::folder::{DiskFolder, FileThreads, Folder, FolderError};
@@ -172,7 +170,7 @@ pub enum Outdated {
 
 #[derive(Serialize, Deserialize)]
 struct Sealed<'a> {
-    sha256: String,
+    sha256: Sha256Digest,
     #[serde(borrow)]
     content: &'a RawValue,
 }
@@ -386,6 +384,6 @@ fn merged(before: &Snapshot, own: &Published, fetched_at: UnixTime) -> (Publishe
     (published.with_brought(brought).without(own.withdrawn()), fetched_at)
 }
 
-fn seal(content: &RawValue) -> String {
-    URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, content.get().as_bytes()))
+fn seal(content: &RawValue) -> Sha256Digest {
+    Sha256Digest::of(content.get().as_bytes())
 }

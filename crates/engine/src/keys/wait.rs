@@ -13,14 +13,14 @@ use super::waiting::Place;
 use super::{KeySnapshot, Shared, Sighting};
 use crate::clock::Instant;
 use crate::telemetry::StaleOutcome;
-use crate::validation::StaleCause;
 use crate::validation::key_set::KeySet;
+use crate::validation::{Kid, StaleCause};
 
 /// A token that failed against the set in hand, and for how long its caller can wait.
 #[derive(Clone, Debug)]
 pub struct StaleToken {
     /// The `kid` that it names, where it names one.
-    pub kid: Option<Arc<str>>,
+    pub kid: Option<Kid>,
     /// Why it failed.
     pub cause: StaleCause,
     /// By when its caller has to answer.
@@ -112,7 +112,7 @@ impl<'c> KeyWait<'c> {
         let shared = self.shared;
         loop {
             let caller = Caller { arrival: self.arrival, cause, deadline: self.token.deadline };
-            let Some(standing) = shared.stand(caller, self.token.kid.as_deref(), &self.seen) else {
+            let Some(standing) = shared.stand(caller, self.token.kid.as_ref(), &self.seen) else {
                 match self.if_newer() {
                     Some(keys) => return Some(Newer::Keys(keys)),
                     None => continue,
@@ -153,7 +153,7 @@ impl<'c> KeyWait<'c> {
     }
 
     fn was_withdrawn(&self) -> bool {
-        self.token.kid.as_deref().is_some_and(|kid| self.shared.was_withdrawn(kid))
+        self.token.kid.as_ref().is_some_and(|kid| self.shared.was_withdrawn(kid))
     }
 
     /// The set in hand, if it is another one than was seen last.

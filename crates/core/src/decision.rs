@@ -187,8 +187,8 @@ impl<'a> KeysNeeded<'a> {
     pub fn resume(self, keys: &KeySet, now: Option<UnixTime>) -> Evaluation<'a> {
         let Self { mut evaluating, mut pending } = self;
         match evaluating.verify(&pending, keys, now) {
-            Ok(Ok(allowed)) => evaluating.done(Ok(allowed)),
-            Ok(Err(cause)) => {
+            Ok(Looked::Verified(allowed)) => evaluating.done(Ok(allowed)),
+            Ok(Looked::Stale(cause)) => {
                 pending.need = Need::Newer(cause);
                 KeysNeeded { evaluating, pending }.into()
             }
@@ -225,6 +225,12 @@ struct Pending<'a> {
 enum Progress<'a> {
     Allowed(Allowed),
     Lacks(Pending<'a>),
+}
+
+/// What keys say of a token that waited for them.
+enum Looked {
+    Verified(Allowed),
+    Stale(StaleCause),
 }
 
 /// What is decided about, and what has been looked at.
@@ -343,19 +349,19 @@ impl<'a> InProgress<'a> {
         pending: &Pending<'_>,
         keys: &KeySet,
         now: Option<UnixTime>,
-    ) -> Result<Result<Allowed, StaleCause>, Refused> {
+    ) -> Result<Looked, Refused> {
         let Pending { provider, parked, .. } = pending;
         let now = now.ok_or_else(why::clock)?;
         match parked.verify(keys, now) {
             Ok(verified) => {
                 let read = verified.read(&self.policy.limits.token);
                 let validated = read.map_err(|permanent| why::meanwhile(&permanent))?;
-                self.accept(validated, parked.payload(), provider, now).map(Ok)
+                self.accept(validated, parked.payload(), provider, now).map(Looked::Verified)
             }
             Err(ValidationError::Permanent(permanent)) => Err(why::meanwhile(&permanent)),
             Err(ValidationError::Stale(cause)) => {
                 self.record.refreshed_for.get_or_insert(cause);
-                Ok(Err(cause))
+                Ok(Looked::Stale(cause))
             }
         }
     }

@@ -2,6 +2,7 @@
 //! asked of `cargo metadata`, and all else is read from the syntax of the sources.
 
 mod architecture {
+    pub mod api;
     pub mod sources;
     pub mod walls;
 }
@@ -11,6 +12,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use architecture::api::{api_of, file_of, listed};
 use architecture::sources::{Source, sources_of};
 use architecture::walls::{belongs_to, circles, uses_only};
 
@@ -349,4 +351,68 @@ fn no_modules_of_a_crate_hold_each_other() {
     for (_, folder) in CRATES {
         none(circles(&sources_of(folder)));
     }
+}
+
+/// Set to anything, the lists are written instead of compared.
+const UPDATE: &str = "UPDATE_PUBLIC_API";
+
+#[test]
+fn the_public_api_of_the_libraries_is_what_is_listed() {
+    for folder in ["crates/core", "crates/engine", "crates/tower"] {
+        let (api, file) = (api_of(folder), file_of(folder));
+        if std::env::var_os(UPDATE).is_some() {
+            std::fs::write(&file, &api).expect("the folder can be written to");
+        }
+        let known = std::fs::read_to_string(&file).unwrap_or_default();
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<String>>();
+        let (is, was) = (lines(&api), lines(&known));
+        let more = is.difference(&was).map(|line| format!("+{line}"));
+        let less = was.difference(&is).map(|line| format!("-{line}"));
+        let changes: Vec<String> = more.chain(less).collect();
+        assert!(
+            api == known,
+            "the public API of {folder} is not what {} lists; set {UPDATE}=1 where that is meant:\n{}",
+            file.display(),
+            changes.join("\n")
+        );
+    }
+}
+
+#[test]
+fn the_list_has_what_others_can_use_and_nothing_else() {
+    let sources = [
+        Source::of(
+            "lib.rs",
+            "pub mod a; mod b; pub use b::Handed; pub use other::Thing; pub fn f() { g() } fn g() {}",
+        ),
+        Source::of(
+            "a.rs",
+            "/// Docs.\n#[derive(Debug)] pub struct S { pub x: u8, y: u8 } impl S { pub fn new() -> Self { S } fn h() {} }",
+        ),
+        Source::of(
+            "b.rs",
+            "#[non_exhaustive] pub enum Handed { A(u8) } pub struct Inner; impl Inner { pub fn k() {} } impl Clone for Handed { fn clone(&self) -> Self { X } }",
+        ),
+        Source::of("c.rs", "#[cfg(test)] pub fn t() {}"),
+    ];
+    let expected = "\
+pub mod a {
+    /// Has private fields.
+    #[derive(Debug)]
+    pub struct S {
+        pub x: u8,
+    }
+}
+#[non_exhaustive]
+pub enum Handed {
+    A(u8),
+}
+pub use other::Thing;
+pub fn f() {}
+impl Clone for Handed {}
+impl S {
+    pub fn new() -> Self {}
+}
+";
+    assert_eq!(listed(&sources), expected);
 }

@@ -76,6 +76,7 @@ impl<'a> AccessRequest<'a> {
 
 /// What a proxy can take away from a request when it is told to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Removal {
     /// Headers of any name, and query parameters: Envoy over gRPC.
     HeadersAndQuery,
@@ -87,6 +88,7 @@ pub enum Removal {
 
 /// What becomes of a claim header that the client itself sent and that the answer sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ClaimHeaders {
     /// The answer's value takes its place.
     Overwritten,

@@ -27,6 +27,7 @@ pub struct FoundToken<'a> {
 
 /// Why there is no token to judge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NoToken {
     /// No place has one.
     Missing,

@@ -67,6 +67,7 @@ impl RemovedHeader {
 
 /// Why a request cannot be made fit for the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Unfit {
     /// The claim headers would be larger than allowed.
     ClaimTooLarge,

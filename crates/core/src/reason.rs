@@ -107,6 +107,7 @@ pub struct Wire {
 
 /// The kinds of denial, each with its gRPC code and HTTP status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DenialKind {
     /// 401 with a challenge that names no error: there was nothing to be wrong (RFC 6750 §3).
     Challenge,

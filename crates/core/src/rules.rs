@@ -158,6 +158,7 @@ pub struct Anonymous(());
 
 /// Why no rule can be chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Unruled {
     /// The proxy names a rule that does not exist, or one that is not about such requests.
     NoSuchRule,
@@ -183,6 +184,7 @@ impl From<NotPlain> for Unruled {
 
 /// Why a valid token does not meet a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Unmet {
     /// It is another provider's.
     Provider,

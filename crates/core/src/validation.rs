@@ -92,6 +92,7 @@ impl Default for TokenLimits {
 
 /// Why a token was refused that no key could have mended.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Permanent {
     /// Longer than `limits.token_bytes`.
     TokenTooLarge,

@@ -7,6 +7,7 @@ use std::fmt;
 
 /// A JWS `alg` value (RFC 7518 §3.1), compared with its case (RFC 7515 §4.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Algorithm {
     /// HMAC with SHA-256; only with a key set written into the configuration.
     HS256,

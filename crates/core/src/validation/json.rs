@@ -46,6 +46,7 @@ impl Default for JsonLimits {
 
 /// Why a document is not read. Holds none of its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum JsonError {
     /// Not UTF-8, not one JSON value, or a member stands twice in an object.
     NotJson,

@@ -43,6 +43,7 @@ pub struct SkippedKey {
 
 /// A document that is not a key set, or has no key that can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KeySetError {
     /// Not JSON, or not an object with one `keys` array (RFC 7517 §5).
     NotAKeySet,

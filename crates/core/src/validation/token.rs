@@ -70,6 +70,7 @@ impl<'a> Compact<'a> {
 
 /// The token cannot be a JWT that this service accepts, with any key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TokenError {
     /// It cannot be read as a JWT.
     Malformed(Malformation),
@@ -79,6 +80,7 @@ pub enum TokenError {
 
 /// Why a token cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Malformation {
     /// Not three parts, not base64url without padding, not JSON, or a header parameter that has
     /// the wrong type or that may not be in a JWT.

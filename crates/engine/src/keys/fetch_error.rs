@@ -8,6 +8,7 @@ use crate::validation::key_set::KeySetError;
 
 /// Why a fetch brought no key set. Holds nothing of an answer's body.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FetchError {
     /// Not done within this time.
     TimedOut(Duration),
@@ -64,6 +65,7 @@ impl FetchError {
 
 /// Why a discovery document is of no use. Holds nothing of the document.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DiscoveryError {
     /// Not a JSON object with `issuer` and `jwks_uri`.
     NotADocument,

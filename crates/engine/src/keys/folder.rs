@@ -89,6 +89,7 @@ pub trait Folder: Send + Sync + fmt::Debug {
 
 /// Why a file is not used or not written.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FolderError {
     /// It cannot be read or written.
     Io(io::ErrorKind),

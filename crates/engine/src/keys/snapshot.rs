@@ -109,6 +109,7 @@ struct Written {
 
 /// Why a snapshot is not used.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SnapshotError {
     /// The file must not be used, or cannot be.
     Folder(FolderError),

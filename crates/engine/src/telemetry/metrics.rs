@@ -21,6 +21,7 @@ use crate::validation::{StaleCause, UnixTime};
 
 /// Why a fetch was started; the `trigger` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Trigger {
     /// The first fetch of a cache, and those after it until one succeeds.
     Startup,
@@ -52,6 +53,7 @@ impl Trigger {
 
 /// How a fetch ended; the `outcome` label of `portcullis_jwks_fetches_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FetchOutcome {
     /// The keys are others than before.
     Renewed,
@@ -80,6 +82,7 @@ impl FetchOutcome {
 
 /// What became of a stale token; the `outcome` label of `portcullis_stale_tokens_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StaleOutcome {
     /// A newer set verified it.
     Rescued,

@@ -1,6 +1,7 @@
 //! A provider that stands for many issuers: `{realm}` and the realms that are allowed.
 
 use portcullis::config::{AllowedRealms, KeySource};
+use portcullis::keys::names::RealmName;
 
 use super::{MINIMAL, SECRET, parse, refused};
 
@@ -24,11 +25,12 @@ fn realms_are_a_list_or_a_pattern_for_the_whole_name() {
         let config = parse(&with(TEMPLATE, &format!("realms: {realms}"))).expect("valid");
         let read = config.providers[0].realms.as_ref().expect("realms");
         assert_eq!(read.most, 256);
+        let is_allowed = |name: &str| RealmName::new(name).is_some_and(|name| read.allowed.contains(&name));
         for name in allowed {
-            assert!(read.allowed.contains(name), "{realms} {name}");
+            assert!(is_allowed(name), "{realms} {name}");
         }
         for name in refused.iter().map(|name| (*name).to_owned()).chain(["a".repeat(129)]) {
-            assert!(!read.allowed.contains(&name), "{realms} {name}");
+            assert!(!is_allowed(&name), "{realms} {name}");
         }
     }
 }
@@ -49,7 +51,8 @@ fn a_realm_has_the_issuer_and_the_key_url_of_its_template() {
         let text = with(TEMPLATE, lines);
         let config = parse(&text).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
         let template = &config.providers[0];
-        let realm = template.of_realm(template.realms.as_ref().expect("realms"), "acme");
+        let acme = RealmName::new("acme").expect("a name");
+        let realm = template.of_realm(template.realms.as_ref().expect("realms"), &acme);
         assert_eq!(realm.provider.issuer, "https://sso.example.com/realms/acme");
         let (KeySource::JwksUri(read) | KeySource::Discovery(read)) = &realm.keys else {
             panic!("{realm:?}")
@@ -78,7 +81,7 @@ fn a_realm_in_the_issuer_is_read_back_exactly() {
         ("https://SSO.example.com/acme/oidc", None),
         ("http://sso.example.com/acme/oidc", None),
     ] {
-        assert_eq!(issuer.realm_of(text), realm, "{text}");
+        assert_eq!(issuer.realm_of(text).as_ref().map(RealmName::as_str), realm, "{text}");
     }
 }
 
@@ -120,7 +123,10 @@ fn what_cannot_stand_for_realms_is_refused_where_it_stands() {
 fn a_list_is_kept_as_it_is_written() {
     let config = parse(&with(TEMPLATE, "realms: [b, a]\nmax_realms: 1")).expect("valid");
     let realms = config.providers[0].realms.as_ref().expect("realms");
-    assert_eq!(realms.allowed, AllowedRealms::Listed(vec!["b".into(), "a".into()]));
+    assert_eq!(
+        realms.allowed,
+        AllowedRealms::Listed(["b", "a"].into_iter().filter_map(RealmName::new).collect())
+    );
     assert_eq!(realms.most, 1);
 }
 

@@ -118,7 +118,7 @@ async fn a_tenant_that_is_pushed_out_before_its_token_was_verified_comes_back_wi
     }
     assert_eq!(first.await.expect("is decided"), "ok");
     let held = authorizer.providers();
-    assert!(held.iter().any(|keyed| keyed.realm.as_ref() == Some(real)));
+    assert!(held.iter().any(|keyed| keyed.realm.as_ref().is_some_and(|name| name.as_str() == real)));
     assert_eq!(held.len(), 1 + 32, "a verified one, and as many that are not as there may be");
 }
 
@@ -187,7 +187,8 @@ async fn a_reload_keeps_what_is_known_of_realms_and_who_was_verified_least_latel
     let after = world.template_of(&config, Some(&before));
     let authorizer = world.authorizer_of(&config, &after);
     let held = || {
-        let held = after.known().iter().map(|keyed| keyed.realm.clone().expect("a realm")).collect();
+        let known = after.known();
+        let held = known.iter().map(|keyed| keyed.realm.as_ref().expect("a realm").to_string()).collect();
         std::collections::BTreeSet::from_iter::<Vec<String>>(held)
     };
     assert_eq!(held(), rest.iter().cloned().collect());

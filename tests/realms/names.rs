@@ -162,7 +162,10 @@ async fn a_known_realm_that_is_on_trial_leaves_its_snapshot_when_it_is_pushed_ou
     world.knows_anybody();
     flood(Arc::clone(&authorizer), 20, 5 * SECOND).await;
     assert!(
-        !after.known().iter().any(|keyed| keyed.realm.as_deref() == Some("tenant0")),
+        !after
+            .known()
+            .iter()
+            .any(|keyed| keyed.realm.as_ref().is_some_and(|name| name.as_str() == "tenant0")),
         "it was pushed out"
     );
     until("snapshots of names on trial alone", || files(folder.path(), "@made").len() <= 32).await;

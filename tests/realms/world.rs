@@ -177,13 +177,13 @@ impl World {
         let world = self.clone();
         let around = Surroundings { clock: fixed_clock(), ..Surroundings::default() };
         Arc::new(move |config, name| {
-            (world.0.opening)(name);
+            (world.0.opening)(name.as_str());
             let file = world.0.folder.as_ref().map(|folder| {
                 let file = RealmNames::snapshot_name("keycloak", name);
                 SnapshotFile::new(folder, &file, &config.provider.issuer, "there", 1 << 20)
             });
             let policy = config.refresh.clone();
-            Some(Arc::new(world.cache(name, name, policy, around.clone(), file)))
+            Some(Arc::new(world.cache(name.as_str(), name.as_str(), policy, around.clone(), file)))
         })
     }
 

@@ -160,9 +160,11 @@ providers:
     let around = Surroundings { clock: clock.clone(), jitter: Jitter::Fixed(0.5), ..Surroundings::default() };
     let (budget, issuer) = (Arc::new(Budget::default()), issuer.clone());
     let open: OpenRealm = Arc::new(move |config, name| {
-        let fetch = Arc::new(Realm { issuer: issuer.clone(), name: name.to_owned() });
+        let fetch = Arc::new(Realm { issuer: issuer.clone(), name: name.to_string() });
         let (refresh, budget) = (config.refresh.clone(), Arc::clone(&budget));
-        Some(Arc::new(KeyCache::fetched(name, refresh, fetch, around.clone(), None, None, budget).passing()))
+        Some(Arc::new(
+            KeyCache::fetched(name.as_str(), refresh, fetch, around.clone(), None, None, budget).passing(),
+        ))
     });
     let template = config.providers[0].clone();
     let realms = template.realms.clone().expect("a pattern");

@@ -3,7 +3,8 @@
 use super::cursor::{Cursor, Mapping};
 use super::{AllowedRealms, KeySource, RealmKeys, Realms, Template};
 use portcullis_core::rules::WholeRegex;
-use portcullis_engine::authorizer::{MAX_REALM_NAME_BYTES, PLACEHOLDER, is_realm_name};
+use portcullis_engine::authorizer::PLACEHOLDER;
+use portcullis_engine::keys::names::{MAX_REALM_NAME_BYTES, RealmName};
 
 const DEFAULT_MOST: u64 = 256;
 
@@ -66,13 +67,11 @@ fn read_realm_keys(mapping: &Mapping<'_>, keys: &KeySource) -> Option<RealmKeys>
 fn read_allowed(cursor: &Cursor<'_>) -> Option<AllowedRealms> {
     if cursor.is_list() {
         let name = |element: &Cursor<'_>| {
-            let name = element.text()?;
-            if is_realm_name(&name) {
-                return Some(name);
-            }
-            element.refuse(format!(
-                "expected a realm's name: at most {MAX_REALM_NAME_BYTES} letters, digits, `-`, `.`, `_` and `~`"
-            ))
+            RealmName::new(&element.text()?).or_else(|| {
+                element.refuse(format!(
+                    "expected a realm's name: at most {MAX_REALM_NAME_BYTES} letters, digits, `-`, `.`, `_` and `~`"
+                ))
+            })
         };
         let empty = "an empty list allows no realm: name at least one";
         return cursor.list(empty, name, |a, b| a == b).map(AllowedRealms::Listed);

@@ -27,9 +27,7 @@ pub use self::keyed::KeyedProvider;
 pub use self::limits::Limits;
 pub use self::provider_config::{KeySource, ProviderConfig};
 pub use self::realms::{NamesKept, OpenRealm, RealmProviders};
-pub use self::template::{
-    AllowedRealms, MAX_REALM_NAME_BYTES, PLACEHOLDER, RealmKeys, Realms, Template, is_realm_name,
-};
+pub use self::template::{AllowedRealms, PLACEHOLDER, RealmKeys, Realms, Template};
 pub use self::undecided::Undecided;
 
 use self::providers::Providers;

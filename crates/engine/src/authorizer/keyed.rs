@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::keys::names::RealmName;
 use crate::keys::{KeyCache, RefreshPolicy};
 use crate::validation::provider::Provider;
 
@@ -10,7 +11,7 @@ pub struct KeyedProvider {
     /// The rules for its tokens.
     pub provider: Arc<Provider>,
     /// The realm, of a provider that stands for many.
-    pub realm: Option<String>,
+    pub realm: Option<RealmName>,
     /// Its keys; shared with the authorizer of a configuration that was reloaded.
     pub keys: Arc<KeyCache>,
     /// How they are kept fresh.

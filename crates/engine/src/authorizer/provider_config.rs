@@ -6,6 +6,7 @@ use std::sync::Arc;
 use url::Url;
 
 use super::template::{RealmKeys, Realms};
+use crate::keys::names::RealmName;
 use crate::keys::{IssuerHttp, RefreshPolicy};
 use crate::validation::key_set::KeySet;
 use crate::validation::provider::Provider;
@@ -43,7 +44,7 @@ pub enum KeySource {
 
 impl ProviderConfig {
     /// The provider of one realm, which has to be an allowed one.
-    pub fn of_realm(&self, realms: &Realms, name: &str) -> ProviderConfig {
+    pub fn of_realm(&self, realms: &Realms, name: &RealmName) -> ProviderConfig {
         let provider = Provider { issuer: realms.issuer.of(name), ..(*self.provider).clone() };
         let keys = match &realms.keys {
             RealmKeys::JwksUri(url) => url.of(name).parse::<Url>().ok().map(KeySource::JwksUri),

@@ -56,6 +56,7 @@ use super::provider_config::ProviderConfig;
 use super::template::{AllowedRealms, Realms};
 use crate::clock::{self, Instant};
 use crate::keys::KeyCache;
+use crate::keys::names::RealmName;
 use crate::keys::waiting::Waiting;
 use crate::validation::provider::Provider;
 
@@ -64,7 +65,7 @@ const NAMES_PER_REALM: usize = 4;
 
 /// Makes the keys of a realm from its own configuration; `None` where that cannot be done. Called outside of every
 /// lock, and once at a time for each name.
-pub type OpenRealm = Arc<dyn Fn(&ProviderConfig, &str) -> Option<Arc<KeyCache>> + Send + Sync>;
+pub type OpenRealm = Arc<dyn Fn(&ProviderConfig, &RealmName) -> Option<Arc<KeyCache>> + Send + Sync>;
 
 /// A provider that stands for many, with the realms that have had tokens.
 pub struct RealmProviders {
@@ -106,8 +107,8 @@ impl Issuer {
     /// The realm's name, of a provider that stands for many.
     pub(super) fn realm(&self) -> Option<&str> {
         match self {
-            Issuer::Held(lent) => lent.realm.as_deref(),
-            Issuer::New(new) => Some(new.name()),
+            Issuer::Held(lent) => lent.realm.as_ref().map(RealmName::as_str),
+            Issuer::New(new) => Some(new.name().as_str()),
         }
     }
 }
@@ -160,14 +161,14 @@ impl RealmProviders {
     /// The realm whose issuer this is, if it is allowed. `arrived` is when the request did that names it.
     pub(super) fn of_issuer(this: &Arc<Self>, issuer: &str, arrived: Instant) -> Option<Issuer> {
         let name = this.realms.issuer.realm_of(issuer)?;
-        if let Some(realm) = this.read().get(name) {
+        if let Some(realm) = this.read().get(name.as_str()) {
             realm.uses.call(this.micros(arrived));
             return Some(Issuer::Held(this.lend(&realm.what, &realm.uses)));
         }
-        if !this.realms.allowed.contains(name) {
+        if !this.realms.allowed.contains(&name) {
             return None;
         }
-        let config = this.template.of_realm(&this.realms, name);
+        let config = this.template.of_realm(&this.realms, &name);
         Some(Issuer::New(Box::new(NewRealm::new(Arc::clone(this), config, name))))
     }
 
@@ -176,7 +177,7 @@ impl RealmProviders {
         for keyed in known {
             let Some(name) = keyed.realm.clone() else { continue };
             let before = before.map(RealmProviders::read);
-            let (uses, standing) = match before.as_ref().and_then(|before| before.get(&name)) {
+            let (uses, standing) = match before.as_ref().and_then(|before| before.get(name.as_str())) {
                 // Its line stays behind.
                 Some(Realm { uses, standing: Standing::FirstFetch, .. }) => {
                     (Arc::clone(uses), Standing::OnTrial)
@@ -188,7 +189,7 @@ impl RealmProviders {
             if uses.verified().is_some() {
                 keyed.keys.keep_from_now_on();
             }
-            let gone = self.write().admit(&name, Realm { what: Arc::new(keyed), uses, standing });
+            let gone = self.write().admit(name.as_str(), Realm { what: Arc::new(keyed), uses, standing });
             self.let_go(gone);
         }
     }
@@ -205,7 +206,7 @@ impl RealmProviders {
     /// The first token of a realm was verified since it was opened. It comes back to memory if it was pushed out
     /// before that.
     fn become_known(&self, keyed: &Arc<KeyedProvider>, uses: &Arc<Uses>, at: i64) {
-        let Some(name) = &keyed.realm else { return };
+        let Some(name) = keyed.realm.as_ref().map(RealmName::as_str) else { return };
         let gone = {
             let mut held = self.write();
             if held.get(name).is_some() {

@@ -1,12 +1,10 @@
 //! A provider that stands for many issuers: `{realm}` in its issuer, and the realms that are allowed.
 
+use crate::keys::names::RealmName;
 use crate::rules::WholeRegex;
 
 /// What stands for a realm's name.
 pub const PLACEHOLDER: &str = "{realm}";
-
-/// The longest name of a realm, in bytes.
-pub const MAX_REALM_NAME_BYTES: usize = 128;
 
 /// The realms of a provider that stands for many.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,26 +39,19 @@ pub struct Template {
 #[derive(Clone, Debug, PartialEq)]
 pub enum AllowedRealms {
     /// These; never empty.
-    Listed(Vec<String>),
+    Listed(Vec<RealmName>),
     /// Those that this expression matches as a whole.
     Matching(WholeRegex),
 }
 
 impl AllowedRealms {
-    /// Whether this realm is allowed. What cannot be a segment of a URL never is, whatever the expression says.
-    pub fn contains(&self, name: &str) -> bool {
-        is_realm_name(name)
-            && match self {
-                AllowedRealms::Listed(names) => names.iter().any(|one| one == name),
-                AllowedRealms::Matching(pattern) => pattern.matches(name),
-            }
+    /// Whether this realm is allowed.
+    pub fn contains(&self, name: &RealmName) -> bool {
+        match self {
+            AllowedRealms::Listed(names) => names.contains(name),
+            AllowedRealms::Matching(pattern) => pattern.matches(name.as_str()),
+        }
     }
-}
-
-/// One segment of a path, of unreserved characters alone (RFC 3986 §2.3), that leads nowhere else.
-pub fn is_realm_name(name: &str) -> bool {
-    let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    !matches!(name, "" | "." | "..") && name.len() <= MAX_REALM_NAME_BYTES && name.bytes().all(unreserved)
 }
 
 impl Template {
@@ -75,14 +66,13 @@ impl Template {
     }
 
     /// With this realm.
-    pub fn of(&self, realm: &str) -> String {
+    pub fn of(&self, realm: &RealmName) -> String {
         format!("{}{realm}{}", self.before, self.behind)
     }
 
     /// The realm in a text that this template makes.
-    pub fn realm_of<'t>(&self, text: &'t str) -> Option<&'t str> {
-        let realm = text.strip_prefix(self.before.as_str())?.strip_suffix(self.behind.as_str())?;
-        is_realm_name(realm).then_some(realm)
+    pub fn realm_of(&self, text: &str) -> Option<RealmName> {
+        RealmName::new(text.strip_prefix(self.before.as_str())?.strip_suffix(self.behind.as_str())?)
     }
 }
 

@@ -1,10 +1,12 @@
-//! The names of realms that had keys, in a list beside their snapshots, so that a start can tell tenants from names
-//! that somebody makes up.
+//! The names of realms; and those that had keys in a list beside their snapshots, so that a start can tell tenants from
+//! names that somebody makes up.
 //!
 //! `PROVIDER@@realms.json` in the folder of the snapshots: `{"issuer": ..., "realms": [...]}`, the most recently
 //! verified realm first, replaced as a whole. No name of a provider or a realm has an `@` in it. Whoever can write
 //! the list or the folder chooses which names are opened without waiting, so both are checked as snapshots are.
 
+use std::borrow::Borrow;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,42 @@ const MOST_ENTRIES: usize = 65_536;
 
 /// The longest list that is read, in bytes: longer than one of as many names as can be known.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
+
+/// The longest name of a realm, in bytes.
+pub const MAX_REALM_NAME_BYTES: usize = 128;
+
+/// The name of a realm: one segment of a path, of unreserved characters alone (RFC 3986 §2.3), that leads nowhere else.
+/// Whatever a token says, nothing else gets into a URL or into the name of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RealmName(Box<str>);
+
+impl RealmName {
+    /// `None` where this is no such segment, or longer than [`MAX_REALM_NAME_BYTES`].
+    pub fn new(text: &str) -> Option<Self> {
+        let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        let leads_elsewhere = matches!(text, "" | "." | "..");
+        (!leads_elsewhere && text.len() <= MAX_REALM_NAME_BYTES && text.bytes().all(unreserved))
+            .then(|| Self(text.into()))
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RealmName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// So that a map of names can be asked for a text.
+impl Borrow<str> for RealmName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
 
 /// Where the names of a provider's realms are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,8 +92,12 @@ impl RealmNames {
     }
 
     /// What the snapshot of a realm is called, without `.json`.
-    pub fn snapshot_name(provider: &str, realm: &str) -> String {
-        format!("{provider}@{realm}")
+    pub fn snapshot_name(provider: &str, realm: &RealmName) -> String {
+        format!("{}{realm}", Self::before_realm(provider))
+    }
+
+    fn before_realm(provider: &str) -> String {
+        format!("{provider}@")
     }
 
     /// Where the list is.
@@ -97,7 +139,7 @@ impl RealmNames {
             entries => entries.map_err(FolderError::from)?,
         };
         check(&fs::metadata(&self.folder).map_err(FolderError::from)?, What::Folder)?;
-        let before = Self::snapshot_name(&self.provider, "");
+        let before = Self::before_realm(&self.provider);
         let mut found: Vec<(SystemTime, String)> = entries
             .take(MOST_ENTRIES)
             .filter_map(|entry| {

@@ -7,7 +7,7 @@ use crate::authorizer::{Authorizer, KeyedProvider, NamesKept, OpenRealm, RealmPr
 use crate::authorizer::{ProviderConfig, Realms};
 use crate::keys::budget::Budget;
 use crate::keys::folder::FileThreads;
-use crate::keys::names::RealmNames;
+use crate::keys::names::{RealmName, RealmNames};
 use crate::keys::{KeyCache, Surroundings};
 
 use super::ServiceError;
@@ -174,19 +174,15 @@ fn realm_providers(
     let budget =
         budget_of(held.iter().map(|held| &held.keys).chain(answered.iter().map(|keyed| &keyed.keys)));
     let files = FileThreads::default();
-    let tried: Vec<String> = answered.iter().filter_map(|keyed| keyed.realm.clone()).collect();
+    let tried: Vec<RealmName> = answered.iter().filter_map(|keyed| keyed.realm.clone()).collect();
     let mut known = answered;
     for held in held {
         let Some(name) = realms.issuer.realm_of(&held.config.provider.issuer) else { continue };
-        let is = wanted.of_realm(realms, name);
-        let allowed = realms.allowed.contains(name);
-        if allowed && same_source(&held.config, &is) && !tried.iter().any(|tried| tried == name) {
-            let realm = Realm {
-                name: name.to_owned(),
-                http: Arc::clone(&http),
-                budget: Arc::clone(&budget),
-                files: files.clone(),
-            };
+        let is = wanted.of_realm(realms, &name);
+        let allowed = realms.allowed.contains(&name);
+        if allowed && same_source(&held.config, &is) && !tried.contains(&name) {
+            let realm =
+                Realm { name, http: Arc::clone(&http), budget: Arc::clone(&budget), files: files.clone() };
             let keys = carried(&is, Some(&realm), Some(&held), around)?;
             known.push(keyed(&is, Some(realm.name), keys));
         }
@@ -195,13 +191,13 @@ fn realm_providers(
     let around = around.clone();
     let open: OpenRealm = Arc::new(move |config, name| {
         let realm = Realm {
-            name: name.to_owned(),
+            name: name.clone(),
             http: Arc::clone(&http),
             budget: Arc::clone(&budget),
             files: files.clone(),
         };
         key_cache(config, Some(&realm), None, &around)
-            .inspect_err(|error| tracing::error!(realm = name, %error, "a realm cannot be opened"))
+            .inspect_err(|error| tracing::error!(realm = name.as_str(), %error, "a realm cannot be opened"))
             .ok()
     });
     Ok(RealmProviders::new(wanted.clone(), realms.clone(), open, kept, known, before))

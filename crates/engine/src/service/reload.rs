@@ -17,6 +17,7 @@ use super::settings::Settings;
 use crate::authorizer::{Authorizer, KeyedProvider};
 use crate::authorizer::{KeySource, ProviderConfig, Realms};
 use crate::keys::folder::FileThreads;
+use crate::keys::names::RealmName;
 use crate::keys::{KeyCache, Surroundings};
 use crate::validation::provider::Provider;
 
@@ -264,7 +265,7 @@ impl Step {
             Running::Many(running) => {
                 let (template, name) = (running.template(), answered.realm()?);
                 let known = running.known();
-                let keyed = known.iter().find(|keyed| keyed.realm.as_deref() == Some(name))?;
+                let keyed = known.iter().find(|keyed| keyed.realm.as_ref() == Some(name))?;
                 (Arc::clone(&keyed.keys), template.of_realm(template.realms.as_ref()?, name))
             }
         })
@@ -315,7 +316,7 @@ fn as_it_was(wanted: &ProviderConfig, running: Option<&Running>) -> ProviderConf
 
 /// The realms of which one has to answer, of a provider whose keys are elsewhere now or are reached otherwise:
 /// some of those that have keys, and that are still allowed.
-fn realms_to_try(wanted: &ProviderConfig, realms: &Realms, running: &Running) -> Vec<String> {
+fn realms_to_try(wanted: &ProviderConfig, realms: &Realms, running: &Running) -> Vec<RealmName> {
     let Running::Many(running) = running else { return Vec::new() };
     let before = running.template();
     let same = before.http == wanted.http

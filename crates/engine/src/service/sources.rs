@@ -18,7 +18,7 @@ use crate::keys::fetch_error::FetchError;
 use crate::keys::folder::FileThreads;
 use crate::keys::http::HttpKeys;
 use crate::keys::http_client::HttpClient;
-use crate::keys::names::RealmNames;
+use crate::keys::names::{RealmName, RealmNames};
 use crate::keys::snapshot::SnapshotFile;
 use crate::keys::{KeyCache, SNAPSHOT_PATIENCE, Surroundings};
 use crate::supervise::Tasks;
@@ -32,7 +32,7 @@ const TAKE_IN: Duration = SNAPSHOT_PATIENCE.saturating_add(Duration::from_secs(1
 /// One of the issuers that a provider stands for.
 #[derive(Clone)]
 pub(super) struct Realm {
-    pub(super) name: String,
+    pub(super) name: RealmName,
     /// One client for all of them: it holds the authorities that are trusted.
     pub(super) http: Arc<HttpClient>,
     /// It is one issuer that their tokens make us ask.
@@ -86,8 +86,8 @@ impl Answered {
     }
 
     /// Its realm, of a provider that stands for many.
-    pub(super) fn realm(&self) -> Option<&str> {
-        self.realm.as_ref().map(|realm| &*realm.name)
+    pub(super) fn realm(&self) -> Option<&RealmName> {
+        self.realm.as_ref().map(|realm| &realm.name)
     }
 
     /// The provider, with a cache that has taken the answer in. `before` is a cache of the same source, `known` one of
@@ -210,7 +210,7 @@ fn cache(
 }
 
 /// A provider of one issuer with its keys.
-pub(super) fn keyed(config: &ProviderConfig, realm: Option<String>, keys: Arc<KeyCache>) -> KeyedProvider {
+pub(super) fn keyed(config: &ProviderConfig, realm: Option<RealmName>, keys: Arc<KeyCache>) -> KeyedProvider {
     let ProviderConfig { provider, refresh, ready_without_keys, .. } = config.clone();
     KeyedProvider { provider, realm, keys, refresh, ready_without_keys }
 }
@@ -299,7 +299,7 @@ mod tests {
         let first = Mutex::new(Some(Fetched::locally(keys, String::new(), 0, 0)));
         let fetch = Arc::new(WithFirst { first, rest: Arc::new(FileKeys::at(Path::new("/"), 1)) });
         let realm = Realm {
-            name: "a".to_owned(),
+            name: RealmName::new("a").expect("a name"),
             http: http_client(&config, &Surroundings::default()).expect("is made"),
             budget: Arc::default(),
             files: FileThreads::taken(),

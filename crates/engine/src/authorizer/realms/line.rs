@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use crate::clock::Instant;
+use crate::keys::names::RealmName;
 
 /// New names that may be opened in a burst.
 pub(super) const BURST: usize = 16;
@@ -35,7 +36,7 @@ pub(super) struct Full;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// This name is to be opened; [`Line::opened`] has to follow, and of a new one [`Line::first_fetch_ended`].
-    Open(String, Class),
+    Open(RealmName, Class),
     /// Nobody's before this time, unless something changes.
     At(Instant),
     /// Nobody's until something changes.
@@ -50,7 +51,7 @@ pub(super) struct Ticket(u64);
 
 /// The names that wait, each with a `C` by which its callers are told.
 pub(super) struct Line<C> {
-    places: HashMap<String, Place<C>>,
+    places: HashMap<RealmName, Place<C>>,
     known: Lane,
     new: Lane,
     joined: u64,
@@ -70,7 +71,7 @@ struct Place<C> {
 /// The names of one class.
 struct Lane {
     /// Those that wait, by their tickets: the longest wait first.
-    order: BTreeMap<u64, String>,
+    order: BTreeMap<u64, RealmName>,
     slots: Slots,
     names: usize,
     most_names: usize,
@@ -109,7 +110,7 @@ impl<C> Line<C> {
     /// There is no place.
     pub(super) fn join(
         &mut self,
-        name: &str,
+        name: &RealmName,
         class: Class,
         told: impl FnOnce() -> C,
     ) -> Result<(Ticket, &C), Full> {
@@ -125,9 +126,9 @@ impl<C> Line<C> {
             None => lane.names += 1,
             Some(place) => lane.others += usize::from(place.callers > 0),
         }
-        let place = self.places.entry(name.to_owned()).or_insert_with(|| {
+        let place = self.places.entry(name.clone()).or_insert_with(|| {
             self.joined += 1;
-            lane.order.insert(self.joined, name.to_owned());
+            lane.order.insert(self.joined, name.clone());
             Place { ticket: Ticket(self.joined), class, callers: 0, opening: false, told: told() }
         });
         place.callers += 1;
@@ -156,7 +157,7 @@ impl<C> Line<C> {
     }
 
     /// The names that had keys have been read: those of them that wait are no longer among the new.
-    pub(super) fn sort(&mut self, is_known: impl Fn(&str) -> bool) {
+    pub(super) fn sort(&mut self, is_known: impl Fn(&RealmName) -> bool) {
         self.sorted = true;
         for (name, place) in &mut self.places {
             if place.class == Class::New && !place.opening && is_known(name) {
@@ -214,7 +215,7 @@ impl<C> Line<C> {
 }
 
 enum Turn {
-    Of(String),
+    Of(RealmName),
     At(Instant),
     Nobodys,
 }

@@ -15,6 +15,7 @@ use super::{KeyedProvider, RealmProviders};
 use crate::authorizer::provider_config::ProviderConfig;
 use crate::clock::{self, Instant};
 use crate::keys::fetch_error::FetchError;
+use crate::keys::names::RealmName;
 
 /// What stands before the realms in memory.
 pub(super) struct Front {
@@ -59,12 +60,12 @@ impl fmt::Display for Shut {
 pub(in crate::authorizer) struct NewRealm {
     realms: Arc<RealmProviders>,
     config: ProviderConfig,
-    name: String,
+    name: RealmName,
 }
 
 impl NewRealm {
-    pub(super) fn new(realms: Arc<RealmProviders>, config: ProviderConfig, name: &str) -> Self {
-        Self { realms, config, name: name.to_owned() }
+    pub(super) fn new(realms: Arc<RealmProviders>, config: ProviderConfig, name: RealmName) -> Self {
+        Self { realms, config, name }
     }
 
     /// The configuration of this realm alone.
@@ -73,7 +74,7 @@ impl NewRealm {
     }
 
     /// Its name.
-    pub(in crate::authorizer) fn name(&self) -> &str {
+    pub(in crate::authorizer) fn name(&self) -> &RealmName {
         &self.name
     }
 
@@ -113,7 +114,7 @@ enum Joined {
 /// A caller's place in line, given back when dropped.
 struct InLine {
     realms: Arc<RealmProviders>,
-    name: String,
+    name: RealmName,
     ticket: Ticket,
 }
 
@@ -121,7 +122,7 @@ impl Drop for InLine {
     fn drop(&mut self) {
         let empty = {
             let mut front = self.realms.front();
-            front.line.leave(&self.name, self.ticket);
+            front.line.leave(self.name.as_str(), self.ticket);
             front.line.is_empty()
         };
         if empty {
@@ -133,7 +134,7 @@ impl Drop for InLine {
 /// A name's turn. However it ends, its callers are told, and what it took of the line is given back.
 struct Turn<'t> {
     realms: &'t RealmProviders,
-    name: &'t str,
+    name: &'t RealmName,
     class: Class,
     told: bool,
 }
@@ -141,7 +142,7 @@ struct Turn<'t> {
 impl Turn<'_> {
     fn tell(&mut self, opening: Opening) {
         self.told = true;
-        let told = self.realms.front().line.opened(self.name);
+        let told = self.realms.front().line.opened(self.name.as_str());
         if let Some(told) = told {
             told.send_replace(opening);
         }
@@ -161,14 +162,14 @@ impl Drop for Turn<'_> {
 }
 
 impl RealmProviders {
-    fn join(self: &Arc<Self>, name: String) -> Result<Joined, Shut> {
+    fn join(self: &Arc<Self>, name: RealmName) -> Result<Joined, Shut> {
         let mut front = self.front();
         // It may have been opened since the token was screened.
-        if let Some(realm) = self.read().get(&name) {
+        if let Some(realm) = self.read().get(name.as_str()) {
             return Ok(Joined::Held(self.lend(&realm.what, &realm.uses)));
         }
-        let class = if self.is_known(&name) { Class::Known } else { Class::New };
-        if class == Class::New && front.absent.contains(&name, clock::monotonic()) {
+        let class = if self.is_known(name.as_str()) { Class::Known } else { Class::New };
+        if class == Class::New && front.absent.contains(name.as_str(), clock::monotonic()) {
             return Err(Shut::Absent);
         }
         let joined = front.line.join(&name, class, || watch::Sender::new(Opening::Awaited));
@@ -185,7 +186,7 @@ impl RealmProviders {
 
     /// The names that had keys have been read: who waits is told from those whose names are known.
     pub(super) fn sort(&self) {
-        self.front().line.sort(|name| self.is_known(name));
+        self.front().line.sort(|name| self.is_known(name.as_str()));
         self.turn.notify_one();
     }
 
@@ -211,24 +212,24 @@ impl RealmProviders {
     }
 
     /// Opens one realm for all who wait for it, and sees a new one through its first fetch.
-    async fn open(self: Arc<Self>, name: String, class: Class) {
+    async fn open(self: Arc<Self>, name: RealmName, class: Class) {
         let mut turn = Turn { realms: &self, name: &name, class, told: false };
         let Some(keyed) = self.make(&name) else { return };
-        let (keyed, uses) = self.hold(&name, keyed, class);
+        let (keyed, uses) = self.hold(name.as_str(), keyed, class);
         turn.tell(Opening::Done(Arc::clone(&keyed), Arc::clone(&uses)));
         if class == Class::New {
             // No first fetch takes longer, unless what drives it is gone.
             let limit = keyed.refresh.timeout.saturating_add(keyed.refresh.wait);
             let _ended = timeout(limit, keyed.keys.first_fetch_ended()).await;
-            self.end_first_fetch(&name, &keyed, &uses);
+            self.end_first_fetch(name.as_str(), &keyed, &uses);
         }
     }
 
-    fn make(&self, name: &str) -> Option<Arc<KeyedProvider>> {
+    fn make(&self, name: &RealmName) -> Option<Arc<KeyedProvider>> {
         let config = self.template.of_realm(&self.realms, name);
         let keys = (self.open)(&config, name)?;
         let ProviderConfig { provider, refresh, ready_without_keys, .. } = config;
-        let realm = Some(name.to_owned());
+        let realm = Some(name.clone());
         Some(Arc::new(KeyedProvider { provider, realm, keys, refresh, ready_without_keys }))
     }
 

@@ -13,19 +13,23 @@ fn line(now: Instant) -> Line<()> {
     line
 }
 
+fn named(text: &str) -> RealmName {
+    RealmName::new(text).expect("a name")
+}
+
 fn join(line: &mut Line<()>, name: &str, class: Class) -> Result<Ticket, Full> {
-    line.join(name, class, || ()).map(|(ticket, ())| ticket)
+    line.join(&named(name), class, || ()).map(|(ticket, ())| ticket)
 }
 
 /// Opens whatever may be at this time, and ends its first fetch at once.
 fn open_all(line: &mut Line<()>, now: Instant) -> Vec<String> {
     let mut opened = Vec::new();
     while let Next::Open(name, class) = line.next(now) {
-        line.opened(&name);
+        line.opened(name.as_str());
         if class == Class::New {
             line.first_fetch_ended();
         }
-        opened.push(name);
+        opened.push(name.as_str().to_owned());
     }
     opened
 }
@@ -55,12 +59,12 @@ fn no_more_first_fetches_are_under_way_than_allowed() {
     }
     for _ in 0..AT_ONE_TIME {
         let Next::Open(name, Class::New) = line.next(start) else { panic!("a slot is free") };
-        line.opened(&name);
+        line.opened(name.as_str());
     }
     let later = start + SECOND * 60;
     assert_eq!(line.next(later), Next::Later);
     line.first_fetch_ended();
-    assert_eq!(line.next(later), Next::Open("n16".to_owned(), Class::New));
+    assert_eq!(line.next(later), Next::Open(named("n16"), Class::New));
     assert_eq!(line.next(later), Next::Later);
 }
 
@@ -98,7 +102,7 @@ fn a_name_that_is_being_opened_is_opened_once_whoever_comes_and_goes() {
     let start = clock::monotonic();
     let mut line = line(start);
     let ticket = join(&mut line, "a", Class::New).expect("there is room");
-    assert_eq!(line.next(start), Next::Open("a".to_owned(), Class::New));
+    assert_eq!(line.next(start), Next::Open(named("a"), Class::New));
     line.leave("a", ticket);
     join(&mut line, "a", Class::New).expect("there is room");
     join(&mut line, "a", Class::New).expect("there is room");
@@ -116,12 +120,12 @@ fn names_and_callers_are_bounded_and_the_many_of_one_name_keep_no_other_out() {
     for i in 0..49 {
         assert!(join(&mut line, &format!("n{i}"), Class::New).is_ok(), "{i}");
     }
-    assert_eq!(join(&mut line, "one more", Class::New), Err(Full));
+    assert_eq!(join(&mut line, "one-more", Class::New), Err(Full));
     assert!(join(&mut line, "known", Class::Known).is_ok(), "new ones take no known one's place");
     for ticket in herd {
         line.leave("herd", ticket);
     }
-    assert!(join(&mut line, "one more", Class::New).is_ok());
+    assert!(join(&mut line, "one-more", Class::New).is_ok());
     assert_eq!(line.new.others, 0);
 }
 
@@ -147,8 +151,8 @@ fn nobody_is_new_before_the_names_that_had_keys_are_read() {
     }
     assert_eq!(line.next(start), Next::Later);
     line.new.slots.left = 0;
-    line.sort(|name| name == "old");
-    assert_eq!(line.next(start), Next::Open("old".to_owned(), Class::Known));
+    line.sort(|name| name.as_str() == "old");
+    assert_eq!(line.next(start), Next::Open(named("old"), Class::Known));
     assert_eq!(line.next(start), Next::At(start + SECOND));
     assert_eq!((line.new.names, line.new.others, line.known.names, line.known.others), (1, 0, 1, 1));
 }
@@ -200,7 +204,7 @@ proptest! {
                 Step::Opened => {
                     if let Some(name) = opening.pop() {
                         let ticket = line.places.get(&name).map(|place| place.ticket);
-                        prop_assert!(line.opened(&name).is_some(), "it has its place until it is opened");
+                        prop_assert!(line.opened(name.as_str()).is_some(), "it has its place until it is opened");
                         waiting.retain(|(_, held)| Some(*held) != ticket);
                     }
                 }
@@ -208,7 +212,7 @@ proptest! {
                     fetching -= 1;
                     line.first_fetch_ended();
                 }
-                Step::Sort(known) => line.sort(|name| name == format!("n{known}")),
+                Step::Sort(known) => line.sort(|name| name.as_str() == format!("n{known}")),
                 Step::Leave(_) | Step::FetchEnded => {}
             }
             prop_assert!(fetching <= AT_ONE_TIME);

@@ -24,8 +24,8 @@
 //! # Which request is judged
 //! The one that the client sent: below axum's `nest` the original URI (feature `axum`, on by default); of an absolute-form
 //! target (RFC 9112 §3.2.2) and over HTTP/2 its authority, which then stands in `Host` too, else the one `Host`. Refused are
-//! several `Host` lines, user information in a target, a target without a path, and `CONNECT`, by which WebSockets come over
-//! HTTP/2 (RFC 8441).
+//! several `Host` lines, user information in a target, a target without a path, and `CONNECT`, unless it is a WebSocket's
+//! over HTTP/2 (RFC 8441): that is judged as the GET that it is over HTTP/1.1.
 //!
 //! What is judged has to be what is served. So a path is refused that falls under a rule with its percent-encoding and not
 //! without it, since routers compare paths as they are written; and a URI that a middleware between axum's router and the
@@ -231,16 +231,17 @@ fn grpc_denial(
     Ok(response)
 }
 
-/// Sets and removes headers.
+/// Sets and removes headers, and removes query parameters.
 ///
 /// # Errors
-/// One that cannot stand in a request; then none is changed.
+/// Something cannot stand in a request, which is not to be served then.
 fn change(parts: &mut http::request::Parts, changes: &UpstreamChanges) -> http::Result<()> {
     let set = changes
         .set
         .iter()
         .map(|(name, value)| Ok((HeaderName::try_from(name)?, HeaderValue::from_bytes(value.as_bytes())?)));
     let set = set.collect::<http::Result<Vec<_>>>()?;
+    request::remove_query(parts, &changes.remove_query)?;
     for name in &changes.remove {
         parts.headers.remove(name);
     }

@@ -23,10 +23,11 @@ pub(crate) fn describe<'a>(
     let authority = uri.authority().map(|authority| authority.as_str().as_bytes());
     let host = authority.or_else(|| headers.only(HOST.as_str())).unwrap_or_default();
     let path = uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes();
-    let method = parts.method.as_str().as_bytes();
+    let method = if is_web_socket(parts) { &Method::GET } else { &parts.method };
+    let method = method.as_str().as_bytes();
     AccessRequest {
         source_address,
-        removal: Removal::Headers,
+        removal: Removal::HeadersAndQuery,
         flaw: flaw(parts, uri, rules),
         ..AccessRequest::new(method, host, path, headers, arrived)
     }
@@ -34,7 +35,7 @@ pub(crate) fn describe<'a>(
 
 /// Why nobody can judge it.
 fn flaw(parts: &Parts, uri: &Uri, rules: &Rules) -> Option<&'static str> {
-    if parts.method == Method::CONNECT {
+    if parts.method == Method::CONNECT && !is_web_socket(parts) {
         return Some("a CONNECT, which asks for no resource");
     }
     if uri.path_and_query().is_none() {
@@ -56,6 +57,13 @@ fn flaw(parts: &Parts, uri: &Uri, rules: &Rules) -> Option<&'static str> {
     is_under_two_rules(uri.path(), rules).then_some(
         "a path that falls under a rule with its percent-encoding and not without, or the other way round",
     )
+}
+
+/// Whether it is a WebSocket's handshake over HTTP/2, which over HTTP/1.1 would be a GET (RFC 8441 §5).
+fn is_web_socket(parts: &Parts) -> bool {
+    let protocol = parts.extensions.get::<hyper::ext::Protocol>();
+    parts.method == Method::CONNECT
+        && protocol.is_some_and(|protocol| protocol.as_str().eq_ignore_ascii_case("websocket"))
 }
 
 /// Whether this can be what axum's `nest` left of an original URI: the end of its path, or `/` for nothing. Of any other,
@@ -96,6 +104,34 @@ pub(crate) fn settle_host(parts: &mut Parts) {
     {
         parts.headers.insert(HOST, host);
     }
+}
+
+/// Takes these parameters out of the query, wherever the request's URI stands. They are named as they are written: with such
+/// that some program reads in another spelling a request is refused.
+///
+/// # Errors
+/// What is left is no URI.
+pub(crate) fn remove_query(parts: &mut Parts, names: &[String]) -> http::Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    parts.uri = without(&parts.uri, names)?;
+    #[cfg(feature = "axum")]
+    if let Some(original) = parts.extensions.get_mut::<axum::extract::OriginalUri>() {
+        original.0 = without(&original.0, names)?;
+    }
+    Ok(())
+}
+
+fn without(uri: &Uri, names: &[String]) -> http::Result<Uri> {
+    let Some(query) = uri.query() else { return Ok(uri.clone()) };
+    let is_kept = |pair: &&str| !names.iter().any(|name| pair.split('=').next() == Some(name));
+    let kept = query.split('&').filter(is_kept).collect::<Vec<_>>().join("&");
+    let path = uri.path();
+    let left = if kept.is_empty() { path.to_owned() } else { format!("{path}?{kept}") };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(left.parse()?);
+    Ok(Uri::from_parts(parts)?)
 }
 
 /// As the client sent it, whatever a router that was nested has cut off.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::OriginalUri;
 use axum::routing::{any, get};
 use http::{Request, Response, StatusCode};
 use portcullis_config::Config;
@@ -18,10 +19,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::util::MapRequestLayer;
 use tower::{Layer, ServiceExt as _};
 
-/// `/api/admin` takes a scope, `/public` nothing, `b.example.com` is nobody's and `/here` is for one address.
+/// `/api/admin` takes a scope, `/public` nothing, `b.example.com` is nobody's, `/here` is for one address and `/get` for one
+/// method.
 const RULES: &str = "rules:
   - {name: public, match: {path_prefix: /public/}, allow: anonymous}
   - {name: admin, match: {path_prefix: /api/admin/}, require: {scopes: [admin]}}
+  - {name: get, match: {path_prefix: /get/, methods: [GET]}}
+  - {name: not_got, match: {path_prefix: /get/}, deny: true}
   - {name: here, match: {path_prefix: /here/}, require: {condition: request.source_address == '127.0.0.1'}}
   - {name: other, match: {hosts: [b.example.com]}, deny: true}
   - {name: rest, match: {path_prefix: /}}
@@ -34,12 +38,17 @@ struct House {
 
 impl House {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    /// Of a provider that has this besides.
+    fn with(provider: &str) -> Self {
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
         let jwks = json!({"keys": [key.public_jwk()]});
         let text = format!(
             "listen: {{ext_authz: 127.0.0.1:0}}
 providers:
-  - {{name: p, issuer: https://i, audiences: [a], claim_headers: {{x-auth-subject: sub}}, jwks: {jwks}}}
+  - {{name: p, issuer: https://i, audiences: [a], claim_headers: {{x-auth-subject: sub}}, jwks: {jwks}{provider}}}
 {RULES}"
         );
         let config = Config::parse(&text, &|_| None).expect("valid");
@@ -410,4 +419,54 @@ async fn rules_know_where_a_request_comes_from() {
     tokio::spawn(async move { axum::serve(listener, whole).await });
     let rest = format!("authorization: Bearer {}\r\nconnection: close\r\n\r\n", house.token());
     assert_eq!(status(address, &format!("GET /here/x HTTP/1.1\r\nhost: a.example.com\r\n{rest}")).await, 200);
+}
+
+#[tokio::test]
+async fn a_hidden_token_is_taken_out_of_the_query_and_nothing_else_is() {
+    let house = House::with(", forward_token: false, token_from: [{query: access_token}]");
+    let seen = async |OriginalUri(original): OriginalUri, request: axum::extract::Request| {
+        format!("{} {original}", request.uri())
+    };
+    let inside = Router::new().fallback(seen).layer(house.layer.clone());
+    let app = Router::new().nest("/api", inside);
+    let token = house.token();
+    for (uri, expected) in [
+        (format!("/api/x?access_token={token}"), "/x /api/x"),
+        (format!("/api/x?a=1&access_token={token}&b=%26&&c"), "/x?a=1&b=%26&&c /api/x?a=1&b=%26&&c"),
+        (
+            format!("/api/x?access_token={token}&access_token={token}&access_tokens=1"),
+            "/x?access_tokens=1 /api/x?access_tokens=1",
+        ),
+        (
+            format!("http://a.example.com/api/x?access_token={token}"),
+            "http://a.example.com/x http://a.example.com/api/x",
+        ),
+        ("/api/../x?access_token=".to_owned() + &token, ""),
+    ] {
+        let (status, _, body) = asked(app.clone(), house.request(&uri)).await;
+        let served = if status == StatusCode::OK { &*body } else { "" };
+        assert_eq!(served, expected, "{uri}");
+    }
+    let disguised = format!("/api/x?access_token={token}&access%5ftoken={token}");
+    assert_eq!(asked(app, house.request(&disguised)).await.0, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn a_web_socket_over_http2_is_judged_as_the_get_that_it_is_over_http1() {
+    let house = House::new();
+    let app = house.layer.layer(routes());
+    let ask = async |path: &str, protocol: Option<&'static str>| {
+        let mut request = house.request(&format!("https://a.example.com{path}"));
+        *request.method_mut() = http::Method::CONNECT;
+        *request.version_mut() = http::Version::HTTP_2;
+        if let Some(protocol) = protocol {
+            request.extensions_mut().insert(hyper::ext::Protocol::from_static(protocol));
+        }
+        asked(app.clone(), request).await.0
+    };
+    assert_eq!(ask("/get/x", Some("websocket")).await, StatusCode::OK);
+    assert_eq!(ask("/api/admin/x", Some("websocket")).await, StatusCode::FORBIDDEN);
+    for other in [None, Some("connect-udp")] {
+        assert_eq!(ask("/get/x", other).await, StatusCode::BAD_REQUEST);
+    }
 }

@@ -16,6 +16,8 @@ mod socket_files;
 mod support;
 #[path = "listeners/tls.rs"]
 mod tls;
+#[path = "listeners/waiting.rs"]
+mod waiting;
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

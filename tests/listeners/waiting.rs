@@ -1,0 +1,67 @@
+//! What a connection holds while one of its requests waits for keys.
+
+use std::time::Duration;
+
+use portcullis::commands::issuer::{Issuer, SigningAlgorithm};
+use portcullis::keys::RefreshPolicy;
+use tokio::io::{AsyncRead, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::house::{House, Kind};
+use crate::http2::{self, ACK, DATA, END_HEADERS, HEADERS, SETTINGS, WINDOW_UPDATE, block, frame, greeting};
+use crate::support::{NOW, fetching, prompt_refresh, provider};
+
+/// As much of one body as a client may send before it is read.
+const BODY: usize = 2 * 1024 * 1024;
+const LARGEST_FRAME: usize = 16 * 1024;
+
+/// Longer than any test.
+const LONG: Duration = Duration::from_secs(600);
+
+/// How much of the connection's window has been given back, where it is so much.
+async fn given_back(connection: &mut (impl AsyncRead + Unpin)) -> usize {
+    let mut given_back = 0;
+    while given_back < BODY / 2 {
+        let frame = http2::next(connection).await.expect("it is open");
+        assert!(frame.kind != HEADERS, "it waits");
+        if frame.kind == WINDOW_UPDATE && frame.stream == 0 {
+            let increment = u32::from_be_bytes(frame.payload.try_into().expect("four octets"));
+            // The window that the listener begins with is larger.
+            given_back += Some(increment as usize).filter(|increment| *increment <= BODY).unwrap_or_default();
+        }
+    }
+    given_back
+}
+
+#[tokio::test]
+async fn no_body_is_held_for_a_request_that_waits_at_the_http_door() {
+    let issuer = Issuer::start().await.expect("a free port");
+    issuer.rotate(SigningAlgorithm::ES256);
+    let house = House::open_with(|config| {
+        let refresh = RefreshPolicy { wait: LONG, timeout: LONG, ..prompt_refresh() };
+        config.providers = vec![fetching(provider("p", issuer.issuer()), &issuer, refresh)];
+    })
+    .await;
+    issuer.hold();
+    let new = issuer.rotate_beside(SigningAlgorithm::ES256);
+    let bearer = format!("Bearer {}", new.sign(&issuer.claims(NOW)));
+    let headers = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/"),
+        (":authority", "localhost"),
+        ("authorization", &bearer),
+    ];
+    let mut sent = [frame(SETTINGS, ACK, 0, &[]), frame(HEADERS, END_HEADERS, 1, &block(&headers))].concat();
+    for _ in 0..BODY / LARGEST_FRAME {
+        sent.extend(frame(DATA, 0, 1, &[b'x'; LARGEST_FRAME]));
+    }
+    let mut connection = house.connect(Kind::Http).await;
+    connection.write_all(&greeting(&[])).await.expect("it is read");
+    // The window of a stream counts once the client knows of it.
+    while http2::next(&mut connection).await.expect("it is open").kind != SETTINGS {}
+    connection.write_all(&sent).await.expect("it is read");
+    issuer.wait_for_held(1).await;
+    let given_back = timeout(Duration::from_secs(20), given_back(&mut connection)).await;
+    assert!(given_back.is_ok(), "what has come is held");
+}

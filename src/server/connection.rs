@@ -46,7 +46,8 @@ const BODY: Duration = Duration::from_millis(100);
 /// What was read of larger headers over HTTP/1.1 is held in a buffer until the connection ends.
 const LARGE_HEAD: usize = 16 * 1024;
 
-/// How long a connection without a request in flight has for its last bytes, once the listener is stopped.
+/// How long a connection without a request in flight has for its last bytes, once the listener is stopped, and how long one
+/// may go on after it was told to go.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 
 /// A connection, and what its requests are answered by.
@@ -97,7 +98,7 @@ impl<D: Door> Connection<D> {
         let builder = builder(door.speaks_http1(), door.max_streams());
         let connection = builder.serve_connection(io, answer);
         tokio::pin!(connection);
-        let (mut stopping, mut leaving) = (false, false);
+        let (mut stopping, mut told_to_go) = (false, None);
         loop {
             tokio::select! {
                 step = step(connection.as_mut(), state) => match step {
@@ -108,12 +109,14 @@ impl<D: Door> Connection<D> {
                     Step::Refused(requests) => {
                         self.count_unread(requests);
                         let patience = state.patience();
-                        if patience != Patience::Left && !leaving {
-                            leaving = true;
+                        if patience != Patience::Left && told_to_go.is_none() {
+                            told_to_go = Some(clock::monotonic());
                             self.count_closed(Overdue::Flood);
                             connection.as_mut().graceful_shutdown();
                         }
-                        if patience == Patience::Over {
+                        // Before it can know, more may come, and requests of others may be in flight.
+                        let knows = told_to_go.is_some_and(|told| told.elapsed() >= LAST_BYTES);
+                        if patience == Patience::Over && knows {
                             break;
                         }
                     }

@@ -8,7 +8,10 @@ use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::house::{House, Kind};
-use crate::http2::{self, ACK, DATA, END_HEADERS, HEADERS, SETTINGS, WINDOW_UPDATE, block, frame, greeting};
+use crate::http2::{
+    self, ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE, block,
+    frame, greeting,
+};
 use crate::support::{NOW, fetching, prompt_refresh, provider};
 
 /// As much of one body as a client may send before it is read.
@@ -33,26 +36,58 @@ async fn given_back(connection: &mut (impl AsyncRead + Unpin)) -> usize {
     given_back
 }
 
-#[tokio::test]
-async fn no_body_is_held_for_a_request_that_waits_at_the_http_door() {
-    let issuer = Issuer::start().await.expect("a free port");
+/// A service whose issuer answers nobody any more, and a token of a key that it has not fetched.
+async fn waiting(issuer: &Issuer) -> (House, String) {
     issuer.rotate(SigningAlgorithm::ES256);
     let house = House::open_with(|config| {
         let refresh = RefreshPolicy { wait: LONG, timeout: LONG, ..prompt_refresh() };
-        config.providers = vec![fetching(provider("p", issuer.issuer()), &issuer, refresh)];
+        config.providers = vec![fetching(provider("p", issuer.issuer()), issuer, refresh)];
     })
     .await;
     issuer.hold();
     let new = issuer.rotate_beside(SigningAlgorithm::ES256);
-    let bearer = format!("Bearer {}", new.sign(&issuer.claims(NOW)));
-    let headers = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", "/"),
-        (":authority", "localhost"),
-        ("authorization", &bearer),
-    ];
-    let mut sent = [frame(SETTINGS, ACK, 0, &[]), frame(HEADERS, END_HEADERS, 1, &block(&headers))].concat();
+    (house, format!("Bearer {}", new.sign(&issuer.claims(NOW))))
+}
+
+/// The headers of a request with this credential.
+fn bearing(credential: &str) -> Vec<u8> {
+    let mut headers = http2::get("/");
+    headers.extend(block(&[("authorization", credential)]));
+    headers
+}
+
+#[tokio::test]
+async fn who_waits_is_answered_although_others_on_the_connection_are_refused_in_a_flood() {
+    let issuer = Issuer::start().await.expect("a free port");
+    let (house, credential) = waiting(&issuer).await;
+    let mut connection = house.connect(Kind::Http).await;
+    let ends = END_HEADERS | END_STREAM;
+    let honest = frame(HEADERS, ends, 1, &bearing(&credential));
+    connection.write_all(&[greeting(&[]), honest].concat()).await.expect("it is read");
+    issuer.wait_for_held(1).await;
+    // What comes before the client can know that it should go: as many as fit into a few segments.
+    tokio::time::pause();
+    let flood =
+        (3..).step_by(2).take(1000).flat_map(|stream| frame(HEADERS, ends, stream, &http2::get("/<")));
+    connection.write_all(&flood.collect::<Vec<u8>>()).await.expect("it is read");
+    let (mut told, mut refused) = (false, 0);
+    while refused < 1000 {
+        let frame = http2::next(&mut connection).await.expect("it is open");
+        told |= frame.kind == GOAWAY;
+        refused += u32::from(frame.kind == RST_STREAM);
+    }
+    assert!(told, "it should go");
+    tokio::time::resume();
+    issuer.release();
+    assert!(http2::answered(&mut connection, 1).await);
+}
+
+#[tokio::test]
+async fn no_body_is_held_for_a_request_that_waits_at_the_http_door() {
+    let issuer = Issuer::start().await.expect("a free port");
+    let (house, credential) = waiting(&issuer).await;
+    let mut sent =
+        [frame(SETTINGS, ACK, 0, &[]), frame(HEADERS, END_HEADERS, 1, &bearing(&credential))].concat();
     for _ in 0..BODY / LARGEST_FRAME {
         sent.extend(frame(DATA, 0, 1, &[b'x'; LARGEST_FRAME]));
     }

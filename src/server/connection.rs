@@ -31,6 +31,12 @@ use crate::clock;
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// So many requests may come and be cancelled before they can be looked at: a client of a proxy that goes away has all of its
+/// requests cancelled in one piece, and the others on the proxy's connection must not pay for that. More than is read at a
+/// time, so that no more than that is held. How many requests may be malformed is not the library's to say, which would
+/// count for as long as the connection lives (see `ConnectionState::patience`).
+const CANCELLED_AT_ONCE: usize = 4096;
+
 /// How often HTTP/2 is pinged, and how long an answer to that may take.
 const PING: Duration = Duration::from_secs(60);
 const PONG: Duration = Duration::from_secs(20);
@@ -220,6 +226,8 @@ fn builder(http1: bool, streams: u32) -> Builder<TokioExecutor> {
         .keep_alive_interval(PING)
         .keep_alive_timeout(PONG)
         .max_concurrent_streams(streams)
+        .max_pending_accept_reset_streams(CANCELLED_AT_ONCE)
+        .max_local_error_reset_streams(None)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MAX_HEAD_BYTES as u32);

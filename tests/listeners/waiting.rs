@@ -68,10 +68,10 @@ async fn who_waits_is_answered_although_others_on_the_connection_are_refused_in_
     // What comes before the client can know that it should go: as many as fit into a few segments.
     tokio::time::pause();
     let flood =
-        (3..).step_by(2).take(1000).flat_map(|stream| frame(HEADERS, ends, stream, &http2::get("/<")));
+        (3..).step_by(2).take(1500).flat_map(|stream| frame(HEADERS, ends, stream, &http2::get("/<")));
     connection.write_all(&flood.collect::<Vec<u8>>()).await.expect("it is read");
     let (mut told, mut refused) = (false, 0);
-    while refused < 1000 {
+    while refused < 1500 {
         let frame = http2::next(&mut connection).await.expect("it is open");
         told |= frame.kind == GOAWAY;
         refused += u32::from(frame.kind == RST_STREAM);

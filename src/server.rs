@@ -11,8 +11,9 @@
 //! - Headers: 512, and 128 KiB of names and values; a request with more is answered 431. Over HTTP/1.1 a head of more than
 //!   16 KiB ends its connection, which else would keep a buffer of that size.
 //! - Bodies over HTTP/1.1, which nobody reads: up to 64 KiB are passed over, and a larger one ends its connection.
-//! - Streams of one connection: `Door::max_streams`. Floods of resets, of CONTINUATION and of empty DATA end the
-//!   connection (by h2), and so do those of other frames that are of no request, and of requests that cannot be answered.
+//! - Streams of one connection: `Door::max_streams`. Floods of CONTINUATION and of empty DATA end the connection (by h2), and
+//!   so do those of other frames that are of no request, and of requests that cannot be answered. Requests that are cancelled
+//!   are borne: a proxy's connection is that of all its clients.
 
 mod accept;
 mod connection;

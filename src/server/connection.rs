@@ -31,6 +31,12 @@ use crate::clock;
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// So many requests may come and be cancelled before they can be looked at: a client of a proxy that goes away has all of its
+/// requests cancelled in one piece, and the others on the proxy's connection must not pay for that. More than is read at a
+/// time, so that no more than that is held. How many requests may be malformed is not the library's to say, which would
+/// count for as long as the connection lives (see `ConnectionState::patience`).
+const CANCELLED_AT_ONCE: usize = 4096;
+
 /// How often HTTP/2 is pinged, and how long an answer to that may take.
 const PING: Duration = Duration::from_secs(60);
 const PONG: Duration = Duration::from_secs(20);
@@ -46,7 +52,8 @@ const BODY: Duration = Duration::from_millis(100);
 /// What was read of larger headers over HTTP/1.1 is held in a buffer until the connection ends.
 const LARGE_HEAD: usize = 16 * 1024;
 
-/// How long a connection without a request in flight has for its last bytes, once the listener is stopped.
+/// How long a connection without a request in flight has for its last bytes, once the listener is stopped, and how long one
+/// may go on after it was told to go.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 
 /// A connection, and what its requests are answered by.
@@ -97,7 +104,7 @@ impl<D: Door> Connection<D> {
         let builder = builder(door.speaks_http1(), door.max_streams());
         let connection = builder.serve_connection(io, answer);
         tokio::pin!(connection);
-        let (mut stopping, mut leaving) = (false, false);
+        let (mut stopping, mut told_to_go) = (false, None);
         loop {
             tokio::select! {
                 step = step(connection.as_mut(), state) => match step {
@@ -108,12 +115,14 @@ impl<D: Door> Connection<D> {
                     Step::Refused(requests) => {
                         self.count_unread(requests);
                         let patience = state.patience();
-                        if patience != Patience::Left && !leaving {
-                            leaving = true;
+                        if patience != Patience::Left && told_to_go.is_none() {
+                            told_to_go = Some(clock::monotonic());
                             self.count_closed(Overdue::Flood);
                             connection.as_mut().graceful_shutdown();
                         }
-                        if patience == Patience::Over {
+                        // Before it can know, more may come, and requests of others may be in flight.
+                        let knows = told_to_go.is_some_and(|told| told.elapsed() >= LAST_BYTES);
+                        if patience == Patience::Over && knows {
                             break;
                         }
                     }
@@ -217,6 +226,8 @@ fn builder(http1: bool, streams: u32) -> Builder<TokioExecutor> {
         .keep_alive_interval(PING)
         .keep_alive_timeout(PONG)
         .max_concurrent_streams(streams)
+        .max_pending_accept_reset_streams(CANCELLED_AT_ONCE)
+        .max_local_error_reset_streams(None)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MAX_HEAD_BYTES as u32);

@@ -32,7 +32,7 @@ const IDLE_FRAMES_A_SECOND: u64 = 100;
 
 /// So many requests that nobody can answer are borne at first, and one more for each so many that could be answered: many
 /// clients may come over a proxy's one connection, and only some of them are hostile. Then it is told to go, and closed
-/// where it goes on.
+/// where it brings so many more after it has had the time to know.
 const REFUSED: u64 = 16;
 const REFUSED_AFTER_LEAVE: u64 = 64;
 const ANSWERED_FOR_EACH: u64 = 8;

@@ -15,6 +15,10 @@ use super::state::ConnectionState;
 /// sees what it refuses, and no answer goes out.
 const AT_A_TIME: u64 = 32;
 
+/// So many bytes of HTTP/1 are read at a time. The library's buffer grows with what one read brings, and stays so large until
+/// the connection ends: requests that come one behind the other would make it larger than any of them is.
+const OF_HTTP1_AT_A_TIME: usize = 4 * 1024;
+
 /// What was accepted.
 #[derive(Debug)]
 pub(super) enum Stream {
@@ -96,7 +100,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        ready!(Pin::new(stream).poll_read(cx, buf))?;
+        if framing.is_http2() {
+            ready!(Pin::new(stream).poll_read(cx, buf))?;
+        } else {
+            let most = buf.remaining().min(OF_HTTP1_AT_A_TIME);
+            let mut some = ReadBuf::new(buf.initialize_unfilled_to(most));
+            ready!(Pin::new(stream).poll_read(cx, &mut some))?;
+            let read = some.filled().len();
+            buf.advance(read);
+        }
         if let Some(bytes) = buf.filled().get(before..).filter(|bytes| !bytes.is_empty()) {
             state.heard(framing, bytes);
         }
@@ -139,5 +151,34 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// How much each read brings of what begins with this and goes on for long.
+    async fn reads(beginning: &[u8]) -> Vec<usize> {
+        let mut sent = beginning.to_vec();
+        sent.resize(beginning.len() + 100_000, 0);
+        let mut watched = Watched::new(&*sent, Arc::new(ConnectionState::new(Arc::default())));
+        let mut room = vec![0; 32 * 1024];
+        let mut reads = Vec::new();
+        while let read @ 1.. = watched.read(&mut room).await.expect("it is in memory") {
+            reads.push(read);
+        }
+        assert_eq!(reads.iter().sum::<usize>(), sent.len(), "nothing is lost");
+        reads
+    }
+
+    #[tokio::test]
+    async fn of_http1_little_is_read_at_a_time_and_of_http2_what_there_is_room_for() {
+        let of_http1 = reads(b"GET / HTTP/1.1\r\n\r\n").await;
+        assert!(of_http1.iter().all(|read| *read <= OF_HTTP1_AT_A_TIME), "{of_http1:?}");
+        let of_http2 = reads(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+        assert!(of_http2.contains(&(32 * 1024)), "{of_http2:?}");
     }
 }

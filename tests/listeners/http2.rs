@@ -44,11 +44,24 @@ pub fn block(headers: &[(&str, &str)]) -> Vec<u8> {
     for (name, value) in headers {
         bytes.push(0);
         for text in [name, value] {
-            assert!(text.len() < 127, "a length of one octet");
-            bytes.push(u8::try_from(text.len()).expect("short"));
+            bytes.extend(length(text.len()));
             bytes.extend(text.as_bytes());
         }
     }
+    bytes
+}
+
+/// A length of a text as it is (RFC 7541 §5.1, with a prefix of 7 bits).
+fn length(length: usize) -> Vec<u8> {
+    let Some(mut rest) = length.checked_sub(127) else {
+        return vec![u8::try_from(length).expect("short")];
+    };
+    let mut bytes = vec![127];
+    while rest >= 128 {
+        bytes.push(0x80 | u8::try_from(rest % 128).expect("seven bits"));
+        rest /= 128;
+    }
+    bytes.push(u8::try_from(rest).expect("seven bits"));
     bytes
 }
 

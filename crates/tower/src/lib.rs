@@ -23,8 +23,20 @@
 //!
 //! # Which request is judged
 //! The one that the client sent: below axum's `nest` the original URI (feature `axum`, on by default); of an absolute-form
-//! target (RFC 9112 §3.2.2) and over HTTP/2 its authority, which then stands in `Host` too, else the one `Host`. Several `Host`
-//! lines, user information in a target and `CONNECT` are refused.
+//! target (RFC 9112 §3.2.2) and over HTTP/2 its authority, which then stands in `Host` too, else the one `Host`. Refused are
+//! several `Host` lines, user information in a target, a target without a path, and `CONNECT`, unless it is a WebSocket's
+//! over HTTP/2 (RFC 8441): that is judged as the GET that it is over HTTP/1.1.
+//!
+//! What is judged has to be what is served. So a path is refused that falls under a rule with its percent-encoding and not
+//! without it, since routers compare paths as they are written; and a URI that a middleware between axum's router and the
+//! layer has rewritten. Rewrite outside of the router, and what is rewritten is judged.
+//!
+//! # Where it comes from
+//! Rules that read `request.source_address` go by [`SourceAddress`], which a layer outside may set, else by axum's
+//! `ConnectInfo<SocketAddr>`, which [`AuthorizationLayer::around_with_connect_info`] provides.
+//!
+//! # Denials
+//! Those of the HTTP doors. A gRPC or gRPC-Web client gets the gRPC status in the headers of a 200, as from a gRPC server.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, unreachable_pub)]
@@ -34,15 +46,19 @@
 mod claims;
 mod request;
 
+use std::fmt;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{Either, Full};
+use portcullis_core::access_request::Caller;
 use portcullis_core::identity::UpstreamChanges;
 use portcullis_core::verdict::DenialResponse;
 use portcullis_engine::clock;
@@ -52,10 +68,15 @@ use portcullis_engine::service::Service;
 pub use claims::Claims;
 
 /// The `door` label of its decisions in metrics and in the log.
-const DOOR: &str = "library";
+const DOOR: &str = "tower";
 
 /// The body of an answer: of a denial, or the service's own.
 pub type AnswerBody<B> = Either<Full<Bytes>, B>;
+
+/// In the extensions of a request, where it comes from. What sets it is outside of the layer, and has to know: a header that
+/// a client can send does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceAddress(pub IpAddr);
 
 /// Puts [`Authorization`] in front of a service.
 #[derive(Clone)]
@@ -72,7 +93,27 @@ impl AuthorizationLayer {
     /// All of these routes, for `axum::serve`: nothing can be added to them that is not behind the layer.
     #[cfg(feature = "axum")]
     pub fn around(&self, routes: axum::Router) -> axum::routing::IntoMakeService<axum::Router> {
-        axum::Router::new().fallback_service(tower::Layer::layer(self, routes)).into_make_service()
+        self.whole(routes).into_make_service()
+    }
+
+    /// The same with `ConnectInfo<C>` in the extensions of each request; of a `SocketAddr` it is the source address too.
+    #[cfg(feature = "axum")]
+    pub fn around_with_connect_info<C>(
+        &self,
+        routes: axum::Router,
+    ) -> axum::extract::connect_info::IntoMakeServiceWithConnectInfo<axum::Router, C> {
+        self.whole(routes).into_make_service_with_connect_info()
+    }
+
+    #[cfg(feature = "axum")]
+    fn whole(&self, routes: axum::Router) -> axum::Router {
+        axum::Router::new().fallback_service(tower::Layer::layer(self, routes))
+    }
+}
+
+impl fmt::Debug for AuthorizationLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthorizationLayer").finish_non_exhaustive()
     }
 }
 
@@ -89,6 +130,12 @@ impl<S> tower::Layer<S> for AuthorizationLayer {
 pub struct Authorization<S> {
     inner: S,
     service: Arc<Service>,
+}
+
+impl<S: fmt::Debug> fmt::Debug for Authorization<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authorization").field("inner", &self.inner).finish_non_exhaustive()
+    }
 }
 
 impl<S, B, R> tower::Service<Request<B>> for Authorization<S>
@@ -130,17 +177,21 @@ async fn judge(service: &Service, parts: &mut http::request::Parts) -> Result<()
     // Nobody but this layer says whose claims they are.
     parts.extensions.remove::<Claims>();
     let arrived = clock::monotonic().into_std();
+    let source = request::source_address(parts);
     let (changes, claims) = {
-        let request = request::describe(parts, arrived);
+        let request = request::describe(parts, source.as_deref(), authorizer.rules(), arrived);
         let decided = authorizer.decide(DOOR, &request).await;
-        let allowed = decided.decision.allowed(authorizer.responses(), request.headers.caller());
-        let allowed = allowed.map_err(|denial| denied(*denial, &parts.method))?;
+        let caller = request.headers.caller();
+        let allowed = decided.decision.allowed(authorizer.responses(), caller);
+        let allowed = allowed.map_err(|denial| denied(*denial, caller, parts))?;
         let provider = decided.decision.record.provider();
         let claims = allowed.claims().zip(provider);
         let claims = claims.map(|(claims, provider)| Claims::new(provider.name.clone(), Arc::clone(claims)));
         (allowed.changes().clone(), claims)
     };
-    change(parts, &changes);
+    if let Err(error) = change(parts, &changes) {
+        return Err(broken(&error).map(Full::new));
+    }
     request::settle_host(parts);
     if let Some(claims) = claims {
         parts.extensions.insert(claims);
@@ -148,21 +199,54 @@ async fn judge(service: &Service, parts: &mut http::request::Parts) -> Result<()
     Ok(())
 }
 
-fn denied(denial: DenialResponse, method: &Method) -> Response<Full<Bytes>> {
-    let response = http_denial::response(denial);
+/// The denial as this caller reads it.
+fn denied(denial: DenialResponse, caller: Caller, parts: &http::request::Parts) -> Response<Full<Bytes>> {
+    let response = match caller {
+        Caller::Http => http_denial::response(denial),
+        Caller::Grpc | Caller::GrpcWeb => {
+            let mut media_types = parts.headers.get_all(CONTENT_TYPE).iter();
+            let media_type = media_types
+                .find(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"application/grpc"));
+            grpc_denial(denial, media_type)
+        }
+    };
     let response = response.map_or_else(|error| broken(&error), |response| response.map(Bytes::from));
     // A client over HTTP/2 is not kept from it (RFC 9110 §9.3.2).
-    response.map(|body| Full::new(if *method == Method::HEAD { Bytes::new() } else { body }))
+    response.map(|body| Full::new(if parts.method == Method::HEAD { Bytes::new() } else { body }))
 }
 
-/// Sets and removes headers. Those of the client came out of this very map, and so their names are some that it has.
-fn change(parts: &mut http::request::Parts, changes: &UpstreamChanges) {
+/// The denial as a gRPC server gives it: the status of the call, and no more than headers ("Trailers-Only"). There is no proxy
+/// that would make it of an HTTP status.
+///
+/// # Errors
+/// As for [`http_denial::response`].
+fn grpc_denial(denial: DenialResponse, media_type: Option<&HeaderValue>) -> http::Result<Response<String>> {
+    let (code, description) = (denial.kind.grpc_code(), denial.description);
+    let mut response = http_denial::response(denial)?;
+    *response.status_mut() = StatusCode::OK;
+    let headers = response.headers_mut();
+    headers.insert("grpc-status", HeaderValue::from(code));
+    headers.insert("grpc-message", HeaderValue::from_static(description));
+    if let Some(media_type) = media_type {
+        headers.insert(CONTENT_TYPE, media_type.clone());
+    }
+    Ok(response)
+}
+
+/// Sets and removes headers, and removes query parameters. Headers of the client came out of this very map, and so their names
+/// are some that it has.
+///
+/// # Errors
+/// What is left of the target is none, and the request is not to be served then.
+fn change(parts: &mut http::request::Parts, changes: &UpstreamChanges) -> http::Result<()> {
+    request::remove_query(parts, &changes.remove_query)?;
     for header in &changes.remove {
         parts.headers.remove(header.as_str());
     }
     for (name, value) in &changes.set {
         parts.headers.insert(name.clone(), value.clone());
     }
+    Ok(())
 }
 
 fn broken(error: &http::Error) -> Response<Bytes> {

@@ -12,7 +12,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use architecture::api::{api_of, file_of, listed};
+use architecture::api::{api_of, file_of, listed, without_example};
 use architecture::sources::{Source, sources_of};
 use architecture::walls::{belongs_to, circles, uses_only};
 
@@ -415,4 +415,14 @@ impl S {
 }
 ";
     assert_eq!(listed(&sources), expected);
+}
+
+#[test]
+fn every_public_item_of_the_layer_has_an_example() {
+    none(without_example(&sources_of("crates/tower")));
+    let lacking =
+        Source::of("a.rs", "/// Docs.\npub fn f() {} pub struct S; impl S { pub fn g() {} fn h() {} }");
+    assert_eq!(without_example(&[lacking]), ["a.rs: f", "a.rs: S", "a.rs: g"]);
+    let has = Source::of("a.rs", "/// ```\n/// f();\n/// ```\npub fn f() {}");
+    assert_eq!(without_example(&[has]), [""; 0]);
 }

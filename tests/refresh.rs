@@ -499,7 +499,7 @@ async fn what_can_be_decided_from_the_keys_in_hand_is_and_the_rest_waits_only_wh
     }
     assert!(!service.metrics().encode().expect("text").contains("other door"), "nothing was decided");
     assert_eq!(house.issuer.key_fetches(), fetched, "and nobody asked for more");
-    let undecided = authorizer.try_decide("door", &new).err().expect("its key is not");
+    let undecided = authorizer.try_decide("door", &new).expect_err("its key is not");
     let (decided, ()) = tokio::join!(undecided.decided(), async {
         house.issuer.wait_for_held(1).await;
         house.issuer.release();

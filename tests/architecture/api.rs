@@ -34,6 +34,46 @@ pub fn file_of(folder: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join("public-api.txt")
 }
 
+/// The public items and methods of these sources whose docs have no example.
+pub fn without_example(sources: &[Source]) -> Vec<String> {
+    let mut lacking = Vec::new();
+    for source in sources {
+        let file = syn::parse_file(&source.text).unwrap_or_else(|error| panic!("{}: {error}", source.file));
+        let mut look = |name: String, visibility: &Visibility, attributes: &[Attribute]| {
+            if is_public(visibility) && !has_example(attributes) {
+                lacking.push(format!("{}: {name}", source.file));
+            }
+        };
+        for item in &file.items {
+            match item {
+                Item::Fn(item) => look(item.sig.ident.to_string(), &item.vis, &item.attrs),
+                Item::Struct(item) => look(item.ident.to_string(), &item.vis, &item.attrs),
+                Item::Enum(item) => look(item.ident.to_string(), &item.vis, &item.attrs),
+                Item::Trait(item) => look(item.ident.to_string(), &item.vis, &item.attrs),
+                Item::Type(item) => look(item.ident.to_string(), &item.vis, &item.attrs),
+                Item::Impl(block) => {
+                    for item in &block.items {
+                        if let ImplItem::Fn(item) = item {
+                            look(item.sig.ident.to_string(), &item.vis, &item.attrs);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    lacking
+}
+
+fn has_example(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|attribute| match &attribute.meta {
+        syn::Meta::NameValue(pair) if pair.path.is_ident("doc") => {
+            matches!(&pair.value, syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) if text.value().trim() == "```")
+        }
+        _ => false,
+    })
+}
+
 struct Api {
     modules: BTreeMap<Vec<String>, Vec<Item>>,
     /// The types and traits that were listed.

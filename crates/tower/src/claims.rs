@@ -28,16 +28,40 @@ impl Claims {
     }
 
     /// The name of the provider whose token it was.
+    ///
+    /// ```
+    /// # use portcullis_tower::Claims;
+    /// fn is_of_staff(claims: &Claims) -> bool {
+    ///     claims.provider() == "staff"
+    /// }
+    /// # let _ = is_of_staff;
+    /// ```
     pub fn provider(&self) -> &str {
         &self.provider
     }
 
     /// `sub` (RFC 7519 §4.1.2), where it is there and a text.
+    ///
+    /// ```
+    /// # use portcullis_tower::Claims;
+    /// fn greeting(claims: &Claims) -> String {
+    ///     format!("hello {}", claims.subject().unwrap_or("stranger"))
+    /// }
+    /// # let _ = greeting;
+    /// ```
     pub fn subject(&self) -> Option<&str> {
         self.get("sub")?.as_str()
     }
 
     /// The value of a claim; `None` where there is none of this name.
+    ///
+    /// ```
+    /// # use portcullis_tower::Claims;
+    /// fn tenant(claims: &Claims) -> Option<&str> {
+    ///     claims.get("tenant_id")?.as_str()
+    /// }
+    /// # let _ = tenant;
+    /// ```
     pub fn get(&self, name: &str) -> Option<&Json> {
         self.claims.member(name)
     }

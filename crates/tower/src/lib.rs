@@ -71,14 +71,49 @@ pub use claims::Claims;
 const DOOR: &str = "tower";
 
 /// The body of an answer: of a denial, or the service's own.
+///
+/// ```
+/// use http::Response;
+/// use portcullis_tower::AnswerBody;
+///
+/// fn is_denial<B>(answer: &Response<AnswerBody<B>>) -> bool {
+///     matches!(answer.body(), AnswerBody::Left(_))
+/// }
+/// # let _ = is_denial::<String>;
+/// ```
 pub type AnswerBody<B> = Either<Full<Bytes>, B>;
 
 /// In the extensions of a request, where it comes from. What sets it is outside of the layer, and has to know: a header that
 /// a client can send does not.
+///
+/// ```
+/// use std::net::IpAddr;
+///
+/// use portcullis_tower::SourceAddress;
+///
+/// fn came_from<B>(mut request: http::Request<B>, client: IpAddr) -> http::Request<B> {
+///     request.extensions_mut().insert(SourceAddress(client));
+///     request
+/// }
+/// # let _ = came_from::<()>;
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceAddress(pub IpAddr);
 
 /// Puts [`Authorization`] in front of a service.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use portcullis_engine::service::Service;
+/// use portcullis_tower::{Authorization, AuthorizationLayer};
+/// use tower::Layer;
+///
+/// fn guarded<S>(inner: S, service: Arc<Service>) -> Authorization<S> {
+///     AuthorizationLayer::new(service).layer(inner)
+/// }
+/// # let _ = guarded::<()>;
+/// ```
 #[derive(Clone)]
 pub struct AuthorizationLayer {
     service: Arc<Service>,
@@ -86,17 +121,52 @@ pub struct AuthorizationLayer {
 
 impl AuthorizationLayer {
     /// Requests are judged by this service.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use portcullis_config::Config;
+    /// use portcullis_engine::clock::Clock;
+    /// use portcullis_engine::service::Service;
+    /// use portcullis_tower::AuthorizationLayer;
+    ///
+    /// # async fn layer(text: &str) -> Result<AuthorizationLayer, Box<dyn std::error::Error>> {
+    /// let config = Config::parse(text, &|_| None)?;
+    /// let layer = AuthorizationLayer::new(Arc::new(Service::start(&config, Clock::System)?));
+    /// # Ok(layer)
+    /// # }
+    /// ```
     pub fn new(service: Arc<Service>) -> Self {
         Self { service }
     }
 
     /// All of these routes, for `axum::serve`: nothing can be added to them that is not behind the layer.
+    ///
+    /// ```
+    /// use axum::Router;
+    /// use portcullis_tower::AuthorizationLayer;
+    ///
+    /// # async fn serve(layer: AuthorizationLayer, listener: tokio::net::TcpListener, routes: Router) -> std::io::Result<()> {
+    /// axum::serve(listener, layer.around(routes)).await
+    /// # }
+    /// ```
     #[cfg(feature = "axum")]
     pub fn around(&self, routes: axum::Router) -> axum::routing::IntoMakeService<axum::Router> {
         self.whole(routes).into_make_service()
     }
 
     /// The same with `ConnectInfo<C>` in the extensions of each request; of a `SocketAddr` it is the source address too.
+    ///
+    /// ```
+    /// use std::net::SocketAddr;
+    ///
+    /// use axum::Router;
+    /// use portcullis_tower::AuthorizationLayer;
+    ///
+    /// # async fn serve(layer: AuthorizationLayer, listener: tokio::net::TcpListener, routes: Router) -> std::io::Result<()> {
+    /// axum::serve(listener, layer.around_with_connect_info::<SocketAddr>(routes)).await
+    /// # }
+    /// ```
     #[cfg(feature = "axum")]
     pub fn around_with_connect_info<C>(
         &self,
@@ -125,7 +195,21 @@ impl<S> tower::Layer<S> for AuthorizationLayer {
     }
 }
 
-/// A service that only allowed requests reach; all others it answers with their denial.
+/// A service that only allowed requests reach; all others it answers with their denial. Made by [`AuthorizationLayer`].
+///
+/// ```
+/// use portcullis_tower::{Authorization, AuthorizationLayer};
+/// use tower::Layer;
+///
+/// struct Gateway<S> {
+///     routes: Authorization<S>,
+/// }
+///
+/// fn gateway<S>(routes: S, layer: &AuthorizationLayer) -> Gateway<S> {
+///     Gateway { routes: layer.layer(routes) }
+/// }
+/// # let _ = gateway::<()>;
+/// ```
 #[derive(Clone)]
 pub struct Authorization<S> {
     inner: S,

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use http::header::{CACHE_CONTROL, HOST};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderName, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use crate::access_request::{AccessRequest, ClaimHeaders, Headers, Removal};
@@ -89,37 +89,47 @@ impl HttpDoor {
 
 /// The headers in which a proxy describes the client's request.
 struct Dialect {
-    method: &'static str,
-    uri: &'static str,
-    host: &'static str,
+    method: HeaderName,
+    uri: HeaderName,
+    host: HeaderName,
     /// All of them but Host, which is everybody's.
-    own: &'static [&'static str],
+    own: &'static [HeaderName],
     /// What the log says where one is missing or came twice.
     flaw: &'static str,
 }
 
-const NGINX: Dialect = Dialect {
-    method: "x-original-method",
-    uri: "x-original-uri",
-    host: "host",
-    own: &["x-original-method", "x-original-uri"],
+const ORIGINAL_METHOD: HeaderName = HeaderName::from_static("x-original-method");
+const ORIGINAL_URI: HeaderName = HeaderName::from_static("x-original-uri");
+const FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
+const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+static ORIGINAL: [HeaderName; 2] = [ORIGINAL_METHOD, ORIGINAL_URI];
+static FORWARDED_ONES: [HeaderName; 4] = [FORWARDED_METHOD, FORWARDED_URI, FORWARDED_HOST, FORWARDED_PROTO];
+
+static NGINX: Dialect = Dialect {
+    method: ORIGINAL_METHOD,
+    uri: ORIGINAL_URI,
+    host: HOST,
+    own: &ORIGINAL,
     flaw: "X-Original-Method and X-Original-URI must each come once, and Host at most once: set them as in deploy/nginx",
 };
 
-const FORWARDED: Dialect = Dialect {
-    method: "x-forwarded-method",
-    uri: "x-forwarded-uri",
-    host: "x-forwarded-host",
-    own: &["x-forwarded-method", "x-forwarded-uri", "x-forwarded-host", "x-forwarded-proto"],
+static FORWARDED: Dialect = Dialect {
+    method: FORWARDED_METHOD,
+    uri: FORWARDED_URI,
+    host: FORWARDED_HOST,
+    own: &FORWARDED_ONES,
     flaw: "X-Forwarded-Method and X-Forwarded-Uri must each come once, and X-Forwarded-Host at most once: set them as in \
            deploy/",
 };
 
 /// How the proxy of a profile tells of the client's request; `None` where it is the request itself.
-fn dialect(profile: Profile) -> Option<Dialect> {
+fn dialect(profile: Profile) -> Option<&'static Dialect> {
     match profile {
-        Profile::Nginx => Some(NGINX),
-        Profile::Haproxy | Profile::Caddy | Profile::Traefik => Some(FORWARDED),
+        Profile::Nginx => Some(&NGINX),
+        Profile::Haproxy | Profile::Caddy | Profile::Traefik => Some(&FORWARDED),
         Profile::Envoy => None,
     }
 }
@@ -127,7 +137,7 @@ fn dialect(profile: Profile) -> Option<Dialect> {
 /// Whether this is a question about another request, and not one that a proxy passes on to this door.
 fn is_described<B>(profile: Profile, request: &Request<B>) -> bool {
     dialect(profile).is_none_or(|dialect| {
-        request.headers().contains_key(dialect.method) || request.headers().contains_key(dialect.uri)
+        request.headers().contains_key(&dialect.method) || request.headers().contains_key(&dialect.uri)
     })
 }
 
@@ -147,10 +157,10 @@ fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRe
             ..AccessRequest::new(method, host, path, headers, arrived)
         };
     };
-    let told = [dialect.method, dialect.uri].map(|name| headers.only(name));
+    let told = [&dialect.method, &dialect.uri].map(|name| headers.only(name.as_str()));
     // A request of HTTP/1.0 may have no host; then it matches none.
-    let host = headers.only(dialect.host);
-    let hosts_differ = host.is_none() && headers.all(dialect.host).next().is_some();
+    let host = headers.only(dialect.host.as_str());
+    let hosts_differ = host.is_none() && headers.all(dialect.host.as_str()).next().is_some();
     let flaw = (hosts_differ || told.iter().any(Option::is_none)).then_some(dialect.flaw);
     let [method, path] = told.map(Option::unwrap_or_default);
     let host = host.unwrap_or_default();

@@ -5,6 +5,8 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use http::HeaderName;
+
 /// What a header holds besides its text, here and in a door's own list: six pointers and as many lengths.
 const HEADER_OVERHEAD: usize = 96;
 
@@ -39,8 +41,8 @@ pub struct AccessRequest<'a> {
     pub removal: Removal,
     /// What becomes of claim headers that the client itself sent.
     pub claim_headers: ClaimHeaders,
-    /// The headers in which the proxy itself speaks to the door, in lower case: it overwrites the client's.
-    pub of_the_proxy: &'static [&'static str],
+    /// The headers in which the proxy itself speaks to the door: it overwrites the client's.
+    pub of_the_proxy: &'static [HeaderName],
 }
 
 impl<'a> AccessRequest<'a> {

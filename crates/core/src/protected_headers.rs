@@ -137,25 +137,25 @@ impl ProtectedHeaders {
 
     /// What a header of this name is; `None` where it may pass. `of_the_proxy` are those in which the door's own proxy
     /// speaks.
-    pub fn kind_of(&self, name: &[u8], of_the_proxy: &[&str]) -> Option<Protected> {
-        let is = |known: &&str| name.eq_ignore_ascii_case(known.as_bytes());
-        let is_named = |names: &'_ [HeaderName]| names.iter().any(|known| is(&known.as_str()));
+    pub fn kind_of(&self, name: &[u8], of_the_proxy: &[HeaderName]) -> Option<Protected> {
+        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+        let is_named = |names: &'_ [HeaderName]| names.iter().any(|known| is(known.as_str()));
         if is_named(&self.claims) {
             return Some(Protected::Claim);
         }
-        if of_the_proxy.iter().any(is) {
+        if is_named(of_the_proxy) {
             return None;
         }
         // Before those that are read: a condition that reads one makes no client's word of the host true.
         if is_named(&self.overrides) {
             return Some(Protected::Override);
         }
-        if self.read.iter().any(|known| is(&known.as_str())) {
+        if self.read.iter().any(|known| is(known)) {
             return None;
         }
-        let named = self.claims.iter().chain(&self.overrides).map(HeaderName::as_str);
-        let all = named.chain(self.read.iter().map(String::as_str));
-        let is_alike = all.chain(of_the_proxy.iter().copied()).any(|known| alike(name, known));
+        let named = self.claims.iter().chain(&self.overrides).chain(of_the_proxy).map(HeaderName::as_str);
+        let mut all = named.chain(self.read.iter().map(String::as_str));
+        let is_alike = all.any(|known| alike(name, known));
         let is_folded = || name.iter().any(|byte| !byte.is_ascii_alphanumeric() && *byte != b'-');
         (is_alike || (self.reads_all && is_folded())).then_some(Protected::LookAlike)
     }
@@ -180,7 +180,7 @@ impl ProtectedHeaders {
                     .read
                     .iter()
                     .map(String::as_str)
-                    .chain(request.of_the_proxy.iter().copied())
+                    .chain(request.of_the_proxy.iter().map(HeaderName::as_str))
                     .any(|known| item.eq_ignore_ascii_case(known.as_bytes()))
         };
         if ["connection", "proxy-connection"].into_iter().any(|name| items(request, name).any(is_ours)) {
@@ -239,6 +239,8 @@ mod tests {
     use crate::access_request::tests::arrived;
     use crate::rules::condition::Condition;
     use crate::rules::{Effect, Match, PathPattern, Requirements, Rule};
+
+    static OF_THE_PROXY: [HeaderName; 1] = [HeaderName::from_static("x-original-uri")];
 
     fn rule(matches: Match, condition: Option<&str>) -> Rule {
         let condition = condition.map(|source| Condition::compile(source).expect("a condition"));
@@ -325,7 +327,7 @@ mod tests {
             ("x-other", None, None),
             ("x_other", None, None),
         ] {
-            let kind = |protected: &ProtectedHeaders| protected.kind_of(name.as_bytes(), &["x-original-uri"]);
+            let kind = |protected: &ProtectedHeaders| protected.kind_of(name.as_bytes(), &OF_THE_PROXY);
             assert_eq!((kind(&everything), kind(&nothing)), (with_rules, without), "{name}");
         }
     }
@@ -364,7 +366,7 @@ mod tests {
         ] {
             let headers = [(name.as_bytes(), value.as_bytes())].into_iter().collect();
             let mut request = AccessRequest::new(b"GET", b"api.example.com", b"/", headers, arrived());
-            request.of_the_proxy = &["x-original-uri"];
+            request.of_the_proxy = &OF_THE_PROXY;
             let checked = protected(Vec::new()).check_connection(&request);
             assert_eq!(checked.is_ok(), expected, "{name}: {value}");
         }

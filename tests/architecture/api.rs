@@ -119,7 +119,9 @@ impl Api {
         let (name, from) = path.split_last().expect("a path has a name");
         let from: Vec<String> = match from.split_first() {
             Some((first, rest)) if first == "self" => module.iter().chain(rest).cloned().collect(),
-            Some((first, _)) if self.modules.contains_key(&[module, &[first.clone()]].concat()) => {
+            Some((first, _))
+                if self.modules.contains_key(&[module, std::slice::from_ref(first)].concat()) =>
+            {
                 module.iter().chain(from).cloned().collect()
             }
             Some((first, rest)) if first == "crate" => rest.to_vec(),

@@ -228,7 +228,8 @@ async fn keys_are_fetched_as_at_the_start_and_a_snapshot_counts_while_the_issuer
     let service =
         Service::start(&config_of_serve, Clock::Fixed(UnixTime::from_secs(NOW))).expect("no file is needed");
     let is_written = async {
-        while written() == 0 {
+        // Under its own name: before that it is a part of one.
+        while !snapshots.join("p.json").exists() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

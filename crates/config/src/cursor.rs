@@ -9,6 +9,19 @@ use super::document::{Member, Node, Value, expand, plain_json, variables};
 use super::error::{ConfigError, Position, member_path};
 use super::{IssuerHttp, TlsFiles};
 
+/// What was wrong was reported, and there is nothing in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reported(());
+
+/// A value, or the proof that what was wrong with it was reported.
+pub(super) type Read<T> = Result<T, Reported>;
+
+/// All of them, or none; every one is read.
+pub(super) fn all<T>(read: impl IntoIterator<Item = Read<T>>) -> Read<Vec<T>> {
+    let read: Vec<Read<T>> = read.into_iter().collect();
+    read.into_iter().collect()
+}
+
 /// What one reading collects.
 pub(super) struct Findings<'e> {
     variable: &'e dyn Fn(&str) -> Option<String>,
@@ -78,11 +91,11 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reports a problem with this value, unless it was refused as YAML already.
-    pub(super) fn refuse<T>(&self, message: impl Into<String>) -> Option<T> {
+    pub(super) fn refuse<T>(&self, message: impl Into<String>) -> Read<T> {
         if self.node.value != Value::Refused {
             self.report(self.node.at, self.path.clone(), self.without_variables(message.into()));
         }
-        None
+        Err(Reported(()))
     }
 
     /// The message, unless it quotes what a variable of the environment holds: that may be a secret.
@@ -132,9 +145,9 @@ impl<'a> Cursor<'a> {
     }
 
     /// A scalar's text after expansion; what is empty, `null` or `~` without quotes is a value left out.
-    pub(super) fn text(&self) -> Option<String> {
+    pub(super) fn text(&self) -> Read<String> {
         match self.peek_text() {
-            Ok(text) => Some(text),
+            Ok(text) => Ok(text),
             Err(message) => self.refuse(message),
         }
     }
@@ -151,35 +164,36 @@ impl<'a> Cursor<'a> {
         Ok(text)
     }
 
-    fn unquoted(&self, wanted: &str) -> Option<String> {
+    fn unquoted(&self, wanted: &str) -> Read<String> {
         let text = self.text()?;
         match self.node.value {
-            Value::Scalar { plain: true, .. } => Some(text),
+            Value::Scalar { plain: true, .. } => Ok(text),
             _ => self.refuse(format!("{wanted} is expected, without quotes")),
         }
     }
 
-    pub(super) fn boolean(&self) -> Option<bool> {
+    pub(super) fn boolean(&self) -> Read<bool> {
         match self.unquoted("`true` or `false`")?.as_str() {
-            "true" => Some(true),
-            "false" => Some(false),
+            "true" => Ok(true),
+            "false" => Ok(false),
             _ => self.refuse("expected `true` or `false`"),
         }
     }
 
-    pub(super) fn integer(&self, least: u64, most: u64) -> Option<u64> {
+    pub(super) fn integer(&self, least: u64, most: u64) -> Read<u64> {
         match self.unquoted("a number")?.parse::<u64>() {
-            Ok(number) if (least..=most).contains(&number) => Some(number),
+            Ok(number) if (least..=most).contains(&number) => Ok(number),
             _ => self.refuse(format!("expected a whole number from {least} to {most}")),
         }
     }
 
     /// A whole number of things that are counted.
-    pub(super) fn count(&self, least: u32, most: u32) -> Option<usize> {
-        usize::try_from(self.integer(least.into(), most.into())?).ok()
+    pub(super) fn count(&self, least: u32, most: u32) -> Read<usize> {
+        // Bounded by a number of 32 bits.
+        self.integer(least.into(), most.into()).map(|number| usize::try_from(number).unwrap_or(usize::MAX))
     }
 
-    pub(super) fn duration(&self, least: Duration, most: Duration) -> Option<Duration> {
+    pub(super) fn duration(&self, least: Duration, most: Duration) -> Read<Duration> {
         let text = self.text()?;
         let Some(duration) = parse_duration(&text) else {
             return self.refuse("expected a duration with its unit: 250ms, 30s, 5m or 24h");
@@ -188,10 +202,10 @@ impl<'a> Cursor<'a> {
             let (least, most) = (show_duration(least), show_duration(most));
             return self.refuse(format!("expected a duration from {least} to {most}"));
         }
-        Some(duration)
+        Ok(duration)
     }
 
-    pub(super) fn bytes(&self, least: usize, most: usize) -> Option<usize> {
+    pub(super) fn bytes(&self, least: usize, most: usize) -> Read<usize> {
         let text = self.text()?;
         let Some(bytes) = parse_bytes(&text) else {
             return self.refuse("expected a size: 512B, 16KiB, 1MiB, or a number of bytes");
@@ -199,14 +213,14 @@ impl<'a> Cursor<'a> {
         if !(least..=most).contains(&bytes) {
             return self.refuse(format!("expected a size from {least} to {most} bytes"));
         }
-        Some(bytes)
+        Ok(bytes)
     }
 
     /// One of these words.
-    pub(super) fn one_of<T: Copy>(&self, choices: &[(&str, T)]) -> Option<T> {
+    pub(super) fn one_of<T: Clone>(&self, choices: &[(&str, T)]) -> Read<T> {
         let text = self.text()?;
         match choices.iter().find(|(name, _)| *name == text) {
-            Some((_, value)) => Some(*value),
+            Some((_, value)) => Ok(value.clone()),
             None => {
                 let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
                 self.refuse(format!("expected one of: {}", names.join(", ")))
@@ -215,16 +229,16 @@ impl<'a> Cursor<'a> {
     }
 
     /// A file's path; whether it can be read is found out later.
-    pub(super) fn file(&self) -> Option<PathBuf> {
+    pub(super) fn file(&self) -> Read<PathBuf> {
         let file = PathBuf::from(self.text()?);
-        let Value::Scalar { text: written, .. } = &self.node.value else { return None };
+        let Value::Scalar { text: written, .. } = &self.node.value else { return Ok(file) };
         self.findings.files.borrow_mut().push(NamedFile {
             at: self.node.at,
             path: self.path.clone(),
             file: file.clone(),
             written: written.clone(),
         });
-        Some(file)
+        Ok(file)
     }
 
     /// These files of a listener stand here, whatever is wrong elsewhere.
@@ -238,52 +252,46 @@ impl<'a> Cursor<'a> {
     }
 
     /// The elements of a list.
-    pub(super) fn elements(&self) -> Option<Vec<Cursor<'a>>> {
+    pub(super) fn elements(&self) -> Read<Vec<Cursor<'a>>> {
         let Value::Sequence(nodes) = &self.node.value else {
             return self.refuse("a list is expected here");
         };
         let element =
             |(i, node)| Cursor { node, path: format!("{}[{i}]", self.path), findings: self.findings };
-        Some(nodes.iter().enumerate().map(element).collect())
-    }
-
-    /// A list of texts, none of them twice; `empty` says what to do about a list of none.
-    pub(super) fn texts(&self, empty: &str) -> Option<Vec<String>> {
-        self.list(empty, Self::text, |a, b| a == b)
+        Ok(nodes.iter().enumerate().map(element).collect())
     }
 
     /// A list without two elements that are the `same`; `empty` says what to do about a list of none.
     pub(super) fn list<T>(
         &self,
         empty: &str,
-        read: impl Fn(&Cursor<'a>) -> Option<T>,
+        read: impl Fn(&Cursor<'a>) -> Read<T>,
         same: impl Fn(&T, &T) -> bool,
-    ) -> Option<Vec<T>> {
+    ) -> Read<Vec<T>> {
         let elements = self.elements()?;
         if elements.is_empty() {
             return self.refuse(empty);
         }
-        let items: Vec<Option<T>> = elements.iter().map(read).collect();
-        let mut repeated = false;
+        let items: Vec<Read<T>> = elements.iter().map(read).collect();
+        let mut unique = Ok(());
         for (i, (element, item)) in elements.iter().zip(&items).enumerate() {
-            let Some(item) = item else { continue };
+            let Ok(item) = item else { continue };
             if items.iter().take(i).flatten().any(|earlier| same(earlier, item)) {
-                element.refuse::<()>("stands in the list a second time: keep one");
-                repeated = true;
+                unique = element.refuse("stands in the list a second time: keep one");
             }
         }
-        if repeated { None } else { items.into_iter().collect() }
+        unique?;
+        items.into_iter().collect()
     }
 
     /// Every element of a list, which may be empty.
-    pub(super) fn each<T>(&self, read: impl Fn(&Cursor<'a>) -> Option<T>) -> Option<Vec<T>> {
-        let items: Vec<Option<T>> = self.elements()?.iter().map(read).collect();
-        items.into_iter().collect()
+    pub(super) fn each<T>(&self, read: impl Fn(&Cursor<'a>) -> Read<T>) -> Read<Vec<T>> {
+        all(self.elements()?.iter().map(read))
     }
 
     /// The members of a mapping, of which `known` are read now and `later` belong to later versions.
     /// Any other key is reported.
-    pub(super) fn mapping(&self, known: &[&str], later: &[&str]) -> Option<Mapping<'a>> {
+    pub(super) fn mapping(&self, known: &[&str], later: &[&str]) -> Read<Mapping<'a>> {
         for Member { key, at, .. } in self.members()? {
             let path = member_path(&self.path, key);
             if later.contains(&key.as_str()) {
@@ -301,49 +309,46 @@ impl<'a> Cursor<'a> {
                 self.report(*at, path, message);
             }
         }
-        Some(Mapping { cursor: self.clone() })
+        Ok(Mapping { cursor: self.clone() })
     }
 
     /// The members of a mapping whose keys are the user's own.
-    pub(super) fn entries(&self) -> Option<Vec<Entry<'a>>> {
+    pub(super) fn entries(&self) -> Read<Vec<Entry<'a>>> {
         let entry = |member: &'a Member| {
             let entry = Entry { key: &member.key, at: member.at, value: self.member(member) };
             if entry.key.contains("${") {
-                entry.refuse_key::<()>("only values are expanded: a key must not have `${` in it");
+                return entry.refuse_key("only values are expanded: a key must not have `${` in it");
             }
-            entry
+            Ok(entry)
         };
-        Some(self.members()?.iter().map(entry).collect())
+        all(self.members()?.iter().map(entry))
     }
 
     /// The value as JSON. What is not quoted and reads as JSON's null, boolean or number is one.
-    pub(super) fn json(&self) -> Option<serde_json::Value> {
+    pub(super) fn json(&self) -> Read<serde_json::Value> {
         match &self.node.value {
-            Value::Sequence(_) => Some(self.each(Cursor::json)?.into()),
+            Value::Sequence(_) => Ok(self.each(Cursor::json)?.into()),
             Value::Mapping(_) => {
-                let members: Vec<Option<(String, serde_json::Value)>> = self
-                    .entries()?
-                    .into_iter()
-                    .map(|Entry { key, value, .. }| Some((key.to_owned(), value.json()?)))
-                    .collect();
-                members.into_iter().collect()
+                let member = |Entry { key, value, .. }| Ok((key.to_owned(), value.json()?));
+                Ok(all(self.entries()?.into_iter().map(member))?.into_iter().collect())
             }
             Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "null" | "~") => {
-                Some(serde_json::Value::Null)
+                Ok(serde_json::Value::Null)
             }
-            Value::Scalar { text, .. } if text.is_empty() => Some(text.as_str().into()),
+            Value::Scalar { text, .. } if text.is_empty() => Ok(text.as_str().into()),
             Value::Scalar { plain, .. } => {
                 let text = self.text()?;
                 let typed = if *plain { plain_json(&text) } else { None };
-                Some(typed.unwrap_or_else(|| text.into()))
+                Ok(typed.unwrap_or_else(|| text.into()))
             }
-            Value::Refused => None,
+            // Reported by whoever read the YAML.
+            Value::Refused => Err(Reported(())),
         }
     }
 
-    fn members(&self) -> Option<&'a [Member]> {
+    fn members(&self) -> Read<&'a [Member]> {
         match &self.node.value {
-            Value::Mapping(members) => Some(members),
+            Value::Mapping(members) => Ok(members),
             _ => self.refuse("a mapping is expected here"),
         }
     }
@@ -363,9 +368,9 @@ pub(super) struct Entry<'a> {
 
 impl Entry<'_> {
     /// Reports a problem with the key.
-    pub(super) fn refuse_key<T>(&self, message: impl Into<String>) -> Option<T> {
+    pub(super) fn refuse_key<T>(&self, message: impl Into<String>) -> Read<T> {
         self.value.report(self.at, self.value.path.clone(), message.into());
-        None
+        Err(Reported(()))
     }
 }
 
@@ -397,37 +402,44 @@ impl<'a> Mapping<'a> {
     }
 
     /// The value of a key that must be there.
-    pub(super) fn need(&self, key: &str, why: &str) -> Option<Cursor<'a>> {
+    pub(super) fn need(&self, key: &str, why: &str) -> Read<Cursor<'a>> {
         match self.get(key) {
             None => self.cursor.refuse(format!("`{key}` is missing: {why}")),
-            found => found,
+            Some(found) => Ok(found),
         }
     }
 
-    /// Reads a key that may be left out. `None` only where it is there and wrong.
-    pub(super) fn optional<T>(
-        &self,
-        key: &str,
-        read: impl FnOnce(Cursor<'a>) -> Option<T>,
-    ) -> Option<Option<T>> {
-        match self.get(key) {
-            None => Some(None),
-            Some(cursor) => read(cursor).map(Some),
-        }
+    /// Reads a key that may be left out.
+    pub(super) fn optional<T>(&self, key: &str, read: impl FnOnce(Cursor<'a>) -> Read<T>) -> Read<Option<T>> {
+        self.get(key).map(read).transpose()
     }
 
     /// Reads a key that has a default.
     pub(super) fn or<T>(
         &self,
         key: &str,
-        default: T,
-        read: impl FnOnce(Cursor<'a>) -> Option<T>,
-    ) -> Option<T> {
-        self.optional(key, read).map(|value| value.unwrap_or(default))
+        default: impl FnOnce() -> T,
+        read: impl FnOnce(Cursor<'a>) -> Read<T>,
+    ) -> Read<T> {
+        Ok(self.optional(key, read)?.unwrap_or_else(default))
     }
 
-    pub(super) fn refuse<T>(&self, message: impl Into<String>) -> Option<T> {
+    /// Reports a problem with this key, or with the mapping where it is not there.
+    pub(super) fn refuse_at<T>(&self, key: &str, message: impl Into<String>) -> Read<T> {
+        match self.get(key) {
+            Some(cursor) => cursor.refuse(message),
+            None => self.cursor.refuse(message),
+        }
+    }
+
+    /// Reports a problem with the mapping.
+    pub(super) fn refuse<T>(&self, message: impl Into<String>) -> Read<T> {
         self.cursor.refuse(message)
+    }
+
+    /// The mapping itself.
+    pub(super) fn cursor(&self) -> &Cursor<'a> {
+        &self.cursor
     }
 }
 

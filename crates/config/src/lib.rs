@@ -18,15 +18,18 @@ mod cursor;
 mod dangers;
 mod document;
 mod error;
+mod forms;
+mod general;
 mod keys;
 mod listen;
-mod print;
 mod providers;
 mod read;
 mod realms;
 mod responses;
 mod rules;
 mod schema;
+mod section;
+mod yaml;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -45,7 +48,7 @@ pub use changes::Change;
 pub use cursor::parse_duration;
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use read::{Examined, MAX_FILE_BYTES};
-pub use schema::json_schema_text;
+pub use schema::{json_schema_text, reference_text};
 
 pub use portcullis_engine::authorizer::{
     AllowedRealms, KeySource, Limits, ProviderConfig, RealmKeys, Realms, Template,

@@ -7,7 +7,9 @@ use url::Url;
 
 use portcullis_core::access_request::ClaimHeaders;
 
-use super::cursor::{Cursor, Mapping};
+use super::cursor::{Cursor, Mapping, Read};
+use super::forms::{Each, FILE, List, OneOr, Short, Sub, Text, Words, equal, shown};
+use super::section::section;
 use super::{AdminListener, BindAddress, GrpcListener, HttpListener, Listen, Profile, TlsFiles};
 
 /// A socket's path has to fit into a `sockaddr_un` with its final NUL (`man 7 unix`).
@@ -16,26 +18,134 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// The longest name of a host (RFC 1035 §2.3.4).
 const MAX_HOST_BYTES: usize = 253;
 
-pub(super) fn read_listen(cursor: Cursor<'_>) -> Option<Listen> {
-    let mapping = cursor.mapping(&["ext_authz", "forward_auth", "admin"], &[])?;
-    let ext_authz = mapping
-        .need("ext_authz", "the address of the gRPC door")
-        .and_then(|cursor| read_grpc_listeners(&cursor));
-    let admin = mapping.optional("admin", |cursor| read_admin(&cursor));
-    let forward_auth = mapping.or("forward_auth", Vec::new(), |cursor| {
-        if cursor.is_list() {
-            cursor.each(read_http_listener)
-        } else {
-            Some(vec![read_http_listener(&cursor)?])
+section! {
+    /// Where the service listens.
+    "Listen": Listen, checked refuse_shared_addresses {
+        /// gRPC for Envoy.
+        ext_authz: OneOr { one: GRPC, list: GRPC_LIST }, required("the address of the gRPC door");
+        /// HTTP for other proxies. Left out: off.
+        forward_auth: OneOr { one: HTTP, list: Each(HTTP) }, unless(Vec::new());
+        /// For operators: /livez, /readyz, /metrics, /keys. Left out: off.
+        admin: Short { read: read_admin_address, words: "`host:port`" }, optional;
+    }
+}
+
+const GRPC: Short<GrpcListener> = Short { read: read_grpc_address, words: "`host:port` or `unix:/path`" };
+const GRPC_LIST: List<Short<GrpcListener>> = List {
+    of: GRPC,
+    empty: "at least one address of the gRPC door is needed",
+    same: |one, other| same_place(&one.address, &other.address),
+};
+const HTTP: Sub<HttpListener> = Sub::NEW;
+
+section! {
+    /// A gRPC listener.
+    "GrpcListener": GrpcListener,
+    read through GrpcDraft by make_grpc,
+    printed through GrpcShown by show_grpc {
+        /// `host:port` or `unix:/path`.
+        address: BindAddress = BIND_ADDRESS, required("`host:port` or `unix:/path`");
+        /// TLS; left out: plain text.
+        tls: TlsFiles = Sub::<TlsFiles>::NEW, optional;
+        /// Permission bits of a socket file, in octal, such as \"0660\". Left out: what the umask makes of it.
+        mode: u32 = MODE, optional;
+    }
+}
+
+section! {
+    /// The listener for operators.
+    "AdminListener": AdminListener, later ["allow_refresh"] {
+        /// `host:port`.
+        address: SOCKET_ADDRESS, required("where operators ask, `host:port`");
+        /// TLS; left out: plain text.
+        tls: Sub::<TlsFiles>::NEW, optional;
+        /// Names that a request's Host may have besides an address and localhost.
+        hosts: List {
+            of: Text { read: read_host, show: shown, words: "the name of a host" },
+            empty: "an empty list names no host: take the key out; an address and localhost always count",
+            same: equal,
+        }, unless(Vec::new());
+    }
+}
+
+section! {
+    /// An HTTP listener, for the proxy of one profile.
+    "HttpListener": HttpListener, later ["client_certificate"] {
+        /// `host:port`.
+        address: SOCKET_ADDRESS, required("where the proxy asks, `host:port`");
+        /// The proxy that asks: how it tells what request it asks about.
+        profile: Words(&Profile::NAMED),
+            required("the proxy that asks: nginx, haproxy, caddy, traefik or envoy");
+        /// overwrite: the proxy overwrites every claim header of a client. Left out: a request that carries one is refused.
+        client_headers: Words(&[("overwrite", ClaimHeaders::Overwritten)]), unless(ClaimHeaders::PerhapsKept);
+        /// TLS; left out: plain text.
+        tls: Sub::<TlsFiles>::NEW, optional;
+    }
+}
+
+section! {
+    /// PEM files of a listener. They are read again when they change.
+    "Tls": TlsFiles, checked check_tls {
+        /// The certificate chain.
+        cert_file: FILE, required("the certificate chain, PEM");
+        /// The private key.
+        key_file: FILE, required("the private key, PEM");
+        /// Clients must present a certificate of this authority. Left out: none is asked for.
+        client_ca_file: FILE, optional;
+        /// A DNS name or URI of the client's certificate has to be one of these. Left out: any.
+        client_names: List {
+            of: Text { read: read_client_name, show: shown, words: "a DNS name or a URI" },
+            empty: "an empty list lets no client in: take the key out to accept every name",
+            same: equal,
+        }, unless(Vec::new());
+    }
+}
+
+const SOCKET_ADDRESS: Text<SocketAddr> =
+    Text { read: |cursor| read_socket_address(cursor, &cursor.text()?), show: shown, words: "`host:port`" };
+const BIND_ADDRESS: Text<BindAddress> = Text {
+    read: read_bind_address,
+    show: |address| match address {
+        BindAddress::Tcp(address) => address.to_string(),
+        BindAddress::Unix { path, .. } => format!("unix:{}", path.display()),
+    },
+    words: "`host:port` or `unix:/path`",
+};
+const MODE: Text<u32> =
+    Text { read: read_mode, show: |mode| format!("{mode:04o}"), words: "permission bits in octal" };
+
+fn make_grpc(draft: GrpcDraft, mapping: &Mapping<'_>) -> Read<GrpcListener> {
+    let GrpcDraft { address, tls, mode } = draft;
+    let address = match (address?, mode?) {
+        (BindAddress::Tcp(_), Some(_)) => {
+            return mapping.refuse_at("mode", "goes with a socket file, `unix:/path`, alone: take it out");
         }
-    });
-    let listen = Listen { ext_authz: ext_authz?, forward_auth: forward_auth?, admin: admin? };
-    refuse_shared_addresses(&mapping, &listen)?;
-    Some(listen)
+        (BindAddress::Unix { path, .. }, mode) => BindAddress::Unix { path, mode },
+        (address, None) => address,
+    };
+    Ok(GrpcListener { address, tls: tls? })
+}
+
+fn show_grpc(listener: &GrpcListener) -> GrpcShown {
+    let GrpcListener { address, tls } = listener;
+    let mode = match address {
+        BindAddress::Unix { mode, .. } => *mode,
+        BindAddress::Tcp(_) => None,
+    };
+    GrpcShown { address: Some(address.clone()), tls: tls.clone(), mode }
+}
+
+fn read_grpc_address(cursor: &Cursor<'_>) -> Read<GrpcListener> {
+    Ok(GrpcListener { address: read_bind_address(cursor)?, tls: None })
+}
+
+fn read_admin_address(cursor: &Cursor<'_>) -> Read<AdminListener> {
+    let address = read_socket_address(cursor, &cursor.text()?)?;
+    Ok(AdminListener { address, tls: None, hosts: Vec::new() })
 }
 
 /// Two doors at one address. Of the gRPC doors themselves their list has told.
-fn refuse_shared_addresses(mapping: &Mapping<'_>, listen: &Listen) -> Option<()> {
+fn refuse_shared_addresses(listen: &Listen, mapping: &Mapping<'_>) -> Read<()> {
     let grpc = listen.ext_authz.iter().map(|listener| ("ext_authz", listener.address.clone()));
     let http =
         listen.forward_auth.iter().map(|listener| ("forward_auth", BindAddress::Tcp(listener.address)));
@@ -43,21 +153,11 @@ fn refuse_shared_addresses(mapping: &Mapping<'_>, listen: &Listen) -> Option<()>
     let mut earlier: Vec<(&str, BindAddress)> = Vec::new();
     for (key, address) in grpc.chain(http).chain(admin) {
         if let Some((other, _)) = earlier.iter().find(|(_, known)| same_place(known, &address)) {
-            return mapping.get(key)?.refuse(format!("an address of this door is one of `{other}` already"));
+            return mapping.refuse_at(key, format!("an address of this door is one of `{other}` already"));
         }
         earlier.push((key, address));
     }
-    Some(())
-}
-
-/// One gRPC door or a list of them.
-fn read_grpc_listeners(cursor: &Cursor<'_>) -> Option<Vec<GrpcListener>> {
-    if !cursor.is_list() {
-        return Some(vec![read_grpc_listener(cursor)?]);
-    }
-    cursor.list("at least one address of the gRPC door is needed", read_grpc_listener, |one, other| {
-        same_place(&one.address, &other.address)
-    })
+    Ok(())
 }
 
 /// Whether the second of two cannot be bound. Port 0 is another one each time.
@@ -69,25 +169,8 @@ fn same_place(one: &BindAddress, other: &BindAddress) -> bool {
     }
 }
 
-fn read_admin(cursor: &Cursor<'_>) -> Option<AdminListener> {
-    if !cursor.is_mapping() {
-        let address = read_socket_address(cursor, &cursor.text()?)?;
-        return Some(AdminListener { address, tls: None, hosts: Vec::new() });
-    }
-    let mapping = cursor.mapping(&["address", "tls", "hosts"], &["allow_refresh"])?;
-    let address = mapping
-        .need("address", "where operators ask, `host:port`")
-        .and_then(|cursor| read_socket_address(&cursor, &cursor.text()?));
-    let tls = mapping.optional("tls", read_tls);
-    let hosts = mapping.or("hosts", Vec::new(), |cursor| {
-        let empty = "an empty list names no host: take the key out; an address and localhost always count";
-        cursor.list(empty, read_host, |one, other| one == other)
-    });
-    Some(AdminListener { address: address?, tls: tls?, hosts: hosts? })
-}
-
 /// A host as a `Host` header names it, without its port.
-fn read_host(cursor: &Cursor<'_>) -> Option<String> {
+fn read_host(cursor: &Cursor<'_>) -> Read<String> {
     let text = cursor.text()?;
     if is_address(&text) {
         return cursor.refuse("an address always counts: only names stand here");
@@ -99,7 +182,7 @@ fn read_host(cursor: &Cursor<'_>) -> Option<String> {
         return cursor
             .refuse("expected the name of a host without scheme, port, path or wildcard: ops.example.com");
     }
-    Some(text)
+    Ok(text)
 }
 
 fn is_address(text: &str) -> bool {
@@ -114,48 +197,14 @@ fn is_host_name(text: &str) -> bool {
         && text.split('.').all(|label| (1..=63).contains(&label.len()) && label.bytes().all(letter))
 }
 
-fn read_http_listener(cursor: &Cursor<'_>) -> Option<HttpListener> {
-    let mapping = cursor.mapping(&["address", "profile", "client_headers", "tls"], &[])?;
-    let address = mapping
-        .need("address", "where the proxy asks, `host:port`")
-        .and_then(|cursor| read_socket_address(&cursor, &cursor.text()?));
-    let profile = mapping
-        .need("profile", "the proxy that asks: nginx, haproxy, caddy, traefik or envoy")
-        .and_then(|cursor| cursor.one_of(&Profile::NAMED));
-    let client_headers = mapping.or("client_headers", ClaimHeaders::PerhapsKept, |cursor| {
-        cursor.one_of(&[("overwrite", ClaimHeaders::Overwritten)])
-    });
-    let tls = mapping.optional("tls", read_tls);
-    Some(HttpListener { address: address?, profile: profile?, client_headers: client_headers?, tls: tls? })
-}
-
-fn read_grpc_listener(cursor: &Cursor<'_>) -> Option<GrpcListener> {
-    if !cursor.is_mapping() {
-        return Some(GrpcListener { address: read_bind_address(cursor)?, tls: None });
-    }
-    let mapping = cursor.mapping(&["address", "tls", "mode"], &[])?;
-    let address =
-        mapping.need("address", "`host:port` or `unix:/path`").and_then(|cursor| read_bind_address(&cursor));
-    let tls = mapping.optional("tls", read_tls);
-    let mode = mapping.optional("mode", |cursor| read_mode(&cursor));
-    let address = match (address?, mode?) {
-        (BindAddress::Tcp(_), Some(_)) => {
-            return mapping.get("mode")?.refuse("goes with a socket file, `unix:/path`, alone: take it out");
-        }
-        (BindAddress::Unix { path, .. }, mode) => BindAddress::Unix { path, mode },
-        (address, None) => address,
-    };
-    Some(GrpcListener { address, tls: tls? })
-}
-
-fn read_bind_address(cursor: &Cursor<'_>) -> Option<BindAddress> {
+fn read_bind_address(cursor: &Cursor<'_>) -> Read<BindAddress> {
     let text = cursor.text()?;
     match text.strip_prefix("unix:") {
         Some(path) if path.len() > MAX_SOCKET_PATH_BYTES || path.contains('\0') => cursor.refuse(format!(
             "a socket file's path has at most {MAX_SOCKET_PATH_BYTES} bytes, none of them NUL"
         )),
         Some(path) if path.starts_with('/') => {
-            Some(BindAddress::Unix { path: PathBuf::from(path), mode: None })
+            Ok(BindAddress::Unix { path: PathBuf::from(path), mode: None })
         }
         Some(_) => {
             cursor.refuse("a socket file is named by its absolute path: unix:/run/portcullis/authz.sock")
@@ -164,62 +213,47 @@ fn read_bind_address(cursor: &Cursor<'_>) -> Option<BindAddress> {
     }
 }
 
-fn read_socket_address(cursor: &Cursor<'_>, text: &str) -> Option<SocketAddr> {
-    match text.parse() {
-        Ok(address) => Some(address),
-        Err(_) => {
-            cursor.refuse("expected an IP address and a port: 0.0.0.0:9191, 127.0.0.1:9193 or [::]:9191")
-        }
+/// An address without its host is every one of IPv4, as `0.0.0.0` is; `localhost` is `127.0.0.1`.
+fn read_socket_address(cursor: &Cursor<'_>, text: &str) -> Read<SocketAddr> {
+    let host = |name: &str, address: &str| text.strip_prefix(name).map(|port| format!("{address}{port}"));
+    let written = host("localhost:", "127.0.0.1:").or_else(|| host(":", "0.0.0.0:"));
+    match written.as_deref().unwrap_or(text).parse() {
+        Ok(address) => Ok(address),
+        Err(_) => cursor.refuse(
+            "expected an IP address and a port: 0.0.0.0:9191, :9191, 127.0.0.1:9193, localhost:9193 or [::]:9191",
+        ),
     }
 }
 
-fn read_mode(cursor: &Cursor<'_>) -> Option<u32> {
+fn read_mode(cursor: &Cursor<'_>) -> Read<u32> {
     match u32::from_str_radix(&cursor.text()?, 8) {
-        Ok(mode) if mode <= 0o777 => Some(mode),
+        Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => cursor.refuse("expected permission bits in octal: \"0660\""),
     }
 }
 
-fn read_tls(cursor: Cursor<'_>) -> Option<TlsFiles> {
-    let mapping = cursor.mapping(&["cert_file", "key_file", "client_ca_file", "client_names"], &[])?;
-    let cert_file = mapping.need("cert_file", "the certificate chain, PEM").and_then(|cursor| cursor.file());
-    let key_file = mapping.need("key_file", "the private key, PEM").and_then(|cursor| cursor.file());
-    let client_ca_file = mapping.optional("client_ca_file", |cursor| cursor.file());
-    let client_names = read_client_names(&mapping);
-    let files = TlsFiles {
-        cert_file: cert_file?,
-        key_file: key_file?,
-        client_ca_file: client_ca_file?,
-        client_names: client_names?,
-    };
-    cursor.note_listener(&files);
-    Some(files)
-}
-
-fn read_client_names(tls: &Mapping<'_>) -> Option<Vec<String>> {
-    let names = tls.or("client_names", Vec::new(), |cursor| {
-        let empty = "an empty list lets no client in: take the key out to accept every name";
-        cursor.list(empty, read_client_name, |one, other| one == other)
-    })?;
-    if !names.is_empty() && tls.get("client_ca_file").is_none() {
-        return tls.get("client_names")?.refuse(
+fn check_tls(files: &TlsFiles, mapping: &Mapping<'_>) -> Read<()> {
+    mapping.cursor().note_listener(files);
+    if !files.client_names.is_empty() && files.client_ca_file.is_none() {
+        return mapping.refuse_at(
+            "client_names",
             "names count only in certificates of an authority that is trusted: add `client_ca_file`",
         );
     }
-    Some(names)
+    Ok(())
 }
 
 /// A DNS name, in lower case, or a URI as it stands in the certificate.
-fn read_client_name(cursor: &Cursor<'_>) -> Option<String> {
+fn read_client_name(cursor: &Cursor<'_>) -> Read<String> {
     let text = cursor.text()?;
     // `envoy.mesh:443` would be a URI too, of the scheme `envoy.mesh`, and is meant for none.
     let is_uri = text.contains("://") || text.starts_with("urn:");
     let clean = text.is_ascii() && !text.contains(char::is_whitespace);
     if is_uri && clean && Url::parse(&text).is_ok() {
-        return Some(text);
+        return Ok(text);
     }
     if is_host_name(&text) && !is_address(&text) {
-        return Some(text.to_ascii_lowercase());
+        return Ok(text.to_ascii_lowercase());
     }
     cursor.refuse(
         "expected a DNS name without wildcard or a URI of the client's certificate: envoy.mesh or spiffe://example.org/envoy",

@@ -1,51 +1,31 @@
 //! The `providers` section: rules for tokens, where the keys are, and how they are kept fresh.
 
 use std::collections::{HashMap, HashSet, hash_map};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
 use http::header::COOKIE;
+use serde_json::json;
 
 use portcullis_core::validation::algorithm::Algorithm;
 use portcullis_core::validation::canonical_media_type;
-use portcullis_core::validation::key_set::Key;
+use portcullis_core::validation::key_set::{Key, KeySet};
 use portcullis_core::validation::provider::{
     Audiences, ClaimHeader, ClaimPath, Encoding, Provider, TokenSource, TokenTypes,
 };
 
-use super::cursor::{Cursor, Entry, Mapping};
+use super::cursor::{Cursor, Mapping, Read, all};
 use super::dangers::warn_of_provider;
-use super::keys::{discovery_below, read_issuer_http, read_key_source, read_refresh, refuse_plain_http};
-use super::realms::read_realms;
-use super::{KeySource, ProviderConfig, RefreshPolicy};
-
-const KEYS: [&str; 24] = [
-    "name",
-    "issuer",
-    "realms",
-    "max_realms",
-    "audiences",
-    "any_audience",
-    "jwks_uri",
-    "discovery_uri",
-    "jwks_file",
-    "jwks",
-    "allow_http",
-    "http",
-    "algorithms",
-    "clock_skew",
-    "token_types",
-    "required_claims",
-    "token_from",
-    "forward_token",
-    "claim_headers",
-    "payload_header",
-    "metadata_claims",
-    "realm",
-    "ready_without_keys",
-    "refresh",
-];
+use super::forms::{
+    Count, Each, FILE, Flag, List, Sub, Text, Time, Words, any_text, equal, shown, text_schema,
+};
+use super::keys::{FetchUrl, InlineKeys, SourceDraft, discovery_below, make_key_source, refuse_plain_http};
+use super::realms::{DEFAULT_MOST, RealmNames, make_realms};
+use super::section::{Form, FormDescription, Section, section};
+use super::yaml::{Yaml, own_key};
+use super::{AllowedRealms, IssuerHttp, KeySource, ProviderConfig, RealmKeys, RefreshPolicy};
 
 /// Headers that carry the request itself, its path through proxies, or its credentials: no claim may
 /// stand there.
@@ -111,25 +91,163 @@ const MAX_NAME_BYTES: usize = 128;
 const RESERVED_PREFIXES: [&str; 6] =
     ["proxy-", "x-envoy-", "x-accel-", "x-forwarded-", "x-original-", "grpc-"];
 
-pub(super) fn read_providers(cursor: &Cursor<'_>) -> Option<Vec<ProviderConfig>> {
-    let elements = cursor.elements()?;
-    if elements.is_empty() {
-        return cursor.refuse("at least one provider is needed");
+/// The providers, which are told apart by name and issuer.
+pub(super) struct Providers;
+
+impl Form for Providers {
+    type Value = Vec<ProviderConfig>;
+
+    fn read(&self, cursor: &Cursor<'_>) -> Read<Vec<ProviderConfig>> {
+        let elements = cursor.elements()?;
+        if elements.is_empty() {
+            return cursor.refuse("at least one provider is needed");
+        }
+        let read: Vec<Read<ProviderConfig>> = elements.iter().map(ProviderConfig::read).collect();
+        refuse_repeated(
+            &elements,
+            "name",
+            "is this one's name already: logs and metrics could not tell them apart",
+        );
+        refuse_repeated(&elements, "issuer", "has this issuer already; a token's `iss` chooses its provider");
+        for (element, config) in elements.iter().zip(&read) {
+            if let Ok(config) = config {
+                refuse_token_headers(element, config, &read);
+                warn_of_provider(element, config);
+            }
+        }
+        read.into_iter().collect()
     }
-    let read: Vec<Option<ProviderConfig>> = elements.iter().map(read_provider).collect();
-    refuse_repeated(
-        &elements,
-        "name",
-        "is this one's name already: logs and metrics could not tell them apart",
-    );
-    refuse_repeated(&elements, "issuer", "has this issuer already; a token's `iss` chooses its provider");
-    for (element, config) in elements.iter().zip(&read) {
-        if let Some(config) = config {
-            refuse_token_headers(element, config, &read);
-            warn_of_provider(element, config);
+
+    fn print(&self, value: &Vec<ProviderConfig>) -> Yaml {
+        Each(Sub::<ProviderConfig>::NEW).print(value)
+    }
+
+    fn describe(&self) -> FormDescription {
+        let FormDescription { words, schema, sections } = Sub::<ProviderConfig>::NEW.describe();
+        let schema = json!({"type": "array", "minItems": 1, "items": schema});
+        FormDescription { words: format!("a list: {words}"), schema, sections }
+    }
+}
+
+section! {
+    /// One issuer, or those that a template stands for: which of its tokens are accepted, where its keys are, and what
+    /// the upstream gets.
+    "Provider": ProviderConfig,
+    read through ProviderDraft by make_provider,
+    printed through ProviderShown by show_provider,
+    later [
+        "audience_claims", "max_lifetime", "introspection", "sender_constraint", "distrust_file", "spiffe",
+    ] {
+        /// Its name in logs and metrics.
+        name: String = NAME, required("how logs and metrics call the provider");
+        /// Compared exactly with a token's iss.
+        issuer: String = any_text("a URL"), required("compared exactly with a token's `iss`");
+        /// The realms that {realm} in issuer stands for.
+        realms: AllowedRealms = RealmNames, optional;
+        /// Realms whose keys are held at one time.
+        max_realms: usize = Count { least: 1, most: 10_000 }, default(DEFAULT_MOST);
+        /// A token must be meant for one of these.
+        audiences: Vec<String> = List {
+            of: any_text("a text"),
+            empty: "an empty list accepts no token; to accept every audience write `any_audience: true` instead",
+            same: equal,
+        }, optional;
+        /// Instead of audiences: accept tokens that are meant for anybody.
+        any_audience: bool = Flag, default(false);
+        /// The URL of the key set.
+        jwks_uri: String = FetchUrl { key: "jwks_uri" }, optional;
+        /// The URL of a discovery document that names the key set. Left out: the one below the issuer.
+        discovery_uri: String = FetchUrl { key: "discovery_uri" }, optional;
+        /// A file with the key set, read again when it changes.
+        jwks_file: PathBuf = FILE, optional;
+        /// The key set itself; the only place for shared secrets.
+        jwks: Arc<KeySet> = InlineKeys, optional;
+        /// Whether keys may come by plain http from another host.
+        allow_http: bool = Flag, default(false);
+        /// How the issuer is reached.
+        http: IssuerHttp = Sub::<IssuerHttp>::NEW, unless(IssuerHttp::default());
+        /// The alg values that are accepted.
+        algorithms: Vec<Algorithm> = ALGORITHMS, default(Algorithm::default_set());
+        /// Leeway for exp and nbf.
+        clock_skew: Duration = Time { least: Duration::ZERO, most: Duration::from_secs(600) },
+            default(Duration::from_secs(30));
+        /// The typ values that are accepted. Left out: at+jwt, JWT, or none.
+        token_types: Vec<String> = List {
+            of: Text { read: read_token_type, show: shown, words: "a media type" },
+            empty: "an empty list accepts no token; leave the key out for the default",
+            same: equal,
+        }, optional;
+        /// Claims that must be there and not null or empty.
+        required_claims: Vec<ClaimPath> = Each(CLAIM), default(Vec::new());
+        /// Where a request carries the token.
+        token_from: Vec<TokenSource> = List {
+            of: Sub::<TokenSource>::NEW,
+            empty: "an empty list finds no token; leave the key out for the Authorization header",
+            same: same_place,
+        }, default(vec![TokenSource::default()]);
+        /// Whether the upstream sees the token.
+        forward_token: bool = Flag, default(true);
+        /// Request headers for the upstream, and the claim that each is made of.
+        claim_headers: Vec<ClaimHeader> = ClaimHeaders, default(Vec::new());
+        /// The request header in which the upstream gets the token's payload, in base64url. Left out: none.
+        payload_header: HeaderName = Text { read: read_payload_header, show: shown, words: "a header" }, optional;
+        /// Claims for Envoy's dynamic metadata.
+        metadata_claims: Vec<ClaimPath> = List {
+            of: CLAIM,
+            empty: "an empty list shares nothing: take the key out",
+            same: equal,
+        }, unless(Vec::new());
+        /// The realm of this provider's challenges. Left out: that of responses.
+        realm: String = REALM, optional;
+        /// Whether the service is ready before this provider has had keys.
+        ready_without_keys: bool = Flag, default(false);
+        /// How the keys are kept fresh.
+        refresh: RefreshPolicy = Sub::<RefreshPolicy>::NEW, default(RefreshPolicy::default());
+    }
+}
+
+/// How logs, metrics and proxies call something.
+pub(super) const NAME: Text<String> =
+    Text { read: read_name, show: shown, words: "at most 64 letters, digits, `_`, `-` and `.`" };
+
+/// The protection space of a challenge.
+pub(super) const REALM: Text<String> = Text { read: read_realm, show: shown, words: "a text" };
+
+/// A claim.
+pub(super) const CLAIM: Text<ClaimPath> =
+    Text { read: read_claim_path, show: shown, words: "a claim's name, or a JSON Pointer" };
+
+const ALGORITHMS: List<AlgorithmName> = List {
+    of: AlgorithmName,
+    empty: "an empty list accepts no token; leave the key out for every asymmetric one",
+    same: equal,
+};
+
+/// The name of a signature algorithm (RFC 7518 §3.1, RFC 8037 §3.1).
+struct AlgorithmName;
+
+impl Form for AlgorithmName {
+    type Value = Algorithm;
+
+    fn read(&self, cursor: &Cursor<'_>) -> Read<Algorithm> {
+        match Algorithm::from_name(&cursor.text()?) {
+            Some(algorithm) => Ok(algorithm),
+            None => {
+                let names = Algorithm::ALL.map(Algorithm::name).join(", ");
+                cursor.refuse(format!("not a supported algorithm; supported: {names}"))
+            }
         }
     }
-    read.into_iter().collect()
+
+    fn print(&self, value: &Algorithm) -> Yaml {
+        Yaml::text(value)
+    }
+
+    fn describe(&self) -> FormDescription {
+        let names = Algorithm::ALL.map(Algorithm::name);
+        let words = names.map(|name| format!("`{name}`")).join(", ");
+        FormDescription::new(format!("one of {words}"), json!({"enum": names}))
+    }
 }
 
 /// Compares what the providers say of one key, also of those that are wrong elsewhere.
@@ -139,7 +257,9 @@ fn refuse_repeated(elements: &[Cursor<'_>], key: &str, message: &str) {
         let Ok(text) = value.peek_text() else { continue };
         match first.entry(text) {
             hash_map::Entry::Occupied(line) => {
-                value.refuse::<()>(format!("another provider, in line {}, {message}", line.get()));
+                // Told where it stands; both are read all the same.
+                let _told =
+                    value.refuse::<()>(format!("another provider, in line {}, {message}", line.get()));
             }
             hash_map::Entry::Vacant(place) => {
                 place.insert(value.line());
@@ -150,7 +270,7 @@ fn refuse_repeated(elements: &[Cursor<'_>], key: &str, message: &str) {
 
 /// A claim in a header where any provider expects the token would take the token's place, and the header
 /// would be taken from requests that carry one.
-fn refuse_token_headers(element: &Cursor<'_>, config: &ProviderConfig, all: &[Option<ProviderConfig>]) {
+fn refuse_token_headers(element: &Cursor<'_>, config: &ProviderConfig, all: &[Read<ProviderConfig>]) {
     let sources = all.iter().flatten().flat_map(|config| &config.provider.token_from);
     let tokens: Vec<String> = sources
         .filter_map(|source| match source {
@@ -165,90 +285,112 @@ fn refuse_token_headers(element: &Cursor<'_>, config: &ProviderConfig, all: &[Op
     if config.provider.payload_header.as_ref().is_some_and(is_for_tokens)
         && let Some(cursor) = element.peek("payload_header")
     {
-        cursor.refuse::<()>("a token comes in this header (`token_from`): choose another");
+        let _told = cursor.refuse::<()>("a token comes in this header (`token_from`): choose another");
     }
-    let entries = element.peek("claim_headers").and_then(|cursor| cursor.entries()).unwrap_or_default();
+    let entries = element.peek("claim_headers").and_then(|cursor| cursor.entries().ok()).unwrap_or_default();
     for entry in entries {
         if tokens.contains(&entry.key.to_ascii_lowercase()) {
-            entry.refuse_key::<()>("a token comes in this header (`token_from`): choose another");
+            let _told = entry.refuse_key::<()>("a token comes in this header (`token_from`): choose another");
         }
     }
 }
 
-fn read_provider(cursor: &Cursor<'_>) -> Option<ProviderConfig> {
-    let mapping = cursor.mapping(&KEYS, &[])?;
-    let name =
-        mapping.need("name", "how logs and metrics call the provider").and_then(|cursor| read_name(&cursor));
-    let issuer =
-        mapping.need("issuer", "compared exactly with a token's `iss`").and_then(|cursor| cursor.text());
-    let audiences = read_audiences(&mapping);
-    let keys = read_key_source(&mapping);
-    let http = read_issuer_http(&mapping);
-    let algorithms = mapping.or("algorithms", Algorithm::default_set(), |cursor| read_algorithms(&cursor));
-    let clock_skew = mapping.or("clock_skew", Duration::from_secs(30), |cursor| {
-        cursor.duration(Duration::ZERO, Duration::from_secs(600))
-    });
-    let token_types = mapping.or("token_types", TokenTypes::Default, |cursor| {
-        let empty = "an empty list accepts no token; leave the key out for the default";
-        cursor.list(empty, read_token_type, |a, b| a == b).map(TokenTypes::AnyOf)
-    });
-    let required_claims = mapping.or("required_claims", Vec::new(), |cursor| cursor.each(read_claim_path));
-    let token_from =
-        mapping.or("token_from", vec![TokenSource::default()], |cursor| read_token_from(&cursor));
-    let forward_token = mapping.or("forward_token", true, |cursor| cursor.boolean());
-    let claim_headers = mapping.or("claim_headers", Vec::new(), |cursor| read_claim_headers(&cursor));
-    let payload_header = mapping.optional("payload_header", |cursor| read_payload_header(&cursor, &mapping));
-    let metadata_claims = mapping.or("metadata_claims", Vec::new(), |cursor| {
-        cursor.list("an empty list shares nothing: take the key out", read_claim_path, |a, b| a == b)
-    });
-    let realm = mapping.optional("realm", |cursor| read_realm(&cursor));
-    let ready_without_keys = mapping.or("ready_without_keys", false, |cursor| cursor.boolean());
-    let refresh = mapping.or("refresh", RefreshPolicy::default(), |cursor| read_refresh(&cursor));
-
-    let algorithms = algorithms?;
-    let fits = check_algorithms(&mapping, &algorithms, keys.as_ref());
-    let issuer = issuer?;
+fn make_provider(draft: ProviderDraft, mapping: &Mapping<'_>) -> Read<ProviderConfig> {
+    let ProviderDraft { jwks_uri, discovery_uri, jwks_file, jwks, .. } = draft;
+    let audiences = make_audiences(draft.audiences, draft.any_audience, mapping);
+    let keys = make_key_source(SourceDraft { jwks_uri, discovery_uri, jwks_file, jwks }, mapping);
+    let payload_header = check_payload_header(draft.payload_header, mapping);
+    let algorithms = draft.algorithms?;
+    let fits = check_algorithms(mapping, &algorithms, &keys);
+    let issuer = draft.issuer?;
     let keys = match keys? {
         Some(keys) => keys,
-        None => KeySource::Discovery(discovery_below(&issuer, &mapping)?),
+        None => KeySource::Discovery(discovery_below(&issuer, mapping)?),
     };
-    let realms = read_realms(&mapping, &issuer, &keys);
-    let http = http?;
-    let secure = refuse_plain_http(&mapping, &keys, &http);
+    let realms = make_realms(draft.realms, draft.max_realms, mapping, &issuer, &keys);
+    let http = IssuerHttp { allow_http: draft.allow_http?, ..draft.http? };
+    let secure = refuse_plain_http(mapping, &keys, &http);
     let provider = Provider {
-        name: name?,
+        name: draft.name?,
         issuer,
         audiences: audiences?,
         algorithms,
-        clock_skew: clock_skew?,
-        token_types: token_types?,
-        required_claims: required_claims?,
-        token_from: token_from?,
-        forward_token: forward_token?,
-        claim_headers: claim_headers?,
+        clock_skew: draft.clock_skew?,
+        token_types: draft.token_types?.map_or(TokenTypes::Default, TokenTypes::AnyOf),
+        required_claims: draft.required_claims?,
+        token_from: draft.token_from?,
+        forward_token: draft.forward_token?,
+        claim_headers: draft.claim_headers?,
         payload_header: payload_header?,
-        metadata_claims: metadata_claims?,
-        realm: realm?,
+        metadata_claims: draft.metadata_claims?,
+        realm: draft.realm?,
     };
     fits?;
     secure?;
-    Some(ProviderConfig {
+    Ok(ProviderConfig {
         provider: Arc::new(provider),
         keys,
         http,
-        refresh: refresh?,
+        refresh: draft.refresh?,
         realms: realms?,
-        ready_without_keys: ready_without_keys?,
+        ready_without_keys: draft.ready_without_keys?,
     })
 }
 
-pub(super) fn read_name(cursor: &Cursor<'_>) -> Option<String> {
+fn show_provider(config: &ProviderConfig) -> ProviderShown {
+    let provider = (*config.provider).clone();
+    let (audiences, any_audience) = match provider.audiences {
+        Audiences::AnyOf(audiences) => (Some(audiences), None),
+        Audiences::Any => (None, Some(true)),
+    };
+    let realms = config.realms.as_ref();
+    let mut shown = ProviderShown {
+        name: Some(provider.name),
+        issuer: Some(provider.issuer),
+        realms: realms.map(|realms| realms.allowed.clone()),
+        max_realms: realms.map(|realms| realms.most),
+        audiences,
+        any_audience,
+        jwks_uri: None,
+        discovery_uri: None,
+        jwks_file: None,
+        jwks: None,
+        allow_http: Some(config.http.allow_http),
+        http: Some(config.http.clone()).filter(|http| !Section::print(http).is_empty()),
+        algorithms: Some(provider.algorithms),
+        clock_skew: Some(provider.clock_skew),
+        token_types: match provider.token_types {
+            TokenTypes::Default => None,
+            TokenTypes::AnyOf(types) => Some(types),
+        },
+        required_claims: Some(provider.required_claims),
+        token_from: Some(provider.token_from),
+        forward_token: Some(provider.forward_token),
+        claim_headers: Some(provider.claim_headers),
+        payload_header: provider.payload_header,
+        metadata_claims: Some(provider.metadata_claims).filter(|claims| !claims.is_empty()),
+        realm: provider.realm,
+        ready_without_keys: Some(config.ready_without_keys),
+        refresh: Some(config.refresh.clone()),
+    };
+    match (&config.keys, realms.map(|realms| &realms.keys)) {
+        (_, Some(RealmKeys::JwksUri(url))) => shown.jwks_uri = Some(url.to_string()),
+        (_, Some(RealmKeys::Discovery(url))) => shown.discovery_uri = Some(url.to_string()),
+        (KeySource::JwksUri(url), None) => shown.jwks_uri = Some(url.to_string()),
+        (KeySource::Discovery(url), None) => shown.discovery_uri = Some(url.to_string()),
+        (KeySource::File(path), None) => shown.jwks_file = Some(path.clone()),
+        (KeySource::Inline(keys), None) => shown.jwks = Some(Arc::clone(keys)),
+    }
+    shown
+}
+
+fn read_name(cursor: &Cursor<'_>) -> Read<String> {
     let name = cursor.text()?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     if name.len() > 64 || !name.bytes().all(plain) {
         return cursor.refuse("expected at most 64 letters, digits, `_`, `-` and `.`");
     }
-    Some(name)
+    Ok(name)
 }
 
 /// A shared secret is never fetched and never accepted unasked; and an algorithm or a secret that is
@@ -256,87 +398,81 @@ pub(super) fn read_name(cursor: &Cursor<'_>) -> Option<String> {
 fn check_algorithms(
     mapping: &Mapping<'_>,
     algorithms: &[Algorithm],
-    keys: Option<&Option<KeySource>>,
-) -> Option<()> {
+    keys: &Read<Option<KeySource>>,
+) -> Read<()> {
     let symmetric = || algorithms.iter().copied().filter(|algorithm| algorithm.is_symmetric());
     let Some(jwks) = mapping.get("jwks") else {
         return match symmetric().next() {
-            None => Some(()),
-            Some(algorithm) => mapping.get("algorithms")?.refuse(format!(
-                "`{algorithm}` needs its secret in an inline `jwks`: it is never fetched, nor read from a file"
-            )),
+            None => Ok(()),
+            Some(algorithm) => mapping.refuse_at(
+                "algorithms",
+                format!(
+                    "`{algorithm}` needs its secret in an inline `jwks`: it is never fetched, nor read from a file"
+                ),
+            ),
         };
     };
-    let Some(Some(KeySource::Inline(keys))) = keys else { return None };
+    // What is wrong with the keys themselves was told.
+    let Ok(Some(KeySource::Inline(keys))) = keys else { return Ok(()) };
     if let Some(algorithm) = symmetric().find(|algorithm| keys.fitting(None, *algorithm).next().is_none()) {
-        return mapping.get("algorithms")?.refuse(format!(
-            "no key of `jwks` can verify {algorithm}: it needs a `kty: oct` whose `alg` is none other and whose secret is as long as the hash (RFC 7518 §3.2)"
-        ));
+        return mapping.refuse_at(
+            "algorithms",
+            format!(
+                "no key of `jwks` can verify {algorithm}: it needs a `kty: oct` whose `alg` is none other and whose secret is as long as the hash (RFC 7518 §3.2)"
+            ),
+        );
     }
     let usable = |key: &Key| {
         algorithms.iter().any(|algorithm| {
             keys.fitting(key.kid(), *algorithm).any(|fitting| std::ptr::eq(Arc::as_ptr(fitting), key))
         })
     };
-    let mut all = Some(());
-    for (i, key) in keys.keys().iter().enumerate() {
+    let elements = jwks.peek("keys").and_then(|keys| keys.elements().ok()).unwrap_or_default();
+    let mut every = Ok(());
+    for (key, element) in keys.keys().iter().zip(&elements) {
         if key.kty() == "oct" && !usable(key) {
-            let element = jwks.peek("keys")?.elements()?.into_iter().nth(i)?;
-            all = element.refuse(
+            every = element.refuse(
                 "a shared secret that no algorithm of this provider may use: name HS256, HS384 or HS512 in `algorithms`",
             );
         }
     }
-    if all.is_some() && !keys.keys().iter().any(|key| usable(key)) {
+    every?;
+    if !keys.keys().iter().any(|key| usable(key)) {
         return jwks.refuse("no key fits any of `algorithms`: every token would be refused");
     }
-    all
+    Ok(())
 }
 
-fn read_token_type(cursor: &Cursor<'_>) -> Option<String> {
+fn read_token_type(cursor: &Cursor<'_>) -> Read<String> {
     let canonical = canonical_media_type(&cursor.text()?);
     if canonical.is_empty() || !canonical.bytes().all(|byte| is_token_byte(byte) || byte == b'/') {
         return cursor.refuse("expected a media type, such as at+jwt or JWT");
     }
-    Some(canonical)
+    Ok(canonical)
 }
 
-fn read_audiences(mapping: &Mapping<'_>) -> Option<Audiences> {
-    const ANY: &str =
-        "an empty list accepts no token; to accept every audience write `any_audience: true` instead";
-    let any = mapping.or("any_audience", false, |cursor| cursor.boolean())?;
-    match (mapping.get("audiences"), any) {
-        (Some(cursor), false) => cursor.texts(ANY).map(Audiences::AnyOf),
-        (None, true) => Some(Audiences::Any),
-        (Some(cursor), true) => cursor.refuse("`audiences` and `any_audience: true` contradict each other: keep one"),
+fn make_audiences(
+    audiences: Read<Option<Vec<String>>>,
+    any: Read<bool>,
+    mapping: &Mapping<'_>,
+) -> Read<Audiences> {
+    match (audiences?, any?) {
+        (Some(audiences), false) => Ok(Audiences::AnyOf(audiences)),
+        (None, true) => Ok(Audiences::Any),
+        (Some(_), true) => {
+            mapping.refuse_at("audiences", "`audiences` and `any_audience: true` contradict each other: keep one")
+        }
         (None, false) => mapping.refuse(
             "`audiences` is missing: the audiences of which a token must name one, or `any_audience: true` on purpose",
         ),
     }
 }
 
-fn read_algorithms(cursor: &Cursor<'_>) -> Option<Vec<Algorithm>> {
-    let empty = "an empty list accepts no token; leave the key out for every asymmetric one";
-    let algorithm = |element: &Cursor<'_>| match Algorithm::from_name(&element.text()?) {
-        Some(algorithm) => Some(algorithm),
-        None => {
-            let names: Vec<&str> = Algorithm::ALL.iter().map(|algorithm| algorithm.name()).collect();
-            element.refuse(format!("not a supported algorithm; supported: {}", names.join(", ")))
-        }
-    };
-    cursor.list(empty, algorithm, |a, b| a == b)
-}
-
-fn read_claim_path(cursor: &Cursor<'_>) -> Option<ClaimPath> {
+fn read_claim_path(cursor: &Cursor<'_>) -> Read<ClaimPath> {
     match ClaimPath::parse(&cursor.text()?) {
-        Ok(path) => Some(path),
+        Ok(path) => Ok(path),
         Err(message) => cursor.refuse(message),
     }
-}
-
-fn read_token_from(cursor: &Cursor<'_>) -> Option<Vec<TokenSource>> {
-    let empty = "an empty list finds no token; leave the key out for the Authorization header";
-    cursor.list(empty, read_token_source, same_place)
 }
 
 /// Whether both would read the same text.
@@ -350,54 +486,74 @@ fn same_place(a: &TokenSource, b: &TokenSource) -> bool {
     }
 }
 
-fn read_token_source(cursor: &Cursor<'_>) -> Option<TokenSource> {
-    let mapping = cursor.mapping(&["header", "scheme", "cookie", "query"], &[])?;
-    match (mapping.get("header"), mapping.get("cookie"), mapping.get("query"), mapping.get("scheme")) {
-        (Some(header), None, None, scheme) => {
-            let name = read_header_name(&header);
-            let scheme = scheme.map(|scheme| read_token(&scheme));
-            if name.as_ref() == Some(&COOKIE) {
-                return header.refuse("write `cookie: NAME` to take the token from a cookie");
-            }
-            if name.as_ref().is_some_and(|name| NO_TOKEN_HEADERS.contains(&name.as_str())) {
-                return header.refuse(
-                    "this header is the connection's or the proxy's own: no client's token can come in it",
-                );
-            }
-            let scheme = match scheme {
-                None => None,
-                Some(scheme) => Some(scheme?),
-            };
-            Some(TokenSource::Header { name: name?, scheme })
+section! {
+    /// One place where a request may carry the token: one of header, cookie and query.
+    "TokenSource": TokenSource,
+    read through SourceKeys by make_token_source,
+    printed through SourceShown by show_token_source,
+    later ["websocket_protocol"] {
+        /// A header.
+        header: HeaderName = Text { read: read_header_name, show: shown, words: "a header" }, optional;
+        /// The scheme before the token in that header. Left out: the header's whole value.
+        scheme: String = Text { read: read_token, show: shown, words: "a name" }, optional;
+        /// A cookie.
+        cookie: String = Text { read: read_token, show: shown, words: "a name" }, optional;
+        /// A query parameter.
+        query: String = Text { read: read_query_name, show: shown, words: "a name" }, optional;
+    }
+}
+
+fn make_token_source(draft: SourceKeys, mapping: &Mapping<'_>) -> Read<TokenSource> {
+    let SourceKeys { header, scheme, cookie, query } = draft;
+    match (header?, cookie?, query?, scheme?) {
+        (Some(name), None, None, _) if name == COOKIE => {
+            mapping.refuse_at("header", "write `cookie: NAME` to take the token from a cookie")
         }
-        (None, Some(cookie), None, None) => read_token(&cookie).map(TokenSource::Cookie),
-        (None, None, Some(query), None) => read_query_name(&query).map(TokenSource::Query),
+        (Some(name), None, None, _) if NO_TOKEN_HEADERS.contains(&name.as_str()) => mapping.refuse_at(
+            "header",
+            "this header is the connection's or the proxy's own: no client's token can come in it",
+        ),
+        (Some(name), None, None, scheme) => Ok(TokenSource::Header { name, scheme }),
+        (None, Some(cookie), None, None) => Ok(TokenSource::Cookie(cookie)),
+        (None, None, Some(query), None) => Ok(TokenSource::Query(query)),
         _ => mapping.refuse("expected one of `header` (with or without `scheme`), `cookie`, `query`"),
+    }
+}
+
+fn show_token_source(source: &TokenSource) -> SourceShown {
+    let none = SourceShown { header: None, scheme: None, cookie: None, query: None };
+    match source.clone() {
+        TokenSource::Header { name, scheme } => SourceShown { header: Some(name), scheme, ..none },
+        TokenSource::Cookie(name) => SourceShown { cookie: Some(name), ..none },
+        TokenSource::Query(name) => SourceShown { query: Some(name), ..none },
     }
 }
 
 /// A name is compared as it is written in a request, and one that is ours only after decoding is refused there: a
 /// name that decodes to another provider's would never be read.
-fn read_query_name(cursor: &Cursor<'_>) -> Option<String> {
+fn read_query_name(cursor: &Cursor<'_>) -> Read<String> {
     let name = read_token(cursor)?;
     if name.contains(['%', '&', '+', '#']) {
         return cursor
             .refuse("a query writes `%`, `&`, `+` and `#` in another way: choose a name without them");
     }
-    Some(name)
+    Ok(name)
 }
 
 /// A token of RFC 9110 §5.6.2: what names of headers, schemes and cookies are made of.
-pub(super) fn read_token(cursor: &Cursor<'_>) -> Option<String> {
+pub(super) fn read_token(cursor: &Cursor<'_>) -> Read<String> {
     let text = cursor.text()?;
-    if is_token(&text) { Some(text) } else { refuse_name(cursor) }
+    if is_token(&text) { Ok(text) } else { refuse_name(cursor) }
 }
 
-fn read_header_name(cursor: &Cursor<'_>) -> Option<HeaderName> {
-    header_name(&cursor.text()?).or_else(|| refuse_name(cursor))
+fn read_header_name(cursor: &Cursor<'_>) -> Read<HeaderName> {
+    match header_name(&cursor.text()?) {
+        Some(name) => Ok(name),
+        None => refuse_name(cursor),
+    }
 }
 
-fn refuse_name<T>(cursor: &Cursor<'_>) -> Option<T> {
+fn refuse_name<T>(cursor: &Cursor<'_>) -> Read<T> {
     cursor.refuse(format!(
         "expected a name of at most {MAX_NAME_BYTES} letters, digits and any of !#$%&'*+-.^_`|~"
     ))
@@ -416,59 +572,107 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-fn read_claim_headers(cursor: &Cursor<'_>) -> Option<Vec<ClaimHeader>> {
-    let mut seen = HashSet::new();
-    let mut read = |entry: Entry<'_>| {
-        let read = read_header_value(&entry.value);
-        let header = match claim_header(entry.key) {
-            Ok(header) => header,
-            Err(message) => return entry.refuse_key(message),
+/// Request headers, and the claim that each is made of: its name, or a mapping that says how its value is encoded too.
+struct ClaimHeaders;
+
+impl Form for ClaimHeaders {
+    type Value = Vec<ClaimHeader>;
+
+    fn read(&self, cursor: &Cursor<'_>) -> Read<Vec<ClaimHeader>> {
+        let mut seen = HashSet::new();
+        all(cursor.entries()?.into_iter().map(|entry| {
+            let encoded = read_encoded(&entry.value);
+            let header = match claim_header(entry.key) {
+                Ok(header) => header,
+                Err(message) => return entry.refuse_key(message),
+            };
+            if !seen.insert(header.clone()) {
+                return entry
+                    .refuse_key("another claim is put into this header already; its case does not count");
+            }
+            let EncodedClaim { claim, encoding } = encoded?;
+            Ok(ClaimHeader { header, claim, encoding })
+        }))
+    }
+
+    fn print(&self, value: &Vec<ClaimHeader>) -> Yaml {
+        let member = |ClaimHeader { header, claim, encoding }: &ClaimHeader| {
+            let value = match encoding {
+                Encoding::Percent => CLAIM.print(claim),
+                Encoding::Base64Url => {
+                    let encoded = EncodedClaim { claim: claim.clone(), encoding: *encoding };
+                    Yaml::Mapping(encoded.print())
+                }
+            };
+            (own_key(header), value)
         };
-        if !seen.insert(header.clone()) {
-            return entry
-                .refuse_key("another claim is put into this header already; its case does not count");
+        Yaml::Mapping(value.iter().map(member).collect())
+    }
+
+    fn describe(&self) -> FormDescription {
+        let FormDescription { words, schema, sections } = Sub::<EncodedClaim>::NEW.describe();
+        let values = json!({"anyOf": [text_schema(), schema]});
+        FormDescription {
+            words: format!("a mapping of headers to claims, or to {words}"),
+            schema: json!({"type": "object", "additionalProperties": values}),
+            sections,
         }
-        let (claim, encoding) = read?;
-        Some(ClaimHeader { header, claim, encoding })
-    };
-    let headers: Vec<Option<ClaimHeader>> = cursor.entries()?.into_iter().map(&mut read).collect();
-    headers.into_iter().collect()
+    }
 }
 
-/// A claim, or a mapping that also says how its value is encoded.
-fn read_header_value(cursor: &Cursor<'_>) -> Option<(ClaimPath, Encoding)> {
-    if !cursor.is_mapping() {
-        return Some((read_claim_path(cursor)?, Encoding::default()));
-    }
-    let mapping = cursor.mapping(&["claim", "encoding"], &[])?;
-    let claim = mapping
-        .need("claim", "the claim that the header carries")
-        .and_then(|cursor| read_claim_path(&cursor));
-    let encoding = mapping.or("encoding", Encoding::default(), |cursor| cursor.one_of(&Encoding::NAMED));
-    Some((claim?, encoding?))
+/// A claim, and how its value becomes one that a header can carry.
+struct EncodedClaim {
+    claim: ClaimPath,
+    encoding: Encoding,
 }
 
-fn read_payload_header(cursor: &Cursor<'_>, mapping: &Mapping<'_>) -> Option<HeaderName> {
-    let header = match claim_header(&cursor.text()?) {
-        Ok(header) => header,
-        Err(message) => return cursor.refuse(message),
-    };
-    let claims = mapping.get("claim_headers").and_then(|cursor| cursor.entries()).unwrap_or_default();
-    if claims.iter().any(|entry| entry.key.eq_ignore_ascii_case(header.as_str())) {
-        return cursor.refuse("a claim is put into this header (`claim_headers`): choose another");
+section! {
+    /// A claim, and how its value becomes one that a header can carry.
+    "EncodedClaim": EncodedClaim {
+        /// The claim.
+        claim: CLAIM, required("the claim that the header carries");
+        /// How its value is encoded.
+        encoding: Words(&Encoding::NAMED), default(Encoding::default());
     }
-    Some(header)
+}
+
+fn read_encoded(cursor: &Cursor<'_>) -> Read<EncodedClaim> {
+    if cursor.is_mapping() {
+        return EncodedClaim::read(cursor);
+    }
+    Ok(EncodedClaim { claim: read_claim_path(cursor)?, encoding: Encoding::default() })
+}
+
+fn read_payload_header(cursor: &Cursor<'_>) -> Read<HeaderName> {
+    match claim_header(&cursor.text()?) {
+        Ok(header) => Ok(header),
+        Err(message) => cursor.refuse(message),
+    }
+}
+
+fn check_payload_header(header: Read<Option<HeaderName>>, mapping: &Mapping<'_>) -> Read<Option<HeaderName>> {
+    let header = header?;
+    let claims = mapping.get("claim_headers").and_then(|cursor| cursor.entries().ok()).unwrap_or_default();
+    let is_taken =
+        |header: &HeaderName| claims.iter().any(|entry| entry.key.eq_ignore_ascii_case(header.as_str()));
+    if header.as_ref().is_some_and(is_taken) {
+        return mapping.refuse_at(
+            "payload_header",
+            "a claim is put into this header (`claim_headers`): choose another",
+        );
+    }
+    Ok(header)
 }
 
 /// What stands between the quotes of a challenge.
-pub(super) fn read_realm(cursor: &Cursor<'_>) -> Option<String> {
+fn read_realm(cursor: &Cursor<'_>) -> Read<String> {
     let realm = cursor.text()?;
     let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
     if realm.len() > 128 || !realm.bytes().all(plain) {
         return cursor
             .refuse("expected at most 128 printable ASCII characters without quotes and backslashes");
     }
-    Some(realm)
+    Ok(realm)
 }
 
 /// The header of this name, in whatever case it is written.

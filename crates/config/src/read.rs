@@ -4,23 +4,25 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
-use std::time::Duration;
 
 use http::HeaderName;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde_json::json;
 
 use portcullis_core::protected_headers::PATH_AND_HOST;
 use portcullis_core::rules::Rules;
+use portcullis_core::verdict::Responses;
 
-use super::cursor::{Cursor, Findings, Found, NamedFile};
+use super::cursor::{Cursor, Findings, Found, Mapping, NamedFile, Read};
 use super::dangers::warn_of_network;
 use super::document;
 use super::error::{ConfigError, ConfigErrors, Position};
-use super::listen::read_listen;
-use super::providers::read_providers;
-use super::responses::read_responses;
-use super::rules::read_rules;
-use super::{Config, IssuerHttp, Limits, Log, LogFormat, LogLevel, Responses, Shutdown, TlsFiles};
+use super::forms::{Each, List, Sub, Text, equal, shown};
+use super::providers::Providers;
+use super::rules::{RuleList, check_provider_names};
+use super::section::{Form, FormDescription, Section, section};
+use super::yaml::{self, Yaml};
+use super::{Config, IssuerHttp, Limits, Listen, Log, ProviderConfig, Shutdown, TlsFiles};
 
 /// A longer configuration, in bytes, is refused.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
@@ -161,7 +163,7 @@ fn read(
         places.push((path, at));
     }
     let config = match config {
-        Some(config) if errors.is_empty() => {
+        Ok(config) if errors.is_empty() => {
             warnings.sort_by_key(|warning| warning.at);
             Ok(Config { warnings, ..config })
         }
@@ -171,59 +173,109 @@ fn read(
 }
 
 /// Every section is read before the first problem counts: that is why nothing here ends early.
-fn read_config(root: &Cursor<'_>) -> Option<Config> {
-    let mapping = root.mapping(
-        &[
-            "listen",
-            "providers",
-            "rules",
-            "responses",
-            "trusted_proxies",
-            "trusted_headers",
-            "limits",
-            "shutdown",
-            "log",
-        ],
-        &["token_cache", "tracing"],
-    )?;
-    let listen = mapping.need("listen", "the doors to open, at least `ext_authz`").and_then(read_listen);
-    let providers = mapping
-        .need("providers", "the issuers whose tokens are accepted")
-        .and_then(|cursor| read_providers(&cursor));
-    let rules = mapping.or("rules", Rules::default(), |cursor| read_rules(&cursor, providers.as_deref()));
-    let responses = mapping.or("responses", Responses::default(), read_responses);
-    let trusted_proxies = mapping.or("trusted_proxies", loopback(), |cursor| cursor.each(read_network));
-    let trusted_headers = mapping.or("trusted_headers", Vec::new(), |cursor| {
-        cursor.list("an empty list trusts nothing: take the key out", read_override, |a, b| a == b)
-    });
-    let limits = mapping.or("limits", Limits::default(), read_limits);
-    let shutdown = mapping.or("shutdown", Shutdown::default(), read_shutdown);
-    let log = mapping.or("log", Log::default(), read_log);
-    Some(Config {
-        listen: listen?,
-        providers: providers?,
-        rules: rules?,
-        responses: responses?,
-        trusted_proxies: trusted_proxies?,
-        trusted_headers: trusted_headers?,
-        limits: limits?,
-        shutdown: shutdown?,
-        log: log?,
+fn read_config(root: &Cursor<'_>) -> Read<Config> {
+    check_provider_names(root);
+    Config::read(root)
+}
+
+section! {
+    /// The configuration of Portcullis. ${VAR} and ${VAR:-default} expand in values.
+    "Configuration": Config,
+    read through ConfigDraft by make_config,
+    printed through ConfigShown by show_config,
+    later ["default", "resources", "token_cache", "mode", "revocation", "tracing", "audit"] {
+        /// Where the service listens.
+        listen: Listen = Sub::<Listen>::NEW, required("the doors to open, at least `ext_authz`");
+        /// One per issuer; a token's iss chooses its provider.
+        providers: Vec<ProviderConfig> = Providers, required("the issuers whose tokens are accepted");
+        /// Who may do what: the first rule that matches counts. Without a match a valid token of any provider is enough.
+        rules: Rules = RuleList, unless(Rules::default());
+        /// How a denial looks.
+        responses: Responses = Sub::<Responses>::NEW, default(Responses::default());
+        /// Networks of the proxies that may tell an HTTP door what request it asks about.
+        trusted_proxies: Vec<IpNet> = Each(NETWORK), default(loopback());
+        /// Headers that take the place of path or host, such as x-forwarded-host, and that an outer proxy of yours sets.
+        trusted_headers: Vec<HeaderName> = List {
+            of: OverrideHeader,
+            empty: "an empty list trusts nothing: take the key out",
+            same: equal,
+        }, unless(Vec::new());
+        /// Bounds on one request and on one listener.
+        limits: Limits = Sub::<Limits>::NEW, default(Limits::default());
+        /// How the service ends.
+        shutdown: Shutdown = Sub::<Shutdown>::NEW, default(Shutdown::default());
+        /// What is logged and how.
+        log: Log = Sub::<Log>::NEW, default(Log::default());
+    }
+}
+
+fn make_config(draft: ConfigDraft, _: &Mapping<'_>) -> Read<Config> {
+    Ok(Config {
+        listen: draft.listen?,
+        providers: draft.providers?,
+        rules: draft.rules?,
+        responses: draft.responses?,
+        trusted_proxies: draft.trusted_proxies?,
+        trusted_headers: draft.trusted_headers?,
+        limits: draft.limits?,
+        shutdown: draft.shutdown?,
+        log: draft.log?,
         warnings: Vec::new(),
     })
 }
 
-/// A header that takes the place of path or host.
-fn read_override(cursor: &Cursor<'_>) -> Option<HeaderName> {
-    let text = cursor.text()?;
-    if let Some(name) = PATH_AND_HOST.iter().find(|name| text.eq_ignore_ascii_case(name.as_str())) {
-        return Some(name.clone());
+fn show_config(config: &Config) -> ConfigShown {
+    let config = config.clone();
+    ConfigShown {
+        listen: Some(config.listen),
+        providers: Some(config.providers),
+        rules: Some(config.rules).filter(|rules| !rules.all().is_empty()),
+        responses: Some(config.responses),
+        trusted_proxies: Some(config.trusted_proxies),
+        trusted_headers: Some(config.trusted_headers).filter(|headers| !headers.is_empty()),
+        limits: Some(config.limits),
+        shutdown: Some(config.shutdown),
+        log: Some(config.log),
     }
-    cursor.refuse(format!(
-        "expected a header that programs believe instead of path or host, one of: {}",
-        PATH_AND_HOST.each_ref().map(HeaderName::as_str).join(", ")
-    ))
 }
+
+impl Config {
+    /// The configuration with every default filled in, in the form in which it is read. Of inline keys only
+    /// the names are printed: the rest can be read again once the material is put back.
+    pub fn to_yaml(&self) -> String {
+        yaml::document(&self.print())
+    }
+}
+
+/// A header that takes the place of path or host.
+struct OverrideHeader;
+
+impl Form for OverrideHeader {
+    type Value = HeaderName;
+
+    fn read(&self, cursor: &Cursor<'_>) -> Read<HeaderName> {
+        let text = cursor.text()?;
+        if let Some(name) = PATH_AND_HOST.iter().find(|name| text.eq_ignore_ascii_case(name.as_str())) {
+            return Ok(name.clone());
+        }
+        cursor.refuse(format!(
+            "expected a header that programs believe instead of path or host, one of: {}",
+            PATH_AND_HOST.each_ref().map(HeaderName::as_str).join(", ")
+        ))
+    }
+
+    fn print(&self, value: &HeaderName) -> Yaml {
+        Yaml::text(value)
+    }
+
+    fn describe(&self) -> FormDescription {
+        let names = PATH_AND_HOST.each_ref().map(HeaderName::as_str);
+        let words = names.map(|name| format!("`{name}`")).join(", ");
+        FormDescription::new(format!("one of {words}"), json!({"enum": names}))
+    }
+}
+
+const NETWORK: Text<IpNet> = Text { read: read_network, show: shown, words: "a network or an address" };
 
 fn loopback() -> Vec<IpNet> {
     let v4 = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
@@ -231,60 +283,17 @@ fn loopback() -> Vec<IpNet> {
 }
 
 /// A network, or an address, which is a network of one.
-fn read_network(cursor: &Cursor<'_>) -> Option<IpNet> {
+fn read_network(cursor: &Cursor<'_>) -> Read<IpNet> {
     let text = cursor.text()?;
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     match network {
         Some(network) if network.trunc() == network => {
             warn_of_network(cursor, &network);
-            Some(network)
+            Ok(network)
         }
         Some(network) => {
             cursor.refuse(format!("has bits beyond its prefix: write {} or a longer prefix", network.trunc()))
         }
         None => cursor.refuse("expected a network or an address, such as 10.0.0.0/8, 127.0.0.1 or fd00::/8"),
     }
-}
-
-fn read_limits(cursor: Cursor<'_>) -> Option<Limits> {
-    let default = Limits::default();
-    let mapping = cursor.mapping(
-        &["token_bytes", "token_values", "token_depth", "claim_header_bytes", "message_bytes", "connections"],
-        &[],
-    )?;
-    let token_bytes = mapping.or("token_bytes", default.token_bytes, |cursor| cursor.bytes(256, 1 << 20));
-    let token_values = mapping.or("token_values", default.token_values, |cursor| cursor.count(64, 100_000));
-    let token_depth = mapping.or("token_depth", default.token_depth, |cursor| cursor.count(4, 64));
-    let claim_header_bytes =
-        mapping.or("claim_header_bytes", default.claim_header_bytes, |cursor| cursor.bytes(64, 48 << 10));
-    let message_bytes =
-        mapping.or("message_bytes", default.message_bytes, |cursor| cursor.bytes(64 << 10, 1 << 30));
-    let connections = mapping.or("connections", default.connections, |cursor| cursor.count(1, 1_000_000));
-    Some(Limits {
-        token_bytes: token_bytes?,
-        token_values: token_values?,
-        token_depth: token_depth?,
-        claim_header_bytes: claim_header_bytes?,
-        message_bytes: message_bytes?,
-        connections: connections?,
-    })
-}
-
-fn read_shutdown(cursor: Cursor<'_>) -> Option<Shutdown> {
-    const LONGEST: Duration = Duration::from_secs(600);
-    let default = Shutdown::default();
-    let mapping = cursor.mapping(&["drain_delay", "grace"], &[])?;
-    let drain_delay =
-        mapping.or("drain_delay", default.drain_delay, |cursor| cursor.duration(Duration::ZERO, LONGEST));
-    let grace = mapping.or("grace", default.grace, |cursor| cursor.duration(Duration::ZERO, LONGEST));
-    Some(Shutdown { drain_delay: drain_delay?, grace: grace? })
-}
-
-fn read_log(cursor: Cursor<'_>) -> Option<Log> {
-    const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("text", LogFormat::Text)];
-    let default = Log::default();
-    let mapping = cursor.mapping(&["format", "level"], &[])?;
-    let format = mapping.or("format", default.format, |cursor| cursor.one_of(&FORMATS));
-    let level = mapping.or("level", default.level, |cursor| cursor.one_of(&LogLevel::NAMED));
-    Some(Log { format: format?, level: level? })
 }

@@ -8,8 +8,14 @@ use url::Url;
 use portcullis_core::reason::Refusal;
 use portcullis_core::verdict::{CustomBody, CustomDenial, Responses};
 
-use super::cursor::{Cursor, Entry};
-use super::providers::{header_name, read_realm};
+use serde_json::json;
+
+use super::cursor::{Cursor, Entry, Mapping, Read, all};
+use super::forms::{Count, Text, text_schema};
+use super::keys::FetchUrl;
+use super::providers::{REALM, header_name};
+use super::section::{Form, FormDescription, section};
+use super::yaml::{Yaml, own_key};
 
 /// The longest body of a denial, in bytes, and the longest value of a header.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -38,95 +44,184 @@ const RESERVED: [&str; 15] = [
 /// Instructions to NGINX and to Envoy.
 const RESERVED_PREFIXES: [&str; 2] = ["x-accel-", "x-envoy-"];
 
-pub(super) fn read_responses(cursor: Cursor<'_>) -> Option<Responses> {
-    let default = Responses::default();
-    let known = ["realm", "keys_unavailable_status", "resource_metadata", "body", "headers"];
-    let mapping = cursor.mapping(&known, &[])?;
-    let realm = mapping.or("realm", default.realm, |cursor| read_realm(&cursor));
-    let status = mapping.or("keys_unavailable_status", default.keys_unavailable_status, |cursor| {
-        cursor.integer(400, 599).and_then(|status| u16::try_from(status).ok())
-    });
-    let resource_metadata = mapping.optional("resource_metadata", |cursor| read_metadata_url(&cursor));
-    let bodies = mapping.or("body", Vec::new(), |cursor| read_by_reason(&cursor, read_body));
-    let headers = mapping.or("headers", Vec::new(), |cursor| read_by_reason(&cursor, read_headers));
+section! {
+    /// How a denial looks.
+    "Responses": Responses,
+    read through ResponsesDraft by make_responses,
+    printed through ResponsesShown by show_responses,
+    later ["cors", "decision_id_header"] {
+        /// The realm of challenges.
+        realm: String = REALM, default(Responses::default().realm);
+        /// The HTTP status when the issuer's keys cannot be had.
+        keys_unavailable_status: usize = Count { least: 400, most: 599 },
+            default(Responses::default().keys_unavailable_status.into());
+        /// The URL of the resource's metadata (RFC 9728), which challenges name. Left out: none.
+        resource_metadata: Url = MetadataUrl, optional;
+        /// Bodies by reason, instead of the default one.
+        body: Vec<(Refusal, CustomBody)> = ByReason {
+            of: Text { read: read_body, show: |body| body.text.clone(), words: "a text" },
+        }, unless(Vec::new());
+        /// Headers by reason, besides the default ones.
+        headers: Vec<(Refusal, Vec<(HeaderName, HeaderValue)>)> = ByReason { of: HeaderValues }, unless(Vec::new());
+    }
+}
+
+fn make_responses(draft: ResponsesDraft, _: &Mapping<'_>) -> Read<Responses> {
+    let ResponsesDraft { realm, keys_unavailable_status, resource_metadata, body, headers } = draft;
     let mut custom: HashMap<Refusal, CustomDenial> = HashMap::new();
-    for (reason, body) in bodies? {
+    for (reason, body) in body? {
         custom.entry(reason).or_default().body = Some(body);
     }
     for (reason, headers) in headers? {
         custom.entry(reason).or_default().headers = headers;
     }
-    Some(Responses {
+    let fallback = Responses::default().keys_unavailable_status;
+    Ok(Responses {
         realm: realm?,
-        keys_unavailable_status: status?,
+        keys_unavailable_status: u16::try_from(keys_unavailable_status?).unwrap_or(fallback),
         resource_metadata: resource_metadata?,
         custom,
     })
 }
 
+fn show_responses(responses: &Responses) -> ResponsesShown {
+    let Responses { realm, keys_unavailable_status, resource_metadata, custom } = responses.clone();
+    // In the order of the reasons, so that two prints of one configuration are the same.
+    let custom = || Refusal::all().filter_map(|refusal| Some((refusal, custom.get(&refusal)?)));
+    let body: Vec<_> =
+        custom().filter_map(|(refusal, denial)| Some((refusal, denial.body.clone()?))).collect();
+    let headers: Vec<_> = custom()
+        .filter(|(_, denial)| !denial.headers.is_empty())
+        .map(|(refusal, denial)| (refusal, denial.headers.clone()))
+        .collect();
+    ResponsesShown {
+        realm: Some(realm),
+        keys_unavailable_status: Some(keys_unavailable_status.into()),
+        resource_metadata,
+        body: Some(body).filter(|body| !body.is_empty()),
+        headers: Some(headers).filter(|headers| !headers.is_empty()),
+    }
+}
+
+/// The URL of a metadata document. Its query is not printed.
+struct MetadataUrl;
+
+impl Form for MetadataUrl {
+    type Value = Url;
+
+    fn read(&self, cursor: &Cursor<'_>) -> Read<Url> {
+        read_metadata_url(cursor)
+    }
+
+    fn print(&self, value: &Url) -> Yaml {
+        FetchUrl { key: "resource_metadata" }.print(&value.to_string())
+    }
+
+    fn describe(&self) -> FormDescription {
+        FormDescription::new("an http or https URL", text_schema())
+    }
+}
+
+/// A mapping from reasons to something.
+struct ByReason<F> {
+    of: F,
+}
+
+impl<F: Form> Form for ByReason<F> {
+    type Value = Vec<(Refusal, F::Value)>;
+
+    fn read(&self, cursor: &Cursor<'_>) -> Read<Self::Value> {
+        all(cursor.entries()?.into_iter().map(|entry| {
+            let value = self.of.read(&entry.value);
+            match Refusal::named().find(|reason| reason.as_str() == entry.key) {
+                Some(reason) => Ok((reason, value?)),
+                None => {
+                    let names: Vec<&str> = Refusal::named().map(Refusal::as_str).collect();
+                    entry.refuse_key(format!("expected the reason of a denial, one of: {}", names.join(", ")))
+                }
+            }
+        }))
+    }
+
+    fn print(&self, value: &Self::Value) -> Yaml {
+        let member =
+            |(reason, value): &(Refusal, F::Value)| (reason.as_str().to_owned(), self.of.print(value));
+        Yaml::Mapping(value.iter().map(member).collect())
+    }
+
+    fn describe(&self) -> FormDescription {
+        let FormDescription { words, schema, sections } = self.of.describe();
+        FormDescription {
+            words: format!("a mapping of reasons to: {words}"),
+            schema: json!({"type": "object", "additionalProperties": schema}),
+            sections,
+        }
+    }
+}
+
+/// Headers with their values.
+struct HeaderValues;
+
+impl Form for HeaderValues {
+    type Value = Vec<(HeaderName, HeaderValue)>;
+
+    fn read(&self, cursor: &Cursor<'_>) -> Read<Self::Value> {
+        all(cursor.entries()?.into_iter().map(read_header))
+    }
+
+    fn print(&self, value: &Self::Value) -> Yaml {
+        let member = |(name, value): &(HeaderName, HeaderValue)| {
+            (own_key(name), Yaml::text(String::from_utf8_lossy(value.as_bytes())))
+        };
+        Yaml::Mapping(value.iter().map(member).collect())
+    }
+
+    fn describe(&self) -> FormDescription {
+        FormDescription::new(
+            "a mapping of headers to their values",
+            json!({"type": "object", "additionalProperties": text_schema()}),
+        )
+    }
+}
+
 /// It stands in a quoted string of a challenge, and as a URL it has no quote and no backslash.
-fn read_metadata_url(cursor: &Cursor<'_>) -> Option<Url> {
+fn read_metadata_url(cursor: &Cursor<'_>) -> Read<Url> {
     match cursor.text()?.parse::<Url>() {
         Ok(url) if !url.username().is_empty() || url.password().is_some() => {
             cursor.refuse("a URL with a user name or a password is not accepted: every client is sent it")
         }
-        Ok(url) if matches!(url.scheme(), "https" | "http") && url.fragment().is_none() => Some(url),
+        Ok(url) if matches!(url.scheme(), "https" | "http") && url.fragment().is_none() => Ok(url),
         _ => cursor.refuse(
             "expected the URL of the metadata document: https://api.example.com/.well-known/oauth-protected-resource",
         ),
     }
 }
 
-/// A mapping from reasons to something.
-fn read_by_reason<'a, T>(
-    cursor: &Cursor<'a>,
-    read: impl Fn(&Cursor<'a>) -> Option<T>,
-) -> Option<Vec<(Refusal, T)>> {
-    let one = |entry: Entry<'a>| {
-        let value = read(&entry.value);
-        match Refusal::named().find(|reason| reason.as_str() == entry.key) {
-            Some(reason) => Some((reason, value?)),
-            None => {
-                let names: Vec<&str> = Refusal::named().map(Refusal::as_str).collect();
-                entry.refuse_key(format!("expected the reason of a denial, one of: {}", names.join(", ")))
-            }
-        }
-    };
-    let read: Vec<Option<(Refusal, T)>> = cursor.entries()?.into_iter().map(one).collect();
-    read.into_iter().collect()
-}
-
-fn read_body(cursor: &Cursor<'_>) -> Option<CustomBody> {
+fn read_body(cursor: &Cursor<'_>) -> Read<CustomBody> {
     let text = cursor.text()?;
     if text.len() > MAX_BODY_BYTES {
         return cursor.refuse(format!("expected at most {MAX_BODY_BYTES} bytes"));
     }
     let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
     let media_type = if is_json { "application/json" } else { "text/plain; charset=utf-8" };
-    Some(CustomBody { text, media_type: HeaderValue::from_static(media_type) })
+    Ok(CustomBody { text, media_type: HeaderValue::from_static(media_type) })
 }
 
-fn read_headers(cursor: &Cursor<'_>) -> Option<Vec<(HeaderName, HeaderValue)>> {
-    let one = |entry: Entry<'_>| {
-        let Some(name) = header_name(entry.key) else {
-            return entry.refuse_key("expected the name of a header");
-        };
-        if RESERVED.contains(&name.as_str())
-            || RESERVED_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
-        {
-            return entry.refuse_key(
-                "this header is made by Portcullis, belongs to the connection or tells the proxy what to do: leave it out",
-            );
-        }
-        match header_value(&entry.value.text()?) {
-            Some(value) => Some((name, value)),
-            None => {
-                entry.value.refuse(format!("expected at most {MAX_VALUE_BYTES} printable ASCII characters"))
-            }
-        }
+fn read_header(entry: Entry<'_>) -> Read<(HeaderName, HeaderValue)> {
+    let Some(name) = header_name(entry.key) else {
+        return entry.refuse_key("expected the name of a header");
     };
-    let headers: Vec<Option<(HeaderName, HeaderValue)>> = cursor.entries()?.into_iter().map(one).collect();
-    headers.into_iter().collect()
+    if RESERVED.contains(&name.as_str())
+        || RESERVED_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
+    {
+        return entry.refuse_key(
+            "this header is made by Portcullis, belongs to the connection or tells the proxy what to do: leave it out",
+        );
+    }
+    match header_value(&entry.value.text()?) {
+        Some(value) => Ok((name, value)),
+        None => entry.value.refuse(format!("expected at most {MAX_VALUE_BYTES} printable ASCII characters")),
+    }
 }
 
 fn header_value(text: &str) -> Option<HeaderValue> {

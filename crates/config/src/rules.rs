@@ -8,192 +8,374 @@ use portcullis_core::rules::{ClaimRequirement, Effect, Match, PathPattern, Requi
 use portcullis_core::validation::json::{Json, JsonLimits};
 use portcullis_core::validation::provider::ClaimPath;
 
-use super::ProviderConfig;
-use super::cursor::{Cursor, Entry, Mapping};
-use super::dangers::warn_of_rules;
-use super::providers::{read_name, read_token};
+use serde_json::json;
 
-/// `providers` are those that could be read: a rule may name no other.
-pub(super) fn read_rules(cursor: &Cursor<'_>, providers: Option<&[ProviderConfig]>) -> Option<Rules> {
-    let elements = cursor.elements()?;
-    let rules: Vec<Option<Rule>> = elements.iter().map(|element| read_rule(element, providers)).collect();
-    let mut first: HashMap<&str, usize> = HashMap::new();
-    let mut unique = Some(());
-    for (element, rule) in elements.iter().zip(&rules) {
-        let Some(rule) = rule else { continue };
-        if let Some(line) = first.insert(&rule.name, element.line()) {
-            unique = element.refuse(format!("another rule, in line {line}, has this name already"));
+use super::cursor::{Cursor, Entry, Mapping, Read, all};
+use super::dangers::warn_of_rules;
+use super::forms::{Each, List, Sub, Text, Words, any_text, equal, shown, text_schema};
+use super::providers::{NAME, read_token};
+use super::section::{Form, FormDescription, Section, section};
+use super::yaml::{Yaml, own_key};
+
+/// The rules, whose names are unique.
+pub(super) struct RuleList;
+
+impl Form for RuleList {
+    type Value = Rules;
+
+    fn read(&self, cursor: &Cursor<'_>) -> Read<Rules> {
+        let elements = cursor.elements()?;
+        let rules: Vec<Read<Rule>> = elements.iter().map(Rule::read).collect();
+        let mut first: HashMap<&str, usize> = HashMap::new();
+        let mut unique = Ok(());
+        for (element, rule) in elements.iter().zip(&rules) {
+            let Ok(rule) = rule else { continue };
+            if let Some(line) = first.insert(&rule.name, element.line()) {
+                unique = element.refuse(format!("another rule, in line {line}, has this name already"));
+            }
+        }
+        unique?;
+        let rules: Vec<Rule> = rules.into_iter().collect::<Read<_>>()?;
+        warn_of_rules(&elements, &rules);
+        Ok(Rules::new(rules))
+    }
+
+    fn print(&self, value: &Rules) -> Yaml {
+        Yaml::List(value.all().iter().map(|rule| Sub::<Rule>::NEW.print(rule)).collect())
+    }
+
+    fn describe(&self) -> FormDescription {
+        Each(Sub::<Rule>::NEW).describe()
+    }
+}
+
+/// Refuses names of providers that there are not. Also of rules that are wrong elsewhere; and where a provider is wrong
+/// elsewhere, its name counts all the same.
+pub(super) fn check_provider_names(root: &Cursor<'_>) {
+    fn list<'a>(cursor: Option<Cursor<'a>>) -> Option<Vec<Cursor<'a>>> {
+        cursor.filter(Cursor::is_list).and_then(|list| list.elements().ok())
+    }
+    let Some(providers) = list(root.peek("providers")) else { return };
+    let names = providers.iter().filter_map(|provider| provider.peek("name")?.peek_text().ok());
+    let names: Vec<String> = names.collect();
+    for rule in list(root.peek("rules")).unwrap_or_default() {
+        for named in list(rule.peek("providers")).unwrap_or_default() {
+            let Ok(name) = named.peek_text() else { continue };
+            if !names.contains(&name) {
+                let known = names.join(", ");
+                let _told = named.refuse::<()>(format!("no provider has this name; there are: {known}"));
+            }
         }
     }
-    unique?;
-    let rules: Vec<Rule> = rules.into_iter().collect::<Option<_>>()?;
-    warn_of_rules(&elements, &rules);
-    Some(Rules::new(rules))
 }
 
-fn read_rule(cursor: &Cursor<'_>, providers: Option<&[ProviderConfig]>) -> Option<Rule> {
-    let known = ["name", "match", "ambiguous_paths", "allow", "deny", "providers", "require"];
-    let mapping = cursor.mapping(&known, &[])?;
-    let name = mapping
-        .need("name", "how logs and the proxy's `portcullis_rule` call the rule")
-        .and_then(|cursor| read_name(&cursor));
-    let matches = mapping.or("match", Match::default(), read_match);
-    let ambiguous_paths =
-        mapping.or("ambiguous_paths", false, |cursor| cursor.one_of(&[("allow", true), ("refuse", false)]));
-    let effect = read_effect(&mapping, providers);
-    Some(Rule { name: name?, matches: matches?, ambiguous_paths: ambiguous_paths?, effect: effect? })
+section! {
+    /// One rule. The first that matches counts; without a match a valid token of any provider is enough.
+    "Rule": Rule,
+    read through RuleDraft by make_rule,
+    printed through RuleShown by show_rule,
+    later ["audiences", "by_name", "stream_lifetime", "mode", "external_url", "resource"] {
+        /// Its name in logs, and what a route names it by.
+        name: String = NAME, required("how logs and the proxy's `portcullis_rule` call the rule");
+        /// The requests that it is about: those that fit every part. Left out: all.
+        matches as "match": Match = Sub::<Match>::NEW, unless(Match::default());
+        /// Whether it also judges requests whose path programs read differently.
+        ambiguous_paths: bool = Words(&[("allow", true), ("refuse", false)]), unless(false);
+        /// Everybody passes, or every CORS preflight; no token is looked at.
+        allow: Effect = Words(&ALLOWED), optional;
+        /// Nobody passes.
+        deny: Effect = Always, optional;
+        /// The providers whose tokens count. Left out: every one.
+        providers: Vec<String> = List {
+            of: any_text("a provider's name"),
+            empty: "an empty list lets nobody in; leave the key out for every provider",
+            same: equal,
+        }, unless(Vec::new());
+        /// What a valid token has to meet; all of it.
+        require: Requirements = Sub::<Requirements>::NEW, unless(Requirements::default());
+    }
 }
 
-fn read_match(cursor: Cursor<'_>) -> Option<Match> {
-    let mapping = cursor.mapping(&["path", "path_prefix", "path_regex", "methods", "hosts"], &[])?;
-    let read_pattern = |key: &str, read: fn(&str) -> Result<PathPattern, String>| {
-        mapping.optional(key, |cursor| match read(&cursor.text()?) {
-            Ok(pattern) => Some(pattern),
-            Err(message) => cursor.refuse(message),
-        })
+static ALLOWED: [(&str, Effect); 2] = [("anonymous", Effect::Anonymous), ("preflight", Effect::Preflight)];
+
+fn make_rule(draft: RuleDraft, mapping: &Mapping<'_>) -> Read<Rule> {
+    let RuleDraft { name, matches, ambiguous_paths, allow, deny, providers, require } = draft;
+    let effect = make_effect(allow, deny, providers, require, mapping);
+    Ok(Rule { name: name?, matches: matches?, ambiguous_paths: ambiguous_paths?, effect: effect? })
+}
+
+fn make_effect(
+    allow: Read<Option<Effect>>,
+    deny: Read<Option<Effect>>,
+    providers: Read<Vec<String>>,
+    require: Read<Requirements>,
+    mapping: &Mapping<'_>,
+) -> Read<Effect> {
+    let given =
+        ["allow", "deny", "providers", "require"].into_iter().filter(|key| mapping.get(key).is_some());
+    let (allow, deny, providers, require) = (allow?, deny?, providers?, require?);
+    let Some(effect) = allow.or(deny) else {
+        return Ok(Effect::Require(Requirements { providers, ..require }));
     };
-    let patterns = [
-        read_pattern("path", PathPattern::exact),
-        read_pattern("path_prefix", PathPattern::prefix),
-        read_pattern("path_regex", PathPattern::regex),
-    ];
-    let methods = mapping.or("methods", Vec::new(), |cursor| {
-        cursor.list(
-            "an empty list matches nothing; leave the key out for every method",
-            read_method,
-            |a, b| a == b,
-        )
-    });
-    let hosts = mapping.or("hosts", Vec::new(), |cursor| {
-        cursor
-            .list("an empty list matches nothing; leave the key out for every host", read_host, |a, b| a == b)
-    });
-    let patterns: Option<Vec<Option<PathPattern>>> = patterns.into_iter().collect();
-    let mut patterns = patterns?.into_iter().flatten();
+    // The first is the effect itself.
+    match given.into_iter().nth(1) {
+        None => Ok(effect),
+        Some(other) => mapping.refuse_at(other, "has no effect beside `allow` or `deny`: keep one"),
+    }
+}
+
+fn show_rule(rule: &Rule) -> RuleShown {
+    let Rule { name, matches, ambiguous_paths, effect } = rule.clone();
+    let mut shown = RuleShown {
+        name: Some(name),
+        matches: Some(matches).filter(|matches| *matches != Match::default()),
+        ambiguous_paths: Some(ambiguous_paths).filter(|allowed| *allowed),
+        allow: None,
+        deny: None,
+        providers: None,
+        require: None,
+    };
+    match effect {
+        Effect::Deny => shown.deny = Some(effect),
+        Effect::Anonymous | Effect::Preflight => shown.allow = Some(effect),
+        Effect::Require(mut requirements) => {
+            let providers = std::mem::take(&mut requirements.providers);
+            shown.providers = Some(providers).filter(|providers| !providers.is_empty());
+            shown.require = Some(requirements).filter(|required| *required != Requirements::default());
+        }
+    }
+    shown
+}
+
+/// `true` and nothing else: nobody passes.
+struct Always;
+
+impl Form for Always {
+    type Value = Effect;
+
+    fn read(&self, cursor: &Cursor<'_>) -> Read<Effect> {
+        match cursor.boolean()? {
+            true => Ok(Effect::Deny),
+            false => cursor.refuse("expected `true`; to deny nothing, take the key out"),
+        }
+    }
+
+    fn print(&self, _: &Effect) -> Yaml {
+        Yaml::word(true)
+    }
+
+    fn describe(&self) -> FormDescription {
+        FormDescription::new("`true`", json!({"const": true}))
+    }
+}
+
+section! {
+    /// Which requests a rule is about: those that fit every part. Of the three paths one may be there.
+    "Match": Match,
+    read through MatchDraft by make_match,
+    printed through MatchShown by show_match,
+    later ["headers"] {
+        /// This path, in canonical form.
+        path: PathPattern = Path { read: PathPattern::exact, words: "a path" }, optional;
+        /// This path and all below it, by whole segments.
+        path_prefix: PathPattern = Path { read: PathPattern::prefix, words: "a path" }, optional;
+        /// A regular expression for the whole path.
+        path_regex: PathPattern = Path { read: PathPattern::regex, words: "a regular expression" }, optional;
+        /// Compared with their case; GET stands for HEAD too. Left out: every method.
+        methods: Vec<String> = List {
+            of: Text { read: read_method, show: shown, words: "a method in upper case" },
+            empty: "an empty list matches nothing; leave the key out for every method",
+            same: equal,
+        }, unless(Vec::new());
+        /// Hosts without ports; *.example.com is every host below it. Left out: every host.
+        hosts: Vec<HostPattern> = List {
+            of: Text { read: read_host, show: shown, words: "a host" },
+            empty: "an empty list matches nothing; leave the key out for every host",
+            same: equal,
+        }, unless(Vec::new());
+    }
+}
+
+/// A path of one of the three kinds.
+struct Path {
+    read: fn(&str) -> Result<PathPattern, String>,
+    words: &'static str,
+}
+
+impl Form for Path {
+    type Value = PathPattern;
+
+    fn read(&self, cursor: &Cursor<'_>) -> Read<PathPattern> {
+        match (self.read)(&cursor.text()?) {
+            Ok(pattern) => Ok(pattern),
+            Err(message) => cursor.refuse(message),
+        }
+    }
+
+    fn print(&self, value: &PathPattern) -> Yaml {
+        match value {
+            PathPattern::Exact(path) => Yaml::text(path),
+            PathPattern::Prefix(prefix) => Yaml::text(format!("{prefix}/")),
+            PathPattern::Regex(regex) => Yaml::text(regex.source()),
+        }
+    }
+
+    fn describe(&self) -> FormDescription {
+        FormDescription::new(self.words, text_schema())
+    }
+}
+
+fn make_match(draft: MatchDraft, mapping: &Mapping<'_>) -> Read<Match> {
+    let MatchDraft { path, path_prefix, path_regex, methods, hosts } = draft;
+    let mut patterns = [path?, path_prefix?, path_regex?].into_iter().flatten();
     let path = patterns.next();
     if patterns.next().is_some() {
-        return cursor.refuse("expected one of `path`, `path_prefix`, `path_regex`: write a rule for each");
+        return mapping.refuse("expected one of `path`, `path_prefix`, `path_regex`: write a rule for each");
     }
-    Some(Match { path, methods: methods?, hosts: hosts? })
+    Ok(Match { path, methods: methods?, hosts: hosts? })
+}
+
+fn show_match(matches: &Match) -> MatchShown {
+    let Match { path, methods, hosts } = matches.clone();
+    let mut shown = MatchShown {
+        path: None,
+        path_prefix: None,
+        path_regex: None,
+        methods: Some(methods).filter(|methods| !methods.is_empty()),
+        hosts: Some(hosts).filter(|hosts| !hosts.is_empty()),
+    };
+    match path {
+        None => {}
+        exact @ Some(PathPattern::Exact(_)) => shown.path = exact,
+        prefix @ Some(PathPattern::Prefix(_)) => shown.path_prefix = prefix,
+        regex @ Some(PathPattern::Regex(_)) => shown.path_regex = regex,
+    }
+    shown
 }
 
 /// In upper case: methods are compared with their case (RFC 9110 §9.1), and `get` is no method that there is.
-fn read_method(cursor: &Cursor<'_>) -> Option<String> {
+fn read_method(cursor: &Cursor<'_>) -> Read<String> {
     let method = read_token(cursor)?;
     let upper = method.to_ascii_uppercase();
     if method != upper {
         return cursor.refuse(format!("methods are in upper case: write {upper}"));
     }
-    Some(method)
+    Ok(method)
 }
 
-fn read_host(cursor: &Cursor<'_>) -> Option<HostPattern> {
+fn read_host(cursor: &Cursor<'_>) -> Read<HostPattern> {
     match HostPattern::parse(&cursor.text()?) {
-        Ok(pattern) => Some(pattern),
+        Ok(pattern) => Ok(pattern),
         Err(message) => cursor.refuse(message),
     }
 }
 
-fn read_effect(mapping: &Mapping<'_>, providers: Option<&[ProviderConfig]>) -> Option<Effect> {
-    const ALLOWED: [(&str, Effect); 2] = [("anonymous", Effect::Anonymous), ("preflight", Effect::Preflight)];
-    let allow = mapping.optional("allow", |cursor| {
-        let names = ALLOWED.map(|(name, _)| name);
-        let text = cursor.text()?;
-        match ALLOWED.into_iter().find(|(name, _)| *name == text) {
-            Some((_, effect)) => Some(effect),
-            None => cursor.refuse(format!("expected one of: {}", names.join(", "))),
-        }
-    });
-    let deny = mapping.optional("deny", |cursor| match cursor.boolean()? {
-        true => Some(Effect::Deny),
-        false => cursor.refuse("expected `true`; to deny nothing, take the key out"),
-    });
-    let requirements = read_requirements(mapping, providers);
-    let given = ["allow", "deny", "providers", "require"].into_iter().filter_map(|key| mapping.get(key));
-    let (allow, deny, requirements) = (allow?, deny?, requirements?);
-    if let Some(effect) = allow.or(deny) {
-        let mut given = given;
-        // The first is the effect itself.
-        given.next();
-        return match given.next() {
-            None => Some(effect),
-            Some(other) => other.refuse("has no effect beside `allow` or `deny`: keep one"),
-        };
-    }
-    Some(Effect::Require(requirements))
-}
-
-fn read_requirements(mapping: &Mapping<'_>, providers: Option<&[ProviderConfig]>) -> Option<Requirements> {
-    let named = mapping.or("providers", Vec::new(), |cursor| {
-        let one = |element: &Cursor<'_>| read_provider_name(element, providers);
-        cursor.list("an empty list lets nobody in; leave the key out for every provider", one, |a, b| a == b)
-    });
-    let require = mapping.or("require", Requirements::default(), read_require);
-    Some(Requirements { providers: named?, ..require? })
-}
-
-fn read_provider_name(cursor: &Cursor<'_>, providers: Option<&[ProviderConfig]>) -> Option<String> {
-    let name = cursor.text()?;
-    // Where the providers themselves are wrong, that is what is told.
-    let is_known = |known: &ProviderConfig| known.provider.name == name;
-    match providers {
-        Some(providers) if !providers.iter().any(is_known) => {
-            let names: Vec<&str> = providers.iter().map(|known| known.provider.name.as_str()).collect();
-            cursor.refuse(format!("no provider has this name; there are: {}", names.join(", ")))
-        }
-        _ => Some(name),
+section! {
+    /// What a valid token has to meet; all of it.
+    "Require": Requirements,
+    read through RequireDraft by make_requirements,
+    printed through RequireShown by show_requirements,
+    later ["acr", "max_age"] {
+        /// Each has to be in scope or scp.
+        scopes: Vec<String> = List {
+            of: Text { read: read_scope, show: shown, words: "a scope" },
+            empty: "an empty list asks for nothing: take the key out",
+            same: equal,
+        }, unless(Vec::new());
+        /// Of each claim at least one of these values.
+        claims: Vec<ClaimRequirement> = ClaimValues, unless(Vec::new());
+        /// A CEL expression over claims, request and now that has to be true.
+        condition: Condition = Text {
+            read: read_condition,
+            show: |condition| condition.source().to_owned(),
+            words: "a CEL expression",
+        }, optional;
     }
 }
 
-fn read_require(cursor: Cursor<'_>) -> Option<Requirements> {
-    let mapping = cursor.mapping(&["scopes", "claims", "condition"], &[])?;
-    let scopes = mapping.or("scopes", Vec::new(), |cursor| {
-        cursor.list("an empty list asks for nothing: take the key out", read_scope, |a, b| a == b)
-    });
-    let claims = mapping.or("claims", Vec::new(), read_claims);
-    let condition = mapping.optional("condition", |cursor| match Condition::compile(&cursor.text()?) {
-        Ok(condition) => Some(condition),
+fn make_requirements(draft: RequireDraft, _: &Mapping<'_>) -> Read<Requirements> {
+    let RequireDraft { scopes, claims, condition } = draft;
+    Ok(Requirements { providers: Vec::new(), scopes: scopes?, claims: claims?, condition: condition? })
+}
+
+fn show_requirements(requirements: &Requirements) -> RequireShown {
+    let Requirements { scopes, claims, condition, .. } = requirements.clone();
+    RequireShown {
+        scopes: Some(scopes).filter(|scopes| !scopes.is_empty()),
+        claims: Some(claims).filter(|claims| !claims.is_empty()),
+        condition,
+    }
+}
+
+fn read_condition(cursor: &Cursor<'_>) -> Read<Condition> {
+    match Condition::compile(&cursor.text()?) {
+        Ok(condition) => Ok(condition),
         Err(message) => cursor.refuse(message),
-    });
-    Some(Requirements { providers: Vec::new(), scopes: scopes?, claims: claims?, condition: condition? })
+    }
 }
 
 /// A scope-token of RFC 6749 §3.3: it is told in a challenge.
-fn read_scope(cursor: &Cursor<'_>) -> Option<String> {
+fn read_scope(cursor: &Cursor<'_>) -> Read<String> {
     let scope = cursor.text()?;
     let plain = |byte: u8| (0x21..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
     if !scope.bytes().all(plain) {
         return cursor.refuse("expected one scope: printable ASCII without spaces, quotes and backslashes");
     }
-    Some(scope)
+    Ok(scope)
 }
 
-fn read_claims(cursor: Cursor<'_>) -> Option<Vec<ClaimRequirement>> {
-    let requirement = |entry: Entry<'_>| {
-        let claim = match ClaimPath::parse(entry.key) {
-            Ok(claim) => Some(claim),
-            Err(message) => entry.refuse_key(message),
-        };
-        let any_of = if entry.value.is_list() {
-            let empty = "an empty list lets nobody in: name at least one value";
-            entry.value.list(empty, read_claim_value, |a, b| a == b)
-        } else {
-            read_claim_value(&entry.value).map(|value| vec![value])
-        };
-        Some(ClaimRequirement { claim: claim?, any_of: any_of? })
-    };
-    let entries = cursor.entries()?;
-    if entries.is_empty() {
-        return cursor.refuse("an empty mapping asks for nothing: take the key out");
+/// Claims, each with the values of which it has to have one.
+struct ClaimValues;
+
+impl Form for ClaimValues {
+    type Value = Vec<ClaimRequirement>;
+
+    fn read(&self, cursor: &Cursor<'_>) -> Read<Vec<ClaimRequirement>> {
+        let entries = cursor.entries()?;
+        if entries.is_empty() {
+            return cursor.refuse("an empty mapping asks for nothing: take the key out");
+        }
+        all(entries.into_iter().map(read_claim_requirement))
     }
-    let requirements: Vec<Option<ClaimRequirement>> = entries.into_iter().map(requirement).collect();
-    requirements.into_iter().collect()
+
+    fn print(&self, value: &Vec<ClaimRequirement>) -> Yaml {
+        let scalar = |value: &Json| match value {
+            Json::String(text) => Yaml::text(text),
+            other => Yaml::word(other.to_compact()),
+        };
+        let member = |ClaimRequirement { claim, any_of }: &ClaimRequirement| {
+            (own_key(claim), Yaml::List(any_of.iter().map(scalar).collect()))
+        };
+        Yaml::Mapping(value.iter().map(member).collect())
+    }
+
+    fn describe(&self) -> FormDescription {
+        let values = json!({"anyOf": [text_schema(), {"type": "array", "items": text_schema()}]});
+        FormDescription::new(
+            "a mapping of claims (names, or JSON Pointers) to values, one or a list",
+            json!({"type": "object", "additionalProperties": values}),
+        )
+    }
 }
 
-fn read_claim_value(cursor: &Cursor<'_>) -> Option<Json> {
+fn read_claim_requirement(entry: Entry<'_>) -> Read<ClaimRequirement> {
+    let claim = match ClaimPath::parse(entry.key) {
+        Ok(claim) => Ok(claim),
+        Err(message) => entry.refuse_key(message),
+    };
+    let any_of = if entry.value.is_list() {
+        let empty = "an empty list lets nobody in: name at least one value";
+        entry.value.list(empty, read_claim_value, |a, b| a == b)
+    } else {
+        read_claim_value(&entry.value).map(|value| vec![value])
+    };
+    Ok(ClaimRequirement { claim: claim?, any_of: any_of? })
+}
+
+fn read_claim_value(cursor: &Cursor<'_>) -> Read<Json> {
     let value = Json::parse(cursor.json()?.to_string().as_bytes(), &JsonLimits::default()).ok();
     match value {
-        Some(value @ (Json::String(_) | Json::Number(_) | Json::Bool(_))) => Some(value),
+        Some(value @ (Json::String(_) | Json::Number(_) | Json::Bool(_))) => Ok(value),
         _ => cursor.refuse("expected a string, a number, `true` or `false`"),
     }
 }

@@ -27,7 +27,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
 
 use house::{Connection, House, Kind, until_closed};
-use http2::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, frame, greeting};
+use http2::{DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, frame, greeting};
 
 /// Looks at a connection are so far apart.
 const LOOK: u64 = 5;

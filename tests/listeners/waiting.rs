@@ -121,3 +121,38 @@ async fn no_questions_are_held_of_a_stream_whose_answers_are_not_taken() {
         assert!(given_back.is_ok(), "{kind:?}: what has come is held");
     }
 }
+
+#[tokio::test]
+async fn nothing_waits_for_a_stream_that_the_listener_had_to_reset() {
+    let issuer = Issuer::start().await.expect("a free port");
+    let (house, credential) = waiting(&issuer).await;
+    let mut connection = house.connect(Kind::Http).await;
+    let ends = END_HEADERS | END_STREAM;
+    let request = |stream| frame(HEADERS, ends, stream, &bearing(&credential));
+    connection.write_all(&[greeting(&[]), request(1)].concat()).await.expect("it is read");
+    issuer.wait_for_held(1).await;
+    // Each is good, and then its window is opened too far (RFC 9113 §6.9.1): more of them than the library bears by default.
+    let too_far = (u32::MAX >> 1).to_be_bytes();
+    let one = |stream| [request(stream), frame(WINDOW_UPDATE, 0, stream, &too_far)].concat();
+    let flood = (3..).step_by(2).take(1500).flat_map(one).collect::<Vec<u8>>();
+    let (mut reading, mut writing) = tokio::io::split(connection);
+    let sending = tokio::spawn(async move { writing.write_all(&flood).await.map(|()| writing) });
+    let mut reset = 0;
+    while reset < 1500 {
+        let frame = http2::next(&mut reading).await.expect("it is open");
+        reset += u32::from(frame.kind == RST_STREAM);
+    }
+    let _writing = sending.await.expect("no panic").expect("it is read");
+    let one_waits = async {
+        loop {
+            house.service.publish_gauges();
+            if house.own_metric("portcullis_jwks_waiters", "provider=\"p\"") == 1.0 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    assert!(timeout(Duration::from_secs(20), one_waits).await.is_ok(), "others wait for nobody");
+    issuer.release();
+    assert!(http2::answered(&mut reading, 1).await);
+}

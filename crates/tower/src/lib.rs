@@ -276,7 +276,7 @@ async fn judge(service: &Service, parts: &mut http::request::Parts) -> Result<()
     let arrived = clock::monotonic().into_std();
     let source = request::source_address(parts);
     let (changes, claims) = {
-        let request = request::describe(parts, source.as_deref(), authorizer.rules(), arrived);
+        let request = request::describe(parts, source.as_deref(), arrived);
         let decided = authorizer.decide(DOOR, &request).await;
         let caller = request.headers.caller();
         let allowed = decided.decision.allowed(authorizer.responses(), caller);

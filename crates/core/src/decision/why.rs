@@ -36,6 +36,9 @@ pub(super) fn unruled(unruled: &Unruled) -> Refused {
         Unruled::AmbiguousPath => "an ambiguous path".into(),
         Unruled::NotPlainPath => "a path with a dot segment, `//` at its start or a fragment".into(),
         Unruled::RepeatedSlashes => "a path that means another rule once its repeated slashes are one".into(),
+        Unruled::NeedlessEncoding => {
+            "a path that means another rule once its needless percent-encodings are decoded".into()
+        }
         Unruled::MalformedHost => "a host that cannot be compared".into(),
         Unruled::MalformedMethod => "a method that is no token in upper case".into(),
         Unruled::SeveralValues(name) => {

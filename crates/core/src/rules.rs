@@ -511,7 +511,7 @@ impl Requirements {
 }
 
 /// Whether a scope is granted, by `scope` (RFC 8693 §4.2) or by `scp`: words in one string, or members of an array.
-fn has_scope(claims: &Json, wanted: &str) -> bool {
+pub(crate) fn has_scope(claims: &Json, wanted: &str) -> bool {
     ["scope", "scp"].into_iter().filter_map(|name| claims.member(name)).any(|granted| match granted {
         Json::String(words) => words.split(' ').any(|word| word == wanted),
         Json::Array(members) => members.iter().any(|member| member.as_str() == Some(wanted)),

@@ -9,6 +9,7 @@
 
 pub mod client;
 mod message;
+mod questions;
 mod size;
 mod until_stopped;
 
@@ -53,6 +54,7 @@ use crate::validation::json::Json;
 use crate::verdict::DenialResponse;
 
 use self::message::{Unfinished, Unread};
+use self::questions::Questions;
 use self::until_stopped::UntilStopped;
 
 /// The `door` label.
@@ -163,6 +165,7 @@ impl GrpcServices {
         };
         let asked = [HEALTH_CHECK, HEALTH_WATCH].into_iter().find(|asked| *asked == path);
         let request = match asked {
+            None if endless.is_some() => request.map(|body| Body::new(Questions::of(body))),
             None => request.map(Body::new),
             Some(path) => {
                 match message::read(request.into_body(), SMALL_QUESTION, &self.unfinished, peer).await {

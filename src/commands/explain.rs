@@ -188,7 +188,8 @@ impl<'a> Page<'a> {
             page.push_str(&format!("  {name}: {value}\n"));
         }
         for header in self.remove {
-            page.push_str(&format!("  no {}\n", header.as_str()));
+            // A client may have spelled it in any octets.
+            page.push_str(&format!("  no {}\n", header.as_str().escape_debug()));
         }
         for name in self.remove_query {
             page.push_str(&format!("  no query parameter {name}\n"));

@@ -1,4 +1,4 @@
-//! What a connection holds while one of its requests waits for keys.
+//! What a connection holds while one of its requests waits for keys, or its client takes no answers.
 
 use std::time::Duration;
 
@@ -26,7 +26,6 @@ async fn given_back(connection: &mut (impl AsyncRead + Unpin)) -> usize {
     let mut given_back = 0;
     while given_back < BODY / 2 {
         let frame = http2::next(connection).await.expect("it is open");
-        assert!(frame.kind != HEADERS, "it waits");
         if frame.kind == WINDOW_UPDATE && frame.stream == 0 {
             let increment = u32::from_be_bytes(frame.payload.try_into().expect("four octets"));
             // The window that the listener begins with is larger.
@@ -99,4 +98,61 @@ async fn no_body_is_held_for_a_request_that_waits_at_the_http_door() {
     issuer.wait_for_held(1).await;
     let given_back = timeout(Duration::from_secs(20), given_back(&mut connection)).await;
     assert!(given_back.is_ok(), "what has come is held");
+}
+
+#[tokio::test]
+async fn no_questions_are_held_of_a_stream_whose_answers_are_not_taken() {
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let house = House::open().await;
+    for kind in Kind::GRPC {
+        let mut connection = house.connect(kind).await;
+        connection.write_all(&greeting(&[(INITIAL_WINDOW_SIZE, 0)])).await.expect("it is read");
+        while http2::next(&mut connection).await.expect("it is open").kind != SETTINGS {}
+        let mut sent = frame(SETTINGS, ACK, 0, &[]);
+        let call = http2::call("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo");
+        sent.extend(frame(HEADERS, END_HEADERS, 1, &call));
+        // `list_services`, again and again.
+        let questions = [0, 0, 0, 0, 2, 0x3a, 0].repeat(LARGEST_FRAME / 7);
+        for _ in 0..BODY / LARGEST_FRAME {
+            sent.extend(frame(DATA, 0, 1, &questions));
+        }
+        connection.write_all(&sent).await.expect("it is read");
+        let given_back = timeout(Duration::from_secs(20), given_back(&mut connection)).await;
+        assert!(given_back.is_ok(), "{kind:?}: what has come is held");
+    }
+}
+
+#[tokio::test]
+async fn nothing_waits_for_a_stream_that_the_listener_had_to_reset() {
+    let issuer = Issuer::start().await.expect("a free port");
+    let (house, credential) = waiting(&issuer).await;
+    let mut connection = house.connect(Kind::Http).await;
+    let ends = END_HEADERS | END_STREAM;
+    let request = |stream| frame(HEADERS, ends, stream, &bearing(&credential));
+    connection.write_all(&[greeting(&[]), request(1)].concat()).await.expect("it is read");
+    issuer.wait_for_held(1).await;
+    // Each is good, and then its window is opened too far (RFC 9113 §6.9.1): more of them than the library bears by default.
+    let too_far = (u32::MAX >> 1).to_be_bytes();
+    let one = |stream| [request(stream), frame(WINDOW_UPDATE, 0, stream, &too_far)].concat();
+    let flood = (3..).step_by(2).take(1500).flat_map(one).collect::<Vec<u8>>();
+    let (mut reading, mut writing) = tokio::io::split(connection);
+    let sending = tokio::spawn(async move { writing.write_all(&flood).await.map(|()| writing) });
+    let mut reset = 0;
+    while reset < 1500 {
+        let frame = http2::next(&mut reading).await.expect("it is open");
+        reset += u32::from(frame.kind == RST_STREAM);
+    }
+    let _writing = sending.await.expect("no panic").expect("it is read");
+    let one_waits = async {
+        loop {
+            house.service.publish_gauges();
+            if house.own_metric("portcullis_jwks_waiters", "provider=\"p\"") == 1.0 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    assert!(timeout(Duration::from_secs(20), one_waits).await.is_ok(), "others wait for nobody");
+    issuer.release();
+    assert!(http2::answered(&mut reading, 1).await);
 }

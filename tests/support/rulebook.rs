@@ -261,7 +261,10 @@ pub const PATH_CASES: &[Case] = &[
     rewritten("/public/../admin", Bearer::None, 401),
     rewritten("/public/%2e%2e/admin", Bearer::None, 401),
     rewritten("/public/.%2E/admin", Bearer::None, 401),
-    get("/%61dmin", USER, "rule_denied", "admin"),
+    // A router that does not decode it would serve it by another route than /admin.
+    rewritten("/%61dmin", USER, 403),
+    rewritten("/%70ublic/x", Bearer::None, 200),
+    get("/public/%70ublic", Bearer::None, "anonymous", "public"),
     rewritten("/public/..//admin/", Bearer::None, 401),
     get("/public?/../admin", Bearer::None, "anonymous", "public"),
     get("/admin?/../public", Bearer::None, "token_missing", "admin"),

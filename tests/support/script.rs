@@ -235,7 +235,7 @@ pub async fn rescue<T>(
     let mut wait = cache.wait_for_newer(sighting, token);
     let result = loop {
         match wait.next(cause).await {
-            Newer::Unavailable => break Err(NotRescued::Unavailable),
+            Newer::Unavailable(_) => break Err(NotRescued::Unavailable),
             Newer::No(_) => break Err(still(cause)),
             Newer::Keys(keys) => match look(&keys) {
                 Ok(verified) => break Ok(verified),

@@ -82,8 +82,19 @@ pub struct InHand {
     pub provider: Arc<Provider>,
     /// Its name within a provider that stands for many.
     pub realm: Option<String>,
-    /// Its keys; empty where those that there were are too old to count, `None` where it was never asked.
-    pub keys: Option<Arc<KeySet>>,
+    /// Its keys.
+    pub keys: KeysInHand,
+}
+
+/// The keys of an issuer that are there.
+#[derive(Clone, Debug)]
+pub enum KeysInHand {
+    /// None yet: the issuer was never asked.
+    NotAsked,
+    /// Those that it gave last; empty where they are too old to count.
+    Fetched(Arc<KeySet>),
+    /// Those of the configuration: there will never be others.
+    Fixed(Arc<KeySet>),
 }
 
 /// An answer, or what is lacking for one. Not `non_exhaustive`: who drives it has to say how each thing is got.
@@ -288,14 +299,21 @@ impl<'a> InProgress<'a> {
         let in_hand = self.choose_provider(&token, keys)?;
         let provider = in_hand.provider;
         let screened = self.screen(token, &provider, now)?;
-        let Some(keys) = in_hand.keys else {
-            return Ok(Progress::Lacks(Pending { provider, parked: screened.park(), need: Need::First }));
+        let keys = match &in_hand.keys {
+            KeysInHand::Fetched(keys) | KeysInHand::Fixed(keys) => keys,
+            KeysInHand::NotAsked => {
+                self.record.opened = true;
+                return Ok(Progress::Lacks(Pending { provider, parked: screened.park(), need: Need::First }));
+            }
         };
-        match validation::try_validate(&screened, &keys, now) {
+        match validation::try_validate(&screened, keys, now) {
             Ok(validated) => {
                 self.accept(validated, screened.payload(), &provider, now).map(Progress::Allowed)
             }
             Err(ValidationError::Permanent(permanent)) => Err(why::meanwhile(&permanent)),
+            Err(ValidationError::Stale(cause)) if matches!(in_hand.keys, KeysInHand::Fixed(_)) => {
+                Err(why::stale(cause, self.record.kid(), keys))
+            }
             Err(ValidationError::Stale(cause)) => {
                 self.record.refreshed_for = Some(cause);
                 let need = Need::Newer(cause);
@@ -360,7 +378,10 @@ impl<'a> InProgress<'a> {
             }
             Err(ValidationError::Permanent(permanent)) => Err(why::meanwhile(&permanent)),
             Err(ValidationError::Stale(cause)) => {
-                self.record.refreshed_for.get_or_insert(cause);
+                // The first keys of an issuer may not have come by then: they are no reason to ask for newer ones.
+                if pending.need != Need::First {
+                    self.record.refreshed_for.get_or_insert(cause);
+                }
                 Ok(Looked::Stale(cause))
             }
         }

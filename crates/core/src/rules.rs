@@ -168,6 +168,8 @@ pub enum Unruled {
     NotPlainPath,
     /// The path falls under one rule with its repeated slashes and under another without them, or a condition reads it.
     RepeatedSlashes,
+    /// The path falls under one rule as it is written and under another once needless percent-encodings are decoded.
+    NeedlessEncoding,
     /// The host is none that can be compared.
     MalformedHost,
     /// The method is no token in upper case, and programs differ about what it means.
@@ -287,7 +289,8 @@ impl Rules {
     }
 
     /// The first rule that matches. Where the path has repeated slashes, it has to be the same one whether they are made
-    /// one or not: there are upstreams of either kind.
+    /// one or not; and where it has needless percent-encodings, whether they are decoded or not: there are upstreams of either
+    /// kind, and one would serve `/%70ublic` by another route than `/public`.
     fn matching(&self, request: &AccessRequest<'_>) -> Result<Option<&Rule>, Unruled> {
         let path = if self.look_at_paths { Some(path::canonical(request.path)?) } else { None };
         let host = match self.look_at_hosts {
@@ -306,6 +309,9 @@ impl Rules {
         }
         if path.unmerged().is_some_and(|unmerged| first(Some(unmerged)) != at || reads_path(rule)) {
             return Err(Unruled::RepeatedSlashes);
+        }
+        if path.as_written().is_some_and(|written| first(Some(written)) != at) {
+            return Err(Unruled::NeedlessEncoding);
         }
         Ok(rule)
     }
@@ -505,7 +511,7 @@ impl Requirements {
 }
 
 /// Whether a scope is granted, by `scope` (RFC 8693 §4.2) or by `scp`: words in one string, or members of an array.
-fn has_scope(claims: &Json, wanted: &str) -> bool {
+pub(crate) fn has_scope(claims: &Json, wanted: &str) -> bool {
     ["scope", "scp"].into_iter().filter_map(|name| claims.member(name)).any(|granted| match granted {
         Json::String(words) => words.split(' ').any(|word| word == wanted),
         Json::Array(members) => members.iter().any(|member| member.as_str() == Some(wanted)),

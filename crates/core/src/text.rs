@@ -3,28 +3,42 @@
 
 use std::borrow::Cow;
 
-/// The text with every JWT in it replaced: base64url of `{"`, and what follows.
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+/// The text with every JWT in it replaced: base64url of a JSON object's beginning, and what follows.
 pub fn without_tokens(text: &str) -> Cow<'_, str> {
-    const BEGINNING: &str = "eyJ";
-    const SHORTEST: usize = 10;
     let mut out = String::new();
-    let mut rest = text;
-    while let Some((before, from)) = rest.split_once(BEGINNING) {
-        let of_token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '=' | '+');
-        let behind = from.trim_start_matches(of_token);
-        out.push_str(before);
-        if from.len() - behind.len() + BEGINNING.len() < SHORTEST {
-            out.push_str(BEGINNING);
-            rest = from;
-        } else {
-            out.push_str("(a token)");
-            rest = behind;
+    let (mut rest, mut from) = (text, 0);
+    while let Some(at) = rest.get(from..).and_then(|behind| behind.find('e')) {
+        let (before, behind) = rest.split_at_checked(from + at).unwrap_or((rest, ""));
+        let token = behind.len() - behind.trim_start_matches(of_token).len();
+        if !is_object(behind.get(..token).unwrap_or_default()) {
+            from += at + 1;
+            continue;
         }
+        out.push_str(before);
+        out.push_str("(a token)");
+        (rest, from) = (behind.get(token..).unwrap_or_default(), 0);
     }
-    match out.is_empty() && rest.len() == text.len() {
+    match out.is_empty() {
         true => Cow::Borrowed(text),
         false => Cow::Owned(out + rest),
     }
+}
+
+fn of_token(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '=' | '+' | '/')
+}
+
+/// Whether a word is long and begins as the base64url of a JSON object does: a brace, white space, and a quote.
+fn is_object(word: &str) -> bool {
+    const SHORTEST: usize = 10;
+    let first = word.get(..8).filter(|_| word.len() >= SHORTEST);
+    let Some(decoded) = first.and_then(|first| URL_SAFE_NO_PAD.decode(first).ok()) else { return false };
+    let Some((b'{', within)) = decoded.split_first() else { return false };
+    let white = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+    within.iter().find(|byte| !white(byte)).is_none_or(|byte| *byte == b'"')
 }
 
 /// Text of somebody else's, such as a `kid` or a host, as the log shows it: at most 64 characters, no line breaks or control
@@ -58,6 +72,10 @@ mod tests {
             ("eyJhbGciOiJub25lIn0.eyJhIjoxfQ.c2ln: no such file", "(a token): no such file"),
             ("a 'eyJhbGciOiJub25lIn0.e30.' b eyJhbGciOiJub25lIn0", "a '(a token)' b (a token)"),
             ("keyJ and eyJoe", "keyJ and eyJoe"),
+            ("eyAiYWxnIjoiSFMyNTYifQ.eyAiYSI6MX0.U0lH: no such file", "(a token): no such file"),
+            ("a ewoJImFsZyI6IkhTMjU2In0.e30.c2ln b", "a (a token) b"),
+            ("eyewear.example.com, eeyeyewearshop", "eyewear.example.com, eeyeyewearshop"),
+            ("eéeyJhbGciOiJub25lIn0", "eé(a token)"),
         ] {
             assert_eq!(without_tokens(text), expected);
         }

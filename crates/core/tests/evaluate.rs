@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use portcullis_core::access_request::{AccessRequest, Headers};
 use portcullis_core::decision::{
-    Decision, Evaluation, InHand, KeysNeeded, Need, NoKeys, Policy, RequestLimits, StepName, Trusted,
-    evaluate,
+    Decision, Evaluation, InHand, KeysInHand, KeysNeeded, Need, NoKeys, Policy, RequestLimits, StepName,
+    Trusted, evaluate,
 };
 use portcullis_core::rules::{Effect, Match, PathPattern, Requirements, Rule, Rules};
 use portcullis_core::validation::algorithm::Algorithm;
@@ -148,7 +148,7 @@ impl World {
     }
 
     fn in_hand(&self, keys: Option<New>) -> InHand {
-        let keys = keys.map(|keys| Arc::clone(self.keys(keys)));
+        let keys = keys.map_or(KeysInHand::NotAsked, |keys| KeysInHand::Fetched(Arc::clone(self.keys(keys))));
         InHand { provider: Arc::clone(&self.provider), realm: None, keys }
     }
 
@@ -246,7 +246,7 @@ fn an_issuer_that_was_never_asked_is_asked_first_and_then_for_newer_keys() {
     let policy = policy(&provider);
     let provider = Arc::new(provider);
     with_request(&signer.sign(&claims()), "/", |request| {
-        let in_hand = InHand { provider, realm: Some("acme".to_owned()), keys: None };
+        let in_hand = InHand { provider, realm: Some("acme".to_owned()), keys: KeysInHand::NotAsked };
         let needed = match evaluate(request, &policy, |_| Some(in_hand), at(NOW)) {
             Evaluation::NeedsKeys(needed) => needed,
             Evaluation::Done(decision) => panic!("{decision:?}"),
@@ -259,7 +259,7 @@ fn an_issuer_that_was_never_asked_is_asked_first_and_then_for_newer_keys() {
             Some("no such realm")
         );
         let steps: Vec<StepName> = refused.record.steps().map(|step| step.name).collect();
-        assert!(!steps.contains(&StepName::Refresh), "nothing was held against any keys");
+        assert!(steps.contains(&StepName::Refresh), "it waited for the first keys");
         let Evaluation::NeedsKeys(still) = needed.resume(&keys(&[&old]), at(NOW)) else {
             panic!("another key signed it");
         };
@@ -312,7 +312,7 @@ proptest! {
         claims["scope"] = json!(scopes);
         let (old_keys, new_keys) = (keys(&[&old]), keys(&[&old, &signer]));
         with_request(&signer.sign(&claims), path, |request| {
-            let hand = |keys: Option<&Arc<KeySet>>| InHand { provider: Arc::clone(&provider), realm: None, keys: keys.cloned() };
+            let hand = |keys: Option<&Arc<KeySet>>| InHand { provider: Arc::clone(&provider), realm: None, keys: keys.cloned().map_or(KeysInHand::NotAsked, KeysInHand::Fetched) };
             let at_once = match evaluate(request, &policy, |_| Some(hand(Some(&new_keys))), at(NOW)) {
                 Evaluation::Done(decision) => decision,
                 Evaluation::NeedsKeys(needed) => panic!("{needed:?}"),
@@ -359,7 +359,10 @@ proptest! {
             "aud" => json!("another-api"),
             _ => json!(null),
         };
-        let keys = has_keys.then(|| Arc::new(KeySet::default()));
+        let keys = match has_keys {
+            true => KeysInHand::Fetched(Arc::default()),
+            false => KeysInHand::NotAsked,
+        };
         with_request(&signer.sign(&claims), "/", |request| {
             let in_hand = InHand { provider: Arc::new(provider), realm: None, keys };
             let evaluation = evaluate(request, &policy, |_| Some(in_hand), at(NOW));
@@ -404,4 +407,28 @@ fn a_request_that_needs_no_token_or_has_none_asks_for_no_keys() {
 #[test]
 fn what_waits_for_keys_is_small_whatever_the_token_holds() {
     assert!(size_of::<KeysNeeded<'_>>() <= 512, "{}", size_of::<KeysNeeded<'_>>());
+}
+
+#[test]
+fn where_the_keys_are_fixed_a_token_that_they_do_not_verify_is_refused_at_once() {
+    let (old, signer) = (
+        SigningKey::generate("old", SigningAlgorithm::ES256),
+        SigningKey::generate("new", SigningAlgorithm::ES256),
+    );
+    let impostor = SigningKey::generate("new", SigningAlgorithm::ES256);
+    let provider = provider();
+    let policy = policy(&provider);
+    let provider = Arc::new(provider);
+    for (keys, reason) in
+        [(keys(&[&old]), "key_unknown"), (keys(&[&impostor]), "bad_signature"), (keys(&[&signer]), "ok")]
+    {
+        with_request(&signer.sign(&claims()), "/", |request| {
+            let keys = KeysInHand::Fixed(keys);
+            let in_hand = InHand { provider: Arc::clone(&provider), realm: None, keys };
+            let evaluation = evaluate(request, &policy, |_| Some(in_hand), at(NOW));
+            let Evaluation::Done(decision) = evaluation else { panic!("{evaluation:?}") };
+            assert_eq!(decision.verdict.reason().as_str(), reason);
+            assert_eq!(decision.record.refreshed_for(), None, "nothing was waited for");
+        });
+    }
 }

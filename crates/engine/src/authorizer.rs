@@ -36,12 +36,13 @@ use self::refusals::RefusalLog;
 use self::undecided::{Pending, Source};
 use crate::access_request::AccessRequest;
 use crate::clock::{Clock, Instant};
-use crate::decision::{Decision, Evaluation, InHand, NoKeys, Policy, Trusted, evaluate};
+use crate::decision::{Decision, Evaluation, InHand, KeysInHand, NoKeys, Policy, Trusted, evaluate};
+use crate::reason::DenyReason;
 use crate::rules::Rules;
 use crate::telemetry::Metrics;
-use crate::validation::UnixTime;
 use crate::validation::provider::TokenSource;
-use crate::verdict::Responses;
+use crate::validation::{StaleCause, UnixTime};
+use crate::verdict::{Responses, Verdict};
 
 /// A waiting caller answers this much before its proxy's deadline, or a tenth of it where that is more.
 const LEAST_MARGIN: Duration = Duration::from_millis(20);
@@ -150,6 +151,7 @@ impl Authorizer {
             Evaluation::Done(decision) => {
                 if let Some(Source::Held(lent, _)) = &source {
                     note_verified(lent, &decision, request);
+                    count_fixed(lent, &decision);
                 }
                 Ok(*decision)
             }
@@ -169,9 +171,13 @@ impl Authorizer {
         let (keys, from) = match issuer {
             Issuer::Held(lent) => {
                 let sighting = lent.keys.sight();
-                (Some(sighting.keys()), Source::Held(lent, sighting))
+                let keys = match lent.keys.is_refreshable() {
+                    true => KeysInHand::Fetched(sighting.keys()),
+                    false => KeysInHand::Fixed(sighting.keys()),
+                };
+                (keys, Source::Held(lent, sighting))
             }
-            Issuer::New(new) => (None, Source::New(new)),
+            Issuer::New(new) => (KeysInHand::NotAsked, Source::New(new)),
         };
         *source = Some(from);
         Some(InHand { provider, realm, keys })
@@ -240,6 +246,15 @@ impl Authorizer {
 fn note_verified(lent: &Lent, decision: &Decision<'_>, request: &AccessRequest<'_>) {
     if decision.record.verified_by().is_some() {
         lent.token_verified(arrived(request));
+    }
+}
+
+/// A token that the keys of the configuration do not verify is stale like any other, though nothing can be done about it.
+fn count_fixed(lent: &Lent, decision: &Decision<'_>) {
+    match decision.verdict {
+        Verdict::Deny(DenyReason::KeyUnknown) => lent.keys.count_still_stale(StaleCause::UnknownKid),
+        Verdict::Deny(DenyReason::BadSignature) => lent.keys.count_still_stale(StaleCause::BadSignature),
+        Verdict::Allow(_) | Verdict::Deny(_) | Verdict::Unavailable(_) => {}
     }
 }
 

@@ -48,9 +48,9 @@ use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, Instant, SteadyClock};
 use crate::supervise::{Supervisor, Task, Tasks};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, StaleOutcome};
 use crate::validation::key_set::{KeyName, KeySet};
-use crate::validation::{Kid, UnixTime};
+use crate::validation::{Kid, StaleCause, UnixTime};
 
 use self::budget::{Budget, Known, Member};
 pub use self::issuer_http::{ClientCertificate, IssuerHttp, ProxyUrl};
@@ -62,7 +62,7 @@ use self::published::Published;
 pub use self::refresh::SNAPSHOT_PATIENCE;
 use self::schedule::{Caller, Schedule, Standing};
 use self::snapshot::SnapshotFile;
-pub use self::wait::{KeyWait, Newer, StaleToken};
+pub use self::wait::{KeyWait, Newer, StaleToken, Unavailable};
 use crate::telemetry::Trigger;
 
 /// The names of the tasks that keep one provider's keys.
@@ -207,8 +207,6 @@ pub struct KeyStatus {
 pub struct KeyCache {
     shared: Arc<Shared>,
     tasks: Vec<JoinHandle<()>>,
-    /// Whether nothing is to remain of it in the metrics.
-    passing: bool,
     /// Whether a cache before it was kept in a file.
     kept_before: bool,
 }
@@ -222,7 +220,7 @@ impl Drop for KeyCache {
         let known = Known { withdrawn: published.withdrawn().to_vec(), keys: published.key_names() };
         self.shared.budget.remember(&self.shared.provider, known);
         self.shared.budget.resign(self.shared.member);
-        if self.passing {
+        if self.shared.passing.load(Ordering::Acquire) {
             self.shared.around.metrics.forget_keys(&self.shared.provider, &TASKS);
         }
     }
@@ -251,6 +249,8 @@ struct Shared {
     kept: AtomicBool,
     /// Whether a fetch can bring anything new; keys of the configuration never change.
     refreshable: bool,
+    /// Whether nothing is to remain of it in the metrics.
+    passing: AtomicBool,
 }
 
 struct State {
@@ -326,18 +326,17 @@ impl KeyCache {
         tasks.push(supervisor.keep(Task::of(provider, DRIVE), move || {
             refresh::drive(Arc::clone(&driving), Arc::clone(&fetch))
         }));
-        Self { shared, tasks, passing: false, kept_before }
+        Self { shared, tasks, kept_before }
     }
 
     /// The same, as one of many that come and go: when the last of its name goes, its label values go from the
     /// metrics.
     pub fn passing(self) -> Self {
-        let mut cache = self;
-        cache.passing = true;
         // Nothing is kept of a realm whose name somebody may have made up.
-        cache.shared.kept.store(cache.kept_before, Ordering::Release);
-        cache.shared.around.metrics.hold_keys(&cache.shared.provider);
-        cache
+        self.shared.kept.store(self.kept_before, Ordering::Release);
+        self.shared.around.metrics.hold_keys(&self.shared.provider);
+        self.shared.passing.store(true, Ordering::Release);
+        self
     }
 
     /// Keys that are written into the configuration: nothing is ever fetched.
@@ -349,7 +348,7 @@ impl KeyCache {
         let budget = Arc::default();
         let shared = Arc::new(Shared::new(provider, policy, snapshot, false, around, clock, budget));
         shared.publish_gauges();
-        Self { shared, tasks: Vec::new(), passing: false, kept_before: false }
+        Self { shared, tasks: Vec::new(), kept_before: false }
     }
 
     /// What is known of the same issuer's keys from elsewhere, such as those of a source that this one replaces: keys
@@ -372,6 +371,16 @@ impl KeyCache {
         // In this order: a fetch that begins between the two loads counts as begun after arrival.
         let arrival = self.shared.started.load(Ordering::Acquire);
         Sighting { snapshot: self.shared.snapshot.load_full(), arrival, at: self.shared.now() }
+    }
+
+    /// Whether a fetch can bring other keys than these: not those of the configuration.
+    pub fn is_refreshable(&self) -> bool {
+        self.shared.refreshable
+    }
+
+    /// Counts a token that fixed keys do not verify: there are no newer ones to wait for.
+    pub fn count_still_stale(&self, cause: StaleCause) {
+        self.shared.around.metrics.stale_token(&self.shared.provider, cause, StaleOutcome::StillStale);
     }
 
     /// What pays for the fetches that tokens force.
@@ -451,6 +460,7 @@ impl Shared {
             snapshot_awaited,
             kept: AtomicBool::new(true),
             refreshable,
+            passing: AtomicBool::new(false),
         }
     }
 
@@ -503,7 +513,14 @@ impl Shared {
         let snapshot = self.snapshot.load();
         let age = snapshot.confirmed.map(|confirmed| confirmed.age(self.now()));
         let metrics = &self.around.metrics;
-        metrics.key_set(&self.provider, snapshot.published.keys().keys().len(), snapshot.generation, age);
-        metrics.waiters(&self.provider, self.waiters.load(Ordering::Relaxed));
+        let publish = || {
+            metrics.key_set(&self.provider, snapshot.published.keys().keys().len(), snapshot.generation, age);
+            metrics.waiters(&self.provider, self.waiters.load(Ordering::Relaxed));
+        };
+        // A task that is told to end may be here still, after what it published was taken out.
+        match self.passing.load(Ordering::Acquire) {
+            true => metrics.while_held(&self.provider, publish),
+            false => publish(),
+        }
     }
 }

@@ -16,6 +16,19 @@
 //! # }
 //! ```
 //!
+//! In a tonic server it is a layer like others, and a method finds the [`Claims`] in the extensions of its request.
+//!
+//! ```
+//! # use std::sync::Arc;
+//! # use portcullis_engine::service::Service;
+//! # use portcullis_tower::AuthorizationLayer;
+//! # async fn serve(address: std::net::SocketAddr, service: Arc<Service>) -> Result<(), tonic::transport::Error> {
+//! let (_, health) = tonic_health::server::health_reporter();
+//! let mut server = tonic::transport::Server::builder().layer(AuthorizationLayer::new(service));
+//! server.add_service(health).serve(address).await
+//! # }
+//! ```
+//!
 //! # Put it around the whole service
 //! What is added to a router after its own `layer` method was called, be it a route, a fallback or another router that is merged, is not
 //! behind that layer. So hand the finished router to [`AuthorizationLayer::around`], and any other service to
@@ -263,7 +276,7 @@ async fn judge(service: &Service, parts: &mut http::request::Parts) -> Result<()
     let arrived = clock::monotonic().into_std();
     let source = request::source_address(parts);
     let (changes, claims) = {
-        let request = request::describe(parts, source.as_deref(), authorizer.rules(), arrived);
+        let request = request::describe(parts, source.as_deref(), arrived);
         let decided = authorizer.decide(DOOR, &request).await;
         let caller = request.headers.caller();
         let allowed = decided.decision.allowed(authorizer.responses(), caller);

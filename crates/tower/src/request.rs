@@ -6,7 +6,6 @@ use http::header::HOST;
 use http::request::Parts;
 use http::{HeaderValue, Method, Uri};
 use portcullis_core::access_request::{AccessRequest, Headers, Removal};
-use portcullis_core::rules::{Rules, path};
 
 use crate::SourceAddress;
 
@@ -14,7 +13,6 @@ use crate::SourceAddress;
 pub(crate) fn describe<'a>(
     parts: &'a Parts,
     source_address: Option<&'a str>,
-    rules: &Rules,
     arrived: Instant,
 ) -> AccessRequest<'a> {
     let uri = original_uri(parts);
@@ -28,13 +26,13 @@ pub(crate) fn describe<'a>(
     AccessRequest {
         source_address,
         removal: Removal::HeadersAndQuery,
-        flaw: flaw(parts, uri, rules),
+        flaw: flaw(parts, uri),
         ..AccessRequest::new(method, host, path, headers, arrived)
     }
 }
 
 /// Why nobody can judge it.
-fn flaw(parts: &Parts, uri: &Uri, rules: &Rules) -> Option<&'static str> {
+fn flaw(parts: &Parts, uri: &Uri) -> Option<&'static str> {
     if parts.method == Method::CONNECT && !is_web_socket(parts) {
         return Some("a CONNECT, which asks for no resource");
     }
@@ -49,13 +47,8 @@ fn flaw(parts: &Parts, uri: &Uri, rules: &Rules) -> Option<&'static str> {
     if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         return Some("a target with user information");
     }
-    if !is_left_by_nest(&parts.uri, uri) {
-        return Some(
-            "a URI that was rewritten between axum's router and the layer: rewrite it outside of the router, or inside of the layer",
-        );
-    }
-    is_under_two_rules(uri.path(), rules).then_some(
-        "a path that falls under a rule with its percent-encoding and not without, or the other way round",
+    (!is_left_by_nest(&parts.uri, uri)).then_some(
+        "a URI that was rewritten between axum's router and the layer: rewrite it outside of the router, or inside of the layer",
     )
 }
 
@@ -72,16 +65,6 @@ fn is_left_by_nest(uri: &Uri, original: &Uri) -> bool {
     uri.authority() == original.authority()
         && uri.query() == original.query()
         && (uri.path() == "/" || original.path().ends_with(uri.path()))
-}
-
-/// Whether a rule is about a path as it is written and not about its canonical form, or the other way round. The routers of
-/// axum and tonic take it as it is written: they would serve `/%70ublic` by another route than `/public`.
-fn is_under_two_rules(written: &str, rules: &Rules) -> bool {
-    // One that no rule may judge is refused by the decision.
-    let Ok(canonical) = path::canonical(written.as_bytes()) else { return false };
-    let canonical = canonical.unmerged().unwrap_or_else(|| canonical.as_str());
-    let mut patterns = rules.all().iter().filter_map(|rule| rule.matches.path.as_ref());
-    written != canonical && patterns.any(|pattern| pattern.matches(written) != pattern.matches(canonical))
 }
 
 /// Where it comes from, as rules compare it: an IPv4 address never as an IPv6 one.

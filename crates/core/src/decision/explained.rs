@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::record::{ChangesMade, Record, Refused, ScreenPassed, TokenFound};
 use super::steps::{Step, StepName};
+use super::why::seconds;
 use crate::reason::{DenyReason, Refusal};
 use crate::text::{on_one_line, quoted};
 use crate::validation::Kid;
@@ -48,9 +49,9 @@ impl Record<'_> {
         let named = [("kid", self.kid().map(Kid::as_str)), ("typ", typ.as_deref())];
         let named = named.into_iter().filter_map(|(name, text)| Some(format!(", {name} {}", quoted(text?))));
         let named: String = named.collect();
-        let until = expires.as_secs_f64();
+        let until = seconds(expires.as_secs_f64());
         let found = format!(
-            "alg {algorithm}{named}; iss, aud, times and required claims are right, until {until:.0} (Unix time)"
+            "alg {algorithm}{named}; iss, aud, times and required claims are right, until {until} (Unix time)"
         );
         Some(step(StepName::Screen, "passed", found))
     }
@@ -63,6 +64,9 @@ impl Record<'_> {
                 "waited",
                 format!("for newer keys: {cause} under those in hand"),
             ));
+        }
+        if self.opened {
+            return Some(step(StepName::Refresh, "waited", "for the first keys of this issuer"));
         }
         let is_denied = |refused: &Refused| {
             refused.step == StepName::Key && matches!(refused.refusal, Refusal::Denied(_))

@@ -41,7 +41,7 @@ impl Refused {
         Self { wanted: Some(wanted.into()), ..self }
     }
 
-    /// What was found and what was wanted, in one line; `None` where the reason says it all.
+    /// What was found and what was wanted, in one line of at most 1,024 characters; `None` where the reason says it all.
     pub fn detail(&self) -> Option<String> {
         Some(join(&self.found, self.wanted.as_deref())).filter(|detail| !detail.is_empty())
     }
@@ -57,6 +57,8 @@ pub struct Record<'p> {
     pub(super) provider: Option<Arc<Provider>>,
     pub(super) realm: Option<String>,
     pub(super) screened: Option<ScreenPassed>,
+    /// Whether the issuer had never been asked for its keys before.
+    pub(super) opened: bool,
     pub(super) refreshed_for: Option<StaleCause>,
     pub(super) verified_by: Option<(Arc<Key>, Algorithm)>,
     /// The claims of a verified token.

@@ -66,10 +66,17 @@ impl Step<'_> {
     }
 }
 
+/// In one line, which anybody who sends a token can make long.
 pub(super) fn join(found: &str, wanted: Option<&str>) -> String {
-    match wanted {
+    const LONGEST: usize = 1_024;
+    let mut line = match wanted {
         None => found.to_owned(),
         Some(wanted) if found.is_empty() => format!("wanted {wanted}"),
         Some(wanted) => format!("{found}; wanted {wanted}"),
+    };
+    if let Some((end, _)) = line.char_indices().nth(LONGEST) {
+        line.truncate(end);
+        line.push_str("...");
     }
+    line
 }

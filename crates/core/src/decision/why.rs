@@ -10,7 +10,7 @@ use super::steps::StepName;
 use crate::bearer_token::NoToken;
 use crate::identity::Unfit;
 use crate::reason::{DenyReason, Refusal, UnavailableReason};
-use crate::rules::{Requirements, Rule, Unmet, Unruled};
+use crate::rules::{Requirements, Rule, Unmet, Unruled, has_scope};
 use crate::text::quoted;
 use crate::validation::json::Json;
 use crate::validation::key_set::{Key, KeySet};
@@ -18,7 +18,7 @@ use crate::validation::provider::{Audiences, Provider, TokenTypes};
 use crate::validation::{Kid, Malformation, Permanent, StaleCause, Token, TokenLimits, UnixTime};
 
 /// The most names of one list.
-const MOST_NAMED: usize = 8;
+const MOST_NAMED: usize = 4;
 
 pub(super) fn indescribable(why: Indescribable) -> Refused {
     let refused = |reason| Refused::new(StepName::Request, reason);
@@ -36,6 +36,9 @@ pub(super) fn unruled(unruled: &Unruled) -> Refused {
         Unruled::AmbiguousPath => "an ambiguous path".into(),
         Unruled::NotPlainPath => "a path with a dot segment, `//` at its start or a fragment".into(),
         Unruled::RepeatedSlashes => "a path that means another rule once its repeated slashes are one".into(),
+        Unruled::NeedlessEncoding => {
+            "a path that means another rule once its needless percent-encodings are decoded".into()
+        }
         Unruled::MalformedHost => "a host that cannot be compared".into(),
         Unruled::MalformedMethod => "a method that is no token in upper case".into(),
         Unruled::SeveralValues(name) => {
@@ -138,9 +141,9 @@ pub(super) fn screened(
         }
         Permanent::Expired => expired(refused, claims, provider, now),
         Permanent::NotYetValid => {
-            let early = seconds(claims, "nbf").map(|nbf| nbf - now.as_secs_f64());
+            let early = number(claims, "nbf").map(|nbf| nbf - now.as_secs_f64());
             let skew = provider.clock_skew.as_secs();
-            let found = early.map_or_else(String::new, |early| format!("nbf is {early:.0} s ahead"));
+            let found = early.map_or_else(String::new, |early| format!("nbf is {} s ahead", seconds(early)));
             refused.found(found).wanted(format!("at most clock_skew, {skew} s"))
         }
         Permanent::ClaimMissing(claim) => {
@@ -152,12 +155,18 @@ pub(super) fn screened(
 }
 
 fn expired(refused: Refused, claims: &Json, provider: &Provider, now: UnixTime) -> Refused {
-    let late = seconds(claims, "exp").map(|exp| now.as_secs_f64() - exp);
-    let found = late.map_or_else(String::new, |late| format!("exp was {late:.0} s ago"));
+    let late = number(claims, "exp").map(|exp| now.as_secs_f64() - exp);
+    let found = late.map_or_else(String::new, |late| format!("exp was {} s ago", seconds(late)));
     refused.found(found).wanted(format!("less than clock_skew, {} s", provider.clock_skew.as_secs()))
 }
 
-fn seconds(claims: &Json, name: &str) -> Option<f64> {
+/// A number of seconds that may be any, in a few digits.
+pub(super) fn seconds(number: f64) -> String {
+    const SHOWN: f64 = 1e12;
+    if number.abs() < SHOWN { format!("{number:.0}") } else { format!("{number:.0e}") }
+}
+
+fn number(claims: &Json, name: &str) -> Option<f64> {
     match claims.member(name) {
         Some(Json::Number(digits)) => digits.parse().ok(),
         _ => None,
@@ -182,9 +191,10 @@ pub(super) fn stale(cause: StaleCause, kid: Option<&Kid>, keys: &KeySet) -> Refu
                 |key: &Arc<Key>| key.kid().map_or_else(|| "(none)".to_owned(), |kid| quoted(kid.as_str()));
             let kids = list(keys.keys().iter(), kid_of);
             let in_hand = if kids.is_empty() { "none".to_owned() } else { kids };
-            refused
-                .found(format!("{named}; the issuer's keys have {in_hand}"))
-                .wanted("a key of that kid and for that alg")
+            refused.found(format!("{named}; the issuer's keys have {in_hand}")).wanted(match kid {
+                Some(_) => "a key of that kid and for that alg",
+                None => "a key for that alg that has made this signature",
+            })
         }
     }
 }
@@ -205,9 +215,8 @@ pub(super) fn unmet(
                 .filter_map(|name| claims.member(name).map(|value| value_of(name, Some(value))));
             let granted: Vec<String> = granted.collect();
             let found = if granted.is_empty() { "no scope".to_owned() } else { granted.join(", ") };
-            refused(DenyReason::InsufficientScope)
-                .found(found)
-                .wanted(list(requirements.scopes.iter(), String::clone))
+            let missing = requirements.scopes.iter().filter(|scope| !has_scope(claims, scope));
+            refused(DenyReason::InsufficientScope).found(found).wanted(list(missing, String::clone))
         }
         Unmet::Provider => denied()
             .found(format!("a token of {}; {unmet}", provider.name))

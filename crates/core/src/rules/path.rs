@@ -11,6 +11,7 @@ use std::borrow::Cow;
 pub struct RequestPath<'a> {
     merged: Cow<'a, str>,
     unmerged: Option<String>,
+    as_written: Option<String>,
     ambiguous: bool,
 }
 
@@ -28,6 +29,12 @@ impl RequestPath<'_> {
     /// The path to compare with its repeated slashes, where it has any.
     pub fn unmerged(&self) -> Option<&str> {
         self.unmerged.as_deref()
+    }
+
+    /// The path as it is written, with repeated slashes made one, where that is another text than the canonical one: a router
+    /// that compares paths without decoding them goes by it.
+    pub fn as_written(&self) -> Option<&str> {
+        self.as_written.as_deref()
     }
 
     /// Whether programs differ about where its segments end or what they are called.
@@ -53,7 +60,12 @@ pub fn canonical(target: &[u8]) -> Result<RequestPath<'_>, NotPlain> {
     if is_plain(path)
         && let Ok(path) = std::str::from_utf8(path)
     {
-        return Ok(RequestPath { merged: Cow::Borrowed(path), unmerged: None, ambiguous: false });
+        return Ok(RequestPath {
+            merged: Cow::Borrowed(path),
+            unmerged: None,
+            as_written: None,
+            ambiguous: false,
+        });
     }
     if !is_the_same_place_in_every_reading(path) {
         return Err(NotPlain);
@@ -66,7 +78,8 @@ pub fn canonical(target: &[u8]) -> Result<RequestPath<'_>, NotPlain> {
     }
     let unmerged = written.contains("//").then(|| written.clone());
     let merged = if unmerged.is_some() { merge_slashes(&written) } else { written };
-    Ok(RequestPath { merged: merged.into(), unmerged, ambiguous: reader.ambiguous })
+    let as_written = std::str::from_utf8(path).ok().map(merge_slashes).filter(|text| *text != merged);
+    Ok(RequestPath { merged: merged.into(), unmerged, as_written, ambiguous: reader.ambiguous })
 }
 
 /// Whether a target has only octets that can stand in a request line: no space, no control character, no DEL

@@ -9,9 +9,6 @@ use crate::decision::{Decision, Evaluation, KeysNeeded, Need, NoKeys};
 use crate::keys::{KeyWait, Newer, Sighting, StaleToken};
 use crate::validation::StaleCause;
 
-/// Why nobody can say, for the log.
-const NO_ANSWER: &str = "the issuer's keys could not be had in time";
-
 /// A request that cannot be decided about without a wait.
 #[must_use = "a request that is not decided has to be refused"]
 pub struct Undecided<'a> {
@@ -111,7 +108,9 @@ impl Authorizer {
                     Evaluation::NeedsKeys(still) => needed = still,
                 },
                 Newer::No(keys) => return needed.conclude(NoKeys::NoneNewer(&keys)),
-                Newer::Unavailable => return needed.conclude(NoKeys::Unavailable(NO_ANSWER.into())),
+                Newer::Unavailable(why) => {
+                    return needed.conclude(NoKeys::Unavailable(why.to_string().into()));
+                }
             }
         }
     }

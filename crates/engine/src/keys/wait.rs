@@ -3,6 +3,7 @@
 //! Each turn gives the next set that there is, or says that no newer one is to come. The fetch belongs to the cache: a caller
 //! that gives up gives back its place and cancels nothing.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -36,8 +37,35 @@ pub enum Newer {
     Keys(Arc<KeySet>),
     /// The set that was looked at last is the newest, or a forgery is the likelier guess. Final.
     No(Arc<KeySet>),
-    /// Nobody can say: the issuer did not answer, or not in time; or too many wait already. Final.
-    Unavailable,
+    /// Nobody can say. Final.
+    Unavailable(Unavailable),
+}
+
+/// Why nobody can say what the issuer's keys are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unavailable {
+    /// The last fetch failed, and the next one is not due yet.
+    FetchFailed,
+    /// What the issuer answers is older than the keys in hand.
+    Older,
+    /// No answer came by the deadline of the caller, or none can.
+    TimedOut,
+    /// As many requests wait as may.
+    TooManyWait,
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Unavailable::FetchFailed => "the issuer's keys could not be fetched",
+            Unavailable::Older => "the issuer answers with older keys than those in hand",
+            Unavailable::TimedOut => "the issuer's keys did not come before the request's deadline",
+            Unavailable::TooManyWait => {
+                "as many requests wait for keys as refresh.max_waiters and max_waiting_bytes allow"
+            }
+        })
+    }
 }
 
 /// One caller's wait.
@@ -87,7 +115,7 @@ impl<'c> KeyWait<'c> {
         }
         let Some(mut waiting) = self.waiting.take().or_else(|| self.take_place()) else {
             self.shared.around.metrics.waiter_rejected(&self.shared.provider);
-            return self.unavailable(StaleOutcome::TimedOut);
+            return self.unavailable(Unavailable::TooManyWait);
         };
         loop {
             if let Some(ended) = self.join_or_demand(cause) {
@@ -98,7 +126,7 @@ impl<'c> KeyWait<'c> {
             let clock = &self.shared.around.clock;
             match clock.until(self.token.deadline, waiting.finished.changed()).await {
                 Some(Ok(())) => {}
-                Some(Err(_)) | None => return self.unavailable(StaleOutcome::TimedOut),
+                Some(Err(_)) | None => return self.unavailable(Unavailable::TimedOut),
             }
             if let Some(keys) = self.if_newer() {
                 self.waiting = Some(waiting);
@@ -126,12 +154,13 @@ impl<'c> KeyWait<'c> {
                 Standing::Fresh => Some(self.if_newer().map_or_else(|| self.no_newer(), Newer::Keys)),
                 // What the issuer has now nobody knows; but a key that it has withdrawn is no news.
                 Standing::Older if self.was_withdrawn() => Some(self.no_newer()),
-                Standing::Older | Standing::Failed => Some(self.unavailable(StaleOutcome::FetchFailed)),
+                Standing::Older => Some(self.unavailable(Unavailable::Older)),
+                Standing::Failed => Some(self.unavailable(Unavailable::FetchFailed)),
                 Standing::OutOfReach => {
                     shared.wake.notify_one();
                     Some(match cause {
                         StaleCause::BadSignature => self.no_newer(),
-                        StaleCause::UnknownKid => self.unavailable(StaleOutcome::TimedOut),
+                        StaleCause::UnknownKid => self.unavailable(Unavailable::TimedOut),
                     })
                 }
                 Standing::Demanded => {
@@ -177,9 +206,12 @@ impl<'c> KeyWait<'c> {
         Newer::No(self.seen.keys_at(self.shared.now()))
     }
 
-    fn unavailable(&mut self, outcome: StaleOutcome) -> Newer {
-        self.outcome = outcome;
-        Newer::Unavailable
+    fn unavailable(&mut self, why: Unavailable) -> Newer {
+        self.outcome = match why {
+            Unavailable::FetchFailed | Unavailable::Older => StaleOutcome::FetchFailed,
+            Unavailable::TimedOut | Unavailable::TooManyWait => StaleOutcome::TimedOut,
+        };
+        Newer::Unavailable(why)
     }
 
     /// Ends the wait of a token that a newer key verified, and counts it.

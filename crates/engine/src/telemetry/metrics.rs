@@ -414,6 +414,15 @@ impl Metrics {
         *self.held_keys().entry(name.to_owned()).or_default() += 1;
     }
 
+    /// Publishes something about keys that come and go, unless they are gone by now.
+    pub fn while_held(&self, name: &str, publish: impl FnOnce()) {
+        // Held to the end, so that nobody takes them out in between.
+        let held = self.held_keys();
+        if held.contains_key(name) {
+            publish();
+        }
+    }
+
     /// Takes everything about these keys out of the metrics, counters too, unless others of that name are there. `tasks` are
     /// the names of those that kept them.
     pub fn forget_keys(&self, name: &str, tasks: &[&'static str]) {
@@ -465,5 +474,27 @@ impl Metrics {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_task_publishes_of_keys_that_are_gone_does_not_come_back() {
+        let metrics = Metrics::default();
+        let publish = || metrics.while_held("p/realm", || metrics.key_set("p/realm", 1, 1, None));
+        let is_shown = || metrics.encode().expect("text").contains("p/realm");
+        publish();
+        assert!(!is_shown(), "nobody holds them yet");
+        metrics.hold_keys("p/realm");
+        metrics.hold_keys("p/realm");
+        publish();
+        metrics.forget_keys("p/realm", &[]);
+        assert!(is_shown(), "another cache of that name is there");
+        metrics.forget_keys("p/realm", &[]);
+        publish();
+        assert!(!is_shown());
     }
 }

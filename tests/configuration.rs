@@ -222,6 +222,19 @@ fn values_are_typed_after_their_variables_are_expanded() {
 }
 
 #[test]
+fn an_address_may_be_localhost_or_a_port_alone() {
+    for (written, address) in [
+        ("localhost:9193", "127.0.0.1:9193"),
+        ("':9191'", "0.0.0.0:9191"),
+        ("'[::]:9191'", "[::]:9191"),
+    ] {
+        let config = parse(&MINIMAL.replace("127.0.0.1:0", written)).expect("an address");
+        let BindAddress::Tcp(read) = config.listen.ext_authz[0].address else { panic!("no address") };
+        assert_eq!(read.to_string(), address);
+    }
+}
+
+#[test]
 fn a_socket_file_may_have_a_mode() {
     let text = MINIMAL.replace("127.0.0.1:0", "{address: 'unix:/run/p.sock', mode: \"0660\"}");
     let config = parse(&text).expect("a socket file with a mode is valid");
@@ -600,7 +613,9 @@ fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
         )
     };
     for (door, path, message) in [
-        ("listen: {ext_authz: 'localhost:1'}", "listen.ext_authz", "IP address and a port"),
+        ("listen: {ext_authz: 'host.example.com:1'}", "listen.ext_authz", "IP address and a port"),
+        ("listen: {ext_authz: 'localhost:'}", "listen.ext_authz", "IP address and a port"),
+        ("listen: {ext_authz: ':x'}", "listen.ext_authz", "IP address and a port"),
         ("listen: {ext_authz: '127.0.0.1'}", "listen.ext_authz", "IP address and a port"),
         ("listen: {ext_authz: '127.0.0.1:65536'}", "listen.ext_authz", "IP address and a port"),
         ("listen: {ext_authz: 'unix:run/x'}", "listen.ext_authz", "absolute path"),

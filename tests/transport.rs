@@ -1,5 +1,5 @@
-//! Hostile issuers, caches, proxies and networks against the whole service: section G of the team's list
-//! of attack classes. The service is configured by text, its issuer is a server that sends whatever bytes
+//! Hostile issuers, caches, proxies and networks against the whole service: section G of
+//! `docs/attacks.md`. The service is configured by text, its issuer is a server that sends whatever bytes
 //! it is told to, and nothing here looks inside.
 //!
 //! Each row, and the tests that hold it. Those of other files are named with their file; a row that says

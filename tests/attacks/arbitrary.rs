@@ -93,7 +93,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Whether the claims are good, told without the service's code (RFC 7519 §4.1 and interface.md).
+/// Whether the claims are good, told without the service's code (RFC 7519 §4.1 and docs/attacks.md).
 fn good_claims(claims: &Value) -> bool {
     let number = |name: &str| match &claims[name] {
         Value::Null => Some(None),

@@ -110,6 +110,7 @@ responses:
         format!("{MINIMAL}{rules}"),
         provider_with("refresh: {interval: '${INTERVAL:-5m}', max_bytes: 2048, max_waiters: 5}"),
         provider_with("allow_http: ${ALLOW:-true}"),
+        format!("x-b: &b {{wait: 1s}}\nx-c: 1\n{}", provider_with("refresh: {<<: *b, timeout: 1s}")),
         MINIMAL.replace("https://sso.example.com", "https://sso.example.com/{realm}\n    realms: [a, b]"),
         MINIMAL.replace("https://sso.example.com", "https://sso.example.com/{realm}\n    realms: '[a-z]+'"),
         provider_with("claim_headers: {x-a: sub, x-b: {claim: /b, encoding: base64url}}"),
@@ -124,6 +125,7 @@ responses:
     }
     for text in [
         format!("{MINIMAL}Zq: 1\n"),
+        format!("{MINIMAL}log: {{x-b: 1}}\n"),
         format!("{MINIMAL}log: {{level: loud}}\n"),
         format!("{MINIMAL}rules: {{}}\n"),
         format!("{MINIMAL}limits: {{token_depth: 3}}\n"),

@@ -275,6 +275,42 @@ log: {level: info}
         assert!(!unfinished("a: /internal/", "a: /int\n"));
     }
 
+    /// What two providers are set to, written once.
+    const SHARED: &str = "\
+x-refresh: &refresh {wait: 1s}
+providers:
+  - {name: p, refresh: *refresh}
+  - {name: q, refresh: {<<: *refresh, timeout: 1s}}
+";
+
+    #[test]
+    fn a_change_behind_an_alias_is_one_wherever_the_alias_stands() {
+        let change = Change::between(SHARED, &SHARED.replace("wait: 1s", "wait: 2s"));
+        assert_eq!((change.decides, change.lost), (true, vec![]));
+        assert_eq!(
+            losses(SHARED, &SHARED.replace("wait: 1s", "interval: 1s")),
+            ["providers \"p\".refresh.wait", "providers \"q\".refresh.wait"]
+        );
+    }
+
+    #[test]
+    fn the_same_with_and_without_aliases_decides_nothing() {
+        let written_out = "\
+providers:
+  - {name: p, refresh: {wait: 1s}}
+  - {name: q, refresh: {timeout: 1s, wait: 1s}}
+";
+        assert_eq!(Change::between(SHARED, written_out), Change::default());
+        assert_eq!(Change::between(written_out, SHARED), Change::default());
+    }
+
+    #[test]
+    fn what_stands_below_an_x_key_and_is_used_nowhere_decides_nothing() {
+        let noted = format!("{SHARED}x-note: &note {{deny: true}}\n");
+        assert_eq!(Change::between(&noted, SHARED), Change::default());
+        assert_eq!(Change::between(&noted, &noted.replace("true", "false")), Change::default());
+    }
+
     #[test]
     fn what_is_no_yaml_may_decide_anything() {
         assert!(Change::between(BEFORE, "a: [").decides);

@@ -1,10 +1,14 @@
 //! YAML as a tree that knows where everything stands, with `${VAR}` expanded. It knows nothing of what
 //! the keys mean.
 //!
-//! Less than YAML on purpose: one document, text keys, no anchors, aliases or tags. What is left out is
-//! an error and never ignored.
+//! Less than YAML on purpose: one document, text keys, no tags. What is left out is an error and never ignored.
+//! Anchors and aliases are YAML 1.2's; merge keys are YAML 1.1's (`tag:yaml.org,2002:merge`), which 1.2 took out and
+//! people go on writing.
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+mod aliases;
+
+use aliases::{Anchors, Merge, Refusal, depth};
+use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 
 use super::error::{ConfigError, Position, member_path};
 
@@ -14,6 +18,14 @@ const MAX_DEPTH: usize = 32;
 /// a reload take minutes.
 const MAX_MEMBERS: usize = 1_000;
 const MAX_ENTRIES: usize = 10_000;
+
+const TOO_DEEP: &str = "nested too deeply";
+
+/// The key of what is merged, where it stands without quotes: in quotes it is a key like another.
+const MERGE: &str = "<<";
+
+/// Of the parser's message about an alias that has no anchor.
+const UNKNOWN_ANCHOR: &str = "unknown anchor";
 
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +57,8 @@ pub(super) struct Member {
 }
 
 /// Reads one document and what is wrong with it as YAML. The document is as far as it could be read;
-/// `None` where its structure cannot be known.
+/// `None` where its structure cannot be known. Keys at the top that begin with `x-` are left out: they are room for
+/// anchors, and what stands there is nothing but what aliases make of it.
 pub(super) fn parse(text: &str) -> (Option<Node>, Vec<ConfigError>) {
     let mut builder = Builder::default();
     let read = builder.read(text);
@@ -59,29 +72,54 @@ pub(super) fn parse(text: &str) -> (Option<Node>, Vec<ConfigError>) {
             let message = "the file is empty; the shortest one has `listen` and `providers`".to_owned();
             (None, vec![ConfigError { at: None, path: String::new(), message }])
         }
-        Ok(()) => (root, errors),
+        Ok(()) => (root.map(without_extensions), errors),
     }
 }
 
+fn without_extensions(mut root: Node) -> Node {
+    if let Value::Mapping(members) = &mut root.value {
+        members.retain(|member| !member.key.starts_with("x-"));
+    }
+    root
+}
+
 /// A collection whose end has not come yet.
-enum Open {
-    Sequence(Position, Vec<Node>),
-    Mapping(Position, Vec<Member>, Key),
+struct Open {
+    at: Position,
+    /// The number of its anchor, 0 without one.
+    anchor: usize,
+    so_far: Collection,
+}
+
+enum Collection {
+    Sequence(Vec<Node>),
+    Mapping(OpenMapping),
+}
+
+#[derive(Default)]
+struct OpenMapping {
+    members: Vec<Member>,
+    merge: Option<Merge>,
+    wanted: Wanted,
 }
 
 /// What an open mapping waits for.
-enum Key {
-    /// A key.
-    Wanted,
+#[derive(Default)]
+enum Wanted {
+    #[default]
+    Key,
     /// The value of this key.
-    Read(String, Position),
+    Value(String, Position),
+    /// The value of `<<`.
+    Merge(Position),
     /// The value of a key that was refused.
-    Refused,
+    Nothing,
 }
 
 #[derive(Default)]
 struct Builder {
     open: Vec<Open>,
+    anchors: Anchors,
     root: Option<Node>,
     errors: Vec<ConfigError>,
 }
@@ -93,58 +131,56 @@ impl Builder {
     /// The one after which nothing can be known of the rest.
     fn read(&mut self, text: &str) -> Result<(), ConfigError> {
         for event in Parser::new_from_str(text) {
-            let (event, span) = event.map_err(|error| ConfigError {
-                at: Some(Position { line: error.marker().line(), column: error.marker().col() + 1 }),
-                path: String::new(),
-                message: format!("not YAML: {}{}", error.info(), hint(text, error.marker().line())),
-            })?;
+            let (event, span) = event.map_err(|error| self.broken(text, &error))?;
             self.take(event, span)?;
         }
         Ok(())
     }
 
+    /// What the parser has no more to say after.
+    fn broken(&self, text: &str, error: &ScanError) -> ConfigError {
+        let (line, column) = (error.marker().line(), error.marker().col() + 1);
+        let at = Position { line, column, alias: None };
+        if error.info().contains(UNKNOWN_ANCHOR) {
+            let message = "no anchor has this alias's name so far: write `&` and the name before a value above, or put the text \
+                           in quotes if the `*` is part of it";
+            return self.error(at, message);
+        }
+        let message = format!("not YAML: {}{}", error.info(), hint(text, line));
+        ConfigError { at: Some(at), path: String::new(), message }
+    }
+
     fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), ConfigError> {
-        let at = Position { line: span.start.line(), column: span.start.col() + 1 };
+        let at = Position { line: span.start.line(), column: span.start.col() + 1, alias: None };
         match &event {
-            Event::Scalar(_, _, anchor, tag)
-            | Event::SequenceStart(anchor, tag)
-            | Event::MappingStart(anchor, tag)
-                if *anchor != 0 || tag.is_some() =>
+            Event::Scalar(.., tag) | Event::SequenceStart(_, tag) | Event::MappingStart(_, tag)
+                if tag.is_some() =>
             {
-                let error = self.error(at, "anchors and tags are not supported: write the value itself");
-                self.errors.push(error);
+                self.report(at, "tags are not supported: write the value itself");
             }
             _ => {}
         }
         match event {
-            Event::Alias(_) => {
-                let error = self.error(at, "aliases are not supported: write the value itself");
-                self.errors.push(error);
-                self.put(Node { at, value: Value::Refused })
-            }
+            Event::Alias(anchor) => self.take_alias(anchor, at),
             Event::SequenceStart(..) | Event::MappingStart(..) if self.open.len() >= MAX_DEPTH => {
-                Err(self.error(at, "nested too deeply"))
+                Err(self.error(at, TOO_DEEP))
             }
             Event::DocumentStart(_) if self.root.is_some() => {
                 Err(self.error(at, "only one document may stand in the file"))
             }
-            Event::Scalar(text, style, ..) => {
+            Event::Scalar(text, style, anchor, _) => {
                 let plain = style == ScalarStyle::Plain;
-                self.put(Node { at, value: Value::Scalar { text: text.into_owned(), plain } })
+                self.put(anchor, Node { at, value: Value::Scalar { text: text.into_owned(), plain } })
             }
-            Event::SequenceStart(..) => {
-                self.open.push(Open::Sequence(at, Vec::new()));
+            Event::SequenceStart(anchor, _) => {
+                self.open.push(Open { at, anchor, so_far: Collection::Sequence(Vec::new()) });
                 Ok(())
             }
-            Event::MappingStart(..) => {
-                self.open.push(Open::Mapping(at, Vec::new(), Key::Wanted));
+            Event::MappingStart(anchor, _) => {
+                self.open.push(Open { at, anchor, so_far: Collection::Mapping(OpenMapping::default()) });
                 Ok(())
             }
-            Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                Some(Open::Sequence(at, nodes)) => self.put(Node { at, value: Value::Sequence(nodes) }),
-                Some(Open::Mapping(at, members, _)) => self.put(Node { at, value: Value::Mapping(members) }),
-                None => Ok(()),
-            },
+            Event::SequenceEnd | Event::MappingEnd => self.close(),
             Event::Nothing
             | Event::StreamStart
             | Event::StreamEnd
@@ -153,36 +189,65 @@ impl Builder {
         }
     }
 
+    /// The value of its anchor stands where an alias stands. None is a key: what a mapping has is to be read off it.
+    fn take_alias(&mut self, anchor: usize, at: Position) -> Result<(), ConfigError> {
+        let innermost = self.open.last().map(|open| &open.so_far);
+        if let Some(Collection::Mapping(OpenMapping { wanted: Wanted::Key, .. })) = innermost {
+            self.report(at, "an alias cannot be a key: write the key itself");
+            return self.put(0, Node { at, value: Value::Refused });
+        }
+        match self.anchors.meant(anchor, at.line) {
+            Ok(node) if self.open.len().saturating_add(depth(&node)) > MAX_DEPTH => {
+                Err(self.error(at, TOO_DEEP))
+            }
+            Ok(node) => self.put(0, node),
+            Err(refusal @ Refusal::Encloses) => {
+                self.report(at, refusal.message());
+                self.put(0, Node { at, value: Value::Refused })
+            }
+            Err(refusal @ Refusal::TooMuch) => Err(self.error(at, refusal.message())),
+        }
+    }
+
+    /// The innermost open collection has come to its end.
+    fn close(&mut self) -> Result<(), ConfigError> {
+        let Some(Open { at, anchor, so_far }) = self.open.pop() else { return Ok(()) };
+        let value = match so_far {
+            Collection::Sequence(nodes) => Value::Sequence(nodes),
+            Collection::Mapping(OpenMapping { mut members, merge, .. }) => {
+                if let Some(merge) = merge {
+                    merge.into_mapping(&mut members);
+                }
+                if members.len() > MAX_MEMBERS {
+                    return Err(self.error(at, too_many_members()));
+                }
+                Value::Mapping(members)
+            }
+        };
+        self.put(anchor, Node { at, value })
+    }
+
     /// A finished node goes where the innermost open collection wants it.
-    fn put(&mut self, node: Node) -> Result<(), ConfigError> {
-        let refused = match self.open.last_mut() {
+    fn put(&mut self, anchor: usize, node: Node) -> Result<(), ConfigError> {
+        if let Err(refusal) = self.anchors.keep(anchor, &node) {
+            return Err(self.error(node.at, refusal.message()));
+        }
+        let refused = match self.open.last_mut().map(|open| &mut open.so_far) {
             None => {
                 self.root = Some(node);
                 None
             }
-            Some(Open::Sequence(_, nodes)) if nodes.len() < MAX_ENTRIES => {
+            Some(Collection::Sequence(nodes)) if nodes.len() < MAX_ENTRIES => {
                 nodes.push(node);
                 None
             }
-            Some(Open::Mapping(_, members, key @ Key::Wanted)) if members.len() < MAX_MEMBERS => {
-                let (next, refused) = read_key(members, node);
-                *key = next;
-                refused
-            }
-            Some(Open::Sequence(..)) => {
+            Some(Collection::Sequence(_)) => {
                 return Err(self.error(node.at, format!("more than {MAX_ENTRIES} entries")));
             }
-            Some(Open::Mapping(_, _, Key::Wanted)) => {
-                return Err(self.error(node.at, format!("more than {MAX_MEMBERS} entries")));
-            }
-            Some(Open::Mapping(_, members, key)) => {
-                if let Key::Read(key, at) = std::mem::replace(key, Key::Wanted) {
-                    members.push(Member { key, at, node });
-                }
-                None
-            }
+            Some(Collection::Mapping(mapping)) if mapping.members.len() < MAX_MEMBERS => mapping.put(node),
+            Some(Collection::Mapping(_)) => return Err(self.error(node.at, too_many_members())),
         };
-        if let Some((at, key, message)) = refused {
+        if let Some(Refused { at, key, message }) = refused {
             let mut error = self.error(at, message);
             if let Some(key) = key {
                 error.path = member_path(&error.path, &key);
@@ -192,13 +257,89 @@ impl Builder {
         Ok(())
     }
 
+    fn report(&mut self, at: Position, message: impl Into<String>) {
+        let error = self.error(at, message);
+        self.errors.push(error);
+    }
+
     fn error(&self, at: Position, message: impl Into<String>) -> ConfigError {
-        let path = self.open.iter().fold(String::new(), |path, open| match open {
-            Open::Sequence(_, nodes) => format!("{path}[{}]", nodes.len()),
-            Open::Mapping(_, _, Key::Read(key, _)) => member_path(&path, key),
-            Open::Mapping(..) => path,
+        let path = self.open.iter().fold(String::new(), |path, open| match &open.so_far {
+            Collection::Sequence(nodes) => format!("{path}[{}]", nodes.len()),
+            Collection::Mapping(OpenMapping { wanted: Wanted::Value(key, _), .. }) => member_path(&path, key),
+            Collection::Mapping(OpenMapping { wanted: Wanted::Merge(_), .. }) => member_path(&path, MERGE),
+            Collection::Mapping(_) => path,
         });
         ConfigError { at: Some(at), path, message: message.into() }
+    }
+}
+
+fn too_many_members() -> String {
+    format!("more than {MAX_MEMBERS} entries")
+}
+
+/// What is wrong with a member, and how its key is called where it can be.
+struct Refused {
+    at: Position,
+    key: Option<String>,
+    message: String,
+}
+
+impl OpenMapping {
+    /// A finished node is a key or a value.
+    fn put(&mut self, node: Node) -> Option<Refused> {
+        let (wanted, refused) = match std::mem::take(&mut self.wanted) {
+            Wanted::Key => self.read_key(node),
+            Wanted::Value(key, at) => {
+                self.members.push(Member { key, at, node });
+                (Wanted::Key, None)
+            }
+            Wanted::Merge(at) => (Wanted::Key, self.read_merge(at, node)),
+            Wanted::Nothing => (Wanted::Key, None),
+        };
+        self.wanted = wanted;
+        refused
+    }
+
+    fn read_key(&self, Node { at, value }: Node) -> (Wanted, Option<Refused>) {
+        let refused =
+            |key: Option<String>, message: String| (Wanted::Nothing, Some(Refused { at, key, message }));
+        let not_text = |key| refused(key, "a key must be text; put it in quotes if it is".to_owned());
+        match value {
+            Value::Scalar { text, plain: true } if text == MERGE => match &self.merge {
+                None => (Wanted::Merge(at), None),
+                Some(first) => {
+                    let line = first.at.line;
+                    let message = format!(
+                        "stands here a second time, first in line {line}: write one with a list, `<<: [*a, *b]`"
+                    );
+                    refused(Some(text), message)
+                }
+            },
+            Value::Scalar { text, plain: true } if is_typed(&text) => not_text(Some(text)),
+            Value::Scalar { text, .. } => match self.members.iter().find(|member| member.key == text) {
+                None => (Wanted::Value(text, at), None),
+                Some(first) => {
+                    let message =
+                        format!("stands here a second time, first in line {}: keep one", first.at.line);
+                    refused(Some(text), message)
+                }
+            },
+            Value::Sequence(_) | Value::Mapping(_) => not_text(None),
+            Value::Refused => (Wanted::Nothing, None),
+        }
+    }
+
+    fn read_merge(&mut self, at: Position, node: Node) -> Option<Refused> {
+        match Merge::of(self.members.len(), at, node) {
+            Ok(merge) => {
+                self.merge = Some(merge);
+                None
+            }
+            Err(at) => {
+                let message = "a mapping or a list of mappings is expected here, as a rule by their aliases";
+                Some(Refused { at, key: Some(MERGE.to_owned()), message: message.to_owned() })
+            }
+        }
     }
 }
 
@@ -209,28 +350,6 @@ fn hint(text: &str, line: usize) -> &'static str {
             "; between `[` and `]` or `{` and `}` write \"${...}\" with its quotes, or use a line of its own"
         }
         _ => "",
-    }
-}
-
-/// What is wrong with a key, and how it is called where it can be.
-type RefusedKey = (Position, Option<String>, String);
-
-fn read_key(members: &[Member], Node { at, value }: Node) -> (Key, Option<RefusedKey>) {
-    let not_text = |shown: Option<String>| {
-        (Key::Refused, Some((at, shown, "a key must be text; put it in quotes if it is".to_owned())))
-    };
-    match value {
-        Value::Scalar { text, plain: true } if is_typed(&text) => not_text(Some(text)),
-        Value::Scalar { text, .. } => match members.iter().find(|member| member.key == text) {
-            None => (Key::Read(text, at), None),
-            Some(first) => {
-                let line = first.at.line;
-                let message = format!("stands here a second time, first in line {line}: keep one");
-                (Key::Refused, Some((at, Some(text), message)))
-            }
-        },
-        Value::Sequence(_) | Value::Mapping(_) => not_text(None),
-        Value::Refused => (Key::Refused, None),
     }
 }
 

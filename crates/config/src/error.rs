@@ -10,6 +10,15 @@ pub struct Position {
     pub line: usize,
     /// The column, in characters.
     pub column: usize,
+    /// The line of the alias that makes what is written here count elsewhere; `None` where it counts as it stands.
+    pub alias: Option<usize>,
+}
+
+impl Position {
+    /// What a message about this place ends with: the other place that may have to be changed.
+    fn by_alias(self) -> String {
+        self.alias.map(|line| format!(" (by the alias in line {line})")).unwrap_or_default()
+    }
 }
 
 /// One thing that is wrong.
@@ -26,21 +35,23 @@ pub struct ConfigError {
 impl ConfigError {
     /// As `FILE:LINE:COLUMN: path: message`, which editors and terminals follow. `kind` stands before the path.
     pub fn in_file(&self, file: &Path, kind: &str) -> String {
-        let place = self.at.map(|Position { line, column }| format!("{line}:{column}:")).unwrap_or_default();
+        let place = self.at.map(|at| format!("{}:{}:", at.line, at.column)).unwrap_or_default();
+        let alias = self.at.map(Position::by_alias).unwrap_or_default();
         let path = if self.path.is_empty() { String::new() } else { format!("{}: ", self.path) };
-        format!("{}:{place} {kind}{path}{}", file.display(), self.message)
+        format!("{}:{place} {kind}{path}{}{alias}", file.display(), self.message)
     }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(Position { line, column }) = self.at {
+        if let Some(Position { line, column, .. }) = self.at {
             write!(f, "line {line}, column {column}: ")?;
         }
         if !self.path.is_empty() {
             write!(f, "{}: ", self.path)?;
         }
-        f.write_str(&self.message)
+        f.write_str(&self.message)?;
+        f.write_str(&self.at.map(Position::by_alias).unwrap_or_default())
     }
 }
 
@@ -149,10 +160,17 @@ mod tests {
     #[test]
     fn with_its_file_an_error_is_written_as_editors_follow_it() {
         let at = |line, column, path: &str, message: &str| ConfigError {
-            at: Some(Position { line, column }),
+            at: Some(Position { line, column, alias: None }),
             path: path.to_owned(),
             message: message.to_owned(),
         };
+        let mut aliased = at(4, 1, "c", "z");
+        aliased.at = aliased.at.map(|at| Position { alias: Some(30), ..at });
+        assert_eq!(aliased.to_string(), "line 4, column 1: c: z (by the alias in line 30)");
+        assert_eq!(
+            aliased.in_file(Path::new("p"), "warning: "),
+            "p:4:1: warning: c: z (by the alias in line 30)"
+        );
         let whole = ConfigError { at: None, path: String::new(), message: "m".to_owned() };
         let errors = ConfigErrors::new(vec![at(3, 2, "a.b", "x"), at(1, 9, "", "y"), whole]);
         assert_eq!(errors.to_string(), "m\nline 1, column 9: y\nline 3, column 2: a.b: x");

@@ -20,6 +20,8 @@ pub fn json_schema_text() -> String {
     if let Some(members) = schema.as_object_mut() {
         members.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
         members.insert("title".to_owned(), json!("Portcullis"));
+        // Keys that are not read: room for anchors.
+        members.insert("patternProperties".to_owned(), json!({"^x-": {}}));
         members.insert("$defs".to_owned(), json!(definitions));
     }
     format!("{schema:#}\n")
@@ -46,7 +48,7 @@ fn within(section: &Description) -> Vec<&Description> {
 pub fn reference_text() -> String {
     let root = Config::description();
     let mut page = format!(
-        "# Configuration\n\n{}\n\nUnknown keys are errors. Durations have a unit (`250ms`, `30s`, `5m`, `24h`), and sizes may have one \
+        "# Configuration\n\n{}\n\nUnknown keys are errors. Anchors, aliases and merge keys (`<<`) work, and a top-level key that begins with `x-` is not read. Durations have a unit (`250ms`, `30s`, `5m`, `24h`), and sizes may have one \
          (`512B`, `16KiB`, `1MiB`). `portcullis validate` tells every error at once, with `--print` what counts, and with \
          `--schema` a JSON Schema for editors.\n",
         root.about

@@ -4,12 +4,6 @@
 //! It looks at Portcullis from outside alone: its command line, its configuration and its answers. It never
 //! lets a missing part pass for a passed test.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
-
-#[path = "ports.rs"]
-#[allow(clippy::duplicate_mod, reason = "what tests share of a service in process has it too")]
-mod ports;
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -27,7 +21,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-pub use ports::free_address;
+pub use super::ports::free_address;
 
 /// How long a part may take to start or to stop; generous, since it only matters where something is wrong.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tonic::transport::{self, ClientTlsConfig, Endpoint};
 
 use crate::support::pki::Pki;
-use crate::support::ports::free_address;
+use crate::support::serving::Serving;
 use crate::support::{Answer, Ask};
 use issuer::HttpsIssuer;
 use process::{IMPOSSIBLE, PATIENCE, Served, portcullis, run};
@@ -30,9 +30,6 @@ struct House {
     folder: TempDir,
     pki: Pki,
     key: SigningKey,
-    grpc: [SocketAddr; 2],
-    http: [SocketAddr; 3],
-    admin: SocketAddr,
 }
 
 impl House {
@@ -41,9 +38,6 @@ impl House {
             folder: tempfile::tempdir().expect("a folder"),
             pki: Pki::new(),
             key: SigningKey::generate("k", SigningAlgorithm::ES256),
-            grpc: [free_address(), free_address()],
-            http: [free_address(), free_address(), free_address()],
-            admin: free_address(),
         }
     }
 
@@ -60,18 +54,17 @@ impl House {
 
     /// A configuration of all listeners but one, whose keys are these: a process has one operator's door.
     fn config(&self, keys: &str) -> PathBuf {
-        let ([grpc, grpc_tls], [http, http_tls, http_clients]) = (self.grpc, self.http);
-        let (tls, admin) = (self.tls(), self.admin);
+        let tls = self.tls();
         let ca = self.pki.directory.path().join("ca.pem").display().to_string();
         self.write(
             "p.yaml",
             &format!(
-                "  ext_authz: ['{grpc}', {{address: '{grpc_tls}', tls: {{{tls}}}}}]
+                "  ext_authz: ['127.0.0.1:0', {{address: '127.0.0.1:0', tls: {{{tls}}}}}]
   forward_auth:
-    - {{address: '{http}', profile: envoy}}
-    - {{address: '{http_tls}', profile: envoy, tls: {{{tls}}}}}
-    - {{address: '{http_clients}', profile: envoy, tls: {{{tls}, client_ca_file: '{ca}'}}}}
-  admin: '{admin}'"
+    - {{address: '127.0.0.1:0', profile: envoy}}
+    - {{address: '127.0.0.1:0', profile: envoy, tls: {{{tls}}}}}
+    - {{address: '127.0.0.1:0', profile: envoy, tls: {{{tls}, client_ca_file: '{ca}'}}}}
+  admin: '127.0.0.1:0'"
             ),
             keys,
         )
@@ -79,8 +72,9 @@ impl House {
 
     /// The same with the operator's door by TLS alone.
     fn admin_tls(&self) -> PathBuf {
-        let (tls, admin) = (self.tls(), self.admin);
-        let listen = format!("  ext_authz: '127.0.0.1:0'\n  admin: {{address: '{admin}', tls: {{{tls}}}}}");
+        let tls = self.tls();
+        let listen =
+            format!("  ext_authz: '127.0.0.1:0'\n  admin: {{address: '127.0.0.1:0', tls: {{{tls}}}}}");
         self.write("admin.yaml", &listen, &self.inline())
     }
 
@@ -154,24 +148,23 @@ providers:
     }
 
     /// Every listener answers a good token with this status, and the operator's pages with 200, but for `/readyz`.
-    async fn answers(&self, status: u16, ready: (u16, &str)) {
-        let ([grpc, grpc_tls], [http, http_tls, _]) = (self.grpc, self.http);
-        for (scheme, address) in [("http", grpc), ("https", grpc_tls)] {
+    async fn answers(&self, at: &Serving, status: u16, ready: (u16, &str)) {
+        for (scheme, address) in [("http", at.ext_authz[0]), ("https", at.ext_authz[1])] {
             assert_eq!(self.check(scheme, address).await, [i32::from(status); 2], "{scheme} {address}");
         }
-        for (scheme, address) in [("http", http), ("https", http_tls)] {
+        for (scheme, address) in [("http", at.forward_auth[0]), ("https", at.forward_auth[1])] {
             for (what, answered, body) in self.pages(scheme, address, "/orders").await {
                 assert_eq!(answered, status, "{what}: {body}");
             }
         }
-        self.operator_is_answered("http", ready).await;
+        self.operator_is_answered(at, "http", ready).await;
     }
 
-    async fn operator_is_answered(&self, scheme: &str, (ready, says): (u16, &str)) {
+    async fn operator_is_answered(&self, at: &Serving, scheme: &str, (ready, says): (u16, &str)) {
         for (path, status, says) in
             [("/livez", 200, "ok"), ("/readyz", ready, says), ("/metrics", 200, "# EOF"), ("/keys", 200, "{")]
         {
-            for (what, answered, body) in self.pages(scheme, self.admin, path).await {
+            for (what, answered, body) in self.pages(scheme, at.admin(), path).await {
                 assert!(answered == status && body.contains(says), "{what}: {answered} {body}");
             }
         }
@@ -187,20 +180,20 @@ async fn a_clock_that_cannot_be_right_leaves_nobody_at_any_listener_without_an_a
         let (status, ready) =
             if clock.is_before_the_build() { (503, (503, UNSET)) } else { (401, (200, "ok")) };
         let served = Served::start(clock.portcullis(), &config);
-        house.answers(status, ready).await;
+        house.answers(&served.serving, status, ready).await;
         let log = served.ends();
         for line in log.lines() {
             assert!(line.contains(&format!("\"timestamp\":\"{}", clock.year)), "{clock:?}: {line}");
         }
 
         let served = Served::start(clock.portcullis(), &admin);
-        house.operator_is_answered("https", ready).await;
+        house.operator_is_answered(&served.serving, "https", ready).await;
         served.ends();
     }
 
     // The same by a clock that is right.
     let served = Served::start(portcullis(), &config);
-    house.answers(200, (200, "ok")).await;
+    house.answers(&served.serving, 200, (200, "ok")).await;
     served.ends();
 }
 
@@ -208,14 +201,17 @@ async fn a_clock_that_cannot_be_right_leaves_nobody_at_any_listener_without_an_a
 async fn a_clients_certificate_counts_by_no_clock_that_cannot_be_right() {
     let house = House::new();
     let config = house.config(&house.inline());
-    let [.., address] = house.http;
     let (certificate, key) = &house.pki.client;
     let identity = Identity::from_pem(format!("{certificate}{key}").as_bytes()).expect("a certificate");
-    let client = || house.client(address).identity(identity.clone()).build().expect("a client");
-    let url = format!("https://localhost:{}/orders", address.port());
+    let ask = async |served: &Served| {
+        let address = served.serving.forward_auth[2];
+        let client = house.client(address).identity(identity.clone()).build().expect("a client");
+        let url = format!("https://localhost:{}/orders", address.port());
+        client.get(url).bearer_auth(house.token()).send().await
+    };
     for clock in IMPOSSIBLE {
         let mut served = Served::start(clock.portcullis(), &config);
-        let answer = client().get(&url).bearer_auth(house.token()).send().await;
+        let answer = ask(&served).await;
         assert!(answer.is_err(), "{clock:?}: {answer:?}");
         let line = served.wait_for("TLS handshakes were refused");
         let cause = if clock.is_before_the_build() { "\"not_yet_valid\"" } else { "\"expired\"" };
@@ -223,7 +219,7 @@ async fn a_clients_certificate_counts_by_no_clock_that_cannot_be_right() {
         served.ends();
     }
     let served = Served::start(portcullis(), &config);
-    let answer = client().get(&url).bearer_auth(house.token()).send().await.expect("answered");
+    let answer = ask(&served).await.expect("answered");
     assert_eq!(answer.status(), 200);
     served.ends();
 }

@@ -1,5 +1,5 @@
 //! The refresh rule, property by property, on a paused clock: P1 to P4 of the key cache, without a
-//! network. What it does to requests is tested in `tests/refresh.rs`.
+//! network. What it does to requests is tested in `tests/it/refresh.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! What keeps keys fresh without being asked, and what becomes of them while the issuer is away: on a
-//! paused clock and without a network. The wire side of it is tested in `tests/transport.rs`.
+//! paused clock and without a network. The wire side of it is tested in `tests/it/transport.rs`.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

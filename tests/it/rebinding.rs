@@ -14,6 +14,9 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use crate::support::real::{PATIENCE, Process, client, eventually, folder, free_address};
 
+/// A gRPC listener that stays where the system has put it.
+const GRPC: &str = "'127.0.0.1:0'";
+
 struct Served {
     process: Process,
     file: PathBuf,
@@ -26,13 +29,15 @@ struct Served {
 
 impl Served {
     async fn start(http: &[String]) -> Self {
-        let (folder, grpc, admin) = (folder(), free_address(), free_address());
+        let folder = folder();
         let file = folder.path().join("portcullis.yaml");
         let key = SigningKey::generate("a", SigningAlgorithm::ES256);
-        fs::write(&file, text(&format!("'{grpc}'"), http, admin, &key)).expect("written");
+        fs::write(&file, text(GRPC, http, &key)).expect("written");
         let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
         let command = command.arg("serve").arg("--config").arg(&file);
-        let process = Process::start("portcullis", command, folder.path());
+        let mut process = Process::start("portcullis", command, folder.path());
+        let serving = process.serving().await;
+        let (grpc, admin) = (serving.grpc(), serving.admin());
         let mut served = Self { process, file, key, grpc, admin, reloads: 0, _folder: folder };
         eventually("it serves", PATIENCE, async || {
             served.process.must_be_running();
@@ -55,7 +60,7 @@ impl Served {
     }
 
     fn write(&self, grpc: &str, http: &[String]) {
-        fs::write(&self.file, text(grpc, http, self.admin, &self.key)).expect("written");
+        fs::write(&self.file, text(grpc, http, &self.key)).expect("written");
         self.process.signal("HUP");
     }
 
@@ -81,13 +86,13 @@ impl Served {
     }
 }
 
-fn text(grpc: &str, http: &[String], admin: SocketAddr, key: &SigningKey) -> String {
+fn text(grpc: &str, http: &[String], key: &SigningKey) -> String {
     let keys = json!({"keys": [key.public_jwk()]});
     format!(
         "listen:
   ext_authz: {grpc}
   forward_auth: [{}]
-  admin: '{admin}'
+  admin: '127.0.0.1:0'
 providers:
   - {{name: p, issuer: 'https://issuer.example.com', audiences: [orders-api], jwks: {keys}}}
 ",
@@ -121,12 +126,11 @@ async fn a_reload_exchanges_listeners_and_loses_no_request() {
             }
         })
     });
-    let grpc = format!("'{}'", served.grpc);
     for round in 0..6 {
         let before = asked.load(Ordering::Relaxed);
         let changed = if round % 2 == 0 { ", client_headers: overwrite" } else { "" };
         let moved = if round % 2 == 0 { moves_to } else { moves_from };
-        served.change(&grpc, &[door(moved, ""), door(stays, changed)]).await;
+        served.change(GRPC, &[door(moved, ""), door(stays, changed)]).await;
         assert_eq!(served.asked(moved).await, 200, "round {round}");
         let gone = if round % 2 == 0 { moves_from } else { moves_to };
         eventually("the place is free", PATIENCE, async || TcpListener::bind(gone).await.ok()).await;
@@ -146,9 +150,9 @@ async fn a_reload_exchanges_listeners_and_loses_no_request() {
 async fn a_place_that_cannot_be_had_changes_nothing() {
     let stays = free_address();
     let served = Served::start(&[door(stays, "")]).await;
-    let taken = TcpListener::bind(free_address()).await.expect("free");
+    let taken = TcpListener::bind("127.0.0.1:0").await.expect("free");
     let taken_at = taken.local_addr().expect("bound");
-    served.write(&format!("'{}'", served.grpc), &[door(taken_at, "")]);
+    served.write(GRPC, &[door(taken_at, "")]);
     served.counted("rejected", 1).await;
     assert_eq!(served.asked(stays).await, 200, "it serves where it did");
 }
@@ -157,8 +161,7 @@ async fn a_place_that_cannot_be_had_changes_nothing() {
 async fn a_socket_file_comes_beside_an_address_changes_its_mode_and_goes() {
     let mut served = Served::start(&[]).await;
     let path: PathBuf = served.file.with_file_name("authz.sock");
-    let listed =
-        |mode: &str| format!("['{}', {{address: 'unix:{}', mode: '{mode}'}}]", served.grpc, path.display());
+    let listed = |mode: &str| format!("[{GRPC}, {{address: 'unix:{}', mode: '{mode}'}}]", path.display());
     let mode = |path: &Path| {
         use std::os::unix::fs::{MetadataExt, PermissionsExt};
         let found = fs::symlink_metadata(path).expect("there");
@@ -172,8 +175,7 @@ async fn a_socket_file_comes_beside_an_address_changes_its_mode_and_goes() {
     served.change(&second, &[]).await;
     assert_eq!(mode(&path), (0o660, inode), "the same file");
     assert!(UnixStream::connect(&path).await.is_ok());
-    let alone = format!("'{}'", served.grpc);
-    served.change(&alone, &[]).await;
+    served.change(GRPC, &[]).await;
     eventually("it is gone", Duration::from_secs(10), async || (!path.exists()).then_some(())).await;
     assert!(TcpStream::connect(served.grpc).await.is_ok());
 }

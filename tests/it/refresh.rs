@@ -1,5 +1,5 @@
 //! The refresh rule through the whole service: real sockets, a real issuer in the test, real
-//! signatures. The rule's own properties, on a paused clock, are in `tests/key_cache.rs`.
+//! signatures. The rule's own properties, on a paused clock, are in `tests/it/key_cache.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! Rules, in process: which one a request falls under, what it asks for, and that every door says the same.
-//! The same table goes through a real Envoy in tests/envoy_rules.rs.
+//! The same table goes through a real Envoy in tests/proxies/envoy_rules.rs.
 
 use crate::support::rulebook::{Bearer, Case, PATH_CASES, RULE_CASES, Rulebook};
 use crate::support::{Ask, NOW, Running, fixed_clock, raw, with_http_doors};

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::support::pki::Pki;
 use crate::support::ports::free_port;
+use crate::support::serving::Serving;
 use crate::support::{
     self, Answer, Ask, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider,
 };
@@ -397,12 +398,13 @@ async fn serve_reloads_what_is_valid_keeps_serving_what_is_not_and_ends_with_0_o
     let file = directory.path().join("p.yaml");
     let issuer = Issuer::start().await.expect("bound");
     let key = issuer.rotate(SigningAlgorithm::ES256);
-    let ports = (free_port(), free_port());
+    let ports = (0, 0);
     write_config(&file, ports, &issuer, "");
     let mut served = Served::start(&file);
     let mut log = BufReader::new(served.0.stderr.take().expect("piped"));
-    Served::wait_for(&mut log, &["\"serving\""]);
-    let channel = Endpoint::try_from(format!("http://127.0.0.1:{}", ports.0))
+    let line = Served::wait_for(&mut log, &["\"serving\""]);
+    let serving = Serving::read(&line).expect("the line says where");
+    let channel = Endpoint::try_from(format!("http://{}", serving.grpc()))
         .expect("a URL")
         .connect()
         .await
@@ -463,7 +465,7 @@ async fn serve_ends_on_sigterm_though_a_file_does_not_answer() {
     assert!(made.success());
     let issuer = Issuer::start().await.expect("bound");
     issuer.rotate(SigningAlgorithm::ES256);
-    write_config(&file, (free_port(), free_port()), &issuer, "");
+    write_config(&file, (0, 0), &issuer, "");
     let mut served = Served::start(&pipe);
     let mut log = BufReader::new(served.0.stderr.take().expect("piped"));
     // Who looks at it for changes waits for another writer, who does not come.
@@ -489,7 +491,7 @@ async fn a_file_that_was_a_pipe_for_a_while_is_read_again_once_it_is_a_file() {
     let (file, other) = (directory.path().join("p.yaml"), directory.path().join("other"));
     let issuer = Issuer::start().await.expect("bound");
     issuer.rotate(SigningAlgorithm::ES256);
-    let ports = (free_port(), free_port());
+    let ports = (0, 0);
     write_config(&file, ports, &issuer, "");
     let mut served = Served::start(&file);
     let mut log = BufReader::new(served.0.stderr.take().expect("piped"));

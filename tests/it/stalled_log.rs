@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::support::alone::alone;
 use crate::support::ports::free_port;
+use crate::support::real::TRIES;
 use crate::support::{Answer, Ask};
 use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use portcullis::commands::issuer::{Fault, Issuer, SigningAlgorithm, SigningKey};
@@ -54,25 +55,44 @@ fn binary(closed: bool, error: Stdio) -> Command {
 }
 
 impl Served {
+    /// Serves once it is ready. Its log may not say where it listens, nor why it ended: one that does so at its start is
+    /// taken for one that found somebody else at its address, and is started again at others.
     async fn start(mut command: Command, folder: &Path, issuer: &Issuer, level: &str) -> Self {
-        let (door, admin) = (free_port(), free_port());
-        let text = format!(
-            "listen: {{ext_authz: '127.0.0.1:{door}', admin: '127.0.0.1:{admin}'}}
+        let file: PathBuf = folder.join("p.yaml");
+        command.args(["serve", "--config"]).arg(&file);
+        for _ in 0..TRIES {
+            let (door, admin) = (free_port(), free_port());
+            let text = format!(
+                "listen: {{ext_authz: '127.0.0.1:{door}', admin: '127.0.0.1:{admin}'}}
 shutdown: {{drain_delay: 0s, grace: 1s}}
 log: {{level: {level}}}
 providers:
   - {{name: demo, issuer: '{}', audiences: [orders-api], jwks_uri: '{}', refresh: {{min_spacing: 100ms}}}}
 ",
-            issuer.issuer(),
-            issuer.jwks_uri()
-        );
-        let file: PathBuf = folder.join("p.yaml");
-        std::fs::write(&file, text).expect("written");
-        let process = command.args(["serve", "--config"]).arg(file).spawn().expect("the binary runs");
-        let channel = Endpoint::try_from(format!("http://127.0.0.1:{door}")).expect("a URL").connect_lazy();
-        let served = Self { process, client: AuthorizationClient::new(channel), admin };
-        served.eventually("ready", async || served.page("/readyz").await == "ok\n").await;
-        served
+                issuer.issuer(),
+                issuer.jwks_uri()
+            );
+            std::fs::write(&file, text).expect("written");
+            let process = command.spawn().expect("the binary runs");
+            let channel =
+                Endpoint::try_from(format!("http://127.0.0.1:{door}")).expect("a URL").connect_lazy();
+            let mut served = Self { process, client: AuthorizationClient::new(channel), admin };
+            if timeout(PATIENCE, served.gets_ready()).await.expect("ready in time") {
+                return served;
+            }
+        }
+        panic!("it ended {TRIES} times at its start");
+    }
+
+    /// Whether it gets ready before it ends.
+    async fn gets_ready(&mut self) -> bool {
+        while self.page("/readyz").await != "ok\n" {
+            if self.process.try_wait().expect("is ours").is_some() {
+                return false;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        true
     }
 
     async fn eventually(&self, what: &str, holds: impl AsyncFn() -> bool) {

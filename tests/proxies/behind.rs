@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use crate::launch::{Places, Started};
+use crate::launch::{Places, Started, listening};
 use crate::support::real::{self, PATIENCE, Portcullis, Upstream, client, eventually};
 
 pub use octets::*;
@@ -32,7 +32,7 @@ pub struct Recipe {
     /// The profile of the HTTP door that it asks.
     pub profile: &'static str,
     /// Starts it under its shipped configuration, where nothing but addresses is changed.
-    pub start: fn(Places) -> Started,
+    pub start: fn(&Places) -> Started,
     /// What a client gets while the service is down; the upstream must see nothing.
     pub service_down: StatusCode,
 }
@@ -107,15 +107,13 @@ impl Stage {
             issuer.jwks_uri(),
         );
         let portcullis = Portcullis::serve_behind(recipe.profile, &providers).await;
-        let address = real::free_address();
         let places = Places {
-            listen: address,
             door: portcullis.forward_auth,
             ext_authz: portcullis.ext_authz,
             admin: portcullis.admin,
             upstream: to,
         };
-        let mut proxy = (recipe.start)(places);
+        let (mut proxy, address) = listening(recipe.start, &places).await;
         let client = client();
         eventually("the proxy has its routes", PATIENCE, async || {
             proxy.process.must_be_running();

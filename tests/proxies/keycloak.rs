@@ -8,7 +8,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -49,48 +49,55 @@ const ALGORITHMS: [(&str, &str, (&str, &str)); 4] = [
 static TURN: AsyncMutex<()> = AsyncMutex::const_new(());
 
 /// The Keycloak that all tests share; it ends with the last of them.
-static SHARED: Mutex<Weak<Keycloak>> = Mutex::new(Weak::new());
+static SHARED: AsyncMutex<Weak<Keycloak>> = AsyncMutex::const_new(Weak::new());
 
 struct Keycloak {
-    process: Mutex<Process>,
+    process: Process,
     base: String,
     _home: TempDir,
 }
 
 impl Keycloak {
-    /// One of this test's own, at this address.
+    /// A new one, once it has imported its realm, and its address.
+    async fn anywhere() -> (Self, SocketAddr) {
+        let what = "Keycloak has imported its realm";
+        real::at_a_free_address(what, KEYCLOAK_PATIENCE, Self::start, async |keycloak, _| {
+            keycloak.has_imported_its_realm().await
+        })
+        .await
+    }
+
+    /// The same at this address, which was another's before.
     async fn at(address: SocketAddr) -> Self {
-        let keycloak = Self::start(address);
-        keycloak.has_imported_its_realm().await;
+        let mut keycloak = Self::start(address);
+        eventually("Keycloak has imported its realm", KEYCLOAK_PATIENCE, async || {
+            keycloak.process.must_be_running();
+            keycloak.has_imported_its_realm().await.then_some(())
+        })
+        .await;
         keycloak
     }
 
     /// Gone at once, as a machine that loses power.
     fn kill(mut self) {
-        let process = self.process.get_mut().unwrap_or_else(PoisonError::into_inner);
-        process.kill_all();
+        self.process.kill_all();
     }
 
-    async fn has_imported_its_realm(&self) {
-        let (client, url) = (client(), format!("{}/realms/acme", self.base));
-        eventually("Keycloak has imported its realm", KEYCLOAK_PATIENCE, async || {
-            self.process.lock().expect("no test panics with it").must_be_running();
-            client.get(&url).send().await.ok()?.error_for_status().ok()
-        })
-        .await;
+    async fn has_imported_its_realm(&self) -> bool {
+        let answer = client().get(format!("{}/realms/acme", self.base)).send().await;
+        answer.is_ok_and(|answer| answer.status().is_success())
     }
 
     async fn shared() -> Arc<Self> {
-        let keycloak = {
-            let mut shared = SHARED.lock().expect("starting it does not panic");
-            shared.upgrade().unwrap_or_else(|| {
-                let started = Arc::new(Self::start(real::free_address()));
+        let mut shared = SHARED.lock().await;
+        match shared.upgrade() {
+            Some(started) => started,
+            None => {
+                let started = Arc::new(Self::anywhere().await.0);
                 *shared = Arc::downgrade(&started);
                 started
-            })
-        };
-        keycloak.has_imported_its_realm().await;
-        keycloak
+            }
+        }
     }
 
     /// Starts a copy of the installed one: Keycloak writes into the folder that it runs from.
@@ -113,14 +120,20 @@ impl Keycloak {
             .env("KC_BOOTSTRAP_ADMIN_USERNAME", ADMIN)
             .env("KC_BOOTSTRAP_ADMIN_PASSWORD", ADMIN);
         let process = Process::start("keycloak", &mut command, folder.path());
-        Self { process: Mutex::new(process), base: format!("http://{address}"), _home: folder }
+        Self { process, base: format!("http://{address}"), _home: folder }
+    }
+}
+
+impl AsMut<Process> for Keycloak {
+    fn as_mut(&mut self) -> &mut Process {
+        &mut self.process
     }
 }
 
 impl Drop for Keycloak {
     /// `kc.sh` passes SIGTERM on to Java, which it leaves behind when it is killed itself.
     fn drop(&mut self) {
-        let process = self.process.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let process = &mut self.process;
         let mut patience = PATIENCE;
         if process.ended().is_none() {
             process.terminate();
@@ -446,8 +459,7 @@ async fn rotations_under_load_refuse_no_good_token() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keycloak_that_is_killed_and_comes_back_with_other_keys_costs_no_good_token_and_needs_nobody() {
     let _turn = TURN.lock().await;
-    let address = real::free_address();
-    let keycloak = Keycloak::at(address).await;
+    let (keycloak, address) = Keycloak::anywhere().await;
     let refresh = "    refresh: {interval: 2s}\n";
     let stage = Arc::new(Stage::set_with(Realm::imported(&keycloak), refresh).await);
     let old = stage.realm.token().await;

@@ -14,10 +14,10 @@ const RECIPE: Recipe =
     Recipe { profile: "nginx", start: launch::nginx, service_down: StatusCode::SERVICE_UNAVAILABLE };
 
 /// With the location that is there as a comment.
-fn start_with_metadata(places: Places) -> Started {
+fn start_with_metadata(places: &Places) -> Started {
     let mut text = String::new();
     let mut inside = false;
-    for line in nginx_configuration(&places).lines() {
+    for line in nginx_configuration(places).lines() {
         inside |= line.trim_start().starts_with("# location = /.well-known/");
         let line = if inside { line.replacen("# ", "", 1) } else { line.to_owned() };
         inside &= line.trim() != "}";

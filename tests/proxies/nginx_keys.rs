@@ -21,7 +21,7 @@ use time::macros::format_description;
 use tokio::task::JoinHandle;
 
 use crate::support::real::{
-    self, PATIENCE, Portcullis, Process, client, debian, eventually, folder, free_address, serve_http,
+    self, PATIENCE, Portcullis, Process, at_a_free_address, client, debian, eventually, folder, serve_http,
 };
 
 const ISSUER: &str = "https://issuer.example.com";
@@ -37,7 +37,7 @@ const LENGTH: usize = 1024;
 
 /// An NGINX that answers for `/keys`.
 struct Nginx {
-    _process: Process,
+    process: Process,
     address: SocketAddr,
     folder: TempDir,
     client: Client,
@@ -45,8 +45,14 @@ struct Nginx {
 
 impl Nginx {
     /// With these lines in its `http` block, where `FOLDER` is its own folder and `/keys` is what `location` says.
-    async fn start(http: &str, location: &str, prepare: impl FnOnce(&Path)) -> Self {
-        let (folder, address) = (folder(), free_address());
+    async fn start(http: &str, location: &str, prepare: impl Fn(&Path)) -> Self {
+        let start = |address| Self::start_at(address, http, location, &prepare);
+        let listens = async |nginx: &mut Self, address: SocketAddr| nginx.process.listens_at(address.port());
+        at_a_free_address("NGINX listens", PATIENCE, start, listens).await.0
+    }
+
+    fn start_at(address: SocketAddr, http: &str, location: &str, prepare: impl Fn(&Path)) -> Self {
+        let folder = folder();
         prepare(folder.path());
         let own = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .map(|kind| format!("    {kind}_temp_path FOLDER/{kind};\n"));
@@ -71,13 +77,8 @@ http {{
         let mut command = debian("usr/sbin/nginx");
         command.arg("-p").arg(folder.path()).arg("-c").arg(&config).args(["-e", "stderr"]);
         command.arg("-g").arg(format!("daemon off; pid {place}/pid;"));
-        let mut process = Process::start("nginx", &mut command, folder.path());
-        eventually("NGINX listens", PATIENCE, async || {
-            process.must_be_running();
-            tokio::net::TcpStream::connect(address).await.ok()
-        })
-        .await;
-        Self { _process: process, address, folder, client: client() }
+        let process = Process::start("nginx", &mut command, folder.path());
+        Self { process, address, folder, client: client() }
     }
 
     fn url(&self) -> String {
@@ -95,6 +96,12 @@ http {{
     /// What it answers to one who has nothing.
     async fn asked(&self) -> reqwest::Response {
         self.client.get(self.url()).send().await.expect("NGINX answers")
+    }
+}
+
+impl AsMut<Process> for Nginx {
+    fn as_mut(&mut self) -> &mut Process {
+        &mut self.process
     }
 }
 

@@ -15,6 +15,7 @@ pub mod raw;
 pub mod real;
 pub mod rulebook;
 pub mod script;
+pub mod serving;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};

@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use crate::support::serving::Serving;
+
 /// Longer than anything takes that happens at all.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -92,6 +94,8 @@ pub struct Served {
     child: Child,
     log: Receiver<String>,
     seen: String,
+    /// Where it listens.
+    pub serving: Serving,
 }
 
 impl Drop for Served {
@@ -110,8 +114,10 @@ impl Served {
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let (line, log) = channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|one| line.send(one)));
-        let mut served = Self { child, log, seen: String::new() };
-        served.wait_for("\"serving\"");
+        let nowhere = Serving { ext_authz: Vec::new(), forward_auth: Vec::new(), admin: None };
+        let mut served = Self { child, log, seen: String::new(), serving: nowhere };
+        let line = served.wait_for("\"serving\"");
+        served.serving = Serving::read(&line).expect("the line says where");
         served
     }
 

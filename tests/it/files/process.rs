@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -13,10 +14,17 @@ use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
 use super::configuration::{head, rules};
-use crate::support::ports::free_port;
+use crate::support::serving::Serving;
 
 /// Longer than anything takes that happens at all.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Signals, by their numbers.
+#[derive(Clone, Copy)]
+enum Signal {
+    Hangup = 1,
+    Terminate = 15,
+}
 
 /// `portcullis serve`, killed when dropped.
 struct Served {
@@ -55,26 +63,33 @@ impl Served {
         }
     }
 
+    /// Waits until it serves. Gives the address of its HTTP listener.
+    fn serves_at(&self) -> SocketAddr {
+        Serving::read(&self.wait_for(&["\"serving\""])).expect("the line says where").http()
+    }
+
     fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
         assert!(sent.expect("kill runs").success());
     }
 
-    /// Whether it takes SIGHUP (the first bit) instead of being ended by it.
-    fn takes_hangups(&self) -> bool {
+    /// Whether it takes this signal instead of being ended by it.
+    fn takes(&self, signal: Signal) -> bool {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-        caught.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).is_some_and(|bits| bits & 1 == 1)
+        let caught = caught.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+        // The lowest bit is that of the signal with number 1.
+        caught.is_some_and(|bits| bits >> (signal as u32 - 1) & 1 == 1)
     }
 
-    async fn until_it_takes_hangups(&mut self) {
+    async fn until_it_takes(&mut self, signal: Signal) {
         let takes = async {
-            while !self.takes_hangups() {
+            while !self.takes(signal) {
                 assert_eq!(self.child.try_wait().expect("is ours"), None, "it ended");
                 sleep(Duration::from_millis(1)).await;
             }
         };
-        timeout(PATIENCE, takes).await.expect("it takes SIGHUP");
+        timeout(PATIENCE, takes).await.expect("it takes the signal");
     }
 
     async fn ended(&mut self) -> ExitStatus {
@@ -94,14 +109,13 @@ impl Served {
 struct Files {
     folder: TempDir,
     key: SigningKey,
-    door: u16,
 }
 
 impl Files {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
-        Self { folder, key, door: free_port() }
+        Self { folder, key }
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -109,7 +123,7 @@ impl Files {
     }
 
     fn text(&self, rules: &str) -> String {
-        let door = format!("  forward_auth: {{address: 127.0.0.1:{}, profile: envoy}}\n", self.door);
+        let door = "  forward_auth: {address: 127.0.0.1:0, profile: envoy}\n";
         let head = head(&self.key).replace("providers:\n", &format!("{door}providers:\n"));
         format!("shutdown: {{drain_delay: 0s}}\n{head}{rules}")
     }
@@ -120,10 +134,10 @@ impl Files {
         pipe
     }
 
-    async fn status(&self, client: &reqwest::Client, path: &str) -> u16 {
+    async fn status(&self, client: &reqwest::Client, at: SocketAddr, path: &str) -> u16 {
         let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
         let token = self.key.sign(&json!({"iss": "https://i.example.com", "aud": "a", "exp": now + 600}));
-        let url = format!("http://127.0.0.1:{}{path}", self.door);
+        let url = format!("http://{at}{path}");
         let answer = client.get(url).bearer_auth(token).send().await.expect("answered");
         answer.status().as_u16()
     }
@@ -136,7 +150,7 @@ async fn a_configuration_that_is_cut_off_under_load_opens_nothing_and_is_taken_a
     let [first, second] = rules().map(|rules| files.text(rules));
     fs::write(&file, &first).expect("written");
     let mut served = Served::start(&file);
-    served.wait_for(&["\"serving\""]);
+    let at = served.serves_at();
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     for (whole, end, lost) in [
         (&second, "  - name: admin", "rules \\\"admin\\\", rules \\\"rest\\\""),
@@ -153,7 +167,7 @@ async fn a_configuration_that_is_cut_off_under_load_opens_nothing_and_is_taken_a
         let mut asked = 0;
         while !waits.is_finished() {
             for path in ["/admin/x", "/internal/x"] {
-                assert_eq!(files.status(&client, path).await, 403, "{path} under {cut}");
+                assert_eq!(files.status(&client, at, path).await, 403, "{path} under {cut}");
             }
             asked += 1;
         }
@@ -163,7 +177,7 @@ async fn a_configuration_that_is_cut_off_under_load_opens_nothing_and_is_taken_a
     }
     served.signal("-HUP");
     served.wait_for(&["configuration reloaded"]);
-    assert_eq!(files.status(&client, "/internal/x").await, 200, "as it stands there");
+    assert_eq!(files.status(&client, at, "/internal/x").await, 200, "as it stands there");
     served.signal("-TERM");
     assert_eq!(served.ended().await.code(), Some(0));
 }
@@ -174,9 +188,9 @@ async fn a_configuration_from_a_pipe_is_read_once_and_keeps_nobody_from_leaving(
     let pipe = files.pipe();
     let mut served = Served::start(&pipe);
     fs::write(&pipe, files.text(rules()[0])).expect("is read");
-    served.wait_for(&["\"serving\""]);
+    let at = served.serves_at();
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    assert_eq!(files.status(&client, "/internal/x").await, 403);
+    assert_eq!(files.status(&client, at, "/internal/x").await, 403);
     // Nobody writes again, and who is told to read it waits for nobody at the end.
     served.signal("-HUP");
     served.wait_for(&["not reloaded", "cannot be read within"]);
@@ -200,7 +214,7 @@ async fn what_is_written_to_a_pipe_after_a_regular_file_took_its_place_does_not_
     let pipe = files.pipe();
     let served = Served::start(&pipe);
     fs::write(&pipe, files.text(rules()[0])).expect("is read");
-    served.wait_for(&["\"serving\""]);
+    let at = served.serves_at();
     served.signal("-HUP");
     // It is open at its other end now.
     served.wait_for(&["not reloaded", "cannot be read within"]);
@@ -209,8 +223,8 @@ async fn what_is_written_to_a_pipe_after_a_regular_file_took_its_place_does_not_
     fs::write(files.at("old"), files.text("rules: []\n")).expect("is read");
     served.wait_for(&["configuration reloaded"]);
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    assert_eq!(files.status(&client, "/internal/x").await, 403);
-    assert_eq!(files.status(&client, "/more").await, 403, "the second version serves");
+    assert_eq!(files.status(&client, at, "/internal/x").await, 403);
+    assert_eq!(files.status(&client, at, "/more").await, 403, "the second version serves");
     // And it is followed.
     fs::write(&pipe, files.text(rules()[1]) + "log: {level: warn}\n").expect("written");
     served.wait_for(&["configuration reloaded", "log need a restart"]);
@@ -239,7 +253,7 @@ async fn a_storm_of_hangups_is_a_reload_now_and_then() {
 async fn a_pipe_that_nobody_ever_writes_to_keeps_nobody_from_ending_the_start() {
     let files = Files::new();
     let mut served = Served::start(&files.pipe());
-    served.until_it_takes_hangups().await;
+    served.until_it_takes(Signal::Terminate).await;
     served.signal("-TERM");
     assert_eq!(served.ended().await.code(), Some(0));
 }
@@ -264,7 +278,7 @@ async fn sighup_during_a_start_does_not_end_it_and_is_heeded_once_it_serves() {
     fs::write(&file, files.text(rules()[0])).expect("written");
     for _ in 0..50 {
         let mut served = Served::start(&file);
-        served.until_it_takes_hangups().await;
+        served.until_it_takes(Signal::Hangup).await;
         for _ in 0..3 {
             served.signal("-HUP");
         }

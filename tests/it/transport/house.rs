@@ -54,13 +54,8 @@ pub fn provider(name: &str, issuer: &str, keys: &str, more: &str) -> String {
 
 /// The text of a configuration with these providers, on ports that the system chooses.
 pub fn text(providers: &[String]) -> String {
-    text_at((0, 0), providers)
-}
-
-/// The same at these ports: that of Envoy and that of operators.
-pub fn text_at((ext_authz, admin): (u16, u16), providers: &[String]) -> String {
     format!(
-        "listen: {{ext_authz: 127.0.0.1:{ext_authz}, admin: 127.0.0.1:{admin}}}
+        "listen: {{ext_authz: 127.0.0.1:0, admin: 127.0.0.1:0}}
 log: {{level: trace}}
 shutdown: {{drain_delay: 0s, grace: 1s}}
 providers:

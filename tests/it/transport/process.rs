@@ -1,7 +1,7 @@
 //! `portcullis serve` as a process of its own, whose environment a test decides: no variable of a proxy
 //! is passed on from the machine.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::thread::JoinHandle;
@@ -9,12 +9,12 @@ use std::thread::JoinHandle;
 use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use portcullis::commands::issuer::SigningKey;
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
-use super::house::{ISSUER, PATIENCE, eventually, text_at, token_of, wall_time};
-use crate::support::ports::free_port;
+use super::house::{ISSUER, PATIENCE, eventually, text, token_of, wall_time};
+use crate::support::serving::Serving;
 use crate::support::{Answer, Ask};
 
 /// Names of variables by which programs are told of proxies.
@@ -51,19 +51,22 @@ pub fn portcullis_with_mounts(commands: &str, path: &Path) -> Option<Command> {
     Some(command)
 }
 
+/// Killed when dropped.
+struct Ends(Child);
+
 /// A service in a process, killed when dropped.
 pub struct Process {
-    child: Child,
+    child: Ends,
     channel: Channel,
     file: PathBuf,
-    ports: (u16, u16),
+    serving: Serving,
     log: Option<JoinHandle<String>>,
 }
 
-impl Drop for Process {
+impl Drop for Ends {
     fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
+        let _gone = self.0.kill();
+        let _reaped = self.0.wait();
     }
 }
 
@@ -75,18 +78,19 @@ impl Process {
 
     /// The same by this command, which becomes the binary once it has the arguments of one.
     pub async fn serve_by(mut command: Command, folder: &Path, providers: &[String]) -> Self {
-        let ports = (free_port(), free_port());
         let file = folder.join("portcullis.yaml");
-        std::fs::write(&file, text_at(ports, providers)).expect("written");
+        std::fs::write(&file, text(providers)).expect("written");
         command.args(["serve", "--config"]).arg(&file).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
         let stderr = child.stderr.take().expect("piped");
-        let log = std::thread::spawn(move || read(stderr));
-        let endpoint = Endpoint::try_from(format!("http://127.0.0.1:{}", ports.0)).expect("a URL");
-        // From here on it ends with this value, whatever becomes of it.
-        let process = Self { child, channel: endpoint.connect_lazy(), file, ports, log: Some(log) };
-        eventually("it listens", async || TcpStream::connect(("127.0.0.1", ports.0)).await.is_ok()).await;
-        process
+        let (tell, told) = oneshot::channel();
+        let log = std::thread::spawn(move || read(stderr, tell));
+        // From here on it ends, whatever becomes of it.
+        let ends = Ends(child);
+        let serving = timeout(PATIENCE, told).await.expect("it says where it listens in time");
+        let serving = serving.expect("it serves");
+        let endpoint = Endpoint::try_from(format!("http://{}", serving.grpc())).expect("a URL");
+        Self { child: ends, channel: endpoint.connect_lazy(), file, serving, log: Some(log) }
     }
 
     /// Asks about a good token, but for whose key it is.
@@ -106,14 +110,14 @@ impl Process {
 
     /// How many threads it has.
     pub fn threads(&self) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.0.id())).expect("it runs");
         let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"));
         threads.and_then(|count| count.trim().parse().ok()).expect("a count")
     }
 
     /// A page of the operator's door.
     pub async fn admin(&self, path: &str) -> String {
-        let url = format!("http://127.0.0.1:{}{path}", self.ports.1);
+        let url = format!("http://{}{path}", self.serving.admin());
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client");
         client.get(url).send().await.expect("answered").text().await.expect("text")
     }
@@ -126,12 +130,12 @@ impl Process {
 
     /// Exchanges its configuration file for one with these providers.
     pub fn change(&self, providers: &[String]) {
-        std::fs::write(&self.file, text_at(self.ports, providers)).expect("written");
+        std::fs::write(&self.file, text(providers)).expect("written");
     }
 
     /// Sends it a signal.
     pub fn signal(&self, signal: &str) {
-        let id = self.child.id().to_string();
+        let id = self.child.0.id().to_string();
         let sent = Command::new("kill").args([signal, &id]).status().expect("kill runs");
         assert!(sent.success());
     }
@@ -146,7 +150,7 @@ impl Process {
     pub async fn ended(mut self) -> (Option<i32>, String) {
         let mut status = None;
         eventually("it ends", async || {
-            status = self.child.try_wait().expect("it is ours");
+            status = self.child.0.try_wait().expect("it is ours");
             status.is_some()
         })
         .await;
@@ -156,8 +160,19 @@ impl Process {
     }
 }
 
-fn read(mut stderr: ChildStderr) -> String {
-    let mut log = String::new();
-    stderr.read_to_string(&mut log).expect("the log is text");
+/// Everything that it logs. Tells where it listens as soon as it says so.
+fn read(stderr: ChildStderr, tell: oneshot::Sender<Serving>) -> String {
+    let (mut log, mut tell) = (String::new(), Some(tell));
+    for line in BufReader::new(stderr).lines() {
+        let line = line.expect("the log is text");
+        if let Some(serving) = Serving::read(&line)
+            && let Some(tell) = tell.take()
+        {
+            // Who gave up waiting has failed.
+            let _told = tell.send(serving);
+        }
+        log.push_str(&line);
+        log.push('\n');
+    }
     log
 }

@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 use super::client::{Answer, Filling, find, send};
 use super::message::{Case, Who, case, get};
 use super::upstream::{Received, Upstream};
-use crate::launch::{self, Places, Started};
-use crate::support::real::{self, PATIENCE, Portcullis, eventually};
+use crate::launch::{self, Places, Started, listening};
+use crate::support::real::{PATIENCE, Portcullis, eventually};
 
 /// Cases that are sent at one time.
 const ABREAST: usize = 8;
@@ -69,9 +69,9 @@ pub struct Proxy {
     /// The profile of the HTTP door that it asks.
     pub profile: &'static str,
     /// Starts it under its shipped files.
-    pub start: fn(Places) -> Started,
+    pub start: fn(&Places) -> Started,
     /// The same with the lines that they have for `forward_token: false`.
-    pub start_hiding_tokens: fn(Places) -> Started,
+    pub start_hiding_tokens: fn(&Places) -> Started,
 }
 
 /// Every proxy. One more is a line more.
@@ -89,8 +89,8 @@ pub const PROXIES: [Proxy; 8] = [
 const fn proxy(
     name: &'static str,
     profile: &'static str,
-    start: fn(Places) -> Started,
-    start_hiding_tokens: fn(Places) -> Started,
+    start: fn(&Places) -> Started,
+    start_hiding_tokens: fn(&Places) -> Started,
 ) -> Proxy {
     Proxy { name, profile, start, start_hiding_tokens }
 }
@@ -127,7 +127,7 @@ impl Stage {
         Self::set_with(proxy.profile, proxy.start_hiding_tokens, provider).await
     }
 
-    async fn set_with(profile: &str, start: fn(Places) -> Started, provider: &str) -> Self {
+    async fn set_with(profile: &str, start: fn(&Places) -> Started, provider: &str) -> Self {
         let issuer = Issuer::start().await.expect("a free port");
         let key = issuer.rotate(SigningAlgorithm::ES256);
         let providers = format!(
@@ -144,14 +144,13 @@ impl Stage {
         let portcullis = Portcullis::serve_behind(profile, &providers).await;
         portcullis.ready().await;
         let upstream = Upstream::start().await;
-        let address = real::free_address();
-        let started = start(Places {
-            listen: address,
+        let places = Places {
             door: portcullis.forward_auth,
             ext_authz: portcullis.ext_authz,
             admin: portcullis.admin,
             upstream: upstream.address,
-        });
+        };
+        let (started, address) = listening(start, &places).await;
         let claims = claims(&issuer);
         let admin = with_claim(claims.clone(), "/realm_access/roles", json!(["admin"]));
         let deleter = with_claim(claims.clone(), "scope", "orders:delete");

@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
+use tokio::task::{JoinSet, LocalSet};
 
 use crate::differentials::client::{Answer, exchange};
-use crate::support::real::{PATIENCE, Process, eventually, folder, free_address, part};
+use crate::support::real::{PATIENCE, Process, at_a_free_address, folder, part};
 
 /// A running app.
 pub struct App {
     pub name: &'static str,
     pub address: SocketAddr,
-    _process: Process,
+    process: Process,
     _folder: TempDir,
 }
 
@@ -52,25 +53,42 @@ const APPS: [(&str, Start); 11] = [
 
 /// Starts every one, and waits until it answers.
 pub async fn start() -> Vec<App> {
-    let mut apps = Vec::new();
-    for (name, command) in APPS {
-        let (folder, address) = (folder(), free_address());
+    let start_all = async {
+        let mut starting = JoinSet::new();
+        for (name, command) in APPS {
+            starting.spawn_local(async move {
+                let start = |address| App::start(name, command, address);
+                at_a_free_address(name, PATIENCE, start, async |app, _| app.answers().await).await.0
+            });
+        }
+        starting.join_all().await
+    };
+    LocalSet::new().run_until(start_all).await
+}
+
+impl App {
+    fn start(name: &'static str, command: Start, address: SocketAddr) -> Self {
+        let folder = folder();
         let mut command = command(folder.path(), address.port());
         // What they write about themselves stays here.
         command.current_dir(folder.path()).env("HOME", folder.path());
         let process = Process::start(name, &mut command, folder.path());
-        apps.push(App { name, address, _process: process, _folder: folder });
+        Self { name, address, process, _folder: folder }
     }
-    for app in &mut apps {
-        eventually(app.name, PATIENCE, async || {
-            app._process.must_be_running();
-            tokio::net::TcpStream::connect(app.address).await.ok()?;
-            let plain = b"GET /x HTTP/1.1\r\nHost: api.example.com\r\n\r\n";
-            exchange(app.address, plain).await.filter(|answer: &Answer| answer.status == 200)
-        })
-        .await;
+
+    async fn answers(&self) -> bool {
+        if tokio::net::TcpStream::connect(self.address).await.is_err() {
+            return false;
+        }
+        let plain = b"GET /x HTTP/1.1\r\nHost: api.example.com\r\n\r\n";
+        exchange(self.address, plain).await.is_some_and(|answer: Answer| answer.status == 200)
     }
-    apps
+}
+
+impl AsMut<Process> for App {
+    fn as_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
 }
 
 fn source(file: &str) -> PathBuf {

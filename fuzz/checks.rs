@@ -1,4 +1,4 @@
-//! What has to hold for every input. The fuzz targets try it with inputs that they make up, `tests/fuzz_seeds.rs`
+//! What has to hold for every input. The fuzz targets try it with inputs that they make up, `tests/it/fuzz_seeds.rs`
 //! with the seeds beside this file.
 
 use percent_encoding::percent_decode;

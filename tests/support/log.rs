@@ -1,23 +1,40 @@
-//! What is logged on this thread while a test looks.
+//! What is logged on this thread, which a test's runtime does not leave, kept for the test to read.
+//!
+//! One log for all threads of the process: tracing remembers of each place in the code whether anybody listens
+//! there, and threads with logs of their own would disagree about it. Nothing is kept for threads that have not
+//! asked for it with [`listen`].
 
+use std::cell::RefCell;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Once;
 
-use tracing::subscriber::DefaultGuard;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing::subscriber::Interest;
+use tracing::{Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, fmt};
 
-/// The log of this thread, kept instead of written until it is dropped.
-pub struct Captured {
-    bytes: Bytes,
-    _guard: DefaultGuard,
+thread_local! {
+    /// What was logged on this thread, in each [`Form`]; none where it has not asked for it.
+    static KEPT: RefCell<Option<[Vec<u8>; 2]>> = const { RefCell::new(None) };
 }
 
-#[derive(Clone, Default)]
-struct Bytes(Arc<Mutex<Vec<u8>>>);
+/// How a line is written.
+#[derive(Clone, Copy)]
+pub enum Form {
+    /// As a JSON object.
+    Json,
+    /// As text, without colours.
+    Text,
+}
 
-impl io::Write for Bytes {
+impl io::Write for Form {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("nobody panics").extend_from_slice(bytes);
+        KEPT.with_borrow_mut(|kept| {
+            if let Some(kept) = kept {
+                kept[*self as usize].extend(bytes);
+            }
+        });
         Ok(bytes.len())
     }
 
@@ -26,25 +43,50 @@ impl io::Write for Bytes {
     }
 }
 
-impl MakeWriter<'_> for Bytes {
-    type Writer = Bytes;
+/// Lets lines pass of threads that have asked for them.
+struct OfThreadsThatListen;
 
-    fn make_writer(&self) -> Bytes {
-        self.clone()
+impl<S: Subscriber> Layer<S> for OfThreadsThatListen {
+    fn register_callsite(&self, _place: &'static Metadata<'static>) -> Interest {
+        Interest::sometimes()
+    }
+
+    fn enabled(&self, _place: &Metadata<'_>, _context: Context<'_, S>) -> bool {
+        // A thread that ends may log when its own values are gone.
+        KEPT.try_with(|kept| kept.borrow().is_some()).unwrap_or(false)
     }
 }
 
-impl Captured {
-    pub fn start() -> Self {
-        let bytes = Bytes::default();
-        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(bytes.clone()).finish();
-        Self { bytes, _guard: tracing::subscriber::set_default(log) }
-    }
+/// Keeps what is logged on this thread from now on, with the service's own filter at its most talkative, and
+/// forgets what was logged before.
+pub fn listen() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        let json = fmt::layer().json().flatten_event(true).with_writer(|| Form::Json);
+        let text = fmt::layer().with_ansi(false).with_writer(|| Form::Text);
+        tracing_subscriber::registry()
+            .with(OfThreadsThatListen)
+            .with(EnvFilter::new("warn,portcullis=trace"))
+            .with(json.with_target(false))
+            .with(text.with_target(false))
+            .init();
+    });
+    KEPT.with_borrow_mut(|kept| *kept = Some([Vec::new(), Vec::new()]));
+}
 
-    /// The lines with this text in them.
-    pub fn lines(&self, text: &str) -> Vec<String> {
-        let bytes = self.bytes.0.lock().expect("nobody panics").clone();
-        let all = String::from_utf8(bytes).expect("text");
-        all.lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
-    }
+/// What was logged on this thread since [`listen`].
+pub fn logged(form: Form) -> String {
+    let bytes = KEPT.with_borrow(|kept| kept.as_ref().map(|kept| kept[form as usize].clone()));
+    String::from_utf8(bytes.expect("it listens")).expect("the log is text")
+}
+
+/// The lines of text with this in them.
+pub fn lines(text: &str) -> Vec<String> {
+    logged(Form::Text).lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+}
+
+/// How many warnings there were that say this.
+pub fn warnings(text: &str) -> usize {
+    let log = logged(Form::Json);
+    log.lines().filter(|line| line.contains("\"level\":\"WARN\"") && line.contains(text)).count()
 }

@@ -5,11 +5,17 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod alone;
+pub mod drill;
+pub mod gateway;
 pub mod log;
 pub mod pki;
 pub mod ports;
 pub mod raw;
+pub mod real;
 pub mod rulebook;
+pub mod script;
+pub mod serving;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};

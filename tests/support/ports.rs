@@ -1,4 +1,4 @@
-//! Ports for processes that have to be told where to listen.
+//! Ports for programs that have to be told where to listen: whatever can is told port 0 and says what it got.
 //!
 //! They lie below those that the system gives to whoever binds port 0 or connects, and each is kept for as long as
 //! the test process lives: nobody else takes one between the moment at which it is given out and the bind.

@@ -4,12 +4,6 @@
 //! It looks at Portcullis from outside alone: its command line, its configuration and its answers. It never
 //! lets a missing part pass for a passed test.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
-
-#[path = "ports.rs"]
-#[allow(clippy::duplicate_mod, reason = "what tests share of a service in process has it too")]
-mod ports;
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -27,7 +21,8 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-pub use ports::free_address;
+pub use super::ports::free_address;
+use super::serving::Serving;
 
 /// How long a part may take to start or to stop; generous, since it only matters where something is wrong.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -163,6 +158,48 @@ impl Process {
         self.child.wait().expect("is our child");
     }
 
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        let bytes = fs::read(&self.log).expect("its log is there");
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Where it listens, of a `portcullis serve` that logs as JSON.
+    pub async fn serving(&mut self) -> Serving {
+        eventually("portcullis says where it listens", PATIENCE, async || {
+            self.must_be_running();
+            self.log().lines().find_map(Serving::read)
+        })
+        .await
+    }
+
+    /// Whether it ended since somebody else had the address at which it was told to listen.
+    pub fn found_its_address_taken(&mut self) -> bool {
+        const SAYINGS: [&str; 3] = ["address already in use", "address in use", "eaddrinuse"];
+        self.ended().is_some() && {
+            let log = self.log().to_ascii_lowercase();
+            SAYINGS.iter().any(|saying| log.contains(saying))
+        }
+    }
+
+    /// Whether it is the one who listens at this port. Who only connects may find somebody else there.
+    pub fn listens_at(&self, port: u16) -> bool {
+        let of = format!("/proc/{}", self.child.id());
+        let tables = ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("{of}/net/{name}")));
+        let (ending, listening) = (format!(":{port:04X}"), "0A");
+        let sockets: Vec<String> = tables
+            .iter()
+            .flatten()
+            .flat_map(|table| table.lines())
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .filter(|row| row.len() > 9 && row[1].ends_with(&ending) && row[3] == listening)
+            .map(|row| format!("socket:[{}]", row[9]))
+            .collect();
+        let open = fs::read_dir(format!("{of}/fd")).into_iter().flatten().flatten();
+        open.filter_map(|file| fs::read_link(file.path()).ok())
+            .any(|file| sockets.iter().any(|socket| file.as_os_str() == &socket[..]))
+    }
+
     fn print_end_of_log(&self) {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
@@ -179,6 +216,40 @@ impl Drop for Process {
             self.print_end_of_log();
         }
     }
+}
+
+impl AsMut<Process> for Process {
+    fn as_mut(&mut self) -> &mut Process {
+        self
+    }
+}
+
+/// So many addresses in a row that somebody else has taken are no accident.
+pub const TRIES: usize = 5;
+
+/// Starts something that has to be told where to listen, and waits until it is ready. Where somebody else has that
+/// address by then, it is started once more at another.
+pub async fn at_a_free_address<T: AsMut<Process>>(
+    what: &str,
+    within: Duration,
+    start: impl Fn(SocketAddr) -> T,
+    ready: impl AsyncFn(&mut T, SocketAddr) -> bool,
+) -> (T, SocketAddr) {
+    for _ in 0..TRIES {
+        let address = free_address();
+        let mut started = start(address);
+        let has_it = eventually(what, within, async || {
+            if started.as_mut().found_its_address_taken() {
+                return Some(false);
+            }
+            started.as_mut().must_be_running();
+            ready(&mut started, address).await.then_some(true)
+        });
+        if has_it.await {
+            return (started, address);
+        }
+    }
+    panic!("{what}: {TRIES} addresses in a row were taken");
 }
 
 /// `portcullis serve`, the built binary.
@@ -213,19 +284,20 @@ impl Portcullis {
 
     async fn serve_by(mut command: Command, profile: &str, providers: &str) -> Self {
         let folder = folder();
-        let (ext_authz, forward_auth, admin) = (free_address(), free_address(), free_address());
         let config = folder.path().join("portcullis.yaml");
         let text = format!(
             "listen:
-  ext_authz: '{ext_authz}'
-  forward_auth: {{address: '{forward_auth}', profile: {profile}}}
-  admin: '{admin}'
+  ext_authz: '127.0.0.1:0'
+  forward_auth: {{address: '127.0.0.1:0', profile: {profile}}}
+  admin: '127.0.0.1:0'
 {providers}"
         );
         fs::write(&config, text).expect("the folder can be written to");
         command.arg("serve").arg("--config").arg(config);
         let mut process = Process::start("portcullis", &mut command, folder.path());
         let client = client();
+        let serving = process.serving().await;
+        let (ext_authz, forward_auth, admin) = (serving.grpc(), serving.http(), serving.admin());
         eventually("portcullis is alive", PATIENCE, async || {
             process.must_be_running();
             ok(&client, &format!("http://{admin}/livez")).await
@@ -298,18 +370,7 @@ impl Envoy {
         command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
         command.arg("--admin-address-path").arg(&admin_file).arg("--config-path").arg(config);
         let mut process = Process::start("envoy", &mut command, folder.path());
-        let client = client();
-        let address = eventually("envoy listens", PATIENCE, async || {
-            process.must_be_running();
-            let admin = fs::read_to_string(&admin_file).ok()?;
-            ok(&client, &format!("http://{admin}/ready")).await?;
-            let listeners = ok(&client, &format!("http://{admin}/listeners?format=json")).await?;
-            let listeners: Value = serde_json::from_str(&listeners).ok()?;
-            let bound = &listeners["listener_statuses"][0]["local_address"]["socket_address"];
-            let port = u16::try_from(bound["port_value"].as_u64()?).ok()?;
-            Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
-        })
-        .await;
+        let address = envoy_listens(&mut process, &admin_file).await;
         Self { _process: process, address, _folder: folder }
     }
 
@@ -320,6 +381,22 @@ impl Envoy {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+/// Where an Envoy listens that was told port 0, by its administrator's door, whose address is in this file.
+pub async fn envoy_listens(process: &mut Process, admin_file: &Path) -> SocketAddr {
+    let client = client();
+    eventually("envoy listens", PATIENCE, async || {
+        process.must_be_running();
+        let admin = fs::read_to_string(admin_file).ok()?;
+        ok(&client, &format!("http://{admin}/ready")).await?;
+        let listeners = ok(&client, &format!("http://{admin}/listeners?format=json")).await?;
+        let listeners: Value = serde_json::from_str(&listeners).ok()?;
+        let bound = &listeners["listener_statuses"][0]["local_address"]["socket_address"];
+        let port = u16::try_from(bound["port_value"].as_u64()?).ok()?;
+        Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+    })
+    .await
 }
 
 /// A port of this machine, as the shipped configurations of Envoy write it.

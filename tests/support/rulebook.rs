@@ -3,8 +3,6 @@
 //!
 //! It knows no door. What a request must get is written here once.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
-
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey, with_claim};
 use serde_json::{Value, json};
 

@@ -1,8 +1,6 @@
 //! A key source that is scripted by hand, and callers that ask a key cache about tokens, for tests on a
 //! paused clock and without a network.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

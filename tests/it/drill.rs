@@ -1,0 +1,123 @@
+//! `portcullis drill` as a user runs it: against itself, against a service in its own process and against
+//! gateways that are wrong on purpose.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use axum::Router;
+use axum::http::StatusCode;
+use serde_json::Value;
+
+use crate::support::drill::{SHORT, arguments, drill, drill_beside, result, text};
+use crate::support::real::{PATIENCE, Portcullis, Process, eventually, folder, free_address, serve_http};
+
+/// Time enough for every kind of rotation and of fault once.
+const EVERYTHING: [&str; 6] = ["--duration", "18s", "--rotations", "6", "--attack-rate", "100"];
+
+/// Nothing good refused, nothing forged allowed, no more fetches than there may be.
+#[track_caller]
+fn passed(output: &Output) {
+    let result = result(output);
+    assert_eq!(result["good"]["refused"], 0, "{result:#}");
+    assert_eq!(result["forged"]["allowed"], 0, "{result:#}");
+    assert_eq!(result["fetches"]["within_bound"], true, "{result:#}");
+    assert_eq!((output.status.code(), &result["passed"]), (Some(0), &Value::Bool(true)), "{result:#}");
+}
+
+#[test]
+fn a_portcullis_inside_the_drill_passes_every_rotation_and_fault() {
+    let output = drill(&[&EVERYTHING[..], &["--format", "json"]].concat());
+    passed(&output);
+    let result = result(&output);
+    assert_eq!(result["rotations"].as_array().map(Vec::len), Some(5), "{result:#}");
+    assert_eq!(result["forged"]["by_kind"].as_array().map(Vec::len), Some(7), "{result:#}");
+    assert_eq!(result["faults"], 6);
+    assert!(result["good"]["sent"].as_u64() > Some(500), "{result:#}");
+    assert!(text(&output.stderr).contains("rotations 6"), "progress: {}", text(&output.stderr));
+}
+
+#[tokio::test]
+async fn a_service_in_its_own_process_passes_with_the_configuration_that_is_printed() {
+    let issuer = free_address();
+    let providers = format!(
+        "providers:
+  - name: drill
+    issuer: http://{issuer}/realms/demo
+    audiences: [orders-api]
+    jwks_uri: http://{issuer}/realms/demo/keys
+    refresh: {{min_spacing: 500ms, min_spacing_bad_signature: 500ms, timeout: 300ms}}
+"
+    );
+    let portcullis = Portcullis::serve(&providers).await;
+    let target = format!("grpc://{}", portcullis.ext_authz);
+    let output = drill_beside(arguments(&EVERYTHING, target, issuer)).await;
+    passed(&output);
+    let printed = text(&output.stderr);
+    for line in providers.lines().filter(|line| !line.contains("audiences")) {
+        assert!(printed.contains(line), "{line}\n{printed}");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_allows_everything_fails_by_every_forged_token() {
+    let open = Router::new().fallback(async || StatusCode::NO_CONTENT);
+    let (gateway, _server) = serve_http(open).await;
+    let output = drill_beside(arguments(&SHORT, format!("http://{gateway}"), free_address())).await;
+    let result = result(&output);
+    assert_eq!((output.status.code(), &result["passed"]), (Some(1), &Value::Bool(false)));
+    assert_eq!(result["good"]["refused"], 0);
+    assert_eq!(result["forged"]["sent"], result["forged"]["allowed"], "{result:#}");
+}
+
+#[tokio::test]
+async fn a_gateway_that_allows_nothing_is_given_up_on_after_a_while() {
+    let closed = Router::new().fallback(async || StatusCode::FORBIDDEN);
+    let (gateway, _server) = serve_http(closed).await;
+    let short = [&SHORT[..], &["--wait", "1s"]].concat();
+    let output = drill_beside(arguments(&short, format!("http://{gateway}"), free_address())).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stdout), "");
+    let errors = text(&output.stderr);
+    assert!(errors.contains("no first token was allowed within 1 s"), "{errors}");
+    assert!(errors.contains("status 403"), "{errors}");
+}
+
+#[test]
+fn what_cannot_be_drilled_is_refused_with_what_to_do() {
+    for (arguments, expected) in [
+        (&["--duration", "10"][..], "a duration with its unit"),
+        (&["--duration", "100ms"], "from 1s to 24h"),
+        (&["--duration", "1s", "--rotations", "3"], "fewer --rotations"),
+        (&["--rotations", "0"], "1..=10000"),
+        (&["--attack-rate=-1"], "0..=20000"),
+        (&["--attack-rate", "20001"], "0..=20000"),
+        (&["--target", "ftp://x:1", "--issuer-address", "127.0.0.1:0"], "expected grpc://HOST:PORT"),
+        (&["--target", "grpc://x", "--issuer-address", "127.0.0.1:0"], "expected grpc://HOST:PORT"),
+        (&["--issuer-address", "192.0.2.1:1"], "choose another --issuer-address"),
+        (&["--format", "xml"], "text, json"),
+    ] {
+        let output = drill(arguments);
+        assert_ne!(output.status.code(), Some(0), "{arguments:?}");
+        let errors = text(&output.stderr);
+        assert!(errors.contains(expected), "{arguments:?}: {errors}");
+    }
+}
+
+#[tokio::test]
+async fn a_drill_that_is_stopped_shows_what_it_has_so_far_and_fails() {
+    let folder = folder();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command.args(["drill", "--duration", "5m", "--rotations", "20"]);
+    let mut process = Process::start("drill", &mut command, folder.path());
+    let log = folder.path().join("drill.log");
+    eventually("the drill is on its way", PATIENCE, async || {
+        process.must_be_running();
+        fs::read_to_string(&log).ok().filter(|text| text.contains("   2 s: good"))
+    })
+    .await;
+    process.terminate();
+    let status = eventually("it ends", PATIENCE, async || process.ended()).await;
+    assert_eq!(status.code(), Some(1));
+    let text = fs::read_to_string(&log).expect("the log is there");
+    assert!(text.contains("good tokens sent") && text.contains("Stopped"), "{text}");
+}

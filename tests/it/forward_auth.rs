@@ -1,0 +1,534 @@
+//! The HTTP door, in process: what each profile reads and answers, and that every door gives the same
+//! verdict. Real proxies stand in front of it in tests of their own.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use crate::support::pki::Pki;
+use crate::support::{self, Ask, NOW, Running, config, fixed_clock, inline, provider, with_http_doors};
+use portcullis::access_request::ClaimHeaders;
+use portcullis::app::App;
+use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey, with_claim};
+use portcullis::config::{Config, HttpListener, Profile, ProviderConfig, Shutdown, TlsFiles};
+use portcullis::validation::provider::{Provider, TokenSource};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use serde_json::{Value, json};
+
+const ISSUER: &str = "https://sso.example.com";
+
+/// The profiles whose proxies tell in headers what the request is.
+const DESCRIBING: [Profile; 4] = [Profile::Nginx, Profile::Haproxy, Profile::Caddy, Profile::Traefik];
+
+fn claims() -> Value {
+    json!({"iss": ISSUER, "aud": "orders-api", "sub": "alice", "tenant_id": "acme", "exp": NOW + 300})
+}
+
+/// A service with a door for each profile, and a key whose tokens it takes.
+struct Doors {
+    service: Running,
+    key: SigningKey,
+    client: Client,
+}
+
+impl Doors {
+    async fn open(adjust: impl FnOnce(&mut Provider), change: impl FnOnce(&mut Config)) -> Self {
+        let key = SigningKey::generate("k", SigningAlgorithm::ES256);
+        let mut rules = provider("p", ISSUER);
+        adjust(&mut rules);
+        let mut config = with_http_doors(config(vec![inline(rules, &[key.public_jwk()])]));
+        change(&mut config);
+        let service = Running::start(config, fixed_clock()).await;
+        let client = Client::builder().no_proxy().build().expect("a plain client");
+        Self { service, key, client }
+    }
+
+    async fn plain() -> Self {
+        Self::open(|_| {}, |_| {}).await
+    }
+
+    fn token(&self) -> String {
+        self.key.sign(&claims())
+    }
+
+    /// Asks as the proxy of this profile does about a GET of this path.
+    fn ask(&self, profile: Profile, path: &str) -> RequestBuilder {
+        let door = self.service.http_door(profile);
+        let ask = |path: &str| self.client.get(format!("http://{door}{path}"));
+        match profile {
+            Profile::Nginx => ask("/").header("x-original-method", "GET").header("x-original-uri", path),
+            Profile::Haproxy | Profile::Caddy | Profile::Traefik => ask("/")
+                .header("x-forwarded-method", "GET")
+                .header("x-forwarded-uri", path)
+                .header("x-forwarded-host", "api.example.com"),
+            Profile::Envoy => ask(path),
+        }
+    }
+}
+
+async fn answered(request: RequestBuilder) -> Response {
+    request.send().await.expect("the door answers")
+}
+
+#[tokio::test]
+async fn an_allowed_request_gets_its_claims_as_headers_and_the_others_empty() {
+    let doors = Doors::plain().await;
+    let token = doors.key.sign(&with_claim(claims(), "tenant_id", Value::Null));
+    for profile in DESCRIBING {
+        let answer = answered(doors.ask(profile, "/orders").bearer_auth(&token)).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{profile:?}");
+        assert_eq!(answer.headers()["x-auth-subject"], "alice");
+        assert_eq!(answer.headers()["x-auth-tenant"], "", "{profile:?}");
+        assert!(!answer.headers().contains_key("x-envoy-auth-headers-to-remove"));
+    }
+    let request = doors.ask(Profile::Envoy, "/orders").bearer_auth(&token).header("x_auth_tenant", "mallory");
+    let answer = answered(request).await;
+    assert_eq!(answer.headers()["x-auth-subject"], "alice");
+    assert!(!answer.headers().contains_key("x-auth-tenant"));
+    assert_eq!(answer.headers()["x-envoy-auth-headers-to-remove"], "x-auth-tenant,x_auth_tenant");
+}
+
+#[tokio::test]
+async fn a_look_alike_is_refused_behind_a_proxy_that_cannot_take_it_away() {
+    let doors = Doors::plain().await;
+    for profile in DESCRIBING {
+        for name in ["x_auth_subject", "x.auth.tenant", "X_Auth-Subject"] {
+            let request = doors.ask(profile, "/").bearer_auth(doors.token()).header(name, "mallory");
+            let answer = answered(request).await;
+            assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{profile:?} {name}");
+            let body: Value = serde_json::from_str(&answer.text().await.expect("text")).expect("JSON");
+            assert_eq!(body["error"], "invalid_request");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_claim_header_of_the_client_is_refused_unless_the_proxy_overwrites_every_one() {
+    for (client_headers, expected) in
+        [(ClaimHeaders::PerhapsKept, StatusCode::BAD_REQUEST), (ClaimHeaders::Overwritten, StatusCode::OK)]
+    {
+        let doors = Doors::open(
+            |_| {},
+            |config| {
+                config.listen.forward_auth.iter_mut().for_each(|door| door.client_headers = client_headers);
+            },
+        );
+        let doors = doors.await;
+        for (_, profile) in Profile::NAMED {
+            let request = doors.ask(profile, "/").bearer_auth(doors.token());
+            let answer = answered(request.header("X-Auth-Subject", "mallory")).await;
+            assert_eq!(answer.status(), expected, "{profile:?}");
+            if expected == StatusCode::OK {
+                assert_eq!(answer.headers()["x-auth-subject"], "alice", "{profile:?}");
+            }
+        }
+        // For this one there is no value, so it can be taken away.
+        let token = doors.key.sign(&with_claim(claims(), "tenant_id", Value::Null));
+        let request = doors.ask(Profile::Envoy, "/").bearer_auth(token);
+        let answer = answered(request.header("x-auth-tenant", "evil")).await;
+        assert_eq!(answer.headers()["x-envoy-auth-headers-to-remove"], "x-auth-tenant");
+    }
+}
+
+#[tokio::test]
+async fn no_upgrade_to_h2c_and_no_header_that_a_proxy_would_take_away_passes_any_door() {
+    let doors = Doors::plain().await;
+    for (_, profile) in Profile::NAMED {
+        for (name, value) in [
+            ("http2-settings", "AAMAAABkAAQAAP__"),
+            ("upgrade", "websocket, h2c"),
+            ("proxy-connection", "close, X-Auth-Subject"),
+            ("trailer", "x-auth-tenant"),
+        ] {
+            let request = doors.ask(profile, "/").bearer_auth(doors.token()).header(name, value);
+            assert_eq!(answered(request).await.status(), StatusCode::BAD_REQUEST, "{profile:?} {name}");
+        }
+        let request = doors.ask(profile, "/").bearer_auth(doors.token());
+        assert_eq!(
+            answered(request.header("upgrade", "websocket")).await.status(),
+            StatusCode::OK,
+            "{profile:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_answer_says_that_it_must_not_be_kept() {
+    let doors = Doors::plain().await;
+    for (_, profile) in Profile::NAMED {
+        for request in [doors.ask(profile, "/"), doors.ask(profile, "/").bearer_auth(doors.token())] {
+            assert_eq!(answered(request).await.headers()["cache-control"], "no-store", "{profile:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_profile_reads_its_own_dialect_and_takes_the_others_for_noise() {
+    let doors =
+        Doors::open(|rules| rules.token_from.push(TokenSource::Query("access_token".into())), |_| {}).await;
+    let with_token = format!("/orders?access_token={}", doors.token());
+    for (_, profile) in Profile::NAMED {
+        let answer = answered(doors.ask(profile, &with_token)).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{profile:?} reads the query of the request");
+        for other in ["x-original-uri", "x-forwarded-uri", "x-original-url", "x-envoy-original-path"] {
+            if answered(doors.ask(profile, "/")).await.status() == StatusCode::OK {
+                panic!("{profile:?}: without a token");
+            }
+            let mine = match profile {
+                Profile::Nginx => "x-original-uri",
+                Profile::Envoy => "",
+                _ => "x-forwarded-uri",
+            };
+            if other != mine {
+                let answer = answered(doors.ask(profile, "/").header(other, &with_token)).await;
+                assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{profile:?} {other}");
+            }
+        }
+        // The line of the proxy's own question is not the client's request, but for Envoy.
+        if profile != Profile::Envoy {
+            let url = format!("http://{}{with_token}", doors.service.http_door(profile));
+            let asked = doors.ask(profile, "/").build().expect("a request");
+            let request = doors.client.get(url).headers(asked.headers().clone());
+            assert_eq!(answered(request).await.status(), StatusCode::UNAUTHORIZED, "{profile:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_described_or_is_twice_is_malformed() {
+    let doors = Doors::plain().await;
+    for profile in DESCRIBING {
+        let complete = doors.ask(profile, "/").bearer_auth(doors.token());
+        let headers = complete.build().expect("a request").headers().clone();
+        let url = format!("http://{}/", doors.service.http_door(profile));
+        for name in headers.keys().filter(|name| name.as_str().starts_with("x-")) {
+            let mut without = headers.clone();
+            without.remove(name);
+            let answer = answered(doors.client.get(&url).headers(without)).await;
+            // A request of HTTP/1.0 may have no host, and then it matches none.
+            let expected = match name.as_str() {
+                "x-forwarded-host" => StatusCode::OK,
+                _ => StatusCode::BAD_REQUEST,
+            };
+            assert_eq!(answer.status(), expected, "{profile:?} without {name}");
+            let mut twice = headers.clone();
+            twice.append(name, headers[name].clone());
+            let answer = answered(doors.client.get(&url).headers(twice)).await;
+            assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{profile:?} with {name} twice");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_trusted_gets_403_where_the_door_reads_what_it_is_told() {
+    let elsewhere = vec!["192.0.2.0/24".parse().expect("a network")];
+    let doors = Doors::open(|_| {}, |config| config.trusted_proxies = elsewhere).await;
+    for profile in DESCRIBING {
+        let answer = answered(doors.ask(profile, "/").bearer_auth(doors.token())).await;
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{profile:?}");
+    }
+    let answer = answered(doors.ask(Profile::Envoy, "/").bearer_auth(doors.token())).await;
+    assert_eq!(answer.status(), StatusCode::OK, "Envoy tells nothing, it asks in the client's own words");
+    let metrics = doors.service.admin("/metrics").await;
+    let counted = r#"portcullis_decisions_total{door="forward_auth",verdict="deny",reason="request_malformed",provider=""} 4"#;
+    assert!(metrics.contains(counted), "{metrics}");
+}
+
+#[tokio::test]
+async fn any_method_and_any_path_is_a_question() {
+    let doors = Doors::plain().await;
+    let token = doors.token();
+    for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"] {
+        for path in ["/", "/metrics", "/a/b?c=d", "/%2e%2e/", "//x"] {
+            let url = format!("http://{}{path}", doors.service.http_door(Profile::Envoy));
+            let method = Method::from_bytes(method.as_bytes()).expect("a method");
+            let request = doors.client.request(method.clone(), url);
+            let answer = answered(request.try_clone().expect("no body").bearer_auth(&token)).await;
+            assert_eq!(answer.status(), StatusCode::OK, "{method} {path}");
+            assert_eq!(answered(request).await.status(), StatusCode::UNAUTHORIZED, "{method} {path}");
+        }
+    }
+    let with_a_body = doors.ask(Profile::Envoy, "/").bearer_auth(&token).body(vec![b'x'; 1 << 20]);
+    assert_eq!(answered(with_a_body).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_forwarded_is_taken_away_or_the_request_is_refused() {
+    let doors = Doors::open(
+        |rules| {
+            rules.forward_token = false;
+            rules.token_from.push(TokenSource::Cookie("t".into()));
+            rules.token_from.push(TokenSource::Query("t".into()));
+        },
+        |_| {},
+    )
+    .await;
+    let token = doors.token();
+    for profile in DESCRIBING {
+        let answer = answered(doors.ask(profile, "/").bearer_auth(&token)).await;
+        assert_eq!(answer.headers()["authorization"], "", "{profile:?}");
+        let answer = answered(doors.ask(profile, "/").header("cookie", format!("a=1; t={token}; b=ü"))).await;
+        assert_eq!(answer.headers()["cookie"].as_bytes(), "a=1; b=ü".as_bytes(), "{profile:?}");
+    }
+    let answer = answered(doors.ask(Profile::Envoy, "/").bearer_auth(&token)).await;
+    assert_eq!(answer.headers()["x-envoy-auth-headers-to-remove"], "authorization");
+    for (_, profile) in Profile::NAMED {
+        let answer = answered(doors.ask(profile, &format!("/?t={token}"))).await;
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{profile:?} cannot change the query");
+    }
+}
+
+#[tokio::test]
+async fn every_door_gives_the_same_verdict() {
+    let other = SigningKey::generate("k", SigningAlgorithm::ES256);
+    let doors = Doors::open(|_| {}, |_| {}).await;
+    let token = doors.token();
+    let signed = |claims: Value| format!("Bearer {}", doors.key.sign(&claims));
+    let large = "x".repeat(10_000);
+    for (what, headers) in [
+        ("good", vec![("authorization", format!("Bearer {token}"))]),
+        ("none", vec![]),
+        ("empty", vec![("authorization", String::new())]),
+        ("basic", vec![("authorization", "Basic dTpw".to_owned())]),
+        ("no token", vec![("authorization", "Bearer x".to_owned())]),
+        ("two", vec![("authorization", format!("Bearer {token}, Bearer {token}"))]),
+        ("forged", vec![("authorization", format!("Bearer {}", other.sign(&claims())))]),
+        ("other kid", vec![("authorization", format!("Bearer {}", other.with_kid("z").sign(&claims())))]),
+        ("expired", vec![("authorization", signed(with_claim(claims(), "exp", NOW - 60)))]),
+        ("early", vec![("authorization", signed(with_claim(claims(), "nbf", NOW + 60)))]),
+        ("elsewhere", vec![("authorization", signed(with_claim(claims(), "aud", "other")))]),
+        ("stranger", vec![("authorization", signed(with_claim(claims(), "iss", "https://x")))]),
+        ("large", vec![("authorization", signed(with_claim(claims(), "tenant_id", large)))]),
+        ("grpc", vec![("content-type", "application/grpc".to_owned())]),
+        (
+            "controls",
+            vec![("authorization", signed(with_claim(claims(), "tenant_id", "a\r\nx-evil: 1\u{e9}")))],
+        ),
+    ] {
+        let mut ask = Ask::default();
+        for (name, value) in &headers {
+            ask = ask.header(*name, value);
+        }
+        let expected = doors.service.ask(ask).await;
+        for (_, profile) in Profile::NAMED {
+            let mut request = doors.ask(profile, "/orders");
+            for (name, value) in &headers {
+                request = request.header(*name, value);
+            }
+            let answer = answered(request).await;
+            assert_eq!(i32::from(answer.status().as_u16()), expected.http_status, "{what} {profile:?}");
+            for (name, value) in &expected.set {
+                assert_eq!(answer.headers()[name.as_str()], value.as_str(), "{what} {profile:?}");
+            }
+            assert_eq!(answer.text().await.expect("text"), expected.body, "{what} {profile:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_had_are_503_with_retry_after() {
+    let issuer = Issuer::start().await.expect("a free port");
+    let key = issuer.rotate(SigningAlgorithm::ES256);
+    issuer.stop().await;
+    let providers: Vec<ProviderConfig> =
+        vec![support::fetching(provider("p", issuer.issuer()), &issuer, support::prompt_refresh())];
+    let service = Running::start_without_keys(with_http_doors(config(providers)), fixed_clock()).await;
+    let url = format!("http://{}/", service.http_door(Profile::Envoy));
+    let request = reqwest::Client::new().get(url).bearer_auth(key.sign(&issuer.claims(NOW)));
+    let answer = answered(request).await;
+    assert_eq!(
+        (answer.status(), &answer.headers()["retry-after"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().expect("a value"))
+    );
+}
+
+/// What comes back for these bytes until the door closes, or this much has come.
+fn converse(door: SocketAddr, bytes: Vec<u8>) -> String {
+    let mut stream = TcpStream::connect(door).expect("the door listens");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    // A door that has heard enough may close before all is said.
+    let _closed_early = stream.write_all(&bytes);
+    let mut answer = Vec::new();
+    let mut chunk = [0; 4096];
+    while answer.len() < 64 * 1024 && !answer.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut chunk) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => answer.extend_from_slice(&chunk[..count]),
+        }
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_or_too_long_headers_are_refused_and_nothing_that_is_no_http_is_allowed() {
+    let doors = Doors::plain().await;
+    let door = doors.service.http_door(Profile::Envoy);
+    let bearer = format!("authorization: Bearer {}\r\n", doors.token());
+    let request = |headers: String| {
+        format!("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n").into_bytes()
+    };
+    let numbered = |count: usize| (0..count).map(|i| format!("x-{i}: 1\r\n")).collect::<String>();
+    let (few, many, too_many) = (numbered(400), numbered(600), numbered(1_100));
+    for (what, bytes, expected) in [
+        ("good", request(bearer.clone()), "HTTP/1.1 200"),
+        ("good, with many that fit", request(format!("{bearer}{}", few)), "HTTP/1.1 200"),
+        ("long that fits", request(format!("{bearer}x: {}\r\n", "y".repeat(100_000))), "HTTP/1.1 200"),
+        ("many", request(format!("{bearer}{many}")), "HTTP/1.1 431"),
+        ("too many to be read", request(format!("{bearer}{too_many}")), "HTTP/1.1 431"),
+        ("long", request(format!("{bearer}x: {}\r\n", "y".repeat(150_000))), "HTTP/1.1 431"),
+        ("too long to be read", request(format!("{bearer}x: {}\r\n", "y".repeat(300_000))), "HTTP/1.1 431"),
+        (
+            "long path",
+            format!("GET /{} HTTP/1.1\r\nhost: a\r\n{bearer}\r\n", "y".repeat(100_000)).into_bytes(),
+            "HTTP/1.1 4",
+        ),
+        ("not HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), ""),
+        ("not HTTP either", b"NONSENSE\r\n\r\n".to_vec(), "HTTP/1.1 400"),
+        ("a space before the colon", request(format!("{bearer}x : a\r\n")), "HTTP/1.1 400"),
+    ] {
+        let answer = tokio::task::spawn_blocking(move || converse(door, bytes)).await.expect("no panic");
+        assert!(answer.starts_with(expected), "{what}: {answer:.200}");
+    }
+    let malformed = r#"verdict="deny",reason="request_malformed""#;
+    let metrics = doors.service.admin("/metrics").await;
+    assert!(metrics.lines().any(|line| line.contains(malformed) && line.ends_with("} 8")), "{metrics}");
+    // RFC 9112 §6.3: of two lengths the chunks count, and nothing after them does.
+    let two_lengths = "content-length: 4\r\ntransfer-encoding: chunked\r\n";
+    let bytes = format!("POST / HTTP/1.1\r\nhost: a\r\n{two_lengths}{bearer}\r\n0\r\n\r\n").into_bytes();
+    let answer = tokio::task::spawn_blocking(move || converse(door, bytes)).await.expect("no panic");
+    assert!(answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
+async fn http2_without_tls_and_one_connection_for_many_questions_are_spoken() {
+    let doors = Doors::plain().await;
+    let http2 = Client::builder().no_proxy().http2_prior_knowledge().build().expect("a plain client");
+    let url = format!("http://{}/orders", doors.service.http_door(Profile::Envoy));
+    for _ in 0..100 {
+        let answer = answered(http2.get(&url).bearer_auth(doors.token())).await;
+        assert_eq!((answer.status(), answer.version()), (StatusCode::OK, reqwest::Version::HTTP_2));
+    }
+    let door = doors.service.http_door(Profile::Envoy);
+    let one = format!("GET / HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", doors.token());
+    let twice = format!("{one}GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").into_bytes();
+    let answers = tokio::task::spawn_blocking(move || {
+        let mut stream = TcpStream::connect(door).expect("the door listens");
+        stream.write_all(&twice).expect("is sent");
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).expect("text, and then the end");
+        answers
+    });
+    let answers = answers.await.expect("no panic");
+    assert_eq!(answers.matches("HTTP/1.1 200").count(), 1, "{answers}");
+    assert_eq!(answers.matches("HTTP/1.1 401").count(), 1, "one request's token is not the next one's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_slow_with_the_headers_or_says_nothing_is_cut_off() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let doors = Doors::plain().await;
+    for sent in ["", "PRI * HTTP/2.0\r\n", "G", "GET / HTTP/1.1\r\nhost: a\r\nauthorization: Bear"] {
+        let door = doors.service.http_door(Profile::Envoy);
+        let mut stream = tokio::net::TcpStream::connect(door).await.expect("the door listens");
+        stream.write_all(sent.as_bytes()).await.expect("is sent");
+        let mut answer = String::new();
+        // Ends with the connection. Time passes by itself while nobody has anything to do.
+        let _reset = stream.read_to_string(&mut answer).await;
+        assert!(!answer.contains("200"), "{sent}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_answered_before_the_service_ends() {
+    let issuer = Issuer::start().await.expect("a free port");
+    let key = issuer.rotate(SigningAlgorithm::ES256);
+    let providers =
+        vec![support::fetching(provider("p", issuer.issuer()), &issuer, support::prompt_refresh())];
+    let mut config = with_http_doors(config(providers));
+    config.shutdown = Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(20) };
+    let app = App::bind(config, fixed_clock()).await.expect("port 0 can be bound");
+    let door = *app.forward_auth_addresses().last().expect("the door of the envoy profile");
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(app.serve(async {
+        let _asked = stopped.await;
+    }));
+    let client = Client::builder().no_proxy().build().expect("a plain client");
+    let ask =
+        |key: &SigningKey| client.get(format!("http://{door}/")).bearer_auth(key.sign(&issuer.claims(NOW)));
+    assert_eq!(answered(ask(&key)).await.status(), StatusCode::OK);
+    issuer.hold();
+    let new = issuer.rotate_beside(SigningAlgorithm::ES256);
+    let in_flight = tokio::spawn(answered(ask(&new)));
+    issuer.wait_for_held(1).await;
+    stop.send(()).expect("is serving");
+    while tokio::net::TcpStream::connect(door).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    issuer.release();
+    assert_eq!(in_flight.await.expect("no panic").status(), StatusCode::OK);
+    serving.await.expect("no panic");
+}
+
+#[tokio::test]
+async fn a_door_with_tls_asks_for_certificates_where_it_is_told_to() {
+    let pki = Pki::new();
+    let key = SigningKey::generate("k", SigningAlgorithm::ES256);
+    let mut config = config(vec![inline(provider("p", ISSUER), &[key.public_jwk()])]);
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    let door = |tls| HttpListener {
+        address,
+        profile: Profile::Envoy,
+        client_headers: ClaimHeaders::PerhapsKept,
+        tls: Some(tls),
+    };
+    config.listen.forward_auth =
+        vec![door(pki.files()), door(TlsFiles { client_ca_file: None, ..pki.files() })];
+    let app = App::bind(config, fixed_clock()).await.expect("port 0 can be bound");
+    let ports: Vec<u16> = app.forward_auth_addresses().iter().map(SocketAddr::port).collect();
+    tokio::spawn(app.serve(std::future::pending()));
+
+    let trusting = || {
+        let authority = reqwest::Certificate::from_pem(pki.ca.as_bytes()).expect("a certificate");
+        Client::builder().no_proxy().tls_certs_only([authority])
+    };
+    let identity = reqwest::Identity::from_pem([&*pki.client.0, &*pki.client.1].concat().as_bytes());
+    let stranger = trusting().build().expect("a client");
+    let known = trusting().identity(identity.expect("a pair")).build().expect("a client");
+    let ask = |client: &Client, port: u16| {
+        client.get(format!("https://localhost:{port}/")).bearer_auth(key.sign(&claims())).send()
+    };
+    assert!(ask(&stranger, ports[0]).await.is_err(), "without a certificate");
+    assert_eq!(ask(&known, ports[0]).await.expect("answers").status(), StatusCode::OK);
+    let answer = ask(&stranger, ports[1]).await.expect("answers");
+    assert_eq!((answer.status(), answer.version()), (StatusCode::OK, reqwest::Version::HTTP_2));
+    assert!(reqwest::get(format!("http://localhost:{}/", ports[1])).await.is_err(), "without TLS");
+}
+
+#[tokio::test]
+async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() {
+    let pki = Pki::new();
+    let wrong = pki.directory.path().join("wrong.pem");
+    std::fs::write(&wrong, "no PEM").expect("can be written");
+    for (name, files) in [
+        ("cert_file", TlsFiles { cert_file: wrong.clone(), ..pki.files() }),
+        ("key_file", TlsFiles { key_file: wrong.clone(), ..pki.files() }),
+        ("client_ca_file", TlsFiles { client_ca_file: Some(wrong.clone()), ..pki.files() }),
+    ] {
+        let key = SigningKey::generate("k", SigningAlgorithm::ES256);
+        let mut config = config(vec![inline(provider("p", ISSUER), &[key.public_jwk()])]);
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.listen.forward_auth = vec![HttpListener {
+            address,
+            profile: Profile::Nginx,
+            client_headers: ClaimHeaders::PerhapsKept,
+            tls: Some(files),
+        }];
+        let refused = App::bind(config, fixed_clock()).await.expect_err("no PEM").to_string();
+        assert!(
+            refused.starts_with(&format!("listen.forward_auth.tls.{name}: "))
+                && refused.contains("wrong.pem"),
+            "{refused}"
+        );
+    }
+}

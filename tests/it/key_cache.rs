@@ -1,0 +1,632 @@
+//! The refresh rule, property by property, on a paused clock: P1 to P4 of the key cache, without a
+//! network. What it does to requests is tested in `tests/it/refresh.rs`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::support::script::{
+    Look, NotRescued, SECOND, Script, ask, ask_with, fetching, look, policy, rescue, settle, stale, still,
+    warm,
+};
+use portcullis::clock::{self, Instant};
+use portcullis::config::RefreshPolicy;
+use portcullis::keys::budget::Accounts;
+use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, Schedule, Standing};
+use portcullis::keys::{KeyCache, StaleToken, Surroundings};
+use portcullis::telemetry::Trigger;
+use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
+use portcullis::validation::key_set::KeySet;
+use portcullis::validation::{Permanent, ValidationError};
+use proptest::prelude::*;
+use tokio::time::sleep;
+
+fn begun(number: u64, trigger: Trigger, doubts: Doubts) -> Begun {
+    Begun { number, trigger, doubts }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_under_a_new_key_is_rescued_at_its_first_try_by_one_fetch() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    assert_eq!(script.fetches(), 2);
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    assert_eq!(script.fetches(), 2, "a known key costs nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_herd_of_a_thousand_costs_one_fetch() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    script.takes(SECOND);
+    let herd: Vec<_> = (0..1000)
+        .map(|_| {
+            let cache = Arc::clone(&cache);
+            tokio::spawn(async move { ask(&cache, "b").await })
+        })
+        .collect();
+    for one in herd {
+        assert_eq!(one.await.unwrap(), Ok(()));
+    }
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_began_before_the_caller_may_bring_the_old_set_and_then_the_next_one_counts() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let gate = script.hold();
+    let first = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { ask(&cache, "made-up").await }
+    });
+    settle().await;
+    assert_eq!(script.fetches(), 2, "the made-up kid's fetch is under way and has read the old set");
+    script.publish(&["b"]);
+    let good = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { ask(&cache, "b").await }
+    });
+    settle().await;
+    script.stop_holding();
+    gate.add_permits(1);
+    assert_eq!(first.await.unwrap(), Err(still(UnknownKid)));
+    assert_eq!(good.await.unwrap(), Ok(()));
+    assert_eq!(script.fetches(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_under_way_that_brings_the_new_key_is_enough() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    let gate = script.hold();
+    let callers: Vec<_> = (0..2)
+        .map(|_| {
+            let cache = Arc::clone(&cache);
+            tokio::spawn(async move { ask(&cache, "b").await })
+        })
+        .collect();
+    settle().await;
+    gate.add_permits(1);
+    for caller in callers {
+        assert_eq!(caller.await.unwrap(), Ok(()));
+    }
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_saw_an_older_set_looks_again_without_a_fetch() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let old = cache.sight();
+    script.publish(&["b"]);
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    let deadline = clock::monotonic();
+    assert_eq!(rescue(&cache, old, stale(UnknownKid, deadline), look("b", None)).await, Ok(()));
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_was_under_way_and_has_ended_meanwhile_is_looked_at_before_another_is_asked_for() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    let gate = script.hold();
+    let first = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { ask(&cache, "b").await }
+    });
+    settle().await;
+    let seen_before_its_end = cache.sight();
+    gate.add_permits(1);
+    assert_eq!(first.await.unwrap(), Ok(()));
+    let deadline = clock::monotonic();
+    assert_eq!(
+        rescue(&cache, seen_before_its_end, stale(UnknownKid, deadline), look("b", None)).await,
+        Ok(())
+    );
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_fetch_serves_whoever_waited_for_it_whatever_the_cause() {
+    let script = Script::publishing(&["a"]);
+    let policy = RefreshPolicy { min_spacing_bad_signature: 2 * SECOND, wait: 5 * SECOND, ..policy() };
+    let cache = warm(&script, policy).await;
+    let forged = || look("a", Some("forged".to_owned()));
+    assert_eq!(ask_with(&cache, 5 * SECOND, forged()).await, Err(still(BadSignature)));
+    let waiting = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { ask_with(&cache, 5 * SECOND, forged()).await }
+    });
+    settle().await;
+    script.publish(&["a", "b"]);
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    assert_eq!(waiting.await.unwrap(), Err(still(BadSignature)), "served by the other's fetch");
+    sleep(10 * SECOND).await;
+    assert_eq!(script.fetches(), 3, "nobody is left who waits for another");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_gives_up_cancels_nothing() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    script.takes(SECOND);
+    let caller = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { ask(&cache, "b").await }
+    });
+    settle().await;
+    caller.abort();
+    sleep(2 * SECOND).await;
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn inside_the_spacing_a_good_token_waits_for_the_next_fetch() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    assert_eq!(ask(&cache, "made-up").await, Err(still(UnknownKid)));
+    script.publish(&["b"]);
+    let began = clock::monotonic();
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    assert_eq!(began.elapsed().as_millis().div_ceil(100), 10, "it waited for its slot, a second later");
+    assert_eq!(script.fetches(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_beyond_the_deadline_is_unavailable_at_once() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let _spent = ask(&cache, "made-up").await;
+    let began = clock::monotonic();
+    let answer = ask_with(&cache, Duration::from_millis(500), look("b", None)).await;
+    assert_eq!(answer, Err(NotRescued::Unavailable));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_cannot_wait_at_all_still_brings_the_keys_for_the_next_one() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    let in_haste = || ask_with(&cache, Duration::ZERO, look("b", None));
+    let _spent = ask_with(&cache, Duration::ZERO, look("made-up", None)).await;
+    settle().await;
+    script.publish(&["b", "c"]);
+    assert_eq!(in_haste().await, Ok(()));
+    assert_eq!(ask_with(&cache, Duration::ZERO, look("c", None)).await, Err(NotRescued::Unavailable));
+    sleep(2 * SECOND).await;
+    assert_eq!(ask_with(&cache, Duration::ZERO, look("c", None)).await, Ok(()), "fetched at its slot");
+    assert_eq!(script.fetches(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_made_up_kids_keeps_no_good_token_waiting_past_its_deadline_where_the_issuer_is_slow() {
+    let script = Script::publishing(&["a"]);
+    let slow = RefreshPolicy { wait: 4200 * SECOND / 1000, timeout: 5 * SECOND, ..policy() };
+    script.takes(2400 * SECOND / 1000);
+    let cache = warm(&script, slow.clone()).await;
+    let flood = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move {
+            for number in 0.. {
+                let cache = Arc::clone(&cache);
+                tokio::spawn(async move {
+                    let made_up = look(&format!("made-up-{number}"), None);
+                    ask_with(&cache, 4200 * SECOND / 1000, made_up).await
+                });
+                sleep(SECOND / 20).await;
+            }
+        }
+    });
+    sleep(3 * SECOND).await;
+    let (began, before) = (clock::monotonic(), script.fetches());
+    let mut kids = vec!["a".to_owned()];
+    for rotation in 0..5 {
+        kids.push(format!("new-{rotation}"));
+        script.publish(&kids.iter().map(String::as_str).collect::<Vec<_>>());
+        let new = kids.last().expect("just pushed");
+        assert_eq!(ask_with(&cache, slow.wait, look(new, None)).await, Ok(()), "rotation {rotation}");
+        sleep(SECOND * 7 / 3).await;
+    }
+    flood.abort();
+    let elapsed = began.elapsed().as_secs_f64();
+    assert!(
+        (script.fetches() - before) as f64 <= elapsed + 1.0,
+        "{} in {elapsed}",
+        script.fetches() - before
+    );
+    assert!(script.most_under_way() <= 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_began_later_counts_whichever_ends_first() {
+    let script = Script::publishing(&["a"]);
+    script.takes(3 * SECOND);
+    let slow = RefreshPolicy { timeout: 10 * SECOND, ..policy() };
+    let cache = warm(&script, slow).await;
+    let waiting = |kid: &str, wait: Duration| {
+        let (cache, look) = (Arc::clone(&cache), look(kid, None));
+        tokio::spawn(async move { ask_with(&cache, wait, look).await })
+    };
+    // The first reads the old set and takes long; the second begins beside it and overtakes it.
+    let made_up = waiting("made-up", 20 * SECOND);
+    sleep(SECOND / 10).await;
+    script.publish(&["b"]);
+    let good = waiting("b", 5 * SECOND);
+    sleep(SECOND).await;
+    script.takes(SECOND / 10);
+    sleep(SECOND / 2).await;
+    assert_eq!(good.await.unwrap(), Ok(()));
+    assert_eq!(made_up.await.unwrap(), Err(still(UnknownKid)));
+    sleep(5 * SECOND).await;
+    assert_eq!(ask(&cache, "a").await, Err(still(UnknownKid)), "what the first read is older");
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+}
+
+#[test]
+fn a_change_of_the_source_during_a_fetch_calls_for_another() {
+    let mut now = clock::monotonic();
+    let mut accounts = Accounts::default();
+    let mut schedule = Schedule::new(policy(), accounts.join(), now);
+    assert_eq!(schedule.begin(&mut accounts, now), Some(begun(1, Trigger::Startup, Doubts::Nothing)));
+    schedule.hurry(now);
+    now += SECOND;
+    schedule.finish(&mut accounts, 1, Ending::Succeeded { fresh_for: None, by: GivenBy::Issuer }, 0.5, now);
+    assert_eq!(schedule.begin(&mut accounts, now), Some(begun(2, Trigger::Scheduled, Doubts::Nothing)));
+    schedule.finish(&mut accounts, 2, Ending::Succeeded { fresh_for: None, by: GivenBy::Issuer }, 0.5, now);
+    assert_eq!(schedule.begin(&mut accounts, now), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_past_the_deadline() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.takes(10 * SECOND);
+    let began = clock::monotonic();
+    assert_eq!(
+        ask_with(&cache, Duration::from_millis(180), look("b", None)).await,
+        Err(NotRescued::Unavailable)
+    );
+    assert_eq!(began.elapsed().as_millis(), 180);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_with_new_material_under_its_old_name_is_found() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["a"]);
+    let new = script.thumbprint("a");
+    assert_eq!(ask_with(&cache, 2 * SECOND, look("a", Some(new))).await, Ok(()));
+    assert_eq!(script.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_signature_whose_turn_is_far_away_is_refused_at_once() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let forged = || look("a", Some("forged".to_owned()));
+    assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(still(BadSignature)));
+    let began = clock::monotonic();
+    for _ in 0..100 {
+        assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(still(BadSignature)));
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(script.fetches(), 2);
+    script.publish(&["b"]);
+    assert_eq!(ask(&cache, "b").await, Ok(()), "the other cause's budget is untouched");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_fetch_keeps_the_last_good_set_and_recovery_takes_no_longer_than_the_spacing() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.goes_down(true);
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    assert_eq!(ask(&cache, "a").await, Ok(()), "known keys go on serving");
+    let (began, fetches) = (clock::monotonic(), script.fetches());
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    assert_eq!((began.elapsed(), script.fetches()), (Duration::ZERO, fetches), "not worth another try yet");
+    script.goes_down(false);
+    script.publish(&["b"]);
+    sleep(SECOND).await;
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_issuer_that_comes_back_is_found_without_being_asked_for() {
+    let script = Script::publishing(&["a"]);
+    script.goes_down(true);
+    let cache = fetching(&script, policy(), Surroundings::default());
+    sleep(20 * SECOND).await;
+    assert!(!cache.has_keys());
+    let tries = script.fetches();
+    assert!((4..=12).contains(&tries), "backs off: {tries}");
+    script.goes_down(false);
+    sleep(40 * SECOND).await;
+    assert!(cache.has_keys());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_before_the_first_keys_waits_for_them() {
+    let script = Script::publishing(&["a"]);
+    script.takes(SECOND);
+    let cache = fetching(&script, policy(), Surroundings::default());
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    assert_eq!(script.fetches(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_max_waiters_are_told_at_once_that_nobody_can_say() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, RefreshPolicy { max_waiters: 3, ..policy() }).await;
+    script.takes(SECOND);
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let cache = Arc::clone(&cache);
+            tokio::spawn(async move { ask(&cache, "b").await })
+        })
+        .collect();
+    settle().await;
+    let began = clock::monotonic();
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    for one in waiting {
+        assert_eq!(one.await.unwrap(), Err(still(UnknownKid)));
+    }
+    script.publish(&["b"]);
+    sleep(SECOND).await;
+    assert_eq!(ask(&cache, "b").await, Ok(()), "places are given back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_that_hold_more_than_max_waiting_bytes_are_told_at_once_that_nobody_can_say() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, RefreshPolicy { max_waiting_bytes: 1_000, ..policy() }).await;
+    script.takes(SECOND);
+    let wait = |held_bytes: usize| {
+        let cache = Arc::clone(&cache);
+        tokio::spawn(async move {
+            let began = clock::monotonic();
+            let token = StaleToken { held_bytes, ..stale(UnknownKid, began + 2 * SECOND) };
+            let sighting = cache.sight();
+            let rescue = rescue(&cache, sighting, token, look("b", None));
+            (rescue.await, began.elapsed())
+        })
+    };
+    let waiting = [wait(400), wait(0), wait(600)];
+    settle().await;
+    assert_eq!(wait(1).await.unwrap(), (Err(NotRescued::Unavailable), Duration::ZERO));
+    assert_eq!(wait(usize::MAX).await.unwrap(), (Err(NotRescued::Unavailable), Duration::ZERO));
+    for one in waiting {
+        assert_eq!(one.await.unwrap(), (Err(still(UnknownKid)), SECOND));
+    }
+    assert_eq!(wait(1_001).await.unwrap(), (Err(NotRescued::Unavailable), Duration::ZERO));
+    script.publish(&["b"]);
+    sleep(SECOND).await;
+    assert_eq!(wait(1_000).await.unwrap().0, Ok(()), "bytes are given back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_a_fetch_showed_to_be_gone_is_gone() {
+    let script = Script::publishing(&["a", "b"]);
+    let cache = warm(&script, policy()).await;
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    script.publish(&["a"]);
+    let _any = ask(&cache, "made-up").await;
+    sleep(SECOND).await;
+    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_older_than_max_stale_serves_no_more_and_a_withdrawn_key_goes_at_the_next_interval() {
+    let script = Script::publishing(&["a", "b"]);
+    let policy = RefreshPolicy { interval: 60 * SECOND, max_stale: 600 * SECOND, ..policy() };
+    let cache = warm(&script, policy).await;
+    script.publish(&["a"]);
+    sleep(61 * SECOND).await;
+    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)), "refreshed ahead");
+    script.goes_down(true);
+    sleep(500 * SECOND).await;
+    assert_eq!(ask(&cache, "a").await, Ok(()), "the issuer has been down for less than max_stale");
+    sleep(200 * SECOND).await;
+    assert_eq!(ask(&cache, "a").await, Err(NotRescued::Unavailable));
+    script.goes_down(false);
+    script.publish(&["a"]);
+    sleep(120 * SECOND).await;
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_hangs_ends_at_its_timeout_and_the_next_one_may_start() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let _never = script.hold();
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    script.stop_holding();
+    script.publish(&["b"]);
+    sleep(2 * SECOND).await;
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_of_the_configuration_are_final_at_once() {
+    let script = Script::publishing(&["a"]);
+    let keys = Arc::new(KeySet::parse_inline(script.jwks().as_bytes()).unwrap());
+    let cache = KeyCache::fixed("p", keys, Surroundings::default());
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_with_another_policy_begins_with_the_keys_of_the_old_one() {
+    let script = Script::publishing(&["a"]);
+    let old = warm(&script, policy()).await;
+    script.goes_down(true);
+    let (fetch, around) = (Arc::new(script.clone()), Surroundings::default());
+    let new = KeyCache::fetched("p", policy(), fetch, around, Some(&old), None, Arc::default());
+    drop(old);
+    assert_eq!(ask(&new, "a").await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_past_mending_after_the_refresh_is_refused_as_such() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.publish(&["b"]);
+    let sighting = cache.sight();
+    let expired = |_: &KeySet| Err::<(), _>(ValidationError::Permanent(Permanent::Expired));
+    let answer = rescue(&cache, sighting, stale(UnknownKid, clock::monotonic() + SECOND), expired).await;
+    assert_eq!(answer, Err(NotRescued::Refused(ValidationError::Permanent(Permanent::Expired))));
+    assert_eq!(script.fetches(), 2);
+}
+
+/// One moment of random traffic.
+#[derive(Clone, Debug)]
+enum Event {
+    /// Nothing happens for this long.
+    Pause(u64),
+    /// Tokens with kids that nobody ever made.
+    MadeUp(usize),
+    /// Forgeries under the present kid.
+    Forged(usize),
+    /// The issuer starts to sign with a new key, and this many of its tokens arrive at once.
+    Rotate(usize),
+    /// Somebody gives up half-way.
+    GiveUp,
+    /// From now on a fetch takes this long.
+    Latency(u64),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (1..1500_u64).prop_map(Event::Pause),
+        3 => (1..20_usize).prop_map(Event::MadeUp),
+        3 => (1..20_usize).prop_map(Event::Forged),
+        3 => (1..20_usize).prop_map(Event::Rotate),
+        1 => Just(Event::GiveUp),
+        1 => (0..300_u64).prop_map(Event::Latency),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// P1, P3 and P4 at once: whatever made-up kids and forgeries arrive beside them, tokens under a
+    /// new key are allowed at their first try, and the issuer is not asked more often than it may be.
+    #[test]
+    fn under_any_traffic_good_tokens_pass_and_forced_fetches_are_bounded(
+        events in prop::collection::vec(event(), 1..40),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let script = Script::publishing(&["key-0"]);
+            let cache = warm(&script, policy()).await;
+            let (began, before) = (clock::monotonic(), script.fetches());
+            let mut rotations = 0;
+            let mut good = Vec::new();
+            let mut bad = Vec::new();
+            for event in events {
+                let kid = format!("key-{rotations}");
+                let spawn = |look: Look| {
+                    let cache = Arc::clone(&cache);
+                    tokio::spawn(async move { ask_with(&cache, 2 * SECOND, look).await })
+                };
+                match event {
+                    Event::Pause(milliseconds) => sleep(Duration::from_millis(milliseconds)).await,
+                    Event::MadeUp(count) => bad.extend((0..count).map(|_| spawn(Box::new(look("made-up", None))))),
+                    Event::Forged(count) => {
+                        bad.extend((0..count).map(|_| spawn(Box::new(look(&kid, Some("forged".to_owned()))))));
+                    }
+                    Event::Rotate(count) => {
+                        rotations += 1;
+                        let kid = format!("key-{rotations}");
+                        script.publish(&[&format!("key-{}", rotations - 1), &kid]);
+                        let thumbprint = script.thumbprint(&kid);
+                        good.extend((0..count).map(|_| spawn(Box::new(look(&kid, Some(thumbprint.clone()))))));
+                        // Old tokens would be re-keyed by the next rotation; let these be answered first.
+                        sleep(2 * SECOND).await;
+                    }
+                    Event::GiveUp => spawn(Box::new(look("made-up", None))).abort(),
+                    Event::Latency(milliseconds) => script.takes(Duration::from_millis(milliseconds)),
+                }
+                settle().await;
+            }
+            for one in good {
+                prop_assert_eq!(one.await.unwrap(), Ok(()), "a good token was not allowed at its first try");
+            }
+            for one in bad {
+                prop_assert!(one.await.unwrap().is_err(), "a bad token was allowed");
+            }
+            let elapsed = began.elapsed().as_secs_f64();
+            let bound = (elapsed / 1.0).floor() + 1.0 + (elapsed / 10.0).floor() + 1.0;
+            prop_assert!((script.fetches() - before) as f64 <= bound, "{} fetches in {elapsed} s", script.fetches() - before);
+            prop_assert_eq!(script.most_under_way(), 1);
+            Ok(())
+        })?;
+    }
+
+    /// P3 on the schedules of three realms of one provider, failures and fetches beside each other included: starts
+    /// forced by one cause keep their distance, whatever is asked when.
+    #[test]
+    fn starts_forced_by_one_cause_keep_their_distance(
+        steps in prop::collection::vec((0..3_000_u64, 0..3_usize, any::<bool>(), 0..4_u8), 1..200),
+    ) {
+        let mut now = clock::monotonic();
+        let policy = policy();
+        let mut accounts = Accounts::default();
+        let mut realms: Vec<Schedule> =
+            (0..3).map(|_| Schedule::new(policy.clone(), accounts.join(), now)).collect();
+        let mut forced: Vec<(StaleCause, Instant)> = Vec::new();
+        let mut under_way: Vec<(usize, u64)> = Vec::new();
+        for (milliseconds, realm, flag, action) in steps {
+            now += Duration::from_millis(milliseconds);
+            let cause = if flag { UnknownKid } else { BadSignature };
+            let schedule = &mut realms[realm];
+            match action {
+                0 | 1 => {
+                    let caller = Caller { arrival: schedule.started(), cause, deadline: now + 2 * SECOND };
+                    let standing = schedule.stand(&mut accounts, caller, now);
+                    prop_assert_ne!(standing, Standing::Fresh, "nothing can have begun after the arrival");
+                    if standing == Standing::Demanded {
+                        let start = schedule.next_start(&accounts, now);
+                        prop_assert!(start.is_some_and(|start| start <= now + 2 * SECOND), "met in time");
+                    }
+                }
+                2 => {
+                    if let Some(Begun { number, trigger, .. }) = schedule.begin(&mut accounts, now) {
+                        under_way.push((realm, number));
+                        if let Trigger::Forced(cause) = trigger {
+                            forced.push((cause, now));
+                        }
+                    }
+                }
+                _ => {
+                    let ending = if flag {
+                        Ending::Succeeded { fresh_for: None, by: GivenBy::Issuer }
+                    } else {
+                        Ending::Failed { retry_after: None }
+                    };
+                    if let Some(at) = under_way.iter().position(|(of, _)| *of == realm) {
+                        let (_, number) = under_way.remove(at);
+                        schedule.finish(&mut accounts, number, ending, 0.5, now);
+                    }
+                }
+            }
+        }
+        for (cause, spacing) in [(UnknownKid, policy.min_spacing), (BadSignature, policy.min_spacing_bad_signature)] {
+            let starts: Vec<_> = forced.iter().filter(|(c, ..)| *c == cause).collect();
+            for pair in starts.windows(2) {
+                prop_assert!(pair[1].1 - pair[0].1 >= spacing);
+            }
+        }
+    }
+}

@@ -1,0 +1,644 @@
+//! What keeps keys fresh without being asked, and what becomes of them while the issuer is away: on a
+//! paused clock and without a network. The wire side of it is tested in `tests/it/transport.rs`.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::support::log;
+use crate::support::script::{
+    NotRescued, SECOND, Script, ask, ask_with, fetching, look, policy, settle, still, warm, warm_in,
+};
+use portcullis::clock::{self, Clock, Instant, SteadyClock};
+use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
+use portcullis::config::RefreshPolicy;
+use portcullis::keys::budget::Accounts;
+use portcullis::keys::folder::{FolderError, What};
+use portcullis::keys::origin::Origin;
+use portcullis::keys::published::Published;
+use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, Schedule, Standing};
+use portcullis::keys::snapshot::{Present, Snapshot, SnapshotError, SnapshotFile};
+use portcullis::keys::{KeyCache, Surroundings};
+use portcullis::telemetry::Trigger;
+use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
+use portcullis::validation::algorithm::Algorithm;
+use portcullis::validation::key_set::KeySet;
+use portcullis::validation::provider::{Audiences, Provider, TokenTypes};
+use portcullis::validation::{self, TokenLimits, UnixTime};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::{advance, sleep};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+const SUCCEEDED: Ending = Ending::Succeeded { fresh_for: None, by: GivenBy::Issuer };
+
+fn begun(number: u64, trigger: Trigger, doubts: Doubts) -> Begun {
+    Begun { number, trigger, doubts }
+}
+
+/// A schedule whose first fetch has ended like this.
+fn after(accounts: &mut Accounts, ending: Ending, jitter: f64, now: Instant) -> Schedule {
+    let mut schedule = Schedule::new(RefreshPolicy::default(), accounts.join(), now);
+    assert_eq!(schedule.begin(accounts, now), Some(begun(1, Trigger::Startup, Doubts::Nothing)));
+    schedule.finish(accounts, 1, ending, jitter, now);
+    schedule
+}
+
+fn caller(schedule: &Schedule, cause: StaleCause, deadline: Instant) -> Caller {
+    Caller { arrival: schedule.started(), cause, deadline }
+}
+
+#[test]
+fn the_issuers_word_on_freshness_counts_between_the_spacing_and_the_interval() {
+    let now = clock::monotonic();
+    for (fresh_for, earliest, latest) in [
+        (None, 270 * SECOND, 300 * SECOND),
+        (Some(100 * SECOND), 90 * SECOND, 100 * SECOND),
+        (Some(Duration::ZERO), SECOND, SECOND),
+        (Some(Duration::from_millis(1050)), SECOND, Duration::from_millis(1050)),
+        (Some(10 * 365 * 24 * 60 * MINUTE), 270 * SECOND, 300 * SECOND),
+        (Some(Duration::MAX), 270 * SECOND, 300 * SECOND),
+    ] {
+        let next = |jitter| {
+            let ending = Ending::Succeeded { fresh_for, by: GivenBy::Issuer };
+            after(&mut Accounts::default(), ending, jitter, now).next_scheduled() - now
+        };
+        assert_eq!((next(1.0), next(0.0)), (earliest, latest), "{fresh_for:?}");
+    }
+}
+
+#[test]
+fn an_issuer_that_wants_to_be_left_alone_is_until_the_interval_is_over() {
+    let now = clock::monotonic();
+    for (retry_after, latest) in [
+        (None, SECOND),
+        (Some(Duration::ZERO), SECOND),
+        (Some(2 * MINUTE), 2 * MINUTE),
+        (Some(Duration::MAX), 5 * MINUTE),
+    ] {
+        let mut accounts = Accounts::default();
+        let mut schedule = after(&mut accounts, Ending::Failed { retry_after }, 0.0, now);
+        assert_eq!(schedule.next_scheduled() - now, latest, "{retry_after:?}");
+        let later = now + SECOND;
+        let caller = caller(&schedule, UnknownKid, later);
+        let standing = schedule.stand(&mut accounts, caller, later);
+        assert_eq!(standing, Standing::Demanded, "a token that needs it is another matter");
+    }
+}
+
+#[test]
+fn a_failed_fetch_costs_its_budget_what_one_that_succeeds_costs() {
+    // Told to be left alone, it makes no scheduled retry that would serve the caller as well.
+    let failed = Ending::Failed { retry_after: Some(2 * MINUTE) };
+    let mut now = clock::monotonic();
+    let mut accounts = Accounts::default();
+    let mut schedule = after(&mut accounts, SUCCEEDED, 0.0, now);
+    for (number, ending) in [(2, failed), (3, SUCCEEDED), (4, failed), (5, SUCCEEDED)] {
+        let stand = |schedule: &mut Schedule, accounts: &mut Accounts, wait| {
+            let caller = caller(schedule, BadSignature, now + wait);
+            schedule.stand(accounts, caller, now)
+        };
+        assert_eq!(stand(&mut schedule, &mut accounts, Duration::ZERO), Standing::Demanded);
+        assert_eq!(
+            schedule.begin(&mut accounts, now),
+            Some(begun(number, Trigger::Forced(BadSignature), Doubts::Everything))
+        );
+        schedule.finish(&mut accounts, number, ending, 0.0, now);
+        let almost = 10 * SECOND - Duration::from_millis(1);
+        assert_eq!(stand(&mut schedule, &mut accounts, almost), Standing::OutOfReach, "{ending:?}");
+        assert_eq!(stand(&mut schedule, &mut accounts, 10 * SECOND), Standing::Demanded, "{ending:?}");
+        now += 10 * SECOND;
+    }
+}
+
+#[test]
+fn a_fetch_that_the_other_cause_asked_for_is_within_reach_of_everybody_whom_it_serves() {
+    let mut now = clock::monotonic();
+    let mut accounts = Accounts::default();
+    let mut schedule = after(&mut accounts, SUCCEEDED, 0.0, now);
+    for cause in [BadSignature, UnknownKid] {
+        let caller = caller(&schedule, cause, now + SECOND);
+        assert_eq!(schedule.stand(&mut accounts, caller, now), Standing::Demanded);
+        let Begun { number, .. } = schedule.begin(&mut accounts, now).expect("is due");
+        schedule.finish(&mut accounts, number, SUCCEEDED, 0.0, now);
+    }
+    now += SECOND / 10;
+    let unknown = caller(&schedule, UnknownKid, now + 2 * SECOND);
+    assert_eq!(schedule.stand(&mut accounts, unknown, now), Standing::Demanded, "in 0.9 s");
+    let rekeyed = caller(&schedule, BadSignature, now + 2 * SECOND);
+    assert_eq!(schedule.stand(&mut accounts, rekeyed, now), Standing::Demanded, "its own turn is in 9.9 s");
+}
+
+#[test]
+fn a_fetch_begins_beside_another_where_a_caller_can_wait_for_no_more_than_one() {
+    let slow = Duration::from_millis(2400);
+    let policy = RefreshPolicy { wait: 5 * SECOND, timeout: 5 * SECOND, ..RefreshPolicy::default() };
+    let mut now = clock::monotonic();
+    let mut accounts = Accounts::default();
+    let mut schedule = Schedule::new(policy, accounts.join(), now);
+    let start = schedule.begin(&mut accounts, now).expect("the first is due");
+    schedule.finish(&mut accounts, start.number, SUCCEEDED, 0.0, now + slow);
+    now += MINUTE;
+    let made_up = caller(&schedule, UnknownKid, now + 5 * SECOND);
+    assert_eq!(schedule.stand(&mut accounts, made_up, now), Standing::Demanded);
+    assert!(schedule.begin(&mut accounts, now).is_some());
+    let began = now;
+    now += SECOND / 10;
+    let patient = caller(&schedule, UnknownKid, now + 60 * SECOND);
+    assert_eq!(schedule.stand(&mut accounts, patient, now), Standing::Demanded);
+    let start = schedule.next_start(&accounts, now).expect("when it has to be");
+    assert!(start > began + slow, "there is time for one after the other: {:?}", start - began);
+    let good = caller(&schedule, UnknownKid, now + Duration::from_millis(4200));
+    assert_eq!(schedule.stand(&mut accounts, good, now), Standing::Demanded);
+    let start = schedule.next_start(&accounts, now).expect("in time");
+    assert!(start >= began + SECOND, "within the spacing");
+    assert!(start + slow < good.deadline, "so that it ends in time");
+    assert_eq!(
+        schedule.begin(&mut accounts, start),
+        Some(begun(3, Trigger::Forced(UnknownKid), Doubts::Everything))
+    );
+    assert_eq!(schedule.stand(&mut accounts, good, start), Standing::UnderWay);
+    schedule.finish(&mut accounts, 3, SUCCEEDED, 0.0, start + slow / 2);
+    assert_eq!(
+        schedule.stand(&mut accounts, good, start),
+        Standing::Fresh,
+        "it counts, whatever the other does"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scheduled_fetch_that_is_near_serves_a_bad_signature_whose_own_turn_is_far() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    script.calls_fresh_for(SECOND * 3 / 2);
+    let forged = look("a", Some("forged".to_owned()));
+    assert_eq!(ask_with(&cache, 2 * SECOND, forged).await, Err(still(BadSignature)));
+    script.publish(&["a"]);
+    let new = look("a", Some(script.thumbprint("a")));
+    assert_eq!(ask_with(&cache, 2 * SECOND, new).await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_the_issuer_calls_fresh_for_a_minute_is_fetched_each_minute() {
+    let script = Script::publishing(&["a"]);
+    script.calls_fresh_for(MINUTE);
+    let cache = warm(&script, policy()).await;
+    let before = script.fetches();
+    sleep(10 * MINUTE).await;
+    let fetches = script.fetches() - before;
+    assert!((10..=12).contains(&fetches), "{fetches}");
+    assert!(cache.status().age.is_some_and(|age| age <= MINUTE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_issuer_that_is_down_and_wants_peace_is_not_asked_by_the_clock() {
+    let script = Script::publishing(&["a"]);
+    script.wants_peace_for(10 * MINUTE);
+    script.goes_down(true);
+    let around = Surroundings::default();
+    let cache = fetching(&script, policy(), around);
+    sleep(9 * MINUTE).await;
+    assert_eq!(script.fetches(), 1);
+    sleep(2 * MINUTE).await;
+    assert_eq!(script.fetches(), 2);
+    drop(cache);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_issuer_that_is_away_at_the_start_is_found_within_ten_seconds_of_its_return_though_nobody_asks() {
+    for away in [45 * SECOND, 10 * MINUTE, 3 * 60 * MINUTE] {
+        let script = Script::publishing(&["a"]);
+        script.goes_down(true);
+        let cache = fetching(&script, policy(), Surroundings::default());
+        sleep(away).await;
+        assert!(!cache.has_keys());
+        script.goes_down(false);
+        sleep(10 * SECOND).await;
+        assert!(cache.has_keys(), "after {away:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_refused_waits_for_the_next_fetch_when_it_comes_again() {
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+    // Published half a second late.
+    advance(SECOND / 2).await;
+    script.publish(&["a", "b"]);
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_finds_no_place_to_wait_is_counted() {
+    let script = Script::publishing(&["a"]);
+    let around = Surroundings::default();
+    let few = RefreshPolicy { max_waiters: 1, ..policy() };
+    let cache = warm_in(&script, few, around.clone()).await;
+    let gate = script.hold();
+    let waiting = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { ask(&cache, "b").await }
+    });
+    settle().await;
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    cache.publish_gauges();
+    let metrics = around.metrics.encode().expect("metrics can be written");
+    for line in [
+        r#"portcullis_jwks_waiters_rejected_total{provider="p"} 1"#,
+        r#"portcullis_jwks_waiters{provider="p"} 1"#,
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+    gate.add_permits(1);
+    assert_eq!(waiting.await.expect("does not panic"), Err(still(UnknownKid)));
+}
+
+/// Whether a token that this key signed is good under these keys.
+fn verified(keys: &KeySet, key: &SigningKey, issuer: &str) -> bool {
+    let rules = Provider {
+        name: "p".into(),
+        issuer: issuer.into(),
+        audiences: Audiences::Any,
+        algorithms: Algorithm::default_set(),
+        clock_skew: Duration::ZERO,
+        token_types: TokenTypes::Default,
+        required_claims: Vec::new(),
+        token_from: Vec::new(),
+        forward_token: true,
+        claim_headers: Vec::new(),
+        payload_header: None,
+        metadata_claims: Vec::new(),
+        realm: None,
+    };
+    let text = key.sign(&json!({"iss": issuer, "exp": 2_000}));
+    let now = UnixTime::from_secs(1_000);
+    let token = validation::parse(&text, &TokenLimits::default()).expect("a token");
+    let screened = validation::screen(token, &rules, now).expect("passes the screen");
+    validation::try_validate(&screened, keys, now).is_ok()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_was_in_use_is_missed_once_and_one_that_was_not_is_not() {
+    log::listen();
+    let script = Script::publishing(&["used", "unused", "staying"]);
+    let cache = warm(&script, policy()).await;
+    for kid in ["used", "staying"] {
+        assert!(verified(&cache.status().keys, &script.key(kid), "i"), "{kid}");
+    }
+    script.withdraw("unused");
+    // Through a refresh in between it is still known that it was used.
+    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+    assert_eq!(log::warnings("a key that was in use is gone"), 0);
+    script.withdraw("used");
+    for _ in 0..3 {
+        advance(SECOND).await;
+        assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+    }
+    assert_eq!(log::warnings("a key that was in use is gone"), 1);
+    assert_eq!(log::warnings("\"kid\":\"used\""), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_shrinks_to_nothing_usable_is_told_once_and_the_last_good_one_serves() {
+    log::listen();
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, policy()).await;
+    let keys = script.take_all();
+    for _ in 0..3 {
+        assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+        advance(SECOND).await;
+    }
+    assert_eq!(log::warnings("no key that can be used any more"), 1);
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    script.put_back(keys);
+    sleep(20 * MINUTE).await;
+    script.take_all();
+    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    assert_eq!(log::warnings("no key that can be used any more"), 2, "another time is told again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_is_half_way_to_max_stale_is_told_once() {
+    log::listen();
+    let script = Script::publishing(&["a"]);
+    let cache = warm(&script, RefreshPolicy::default()).await;
+    script.goes_down(true);
+    sleep(11 * 60 * MINUTE).await;
+    assert_eq!(log::warnings("half-way to max_stale"), 0);
+    sleep(6 * 60 * MINUTE).await;
+    assert_eq!(log::warnings("half-way to max_stale"), 1);
+    assert_eq!(log::warnings("key set not refreshed"), 1, "the same failure is news once");
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    sleep(8 * 60 * MINUTE).await;
+    assert_eq!(ask(&cache, "a").await, Err(NotRescued::Unavailable), "past max_stale nobody can say");
+    script.goes_down(false);
+    sleep(MINUTE * 6).await;
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    script.goes_down(true);
+    sleep(13 * 60 * MINUTE).await;
+    assert_eq!(log::warnings("half-way to max_stale"), 2, "another outage is told again");
+}
+
+const ISSUER: &str = "https://sso.example.com";
+const SOURCE: &str = "https://sso.example.com/keys";
+const NOW: i64 = 1_800_000_000;
+
+fn now() -> UnixTime {
+    UnixTime::from_secs(NOW)
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build folder can be written to")
+}
+
+fn snapshot_in(folder: &Path) -> SnapshotFile {
+    SnapshotFile::new(folder, "p", ISSUER, SOURCE, 1 << 20)
+}
+
+/// A cache that begins with what is in this folder, and keeps it.
+fn starting(script: &Script, folder: &Path) -> KeyCache {
+    let around = Surroundings { clock: Clock::Fixed(now()), ..Surroundings::default() };
+    {
+        let (fetch, file) = (Arc::new(script.clone()), Some(snapshot_in(folder)));
+        KeyCache::fetched("p", policy(), fetch, around, None, file, Arc::default())
+    }
+}
+
+fn micros(at: UnixTime) -> i64 {
+    (at.as_secs_f64() * 1e6) as i64
+}
+
+fn present(at: UnixTime) -> Present {
+    let clock = Clock::Fixed(at);
+    Present::of(&clock, &SteadyClock::beginning_now(&clock))
+}
+
+/// Leaves these keys behind, confirmed at this time.
+async fn leave(file: &SnapshotFile, keys: KeySet, at: UnixTime) {
+    let published = Published::restored(Arc::new(keys), Origin::at(micros(at), micros(at)), Vec::new());
+    file.store(published, at, present(at)).await.expect("can be written");
+}
+
+/// What is in the file; why nothing is, or why its keys are not used.
+async fn found(file: &SnapshotFile) -> Result<Option<Snapshot>, SnapshotError> {
+    let found = file.read(present(now()), MINUTE).await?;
+    match found.as_ref().and_then(|snapshot| snapshot.unusable.clone()) {
+        Some(unusable) => Err(unusable),
+        None => Ok(found),
+    }
+}
+
+/// Waits until the snapshot in this folder has keys of these names.
+async fn kept(folder: &Path, kids: &[&str]) {
+    for _ in 0..10_000 {
+        let snapshot = found(&snapshot_in(folder)).await.expect("a whole snapshot, at any time");
+        let found = snapshot.map(|snapshot| {
+            snapshot
+                .published
+                .keys()
+                .keys()
+                .iter()
+                .filter_map(|key| key.kid().map(|kid| kid.as_str().to_owned()))
+                .collect::<Vec<_>>()
+        });
+        if found.is_some_and(|found| found == kids) {
+            return;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    panic!("no snapshot of {kids:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_in_the_middle_of_an_outage_serves_the_keys_of_the_snapshot() {
+    let folder = folder();
+    let below = folder.path().join("made/when/missing");
+    let script = Script::publishing(&["a"]);
+    let cache = starting(&script, &below);
+    kept(&below, &["a"]).await;
+    script.publish(&["a", "b"]);
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    kept(&below, &["a", "b"]).await;
+    drop(cache);
+
+    script.goes_down(true);
+    let cache = starting(&script, &below);
+    assert!(!cache.has_keys(), "the issuer is asked first");
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    assert!(cache.has_keys());
+    assert_eq!(ask(&cache, "c").await, Err(NotRescued::Unavailable), "nobody can say");
+    let status = cache.status();
+    assert_eq!((status.generation, status.fetched_at), (1, Some(now())));
+
+    script.goes_down(false);
+    sleep(MINUTE).await;
+    assert_eq!(cache.status().generation, 1, "the same keys, confirmed");
+    assert_eq!(ask(&cache, "c").await, Err(still(UnknownKid)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_ages_while_nobody_runs() {
+    let folder = folder();
+    let keys = Script::publishing(&["a"]).key_set();
+    let written = UnixTime::from_secs(NOW - 7_000);
+    leave(&snapshot_in(folder.path()), keys, written).await;
+    let script = Script::publishing(&["a"]);
+    script.goes_down(true);
+    let cache = starting(&script, folder.path());
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    assert_eq!(cache.status().age, Some(7_000 * SECOND));
+    sleep(201 * SECOND).await;
+    assert_eq!(ask(&cache, "a").await, Err(NotRescued::Unavailable), "max_stale is 7200 s");
+}
+
+#[tokio::test]
+async fn a_snapshot_is_for_its_owner_alone_and_holds_nothing_private() {
+    let folder = folder();
+    let signing = SigningKey::generate("a", SigningAlgorithm::ES256);
+    let mut odd = SigningKey::generate("b", SigningAlgorithm::RS256).public_jwk();
+    odd["d"] = json!("cHJpdmF0ZQ");
+    let mut rich = signing.public_jwk();
+    rich["x5c"] = json!(["certificate"]);
+    let document = json!({"keys": [rich, odd]}).to_string();
+    let keys = KeySet::parse(document.as_bytes()).expect("one key is usable");
+    let file = snapshot_in(folder.path());
+    leave(&file, keys.clone(), now()).await;
+    let mode = fs::metadata(file.path()).expect("is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let text = fs::read_to_string(file.path()).expect("is text");
+    let written: Value = serde_json::from_str(&text).expect("is JSON");
+    assert_eq!(written["content"]["keys"], json!([signing.public_jwk()]));
+    assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing half-written stays");
+    let read = found(&file).await.expect("is whole").expect("is there");
+    assert!(read.published.keys().same_keys(&keys));
+}
+
+/// What was done to a snapshot, and whether it is used after that.
+type Tampering = (&'static str, fn(&SnapshotFile), Result<(), SnapshotError>);
+
+fn change(file: &SnapshotFile, change: impl FnOnce(String) -> String) {
+    let text = fs::read_to_string(file.path()).expect("is text");
+    fs::write(file.path(), change(text)).expect("can be written");
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("is ours");
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_damaged_foreign_or_open_to_others_is_refused_with_the_reason() {
+    use SnapshotError::*;
+
+    let open = |what, mode| Err(Folder(FolderError::OthersMayWrite { what, mode }));
+    let no_file = || Err(Folder(FolderError::NotAFile));
+    let tamperings: [Tampering; 14] = [
+        ("empty", |file| change(file, |_| String::new()), Err(Damaged)),
+        ("truncated", |file| change(file, |text| text[..text.len() / 2].to_owned()), Err(Damaged)),
+        (
+            "one key exchanged",
+            |file| change(file, |text| text.replace("\"kid\":\"a\"", "\"kid\":\"b\"")),
+            Err(Damaged),
+        ),
+        ("not text", |file| fs::write(file.path(), [0xff; 100]).expect("can be written"), Err(Damaged)),
+        (
+            "huge",
+            |file| change(file, |text| text + &" ".repeat(3 << 20)),
+            Err(Folder(FolderError::TooLarge(3 << 20))),
+        ),
+        ("a bare key set", |file| change(file, |_| Script::publishing(&["a"]).jwks()), Err(Damaged)),
+        ("writable for all", |file| set_mode(&file.path(), 0o606), open(What::File, 0o100_606)),
+        ("writable for its group", |file| set_mode(&file.path(), 0o620), open(What::File, 0o100_620)),
+        (
+            "in a folder that is writable for all",
+            |file| set_mode(file.path().parent().expect("a folder"), 0o777),
+            open(What::Folder, 0o040_777),
+        ),
+        (
+            "in a folder that is writable for its group",
+            |file| set_mode(file.path().parent().expect("a folder"), 0o770),
+            open(What::Folder, 0o040_770),
+        ),
+        (
+            "a link",
+            |file| {
+                let target = file.path().with_extension("elsewhere");
+                fs::rename(file.path(), &target).expect("can be moved");
+                symlink(target, file.path()).expect("can be made");
+            },
+            no_file(),
+        ),
+        (
+            "a folder",
+            |file| {
+                fs::remove_file(file.path()).expect("is ours");
+                fs::create_dir(file.path()).expect("can be made");
+            },
+            no_file(),
+        ),
+        (
+            "a socket",
+            |file| {
+                fs::remove_file(file.path()).expect("is ours");
+                drop(std::os::unix::net::UnixListener::bind(file.path()).expect("can be bound"));
+            },
+            no_file(),
+        ),
+        ("in a folder like /tmp", |file| set_mode(file.path().parent().expect("a folder"), 0o1777), Ok(())),
+    ];
+    for (what, tamper, expected) in tamperings {
+        let folder = folder();
+        let file = snapshot_in(folder.path());
+        leave(&file, Script::publishing(&["a"]).key_set(), now()).await;
+        assert!(found(&file).await.expect("is whole").is_some());
+        tamper(&file);
+        assert_eq!(found(&file).await.map(|_| ()), expected, "{what}");
+    }
+    for (issuer, source, at, expected) in [
+        ("https://evil.example.com", SOURCE, NOW, OtherIssuer),
+        (ISSUER, "https://evil.example.com/keys", NOW, OtherSource),
+        (ISSUER, SOURCE, NOW - 61, TooOld),
+        (ISSUER, SOURCE, NOW + 301, FromTheFuture),
+    ] {
+        let folder = folder();
+        let foreign = SnapshotFile::new(folder.path(), "p", issuer, source, 1 << 20);
+        leave(&foreign, Script::publishing(&["a"]).key_set(), UnixTime::from_secs(at)).await;
+        assert_eq!(found(&snapshot_in(folder.path())).await.map(|_| ()), Err(expected));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_is_refused_is_told_and_replaced_by_the_next_fetch() {
+    log::listen();
+    let folder = folder();
+    fs::write(folder.path().join("p.json"), "{").expect("can be written");
+    let script = Script::publishing(&["a"]);
+    let cache = starting(&script, folder.path());
+    assert_eq!(ask(&cache, "a").await, Ok(()));
+    assert_eq!(log::warnings("it is damaged"), 1);
+    for _ in 0..10_000 {
+        if found(&snapshot_in(folder.path())).await.is_ok() {
+            return;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    panic!("the damaged snapshot is still there");
+}
+
+/// An answer with a key of before, whose `Date` is so many seconds away from the start.
+async fn answers_with_the_key_of_before(script: &Script, before: &Script, date: i64, cache: &KeyCache) {
+    script.put_back(vec![script.key("b"), before.key("a")]);
+    script.dates_answers(None, Some(NOW + date));
+    assert!(ask(cache, "made-up").await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_of_another_place_or_of_long_ago_that_the_first_answer_lacks_takes_a_newer_one_to_come_back() {
+    for (source, at) in [("https://sso.example.com/elsewhere", NOW - 1), (SOURCE, NOW - 100_000)] {
+        let (folder, before, script) = (folder(), Script::publishing(&["a"]), Script::publishing(&["b"]));
+        let file = SnapshotFile::new(folder.path(), "p", ISSUER, source, 1 << 20);
+        leave(&file, before.key_set(), UnixTime::from_secs(at)).await;
+        script.dates_answers(None, Some(NOW));
+        let cache = starting(&script, folder.path());
+        assert_eq!(ask(&cache, "b").await, Ok(()));
+        answers_with_the_key_of_before(&script, &before, -600, &cache).await;
+        assert!(ask(&cache, "a").await.is_err(), "by an answer that is older");
+        sleep(10 * SECOND).await;
+        answers_with_the_key_of_before(&script, &before, 8, &cache).await;
+        assert_eq!(ask(&cache, "a").await, Ok(()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_of_the_source_before_that_the_new_one_lacks_takes_a_newer_answer_to_come_back() {
+    let (before, script) = (Script::publishing(&["a"]), Script::publishing(&["b"]));
+    let around = || Surroundings { clock: Clock::Fixed(now()), ..Surroundings::default() };
+    let old = warm_in(&before, policy(), around()).await;
+    script.dates_answers(None, Some(NOW));
+    let cache = fetching(&script, policy(), around());
+    cache.learn_from(&old);
+    assert_eq!(ask(&cache, "b").await, Ok(()));
+    answers_with_the_key_of_before(&script, &before, -600, &cache).await;
+    assert!(ask(&cache, "a").await.is_err(), "by an answer that is older");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_cannot_be_written_is_told_once_and_the_keys_serve_all_the_same() {
+    log::listen();
+    let folder = folder();
+    let blocked = folder.path().join("file");
+    fs::write(&blocked, "no folder").expect("can be written");
+    let script = Script::publishing(&["a"]);
+    let cache = starting(&script, &blocked);
+    for kid in ["b", "c", "d"] {
+        script.publish(&[kid]);
+        assert_eq!(ask(&cache, kid).await, Ok(()));
+        advance(SECOND).await;
+        settle().await;
+    }
+    sleep(SECOND).await;
+    assert_eq!(log::warnings("the snapshot cannot be written"), 1);
+}

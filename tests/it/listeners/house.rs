@@ -1,0 +1,270 @@
+//! One service with every kind of listener, and connections to each.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis::access_request::ClaimHeaders;
+use portcullis::app::App;
+use portcullis::clock;
+use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
+use portcullis::config::{AdminListener, BindAddress, Config, GrpcListener, HttpListener, Profile, TlsFiles};
+use portcullis::service::Service;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
+
+use super::http2;
+use crate::support::pki::Pki;
+use crate::support::{config, fixed_clock, inline, provider};
+
+/// A listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Grpc,
+    GrpcTls,
+    GrpcFile,
+    Http,
+    HttpTls,
+    Admin,
+    AdminTls,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 7] =
+        [Kind::Grpc, Kind::GrpcTls, Kind::GrpcFile, Kind::Http, Kind::HttpTls, Kind::Admin, Kind::AdminTls];
+
+    /// Those that take Checks.
+    pub const GRPC: [Kind; 3] = [Kind::Grpc, Kind::GrpcTls, Kind::GrpcFile];
+
+    /// Those that speak HTTP/1.1 beside HTTP/2.
+    pub const HTTP_1: [Kind; 4] = [Kind::Http, Kind::HttpTls, Kind::Admin, Kind::AdminTls];
+
+    pub fn door(self) -> &'static str {
+        match self {
+            Kind::Grpc | Kind::GrpcTls | Kind::GrpcFile => "ext_authz",
+            Kind::Http | Kind::HttpTls => "forward_auth",
+            Kind::Admin | Kind::AdminTls => "admin",
+        }
+    }
+
+    pub fn speaks_tls(self) -> bool {
+        matches!(self, Kind::GrpcTls | Kind::HttpTls | Kind::AdminTls)
+    }
+
+    /// A request by HTTP/2 that is answered at once, and its stream's end.
+    pub fn request(self, stream: u32) -> Vec<u8> {
+        use http2::{DATA, END_HEADERS, END_STREAM, HEADERS, frame};
+        match self {
+            Kind::Grpc | Kind::GrpcTls | Kind::GrpcFile => [
+                frame(HEADERS, END_HEADERS, stream, &http2::call("/grpc.health.v1.Health/Check")),
+                frame(DATA, END_STREAM, stream, &[0; 5]),
+            ]
+            .concat(),
+            _ => frame(HEADERS, END_HEADERS | END_STREAM, stream, &http2::get("/livez")),
+        }
+    }
+}
+
+/// Bytes both ways.
+pub trait Bytes: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Bytes for S {}
+pub type Connection = Box<dyn Bytes>;
+
+/// A service with every listener. It ends with this value.
+pub struct House {
+    grpc: Vec<SocketAddr>,
+    http: Vec<SocketAddr>,
+    admin: SocketAddr,
+    folder: tempfile::TempDir,
+    pki: Pki,
+    pub service: Arc<Service>,
+    /// A process has one operator's door, so the one with TLS is a service's of its own.
+    admin_tls: SocketAddr,
+    beside: Arc<Service>,
+    stop: Vec<oneshot::Sender<()>>,
+    serving: Vec<JoinHandle<()>>,
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        self.serving.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl House {
+    pub async fn open() -> Self {
+        Self::open_with(|_| {}).await
+    }
+
+    /// With changes of the configuration.
+    pub async fn open_with(change: impl FnOnce(&mut Config)) -> Self {
+        let key = SigningKey::generate("a", SigningAlgorithm::ES256);
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let pki = Pki::new();
+        let mut config =
+            config(vec![inline(provider("p", "https://issuer.example.com"), &[key.public_jwk()])]);
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let tls = Some(TlsFiles { client_ca_file: None, client_names: Vec::new(), ..pki.files() });
+        let grpc = |address, tls| GrpcListener { address, tls };
+        config.listen.ext_authz = vec![
+            grpc(BindAddress::Tcp(anywhere), None),
+            grpc(BindAddress::Tcp(anywhere), tls.clone()),
+            grpc(BindAddress::Unix { path: socket_in(&folder), mode: None }, None),
+        ];
+        let http = |tls| HttpListener {
+            address: anywhere,
+            profile: Profile::Envoy,
+            client_headers: ClaimHeaders::PerhapsKept,
+            tls,
+        };
+        config.listen.forward_auth = vec![http(None), http(tls.clone())];
+        config.listen.admin = Some(AdminListener { address: anywhere, tls: None, hosts: Vec::new() });
+        change(&mut config);
+        let mut beside = config.clone();
+        beside.listen.ext_authz = vec![grpc(BindAddress::Tcp(anywhere), None)];
+        beside.listen.forward_auth.clear();
+        beside.listen.admin.as_mut().expect("on").tls = tls;
+        let (app, beside) = (bound(config).await, bound(beside).await);
+        let (grpc, http) = (app.ext_authz_addresses(), app.forward_auth_addresses());
+        let [admin, admin_tls] = [&app, &beside].map(|app| app.admin_address().expect("on"));
+        let (service, service_beside) = (app.service(), beside.service());
+        let (mut stop, mut serving) = (Vec::new(), Vec::new());
+        for app in [app, beside] {
+            let (stopping, told) = oneshot::channel::<()>();
+            stop.push(stopping);
+            serving.push(tokio::spawn(app.serve(async move {
+                // An error means that the test is over.
+                let _told = told.await;
+            })));
+        }
+        Self { grpc, http, admin, admin_tls, folder, pki, service, beside: service_beside, stop, serving }
+    }
+
+    /// Tells it to end.
+    pub fn tell_to_end(&mut self) {
+        self.stop.drain(..).for_each(|stop| stop.send(()).expect("it serves"));
+    }
+
+    /// Waits until it has ended; how long that takes.
+    pub async fn ended(&mut self) -> Duration {
+        let began = clock::monotonic();
+        for serving in &mut self.serving {
+            timeout(Duration::from_secs(1000), serving).await.expect("it ends").expect("no panic");
+        }
+        began.elapsed()
+    }
+
+    /// A connection below TLS, of which no byte has been sent.
+    pub async fn bare(&self, kind: Kind) -> Connection {
+        let address = match kind {
+            Kind::Grpc => self.grpc[0],
+            Kind::GrpcTls => self.grpc[1],
+            Kind::Http => self.http[0],
+            Kind::HttpTls => self.http[1],
+            Kind::Admin => self.admin,
+            Kind::AdminTls => self.admin_tls,
+            Kind::GrpcFile => {
+                let socket = UnixStream::connect(socket_in(&self.folder)).await;
+                return Box::new(socket.expect("it listens"));
+            }
+        };
+        let stream = TcpStream::connect(address).await.expect("it listens");
+        // What the system holds back for a while would make the clock jump.
+        stream.set_nodelay(true).expect("a socket");
+        Box::new(stream)
+    }
+
+    /// A connection on which HTTP can be spoken.
+    pub async fn connect(&self, kind: Kind) -> Connection {
+        let bare = self.bare(kind).await;
+        if !kind.speaks_tls() {
+            return bare;
+        }
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(self.pki.ca.as_bytes()).expect("PEM"))
+            .expect("an authority");
+        let crypto = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let client = ClientConfig::builder_with_provider(crypto)
+            .with_safe_default_protocol_versions()
+            .expect("both versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = TlsConnector::from(Arc::new(client));
+        let name = ServerName::try_from("localhost").expect("a name");
+        Box::new(connector.connect(name, bare).await.expect("a handshake"))
+    }
+
+    /// Whether a new connection to this listener gets an answer.
+    pub async fn answers(&self, kind: Kind) -> bool {
+        let mut connection = self.connect(kind).await;
+        let mut sent = http2::greeting(&[]);
+        sent.extend(kind.request(1));
+        connection.write_all(&sent).await.is_ok() && http2::answered(&mut connection, 1).await
+    }
+
+    /// Every listener answers.
+    pub async fn everybody_is_answered(&self, what: &str) {
+        for kind in Kind::ALL {
+            let answered = timeout(Duration::from_secs(1000), self.answers(kind)).await;
+            assert_eq!(answered, Ok(true), "{kind:?} while {what}");
+        }
+    }
+
+    /// The samples of this metric, summed, whose labels have this text in them.
+    pub fn metric(&self, name: &str, label: &str) -> f64 {
+        [&self.service, &self.beside].map(|service| metric(service, name, label)).iter().sum()
+    }
+
+    /// The same of the service that has all listeners but one.
+    pub fn own_metric(&self, name: &str, label: &str) -> f64 {
+        metric(&self.service, name, label)
+    }
+}
+
+fn metric(service: &Service, name: &str, label: &str) -> f64 {
+    let text = service.metrics().encode().expect("text");
+    let of_metric = text.lines().filter_map(|line| line.strip_prefix(name));
+    let of_label = of_metric
+        .filter_map(|line| line.rsplit_once("} "))
+        .filter(|(labels, _)| labels.starts_with('{') && labels.contains(label));
+    of_label.map(|(_, value)| value.parse::<f64>().expect("a number")).sum()
+}
+
+async fn bound(config: Config) -> App {
+    App::bind(config, fixed_clock()).await.expect("bound")
+}
+
+fn socket_in(folder: &tempfile::TempDir) -> PathBuf {
+    folder.path().join("authz.sock")
+}
+
+/// How long it takes until the other side closes this, whatever it says before.
+pub async fn until_closed(connection: &mut (impl AsyncRead + Unpin)) -> Duration {
+    let began = clock::monotonic();
+    let closed = async {
+        let mut some = [0; 4096];
+        loop {
+            match connection.read(&mut some).await {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) => {
+                    let gone = [io::ErrorKind::ConnectionReset, io::ErrorKind::UnexpectedEof];
+                    assert!(gone.contains(&error.kind()), "{error}");
+                    return;
+                }
+            }
+        }
+    };
+    timeout(Duration::from_secs(10_000), closed).await.expect("it is closed");
+    began.elapsed()
+}

@@ -1,0 +1,214 @@
+//! The service where its machine gives it little, descriptors, memory or time to end, and where it has much to do beside
+//! its decisions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey};
+use portcullis::config::Config;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::listeners::http2::{self, DATA, END_HEADERS, HEADERS, frame, greeting};
+use crate::support::real::{PATIENCE, Portcullis, client, eventually};
+use crate::support::{self, Ask, Running};
+
+fn providers(issuer: &Issuer, more: &str) -> String {
+    format!(
+        "providers:
+  - name: demo
+    issuer: {}
+    jwks_uri: {}
+    audiences: [orders-api]
+    refresh: {{interval: 1h{more}}}
+",
+        issuer.issuer(),
+        issuer.jwks_uri()
+    )
+}
+
+fn now() -> i64 {
+    let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
+    i64::try_from(now).expect("a time of this age")
+}
+
+/// What the HTTP door says of this token.
+async fn verdict(portcullis: &Portcullis, token: &str) -> u16 {
+    let url = format!("http://{}/orders", portcullis.forward_auth);
+    let answer = client().get(url).bearer_auth(token).send().await.expect("it answers");
+    answer.status().as_u16()
+}
+
+/// A Check, of whose message nothing has come but this.
+fn check(stream: u32, beginning: &[u8]) -> Vec<u8> {
+    let headers = http2::call("/envoy.service.auth.v3.Authorization/Check");
+    [frame(HEADERS, END_HEADERS, stream, &headers), frame(DATA, 0, stream, beginning)].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_leave_descriptors_for_the_operator_for_keys_and_for_who_has_something_to_say() {
+    let issuer = Issuer::start().await.expect("bound");
+    let key = issuer.rotate(SigningAlgorithm::ES256);
+    let portcullis = Portcullis::serve_within("-n 80", &providers(&issuer, "")).await;
+    portcullis.ready().await;
+    assert_eq!(verdict(&portcullis, &key.sign(&issuer.claims(now()))).await, 200);
+    let mut silent = Vec::new();
+    for address in [portcullis.ext_authz, portcullis.forward_auth, portcullis.admin] {
+        for _ in 0..200 {
+            silent.push(TcpStream::connect(address).await.expect("the system accepts"));
+        }
+    }
+    eventually("some are refused", PATIENCE, async || {
+        let refused =
+            portcullis.metric("portcullis_connections_refused_total", &[("door", "ext_authz")]).await;
+        (refused > 0).then_some(())
+    })
+    .await;
+    // A rotation needs a connection to the issuer, and its first token one to the door.
+    let key = issuer.rotate(SigningAlgorithm::ES256);
+    let url = format!("http://{}/livez", portcullis.admin);
+    eventually("a place at the door", PATIENCE, async || {
+        let answered = client().get(&url).send().await;
+        answered.ok().filter(|answer| answer.status().is_success())
+    })
+    .await;
+    let token = key.sign(&issuer.claims(now()));
+    let first = eventually("a place at the door", PATIENCE, async || {
+        let url = format!("http://{}/orders", portcullis.forward_auth);
+        client().get(url).bearer_auth(&token).send().await.ok().map(|answer| answer.status().as_u16())
+    })
+    .await;
+    assert_eq!(first, 200, "the first token of a new key");
+    drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checks_that_claim_to_be_large_hold_what_they_have_sent() {
+    let issuer = Issuer::start().await.expect("bound");
+    issuer.rotate(SigningAlgorithm::ES256);
+    let portcullis = Portcullis::serve(&providers(&issuer, "")).await;
+    portcullis.ready().await;
+    let before = ["VmSize", "VmRSS"].map(|name| portcullis.process.status(name));
+    let mut connection = TcpStream::connect(portcullis.ext_authz).await.expect("it listens");
+    let mut bytes = greeting(&[]);
+    let claims = [&[0][..], &(15u32 << 20).to_be_bytes()].concat();
+    for stream in (1..20_000).step_by(2) {
+        bytes.extend(check(stream, &claims));
+    }
+    connection.write_all(&bytes).await.expect("they are read");
+    // One more, of a connection that comes after them, is answered at once.
+    let mut other = TcpStream::connect(portcullis.ext_authz).await.expect("it listens");
+    let small = [greeting(&[]), check(1, &[0; 5])].concat();
+    other.write_all(&small).await.expect("it is read");
+    assert!(http2::answered(&mut other, 1).await);
+    let after = ["VmSize", "VmRSS"].map(|name| portcullis.process.status(name));
+    let grown = [0, 1].map(|at| after[at].saturating_sub(before[at]) / 1024);
+    assert!(grown[0] < 512 && grown[1] < 192, "address space and memory grew by {grown:?} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_a_drain_at_once() {
+    let issuer = Issuer::start().await.expect("bound");
+    let key = issuer.rotate(SigningAlgorithm::ES256);
+    let more = format!(
+        "{}shutdown: {{drain_delay: 0s, grace: 10m}}\n",
+        providers(&issuer, ", wait: 1m, timeout: 1m")
+    );
+    let mut portcullis = Portcullis::serve(&more).await;
+    portcullis.ready().await;
+    assert_eq!(verdict(&portcullis, &key.sign(&issuer.claims(now()))).await, 200);
+    // In flight for a minute: its issuer does not answer.
+    issuer.hold();
+    let new = issuer.rotate(SigningAlgorithm::ES256);
+    let waiting = {
+        let (url, token) = (format!("http://{}/", portcullis.forward_auth), new.sign(&issuer.claims(now())));
+        tokio::spawn(async move { client().get(url).bearer_auth(token).send().await })
+    };
+    issuer.wait_for_held(1).await;
+    portcullis.process.terminate();
+    eventually("it drains", PATIENCE, async || {
+        TcpStream::connect(portcullis.forward_auth).await.is_err().then_some(())
+    })
+    .await;
+    assert!(portcullis.process.ended().is_none(), "a request is in flight");
+    portcullis.process.terminate();
+    let status = eventually("it ends", Duration::from_secs(10), async || portcullis.process.ended()).await;
+    assert_eq!(status.code(), Some(1), "the drain was not done");
+    assert!(waiting.await.expect("no panic").is_err(), "the request was cut off");
+}
+
+/// A service that is asked without pause, from one connection, about a good token, while `meanwhile` runs.
+async fn asked_meanwhile(running: &Running, token: &str, meanwhile: impl Future<Output = ()>) {
+    tokio::pin!(meanwhile);
+    let mut asked = 0;
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut meanwhile => break,
+            answer = running.bearer(token) => {
+                assert!(answer.is_allowed(), "after {asked}");
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked > 0, "nothing was asked meanwhile");
+}
+
+fn token(key: &SigningKey) -> String {
+    key.sign(&serde_json::json!({
+        "iss": "https://issuer.example.com", "aud": "orders-api", "sub": "alice", "exp": support::NOW + 600
+    }))
+}
+
+fn house() -> (SigningKey, Config) {
+    let key = SigningKey::generate("a", SigningAlgorithm::ES256);
+    let provider = support::inline(support::provider("p", "https://issuer.example.com"), &[key.public_jwk()]);
+    (key, support::config(vec![provider]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_of_ten_thousand_rules_loses_no_check() {
+    let (key, config) = house();
+    let running = Running::start(config.clone(), support::fixed_clock()).await;
+    let keys = serde_json::json!({"keys": [key.public_jwk()]});
+    let mut text = format!(
+        "listen: {{ext_authz: 127.0.0.1:0}}
+providers:
+- {{name: p, issuer: 'https://issuer.example.com', any_audience: true, jwks: {keys}}}
+rules:
+"
+    );
+    for rule in 0..10_000 {
+        text.push_str(&format!(
+            "- {{name: r{rule}, match: {{path_prefix: /r{rule}}}, require: {{scopes: [s{rule}]}}}}\n"
+        ));
+    }
+    let token = token(&key);
+    let service = Arc::clone(running.shared_service());
+    asked_meanwhile(&running, &token, async {
+        let read = tokio::task::spawn_blocking(move || Config::parse(&text, &|_| None));
+        let many = read.await.expect("no panic").expect("it is valid");
+        service.reload(&many).await.expect("it can be had");
+    })
+    .await;
+    assert_eq!(service.authorizer().rules().all().len(), 10_000);
+    let last =
+        running.ask(Ask::default().path("/r9999/x").header("authorization", format!("Bearer {token}"))).await;
+    assert!(!last.is_allowed(), "the last of them asks for a scope");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scrapes_of_ten_thousand_realms_lose_no_check() {
+    let (key, config) = house();
+    let running = Running::start(config, support::fixed_clock()).await;
+    for realm in 0..10_000 {
+        running.service().metrics().key_set(&format!("p/realm-{realm}"), 2, 1, Some(Duration::from_secs(9)));
+    }
+    asked_meanwhile(&running, &token(&key), async {
+        for _ in 0..5 {
+            let page = running.admin("/metrics").await;
+            assert!(page.contains("provider=\"p/realm-9999\"") && page.ends_with("# EOF\n"));
+        }
+    })
+    .await;
+}

@@ -1,0 +1,414 @@
+//! Rules, in process: which one a request falls under, what it asks for, and that every door says the same.
+//! The same table goes through a real Envoy in tests/proxies/envoy_rules.rs.
+
+use crate::support::rulebook::{Bearer, Case, PATH_CASES, RULE_CASES, Rulebook};
+use crate::support::{Ask, NOW, Running, fixed_clock, raw, with_http_doors};
+use portcullis::access_request::AccessRequest;
+use portcullis::config::{Config, Profile};
+use portcullis::rules::{Requirements, Rule, Unmet, Unruled};
+use portcullis::validation::UnixTime;
+use portcullis::validation::json::{Json, JsonLimits};
+use portcullis::validation::provider::TokenSource;
+use serde_json::Value;
+
+/// The configuration of the table, or the same with other rules.
+fn configuration(book: &Rulebook, rules: Option<&str>) -> Config {
+    let mut text = book.providers_and_rules();
+    if let Some(rules) = rules {
+        text.truncate(text.find("rules:").expect("the rules come last"));
+        text.push_str(rules);
+    }
+    let listen = "listen: {ext_authz: '127.0.0.1:0', admin: '127.0.0.1:0'}\n";
+    let config = Config::parse(&format!("{listen}{text}"), &|_| None);
+    with_http_doors(config.unwrap_or_else(|errors| panic!("{errors}")))
+}
+
+async fn service(book: &Rulebook, rules: Option<&str>) -> Running {
+    Running::start(configuration(book, rules), fixed_clock()).await
+}
+
+fn ask(book: &Rulebook, case: &Case) -> Ask {
+    let ask = Ask::default().method(case.method).host(case.host).path(case.target);
+    let ask = case.headers.iter().fold(ask, |ask, (name, value)| ask.header(*name, *value));
+    match book.token(case.bearer, NOW) {
+        Some(token) => ask.header("authorization", format!("Bearer {token}")),
+        None => ask,
+    }
+}
+
+fn every_case() -> impl Iterator<Item = &'static Case> {
+    RULE_CASES.iter().chain(PATH_CASES)
+}
+
+/// What the pure core says of a case whose token is good: the rule's name and the reason.
+fn judged(config: &Config, case: &Case) -> (String, &'static str) {
+    let Case { method, host, target, .. } = *case;
+    let headers = case.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+    let request = AccessRequest::new(
+        method.as_bytes(),
+        host.as_bytes(),
+        target.as_bytes(),
+        headers,
+        portcullis::clock::monotonic().into_std(),
+    );
+    let rule = match config.rules.choose(&request) {
+        Ok(rule) => rule,
+        Err(Unruled::NoSuchRule) => return (String::new(), "rule_denied"),
+        Err(_) => return (String::new(), "request_malformed"),
+    };
+    let name = rule.map_or(String::new(), |rule| rule.name.clone());
+    if rule.and_then(Rule::anonymous).is_some() {
+        return (name, "anonymous");
+    }
+    if rule.is_some_and(|rule| rule.requirements().is_none()) {
+        return (name, "rule_denied");
+    }
+    let (provider, claims) = match case.bearer {
+        Bearer::None => return (name, "token_missing"),
+        Bearer::Expired => return (name, "expired"),
+        Bearer::Partner => ("partner", "{}"),
+        Bearer::With(claims) => ("test", claims),
+    };
+    let claims = Rulebook::claims(claims).to_string();
+    let claims = Json::parse(claims.as_bytes(), &JsonLimits::default()).expect("JSON");
+    let check = |requirements: &Requirements| {
+        requirements.check(provider, &claims, &request, UnixTime::from_secs(NOW))
+    };
+    let reason = match rule.and_then(Rule::requirements).map_or(Ok(()), check) {
+        Ok(()) => "ok",
+        Err(Unmet::Scope) => "insufficient_scope",
+        Err(_) => "rule_denied",
+    };
+    (name, reason)
+}
+
+#[test]
+fn every_case_of_the_tables_is_judged_by_the_pure_core() {
+    let config = configuration(&Rulebook::open(), None);
+    let mut wrong = Vec::new();
+    for case in every_case() {
+        let (rule, reason) = judged(&config, case);
+        if reason != case.reason || (reason != "request_malformed" && rule != case.rule) {
+            wrong.push(format!("{case:?}: {rule} {reason}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn every_case_of_the_tables_gets_its_verdict_under_its_rule() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    let mut wrong = Vec::new();
+    for case in every_case() {
+        let answer = service.ask(ask(&book, case)).await;
+        let rule = answer.metadata.get("rule").map_or("", String::as_str);
+        let mut faults = answer.faults(case.reason, &[]);
+        if answer.http_status != i32::from(case.status()) {
+            faults.push(format!("status {}", answer.http_status));
+        }
+        // An ambiguous path is refused before any rule is its own.
+        if rule != case.rule && case.reason != "request_malformed" {
+            faults.push(format!("rule {rule:?}"));
+        }
+        if !faults.is_empty() {
+            wrong.push(format!("{case:?}: {faults:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn a_header_that_takes_the_place_of_the_method_or_the_path_is_removed() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+    for name in ["x-http-method-override", "X-HTTP-Method", "x-original-url", "x_rewrite_url", "forwarded"] {
+        let ask = Ask::default().method("POST").path("/else").header(name, "DELETE");
+        let answer = service.ask(ask.header("authorization", format!("Bearer {token}"))).await;
+        assert_eq!(answer.reason(), "ok", "{name}");
+        let is_removed = answer.removed.iter().any(|removed| removed.eq_ignore_ascii_case(name));
+        assert!(is_removed, "{name}: {:?}", answer.removed);
+    }
+}
+
+#[tokio::test]
+async fn other_spellings_of_a_header_that_a_condition_reads_are_removed() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+    for forged in ["x_tenant", "X.Tenant"] {
+        let ask = Ask::default().path("/tenants/acme/x").header("x-tenant", "acme").header(forged, "evil");
+        let answer = service.ask(ask.header("authorization", format!("Bearer {token}"))).await;
+        assert_eq!(answer.reason(), "ok");
+        assert!(answer.removed.iter().any(|name| name.eq_ignore_ascii_case(forged)), "{:?}", answer.removed);
+    }
+}
+
+#[tokio::test]
+async fn no_upgrade_to_h2c_and_no_nominated_header_passes_even_where_no_token_is_needed() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    for (name, value) in [
+        ("upgrade", "h2c"),
+        ("upgrade", "websocket, H2C"),
+        ("http2-settings", "AAMAAABkAAQAAP__"),
+        ("connection", "close, X-Auth-Subject"),
+        ("connection", "x-tenant"),
+        ("connection", "Host"),
+        ("trailer", "x-auth-tenant"),
+    ] {
+        let answer = service.ask(Ask::default().path("/healthz").header(name, value)).await;
+        assert_eq!(answer.faults("request_malformed", &[]), [""; 0], "{name}: {value}");
+    }
+    let ask = Ask::default().path("/healthz").header("connection", "Upgrade").header("upgrade", "websocket");
+    assert_eq!(service.ask(ask).await.reason(), "anonymous");
+}
+
+#[tokio::test]
+async fn a_token_that_no_upstream_is_to_see_is_taken_from_anonymous_requests_too() {
+    let book = Rulebook::open();
+    let mut config = configuration(&book, None);
+    for one in &mut config.providers {
+        let mut provider = (*one.provider).clone();
+        provider.forward_token = false;
+        provider.token_from =
+            vec![TokenSource::default(), TokenSource::Cookie("t".into()), TokenSource::Query("t".into())];
+        one.provider = provider.into();
+    }
+    let service = Running::start(config, fixed_clock()).await;
+    let anonymous = |path: &str| Ask::default().path(path);
+    let answer = service.ask(anonymous("/healthz").header("authorization", "Bearer x.y.z")).await;
+    assert!(answer.removed.iter().any(|name| name == "authorization"), "{:?}", answer.removed);
+    let answer = service.ask(anonymous("/healthz").header("authorization", "Basic dTpw")).await;
+    assert!(
+        !answer.removed.iter().any(|name| name == "authorization"),
+        "another scheme is the application's"
+    );
+    // As Envoy says it of two lines.
+    let answer = service.ask(anonymous("/healthz").header("authorization", "Basic dTpw,Bearer x.y.z")).await;
+    assert!(answer.removed.iter().any(|name| name == "authorization"), "{:?}", answer.removed);
+    let answer = service.ask(anonymous("/healthz").header("cookie", "a=1; t=x.y.z")).await;
+    assert_eq!(answer.set.get("cookie").map(String::as_str), Some("a=1"));
+    // PHP reads it as one of that name.
+    let answer = service.ask(anonymous("/healthz").header("cookie", "a=1; t[0]=x.y.z; b=2")).await;
+    assert_eq!(answer.set.get("cookie").map(String::as_str), Some("a=1; b=2"));
+    let answer = service.ask(anonymous("/healthz").header("cookie", "a=1; tt=2")).await;
+    assert_eq!(answer.set.get("cookie"), None, "as it was sent");
+    let answer = service.ask(anonymous("/healthz?t=x.y.z")).await;
+    assert_eq!(answer.removed_query, ["t"]);
+    for target in ["/healthz?%74=x.y.z", "/healthz?T=x.y.z", "/healthz?a=b;t=x.y.z"] {
+        assert_eq!(
+            service.ask(anonymous(target)).await.faults("request_malformed", &[]),
+            [""; 0],
+            "{target}"
+        );
+    }
+    // As Envoy says it of two lines.
+    let answer = service.ask(anonymous("/healthz").header("cookie", "a=1; b=2,t=x.y.z; c=3")).await;
+    assert_eq!(answer.set.get("cookie").map(String::as_str), Some("a=1; c=3"));
+}
+
+/// The status that an HTTP door gives.
+fn status_at_door(service: &Running, profile: Profile, book: &Rulebook, case: &Case) -> u16 {
+    let Case { method, host, target, .. } = *case;
+    let (line, mut headers) = match profile {
+        Profile::Envoy => (format!("{method} {target} HTTP/1.1"), vec![("host", host)]),
+        Profile::Nginx => (
+            "GET / HTTP/1.1".to_owned(),
+            vec![("host", host), ("x-original-method", method), ("x-original-uri", target)],
+        ),
+        Profile::Haproxy | Profile::Caddy | Profile::Traefik => (
+            "GET / HTTP/1.1".to_owned(),
+            vec![
+                ("host", "door"),
+                ("x-forwarded-method", method),
+                ("x-forwarded-uri", target),
+                ("x-forwarded-host", host),
+            ],
+        ),
+    };
+    headers.extend(case.headers);
+    let token = book.token(case.bearer, NOW).map(|token| format!("Bearer {token}"));
+    headers.extend(token.as_ref().map(|token| ("authorization", token.as_str())));
+    raw::status(service.http_door(profile), &line, &headers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_http_door_gives_the_verdicts_of_the_tables() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    for (name, profile) in Profile::NAMED {
+        // hyper drops a fragment before the door sees it. Envoy sends none: it refuses such a request itself.
+        let fragment = |case: &&Case| profile == Profile::Envoy && case.target.contains('#');
+        for case in every_case().filter(|case| !fragment(case)) {
+            let status = tokio::task::block_in_place(|| status_at_door(&service, profile, &book, case));
+            assert_eq!(status, case.status(), "{name}: {case:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_rule_that_the_route_names_is_used_instead_of_matching_and_an_unknown_name_is_a_denial() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    let bearer = |ask: Ask| {
+        let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+        ask.header("authorization", format!("Bearer {token}"))
+    };
+    for (ask, reason) in [
+        (bearer(Ask::default().path("/internal/x").rule("by-name")), "ok"),
+        (Ask::default().path("/healthz").rule("by-name"), "token_missing"),
+        (Ask::default().path("/internal/x").rule("health"), "anonymous"),
+        (bearer(Ask::default().path("/else").rule("blocked")), "rule_denied"),
+        (bearer(Ask::default().path("/else").rule("admin")), "rule_denied"),
+        (bearer(Ask::default().path("/else").rule("nobody")), "rule_denied"),
+        (bearer(Ask::default().path("/else").rule("")), "rule_denied"),
+        (bearer(Ask::default().path("/else").rule("By-name")), "rule_denied"),
+        (Ask::default().path("/healthz").rule("nobody"), "rule_denied"),
+        // What it matches does not count: not its path, and not how the path is written either.
+        (bearer(Ask::default().path("/a%2fb").rule("by-name")), "ok"),
+        // But a condition that reads the path needs one.
+        (
+            bearer(Ask::default().path("/tenants/acme/a%2fb").header("x-tenant", "acme").rule("tenant")),
+            "request_malformed",
+        ),
+        // A rule for preflights is about nothing else.
+        (Ask::default().path("/else").rule("preflight"), "rule_denied"),
+        (
+            Ask::default()
+                .method("OPTIONS")
+                .header("origin", "https://app.example.com")
+                .header("access-control-request-method", "GET")
+                .rule("preflight"),
+            "anonymous",
+        ),
+    ] {
+        let answer = service.ask(ask.clone()).await;
+        assert_eq!(answer.faults(reason, &[]), [""; 0], "{ask:?}");
+    }
+    let open = self::service(&book, Some("rules:\n  - {name: open, allow: anonymous}\n")).await;
+    assert_eq!(open.ask(Ask::default()).await.reason(), "anonymous");
+    assert_eq!(open.ask(Ask::default().rule("nobody")).await.faults("rule_denied", &[]), [""; 0]);
+    // A header is not the route's configuration.
+    let answer =
+        service.ask(bearer(Ask::default().path("/internal/x").header("portcullis_rule", "by-name"))).await;
+    assert_eq!(answer.reason(), "rule_denied");
+}
+
+#[tokio::test]
+async fn a_target_that_is_no_path_is_refused_where_rules_look_at_paths() {
+    // E23: the other forms of RFC 9112 §3.2, and what is none of them.
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    for (method, target) in [
+        ("OPTIONS", "*"),
+        ("CONNECT", "api.example.com:443"),
+        ("GET", "http://api.example.com/public"),
+        ("GET", "public"),
+        ("GET", ""),
+        ("GET", "?/public"),
+        ("GET", "!"),
+    ] {
+        let ask = Ask::default().method(method).path(target);
+        assert_eq!(service.ask(ask).await.faults("request_malformed", &[]), [""; 0], "{method} {target}");
+    }
+}
+
+#[tokio::test]
+async fn headers_that_pose_as_an_identity_are_taken_from_anonymous_requests_too() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    let ask = Ask::default()
+        .path("/healthz")
+        .header("x-auth-subject", "root")
+        .header("x_auth_tenant", "root")
+        .header("x.auth.roles", "root");
+    let answer = service.ask(ask).await;
+    assert_eq!(answer.reason(), "anonymous");
+    assert!(answer.set.is_empty());
+    for name in ["x-auth-subject", "x-auth-tenant", "x-auth-roles", "x_auth_tenant", "x.auth.roles"] {
+        assert!(answer.removed.iter().any(|removed| removed == name), "{name} of {:?}", answer.removed);
+    }
+}
+
+#[tokio::test]
+async fn without_a_rule_that_looks_at_paths_or_hosts_they_are_nobodys_business() {
+    let book = Rulebook::open();
+    let rules = "rules:\n  - {name: post, match: {methods: [POST]}, deny: true}\n";
+    let service = service(&book, Some(rules)).await;
+    let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+    for (path, host) in [("/a%2fb", "api.example.com"), ("*", ""), ("/a;b\\c", "a,b"), ("/%ff", "u@h")] {
+        let ask = Ask::default().path(path).host(host).header("authorization", format!("Bearer {token}"));
+        assert_eq!(service.ask(ask).await.reason(), "ok", "{path} {host}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_be_compared_is_refused_where_a_rule_looks_at_hosts() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    for host in ["", "a,b", "user@api.example.com", "api.example.com:80:80", "a..b", "api example.com"] {
+        let ask = Ask::default().host(host).path("/healthz");
+        assert_eq!(service.ask(ask).await.faults("request_malformed", &[]), [""; 0], "{host:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_scope_is_told_in_the_challenge() {
+    let book = Rulebook::open();
+    let service = service(&book, None).await;
+    let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+    let ask =
+        Ask::default().method("POST").path("/orders").header("authorization", format!("Bearer {token}"));
+    let answer = service.ask(ask).await;
+    assert_eq!(
+        answer.www_authenticate(),
+        Some(
+            "Bearer realm=\"portcullis\", error=\"insufficient_scope\", \
+             error_description=\"the token lacks a scope that is needed here\", scope=\"orders:read orders:write\""
+        )
+    );
+    let body: Value = serde_json::from_str(&answer.body).expect("JSON");
+    assert_eq!(body["error"], "insufficient_scope");
+}
+
+#[tokio::test]
+async fn a_condition_sees_who_asks_and_what_fails_in_it_is_a_denial() {
+    let book = Rulebook::open();
+    let rules = "rules:
+  - {name: from, match: {path: /from}, require: {condition: 'request.source_address == \"10.1.2.3\" && request.source_principal == \"spiffe://a/b\"'}}
+  - {name: query, match: {path: /query}, require: {condition: 'request.query[\"tenant\"] == claims.tenant_id'}}
+  - {name: method, match: {path: /method}, require: {condition: 'request.method == \"GET\" && request.host == \"api.example.com\"'}}
+  - {name: fresh, match: {path: /fresh}, require: {condition: 'now - timestamp(claims.auth_time) < duration(\"1h\")'}}
+";
+    let service = service(&book, Some(rules)).await;
+    let good = book.token(Bearer::With("{}"), NOW).expect("a token");
+    for (ask, reason) in [
+        (Ask::default().path("/from").from("10.1.2.3", "spiffe://a/b"), "ok"),
+        (Ask::default().path("/from").from("10.1.2.4", "spiffe://a/b"), "rule_denied"),
+        (Ask::default().path("/from"), "rule_denied"),
+        (Ask::default().path("/query?tenant=acme"), "ok"),
+        (Ask::default().path("/query?tenant=ac%6de"), "ok"),
+        (Ask::default().path("/query?tenant=acme&tenant=acme"), "rule_denied"),
+        (Ask::default().path("/query?tenant=globex"), "rule_denied"),
+        (Ask::default().path("/query?x=1&tenant=acme&y=%ff"), "ok"),
+        (Ask::default().path("/query?tenant=acme;x=1"), "rule_denied"),
+        (Ask::default().path("/query?tenant=acme&Tenant=globex"), "rule_denied"),
+        (Ask::default().path("/query?tenant=acme&tenant[]=globex"), "rule_denied"),
+        (Ask::default().path("/query?tenant=acme&x=a;b"), "rule_denied"),
+        (Ask::default().path("/query"), "rule_denied"),
+        (Ask::default().path("/method").host("API.example.com:8443"), "ok"),
+        (Ask::default().path("/method").method("POST"), "rule_denied"),
+        (Ask::default().path("/fresh"), "rule_denied"),
+    ] {
+        let ask = ask.header("authorization", format!("Bearer {good}"));
+        assert_eq!(service.ask(ask.clone()).await.faults(reason, &[]), [""; 0], "{ask:?}");
+    }
+    for (auth_time, reason) in [(NOW - 60, "ok"), (NOW - 7200, "rule_denied")] {
+        let claims = format!("{{\"auth_time\": {auth_time}}}");
+        let token = book.token(Bearer::With(claims.leak()), NOW).expect("a token");
+        let ask = Ask::default().path("/fresh").header("authorization", format!("Bearer {token}"));
+        assert_eq!(service.ask(ask).await.reason(), reason, "{auth_time}");
+    }
+}

@@ -1,0 +1,63 @@
+//! A log that panics, and the supervisor that writes to it. Alone in its process: which log
+//! a line goes to is decided for all threads of a process together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use portcullis::supervise::{Supervisor, Task, Tasks};
+use portcullis::telemetry::Metrics;
+use tokio::runtime::Builder;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+use crate::support::alone::alone;
+
+/// A log that panics at each line.
+struct Broken(Arc<AtomicU64>);
+
+impl Subscriber for Broken {
+    fn enabled(&self, _metadata: &Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _span: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _span: &Id, _values: &Record<'_>) {}
+    fn record_follows_from(&self, _span: &Id, _follows: &Id) {}
+    fn event(&self, event: &Event<'_>) {
+        if event.metadata().target().starts_with("portcullis") {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            panic!("as this test wants it");
+        }
+    }
+    fn enter(&self, _span: &Id) {}
+    fn exit(&self, _span: &Id) {}
+}
+
+#[test]
+fn a_log_that_panics_ends_no_supervisor() {
+    let paused = Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+    alone(a_log_that_panics_ends_no_supervisor, || paused.block_on(a_supervisor_outlives_its_log()));
+}
+
+async fn a_supervisor_outlives_its_log() {
+    let lines = Arc::new(AtomicU64::new(0));
+    tracing::subscriber::set_global_default(Broken(Arc::clone(&lines))).expect("the first one");
+    let supervisor = Supervisor::new(Tasks::default(), Arc::new(Metrics::new()), Arc::new(Notify::new()));
+    let starts = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&starts);
+    let task = supervisor.keep(Task::named("follow"), move || {
+        let start = counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            if start >= 2 {
+                std::future::pending::<()>().await;
+            }
+        }
+    });
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!((lines.load(Ordering::SeqCst), starts.load(Ordering::SeqCst)), (2, 3));
+    assert!(!task.is_finished());
+}

@@ -1,0 +1,510 @@
+//! A real Keycloak that rotates its keys and its algorithm, with Portcullis behind a real Envoy. Between
+//! Portcullis and Keycloak's key endpoint stands a proxy that counts, so that both sides are asked how often
+//! keys were fetched.
+//!
+//! It asserts what a client and the issuer can see, and must never look inside the service.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::thread;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode as ProxyStatus;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use reqwest::{Client, Method, Response, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::support::real::{
+    self, Envoy, PATIENCE, Portcullis, Process, Upstream, client, eventually, serve_http,
+};
+
+/// Keycloak builds itself and its database at each start: nearly a minute on two idle cores.
+const KEYCLOAK_PATIENCE: Duration = Duration::from_secs(300);
+
+/// How soon to look again where a blocking wait is the only one possible.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+const ADMIN: &str = "admin";
+const REALM_FILE: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/proxies/keycloak/acme-realm.json"));
+
+/// Each algorithm, the key provider that makes a key for it, and that provider's option.
+const ALGORITHMS: [(&str, &str, (&str, &str)); 4] = [
+    ("ES256", "ecdsa-generated", ("ecdsaEllipticCurveKey", "P-256")),
+    ("EdDSA", "eddsa-generated", ("eddsaEllipticCurveKey", "Ed25519")),
+    ("ES512", "ecdsa-generated", ("ecdsaEllipticCurveKey", "P-521")),
+    ("PS256", "rsa-generated", ("algorithm", "PS256")),
+];
+
+/// Tests take turns at the one Keycloak, since each measures who is asked how often and how soon.
+static TURN: AsyncMutex<()> = AsyncMutex::const_new(());
+
+/// The Keycloak that all tests share; it ends with the last of them.
+static SHARED: AsyncMutex<Weak<Keycloak>> = AsyncMutex::const_new(Weak::new());
+
+struct Keycloak {
+    process: Process,
+    base: String,
+    _home: TempDir,
+}
+
+impl Keycloak {
+    /// A new one, once it has imported its realm, and its address.
+    async fn anywhere() -> (Self, SocketAddr) {
+        let what = "Keycloak has imported its realm";
+        real::at_a_free_address(what, KEYCLOAK_PATIENCE, Self::start, async |keycloak, _| {
+            keycloak.has_imported_its_realm().await
+        })
+        .await
+    }
+
+    /// The same at this address, which was another's before.
+    async fn at(address: SocketAddr) -> Self {
+        let mut keycloak = Self::start(address);
+        eventually("Keycloak has imported its realm", KEYCLOAK_PATIENCE, async || {
+            keycloak.process.must_be_running();
+            keycloak.has_imported_its_realm().await.then_some(())
+        })
+        .await;
+        keycloak
+    }
+
+    /// Gone at once, as a machine that loses power.
+    fn kill(mut self) {
+        self.process.kill_all();
+    }
+
+    async fn has_imported_its_realm(&self) -> bool {
+        let answer = client().get(format!("{}/realms/acme", self.base)).send().await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    async fn shared() -> Arc<Self> {
+        let mut shared = SHARED.lock().await;
+        match shared.upgrade() {
+            Some(started) => started,
+            None => {
+                let started = Arc::new(Self::anywhere().await.0);
+                *shared = Arc::downgrade(&started);
+                started
+            }
+        }
+    }
+
+    /// Starts a copy of the installed one: Keycloak writes into the folder that it runs from.
+    fn start(address: SocketAddr) -> Self {
+        let installed = real::part("PORTCULLIS_TEST_KEYCLOAK", ".cache/keycloak");
+        let folder = real::folder();
+        let home = folder.path().join("home");
+        let copied = Command::new("cp").arg("-rL").arg(installed).arg(&home).status();
+        assert!(copied.is_ok_and(|status| status.success()), "Keycloak can be copied");
+        let import = home.join("data/import");
+        fs::create_dir_all(&import).expect("the copy can be written to");
+        fs::write(import.join("acme-realm.json"), REALM_FILE).expect("the copy can be written to");
+
+        let mut command = Command::new(home.join("bin/kc.sh"));
+        command
+            .args(["start-dev", "--import-realm", "--db=dev-mem", "--cache=local"])
+            .arg(format!("--http-host={}", address.ip()))
+            .arg(format!("--http-port={}", address.port()))
+            .env("JAVA_OPTS_KC_HEAP", "-Xms64m -Xmx512m")
+            .env("KC_BOOTSTRAP_ADMIN_USERNAME", ADMIN)
+            .env("KC_BOOTSTRAP_ADMIN_PASSWORD", ADMIN);
+        let process = Process::start("keycloak", &mut command, folder.path());
+        Self { process, base: format!("http://{address}"), _home: folder }
+    }
+}
+
+impl AsMut<Process> for Keycloak {
+    fn as_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+impl Drop for Keycloak {
+    /// `kc.sh` passes SIGTERM on to Java, which it leaves behind when it is killed itself.
+    fn drop(&mut self) {
+        let process = &mut self.process;
+        let mut patience = PATIENCE;
+        if process.ended().is_none() {
+            process.terminate();
+        }
+        while process.ended().is_none() && !patience.is_zero() {
+            thread::sleep(LOOK_AGAIN);
+            patience = patience.saturating_sub(LOOK_AGAIN);
+        }
+    }
+}
+
+/// A realm of the shared Keycloak, and what an administrator and a client of it do.
+#[derive(Clone)]
+struct Realm {
+    base: String,
+    name: &'static str,
+    client: Client,
+}
+
+impl Realm {
+    /// The realm that Keycloak imported at its start.
+    fn imported(keycloak: &Keycloak) -> Self {
+        Self { base: keycloak.base.clone(), name: "acme", client: client() }
+    }
+
+    /// A fresh realm of the same making.
+    async fn create(keycloak: &Keycloak, name: &'static str) -> Self {
+        let mut realm: Value = serde_json::from_str(REALM_FILE).expect("is JSON");
+        realm["realm"] = json!(name);
+        let this = Self { base: keycloak.base.clone(), name, client: client() };
+        this.admin(Method::POST, "/admin/realms", Some(realm)).await;
+        this
+    }
+
+    fn issuer(&self) -> String {
+        format!("{}/realms/{}", self.base, self.name)
+    }
+
+    /// An access token for these credentials.
+    async fn token_of(&self, realm: &str, form: String) -> String {
+        let answer = self
+            .client
+            .post(format!("{}/realms/{realm}/protocol/openid-connect/token", self.base))
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(form)
+            .send()
+            .await
+            .expect("Keycloak answers");
+        let answer = real::json(answer).await;
+        answer["access_token"].as_str().unwrap_or_else(|| panic!("no token: {answer}")).to_owned()
+    }
+
+    /// A token as the client `orders` gets it.
+    async fn token(&self) -> String {
+        let form = "grant_type=client_credentials&client_id=orders&client_secret=orders-secret";
+        self.token_of(self.name, form.to_owned()).await
+    }
+
+    async fn admin(&self, method: Method, path: &str, body: Option<Value>) -> Response {
+        // A token of an administrator is good for a minute: get one each time.
+        let form = format!("grant_type=password&client_id=admin-cli&username={ADMIN}&password={ADMIN}");
+        let token = self.token_of("master", form).await;
+        let mut request = self.client.request(method, format!("{}{path}", self.base));
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body.to_string());
+        }
+        let answer = request.bearer_auth(token).send().await.expect("Keycloak answers");
+        answer.error_for_status().expect("Keycloak does as it is told")
+    }
+
+    fn admin_path(&self, below: &str) -> String {
+        format!("/admin/realms/{}{below}", self.name)
+    }
+
+    /// Adds a key of this priority; above 100 it signs from this moment on, where its algorithm is used.
+    async fn add_key(&self, provider: &str, option: (&str, &str), priority: u32) {
+        let realm = self.admin(Method::GET, &self.admin_path(""), None).await;
+        let component = json!({
+            "name": format!("{provider}-{priority}"),
+            "providerType": "org.keycloak.keys.KeyProvider",
+            "providerId": provider,
+            "parentId": real::json(realm).await["id"],
+            "config": {
+                "priority": [priority.to_string()],
+                "enabled": ["true"],
+                "active": ["true"],
+                option.0: [option.1],
+            },
+        });
+        self.admin(Method::POST, &self.admin_path("/components"), Some(component)).await;
+    }
+
+    /// Takes the keys of this provider out of the published set.
+    async fn disable_key(&self, name: &str) {
+        let path = self.admin_path("/components?type=org.keycloak.keys.KeyProvider");
+        let components = real::json(self.admin(Method::GET, &path, None).await).await;
+        let mut component = components
+            .as_array()
+            .and_then(|all| all.iter().find(|component| component["name"] == name))
+            .unwrap_or_else(|| panic!("no {name} in {components}"))
+            .clone();
+        component["config"]["active"] = json!(["false"]);
+        component["config"]["enabled"] = json!(["false"]);
+        let id = component["id"].as_str().expect("a component has an id").to_owned();
+        let path = self.admin_path(&format!("/components/{id}"));
+        self.admin(Method::PUT, &path, Some(component)).await;
+    }
+
+    /// Signs with a new key of this algorithm from now on.
+    async fn sign_with(&self, algorithm: &str, provider: &str, option: (&str, &str)) {
+        self.add_key(provider, option, 300).await;
+        let change = json!({"defaultSignatureAlgorithm": algorithm});
+        self.admin(Method::PUT, &self.admin_path(""), Some(change)).await;
+    }
+}
+
+/// What stands before the key endpoint and counts who asks for it.
+struct CountingProxy {
+    jwks_uri: String,
+    asked: Arc<AtomicU64>,
+    server: JoinHandle<()>,
+}
+
+impl CountingProxy {
+    async fn start(realm: &Realm) -> Self {
+        let asked = Arc::new(AtomicU64::new(0));
+        let (count, client, base) = (Arc::clone(&asked), realm.client.clone(), realm.base.clone());
+        let forward = async move |request: Request| {
+            count.fetch_add(1, Ordering::SeqCst);
+            let Ok(answer) = client.get(format!("{base}{}", request.uri())).send().await else {
+                return (ProxyStatus::BAD_GATEWAY, [("cache-control", String::new())], "".into());
+            };
+            // Keycloak says no-cache, which must not be taken for "ask all the time".
+            let caching = answer.headers().get("cache-control");
+            let caching = caching.and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
+            let status = answer.status();
+            let body = answer.bytes().await.unwrap_or_default();
+            (status, [("cache-control", caching)], body)
+        };
+        let (address, server) = serve_http(Router::new().fallback(forward)).await;
+        let jwks_uri = format!("http://{address}/realms/{}/protocol/openid-connect/certs", realm.name);
+        Self { jwks_uri, asked, server }
+    }
+
+    fn asked(&self) -> u64 {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for CountingProxy {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// A whole installation for one realm.
+struct Stage {
+    realm: Realm,
+    keys: CountingProxy,
+    portcullis: Portcullis,
+    envoy: Envoy,
+    client: Client,
+    _upstream: Upstream,
+}
+
+impl Stage {
+    async fn set(realm: Realm) -> Self {
+        Self::set_with(realm, "").await
+    }
+
+    /// `more` belongs to the provider.
+    async fn set_with(realm: Realm, more: &str) -> Self {
+        let keys = CountingProxy::start(&realm).await;
+        let providers = format!(
+            "providers:
+  - name: keycloak
+    issuer: {}
+    audiences: [orders-api]
+    jwks_uri: {}
+    required_claims: [tenant_id]
+    claim_headers: {{x-auth-subject: sub, x-auth-tenant: tenant_id}}
+{more}",
+            realm.issuer(),
+            keys.jwks_uri
+        );
+        let portcullis = Portcullis::serve(&providers).await;
+        portcullis.ready().await;
+        let upstream = Upstream::start().await;
+        let envoy = Envoy::start(portcullis.ext_authz, upstream.address).await;
+        Self { realm, keys, portcullis, envoy, client: client(), _upstream: upstream }
+    }
+
+    async fn send(&self, token: &str) -> Response {
+        let request = self.client.get(self.envoy.url("/orders")).bearer_auth(token);
+        request.send().await.expect("Envoy answers")
+    }
+
+    async fn status(&self, token: &str) -> StatusCode {
+        self.send(token).await.status()
+    }
+
+    /// How often keys were fetched: as the key endpoint saw it, as Portcullis says in all, and as it says of
+    /// those forced by an unknown kid.
+    async fn fetches(&self) -> (u64, u64, u64) {
+        let all = self.portcullis.metric("portcullis_jwks_fetches_total", &[]).await;
+        (self.keys.asked(), all, self.portcullis.fetches("unknown_kid").await)
+    }
+
+    /// The realm's next token is the first that its new key signed: allowed at its first try, for exactly one
+    /// fetch. Returns it.
+    async fn first_token_passes_for_one_fetch(&self, algorithm: &str) -> String {
+        let (asked, all, forced) = self.fetches().await;
+        let token = self.realm.token().await;
+        assert_eq!(header(&token)["alg"], algorithm);
+        let answer = self.send(&token).await;
+        assert_eq!(answer.status(), StatusCode::OK, "the first token by {algorithm}");
+        assert_eq!(real::json(answer).await["x-auth-tenant"], "acme");
+        assert_eq!(self.fetches().await, (asked + 1, all + 1, forced + 1), "by {algorithm}");
+        token
+    }
+}
+
+fn header(token: &str) -> Value {
+    let (header, _) = token.split_once('.').expect("a JWT");
+    let header = URL_SAFE_NO_PAD.decode(header).expect("base64url");
+    serde_json::from_slice(&header).expect("JSON")
+}
+
+#[tokio::test]
+async fn the_first_token_after_each_rotation_passes_at_once_and_a_disabled_key_is_refused() {
+    let keycloak = Keycloak::shared().await;
+    let _turn = TURN.lock().await;
+    let stage = Stage::set(Realm::imported(&keycloak)).await;
+    let realm = &stage.realm;
+
+    let old = realm.token().await;
+    let answer = stage.send(&old).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let received = real::json(answer).await;
+    assert_eq!(received["x-auth-tenant"], "acme");
+    assert!(received["x-auth-subject"].is_string(), "{received}");
+    assert_eq!(stage.fetches().await, (1, 1, 0), "the keys of the start were enough");
+
+    realm.add_key("rsa-generated", ("algorithm", "RS256"), 200).await;
+    let new = stage.first_token_passes_for_one_fetch("RS256").await;
+    assert_ne!(header(&new)["kid"], header(&old)["kid"]);
+    let before = stage.fetches().await;
+    assert_eq!(stage.status(&old).await, StatusCode::OK, "the old key is still published");
+    assert_eq!(stage.fetches().await, before);
+
+    realm.disable_key("rsa-generated").await;
+    let mut tokens = vec![new];
+    for (algorithm, provider, option) in ALGORITHMS {
+        realm.sign_with(algorithm, provider, option).await;
+        tokens.push(stage.first_token_passes_for_one_fetch(algorithm).await);
+        assert_eq!(stage.status(&old).await, StatusCode::UNAUTHORIZED, "its key was disabled");
+    }
+    let before = stage.fetches().await;
+    for token in &tokens {
+        assert_eq!(stage.status(token).await, StatusCode::OK, "{}", header(token));
+    }
+    assert_eq!(stage.fetches().await, before, "every other key is still published");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rotations_under_load_refuse_no_good_token() {
+    let keycloak = Keycloak::shared().await;
+    let _turn = TURN.lock().await;
+    let stage = Arc::new(Stage::set(Realm::create(&keycloak, "acme-load").await).await);
+    let current = Arc::new(Mutex::new(stage.realm.token().await));
+    let allowed = Arc::new(AtomicU64::new(0));
+    let over = Arc::new(AtomicBool::new(false));
+    let mut callers = JoinSet::new();
+    for caller in 0..9 {
+        let (stage, current) = (Arc::clone(&stage), Arc::clone(&current));
+        let (allowed, over) = (Arc::clone(&allowed), Arc::clone(&over));
+        callers.spawn(async move {
+            while !over.load(Ordering::SeqCst) {
+                // The first one always comes with a token fresh from Keycloak, and so with a new key's
+                // first; the others use what it came with.
+                let token = if caller == 0 {
+                    let fresh = stage.realm.token().await;
+                    current.lock().expect("no caller panics with it").clone_from(&fresh);
+                    fresh
+                } else {
+                    current.lock().expect("no caller panics with it").clone()
+                };
+                let answer = stage.send(&token).await;
+                let (status, head) = (answer.status(), header(&token));
+                let body = answer.text().await.expect("a whole body");
+                assert_eq!(status, StatusCode::OK, "a good token {head} was refused: {body}");
+                allowed.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+
+    let kid = || header(&current.lock().expect("no caller panics with it"))["kid"].clone();
+    let mut rotations = 0;
+    for (algorithm, provider, option) in ALGORITHMS {
+        let old = kid();
+        stage.realm.sign_with(algorithm, provider, option).await;
+        rotations += 1;
+        eventually("callers come with a token of the new key", PATIENCE, async || {
+            (kid() != old).then_some(())
+        })
+        .await;
+        let enough = allowed.load(Ordering::SeqCst) + 200;
+        eventually("callers are allowed with it", PATIENCE, async || {
+            if let Some(refused) = callers.try_join_next() {
+                refused.expect("no good token was refused");
+            }
+            (allowed.load(Ordering::SeqCst) >= enough).then_some(())
+        })
+        .await;
+    }
+    over.store(true, Ordering::SeqCst);
+    while let Some(caller) = callers.join_next().await {
+        caller.expect("no good token was refused");
+    }
+    assert_eq!(stage.fetches().await, (1 + rotations, 1 + rotations, rotations));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keycloak_that_is_killed_and_comes_back_with_other_keys_costs_no_good_token_and_needs_nobody() {
+    let _turn = TURN.lock().await;
+    let (keycloak, address) = Keycloak::anywhere().await;
+    let refresh = "    refresh: {interval: 2s}\n";
+    let stage = Arc::new(Stage::set_with(Realm::imported(&keycloak), refresh).await);
+    let old = stage.realm.token().await;
+
+    let allowed = Arc::new(AtomicU64::new(0));
+    let mut callers = JoinSet::new();
+    for _ in 0..4 {
+        let (stage, old, allowed) = (Arc::clone(&stage), old.clone(), Arc::clone(&allowed));
+        callers.spawn(async move {
+            // A steady load that leaves Keycloak time to start.
+            let mut pace = tokio::time::interval(Duration::from_millis(10));
+            // Until it is refused, which it must not be while its key is the issuer's last word.
+            while stage.status(&old).await == StatusCode::OK {
+                allowed.fetch_add(1, Ordering::SeqCst);
+                pace.tick().await;
+            }
+            assert_eq!(stage.portcullis.metric("portcullis_jwks_generation", &[]).await, 2, "a known key");
+        });
+    }
+    let more = async |count: u64, what: &str| {
+        let enough = allowed.load(Ordering::SeqCst) + count;
+        eventually(what, PATIENCE, async || (allowed.load(Ordering::SeqCst) >= enough).then_some(())).await;
+    };
+    more(200, "callers are allowed").await;
+    keycloak.kill();
+    eventually("refreshes fail", PATIENCE, async || {
+        let failed = stage.portcullis.metric("portcullis_jwks_fetches_total", &[("outcome", "failed")]).await;
+        (failed >= 2).then_some(())
+    })
+    .await;
+    more(200, "callers are allowed while Keycloak is gone").await;
+    assert_eq!(callers.try_join_next().map(|ended| ended.is_ok()), None, "nobody was refused");
+    assert_eq!(stage.portcullis.fetches("unknown_kid").await, 0, "known keys force nothing");
+
+    // Its database was in memory: the realm is imported once more, and its keys are made anew.
+    let _keycloak = Keycloak::at(address).await;
+    eventually("the new keys are found without a token that asks for them", PATIENCE, async || {
+        (stage.portcullis.metric("portcullis_jwks_generation", &[]).await == 2).then_some(())
+    })
+    .await;
+    let new = stage.realm.token().await;
+    assert_ne!(header(&new)["kid"], header(&old)["kid"]);
+    assert_eq!(stage.status(&new).await, StatusCode::OK, "at its first try");
+    assert_eq!(stage.status(&old).await, StatusCode::UNAUTHORIZED, "its key is gone");
+    while let Some(caller) = callers.join_next().await {
+        caller.expect("refused only once its key was gone");
+    }
+}

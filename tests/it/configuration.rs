@@ -218,11 +218,9 @@ fn values_are_typed_after_their_variables_are_expanded() {
 
 #[test]
 fn an_address_may_be_localhost_or_a_port_alone() {
-    for (written, address) in [
-        ("localhost:9193", "127.0.0.1:9193"),
-        ("':9191'", "0.0.0.0:9191"),
-        ("'[::]:9191'", "[::]:9191"),
-    ] {
+    for (written, address) in
+        [("localhost:9193", "127.0.0.1:9193"), ("':9191'", "0.0.0.0:9191"), ("'[::]:9191'", "[::]:9191")]
+    {
         let config = parse(&MINIMAL.replace("127.0.0.1:0", written)).expect("an address");
         let BindAddress::Tcp(read) = config.listen.ext_authz[0].address else { panic!("no address") };
         assert_eq!(read.to_string(), address);

@@ -108,8 +108,11 @@ impl Key {
     fn schema(&self) -> Value {
         let mut schema = self.form.schema.clone();
         let about = match &self.need {
-            Need::Default(default) => format!("{} Default: {default}.", self.about),
-            Need::Required | Need::Optional => self.about.to_owned(),
+            // A section's own defaults stand with its keys.
+            Need::Default(default) if self.form.sections.is_empty() => {
+                format!("{} Default: {default}.", self.about)
+            }
+            Need::Default(_) | Need::Required | Need::Optional => self.about.to_owned(),
         };
         if let Some(members) = schema.as_object_mut() {
             members.insert("description".to_owned(), json!(about));

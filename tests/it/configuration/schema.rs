@@ -2,8 +2,10 @@
 //! what the reader takes.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 
-use portcullis::config::{Config, json_schema_text};
+use portcullis::config::{Config, json_schema_text, reference_text};
 use serde_json::{Value, json};
 
 use super::{EXAMPLE, LISTENERS, MINIMAL, provider_with};
@@ -12,13 +14,32 @@ fn schema() -> Value {
     serde_json::from_str(&json_schema_text()).expect("the schema is JSON")
 }
 
+/// Set to anything, the files are written instead of compared.
+const UPDATE: &str = "UPDATE_CONFIGURATION";
+
 #[test]
-fn the_schema_in_deploy_is_current() {
-    let shipped = include_str!("../../../deploy/portcullis.schema.json");
-    assert!(
-        shipped == json_schema_text(),
-        "run: cargo run -- validate --schema > deploy/portcullis.schema.json"
-    );
+fn the_schema_in_deploy_and_the_reference_in_docs_are_current() {
+    for (file, text) in
+        [("deploy/portcullis.schema.json", json_schema_text()), ("docs/configuration.md", reference_text())]
+    {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        if std::env::var_os(UPDATE).is_some() {
+            fs::write(&path, &text).expect("the folder can be written to");
+        }
+        let shipped = fs::read_to_string(&path).unwrap_or_default();
+        assert!(shipped == text, "{file} is not current: run this test with {UPDATE}=1");
+    }
+}
+
+#[test]
+fn every_default_of_the_reference_is_what_counts_where_the_key_is_left_out() {
+    let printed = Config::parse(MINIMAL, &|_| None).expect("valid").to_yaml();
+    let reference = reference_text();
+    for (key, default) in [("clock_skew", "30s"), ("interval", "5m"), ("max_waiting_bytes", "48MiB")] {
+        assert!(printed.contains(&format!("{key}: {default}\n")), "{printed}");
+        let row = reference.lines().find(|line| line.starts_with(&format!("| `{key}` |"))).expect("a row");
+        assert!(row.ends_with(&format!("| `{default}` |")), "{row}");
+    }
 }
 
 /// For each mapping of the schema a document with a key in it that nobody knows.

@@ -220,7 +220,7 @@ log: {level: info}
         lost("name: blocked", "name: other", &["rules \"blocked\""]);
         lost("jwks_uri: https://p/keys", "jwks_file: /keys", &["providers \"p\".jwks_uri"]);
         let at = BEFORE.find("rules:").expect("there");
-        assert_eq!(losses(BEFORE, &BEFORE[..at]), ["rules \"admin\"", "rules \"blocked\""]);
+        assert_eq!(losses(BEFORE, BEFORE.split_at(at).0), ["rules \"admin\"", "rules \"blocked\""]);
     }
 
     #[test]
@@ -321,7 +321,7 @@ providers:
     fn wherever_the_file_is_cut_something_of_rules_or_what_stands_before_them_is_lost() {
         let rules_end = BEFORE.find("log:").expect("there");
         for end in 1..rules_end {
-            let cut = &BEFORE[..end];
+            let cut = BEFORE.split_at(end).0;
             let parsed = super::document::parse(cut);
             if parsed.0.is_some() && parsed.1.is_empty() {
                 let change = Change::between(BEFORE, cut);

@@ -1,5 +1,7 @@
 //! The decision as a value: what it asks for, and that it comes out right whatever answers it gets, in whatever order.
 
+#![allow(clippy::panic, reason = "a test fails by panicking")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -11,16 +11,6 @@
 //!
 //! It opens no door and reads no configuration: its settings are types of its own. Needs a tokio runtime.
 
-#![forbid(unsafe_code)]
-#![warn(missing_docs, unreachable_pub)]
-// These panic where nobody reads.
-#![deny(clippy::print_stdout, clippy::print_stderr)]
-// Nothing from outside may panic us. Tests may: they fail by panicking.
-#![cfg_attr(
-    not(test),
-    warn(clippy::unwrap_used, clippy::indexing_slicing, clippy::string_slice, clippy::panic, clippy::todo)
-)]
-
 use portcullis_core::{access_request, decision, reason, rules, validation, verdict};
 
 pub mod authorizer;

@@ -5,13 +5,6 @@
 //! a date for each request over HTTP/1.1, whether it sends that or not. Here such a time is written as it is where four
 //! digits can say its year, and otherwise as the nearest date that they can.
 
-#![forbid(unsafe_code)]
-#![warn(missing_docs, unreachable_pub)]
-#![cfg_attr(
-    not(test),
-    warn(clippy::unwrap_used, clippy::indexing_slicing, clippy::string_slice, clippy::panic)
-)]
-
 mod calendar;
 mod read;
 

@@ -11,6 +11,8 @@ use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::support::texts::settings;
+
 const NOW: i64 = 1_800_000_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -54,6 +56,23 @@ rules: [{{name: orders, match: {{path_prefix: /orders, methods: [GET]}}, require
         let path = self.folder.path().join(name);
         fs::write(&path, text).expect("written");
         path
+    }
+}
+
+#[test]
+fn every_command_says_how_it_is_used() {
+    for (command, name) in [
+        (&[][..], "help"),
+        (&["serve"], "help_serve"),
+        (&["validate"], "help_validate"),
+        (&["explain"], "help_explain"),
+        (&["demo"], "help_demo"),
+        (&["drill"], "help_drill"),
+    ] {
+        let output = output(&[command, &["--help"]].concat());
+        let text = String::from_utf8(output.stdout).expect("text");
+        assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{text}");
+        settings(&[]).bind(|| insta::assert_snapshot!(name, text));
     }
 }
 

@@ -4,16 +4,12 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use crate::support::texts::settings;
+
 fn demo() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
     command.arg("demo").env_remove("PORTCULLIS_LOG");
     command
-}
-
-/// The lines of the table, without its head.
-fn table(text: &str) -> Vec<&str> {
-    let after_the_rule = text.lines().skip_while(|line| !line.starts_with("----")).skip(1);
-    after_the_rule.take_while(|line| !line.is_empty()).collect()
 }
 
 #[test]
@@ -23,34 +19,13 @@ fn every_step_comes_out_as_told_and_the_process_says_so() {
     assert!(output.status.success(), "{text}");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "", "nothing disturbs the story");
 
-    let rows = table(&text);
-    assert_eq!(rows.len(), 20, "{text}");
-    assert!(text.contains("\n20 of 20 steps came out as told.\n"), "{text}");
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
-    for (number, expected, fetches) in [
-        (1, "allow as alice", "0"),
-        (3, "allow as alice", "1"),
-        (4, "401 key_unknown", "1"),
-        (5, "200 allowed", "1"),
-        (6, "allow as alice", "1"),
-        (7, "allow as alice", "1"),
-        (8, "401 expired", "0"),
-        (9, "401 claim_missing", "0"),
-        (10, "401 audience_mismatch", "0"),
-        (12, "401 algorithm_not_allowed", "0"),
-        (13, "401 key_unknown", "1"),
-        (14, "401 bad_signature", "1"),
-        (17, "allow as alice", "0"),
-        (18, "allow as alice", "0"),
-        (19, "503 keys_unavailable", "0"),
-        (20, "allow as alice", "1"),
-    ] {
-        let row = rows[number - 1];
-        assert!(row.trim_start().starts_with(&number.to_string()), "{row}");
-        assert_eq!(row.matches(expected).count(), 2, "told and got {expected}: {row}");
-        let counts: Vec<&str> = row.split_whitespace().rev().take(2).collect();
-        assert_eq!(counts, [fetches; 2], "fetches told and got: {row}");
-    }
+    let changes = [
+        // How often keys are fetched beside a flood is a matter of how long that takes.
+        (r"(-> 1 allowed, 50 refused); \d+ fetch(es)?", "$1; N fetches"),
+        (r"(?m)^(16 .*) <=\d+ +\d+$", "$1 <=N N"),
+    ];
+    settings(&changes).bind(|| insta::assert_snapshot!("demo", text));
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub mod real;
 pub mod rulebook;
 pub mod script;
 pub mod serving;
+pub mod texts;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};

@@ -24,12 +24,12 @@ impl Questions {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
     {
         let (come, questions) = mpsc::unbounded_channel();
-        tokio::spawn(take_in(body, come));
+        tokio::spawn(record_fetch(body, come));
         Self(questions)
     }
 }
 
-async fn take_in<B: Body<Data = Bytes> + Unpin>(mut body: B, come: mpsc::UnboundedSender<Bytes>) {
+async fn record_fetch<B: Body<Data = Bytes> + Unpin>(mut body: B, come: mpsc::UnboundedSender<Bytes>) {
     let mut left = MOST;
     loop {
         let frame = tokio::select! {

@@ -73,7 +73,7 @@ impl<D: Door> Listener<D> {
                 accepted = socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => self.take_in(stream, peer, &stop),
+                Ok((stream, peer)) => self.record_fetch(stream, peer, &stop),
                 Err(error) => {
                     if let Some(times) = self.failures.due() {
                         tracing::warn!(door = self.door.name(), %error, times, "a connection cannot be accepted");
@@ -111,7 +111,7 @@ impl<D: Door> Listener<D> {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn take_in(self: &Arc<Self>, stream: Stream, peer: Option<IpAddr>, stop: &Stop) {
+    fn record_fetch(self: &Arc<Self>, stream: Stream, peer: Option<IpAddr>, stop: &Stop) {
         let metrics = self.door.service().metrics();
         let (made_room, place) =
             self.open.enter(peer, self.door.max_connections().min(self.descriptors.load(Ordering::Relaxed)));

@@ -11,8 +11,8 @@ use crate::support::script::{
 use portcullis::clock::{self, Instant};
 use portcullis::config::RefreshPolicy;
 use portcullis::keys::budget::Accounts;
-use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, Schedule, Standing};
-use portcullis::keys::{KeyCache, StaleToken, Surroundings};
+use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, Schedule, RefreshOutcome};
+use portcullis::keys::{KeyCache, StaleToken, KeyCacheContext};
 use portcullis::telemetry::Trigger;
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::key_set::KeySet;
@@ -101,7 +101,7 @@ async fn a_fetch_under_way_that_brings_the_new_key_is_enough() {
 async fn a_caller_that_saw_an_older_set_looks_again_without_a_fetch() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
-    let old = cache.sight();
+    let old = cache.observe();
     script.publish(&["b"]);
     assert_eq!(ask(&cache, "b").await, Ok(()));
     let deadline = clock::monotonic();
@@ -120,7 +120,7 @@ async fn a_fetch_that_was_under_way_and_has_ended_meanwhile_is_looked_at_before_
         async move { ask(&cache, "b").await }
     });
     settle().await;
-    let seen_before_its_end = cache.sight();
+    let seen_before_its_end = cache.observe();
     gate.add_permits(1);
     assert_eq!(first.await.unwrap(), Ok(()));
     let deadline = clock::monotonic();
@@ -345,7 +345,7 @@ async fn a_failed_fetch_keeps_the_last_good_set_and_recovery_takes_no_longer_tha
 async fn an_issuer_that_comes_back_is_found_without_being_asked_for() {
     let script = Script::publishing(&["a"]);
     script.goes_down(true);
-    let cache = fetching(&script, policy(), Surroundings::default());
+    let cache = fetching(&script, policy(), KeyCacheContext::default());
     sleep(20 * SECOND).await;
     assert!(!cache.has_keys());
     let tries = script.fetches();
@@ -359,7 +359,7 @@ async fn an_issuer_that_comes_back_is_found_without_being_asked_for() {
 async fn a_caller_before_the_first_keys_waits_for_them() {
     let script = Script::publishing(&["a"]);
     script.takes(SECOND);
-    let cache = fetching(&script, policy(), Surroundings::default());
+    let cache = fetching(&script, policy(), KeyCacheContext::default());
     assert_eq!(ask(&cache, "a").await, Ok(()));
     assert_eq!(script.fetches(), 1);
 }
@@ -397,8 +397,8 @@ async fn callers_that_hold_more_than_max_waiting_bytes_are_told_at_once_that_nob
         tokio::spawn(async move {
             let began = clock::monotonic();
             let token = StaleToken { held_bytes, ..stale(UnknownKid, began + 2 * SECOND) };
-            let sighting = cache.sight();
-            let rescue = rescue(&cache, sighting, token, look("b", None));
+            let observed = cache.observe();
+            let rescue = rescue(&cache, observed, token, look("b", None));
             (rescue.await, began.elapsed())
         })
     };
@@ -461,7 +461,7 @@ async fn a_fetch_that_hangs_ends_at_its_timeout_and_the_next_one_may_start() {
 async fn keys_of_the_configuration_are_final_at_once() {
     let script = Script::publishing(&["a"]);
     let keys = Arc::new(KeySet::parse_inline(script.jwks().as_bytes()).unwrap());
-    let cache = KeyCache::fixed("p", keys, Surroundings::default());
+    let cache = KeyCache::fixed("p", keys, KeyCacheContext::default());
     assert_eq!(ask(&cache, "a").await, Ok(()));
     assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
 }
@@ -471,8 +471,8 @@ async fn a_cache_with_another_policy_begins_with_the_keys_of_the_old_one() {
     let script = Script::publishing(&["a"]);
     let old = warm(&script, policy()).await;
     script.goes_down(true);
-    let (fetch, around) = (Arc::new(script.clone()), Surroundings::default());
-    let new = KeyCache::fetched("p", policy(), fetch, around, Some(&old), None, Arc::default());
+    let (fetch, context) = (Arc::new(script.clone()), KeyCacheContext::default());
+    let new = KeyCache::fetched("p", policy(), fetch, context, Some(&old), None, Arc::default());
     drop(old);
     assert_eq!(ask(&new, "a").await, Ok(()));
 }
@@ -482,9 +482,9 @@ async fn a_token_that_is_past_mending_after_the_refresh_is_refused_as_such() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.publish(&["b"]);
-    let sighting = cache.sight();
+    let observed = cache.observe();
     let expired = |_: &KeySet| Err::<(), _>(ValidationError::Permanent(Permanent::Expired));
-    let answer = rescue(&cache, sighting, stale(UnknownKid, clock::monotonic() + SECOND), expired).await;
+    let answer = rescue(&cache, observed, stale(UnknownKid, clock::monotonic() + SECOND), expired).await;
     assert_eq!(answer, Err(NotRescued::Refused(ValidationError::Permanent(Permanent::Expired))));
     assert_eq!(script.fetches(), 2);
 }
@@ -594,9 +594,9 @@ proptest! {
             match action {
                 0 | 1 => {
                     let caller = Caller { arrival: schedule.started(), cause, deadline: now + 2 * SECOND };
-                    let standing = schedule.stand(&mut accounts, caller, now);
-                    prop_assert_ne!(standing, Standing::Fresh, "nothing can have begun after the arrival");
-                    if standing == Standing::Demanded {
+                    let standing = schedule.join_or_demand(&mut accounts, caller, now);
+                    prop_assert_ne!(standing, RefreshOutcome::Fresh, "nothing can have begun after the arrival");
+                    if standing == RefreshOutcome::Demanded {
                         let start = schedule.next_start(&accounts, now);
                         prop_assert!(start.is_some_and(|start| start <= now + 2 * SECOND), "met in time");
                     }

@@ -18,9 +18,9 @@ use portcullis::keys::budget::Accounts;
 use portcullis::keys::folder::{FolderError, What};
 use portcullis::keys::origin::Origin;
 use portcullis::keys::published::Published;
-use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, Schedule, Standing};
+use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, Schedule, RefreshOutcome};
 use portcullis::keys::snapshot::{Present, Snapshot, SnapshotError, SnapshotFile};
-use portcullis::keys::{KeyCache, Surroundings};
+use portcullis::keys::{KeyCache, KeyCacheContext};
 use portcullis::telemetry::Trigger;
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::algorithm::Algorithm;
@@ -84,8 +84,8 @@ fn an_issuer_that_wants_to_be_left_alone_is_until_the_interval_is_over() {
         assert_eq!(schedule.next_scheduled() - now, latest, "{retry_after:?}");
         let later = now + SECOND;
         let caller = caller(&schedule, UnknownKid, later);
-        let standing = schedule.stand(&mut accounts, caller, later);
-        assert_eq!(standing, Standing::Demanded, "a token that needs it is another matter");
+        let standing = schedule.join_or_demand(&mut accounts, caller, later);
+        assert_eq!(standing, RefreshOutcome::Demanded, "a token that needs it is another matter");
     }
 }
 
@@ -99,17 +99,17 @@ fn a_failed_fetch_costs_its_budget_what_one_that_succeeds_costs() {
     for (number, ending) in [(2, failed), (3, SUCCEEDED), (4, failed), (5, SUCCEEDED)] {
         let stand = |schedule: &mut Schedule, accounts: &mut Accounts, wait| {
             let caller = caller(schedule, BadSignature, now + wait);
-            schedule.stand(accounts, caller, now)
+            schedule.join_or_demand(accounts, caller, now)
         };
-        assert_eq!(stand(&mut schedule, &mut accounts, Duration::ZERO), Standing::Demanded);
+        assert_eq!(join_or_demand(&mut schedule, &mut accounts, Duration::ZERO), RefreshOutcome::Demanded);
         assert_eq!(
             schedule.begin(&mut accounts, now),
             Some(begun(number, Trigger::Forced(BadSignature), Doubts::Everything))
         );
         schedule.finish(&mut accounts, number, ending, 0.0, now);
         let almost = 10 * SECOND - Duration::from_millis(1);
-        assert_eq!(stand(&mut schedule, &mut accounts, almost), Standing::OutOfReach, "{ending:?}");
-        assert_eq!(stand(&mut schedule, &mut accounts, 10 * SECOND), Standing::Demanded, "{ending:?}");
+        assert_eq!(join_or_demand(&mut schedule, &mut accounts, almost), RefreshOutcome::OutOfReach, "{ending:?}");
+        assert_eq!(join_or_demand(&mut schedule, &mut accounts, 10 * SECOND), RefreshOutcome::Demanded, "{ending:?}");
         now += 10 * SECOND;
     }
 }
@@ -121,15 +121,15 @@ fn a_fetch_that_the_other_cause_asked_for_is_within_reach_of_everybody_whom_it_s
     let mut schedule = after(&mut accounts, SUCCEEDED, 0.0, now);
     for cause in [BadSignature, UnknownKid] {
         let caller = caller(&schedule, cause, now + SECOND);
-        assert_eq!(schedule.stand(&mut accounts, caller, now), Standing::Demanded);
+        assert_eq!(schedule.join_or_demand(&mut accounts, caller, now), RefreshOutcome::Demanded);
         let Begun { number, .. } = schedule.begin(&mut accounts, now).expect("is due");
         schedule.finish(&mut accounts, number, SUCCEEDED, 0.0, now);
     }
     now += SECOND / 10;
     let unknown = caller(&schedule, UnknownKid, now + 2 * SECOND);
-    assert_eq!(schedule.stand(&mut accounts, unknown, now), Standing::Demanded, "in 0.9 s");
+    assert_eq!(schedule.join_or_demand(&mut accounts, unknown, now), RefreshOutcome::Demanded, "in 0.9 s");
     let rekeyed = caller(&schedule, BadSignature, now + 2 * SECOND);
-    assert_eq!(schedule.stand(&mut accounts, rekeyed, now), Standing::Demanded, "its own turn is in 9.9 s");
+    assert_eq!(schedule.join_or_demand(&mut accounts, rekeyed, now), RefreshOutcome::Demanded, "its own turn is in 9.9 s");
 }
 
 #[test]
@@ -143,16 +143,16 @@ fn a_fetch_begins_beside_another_where_a_caller_can_wait_for_no_more_than_one() 
     schedule.finish(&mut accounts, start.number, SUCCEEDED, 0.0, now + slow);
     now += MINUTE;
     let made_up = caller(&schedule, UnknownKid, now + 5 * SECOND);
-    assert_eq!(schedule.stand(&mut accounts, made_up, now), Standing::Demanded);
+    assert_eq!(schedule.join_or_demand(&mut accounts, made_up, now), RefreshOutcome::Demanded);
     assert!(schedule.begin(&mut accounts, now).is_some());
     let began = now;
     now += SECOND / 10;
     let patient = caller(&schedule, UnknownKid, now + 60 * SECOND);
-    assert_eq!(schedule.stand(&mut accounts, patient, now), Standing::Demanded);
+    assert_eq!(schedule.join_or_demand(&mut accounts, patient, now), RefreshOutcome::Demanded);
     let start = schedule.next_start(&accounts, now).expect("when it has to be");
     assert!(start > began + slow, "there is time for one after the other: {:?}", start - began);
     let good = caller(&schedule, UnknownKid, now + Duration::from_millis(4200));
-    assert_eq!(schedule.stand(&mut accounts, good, now), Standing::Demanded);
+    assert_eq!(schedule.join_or_demand(&mut accounts, good, now), RefreshOutcome::Demanded);
     let start = schedule.next_start(&accounts, now).expect("in time");
     assert!(start >= began + SECOND, "within the spacing");
     assert!(start + slow < good.deadline, "so that it ends in time");
@@ -160,11 +160,11 @@ fn a_fetch_begins_beside_another_where_a_caller_can_wait_for_no_more_than_one() 
         schedule.begin(&mut accounts, start),
         Some(begun(3, Trigger::Forced(UnknownKid), Doubts::Everything))
     );
-    assert_eq!(schedule.stand(&mut accounts, good, start), Standing::UnderWay);
+    assert_eq!(schedule.join_or_demand(&mut accounts, good, start), RefreshOutcome::UnderWay);
     schedule.finish(&mut accounts, 3, SUCCEEDED, 0.0, start + slow / 2);
     assert_eq!(
-        schedule.stand(&mut accounts, good, start),
-        Standing::Fresh,
+        schedule.join_or_demand(&mut accounts, good, start),
+        RefreshOutcome::Fresh,
         "it counts, whatever the other does"
     );
 }
@@ -198,8 +198,8 @@ async fn an_issuer_that_is_down_and_wants_peace_is_not_asked_by_the_clock() {
     let script = Script::publishing(&["a"]);
     script.wants_peace_for(10 * MINUTE);
     script.goes_down(true);
-    let around = Surroundings::default();
-    let cache = fetching(&script, policy(), around);
+    let context = KeyCacheContext::default();
+    let cache = fetching(&script, policy(), context);
     sleep(9 * MINUTE).await;
     assert_eq!(script.fetches(), 1);
     sleep(2 * MINUTE).await;
@@ -212,7 +212,7 @@ async fn an_issuer_that_is_away_at_the_start_is_found_within_ten_seconds_of_its_
     for away in [45 * SECOND, 10 * MINUTE, 3 * 60 * MINUTE] {
         let script = Script::publishing(&["a"]);
         script.goes_down(true);
-        let cache = fetching(&script, policy(), Surroundings::default());
+        let cache = fetching(&script, policy(), KeyCacheContext::default());
         sleep(away).await;
         assert!(!cache.has_keys());
         script.goes_down(false);
@@ -235,9 +235,9 @@ async fn a_token_that_was_refused_waits_for_the_next_fetch_when_it_comes_again()
 #[tokio::test(start_paused = true)]
 async fn who_finds_no_place_to_wait_is_counted() {
     let script = Script::publishing(&["a"]);
-    let around = Surroundings::default();
+    let context = KeyCacheContext::default();
     let few = RefreshPolicy { max_waiters: 1, ..policy() };
-    let cache = warm_in(&script, few, around.clone()).await;
+    let cache = warm_in(&script, few, context.clone()).await;
     let gate = script.hold();
     let waiting = tokio::spawn({
         let cache = Arc::clone(&cache);
@@ -246,7 +246,7 @@ async fn who_finds_no_place_to_wait_is_counted() {
     settle().await;
     assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
     cache.publish_gauges();
-    let metrics = around.metrics.encode().expect("metrics can be written");
+    let metrics = context.metrics.encode().expect("metrics can be written");
     for line in [
         r#"portcullis_jwks_waiters_rejected_total{provider="p"} 1"#,
         r#"portcullis_jwks_waiters{provider="p"} 1"#,
@@ -361,10 +361,10 @@ fn snapshot_in(folder: &Path) -> SnapshotFile {
 
 /// A cache that begins with what is in this folder, and keeps it.
 fn starting(script: &Script, folder: &Path) -> KeyCache {
-    let around = Surroundings { clock: Clock::Fixed(now()), ..Surroundings::default() };
+    let context = KeyCacheContext { clock: Clock::Fixed(now()), ..KeyCacheContext::default() };
     {
         let (fetch, file) = (Arc::new(script.clone()), Some(snapshot_in(folder)));
-        KeyCache::fetched("p", policy(), fetch, around, None, file, Arc::default())
+        KeyCache::fetched("p", policy(), fetch, context, None, file, Arc::default())
     }
 }
 
@@ -615,7 +615,7 @@ async fn a_key_of_another_place_or_of_long_ago_that_the_first_answer_lacks_takes
 #[tokio::test(start_paused = true)]
 async fn a_key_of_the_source_before_that_the_new_one_lacks_takes_a_newer_answer_to_come_back() {
     let (before, script) = (Script::publishing(&["a"]), Script::publishing(&["b"]));
-    let around = || Surroundings { clock: Clock::Fixed(now()), ..Surroundings::default() };
+    let context = || KeyCacheContext { clock: Clock::Fixed(now()), ..KeyCacheContext::default() };
     let old = warm_in(&before, policy(), around()).await;
     script.dates_answers(None, Some(NOW));
     let cache = fetching(&script, policy(), around());

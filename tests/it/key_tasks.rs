@@ -13,7 +13,7 @@ use portcullis::keys::fetch::{Ask, Fetch, Fetching};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::folder::{Folder, FolderError};
 use portcullis::keys::snapshot::SnapshotFile;
-use portcullis::keys::{KeyCache, Surroundings};
+use portcullis::keys::{KeyCache, KeyCacheContext};
 use portcullis::validation::StaleCause::UnknownKid;
 use portcullis::validation::UnixTime;
 use tokio::time::sleep;
@@ -31,8 +31,8 @@ impl Fetch for Panicking {
     }
 }
 
-fn restarts(around: &Surroundings, task: &str) -> u64 {
-    let page = around.metrics.encode().expect("metrics can be written");
+fn restarts(context: &KeyCacheContext, task: &str) -> u64 {
+    let page = context.metrics.encode().expect("metrics can be written");
     let name = format!("portcullis_task_restarts_total{{provider=\"p\",task=\"{task}\"}} ");
     page.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or_default()
 }
@@ -41,7 +41,7 @@ fn restarts(around: &Surroundings, task: &str) -> u64 {
 async fn a_fetch_that_panics_is_a_fetch_that_failed() {
     let script = Script::publishing(&["a"]);
     let source = Arc::new(Panicking { script: script.clone(), turns: AtomicUsize::new(0) });
-    let cache = KeyCache::fetched("p", policy(), source, Surroundings::default(), None, None, Arc::default());
+    let cache = KeyCache::fetched("p", policy(), source, KeyCacheContext::default(), None, None, Arc::default());
     assert_eq!(ask(&cache, "a").await, Ok(()));
     script.publish(&["a", "b"]);
     assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable), "this one panics");
@@ -84,18 +84,18 @@ impl Folder for Odd {
 #[tokio::test(start_paused = true)]
 async fn a_task_that_panics_is_started_again_and_counted_and_the_keys_are_kept_all_the_same() {
     let script = Script::publishing(&["a"]);
-    let around = Surroundings::default();
+    let context = KeyCacheContext::default();
     let file =
         SnapshotFile::within(Arc::new(Odd(|| panic!("as this test wants it"))), "p", "i", "s", 1 << 20);
     let fetch = Arc::new(script.clone());
-    let cache = KeyCache::fetched("p", policy(), fetch, around.clone(), None, Some(file), Arc::default());
+    let cache = KeyCache::fetched("p", policy(), fetch, context.clone(), None, Some(file), Arc::default());
     for kid in ["a", "b", "c"] {
         script.publish(&["a", "b", kid]);
         assert_eq!(ask(&cache, kid).await, Ok(()));
         sleep(2 * SECOND).await;
     }
-    assert!(restarts(&around, "keep_snapshot") >= 3);
-    assert_eq!(restarts(&around, "drive"), 0);
+    assert!(restarts(&context, "keep_snapshot") >= 3);
+    assert_eq!(restarts(&context, "drive"), 0);
 }
 
 /// A disk on which a read takes until it is let go.
@@ -140,7 +140,7 @@ async fn a_disk_that_does_not_answer_holds_up_neither_the_worker_nor_the_first_k
     let file = SnapshotFile::within(Arc::new(disk.clone()), "p", "i", "s", 1 << 20);
     let (fetch, patient) = (Arc::new(script.clone()), RefreshPolicy { wait: 20 * SECOND, ..policy() });
     let cache =
-        KeyCache::fetched("p", patient, fetch, Surroundings::default(), None, Some(file), Arc::default());
+        KeyCache::fetched("p", patient, fetch, KeyCacheContext::default(), None, Some(file), Arc::default());
     // Nobody is let go: what runs here runs beside the read.
     settle().await;
     assert!(!cache.has_keys());
@@ -154,8 +154,8 @@ async fn a_token_that_came_first_is_served_though_the_disk_does_not_answer() {
     let (disk, script) = (Slow::default(), Script::publishing(&["a"]));
     let file = SnapshotFile::within(Arc::new(disk.clone()), "p", "i", "s", 1 << 20);
     let fetch = Arc::new(script.clone());
-    let around = Surroundings::default();
-    let cache = KeyCache::fetched("p", policy(), fetch, around, None, Some(file), Arc::default());
+    let context = KeyCacheContext::default();
+    let cache = KeyCache::fetched("p", policy(), fetch, context, None, Some(file), Arc::default());
     let asking = tokio::spawn(async move { ask(&cache, "a").await });
     settle().await;
     tokio::time::advance(policy().wait - SECOND / 2).await;
@@ -170,8 +170,8 @@ async fn a_token_that_came_first_is_served_though_the_disk_does_not_answer() {
 async fn the_time_that_the_machine_slept_counts_for_ages_and_intervals() {
     let script = Script::publishing(&["a", "b"]);
     let clock = Arc::new(SimulatedClock::starting_at(UnixTime::from_secs(1_800_000_000)));
-    let around = Surroundings { clock: Clock::Simulated(Arc::clone(&clock)), ..Surroundings::default() };
-    let cache = warm_in(&script, policy(), around.clone()).await;
+    let context = KeyCacheContext { clock: Clock::Simulated(Arc::clone(&clock)), ..KeyCacheContext::default() };
+    let cache = warm_in(&script, policy(), context.clone()).await;
     let fetches = script.fetches();
     script.publish(&["a"]);
     // An interval is an hour.
@@ -179,14 +179,14 @@ async fn the_time_that_the_machine_slept_counts_for_ages_and_intervals() {
     assert!(cache.status().age.is_some_and(|age| age >= Duration::from_secs(5_000)));
     sleep(6 * SECOND).await;
     assert_eq!(script.fetches(), fetches + 1, "it was due");
-    let sighting = cache.sight();
-    let deadline = around.clock.monotonic() + 2 * SECOND;
+    let observed = cache.observe();
+    let deadline = context.clock.monotonic() + 2 * SECOND;
     assert_eq!(
-        script::rescue(&cache, sighting, script::stale(UnknownKid, deadline), script::look("b", None)).await,
+        script::rescue(&cache, observed, script::stale(UnknownKid, deadline), script::look("b", None)).await,
         Err(still(UnknownKid))
     );
     script.goes_down(true);
     clock.sleep(Duration::from_secs(7_300));
-    let sighting = cache.sight();
-    assert!(script::look("a", None)(&sighting.keys()).is_err(), "older than max_stale");
+    let observed = cache.observe();
+    assert!(script::look("a", None)(&observed.keys()).is_err(), "older than max_stale");
 }

@@ -21,7 +21,7 @@ use portcullis::app::App;
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::Config;
-use portcullis::keys::Surroundings;
+use portcullis::keys::KeyCacheContext;
 use portcullis::service::Service;
 use portcullis::telemetry::Metrics;
 use portcullis::validation::UnixTime;
@@ -501,8 +501,8 @@ async fn a_realm_that_is_opened_again_keeps_its_metrics_when_the_old_keys_go() {
     let metrics = Arc::new(Metrics::new());
     let shown = || metrics.encode().expect("text").contains("\"keycloak/acme\"");
     let opened = async || {
-        let around = Surroundings { metrics: Arc::clone(&metrics), ..Surroundings::default() };
-        let keys = world.keys("keycloak/acme", "acme", around);
+        let context = KeyCacheContext { metrics: Arc::clone(&metrics), ..KeyCacheContext::default() };
+        let keys = world.keys("keycloak/acme", "acme", context);
         keys.first_fetch_ended().await;
         keys
     };

@@ -5,7 +5,7 @@ use crate::support::rulebook::{Bearer, Case, PATH_CASES, RULE_CASES, Rulebook};
 use crate::support::{Ask, NOW, Running, fixed_clock, raw, with_http_doors};
 use portcullis::access_request::AccessRequest;
 use portcullis::config::{Config, Profile};
-use portcullis::rules::{Requirements, Rule, Unmet, Unruled};
+use portcullis::rules::{Requirements, Rule, RequirementRejection, RuleRejection};
 use portcullis::validation::UnixTime;
 use portcullis::validation::json::{Json, JsonLimits};
 use portcullis::validation::provider::TokenSource;
@@ -53,7 +53,7 @@ fn judged(config: &Config, case: &Case) -> (String, &'static str) {
     );
     let rule = match config.rules.choose(&request) {
         Ok(rule) => rule,
-        Err(Unruled::NoSuchRule) => return (String::new(), "rule_denied"),
+        Err(RuleRejection::NoSuchRule) => return (String::new(), "rule_denied"),
         Err(_) => return (String::new(), "request_malformed"),
     };
     let name = rule.map_or(String::new(), |rule| rule.name.clone());
@@ -76,7 +76,7 @@ fn judged(config: &Config, case: &Case) -> (String, &'static str) {
     };
     let reason = match rule.and_then(Rule::requirements).map_or(Ok(()), check) {
         Ok(()) => "ok",
-        Err(Unmet::Scope) => "insufficient_scope",
+        Err(RequirementRejection::Scope) => "insufficient_scope",
         Err(_) => "rule_denied",
     };
     (name, reason)

@@ -320,8 +320,8 @@ async fn a_check_of_any_size_up_to_the_limit_is_decided_and_a_larger_one_is_refu
             http.body = "b".repeat(body);
         };
         http(&mut check, length - 1000);
-        let around = check.encoded_len() - (length - 1000);
-        http(&mut check, length - around);
+        let context = check.encoded_len() - (length - 1000);
+        http(&mut check, length - context);
         assert_eq!(check.encoded_len(), length);
         check
     };

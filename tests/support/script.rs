@@ -11,7 +11,7 @@ use portcullis::config::RefreshPolicy;
 use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::origin::Origin;
-use portcullis::keys::{KeyCache, Newer, Sighting, StaleToken, Surroundings};
+use portcullis::keys::{KeyCache, Newer, ObservedKeys, StaleToken, KeyCacheContext};
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::{Key, KeySet};
@@ -169,18 +169,18 @@ pub fn policy() -> RefreshPolicy {
 }
 
 /// A cache whose first fetch is about to begin.
-pub fn fetching(script: &Script, policy: RefreshPolicy, around: Surroundings) -> KeyCache {
-    KeyCache::fetched("p", policy, Arc::new(script.clone()), around, None, None, Arc::default())
+pub fn fetching(script: &Script, policy: RefreshPolicy, context: KeyCacheContext) -> KeyCache {
+    KeyCache::fetched("p", policy, Arc::new(script.clone()), context, None, None, Arc::default())
 }
 
 /// A cache whose first fetch is done.
 pub async fn warm(script: &Script, policy: RefreshPolicy) -> Arc<KeyCache> {
-    warm_in(script, policy, Surroundings::default()).await
+    warm_in(script, policy, KeyCacheContext::default()).await
 }
 
 /// The same, with something around it.
-pub async fn warm_in(script: &Script, policy: RefreshPolicy, around: Surroundings) -> Arc<KeyCache> {
-    let cache = Arc::new(fetching(script, policy, around));
+pub async fn warm_in(script: &Script, policy: RefreshPolicy, context: KeyCacheContext) -> Arc<KeyCache> {
+    let cache = Arc::new(fetching(script, policy, context));
     while !cache.has_keys() {
         sleep(Duration::from_millis(1)).await;
     }
@@ -225,12 +225,12 @@ pub enum NotRescued {
 /// Waits for newer keys with a token that was stale under `sighting`, and holds it against each set that comes.
 pub async fn rescue<T>(
     cache: &KeyCache,
-    sighting: Sighting,
+    observed: ObservedKeys,
     token: StaleToken,
     look: impl Fn(&KeySet) -> Result<T, ValidationError>,
 ) -> Result<T, NotRescued> {
     let mut cause = token.cause;
-    let mut wait = cache.wait_for_newer(sighting, token);
+    let mut wait = cache.wait_for_newer(observed, token);
     let result = loop {
         match wait.next(cause).await {
             Newer::Unavailable(_) => break Err(NotRescued::Unavailable),
@@ -254,12 +254,12 @@ pub async fn ask_with(
     wait: Duration,
     look: impl Fn(&KeySet) -> Result<(), ValidationError>,
 ) -> Result<(), NotRescued> {
-    let sighting: Sighting = cache.sight();
-    match look(&sighting.keys()) {
+    let observed: ObservedKeys = cache.observe();
+    match look(&observed.keys()) {
         Ok(()) => Ok(()),
         Err(ValidationError::Permanent(_)) => panic!("these tokens are stale at worst"),
         Err(ValidationError::Stale(cause)) => {
-            rescue(cache, sighting, stale(cause, clock::monotonic() + wait), look).await
+            rescue(cache, observed, stale(cause, clock::monotonic() + wait), look).await
         }
     }
 }

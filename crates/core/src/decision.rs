@@ -280,7 +280,7 @@ impl<'a> InProgress<'a> {
     ) -> Result<Progress<'a>, Refused> {
         let (request, policy) = (self.request, self.policy);
         policy.accept_description(request).map_err(why::indescribable)?;
-        let rule = policy.rules.choose(request).map_err(|unruled| why::unruled(&unruled))?;
+        let rule = policy.rules.choose(request).map_err(|rule_rejected| why::rule_rejected(&rule_rejected))?;
         self.record.rule = Some(rule);
         if let Some(rule) = rule {
             if let Some(proof) = rule.anonymous() {
@@ -417,9 +417,9 @@ impl<'a> InProgress<'a> {
 
     fn note_changes(
         &mut self,
-        changes: Result<identity::UpstreamChanges, identity::Unfit>,
+        changes: Result<identity::UpstreamChanges, identity::UpstreamRejection>,
     ) -> Result<identity::UpstreamChanges, Refused> {
-        let changes = changes.map_err(why::unfit)?;
+        let changes = changes.map_err(why::upstream_rejected)?;
         self.record.changes = Some(ChangesMade { set: changes.set.len(), removed: changes.remove.len() });
         Ok(changes)
     }
@@ -434,7 +434,7 @@ fn check(
 ) -> Result<(), Refused> {
     let claims = validated.claims();
     let met = requirements.check(&provider.name, claims, request, now);
-    met.map_err(|unmet| why::unmet(&unmet, requirements, provider, claims))
+    met.map_err(|requirement_rejected| why::requirement_rejected(&requirement_rejected, requirements, provider, claims))
 }
 
 /// As much of it as anybody is shown, and no more memory than that takes.

@@ -68,7 +68,7 @@ impl RemovedHeader {
 /// Why a request cannot be made fit for the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Unfit {
+pub enum UpstreamRejection {
     /// The claim headers would be larger than allowed.
     ClaimTooLarge,
     /// It carries a look-alike of a protected header, and the proxy cannot take it away.
@@ -84,7 +84,7 @@ pub enum Unfit {
 /// The changes for a request with a verified token of `provider`, which stands in these places and has this second part.
 ///
 /// # Errors
-/// [`Unfit`]; the claim headers are too large where names and values together are over `max_bytes`.
+/// [`UpstreamRejection`]; the claim headers are too large where names and values together are over `max_bytes`.
 pub fn upstream_changes(
     claims: &Json,
     provider: &Provider,
@@ -93,7 +93,7 @@ pub fn upstream_changes(
     places: &[&TokenSource],
     payload: &str,
     max_bytes: usize,
-) -> Result<UpstreamChanges, Unfit> {
+) -> Result<UpstreamChanges, UpstreamRejection> {
     let mut changes = UpstreamChanges::default();
     for claim_header in &provider.claim_headers {
         let claim = claim_header.claim.resolve(claims);
@@ -112,7 +112,7 @@ pub fn upstream_changes(
         }
     }
     if changes.set.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() > max_bytes {
-        return Err(Unfit::ClaimTooLarge);
+        return Err(UpstreamRejection::ClaimTooLarge);
     }
     remove_protected(&mut changes, protected, request)?;
     if !provider.forward_token {
@@ -126,11 +126,11 @@ pub fn upstream_changes(
 /// a token stands that no upstream is meant to see, since it is not even verified.
 ///
 /// # Errors
-/// [`Unfit`].
+/// [`UpstreamRejection`].
 pub fn anonymous_changes(
     protected: &ProtectedHeaders,
     request: &AccessRequest<'_>,
-) -> Result<UpstreamChanges, Unfit> {
+) -> Result<UpstreamChanges, UpstreamRejection> {
     let mut changes = UpstreamChanges::default();
     remove_protected(&mut changes, protected, request)?;
     let places: Vec<&TokenSource> =
@@ -188,7 +188,7 @@ fn remove_protected(
     changes: &mut UpstreamChanges,
     protected: &ProtectedHeaders,
     request: &AccessRequest<'_>,
-) -> Result<(), Unfit> {
+) -> Result<(), UpstreamRejection> {
     let is_set = |changes: &UpstreamChanges, name: &[u8]| {
         changes.set.iter().any(|(set, _)| name.eq_ignore_ascii_case(set.as_str().as_bytes()))
     };
@@ -198,7 +198,7 @@ fn remove_protected(
         }
     }
     if protected.is_token_disguised(request.path) {
-        return Err(Unfit::TokenInQuery);
+        return Err(UpstreamRejection::TokenInQuery);
     }
     for (sent, _) in request.headers.iter() {
         match protected.kind_of(sent, request.of_the_proxy) {
@@ -206,19 +206,19 @@ fn remove_protected(
             Some(Protected::Claim) => {
                 let is_removed = request.removal != Removal::NamedHeaders && !is_set(changes, sent);
                 if request.claim_headers == ClaimHeaders::PerhapsKept && !is_removed {
-                    return Err(Unfit::ClaimHeaderOfClient);
+                    return Err(UpstreamRejection::ClaimHeaderOfClient);
                 }
             }
             Some(Protected::Override) if request.removal == Removal::NamedHeaders => {
-                return Err(Unfit::Override);
+                return Err(UpstreamRejection::Override);
             }
             Some(Protected::LookAlike) if request.removal == Removal::NamedHeaders => {
-                return Err(Unfit::LookAlike);
+                return Err(UpstreamRejection::LookAlike);
             }
             // One that is sent twice is named twice: harmless, and cheaper than to look for it.
             Some(Protected::Override | Protected::LookAlike) => {
                 // One that is no text cannot even be named to the proxy.
-                let name = std::str::from_utf8(sent).map_err(|_| Unfit::LookAlike)?;
+                let name = std::str::from_utf8(sent).map_err(|_| UpstreamRejection::LookAlike)?;
                 changes.remove.push(RemovedHeader::AsSent(name.into()));
             }
         }
@@ -260,13 +260,13 @@ fn remove_token(
     changes: &mut UpstreamChanges,
     request: &AccessRequest<'_>,
     places: &[&TokenSource],
-) -> Result<(), Unfit> {
+) -> Result<(), UpstreamRejection> {
     let cookie_names: Vec<&[u8]> = places.iter().copied().filter_map(cookie_name).collect();
     for place in places {
         match place {
             TokenSource::Header { name, .. } => RemovedHeader::add(&mut changes.remove, name),
             TokenSource::Query(_) if request.removal != Removal::HeadersAndQuery => {
-                return Err(Unfit::TokenInQuery);
+                return Err(UpstreamRejection::TokenInQuery);
             }
             TokenSource::Query(name) => changes.remove_query.push(name.clone()),
             TokenSource::Cookie(_) => {}
@@ -360,7 +360,7 @@ mod tests {
             // Neither is a name that HTTP has.
             (b"x-forwarded host", Ok(&["x-forwarded host"])),
             (b"x,forwarded\nhost", Ok(&["x,forwarded\nhost"])),
-            (b"x\xffforwarded\xffhost", Err(Unfit::LookAlike)),
+            (b"x\xffforwarded\xffhost", Err(UpstreamRejection::LookAlike)),
             (b"x-other\xff", Ok(&[])),
             (b"x-forwarded-host", Ok(&[])),
         ] {

@@ -159,7 +159,7 @@ pub struct Anonymous(());
 /// Why no rule can be chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Unruled {
+pub enum RuleRejection {
     /// The proxy names a rule that does not exist, or one that is not about such requests.
     NoSuchRule,
     /// Programs read the path differently.
@@ -178,16 +178,16 @@ pub enum Unruled {
     SeveralValues(String),
 }
 
-impl From<NotPlain> for Unruled {
+impl From<NotPlain> for RuleRejection {
     fn from(_: NotPlain) -> Self {
-        Unruled::NotPlainPath
+        RuleRejection::NotPlainPath
     }
 }
 
 /// Why a valid token does not meet a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Unmet {
+pub enum RequirementRejection {
     /// It is another provider's.
     Provider,
     /// It lacks a scope.
@@ -200,14 +200,14 @@ pub enum Unmet {
     Undecided(String),
 }
 
-impl fmt::Display for Unmet {
+impl fmt::Display for RequirementRejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Unmet::Provider => f.write_str("the rule is for other providers"),
-            Unmet::Scope => f.write_str("a scope is missing"),
-            Unmet::Claim(claim) => write!(f, "{claim} has none of the values of the rule"),
-            Unmet::Condition => f.write_str("the condition is not true"),
-            Unmet::Undecided(why) => write!(f, "the condition cannot be evaluated: {why}"),
+            RequirementRejection::Provider => f.write_str("the rule is for other providers"),
+            RequirementRejection::Scope => f.write_str("a scope is missing"),
+            RequirementRejection::Claim(claim) => write!(f, "{claim} has none of the values of the rule"),
+            RequirementRejection::Condition => f.write_str("the condition is not true"),
+            RequirementRejection::Undecided(why) => write!(f, "the condition cannot be evaluated: {why}"),
         }
     }
 }
@@ -273,17 +273,17 @@ impl Rules {
     /// The rule that this request falls under; `None` where a valid token of any provider is enough.
     ///
     /// # Errors
-    /// [`Unruled`]: then the request must not pass.
-    pub fn choose(&self, request: &AccessRequest<'_>) -> Result<Option<&Rule>, Unruled> {
+    /// [`RuleRejection`]: then the request must not pass.
+    pub fn choose(&self, request: &AccessRequest<'_>) -> Result<Option<&Rule>, RuleRejection> {
         if self.look_at_methods && !is_method(request.method) {
-            return Err(Unruled::MalformedMethod);
+            return Err(RuleRejection::MalformedMethod);
         }
         let rule = match request.named_rule {
             Some(name) => Some(self.named(name, request)?),
             None => self.matching(request)?,
         };
         if let Some(name) = rule.and_then(|rule| rule.header_with_several_values(&request.headers)) {
-            return Err(Unruled::SeveralValues(name.to_owned()));
+            return Err(RuleRejection::SeveralValues(name.to_owned()));
         }
         Ok(rule)
     }
@@ -291,10 +291,10 @@ impl Rules {
     /// The first rule that matches. Where the path has repeated slashes, it has to be the same one whether they are made
     /// one or not; and where it has needless percent-encodings, whether they are decoded or not: there are upstreams of either
     /// kind, and one would serve `/%70ublic` by another route than `/public`.
-    fn matching(&self, request: &AccessRequest<'_>) -> Result<Option<&Rule>, Unruled> {
+    fn matching(&self, request: &AccessRequest<'_>) -> Result<Option<&Rule>, RuleRejection> {
         let path = if self.look_at_paths { Some(path::canonical(request.path)?) } else { None };
         let host = match self.look_at_hosts {
-            true => Some(host::canonical(request.host).ok_or(Unruled::MalformedHost)?),
+            true => Some(host::canonical(request.host).ok_or(RuleRejection::MalformedHost)?),
             false => None,
         };
         let first = |path: Option<&str>| {
@@ -305,34 +305,34 @@ impl Rules {
         let at = first(Some(path.as_str()));
         let rule = at.and_then(|at| self.rules.get(at));
         if path.is_ambiguous() && !rule.is_some_and(|rule| rule.ambiguous_paths) {
-            return Err(Unruled::AmbiguousPath);
+            return Err(RuleRejection::AmbiguousPath);
         }
         if path.unmerged().is_some_and(|unmerged| first(Some(unmerged)) != at || reads_path(rule)) {
-            return Err(Unruled::RepeatedSlashes);
+            return Err(RuleRejection::RepeatedSlashes);
         }
         if path.as_written().is_some_and(|written| first(Some(written)) != at) {
-            return Err(Unruled::NeedlessEncoding);
+            return Err(RuleRejection::NeedlessEncoding);
         }
         Ok(rule)
     }
 
     /// The rule that the proxy names. What it matches does not count: the proxy has matched already.
-    fn named(&self, name: &[u8], request: &AccessRequest<'_>) -> Result<&Rule, Unruled> {
-        let rule = self.rules.iter().find(|rule| rule.name.as_bytes() == name).ok_or(Unruled::NoSuchRule)?;
+    fn named(&self, name: &[u8], request: &AccessRequest<'_>) -> Result<&Rule, RuleRejection> {
+        let rule = self.rules.iter().find(|rule| rule.name.as_bytes() == name).ok_or(RuleRejection::NoSuchRule)?;
         if rule.effect == Effect::Preflight && !is_preflight(request) {
-            return Err(Unruled::NoSuchRule);
+            return Err(RuleRejection::NoSuchRule);
         }
         if rule.reads_path() {
             let path = path::canonical(request.path)?;
             if path.is_ambiguous() && !rule.ambiguous_paths {
-                return Err(Unruled::AmbiguousPath);
+                return Err(RuleRejection::AmbiguousPath);
             }
             if path.unmerged().is_some() {
-                return Err(Unruled::RepeatedSlashes);
+                return Err(RuleRejection::RepeatedSlashes);
             }
         }
         if rule.reads_host() && host::canonical(request.host).is_none() {
-            return Err(Unruled::MalformedHost);
+            return Err(RuleRejection::MalformedHost);
         }
         Ok(rule)
     }
@@ -489,22 +489,22 @@ impl Requirements {
         claims: &Json,
         request: &AccessRequest<'_>,
         now: UnixTime,
-    ) -> Result<(), Unmet> {
+    ) -> Result<(), RequirementRejection> {
         if !self.providers.is_empty() && !self.providers.iter().any(|name| name == provider) {
-            return Err(Unmet::Provider);
+            return Err(RequirementRejection::Provider);
         }
         if !self.scopes.iter().all(|scope| has_scope(claims, scope)) {
-            return Err(Unmet::Scope);
+            return Err(RequirementRejection::Scope);
         }
         if let Some(unmet) = self.claims.iter().find(|requirement| !requirement.is_met(claims)) {
-            return Err(Unmet::Claim(unmet.claim.to_string()));
+            return Err(RequirementRejection::Claim(unmet.claim.to_string()));
         }
         match &self.condition {
             None => Ok(()),
             Some(condition) => match holds(condition, claims, request, now) {
                 Ok(true) => Ok(()),
-                Ok(false) => Err(Unmet::Condition),
-                Err(why) => Err(Unmet::Undecided(why)),
+                Ok(false) => Err(RequirementRejection::Condition),
+                Err(why) => Err(RequirementRejection::Undecided(why)),
             },
         }
     }

@@ -170,12 +170,12 @@ impl Authorizer {
         let realm = issuer.realm().map(str::to_owned);
         let (keys, from) = match issuer {
             Issuer::Held(lent) => {
-                let sighting = lent.keys.sight();
+                let observed = lent.keys.observe();
                 let keys = match lent.keys.is_refreshable() {
-                    true => KeysInHand::Fetched(sighting.keys()),
-                    false => KeysInHand::Fixed(sighting.keys()),
+                    true => KeysInHand::Fetched(observed.keys()),
+                    false => KeysInHand::Fixed(observed.keys()),
                 };
-                (keys, Source::Held(lent, sighting))
+                (keys, Source::Held(lent, observed))
             }
             Issuer::New(new) => (KeysInHand::NotAsked, Source::New(new)),
         };

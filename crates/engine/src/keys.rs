@@ -1,6 +1,6 @@
 //! The keys of one provider, kept fresh by the refresh rule.
 //!
-//! Readers take the set in hand ([`KeyCache::sight`]) and never wait. A caller whose token is stale
+//! Readers take the set in hand ([`KeyCache::observe`]) and never wait. A caller whose token is stale
 //! under it waits for newer keys ([`KeyCache::wait_for_newer`]), and gets them or a final answer:
 //!
 //! - Has the cache moved on since? Look again, without a fetch.
@@ -60,7 +60,7 @@ use self::fetch::{Fetch, Wanted};
 use self::fetch_error::FetchError;
 use self::published::Published;
 pub use self::refresh::SNAPSHOT_PATIENCE;
-use self::schedule::{Caller, Schedule, Standing};
+use self::schedule::{Caller, Schedule, RefreshOutcome};
 use self::snapshot::SnapshotFile;
 pub use self::wait::{KeyWait, Newer, StaleToken, Unavailable};
 use crate::telemetry::Trigger;
@@ -128,13 +128,13 @@ impl KeySnapshot {
 
 /// What a caller saw: the set that it verifies against, and how many fetches had begun before.
 #[derive(Clone, Debug)]
-pub struct Sighting {
+pub struct ObservedKeys {
     snapshot: Arc<KeySnapshot>,
     arrival: u64,
     at: Instant,
 }
 
-impl Sighting {
+impl ObservedKeys {
     /// The keys that were seen. A set that is past `max_stale` is as good as empty.
     pub fn keys(&self) -> Arc<KeySet> {
         self.snapshot.keys_at(self.at)
@@ -143,7 +143,7 @@ impl Sighting {
 
 /// What a key cache is surrounded by; the same for all caches of a service.
 #[derive(Clone, Debug, Default)]
-pub struct Surroundings {
+pub struct KeyCacheContext {
     /// Wall time, for `fetched_at`.
     pub clock: Clock,
     /// Where fetches and stale tokens are counted.
@@ -158,7 +158,7 @@ pub struct Surroundings {
     pub jitter: Jitter,
 }
 
-impl Surroundings {
+impl KeyCacheContext {
     /// What keeps tasks running here.
     pub fn supervisor(&self) -> Supervisor {
         Supervisor::new(self.tasks.clone(), Arc::clone(&self.metrics), Arc::clone(&self.serving_changed))
@@ -221,7 +221,7 @@ impl Drop for KeyCache {
         self.shared.budget.remember(&self.shared.provider, known);
         self.shared.budget.resign(self.shared.member);
         if self.shared.passing.load(Ordering::Acquire) {
-            self.shared.around.metrics.forget_keys(&self.shared.provider, &TASKS);
+            self.shared.context.metrics.forget_keys(&self.shared.provider, &TASKS);
         }
     }
 }
@@ -229,7 +229,7 @@ impl Drop for KeyCache {
 struct Shared {
     provider: String,
     policy: RefreshPolicy,
-    around: Surroundings,
+    context: KeyCacheContext,
     clock: SteadyClock,
     budget: Arc<Budget>,
     member: Member,
@@ -280,7 +280,7 @@ impl KeyCache {
         provider: &str,
         policy: RefreshPolicy,
         fetch: Arc<dyn Fetch>,
-        around: Surroundings,
+        context: KeyCacheContext,
         before: Option<&KeyCache>,
         file: Option<SnapshotFile>,
         budget: Arc<Budget>,
@@ -293,16 +293,16 @@ impl KeyCache {
                 let snapshot = before.snapshot.load_full();
                 (KeySnapshot { max_stale, ..(*snapshot).clone() }, before.clock.clone())
             }
-            None => (KeySnapshot::empty(max_stale), SteadyClock::beginning_now(&around.clock)),
+            None => (KeySnapshot::empty(max_stale), SteadyClock::beginning_now(&context.clock)),
         };
         let restored = file.as_ref().filter(|_| snapshot.generation == 0).cloned();
-        let kept = file.filter(|_| !around.snapshots_read_only);
-        let shared = Arc::new(Shared::new(provider, policy, snapshot, true, around, clock, budget));
+        let kept = file.filter(|_| !context.snapshots_read_only);
+        let shared = Arc::new(Shared::new(provider, policy, snapshot, true, context, clock, budget));
         let Known { withdrawn, keys } = shared.budget.known_of(provider);
         shared.learn_withdrawn(&withdrawn);
         shared.learn_earlier(keys);
         shared.publish_gauges();
-        let (mut tasks, supervisor) = (Vec::new(), shared.around.supervisor());
+        let (mut tasks, supervisor) = (Vec::new(), shared.context.supervisor());
         if fetch.change().is_some() {
             let (watching, fetch) = (Arc::clone(&shared), Arc::clone(&fetch));
             tasks.push(supervisor.keep(Task::of(provider, WATCH_FILE), move || {
@@ -334,19 +334,19 @@ impl KeyCache {
     pub fn passing(self) -> Self {
         // Nothing is kept of a realm whose name somebody may have made up.
         self.shared.kept.store(self.kept_before, Ordering::Release);
-        self.shared.around.metrics.hold_keys(&self.shared.provider);
+        self.shared.context.metrics.hold_keys(&self.shared.provider);
         self.shared.passing.store(true, Ordering::Release);
         self
     }
 
     /// Keys that are written into the configuration: nothing is ever fetched.
-    pub fn fixed(provider: &str, keys: Arc<KeySet>, around: Surroundings) -> Self {
+    pub fn fixed(provider: &str, keys: Arc<KeySet>, context: KeyCacheContext) -> Self {
         let policy = RefreshPolicy::default();
         let published = Published::configured(keys);
         let snapshot = KeySnapshot { published, generation: 1, confirmed: None, max_stale: policy.max_stale };
-        let clock = SteadyClock::beginning_now(&around.clock);
+        let clock = SteadyClock::beginning_now(&context.clock);
         let budget = Arc::default();
-        let shared = Arc::new(Shared::new(provider, policy, snapshot, false, around, clock, budget));
+        let shared = Arc::new(Shared::new(provider, policy, snapshot, false, context, clock, budget));
         shared.publish_gauges();
         Self { shared, tasks: Vec::new(), kept_before: false }
     }
@@ -367,10 +367,10 @@ impl KeyCache {
     }
 
     /// The set in hand. Never waits.
-    pub fn sight(&self) -> Sighting {
+    pub fn observe(&self) -> ObservedKeys {
         // In this order: a fetch that begins between the two loads counts as begun after arrival.
         let arrival = self.shared.started.load(Ordering::Acquire);
-        Sighting { snapshot: self.shared.snapshot.load_full(), arrival, at: self.shared.now() }
+        ObservedKeys { snapshot: self.shared.snapshot.load_full(), arrival, at: self.shared.now() }
     }
 
     /// Whether a fetch can bring other keys than these: not those of the configuration.
@@ -380,7 +380,7 @@ impl KeyCache {
 
     /// Counts a token that fixed keys do not verify: there are no newer ones to wait for.
     pub fn count_still_stale(&self, cause: StaleCause) {
-        self.shared.around.metrics.stale_token(&self.shared.provider, cause, StaleOutcome::StillStale);
+        self.shared.context.metrics.stale_token(&self.shared.provider, cause, StaleOutcome::StillStale);
     }
 
     /// What pays for the fetches that tokens force.
@@ -404,8 +404,8 @@ impl KeyCache {
     }
 
     /// The wait of a caller whose token was stale under `sighting` for keys that are newer than its arrival.
-    pub fn wait_for_newer(&self, sighting: Sighting, token: StaleToken) -> KeyWait<'_> {
-        KeyWait::new(&self.shared, sighting, token)
+    pub fn wait_for_newer(&self, observed: ObservedKeys, token: StaleToken) -> KeyWait<'_> {
+        KeyWait::new(&self.shared, observed, token)
     }
 
     /// What there is to know.
@@ -425,13 +425,13 @@ impl Shared {
         policy: RefreshPolicy,
         snapshot: KeySnapshot,
         refreshable: bool,
-        around: Surroundings,
+        context: KeyCacheContext,
         clock: SteadyClock,
         budget: Arc<Budget>,
     ) -> Self {
         let member = budget.accounts().join();
-        let schedule = Schedule::new(policy.clone(), member, around.clock.monotonic());
-        let snapshot_awaited = around.clock.monotonic() + refresh::snapshot_patience(&policy);
+        let schedule = Schedule::new(policy.clone(), member, context.clock.monotonic());
+        let snapshot_awaited = context.clock.monotonic() + refresh::snapshot_patience(&policy);
         let state = State {
             schedule,
             last_trigger: None,
@@ -446,7 +446,7 @@ impl Shared {
         Self {
             provider: provider.to_owned(),
             policy,
-            around,
+            context,
             clock,
             budget,
             member,
@@ -465,7 +465,7 @@ impl Shared {
     }
 
     fn now(&self) -> Instant {
-        self.around.clock.monotonic()
+        self.context.clock.monotonic()
     }
 
     /// No code that holds the lock can panic half-way, so a poisoned one is still sound.
@@ -479,15 +479,15 @@ impl Shared {
 
     /// `None` where the set in hand is another one by now than the one that was seen: it may have come after the last
     /// look, and a fetch would be demanded for nothing.
-    fn stand(&self, caller: Caller, kid: Option<&Kid>, seen: &Arc<KeySnapshot>) -> Option<Standing> {
+    fn join_or_demand(&self, caller: Caller, kid: Option<&Kid>, seen: &Arc<KeySnapshot>) -> Option<RefreshOutcome> {
         let now = self.now();
         // Sets are exchanged under this lock.
         let mut state = self.state();
         if !Arc::ptr_eq(&self.snapshot.load(), seen) {
             return None;
         }
-        let standing = state.schedule.stand(&mut self.budget.accounts(), caller, now);
-        if matches!(standing, Standing::Demanded | Standing::OutOfReach) {
+        let standing = state.schedule.join_or_demand(&mut self.budget.accounts(), caller, now);
+        if matches!(standing, RefreshOutcome::Demanded | RefreshOutcome::OutOfReach) {
             state.wanted.note(kid);
         }
         Some(standing)
@@ -497,7 +497,7 @@ impl Shared {
         let snapshot = self.snapshot.load_full();
         let state = self.state();
         let until_next = state.schedule.next_scheduled().saturating_duration_since(self.now());
-        let next = self.around.clock.now().as_secs_f64() + until_next.as_secs_f64();
+        let next = self.context.clock.now().as_secs_f64() + until_next.as_secs_f64();
         KeyStatus {
             keys: Arc::clone(snapshot.published.keys()),
             generation: snapshot.generation,
@@ -512,7 +512,7 @@ impl Shared {
     fn publish_gauges(&self) {
         let snapshot = self.snapshot.load();
         let age = snapshot.confirmed.map(|confirmed| confirmed.age(self.now()));
-        let metrics = &self.around.metrics;
+        let metrics = &self.context.metrics;
         let publish = || {
             metrics.key_set(&self.provider, snapshot.published.keys().keys().len(), snapshot.generation, age);
             metrics.waiters(&self.provider, self.waiters.load(Ordering::Relaxed));

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::authorizer::Authorizer;
 use crate::clock::Clock;
-use crate::keys::Surroundings;
+use crate::keys::KeyCacheContext;
 use crate::supervise::{Supervisor, Tasks};
 use crate::telemetry::Metrics;
 
@@ -35,7 +35,7 @@ pub struct Service {
     course: tokio::sync::Mutex<Course>,
     /// Names of providers that a reload took away: nothing of them is to come back into the gauges.
     gone: Mutex<BTreeSet<String>>,
-    around: Surroundings,
+    context: KeyCacheContext,
     ready: AtomicBool,
     draining: AtomicBool,
     _clock_watch: ClockWatch,
@@ -48,7 +48,7 @@ impl Service {
     /// # Errors
     /// No HTTP client can be made with what the configuration says of it.
     pub fn start(settings: impl Into<Settings>, clock: Clock) -> Result<Self, ServiceError> {
-        Self::start_in(&settings.into(), Surroundings { clock, ..Surroundings::default() })
+        Self::start_in(&settings.into(), KeyCacheContext { clock, ..KeyCacheContext::default() })
     }
 
     /// The same beside a service that runs: its snapshots are read and never written.
@@ -58,23 +58,23 @@ impl Service {
     pub fn start_beside(settings: impl Into<Settings>, clock: Clock) -> Result<Self, ServiceError> {
         Self::start_in(
             &settings.into(),
-            Surroundings { clock, snapshots_read_only: true, ..Surroundings::default() },
+            KeyCacheContext { clock, snapshots_read_only: true, ..KeyCacheContext::default() },
         )
     }
 
-    fn start_in(config: &Settings, around: Surroundings) -> Result<Self, ServiceError> {
+    fn start_in(config: &Settings, context: KeyCacheContext) -> Result<Self, ServiceError> {
         let parts = config
             .providers
             .iter()
-            .map(|wanted| providers::part(wanted, Vec::new(), Vec::new(), None, &around));
-        let authorizer = providers::authorizer(parts.collect::<Result<_, _>>()?, config, &around);
-        around.metrics.started_with_configuration(around.clock.now());
-        let clock_watch = ClockWatch::start(&around);
+            .map(|wanted| providers::part(wanted, Vec::new(), Vec::new(), None, &context));
+        let authorizer = providers::authorizer(parts.collect::<Result<_, _>>()?, config, &context);
+        context.metrics.started_with_configuration(context.clock.now());
+        let clock_watch = ClockWatch::start(&context);
         Ok(Self {
             authorizer: ArcSwap::from_pointee(authorizer),
             course: tokio::sync::Mutex::new(Course::of(config)),
             gone: Mutex::default(),
-            around,
+            context,
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             _clock_watch: clock_watch,
@@ -94,23 +94,23 @@ impl Service {
         }
         self.ready.load(Ordering::Acquire)
             && !self.draining.load(Ordering::Acquire)
-            && self.around.tasks.failing().is_empty()
+            && self.context.tasks.failing().is_empty()
             && self.clock_is_plausible()
     }
 
     /// Whether the machine's clock does not stand before this program was built: else no token is judged by it.
     pub fn clock_is_plausible(&self) -> bool {
-        self.around.clock.is_plausible()
+        self.context.clock.is_plausible()
     }
 
     /// The tasks that the service lives on, and how they are.
     pub fn tasks(&self) -> &Tasks {
-        &self.around.tasks
+        &self.context.tasks
     }
 
     /// What keeps such tasks running.
     pub fn supervisor(&self) -> Supervisor {
-        self.around.supervisor()
+        self.context.supervisor()
     }
 
     /// Whether a drain has begun.
@@ -120,19 +120,19 @@ impl Service {
 
     /// The metrics of this service.
     pub fn metrics(&self) -> &Metrics {
-        &self.around.metrics
+        &self.context.metrics
     }
 
     /// Told whenever [`Service::is_serving`] may have changed.
     pub fn serving_may_have_changed(&self) -> &Notify {
-        &self.around.serving_changed
+        &self.context.serving_changed
     }
 
     /// Begins a drain: from now on health says that nothing should be sent here.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
         self.authorizer.load().realms().iter().for_each(|realms| realms.save_names());
-        self.around.serving_changed.notify_one();
+        self.context.serving_changed.notify_one();
     }
 }
 

@@ -18,7 +18,7 @@ use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::names::RealmNames;
 use portcullis::keys::snapshot::SnapshotFile;
-use portcullis::keys::{KeyCache, Surroundings};
+use portcullis::keys::{KeyCache, KeyCacheContext};
 use portcullis::validation::key_set::KeySet;
 use serde_json::json;
 use tokio::time::sleep;
@@ -175,7 +175,7 @@ impl World {
 
     fn open(&self) -> OpenRealm {
         let world = self.clone();
-        let around = Surroundings { clock: fixed_clock(), ..Surroundings::default() };
+        let context = KeyCacheContext { clock: fixed_clock(), ..KeyCacheContext::default() };
         Arc::new(move |config, name| {
             (world.0.opening)(name.as_str());
             let file = world.0.folder.as_ref().map(|folder| {
@@ -183,13 +183,13 @@ impl World {
                 SnapshotFile::new(folder, &file, &config.provider.issuer, "there", 1 << 20)
             });
             let policy = config.refresh.clone();
-            Some(Arc::new(world.cache(name.as_str(), name.as_str(), policy, around.clone(), file)))
+            Some(Arc::new(world.cache(name.as_str(), name.as_str(), policy, context.clone(), file)))
         })
     }
 
     /// The keys of a realm, under this name in the metrics.
-    pub fn keys(&self, label: &str, name: &str, around: Surroundings) -> KeyCache {
-        self.cache(label, name, RefreshPolicy::default(), around, None)
+    pub fn keys(&self, label: &str, name: &str, context: KeyCacheContext) -> KeyCache {
+        self.cache(label, name, RefreshPolicy::default(), context, None)
     }
 
     fn cache(
@@ -197,11 +197,11 @@ impl World {
         label: &str,
         name: &str,
         policy: RefreshPolicy,
-        around: Surroundings,
+        context: KeyCacheContext,
         file: Option<SnapshotFile>,
     ) -> KeyCache {
         let fetch = Arc::new(RealmKeys { world: self.clone(), name: name.to_owned() });
-        KeyCache::fetched(label, policy, fetch, around, None, file, Arc::default()).passing()
+        KeyCache::fetched(label, policy, fetch, context, None, file, Arc::default()).passing()
     }
 }
 

@@ -11,7 +11,7 @@ use portcullis::keys::discovery::Discovery;
 use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching, Interim};
 use portcullis::keys::http::HttpKeys;
 use portcullis::keys::snapshot::SnapshotFile;
-use portcullis::keys::{Jitter, KeyCache, Surroundings};
+use portcullis::keys::{Jitter, KeyCache, KeyCacheContext};
 use portcullis::rules::Rules;
 use portcullis::telemetry::Metrics;
 use portcullis::telemetry::Trigger;
@@ -59,11 +59,11 @@ impl Process {
         let seen = Arc::new(Mutex::new(seen));
         let fetch = Arc::new(Recorded { keys, world: world.clone(), seen: Arc::clone(&seen) });
         let clock = Clock::Simulated(Arc::clone(clock));
-        let around =
-            Surroundings { clock: clock.clone(), jitter: Jitter::Fixed(0.5), ..Surroundings::default() };
-        let metrics = Arc::clone(&around.metrics);
+        let context =
+            KeyCacheContext { clock: clock.clone(), jitter: Jitter::Fixed(0.5), ..KeyCacheContext::default() };
+        let metrics = Arc::clone(&context.metrics);
         let file = SnapshotFile::within(Arc::new(disk.clone()), "p", ISSUER, source.as_str(), 1 << 20);
-        let keys = KeyCache::fetched("p", refresh.clone(), fetch, around, None, Some(file), Arc::default());
+        let keys = KeyCache::fetched("p", refresh.clone(), fetch, context, None, Some(file), Arc::default());
         let keys = Arc::new(keys);
         let keyed = KeyedProvider {
             provider: Arc::new(provider()),

@@ -19,7 +19,7 @@ use portcullis::config::Config;
 use portcullis::keys::budget::Budget;
 use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching};
 use portcullis::keys::fetch_error::FetchError;
-use portcullis::keys::{Jitter, KeyCache, Surroundings};
+use portcullis::keys::{Jitter, KeyCache, KeyCacheContext};
 use portcullis::telemetry::Trigger;
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::{StaleCause, UnixTime};
@@ -157,13 +157,13 @@ providers:
     );
     let config = Config::parse(&text, &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
     let clock = Clock::Fixed(UnixTime::from_secs(START));
-    let around = Surroundings { clock: clock.clone(), jitter: Jitter::Fixed(0.5), ..Surroundings::default() };
+    let context = KeyCacheContext { clock: clock.clone(), jitter: Jitter::Fixed(0.5), ..KeyCacheContext::default() };
     let (budget, issuer) = (Arc::new(Budget::default()), issuer.clone());
     let open: OpenRealm = Arc::new(move |config, name| {
         let fetch = Arc::new(Realm { issuer: issuer.clone(), name: name.to_string() });
         let (refresh, budget) = (config.refresh.clone(), Arc::clone(&budget));
         Some(Arc::new(
-            KeyCache::fetched(name.as_str(), refresh, fetch, around.clone(), None, None, budget).passing(),
+            KeyCache::fetched(name.as_str(), refresh, fetch, context.clone(), None, None, budget).passing(),
         ))
     });
     let template = config.providers[0].clone();

@@ -8,9 +8,9 @@ use super::policy::Indescribable;
 use super::record::Refused;
 use super::steps::StepName;
 use crate::bearer_token::NoToken;
-use crate::identity::Unfit;
+use crate::identity::UpstreamRejection;
 use crate::reason::{DenyReason, Refusal, UnavailableReason};
-use crate::rules::{Requirements, Rule, Unmet, Unruled, has_scope};
+use crate::rules::{Requirements, Rule, RequirementRejection, RuleRejection, has_scope};
 use crate::text::quoted;
 use crate::validation::json::Json;
 use crate::validation::key_set::{Key, KeySet};
@@ -30,23 +30,23 @@ pub(super) fn indescribable(why: Indescribable) -> Refused {
     }
 }
 
-pub(super) fn unruled(unruled: &Unruled) -> Refused {
-    let found: Cow<'static, str> = match unruled {
-        Unruled::NoSuchRule => "portcullis_rule names no rule for such a request".into(),
-        Unruled::AmbiguousPath => "an ambiguous path".into(),
-        Unruled::NotPlainPath => "a path with a dot segment, `//` at its start or a fragment".into(),
-        Unruled::RepeatedSlashes => "a path that means another rule once its repeated slashes are one".into(),
-        Unruled::NeedlessEncoding => {
+pub(super) fn rule_rejected(rule_rejected: &RuleRejection) -> Refused {
+    let found: Cow<'static, str> = match rule_rejected {
+        RuleRejection::NoSuchRule => "portcullis_rule names no rule for such a request".into(),
+        RuleRejection::AmbiguousPath => "an ambiguous path".into(),
+        RuleRejection::NotPlainPath => "a path with a dot segment, `//` at its start or a fragment".into(),
+        RuleRejection::RepeatedSlashes => "a path that means another rule once its repeated slashes are one".into(),
+        RuleRejection::NeedlessEncoding => {
             "a path that means another rule once its needless percent-encodings are decoded".into()
         }
-        Unruled::MalformedHost => "a host that cannot be compared".into(),
-        Unruled::MalformedMethod => "a method that is no token in upper case".into(),
-        Unruled::SeveralValues(name) => {
+        RuleRejection::MalformedHost => "a host that cannot be compared".into(),
+        RuleRejection::MalformedMethod => "a method that is no token in upper case".into(),
+        RuleRejection::SeveralValues(name) => {
             format!("several values of {name}, which the rule's condition reads").into()
         }
     };
-    let reason = match unruled {
-        Unruled::NoSuchRule => DenyReason::RuleDenied,
+    let reason = match rule_rejected {
+        RuleRejection::NoSuchRule => DenyReason::RuleDenied,
         _ => DenyReason::RequestMalformed,
     };
     Refused::new(StepName::Rule, reason).found(found)
@@ -200,16 +200,16 @@ pub(super) fn stale(cause: StaleCause, kid: Option<&Kid>, keys: &KeySet) -> Refu
 }
 
 /// A valid token that does not meet its rule.
-pub(super) fn unmet(
-    unmet: &Unmet,
+pub(super) fn requirement_rejected(
+    requirement_rejected: &RequirementRejection,
     requirements: &Requirements,
     provider: &Provider,
     claims: &Json,
 ) -> Refused {
     let refused = |reason| Refused::new(StepName::Require, reason);
-    let denied = || refused(DenyReason::RuleDenied).found(unmet.to_string());
-    match unmet {
-        Unmet::Scope => {
+    let denied = || refused(DenyReason::RuleDenied).found(requirement_rejected.to_string());
+    match requirement_rejected {
+        RequirementRejection::Scope => {
             let granted = ["scope", "scp"]
                 .into_iter()
                 .filter_map(|name| claims.member(name).map(|value| value_of(name, Some(value))));
@@ -218,28 +218,28 @@ pub(super) fn unmet(
             let missing = requirements.scopes.iter().filter(|scope| !has_scope(claims, scope));
             refused(DenyReason::InsufficientScope).found(found).wanted(list(missing, String::clone))
         }
-        Unmet::Provider => denied()
-            .found(format!("a token of {}; {unmet}", provider.name))
+        RequirementRejection::Provider => denied()
+            .found(format!("a token of {}; {requirement_rejected}", provider.name))
             .wanted(list(requirements.providers.iter(), String::clone)),
-        Unmet::Claim(_) | Unmet::Condition | Unmet::Undecided(_) => denied(),
+        RequirementRejection::Claim(_) | RequirementRejection::Condition | RequirementRejection::Undecided(_) => denied(),
     }
 }
 
-pub(super) fn unfit(unfit: Unfit) -> Refused {
-    let (reason, found) = match unfit {
-        Unfit::ClaimTooLarge => (DenyReason::ClaimTooLarge, "claim headers over limits.claim_header_bytes"),
-        Unfit::LookAlike => {
+pub(super) fn upstream_rejected(upstream_rejected: UpstreamRejection) -> Refused {
+    let (reason, found) = match upstream_rejected {
+        UpstreamRejection::ClaimTooLarge => (DenyReason::ClaimTooLarge, "claim headers over limits.claim_header_bytes"),
+        UpstreamRejection::LookAlike => {
             (DenyReason::RequestMalformed, "a look-alike of a claim header or of one that the decision reads")
         }
-        Unfit::Override => (
+        UpstreamRejection::Override => (
             DenyReason::RequestMalformed,
             "a header that takes the place of method, path or host: the proxy's file has to remove it",
         ),
-        Unfit::ClaimHeaderOfClient => (
+        UpstreamRejection::ClaimHeaderOfClient => (
             DenyReason::RequestMalformed,
             "a claim header of the client's own: the proxy's file has to remove it first",
         ),
-        Unfit::TokenInQuery => {
+        UpstreamRejection::TokenInQuery => {
             (DenyReason::RequestMalformed, "forward_token: the proxy cannot take the token out of this query")
         }
     };

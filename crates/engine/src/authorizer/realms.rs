@@ -44,7 +44,7 @@ use tokio::task::JoinSet;
 pub(super) use self::lent::Lent;
 pub use self::list::NamesKept;
 
-use self::held::{Held, Realm, Standing, Uses};
+use self::held::{Held, Realm, RealmState, Uses};
 use self::lent::Tenant;
 use self::line::Line;
 use self::list::SharedNames;
@@ -177,19 +177,19 @@ impl RealmProviders {
         for keyed in known {
             let Some(name) = keyed.realm.clone() else { continue };
             let before = before.map(RealmProviders::read);
-            let (uses, standing) = match before.as_ref().and_then(|before| before.get(name.as_str())) {
+            let (uses, state) = match before.as_ref().and_then(|before| before.get(name.as_str())) {
                 // Its line stays behind.
-                Some(Realm { uses, standing: Standing::FirstFetch, .. }) => {
-                    (Arc::clone(uses), Standing::OnTrial)
+                Some(Realm { uses, state: RealmState::FirstFetch, .. }) => {
+                    (Arc::clone(uses), RealmState::OnTrial)
                 }
-                Some(realm) => (Arc::clone(&realm.uses), realm.standing),
-                None => (Arc::new(Uses::called_at(now)), Standing::OnTrial),
+                Some(realm) => (Arc::clone(&realm.uses), realm.state),
+                None => (Arc::new(Uses::called_at(now)), RealmState::OnTrial),
             };
             drop(before);
             if uses.verified().is_some() {
                 keyed.keys.keep_from_now_on();
             }
-            let gone = self.write().admit(name.as_str(), Realm { what: Arc::new(keyed), uses, standing });
+            let gone = self.write().admit(name.as_str(), Realm { what: Arc::new(keyed), uses, state });
             self.let_go(gone);
         }
     }
@@ -210,10 +210,10 @@ impl RealmProviders {
         let gone = {
             let mut held = self.write();
             if held.get(name).is_some() {
-                held.raise(name, uses, Standing::Verified)
+                held.raise(name, uses, RealmState::Verified)
             } else {
                 let (what, uses) = (Arc::clone(keyed), Arc::clone(uses));
-                held.admit(name, Realm { what, uses, standing: Standing::Verified })
+                held.admit(name, Realm { what, uses, state: RealmState::Verified })
             }
         };
         self.let_go(gone);

@@ -6,7 +6,7 @@
 use super::realms::{Lent, NewRealm};
 use super::{Authorizer, Decided, deadline, note_verified};
 use crate::decision::{Decision, Evaluation, KeysNeeded, Need, NoKeys};
-use crate::keys::{KeyWait, Newer, Sighting, StaleToken};
+use crate::keys::{KeyWait, Newer, ObservedKeys, StaleToken};
 use crate::validation::StaleCause;
 
 /// A request that cannot be decided about without a wait.
@@ -40,7 +40,7 @@ pub(super) struct Pending<'a> {
 /// Where an issuer's keys are to be had.
 pub(super) enum Source {
     /// From a cache, of which these have been seen.
-    Held(Lent, Sighting),
+    Held(Lent, ObservedKeys),
     /// From one that has to be opened first.
     New(Box<NewRealm>),
 }
@@ -49,21 +49,21 @@ impl<'a> Pending<'a> {
     /// Waits, and decides.
     pub(super) async fn decision(self) -> Decision<'a> {
         let Self { authorizer, needed, source } = self;
-        let (lent, sighting) = match source {
-            Source::Held(lent, sighting) => (lent, sighting),
+        let (lent, observed) = match source {
+            Source::Held(lent, observed) => (lent, observed),
             Source::New(new) => {
                 let deadline = deadline(needed.request(), new.config().refresh.wait);
                 match new.opened(deadline, needed.request().held_bytes).await {
                     Ok(lent) => {
-                        let sighting = lent.keys.sight();
-                        (lent, sighting)
+                        let observed = lent.keys.observe();
+                        (lent, observed)
                     }
                     Err(shut) => return needed.conclude(NoKeys::Unavailable(shut.to_string().into())),
                 }
             }
         };
         let request = needed.request();
-        let decision = authorizer.under_newer(needed, &lent, sighting).await;
+        let decision = authorizer.under_newer(needed, &lent, observed).await;
         note_verified(&lent, &decision, request);
         decision
     }
@@ -75,11 +75,11 @@ impl Authorizer {
         &'a self,
         needed: Box<KeysNeeded<'a>>,
         lent: &Lent,
-        sighting: Sighting,
+        observed: ObservedKeys,
     ) -> Decision<'a> {
         let needed = match needed.need() {
             Need::Newer(_) => needed,
-            Need::First => match needed.resume(&sighting.keys(), self.now()) {
+            Need::First => match needed.resume(&observed.keys(), self.now()) {
                 Evaluation::Done(decision) => return *decision,
                 Evaluation::NeedsKeys(needed) => needed,
             },
@@ -91,7 +91,7 @@ impl Authorizer {
             deadline: deadline(request, lent.refresh.wait),
             held_bytes: request.held_bytes,
         };
-        let mut wait = lent.keys.wait_for_newer(sighting, token);
+        let mut wait = lent.keys.wait_for_newer(observed, token);
         let decision = self.after(&mut wait, needed).await;
         match decision.record.verified_by() {
             Some(_) => wait.verified(),

@@ -80,14 +80,14 @@ pub(super) async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
                 };
                 if let Some(one) = begun.remove(&id) {
                     shared.snapshot_is_read().await;
-                    shared.take_in(one, ended);
+                    shared.record_fetch(one, ended);
                 }
             }
             () = shared.wake.notified() => {}
             () = moved_up, if in_line => {}
             () = async {
                 match next_start {
-                    Some(next_start) => shared.around.clock.sleep_until(next_start).await,
+                    Some(next_start) => shared.context.clock.sleep_until(next_start).await,
                     None => pending().await,
                 }
             } => {}
@@ -105,7 +105,7 @@ async fn fetch_once(shared: Arc<Shared>, fetch: Arc<dyn Fetch>, begun: Begun, wa
         published: Arc::new(shared.snapshot.load().published.clone()),
         clock: shared.clock.clone(),
         deadline: shared.now() + limit,
-        interim: Interim::to(move |fetched| taking.take_interim(begun.trigger, fetched)),
+        interim: Interim::to(move |fetched| taking.record_interim(begun.trigger, fetched)),
     };
     timeout(limit, fetch.fetch(ask)).await.unwrap_or(Err(FetchError::TimedOut(limit)))
 }
@@ -121,7 +121,7 @@ pub(super) async fn watch_source(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
 
 /// Reads what a process before this one left behind, once the clock can say how old that is.
 pub(super) async fn restore(shared: Arc<Shared>, file: SnapshotFile) {
-    while !shared.around.clock.is_plausible() {
+    while !shared.context.clock.is_plausible() {
         sleep(CLOCK_LOOK).await;
     }
     let (provider, path) = (&shared.provider, file.path());
@@ -154,7 +154,7 @@ pub(super) async fn keep_snapshot(
         let snapshot = shared.snapshot.load_full();
         let kept = shared.kept.load(Ordering::Acquire);
         // What a clock says that has not been set is no age that another process could go by.
-        let is_dated = |one: &Confirmed| shared.around.clock.may_have_shown(one.wall);
+        let is_dated = |one: &Confirmed| shared.context.clock.may_have_shown(one.wall);
         let confirmed =
             snapshot.confirmed.filter(|one| kept && one.by == Confirmation::Source && is_dated(one));
         let current = confirmed.is_none_or(|confirmed| {
@@ -179,7 +179,7 @@ pub(super) async fn keep_snapshot(
         let ended = finished.changed();
         let ended = if failing {
             let again = shared.now() + STORE_RETRY;
-            shared.around.clock.until(again, ended).await.unwrap_or(Ok(()))
+            shared.context.clock.until(again, ended).await.unwrap_or(Ok(()))
         } else {
             ended.await
         };
@@ -211,12 +211,12 @@ impl Shared {
     /// What a driver before this one had begun is gone with it.
     fn abandon(&self) {
         let now = self.now();
-        self.state().schedule.abandon(&mut self.budget.accounts(), self.around.jitter.next(), now);
+        self.state().schedule.abandon(&mut self.budget.accounts(), self.context.jitter.next(), now);
         self.finished.send_replace(());
     }
 
     fn present(&self) -> Present {
-        Present::of(&self.around.clock, &self.clock)
+        Present::of(&self.context.clock, &self.clock)
     }
 
     /// Waits for the snapshot, but not for long: what it says of withdrawn keys counts for the first answer already.
@@ -224,7 +224,7 @@ impl Shared {
         let mut read = self.snapshot_read.subscribe();
         // Where the disk is slow the answer counts as it is.
         let read = read.wait_for(|read| *read);
-        let _slow = self.around.clock.until(self.snapshot_awaited, read).await;
+        let _slow = self.context.clock.until(self.snapshot_awaited, read).await;
     }
 
     /// Takes in what a process before this one left behind: what was withdrawn at once, its keys once the first fetch
@@ -251,7 +251,7 @@ impl Shared {
             return;
         }
         let max_stale = self.policy.max_stale;
-        let seconds = (self.around.clock.now().as_secs_f64() - fetched_at.as_secs_f64()).max(0.0);
+        let seconds = (self.context.clock.now().as_secs_f64() - fetched_at.as_secs_f64()).max(0.0);
         let age_then = Duration::try_from_secs_f64(seconds).unwrap_or(max_stale);
         let confirmed = Confirmed { wall: fetched_at, taken_in: now, age_then, by: Confirmation::Snapshot };
         let pending = KeySnapshot { published, generation: 1, confirmed: Some(confirmed), max_stale };
@@ -261,7 +261,7 @@ impl Shared {
             drop(state);
             self.publish_gauges();
             self.finished.send_replace(());
-            self.around.serving_changed.notify_one();
+            self.context.serving_changed.notify_one();
         }
     }
 
@@ -305,7 +305,7 @@ impl Shared {
     }
 
     /// Takes in the result of a fetch: the snapshot first, so that whoever hears of the end finds it.
-    pub(super) fn take_in(&self, begun: Begun, ended: Ended) {
+    pub(super) fn record_fetch(&self, begun: Begun, ended: Ended) {
         let Begun { number, trigger, .. } = begun;
         let now = self.now();
         let mut state = self.state();
@@ -327,20 +327,20 @@ impl Shared {
                 (FetchOutcome::Failed, ending, Some(error))
             }
         };
-        let jitter = self.around.jitter.next();
+        let jitter = self.context.jitter.next();
         state.schedule.finish(&mut self.budget.accounts(), number, ending, jitter, now);
         let previous = std::mem::replace(&mut state.last_error, error.clone());
         drop(state);
         self.budget.tell_moved_up();
-        self.around.metrics.fetch(&self.provider, trigger, outcome);
+        self.context.metrics.fetch(&self.provider, trigger, outcome);
         self.finished.send_replace(());
-        self.around.serving_changed.notify_one();
+        self.context.serving_changed.notify_one();
         self.publish_gauges();
         self.tell(trigger, error.as_ref(), previous.as_ref());
     }
 
     /// Takes in a set while its fetch goes on: whom it serves does not wait for the rest.
-    fn take_interim(&self, trigger: Trigger, fetched: Fetched) {
+    fn record_interim(&self, trigger: Trigger, fetched: Fetched) {
         // The first set waits for what a snapshot says of withdrawn keys.
         if self.snapshot.load().generation == 0 {
             return;
@@ -396,7 +396,7 @@ impl Shared {
 
     fn confirmed_now(&self) -> Confirmed {
         Confirmed {
-            wall: self.around.clock.now(),
+            wall: self.context.clock.now(),
             taken_in: self.now(),
             age_then: Duration::ZERO,
             by: Confirmation::Source,

@@ -35,7 +35,7 @@ pub struct Caller {
 
 /// What a stale caller can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum RefreshOutcome {
     /// A fetch that began after the caller arrived has brought the issuer's answer: that is in hand now.
     Fresh,
     /// A fetch that began after the caller arrived has failed, or one failed so recently that another is not worth
@@ -172,29 +172,29 @@ impl Schedule {
     }
 
     /// Where a caller stands. One that no fetch serves demands the next.
-    pub fn stand(&mut self, accounts: &mut Accounts, caller: Caller, now: Instant) -> Standing {
+    pub fn join_or_demand(&mut self, accounts: &mut Accounts, caller: Caller, now: Instant) -> RefreshOutcome {
         let Caller { arrival, cause, deadline } = caller;
         if self.answered > arrival {
-            return Standing::Fresh;
+            return RefreshOutcome::Fresh;
         }
         let serves =
             |fetch: &UnderWay| fetch.begun.number > arrival && fetch.begun.doubts == Doubts::Everything;
         if self.under_way.iter().any(serves) {
-            return Standing::UnderWay;
+            return RefreshOutcome::UnderWay;
         }
         if self.older > arrival {
-            return Standing::Older;
+            return RefreshOutcome::Older;
         }
         if self.failed > arrival {
-            return Standing::Failed;
+            return RefreshOutcome::Failed;
         }
         if !self.under_way.is_empty() {
-            return self.stand_beside(accounts, caller, now);
+            return self.join_or_demand_beside(accounts, caller, now);
         }
         let failed_just_now =
             self.last_failure.is_some_and(|failure| now < failure + self.policy.min_spacing);
         if cause == StaleCause::UnknownKid && failed_just_now {
-            return Standing::Failed;
+            return RefreshOutcome::Failed;
         }
         // Demanded also for a caller that cannot wait for it: the next one finds the keys there. But it is turned away,
         // and goes before nobody who waits.
@@ -203,30 +203,30 @@ impl Schedule {
         accounts.stand_in_line(cause, self.member, (turn <= deadline).then_some(deadline));
         // Whatever starts a fetch, it serves everybody who waits.
         let start = self.next_start(accounts, now);
-        if start.is_none_or(|start| start > deadline) { Standing::OutOfReach } else { Standing::Demanded }
+        if start.is_none_or(|start| start > deadline) { RefreshOutcome::OutOfReach } else { RefreshOutcome::Demanded }
     }
 
     /// All that is under way began before the caller arrived, or doubts nothing. It waits for that; and where the fetch behind it would
     /// end too late, that one begins while the caller can still be served by it.
-    fn stand_beside(&mut self, accounts: &mut Accounts, caller: Caller, now: Instant) -> Standing {
+    fn join_or_demand_beside(&mut self, accounts: &mut Accounts, caller: Caller, now: Instant) -> RefreshOutcome {
         let Caller { cause, deadline, .. } = caller;
         // Before the first answer nobody knows how long one takes, and any is news.
-        let Some(took) = self.took else { return Standing::UnderWay };
+        let Some(took) = self.took else { return RefreshOutcome::UnderWay };
         let expected = took + took / 4 + DURATION_SLACK;
         let spacing = self.spacing(cause);
         let Some(latest) = deadline.checked_sub(expected).filter(|latest| *latest >= now) else {
-            return Standing::UnderWay;
+            return RefreshOutcome::UnderWay;
         };
         if self.under_way.len() >= MAX_UNDER_WAY {
-            return Standing::UnderWay;
+            return RefreshOutcome::UnderWay;
         }
         if accounts.turn_if_awaited(cause, self.member, spacing, now) > latest {
-            return Standing::UnderWay;
+            return RefreshOutcome::UnderWay;
         }
         // It stands in line from then on: before that it would hold up who is behind it.
         let demand = self.demand(cause);
         demand.beside = Some(demand.beside.map_or(latest, |sooner| sooner.min(latest)));
-        Standing::Demanded
+        RefreshOutcome::Demanded
     }
 
     /// Whether a fetch has ended, well or badly.

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::watch;
 
-use super::schedule::{Caller, Standing};
+use super::schedule::{Caller, RefreshOutcome};
 use super::waiting::Place;
-use super::{KeySnapshot, Shared, Sighting};
+use super::{KeySnapshot, Shared, ObservedKeys};
 use crate::clock::Instant;
 use crate::telemetry::StaleOutcome;
 use crate::validation::key_set::KeySet;
@@ -92,8 +92,8 @@ struct Waiting<'c> {
 }
 
 impl<'c> KeyWait<'c> {
-    pub(super) fn new(shared: &'c Shared, sighting: Sighting, token: StaleToken) -> Self {
-        let Sighting { snapshot, arrival, .. } = sighting;
+    pub(super) fn new(shared: &'c Shared, observed: ObservedKeys, token: StaleToken) -> Self {
+        let ObservedKeys { snapshot, arrival, .. } = observed;
         Self {
             shared,
             token,
@@ -114,7 +114,7 @@ impl<'c> KeyWait<'c> {
             return self.no_newer();
         }
         let Some(mut waiting) = self.waiting.take().or_else(|| self.take_place()) else {
-            self.shared.around.metrics.waiter_rejected(&self.shared.provider);
+            self.shared.context.metrics.waiter_rejected(&self.shared.provider);
             return self.unavailable(Unavailable::TooManyWait);
         };
         loop {
@@ -123,7 +123,7 @@ impl<'c> KeyWait<'c> {
                 return ended;
             }
             // Each turn ends with a fetch; the one that began after the arrival is the last.
-            let clock = &self.shared.around.clock;
+            let clock = &self.shared.context.clock;
             match clock.until(self.token.deadline, waiting.finished.changed()).await {
                 Some(Ok(())) => {}
                 Some(Err(_)) | None => return self.unavailable(Unavailable::TimedOut),
@@ -140,34 +140,34 @@ impl<'c> KeyWait<'c> {
         let shared = self.shared;
         loop {
             let caller = Caller { arrival: self.arrival, cause, deadline: self.token.deadline };
-            let Some(standing) = shared.stand(caller, self.token.kid.as_ref(), &self.seen) else {
+            let Some(standing) = shared.join_or_demand(caller, self.token.kid.as_ref(), &self.seen) else {
                 match self.if_newer() {
                     Some(keys) => return Some(Newer::Keys(keys)),
                     None => continue,
                 }
             };
             return match standing {
-                Standing::Fresh if self.place_may_have_moved(cause) => {
+                RefreshOutcome::Fresh if self.place_may_have_moved(cause) => {
                     self.arrival = shared.started.load(Ordering::Acquire);
                     continue;
                 }
-                Standing::Fresh => Some(self.if_newer().map_or_else(|| self.no_newer(), Newer::Keys)),
+                RefreshOutcome::Fresh => Some(self.if_newer().map_or_else(|| self.no_newer(), Newer::Keys)),
                 // What the issuer has now nobody knows; but a key that it has withdrawn is no news.
-                Standing::Older if self.was_withdrawn() => Some(self.no_newer()),
-                Standing::Older => Some(self.unavailable(Unavailable::Older)),
-                Standing::Failed => Some(self.unavailable(Unavailable::FetchFailed)),
-                Standing::OutOfReach => {
+                RefreshOutcome::Older if self.was_withdrawn() => Some(self.no_newer()),
+                RefreshOutcome::Older => Some(self.unavailable(Unavailable::Older)),
+                RefreshOutcome::Failed => Some(self.unavailable(Unavailable::FetchFailed)),
+                RefreshOutcome::OutOfReach => {
                     shared.wake.notify_one();
                     Some(match cause {
                         StaleCause::BadSignature => self.no_newer(),
                         StaleCause::UnknownKid => self.unavailable(Unavailable::TimedOut),
                     })
                 }
-                Standing::Demanded => {
+                RefreshOutcome::Demanded => {
                     shared.wake.notify_one();
                     None
                 }
-                Standing::UnderWay => None,
+                RefreshOutcome::UnderWay => None,
             };
         }
     }
@@ -225,7 +225,7 @@ impl<'c> KeyWait<'c> {
     }
 
     fn count(&self, outcome: StaleOutcome) {
-        self.shared.around.metrics.stale_token(&self.shared.provider, self.token.cause, outcome);
+        self.shared.context.metrics.stale_token(&self.shared.provider, self.token.cause, outcome);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::authorizer::{ProviderConfig, Realms};
 use crate::keys::budget::Budget;
 use crate::keys::folder::FileThreads;
 use crate::keys::names::{RealmName, RealmNames};
-use crate::keys::{KeyCache, Surroundings};
+use crate::keys::{KeyCache, KeyCacheContext};
 
 use super::ServiceError;
 use super::sources::{Realm, http_client, key_cache, keyed, same_source};
@@ -103,7 +103,7 @@ pub(super) fn held_for_realms(
 }
 
 /// An authorizer of these.
-pub(super) fn authorizer(parts: Vec<Part>, config: &Settings, around: &Surroundings) -> Authorizer {
+pub(super) fn authorizer(parts: Vec<Part>, config: &Settings, context: &KeyCacheContext) -> Authorizer {
     let (mut providers, mut templates) = (Vec::new(), Vec::new());
     for part in parts {
         match part {
@@ -115,8 +115,8 @@ pub(super) fn authorizer(parts: Vec<Part>, config: &Settings, around: &Surroundi
         providers,
         templates,
         config.policy.clone(),
-        around.clock.clone(),
-        Arc::clone(&around.metrics),
+        context.clock.clone(),
+        Arc::clone(&context.metrics),
     )
 }
 
@@ -130,15 +130,15 @@ pub(super) fn part(
     held: Vec<Held>,
     mut answered: Vec<KeyedProvider>,
     before: Option<&RealmProviders>,
-    around: &Surroundings,
+    context: &KeyCacheContext,
 ) -> Result<Part, ServiceError> {
     if let Some(realms) = &wanted.realms {
-        return realm_providers(wanted, realms, held, answered, before, around).map(Part::Many);
+        return realm_providers(wanted, realms, held, answered, before, context).map(Part::Many);
     }
     if let Some(keyed) = answered.pop() {
         return Ok(Part::One(keyed));
     }
-    let keys = carried(wanted, None, held.first(), around)?;
+    let keys = carried(wanted, None, held.first(), context)?;
     Ok(Part::One(keyed(wanted, None, keys)))
 }
 
@@ -148,7 +148,7 @@ fn carried(
     wanted: &ProviderConfig,
     realm: Option<&Realm>,
     held: Option<&Held>,
-    around: &Surroundings,
+    context: &KeyCacheContext,
 ) -> Result<Arc<KeyCache>, ServiceError> {
     let same = held.filter(|held| same_source(&held.config, wanted));
     if let Some(Held { config, keys }) = same
@@ -158,7 +158,7 @@ fn carried(
     {
         return Ok(Arc::clone(keys));
     }
-    key_cache(wanted, realm, same.map(|held| &*held.keys), around)
+    key_cache(wanted, realm, same.map(|held| &*held.keys), context)
 }
 
 /// A provider that stands for many, with those of its realms whose keys are there and which it allows.
@@ -168,9 +168,9 @@ fn realm_providers(
     held: Vec<Held>,
     answered: Vec<KeyedProvider>,
     before: Option<&RealmProviders>,
-    around: &Surroundings,
+    context: &KeyCacheContext,
 ) -> Result<Arc<RealmProviders>, ServiceError> {
-    let http = http_client(wanted, around)?;
+    let http = http_client(wanted, context)?;
     let budget =
         budget_of(held.iter().map(|held| &held.keys).chain(answered.iter().map(|keyed| &keyed.keys)));
     let files = FileThreads::default();
@@ -183,12 +183,12 @@ fn realm_providers(
         if allowed && same_source(&held.config, &is) && !tried.contains(&name) {
             let realm =
                 Realm { name, http: Arc::clone(&http), budget: Arc::clone(&budget), files: files.clone() };
-            let keys = carried(&is, Some(&realm), Some(&held), around)?;
+            let keys = carried(&is, Some(&realm), Some(&held), context)?;
             known.push(keyed(&is, Some(realm.name), keys));
         }
     }
-    let kept = names_kept(wanted, realms, around);
-    let around = around.clone();
+    let kept = names_kept(wanted, realms, context);
+    let context = context.clone();
     let open: OpenRealm = Arc::new(move |config, name| {
         let realm = Realm {
             name: name.clone(),
@@ -196,7 +196,7 @@ fn realm_providers(
             budget: Arc::clone(&budget),
             files: files.clone(),
         };
-        key_cache(config, Some(&realm), None, &around)
+        key_cache(config, Some(&realm), None, &context)
             .inspect_err(|error| tracing::error!(realm = name.as_str(), %error, "a realm cannot be opened"))
             .ok()
     });
@@ -204,10 +204,10 @@ fn realm_providers(
 }
 
 /// Where the names of realms that had keys are kept: beside their snapshots.
-fn names_kept(wanted: &ProviderConfig, realms: &Realms, around: &Surroundings) -> NamesKept {
+fn names_kept(wanted: &ProviderConfig, realms: &Realms, context: &KeyCacheContext) -> NamesKept {
     let Some(folder) = &wanted.refresh.snapshot_dir else { return NamesKept::InMemory };
     let names = RealmNames::new(folder, &wanted.provider.name, &realms.issuer.to_string());
-    if around.snapshots_read_only { NamesKept::ReadFrom(names) } else { NamesKept::In(names) }
+    if context.snapshots_read_only { NamesKept::ReadFrom(names) } else { NamesKept::In(names) }
 }
 
 /// What pays for the fetches that tokens of a provider's realms force: the budget that it had before, if any of its

@@ -18,7 +18,7 @@ use crate::authorizer::{Authorizer, KeyedProvider};
 use crate::authorizer::{KeySource, ProviderConfig, Realms};
 use crate::keys::folder::FileThreads;
 use crate::keys::names::RealmName;
-use crate::keys::{KeyCache, Surroundings};
+use crate::keys::{KeyCache, KeyCacheContext};
 use crate::validation::provider::Provider;
 
 use super::providers::{self, Running, budget_of, held_for_realms};
@@ -66,10 +66,10 @@ impl Service {
     pub async fn reload(&self, wanted: impl Into<Settings>) -> Result<Vec<Kept>, ServiceError> {
         let wanted = &wanted.into();
         let mut course = self.course.lock().await;
-        let tried = try_all(self.steps(&course, wanted), &self.around).await;
+        let tried = try_all(self.steps(&course, wanted), &self.context).await;
         let outcome = self.go_over(&mut course, wanted, tried).await;
         match outcome.as_deref() {
-            Ok([]) => self.metrics().reload_applied(self.around.clock.now()),
+            Ok([]) => self.metrics().reload_applied(self.context.clock.now()),
             Ok(_) | Err(_) => self.metrics().reload_rejected(),
         }
         for Kept { provider, error } in outcome.iter().flatten() {
@@ -89,7 +89,7 @@ impl Service {
             return Vec::new();
         }
         let (wanted, left) = (course.wanted.clone(), course.kept.clone());
-        let tried = try_all(self.steps(&course, &wanted), &self.around).await;
+        let tried = try_all(self.steps(&course, &wanted), &self.context).await;
         if tried.iter().filter(|(_, trial)| matches!(trial, Trial::Refused(_))).count() >= left.len() {
             return left;
         }
@@ -104,7 +104,7 @@ impl Service {
             tracing::info!(%provider, "provider reloaded: its new source has answered");
         }
         if kept.is_empty() {
-            self.metrics().reload_applied(self.around.clock.now());
+            self.metrics().reload_applied(self.context.clock.now());
         }
         kept
     }
@@ -129,7 +129,7 @@ impl Service {
         for (step, trial) in tried {
             let taken = match trial {
                 Trial::NotNeeded => Ok(Vec::new()),
-                Trial::Answered(answered) => self.take_in(&step, answered).await,
+                Trial::Answered(answered) => self.record_fetch(&step, answered).await,
                 Trial::Refused(error) => Err(error),
             };
             taken_in.push((step, taken));
@@ -155,24 +155,24 @@ impl Service {
                 Some(_) => held_for_realms(&provider, wanted, &course.running, &authorizer),
                 None => held,
             };
-            let part = providers::part(&provider, held, answered, before.as_deref(), &self.around);
+            let part = providers::part(&provider, held, answered, before.as_deref(), &self.context);
             // What was begun under names that are new goes again.
             parts.push(part.inspect_err(|_| self.forget_names(wanted, &course.running))?);
             config.providers.push(provider);
         }
-        self.authorizer.store(Arc::new(providers::authorizer(parts, &config, &self.around)));
+        self.authorizer.store(Arc::new(providers::authorizer(parts, &config, &self.context)));
         self.forget_names(&course.running, &config);
         *course = Course { running: config, wanted: wanted.clone(), kept: kept.clone() };
-        self.around.serving_changed.notify_one();
+        self.context.serving_changed.notify_one();
         Ok(kept)
     }
 
     /// Caches of what has answered. `Err` where none took its answer in.
-    async fn take_in(&self, step: &Step, answered: Vec<Answered>) -> Result<Vec<KeyedProvider>, String> {
+    async fn record_fetch(&self, step: &Step, answered: Vec<Answered>) -> Result<Vec<KeyedProvider>, String> {
         let (mut all, mut last_error) = (Vec::new(), None);
         for one in answered {
             let (known, before) = step.keys_of(&one);
-            match one.keyed(before.as_deref(), known.as_deref(), &self.around).await {
+            match one.keyed(before.as_deref(), known.as_deref(), &self.context).await {
                 Ok(keyed) => all.push(keyed),
                 Err(error) => last_error = Some(error),
             }
@@ -244,10 +244,10 @@ impl Step {
     }
 
     /// Asks the source.
-    async fn ask(self, around: Surroundings) -> Result<Vec<Answered>, String> {
+    async fn ask(self, context: KeyCacheContext) -> Result<Vec<Answered>, String> {
         match (&self.wanted.realms, &self.running) {
-            (Some(realms), Some(running)) => ask_realms(&self.wanted, realms, running, &around).await,
-            _ => Answered::by(self.wanted, None, around).await.map(|answered| vec![answered]),
+            (Some(realms), Some(running)) => ask_realms(&self.wanted, realms, running, &context).await,
+            _ => Answered::by(self.wanted, None, context).await.map(|answered| vec![answered]),
         }
     }
 
@@ -273,14 +273,14 @@ impl Step {
 }
 
 /// Tries all that need it at the same time. Ends them where it is dropped.
-async fn try_all(steps: Vec<Step>, around: &Surroundings) -> Vec<(Step, Trial)> {
+async fn try_all(steps: Vec<Step>, context: &KeyCacheContext) -> Vec<(Step, Trial)> {
     let mut asked = JoinSet::new();
     // What breaks off says no more than this.
     let mut trials: HashMap<usize, Trial> = HashMap::new();
     for (number, step) in steps.iter().enumerate().filter(|(_, step)| step.needs_trial()) {
         trials.insert(number, Trial::Refused("the trial broke off".to_owned()));
-        let (step, around) = (step.clone(), around.clone());
-        asked.spawn(async move { (number, step.ask(around).await) });
+        let (step, context) = (step.clone(), context.clone());
+        asked.spawn(async move { (number, step.ask(context).await) });
     }
     while let Some(one) = asked.join_next().await {
         trials
@@ -334,21 +334,21 @@ async fn ask_realms(
     wanted: &ProviderConfig,
     realms: &Realms,
     running: &Running,
-    around: &Surroundings,
+    context: &KeyCacheContext,
 ) -> Result<Vec<Answered>, String> {
     let known = match running {
         Running::One(_) => Vec::new(),
         Running::Many(running) => running.known(),
     };
     let budget = budget_of(known.iter().map(|keyed| &keyed.keys));
-    let http = http_client(wanted, around).map_err(|error| error.to_string())?;
+    let http = http_client(wanted, context).map_err(|error| error.to_string())?;
     let files = FileThreads::default();
     let mut asked = JoinSet::new();
     for name in realms_to_try(wanted, realms, running) {
         let config = wanted.of_realm(realms, &name);
         let realm =
             Realm { name, http: Arc::clone(&http), budget: Arc::clone(&budget), files: files.clone() };
-        asked.spawn(Answered::by(config, Some(realm), around.clone()));
+        asked.spawn(Answered::by(config, Some(realm), context.clone()));
     }
     let (mut all, mut last_error) = (Vec::new(), "no realm was asked".to_owned());
     while let Some(one) = asked.join_next().await {

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::clock::{self, Clock};
-use crate::keys::Surroundings;
+use crate::keys::KeyCacheContext;
 use crate::supervise::Task;
 
 /// How often the clock is looked at.
@@ -18,11 +18,11 @@ pub(super) struct ClockWatch(Option<JoinHandle<()>>);
 
 impl ClockWatch {
     /// Tells who listens for health when the clock is set, or set back. A clock that is given needs no watch.
-    pub(super) fn start(around: &Surroundings) -> Self {
-        if let Clock::Fixed(_) = around.clock {
+    pub(super) fn start(context: &KeyCacheContext) -> Self {
+        if let Clock::Fixed(_) = context.clock {
             return Self(None);
         }
-        let (clock, changed) = (around.clock.clone(), Arc::clone(&around.serving_changed));
+        let (clock, changed) = (context.clock.clone(), Arc::clone(&context.serving_changed));
         let watch = move || {
             let (clock, changed) = (clock.clone(), Arc::clone(&changed));
             async move {
@@ -37,7 +37,7 @@ impl ClockWatch {
                 }
             }
         };
-        Self(Some(around.supervisor().keep(Task::named("clock"), watch)))
+        Self(Some(context.supervisor().keep(Task::named("clock"), watch)))
     }
 }
 

@@ -20,7 +20,7 @@ use crate::keys::http::HttpKeys;
 use crate::keys::http_client::HttpClient;
 use crate::keys::names::{RealmName, RealmNames};
 use crate::keys::snapshot::SnapshotFile;
-use crate::keys::{KeyCache, SNAPSHOT_PATIENCE, Surroundings};
+use crate::keys::{KeyCache, SNAPSHOT_PATIENCE, KeyCacheContext};
 use crate::supervise::Tasks;
 use crate::validation::provider::Provider;
 
@@ -63,15 +63,15 @@ impl Answered {
     pub(super) async fn by(
         config: ProviderConfig,
         realm: Option<Realm>,
-        around: Surroundings,
+        context: KeyCacheContext,
     ) -> Result<Self, String> {
-        let Source { fetch, place } = match Source::of(&config, realm.as_ref(), &around) {
+        let Source { fetch, place } = match Source::of(&config, realm.as_ref(), &context) {
             Ok(Some(source)) => source,
             Ok(None) => return Err("its keys stand in the configuration".to_owned()),
             Err(error) => return Err(error.to_string()),
         };
         let limit = config.refresh.timeout;
-        let ask = Ask::first(&around.clock, limit);
+        let ask = Ask::first(&context.clock, limit);
         let fetched = timeout(limit, fetch.fetch(ask)).await;
         let fetched =
             fetched.unwrap_or(Err(FetchError::TimedOut(limit))).map_err(|error| error.to_string())?;
@@ -99,10 +99,10 @@ impl Answered {
         self,
         before: Option<&KeyCache>,
         known: Option<&KeyCache>,
-        around: &Surroundings,
+        context: &KeyCacheContext,
     ) -> Result<KeyedProvider, String> {
         let Self { config, realm, source } = self;
-        let keys = cache(&config, realm.as_ref(), source, before, around);
+        let keys = cache(&config, realm.as_ref(), source, before, context);
         if let Some(known) = known {
             keys.learn_from(known);
         }
@@ -140,10 +140,10 @@ impl Source {
     fn of(
         config: &ProviderConfig,
         realm: Option<&Realm>,
-        around: &Surroundings,
+        context: &KeyCacheContext,
     ) -> Result<Option<Self>, ServiceError> {
         let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
-        let http = || realm.map_or_else(|| http_client(config, around), |realm| Ok(Arc::clone(&realm.http)));
+        let http = || realm.map_or_else(|| http_client(config, context), |realm| Ok(Arc::clone(&realm.http)));
         // A realm is opened by a token.
         let begun = |keys: HttpKeys| Arc::new(if realm.is_some() { keys.for_a_token() } else { keys });
         let (fetch, place): (Arc<dyn Fetch>, String) = match &config.keys {
@@ -169,12 +169,12 @@ pub(super) fn key_cache(
     config: &ProviderConfig,
     realm: Option<&Realm>,
     before: Option<&KeyCache>,
-    around: &Surroundings,
+    context: &KeyCacheContext,
 ) -> Result<Arc<KeyCache>, ServiceError> {
-    let cache = match (&config.keys, Source::of(config, realm, around)?) {
-        (_, Some(source)) => cache(config, realm, source, before, around),
+    let cache = match (&config.keys, Source::of(config, realm, context)?) {
+        (_, Some(source)) => cache(config, realm, source, before, context),
         (KeySource::Inline(keys), None) => {
-            KeyCache::fixed(&config.provider.name, Arc::clone(keys), around.clone())
+            KeyCache::fixed(&config.provider.name, Arc::clone(keys), context.clone())
         }
         (_, None) => return Err(ServiceError(format!("providers: {}: no keys", config.provider.name))),
     };
@@ -186,7 +186,7 @@ fn cache(
     realm: Option<&Realm>,
     source: Source,
     before: Option<&KeyCache>,
-    around: &Surroundings,
+    context: &KeyCacheContext,
 ) -> KeyCache {
     let Provider { name, issuer, .. } = &*config.provider;
     let RefreshPolicy { max_bytes, ref snapshot_dir, .. } = config.refresh;
@@ -196,16 +196,16 @@ fn cache(
         .as_deref()
         .map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source.place, max_bytes).by(&files));
     let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{}", realm.name));
-    let (refresh, mut around) = (config.refresh.clone(), around.clone());
+    let (refresh, mut context) = (config.refresh.clone(), context.clone());
     if realm.is_some() {
         // One realm of many takes no traffic away from the others.
-        around.tasks = Tasks::default();
+        context.tasks = Tasks::default();
     }
     let budget = match realm {
         Some(realm) => Arc::clone(&realm.budget),
         None => before.map(|before| Arc::clone(before.budget())).unwrap_or_default(),
     };
-    let cache = KeyCache::fetched(&key_name, refresh, source.fetch, around, before, file, budget);
+    let cache = KeyCache::fetched(&key_name, refresh, source.fetch, context, before, file, budget);
     if realm.is_some() { cache.passing() } else { cache }
 }
 
@@ -233,11 +233,11 @@ pub(super) fn same_source(a: &ProviderConfig, b: &ProviderConfig) -> bool {
 /// None can be made with what the configuration says of it.
 pub(super) fn http_client(
     config: &ProviderConfig,
-    around: &Surroundings,
+    context: &KeyCacheContext,
 ) -> Result<Arc<HttpClient>, ServiceError> {
     let RefreshPolicy { max_bytes, timeout, .. } = config.refresh;
     let name = &config.provider.name;
-    let supervisor = around.supervisor();
+    let supervisor = context.supervisor();
     let client = aside(|| HttpClient::new(name, config.http.clone(), max_bytes, timeout, &supervisor));
     client.map(Arc::new).map_err(|error| {
         ServiceError(format!("providers: {}: no HTTP client: {error}", config.provider.name))
@@ -300,13 +300,13 @@ mod tests {
         let fetch = Arc::new(WithFirst { first, rest: Arc::new(FileKeys::at(Path::new("/"), 1)) });
         let realm = Realm {
             name: RealmName::new("a").expect("a name"),
-            http: http_client(&config, &Surroundings::default()).expect("is made"),
+            http: http_client(&config, &KeyCacheContext::default()).expect("is made"),
             budget: Arc::default(),
             files: FileThreads::taken(),
         };
         let source = Source { fetch, place: "https://sso.example.com/keys".to_owned() };
         let answered = Answered { config, realm: Some(realm), source };
-        let taken_in = answered.keyed(None, None, &Surroundings::default()).await;
+        let taken_in = answered.keyed(None, None, &KeyCacheContext::default()).await;
         assert!(taken_in.expect("is taken in").keys.has_keys());
     }
 }

@@ -128,7 +128,7 @@ impl RealmProviders {
             let (provider, path) = (&self.template.provider.name, file.path());
             tracing::warn!(provider, path = %path.display(), %error, "names of realms that had keys are not used");
         }
-        self.names.lock().take_in(found.names);
+        self.names.lock().record_fetch(found.names);
         self.names.changed.send_replace(());
         self.sort();
     }

@@ -71,7 +71,7 @@ impl Names {
     }
 
     /// Names of an earlier process, the most recent one first. What this one has seen is more recent.
-    pub(super) fn take_in(&mut self, names: impl IntoIterator<Item = String>) {
+    pub(super) fn record_fetch(&mut self, names: impl IntoIterator<Item = String>) {
         for (name, before) in names.into_iter().zip(1..) {
             self.verified.entry(name).or_insert(-before);
         }
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn the_name_that_was_verified_least_lately_goes_when_there_are_too_many() {
         let mut names = Names::new(3);
-        names.take_in(["old1", "old2"].map(str::to_owned));
+        names.record_fetch(["old1", "old2"].map(str::to_owned));
         assert!(names.read && !names.unsaved);
         names.note("a", 1);
         assert!(names.unsaved && names.is_full());
@@ -153,7 +153,7 @@ mod tests {
     fn names_of_an_earlier_process_come_after_those_of_this_one_and_are_bounded() {
         let mut names = Names::new(3);
         names.note("a", 0);
-        names.take_in(["old1", "a", "old2", "old3"].map(str::to_owned));
+        names.record_fetch(["old1", "a", "old2", "old3"].map(str::to_owned));
         assert_eq!(names.in_order(), ["a", "old1", "old2"]);
         names.bound(1);
         assert_eq!(names.in_order(), ["a"]);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::held::{Realm, Standing, Uses};
+use super::held::{Realm, RealmState, Uses};
 use super::lent::Lent;
 use super::line::{Class, Full, Line, Next, Ticket};
 use super::names::Absent;
@@ -236,11 +236,11 @@ impl RealmProviders {
     /// Takes a realm into memory; one that was pushed out may have come back by a verified token.
     fn hold(&self, name: &str, keyed: Arc<KeyedProvider>, class: Class) -> (Arc<KeyedProvider>, Arc<Uses>) {
         let uses = Arc::new(Uses::called_at(self.micros(clock::monotonic())));
-        let standing = match class {
-            Class::Known => Standing::Returning,
-            Class::New => Standing::FirstFetch,
+        let state = match class {
+            Class::Known => RealmState::Returning,
+            Class::New => RealmState::FirstFetch,
         };
-        let realm = Realm { what: Arc::clone(&keyed), uses: Arc::clone(&uses), standing };
+        let realm = Realm { what: Arc::clone(&keyed), uses: Arc::clone(&uses), state };
         let gone = {
             let mut held = self.write();
             if let Some(back) = held.get(name) {
@@ -254,7 +254,7 @@ impl RealmProviders {
 
     fn end_first_fetch(&self, name: &str, keyed: &KeyedProvider, uses: &Arc<Uses>) {
         let gone = if keyed.keys.has_keys() {
-            self.write().raise(name, uses, Standing::OnTrial)
+            self.write().raise(name, uses, RealmState::OnTrial)
         } else {
             let error = keyed.keys.status().last_error;
             if matches!(error, Some(FetchError::Status { status: 404 | 410, .. })) {

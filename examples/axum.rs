@@ -7,6 +7,8 @@
 //!
 //! Of the configuration the providers, rules, limits and responses count; its doors stay closed.
 
+#![allow(clippy::print_stdout, reason = "an example says where it listens")]
+
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;

@@ -8,6 +8,8 @@
 //! A second argument is the number of turns, 6 by default. Good tokens and refused ones cost the same: the refused have
 //! a signature that is wrong. Linux only: a pipe of 64 KiB is filled to make the log stall from its first line on.
 
+#![allow(clippy::print_stdout, clippy::indexing_slicing, reason = "a measurement that is run by hand")]
+
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{Read, Write, pipe};

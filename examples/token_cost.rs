@@ -1,6 +1,12 @@
 //! What it costs to take the worst tokens apart, before any key is looked at: CPU, and heap at its highest and
 //! while the token is held. Run by hand: `cargo run --release --example token_cost`.
 
+#![allow(
+    clippy::print_stdout,
+    unsafe_code,
+    reason = "a measurement that is run by hand and counts allocations"
+)]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -8,6 +8,8 @@
 //! More arguments are lines of the provider's `refresh`, such as `max_waiting_bytes: 1GiB` for what it would be
 //! without that bound. Linux only: it reads `/proc`.
 
+#![allow(clippy::print_stdout, clippy::indexing_slicing, reason = "a measurement that is run by hand")]
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;

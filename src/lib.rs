@@ -62,6 +62,8 @@
 //!   whoever reads them.
 //! - [`verdict::Allowed`] is made in the core alone, of a verified token or of a rule that needs none.
 
+#![forbid(unsafe_code)]
+
 pub mod app;
 pub mod commands;
 

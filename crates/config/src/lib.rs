@@ -4,6 +4,8 @@
 //! with its path in the document, its line and what to write instead. What is valid here needs no
 //! second look elsewhere: preconditions live in the types. It opens no socket and asks no network.
 
+#![forbid(unsafe_code)]
+
 mod changes;
 mod cursor;
 mod dangers;

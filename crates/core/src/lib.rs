@@ -7,6 +7,8 @@
 //! - [`identity`] turns the claims of a verified token into headers for the upstream; what of the client's own must not
 //!   reach it, [`protected_headers`] say. [`text`] is how somebody else's text is shown.
 
+#![forbid(unsafe_code)]
+
 pub mod access_request;
 pub mod decision;
 pub mod verdict;

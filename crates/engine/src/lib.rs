@@ -11,6 +11,8 @@
 //!
 //! It opens no door and reads no configuration: its settings are types of its own. Needs a tokio runtime.
 
+#![forbid(unsafe_code)]
+
 use portcullis_core::{access_request, decision, reason, rules, validation, verdict};
 
 pub mod authorizer;

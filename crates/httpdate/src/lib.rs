@@ -5,6 +5,8 @@
 //! a date for each request over HTTP/1.1, whether it sends that or not. Here such a time is written as it is where four
 //! digits can say its year, and otherwise as the nearest date that they can.
 
+#![forbid(unsafe_code)]
+
 mod calendar;
 mod read;
 

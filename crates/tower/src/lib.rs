@@ -51,6 +51,8 @@
 //! # Denials
 //! Those of the HTTP doors. A gRPC or gRPC-Web client gets the gRPC status in the headers of a 200, as from a gRPC server.
 
+#![forbid(unsafe_code)]
+
 mod claims;
 mod request;
 

@@ -51,6 +51,9 @@ static TURN: AsyncMutex<()> = AsyncMutex::const_new(());
 /// The Keycloak that all tests share; it ends with the last of them.
 static SHARED: AsyncMutex<Weak<Keycloak>> = AsyncMutex::const_new(Weak::new());
 
+/// One starts after the other: two at once would time each other out on a small machine.
+static STARTING: AsyncMutex<()> = AsyncMutex::const_new(());
+
 struct Keycloak {
     process: Process,
     base: String,
@@ -60,6 +63,7 @@ struct Keycloak {
 impl Keycloak {
     /// A new one, once it has imported its realm, and its address.
     async fn anywhere() -> (Self, SocketAddr) {
+        let _alone = STARTING.lock().await;
         let what = "Keycloak has imported its realm";
         real::at_a_free_address(what, KEYCLOAK_PATIENCE, Self::start, async |keycloak, _| {
             keycloak.has_imported_its_realm().await
@@ -69,6 +73,7 @@ impl Keycloak {
 
     /// The same at this address, which was another's before.
     async fn at(address: SocketAddr) -> Self {
+        let _alone = STARTING.lock().await;
         let mut keycloak = Self::start(address);
         eventually("Keycloak has imported its realm", KEYCLOAK_PATIENCE, async || {
             keycloak.process.must_be_running();

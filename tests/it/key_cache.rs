@@ -11,8 +11,8 @@ use crate::support::script::{
 use portcullis::clock::{self, Instant};
 use portcullis::config::RefreshPolicy;
 use portcullis::keys::budget::Accounts;
-use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, Schedule, RefreshOutcome};
-use portcullis::keys::{KeyCache, StaleToken, KeyCacheContext};
+use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, RefreshOutcome, Schedule};
+use portcullis::keys::{KeyCache, KeyCacheContext, StaleToken};
 use portcullis::telemetry::Trigger;
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::key_set::KeySet;

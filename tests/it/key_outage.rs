@@ -18,7 +18,7 @@ use portcullis::keys::budget::Accounts;
 use portcullis::keys::folder::{FolderError, What};
 use portcullis::keys::origin::Origin;
 use portcullis::keys::published::Published;
-use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, Schedule, RefreshOutcome};
+use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, RefreshOutcome, Schedule};
 use portcullis::keys::snapshot::{Present, Snapshot, SnapshotError, SnapshotFile};
 use portcullis::keys::{KeyCache, KeyCacheContext};
 use portcullis::telemetry::Trigger;
@@ -97,7 +97,7 @@ fn a_failed_fetch_costs_its_budget_what_one_that_succeeds_costs() {
     let mut accounts = Accounts::default();
     let mut schedule = after(&mut accounts, SUCCEEDED, 0.0, now);
     for (number, ending) in [(2, failed), (3, SUCCEEDED), (4, failed), (5, SUCCEEDED)] {
-        let stand = |schedule: &mut Schedule, accounts: &mut Accounts, wait| {
+        let join_or_demand = |schedule: &mut Schedule, accounts: &mut Accounts, wait| {
             let caller = caller(schedule, BadSignature, now + wait);
             schedule.join_or_demand(accounts, caller, now)
         };
@@ -108,8 +108,16 @@ fn a_failed_fetch_costs_its_budget_what_one_that_succeeds_costs() {
         );
         schedule.finish(&mut accounts, number, ending, 0.0, now);
         let almost = 10 * SECOND - Duration::from_millis(1);
-        assert_eq!(join_or_demand(&mut schedule, &mut accounts, almost), RefreshOutcome::OutOfReach, "{ending:?}");
-        assert_eq!(join_or_demand(&mut schedule, &mut accounts, 10 * SECOND), RefreshOutcome::Demanded, "{ending:?}");
+        assert_eq!(
+            join_or_demand(&mut schedule, &mut accounts, almost),
+            RefreshOutcome::OutOfReach,
+            "{ending:?}"
+        );
+        assert_eq!(
+            join_or_demand(&mut schedule, &mut accounts, 10 * SECOND),
+            RefreshOutcome::Demanded,
+            "{ending:?}"
+        );
         now += 10 * SECOND;
     }
 }
@@ -129,7 +137,11 @@ fn a_fetch_that_the_other_cause_asked_for_is_within_reach_of_everybody_whom_it_s
     let unknown = caller(&schedule, UnknownKid, now + 2 * SECOND);
     assert_eq!(schedule.join_or_demand(&mut accounts, unknown, now), RefreshOutcome::Demanded, "in 0.9 s");
     let rekeyed = caller(&schedule, BadSignature, now + 2 * SECOND);
-    assert_eq!(schedule.join_or_demand(&mut accounts, rekeyed, now), RefreshOutcome::Demanded, "its own turn is in 9.9 s");
+    assert_eq!(
+        schedule.join_or_demand(&mut accounts, rekeyed, now),
+        RefreshOutcome::Demanded,
+        "its own turn is in 9.9 s"
+    );
 }
 
 #[test]
@@ -616,9 +628,9 @@ async fn a_key_of_another_place_or_of_long_ago_that_the_first_answer_lacks_takes
 async fn a_key_of_the_source_before_that_the_new_one_lacks_takes_a_newer_answer_to_come_back() {
     let (before, script) = (Script::publishing(&["a"]), Script::publishing(&["b"]));
     let context = || KeyCacheContext { clock: Clock::Fixed(now()), ..KeyCacheContext::default() };
-    let old = warm_in(&before, policy(), around()).await;
+    let old = warm_in(&before, policy(), context()).await;
     script.dates_answers(None, Some(NOW));
-    let cache = fetching(&script, policy(), around());
+    let cache = fetching(&script, policy(), context());
     cache.learn_from(&old);
     assert_eq!(ask(&cache, "b").await, Ok(()));
     answers_with_the_key_of_before(&script, &before, -600, &cache).await;

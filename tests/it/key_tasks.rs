@@ -41,7 +41,8 @@ fn restarts(context: &KeyCacheContext, task: &str) -> u64 {
 async fn a_fetch_that_panics_is_a_fetch_that_failed() {
     let script = Script::publishing(&["a"]);
     let source = Arc::new(Panicking { script: script.clone(), turns: AtomicUsize::new(0) });
-    let cache = KeyCache::fetched("p", policy(), source, KeyCacheContext::default(), None, None, Arc::default());
+    let cache =
+        KeyCache::fetched("p", policy(), source, KeyCacheContext::default(), None, None, Arc::default());
     assert_eq!(ask(&cache, "a").await, Ok(()));
     script.publish(&["a", "b"]);
     assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable), "this one panics");
@@ -170,7 +171,8 @@ async fn a_token_that_came_first_is_served_though_the_disk_does_not_answer() {
 async fn the_time_that_the_machine_slept_counts_for_ages_and_intervals() {
     let script = Script::publishing(&["a", "b"]);
     let clock = Arc::new(SimulatedClock::starting_at(UnixTime::from_secs(1_800_000_000)));
-    let context = KeyCacheContext { clock: Clock::Simulated(Arc::clone(&clock)), ..KeyCacheContext::default() };
+    let context =
+        KeyCacheContext { clock: Clock::Simulated(Arc::clone(&clock)), ..KeyCacheContext::default() };
     let cache = warm_in(&script, policy(), context.clone()).await;
     let fetches = script.fetches();
     script.publish(&["a"]);

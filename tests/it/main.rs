@@ -3,6 +3,21 @@
 //!
 //! A test that has to be alone in its process says so with `support::alone`.
 
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    reason = "nobody else uses these modules; what is said of visibility and docs is about libraries"
+)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests fail by panicking, and say on their streams what they did"
+)]
+
 mod architecture;
 mod attacks;
 mod clocks;

@@ -5,7 +5,7 @@ use crate::support::rulebook::{Bearer, Case, PATH_CASES, RULE_CASES, Rulebook};
 use crate::support::{Ask, NOW, Running, fixed_clock, raw, with_http_doors};
 use portcullis::access_request::AccessRequest;
 use portcullis::config::{Config, Profile};
-use portcullis::rules::{Requirements, Rule, RequirementRejection, RuleRejection};
+use portcullis::rules::{RequirementRejection, Requirements, Rule, RuleRejection};
 use portcullis::validation::UnixTime;
 use portcullis::validation::json::{Json, JsonLimits};
 use portcullis::validation::provider::TokenSource;

@@ -1,6 +1,21 @@
 //! What holds behind, beside and in front of real programs: proxies, Keycloak, web frameworks, and the tools that read
 //! the files of `deploy/`. `tests/run proxies` installs them.
 
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    reason = "nobody else uses these modules; what is said of visibility and docs is about libraries"
+)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests fail by panicking, and say on their streams what they did"
+)]
+
 mod behind;
 mod caddy;
 mod differentials;

@@ -11,7 +11,7 @@ use portcullis::config::RefreshPolicy;
 use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::origin::Origin;
-use portcullis::keys::{KeyCache, Newer, ObservedKeys, StaleToken, KeyCacheContext};
+use portcullis::keys::{KeyCache, KeyCacheContext, Newer, ObservedKeys, StaleToken};
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::{Key, KeySet};

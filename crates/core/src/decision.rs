@@ -280,7 +280,8 @@ impl<'a> InProgress<'a> {
     ) -> Result<Progress<'a>, Refused> {
         let (request, policy) = (self.request, self.policy);
         policy.accept_description(request).map_err(why::indescribable)?;
-        let rule = policy.rules.choose(request).map_err(|rule_rejected| why::rule_rejected(&rule_rejected))?;
+        let rule =
+            policy.rules.choose(request).map_err(|rule_rejected| why::rule_rejected(&rule_rejected))?;
         self.record.rule = Some(rule);
         if let Some(rule) = rule {
             if let Some(proof) = rule.anonymous() {
@@ -434,7 +435,9 @@ fn check(
 ) -> Result<(), Refused> {
     let claims = validated.claims();
     let met = requirements.check(&provider.name, claims, request, now);
-    met.map_err(|requirement_rejected| why::requirement_rejected(&requirement_rejected, requirements, provider, claims))
+    met.map_err(|requirement_rejected| {
+        why::requirement_rejected(&requirement_rejected, requirements, provider, claims)
+    })
 }
 
 /// As much of it as anybody is shown, and no more memory than that takes.

@@ -318,7 +318,8 @@ impl Rules {
 
     /// The rule that the proxy names. What it matches does not count: the proxy has matched already.
     fn named(&self, name: &[u8], request: &AccessRequest<'_>) -> Result<&Rule, RuleRejection> {
-        let rule = self.rules.iter().find(|rule| rule.name.as_bytes() == name).ok_or(RuleRejection::NoSuchRule)?;
+        let rule =
+            self.rules.iter().find(|rule| rule.name.as_bytes() == name).ok_or(RuleRejection::NoSuchRule)?;
         if rule.effect == Effect::Preflight && !is_preflight(request) {
             return Err(RuleRejection::NoSuchRule);
         }

@@ -60,7 +60,7 @@ use self::fetch::{Fetch, Wanted};
 use self::fetch_error::FetchError;
 use self::published::Published;
 pub use self::refresh::SNAPSHOT_PATIENCE;
-use self::schedule::{Caller, Schedule, RefreshOutcome};
+use self::schedule::{Caller, RefreshOutcome, Schedule};
 use self::snapshot::SnapshotFile;
 pub use self::wait::{KeyWait, Newer, StaleToken, Unavailable};
 use crate::telemetry::Trigger;
@@ -479,7 +479,12 @@ impl Shared {
 
     /// `None` where the set in hand is another one by now than the one that was seen: it may have come after the last
     /// look, and a fetch would be demanded for nothing.
-    fn join_or_demand(&self, caller: Caller, kid: Option<&Kid>, seen: &Arc<KeySnapshot>) -> Option<RefreshOutcome> {
+    fn join_or_demand(
+        &self,
+        caller: Caller,
+        kid: Option<&Kid>,
+        seen: &Arc<KeySnapshot>,
+    ) -> Option<RefreshOutcome> {
         let now = self.now();
         // Sets are exchanged under this lock.
         let mut state = self.state();

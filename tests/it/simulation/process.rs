@@ -59,8 +59,11 @@ impl Process {
         let seen = Arc::new(Mutex::new(seen));
         let fetch = Arc::new(Recorded { keys, world: world.clone(), seen: Arc::clone(&seen) });
         let clock = Clock::Simulated(Arc::clone(clock));
-        let context =
-            KeyCacheContext { clock: clock.clone(), jitter: Jitter::Fixed(0.5), ..KeyCacheContext::default() };
+        let context = KeyCacheContext {
+            clock: clock.clone(),
+            jitter: Jitter::Fixed(0.5),
+            ..KeyCacheContext::default()
+        };
         let metrics = Arc::clone(&context.metrics);
         let file = SnapshotFile::within(Arc::new(disk.clone()), "p", ISSUER, source.as_str(), 1 << 20);
         let keys = KeyCache::fetched("p", refresh.clone(), fetch, context, None, Some(file), Arc::default());

@@ -157,7 +157,8 @@ providers:
     );
     let config = Config::parse(&text, &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
     let clock = Clock::Fixed(UnixTime::from_secs(START));
-    let context = KeyCacheContext { clock: clock.clone(), jitter: Jitter::Fixed(0.5), ..KeyCacheContext::default() };
+    let context =
+        KeyCacheContext { clock: clock.clone(), jitter: Jitter::Fixed(0.5), ..KeyCacheContext::default() };
     let (budget, issuer) = (Arc::new(Budget::default()), issuer.clone());
     let open: OpenRealm = Arc::new(move |config, name| {
         let fetch = Arc::new(Realm { issuer: issuer.clone(), name: name.to_string() });

@@ -10,7 +10,7 @@ use super::steps::StepName;
 use crate::bearer_token::NoToken;
 use crate::identity::UpstreamRejection;
 use crate::reason::{DenyReason, Refusal, UnavailableReason};
-use crate::rules::{Requirements, Rule, RequirementRejection, RuleRejection, has_scope};
+use crate::rules::{RequirementRejection, Requirements, Rule, RuleRejection, has_scope};
 use crate::text::quoted;
 use crate::validation::json::Json;
 use crate::validation::key_set::{Key, KeySet};
@@ -35,7 +35,9 @@ pub(super) fn rule_rejected(rule_rejected: &RuleRejection) -> Refused {
         RuleRejection::NoSuchRule => "portcullis_rule names no rule for such a request".into(),
         RuleRejection::AmbiguousPath => "an ambiguous path".into(),
         RuleRejection::NotPlainPath => "a path with a dot segment, `//` at its start or a fragment".into(),
-        RuleRejection::RepeatedSlashes => "a path that means another rule once its repeated slashes are one".into(),
+        RuleRejection::RepeatedSlashes => {
+            "a path that means another rule once its repeated slashes are one".into()
+        }
         RuleRejection::NeedlessEncoding => {
             "a path that means another rule once its needless percent-encodings are decoded".into()
         }
@@ -221,13 +223,17 @@ pub(super) fn requirement_rejected(
         RequirementRejection::Provider => denied()
             .found(format!("a token of {}; {requirement_rejected}", provider.name))
             .wanted(list(requirements.providers.iter(), String::clone)),
-        RequirementRejection::Claim(_) | RequirementRejection::Condition | RequirementRejection::Undecided(_) => denied(),
+        RequirementRejection::Claim(_)
+        | RequirementRejection::Condition
+        | RequirementRejection::Undecided(_) => denied(),
     }
 }
 
 pub(super) fn upstream_rejected(upstream_rejected: UpstreamRejection) -> Refused {
     let (reason, found) = match upstream_rejected {
-        UpstreamRejection::ClaimTooLarge => (DenyReason::ClaimTooLarge, "claim headers over limits.claim_header_bytes"),
+        UpstreamRejection::ClaimTooLarge => {
+            (DenyReason::ClaimTooLarge, "claim headers over limits.claim_header_bytes")
+        }
         UpstreamRejection::LookAlike => {
             (DenyReason::RequestMalformed, "a look-alike of a claim header or of one that the decision reads")
         }

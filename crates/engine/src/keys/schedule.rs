@@ -172,7 +172,12 @@ impl Schedule {
     }
 
     /// Where a caller stands. One that no fetch serves demands the next.
-    pub fn join_or_demand(&mut self, accounts: &mut Accounts, caller: Caller, now: Instant) -> RefreshOutcome {
+    pub fn join_or_demand(
+        &mut self,
+        accounts: &mut Accounts,
+        caller: Caller,
+        now: Instant,
+    ) -> RefreshOutcome {
         let Caller { arrival, cause, deadline } = caller;
         if self.answered > arrival {
             return RefreshOutcome::Fresh;
@@ -203,12 +208,21 @@ impl Schedule {
         accounts.stand_in_line(cause, self.member, (turn <= deadline).then_some(deadline));
         // Whatever starts a fetch, it serves everybody who waits.
         let start = self.next_start(accounts, now);
-        if start.is_none_or(|start| start > deadline) { RefreshOutcome::OutOfReach } else { RefreshOutcome::Demanded }
+        if start.is_none_or(|start| start > deadline) {
+            RefreshOutcome::OutOfReach
+        } else {
+            RefreshOutcome::Demanded
+        }
     }
 
     /// All that is under way began before the caller arrived, or doubts nothing. It waits for that; and where the fetch behind it would
     /// end too late, that one begins while the caller can still be served by it.
-    fn join_or_demand_beside(&mut self, accounts: &mut Accounts, caller: Caller, now: Instant) -> RefreshOutcome {
+    fn join_or_demand_beside(
+        &mut self,
+        accounts: &mut Accounts,
+        caller: Caller,
+        now: Instant,
+    ) -> RefreshOutcome {
         let Caller { cause, deadline, .. } = caller;
         // Before the first answer nobody knows how long one takes, and any is news.
         let Some(took) = self.took else { return RefreshOutcome::UnderWay };

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::schedule::{Caller, RefreshOutcome};
 use super::waiting::Place;
-use super::{KeySnapshot, Shared, ObservedKeys};
+use super::{KeySnapshot, ObservedKeys, Shared};
 use crate::clock::Instant;
 use crate::telemetry::StaleOutcome;
 use crate::validation::key_set::KeySet;

@@ -20,7 +20,7 @@ use crate::keys::http::HttpKeys;
 use crate::keys::http_client::HttpClient;
 use crate::keys::names::{RealmName, RealmNames};
 use crate::keys::snapshot::SnapshotFile;
-use crate::keys::{KeyCache, SNAPSHOT_PATIENCE, KeyCacheContext};
+use crate::keys::{KeyCache, KeyCacheContext, SNAPSHOT_PATIENCE};
 use crate::supervise::Tasks;
 use crate::validation::provider::Provider;
 

@@ -28,7 +28,7 @@ use crate::support::real::{
 };
 
 /// Keycloak builds itself and its database at each start: nearly a minute on two idle cores.
-const KEYCLOAK_PATIENCE: Duration = Duration::from_secs(300);
+const KEYCLOAK_PATIENCE: Duration = Duration::from_secs(600);
 
 /// How soon to look again where a blocking wait is the only one possible.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);

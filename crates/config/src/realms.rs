@@ -43,7 +43,7 @@ pub(super) fn make_realms(
     }
     let keys = read_realm_keys(mapping, keys)?;
     // Where it is not there, that was told.
-    Ok(allowed?.map(|allowed| Ok(Realms { issuer: template, keys, allowed, most: most? })).transpose()?)
+    allowed?.map(|allowed| Ok(Realms { issuer: template, keys, allowed, most: most? })).transpose()
 }
 
 /// The names of realms: a list, or an expression for whole names.

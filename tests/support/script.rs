@@ -222,7 +222,7 @@ pub enum NotRescued {
     Unavailable,
 }
 
-/// Waits for newer keys with a token that was stale under `sighting`, and holds it against each set that comes.
+/// Waits for newer keys with a token that was stale under `observed`, and holds it against each set that comes.
 pub async fn rescue<T>(
     cache: &KeyCache,
     observed: ObservedKeys,

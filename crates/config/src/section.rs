@@ -291,3 +291,70 @@ macro_rules! section {
 }
 
 pub(super) use section;
+
+#[cfg(test)]
+mod tests {
+    use super::super::cursor::{Cursor, Findings};
+    use super::super::document;
+    use super::super::forms::{Count, Flag};
+    use super::{Need, Section};
+
+    #[derive(Debug, PartialEq)]
+    struct Sample {
+        size: usize,
+        loud: bool,
+        most: Option<usize>,
+    }
+
+    section! {
+        /// A section of this test.
+        "Sample": Sample, later ["colour"] {
+            /// How many.
+            size: Count { least: 1, most: 9 }, required("how many");
+            /// Whether it is heard.
+            loud as "is_loud": Flag, unless(false);
+            /// No more than these.
+            most: Count { least: 1, most: 9 }, optional;
+        }
+    }
+
+    fn read(text: &str) -> Result<Sample, Vec<String>> {
+        let (root, _) = document::parse(text);
+        let root = root.expect("YAML");
+        let findings = Findings::new(&|_| None);
+        let read = Sample::read(&Cursor::root(&root, &findings));
+        let errors = findings.into_parts().errors;
+        read.map_err(|_| errors.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn a_key_that_is_described_is_read_printed_and_in_the_schema() {
+        let sample = read("{size: 3, is_loud: true}").expect("valid");
+        assert_eq!(sample, Sample { size: 3, loud: true, most: None });
+        let printed: Vec<String> =
+            sample.print().iter().map(|(key, value)| format!("{key}: {}", value.inline())).collect();
+        assert_eq!(printed, ["size: 3", "is_loud: true"]);
+        let description = Sample::description();
+        let names: Vec<&str> = description.keys.iter().map(|key| key.name).collect();
+        assert_eq!(names, ["size", "is_loud", "most"]);
+        assert!(matches!(&description.keys[1].need, Need::Default(default) if default == "false"));
+        let schema = description.schema();
+        assert_eq!(schema["required"], serde_json::json!(["size"]));
+        assert_eq!(schema["properties"]["is_loud"]["description"], "Whether it is heard. Default: false.");
+    }
+
+    #[test]
+    fn all_that_is_wrong_with_a_section_is_told_at_once_where_it_stands() {
+        let errors = read("{is_loud: maybe, most: 10, colour: red, siez: 1}").expect_err("wrong");
+        for part in [
+            "`size` is missing",
+            "`true` or `false`",
+            "from 1 to 9",
+            "colour: not supported yet",
+            "siez: unknown key",
+        ] {
+            assert!(errors.iter().any(|error| error.contains(part)), "{part}: {errors:#?}");
+        }
+        assert_eq!(errors.len(), 5);
+    }
+}

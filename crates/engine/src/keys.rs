@@ -403,7 +403,7 @@ impl KeyCache {
         {}
     }
 
-    /// The wait of a caller whose token was stale under `sighting` for keys that are newer than its arrival.
+    /// The wait of a caller whose token was stale under `observed` for keys that are newer than its arrival.
     pub fn wait_for_newer(&self, observed: ObservedKeys, token: StaleToken) -> KeyWait<'_> {
         KeyWait::new(&self.shared, observed, token)
     }

@@ -13,7 +13,7 @@ pub type Shown = (String, String);
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     forced: Vec<(Cause, Instant)>,
-    keys: HashMap<Shown, Sightings>,
+    keys: HashMap<Shown, ShownKeys>,
     /// When the last fetch failed.
     pub last_failure: Option<Instant>,
 }
@@ -34,7 +34,7 @@ const TOLERANCE: i64 = 5_000_000;
 /// The last answer that had a key, and the last one that lacked it and was asked for once the other was there: of
 /// two that overlap, or whose clocks differ by more than what is tolerated, nobody can say which one was first.
 #[derive(Clone, Copy, Debug, Default)]
-struct Sightings {
+struct ShownKeys {
     had: Times,
     /// The latest date of an answer that had it.
     dated: i64,
@@ -69,7 +69,7 @@ impl Seen {
             }
         }
         for key in keys {
-            let first = Sightings { dated: times.dated, ..Sightings::default() };
+            let first = ShownKeys { dated: times.dated, ..ShownKeys::default() };
             let seen = self.keys.entry(key.clone()).or_insert(first);
             seen.had = seen.had.max(times);
             seen.dated = seen.dated.max(times.dated);

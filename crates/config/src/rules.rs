@@ -49,15 +49,17 @@ impl Form for RuleList {
     }
 }
 
-/// Refuses names of providers that there are not. Also of rules that are wrong elsewhere; and where a provider is wrong
-/// elsewhere, its name counts all the same.
+/// Refuses names of providers that there are not, also in rules that are wrong elsewhere. A provider that is wrong elsewhere
+/// has its name all the same.
 pub(super) fn check_provider_names(root: &Cursor<'_>) {
     fn list<'a>(cursor: Option<Cursor<'a>>) -> Option<Vec<Cursor<'a>>> {
         cursor.filter(Cursor::is_list).and_then(|list| list.elements().ok())
     }
     let Some(providers) = list(root.peek("providers")) else { return };
-    let names = providers.iter().filter_map(|provider| provider.peek("name")?.peek_text().ok());
-    let names: Vec<String> = names.collect();
+    // Where a name cannot be read, that is what is told, and not of whom names it.
+    let names: Option<Vec<String>> =
+        providers.iter().map(|provider| provider.peek("name")?.peek_text().ok()).collect();
+    let Some(names) = names else { return };
     for rule in list(root.peek("rules")).unwrap_or_default() {
         for named in list(rule.peek("providers")).unwrap_or_default() {
             let Ok(name) = named.peek_text() else { continue };

@@ -74,7 +74,8 @@ fn a_rule_that_names_a_provider_which_is_wrong_elsewhere_is_not_blamed() {
     let text = rule("providers: [p]").replace("name: p", "name: [p]");
     refused(&text, &[(4, "providers[0].name", "not a list")]);
     let both = rule("providers: [q]").replace("audiences: [a]", "audiences: []");
-    let told = [(6, "providers[0].audiences", "accepts no token"), (8, "rules[0].providers[0]", "there are: p")];
+    let told =
+        [(6, "providers[0].audiences", "accepts no token"), (8, "rules[0].providers[0]", "there are: p")];
     refused(&both, &told);
 }
 

@@ -4,7 +4,7 @@
 use portcullis::config::Config;
 use portcullis::rules::{Effect, Requirements};
 
-use super::{MINIMAL, parse, refused};
+use super::{Errors, MINIMAL, parse};
 
 /// Texts that mean something to YAML, to the expansion of variables or to neither.
 const TEXTS: [&str; 44] = [
@@ -99,11 +99,12 @@ responses: {{body: {{expired: {as_value}}}}}
 
 #[test]
 fn a_variable_in_a_key_is_refused_since_only_values_are_expanded() {
+    let mut errors = Errors::default();
     for key in ["${CLAIM}", "$${CLAIM}", "a${", "/a/${CLAIM:-b}"] {
         let text = format!("{MINIMAL}rules:\n  - {{name: r, require: {{claims: {{'{key}': a}}}}}}\n");
-        let path = format!("rules[0].require.claims[{key:?}]");
-        refused(&text, &[(8, &path, "only values are expanded")]);
+        errors.of(&text);
     }
+    errors.compare("a_variable_in_a_key_is_refused_since_only_values_are_expanded");
 }
 
 /// What somebody else than a variable's owner must not see.

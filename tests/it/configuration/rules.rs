@@ -4,7 +4,7 @@ use portcullis::config::Config;
 use portcullis::reason::{DenyReason, Refusal};
 use portcullis::rules::{Effect, PathPattern};
 
-use super::{MINIMAL, parse, provider_with, refused};
+use super::{Errors, MINIMAL, parse, provider_with};
 
 /// `MINIMAL` with one rule, which is line 8 and has a name.
 fn rule(text: &str) -> String {
@@ -13,70 +13,72 @@ fn rule(text: &str) -> String {
 
 #[test]
 fn a_rule_that_says_what_cannot_be_is_refused_where_it_stands() {
+    let mut errors = Errors::default();
     let long = "match: {path_regex: '(a{1000}){1000}'}, deny: true".to_owned();
-    for (text, path, message) in [
-        ("match: {path: admin}, deny: true", "match.path", "begins with one slash"),
-        ("match: {path: '/a%2fb'}, deny: true", "match.path", "%2f"),
-        ("match: {path: '/a;b'}, deny: true", "match.path", "semicolons"),
-        ("match: {path: '/a?b=c'}, deny: true", "match.path", "leave the query out"),
-        ("match: {path: ''}, deny: true", "match.path", "missing"),
-        ("match: {path_prefix: '*'}, deny: true", "match.path_prefix", "begins with one slash"),
-        ("match: {path: '/a/../b'}, deny: true", "match.path", "`..` as segments"),
-        ("match: {path_prefix: '/a//b'}, deny: true", "match.path_prefix", "`//`"),
-        ("match: {methods: [get]}, deny: true", "match.methods[0]", "write GET"),
-        ("match: {path_regex: '('}, deny: true", "match.path_regex", "unclosed group"),
-        ("match: {path_regex: 'a)(b'}, deny: true", "match.path_regex", "unopened group"),
-        ("match: {path_regex: '(?=a)'}, deny: true", "match.path_regex", "look-around"),
-        (&long, "match.path_regex", "size limit"),
-        ("match: {path: /a, path_prefix: /b}, deny: true", "match", "a rule for each"),
-        ("match: {methods: []}, deny: true", "match.methods", "leave the key out"),
-        ("match: {methods: [GET, GET]}, deny: true", "match.methods[1]", "second time"),
-        ("match: {methods: ['GET POST']}, deny: true", "match.methods[0]", "expected a name"),
-        ("match: {methods: GET}, deny: true", "match.methods", "a list"),
-        ("match: {hosts: ['a:80']}, deny: true", "match.hosts[0]", "without a port"),
-        ("match: {hosts: ['https://a']}, deny: true", "match.hosts[0]", "without a port"),
-        ("match: {hosts: ['*']}, deny: true", "match.hosts[0]", "*.example.com"),
-        ("match: {hosts: [a.example.com, A.Example.com]}, deny: true", "match.hosts[1]", "second time"),
-        ("match: {header: x}, deny: true", "match.header", "unknown key"),
-        ("ambiguous_paths: yes", "ambiguous_paths", "allow, refuse"),
-        ("allow: everybody", "allow", "anonymous, preflight"),
-        ("deny: false", "deny", "take the key out"),
-        ("allow: anonymous, deny: true", "deny", "has no effect beside"),
-        ("allow: anonymous, require: {scopes: [a]}", "require", "has no effect beside"),
-        ("deny: true, providers: [p]", "providers", "has no effect beside"),
-        ("providers: [q]", "providers[0]", "there are: p"),
-        ("providers: []", "providers", "lets nobody in"),
-        ("require: {scopes: []}", "require.scopes", "take the key out"),
-        ("require: {scopes: ['a b']}", "require.scopes[0]", "without spaces"),
-        ("require: {scopes: a}", "require.scopes", "a list"),
-        ("require: {claims: {}}", "require.claims", "take the key out"),
-        ("require: {claims: {roles: []}}", "require.claims.roles", "lets nobody in"),
-        ("require: {claims: {roles: [null]}}", "require.claims.roles[0]", "a string, a number"),
-        ("require: {claims: {roles: {a: b}}}", "require.claims.roles", "a string, a number"),
-        ("require: {claims: {'/a~b': [x]}}", "require.claims[\"/a~b\"]", "JSON Pointer"),
-        ("require: {condition: ''}", "require.condition", "missing"),
-        ("require: {condition: 'claims.sub =='}", "require.condition", ""),
-        ("require: {scope: a}", "require.scope", "did you mean `scopes`"),
-        ("requires: {}", "requires", "did you mean `require`"),
+    for text in [
+        "match: {path: admin}, deny: true",
+        "match: {path: '/a%2fb'}, deny: true",
+        "match: {path: '/a;b'}, deny: true",
+        "match: {path: '/a?b=c'}, deny: true",
+        "match: {path: ''}, deny: true",
+        "match: {path_prefix: '*'}, deny: true",
+        "match: {path: '/a/../b'}, deny: true",
+        "match: {path_prefix: '/a//b'}, deny: true",
+        "match: {methods: [get]}, deny: true",
+        "match: {path_regex: '('}, deny: true",
+        "match: {path_regex: 'a)(b'}, deny: true",
+        "match: {path_regex: '(?=a)'}, deny: true",
+        &long,
+        "match: {path: /a, path_prefix: /b}, deny: true",
+        "match: {methods: []}, deny: true",
+        "match: {methods: [GET, GET]}, deny: true",
+        "match: {methods: ['GET POST']}, deny: true",
+        "match: {methods: GET}, deny: true",
+        "match: {hosts: ['a:80']}, deny: true",
+        "match: {hosts: ['https://a']}, deny: true",
+        "match: {hosts: ['*']}, deny: true",
+        "match: {hosts: [a.example.com, A.Example.com]}, deny: true",
+        "match: {header: x}, deny: true",
+        "ambiguous_paths: yes",
+        "allow: everybody",
+        "deny: false",
+        "allow: anonymous, deny: true",
+        "allow: anonymous, require: {scopes: [a]}",
+        "deny: true, providers: [p]",
+        "providers: [q]",
+        "providers: []",
+        "require: {scopes: []}",
+        "require: {scopes: ['a b']}",
+        "require: {scopes: a}",
+        "require: {claims: {}}",
+        "require: {claims: {roles: []}}",
+        "require: {claims: {roles: [null]}}",
+        "require: {claims: {roles: {a: b}}}",
+        "require: {claims: {'/a~b': [x]}}",
+        "require: {condition: ''}",
+        "require: {condition: 'claims.sub =='}",
+        "require: {scope: a}",
+        "requires: {}",
     ] {
-        refused(&rule(text), &[(8, &format!("rules[0].{path}"), message)]);
+        errors.of(&rule(text));
     }
-    refused(&format!("{MINIMAL}rules: {{}}\n"), &[(7, "rules", "a list")]);
-    refused(&format!("{MINIMAL}rules:\n  - {{deny: true}}\n"), &[(8, "rules[0]", "`name` is missing")]);
+    errors.of(&format!("{MINIMAL}rules: {{}}\n"));
+    errors.of(&format!("{MINIMAL}rules:\n  - {{deny: true}}\n"));
     let twice = format!("{MINIMAL}rules:\n  - {{name: r, deny: true}}\n  - {{name: r, allow: anonymous}}\n");
-    refused(&twice, &[(9, "rules[1]", "in line 8")]);
+    errors.of(&twice);
+    errors.compare("a_rule_that_says_what_cannot_be_is_refused_where_it_stands");
 }
 
 #[test]
 fn a_rule_that_names_a_provider_which_is_wrong_elsewhere_is_not_blamed() {
+    let mut errors = Errors::default();
     let text = rule("providers: [p]").replace("audiences: [a]", "audiences: []");
-    refused(&text, &[(6, "providers[0].audiences", "accepts no token")]);
+    errors.of(&text);
     let text = rule("providers: [p]").replace("name: p", "name: [p]");
-    refused(&text, &[(4, "providers[0].name", "not a list")]);
+    errors.of(&text);
     let both = rule("providers: [q]").replace("audiences: [a]", "audiences: []");
-    let told =
-        [(6, "providers[0].audiences", "accepts no token"), (8, "rules[0].providers[0]", "there are: p")];
-    refused(&both, &told);
+    errors.of(&both);
+    errors.compare("a_rule_that_names_a_provider_which_is_wrong_elsewhere_is_not_blamed");
 }
 
 #[test]
@@ -128,52 +130,51 @@ fn rules_and_responses_are_printed_as_they_are_read() {
 
 #[test]
 fn what_shapes_a_denial_is_checked() {
+    let mut errors = Errors::default();
     let with = |line: &str| format!("{MINIMAL}responses: {{{line}}}\n");
-    for (line, path, message) in [
-        ("resource_metadata: api.example.com", "resource_metadata", "the URL of"),
-        ("resource_metadata: 'https://a/#b'", "resource_metadata", "the URL of"),
-        ("resource_metadata: 'file:///a'", "resource_metadata", "the URL of"),
-        ("body: x", "body", "a mapping"),
-        ("body: {ok: x}", "body.ok", "the reason of a denial"),
-        ("body: {nonsense: x}", "body.nonsense", "rule_denied"),
-        ("body: {expired: ''}", "body.expired", "missing"),
-        ("headers: {expired: x}", "headers.expired", "a mapping"),
-        ("headers: {expired: {'a b': x}}", "headers.expired[\"a b\"]", "name of a header"),
-        ("headers: {expired: {WWW-Authenticate: x}}", "headers.expired.WWW-Authenticate", "leave it out"),
-        ("headers: {expired: {content-length: '1'}}", "headers.expired.content-length", "leave it out"),
-        ("headers: {expired: {Set-Cookie: a=b}}", "headers.expired.Set-Cookie", "leave it out"),
-        ("headers: {expired: {X-Accel-Redirect: /x}}", "headers.expired.X-Accel-Redirect", "leave it out"),
-        ("headers: {expired: {x-envoy-overloaded: x}}", "headers.expired.x-envoy-overloaded", "leave it out"),
-        ("headers: {expired: {Cache-Control: public}}", "headers.expired.Cache-Control", "leave it out"),
-        ("headers: {expired: {a: \"x\\ny\"}}", "headers.expired.a", "printable ASCII"),
-        ("headers: {expired: {a: é}}", "headers.expired.a", "printable ASCII"),
+    for line in [
+        "resource_metadata: api.example.com",
+        "resource_metadata: 'https://a/#b'",
+        "resource_metadata: 'file:///a'",
+        "body: x",
+        "body: {ok: x}",
+        "body: {nonsense: x}",
+        "body: {expired: ''}",
+        "headers: {expired: x}",
+        "headers: {expired: {'a b': x}}",
+        "headers: {expired: {WWW-Authenticate: x}}",
+        "headers: {expired: {content-length: '1'}}",
+        "headers: {expired: {Set-Cookie: a=b}}",
+        "headers: {expired: {X-Accel-Redirect: /x}}",
+        "headers: {expired: {x-envoy-overloaded: x}}",
+        "headers: {expired: {Cache-Control: public}}",
+        "headers: {expired: {a: \"x\\ny\"}}",
+        "headers: {expired: {a: é}}",
     ] {
-        refused(&with(line), &[(7, &format!("responses.{path}"), message)]);
+        errors.of(&with(line));
     }
+    errors.compare("what_shapes_a_denial_is_checked");
 }
 
 #[test]
 fn what_a_provider_gives_out_is_checked() {
-    for (line, path, message) in [
-        (
-            "claim_headers: {x-a: {claim: a, encoding: hex}}",
-            "claim_headers.x-a.encoding",
-            "percent, base64url",
-        ),
-        ("claim_headers: {x-a: {encoding: base64url}}", "claim_headers.x-a", "`claim` is missing"),
-        ("claim_headers: {x-a: {claim: a, as: b}}", "claim_headers.x-a.as", "unknown key"),
-        ("payload_header: authorization", "payload_header", "belongs to HTTP"),
-        ("payload_header: x_payload", "payload_header", "with `-`"),
-        ("metadata_claims: []", "metadata_claims", "take the key out"),
-        ("metadata_claims: ['/~']", "metadata_claims[0]", "JSON Pointer"),
-        ("realm: 'a\"b'", "realm", "without quotes"),
+    let mut errors = Errors::default();
+    for line in [
+        "claim_headers: {x-a: {claim: a, encoding: hex}}",
+        "claim_headers: {x-a: {encoding: base64url}}",
+        "claim_headers: {x-a: {claim: a, as: b}}",
+        "payload_header: authorization",
+        "payload_header: x_payload",
+        "metadata_claims: []",
+        "metadata_claims: ['/~']",
+        "realm: 'a\"b'",
     ] {
-        refused(&provider_with(line), &[(7, &format!("providers[0].{path}"), message)]);
+        errors.of(&provider_with(line));
     }
     let both = provider_with("claim_headers: {X-All: sub}\n    payload_header: x-all");
-    refused(&both, &[(8, "providers[0].payload_header", "choose another")]);
+    errors.of(&both);
     let token = provider_with("token_from: [{header: x-token}]\n    payload_header: x-token");
-    refused(&token, &[(8, "providers[0].payload_header", "a token comes in this header")]);
+    errors.of(&token);
     let fine = provider_with(
         "claim_headers: {x-a: {claim: /a/b, encoding: base64url}}\n    payload_header: x-all\n    metadata_claims: [sub, /a/b]\n    realm: acme",
     );
@@ -181,6 +182,7 @@ fn what_a_provider_gives_out_is_checked() {
     let printed = config.to_yaml();
     let again = Config::parse(&printed, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{printed}"));
     assert_eq!(again.providers[0].provider, config.providers[0].provider);
+    errors.compare("what_a_provider_gives_out_is_checked");
 }
 
 #[test]

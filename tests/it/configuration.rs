@@ -275,11 +275,60 @@ colour: red
 }
 
 #[test]
-fn keys_of_later_work_are_refused_and_never_ignored() {
+fn keys_of_later_versions_are_known_as_such_and_never_ignored() {
     let mut errors = Errors::default();
-    let later = format!("{MINIMAL}token_cache: {{entries: 0}}\ntracing: {{}}\n");
-    errors.of(&later);
-    errors.compare("keys_of_later_work_are_refused_and_never_ignored");
+    errors.of(
+        "
+listen:
+  ext_authz: 127.0.0.1:0
+  forward_auth: {address: 127.0.0.1:0, profile: nginx, client_certificate: {header: client-cert, format: rfc9440}}
+  admin: {address: 127.0.0.1:0, allow_refresh: true}
+providers:
+  - name: p
+    issuer: https://sso.example.com
+    audiences: [a]
+    audience_claims: [aud, azp]
+    max_lifetime: 24h
+    token_from:
+      - {websocket_protocol: bearer}
+    http: {bearer_token_file: /t, bearer_token_hosts: [i.example.com]}
+    introspection: {uri: https://sso.example.com/introspect}
+    sender_constraint: {dpop: enforce}
+    distrust_file: /d
+    spiffe: example.org
+    external_url: https://api.example.com
+rules:
+  - name: r
+    match: {headers: {mcp-name: [refund]}}
+    audiences: [b]
+    require: {acr: [phr], max_age: 5m}
+    by_name: true
+    stream_lifetime: token
+    mode: shadow
+    external_url: https://api.example.com
+    resource: none
+responses: {cors: {allow_origins: ['https://app.example.com']}, decision_id_header: x-decision-id}
+default: deny
+resources: []
+token_cache: {entries: 0}
+mode: shadow
+revocation: {clients: [a]}
+tracing: {otlp_endpoint: http://collector:4317}
+audit: {path: '-'}
+",
+    );
+    errors.compare("keys_of_later_versions_are_known_as_such_and_never_ignored");
+}
+
+#[test]
+fn a_mistake_that_is_everywhere_is_reported_a_hundred_times_and_the_rest_is_counted() {
+    let rules = "  - {nam: r}\n".repeat(500);
+    let errors = Config::parse(&format!("{MINIMAL}rules:\n{rules}"), &|_| None).expect_err("refused");
+    assert_eq!(errors.iter().count(), 101);
+    assert_eq!(errors.to_string().lines().last(), Some("900 more errors are not shown: correct these first"));
+    let long: String = (0..500).map(|i| format!("  - {{name: r{i}, allow: anonymous}}\n")).collect();
+    let warnings = parse(&format!("{MINIMAL}rules:\n{long}")).expect("valid").warnings;
+    assert_eq!(warnings.len(), 101);
 }
 
 #[test]

@@ -57,17 +57,45 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Everything that is wrong, in the order of the file; never empty.
+/// The most that is reported at once: a generated file with the same mistake a thousand times must not fill a log.
+const REPORTED: usize = 100;
+
+/// Everything that is wrong, in the order of the file, at most [`REPORTED`] and the number of the others; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors {
     file: Option<PathBuf>,
     errors: Vec<ConfigError>,
+    /// How many of the errors are not among them.
+    omitted: usize,
+    /// The same as an error, where there are any.
+    rest: Option<ConfigError>,
+}
+
+/// In the order of the file, at most [`REPORTED`]; and how many more there were.
+fn capped(mut problems: Vec<ConfigError>) -> (Vec<ConfigError>, usize) {
+    problems.sort_by_key(|problem| problem.at);
+    let omitted = problems.len().saturating_sub(REPORTED);
+    problems.truncate(REPORTED);
+    (problems, omitted)
+}
+
+/// What is said of the problems that are not reported.
+fn rest(omitted: usize, what: &str) -> Option<ConfigError> {
+    let message = format!("{omitted} more {what} are not shown: correct these first");
+    (omitted > 0).then_some(ConfigError { at: None, path: String::new(), message })
+}
+
+/// Warnings in the order of the file, at most [`REPORTED`] and the number of the others.
+pub(super) fn capped_warnings(warnings: Vec<ConfigError>) -> Vec<ConfigError> {
+    let (mut warnings, omitted) = capped(warnings);
+    warnings.extend(rest(omitted, "warnings"));
+    warnings
 }
 
 impl ConfigErrors {
-    pub(super) fn new(mut errors: Vec<ConfigError>) -> Self {
-        errors.sort_by_key(|error| error.at);
-        Self { file: None, errors }
+    pub(super) fn new(errors: Vec<ConfigError>) -> Self {
+        let (errors, omitted) = capped(errors);
+        Self { file: None, errors, omitted, rest: rest(omitted, "errors") }
     }
 
     /// The file cannot be read.
@@ -89,12 +117,14 @@ impl ConfigErrors {
 
     /// With others.
     pub(super) fn and(self, more: Vec<ConfigError>) -> Self {
-        Self { file: self.file, ..Self::new([self.errors, more].concat()) }
+        let both = Self::new([self.errors, more].concat());
+        let omitted = both.omitted.saturating_add(self.omitted);
+        Self { file: self.file, omitted, rest: rest(omitted, "errors"), ..both }
     }
 
     /// Each of them.
     pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
-        self.errors.iter()
+        self.errors.iter().chain(&self.rest)
     }
 }
 
@@ -110,7 +140,7 @@ fn looks_like_a_path(file: &Path) -> bool {
 /// One a line, with its file as [`ConfigError::in_file`] writes it.
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, error) in self.errors.iter().enumerate() {
+        for (i, error) in self.iter().enumerate() {
             if i > 0 {
                 f.write_str("\n")?;
             }

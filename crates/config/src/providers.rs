@@ -137,6 +137,7 @@ section! {
     printed through ProviderShown by show_provider,
     later [
         "audience_claims", "max_lifetime", "introspection", "sender_constraint", "distrust_file", "spiffe",
+        "external_url",
     ] {
         /// Its name in logs and metrics.
         name: String = NAME, required("how logs and metrics call the provider");

@@ -16,7 +16,7 @@ use portcullis_core::verdict::Responses;
 use super::cursor::{Cursor, Findings, Found, Mapping, NamedFile, Read};
 use super::dangers::warn_of_network;
 use super::document;
-use super::error::{ConfigError, ConfigErrors, Position};
+use super::error::{ConfigError, ConfigErrors, Position, capped_warnings};
 use super::forms::{Each, List, Sub, Text, equal, shown};
 use super::providers::Providers;
 use super::rules::{RuleList, check_provider_names};
@@ -152,7 +152,7 @@ fn read(
     let Some(root) = root else { return Examined::nothing(ConfigErrors::new(errors)) };
     let findings = Findings::new(variable);
     let config = read_config(&Cursor::root(&root, &findings));
-    let Found { errors: found, mut warnings, files, listeners, issuers } = findings.into_parts();
+    let Found { errors: found, warnings, files, listeners, issuers } = findings.into_parts();
     errors.extend(found);
     let mut places = Vec::new();
     for NamedFile { at, path, file, written } in files {
@@ -163,10 +163,7 @@ fn read(
         places.push((path, at));
     }
     let config = match config {
-        Ok(config) if errors.is_empty() => {
-            warnings.sort_by_key(|warning| warning.at);
-            Ok(Config { warnings, ..config })
-        }
+        Ok(config) if errors.is_empty() => Ok(Config { warnings: capped_warnings(warnings), ..config }),
         _ => Err(ConfigErrors::new(errors)),
     };
     Examined { config, listeners, issuers, places }

@@ -1,0 +1,50 @@
+//! The Check that Envoy sends for a browser's request of about 1.3 KiB with its token.
+
+use std::collections::HashMap;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Request};
+use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
+use prost::Message;
+
+/// A message with its gRPC prefix.
+pub fn check(path: &str, token: &str, more_headers: usize) -> Bytes {
+    let mut headers: HashMap<String, String> = [
+        (":authority", "api.example.com"),
+        (":method", "GET"),
+        (":path", path),
+        (":scheme", "https"),
+        ("accept", "application/json, text/plain, */*"),
+        ("accept-encoding", "gzip, deflate, br"),
+        ("accept-language", "en-US,en;q=0.9"),
+        ("user-agent", "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0"),
+        ("x-forwarded-for", "203.0.113.7"),
+        ("x-forwarded-proto", "https"),
+        ("x-request-id", "6c1c2f7e-9f0d-4a2e-8f3d-5c7b1f1a2b3c"),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect();
+    headers.insert("authorization".to_owned(), format!("Bearer {token}"));
+    for i in 0..more_headers {
+        headers.insert(format!("x-more-{i}"), "a value of some length".to_owned());
+    }
+    let http = HttpRequest {
+        id: "1234567890".to_owned(),
+        method: "GET".to_owned(),
+        path: path.to_owned(),
+        host: "api.example.com".to_owned(),
+        scheme: "https".to_owned(),
+        protocol: "HTTP/1.1".to_owned(),
+        headers,
+        ..HttpRequest::default()
+    };
+    let request = Request { http: Some(http), ..Request::default() };
+    let attributes = AttributeContext { request: Some(request), ..AttributeContext::default() };
+    let message = CheckRequest { attributes: Some(attributes) }.encode_to_vec();
+    let mut framed = BytesMut::with_capacity(message.len() + 5);
+    framed.put_u8(0);
+    framed.put_u32(u32::try_from(message.len()).expect("it is small"));
+    framed.put_slice(&message);
+    framed.freeze()
+}

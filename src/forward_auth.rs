@@ -168,7 +168,7 @@ fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRe
         described_by: Some(peer),
         flaw,
         removal: Removal::NamedHeaders,
-        of_the_proxy: dialect.own,
+        set_by_proxy: dialect.own,
         ..AccessRequest::new(method, host, path, headers, arrived)
     }
 }

@@ -161,7 +161,7 @@ pub fn with_http_doors(mut config: Config) -> Config {
     let door = |(_, profile)| HttpListener {
         address,
         profile,
-        client_headers: ClaimHeaders::PerhapsKept,
+        client_headers: ClaimHeaders::MaybeKept,
         tls: None,
     };
     config.listen.forward_auth = Profile::NAMED.into_iter().map(door).collect();

@@ -77,7 +77,7 @@ section! {
         profile: Words(&Profile::NAMED),
             required("the proxy that asks: nginx, haproxy, caddy, traefik or envoy");
         /// overwrite: the proxy overwrites every claim header of a client. Left out: a request that carries one is refused.
-        client_headers: Words(&[("overwrite", ClaimHeaders::Overwritten)]), unless(ClaimHeaders::PerhapsKept);
+        client_headers: Words(&[("overwrite", ClaimHeaders::Overwritten)]), unless(ClaimHeaders::MaybeKept);
         /// TLS; left out: plain text.
         tls: Sub::<TlsFiles>::NEW, optional;
     }

@@ -7,7 +7,7 @@ use super::forms::text_schema;
 use super::section::{Form, FormDescription};
 use super::yaml::Yaml;
 use super::{AllowedRealms, KeySource, RealmKeys, Realms, Template};
-use portcullis_core::rules::WholeRegex;
+use portcullis_core::rules::FullMatchRegex;
 use portcullis_engine::authorizer::PLACEHOLDER;
 use portcullis_engine::keys::names::{MAX_REALM_NAME_BYTES, RealmName};
 
@@ -114,7 +114,7 @@ fn read_allowed(cursor: &Cursor<'_>) -> Read<AllowedRealms> {
         let empty = "an empty list allows no realm: name at least one";
         return cursor.list(empty, name, |a, b| a == b).map(AllowedRealms::Listed);
     }
-    match WholeRegex::parse(&cursor.text()?) {
+    match FullMatchRegex::parse(&cursor.text()?) {
         Ok(pattern) => Ok(AllowedRealms::Matching(pattern)),
         Err(error) => cursor.refuse(format!("expected a list of realms, or a regular expression: {error}")),
     }

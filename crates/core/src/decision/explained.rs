@@ -1,16 +1,16 @@
-//! A record of a decision as the steps that it took.
+//! Renders the record of a decision as steps.
 
 use std::borrow::Cow;
 
 use super::record::{ChangesMade, Record, Refused, ScreenPassed, TokenFound};
 use super::steps::{Step, StepName};
-use super::why::seconds;
+use super::refusals::seconds;
 use crate::reason::{DenyReason, Refusal};
 use crate::text::{on_one_line, quoted};
 use crate::validation::Kid;
 
 impl Record<'_> {
-    /// The steps in the order in which they were taken. The last one decided.
+    /// The steps in their order. The last one decided.
     pub fn steps(&self) -> impl Iterator<Item = Step<'_>> {
         let steps = [
             self.rule_step(),
@@ -65,7 +65,7 @@ impl Record<'_> {
                 format!("for newer keys: {cause} under those in hand"),
             ));
         }
-        if self.opened {
+        if self.first_fetch {
             return Some(step(StepName::Refresh, "waited", "for the first keys of this issuer"));
         }
         let is_denied = |refused: &Refused| {
@@ -94,7 +94,7 @@ impl Record<'_> {
 
     fn refused_step(&self) -> Option<Step<'_>> {
         let Refused { step, refusal, found, wanted } = self.refused.as_ref()?;
-        // A rule that lets nobody pass has been told as the rule that was chosen.
+        // A rule that denies everything is already reported as the chosen rule.
         if *step == StepName::Rule && self.rule.is_some() {
             return None;
         }

@@ -195,7 +195,7 @@ fn make_http(draft: HttpDraft, mapping: &Mapping<'_>) -> Read<IssuerHttp> {
         _ => return mapping.refuse("`client_cert_file` and `client_key_file` belong together: give both"),
     };
     let http = IssuerHttp { allow_http: false, ca_file: ca_file?, proxy: proxy?, client_certificate };
-    mapping.cursor().note_issuer(&http);
+    mapping.cursor().record_issuer(&http);
     Ok(http)
 }
 
@@ -273,8 +273,8 @@ const SHORTEST: Duration = Duration::from_millis(10);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-const fn up_to(most: Duration) -> Time {
-    Time { least: SHORTEST, most }
+const fn up_to(max: Duration) -> Time {
+    Time { min: SHORTEST, max }
 }
 
 section! {
@@ -288,9 +288,9 @@ section! {
         min_spacing_bad_signature: up_to(MINUTE.saturating_mul(60)),
             default(RefreshPolicy::default().min_spacing_bad_signature);
         /// Requests that may wait for a refresh at one time.
-        max_waiters: Count { least: 1, most: 1_000_000 }, default(RefreshPolicy::default().max_waiters);
+        max_waiters: Count { min: 1, max: 1_000_000 }, default(RefreshPolicy::default().max_waiters);
         /// What those requests may hold in memory together: their headers and paths.
-        max_waiting_bytes: Size { least: 1 << 20, most: 1 << 30 },
+        max_waiting_bytes: Size { min: 1 << 20, max: 1 << 30 },
             default(RefreshPolicy::default().max_waiting_bytes);
         /// The longest that a request waits for a refresh.
         wait: up_to(MINUTE), default(RefreshPolicy::default().wait);
@@ -299,12 +299,12 @@ section! {
         /// How long the last good set serves while the issuer cannot be reached.
         max_stale: up_to(DAY.saturating_mul(365)), default(RefreshPolicy::default().max_stale);
         /// The largest key set or discovery document.
-        max_bytes: Size { least: 1 << 10, most: 64 << 20 }, default(RefreshPolicy::default().max_bytes);
+        max_bytes: Size { min: 1 << 10, max: 64 << 20 }, default(RefreshPolicy::default().max_bytes);
         /// A folder for the last good set, for a start while the issuer is down. Left out: none is kept.
         snapshot_dir: Text {
             read: |cursor| cursor.text().map(PathBuf::from),
             show: |path| path.display().to_string(),
-            words: "a folder",
+            summary: "a folder",
         }, optional;
     }
 }

@@ -8,7 +8,7 @@ use url::Url;
 use portcullis_core::access_request::ClaimHeaders;
 
 use super::cursor::{Cursor, Mapping, Read};
-use super::forms::{Each, FILE, List, OneOr, Short, Sub, Text, Words, equal, shown};
+use super::forms::{Each, FILE, List, OneOr, Short, Sub, Text, Choice, equal, shown};
 use super::section::section;
 use super::{AdminListener, BindAddress, GrpcListener, HttpListener, Listen, Profile, TlsFiles};
 
@@ -26,11 +26,11 @@ section! {
         /// HTTP for other proxies. Left out: off.
         forward_auth: OneOr { one: HTTP, list: Each(HTTP) }, unless(Vec::new());
         /// For operators: /livez, /readyz, /metrics, /keys. Left out: off.
-        admin: Short { read: read_admin_address, words: "`host:port`" }, optional;
+        admin: Short { read: read_admin_address, summary: "`host:port`" }, optional;
     }
 }
 
-const GRPC: Short<GrpcListener> = Short { read: read_grpc_address, words: "`host:port` or `unix:/path`" };
+const GRPC: Short<GrpcListener> = Short { read: read_grpc_address, summary: "`host:port` or `unix:/path`" };
 const GRPC_LIST: List<Short<GrpcListener>> = List {
     of: GRPC,
     empty: "at least one address of the gRPC door is needed",
@@ -61,7 +61,7 @@ section! {
         tls: Sub::<TlsFiles>::NEW, optional;
         /// Names that a request's Host may have besides an address and localhost.
         hosts: List {
-            of: Text { read: read_host, show: shown, words: "the name of a host" },
+            of: Text { read: read_host, show: shown, summary: "the name of a host" },
             empty: "an empty list names no host: take the key out; an address and localhost always count",
             same: equal,
         }, unless(Vec::new());
@@ -74,10 +74,10 @@ section! {
         /// `host:port`.
         address: SOCKET_ADDRESS, required("where the proxy asks, `host:port`");
         /// The proxy that asks: how it tells what request it asks about.
-        profile: Words(&Profile::NAMED),
+        profile: Choice(&Profile::NAMED),
             required("the proxy that asks: nginx, haproxy, caddy, traefik or envoy");
         /// overwrite: the proxy overwrites every claim header of a client. Left out: a request that carries one is refused.
-        client_headers: Words(&[("overwrite", ClaimHeaders::Overwritten)]), unless(ClaimHeaders::MaybeKept);
+        client_headers: Choice(&[("overwrite", ClaimHeaders::Overwritten)]), unless(ClaimHeaders::MaybeKept);
         /// TLS; left out: plain text.
         tls: Sub::<TlsFiles>::NEW, optional;
     }
@@ -94,7 +94,7 @@ section! {
         client_ca_file: FILE, optional;
         /// A DNS name or URI of the client's certificate has to be one of these. Left out: any.
         client_names: List {
-            of: Text { read: read_client_name, show: shown, words: "a DNS name or a URI" },
+            of: Text { read: read_client_name, show: shown, summary: "a DNS name or a URI" },
             empty: "an empty list lets no client in: take the key out to accept every name",
             same: equal,
         }, unless(Vec::new());
@@ -102,17 +102,17 @@ section! {
 }
 
 const SOCKET_ADDRESS: Text<SocketAddr> =
-    Text { read: |cursor| read_socket_address(cursor, &cursor.text()?), show: shown, words: "`host:port`" };
+    Text { read: |cursor| read_socket_address(cursor, &cursor.text()?), show: shown, summary: "`host:port`" };
 const BIND_ADDRESS: Text<BindAddress> = Text {
     read: read_bind_address,
     show: |address| match address {
         BindAddress::Tcp(address) => address.to_string(),
         BindAddress::Unix { path, .. } => format!("unix:{}", path.display()),
     },
-    words: "`host:port` or `unix:/path`",
+    summary: "`host:port` or `unix:/path`",
 };
 const MODE: Text<u32> =
-    Text { read: read_mode, show: |mode| format!("{mode:04o}"), words: "permission bits in octal" };
+    Text { read: read_mode, show: |mode| format!("{mode:04o}"), summary: "permission bits in octal" };
 
 fn make_grpc(draft: GrpcDraft, mapping: &Mapping<'_>) -> Read<GrpcListener> {
     let GrpcDraft { address, tls, mode } = draft;
@@ -233,7 +233,7 @@ fn read_mode(cursor: &Cursor<'_>) -> Read<u32> {
 }
 
 fn check_tls(files: &TlsFiles, mapping: &Mapping<'_>) -> Read<()> {
-    mapping.cursor().note_listener(files);
+    mapping.cursor().record_listener(files);
     if !files.client_names.is_empty() && files.client_ca_file.is_none() {
         return mapping.refuse_at(
             "client_names",

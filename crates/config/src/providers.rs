@@ -19,7 +19,7 @@ use portcullis_core::validation::provider::{
 use super::cursor::{Cursor, Mapping, Read, all};
 use super::dangers::warn_of_provider;
 use super::forms::{
-    Count, Each, FILE, Flag, List, Sub, Text, Time, Words, any_text, equal, shown, text_schema,
+    Count, Each, FILE, Flag, List, Sub, Text, Time, Choice, any_text, equal, shown, text_schema,
 };
 use super::keys::{FetchUrl, InlineKeys, SourceDraft, discovery_below, make_key_source, refuse_plain_http};
 use super::realms::{DEFAULT_MOST, RealmNames, make_realms};
@@ -123,9 +123,9 @@ impl Form for Providers {
     }
 
     fn describe(&self) -> FormDescription {
-        let FormDescription { words, schema, sections } = Sub::<ProviderConfig>::NEW.describe();
+        let FormDescription { summary, schema, sections } = Sub::<ProviderConfig>::NEW.describe();
         let schema = json!({"type": "array", "minItems": 1, "items": schema});
-        FormDescription { words: format!("a list: {words}"), schema, sections }
+        FormDescription { summary: format!("a list: {summary}"), schema, sections }
     }
 }
 
@@ -145,7 +145,7 @@ section! {
         /// The realms that {realm} in issuer stands for.
         realms: AllowedRealms = RealmNames, optional;
         /// Realms whose keys are held at one time.
-        max_realms: usize = Count { least: 1, most: 10_000 }, default(DEFAULT_MOST);
+        max_realms: usize = Count { min: 1, max: 10_000 }, default(DEFAULT_MOST);
         /// A token must be meant for one of these.
         audiences: Vec<String> = List {
             of: any_text("a text"),
@@ -169,11 +169,11 @@ section! {
         /// The alg values that are accepted.
         algorithms: Vec<Algorithm> = ALGORITHMS, default(Algorithm::default_set());
         /// Leeway for exp and nbf.
-        clock_skew: Duration = Time { least: Duration::ZERO, most: Duration::from_secs(600) },
+        clock_skew: Duration = Time { min: Duration::ZERO, max: Duration::from_secs(600) },
             default(Duration::from_secs(30));
         /// The typ values that are accepted. Left out: at+jwt, JWT, or none.
         token_types: Vec<String> = List {
-            of: Text { read: read_token_type, show: shown, words: "a media type" },
+            of: Text { read: read_token_type, show: shown, summary: "a media type" },
             empty: "an empty list accepts no token; leave the key out for the default",
             same: equal,
         }, optional;
@@ -190,7 +190,7 @@ section! {
         /// Request headers for the upstream, and the claim that each is made of.
         claim_headers: Vec<ClaimHeader> = ClaimHeaders, default(Vec::new());
         /// The request header in which the upstream gets the token's payload, in base64url. Left out: none.
-        payload_header: HeaderName = Text { read: read_payload_header, show: shown, words: "a header" }, optional;
+        payload_header: HeaderName = Text { read: read_payload_header, show: shown, summary: "a header" }, optional;
         /// Claims for Envoy's dynamic metadata.
         metadata_claims: Vec<ClaimPath> = List {
             of: CLAIM,
@@ -208,14 +208,14 @@ section! {
 
 /// How logs, metrics and proxies call something.
 pub(super) const NAME: Text<String> =
-    Text { read: read_name, show: shown, words: "at most 64 letters, digits, `_`, `-` and `.`" };
+    Text { read: read_name, show: shown, summary: "at most 64 letters, digits, `_`, `-` and `.`" };
 
 /// The protection space of a challenge.
-pub(super) const REALM: Text<String> = Text { read: read_realm, show: shown, words: "a text" };
+pub(super) const REALM: Text<String> = Text { read: read_realm, show: shown, summary: "a text" };
 
 /// A claim.
 pub(super) const CLAIM: Text<ClaimPath> =
-    Text { read: read_claim_path, show: shown, words: "a claim's name, or a JSON Pointer" };
+    Text { read: read_claim_path, show: shown, summary: "a claim's name, or a JSON Pointer" };
 
 const ALGORITHMS: List<AlgorithmName> = List {
     of: AlgorithmName,
@@ -245,8 +245,8 @@ impl Form for AlgorithmName {
 
     fn describe(&self) -> FormDescription {
         let names = Algorithm::ALL.map(Algorithm::name);
-        let words = names.map(|name| format!("`{name}`")).join(", ");
-        FormDescription::new(format!("one of {words}"), json!({"enum": names}))
+        let summary = names.map(|name| format!("`{name}`")).join(", ");
+        FormDescription::new(format!("one of {summary}"), json!({"enum": names}))
     }
 }
 
@@ -493,13 +493,13 @@ section! {
     printed through SourceShown by show_token_source,
     later ["websocket_protocol"] {
         /// A header.
-        header: HeaderName = Text { read: read_header_name, show: shown, words: "a header" }, optional;
+        header: HeaderName = Text { read: read_header_name, show: shown, summary: "a header" }, optional;
         /// The scheme before the token in that header. Left out: the header's whole value.
-        scheme: String = Text { read: read_token, show: shown, words: "a name" }, optional;
+        scheme: String = Text { read: read_token, show: shown, summary: "a name" }, optional;
         /// A cookie.
-        cookie: String = Text { read: read_token, show: shown, words: "a name" }, optional;
+        cookie: String = Text { read: read_token, show: shown, summary: "a name" }, optional;
         /// A query parameter.
-        query: String = Text { read: read_query_name, show: shown, words: "a name" }, optional;
+        query: String = Text { read: read_query_name, show: shown, summary: "a name" }, optional;
     }
 }
 
@@ -610,10 +610,10 @@ impl Form for ClaimHeaders {
     }
 
     fn describe(&self) -> FormDescription {
-        let FormDescription { words, schema, sections } = Sub::<EncodedClaim>::NEW.describe();
+        let FormDescription { summary, schema, sections } = Sub::<EncodedClaim>::NEW.describe();
         let values = json!({"anyOf": [text_schema(), schema]});
         FormDescription {
-            words: format!("a mapping of headers to claims, or to {words}"),
+            summary: format!("a mapping of headers to claims, or to {summary}"),
             schema: json!({"type": "object", "additionalProperties": values}),
             sections,
         }
@@ -632,7 +632,7 @@ section! {
         /// The claim.
         claim: CLAIM, required("the claim that the header carries");
         /// How its value is encoded.
-        encoding: Words(&Encoding::NAMED), default(Encoding::default());
+        encoding: Choice(&Encoding::NAMED), default(Encoding::default());
     }
 }
 

@@ -13,7 +13,7 @@ use portcullis_core::protected_headers::PATH_AND_HOST;
 use portcullis_core::rules::Rules;
 use portcullis_core::verdict::Responses;
 
-use super::cursor::{Cursor, Findings, Found, Mapping, NamedFile, Read};
+use super::cursor::{Cursor, ReadContext, ReadOutput, Mapping, NamedFile, Read};
 use super::dangers::warn_of_network;
 use super::document;
 use super::error::{ConfigError, ConfigErrors, Position};
@@ -150,9 +150,9 @@ fn read(
     }
     let (root, mut errors) = document::parse(text);
     let Some(root) = root else { return Examined::nothing(ConfigErrors::new(errors)) };
-    let findings = Findings::new(variable);
-    let config = read_config(&Cursor::root(&root, &findings));
-    let Found { errors: found, mut warnings, files, listeners, issuers } = findings.into_parts();
+    let context = ReadContext::new(variable);
+    let config = read_config(&Cursor::root(&root, &context));
+    let ReadOutput { errors: found, mut warnings, files, listeners, issuers } = context.into_parts();
     errors.extend(found);
     let mut places = Vec::new();
     for NamedFile { at, path, file, written } in files {
@@ -270,12 +270,12 @@ impl Form for OverrideHeader {
 
     fn describe(&self) -> FormDescription {
         let names = PATH_AND_HOST.each_ref().map(HeaderName::as_str);
-        let words = names.map(|name| format!("`{name}`")).join(", ");
-        FormDescription::new(format!("one of {words}"), json!({"enum": names}))
+        let summary = names.map(|name| format!("`{name}`")).join(", ");
+        FormDescription::new(format!("one of {summary}"), json!({"enum": names}))
     }
 }
 
-const NETWORK: Text<IpNet> = Text { read: read_network, show: shown, words: "a network or an address" };
+const NETWORK: Text<IpNet> = Text { read: read_network, show: shown, summary: "a network or an address" };
 
 fn loopback() -> Vec<IpNet> {
     let v4 = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);

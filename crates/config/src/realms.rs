@@ -18,7 +18,7 @@ pub(super) const DEFAULT_MOST: usize = 256;
 /// they stand, with the placeholder in them.
 pub(super) fn make_realms(
     allowed: Read<Option<AllowedRealms>>,
-    most: Read<usize>,
+    max: Read<usize>,
     mapping: &Mapping<'_>,
     issuer: &str,
     keys: &KeySource,
@@ -43,7 +43,7 @@ pub(super) fn make_realms(
     }
     let keys = read_realm_keys(mapping, keys)?;
     // Where it is not there, that was told.
-    allowed?.map(|allowed| Ok(Realms { issuer: template, keys, allowed, most: most? })).transpose()
+    allowed?.map(|allowed| Ok(Realms { issuer: template, keys, allowed, most: max? })).transpose()
 }
 
 /// The names of realms: a list, or an expression for whole names.
@@ -71,7 +71,7 @@ impl Form for RealmNames {
 
 fn read_realm_keys(mapping: &Mapping<'_>, keys: &KeySource) -> Read<RealmKeys> {
     let written =
-        |key: &str| mapping.need(key, "where the keys of a realm are").and_then(|cursor| cursor.text());
+        |key: &str| mapping.required(key, "where the keys of a realm are").and_then(|cursor| cursor.text());
     let template = |key: &str| match Template::parse(&written(key)?) {
         Some(template) => Ok(template),
         None => mapping.refuse_at(

@@ -53,13 +53,13 @@ section! {
         /// The realm of challenges.
         realm: String = REALM, default(Responses::default().realm);
         /// The HTTP status when the issuer's keys cannot be had.
-        keys_unavailable_status: usize = Count { least: 400, most: 599 },
+        keys_unavailable_status: usize = Count { min: 400, max: 599 },
             default(Responses::default().keys_unavailable_status.into());
         /// The URL of the resource's metadata (RFC 9728), which challenges name. Left out: none.
         resource_metadata: Url = MetadataUrl, optional;
         /// Bodies by reason, instead of the default one.
         body: Vec<(Refusal, CustomBody)> = ByReason {
-            of: Text { read: read_body, show: |body| body.text.clone(), words: "a text" },
+            of: Text { read: read_body, show: |body| body.text.clone(), summary: "a text" },
         }, unless(Vec::new());
         /// Headers by reason, besides the default ones.
         headers: Vec<(Refusal, Vec<(HeaderName, HeaderValue)>)> = ByReason { of: HeaderValues }, unless(Vec::new());
@@ -150,9 +150,9 @@ impl<F: Form> Form for ByReason<F> {
     }
 
     fn describe(&self) -> FormDescription {
-        let FormDescription { words, schema, sections } = self.of.describe();
+        let FormDescription { summary, schema, sections } = self.of.describe();
         FormDescription {
-            words: format!("a mapping of reasons to: {words}"),
+            summary: format!("a mapping of reasons to: {summary}"),
             schema: json!({"type": "object", "additionalProperties": schema}),
             sections,
         }

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::cursor::{Cursor, Entry, Mapping, Read, all};
 use super::dangers::warn_of_rules;
-use super::forms::{Each, List, Sub, Text, Words, any_text, equal, shown, text_schema};
+use super::forms::{Each, List, Sub, Text, Choice, any_text, equal, shown, text_schema};
 use super::providers::{NAME, read_token};
 use super::section::{Form, FormDescription, Section, section};
 use super::yaml::{Yaml, own_key};
@@ -82,9 +82,9 @@ section! {
         /// The requests that it is about: those that fit every part. Left out: all.
         matches as "match": Match = Sub::<Match>::NEW, unless(Match::default());
         /// Whether it also judges requests whose path programs read differently.
-        ambiguous_paths: bool = Words(&[("allow", true), ("refuse", false)]), unless(false);
+        ambiguous_paths: bool = Choice(&[("allow", true), ("refuse", false)]), unless(false);
         /// Everybody passes, or every CORS preflight; no token is looked at.
-        allow: Effect = Words(&ALLOWED), optional;
+        allow: Effect = Choice(&ALLOWED), optional;
         /// Nobody passes.
         deny: Effect = Always, optional;
         /// The providers whose tokens count. Left out: every one.
@@ -178,20 +178,20 @@ section! {
     printed through MatchShown by show_match,
     later ["headers"] {
         /// This path, in canonical form.
-        path: PathPattern = Path { read: PathPattern::exact, words: "a path" }, optional;
+        path: PathPattern = Path { read: PathPattern::exact, summary: "a path" }, optional;
         /// This path and all below it, by whole segments.
-        path_prefix: PathPattern = Path { read: PathPattern::prefix, words: "a path" }, optional;
+        path_prefix: PathPattern = Path { read: PathPattern::prefix, summary: "a path" }, optional;
         /// A regular expression for the whole path.
-        path_regex: PathPattern = Path { read: PathPattern::regex, words: "a regular expression" }, optional;
+        path_regex: PathPattern = Path { read: PathPattern::regex, summary: "a regular expression" }, optional;
         /// Compared with their case; GET stands for HEAD too. Left out: every method.
         methods: Vec<String> = List {
-            of: Text { read: read_method, show: shown, words: "a method in upper case" },
+            of: Text { read: read_method, show: shown, summary: "a method in upper case" },
             empty: "an empty list matches nothing; leave the key out for every method",
             same: equal,
         }, unless(Vec::new());
         /// Hosts without ports; *.example.com is every host below it. Left out: every host.
         hosts: Vec<HostPattern> = List {
-            of: Text { read: read_host, show: shown, words: "a host" },
+            of: Text { read: read_host, show: shown, summary: "a host" },
             empty: "an empty list matches nothing; leave the key out for every host",
             same: equal,
         }, unless(Vec::new());
@@ -201,7 +201,7 @@ section! {
 /// A path of one of the three kinds.
 struct Path {
     read: fn(&str) -> Result<PathPattern, String>,
-    words: &'static str,
+    summary: &'static str,
 }
 
 impl Form for Path {
@@ -223,7 +223,7 @@ impl Form for Path {
     }
 
     fn describe(&self) -> FormDescription {
-        FormDescription::new(self.words, text_schema())
+        FormDescription::new(self.summary, text_schema())
     }
 }
 
@@ -280,7 +280,7 @@ section! {
     later ["acr", "max_age"] {
         /// Each has to be in scope or scp.
         scopes: Vec<String> = List {
-            of: Text { read: read_scope, show: shown, words: "a scope" },
+            of: Text { read: read_scope, show: shown, summary: "a scope" },
             empty: "an empty list asks for nothing: take the key out",
             same: equal,
         }, unless(Vec::new());
@@ -290,7 +290,7 @@ section! {
         condition: Condition = Text {
             read: read_condition,
             show: |condition| condition.source().to_owned(),
-            words: "a CEL expression",
+            summary: "a CEL expression",
         }, optional;
     }
 }

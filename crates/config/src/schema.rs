@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::Config;
-use super::section::{Description, Key, Need, Section};
+use super::section::{Description, Key, Requirement, Section};
 
 /// The schema (JSON Schema 2020-12) as JSON text, with a line end.
 pub fn json_schema_text() -> String {
@@ -51,12 +51,12 @@ pub fn reference_text() -> String {
         "# Configuration\n\n{}\n\nUnknown keys are errors. Anchors, aliases and merge keys (`<<`) work, and a top-level key that begins with `x-` is not read. Durations have a unit (`250ms`, `30s`, `5m`, `24h`), and sizes may have one \
          (`512B`, `16KiB`, `1MiB`). `portcullis validate` tells every error at once, with `--print` what counts, and with \
          `--schema` a JSON Schema for editors.\n",
-        root.about
+        root.description
     );
     write_table(&mut page, &root);
     for section in within(&root) {
         // Writing to a text does not fail.
-        let _written = write!(page, "\n## {}\n\n{}\n", section.name, section.about);
+        let _written = write!(page, "\n## {}\n\n{}\n", section.name, section.description);
         write_table(&mut page, section);
     }
     page
@@ -64,15 +64,15 @@ pub fn reference_text() -> String {
 
 fn write_table(page: &mut String, section: &Description) {
     page.push_str("\n| key | what it means | what stands there | default |\n|---|---|---|---|\n");
-    for Key { name, about, form, need } in &section.keys {
-        let default = match need {
-            Need::Required => "required".to_owned(),
+    for Key { name, description, form, requirement } in &section.keys {
+        let default = match requirement {
+            Requirement::Required => "required".to_owned(),
             // A section's own defaults stand with it.
-            Need::Default(_) if !form.sections.is_empty() => "see there".to_owned(),
-            Need::Default(default) => format!("`{default}`"),
-            Need::Optional => String::new(),
+            Requirement::Default(_) if !form.sections.is_empty() => "see there".to_owned(),
+            Requirement::Default(default) => format!("`{default}`"),
+            Requirement::Optional => String::new(),
         };
-        let cells = [about.replace('|', "\\|"), form.words.replace('|', "\\|"), default];
+        let cells = [description.replace('|', "\\|"), form.summary.replace('|', "\\|"), default];
         let _written = writeln!(page, "| `{name}` | {} |", cells.join(" | "));
     }
 }

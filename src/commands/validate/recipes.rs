@@ -55,7 +55,7 @@ fn write_door(
         )?;
     }
     writeln!(text, "  - let no upgrade but websocket through")?;
-    for source in protected.hidden() {
+    for source in protected.not_forwarded() {
         match (source, door.profile) {
             (TokenSource::Query(name), _) => {
                 writeln!(

@@ -68,7 +68,8 @@ fn is_equivalent(path: &str, one: &Node, other: &Node) -> bool {
                 let path = member_path(path, &before.key);
                 member(other, &before.key).is_some_and(|after| is_equivalent(&path, &before.node, after))
             };
-            deciding_members(path, one).count() == deciding_members(path, other).count() && deciding_members(path, one).all(same)
+            deciding_members(path, one).count() == deciding_members(path, other).count()
+                && deciding_members(path, one).all(same)
         }
         (Value::Sequence(one), Value::Sequence(other)) => {
             let path = format!("{path}[]");
@@ -90,7 +91,12 @@ impl Removed {
         match (&before.value, &after.value) {
             (Value::Mapping(_), Value::Mapping(_)) => {
                 for before in deciding_members(path, before) {
-                    self.compare(&member_path(path, &before.key), &before.key, &before.node, member(after, &before.key));
+                    self.compare(
+                        &member_path(path, &before.key),
+                        &before.key,
+                        &before.node,
+                        member(after, &before.key),
+                    );
                 }
             }
             (Value::Sequence(before), Value::Sequence(after)) => self.compare_lists(path, before, after),
@@ -115,7 +121,12 @@ impl Removed {
             let after: HashMap<&str, &Node> =
                 after.iter().filter_map(|node| name(node).map(|name| (name, node))).collect();
             for (before, name_before) in named {
-                self.compare(&format!("{path} {name_before:?}"), path, before, after.get(name_before).copied());
+                self.compare(
+                    &format!("{path} {name_before:?}"),
+                    path,
+                    before,
+                    after.get(name_before).copied(),
+                );
             }
             return;
         }

@@ -256,8 +256,7 @@ impl<'a> Cursor<'a> {
         let Value::Sequence(nodes) = &self.node.value else {
             return self.refuse("expected a list");
         };
-        let element =
-            |(i, node)| Cursor { node, path: format!("{}[{i}]", self.path), context: self.context };
+        let element = |(i, node)| Cursor { node, path: format!("{}[{i}]", self.path), context: self.context };
         Ok(nodes.iter().enumerate().map(element).collect())
     }
 

@@ -77,8 +77,7 @@ pub(super) fn warn_of_rules(elements: &[Cursor<'_>], rules: &[Rule]) {
 /// Warnings about networks that may describe requests.
 pub(super) fn warn_of_network(cursor: &Cursor<'_>, network: &IpNet) {
     if network.prefix_len() == 0 {
-        cursor
-            .warn("any peer that reaches an HTTP door can describe any request, and so bypass the rules");
+        cursor.warn("any peer that reaches an HTTP door can describe any request, and so bypass the rules");
     }
 }
 

@@ -265,8 +265,12 @@ impl Builder {
     fn error(&self, at: Position, message: impl Into<String>) -> ConfigError {
         let path = self.open.iter().fold(String::new(), |path, open| match &open.collection {
             Collection::Sequence(nodes) => format!("{path}[{}]", nodes.len()),
-            Collection::Mapping(OpenMapping { expected: Expected::Value(key, _), .. }) => member_path(&path, key),
-            Collection::Mapping(OpenMapping { expected: Expected::Merge(_), .. }) => member_path(&path, MERGE),
+            Collection::Mapping(OpenMapping { expected: Expected::Value(key, _), .. }) => {
+                member_path(&path, key)
+            }
+            Collection::Mapping(OpenMapping { expected: Expected::Merge(_), .. }) => {
+                member_path(&path, MERGE)
+            }
             Collection::Mapping(_) => path,
         });
         ConfigError { at: Some(at), path, message: message.into() }
@@ -309,9 +313,8 @@ impl OpenMapping {
                 None => (Expected::Merge(at), None),
                 Some(first) => {
                     let line = first.at.line;
-                    let message = format!(
-                        "duplicate key, first in line {line}: write one with a list, `<<: [*a, *b]`"
-                    );
+                    let message =
+                        format!("duplicate key, first in line {line}: write one with a list, `<<: [*a, *b]`");
                     refused(Some(text), message)
                 }
             },
@@ -319,8 +322,7 @@ impl OpenMapping {
             Value::Scalar { text, .. } => match self.members.iter().find(|member| member.key == text) {
                 None => (Expected::Value(text, at), None),
                 Some(first) => {
-                    let message =
-                        format!("duplicate key, first in line {}: keep one", first.at.line);
+                    let message = format!("duplicate key, first in line {}: keep one", first.at.line);
                     refused(Some(text), message)
                 }
             },
@@ -399,9 +401,7 @@ pub(super) fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> R
         if inside.contains("${") {
             let name: String = name.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
             if name.is_empty() {
-                return Err(
-                    "`${...}` needs the name of an environment variable, not another `${`".to_owned()
-                );
+                return Err("`${...}` needs the name of an environment variable, not another `${`".to_owned());
             }
             return Err(format!(
                 "`${{` inside `${{{name}...}}`: a default is plain text: set {name} itself instead"
@@ -446,12 +446,12 @@ mod tests {
             ("$A $", Ok("$A $")),
             ("${B}", Err("B is not set or empty")),
             ("${EMPTY}", Err("EMPTY is not set or empty")),
-            ("${A", Err("without its `}`")),
+            ("${A", Err("without `}`")),
             ("${}", Err("name of an environment variable")),
             ("${a b}", Err("name of an environment variable")),
             ("${A:-${B}}", Err("`${` inside `${A...}`")),
             ("${B:-x$${A}}", Err("`${` inside `${B...}`")),
-            ("${${A}}", Err("takes the name of an environment variable, and not another")),
+            ("${${A}}", Err("needs the name of an environment variable, not another")),
         ] {
             match (expand(text, &variable), expected) {
                 (Ok(got), Ok(expected)) => assert_eq!(got, expected, "{text}"),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::forms::{Count, Size, Time, Choice};
+use super::forms::{Choice, Count, Size, Time};
 use super::section::section;
 use super::{Limits, Log, LogFormat, LogLevel, Shutdown};
 

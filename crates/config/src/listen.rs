@@ -8,7 +8,7 @@ use url::Url;
 use portcullis_core::access_request::ClaimHeaders;
 
 use super::cursor::{Cursor, Mapping, Read};
-use super::forms::{Each, FILE, List, OneOr, Short, Sub, Text, Choice, equal, shown};
+use super::forms::{Choice, Each, FILE, List, OneOr, Short, Sub, Text, equal, shown};
 use super::section::section;
 use super::{AdminListener, BindAddress, GrpcListener, HttpListener, Listen, Profile, TlsFiles};
 
@@ -207,9 +207,7 @@ fn read_bind_address(cursor: &Cursor<'_>) -> Read<BindAddress> {
         Some(path) if path.starts_with('/') => {
             Ok(BindAddress::Unix { path: PathBuf::from(path), mode: None })
         }
-        Some(_) => {
-            cursor.refuse("a socket file needs an absolute path: unix:/run/portcullis/authz.sock")
-        }
+        Some(_) => cursor.refuse("a socket file needs an absolute path: unix:/run/portcullis/authz.sock"),
         None => read_socket_address(cursor, &text).map(BindAddress::Tcp),
     }
 }

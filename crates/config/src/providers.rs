@@ -19,9 +19,11 @@ use portcullis_core::validation::provider::{
 use super::cursor::{Cursor, Mapping, Read, all};
 use super::dangers::warn_of_provider;
 use super::forms::{
-    Count, Each, FILE, Flag, List, Sub, Text, Time, Choice, any_text, equal, shown, text_schema,
+    Choice, Count, Each, FILE, Flag, List, Sub, Text, Time, any_text, equal, shown, text_schema,
 };
-use super::keys::{FetchUrl, InlineKeys, SourceDraft, default_discovery_url, make_key_source, refuse_plain_http};
+use super::keys::{
+    FetchUrl, InlineKeys, SourceDraft, default_discovery_url, make_key_source, refuse_plain_http,
+};
 use super::realms::{DEFAULT_MAX_REALMS, RealmNames, make_realms};
 use super::section::{Form, FormDescription, Section, section};
 use super::yaml::{Yaml, own_key};
@@ -289,7 +291,8 @@ fn refuse_token_headers(element: &Cursor<'_>, config: &ProviderConfig, all: &[Re
     let entries = element.peek("claim_headers").and_then(|cursor| cursor.entries().ok()).unwrap_or_default();
     for entry in entries {
         if tokens.contains(&entry.key.to_ascii_lowercase()) {
-            let _reported = entry.refuse_key::<()>("this header carries tokens (`token_from`): choose another");
+            let _reported =
+                entry.refuse_key::<()>("this header carries tokens (`token_from`): choose another");
         }
     }
 }
@@ -458,12 +461,11 @@ fn make_audiences(
     match (audiences?, any?) {
         (Some(audiences), false) => Ok(Audiences::AnyOf(audiences)),
         (None, true) => Ok(Audiences::Any),
-        (Some(_), true) => {
-            mapping.refuse_at("audiences", "`audiences` and `any_audience: true` contradict each other: keep one")
+        (Some(_), true) => mapping
+            .refuse_at("audiences", "`audiences` and `any_audience: true` contradict each other: keep one"),
+        (None, false) => {
+            mapping.refuse("`audiences` is missing: list the accepted audiences, or set `any_audience: true`")
         }
-        (None, false) => mapping.refuse(
-            "`audiences` is missing: list the accepted audiences, or set `any_audience: true`",
-        ),
     }
 }
 
@@ -533,8 +535,7 @@ fn show_token_source(source: &TokenSource) -> SourceShown {
 fn read_query_name(cursor: &Cursor<'_>) -> Read<String> {
     let name = read_token(cursor)?;
     if name.contains(['%', '&', '+', '#']) {
-        return cursor
-            .refuse("a query encodes `%`, `&`, `+` and `#`: choose a name without them");
+        return cursor.refuse("a query encodes `%`, `&`, `+` and `#`: choose a name without them");
     }
     Ok(name)
 }
@@ -586,8 +587,7 @@ impl Form for ClaimHeaders {
                 Err(message) => return entry.refuse_key(message),
             };
             if !seen.insert(header.clone()) {
-                return entry
-                    .refuse_key("another claim uses this header already; header names ignore case");
+                return entry.refuse_key("another claim uses this header already; header names ignore case");
             }
             let EncodedClaim { claim, encoding } = encoded?;
             Ok(ClaimHeader { header, claim, encoding })
@@ -655,10 +655,8 @@ fn check_payload_header(header: Read<Option<HeaderName>>, mapping: &Mapping<'_>)
     let is_claim_header =
         |header: &HeaderName| claims.iter().any(|entry| entry.key.eq_ignore_ascii_case(header.as_str()));
     if header.as_ref().is_some_and(is_claim_header) {
-        return mapping.refuse_at(
-            "payload_header",
-            "this header carries a claim (`claim_headers`): choose another",
-        );
+        return mapping
+            .refuse_at("payload_header", "this header carries a claim (`claim_headers`): choose another");
     }
     Ok(header)
 }

@@ -13,7 +13,7 @@ use portcullis_core::protected_headers::PATH_AND_HOST;
 use portcullis_core::rules::Rules;
 use portcullis_core::verdict::Responses;
 
-use super::cursor::{Cursor, ReadContext, ReadOutput, Mapping, NamedFile, Read};
+use super::cursor::{Cursor, Mapping, NamedFile, Read, ReadContext, ReadOutput};
 use super::dangers::warn_of_network;
 use super::document;
 use super::error::{ConfigError, ConfigErrors, Position};

@@ -37,9 +37,7 @@ pub(super) fn make_realms(
         };
     };
     if mapping.get("realms").is_none() {
-        return mapping.refuse(
-            "`realms` is missing: the names of the realms, or a pattern for them",
-        );
+        return mapping.refuse("`realms` is missing: the names of the realms, or a pattern for them");
     }
     let keys = read_realm_keys(mapping, keys)?;
     // An absent value has been reported.
@@ -92,9 +90,8 @@ fn read_realm_keys(mapping: &Mapping<'_>, keys: &KeySource) -> Read<RealmKeys> {
                 None => mapping.refuse_at("issuer", "it cannot be the base of a discovery URL"),
             }
         }
-        KeySource::File(_) => {
-            mapping.refuse_at("jwks_file", "contains the keys of one issuer: realms need a URL with `{realm}`")
-        }
+        KeySource::File(_) => mapping
+            .refuse_at("jwks_file", "contains the keys of one issuer: realms need a URL with `{realm}`"),
         KeySource::Inline(_) => {
             mapping.refuse_at("jwks", "contains the keys of one issuer: realms need a URL with `{realm}`")
         }

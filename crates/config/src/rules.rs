@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::cursor::{Cursor, Entry, Mapping, Read, all};
 use super::dangers::warn_of_rules;
-use super::forms::{Each, List, Sub, Text, Choice, any_text, equal, shown, text_schema};
+use super::forms::{Choice, Each, List, Sub, Text, any_text, equal, shown, text_schema};
 use super::providers::{NAME, read_token};
 use super::section::{Form, FormDescription, Section, section};
 use super::yaml::{Yaml, own_key};
@@ -65,7 +65,8 @@ pub(super) fn check_provider_names(root: &Cursor<'_>) {
             let Ok(name) = named.peek_text() else { continue };
             if !names.contains(&name) {
                 let known = names.join(", ");
-                let _reported = named.refuse::<()>(format!("no provider has this name; known names: {known}"));
+                let _reported =
+                    named.refuse::<()>(format!("no provider has this name; known names: {known}"));
             }
         }
     }

@@ -89,8 +89,12 @@ impl Description {
     pub(super) fn schema(&self) -> Value {
         let properties: Map<String, Value> =
             self.keys.iter().map(|key| (key.name.to_owned(), key.schema())).collect();
-        let required: Vec<&str> =
-            self.keys.iter().filter(|key| matches!(key.requirement, Requirement::Required)).map(|key| key.name).collect();
+        let required: Vec<&str> = self
+            .keys
+            .iter()
+            .filter(|key| matches!(key.requirement, Requirement::Required))
+            .map(|key| key.name)
+            .collect();
         let mut schema = json!({
             "description": self.description,
             "type": "object",
@@ -112,7 +116,9 @@ impl Key {
             Requirement::Default(default) if self.form.sections.is_empty() => {
                 format!("{} Default: {default}.", self.description)
             }
-            Requirement::Default(_) | Requirement::Required | Requirement::Optional => self.description.to_owned(),
+            Requirement::Default(_) | Requirement::Required | Requirement::Optional => {
+                self.description.to_owned()
+            }
         };
         if let Some(members) = schema.as_object_mut() {
             members.insert("description".to_owned(), json!(description));
@@ -311,7 +317,7 @@ mod tests {
         "Sample": Sample, later ["colour"] {
             /// How many.
             size: Count { min: 1, max: 9 }, required("how many");
-            /// Whether it is heard.
+            /// Whether it is loud.
             loud as "is_loud": Flag, unless(false);
             /// No more than these.
             max: Count { min: 1, max: 9 }, optional;
@@ -336,16 +342,18 @@ mod tests {
         assert_eq!(printed, ["size: 3", "is_loud: true"]);
         let description = Sample::description();
         let names: Vec<&str> = description.keys.iter().map(|key| key.name).collect();
-        assert_eq!(names, ["size", "is_loud", "most"]);
-        assert!(matches!(&description.keys[1].requirement, Requirement::Default(default) if default == "false"));
+        assert_eq!(names, ["size", "is_loud", "max"]);
+        assert!(
+            matches!(&description.keys[1].requirement, Requirement::Default(default) if default == "false")
+        );
         let schema = description.schema();
         assert_eq!(schema["required"], serde_json::json!(["size"]));
-        assert_eq!(schema["properties"]["is_loud"]["description"], "Whether it is heard. Default: false.");
+        assert_eq!(schema["properties"]["is_loud"]["description"], "Whether it is loud. Default: false.");
     }
 
     #[test]
     fn all_errors_of_a_section_are_reported_with_their_places() {
-        let errors = read("{is_loud: maybe, most: 10, colour: red, siez: 1}").expect_err("wrong");
+        let errors = read("{is_loud: maybe, max: 10, colour: red, siez: 1}").expect_err("wrong");
         for part in [
             "`size` is missing",
             "`true` or `false`",

@@ -22,8 +22,8 @@
 mod explained;
 mod policy;
 mod record;
-mod steps;
 mod refusals;
+mod steps;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -306,7 +306,11 @@ impl<'a> InProgress<'a> {
             CachedKeys::Fetched(keys) | CachedKeys::Fixed(keys) => keys,
             CachedKeys::NotFetched => {
                 self.record.first_fetch = true;
-                return Ok(Progress::NeedsKeys(Pending { provider, parked: screened.park(), need: Need::First }));
+                return Ok(Progress::NeedsKeys(Pending {
+                    provider,
+                    parked: screened.park(),
+                    need: Need::First,
+                }));
             }
         };
         match validation::try_validate(&screened, keys, now) {
@@ -339,7 +343,8 @@ impl<'a> InProgress<'a> {
         keys: impl FnOnce(&str) -> Option<IssuerState>,
     ) -> Result<IssuerState, Refused> {
         let limits = &self.policy.limits.token;
-        let issuer = validation::issuer(token).map_err(|permanent| refusals::parse_failed(&permanent, 0, limits))?;
+        let issuer =
+            validation::issuer(token).map_err(|permanent| refusals::parse_failed(&permanent, 0, limits))?;
         let issuer = keys(issuer).ok_or_else(|| refusals::unknown_issuer(issuer))?;
         self.record.provider = Some(Arc::clone(&issuer.provider));
         self.record.realm.clone_from(&issuer.realm);

@@ -229,7 +229,11 @@ fn remove_protected(
 /// Sets the remaining cookies if tokens in cookies are not forwarded. A proxy that sets only the headers that its
 /// configuration names needs them with every answer, since it copies the answer's header even if it is absent.
 /// Other proxies need them only if a cookie's name is folded to that of a token by some programs.
-fn set_remaining_cookies(changes: &mut UpstreamChanges, protected: &ProtectedHeaders, request: &AccessRequest<'_>) {
+fn set_remaining_cookies(
+    changes: &mut UpstreamChanges,
+    protected: &ProtectedHeaders,
+    request: &AccessRequest<'_>,
+) {
     let not_forwarded: Vec<&[u8]> = protected.not_forwarded().iter().filter_map(cookie_name).collect();
     let is_done = changes.set.iter().any(|(name, _)| name == COOKIE)
         || changes.remove.contains(&RemovedHeader::Known(COOKIE));

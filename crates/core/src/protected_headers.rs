@@ -170,9 +170,7 @@ impl ProtectedHeaders {
         let headers = &request.headers;
         let is_h2c = |item: &[u8]| item.to_ascii_lowercase().starts_with(b"h2c");
         if headers.all("http2-settings").next().is_some() || items(request, "upgrade").any(is_h2c) {
-            return Err(
-                "an upgrade to h2c: allow only websocket upgrades in the proxy's configuration",
-            );
+            return Err("an upgrade to h2c: allow only websocket upgrades in the proxy's configuration");
         }
         let is_protected = |item: &[u8]| {
             item.eq_ignore_ascii_case(b"host")

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use portcullis_core::access_request::{AccessRequest, Headers};
 use portcullis_core::decision::{
-    Decision, Evaluation, IssuerState, CachedKeys, KeysNeeded, Need, NoKeys, Policy, RequestLimits, StepName,
+    CachedKeys, Decision, Evaluation, IssuerState, KeysNeeded, Need, NoKeys, Policy, RequestLimits, StepName,
     Trusted, evaluate,
 };
 use portcullis_core::rules::{Effect, Match, PathPattern, Requirements, Rule, Rules};
@@ -150,7 +150,8 @@ impl Explorer {
     }
 
     fn issuer(&self, keys: Option<New>) -> IssuerState {
-        let keys = keys.map_or(CachedKeys::NotFetched, |keys| CachedKeys::Fetched(Arc::clone(self.keys(keys))));
+        let keys =
+            keys.map_or(CachedKeys::NotFetched, |keys| CachedKeys::Fetched(Arc::clone(self.keys(keys))));
         IssuerState { provider: Arc::clone(&self.provider), realm: None, keys }
     }
 

@@ -36,7 +36,7 @@ use self::refusals::RefusalLog;
 use self::undecided::{Pending, Source};
 use crate::access_request::AccessRequest;
 use crate::clock::{Clock, Instant};
-use crate::decision::{Decision, Evaluation, IssuerState, CachedKeys, NoKeys, Policy, Trusted, evaluate};
+use crate::decision::{CachedKeys, Decision, Evaluation, IssuerState, NoKeys, Policy, Trusted, evaluate};
 use crate::reason::DenyReason;
 use crate::rules::Rules;
 use crate::telemetry::Metrics;

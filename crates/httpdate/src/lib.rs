@@ -49,7 +49,8 @@ impl From<SystemTime> for HttpDate {
             Err(error) => {
                 let before = error.duration();
                 let partial_second = u64::from(before.subsec_nanos() > 0);
-                i64::try_from(before.as_secs().saturating_add(partial_second)).map_or(FIRST, i64::wrapping_neg)
+                i64::try_from(before.as_secs().saturating_add(partial_second))
+                    .map_or(FIRST, i64::wrapping_neg)
             }
         };
         Self::nearest(seconds)

@@ -37,7 +37,8 @@ const KNOWN: [(i64, &str); 24] = [
 fn at(seconds: i64) -> SystemTime {
     let distance = Duration::from_secs(seconds.unsigned_abs());
     let time = SystemTime::UNIX_EPOCH;
-    if seconds < 0 { time.checked_sub(distance) } else { time.checked_add(distance) }.expect("the system has it")
+    if seconds < 0 { time.checked_sub(distance) } else { time.checked_add(distance) }
+        .expect("the system has it")
 }
 
 #[test]

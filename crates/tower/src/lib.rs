@@ -300,7 +300,11 @@ async fn authorize(service: &Service, parts: &mut http::request::Parts) -> Resul
 }
 
 /// The response for a denial, for this kind of client.
-fn denial_response(denial: DenialResponse, caller: Caller, parts: &http::request::Parts) -> Response<Full<Bytes>> {
+fn denial_response(
+    denial: DenialResponse,
+    caller: Caller,
+    parts: &http::request::Parts,
+) -> Response<Full<Bytes>> {
     let response = match caller {
         Caller::Http => http_denial::response(denial),
         Caller::Grpc | Caller::GrpcWeb => {

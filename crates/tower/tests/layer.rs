@@ -353,7 +353,11 @@ async fn a_path_that_router_and_rules_match_differently_is_denied() {
     for path in ["/%70ublic/x", "/public%2Fx", "/p%75blic/%78"] {
         assert_eq!(response_to(wrapped.clone(), anonymous(path)).await.0, StatusCode::BAD_REQUEST, "{path}");
         assert_eq!(response_to(each.clone(), anonymous(path)).await.0, StatusCode::BAD_REQUEST, "{path}");
-        assert_eq!(response_to(wrapped.clone(), fixture.request(path)).await.0, StatusCode::BAD_REQUEST, "{path}");
+        assert_eq!(
+            response_to(wrapped.clone(), fixture.request(path)).await.0,
+            StatusCode::BAD_REQUEST,
+            "{path}"
+        );
     }
     let (status, _, body) = response_to(wrapped, fixture.request("/%6frders")).await;
     assert_eq!((status, &*body), (StatusCode::OK, "fallback"), "matches the same rule");
@@ -412,7 +416,11 @@ async fn rules_know_the_source_address() {
     assert_eq!(response_to(app.clone(), from("127.0.0.1")).await.0, StatusCode::OK);
     assert_eq!(response_to(app.clone(), from("::ffff:127.0.0.1")).await.0, StatusCode::OK);
     assert_eq!(response_to(app.clone(), from("10.0.0.1")).await.0, StatusCode::FORBIDDEN);
-    assert_eq!(response_to(app, fixture.request("/here/x")).await.0, StatusCode::FORBIDDEN, "no source address");
+    assert_eq!(
+        response_to(app, fixture.request("/here/x")).await.0,
+        StatusCode::FORBIDDEN,
+        "no source address"
+    );
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
     let app = fixture.layer.make_service_with_connect_info::<std::net::SocketAddr>(routes());

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use super::record::{ChangesMade, Record, Refused, ScreenPassed, TokenFound};
-use super::steps::{Step, StepName};
 use super::refusals::seconds;
+use super::steps::{Step, StepName};
 use crate::reason::{DenyReason, Refusal};
 use crate::text::{on_one_line, quoted};
 use crate::validation::Kid;

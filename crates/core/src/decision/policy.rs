@@ -84,7 +84,14 @@ impl Policy {
             }
         }
         let protected = ProtectedHeaders::new(providers.into_iter(), &rules, &trusted.headers);
-        Self { rules, limits, protected, trusted_proxies: trusted.proxies, token_sources, schemes: known_schemes }
+        Self {
+            rules,
+            limits,
+            protected,
+            trusted_proxies: trusted.proxies,
+            token_sources,
+            schemes: known_schemes,
+        }
     }
 
     /// The rules.

@@ -77,8 +77,7 @@ pub(super) fn token_place_not_allowed(provider: &Provider) -> Refused {
 
 /// Without the time, no token can be checked for expiry.
 pub(super) fn clock_not_set() -> Refused {
-    let found =
-        "the system clock is before the build time of this program: token expiry cannot be checked";
+    let found = "the system clock is before the build time of this program: token expiry cannot be checked";
     Refused::new(StepName::Clock, Refusal::Unavailable(UnavailableReason::Keys)).found(found)
 }
 
@@ -96,7 +95,9 @@ pub(super) fn parse_failed(permanent: &Permanent, bytes: usize, limits: &TokenLi
         Permanent::Malformed(Malformation::TooManyValues) => {
             refused.found("more members and values than limits.token_values allows")
         }
-        Permanent::Malformed(Malformation::TooDeep) => refused.found("nested deeper than limits.token_depth allows"),
+        Permanent::Malformed(Malformation::TooDeep) => {
+            refused.found("nested deeper than limits.token_depth allows")
+        }
         Permanent::AlgorithmNotAllowed => refused.found("no alg in the header"),
         Permanent::ClaimMissing(claim) => refused.found(format!("no {claim}")).wanted("a value"),
         Permanent::ClaimMalformed(claim) => refused.found(format!("{claim} of a wrong type")),
@@ -145,7 +146,9 @@ pub(super) fn screened(
         Permanent::NotYetValid => {
             let seconds_early = number(claims, "nbf").map(|nbf| nbf - now.as_secs_f64());
             let skew = provider.clock_skew.as_secs();
-            let found = seconds_early.map_or_else(String::new, |seconds_early| format!("nbf is {} s ahead", seconds(seconds_early)));
+            let found = seconds_early.map_or_else(String::new, |seconds_early| {
+                format!("nbf is {} s ahead", seconds(seconds_early))
+            });
             refused.found(found).wanted(format!("at most clock_skew, {skew} s"))
         }
         Permanent::ClaimMissing(claim) => {
@@ -158,7 +161,8 @@ pub(super) fn screened(
 
 fn expired(refused: Refused, claims: &Json, provider: &Provider, now: UnixTime) -> Refused {
     let seconds_late = number(claims, "exp").map(|exp| now.as_secs_f64() - exp);
-    let found = seconds_late.map_or_else(String::new, |seconds_late| format!("exp was {} s ago", seconds(seconds_late)));
+    let found = seconds_late
+        .map_or_else(String::new, |seconds_late| format!("exp was {} s ago", seconds(seconds_late)));
     refused.found(found).wanted(format!("less than clock_skew, {} s", provider.clock_skew.as_secs()))
 }
 
@@ -234,9 +238,10 @@ pub(super) fn upstream_rejected(upstream_rejected: UpstreamRejection) -> Refused
         UpstreamRejection::ClaimTooLarge => {
             (DenyReason::ClaimTooLarge, "claim headers over limits.claim_header_bytes")
         }
-        UpstreamRejection::LookAlike => {
-            (DenyReason::RequestMalformed, "a look-alike of a claim header or of a header that the decision reads")
-        }
+        UpstreamRejection::LookAlike => (
+            DenyReason::RequestMalformed,
+            "a look-alike of a claim header or of a header that the decision reads",
+        ),
         UpstreamRejection::Override => (
             DenyReason::RequestMalformed,
             "a header that overrides method, path or host: the proxy's configuration has to remove it",

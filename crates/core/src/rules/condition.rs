@@ -223,10 +223,9 @@ impl Condition {
         let value = Value::resolve_val(&compiled.expr, &context).map_err(|error| self.undecided(&error))?;
         match value.downcast_ref::<CelBool>() {
             Some(holds) => Ok(*holds.inner()),
-            None => Err(Undecided::new(format!(
-                "the condition is of type {}, not bool",
-                value.get_type().name()
-            ))),
+            None => {
+                Err(Undecided::new(format!("the condition is of type {}, not bool", value.get_type().name())))
+            }
         }
     }
 

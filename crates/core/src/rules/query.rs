@@ -23,9 +23,8 @@ pub type Parameter<'a> = (Cow<'a, str>, Cow<'a, str>);
 /// parameter whose name some programs fold to one that is read.
 pub fn form<'a>(query: &'a [u8], read: &Members) -> Result<Vec<Parameter<'a>>, String> {
     if query.iter().any(|byte| matches!(byte, b';' | b'#')) {
-        return Err(
-            "the query contains a `;` or a `#`, which some programs take for a separator or the end".to_owned()
-        );
+        return Err("the query contains a `;` or a `#`, which some programs take for a separator or the end"
+            .to_owned());
     }
     let folded_reads: Vec<String> = read.names.iter().map(|name| folded(name)).collect();
     let mut found: Vec<Parameter<'a>> = Vec::new();

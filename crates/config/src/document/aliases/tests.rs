@@ -115,7 +115,7 @@ fn every_kind_of_value_may_have_an_anchor_and_be_an_alias() {
 #[test]
 fn quoted_text_stays_quoted_through_an_alias() {
     let text = format!("{HEAD}x-n: &n '12'\nlimits: {{connections: *n}}\nproviders: []\n");
-    assert!(errors_of(&text)[0].contains("limits.connections: a number is expected, without quotes"), "{text}");
+    assert!(errors_of(&text)[0].contains("limits.connections: expected a number without quotes"), "{text}");
 }
 
 #[test]
@@ -153,24 +153,15 @@ fn a_merge_adds_keys_and_never_replaces_them() {
 #[test]
 fn an_invalid_merge_is_reported_with_its_position() {
     for (text, place) in [
-        ("b: {<<: 1}", "line 1, column 9: b[\"<<\"]: a mapping or a list"),
-        ("b: {<<: }", "line 1, column 7: b[\"<<\"]: a mapping or a list"),
-        ("a: &a x\nb: {<<: *a}", "line 1, column 4: b[\"<<\"]: a mapping or a list"),
-        ("a: &a {c: 1}\nb: {<<: [*a, 2]}", "line 2, column 14: b[\"<<\"]: a mapping or a list"),
-        ("a: &a {c: 1}\nb: {<<: [[*a]]}", "line 2, column 10: b[\"<<\"]: a mapping or a list"),
-        (
-            "a: &a {c: 1}\nb: {<<: *a, <<: *a}",
-            "line 2, column 13: b[\"<<\"]: stands here a second time, first in line 2",
-        ),
-        ("b: {<<: *a}", "line 1, column 9: b[\"<<\"]: no anchor has this alias's name so far"),
-        (
-            "b: &b {<<: *b}",
-            "line 1, column 12: b[\"<<\"]: this alias stands inside of the value that it means",
-        ),
-        (
-            "b: {<<: {c: 1, c: 2}}",
-            "line 1, column 16: b[\"<<\"].c: stands here a second time, first in line 1",
-        ),
+        ("b: {<<: 1}", "line 1, column 9: b[\"<<\"]: expected a mapping or a list"),
+        ("b: {<<: }", "line 1, column 7: b[\"<<\"]: expected a mapping or a list"),
+        ("a: &a x\nb: {<<: *a}", "line 1, column 4: b[\"<<\"]: expected a mapping or a list"),
+        ("a: &a {c: 1}\nb: {<<: [*a, 2]}", "line 2, column 14: b[\"<<\"]: expected a mapping or a list"),
+        ("a: &a {c: 1}\nb: {<<: [[*a]]}", "line 2, column 10: b[\"<<\"]: expected a mapping or a list"),
+        ("a: &a {c: 1}\nb: {<<: *a, <<: *a}", "line 2, column 13: b[\"<<\"]: duplicate key, first in line 2"),
+        ("b: {<<: *a}", "line 1, column 9: b[\"<<\"]: unknown anchor"),
+        ("b: &b {<<: *b}", "line 1, column 12: b[\"<<\"]: this alias is inside the value of its own anchor"),
+        ("b: {<<: {c: 1, c: 2}}", "line 1, column 16: b[\"<<\"].c: duplicate key, first in line 1"),
     ] {
         let (_, errors) = parse(text);
         let reported = errors.first().map(ToString::to_string).unwrap_or_default();
@@ -181,11 +172,11 @@ fn an_invalid_merge_is_reported_with_its_position() {
 #[test]
 fn an_alias_before_or_inside_its_anchor_is_reported_with_its_position() {
     for (text, place) in [
-        ("a: *x\nb: &x 1", "line 1, column 4: a: no anchor has this alias's name so far"),
-        ("hosts: [*.example.com]", "line 1, column 9: hosts[0]: no anchor has this alias's name so far"),
-        ("a: &x [1, *x]", "line 1, column 11: a[1]: this alias stands inside"),
-        ("a: &x {b: {c: *x}}", "line 1, column 15: a.b.c: this alias stands inside"),
-        ("a: 1\nb: &x [&x [*x]]", "line 2, column 12: b[0][0]: this alias stands inside"),
+        ("a: *x\nb: &x 1", "line 1, column 4: a: unknown anchor"),
+        ("hosts: [*.example.com]", "line 1, column 9: hosts[0]: unknown anchor"),
+        ("a: &x [1, *x]", "line 1, column 11: a[1]: this alias is inside"),
+        ("a: &x {b: {c: *x}}", "line 1, column 15: a.b.c: this alias is inside"),
+        ("a: 1\nb: &x [&x [*x]]", "line 2, column 12: b[0][0]: this alias is inside"),
         ("a: &x 1\n*x : 2", "line 2, column 1: an alias cannot be a key"),
         ("a: &x !!int 1", "line 1, column 4: a: tags are not supported"),
     ] {
@@ -309,7 +300,7 @@ fn assert_too_large(text: &str, line: usize) {
     let (root, errors) = parse(text);
     assert!(root.is_none());
     let [error] = errors.as_slice() else { panic!("{errors:?}") };
-    assert!(error.message.contains("is more than 100000 values or 4 MiB of text"), "{error}");
+    assert!(error.message.contains("expand to more than 100000 values or 4 MiB of text"), "{error}");
     assert_eq!(error.at.map(|at| at.line), Some(line), "{error}");
 }
 

@@ -191,10 +191,10 @@ impl<'a> Checker<'a> {
                 self.result.now = true;
                 Ok(Timestamp)
             }
-            "request" => {
-                Err(self
-                    .fault(expr, format!("`request` is not a value: use one of its members {}", join_names(&REQUEST))))
-            }
+            "request" => Err(self.fault(
+                expr,
+                format!("`request` is not a value: use one of its members {}", join_names(&REQUEST)),
+            )),
             name if TYPES.contains(&name) => Ok(Type),
             name => Err(self.unknown_name(expr, name)),
         }
@@ -244,8 +244,10 @@ impl<'a> Checker<'a> {
                 Any | Map | Claims => Any,
                 Texts => Text,
                 other => {
-                    return Err(self
-                        .fault(expr, format!("{} has no members, such as `{}`", other.with_article(), select.field)));
+                    return Err(self.fault(
+                        expr,
+                        format!("{} has no members, such as `{}`", other.with_article(), select.field),
+                    ));
                 }
             }
         };
@@ -302,7 +304,12 @@ impl<'a> Checker<'a> {
                 binary(name, left, right).ok_or_else(|| {
                     self.fault(
                         expr,
-                        format!("`{}` cannot be applied to {} and {}", symbol(name), left.with_article(), right.with_article()),
+                        format!(
+                            "`{}` cannot be applied to {} and {}",
+                            symbol(name),
+                            left.with_article(),
+                            right.with_article()
+                        ),
                     )
                 })
             }
@@ -316,11 +323,15 @@ impl<'a> Checker<'a> {
         if kind.may_be(&[Bool]) {
             return Ok(Bool);
         }
-        Err(self
-            .fault(operand, format!("`{symbol}` needs a bool, not {}", kind.with_article())))
+        Err(self.fault(operand, format!("`{symbol}` needs a bool, not {}", kind.with_article())))
     }
 
-    fn index(&mut self, expr: &'a IdedExpr, container: &'a IdedExpr, index: &'a IdedExpr) -> Result<Kind, Fault> {
+    fn index(
+        &mut self,
+        expr: &'a IdedExpr,
+        container: &'a IdedExpr,
+        index: &'a IdedExpr,
+    ) -> Result<Kind, Fault> {
         if let (Some(place), Some(name)) = (place(container), text(index)) {
             return self.member(index, place, name);
         }
@@ -340,7 +351,8 @@ impl<'a> Checker<'a> {
         if by.may_be(takes) {
             return Ok(returns);
         }
-        Err(self.fault(index, format!("{} cannot be indexed with {}", kind.with_article(), by.with_article())))
+        Err(self
+            .fault(index, format!("{} cannot be indexed with {}", kind.with_article(), by.with_article())))
     }
 
     fn is_in(
@@ -372,7 +384,10 @@ impl<'a> Checker<'a> {
             Map if kind.may_be(&[Text, Int, Uint, Double, Bool]) => Ok(Bool),
             Texts | Claims if kind.may_be(&[Text]) => Ok(Bool),
             Text => Err(self.fault(expr, "`in` needs a list or a map; use `.contains()` for a string")),
-            other => Err(self.fault(expr, format!("{} cannot be in {}", kind.with_article(), other.with_article()))),
+            other => {
+                Err(self
+                    .fault(expr, format!("{} cannot be in {}", kind.with_article(), other.with_article())))
+            }
         }
     }
 
@@ -397,7 +412,9 @@ impl<'a> Checker<'a> {
             let fits =
                 |signature: &&Signature| signature.takes.get(place).is_some_and(|takes| kind.may_be(takes));
             if !by_arity.iter().any(fits) {
-                return Err(self.fault(argument, format!("`{name}` cannot be applied to {}", kind.with_article())));
+                return Err(
+                    self.fault(argument, format!("`{name}` cannot be applied to {}", kind.with_article()))
+                );
             }
         }
         self.check_literals(expr, name, &arguments)?;
@@ -479,7 +496,9 @@ impl<'a> Checker<'a> {
         };
         let name = comprehension.iter_var.as_str();
         if name.starts_with('.') || VARIABLES.contains(&name) || TYPES.contains(&name) {
-            return Err(self.fault(expr, format!("`{name}` is reserved; choose another name for the element")));
+            return Err(
+                self.fault(expr, format!("`{name}` is reserved; choose another name for the element"))
+            );
         }
         if self.loops >= MAX_LOOPS {
             return Err(self.fault(expr, format!("more than {MAX_LOOPS} nested loops")));

@@ -109,7 +109,9 @@ impl<'a> Estimator<'a> {
             | operators::LOGICAL_NOT
             | operators::NOT_STRICTLY_FALSE => sum.with_touched(0).of_size(1),
             operators::CONDITIONAL => sum.with_touched(0).of_size(sizes().max().unwrap_or(1)),
-            operators::EQUALS | operators::NOT_EQUALS => sum.with_touched(sizes().min().unwrap_or(1)).of_size(1),
+            operators::EQUALS | operators::NOT_EQUALS => {
+                sum.with_touched(sizes().min().unwrap_or(1)).of_size(1)
+            }
             operators::IN => sum.with_touched(sizes().next_back().unwrap_or(1)).of_size(1),
             operators::INDEX => self.index(call, &parts, sum),
             operators::LESS | operators::LESS_EQUALS | operators::GREATER | operators::GREATER_EQUALS => {

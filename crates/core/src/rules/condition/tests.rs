@@ -203,7 +203,10 @@ fn a_condition_that_always_fails_is_refused_when_it_is_loaded() {
         ("Account{id: 1} == claims", "column 8: messages are not supported, such as `Account`"),
         ("claims.?a == 1", "column 7: unsupported syntax '.?'"),
         (".claims.a == 1", "column 2: unknown name `.claims`; did you mean `claims`?"),
-        ("claims.a.exists(claims, claims == 1)", "column 16: `claims` is reserved; choose another name for the element"),
+        (
+            "claims.a.exists(claims, claims == 1)",
+            "column 16: `claims` is reserved; choose another name for the element",
+        ),
         ("if == 1", "column 1: reserved identifier: if"),
         ("9999999999999999999 == claims.x", "column 1: invalid int literal"),
     ] {
@@ -356,7 +359,11 @@ fn a_condition_that_could_take_too_long_is_refused_or_left_undecided() {
     }
     let claims = json(&format!(r#"{{"a": "{}", "b": 1}}"#, "x".repeat(200_000)));
     assert_eq!(compiled("claims.a == 'x'").holds(&facts(&claims)), Err(too_large));
-    assert_eq!(compiled("claims.b == 1").holds(&facts(&claims)), Ok(true), "claims that are not read do not count");
+    assert_eq!(
+        compiled("claims.b == 1").holds(&facts(&claims)),
+        Ok(true),
+        "claims that are not read do not count"
+    );
 }
 
 #[test]

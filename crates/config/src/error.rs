@@ -73,18 +73,18 @@ impl ConfigErrors {
 
     /// The file cannot be read.
     pub fn unreadable(file: &Path, why: &str) -> Self {
-        Self::whole(why.to_owned()).in_file(file)
+        Self::for_file(why.to_owned()).in_file(file)
     }
 
-    /// One error of the file as a whole.
-    pub(super) fn whole(message: String) -> Self {
+    /// An error without a position in the file.
+    pub(super) fn for_file(message: String) -> Self {
         Self::new(vec![ConfigError { at: None, path: String::new(), message }])
     }
 
-    /// Says in which file they are. What nobody would take for a path is not repeated: a token that stands where one was
-    /// expected may be no JWT.
+    /// Sets the file name. A text that is probably not a path is not shown, since it may be an opaque token in
+    /// the wrong argument.
     pub(super) fn in_file(self, file: &Path) -> Self {
-        let file = if looks_like_a_path(file) { file } else { Path::new("(the file that is named)") };
+        let file = if looks_like_a_path(file) { file } else { Path::new("(the configuration file)") };
         Self { file: Some(file.to_owned()), ..self }
     }
 
@@ -108,7 +108,7 @@ fn looks_like_a_path(file: &Path) -> bool {
     begins || ends || file.exists()
 }
 
-/// One a line, with its file as [`ConfigError::in_file`] writes it.
+/// One error per line, with its file in the format of [`ConfigError::in_file`].
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, error) in self.errors.iter().enumerate() {

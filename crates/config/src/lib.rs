@@ -8,7 +8,6 @@
 
 mod changes;
 mod cursor;
-mod dangers;
 mod document;
 mod error;
 mod forms;
@@ -22,6 +21,7 @@ mod responses;
 mod rules;
 mod schema;
 mod section;
+mod warnings;
 mod yaml;
 
 use std::net::SocketAddr;

@@ -17,7 +17,6 @@ use portcullis_core::validation::provider::{
 };
 
 use super::cursor::{Cursor, Mapping, Read, all};
-use super::dangers::warn_of_provider;
 use super::forms::{
     Choice, Count, Each, FILE, Flag, List, Sub, Text, Time, any_text, equal, shown, text_schema,
 };
@@ -26,6 +25,7 @@ use super::keys::{
 };
 use super::realms::{DEFAULT_MAX_REALMS, RealmNames, make_realms};
 use super::section::{Form, FormDescription, Section, section};
+use super::warnings::warn_of_provider;
 use super::yaml::{Yaml, own_key};
 use super::{AllowedRealms, IssuerHttp, KeySource, ProviderConfig, RealmKeys, RefreshPolicy};
 

@@ -14,13 +14,13 @@ use portcullis_core::rules::Rules;
 use portcullis_core::verdict::Responses;
 
 use super::cursor::{Cursor, Mapping, NamedFile, Read, ReadContext, ReadOutput};
-use super::dangers::warn_of_network;
 use super::document;
 use super::error::{ConfigError, ConfigErrors, Position};
 use super::forms::{Each, List, Sub, Text, equal, shown};
 use super::providers::Providers;
 use super::rules::{RuleList, check_provider_names};
 use super::section::{Form, FormDescription, Section, section};
+use super::warnings::warn_of_network;
 use super::yaml::{self, Yaml};
 use super::{Config, IssuerHttp, Limits, Listen, Log, ProviderConfig, Shutdown, TlsFiles};
 
@@ -56,14 +56,14 @@ impl Config {
     ///
     /// # Errors
     /// All errors.
-    pub fn of_bytes(bytes: Vec<u8>, file: &Path) -> Result<Self, ConfigErrors> {
+    pub fn from_bytes(bytes: Vec<u8>, file: &Path) -> Result<Self, ConfigErrors> {
         Self::examine_text(text_of(bytes), file).config
     }
 
     fn examine_text(text: Result<String, String>, file: &Path) -> Examined {
         let mut examined = match text {
             Ok(text) => read(&text, &|name| std::env::var(name).ok(), check_readable),
-            Err(message) => Examined::nothing(ConfigErrors::whole(message)),
+            Err(message) => Examined::failed(ConfigErrors::for_file(message)),
         };
         examined.config = examined.config.map_err(|errors| errors.in_file(file));
         examined
@@ -84,19 +84,19 @@ pub struct Examined {
 }
 
 impl Examined {
-    fn nothing(errors: ConfigErrors) -> Self {
+    fn failed(errors: ConfigErrors) -> Self {
         Self { config: Err(errors), listeners: Vec::new(), issuers: Vec::new(), places: Vec::new() }
     }
 
     /// An error about the file that this path in the document names.
-    pub fn of_file(&self, path: String, message: String) -> ConfigError {
+    pub fn error_at(&self, path: String, message: String) -> ConfigError {
         let at = self.places.iter().find(|(known, _)| *known == path).map(|(_, at)| *at);
         ConfigError { at, path, message }
     }
 
     /// Adds the errors of other checks, except for paths that have an error already.
     #[must_use]
-    pub fn and(self, file: &Path, mut errors: Vec<ConfigError>) -> Self {
+    pub fn with_errors(self, file: &Path, mut errors: Vec<ConfigError>) -> Self {
         let config = match self.config {
             Ok(config) if errors.is_empty() => Ok(config),
             Ok(_) => Err(ConfigErrors::new(errors).in_file(file)),
@@ -147,10 +147,10 @@ fn read(
     check_file: impl Fn(&Path) -> std::io::Result<()>,
 ) -> Examined {
     if text.len() > MAX_FILE_BYTES {
-        return Examined::nothing(ConfigErrors::whole(too_long()));
+        return Examined::failed(ConfigErrors::for_file(too_long()));
     }
     let (root, mut errors) = document::parse(text);
-    let Some(root) = root else { return Examined::nothing(ConfigErrors::new(errors)) };
+    let Some(root) = root else { return Examined::failed(ConfigErrors::new(errors)) };
     let context = ReadContext::new(variable);
     let config = read_config(&Cursor::root(&root, &context));
     let ReadOutput { errors: found, mut warnings, files, listeners, issuers } = context.into_parts();

@@ -63,7 +63,7 @@ impl Form for RealmNames {
 
     fn describe(&self) -> FormDescription {
         let schema = json!({"anyOf": [text_schema(), {"type": "array", "items": text_schema()}]});
-        FormDescription::new("a list of names, or a regular expression for their whole names", schema)
+        FormDescription::new("a list of names, or a regular expression for complete names", schema)
     }
 }
 

@@ -11,10 +11,10 @@ use portcullis_core::validation::provider::ClaimPath;
 use serde_json::json;
 
 use super::cursor::{Cursor, Entry, Mapping, Read, all};
-use super::dangers::warn_of_rules;
 use super::forms::{Choice, Each, List, Sub, Text, any_text, equal, shown, text_schema};
 use super::providers::{NAME, read_token};
 use super::section::{Form, FormDescription, Section, section};
+use super::warnings::warn_of_rules;
 use super::yaml::{Yaml, own_key};
 
 /// The rules, with unique names.

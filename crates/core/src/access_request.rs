@@ -34,7 +34,7 @@ pub struct AccessRequest<'a> {
     /// The peer that describes the request in headers of its own; `None` if the door received the request itself.
     pub described_by: Option<IpAddr>,
     /// Why the request cannot be evaluated, if the proxy did not describe it completely.
-    pub flaw: Option<&'static str>,
+    pub description_error: Option<&'static str>,
     /// The memory that the request takes while it waits, in bytes.
     pub held_bytes: usize,
     /// What the proxy can remove from the request before it forwards it.
@@ -68,7 +68,7 @@ impl<'a> AccessRequest<'a> {
             source_principal: None,
             named_rule: None,
             described_by: None,
-            flaw: None,
+            description_error: None,
             removal: Removal::HeadersAndQuery,
             claim_headers: ClaimHeaders::Overwritten,
             set_by_proxy: &[],

@@ -32,7 +32,7 @@ pub use self::policy::{Policy, RequestLimits, Trusted};
 pub use self::record::{Record, Refused};
 pub use self::steps::{Step, StepName};
 
-use self::record::{ChangesMade, ScreenPassed, TokenFound};
+use self::record::{ChangeCounts, ScreenSummary, TokenSummary};
 use crate::access_request::{AccessRequest, Caller};
 use crate::bearer_token::{self, FoundToken};
 use crate::identity;
@@ -121,7 +121,7 @@ pub enum Need {
 #[derive(Clone, Debug)]
 pub enum NoKeys<'k> {
     /// No keys are newer than these, with which the token was checked.
-    NoneNewer(&'k KeySet),
+    UpToDate(&'k KeySet),
     /// The keys of the issuer are unknown, for this reason.
     Unavailable(Cow<'static, str>),
 }
@@ -214,7 +214,7 @@ impl<'a> KeysNeeded<'a> {
         let Self { evaluating, pending } = self;
         let refused = match no_keys {
             NoKeys::Unavailable(cause) => refusals::keys_unavailable(cause),
-            NoKeys::NoneNewer(keys) => {
+            NoKeys::UpToDate(keys) => {
                 let cause = match pending.need {
                     Need::Newer(cause) => cause,
                     Need::First => StaleCause::UnknownKid,
@@ -296,7 +296,7 @@ impl<'a> InProgress<'a> {
         }
         let FoundToken { text, places } =
             bearer_token::find(request, policy.token_sources()).map_err(refusals::no_token)?;
-        self.record.token = Some(TokenFound { bytes: text.len(), places });
+        self.record.token = Some(TokenSummary { bytes: text.len(), places });
         let now = now.ok_or_else(refusals::clock_not_set)?;
         let token = self.read(text)?;
         let issuer = self.select_provider(&token, keys)?;
@@ -365,7 +365,7 @@ impl<'a> InProgress<'a> {
         }
         let typ = token.typ.take().map(truncated);
         self.record.screened =
-            Some(ScreenPassed { algorithm: passed.algorithm, typ, expires: passed.expires });
+            Some(ScreenSummary { algorithm: passed.algorithm, typ, expires: passed.expires });
         Ok(Screened::new(token, passed))
     }
 
@@ -428,7 +428,7 @@ impl<'a> InProgress<'a> {
         changes: Result<identity::UpstreamChanges, identity::UpstreamRejection>,
     ) -> Result<identity::UpstreamChanges, Refused> {
         let changes = changes.map_err(refusals::upstream_rejected)?;
-        self.record.changes = Some(ChangesMade { set: changes.set.len(), removed: changes.remove.len() });
+        self.record.changes = Some(ChangeCounts { set: changes.set.len(), removed: changes.remove.len() });
         Ok(changes)
     }
 }

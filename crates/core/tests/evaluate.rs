@@ -190,7 +190,7 @@ impl Explorer {
             StaleCause::UnknownKid => "key_unknown",
             StaleCause::BadSignature => "bad_signature",
         };
-        let refused = needed.clone().conclude(NoKeys::NoneNewer(&self.none));
+        let refused = needed.clone().conclude(NoKeys::UpToDate(&self.none));
         self.check(&refused, reason, first);
         let unavailable = needed.clone().conclude(NoKeys::Unavailable("the issuer is down".into()));
         self.check(&unavailable, "keys_unavailable", first);

@@ -26,13 +26,13 @@ pub(crate) fn describe<'a>(
     AccessRequest {
         source_address,
         removal: Removal::HeadersAndQuery,
-        flaw: flaw(parts, uri),
+        description_error: description_error(parts, uri),
         ..AccessRequest::new(method, host, path, headers, arrived)
     }
 }
 
 /// Why the request cannot be evaluated.
-fn flaw(parts: &Parts, uri: &Uri) -> Option<&'static str> {
+fn description_error(parts: &Parts, uri: &Uri) -> Option<&'static str> {
     if parts.method == Method::CONNECT && !is_web_socket(parts) {
         return Some("CONNECT names no resource");
     }

@@ -115,7 +115,7 @@ impl Policy {
             true => Ok(()),
             false => Err("a target with a space or a control character"),
         };
-        let described = request.flaw.map_or(Ok(()), Err);
+        let described = request.description_error.map_or(Ok(()), Err);
         let result = described.and(target).and_then(|()| self.protected.check_connection(request));
         result.map_err(DescriptionRejection::Malformed)
     }

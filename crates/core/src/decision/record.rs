@@ -52,11 +52,11 @@ impl Refused {
 pub struct Record<'p> {
     /// The rule, once it was chosen; the inner `None` means that no rule matched.
     pub(super) rule: Option<Option<&'p Rule>>,
-    pub(super) token: Option<TokenFound<'p>>,
+    pub(super) token: Option<TokenSummary<'p>>,
     pub(super) kid: Option<Kid>,
     pub(super) provider: Option<Arc<Provider>>,
     pub(super) realm: Option<String>,
-    pub(super) screened: Option<ScreenPassed>,
+    pub(super) screened: Option<ScreenSummary>,
     /// Whether this request needs the first fetch of the issuer's keys.
     pub(super) first_fetch: bool,
     pub(super) refreshed_for: Option<StaleCause>,
@@ -64,20 +64,20 @@ pub struct Record<'p> {
     /// The claims of a verified token.
     pub(super) claims: Option<Arc<Json>>,
     pub(super) requirements_met: bool,
-    pub(super) changes: Option<ChangesMade>,
+    pub(super) changes: Option<ChangeCounts>,
     pub(super) refused: Option<Refused>,
 }
 
 /// The token of the request.
 #[derive(Clone, Debug)]
-pub(super) struct TokenFound<'p> {
+pub(super) struct TokenSummary<'p> {
     pub(super) bytes: usize,
     pub(super) places: Vec<&'p TokenSource>,
 }
 
 /// The values of a token that has passed the screen.
 #[derive(Clone, Debug)]
-pub(super) struct ScreenPassed {
+pub(super) struct ScreenSummary {
     pub(super) algorithm: Algorithm,
     /// Truncated.
     pub(super) typ: Option<String>,
@@ -86,7 +86,7 @@ pub(super) struct ScreenPassed {
 
 /// The number of changed headers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ChangesMade {
+pub(super) struct ChangeCounts {
     pub(super) set: usize,
     pub(super) removed: usize,
 }

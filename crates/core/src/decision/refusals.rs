@@ -26,7 +26,9 @@ pub(super) fn request_rejected(rejection: DescriptionRejection) -> Refused {
         DescriptionRejection::Untrusted(peer) => refused(DenyReason::UntrustedProxy)
             .found(format!("request from {peer}"))
             .wanted("a peer in trusted_proxies"),
-        DescriptionRejection::Malformed(flaw) => refused(DenyReason::RequestMalformed).found(flaw),
+        DescriptionRejection::Malformed(description_error) => {
+            refused(DenyReason::RequestMalformed).found(description_error)
+        }
     }
 }
 

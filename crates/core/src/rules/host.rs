@@ -36,7 +36,7 @@ pub enum HostPattern {
     /// This host.
     Exact(String),
     /// Every host below this domain, at any depth, but not the domain itself. Begins with a dot.
-    Below(String),
+    Subdomain(String),
 }
 
 impl HostPattern {
@@ -52,15 +52,15 @@ impl HostPattern {
         };
         let has_port = if name.starts_with('[') { !name.ends_with(']') } else { name.contains(':') };
         let host = canonical(name.as_bytes()).filter(|_| !has_port).ok_or(EXPECTED)?;
-        Ok(if is_suffix { HostPattern::Below(format!(".{host}")) } else { HostPattern::Exact(host) })
+        Ok(if is_suffix { HostPattern::Subdomain(format!(".{host}")) } else { HostPattern::Exact(host) })
     }
 
     /// Whether this pattern matches every host that the other one matches.
     pub fn covers(&self, other: &HostPattern) -> bool {
         match (self, other) {
             (ours, HostPattern::Exact(host)) => ours.matches(host),
-            (HostPattern::Below(ours), HostPattern::Below(theirs)) => theirs.ends_with(ours.as_str()),
-            (HostPattern::Exact(_), HostPattern::Below(_)) => false,
+            (HostPattern::Subdomain(ours), HostPattern::Subdomain(theirs)) => theirs.ends_with(ours.as_str()),
+            (HostPattern::Exact(_), HostPattern::Subdomain(_)) => false,
         }
     }
 
@@ -68,7 +68,7 @@ impl HostPattern {
     pub fn matches(&self, host: &str) -> bool {
         match self {
             HostPattern::Exact(name) => name == host,
-            HostPattern::Below(suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_str()),
+            HostPattern::Subdomain(suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_str()),
         }
     }
 }
@@ -77,7 +77,7 @@ impl std::fmt::Display for HostPattern {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             HostPattern::Exact(name) => f.write_str(name),
-            HostPattern::Below(suffix) => write!(f, "*{suffix}"),
+            HostPattern::Subdomain(suffix) => write!(f, "*{suffix}"),
         }
     }
 }

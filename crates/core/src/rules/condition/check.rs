@@ -575,9 +575,9 @@ fn is_duration(text: &str) -> bool {
     while !rest.is_empty() {
         let number = rest.trim_start_matches(|char: char| char.is_ascii_digit() || char == '.');
         let digits = rest.strip_suffix(number).unwrap_or_default();
-        let behind = ["ns", "us", "ms", "h", "m", "s"].iter().find_map(|unit| number.strip_prefix(unit));
-        match behind {
-            Some(behind) if digits.parse::<f64>().is_ok() => rest = behind,
+        let suffix = ["ns", "us", "ms", "h", "m", "s"].iter().find_map(|unit| number.strip_prefix(unit));
+        match suffix {
+            Some(suffix) if digits.parse::<f64>().is_ok() => rest = suffix,
             _ => return false,
         }
     }

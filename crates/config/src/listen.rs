@@ -23,7 +23,7 @@ section! {
     "Listen": Listen, checked refuse_shared_addresses {
         /// gRPC for Envoy.
         ext_authz: OneOr { one: GRPC, list: GRPC_LIST }, required("the address of the gRPC listener");
-        /// HTTP for other proxies. Default: off.
+        /// HTTP for other proxies; off if absent.
         forward_auth: OneOr { one: HTTP, list: Each(HTTP) }, unless(Vec::new());
         /// For operators: /livez, /readyz, /metrics, /keys. Default: off.
         admin: Short { read: read_admin_address, summary: "`host:port`" }, optional;
@@ -76,8 +76,8 @@ section! {
         /// The proxy in front: it determines how the original request is described.
         profile: Choice(&Profile::NAMED),
             required("the proxy in front: nginx, haproxy, caddy, traefik or envoy");
-        /// overwrite: the proxy overwrites every claim header of a client. Default: a request with a claim header
-        /// is denied.
+        /// overwrite: the proxy overwrites every claim header of a client. If absent, a request with a claim header is
+        /// denied.
         client_headers: Choice(&[("overwrite", ClaimHeaders::Overwritten)]), unless(ClaimHeaders::MaybeKept);
         /// TLS. Default: plain text.
         tls: Sub::<TlsFiles>::NEW, optional;
@@ -93,7 +93,7 @@ section! {
         key_file: FILE, required("the private key, PEM");
         /// If set, clients must present a certificate of this authority. Default: no client certificates.
         client_ca_file: FILE, optional;
-        /// A DNS name or URI of the client's certificate has to be one of these. Default: any.
+        /// A DNS name or URI of the client's certificate has to be one of these; any if absent.
         client_names: List {
             of: Text { read: read_client_name, show: shown, summary: "a DNS name or a URI" },
             empty: "an empty list accepts no client: remove the key to accept every name",

@@ -80,7 +80,7 @@ section! {
     later ["audiences", "by_name", "stream_lifetime", "mode", "external_url", "resource"] {
         /// Its name in logs, by which a route can name it.
         name: String = NAME, required("its name in logs and in the proxy's `portcullis_rule`");
-        /// The requests that the rule applies to: those that match every part. Default: all.
+        /// The requests that the rule applies to: those that match every part; all if absent.
         matches as "match": Match = Sub::<Match>::NEW, unless(Match::default());
         /// Whether the rule accepts ambiguous paths, which programs interpret differently.
         ambiguous_paths: bool = Choice(&[("allow", true), ("refuse", false)]), unless(false);
@@ -88,7 +88,7 @@ section! {
         allow: Effect = Choice(&ALLOWED), optional;
         /// Every request is denied.
         deny: Effect = Always, optional;
-        /// The providers whose tokens are accepted. Default: all.
+        /// The providers whose tokens are accepted; all if absent.
         providers: Vec<String> = List {
             of: any_text("a provider's name"),
             empty: "an empty list denies every token; remove the key to accept every provider",
@@ -184,13 +184,13 @@ section! {
         path_prefix: PathPattern = Path { read: PathPattern::prefix, summary: "a path" }, optional;
         /// A regular expression for the complete path.
         path_regex: PathPattern = Path { read: PathPattern::regex, summary: "a regular expression" }, optional;
-        /// Methods in upper case; GET also matches HEAD. Default: every method.
+        /// Methods in upper case; GET also matches HEAD. Every method if absent.
         methods: Vec<String> = List {
             of: Text { read: read_method, show: shown, summary: "a method in upper case" },
             empty: "an empty list matches nothing; remove the key for every method",
             same: equal,
         }, unless(Vec::new());
-        /// Hosts without ports; *.example.com is every host below it. Default: every host.
+        /// Hosts without ports; *.example.com is every host below it. Every host if absent.
         hosts: Vec<HostPattern> = List {
             of: Text { read: read_host, show: shown, summary: "a host" },
             empty: "an empty list matches nothing; remove the key for every host",

@@ -11,7 +11,7 @@ pub(super) trait Section: Sized {
     /// Its name in the schema and on the reference page.
     const NAME: &'static str;
     /// Its description.
-    const ABOUT: &'static str;
+    const DESCRIPTION: &'static str;
 
     /// Reads the section, and reports all errors.
     fn read(cursor: &Cursor<'_>) -> Read<Self>;
@@ -24,7 +24,7 @@ pub(super) trait Section: Sized {
 
     /// The complete description.
     fn description() -> Description {
-        Description { name: Self::NAME, description: Self::ABOUT, keys: Self::keys() }
+        Description { name: Self::NAME, description: Self::DESCRIPTION, keys: Self::keys() }
     }
 }
 
@@ -170,7 +170,7 @@ macro_rules! section {
     ) => {
         impl $crate::section::Section for $type {
             const NAME: &'static str = $name;
-            const ABOUT: &'static str = section!(@docs $($description)+);
+            const DESCRIPTION: &'static str = section!(@docs $($description)+);
 
             fn read(cursor: &$crate::cursor::Cursor<'_>) -> $crate::cursor::Read<Self> {
                 let mapping = cursor.mapping(
@@ -228,7 +228,7 @@ macro_rules! section {
 
         impl $crate::section::Section for $type {
             const NAME: &'static str = $name;
-            const ABOUT: &'static str = section!(@docs $($description)+);
+            const DESCRIPTION: &'static str = section!(@docs $($description)+);
 
             fn read(cursor: &$crate::cursor::Cursor<'_>) -> $crate::cursor::Read<Self> {
                 let mapping = cursor.mapping(

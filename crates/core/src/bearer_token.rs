@@ -79,16 +79,16 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
                 }
             }
             TokenSource::Cookie(name) => {
-                let is_ours =
+                let is_source_cookie =
                     |(cookie, value): &(&[u8], &[u8])| *cookie == name.as_bytes() && !value.is_empty();
                 for pair in
                     request.headers.all("cookie").flat_map(|header| header.split(|byte| *byte == b';'))
                 {
-                    let cookie = name_and_value(pair).filter(is_ours);
+                    let cookie = name_and_value(pair).filter(is_source_cookie);
                     if let Some((_, value)) = cookie {
                         take(utf8(value).map(Cow::Borrowed))?;
                     }
-                    if after_commas(pair).any(|cookie| is_ours(&cookie)) {
+                    if after_commas(pair).any(|cookie| is_source_cookie(&cookie)) {
                         take(Err(NoToken::Malformed))?;
                     }
                 }

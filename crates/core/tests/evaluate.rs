@@ -218,7 +218,7 @@ fn for_any_answers_an_allow_needs_a_set_that_verifies_the_token_in_time() {
     let impostor = SigningKey::generate("new", SigningAlgorithm::ES256);
     let provider = provider();
     let policy = policy(&provider);
-    let mut world = Explorer {
+    let mut explorer = Explorer {
         none: keys(&[&old]),
         signer: keys(&[&old, &signer]),
         impostor: keys(&[&old, &impostor]),
@@ -227,7 +227,7 @@ fn for_any_answers_an_allow_needs_a_set_that_verifies_the_token_in_time() {
     };
     with_request(&signer.sign(&claims()), "/", |request| {
         for answer in Answer::all() {
-            let issuer = world.issuer(Some(answer.keys));
+            let issuer = explorer.issuer(Some(answer.keys));
             let evaluation =
                 evaluate(request, &policy, |_| Some(issuer), answer.now.map(UnixTime::from_secs));
             let expected = answer.expected();
@@ -235,10 +235,10 @@ fn for_any_answers_an_allow_needs_a_set_that_verifies_the_token_in_time() {
                 Expected::Needs(cause) => Some(cause),
                 Expected::Reason(_) => None,
             };
-            world.explore(evaluation, expected, first, 3);
+            explorer.explore(evaluation, expected, first, 3);
         }
     });
-    assert!(world.decided > 1_000, "{} decisions were checked", world.decided);
+    assert!(explorer.decided > 1_000, "{} decisions were checked", explorer.decided);
 }
 
 #[test]

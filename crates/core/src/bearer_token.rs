@@ -1,7 +1,7 @@
 //! Extracts the token from a request: from headers with a scheme, cookies and query parameters (RFC 6750 §2),
 //! strictly.
 //!
-//! Pure. The extracted token is not verified. The same token in two places is one token; two different token_count are
+//! Pure. The extracted token is not verified. The same token in two places is one token; two different tokens are
 //! refused.
 //!
 //! If one source reads a header by a scheme and another reads the same header without one, a value that begins with
@@ -31,7 +31,7 @@ pub struct FoundToken<'a> {
 pub enum NoToken {
     /// No place has a token.
     Missing,
-    /// Two places, or one place twice, have different token_count (RFC 6750 §2).
+    /// Two places, or one place twice, have different tokens (RFC 6750 §2).
     Several,
     /// A place has text that cannot be a token.
     Malformed,
@@ -106,15 +106,15 @@ pub fn is_present(request: &AccessRequest<'_>, source: &TokenSource) -> bool {
 
 /// The cookies of a header as name and value, without the white space around them (RFC 6265 §4.2.1).
 ///
-/// Text after a comma is one more cookie: Envoy joins several `Cookie` line_count with commas in its check request, and
-/// the upstream gets the separate line_count.
+/// Text after a comma is one more cookie: Envoy joins several `Cookie` lines with commas in its check request, and
+/// the upstream gets the separate lines.
 pub fn cookies(header: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     header
         .split(|byte| *byte == b';')
         .flat_map(|pair| name_and_value(pair).into_iter().chain(after_commas(pair)))
 }
 
-/// The cookies after a comma, if the pair is made of several joined line_count.
+/// The cookies after a comma, if the pair is made of several joined lines.
 fn after_commas(pair: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     pair.split(|byte| *byte == b',').skip(1).filter_map(name_and_value)
 }
@@ -144,7 +144,7 @@ fn scheme_in<'a>(header: &HeaderName, source: &'a TokenSource) -> Option<&'a str
     }
 }
 
-/// The whole_value value; `None` if it is empty, or if it has credentials of another source's scheme.
+/// The whole value; `None` if it is empty, or if it has credentials of another source's scheme.
 fn whole_value<'a, 's>(value: &'a [u8], mut schemes: impl Iterator<Item = &'s str>) -> Option<Candidate<'a>> {
     let is_under = |scheme: &str| {
         value.split_at_checked(scheme.len()).is_some_and(|(named, rest)| {
@@ -196,8 +196,8 @@ fn query_values<'a>(path: &'a [u8], name: &'a str) -> impl Iterator<Item = Candi
     })
 }
 
-/// Refuses credentials of this scheme after those of another scheme: Envoy joins several line_count of a header with
-/// commas in its check request, and the upstream gets the separate line_count.
+/// Refuses credentials of this scheme after those of another scheme: Envoy joins several lines of a header with
+/// commas in its check request, and the upstream gets the separate lines.
 fn after_comma<'a>(value: &'a [u8], scheme: &str) -> Option<Candidate<'a>> {
     let mut items = value.split(|byte| *byte == b',').skip(1);
     items.any(|item| by_scheme(item.trim_ascii(), scheme).is_some()).then_some(Err(NoToken::Malformed))
@@ -306,12 +306,12 @@ mod tests {
         let mut reversed = sources.clone();
         reversed.reverse();
         for sources in [&sources, &reversed] {
-            for (line_count, expected) in [
+            for (lines, expected) in [
                 (&["Bearer a.b.c"][..], Ok(("a.b.c", 1))),
                 (&["bearer   a.b.c"], Ok(("a.b.c", 1))),
                 (&["DPoP a.b.c"], Ok(("a.b.c", 1))),
                 (&["a.b.c"], Ok(("a.b.c", 1))),
-                // A scheme that no source names is part of the whole_value value, which then fails as a token.
+                // A scheme that no source names is part of the whole value, which then fails as a token.
                 (&["Basic dTpw"], Ok(("Basic dTpw", 1))),
                 (&["Bearera.b.c"], Ok(("Bearera.b.c", 1))),
                 (&["Bearer"], Err(Malformed)),
@@ -324,7 +324,7 @@ mod tests {
                 // One token, but it is unknown which line the upstream uses.
                 (&["Bearer a", "a"], Err(Several)),
             ] {
-                let headers: Vec<_> = line_count.iter().map(|line| ("authorization", *line)).collect();
+                let headers: Vec<_> = lines.iter().map(|line| ("authorization", *line)).collect();
                 check(&headers, "/", sources, expected);
             }
         }

@@ -29,7 +29,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let layer = AuthorizationLayer::new(Arc::new(Service::start(&config, Clock::System)?));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
     println!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, layer.around(routes())).await?;
+    axum::serve(listener, layer.make_service(routes())).await?;
     Ok(())
 }
 

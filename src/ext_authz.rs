@@ -314,7 +314,7 @@ impl Authorization for Checks {
         let (method, host) = (http.method.as_ref(), http.host.as_ref());
         let access_request = AccessRequest {
             timeout,
-            flaw: unread.map(Unread::as_str),
+            description_error: unread.map(Unread::as_str),
             source_address: source.and_then(source_address),
             source_principal: source.and_then(|peer| text(&peer.principal)),
             named_rule,

@@ -95,7 +95,7 @@ struct Dialect {
     /// All of them but Host, which is everybody's.
     own: &'static [HeaderName],
     /// What the log says where one is missing or came twice.
-    flaw: &'static str,
+    description_error: &'static str,
 }
 
 const ORIGINAL_METHOD: HeaderName = HeaderName::from_static("x-original-method");
@@ -113,7 +113,7 @@ static NGINX: Dialect = Dialect {
     uri: ORIGINAL_URI,
     host: HOST,
     own: &ORIGINAL,
-    flaw: "X-Original-Method and X-Original-URI must each come once, and Host at most once: set them as in deploy/nginx",
+    description_error: "X-Original-Method and X-Original-URI must each come once, and Host at most once: set them as in deploy/nginx",
 };
 
 static FORWARDED: Dialect = Dialect {
@@ -121,7 +121,7 @@ static FORWARDED: Dialect = Dialect {
     uri: FORWARDED_URI,
     host: FORWARDED_HOST,
     own: &FORWARDED_ONES,
-    flaw: "X-Forwarded-Method and X-Forwarded-Uri must each come once, and X-Forwarded-Host at most once: set them as in \
+    description_error: "X-Forwarded-Method and X-Forwarded-Uri must each come once, and X-Forwarded-Host at most once: set them as in \
            deploy/",
 };
 
@@ -161,14 +161,15 @@ fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRe
     // A request of HTTP/1.0 may have no host; then it matches none.
     let host = headers.only(dialect.host.as_str());
     let hosts_differ = host.is_none() && headers.all(dialect.host.as_str()).next().is_some();
-    let flaw = (hosts_differ || told.iter().any(Option::is_none)).then_some(dialect.flaw);
+    let description_error =
+        (hosts_differ || told.iter().any(Option::is_none)).then_some(dialect.description_error);
     let [method, path] = told.map(Option::unwrap_or_default);
     let host = host.unwrap_or_default();
     AccessRequest {
         described_by: Some(peer),
-        flaw,
+        description_error,
         removal: Removal::NamedHeaders,
-        of_the_proxy: dialect.own,
+        set_by_proxy: dialect.own,
         ..AccessRequest::new(method, host, path, headers, arrived)
     }
 }

@@ -110,7 +110,7 @@ struct Broken;
 /// Reads a configuration on a thread of its own, since it looks at the files that it names.
 async fn parse(path: &Path, contents: &Contents) -> Result<Result<Config, ConfigErrors>, Broken> {
     let (path, bytes) = (path.to_owned(), contents.of(path).cloned().unwrap_or_default());
-    spawn_blocking(move || Config::of_bytes(bytes.to_vec(), &path)).await.map_err(|_| Broken)
+    spawn_blocking(move || Config::from_bytes(bytes.to_vec(), &path)).await.map_err(|_| Broken)
 }
 
 /// A file that is being read, however long that takes.

@@ -43,7 +43,7 @@ pub fn run(args: ValidateArgs) -> ExitCode {
 fn validate(file: &Path, print: bool) -> ExitCode {
     let examined = Config::examine(file);
     let Told { errors, warnings } = certificates::check(&examined, clock::Clock::System.now());
-    let loaded = examined.and(file, errors).config;
+    let loaded = examined.with_errors(file, errors).config;
     let of_rules = loaded.iter().flat_map(|config| &config.warnings);
     for warning in of_rules.chain(&warnings) {
         output::complain(&warning.in_file(file, "warning: "));

@@ -174,7 +174,7 @@ fn no_query_and_no_user_of_a_url_is_printed() {
     ] {
         let printed = parse(&text).expect("valid").to_yaml();
         assert!(!printed.contains("S3CRET"), "{printed}");
-        assert!(printed.contains("shown; put"), "that it is left out is said: {printed}");
+        assert!(printed.contains("shown; restore"), "that it is left out is said: {printed}");
         let again = parse(&printed).unwrap_or_else(|errors| panic!("{errors}\n{printed}"));
         assert_eq!(again.to_yaml(), printed);
     }
@@ -748,7 +748,7 @@ fn a_huge_file_is_refused_or_read_in_no_time() {
         ("? ".repeat(longest / 2), "nested too deeply"),
         ("- ".repeat(longest / 2), "nested too deeply"),
         (format!("a: {}", "\n".repeat(longest - 3)), "unknown key"),
-        (format!("log: {{level: '{}'}}", "${".repeat(longest / 2 - 10)), "without its `}`"),
+        (format!("log: {{level: '{}'}}", "${".repeat(longest / 2 - 10)), "without `}`"),
     ] {
         let errors = Config::parse(&text, &|_| None).expect_err("refused").to_string();
         assert!(errors.contains(message), "{text:.40}: {errors:.300}");

@@ -155,9 +155,9 @@ fn a_token_over_a_limit_is_malformed_and_the_step_says_which_limit() {
     let claims = |x: Value| json!({"iss": "https://i", "aud": "a", "exp": NOW + 60, "x": x});
     for (x, verdict, detail) in [
         (json!(vec![1; 60]), "allow", ""),
-        (json!(vec![1; 61]), "deny", "more members and values than limits.token_values"),
+        (json!(vec![1; 61]), "deny", "more members and values than limits.token_values allows"),
         (json!([[[1]]]), "allow", ""),
-        (json!([[[[1]]]]), "deny", "deeper than limits.token_depth"),
+        (json!([[[[1]]]]), "deny", "nested deeper than limits.token_depth allows"),
     ] {
         let authorization = format!("authorization: Bearer {}", key.sign(&claims(x)));
         let told = json_of(&explain(&config, &["--header", &authorization, "--format", "json"]));

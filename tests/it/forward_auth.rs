@@ -105,7 +105,7 @@ async fn a_look_alike_is_refused_behind_a_proxy_that_cannot_take_it_away() {
 #[tokio::test]
 async fn a_claim_header_of_the_client_is_refused_unless_the_proxy_overwrites_every_one() {
     for (client_headers, expected) in
-        [(ClaimHeaders::PerhapsKept, StatusCode::BAD_REQUEST), (ClaimHeaders::Overwritten, StatusCode::OK)]
+        [(ClaimHeaders::MaybeKept, StatusCode::BAD_REQUEST), (ClaimHeaders::Overwritten, StatusCode::OK)]
     {
         let doors = Doors::open(
             |_| {},
@@ -479,7 +479,7 @@ async fn a_door_with_tls_asks_for_certificates_where_it_is_told_to() {
     let door = |tls| HttpListener {
         address,
         profile: Profile::Envoy,
-        client_headers: ClaimHeaders::PerhapsKept,
+        client_headers: ClaimHeaders::MaybeKept,
         tls: Some(tls),
     };
     config.listen.forward_auth =
@@ -521,7 +521,7 @@ async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() 
         config.listen.forward_auth = vec![HttpListener {
             address,
             profile: Profile::Nginx,
-            client_headers: ClaimHeaders::PerhapsKept,
+            client_headers: ClaimHeaders::MaybeKept,
             tls: Some(files),
         }];
         let refused = App::bind(config, fixed_clock()).await.expect_err("no PEM").to_string();

@@ -158,12 +158,8 @@ pub fn config(providers: Vec<ProviderConfig>) -> Config {
 /// The same with an HTTP door for each profile, in the order of [`Profile::NAMED`].
 pub fn with_http_doors(mut config: Config) -> Config {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let door = |(_, profile)| HttpListener {
-        address,
-        profile,
-        client_headers: ClaimHeaders::PerhapsKept,
-        tls: None,
-    };
+    let door =
+        |(_, profile)| HttpListener { address, profile, client_headers: ClaimHeaders::MaybeKept, tls: None };
     config.listen.forward_auth = Profile::NAMED.into_iter().map(door).collect();
     config
 }

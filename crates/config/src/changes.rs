@@ -1,136 +1,149 @@
-//! What a changed configuration means beside the one before, by the text of both: a file that was cut off, or overwritten
-//! in part, while it was written can be valid, and open what neither version of it would.
+//! Compares two configurations by their texts: a file that was truncated or partly overwritten during a write can
+//! be valid, and can allow requests that neither of its versions would allow.
 
 use std::collections::HashMap;
 
 use super::document::{self, Member, Node, Value};
 use super::error::member_path;
 
-/// The sections that decide nothing and open nothing.
-const BESIDE: [&str; 2] = ["log", "shutdown"];
+/// The sections that affect no decision and no listener.
+const NOT_DECIDING: [&str; 2] = ["log", "shutdown"];
 
-/// What of a provider decides nothing. Where its keys are, and how they are had, says who is believed.
-const BESIDE_OF_PROVIDER: [&str; 1] = ["ready_without_keys"];
+/// The keys of a provider that affect no decision. The location of its keys does: it determines which keys are
+/// trusted.
+const NOT_DECIDING_IN_PROVIDER: [&str; 1] = ["ready_without_keys"];
 
-/// How one configuration differs from the one before.
+/// The difference between two configurations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
-    /// What it lacks that the one before had: rules, providers, resources, listeners and other sections, whatever was said
-    /// of them, and a list that became shorter; by name where there is one, in the order of the file. A value that was
-    /// exchanged for another is none of it, but for a `deny` or a `default: deny` that says something else.
+    /// What was removed: rules, providers, resources, listeners and other sections, whatever their values, and
+    /// elements of lists; by name if there is one, in the order of the file. A replaced value is not listed, except
+    /// a replaced `deny: true` or `default: deny`.
     pub lost: Vec<String>,
-    /// Whether anything is added, gone or exchanged that decisions or listeners go by: all but comments, `log`, `shutdown` and
-    /// `ready_without_keys`.
+    /// Whether anything that affects decisions or listeners was added, removed or replaced: everything except
+    /// comments, `log`, `shutdown` and `ready_without_keys`.
     pub decides: bool,
-    /// Whether the last line has no end, though the one of the configuration before had: it may go on.
+    /// Whether the last line has no line end although the previous configuration had one: the file may be
+    /// incomplete.
     pub unfinished: bool,
 }
 
 impl Change {
-    /// From the text of a valid configuration to the text of another. Of a text that is no YAML all that can be said is that
-    /// it may decide anything.
+    /// The change from the text of a valid configuration to another text. If that text is not YAML, it may affect
+    /// any decision.
     pub fn between(before: &str, after: &str) -> Self {
         let unfinished = before.ends_with('\n') && !after.ends_with('\n');
-        let (Some(had), Some(has)) = (document::parse(before).0, document::parse(after).0) else {
+        let (Some(before), Some(after)) = (document::parse(before).0, document::parse(after).0) else {
             return Self { lost: Vec::new(), decides: true, unfinished };
         };
-        let mut lost = Lost(Vec::new());
-        for section in deciding("", &had) {
-            lost.within(&section.key, &section.key, &section.node, member(&has, &section.key));
+        let mut lost = Removed(Vec::new());
+        for section in deciding_members("", &before) {
+            lost.compare(&section.key, &section.key, &section.node, member(&after, &section.key));
         }
-        Self { lost: lost.0, decides: !decide_alike("", &had, &has), unfinished }
+        Self { lost: lost.0, decides: !is_equivalent("", &before, &after), unfinished }
     }
 }
 
-/// The members of what stands at this path, without those that decide nothing.
-fn deciding<'n>(path: &str, node: &'n Node) -> impl Iterator<Item = &'n Member> {
+/// The members at this path that affect decisions.
+fn deciding_members<'n>(path: &str, node: &'n Node) -> impl Iterator<Item = &'n Member> {
     let members: &[Member] = match &node.value {
         Value::Mapping(members) => members,
         _ => &[],
     };
-    // Directly below a provider alone: deeper keys have other meanings.
+    // Only directly below a provider: deeper keys have other meanings.
     let of_provider = path.starts_with("providers ") && path.ends_with('"') || path == "providers[]";
-    let beside: &[&str] = match path {
-        "" => &BESIDE,
-        _ if of_provider => &BESIDE_OF_PROVIDER,
+    let not_deciding: &[&str] = match path {
+        "" => &NOT_DECIDING,
+        _ if of_provider => &NOT_DECIDING_IN_PROVIDER,
         _ => &[],
     };
-    members.iter().filter(move |member| !beside.contains(&member.key.as_str()))
+    members.iter().filter(move |member| !not_deciding.contains(&member.key.as_str()))
 }
 
-/// Whether both say the same, wherever it stands and in whatever order the keys of a mapping come.
-fn decide_alike(path: &str, one: &Node, other: &Node) -> bool {
+/// Whether both have the same content, regardless of positions and the order of keys.
+fn is_equivalent(path: &str, one: &Node, other: &Node) -> bool {
     match (&one.value, &other.value) {
         (Value::Mapping(_), Value::Mapping(_)) => {
-            let same = |had: &Member| {
-                let path = member_path(path, &had.key);
-                member(other, &had.key).is_some_and(|has| decide_alike(&path, &had.node, has))
+            let same = |before: &Member| {
+                let path = member_path(path, &before.key);
+                member(other, &before.key).is_some_and(|after| is_equivalent(&path, &before.node, after))
             };
-            deciding(path, one).count() == deciding(path, other).count() && deciding(path, one).all(same)
+            deciding_members(path, one).count() == deciding_members(path, other).count()
+                && deciding_members(path, one).all(same)
         }
         (Value::Sequence(one), Value::Sequence(other)) => {
             let path = format!("{path}[]");
             let mut pairs = one.iter().zip(other);
-            one.len() == other.len() && pairs.all(|(one, other)| decide_alike(&path, one, other))
+            one.len() == other.len() && pairs.all(|(one, other)| is_equivalent(&path, one, other))
         }
         (one, other) => one == other,
     }
 }
 
-struct Lost(Vec<String>);
+struct Removed(Vec<String>);
 
-impl Lost {
-    /// Compares what stands at a place; `key` is the last step of its path.
-    fn within(&mut self, path: &str, key: &str, had: &Node, has: Option<&Node>) {
-        let Some(has) = has.filter(|has| !is_nothing(has) || is_nothing(had)) else {
-            return self.whole(path, had);
+impl Removed {
+    /// Compares the values at a path; `key` is the last step of the path.
+    fn compare(&mut self, path: &str, key: &str, before: &Node, after: Option<&Node>) {
+        let Some(after) = after.filter(|after| !is_null(after) || is_null(before)) else {
+            return self.removed(path, before);
         };
-        match (&had.value, &has.value) {
+        match (&before.value, &after.value) {
             (Value::Mapping(_), Value::Mapping(_)) => {
-                for had in deciding(path, had) {
-                    self.within(&member_path(path, &had.key), &had.key, &had.node, member(has, &had.key));
+                for before in deciding_members(path, before) {
+                    self.compare(
+                        &member_path(path, &before.key),
+                        &before.key,
+                        &before.node,
+                        member(after, &before.key),
+                    );
                 }
             }
-            (Value::Sequence(had), Value::Sequence(has)) => self.within_list(path, had, has),
+            (Value::Sequence(before), Value::Sequence(after)) => self.compare_lists(path, before, after),
             // A list may be written as its only element.
-            (Value::Sequence(had), _) => self.within_list(path, had, std::slice::from_ref(has)),
-            (Value::Mapping(_), Value::Sequence(list)) => self.within(path, key, had, list.first()),
+            (Value::Sequence(before), _) => self.compare_lists(path, before, std::slice::from_ref(after)),
+            (Value::Mapping(_), Value::Sequence(list)) => self.compare(path, key, before, list.first()),
             (Value::Mapping(_), Value::Scalar { .. }) => self.0.push(path.to_owned()),
-            (Value::Scalar { text: had, .. }, Value::Scalar { text: has, .. }) => {
-                let closes = matches!((key, had.as_str()), ("deny", "true") | ("default", "deny"));
-                if closes && had != has {
-                    self.0.push(format!("{path}: {had}"));
+            (Value::Scalar { text: before, .. }, Value::Scalar { text: after, .. }) => {
+                let is_restrictive = matches!((key, before.as_str()), ("deny", "true") | ("default", "deny"));
+                if is_restrictive && before != after {
+                    self.0.push(format!("{path}: {before}"));
                 }
             }
             (Value::Scalar { .. } | Value::Mapping(_) | Value::Refused, _) => {}
         }
     }
 
-    fn within_list(&mut self, path: &str, had: &[Node], has: &[Node]) {
+    fn compare_lists(&mut self, path: &str, before: &[Node], after: &[Node]) {
         let named: Option<Vec<(&Node, &str)>> =
-            had.iter().map(|node| name(node).map(|name| (node, name))).collect();
+            before.iter().map(|node| name(node).map(|name| (node, name))).collect();
         if let Some(named) = named.filter(|named| !named.is_empty()) {
-            let has: HashMap<&str, &Node> =
-                has.iter().filter_map(|node| name(node).map(|name| (name, node))).collect();
-            for (had, called) in named {
-                self.within(&format!("{path} {called:?}"), path, had, has.get(called).copied());
+            let after: HashMap<&str, &Node> =
+                after.iter().filter_map(|node| name(node).map(|name| (name, node))).collect();
+            for (before, name_before) in named {
+                self.compare(
+                    &format!("{path} {name_before:?}"),
+                    path,
+                    before,
+                    after.get(name_before).copied(),
+                );
             }
             return;
         }
-        if has.len() < had.len() {
-            let count = had.len() - has.len();
-            self.0.push(format!("{path} ({count} of {})", had.len()));
+        if after.len() < before.len() {
+            let count = before.len() - after.len();
+            self.0.push(format!("{path} ({count} of {})", before.len()));
         }
-        for (index, (had, has)) in had.iter().zip(has).enumerate() {
-            self.within(&format!("{path}[{index}]"), path, had, Some(has));
+        for (index, (before, after)) in before.iter().zip(after).enumerate() {
+            self.compare(&format!("{path}[{index}]"), path, before, Some(after));
         }
     }
 
-    /// All that stood there is gone: of a list of what has names, each of it.
-    fn whole(&mut self, path: &str, had: &Node) {
-        match &had.value {
+    /// The whole value was removed: of a list with named elements, each element is listed.
+    fn removed(&mut self, path: &str, before: &Node) {
+        match &before.value {
             Value::Sequence(list) if list.iter().any(|node| name(node).is_some()) => {
-                self.within_list(path, list, &[]);
+                self.compare_lists(path, list, &[]);
             }
             _ => self.0.push(path.to_owned()),
         }
@@ -149,8 +162,8 @@ fn name(node: &Node) -> Option<&str> {
     }
 }
 
-/// `key:` with nothing behind it, or what YAML has for that.
-fn is_nothing(node: &Node) -> bool {
+/// `key:` without a value, or an explicit null.
+fn is_null(node: &Node) -> bool {
     matches!(&node.value, Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "~" | "null"))
 }
 
@@ -197,7 +210,7 @@ log: {level: info}
     }
 
     #[test]
-    fn what_is_gone_is_told_by_name() {
+    fn removed_parts_are_listed_by_name() {
         lost(
             "  - name: blocked\n    match: {path_prefix: /internal/}\n    deny: true\n",
             "",
@@ -224,7 +237,7 @@ log: {level: info}
     }
 
     #[test]
-    fn what_is_exchanged_or_added_is_no_loss_and_decides() {
+    fn replaced_or_added_parts_are_not_lost_but_decide() {
         for (from, to) in [
             ("/internal/", "/other/"),
             ("scopes: [a, b]", "scopes: [c, d, e]"),
@@ -242,7 +255,7 @@ log: {level: info}
     }
 
     #[test]
-    fn comments_the_log_the_end_and_whether_keys_are_waited_for_decide_nothing() {
+    fn comments_log_shutdown_and_ready_without_keys_decide_nothing() {
         for (from, to) in [
             (
                 "    jwks_uri: https://p/keys\n",
@@ -259,7 +272,7 @@ log: {level: info}
     }
 
     #[test]
-    fn every_section_that_is_gone_is_a_loss() {
+    fn every_removed_section_is_lost() {
         for section in ["trusted_proxies", "trusted_headers", "responses", "limits", "resources"] {
             let before = format!("{BEFORE}{section}: {{a: 1}}\n");
             assert_eq!(losses(&before, BEFORE), [section]);
@@ -267,7 +280,7 @@ log: {level: info}
     }
 
     #[test]
-    fn a_last_line_that_may_go_on_is_told() {
+    fn an_unfinished_last_line_is_reported() {
         let unfinished = |before: &str, after: &str| Change::between(before, after).unfinished;
         assert!(unfinished(BEFORE, BEFORE.trim_end()));
         assert!(!unfinished(BEFORE.trim_end(), BEFORE.trim_end()));
@@ -275,7 +288,7 @@ log: {level: info}
         assert!(!unfinished("a: /internal/", "a: /int\n"));
     }
 
-    /// What two providers are set to, written once.
+    /// The settings of two providers, written once.
     const SHARED: &str = "\
 x-refresh: &refresh {wait: 1s}
 providers:
@@ -284,7 +297,7 @@ providers:
 ";
 
     #[test]
-    fn a_change_behind_an_alias_is_one_wherever_the_alias_stands() {
+    fn a_change_through_an_alias_counts_at_every_use() {
         let change = Change::between(SHARED, &SHARED.replace("wait: 1s", "wait: 2s"));
         assert_eq!((change.decides, change.lost), (true, vec![]));
         assert_eq!(
@@ -294,7 +307,7 @@ providers:
     }
 
     #[test]
-    fn the_same_with_and_without_aliases_decides_nothing() {
+    fn expanding_aliases_decides_nothing() {
         let written_out = "\
 providers:
   - {name: p, refresh: {wait: 1s}}
@@ -305,20 +318,20 @@ providers:
     }
 
     #[test]
-    fn what_stands_below_an_x_key_and_is_used_nowhere_decides_nothing() {
+    fn an_unused_x_key_decides_nothing() {
         let noted = format!("{SHARED}x-note: &note {{deny: true}}\n");
         assert_eq!(Change::between(&noted, SHARED), Change::default());
         assert_eq!(Change::between(&noted, &noted.replace("true", "false")), Change::default());
     }
 
     #[test]
-    fn what_is_no_yaml_may_decide_anything() {
+    fn invalid_yaml_may_decide_anything() {
         assert!(Change::between(BEFORE, "a: [").decides);
         assert!(Change::between(BEFORE, "").decides);
     }
 
     #[test]
-    fn wherever_the_file_is_cut_something_of_rules_or_what_stands_before_them_is_lost() {
+    fn a_truncated_file_is_unfinished_or_has_lost_parts() {
         let rules_end = BEFORE.find("log:").expect("there");
         for end in 1..rules_end {
             let cut = BEFORE.split_at(end).0;

@@ -1,5 +1,5 @@
-//! Reading a document's values one by one, so that every problem is found in one pass. A value that is
-//! wrong is reported and read as nothing; the reader goes on.
+//! Reads the values of a document one by one, so that all errors are found in one pass: an invalid value is
+//! reported, and reading continues.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -9,32 +9,32 @@ use super::document::{Member, Node, Value, expand, plain_json, variables};
 use super::error::{ConfigError, Position, member_path};
 use super::{IssuerHttp, TlsFiles};
 
-/// What was wrong was reported, and there is nothing in its place.
+/// The proof that an error was reported; there is no value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reported(());
 
-/// A value, or the proof that what was wrong with it was reported.
+/// A value, or the proof that its error was reported.
 pub(super) type Read<T> = Result<T, Reported>;
 
-/// All of them, or none; every one is read.
+/// Reads all values; fails if any value fails.
 pub(super) fn all<T>(read: impl IntoIterator<Item = Read<T>>) -> Read<Vec<T>> {
     let read: Vec<Read<T>> = read.into_iter().collect();
     read.into_iter().collect()
 }
 
-/// What one reading collects.
-pub(super) struct Findings<'e> {
+/// The environment and the collected results of one reading.
+pub(super) struct ReadContext<'e> {
     variable: &'e dyn Fn(&str) -> Option<String>,
     errors: RefCell<Vec<ConfigError>>,
-    /// What is legal and dangerous.
+    /// Settings that are valid but dangerous.
     warnings: RefCell<Vec<ConfigError>>,
-    /// What the document names, to be looked at by whoever has a file system.
+    /// The files that the document names, for checks that need a file system.
     files: RefCell<Vec<NamedFile>>,
     listeners: RefCell<Vec<(String, TlsFiles)>>,
     issuers: RefCell<Vec<(String, IssuerHttp)>>,
 }
 
-impl<'e> Findings<'e> {
+impl<'e> ReadContext<'e> {
     pub(super) fn new(variable: &'e dyn Fn(&str) -> Option<String>) -> Self {
         Self {
             variable,
@@ -46,9 +46,9 @@ impl<'e> Findings<'e> {
         }
     }
 
-    /// All of it.
-    pub(super) fn into_parts(self) -> Found {
-        Found {
+    /// The collected results.
+    pub(super) fn into_parts(self) -> ReadOutput {
+        ReadOutput {
             errors: self.errors.into_inner(),
             warnings: self.warnings.into_inner(),
             files: self.files.into_inner(),
@@ -61,15 +61,15 @@ impl<'e> Findings<'e> {
 /// A file that the document names.
 pub(super) struct NamedFile {
     pub(super) at: Position,
-    /// Where in the document.
+    /// Its path in the document.
     pub(super) path: String,
     pub(super) file: PathBuf,
-    /// As it is written there, before variables are expanded: one may be a secret that was taken for a path.
+    /// The text before variables are expanded: an expanded variable may be a secret that was mistaken for a path.
     pub(super) written: String,
 }
 
-/// What a reading has found.
-pub(super) struct Found {
+/// The collected results of one reading.
+pub(super) struct ReadOutput {
     pub(super) errors: Vec<ConfigError>,
     pub(super) warnings: Vec<ConfigError>,
     pub(super) files: Vec<NamedFile>,
@@ -77,20 +77,20 @@ pub(super) struct Found {
     pub(super) issuers: Vec<(String, IssuerHttp)>,
 }
 
-/// A value, where it stands, and how it is called.
+/// A value with its position and its path.
 #[derive(Clone)]
 pub(super) struct Cursor<'a> {
     node: &'a Node,
     path: String,
-    findings: &'a Findings<'a>,
+    context: &'a ReadContext<'a>,
 }
 
 impl<'a> Cursor<'a> {
-    pub(super) fn root(node: &'a Node, findings: &'a Findings<'a>) -> Self {
-        Self { node, path: String::new(), findings }
+    pub(super) fn root(node: &'a Node, context: &'a ReadContext<'a>) -> Self {
+        Self { node, path: String::new(), context }
     }
 
-    /// Reports a problem with this value, unless it was refused as YAML already.
+    /// Reports an error in this value, unless it was refused as YAML already.
     pub(super) fn refuse<T>(&self, message: impl Into<String>) -> Read<T> {
         if self.node.value != Value::Refused {
             self.report(self.node.at, self.path.clone(), self.without_variables(message.into()));
@@ -98,31 +98,31 @@ impl<'a> Cursor<'a> {
         Err(Reported(()))
     }
 
-    /// The message, unless it quotes what a variable of the environment holds: that may be a secret.
+    /// The message, unless it quotes the value of an environment variable, which may be a secret.
     fn without_variables(&self, message: String) -> String {
-        /// What is shorter is no secret, and may stand in any message.
-        const SHORTEST: usize = 6;
+        /// Shorter values are not secrets.
+        const MIN_LEN: usize = 6;
         let Value::Scalar { text: written, .. } = &self.node.value else { return message };
         let quotes =
-            |value: String| value.lines().any(|line| line.len() >= SHORTEST && message.contains(line));
-        match variables(written).filter_map(self.findings.variable).any(quotes) {
+            |value: String| value.lines().any(|line| line.len() >= MIN_LEN && message.contains(line));
+        match variables(written).filter_map(self.context.variable).any(quotes) {
             true => format!(
-                "what {written:?} expands to cannot be used here; it is not shown, since it may be a secret: try it as a \
+                "{written:?} expands to an invalid value, which is not shown because it may be a secret: try it as a \
                  plain value"
             ),
             false => message,
         }
     }
 
-    /// Tells of something that is legal and probably not meant.
+    /// Reports a setting that is valid but probably not intended.
     pub(super) fn warn(&self, message: impl Into<String>) {
         let warning =
             ConfigError { at: Some(self.node.at), path: self.path.clone(), message: message.into() };
-        self.findings.warnings.borrow_mut().push(warning);
+        self.context.warnings.borrow_mut().push(warning);
     }
 
     fn report(&self, at: Position, path: String, message: String) {
-        self.findings.errors.borrow_mut().push(ConfigError { at: Some(at), path, message });
+        self.context.errors.borrow_mut().push(ConfigError { at: Some(at), path, message });
     }
 
     pub(super) fn is_mapping(&self) -> bool {
@@ -133,18 +133,18 @@ impl<'a> Cursor<'a> {
         matches!(self.node.value, Value::Sequence(_))
     }
 
-    /// The line, for an error elsewhere that speaks of this value.
+    /// The line, for errors elsewhere that refer to this value.
     pub(super) fn line(&self) -> usize {
         self.node.at.line
     }
 
-    /// The value of a key, where there is one. Reports nothing.
+    /// The value of a key, if present. Reports nothing.
     pub(super) fn peek(&self, key: &str) -> Option<Cursor<'a>> {
         let Value::Mapping(members) = &self.node.value else { return None };
         members.iter().find(|member| member.key == key).map(|member| self.member(member))
     }
 
-    /// A scalar's text after expansion; what is empty, `null` or `~` without quotes is a value left out.
+    /// The text of a scalar after expansion; an unquoted empty text, `null` or `~` is a missing value.
     pub(super) fn text(&self) -> Read<String> {
         match self.peek_text() {
             Ok(text) => Ok(text),
@@ -152,14 +152,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The same, without a report.
+    /// The same without a report.
     pub(super) fn peek_text(&self) -> Result<String, String> {
         let Value::Scalar { text, plain } = &self.node.value else {
-            return Err("one value is expected here, not a list or a mapping".to_owned());
+            return Err("expected a single value, not a list or a mapping".to_owned());
         };
-        let text = expand(text, self.findings.variable)?;
+        let text = expand(text, self.context.variable)?;
         if text.is_empty() || (*plain && (text == "null" || text == "~")) {
-            return Err("a value is missing: write one, or take the key out".to_owned());
+            return Err("a value is missing: write one, or remove the key".to_owned());
         }
         Ok(text)
     }
@@ -168,7 +168,7 @@ impl<'a> Cursor<'a> {
         let text = self.text()?;
         match self.node.value {
             Value::Scalar { plain: true, .. } => Ok(text),
-            _ => self.refuse(format!("{wanted} is expected, without quotes")),
+            _ => self.refuse(format!("expected {wanted} without quotes")),
         }
     }
 
@@ -180,43 +180,43 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    pub(super) fn integer(&self, least: u64, most: u64) -> Read<u64> {
+    pub(super) fn integer(&self, min: u64, max: u64) -> Read<u64> {
         match self.unquoted("a number")?.parse::<u64>() {
-            Ok(number) if (least..=most).contains(&number) => Ok(number),
-            _ => self.refuse(format!("expected a whole number from {least} to {most}")),
+            Ok(number) if (min..=max).contains(&number) => Ok(number),
+            _ => self.refuse(format!("expected a whole number from {min} to {max}")),
         }
     }
 
-    /// A whole number of things that are counted.
-    pub(super) fn count(&self, least: u32, most: u32) -> Read<usize> {
-        // Bounded by a number of 32 bits.
-        self.integer(least.into(), most.into()).map(|number| usize::try_from(number).unwrap_or(usize::MAX))
+    /// An integer in a 32-bit range.
+    pub(super) fn count(&self, min: u32, max: u32) -> Read<usize> {
+        // The range is that of 32 bits.
+        self.integer(min.into(), max.into()).map(|number| usize::try_from(number).unwrap_or(usize::MAX))
     }
 
-    pub(super) fn duration(&self, least: Duration, most: Duration) -> Read<Duration> {
+    pub(super) fn duration(&self, min: Duration, max: Duration) -> Read<Duration> {
         let text = self.text()?;
         let Some(duration) = parse_duration(&text) else {
             return self.refuse("expected a duration with its unit: 250ms, 30s, 5m or 24h");
         };
-        if !(least..=most).contains(&duration) {
-            let (least, most) = (show_duration(least), show_duration(most));
-            return self.refuse(format!("expected a duration from {least} to {most}"));
+        if !(min..=max).contains(&duration) {
+            let (min, max) = (show_duration(min), show_duration(max));
+            return self.refuse(format!("expected a duration from {min} to {max}"));
         }
         Ok(duration)
     }
 
-    pub(super) fn bytes(&self, least: usize, most: usize) -> Read<usize> {
+    pub(super) fn bytes(&self, min: usize, max: usize) -> Read<usize> {
         let text = self.text()?;
         let Some(bytes) = parse_bytes(&text) else {
             return self.refuse("expected a size: 512B, 16KiB, 1MiB, or a number of bytes");
         };
-        if !(least..=most).contains(&bytes) {
-            return self.refuse(format!("expected a size from {least} to {most} bytes"));
+        if !(min..=max).contains(&bytes) {
+            return self.refuse(format!("expected a size from {min} to {max} bytes"));
         }
         Ok(bytes)
     }
 
-    /// One of these words.
+    /// One of the choices.
     pub(super) fn one_of<T: Clone>(&self, choices: &[(&str, T)]) -> Read<T> {
         let text = self.text()?;
         match choices.iter().find(|(name, _)| *name == text) {
@@ -228,11 +228,11 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A file's path; whether it can be read is found out later.
+    /// The path of a file, which is checked later.
     pub(super) fn file(&self) -> Read<PathBuf> {
         let file = PathBuf::from(self.text()?);
         let Value::Scalar { text: written, .. } = &self.node.value else { return Ok(file) };
-        self.findings.files.borrow_mut().push(NamedFile {
+        self.context.files.borrow_mut().push(NamedFile {
             at: self.node.at,
             path: self.path.clone(),
             file: file.clone(),
@@ -241,27 +241,26 @@ impl<'a> Cursor<'a> {
         Ok(file)
     }
 
-    /// These files of a listener stand here, whatever is wrong elsewhere.
-    pub(super) fn note_listener(&self, files: &TlsFiles) {
-        self.findings.listeners.borrow_mut().push((self.path.clone(), files.clone()));
+    /// Records the files of a listener, even if the configuration is invalid elsewhere.
+    pub(super) fn record_listener(&self, files: &TlsFiles) {
+        self.context.listeners.borrow_mut().push((self.path.clone(), files.clone()));
     }
 
-    /// So do these of an issuer.
-    pub(super) fn note_issuer(&self, http: &IssuerHttp) {
-        self.findings.issuers.borrow_mut().push((self.path.clone(), http.clone()));
+    /// Records how an issuer is reached.
+    pub(super) fn record_issuer(&self, http: &IssuerHttp) {
+        self.context.issuers.borrow_mut().push((self.path.clone(), http.clone()));
     }
 
     /// The elements of a list.
     pub(super) fn elements(&self) -> Read<Vec<Cursor<'a>>> {
         let Value::Sequence(nodes) = &self.node.value else {
-            return self.refuse("a list is expected here");
+            return self.refuse("expected a list");
         };
-        let element =
-            |(i, node)| Cursor { node, path: format!("{}[{i}]", self.path), findings: self.findings };
+        let element = |(i, node)| Cursor { node, path: format!("{}[{i}]", self.path), context: self.context };
         Ok(nodes.iter().enumerate().map(element).collect())
     }
 
-    /// A list without two elements that are the `same`; `empty` says what to do about a list of none.
+    /// A list without duplicates; `empty` says what to do about an empty list.
     pub(super) fn list<T>(
         &self,
         empty: &str,
@@ -277,7 +276,7 @@ impl<'a> Cursor<'a> {
         for (i, (element, item)) in elements.iter().zip(&items).enumerate() {
             let Ok(item) = item else { continue };
             if items.iter().take(i).flatten().any(|earlier| same(earlier, item)) {
-                unique = element.refuse("stands in the list a second time: keep one");
+                unique = element.refuse("duplicate in the list: keep one");
             }
         }
         unique?;
@@ -289,22 +288,22 @@ impl<'a> Cursor<'a> {
         all(self.elements()?.iter().map(read))
     }
 
-    /// The members of a mapping, of which `known` are read now and `later` belong to later versions.
-    /// Any other key is reported.
+    /// The members of a mapping: `known` keys are read, `later` keys belong to later versions. Any other key is
+    /// reported.
     pub(super) fn mapping(&self, known: &[&str], later: &[&str]) -> Read<Mapping<'a>> {
         for Member { key, at, .. } in self.members()? {
             let path = member_path(&self.path, key);
             if later.contains(&key.as_str()) {
-                self.report(*at, path, "not supported yet: take it out".to_owned());
+                self.report(*at, path, "not supported yet: remove it".to_owned());
             } else if !known.contains(&key.as_str()) {
-                let (path, message) = match near(key, known) {
+                let (path, message) = match nearest(key, known) {
                     Some(name) => (path, format!("unknown key; did you mean `{name}`?")),
                     None if may_be_a_secret(key) => {
                         let known = known.join(", ");
-                        let message = format!("an unknown key, which is not shown; known here: {known}");
+                        let message = format!("unknown key, which is not shown; known keys: {known}");
                         (self.path.clone(), message)
                     }
-                    None => (path, format!("unknown key; known here: {}", known.join(", "))),
+                    None => (path, format!("unknown key; known keys: {}", known.join(", "))),
                 };
                 self.report(*at, path, message);
             }
@@ -312,19 +311,19 @@ impl<'a> Cursor<'a> {
         Ok(Mapping { cursor: self.clone() })
     }
 
-    /// The members of a mapping whose keys are the user's own.
+    /// The members of a mapping with user-defined keys.
     pub(super) fn entries(&self) -> Read<Vec<Entry<'a>>> {
         let entry = |member: &'a Member| {
             let entry = Entry { key: &member.key, at: member.at, value: self.member(member) };
             if entry.key.contains("${") {
-                return entry.refuse_key("only values are expanded: a key must not have `${` in it");
+                return entry.refuse_key("only values are expanded: a key must not contain `${`");
             }
             Ok(entry)
         };
         all(self.members()?.iter().map(entry))
     }
 
-    /// The value as JSON. What is not quoted and reads as JSON's null, boolean or number is one.
+    /// The value as JSON. Unquoted text is null, a boolean or a number if it parses as such.
     pub(super) fn json(&self) -> Read<serde_json::Value> {
         match &self.node.value {
             Value::Sequence(_) => Ok(self.each(Cursor::json)?.into()),
@@ -341,7 +340,7 @@ impl<'a> Cursor<'a> {
                 let typed = if *plain { plain_json(&text) } else { None };
                 Ok(typed.unwrap_or_else(|| text.into()))
             }
-            // Reported by whoever read the YAML.
+            // Reported by the YAML reader.
             Value::Refused => Err(Reported(())),
         }
     }
@@ -349,17 +348,17 @@ impl<'a> Cursor<'a> {
     fn members(&self) -> Read<&'a [Member]> {
         match &self.node.value {
             Value::Mapping(members) => Ok(members),
-            _ => self.refuse("a mapping is expected here"),
+            _ => self.refuse("expected a mapping"),
         }
     }
 
     fn member(&self, member: &'a Member) -> Cursor<'a> {
         let path = member_path(&self.path, &member.key);
-        Cursor { node: &member.node, path, findings: self.findings }
+        Cursor { node: &member.node, path, context: self.context }
     }
 }
 
-/// A member of a mapping whose keys are the user's own.
+/// A member of a mapping with user-defined keys.
 pub(super) struct Entry<'a> {
     pub(super) key: &'a str,
     at: Position,
@@ -367,49 +366,49 @@ pub(super) struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// Reports a problem with the key.
+    /// Reports an error in the key.
     pub(super) fn refuse_key<T>(&self, message: impl Into<String>) -> Read<T> {
         self.value.report(self.at, self.value.path.clone(), message.into());
         Err(Reported(()))
     }
 }
 
-/// Whether a word is long and not what keys look like. Of a file that was overwritten in part, the end of a secret may stand
-/// where a key is expected.
+/// Whether a key is long and has characters that keys do not have. In a partly overwritten file, a part of a secret
+/// may be in the place of a key.
 fn may_be_a_secret(key: &str) -> bool {
-    const SHORTEST: usize = 16;
-    let of_key = |byte: u8| byte.is_ascii_lowercase() || matches!(byte, b'_' | b'-' | b' ');
-    key.len() >= SHORTEST && !key.bytes().all(of_key)
+    const MIN_LEN: usize = 16;
+    let is_key_byte = |byte: u8| byte.is_ascii_lowercase() || matches!(byte, b'_' | b'-' | b' ');
+    key.len() >= MIN_LEN && !key.bytes().all(is_key_byte)
 }
 
-/// The name that was probably meant: at most one slip in three letters, or anything would be near to a
-/// short one.
-fn near<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
-    let slips = |name: &str| strsim::damerau_levenshtein(name, key);
-    let near = |name: &&str| key.len() <= 2 * name.len() && slips(name) <= (name.len() / 3).clamp(1, 3);
-    known.iter().copied().filter(near).min_by_key(|name| slips(name))
+/// The known key that was probably meant: at most one typo per three letters, since otherwise short keys would
+/// match anything.
+fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
+    let distance = |name: &str| strsim::damerau_levenshtein(name, key);
+    let nearest = |name: &&str| key.len() <= 2 * name.len() && distance(name) <= (name.len() / 3).clamp(1, 3);
+    known.iter().copied().filter(nearest).min_by_key(|name| distance(name))
 }
 
-/// A mapping whose keys have been checked.
+/// A mapping with checked keys.
 pub(super) struct Mapping<'a> {
     cursor: Cursor<'a>,
 }
 
 impl<'a> Mapping<'a> {
-    /// The value of a key, where it is there.
+    /// The value of a key, if present.
     pub(super) fn get(&self, key: &str) -> Option<Cursor<'a>> {
         self.cursor.peek(key)
     }
 
-    /// The value of a key that must be there.
-    pub(super) fn need(&self, key: &str, why: &str) -> Read<Cursor<'a>> {
+    /// The value of a required key.
+    pub(super) fn required(&self, key: &str, why: &str) -> Read<Cursor<'a>> {
         match self.get(key) {
             None => self.cursor.refuse(format!("`{key}` is missing: {why}")),
-            Some(found) => Ok(found),
+            Some(value) => Ok(value),
         }
     }
 
-    /// Reads a key that may be left out.
+    /// Reads an optional key.
     pub(super) fn optional<T>(&self, key: &str, read: impl FnOnce(Cursor<'a>) -> Read<T>) -> Read<Option<T>> {
         self.get(key).map(read).transpose()
     }
@@ -424,7 +423,7 @@ impl<'a> Mapping<'a> {
         Ok(self.optional(key, read)?.unwrap_or_else(default))
     }
 
-    /// Reports a problem with this key, or with the mapping where it is not there.
+    /// Reports an error in this key, or in the mapping if the key is absent.
     pub(super) fn refuse_at<T>(&self, key: &str, message: impl Into<String>) -> Read<T> {
         match self.get(key) {
             Some(cursor) => cursor.refuse(message),
@@ -432,7 +431,7 @@ impl<'a> Mapping<'a> {
         }
     }
 
-    /// Reports a problem with the mapping.
+    /// Reports an error in the mapping.
     pub(super) fn refuse<T>(&self, message: impl Into<String>) -> Read<T> {
         self.cursor.refuse(message)
     }
@@ -449,7 +448,7 @@ fn split_unit(text: &str) -> Option<(u64, &str)> {
     Some((number.parse().ok()?, unit.trim_start()))
 }
 
-/// A duration as the configuration writes it: `250ms`, `30s`, `5m`, `1h`.
+/// A duration in the form of the configuration: `250ms`, `30s`, `5m`, `1h`.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = split_unit(text)?;
     let milliseconds = match unit {
@@ -474,7 +473,7 @@ fn parse_bytes(text: &str) -> Option<usize> {
     bytes.and_then(|bytes| usize::try_from(bytes).ok())
 }
 
-/// A duration in the largest unit that writes it without a fraction; what is read again as the same.
+/// A duration in the largest unit without a fraction; it is parsed as the same value.
 pub(super) fn show_duration(duration: Duration) -> String {
     match duration.as_millis() {
         0 => "0s".to_owned(),
@@ -516,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shown_duration_is_read_as_the_same() {
+    fn a_shown_duration_is_parsed_as_the_same() {
         for milliseconds in [0, 1, 250, 1_000, 1_001, 90_000, 60_000, 3_600_000, 86_400_000] {
             let duration = Duration::from_millis(milliseconds);
             assert_eq!(parse_duration(&show_duration(duration)), Some(duration));
@@ -543,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_near_name_is_suggested() {
+    fn only_a_similar_name_is_suggested() {
         let known = ["listen", "providers", "log", "tls", "min_spacing"];
         for (key, expected) in [
             ("provider", Some("providers")),
@@ -557,8 +556,8 @@ mod tests {
             ("xyz", None),
             ("tracing", None),
         ] {
-            assert_eq!(near(key, &known), expected, "{key}");
+            assert_eq!(nearest(key, &known), expected, "{key}");
         }
-        assert_eq!(near(&"x".repeat(1 << 20), &known), None);
+        assert_eq!(nearest(&"x".repeat(1 << 20), &known), None);
     }
 }

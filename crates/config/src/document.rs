@@ -1,9 +1,8 @@
-//! YAML as a tree that knows where everything stands, with `${VAR}` expanded. It knows nothing of what
-//! the keys mean.
+//! Parses YAML into a tree with positions, and expands `${VAR}`. It does not know the meaning of keys.
 //!
-//! Less than YAML on purpose: one document, text keys, no tags. What is left out is an error and never ignored.
-//! Anchors and aliases are YAML 1.2's; merge keys are YAML 1.1's (`tag:yaml.org,2002:merge`), which 1.2 took out and
-//! people go on writing.
+//! It supports a subset of YAML: one document, text keys, no tags. Everything else is an error and never ignored.
+//! Anchors and aliases are those of YAML 1.2; merge keys are those of YAML 1.1 (`tag:yaml.org,2002:merge`), which
+//! 1.2 removed but which are still in use.
 
 mod aliases;
 
@@ -12,39 +11,39 @@ use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 
 use super::error::{ConfigError, Position, member_path};
 
-/// A deeper document is refused.
+/// The deepest nesting.
 const MAX_DEPTH: usize = 32;
-/// A longer mapping or list is refused: entries are compared with each other, and a file must not make
-/// a reload take minutes.
+/// The largest mapping and list: entries are compared with each other, and a file must not make a reload take
+/// minutes.
 const MAX_MEMBERS: usize = 1_000;
 const MAX_ENTRIES: usize = 10_000;
 
 const TOO_DEEP: &str = "nested too deeply";
 
-/// The key of what is merged, where it stands without quotes: in quotes it is a key like another.
+/// The merge key if it is unquoted; a quoted one is an ordinary key.
 const MERGE: &str = "<<";
 
-/// Of the parser's message about an alias that has no anchor.
+/// A part of the parser's message about an alias without an anchor.
 const UNKNOWN_ANCHOR: &str = "unknown anchor";
 
-/// A value and where it stands.
+/// A value and its position.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Node {
     pub(super) at: Position,
     pub(super) value: Value,
 }
 
-/// What a value is, as far as YAML goes.
+/// The YAML kind of a value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
     Scalar {
         text: String,
-        /// Not quoted: may be a number, a boolean or nothing at all.
+        /// Unquoted: may be a number, a boolean or null.
         plain: bool,
     },
     Sequence(Vec<Node>),
     Mapping(Vec<Member>),
-    /// Something that is left out of this YAML; reported already.
+    /// A value that is not supported; the error has been reported.
     Refused,
 }
 
@@ -56,9 +55,9 @@ pub(super) struct Member {
     pub(super) node: Node,
 }
 
-/// Reads one document and what is wrong with it as YAML. The document is as far as it could be read;
-/// `None` where its structure cannot be known. Keys at the top that begin with `x-` are left out: they are room for
-/// anchors, and what stands there is nothing but what aliases make of it.
+/// Parses one document and collects its YAML errors. The document contains everything that could be parsed; it is
+/// `None` if its structure is unknown. Top-level keys that begin with `x-` are left out: they only hold anchors,
+/// and their values are used through aliases only.
 pub(super) fn parse(text: &str) -> (Option<Node>, Vec<ConfigError>) {
     let mut builder = Builder::default();
     let read = builder.read(text);
@@ -69,7 +68,7 @@ pub(super) fn parse(text: &str) -> (Option<Node>, Vec<ConfigError>) {
             (None, errors)
         }
         Ok(()) if root.is_none() && errors.is_empty() => {
-            let message = "the file is empty; the shortest one has `listen` and `providers`".to_owned();
+            let message = "the file is empty; at least `listen` and `providers` are required".to_owned();
             (None, vec![ConfigError { at: None, path: String::new(), message }])
         }
         Ok(()) => (root.map(without_extensions), errors),
@@ -83,12 +82,12 @@ fn without_extensions(mut root: Node) -> Node {
     root
 }
 
-/// A collection whose end has not come yet.
+/// A collection that has not ended.
 struct Open {
     at: Position,
-    /// The number of its anchor, 0 without one.
+    /// The number of its anchor; 0 for none.
     anchor: usize,
-    so_far: Collection,
+    collection: Collection,
 }
 
 enum Collection {
@@ -100,19 +99,19 @@ enum Collection {
 struct OpenMapping {
     members: Vec<Member>,
     merge: Option<Merge>,
-    wanted: Wanted,
+    expected: Expected,
 }
 
-/// What an open mapping waits for.
+/// What an open mapping expects next.
 #[derive(Default)]
-enum Wanted {
+enum Expected {
     #[default]
     Key,
     /// The value of this key.
     Value(String, Position),
     /// The value of `<<`.
     Merge(Position),
-    /// The value of a key that was refused.
+    /// The value of a refused key.
     Nothing,
 }
 
@@ -125,24 +124,24 @@ struct Builder {
 }
 
 impl Builder {
-    /// Collects problems as it goes on.
+    /// Collects errors.
     ///
     /// # Errors
-    /// The one after which nothing can be known of the rest.
+    /// A fatal error, after which the structure is unknown.
     fn read(&mut self, text: &str) -> Result<(), ConfigError> {
         for event in Parser::new_from_str(text) {
-            let (event, span) = event.map_err(|error| self.broken(text, &error))?;
-            self.take(event, span)?;
+            let (event, span) = event.map_err(|error| self.fatal_error(text, &error))?;
+            self.handle(event, span)?;
         }
         Ok(())
     }
 
-    /// What the parser has no more to say after.
-    fn broken(&self, text: &str, error: &ScanError) -> ConfigError {
+    /// The last error of the parser.
+    fn fatal_error(&self, text: &str, error: &ScanError) -> ConfigError {
         let (line, column) = (error.marker().line(), error.marker().col() + 1);
         let at = Position { line, column, alias: None };
         if error.info().contains(UNKNOWN_ANCHOR) {
-            let message = "no anchor has this alias's name so far: write `&` and the name before a value above, or put the text \
+            let message = "unknown anchor: write `&` and the name before a value above, or add the text \
                            in quotes if the `*` is part of it";
             return self.error(at, message);
         }
@@ -150,7 +149,7 @@ impl Builder {
         ConfigError { at: Some(at), path: String::new(), message }
     }
 
-    fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), ConfigError> {
+    fn handle(&mut self, event: Event<'_>, span: Span) -> Result<(), ConfigError> {
         let at = Position { line: span.start.line(), column: span.start.col() + 1, alias: None };
         match &event {
             Event::Scalar(.., tag) | Event::SequenceStart(_, tag) | Event::MappingStart(_, tag)
@@ -161,23 +160,23 @@ impl Builder {
             _ => {}
         }
         match event {
-            Event::Alias(anchor) => self.take_alias(anchor, at),
+            Event::Alias(anchor) => self.handle_alias(anchor, at),
             Event::SequenceStart(..) | Event::MappingStart(..) if self.open.len() >= MAX_DEPTH => {
                 Err(self.error(at, TOO_DEEP))
             }
             Event::DocumentStart(_) if self.root.is_some() => {
-                Err(self.error(at, "only one document may stand in the file"))
+                Err(self.error(at, "the file must contain only one document"))
             }
             Event::Scalar(text, style, anchor, _) => {
                 let plain = style == ScalarStyle::Plain;
-                self.put(anchor, Node { at, value: Value::Scalar { text: text.into_owned(), plain } })
+                self.add(anchor, Node { at, value: Value::Scalar { text: text.into_owned(), plain } })
             }
             Event::SequenceStart(anchor, _) => {
-                self.open.push(Open { at, anchor, so_far: Collection::Sequence(Vec::new()) });
+                self.open.push(Open { at, anchor, collection: Collection::Sequence(Vec::new()) });
                 Ok(())
             }
             Event::MappingStart(anchor, _) => {
-                self.open.push(Open { at, anchor, so_far: Collection::Mapping(OpenMapping::default()) });
+                self.open.push(Open { at, anchor, collection: Collection::Mapping(OpenMapping::default()) });
                 Ok(())
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(),
@@ -189,30 +188,31 @@ impl Builder {
         }
     }
 
-    /// The value of its anchor stands where an alias stands. None is a key: what a mapping has is to be read off it.
-    fn take_alias(&mut self, anchor: usize, at: Position) -> Result<(), ConfigError> {
-        let innermost = self.open.last().map(|open| &open.so_far);
-        if let Some(Collection::Mapping(OpenMapping { wanted: Wanted::Key, .. })) = innermost {
+    /// Puts the value of the anchor in place of an alias. An alias cannot be a key: the keys of a mapping have to
+    /// be readable in place.
+    fn handle_alias(&mut self, anchor: usize, at: Position) -> Result<(), ConfigError> {
+        let innermost = self.open.last().map(|open| &open.collection);
+        if let Some(Collection::Mapping(OpenMapping { expected: Expected::Key, .. })) = innermost {
             self.report(at, "an alias cannot be a key: write the key itself");
-            return self.put(0, Node { at, value: Value::Refused });
+            return self.add(0, Node { at, value: Value::Refused });
         }
-        match self.anchors.meant(anchor, at.line) {
+        match self.anchors.resolve(anchor, at.line) {
             Ok(node) if self.open.len().saturating_add(depth(&node)) > MAX_DEPTH => {
                 Err(self.error(at, TOO_DEEP))
             }
-            Ok(node) => self.put(0, node),
-            Err(refusal @ Refusal::Encloses) => {
+            Ok(node) => self.add(0, node),
+            Err(refusal @ Refusal::Recursive) => {
                 self.report(at, refusal.message());
-                self.put(0, Node { at, value: Value::Refused })
+                self.add(0, Node { at, value: Value::Refused })
             }
-            Err(refusal @ Refusal::TooMuch) => Err(self.error(at, refusal.message())),
+            Err(refusal @ Refusal::TooLarge) => Err(self.error(at, refusal.message())),
         }
     }
 
-    /// The innermost open collection has come to its end.
+    /// Ends the innermost open collection.
     fn close(&mut self) -> Result<(), ConfigError> {
-        let Some(Open { at, anchor, so_far }) = self.open.pop() else { return Ok(()) };
-        let value = match so_far {
+        let Some(Open { at, anchor, collection }) = self.open.pop() else { return Ok(()) };
+        let value = match collection {
             Collection::Sequence(nodes) => Value::Sequence(nodes),
             Collection::Mapping(OpenMapping { mut members, merge, .. }) => {
                 if let Some(merge) = merge {
@@ -224,15 +224,15 @@ impl Builder {
                 Value::Mapping(members)
             }
         };
-        self.put(anchor, Node { at, value })
+        self.add(anchor, Node { at, value })
     }
 
-    /// A finished node goes where the innermost open collection wants it.
-    fn put(&mut self, anchor: usize, node: Node) -> Result<(), ConfigError> {
-        if let Err(refusal) = self.anchors.keep(anchor, &node) {
+    /// Adds a complete node to the innermost open collection.
+    fn add(&mut self, anchor: usize, node: Node) -> Result<(), ConfigError> {
+        if let Err(refusal) = self.anchors.store(anchor, &node) {
             return Err(self.error(node.at, refusal.message()));
         }
-        let refused = match self.open.last_mut().map(|open| &mut open.so_far) {
+        let refused = match self.open.last_mut().map(|open| &mut open.collection) {
             None => {
                 self.root = Some(node);
                 None
@@ -244,7 +244,7 @@ impl Builder {
             Some(Collection::Sequence(_)) => {
                 return Err(self.error(node.at, format!("more than {MAX_ENTRIES} entries")));
             }
-            Some(Collection::Mapping(mapping)) if mapping.members.len() < MAX_MEMBERS => mapping.put(node),
+            Some(Collection::Mapping(mapping)) if mapping.members.len() < MAX_MEMBERS => mapping.add(node),
             Some(Collection::Mapping(_)) => return Err(self.error(node.at, too_many_members())),
         };
         if let Some(Refused { at, key, message }) = refused {
@@ -263,10 +263,14 @@ impl Builder {
     }
 
     fn error(&self, at: Position, message: impl Into<String>) -> ConfigError {
-        let path = self.open.iter().fold(String::new(), |path, open| match &open.so_far {
+        let path = self.open.iter().fold(String::new(), |path, open| match &open.collection {
             Collection::Sequence(nodes) => format!("{path}[{}]", nodes.len()),
-            Collection::Mapping(OpenMapping { wanted: Wanted::Value(key, _), .. }) => member_path(&path, key),
-            Collection::Mapping(OpenMapping { wanted: Wanted::Merge(_), .. }) => member_path(&path, MERGE),
+            Collection::Mapping(OpenMapping { expected: Expected::Value(key, _), .. }) => {
+                member_path(&path, key)
+            }
+            Collection::Mapping(OpenMapping { expected: Expected::Merge(_), .. }) => {
+                member_path(&path, MERGE)
+            }
             Collection::Mapping(_) => path,
         });
         ConfigError { at: Some(at), path, message: message.into() }
@@ -277,7 +281,7 @@ fn too_many_members() -> String {
     format!("more than {MAX_MEMBERS} entries")
 }
 
-/// What is wrong with a member, and how its key is called where it can be.
+/// An error in a member, with its key if it is known.
 struct Refused {
     at: Position,
     key: Option<String>,
@@ -285,47 +289,45 @@ struct Refused {
 }
 
 impl OpenMapping {
-    /// A finished node is a key or a value.
-    fn put(&mut self, node: Node) -> Option<Refused> {
-        let (wanted, refused) = match std::mem::take(&mut self.wanted) {
-            Wanted::Key => self.read_key(node),
-            Wanted::Value(key, at) => {
+    /// Adds a complete node as a key or as a value.
+    fn add(&mut self, node: Node) -> Option<Refused> {
+        let (expected, refused) = match std::mem::take(&mut self.expected) {
+            Expected::Key => self.read_key(node),
+            Expected::Value(key, at) => {
                 self.members.push(Member { key, at, node });
-                (Wanted::Key, None)
+                (Expected::Key, None)
             }
-            Wanted::Merge(at) => (Wanted::Key, self.read_merge(at, node)),
-            Wanted::Nothing => (Wanted::Key, None),
+            Expected::Merge(at) => (Expected::Key, self.read_merge(at, node)),
+            Expected::Nothing => (Expected::Key, None),
         };
-        self.wanted = wanted;
+        self.expected = expected;
         refused
     }
 
-    fn read_key(&self, Node { at, value }: Node) -> (Wanted, Option<Refused>) {
+    fn read_key(&self, Node { at, value }: Node) -> (Expected, Option<Refused>) {
         let refused =
-            |key: Option<String>, message: String| (Wanted::Nothing, Some(Refused { at, key, message }));
-        let not_text = |key| refused(key, "a key must be text; put it in quotes if it is".to_owned());
+            |key: Option<String>, message: String| (Expected::Nothing, Some(Refused { at, key, message }));
+        let not_text = |key| refused(key, "a key must be text: put it in quotes".to_owned());
         match value {
             Value::Scalar { text, plain: true } if text == MERGE => match &self.merge {
-                None => (Wanted::Merge(at), None),
+                None => (Expected::Merge(at), None),
                 Some(first) => {
                     let line = first.at.line;
-                    let message = format!(
-                        "stands here a second time, first in line {line}: write one with a list, `<<: [*a, *b]`"
-                    );
+                    let message =
+                        format!("duplicate key, first in line {line}: write one with a list, `<<: [*a, *b]`");
                     refused(Some(text), message)
                 }
             },
             Value::Scalar { text, plain: true } if is_typed(&text) => not_text(Some(text)),
             Value::Scalar { text, .. } => match self.members.iter().find(|member| member.key == text) {
-                None => (Wanted::Value(text, at), None),
+                None => (Expected::Value(text, at), None),
                 Some(first) => {
-                    let message =
-                        format!("stands here a second time, first in line {}: keep one", first.at.line);
+                    let message = format!("duplicate key, first in line {}: keep one", first.at.line);
                     refused(Some(text), message)
                 }
             },
             Value::Sequence(_) | Value::Mapping(_) => not_text(None),
-            Value::Refused => (Wanted::Nothing, None),
+            Value::Refused => (Expected::Nothing, None),
         }
     }
 
@@ -336,14 +338,14 @@ impl OpenMapping {
                 None
             }
             Err(at) => {
-                let message = "a mapping or a list of mappings is expected here, as a rule by their aliases";
+                let message = "expected a mapping or a list of mappings, usually as aliases";
                 Some(Refused { at, key: Some(MERGE.to_owned()), message: message.to_owned() })
             }
         }
     }
 }
 
-/// In `[a, ${B}]` the brace of the variable is YAML's own, which its error does not say.
+/// In `[a, ${B}]` YAML takes the brace of the variable for its own, which its error does not mention.
 fn hint(text: &str, line: usize) -> &'static str {
     match line.checked_sub(1).and_then(|line| text.lines().nth(line)) {
         Some(line) if line.contains("${") => {
@@ -353,29 +355,29 @@ fn hint(text: &str, line: usize) -> &'static str {
     }
 }
 
-/// Whether a value without quotes is something else than text: nothing, a boolean or a number.
+/// Whether an unquoted value is null, a boolean or a number.
 fn is_typed(text: &str) -> bool {
     matches!(text, "" | "~") || plain_json(text).is_some()
 }
 
-/// What a value without quotes is as JSON where it is no text. Never a list or a mapping: an expanded
-/// variable must not become structure.
+/// The JSON value of unquoted text that is not a string. Never a list or a mapping: an expanded variable must not
+/// become structure.
 pub(super) fn plain_json(text: &str) -> Option<serde_json::Value> {
     let value: serde_json::Value = serde_json::from_str(text).ok()?;
     (value.is_null() || value.is_boolean() || value.is_number()).then_some(value)
 }
 
-/// The names of the variables that a text would be expanded with.
+/// The names of the variables in a text.
 pub(super) fn variables(text: &str) -> impl Iterator<Item = &str> {
     text.split("${").skip(1).filter_map(|rest| rest.split(['}', ':']).next())
 }
 
-/// Expands `${VAR}` and `${VAR:-default}`; `$${` is a literal `${`. A variable that is empty counts as not
-/// set, as in a shell's `:-`. The result is text inside the one value and never structure.
+/// Expands `${VAR}` and `${VAR:-default}`; `$${` is a literal `${`. An empty variable is treated as unset, like
+/// `:-` in a shell. The result is always the text of one value, never structure.
 ///
 /// # Errors
-/// A variable that is not set and has no default, a `${` that is not closed, or one inside another: that would
-/// end at the inner `}`, and what was meant as a value would be the text of a variable.
+/// A variable that is unset and has no default, an unclosed `${`, or a nested one: it would end at the inner `}`,
+/// and a value would be taken for the name of a variable.
 pub(super) fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -389,8 +391,8 @@ pub(super) fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> R
             continue;
         }
         out.push_str(before);
-        let Some((inside, behind)) = after.split_once('}') else {
-            return Err("`${` without its `}`; a literal one is written `$${`".to_owned());
+        let Some((inside, after)) = after.split_once('}') else {
+            return Err("`${` without `}`; write `$${` for a literal `${`".to_owned());
         };
         let (name, default) = match inside.split_once(":-") {
             Some((name, default)) => (name, Some(default)),
@@ -399,16 +401,14 @@ pub(super) fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> R
         if inside.contains("${") {
             let name: String = name.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
             if name.is_empty() {
-                return Err(
-                    "`${...}` takes the name of an environment variable, and not another `${`".to_owned()
-                );
+                return Err("`${...}` needs the name of an environment variable, not another `${`".to_owned());
             }
             return Err(format!(
-                "`${{` inside `${{{name}...}}`: a variable's default is plain text; set {name} itself to what it should be"
+                "`${{` inside `${{{name}...}}`: a default is plain text: set {name} itself instead"
             ));
         }
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-            return Err("`${...}` takes the name of an environment variable".to_owned());
+            return Err("`${...}` needs the name of an environment variable".to_owned());
         }
         match (variable(name).filter(|value| !value.is_empty()), default) {
             (Some(value), _) => out.push_str(&value),
@@ -419,7 +419,7 @@ pub(super) fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> R
                 ));
             }
         }
-        rest = behind;
+        rest = after;
     }
     out.push_str(rest);
     Ok(out)
@@ -446,12 +446,12 @@ mod tests {
             ("$A $", Ok("$A $")),
             ("${B}", Err("B is not set or empty")),
             ("${EMPTY}", Err("EMPTY is not set or empty")),
-            ("${A", Err("without its `}`")),
+            ("${A", Err("without `}`")),
             ("${}", Err("name of an environment variable")),
             ("${a b}", Err("name of an environment variable")),
             ("${A:-${B}}", Err("`${` inside `${A...}`")),
             ("${B:-x$${A}}", Err("`${` inside `${B...}`")),
-            ("${${A}}", Err("takes the name of an environment variable, and not another")),
+            ("${${A}}", Err("needs the name of an environment variable, not another")),
         ] {
             match (expand(text, &variable), expected) {
                 (Ok(got), Ok(expected)) => assert_eq!(got, expected, "{text}"),

@@ -1,39 +1,40 @@
-//! What is wrong with a configuration: where, and what to write instead. Never a secret's value.
+//! Errors of a configuration: where they are and what to write instead. They never contain a secret.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A place in the file, counted from 1.
+/// A position in the file, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     /// The line.
     pub line: usize,
     /// The column, in characters.
     pub column: usize,
-    /// The line of the alias that makes what is written here count elsewhere; `None` where it counts as it stands.
+    /// The line of the alias through which this value is used elsewhere; `None` if it is used in place.
     pub alias: Option<usize>,
 }
 
 impl Position {
-    /// What a message about this place ends with: the other place that may have to be changed.
+    /// The suffix of a message about this position: the alias that may have to be changed.
     fn by_alias(self) -> String {
         self.alias.map(|line| format!(" (by the alias in line {line})")).unwrap_or_default()
     }
 }
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// Where in the file; `None` where the file itself is the problem.
+    /// The position in the file; `None` if the whole file is the problem.
     pub at: Option<Position>,
-    /// Where in the document, such as `providers[0].refresh.wait`; empty for the whole.
+    /// The path in the document, such as `providers[0].refresh.wait`; empty for the whole document.
     pub path: String,
-    /// What is wrong and what to write instead.
+    /// The problem and what to write instead.
     pub message: String,
 }
 
 impl ConfigError {
-    /// As `FILE:LINE:COLUMN: path: message`, which editors and terminals follow. `kind` stands before the path.
+    /// Formats it as `FILE:LINE:COLUMN: path: message`, which editors and terminals can follow. `kind` comes before
+    /// the path.
     pub fn in_file(&self, file: &Path, kind: &str) -> String {
         let place = self.at.map(|at| format!("{}:{}:", at.line, at.column)).unwrap_or_default();
         let alias = self.at.map(Position::by_alias).unwrap_or_default();
@@ -100,18 +101,18 @@ impl ConfigErrors {
 
     /// The file cannot be read.
     pub fn unreadable(file: &Path, why: &str) -> Self {
-        Self::whole(why.to_owned()).in_file(file)
+        Self::for_file(why.to_owned()).in_file(file)
     }
 
-    /// One error of the file as a whole.
-    pub(super) fn whole(message: String) -> Self {
+    /// An error without a position in the file.
+    pub(super) fn for_file(message: String) -> Self {
         Self::new(vec![ConfigError { at: None, path: String::new(), message }])
     }
 
-    /// Says in which file they are. What nobody would take for a path is not repeated: a token that stands where one was
-    /// expected may be no JWT.
+    /// Sets the file name. A text that is probably not a path is not shown, since it may be an opaque token in
+    /// the wrong argument.
     pub(super) fn in_file(self, file: &Path) -> Self {
-        let file = if looks_like_a_path(file) { file } else { Path::new("(the file that is named)") };
+        let file = if looks_like_a_path(file) { file } else { Path::new("(the configuration file)") };
         Self { file: Some(file.to_owned()), ..self }
     }
 
@@ -128,7 +129,7 @@ impl ConfigErrors {
     }
 }
 
-/// Whether it is there, says where it is, or ends as configurations do.
+/// Whether a text is probably a path: it exists, is written as one, or has the extension of a configuration.
 fn looks_like_a_path(file: &Path) -> bool {
     let begins = file.is_absolute() || file.starts_with(".") || file.starts_with("..");
     let ends = file
@@ -137,7 +138,7 @@ fn looks_like_a_path(file: &Path) -> bool {
     begins || ends || file.exists()
 }
 
-/// One a line, with its file as [`ConfigError::in_file`] writes it.
+/// One error per line, with its file in the format of [`ConfigError::in_file`].
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, error) in self.iter().enumerate() {
@@ -155,15 +156,15 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// The path of a mapping's member. A key that is not a plain word is quoted and cut short: an error stays
-/// one line, whatever the key is.
+/// The path of a mapping's member. A key that is not a plain word is quoted and truncated, so that an error stays
+/// on one line.
 pub(super) fn member_path(path: &str, key: &str) -> String {
-    const LONGEST: usize = 64;
-    let word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b':');
-    if !key.is_empty() && key.len() <= LONGEST && key.bytes().all(word) {
+    const MAX_LEN: usize = 64;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b':');
+    if !key.is_empty() && key.len() <= MAX_LEN && key.bytes().all(is_plain) {
         return if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
     }
-    let shown: String = key.chars().take(LONGEST).collect();
+    let shown: String = key.chars().take(MAX_LEN).collect();
     let cut = if shown.len() < key.len() { "..." } else { "" };
     format!("{path}[{shown:?}{cut}]")
 }

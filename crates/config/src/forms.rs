@@ -1,4 +1,4 @@
-//! The forms that values of the configuration have.
+//! The forms of configuration values.
 
 use std::fmt::Display;
 use std::marker::PhantomData;
@@ -11,10 +11,10 @@ use super::cursor::{Cursor, Read, show_duration};
 use super::section::{Form, FormDescription, Section};
 use super::yaml::Yaml;
 
-/// A variable of the environment, somewhere in a text.
+/// A reference to an environment variable.
 const VARIABLE: &str = r"\$\{";
 
-/// What YAML takes for a number or a truth is read as text too.
+/// YAML numbers and booleans are accepted as text.
 pub(super) fn text_schema() -> Value {
     json!({"type": ["string", "number", "boolean"]})
 }
@@ -39,17 +39,17 @@ impl Form for Flag {
     }
 }
 
-/// A duration with its unit, in these bounds.
+/// A duration with a unit, within limits.
 pub(super) struct Time {
-    pub(super) least: Duration,
-    pub(super) most: Duration,
+    pub(super) min: Duration,
+    pub(super) max: Duration,
 }
 
 impl Form for Time {
     type Value = Duration;
 
     fn read(&self, cursor: &Cursor<'_>) -> Read<Duration> {
-        cursor.duration(self.least, self.most)
+        cursor.duration(self.min, self.max)
     }
 
     fn print(&self, value: &Duration) -> Yaml {
@@ -57,23 +57,23 @@ impl Form for Time {
     }
 
     fn describe(&self) -> FormDescription {
-        let (least, most) = (show_duration(self.least), show_duration(self.most));
+        let (min, max) = (show_duration(self.min), show_duration(self.max));
         let schema = json!({"type": "string", "pattern": format!(r"^[0-9]+ *(ms|s|m|h)$|{VARIABLE}")});
-        FormDescription::new(format!("a duration, {least} to {most}"), schema)
+        FormDescription::new(format!("a duration, {min} to {max}"), schema)
     }
 }
 
-/// A size, in bytes within these bounds.
+/// A size in bytes, within limits.
 pub(super) struct Size {
-    pub(super) least: usize,
-    pub(super) most: usize,
+    pub(super) min: usize,
+    pub(super) max: usize,
 }
 
 impl Form for Size {
     type Value = usize;
 
     fn read(&self, cursor: &Cursor<'_>) -> Read<usize> {
-        cursor.bytes(self.least, self.most)
+        cursor.bytes(self.min, self.max)
     }
 
     fn print(&self, value: &usize) -> Yaml {
@@ -81,33 +81,33 @@ impl Form for Size {
     }
 
     fn describe(&self) -> FormDescription {
-        let (least, most) = (show_size(self.least), show_size(self.most));
+        let (min, max) = (show_size(self.min), show_size(self.max));
         let schema = json!({"anyOf": [
             {"type": "integer", "minimum": 0},
             {"type": "string", "pattern": format!(r"^[0-9]+ *(B|KiB|MiB|GiB)?$|{VARIABLE}")},
         ]});
-        FormDescription::new(format!("a size, {least} to {most}"), schema)
+        FormDescription::new(format!("a size, {min} to {max}"), schema)
     }
 }
 
-/// A size in the largest unit that writes it without a fraction; what is read again as the same.
+/// A size in the largest unit without a fraction; it is parsed as the same value.
 fn show_size(bytes: usize) -> String {
     let units = [("GiB", 1_usize << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    let fitting = units.into_iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit));
-    fitting.map_or_else(|| format!("{bytes}B"), |(name, unit)| format!("{}{name}", bytes / unit))
+    let unit = units.into_iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit));
+    unit.map_or_else(|| format!("{bytes}B"), |(name, unit)| format!("{}{name}", bytes / unit))
 }
 
-/// A whole number of things that are counted, in these bounds.
+/// An integer, within limits.
 pub(super) struct Count {
-    pub(super) least: u32,
-    pub(super) most: u32,
+    pub(super) min: u32,
+    pub(super) max: u32,
 }
 
 impl Form for Count {
     type Value = usize;
 
     fn read(&self, cursor: &Cursor<'_>) -> Read<usize> {
-        cursor.count(self.least, self.most)
+        cursor.count(self.min, self.max)
     }
 
     fn print(&self, value: &usize) -> Yaml {
@@ -115,19 +115,19 @@ impl Form for Count {
     }
 
     fn describe(&self) -> FormDescription {
-        let Self { least, most } = self;
+        let Self { min, max } = self;
         let schema = json!({"anyOf": [
-            {"type": "integer", "minimum": least, "maximum": most},
+            {"type": "integer", "minimum": min, "maximum": max},
             {"type": "string", "pattern": VARIABLE},
         ]});
-        FormDescription::new(format!("a number, {least} to {most}"), schema)
+        FormDescription::new(format!("a number, {min} to {max}"), schema)
     }
 }
 
-/// One of these words.
-pub(super) struct Words<T: 'static>(pub(super) &'static [(&'static str, T)]);
+/// One of several words.
+pub(super) struct Choice<T: 'static>(pub(super) &'static [(&'static str, T)]);
 
-impl<T: Clone + PartialEq> Form for Words<T> {
+impl<T: Clone + PartialEq> Form for Choice<T> {
     type Value = T;
 
     fn read(&self, cursor: &Cursor<'_>) -> Read<T> {
@@ -142,20 +142,20 @@ impl<T: Clone + PartialEq> Form for Words<T> {
     fn describe(&self) -> FormDescription {
         let names: Vec<&str> = self.0.iter().map(|(name, _)| *name).collect();
         let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-        let words = match quoted.as_slice() {
+        let summary = match quoted.as_slice() {
             [only] => only.clone(),
             several => format!("one of {}", several.join(", ")),
         };
-        FormDescription::new(words, json!({"enum": names}))
+        FormDescription::new(summary, json!({"enum": names}))
     }
 }
 
-/// A text that is read into something, and printed as it is shown.
+/// A text with a parser and a formatter.
 pub(super) struct Text<T> {
     pub(super) read: fn(&Cursor<'_>) -> Read<T>,
     pub(super) show: fn(&T) -> String,
-    /// What it is.
-    pub(super) words: &'static str,
+    /// A short description.
+    pub(super) summary: &'static str,
 }
 
 impl<T> Form for Text<T> {
@@ -170,23 +170,23 @@ impl<T> Form for Text<T> {
     }
 
     fn describe(&self) -> FormDescription {
-        FormDescription::new(self.words, text_schema())
+        FormDescription::new(self.summary, text_schema())
     }
 }
 
-/// What [`Text`] shows of most values.
+/// The formatter of most values.
 pub(super) fn shown<T: Display>(value: &T) -> String {
     value.to_string()
 }
 
-/// A text that may be any.
-pub(super) const fn any_text(words: &'static str) -> Text<String> {
-    Text { read: |cursor| cursor.text(), show: shown, words }
+/// Any text.
+pub(super) const fn any_text(summary: &'static str) -> Text<String> {
+    Text { read: |cursor| cursor.text(), show: shown, summary }
 }
 
 /// A file, which has to be readable.
 pub(super) const FILE: Text<PathBuf> =
-    Text { read: |cursor| cursor.file(), show: |path| path.display().to_string(), words: "a file" };
+    Text { read: |cursor| cursor.file(), show: |path| path.display().to_string(), summary: "a file" };
 
 /// A section.
 pub(super) struct Sub<S>(PhantomData<S>);
@@ -208,7 +208,7 @@ impl<S: Section> Form for Sub<S> {
 
     fn describe(&self) -> FormDescription {
         FormDescription {
-            words: format!("[{}](#{})", S::NAME, S::NAME.to_ascii_lowercase()),
+            summary: format!("[{}](#{})", S::NAME, S::NAME.to_ascii_lowercase()),
             schema: json!({"$ref": format!("#/$defs/{}", S::NAME)}),
             sections: vec![S::description()],
         }
@@ -217,10 +217,10 @@ impl<S: Section> Form for Sub<S> {
 
 /// A section, or one text instead of it.
 pub(super) struct Short<S> {
-    /// Reads what stands instead of the section.
+    /// Reads the text.
     pub(super) read: fn(&Cursor<'_>) -> Read<S>,
-    /// What that is.
-    pub(super) words: &'static str,
+    /// A short description of the text.
+    pub(super) summary: &'static str,
 }
 
 impl<S: Section> Form for Short<S> {
@@ -237,17 +237,17 @@ impl<S: Section> Form for Short<S> {
     fn describe(&self) -> FormDescription {
         let section = Sub::<S>::NEW.describe();
         FormDescription {
-            words: format!("{}, or {}", self.words, section.words),
+            summary: format!("{}, or {}", self.summary, section.summary),
             schema: json!({"anyOf": [text_schema(), section.schema]}),
             sections: section.sections,
         }
     }
 }
 
-/// A list without two elements that are the same; never empty.
+/// A list without duplicates; never empty.
 pub(super) struct List<F: Form> {
     pub(super) of: F,
-    /// What to do about a list of none.
+    /// What to do about an empty list.
     pub(super) empty: &'static str,
     pub(super) same: fn(&F::Value, &F::Value) -> bool,
 }
@@ -264,9 +264,9 @@ impl<F: Form> Form for List<F> {
     }
 
     fn describe(&self) -> FormDescription {
-        let FormDescription { words, schema, sections } = self.of.describe();
+        let FormDescription { summary, schema, sections } = self.of.describe();
         let schema = json!({"type": "array", "minItems": 1, "items": schema});
-        FormDescription { words: format!("a list: {words}"), schema, sections }
+        FormDescription { summary: format!("a list: {summary}"), schema, sections }
     }
 }
 
@@ -285,13 +285,13 @@ impl<F: Form> Form for Each<F> {
     }
 
     fn describe(&self) -> FormDescription {
-        let FormDescription { words, schema, sections } = self.0.describe();
+        let FormDescription { summary, schema, sections } = self.0.describe();
         let schema = json!({"type": "array", "items": schema});
-        FormDescription { words: format!("a list: {words}"), schema, sections }
+        FormDescription { summary: format!("a list: {summary}"), schema, sections }
     }
 }
 
-/// A list, or its one element.
+/// A list, or its only element.
 pub(super) struct OneOr<L, F> {
     pub(super) one: F,
     pub(super) list: L,
@@ -309,9 +309,9 @@ impl<F: Form, L: Form<Value = Vec<F::Value>>> Form for OneOr<L, F> {
     }
 
     fn describe(&self) -> FormDescription {
-        let FormDescription { words, schema, sections } = self.one.describe();
+        let FormDescription { summary, schema, sections } = self.one.describe();
         let schema = json!({"anyOf": [schema, self.list.describe().schema]});
-        FormDescription { words: format!("{words}; one or a list"), schema, sections }
+        FormDescription { summary: format!("{summary}; one or a list"), schema, sections }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where a provider's keys are, how they are reached, and how they are kept fresh.
+//! Key sources of a provider, how its issuer is reached, and how keys are refreshed.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::section::{Form, FormDescription, section};
 use super::yaml::Yaml;
 use super::{ClientCertificate, IssuerHttp, KeySource, ProxyUrl, RefreshPolicy};
 
-/// Where a provider's keys are, as it was read.
+/// The keys of a key source, as they were read.
 pub(super) struct SourceDraft {
     pub(super) jwks_uri: Read<Option<String>>,
     pub(super) discovery_uri: Read<Option<String>>,
@@ -25,12 +25,12 @@ pub(super) struct SourceDraft {
     pub(super) jwks: Read<Option<Arc<KeySet>>>,
 }
 
-/// `Ok(None)` where nothing says where the keys are: discovery then.
+/// The key source; `Ok(None)` if none is configured, which means discovery.
 pub(super) fn make_key_source(draft: SourceDraft, mapping: &Mapping<'_>) -> Read<Option<KeySource>> {
     const SOURCES: [&str; 4] = ["jwks_uri", "discovery_uri", "jwks_file", "jwks"];
     let named: Vec<&str> = SOURCES.into_iter().filter(|key| mapping.get(key).is_some()).collect();
     if named.len() > 1 {
-        return mapping.refuse(format!("{} are given: keep one of them", named.join(" and ")));
+        return mapping.refuse(format!("only one of {} is allowed: keep one", named.join(" and ")));
     }
     let SourceDraft { jwks_uri, discovery_uri, jwks_file, jwks } = draft;
     let url = |key: &str, text: String| match check_url(&text) {
@@ -46,9 +46,9 @@ pub(super) fn make_key_source(draft: SourceDraft, mapping: &Mapping<'_>) -> Read
     })
 }
 
-/// A URL to fetch, as it was written. Of one with a query, which may hold a key of the issuer's, that is not printed.
+/// A URL to fetch, as it was written. Its query is not printed, since it may contain an API key.
 pub(super) struct FetchUrl {
-    /// The key that it stands under.
+    /// The key in the configuration.
     pub(super) key: &'static str,
 }
 
@@ -66,8 +66,8 @@ impl Form for FetchUrl {
     fn print(&self, value: &String) -> Yaml {
         match value.split_once('?') {
             None => Yaml::text(value),
-            Some((before, _)) => Yaml::Without(
-                format!("The query of {} is not shown; put it back to use this.", self.key),
+            Some((before, _)) => Yaml::Redacted(
+                format!("The query of {} is not shown; restore it before use.", self.key),
                 Box::new(Yaml::text(format!("{before}?..."))),
             ),
         }
@@ -78,8 +78,8 @@ impl Form for FetchUrl {
     }
 }
 
-/// A key set in the configuration. What is printed has its names and no material: without that no key can be read again,
-/// which is better than a provider that, with its keys left out, would quietly be read as one that discovers them.
+/// A key set in the configuration. Only the names of its keys are printed, not the material: the output cannot be
+/// read again without it, so that a provider without its keys is not silently read as one with discovery.
 pub(super) struct InlineKeys;
 
 impl Form for InlineKeys {
@@ -91,8 +91,8 @@ impl Form for InlineKeys {
 
     fn print(&self, value: &Arc<KeySet>) -> Yaml {
         let keys = Yaml::List(value.keys().iter().map(|key| Yaml::Scalar(redacted(key).inline())).collect());
-        Yaml::Without(
-            "The material of inline keys is not shown; put it back to use this.".to_owned(),
+        Yaml::Redacted(
+            "The material of inline keys is not shown; restore it before use.".to_owned(),
             Box::new(Yaml::Scalar(Yaml::Mapping(vec![("keys".to_owned(), keys)]).inline())),
         )
     }
@@ -117,45 +117,45 @@ fn redacted(key: &Key) -> Yaml {
 fn check_url(text: &str) -> Result<Url, &'static str> {
     const EXPECTED: &str = "expected an absolute http or https URL, such as https://sso.example.com/keys";
     let url = Url::parse(text).map_err(|_| EXPECTED)?;
-    // The parser mends what was written: it drops tabs and line breaks and adds missing slashes.
-    let written = text.split_once("://").is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case(url.scheme()));
-    let mended = !written || text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '\\');
-    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() || mended {
+    // The parser corrects its input: it drops tabs and line breaks and adds missing slashes.
+    let key = text.split_once("://").is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case(url.scheme()));
+    let corrected = !key || text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '\\');
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() || corrected {
         return Err(EXPECTED);
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("a URL with a user name or a password is not accepted: it would reach logs");
+        return Err("a URL with a user name or a password is not accepted: it would appear in logs");
     }
     if url.fragment().is_some() {
-        return Err("a URL to fetch has no `#` part");
+        return Err("a URL to fetch must not have a `#` part");
     }
     Ok(url)
 }
 
-pub(super) fn discovery_below(issuer: &str, mapping: &Mapping<'_>) -> Read<Url> {
+pub(super) fn default_discovery_url(issuer: &str, mapping: &Mapping<'_>) -> Read<Url> {
     let document = match check_url(issuer) {
-        Ok(url) if url.query().is_some() => Err("a URL with `?` has nothing below it"),
+        Ok(url) if url.query().is_some() => Err("it contains a `?`"),
         Ok(_) => check_url(&format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))),
         Err(reason) => Err(reason),
     };
     match document {
         Ok(url) => Ok(url),
         Err(reason) => mapping.refuse_at("issuer", format!(
-            "keys cannot be discovered below this issuer: {reason}; or say where they are with jwks_uri, discovery_uri, jwks_file or jwks"
+            "this issuer cannot be the base of a discovery URL: {reason}; or set jwks_uri, discovery_uri, jwks_file or jwks"
         )),
     }
 }
 
-/// Each key is read by itself first, so that a problem is reported where the key stands.
+/// Parses each key separately first, so that an error has the position of its key.
 fn read_inline(cursor: &Cursor<'_>) -> Read<KeySet> {
     let document = cursor.json()?;
     let elements = cursor.peek("keys").filter(Cursor::is_list).and_then(|keys| keys.elements().ok());
     let jwks = document.get("keys").and_then(|keys| keys.as_array());
-    let mut every_key = Ok(());
+    let mut result = Ok(());
     for (element, jwk) in elements.into_iter().flatten().zip(jwks.into_iter().flatten()) {
-        let alone = serde_json::json!({ "keys": [jwk] }).to_string();
-        if let Err(error) = KeySet::parse_inline(alone.as_bytes()) {
-            every_key = match error {
+        let single = serde_json::json!({ "keys": [jwk] }).to_string();
+        if let Err(error) = KeySet::parse_inline(single.as_bytes()) {
+            result = match error {
                 KeySetError::NothingUsable { reason: Some(reason), .. } => {
                     element.refuse(format!("this key cannot be used: {reason}"))
                 }
@@ -163,7 +163,7 @@ fn read_inline(cursor: &Cursor<'_>) -> Read<KeySet> {
             };
         }
     }
-    every_key?;
+    result?;
     match KeySet::parse_inline(document.to_string().as_bytes()) {
         Ok(keys) => Ok(keys),
         Err(error) => cursor.refuse(error.to_string()),
@@ -171,16 +171,16 @@ fn read_inline(cursor: &Cursor<'_>) -> Read<KeySet> {
 }
 
 section! {
-    /// How an issuer is reached.
+    /// The connection to an issuer.
     "Http": IssuerHttp,
     read through HttpDraft by make_http,
     printed through HttpShown by show_http,
     later ["bearer_token_file", "bearer_token_hosts"] {
-        /// Authorities that are trusted instead of the system's, PEM.
+        /// Trusted authorities instead of those of the system, PEM.
         ca_file: PathBuf = FILE, optional;
-        /// A forward proxy. Left out: none.
+        /// A forward proxy. Default: none.
         proxy: ProxyUrl = Proxy, optional;
-        /// The certificate that is shown to an issuer that asks for one, PEM.
+        /// The client certificate for the issuer, PEM.
         client_cert_file: PathBuf = FILE, optional;
         /// Its private key, PEM.
         client_key_file: PathBuf = FILE, optional;
@@ -192,10 +192,10 @@ fn make_http(draft: HttpDraft, mapping: &Mapping<'_>) -> Read<IssuerHttp> {
     let client_certificate = match (client_cert_file?, client_key_file?) {
         (None, None) => None,
         (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
-        _ => return mapping.refuse("`client_cert_file` and `client_key_file` belong together: give both"),
+        _ => return mapping.refuse("`client_cert_file` and `client_key_file` belong together: set both"),
     };
     let http = IssuerHttp { allow_http: false, ca_file: ca_file?, proxy: proxy?, client_certificate };
-    mapping.cursor().note_issuer(&http);
+    mapping.cursor().record_issuer(&http);
     Ok(http)
 }
 
@@ -220,8 +220,8 @@ impl Form for Proxy {
         if !value.has_credentials() {
             return Yaml::text(value);
         }
-        Yaml::Without(
-            "The proxy's user name and password are not shown; put them back to use this.".to_owned(),
+        Yaml::Redacted(
+            "The proxy's user name and password are not shown; restore them before use.".to_owned(),
             Box::new(Yaml::text(value)),
         )
     }
@@ -245,17 +245,17 @@ fn read_proxy(cursor: &Cursor<'_>) -> Read<ProxyUrl> {
     }
 }
 
-/// Whoever can change what comes over the wire chooses the keys, so plain http is for this machine alone
-/// unless asked for (RFC 7517 §9.1, OpenID Connect Discovery §4).
+/// An attacker who can change the response chooses the keys, so plain http is accepted only on loopback unless it
+/// is allowed explicitly (RFC 7517 §9.1, OpenID Connect Discovery §4).
 pub(super) fn refuse_plain_http(provider: &Mapping<'_>, keys: &KeySource, http: &IssuerHttp) -> Read<()> {
     let (KeySource::JwksUri(url) | KeySource::Discovery(url)) = keys else { return Ok(()) };
     if url.scheme() == "https" || http.allow_http || is_loopback(url) {
         return Ok(());
     }
-    let written = ["jwks_uri", "discovery_uri"].into_iter().find(|key| provider.get(key).is_some());
+    let key = ["jwks_uri", "discovery_uri"].into_iter().find(|key| provider.get(key).is_some());
     provider.refuse_at(
-        written.unwrap_or("issuer"),
-        "keys that come by http can be exchanged on their way: use https, or say `allow_http: true` for this provider if the network in between can be trusted",
+        key.unwrap_or("issuer"),
+        "keys over plain http can be replaced in transit: use https, or set `allow_http: true` for this provider if the network is trusted",
     )
 }
 
@@ -268,65 +268,65 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// The shortest duration of a policy.
-const SHORTEST: Duration = Duration::from_millis(10);
+/// The shortest duration of a refresh policy.
+const MIN_DURATION: Duration = Duration::from_millis(10);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-const fn up_to(most: Duration) -> Time {
-    Time { least: SHORTEST, most }
+const fn up_to(max: Duration) -> Time {
+    Time { min: MIN_DURATION, max }
 }
 
 section! {
-    /// How keys are kept fresh.
+    /// How keys are refreshed.
     "Refresh": RefreshPolicy, checked check_refresh {
-        /// Scheduled fetches start this far apart, or less where the issuer says so.
+        /// The time between scheduled fetches, or less if the issuer's response says so.
         interval: up_to(DAY), default(RefreshPolicy::default().interval);
-        /// Fetches forced by an unknown kid start at least this far apart.
+        /// The least time between fetches that are forced by an unknown kid.
         min_spacing: up_to(MINUTE.saturating_mul(10)), default(RefreshPolicy::default().min_spacing);
-        /// The same, forced by a bad signature under a known kid.
+        /// The least time between fetches that are forced by a bad signature with a known kid.
         min_spacing_bad_signature: up_to(MINUTE.saturating_mul(60)),
             default(RefreshPolicy::default().min_spacing_bad_signature);
-        /// Requests that may wait for a refresh at one time.
-        max_waiters: Count { least: 1, most: 1_000_000 }, default(RefreshPolicy::default().max_waiters);
-        /// What those requests may hold in memory together: their headers and paths.
-        max_waiting_bytes: Size { least: 1 << 20, most: 1 << 30 },
+        /// The most requests that may wait for a refresh at once.
+        max_waiters: Count { min: 1, max: 1_000_000 }, default(RefreshPolicy::default().max_waiters);
+        /// The most memory for the headers and paths of waiting requests.
+        max_waiting_bytes: Size { min: 1 << 20, max: 1 << 30 },
             default(RefreshPolicy::default().max_waiting_bytes);
-        /// The longest that a request waits for a refresh.
+        /// The longest time that a request waits for a refresh.
         wait: up_to(MINUTE), default(RefreshPolicy::default().wait);
-        /// The longest that one fetch may take.
+        /// The longest time that one fetch may take.
         timeout: up_to(MINUTE), default(RefreshPolicy::default().timeout);
-        /// How long the last good set serves while the issuer cannot be reached.
+        /// How long the latest key set is used while the issuer cannot be reached.
         max_stale: up_to(DAY.saturating_mul(365)), default(RefreshPolicy::default().max_stale);
         /// The largest key set or discovery document.
-        max_bytes: Size { least: 1 << 10, most: 64 << 20 }, default(RefreshPolicy::default().max_bytes);
-        /// A folder for the last good set, for a start while the issuer is down. Left out: none is kept.
+        max_bytes: Size { min: 1 << 10, max: 64 << 20 }, default(RefreshPolicy::default().max_bytes);
+        /// A folder for the latest key set, for a start while the issuer is down. Default: no snapshots.
         snapshot_dir: Text {
             read: |cursor| cursor.text().map(PathBuf::from),
             show: |path| path.display().to_string(),
-            words: "a folder",
+            summary: "a folder",
         }, optional;
     }
 }
 
 fn check_refresh(policy: &RefreshPolicy, mapping: &Mapping<'_>) -> Read<()> {
-    let first_of =
+    let present_or =
         |one: &'static str, other: &'static str| if mapping.get(one).is_some() { one } else { other };
     if policy.interval < policy.min_spacing {
         let (interval, spacing) = (show_duration(policy.interval), show_duration(policy.min_spacing));
         return mapping.refuse_at(
-            first_of("interval", "min_spacing"),
+            present_or("interval", "min_spacing"),
             format!(
-                "`interval` ({interval}) must not be shorter than `min_spacing` ({spacing}), or scheduled fetches would break the spacing"
+                "`interval` ({interval}) must not be shorter than `min_spacing` ({spacing}), since scheduled fetches observe it too"
             ),
         );
     }
     if policy.max_stale < policy.interval {
         let (max_stale, interval) = (show_duration(policy.max_stale), show_duration(policy.interval));
         return mapping.refuse_at(
-            first_of("max_stale", "interval"),
+            present_or("max_stale", "interval"),
             format!(
-                "`max_stale` ({max_stale}) must not be shorter than `interval` ({interval}), or keys would expire between two fetches of an issuer that is well"
+                "`max_stale` ({max_stale}) must not be shorter than `interval` ({interval}), or keys would expire between two scheduled fetches"
             ),
         );
     }

@@ -1,14 +1,13 @@
-//! The configuration, read and checked as a whole before anything is bound.
+//! The configuration, parsed and validated completely before any address is bound.
 //!
-//! [`Config::parse`] turns text into a [`Config`] or into all that is wrong with it, each problem
-//! with its path in the document, its line and what to write instead. What is valid here needs no
-//! second look elsewhere: preconditions live in the types. It opens no socket and asks no network.
+//! [`Config::parse`] turns text into a [`Config`] or into a list of all errors, each with its path in the document,
+//! its line and what to write instead. A valid [`Config`] needs no further checks: its types enforce the
+//! preconditions. This crate opens no socket and uses no network.
 
 #![forbid(unsafe_code)]
 
 mod changes;
 mod cursor;
-mod dangers;
 mod document;
 mod error;
 mod forms;
@@ -22,6 +21,7 @@ mod responses;
 mod rules;
 mod schema;
 mod section;
+mod warnings;
 mod yaml;
 
 use std::net::SocketAddr;
@@ -49,32 +49,32 @@ pub use portcullis_engine::authorizer::{
 pub use portcullis_engine::keys::{ClientCertificate, IssuerHttp, ProxyUrl, RefreshPolicy};
 pub use portcullis_engine::telemetry::{Log, LogFormat, LogLevel};
 
-/// Everything that `serve` needs to know.
+/// The settings of `serve`.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where the doors are.
+    /// The listeners.
     pub listen: Listen,
     /// One per issuer; never empty, names and issuers unique.
     pub providers: Vec<ProviderConfig>,
-    /// Who may do what.
+    /// The authorization rules.
     pub rules: Rules,
-    /// How a denial looks.
+    /// The content of denials.
     pub responses: Responses,
-    /// Who may tell an HTTP door in headers what request it asks about; default loopback.
+    /// The proxies that may describe requests in headers at an HTTP door; default loopback.
     pub trusted_proxies: Vec<IpNet>,
-    /// Headers that take the place of path or host and that an outer proxy of the operator's sets: they pass. Default none.
+    /// Headers that override path or host and that an outer proxy sets: they are accepted. Default none.
     pub trusted_headers: Vec<HeaderName>,
-    /// Bounds on one request and on one listener.
+    /// Limits for one request and for one listener.
     pub limits: Limits,
-    /// How the service ends.
+    /// Graceful shutdown.
     pub shutdown: Shutdown,
-    /// What is logged and how.
+    /// Logging.
     pub log: Log,
-    /// What is legal and probably not meant, in the order of the file.
+    /// Settings that are valid but probably not intended, in the order of the file.
     pub warnings: Vec<ConfigError>,
 }
 
-/// The part of it that decides.
+/// The settings that affect decisions.
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
         let policy = RequestPolicy {
@@ -88,59 +88,59 @@ impl From<&Config> for Settings {
     }
 }
 
-/// The doors; at least one for gRPC is there.
+/// The listeners; at least one is for gRPC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// `envoy.service.auth.v3.Authorization`, `grpc.health.v1` and reflection; never empty, no address twice.
+    /// `envoy.service.auth.v3.Authorization`, `grpc.health.v1` and reflection; never empty, no duplicate addresses.
     pub ext_authz: Vec<GrpcListener>,
-    /// HTTP, for every other proxy; each with the dialect of one.
+    /// HTTP for other proxies; each listener has the profile of one proxy.
     pub forward_auth: Vec<HttpListener>,
-    /// `/livez`, `/readyz`, `/metrics`, `/keys`; `None` is off.
+    /// `/livez`, `/readyz`, `/metrics`, `/keys`; `None` disables it.
     pub admin: Option<AdminListener>,
 }
 
-/// How a configuration calls one of the listeners of a door: `listen.ext_authz` where it is the only one, else
-/// `listen.ext_authz[1]`, counted from 0.
-pub fn listener_key(door: &str, index: usize, of: usize) -> String {
-    if of == 1 { format!("listen.{door}") } else { format!("listen.{door}[{index}]") }
+/// The configuration path of a listener: `listen.ext_authz` if it is the only one, otherwise `listen.ext_authz[1]`,
+/// counted from 0.
+pub fn listener_key(door: &str, index: usize, count: usize) -> String {
+    if count == 1 { format!("listen.{door}") } else { format!("listen.{door}[{index}]") }
 }
 
-/// The operators' door.
+/// The admin listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminListener {
-    /// Where it is bound.
+    /// The address to bind.
     pub address: SocketAddr,
-    /// TLS, and with `client_ca_file` mutual TLS; `None` is plain text.
+    /// TLS, with `client_ca_file` mutual TLS; `None` is plain text.
     pub tls: Option<TlsFiles>,
-    /// Names, in lower case and without port, that a request's `Host` may have besides an address and
+    /// Names, in lower case and without port, that are accepted in a request's `Host` in addition to addresses and
     /// `localhost`; default none.
     pub hosts: Vec<String>,
 }
 
-/// A gRPC door.
+/// A gRPC listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrpcListener {
-    /// Where it is bound.
+    /// The address to bind.
     pub address: BindAddress,
-    /// TLS, and with `client_ca_file` mutual TLS; `None` is plain text.
+    /// TLS, with `client_ca_file` mutual TLS; `None` is plain text.
     pub tls: Option<TlsFiles>,
 }
 
-/// An HTTP door.
+/// An HTTP listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpListener {
-    /// Where it is bound.
+    /// The address to bind.
     pub address: SocketAddr,
-    /// How the proxy in front of it tells what request it asks about.
+    /// How the proxy describes the original request.
     pub profile: Profile,
-    /// What becomes of claim headers that the client itself sent; by default only the proxy knows.
+    /// What the proxy does with claim headers of the client; by default unknown.
     pub client_headers: ClaimHeaders,
-    /// TLS, and with `client_ca_file` mutual TLS; `None` is plain text.
+    /// TLS, with `client_ca_file` mutual TLS; `None` is plain text.
     pub tls: Option<TlsFiles>,
 }
 
-/// How a proxy tells an HTTP door what request it asks about, and what it can change about that request. A
-/// door reads only what the proxy's recipe in `deploy/` makes it overwrite: all else is the client's.
+/// How a proxy describes the original request to an HTTP door, and what it can change about that request. A door
+/// reads only headers that the proxy's recipe in `deploy/` makes it overwrite: all others are the client's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
     /// `auth_request`: `X-Original-Method`, `X-Original-URI` and `Host`.
@@ -151,7 +151,7 @@ pub enum Profile {
     Caddy,
     /// ForwardAuth: `X-Forwarded-Method`, `-Uri` and `-Host`.
     Traefik,
-    /// ext_authz with `http_service`: the request line and `Host` are the client's own.
+    /// ext_authz with `http_service`: the request line and `Host` are those of the client.
     Envoy,
 }
 
@@ -177,16 +177,16 @@ impl Profile {
     }
 }
 
-/// A place to bind.
+/// An address to bind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BindAddress {
     /// An IP address and port; port 0 lets the system choose.
     Tcp(SocketAddr),
-    /// A socket file, replaced where a stale one stands.
+    /// A socket file; a stale one is replaced.
     Unix {
         /// The socket's path.
         path: PathBuf,
-        /// Permission bits given to the file; `None` leaves what the umask makes of it.
+        /// Permission bits of the file; `None` leaves them to the umask.
         mode: Option<u32>,
     },
 }
@@ -198,19 +198,19 @@ pub struct TlsFiles {
     pub cert_file: PathBuf,
     /// The private key.
     pub key_file: PathBuf,
-    /// Clients must present a certificate of this authority.
+    /// If set, clients must present a certificate of this authority.
     pub client_ca_file: Option<PathBuf>,
     /// A DNS name (in lower case) or URI of the client's certificate has to be one of these; empty accepts every
-    /// one, and only with `client_ca_file` it is not. Default empty.
+    /// name, and is required without `client_ca_file`. Default empty.
     pub client_names: Vec<String>,
 }
 
-/// How the service ends.
+/// Graceful shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shutdown {
-    /// Health says NOT_SERVING for this long before connections are told to go away; default 3 s.
+    /// How long health reports NOT_SERVING before connections are closed gracefully; default 3 s.
     pub drain_delay: Duration,
-    /// Requests in flight get at most this long after that; default 10 s.
+    /// How long requests in flight may take after that; default 10 s.
     pub grace: Duration,
 }
 

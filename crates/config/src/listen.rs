@@ -1,4 +1,4 @@
-//! The `listen` section: where the doors are and the TLS that is spoken there.
+//! The `listen` section: the addresses of the listeners and their TLS settings.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -8,33 +8,33 @@ use url::Url;
 use portcullis_core::access_request::ClaimHeaders;
 
 use super::cursor::{Cursor, Mapping, Read};
-use super::forms::{Each, FILE, List, OneOr, Short, Sub, Text, Words, equal, shown};
+use super::forms::{Choice, Each, FILE, List, OneOr, Short, Sub, Text, equal, shown};
 use super::section::section;
 use super::{AdminListener, BindAddress, GrpcListener, HttpListener, Listen, Profile, TlsFiles};
 
-/// A socket's path has to fit into a `sockaddr_un` with its final NUL (`man 7 unix`).
+/// The path of a socket has to fit into a `sockaddr_un` with its final NUL (`man 7 unix`).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
-/// The longest name of a host (RFC 1035 §2.3.4).
+/// The longest host name (RFC 1035 §2.3.4).
 const MAX_HOST_BYTES: usize = 253;
 
 section! {
     /// Where the service listens.
     "Listen": Listen, checked refuse_shared_addresses {
         /// gRPC for Envoy.
-        ext_authz: OneOr { one: GRPC, list: GRPC_LIST }, required("the address of the gRPC door");
-        /// HTTP for other proxies. Left out: off.
+        ext_authz: OneOr { one: GRPC, list: GRPC_LIST }, required("the address of the gRPC listener");
+        /// HTTP for other proxies; off if absent.
         forward_auth: OneOr { one: HTTP, list: Each(HTTP) }, unless(Vec::new());
-        /// For operators: /livez, /readyz, /metrics, /keys. Left out: off.
-        admin: Short { read: read_admin_address, words: "`host:port`" }, optional;
+        /// For operators: /livez, /readyz, /metrics, /keys. Default: off.
+        admin: Short { read: read_admin_address, summary: "`host:port`" }, optional;
     }
 }
 
-const GRPC: Short<GrpcListener> = Short { read: read_grpc_address, words: "`host:port` or `unix:/path`" };
+const GRPC: Short<GrpcListener> = Short { read: read_grpc_address, summary: "`host:port` or `unix:/path`" };
 const GRPC_LIST: List<Short<GrpcListener>> = List {
     of: GRPC,
-    empty: "at least one address of the gRPC door is needed",
-    same: |one, other| same_place(&one.address, &other.address),
+    empty: "at least one address of the gRPC listener is required",
+    same: |one, other| same_address(&one.address, &other.address),
 };
 const HTTP: Sub<HttpListener> = Sub::NEW;
 
@@ -45,24 +45,24 @@ section! {
     printed through GrpcShown by show_grpc {
         /// `host:port` or `unix:/path`.
         address: BindAddress = BIND_ADDRESS, required("`host:port` or `unix:/path`");
-        /// TLS; left out: plain text.
+        /// TLS. Default: plain text.
         tls: TlsFiles = Sub::<TlsFiles>::NEW, optional;
-        /// Permission bits of a socket file, in octal, such as \"0660\". Left out: what the umask makes of it.
+        /// Permission bits of a socket file, in octal, such as \"0660\". Default: set by the umask.
         mode: u32 = MODE, optional;
     }
 }
 
 section! {
-    /// The listener for operators.
+    /// The admin listener.
     "AdminListener": AdminListener, later ["allow_refresh"] {
         /// `host:port`.
-        address: SOCKET_ADDRESS, required("where operators ask, `host:port`");
-        /// TLS; left out: plain text.
+        address: SOCKET_ADDRESS, required("the address of the admin listener, `host:port`");
+        /// TLS. Default: plain text.
         tls: Sub::<TlsFiles>::NEW, optional;
-        /// Names that a request's Host may have besides an address and localhost.
+        /// Names that are accepted in a request's Host in addition to addresses and localhost.
         hosts: List {
-            of: Text { read: read_host, show: shown, words: "the name of a host" },
-            empty: "an empty list names no host: take the key out; an address and localhost always count",
+            of: Text { read: read_host, show: shown, summary: "the name of a host" },
+            empty: "an empty list names no host: remove the key; addresses and localhost are always accepted",
             same: equal,
         }, unless(Vec::new());
     }
@@ -72,53 +72,54 @@ section! {
     /// An HTTP listener, for the proxy of one profile.
     "HttpListener": HttpListener, later ["client_certificate"] {
         /// `host:port`.
-        address: SOCKET_ADDRESS, required("where the proxy asks, `host:port`");
-        /// The proxy that asks: how it tells what request it asks about.
-        profile: Words(&Profile::NAMED),
-            required("the proxy that asks: nginx, haproxy, caddy, traefik or envoy");
-        /// overwrite: the proxy overwrites every claim header of a client. Left out: a request that carries one is refused.
-        client_headers: Words(&[("overwrite", ClaimHeaders::Overwritten)]), unless(ClaimHeaders::PerhapsKept);
-        /// TLS; left out: plain text.
+        address: SOCKET_ADDRESS, required("the address for the proxy, `host:port`");
+        /// The proxy in front: it determines how the original request is described.
+        profile: Choice(&Profile::NAMED),
+            required("the proxy in front: nginx, haproxy, caddy, traefik or envoy");
+        /// overwrite: the proxy overwrites every claim header of a client. If absent, a request with a claim header is
+        /// denied.
+        client_headers: Choice(&[("overwrite", ClaimHeaders::Overwritten)]), unless(ClaimHeaders::MaybeKept);
+        /// TLS. Default: plain text.
         tls: Sub::<TlsFiles>::NEW, optional;
     }
 }
 
 section! {
-    /// PEM files of a listener. They are read again when they change.
+    /// PEM files of a listener. They are reloaded when they change.
     "Tls": TlsFiles, checked check_tls {
         /// The certificate chain.
         cert_file: FILE, required("the certificate chain, PEM");
         /// The private key.
         key_file: FILE, required("the private key, PEM");
-        /// Clients must present a certificate of this authority. Left out: none is asked for.
+        /// If set, clients must present a certificate of this authority. Default: no client certificates.
         client_ca_file: FILE, optional;
-        /// A DNS name or URI of the client's certificate has to be one of these. Left out: any.
+        /// A DNS name or URI of the client's certificate has to be one of these; any if absent.
         client_names: List {
-            of: Text { read: read_client_name, show: shown, words: "a DNS name or a URI" },
-            empty: "an empty list lets no client in: take the key out to accept every name",
+            of: Text { read: read_client_name, show: shown, summary: "a DNS name or a URI" },
+            empty: "an empty list accepts no client: remove the key to accept every name",
             same: equal,
         }, unless(Vec::new());
     }
 }
 
 const SOCKET_ADDRESS: Text<SocketAddr> =
-    Text { read: |cursor| read_socket_address(cursor, &cursor.text()?), show: shown, words: "`host:port`" };
+    Text { read: |cursor| read_socket_address(cursor, &cursor.text()?), show: shown, summary: "`host:port`" };
 const BIND_ADDRESS: Text<BindAddress> = Text {
     read: read_bind_address,
     show: |address| match address {
         BindAddress::Tcp(address) => address.to_string(),
         BindAddress::Unix { path, .. } => format!("unix:{}", path.display()),
     },
-    words: "`host:port` or `unix:/path`",
+    summary: "`host:port` or `unix:/path`",
 };
 const MODE: Text<u32> =
-    Text { read: read_mode, show: |mode| format!("{mode:04o}"), words: "permission bits in octal" };
+    Text { read: read_mode, show: |mode| format!("{mode:04o}"), summary: "permission bits in octal" };
 
 fn make_grpc(draft: GrpcDraft, mapping: &Mapping<'_>) -> Read<GrpcListener> {
     let GrpcDraft { address, tls, mode } = draft;
     let address = match (address?, mode?) {
         (BindAddress::Tcp(_), Some(_)) => {
-            return mapping.refuse_at("mode", "goes with a socket file, `unix:/path`, alone: take it out");
+            return mapping.refuse_at("mode", "applies only to a socket file, `unix:/path`: remove it");
         }
         (BindAddress::Unix { path, .. }, mode) => BindAddress::Unix { path, mode },
         (address, None) => address,
@@ -144,24 +145,24 @@ fn read_admin_address(cursor: &Cursor<'_>) -> Read<AdminListener> {
     Ok(AdminListener { address, tls: None, hosts: Vec::new() })
 }
 
-/// Two doors at one address. Of the gRPC doors themselves their list has told.
+/// Refuses a shared address. Duplicates within `ext_authz` have been reported by its list.
 fn refuse_shared_addresses(listen: &Listen, mapping: &Mapping<'_>) -> Read<()> {
     let grpc = listen.ext_authz.iter().map(|listener| ("ext_authz", listener.address.clone()));
     let http =
         listen.forward_auth.iter().map(|listener| ("forward_auth", BindAddress::Tcp(listener.address)));
     let admin = listen.admin.iter().map(|listener| ("admin", BindAddress::Tcp(listener.address)));
-    let mut earlier: Vec<(&str, BindAddress)> = Vec::new();
+    let mut used: Vec<(&str, BindAddress)> = Vec::new();
     for (key, address) in grpc.chain(http).chain(admin) {
-        if let Some((other, _)) = earlier.iter().find(|(_, known)| same_place(known, &address)) {
-            return mapping.refuse_at(key, format!("an address of this door is one of `{other}` already"));
+        if let Some((other, _)) = used.iter().find(|(_, known)| same_address(known, &address)) {
+            return mapping.refuse_at(key, format!("this address is already used by `{other}`"));
         }
-        earlier.push((key, address));
+        used.push((key, address));
     }
     Ok(())
 }
 
-/// Whether the second of two cannot be bound. Port 0 is another one each time.
-fn same_place(one: &BindAddress, other: &BindAddress) -> bool {
+/// Whether two addresses are the same, so that the second cannot be bound. Port 0 is a new port each time.
+fn same_address(one: &BindAddress, other: &BindAddress) -> bool {
     match (one, other) {
         (BindAddress::Tcp(one), BindAddress::Tcp(other)) => one == other && one.port() != 0,
         (BindAddress::Unix { path: one, .. }, BindAddress::Unix { path: other, .. }) => one == other,
@@ -169,14 +170,14 @@ fn same_place(one: &BindAddress, other: &BindAddress) -> bool {
     }
 }
 
-/// A host as a `Host` header names it, without its port.
+/// A host name of a `Host` header, without its port.
 fn read_host(cursor: &Cursor<'_>) -> Read<String> {
     let text = cursor.text()?;
     if is_address(&text) {
-        return cursor.refuse("an address always counts: only names stand here");
+        return cursor.refuse("addresses are always accepted: list only names");
     }
     if text != text.to_ascii_lowercase() {
-        return cursor.refuse("write it in lower case, as it is compared");
+        return cursor.refuse("host names are in lower case: write it in lower case");
     }
     if !is_host_name(&text) {
         return cursor
@@ -190,11 +191,11 @@ fn is_address(text: &str) -> bool {
     bare.parse::<IpAddr>().is_ok() || text.parse::<SocketAddr>().is_ok()
 }
 
-/// Labels of letters, digits, `-` and `_`, joined by dots.
+/// Labels of letters, digits, `-` and `_`, separated by dots.
 fn is_host_name(text: &str) -> bool {
-    let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_label_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     text.len() <= MAX_HOST_BYTES
-        && text.split('.').all(|label| (1..=63).contains(&label.len()) && label.bytes().all(letter))
+        && text.split('.').all(|label| (1..=63).contains(&label.len()) && label.bytes().all(is_label_byte))
 }
 
 fn read_bind_address(cursor: &Cursor<'_>) -> Read<BindAddress> {
@@ -206,14 +207,12 @@ fn read_bind_address(cursor: &Cursor<'_>) -> Read<BindAddress> {
         Some(path) if path.starts_with('/') => {
             Ok(BindAddress::Unix { path: PathBuf::from(path), mode: None })
         }
-        Some(_) => {
-            cursor.refuse("a socket file is named by its absolute path: unix:/run/portcullis/authz.sock")
-        }
+        Some(_) => cursor.refuse("a socket file needs an absolute path: unix:/run/portcullis/authz.sock"),
         None => read_socket_address(cursor, &text).map(BindAddress::Tcp),
     }
 }
 
-/// An address without its host is every one of IPv4, as `0.0.0.0` is; `localhost` is `127.0.0.1`.
+/// An address without a host is every IPv4 address, like `0.0.0.0`; `localhost` is `127.0.0.1`.
 fn read_socket_address(cursor: &Cursor<'_>, text: &str) -> Read<SocketAddr> {
     let host = |name: &str, address: &str| text.strip_prefix(name).map(|port| format!("{address}{port}"));
     let written = host("localhost:", "127.0.0.1:").or_else(|| host(":", "0.0.0.0:"));
@@ -233,23 +232,23 @@ fn read_mode(cursor: &Cursor<'_>) -> Read<u32> {
 }
 
 fn check_tls(files: &TlsFiles, mapping: &Mapping<'_>) -> Read<()> {
-    mapping.cursor().note_listener(files);
+    mapping.cursor().record_listener(files);
     if !files.client_names.is_empty() && files.client_ca_file.is_none() {
         return mapping.refuse_at(
             "client_names",
-            "names count only in certificates of an authority that is trusted: add `client_ca_file`",
+            "names are checked only in certificates of a trusted authority: add `client_ca_file`",
         );
     }
     Ok(())
 }
 
-/// A DNS name, in lower case, or a URI as it stands in the certificate.
+/// A DNS name, in lower case, or a URI as it is in the certificate.
 fn read_client_name(cursor: &Cursor<'_>) -> Read<String> {
     let text = cursor.text()?;
-    // `envoy.mesh:443` would be a URI too, of the scheme `envoy.mesh`, and is meant for none.
+    // `envoy.mesh:443` would be a URI with the scheme `envoy.mesh`, which is never intended.
     let is_uri = text.contains("://") || text.starts_with("urn:");
-    let clean = text.is_ascii() && !text.contains(char::is_whitespace);
-    if is_uri && clean && Url::parse(&text).is_ok() {
+    let is_plain = text.is_ascii() && !text.contains(char::is_whitespace);
+    if is_uri && is_plain && Url::parse(&text).is_ok() {
         return Ok(text);
     }
     if is_host_name(&text) && !is_address(&text) {

@@ -1,4 +1,4 @@
-//! The `providers` section: rules for tokens, where the keys are, and how they are kept fresh.
+//! The `providers` section: token rules, key sources and refresh policies.
 
 use std::collections::{HashMap, HashSet, hash_map};
 use std::path::PathBuf;
@@ -17,18 +17,19 @@ use portcullis_core::validation::provider::{
 };
 
 use super::cursor::{Cursor, Mapping, Read, all};
-use super::dangers::warn_of_provider;
 use super::forms::{
-    Count, Each, FILE, Flag, List, Sub, Text, Time, Words, any_text, equal, shown, text_schema,
+    Choice, Count, Each, FILE, Flag, List, Sub, Text, Time, any_text, equal, shown, text_schema,
 };
-use super::keys::{FetchUrl, InlineKeys, SourceDraft, discovery_below, make_key_source, refuse_plain_http};
-use super::realms::{DEFAULT_MOST, RealmNames, make_realms};
+use super::keys::{
+    FetchUrl, InlineKeys, SourceDraft, default_discovery_url, make_key_source, refuse_plain_http,
+};
+use super::realms::{DEFAULT_MAX_REALMS, RealmNames, make_realms};
 use super::section::{Form, FormDescription, Section, section};
+use super::warnings::warn_of_provider;
 use super::yaml::{Yaml, own_key};
 use super::{AllowedRealms, IssuerHttp, KeySource, ProviderConfig, RealmKeys, RefreshPolicy};
 
-/// Headers that carry the request itself, its path through proxies, or its credentials: no claim may
-/// stand there.
+/// Headers of the request itself, of its path through proxies, or of its credentials: they cannot be claim headers.
 const RESERVED_HEADERS: [&str; 33] = [
     "host",
     "connection",
@@ -46,13 +47,13 @@ const RESERVED_HEADERS: [&str; 33] = [
     "via",
     "content-encoding",
     "x-real-ip",
-    // Believed instead of the method, the path or the host.
+    // Used instead of the method, the path or the host.
     "x-rewrite-url",
     "x-host",
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
-    // The answer to the proxy is an HTTP response: these are instructions to whoever keeps or passes on one.
+    // The answer to the proxy is an HTTP response: these would control caches and clients.
     "set-cookie",
     "www-authenticate",
     "origin",
@@ -64,10 +65,10 @@ const RESERVED_HEADERS: [&str; 33] = [
     "server",
     "status",
     "http2-settings",
-    // CGI programs would see it as HTTP_PROXY.
+    // CGI programs would read it as HTTP_PROXY.
     "proxy",
 ];
-/// Headers that end at the proxy, or in which it speaks.
+/// Headers that end at the proxy, or that the proxy sets.
 const NO_TOKEN_HEADERS: [&str; 16] = [
     "host",
     "connection",
@@ -86,12 +87,12 @@ const NO_TOKEN_HEADERS: [&str; 16] = [
     "x-forwarded-host",
     "x-forwarded-proto",
 ];
-/// The longest name of a header, scheme, cookie or query parameter.
+/// The longest name of a header, scheme, cookie or query parameter, in bytes.
 const MAX_NAME_BYTES: usize = 128;
 const RESERVED_PREFIXES: [&str; 6] =
     ["proxy-", "x-envoy-", "x-accel-", "x-forwarded-", "x-original-", "grpc-"];
 
-/// The providers, which are told apart by name and issuer.
+/// The providers, with unique names and issuers.
 pub(super) struct Providers;
 
 impl Form for Providers {
@@ -100,15 +101,15 @@ impl Form for Providers {
     fn read(&self, cursor: &Cursor<'_>) -> Read<Vec<ProviderConfig>> {
         let elements = cursor.elements()?;
         if elements.is_empty() {
-            return cursor.refuse("at least one provider is needed");
+            return cursor.refuse("at least one provider is required");
         }
         let read: Vec<Read<ProviderConfig>> = elements.iter().map(ProviderConfig::read).collect();
-        refuse_repeated(
+        refuse_duplicates(
             &elements,
             "name",
-            "is this one's name already: logs and metrics could not tell them apart",
+            "has the same name: logs and metrics could not distinguish them",
         );
-        refuse_repeated(&elements, "issuer", "has this issuer already; a token's `iss` chooses its provider");
+        refuse_duplicates(&elements, "issuer", "has the same issuer: a token's `iss` selects its provider");
         for (element, config) in elements.iter().zip(&read) {
             if let Ok(config) = config {
                 refuse_token_headers(element, config, &read);
@@ -123,15 +124,15 @@ impl Form for Providers {
     }
 
     fn describe(&self) -> FormDescription {
-        let FormDescription { words, schema, sections } = Sub::<ProviderConfig>::NEW.describe();
+        let FormDescription { summary, schema, sections } = Sub::<ProviderConfig>::NEW.describe();
         let schema = json!({"type": "array", "minItems": 1, "items": schema});
-        FormDescription { words: format!("a list: {words}"), schema, sections }
+        FormDescription { summary: format!("a list: {summary}"), schema, sections }
     }
 }
 
 section! {
-    /// One issuer, or those that a template stands for: which of its tokens are accepted, where its keys are, and what
-    /// the upstream gets.
+    /// One issuer, or several by a template: which of its tokens are accepted, where its keys are, and what the
+    /// upstream gets.
     "Provider": ProviderConfig,
     read through ProviderDraft by make_provider,
     printed through ProviderShown by show_provider,
@@ -140,87 +141,87 @@ section! {
         "external_url",
     ] {
         /// Its name in logs and metrics.
-        name: String = NAME, required("how logs and metrics call the provider");
+        name: String = NAME, required("its name in logs and metrics");
         /// Compared exactly with a token's iss.
         issuer: String = any_text("a URL"), required("compared exactly with a token's `iss`");
-        /// The realms that {realm} in issuer stands for.
+        /// The names of realms that {realm} in issuer may have.
         realms: AllowedRealms = RealmNames, optional;
-        /// Realms whose keys are held at one time.
-        max_realms: usize = Count { least: 1, most: 10_000 }, default(DEFAULT_MOST);
-        /// A token must be meant for one of these.
+        /// The most realms whose keys are cached at once.
+        max_realms: usize = Count { min: 1, max: 10_000 }, default(DEFAULT_MAX_REALMS);
+        /// A token must name one of these in aud.
         audiences: Vec<String> = List {
             of: any_text("a text"),
-            empty: "an empty list accepts no token; to accept every audience write `any_audience: true` instead",
+            empty: "an empty list accepts no token; to accept every audience set `any_audience: true` instead",
             same: equal,
         }, optional;
-        /// Instead of audiences: accept tokens that are meant for anybody.
+        /// Instead of audiences: accept tokens for any audience.
         any_audience: bool = Flag, default(false);
         /// The URL of the key set.
         jwks_uri: String = FetchUrl { key: "jwks_uri" }, optional;
-        /// The URL of a discovery document that names the key set. Left out: the one below the issuer.
+        /// The URL of a discovery document that names the key set. Default: derived from the issuer.
         discovery_uri: String = FetchUrl { key: "discovery_uri" }, optional;
-        /// A file with the key set, read again when it changes.
+        /// A file with the key set, reloaded when it changes.
         jwks_file: PathBuf = FILE, optional;
-        /// The key set itself; the only place for shared secrets.
+        /// The key set itself; only this may contain shared secrets.
         jwks: Arc<KeySet> = InlineKeys, optional;
-        /// Whether keys may come by plain http from another host.
+        /// Whether keys may be fetched over plain http from another host.
         allow_http: bool = Flag, default(false);
-        /// How the issuer is reached.
+        /// The connection to the issuer.
         http: IssuerHttp = Sub::<IssuerHttp>::NEW, unless(IssuerHttp::default());
         /// The alg values that are accepted.
         algorithms: Vec<Algorithm> = ALGORITHMS, default(Algorithm::default_set());
         /// Leeway for exp and nbf.
-        clock_skew: Duration = Time { least: Duration::ZERO, most: Duration::from_secs(600) },
+        clock_skew: Duration = Time { min: Duration::ZERO, max: Duration::from_secs(600) },
             default(Duration::from_secs(30));
-        /// The typ values that are accepted. Left out: at+jwt, JWT, or none.
+        /// The typ values that are accepted. Default: at+jwt, JWT, or none.
         token_types: Vec<String> = List {
-            of: Text { read: read_token_type, show: shown, words: "a media type" },
-            empty: "an empty list accepts no token; leave the key out for the default",
+            of: Text { read: read_token_type, show: shown, summary: "a media type" },
+            empty: "an empty list accepts no token; remove the key for the default",
             same: equal,
         }, optional;
-        /// Claims that must be there and not null or empty.
+        /// Claims that must be present and neither null nor empty.
         required_claims: Vec<ClaimPath> = Each(CLAIM), default(Vec::new());
-        /// Where a request carries the token.
+        /// The places of a request where the token may be.
         token_from: Vec<TokenSource> = List {
             of: Sub::<TokenSource>::NEW,
-            empty: "an empty list finds no token; leave the key out for the Authorization header",
+            empty: "an empty list finds no token; remove the key for the Authorization header",
             same: same_place,
         }, default(vec![TokenSource::default()]);
-        /// Whether the upstream sees the token.
+        /// Whether the token is forwarded to the upstream.
         forward_token: bool = Flag, default(true);
-        /// Request headers for the upstream, and the claim that each is made of.
+        /// Request headers for the upstream, each with its claim.
         claim_headers: Vec<ClaimHeader> = ClaimHeaders, default(Vec::new());
-        /// The request header in which the upstream gets the token's payload, in base64url. Left out: none.
-        payload_header: HeaderName = Text { read: read_payload_header, show: shown, words: "a header" }, optional;
+        /// The request header for the upstream with the token's payload in base64url. Default: none.
+        payload_header: HeaderName = Text { read: read_payload_header, show: shown, summary: "a header" }, optional;
         /// Claims for Envoy's dynamic metadata.
         metadata_claims: Vec<ClaimPath> = List {
             of: CLAIM,
-            empty: "an empty list shares nothing: take the key out",
+            empty: "an empty list shares nothing: remove the key",
             same: equal,
         }, unless(Vec::new());
-        /// The realm of this provider's challenges. Left out: that of responses.
+        /// The realm of this provider's challenges. Default: that of responses.
         realm: String = REALM, optional;
-        /// Whether the service is ready before this provider has had keys.
+        /// Whether the service is ready before the first keys of this provider have been fetched.
         ready_without_keys: bool = Flag, default(false);
-        /// How the keys are kept fresh.
+        /// How the keys are refreshed.
         refresh: RefreshPolicy = Sub::<RefreshPolicy>::NEW, default(RefreshPolicy::default());
     }
 }
 
-/// How logs, metrics and proxies call something.
+/// The name of a provider or a rule.
 pub(super) const NAME: Text<String> =
-    Text { read: read_name, show: shown, words: "at most 64 letters, digits, `_`, `-` and `.`" };
+    Text { read: read_name, show: shown, summary: "at most 64 letters, digits, `_`, `-` and `.`" };
 
 /// The protection space of a challenge.
-pub(super) const REALM: Text<String> = Text { read: read_realm, show: shown, words: "a text" };
+pub(super) const REALM: Text<String> = Text { read: read_realm, show: shown, summary: "a text" };
 
 /// A claim.
 pub(super) const CLAIM: Text<ClaimPath> =
-    Text { read: read_claim_path, show: shown, words: "a claim's name, or a JSON Pointer" };
+    Text { read: read_claim_path, show: shown, summary: "a claim's name, or a JSON Pointer" };
 
 const ALGORITHMS: List<AlgorithmName> = List {
     of: AlgorithmName,
-    empty: "an empty list accepts no token; leave the key out for every asymmetric one",
+    empty: "an empty list accepts no token; remove the key to accept every asymmetric one",
     same: equal,
 };
 
@@ -246,36 +247,36 @@ impl Form for AlgorithmName {
 
     fn describe(&self) -> FormDescription {
         let names = Algorithm::ALL.map(Algorithm::name);
-        let words = names.map(|name| format!("`{name}`")).join(", ");
-        FormDescription::new(format!("one of {words}"), json!({"enum": names}))
+        let summary = names.map(|name| format!("`{name}`")).join(", ");
+        FormDescription::new(format!("one of {summary}"), json!({"enum": names}))
     }
 }
 
-/// Compares what the providers say of one key, also of those that are wrong elsewhere.
-fn refuse_repeated(elements: &[Cursor<'_>], key: &str, message: &str) {
+/// Refuses duplicate values of a key, also of providers that are invalid elsewhere.
+fn refuse_duplicates(elements: &[Cursor<'_>], key: &str, message: &str) {
     let mut first: HashMap<String, usize> = HashMap::new();
     for value in elements.iter().filter_map(|element| element.peek(key)) {
         let Ok(text) = value.peek_text() else { continue };
         match first.entry(text) {
             hash_map::Entry::Occupied(line) => {
-                // Told where it stands; both are read all the same.
-                let _told =
+                // The error is reported; reading continues.
+                let _reported =
                     value.refuse::<()>(format!("another provider, in line {}, {message}", line.get()));
             }
-            hash_map::Entry::Vacant(place) => {
-                place.insert(value.line());
+            hash_map::Entry::Vacant(entry) => {
+                entry.insert(value.line());
             }
         }
     }
 }
 
-/// A claim in a header where any provider expects the token would take the token's place, and the header
-/// would be taken from requests that carry one.
+/// Refuses claim headers that any provider reads tokens from: the claim would replace the token, and the header
+/// would be removed from requests that have one.
 fn refuse_token_headers(element: &Cursor<'_>, config: &ProviderConfig, all: &[Read<ProviderConfig>]) {
     let sources = all.iter().flatten().flat_map(|config| &config.provider.token_from);
     let tokens: Vec<String> = sources
         .filter_map(|source| match source {
-            // As backends fold names: see `identity`.
+            // Compared as backends fold names: see `identity`.
             TokenSource::Header { name, .. } => {
                 Some(name.as_str().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-"))
             }
@@ -286,12 +287,13 @@ fn refuse_token_headers(element: &Cursor<'_>, config: &ProviderConfig, all: &[Re
     if config.provider.payload_header.as_ref().is_some_and(is_for_tokens)
         && let Some(cursor) = element.peek("payload_header")
     {
-        let _told = cursor.refuse::<()>("a token comes in this header (`token_from`): choose another");
+        let _reported = cursor.refuse::<()>("this header carries tokens (`token_from`): choose another");
     }
     let entries = element.peek("claim_headers").and_then(|cursor| cursor.entries().ok()).unwrap_or_default();
     for entry in entries {
         if tokens.contains(&entry.key.to_ascii_lowercase()) {
-            let _told = entry.refuse_key::<()>("a token comes in this header (`token_from`): choose another");
+            let _reported =
+                entry.refuse_key::<()>("this header carries tokens (`token_from`): choose another");
         }
     }
 }
@@ -302,15 +304,15 @@ fn make_provider(draft: ProviderDraft, mapping: &Mapping<'_>) -> Read<ProviderCo
     let keys = make_key_source(SourceDraft { jwks_uri, discovery_uri, jwks_file, jwks }, mapping);
     let payload_header = check_payload_header(draft.payload_header, mapping);
     let algorithms = draft.algorithms?;
-    let fits = check_algorithms(mapping, &algorithms, &keys);
+    let checked_algorithms = check_algorithms(mapping, &algorithms, &keys);
     let issuer = draft.issuer?;
     let keys = match keys? {
         Some(keys) => keys,
-        None => KeySource::Discovery(discovery_below(&issuer, mapping)?),
+        None => KeySource::Discovery(default_discovery_url(&issuer, mapping)?),
     };
     let realms = make_realms(draft.realms, draft.max_realms, mapping, &issuer, &keys);
     let http = IssuerHttp { allow_http: draft.allow_http?, ..draft.http? };
-    let secure = refuse_plain_http(mapping, &keys, &http);
+    let checked_http = refuse_plain_http(mapping, &keys, &http);
     let provider = Provider {
         name: draft.name?,
         issuer,
@@ -326,8 +328,8 @@ fn make_provider(draft: ProviderDraft, mapping: &Mapping<'_>) -> Read<ProviderCo
         metadata_claims: draft.metadata_claims?,
         realm: draft.realm?,
     };
-    fits?;
-    secure?;
+    checked_algorithms?;
+    checked_http?;
     Ok(ProviderConfig {
         provider: Arc::new(provider),
         keys,
@@ -387,15 +389,15 @@ fn show_provider(config: &ProviderConfig) -> ProviderShown {
 
 fn read_name(cursor: &Cursor<'_>) -> Read<String> {
     let name = cursor.text()?;
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    if name.len() > 64 || !name.bytes().all(plain) {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    if name.len() > 64 || !name.bytes().all(is_allowed) {
         return cursor.refuse("expected at most 64 letters, digits, `_`, `-` and `.`");
     }
     Ok(name)
 }
 
-/// A shared secret is never fetched and never accepted unasked; and an algorithm or a secret that is
-/// named without the other is a mistake that would refuse every token.
+/// Checks that shared secrets and HMAC algorithms are configured together: one without the other would refuse every
+/// token. A shared secret is never fetched.
 fn check_algorithms(
     mapping: &Mapping<'_>,
     algorithms: &[Algorithm],
@@ -408,18 +410,18 @@ fn check_algorithms(
             Some(algorithm) => mapping.refuse_at(
                 "algorithms",
                 format!(
-                    "`{algorithm}` needs its secret in an inline `jwks`: it is never fetched, nor read from a file"
+                    "`{algorithm}` needs a secret in an inline `jwks`: secrets are never fetched or read from a file"
                 ),
             ),
         };
     };
-    // What is wrong with the keys themselves was told.
+    // Errors of the keys themselves have been reported.
     let Ok(Some(KeySource::Inline(keys))) = keys else { return Ok(()) };
     if let Some(algorithm) = symmetric().find(|algorithm| keys.fitting(None, *algorithm).next().is_none()) {
         return mapping.refuse_at(
             "algorithms",
             format!(
-                "no key of `jwks` can verify {algorithm}: it needs a `kty: oct` whose `alg` is none other and whose secret is as long as the hash (RFC 7518 §3.2)"
+                "no key of `jwks` can verify {algorithm}: it needs a key with `kty: oct`, with this `alg` or none, and with a secret as long as the hash (RFC 7518 §3.2)"
             ),
         );
     }
@@ -429,17 +431,17 @@ fn check_algorithms(
         })
     };
     let elements = jwks.peek("keys").and_then(|keys| keys.elements().ok()).unwrap_or_default();
-    let mut every = Ok(());
+    let mut result = Ok(());
     for (key, element) in keys.keys().iter().zip(&elements) {
         if key.kty() == "oct" && !usable(key) {
-            every = element.refuse(
-                "a shared secret that no algorithm of this provider may use: name HS256, HS384 or HS512 in `algorithms`",
+            result = element.refuse(
+                "no algorithm of this provider uses this shared secret: add HS256, HS384 or HS512 to `algorithms`",
             );
         }
     }
-    every?;
+    result?;
     if !keys.keys().iter().any(|key| usable(key)) {
-        return jwks.refuse("no key fits any of `algorithms`: every token would be refused");
+        return jwks.refuse("no key fits any of `algorithms`: every token would be denied");
     }
     Ok(())
 }
@@ -460,12 +462,11 @@ fn make_audiences(
     match (audiences?, any?) {
         (Some(audiences), false) => Ok(Audiences::AnyOf(audiences)),
         (None, true) => Ok(Audiences::Any),
-        (Some(_), true) => {
-            mapping.refuse_at("audiences", "`audiences` and `any_audience: true` contradict each other: keep one")
+        (Some(_), true) => mapping
+            .refuse_at("audiences", "`audiences` and `any_audience: true` contradict each other: keep one"),
+        (None, false) => {
+            mapping.refuse("`audiences` is missing: list the accepted audiences, or set `any_audience: true`")
         }
-        (None, false) => mapping.refuse(
-            "`audiences` is missing: the audiences of which a token must name one, or `any_audience: true` on purpose",
-        ),
     }
 }
 
@@ -476,7 +477,7 @@ fn read_claim_path(cursor: &Cursor<'_>) -> Read<ClaimPath> {
     }
 }
 
-/// Whether both would read the same text.
+/// Whether both read the same text.
 fn same_place(a: &TokenSource, b: &TokenSource) -> bool {
     match (a, b) {
         (
@@ -488,19 +489,19 @@ fn same_place(a: &TokenSource, b: &TokenSource) -> bool {
 }
 
 section! {
-    /// One place where a request may carry the token: one of header, cookie and query.
+    /// One place of a request where the token may be: one of header, cookie and query.
     "TokenSource": TokenSource,
     read through SourceKeys by make_token_source,
     printed through SourceShown by show_token_source,
     later ["websocket_protocol"] {
         /// A header.
-        header: HeaderName = Text { read: read_header_name, show: shown, words: "a header" }, optional;
-        /// The scheme before the token in that header. Left out: the header's whole value.
-        scheme: String = Text { read: read_token, show: shown, words: "a name" }, optional;
+        header: HeaderName = Text { read: read_header_name, show: shown, summary: "a header" }, optional;
+        /// The scheme before the token in that header. Default: the token is the header's whole value.
+        scheme: String = Text { read: read_token, show: shown, summary: "a name" }, optional;
         /// A cookie.
-        cookie: String = Text { read: read_token, show: shown, words: "a name" }, optional;
+        cookie: String = Text { read: read_token, show: shown, summary: "a name" }, optional;
         /// A query parameter.
-        query: String = Text { read: read_query_name, show: shown, words: "a name" }, optional;
+        query: String = Text { read: read_query_name, show: shown, summary: "a name" }, optional;
     }
 }
 
@@ -508,11 +509,11 @@ fn make_token_source(draft: SourceKeys, mapping: &Mapping<'_>) -> Read<TokenSour
     let SourceKeys { header, scheme, cookie, query } = draft;
     match (header?, cookie?, query?, scheme?) {
         (Some(name), None, None, _) if name == COOKIE => {
-            mapping.refuse_at("header", "write `cookie: NAME` to take the token from a cookie")
+            mapping.refuse_at("header", "write `cookie: NAME` to read the token from a cookie")
         }
         (Some(name), None, None, _) if NO_TOKEN_HEADERS.contains(&name.as_str()) => mapping.refuse_at(
             "header",
-            "this header is the connection's or the proxy's own: no client's token can come in it",
+            "this header belongs to the connection or to the proxy: it cannot carry a client's token",
         ),
         (Some(name), None, None, scheme) => Ok(TokenSource::Header { name, scheme }),
         (None, Some(cookie), None, None) => Ok(TokenSource::Cookie(cookie)),
@@ -530,18 +531,17 @@ fn show_token_source(source: &TokenSource) -> SourceShown {
     }
 }
 
-/// A name is compared as it is written in a request, and one that is ours only after decoding is refused there: a
-/// name that decodes to another provider's would never be read.
+/// Parameter names are compared without decoding, and a name that matches only after decoding is refused: a name
+/// that decodes to another provider's would never be read.
 fn read_query_name(cursor: &Cursor<'_>) -> Read<String> {
     let name = read_token(cursor)?;
     if name.contains(['%', '&', '+', '#']) {
-        return cursor
-            .refuse("a query writes `%`, `&`, `+` and `#` in another way: choose a name without them");
+        return cursor.refuse("a query encodes `%`, `&`, `+` and `#`: choose a name without them");
     }
     Ok(name)
 }
 
-/// A token of RFC 9110 §5.6.2: what names of headers, schemes and cookies are made of.
+/// A token of RFC 9110 §5.6.2, the syntax of header names, schemes and cookie names.
 pub(super) fn read_token(cursor: &Cursor<'_>) -> Read<String> {
     let text = cursor.text()?;
     if is_token(&text) { Ok(text) } else { refuse_name(cursor) }
@@ -560,7 +560,7 @@ fn refuse_name<T>(cursor: &Cursor<'_>) -> Read<T> {
     ))
 }
 
-/// The header of this name, in whatever case it is written; `None` of what is no name of one.
+/// The header with this name, in any case; `None` if it is not a valid name.
 pub(super) fn header_name(text: &str) -> Option<HeaderName> {
     HeaderName::from_bytes(text.as_bytes()).ok().filter(|_| is_token(text))
 }
@@ -573,7 +573,7 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Request headers, and the claim that each is made of: its name, or a mapping that says how its value is encoded too.
+/// Request headers and their claims: the name of a claim, or a mapping that also has its encoding.
 struct ClaimHeaders;
 
 impl Form for ClaimHeaders {
@@ -588,8 +588,7 @@ impl Form for ClaimHeaders {
                 Err(message) => return entry.refuse_key(message),
             };
             if !seen.insert(header.clone()) {
-                return entry
-                    .refuse_key("another claim is put into this header already; its case does not count");
+                return entry.refuse_key("another claim uses this header already; header names ignore case");
             }
             let EncodedClaim { claim, encoding } = encoded?;
             Ok(ClaimHeader { header, claim, encoding })
@@ -611,29 +610,29 @@ impl Form for ClaimHeaders {
     }
 
     fn describe(&self) -> FormDescription {
-        let FormDescription { words, schema, sections } = Sub::<EncodedClaim>::NEW.describe();
+        let FormDescription { summary, schema, sections } = Sub::<EncodedClaim>::NEW.describe();
         let values = json!({"anyOf": [text_schema(), schema]});
         FormDescription {
-            words: format!("a mapping of headers to claims, or to {words}"),
+            summary: format!("a mapping of headers to claims, or to {summary}"),
             schema: json!({"type": "object", "additionalProperties": values}),
             sections,
         }
     }
 }
 
-/// A claim, and how its value becomes one that a header can carry.
+/// A claim and its encoding in a header.
 struct EncodedClaim {
     claim: ClaimPath,
     encoding: Encoding,
 }
 
 section! {
-    /// A claim, and how its value becomes one that a header can carry.
+    /// A claim and its encoding in a header.
     "EncodedClaim": EncodedClaim {
         /// The claim.
         claim: CLAIM, required("the claim that the header carries");
         /// How its value is encoded.
-        encoding: Words(&Encoding::NAMED), default(Encoding::default());
+        encoding: Choice(&Encoding::NAMED), default(Encoding::default());
     }
 }
 
@@ -654,32 +653,30 @@ fn read_payload_header(cursor: &Cursor<'_>) -> Read<HeaderName> {
 fn check_payload_header(header: Read<Option<HeaderName>>, mapping: &Mapping<'_>) -> Read<Option<HeaderName>> {
     let header = header?;
     let claims = mapping.get("claim_headers").and_then(|cursor| cursor.entries().ok()).unwrap_or_default();
-    let is_taken =
+    let is_claim_header =
         |header: &HeaderName| claims.iter().any(|entry| entry.key.eq_ignore_ascii_case(header.as_str()));
-    if header.as_ref().is_some_and(is_taken) {
-        return mapping.refuse_at(
-            "payload_header",
-            "a claim is put into this header (`claim_headers`): choose another",
-        );
+    if header.as_ref().is_some_and(is_claim_header) {
+        return mapping
+            .refuse_at("payload_header", "this header carries a claim (`claim_headers`): choose another");
     }
     Ok(header)
 }
 
-/// What stands between the quotes of a challenge.
+/// The text of a quoted string in a challenge.
 fn read_realm(cursor: &Cursor<'_>) -> Read<String> {
     let realm = cursor.text()?;
-    let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
-    if realm.len() > 128 || !realm.bytes().all(plain) {
+    let is_allowed = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
+    if realm.len() > 128 || !realm.bytes().all(is_allowed) {
         return cursor
             .refuse("expected at most 128 printable ASCII characters without quotes and backslashes");
     }
     Ok(realm)
 }
 
-/// The header of this name, in whatever case it is written.
+/// The header with this name, in any case.
 ///
 /// # Errors
-/// No claim may stand in it.
+/// It cannot be a claim header.
 fn claim_header(written: &str) -> Result<HeaderName, &'static str> {
     let name = written.to_ascii_lowercase();
     if RESERVED_HEADERS.contains(&name.as_str())
@@ -688,9 +685,9 @@ fn claim_header(written: &str) -> Result<HeaderName, &'static str> {
         return Err("this header belongs to HTTP or to the proxy: choose another, such as x-auth-subject");
     }
     if name.contains(['_', '.']) {
-        return Err("write it with `-`: `_` and `.` are spellings that clients forge, and are removed");
+        return Err("use `-`: headers with `_` and `.` are look-alikes and are removed");
     }
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    let plain = name.bytes().all(allowed);
-    header_name(&name).filter(|_| plain).ok_or("expected a header name of letters, digits and `-`")
+    let is_allowed = name.bytes().all(allowed);
+    header_name(&name).filter(|_| is_allowed).ok_or("expected a header name of letters, digits and `-`")
 }

@@ -1,4 +1,4 @@
-//! From a document to a [`Config`]: every key, its default, and what may stand there.
+//! Reads a document into a [`Config`]: every key, its default and its accepted values.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -13,89 +13,90 @@ use portcullis_core::protected_headers::PATH_AND_HOST;
 use portcullis_core::rules::Rules;
 use portcullis_core::verdict::Responses;
 
-use super::cursor::{Cursor, Findings, Found, Mapping, NamedFile, Read};
-use super::dangers::warn_of_network;
+use super::cursor::{Cursor, Mapping, NamedFile, Read, ReadContext, ReadOutput};
 use super::document;
 use super::error::{ConfigError, ConfigErrors, Position, capped_warnings};
 use super::forms::{Each, List, Sub, Text, equal, shown};
 use super::providers::Providers;
 use super::rules::{RuleList, check_provider_names};
 use super::section::{Form, FormDescription, Section, section};
+use super::warnings::warn_of_network;
 use super::yaml::{self, Yaml};
 use super::{Config, IssuerHttp, Limits, Listen, Log, ProviderConfig, Shutdown, TlsFiles};
 
-/// A longer configuration, in bytes, is refused.
+/// The largest configuration, in bytes.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
 
 impl Config {
-    /// Reads a configuration. `variable` gives the value of an environment variable. Looks at no file:
-    /// see [`Config::load`].
+    /// Parses a configuration. `variable` returns the value of an environment variable. Reads no files: see
+    /// [`Config::load`].
     ///
     /// # Errors
-    /// All that is wrong.
+    /// All errors.
     pub fn parse(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
         read(text, variable, |_| Ok(())).config
     }
 
-    /// Reads the configuration in a file, with the process's environment, and checks that the files it
-    /// names can be read.
+    /// Reads the configuration from a file, with the environment of the process, and checks that the files it names
+    /// are readable.
     ///
     /// # Errors
-    /// All that is wrong.
+    /// All errors.
     pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
         Self::examine(file).config
     }
 
-    /// The same, with what else it names that can be looked at, also where it is wrong.
+    /// Reads it like [`Config::load`]; also returns the named files and issuers, even if the configuration is
+    /// invalid.
     pub fn examine(file: &Path) -> Examined {
         Self::examine_text(read_file(file).and_then(text_of), file)
     }
 
-    /// [`Config::load`] of what has been read of the file already.
+    /// [`Config::load`] for a file that has been read already.
     ///
     /// # Errors
-    /// All that is wrong.
-    pub fn of_bytes(bytes: Vec<u8>, file: &Path) -> Result<Self, ConfigErrors> {
+    /// All errors.
+    pub fn from_bytes(bytes: Vec<u8>, file: &Path) -> Result<Self, ConfigErrors> {
         Self::examine_text(text_of(bytes), file).config
     }
 
     fn examine_text(text: Result<String, String>, file: &Path) -> Examined {
         let mut examined = match text {
             Ok(text) => read(&text, &|name| std::env::var(name).ok(), check_readable),
-            Err(message) => Examined::nothing(ConfigErrors::whole(message)),
+            Err(message) => Examined::failed(ConfigErrors::for_file(message)),
         };
         examined.config = examined.config.map_err(|errors| errors.in_file(file));
         examined
     }
 }
 
-/// A configuration, and what it names for others to look at.
+/// A configuration, and the files and issuers that it names.
 #[derive(Debug)]
 pub struct Examined {
-    /// The configuration, or all that is wrong with it.
+    /// The configuration, or all errors.
     pub config: Result<Config, ConfigErrors>,
     /// The TLS files of listeners, each with its path in the document: `listen.admin.tls`.
     pub listeners: Vec<(String, TlsFiles)>,
-    /// How issuers are reached: `providers[0].http`.
+    /// How issuers are reached, each with its path in the document: `providers[0].http`.
     pub issuers: Vec<(String, IssuerHttp)>,
-    /// Where files are named.
+    /// The positions of named files.
     places: Vec<(String, Position)>,
 }
 
 impl Examined {
-    fn nothing(errors: ConfigErrors) -> Self {
+    fn failed(errors: ConfigErrors) -> Self {
         Self { config: Err(errors), listeners: Vec::new(), issuers: Vec::new(), places: Vec::new() }
     }
 
-    /// What is to be said of the file that this path in the document names.
-    pub fn of_file(&self, path: String, message: String) -> ConfigError {
+    /// An error about the file that this path in the document names.
+    pub fn error_at(&self, path: String, message: String) -> ConfigError {
         let at = self.places.iter().find(|(known, _)| *known == path).map(|(_, at)| *at);
         ConfigError { at, path, message }
     }
 
-    /// With what others have found out. What is said of a value already is not said again.
+    /// Adds the errors of other checks, except for paths that have an error already.
     #[must_use]
-    pub fn and(self, file: &Path, mut errors: Vec<ConfigError>) -> Self {
+    pub fn with_errors(self, file: &Path, mut errors: Vec<ConfigError>) -> Self {
         let config = match self.config {
             Ok(config) if errors.is_empty() => Ok(config),
             Ok(_) => Err(ConfigErrors::new(errors).in_file(file)),
@@ -112,7 +113,7 @@ fn too_long() -> String {
     format!("the file is longer than {MAX_FILE_BYTES} bytes")
 }
 
-/// Reads no more than the bound, whatever size the file pretends to have: a pipe has none.
+/// Reads at most the limit, whatever the reported size: a pipe has none.
 fn read_file(file: &Path) -> Result<Vec<u8>, String> {
     let cannot = |error: std::io::Error| format!("the file cannot be read: {error}");
     let mut bytes = Vec::new();
@@ -132,7 +133,7 @@ fn text_of(bytes: Vec<u8>) -> Result<String, String> {
     })
 }
 
-/// What is no regular file is not opened: a pipe would wait for its writer.
+/// Only regular files are opened: opening a pipe would block.
 fn check_readable(file: &Path) -> std::io::Result<()> {
     if !fs::metadata(file)?.is_file() {
         return Err(std::io::Error::other("not a file"));
@@ -146,13 +147,13 @@ fn read(
     check_file: impl Fn(&Path) -> std::io::Result<()>,
 ) -> Examined {
     if text.len() > MAX_FILE_BYTES {
-        return Examined::nothing(ConfigErrors::whole(too_long()));
+        return Examined::failed(ConfigErrors::for_file(too_long()));
     }
     let (root, mut errors) = document::parse(text);
-    let Some(root) = root else { return Examined::nothing(ConfigErrors::new(errors)) };
-    let findings = Findings::new(variable);
-    let config = read_config(&Cursor::root(&root, &findings));
-    let Found { errors: found, warnings, files, listeners, issuers } = findings.into_parts();
+    let Some(root) = root else { return Examined::failed(ConfigErrors::new(errors)) };
+    let context = ReadContext::new(variable);
+    let config = read_config(&Cursor::root(&root, &context));
+    let ReadOutput { errors: found, warnings, files, listeners, issuers } = context.into_parts();
     errors.extend(found);
     let mut places = Vec::new();
     for NamedFile { at, path, file, written } in files {
@@ -169,7 +170,7 @@ fn read(
     Examined { config, listeners, issuers, places }
 }
 
-/// Every section is read before the first problem counts: that is why nothing here ends early.
+/// Every section is read before an error is returned, so that all errors are reported.
 fn read_config(root: &Cursor<'_>) -> Read<Config> {
     check_provider_names(root);
     Config::read(root)
@@ -182,26 +183,27 @@ section! {
     printed through ConfigShown by show_config,
     later ["default", "resources", "token_cache", "mode", "revocation", "tracing", "audit"] {
         /// Where the service listens.
-        listen: Listen = Sub::<Listen>::NEW, required("the doors to open, at least `ext_authz`");
+        listen: Listen = Sub::<Listen>::NEW, required("the listeners, at least `ext_authz`");
         /// One per issuer; a token's iss chooses its provider.
         providers: Vec<ProviderConfig> = Providers, required("the issuers whose tokens are accepted");
-        /// Who may do what: the first rule that matches counts. Without a match a valid token of any provider is enough.
+        /// Authorization rules; the first rule that matches applies. Without a match a valid token of any provider
+        /// is enough.
         rules: Rules = RuleList, unless(Rules::default());
-        /// How a denial looks.
+        /// The content of denials.
         responses: Responses = Sub::<Responses>::NEW, default(Responses::default());
-        /// Networks of the proxies that may tell an HTTP door what request it asks about.
+        /// Networks of the proxies that may describe requests in headers at an HTTP door.
         trusted_proxies: Vec<IpNet> = Each(NETWORK), default(loopback());
-        /// Headers that take the place of path or host, such as x-forwarded-host, and that an outer proxy of yours sets.
+        /// Headers that override path or host, such as x-forwarded-host, and that an outer proxy of yours sets.
         trusted_headers: Vec<HeaderName> = List {
             of: OverrideHeader,
-            empty: "an empty list trusts nothing: take the key out",
+            empty: "an empty list trusts nothing: remove the key",
             same: equal,
         }, unless(Vec::new());
-        /// Bounds on one request and on one listener.
+        /// Limits for one request and for one listener.
         limits: Limits = Sub::<Limits>::NEW, default(Limits::default());
-        /// How the service ends.
+        /// Graceful shutdown.
         shutdown: Shutdown = Sub::<Shutdown>::NEW, default(Shutdown::default());
-        /// What is logged and how.
+        /// Logging.
         log: Log = Sub::<Log>::NEW, default(Log::default());
     }
 }
@@ -237,14 +239,14 @@ fn show_config(config: &Config) -> ConfigShown {
 }
 
 impl Config {
-    /// The configuration with every default filled in, in the form in which it is read. Of inline keys only
-    /// the names are printed: the rest can be read again once the material is put back.
+    /// The configuration with all defaults, in the form in which it is read. Of inline keys only the names are
+    /// printed: it can be read again after the key material is restored.
     pub fn to_yaml(&self) -> String {
         yaml::document(&self.print())
     }
 }
 
-/// A header that takes the place of path or host.
+/// A header that overrides path or host.
 struct OverrideHeader;
 
 impl Form for OverrideHeader {
@@ -256,7 +258,7 @@ impl Form for OverrideHeader {
             return Ok(name.clone());
         }
         cursor.refuse(format!(
-            "expected a header that programs believe instead of path or host, one of: {}",
+            "expected a header that overrides path or host, one of: {}",
             PATH_AND_HOST.each_ref().map(HeaderName::as_str).join(", ")
         ))
     }
@@ -267,19 +269,19 @@ impl Form for OverrideHeader {
 
     fn describe(&self) -> FormDescription {
         let names = PATH_AND_HOST.each_ref().map(HeaderName::as_str);
-        let words = names.map(|name| format!("`{name}`")).join(", ");
-        FormDescription::new(format!("one of {words}"), json!({"enum": names}))
+        let summary = names.map(|name| format!("`{name}`")).join(", ");
+        FormDescription::new(format!("one of {summary}"), json!({"enum": names}))
     }
 }
 
-const NETWORK: Text<IpNet> = Text { read: read_network, show: shown, words: "a network or an address" };
+const NETWORK: Text<IpNet> = Text { read: read_network, show: shown, summary: "a network or an address" };
 
 fn loopback() -> Vec<IpNet> {
     let v4 = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
     vec![v4.into(), Ipv6Net::from(Ipv6Addr::LOCALHOST).into()]
 }
 
-/// A network, or an address, which is a network of one.
+/// A network or a single address.
 fn read_network(cursor: &Cursor<'_>) -> Read<IpNet> {
     let text = cursor.text()?;
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));

@@ -1,4 +1,4 @@
-//! The realms of a provider that stands for many issuers.
+//! The realms of a provider whose issuer is a template.
 
 use serde_json::json;
 
@@ -7,18 +7,18 @@ use super::forms::text_schema;
 use super::section::{Form, FormDescription};
 use super::yaml::Yaml;
 use super::{AllowedRealms, KeySource, RealmKeys, Realms, Template};
-use portcullis_core::rules::WholeRegex;
+use portcullis_core::rules::FullMatchRegex;
 use portcullis_engine::authorizer::PLACEHOLDER;
 use portcullis_engine::keys::names::{MAX_REALM_NAME_BYTES, RealmName};
 
-/// Realms whose keys are held at one time, by default.
-pub(super) const DEFAULT_MOST: usize = 256;
+/// The default number of realms whose keys are cached at once.
+pub(super) const DEFAULT_MAX_REALMS: usize = 256;
 
-/// The realms of a provider; `None` of one that stands for itself. The URLs of its keys have been read as
-/// they stand, with the placeholder in them.
+/// The realms of a provider; `None` for a provider with one issuer. The URLs of its keys still contain the
+/// placeholder.
 pub(super) fn make_realms(
     allowed: Read<Option<AllowedRealms>>,
-    most: Read<usize>,
+    max: Read<usize>,
     mapping: &Mapping<'_>,
     issuer: &str,
     keys: &KeySource,
@@ -27,26 +27,24 @@ pub(super) fn make_realms(
         if issuer.contains(PLACEHOLDER) {
             return mapping.refuse_at(
                 "issuer",
-                "`{realm}` stands for one whole segment of the path, once: https://sso.example.com/realms/{realm}",
+                "`{realm}` has to be one complete path segment, used once: https://sso.example.com/realms/{realm}",
             );
         }
         return match ["realms", "max_realms"].into_iter().find(|key| mapping.get(key).is_some()) {
             None => Ok(None),
             Some(key) => mapping
-                .refuse_at(key, "goes with `{realm}` in the issuer: https://sso.example.com/realms/{realm}"),
+                .refuse_at(key, "requires `{realm}` in the issuer: https://sso.example.com/realms/{realm}"),
         };
     };
     if mapping.get("realms").is_none() {
-        return mapping.refuse(
-            "`realms` is missing: the realms that `{realm}` stands for, or a pattern for their names",
-        );
+        return mapping.refuse("`realms` is missing: the names of the realms, or a pattern for them");
     }
     let keys = read_realm_keys(mapping, keys)?;
-    // Where it is not there, that was told.
-    allowed?.map(|allowed| Ok(Realms { issuer: template, keys, allowed, most: most? })).transpose()
+    // An absent value has been reported.
+    allowed?.map(|allowed| Ok(Realms { issuer: template, keys, allowed, most: max? })).transpose()
 }
 
-/// The names of realms: a list, or an expression for whole names.
+/// The names of realms: a list, or a regular expression for complete names.
 pub(super) struct RealmNames;
 
 impl Form for RealmNames {
@@ -65,18 +63,18 @@ impl Form for RealmNames {
 
     fn describe(&self) -> FormDescription {
         let schema = json!({"anyOf": [text_schema(), {"type": "array", "items": text_schema()}]});
-        FormDescription::new("a list of names, or a regular expression for their whole names", schema)
+        FormDescription::new("a list of names, or a regular expression for complete names", schema)
     }
 }
 
 fn read_realm_keys(mapping: &Mapping<'_>, keys: &KeySource) -> Read<RealmKeys> {
-    let written =
-        |key: &str| mapping.need(key, "where the keys of a realm are").and_then(|cursor| cursor.text());
-    let template = |key: &str| match Template::parse(&written(key)?) {
+    let text_of =
+        |key: &str| mapping.required(key, "the URL of a realm's keys").and_then(|cursor| cursor.text());
+    let template = |key: &str| match Template::parse(&text_of(key)?) {
         Some(template) => Ok(template),
         None => mapping.refuse_at(
             key,
-            "needs `{realm}` as one whole segment of its path, once: each realm has keys of its own",
+            "needs `{realm}` as one complete path segment, once: each realm has its own keys",
         ),
     };
     match keys {
@@ -85,18 +83,17 @@ fn read_realm_keys(mapping: &Mapping<'_>, keys: &KeySource) -> Read<RealmKeys> {
             template("discovery_uri").map(RealmKeys::Discovery)
         }
         KeySource::Discovery(_) => {
-            let issuer = written("issuer")?;
-            let below = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
-            match Template::parse(&below) {
+            let issuer = text_of("issuer")?;
+            let discovery_url = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
+            match Template::parse(&discovery_url) {
                 Some(template) => Ok(RealmKeys::Discovery(template)),
-                None => mapping.refuse_at("issuer", "keys cannot be discovered below it"),
+                None => mapping.refuse_at("issuer", "it cannot be the base of a discovery URL"),
             }
         }
-        KeySource::File(_) => {
-            mapping.refuse_at("jwks_file", "has the keys of one issuer: realms need a URL with `{realm}`")
-        }
+        KeySource::File(_) => mapping
+            .refuse_at("jwks_file", "contains the keys of one issuer: realms need a URL with `{realm}`"),
         KeySource::Inline(_) => {
-            mapping.refuse_at("jwks", "has the keys of one issuer: realms need a URL with `{realm}`")
+            mapping.refuse_at("jwks", "contains the keys of one issuer: realms need a URL with `{realm}`")
         }
     }
 }
@@ -114,7 +111,7 @@ fn read_allowed(cursor: &Cursor<'_>) -> Read<AllowedRealms> {
         let empty = "an empty list allows no realm: name at least one";
         return cursor.list(empty, name, |a, b| a == b).map(AllowedRealms::Listed);
     }
-    match WholeRegex::parse(&cursor.text()?) {
+    match FullMatchRegex::parse(&cursor.text()?) {
         Ok(pattern) => Ok(AllowedRealms::Matching(pattern)),
         Err(error) => cursor.refuse(format!("expected a list of realms, or a regular expression: {error}")),
     }

@@ -1,4 +1,4 @@
-//! The `responses` section: how a denial looks.
+//! The `responses` section: the content of denials.
 
 use std::collections::HashMap;
 
@@ -17,11 +17,11 @@ use super::providers::{REALM, header_name};
 use super::section::{Form, FormDescription, section};
 use super::yaml::{Yaml, own_key};
 
-/// The longest body of a denial, in bytes, and the longest value of a header.
+/// The largest body of a denial and the largest value of a header, in bytes.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 const MAX_VALUE_BYTES: usize = 8 * 1024;
 
-/// Made here from the reason, or of the connection.
+/// Headers that are derived from the reason, or that belong to the connection.
 const RESERVED: [&str; 15] = [
     "www-authenticate",
     "retry-after",
@@ -37,31 +37,31 @@ const RESERVED: [&str; 15] = [
     "proxy-connection",
     "http2-settings",
     "cache-control",
-    // A cookie of a refusal would be set in the name of whichever application was asked for.
+    // A cookie in a denial would be set for the requested application.
     "set-cookie",
 ];
 
-/// Instructions to NGINX and to Envoy.
+/// Instructions for NGINX and Envoy.
 const RESERVED_PREFIXES: [&str; 2] = ["x-accel-", "x-envoy-"];
 
 section! {
-    /// How a denial looks.
+    /// The content of denials.
     "Responses": Responses,
     read through ResponsesDraft by make_responses,
     printed through ResponsesShown by show_responses,
     later ["cors", "decision_id_header"] {
         /// The realm of challenges.
         realm: String = REALM, default(Responses::default().realm);
-        /// The HTTP status when the issuer's keys cannot be had.
-        keys_unavailable_status: usize = Count { least: 400, most: 599 },
+        /// The HTTP status if the issuer's keys are unavailable.
+        keys_unavailable_status: usize = Count { min: 400, max: 599 },
             default(Responses::default().keys_unavailable_status.into());
-        /// The URL of the resource's metadata (RFC 9728), which challenges name. Left out: none.
+        /// The URL of the resource's metadata (RFC 9728), for challenges. Default: none.
         resource_metadata: Url = MetadataUrl, optional;
-        /// Bodies by reason, instead of the default one.
+        /// Bodies by reason; they replace the default one.
         body: Vec<(Refusal, CustomBody)> = ByReason {
-            of: Text { read: read_body, show: |body| body.text.clone(), words: "a text" },
+            of: Text { read: read_body, show: |body| body.text.clone(), summary: "a text" },
         }, unless(Vec::new());
-        /// Headers by reason, besides the default ones.
+        /// Headers by reason; they are added to the default ones.
         headers: Vec<(Refusal, Vec<(HeaderName, HeaderValue)>)> = ByReason { of: HeaderValues }, unless(Vec::new());
     }
 }
@@ -86,7 +86,7 @@ fn make_responses(draft: ResponsesDraft, _: &Mapping<'_>) -> Read<Responses> {
 
 fn show_responses(responses: &Responses) -> ResponsesShown {
     let Responses { realm, keys_unavailable_status, resource_metadata, custom } = responses.clone();
-    // In the order of the reasons, so that two prints of one configuration are the same.
+    // In the order of the reasons, so that the output is deterministic.
     let custom = || Refusal::all().filter_map(|refusal| Some((refusal, custom.get(&refusal)?)));
     let body: Vec<_> =
         custom().filter_map(|(refusal, denial)| Some((refusal, denial.body.clone()?))).collect();
@@ -122,7 +122,7 @@ impl Form for MetadataUrl {
     }
 }
 
-/// A mapping from reasons to something.
+/// A mapping of reasons to values.
 struct ByReason<F> {
     of: F,
 }
@@ -150,16 +150,16 @@ impl<F: Form> Form for ByReason<F> {
     }
 
     fn describe(&self) -> FormDescription {
-        let FormDescription { words, schema, sections } = self.of.describe();
+        let FormDescription { summary, schema, sections } = self.of.describe();
         FormDescription {
-            words: format!("a mapping of reasons to: {words}"),
+            summary: format!("a mapping of reasons to: {summary}"),
             schema: json!({"type": "object", "additionalProperties": schema}),
             sections,
         }
     }
 }
 
-/// Headers with their values.
+/// Headers and their values.
 struct HeaderValues;
 
 impl Form for HeaderValues {
@@ -184,11 +184,11 @@ impl Form for HeaderValues {
     }
 }
 
-/// It stands in a quoted string of a challenge, and as a URL it has no quote and no backslash.
+/// The URL is a quoted string in a challenge; a URL contains no quote and no backslash.
 fn read_metadata_url(cursor: &Cursor<'_>) -> Read<Url> {
     match cursor.text()?.parse::<Url>() {
         Ok(url) if !url.username().is_empty() || url.password().is_some() => {
-            cursor.refuse("a URL with a user name or a password is not accepted: every client is sent it")
+            cursor.refuse("a URL with a user name or a password is not accepted: it is sent to every client")
         }
         Ok(url) if matches!(url.scheme(), "https" | "http") && url.fragment().is_none() => Ok(url),
         _ => cursor.refuse(
@@ -215,7 +215,7 @@ fn read_header(entry: Entry<'_>) -> Read<(HeaderName, HeaderValue)> {
         || RESERVED_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
     {
         return entry.refuse_key(
-            "this header is made by Portcullis, belongs to the connection or tells the proxy what to do: leave it out",
+            "this header is set by Portcullis, belongs to the connection or instructs the proxy: remove it",
         );
     }
     match header_value(&entry.value.text()?) {

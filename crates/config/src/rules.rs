@@ -1,4 +1,4 @@
-//! The `rules` section: who may do what.
+//! The `rules` section: authorization rules.
 
 use std::collections::HashMap;
 
@@ -11,13 +11,13 @@ use portcullis_core::validation::provider::ClaimPath;
 use serde_json::json;
 
 use super::cursor::{Cursor, Entry, Mapping, Read, all};
-use super::dangers::warn_of_rules;
-use super::forms::{Each, List, Sub, Text, Words, any_text, equal, shown, text_schema};
+use super::forms::{Choice, Each, List, Sub, Text, any_text, equal, shown, text_schema};
 use super::providers::{NAME, read_token};
 use super::section::{Form, FormDescription, Section, section};
+use super::warnings::warn_of_rules;
 use super::yaml::{Yaml, own_key};
 
-/// The rules, whose names are unique.
+/// The rules, with unique names.
 pub(super) struct RuleList;
 
 impl Form for RuleList {
@@ -31,7 +31,7 @@ impl Form for RuleList {
         for (element, rule) in elements.iter().zip(&rules) {
             let Ok(rule) = rule else { continue };
             if let Some(line) = first.insert(&rule.name, element.line()) {
-                unique = element.refuse(format!("another rule, in line {line}, has this name already"));
+                unique = element.refuse(format!("another rule, in line {line}, has the same name"));
             }
         }
         unique?;
@@ -49,14 +49,14 @@ impl Form for RuleList {
     }
 }
 
-/// Refuses names of providers that there are not, also in rules that are wrong elsewhere. A provider that is wrong elsewhere
-/// has its name all the same.
+/// Refuses unknown names of providers, also in rules that are invalid elsewhere. A provider that is invalid
+/// elsewhere still has its name.
 pub(super) fn check_provider_names(root: &Cursor<'_>) {
     fn list<'a>(cursor: Option<Cursor<'a>>) -> Option<Vec<Cursor<'a>>> {
         cursor.filter(Cursor::is_list).and_then(|list| list.elements().ok())
     }
     let Some(providers) = list(root.peek("providers")) else { return };
-    // Where a name cannot be read, that is what is told, and not of whom names it.
+    // If a name cannot be read, only that is reported, not the rules that use it.
     let names: Option<Vec<String>> =
         providers.iter().map(|provider| provider.peek("name")?.peek_text().ok()).collect();
     let Some(names) = names else { return };
@@ -65,35 +65,36 @@ pub(super) fn check_provider_names(root: &Cursor<'_>) {
             let Ok(name) = named.peek_text() else { continue };
             if !names.contains(&name) {
                 let known = names.join(", ");
-                let _told = named.refuse::<()>(format!("no provider has this name; there are: {known}"));
+                let _reported =
+                    named.refuse::<()>(format!("no provider has this name; known names: {known}"));
             }
         }
     }
 }
 
 section! {
-    /// One rule. The first that matches counts; without a match a valid token of any provider is enough.
+    /// One rule. The first rule that matches applies; without a match a valid token of any provider is enough.
     "Rule": Rule,
     read through RuleDraft by make_rule,
     printed through RuleShown by show_rule,
     later ["audiences", "by_name", "stream_lifetime", "mode", "external_url", "resource"] {
-        /// Its name in logs, and what a route names it by.
-        name: String = NAME, required("how logs and the proxy's `portcullis_rule` call the rule");
-        /// The requests that it is about: those that fit every part. Left out: all.
+        /// Its name in logs, by which a route can name it.
+        name: String = NAME, required("its name in logs and in the proxy's `portcullis_rule`");
+        /// The requests that the rule applies to: those that match every part; all if absent.
         matches as "match": Match = Sub::<Match>::NEW, unless(Match::default());
-        /// Whether it also judges requests whose path programs read differently.
-        ambiguous_paths: bool = Words(&[("allow", true), ("refuse", false)]), unless(false);
-        /// Everybody passes, or every CORS preflight; no token is looked at.
-        allow: Effect = Words(&ALLOWED), optional;
-        /// Nobody passes.
+        /// Whether the rule accepts ambiguous paths, which programs interpret differently.
+        ambiguous_paths: bool = Choice(&[("allow", true), ("refuse", false)]), unless(false);
+        /// Every request is allowed, or every CORS preflight; no token is evaluated.
+        allow: Effect = Choice(&ALLOWED), optional;
+        /// Every request is denied.
         deny: Effect = Always, optional;
-        /// The providers whose tokens count. Left out: every one.
+        /// The providers whose tokens are accepted; all if absent.
         providers: Vec<String> = List {
             of: any_text("a provider's name"),
-            empty: "an empty list lets nobody in; leave the key out for every provider",
+            empty: "an empty list denies every token; remove the key to accept every provider",
             same: equal,
         }, unless(Vec::new());
-        /// What a valid token has to meet; all of it.
+        /// The requirements for a valid token; all have to be met.
         require: Requirements = Sub::<Requirements>::NEW, unless(Requirements::default());
     }
 }
@@ -113,16 +114,16 @@ fn make_effect(
     require: Read<Requirements>,
     mapping: &Mapping<'_>,
 ) -> Read<Effect> {
-    let given =
+    let present =
         ["allow", "deny", "providers", "require"].into_iter().filter(|key| mapping.get(key).is_some());
     let (allow, deny, providers, require) = (allow?, deny?, providers?, require?);
     let Some(effect) = allow.or(deny) else {
         return Ok(Effect::Require(Requirements { providers, ..require }));
     };
-    // The first is the effect itself.
-    match given.into_iter().nth(1) {
+    // The first key is the effect itself.
+    match present.into_iter().nth(1) {
         None => Ok(effect),
-        Some(other) => mapping.refuse_at(other, "has no effect beside `allow` or `deny`: keep one"),
+        Some(other) => mapping.refuse_at(other, "has no effect with `allow` or `deny`: keep one"),
     }
 }
 
@@ -149,7 +150,7 @@ fn show_rule(rule: &Rule) -> RuleShown {
     shown
 }
 
-/// `true` and nothing else: nobody passes.
+/// Only `true`: every request is denied.
 struct Always;
 
 impl Form for Always {
@@ -158,7 +159,7 @@ impl Form for Always {
     fn read(&self, cursor: &Cursor<'_>) -> Read<Effect> {
         match cursor.boolean()? {
             true => Ok(Effect::Deny),
-            false => cursor.refuse("expected `true`; to deny nothing, take the key out"),
+            false => cursor.refuse("expected `true`; to deny nothing, remove the key"),
         }
     }
 
@@ -172,36 +173,36 @@ impl Form for Always {
 }
 
 section! {
-    /// Which requests a rule is about: those that fit every part. Of the three paths one may be there.
+    /// The requests that a rule applies to: those that match every part. Only one of the three paths is allowed.
     "Match": Match,
     read through MatchDraft by make_match,
     printed through MatchShown by show_match,
     later ["headers"] {
         /// This path, in canonical form.
-        path: PathPattern = Path { read: PathPattern::exact, words: "a path" }, optional;
-        /// This path and all below it, by whole segments.
-        path_prefix: PathPattern = Path { read: PathPattern::prefix, words: "a path" }, optional;
-        /// A regular expression for the whole path.
-        path_regex: PathPattern = Path { read: PathPattern::regex, words: "a regular expression" }, optional;
-        /// Compared with their case; GET stands for HEAD too. Left out: every method.
+        path: PathPattern = Path { read: PathPattern::exact, summary: "a path" }, optional;
+        /// This path and all paths below it, by complete segments.
+        path_prefix: PathPattern = Path { read: PathPattern::prefix, summary: "a path" }, optional;
+        /// A regular expression for the complete path.
+        path_regex: PathPattern = Path { read: PathPattern::regex, summary: "a regular expression" }, optional;
+        /// Methods in upper case; GET also matches HEAD. Every method if absent.
         methods: Vec<String> = List {
-            of: Text { read: read_method, show: shown, words: "a method in upper case" },
-            empty: "an empty list matches nothing; leave the key out for every method",
+            of: Text { read: read_method, show: shown, summary: "a method in upper case" },
+            empty: "an empty list matches nothing; remove the key for every method",
             same: equal,
         }, unless(Vec::new());
-        /// Hosts without ports; *.example.com is every host below it. Left out: every host.
+        /// Hosts without ports; *.example.com is every host below it. Every host if absent.
         hosts: Vec<HostPattern> = List {
-            of: Text { read: read_host, show: shown, words: "a host" },
-            empty: "an empty list matches nothing; leave the key out for every host",
+            of: Text { read: read_host, show: shown, summary: "a host" },
+            empty: "an empty list matches nothing; remove the key for every host",
             same: equal,
         }, unless(Vec::new());
     }
 }
 
-/// A path of one of the three kinds.
+/// A path pattern of one of the three kinds.
 struct Path {
     read: fn(&str) -> Result<PathPattern, String>,
-    words: &'static str,
+    summary: &'static str,
 }
 
 impl Form for Path {
@@ -223,7 +224,7 @@ impl Form for Path {
     }
 
     fn describe(&self) -> FormDescription {
-        FormDescription::new(self.words, text_schema())
+        FormDescription::new(self.summary, text_schema())
     }
 }
 
@@ -255,7 +256,7 @@ fn show_match(matches: &Match) -> MatchShown {
     shown
 }
 
-/// In upper case: methods are compared with their case (RFC 9110 §9.1), and `get` is no method that there is.
+/// A method in upper case: methods are case-sensitive (RFC 9110 §9.1), and `get` does not exist.
 fn read_method(cursor: &Cursor<'_>) -> Read<String> {
     let method = read_token(cursor)?;
     let upper = method.to_ascii_uppercase();
@@ -273,24 +274,24 @@ fn read_host(cursor: &Cursor<'_>) -> Read<HostPattern> {
 }
 
 section! {
-    /// What a valid token has to meet; all of it.
+    /// The requirements for a valid token; all have to be met.
     "Require": Requirements,
     read through RequireDraft by make_requirements,
     printed through RequireShown by show_requirements,
     later ["acr", "max_age"] {
         /// Each has to be in scope or scp.
         scopes: Vec<String> = List {
-            of: Text { read: read_scope, show: shown, words: "a scope" },
-            empty: "an empty list asks for nothing: take the key out",
+            of: Text { read: read_scope, show: shown, summary: "a scope" },
+            empty: "an empty list requires nothing: remove the key",
             same: equal,
         }, unless(Vec::new());
-        /// Of each claim at least one of these values.
+        /// Each claim needs at least one of its values.
         claims: Vec<ClaimRequirement> = ClaimValues, unless(Vec::new());
         /// A CEL expression over claims, request and now that has to be true.
         condition: Condition = Text {
             read: read_condition,
             show: |condition| condition.source().to_owned(),
-            words: "a CEL expression",
+            summary: "a CEL expression",
         }, optional;
     }
 }
@@ -316,17 +317,17 @@ fn read_condition(cursor: &Cursor<'_>) -> Read<Condition> {
     }
 }
 
-/// A scope-token of RFC 6749 §3.3: it is told in a challenge.
+/// A scope-token of RFC 6749 §3.3, which is sent in a challenge.
 fn read_scope(cursor: &Cursor<'_>) -> Read<String> {
     let scope = cursor.text()?;
-    let plain = |byte: u8| (0x21..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
-    if !scope.bytes().all(plain) {
+    let is_allowed = |byte: u8| (0x21..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
+    if !scope.bytes().all(is_allowed) {
         return cursor.refuse("expected one scope: printable ASCII without spaces, quotes and backslashes");
     }
     Ok(scope)
 }
 
-/// Claims, each with the values of which it has to have one.
+/// Claims, each with its accepted values.
 struct ClaimValues;
 
 impl Form for ClaimValues {
@@ -335,7 +336,7 @@ impl Form for ClaimValues {
     fn read(&self, cursor: &Cursor<'_>) -> Read<Vec<ClaimRequirement>> {
         let entries = cursor.entries()?;
         if entries.is_empty() {
-            return cursor.refuse("an empty mapping asks for nothing: take the key out");
+            return cursor.refuse("an empty mapping requires nothing: remove the key");
         }
         all(entries.into_iter().map(read_claim_requirement))
     }
@@ -366,7 +367,7 @@ fn read_claim_requirement(entry: Entry<'_>) -> Read<ClaimRequirement> {
         Err(message) => entry.refuse_key(message),
     };
     let any_of = if entry.value.is_list() {
-        let empty = "an empty list lets nobody in: name at least one value";
+        let empty = "an empty list denies every token: list at least one value";
         entry.value.list(empty, read_claim_value, |a, b| a == b)
     } else {
         read_claim_value(&entry.value).map(|value| vec![value])

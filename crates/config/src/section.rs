@@ -1,98 +1,102 @@
-//! One description of each section of the configuration: its keys, and for each its meaning, its form and its default. The
-//! reader, the printer, the JSON Schema and the reference page are made of it.
+//! One description of each section of the configuration: its keys with their meaning, form and default. The reader,
+//! the printer, the JSON Schema and the reference page are generated from it.
 
 use serde_json::{Map, Value, json};
 
 use super::cursor::{Cursor, Read};
 use super::yaml::Yaml;
 
-/// A section: a mapping whose keys are known.
+/// A section: a mapping with known keys.
 pub(super) trait Section: Sized {
     /// Its name in the schema and on the reference page.
     const NAME: &'static str;
-    /// What it is about.
-    const ABOUT: &'static str;
+    /// Its description.
+    const DESCRIPTION: &'static str;
 
-    /// Reads it, and reports all that is wrong.
+    /// Reads the section, and reports all errors.
     fn read(cursor: &Cursor<'_>) -> Read<Self>;
 
-    /// Its keys with their values, in the order of the description; those left out that say nothing.
+    /// Its keys and values, in the order of the description; keys that are not set are left out.
     fn print(&self) -> Vec<(String, Yaml)>;
 
     /// Its keys.
     fn keys() -> Vec<Key>;
 
-    /// All of it.
+    /// The complete description.
     fn description() -> Description {
-        Description { name: Self::NAME, about: Self::ABOUT, keys: Self::keys() }
+        Description { name: Self::NAME, description: Self::DESCRIPTION, keys: Self::keys() }
     }
 }
 
-/// A section, for the schema and for people.
+/// A section, for the schema and the reference page.
 pub(super) struct Description {
     pub(super) name: &'static str,
-    pub(super) about: &'static str,
+    pub(super) description: &'static str,
     pub(super) keys: Vec<Key>,
 }
 
 /// A key of a section.
 pub(super) struct Key {
     pub(super) name: &'static str,
-    /// What it means.
-    pub(super) about: &'static str,
+    /// Its description.
+    pub(super) description: &'static str,
     pub(super) form: FormDescription,
-    pub(super) need: Need,
+    pub(super) requirement: Requirement,
 }
 
-/// Whether a key has to be there.
-pub(super) enum Need {
+/// Whether a key is required.
+pub(super) enum Requirement {
     Required,
-    /// What counts where it is left out, as it would be written.
+    /// The value of an absent key, as it would be written.
     Default(String),
     Optional,
 }
 
-/// The form of a value, for the schema and for people.
+/// The form of a value, for the schema and the reference page.
 pub(super) struct FormDescription {
-    /// In a few words.
-    pub(super) words: String,
-    /// As JSON Schema.
+    /// A short description.
+    pub(super) summary: String,
+    /// The JSON Schema.
     pub(super) schema: Value,
-    /// The sections that stand in it.
+    /// The sections inside the value.
     pub(super) sections: Vec<Description>,
 }
 
 impl FormDescription {
-    /// Of a value without sections.
-    pub(super) fn new(words: impl Into<String>, schema: Value) -> Self {
-        Self { words: words.into(), schema, sections: Vec::new() }
+    /// The form of a value without sections.
+    pub(super) fn new(summary: impl Into<String>, schema: Value) -> Self {
+        Self { summary: summary.into(), schema, sections: Vec::new() }
     }
 }
 
-/// How a value is written: read, printed and described alike.
+/// The form of a value: it is read, printed and described in the same way.
 pub(super) trait Form {
-    /// What it is read into.
+    /// The type of the parsed value.
     type Value;
 
-    /// Reads it, and reports what is wrong.
+    /// Reads the value, and reports all errors.
     fn read(&self, cursor: &Cursor<'_>) -> Read<Self::Value>;
 
-    /// Prints what is read as the same.
+    /// Prints the value so that it is read as the same value.
     fn print(&self, value: &Self::Value) -> Yaml;
 
-    /// Says what may stand there.
+    /// Describes the accepted values.
     fn describe(&self) -> FormDescription;
 }
 
 impl Description {
-    /// Its schema; sections within it are references.
+    /// Its JSON Schema; nested sections are references.
     pub(super) fn schema(&self) -> Value {
         let properties: Map<String, Value> =
             self.keys.iter().map(|key| (key.name.to_owned(), key.schema())).collect();
-        let required: Vec<&str> =
-            self.keys.iter().filter(|key| matches!(key.need, Need::Required)).map(|key| key.name).collect();
+        let required: Vec<&str> = self
+            .keys
+            .iter()
+            .filter(|key| matches!(key.requirement, Requirement::Required))
+            .map(|key| key.name)
+            .collect();
         let mut schema = json!({
-            "description": self.about,
+            "description": self.description,
             "type": "object",
             "additionalProperties": false,
             "properties": properties,
@@ -107,26 +111,28 @@ impl Description {
 impl Key {
     fn schema(&self) -> Value {
         let mut schema = self.form.schema.clone();
-        let about = match &self.need {
-            // A section's own defaults stand with its keys.
-            Need::Default(default) if self.form.sections.is_empty() => {
-                format!("{} Default: {default}.", self.about)
+        let description = match &self.requirement {
+            // A section has its own defaults.
+            Requirement::Default(default) if self.form.sections.is_empty() => {
+                format!("{} Default: {default}.", self.description)
             }
-            Need::Default(_) | Need::Required | Need::Optional => self.about.to_owned(),
+            Requirement::Default(_) | Requirement::Required | Requirement::Optional => {
+                self.description.to_owned()
+            }
         };
         if let Some(members) = schema.as_object_mut() {
-            members.insert("description".to_owned(), json!(about));
+            members.insert("description".to_owned(), json!(description));
         }
         schema
     }
 }
 
-/// The need of a key with a default.
-pub(super) fn default_of<F: Form>(form: &F, default: &F::Value) -> Need {
-    Need::Default(form.print(default).inline())
+/// The default of a key.
+pub(super) fn default_of<F: Form>(form: &F, default: &F::Value) -> Requirement {
+    Requirement::Default(form.print(default).inline())
 }
 
-/// Whether a value is another than its default.
+/// Whether a value differs from its default.
 pub(super) fn differs<T: PartialEq>(value: &T, default: &T) -> bool {
     value != default
 }
@@ -146,25 +152,25 @@ pub(super) fn differs<T: PartialEq>(value: &T, default: &T) -> bool {
 /// }
 /// ```
 ///
-/// `default` and `unless` have a default; of the latter only other values are printed. `checked` names a function that
-/// gets the value and the mapping, for what concerns several keys.
+/// `default` and `unless` have a default; with `unless`, only other values are printed. `checked` names a function
+/// that gets the value and the mapping, for checks that involve several keys.
 ///
-/// Where the keys are not the fields of the type, `read through Draft by make, printed through Shown by show` names two
-/// types to be made: in a `Draft` each key is as it was read, and in `Shown` as it is to be printed, `None` where it is not. Then
-/// each key names its type: `field: Type = FORM, need;`.
+/// If the keys are not the fields of the type, `read through Draft by make, printed through Shown by show` names
+/// two types to generate: a `Draft` has every key as it was read, and `Shown` every key as it is printed, `None` if
+/// it is not. Then each key has its type: `field: Type = FORM, requirement;`.
 macro_rules! section {
     (
-        $(#[doc = $about:literal])+
+        $(#[doc = $description:literal])+
         $name:literal: $type:ty $(, checked $check:path)? $(, later [$($later:literal),+ $(,)?])? {
             $(
                 $(#[doc = $docs:literal])+
-                $field:ident $(as $key:literal)?: $form:expr, $need:ident $(($argument:expr))?;
+                $field:ident $(as $key:literal)?: $form:expr, $requirement:ident $(($argument:expr))?;
             )+
         }
     ) => {
         impl $crate::section::Section for $type {
             const NAME: &'static str = $name;
-            const ABOUT: &'static str = section!(@docs $($about)+);
+            const DESCRIPTION: &'static str = section!(@docs $($description)+);
 
             fn read(cursor: &$crate::cursor::Cursor<'_>) -> $crate::cursor::Read<Self> {
                 let mapping = cursor.mapping(
@@ -172,7 +178,7 @@ macro_rules! section {
                     &[$($($later),+)?],
                 )?;
                 $(let $field = section!(
-                    @read mapping, section!(@key $field $($key)?), $form, $need $(($argument))?
+                    @read mapping, section!(@key $field $($key)?), $form, $requirement $(($argument))?
                 );)+
                 let section = Self { $($field: $field?),+ };
                 $($check(&section, &mapping)?;)?
@@ -183,7 +189,7 @@ macro_rules! section {
                 let Self { $($field),+ } = self;
                 let members = [$((
                     section!(@key $field $($key)?),
-                    section!(@print $form, $field, $need $(($argument))?),
+                    section!(@print $form, $field, $requirement $(($argument))?),
                 )),+];
                 members.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
             }
@@ -191,38 +197,38 @@ macro_rules! section {
             fn keys() -> Vec<$crate::section::Key> {
                 vec![$($crate::section::Key {
                     name: section!(@key $field $($key)?),
-                    about: section!(@docs $($docs)+),
+                    description: section!(@docs $($docs)+),
                     form: $crate::section::Form::describe(&$form),
-                    need: section!(@need $form, $need $(($argument))?),
+                    requirement: section!(@requirement $form, $requirement $(($argument))?),
                 }),+]
             }
         }
     };
     (
-        $(#[doc = $about:literal])+
+        $(#[doc = $description:literal])+
         $name:literal: $type:ty,
         read through $draft:ident by $make:path,
         printed through $shown:ident by $show:path
         $(, later [$($later:literal),+ $(,)?])? {
             $(
                 $(#[doc = $docs:literal])+
-                $field:ident $(as $key:literal)?: $value:ty = $form:expr, $need:ident $(($argument:expr))?;
+                $field:ident $(as $key:literal)?: $value:ty = $form:expr, $requirement:ident $(($argument:expr))?;
             )+
         }
     ) => {
-        /// Each key as it was read.
+        /// Every key as it was read.
         struct $draft {
-            $($field: $crate::cursor::Read<section!(@type $need $value)>,)+
+            $($field: $crate::cursor::Read<section!(@type $requirement $value)>,)+
         }
 
-        /// Each key as it is to be printed; `None` where it is not.
+        /// Every key as it is printed; `None` if it is not.
         struct $shown {
             $($field: Option<$value>,)+
         }
 
         impl $crate::section::Section for $type {
             const NAME: &'static str = $name;
-            const ABOUT: &'static str = section!(@docs $($about)+);
+            const DESCRIPTION: &'static str = section!(@docs $($description)+);
 
             fn read(cursor: &$crate::cursor::Cursor<'_>) -> $crate::cursor::Read<Self> {
                 let mapping = cursor.mapping(
@@ -231,7 +237,7 @@ macro_rules! section {
                 )?;
                 let draft = $draft {
                     $($field: section!(
-                        @read mapping, section!(@key $field $($key)?), $form, $need $(($argument))?
+                        @read mapping, section!(@key $field $($key)?), $form, $requirement $(($argument))?
                     ),)+
                 };
                 $make(draft, &mapping)
@@ -249,9 +255,9 @@ macro_rules! section {
             fn keys() -> Vec<$crate::section::Key> {
                 vec![$($crate::section::Key {
                     name: section!(@key $field $($key)?),
-                    about: section!(@docs $($docs)+),
+                    description: section!(@docs $($docs)+),
                     form: $crate::section::Form::describe(&$form),
-                    need: section!(@need $form, $need $(($argument))?),
+                    requirement: section!(@requirement $form, $requirement $(($argument))?),
                 }),+]
             }
         }
@@ -261,15 +267,15 @@ macro_rules! section {
     (@key $field:ident) => { stringify!($field) };
     (@key $field:ident $key:literal) => { $key };
     (@type optional $value:ty) => { Option<$value> };
-    (@type $need:ident $value:ty) => { $value };
+    (@type $requirement:ident $value:ty) => { $value };
 
     (@read $mapping:ident, $key:expr, $form:expr, required($why:expr)) => {
-        $mapping.need($key, $why).and_then(|cursor| $crate::section::Form::read(&$form, &cursor))
+        $mapping.required($key, $why).and_then(|cursor| $crate::section::Form::read(&$form, &cursor))
     };
     (@read $mapping:ident, $key:expr, $form:expr, optional) => {
         $mapping.optional($key, |cursor| $crate::section::Form::read(&$form, &cursor))
     };
-    (@read $mapping:ident, $key:expr, $form:expr, $need:ident($default:expr)) => {
+    (@read $mapping:ident, $key:expr, $form:expr, $requirement:ident($default:expr)) => {
         $mapping.or($key, || $default, |cursor| $crate::section::Form::read(&$form, &cursor))
     };
 
@@ -279,13 +285,13 @@ macro_rules! section {
     (@print $form:expr, $field:ident, unless($default:expr)) => {
         $crate::section::differs($field, &$default).then(|| $crate::section::Form::print(&$form, $field))
     };
-    (@print $form:expr, $field:ident, $need:ident($argument:expr)) => {
+    (@print $form:expr, $field:ident, $requirement:ident($argument:expr)) => {
         Some($crate::section::Form::print(&$form, $field))
     };
 
-    (@need $form:expr, required($why:expr)) => { $crate::section::Need::Required };
-    (@need $form:expr, optional) => { $crate::section::Need::Optional };
-    (@need $form:expr, $need:ident($default:expr)) => {
+    (@requirement $form:expr, required($why:expr)) => { $crate::section::Requirement::Required };
+    (@requirement $form:expr, optional) => { $crate::section::Requirement::Optional };
+    (@requirement $form:expr, $requirement:ident($default:expr)) => {
         $crate::section::default_of(&$form, &$default)
     };
 }
@@ -294,58 +300,60 @@ pub(super) use section;
 
 #[cfg(test)]
 mod tests {
-    use super::super::cursor::{Cursor, Findings};
+    use super::super::cursor::{Cursor, ReadContext};
     use super::super::document;
     use super::super::forms::{Count, Flag};
-    use super::{Need, Section};
+    use super::{Requirement, Section};
 
     #[derive(Debug, PartialEq)]
     struct Sample {
         size: usize,
         loud: bool,
-        most: Option<usize>,
+        max: Option<usize>,
     }
 
     section! {
         /// A section of this test.
         "Sample": Sample, later ["colour"] {
             /// How many.
-            size: Count { least: 1, most: 9 }, required("how many");
-            /// Whether it is heard.
+            size: Count { min: 1, max: 9 }, required("how many");
+            /// Whether it is loud.
             loud as "is_loud": Flag, unless(false);
             /// No more than these.
-            most: Count { least: 1, most: 9 }, optional;
+            max: Count { min: 1, max: 9 }, optional;
         }
     }
 
     fn read(text: &str) -> Result<Sample, Vec<String>> {
         let (root, _) = document::parse(text);
         let root = root.expect("YAML");
-        let findings = Findings::new(&|_| None);
-        let read = Sample::read(&Cursor::root(&root, &findings));
-        let errors = findings.into_parts().errors;
+        let context = ReadContext::new(&|_| None);
+        let read = Sample::read(&Cursor::root(&root, &context));
+        let errors = context.into_parts().errors;
         read.map_err(|_| errors.iter().map(ToString::to_string).collect())
     }
 
     #[test]
-    fn a_key_that_is_described_is_read_printed_and_in_the_schema() {
+    fn a_described_key_is_read_printed_and_in_the_schema() {
         let sample = read("{size: 3, is_loud: true}").expect("valid");
-        assert_eq!(sample, Sample { size: 3, loud: true, most: None });
+        assert_eq!(sample, Sample { size: 3, loud: true, max: None });
         let printed: Vec<String> =
             sample.print().iter().map(|(key, value)| format!("{key}: {}", value.inline())).collect();
         assert_eq!(printed, ["size: 3", "is_loud: true"]);
         let description = Sample::description();
         let names: Vec<&str> = description.keys.iter().map(|key| key.name).collect();
-        assert_eq!(names, ["size", "is_loud", "most"]);
-        assert!(matches!(&description.keys[1].need, Need::Default(default) if default == "false"));
+        assert_eq!(names, ["size", "is_loud", "max"]);
+        assert!(
+            matches!(&description.keys[1].requirement, Requirement::Default(default) if default == "false")
+        );
         let schema = description.schema();
         assert_eq!(schema["required"], serde_json::json!(["size"]));
-        assert_eq!(schema["properties"]["is_loud"]["description"], "Whether it is heard. Default: false.");
+        assert_eq!(schema["properties"]["is_loud"]["description"], "Whether it is loud. Default: false.");
     }
 
     #[test]
-    fn all_that_is_wrong_with_a_section_is_told_at_once_where_it_stands() {
-        let errors = read("{is_loud: maybe, most: 10, colour: red, siez: 1}").expect_err("wrong");
+    fn all_errors_of_a_section_are_reported_with_their_places() {
+        let errors = read("{is_loud: maybe, max: 10, colour: red, siez: 1}").expect_err("wrong");
         for part in [
             "`size` is missing",
             "`true` or `false`",

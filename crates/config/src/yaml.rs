@@ -1,32 +1,32 @@
-//! Values as they are written: YAML that is read again as the same.
+//! Prints values as YAML that is parsed as the same values.
 
 use std::fmt::Display;
 
 /// A value of a configuration as YAML.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Yaml {
-    /// A scalar as it stands in the file.
+    /// A scalar as it is written.
     Scalar(String),
     /// A list.
     List(Vec<Yaml>),
-    /// A mapping; keys as they stand in the file.
+    /// A mapping; keys as they are written.
     Mapping(Vec<(String, Yaml)>),
-    /// A value of which something is left out, and the comment that says so.
-    Without(String, Box<Yaml>),
+    /// A value with a part left out, and a comment that says so.
+    Redacted(String, Box<Yaml>),
 }
 
 impl Yaml {
-    /// Text. A JSON string is a YAML string; and what was expanded must not be expanded again.
+    /// Text. A JSON string is a YAML string; `${` is escaped because expanded text must not be expanded again.
     pub(super) fn text(text: impl Display) -> Self {
         Yaml::Scalar(serde_json::Value::from(text.to_string().replace("${", "$${")).to_string())
     }
 
-    /// A number, a truth or a word, which needs no quotes.
+    /// A number, a boolean or a word that needs no quotes.
     pub(super) fn word(word: impl Display) -> Self {
         Yaml::Scalar(word.to_string())
     }
 
-    /// In one line, as it stands within brackets.
+    /// The value on one line.
     pub(super) fn inline(&self) -> String {
         match self {
             Yaml::Scalar(text) => text.clone(),
@@ -37,7 +37,7 @@ impl Yaml {
                 let members = members.iter().map(|(key, value)| format!("{key}: {}", value.inline()));
                 format!("{{{}}}", members.collect::<Vec<_>>().join(", "))
             }
-            Yaml::Without(_, value) => value.inline(),
+            Yaml::Redacted(_, value) => value.inline(),
         }
     }
 
@@ -46,12 +46,12 @@ impl Yaml {
             Yaml::Scalar(_) => false,
             Yaml::List(items) => items.iter().any(|item| matches!(item, Yaml::Mapping(_))),
             Yaml::Mapping(members) => !members.is_empty(),
-            Yaml::Without(_, value) => value.is_block(),
+            Yaml::Redacted(_, value) => value.is_block(),
         }
     }
 }
 
-/// The key of a mapping whose keys are the user's own. It is not expanded.
+/// A user-defined key of a mapping. It is not expanded.
 pub(super) fn own_key(text: impl Display) -> String {
     serde_json::Value::from(text.to_string()).to_string()
 }
@@ -69,17 +69,17 @@ fn write_members(lines: &mut Vec<String>, members: &[(String, Yaml)]) {
     }
 }
 
-/// A key may be longer than the 1,024 characters that YAML takes without being told that it is one.
+/// A key may exceed the 1,024 characters that YAML allows for an implicit key.
 fn write_member(lines: &mut Vec<String>, key: &str, value: &Yaml) {
-    const LONGEST: usize = 1_000;
+    const MAX_CHARS: usize = 1_000;
     let value = match value {
-        Yaml::Without(comment, value) => {
+        Yaml::Redacted(comment, value) => {
             lines.push(format!("# {comment}"));
             value
         }
         value => value,
     };
-    if key.chars().count() > LONGEST {
+    if key.chars().count() > MAX_CHARS {
         lines.push(format!("? {key}"));
         lines.push(format!(": {}", value.inline()));
         return;
@@ -92,9 +92,9 @@ fn write_member(lines: &mut Vec<String>, key: &str, value: &Yaml) {
         }
         Yaml::Mapping(members) => {
             lines.push(format!("{key}:"));
-            let mut within = Vec::new();
-            write_members(&mut within, members);
-            lines.extend(within.iter().map(|line| format!("  {line}")));
+            let mut nested = Vec::new();
+            write_members(&mut nested, members);
+            lines.extend(nested.iter().map(|line| format!("  {line}")));
         }
         other => lines.push(format!("{key}: {}", other.inline())),
     }
@@ -104,15 +104,15 @@ fn write_item(lines: &mut Vec<String>, item: &Yaml) {
     let Yaml::Mapping(members) = item else {
         return lines.push(format!("  - {}", item.inline()));
     };
-    let mut within = Vec::new();
-    write_members(&mut within, members);
-    // A comment cannot stand between the dash and the first key.
-    if within.first().is_some_and(|line| line.starts_with('#')) {
+    let mut nested = Vec::new();
+    write_members(&mut nested, members);
+    // A comment cannot be between the dash and the first key.
+    if nested.first().is_some_and(|line| line.starts_with('#')) {
         lines.push("  -".to_owned());
-        return lines.extend(within.iter().map(|line| format!("    {line}")));
+        return lines.extend(nested.iter().map(|line| format!("    {line}")));
     }
-    let marks = std::iter::once("  - ").chain(std::iter::repeat("    "));
-    lines.extend(within.iter().zip(marks).map(|(line, mark)| format!("{mark}{line}")));
+    let prefixes = std::iter::once("  - ").chain(std::iter::repeat("    "));
+    lines.extend(nested.iter().zip(prefixes).map(|(line, prefix)| format!("{prefix}{line}")));
 }
 
 #[cfg(test)]
@@ -132,7 +132,7 @@ mod tests {
                     member("e", Yaml::Mapping(vec![member("f", Yaml::word("5m"))])),
                 ])]),
             ),
-            member("g", Yaml::Without("the rest is not shown".to_owned(), Box::new(Yaml::text("h")))),
+            member("g", Yaml::Redacted("the rest is not shown".to_owned(), Box::new(Yaml::text("h")))),
             member("i", Yaml::Mapping(Vec::new())),
         ];
         let expected = "a: 1

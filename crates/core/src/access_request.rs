@@ -1,21 +1,21 @@
-//! What a door hands in: one request that wants to pass, as it was sent.
+//! The input of a decision: one request, as the client sent it.
 //!
-//! Everything is borrowed from the door's own buffers. Nothing here decides.
+//! All data is borrowed from the buffers of the door. This module decides nothing.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use http::HeaderName;
 
-/// What a header holds besides its text, here and in a door's own list: six pointers and as many lengths.
+/// The memory that a header takes besides its text, here and in the list of a door: six pointers and six lengths.
 const HEADER_OVERHEAD: usize = 96;
 
-/// One request that wants to pass.
+/// One request to authorize.
 #[derive(Clone, Debug)]
 pub struct AccessRequest<'a> {
     /// The method.
     pub method: &'a [u8],
-    /// The host that it was sent to, with its port where it names one.
+    /// The host of the request, with its port if it has one.
     pub host: &'a [u8],
     /// The request target with its query, as the proxy received it.
     pub path: &'a [u8],
@@ -23,31 +23,31 @@ pub struct AccessRequest<'a> {
     pub headers: Headers<'a>,
     /// When the door received it.
     pub arrived: Instant,
-    /// How long the proxy waits for the answer, counted from the arrival; `None` where it does not say.
+    /// How long the proxy waits for the answer, counted from the arrival; `None` if unknown.
     pub timeout: Option<Duration>,
-    /// The address of the client, as the proxy knows it; `None` where it does not say.
+    /// The address of the client, as the proxy reports it; `None` if unknown.
     pub source_address: Option<&'a str>,
-    /// The identity that the client's certificate proves to the proxy; `None` where it does not say.
+    /// The identity in the client's certificate, as the proxy reports it; `None` if unknown.
     pub source_principal: Option<&'a str>,
-    /// The rule that the proxy's own configuration names for this request, where it names one.
+    /// The rule that the proxy's own configuration names for this request, if any.
     pub named_rule: Option<&'a [u8]>,
-    /// Who says in headers of its own what the request is; `None` where the door has it at first hand.
+    /// The peer that describes the request in headers of its own; `None` if the door received the request itself.
     pub described_by: Option<IpAddr>,
-    /// Why nobody can judge it, where the proxy did not say what the request is.
-    pub flaw: Option<&'static str>,
-    /// What it holds in memory while it waits, in bytes.
+    /// Why the request cannot be evaluated, if the proxy did not describe it completely.
+    pub description_error: Option<&'static str>,
+    /// The memory that the request takes while it waits, in bytes.
     pub held_bytes: usize,
-    /// What the proxy can take away from the request before the upstream sees it.
+    /// What the proxy can remove from the request before it forwards it.
     pub removal: Removal,
-    /// What becomes of claim headers that the client itself sent.
+    /// What the proxy does with claim headers that the client sent.
     pub claim_headers: ClaimHeaders,
-    /// The headers in which the proxy itself speaks to the door: it overwrites the client's.
-    pub of_the_proxy: &'static [HeaderName],
+    /// The headers that the proxy itself sets for the door: it overwrites the client's.
+    pub set_by_proxy: &'static [HeaderName],
 }
 
 impl<'a> AccessRequest<'a> {
-    /// A request that arrived at this time, from a proxy that says no more than this and can take away what it is told.
-    /// It holds these parts in memory and nothing else.
+    /// A request that arrived at this time, from a proxy that reports nothing else and can remove headers and query
+    /// parameters. It holds these parts in memory and nothing else.
     pub fn new(
         method: &'a [u8],
         host: &'a [u8],
@@ -68,15 +68,15 @@ impl<'a> AccessRequest<'a> {
             source_principal: None,
             named_rule: None,
             described_by: None,
-            flaw: None,
+            description_error: None,
             removal: Removal::HeadersAndQuery,
             claim_headers: ClaimHeaders::Overwritten,
-            of_the_proxy: &[],
+            set_by_proxy: &[],
         }
     }
 }
 
-/// What a proxy can take away from a request when it is told to.
+/// What a proxy can remove from a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Removal {
@@ -88,33 +88,33 @@ pub enum Removal {
     NamedHeaders,
 }
 
-/// What becomes of a claim header that the client itself sent and that the answer sets.
+/// What the proxy does with a claim header that the client sent and that the answer sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClaimHeaders {
-    /// The answer's value takes its place.
+    /// The answer's value replaces it.
     Overwritten,
-    /// Only if the proxy's own configuration names that header, which the door cannot know.
-    PerhapsKept,
+    /// It is replaced only if the proxy's own configuration names the header, which the door cannot know.
+    MaybeKept,
 }
 
 /// What kind of client waits for the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caller {
-    /// Any HTTP client.
+    /// Any client that is not gRPC.
     Http,
-    /// A gRPC client: a proxy makes the gRPC status of the HTTP one.
+    /// A gRPC client: the proxy derives the gRPC status from the HTTP status.
     Grpc,
-    /// A gRPC-Web client, to which the gRPC status is a header.
+    /// A gRPC-Web client, which reads the gRPC status from a header.
     GrpcWeb,
 }
 
-/// The headers of a request, in the order in which they came. Names are compared without their case.
+/// The headers of a request, in the order of arrival. Names are compared without regard to case.
 #[derive(Clone, Debug, Default)]
 pub struct Headers<'a>(Vec<(&'a [u8], &'a [u8])>);
 
 impl<'a> Headers<'a> {
-    /// The values of every header of this name, a lower-case one.
+    /// The values of every header of this name, which is in lower case.
     pub fn all<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a [u8]> + use<'a, 's> {
         self.0
             .iter()
@@ -122,29 +122,29 @@ impl<'a> Headers<'a> {
             .map(|(_, value)| *value)
     }
 
-    /// The value of this header, a lower-case name; `None` where there is none or more than one.
+    /// The value of this header, whose name is in lower case; `None` if it is absent or repeated.
     pub fn only<'s>(&'s self, name: &'s str) -> Option<&'a [u8]> {
         let mut values = self.all(name);
         let value = values.next()?;
         values.next().is_none().then_some(value)
     }
 
-    /// Their names and values together, in bytes.
+    /// The size of all names and values, in bytes.
     pub fn bytes(&self) -> usize {
         self.0.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 
-    /// What they hold in memory, in bytes.
+    /// The memory that they take, in bytes.
     fn held_bytes(&self) -> usize {
         self.0.iter().map(|(name, value)| name.len() + value.len() + HEADER_OVERHEAD).sum()
     }
 
-    /// Whether there is not a single header.
+    /// Whether there are no headers.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Every header's name and value as they were sent.
+    /// The name and value of every header, as they were sent.
     pub fn iter(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + '_ {
         self.0.iter().copied()
     }
@@ -176,7 +176,7 @@ impl<'a> FromIterator<(&'a [u8], &'a [u8])> for Headers<'a> {
 pub(crate) mod tests {
     use super::Instant;
 
-    /// When a request of a test arrived: that makes no difference.
+    /// The arrival time of a test's request; no test depends on it.
     #[allow(clippy::disallowed_methods, reason = "there is no other way to have an instant")]
     pub(crate) fn arrived() -> Instant {
         Instant::now()

@@ -1,11 +1,11 @@
-//! Where a request carries its token: headers with a scheme, cookies, query parameters
-//! (RFC 6750 §2), strictly.
+//! Extracts the token from a request: from headers with a scheme, cookies and query parameters (RFC 6750 §2),
+//! strictly.
 //!
-//! Pure. What is found is still the sender's word. The same token in two places is one token; two
-//! different ones are nobody's to choose from.
+//! Pure. The extracted token is not verified. The same token in two places is one token; two different tokens are
+//! refused.
 //!
-//! Where one source reads a header by a scheme and another reads the same header whole, a value that begins with
-//! that scheme is the first one's alone: no token has a space in it.
+//! If one source reads a header by a scheme and another reads the same header without one, a value that begins with
+//! that scheme belongs to the first source only: no token contains a space.
 
 use std::borrow::Cow;
 
@@ -16,7 +16,7 @@ use percent_encoding::percent_decode;
 use crate::access_request::AccessRequest;
 use crate::validation::provider::TokenSource;
 
-/// A token and every configured place where it stands.
+/// A token and every configured place that contains it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundToken<'a> {
     /// The token's text.
@@ -25,19 +25,19 @@ pub struct FoundToken<'a> {
     pub places: Vec<&'a TokenSource>,
 }
 
-/// Why there is no token to judge.
+/// Why there is no token to validate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NoToken {
-    /// No place has one.
+    /// No place has a token.
     Missing,
-    /// Two places, or one place twice, have different ones (RFC 6750 §2).
+    /// Two places, or one place twice, have different tokens (RFC 6750 §2).
     Several,
-    /// A place has something that cannot be a token.
+    /// A place has text that cannot be a token.
     Malformed,
 }
 
-/// Looks into every place, whichever provider names it.
+/// Searches the places of all providers.
 ///
 /// # Errors
 /// There is not exactly one token.
@@ -59,35 +59,36 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
         };
         match source {
             TokenSource::Header { name, scheme } => {
-                let (mut lines, mut tokens) = (0, 0);
+                let (mut line_count, mut token_count) = (0, 0);
                 for value in request.headers.all(name.as_str()) {
-                    lines += 1;
+                    line_count += 1;
                     let value = value.trim_ascii();
                     let candidate = match scheme {
-                        Some(scheme) => by_scheme(value, scheme).or_else(|| behind_comma(value, scheme)),
-                        None => whole(value, sources.iter().filter_map(|other| scheme_in(name, other))),
+                        Some(scheme) => by_scheme(value, scheme).or_else(|| after_comma(value, scheme)),
+                        None => whole_value(value, sources.iter().filter_map(|other| scheme_in(name, other))),
                     };
                     if let Some(candidate) = candidate {
-                        tokens += 1;
+                        token_count += 1;
                         take(candidate)?;
                     }
                 }
-                // Beside credentials of another scheme: whose the upstream will believe, nobody knows.
-                if tokens > 0 && tokens < lines {
+                // The header also carries credentials of another scheme: it is unknown which line the upstream
+                // uses.
+                if token_count > 0 && token_count < line_count {
                     return Err(NoToken::Several);
                 }
             }
             TokenSource::Cookie(name) => {
-                let is_ours =
+                let is_source_cookie =
                     |(cookie, value): &(&[u8], &[u8])| *cookie == name.as_bytes() && !value.is_empty();
                 for pair in
                     request.headers.all("cookie").flat_map(|header| header.split(|byte| *byte == b';'))
                 {
-                    let cookie = name_and_value(pair).filter(is_ours);
+                    let cookie = name_and_value(pair).filter(is_source_cookie);
                     if let Some((_, value)) = cookie {
                         take(utf8(value).map(Cow::Borrowed))?;
                     }
-                    if behind_commas(pair).any(|cookie| is_ours(&cookie)) {
+                    if after_commas(pair).any(|cookie| is_source_cookie(&cookie)) {
                         take(Err(NoToken::Malformed))?;
                     }
                 }
@@ -98,23 +99,23 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
     found.ok_or(NoToken::Missing)
 }
 
-/// Whether something stands where this source looks, be it a token or not.
-pub fn is_in(request: &AccessRequest<'_>, source: &TokenSource) -> bool {
+/// Whether this source has a value in the request, a token or not.
+pub fn is_present(request: &AccessRequest<'_>, source: &TokenSource) -> bool {
     !matches!(find(request, std::slice::from_ref(source)), Err(NoToken::Missing))
 }
 
 /// The cookies of a header as name and value, without the white space around them (RFC 6265 §4.2.1).
 ///
-/// What stands behind a comma counts as one more cookie: Envoy joins several `Cookie` lines with commas when it asks,
-/// and the upstream gets the lines.
+/// Text after a comma is one more cookie: Envoy joins several `Cookie` lines with commas in its check request, and
+/// the upstream gets the separate lines.
 pub fn cookies(header: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     header
         .split(|byte| *byte == b';')
-        .flat_map(|pair| name_and_value(pair).into_iter().chain(behind_commas(pair)))
+        .flat_map(|pair| name_and_value(pair).into_iter().chain(after_commas(pair)))
 }
 
-/// The cookies that a pair has behind commas, where it is several lines joined.
-fn behind_commas(pair: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+/// The cookies after a comma, if the pair is made of several joined lines.
+fn after_commas(pair: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     pair.split(|byte| *byte == b',').skip(1).filter_map(name_and_value)
 }
 
@@ -126,7 +127,7 @@ fn name_and_value(cookie: &[u8]) -> Option<(&[u8], &[u8])> {
 
 type Candidate<'a> = Result<Cow<'a, str>, NoToken>;
 
-/// The header in which this source looks.
+/// The header that this source reads.
 pub fn source_header(source: &TokenSource) -> Option<HeaderName> {
     match source {
         TokenSource::Header { name, .. } => Some(name.clone()),
@@ -135,7 +136,7 @@ pub fn source_header(source: &TokenSource) -> Option<HeaderName> {
     }
 }
 
-/// The scheme by which this source reads that header.
+/// The scheme that this source expects in that header.
 fn scheme_in<'a>(header: &HeaderName, source: &'a TokenSource) -> Option<&'a str> {
     match source {
         TokenSource::Header { name, scheme } if name == header => scheme.as_deref(),
@@ -143,8 +144,8 @@ fn scheme_in<'a>(header: &HeaderName, source: &'a TokenSource) -> Option<&'a str
     }
 }
 
-/// The whole value; `None` where there is none, or where it is another source's: credentials of its scheme.
-fn whole<'a, 's>(value: &'a [u8], mut schemes: impl Iterator<Item = &'s str>) -> Option<Candidate<'a>> {
+/// The whole value; `None` if it is empty, or if it has credentials of another source's scheme.
+fn whole_value<'a, 's>(value: &'a [u8], mut schemes: impl Iterator<Item = &'s str>) -> Option<Candidate<'a>> {
     let is_under = |scheme: &str| {
         value.split_at_checked(scheme.len()).is_some_and(|(named, rest)| {
             named.eq_ignore_ascii_case(scheme.as_bytes()) && rest.first() == Some(&b' ')
@@ -153,7 +154,7 @@ fn whole<'a, 's>(value: &'a [u8], mut schemes: impl Iterator<Item = &'s str>) ->
     if value.is_empty() || schemes.any(is_under) { None } else { Some(utf8(value).map(Cow::Borrowed)) }
 }
 
-/// `None` where the header carries another scheme, and so no token of this source.
+/// The credentials after the scheme; `None` if the header has another scheme and therefore no token of this source.
 fn by_scheme<'a>(value: &'a [u8], scheme: &str) -> Option<Candidate<'a>> {
     let (named, rest) = value.split_at_checked(scheme.len())?;
     if !named.eq_ignore_ascii_case(scheme.as_bytes()) {
@@ -166,14 +167,14 @@ fn by_scheme<'a>(value: &'a [u8], scheme: &str) -> Option<Candidate<'a>> {
             rest.get(start..).unwrap_or_default()
         }
         None | Some(b'\t' | b',') => return Some(Err(NoToken::Malformed)),
-        // A longer scheme that begins with this one.
+        // Another scheme that begins with the name of this one.
         Some(_) => return None,
     };
     Some(utf8(credentials).map(Cow::Borrowed))
 }
 
-/// A parameter whose name is ours only after decoding is refused: a proxy that is told to remove the
-/// parameter would leave it.
+/// The values of a query parameter. A parameter whose name matches only after decoding is refused: a proxy that is
+/// asked to remove the parameter would not remove it.
 fn query_values<'a>(path: &'a [u8], name: &'a str) -> impl Iterator<Item = Candidate<'a>> {
     let query = path.split(|byte| *byte == b'#').next().unwrap_or_default();
     let query = query
@@ -183,9 +184,9 @@ fn query_values<'a>(path: &'a [u8], name: &'a str) -> impl Iterator<Item = Candi
         .unwrap_or_default();
     query.split(|byte| *byte == b'&').filter_map(move |pair| {
         let mut halves = pair.splitn(2, |byte| *byte == b'=');
-        let (written, value) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
-        if written != name.as_bytes() {
-            let decoded: Cow<'_, [u8]> = percent_decode(written).into();
+        let (raw_name, value) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
+        if raw_name != name.as_bytes() {
+            let decoded: Cow<'_, [u8]> = percent_decode(raw_name).into();
             return (decoded.as_ref() == name.as_bytes()).then_some(Err(NoToken::Malformed));
         }
         if value.is_empty() {
@@ -195,11 +196,11 @@ fn query_values<'a>(path: &'a [u8], name: &'a str) -> impl Iterator<Item = Candi
     })
 }
 
-/// Credentials of this scheme behind those of another are nobody's to choose from: Envoy joins several lines of a header
-/// with commas when it asks, and the upstream gets the lines.
-fn behind_comma<'a>(value: &'a [u8], scheme: &str) -> Option<Candidate<'a>> {
-    let mut behind = value.split(|byte| *byte == b',').skip(1);
-    behind.any(|item| by_scheme(item.trim_ascii(), scheme).is_some()).then_some(Err(NoToken::Malformed))
+/// Refuses credentials of this scheme after those of another scheme: Envoy joins several lines of a header with
+/// commas in its check request, and the upstream gets the separate lines.
+fn after_comma<'a>(value: &'a [u8], scheme: &str) -> Option<Candidate<'a>> {
+    let mut items = value.split(|byte| *byte == b',').skip(1);
+    items.any(|item| by_scheme(item.trim_ascii(), scheme).is_some()).then_some(Err(NoToken::Malformed))
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str, NoToken> {
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn one_token_in_several_places_is_one_and_two_different_ones_are_refused() {
+    fn one_token_in_several_places_is_accepted_and_two_different_ones_are_refused() {
         let sources = [
             TokenSource::default(),
             TokenSource::Cookie("access_token".into()),
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_read_by_a_scheme_and_whole_has_one_token_in_one_line() {
+    fn a_header_read_with_and_without_a_scheme_has_one_token_per_line() {
         use NoToken::{Malformed, Several};
         let header = |scheme: Option<&str>| TokenSource::Header {
             name: AUTHORIZATION,
@@ -310,7 +311,7 @@ mod tests {
                 (&["bearer   a.b.c"], Ok(("a.b.c", 1))),
                 (&["DPoP a.b.c"], Ok(("a.b.c", 1))),
                 (&["a.b.c"], Ok(("a.b.c", 1))),
-                // What is no scheme that a source names is a whole value, and no token in the end.
+                // A scheme that no source names is part of the whole value, which then fails as a token.
                 (&["Basic dTpw"], Ok(("Basic dTpw", 1))),
                 (&["Bearera.b.c"], Ok(("Bearera.b.c", 1))),
                 (&["Bearer"], Err(Malformed)),
@@ -320,21 +321,21 @@ mod tests {
                 (&["Bearer a", "b"], Err(Several)),
                 (&["a", "Bearer b"], Err(Several)),
                 (&["Bearer a", "DPoP b"], Err(Several)),
-                // One token, but which line the upstream believes nobody knows.
+                // One token, but it is unknown which line the upstream uses.
                 (&["Bearer a", "a"], Err(Several)),
             ] {
                 let headers: Vec<_> = lines.iter().map(|line| ("authorization", *line)).collect();
                 check(&headers, "/", sources, expected);
             }
         }
-        // A scheme of another header is none here.
+        // A scheme that is configured for another header does not apply here.
         let x_token = HeaderName::from_static("x-token");
         let other = TokenSource::Header { name: x_token, scheme: Some("Bearer".into()) };
         check(&[("authorization", "Bearer a")], "/", &[header(None), other], Ok(("Bearer a", 1)));
     }
 
     #[test]
-    fn schemes_that_differ_by_case_are_one_and_one_that_begins_another_is_not() {
+    fn schemes_are_compared_without_case_and_not_by_prefix() {
         let header = |scheme: &str| TokenSource::Header { name: AUTHORIZATION, scheme: Some(scheme.into()) };
         let sources = [header("Bearer"), header("bearer")];
         check(&[("authorization", "BEARER a.b.c")], "/", &sources, Ok(("a.b.c", 2)));

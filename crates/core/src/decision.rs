@@ -1,28 +1,29 @@
-//! The decision as a value: a request is evaluated until there is an answer, or until something is lacking that only
-//! somebody who can wait can get.
+//! The decision as a value: a request is evaluated until there is a verdict, or until keys are missing that the
+//! caller has to fetch.
 //!
-//! [`evaluate`] takes the request, the [`Policy`], what keys are in hand and the time. In the usual case that is enough, and
-//! it gives a [`Decision`]. Otherwise it gives a [`KeysNeeded`], which says whose keys and why, and which goes on where it
-//! stood once somebody hands in what it needs ([`KeysNeeded::resume`]). So the same code decides in an async service, on a thread that must not
-//! wait, in an explanation, in a test of every order in which answers can come.
+//! [`evaluate`] takes the request, the [`Policy`], the cached keys and the time. Usually it returns a [`Decision`].
+//! Otherwise it returns a [`KeysNeeded`], which names the provider and the cause; [`KeysNeeded::resume`] continues
+//! the evaluation with the fetched keys. So the same code runs in an async service, on a thread that must not
+//! block, in an explanation, and in tests of every order of answers.
 //!
-//! 1. The rule is chosen ([`crate::rules`]), and the token found ([`crate::bearer_token`]).
-//! 2. It is screened without a key ([`crate::validation`]). What fails here is refused at once, and nobody is asked for keys.
-//! 3. It is verified against the keys in hand. Where these may be too old, newer ones are needed.
-//! 4. The claims are held against what the rule requires, and become headers ([`crate::identity`]).
+//! 1. The rule is chosen ([`crate::rules`]), and the token is extracted ([`crate::bearer_token`]).
+//! 2. The token is screened without a key ([`crate::validation`]). A failure here is refused immediately, and no
+//!    keys are fetched.
+//! 3. The token is verified against the cached keys. If these may be outdated, newer ones are needed.
+//! 4. The claims are checked against the requirements of the rule and become headers ([`crate::identity`]).
 //!
-//! What it looked at is in the [`Record`], which the log and an explanation read. An answer of another kind, such as that of
-//! an introspection (RFC 7662), will be one more variant of [`Evaluation`] with a `resume` of its own.
+//! The [`Record`] keeps what was evaluated, for the log and for explanations. An answer of another kind, such as an
+//! introspection response (RFC 7662), will be one more variant of [`Evaluation`] with its own `resume`.
 //!
 //! # Architecture invariant
-//! Whatever answers come, in whatever order: an allow takes a signature that a key of an answer verified before the token
+//! For any answers in any order, an allow requires a signature that a key of an answer verified before the token
 //! expired, or a rule that needs no token.
 
 mod explained;
 mod policy;
 mod record;
+mod refusals;
 mod steps;
-mod why;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ pub use self::policy::{Policy, RequestLimits, Trusted};
 pub use self::record::{Record, Refused};
 pub use self::steps::{Step, StepName};
 
-use self::record::{ChangesMade, ScreenPassed, TokenFound};
+use self::record::{ChangeCounts, ScreenSummary, TokenSummary};
 use crate::access_request::{AccessRequest, Caller};
 use crate::bearer_token::{self, FoundToken};
 use crate::identity;
@@ -44,19 +45,19 @@ use crate::validation::{
 };
 use crate::verdict::{Allowed, Challenge, DenialResponse, Responses, Verdict};
 
-/// A verdict, and what it was made of.
+/// A verdict and how it was reached.
 #[derive(Clone, Debug)]
 pub struct Decision<'p> {
     /// The answer.
     pub verdict: Verdict,
-    /// What a denial asks for; empty of everything else.
+    /// The content of the challenge in a denial; empty in every other case.
     pub challenge: Challenge,
-    /// What was looked at.
+    /// What was evaluated.
     pub record: Record<'p>,
 }
 
 impl Decision<'_> {
-    /// What lets the request pass, or the denial to send to such a caller.
+    /// The permission, or the denial to send to this kind of client.
     ///
     /// # Errors
     /// The denial.
@@ -75,58 +76,58 @@ impl Decision<'_> {
     }
 }
 
-/// What is in hand for an issuer that a provider has.
+/// The cached state of the issuer of a provider.
 #[derive(Clone, Debug)]
-pub struct InHand {
+pub struct IssuerState {
     /// The rules for its tokens.
     pub provider: Arc<Provider>,
-    /// Its name within a provider that stands for many.
+    /// The realm of the issuer, for a provider with several.
     pub realm: Option<String>,
     /// Its keys.
-    pub keys: KeysInHand,
+    pub keys: CachedKeys,
 }
 
-/// The keys of an issuer that are there.
+/// The cached keys of an issuer.
 #[derive(Clone, Debug)]
-pub enum KeysInHand {
-    /// None yet: the issuer was never asked.
-    NotAsked,
-    /// Those that it gave last; empty where they are too old to count.
+pub enum CachedKeys {
+    /// None: no fetch has been made yet.
+    NotFetched,
+    /// The keys of the latest answer; empty if they are older than `max_stale`.
     Fetched(Arc<KeySet>),
-    /// Those of the configuration: there will never be others.
+    /// Static keys of the configuration, which are never refreshed.
     Fixed(Arc<KeySet>),
 }
 
-/// An answer, or what is lacking for one. Not `non_exhaustive`: who drives it has to say how each thing is got.
+/// A decision, or what is missing for one. Not `non_exhaustive`: the caller has to handle every case.
 #[derive(Clone, Debug)]
 #[must_use = "a request that is not decided has to be refused"]
 pub enum Evaluation<'a> {
-    /// The answer.
+    /// The decision.
     Done(Box<Decision<'a>>),
-    /// Keys are lacking.
+    /// Keys are missing.
     NeedsKeys(Box<KeysNeeded<'a>>),
 }
 
 /// Why keys are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// The issuer has never been asked.
+    /// No fetch has been made yet.
     First,
-    /// The token may be signed by a key that is newer than those that it was held against.
+    /// A key that is newer than the checked ones may have signed the token.
     Newer(StaleCause),
 }
 
-/// Why there are no keys that would change anything.
+/// Why no further keys are available.
 #[derive(Clone, Debug)]
 pub enum NoKeys<'k> {
-    /// There are no newer ones than these, which the token has been held against.
-    NoneNewer(&'k KeySet),
-    /// Nobody can say what the issuer's keys are: why.
+    /// No keys are newer than these, with which the token was checked.
+    UpToDate(&'k KeySet),
+    /// The keys of the issuer are unknown, for this reason.
     Unavailable(Cow<'static, str>),
 }
 
-/// Evaluates a request. `keys` says what is in hand for the issuer that a token names, and is asked once at most; `now` is
-/// `None` where the machine does not know the time, and then no token is judged.
+/// Evaluates a request. `keys` returns the cached state of the issuer that a token names, and is called at most
+/// once; `now` is `None` if the machine does not know the time, and then no token is accepted.
 ///
 /// ```
 /// use std::time::Instant;
@@ -148,19 +149,19 @@ pub enum NoKeys<'k> {
 pub fn evaluate<'a>(
     request: &'a AccessRequest<'a>,
     policy: &'a Policy,
-    keys: impl FnOnce(&str) -> Option<InHand>,
+    keys: impl FnOnce(&str) -> Option<IssuerState>,
     now: Option<UnixTime>,
 ) -> Evaluation<'a> {
     let mut evaluating = InProgress { request, policy, record: Record::default() };
     match evaluating.begin(keys, now) {
         Ok(Progress::Allowed(allowed)) => evaluating.done(Ok(allowed)),
-        Ok(Progress::Lacks(pending)) => KeysNeeded { evaluating, pending }.into(),
+        Ok(Progress::NeedsKeys(pending)) => KeysNeeded { evaluating, pending }.into(),
         Err(refused) => evaluating.done(Err(refused)),
     }
 }
 
-/// A decision that stands still until there are keys. It holds the token's text and a few words, and no claims: what it takes
-/// is bounded by the request's own bytes.
+/// A decision that is suspended until keys are available. It holds the token's text and a few fields, but no
+/// claims: its memory is bounded by the size of the request.
 #[derive(Clone, Debug)]
 pub struct KeysNeeded<'a> {
     evaluating: InProgress<'a>,
@@ -174,32 +175,33 @@ impl<'a> From<KeysNeeded<'a>> for Evaluation<'a> {
 }
 
 impl<'a> KeysNeeded<'a> {
-    /// Whose keys.
+    /// The provider whose keys are needed.
     pub fn provider(&self) -> &Arc<Provider> {
         &self.pending.provider
     }
 
-    /// Why.
+    /// Why they are needed.
     pub fn need(&self) -> Need {
         self.pending.need
     }
 
-    /// The `kid` of the key that it asks for, where it names one.
+    /// The `kid` of the token, if it has one.
     pub fn kid(&self) -> Option<&Kid> {
         self.pending.parked.kid()
     }
 
-    /// The request that is being decided about.
+    /// The request under evaluation.
     pub fn request(&self) -> &'a AccessRequest<'a> {
         self.evaluating.request
     }
 
-    /// Goes on with these keys, at this time. Where they do not verify the token and newer ones may, it stands still again.
+    /// Continues with these keys, at this time. If they do not verify the token and newer ones may, it is suspended
+    /// again.
     pub fn resume(self, keys: &KeySet, now: Option<UnixTime>) -> Evaluation<'a> {
         let Self { mut evaluating, mut pending } = self;
         match evaluating.verify(&pending, keys, now) {
-            Ok(Looked::Verified(allowed)) => evaluating.done(Ok(allowed)),
-            Ok(Looked::Stale(cause)) => {
+            Ok(Verification::Verified(allowed)) => evaluating.done(Ok(allowed)),
+            Ok(Verification::Stale(cause)) => {
                 pending.need = Need::Newer(cause);
                 KeysNeeded { evaluating, pending }.into()
             }
@@ -207,24 +209,24 @@ impl<'a> KeysNeeded<'a> {
         }
     }
 
-    /// Decides without any more keys.
-    pub fn conclude(self, why: NoKeys<'_>) -> Decision<'a> {
+    /// Decides without further keys.
+    pub fn conclude(self, no_keys: NoKeys<'_>) -> Decision<'a> {
         let Self { evaluating, pending } = self;
-        let refused = match why {
-            NoKeys::Unavailable(why) => why::keys_unavailable(why),
-            NoKeys::NoneNewer(keys) => {
+        let refused = match no_keys {
+            NoKeys::Unavailable(cause) => refusals::keys_unavailable(cause),
+            NoKeys::UpToDate(keys) => {
                 let cause = match pending.need {
                     Need::Newer(cause) => cause,
                     Need::First => StaleCause::UnknownKid,
                 };
-                why::stale(cause, pending.parked.kid(), keys)
+                refusals::stale(cause, pending.parked.kid(), keys)
             }
         };
         evaluating.refused(refused)
     }
 }
 
-/// What waits for keys.
+/// A token that waits for keys.
 #[derive(Clone, Debug)]
 struct Pending<'a> {
     provider: Arc<Provider>,
@@ -232,19 +234,19 @@ struct Pending<'a> {
     need: Need,
 }
 
-/// A step's way on.
+/// The result of a step.
 enum Progress<'a> {
     Allowed(Allowed),
-    Lacks(Pending<'a>),
+    NeedsKeys(Pending<'a>),
 }
 
-/// What keys say of a token that waited for them.
-enum Looked {
+/// The result of verifying a token that waited for keys.
+enum Verification {
     Verified(Allowed),
     Stale(StaleCause),
 }
 
-/// What is decided about, and what has been looked at.
+/// A request under evaluation and its record.
 #[derive(Clone, Debug)]
 struct InProgress<'a> {
     request: &'a AccessRequest<'a>,
@@ -272,16 +274,16 @@ impl<'a> InProgress<'a> {
         Decision { verdict: refusal.into(), challenge: policy.challenge(refusal, &record), record }
     }
 
-    /// As far as it gets with what is in hand.
+    /// Evaluates the request as far as the cached keys allow.
     fn begin(
         &mut self,
-        keys: impl FnOnce(&str) -> Option<InHand>,
+        keys: impl FnOnce(&str) -> Option<IssuerState>,
         now: Option<UnixTime>,
     ) -> Result<Progress<'a>, Refused> {
         let (request, policy) = (self.request, self.policy);
-        policy.accept_description(request).map_err(why::indescribable)?;
+        policy.check_description(request).map_err(refusals::request_rejected)?;
         let rule =
-            policy.rules.choose(request).map_err(|rule_rejected| why::rule_rejected(&rule_rejected))?;
+            policy.rules.choose(request).map_err(|rule_rejected| refusals::rule_rejected(&rule_rejected))?;
         self.record.rule = Some(rule);
         if let Some(rule) = rule {
             if let Some(proof) = rule.anonymous() {
@@ -289,36 +291,40 @@ impl<'a> InProgress<'a> {
                 return Ok(Progress::Allowed(Allowed::by_rule(&proof, self.note_changes(changes)?)));
             }
             if rule.effect == Effect::Deny {
-                return Err(why::forbidden(rule));
+                return Err(refusals::denied_by_rule(rule));
             }
         }
         let FoundToken { text, places } =
-            bearer_token::find(request, policy.token_sources()).map_err(why::no_token)?;
-        self.record.token = Some(TokenFound { bytes: text.len(), places });
-        let now = now.ok_or_else(why::clock)?;
+            bearer_token::find(request, policy.token_sources()).map_err(refusals::no_token)?;
+        self.record.token = Some(TokenSummary { bytes: text.len(), places });
+        let now = now.ok_or_else(refusals::clock_not_set)?;
         let token = self.read(text)?;
-        let in_hand = self.choose_provider(&token, keys)?;
-        let provider = in_hand.provider;
+        let issuer = self.select_provider(&token, keys)?;
+        let provider = issuer.provider;
         let screened = self.screen(token, &provider, now)?;
-        let keys = match &in_hand.keys {
-            KeysInHand::Fetched(keys) | KeysInHand::Fixed(keys) => keys,
-            KeysInHand::NotAsked => {
-                self.record.opened = true;
-                return Ok(Progress::Lacks(Pending { provider, parked: screened.park(), need: Need::First }));
+        let keys = match &issuer.keys {
+            CachedKeys::Fetched(keys) | CachedKeys::Fixed(keys) => keys,
+            CachedKeys::NotFetched => {
+                self.record.first_fetch = true;
+                return Ok(Progress::NeedsKeys(Pending {
+                    provider,
+                    parked: screened.park(),
+                    need: Need::First,
+                }));
             }
         };
         match validation::try_validate(&screened, keys, now) {
             Ok(validated) => {
                 self.accept(validated, screened.payload(), &provider, now).map(Progress::Allowed)
             }
-            Err(ValidationError::Permanent(permanent)) => Err(why::meanwhile(&permanent)),
-            Err(ValidationError::Stale(cause)) if matches!(in_hand.keys, KeysInHand::Fixed(_)) => {
-                Err(why::stale(cause, self.record.kid(), keys))
+            Err(ValidationError::Permanent(permanent)) => Err(refusals::invalid_after_wait(&permanent)),
+            Err(ValidationError::Stale(cause)) if matches!(issuer.keys, CachedKeys::Fixed(_)) => {
+                Err(refusals::stale(cause, self.record.kid(), keys))
             }
             Err(ValidationError::Stale(cause)) => {
                 self.record.refreshed_for = Some(cause);
                 let need = Need::Newer(cause);
-                Ok(Progress::Lacks(Pending { provider, parked: screened.park(), need }))
+                Ok(Progress::NeedsKeys(Pending { provider, parked: screened.park(), need }))
             }
         }
     }
@@ -326,22 +332,23 @@ impl<'a> InProgress<'a> {
     fn read(&mut self, text: Cow<'a, str>) -> Result<Token<'a>, Refused> {
         let (bytes, limits) = (text.len(), &self.policy.limits.token);
         let token = validation::parse(text, limits);
-        let token = token.map_err(|permanent| why::unread(&permanent, bytes, limits))?;
+        let token = token.map_err(|permanent| refusals::parse_failed(&permanent, bytes, limits))?;
         self.record.kid.clone_from(&token.kid);
         Ok(token)
     }
 
-    fn choose_provider(
+    fn select_provider(
         &mut self,
         token: &Token<'_>,
-        keys: impl FnOnce(&str) -> Option<InHand>,
-    ) -> Result<InHand, Refused> {
+        keys: impl FnOnce(&str) -> Option<IssuerState>,
+    ) -> Result<IssuerState, Refused> {
         let limits = &self.policy.limits.token;
-        let issuer = validation::issuer(token).map_err(|permanent| why::unread(&permanent, 0, limits))?;
-        let in_hand = keys(issuer).ok_or_else(|| why::unknown_issuer(issuer))?;
-        self.record.provider = Some(Arc::clone(&in_hand.provider));
-        self.record.realm.clone_from(&in_hand.realm);
-        Ok(in_hand)
+        let issuer =
+            validation::issuer(token).map_err(|permanent| refusals::parse_failed(&permanent, 0, limits))?;
+        let issuer = keys(issuer).ok_or_else(|| refusals::unknown_issuer(issuer))?;
+        self.record.provider = Some(Arc::clone(&issuer.provider));
+        self.record.realm.clone_from(&issuer.realm);
+        Ok(issuer)
     }
 
     fn screen(
@@ -351,44 +358,44 @@ impl<'a> InProgress<'a> {
         now: UnixTime,
     ) -> Result<Screened<'a>, Refused> {
         let passed = validation::check(&token, provider, now)
-            .map_err(|permanent| why::screened(&permanent, &token, provider, now))?;
-        // A provider whose tokens do not come from this place does not see one there.
+            .map_err(|permanent| refusals::screened(&permanent, &token, provider, now))?;
+        // A provider does not accept tokens from places that are not in its `token_from`.
         if !self.record.places().iter().any(|place| provider.token_from.contains(place)) {
-            return Err(why::elsewhere(provider));
+            return Err(refusals::token_place_not_allowed(provider));
         }
-        let typ = token.typ.take().map(cut_short);
+        let typ = token.typ.take().map(truncated);
         self.record.screened =
-            Some(ScreenPassed { algorithm: passed.algorithm, typ, expires: passed.expires });
+            Some(ScreenSummary { algorithm: passed.algorithm, typ, expires: passed.expires });
         Ok(Screened::new(token, passed))
     }
 
-    /// Under these keys: an allow, or why newer ones are needed.
+    /// Verifies the token with these keys: an allow, or why newer ones are needed.
     fn verify(
         &mut self,
         pending: &Pending<'_>,
         keys: &KeySet,
         now: Option<UnixTime>,
-    ) -> Result<Looked, Refused> {
+    ) -> Result<Verification, Refused> {
         let Pending { provider, parked, .. } = pending;
-        let now = now.ok_or_else(why::clock)?;
+        let now = now.ok_or_else(refusals::clock_not_set)?;
         match parked.verify(keys, now) {
             Ok(verified) => {
                 let read = verified.read(&self.policy.limits.token);
-                let validated = read.map_err(|permanent| why::meanwhile(&permanent))?;
-                self.accept(validated, parked.payload(), provider, now).map(Looked::Verified)
+                let validated = read.map_err(|permanent| refusals::invalid_after_wait(&permanent))?;
+                self.accept(validated, parked.payload(), provider, now).map(Verification::Verified)
             }
-            Err(ValidationError::Permanent(permanent)) => Err(why::meanwhile(&permanent)),
+            Err(ValidationError::Permanent(permanent)) => Err(refusals::invalid_after_wait(&permanent)),
             Err(ValidationError::Stale(cause)) => {
-                // The first keys of an issuer may not have come by then: they are no reason to ask for newer ones.
+                // The first keys of an issuer may not have arrived yet: this is not a reason to fetch newer ones.
                 if pending.need != Need::First {
                     self.record.refreshed_for.get_or_insert(cause);
                 }
-                Ok(Looked::Stale(cause))
+                Ok(Verification::Stale(cause))
             }
         }
     }
 
-    /// Holds the claims of a verified token against the rule, and makes headers of them.
+    /// Checks the claims of a verified token against the rule, and turns them into headers.
     fn accept(
         &mut self,
         validated: Validated,
@@ -420,8 +427,8 @@ impl<'a> InProgress<'a> {
         &mut self,
         changes: Result<identity::UpstreamChanges, identity::UpstreamRejection>,
     ) -> Result<identity::UpstreamChanges, Refused> {
-        let changes = changes.map_err(why::upstream_rejected)?;
-        self.record.changes = Some(ChangesMade { set: changes.set.len(), removed: changes.remove.len() });
+        let changes = changes.map_err(refusals::upstream_rejected)?;
+        self.record.changes = Some(ChangeCounts { set: changes.set.len(), removed: changes.remove.len() });
         Ok(changes)
     }
 }
@@ -436,12 +443,12 @@ fn check(
     let claims = validated.claims();
     let met = requirements.check(&provider.name, claims, request, now);
     met.map_err(|requirement_rejected| {
-        why::requirement_rejected(&requirement_rejected, requirements, provider, claims)
+        refusals::requirement_rejected(&requirement_rejected, requirements, provider, claims)
     })
 }
 
-/// As much of it as anybody is shown, and no more memory than that takes.
-fn cut_short(mut text: String) -> String {
+/// Truncates a text to the length that is shown, and frees the rest of its memory.
+fn truncated(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(MAX_QUOTED) {
         text.truncate(end);
         text.shrink_to_fit();

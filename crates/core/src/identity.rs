@@ -1,8 +1,8 @@
-//! From the claims of a verified token to the headers that the upstream gets, and away with those
-//! that a client could use to pose as somebody.
+//! Turns the claims of a verified token into headers for the upstream, and removes client headers that could fake
+//! an identity.
 //!
-//! Pure. A claim header, one that any provider's configuration names, reaches the upstream with our value or not at all;
-//! the spellings that many backends take for the same name do not, nor what else is protected
+//! Pure. A claim header of any provider reaches the upstream with the value of this service or not at all; the
+//! spellings that many backends take for the same name are removed, as are all other protected headers
 //! ([`crate::protected_headers`]).
 
 use std::borrow::Cow;
@@ -20,16 +20,16 @@ use crate::rules::query::folded;
 use crate::validation::json::Json;
 use crate::validation::provider::{Encoding, Provider, TokenSource};
 
-/// What a header value cannot carry, and the escape character itself. Everything outside ASCII is
+/// Characters that a header value cannot contain, and the escape character itself. Everything outside ASCII is
 /// always encoded.
 const UNSAFE: &AsciiSet = &CONTROLS.add(b'%');
-/// The same inside an array, where a comma separates.
+/// The same inside an array, whose members are separated by commas.
 const UNSAFE_IN_LIST: &AsciiSet = &UNSAFE.add(b',');
 
 /// What the proxy changes about a request before the upstream sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpstreamChanges {
-    /// Headers to set, replacing whatever the client sent under the name.
+    /// Headers to set; they replace the client's headers of the same name.
     pub set: Vec<(HeaderName, HeaderValue)>,
     /// Headers to remove; none of those in `set`.
     pub remove: Vec<RemovedHeader>,
@@ -40,10 +40,10 @@ pub struct UpstreamChanges {
 /// A header that must not reach the upstream, by a name under which the request has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RemovedHeader {
-    /// One that is removed whenever it is there.
+    /// A name of the configuration, removed whether the request has it or not.
     Known(HeaderName),
-    /// One of the client's, as the client spelled it. No [`HeaderName`], which has no upper case and not every octet that
-    /// a proxy may have taken: the proxy is told what it sent. Always text, as Envoy's list of such names is.
+    /// A name from the request, as the client spelled it. Not a [`HeaderName`], which has no upper case and not
+    /// every octet that a proxy may accept. Always UTF-8, as Envoy's list of such names requires.
     AsSent(Box<str>),
 }
 
@@ -56,7 +56,7 @@ impl RemovedHeader {
         }
     }
 
-    /// Adds a known name, where it is not among these already.
+    /// Adds a known name unless it is there already.
     fn add(removed: &mut Vec<RemovedHeader>, name: &HeaderName) {
         let name = RemovedHeader::Known(name.clone());
         if !removed.contains(&name) {
@@ -65,26 +65,26 @@ impl RemovedHeader {
     }
 }
 
-/// Why a request cannot be made fit for the upstream.
+/// Why a request cannot be forwarded to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UpstreamRejection {
     /// The claim headers would be larger than allowed.
     ClaimTooLarge,
-    /// It carries a look-alike of a protected header, and the proxy cannot take it away.
+    /// The request has a look-alike of a protected header, and the proxy cannot remove it.
     LookAlike,
-    /// It carries a header that takes the place of its method, path or host, and the proxy cannot take it away.
+    /// The request has a header that overrides its method, path or host, and the proxy cannot remove it.
     Override,
-    /// It carries a claim header of its own, and the proxy's configuration may not know that header.
+    /// The client sent a claim header, and the proxy's configuration may not name that header.
     ClaimHeaderOfClient,
-    /// The token has to be taken from the query, and the proxy cannot do that.
+    /// The token has to be removed from the query, and the proxy cannot do that.
     TokenInQuery,
 }
 
-/// The changes for a request with a verified token of `provider`, which stands in these places and has this second part.
+/// The changes for a request with a verified token of `provider`, in these places and with this payload part.
 ///
 /// # Errors
-/// [`UpstreamRejection`]; the claim headers are too large where names and values together are over `max_bytes`.
+/// [`UpstreamRejection`]; the claim headers are too large if names and values together exceed `max_bytes`.
 pub fn upstream_changes(
     claims: &Json,
     provider: &Provider,
@@ -99,14 +99,14 @@ pub fn upstream_changes(
         let claim = claim_header.claim.resolve(claims);
         let value = claim.and_then(|claim| match claim_header.encoding {
             Encoding::Percent => header_value(claim),
-            Encoding::Base64Url => encoded_whole(claim),
+            Encoding::Base64Url => base64url_value(claim),
         });
         if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
             changes.set.push((claim_header.header.clone(), value));
         }
     }
     if let Some(header) = &provider.payload_header {
-        // Of a verified token it is base64url. Anything else would be removed instead.
+        // The payload of a verified token is base64url. Any other text is left out.
         if let Ok(payload) = HeaderValue::from_str(payload) {
             changes.set.push((header.clone(), payload));
         }
@@ -118,12 +118,12 @@ pub fn upstream_changes(
     if !provider.forward_token {
         remove_token(&mut changes, request, places)?;
     }
-    keep_cookies(&mut changes, protected, request);
+    set_remaining_cookies(&mut changes, protected, request);
     Ok(changes)
 }
 
-/// The changes for a request that passes without a token: no header of ours, none that poses as one, and nothing where
-/// a token stands that no upstream is meant to see, since it is not even verified.
+/// The changes for a request that passes without a token: claim headers and their look-alikes are removed, as is
+/// any token that is not forwarded, since it is not verified.
 ///
 /// # Errors
 /// [`UpstreamRejection`].
@@ -134,14 +134,14 @@ pub fn anonymous_changes(
     let mut changes = UpstreamChanges::default();
     remove_protected(&mut changes, protected, request)?;
     let places: Vec<&TokenSource> =
-        protected.hidden().iter().filter(|source| bearer_token::is_in(request, source)).collect();
+        protected.not_forwarded().iter().filter(|source| bearer_token::is_present(request, source)).collect();
     remove_token(&mut changes, request, &places)?;
-    keep_cookies(&mut changes, protected, request);
+    set_remaining_cookies(&mut changes, protected, request);
     Ok(changes)
 }
 
-/// A claim in base64url (RFC 4648 §5): the text of a string, the JSON of anything else.
-fn encoded_whole(claim: &Json) -> Option<String> {
+/// A claim in base64url (RFC 4648 §5): the text of a string, the JSON of any other type.
+fn base64url_value(claim: &Json) -> Option<String> {
     let text = match claim {
         Json::Null => return None,
         Json::String(text) => Cow::Borrowed(&**text),
@@ -150,7 +150,7 @@ fn encoded_whole(claim: &Json) -> Option<String> {
     (!text.is_empty()).then(|| URL_SAFE_NO_PAD.encode(text.as_bytes()))
 }
 
-/// A claim as a header's value; `None` where there is nothing to show.
+/// A claim as a header value; `None` if it is empty.
 fn header_value(claim: &Json) -> Option<String> {
     let value = match claim {
         Json::Null => String::new(),
@@ -173,17 +173,17 @@ fn list_member(member: &Json) -> String {
     encode(&text, UNSAFE_IN_LIST)
 }
 
-/// Spaces at the edges are encoded too: HTTP takes them away (RFC 9110 §5.5, §5.6.1), and `"admin "`
-/// must not arrive as `admin`.
+/// Leading and trailing spaces are encoded too: HTTP strips them (RFC 9110 §5.5, §5.6.1), and `"admin "` must not
+/// arrive as `admin`.
 fn encode(text: &str, unsafe_set: &'static AsciiSet) -> String {
     let inner = text.trim_matches(' ');
-    let before = if inner.is_empty() { 0 } else { text.len() - text.trim_start_matches(' ').len() };
-    let behind = text.len() - before - inner.len();
+    let leading = if inner.is_empty() { 0 } else { text.len() - text.trim_start_matches(' ').len() };
+    let trailing = text.len() - leading - inner.len();
     let inner = utf8_percent_encode(inner, unsafe_set);
-    format!("{}{inner}{}", "%20".repeat(before), "%20".repeat(behind))
+    format!("{}{inner}{}", "%20".repeat(leading), "%20".repeat(trailing))
 }
 
-/// Names what must not pass, or refuses the request where the proxy cannot take it away.
+/// Removes the protected headers, or refuses the request if the proxy cannot remove them.
 fn remove_protected(
     changes: &mut UpstreamChanges,
     protected: &ProtectedHeaders,
@@ -201,11 +201,11 @@ fn remove_protected(
         return Err(UpstreamRejection::TokenInQuery);
     }
     for (sent, _) in request.headers.iter() {
-        match protected.kind_of(sent, request.of_the_proxy) {
+        match protected.kind_of(sent, request.set_by_proxy) {
             None => {}
             Some(Protected::Claim) => {
                 let is_removed = request.removal != Removal::NamedHeaders && !is_set(changes, sent);
-                if request.claim_headers == ClaimHeaders::PerhapsKept && !is_removed {
+                if request.claim_headers == ClaimHeaders::MaybeKept && !is_removed {
                     return Err(UpstreamRejection::ClaimHeaderOfClient);
                 }
             }
@@ -215,9 +215,9 @@ fn remove_protected(
             Some(Protected::LookAlike) if request.removal == Removal::NamedHeaders => {
                 return Err(UpstreamRejection::LookAlike);
             }
-            // One that is sent twice is named twice: harmless, and cheaper than to look for it.
+            // A header that is sent twice is listed twice: this is harmless and cheaper than a search.
             Some(Protected::Override | Protected::LookAlike) => {
-                // One that is no text cannot even be named to the proxy.
+                // A name that is not UTF-8 cannot be sent to the proxy.
                 let name = std::str::from_utf8(sent).map_err(|_| UpstreamRejection::LookAlike)?;
                 changes.remove.push(RemovedHeader::AsSent(name.into()));
             }
@@ -226,19 +226,23 @@ fn remove_protected(
     Ok(())
 }
 
-/// Sets the cookies that stay, once tokens that come in cookies are hidden. A proxy that sets only what its configuration
-/// names has to be told of them with every answer: it takes the answer's header, be it there or not. Any other where one
-/// has a name that some programs fold to that of a token.
-fn keep_cookies(changes: &mut UpstreamChanges, protected: &ProtectedHeaders, request: &AccessRequest<'_>) {
-    let hidden: Vec<&[u8]> = protected.hidden().iter().filter_map(cookie_name).collect();
+/// Sets the remaining cookies if tokens in cookies are not forwarded. A proxy that sets only the headers that its
+/// configuration names needs them with every answer, since it copies the answer's header even if it is absent.
+/// Other proxies need them only if a cookie's name is folded to that of a token by some programs.
+fn set_remaining_cookies(
+    changes: &mut UpstreamChanges,
+    protected: &ProtectedHeaders,
+    request: &AccessRequest<'_>,
+) {
+    let not_forwarded: Vec<&[u8]> = protected.not_forwarded().iter().filter_map(cookie_name).collect();
     let is_done = changes.set.iter().any(|(name, _)| name == COOKIE)
         || changes.remove.contains(&RemovedHeader::Known(COOKIE));
-    if hidden.is_empty() || is_done {
+    if not_forwarded.is_empty() || is_done {
         return;
     }
     let mut sent = request.headers.all("cookie").flat_map(cookies);
-    if request.removal == Removal::NamedHeaders || sent.any(|(name, _)| is_one_of(name, &hidden)) {
-        set_cookies(changes, request, &hidden);
+    if request.removal == Removal::NamedHeaders || sent.any(|(name, _)| is_one_of(name, &not_forwarded)) {
+        set_cookies(changes, request, &not_forwarded);
     }
 }
 
@@ -249,13 +253,13 @@ fn cookie_name(source: &TokenSource) -> Option<&[u8]> {
     }
 }
 
-/// Whether some program takes a cookie of this name for one of these: PHP folds names of cookies as those of parameters.
+/// Whether some program takes a cookie of this name for one of these: PHP folds cookie names like parameter names.
 fn is_one_of(name: &[u8], names: &[&[u8]]) -> bool {
     let as_read = |name: &[u8]| folded(&percent_decode(name).decode_utf8_lossy());
     names.iter().any(|one| *one == name || as_read(one) == as_read(name))
 }
 
-/// Takes the token away from every place where it stands.
+/// Removes the token from every place.
 fn remove_token(
     changes: &mut UpstreamChanges,
     request: &AccessRequest<'_>,
@@ -278,7 +282,7 @@ fn remove_token(
     Ok(())
 }
 
-/// Sets the cookies of the request without those of these names.
+/// Sets the cookies of the request except those with these names.
 fn set_cookies(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, without: &[&[u8]]) {
     let kept: Vec<&[u8]> = request
         .headers
@@ -287,7 +291,7 @@ fn set_cookies(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, witho
         .map(<[u8]>::trim_ascii)
         .filter(|pair| !pair.is_empty() && !cookies(pair).any(|(name, _)| is_one_of(name, without)))
         .collect();
-    // A header that is not plain text cannot be rewritten; then no cookie passes.
+    // A value that is not plain text cannot be rewritten; the header is then removed.
     let cookie = String::from_utf8(kept.join(&b"; "[..])).ok();
     let plain =
         cookie.filter(|cookie| !cookie.is_empty() && !cookie.contains(|c: char| c.is_ascii_control()));
@@ -331,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_is_encoded_whole_comes_out_as_it_was() {
+    fn a_base64url_claim_decodes_to_the_original() {
         for (claim, expected) in [
             (r#""Zoë\r\n""#, Some("Zoë\r\n")),
             (r#"["a,b", 1]"#, Some(r#"["a,b",1]"#)),
@@ -342,7 +346,7 @@ mod tests {
         ] {
             let json = Json::parse(claim.as_bytes(), &JsonLimits::default())
                 .expect("the claim of this test is JSON");
-            let decoded = encoded_whole(&json).map(|text| URL_SAFE_NO_PAD.decode(text).expect("base64url"));
+            let decoded = base64url_value(&json).map(|text| URL_SAFE_NO_PAD.decode(text).expect("base64url"));
             assert_eq!(decoded.as_deref(), expected.map(str::as_bytes), "{claim}");
         }
     }
@@ -352,12 +356,12 @@ mod tests {
     }
 
     #[test]
-    fn a_look_alike_is_removed_as_it_was_spelled_and_refused_where_that_is_no_text() {
+    fn a_look_alike_is_removed_by_its_original_spelling_and_refused_if_that_is_not_utf8() {
         let read = [HeaderName::from_static("x-forwarded-host")];
         let protected = ProtectedHeaders::new([].into_iter(), &Rules::default(), &read);
         for (sent, removed) in [
             (&b"X_Forwarded_Host"[..], Ok(&["X_Forwarded_Host"][..])),
-            // Neither is a name that HTTP has.
+            // Neither is a valid HTTP header name.
             (b"x-forwarded host", Ok(&["x-forwarded host"])),
             (b"x,forwarded\nhost", Ok(&["x,forwarded\nhost"])),
             (b"x\xffforwarded\xffhost", Err(UpstreamRejection::LookAlike)),
@@ -365,14 +369,14 @@ mod tests {
             (b"x-forwarded-host", Ok(&[])),
         ] {
             let changes = anonymous_changes(&protected, &request(&[(sent, b"evil")]));
-            let changes = changes.as_ref().map(|changes| &changes.remove).map_err(|unfit| *unfit);
+            let changes = changes.as_ref().map(|changes| &changes.remove).map_err(|rejection| *rejection);
             let names = changes.map(|remove| remove.iter().map(RemovedHeader::as_str).collect::<Vec<_>>());
             assert_eq!(names, removed.map(<[_]>::to_vec), "{}", sent.escape_ascii());
         }
     }
 
     #[test]
-    fn cookies_of_any_text_are_set_again_and_others_are_removed() {
+    fn cookies_of_plain_text_are_set_and_others_are_removed() {
         for (sent, kept) in [
             (&b"a=1; t=x; b=2"[..], Some(&b"a=1; b=2"[..])),
             ("a=ü; t=x".as_bytes(), Some("a=ü".as_bytes())),

@@ -1,11 +1,13 @@
-//! The decision, pure: it does no IO, reads no clock, takes no lock and knows no runtime. Keys and the time are arguments.
+//! The authorization decision. This crate is pure: it does no IO, reads no clock, takes no lock and has no runtime.
+//! Keys and the time are arguments.
 //!
-//! - [`access_request`] is what a door hands in. [`decision`] evaluates it until there is a [`verdict`], or until keys are
-//!   lacking that somebody who can wait has to get; [`reason`] has every reason there is.
-//! - [`rules`] say which rule a request falls under and what that requires.
-//! - [`bearer_token`] finds the token; [`validation`] screens it without a key and then verifies it against a key set.
-//! - [`identity`] turns the claims of a verified token into headers for the upstream; what of the client's own must not
-//!   reach it, [`protected_headers`] say. [`text`] is how somebody else's text is shown.
+//! - [`access_request`] is the input. [`decision`] evaluates it and returns a [`verdict`], or reports which keys
+//!   the caller has to fetch first; [`reason`] lists every reason.
+//! - [`rules`] choose the rule for a request and check its requirements.
+//! - [`bearer_token`] finds the token; [`validation`] screens it without a key and then verifies it against a key
+//!   set.
+//! - [`identity`] turns the claims of a verified token into headers for the upstream; [`protected_headers`] lists
+//!   the client's headers that must not reach the upstream. [`text`] escapes untrusted text for logs.
 
 #![forbid(unsafe_code)]
 

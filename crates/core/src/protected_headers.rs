@@ -1,10 +1,10 @@
-//! Which headers of a client's request must not reach the upstream as the client sent them, and what a client must not
-//! say about its connection.
+//! Headers of a client's request that must not reach the upstream unchanged, and checks of what a client sends
+//! about its connection.
 //!
-//! Pure. The upstream believes what a decision was about: identity, the method, the path, the host, and whatever a rule
-//! has read. So nothing that an upstream would take for one of these may be the client's own word, in any of the
-//! spellings that servers fold into one name (CGI, WSGI, Rack and PHP make `_` of `-`, others of whatever is neither a
-//! letter nor a digit).
+//! Pure. The upstream relies on what the decision evaluated: identity, the method, the path, the host, and the
+//! headers that a rule reads. So a client must not send a header that an upstream would take for one of these, in
+//! any spelling that servers fold into one name (CGI, WSGI, Rack and PHP turn `-` into `_`, others turn every
+//! character that is neither a letter nor a digit into it).
 
 use http::HeaderName;
 use percent_encoding::percent_decode;
@@ -15,7 +15,7 @@ use crate::rules::query::folded;
 use crate::rules::{Rules, path};
 use crate::validation::provider::{Provider, TokenSource};
 
-/// Believed instead of the path or the host of the request line, by one framework or another.
+/// Headers that some frameworks use instead of the path or the host of the request line.
 pub static PATH_AND_HOST: [HeaderName; 18] = [
     HeaderName::from_static("x-original-url"),
     HeaderName::from_static("x-rewrite-url"),
@@ -23,8 +23,8 @@ pub static PATH_AND_HOST: [HeaderName; 18] = [
     HeaderName::from_static("x-forwarded-uri"),
     HeaderName::from_static("x-forwarded-path"),
     HeaderName::from_static("x-forwarded-prefix"),
-    // Gunicorn takes this prefix off the path where it trusts the address of its proxy, as it does loopback by default;
-    // the other is a snippet that many WSGI apps have.
+    // Gunicorn removes this prefix from the path if it trusts the address of its proxy, by default loopback; the
+    // next one is from a snippet that many WSGI apps use.
     HeaderName::from_static("script-name"),
     HeaderName::from_static("x-script-name"),
     HeaderName::from_static("x-forwarded-script-name"),
@@ -39,47 +39,47 @@ pub static PATH_AND_HOST: [HeaderName; 18] = [
     HeaderName::from_static("forwarded"),
 ];
 
-/// Believed instead of the method.
+/// Headers that some frameworks use instead of the method.
 static METHOD: [HeaderName; 3] = [
     HeaderName::from_static("x-http-method-override"),
     HeaderName::from_static("x-http-method"),
     HeaderName::from_static("x-method-override"),
 ];
 
-/// What is told about headers that an upstream would believe, under one configuration.
+/// The headers that are protected under one configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProtectedHeaders {
     claims: Vec<HeaderName>,
     overrides: Vec<HeaderName>,
     read: Vec<String>,
     reads_all: bool,
-    hidden: Vec<TokenSource>,
+    not_forwarded: Vec<TokenSource>,
 }
 
-/// What a header of a client's request is to the upstream.
+/// Why a header of a client's request is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protected {
-    /// A claim header under its own name: the answer sets it, or removes it.
+    /// A claim header with its own name: the answer sets or removes it.
     Claim,
-    /// A header that takes the place of the method, the path or the host.
+    /// A header that overrides the method, the path or the host.
     Override,
     /// Another spelling of one of these, or of a header that the decision reads.
     LookAlike,
 }
 
 impl ProtectedHeaders {
-    /// Those of a configuration. Override headers are protected where rules look at what they replace, except the
-    /// `trusted` ones, which an outer proxy sets.
+    /// The protected headers of a configuration. Override headers are protected if rules match by what they
+    /// override, except the `trusted` ones, which an outer proxy sets.
     pub fn new<'a>(
         providers: impl Iterator<Item = &'a Provider>,
         rules: &Rules,
         trusted: &[HeaderName],
     ) -> Self {
         let mut overrides: Vec<HeaderName> = Vec::new();
-        if rules.look_at_paths() || rules.look_at_hosts() {
+        if rules.match_paths() || rules.match_hosts() {
             overrides.extend_from_slice(&PATH_AND_HOST);
         }
-        if rules.look_at_methods() {
+        if rules.match_methods() {
             overrides.extend_from_slice(&METHOD);
         }
         overrides.retain(|name| !trusted.contains(name));
@@ -98,11 +98,11 @@ impl ProtectedHeaders {
 
     fn add(&mut self, provider: &Provider) {
         let claims = provider.claim_headers.iter().map(|header| &header.header);
-        add_new(&mut self.claims, claims.chain(&provider.payload_header).cloned());
+        extend_unique(&mut self.claims, claims.chain(&provider.payload_header).cloned());
         let read = provider.token_from.iter().filter_map(source_header);
-        add_new(&mut self.read, read.map(|name| name.to_string()));
+        extend_unique(&mut self.read, read.map(|name| name.to_string()));
         if !provider.forward_token {
-            add_new(&mut self.hidden, provider.token_from.iter().cloned());
+            extend_unique(&mut self.not_forwarded, provider.token_from.iter().cloned());
         }
     }
 
@@ -111,89 +111,88 @@ impl ProtectedHeaders {
         &self.claims
     }
 
-    /// The headers that take the place of what rules look at.
+    /// The headers that override what rules match by.
     pub fn overrides(&self) -> &[HeaderName] {
         &self.overrides
     }
 
-    /// The headers that a decision reads, beside those of its door. They are text: a condition may name what Envoy sends
-    /// along with the headers and is none, such as `:path`.
+    /// The headers that a decision reads, except those of its door. They are text: a condition may name one that
+    /// Envoy sends along with the headers and that is not a header, such as `:path`.
     pub fn read(&self) -> &[String] {
         &self.read
     }
 
-    /// The places of tokens that no upstream is meant to see.
-    pub fn hidden(&self) -> &[TokenSource] {
-        &self.hidden
+    /// The places of tokens that are not forwarded to the upstream.
+    pub fn not_forwarded(&self) -> &[TokenSource] {
+        &self.not_forwarded
     }
 
-    /// Whether a target's query has a token that no upstream is meant to see in a place where only some programs find it.
+    /// Whether the query contains a token that is not forwarded, in a form that only some programs recognize.
     pub fn is_token_disguised(&self, target: &[u8]) -> bool {
-        self.hidden.iter().any(|source| match source {
+        self.not_forwarded.iter().any(|source| match source {
             TokenSource::Query(name) => is_disguised(path::query(target), name),
             TokenSource::Header { .. } | TokenSource::Cookie(_) => false,
         })
     }
 
-    /// What a header of this name is; `None` where it may pass. `of_the_proxy` are those in which the door's own proxy
-    /// speaks.
-    pub fn kind_of(&self, name: &[u8], of_the_proxy: &[HeaderName]) -> Option<Protected> {
+    /// Why a header of this name is protected; `None` if it may pass. `set_by_proxy` are the headers that the
+    /// door's own proxy sets.
+    pub fn kind_of(&self, name: &[u8], set_by_proxy: &[HeaderName]) -> Option<Protected> {
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
         let is_named = |names: &'_ [HeaderName]| names.iter().any(|known| is(known.as_str()));
         if is_named(&self.claims) {
             return Some(Protected::Claim);
         }
-        if is_named(of_the_proxy) {
+        if is_named(set_by_proxy) {
             return None;
         }
-        // Before those that are read: a condition that reads one makes no client's word of the host true.
+        // Override headers are checked before the headers that are read: a condition that reads one does not make
+        // it trusted.
         if is_named(&self.overrides) {
             return Some(Protected::Override);
         }
         if self.read.iter().any(|known| is(known)) {
             return None;
         }
-        let named = self.claims.iter().chain(&self.overrides).chain(of_the_proxy).map(HeaderName::as_str);
+        let named = self.claims.iter().chain(&self.overrides).chain(set_by_proxy).map(HeaderName::as_str);
         let mut all = named.chain(self.read.iter().map(String::as_str));
-        let is_alike = all.any(|known| alike(name, known));
+        let is_alike = all.any(|known| is_look_alike(name, known));
         let is_folded = || name.iter().any(|byte| !byte.is_ascii_alphanumeric() && *byte != b'-');
         (is_alike || (self.reads_all && is_folded())).then_some(Protected::LookAlike)
     }
 
-    /// Whether what the client says about its connection (RFC 9110 §7.6.1) leaves the request as it is judged.
+    /// Checks whether the headers about the connection (RFC 9110 §7.6.1) leave the request as it is evaluated.
     ///
     /// # Errors
-    /// What is wrong, for the log: an upgrade to HTTP/2 without TLS, after which the upstream takes requests that nobody
-    /// judges, or a header that the decision is about and that a proxy on the way would take away.
+    /// The problem, for the log: an upgrade to HTTP/2 without TLS, after which the upstream accepts requests
+    /// without a decision, or a header that the decision depends on and that a proxy would remove on the way.
     pub fn check_connection(&self, request: &AccessRequest<'_>) -> Result<(), &'static str> {
         let headers = &request.headers;
         let is_h2c = |item: &[u8]| item.to_ascii_lowercase().starts_with(b"h2c");
         if headers.all("http2-settings").next().is_some() || items(request, "upgrade").any(is_h2c) {
-            return Err(
-                "an upgrade to h2c: the proxy's file in deploy/ lets no upgrade but websocket through",
-            );
+            return Err("an upgrade to h2c: allow only websocket upgrades in the proxy's configuration");
         }
-        let is_ours = |item: &[u8]| {
+        let is_protected = |item: &[u8]| {
             item.eq_ignore_ascii_case(b"host")
-                || self.kind_of(item, request.of_the_proxy).is_some()
+                || self.kind_of(item, request.set_by_proxy).is_some()
                 || self
                     .read
                     .iter()
                     .map(String::as_str)
-                    .chain(request.of_the_proxy.iter().map(HeaderName::as_str))
+                    .chain(request.set_by_proxy.iter().map(HeaderName::as_str))
                     .any(|known| item.eq_ignore_ascii_case(known.as_bytes()))
         };
-        if ["connection", "proxy-connection"].into_iter().any(|name| items(request, name).any(is_ours)) {
-            return Err("Connection names a header that the decision is about");
+        if ["connection", "proxy-connection"].into_iter().any(|name| items(request, name).any(is_protected)) {
+            return Err("Connection names a header that the decision depends on");
         }
-        if items(request, "trailer").any(is_ours) {
-            return Err("Trailer names a header that the decision is about");
+        if items(request, "trailer").any(is_protected) {
+            return Err("Trailer names a header that the decision depends on");
         }
         Ok(())
     }
 }
 
-fn add_new<T: PartialEq>(known: &mut Vec<T>, more: impl Iterator<Item = T>) {
+fn extend_unique<T: PartialEq>(known: &mut Vec<T>, more: impl Iterator<Item = T>) {
     for one in more {
         if !known.contains(&one) {
             known.push(one);
@@ -201,31 +200,31 @@ fn add_new<T: PartialEq>(known: &mut Vec<T>, more: impl Iterator<Item = T>) {
     }
 }
 
-/// The items of a header that is a list (RFC 9110 §5.6.1), over all its lines.
+/// The items of a list header (RFC 9110 §5.6.1), over all its lines.
 fn items<'a>(request: &AccessRequest<'a>, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
     let lines: Vec<&[u8]> = request.headers.all(name).collect();
     lines.into_iter().flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
 }
 
-/// Whether a query has a parameter of this name for some program and for others not: they decode names and fold them, or
-/// end a parameter at a `;`. A proxy that is told to remove the parameter would leave it.
+/// Whether only some programs find a parameter of this name in the query: they decode and fold names, or end a
+/// parameter at a `;`. A proxy that is asked to remove the parameter would not remove it.
 fn is_disguised(query: &[u8], name: &str) -> bool {
-    let written =
+    let name_end =
         |parameter: &'_ [u8]| parameter.iter().position(|byte| *byte == b'=').unwrap_or(parameter.len());
-    let is_ours = |parameter: &[u8]| {
-        let name_of = parameter.get(..written(parameter)).unwrap_or_default();
+    let is_protected = |parameter: &[u8]| {
+        let name_of = parameter.get(..name_end(parameter)).unwrap_or_default();
         let spaced: Vec<u8> = name_of.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
         folded(&percent_decode(&spaced).decode_utf8_lossy()) == folded(name)
     };
     query.split(|byte| *byte == b'&').any(|pair| {
-        let is_removed = pair.get(..written(pair)) == Some(name.as_bytes());
-        pair.split(|byte| *byte == b';').skip(usize::from(is_removed)).any(is_ours)
+        let is_removed = pair.get(..name_end(pair)) == Some(name.as_bytes());
+        pair.split(|byte| *byte == b';').skip(usize::from(is_removed)).any(is_protected)
     })
 }
 
-/// Whether a server that makes variables of header names (RFC 3875 §4.1.18) takes both for one: most turn `-` into `_`,
-/// some `.` too, and lighttpd everything but letters and digits.
-fn alike(sent: &[u8], known: &str) -> bool {
+/// Whether a server that turns header names into variables (RFC 3875 §4.1.18) maps both to the same one: most turn
+/// `-` into `_`, some also `.`, and lighttpd every character but letters and digits.
+fn is_look_alike(sent: &[u8], known: &str) -> bool {
     let folded = |byte: u8| match byte {
         byte if byte.is_ascii_alphanumeric() => byte.to_ascii_lowercase(),
         _ => b'-',
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn only_other_spellings_of_the_same_length_and_letters_are_alike() {
+    fn a_look_alike_has_the_same_length_and_letters() {
         for (sent, expected) in [
             ("x_auth_subject", true),
             ("x.auth.subject", true),
@@ -274,7 +273,7 @@ mod tests {
             ("xauthsubject", false),
             ("x-auth-sub ject", false),
         ] {
-            assert_eq!(alike(sent.as_bytes(), "x-auth-subject"), expected, "{sent}");
+            assert_eq!(is_look_alike(sent.as_bytes(), "x-auth-subject"), expected, "{sent}");
         }
     }
 
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_protected_where_the_decision_is_about_what_it_says() {
+    fn a_header_is_protected_if_the_decision_depends_on_it() {
         use Protected::{Claim, LookAlike, Override};
         let by_path = Match { path: Some(PathPattern::Prefix("/a".to_owned())), ..Match::default() };
         let by_method = Match { methods: vec!["GET".to_owned()], ..Match::default() };
@@ -333,21 +332,21 @@ mod tests {
     }
 
     #[test]
-    fn a_preflight_is_one_by_its_own_method_alone() {
+    fn a_preflight_is_recognized_by_its_request_method_only() {
         let preflight = Rule { effect: Effect::Preflight, ..rule(Match::default(), None) };
         let kind = protected(vec![preflight]).kind_of(b"x-http-method-override", &[]);
         assert_eq!(kind, Some(Protected::Override));
     }
 
     #[test]
-    fn where_a_condition_may_read_any_header_none_may_have_a_name_that_is_folded() {
+    fn if_a_condition_may_read_any_header_every_foldable_name_is_protected() {
         let any = protected(vec![rule(Match::default(), Some("request.headers[claims.name] == 'x'"))]);
         assert_eq!(any.kind_of(b"x_other", &[]), Some(Protected::LookAlike));
         assert_eq!(any.kind_of(b"x-other", &[]), None);
     }
 
     #[test]
-    fn a_connection_is_no_way_around_the_decision() {
+    fn connection_headers_cannot_bypass_the_decision() {
         for (name, value, expected) in [
             ("connection", "keep-alive, Upgrade", true),
             ("upgrade", "websocket", true),
@@ -366,7 +365,7 @@ mod tests {
         ] {
             let headers = [(name.as_bytes(), value.as_bytes())].into_iter().collect();
             let mut request = AccessRequest::new(b"GET", b"api.example.com", b"/", headers, arrived());
-            request.of_the_proxy = &OF_THE_PROXY;
+            request.set_by_proxy = &OF_THE_PROXY;
             let checked = protected(Vec::new()).check_connection(&request);
             assert_eq!(checked.is_ok(), expected, "{name}: {value}");
         }

@@ -1,6 +1,6 @@
-//! Why a request was answered as it was, and the one table from a refusal to what its denial says.
+//! The reasons for a verdict, and the table from a refusal to the content of its denial.
 //!
-//! Pure, and below everything: the configuration names reasons too. Nothing here holds a word of a request.
+//! Pure, and without dependencies: the configuration names reasons too. No type here holds text of a request.
 
 /// Why a request was allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,12 +12,12 @@ pub enum Grant {
     Anonymous,
 }
 
-/// Why a request was answered as it was.
+/// Why a request was allowed or refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// It was allowed.
     Granted(Grant),
-    /// It was not.
+    /// It was refused.
     Refused(Refusal),
 }
 
@@ -32,20 +32,20 @@ impl Outcome {
     }
 }
 
-/// Why a request was not allowed: it was judged and denied, or nobody could judge it.
+/// Why a request was not allowed: it was denied, or it could not be evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
-    /// The request or its token is not good enough.
+    /// The request or its token is not acceptable.
     Denied(DenyReason),
-    /// What a decision needs cannot be had, and the token is not to blame.
+    /// The decision lacks something that it needs; the token is not at fault.
     Unavailable(UnavailableReason),
 }
 
-/// What a decision lacked.
+/// What the decision lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum UnavailableReason {
-    /// The issuer's keys, or the time of day.
+    /// The issuer's keys, or the system time.
     Keys,
 }
 
@@ -59,7 +59,7 @@ pub enum DenyReason {
     MultipleTokens,
     /// A token over `limits.token_bytes`.
     TokenTooLarge,
-    /// Not a token that can be read.
+    /// The token cannot be parsed.
     Malformed,
     /// `alg` is not allowed.
     AlgorithmNotAllowed,
@@ -69,26 +69,26 @@ pub enum DenyReason {
     IssuerUnknown,
     /// `aud` names no audience of the provider.
     AudienceMismatch,
-    /// `exp` has come.
+    /// `exp` has passed.
     Expired,
-    /// `nbf` has not come.
+    /// `nbf` has not been reached.
     NotYetValid,
     /// A claim is absent, null or empty.
     ClaimMissing,
-    /// A claim has a type that it cannot have.
+    /// A claim has a wrong type.
     ClaimMalformed,
-    /// The issuer's current set has no key for the token.
+    /// The issuer's current key set has no key for the token.
     KeyUnknown,
-    /// The key of that name did not make the signature.
+    /// The key with this `kid` does not verify the signature.
     BadSignature,
-    /// The token lacks a scope that a rule asks for.
+    /// The token lacks a scope that the rule requires.
     InsufficientScope,
-    /// A rule says no, or the rule that the proxy names does not exist.
+    /// The rule denies the request, or the rule that the proxy names does not exist.
     RuleDenied,
-    /// The request is not one that can be judged.
+    /// The request cannot be evaluated.
     RequestMalformed,
-    /// Who asks is not a proxy that may say what a request is; to everybody but us the same as
-    /// [`DenyReason::RequestMalformed`], but for its status.
+    /// The peer is not a proxy that may describe requests. Only the log and the status differ from
+    /// [`DenyReason::RequestMalformed`].
     UntrustedProxy,
     /// The claim headers would be over `limits.claim_header_bytes`.
     ClaimTooLarge,
@@ -109,7 +109,7 @@ pub struct Wire {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DenialKind {
-    /// 401 with a challenge that names no error: there was nothing to be wrong (RFC 6750 §3).
+    /// 401 with a challenge that names no error: the request has no token (RFC 6750 §3).
     Challenge,
     /// 401 with a challenge that names the error.
     Unauthenticated,
@@ -219,7 +219,7 @@ impl Refusal {
         denied.chain([Refusal::Unavailable(UnavailableReason::Keys)])
     }
 
-    /// Those that a configuration can name, each name once: of two that share theirs, the first.
+    /// Those that a configuration can name, each name once: of two with the same name, the first.
     pub fn named() -> impl Iterator<Item = Refusal> {
         Self::all().filter(|refusal| *refusal != Refusal::Denied(DenyReason::UntrustedProxy))
     }
@@ -296,7 +296,7 @@ mod tests {
         for refusal in Refusal::all() {
             let wire = refusal.wire();
             for text in [wire.error, wire.description] {
-                // RFC 6750 §3: error and error_description have no quote and no backslash.
+                // RFC 6750 §3: error and error_description contain no quote and no backslash.
                 assert!(
                     text.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\'),
                     "{text}"

@@ -1,11 +1,11 @@
-//! Who may do what: which rule a request falls under, and whether a verified token meets it.
+//! Authorization rules: which rule a request matches, and whether a verified token meets its requirements.
 //!
-//! Pure. The first rule that matches counts, unless the proxy names one; a request that no rule matches needs
-//! a valid token of any provider. A rule is chosen before a token is looked at, and what it requires is held
-//! against claims that a signature covers.
+//! Pure. The first rule that matches applies, unless the proxy names one; a request that matches no rule needs a
+//! valid token of any provider. A rule is chosen before the token is evaluated, and its requirements are checked
+//! against claims with a verified signature.
 //!
 //! # Architecture invariant
-//! Permission to pass without a token is an [`Anonymous`], which only a rule that says so gives.
+//! The permission to pass without a token is an [`Anonymous`], which only a rule with that effect produces.
 
 pub mod condition;
 pub mod host;
@@ -27,123 +27,123 @@ use self::condition::{Condition, Facts, Members};
 use self::host::HostPattern;
 use self::path::{NotPlain, RequestPath};
 
-/// The compiled form of one regular expression may take this much memory, in bytes.
+/// The most memory that one compiled regular expression may take, in bytes.
 const MAX_REGEX_BYTES: usize = 1 << 20;
 
 /// One rule.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// Its name in the configuration, logs and metadata, and what a proxy names it by.
+    /// Its name in the configuration, logs and metadata, by which a proxy can name it.
     pub name: String,
-    /// The requests that it is about.
+    /// The requests that the rule applies to.
     pub matches: Match,
-    /// Whether it also judges requests whose path programs read differently; default false.
+    /// Whether the rule accepts ambiguous paths; default false.
     pub ambiguous_paths: bool,
-    /// What it says about them.
+    /// The effect on these requests.
     pub effect: Effect,
 }
 
-/// Which requests a rule is about: those that fit every part.
+/// The requests that a rule applies to: those that match every part.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Match {
     /// `None` is any path.
     pub path: Option<PathPattern>,
-    /// In upper case, as requests have to write them where any rule names methods; `GET` stands for `HEAD` too
-    /// (RFC 9110 §9.3.2). Empty is any method.
+    /// In upper case, as requests have to write them if any rule names methods; `GET` also matches `HEAD` (RFC 9110
+    /// §9.3.2). Empty is any method.
     pub methods: Vec<String>,
     /// Empty is any host.
     pub hosts: Vec<HostPattern>,
 }
 
-/// Which paths a rule is about, in canonical form.
+/// The paths that a rule applies to, in canonical form.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PathPattern {
     /// This path.
     Exact(String),
-    /// This path and all below it. Without a slash at its end.
+    /// This path and all paths below it. Has no trailing slash.
     Prefix(String),
-    /// Every path that this expression matches as a whole.
-    Regex(WholeRegex),
+    /// Every path that this expression matches completely.
+    Regex(FullMatchRegex),
 }
 
-/// A regular expression for a whole text, in time that is linear in its length.
+/// A regular expression for a complete text, in time that is linear in its length.
 #[derive(Clone, Debug)]
-pub struct WholeRegex {
+pub struct FullMatchRegex {
     source: String,
     anchored: Regex,
 }
 
-impl WholeRegex {
+impl FullMatchRegex {
     /// Compiles an expression.
     ///
     /// # Errors
-    /// What is wrong, for whoever wrote it.
+    /// The problem, for the author of the rule.
     pub fn parse(source: &str) -> Result<Self, String> {
         let build = |pattern: &str| {
             let mut builder = regex::RegexBuilder::new(pattern);
             let built = builder.size_limit(MAX_REGEX_BYTES).dfa_size_limit(MAX_REGEX_BYTES).build();
             built.map_err(|error| error.to_string())
         };
-        // By itself first: `a)(b` must not become good by what is put around it.
+        // The expression is compiled alone first: `a)(b` must not become valid because of the added group.
         build(source)?;
         Ok(Self { source: source.to_owned(), anchored: build(&format!("^(?:{source})$"))? })
     }
 
-    /// As it was written.
+    /// The original text.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// Whether it matches the whole text.
+    /// Whether it matches the complete text.
     pub fn matches(&self, text: &str) -> bool {
         self.anchored.is_match(text)
     }
 }
 
-impl PartialEq for WholeRegex {
+impl PartialEq for FullMatchRegex {
     fn eq(&self, other: &Self) -> bool {
         self.source == other.source
     }
 }
 
-/// What a rule says.
+/// The effect of a rule.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Nobody passes.
+    /// Every request is denied.
     Deny,
-    /// Everybody passes, and no token is looked at.
+    /// Every request is allowed, and no token is evaluated.
     Anonymous,
-    /// The preflight requests of CORS pass, and the rule is about no others.
+    /// CORS preflight requests are allowed; the rule applies to no other requests.
     Preflight,
-    /// Whoever has a valid token that meets these passes.
+    /// Requests with a valid token that meets these requirements are allowed.
     Require(Requirements),
 }
 
 impl fmt::Display for Effect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Effect::Deny => "nobody passes",
-            Effect::Anonymous => "everybody passes, no token is looked at",
-            Effect::Preflight => "a CORS preflight passes, no token is looked at",
+            Effect::Deny => "every request is denied",
+            Effect::Anonymous => "every request is allowed, no token is evaluated",
+            Effect::Preflight => "CORS preflights are allowed, no token is evaluated",
             Effect::Require(_) => "a valid token that meets the rule is needed",
         })
     }
 }
 
-/// What a valid token has to meet besides; all of it.
+/// The requirements for a valid token; all have to be met.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Requirements {
-    /// Names of the providers whose tokens count; empty is every one.
+    /// Names of the providers whose tokens are accepted; empty accepts all providers.
     pub providers: Vec<String>,
-    /// Each has to be in `scope` or `scp`.
+    /// Each has to be in `scope` or in `scp`.
     pub scopes: Vec<String>,
-    /// Of each claim at least one value.
+    /// Each claim needs at least one of the values.
     pub claims: Vec<ClaimRequirement>,
-    /// Has to be true.
+    /// The condition has to be true.
     pub condition: Option<Condition>,
 }
 
-/// A claim that has to have one of some values, or to be an array that has one of them as a member.
+/// A claim that has to equal one of several values, or to be an array that contains one of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClaimRequirement {
     /// The claim.
@@ -152,7 +152,7 @@ pub struct ClaimRequirement {
     pub any_of: Vec<Json>,
 }
 
-/// A permission to pass without a token. Made by [`Rule::anonymous`] alone.
+/// A permission to pass without a token. Only [`Rule::anonymous`] creates it.
 #[derive(Debug)]
 pub struct Anonymous(());
 
@@ -160,21 +160,21 @@ pub struct Anonymous(());
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RuleRejection {
-    /// The proxy names a rule that does not exist, or one that is not about such requests.
+    /// The proxy names a rule that does not exist, or one that does not apply to such requests.
     NoSuchRule,
-    /// Programs read the path differently.
+    /// Programs interpret the path differently.
     AmbiguousPath,
     /// Programs resolve the target to different paths.
     NotPlainPath,
-    /// The path falls under one rule with its repeated slashes and under another without them, or a condition reads it.
+    /// The path matches different rules with and without its repeated slashes, or a condition reads it.
     RepeatedSlashes,
-    /// The path falls under one rule as it is written and under another once needless percent-encodings are decoded.
+    /// The path matches different rules before and after needless percent-encodings are decoded.
     NeedlessEncoding,
-    /// The host is none that can be compared.
+    /// The host has no canonical form.
     MalformedHost,
-    /// The method is no token in upper case, and programs differ about what it means.
+    /// The method is not an upper-case token, and programs differ about its meaning.
     MalformedMethod,
-    /// A header that the rule's condition reads stands in several lines, or in one that may be several.
+    /// A header that the rule's condition reads has several lines, or one line that may contain several values.
     SeveralValues(String),
 }
 
@@ -188,61 +188,62 @@ impl From<NotPlain> for RuleRejection {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RequirementRejection {
-    /// It is another provider's.
+    /// It belongs to another provider.
     Provider,
     /// It lacks a scope.
     Scope,
-    /// A claim has none of the values.
+    /// A claim has none of the required values.
     Claim(String),
     /// The condition is not true.
     Condition,
-    /// The condition cannot be evaluated: why, without a value of the request.
+    /// The condition cannot be evaluated, for this reason, which contains no value of the request.
     Undecided(String),
 }
 
 impl fmt::Display for RequirementRejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RequirementRejection::Provider => f.write_str("the rule is for other providers"),
+            RequirementRejection::Provider => f.write_str("the rule accepts tokens of other providers"),
             RequirementRejection::Scope => f.write_str("a scope is missing"),
-            RequirementRejection::Claim(claim) => write!(f, "{claim} has none of the values of the rule"),
+            RequirementRejection::Claim(claim) => write!(f, "{claim} has none of the required values"),
             RequirementRejection::Condition => f.write_str("the condition is not true"),
             RequirementRejection::Undecided(why) => write!(f, "the condition cannot be evaluated: {why}"),
         }
     }
 }
 
-/// Every rule, in the order in which they are tried.
+/// All rules, in the order of evaluation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rules {
     rules: Vec<Rule>,
-    look_at_paths: bool,
-    look_at_hosts: bool,
-    look_at_methods: bool,
+    match_paths: bool,
+    match_hosts: bool,
+    match_methods: bool,
 }
 
 impl Rules {
-    /// These rules; their names are unique.
+    /// A list of rules; their names are unique.
     pub fn new(rules: Vec<Rule>) -> Self {
-        let look_at_paths = rules.iter().any(Rule::looks_at_paths);
-        let look_at_hosts = rules.iter().any(|rule| !rule.matches.hosts.is_empty() || rule.reads_host());
-        let look_at_methods = rules.iter().any(Rule::looks_at_methods);
-        Self { rules, look_at_paths, look_at_hosts, look_at_methods }
+        let match_paths = rules.iter().any(Rule::matches_paths);
+        let match_hosts = rules.iter().any(|rule| !rule.matches.hosts.is_empty() || rule.reads_host());
+        let match_methods = rules.iter().any(Rule::matches_methods);
+        Self { rules, match_paths, match_hosts, match_methods }
     }
 
     /// Whether any rule matches by path, or has a condition that reads it.
-    pub fn look_at_paths(&self) -> bool {
-        self.look_at_paths
+    pub fn match_paths(&self) -> bool {
+        self.match_paths
     }
 
     /// Whether any rule matches by host, or has a condition that reads it.
-    pub fn look_at_hosts(&self) -> bool {
-        self.look_at_hosts
+    pub fn match_hosts(&self) -> bool {
+        self.match_hosts
     }
 
-    /// Whether any rule matches by method or is about preflight requests, or has a condition that reads it.
-    pub fn look_at_methods(&self) -> bool {
-        self.look_at_methods
+    /// Whether any rule matches by method or applies to preflight requests, or has a condition that reads the
+    /// method.
+    pub fn match_methods(&self) -> bool {
+        self.match_methods
     }
 
     /// The headers that any rule reads.
@@ -259,27 +260,27 @@ impl Rules {
         read
     }
 
-    /// The rules in their order.
+    /// The rules in order.
     pub fn all(&self) -> &[Rule] {
         &self.rules
     }
 
-    /// Every scope that any rule asks for, once each.
+    /// Every scope that any rule requires, without duplicates.
     pub fn scopes(&self) -> BTreeSet<&str> {
         let requirements = self.rules.iter().filter_map(Rule::requirements);
         requirements.flat_map(|requirements| &requirements.scopes).map(String::as_str).collect()
     }
 
-    /// The rule that this request falls under; `None` where a valid token of any provider is enough.
+    /// The rule for this request; `None` if a valid token of any provider is enough.
     ///
     /// # Errors
-    /// [`RuleRejection`]: then the request must not pass.
+    /// [`RuleRejection`]; the request must not pass.
     pub fn choose(&self, request: &AccessRequest<'_>) -> Result<Option<&Rule>, RuleRejection> {
-        if self.look_at_methods && !is_method(request.method) {
+        if self.match_methods && !is_method(request.method) {
             return Err(RuleRejection::MalformedMethod);
         }
         let rule = match request.named_rule {
-            Some(name) => Some(self.named(name, request)?),
+            Some(name) => Some(self.named_rule(name, request)?),
             None => self.matching(request)?,
         };
         if let Some(name) = rule.and_then(|rule| rule.header_with_several_values(&request.headers)) {
@@ -288,17 +289,17 @@ impl Rules {
         Ok(rule)
     }
 
-    /// The first rule that matches. Where the path has repeated slashes, it has to be the same one whether they are made
-    /// one or not; and where it has needless percent-encodings, whether they are decoded or not: there are upstreams of either
-    /// kind, and one would serve `/%70ublic` by another route than `/public`.
+    /// The first rule that matches. If the path has repeated slashes, the same rule has to match whether they are
+    /// merged or not; if it has needless percent-encodings, whether they are decoded or not: upstreams of both
+    /// kinds exist, and one would serve `/%70ublic` by another route than `/public`.
     fn matching(&self, request: &AccessRequest<'_>) -> Result<Option<&Rule>, RuleRejection> {
-        let path = if self.look_at_paths { Some(path::canonical(request.path)?) } else { None };
-        let host = match self.look_at_hosts {
+        let path = if self.match_paths { Some(path::canonical(request.path)?) } else { None };
+        let host = match self.match_hosts {
             true => Some(host::canonical(request.host).ok_or(RuleRejection::MalformedHost)?),
             false => None,
         };
         let first = |path: Option<&str>| {
-            let position = |rule: &Rule| rule.is_about(request, path, host.as_deref());
+            let position = |rule: &Rule| rule.applies_to(request, path, host.as_deref());
             self.rules.iter().position(position)
         };
         let Some(path) = path else { return Ok(first(None).and_then(|at| self.rules.get(at))) };
@@ -316,8 +317,8 @@ impl Rules {
         Ok(rule)
     }
 
-    /// The rule that the proxy names. What it matches does not count: the proxy has matched already.
-    fn named(&self, name: &[u8], request: &AccessRequest<'_>) -> Result<&Rule, RuleRejection> {
+    /// The rule that the proxy names. Its `matches` are ignored: the proxy has matched already.
+    fn named_rule(&self, name: &[u8], request: &AccessRequest<'_>) -> Result<&Rule, RuleRejection> {
         let rule =
             self.rules.iter().find(|rule| rule.name.as_bytes() == name).ok_or(RuleRejection::NoSuchRule)?;
         if rule.effect == Effect::Preflight && !is_preflight(request) {
@@ -343,21 +344,21 @@ fn reads_path(rule: Option<&Rule>) -> bool {
     rule.is_some_and(Rule::reads_path)
 }
 
-/// A token (RFC 9110 §5.6.2) without lower-case letters. Methods are compared with their case (§9.1), and many
-/// frameworks fold it all the same.
+/// Whether a method is a token (RFC 9110 §5.6.2) without lower-case letters. Methods are case-sensitive (§9.1), but
+/// many frameworks fold their case.
 pub fn is_method(method: &[u8]) -> bool {
-    let fine =
+    let is_valid =
         |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(byte);
-    !method.is_empty() && method.iter().all(fine)
+    !method.is_empty() && method.iter().all(is_valid)
 }
 
 impl Rule {
-    /// The permission that it gives everybody, where it does.
+    /// The permission to pass without a token, if the rule gives one.
     pub fn anonymous(&self) -> Option<Anonymous> {
         matches!(self.effect, Effect::Anonymous | Effect::Preflight).then_some(Anonymous(()))
     }
 
-    /// What it requires of a token; `None` where it needs none.
+    /// The requirements for a token; `None` if no token is needed.
     pub fn requirements(&self) -> Option<&Requirements> {
         match &self.effect {
             Effect::Require(requirements) => Some(requirements),
@@ -365,16 +366,16 @@ impl Rule {
         }
     }
 
-    fn is_about(&self, request: &AccessRequest<'_>, path: Option<&str>, host: Option<&str>) -> bool {
+    fn applies_to(&self, request: &AccessRequest<'_>, path: Option<&str>, host: Option<&str>) -> bool {
         let Match { path: pattern, methods, hosts } = &self.matches;
-        (methods.is_empty() || methods.iter().any(|method| stands_for(method, request.method)))
+        (methods.is_empty() || methods.iter().any(|method| method_matches(method, request.method)))
             && (hosts.is_empty()
                 || host.is_some_and(|host| hosts.iter().any(|pattern| pattern.matches(host))))
             && pattern.as_ref().is_none_or(|pattern| path.is_some_and(|path| pattern.matches(path)))
             && (self.effect != Effect::Preflight || is_preflight(request))
     }
 
-    fn looks_at_paths(&self) -> bool {
+    fn matches_paths(&self) -> bool {
         self.matches.path.is_some() || self.reads_path()
     }
 
@@ -382,15 +383,15 @@ impl Rule {
         self.requirements().and_then(|requirements| requirements.condition.as_ref())
     }
 
-    /// A preflight is known by its method too.
-    fn looks_at_methods(&self) -> bool {
+    /// A preflight request is recognized by its method too.
+    fn matches_methods(&self) -> bool {
         !self.matches.methods.is_empty()
             || self.effect == Effect::Preflight
             || self.condition().is_some_and(Condition::reads_method)
     }
 
-    /// A header that the condition reads and of which the upstream may believe another value than the condition does:
-    /// it stands in several lines, or it is compared and has a comma, with which proxies join lines (RFC 9110 §5.3).
+    /// A header that the condition reads and for which the upstream may use another value: it has several lines, or
+    /// it is compared and contains a comma, with which proxies join lines (RFC 9110 §5.3).
     fn header_with_several_values(&self, headers: &Headers<'_>) -> Option<&str> {
         let condition = self.condition()?;
         let several = |name: &&String| {
@@ -412,32 +413,32 @@ impl Rule {
 }
 
 impl PathPattern {
-    /// A path that has to be the same.
+    /// A pattern for one exact path.
     ///
     /// # Errors
-    /// What is wrong, for whoever wrote it.
+    /// The problem, for the author of the rule.
     pub fn exact(text: &str) -> Result<Self, String> {
-        unambiguous(text).map(PathPattern::Exact)
+        canonical_path(text).map(PathPattern::Exact)
     }
 
-    /// A path and all below it, by whole segments: `/admin` and `/admin/` are the same.
+    /// A pattern for a path and all paths below it, by complete segments: `/admin` and `/admin/` are the same.
     ///
     /// # Errors
-    /// What is wrong, for whoever wrote it.
+    /// The problem, for the author of the rule.
     pub fn prefix(text: &str) -> Result<Self, String> {
-        let path = unambiguous(text)?;
+        let path = canonical_path(text)?;
         Ok(PathPattern::Prefix(path.strip_suffix('/').unwrap_or(&path).to_owned()))
     }
 
-    /// A regular expression for the whole path.
+    /// A regular expression for the complete path.
     ///
     /// # Errors
-    /// What is wrong, for whoever wrote it.
+    /// The problem, for the author of the rule.
     pub fn regex(text: &str) -> Result<Self, String> {
-        WholeRegex::parse(text).map(PathPattern::Regex)
+        FullMatchRegex::parse(text).map(PathPattern::Regex)
     }
 
-    /// Whether a canonical path is one of these.
+    /// Whether a canonical path matches.
     pub fn matches(&self, path: &str) -> bool {
         match self {
             PathPattern::Exact(exact) => exact == path,
@@ -450,9 +451,9 @@ impl PathPattern {
 }
 
 /// The canonical form of a path in a rule.
-fn unambiguous(text: &str) -> Result<String, String> {
+fn canonical_path(text: &str) -> Result<String, String> {
     if text.contains('?') {
-        return Err("a rule matches the path alone: leave the query out".to_owned());
+        return Err("a rule matches the path only: remove the query".to_owned());
     }
     match path::canonical(text.as_bytes()) {
         Ok(path) if path.unmerged().is_none() && !path.is_ambiguous() => Ok(path.as_str().to_owned()),
@@ -464,15 +465,15 @@ fn unambiguous(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether a method of a rule stands for that of a request. What answers GET answers HEAD (RFC 9110 §9.3.2).
-fn stands_for(named: &str, method: &[u8]) -> bool {
-    named.as_bytes() == method || (named == "GET" && method == b"HEAD")
+/// Whether a rule's method matches that of a request. A resource that supports GET supports HEAD (RFC 9110 §9.3.2).
+fn method_matches(named_rule: &str, method: &[u8]) -> bool {
+    named_rule.as_bytes() == method || (named_rule == "GET" && method == b"HEAD")
 }
 
-/// What a preflight request is known by.
+/// The headers that identify a preflight request.
 const PREFLIGHT_HEADERS: [&str; 2] = ["origin", "access-control-request-method"];
 
-/// Whether this is a preflight request (Fetch §4.8): browsers send it without credentials.
+/// Whether this is a preflight request (Fetch §4.8), which browsers send without credentials.
 fn is_preflight(request: &AccessRequest<'_>) -> bool {
     let given =
         |name| request.headers.only(name).is_some_and(|value| !value.is_empty() && !value.contains(&b','));
@@ -480,7 +481,7 @@ fn is_preflight(request: &AccessRequest<'_>) -> bool {
 }
 
 impl Requirements {
-    /// Holds a verified token's claims against what is required.
+    /// Checks the claims of a verified token against the requirements.
     ///
     /// # Errors
     /// The first requirement that is not met.
@@ -502,7 +503,7 @@ impl Requirements {
         }
         match &self.condition {
             None => Ok(()),
-            Some(condition) => match holds(condition, claims, request, now) {
+            Some(condition) => match evaluate_condition(condition, claims, request, now) {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(RequirementRejection::Condition),
                 Err(why) => Err(RequirementRejection::Undecided(why)),
@@ -511,7 +512,7 @@ impl Requirements {
     }
 }
 
-/// Whether a scope is granted, by `scope` (RFC 8693 §4.2) or by `scp`: words in one string, or members of an array.
+/// Whether a scope is granted by `scope` (RFC 8693 §4.2) or by `scp`: a word of a string, or a member of an array.
 pub(crate) fn has_scope(claims: &Json, wanted: &str) -> bool {
     ["scope", "scp"].into_iter().filter_map(|name| claims.member(name)).any(|granted| match granted {
         Json::String(words) => words.split(' ').any(|word| word == wanted),
@@ -531,7 +532,7 @@ impl ClaimRequirement {
     }
 }
 
-/// Equality of values of one type: `1` is `1.0` and neither `"1"` nor `true`.
+/// Equality of values of one type: `1` equals `1.0`, but not `"1"` or `true`.
 fn is_same(a: &Json, b: &Json) -> bool {
     match (a, b) {
         (Json::Number(a), Json::Number(b)) => match (a.parse::<i128>(), b.parse::<i128>()) {
@@ -545,7 +546,7 @@ fn is_same(a: &Json, b: &Json) -> bool {
     }
 }
 
-fn holds(
+fn evaluate_condition(
     condition: &Condition,
     claims: &Json,
     request: &AccessRequest<'_>,
@@ -573,7 +574,7 @@ fn holds(
     condition.holds(&facts).map_err(|undecided| undecided.to_string())
 }
 
-/// Values by name: several of one name are joined with commas, as HTTP does (RFC 9110 §5.3).
+/// Values by name: several values of one name are joined with commas (RFC 9110 §5.3).
 type Joined<'a> = BTreeMap<Cow<'a, str>, Cow<'a, str>>;
 
 fn joined_headers<'a>(headers: &Headers<'a>) -> Joined<'a> {
@@ -592,7 +593,7 @@ fn joined_headers<'a>(headers: &Headers<'a>) -> Joined<'a> {
 
 fn join<'a>(joined: &mut Joined<'a>, name: Cow<'a, str>, value: Cow<'a, str>) {
     match joined.entry(name) {
-        btree_map::Entry::Vacant(place) => drop(place.insert(value)),
+        btree_map::Entry::Vacant(entry) => drop(entry.insert(value)),
         btree_map::Entry::Occupied(mut known) => {
             let known = known.get_mut().to_mut();
             known.push(',');

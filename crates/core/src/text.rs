@@ -1,25 +1,25 @@
-//! Text of somebody else's as logs and explanations show it: short, on one line, and with every token masked, wherever one
-//! stands that nobody expected there, such as in a host or an argument.
+//! Formats untrusted text for logs and explanations: short, on one line, and with every token masked, even where no
+//! token is expected, such as in a host or an argument.
 
 use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-/// The text with every JWT in it replaced: base64url of a JSON object's beginning, and what follows.
+/// Replaces every JWT in the text: the start of a JSON object in base64url, and what follows it.
 pub fn without_tokens(text: &str) -> Cow<'_, str> {
     let mut out = String::new();
     let (mut rest, mut from) = (text, 0);
-    while let Some(at) = rest.get(from..).and_then(|behind| behind.find('e')) {
-        let (before, behind) = rest.split_at_checked(from + at).unwrap_or((rest, ""));
-        let token = behind.len() - behind.trim_start_matches(of_token).len();
-        if !is_object(behind.get(..token).unwrap_or_default()) {
+    while let Some(at) = rest.get(from..).and_then(|after| after.find('e')) {
+        let (before, after) = rest.split_at_checked(from + at).unwrap_or((rest, ""));
+        let token = after.len() - after.trim_start_matches(is_token_char).len();
+        if !is_object(after.get(..token).unwrap_or_default()) {
             from += at + 1;
             continue;
         }
         out.push_str(before);
         out.push_str("(a token)");
-        (rest, from) = (behind.get(token..).unwrap_or_default(), 0);
+        (rest, from) = (after.get(token..).unwrap_or_default(), 0);
     }
     match out.is_empty() {
         true => Cow::Borrowed(text),
@@ -27,36 +27,36 @@ pub fn without_tokens(text: &str) -> Cow<'_, str> {
     }
 }
 
-fn of_token(c: char) -> bool {
+fn is_token_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '=' | '+' | '/')
 }
 
-/// Whether a word is long and begins as the base64url of a JSON object does: a brace, white space, and a quote.
+/// Whether a word is long and begins like the base64url of a JSON object: a brace, white space, and a quote.
 fn is_object(word: &str) -> bool {
-    const SHORTEST: usize = 10;
-    let first = word.get(..8).filter(|_| word.len() >= SHORTEST);
+    const MIN_LEN: usize = 10;
+    let first = word.get(..8).filter(|_| word.len() >= MIN_LEN);
     let Some(decoded) = first.and_then(|first| URL_SAFE_NO_PAD.decode(first).ok()) else { return false };
-    let Some((b'{', within)) = decoded.split_first() else { return false };
-    let white = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
-    within.iter().find(|byte| !white(byte)).is_none_or(|byte| *byte == b'"')
+    let Some((b'{', inside)) = decoded.split_first() else { return false };
+    let is_white_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+    inside.iter().find(|byte| !is_white_space(byte)).is_none_or(|byte| *byte == b'"')
 }
 
-/// Text of somebody else's, such as a `kid` or a host, as the log shows it: at most 64 characters, no line breaks or control
+/// Untrusted text, such as a `kid` or a host, for the log: at most 64 characters, no line breaks or control
 /// characters, and no token.
 pub fn on_one_line(text: &str) -> String {
     escaped(text, 64)
 }
 
-/// Text of a token or of a request in quotes: at most 128 characters of it, escaped, and no token.
+/// Text of a token or of a request in quotes: at most 128 characters, escaped, and no token.
 pub fn quoted(text: &str) -> String {
     format!("\"{}\"", escaped(text, MAX_QUOTED))
 }
 
-/// The most characters of a text that is quoted.
+/// The most characters of a quoted text.
 pub(crate) const MAX_QUOTED: usize = 128;
 
-fn escaped(text: &str, most: usize) -> String {
-    let cut: String = text.chars().take(most).collect();
+fn escaped(text: &str, max_chars: usize) -> String {
+    let cut: String = text.chars().take(max_chars).collect();
     without_tokens(&cut).chars().flat_map(char::escape_debug).collect()
 }
 
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_replaced_wherever_it_stands_and_nothing_else_is() {
+    fn every_token_is_replaced_and_no_other_text() {
         for (text, expected) in [
             ("", ""),
             ("p.yaml: no such file", "p.yaml: no such file"),
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_wrote_is_one_short_line_without_a_token() {
+    fn untrusted_text_becomes_one_short_line_without_a_token() {
         let token = format!("eyJ{}", "a".repeat(2_000));
         assert_eq!(on_one_line(&token), "(a token)");
         assert_eq!(on_one_line(&format!("h.example.com:{token}")), "h.example.com:(a token)");

@@ -1,26 +1,24 @@
-//! Whether a token is good, as a pure function of the token, the rules, a key set and a time.
+//! Token validation as a pure function of the token, the provider's rules, a key set and the time.
 //!
-//! Two steps, because only the second one can be mended by newer keys:
+//! It has two steps, because newer keys can only change the result of the second one:
 //!
-//! 1. [`screen`] needs no key. What it refuses is [`Permanent`], and costs the issuer nothing.
-//! 2. [`try_validate`] verifies the signature against the set in hand. Where that set may simply be
-//!    too old (no key for the `kid`, or a signature that no key of that `kid` made), the answer is
-//!    [`ValidationError::Stale`].
+//! 1. [`screen`] needs no key. A token that it refuses is [`Permanent`] and causes no fetch.
+//! 2. [`try_validate`] verifies the signature with the current key set. If that set may be outdated (no key for the
+//!    `kid`, or no key of that `kid` verifies the signature), the result is [`ValidationError::Stale`].
 //!
-//! # Where no RFC decides
+//! # Choices that no RFC makes
 //!
-//! - A token without `exp` is refused; one that lives very long, or whose `iat` lies ahead, is not. `nbf`
-//!   or `iat` of null counts as absent.
-//! - A key without `kid` serves only tokens without one, and a token without one is tried with every key
-//!   that fits its algorithm, up to [`MAX_KEYS_TRIED`].
-//! - A token that is bound to a sender (`cnf`) passes as a plain bearer token.
-//! - RSA exponents from 3 are accepted, and weak moduli are not looked for. Of an ECDSA signature the twin
-//!   `(r, n - s)` is accepted too, so two different texts can be the same token.
+//! - A token without `exp` is refused; a token with a very long lifetime or an `iat` in the future is accepted. An
+//!   `nbf` or `iat` of null is treated as absent.
+//! - A key without `kid` verifies only tokens without one; a token without `kid` is tried with every key that fits
+//!   its algorithm, up to [`MAX_KEYS_TRIED`].
+//! - A sender-constrained token (`cnf`) is accepted as a plain bearer token.
+//! - RSA exponents from 3 are accepted, and weak moduli are not detected. The second form `(r, n - s)` of an ECDSA
+//!   signature is accepted, so two different texts can be the same token.
 //!
 //! # Architecture invariant
-//! No IO, no clock, no logging and no `async` below this module: the time comes in as an argument.
-//! It is the one home of `jsonwebtoken`, whose own claim checks are not used since they read the
-//! clock themselves.
+//! No IO, no clock, no logging and no `async` in this module: the time is an argument. Only this module uses
+//! `jsonwebtoken`, without its claim checks, since they read the clock.
 
 pub mod algorithm;
 mod claims;
@@ -44,8 +42,8 @@ use self::key_set::{Key, KeySet};
 use self::provider::{Provider, TokenTypes};
 use self::token::Compact;
 
-/// Without a `kid`, or with many keys of one `kid`, at most this many keys are tried: the work that
-/// one token can cause is bounded.
+/// The most keys that are tried for a token without a `kid`, or for a `kid` with several keys: it bounds the work
+/// that one token can cause.
 pub const MAX_KEYS_TRIED: usize = 16;
 
 /// Wall time as seconds since the Unix epoch, leap seconds ignored (NumericDate, RFC 7519 §2).
@@ -53,7 +51,7 @@ pub const MAX_KEYS_TRIED: usize = 16;
 pub struct UnixTime(f64);
 
 impl UnixTime {
-    /// That many seconds after the epoch; negative before it.
+    /// This many seconds after the epoch; negative before it.
     pub fn from_secs(seconds: i64) -> Self {
         // Exact for every date of the next hundred million years.
         Self(seconds as f64)
@@ -64,7 +62,7 @@ impl UnixTime {
         Self(since.as_secs_f64())
     }
 
-    /// That many seconds after the epoch, with fractions; negative before it.
+    /// This many seconds after the epoch, with fractions; negative before it.
     pub fn from_secs_f64(seconds: f64) -> Self {
         Self(seconds)
     }
@@ -75,12 +73,12 @@ impl UnixTime {
     }
 }
 
-/// What one token may make us hold.
+/// The most memory that one token may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenLimits {
     /// The longest token, in bytes; default 16 KiB.
     pub bytes: usize,
-    /// Of its header, and of its payload.
+    /// The limits of its header, and of its payload.
     pub json: JsonLimits,
 }
 
@@ -90,13 +88,13 @@ impl Default for TokenLimits {
     }
 }
 
-/// Why a token was refused that no key could have mended.
+/// Why a token was refused, where newer keys cannot change the result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Permanent {
     /// Longer than `limits.token_bytes`.
     TokenTooLarge,
-    /// Not a JWT that this service reads.
+    /// Not a JWT that this service supports.
     Malformed(Malformation),
     /// `alg` is missing, unknown, `none`, or not on the provider's list.
     AlgorithmNotAllowed,
@@ -106,31 +104,31 @@ pub enum Permanent {
     IssuerUnknown,
     /// `aud` names none of the provider's audiences.
     AudienceMismatch,
-    /// `exp` has come.
+    /// `exp` has passed.
     Expired,
-    /// `nbf` has not come.
+    /// `nbf` has not been reached.
     NotYetValid,
     /// This claim is absent, null or empty.
     ClaimMissing(String),
-    /// This claim has a type or a value that it cannot have.
+    /// This claim has a wrong type or value.
     ClaimMalformed(String),
 }
 
-/// Why the set in hand may no longer be the issuer's.
+/// Why the current key set may be outdated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StaleCause {
-    /// No key of the set fits the token's `kid` and `alg`; or, for a token without `kid`, none verifies.
+    /// No key of the set fits the token's `kid` and `alg`; or, for a token without `kid`, no key verifies it.
     UnknownKid,
-    /// Keys of that `kid` fit, and none of them made the signature.
+    /// Keys with that `kid` fit, but none of them verifies the signature.
     BadSignature,
 }
 
-/// Why a token was not accepted, by what can be done about it.
+/// Why a token was not accepted, by whether newer keys can change that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValidationError {
-    /// Newer keys may accept it: refresh once, look once more.
+    /// Newer keys may verify it: refresh once and try again.
     Stale(StaleCause),
-    /// Nothing can be done.
+    /// Newer keys cannot change the result.
     Permanent(Permanent),
 }
 
@@ -140,16 +138,15 @@ impl From<Permanent> for ValidationError {
     }
 }
 
-/// A token that has passed the screen of the provider whose issuer it names. Its signature has not
-/// been looked at.
+/// A token that has passed the screen of the provider with its issuer. Its signature is not verified.
 #[derive(Clone, Debug)]
 pub struct Screened<'a> {
     parked: Parked<'a>,
     claims: Arc<Json>,
 }
 
-/// A token that has passed the screen, for the time that it has to wait for keys: its text and a few words, and
-/// not the tree of its claims, which may be several times as large.
+/// A screened token that waits for keys: its text and a few fields, but not its claims, which may take several
+/// times as much memory.
 #[derive(Clone, Debug)]
 pub struct Parked<'a> {
     compact: Compact<'a>,
@@ -158,7 +155,7 @@ pub struct Parked<'a> {
     expires: UnixTime,
 }
 
-/// The proof that a signature was verified, and the claims that it covers.
+/// The proof that a signature was verified, with the claims that it covers.
 #[derive(Clone, Debug)]
 pub struct Validated {
     claims: Arc<Json>,
@@ -182,14 +179,13 @@ impl Validated {
         &self.claims
     }
 
-    /// The same, for whoever keeps it.
+    /// The same claims, shared.
     pub(crate) fn shared_claims(&self) -> Arc<Json> {
         Arc::clone(&self.claims)
     }
 }
 
-/// Takes a token apart within the limits. The first half of the screen, before a provider is
-/// known.
+/// Parses a token within the limits. The first part of the screen, before the provider is known.
 ///
 /// # Errors
 /// [`Permanent::TokenTooLarge`], [`Permanent::Malformed`] or [`Permanent::AlgorithmNotAllowed`].
@@ -201,7 +197,7 @@ pub fn parse<'a>(token: impl Into<Cow<'a, str>>, limits: &TokenLimits) -> Result
     Token::parse(token, &limits.json).map_err(permanent)
 }
 
-/// The `iss` of a token: what chooses the provider, by exact comparison (RFC 8725 §3.8).
+/// The `iss` of a token, which selects the provider by exact comparison (RFC 8725 §3.8).
 ///
 /// # Errors
 /// [`Permanent::ClaimMissing`] or [`Permanent::ClaimMalformed`] for `iss`.
@@ -213,8 +209,7 @@ pub fn issuer<'t>(token: &'t Token<'_>) -> Result<&'t str, Permanent> {
     }
 }
 
-/// Everything that can be said about a token without a key, under the rules of the provider whose
-/// issuer it names.
+/// Checks everything that needs no key, with the rules of the provider with this issuer.
 ///
 /// # Errors
 /// The first rule that is not met: `alg`, `typ`, `iss`, times, `aud`, `sub`, required claims.
@@ -223,16 +218,16 @@ pub fn screen<'a>(token: Token<'a>, provider: &Provider, now: UnixTime) -> Resul
     Ok(Screened::new(token, passed))
 }
 
-/// What the screen has found out about a token that it lets pass.
+/// The result of the screen.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Passed {
     /// The algorithm of its signature.
     pub(crate) algorithm: Algorithm,
-    /// From when on it is expired, leeway included.
+    /// The time from which the token is expired, leeway included.
     pub(crate) expires: UnixTime,
 }
 
-/// The screen of a token that stays with its caller.
+/// The screen of a token that the caller keeps.
 ///
 /// # Errors
 /// Those of [`screen`].
@@ -255,7 +250,7 @@ pub(crate) fn check(token: &Token<'_>, provider: &Provider, now: UnixTime) -> Re
     Ok(Passed { algorithm, expires })
 }
 
-/// Verifies a screened token against the set in hand.
+/// Verifies a screened token with the current key set.
 ///
 /// # Errors
 /// Those of [`Parked::verify`].
@@ -269,44 +264,43 @@ pub fn try_validate(
 }
 
 impl<'a> Screened<'a> {
-    /// The token that has passed.
+    /// A token with the result of its screen.
     pub(crate) fn new(token: Token<'a>, passed: Passed) -> Self {
         let Token { kid, claims, compact, .. } = token;
         let Passed { algorithm, expires } = passed;
         Self { parked: Parked { compact, kid, algorithm, expires }, claims }
     }
 
-    /// The second part of its text.
+    /// The payload part of its text.
     pub(crate) fn payload(&self) -> &str {
         self.parked.payload()
     }
 
-    /// Lets go of the claims, which are read again once the signature has been verified.
+    /// Drops the claims, which are parsed again after the signature has been verified.
     pub fn park(self) -> Parked<'a> {
         self.parked
     }
 }
 
 impl Parked<'_> {
-    /// The second part of its text.
+    /// The payload part of its text.
     pub(crate) fn payload(&self) -> &str {
         self.compact.payload()
     }
 
-    /// The `kid` of its header, where it has one.
+    /// The `kid` of its header, if any.
     pub fn kid(&self) -> Option<&Kid> {
         self.kid.as_ref()
     }
 
-    /// Verifies the signature against the set in hand.
+    /// Verifies the signature with the current key set.
     ///
-    /// Keys are chosen by `kid` and by what they may be used for; where several fit, each is tried, at
-    /// most [`MAX_KEYS_TRIED`].
+    /// Keys are selected by `kid` and by their permitted use; if several fit, each is tried, up to
+    /// [`MAX_KEYS_TRIED`].
     ///
     /// # Errors
-    /// [`ValidationError::Stale`] where a newer set may hold the key that this one lacks;
-    /// [`ValidationError::Permanent`] where the token has expired since it was screened, as one may that
-    /// waited for newer keys.
+    /// [`ValidationError::Stale`] if a newer set may have the key; [`ValidationError::Permanent`] if the token has
+    /// expired since it was screened, while it waited for newer keys.
     pub fn verify(&self, keys: &KeySet, now: UnixTime) -> Result<Verified<'_>, ValidationError> {
         if now >= self.expires {
             return Err(Permanent::Expired.into());
@@ -335,10 +329,10 @@ pub struct Verified<'a> {
 }
 
 impl Verified<'_> {
-    /// Reads the claims again from the bytes that the signature covers, under the limits of the first time.
+    /// Parses the claims from the signed bytes again, with the same limits.
     ///
     /// # Errors
-    /// None where the limits are the same: these bytes have been read before.
+    /// None if the limits are the same: these bytes have been parsed before.
     pub fn read(self, limits: &TokenLimits) -> Result<Validated, Permanent> {
         let claims = token::decode_object(self.payload, &limits.json).map_err(permanent)?;
         Ok(Validated { claims: Arc::new(claims), key: self.key, algorithm: self.algorithm })

@@ -1,12 +1,12 @@
-//! The answer to a request, and a denial as it goes over the wire.
+//! The verdict for a request, and a denial as it is sent.
 //!
-//! The doors render this and none decides. What a denial says to its caller is fixed text: never
-//! a word of the token, and nothing that a forger could not have known, such as which audience was
-//! expected.
+//! The doors render these values and decide nothing. A denial contains fixed text only: no part of the token, and
+//! nothing that a forger does not know already, such as the expected audience.
 //!
 //! # Architecture invariant
-//! [`Allowed`] is made in this crate alone, of a [`Validated`] token, which only a verified signature makes, or of a rule's
-//! [`Anonymous`], which only a rule that lets everybody pass gives. No door, no error path and no default can say "allow".
+//! [`Allowed`] is created in this crate only, from a [`Validated`] token, which only a verified signature produces,
+//! or from [`Anonymous`], which only a rule that allows every request produces. No door, error path or default can
+//! create it.
 
 mod responses;
 
@@ -34,30 +34,30 @@ pub struct DenialResponse {
     pub kind: DenialKind,
     /// HTTP status.
     pub status: u16,
-    /// Headers of the answer, each name once. `www-authenticate` (RFC 6750 §3) is among
-    /// those of every 401; several challenges stand in one, since some proxies pass on only the first line.
+    /// Headers of the response, each name once. Every 401 has `www-authenticate` (RFC 6750 §3); several challenges
+    /// are joined in one line, since some proxies forward only the first line.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Empty for a gRPC caller.
     pub body: String,
-    /// What it says in words: the message of a gRPC status.
+    /// The description of the refusal: the message of a gRPC status.
     pub description: &'static str,
 }
 
-/// Who may be asked for a token, and what it has to carry (RFC 9110 §11.6.1).
+/// The content of a challenge (RFC 9110 §11.6.1).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Challenge {
-    /// Each a scheme and its realm, where that is not the one of all; none twice.
-    pub offers: Vec<Offer>,
-    /// The scopes that the rule asks for, with spaces between them; empty where it asks for none.
+    /// The schemes with their realms, without duplicates.
+    pub schemes: Vec<ChallengeScheme>,
+    /// The scopes that the rule requires, separated by spaces; may be empty.
     pub scope: String,
 }
 
-/// One scheme by which a token may come.
+/// One scheme of a challenge.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Offer {
-    /// Its name as the configuration has it.
+pub struct ChallengeScheme {
+    /// Its name as configured.
     pub scheme: String,
-    /// The protection space; `None` is `responses.realm`.
+    /// The protection space; `None` means `responses.realm`.
     pub realm: Option<String>,
 }
 
@@ -79,9 +79,9 @@ impl Challenge {
         if let Some(metadata) = &responses.resource_metadata {
             add("resource_metadata", metadata.as_str());
         }
-        let bearer = [Offer { scheme: "Bearer".to_owned(), realm: None }];
-        let offers = if self.offers.is_empty() { &bearer[..] } else { &self.offers };
-        let challenges = offers.iter().map(|Offer { scheme, realm }| {
+        let bearer = [ChallengeScheme { scheme: "Bearer".to_owned(), realm: None }];
+        let schemes = if self.schemes.is_empty() { &bearer[..] } else { &self.schemes };
+        let challenges = schemes.iter().map(|ChallengeScheme { scheme, realm }| {
             let realm = realm.as_ref().unwrap_or(&responses.realm);
             format!("{scheme} realm=\"{realm}\"{parameters}")
         });
@@ -90,7 +90,7 @@ impl Challenge {
 }
 
 impl DenialResponse {
-    /// The denial for this refusal, to such a caller.
+    /// The denial for this refusal, to this kind of client.
     ///
     /// ```
     /// use portcullis_core::access_request::Caller;
@@ -108,28 +108,28 @@ impl DenialResponse {
             kind => kind.http_status(),
         };
         let mut headers = Vec::new();
-        // What is written here is plain text, be it fixed or the configuration's; a denial without it is one all the same.
-        let plain = |text: &str| HeaderValue::from_bytes(text.as_bytes()).ok();
+        // All values are plain text, fixed or validated by the configuration; an invalid one is left out.
+        let header_value = |text: &str| HeaderValue::from_bytes(text.as_bytes()).ok();
         let mut add =
             |name: HeaderName, value: Option<HeaderValue>| headers.extend(value.map(|value| (name, value)));
         match wire.kind {
             DenialKind::Challenge | DenialKind::Unauthenticated | DenialKind::Scope => {
-                add(WWW_AUTHENTICATE, plain(&challenge.to_header(&wire, responses)));
+                add(WWW_AUTHENTICATE, header_value(&challenge.to_header(&wire, responses)));
             }
             // Seconds (RFC 9110 §10.2.3).
-            DenialKind::Unavailable => add(RETRY_AFTER, plain("1")),
+            DenialKind::Unavailable => add(RETRY_AFTER, header_value("1")),
             DenialKind::Forbidden | DenialKind::BadRequest => {}
         }
         let custom = responses.custom.get(&refusal);
         let mut body = String::new();
         match caller {
             Caller::Http => match custom.and_then(|custom| custom.body.as_ref()) {
-                Some(own) => {
-                    add(CONTENT_TYPE, Some(own.media_type.clone()));
-                    body.clone_from(&own.text);
+                Some(custom_body) => {
+                    add(CONTENT_TYPE, Some(custom_body.media_type.clone()));
+                    body.clone_from(&custom_body.text);
                 }
                 None => {
-                    add(CONTENT_TYPE, plain("application/json"));
+                    add(CONTENT_TYPE, header_value("application/json"));
                     body = serde_json::json!({"error": wire.error, "error_description": wire.description})
                         .to_string();
                 }
@@ -137,7 +137,7 @@ impl DenialResponse {
             Caller::Grpc => {}
             Caller::GrpcWeb => {
                 add(GRPC_STATUS, Some(wire.kind.grpc_code().into()));
-                add(GRPC_MESSAGE, plain(wire.description));
+                add(GRPC_MESSAGE, header_value(wire.description));
             }
         }
         for (name, value) in custom.iter().flat_map(|custom| &custom.headers) {
@@ -179,9 +179,9 @@ impl From<StaleCause> for DenyReason {
 pub enum Verdict {
     /// It may pass, with these changes.
     Allow(Allowed),
-    /// It may not.
+    /// It is denied.
     Deny(DenyReason),
-    /// Nobody can say; it may not, and the token is not to blame.
+    /// It cannot be evaluated; it is refused, and the token is not at fault.
     Unavailable(UnavailableReason),
 }
 
@@ -195,7 +195,7 @@ impl Verdict {
         }
     }
 
-    /// Why; its name is the `reason` label.
+    /// The reason; its name is the `reason` label.
     pub fn reason(&self) -> Outcome {
         match self {
             Verdict::Allow(allowed) => Outcome::Granted(allowed.grant),
@@ -204,7 +204,7 @@ impl Verdict {
         }
     }
 
-    /// Why it may not pass; `None` where it may.
+    /// The refusal; `None` for an allow.
     pub fn refusal(&self) -> Option<Refusal> {
         match self.reason() {
             Outcome::Granted(_) => None,
@@ -231,22 +231,22 @@ pub struct Allowed {
 }
 
 impl Allowed {
-    /// Permission on the strength of a verified token.
+    /// The permission for a verified token.
     pub(crate) fn by_token(proof: &Validated, changes: UpstreamChanges) -> Self {
         Self { grant: Grant::Token, changes, claims: Some(proof.shared_claims()) }
     }
 
-    /// Permission on the strength of a rule that needs no token.
+    /// The permission by a rule that needs no token.
     pub(crate) fn by_rule(_proof: &Anonymous, changes: UpstreamChanges) -> Self {
         Self { grant: Grant::Anonymous, changes, claims: None }
     }
 
-    /// The claims of the token, where one was needed; always an object.
+    /// The claims of the token, if there was one; always an object.
     pub fn claims(&self) -> Option<&Arc<Json>> {
         self.claims.as_ref()
     }
 
-    /// What the proxy changes about the request before the upstream sees it.
+    /// The changes that the proxy makes to the request before it forwards it.
     pub fn changes(&self) -> &UpstreamChanges {
         &self.changes
     }

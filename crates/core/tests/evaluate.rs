@@ -1,4 +1,4 @@
-//! The decision as a value: what it asks for, and that it comes out right whatever answers it gets, in whatever order.
+//! Tests the decision as a value: which keys it needs, and that its result is right for any answers in any order.
 
 #![allow(clippy::panic, reason = "a test fails by panicking")]
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use portcullis_core::access_request::{AccessRequest, Headers};
 use portcullis_core::decision::{
-    Decision, Evaluation, InHand, KeysInHand, KeysNeeded, Need, NoKeys, Policy, RequestLimits, StepName,
+    CachedKeys, Decision, Evaluation, IssuerState, KeysNeeded, Need, NoKeys, Policy, RequestLimits, StepName,
     Trusted, evaluate,
 };
 use portcullis_core::rules::{Effect, Match, PathPattern, Requirements, Rule, Rules};
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 const ISSUER: &str = "https://issuer.example";
 const NOW: i64 = 1_800_000_000;
-/// From when on the tokens of these tests are expired, the leeway included.
+/// The time from which the tokens of these tests are expired, leeway included.
 const EXPIRED: i64 = NOW + 300 + 30;
 
 fn provider() -> Provider {
@@ -49,7 +49,7 @@ fn provider() -> Provider {
     }
 }
 
-/// A policy with a rule for `/write`, which asks for a scope.
+/// A policy with a rule for `/write` that requires a scope.
 fn policy(provider: &Provider) -> Policy {
     let rule = Rule {
         name: "write".to_owned(),
@@ -73,39 +73,39 @@ fn keys(of: &[&SigningKey]) -> Arc<KeySet> {
     Arc::new(KeySet::parse(json!({"keys": keys}).to_string().as_bytes()).expect("usable keys"))
 }
 
-/// A request for this path, with this token where it is not empty.
-fn with_request<T>(token: &str, path: &str, use_it: impl FnOnce(&AccessRequest<'_>) -> T) -> T {
+/// A request for this path, with this token unless it is empty.
+fn with_request<T>(token: &str, path: &str, run: impl FnOnce(&AccessRequest<'_>) -> T) -> T {
     let value = format!("Bearer {token}");
     let sent = [(&b"authorization"[..], value.as_bytes())].into_iter().filter(|_| !token.is_empty());
     let headers: Headers<'_> = sent.collect();
     #[allow(clippy::disallowed_methods, reason = "there is no other way to have an instant")]
     let arrived = std::time::Instant::now();
-    use_it(&AccessRequest::new(b"GET", b"api.example.com", path.as_bytes(), headers, arrived))
+    run(&AccessRequest::new(b"GET", b"api.example.com", path.as_bytes(), headers, arrived))
 }
 
 fn at(seconds: i64) -> Option<UnixTime> {
     Some(UnixTime::from_secs(seconds))
 }
 
-/// Whose key of the name `new` a set has.
+/// Which key with the `kid` `new` a set has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum New {
-    /// It has none.
+    /// None.
     None,
-    /// The one that signed the token.
+    /// The key that signed the token.
     Signer,
-    /// Another one: the issuer gave its name to two.
+    /// Another key with the same `kid`.
     Impostor,
 }
 
-/// One answer, and the time at which it comes; `None` is a clock that cannot be right.
+/// An answer and the time of its arrival; `None` is an invalid clock.
 #[derive(Clone, Copy, Debug)]
 struct Answer {
     keys: New,
     now: Option<i64>,
 }
 
-/// What comes out, told without the code under test.
+/// The expected result, derived without the code under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expected {
     Reason(&'static str),
@@ -131,8 +131,8 @@ impl Answer {
     }
 }
 
-/// Three sets, the token that one of them verifies, and what was tried.
-struct World {
+/// Three key sets, the provider, and the number of decisions.
+struct Explorer {
     none: Arc<KeySet>,
     signer: Arc<KeySet>,
     impostor: Arc<KeySet>,
@@ -140,7 +140,7 @@ struct World {
     decided: u32,
 }
 
-impl World {
+impl Explorer {
     fn keys(&self, of: New) -> &Arc<KeySet> {
         match of {
             New::None => &self.none,
@@ -149,12 +149,13 @@ impl World {
         }
     }
 
-    fn in_hand(&self, keys: Option<New>) -> InHand {
-        let keys = keys.map_or(KeysInHand::NotAsked, |keys| KeysInHand::Fetched(Arc::clone(self.keys(keys))));
-        InHand { provider: Arc::clone(&self.provider), realm: None, keys }
+    fn issuer(&self, keys: Option<New>) -> IssuerState {
+        let keys =
+            keys.map_or(CachedKeys::NotFetched, |keys| CachedKeys::Fetched(Arc::clone(self.keys(keys))));
+        IssuerState { provider: Arc::clone(&self.provider), realm: None, keys }
     }
 
-    /// Holds what came out against what had to, and goes on with every answer that may come next.
+    /// Compares the result with the expected one, and continues with every possible next answer.
     fn explore(
         &mut self,
         evaluation: Evaluation<'_>,
@@ -170,7 +171,7 @@ impl World {
                 assert_eq!(needed.need(), Need::Newer(cause));
                 needed
             }
-            (evaluation, expected) => panic!("{evaluation:?} where {expected:?} has to come"),
+            (evaluation, expected) => panic!("{evaluation:?} instead of {expected:?}"),
         };
         assert_eq!(needed.kid().map(Kid::as_str), Some("new"));
         let Expected::Needs(cause) = expected else { unreachable!("checked above") };
@@ -189,7 +190,7 @@ impl World {
             StaleCause::UnknownKid => "key_unknown",
             StaleCause::BadSignature => "bad_signature",
         };
-        let refused = needed.clone().conclude(NoKeys::NoneNewer(&self.none));
+        let refused = needed.clone().conclude(NoKeys::UpToDate(&self.none));
         self.check(&refused, reason, first);
         let unavailable = needed.clone().conclude(NoKeys::Unavailable("the issuer is down".into()));
         self.check(&unavailable, "keys_unavailable", first);
@@ -199,25 +200,25 @@ impl World {
         self.decided += 1;
         assert_eq!(decision.verdict.reason().as_str(), reason);
         let record = &decision.record;
-        assert_eq!(record.refreshed_for(), first, "what is told is why newer keys were waited for");
+        assert_eq!(record.refreshed_for(), first, "the record has the cause of the refresh");
         assert_eq!(record.verified_by().is_some(), reason == "ok");
-        assert_eq!(record.claims().is_some(), reason == "ok", "nobody hears of claims that nobody signed");
+        assert_eq!(record.claims().is_some(), reason == "ok", "unverified claims are not exposed");
         assert_eq!(record.refused().is_none(), reason == "ok");
         let last = record.steps().last().expect("a step");
         assert_eq!(last.outcome, if reason == "ok" { "made" } else { reason });
     }
 }
 
-/// Every sequence of answers: what was in hand, and up to three more, each at one of four times, and an end of either kind
-/// behind each.
+/// Every sequence of answers: the cached keys and up to three more answers, each at one of four times, followed by
+/// either kind of conclusion.
 #[test]
-fn whatever_answers_come_an_allow_takes_a_set_that_verifies_the_token_in_time() {
+fn for_any_answers_an_allow_needs_a_set_that_verifies_the_token_in_time() {
     let old = SigningKey::generate("old", SigningAlgorithm::ES256);
     let signer = SigningKey::generate("new", SigningAlgorithm::ES256);
     let impostor = SigningKey::generate("new", SigningAlgorithm::ES256);
     let provider = provider();
     let policy = policy(&provider);
-    let mut world = World {
+    let mut explorer = Explorer {
         none: keys(&[&old]),
         signer: keys(&[&old, &signer]),
         impostor: keys(&[&old, &impostor]),
@@ -226,30 +227,30 @@ fn whatever_answers_come_an_allow_takes_a_set_that_verifies_the_token_in_time() 
     };
     with_request(&signer.sign(&claims()), "/", |request| {
         for answer in Answer::all() {
-            let in_hand = world.in_hand(Some(answer.keys));
+            let issuer = explorer.issuer(Some(answer.keys));
             let evaluation =
-                evaluate(request, &policy, |_| Some(in_hand), answer.now.map(UnixTime::from_secs));
+                evaluate(request, &policy, |_| Some(issuer), answer.now.map(UnixTime::from_secs));
             let expected = answer.expected();
             let first = match expected {
                 Expected::Needs(cause) => Some(cause),
                 Expected::Reason(_) => None,
             };
-            world.explore(evaluation, expected, first, 3);
+            explorer.explore(evaluation, expected, first, 3);
         }
     });
-    assert!(world.decided > 1_000, "{} ends were looked at", world.decided);
+    assert!(explorer.decided > 1_000, "{} decisions were checked", explorer.decided);
 }
 
 #[test]
-fn an_issuer_that_was_never_asked_is_asked_first_and_then_for_newer_keys() {
+fn an_issuer_without_keys_is_fetched_first_and_then_for_newer_keys() {
     let old = SigningKey::generate("old", SigningAlgorithm::ES256);
     let signer = SigningKey::generate("new", SigningAlgorithm::ES256);
     let provider = provider();
     let policy = policy(&provider);
     let provider = Arc::new(provider);
     with_request(&signer.sign(&claims()), "/", |request| {
-        let in_hand = InHand { provider, realm: Some("acme".to_owned()), keys: KeysInHand::NotAsked };
-        let needed = match evaluate(request, &policy, |_| Some(in_hand), at(NOW)) {
+        let issuer = IssuerState { provider, realm: Some("acme".to_owned()), keys: CachedKeys::NotFetched };
+        let needed = match evaluate(request, &policy, |_| Some(issuer), at(NOW)) {
             Evaluation::NeedsKeys(needed) => needed,
             Evaluation::Done(decision) => panic!("{decision:?}"),
         };
@@ -262,11 +263,11 @@ fn an_issuer_that_was_never_asked_is_asked_first_and_then_for_newer_keys() {
         );
         let steps: Vec<StepName> = refused.record.steps().map(|step| step.name).collect();
         assert!(steps.contains(&StepName::Refresh), "it waited for the first keys");
-        let Evaluation::NeedsKeys(still) = needed.resume(&keys(&[&old]), at(NOW)) else {
+        let Evaluation::NeedsKeys(needed_again) = needed.resume(&keys(&[&old]), at(NOW)) else {
             panic!("another key signed it");
         };
-        assert_eq!(still.need(), Need::Newer(StaleCause::UnknownKid));
-        let Evaluation::Done(decision) = still.resume(&keys(&[&signer]), at(NOW)) else {
+        assert_eq!(needed_again.need(), Need::Newer(StaleCause::UnknownKid));
+        let Evaluation::Done(decision) = needed_again.resume(&keys(&[&signer]), at(NOW)) else {
             panic!("it is signed by this key");
         };
         assert_eq!(decision.verdict.reason().as_str(), "ok");
@@ -274,7 +275,7 @@ fn an_issuer_that_was_never_asked_is_asked_first_and_then_for_newer_keys() {
     });
 }
 
-/// What comes out of an evaluation that waited, and of one that did not.
+/// The result of an evaluation, whether it waited or not.
 fn outcome(decision: &Decision<'_>) -> String {
     let record = &decision.record;
     let steps = record.steps().filter(|step| step.name != StepName::Refresh);
@@ -298,11 +299,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_decision_that_waited_is_the_one_that_would_have_been_made_at_once(
+    fn a_decision_that_waited_equals_an_immediate_one(
         tenant in "\\PC{0,40}",
         scopes in prop::sample::select(vec!["orders:write", "orders:read", ""]),
         path in prop::sample::select(vec!["/write", "/read"]),
-        in_hand in any::<bool>(),
+        issuer in any::<bool>(),
         stale in 0..3_usize,
     ) {
         let old = SigningKey::generate("old", SigningAlgorithm::ES256);
@@ -314,12 +315,12 @@ proptest! {
         claims["scope"] = json!(scopes);
         let (old_keys, new_keys) = (keys(&[&old]), keys(&[&old, &signer]));
         with_request(&signer.sign(&claims), path, |request| {
-            let hand = |keys: Option<&Arc<KeySet>>| InHand { provider: Arc::clone(&provider), realm: None, keys: keys.cloned().map_or(KeysInHand::NotAsked, KeysInHand::Fetched) };
-            let at_once = match evaluate(request, &policy, |_| Some(hand(Some(&new_keys))), at(NOW)) {
+            let issuer_with = |keys: Option<&Arc<KeySet>>| IssuerState { provider: Arc::clone(&provider), realm: None, keys: keys.cloned().map_or(CachedKeys::NotFetched, CachedKeys::Fetched) };
+            let immediate = match evaluate(request, &policy, |_| Some(issuer_with(Some(&new_keys))), at(NOW)) {
                 Evaluation::Done(decision) => decision,
                 Evaluation::NeedsKeys(needed) => panic!("{needed:?}"),
             };
-            let mut evaluation = evaluate(request, &policy, |_| Some(hand(in_hand.then_some(&old_keys))), at(NOW));
+            let mut evaluation = evaluate(request, &policy, |_| Some(issuer_with(issuer.then_some(&old_keys))), at(NOW));
             for _ in 0..stale {
                 if let Evaluation::NeedsKeys(needed) = evaluation {
                     evaluation = needed.resume(&old_keys, at(NOW));
@@ -338,16 +339,16 @@ proptest! {
                 false if lacks_scope => "insufficient_scope",
                 false => "ok",
             };
-            prop_assert_eq!(at_once.verdict.reason().as_str(), expected);
-            let met = at_once.record.steps().any(|step| step.name == StepName::Require && step.outcome == "met");
+            prop_assert_eq!(immediate.verdict.reason().as_str(), expected);
+            let met = immediate.record.steps().any(|step| step.name == StepName::Require && step.outcome == "met");
             prop_assert_eq!(met, path == "/write" && expected == "ok");
-            prop_assert_eq!(outcome(&waited), outcome(&at_once));
+            prop_assert_eq!(outcome(&waited), outcome(&immediate));
             Ok(())
         })?;
     }
 
     #[test]
-    fn what_no_key_could_mend_is_decided_without_asking_for_one(
+    fn a_permanent_failure_is_decided_without_keys(
         broken in prop::sample::select(vec!["exp", "aud", "tenant_id", "nbf", "sub"]),
         has_keys in any::<bool>(),
     ) {
@@ -362,12 +363,12 @@ proptest! {
             _ => json!(null),
         };
         let keys = match has_keys {
-            true => KeysInHand::Fetched(Arc::default()),
-            false => KeysInHand::NotAsked,
+            true => CachedKeys::Fetched(Arc::default()),
+            false => CachedKeys::NotFetched,
         };
         with_request(&signer.sign(&claims), "/", |request| {
-            let in_hand = InHand { provider: Arc::new(provider), realm: None, keys };
-            let evaluation = evaluate(request, &policy, |_| Some(in_hand), at(NOW));
+            let issuer = IssuerState { provider: Arc::new(provider), realm: None, keys };
+            let evaluation = evaluate(request, &policy, |_| Some(issuer), at(NOW));
             let Evaluation::Done(decision) = evaluation else { panic!("{evaluation:?}") };
             let refused = decision.record.refused().expect("it is refused");
             prop_assert_eq!(refused.step, StepName::Screen);
@@ -378,7 +379,7 @@ proptest! {
 }
 
 #[test]
-fn a_request_that_needs_no_token_or_has_none_asks_for_no_keys() {
+fn a_request_without_a_token_needs_no_keys() {
     let provider = provider();
     let rule = |name: &str, path: &str, effect| Rule {
         name: name.to_owned(),
@@ -394,12 +395,12 @@ fn a_request_that_needs_no_token_or_has_none_asks_for_no_keys() {
         ("/open", "not.a.token", "anonymous"),
         ("/shut", "not.a.token", "rule_denied"),
         ("/", "", "token_missing"),
-        // Whether it is good depends on the time, which nobody knows here.
+        // Whether the token is valid depends on the time, which is unknown here.
         ("/", "not.a.token", "keys_unavailable"),
     ] {
         with_request(token, path, |request| {
-            let asked = |issuer: &str| panic!("asked for the keys of {issuer}");
-            let evaluation = evaluate(request, &policy, asked, None);
+            let no_lookup = |issuer: &str| panic!("asked for the keys of {issuer}");
+            let evaluation = evaluate(request, &policy, no_lookup, None);
             let Evaluation::Done(decision) = evaluation else { panic!("{evaluation:?}") };
             assert_eq!(decision.verdict.reason().as_str(), reason, "{path} {token}");
         });
@@ -407,12 +408,12 @@ fn a_request_that_needs_no_token_or_has_none_asks_for_no_keys() {
 }
 
 #[test]
-fn what_waits_for_keys_is_small_whatever_the_token_holds() {
+fn a_pending_decision_is_small_for_any_token() {
     assert!(size_of::<KeysNeeded<'_>>() <= 512, "{}", size_of::<KeysNeeded<'_>>());
 }
 
 #[test]
-fn where_the_keys_are_fixed_a_token_that_they_do_not_verify_is_refused_at_once() {
+fn with_static_keys_an_unverified_token_is_refused_immediately() {
     let (old, signer) = (
         SigningKey::generate("old", SigningAlgorithm::ES256),
         SigningKey::generate("new", SigningAlgorithm::ES256),
@@ -425,12 +426,12 @@ fn where_the_keys_are_fixed_a_token_that_they_do_not_verify_is_refused_at_once()
         [(keys(&[&old]), "key_unknown"), (keys(&[&impostor]), "bad_signature"), (keys(&[&signer]), "ok")]
     {
         with_request(&signer.sign(&claims()), "/", |request| {
-            let keys = KeysInHand::Fixed(keys);
-            let in_hand = InHand { provider: Arc::clone(&provider), realm: None, keys };
-            let evaluation = evaluate(request, &policy, |_| Some(in_hand), at(NOW));
+            let keys = CachedKeys::Fixed(keys);
+            let issuer = IssuerState { provider: Arc::clone(&provider), realm: None, keys };
+            let evaluation = evaluate(request, &policy, |_| Some(issuer), at(NOW));
             let Evaluation::Done(decision) = evaluation else { panic!("{evaluation:?}") };
             assert_eq!(decision.verdict.reason().as_str(), reason);
-            assert_eq!(decision.record.refreshed_for(), None, "nothing was waited for");
+            assert_eq!(decision.record.refreshed_for(), None, "it did not wait");
         });
     }
 }

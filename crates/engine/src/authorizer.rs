@@ -36,7 +36,7 @@ use self::refusals::RefusalLog;
 use self::undecided::{Pending, Source};
 use crate::access_request::AccessRequest;
 use crate::clock::{Clock, Instant};
-use crate::decision::{Decision, Evaluation, InHand, KeysInHand, NoKeys, Policy, Trusted, evaluate};
+use crate::decision::{CachedKeys, Decision, Evaluation, IssuerState, NoKeys, Policy, Trusted, evaluate};
 use crate::reason::DenyReason;
 use crate::rules::Rules;
 use crate::telemetry::Metrics;
@@ -164,7 +164,7 @@ impl Authorizer {
     }
 
     /// What is in hand for this issuer, and where more is to be had.
-    fn in_hand(&self, issuer: &str, arrived: Instant, source: &mut Option<Source>) -> Option<InHand> {
+    fn in_hand(&self, issuer: &str, arrived: Instant, source: &mut Option<Source>) -> Option<IssuerState> {
         let issuer = self.providers.of_issuer(issuer, arrived)?;
         let provider = Arc::clone(issuer.provider());
         let realm = issuer.realm().map(str::to_owned);
@@ -172,15 +172,15 @@ impl Authorizer {
             Issuer::Held(lent) => {
                 let observed = lent.keys.observe();
                 let keys = match lent.keys.is_refreshable() {
-                    true => KeysInHand::Fetched(observed.keys()),
-                    false => KeysInHand::Fixed(observed.keys()),
+                    true => CachedKeys::Fetched(observed.keys()),
+                    false => CachedKeys::Fixed(observed.keys()),
                 };
                 (keys, Source::Held(lent, observed))
             }
-            Issuer::New(new) => (KeysInHand::NotAsked, Source::New(new)),
+            Issuer::New(new) => (CachedKeys::NotFetched, Source::New(new)),
         };
         *source = Some(from);
-        Some(InHand { provider, realm, keys })
+        Some(IssuerState { provider, realm, keys })
     }
 
     /// The time that tokens are judged by, where it can be right.

@@ -1,11 +1,11 @@
-//! The Gregorian calendar, also for the years before it was begun: seconds since the Unix epoch, and what people write.
+//! The proleptic Gregorian calendar: conversion between seconds since the Unix epoch and calendar fields.
 
 const DAY: i64 = 24 * 60 * 60;
 
-/// Days in 400 years, after which everything comes again, the days of the week too.
+/// The days in 400 years, after which the calendar repeats, including the days of the week.
 const CYCLE: i64 = 400 * 365 + 97;
 
-/// From 0000-01-01 to the Unix epoch.
+/// The days from 0000-01-01 to the Unix epoch.
 const EPOCH: i64 = days_before_year(1970);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(crate) enum Weekday {
 }
 
 impl Weekday {
-    /// From the one on which year 0000 began.
+    /// Begins with the day of the week of 0000-01-01.
     const SINCE_YEAR_0: [Self; 7] =
         [Self::Sat, Self::Sun, Self::Mon, Self::Tue, Self::Wed, Self::Thu, Self::Fri];
 
@@ -55,11 +55,11 @@ impl Weekday {
     }
 }
 
-/// One of a year's twelve, counted from 0.
+/// A month, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Month(usize);
 
-/// Each with its days in a common year.
+/// The months with their days in a common year.
 const MONTHS: [(&str, i64); 12] = [
     ("Jan", 31),
     ("Feb", 28),
@@ -85,7 +85,7 @@ impl Month {
     }
 }
 
-/// How many days each month of a year has, in their order.
+/// The lengths of a year's months in days.
 fn lengths(year: i64) -> impl Iterator<Item = i64> {
     MONTHS.into_iter().map(move |(name, days)| if name == "Feb" && is_leap(year) { days + 1 } else { days })
 }
@@ -94,12 +94,13 @@ fn is_leap(year: i64) -> bool {
     year % 4 == 0 && (year % 100 != 0 || year % 400 == 0)
 }
 
-/// Days from 0000-01-01 to the first day of a year, which is none before 0: a leap year counts from the next one on.
+/// The days from 0000-01-01 to the first day of a year that is not negative: a leap day counts from the next year
+/// on.
 const fn days_before_year(year: i64) -> i64 {
     year * 365 + (year + 3) / 4 - (year + 99) / 100 + (year + 399) / 400
 }
 
-/// A second as people write it, in UTC.
+/// A second in UTC as calendar fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Civil {
     pub(crate) weekday: Weekday,
@@ -114,36 +115,36 @@ pub(crate) struct Civil {
 }
 
 impl Civil {
-    /// The one so many seconds after the Unix epoch, from year 0 on.
+    /// The fields of a second since the Unix epoch, from year 0 on.
     pub(crate) fn of(seconds: i64) -> Self {
         let (days, in_day) = (seconds.div_euclid(DAY) + EPOCH, seconds.rem_euclid(DAY));
-        // Leap years are spread unevenly over the cycle, so that this may be the year before or after.
-        let about = days * 400 / CYCLE;
-        let year = match about {
-            _ if days < days_before_year(about) => about - 1,
-            _ if days < days_before_year(about + 1) => about,
-            _ => about + 1,
+        // Leap years are not evenly distributed, so this may be the year before or after.
+        let estimate = days * 400 / CYCLE;
+        let year = match estimate {
+            _ if days < days_before_year(estimate) => estimate - 1,
+            _ if days < days_before_year(estimate + 1) => estimate,
+            _ => estimate + 1,
         };
-        let (mut month, mut left) = (0, days - days_before_year(year));
+        let (mut month, mut remaining) = (0, days - days_before_year(year));
         for length in lengths(year) {
-            if left < length {
+            if remaining < length {
                 break;
             }
-            (month, left) = (month + 1, left - length);
+            (month, remaining) = (month + 1, remaining - length);
         }
         Self {
             weekday: Weekday::of(days),
             year,
             month: Month(month),
-            day: left + 1,
+            day: remaining + 1,
             hour: in_day / 3600,
             minute: in_day / 60 % 60,
             second: in_day % 60,
         }
     }
 
-    /// Seconds since the Unix epoch; `None` where there is no such day of this name, or no such time of the day. There
-    /// may be a 60th second.
+    /// Seconds since the Unix epoch; `None` if there is no such date with this day of the week, or no such time of
+    /// day. A 60th second is valid.
     pub(crate) fn seconds(self) -> Option<i64> {
         let Self { weekday, year, month, day, hour, minute, second } = self;
         let length = lengths(year).nth(month.0)?;

@@ -1,9 +1,9 @@
-//! Dates of HTTP (RFC 9110 §5.6.7), for every time that a clock can show.
+//! HTTP dates (RFC 9110 §5.6.7) for every time that a clock can have.
 //!
-//! It stands in for the crate of this name on crates.io (see `[patch.crates-io]` in the `Cargo.toml` of Portcullis) and
-//! has what `hyper` and `headers` use of that. The other one panics at a time before 1970 or after 9999, and hyper makes
-//! a date for each request over HTTP/1.1, whether it sends that or not. Here such a time is written as it is where four
-//! digits can say its year, and otherwise as the nearest date that they can.
+//! This crate replaces the crate with this name on crates.io (see `[patch.crates-io]` in the `Cargo.toml` of
+//! Portcullis) and provides what `hyper` and `headers` use of it. The original panics for times before 1970 or
+//! after 9999, and hyper formats a date for each HTTP/1.1 request, whether it is sent or not. This crate formats
+//! times of the years 0000 to 9999 exactly, and all others as the nearest valid date.
 
 #![forbid(unsafe_code)]
 
@@ -16,40 +16,41 @@ use std::time::{Duration, SystemTime};
 
 use calendar::Civil;
 
-/// Seconds from the Unix epoch to the first and to the last second that IMF-fixdate has digits for:
-/// `Sat, 01 Jan 0000 00:00:00 GMT` and `Fri, 31 Dec 9999 23:59:59 GMT`.
+/// The first and the last second that IMF-fixdate can represent, as seconds since the Unix epoch: `Sat, 01 Jan 0000
+/// 00:00:00 GMT` and `Fri, 31 Dec 9999 23:59:59 GMT`.
 const FIRST: i64 = -62_167_219_200;
 const LAST: i64 = 253_402_300_799;
 
-/// A date of HTTP, to the second, of a year from 0000 to 9999.
+/// An HTTP date with a resolution of one second, for the years 0000 to 9999.
 ///
-/// It is written as IMF-fixdate and read in all three forms that a recipient has to accept.
+/// It is formatted as IMF-fixdate and parsed in all three forms that a recipient has to accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HttpDate {
-    /// Since the Unix epoch, from [`FIRST`] to [`LAST`].
+    /// Seconds since the Unix epoch, from [`FIRST`] to [`LAST`].
     seconds: i64,
 }
 
-/// A text that is no date of HTTP.
+/// A text that is not an HTTP date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Error(());
 
 impl HttpDate {
-    /// That many seconds after the Unix epoch, or the nearest time that a date of HTTP can say.
+    /// This many seconds after the Unix epoch, or the nearest valid date.
     fn nearest(seconds: i64) -> Self {
         Self { seconds: seconds.clamp(FIRST, LAST) }
     }
 }
 
 impl From<SystemTime> for HttpDate {
-    /// The second in which a time lies, or the first or last one of all dates where it is beyond them.
+    /// The second of a time, or the first or last valid one.
     fn from(time: SystemTime) -> Self {
         let seconds = match time.duration_since(SystemTime::UNIX_EPOCH) {
             Ok(after) => i64::try_from(after.as_secs()).unwrap_or(LAST),
             Err(error) => {
                 let before = error.duration();
-                let begun = u64::from(before.subsec_nanos() > 0);
-                i64::try_from(before.as_secs().saturating_add(begun)).map_or(FIRST, i64::wrapping_neg)
+                let partial_second = u64::from(before.subsec_nanos() > 0);
+                i64::try_from(before.as_secs().saturating_add(partial_second))
+                    .map_or(FIRST, i64::wrapping_neg)
             }
         };
         Self::nearest(seconds)
@@ -57,13 +58,13 @@ impl From<SystemTime> for HttpDate {
 }
 
 impl From<HttpDate> for SystemTime {
-    /// The beginning of that second; the Unix epoch where the system has no such time.
+    /// The start of that second; the Unix epoch if the system cannot represent it.
     fn from(date: HttpDate) -> Self {
-        let away = Duration::from_secs(date.seconds.unsigned_abs());
+        let distance = Duration::from_secs(date.seconds.unsigned_abs());
         let time = if date.seconds < 0 {
-            Self::UNIX_EPOCH.checked_sub(away)
+            Self::UNIX_EPOCH.checked_sub(distance)
         } else {
-            Self::UNIX_EPOCH.checked_add(away)
+            Self::UNIX_EPOCH.checked_add(distance)
         };
         time.unwrap_or(Self::UNIX_EPOCH)
     }
@@ -81,11 +82,11 @@ impl fmt::Display for HttpDate {
 impl FromStr for HttpDate {
     type Err = Error;
 
-    /// Reads IMF-fixdate and the two obsolete forms. Two digits of a year stand for one from 1970 to 2069: no clock is
-    /// read here, by which §5.6.7 would have it. A 60th second is the one after the 59th.
+    /// Parses IMF-fixdate and the two obsolete forms. A two-digit year is one of 1970 to 2069; §5.6.7 would use the
+    /// current year, but this crate reads no clock. A 60th second is the one after the 59th.
     ///
     /// # Errors
-    /// The text is none of them to the letter, there is no such date, or it is another day of the week.
+    /// The text has none of these forms, the date does not exist, or the day of the week is wrong.
     fn from_str(text: &str) -> Result<Self, Error> {
         read::date(text).and_then(|civil| civil.seconds()).map(Self::nearest).ok_or(Error(()))
     }
@@ -93,7 +94,7 @@ impl FromStr for HttpDate {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no date of HTTP")
+        f.write_str("not an HTTP date")
     }
 }
 

@@ -1,8 +1,8 @@
-//! The three forms in which a date of HTTP may come (RFC 9110 §5.6.7). Case counts, and so does every space.
+//! Parses the three forms of an HTTP date (RFC 9110 §5.6.7). Case and spaces are significant.
 
 use crate::calendar::{Civil, Month, Weekday};
 
-/// What a text says, whether or not there is such a date.
+/// The fields of a text; the date may not exist.
 pub(crate) fn date(text: &str) -> Option<Civil> {
     imf_fixdate(text).or_else(|| rfc850(text)).or_else(|| asctime(text))
 }
@@ -30,7 +30,7 @@ fn rfc850(text: &str) -> Option<Civil> {
     civil(day_of_week(weekday, Weekday::long)?, year, month, number(day, 2)?, clock)
 }
 
-/// `Sun Nov  6 08:49:37 1994`, with a space where the day has one digit.
+/// `Sun Nov  6 08:49:37 1994`, with a space before a one-digit day.
 fn asctime(text: &str) -> Option<Civil> {
     let (weekday, rest) = text.split_once(' ')?;
     let (month, rest) = rest.split_once(' ')?;
@@ -52,7 +52,7 @@ fn civil(
     Some(Civil { weekday, year, month: Month::named(month)?, day, hour, minute, second })
 }
 
-/// The time of the day, where the zone is the only one that there is and nothing comes after it.
+/// The time of day, if the zone is GMT and no text follows.
 fn ends_in_gmt<'a>(
     time: &str,
     zone: &str,
@@ -72,8 +72,8 @@ fn day_of_week(text: &str, name: fn(Weekday) -> &'static str) -> Option<Weekday>
     Weekday::all().find(|day| name(*day) == text)
 }
 
-/// So many digits and nothing else, not even a sign.
+/// Exactly this many digits, without a sign.
 fn number(text: &str, digits: usize) -> Option<i64> {
-    let is_whole = text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|_| is_whole)
+    let is_number = text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_number)
 }

@@ -1,8 +1,8 @@
-//! Dates that other calendars confirm (`date -u -d @SECONDS`), and the bounds.
+//! Dates that other calendars confirm (`date -u -d @SECONDS`), and the limits.
 
 use super::*;
 
-/// Seconds since the Unix epoch, and the date that they are.
+/// Seconds since the Unix epoch, and their dates.
 const KNOWN: [(i64, &str); 24] = [
     (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),
     (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
@@ -14,12 +14,12 @@ const KNOWN: [(i64, &str); 24] = [
     (825_552_000, "Thu, 29 Feb 1996 00:00:00 GMT"),
     (825_638_400, "Fri, 01 Mar 1996 00:00:00 GMT"),
     (851_990_400, "Tue, 31 Dec 1996 00:00:00 GMT"),
-    // By 100 as well: none.
+    // Also divisible by 100: not a leap year.
     (-2_203_977_600, "Wed, 28 Feb 1900 00:00:00 GMT"),
     (-2_203_891_200, "Thu, 01 Mar 1900 00:00:00 GMT"),
     (4_107_456_000, "Sun, 28 Feb 2100 00:00:00 GMT"),
     (4_107_542_400, "Mon, 01 Mar 2100 00:00:00 GMT"),
-    // By 400 as well: a leap year again.
+    // Also divisible by 400: a leap year.
     (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
     (951_868_799, "Tue, 29 Feb 2000 23:59:59 GMT"),
     (951_868_800, "Wed, 01 Mar 2000 00:00:00 GMT"),
@@ -33,15 +33,16 @@ const KNOWN: [(i64, &str); 24] = [
     (LAST, "Fri, 31 Dec 9999 23:59:59 GMT"),
 ];
 
-/// The time so many seconds after the epoch.
+/// The time that many seconds after the epoch.
 fn at(seconds: i64) -> SystemTime {
-    let away = Duration::from_secs(seconds.unsigned_abs());
+    let distance = Duration::from_secs(seconds.unsigned_abs());
     let time = SystemTime::UNIX_EPOCH;
-    if seconds < 0 { time.checked_sub(away) } else { time.checked_add(away) }.expect("the system has it")
+    if seconds < 0 { time.checked_sub(distance) } else { time.checked_add(distance) }
+        .expect("the system has it")
 }
 
 #[test]
-fn a_time_is_written_as_imf_fixdate_and_read_as_the_same_time() {
+fn a_time_is_formatted_as_imf_fixdate_and_parsed_as_the_same_time() {
     for (seconds, text) in KNOWN {
         assert_eq!(HttpDate::from(at(seconds)).to_string(), text, "{seconds}");
         let read: HttpDate = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -50,7 +51,7 @@ fn a_time_is_written_as_imf_fixdate_and_read_as_the_same_time() {
 }
 
 #[test]
-fn a_time_beyond_all_dates_is_the_nearest_one() {
+fn a_time_out_of_range_becomes_the_nearest_date() {
     for seconds in [LAST + 1, LAST + 86_400, 1 << 62, i64::MAX] {
         assert_eq!(HttpDate::from(at(seconds)).to_string(), "Fri, 31 Dec 9999 23:59:59 GMT", "{seconds}");
     }
@@ -60,7 +61,7 @@ fn a_time_beyond_all_dates_is_the_nearest_one() {
 }
 
 #[test]
-fn every_day_of_four_hundred_years_comes_after_the_one_before_and_is_read_as_written() {
+fn every_day_of_four_hundred_years_follows_the_previous_one_and_is_parsed_as_formatted() {
     let (mut before, mut leap_days) = (HttpDate::from(at(-5 * 86_400)), 0);
     for day in -4..146_097 - 4 {
         let date = HttpDate::from(at(day * 86_400 + 86_399));
@@ -74,7 +75,7 @@ fn every_day_of_four_hundred_years_comes_after_the_one_before_and_is_read_as_wri
 }
 
 #[test]
-fn a_part_of_a_second_belongs_to_the_second_in_which_it_lies() {
+fn a_fraction_of_a_second_is_rounded_down() {
     let half = Duration::from_millis(500);
     for (time, text) in [
         (at(0) + half, "Thu, 01 Jan 1970 00:00:00 GMT"),
@@ -89,7 +90,7 @@ fn a_part_of_a_second_belongs_to_the_second_in_which_it_lies() {
 }
 
 #[test]
-fn the_obsolete_forms_are_read_too() {
+fn the_obsolete_forms_are_parsed_too() {
     for (text, seconds) in [
         ("Sunday, 06-Nov-94 08:49:37 GMT", 784_111_777),
         ("Sun Nov  6 08:49:37 1994", 784_111_777),
@@ -109,7 +110,7 @@ fn a_leap_second_is_the_next_one() {
 }
 
 #[test]
-fn what_is_no_date_to_the_letter_is_not_read() {
+fn invalid_dates_are_not_parsed() {
     for text in [
         "",
         "0",

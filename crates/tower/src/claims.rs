@@ -5,8 +5,8 @@ use std::sync::Arc;
 use portcullis_core::validation::json::Json;
 use serde::de::DeserializeOwned;
 
-/// The claims of a verified token, in the extensions of each request that one let pass. A rule with `allow: anonymous` lets
-/// requests pass without any. Clones are cheap.
+/// The claims of a verified token, in the extensions of each request that it authorized. A request that a rule with
+/// `allow: anonymous` allows has none. Clones are cheap.
 ///
 /// ```
 /// use portcullis_tower::Claims;
@@ -27,7 +27,7 @@ impl Claims {
         Self { provider: provider.into(), claims }
     }
 
-    /// The name of the provider whose token it was.
+    /// The name of the token's provider.
     ///
     /// ```
     /// # use portcullis_tower::Claims;
@@ -40,7 +40,7 @@ impl Claims {
         &self.provider
     }
 
-    /// `sub` (RFC 7519 §4.1.2), where it is there and a text.
+    /// `sub` (RFC 7519 §4.1.2), if it is present and a string.
     ///
     /// ```
     /// # use portcullis_tower::Claims;
@@ -53,7 +53,7 @@ impl Claims {
         self.get("sub")?.as_str()
     }
 
-    /// The value of a claim; `None` where there is none of this name.
+    /// The value of a claim; `None` if it is absent.
     ///
     /// ```
     /// # use portcullis_tower::Claims;
@@ -66,7 +66,7 @@ impl Claims {
         self.claims.member(name)
     }
 
-    /// All of them as a type of yours.
+    /// All claims, deserialized into a type.
     ///
     /// ```
     /// # use portcullis_tower::Claims;
@@ -82,7 +82,7 @@ impl Claims {
     /// ```
     ///
     /// # Errors
-    /// They are not of that type.
+    /// The claims do not fit the type.
     pub fn deserialize<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
         serde_json::from_str(&self.claims.to_compact())
     }
@@ -98,7 +98,8 @@ mod extractor {
 
     use super::Claims;
 
-    /// 500 where there are none: the layer is missing, or a rule lets everybody pass. Take `Option<Claims>` there.
+    /// Rejects with 500 if there are no claims: the layer is missing, or a rule allows every request. Extract
+    /// `Option<Claims>` in that case.
     impl<S: Sync> FromRequestParts<S> for Claims {
         type Rejection = (StatusCode, &'static str);
 

@@ -1,6 +1,6 @@
-//! Portcullis inside a Rust service: a tower [`Layer`](tower::Layer) in front of it, for axum, tonic and whatever else answers an
-//! [`http::Request`]. No proxy, no door, the same decision: only requests that it allows reach the service, with the claim
-//! headers that the configuration asks for, and without those that the client made up.
+//! A tower [`Layer`](tower::Layer) that authorizes the requests of a Rust service with Portcullis, for axum, tonic
+//! and every other service for [`http::Request`]. It makes the same decision as Portcullis behind a proxy: only
+//! allowed requests reach the service, with the configured claim headers, and without those that the client sent.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -12,11 +12,12 @@
 //!
 //! # async fn serve(listener: tokio::net::TcpListener, service: Arc<Service>) -> std::io::Result<()> {
 //! let routes = Router::new().route("/orders", get(async |claims: Claims| format!("orders of {:?}", claims.subject())));
-//! axum::serve(listener, AuthorizationLayer::new(service).around(routes)).await
+//! axum::serve(listener, AuthorizationLayer::new(service).make_service(routes)).await
 //! # }
 //! ```
 //!
-//! In a tonic server it is a layer like others, and a method finds the [`Claims`] in the extensions of its request.
+//! In a tonic server it is used like any other layer, and a method finds the [`Claims`] in the extensions of its
+//! request.
 //!
 //! ```
 //! # use std::sync::Arc;
@@ -29,27 +30,30 @@
 //! # }
 //! ```
 //!
-//! # Put it around the whole service
-//! What is added to a router after its own `layer` method was called, be it a route, a fallback or another router that is merged, is not
-//! behind that layer. So hand the finished router to [`AuthorizationLayer::around`], and any other service to
-//! [`Layer::layer`](tower::Layer::layer), and serve what that gives.
+//! # Apply it to the complete service
+//! Routes, fallbacks and merged routers that are added to a router after its own `layer` method was called are not
+//! behind that layer. So pass the finished router to [`AuthorizationLayer::make_service`], and any other service to
+//! [`Layer::layer`](tower::Layer::layer), and serve the result.
 //!
-//! # Which request is judged
-//! The one that the client sent: below axum's `nest` the original URI (feature `axum`, on by default); of an absolute-form
-//! target (RFC 9112 §3.2.2) and over HTTP/2 its authority, which then stands in `Host` too, else the one `Host`. Refused are
-//! several `Host` lines, user information in a target, a target without a path, and `CONNECT`, unless it is a WebSocket's
-//! over HTTP/2 (RFC 8441): that is judged as the GET that it is over HTTP/1.1.
+//! # Which request is evaluated
+//! The decision uses the request that the client sent: below axum's `nest` the original URI (feature `axum`, on by
+//! default); the authority of an absolute-form target (RFC 9112 §3.2.2) and of HTTP/2, which also replaces `Host`,
+//! otherwise the one `Host`. Requests with several `Host` lines, with user information in the target or with a
+//! target without a path are denied, and so is `CONNECT`, unless it is a WebSocket handshake over HTTP/2 (RFC
+//! 8441), which is evaluated as a GET, its method over HTTP/1.1.
 //!
-//! What is judged has to be what is served. So a path is refused that falls under a rule with its percent-encoding and not
-//! without it, since routers compare paths as they are written; and a URI that a middleware between axum's router and the
-//! layer has rewritten. Rewrite outside of the router, and what is rewritten is judged.
+//! The evaluated request has to be the one that is served. So a path is denied if it matches different rules with
+//! and without its percent-encoding, since routers compare paths without decoding them; and a URI is denied that a
+//! middleware between axum's router and the layer has rewritten. A URI that is rewritten outside of the router is
+//! evaluated as rewritten.
 //!
-//! # Where it comes from
-//! Rules that read `request.source_address` go by [`SourceAddress`], which a layer outside may set, else by axum's
-//! `ConnectInfo<SocketAddr>`, which [`AuthorizationLayer::around_with_connect_info`] provides.
+//! # Source address
+//! Rules that read `request.source_address` use [`SourceAddress`], which an outer layer may set, otherwise axum's
+//! `ConnectInfo<SocketAddr>`, which [`AuthorizationLayer::make_service_with_connect_info`] provides.
 //!
 //! # Denials
-//! Those of the HTTP doors. A gRPC or gRPC-Web client gets the gRPC status in the headers of a 200, as from a gRPC server.
+//! They are those of the HTTP doors. A gRPC or gRPC-Web client gets the gRPC status in the headers of a 200
+//! response, as from a gRPC server.
 
 #![forbid(unsafe_code)]
 
@@ -77,40 +81,40 @@ use portcullis_engine::service::Service;
 
 pub use claims::Claims;
 
-/// The `door` label of its decisions in metrics and in the log.
-const DOOR: &str = "tower";
+/// The `door` label in metrics and in the log.
+const DOOR_LABEL: &str = "tower";
 
-/// The body of an answer: of a denial, or the service's own.
+/// The body of a response: of a denial, or of the service.
 ///
 /// ```
 /// use http::Response;
-/// use portcullis_tower::AnswerBody;
+/// use portcullis_tower::ResponseBody;
 ///
-/// fn is_denial<B>(answer: &Response<AnswerBody<B>>) -> bool {
-///     matches!(answer.body(), AnswerBody::Left(_))
+/// fn is_denial<B>(response: &Response<ResponseBody<B>>) -> bool {
+///     matches!(response.body(), ResponseBody::Left(_))
 /// }
 /// # let _ = is_denial::<String>;
 /// ```
-pub type AnswerBody<B> = Either<Full<Bytes>, B>;
+pub type ResponseBody<B> = Either<Full<Bytes>, B>;
 
-/// In the extensions of a request, where it comes from. What sets it is outside of the layer, and has to know: a header that
-/// a client can send does not.
+/// The source address of a request, in its extensions. An outer layer sets it; it must not be taken from a header
+/// that a client can send.
 ///
 /// ```
 /// use std::net::IpAddr;
 ///
 /// use portcullis_tower::SourceAddress;
 ///
-/// fn came_from<B>(mut request: http::Request<B>, client: IpAddr) -> http::Request<B> {
+/// fn with_source<B>(mut request: http::Request<B>, client: IpAddr) -> http::Request<B> {
 ///     request.extensions_mut().insert(SourceAddress(client));
 ///     request
 /// }
-/// # let _ = came_from::<()>;
+/// # let _ = with_source::<()>;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceAddress(pub IpAddr);
 
-/// Puts [`Authorization`] in front of a service.
+/// Adds [`Authorization`] to a service.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -119,10 +123,10 @@ pub struct SourceAddress(pub IpAddr);
 /// use portcullis_tower::{Authorization, AuthorizationLayer};
 /// use tower::Layer;
 ///
-/// fn guarded<S>(inner: S, service: Arc<Service>) -> Authorization<S> {
+/// fn protected<S>(inner: S, service: Arc<Service>) -> Authorization<S> {
 ///     AuthorizationLayer::new(service).layer(inner)
 /// }
-/// # let _ = guarded::<()>;
+/// # let _ = protected::<()>;
 /// ```
 #[derive(Clone)]
 pub struct AuthorizationLayer {
@@ -130,7 +134,7 @@ pub struct AuthorizationLayer {
 }
 
 impl AuthorizationLayer {
-    /// Requests are judged by this service.
+    /// A layer that uses this service for its decisions.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -150,22 +154,23 @@ impl AuthorizationLayer {
         Self { service }
     }
 
-    /// All of these routes, for `axum::serve`: nothing can be added to them that is not behind the layer.
+    /// A make service for `axum::serve` with the layer around all routes, to which no more routes can be added.
     ///
     /// ```
     /// use axum::Router;
     /// use portcullis_tower::AuthorizationLayer;
     ///
     /// # async fn serve(layer: AuthorizationLayer, listener: tokio::net::TcpListener, routes: Router) -> std::io::Result<()> {
-    /// axum::serve(listener, layer.around(routes)).await
+    /// axum::serve(listener, layer.make_service(routes)).await
     /// # }
     /// ```
     #[cfg(feature = "axum")]
-    pub fn around(&self, routes: axum::Router) -> axum::routing::IntoMakeService<axum::Router> {
-        self.whole(routes).into_make_service()
+    pub fn make_service(&self, routes: axum::Router) -> axum::routing::IntoMakeService<axum::Router> {
+        self.wrapped(routes).into_make_service()
     }
 
-    /// The same with `ConnectInfo<C>` in the extensions of each request; of a `SocketAddr` it is the source address too.
+    /// Like [`Self::make_service`], with `ConnectInfo<C>` in the extensions of each request; a `SocketAddr` is also
+    /// used as the source address.
     ///
     /// ```
     /// use std::net::SocketAddr;
@@ -174,19 +179,19 @@ impl AuthorizationLayer {
     /// use portcullis_tower::AuthorizationLayer;
     ///
     /// # async fn serve(layer: AuthorizationLayer, listener: tokio::net::TcpListener, routes: Router) -> std::io::Result<()> {
-    /// axum::serve(listener, layer.around_with_connect_info::<SocketAddr>(routes)).await
+    /// axum::serve(listener, layer.make_service_with_connect_info::<SocketAddr>(routes)).await
     /// # }
     /// ```
     #[cfg(feature = "axum")]
-    pub fn around_with_connect_info<C>(
+    pub fn make_service_with_connect_info<C>(
         &self,
         routes: axum::Router,
     ) -> axum::extract::connect_info::IntoMakeServiceWithConnectInfo<axum::Router, C> {
-        self.whole(routes).into_make_service_with_connect_info()
+        self.wrapped(routes).into_make_service_with_connect_info()
     }
 
     #[cfg(feature = "axum")]
-    fn whole(&self, routes: axum::Router) -> axum::Router {
+    fn wrapped(&self, routes: axum::Router) -> axum::Router {
         axum::Router::new().fallback_service(tower::Layer::layer(self, routes))
     }
 }
@@ -205,7 +210,8 @@ impl<S> tower::Layer<S> for AuthorizationLayer {
     }
 }
 
-/// A service that only allowed requests reach; all others it answers with their denial. Made by [`AuthorizationLayer`].
+/// A service that forwards only allowed requests, and responds to all others with a denial. Created by
+/// [`AuthorizationLayer`].
 ///
 /// ```
 /// use portcullis_tower::{Authorization, AuthorizationLayer};
@@ -239,7 +245,7 @@ where
     B: Send + 'static,
     R: Body<Data = Bytes>,
 {
-    type Response = Response<AnswerBody<R>>;
+    type Response = Response<ResponseBody<R>>;
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
 
@@ -248,13 +254,13 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // The one that is ready takes the request, and its clone has to become so.
+        // The service that is ready handles the request; its clone has to become ready first.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         let service = Arc::clone(&self.service);
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
-            match judge(&service, &mut parts).await {
+            match authorize(&service, &mut parts).await {
                 Ok(()) => Ok(inner.call(Request::from_parts(parts, body)).await?.map(Either::Right)),
                 Err(denial) => Ok(denial.map(Either::Left)),
             }
@@ -262,39 +268,43 @@ where
     }
 }
 
-/// Changes an allowed request as its verdict says, and leaves its claims in the extensions.
+/// Applies the changes of the verdict to an allowed request, and stores its claims in the extensions.
 ///
 /// # Errors
-/// The denial of another.
-async fn judge(service: &Service, parts: &mut http::request::Parts) -> Result<(), Response<Full<Bytes>>> {
+/// The denial of a refused request.
+async fn authorize(service: &Service, parts: &mut http::request::Parts) -> Result<(), Response<Full<Bytes>>> {
     let authorizer = service.authorizer();
-    // Nobody but this layer says whose claims they are.
+    // Only this layer sets the claims.
     parts.extensions.remove::<Claims>();
     let arrived = clock::monotonic().into_std();
     let source = request::source_address(parts);
     let (changes, claims) = {
         let request = request::describe(parts, source.as_deref(), arrived);
-        let decided = authorizer.decide(DOOR, &request).await;
+        let decided = authorizer.decide(DOOR_LABEL, &request).await;
         let caller = request.headers.caller();
         let allowed = decided.decision.allowed(authorizer.responses(), caller);
-        let allowed = allowed.map_err(|denial| denied(*denial, caller, parts))?;
+        let allowed = allowed.map_err(|denial| denial_response(*denial, caller, parts))?;
         let provider = decided.decision.record.provider();
         let claims = allowed.claims().zip(provider);
         let claims = claims.map(|(claims, provider)| Claims::new(provider.name.clone(), Arc::clone(claims)));
         (allowed.changes().clone(), claims)
     };
-    if let Err(error) = change(parts, &changes) {
-        return Err(broken(&error).map(Full::new));
+    if let Err(error) = apply_changes(parts, &changes) {
+        return Err(internal_error(&error).map(Full::new));
     }
-    request::settle_host(parts);
+    request::set_host(parts);
     if let Some(claims) = claims {
         parts.extensions.insert(claims);
     }
     Ok(())
 }
 
-/// The denial as this caller reads it.
-fn denied(denial: DenialResponse, caller: Caller, parts: &http::request::Parts) -> Response<Full<Bytes>> {
+/// The response for a denial, for this kind of client.
+fn denial_response(
+    denial: DenialResponse,
+    caller: Caller,
+    parts: &http::request::Parts,
+) -> Response<Full<Bytes>> {
     let response = match caller {
         Caller::Http => http_denial::response(denial),
         Caller::Grpc | Caller::GrpcWeb => {
@@ -304,16 +314,16 @@ fn denied(denial: DenialResponse, caller: Caller, parts: &http::request::Parts) 
             grpc_denial(denial, media_type)
         }
     };
-    let response = response.map_or_else(|error| broken(&error), |response| response.map(Bytes::from));
-    // A client over HTTP/2 is not kept from it (RFC 9110 §9.3.2).
+    let response = response.map_or_else(|error| internal_error(&error), |response| response.map(Bytes::from));
+    // A HEAD response has no body (RFC 9110 §9.3.2); nothing else enforces it over HTTP/2.
     response.map(|body| Full::new(if parts.method == Method::HEAD { Bytes::new() } else { body }))
 }
 
-/// The denial as a gRPC server gives it: the status of the call, and no more than headers ("Trailers-Only"). There is no proxy
-/// that would make it of an HTTP status.
+/// The denial as a gRPC server sends it: the status of the call in headers only ("Trailers-Only"), since there is
+/// no proxy that would derive it from an HTTP status.
 ///
 /// # Errors
-/// As for [`http_denial::response`].
+/// Those of [`http_denial::response`].
 fn grpc_denial(denial: DenialResponse, media_type: Option<&HeaderValue>) -> http::Result<Response<String>> {
     let (code, description) = (denial.kind.grpc_code(), denial.description);
     let mut response = http_denial::response(denial)?;
@@ -327,12 +337,12 @@ fn grpc_denial(denial: DenialResponse, media_type: Option<&HeaderValue>) -> http
     Ok(response)
 }
 
-/// Sets and removes headers, and removes query parameters. Headers of the client came out of this very map, and so their names
-/// are some that it has.
+/// Sets and removes headers, and removes query parameters. The client's headers are from this map, so their names
+/// are valid.
 ///
 /// # Errors
-/// What is left of the target is none, and the request is not to be served then.
-fn change(parts: &mut http::request::Parts, changes: &UpstreamChanges) -> http::Result<()> {
+/// The remaining target is not a valid URI; the request must not be served.
+fn apply_changes(parts: &mut http::request::Parts, changes: &UpstreamChanges) -> http::Result<()> {
     request::remove_query(parts, &changes.remove_query)?;
     for header in &changes.remove {
         parts.headers.remove(header.as_str());
@@ -343,8 +353,8 @@ fn change(parts: &mut http::request::Parts, changes: &UpstreamChanges) -> http::
     Ok(())
 }
 
-fn broken(error: &http::Error) -> Response<Bytes> {
-    tracing::error!(%error, "an answer could not be written: the request is refused");
+fn internal_error(error: &http::Error) -> Response<Bytes> {
+    tracing::error!(%error, "response not built");
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
     response

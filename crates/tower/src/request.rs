@@ -1,4 +1,4 @@
-//! What a service was asked, as the decision takes it.
+//! Describes a service's request for the decision.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use portcullis_core::access_request::{AccessRequest, Headers, Removal};
 
 use crate::SourceAddress;
 
-/// The client's request, which comes from this address.
+/// The client's request with this source address.
 pub(crate) fn describe<'a>(
     parts: &'a Parts,
     source_address: Option<&'a str>,
@@ -26,20 +26,20 @@ pub(crate) fn describe<'a>(
     AccessRequest {
         source_address,
         removal: Removal::HeadersAndQuery,
-        flaw: flaw(parts, uri),
+        description_error: description_error(parts, uri),
         ..AccessRequest::new(method, host, path, headers, arrived)
     }
 }
 
-/// Why nobody can judge it.
-fn flaw(parts: &Parts, uri: &Uri) -> Option<&'static str> {
+/// Why the request cannot be evaluated.
+fn description_error(parts: &Parts, uri: &Uri) -> Option<&'static str> {
     if parts.method == Method::CONNECT && !is_web_socket(parts) {
-        return Some("a CONNECT, which asks for no resource");
+        return Some("CONNECT names no resource");
     }
     if uri.path_and_query().is_none() {
         return Some("a target without a path");
     }
-    // RFC 9112 §3.2, whatever stands in the target.
+    // RFC 9112 §3.2, for every form of the target.
     if parts.headers.get_all(HOST).iter().nth(1).is_some() {
         return Some("several Host lines");
     }
@@ -47,39 +47,39 @@ fn flaw(parts: &Parts, uri: &Uri) -> Option<&'static str> {
     if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         return Some("a target with user information");
     }
-    (!is_left_by_nest(&parts.uri, uri)).then_some(
-        "a URI that was rewritten between axum's router and the layer: rewrite it outside of the router, or inside of the layer",
+    (!is_suffix_of_original(&parts.uri, uri)).then_some(
+        "a URI that was rewritten between axum's router and the layer: rewrite it outside of the router or inside of the layer",
     )
 }
 
-/// Whether it is a WebSocket's handshake over HTTP/2, which over HTTP/1.1 would be a GET (RFC 8441 §5).
+/// Whether it is a WebSocket handshake over HTTP/2, which is a GET over HTTP/1.1 (RFC 8441 §5).
 fn is_web_socket(parts: &Parts) -> bool {
     let protocol = parts.extensions.get::<hyper::ext::Protocol>();
     parts.method == Method::CONNECT
         && protocol.is_some_and(|protocol| protocol.as_str().eq_ignore_ascii_case("websocket"))
 }
 
-/// Whether this can be what axum's `nest` left of an original URI: the end of its path, or `/` for nothing. Of any other,
-/// one would be judged and another one served.
-fn is_left_by_nest(uri: &Uri, original: &Uri) -> bool {
+/// Whether axum's `nest` can have produced this URI from the original one: it is the end of its path, or `/`. With
+/// any other URI, the evaluated request would differ from the served one.
+fn is_suffix_of_original(uri: &Uri, original: &Uri) -> bool {
     uri.authority() == original.authority()
         && uri.query() == original.query()
         && (uri.path() == "/" || original.path().ends_with(uri.path()))
 }
 
-/// Where it comes from, as rules compare it: an IPv4 address never as an IPv6 one.
+/// The source address for rules: IPv4-mapped IPv6 addresses become IPv4.
 pub(crate) fn source_address(parts: &Parts) -> Option<String> {
-    let told = parts.extensions.get::<SourceAddress>().map(|source| source.0);
+    let address = parts.extensions.get::<SourceAddress>().map(|source| source.0);
     #[cfg(feature = "axum")]
-    let told = told.or_else(|| {
+    let address = address.or_else(|| {
         let connection = parts.extensions.get::<axum::extract::ConnectInfo<std::net::SocketAddr>>();
         connection.map(|connection| connection.0.ip())
     });
-    told.map(|address| address.to_canonical().to_string())
+    address.map(|address| address.to_canonical().to_string())
 }
 
-/// Makes `Host` say what was judged (RFC 9112 §3.2.2): whoever reads it behind this must not take the request for another.
-pub(crate) fn settle_host(parts: &mut Parts) {
+/// Sets `Host` to the evaluated host (RFC 9112 §3.2.2), so that the service does not use another one.
+pub(crate) fn set_host(parts: &mut Parts) {
     let host =
         original_uri(parts).authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     if let Some(host) = host
@@ -89,11 +89,11 @@ pub(crate) fn settle_host(parts: &mut Parts) {
     }
 }
 
-/// Takes these parameters out of the query, wherever the request's URI stands. They are named as they are written: with such
-/// that some program reads in another spelling a request is refused.
+/// Removes these parameters from the query, in all URIs of the request. Names are compared without decoding: a
+/// request is denied if it has them in another spelling.
 ///
 /// # Errors
-/// What is left is no URI.
+/// The result is not a valid URI.
 pub(crate) fn remove_query(parts: &mut Parts, names: &[String]) -> http::Result<()> {
     if names.is_empty() {
         return Ok(());
@@ -111,13 +111,13 @@ fn without(uri: &Uri, names: &[String]) -> http::Result<Uri> {
     let is_kept = |pair: &&str| !names.iter().any(|name| pair.split('=').next() == Some(name));
     let kept = query.split('&').filter(is_kept).collect::<Vec<_>>().join("&");
     let path = uri.path();
-    let left = if kept.is_empty() { path.to_owned() } else { format!("{path}?{kept}") };
+    let target = if kept.is_empty() { path.to_owned() } else { format!("{path}?{kept}") };
     let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(left.parse()?);
+    parts.path_and_query = Some(target.parse()?);
     Ok(Uri::from_parts(parts)?)
 }
 
-/// As the client sent it, whatever a router that was nested has cut off.
+/// The URI that the client sent, before a nested router removed its prefix.
 fn original_uri(parts: &Parts) -> &Uri {
     #[cfg(feature = "axum")]
     if let Some(original) = parts.extensions.get::<axum::extract::OriginalUri>() {

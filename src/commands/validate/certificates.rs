@@ -26,7 +26,7 @@ pub(super) fn check(examined: &Examined, now: UnixTime) -> Told {
         if ![cert_file, key_file].into_iter().chain(client_ca_file).all(|file| file.is_file()) {
             continue;
         }
-        let said = |error: &tls::TlsFileError| examined.of_file(error.key.clone(), error.what.clone());
+        let said = |error: &tls::TlsFileError| examined.error_at(error.key.clone(), error.what.clone());
         // A listener is called as the document calls it.
         let listener = path.strip_suffix(".tls").unwrap_or(path);
         match tls::check(listener, files, now) {
@@ -99,6 +99,6 @@ impl OfIssuer<'_> {
     }
 
     fn said(&self, key: &str, file: &Path, what: &str) -> ConfigError {
-        self.examined.of_file(format!("{}.{key}", self.path), format!("{}: {what}", file.display()))
+        self.examined.error_at(format!("{}.{key}", self.path), format!("{}: {what}", file.display()))
     }
 }

@@ -37,7 +37,7 @@ fn write_door(
     let list = |names: &[HeaderName]| names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(", ");
     let claims = list(protected.claims());
     if !claims.is_empty() {
-        if door.client_headers == ClaimHeaders::PerhapsKept {
+        if door.client_headers == ClaimHeaders::MaybeKept {
             writeln!(text, "  - remove from the client's request before it asks: {claims}")?;
         }
         writeln!(text, "  - set for the upstream from the answer, and only from it: {claims}")?;
@@ -55,7 +55,7 @@ fn write_door(
         )?;
     }
     writeln!(text, "  - let no upgrade but websocket through")?;
-    for source in protected.hidden() {
+    for source in protected.not_forwarded() {
         match (source, door.profile) {
             (TokenSource::Query(name), _) => {
                 writeln!(

@@ -25,7 +25,7 @@ fn what_is_dangerous_is_told_where_it_stands() {
     let http = "jwks_uri: http://sso.example.com/keys\n    allow_http: true";
     let everywhere = &["match: {path_prefix: /}, allow: anonymous"];
     for (text, line, path, message) in [
-        (any, 6, "providers[0].any_audience", "meant for any other service"),
+        (any, 6, "providers[0].any_audience", "every other service of this issuer"),
         (provider_with(http), 7, "providers[0].jwks_uri", "from a public host"),
         (
             provider_with(&http.replace("sso.example.com", "203.0.113.9")),
@@ -53,7 +53,7 @@ fn what_is_dangerous_is_told_where_it_stands() {
             format!("{MINIMAL}trusted_proxies: [10.0.0.0/8, 0.0.0.0/0]\n"),
             7,
             "trusted_proxies[1]",
-            "any other pass",
+            "bypass the rules",
         ),
     ] {
         let got = warnings(&text);
@@ -135,6 +135,6 @@ fn validate_prints_warnings_as_editors_follow_them_and_succeeds() {
         .expect("the binary runs");
     assert!(output.status.success());
     let told = String::from_utf8(output.stderr).expect("text");
-    let expected = format!("{}:8:5: warning: rules[0]: lets everybody pass to every path", file.display());
+    let expected = format!("{}:8:5: warning: rules[0]: allows every request to every path", file.display());
     assert!(told.starts_with(&expected), "{told}");
 }

@@ -86,7 +86,7 @@ fn the_schema_knows_the_keys_that_the_reader_knows() {
         let errors = Config::parse(&unknown_key_in(name), &|_| None).expect_err(name);
         let known = errors
             .iter()
-            .find_map(|error| error.message.strip_prefix("unknown key; known here: "))
+            .find_map(|error| error.message.strip_prefix("unknown key; known keys: "))
             .unwrap_or_else(|| panic!("{name}: {errors}"));
         let known: BTreeSet<&str> = known.split(", ").collect();
         let described: BTreeSet<&str> =

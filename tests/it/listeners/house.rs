@@ -123,7 +123,7 @@ impl House {
         let http = |tls| HttpListener {
             address: anywhere,
             profile: Profile::Envoy,
-            client_headers: ClaimHeaders::PerhapsKept,
+            client_headers: ClaimHeaders::MaybeKept,
             tls,
         };
         config.listen.forward_auth = vec![http(None), http(tls.clone())];

@@ -1,5 +1,5 @@
-//! What anchors, aliases and merge keys stand for: values that are written once and count in several
-//! places. Each place gets a copy, and the copies of one document are bounded together.
+//! Expands anchors, aliases and merge keys. Every use of an anchor gets a copy of its value, and the total size of
+//! the copies of one document is limited.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,15 +9,14 @@ use super::{Member, Node, Value};
 #[cfg(test)]
 mod tests;
 
-/// The copies of one document may have this many values, and this many bytes of text. A document of a few
-/// lines could otherwise stand for more than any memory holds.
+/// The most values and bytes of text in all copies of one document. A document of a few lines could otherwise
+/// expand without limit.
 const MAX_VALUES: usize = 100_000;
 const MAX_BYTES: usize = 4 << 20;
 
-/// The values that have an anchor, by the number that the parser gives it: an anchor whose name is used a second
-/// time has another.
+/// The values with an anchor, by the number that the parser assigns: a redefined anchor has another number.
 pub(super) struct Anchors {
-    written: HashMap<usize, Node>,
+    anchored: HashMap<usize, Node>,
     budget: Budget,
 }
 
@@ -27,22 +26,22 @@ struct Budget {
     bytes: usize,
 }
 
-/// What is wrong with an alias, or with the anchor that is one too many.
+/// Why an alias or an anchor is refused.
 pub(super) enum Refusal {
-    /// Its value has not ended: it stands inside of it.
-    Encloses,
-    /// The copies would be more than the bound.
-    TooMuch,
+    /// The alias is inside the value of its own anchor.
+    Recursive,
+    /// The copies exceed the limit.
+    TooLarge,
 }
 
 impl Refusal {
     pub(super) fn message(&self) -> String {
         match self {
-            Self::Encloses => {
-                "this alias stands inside of the value that it means: write the value itself".to_owned()
+            Self::Recursive => {
+                "this alias is inside the value of its own anchor: write the value itself".to_owned()
             }
-            Self::TooMuch => format!(
-                "with this, what anchors and aliases stand for is more than {MAX_VALUES} values or {} MiB of text in \
+            Self::TooLarge => format!(
+                "anchors and aliases expand to more than {MAX_VALUES} values or {} MiB of text in \
                  this file: use fewer of them",
                 MAX_BYTES >> 20
             ),
@@ -52,42 +51,42 @@ impl Refusal {
 
 impl Default for Anchors {
     fn default() -> Self {
-        Self { written: HashMap::new(), budget: Budget { values: MAX_VALUES, bytes: MAX_BYTES } }
+        Self { anchored: HashMap::new(), budget: Budget { values: MAX_VALUES, bytes: MAX_BYTES } }
     }
 }
 
 impl Anchors {
-    /// Keeps a copy of a value for the aliases to come. Nothing is kept without an anchor, which is number 0.
+    /// Stores a copy of a value for later aliases. Number 0 means that there is no anchor.
     ///
     /// # Errors
-    /// The copy is more than the bound.
-    pub(super) fn keep(&mut self, anchor: usize, node: &Node) -> Result<(), Refusal> {
+    /// The copy exceeds the limit.
+    pub(super) fn store(&mut self, anchor: usize, node: &Node) -> Result<(), Refusal> {
         if anchor != 0 {
             let copy = self.budget.copy(node, None)?;
-            self.written.insert(anchor, copy);
+            self.anchored.insert(anchor, copy);
         }
         Ok(())
     }
 
-    /// The value that an alias in this line stands for. The parser has seen its anchor.
+    /// The value of an alias in this line. The parser has seen its anchor.
     ///
     /// # Errors
-    /// The value encloses the alias, or the copy is more than the bound.
-    pub(super) fn meant(&mut self, anchor: usize, line: usize) -> Result<Node, Refusal> {
-        let node = self.written.get(&anchor).ok_or(Refusal::Encloses)?;
+    /// The alias is inside the value, or the copy exceeds the limit.
+    pub(super) fn resolve(&mut self, anchor: usize, line: usize) -> Result<Node, Refusal> {
+        let node = self.anchored.get(&anchor).ok_or(Refusal::Recursive)?;
         self.budget.copy(node, Some(line))
     }
 }
 
 impl Budget {
-    /// A copy whose every value says which line's alias it is by. Of an alias within an alias the outer one counts: it is
-    /// the one that stands where the value is used. Values within values are no more than the document's depth.
+    /// A copy in which every value has the line of its alias. Of nested aliases the outer one is recorded: it is in
+    /// the place where the value is used. The recursion is bounded by the document's depth.
     fn copy(&mut self, node: &Node, alias: Option<usize>) -> Result<Node, Refusal> {
         let place = |at: Position| Position { alias: alias.or(at.alias), ..at };
-        self.values = self.values.checked_sub(1).ok_or(Refusal::TooMuch)?;
+        self.values = self.values.checked_sub(1).ok_or(Refusal::TooLarge)?;
         let value = match &node.value {
             Value::Scalar { text, plain } => {
-                self.take(text)?;
+                self.charge(text)?;
                 Value::Scalar { text: text.clone(), plain: *plain }
             }
             Value::Sequence(nodes) => {
@@ -97,7 +96,7 @@ impl Budget {
             }
             Value::Mapping(members) => {
                 let copy = |Member { key, at, node }: &Member| {
-                    self.take(key)?;
+                    self.charge(key)?;
                     Ok(Member { key: key.clone(), at: place(*at), node: self.copy(node, alias)? })
                 };
                 let copies: Result<Vec<Member>, Refusal> = members.iter().map(copy).collect();
@@ -108,35 +107,35 @@ impl Budget {
         Ok(Node { at: place(node.at), value })
     }
 
-    fn take(&mut self, text: &str) -> Result<(), Refusal> {
-        self.bytes = self.bytes.checked_sub(text.len()).ok_or(Refusal::TooMuch)?;
+    fn charge(&mut self, text: &str) -> Result<(), Refusal> {
+        self.bytes = self.bytes.checked_sub(text.len()).ok_or(Refusal::TooLarge)?;
         Ok(())
     }
 }
 
-/// How many collections stand within one another here.
+/// The depth of nested collections.
 pub(super) fn depth(node: &Node) -> usize {
-    let within = match &node.value {
+    let inner = match &node.value {
         Value::Sequence(nodes) => nodes.iter().map(depth).max(),
         Value::Mapping(members) => members.iter().map(|member| depth(&member.node)).max(),
         Value::Scalar { .. } | Value::Refused => return 0,
     };
-    within.unwrap_or(0).saturating_add(1)
+    inner.unwrap_or(0).saturating_add(1)
 }
 
-/// What `<<` brings into a mapping.
+/// The members that `<<` adds to a mapping.
 pub(super) struct Merge {
-    /// Before which of the mapping's own members it stands.
+    /// The index of the mapping's own member before which it is written.
     pub(super) index: usize,
     pub(super) at: Position,
     pub(super) members: Vec<Member>,
 }
 
 impl Merge {
-    /// Of the value of a `<<`: a mapping, or a list of mappings. A key that several have counts as the first has it.
+    /// Reads the value of a `<<`: a mapping, or a list of mappings. Of duplicate keys the first one applies.
     ///
     /// # Errors
-    /// Where something else stands.
+    /// The position of another value.
     pub(super) fn of(index: usize, at: Position, node: Node) -> Result<Self, Position> {
         let mappings = match node.value {
             Value::Sequence(nodes) => nodes,
@@ -154,7 +153,7 @@ impl Merge {
         Ok(Self { index, at, members })
     }
 
-    /// Puts them where the `<<` stands. The mapping's own keys win.
+    /// Inserts them at the position of the `<<`. The mapping's own keys take precedence.
     pub(super) fn into_mapping(self, own: &mut Vec<Member>) {
         let mut known: HashSet<String> = own.iter().map(|member| member.key.clone()).collect();
         let new = self.members.into_iter().filter(|member| known.insert(member.key.clone()));

@@ -1,16 +1,16 @@
-//! A record of a decision as the steps that it took.
+//! Renders the record of a decision as steps.
 
 use std::borrow::Cow;
 
-use super::record::{ChangesMade, Record, Refused, ScreenPassed, TokenFound};
+use super::record::{ChangeCounts, Record, Refused, ScreenSummary, TokenSummary};
+use super::refusals::seconds;
 use super::steps::{Step, StepName};
-use super::why::seconds;
 use crate::reason::{DenyReason, Refusal};
 use crate::text::{on_one_line, quoted};
 use crate::validation::Kid;
 
 impl Record<'_> {
-    /// The steps in the order in which they were taken. The last one decided.
+    /// The steps in their order. The last one decided.
     pub fn steps(&self) -> impl Iterator<Item = Step<'_>> {
         let steps = [
             self.rule_step(),
@@ -34,7 +34,7 @@ impl Record<'_> {
     }
 
     fn token_step(&self) -> Option<Step<'_>> {
-        let TokenFound { bytes, places } = self.token.as_ref()?;
+        let TokenSummary { bytes, places } = self.token.as_ref()?;
         let places: Vec<String> = places.iter().map(ToString::to_string).collect();
         Some(step(StepName::Token, "found", format!("{bytes} bytes in {}", places.join(", "))))
     }
@@ -45,13 +45,13 @@ impl Record<'_> {
     }
 
     fn screen_step(&self) -> Option<Step<'_>> {
-        let ScreenPassed { algorithm, typ, expires } = self.screened.as_ref()?;
+        let ScreenSummary { algorithm, typ, expires } = self.screened.as_ref()?;
         let named = [("kid", self.kid().map(Kid::as_str)), ("typ", typ.as_deref())];
         let named = named.into_iter().filter_map(|(name, text)| Some(format!(", {name} {}", quoted(text?))));
         let named: String = named.collect();
         let until = seconds(expires.as_secs_f64());
         let found = format!(
-            "alg {algorithm}{named}; iss, aud, times and required claims are right, until {until} (Unix time)"
+            "alg {algorithm}{named}; iss, aud, times and required claims are valid until {until} (Unix time)"
         );
         Some(step(StepName::Screen, "passed", found))
     }
@@ -62,23 +62,23 @@ impl Record<'_> {
             return Some(step(
                 StepName::Refresh,
                 "waited",
-                format!("for newer keys: {cause} under those in hand"),
+                format!("for newer keys: {cause} under the current ones"),
             ));
         }
-        if self.opened {
+        if self.first_fetch {
             return Some(step(StepName::Refresh, "waited", "for the first keys of this issuer"));
         }
         let is_denied = |refused: &Refused| {
             refused.step == StepName::Key && matches!(refused.refusal, Refusal::Denied(_))
         };
-        let was_judged = self.verified_by.is_some() || self.refused.as_ref().is_some_and(is_denied);
-        was_judged.then(|| step(StepName::Refresh, "none", "the keys in hand were enough"))
+        let was_verified = self.verified_by.is_some() || self.refused.as_ref().is_some_and(is_denied);
+        was_verified.then(|| step(StepName::Refresh, "none", "the current keys were enough"))
     }
 
     fn key_step(&self) -> Option<Step<'_>> {
         let (key, algorithm) = self.verified_by.as_ref()?;
-        let of_secret = || "of a secret".to_owned();
-        let thumbprint = key.thumbprint().map_or_else(of_secret, |known| known.to_string());
+        let shared_secret = || "of a shared secret".to_owned();
+        let thumbprint = key.thumbprint().map_or_else(shared_secret, |known| known.to_string());
         let kid = key.kid().map_or_else(|| "without a kid".to_owned(), |kid| on_one_line(kid.as_str()));
         Some(step(StepName::Key, kid, format!("{algorithm}, thumbprint {thumbprint}")))
     }
@@ -88,13 +88,13 @@ impl Record<'_> {
     }
 
     fn headers_step(&self) -> Option<Step<'_>> {
-        let ChangesMade { set, removed } = self.changes?;
+        let ChangeCounts { set, removed } = self.changes?;
         Some(step(StepName::Headers, "made", format!("{set} set, {removed} removed")))
     }
 
     fn refused_step(&self) -> Option<Step<'_>> {
         let Refused { step, refusal, found, wanted } = self.refused.as_ref()?;
-        // A rule that lets nobody pass has been told as the rule that was chosen.
+        // A rule that denies everything is already reported as the chosen rule.
         if *step == StepName::Rule && self.rule.is_some() {
             return None;
         }

@@ -1,12 +1,12 @@
-//! What a decision has looked at, step by step: the one record that the log and an explanation are written from.
+//! The record of a decision, from which the log and explanations are written.
 //!
-//! It keeps what was found and makes no text of it before somebody asks. It never holds a token, a signature or the value
-//! of a header that came with the request.
+//! It keeps values and formats text only on request. It never holds a token, a signature or the value of a request
+//! header.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::steps::{StepName, join};
+use super::steps::{StepName, joined};
 use crate::reason::Refusal;
 use crate::rules::Rule;
 use crate::validation::algorithm::Algorithm;
@@ -15,16 +15,16 @@ use crate::validation::key_set::Key;
 use crate::validation::provider::{ClaimPath, Provider, TokenSource};
 use crate::validation::{Kid, StaleCause, UnixTime};
 
-/// Why and where a decision ended without an allow.
+/// Why and at which step a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// The step that ended it.
+    /// The step that refused it.
     pub step: StepName,
     /// Why.
     pub refusal: Refusal,
-    /// What was found, for the operator and never for the caller; may be empty.
+    /// What was found, for the operator and never for the client; may be empty.
     pub found: Cow<'static, str>,
-    /// What would have done.
+    /// What would have been accepted.
     pub wanted: Option<Cow<'static, str>>,
 }
 
@@ -41,78 +41,78 @@ impl Refused {
         Self { wanted: Some(wanted.into()), ..self }
     }
 
-    /// What was found and what was wanted, in one line of at most 1,024 characters; `None` where the reason says it all.
+    /// What was found and what was wanted, in one line of at most 1,024 characters; `None` if the reason is enough.
     pub fn detail(&self) -> Option<String> {
-        Some(join(&self.found, self.wanted.as_deref())).filter(|detail| !detail.is_empty())
+        Some(joined(&self.found, self.wanted.as_deref())).filter(|detail| !detail.is_empty())
     }
 }
 
-/// What a decision has looked at so far.
+/// What a decision has evaluated so far.
 #[derive(Clone, Debug, Default)]
 pub struct Record<'p> {
-    /// The rule, once it was chosen; the inner `None` is none.
+    /// The rule, once it was chosen; the inner `None` means that no rule matched.
     pub(super) rule: Option<Option<&'p Rule>>,
-    pub(super) token: Option<TokenFound<'p>>,
+    pub(super) token: Option<TokenSummary<'p>>,
     pub(super) kid: Option<Kid>,
     pub(super) provider: Option<Arc<Provider>>,
     pub(super) realm: Option<String>,
-    pub(super) screened: Option<ScreenPassed>,
-    /// Whether the issuer had never been asked for its keys before.
-    pub(super) opened: bool,
+    pub(super) screened: Option<ScreenSummary>,
+    /// Whether this request needs the first fetch of the issuer's keys.
+    pub(super) first_fetch: bool,
     pub(super) refreshed_for: Option<StaleCause>,
     pub(super) verified_by: Option<(Arc<Key>, Algorithm)>,
     /// The claims of a verified token.
     pub(super) claims: Option<Arc<Json>>,
     pub(super) requirements_met: bool,
-    pub(super) changes: Option<ChangesMade>,
+    pub(super) changes: Option<ChangeCounts>,
     pub(super) refused: Option<Refused>,
 }
 
-/// A token that was found.
+/// The token of the request.
 #[derive(Clone, Debug)]
-pub(super) struct TokenFound<'p> {
+pub(super) struct TokenSummary<'p> {
     pub(super) bytes: usize,
     pub(super) places: Vec<&'p TokenSource>,
 }
 
-/// What let a token pass the screen.
+/// The values of a token that has passed the screen.
 #[derive(Clone, Debug)]
-pub(super) struct ScreenPassed {
+pub(super) struct ScreenSummary {
     pub(super) algorithm: Algorithm,
-    /// Cut short.
+    /// Truncated.
     pub(super) typ: Option<String>,
     pub(super) expires: UnixTime,
 }
 
-/// How many headers are changed.
+/// The number of changed headers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ChangesMade {
+pub(super) struct ChangeCounts {
     pub(super) set: usize,
     pub(super) removed: usize,
 }
 
 impl<'p> Record<'p> {
-    /// The rule that the request falls under, where there is one.
+    /// The rule of the request, if one matched.
     pub fn rule(&self) -> Option<&'p Rule> {
         self.rule.flatten()
     }
 
-    /// The provider that the token names, where it names one.
+    /// The provider of the token's issuer, if one matched.
     pub fn provider(&self) -> Option<&Arc<Provider>> {
         self.provider.as_ref()
     }
 
-    /// The realm that it names, of a provider that stands for many.
+    /// The realm of the token's issuer, for a provider with several.
     pub fn realm(&self) -> Option<&str> {
         self.realm.as_deref()
     }
 
-    /// The `kid` of the token's header, where it could be read and has one: the sender's word.
+    /// The `kid` of the token's header, if it was read and has one. It is not verified.
     pub fn kid(&self) -> Option<&Kid> {
         self.kid.as_ref()
     }
 
-    /// Why newer keys were waited for, where they were.
+    /// Why the request waited for newer keys, if it did.
     pub fn refreshed_for(&self) -> Option<StaleCause> {
         self.refreshed_for
     }
@@ -127,7 +127,7 @@ impl<'p> Record<'p> {
         self.claims.as_deref()
     }
 
-    /// Where and why it ended; `None` where it has not, or with an allow.
+    /// Where and why the request was refused; `None` if it was not.
     pub fn refused(&self) -> Option<&Refused> {
         self.refused.as_ref()
     }
@@ -136,7 +136,7 @@ impl<'p> Record<'p> {
         self.token.as_ref().map_or(&[], |token| &token.places)
     }
 
-    /// Every claim of a verified token that its provider shares with the proxy and the token has.
+    /// Every claim of a verified token that its provider shares with the proxy.
     pub fn shared_claims(&self) -> impl Iterator<Item = (&ClaimPath, &Json)> {
         let paths = self.provider.iter().flat_map(|provider| &provider.metadata_claims);
         let claims = self.claims.as_deref();

@@ -1,30 +1,30 @@
-//! The steps of a decision, for people: what each found, and what the last one wanted where it refused.
+//! The steps of a decision, for explanations: what each step found, and what the last one wanted if it refused.
 
 use std::borrow::Cow;
 
-/// A step of a decision, in the order in which they are taken.
+/// A step of a decision, in the order of evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum StepName {
-    /// Whether the request can be judged as it is described.
+    /// Whether the request is described well enough to be evaluated.
     Request,
-    /// The rule that it falls under.
+    /// The rule that matches the request.
     Rule,
-    /// Where the token is.
+    /// The token and its place.
     Token,
-    /// The time of day.
+    /// The system time.
     Clock,
     /// The provider of the token's issuer.
     Provider,
-    /// What can be said of the token without a key.
+    /// The checks that need no key.
     Screen,
-    /// Whether newer keys had to be waited for.
+    /// Whether the request waited for newer keys.
     Refresh,
-    /// The key that verifies it.
+    /// The key that verified the token.
     Key,
-    /// What the rule requires besides.
+    /// The requirements of the rule.
     Require,
-    /// What the upstream gets.
+    /// The headers of the upstream request.
     Headers,
 }
 
@@ -46,35 +46,35 @@ impl StepName {
     }
 }
 
-/// One step as an explanation shows it.
+/// One step of an explanation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step<'r> {
-    /// Which one.
+    /// Which step.
     pub name: StepName,
-    /// How it came out, in a word or as a reason.
+    /// The outcome, as a word or a reason.
     pub outcome: Cow<'r, str>,
     /// What was found; may be empty.
     pub found: Cow<'r, str>,
-    /// What was wanted instead, where the decision ended here.
+    /// What was wanted instead, if the request was refused here.
     pub wanted: Option<Cow<'r, str>>,
 }
 
 impl Step<'_> {
     /// What was found and what was wanted, in one line; may be empty.
     pub fn detail(&self) -> String {
-        join(&self.found, self.wanted.as_deref())
+        joined(&self.found, self.wanted.as_deref())
     }
 }
 
-/// In one line, which anybody who sends a token can make long.
-pub(super) fn join(found: &str, wanted: Option<&str>) -> String {
-    const LONGEST: usize = 1_024;
+/// Joins both in one line and truncates it: the client controls its length.
+pub(super) fn joined(found: &str, wanted: Option<&str>) -> String {
+    const MAX_CHARS: usize = 1_024;
     let mut line = match wanted {
         None => found.to_owned(),
         Some(wanted) if found.is_empty() => format!("wanted {wanted}"),
         Some(wanted) => format!("{found}; wanted {wanted}"),
     };
-    if let Some((end, _)) = line.char_indices().nth(LONGEST) {
+    if let Some((end, _)) = line.char_indices().nth(MAX_CHARS) {
         line.truncate(end);
         line.push_str("...");
     }

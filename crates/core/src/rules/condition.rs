@@ -1,9 +1,9 @@
-//! The condition of a rule: a CEL expression over the token's claims and the request, checked when it
-//! is loaded and bounded when it is evaluated.
+//! The condition of a rule: a CEL expression over the token's claims and the request. It is checked when it is
+//! loaded, and its evaluation is bounded.
 //!
-//! Pure: the time is one of the facts. It never holds because something went wrong: a claim that is
-//! missing, a value of another type, too much input, a panic of the library all leave it undecided.
-//! No text that comes from a request or a token is ever put into an error.
+//! Pure: the time is an argument. A failed evaluation is never true: a missing claim, a value of a wrong type, too
+//! much input or a panic of the library leave the condition undecided. Errors never contain text of a request or a
+//! token.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -29,23 +29,23 @@ pub use check::Members;
 
 use check::Checked;
 
-/// The longest text of an error, in characters.
+/// The longest error text, in characters.
 const MAX_ERROR: usize = 200;
 
-/// Said where the parser panicked.
-const UNREADABLE: &str = "this is no expression that can be read";
+/// The error after a panic of the parser.
+const PARSE_PANICKED: &str = "the condition cannot be parsed";
 
-/// Said where the evaluation panicked.
+/// The error after a panic of the evaluation.
 const PANICKED: &str = "the evaluation panicked";
 
-/// What the parser gets to descend on: several times what it needs for the deepest source that the scan
-/// lets pass, and enough for the parser's own limit on brackets, should the scan ever miss some.
+/// The stack of the parser: several times what it needs for the deepest source that the scan accepts, and enough
+/// for the parser's own limit on brackets in case the scan misses some.
 const PARSER_STACK: usize = 32 << 20;
 
-/// The library's functions, without its syntax for optional values.
+/// The functions of the library, without its syntax for optional values.
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib().with_optional_support(false)));
 
-/// A condition that has passed the check.
+/// A condition that has been checked.
 #[derive(Clone)]
 pub struct Condition(Arc<Compiled>);
 
@@ -56,10 +56,10 @@ struct Compiled {
     largest_input: u64,
 }
 
-/// What a condition is asked about.
+/// The input of a condition.
 #[derive(Clone, Debug)]
 pub struct Facts<'a> {
-    /// The claims of the verified token; of a request without one, an empty object.
+    /// The claims of the verified token; an empty object for a request without one.
     pub claims: &'a Json,
     /// The method.
     pub method: &'a str,
@@ -67,21 +67,19 @@ pub struct Facts<'a> {
     pub path: &'a str,
     /// The host, without port, case and trailing dot.
     pub host: &'a str,
-    /// The headers, each name once and in lower case. May be left empty where
-    /// [`Condition::reads_headers`] is false.
+    /// The headers, each name once and in lower case. May be empty if [`Condition::reads_headers`] is false.
     pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-    /// The query parameters, each name once. May be left empty where [`Condition::query`] has none.
+    /// The query parameters, each name once. May be empty if [`Condition::query`] has none.
     pub query: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-    /// Who the proxy got the request from, where it says so.
+    /// The address of the client, as the proxy reports it.
     pub source_address: Option<&'a str>,
-    /// What that peer's certificate says it is, where the proxy says so.
+    /// The identity in the client's certificate, as the proxy reports it.
     pub source_principal: Option<&'a str>,
     /// The time of the decision.
     pub now: UnixTime,
 }
 
-/// A condition neither holds nor fails: why, on one line, for the log. Holds no value of a claim or
-/// a header.
+/// Why a condition cannot be evaluated, on one line, for the log. Contains no value of a claim or a header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Undecided(String);
 
@@ -99,7 +97,7 @@ impl Undecided {
     }
 }
 
-/// What is wrong with a source, and at which of its characters.
+/// An error in a source and the index of its character.
 #[derive(Debug)]
 struct Fault {
     at: Option<usize>,
@@ -126,7 +124,7 @@ impl Fault {
     }
 }
 
-/// One line of bounded length.
+/// Formats a text on one line of bounded length.
 fn one_line(text: &str) -> String {
     let mut line: String =
         text.chars().map(|char| if char.is_control() { ' ' } else { char }).take(MAX_ERROR + 1).collect();
@@ -137,13 +135,13 @@ fn one_line(text: &str) -> String {
 }
 
 impl Condition {
-    /// Reads and checks a condition.
+    /// Parses and checks a condition.
     ///
     /// # Errors
-    /// The source is no expression, names what is not there, can never be true or false, or could take
-    /// too much work; the text says what and where, for whoever wrote it.
+    /// The source is not an expression, uses an unknown name, can never be a boolean, or could take too much work;
+    /// the text says what and where, for the author.
     pub fn compile(source: &str) -> Result<Condition, String> {
-        match syntax::scan(source).and_then(|()| compile_aside(source)) {
+        match syntax::scan(source).and_then(|()| compile_on_thread(source)) {
             Ok(compiled) => Ok(Condition(Arc::new(compiled))),
             Err(fault) => Err(fault.render(source)),
         }
@@ -154,7 +152,7 @@ impl Condition {
         &self.0.source
     }
 
-    /// Whether it reads the claims, and so has nothing to say of a request without a token.
+    /// Whether it reads the claims, and therefore needs a token.
     pub fn reads_claims(&self) -> bool {
         self.0.checked.claims.any()
     }
@@ -184,7 +182,7 @@ impl Condition {
         &self.0.checked.headers
     }
 
-    /// Those of them whose whole value, or its beginning or end, it compares with something.
+    /// The headers whose complete value, or its beginning or end, the condition compares.
     pub fn compared_headers(&self) -> &BTreeSet<String> {
         &self.0.checked.compared_headers
     }
@@ -194,11 +192,11 @@ impl Condition {
         &self.0.checked.query
     }
 
-    /// Whether it holds of these facts.
+    /// Whether the condition is true for this input.
     ///
     /// # Errors
-    /// That cannot be said: something that it reads is missing or of another type, the facts are too
-    /// large for it, or evaluation failed.
+    /// It cannot be evaluated: a value is missing or of a wrong type, the input is too large, or the evaluation
+    /// failed.
     pub fn holds(&self, facts: &Facts<'_>) -> Result<bool, Undecided> {
         catch_unwind(AssertUnwindSafe(|| self.evaluate(facts)))
             .unwrap_or_else(|_| Err(Undecided::new(PANICKED)))
@@ -207,7 +205,7 @@ impl Condition {
     fn evaluate(&self, facts: &Facts<'_>) -> Result<bool, Undecided> {
         let compiled = &self.0;
         let mut context = Context::with_env(Arc::clone(&ENV));
-        let mut input = Input { left: compiled.largest_input };
+        let mut input = Input { remaining: compiled.largest_input };
         if compiled.checked.claims.any() {
             context.add_variable_as_val("claims", input.claims(facts.claims, &compiled.checked.claims)?);
         }
@@ -225,28 +223,27 @@ impl Condition {
         let value = Value::resolve_val(&compiled.expr, &context).map_err(|error| self.undecided(&error))?;
         match value.downcast_ref::<CelBool>() {
             Some(holds) => Ok(*holds.inner()),
-            None => Err(Undecided::new(format!(
-                "the condition is of type {}, neither true nor false",
-                value.get_type().name()
-            ))),
+            None => {
+                Err(Undecided::new(format!("the condition is of type {}, not bool", value.get_type().name())))
+            }
         }
     }
 
-    /// The library's own texts show values; these do not.
+    /// Error texts without values, which the library's own texts contain.
     fn undecided(&self, error: &ExecutionError) -> Undecided {
-        let known = |name: &str| self.0.checked.written.contains(name);
+        let written_by_author = |name: &str| self.0.checked.written.contains(name);
         Undecided::new(match error {
-            // The name may be a value of the request; it is said only where the author wrote it.
-            ExecutionError::NoSuchKey(name) if known(name) => format!("there is no `{}`", name),
-            ExecutionError::NoSuchKey(_) => "there is no member of that name".to_owned(),
+            // The name may be a value of the request; it is shown only if the author wrote it.
+            ExecutionError::NoSuchKey(name) if written_by_author(name) => format!("there is no `{}`", name),
+            ExecutionError::NoSuchKey(_) => "there is no member with that name".to_owned(),
             ExecutionError::NoSuchOverload(overload) => format!(
-                "`{}` does not go with ({})",
+                "`{}` cannot be applied to ({})",
                 overload.function().trim_matches(['_', '@']),
                 overload.argument_types().join(", ")
             ),
-            ExecutionError::UnexpectedType { .. } => "a value is of another type than expected".to_owned(),
+            ExecutionError::UnexpectedType { .. } => "a value has an unexpected type".to_owned(),
             ExecutionError::UnsupportedBinaryOperator(operator, ..) => {
-                format!("`{operator}` does not go with values of these types")
+                format!("`{operator}` cannot be applied to values of these types")
             }
             ExecutionError::ValuesNotComparable(..) => "two values cannot be compared".to_owned(),
             ExecutionError::FunctionError { function, .. } => format!("`{function}` failed"),
@@ -254,10 +251,10 @@ impl Condition {
                 "a division by zero".to_owned()
             }
             ExecutionError::Overflow(operator, ..) => format!("`{operator}` overflows"),
-            ExecutionError::IndexOutOfBounds(_) => "a list has no element of that number".to_owned(),
-            ExecutionError::UnsupportedKeyType(_) => "a value cannot be the key of a map".to_owned(),
-            ExecutionError::UnsupportedIndex(..) => "a value cannot be the number of an element".to_owned(),
-            ExecutionError::DuplicateKey(_) => "a map has one key twice".to_owned(),
+            ExecutionError::IndexOutOfBounds(_) => "a list index is out of range".to_owned(),
+            ExecutionError::UnsupportedKeyType(_) => "a value cannot be a map key".to_owned(),
+            ExecutionError::UnsupportedIndex(..) => "a value cannot be a list index".to_owned(),
+            ExecutionError::DuplicateKey(_) => "a map has a duplicate key".to_owned(),
             _ => "the evaluation failed".to_owned(),
         })
     }
@@ -277,17 +274,17 @@ impl fmt::Debug for Condition {
     }
 }
 
-/// Compiles on a stack of its own, whose size is known: in a debug build the parser takes more than
-/// 100 KiB for one bracket. A panic of the parser ends there, too.
-fn compile_aside(source: &str) -> Result<Compiled, Fault> {
+/// Compiles on a separate thread with a known stack size: in a debug build the parser takes more than 100 KiB for
+/// one bracket. The thread also contains panics of the parser.
+fn compile_on_thread(source: &str) -> Result<Compiled, Fault> {
     std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name("condition".to_owned())
             .stack_size(PARSER_STACK)
             .spawn_scoped(scope, || compile(source))
-            .map_err(|_| Fault::new(None, "there is no thread left to read the condition on"))?
+            .map_err(|_| Fault::new(None, "no thread is available to parse the condition"))?
             .join()
-            .unwrap_or_else(|_| Err(Fault::new(None, UNREADABLE)))
+            .unwrap_or_else(|_| Err(Fault::new(None, PARSE_PANICKED)))
     })
 }
 
@@ -296,20 +293,20 @@ fn compile(source: &str) -> Result<Compiled, Fault> {
         let first = errors.errors.first();
         Fault::new(
             first.and_then(|error| offset(source, error.pos)),
-            first.map_or("this is no expression", |error| {
-                // Every token that could have stood there; no author wants to read that.
+            first.map_or("the condition is not an expression", |error| {
+                // Drops the list of all possible tokens, which is of no use to the author.
                 error.msg.split(" expecting {").next().unwrap_or_default()
             }),
         )
     })?;
     let checked = check::check(&expr, &info)?;
     let Some(largest_input) = cost::largest_input(&expr) else {
-        return Err(Fault::new(None, "the condition could take too much work; loop over less at once"));
+        return Err(Fault::new(None, "the condition could take too much work: loop over fewer elements"));
     };
     Ok(Compiled { source: source.to_owned(), expr, checked, largest_input })
 }
 
-/// The character at a line and a column, both counted from one.
+/// The index of the character at a line and a column, both counted from one.
 fn offset(source: &str, (line, column): (isize, isize)) -> Option<usize> {
     let before = usize::try_from(line).ok()?.checked_sub(1)?;
     let column = usize::try_from(column).ok()?.checked_sub(1)?;
@@ -317,18 +314,18 @@ fn offset(source: &str, (line, column): (isize, isize)) -> Option<usize> {
     Some(skipped + column)
 }
 
-/// Whether an expression that reads nothing has a value.
+/// Whether a constant expression can be evaluated.
 fn constant(expr: &IdedExpr) -> bool {
     Value::resolve_val(expr, &Context::with_env(Arc::clone(&ENV))).is_ok()
 }
 
-/// What the library takes for a function that is added to a context.
+/// The type of a function that is added to a context.
 type Function = Box<
     dyn for<'b, 'v> Fn(&mut FunctionContext<'b, 'v>) -> Result<CowVal<'b, 'v>, ExecutionError> + Send + Sync,
 >;
 
-/// `matches`, with the patterns that were compiled when the condition was loaded: somewhere in the text,
-/// as CEL has it, in time linear in the text.
+/// `matches` with the patterns that were compiled when the condition was loaded: it searches the text, as CEL
+/// defines it, in time linear in the text.
 fn matches<'b, 'v>(
     call: &mut FunctionContext<'b, 'v>,
     checked: &Checked,
@@ -347,7 +344,7 @@ fn matches<'b, 'v>(
 
 fn timestamp(now: UnixTime) -> Result<CelTimestamp, Undecided> {
     let seconds = now.as_secs_f64();
-    // Conversion saturates, and what is out of range is refused by the calendar.
+    // The conversion saturates; out-of-range values are refused by `chrono`.
     let (whole, part) = (seconds.floor() as i64, (seconds - seconds.floor()) * 1e9);
     chrono::DateTime::from_timestamp(whole, part as u32)
         .map(|time| CelTimestamp::from(time.fixed_offset()))
@@ -357,15 +354,15 @@ fn timestamp(now: UnixTime) -> Result<CelTimestamp, Undecided> {
 type Boxed<'v> = Box<dyn Val + 'v>;
 type Entries<'v> = HashMap<CelMapKey<'v>, Boxed<'v>>;
 
-/// Facts on their way to the library, counted against what the condition can take.
+/// Converts the input for the library, and counts its size against the maximum.
 struct Input {
-    left: u64,
+    remaining: u64,
 }
 
 impl Input {
     fn take(&mut self, size: u64) -> Result<(), Undecided> {
-        self.left = self
-            .left
+        self.remaining = self
+            .remaining
             .checked_sub(size)
             .ok_or_else(|| Undecided::new("the request and its claims are too large for the condition"))?;
         Ok(())
@@ -415,7 +412,7 @@ impl Input {
         }
     }
 
-    /// `request` with the members that are read.
+    /// `request` with the members that the condition reads.
     fn request<'v>(&mut self, facts: &'v Facts<'_>, checked: &Checked) -> Result<Boxed<'v>, Undecided> {
         let mut entries = Entries::new();
         let texts = [
@@ -448,16 +445,16 @@ impl Input {
         let mut entries = Entries::new();
         for (name, text) in texts.iter().filter(|(name, _)| members.has(name)) {
             let (name, text) = (CelMapKey::String(self.text(name)?), self.text(text)?);
-            // Which of two would count, nobody could say.
+            // It is unknown which of two values the upstream would use.
             if entries.insert(name, Box::new(text)).is_some() {
-                return Err(Undecided::new("a header or query parameter is there twice"));
+                return Err(Undecided::new("a header or query parameter is repeated"));
             }
         }
         Ok(Box::new(CelMap::from(entries)))
     }
 }
 
-/// A value without others in it.
+/// A scalar value.
 fn scalar_value<'v>(scalar: &Json) -> Result<Boxed<'v>, Undecided> {
     Ok(match scalar {
         Json::Bool(value) => Box::new(CelBool::from(*value)),
@@ -466,7 +463,7 @@ fn scalar_value<'v>(scalar: &Json) -> Result<Boxed<'v>, Undecided> {
     })
 }
 
-/// An int where the digits are one, else a uint, else a double.
+/// An int if the digits fit, otherwise a uint, otherwise a double.
 fn number<'v>(digits: &str) -> Result<Boxed<'v>, Undecided> {
     if let Ok(int) = digits.parse::<i64>() {
         return Ok(Box::new(CelInt::from(int)));

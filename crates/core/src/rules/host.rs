@@ -1,11 +1,11 @@
-//! Hosts in the one form in which rules compare them: without port and trailing dot, in lower case.
+//! Canonical hosts for comparison in rules: without port and trailing dot, in lower case.
 //!
 //! Pure.
 
 use std::net::Ipv6Addr;
 
-/// The host of a `Host` header or an `:authority`; `None` where it is none that can be compared: user
-/// information, several hosts in one, octets that no host name has.
+/// The host of a `Host` header or an `:authority`; `None` if it has no canonical form: user information, several
+/// hosts, or octets that a host name cannot contain.
 pub fn canonical(authority: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(authority).ok()?;
     if let Some(rest) = text.strip_prefix('[') {
@@ -15,35 +15,35 @@ pub fn canonical(authority: &[u8]) -> Option<String> {
     }
     let (host, port) = text.split_at_checked(text.find(':').unwrap_or(text.len()))?;
     let host = host.strip_suffix('.').unwrap_or(host);
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    let named = !host.is_empty()
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let is_name = !host.is_empty()
         && !host.starts_with('.')
         && !host.ends_with('.')
         && !host.contains("..")
-        && host.bytes().all(plain);
-    (named && is_port(port)).then(|| host.to_ascii_lowercase())
+        && host.bytes().all(is_allowed);
+    (is_name && is_port(port)).then(|| host.to_ascii_lowercase())
 }
 
-/// Nothing, or a colon and digits, or a colon alone (RFC 3986 §3.2.3).
+/// Empty, a colon and digits, or a colon only (RFC 3986 §3.2.3).
 fn is_port(text: &str) -> bool {
     text.is_empty()
         || text.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Which hosts a rule is about.
+/// The hosts that a rule applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostPattern {
     /// This host.
     Exact(String),
-    /// Every host below this domain, at any depth, and not the domain itself. Begins with a dot.
-    Below(String),
+    /// Every host below this domain, at any depth, but not the domain itself. Begins with a dot.
+    Subdomain(String),
 }
 
 impl HostPattern {
     /// Reads `api.example.com`, `[::1]` or `*.example.com`.
     ///
     /// # Errors
-    /// What is wrong, for whoever wrote it.
+    /// The problem, for the author of the rule.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         const EXPECTED: &str = "expected a host without a port, such as api.example.com or *.example.com";
         let (name, is_suffix) = match text.strip_prefix("*.") {
@@ -52,23 +52,23 @@ impl HostPattern {
         };
         let has_port = if name.starts_with('[') { !name.ends_with(']') } else { name.contains(':') };
         let host = canonical(name.as_bytes()).filter(|_| !has_port).ok_or(EXPECTED)?;
-        Ok(if is_suffix { HostPattern::Below(format!(".{host}")) } else { HostPattern::Exact(host) })
+        Ok(if is_suffix { HostPattern::Subdomain(format!(".{host}")) } else { HostPattern::Exact(host) })
     }
 
-    /// Whether every host that the other matches is one of these.
+    /// Whether this pattern matches every host that the other one matches.
     pub fn covers(&self, other: &HostPattern) -> bool {
         match (self, other) {
             (ours, HostPattern::Exact(host)) => ours.matches(host),
-            (HostPattern::Below(ours), HostPattern::Below(theirs)) => theirs.ends_with(ours.as_str()),
-            (HostPattern::Exact(_), HostPattern::Below(_)) => false,
+            (HostPattern::Subdomain(ours), HostPattern::Subdomain(theirs)) => theirs.ends_with(ours.as_str()),
+            (HostPattern::Exact(_), HostPattern::Subdomain(_)) => false,
         }
     }
 
-    /// Whether a canonical host is one of these.
+    /// Whether a canonical host matches.
     pub fn matches(&self, host: &str) -> bool {
         match self {
             HostPattern::Exact(name) => name == host,
-            HostPattern::Below(suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_str()),
+            HostPattern::Subdomain(suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_str()),
         }
     }
 }
@@ -77,7 +77,7 @@ impl std::fmt::Display for HostPattern {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             HostPattern::Exact(name) => f.write_str(name),
-            HostPattern::Below(suffix) => write!(f, "*{suffix}"),
+            HostPattern::Subdomain(suffix) => write!(f, "*{suffix}"),
         }
     }
 }
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn port_case_and_trailing_dot_do_not_count() {
+    fn port_case_and_trailing_dot_are_ignored() {
         for (authority, expected) in [
             ("api.example.com", Some("api.example.com")),
             ("API.Example.COM:8443", Some("api.example.com")),
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_one_label_or_more() {
+    fn a_wildcard_matches_one_or_more_labels() {
         for (pattern, host, expected) in [
             ("api.example.com", "api.example.com", true),
             ("API.example.com", "api.example.com", true),

@@ -1,12 +1,12 @@
-//! Paths in the one form in which rules compare them, and which targets have no such form.
+//! Canonical paths for comparison in rules, and the targets that have no canonical form.
 //!
-//! Pure. The proxy forwards the target as the client wrote it, and the upstream reads it in its own way. So a target
-//! is judged only where every program reads the same path in it: what two programs read as two paths is refused
-//! rather than resolved, since resolving it here would choose one of the readings while the upstream chooses the other.
+//! Pure. The proxy forwards the target as the client wrote it, and the upstream parses it in its own way. So a
+//! target is evaluated only if every program reads the same path: a target that programs read as different paths is
+//! refused instead of resolved, because the upstream might resolve it differently.
 
 use std::borrow::Cow;
 
-/// A request's path as rules see it, without its query.
+/// The path of a request for comparison in rules, without its query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestPath<'a> {
     merged: Cow<'a, str>,
@@ -15,43 +15,44 @@ pub struct RequestPath<'a> {
     ambiguous: bool,
 }
 
-/// A target that no rule may judge: programs resolve it to different paths, or cut it at different places. It has a dot
-/// segment in some spelling (RFC 3986 §5.2.4), `//` at its start (§4.2: what follows is a host), or a fragment (§3.5).
+/// The target has no canonical path: programs resolve it to different paths, or cut it at different places. It
+/// contains a dot segment in some spelling (RFC 3986 §5.2.4), a leading `//` (§4.2: a host follows), or a fragment
+/// (§3.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotPlain;
 
 impl RequestPath<'_> {
-    /// The path to compare, ambiguous or not, with repeated slashes made one.
+    /// The path to compare, ambiguous or not, with repeated slashes merged.
     pub fn as_str(&self) -> &str {
         &self.merged
     }
 
-    /// The path to compare with its repeated slashes, where it has any.
+    /// The path with its repeated slashes, if it has any.
     pub fn unmerged(&self) -> Option<&str> {
         self.unmerged.as_deref()
     }
 
-    /// The path as it is written, with repeated slashes made one, where that is another text than the canonical one: a router
-    /// that compares paths without decoding them goes by it.
+    /// The path before percent-decoding, with repeated slashes merged, if it differs from the canonical one: a
+    /// router that compares paths without decoding them uses this form.
     pub fn as_written(&self) -> Option<&str> {
         self.as_written.as_deref()
     }
 
-    /// Whether programs differ about where its segments end or what they are called.
+    /// Whether programs differ about its segments or their names.
     pub fn is_ambiguous(&self) -> bool {
         self.ambiguous
     }
 }
 
-/// The path of a request target (RFC 9112 §3.2) in canonical form: the query cut off, what needs no
-/// percent-encoding decoded, everything else encoded with upper-case digits. Its case is kept.
+/// The path of a request target (RFC 9112 §3.2) in canonical form: without the query, with needless
+/// percent-encodings decoded and everything else encoded with upper-case digits. Its case is kept.
 ///
-/// Ambiguous are: an encoded slash, backslash, semicolon, control character or second encoding (`%25` before
-/// two hexadecimal digits); a backslash, a semicolon; a `%` without two digits; what is not UTF-8 when it is decoded;
-/// and whatever does not begin with a slash.
+/// A path is ambiguous if it contains an encoded slash, backslash, semicolon, control character or double encoding
+/// (`%25` before two hexadecimal digits), a backslash, a semicolon, a `%` without two digits, or octets that are
+/// not UTF-8 after decoding, or if it does not begin with a slash.
 ///
 /// # Errors
-/// [`NotPlain`], whatever else the target is.
+/// [`NotPlain`].
 pub fn canonical(target: &[u8]) -> Result<RequestPath<'_>, NotPlain> {
     if target.contains(&b'#') {
         return Err(NotPlain);
@@ -67,66 +68,66 @@ pub fn canonical(target: &[u8]) -> Result<RequestPath<'_>, NotPlain> {
             ambiguous: false,
         });
     }
-    if !is_the_same_place_in_every_reading(path) {
+    if !resolves_the_same_everywhere(path) {
         return Err(NotPlain);
     }
     let mut reader = Reader { rest: path, ambiguous: path.first() != Some(&b'/') };
-    let mut written = reader.write();
-    reader.ambiguous |= is_encoded_twice(&written) || !is_utf8_when_decoded(path);
-    if !written.starts_with('/') {
-        written.insert(0, '/');
+    let mut rewritten = reader.rewrite();
+    reader.ambiguous |= is_encoded_twice(&rewritten) || !is_utf8_when_decoded(path);
+    if !rewritten.starts_with('/') {
+        rewritten.insert(0, '/');
     }
-    let unmerged = written.contains("//").then(|| written.clone());
-    let merged = if unmerged.is_some() { merge_slashes(&written) } else { written };
+    let unmerged = rewritten.contains("//").then(|| rewritten.clone());
+    let merged = if unmerged.is_some() { merge_slashes(&rewritten) } else { rewritten };
     let as_written = std::str::from_utf8(path).ok().map(merge_slashes).filter(|text| *text != merged);
     Ok(RequestPath { merged: merged.into(), unmerged, as_written, ambiguous: reader.ambiguous })
 }
 
-/// Whether a target has only octets that can stand in a request line: no space, no control character, no DEL
-/// (RFC 9112 §3.2). A raw space is where some programs end the target.
-pub fn is_one_word(target: &[u8]) -> bool {
+/// Whether a target contains only octets that a request line allows: no space, no control character, no DEL (RFC
+/// 9112 §3.2). Some programs end the target at a raw space.
+pub fn is_request_target(target: &[u8]) -> bool {
     !target.iter().any(|byte| *byte == b' ' || byte.is_ascii_control())
 }
 
-/// The query of a request target: what stands behind its first question mark.
+/// The query of a request target: the part after its first question mark.
 pub fn query(target: &[u8]) -> &[u8] {
     let mark = target.iter().position(|byte| *byte == b'?');
     mark.and_then(|mark| target.get(mark + 1..)).unwrap_or_default()
 }
 
-/// Whether a path is canonical at the first look, as nearly all are.
+/// Whether a path is canonical already, as nearly all are.
 fn is_plain(path: &[u8]) -> bool {
     let mut last = b' ';
     path.first() == Some(&b'/')
         && path.iter().all(|byte| {
-            let fine = match byte {
+            let is_plain_byte = match byte {
                 b'/' => last != b'/',
                 b'.' => last != b'/' && last != b'.',
                 byte => is_literal(*byte),
             };
             last = *byte;
-            fine
+            is_plain_byte
         })
 }
 
-/// What stands for itself in a path segment: `pchar` of RFC 3986 §3.3, without the semicolon.
+/// Octets that need no encoding in a path segment: `pchar` of RFC 3986 §3.3, without the semicolon.
 fn is_literal(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&byte)
 }
 
-/// Rewrites a path octet by octet, before anything is resolved.
+/// Rewrites a path octet by octet, before dot segments are checked.
 struct Reader<'a> {
     rest: &'a [u8],
     ambiguous: bool,
 }
 
 impl Reader<'_> {
-    fn write(&mut self) -> String {
+    fn rewrite(&mut self) -> String {
         let mut out = String::with_capacity(self.rest.len());
         while let Some((byte, rest)) = self.rest.split_first() {
             self.rest = rest;
             match byte {
-                b'%' => self.write_encoded(&mut out),
+                b'%' => self.rewrite_encoded(&mut out),
                 b'/' => out.push('/'),
                 byte if is_literal(*byte) => out.push(char::from(*byte)),
                 b'\\' | b';' => {
@@ -142,8 +143,8 @@ impl Reader<'_> {
         out
     }
 
-    /// What follows a percent sign.
-    fn write_encoded(&mut self, out: &mut String) {
+    /// Rewrites the octets after a percent sign.
+    fn rewrite_encoded(&mut self, out: &mut String) {
         let Some((byte, rest)) = decode(self.rest) else {
             self.ambiguous = true;
             out.push('%');
@@ -159,7 +160,7 @@ impl Reader<'_> {
     }
 }
 
-/// The octet that two hexadecimal digits stand for, and what follows them.
+/// The octet that two hexadecimal digits encode, and the rest.
 fn decode(digits: &[u8]) -> Option<(u8, &[u8])> {
     let ([high, low], rest) = digits.split_first_chunk::<2>()?;
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
@@ -173,28 +174,28 @@ fn push_encoded(out: &mut String, byte: u8) {
     out.extend(['%', digit(byte >> 4), digit(byte & 0x0f)]);
 }
 
-/// Whether something is left to decode once everything is decoded. Looked for in what was written, since the
-/// digits may be encoded too: `%25%32%65` is `%2e`, and that is a dot.
-fn is_encoded_twice(written: &str) -> bool {
-    written.match_indices("%25").any(|(at, percent)| {
-        written.as_bytes().get(at + percent.len()..).is_some_and(|rest| decode(rest).is_some())
+/// Whether the path can be decoded again after decoding. It checks the rewritten text, since the digits may be
+/// encoded too: `%25%32%65` becomes `%2e`, which is a dot.
+fn is_encoded_twice(rewritten: &str) -> bool {
+    rewritten.match_indices("%25").any(|(at, percent)| {
+        rewritten.as_bytes().get(at + percent.len()..).is_some_and(|rest| decode(rest).is_some())
     })
 }
 
-/// An overlong encoding of a slash or a dot is no UTF-8, and some programs decode it all the same.
+/// An overlong encoding of a slash or a dot is not valid UTF-8, but some programs decode it.
 fn is_utf8_when_decoded(path: &[u8]) -> bool {
     percent_encoding::percent_decode(path).decode_utf8().is_ok()
 }
 
-/// How often a path is decoded in search of what leads elsewhere. What can be decoded more often is taken for it.
+/// How often a path is decoded in the search for dot segments. A path that can be decoded more often is refused.
 const MAX_DECODINGS: usize = 4;
 
-/// Whether no program that resolves this path, however often it decodes it first, leaves the place where it stands or
-/// takes its first segment for a host.
-fn is_the_same_place_in_every_reading(path: &[u8]) -> bool {
+/// Whether the path stays in place for every program that resolves it, however often it decodes it first: no dot
+/// segments, and no first segment that could be a host.
+fn resolves_the_same_everywhere(path: &[u8]) -> bool {
     let mut reading = path.to_vec();
     for _ in 0..MAX_DECODINGS {
-        if begins_with_a_host(&reading) || has_dot_segment(&reading) {
+        if starts_with_host(&reading) || has_dot_segment(&reading) {
             return false;
         }
         let decoded = decode_leniently(&reading);
@@ -206,17 +207,17 @@ fn is_the_same_place_in_every_reading(path: &[u8]) -> bool {
     false
 }
 
-/// Programs differ about which of these separates segments.
+/// Programs differ about which of these separate segments.
 fn is_separator(byte: u8) -> bool {
     matches!(byte, b'/' | b'\\')
 }
 
-fn begins_with_a_host(path: &[u8]) -> bool {
+fn starts_with_host(path: &[u8]) -> bool {
     matches!(path, [first, second, ..] if is_separator(*first) && is_separator(*second))
 }
 
-/// A segment counts as what is left of it once its parameters (`..;x`), a NUL and what follows it, and the spaces around
-/// it are gone: there are programs that take each of these away first.
+/// A segment is compared without its parameters (`..;x`), without a NUL and the text after it, and without
+/// surrounding spaces: some programs strip each of these first.
 fn has_dot_segment(path: &[u8]) -> bool {
     path.split(|byte| is_separator(*byte)).any(|segment| {
         let name = segment.split(|byte| matches!(byte, b';' | 0)).next().unwrap_or_default();
@@ -224,26 +225,26 @@ fn has_dot_segment(path: &[u8]) -> bool {
     })
 }
 
-/// Decodes what can be decoded, overlong UTF-8 included, and keeps the rest: as the most forgiving program would.
+/// Decodes as much as possible, including overlong UTF-8, and keeps the rest, like the most lenient program.
 fn decode_leniently(path: &[u8]) -> Vec<u8> {
     let decoded: Vec<u8> = percent_encoding::percent_decode(path).collect();
     let mut out = Vec::with_capacity(decoded.len());
     let mut rest = decoded.as_slice();
-    while let Some((byte, behind)) = rest.split_first() {
-        let (octet, behind) = overlong_ascii(rest).unwrap_or((*byte, behind));
+    while let Some((byte, after)) = rest.split_first() {
+        let (octet, after) = overlong_ascii(rest).unwrap_or((*byte, after));
         out.push(octet);
-        rest = behind;
+        rest = after;
     }
     out
 }
 
-/// An ASCII character in two, three or four octets of UTF-8, and what follows it (RFC 3629 §3 forbids it).
+/// An ASCII character that is encoded in two, three or four octets of UTF-8, and the rest (RFC 3629 §3 forbids it).
 fn overlong_ascii(octets: &[u8]) -> Option<(u8, &[u8])> {
     match octets {
-        [lead @ (0xc0 | 0xc1), last @ 0x80..=0xbf, behind @ ..]
-        | [0xe0, lead @ (0x80 | 0x81), last @ 0x80..=0xbf, behind @ ..]
-        | [0xf0, 0x80, lead @ (0x80 | 0x81), last @ 0x80..=0xbf, behind @ ..] => {
-            Some(((lead & 1) << 6 | (last & 0x3f), behind))
+        [lead @ (0xc0 | 0xc1), last @ 0x80..=0xbf, after @ ..]
+        | [0xe0, lead @ (0x80 | 0x81), last @ 0x80..=0xbf, after @ ..]
+        | [0xf0, 0x80, lead @ (0x80 | 0x81), last @ 0x80..=0xbf, after @ ..] => {
+            Some(((lead & 1) << 6 | (last & 0x3f), after))
         }
         _ => None,
     }
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_leads_elsewhere_in_some_reading_is_not_plain() {
+    fn a_target_that_some_programs_resolve_differently_is_not_plain() {
         let texts = [
             "/.",
             "/..",
@@ -365,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_programs_read_differently_is_ambiguous() {
+    fn a_path_that_programs_parse_differently_is_ambiguous() {
         let invalid: [&[u8]; 3] = [b"/\xff", b"/%ff", b"/a%c0%af"];
         let texts = [
             "/a%2fb",
@@ -406,16 +407,16 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_one_word() {
+    fn a_target_has_no_white_space_or_control_characters() {
         for (target, expected) in
             [("/a?b=c d", false), ("/a b", false), ("/a\t", false), ("/a\u{7f}", false), ("/\u{e9}%20", true)]
         {
-            assert_eq!(is_one_word(target.as_bytes()), expected, "{target:?}");
+            assert_eq!(is_request_target(target.as_bytes()), expected, "{target:?}");
         }
     }
 
     #[test]
-    fn the_query_begins_behind_the_first_question_mark() {
+    fn the_query_begins_after_the_first_question_mark() {
         for (target, expected) in [("/a?b?c", "b?c"), ("/a", ""), ("/a?", ""), ("?x", "x")] {
             assert_eq!(query(target.as_bytes()), expected.as_bytes(), "{target}");
         }
@@ -427,13 +428,13 @@ mod tests {
             let Ok(once) = canonical(target.as_bytes()) else { return Ok(()) };
             prop_assume!(!once.is_ambiguous());
             let twice = canonical(once.as_str().as_bytes());
-            let twice = twice.expect("what is plain stays plain");
+            let twice = twice.expect("a canonical path is plain");
             prop_assert_eq!(once.as_str(), twice.as_str());
             prop_assert!(!twice.is_ambiguous());
         }
 
         #[test]
-        fn a_path_that_is_judged_has_no_dot_segment_and_no_empty_one(
+        fn a_canonical_path_has_no_dot_segment_and_no_empty_one(
             target in prop::collection::vec(prop::sample::select(b"/.%2eEfFcC0aA\\;?#\0 ab".to_vec()), 0..24)
         ) {
             let Ok(path) = canonical(&target) else { return Ok(()) };

@@ -1,7 +1,9 @@
-//! The query of a request, read as forms are (URL standard, `application/x-www-form-urlencoded`), for conditions.
+//! Parses the query of a request for conditions, as forms are parsed (URL standard,
+//! `application/x-www-form-urlencoded`).
 //!
-//! Pure. Programs differ about queries more than about anything else in a request. What two of them would read as two
-//! values of a parameter that a condition names is not read at all: the condition stays undecided, which is a denial.
+//! Pure. Programs differ more about queries than about any other part of a request. A query in which two programs
+//! would find two values for a parameter that a condition names is not parsed: the condition is then undecided, and
+//! the request is denied.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -13,17 +15,16 @@ use super::condition::Members;
 /// A name and its value.
 pub type Parameter<'a> = (Cow<'a, str>, Cow<'a, str>);
 
-/// The parameters that `read` has, each once, in the order in which they came.
+/// The parameters that `read` contains, each once, in the order of the query.
 ///
 /// # Errors
-/// What makes programs differ, for the log; holds nothing of the query. A `;` (a separator to some), a `#`, a name or a
-/// value that is read and is no percent-encoded UTF-8, a parameter that is read and is there twice, or another whose
-/// name some programs fold to one that is read.
+/// The difference between programs, for the log, without text of the query: a `;` (a separator for some), a `#`, a
+/// name or a value that is read and is not percent-encoded UTF-8, a repeated parameter that is read, or another
+/// parameter whose name some programs fold to one that is read.
 pub fn form<'a>(query: &'a [u8], read: &Members) -> Result<Vec<Parameter<'a>>, String> {
     if query.iter().any(|byte| matches!(byte, b';' | b'#')) {
-        return Err(
-            "the query has a `;` or a `#`, where some programs begin another parameter or end".to_owned()
-        );
+        return Err("the query contains a `;` or a `#`, which some programs take for a separator or the end"
+            .to_owned());
     }
     let folded_reads: Vec<String> = read.names.iter().map(|name| folded(name)).collect();
     let mut found: Vec<Parameter<'a>> = Vec::new();
@@ -32,15 +33,15 @@ pub fn form<'a>(query: &'a [u8], read: &Members) -> Result<Vec<Parameter<'a>>, S
         let mut halves = pair.splitn(2, |byte| *byte == b'=');
         let name =
             decoded(halves.next().unwrap_or_default()).ok_or("the name of a parameter is not UTF-8")?;
-        let alike = folded(&name);
+        let folded_name = folded(&name);
         if read.has(&name) {
-            if seen.contains(&alike) || (read.all && alike != name.to_lowercase()) {
-                return Err("a parameter is there twice, or under a name that some programs fold".to_owned());
+            if seen.contains(&folded_name) || (read.all && folded_name != name.to_lowercase()) {
+                return Err("a parameter is repeated, or has a name that some programs fold".to_owned());
             }
             let value = decoded(halves.next().unwrap_or_default());
             found.push((name, value.ok_or("the value of a parameter is not UTF-8")?));
-            seen.insert(alike);
-        } else if folded_reads.contains(&alike) {
+            seen.insert(folded_name);
+        } else if folded_reads.contains(&folded_name) {
             return Err(
                 "some programs fold the name of a parameter to one that the condition reads".to_owned()
             );
@@ -49,7 +50,7 @@ pub fn form<'a>(query: &'a [u8], read: &Members) -> Result<Vec<Parameter<'a>>, S
     Ok(found)
 }
 
-/// A name or a value without its encoding; `None` where programs differ about what it is.
+/// A name or a value without its encoding; `None` if programs differ about it.
 fn decoded(text: &[u8]) -> Option<Cow<'_, str>> {
     let is_encoded =
         |at: usize| text.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
@@ -64,8 +65,8 @@ fn decoded(text: &[u8]) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(text))
 }
 
-/// A name as the programs that fold it most would have it: PHP cuts it at a NUL, takes spaces before it away, reads
-/// what stands before `[` and makes `_` of spaces and dots; ASP.NET does not look at its case.
+/// A name as the programs that fold most would read it: PHP cuts it at a NUL, strips leading spaces, reads the part
+/// before `[` and turns spaces and dots into `_`; ASP.NET ignores its case.
 pub fn folded(name: &str) -> String {
     let name = name.split('\0').next().unwrap_or_default().trim_start_matches(' ');
     let base = match name.find('[') {
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_some_program_folds_to_one_that_is_read_leaves_it_unread() {
+    fn a_parameter_with_a_folded_name_makes_the_query_ambiguous() {
         for (read, query) in [
             ("tenant_id", "tenant.id=a"),
             ("tenant_id", "tenant+id=a"),
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn where_every_parameter_may_be_read_none_may_have_a_name_that_is_folded() {
+    fn if_every_parameter_may_be_read_no_name_may_be_foldable() {
         let all = Members { all: true, ..Members::default() };
         for (query, expected) in [("a=1&b=2", true), ("a=1&A=2", false), ("a.b=1", false), ("a[]=1", false)] {
             assert_eq!(form(query.as_bytes(), &all).is_ok(), expected, "{query}");

@@ -1,19 +1,19 @@
 //! The JWS algorithms that this service verifies (RFC 7518 §3, RFC 8037 §3).
 //!
-//! An algorithm is bound to one key type and, for elliptic curves, to one curve. It is never taken
-//! from a token without the provider's allow-list having been asked (RFC 8725 §3.1).
+//! An algorithm is bound to one key type and, for elliptic curves, to one curve. The `alg` of a token is used only
+//! if the provider's allow-list contains it (RFC 8725 §3.1).
 
 use std::fmt;
 
-/// A JWS `alg` value (RFC 7518 §3.1), compared with its case (RFC 7515 §4.1.1).
+/// A JWS `alg` value (RFC 7518 §3.1), compared case-sensitively (RFC 7515 §4.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Algorithm {
-    /// HMAC with SHA-256; only with a key set written into the configuration.
+    /// HMAC with SHA-256; only for keys in the configuration.
     HS256,
-    /// HMAC with SHA-384; only with a key set written into the configuration.
+    /// HMAC with SHA-384; only for keys in the configuration.
     HS384,
-    /// HMAC with SHA-512; only with a key set written into the configuration.
+    /// HMAC with SHA-512; only for keys in the configuration.
     HS512,
     /// RSASSA-PKCS1-v1_5 with SHA-256.
     RS256,
@@ -55,12 +55,12 @@ impl Algorithm {
         Algorithm::EdDSA,
     ];
 
-    /// The algorithm of this exact name, if it is supported.
+    /// The algorithm with this exact name, if it is supported.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
     }
 
-    /// The name as it stands in a token's header.
+    /// The name in a token's header.
     pub fn name(self) -> &'static str {
         match self {
             Algorithm::HS256 => "HS256",
@@ -79,12 +79,12 @@ impl Algorithm {
         }
     }
 
-    /// Whether the verifying key is a shared secret. Such a key never comes over the network.
+    /// Whether the key is a shared secret. Such a key is never fetched over the network.
     pub fn is_symmetric(self) -> bool {
         matches!(self, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
     }
 
-    /// What is allowed where the configuration names no algorithms: every asymmetric one.
+    /// The algorithms that are allowed if the configuration names none: all asymmetric ones.
     pub fn default_set() -> Vec<Self> {
         Self::ALL.into_iter().filter(|algorithm| !algorithm.is_symmetric()).collect()
     }

@@ -1,4 +1,4 @@
-//! The claims that RFC 7519 §4.1 registers, checked against a provider's rules and an injected time.
+//! Checks the claims that RFC 7519 §4.1 registers, with a provider's rules and the given time.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use super::json::Json;
 use super::provider::{Audiences, Provider};
 use super::{Permanent, UnixTime};
 
-/// Checks everything about the claims that needs no key. `iss` has been compared already: it chose
-/// the provider. Gives the time from which the token is expired, leeway included.
+/// Checks everything about the claims that needs no key. `iss` has been compared already, to select the provider.
+/// Returns the time from which the token is expired, leeway included.
 ///
 /// # Errors
 /// The first rule that is not met, in this order: times, audience, `sub`, required claims.
@@ -23,8 +23,8 @@ pub(super) fn check(claims: &Json, provider: &Provider, now: UnixTime) -> Result
     Ok(expires)
 }
 
-/// `exp` must be there (RFC 9068 §2.2) and `now` before it; `nbf`, where it is, must have come. Both
-/// with leeway. `iat` must be a time but decides nothing: the RFC gives it no such meaning.
+/// `exp` is required (RFC 9068 §2.2) and has to be after `now`; `nbf`, if present, must not be after `now`. Both
+/// with leeway. `iat` has to be a number, but decides nothing: the RFC gives it no such meaning.
 fn check_times(claims: &Json, skew: Duration, now: UnixTime) -> Result<UnixTime, Permanent> {
     let exp = numeric_date(claims, "exp")?.ok_or_else(|| Permanent::ClaimMissing("exp".to_owned()))?;
     let nbf = numeric_date(claims, "nbf")?;
@@ -39,7 +39,7 @@ fn check_times(claims: &Json, skew: Duration, now: UnixTime) -> Result<UnixTime,
     Ok(expires)
 }
 
-/// A NumericDate (RFC 7519 §2): any JSON number that is finite, fractions included.
+/// A NumericDate (RFC 7519 §2): any finite JSON number, fractions included.
 fn numeric_date(claims: &Json, name: &str) -> Result<Option<f64>, Permanent> {
     let malformed = || Permanent::ClaimMalformed(name.to_owned());
     match claims.member(name) {
@@ -52,8 +52,8 @@ fn numeric_date(claims: &Json, name: &str) -> Result<Option<f64>, Permanent> {
     }
 }
 
-/// A string or an array of strings (RFC 7519 §4.1.3). One member of another type spoils the whole
-/// claim, even where another member fits.
+/// A string or an array of strings (RFC 7519 §4.1.3). One member of another type makes the whole claim malformed,
+/// even if another member matches.
 fn check_audience(claims: &Json, audiences: &Audiences) -> Result<(), Permanent> {
     let malformed = || Permanent::ClaimMalformed("aud".to_owned());
     let named: Vec<&str> = match claims.member("aud") {
@@ -78,8 +78,7 @@ fn check_audience(claims: &Json, audiences: &Audiences) -> Result<(), Permanent>
     }
 }
 
-/// `sub` may be absent, but where it is it must be a string (RFC 7519 §4.1.2): it becomes an
-/// identity.
+/// `sub` may be absent; if present, it must be a string (RFC 7519 §4.1.2), since it becomes an identity.
 fn check_subject(claims: &Json) -> Result<(), Permanent> {
     match claims.member("sub") {
         None | Some(Json::Null | Json::String(_)) => Ok(()),

@@ -1,6 +1,6 @@
-//! SHA-256 digests (FIPS 180-4), and the thumbprints of keys, which are such.
+//! SHA-256 digests (FIPS 180-4) and key thumbprints.
 //!
-//! Both are written in base64url without padding (RFC 7515 §2), and read from that alone.
+//! Both are encoded in base64url without padding (RFC 7515 §2), and only that form is parsed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 pub struct Sha256Digest([u8; 32]);
 
 impl Sha256Digest {
-    /// Of these bytes.
+    /// The digest of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         let mut hash = [0; 32];
-        // As long as the one that it is copied from, which is the algorithm's own.
+        // Both have the length of a SHA-256.
         for (to, from) in hash.iter_mut().zip(digest::digest(&digest::SHA256, bytes).as_ref()) {
             *to = *from;
         }
@@ -39,31 +39,31 @@ impl fmt::Debug for Sha256Digest {
     }
 }
 
-/// A text that is no SHA-256 in base64url.
+/// A text that is not a SHA-256 in base64url.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoDigest;
+pub struct InvalidDigest;
 
-impl fmt::Display for NoDigest {
+impl fmt::Display for InvalidDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("expected a SHA-256 in base64url without padding, 43 characters")
     }
 }
 
-impl std::error::Error for NoDigest {}
+impl std::error::Error for InvalidDigest {}
 
 impl FromStr for Sha256Digest {
-    type Err = NoDigest;
+    type Err = InvalidDigest;
 
-    fn from_str(text: &str) -> Result<Self, NoDigest> {
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| NoDigest)?;
-        bytes.try_into().map(Self).map_err(|_| NoDigest)
+    fn from_str(text: &str) -> Result<Self, InvalidDigest> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| InvalidDigest)?;
+        bytes.try_into().map(Self).map_err(|_| InvalidDigest)
     }
 }
 
 impl TryFrom<String> for Sha256Digest {
-    type Error = NoDigest;
+    type Error = InvalidDigest;
 
-    fn try_from(text: String) -> Result<Self, NoDigest> {
+    fn try_from(text: String) -> Result<Self, InvalidDigest> {
         text.parse()
     }
 }
@@ -74,13 +74,13 @@ impl From<Sha256Digest> for String {
     }
 }
 
-/// The SHA-256 thumbprint of a public key (RFC 7638): what tells its material from any other, whatever it is called.
+/// The SHA-256 thumbprint of a public key (RFC 7638): it identifies the key material, whatever its `kid`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Thumbprint(Sha256Digest);
 
 impl Thumbprint {
-    /// Of the members that make the key, in the one form that RFC 7638 §3 hashes.
+    /// The thumbprint of the required members in the canonical form of RFC 7638 §3.
     pub(super) fn of_canonical(members: &str) -> Self {
         Self(Sha256Digest::of(members.as_bytes()))
     }
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_digest_is_read_from_the_text_that_it_is_written_as_and_from_no_other() {
+    fn a_digest_is_parsed_only_from_its_own_encoding() {
         let empty = Sha256Digest::of(b"");
         let text = "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU";
         assert_eq!(empty.to_string(), text);
@@ -112,7 +112,7 @@ mod tests {
             "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFV",
             "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFUAAA",
         ] {
-            assert_eq!(other.parse::<Sha256Digest>(), Err(NoDigest), "{other}");
+            assert_eq!(other.parse::<Sha256Digest>(), Err(InvalidDigest), "{other}");
         }
     }
 }

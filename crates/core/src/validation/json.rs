@@ -1,8 +1,7 @@
-//! JSON as this service trusts it: RFC 8259 to the letter, and no two members of one name.
+//! Strict JSON: RFC 8259 without extensions and without repeated members.
 //!
-//! A document is read in one pass: a repeated member is an error at every depth (RFC 7519 §4, RFC 8725 §2.6),
-//! numbers keep the digits they were written with, and what a document may make us hold is bounded while it is
-//! read.
+//! A document is parsed in one pass: a repeated member is an error at every depth (RFC 7519 §4, RFC 8725 §2.6),
+//! numbers keep their digits, and limits on memory are enforced during parsing.
 
 mod digits;
 mod read;
@@ -18,23 +17,23 @@ pub enum Json {
     Null,
     /// `true` or `false`
     Bool(bool),
-    /// A number, with the digits it was written with.
+    /// A number, with its original digits.
     Number(Digits),
     /// A string, unescaped.
     String(Box<str>),
     /// An array.
     Array(Box<[Json]>),
-    /// An object, its members in the order in which they were written.
+    /// An object, its members in their original order.
     Object(Box<[(Box<str>, Json)]>),
 }
 
-/// What one document may make us hold.
+/// Limits on one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JsonLimits {
-    /// The most members and elements: the members of every object and the elements of every array count one
-    /// each, at every depth, whatever their value is. Default 4,096.
+    /// The most members and elements: every member of an object and every element of an array counts as one, at
+    /// every depth. Default 4,096.
     pub values: usize,
-    /// The most objects and arrays within one another, the outermost among them. Default 16.
+    /// The deepest nesting of objects and arrays, the outermost included. Default 16.
     pub depth: usize,
 }
 
@@ -44,15 +43,15 @@ impl Default for JsonLimits {
     }
 }
 
-/// Why a document is not read. Holds none of its text.
+/// Why a document cannot be parsed. Contains none of its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum JsonError {
-    /// Not UTF-8, not one JSON value, or a member stands twice in an object.
+    /// Not UTF-8, not one JSON value, or an object with a repeated member.
     NotJson,
-    /// More than [`JsonLimits::values`].
+    /// More values than [`JsonLimits::values`].
     TooManyValues,
-    /// Deeper than [`JsonLimits::depth`].
+    /// Nested deeper than [`JsonLimits::depth`].
     TooDeep,
 }
 
@@ -69,17 +68,17 @@ impl fmt::Display for JsonError {
 impl std::error::Error for JsonError {}
 
 impl Json {
-    /// Reads one document, in time and space linear in its length but for the comparison of member names, which
+    /// Parses one document in time and space linear in its length, except for the comparison of member names, which
     /// sorts them.
     ///
     /// # Errors
-    /// The first of [`JsonError`] that is found, from the document's beginning on.
+    /// The first [`JsonError`] in the document.
     pub fn parse(bytes: &[u8], limits: &JsonLimits) -> Result<Self, JsonError> {
         read::read(bytes, limits)
     }
 
-    /// The member of an object, or the element of an array by its decimal index without leading
-    /// zeros: one step of a JSON Pointer (RFC 6901 §4).
+    /// The member of an object, or the element of an array by its decimal index without leading zeros: one step of
+    /// a JSON Pointer (RFC 6901 §4).
     pub fn step(&self, segment: &str) -> Option<&Json> {
         match self {
             Json::Object(_) => self.member(segment),
@@ -110,7 +109,7 @@ impl Json {
         }
     }
 
-    /// Whether there is nothing in it: null, an empty string, an empty array or object.
+    /// Whether it is empty: null, an empty string, an empty array or object.
     pub fn is_empty(&self) -> bool {
         match self {
             Json::Null => true,
@@ -121,7 +120,7 @@ impl Json {
         }
     }
 
-    /// The value without insignificant white space, numbers as they were written.
+    /// The value without insignificant white space, with the original digits of numbers.
     pub fn to_compact(&self) -> String {
         let mut out = String::new();
         self.write_compact(&mut out);

@@ -1,7 +1,7 @@
-//! A JWK Set (RFC 7517 §5) as keys that can verify, and the reasons why others cannot.
+//! Parses a JWK Set (RFC 7517 §5) into keys that can verify signatures, and lists the skipped ones with a reason.
 //!
-//! One odd key never spoils a set: it is skipped and listed. What is kept can only verify; a private
-//! half is never stored. Fetching is not done here.
+//! An unusable key is skipped and listed; the other keys of the set are used. Only verifying keys are kept; private
+//! keys are never stored. This module fetches nothing.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,36 +22,36 @@ use super::kid::Kid;
 /// Keys beyond this many are skipped.
 const MAX_KEYS: usize = 1_000;
 
-/// What one key may hold. Those of real issuers have a dozen members, and chains of a few certificates.
+/// Limits on one key. Keys of real issuers have a dozen members, and chains of a few certificates.
 const KEY_LIMITS: JsonLimits = JsonLimits { values: 4_096, depth: 32 };
 
-/// The keys of one provider. Order is that of the document.
+/// The keys of one provider, in the order of the document.
 #[derive(Clone, Debug, Default)]
 pub struct KeySet {
     keys: Vec<Arc<Key>>,
     skipped: Vec<SkippedKey>,
 }
 
-/// A key of the document that is not used.
+/// A key of the document that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SkippedKey {
-    /// Its `kid`, where it has one that can be shown.
+    /// Its `kid`, if it has one that can be shown.
     pub kid: Option<Kid>,
-    /// Why it is not used; holds nothing of the key.
+    /// Why it cannot be used; contains nothing of the key.
     pub reason: &'static str,
 }
 
-/// A document that is not a key set, or has no key that can be used.
+/// A document that is not a key set, or has no usable key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeySetError {
     /// Not JSON, or not an object with one `keys` array (RFC 7517 §5).
     NotAKeySet,
-    /// Nothing usable among this many keys; the reason is that of the first one.
+    /// None of this many keys can be used; the reason is that of the first one.
     NothingUsable {
         /// How many keys the document has.
         skipped: usize,
-        /// Why the first one is not used.
+        /// Why the first one cannot be used.
         reason: Option<&'static str>,
     },
 }
@@ -64,7 +64,7 @@ impl fmt::Display for KeySetError {
             }
             KeySetError::NothingUsable { reason: None, .. } => f.write_str("the key set is empty"),
             KeySetError::NothingUsable { skipped, reason: Some(reason) } => {
-                write!(f, "none of the {skipped} keys of the set can be used; the first: {reason}")
+                write!(f, "none of the {skipped} keys of the set can be used, the first because: {reason}")
             }
         }
     }
@@ -72,7 +72,7 @@ impl fmt::Display for KeySetError {
 
 impl std::error::Error for KeySetError {}
 
-/// Whether shared secrets may stand in a document.
+/// Where a document is from: only the configuration may contain shared secrets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Origin {
     Fetched,
@@ -86,18 +86,19 @@ struct Document<'a> {
 }
 
 impl KeySet {
-    /// Reads a set that came from an issuer or from a file.
+    /// Parses a set from an issuer or from a file.
     ///
     /// # Errors
-    /// The document is no key set or holds nothing usable; either is a failed fetch.
+    /// The document is not a key set or has no usable key; either fails the fetch.
     pub fn parse(document: &[u8]) -> Result<Self, KeySetError> {
         Self::read(document, Origin::Fetched)
     }
 
-    /// Reads a set that is written into the configuration, where `oct` keys may stand.
+    /// Parses a set from the configuration, which may contain `oct` keys.
     ///
     /// # Errors
-    /// As [`KeySet::parse`], and any key that cannot be used is an error: whoever wrote it wants to know.
+    /// As [`KeySet::parse`]; also, any key that cannot be used is an error, which the author of the configuration
+    /// has to see.
     pub fn parse_inline(document: &[u8]) -> Result<Self, KeySetError> {
         let set = Self::read(document, Origin::Configuration)?;
         match set.skipped.first() {
@@ -110,7 +111,7 @@ impl KeySet {
 
     fn read(document: &[u8], origin: Origin) -> Result<Self, KeySetError> {
         let text = std::str::from_utf8(document).map_err(|_| KeySetError::NotAKeySet)?;
-        // A struct could be read from an array too.
+        // Serde would accept an array for a struct.
         if !text.trim_start().starts_with('{') {
             return Err(KeySetError::NotAKeySet);
         }
@@ -119,7 +120,7 @@ impl KeySet {
         for raw in document.keys {
             let jwk = Json::parse(raw.get().as_bytes(), &KEY_LIMITS);
             let read = match &jwk {
-                _ if set.keys.len() >= MAX_KEYS => Err("one key too many"),
+                _ if set.keys.len() >= MAX_KEYS => Err("too many keys in the set"),
                 Ok(jwk @ Json::Object(_)) => Key::read(jwk, origin),
                 _ => Err("not an object, or with a repeated member"),
             };
@@ -140,9 +141,9 @@ impl KeySet {
         Ok(set)
     }
 
-    /// The keys that may verify a token with this `kid` and `alg`. Without `kid` every key that
-    /// fits the algorithm; with one, keys of exactly that `kid` and no others (RFC 7515 §4.1.4), so
-    /// that a key without a `kid` serves only tokens without one.
+    /// The keys that may verify a token with this `kid` and `alg`: without `kid`, every key that fits the
+    /// algorithm; with one, only keys with exactly that `kid` (RFC 7515 §4.1.4). A key without a `kid` is used only
+    /// for tokens without one.
     pub fn fitting<'s>(
         &'s self,
         kid: Option<&'s Kid>,
@@ -158,13 +159,12 @@ impl KeySet {
         &self.keys
     }
 
-    /// The others.
+    /// The skipped keys.
     pub fn skipped(&self) -> &[SkippedKey] {
         &self.skipped
     }
 
-    /// Takes over the keys that this set has in common with an older one, and with them what is known of
-    /// their use.
+    /// Shares the keys that are also in an older set, to keep their usage flags.
     pub fn adopt(&mut self, older: &KeySet) {
         for key in &mut self.keys {
             if let Some(same) = older.keys.iter().find(|old| old.same(key)) {
@@ -173,26 +173,26 @@ impl KeySet {
         }
     }
 
-    /// The keys that an older set has and this one lacks.
+    /// The keys that are in an older set but not in this one.
     pub fn lacks<'o>(&self, older: &'o KeySet) -> impl Iterator<Item = &'o Arc<Key>> {
         older.keys.iter().filter(|old| !self.keys.iter().any(|key| key.same(old)))
     }
 
-    /// Whether it has this very key.
+    /// Whether it contains this key.
     pub fn has(&self, key: &Key) -> bool {
-        self.keys.iter().any(|own| own.same(key))
+        self.keys.iter().any(|known| known.same(key))
     }
 
-    /// Whether it has a key of the same material.
+    /// Whether it contains a key with the same material.
     pub fn has_material_of(&self, key: &Key) -> bool {
-        self.keys.iter().any(|own| own.thumbprint().is_some() && own.thumbprint() == key.thumbprint())
+        self.keys.iter().any(|known| known.thumbprint().is_some() && known.thumbprint() == key.thumbprint())
     }
 
-    /// The keys that may stay; the others are listed as skipped for this reason.
-    pub fn filtered(&self, may_stay: impl Fn(&Key) -> bool, reason: &'static str) -> Self {
+    /// The keys that pass the filter; the others are listed as skipped with this reason.
+    pub fn filtered(&self, is_allowed: impl Fn(&Key) -> bool, reason: &'static str) -> Self {
         let mut set = KeySet { keys: Vec::new(), skipped: self.skipped.clone() };
         for key in &self.keys {
-            if may_stay(key) {
+            if is_allowed(key) {
                 set.keys.push(Arc::clone(key));
             } else if set.skipped.len() < MAX_KEYS {
                 set.skipped.push(SkippedKey { kid: key.kid.clone(), reason });
@@ -201,7 +201,7 @@ impl KeySet {
         set
     }
 
-    /// The same set and these keys, as far as there is room.
+    /// This set with more keys, up to the maximum.
     pub fn with(&self, more: impl IntoIterator<Item = Arc<Key>>) -> Self {
         let mut set = self.clone();
         set.keys.extend(more);
@@ -216,7 +216,7 @@ impl KeySet {
     }
 }
 
-/// What tells one published key from another: its name, what it is bound to, and its material.
+/// The identity of a published key: its `kid`, its `alg` and its material.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyName {
     kid: Option<Kid>,
@@ -225,7 +225,7 @@ pub struct KeyName {
 }
 
 impl KeyName {
-    /// The key's `kid`, where it has one.
+    /// The `kid` of the key, if any.
     pub fn kid(&self) -> Option<&Kid> {
         self.kid.as_ref()
     }
@@ -235,32 +235,32 @@ impl KeyName {
         self.thumbprint == other.thumbprint
     }
 
-    /// Whether this key has the same material, whatever it is called and bound to.
+    /// Whether this key has the same material, whatever its `kid` and `alg`.
     pub fn is_material_of(&self, key: &Key) -> bool {
         key.thumbprint() == Some(self.thumbprint)
     }
 }
 
-/// The verifying half of a key, bound to what it may be used for.
+/// A verifying key with its permitted uses.
 pub struct Key {
     kid: Option<Kid>,
     /// The algorithm that the issuer binds the key to (RFC 7517 §4.4).
     alg: Option<Algorithm>,
     declares_use: bool,
-    /// The public half; none for a shared secret.
-    public: Option<PublicHalf>,
+    /// The public key; `None` for a shared secret.
+    public: Option<PublicKey>,
     material: Material,
-    /// Whether it has verified a token: for telling when a key goes that is needed.
+    /// Whether it has verified a token: a used key that is withdrawn is reported.
     used: AtomicBool,
 }
 
-/// The members that make the key, and nothing else, in the one form that RFC 7638 §3 hashes.
-struct PublicHalf {
+/// The required members of the key in the canonical form of RFC 7638 §3.
+struct PublicKey {
     canonical: String,
     thumbprint: Thumbprint,
 }
 
-impl PublicHalf {
+impl PublicKey {
     fn new(canonical: String) -> Self {
         Self { thumbprint: Thumbprint::of_canonical(&canonical), canonical }
     }
@@ -270,7 +270,7 @@ enum Material {
     Rsa(DecodingKey),
     P256(DecodingKey),
     P384(DecodingKey),
-    /// Not in `jsonwebtoken`; Keycloak offers it.
+    /// Not supported by `jsonwebtoken`; Keycloak offers it.
     P521(ParsedPublicKey),
     Ed25519(DecodingKey),
     Secret {
@@ -286,7 +286,7 @@ impl fmt::Debug for Key {
 }
 
 impl Key {
-    /// The key's name; `None` where the issuer gives it none.
+    /// The `kid`, if any.
     pub fn kid(&self) -> Option<&Kid> {
         self.kid.as_ref()
     }
@@ -301,29 +301,28 @@ impl Key {
         }
     }
 
-    /// RFC 7517 §4.4, where the issuer names one.
+    /// The `alg` (RFC 7517 §4.4), if any.
     pub fn alg(&self) -> Option<Algorithm> {
         self.alg
     }
 
-    /// RFC 7517 §4.2: `sig`, where the issuer says so.
+    /// The `use` (RFC 7517 §4.2): `sig`, if declared.
     pub fn key_use(&self) -> Option<&'static str> {
         self.declares_use.then_some("sig")
     }
 
-    /// What tells it from another published key; none for a shared secret, which nobody publishes.
+    /// The identity of a published key; `None` for a shared secret, which is never published.
     pub fn name(&self) -> Option<KeyName> {
         let thumbprint = self.thumbprint()?;
         Some(KeyName { kid: self.kid.clone(), alg: self.alg.map(|alg| alg.name().to_owned()), thumbprint })
     }
 
-    /// Its thumbprint; none for a shared secret, of which it would be a hash.
+    /// Its thumbprint; `None` for a shared secret, whose hash it would be.
     pub fn thumbprint(&self) -> Option<Thumbprint> {
         self.public.as_ref().map(|public| public.thumbprint)
     }
 
-    /// The key as a JWK (RFC 7517 §4), with nothing in it but what this service understood; none for a
-    /// shared secret.
+    /// The key as a JWK (RFC 7517 §4) with the members that this service supports; `None` for a shared secret.
     pub fn public_jwk(&self) -> Option<serde_json::Value> {
         let mut jwk: serde_json::Value = serde_json::from_str(&self.public.as_ref()?.canonical).ok()?;
         let members = jwk.as_object_mut()?;
@@ -355,17 +354,17 @@ impl Key {
         by_type && self.alg.is_none_or(|alg| alg == algorithm)
     }
 
-    /// Whether this key made the signature. The caller has asked [`KeySet::fitting`] for the key.
+    /// Whether this key verifies the signature. The caller has selected the key with [`KeySet::fitting`].
     pub(super) fn verifies(&self, algorithm: Algorithm, signing_input: &[u8], signature: &str) -> bool {
-        let verified = self.made(algorithm, signing_input, signature);
-        // Only once: a store for each token would make the cores wait for each other.
+        let verified = self.verify_signature(algorithm, signing_input, signature);
+        // Stores only once: a store for each token would cause contention between the cores.
         if verified && !self.was_used() {
             self.used.store(true, Ordering::Relaxed);
         }
         verified
     }
 
-    fn made(&self, algorithm: Algorithm, signing_input: &[u8], signature: &str) -> bool {
+    fn verify_signature(&self, algorithm: Algorithm, signing_input: &[u8], signature: &str) -> bool {
         let (key, algorithm) = match (&self.material, algorithm) {
             (Material::P521(key), _) => {
                 return URL_SAFE_NO_PAD
@@ -397,7 +396,7 @@ impl Key {
             Algorithm::EdDSA => JwtAlgorithm::EdDSA,
             Algorithm::ES512 => return false,
         };
-        // An error here means that the signature could not even be read: it verifies nothing.
+        // An error means that the signature cannot be parsed: it does not verify.
         jsonwebtoken::crypto::verify(signature, signing_input, key, algorithm).unwrap_or(false)
     }
 
@@ -422,10 +421,10 @@ impl Key {
             }
         };
         let kty = text(jwk, "kty", "`kty` is not a string")?.ok_or("`kty` is missing")?;
-        // RFC 7518 §6.2.2 and §6.3.2: any of these is the private half, or gives it away.
+        // RFC 7518 §6.2.2 and §6.3.2: each of these is part of the private key or reveals it.
         let private = ["d", "p", "q", "dp", "dq", "qi", "oth"];
         if kty != "oct" && private.iter().any(|name| jwk.member(name).is_some()) {
-            return Err("its private half is published with it: anybody could sign with it");
+            return Err("its private key is published: anyone could sign with it");
         }
         let (material, public) = match kty {
             "RSA" => read_rsa(jwk)?,
@@ -433,7 +432,7 @@ impl Key {
             "OKP" => read_okp(jwk)?,
             "oct" if origin == Origin::Configuration => read_secret(jwk, alg)?,
             "oct" => {
-                return Err("a shared secret (`kty: oct`) is taken from the configuration alone");
+                return Err("a shared secret (`kty: oct`) is accepted only in the configuration");
             }
             _ => return Err("`kty` is not supported"),
         };
@@ -445,7 +444,7 @@ impl Key {
     }
 }
 
-/// RFC 7517 §4.2, §4.3: the key is for signatures, and nothing says otherwise. Gives whether `use` is there.
+/// RFC 7517 §4.2, §4.3: checks that the key may verify signatures. Returns whether `use` is present.
 fn check_use(jwk: &Json) -> Result<bool, &'static str> {
     let declared = match text(jwk, "use", "`use` is not a string")? {
         None => false,
@@ -454,7 +453,7 @@ fn check_use(jwk: &Json) -> Result<bool, &'static str> {
     };
     match jwk.member("key_ops") {
         None => Ok(declared),
-        // RFC 7517 §4.3 names eight.
+        // RFC 7517 §4.3 defines eight.
         Some(Json::Array(operations)) if operations.len() > 16 => Err("`key_ops` has too many operations"),
         Some(Json::Array(operations)) => {
             let repeated = operations
@@ -473,23 +472,23 @@ fn check_use(jwk: &Json) -> Result<bool, &'static str> {
     }
 }
 
-fn read_rsa(jwk: &Json) -> Result<(Material, Option<PublicHalf>), &'static str> {
-    // RFC 7518 §6.3.1.1 forbids leading zero octets; Java's BigInteger writes one all the same.
+fn read_rsa(jwk: &Json) -> Result<(Material, Option<PublicKey>), &'static str> {
+    // RFC 7518 §6.3.1.1 forbids leading zero octets, but Java's BigInteger writes one.
     let n = without_leading_zeros(bytes(jwk, "n")?);
     let e = without_leading_zeros(bytes(jwk, "e")?);
     let bits = n.len() * 8 - n.first().map_or(0, |first| first.leading_zeros() as usize);
     if bits < 2048 {
-        return Err("an RSA modulus under 2048 bits (RFC 7518 §3.3)");
+        return Err("the RSA modulus has fewer than 2048 bits (RFC 7518 §3.3)");
     }
     if bits > 8192 {
-        return Err("an RSA modulus over 8192 bits");
+        return Err("the RSA modulus has more than 8192 bits");
     }
     let exponent = e.iter().take(9).fold(0_u128, |value, byte| value << 8 | u128::from(*byte));
     let odd = |number: &[u8]| number.last().is_some_and(|last| last & 1 == 1);
     if !odd(&n) || !odd(&e) || !(3..1 << 33).contains(&exponent) {
-        return Err("an RSA modulus or exponent that no sound key has");
+        return Err("the RSA modulus or exponent is invalid");
     }
-    let public = PublicHalf::new(format!(
+    let public = PublicKey::new(format!(
         r#"{{"e":"{}","kty":"RSA","n":"{}"}}"#,
         URL_SAFE_NO_PAD.encode(&e),
         URL_SAFE_NO_PAD.encode(&n)
@@ -497,7 +496,7 @@ fn read_rsa(jwk: &Json) -> Result<(Material, Option<PublicHalf>), &'static str> 
     Ok((Material::Rsa(DecodingKey::from_rsa_raw_components(&n, &e)), Some(public)))
 }
 
-fn read_ec(jwk: &Json) -> Result<(Material, Option<PublicHalf>), &'static str> {
+fn read_ec(jwk: &Json) -> Result<(Material, Option<PublicKey>), &'static str> {
     let crv = text(jwk, "crv", "`crv` is not a string")?.ok_or("`crv` is missing")?;
     let (algorithm, length) = match crv {
         "P-256" => (&signature::ECDSA_P256_SHA256_FIXED, 32),
@@ -507,11 +506,11 @@ fn read_ec(jwk: &Json) -> Result<(Material, Option<PublicHalf>), &'static str> {
     };
     let (x, y) = (bytes(jwk, "x")?, bytes(jwk, "y")?);
     if x.len() != length || y.len() != length {
-        return Err("a coordinate of the wrong length (RFC 7518 §6.2.1.2)");
+        return Err("a coordinate has the wrong length (RFC 7518 §6.2.1.2)");
     }
     let point = [&[0x04], x.as_slice(), y.as_slice()].concat();
     let parsed = ParsedPublicKey::new(algorithm, &point).map_err(|_| "the point is not on the curve")?;
-    let public = PublicHalf::new(format!(
+    let public = PublicKey::new(format!(
         r#"{{"crv":"{crv}","kty":"EC","x":"{}","y":"{}"}}"#,
         URL_SAFE_NO_PAD.encode(&x),
         URL_SAFE_NO_PAD.encode(&y)
@@ -524,8 +523,8 @@ fn read_ec(jwk: &Json) -> Result<(Material, Option<PublicHalf>), &'static str> {
     Ok((material, Some(public)))
 }
 
-/// The points of order 1, 2, 4 and 8, little-endian without the sign bit, and the encodings of the
-/// first two that are not reduced. Under such a key a signature can be made without a private half.
+/// The points of order 1, 2, 4 and 8, little-endian without the sign bit, and the non-canonical encodings of the
+/// first two. With such a key, anyone can create a valid signature without a private key.
 const SMALL_ORDER: [[u8; 32]; 7] = [
     [0; 32],
     first(0x01, 0x00, 0x00),
@@ -549,7 +548,7 @@ const fn first(first: u8, middle: u8, last: u8) -> [u8; 32] {
     point
 }
 
-fn read_okp(jwk: &Json) -> Result<(Material, Option<PublicHalf>), &'static str> {
+fn read_okp(jwk: &Json) -> Result<(Material, Option<PublicKey>), &'static str> {
     match text(jwk, "crv", "`crv` is not a string")? {
         Some("Ed25519") => {}
         Some(_) => return Err("`crv` is not supported"),
@@ -562,22 +561,22 @@ fn read_okp(jwk: &Json) -> Result<(Material, Option<PublicHalf>), &'static str> 
         *last &= 0x7f;
     }
     if SMALL_ORDER.iter().any(|point| point.as_slice() == unsigned) {
-        return Err("an Ed25519 point of small order");
+        return Err("the Ed25519 point has small order");
     }
     let public =
-        PublicHalf::new(format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#, URL_SAFE_NO_PAD.encode(&x)));
+        PublicKey::new(format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#, URL_SAFE_NO_PAD.encode(&x)));
     Ok((Material::Ed25519(DecodingKey::from_ed_der(&x)), Some(public)))
 }
 
-fn read_secret(jwk: &Json, alg: Option<Algorithm>) -> Result<(Material, Option<PublicHalf>), &'static str> {
+fn read_secret(jwk: &Json, alg: Option<Algorithm>) -> Result<(Material, Option<PublicKey>), &'static str> {
     let bytes = bytes(jwk, "k")?;
     if bytes.len() < secret_bytes(alg.unwrap_or(Algorithm::HS256)) {
-        return Err("a shared secret shorter than its hash (RFC 7518 §3.2)");
+        return Err("the shared secret is shorter than its hash (RFC 7518 §3.2)");
     }
     Ok((Material::Secret { key: DecodingKey::from_secret(&bytes), bytes: bytes.into() }, None))
 }
 
-/// The shortest secret that RFC 7518 §3.2 allows.
+/// The shortest secret that RFC 7518 §3.2 allows, in bytes.
 fn secret_bytes(algorithm: Algorithm) -> usize {
     match algorithm {
         Algorithm::HS512 => 64,

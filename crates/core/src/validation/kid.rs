@@ -1,15 +1,15 @@
-//! The names that issuers give to keys.
+//! Key identifiers.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// A longer one is no name but a payload: no key has one, and no token may ask for one.
+/// Longer values are refused: no key has one, and no token may name one.
 const MAX_BYTES: usize = 1_024;
 
-/// The `kid` of a key (RFC 7517 §4.5), and of a token that asks for it (RFC 7515 §4.1.4); at most 1024 bytes. Whoever
-/// sends a token chooses what stands in it.
+/// The `kid` of a key (RFC 7517 §4.5) or of a token (RFC 7515 §4.1.4); at most 1024 bytes. The sender of a token
+/// chooses its value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Kid(Arc<str>);
@@ -27,7 +27,7 @@ impl fmt::Display for KidTooLong {
 impl std::error::Error for KidTooLong {}
 
 impl Kid {
-    /// As it stands, compared exactly.
+    /// The exact text.
     ///
     /// # Errors
     /// It is too long.
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kid_of_any_text_is_one_until_it_is_too_long() {
+    fn a_kid_may_be_any_text_that_is_not_too_long() {
         for text in ["", " ", "ключ\n", &"k".repeat(MAX_BYTES)] {
             assert_eq!(Kid::new(text).expect("short enough").as_str(), text);
         }

@@ -1,6 +1,6 @@
-//! What one issuer's tokens have to look like: the rules of a provider, without its keys.
+//! The rules of a provider for its tokens, without its keys.
 //!
-//! Data alone. Nothing here fetches, waits or reads a clock.
+//! Only data: nothing here fetches, waits or reads a clock.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub struct Provider {
     pub name: String,
     /// Compared exactly with `iss` (RFC 8725 §3.8).
     pub issuer: String,
-    /// Who the token must be meant for (RFC 7519 §4.1.3).
+    /// The audiences that are accepted (RFC 7519 §4.1.3).
     pub audiences: Audiences,
     /// The `alg` values that are accepted (RFC 8725 §3.1); never empty.
     pub algorithms: Vec<Algorithm>,
@@ -26,20 +26,20 @@ pub struct Provider {
     pub clock_skew: Duration,
     /// The `typ` values that are accepted.
     pub token_types: TokenTypes,
-    /// Claims that must be there and be neither null nor empty.
+    /// Claims that must be present and neither null nor empty.
     pub required_claims: Vec<ClaimPath>,
     /// Where a request may carry the token; never empty.
     pub token_from: Vec<TokenSource>,
-    /// Whether the upstream sees the token; default true.
+    /// Whether the token is forwarded to the upstream; default true.
     pub forward_token: bool,
-    /// The request headers that the upstream gets, and the claim that each is made of.
+    /// The request headers that the upstream gets, each with its claim.
     pub claim_headers: Vec<ClaimHeader>,
-    /// The request header in which the upstream gets all claims: the token's payload as it was sent, in base64url
-    /// (RFC 7515 §3.1). Default none.
+    /// The request header with all claims for the upstream: the token's payload in base64url, as it was sent (RFC
+    /// 7515 §3.1). Default none.
     pub payload_header: Option<HeaderName>,
-    /// The claims that the proxy gets in its dynamic metadata. Default none.
+    /// The claims that the proxy gets as dynamic metadata. Default none.
     pub metadata_claims: Vec<ClaimPath>,
-    /// The `realm` of this provider's challenges (RFC 9110 §11.5); default the one of all.
+    /// The `realm` of this provider's challenges (RFC 9110 §11.5); default `responses.realm`.
     pub realm: Option<String>,
 }
 
@@ -48,27 +48,27 @@ pub struct Provider {
 pub enum Audiences {
     /// At least one of these, compared exactly; never empty.
     AnyOf(Vec<String>),
-    /// `any_audience: true`: whatever the claim names; it may be absent, but must not be malformed.
+    /// `any_audience: true`: any value is accepted; the claim may be absent, but must not be malformed.
     Any,
 }
 
 /// The `typ` header values that are accepted (RFC 7515 §4.1.9, RFC 8725 §3.11).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenTypes {
-    /// `at+jwt`, `JWT`, or no `typ` at all.
+    /// `at+jwt`, `JWT`, or no `typ`.
     Default,
-    /// One of these, and it must be there. Kept in lower case without an `application/` prefix.
+    /// One of these; `typ` is required. Kept in lower case without an `application/` prefix.
     AnyOf(Vec<String>),
 }
 
 /// One place of a request where a token may be.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TokenSource {
-    /// A header, after the scheme where one is named, else the whole value.
+    /// A header: the credentials after the scheme, or the whole value if no scheme is set.
     Header {
         /// Its name.
         name: HeaderName,
-        /// Compared without its case (RFC 9110 §11.1).
+        /// Compared without regard to case (RFC 9110 §11.1).
         scheme: Option<String>,
     },
     /// A cookie of this exact name (RFC 6265 §5.4).
@@ -94,21 +94,21 @@ impl Default for TokenSource {
     }
 }
 
-/// A request header to the upstream that is made of a claim.
+/// A request header for the upstream with the value of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimHeader {
     /// Its name.
     pub header: HeaderName,
     /// The claim that it carries.
     pub claim: ClaimPath,
-    /// How its value becomes one that a header can carry.
+    /// How the claim is encoded as a header value.
     pub encoding: Encoding,
 }
 
-/// How a claim's value becomes one that a header can carry.
+/// How a claim is encoded as a header value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Encoding {
-    /// As text, arrays joined with commas; octets that a header cannot carry, and `%`, percent-encoded.
+    /// As text, arrays joined with commas; octets that a header cannot contain, and `%`, are percent-encoded.
     #[default]
     Percent,
     /// The whole value in base64url without padding: the text of a string, the JSON of anything else.
@@ -121,8 +121,8 @@ impl Encoding {
         [("percent", Encoding::Percent), ("base64url", Encoding::Base64Url)];
 }
 
-/// Names a claim: an exact member name, dots and all, or a JSON Pointer (RFC 6901) where the text
-/// starts with a slash.
+/// The path of a claim: an exact member name, including dots, or a JSON Pointer (RFC 6901) if the text starts with
+/// a slash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimPath {
     text: String,
@@ -130,7 +130,7 @@ pub struct ClaimPath {
 }
 
 impl ClaimPath {
-    /// Reads a member name or a pointer.
+    /// Parses a member name or a pointer.
     ///
     /// # Errors
     /// The text is empty, or is a pointer with a `~` that is not `~0` or `~1`.
@@ -145,7 +145,7 @@ impl ClaimPath {
         Ok(Self { text: text.to_owned(), segments })
     }
 
-    /// The claim's value, if every step of the path is there.
+    /// The claim's value, if every step of the path exists.
     pub fn resolve<'a>(&self, claims: &'a Json) -> Option<&'a Json> {
         self.segments.iter().try_fold(claims, |value, segment| value.step(segment))
     }
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pointer_walks_and_a_name_does_not() {
+    fn a_pointer_is_resolved_and_a_name_is_compared() {
         let document = r#"{"a":{"b":[1,{"c":2}]},"a.b":3,"https://x/y":4,"":5,"m~n":{"/":6}}"#;
         for (path, expected) in [
             ("/a/b/0", Some("1")),

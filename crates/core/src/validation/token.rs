@@ -1,6 +1,6 @@
-//! A compact JWS taken apart (RFC 7515 §7.1, RFC 7519 §7.2), strictly and without a key.
+//! Parses a compact JWS (RFC 7515 §7.1, RFC 7519 §7.2), strictly and without a key.
 //!
-//! Everything here is still the sender's word: nothing that this file returns has been verified.
+//! Nothing that this module returns has been verified.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use super::kid::Kid;
 
 const NOT_A_JWT: TokenError = TokenError::Malformed(Malformation::NotAJwt);
 
-/// A token that is well formed, and no more than that.
+/// A well-formed token that has not been verified.
 #[derive(Clone, Debug)]
 pub struct Token<'a> {
-    /// The `alg` of the header, not yet known to be one that is supported.
+    /// The `alg` of the header, which may be unsupported.
     pub alg: Box<str>,
-    /// The `kid` of the header; `None` where there is none.
+    /// The `kid` of the header, if any.
     pub kid: Option<Kid>,
     /// The `typ` of the header in lower case without `application/` (RFC 7515 §4.1.9).
     pub typ: Option<String>,
@@ -28,18 +28,18 @@ pub struct Token<'a> {
     pub(super) compact: Compact<'a>,
 }
 
-/// The text of a token, and where its parts are (RFC 7515 §7.1).
+/// The text of a token and the positions of its parts (RFC 7515 §7.1).
 #[derive(Clone, Debug)]
 pub(super) struct Compact<'a> {
     text: Cow<'a, str>,
-    /// Where the first dot is.
+    /// The position of the first dot.
     header_end: usize,
-    /// Where the second dot is.
+    /// The position of the second dot.
     payload_end: usize,
 }
 
 impl<'a> Compact<'a> {
-    /// Three parts, none of them looked at.
+    /// Splits the text into three parts without parsing them.
     fn split(text: Cow<'a, str>) -> Option<Self> {
         let mut dots = text.bytes().enumerate().filter(|(_, byte)| *byte == b'.').map(|(at, _)| at);
         let (Some(header_end), Some(payload_end), None) = (dots.next(), dots.next(), dots.next()) else {
@@ -52,38 +52,38 @@ impl<'a> Compact<'a> {
         self.text.get(..self.header_end).unwrap_or_default()
     }
 
-    /// The second part.
+    /// The payload part.
     pub(super) fn payload(&self) -> &str {
         self.text.get(self.header_end + 1..self.payload_end).unwrap_or_default()
     }
 
-    /// What was signed: the first two parts with the dot between them (RFC 7515 §5.2).
+    /// The signed bytes: the first two parts with the dot between them (RFC 7515 §5.2).
     pub(super) fn signing_input(&self) -> &[u8] {
         self.text.as_bytes().get(..self.payload_end).unwrap_or_default()
     }
 
-    /// The third part; of a [`Token`] valid base64url, and not empty but where `alg` is `none`.
+    /// The signature part; for a [`Token`] it is valid base64url, and empty only if `alg` is `none`.
     pub(super) fn signature(&self) -> &str {
         self.text.get(self.payload_end + 1..).unwrap_or_default()
     }
 }
 
-/// The token cannot be a JWT that this service accepts, with any key.
+/// Why a token cannot be a JWT that this service accepts, with any key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TokenError {
-    /// It cannot be read as a JWT.
+    /// It cannot be parsed as a JWT.
     Malformed(Malformation),
     /// The header has no `alg`, or one that is not a string (RFC 7515 §4.1.1).
     Algorithm,
 }
 
-/// Why a token cannot be read.
+/// Why a token cannot be parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Malformation {
-    /// Not three parts, not base64url without padding, not JSON, or a header parameter that has
-    /// the wrong type or that may not be in a JWT.
+    /// Not three parts, not base64url without padding, not JSON, or a header parameter that has a wrong type or is
+    /// not allowed in a JWT.
     NotAJwt,
     /// Its header or its payload has more members and values than `limits.token_values`.
     TooManyValues,
@@ -92,14 +92,14 @@ pub enum Malformation {
 }
 
 impl<'a> Token<'a> {
-    /// Takes a token apart.
+    /// Parses a token.
     ///
-    /// `jwk`, `jku`, `x5u`, `x5c` and other parameters are ignored (RFC 7515 §4); `crit` is refused
-    /// whatever it names, since no extension is understood (§4.1.11), and with it or without it
-    /// `b64` is (RFC 7797 §7). A nested token (`cty: JWT`) and a compressed payload are refused too.
+    /// `jwk`, `jku`, `x5u`, `x5c` and other parameters are ignored (RFC 7515 §4); any `crit` is refused, since no
+    /// extension is supported (§4.1.11), and `b64` is refused with or without it (RFC 7797 §7). A nested token
+    /// (`cty: JWT`) and a compressed payload are refused too.
     ///
     /// # Errors
-    /// See [`TokenError`]. `limits` hold for the header and for the payload, each by itself.
+    /// See [`TokenError`]. `limits` apply to the header and to the payload separately.
     pub fn parse(text: impl Into<Cow<'a, str>>, limits: &JsonLimits) -> Result<Self, TokenError> {
         let compact = Compact::split(text.into()).ok_or(NOT_A_JWT)?;
         let header = decode_object(compact.header(), limits)?;
@@ -117,7 +117,8 @@ impl<'a> Token<'a> {
             return Err(NOT_A_JWT);
         }
 
-        // `none` has an empty signature by definition; it is refused by its name, which tells more.
+        // `none` has an empty signature by definition; it is refused later by its name, which gives a clearer
+        // reason.
         if compact.signature().is_empty() && !alg.eq_ignore_ascii_case("none") {
             return Err(NOT_A_JWT);
         }
@@ -127,8 +128,7 @@ impl<'a> Token<'a> {
     }
 }
 
-/// A media type as it is compared: lower case, and without the prefix that RFC 7515 §4.1.9 lets
-/// senders leave out.
+/// A media type for comparison: lower case, and without the prefix that senders may omit (RFC 7515 §4.1.9).
 pub fn canonical_media_type(text: &str) -> String {
     let lower = text.to_ascii_lowercase();
     match lower.strip_prefix("application/") {

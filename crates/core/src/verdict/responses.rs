@@ -1,4 +1,4 @@
-//! How denials look, where an operator wants them otherwise than by default.
+//! The configured content of denials.
 
 use std::collections::HashMap;
 
@@ -7,34 +7,34 @@ use url::Url;
 
 use crate::reason::Refusal;
 
-/// How a denial looks.
+/// The configured content of denials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Responses {
     /// The `realm` of `WWW-Authenticate` (RFC 6750 §3); default `portcullis`. Visible ASCII and space, no `"` or `\`.
     pub realm: String,
-    /// HTTP status of *keys unavailable*; default 503, 400 to 599.
+    /// HTTP status of *keys unavailable*; default 503, from 400 to 599.
     pub keys_unavailable_status: u16,
-    /// Where the metadata of the protected resource is (RFC 9728 §3); every challenge names it. Default none.
+    /// The URL of the protected resource's metadata (RFC 9728 §3), which every challenge names. Default none.
     pub resource_metadata: Option<Url>,
-    /// What is other than the default, by reason.
+    /// Denials that differ from the default, by reason.
     pub custom: HashMap<Refusal, CustomDenial>,
 }
 
-/// What a denial for one reason says instead of, or besides, the default.
+/// The content of the denial for one reason that differs from the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CustomDenial {
-    /// Instead of the default body; a gRPC caller gets none of either.
+    /// Replaces the default body; a gRPC client gets no body.
     pub body: Option<CustomBody>,
-    /// Headers besides the default ones.
+    /// Headers that are added to the default ones.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// The body of a denial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CustomBody {
-    /// As it is sent.
+    /// The text that is sent.
     pub text: String,
-    /// `application/json` where the text is JSON, else plain text; a header of the same denial may say otherwise.
+    /// `application/json` if the text is JSON, otherwise plain text; a header of the same denial may override it.
     pub media_type: HeaderValue,
 }
 

@@ -1,7 +1,7 @@
 //! A provider that stands for many issuers: `{realm}` in its issuer, and the realms that are allowed.
 
 use crate::keys::names::RealmName;
-use crate::rules::WholeRegex;
+use crate::rules::FullMatchRegex;
 
 /// What stands for a realm's name.
 pub const PLACEHOLDER: &str = "{realm}";
@@ -41,7 +41,7 @@ pub enum AllowedRealms {
     /// These; never empty.
     Listed(Vec<RealmName>),
     /// Those that this expression matches as a whole.
-    Matching(WholeRegex),
+    Matching(FullMatchRegex),
 }
 
 impl AllowedRealms {

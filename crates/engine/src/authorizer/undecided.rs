@@ -107,7 +107,7 @@ impl Authorizer {
                     Evaluation::Done(decision) => return *decision,
                     Evaluation::NeedsKeys(still) => needed = still,
                 },
-                Newer::No(keys) => return needed.conclude(NoKeys::NoneNewer(&keys)),
+                Newer::No(keys) => return needed.conclude(NoKeys::UpToDate(&keys)),
                 Newer::Unavailable(why) => {
                     return needed.conclude(NoKeys::Unavailable(why.to_string().into()));
                 }

@@ -1,4 +1,4 @@
-//! Aliases from the outside: what configurations they make, and what is said of those that make none.
+//! Tests the configurations that aliases produce, and the errors of invalid aliases.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -13,13 +13,13 @@ fn read(text: &str) -> Config {
     Config::parse(text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\nfor\n{text}"))
 }
 
-/// What is said of a document that is wrong.
-fn said(text: &str) -> Vec<String> {
+/// The errors of an invalid document.
+fn errors_of(text: &str) -> Vec<String> {
     let errors = Config::parse(text, &|_| None).expect_err(text);
     errors.iter().map(ToString::to_string).collect()
 }
 
-/// The document in one line, with the aliases in their places and the keys in their order.
+/// The document on one line, with aliases expanded and keys in order.
 fn expanded(text: &str) -> String {
     let (root, errors) = parse(text);
     assert_eq!(errors, [], "{text}");
@@ -70,7 +70,7 @@ fn what_pyyaml_writes_is_read() {
 }
 
 #[test]
-fn what_is_written_once_for_several_is_merged_as_in_a_compose_file() {
+fn shared_settings_are_merged_as_in_a_compose_file() {
     let config = read(&format!(
         "x-common: &common
   interval: 7m
@@ -98,7 +98,7 @@ fn what_is_written_once_for_several_is_merged_as_in_a_compose_file() {
 }
 
 #[test]
-fn anchors_stand_on_every_kind_of_value_and_aliases_wherever_a_value_may() {
+fn every_kind_of_value_may_have_an_anchor_and_be_an_alias() {
     same("a: &x 1\nb: *x", "a: '1'\nb: '1'");
     same("a: &x [1, 2]\nb: [*x, 3, *x]", "a: [1, 2]\nb: [[1, 2], 3, [1, 2]]");
     same("a: &x {b: &y {c: 1}}\nd: *y\ne: *x", "a: {b: {c: 1}}\nd: {c: 1}\ne: {b: {c: 1}}");
@@ -113,19 +113,19 @@ fn anchors_stand_on_every_kind_of_value_and_aliases_wherever_a_value_may() {
 }
 
 #[test]
-fn what_is_quoted_stays_quoted_behind_an_alias() {
+fn quoted_text_stays_quoted_through_an_alias() {
     let text = format!("{HEAD}x-n: &n '12'\nlimits: {{connections: *n}}\nproviders: []\n");
-    assert!(said(&text)[0].contains("limits.connections: a number is expected, without quotes"), "{text}");
+    assert!(errors_of(&text)[0].contains("limits.connections: expected a number without quotes"), "{text}");
 }
 
 #[test]
-fn an_anchor_that_is_given_a_second_time_counts_from_there_on() {
+fn a_redefined_anchor_applies_from_there_on() {
     same("a: &x 1\nb: *x\nc: &x 2\nd: *x", "a: 1\nb: 1\nc: 2\nd: 2");
     same("a: &x [1, &x 2, *x]\nb: *x", "a: [1, 2, 2]\nb: 2");
 }
 
 #[test]
-fn a_merge_fills_in_and_never_overrules() {
+fn a_merge_adds_keys_and_never_replaces_them() {
     let base = "a: &a {k: 1, l: 1}\nb: &b {l: 2, m: 2}\n";
     for (merged, written_out) in [
         ("{<<: *a}", "{k: 1, l: 1}"),
@@ -151,52 +151,43 @@ fn a_merge_fills_in_and_never_overrules() {
 }
 
 #[test]
-fn what_cannot_be_merged_is_said_with_its_place() {
+fn an_invalid_merge_is_reported_with_its_position() {
     for (text, place) in [
-        ("b: {<<: 1}", "line 1, column 9: b[\"<<\"]: a mapping or a list"),
-        ("b: {<<: }", "line 1, column 7: b[\"<<\"]: a mapping or a list"),
-        ("a: &a x\nb: {<<: *a}", "line 1, column 4: b[\"<<\"]: a mapping or a list"),
-        ("a: &a {c: 1}\nb: {<<: [*a, 2]}", "line 2, column 14: b[\"<<\"]: a mapping or a list"),
-        ("a: &a {c: 1}\nb: {<<: [[*a]]}", "line 2, column 10: b[\"<<\"]: a mapping or a list"),
-        (
-            "a: &a {c: 1}\nb: {<<: *a, <<: *a}",
-            "line 2, column 13: b[\"<<\"]: stands here a second time, first in line 2",
-        ),
-        ("b: {<<: *a}", "line 1, column 9: b[\"<<\"]: no anchor has this alias's name so far"),
-        (
-            "b: &b {<<: *b}",
-            "line 1, column 12: b[\"<<\"]: this alias stands inside of the value that it means",
-        ),
-        (
-            "b: {<<: {c: 1, c: 2}}",
-            "line 1, column 16: b[\"<<\"].c: stands here a second time, first in line 1",
-        ),
+        ("b: {<<: 1}", "line 1, column 9: b[\"<<\"]: expected a mapping or a list"),
+        ("b: {<<: }", "line 1, column 7: b[\"<<\"]: expected a mapping or a list"),
+        ("a: &a x\nb: {<<: *a}", "line 1, column 4: b[\"<<\"]: expected a mapping or a list"),
+        ("a: &a {c: 1}\nb: {<<: [*a, 2]}", "line 2, column 14: b[\"<<\"]: expected a mapping or a list"),
+        ("a: &a {c: 1}\nb: {<<: [[*a]]}", "line 2, column 10: b[\"<<\"]: expected a mapping or a list"),
+        ("a: &a {c: 1}\nb: {<<: *a, <<: *a}", "line 2, column 13: b[\"<<\"]: duplicate key, first in line 2"),
+        ("b: {<<: *a}", "line 1, column 9: b[\"<<\"]: unknown anchor"),
+        ("b: &b {<<: *b}", "line 1, column 12: b[\"<<\"]: this alias is inside the value of its own anchor"),
+        ("b: {<<: {c: 1, c: 2}}", "line 1, column 16: b[\"<<\"].c: duplicate key, first in line 1"),
     ] {
         let (_, errors) = parse(text);
-        let said = errors.first().map(ToString::to_string).unwrap_or_default();
-        assert!(errors.len() == 1 && said.starts_with(place), "{text}: {errors:?}");
+        let reported = errors.first().map(ToString::to_string).unwrap_or_default();
+        assert!(errors.len() == 1 && reported.starts_with(place), "{text}: {errors:?}");
     }
 }
 
 #[test]
-fn an_alias_before_its_anchor_or_inside_of_its_value_is_an_error_with_its_place() {
+fn an_alias_before_or_inside_its_anchor_is_reported_with_its_position() {
     for (text, place) in [
-        ("a: *x\nb: &x 1", "line 1, column 4: a: no anchor has this alias's name so far"),
-        ("hosts: [*.example.com]", "line 1, column 9: hosts[0]: no anchor has this alias's name so far"),
-        ("a: &x [1, *x]", "line 1, column 11: a[1]: this alias stands inside"),
-        ("a: &x {b: {c: *x}}", "line 1, column 15: a.b.c: this alias stands inside"),
-        ("a: 1\nb: &x [&x [*x]]", "line 2, column 12: b[0][0]: this alias stands inside"),
+        ("a: *x\nb: &x 1", "line 1, column 4: a: unknown anchor"),
+        ("hosts: [*.example.com]", "line 1, column 9: hosts[0]: unknown anchor"),
+        ("a: &x [1, *x]", "line 1, column 11: a[1]: this alias is inside"),
+        ("a: &x {b: {c: *x}}", "line 1, column 15: a.b.c: this alias is inside"),
+        ("a: 1\nb: &x [&x [*x]]", "line 2, column 12: b[0][0]: this alias is inside"),
         ("a: &x 1\n*x : 2", "line 2, column 1: an alias cannot be a key"),
         ("a: &x !!int 1", "line 1, column 4: a: tags are not supported"),
     ] {
         let (_, errors) = parse(text);
-        let said = errors.first().map(ToString::to_string).unwrap_or_default();
-        assert!(errors.len() == 1 && said.starts_with(place), "{text}: {errors:?}");
+        let reported = errors.first().map(ToString::to_string).unwrap_or_default();
+        assert!(errors.len() == 1 && reported.starts_with(place), "{text}: {errors:?}");
     }
 }
 
 #[test]
-fn what_is_wrong_behind_an_alias_is_said_where_it_is_written_and_where_it_is_used() {
+fn an_error_in_an_aliased_value_is_reported_with_both_positions() {
     let text = format!(
         "x-wrong: &wrong
   wait: soon
@@ -212,7 +203,7 @@ fn what_is_wrong_behind_an_alias_is_said_where_it_is_written_and_where_it_is_use
     );
     let wait = "expected a duration with its unit: 250ms, 30s, 5m or 24h";
     assert_eq!(
-        said(&text),
+        errors_of(&text),
         [
             format!("line 2, column 9: providers[0].refresh.wait: {wait} (by the alias in line 6)"),
             format!("line 2, column 9: providers[1].refresh.wait: {wait} (by the alias in line 11)"),
@@ -225,7 +216,7 @@ fn what_is_wrong_behind_an_alias_is_said_where_it_is_written_and_where_it_is_use
 }
 
 #[test]
-fn of_aliases_within_aliases_the_one_that_is_used_is_named() {
+fn of_nested_aliases_the_outer_one_is_reported() {
     let text = format!(
         "x-wait: &wait soon
 x-refresh: &refresh
@@ -234,7 +225,7 @@ x-refresh: &refresh
   - {{name: p, issuer: https://p, audiences: [a], refresh: *refresh}}
 "
     );
-    let [error] = said(&text).try_into().expect("one error");
+    let [error] = errors_of(&text).try_into().expect("one error");
     assert!(error.starts_with("line 1, column 9: providers[0].refresh.wait: "), "{error}");
     assert!(error.ends_with(" (by the alias in line 6)"), "{error}");
 }
@@ -251,13 +242,13 @@ fn a_top_level_key_with_x_is_not_read_and_one_below_is() {
         (format!("{HEAD}{provider}x: 1\n"), "x: unknown key"),
         (format!("{HEAD}{provider}log: {{x-a: 1}}\n"), "log.x-a: unknown key"),
     ] {
-        let said = said(&text);
-        assert!(said.len() == 1 && said[0].contains(unknown), "{said:?}");
+        let reported = errors_of(&text);
+        assert!(reported.len() == 1 && reported[0].contains(unknown), "{reported:?}");
     }
 }
 
 #[test]
-fn files_below_an_x_key_are_not_looked_at_until_an_alias_names_them() {
+fn files_below_an_x_key_are_checked_only_if_an_alias_uses_them() {
     let directory = std::env::temp_dir().join(format!("portcullis-aliases-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a directory");
     let file = directory.join("p.yaml");
@@ -270,13 +261,13 @@ fn files_below_an_x_key_are_not_looked_at_until_an_alias_names_them() {
     let used = Config::load(&file).map(drop).map_err(|errors| errors.to_string());
     std::fs::remove_dir_all(&directory).expect("the directory is removed");
     assert_eq!(unused, Ok(()));
-    let said = used.expect_err("the file is not there");
-    assert!(said.contains(":1:27: providers[0].jwks_file: /does/not/exist cannot be read"), "{said}");
-    assert!(said.ends_with("(by the alias in line 4)"), "{said}");
+    let reported = used.expect_err("the file is not there");
+    assert!(reported.contains(":1:27: providers[0].jwks_file: /does/not/exist cannot be read"), "{reported}");
+    assert!(reported.ends_with("(by the alias in line 4)"), "{reported}");
 }
 
 #[test]
-fn a_secret_behind_an_alias_is_in_no_error() {
+fn no_error_contains_an_aliased_secret() {
     const SECRET: &str = "hunter2-hunter2";
     let secret = |name: &str| (name == "S").then(|| SECRET.to_owned());
     let text = format!(
@@ -285,7 +276,7 @@ fn a_secret_behind_an_alias_is_in_no_error() {
     let errors = Config::parse(&text, &secret).expect_err("wrong everywhere").to_string();
     assert!(errors.lines().count() > 3 && !errors.contains(SECRET), "{errors}");
 
-    // A text that begins with one of YAML's signs and is not quoted is taken for a name.
+    // Unquoted text that begins with a YAML indicator is taken for a name.
     for text in
         ["jwks: *hunter2-hunter2", "jwks: &hunter2-hunter2 [*hunter2-hunter2]", "jwks: !hunter2-hunter2 x"]
     {
@@ -294,7 +285,7 @@ fn a_secret_behind_an_alias_is_in_no_error() {
     }
 }
 
-/// A document of `levels` lists, each of ten times the one before.
+/// A document with `levels` lists, each ten times as large as the previous one.
 fn tenfold(levels: usize) -> String {
     let mut text = "a0: &a0 [x]\n".to_owned();
     for level in 1..=levels {
@@ -305,34 +296,34 @@ fn tenfold(levels: usize) -> String {
 }
 
 #[track_caller]
-fn too_much(text: &str, line: usize) {
+fn assert_too_large(text: &str, line: usize) {
     let (root, errors) = parse(text);
     assert!(root.is_none());
     let [error] = errors.as_slice() else { panic!("{errors:?}") };
-    assert!(error.message.contains("is more than 100000 values or 4 MiB of text"), "{error}");
+    assert!(error.message.contains("expand to more than 100000 values or 4 MiB of text"), "{error}");
     assert_eq!(error.at.map(|at| at.line), Some(line), "{error}");
 }
 
 #[test]
-fn a_few_lines_do_not_become_more_than_the_bound() {
+fn the_expansion_of_a_few_lines_is_limited() {
     assert_eq!(parse(&tenfold(4)).1, []);
-    too_much(&tenfold(5), 6);
-    too_much(&tenfold(25), 6);
+    assert_too_large(&tenfold(5), 6);
+    assert_too_large(&tenfold(25), 6);
     let scalar = format!("a: &a {}\nb:\n", "x".repeat(MAX_BYTES / 5));
     assert_eq!(parse(&format!("{scalar}{}", "  - *a\n".repeat(4))).1, []);
-    too_much(&format!("{scalar}{}", "  - *a\n".repeat(5)), 7);
-    too_much(&format!("{scalar}{}", "  - *a\n".repeat(10_000)), 7);
+    assert_too_large(&format!("{scalar}{}", "  - *a\n".repeat(5)), 7);
+    assert_too_large(&format!("{scalar}{}", "  - *a\n".repeat(10_000)), 7);
     let keys = format!("a: &a {{? '{}' : 1}}\nb:\n", "k".repeat(MAX_BYTES / 5 - 1));
-    too_much(&format!("{keys}{}", "  - *a\n".repeat(10)), 7);
-    too_much(&format!("{keys}{}", "  - {<<: [*a]}\n".repeat(10)), 7);
+    assert_too_large(&format!("{keys}{}", "  - *a\n".repeat(10)), 7);
+    assert_too_large(&format!("{keys}{}", "  - {<<: [*a]}\n".repeat(10)), 7);
 }
 
 #[test]
-fn what_has_an_anchor_and_no_alias_is_bounded_as_well() {
+fn anchors_without_aliases_are_limited_too() {
     let values = "x, ".repeat(9_000);
     let nested = |levels: usize| format!("{}{values}{}", "&a [".repeat(levels), "]".repeat(levels));
     assert_eq!(parse(&nested(MAX_VALUES / 9_001)).1, []);
-    too_much(&nested(MAX_VALUES / 9_001 + 1), 1);
+    assert_too_large(&nested(MAX_VALUES / 9_001 + 1), 1);
 }
 
 #[test]
@@ -359,7 +350,7 @@ fn depth_is_counted_through_aliases() {
 }
 
 #[test]
-fn a_long_chain_of_merges_is_read_or_refused_as_too_much() {
+fn a_long_chain_of_merges_is_read_or_refused_as_too_large() {
     let chain = |more: &dyn Fn(usize) -> String| {
         let mut text = "c0: &c0 {k: 0}\n".to_owned();
         for level in 1..999 {

@@ -1,8 +1,7 @@
-//! The static check of a condition: every name known, every operand of a type that can go where it
-//! stands, and what of the request and the token is read.
+//! The static check of a condition: unknown names, operands of impossible types, and which parts of the request and
+//! the token the condition reads.
 //!
-//! It refuses only what is certain to be wrong: a claim can be of any type, and so goes anywhere. It
-//! never evaluates against a request.
+//! It refuses only what is certain to fail: a claim may have any type. It never evaluates against a request.
 
 use std::collections::BTreeSet;
 
@@ -20,13 +19,13 @@ use self::kinds::{
     Uint, binary, literal_kind,
 };
 
-/// Deeper trees are refused: evaluation descends once for each level.
+/// The deepest expression tree: evaluation recurses once per level.
 const MAX_DEPTH: usize = 24;
 
-/// How many comprehensions may stand inside one another.
+/// The deepest nesting of comprehensions.
 const MAX_LOOPS: usize = 2;
 
-/// A compiled pattern that is larger is refused.
+/// The largest compiled pattern, in bytes.
 const MAX_PATTERN_BYTES: usize = 256 * 1024;
 
 /// The members of `request`, in the order of the documentation.
@@ -36,78 +35,78 @@ const REQUEST: [&str; 7] =
 /// The variables.
 const VARIABLES: [&str; 3] = ["claims", "request", "now"];
 
-/// Names that stand for types, to compare with what `type()` says.
+/// The names of types, for comparison with `type()`.
 const TYPES: [&str; 10] =
     ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint"];
 
-/// The macros that loop, as they are written.
+/// The macros that loop.
 const LOOPS: [&str; 6] = ["all", "exists", "exists_one", "existsOne", "filter", "map"];
 
-/// Methods that hold the beginning or the end of a text against something: as with `==`, a second value joined to the
-/// first changes what they say.
+/// Methods that compare the beginning or the end of a text: as with `==`, a second value joined to the first
+/// changes their result.
 const COMPARING: [&str; 2] = ["startsWith", "endsWith"];
 
-/// Functions whose argument is read at once where it is written out.
+/// Functions whose literal arguments are checked when the condition is loaded.
 const CONVERSIONS: [&str; 6] = ["bool", "double", "duration", "int", "timestamp", "uint"];
 
-/// Which members of a map are read.
+/// The members of a map that are read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Members {
-    /// All of them, or which ones is not known.
+    /// All of them, or an unknown set.
     pub all: bool,
-    /// These at least.
+    /// At least these.
     pub names: BTreeSet<String>,
 }
 
 impl Members {
-    /// These and those of another.
+    /// Adds those of another.
     pub fn add(&mut self, other: &Members) {
         self.all |= other.all;
         self.names.extend(other.names.iter().cloned());
     }
 
-    /// Whether anything is read at all.
+    /// Whether any member is read.
     pub fn any(&self) -> bool {
         self.all || !self.names.is_empty()
     }
 
-    /// Whether this one is read.
+    /// Whether this member is read.
     pub fn has(&self, name: &str) -> bool {
         self.all || self.names.contains(name)
     }
 }
 
-/// What a condition that has passed is about.
+/// The result of the check.
 #[derive(Debug, Default)]
 pub(super) struct Checked {
     pub(super) claims: Members,
     pub(super) headers: Members,
-    /// Those of `headers` that stand where a whole value, its beginning or its end is compared.
+    /// Those of `headers` whose complete value, beginning or end is compared.
     pub(super) compared_headers: BTreeSet<String>,
     pub(super) query: Members,
     /// The other members of `request` that are read.
     pub(super) request: BTreeSet<&'static str>,
     pub(super) now: bool,
-    /// The patterns of `matches`, compiled.
+    /// The compiled patterns of `matches`.
     pub(super) patterns: Vec<(String, Regex)>,
-    /// Every member name that the author wrote: what an error may repeat.
+    /// Every member name in the source, which an error may repeat.
     pub(super) written: BTreeSet<String>,
 }
 
-/// Checks a whole condition.
+/// Checks a complete condition.
 ///
 /// # Errors
-/// The first thing that is certain to be wrong, and where.
+/// The first error and its position.
 pub(super) fn check(expr: &IdedExpr, info: &SourceInfo) -> Result<Checked, Fault> {
-    let mut checker = Checker { info, found: Checked::default(), locals: Vec::new(), depth: 0, loops: 0 };
+    let mut checker = Checker { info, result: Checked::default(), locals: Vec::new(), depth: 0, loops: 0 };
     let kind = checker.kind(expr)?;
     if kind.may_be(&[Bool]) {
-        return Ok(checker.found);
+        return Ok(checker.result);
     }
-    Err(checker.fault(expr, format!("a condition is true or false, and this is of type {kind}")))
+    Err(checker.fault(expr, format!("a condition has to be bool, not {kind}")))
 }
 
-/// The maps whose members are read one by one where they are named.
+/// The maps whose members are read individually.
 #[derive(Clone, Copy)]
 enum Place {
     Claims,
@@ -117,8 +116,8 @@ enum Place {
 
 struct Checker<'a> {
     info: &'a SourceInfo,
-    found: Checked,
-    /// The variables of the comprehensions around.
+    result: Checked,
+    /// The variables of the enclosing comprehensions.
     locals: Vec<(&'a str, Kind)>,
     depth: usize,
     loops: usize,
@@ -161,7 +160,7 @@ impl<'a> Checker<'a> {
             }
             Expr::Comprehension(comprehension) => self.comprehension(expr, comprehension),
             Expr::Struct(message) => {
-                Err(self.fault(expr, format!("there are no messages here, such as `{}`", message.type_name)))
+                Err(self.fault(expr, format!("messages are not supported, such as `{}`", message.type_name)))
             }
             Expr::Unspecified => Err(self.fault(expr, "there is nothing to evaluate here")),
         }
@@ -172,7 +171,7 @@ impl<'a> Checker<'a> {
         if kind.may_be(&[Text, Int, Uint, Bool]) {
             return Ok(());
         }
-        Err(self.fault(key, format!("{} cannot be the key of a map", kind.one())))
+        Err(self.fault(key, format!("{} cannot be a map key", kind.with_article())))
     }
 
     fn local(&self, name: &str) -> Option<Kind> {
@@ -185,17 +184,17 @@ impl<'a> Checker<'a> {
         }
         match name {
             "claims" => {
-                self.found.claims.all = true;
+                self.result.claims.all = true;
                 Ok(Claims)
             }
             "now" => {
-                self.found.now = true;
+                self.result.now = true;
                 Ok(Timestamp)
             }
-            "request" => {
-                Err(self
-                    .fault(expr, format!("`request` is not a value of its own; it has {}", listed(&REQUEST))))
-            }
+            "request" => Err(self.fault(
+                expr,
+                format!("`request` is not a value: use one of its members {}", join_names(&REQUEST)),
+            )),
             name if TYPES.contains(&name) => Ok(Type),
             name => Err(self.unknown_name(expr, name)),
         }
@@ -203,31 +202,31 @@ impl<'a> Checker<'a> {
 
     fn unknown_name(&self, expr: &IdedExpr, name: &str) -> Fault {
         if let Some(member) = REQUEST.iter().find(|member| **member == name) {
-            return self.fault(expr, format!("`{name}` is not known; did you mean `request.{member}`?"));
+            return self.fault(expr, format!("unknown name `{name}`; did you mean `request.{member}`?"));
         }
         let locals = self.locals.iter().map(|(local, _)| *local).filter(|local| !local.starts_with('@'));
         let hint = match nearest(name, VARIABLES.into_iter().chain(locals)) {
             Some(known) => format!("did you mean `{known}`?"),
-            None => format!("there are {}", listed(&VARIABLES)),
+            None => format!("known names are {}", join_names(&VARIABLES)),
         };
-        self.fault(expr, format!("`{name}` is not known; {hint}"))
+        self.fault(expr, format!("unknown name `{name}`; {hint}"))
     }
 
-    /// Notes one member as read, and says what it is.
+    /// Records that a member is read, and returns its kind.
     fn member(&mut self, expr: &IdedExpr, place: Place, name: &str) -> Result<Kind, Fault> {
-        self.found.written.insert(name.to_owned());
+        self.result.written.insert(name.to_owned());
         let (members, kind) = match place {
-            Place::Claims => (&mut self.found.claims, Any),
-            Place::Query => (&mut self.found.query, Text),
+            Place::Claims => (&mut self.result.claims, Any),
+            Place::Query => (&mut self.result.query, Text),
             Place::Headers => {
                 let lower = name.to_ascii_lowercase();
                 if name != lower {
                     return Err(self.fault(
                         expr,
-                        format!("names of headers are lower case here: write `request.headers[\"{lower}\"]`"),
+                        format!("header names are in lower case: write `request.headers[\"{lower}\"]`"),
                     ));
                 }
-                (&mut self.found.headers, Text)
+                (&mut self.result.headers, Text)
             }
         };
         members.names.insert(name.to_owned());
@@ -240,70 +239,77 @@ impl<'a> Checker<'a> {
         } else if is_request(&select.operand) {
             self.request(expr, &select.field, select.test)?
         } else {
-            self.found.written.insert(select.field.clone());
+            self.result.written.insert(select.field.clone());
             match self.kind(&select.operand)? {
                 Any | Map | Claims => Any,
                 Texts => Text,
                 other => {
-                    return Err(self
-                        .fault(expr, format!("{} has no members, such as `{}`", other.one(), select.field)));
+                    return Err(self.fault(
+                        expr,
+                        format!("{} has no members, such as `{}`", other.with_article(), select.field),
+                    ));
                 }
             }
         };
         Ok(if select.test { Bool } else { kind })
     }
 
-    /// A member of `request`, read or asked for.
-    fn request(&mut self, expr: &IdedExpr, field: &str, asked_for: bool) -> Result<Kind, Fault> {
+    /// A member of `request`, read or tested with `has`.
+    fn request(&mut self, expr: &IdedExpr, field: &str, is_test: bool) -> Result<Kind, Fault> {
         let Some(known) = REQUEST.iter().find(|member| **member == field) else {
             let hint = match nearest(field, REQUEST) {
-                Some(near) => format!("did you mean `request.{near}`?"),
-                None => format!("it has {}", listed(&REQUEST)),
+                Some(suggestion) => format!("did you mean `request.{suggestion}`?"),
+                None => format!("it has {}", join_names(&REQUEST)),
             };
             return Err(self.fault(expr, format!("`request` has no `{field}`; {hint}")));
         };
-        self.found.written.insert(field.to_owned());
+        self.result.written.insert(field.to_owned());
         let members = match *known {
-            "headers" => &mut self.found.headers,
-            "query" => &mut self.found.query,
+            "headers" => &mut self.result.headers,
+            "query" => &mut self.result.query,
             other => {
-                self.found.request.insert(other);
+                self.result.request.insert(other);
                 return Ok(Text);
             }
         };
-        // Whether the map is there says nothing of what is in it, but it has to be there.
-        members.all |= !asked_for;
-        self.found.request.insert(known);
+        // Whether the map exists depends on none of its members, but the map has to exist.
+        members.all |= !is_test;
+        self.result.request.insert(known);
         Ok(Texts)
     }
 
     fn call(&mut self, expr: &'a IdedExpr, call: &'a CallExpr) -> Result<Kind, Fault> {
         match (call.func_name.as_str(), &call.target, call.args.as_slice()) {
-            (operators::INDEX, None, [whole, index]) => self.index(expr, whole, index),
-            (operators::IN, None, [element, whole]) => self.is_in(expr, element, whole),
+            (operators::INDEX, None, [container, index]) => self.index(expr, container, index),
+            (operators::IN, None, [element, container]) => self.is_in(expr, element, container),
             (operators::CONDITIONAL, None, [condition, yes, no]) => {
-                self.truth(condition, "? :")?;
+                self.boolean(condition, "? :")?;
                 let (yes, no) = (self.kind(yes)?, self.kind(no)?);
                 Ok(if yes == no { yes } else { Any })
             }
             (name @ (operators::LOGICAL_AND | operators::LOGICAL_OR), None, [left, right]) => {
-                self.truth(left, sign(name))?;
-                self.truth(right, sign(name))
+                self.boolean(left, symbol(name))?;
+                self.boolean(right, symbol(name))
             }
             (operators::LOGICAL_NOT | operators::NOT_STRICTLY_FALSE, None, [operand]) => {
-                self.truth(operand, "!")
+                self.boolean(operand, "!")
             }
             (operators::NEGATE, None, [operand]) => match self.kind(operand)? {
                 kind @ (Any | Int | Double) => Ok(kind),
-                kind => Err(self.fault(expr, format!("`-` does not go with {}", kind.one()))),
+                kind => Err(self.fault(expr, format!("`-` cannot be applied to {}", kind.with_article()))),
             },
             (name, None, [left, right]) if is_operator(name) => {
-                self.note_compared([left, right]);
+                self.record_compared([left, right]);
                 let (left, right) = (self.kind(left)?, self.kind(right)?);
                 binary(name, left, right).ok_or_else(|| {
                     self.fault(
                         expr,
-                        format!("`{}` does not go with {} and {}", sign(name), left.one(), right.one()),
+                        format!(
+                            "`{}` cannot be applied to {} and {}",
+                            symbol(name),
+                            left.with_article(),
+                            right.with_article()
+                        ),
                     )
                 })
             }
@@ -311,122 +317,132 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// An operand that has to be true or false.
-    fn truth(&mut self, operand: &'a IdedExpr, sign: &str) -> Result<Kind, Fault> {
+    /// An operand that has to be a boolean.
+    fn boolean(&mut self, operand: &'a IdedExpr, symbol: &str) -> Result<Kind, Fault> {
         let kind = self.kind(operand)?;
         if kind.may_be(&[Bool]) {
             return Ok(Bool);
         }
-        Err(self
-            .fault(operand, format!("`{sign}` goes with what is true or false, and this is {}", kind.one())))
+        Err(self.fault(operand, format!("`{symbol}` needs a bool, not {}", kind.with_article())))
     }
 
-    fn index(&mut self, expr: &'a IdedExpr, whole: &'a IdedExpr, index: &'a IdedExpr) -> Result<Kind, Fault> {
-        if let (Some(place), Some(name)) = (place(whole), text(index)) {
+    fn index(
+        &mut self,
+        expr: &'a IdedExpr,
+        container: &'a IdedExpr,
+        index: &'a IdedExpr,
+    ) -> Result<Kind, Fault> {
+        if let (Some(place), Some(name)) = (place(container), text(index)) {
             return self.member(index, place, name);
         }
         if let Some(name) = text(index) {
-            self.found.written.insert(name.to_owned());
+            self.result.written.insert(name.to_owned());
         }
-        let (kind, by) = (self.kind(whole)?, self.kind(index)?);
-        let (takes, gives): (&[Kind], Kind) = match kind {
+        let (kind, by) = (self.kind(container)?, self.kind(index)?);
+        let (takes, returns): (&[Kind], Kind) = match kind {
             Texts => (&[Text], Text),
             Claims => (&[Text], Any),
             List => (&[Int, Uint, Double], Any),
             Any | Map => (&[Text, Int, Uint, Double, Bool], Any),
             other => {
-                return Err(self.fault(expr, format!("{} has no elements to take one from", other.one())));
+                return Err(self.fault(expr, format!("{} cannot be indexed", other.with_article())));
             }
         };
         if by.may_be(takes) {
-            return Ok(gives);
+            return Ok(returns);
         }
-        Err(self.fault(index, format!("{} has no element for {}", kind.one(), by.one())))
+        Err(self
+            .fault(index, format!("{} cannot be indexed with {}", kind.with_article(), by.with_article())))
     }
 
     fn is_in(
         &mut self,
         expr: &'a IdedExpr,
         element: &'a IdedExpr,
-        whole: &'a IdedExpr,
+        container: &'a IdedExpr,
     ) -> Result<Kind, Fault> {
-        if let (Some(place), Some(name)) = (place(whole), text(element)) {
+        if let (Some(place), Some(name)) = (place(container), text(element)) {
             self.member(element, place, name)?;
             return Ok(Bool);
         }
-        self.note_compared([element]);
+        self.record_compared([element]);
         let kind = self.kind(element)?;
-        if let Expr::List(list) = &whole.expr {
+        if let Expr::List(list) = &container.expr {
             for candidate in &list.elements {
                 let other = self.kind(candidate)?;
                 if !kind.comparable(other) {
                     return Err(self.fault(
                         candidate,
-                        format!("{} is never equal to this, which is {}", kind.one(), other.one()),
+                        format!("{} is never equal to {}", kind.with_article(), other.with_article()),
                     ));
                 }
             }
             return Ok(Bool);
         }
-        match self.kind(whole)? {
+        match self.kind(container)? {
             Any | List => Ok(Bool),
             Map if kind.may_be(&[Text, Int, Uint, Double, Bool]) => Ok(Bool),
             Texts | Claims if kind.may_be(&[Text]) => Ok(Bool),
-            Text => Err(self.fault(expr, "`in` looks into lists and maps; a string has `.contains()`")),
-            other => Err(self.fault(expr, format!("{} is never in {}", kind.one(), other.one()))),
+            Text => Err(self.fault(expr, "`in` needs a list or a map; use `.contains()` for a string")),
+            other => {
+                Err(self
+                    .fault(expr, format!("{} cannot be in {}", kind.with_article(), other.with_article())))
+            }
         }
     }
 
     fn function(&mut self, expr: &'a IdedExpr, call: &'a CallExpr) -> Result<Kind, Fault> {
         let name = call.func_name.as_str();
-        let of_style =
+        let is_candidate =
             |signature: &&Signature| signature.name == name && signature.method == call.target.is_some();
-        if !SIGNATURES.iter().any(|signature| of_style(&signature)) {
+        if !SIGNATURES.iter().any(|signature| is_candidate(&signature)) {
             return Err(self.unknown_function(expr, call));
         }
         let arguments: Vec<&IdedExpr> = call.target.as_deref().into_iter().chain(&call.args).collect();
         let kinds = arguments.iter().map(|argument| self.kind(argument)).collect::<Result<Vec<_>, _>>()?;
-        let of_count: Vec<&Signature> = SIGNATURES
+        let by_arity: Vec<&Signature> = SIGNATURES
             .iter()
-            .filter(of_style)
+            .filter(is_candidate)
             .filter(|signature| signature.takes.len() == kinds.len())
             .collect();
-        let Some(first) = of_count.first() else {
+        let Some(first) = by_arity.first() else {
             return Err(self.fault(expr, format!("`{name}` does not take that many arguments")));
         };
         for (place, (argument, kind)) in arguments.iter().zip(&kinds).enumerate() {
             let fits =
                 |signature: &&Signature| signature.takes.get(place).is_some_and(|takes| kind.may_be(takes));
-            if !of_count.iter().any(fits) {
-                return Err(self.fault(argument, format!("`{name}` does not go with {}", kind.one())));
+            if !by_arity.iter().any(fits) {
+                return Err(
+                    self.fault(argument, format!("`{name}` cannot be applied to {}", kind.with_article()))
+                );
             }
         }
-        self.written_out(expr, name, &arguments)?;
+        self.check_literals(expr, name, &arguments)?;
         if COMPARING.contains(&name) {
-            self.note_compared(arguments.iter().copied());
+            self.record_compared(arguments.iter().copied());
         }
-        Ok(first.gives)
+        Ok(first.returns)
     }
 
-    /// Notes which of these are headers.
-    fn note_compared<'e>(&mut self, operands: impl IntoIterator<Item = &'e IdedExpr>) {
+    /// Records which of these are headers.
+    fn record_compared<'e>(&mut self, operands: impl IntoIterator<Item = &'e IdedExpr>) {
         let names = operands.into_iter().filter_map(header).map(str::to_owned);
-        self.found.compared_headers.extend(names);
+        self.result.compared_headers.extend(names);
     }
 
-    /// What has to be written out, or is, is read now.
-    fn written_out(&mut self, expr: &IdedExpr, name: &str, arguments: &[&IdedExpr]) -> Result<(), Fault> {
+    /// Checks literal arguments, and arguments that have to be literals.
+    fn check_literals(&mut self, expr: &IdedExpr, name: &str, arguments: &[&IdedExpr]) -> Result<(), Fault> {
         match (name, arguments) {
             ("matches", [_, pattern]) => self.pattern(pattern),
-            // The library ignores what follows a duration that it could read, so none is read late.
+            // The library ignores text after a valid duration, so only literals are accepted.
             ("duration", [argument]) if !text(argument).is_some_and(is_duration) => {
-                Err(self.fault(argument, "a duration is written out, such as `duration(\"1h30m\")`"))
+                Err(self.fault(argument, "a duration has to be a literal, such as `duration(\"1h30m\")`"))
             }
             (_, [argument]) if CONVERSIONS.contains(&name) && matches!(argument.expr, Expr::Literal(_)) => {
                 if constant(expr) {
                     return Ok(());
                 }
-                Err(self.fault(argument, format!("`{name}` cannot read this")))
+                Err(self.fault(argument, format!("`{name}` cannot convert this")))
             }
             _ => Ok(()),
         }
@@ -434,14 +450,14 @@ impl<'a> Checker<'a> {
 
     fn pattern(&mut self, pattern: &IdedExpr) -> Result<(), Fault> {
         let Some(text) = text(pattern) else {
-            return Err(self.fault(pattern, "the pattern of `matches` is written out, as a string"));
+            return Err(self.fault(pattern, "the pattern of `matches` has to be a string literal"));
         };
         let compiled = RegexBuilder::new(text)
             .size_limit(MAX_PATTERN_BYTES)
             .build()
-            .map_err(|error| self.fault(pattern, unfit_pattern(&error)))?;
-        if self.found.patterns.iter().all(|(known, _)| known != text) {
-            self.found.patterns.push((text.to_owned(), compiled));
+            .map_err(|error| self.fault(pattern, pattern_error(&error)))?;
+        if self.result.patterns.iter().all(|(known, _)| known != text) {
+            self.result.patterns.push((text.to_owned(), compiled));
         }
         Ok(())
     }
@@ -462,7 +478,7 @@ impl<'a> Checker<'a> {
             return self.fault(expr, format!("`{name}` is written `{written}`"));
         }
         let hint = match nearest(name, known(is_method)) {
-            Some(near) => format!("; did you mean `{near}`?"),
+            Some(suggestion) => format!("; did you mean `{suggestion}`?"),
             None => String::new(),
         };
         self.fault(expr, format!("there is no function `{name}`{hint}"))
@@ -476,16 +492,18 @@ impl<'a> Checker<'a> {
         let element = match self.kind(&comprehension.iter_range)? {
             Any | List | Map => Any,
             Texts | Claims => Text,
-            other => return Err(self.fault(expr, format!("{} has no elements to go through", other.one()))),
+            other => return Err(self.fault(expr, format!("{} cannot be iterated", other.with_article()))),
         };
         let name = comprehension.iter_var.as_str();
         if name.starts_with('.') || VARIABLES.contains(&name) || TYPES.contains(&name) {
-            return Err(self.fault(expr, format!("`{name}` is taken; name the element otherwise")));
+            return Err(
+                self.fault(expr, format!("`{name}` is reserved; choose another name for the element"))
+            );
         }
         if self.loops >= MAX_LOOPS {
-            return Err(self.fault(expr, format!("more than {MAX_LOOPS} loops inside one another")));
+            return Err(self.fault(expr, format!("more than {MAX_LOOPS} nested loops")));
         }
-        let outside = self.locals.len();
+        let outer_len = self.locals.len();
         let accumulated = self.kind(&comprehension.accu_init)?;
         self.locals.push((&comprehension.accu_var, accumulated));
         self.locals.push((name, element));
@@ -494,12 +512,12 @@ impl<'a> Checker<'a> {
         self.kind(&comprehension.loop_step)?;
         self.loops -= 1;
         let result = self.kind(&comprehension.result);
-        self.locals.truncate(outside);
+        self.locals.truncate(outer_len);
         result
     }
 }
 
-/// The map that an expression names, not yet noted as read. No element of a loop has such a name.
+/// The map that an expression names, before a read is recorded. No loop variable has such a name.
 fn place(expr: &IdedExpr) -> Option<Place> {
     match &expr.expr {
         Expr::Ident(name) if name == "claims" => Some(Place::Claims),
@@ -512,14 +530,14 @@ fn place(expr: &IdedExpr) -> Option<Place> {
     }
 }
 
-/// The name of the header whose value this is.
+/// The name of the header that an expression reads.
 fn header(expr: &IdedExpr) -> Option<&str> {
     match &expr.expr {
         Expr::Select(select) if !select.test => {
             matches!(place(&select.operand), Some(Place::Headers)).then_some(select.field.as_str())
         }
         Expr::Call(call) if call.func_name == operators::INDEX => match call.args.as_slice() {
-            [whole, index] if matches!(place(whole), Some(Place::Headers)) => text(index),
+            [container, index] if matches!(place(container), Some(Place::Headers)) => text(index),
             _ => None,
         },
         _ => None,
@@ -530,7 +548,7 @@ fn is_request(expr: &IdedExpr) -> bool {
     matches!(&expr.expr, Expr::Ident(name) if name == "request")
 }
 
-/// A string that is written out.
+/// The text of a string literal.
 fn text(expr: &IdedExpr) -> Option<&str> {
     match &expr.expr {
         Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
@@ -542,12 +560,12 @@ fn is_operator(name: &str) -> bool {
     name.starts_with('_')
 }
 
-/// An operator as it is written: the library knows it as `_==_`.
-fn sign(name: &str) -> &str {
+/// The symbol of an operator: the library calls it `_==_`.
+fn symbol(name: &str) -> &str {
     name.trim_matches('_')
 }
 
-/// Whether the whole text is a duration: numbers with units, and a sign before all of them.
+/// Whether the complete text is a duration: numbers with units, and an optional sign.
 fn is_duration(text: &str) -> bool {
     let unsigned = text.strip_prefix('-').unwrap_or(text);
     if unsigned == "0" {
@@ -557,37 +575,37 @@ fn is_duration(text: &str) -> bool {
     while !rest.is_empty() {
         let number = rest.trim_start_matches(|char: char| char.is_ascii_digit() || char == '.');
         let digits = rest.strip_suffix(number).unwrap_or_default();
-        let behind = ["ns", "us", "ms", "h", "m", "s"].iter().find_map(|unit| number.strip_prefix(unit));
-        match behind {
-            Some(behind) if digits.parse::<f64>().is_ok() => rest = behind,
+        let suffix = ["ns", "us", "ms", "h", "m", "s"].iter().find_map(|unit| number.strip_prefix(unit));
+        match suffix {
+            Some(suffix) if digits.parse::<f64>().is_ok() => rest = suffix,
             _ => return false,
         }
     }
     !unsigned.is_empty()
 }
 
-fn unfit_pattern(error: &regex::Error) -> String {
+fn pattern_error(error: &regex::Error) -> String {
     match error {
-        regex::Error::CompiledTooBig(_) => "this pattern is too large".to_owned(),
-        // The library draws the place over several lines; the last one says what is wrong.
+        regex::Error::CompiledTooBig(_) => "the pattern is too large".to_owned(),
+        // The library shows the position over several lines; the last line has the message.
         other => {
             let text = other.to_string();
             let last = text.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
-            format!("this is not a pattern: {last}")
+            format!("not a valid pattern: {last}")
         }
     }
 }
 
-fn listed(names: &[&str]) -> String {
+fn join_names(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// The name that was probably meant.
+/// The known name that was probably meant.
 fn nearest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
     known
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
-        .filter(|(slips, candidate)| *slips <= (candidate.len() / 3).clamp(1, 2))
-        .min_by_key(|(slips, _)| *slips)
+        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).clamp(1, 2))
+        .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }

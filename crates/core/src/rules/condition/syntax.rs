@@ -1,24 +1,23 @@
-//! What the text of a condition may look like before the parser sees it.
+//! Checks the text of a condition before it is parsed.
 //!
-//! The parser descends once for every bracket and operator, so depth is bounded here, on the text
-//! alone. What this scan takes for a string the parser takes for the same string: anything doubtful
-//! is refused, never guessed.
+//! The parser recurses for every bracket and operator, so depth is limited here, on the text. The scan and the
+//! parser agree on the bounds of every string: ambiguous text is refused.
 
 use std::str::Chars;
 
 use super::Fault;
 
-/// Longer sources are refused.
+/// The longest source, in bytes.
 const MAX_BYTES: usize = 4096;
 
-/// Deeper nesting is refused: brackets, and what hangs on one another between two commas.
+/// The deepest nesting: brackets, and chained operators between two commas.
 const MAX_DEPTH: usize = 32;
 
-/// Holds the text to its bounds.
+/// Checks the limits of the text.
 ///
 /// # Errors
-/// It is empty, too long, too deep, has a bracket or string that does not close, or a character that
-/// no condition has.
+/// It is empty, too long or too deep, has an unclosed bracket or string, or has a character that no condition can
+/// have.
 pub(super) fn scan(source: &str) -> Result<(), Fault> {
     if source.trim().is_empty() {
         return Err(Fault::new(None, "the condition is empty"));
@@ -29,39 +28,39 @@ pub(super) fn scan(source: &str) -> Result<(), Fault> {
     let mut scanner = Scanner { chars: source.chars(), at: 0, levels: vec![Level::default()] };
     while scanner.token()? {}
     match scanner.levels.pop() {
-        Some(Level { closer: Some(_), opened, .. }) => {
-            Err(Fault::new(Some(opened), "this bracket is never closed"))
+        Some(Level { closing: Some(_), opened, .. }) => {
+            Err(Fault::new(Some(opened), "this bracket is not closed"))
         }
         _ => Ok(()),
     }
 }
 
-/// What is open at one place of the text.
+/// An open bracket.
 #[derive(Default)]
 struct Level {
-    closer: Option<char>,
+    closing: Option<char>,
     opened: usize,
-    /// Operators and brackets since the last `,`, `&&`, `||`, `?` or `:`; each may hold the one before.
+    /// The operators and brackets since the last `,`, `&&`, `||`, `?` or `:`; each may nest the previous one.
     chained: usize,
-    /// Every `? :` since the last comma holds the one after it.
-    choices: usize,
+    /// The `? :` since the last comma; each nests the next one.
+    conditionals: usize,
 }
 
 struct Scanner<'a> {
     chars: Chars<'a>,
-    /// Characters taken.
+    /// The number of consumed characters.
     at: usize,
     levels: Vec<Level>,
 }
 
 impl Scanner<'_> {
-    /// Takes one token; `false` at the end.
+    /// Consumes one token; `false` at the end.
     fn token(&mut self) -> Result<bool, Fault> {
         let start = self.at;
         let Some(char) = self.next() else { return Ok(false) };
         match char {
             ' ' | '\t' | '\r' | '\n' | '\x0c' => {}
-            '/' if self.take("/") => while self.next().is_some_and(|char| char != '\n') {},
+            '/' if self.consume("/") => while self.next().is_some_and(|char| char != '\n') {},
             '"' | '\'' => self.string(char, false, start)?,
             '_' | 'a'..='z' | 'A'..='Z' | '0'..='9' => self.word(char, start)?,
             '(' => self.open(')', start),
@@ -70,17 +69,17 @@ impl Scanner<'_> {
             ')' | ']' | '}' => self.close(char, start)?,
             ',' => self.separate(true),
             ':' => self.separate(false),
-            '&' if self.take("&") => self.separate(false),
-            '|' if self.take("|") => self.separate(false),
-            '?' => self.choose(),
+            '&' if self.consume("&") => self.separate(false),
+            '|' if self.consume("|") => self.separate(false),
+            '?' => self.conditional(),
             '=' | '!' | '<' | '>' => {
-                self.take("=");
+                self.consume("=");
                 self.chain();
             }
             '.' | '+' | '-' | '*' | '/' | '%' => self.chain(),
-            _ => return Err(Fault::new(Some(start), format!("{char:?} means nothing here"))),
+            _ => return Err(Fault::new(Some(start), format!("unexpected character {char:?}"))),
         }
-        let depth: usize = self.levels.iter().map(|level| 1 + level.chained + level.choices).sum();
+        let depth: usize = self.levels.iter().map(|level| 1 + level.chained + level.conditionals).sum();
         if depth > MAX_DEPTH {
             return Err(Fault::new(Some(start), format!("nested more than {MAX_DEPTH} levels deep")));
         }
@@ -93,8 +92,8 @@ impl Scanner<'_> {
         Some(char)
     }
 
-    /// Takes this ASCII text if it comes next.
-    fn take(&mut self, text: &str) -> bool {
+    /// Consumes this ASCII text if it comes next.
+    fn consume(&mut self, text: &str) -> bool {
         match self.chars.as_str().strip_prefix(text) {
             Some(rest) => {
                 self.chars = rest.chars();
@@ -111,34 +110,34 @@ impl Scanner<'_> {
         }
     }
 
-    fn choose(&mut self) {
+    fn conditional(&mut self) {
         if let Some(level) = self.levels.last_mut() {
-            level.choices += 1;
+            level.conditionals += 1;
             level.chained = 0;
         }
     }
 
-    fn separate(&mut self, choices_too: bool) {
+    fn separate(&mut self, and_conditionals: bool) {
         if let Some(level) = self.levels.last_mut() {
             level.chained = 0;
-            if choices_too {
-                level.choices = 0;
+            if and_conditionals {
+                level.conditionals = 0;
             }
         }
     }
 
-    fn open(&mut self, closer: char, opened: usize) {
+    fn open(&mut self, closing: char, opened: usize) {
         self.chain();
-        self.levels.push(Level { closer: Some(closer), opened, ..Level::default() });
+        self.levels.push(Level { closing: Some(closing), opened, ..Level::default() });
     }
 
-    fn close(&mut self, closer: char, at: usize) -> Result<(), Fault> {
+    fn close(&mut self, closing: char, at: usize) -> Result<(), Fault> {
         match self.levels.last() {
-            Some(level) if level.closer == Some(closer) => {
+            Some(level) if level.closing == Some(closing) => {
                 self.levels.pop();
                 Ok(())
             }
-            _ => Err(Fault::new(Some(at), format!("`{closer}` closes nothing here"))),
+            _ => Err(Fault::new(Some(at), format!("unmatched `{closing}`"))),
         }
     }
 
@@ -157,7 +156,7 @@ impl Scanner<'_> {
             return match word.to_ascii_lowercase().as_str() {
                 "b" => self.string(quote, false, start),
                 "r" | "br" => self.string(quote, true, start),
-                _ => Err(Fault::new(Some(start), format!("a string cannot begin right after `{word}`"))),
+                _ => Err(Fault::new(Some(start), format!("a string cannot follow `{word}`"))),
             };
         }
         if word == "in" {
@@ -166,17 +165,17 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    /// A string whose first quote is taken.
+    /// A string whose first quote has been consumed.
     fn string(&mut self, quote: char, raw: bool, start: usize) -> Result<(), Fault> {
         let pair = String::from_iter([quote, quote]);
-        let triple = self.take(&pair);
+        let triple = self.consume(&pair);
         loop {
             let at = self.at;
             match self.next() {
-                None => return Err(Fault::new(Some(start), "this string is never closed")),
-                Some(char) if char == quote && (!triple || self.take(&pair)) => return Ok(()),
+                None => return Err(Fault::new(Some(start), "this string is not closed")),
+                Some(char) if char == quote && (!triple || self.consume(&pair)) => return Ok(()),
                 Some('\r' | '\n') if !triple => {
-                    return Err(Fault::new(Some(start), "this string does not close on its line"));
+                    return Err(Fault::new(Some(start), "this string is not closed on its line"));
                 }
                 Some('\\') if !raw => self.escape(at)?,
                 Some(_) => {}
@@ -184,7 +183,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// What stands behind a backslash.
+    /// The text after a backslash.
     fn escape(&mut self, at: usize) -> Result<(), Fault> {
         let known = match self.next() {
             Some('a' | 'b' | 'f' | 'n' | 'r' | 't' | 'v' | '"' | '\'' | '\\' | '?' | '`') => true,
@@ -197,7 +196,7 @@ impl Scanner<'_> {
         if known {
             return Ok(());
         }
-        Err(Fault::new(Some(at), "no such escape; a backslash is written `\\\\`, or the string r\"...\""))
+        Err(Fault::new(Some(at), "unknown escape: a backslash is written `\\\\`, or the string r\"...\""))
     }
 
     fn digits(&mut self, count: usize, radix: u32) -> bool {

@@ -1,32 +1,32 @@
-//! The digits of a number as they were written, without a box where they are few.
+//! The digits of a number, stored inline if there are few.
 
 use std::fmt;
 use std::ops::Deref;
 
-/// As many as fit beside a length and a tag into the two words that a boxed text takes.
-const SHORT: usize = 14;
+/// As many as fit, with a length and a tag, into the two words of a boxed text.
+const INLINE_LEN: usize = 14;
 
-/// A number's text: at most 14 bytes of it, any date among them, need no memory of their own.
+/// The text of a number: up to 14 bytes, enough for any date, need no allocation.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Digits(Written);
+pub struct Digits(Repr);
 
 #[derive(Clone, PartialEq, Eq)]
-enum Written {
-    /// The first `len` bytes; the others are zero, so that the same text is the same value.
-    Short { len: u8, bytes: [u8; SHORT] },
-    /// Boxed twice, since a thin pointer is what keeps a JSON value at three words.
+enum Repr {
+    /// The first `len` bytes; the others are zero, so that equal texts are equal values.
+    Short { len: u8, bytes: [u8; INLINE_LEN] },
+    /// Boxed twice, since a thin pointer keeps a JSON value at three words.
     Long(Box<Box<str>>),
 }
 
 impl From<&str> for Digits {
     fn from(text: &str) -> Self {
-        let mut bytes = [0; SHORT];
+        let mut bytes = [0; INLINE_LEN];
         match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
-            (Some(room), Ok(len)) => {
-                room.copy_from_slice(text.as_bytes());
-                Self(Written::Short { len, bytes })
+            (Some(target), Ok(len)) => {
+                target.copy_from_slice(text.as_bytes());
+                Self(Repr::Short { len, bytes })
             }
-            _ => Self(Written::Long(Box::new(text.into()))),
+            _ => Self(Repr::Long(Box::new(text.into()))),
         }
     }
 }
@@ -36,11 +36,11 @@ impl Deref for Digits {
 
     fn deref(&self) -> &str {
         match &self.0 {
-            Written::Short { len, bytes } => bytes
+            Repr::Short { len, bytes } => bytes
                 .get(..usize::from(*len))
                 .and_then(|text| std::str::from_utf8(text).ok())
                 .unwrap_or_default(),
-            Written::Long(text) => text,
+            Repr::Long(text) => text,
         }
     }
 }
@@ -57,7 +57,7 @@ mod tests {
     use crate::validation::json::Json;
 
     #[test]
-    fn digits_are_what_was_written_however_many() {
+    fn digits_keep_the_original_text_of_any_length() {
         for text in
             ["0", "-0", "1.50", "1800000000.125", "12345678901234", "123456789012345", &"9".repeat(300)]
         {
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_takes_no_more_room_than_any_other_value() {
+    fn a_number_takes_no_more_memory_than_any_other_value() {
         assert_eq!(size_of::<Json>(), 3 * size_of::<usize>());
     }
 }

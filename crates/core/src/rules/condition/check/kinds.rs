@@ -1,13 +1,13 @@
-//! What is known of a value before there is one, and which operators and functions go with it.
+//! The static kinds of values, and the operators and functions that accept them.
 
 use std::fmt;
 
 use cel::common::ast::{LiteralValue, operators};
 
-/// What is known of a value before there is one.
+/// The static kind of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Anything: known only when it is there.
+    /// Any kind: known only during evaluation.
     Any,
     Bool,
     Int,
@@ -52,8 +52,8 @@ impl fmt::Display for Kind {
 }
 
 impl Kind {
-    /// The kind as it stands in a sentence.
-    pub(super) fn one(self) -> String {
+    /// The kind with its article.
+    pub(super) fn with_article(self) -> String {
         format!("{} {self}", if self == Int { "an" } else { "a" })
     }
 
@@ -65,12 +65,12 @@ impl Kind {
         matches!(self, Int | Uint | Double)
     }
 
-    /// Whether it is, or may turn out to be, one of these.
+    /// Whether it is, or may be, one of these.
     pub(super) fn may_be(self, kinds: &[Kind]) -> bool {
         self == Any || kinds.contains(&self)
     }
 
-    /// Whether `==` can hold between them.
+    /// Whether `==` can be true between them.
     pub(super) fn comparable(self, other: Kind) -> bool {
         self == Any
             || other == Any
@@ -80,20 +80,20 @@ impl Kind {
     }
 }
 
-/// One way to call a function; what a method is called on is its first argument.
+/// A signature of a function; the receiver of a method is its first argument.
 pub(super) struct Signature {
     pub(super) name: &'static str,
     pub(super) method: bool,
     pub(super) takes: &'static [&'static [Kind]],
-    pub(super) gives: Kind,
+    pub(super) returns: Kind,
 }
 
-const fn function(name: &'static str, takes: &'static [&'static [Kind]], gives: Kind) -> Signature {
-    Signature { name, method: false, takes, gives }
+const fn function(name: &'static str, takes: &'static [&'static [Kind]], returns: Kind) -> Signature {
+    Signature { name, method: false, takes, returns }
 }
 
-const fn method(name: &'static str, takes: &'static [&'static [Kind]], gives: Kind) -> Signature {
-    Signature { name, method: true, takes, gives }
+const fn method(name: &'static str, takes: &'static [&'static [Kind]], returns: Kind) -> Signature {
+    Signature { name, method: true, takes, returns }
 }
 
 const SIZED: &[Kind] = &[Text, Bytes, List, Map, Texts, Claims];
@@ -155,7 +155,7 @@ pub(super) fn literal_kind(literal: &LiteralValue) -> Kind {
     }
 }
 
-/// What an operator makes of these; `None` where it certainly fails.
+/// The kind of an operator's result; `None` if the operator always fails.
 pub(super) fn binary(name: &str, left: Kind, right: Kind) -> Option<Kind> {
     match name {
         operators::EQUALS | operators::NOT_EQUALS => left.comparable(right).then_some(Bool),
@@ -180,7 +180,7 @@ pub(super) fn binary(name: &str, left: Kind, right: Kind) -> Option<Kind> {
     }
 }
 
-/// Both of one of these kinds.
+/// The common kind, if it is one of these.
 fn same(left: Kind, right: Kind, kinds: &[Kind]) -> Option<Kind> {
     let fits = left.may_be(kinds) && right.may_be(kinds) && (left == right || left == Any || right == Any);
     fits.then_some(if left == Any { right } else { left })

@@ -1,8 +1,8 @@
-//! The letters of JSON: white space, strings, numbers and words (RFC 8259 §2, §3, §6, §7).
+//! The tokens of JSON: white space, strings, numbers and literals (RFC 8259 §2, §3, §6, §7).
 
 use super::super::JsonError;
 
-/// A text, and how far it has been read.
+/// A text and the current position.
 pub(super) struct Scan<'a> {
     text: &'a str,
     at: usize,
@@ -29,22 +29,22 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The next byte that is no white space; `None` at the end.
+    /// The next byte that is not white space; `None` at the end.
     pub(super) fn after_space(&mut self) -> Option<u8> {
         self.skip_space();
         self.next()
     }
 
-    /// Whether the next byte that is no white space is this one; it is taken only then.
-    pub(super) fn take_if(&mut self, byte: u8) -> bool {
+    /// Consumes the next byte after white space if it is this one.
+    pub(super) fn consume_if(&mut self, byte: u8) -> bool {
         self.skip_space();
-        let is_there = self.peek() == Some(byte);
-        self.at += usize::from(is_there);
-        is_there
+        let matches = self.peek() == Some(byte);
+        self.at += usize::from(matches);
+        matches
     }
 
-    /// The rest of a word whose first letter has been taken.
-    pub(super) fn word<T>(&mut self, rest: &str, value: T) -> Result<T, JsonError> {
+    /// Consumes the rest of a literal whose first letter has been consumed.
+    pub(super) fn literal<T>(&mut self, rest: &str, value: T) -> Result<T, JsonError> {
         let end = self.at + rest.len();
         if self.text.as_bytes().get(self.at..end) != Some(rest.as_bytes()) {
             return Err(JsonError::NotJson);
@@ -53,7 +53,7 @@ impl<'a> Scan<'a> {
         Ok(value)
     }
 
-    /// A number whose first byte, a digit or a minus, has been taken.
+    /// A number whose first byte, a digit or a minus, has been consumed.
     pub(super) fn number(&mut self, first: u8) -> Result<&'a str, JsonError> {
         let start = self.at - 1;
         let digit = if first == b'-' { self.next() } else { Some(first) };
@@ -82,7 +82,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// At least one.
+    /// Consumes at least one digit.
     fn digits(&mut self) -> Result<(), JsonError> {
         match self.next() {
             Some(b'0'..=b'9') => {
@@ -93,18 +93,18 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// A string whose opening quotation mark has been taken, unescaped.
+    /// A string, unescaped, whose opening quotation mark has been consumed.
     pub(super) fn string(&mut self) -> Result<Box<str>, JsonError> {
-        let plain = self.plain()?;
+        let unescaped = self.unescaped()?;
         match self.next() {
-            Some(b'"') => return Ok(plain.into()),
+            Some(b'"') => return Ok(unescaped.into()),
             Some(b'\\') => {}
             _ => return Err(JsonError::NotJson),
         }
-        let mut text = String::from(plain);
+        let mut text = String::from(unescaped);
         loop {
             text.push(self.escaped()?);
-            text.push_str(self.plain()?);
+            text.push_str(self.unescaped()?);
             match self.next() {
                 Some(b'"') => return Ok(text.into()),
                 Some(b'\\') => {}
@@ -113,8 +113,8 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// What stands before the next quotation mark, backslash or control character.
-    fn plain(&mut self) -> Result<&'a str, JsonError> {
+    /// The text before the next quotation mark, backslash or control character.
+    fn unescaped(&mut self) -> Result<&'a str, JsonError> {
         let rest = self.text.get(self.at..).ok_or(JsonError::NotJson)?;
         let stops = |byte: u8| matches!(byte, b'"' | b'\\' | 0..=0x1f);
         let length = rest.bytes().position(stops).ok_or(JsonError::NotJson)?;
@@ -122,7 +122,7 @@ impl<'a> Scan<'a> {
         rest.get(..length).ok_or(JsonError::NotJson)
     }
 
-    /// The character that an escape stands for whose backslash has been taken.
+    /// The character of an escape whose backslash has been consumed.
     fn escaped(&mut self) -> Result<char, JsonError> {
         match self.next() {
             Some(same @ (b'"' | b'\\' | b'/')) => Ok(char::from(same)),
@@ -131,21 +131,21 @@ impl<'a> Scan<'a> {
             Some(b'n') => Ok('\n'),
             Some(b'r') => Ok('\r'),
             Some(b't') => Ok('\t'),
-            Some(b'u') => self.by_number(),
+            Some(b'u') => self.unicode_escape(),
             _ => Err(JsonError::NotJson),
         }
     }
 
-    /// The character of `\uXXXX`, or of the pair of surrogates that two of them are.
-    fn by_number(&mut self) -> Result<char, JsonError> {
+    /// The character of `\uXXXX`, or of a pair of surrogates.
+    fn unicode_escape(&mut self) -> Result<char, JsonError> {
         let first = self.four_digits()?;
         let units = if matches!(first, 0xd800..=0xdbff) {
-            self.word("\\u", ())?;
+            self.literal("\\u", ())?;
             [first, self.four_digits()?]
         } else {
             [first, 0]
         };
-        // The second of a pair is decoded with the first; where there is none its zero is not reached.
+        // The second unit of a pair is decoded with the first; without a pair, its zero is never reached.
         char::decode_utf16(units).next().and_then(Result::ok).ok_or(JsonError::NotJson)
     }
 

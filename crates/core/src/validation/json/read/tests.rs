@@ -1,4 +1,4 @@
-//! The reader against examples, and against `serde_json` for documents that nobody thought of.
+//! Tests the parser with examples, and against `serde_json` with generated documents.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -9,14 +9,14 @@ use serde_json::value::RawValue;
 
 use crate::validation::json::{Json, JsonError, JsonLimits};
 
-const WIDE: JsonLimits = JsonLimits { values: 100_000, depth: 64 };
+const LARGE_LIMITS: JsonLimits = JsonLimits { values: 100_000, depth: 64 };
 
 fn read(bytes: &[u8]) -> Result<Json, JsonError> {
-    Json::parse(bytes, &WIDE)
+    Json::parse(bytes, &LARGE_LIMITS)
 }
 
 #[test]
-fn a_document_comes_out_as_it_was_written() {
+fn a_document_is_written_as_it_was_read() {
     for document in [
         "null",
         "true",
@@ -90,8 +90,8 @@ fn a_repeated_member_is_refused_at_every_depth_and_spelling() {
 }
 
 #[test]
-fn a_document_is_read_as_deep_as_the_limit_and_no_deeper() {
-    let limits = JsonLimits { depth: 16, ..WIDE };
+fn nesting_is_limited() {
+    let limits = JsonLimits { depth: 16, ..LARGE_LIMITS };
     for (opening, closing) in [("[", "]"), ("{\"a\":", "}"), ("[{\"a\":", "}]")] {
         let deep = |depth: usize| {
             let times = depth / opening.matches(['[', '{']).count();
@@ -107,7 +107,7 @@ fn a_document_is_read_as_deep_as_the_limit_and_no_deeper() {
 
 #[test]
 fn members_and_elements_count_at_every_depth() {
-    let limits = |values| JsonLimits { values, ..WIDE };
+    let limits = |values| JsonLimits { values, ..LARGE_LIMITS };
     for (document, values) in [
         ("1", 0),
         ("[]", 0),
@@ -122,13 +122,13 @@ fn members_and_elements_count_at_every_depth() {
             assert_eq!(refused, Err(JsonError::TooManyValues), "{document}");
         }
     }
-    // The limit counts while the document is read: what comes behind it is not looked at.
+    // The limit is checked during parsing: text after it is not parsed.
     assert_eq!(Json::parse(b"[1,1,1,?", &limits(2)), Err(JsonError::TooManyValues));
 }
 
-/// What `serde_json` says of the same bytes: it takes each level as raw text first, so that numbers keep their
-/// digits, and reads that again.
-fn judged_by_serde(bytes: &[u8]) -> Option<Json> {
+/// The result of `serde_json` for the same bytes: it reads each level as raw text first, so that numbers keep their
+/// digits, and then parses that.
+fn parsed_by_serde(bytes: &[u8]) -> Option<Json> {
     let text = std::str::from_utf8(bytes).ok()?;
     level(serde_json::from_str(text).ok()?).ok()
 }
@@ -182,8 +182,8 @@ impl<'de> Visitor<'de> for Level {
     }
 }
 
-/// Text that is nearly JSON: tokens in any order, whole and broken ones.
-fn soup() -> impl Strategy<Value = String> {
+/// Text that is nearly JSON: tokens in any order, complete and broken ones.
+fn token_sequence() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         8 => prop::sample::select(vec!["[", "]", "{", "}", ",", ":", "\"a\":", "\"\\u0061\":", "1", "\"b\"", "null"]),
         1 => prop::sample::select(vec![
@@ -196,7 +196,7 @@ fn soup() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
 }
 
-/// JSON, with white space and member names that are often the same.
+/// JSON with white space and frequently repeated member names.
 fn document() -> impl Strategy<Value = String> {
     let scalar = prop_oneof![
         Just("null".to_owned()),
@@ -225,7 +225,7 @@ fn document() -> impl Strategy<Value = String> {
 
 #[track_caller]
 fn agree(bytes: &[u8]) -> Result<(), TestCaseError> {
-    prop_assert_eq!(read(bytes).ok(), judged_by_serde(bytes), "{:?}", String::from_utf8_lossy(bytes));
+    prop_assert_eq!(read(bytes).ok(), parsed_by_serde(bytes), "{:?}", String::from_utf8_lossy(bytes));
     Ok(())
 }
 
@@ -233,7 +233,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3_000) })]
 
     #[test]
-    fn what_is_nearly_json_is_read_as_serde_json_reads_it(text in soup()) {
+    fn what_is_nearly_json_is_read_as_serde_json_reads_it(text in token_sequence()) {
         agree(text.as_bytes())?;
         agree(format!("[{text}]").as_bytes())?;
         agree(format!("{{\"z\":{text}}}").as_bytes())?;
@@ -250,7 +250,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     #[test]
-    fn a_tree_comes_out_as_serde_json_gives_it_and_so_does_a_broken_one(
+    fn documents_and_corrupted_documents_are_read_as_serde_json_reads_them(
         text in document(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
     ) {
         agree(text.as_bytes())?;

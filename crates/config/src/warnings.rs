@@ -1,4 +1,4 @@
-//! What is legal in a configuration and probably not meant: told, never refused.
+//! Warnings about settings that are valid but probably not intended.
 
 use std::net::IpAddr;
 
@@ -10,26 +10,26 @@ use portcullis_core::rules::{Effect, Match, PathPattern, Rule};
 use super::cursor::Cursor;
 use super::{KeySource, ProviderConfig};
 
-/// Domains that no public name ends with (RFC 2606, 6761, 6762, 8375, 9476), and Kubernetes' own.
+/// Domains that are never public (RFC 2606, 6761, 6762, 8375, 9476), and those of Kubernetes.
 const PRIVATE_SUFFIXES: [&str; 9] =
     [".internal", ".local", ".localhost", ".test", ".lan", ".home.arpa", ".alt", ".svc", ".cluster.local"];
 
-/// Paths that a pattern which means them all matches.
+/// Paths that a pattern for every path matches.
 const ANY_PATHS: [&str; 2] = ["/", "/any/path.at-all"];
 
-/// Of one provider.
+/// Warnings about one provider.
 pub(super) fn warn_of_provider(element: &Cursor<'_>, config: &ProviderConfig) {
     if let Some(any) = element.peek("any_audience") {
-        any.warn("a token that was meant for any other service of this issuer is accepted here");
+        any.warn("tokens for every other service of this issuer are accepted");
     }
     let (KeySource::JwksUri(url) | KeySource::Discovery(url)) = &config.keys else { return };
-    let written = ["jwks_uri", "discovery_uri", "issuer"].into_iter().find_map(|key| element.peek(key));
-    if let Some(written) = written.filter(|_| url.scheme() == "http" && is_public(url)) {
-        written.warn("keys come by http from a public host: whoever is on the way can exchange them, and so sign tokens");
+    let key = ["jwks_uri", "discovery_uri", "issuer"].into_iter().find_map(|key| element.peek(key));
+    if let Some(key) = key.filter(|_| url.scheme() == "http" && is_public(url)) {
+        key.warn("keys are fetched over plain http from a public host: an attacker on the path can replace them and sign tokens");
     }
 }
 
-/// Whether a host can be reached from everywhere, as far as its name tells.
+/// Whether a host is public, judging by its name.
 fn is_public(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => {
@@ -50,50 +50,49 @@ fn is_public(url: &Url) -> bool {
     }
 }
 
-/// Of the rules, each with the place where it stands.
+/// Warnings about the rules, each with its position.
 pub(super) fn warn_of_rules(elements: &[Cursor<'_>], rules: &[Rule]) {
     for (i, (element, rule)) in elements.iter().zip(rules).enumerate() {
         let earlier = rules.iter().zip(elements).take(i);
         if let Some((covering, at)) = earlier.into_iter().find(|(earlier, _)| covers(earlier, rule)) {
             element.warn(format!(
-                "can never match: `{}`, in line {}, comes first and matches all that this one does",
+                "can never match: `{}`, in line {}, comes first and matches every request of this rule",
                 covering.name,
                 at.line()
             ));
         }
-        let everywhere = is_everywhere(&rule.matches);
-        if rule.effect == Effect::Anonymous && everywhere {
-            element.warn("lets everybody pass to every path: name the paths that are public");
+        let every_path = matches_every_path(&rule.matches);
+        if rule.effect == Effect::Anonymous && every_path {
+            element.warn("allows every request to every path: name the public paths");
         }
         if rule.ambiguous_paths {
             let at = element.peek("ambiguous_paths");
             at.as_ref().unwrap_or(element).warn(
-                "paths such as /files/a%2fb pass: right only if the upstream does not decode them before it looks at them",
+                "paths such as /files/a%2fb are accepted: safe only if the upstream does not decode them",
             );
         }
     }
 }
 
-/// Of the networks that may describe requests.
+/// Warnings about networks that may describe requests.
 pub(super) fn warn_of_network(cursor: &Cursor<'_>, network: &IpNet) {
     if network.prefix_len() == 0 {
-        cursor
-            .warn("whoever reaches an HTTP door can say which request is judged, and so have any other pass");
+        cursor.warn("any peer that reaches an HTTP door can describe any request, and so bypass the rules");
     }
 }
 
-fn is_everywhere(matches: &Match) -> bool {
+fn matches_every_path(matches: &Match) -> bool {
     match &matches.path {
         None => true,
         Some(pattern) => ANY_PATHS.iter().all(|path| pattern.matches(path)),
     }
 }
 
-/// Whether every request that `later` is about is one that `earlier` is about.
+/// Whether every request that matches `later` also matches `earlier`.
 fn covers(earlier: &Rule, later: &Rule) -> bool {
     let (Match { path: e_path, methods: e_methods, hosts: e_hosts }, Match { path, methods, hosts }) =
         (&earlier.matches, &later.matches);
-    let all_in = |ours: &[String], theirs: &[String]| {
+    let covers_all = |ours: &[String], theirs: &[String]| {
         !theirs.is_empty() && theirs.iter().all(|one| ours.contains(one))
     };
     let path_covered = match (e_path, path) {
@@ -106,7 +105,7 @@ fn covers(earlier: &Rule, later: &Rule) -> bool {
         (Some(earlier), None) => *earlier == PathPattern::Prefix(String::new()),
     };
     path_covered
-        && (e_methods.is_empty() || all_in(e_methods, methods))
+        && (e_methods.is_empty() || covers_all(e_methods, methods))
         && (e_hosts.is_empty()
             || (!hosts.is_empty() && hosts.iter().all(|host| e_hosts.iter().any(|ours| ours.covers(host)))))
         && (earlier.effect != Effect::Preflight || later.effect == Effect::Preflight)

@@ -1,10 +1,10 @@
-//! Each failure of a step as the refusal that it is, with what was found and what was wanted: for the operator, never for the
-//! caller. Text of a token or of a request stands in quotes, cut and escaped.
+//! The refusal for each failed step, with what was found and what was wanted: for the operator, never for the
+//! client. Text of a token or of a request is quoted, truncated and escaped.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::policy::Indescribable;
+use super::policy::DescriptionRejection;
 use super::record::Refused;
 use super::steps::StepName;
 use crate::bearer_token::NoToken;
@@ -17,32 +17,34 @@ use crate::validation::key_set::{Key, KeySet};
 use crate::validation::provider::{Audiences, Provider, TokenTypes};
 use crate::validation::{Kid, Malformation, Permanent, StaleCause, Token, TokenLimits, UnixTime};
 
-/// The most names of one list.
-const MOST_NAMED: usize = 4;
+/// The most items that a list shows.
+const MAX_LISTED: usize = 4;
 
-pub(super) fn indescribable(why: Indescribable) -> Refused {
+pub(super) fn request_rejected(rejection: DescriptionRejection) -> Refused {
     let refused = |reason| Refused::new(StepName::Request, reason);
-    match why {
-        Indescribable::Untrusted(peer) => refused(DenyReason::UntrustedProxy)
-            .found(format!("{peer} asks"))
-            .wanted("one that trusted_proxies names"),
-        Indescribable::Malformed(flaw) => refused(DenyReason::RequestMalformed).found(flaw),
+    match rejection {
+        DescriptionRejection::Untrusted(peer) => refused(DenyReason::UntrustedProxy)
+            .found(format!("request from {peer}"))
+            .wanted("a peer in trusted_proxies"),
+        DescriptionRejection::Malformed(description_error) => {
+            refused(DenyReason::RequestMalformed).found(description_error)
+        }
     }
 }
 
 pub(super) fn rule_rejected(rule_rejected: &RuleRejection) -> Refused {
     let found: Cow<'static, str> = match rule_rejected {
-        RuleRejection::NoSuchRule => "portcullis_rule names no rule for such a request".into(),
+        RuleRejection::NoSuchRule => "portcullis_rule names no rule that applies to this request".into(),
         RuleRejection::AmbiguousPath => "an ambiguous path".into(),
         RuleRejection::NotPlainPath => "a path with a dot segment, `//` at its start or a fragment".into(),
         RuleRejection::RepeatedSlashes => {
-            "a path that means another rule once its repeated slashes are one".into()
+            "a path that matches another rule after its repeated slashes are merged".into()
         }
         RuleRejection::NeedlessEncoding => {
-            "a path that means another rule once its needless percent-encodings are decoded".into()
+            "a path that matches another rule after its needless percent-encodings are decoded".into()
         }
-        RuleRejection::MalformedHost => "a host that cannot be compared".into(),
-        RuleRejection::MalformedMethod => "a method that is no token in upper case".into(),
+        RuleRejection::MalformedHost => "a host that is not valid".into(),
+        RuleRejection::MalformedMethod => "a method that is not an upper-case token".into(),
         RuleRejection::SeveralValues(name) => {
             format!("several values of {name}, which the rule's condition reads").into()
         }
@@ -54,8 +56,8 @@ pub(super) fn rule_rejected(rule_rejected: &RuleRejection) -> Refused {
     Refused::new(StepName::Rule, reason).found(found)
 }
 
-/// The rule lets nobody pass.
-pub(super) fn forbidden(rule: &Rule) -> Refused {
+/// The rule denies every request.
+pub(super) fn denied_by_rule(rule: &Rule) -> Refused {
     Refused::new(StepName::Rule, DenyReason::RuleDenied).found(rule.effect.to_string())
 }
 
@@ -68,50 +70,51 @@ pub(super) fn no_token(no_token: NoToken) -> Refused {
     Refused::new(StepName::Token, reason)
 }
 
-/// A provider whose tokens do not come from there does not see one in that place.
-pub(super) fn elsewhere(provider: &Provider) -> Refused {
+/// The provider does not accept tokens from that place.
+pub(super) fn token_place_not_allowed(provider: &Provider) -> Refused {
     Refused::new(StepName::Token, DenyReason::TokenMissing)
-        .found("this provider's tokens do not come from that place")
+        .found("a place that is not in this provider's token_from")
         .wanted(list(provider.token_from.iter(), ToString::to_string))
 }
 
-/// Nobody can say what has expired.
-pub(super) fn clock() -> Refused {
-    let found =
-        "the clock of this machine stands before this program was built: nobody can say what has expired";
+/// Without the time, no token can be checked for expiry.
+pub(super) fn clock_not_set() -> Refused {
+    let found = "the system clock is before the build time of this program: token expiry cannot be checked";
     Refused::new(StepName::Clock, Refusal::Unavailable(UnavailableReason::Keys)).found(found)
 }
 
-pub(super) fn keys_unavailable(why: impl Into<Cow<'static, str>>) -> Refused {
-    Refused::new(StepName::Key, Refusal::Unavailable(UnavailableReason::Keys)).found(why)
+pub(super) fn keys_unavailable(rejection: impl Into<Cow<'static, str>>) -> Refused {
+    Refused::new(StepName::Key, Refusal::Unavailable(UnavailableReason::Keys)).found(rejection)
 }
 
-/// A token that no key could mend, before its issuer was known.
-pub(super) fn unread(permanent: &Permanent, bytes: usize, limits: &TokenLimits) -> Refused {
+/// A permanent failure before the issuer is known.
+pub(super) fn parse_failed(permanent: &Permanent, bytes: usize, limits: &TokenLimits) -> Refused {
     let refused = Refused::new(StepName::Screen, DenyReason::from(permanent));
     match permanent {
         Permanent::TokenTooLarge => refused
             .found(format!("{bytes} bytes"))
             .wanted(format!("at most limits.token_bytes, {}", limits.bytes)),
         Permanent::Malformed(Malformation::TooManyValues) => {
-            refused.found("more members and values than limits.token_values")
+            refused.found("more members and values than limits.token_values allows")
         }
-        Permanent::Malformed(Malformation::TooDeep) => refused.found("deeper than limits.token_depth"),
+        Permanent::Malformed(Malformation::TooDeep) => {
+            refused.found("nested deeper than limits.token_depth allows")
+        }
         Permanent::AlgorithmNotAllowed => refused.found("no alg in the header"),
         Permanent::ClaimMissing(claim) => refused.found(format!("no {claim}")).wanted("a value"),
-        Permanent::ClaimMalformed(claim) => refused.found(format!("{claim} of another type")),
+        Permanent::ClaimMalformed(claim) => refused.found(format!("{claim} of a wrong type")),
         _ => refused,
     }
 }
 
-/// An issuer that no provider has.
+/// The issuer of no provider.
 pub(super) fn unknown_issuer(issuer: &str) -> Refused {
     Refused::new(StepName::Screen, DenyReason::IssuerUnknown)
         .found(format!("iss {}", quoted(issuer)))
-        .wanted("the issuer of a provider, exactly as it is written there")
+        .wanted("the issuer of a provider, exactly as configured")
 }
 
-/// A token that does not pass the screen of its provider.
+/// A token that fails the screen of its provider.
 pub(super) fn screened(
     permanent: &Permanent,
     token: &Token<'_>,
@@ -143,26 +146,29 @@ pub(super) fn screened(
         }
         Permanent::Expired => expired(refused, claims, provider, now),
         Permanent::NotYetValid => {
-            let early = number(claims, "nbf").map(|nbf| nbf - now.as_secs_f64());
+            let seconds_early = number(claims, "nbf").map(|nbf| nbf - now.as_secs_f64());
             let skew = provider.clock_skew.as_secs();
-            let found = early.map_or_else(String::new, |early| format!("nbf is {} s ahead", seconds(early)));
+            let found = seconds_early.map_or_else(String::new, |seconds_early| {
+                format!("nbf is {} s ahead", seconds(seconds_early))
+            });
             refused.found(found).wanted(format!("at most clock_skew, {skew} s"))
         }
         Permanent::ClaimMissing(claim) => {
-            refused.found(format!("no {claim}, or nothing in it")).wanted("a value")
+            refused.found(format!("{claim} is absent or empty")).wanted("a value")
         }
-        Permanent::ClaimMalformed(claim) => refused.found(format!("{claim} of a type that it cannot have")),
+        Permanent::ClaimMalformed(claim) => refused.found(format!("{claim} of a wrong type")),
         _ => refused,
     }
 }
 
 fn expired(refused: Refused, claims: &Json, provider: &Provider, now: UnixTime) -> Refused {
-    let late = number(claims, "exp").map(|exp| now.as_secs_f64() - exp);
-    let found = late.map_or_else(String::new, |late| format!("exp was {} s ago", seconds(late)));
+    let seconds_late = number(claims, "exp").map(|exp| now.as_secs_f64() - exp);
+    let found = seconds_late
+        .map_or_else(String::new, |seconds_late| format!("exp was {} s ago", seconds(seconds_late)));
     refused.found(found).wanted(format!("less than clock_skew, {} s", provider.clock_skew.as_secs()))
 }
 
-/// A number of seconds that may be any, in a few digits.
+/// Seconds of any magnitude, in few digits.
 pub(super) fn seconds(number: f64) -> String {
     const SHOWN: f64 = 1e12;
     if number.abs() < SHOWN { format!("{number:.0}") } else { format!("{number:.0e}") }
@@ -175,9 +181,9 @@ fn number(claims: &Json, name: &str) -> Option<f64> {
     }
 }
 
-/// A token that became past mending while it waited for keys.
-pub(super) fn meanwhile(permanent: &Permanent) -> Refused {
-    Refused::new(StepName::Key, DenyReason::from(permanent)).found("while it waited for keys")
+/// A permanent failure after the token waited for keys.
+pub(super) fn invalid_after_wait(permanent: &Permanent) -> Refused {
+    Refused::new(StepName::Key, DenyReason::from(permanent)).found("while the request waited for keys")
 }
 
 /// A token that the newest keys do not verify.
@@ -186,22 +192,22 @@ pub(super) fn stale(cause: StaleCause, kid: Option<&Kid>, keys: &KeySet) -> Refu
     let named = kid.map_or_else(|| "no kid".to_owned(), |kid| format!("kid {}", quoted(kid.as_str())));
     match cause {
         StaleCause::BadSignature => {
-            refused.found(format!("{named}, whose keys have not made this signature"))
+            refused.found(format!("{named}, but no key of that kid verifies the signature"))
         }
         StaleCause::UnknownKid => {
             let kid_of =
                 |key: &Arc<Key>| key.kid().map_or_else(|| "(none)".to_owned(), |kid| quoted(kid.as_str()));
             let kids = list(keys.keys().iter(), kid_of);
-            let in_hand = if kids.is_empty() { "none".to_owned() } else { kids };
-            refused.found(format!("{named}; the issuer's keys have {in_hand}")).wanted(match kid {
-                Some(_) => "a key of that kid and for that alg",
-                None => "a key for that alg that has made this signature",
+            let known = if kids.is_empty() { "none".to_owned() } else { kids };
+            refused.found(format!("{named}; the key set has {known}")).wanted(match kid {
+                Some(_) => "a key with that kid and alg",
+                None => "a key with that alg that verifies the signature",
             })
         }
     }
 }
 
-/// A valid token that does not meet its rule.
+/// A valid token that does not meet the requirements of its rule.
 pub(super) fn requirement_rejected(
     requirement_rejected: &RequirementRejection,
     requirements: &Requirements,
@@ -221,7 +227,7 @@ pub(super) fn requirement_rejected(
             refused(DenyReason::InsufficientScope).found(found).wanted(list(missing, String::clone))
         }
         RequirementRejection::Provider => denied()
-            .found(format!("a token of {}; {requirement_rejected}", provider.name))
+            .found(format!("token of {}; {requirement_rejected}", provider.name))
             .wanted(list(requirements.providers.iter(), String::clone)),
         RequirementRejection::Claim(_)
         | RequirementRejection::Condition
@@ -234,25 +240,26 @@ pub(super) fn upstream_rejected(upstream_rejected: UpstreamRejection) -> Refused
         UpstreamRejection::ClaimTooLarge => {
             (DenyReason::ClaimTooLarge, "claim headers over limits.claim_header_bytes")
         }
-        UpstreamRejection::LookAlike => {
-            (DenyReason::RequestMalformed, "a look-alike of a claim header or of one that the decision reads")
-        }
+        UpstreamRejection::LookAlike => (
+            DenyReason::RequestMalformed,
+            "a look-alike of a claim header or of a header that the decision reads",
+        ),
         UpstreamRejection::Override => (
             DenyReason::RequestMalformed,
-            "a header that takes the place of method, path or host: the proxy's file has to remove it",
+            "a header that overrides method, path or host: the proxy's configuration has to remove it",
         ),
         UpstreamRejection::ClaimHeaderOfClient => (
             DenyReason::RequestMalformed,
-            "a claim header of the client's own: the proxy's file has to remove it first",
+            "a claim header from the client: the proxy's configuration has to remove it first",
         ),
         UpstreamRejection::TokenInQuery => {
-            (DenyReason::RequestMalformed, "forward_token: the proxy cannot take the token out of this query")
+            (DenyReason::RequestMalformed, "forward_token: the proxy cannot remove the token from the query")
         }
     };
     Refused::new(StepName::Headers, reason).found(found)
 }
 
-/// A claim for the operator's eyes.
+/// A claim, formatted for the operator.
 fn value_of(name: &str, value: Option<&Json>) -> String {
     match value {
         None => format!("no {name}"),
@@ -261,13 +268,13 @@ fn value_of(name: &str, value: Option<&Json>) -> String {
             let shown = |member: &Json| member.as_str().map_or_else(|| "(no text)".to_owned(), quoted);
             format!("{name} {}", list(members.iter(), shown))
         }
-        Some(_) => format!("{name} of another type"),
+        Some(_) => format!("{name} of a wrong type"),
     }
 }
 
-/// The first of them, and how many more there are; those are not looked at.
+/// The first items and the number of the others.
 fn list<T>(mut all: impl Iterator<Item = T>, shown: impl Fn(T) -> String) -> String {
-    let first: Vec<String> = all.by_ref().take(MOST_NAMED).map(shown).collect();
+    let first: Vec<String> = all.by_ref().take(MAX_LISTED).map(shown).collect();
     match all.count() {
         0 => first.join(", "),
         more => format!("{} and {more} more", first.join(", ")),

@@ -271,7 +271,7 @@ fn validate_and_explain_do_their_work_by_any_clock() {
     let bearer = format!("authorization: Bearer {}", house.token());
     for clock in IMPOSSIBLE {
         let (code, said) = run(clock.portcullis().args(["validate", "--print", "--config"]).arg(&config));
-        let warning = if clock.is_before_the_build() { "does not count before" } else { "has expired on" };
+        let warning = if clock.is_before_the_build() { "is not valid before" } else { "expired on" };
         assert!(code == Some(0) && said.contains(warning), "{clock:?}: {said}");
 
         let (code, said) =

@@ -276,7 +276,7 @@ fn panics_are_told_in_the_log_without_what_a_request_may_be_a_part_of() {
 }
 
 fn panic_in_three_ways() {
-    telemetry::tell_panics_in_log();
+    telemetry::log_panics();
     telemetry::start_log(&Log { format: LogFormat::Json, level: LogLevel::Info }).expect("started");
     let token = std::hint::black_box("the-token-of-a-request");
     let panics = [

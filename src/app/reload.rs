@@ -280,7 +280,7 @@ impl Reloads {
 
     /// Nothing is waited for any more: this stands there.
     fn settled(&mut self, contents: &Contents) {
-        self.followed.take(contents.clone());
+        self.followed.accept(contents.clone());
         (self.waiting, self.unsettled) = (None, None);
     }
 

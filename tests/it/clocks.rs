@@ -245,7 +245,7 @@ async fn keys_are_fetched_over_https_by_no_clock_at_which_the_issuers_certificat
             let mut served = Served::start(command, &config);
             let why =
                 if clock.is_before_the_build() { "certificate not valid yet" } else { "certificate expired" };
-            let line = served.wait_for("key set not refreshed");
+            let line = served.wait_for("key set refresh failed");
             assert!(line.contains(why) && issuer.connections() > before, "{clock:?}: {line}");
             served.ends();
 

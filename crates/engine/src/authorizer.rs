@@ -186,7 +186,7 @@ impl Authorizer {
     /// The time that tokens are judged by, where it can be right.
     fn now(&self) -> Option<UnixTime> {
         let now = self.clock.now();
-        self.clock.may_have_shown(now).then_some(now)
+        self.clock.is_plausible_reading(now).then_some(now)
     }
 
     fn decided<'a>(

@@ -318,7 +318,7 @@ fn source_if_unchanged(path: &Path, target: PathBuf, before: &Metadata, file: &F
     let same = timestamps(&file.metadata().ok()?) == timestamps(before) && fs::canonicalize(path).ok()? == target;
     let modified = (before.mtime(), before.mtime_nsec()).max((before.ctime(), before.ctime_nsec()));
     let older_than_links = newest_link(path).ok()?.is_some_and(|link| modified < link);
-    same.then_some(Source { path, older_than_links })
+    same.then_some(Source { path: target, older_than_links })
 }
 
 /// Reads any kind of file.

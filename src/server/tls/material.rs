@@ -160,7 +160,7 @@ pub(super) fn set(files: &TlsFiles) -> FileSet {
 /// The first that cannot be read.
 pub(super) fn read(key: &str, files: &TlsFiles) -> Result<Contents, TlsErrors> {
     set(files).read().map_err(|error| {
-        let name = match &error.file {
+        let name = match &error.path {
             path if *path == files.cert_file => "cert_file",
             path if *path == files.key_file => "key_file",
             _ => "client_ca_file",

@@ -14,7 +14,7 @@ use portcullis::authorizer::{
 };
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::{Config, RefreshPolicy};
-use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching};
+use portcullis::keys::fetch::{FetchContext, Fetch, Fetched, FetchFuture};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::names::RealmNames;
 use portcullis::keys::snapshot::SnapshotFile;
@@ -201,7 +201,7 @@ impl World {
         file: Option<SnapshotFile>,
     ) -> KeyCache {
         let fetch = Arc::new(RealmKeys { world: self.clone(), name: name.to_owned() });
-        KeyCache::fetched(label, policy, fetch, context, None, file, Arc::default()).passing()
+        KeyCache::fetched(label, policy, fetch, context, None, file, Arc::default()).temporary()
     }
 }
 
@@ -290,7 +290,7 @@ pub async fn serve(
 }
 
 impl Fetch for RealmKeys {
-    fn fetch(&self, ask: Ask) -> Fetching<'_> {
+    fn fetch(&self, ask: FetchContext) -> FetchFuture<'_> {
         Box::pin(async move {
             let asked = ask.clock.now_micros();
             let issuer = &self.world.0;
@@ -305,7 +305,7 @@ impl Fetch for RealmKeys {
                 Some(key) => {
                     let set = json!({ "keys": [key.public_jwk()] }).to_string();
                     let keys = KeySet::parse(set.as_bytes()).map_err(FetchError::KeySet)?;
-                    Ok(Fetched::locally(keys, self.name.clone(), asked, ask.clock.now_micros()))
+                    Ok(Fetched::local(keys, self.name.clone(), asked, ask.clock.now_micros()))
                 }
             }
         })

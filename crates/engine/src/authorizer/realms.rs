@@ -187,7 +187,7 @@ impl RealmProviders {
             };
             drop(before);
             if uses.verified().is_some() {
-                keyed.keys.keep_from_now_on();
+                keyed.keys.persist();
             }
             let gone = self.write().admit(name.as_str(), Realm { what: Arc::new(keyed), uses, state });
             self.let_go(gone);
@@ -217,7 +217,7 @@ impl RealmProviders {
             }
         };
         self.let_go(gone);
-        keyed.keys.keep_from_now_on();
+        keyed.keys.persist();
         self.note_name(name, at);
     }
 

@@ -167,7 +167,7 @@ impl<'c> KeyWait<'c> {
                     shared.wake.notify_one();
                     None
                 }
-                RefreshOutcome::UnderWay => None,
+                RefreshOutcome::InProgress => None,
             };
         }
     }
@@ -197,7 +197,7 @@ impl<'c> KeyWait<'c> {
 
     fn acquire(&self) -> Option<Waiting<'c>> {
         let shared = self.shared;
-        let permit = shared.budget.waiting().permit(self.token.held_bytes, &shared.policy)?;
+        let permit = shared.budget.waiting().acquire(self.token.held_bytes, &shared.policy)?;
         let gauge = WaiterGauge::increment(&shared.waiters);
         Some(Waiting { finished: shared.finished.subscribe(), _permit: permit, _gauge: gauge })
     }

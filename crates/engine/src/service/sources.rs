@@ -13,21 +13,21 @@ use crate::authorizer::{KeySource, ProviderConfig};
 use crate::keys::RefreshPolicy;
 use crate::keys::budget::Budget;
 use crate::keys::discovery::Discovery;
-use crate::keys::fetch::{Ask, Changing, Fetch, Fetched, Fetching, FileKeys};
+use crate::keys::fetch::{FetchContext, ChangeFuture, Fetch, Fetched, FetchFuture, FileKeys};
 use crate::keys::fetch_error::FetchError;
 use crate::keys::folder::FileThreads;
 use crate::keys::http::HttpKeys;
 use crate::keys::http_client::HttpClient;
 use crate::keys::names::{RealmName, RealmNames};
 use crate::keys::snapshot::SnapshotFile;
-use crate::keys::{KeyCache, KeyCacheContext, SNAPSHOT_PATIENCE};
+use crate::keys::{KeyCache, KeyCacheContext, MAX_SNAPSHOT_WAIT};
 use crate::supervise::Tasks;
 use crate::validation::provider::Provider;
 
 use super::ServiceError;
 
 /// How long a cache may take to take in an answer that is there already: it waits for its snapshot first.
-const TAKE_IN: Duration = SNAPSHOT_PATIENCE.saturating_add(Duration::from_secs(1));
+const TAKE_IN: Duration = MAX_SNAPSHOT_WAIT.saturating_add(Duration::from_secs(1));
 
 /// One of the issuers that a provider stands for.
 #[derive(Clone)]
@@ -71,8 +71,8 @@ impl Answered {
             Err(error) => return Err(error.to_string()),
         };
         let limit = config.refresh.timeout;
-        let ask = Ask::first(&context.clock, limit);
-        let fetched = timeout(limit, fetch.fetch(ask)).await;
+        let fetch_context = FetchContext::first(&context.clock, limit);
+        let fetched = timeout(limit, fetch.fetch(fetch_context)).await;
         let fetched =
             fetched.unwrap_or(Err(FetchError::TimedOut(limit))).map_err(|error| error.to_string())?;
         let first = Mutex::new(Some(fetched));
@@ -122,15 +122,15 @@ struct WithFirst {
 }
 
 impl Fetch for WithFirst {
-    fn fetch(&self, ask: Ask) -> Fetching<'_> {
+    fn fetch(&self, context: FetchContext) -> FetchFuture<'_> {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
         match first {
             Some(first) => Box::pin(async { Ok(first) }),
-            None => self.rest.fetch(ask),
+            None => self.rest.fetch(context),
         }
     }
 
-    fn change(&self) -> Option<Changing<'_>> {
+    fn change(&self) -> Option<ChangeFuture<'_>> {
         self.rest.change()
     }
 }
@@ -145,7 +145,7 @@ impl Source {
         let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
         let http = || realm.map_or_else(|| http_client(config, context), |realm| Ok(Arc::clone(&realm.http)));
         // A realm is opened by a token.
-        let begun = |keys: HttpKeys| Arc::new(if realm.is_some() { keys.for_a_token() } else { keys });
+        let begun = |keys: HttpKeys| Arc::new(if realm.is_some() { keys.opened_by_token() } else { keys });
         let (fetch, place): (Arc<dyn Fetch>, String) = match &config.keys {
             KeySource::Inline(_) => return Ok(None),
             KeySource::File(path) => (Arc::new(FileKeys::at(path, max_bytes)), path.display().to_string()),
@@ -194,7 +194,7 @@ fn cache(
     let files = realm.map(|realm| realm.files.clone()).unwrap_or_default();
     let file = snapshot_dir
         .as_deref()
-        .map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source.place, max_bytes).by(&files));
+        .map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source.place, max_bytes).with_threads(&files));
     let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{}", realm.name));
     let (refresh, mut context) = (config.refresh.clone(), context.clone());
     if realm.is_some() {
@@ -206,7 +206,7 @@ fn cache(
         None => before.map(|before| Arc::clone(before.budget())).unwrap_or_default(),
     };
     let cache = KeyCache::fetched(&key_name, refresh, source.fetch, context, before, file, budget);
-    if realm.is_some() { cache.passing() } else { cache }
+    if realm.is_some() { cache.temporary() } else { cache }
 }
 
 /// A provider of one issuer with its keys.

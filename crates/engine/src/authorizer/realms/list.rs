@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use super::RealmProviders;
 use super::names::Names;
 use crate::keys::folder::FolderError;
-use crate::keys::names::{FoundNames, RealmNames};
+use crate::keys::names::{StoredNames, RealmNames};
 
 /// The list is written this far apart at least.
 const BETWEEN_WRITES: Duration = Duration::from_secs(5);
@@ -123,8 +123,8 @@ impl RealmProviders {
         self.names.lock().in_order()
     }
 
-    fn take_in_names(&self, found: FoundNames, file: &RealmNames) {
-        if let Some(error) = found.refused {
+    fn take_in_names(&self, found: StoredNames, file: &RealmNames) {
+        if let Some(error) = found.error {
             let (provider, path) = (&self.template.provider.name, file.path());
             tracing::warn!(provider, path = %path.display(), %error, "names of realms that had keys are not used");
         }

@@ -87,7 +87,7 @@ impl NewRealm {
         let Self { realms, config, name } = self;
         drop(config);
         let waiting = Arc::clone(&realms.waiting);
-        let Some(_held) = waiting.place(held_bytes, &realms.template.refresh) else {
+        let Some(_held) = waiting.acquire(held_bytes, &realms.template.refresh) else {
             return Err(Shut::LineFull);
         };
         let (mut told, _place) = match realms.join(name)? {

@@ -237,7 +237,7 @@ impl Reloads {
                     self.refused(&FileError { path: self.path.clone(), kind: FileErrorKind::Timeout(READ_TIMEOUT) });
                 }
                 () = come(self.next_try) => {
-                    self.next_try = next_after(self.service.reload_rest().await.is_empty());
+                    self.next_try = next_after(self.service.retry_pending().await.is_empty());
                 }
             }
         }

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use portcullis::access_request::AccessRequest;
 use portcullis::authorizer::{
-    Authorizer, KeyedProvider, NamesKept, OpenRealm, RealmProviders, RequestPolicy,
+    Authorizer, KeyedProvider, NameStorage, OpenRealm, RealmProviders, RequestPolicy,
 };
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::{Config, RefreshPolicy};
@@ -138,7 +138,7 @@ impl World {
     }
 
     pub fn template_of(&self, config: &Config, before: Option<&RealmProviders>) -> Arc<RealmProviders> {
-        let kept = self.0.folder.as_deref().map_or(NamesKept::InMemory, names_in);
+        let kept = self.0.folder.as_deref().map_or(NameStorage::InMemory, names_in);
         self.template_in(config, kept, before)
     }
 
@@ -146,7 +146,7 @@ impl World {
     pub fn template_in(
         &self,
         config: &Config,
-        kept: NamesKept,
+        kept: NameStorage,
         before: Option<&RealmProviders>,
     ) -> Arc<RealmProviders> {
         let known = before.map(|before| before.known()).unwrap_or_default();
@@ -157,7 +157,7 @@ impl World {
     pub fn template_with(
         &self,
         config: &Config,
-        kept: NamesKept,
+        kept: NameStorage,
         known: &[Arc<KeyedProvider>],
         before: Option<&RealmProviders>,
     ) -> Arc<RealmProviders> {
@@ -206,8 +206,8 @@ impl World {
 }
 
 /// The list of names in this folder.
-pub fn names_in(folder: &Path) -> NamesKept {
-    NamesKept::In(RealmNames::new(folder, "keycloak", ISSUER))
+pub fn names_in(folder: &Path) -> NameStorage {
+    NameStorage::File(RealmNames::new(folder, "keycloak", ISSUER))
 }
 
 /// The configuration of a template with these lines besides.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use portcullis::access_request::{AccessRequest, Headers};
-use portcullis::authorizer::{Authorizer, NamesKept, OpenRealm, RealmProviders, RequestPolicy};
+use portcullis::authorizer::{Authorizer, NameStorage, OpenRealm, RealmProviders, RequestPolicy};
 use portcullis::clock::{Clock, monotonic};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::Config;
@@ -169,7 +169,7 @@ providers:
     });
     let template = config.providers[0].clone();
     let realms = template.realms.clone().expect("a pattern");
-    let realms = RealmProviders::new(template, realms, open, NamesKept::InMemory, Vec::new(), None);
+    let realms = RealmProviders::new(template, realms, open, NameStorage::InMemory, Vec::new(), None);
     let policy = RequestPolicy {
         rules: config.rules,
         limits: config.limits,

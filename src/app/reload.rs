@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::clock::{self, Instant};
 use crate::config::{Change, Config, ConfigErrors, MAX_FILE_BYTES, Shutdown};
-use crate::files::{Contents, FileSet, WatchedFiles, FileEvent, READ_TIMEOUT, FileError, FileErrorKind};
+use crate::files::{Contents, FileError, FileErrorKind, FileEvent, FileSet, READ_TIMEOUT, WatchedFiles};
 use crate::service::Service;
 
 use super::listeners::Listeners;
@@ -304,8 +304,12 @@ impl Reloads {
                 }
                 self.unsettled();
             }
-            FileEvent::Settled { contents, settled_for, atomic } => self.rested(contents, settled_for, atomic).await,
-            FileEvent::Unreadable(error @ FileError { kind: FileErrorKind::TooLarge(_), .. }) => self.refused(&error),
+            FileEvent::Settled { contents, settled_for, atomic } => {
+                self.rested(contents, settled_for, atomic).await
+            }
+            FileEvent::Unreadable(error @ FileError { kind: FileErrorKind::TooLarge(_), .. }) => {
+                self.refused(&error)
+            }
             FileEvent::Unreadable(error) => {
                 tracing::warn!(%error, "the configuration cannot be read: the last good one keeps serving");
             }

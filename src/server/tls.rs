@@ -160,7 +160,7 @@ impl Tls {
 
     fn publish(&self, metrics: &Metrics, clock: &Clock) {
         for (file, validity) in &self.0.current.load().ends {
-            metrics.tls().ends(self.door(), *file, validity.not_after);
+            metrics.tls().not_after(self.door(), *file, validity.not_after);
             if let Some(warning) = validity.warning(clock.now()) {
                 tracing::warn!(listener = %self.0.key, file = file.as_str(), "{warning}");
             }

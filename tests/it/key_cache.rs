@@ -11,7 +11,9 @@ use crate::support::script::{
 use portcullis::clock::{self, Instant};
 use portcullis::config::RefreshPolicy;
 use portcullis::keys::budget::Accounts;
-use portcullis::keys::schedule::{StartedFetch, Caller, FetchMode, FetchEnd, AnswerSource, RefreshOutcome, Schedule};
+use portcullis::keys::schedule::{
+    AnswerSource, Caller, FetchEnd, FetchMode, RefreshOutcome, Schedule, StartedFetch,
+};
 use portcullis::keys::{KeyCache, KeyCacheContext, StaleToken};
 use portcullis::telemetry::Trigger;
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
@@ -279,9 +281,24 @@ fn a_change_of_the_source_during_a_fetch_calls_for_another() {
     assert_eq!(schedule.start(&mut accounts, now), Some(begun(1, Trigger::Startup, FetchMode::Conditional)));
     schedule.source_changed(now);
     now += SECOND;
-    schedule.finish(&mut accounts, 1, FetchEnd::Succeeded { fresh_for: None, source: AnswerSource::Issuer }, 0.5, now);
-    assert_eq!(schedule.start(&mut accounts, now), Some(begun(2, Trigger::Scheduled, FetchMode::Conditional)));
-    schedule.finish(&mut accounts, 2, FetchEnd::Succeeded { fresh_for: None, source: AnswerSource::Issuer }, 0.5, now);
+    schedule.finish(
+        &mut accounts,
+        1,
+        FetchEnd::Succeeded { fresh_for: None, source: AnswerSource::Issuer },
+        0.5,
+        now,
+    );
+    assert_eq!(
+        schedule.start(&mut accounts, now),
+        Some(begun(2, Trigger::Scheduled, FetchMode::Conditional))
+    );
+    schedule.finish(
+        &mut accounts,
+        2,
+        FetchEnd::Succeeded { fresh_for: None, source: AnswerSource::Issuer },
+        0.5,
+        now,
+    );
     assert_eq!(schedule.start(&mut accounts, now), None);
 }
 

@@ -18,7 +18,9 @@ use portcullis::keys::budget::Accounts;
 use portcullis::keys::folder::{FolderError, FolderItem};
 use portcullis::keys::origin::Origin;
 use portcullis::keys::published::Published;
-use portcullis::keys::schedule::{StartedFetch, Caller, FetchMode, FetchEnd, AnswerSource, RefreshOutcome, Schedule};
+use portcullis::keys::schedule::{
+    AnswerSource, Caller, FetchEnd, FetchMode, RefreshOutcome, Schedule, StartedFetch,
+};
 use portcullis::keys::snapshot::{ClockReading, Snapshot, SnapshotError, SnapshotFile};
 use portcullis::keys::{KeyCache, KeyCacheContext};
 use portcullis::telemetry::Trigger;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::support::script::{self, NotRescued, SECOND, Script, ask, policy, settle, still, warm_in};
 use portcullis::clock::{Clock, SimulatedClock};
 use portcullis::config::RefreshPolicy;
-use portcullis::keys::fetch::{FetchContext, Fetch, FetchFuture};
+use portcullis::keys::fetch::{Fetch, FetchContext, FetchFuture};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::folder::{Folder, FolderError};
 use portcullis::keys::snapshot::SnapshotFile;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use portcullis::clock::{self, Instant};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::RefreshPolicy;
-use portcullis::keys::fetch::{FetchContext, Fetch, Fetched, FetchFuture};
+use portcullis::keys::fetch::{Fetch, FetchContext, FetchFuture, Fetched};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::origin::Origin;
 use portcullis::keys::{KeyCache, KeyCacheContext, Newer, ObservedKeys, StaleToken};

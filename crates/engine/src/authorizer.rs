@@ -5,13 +5,13 @@
 //! old, or a realm's keys are not loaded, it returns an [`Undecided`], which waits for them. [`Authorizer::decide`]
 //! does both. Nothing here fails: a failure to decide is a denial.
 
-mod record;
+mod denials;
 mod keyed;
 mod limits;
 mod provider_config;
 mod providers;
 mod realms;
-mod denials;
+mod record;
 mod template;
 mod undecided;
 
@@ -31,9 +31,9 @@ pub use self::realms::{NameStorage, OpenRealm, RealmProviders};
 pub use self::template::{AllowedRealms, PLACEHOLDER, RealmKeys, Realms, Template};
 pub use self::undecided::Undecided;
 
+use self::denials::DenialLog;
 use self::providers::Providers;
 use self::realms::{Issuer, ProviderHandle};
-use self::denials::DenialLog;
 use self::undecided::{Pending, Source};
 use crate::access_request::AccessRequest;
 use crate::clock::{Clock, Instant};

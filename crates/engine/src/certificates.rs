@@ -80,7 +80,8 @@ impl Validity {
         if now < self.not_before {
             return Some(format!("a certificate is not valid before {}", time(self.not_before)));
         }
-        (remaining < EXPIRY_WARNING.as_secs_f64()).then(|| format!("a certificate expires soon, on {}", time(self.not_after)))
+        (remaining < EXPIRY_WARNING.as_secs_f64())
+            .then(|| format!("a certificate expires soon, on {}", time(self.not_after)))
     }
 }
 
@@ -171,13 +172,13 @@ pub fn pair(chain: &[Certificate], key: PrivateKeyDer<'static>) -> Result<Certif
     let signing =
         signing.map_err(|error| PairError::Key(format!("the private key cannot be used: {error}")))?;
     let certified = |chain| CertifiedKey::new(chain, Arc::clone(&signing));
-    let fits = |certificate: &Certificate| certified(vec![certificate.der.clone()]).keys_match();
-    match chain.first().map(fits) {
+    let matches_key = |certificate: &Certificate| certified(vec![certificate.der.clone()]).keys_match();
+    match chain.first().map(matches_key) {
         None => Err(PairError::Certificate("no certificate in PEM form".to_owned())),
         Some(Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown))) => {
             Ok(certified(chain.iter().map(|certificate| certificate.der.clone()).collect()))
         }
-        Some(Err(_)) if chain.iter().skip(1).any(|certificate| fits(certificate).is_ok()) => {
+        Some(Err(_)) if chain.iter().skip(1).any(|certificate| matches_key(certificate).is_ok()) => {
             Err(PairError::Mismatch(
                 "the key belongs to a later certificate of the chain: put that first".to_owned(),
             ))

@@ -212,9 +212,10 @@ impl FileSet {
     pub async fn read_pipes(&self) -> Result<Contents, FileError> {
         let mut contents = Vec::new();
         for path in &self.paths {
-            let bytes = read_pipe(path, self.max_bytes)
-                .await
-                .map_err(|error| FileError { path: path.clone(), kind: FileErrorKind::of(&error, self.max_bytes) })?;
+            let bytes = read_pipe(path, self.max_bytes).await.map_err(|error| FileError {
+                path: path.clone(),
+                kind: FileErrorKind::of(&error, self.max_bytes),
+            })?;
             contents.push(Content { path: path.clone(), bytes: bytes.into(), regular: false, source: None });
         }
         Ok(Contents(contents))
@@ -240,7 +241,9 @@ impl FileSet {
             Ok(FileRead { bytes, regular, source }) => {
                 Ok(Content { path: path.to_owned(), bytes: bytes.into(), regular, source })
             }
-            Err(error) => Err(FileError { path: path.to_owned(), kind: FileErrorKind::of(&error, self.max_bytes) }),
+            Err(error) => {
+                Err(FileError { path: path.to_owned(), kind: FileErrorKind::of(&error, self.max_bytes) })
+            }
         }
     }
 
@@ -315,7 +318,8 @@ fn read_regular(path: &Path, max_bytes: usize) -> io::Result<FileRead> {
 /// The source, if the file did not change while it was read.
 fn source_if_unchanged(path: &Path, target: PathBuf, before: &Metadata, file: &File) -> Option<Source> {
     let timestamps = |of: &Metadata| (of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
-    let same = timestamps(&file.metadata().ok()?) == timestamps(before) && fs::canonicalize(path).ok()? == target;
+    let same =
+        timestamps(&file.metadata().ok()?) == timestamps(before) && fs::canonicalize(path).ok()? == target;
     let modified = (before.mtime(), before.mtime_nsec()).max((before.ctime(), before.ctime_nsec()));
     let older_than_links = newest_link(path).ok()?.is_some_and(|link| modified < link);
     same.then_some(Source { path: target, older_than_links })
@@ -473,7 +477,9 @@ impl WatchedFiles {
                     return FileEvent::Settled { contents, settled_for, atomic };
                 }
                 (Observation::Unreadable(error), _) => return FileEvent::Unreadable(error),
-                (Observation::Changing | Observation::Settled(_), contents) => return FileEvent::Changing(contents),
+                (Observation::Changing | Observation::Settled(_), contents) => {
+                    return FileEvent::Changing(contents);
+                }
             }
         }
     }

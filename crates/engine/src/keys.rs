@@ -219,7 +219,7 @@ impl Drop for KeyCache {
         self.shared.budget.store_known(&self.shared.provider, known);
         self.shared.budget.remove(self.shared.member);
         if self.shared.temporary.load(Ordering::Acquire) {
-            self.shared.context.metrics.forget_keys(&self.shared.provider, &TASKS);
+            self.shared.context.metrics.remove_cache(&self.shared.provider, &TASKS);
         }
     }
 }
@@ -332,7 +332,7 @@ impl KeyCache {
     pub fn temporary(self) -> Self {
         // The name of a realm may be made up, so nothing is persisted yet.
         self.shared.persisted.store(self.persisted_before, Ordering::Release);
-        self.shared.context.metrics.hold_keys(&self.shared.provider);
+        self.shared.context.metrics.register_cache(&self.shared.provider);
         self.shared.temporary.store(true, Ordering::Release);
         self
     }
@@ -523,7 +523,7 @@ impl Shared {
         };
         // An aborted task may still run here after its label values were removed.
         match self.temporary.load(Ordering::Acquire) {
-            true => metrics.while_held(&self.provider, publish),
+            true => metrics.if_registered(&self.provider, publish),
             false => publish(),
         }
     }

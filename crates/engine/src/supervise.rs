@@ -251,8 +251,8 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let gone = self.supervisor.tasks.registry().tasks.remove(&self.number);
-        if gone.is_some_and(|(_, state)| state.failing) {
+        let removed = self.supervisor.tasks.registry().tasks.remove(&self.number);
+        if removed.is_some_and(|(_, state)| state.failing) {
             self.supervisor.changed.notify_one();
         }
     }

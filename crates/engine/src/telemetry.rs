@@ -9,7 +9,7 @@ mod metrics;
 mod settings;
 mod tls;
 
-pub use self::log::{flush_log, start_log, log_panics};
+pub use self::log::{flush_log, log_panics, start_log};
 pub use self::metrics::{FetchOutcome, Metrics, StaleOutcome, Trigger};
 pub use self::settings::{Log, LogFormat, LogLevel};
 pub use self::tls::{TlsFile, TlsMetrics};

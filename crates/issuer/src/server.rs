@@ -324,8 +324,9 @@ impl Document {
 
     fn padded(self, size: usize) -> Response<Body> {
         let spaces = size.saturating_sub(self.body.len());
-        let padding =
-            (0..spaces).step_by(CHUNK_BYTES).map(move |sent| Bytes::from(vec![b' '; CHUNK_BYTES.min(spaces - sent)]));
+        let padding = (0..spaces)
+            .step_by(CHUNK_BYTES)
+            .map(move |sent| Bytes::from(vec![b' '; CHUNK_BYTES.min(spaces - sent)]));
         let chunks = std::iter::once(self.body.clone()).chain(padding);
         let body = Body::from_stream(tokio_stream::iter(chunks.map(Ok::<_, Infallible>)));
         self.respond(body)

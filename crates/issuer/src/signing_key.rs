@@ -4,10 +4,7 @@
 //! same error here. `serve` must not use it: it holds private keys, and it signs any input, including hostile
 //! headers.
 
-#![allow(
-    clippy::indexing_slicing,
-    reason = "no external input: lengths are those of keys made in this file"
-)]
+#![allow(clippy::indexing_slicing, reason = "no external input: lengths are those of keys made in this file")]
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -151,12 +148,12 @@ impl SigningKey {
     pub fn generate<'a>(kid: impl Into<Option<&'a str>>, algorithm: SigningAlgorithm) -> Self {
         let material = match algorithm.primitive() {
             Primitive::Rsa(_) => Material::Rsa(generate_rsa()),
-            Primitive::Ecdsa(_, _, signer) => Material::Ecdsa(Arc::new(
-                EcdsaKeyPair::generate(signer).expect(AWS_LC_CANNOT_FAIL),
-            )),
-            Primitive::Ed25519 => Material::Ed25519(Arc::new(
-                Ed25519KeyPair::generate().expect(AWS_LC_CANNOT_FAIL),
-            )),
+            Primitive::Ecdsa(_, _, signer) => {
+                Material::Ecdsa(Arc::new(EcdsaKeyPair::generate(signer).expect(AWS_LC_CANNOT_FAIL)))
+            }
+            Primitive::Ed25519 => {
+                Material::Ed25519(Arc::new(Ed25519KeyPair::generate().expect(AWS_LC_CANNOT_FAIL)))
+            }
             Primitive::Hmac(_, hash) => {
                 let mut secret = vec![0; hash.output_len()];
                 fill(&mut secret).expect(AWS_LC_CANNOT_FAIL);
@@ -290,8 +287,7 @@ impl SigningKey {
         match (&self.material, self.algorithm.primitive()) {
             (Material::Rsa(pair), Primitive::Rsa(encoding)) => {
                 let mut signature = vec![0; pair.public_modulus_len()];
-                pair.sign(encoding, &random, signing_input, &mut signature)
-                    .expect(AWS_LC_CANNOT_FAIL);
+                pair.sign(encoding, &random, signing_input, &mut signature).expect(AWS_LC_CANNOT_FAIL);
                 signature
             }
             (Material::Ecdsa(pair), _) => {

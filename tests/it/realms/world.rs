@@ -14,7 +14,7 @@ use portcullis::authorizer::{
 };
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::{Config, RefreshPolicy};
-use portcullis::keys::fetch::{FetchContext, Fetch, Fetched, FetchFuture};
+use portcullis::keys::fetch::{Fetch, FetchContext, FetchFuture, Fetched};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::names::RealmNames;
 use portcullis::keys::snapshot::SnapshotFile;

@@ -8,7 +8,7 @@ use portcullis::authorizer::{Authorizer, KeyedProvider, RequestPolicy};
 use portcullis::clock::{Clock, SimulatedClock};
 use portcullis::config::{Limits, RefreshPolicy};
 use portcullis::keys::discovery::Discovery;
-use portcullis::keys::fetch::{FetchContext, Fetch, Fetched, FetchFuture, Interim};
+use portcullis::keys::fetch::{Fetch, FetchContext, FetchFuture, Fetched, Interim};
 use portcullis::keys::http::HttpKeys;
 use portcullis::keys::snapshot::SnapshotFile;
 use portcullis::keys::{Jitter, KeyCache, KeyCacheContext};

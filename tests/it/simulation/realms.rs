@@ -17,7 +17,7 @@ use portcullis::clock::{Clock, monotonic};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::Config;
 use portcullis::keys::budget::Budget;
-use portcullis::keys::fetch::{FetchContext, Fetch, Fetched, FetchFuture};
+use portcullis::keys::fetch::{Fetch, FetchContext, FetchFuture, Fetched};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::{Jitter, KeyCache, KeyCacheContext};
 use portcullis::telemetry::Trigger;

@@ -361,7 +361,9 @@ async fn an_older_set_takes_no_key_out_of_a_newer_file_and_brings_none_back() {
         let asked = now - seconds_ago * 1_000_000;
         let published = Published::restored(keys, Origin::at(asked, asked), Vec::new());
         let wall = UnixTime::from_secs(NOW - seconds_ago);
-        file.store(published, wall, ClockReading::of(&clock, &line)).await.expect("the folder can be written to");
+        file.store(published, wall, ClockReading::of(&clock, &line))
+            .await
+            .expect("the folder can be written to");
     };
     store(set(&[&a, &b]), 10).await;
     store(set(&[&a, &gone]), 60).await;

@@ -84,12 +84,7 @@ impl DenialLog {
     fn report(&self) {
         let suppressed = self.kinds().take_suppressed(clock::monotonic());
         for Suppressed { reason, provider, suppressed } in suppressed {
-            tracing::info!(
-                reason,
-                provider,
-                suppressed,
-                "request denied lines suppressed"
-            );
+            tracing::info!(reason, provider, suppressed, "request denied lines suppressed");
         }
     }
 

@@ -30,12 +30,12 @@
 //! - If the flood always keeps names waiting, a new tenant waits for as many `min_spacing` as there are names, 1,024
 //!   at most; and while the queue is full its caller is queued only when another name leaves.
 
-mod table;
 mod handle;
-mod queue;
 mod list;
 mod names;
 mod opening;
+mod queue;
+mod table;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -45,13 +45,13 @@ use tokio::task::JoinSet;
 pub(super) use self::handle::ProviderHandle;
 pub use self::list::NameStorage;
 
-use self::table::{RealmTable, Realm, RealmState, Usage};
 use self::handle::Tenant;
-use self::queue::RealmQueue;
 use self::list::SharedNames;
 use self::names::AbsentNames;
-use self::opening::Opener;
 pub(super) use self::opening::NewRealm;
+use self::opening::Opener;
+use self::queue::RealmQueue;
+use self::table::{Realm, RealmState, RealmTable, Usage};
 use super::keyed::KeyedProvider;
 use super::provider_config::ProviderConfig;
 use super::template::{AllowedRealms, Realms};
@@ -138,7 +138,8 @@ impl RealmProviders {
         let (next_open, tasks) = (Notify::new(), Mutex::default());
         let opener = Mutex::new(Opener { queue, absent: AbsentNames::default(), running: false });
         let waiting = Arc::default();
-        let this = Self { template, realms, open, storage, table, waiting, opener, names, next_open, tasks, epoch };
+        let this =
+            Self { template, realms, open, storage, table, waiting, opener, names, next_open, tasks, epoch };
         this.carry_over(known, before);
         let this = Arc::new(this);
         this.start_list_tasks();
@@ -233,7 +234,10 @@ impl RealmProviders {
     }
 
     fn handle(self: &Arc<Self>, keyed: &Arc<KeyedProvider>, usage: &Arc<Usage>) -> ProviderHandle {
-        ProviderHandle::of_realm(Arc::clone(keyed), Tenant { realms: Arc::clone(self), usage: Arc::clone(usage) })
+        ProviderHandle::of_realm(
+            Arc::clone(keyed),
+            Tenant { realms: Arc::clone(self), usage: Arc::clone(usage) },
+        )
     }
 
     fn micros(&self, at: Instant) -> i64 {

@@ -81,7 +81,7 @@ impl Authorizer {
             let peer = peer.to_canonical();
             tracing::warn!(
                 %peer,
-                hint = "add it to trusted_proxies if it is your proxy, else block its access to this door",
+                hint = "add it to trusted_proxies if it is your proxy, else block its access to this listener",
                 "untrusted peer denied"
             );
         }

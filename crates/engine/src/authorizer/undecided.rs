@@ -2,7 +2,7 @@
 //!
 //! It obtains what the core needs until that decides; dropping it releases its permits and cancels no fetch.
 
-use super::realms::{ProviderHandle, NewRealm};
+use super::realms::{NewRealm, ProviderHandle};
 use super::{Authorizer, Decided, deadline, record_verified};
 use crate::decision::{Decision, Evaluation, KeysNeeded, Need, NoKeys};
 use crate::keys::{KeyWait, Newer, ObservedKeys, StaleToken};
@@ -99,7 +99,11 @@ impl Authorizer {
         decision
     }
 
-    async fn resume_with_newer<'a>(&'a self, wait: &mut KeyWait<'_>, mut needed: Box<KeysNeeded<'a>>) -> Decision<'a> {
+    async fn resume_with_newer<'a>(
+        &'a self,
+        wait: &mut KeyWait<'_>,
+        mut needed: Box<KeysNeeded<'a>>,
+    ) -> Decision<'a> {
         loop {
             match wait.next(cause(&needed)).await {
                 Newer::Keys(keys) => match needed.resume(&keys, self.now()) {

@@ -52,9 +52,7 @@ pub fn client(trusted: Trusted, certificate: Option<CertifiedKey>) -> Result<Cli
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
     let builder = match trusted.0 {
         // As strict as the default: the library's own verifier, with the system's roots.
-        Roots::System(verifier) => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
-        }
+        Roots::System(verifier) => builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)),
         Roots::Given(roots) => builder.with_root_certificates(roots),
     };
     let mut client = match certificate {

@@ -50,9 +50,18 @@ fn a_file_with_a_broken_part_is_rejected() {
         (two.replace("-----END CERTIFICATE-----", "-----END CERT-----"), "does not end"),
         (two.replace("-----BEGIN CERTIFICATE-----", ""), "does not begin"),
         (two.replace("-----BEGIN CERTIFICATE-----", "----BEGIN CERTIFICATE-----"), "does not begin"),
-        (two.replace("-----BEGIN CERTIFICATE-----", "-----BEGIN CERTIFICATE----"), "malformed section marker"),
-        (two.replace("-----BEGIN CERTIFICATE-----", " -----BEGIN CERTIFICATE-----"), "malformed section marker"),
-        (two.replace("CERTIFICATE", "TRUSTED CERTIFICATE"), "`TRUSTED CERTIFICATE`, which is not allowed here"),
+        (
+            two.replace("-----BEGIN CERTIFICATE-----", "-----BEGIN CERTIFICATE----"),
+            "malformed section marker",
+        ),
+        (
+            two.replace("-----BEGIN CERTIFICATE-----", " -----BEGIN CERTIFICATE-----"),
+            "malformed section marker",
+        ),
+        (
+            two.replace("CERTIFICATE", "TRUSTED CERTIFICATE"),
+            "`TRUSTED CERTIFICATE`, which is not allowed here",
+        ),
         (two.replace(lines[2], ""), "cannot be decoded"),
         (two.replace(lines[2], "????"), "cannot be decoded"),
         (format!("{}\n{}", lines[..3].join("\n"), lines[lines.len() - 1]), "cannot be decoded"),
@@ -76,8 +85,14 @@ fn a_certificate_that_may_not_sign_is_not_an_authority() {
     let (ca, _) = authority();
     let (leaf, _) = leaf(&["a"]);
     assert_rejected(client_authorities(leaf.as_bytes()), "certificate 1 is not an authority");
-    assert_rejected(client_authorities(format!("{ca}{leaf}").as_bytes()), "certificate 2 is not an authority");
-    assert_rejected(issuer_authorities(format!("{ca}{leaf}").as_bytes()), "certificate 2 is not an authority");
+    assert_rejected(
+        client_authorities(format!("{ca}{leaf}").as_bytes()),
+        "certificate 2 is not an authority",
+    );
+    assert_rejected(
+        issuer_authorities(format!("{ca}{leaf}").as_bytes()),
+        "certificate 2 is not an authority",
+    );
 
     // A server with a self-signed certificate: valid as an issuer's authority, not as a client's.
     let key = KeyPair::generate().expect("a key");
@@ -105,7 +120,8 @@ fn a_file_has_one_private_key_that_is_not_encrypted() {
     let body = key.lines().nth(1).expect("a body").to_owned();
     let broken = key.replace(&body, "????");
     assert_rejected(private_key(broken.as_bytes()), "in line 1 cannot be decoded");
-    let message = private_key(key.replace("-----END PRIVATE KEY-----", "").as_bytes()).err().unwrap_or_default();
+    let message =
+        private_key(key.replace("-----END PRIVATE KEY-----", "").as_bytes()).err().unwrap_or_default();
     assert!(!message.contains(&body), "{message}");
 }
 

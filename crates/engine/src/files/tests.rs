@@ -199,7 +199,10 @@ async fn the_files_can_be_read_at_once() {
     assert_eq!(files.text(&contents), "a2b1");
     assert_eq!(files.next().await, None, "it was accepted");
     fs::remove_file(files.path("a")).expect("removed");
-    assert_eq!(files.watched.read_now().await.expect_err("missing").kind, FileErrorKind::Io(ErrorKind::NotFound));
+    assert_eq!(
+        files.watched.read_now().await.expect_err("missing").kind,
+        FileErrorKind::Io(ErrorKind::NotFound)
+    );
 }
 
 #[tokio::test(start_paused = true)]

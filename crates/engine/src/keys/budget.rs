@@ -219,7 +219,13 @@ impl Accounts {
     }
 
     /// The earliest start of this member's fetch.
-    pub fn earliest_start(&self, cause: StaleCause, member: Member, spacing: Duration, now: Instant) -> Instant {
+    pub fn earliest_start(
+        &self,
+        cause: StaleCause,
+        member: Member,
+        spacing: Duration,
+        now: Instant,
+    ) -> Instant {
         let account = self.account_ref(cause);
         let rank = account.rank_of(member).unwrap_or_else(|| account.rank_of_new(member));
         account.earliest_start(rank, spacing, now)
@@ -313,15 +319,11 @@ mod tests {
         let flooded: Vec<Member> = (0..5).map(|_| accounts.join()).collect();
         let quiet = accounts.join();
         for _ in 0..10 {
-            flooded
-                .iter()
-                .for_each(|member| accounts.enqueue(UnknownKid, *member, Some(now + 60 * SECOND)));
+            flooded.iter().for_each(|member| accounts.enqueue(UnknownKid, *member, Some(now + 60 * SECOND)));
             assert!(flooded.iter().any(|member| accounts.take_slot(UnknownKid, *member, SECOND, now)));
             now += SECOND;
         }
-        flooded
-            .iter()
-            .for_each(|member| accounts.enqueue(UnknownKid, *member, Some(now + 60 * SECOND)));
+        flooded.iter().for_each(|member| accounts.enqueue(UnknownKid, *member, Some(now + 60 * SECOND)));
         accounts.enqueue(UnknownKid, quiet, Some(now + 60 * SECOND));
         assert_eq!(accounts.earliest_start(UnknownKid, quiet, SECOND, now), now);
         assert!(!flooded.iter().any(|member| accounts.take_slot(UnknownKid, *member, SECOND, now)));
@@ -356,7 +358,11 @@ mod tests {
             accounts.enqueue(UnknownKid, member, Some(now + 60 * SECOND));
         }
         assert_eq!(accounts.earliest_start(UnknownKid, c, SECOND, now), now + 2 * SECOND);
-        assert_eq!(accounts.earliest_start(BadSignature, c, SECOND, now), now, "the other cause has its own account");
+        assert_eq!(
+            accounts.earliest_start(BadSignature, c, SECOND, now),
+            now,
+            "the other cause has its own account"
+        );
         assert!(accounts.dequeue(b));
         assert!(!accounts.dequeue(b));
         assert_eq!(accounts.earliest_start(UnknownKid, c, SECOND, now), now + SECOND);
@@ -384,7 +390,12 @@ mod tests {
         assert!(!flooded.iter().any(|member| accounts.take_slot(UnknownKid, *member, SECOND, slot)));
         assert!(accounts.take_slot(UnknownKid, tenant, SECOND, slot));
         assert!(accounts.take_slot(UnknownKid, first, SECOND, slot + SECOND), "served longest ago of those");
-        assert!(flooded.iter().any(|member| accounts.take_slot(UnknownKid, *member, SECOND, slot + 2 * SECOND)));
+        assert!(flooded.iter().any(|member| accounts.take_slot(
+            UnknownKid,
+            *member,
+            SECOND,
+            slot + 2 * SECOND
+        )));
     }
 
     #[test]
@@ -403,10 +414,10 @@ mod tests {
     fn a_removed_member_blocks_no_other() {
         let now = clock::monotonic();
         let budget = Budget::default();
-        let gone = budget.accounts().join();
+        let removed = budget.accounts().join();
         let tenant = budget.accounts().join();
-        budget.remove(gone);
-        budget.accounts().enqueue(UnknownKid, gone, Some(now + SECOND));
+        budget.remove(removed);
+        budget.accounts().enqueue(UnknownKid, removed, Some(now + SECOND));
         budget.accounts().enqueue(UnknownKid, tenant, Some(now + SECOND));
         assert!(budget.accounts().take_slot(UnknownKid, tenant, SECOND, now));
     }

@@ -21,7 +21,8 @@ const MAX_ETAG_BYTES: usize = 256;
 /// Security). So are malformed values.
 pub(super) fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
     // Directives are case-insensitive (RFC 9111 §5.2); the parser accepts lower case alone.
-    let to_lower_case = |value: &HeaderValue| HeaderValue::from_bytes(&value.as_bytes().to_ascii_lowercase()).ok();
+    let to_lower_case =
+        |value: &HeaderValue| HeaderValue::from_bytes(&value.as_bytes().to_ascii_lowercase()).ok();
     let control: Vec<HeaderValue> = headers.get_all(CACHE_CONTROL).iter().filter_map(to_lower_case).collect();
     let control = CacheControl::decode(&mut control.iter()).ok();
     if control.as_ref().is_some_and(|control| control.no_cache() || control.no_store()) {
@@ -50,12 +51,12 @@ pub(super) fn cache_headers(headers: &HeaderMap) -> String {
     const NAMES: [&str; 7] =
         ["date", "age", "cache-control", "via", "x-cache", "cf-cache-status", "cache-status"];
     const MAX_CHARS: usize = 64;
-    let shown = NAMES.into_iter().filter_map(|name| {
+    let lines = NAMES.into_iter().filter_map(|name| {
         let value = String::from_utf8_lossy(headers.get(name)?.as_bytes()).into_owned();
         let value: String = value.chars().take(MAX_CHARS).flat_map(char::escape_debug).collect();
         Some(format!("{name}: {value}"))
     });
-    shown.collect::<Vec<_>>().join("; ")
+    lines.collect::<Vec<_>>().join("; ")
 }
 
 fn expires_in(headers: &HeaderMap) -> Option<Duration> {

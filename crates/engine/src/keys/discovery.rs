@@ -13,7 +13,7 @@ use crate::clock::SteadyClock;
 
 use super::fetch_error::{DiscoveryError, FetchError};
 use super::origin::Origin;
-use super::transport::{RequestMode, Request, Transport};
+use super::transport::{Request, RequestMode, Transport};
 
 /// After this many consecutive documents that are older by their `Date` alone, the clock of the issuer was set back.
 const MAX_OLDER_IN_A_ROW: u32 = 2;
@@ -102,13 +102,12 @@ impl Discovery {
         };
         if let Some(is_newer) = cached.as_mut().filter(is_newer) {
             is_newer.older_in_a_row += u32::from(!origin.has_age());
-            let alternative =
-                (!origin.has_age() && jwks_uri != is_newer.jwks_uri).then_some(Alternative { jwks_uri, origin });
+            let alternative = (!origin.has_age() && jwks_uri != is_newer.jwks_uri)
+                .then_some(Alternative { jwks_uri, origin });
             return Ok(Located { jwks_uri: is_newer.jwks_uri.clone(), alternative });
         }
         let same = cached.as_ref().is_some_and(|entry| entry.verified && entry.jwks_uri == jwks_uri);
-        *cached =
-            Some(Cached { jwks_uri: jwks_uri.clone(), origin, verified: same, older_in_a_row: 0 });
+        *cached = Some(Cached { jwks_uri: jwks_uri.clone(), origin, verified: same, older_in_a_row: 0 });
         Ok(Located { jwks_uri, alternative: None })
     }
 

@@ -222,7 +222,12 @@ impl Fetch for FileKeys {
         Box::pin(async move {
             let requested_at = context.clock.now_micros();
             let keys = self.read(&context).await?;
-            Ok(Fetched::local(keys, self.path.display().to_string(), requested_at, context.clock.now_micros()))
+            Ok(Fetched::local(
+                keys,
+                self.path.display().to_string(),
+                requested_at,
+                context.clock.now_micros(),
+            ))
         })
     }
 

@@ -16,11 +16,11 @@ use url::Url;
 use crate::validation::key_set::{Key, KeySet};
 
 use super::caching;
-use super::discovery::{Discovery, Alternative, Located};
-use super::fetch::{FetchContext, Fetch, Fetched, FetchFuture};
+use super::discovery::{Alternative, Discovery, Located};
+use super::fetch::{Fetch, FetchContext, FetchFuture, Fetched};
 use super::fetch_error::FetchError;
 use super::schedule::FetchMode;
-use super::transport::{Answer, RequestMode, Request, Transport};
+use super::transport::{Answer, Request, RequestMode, Transport};
 use crate::telemetry::Trigger;
 
 /// After this many conditional requests one is unconditional: some servers do not change validators with the content.
@@ -118,7 +118,11 @@ impl HttpKeys {
         }
     }
 
-    async fn locate_and_read(&self, mode: RequestMode, context: &FetchContext) -> Result<Fetched, FetchError> {
+    async fn locate_and_read(
+        &self,
+        mode: RequestMode,
+        context: &FetchContext,
+    ) -> Result<Fetched, FetchError> {
         let discovery = match &self.location {
             Location::KeySet(url) => return self.read_set(url, mode, context).await,
             Location::Discovery(discovery) => discovery,
@@ -130,7 +134,9 @@ impl HttpKeys {
         };
         let fetched = self.read_discovered(discovery, &url, mode, context).await;
         if let Ok(fetched) = &fetched {
-            if mode == RequestMode::Scheduled || context.wanted.is_satisfied_by(&fetched.keys, context.published.keys()) {
+            if mode == RequestMode::Scheduled
+                || context.wanted.is_satisfied_by(&fetched.keys, context.published.keys())
+            {
                 return Ok(Fetched { location_asked: false, ..fetched.clone() });
             }
             // The callers that it serves do not wait for the document.
@@ -165,7 +171,8 @@ impl HttpKeys {
         context: &FetchContext,
     ) -> Result<Option<Fetched>, FetchError> {
         let fetched = self.read_set(&alternative.jwks_uri, mode, context).await?;
-        let history = |key: &Key| !context.published.withdrawn().iter().any(|entry| entry.key.is_material_of(key));
+        let history =
+            |key: &Key| !context.published.withdrawn().iter().any(|entry| entry.key.is_material_of(key));
         let unseen = fetched.keys.filtered(history, "it was withdrawn");
         if !context.wanted.is_satisfied_by(&unseen, context.published.keys()) {
             return Ok(None);
@@ -175,7 +182,12 @@ impl HttpKeys {
     }
 
     /// The URL that the document names, or the last one if the document is unavailable.
-    async fn locate(&self, discovery: &Discovery, mode: RequestMode, context: &FetchContext) -> Result<Url, FetchError> {
+    async fn locate(
+        &self,
+        discovery: &Discovery,
+        mode: RequestMode,
+        context: &FetchContext,
+    ) -> Result<Url, FetchError> {
         let requested_at = discovery.read(&*self.transport, mode, &context.clock);
         let Some(last) = discovery.last() else { return requested_at.await.map(|said| said.jwks_uri) };
         // Half of the time is reserved for the keys.
@@ -201,7 +213,12 @@ impl HttpKeys {
         fetched
     }
 
-    async fn read_set(&self, url: &Url, mode: RequestMode, context: &FetchContext) -> Result<Fetched, FetchError> {
+    async fn read_set(
+        &self,
+        url: &Url,
+        mode: RequestMode,
+        context: &FetchContext,
+    ) -> Result<Fetched, FetchError> {
         let conditional = context.mode == FetchMode::Conditional
             && mode == RequestMode::Scheduled
             && self.lock().unreliable.as_ref() != Some(url);
@@ -230,14 +247,21 @@ impl HttpKeys {
     }
 
     /// A 304: the set that was received with these validators is still current.
-    fn confirmed(&self, last: &LastAnswer, answer: &Answer, requested_at: i64, context: &FetchContext) -> Fetched {
+    fn confirmed(
+        &self,
+        last: &LastAnswer,
+        answer: &Answer,
+        requested_at: i64,
+        context: &FetchContext,
+    ) -> Fetched {
         // Headers that it lacks keep their values (RFC 9111 §4.3.4).
         let fresh_for = caching::fresh_for(&answer.headers).or(last.fresh_for);
         let validators = caching::validators(&answer.headers).unwrap_or_else(|| last.validators.clone());
         let (keys, conditional_left) = (Arc::clone(&last.keys), last.conditional_left.saturating_sub(1));
         let mut fetched = fetched(Arc::clone(&keys), answer, fresh_for, requested_at, context);
         fetched.origin = fetched.origin.revalidation();
-        self.lock().last = Some(LastAnswer { url: last.url.clone(), validators, keys, fresh_for, conditional_left });
+        self.lock().last =
+            Some(LastAnswer { url: last.url.clone(), validators, keys, fresh_for, conditional_left });
         fetched
     }
 
@@ -256,7 +280,8 @@ impl HttpKeys {
             history.unreliable = Some(url.clone());
         }
         // A change that was found only because of a token is followed by an unconditional request.
-        let conditional_left = if differs && mode == RequestMode::Forced { 0 } else { MAX_CONDITIONAL_IN_A_ROW };
+        let conditional_left =
+            if differs && mode == RequestMode::Forced { 0 } else { MAX_CONDITIONAL_IN_A_ROW };
         history.last = validators.map(|validators| LastAnswer {
             url: url.clone(),
             validators,
@@ -282,9 +307,11 @@ impl Fetch for HttpKeys {
 fn is_suspect(fetched: &Result<Fetched, FetchError>, context: &FetchContext) -> bool {
     match fetched {
         Ok(fetched) => {
-            let stale = context.published.origin().is_some_and(|current| !fetched.origin.is_newer_than(current));
-            let withdrawn =
-                |key: &Arc<Key>| context.published.withdrawn().iter().any(|entry| entry.key.is_material_of(key));
+            let stale =
+                context.published.origin().is_some_and(|current| !fetched.origin.is_newer_than(current));
+            let withdrawn = |key: &Arc<Key>| {
+                context.published.withdrawn().iter().any(|entry| entry.key.is_material_of(key))
+            };
             (stale && !fetched.keys.same_keys(context.published.keys()))
                 || fetched.keys.keys().iter().any(withdrawn)
         }
@@ -320,7 +347,11 @@ fn fetched(
 }
 
 /// Runs an additional request within the time of the fetch; `None` if it failed.
-async fn within_deadline<T>(context: &FetchContext, requested_at: impl Future<Output = Result<T, FetchError>>) -> Option<T> {
-    let remaining = context.deadline.saturating_duration_since(context.clock.monotonic()).saturating_sub(RESERVED);
+async fn within_deadline<T>(
+    context: &FetchContext,
+    requested_at: impl Future<Output = Result<T, FetchError>>,
+) -> Option<T> {
+    let remaining =
+        context.deadline.saturating_duration_since(context.clock.monotonic()).saturating_sub(RESERVED);
     tokio::time::timeout(remaining, requested_at).await.ok()?.ok()
 }

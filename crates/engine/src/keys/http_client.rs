@@ -24,8 +24,8 @@ use super::issuer_http::{ClientCertificate, IssuerHttp};
 use crate::certificates::{self, ClientTls, PairError, Trusted};
 
 use super::fetch_error::FetchError;
-use super::transport::{Answer, RequestMode, ResponseFuture, Request, Transport};
-use crate::files::{Contents, FileSet, WatchedFiles, FileError};
+use super::transport::{Answer, Request, RequestMode, ResponseFuture, Transport};
+use crate::files::{Contents, FileError, FileSet, WatchedFiles};
 use crate::supervise::{Supervisor, Task};
 
 /// The most redirects that are followed, on the same host.
@@ -121,7 +121,12 @@ impl HttpClient {
             let (client_options, client) = (Arc::new(client_options), Arc::clone(&client));
             let provider_name = provider.to_owned();
             let run = move || {
-                watch_files(provider_name.clone(), Arc::clone(&watched), Arc::clone(&client_options), Arc::clone(&client))
+                watch_files(
+                    provider_name.clone(),
+                    Arc::clone(&watched),
+                    Arc::clone(&client_options),
+                    Arc::clone(&client),
+                )
             };
             Watcher(supervisor.keep(Task::of(provider, WATCH_FILES), run))
         });

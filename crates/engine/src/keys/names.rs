@@ -146,7 +146,9 @@ impl RealmNames {
                 let file = entry.file_name().into_string().ok()?;
                 let name = file.strip_prefix(&prefix)?.strip_suffix(".json")?;
                 let metadata = entry.metadata().ok()?;
-                let usable = !name.contains('@') && metadata.is_file() && check_owner(&metadata, FolderItem::File).is_ok();
+                let usable = !name.contains('@')
+                    && metadata.is_file()
+                    && check_owner(&metadata, FolderItem::File).is_ok();
                 Some((metadata.modified().ok().filter(|_| usable)?, name.to_owned()))
             })
             .collect();

@@ -79,15 +79,15 @@ impl Published {
     /// current keys are dropped.
     #[must_use]
     pub fn with_added_keys(self, added_keys: impl IntoIterator<Item = AddedKey>) -> Self {
-        let mut kept: Vec<AddedKey> = Vec::new();
+        let mut merged: Vec<AddedKey> = Vec::new();
         let is_current = |entry: &AddedKey| self.keys.keys().iter().any(|key| entry.key.is_material_of(key));
         for entry in added_keys.into_iter().filter(is_current) {
-            match kept.iter_mut().find(|known| known.key.is_same_material(&entry.key)) {
+            match merged.iter_mut().find(|known| known.key.is_same_material(&entry.key)) {
                 Some(known) => known.by = known.by.later_of(entry.by),
-                None => kept.push(entry),
+                None => merged.push(entry),
             }
         }
-        Self { added_keys: Arc::new(kept), ..self }
+        Self { added_keys: Arc::new(merged), ..self }
     }
 
     /// The keys of the configuration.
@@ -162,7 +162,9 @@ impl Published {
         }
         let is_kept = |key: &Key| {
             let withdrawn = withdrawn.iter().find(|withdrawn| withdrawn.key.is_material_of(key));
-            withdrawn.is_none_or(|withdrawn| self.origin.is_some_and(|origin| origin.is_newer_than(&withdrawn.shown_by)))
+            withdrawn.is_none_or(|withdrawn| {
+                self.origin.is_some_and(|origin| origin.is_newer_than(&withdrawn.shown_by))
+            })
         };
         let keys = self.keys.filtered(is_kept, WITHDRAWN);
         all.retain(|withdrawn| !keys.keys().iter().any(|key| withdrawn.key.is_material_of(key)));
@@ -190,8 +192,11 @@ impl Published {
         let unseen: Vec<&Arc<Key>> = usable.keys().iter().filter(is_unseen).collect();
         // A key that an older answer has added may be withdrawn by a later one of the same clock.
         let contains = |key: &KeyName| answer.keys().iter().any(|entry| key.is_material_of(entry));
-        let (removed, remaining): (Vec<_>, Vec<_>) =
-            self.added_keys.iter().cloned().partition(|entry| !contains(&entry.key) && !origin.is_older_than(&entry.by));
+        let (removed, remaining): (Vec<_>, Vec<_>) = self
+            .added_keys
+            .iter()
+            .cloned()
+            .partition(|entry| !contains(&entry.key) && !origin.is_older_than(&entry.by));
         if unseen.is_empty() && removed.is_empty() {
             return (self.clone(), Effect::Older { added: false });
         }

@@ -14,12 +14,12 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::fetch::{FetchContext, Fetch, Fetched, Interim, Wanted};
+use super::fetch::{Fetch, FetchContext, Fetched, Interim, Wanted};
 use super::fetch_error::FetchError;
 use super::policy::RefreshPolicy;
 use super::published::{Effect, Published, Withdrawn};
-use super::schedule::{StartedFetch, FetchEnd, AnswerSource};
-use super::snapshot::{StoreError, PreviousSnapshot, ClockReading, Snapshot, SnapshotFile};
+use super::schedule::{AnswerSource, FetchEnd, StartedFetch};
+use super::snapshot::{ClockReading, PreviousSnapshot, Snapshot, SnapshotFile, StoreError};
 use super::{Confirmation, Confirmed, KeySnapshot, Shared, State};
 use crate::clock::Instant;
 use crate::telemetry::Trigger;
@@ -95,7 +95,12 @@ pub(super) async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
     }
 }
 
-async fn fetch_once(shared: Arc<Shared>, fetch: Arc<dyn Fetch>, started: StartedFetch, wanted: Wanted) -> FetchResult {
+async fn fetch_once(
+    shared: Arc<Shared>,
+    fetch: Arc<dyn Fetch>,
+    started: StartedFetch,
+    wanted: Wanted,
+) -> FetchResult {
     let limit = shared.policy.timeout;
     let recorder = Arc::clone(&shared);
     let context = FetchContext {
@@ -253,7 +258,8 @@ impl Shared {
         let max_stale = self.policy.max_stale;
         let seconds = (self.context.clock.now().as_secs_f64() - fetched_at.as_secs_f64()).max(0.0);
         let initial_age = Duration::try_from_secs_f64(seconds).unwrap_or(max_stale);
-        let confirmed = Confirmed { wall: fetched_at, recorded_at: now, initial_age, source: Confirmation::Snapshot };
+        let confirmed =
+            Confirmed { wall: fetched_at, recorded_at: now, initial_age, source: Confirmation::Snapshot };
         let pending = KeySnapshot { published, generation: 1, confirmed: Some(confirmed), max_stale };
         state.pending = Some(pending);
         if state.schedule.any_ended() {
@@ -292,7 +298,8 @@ impl Shared {
     }
 
     fn serve_pending(&self, state: &mut State) {
-        let Some(pending) = state.pending.take().filter(|pending| pending.published.origin().is_some()) else {
+        let Some(pending) = state.pending.take().filter(|pending| pending.published.origin().is_some())
+        else {
             return;
         };
         tracing::info!(
@@ -312,7 +319,8 @@ impl Shared {
         let (outcome, end, error) = match result {
             Ok(fetched) => {
                 let fresh_for = fetched.fresh_for;
-                let source = if fetched.origin.is_from_cache() { AnswerSource::Cache } else { AnswerSource::Issuer };
+                let source =
+                    if fetched.origin.is_from_cache() { AnswerSource::Cache } else { AnswerSource::Issuer };
                 if !fetched.location_asked {
                     state.location_remembered = state.location_remembered.max(number);
                 }
@@ -358,7 +366,8 @@ impl Shared {
         let before = self.snapshot.load_full();
         let restored = state.pending.take().filter(|_| before.generation == 0);
         let base = restored.as_ref().unwrap_or(&before);
-        let requested_before = base.published.origin().is_some_and(|own| fetched.origin.is_requested_before(own));
+        let requested_before =
+            base.published.origin().is_some_and(|own| fetched.origin.is_requested_before(own));
         let by_date_alone = !fetched.origin.has_age() && !requested_before;
         let expired = (by_date_alone && state.older_in_a_row >= MAX_OLDER_IN_A_ROW)
             || base.confirmed.is_some_and(|confirmed| confirmed.age(self.now()) > self.policy.max_stale);

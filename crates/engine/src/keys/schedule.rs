@@ -181,8 +181,9 @@ impl Schedule {
         if self.answered > arrival {
             return RefreshOutcome::Fresh;
         }
-        let serves_caller =
-            |fetch: &InProgress| fetch.started_fetch.number > arrival && fetch.started_fetch.mode == FetchMode::Forced;
+        let serves_caller = |fetch: &InProgress| {
+            fetch.started_fetch.number > arrival && fetch.started_fetch.mode == FetchMode::Forced
+        };
         if self.in_progress.iter().any(serves_caller) {
             return RefreshOutcome::InProgress;
         }
@@ -306,20 +307,15 @@ impl Schedule {
 
     /// Ends the fetch of this number. `jitter`, from 0 to 1, spreads the next scheduled one: over the last tenth of
     /// the interval after a success, over the second half of the back-off after a failure.
-    pub fn finish(
-        &mut self,
-        accounts: &mut Accounts,
-        number: u64,
-        end: FetchEnd,
-        jitter: f64,
-        now: Instant,
-    ) {
+    pub fn finish(&mut self, accounts: &mut Accounts, number: u64, end: FetchEnd, jitter: f64, now: Instant) {
         let ended = self.in_progress.iter().find(|fetch| fetch.started_fetch.number == number).copied();
         self.in_progress.retain(|fetch| fetch.started_fetch.number != number);
         let forced = ended.is_some_and(|fetch| fetch.started_fetch.mode == FetchMode::Forced);
         self.ended = self.ended.max(number);
         // A caller that still needs a concurrent fetch demands it again, now that one has ended.
-        if self.unknown_kid.concurrent_from.take().is_some() | self.bad_signature.concurrent_from.take().is_some() {
+        if self.unknown_kid.concurrent_from.take().is_some()
+            | self.bad_signature.concurrent_from.take().is_some()
+        {
             accounts.dequeue(self.member);
         }
         let RefreshPolicy { interval, min_spacing, .. } = self.policy;
@@ -334,7 +330,8 @@ impl Schedule {
                 if forced || source == AnswerSource::Issuer {
                     self.answered = self.answered.max(number);
                 }
-                self.last_duration = ended.map(|fetch| now.saturating_duration_since(fetch.at)).or(self.last_duration);
+                self.last_duration =
+                    ended.map(|fetch| now.saturating_duration_since(fetch.at)).or(self.last_duration);
                 self.next_scheduled = after(fresh_for.unwrap_or(interval));
             }
             FetchEnd::Older => {
@@ -365,7 +362,13 @@ impl Schedule {
     /// All fetches in progress are lost.
     pub fn abandon(&mut self, accounts: &mut Accounts, jitter: f64, now: Instant) {
         while let Some(fetch) = self.in_progress.first().copied() {
-            self.finish(accounts, fetch.started_fetch.number, FetchEnd::Failed { retry_after: None }, jitter, now);
+            self.finish(
+                accounts,
+                fetch.started_fetch.number,
+                FetchEnd::Failed { retry_after: None },
+                jitter,
+                now,
+            );
         }
     }
 

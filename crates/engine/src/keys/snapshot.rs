@@ -89,8 +89,9 @@ impl ClockReading {
     /// Converts an origin of another process to this process's clock. Within one boot this is exact, even if the wall
     /// clock was set; otherwise only the wall clock is available.
     fn rebase(&self, origin: Origin, written: Option<&Written>) -> Origin {
-        let same_boot =
-            written.filter(|written| written.boot_time.boot.is_some() && written.boot_time.boot == self.boot_time.boot);
+        let same_boot = written.filter(|written| {
+            written.boot_time.boot.is_some() && written.boot_time.boot == self.boot_time.boot
+        });
         let shift = same_boot.map_or(0, |written| {
             let own = self.micros.saturating_sub(self.boot_time.micros);
             own.saturating_sub(written.micros.saturating_sub(written.boot_time.micros))
@@ -201,7 +202,13 @@ impl SnapshotFile {
     }
 
     /// The same in any folder.
-    pub fn in_folder(folder: Arc<dyn Folder>, name: &str, issuer: &str, source: &str, max_bytes: usize) -> Self {
+    pub fn in_folder(
+        folder: Arc<dyn Folder>,
+        name: &str,
+        issuer: &str,
+        source: &str,
+        max_bytes: usize,
+    ) -> Self {
         Self {
             folder,
             threads: FileThreads::default(),
@@ -255,12 +262,18 @@ impl SnapshotFile {
         if !self.folder.blocks() {
             return store();
         }
-        let panicked =
-            StoreError { error: FolderError::Io(std::io::ErrorKind::Other), previous: PreviousSnapshot::None };
+        let panicked = StoreError {
+            error: FolderError::Io(std::io::ErrorKind::Other),
+            previous: PreviousSnapshot::None,
+        };
         self.threads.run(store).await.unwrap_or(Err(panicked))
     }
 
-    fn read_blocking(&self, now: &ClockReading, max_stale: Duration) -> Result<Option<Snapshot>, SnapshotError> {
+    fn read_blocking(
+        &self,
+        now: &ClockReading,
+        max_stale: Duration,
+    ) -> Result<Option<Snapshot>, SnapshotError> {
         let Some(bytes) = self.folder.read(&self.name, self.max_bytes)? else { return Ok(None) };
         let text = std::str::from_utf8(&bytes).map_err(|_| SnapshotError::Damaged)?;
         self.check(text, now, max_stale).map(Some)
@@ -284,7 +297,10 @@ impl SnapshotFile {
             .withdrawn
             .iter()
             .cloned()
-            .map(|entry| Withdrawn { shown_by: now.rebase(entry.shown_by, content.written.as_ref()), ..entry })
+            .map(|entry| Withdrawn {
+                shown_by: now.rebase(entry.shown_by, content.written.as_ref()),
+                ..entry
+            })
             .collect();
         let published = if content.keys.is_empty() {
             Published::without_keys(withdrawn)
@@ -292,7 +308,8 @@ impl SnapshotFile {
             let jwks = serde_json::json!({ "keys": content.keys }).to_string();
             let keys = KeySet::parse(jwks.as_bytes()).map_err(SnapshotError::KeySet)?;
             let rebased = |origin| now.rebase(origin, content.written.as_ref());
-            let brought = content.brought.iter().cloned().map(|entry| AddedKey { by: rebased(entry.by), ..entry });
+            let brought =
+                content.brought.iter().cloned().map(|entry| AddedKey { by: rebased(entry.by), ..entry });
             Published::restored(Arc::new(keys), rebased(origin), withdrawn).with_added_keys(brought)
         };
         let age = now.wall.as_secs_f64() - content.fetched_at;
@@ -308,7 +325,12 @@ impl SnapshotFile {
         Ok(Snapshot { published, fetched_at: UnixTime::from_epoch(since_epoch), unusable })
     }
 
-    fn store_blocking(&self, own: &Published, fetched_at: UnixTime, now: &ClockReading) -> Result<(), StoreError> {
+    fn store_blocking(
+        &self,
+        own: &Published,
+        fetched_at: UnixTime,
+        now: &ClockReading,
+    ) -> Result<(), StoreError> {
         let store_error = |error, previous| Err(StoreError { error, previous });
         let lock = self.folder.lock(&self.name);
         // A file that cannot be used is ignored.
@@ -358,8 +380,9 @@ impl SnapshotFile {
             brought: published.added_keys().to_vec(),
             written: Some(Written { micros: now.micros, boot_time: now.boot_time.clone() }),
         });
-        let envelope = content
-            .and_then(|content| serde_json::to_vec(&Envelope { sha256: digest(&content), content: &content }));
+        let envelope = content.and_then(|content| {
+            serde_json::to_vec(&Envelope { sha256: digest(&content), content: &content })
+        });
         let envelope = envelope.map_err(|error| FolderError::from(std::io::Error::from(error)))?;
         self.folder.replace(&self.name, &envelope)
     }
@@ -378,7 +401,8 @@ fn merge(before: &Snapshot, own: &Published, fetched_at: UnixTime) -> (Published
     }
     let (published, _effect) = before.published.apply(own.keys(), *origin);
     // A key may be new to the file because of an older answer of this process, which knows that answer's origin.
-    let is_known = |entry: &&AddedKey| own.added_keys().iter().any(|own| own.key.is_same_material(&entry.key));
+    let is_known =
+        |entry: &&AddedKey| own.added_keys().iter().any(|own| own.key.is_same_material(&entry.key));
     let added = published.added_keys().iter().filter(|entry| !is_known(entry));
     let brought: Vec<AddedKey> =
         own.added_keys().iter().chain(before.published.added_keys()).chain(added).cloned().collect();

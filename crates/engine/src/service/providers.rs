@@ -24,9 +24,9 @@ pub(super) enum Part {
 /// A running provider.
 #[derive(Clone)]
 pub(super) enum Running {
-    /// Of one issuer, which may be a realm's.
+    /// A provider of one issuer, which may be a realm.
     One(Box<RunningKeys>),
-    /// That stands for many.
+    /// A template.
     Many(Arc<RealmProviders>),
 }
 
@@ -80,7 +80,8 @@ impl Running {
         }
         let providers = authorizer.providers();
         let same = |keyed: &&Arc<KeyedProvider>| keyed.provider.issuer == config.provider.issuer;
-        RunningKeys::of(providers.iter().find(same)?, running).map(|running_keys| Running::One(Box::new(running_keys)))
+        RunningKeys::of(providers.iter().find(same)?, running)
+            .map(|running_keys| Running::One(Box::new(running_keys)))
     }
 }
 
@@ -93,13 +94,18 @@ pub(super) fn keys_for_realms(
     authorizer: &Authorizer,
 ) -> Vec<RunningKeys> {
     let Some(realms) = &new.realms else { return Vec::new() };
-    let fits = |keyed: &&Arc<KeyedProvider>| {
+    let is_usable = |keyed: &&Arc<KeyedProvider>| {
         let issuer = &keyed.provider.issuer;
         realms.issuer.realm_of(issuer).is_some()
             && keyed.keys.has_keys()
             && !named.providers.iter().any(|other| other.provider.issuer == *issuer)
     };
-    authorizer.providers().iter().filter(fits).filter_map(|keyed| RunningKeys::of(keyed, running)).collect()
+    authorizer
+        .providers()
+        .iter()
+        .filter(is_usable)
+        .filter_map(|keyed| RunningKeys::of(keyed, running))
+        .collect()
 }
 
 /// An authorizer of these providers.
@@ -170,8 +176,12 @@ fn realm_providers(
     context: &KeyCacheContext,
 ) -> Result<Arc<RealmProviders>, ServiceError> {
     let http = http_client(new, context)?;
-    let budget =
-        budget_of(running_keys.iter().map(|running_keys| &running_keys.keys).chain(answered.iter().map(|keyed| &keyed.keys)));
+    let budget = budget_of(
+        running_keys
+            .iter()
+            .map(|running_keys| &running_keys.keys)
+            .chain(answered.iter().map(|keyed| &keyed.keys)),
+    );
     let files = FileThreads::default();
     let answered_realms: Vec<RealmName> = answered.iter().filter_map(|keyed| keyed.realm.clone()).collect();
     let mut known = answered;

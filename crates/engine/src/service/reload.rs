@@ -101,7 +101,9 @@ impl Service {
                 return pending;
             }
         };
-        for NotReloaded { provider, .. } in pending.iter().filter(|pending| !named(&not_reloaded, &pending.provider)) {
+        for NotReloaded { provider, .. } in
+            pending.iter().filter(|pending| !named(&not_reloaded, &pending.provider))
+        {
             tracing::info!(%provider, "provider reloaded");
         }
         if not_reloaded.is_empty() {
@@ -169,7 +171,11 @@ impl Service {
     }
 
     /// Creates caches of the answers. `Err` if none was recorded.
-    async fn create_caches(&self, replacement: &Replacement, answered: Vec<Answered>) -> Result<Vec<KeyedProvider>, String> {
+    async fn create_caches(
+        &self,
+        replacement: &Replacement,
+        answered: Vec<Answered>,
+    ) -> Result<Vec<KeyedProvider>, String> {
         let (mut all, mut last_error) = (Vec::new(), None);
         for result in answered {
             let (known, before) = replacement.keys_of(&result);
@@ -194,7 +200,7 @@ impl Service {
         let mut removed = self.removed();
         removed.extend(names(before));
         removed.retain(|name| !after.contains(name));
-        removed.iter().for_each(|name| self.metrics().forget_provider(name));
+        removed.iter().for_each(|name| self.metrics().remove_provider(name));
     }
 
     /// Updates the gauges of all keys.
@@ -203,7 +209,7 @@ impl Service {
             keyed.keys.publish_gauges();
         }
         // Requests that still wait for removed keys may have updated the gauges afterwards.
-        self.removed().iter().for_each(|name| self.metrics().forget_provider(name));
+        self.removed().iter().for_each(|name| self.metrics().remove_provider(name));
     }
 
     /// No code that holds the lock can panic midway, so a poisoned lock is still sound.
@@ -278,14 +284,17 @@ async fn try_all(replacements: Vec<Replacement>, context: &KeyCacheContext) -> V
     let mut fetches = JoinSet::new();
     // The result of a trial that panics.
     let mut trials: HashMap<usize, Trial> = HashMap::new();
-    for (number, replacement) in replacements.iter().enumerate().filter(|(_, replacement)| replacement.needs_trial()) {
+    for (number, replacement) in
+        replacements.iter().enumerate().filter(|(_, replacement)| replacement.needs_trial())
+    {
         trials.insert(number, Trial::Failed("the fetch panicked: report this as a bug".to_owned()));
         let (replacement, context) = (replacement.clone(), context.clone());
         fetches.spawn(async move { (number, replacement.fetch(context).await) });
     }
     while let Some(result) = fetches.join_next().await {
-        trials
-            .extend(result.map(|(number, ended)| (number, ended.map_or_else(Trial::Failed, Trial::Answered))));
+        trials.extend(
+            result.map(|(number, ended)| (number, ended.map_or_else(Trial::Failed, Trial::Answered))),
+        );
     }
     let trial_of = |(number, replacement)| (replacement, trials.remove(&number).unwrap_or(Trial::NotNeeded));
     replacements.into_iter().enumerate().map(trial_of).collect()

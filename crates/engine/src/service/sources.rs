@@ -13,7 +13,7 @@ use crate::authorizer::{KeySource, ProviderConfig};
 use crate::keys::RefreshPolicy;
 use crate::keys::budget::Budget;
 use crate::keys::discovery::Discovery;
-use crate::keys::fetch::{FetchContext, ChangeFuture, Fetch, Fetched, FetchFuture, FileKeys};
+use crate::keys::fetch::{ChangeFuture, Fetch, FetchContext, FetchFuture, Fetched, FileKeys};
 use crate::keys::fetch_error::FetchError;
 use crate::keys::folder::FileThreads;
 use crate::keys::http::HttpKeys;
@@ -145,7 +145,8 @@ impl Source {
         let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
         let http = || realm.map_or_else(|| http_client(config, context), |realm| Ok(Arc::clone(&realm.http)));
         // Realms are opened by tokens.
-        let http_keys = |keys: HttpKeys| Arc::new(if realm.is_some() { keys.opened_by_token() } else { keys });
+        let http_keys =
+            |keys: HttpKeys| Arc::new(if realm.is_some() { keys.opened_by_token() } else { keys });
         let (fetch, location): (Arc<dyn Fetch>, String) = match &config.keys {
             KeySource::Inline(_) => return Ok(None),
             KeySource::File(path) => (Arc::new(FileKeys::at(path, max_bytes)), path.display().to_string()),
@@ -192,9 +193,9 @@ fn cache(
     let RefreshPolicy { max_bytes, ref snapshot_dir, .. } = config.refresh;
     let file_name = realm.map_or_else(|| name.clone(), |realm| RealmNames::snapshot_name(name, &realm.name));
     let files = realm.map(|realm| realm.files.clone()).unwrap_or_default();
-    let file = snapshot_dir
-        .as_deref()
-        .map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source.location, max_bytes).with_threads(&files));
+    let file = snapshot_dir.as_deref().map(|folder| {
+        SnapshotFile::new(folder, &file_name, issuer, &source.location, max_bytes).with_threads(&files)
+    });
     let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{}", realm.name));
     let (refresh, mut context) = (config.refresh.clone(), context.clone());
     if realm.is_some() {

@@ -78,7 +78,9 @@ impl Lines {
     /// Appends a line, including its newline, or drops it if the buffer is full.
     pub(super) fn push(&self, line: &[u8]) {
         let mut state = self.state();
-        if state.queue.len() >= self.capacity.lines || state.bytes.saturating_add(line.len()) > self.capacity.bytes {
+        if state.queue.len() >= self.capacity.lines
+            || state.bytes.saturating_add(line.len()) > self.capacity.bytes
+        {
             drop(state);
             self.drop_one();
             return;
@@ -136,7 +138,8 @@ impl Lines {
         }
         loop {
             let now = clock::monotonic();
-            let remaining = state.reported_at.map(|reported| (reported + REPORT_INTERVAL).saturating_duration_since(now));
+            let remaining =
+                state.reported_at.map(|reported| (reported + REPORT_INTERVAL).saturating_duration_since(now));
             let remaining = remaining.filter(|remaining| !remaining.is_zero());
             let flush_notice = state.flushing && state.queue.is_empty();
             state.flushing &= !flush_notice;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::EnvFilter;
 
-use super::lines::{LineWriter, Lines, Capacity};
+use super::lines::{Capacity, LineWriter, Lines};
 use super::settings::{Log, LogFormat, LogLevel};
 
 /// Capacity of the buffer: a few seconds of heavy logging.

@@ -187,7 +187,7 @@ pub struct Metrics {
     last_reload: Gauge<f64, std::sync::atomic::AtomicU64>,
     tls: TlsMetrics,
     /// The number of temporary key caches by name.
-    held_keys: Mutex<HashMap<String, usize>>,
+    temporary_caches: Mutex<HashMap<String, usize>>,
 }
 
 impl Default for Metrics {
@@ -217,11 +217,19 @@ impl Metrics {
         let fetches = Family::default();
         registry.register("jwks_fetches", "Fetches of a key set by what started them", fetches.clone());
         let stale_tokens = Family::default();
-        registry.register("stale_tokens", "Tokens that failed against the current key set", stale_tokens.clone());
+        registry.register(
+            "stale_tokens",
+            "Tokens that failed against the current key set",
+            stale_tokens.clone(),
+        );
         let keys = Family::default();
         registry.register("jwks_keys", "Usable keys of the current key set", keys.clone());
         let age = Family::default();
-        registry.register("jwks_age_seconds", "Time since the current key set was last confirmed", age.clone());
+        registry.register(
+            "jwks_age_seconds",
+            "Time since the current key set was last confirmed",
+            age.clone(),
+        );
         let generation = Family::default();
         registry.register("jwks_generation", "Changes of the key set since the start", generation.clone());
         let waiters = Family::default();
@@ -288,7 +296,7 @@ impl Metrics {
             connections_closed,
             reloads,
             last_reload,
-            held_keys: Mutex::default(),
+            temporary_caches: Mutex::default(),
         }
     }
 
@@ -400,7 +408,7 @@ impl Metrics {
     }
 
     /// Removes a provider that the configuration no longer has.
-    pub fn forget_provider(&self, provider: &str) {
+    pub fn remove_provider(&self, provider: &str) {
         let labels = ProviderLabels { provider: provider.to_owned() };
         self.waiters.remove(&labels);
         self.keys.remove(&labels);
@@ -408,34 +416,34 @@ impl Metrics {
         self.age.remove(&labels);
     }
 
-    /// Registers a temporary key cache of this name. Its metrics stay until [`Metrics::forget_keys`] has been called
+    /// Registers a temporary key cache of this name. Its metrics stay until [`Metrics::remove_cache`] has been called
     /// as often.
-    pub fn hold_keys(&self, name: &str) {
-        *self.held_keys().entry(name.to_owned()).or_default() += 1;
+    pub fn register_cache(&self, name: &str) {
+        *self.temporary_caches().entry(name.to_owned()).or_default() += 1;
     }
 
     /// Runs `publish` if a temporary key cache of this name is registered.
-    pub fn while_held(&self, name: &str, publish: impl FnOnce()) {
+    pub fn if_registered(&self, name: &str, publish: impl FnOnce()) {
         // The lock is held to the end, so that the labels are not removed in between.
-        let held = self.held_keys();
-        if held.contains_key(name) {
+        let caches = self.temporary_caches();
+        if caches.contains_key(name) {
             publish();
         }
     }
 
     /// Removes every label value of this name, counters too, unless another cache of that name is registered. `tasks`
     /// are the names of its tasks.
-    pub fn forget_keys(&self, name: &str, tasks: &[&'static str]) {
+    pub fn remove_cache(&self, name: &str, tasks: &[&'static str]) {
         // The lock is held to the end, so that the labels of a cache that registers meanwhile are not removed.
-        let mut held = self.held_keys();
-        if let Some(count) = held.get_mut(name)
+        let mut caches = self.temporary_caches();
+        if let Some(count) = caches.get_mut(name)
             && *count > 1
         {
             *count -= 1;
             return;
         }
-        held.remove(name);
-        self.forget_provider(name);
+        caches.remove(name);
+        self.remove_provider(name);
         let causes = [StaleCause::UnknownKid, StaleCause::BadSignature].map(Trigger::Forced);
         for trigger in Trigger::ALL {
             for outcome in FetchOutcome::ALL {
@@ -462,8 +470,8 @@ impl Metrics {
     }
 
     /// No code that holds the lock can panic midway, so a poisoned lock is still sound.
-    fn held_keys(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.held_keys.lock().unwrap_or_else(PoisonError::into_inner)
+    fn temporary_caches(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.temporary_caches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The metrics in the format of OpenMetrics 1.0.
@@ -484,16 +492,16 @@ mod tests {
     #[test]
     fn label_values_of_a_removed_cache_do_not_come_back() {
         let metrics = Metrics::default();
-        let publish = || metrics.while_held("p/realm", || metrics.key_set("p/realm", 1, 1, None));
+        let publish = || metrics.if_registered("p/realm", || metrics.key_set("p/realm", 1, 1, None));
         let is_shown = || metrics.encode().expect("text").contains("p/realm");
         publish();
         assert!(!is_shown(), "no cache is registered yet");
-        metrics.hold_keys("p/realm");
-        metrics.hold_keys("p/realm");
+        metrics.register_cache("p/realm");
+        metrics.register_cache("p/realm");
         publish();
-        metrics.forget_keys("p/realm", &[]);
+        metrics.remove_cache("p/realm", &[]);
         assert!(is_shown(), "another cache of that name is registered");
-        metrics.forget_keys("p/realm", &[]);
+        metrics.remove_cache("p/realm", &[]);
         publish();
         assert!(!is_shown());
     }

@@ -50,7 +50,7 @@ struct ReloadLabels {
 #[derive(Debug, Default)]
 pub struct TlsMetrics {
     refused: Family<RefusalLabels, Counter>,
-    ends: Family<FileLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    not_after: Family<FileLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
     reloads: Family<ReloadLabels, Counter>,
 }
 
@@ -66,7 +66,7 @@ impl TlsMetrics {
         registry.register(
             "tls_certificate_not_after_timestamp_seconds",
             "Unix time at which the first certificate in a listener's file expires",
-            metrics.ends.clone(),
+            metrics.not_after.clone(),
         );
         registry.register(
             "tls_reloads",
@@ -82,8 +82,8 @@ impl TlsMetrics {
     }
 
     /// When the first certificate in this file expires.
-    pub fn ends(&self, door: &str, file: TlsFile, at: UnixTime) {
-        self.ends
+    pub fn not_after(&self, door: &str, file: TlsFile, at: UnixTime) {
+        self.not_after
             .get_or_create(&FileLabels { door: door.to_owned(), file: file.as_str() })
             .set(at.as_secs_f64());
     }

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use super::RealmProviders;
 use super::names::Names;
 use crate::keys::folder::FolderError;
-use crate::keys::names::{StoredNames, RealmNames};
+use crate::keys::names::{RealmNames, StoredNames};
 
 /// Least time between two writes of the list.
 const WRITE_INTERVAL: Duration = Duration::from_secs(5);

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::table::{Realm, RealmState, Usage};
 use super::handle::ProviderHandle;
-use super::queue::{Class, QueueFull, RealmQueue, Next, Ticket};
 use super::names::AbsentNames;
+use super::queue::{Class, Next, QueueFull, RealmQueue, Ticket};
+use super::table::{Realm, RealmState, Usage};
 use super::{KeyedProvider, RealmProviders};
 use crate::authorizer::provider_config::ProviderConfig;
 use crate::clock::{self, Instant};
@@ -234,7 +234,12 @@ impl RealmProviders {
     }
 
     /// Inserts a realm; an evicted one may be in memory again after a verified token.
-    fn insert(&self, name: &str, keyed: Arc<KeyedProvider>, class: Class) -> (Arc<KeyedProvider>, Arc<Usage>) {
+    fn insert(
+        &self,
+        name: &str,
+        keyed: Arc<KeyedProvider>,
+        class: Class,
+    ) -> (Arc<KeyedProvider>, Arc<Usage>) {
         let usage = Arc::new(Usage::requested_at(self.micros(clock::monotonic())));
         let state = match class {
             Class::Known => RealmState::Returning,

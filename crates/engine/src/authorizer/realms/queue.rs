@@ -88,7 +88,12 @@ impl<C> RealmQueue<C> {
         let max_names = MAX_NAMES.min(max_callers.div_ceil(2));
         let lane = |burst, max_names, max_extra_callers| Lane {
             order: BTreeMap::new(),
-            bucket: TokenBucket { burst, available: burst, refilled_at: now, spacing: spacing.max(Duration::from_millis(1)) },
+            bucket: TokenBucket {
+                burst,
+                available: burst,
+                refilled_at: now,
+                spacing: spacing.max(Duration::from_millis(1)),
+            },
             names: 0,
             max_names,
             extra_callers: 0,
@@ -122,7 +127,9 @@ impl<C> RealmQueue<C> {
         };
         match existing {
             None if lane.names >= lane.max_names => return Err(QueueFull),
-            Some(entry) if entry.callers > 0 && lane.extra_callers >= lane.max_extra_callers => return Err(QueueFull),
+            Some(entry) if entry.callers > 0 && lane.extra_callers >= lane.max_extra_callers => {
+                return Err(QueueFull);
+            }
             None => lane.names += 1,
             Some(entry) => lane.extra_callers += usize::from(entry.callers > 0),
         }
@@ -165,7 +172,8 @@ impl<C> RealmQueue<C> {
                 let (ticket, extra_callers) = (entry.ticket.0, entry.callers.saturating_sub(1));
                 self.known.order.extend(self.new.order.remove_entry(&ticket));
                 (self.new.names, self.known.names) = (self.new.names - 1, self.known.names + 1);
-                (self.new.extra_callers, self.known.extra_callers) = (self.new.extra_callers - extra_callers, self.known.extra_callers + extra_callers);
+                (self.new.extra_callers, self.known.extra_callers) =
+                    (self.new.extra_callers - extra_callers, self.known.extra_callers + extra_callers);
             }
         }
     }
@@ -258,7 +266,8 @@ impl TokenBucket {
     fn take(&mut self, now: Instant) -> Result<(), Instant> {
         let elapsed = now.saturating_duration_since(self.refilled_at);
         let refilled = elapsed.as_nanos() / self.spacing.as_nanos();
-        self.available = self.available.saturating_add(usize::try_from(refilled).unwrap_or(usize::MAX)).min(self.burst);
+        self.available =
+            self.available.saturating_add(usize::try_from(refilled).unwrap_or(usize::MAX)).min(self.burst);
         // Below the burst few were added, and the elapsed part of the next spacing is kept.
         self.refilled_at = match u32::try_from(refilled) {
             Ok(refilled) if self.available < self.burst => self.refilled_at + self.spacing * refilled,

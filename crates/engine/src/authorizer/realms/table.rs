@@ -121,7 +121,12 @@ impl<T> RealmTable<T> {
 
     /// Raises the state of the realm with this usage, if it is still in memory and not in a higher state already.
     #[must_use = "evicted realms are to be dropped outside of the lock"]
-    pub(super) fn promote(&mut self, name: &str, usage: &Arc<Usage>, to: RealmState) -> Vec<(String, Realm<T>)> {
+    pub(super) fn promote(
+        &mut self,
+        name: &str,
+        usage: &Arc<Usage>,
+        to: RealmState,
+    ) -> Vec<(String, Realm<T>)> {
         let lower = |realm: &&mut Realm<T>| Arc::ptr_eq(&realm.usage, usage) && realm.state < to;
         let Some(realm) = self.realms.get_mut(name).filter(lower) else { return Vec::new() };
         *self.counts.count_mut(realm.state) -= 1;

@@ -154,7 +154,10 @@ fn no_name_is_new_before_the_stored_names_are_read() {
     queue.classify(|name| name.as_str() == "old");
     assert_eq!(queue.next(start), Next::Open(named("old"), Class::Known));
     assert_eq!(queue.next(start), Next::At(start + SECOND));
-    assert_eq!((queue.new.names, queue.new.extra_callers, queue.known.names, queue.known.extra_callers), (1, 0, 1, 1));
+    assert_eq!(
+        (queue.new.names, queue.new.extra_callers, queue.known.names, queue.known.extra_callers),
+        (1, 0, 1, 1)
+    );
 }
 
 #[derive(Clone, Debug)]

@@ -100,11 +100,11 @@ impl Discovery {
             let trusted = origin.has_age() || entry.older_in_a_row < MAX_OLDER_IN_A_ROW;
             entry.verified && trusted && origin.is_older_than(&entry.origin)
         };
-        if let Some(is_newer) = cached.as_mut().filter(is_newer) {
-            is_newer.older_in_a_row += u32::from(!origin.has_age());
-            let alternative = (!origin.has_age() && jwks_uri != is_newer.jwks_uri)
-                .then_some(Alternative { jwks_uri, origin });
-            return Ok(Located { jwks_uri: is_newer.jwks_uri.clone(), alternative });
+        if let Some(newer) = cached.as_mut().filter(is_newer) {
+            newer.older_in_a_row += u32::from(!origin.has_age());
+            let alternative =
+                (!origin.has_age() && jwks_uri != newer.jwks_uri).then_some(Alternative { jwks_uri, origin });
+            return Ok(Located { jwks_uri: newer.jwks_uri.clone(), alternative });
         }
         let same = cached.as_ref().is_some_and(|entry| entry.verified && entry.jwks_uri == jwks_uri);
         *cached = Some(Cached { jwks_uri: jwks_uri.clone(), origin, verified: same, older_in_a_row: 0 });

@@ -191,16 +191,16 @@ impl FileKeys {
     async fn read(&self, context: &FetchContext) -> Result<KeySet, FetchError> {
         let delay = context.deadline.saturating_duration_since(context.clock.monotonic()) / 4;
         let mut before = self.last().clone();
-        let read_file = loop {
-            let read_file = self.read_file().await;
-            if read_file.is_err() || before.as_ref() == Some(&read_file) {
-                break read_file;
+        let content = loop {
+            let content = self.read_file().await;
+            if content.is_err() || before.as_ref() == Some(&content) {
+                break content;
             }
-            before = Some(read_file);
+            before = Some(content);
             sleep(delay.min(SETTLE_DELAY)).await;
         };
-        *self.last() = Some(read_file.clone());
-        KeySet::parse(&read_file?).map_err(FetchError::KeySet)
+        *self.last() = Some(content.clone());
+        KeySet::parse(&content?).map_err(FetchError::KeySet)
     }
 
     async fn read_file(&self) -> FileRead {
@@ -237,13 +237,13 @@ impl Fetch for FileKeys {
             loop {
                 sleep(FILE_POLL).await;
                 // The fetches report a disk that does not respond.
-                let Ok(read_file) = timeout(READ_TIMEOUT, self.read_file()).await else { continue };
-                if self.last().as_ref() == Some(&read_file) {
+                let Ok(content) = timeout(READ_TIMEOUT, self.read_file()).await else { continue };
+                if self.last().as_ref() == Some(&content) {
                     failed = false;
                     continue;
                 }
                 // A file that one read cannot open is being replaced.
-                if read_file.is_ok() || failed {
+                if content.is_ok() || failed {
                     return;
                 }
                 failed = true;

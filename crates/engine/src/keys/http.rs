@@ -143,20 +143,20 @@ impl HttpKeys {
             context.interim.send(fetched);
         }
         let other = within_deadline(context, async {
-            let Located { jwks_uri: located, alternative } =
+            let Located { jwks_uri, alternative } =
                 discovery.read(&*self.transport, mode, &context.clock).await?;
-            if located == url {
-                // The document confirms the place; its result is used.
+            if jwks_uri == url {
+                // The document confirms the URL, so its result is used.
                 discovery.set_verified(&url, fetched.is_ok());
                 return match alternative {
                     Some(alternative) => self.read_if_wanted(discovery, alternative, mode, context).await,
                     None => Ok(None),
                 };
             }
-            self.read_discovered(discovery, &located, mode, context).await.map(Some)
+            self.read_discovered(discovery, &jwks_uri, mode, context).await.map(Some)
         });
         match other.await {
-            Some(Some(moved)) => Ok(moved),
+            Some(Some(fetched)) => Ok(fetched),
             Some(None) | None => fetched,
         }
     }
@@ -171,9 +171,9 @@ impl HttpKeys {
         context: &FetchContext,
     ) -> Result<Option<Fetched>, FetchError> {
         let fetched = self.read_set(&alternative.jwks_uri, mode, context).await?;
-        let history =
+        let is_not_withdrawn =
             |key: &Key| !context.published.withdrawn().iter().any(|entry| entry.key.is_material_of(key));
-        let unseen = fetched.keys.filtered(history, "it was withdrawn");
+        let unseen = fetched.keys.filtered(is_not_withdrawn, "it was withdrawn");
         if !context.wanted.is_satisfied_by(&unseen, context.published.keys()) {
             return Ok(None);
         }
@@ -188,13 +188,13 @@ impl HttpKeys {
         mode: RequestMode,
         context: &FetchContext,
     ) -> Result<Url, FetchError> {
-        let requested_at = discovery.read(&*self.transport, mode, &context.clock);
-        let Some(last) = discovery.last() else { return requested_at.await.map(|said| said.jwks_uri) };
+        let read = discovery.read(&*self.transport, mode, &context.clock);
+        let Some(last) = discovery.last() else { return read.await.map(|located| located.jwks_uri) };
         // Half of the time is reserved for the keys.
         let remaining = context.deadline.saturating_duration_since(context.clock.monotonic()) / 2;
-        match tokio::time::timeout(remaining, requested_at).await {
+        match tokio::time::timeout(remaining, read).await {
             Ok(Err(error @ FetchError::Discovery(_))) => Err(error),
-            Ok(Ok(said)) => Ok(said.jwks_uri),
+            Ok(Ok(located)) => Ok(located.jwks_uri),
             Ok(Err(_)) | Err(_) => Ok(last),
         }
     }
@@ -353,5 +353,5 @@ async fn within_deadline<T>(
 ) -> Option<T> {
     let remaining =
         context.deadline.saturating_duration_since(context.clock.monotonic()).saturating_sub(RESERVED);
-    tokio::time::timeout(remaining, requested_at).await.ok()?.ok()
+    tokio::time::timeout(remaining, read).await.ok()?.ok()
 }

@@ -349,9 +349,9 @@ fn fetched(
 /// Runs an additional request within the time of the fetch; `None` if it failed.
 async fn within_deadline<T>(
     context: &FetchContext,
-    requested_at: impl Future<Output = Result<T, FetchError>>,
+    request: impl Future<Output = Result<T, FetchError>>,
 ) -> Option<T> {
     let remaining =
         context.deadline.saturating_duration_since(context.clock.monotonic()).saturating_sub(RESERVED);
-    tokio::time::timeout(remaining, read).await.ok()?.ok()
+    tokio::time::timeout(remaining, request).await.ok()?.ok()
 }

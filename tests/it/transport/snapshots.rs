@@ -250,7 +250,7 @@ async fn a_snapshot_is_for_the_very_provider_that_wrote_it() {
     let elsewhere = KeyServer::start().await;
     let (reason, log) = start_again(&elsewhere, ISSUER, folder.path(), &known).await;
     assert_eq!(reason, "keys_unavailable");
-    assert!(log.contains("from another place"), "{log}");
+    assert!(log.contains("from another source"), "{log}");
     // Under another name there is none.
     let named = keeping(&server, ISSUER, folder.path()).replace("name: demo", "name: other");
     let service = Running::start_without_keys(configured(&[named]), fixed_clock()).await;

@@ -191,7 +191,7 @@ pub struct KeyStatus {
     pub generation: u64,
     /// When it was last confirmed by its source.
     pub fetched_at: Option<UnixTime>,
-    /// How long ago that was.
+    /// The time since then.
     pub age: Option<Duration>,
     /// The time since then.
     pub next_refresh_at: Option<UnixTime>,

@@ -54,7 +54,7 @@ pub enum RefreshOutcome {
 /// The result of a fetch, as far as the next one depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FetchEnd {
-    /// Keys came, or the word that they are the same as before.
+    /// It returned keys, changed or not.
     Succeeded {
         /// How long the issuer says that they stay fresh (RFC 9111 §4.2.1), if it does.
         fresh_for: Option<Duration>,

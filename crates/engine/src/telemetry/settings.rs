@@ -29,13 +29,13 @@ pub enum LogFormat {
 pub enum LogLevel {
     /// Failures of the service itself.
     Error,
-    /// What an operator should look at.
+    /// Conditions that need an operator.
     Warn,
     /// Refreshes and denials.
     Info,
     /// Every decision.
     Debug,
-    /// The inside of a decision.
+    /// Details of a decision.
     Trace,
 }
 

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         // Where it may not, the command itself says so.
         let _ignored = signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::default());
     }
-    telemetry::tell_panics_in_log();
+    telemetry::log_panics();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -1,4 +1,4 @@
-//! Tells the program when it was built.
+//! Sets the time of the build for the program.
 
 use std::env;
 use std::error::Error;
@@ -8,7 +8,7 @@ fn built_at() -> Result<u64, Box<dyn Error>> {
     println!("cargo:rerun-if-env-changed=SOURCE_DATE_EPOCH");
     match env::var("SOURCE_DATE_EPOCH") {
         Ok(seconds) => Ok(seconds.parse()?),
-        #[allow(clippy::disallowed_methods, reason = "nobody hands a time down to a build")]
+        #[allow(clippy::disallowed_methods, reason = "a build has no clock argument")]
         Err(_) => Ok(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()),
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::clock::{self, Instant};
 use crate::config::{Change, Config, ConfigErrors, MAX_FILE_BYTES, Shutdown};
-use crate::files::{Contents, FileSet, Followed, Found, LOOKING, Unreadable, Why};
+use crate::files::{Contents, FileError, FileErrorKind, FileEvent, FileSet, READ_TIMEOUT, WatchedFiles};
 use crate::service::Service;
 
 use super::listeners::Listeners;
@@ -78,9 +78,9 @@ impl ConfigFile {
     /// # Errors
     /// All that is wrong.
     pub async fn load(path: &Path, hangups: Hangups) -> Result<(Config, Self), ConfigErrors> {
-        let unreadable = |error: Unreadable| ConfigErrors::unreadable(path, &error.why.to_string());
+        let unreadable = |error: FileError| ConfigErrors::unreadable(path, &error.kind.to_string());
         let set = set_of(path);
-        let mut contents = set.read_apart().await.map_err(unreadable)?;
+        let mut contents = set.read_detached().await.map_err(unreadable)?;
         for _ in 1..FIRST_LOOKS {
             if !contents.can_change() {
                 break;
@@ -114,7 +114,7 @@ async fn parse(path: &Path, contents: &Contents) -> Result<Result<Config, Config
 }
 
 /// A file that is being read, however long that takes.
-type Reading = Pin<Box<dyn Future<Output = Result<Contents, Unreadable>> + Send + Sync>>;
+type Reading = Pin<Box<dyn Future<Output = Result<Contents, FileError>> + Send + Sync>>;
 
 /// What the service was asked for last, beside its decisions.
 pub(super) struct Asked {
@@ -128,7 +128,7 @@ pub(super) struct Reloads {
     asked: Arc<Mutex<Asked>>,
     path: PathBuf,
     hangups: Hangups,
-    followed: Followed,
+    followed: WatchedFiles,
     /// When the last SIGHUP was done with, and when the next one's turn is, where one has come.
     hung_up: Instant,
     next_hangup: Option<Instant>,
@@ -199,7 +199,7 @@ impl Reloads {
             service,
             asked,
             hangups,
-            followed: Followed::since(set_of(&path), contents.clone(), FILE_POLL),
+            followed: WatchedFiles::since(set_of(&path), contents.clone(), FILE_POLL),
             hung_up: clock::monotonic(),
             next_hangup: None,
             piped: None,
@@ -227,17 +227,17 @@ impl Reloads {
                     self.told().await;
                     (self.hung_up, self.next_hangup) = (clock::monotonic(), None);
                 }
-                found = self.followed.found() => self.found(found).await,
+                found = self.followed.next_event() => self.found(found).await,
                 read = piped(&mut self.piped) => {
                     (self.piped, self.piped_until) = (None, None);
                     self.piped(read).await;
                 }
                 () = come(self.piped_until) => {
                     self.piped_until = None;
-                    self.refused(&Unreadable { file: self.path.clone(), why: Why::NoAnswer(LOOKING) });
+                    self.refused(&FileError { path: self.path.clone(), kind: FileErrorKind::Timeout(READ_TIMEOUT) });
                 }
                 () = come(self.next_try) => {
-                    self.next_try = next_after(self.service.reload_rest().await.is_empty());
+                    self.next_try = next_after(self.service.retry_pending().await.is_empty());
                 }
             }
         }
@@ -245,27 +245,27 @@ impl Reloads {
 
     /// SIGHUP: what stands there counts, whether it has come to rest or not. A pipe counts whenever it is written to.
     async fn told(&mut self) {
-        match self.followed.look_now().await {
+        match self.followed.read_now().await {
             Ok(contents) if contents.can_change() => self.read_at_once(Ok(contents)).await,
-            Ok(_) | Err(Unreadable { why: Why::NotRegular, .. }) => {
+            Ok(_) | Err(FileError { kind: FileErrorKind::NotRegular, .. }) => {
                 let set = set_of(&self.path);
                 // One that was being read may be another one.
                 self.piped = Some(Box::pin(async move { set.read_pipes().await }));
-                self.piped_until = clock::monotonic().checked_add(LOOKING);
+                self.piped_until = clock::monotonic().checked_add(READ_TIMEOUT);
             }
             Err(error) => self.refused(&error),
         }
     }
 
     /// A pipe has been written to. Where a regular file has taken its place meanwhile, that counts.
-    async fn piped(&mut self, read: Result<Contents, Unreadable>) {
-        match self.followed.look_now().await {
+    async fn piped(&mut self, read: Result<Contents, FileError>) {
+        match self.followed.read_now().await {
             Ok(contents) if contents.can_change() => self.read_at_once(Ok(contents)).await,
             _ => self.read_at_once(read).await,
         }
     }
 
-    async fn read_at_once(&mut self, read: Result<Contents, Unreadable>) {
+    async fn read_at_once(&mut self, read: Result<Contents, FileError>) {
         (self.piped, self.piped_until) = (None, None);
         match read {
             Ok(contents) => {
@@ -280,19 +280,19 @@ impl Reloads {
 
     /// Nothing is waited for any more: this stands there.
     fn settled(&mut self, contents: &Contents) {
-        self.followed.take(contents.clone());
+        self.followed.accept(contents.clone());
         (self.waiting, self.unsettled) = (None, None);
     }
 
-    async fn found(&mut self, found: Found) {
+    async fn found(&mut self, found: FileEvent) {
         match found {
-            Found::Back => {
+            FileEvent::Reverted => {
                 self.waiting = None;
                 if let Some(unsettled) = &mut self.unsettled {
                     unsettled.back = Some(clock::monotonic());
                 }
             }
-            Found::Moving(contents) => {
+            FileEvent::Changing(contents) => {
                 let waited_for = match (&self.waiting, contents) {
                     (Some(waiting), Some(contents)) => {
                         !self.change(&waiting.contents, &contents).await.decides
@@ -304,9 +304,13 @@ impl Reloads {
                 }
                 self.unsettled();
             }
-            Found::Rested { contents, rested, came_whole } => self.rested(contents, rested, came_whole).await,
-            Found::Unreadable(error @ Unreadable { why: Why::TooLong(_), .. }) => self.refused(&error),
-            Found::Unreadable(error) => {
+            FileEvent::Settled { contents, settled_for, atomic } => {
+                self.rested(contents, settled_for, atomic).await
+            }
+            FileEvent::Unreadable(error @ FileError { kind: FileErrorKind::TooLarge(_), .. }) => {
+                self.refused(&error)
+            }
+            FileEvent::Unreadable(error) => {
                 tracing::warn!(%error, "the configuration cannot be read: the last good one keeps serving");
             }
         }
@@ -389,7 +393,7 @@ impl Reloads {
 
     /// The configuration; `None` where it is broken, which is told.
     async fn valid(&self, contents: &Contents) -> Option<Config> {
-        match timeout(LOOKING, parse(&self.path, contents)).await {
+        match timeout(READ_TIMEOUT, parse(&self.path, contents)).await {
             Ok(Ok(Ok(config))) => return Some(config),
             Ok(Ok(Err(errors))) => {
                 for error in errors.iter() {
@@ -401,7 +405,7 @@ impl Reloads {
             }
             Err(_) => tracing::error!(
                 "configuration not reloaded: a file that it names cannot be read within {} s",
-                LOOKING.as_secs()
+                READ_TIMEOUT.as_secs()
             ),
         }
         self.service.metrics().reload_rejected();
@@ -472,7 +476,7 @@ async fn come(moment: Option<Instant>) {
 }
 
 /// Waits for what is being read; for ever where nothing is.
-async fn piped(reading: &mut Option<Reading>) -> Result<Contents, Unreadable> {
+async fn piped(reading: &mut Option<Reading>) -> Result<Contents, FileError> {
     match reading {
         Some(reading) => reading.await,
         None => pending().await,

@@ -23,7 +23,7 @@ use tokio_rustls::server::TlsStream;
 use crate::certificates;
 use crate::clock::{self, Clock};
 use crate::config::TlsFiles;
-use crate::files::{Contents, Followed};
+use crate::files::{Contents, WatchedFiles};
 use crate::telemetry::{Metrics, TlsFile};
 
 use super::Rarely;
@@ -130,7 +130,7 @@ impl Tls {
     /// Goes over to other files when they have come to rest, and says when certificates end. Never returns.
     pub async fn follow(&self, metrics: &Metrics, clock: &Clock) {
         let Inner { key, files, alpn, read_first, current, .. } = &*self.0;
-        let mut followed = Followed::since(material::set(files), read_first.clone(), LOOKS);
+        let mut followed = WatchedFiles::since(material::set(files), read_first.clone(), LOOKS);
         metrics.tls().begin(self.door());
         self.publish(metrics, clock);
         loop {
@@ -160,7 +160,7 @@ impl Tls {
 
     fn publish(&self, metrics: &Metrics, clock: &Clock) {
         for (file, validity) in &self.0.current.load().ends {
-            metrics.tls().ends(self.door(), *file, validity.ends);
+            metrics.tls().not_after(self.door(), *file, validity.not_after);
             if let Some(warning) = validity.warning(clock.now()) {
                 tracing::warn!(listener = %self.0.key, file = file.as_str(), "{warning}");
             }

@@ -245,7 +245,7 @@ async fn keys_are_fetched_over_https_by_no_clock_at_which_the_issuers_certificat
             let mut served = Served::start(command, &config);
             let why =
                 if clock.is_before_the_build() { "certificate not valid yet" } else { "certificate expired" };
-            let line = served.wait_for("key set not refreshed");
+            let line = served.wait_for("key set refresh failed");
             assert!(line.contains(why) && issuer.connections() > before, "{clock:?}: {line}");
             served.ends();
 
@@ -271,7 +271,7 @@ fn validate_and_explain_do_their_work_by_any_clock() {
     let bearer = format!("authorization: Bearer {}", house.token());
     for clock in IMPOSSIBLE {
         let (code, said) = run(clock.portcullis().args(["validate", "--print", "--config"]).arg(&config));
-        let warning = if clock.is_before_the_build() { "does not count before" } else { "has expired on" };
+        let warning = if clock.is_before_the_build() { "is not valid before" } else { "expired on" };
         assert!(code == Some(0) && said.contains(warning), "{clock:?}: {said}");
 
         let (code, said) =

@@ -11,7 +11,9 @@ use crate::support::script::{
 use portcullis::clock::{self, Instant};
 use portcullis::config::RefreshPolicy;
 use portcullis::keys::budget::Accounts;
-use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, RefreshOutcome, Schedule};
+use portcullis::keys::schedule::{
+    AnswerSource, Caller, FetchEnd, FetchMode, RefreshOutcome, Schedule, StartedFetch,
+};
 use portcullis::keys::{KeyCache, KeyCacheContext, StaleToken};
 use portcullis::telemetry::Trigger;
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
@@ -20,8 +22,8 @@ use portcullis::validation::{Permanent, ValidationError};
 use proptest::prelude::*;
 use tokio::time::sleep;
 
-fn begun(number: u64, trigger: Trigger, doubts: Doubts) -> Begun {
-    Begun { number, trigger, doubts }
+fn begun(number: u64, trigger: Trigger, mode: FetchMode) -> StartedFetch {
+    StartedFetch { number, trigger, mode }
 }
 
 #[tokio::test(start_paused = true)]
@@ -276,13 +278,28 @@ fn a_change_of_the_source_during_a_fetch_calls_for_another() {
     let mut now = clock::monotonic();
     let mut accounts = Accounts::default();
     let mut schedule = Schedule::new(policy(), accounts.join(), now);
-    assert_eq!(schedule.begin(&mut accounts, now), Some(begun(1, Trigger::Startup, Doubts::Nothing)));
-    schedule.hurry(now);
+    assert_eq!(schedule.start(&mut accounts, now), Some(begun(1, Trigger::Startup, FetchMode::Conditional)));
+    schedule.source_changed(now);
     now += SECOND;
-    schedule.finish(&mut accounts, 1, Ending::Succeeded { fresh_for: None, by: GivenBy::Issuer }, 0.5, now);
-    assert_eq!(schedule.begin(&mut accounts, now), Some(begun(2, Trigger::Scheduled, Doubts::Nothing)));
-    schedule.finish(&mut accounts, 2, Ending::Succeeded { fresh_for: None, by: GivenBy::Issuer }, 0.5, now);
-    assert_eq!(schedule.begin(&mut accounts, now), None);
+    schedule.finish(
+        &mut accounts,
+        1,
+        FetchEnd::Succeeded { fresh_for: None, source: AnswerSource::Issuer },
+        0.5,
+        now,
+    );
+    assert_eq!(
+        schedule.start(&mut accounts, now),
+        Some(begun(2, Trigger::Scheduled, FetchMode::Conditional))
+    );
+    schedule.finish(
+        &mut accounts,
+        2,
+        FetchEnd::Succeeded { fresh_for: None, source: AnswerSource::Issuer },
+        0.5,
+        now,
+    );
+    assert_eq!(schedule.start(&mut accounts, now), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -602,7 +619,7 @@ proptest! {
                     }
                 }
                 2 => {
-                    if let Some(Begun { number, trigger, .. }) = schedule.begin(&mut accounts, now) {
+                    if let Some(StartedFetch { number, trigger, .. }) = schedule.start(&mut accounts, now) {
                         under_way.push((realm, number));
                         if let Trigger::Forced(cause) = trigger {
                             forced.push((cause, now));
@@ -611,9 +628,9 @@ proptest! {
                 }
                 _ => {
                     let ending = if flag {
-                        Ending::Succeeded { fresh_for: None, by: GivenBy::Issuer }
+                        FetchEnd::Succeeded { fresh_for: None, source: AnswerSource::Issuer }
                     } else {
-                        Ending::Failed { retry_after: None }
+                        FetchEnd::Failed { retry_after: None }
                     };
                     if let Some(at) = under_way.iter().position(|(of, _)| *of == realm) {
                         let (_, number) = under_way.remove(at);

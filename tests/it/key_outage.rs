@@ -15,11 +15,13 @@ use portcullis::clock::{self, Clock, Instant, SteadyClock};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::RefreshPolicy;
 use portcullis::keys::budget::Accounts;
-use portcullis::keys::folder::{FolderError, What};
+use portcullis::keys::folder::{FolderError, FolderItem};
 use portcullis::keys::origin::Origin;
 use portcullis::keys::published::Published;
-use portcullis::keys::schedule::{Begun, Caller, Doubts, Ending, GivenBy, RefreshOutcome, Schedule};
-use portcullis::keys::snapshot::{Present, Snapshot, SnapshotError, SnapshotFile};
+use portcullis::keys::schedule::{
+    AnswerSource, Caller, FetchEnd, FetchMode, RefreshOutcome, Schedule, StartedFetch,
+};
+use portcullis::keys::snapshot::{ClockReading, Snapshot, SnapshotError, SnapshotFile};
 use portcullis::keys::{KeyCache, KeyCacheContext};
 use portcullis::telemetry::Trigger;
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
@@ -33,16 +35,16 @@ use tokio::time::{advance, sleep};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-const SUCCEEDED: Ending = Ending::Succeeded { fresh_for: None, by: GivenBy::Issuer };
+const SUCCEEDED: FetchEnd = FetchEnd::Succeeded { fresh_for: None, source: AnswerSource::Issuer };
 
-fn begun(number: u64, trigger: Trigger, doubts: Doubts) -> Begun {
-    Begun { number, trigger, doubts }
+fn begun(number: u64, trigger: Trigger, mode: FetchMode) -> StartedFetch {
+    StartedFetch { number, trigger, mode }
 }
 
 /// A schedule whose first fetch has ended like this.
-fn after(accounts: &mut Accounts, ending: Ending, jitter: f64, now: Instant) -> Schedule {
+fn after(accounts: &mut Accounts, ending: FetchEnd, jitter: f64, now: Instant) -> Schedule {
     let mut schedule = Schedule::new(RefreshPolicy::default(), accounts.join(), now);
-    assert_eq!(schedule.begin(accounts, now), Some(begun(1, Trigger::Startup, Doubts::Nothing)));
+    assert_eq!(schedule.start(accounts, now), Some(begun(1, Trigger::Startup, FetchMode::Conditional)));
     schedule.finish(accounts, 1, ending, jitter, now);
     schedule
 }
@@ -63,7 +65,7 @@ fn the_issuers_word_on_freshness_counts_between_the_spacing_and_the_interval() {
         (Some(Duration::MAX), 270 * SECOND, 300 * SECOND),
     ] {
         let next = |jitter| {
-            let ending = Ending::Succeeded { fresh_for, by: GivenBy::Issuer };
+            let ending = FetchEnd::Succeeded { fresh_for, source: AnswerSource::Issuer };
             after(&mut Accounts::default(), ending, jitter, now).next_scheduled() - now
         };
         assert_eq!((next(1.0), next(0.0)), (earliest, latest), "{fresh_for:?}");
@@ -80,7 +82,7 @@ fn an_issuer_that_wants_to_be_left_alone_is_until_the_interval_is_over() {
         (Some(Duration::MAX), 5 * MINUTE),
     ] {
         let mut accounts = Accounts::default();
-        let mut schedule = after(&mut accounts, Ending::Failed { retry_after }, 0.0, now);
+        let mut schedule = after(&mut accounts, FetchEnd::Failed { retry_after }, 0.0, now);
         assert_eq!(schedule.next_scheduled() - now, latest, "{retry_after:?}");
         let later = now + SECOND;
         let caller = caller(&schedule, UnknownKid, later);
@@ -92,7 +94,7 @@ fn an_issuer_that_wants_to_be_left_alone_is_until_the_interval_is_over() {
 #[test]
 fn a_failed_fetch_costs_its_budget_what_one_that_succeeds_costs() {
     // Told to be left alone, it makes no scheduled retry that would serve the caller as well.
-    let failed = Ending::Failed { retry_after: Some(2 * MINUTE) };
+    let failed = FetchEnd::Failed { retry_after: Some(2 * MINUTE) };
     let mut now = clock::monotonic();
     let mut accounts = Accounts::default();
     let mut schedule = after(&mut accounts, SUCCEEDED, 0.0, now);
@@ -103,14 +105,14 @@ fn a_failed_fetch_costs_its_budget_what_one_that_succeeds_costs() {
         };
         assert_eq!(join_or_demand(&mut schedule, &mut accounts, Duration::ZERO), RefreshOutcome::Demanded);
         assert_eq!(
-            schedule.begin(&mut accounts, now),
-            Some(begun(number, Trigger::Forced(BadSignature), Doubts::Everything))
+            schedule.start(&mut accounts, now),
+            Some(begun(number, Trigger::Forced(BadSignature), FetchMode::Forced))
         );
         schedule.finish(&mut accounts, number, ending, 0.0, now);
         let almost = 10 * SECOND - Duration::from_millis(1);
         assert_eq!(
             join_or_demand(&mut schedule, &mut accounts, almost),
-            RefreshOutcome::OutOfReach,
+            RefreshOutcome::TooLate,
             "{ending:?}"
         );
         assert_eq!(
@@ -130,7 +132,7 @@ fn a_fetch_that_the_other_cause_asked_for_is_within_reach_of_everybody_whom_it_s
     for cause in [BadSignature, UnknownKid] {
         let caller = caller(&schedule, cause, now + SECOND);
         assert_eq!(schedule.join_or_demand(&mut accounts, caller, now), RefreshOutcome::Demanded);
-        let Begun { number, .. } = schedule.begin(&mut accounts, now).expect("is due");
+        let StartedFetch { number, .. } = schedule.start(&mut accounts, now).expect("is due");
         schedule.finish(&mut accounts, number, SUCCEEDED, 0.0, now);
     }
     now += SECOND / 10;
@@ -151,12 +153,12 @@ fn a_fetch_begins_beside_another_where_a_caller_can_wait_for_no_more_than_one() 
     let mut now = clock::monotonic();
     let mut accounts = Accounts::default();
     let mut schedule = Schedule::new(policy, accounts.join(), now);
-    let start = schedule.begin(&mut accounts, now).expect("the first is due");
+    let start = schedule.start(&mut accounts, now).expect("the first is due");
     schedule.finish(&mut accounts, start.number, SUCCEEDED, 0.0, now + slow);
     now += MINUTE;
     let made_up = caller(&schedule, UnknownKid, now + 5 * SECOND);
     assert_eq!(schedule.join_or_demand(&mut accounts, made_up, now), RefreshOutcome::Demanded);
-    assert!(schedule.begin(&mut accounts, now).is_some());
+    assert!(schedule.start(&mut accounts, now).is_some());
     let began = now;
     now += SECOND / 10;
     let patient = caller(&schedule, UnknownKid, now + 60 * SECOND);
@@ -169,10 +171,10 @@ fn a_fetch_begins_beside_another_where_a_caller_can_wait_for_no_more_than_one() 
     assert!(start >= began + SECOND, "within the spacing");
     assert!(start + slow < good.deadline, "so that it ends in time");
     assert_eq!(
-        schedule.begin(&mut accounts, start),
-        Some(begun(3, Trigger::Forced(UnknownKid), Doubts::Everything))
+        schedule.start(&mut accounts, start),
+        Some(begun(3, Trigger::Forced(UnknownKid), FetchMode::Forced))
     );
-    assert_eq!(schedule.join_or_demand(&mut accounts, good, start), RefreshOutcome::UnderWay);
+    assert_eq!(schedule.join_or_demand(&mut accounts, good, start), RefreshOutcome::InProgress);
     schedule.finish(&mut accounts, 3, SUCCEEDED, 0.0, start + slow / 2);
     assert_eq!(
         schedule.join_or_demand(&mut accounts, good, start),
@@ -304,13 +306,13 @@ async fn a_key_that_was_in_use_is_missed_once_and_one_that_was_not_is_not() {
     script.withdraw("unused");
     // Through a refresh in between it is still known that it was used.
     assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
-    assert_eq!(log::warnings("a key that was in use is gone"), 0);
+    assert_eq!(log::warnings("signing key withdrawn"), 0);
     script.withdraw("used");
     for _ in 0..3 {
         advance(SECOND).await;
         assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
     }
-    assert_eq!(log::warnings("a key that was in use is gone"), 1);
+    assert_eq!(log::warnings("signing key withdrawn"), 1);
     assert_eq!(log::warnings("\"kid\":\"used\""), 1);
 }
 
@@ -324,13 +326,13 @@ async fn a_set_that_shrinks_to_nothing_usable_is_told_once_and_the_last_good_one
         assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
         advance(SECOND).await;
     }
-    assert_eq!(log::warnings("no key that can be used any more"), 1);
+    assert_eq!(log::warnings("no usable key published"), 1);
     assert_eq!(ask(&cache, "a").await, Ok(()));
     script.put_back(keys);
     sleep(20 * MINUTE).await;
     script.take_all();
     assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
-    assert_eq!(log::warnings("no key that can be used any more"), 2, "another time is told again");
+    assert_eq!(log::warnings("no usable key published"), 2, "another time is told again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -340,10 +342,10 @@ async fn a_set_that_is_half_way_to_max_stale_is_told_once() {
     let cache = warm(&script, RefreshPolicy::default()).await;
     script.goes_down(true);
     sleep(11 * 60 * MINUTE).await;
-    assert_eq!(log::warnings("half-way to max_stale"), 0);
+    assert_eq!(log::warnings("key set past half of max_stale"), 0);
     sleep(6 * 60 * MINUTE).await;
-    assert_eq!(log::warnings("half-way to max_stale"), 1);
-    assert_eq!(log::warnings("key set not refreshed"), 1, "the same failure is news once");
+    assert_eq!(log::warnings("key set past half of max_stale"), 1);
+    assert_eq!(log::warnings("key set refresh failed"), 1, "the same failure is news once");
     assert_eq!(ask(&cache, "a").await, Ok(()));
     sleep(8 * 60 * MINUTE).await;
     assert_eq!(ask(&cache, "a").await, Err(NotRescued::Unavailable), "past max_stale nobody can say");
@@ -352,7 +354,7 @@ async fn a_set_that_is_half_way_to_max_stale_is_told_once() {
     assert_eq!(ask(&cache, "a").await, Ok(()));
     script.goes_down(true);
     sleep(13 * 60 * MINUTE).await;
-    assert_eq!(log::warnings("half-way to max_stale"), 2, "another outage is told again");
+    assert_eq!(log::warnings("key set past half of max_stale"), 2, "another outage is told again");
 }
 
 const ISSUER: &str = "https://sso.example.com";
@@ -384,9 +386,9 @@ fn micros(at: UnixTime) -> i64 {
     (at.as_secs_f64() * 1e6) as i64
 }
 
-fn present(at: UnixTime) -> Present {
+fn present(at: UnixTime) -> ClockReading {
     let clock = Clock::Fixed(at);
-    Present::of(&clock, &SteadyClock::beginning_now(&clock))
+    ClockReading::of(&clock, &SteadyClock::start(&clock))
 }
 
 /// Leaves these keys behind, confirmed at this time.
@@ -505,7 +507,7 @@ fn set_mode(path: &Path, mode: u32) {
 async fn a_snapshot_that_is_damaged_foreign_or_open_to_others_is_refused_with_the_reason() {
     use SnapshotError::*;
 
-    let open = |what, mode| Err(Folder(FolderError::OthersMayWrite { what, mode }));
+    let open = |item, mode| Err(Folder(FolderError::OthersMayWrite { item, mode }));
     let no_file = || Err(Folder(FolderError::NotAFile));
     let tamperings: [Tampering; 14] = [
         ("empty", |file| change(file, |_| String::new()), Err(Damaged)),
@@ -522,17 +524,17 @@ async fn a_snapshot_that_is_damaged_foreign_or_open_to_others_is_refused_with_th
             Err(Folder(FolderError::TooLarge(3 << 20))),
         ),
         ("a bare key set", |file| change(file, |_| Script::publishing(&["a"]).jwks()), Err(Damaged)),
-        ("writable for all", |file| set_mode(&file.path(), 0o606), open(What::File, 0o100_606)),
-        ("writable for its group", |file| set_mode(&file.path(), 0o620), open(What::File, 0o100_620)),
+        ("writable for all", |file| set_mode(&file.path(), 0o606), open(FolderItem::File, 0o100_606)),
+        ("writable for its group", |file| set_mode(&file.path(), 0o620), open(FolderItem::File, 0o100_620)),
         (
             "in a folder that is writable for all",
             |file| set_mode(file.path().parent().expect("a folder"), 0o777),
-            open(What::Folder, 0o040_777),
+            open(FolderItem::Folder, 0o040_777),
         ),
         (
             "in a folder that is writable for its group",
             |file| set_mode(file.path().parent().expect("a folder"), 0o770),
-            open(What::Folder, 0o040_770),
+            open(FolderItem::Folder, 0o040_770),
         ),
         (
             "a link",
@@ -652,5 +654,5 @@ async fn a_snapshot_that_cannot_be_written_is_told_once_and_the_keys_serve_all_t
         settle().await;
     }
     sleep(SECOND).await;
-    assert_eq!(log::warnings("the snapshot cannot be written"), 1);
+    assert_eq!(log::warnings("key snapshot not written"), 1);
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::support::script::{self, NotRescued, SECOND, Script, ask, policy, settle, still, warm_in};
 use portcullis::clock::{Clock, SimulatedClock};
 use portcullis::config::RefreshPolicy;
-use portcullis::keys::fetch::{Ask, Fetch, Fetching};
+use portcullis::keys::fetch::{Fetch, FetchContext, FetchFuture};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::folder::{Folder, FolderError};
 use portcullis::keys::snapshot::SnapshotFile;
@@ -25,7 +25,7 @@ struct Panicking {
 }
 
 impl Fetch for Panicking {
-    fn fetch(&self, ask: Ask) -> Fetching<'_> {
+    fn fetch(&self, ask: FetchContext) -> FetchFuture<'_> {
         assert!(self.turns.fetch_add(1, Ordering::SeqCst).is_multiple_of(2), "as this test wants it");
         self.script.fetch(ask)
     }
@@ -46,7 +46,7 @@ async fn a_fetch_that_panics_is_a_fetch_that_failed() {
     assert_eq!(ask(&cache, "a").await, Ok(()));
     script.publish(&["a", "b"]);
     assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable), "this one panics");
-    assert_eq!(cache.status().last_error, Some(FetchError::BrokeOff));
+    assert_eq!(cache.status().last_error, Some(FetchError::Panicked));
     sleep(2 * SECOND).await;
     assert_eq!(ask(&cache, "b").await, Ok(()));
 }
@@ -87,7 +87,7 @@ async fn a_task_that_panics_is_started_again_and_counted_and_the_keys_are_kept_a
     let script = Script::publishing(&["a"]);
     let context = KeyCacheContext::default();
     let file =
-        SnapshotFile::within(Arc::new(Odd(|| panic!("as this test wants it"))), "p", "i", "s", 1 << 20);
+        SnapshotFile::in_folder(Arc::new(Odd(|| panic!("as this test wants it"))), "p", "i", "s", 1 << 20);
     let fetch = Arc::new(script.clone());
     let cache = KeyCache::fetched("p", policy(), fetch, context.clone(), None, Some(file), Arc::default());
     for kid in ["a", "b", "c"] {
@@ -138,7 +138,7 @@ impl Folder for Slow {
 async fn a_disk_that_does_not_answer_holds_up_neither_the_worker_nor_the_first_keys_for_long() {
     // One worker, and a read that takes as long as this test wants.
     let (disk, script) = (Slow::default(), Script::publishing(&["a"]));
-    let file = SnapshotFile::within(Arc::new(disk.clone()), "p", "i", "s", 1 << 20);
+    let file = SnapshotFile::in_folder(Arc::new(disk.clone()), "p", "i", "s", 1 << 20);
     let (fetch, patient) = (Arc::new(script.clone()), RefreshPolicy { wait: 20 * SECOND, ..policy() });
     let cache =
         KeyCache::fetched("p", patient, fetch, KeyCacheContext::default(), None, Some(file), Arc::default());
@@ -153,7 +153,7 @@ async fn a_disk_that_does_not_answer_holds_up_neither_the_worker_nor_the_first_k
 #[tokio::test(start_paused = true)]
 async fn a_token_that_came_first_is_served_though_the_disk_does_not_answer() {
     let (disk, script) = (Slow::default(), Script::publishing(&["a"]));
-    let file = SnapshotFile::within(Arc::new(disk.clone()), "p", "i", "s", 1 << 20);
+    let file = SnapshotFile::in_folder(Arc::new(disk.clone()), "p", "i", "s", 1 << 20);
     let fetch = Arc::new(script.clone());
     let context = KeyCacheContext::default();
     let cache = KeyCache::fetched("p", policy(), fetch, context, None, Some(file), Arc::default());

@@ -10,7 +10,7 @@ use portcullis::access_request::AccessRequest;
 use portcullis::app::{App, ConfigFile, Hangups};
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey};
 use portcullis::config::{Config, KeySource, ProviderConfig, RefreshPolicy};
-use portcullis::service::{Kept, Service};
+use portcullis::service::{NotReloaded, Service};
 use portcullis::validation::provider::Audiences;
 use serde_json::json;
 
@@ -100,8 +100,8 @@ async fn decide(service: &Service, token: &str) -> String {
     format!("{} {}", provider.unwrap_or_default(), decision.verdict.reason().as_str())
 }
 
-fn kept(provider: &str, error: &str) -> Vec<Kept> {
-    vec![Kept { provider: provider.to_owned(), error: error.to_owned() }]
+fn kept(provider: &str, error: &str) -> Vec<NotReloaded> {
+    vec![NotReloaded { provider: provider.to_owned(), error: error.to_owned() }]
 }
 
 const NOT_FOUND: &str = "the answer's status is 404, not 200";
@@ -135,16 +135,16 @@ async fn what_stayed_as_it_was_is_taken_over_once_its_source_answers() {
     let first = house.service.reload(&wanted).await.expect("valid");
     assert!(first.len() == 1 && first[0].provider == "p", "{first:?}");
     let before = house.service.authorizer();
-    assert_eq!(house.service.reload_rest().await, first);
+    assert_eq!(house.service.retry_pending().await, first);
     assert!(Arc::ptr_eq(&before, &house.service.authorizer()), "a try that brings nothing changes nothing");
     house.has_counted(0, 1);
     let key = moved.rotate(SigningAlgorithm::ES256);
-    assert_eq!(house.service.reload_rest().await, Vec::new());
+    assert_eq!(house.service.retry_pending().await, Vec::new());
     assert_eq!(decide(&house.service, &key.sign(&house.issuer.claims(NOW))).await, "p ok");
     assert_eq!(house.asked().await, "p bad_signature", "the old source is let go");
     house.has_counted(1, 1);
     let before = house.service.authorizer();
-    assert_eq!(house.service.reload_rest().await, Vec::new());
+    assert_eq!(house.service.retry_pending().await, Vec::new());
     assert!(Arc::ptr_eq(&before, &house.service.authorizer()), "nothing is left to be tried");
     house.has_counted(1, 1);
 }
@@ -261,7 +261,7 @@ async fn http_options_that_do_not_reach_the_issuer_leave_the_old_ones() {
     let outcome = house.service.reload(&wanted).await.expect("valid");
     assert_eq!(outcome.len(), 1, "they have to reach it");
     house.issuer.restart().await.expect("its port is free");
-    assert_eq!(house.service.reload_rest().await, Vec::new());
+    assert_eq!(house.service.retry_pending().await, Vec::new());
     assert_eq!(house.asked().await, "p ok");
 }
 
@@ -273,7 +273,7 @@ async fn an_issuer_that_is_another_now_has_to_answer_before_the_old_one_is_refus
     assert_eq!(house.service.reload(&wanted).await.expect("valid").len(), 1);
     assert_eq!(house.asked().await, "p ok");
     let key = other.rotate(SigningAlgorithm::ES256);
-    assert_eq!(house.service.reload_rest().await, Vec::new());
+    assert_eq!(house.service.retry_pending().await, Vec::new());
     assert_eq!(decide(&house.service, &key.sign(&other.claims(NOW))).await, "p ok");
     assert_eq!(house.asked().await, " issuer_unknown");
 }
@@ -372,7 +372,7 @@ async fn a_reload_that_is_given_up_has_changed_nothing() {
         () = slow.wait_for_held(1) => {}
     }
     assert!(Arc::ptr_eq(&before, &house.service.authorizer()));
-    assert_eq!(house.service.reload_rest().await, Vec::new(), "nothing is left to be tried");
+    assert_eq!(house.service.retry_pending().await, Vec::new(), "nothing is left to be tried");
     assert_eq!(house.service.reload(&house.config).await, Ok(Vec::new()));
     house.has_counted(1, 0);
 }
@@ -390,7 +390,7 @@ async fn a_new_provider_whose_files_cannot_be_read_makes_all_of_the_configuratio
     assert_eq!(house.asked().await, "p ok");
     house.has_counted(0, 1);
     assert!(!house.metrics().contains("portcullis_jwks_keys{provider=\"q\"}"), "{}", house.metrics());
-    assert_eq!(house.service.reload_rest().await, Vec::new(), "nothing is tried again by itself");
+    assert_eq!(house.service.retry_pending().await, Vec::new(), "nothing is tried again by itself");
 }
 
 #[tokio::test]

@@ -184,25 +184,25 @@ async fn a_log_that_nobody_reads_holds_up_nothing_and_says_later_how_much_is_mis
     let log = BufReader::new(served.process.stderr.take().expect("piped"));
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let reading = std::thread::spawn(move || {
-        let (mut missing, mut left_out) = (0, 0);
+        let (mut missing, mut suppressed) = (0, 0);
         for line in log.lines() {
             let line: Value = serde_json::from_str(&line.expect("text")).expect("each line is whole");
             missing += line["dropped"].as_u64().unwrap_or_default();
             if line["reason"] == "key_unknown" {
-                left_out += line["left_out"].as_u64().unwrap_or_default();
+                suppressed += line["suppressed"].as_u64().unwrap_or_default();
             }
             if line["dropped"].is_u64() {
                 let _test_goes_on = tell.send(missing);
             }
         }
-        (missing, left_out)
+        (missing, suppressed)
     });
     assert!(timeout(PATIENCE, told.recv()).await.expect("it tells") > Some(100));
     served.flood(&forged, 300, false).await;
     served.ends_on_sigterm().await;
-    let (missing, left_out) = reading.join().expect("no line is torn");
+    let (missing, suppressed) = reading.join().expect("no line is torn");
     assert!(missing >= dropped, "{missing} of {dropped}");
-    assert!(left_out > 0, "refusals without a line are told of, at the end at last");
+    assert!(suppressed > 0, "refusals without a line are told of, at the end at last");
 }
 
 /// A standard error that takes nothing.
@@ -276,7 +276,7 @@ fn panics_are_told_in_the_log_without_what_a_request_may_be_a_part_of() {
 }
 
 fn panic_in_three_ways() {
-    telemetry::tell_panics_in_log();
+    telemetry::log_panics();
     telemetry::start_log(&Log { format: LogFormat::Json, level: LogLevel::Info }).expect("started");
     let token = std::hint::black_box("the-token-of-a-request");
     let panics = [

@@ -93,7 +93,7 @@ fn tls_files_that_cannot_serve_are_no_valid_configuration() {
             "key.pem",
             &*certified.key,
             "key_file",
-            "DIR/key.pem: the key is another certificate's (DIR/cert.pem)",
+            "DIR/key.pem: the key belongs to another certificate (DIR/cert.pem)",
         ),
         ("key.pem", "", "key_file", "DIR/key.pem: no private key in PEM form"),
         ("cert.pem", "", "cert_file", "DIR/cert.pem: no certificate in PEM form"),
@@ -104,7 +104,7 @@ fn tls_files_that_cannot_serve_are_no_valid_configuration() {
             "DIR/cert.pem: the certificate in line 1 cannot be decoded",
         ),
         ("ca.pem", "", "client_ca_file", "DIR/ca.pem: no certificate in PEM form"),
-        ("ca.pem", &leaf, "client_ca_file", "DIR/ca.pem: certificate 1 is no authority"),
+        ("ca.pem", &leaf, "client_ca_file", "DIR/ca.pem: certificate 1 is not an authority"),
         ("ca.pem", &broken, "client_ca_file", "DIR/ca.pem: the section that begins in line"),
     ] {
         for listener_key in LISTENERS {
@@ -191,7 +191,7 @@ fn what_has_expired_or_soon_will_is_a_warning() {
             assert_eq!(warned, what != "later", "{what}: {said}");
             told.push((
                 what,
-                said.contains("has expired on 2020-01-01T00:00:00Z"),
+                said.contains("expired on 2020-01-01T00:00:00Z"),
                 said.contains("expires soon, on "),
             ));
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use portcullis::clock::{self, Instant};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::RefreshPolicy;
-use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching};
+use portcullis::keys::fetch::{Fetch, FetchContext, FetchFuture, Fetched};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::origin::Origin;
 use portcullis::keys::{KeyCache, KeyCacheContext, Newer, ObservedKeys, StaleToken};
@@ -133,7 +133,7 @@ impl Script {
 }
 
 impl Fetch for Script {
-    fn fetch(&self, ask: Ask) -> Fetching<'_> {
+    fn fetch(&self, ask: FetchContext) -> FetchFuture<'_> {
         Box::pin(async move {
             let asked = ask.clock.now_micros();
             let under_way = self.0.under_way.fetch_add(1, Ordering::SeqCst) + 1;
@@ -156,8 +156,8 @@ impl Fetch for Script {
                 (jwks, false) => {
                     let keys = KeySet::parse(jwks.as_bytes()).map_err(FetchError::KeySet)?;
                     let origin = Origin::new(asked, ask.clock.now_micros(), age, date);
-                    let (keys, place, caches) = (Arc::new(keys), "script".to_owned(), String::new());
-                    Ok(Fetched { keys, origin, place, caches, fresh_for, place_asked: true })
+                    let (keys, location, caches) = (Arc::new(keys), "script".to_owned(), String::new());
+                    Ok(Fetched { keys, origin, location, caches, fresh_for, location_asked: true })
                 }
             }
         })

@@ -1,16 +1,17 @@
-//! The one decision, behind every door: the core evaluates a request ([`crate::decision`]), and this gets what it lacks.
+//! Decides requests for every door: the core evaluates a request ([`crate::decision`]), and this module provides the
+//! keys.
 //!
-//! [`Authorizer::try_decide`] answers from the keys in hand and never waits, which is the usual case. Where these may be too
-//! old, or a realm's keys are not there yet, it gives an [`Undecided`], which waits for them. [`Authorizer::decide`] is both.
-//! Nothing here fails: a failure to decide is a denial.
+//! [`Authorizer::try_decide`] uses the current keys and never waits, which is the common case. If they may be too
+//! old, or a realm's keys are not loaded, it returns an [`Undecided`], which waits for them. [`Authorizer::decide`]
+//! does both. Nothing here fails: a failure to decide is a denial.
 
-mod account;
+mod denials;
 mod keyed;
 mod limits;
 mod provider_config;
 mod providers;
 mod realms;
-mod refusals;
+mod record;
 mod template;
 mod undecided;
 
@@ -26,17 +27,17 @@ use ipnet::IpNet;
 pub use self::keyed::KeyedProvider;
 pub use self::limits::Limits;
 pub use self::provider_config::{KeySource, ProviderConfig};
-pub use self::realms::{NamesKept, OpenRealm, RealmProviders};
+pub use self::realms::{NameStorage, OpenRealm, RealmProviders};
 pub use self::template::{AllowedRealms, PLACEHOLDER, RealmKeys, Realms, Template};
 pub use self::undecided::Undecided;
 
+use self::denials::DenialLog;
 use self::providers::Providers;
-use self::realms::{Issuer, Lent};
-use self::refusals::RefusalLog;
+use self::realms::{Issuer, ProviderHandle};
 use self::undecided::{Pending, Source};
 use crate::access_request::AccessRequest;
 use crate::clock::{Clock, Instant};
-use crate::decision::{CachedKeys, Decision, Evaluation, IssuerState, NoKeys, Policy, Trusted, evaluate};
+use crate::decision::{Decision, Evaluation, IssuerState, CachedKeys, NoKeys, Policy, Trusted, evaluate};
 use crate::reason::DenyReason;
 use crate::rules::Rules;
 use crate::telemetry::Metrics;
@@ -44,10 +45,10 @@ use crate::validation::provider::TokenSource;
 use crate::validation::{StaleCause, UnixTime};
 use crate::verdict::{Responses, Verdict};
 
-/// A waiting caller answers this much before its proxy's deadline, or a tenth of it where that is more.
-const LEAST_MARGIN: Duration = Duration::from_millis(20);
+/// A waiting request is answered this much before its proxy's deadline, or a tenth of it if that is more.
+const MIN_MARGIN: Duration = Duration::from_millis(20);
 
-/// Decides about requests under one configuration.
+/// Decides requests under one configuration.
 pub struct Authorizer {
     providers: Providers,
     policy: Policy,
@@ -56,37 +57,37 @@ pub struct Authorizer {
     clock: Clock,
     metrics: Arc<Metrics>,
     ids: DecisionIds,
-    /// Whether the log has been told of a proxy that is not trusted.
-    untrusted_told: AtomicBool,
-    refusals: Arc<RefusalLog>,
+    /// Whether the warning about an untrusted proxy was logged.
+    untrusted_logged: AtomicBool,
+    denial_log: Arc<DenialLog>,
 }
 
-/// What holds for every request, whichever provider its token names.
+/// The settings for every request, independent of the provider.
 #[derive(Clone, Debug)]
 pub struct RequestPolicy {
-    /// Who may do what.
+    /// The rules.
     pub rules: Rules,
-    /// Bounds on one request.
+    /// Limits of one request.
     pub limits: Limits,
-    /// How a denial looks.
+    /// The form of denials.
     pub responses: Responses,
-    /// Who may tell in headers what request it asks about.
+    /// Proxies that may describe a request in headers.
     pub trusted_proxies: Vec<IpNet>,
-    /// Headers that take the place of path or host and are set by an outer proxy.
+    /// Headers that replace path or host and are set by an outer proxy.
     pub trusted_headers: Vec<HeaderName>,
 }
 
 /// A decision that was counted and logged.
 #[derive(Clone, Debug)]
 pub struct Decided<'a> {
-    /// Names it in the log and in the proxy's metadata.
+    /// Its id in the log and in the proxy's metadata.
     pub id: DecisionId,
-    /// What was decided.
+    /// The decision.
     pub decision: Decision<'a>,
 }
 
 impl Authorizer {
-    /// An authorizer for these providers, and for those that stand for many.
+    /// An authorizer for these providers and templates.
     pub fn new(
         providers: Vec<KeyedProvider>,
         templates: Vec<Arc<RealmProviders>>,
@@ -106,24 +107,24 @@ impl Authorizer {
             clock,
             metrics,
             ids: DecisionIds::new(),
-            untrusted_told: AtomicBool::new(false),
-            refusals: Arc::default(),
+            untrusted_logged: AtomicBool::new(false),
+            denial_log: Arc::default(),
         }
     }
 
-    /// Decides about one request, counts it and logs it. `door` is the label of the door that asks.
+    /// Decides a request, counts and logs it. `door` is the label of the calling door.
     pub async fn decide<'a>(&'a self, door: &'static str, request: &'a AccessRequest<'a>) -> Decided<'a> {
         match self.try_decide(door, request) {
             Ok(decided) => decided,
-            // Few wait: their state is not everybody's.
+            // Boxed, since few requests wait: the others do not carry this state.
             Err(undecided) => Box::pin(undecided.decided()).await,
         }
     }
 
-    /// The same, and never waits.
+    /// Like [`Authorizer::decide`], without waiting.
     ///
     /// # Errors
-    /// Keys are lacking, for which somebody has to wait. It is neither counted nor logged before it is decided.
+    /// Keys have to be waited for. The request is neither counted nor logged until it is decided.
     pub fn try_decide<'a>(
         &'a self,
         door: &'static str,
@@ -135,7 +136,7 @@ impl Authorizer {
         }
     }
 
-    /// Decides about one request in the same way. Neither counted nor logged.
+    /// Decides a request without counting or logging it.
     pub async fn explain<'a>(&'a self, request: &'a AccessRequest<'a>) -> Decision<'a> {
         match self.evaluate(request) {
             Ok(decision) => decision,
@@ -143,39 +144,39 @@ impl Authorizer {
         }
     }
 
-    /// As far as it gets with the keys in hand.
+    /// Evaluates a request with the current keys.
     fn evaluate<'a>(&'a self, request: &'a AccessRequest<'a>) -> Result<Decision<'a>, Pending<'a>> {
         let mut source = None;
-        let in_hand = |issuer: &str| self.in_hand(issuer, arrived(request), &mut source);
-        match evaluate(request, &self.policy, in_hand, self.now()) {
+        let current_keys = |issuer: &str| self.current_keys(issuer, arrived(request), &mut source);
+        match evaluate(request, &self.policy, current_keys, self.now()) {
             Evaluation::Done(decision) => {
-                if let Some(Source::Held(lent, _)) = &source {
-                    note_verified(lent, &decision, request);
-                    count_fixed(lent, &decision);
+                if let Some(Source::Loaded(handle, _)) = &source {
+                    record_verified(handle, &decision, request);
+                    count_fixed(handle, &decision);
                 }
                 Ok(*decision)
             }
             Evaluation::NeedsKeys(needed) => match source {
                 Some(source) => Err(Pending { authorizer: self, needed, source }),
-                // Nobody needs keys before something was in hand.
+                // Keys are only needed after a provider was found.
                 None => Ok(needed.conclude(NoKeys::Unavailable("no provider".into()))),
             },
         }
     }
 
-    /// What is in hand for this issuer, and where more is to be had.
-    fn in_hand(&self, issuer: &str, arrived: Instant, source: &mut Option<Source>) -> Option<IssuerState> {
+    /// The current keys of this issuer, and where to get newer ones.
+    fn current_keys(&self, issuer: &str, arrived: Instant, source: &mut Option<Source>) -> Option<IssuerState> {
         let issuer = self.providers.of_issuer(issuer, arrived)?;
         let provider = Arc::clone(issuer.provider());
         let realm = issuer.realm().map(str::to_owned);
         let (keys, from) = match issuer {
-            Issuer::Held(lent) => {
-                let observed = lent.keys.observe();
-                let keys = match lent.keys.is_refreshable() {
+            Issuer::Loaded(handle) => {
+                let observed = handle.keys.observe();
+                let keys = match handle.keys.is_refreshable() {
                     true => CachedKeys::Fetched(observed.keys()),
                     false => CachedKeys::Fixed(observed.keys()),
                 };
-                (keys, Source::Held(lent, observed))
+                (keys, Source::Loaded(handle, observed))
             }
             Issuer::New(new) => (CachedKeys::NotFetched, Source::New(new)),
         };
@@ -183,10 +184,10 @@ impl Authorizer {
         Some(IssuerState { provider, realm, keys })
     }
 
-    /// The time that tokens are judged by, where it can be right.
+    /// The time by which tokens are checked, if it is plausible.
     fn now(&self) -> Option<UnixTime> {
         let now = self.clock.now();
-        self.clock.may_have_shown(now).then_some(now)
+        self.clock.is_plausible_reading(now).then_some(now)
     }
 
     fn decided<'a>(
@@ -196,80 +197,80 @@ impl Authorizer {
         decision: Decision<'a>,
     ) -> Decided<'a> {
         let decided = Decided { id: self.ids.next(), decision };
-        self.account(door, request, &decided);
+        self.record(door, request, &decided);
         decided
     }
 
-    /// This configuration's rules.
+    /// The rules.
     pub fn rules(&self) -> &Rules {
         self.policy.rules()
     }
 
-    /// Its bounds on one request.
+    /// The limits.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// How this configuration's denials look.
+    /// The form of denials.
     pub fn responses(&self) -> &Responses {
         &self.responses
     }
 
-    /// The providers that have keys or are about to, in no particular order: each issuer that is named, and each
-    /// realm that has had a token.
+    /// The loaded providers, in no particular order: each configured issuer, and each realm that is in memory.
     pub fn providers(&self) -> Vec<Arc<KeyedProvider>> {
         self.providers.all()
     }
 
-    /// Every place where any provider's token may be.
+    /// Every place where a provider's token may be.
     pub fn token_sources(&self) -> &[TokenSource] {
         self.policy.token_sources()
     }
 
-    /// Every issuer that the configuration names, realms that are listed among them; sorted.
+    /// Every issuer that the configuration names, listed realms included; sorted.
     pub fn issuers(&self) -> BTreeSet<String> {
         self.providers.issuers()
     }
 
-    /// The providers that stand for many issuers.
+    /// The templates.
     pub fn realms(&self) -> &[Arc<RealmProviders>] {
         self.providers.templates()
     }
 
-    /// Whether every issuer that is named, and that is waited for, has had keys at least once.
+    /// Whether every configured issuer that readiness depends on has had keys at least once.
     pub fn is_ready(&self) -> bool {
         self.providers.are_ready()
     }
 }
 
-/// A token that was verified shows that nobody made its realm up, whatever the rule then said.
-fn note_verified(lent: &Lent, decision: &Decision<'_>, request: &AccessRequest<'_>) {
+/// A verified token shows that its realm exists, whatever the rule decided.
+fn record_verified(handle: &ProviderHandle, decision: &Decision<'_>, request: &AccessRequest<'_>) {
     if decision.record.verified_by().is_some() {
-        lent.token_verified(arrived(request));
+        handle.token_verified(arrived(request));
     }
 }
 
-/// A token that the keys of the configuration do not verify is stale like any other, though nothing can be done about it.
-fn count_fixed(lent: &Lent, decision: &Decision<'_>) {
+/// A token that fixed keys do not verify is counted as stale, although newer keys cannot be fetched.
+fn count_fixed(handle: &ProviderHandle, decision: &Decision<'_>) {
     match decision.verdict {
-        Verdict::Deny(DenyReason::KeyUnknown) => lent.keys.count_still_stale(StaleCause::UnknownKid),
-        Verdict::Deny(DenyReason::BadSignature) => lent.keys.count_still_stale(StaleCause::BadSignature),
+        Verdict::Deny(DenyReason::KeyUnknown) => handle.keys.count_still_stale(StaleCause::UnknownKid),
+        Verdict::Deny(DenyReason::BadSignature) => handle.keys.count_still_stale(StaleCause::BadSignature),
         Verdict::Allow(_) | Verdict::Deny(_) | Verdict::Unavailable(_) => {}
     }
 }
 
-/// When the door received it, on the clock of the waits.
+/// When the door received it, on the monotonic clock.
 fn arrived(request: &AccessRequest<'_>) -> Instant {
     Instant::from_std(request.arrived)
 }
 
-/// When the answer has to be on its way, whether or not keys have come.
+/// When the answer is due, with or without keys.
 fn deadline(request: &AccessRequest<'_>, wait: Duration) -> Instant {
-    let proxy_waits = request.timeout.map(|timeout| timeout.saturating_sub(LEAST_MARGIN.max(timeout / 10)));
+    let proxy_waits = request.timeout.map(|timeout| timeout.saturating_sub(MIN_MARGIN.max(timeout / 10)));
     arrived(request) + proxy_waits.map_or(wait, |proxy_waits| proxy_waits.min(wait))
 }
 
-/// Names a decision in the log and in the proxy's metadata: unique in one authorizer, and unlikely to meet another's.
+/// Identifies a decision in the log and in the proxy's metadata: unique within one authorizer, and unlikely to
+/// collide with another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DecisionId {
     authorizer: u64,
@@ -282,7 +283,7 @@ impl fmt::Display for DecisionId {
     }
 }
 
-/// Where the names of decisions come from.
+/// Generates decision ids.
 struct DecisionIds {
     authorizer: u64,
     next: AtomicU64,

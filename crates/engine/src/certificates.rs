@@ -1,7 +1,7 @@
-//! Certificates and private keys in PEM files (RFC 7468), read whole or not at all: a file of which a part is broken
-//! gives nothing, since what that part would have said is not known.
+//! Certificates and private keys in PEM files (RFC 7468). A file with a broken part is rejected completely, since the
+//! content of that part is unknown.
 //!
-//! No file is opened here, and no clock is read but while TLS is spoken; what is said of a file is said without its name.
+//! No file is opened here, and the clock is read only during TLS handshakes; messages do not contain the file's name.
 
 mod client;
 mod time;
@@ -25,90 +25,92 @@ use crate::validation::UnixTime;
 pub use client::{ClientTls, Trusted, client};
 pub use time::WallTime;
 
-/// The longest file of certificates or keys that is read, in bytes: a bundle of every public authority has a tenth.
+/// The longest file of certificates or keys that is read, in bytes; a bundle of every public authority has a tenth of
+/// that.
 pub const MAX_FILE_BYTES: usize = 4 << 20;
 
-/// What ends so soon is told of.
-const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+/// Expiry within this time is warned about.
+const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 const CERTIFICATE: &str = "CERTIFICATE";
 const PRIVATE_KEYS: [&str; 3] = ["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"];
 const ENCRYPTED_KEY: &str = "ENCRYPTED PRIVATE KEY";
-/// What openssl writes in front of a key; nothing here needs it.
+/// openssl writes these sections before a key; they are not needed.
 const PARAMETERS: [&str; 2] = ["EC PARAMETERS", "DH PARAMETERS"];
 
-/// A certificate, of which only its form has been checked.
+/// A certificate whose encoding alone has been checked.
 #[derive(Clone, Debug)]
 pub struct Certificate {
-    /// As it goes over the wire.
+    /// The DER encoding.
     pub der: CertificateDer<'static>,
-    /// When it counts.
+    /// The validity period.
     pub validity: Validity,
-    /// Whether it may sign other certificates (RFC 5280 §4.2.1.9). One of version 1 cannot say so, and may where it is
-    /// its own issuer.
+    /// Whether it may sign other certificates (RFC 5280 §4.2.1.9). A version 1 certificate has no extension for this,
+    /// and may if it is self-issued.
     pub is_authority: bool,
-    /// Whether it names itself as its issuer.
+    /// Whether its subject is its issuer.
     is_own_issuer: bool,
 }
 
-/// From when to when certificates count, all of them.
+/// The period during which every certificate of a file is valid.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Validity {
     /// Not before.
-    pub begins: UnixTime,
+    pub not_before: UnixTime,
     /// Not after.
-    pub ends: UnixTime,
+    pub not_after: UnixTime,
 }
 
 impl Validity {
-    /// When every one of these counts; `None` of none.
+    /// The common validity period; `None` for no certificates.
     pub fn of_all(certificates: &[Certificate]) -> Option<Self> {
         certificates.iter().map(|certificate| certificate.validity).reduce(|one, other| Self {
-            begins: if one.begins < other.begins { other.begins } else { one.begins },
-            ends: if other.ends < one.ends { other.ends } else { one.ends },
+            not_before: if one.not_before < other.not_before { other.not_before } else { one.not_before },
+            not_after: if other.not_after < one.not_after { other.not_after } else { one.not_after },
         })
     }
 
-    /// What an operator should know of it at this time.
+    /// A warning for the operator at the time `now`.
     pub fn warning(&self, now: UnixTime) -> Option<String> {
         let time = clock::rfc3339;
-        let left = self.ends.as_secs_f64() - now.as_secs_f64();
-        if left < 0.0 {
-            return Some(format!("a certificate has expired on {}", time(self.ends)));
+        let remaining = self.not_after.as_secs_f64() - now.as_secs_f64();
+        if remaining < 0.0 {
+            return Some(format!("a certificate expired on {}", time(self.not_after)));
         }
-        if now < self.begins {
-            return Some(format!("a certificate does not count before {}", time(self.begins)));
+        if now < self.not_before {
+            return Some(format!("a certificate is not valid before {}", time(self.not_before)));
         }
-        (left < SOON.as_secs_f64()).then(|| format!("a certificate expires soon, on {}", time(self.ends)))
+        (remaining < EXPIRY_WARNING.as_secs_f64())
+            .then(|| format!("a certificate expires soon, on {}", time(self.not_after)))
     }
 }
 
-/// Why a chain and a key cannot be served together.
+/// Why a chain and a key cannot be used together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PairError {
     /// The key itself cannot be used.
     Key(String),
-    /// Nor can the certificate.
+    /// The certificate cannot be used.
     Certificate(String),
-    /// Each can be used, and not with the other.
+    /// Both can be used, but not with each other.
     Mismatch(String),
 }
 
-/// What a server or a client shows: its own certificate first, then those that lead to an authority. Keys that stand
-/// between them are not read.
+/// The chain of a server or a client: its own certificate first, then those that lead to an authority. Private keys
+/// in the file are ignored.
 ///
 /// # Errors
-/// No certificate, or anything in it that cannot be read.
+/// There is no certificate, or a section cannot be read.
 pub fn chain(pem: &[u8]) -> Result<Vec<Certificate>, String> {
     let mut allowed = vec![CERTIFICATE, ENCRYPTED_KEY];
     allowed.extend(PRIVATE_KEYS.iter().chain(&PARAMETERS));
     certificates(pem, &allowed)
 }
 
-/// Authorities of which a client's certificate has to be.
+/// The authorities that client certificates are verified against.
 ///
 /// # Errors
-/// None, one that is no authority, or anything in the file that cannot be read.
+/// There is none, one is not an authority, or a section cannot be read.
 pub fn client_authorities(pem: &[u8]) -> Result<Vec<Certificate>, String> {
     let authorities = certificates(pem, &[CERTIFICATE])?;
     match authorities.iter().position(|certificate| !certificate.is_authority) {
@@ -117,10 +119,11 @@ pub fn client_authorities(pem: &[u8]) -> Result<Vec<Certificate>, String> {
     }
 }
 
-/// Authorities of which an issuer's certificate has to be, or that certificate itself where nobody else has signed it.
+/// The authorities that an issuer's certificate is verified against; may be that certificate itself, if it is
+/// self-issued.
 ///
 /// # Errors
-/// None, one that can be neither, or anything in the file that cannot be read.
+/// There is none, one is neither, or a section cannot be read.
 pub fn issuer_authorities(pem: &[u8]) -> Result<Vec<Certificate>, String> {
     let authorities = certificates(pem, &[CERTIFICATE])?;
     let usable = |certificate: &Certificate| certificate.is_authority || certificate.is_own_issuer;
@@ -132,15 +135,15 @@ pub fn issuer_authorities(pem: &[u8]) -> Result<Vec<Certificate>, String> {
 
 fn no_authority(at: usize) -> String {
     format!(
-        "certificate {} is no authority (no basicConstraints with CA:TRUE): nothing that it signs is trusted",
+        "certificate {} is not an authority (no basicConstraints with CA:TRUE): it cannot sign certificates",
         at + 1
     )
 }
 
-/// The one private key in a file; certificates that stand beside it are not read.
+/// The private key in a file; certificates in the file are ignored.
 ///
 /// # Errors
-/// None, several, one that is encrypted, or anything in the file that cannot be read.
+/// There is none, there are several, it is encrypted, or a section cannot be read.
 pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
     let mut allowed = vec![CERTIFICATE, ENCRYPTED_KEY];
     allowed.extend(PRIVATE_KEYS.iter().chain(&PARAMETERS));
@@ -159,40 +162,40 @@ pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
     }
 }
 
-/// The chain and the key for a TLS server or client.
+/// The chain and the key of a TLS server or client.
 ///
 /// # Errors
-/// They do not belong together, or cannot be used.
+/// They do not match or cannot be used.
 pub fn pair(chain: &[Certificate], key: PrivateKeyDer<'static>) -> Result<CertifiedKey, PairError> {
     let provider = aws_lc_rs::default_provider();
     let signing = provider.key_provider.load_private_key(key);
     let signing =
         signing.map_err(|error| PairError::Key(format!("the private key cannot be used: {error}")))?;
     let certified = |chain| CertifiedKey::new(chain, Arc::clone(&signing));
-    let fits = |certificate: &Certificate| certified(vec![certificate.der.clone()]).keys_match();
-    match chain.first().map(fits) {
+    let matches_key = |certificate: &Certificate| certified(vec![certificate.der.clone()]).keys_match();
+    match chain.first().map(matches_key) {
         None => Err(PairError::Certificate("no certificate in PEM form".to_owned())),
         Some(Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown))) => {
             Ok(certified(chain.iter().map(|certificate| certificate.der.clone()).collect()))
         }
-        Some(Err(_)) if chain.iter().skip(1).any(|certificate| fits(certificate).is_ok()) => {
+        Some(Err(_)) if chain.iter().skip(1).any(|certificate| matches_key(certificate).is_ok()) => {
             Err(PairError::Mismatch(
                 "the key belongs to a later certificate of the chain: put that first".to_owned(),
             ))
         }
         Some(Err(Error::InconsistentKeys(_))) => {
-            Err(PairError::Mismatch("the key is another certificate's".to_owned()))
+            Err(PairError::Mismatch("the key belongs to another certificate".to_owned()))
         }
         Some(Err(error)) => Err(PairError::Certificate(format!("the certificate cannot be used: {error}"))),
     }
 }
 
-/// The DNS names and URIs of a certificate (RFC 5280 §4.2.1.6) as they stand there; none where they cannot be read.
+/// The DNS names and URIs of a certificate (RFC 5280 §4.2.1.6), verbatim; empty if they cannot be read.
 pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };
     let Ok(Some(alternatives)) = parsed.subject_alternative_name() else { return Vec::new() };
     let names = alternatives.value.general_names.iter().filter_map(|name| match name {
-        // A URI has a colon, which no DNS name has: neither passes for the other.
+        // A URI contains a colon and a DNS name does not, so neither is mistaken for the other.
         GeneralName::DNSName(dns) => Some(*dns).filter(|dns| !dns.contains(':')),
         GeneralName::URI(uri) => Some(*uri).filter(|uri| uri.contains(':')),
         _ => None,
@@ -200,8 +203,8 @@ pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
-/// Whether any name of a certificate is one of these, of which DNS names are in lower case. A wildcard in a certificate
-/// stands for nobody.
+/// Whether one of a certificate's names equals one of `wanted`, whose DNS names are in lower case. A wildcard in a
+/// certificate matches nothing.
 pub fn is_named(names: &[String], wanted: &[String]) -> bool {
     let same = |name: &str, wanted: &str| {
         if wanted.contains(':') { name == wanted } else { name.eq_ignore_ascii_case(wanted) }
@@ -209,11 +212,11 @@ pub fn is_named(names: &[String], wanted: &[String]) -> bool {
     names.iter().any(|name| wanted.iter().any(|wanted| same(name, wanted)))
 }
 
-/// What is trusted: these.
+/// A root store of these authorities.
 ///
 /// # Errors
-/// One from which TLS cannot take what it needs.
-pub fn trusting(authorities: &[Certificate]) -> Result<RootCertStore, String> {
+/// rustls rejects a certificate.
+pub fn root_store(authorities: &[Certificate]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for (at, authority) in authorities.iter().enumerate() {
         let added = roots.add(authority.der.clone());
@@ -236,36 +239,36 @@ fn certificates(pem: &[u8], allowed: &[&str]) -> Result<Vec<Certificate>, String
     if certificates.is_empty() { Err("no certificate in PEM form".to_owned()) } else { Ok(certificates) }
 }
 
-/// `None` where it is no certificate, or more than one.
+/// `None` if the bytes are not exactly one certificate.
 fn certificate(der: CertificateDer<'static>) -> Option<Certificate> {
     let (rest, parsed) = X509Certificate::from_der(&der).ok()?;
     if !rest.is_empty() {
         return None;
     }
     let is_own_issuer = parsed.subject().as_raw() == parsed.issuer().as_raw();
-    let says_authority = parsed.basic_constraints().ok()?.is_some_and(|constraints| constraints.value.ca);
-    let is_authority = says_authority || (parsed.version() == X509Version::V1 && is_own_issuer);
+    let has_ca_flag = parsed.basic_constraints().ok()?.is_some_and(|constraints| constraints.value.ca);
+    let is_authority = has_ca_flag || (parsed.version() == X509Version::V1 && is_own_issuer);
     let validity = Validity {
-        begins: UnixTime::from_secs(parsed.validity().not_before.timestamp()),
-        ends: UnixTime::from_secs(parsed.validity().not_after.timestamp()),
+        not_before: UnixTime::from_secs(parsed.validity().not_before.timestamp()),
+        not_after: UnixTime::from_secs(parsed.validity().not_after.timestamp()),
     };
     Some(Certificate { validity, is_authority, is_own_issuer, der })
 }
 
-/// From `-----BEGIN LABEL-----` to `-----END LABEL-----`, both included, and the line of the first.
+/// From `-----BEGIN LABEL-----` to `-----END LABEL-----`, both included, and the line number of the first.
 struct Section<'a> {
     label: &'a str,
     line: usize,
     text: String,
 }
 
-/// All sections of a file, which may have text between them.
+/// All sections of a file. Text between sections is ignored.
 ///
 /// # Errors
-/// The first marker that is not as it should be, whose section would otherwise be passed over in silence.
+/// The first malformed marker: its section would otherwise be ignored silently.
 fn sections<'a>(pem: &'a [u8], allowed: &[&str]) -> Result<Vec<Section<'a>>, String> {
     let text = std::str::from_utf8(pem).map_err(|_| "not text, so not in PEM form".to_owned())?;
-    let mut whole = Vec::new();
+    let mut complete = Vec::new();
     let mut open: Option<Section<'a>> = None;
     for (i, line) in text.lines().enumerate() {
         let at = i + 1;
@@ -277,30 +280,30 @@ fn sections<'a>(pem: &'a [u8], allowed: &[&str]) -> Result<Vec<Section<'a>>, Str
         if !(line.contains("-----BEGIN") || line.contains("-----END")) {
             continue;
         }
-        match (marked(line, "-----BEGIN "), marked(line, "-----END "), open.take()) {
+        match (marker_label(line, "-----BEGIN "), marker_label(line, "-----END "), open.take()) {
             (Some(label), _, None) if allowed.contains(&label) => {
                 open = Some(Section { label, line: at, text: line.to_owned() });
             }
             (Some(label), _, None) => {
                 let label: String = label.chars().take(32).flat_map(char::escape_debug).collect();
-                return Err(format!("line {at} begins a section `{label}`, which has no place here"));
+                return Err(format!("line {at} begins a section `{label}`, which is not allowed here"));
             }
-            (_, Some(label), Some(section)) if section.label == label => whole.push(section),
+            (_, Some(label), Some(section)) if section.label == label => complete.push(section),
             (_, _, Some(section)) => {
                 return Err(format!("the section that begins in line {} does not end", section.line));
             }
-            (_, Some(_), None) => return Err(format!("line {at} ends a section that has not begun")),
-            (None, None, None) => return Err(format!("line {at} is a broken marker of a section")),
+            (_, Some(_), None) => return Err(format!("line {at} ends a section that does not begin")),
+            (None, None, None) => return Err(format!("line {at} is a malformed section marker")),
         }
     }
     match open {
         Some(section) => Err(format!("the section that begins in line {} does not end", section.line)),
-        None => Ok(whole),
+        None => Ok(complete),
     }
 }
 
-/// The label of a line that is a marker and nothing else.
-fn marked<'a>(line: &'a str, start: &str) -> Option<&'a str> {
+/// The label, if the line is a marker and nothing else.
+fn marker_label<'a>(line: &'a str, start: &str) -> Option<&'a str> {
     let label = line.strip_prefix(start)?.strip_suffix("-----")?;
     (!label.contains('-')).then_some(label)
 }

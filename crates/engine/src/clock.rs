@@ -1,15 +1,14 @@
-//! The one place where time is read.
+//! Wall clock and monotonic clock: the only module that reads the time.
 //!
-//! Wall time judges tokens and is handed to the core as an argument. Monotonic time paces refreshes and
-//! deadlines, so that a clock that is set back neither stops nor hurries them. It is tokio's, so that tests can
-//! pause it, and it counts the time that a suspended machine slept (`CLOCK_BOOTTIME`), since keys age meanwhile.
-//! [`SteadyClock`] puts wall time on the monotonic line, for comparing what happened when within one process.
-//! Clippy forbids the standard library's clocks elsewhere, and tokio's waits until an instant, which know nothing of a
-//! machine's sleep.
+//! Wall time is used to check tokens and is passed to the core as an argument. Monotonic time is used for refreshes
+//! and deadlines, so that a clock that is set back neither delays nor hastens them. It is tokio's clock, which tests
+//! can pause, plus the time that the machine was suspended (`CLOCK_BOOTTIME`), since keys age during suspension.
+//! [`SteadyClock`] converts monotonic time to wall time, to order events within one process. Clippy forbids the
+//! standard library's clocks elsewhere, and tokio's waits until an instant, which ignore suspension.
 //!
-//! A machine whose clock stands before this program was built has not been told the time: what it says judges no token.
+//! The clock of a machine that shows a time before this program was built is not set yet: no token is checked by it.
 
-#![allow(clippy::disallowed_methods, reason = "this is the room that the lint sends everybody to")]
+#![allow(clippy::disallowed_methods, reason = "the module that wraps the disallowed methods")]
 
 use std::future::Future;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -22,32 +21,32 @@ pub use tokio::time::Instant;
 
 use crate::validation::UnixTime;
 
-/// A wait is looked at this often: a timer of the system does not run while the machine sleeps.
-const LONGEST_SLEEP: Duration = Duration::from_secs(5);
+/// Longest sleep of a timer between two readings of the clock: timers do not advance during suspension.
+const MAX_SLEEP: Duration = Duration::from_secs(5);
 
-/// How far a clock may stand before the build and still count: the machine of the build may have been ahead, or a clock of
-/// the local time may be read as one of UTC.
+/// How far before the build a clock may be and still be plausible: the build machine's clock may have been ahead, or
+/// local time may be read as UTC.
 const BUILD_SLACK: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// When this program was built, or what reproducible builds say instead of it (`SOURCE_DATE_EPOCH`).
+/// When this program was built, or `SOURCE_DATE_EPOCH` of a reproducible build.
 pub fn built_at() -> UnixTime {
     UnixTime::from_secs(env!("PORTCULLIS_BUILT_AT").parse().unwrap_or_default())
 }
 
-/// Whether a wall clock of this time can be right in a program that was built then; a day before that still counts.
+/// Whether the wall time `now` is plausible for a program built at `built`: it is at most a day before.
 pub fn is_plausible(now: UnixTime, built: UnixTime) -> bool {
     now.as_secs_f64() + BUILD_SLACK.as_secs_f64() >= built.as_secs_f64()
 }
 
-/// Where time comes from.
+/// A source of time.
 #[derive(Clone, Debug, Default)]
 pub enum Clock {
     /// The machine's clocks.
     #[default]
     System,
-    /// Wall time that stands still; for explaining a decision of the past.
+    /// A wall time that never advances; for explaining a past decision.
     Fixed(UnixTime),
-    /// Wall time that is moved by hand, and a machine that can sleep; for simulations.
+    /// A wall time that is set by hand, and simulated suspension; for simulations.
     Simulated(Arc<SimulatedClock>),
 }
 
@@ -61,14 +60,14 @@ impl Clock {
         }
     }
 
-    /// Whether the wall time can be right: see [`is_plausible`].
+    /// Whether the wall time is plausible: see [`is_plausible`].
     pub fn is_plausible(&self) -> bool {
-        self.may_have_shown(self.now())
+        self.is_plausible_reading(self.now())
     }
 
-    /// Whether a reading of this clock can have been right: [`is_plausible`] of the machine's clock. A time that is set for
-    /// an explanation is as it is meant.
-    pub fn may_have_shown(&self, time: UnixTime) -> bool {
+    /// Whether a reading of this clock is plausible: [`is_plausible`] for the machine's clock. A fixed time always
+    /// is.
+    pub fn is_plausible_reading(&self, time: UnixTime) -> bool {
         match self {
             Clock::System => is_plausible(time, built_at()),
             Clock::Fixed(_) => true,
@@ -76,17 +75,17 @@ impl Clock {
         }
     }
 
-    /// Monotonic time, the time that the machine slept included.
+    /// Monotonic time, including time in suspension.
     pub fn monotonic(&self) -> Instant {
         match self {
             Clock::System | Clock::Fixed(_) => monotonic(),
-            Clock::Simulated(clock) => Instant::now() + clock.slept(),
+            Clock::Simulated(clock) => Instant::now() + clock.suspended(),
         }
     }
 
-    /// The time since the machine was started, by which processes of one machine can compare their clocks.
+    /// The time since boot, by which processes of one machine can compare their clocks.
     pub fn boot_time(&self) -> BootTime {
-        /// Names this run of the machine's kernel.
+        /// Identifies this boot of the kernel.
         static BOOT: LazyLock<Option<String>> = LazyLock::new(|| {
             let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
             Some(id.trim().to_owned()).filter(|id| !id.is_empty())
@@ -100,34 +99,34 @@ impl Clock {
         }
     }
 
-    /// How long ago a monotonic instant was; zero for one that is yet to come.
+    /// The time since a monotonic instant; zero if it is in the future.
     pub fn elapsed_since(&self, instant: Instant) -> Duration {
         self.monotonic().saturating_duration_since(instant)
     }
 
-    /// Waits until this monotonic instant. Where the machine slept over it, it returns within seconds of the
-    /// awakening.
+    /// Waits until this monotonic instant. If it passes during suspension, this returns within seconds of the
+    /// resumption.
     pub async fn sleep_until(&self, instant: Instant) {
         loop {
-            let left = instant.saturating_duration_since(self.monotonic());
-            if left.is_zero() {
+            let remaining = instant.saturating_duration_since(self.monotonic());
+            if remaining.is_zero() {
                 return;
             }
-            tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
+            tokio::time::sleep(remaining.min(MAX_SLEEP)).await;
         }
     }
 
-    /// Runs a future until this monotonic instant at the latest; `None` where it was not done by then.
+    /// Runs a future until this monotonic instant; `None` if it has not completed by then.
     pub async fn until<T>(&self, instant: Instant, future: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
-            done = future => Some(done),
+            output = future => Some(output),
             () = self.sleep_until(instant) => None,
         }
     }
 }
 
-/// How long ago 1970 began by the machine's wall time; zero by a clock that stands before that.
+/// The machine's wall time since the Unix epoch; zero for a clock before 1970.
 pub fn since_epoch() -> Duration {
     since_epoch_at(SystemTime::now())
 }
@@ -136,17 +135,17 @@ fn since_epoch_at(now: SystemTime) -> Duration {
     now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The machine's wall time as HTTP has it (RFC 9110 §5.6.7); `None` for a year that it has no digits for.
+/// The machine's wall time as an HTTP date (RFC 9110 §5.6.7); `None` for a year beyond four digits.
 pub fn http_date() -> Option<http::HeaderValue> {
     date_of(Clock::System.now())
 }
 
 fn date_of(now: UnixTime) -> Option<http::HeaderValue> {
-    const FORM: &[time::format_description::BorrowedFormatItem<'_>] = time::macros::format_description!(
+    const FORMAT: &[time::format_description::BorrowedFormatItem<'_>] = time::macros::format_description!(
         "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
     );
     let now = time::OffsetDateTime::from_unix_timestamp(now.as_secs_f64() as i64).ok()?;
-    let text = (0..=9999).contains(&now.year()).then(|| now.format(FORM).ok()).flatten()?;
+    let text = (0..=9999).contains(&now.year()).then(|| now.format(FORMAT).ok()).flatten()?;
     http::HeaderValue::try_from(text).ok()
 }
 
@@ -160,69 +159,69 @@ pub async fn until<T>(instant: Instant, future: impl Future<Output = T>) -> Opti
     Clock::System.until(instant, future).await
 }
 
-/// The time since the machine was started, its sleep included; it never steps.
+/// The time since boot, including suspension; it never steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootTime {
-    /// Which start that was; `None` where the machine does not say, so that nothing can be compared.
+    /// The boot id; `None` if the machine has none, so that times cannot be compared.
     pub boot: Option<String>,
-    /// Microseconds since then.
+    /// Microseconds since boot.
     pub micros: i64,
 }
 
-/// A clock on the wall that is moved by hand, apart from monotonic time, which is tokio's.
+/// A wall clock that is set by hand, independent of monotonic time, which is tokio's.
 #[derive(Debug)]
 pub struct SimulatedClock {
     /// Wall time at `started`, in milliseconds since the Unix epoch; changed by steps.
     wall_ms: AtomicI64,
     started: Instant,
-    slept_ms: AtomicU64,
+    suspended_ms: AtomicU64,
     built: UnixTime,
 }
 
 impl SimulatedClock {
-    /// A clock that shows this wall time now and goes on from there.
+    /// A clock that starts at this wall time and advances.
     pub fn starting_at(now: UnixTime) -> Self {
         let wall_ms = AtomicI64::new((now.as_secs_f64() * 1000.0) as i64);
         let built = UnixTime::from_secs(i64::MIN / 2);
-        Self { wall_ms, started: Instant::now(), slept_ms: AtomicU64::new(0), built }
+        Self { wall_ms, started: Instant::now(), suspended_ms: AtomicU64::new(0), built }
     }
 
-    /// The same, of a machine whose program was built at this time.
+    /// The same clock, for a program built at this time.
     #[must_use]
     pub fn built_at(mut self, built: UnixTime) -> Self {
         self.built = built;
         self
     }
 
-    /// Sets the clock on the wall ahead by this many milliseconds, or back where it is negative.
+    /// Steps the wall clock by this many milliseconds.
     pub fn step_ms(&self, by: i64) {
         self.wall_ms.fetch_add(by, Ordering::SeqCst);
     }
 
-    /// Lets the machine sleep for this long: timers stand still, both clocks go on.
+    /// Suspends the machine for this long: timers do not advance, both clocks do.
     pub fn sleep(&self, time: Duration) {
         let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 2);
-        self.slept_ms.fetch_add(time, Ordering::SeqCst);
+        self.suspended_ms.fetch_add(time, Ordering::SeqCst);
     }
 
     fn boot_time(&self) -> BootTime {
-        let since = Instant::now().saturating_duration_since(self.started) + self.slept();
+        let since = Instant::now().saturating_duration_since(self.started) + self.suspended();
         let micros = i64::try_from(since.as_micros()).unwrap_or(i64::MAX);
         BootTime { boot: Some("simulated".to_owned()), micros }
     }
 
-    fn slept(&self) -> Duration {
-        Duration::from_millis(self.slept_ms.load(Ordering::SeqCst))
+    fn suspended(&self) -> Duration {
+        Duration::from_millis(self.suspended_ms.load(Ordering::SeqCst))
     }
 
     fn now(&self) -> UnixTime {
-        let went_on = Instant::now().saturating_duration_since(self.started) + self.slept();
-        UnixTime::from_secs_f64(self.wall_ms.load(Ordering::SeqCst) as f64 / 1000.0 + went_on.as_secs_f64())
+        let elapsed = Instant::now().saturating_duration_since(self.started) + self.suspended();
+        UnixTime::from_secs_f64(self.wall_ms.load(Ordering::SeqCst) as f64 / 1000.0 + elapsed.as_secs_f64())
     }
 }
 
-/// Wall time that never steps: what the wall showed once, and the monotonic time since then. Two of its readings
-/// tell which was first, whatever became of the clock on the wall meanwhile.
+/// A wall time that never steps: a reading of the wall clock plus the monotonic time since then. Two readings are in
+/// order even if the wall clock was set in between.
 #[derive(Clone, Debug)]
 pub struct SteadyClock {
     clock: Clock,
@@ -231,8 +230,8 @@ pub struct SteadyClock {
 }
 
 impl SteadyClock {
-    /// Begins with what this clock shows now.
-    pub fn beginning_now(clock: &Clock) -> Self {
+    /// Starts at the current time of this clock.
+    pub fn start(clock: &Clock) -> Self {
         Self { clock: clock.clone(), wall: clock.now(), at: clock.monotonic() }
     }
 
@@ -241,12 +240,12 @@ impl SteadyClock {
         self.clock.monotonic()
     }
 
-    /// What it began with, in microseconds since the Unix epoch.
-    pub fn beginning_micros(&self) -> i64 {
+    /// The wall time at its start, in microseconds since the Unix epoch.
+    pub fn start_micros(&self) -> i64 {
         (self.wall.as_secs_f64() * 1e6) as i64
     }
 
-    /// The time since the machine was started.
+    /// The time since boot.
     pub fn boot_time(&self) -> BootTime {
         self.clock.boot_time()
     }
@@ -259,29 +258,29 @@ impl SteadyClock {
     }
 }
 
-/// Monotonic time, the time that the machine slept included.
+/// Monotonic time, including time in suspension.
 pub fn monotonic() -> Instant {
-    Instant::now() + slept()
+    Instant::now() + suspended()
 }
 
-/// How long the machine has been suspended since this process first asked.
-fn slept() -> Duration {
+/// How long the machine has been suspended since the first call.
+fn suspended() -> Duration {
     /// Microseconds between the two clocks at the first reading.
-    static AT_FIRST: LazyLock<u64> = LazyLock::new(asleep_micros);
-    /// The same at the last reading that differed by more than two readings one after the other do.
-    static NOTED: AtomicU64 = AtomicU64::new(0);
-    /// Machines sleep for longer than that.
+    static INITIAL: LazyLock<u64> = LazyLock::new(suspended_micros);
+    /// The latest difference that exceeds the noise of two consecutive readings.
+    static SUSPENDED: AtomicU64 = AtomicU64::new(0);
+    /// Suspensions are longer than this.
     const NOISE_MICROS: u64 = 500_000;
 
-    let asleep = asleep_micros().saturating_sub(*AT_FIRST);
-    if asleep > NOTED.load(Ordering::Relaxed).saturating_add(NOISE_MICROS) {
-        NOTED.fetch_max(asleep, Ordering::Relaxed);
+    let difference = suspended_micros().saturating_sub(*INITIAL);
+    if difference > SUSPENDED.load(Ordering::Relaxed).saturating_add(NOISE_MICROS) {
+        SUSPENDED.fetch_max(difference, Ordering::Relaxed);
     }
-    Duration::from_micros(NOTED.load(Ordering::Relaxed))
+    Duration::from_micros(SUSPENDED.load(Ordering::Relaxed))
 }
 
-/// How far the clock that counts sleep is ahead of the one that does not.
-fn asleep_micros() -> u64 {
+/// Difference between the clock that includes suspension and the one that does not.
+fn suspended_micros() -> u64 {
     let awake = micros_of(ClockId::Monotonic);
     boot_micros().saturating_sub(awake)
 }
@@ -296,7 +295,7 @@ fn micros_of(clock: ClockId) -> u64 {
     u64::try_from(time.tv_sec).unwrap_or_default().saturating_mul(1_000_000).saturating_add(micros)
 }
 
-/// A wall time as RFC 3339 in UTC, to the second.
+/// A wall time in RFC 3339, UTC, in seconds.
 pub fn rfc3339(time: UnixTime) -> String {
     time::OffsetDateTime::from_unix_timestamp(time.as_secs_f64() as i64)
         .ok()
@@ -304,7 +303,7 @@ pub fn rfc3339(time: UnixTime) -> String {
         .unwrap_or_default()
 }
 
-/// Reads a time: RFC 3339, or seconds since the Unix epoch.
+/// Parses RFC 3339, or seconds since the Unix epoch.
 ///
 /// # Errors
 /// It is neither.
@@ -317,7 +316,7 @@ pub fn parse_time(text: &str) -> Result<UnixTime, &'static str> {
         .map_err(|_| "expected RFC 3339, such as 2026-01-31T12:00:00Z, or Unix seconds")
 }
 
-/// How long ago a monotonic instant was; zero for one that is yet to come.
+/// The time since a monotonic instant; zero if it is in the future.
 pub fn elapsed_since(instant: Instant) -> Duration {
     monotonic().saturating_duration_since(instant)
 }
@@ -327,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_can_be_right_from_a_day_before_the_build_on() {
+    fn a_clock_is_plausible_from_a_day_before_the_build() {
         let built = UnixTime::from_secs(1_800_000_000);
         for (now, plausible) in [
             (i64::MIN / 2, false),
@@ -340,7 +339,7 @@ mod tests {
             assert_eq!(is_plausible(UnixTime::from_secs(now), built), plausible, "{now}");
         }
         assert!(is_plausible(Clock::System.now(), built_at()), "this machine's clock after this build");
-        assert!(Clock::Fixed(UnixTime::from_secs(0)).is_plausible(), "it is as it is meant");
+        assert!(Clock::Fixed(UnixTime::from_secs(0)).is_plausible(), "a fixed time is always plausible");
     }
 
     #[test]
@@ -349,14 +348,14 @@ mod tests {
         for (by, seconds) in
             [(i64::MIN, 0), (-86_400, 0), (-1, 0), (0, 0), (1, 1), (i64::MAX, i64::MAX as u64)]
         {
-            let away = Duration::from_secs(by.unsigned_abs());
-            let now = if by < 0 { epoch.checked_sub(away) } else { epoch.checked_add(away) };
+            let offset = Duration::from_secs(by.unsigned_abs());
+            let now = if by < 0 { epoch.checked_sub(offset) } else { epoch.checked_add(offset) };
             assert_eq!(since_epoch_at(now.expect("the system has it")), Duration::from_secs(seconds), "{by}");
         }
     }
 
     #[test]
-    fn the_date_of_http_is_that_of_any_clock_or_none() {
+    fn an_http_date_exists_for_years_of_four_digits() {
         for (seconds, date) in [
             (784_111_777, Some("Sun, 06 Nov 1994 08:49:37 GMT")),
             (0, Some("Thu, 01 Jan 1970 00:00:00 GMT")),
@@ -366,8 +365,8 @@ mod tests {
             (i64::MAX, None),
             (i64::MIN, None),
         ] {
-            let made = date_of(UnixTime::from_secs(seconds));
-            assert_eq!(made.as_ref().map(|date| date.to_str().expect("text")), date, "{seconds}");
+            let formatted = date_of(UnixTime::from_secs(seconds));
+            assert_eq!(formatted.as_ref().map(|date| date.to_str().expect("text")), date, "{seconds}");
         }
     }
 }

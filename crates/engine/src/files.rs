@@ -1,12 +1,12 @@
-//! Files that are read again when they change: what is taken is what two looks in a row have shown, of all files of a
-//! set together, so that nobody goes by a file that is half written.
+//! Files that are reloaded when they change. A change is accepted once two consecutive polls have read the same
+//! contents, of all files of a set together, so that no half-written file is used.
 //!
-//! Files are told apart by what is in them. A path is resolved anew at each look, so that the exchange of a symbolic
-//! link (Kubernetes' `..data`) is a change like any other. What is no regular file, a pipe for one, is read once and not
-//! opened again before a regular file stands in its place. A disk that does not answer takes one thread of each set, and
-//! holds up nobody else.
+//! Files are compared by content. A path is resolved at each poll, so that the replacement of a symbolic link
+//! (Kubernetes' `..data`) is noticed like any other change. A file that is not regular, such as a pipe, is read once
+//! and not opened again until a regular file has replaced it. A disk that does not respond blocks one thread of each
+//! set and nothing else.
 //!
-//! It knows nothing of what is in the files, and logs nothing.
+//! This module does not interpret the contents and logs nothing.
 
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -26,17 +26,17 @@ use tokio::time::timeout;
 
 use crate::clock::{self, Instant};
 
-/// How long one look is waited for. One that takes longer counts as a file that does not answer.
-pub const LOOKING: Duration = Duration::from_secs(5);
+/// How long a poll may take. A slower one is reported as [`FileErrorKind::Timeout`].
+pub const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Which files belong together, and how much of each is read.
+/// Files that belong together, and the size limit of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSet {
     paths: Vec<PathBuf>,
     max_bytes: usize,
 }
 
-/// What is in the files of a set. What is shown of it for people is their names alone.
+/// The contents of a set of files. `Debug` shows the paths alone.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Contents(Vec<Content>);
 
@@ -44,13 +44,13 @@ pub struct Contents(Vec<Content>);
 struct Content {
     path: PathBuf,
     bytes: Bytes,
-    /// What is none is not opened again.
+    /// A file that is not regular is not opened again.
     regular: bool,
-    /// What the bytes were read from; `None` where it changed meanwhile, and of what is no regular file.
+    /// The file that was read; `None` if it changed meanwhile or is not regular.
     source: Option<Source>,
 }
 
-/// Where it was read from makes no difference.
+/// The source is ignored.
 impl PartialEq for Content {
     fn eq(&self, other: &Self) -> bool {
         (&self.path, self.regular, &self.bytes) == (&other.path, other.regular, &other.bytes)
@@ -59,127 +59,126 @@ impl PartialEq for Content {
 
 impl Eq for Content {}
 
-/// Where a file was read.
+/// The file that was read.
 #[derive(Clone, PartialEq, Eq)]
 struct Source {
     /// Its path without symbolic links.
-    place: PathBuf,
-    /// Whether it was last written, and changed in any other way, before the newest symbolic link that leads there.
-    older_than_its_links: bool,
+    path: PathBuf,
+    /// Whether the file was last modified, and its inode last changed, before the newest symbolic link on the path.
+    older_than_links: bool,
 }
 
 impl Source {
-    /// A symbolic link leads elsewhere, to a file that was whole when it began to: nothing has been done to that since. What was
-    /// renamed is no proof, since a link to the file, another mode and a rename look the same afterwards.
-    fn took_the_place_of(&self, other: &Source) -> bool {
-        self.place != other.place && self.older_than_its_links
+    /// Whether a symbolic link now points to this file, which was complete at that time and has not been modified
+    /// since. A rename is not detected, since a hard link, a `chmod` and a rename leave the same traces.
+    fn replaced_atomically(&self, other: &Source) -> bool {
+        self.path != other.path && self.older_than_links
     }
 }
 
-/// When the newest symbolic link of those that a path leads through was made, in seconds and nanoseconds; `None` where
-/// there is none.
+/// The ctime of the newest symbolic link on a path, in seconds and nanoseconds; `None` if there is none.
 fn newest_link(path: &Path) -> io::Result<Option<(i64, i64)>> {
-    /// As many as Linux follows.
-    const MOST: usize = 40;
+    /// The limit of Linux.
+    const MAX_LINKS: usize = 40;
     let mut newest = None;
-    let mut left: Vec<PathBuf> = vec![std::path::absolute(path)?];
+    let mut pending: Vec<PathBuf> = vec![std::path::absolute(path)?];
     let mut at = PathBuf::new();
-    let mut followed = 0;
-    while let Some(part) = left.pop() {
-        let mut steps = part.components();
-        let Some(step) = steps.next() else { continue };
-        left.push(steps.as_path().to_owned());
-        let next = match step {
-            // What `..` leads to is known once links are followed.
+    let mut links = 0;
+    while let Some(part) = pending.pop() {
+        let mut components = part.components();
+        let Some(component) = components.next() else { continue };
+        pending.push(components.as_path().to_owned());
+        let next = match component {
+            // `..` is resolved after links have been followed.
             Component::ParentDir => at.parent().map_or_else(PathBuf::new, Path::to_owned),
-            step => at.join(step),
+            component => at.join(component),
         };
-        let found = fs::symlink_metadata(&next)?;
-        if !found.file_type().is_symlink() {
+        let metadata = fs::symlink_metadata(&next)?;
+        if !metadata.file_type().is_symlink() {
             at = next;
             continue;
         }
-        followed += 1;
-        if followed > MOST {
+        links += 1;
+        if links > MAX_LINKS {
             return Err(ErrorKind::Other.into());
         }
-        newest = newest.max(Some((found.ctime(), found.ctime_nsec())));
-        left.push(fs::read_link(&next)?);
+        newest = newest.max(Some((metadata.ctime(), metadata.ctime_nsec())));
+        pending.push(fs::read_link(&next)?);
     }
     Ok(newest)
 }
 
-/// A file cannot be used.
+/// An error about one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unreadable {
-    /// Which.
-    pub file: PathBuf,
-    /// Why.
-    pub why: Why,
+pub struct FileError {
+    /// The file.
+    pub path: PathBuf,
+    /// The error.
+    pub kind: FileErrorKind,
 }
 
 /// Why a file cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum FileErrorKind {
     /// It cannot be opened or read.
     Io(ErrorKind),
-    /// It is no regular file, or none any more.
+    /// It is not a regular file, or no longer.
     NotRegular,
     /// Longer than this many bytes.
-    TooLong(usize),
-    /// No answer for so long.
-    NoAnswer(Duration),
+    TooLarge(usize),
+    /// It could not be read within this time.
+    Timeout(Duration),
 }
 
-impl Why {
-    /// As the functions below tell it.
+impl FileErrorKind {
+    /// Maps the errors of the functions below.
     fn of(error: &io::Error, max_bytes: usize) -> Self {
         match error.kind() {
-            ErrorKind::FileTooLarge => Why::TooLong(max_bytes),
-            ErrorKind::InvalidInput => Why::NotRegular,
-            kind => Why::Io(kind),
+            ErrorKind::FileTooLarge => FileErrorKind::TooLarge(max_bytes),
+            ErrorKind::InvalidInput => FileErrorKind::NotRegular,
+            kind => FileErrorKind::Io(kind),
         }
     }
 }
 
-impl fmt::Display for Unreadable {
+impl fmt::Display for FileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.file.display(), self.why)
+        write!(f, "{}: {}", self.path.display(), self.kind)
     }
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for FileErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Why::Io(kind) => write!(f, "the file cannot be read: {kind}"),
-            Why::NotRegular => f.write_str("it is not a regular file"),
-            Why::TooLong(limit) => write!(f, "the file is longer than {limit} bytes"),
-            Why::NoAnswer(time) => write!(f, "the file cannot be read within {} s", time.as_secs()),
+            FileErrorKind::Io(kind) => write!(f, "the file cannot be read: {kind}"),
+            FileErrorKind::NotRegular => f.write_str("it is not a regular file"),
+            FileErrorKind::TooLarge(limit) => write!(f, "the file is longer than {limit} bytes"),
+            FileErrorKind::Timeout(time) => write!(f, "the file cannot be read within {} s", time.as_secs()),
         }
     }
 }
 
-impl std::error::Error for Unreadable {}
+impl std::error::Error for FileError {}
 
 impl FileSet {
-    /// These files, of each of which at most so many bytes are read.
+    /// These files, with a limit of `max_bytes` for each.
     pub fn new(paths: impl IntoIterator<Item = PathBuf>, max_bytes: usize) -> Self {
         Self { paths: paths.into_iter().collect(), max_bytes }
     }
 
-    /// Reads all of them, pipes as well, whose other end is waited for. Blocks.
+    /// Reads all files. Blocks, for a pipe until its other end is closed.
     ///
     /// # Errors
-    /// The first that cannot be read.
-    pub fn read(&self) -> Result<Contents, Unreadable> {
+    /// The first file that cannot be read.
+    pub fn read(&self) -> Result<Contents, FileError> {
         self.paths.iter().map(|path| self.read_one(path, read_any)).collect::<Result<_, _>>().map(Contents)
     }
 
-    /// Reads all of them, of which each has to be a regular file: nobody is waited for. Blocks.
+    /// Reads all files, each of which must be a regular file. Blocks, but never on a pipe.
     ///
     /// # Errors
     /// As for [`FileSet::read`].
-    pub fn read_regular(&self) -> Result<Contents, Unreadable> {
+    pub fn read_regular(&self) -> Result<Contents, FileError> {
         self.paths
             .iter()
             .map(|path| self.read_one(path, read_regular))
@@ -187,89 +186,91 @@ impl FileSet {
             .map(Contents)
     }
 
-    /// As [`FileSet::read`], on a thread that nothing waits for at the end of the process: for what may be a pipe whose other end
-    /// nobody ever opens.
+    /// Like [`FileSet::read`], on a thread that does not delay the end of the process: for files that may be pipes
+    /// without a writer.
     ///
     /// # Errors
     /// As for [`FileSet::read`].
-    pub async fn read_apart(&self) -> Result<Contents, Unreadable> {
-        let (done, read) = oneshot::channel();
+    pub async fn read_detached(&self) -> Result<Contents, FileError> {
+        let (sender, read) = oneshot::channel();
         let set = self.clone();
-        let read_and_tell = move || {
-            // Nobody may be waiting for it any more.
-            let _unheard = done.send(set.read());
+        let read_and_send = move || {
+            // The receiver may be gone.
+            let _receiver_gone = sender.send(set.read());
         };
-        let started = std::thread::Builder::new().name("read-file".to_owned()).spawn(read_and_tell);
+        let started = std::thread::Builder::new().name("read-file".to_owned()).spawn(read_and_send);
         match started {
-            Ok(_) => read.await.unwrap_or_else(|_| Err(self.failed(Why::Io(ErrorKind::Other)))),
-            Err(error) => Err(self.failed(Why::Io(error.kind()))),
+            Ok(_) => read.await.unwrap_or_else(|_| Err(self.failed(FileErrorKind::Io(ErrorKind::Other)))),
+            Err(error) => Err(self.failed(FileErrorKind::Io(error.kind()))),
         }
     }
 
-    /// Reads pipes, each once somebody has written to it and closed it. Nothing is left behind where the future is dropped. Needs
-    /// a tokio runtime.
+    /// Reads pipes, each until its writer closes it. Cancel safe. Needs a tokio runtime.
     ///
     /// # Errors
-    /// One is no pipe, cannot be read, or is longer.
-    pub async fn read_pipes(&self) -> Result<Contents, Unreadable> {
+    /// One is not a pipe, cannot be read, or is too long.
+    pub async fn read_pipes(&self) -> Result<Contents, FileError> {
         let mut contents = Vec::new();
         for path in &self.paths {
-            let bytes = read_pipe(path, self.max_bytes)
-                .await
-                .map_err(|error| Unreadable { file: path.clone(), why: Why::of(&error, self.max_bytes) })?;
+            let bytes = read_pipe(path, self.max_bytes).await.map_err(|error| FileError {
+                path: path.clone(),
+                kind: FileErrorKind::of(&error, self.max_bytes),
+            })?;
             contents.push(Content { path: path.clone(), bytes: bytes.into(), regular: false, source: None });
         }
         Ok(Contents(contents))
     }
 
-    /// Reads those again that are regular files; one that was none before and is none now is as it was. Blocks, but for
-    /// nobody at the other end of a pipe.
-    fn look(&self, before: &Contents) -> Result<Contents, Unreadable> {
+    /// Reads the regular files again; a file that was not regular and is not now keeps its content. Blocks, but never
+    /// on a pipe.
+    fn poll(&self, before: &Contents) -> Result<Contents, FileError> {
         let is_regular = |path: &Path| fs::metadata(path).is_ok_and(|file| file.is_file());
-        let look = |path: &PathBuf| match before.content(path) {
+        let poll = |path: &PathBuf| match before.content(path) {
             Some(content) if !content.regular && !is_regular(path) => Ok(content.clone()),
             _ => self.read_one(path, read_regular),
         };
-        self.paths.iter().map(look).collect::<Result<_, _>>().map(Contents)
+        self.paths.iter().map(poll).collect::<Result<_, _>>().map(Contents)
     }
 
     fn read_one(
         &self,
         path: &Path,
-        read: fn(&Path, usize) -> io::Result<Bounded>,
-    ) -> Result<Content, Unreadable> {
+        read: fn(&Path, usize) -> io::Result<FileRead>,
+    ) -> Result<Content, FileError> {
         match read(path, self.max_bytes) {
-            Ok(Bounded { bytes, regular, source }) => {
+            Ok(FileRead { bytes, regular, source }) => {
                 Ok(Content { path: path.to_owned(), bytes: bytes.into(), regular, source })
             }
-            Err(error) => Err(Unreadable { file: path.to_owned(), why: Why::of(&error, self.max_bytes) }),
+            Err(error) => {
+                Err(FileError { path: path.to_owned(), kind: FileErrorKind::of(&error, self.max_bytes) })
+            }
         }
     }
 
-    fn failed(&self, why: Why) -> Unreadable {
-        Unreadable { file: self.paths.first().cloned().unwrap_or_default(), why }
+    fn failed(&self, kind: FileErrorKind) -> FileError {
+        FileError { path: self.paths.first().cloned().unwrap_or_default(), kind }
     }
 }
 
 impl Contents {
-    /// What is in this file of the set; `None` where it is none of the set.
+    /// The content of this file; `None` if it is not in the set.
     pub fn of(&self, path: &Path) -> Option<&Bytes> {
         self.content(path).map(|content| &content.bytes)
     }
 
-    /// Whether any of them was a regular file: what was read of a pipe is not read again.
+    /// Whether any of them was a regular file: pipes are not read again.
     pub fn can_change(&self) -> bool {
         self.0.iter().any(|content| content.regular)
     }
 
-    /// Whether each file that differs was whole when it took the place of the other: a symbolic link was exchanged.
-    fn came_whole_after(&self, before: &Contents) -> bool {
-        let came_whole = |content: &Content| {
+    /// Whether each changed file was complete when it replaced the previous one: a symbolic link was replaced.
+    fn replaced_atomically(&self, before: &Contents) -> bool {
+        let atomic = |content: &Content| {
             let Some(old) = before.content(&content.path) else { return false };
             let sources = content.source.as_ref().zip(old.source.as_ref());
-            content == old || sources.is_some_and(|(new, old)| new.took_the_place_of(old))
+            content == old || sources.is_some_and(|(new, old)| new.replaced_atomically(old))
         };
-        self.0.iter().all(came_whole)
+        self.0.iter().all(atomic)
     }
 
     fn content(&self, path: &Path) -> Option<&Content> {
@@ -283,54 +284,55 @@ impl fmt::Debug for Contents {
     }
 }
 
-/// What was read of a file.
-struct Bounded {
+/// A file that was read.
+struct FileRead {
     bytes: Vec<u8>,
     regular: bool,
     source: Option<Source>,
 }
 
-/// The bytes of a regular file, of which no more than these are read. Nobody is waited for at the other end of a pipe.
+/// Reads a regular file of at most `max_bytes`. Never blocks on a pipe.
 ///
 /// # Errors
-/// It cannot be read, is no regular file, or is longer.
-pub fn read_regular_file(path: &Path, max_bytes: usize) -> Result<Vec<u8>, Why> {
-    read_regular(path, max_bytes).map(|read| read.bytes).map_err(|error| Why::of(&error, max_bytes))
+/// It cannot be read, is not a regular file, or is too long.
+pub fn read_regular_file(path: &Path, max_bytes: usize) -> Result<Vec<u8>, FileErrorKind> {
+    read_regular(path, max_bytes).map(|read| read.bytes).map_err(|error| FileErrorKind::of(&error, max_bytes))
 }
 
-fn read_regular(path: &Path, max_bytes: usize) -> io::Result<Bounded> {
-    // Before it is opened: a writer that waits at a pipe for its reader is left alone.
+fn read_regular(path: &Path, max_bytes: usize) -> io::Result<FileRead> {
+    // Checked before opening, which would release a writer that waits for a reader of a pipe.
     if !fs::metadata(path)?.is_file() {
         return Err(ErrorKind::InvalidInput.into());
     }
-    let place = fs::canonicalize(path)?;
+    let target = fs::canonicalize(path)?;
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let before = file.metadata()?;
     if !before.is_file() {
         return Err(ErrorKind::InvalidInput.into());
     }
-    let bytes = bounded(&file, max_bytes)?;
-    Ok(Bounded { bytes, regular: true, source: unchanged(path, place, &before, &file) })
+    let bytes = read_bounded(&file, max_bytes)?;
+    Ok(FileRead { bytes, regular: true, source: source_if_unchanged(path, target, &before, &file) })
 }
 
-/// What was read, if it is the same as before it was.
-fn unchanged(path: &Path, place: PathBuf, before: &Metadata, file: &File) -> Option<Source> {
-    let times = |of: &Metadata| (of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
-    let same = times(&file.metadata().ok()?) == times(before) && fs::canonicalize(path).ok()? == place;
-    let written = (before.mtime(), before.mtime_nsec()).max((before.ctime(), before.ctime_nsec()));
-    let older_than_its_links = newest_link(path).ok()?.is_some_and(|link| written < link);
-    same.then_some(Source { place, older_than_its_links })
+/// The source, if the file did not change while it was read.
+fn source_if_unchanged(path: &Path, target: PathBuf, before: &Metadata, file: &File) -> Option<Source> {
+    let timestamps = |of: &Metadata| (of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
+    let same =
+        timestamps(&file.metadata().ok()?) == timestamps(before) && fs::canonicalize(path).ok()? == target;
+    let modified = (before.mtime(), before.mtime_nsec()).max((before.ctime(), before.ctime_nsec()));
+    let older_than_links = newest_link(path).ok()?.is_some_and(|link| modified < link);
+    same.then_some(Source { path: target, older_than_links })
 }
 
-/// Whatever it is.
-fn read_any(path: &Path, max_bytes: usize) -> io::Result<Bounded> {
+/// Reads any kind of file.
+fn read_any(path: &Path, max_bytes: usize) -> io::Result<FileRead> {
     match read_regular(path, max_bytes) {
         Err(error) if error.kind() == ErrorKind::InvalidInput => {}
         read => return read,
     }
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NOCTTY.bits() as i32).open(path)?;
-    Ok(Bounded { bytes: bounded(file, max_bytes)?, regular: false, source: None })
+    Ok(FileRead { bytes: read_bounded(file, max_bytes)?, regular: false, source: None })
 }
 
 async fn read_pipe(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
@@ -340,191 +342,194 @@ async fn read_pipe(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
     if bytes.len() > max_bytes { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }
 
-fn bounded(file: impl Read, max_bytes: usize) -> io::Result<Vec<u8>> {
+fn read_bounded(file: impl Read, max_bytes: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    // One byte more than allowed tells a file that is too long from one that just fits.
+    // One byte more than allowed distinguishes a file that is too long from one that just fits.
     file.take((max_bytes as u64).saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() > max_bytes { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }
 
-/// Which of the states that looks have shown counts. Pure: looks and their times are handed in.
+/// Decides when a change is accepted. Pure: observations and their times are arguments.
 #[derive(Clone, Debug)]
-pub struct Rest<C> {
-    taken: C,
-    seen: Option<Standing<C>>,
+pub struct Debounce<C> {
+    accepted: C,
+    candidate: Option<Candidate<C>>,
 }
 
-/// What differs from what was taken, since which look, and in how many looks in a row.
+/// A state that differs from the current one, when it was first observed, and in how many consecutive polls.
 #[derive(Clone, Debug)]
-struct Standing<C> {
-    what: Result<C, Unreadable>,
+struct Candidate<C> {
+    state: Result<C, FileError>,
     since: Instant,
-    looks: u32,
+    polls: u32,
 }
 
-/// What a look says.
+/// The result of a poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// It is as it was taken.
+pub enum Observation {
+    /// The current state.
     Unchanged,
-    /// It differs, and not from the look before alone: it is still being written, or gone to be replaced.
-    Moving,
-    /// It differs, and has stood so for this long, in two looks at least.
-    Rested(Duration),
-    /// It cannot be read for the second time in a row, by the same cause. Said once.
-    Unreadable(Unreadable),
+    /// It differs from the current state and from the previous poll: it is being written or replaced.
+    Changing,
+    /// It differs, and has been the same for this long, in at least two polls.
+    Settled(Duration),
+    /// It failed with the same error for the second time in a row. Reported once.
+    Unreadable(FileError),
 }
 
-impl<C: PartialEq> Rest<C> {
-    /// Begins with what was read and counts.
-    pub fn at(taken: C) -> Self {
-        Self { taken, seen: None }
+impl<C: PartialEq> Debounce<C> {
+    /// Starts with the state that was read.
+    pub fn at(accepted: C) -> Self {
+        Self { accepted, candidate: None }
     }
 
-    /// What counts.
-    pub fn taken(&self) -> &C {
-        &self.taken
+    /// The accepted state.
+    pub fn accepted(&self) -> &C {
+        &self.accepted
     }
 
-    /// Whether the last look showed something else than what counts.
+    /// Whether the last poll differed from the accepted state.
     pub fn differs(&self) -> bool {
-        self.seen.is_some()
+        self.candidate.is_some()
     }
 
-    /// Takes note of a look.
-    pub fn look(&mut self, shown: Result<C, Unreadable>, now: Instant) -> Step {
-        let shown = match shown {
-            Ok(shown) if shown == self.taken => {
-                self.take(shown);
-                return Step::Unchanged;
+    /// Records a poll.
+    pub fn poll(&mut self, read: Result<C, FileError>, now: Instant) -> Observation {
+        let read = match read {
+            Ok(read) if read == self.accepted => {
+                self.accept(read);
+                return Observation::Unchanged;
             }
-            shown => shown,
+            read => read,
         };
-        let Some(seen) = self.seen.as_mut().filter(|seen| seen.what == shown) else {
-            self.seen = Some(Standing { what: shown, since: now, looks: 1 });
-            return Step::Moving;
+        let Some(candidate) = self.candidate.as_mut().filter(|candidate| candidate.state == read) else {
+            self.candidate = Some(Candidate { state: read, since: now, polls: 1 });
+            return Observation::Changing;
         };
-        seen.looks = seen.looks.saturating_add(1);
-        match &seen.what {
-            Ok(_) => Step::Rested(now.saturating_duration_since(seen.since)),
-            Err(error) if seen.looks == 2 => Step::Unreadable(error.clone()),
-            Err(_) => Step::Moving,
+        candidate.polls = candidate.polls.saturating_add(1);
+        match &candidate.state {
+            Ok(_) => Observation::Settled(now.saturating_duration_since(candidate.since)),
+            Err(error) if candidate.polls == 2 => Observation::Unreadable(error.clone()),
+            Err(_) => Observation::Changing,
         }
     }
 
-    /// This counts from now on.
-    pub fn take(&mut self, contents: C) {
-        self.taken = contents;
-        self.seen = None;
+    /// Accepts this state.
+    pub fn accept(&mut self, contents: C) {
+        self.accepted = contents;
+        self.candidate = None;
     }
 }
 
-/// Files of a set that are looked at again and again.
+/// A set of files that is polled.
 #[derive(Debug)]
-pub struct Followed {
+pub struct WatchedFiles {
     set: Arc<FileSet>,
-    every: Duration,
-    rest: Rest<Contents>,
-    next_look: Instant,
-    under_way: Option<JoinHandle<Result<Contents, Unreadable>>>,
+    interval: Duration,
+    debounce: Debounce<Contents>,
+    next_poll: Instant,
+    in_progress: Option<JoinHandle<Result<Contents, FileError>>>,
 }
 
-/// What the files have come to.
+/// A change of the files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// Other contents that one look has shown: they are still being written. `None` where a file cannot be read.
-    Moving(Option<Contents>),
-    /// What was taken stands there again.
-    Back,
-    /// Other contents, which two looks in a row have shown. They count once they are taken ([`Followed::take`]).
-    Rested {
-        /// What two looks have shown: nothing is read again.
+pub enum FileEvent {
+    /// One poll has read other contents: they are being written. `None` if a file cannot be read.
+    Changing(Option<Contents>),
+    /// The accepted contents are back.
+    Reverted,
+    /// Two consecutive polls have read the same new contents. They become current with [`WatchedFiles::accept`].
+    Settled {
+        /// The contents of both polls; nothing is read again.
         contents: Contents,
-        /// How long they have stood so.
-        rested: Duration,
-        /// Whether they took the place of what was taken as whole files.
-        came_whole: bool,
+        /// How long they have been the same.
+        settled_for: Duration,
+        /// Whether each changed file was complete when it replaced the previous one.
+        atomic: bool,
     },
-    /// A file has been beyond reading for two looks: what was taken goes on to count.
-    Unreadable(Unreadable),
+    /// Two consecutive polls could not read a file; the accepted contents stay current.
+    Unreadable(FileError),
 }
 
-impl Followed {
-    /// Looks at the files at this distance, beginning with what was read of them before: no change in between is missed.
-    pub fn since(set: FileSet, taken: Contents, every: Duration) -> Self {
-        let next_look = clock::monotonic() + every;
-        Self { set: Arc::new(set), every, rest: Rest::at(taken), next_look, under_way: None }
+impl WatchedFiles {
+    /// Polls the files at this interval. It starts from contents that were read before, so that no change in between
+    /// is missed.
+    pub fn since(set: FileSet, accepted: Contents, interval: Duration) -> Self {
+        let next_poll = clock::monotonic() + interval;
+        Self { set: Arc::new(set), interval, debounce: Debounce::at(accepted), next_poll, in_progress: None }
     }
 
-    /// Waits until there is something to tell. Contents that are not taken are told of again at every look that still
-    /// shows them. Nothing is lost where the future is dropped.
-    pub async fn found(&mut self) -> Found {
+    /// Waits for the next event. Settled contents that are not accepted are reported again at every poll that reads
+    /// them. Cancel safe.
+    pub async fn next_event(&mut self) -> FileEvent {
         loop {
-            clock::sleep_until(self.next_look).await;
-            let shown = self.look().await;
+            clock::sleep_until(self.next_poll).await;
+            let read = self.poll().await;
             let now = clock::monotonic();
-            self.next_look = now + self.every;
-            let contents = shown.as_ref().ok().cloned();
-            let differed = self.rest.differs();
-            match (self.rest.look(shown, now), contents) {
-                (Step::Unchanged, _) if differed => return Found::Back,
-                (Step::Unchanged, _) => {}
-                (Step::Rested(rested), Some(contents)) => {
-                    let came_whole = contents.came_whole_after(self.rest.taken());
-                    return Found::Rested { contents, rested, came_whole };
+            self.next_poll = now + self.interval;
+            let contents = read.as_ref().ok().cloned();
+            let differed = self.debounce.differs();
+            match (self.debounce.poll(read, now), contents) {
+                (Observation::Unchanged, _) if differed => return FileEvent::Reverted,
+                (Observation::Unchanged, _) => {}
+                (Observation::Settled(settled_for), Some(contents)) => {
+                    let atomic = contents.replaced_atomically(self.debounce.accepted());
+                    return FileEvent::Settled { contents, settled_for, atomic };
                 }
-                (Step::Unreadable(error), _) => return Found::Unreadable(error),
-                (Step::Moving | Step::Rested(_), contents) => return Found::Moving(contents),
+                (Observation::Unreadable(error), _) => return FileEvent::Unreadable(error),
+                (Observation::Changing | Observation::Settled(_), contents) => {
+                    return FileEvent::Changing(contents);
+                }
             }
         }
     }
 
-    /// Waits for other contents, and takes them. `unreadable` is told of what cannot be read for two looks.
-    pub async fn changed(&mut self, mut unreadable: impl FnMut(Unreadable)) -> Contents {
+    /// Waits for changed contents and accepts them. `unreadable` is called when two consecutive polls have failed.
+    pub async fn changed(&mut self, mut unreadable: impl FnMut(FileError)) -> Contents {
         loop {
-            match self.found().await {
-                Found::Rested { contents, .. } => {
-                    self.take(contents.clone());
+            match self.next_event().await {
+                FileEvent::Settled { contents, .. } => {
+                    self.accept(contents.clone());
                     return contents;
                 }
-                Found::Unreadable(error) => unreadable(error),
-                Found::Moving(_) | Found::Back => {}
+                FileEvent::Unreadable(error) => unreadable(error),
+                FileEvent::Changing(_) | FileEvent::Reverted => {}
             }
         }
     }
 
-    /// Reads the files at once and takes what stands there, whether it has come to rest or not.
+    /// Reads the files now and accepts the contents, settled or not.
     ///
     /// # Errors
-    /// One that cannot be read, or not within [`LOOKING`]; then nothing has changed.
-    pub async fn look_now(&mut self) -> Result<Contents, Unreadable> {
-        if self.under_way.is_some() {
-            // That began earlier, and may have seen what stood there before.
-            self.look().await?;
+    /// A file cannot be read, or not within [`READ_TIMEOUT`]; nothing has changed then.
+    pub async fn read_now(&mut self) -> Result<Contents, FileError> {
+        if self.in_progress.is_some() {
+            // That poll began earlier and may have read the previous contents.
+            self.poll().await?;
         }
-        let contents = self.look().await?;
-        self.next_look = clock::monotonic() + self.every;
-        self.take(contents.clone());
+        let contents = self.poll().await?;
+        self.next_poll = clock::monotonic() + self.interval;
+        self.accept(contents.clone());
         Ok(contents)
     }
 
-    /// These contents count from now on.
-    pub fn take(&mut self, contents: Contents) {
-        self.rest.take(contents);
+    /// Accepts these contents.
+    pub fn accept(&mut self, contents: Contents) {
+        self.debounce.accept(contents);
     }
 
-    /// One look, on a thread of its own: one that does not end is waited for again, and none begins beside it.
-    async fn look(&mut self) -> Result<Contents, Unreadable> {
-        let under_way = self.under_way.get_or_insert_with(|| {
-            let (set, before) = (Arc::clone(&self.set), self.rest.taken().clone());
-            spawn_blocking(move || set.look(&before))
+    /// Polls on a blocking thread. A poll that does not end is awaited again, and no second one is started.
+    async fn poll(&mut self) -> Result<Contents, FileError> {
+        let in_progress = self.in_progress.get_or_insert_with(|| {
+            let (set, before) = (Arc::clone(&self.set), self.debounce.accepted().clone());
+            spawn_blocking(move || set.poll(&before))
         });
-        match timeout(LOOKING, under_way).await {
-            Ok(shown) => {
-                self.under_way = None;
-                shown.unwrap_or_else(|_| Err(self.set.failed(Why::Io(ErrorKind::Other))))
+        match timeout(READ_TIMEOUT, in_progress).await {
+            Ok(read) => {
+                self.in_progress = None;
+                read.unwrap_or_else(|_| Err(self.set.failed(FileErrorKind::Io(ErrorKind::Other))))
             }
-            Err(_) => Err(self.set.failed(Why::NoAnswer(LOOKING))),
+            Err(_) => Err(self.set.failed(FileErrorKind::Timeout(READ_TIMEOUT))),
         }
     }
 }

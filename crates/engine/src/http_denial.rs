@@ -1,14 +1,14 @@
-//! A denial as an HTTP response, for every door that speaks HTTP.
+//! A denial as an HTTP response.
 
 use http::Response;
 use http::header::CACHE_CONTROL;
 
 use crate::verdict::DenialResponse;
 
-/// The denial as a response. No cache keeps it: it would give one client's to another.
+/// The denial as a response. It is marked `no-store`, since a cache would serve it to other clients.
 ///
 /// # Errors
-/// Something cannot stand in a header, which the configuration has seen to.
+/// A header is invalid, which the configuration rules out.
 pub fn response(denial: DenialResponse) -> http::Result<Response<String>> {
     let mut response = Response::builder().header(CACHE_CONTROL, "no-store").status(denial.status);
     for (name, value) in denial.headers {

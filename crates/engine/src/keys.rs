@@ -1,22 +1,20 @@
 //! The keys of one provider, kept fresh by the refresh rule.
 //!
-//! Readers take the set in hand ([`KeyCache::observe`]) and never wait. A caller whose token is stale
-//! under it waits for newer keys ([`KeyCache::wait_for_newer`]), and gets them or a final answer:
+//! Readers take the current set ([`KeyCache::observe`]) and never wait. A caller whose token is stale under it waits
+//! for newer keys ([`KeyCache::wait_for_newer`]), and gets them or a final answer:
 //!
-//! - Has the cache moved on since? Look again, without a fetch.
-//! - Is a fetch under way? Join it. It may have begun before the caller arrived and bring the old set
-//!   once more; then wait for the next one.
-//! - Otherwise demand a fetch. It starts when the budget of the cause allows ([`schedule`], [`budget`]), serves
-//!   everybody who waits, and belongs to the cache: callers that give up cancel nothing.
-//! - A failed fetch leaves the set in hand as it is, and so does an answer that is older ([`origin`],
-//!   [`published`]).
+//! - The set has been replaced since: verify against it, without a fetch.
+//! - A fetch is in progress: join it. If it started before the caller arrived, it may return the old set again; then
+//!   wait for the next one.
+//! - Otherwise demand a fetch. It starts when the budget of the cause allows it ([`schedule`], [`budget`]), serves
+//!   every waiting caller, and belongs to the cache: a caller that gives up cancels nothing.
+//! - A failed fetch, or an answer that is older ([`origin`], [`published`]), leaves the current set unchanged.
 //!
-//! One task per provider, the driver in `keys/refresh.rs`, starts all fetches and takes in what they bring. The set
-//! is swapped atomically. A task that panics is started again.
+//! One task per provider, the driver in `keys/refresh.rs`, starts all fetches and records their results. The set is
+//! swapped atomically. A task that panics is restarted.
 //!
 //! # Architecture invariant
-//! The one home of `reqwest`, in [`http_client`]. Nothing here knows of requests, proxies or verdicts: what a set is held
-//! against is its caller's business.
+//! Only [`http_client`] uses `reqwest`. Nothing here depends on requests, proxies or verdicts: callers verify tokens.
 
 pub mod budget;
 mod caching;
@@ -52,20 +50,20 @@ use crate::telemetry::{Metrics, StaleOutcome};
 use crate::validation::key_set::{KeyName, KeySet};
 use crate::validation::{Kid, StaleCause, UnixTime};
 
-use self::budget::{Budget, Known, Member};
+use self::budget::{Budget, KnownKeys, Member};
 pub use self::issuer_http::{ClientCertificate, IssuerHttp, ProxyUrl};
 pub use self::policy::RefreshPolicy;
 
 use self::fetch::{Fetch, Wanted};
 use self::fetch_error::FetchError;
 use self::published::Published;
-pub use self::refresh::SNAPSHOT_PATIENCE;
+pub use self::refresh::MAX_SNAPSHOT_WAIT;
 use self::schedule::{Caller, RefreshOutcome, Schedule};
 use self::snapshot::SnapshotFile;
 pub use self::wait::{KeyWait, Newer, StaleToken, Unavailable};
 use crate::telemetry::Trigger;
 
-/// The names of the tasks that keep one provider's keys.
+/// The names of the tasks of one key cache.
 pub const TASKS: [&str; 4] = [WATCH_FILE, RESTORE, KEEP_SNAPSHOT, DRIVE];
 
 const WATCH_FILE: &str = "watch_file";
@@ -73,12 +71,12 @@ const RESTORE: &str = "restore";
 const KEEP_SNAPSHOT: &str = "keep_snapshot";
 const DRIVE: &str = "drive";
 
-/// A provider's key set at one moment.
+/// A provider's key set at a point in time.
 #[derive(Clone, Debug)]
 pub struct KeySnapshot {
     published: Published,
     generation: u64,
-    /// Never for keys of the configuration.
+    /// `None` for keys of the configuration.
     confirmed: Option<Confirmed>,
     max_stale: Duration,
 }
@@ -87,36 +85,36 @@ pub struct KeySnapshot {
 #[derive(Clone, Copy, Debug)]
 struct Confirmed {
     wall: UnixTime,
-    /// When it was taken in here.
-    taken_in: Instant,
-    /// How old it was then: a snapshot is not new.
-    age_then: Duration,
-    /// Who says so.
-    by: Confirmation,
+    /// When this process recorded it.
+    recorded_at: Instant,
+    /// Its age then: a restored snapshot is not new.
+    initial_age: Duration,
+    /// What confirmed it.
+    source: Confirmation,
 }
 
-/// Who confirmed a set.
+/// What confirmed a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Confirmation {
     /// Its source, in this process.
     Source,
-    /// A snapshot, which is never written back.
+    /// A snapshot file, which is not written again.
     Snapshot,
 }
 
 impl Confirmed {
     fn age(&self, now: Instant) -> Duration {
-        self.age_then.saturating_add(now.saturating_duration_since(self.taken_in))
+        self.initial_age.saturating_add(now.saturating_duration_since(self.recorded_at))
     }
 }
 
 impl KeySnapshot {
-    /// None yet.
+    /// No keys.
     fn empty(max_stale: Duration) -> Self {
         Self { published: Published::default(), generation: 0, confirmed: None, max_stale }
     }
 
-    /// The keys. There are none once the last good fetch is longer ago than `max_stale`.
+    /// The keys; empty if they were confirmed longer ago than `max_stale`.
     fn keys_at(&self, now: Instant) -> Arc<KeySet> {
         static NONE: LazyLock<Arc<KeySet>> = LazyLock::new(Arc::default);
         match self.confirmed {
@@ -126,7 +124,7 @@ impl KeySnapshot {
     }
 }
 
-/// What a caller saw: the set that it verifies against, and how many fetches had begun before.
+/// The set that a caller verifies against, and how many fetches had started before.
 #[derive(Clone, Debug)]
 pub struct ObservedKeys {
     snapshot: Arc<KeySnapshot>,
@@ -135,43 +133,43 @@ pub struct ObservedKeys {
 }
 
 impl ObservedKeys {
-    /// The keys that were seen. A set that is past `max_stale` is as good as empty.
+    /// The keys; empty if the set is older than `max_stale`.
     pub fn keys(&self) -> Arc<KeySet> {
         self.snapshot.keys_at(self.at)
     }
 }
 
-/// What a key cache is surrounded by; the same for all caches of a service.
+/// The surroundings of key caches; the same for all caches of a service.
 #[derive(Clone, Debug, Default)]
 pub struct KeyCacheContext {
     /// Wall time, for `fetched_at`.
     pub clock: Clock,
     /// Where fetches and stale tokens are counted.
     pub metrics: Arc<Metrics>,
-    /// Told when anything happened that health depends on; one task listens.
+    /// Notified of changes that readiness depends on; one task listens.
     pub serving_changed: Arc<Notify>,
-    /// The tasks that keep keys, and how they are.
+    /// The supervised tasks of key caches.
     pub tasks: Tasks,
-    /// Whether snapshots are only read: so does whoever looks at a service's files and is none.
+    /// Whether snapshots are read but not written, for commands that inspect a service's files.
     pub snapshots_read_only: bool,
-    /// What spreads fetches in time.
+    /// The jitter of scheduled fetches.
     pub jitter: Jitter,
 }
 
 impl KeyCacheContext {
-    /// What keeps tasks running here.
+    /// A supervisor for these tasks.
     pub fn supervisor(&self) -> Supervisor {
         Supervisor::new(self.tasks.clone(), Arc::clone(&self.metrics), Arc::clone(&self.serving_changed))
     }
 }
 
-/// Where the numbers from 0 to 1 come from that spread fetches in time.
+/// A source of numbers from 0 to 1 that spread fetches over time.
 #[derive(Clone, Debug, Default)]
 pub enum Jitter {
-    /// Chance.
+    /// Random numbers.
     #[default]
     Random,
-    /// Always this number; for simulations that are played again.
+    /// Always this number; for reproducible simulations.
     Fixed(f64),
 }
 
@@ -184,18 +182,18 @@ impl Jitter {
     }
 }
 
-/// What there is to know about a provider's keys.
+/// The status of a provider's keys.
 #[derive(Debug)]
 pub struct KeyStatus {
-    /// The set in hand.
+    /// The current set.
     pub keys: Arc<KeySet>,
-    /// Counts the changes of the set; 0 before the first.
+    /// The number of changes of the set; 0 before the first.
     pub generation: u64,
     /// When it was last confirmed by its source.
     pub fetched_at: Option<UnixTime>,
-    /// How long ago that was.
+    /// The time since then.
     pub age: Option<Duration>,
-    /// When the next scheduled fetch is due; never for keys of the configuration.
+    /// The time since then.
     pub next_refresh_at: Option<UnixTime>,
     /// What started the last fetch.
     pub last_trigger: Option<Trigger>,
@@ -207,8 +205,8 @@ pub struct KeyStatus {
 pub struct KeyCache {
     shared: Arc<Shared>,
     tasks: Vec<JoinHandle<()>>,
-    /// Whether a cache before it was kept in a file.
-    kept_before: bool,
+    /// Whether the cache that this one replaces was persisted.
+    persisted_before: bool,
 }
 
 impl Drop for KeyCache {
@@ -217,11 +215,11 @@ impl Drop for KeyCache {
             task.abort();
         }
         let published = &self.shared.snapshot.load().published;
-        let known = Known { withdrawn: published.withdrawn().to_vec(), keys: published.key_names() };
-        self.shared.budget.remember(&self.shared.provider, known);
-        self.shared.budget.resign(self.shared.member);
-        if self.shared.passing.load(Ordering::Acquire) {
-            self.shared.context.metrics.forget_keys(&self.shared.provider, &TASKS);
+        let known = KnownKeys { withdrawn: published.withdrawn().to_vec(), keys: published.key_names() };
+        self.shared.budget.store_known(&self.shared.provider, known);
+        self.shared.budget.remove(self.shared.member);
+        if self.shared.temporary.load(Ordering::Acquire) {
+            self.shared.context.metrics.remove_cache(&self.shared.provider, &TASKS);
         }
     }
 }
@@ -234,48 +232,48 @@ struct Shared {
     budget: Arc<Budget>,
     member: Member,
     snapshot: ArcSwap<KeySnapshot>,
-    /// How many fetches have begun; the schedule's own count, for readers that take no lock.
+    /// The number of fetches that have started; a copy of the schedule's count for readers without the lock.
     started: AtomicU64,
     state: Mutex<State>,
-    /// Told of every fetch that ends.
+    /// Notified at the end of every fetch.
     finished: watch::Sender<()>,
     wake: Notify,
     waiters: AtomicUsize,
-    /// Whether the snapshot has been read, or there is none to read.
+    /// Whether the snapshot file has been read; true if there is none.
     snapshot_read: watch::Sender<bool>,
-    /// Until when the first answer waits for it.
-    snapshot_awaited: Instant,
-    /// Whether the set is kept in a file: of a realm only once one of its tokens was verified.
-    kept: AtomicBool,
-    /// Whether a fetch can bring anything new; keys of the configuration never change.
+    /// How long the first answer waits for the snapshot file.
+    snapshot_deadline: Instant,
+    /// Whether the set is persisted in a file; for a realm only once one of its tokens was verified.
+    persisted: AtomicBool,
+    /// Whether the keys can be fetched; those of the configuration cannot.
     refreshable: bool,
-    /// Whether nothing is to remain of it in the metrics.
-    passing: AtomicBool,
+    /// Whether its label values are removed from the metrics with it.
+    temporary: AtomicBool,
 }
 
 struct State {
     schedule: Schedule,
     last_trigger: Option<Trigger>,
     last_error: Option<FetchError>,
-    /// Whether it was told that the set is half-way to being too old.
-    ageing_told: bool,
-    /// What the snapshot holds, until the first fetch has ended.
+    /// Whether the warning about the set's age was logged.
+    age_warned: bool,
+    /// The restored snapshot, until the first fetch has ended.
     pending: Option<KeySnapshot>,
-    /// Keys that the issuer had before, elsewhere or too long ago to count, until the first answer.
+    /// Keys that the issuer published before, from another source or in an expired snapshot, until the first answer.
     earlier: Vec<KeyName>,
-    /// The keys that tokens wait for, of which no fetch has been told yet.
+    /// The keys that tokens wait for, since the last fetch started.
     wanted: Wanted,
-    /// How many answers in a row were older than the set in hand, though no cache says to have kept them.
+    /// How many consecutive answers were older than the current set, without coming from a cache.
     older_in_a_row: u32,
-    /// The latest fetch that read a remembered place without asking where the keys are.
-    place_remembered: u64,
+    /// The latest fetch that used the remembered `jwks_uri`.
+    location_remembered: u64,
 }
 
 impl KeyCache {
-    /// Keys that are fetched. Spawns the driver; the first fetch starts at once. Until it succeeds, the
-    /// keys of `before` serve, a cache of the same source whose policy has changed. Where there are none, those of the
-    /// snapshot count once the first fetch has ended; it is kept up to date from then on. What tokens force is paid
-    /// from `budget`, which the realms of one provider share.
+    /// Keys that are fetched. Spawns the driver; the first fetch starts at once. Until it succeeds, the keys of
+    /// `before` are used, a cache of the same source with another policy. Without them, the keys of the snapshot file
+    /// are used once the first fetch has ended; the file is kept up to date from then on. Fetches that tokens force
+    /// are charged to `budget`, which the realms of one provider share.
     pub fn fetched(
         provider: &str,
         policy: RefreshPolicy,
@@ -286,21 +284,21 @@ impl KeyCache {
         budget: Arc<Budget>,
     ) -> Self {
         let max_stale = policy.max_stale;
-        let kept_before = before.is_some_and(|before| before.shared.kept.load(Ordering::Acquire));
+        let persisted_before = before.is_some_and(|before| before.shared.persisted.load(Ordering::Acquire));
         let before = before.filter(|before| before.has_keys()).map(|before| &before.shared);
         let (snapshot, clock) = match before {
             Some(before) => {
                 let snapshot = before.snapshot.load_full();
                 (KeySnapshot { max_stale, ..(*snapshot).clone() }, before.clock.clone())
             }
-            None => (KeySnapshot::empty(max_stale), SteadyClock::beginning_now(&context.clock)),
+            None => (KeySnapshot::empty(max_stale), SteadyClock::start(&context.clock)),
         };
         let restored = file.as_ref().filter(|_| snapshot.generation == 0).cloned();
-        let kept = file.filter(|_| !context.snapshots_read_only);
+        let persisted = file.filter(|_| !context.snapshots_read_only);
         let shared = Arc::new(Shared::new(provider, policy, snapshot, true, context, clock, budget));
-        let Known { withdrawn, keys } = shared.budget.known_of(provider);
-        shared.learn_withdrawn(&withdrawn);
-        shared.learn_earlier(keys);
+        let KnownKeys { withdrawn, keys } = shared.budget.load_known(provider);
+        shared.add_withdrawn(&withdrawn);
+        shared.add_earlier(keys);
         shared.publish_gauges();
         let (mut tasks, supervisor) = (Vec::new(), shared.context.supervisor());
         if fetch.change().is_some() {
@@ -316,104 +314,105 @@ impl KeyCache {
                 refresh::restore(Arc::clone(&reading), file.clone())
             }));
         }
-        if let Some(file) = kept {
-            let keeping = Arc::clone(&shared);
+        if let Some(file) = persisted {
+            let persisting = Arc::clone(&shared);
             tasks.push(supervisor.keep(Task::of(provider, KEEP_SNAPSHOT), move || {
-                refresh::keep_snapshot(Arc::clone(&keeping), keeping.finished.subscribe(), file.clone())
+                refresh::keep_snapshot(Arc::clone(&persisting), persisting.finished.subscribe(), file.clone())
             }));
         }
         let driving = Arc::clone(&shared);
         tasks.push(supervisor.keep(Task::of(provider, DRIVE), move || {
             refresh::drive(Arc::clone(&driving), Arc::clone(&fetch))
         }));
-        Self { shared, tasks, kept_before }
+        Self { shared, tasks, persisted_before }
     }
 
-    /// The same, as one of many that come and go: when the last of its name goes, its label values go from the
+    /// Marks it as temporary: when the last cache of its name is dropped, its label values are removed from the
     /// metrics.
-    pub fn passing(self) -> Self {
-        // Nothing is kept of a realm whose name somebody may have made up.
-        self.shared.kept.store(self.kept_before, Ordering::Release);
-        self.shared.context.metrics.hold_keys(&self.shared.provider);
-        self.shared.passing.store(true, Ordering::Release);
+    pub fn temporary(self) -> Self {
+        // The name of a realm may be made up, so nothing is persisted yet.
+        self.shared.persisted.store(self.persisted_before, Ordering::Release);
+        self.shared.context.metrics.register_cache(&self.shared.provider);
+        self.shared.temporary.store(true, Ordering::Release);
         self
     }
 
-    /// Keys that are written into the configuration: nothing is ever fetched.
+    /// Keys of the configuration, which are never fetched.
     pub fn fixed(provider: &str, keys: Arc<KeySet>, context: KeyCacheContext) -> Self {
         let policy = RefreshPolicy::default();
         let published = Published::configured(keys);
         let snapshot = KeySnapshot { published, generation: 1, confirmed: None, max_stale: policy.max_stale };
-        let clock = SteadyClock::beginning_now(&context.clock);
+        let clock = SteadyClock::start(&context.clock);
         let budget = Arc::default();
         let shared = Arc::new(Shared::new(provider, policy, snapshot, false, context, clock, budget));
         shared.publish_gauges();
-        Self { shared, tasks: Vec::new(), kept_before: false }
+        Self { shared, tasks: Vec::new(), persisted_before: false }
     }
 
-    /// What is known of the same issuer's keys from elsewhere, such as those of a source that this one replaces: keys
-    /// that were withdrawn there stay so here, and those that it has are withdrawn where the first answer here lacks them.
+    /// Learns what another cache knows of the same issuer's keys, such as that of a source that this one replaces:
+    /// keys that were withdrawn there are withdrawn here, and keys that it has are withdrawn if the first answer here
+    /// lacks them.
     pub fn learn_from(&self, other: &KeyCache) {
         let known = other.shared.snapshot.load_full();
-        self.shared.learn_withdrawn(known.published.withdrawn());
-        self.shared.learn_earlier(known.published.key_names());
+        self.shared.add_withdrawn(known.published.withdrawn());
+        self.shared.add_earlier(known.published.key_names());
     }
 
-    /// A token of it was verified: of a realm the set is kept in its file from now on.
-    pub fn keep_from_now_on(&self) {
-        if !self.shared.kept.swap(true, Ordering::AcqRel) {
+    /// Called when a token was verified: a realm's set is persisted from now on.
+    pub fn persist(&self) {
+        if !self.shared.persisted.swap(true, Ordering::AcqRel) {
             self.shared.finished.send_replace(());
         }
     }
 
-    /// The set in hand. Never waits.
+    /// The current set. Never waits.
     pub fn observe(&self) -> ObservedKeys {
-        // In this order: a fetch that begins between the two loads counts as begun after arrival.
+        // In this order, a fetch that starts between the two loads is regarded as started after the arrival.
         let arrival = self.shared.started.load(Ordering::Acquire);
         ObservedKeys { snapshot: self.shared.snapshot.load_full(), arrival, at: self.shared.now() }
     }
 
-    /// Whether a fetch can bring other keys than these: not those of the configuration.
+    /// Whether the keys can be fetched; those of the configuration cannot.
     pub fn is_refreshable(&self) -> bool {
         self.shared.refreshable
     }
 
-    /// Counts a token that fixed keys do not verify: there are no newer ones to wait for.
+    /// Counts a token that fixed keys do not verify; there are no newer keys to wait for.
     pub fn count_still_stale(&self, cause: StaleCause) {
         self.shared.context.metrics.stale_token(&self.shared.provider, cause, StaleOutcome::StillStale);
     }
 
-    /// What pays for the fetches that tokens force.
+    /// The budget of forced fetches.
     pub fn budget(&self) -> &Arc<Budget> {
         &self.shared.budget
     }
 
-    /// Whether keys have been had at least once.
+    /// Whether there have been keys at least once.
     pub fn has_keys(&self) -> bool {
         self.shared.snapshot.load().generation > 0
     }
 
-    /// Waits until the first fetch has ended, well or badly; not at all where nothing is fetched.
+    /// Waits until the first fetch has ended, successfully or not; returns at once if keys are not fetched.
     pub async fn first_fetch_ended(&self) {
-        // Subscribed before the schedule is asked, so that no end is missed in between.
+        // Subscribed before the schedule is consulted, so that no end is missed in between.
         let mut finished = self.shared.finished.subscribe();
         while self.shared.refreshable
-            && !self.shared.state().schedule.has_ended_one()
+            && !self.shared.state().schedule.any_ended()
             && finished.changed().await.is_ok()
         {}
     }
 
-    /// The wait of a caller whose token was stale under `observed` for keys that are newer than its arrival.
+    /// A wait for keys newer than the caller's arrival, for a token that is stale under `observed`.
     pub fn wait_for_newer(&self, observed: ObservedKeys, token: StaleToken) -> KeyWait<'_> {
         KeyWait::new(&self.shared, observed, token)
     }
 
-    /// What there is to know.
+    /// The status of the keys.
     pub fn status(&self) -> KeyStatus {
         self.shared.status()
     }
 
-    /// Brings the gauges of age and size up to now.
+    /// Updates the gauges of age and size.
     pub fn publish_gauges(&self) {
         self.shared.publish_gauges();
     }
@@ -431,17 +430,17 @@ impl Shared {
     ) -> Self {
         let member = budget.accounts().join();
         let schedule = Schedule::new(policy.clone(), member, context.clock.monotonic());
-        let snapshot_awaited = context.clock.monotonic() + refresh::snapshot_patience(&policy);
+        let snapshot_deadline = context.clock.monotonic() + refresh::snapshot_wait(&policy);
         let state = State {
             schedule,
             last_trigger: None,
             last_error: None,
-            ageing_told: false,
+            age_warned: false,
             pending: None,
             earlier: Vec::new(),
             wanted: Wanted::default(),
             older_in_a_row: 0,
-            place_remembered: 0,
+            location_remembered: 0,
         };
         Self {
             provider: provider.to_owned(),
@@ -457,10 +456,10 @@ impl Shared {
             wake: Notify::new(),
             waiters: AtomicUsize::new(0),
             snapshot_read: watch::Sender::new(true),
-            snapshot_awaited,
-            kept: AtomicBool::new(true),
+            snapshot_deadline,
+            persisted: AtomicBool::new(true),
             refreshable,
-            passing: AtomicBool::new(false),
+            temporary: AtomicBool::new(false),
         }
     }
 
@@ -468,7 +467,7 @@ impl Shared {
         self.context.clock.monotonic()
     }
 
-    /// No code that holds the lock can panic half-way, so a poisoned one is still sound.
+    /// No code that holds the lock can panic midway, so a poisoned lock is still sound.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -477,8 +476,8 @@ impl Shared {
         self.snapshot.load().published.was_withdrawn(kid)
     }
 
-    /// `None` where the set in hand is another one by now than the one that was seen: it may have come after the last
-    /// look, and a fetch would be demanded for nothing.
+    /// `None` if the current set is no longer `seen`: it may have been replaced after the caller's last look, and a
+    /// fetch would be demanded needlessly.
     fn join_or_demand(
         &self,
         caller: Caller,
@@ -486,16 +485,16 @@ impl Shared {
         seen: &Arc<KeySnapshot>,
     ) -> Option<RefreshOutcome> {
         let now = self.now();
-        // Sets are exchanged under this lock.
+        // Sets are replaced under this lock.
         let mut state = self.state();
         if !Arc::ptr_eq(&self.snapshot.load(), seen) {
             return None;
         }
-        let standing = state.schedule.join_or_demand(&mut self.budget.accounts(), caller, now);
-        if matches!(standing, RefreshOutcome::Demanded | RefreshOutcome::OutOfReach) {
-            state.wanted.note(kid);
+        let outcome = state.schedule.join_or_demand(&mut self.budget.accounts(), caller, now);
+        if matches!(outcome, RefreshOutcome::Demanded | RefreshOutcome::TooLate) {
+            state.wanted.add(kid);
         }
-        Some(standing)
+        Some(outcome)
     }
 
     fn status(&self) -> KeyStatus {
@@ -522,9 +521,9 @@ impl Shared {
             metrics.key_set(&self.provider, snapshot.published.keys().keys().len(), snapshot.generation, age);
             metrics.waiters(&self.provider, self.waiters.load(Ordering::Relaxed));
         };
-        // A task that is told to end may be here still, after what it published was taken out.
-        match self.passing.load(Ordering::Acquire) {
-            true => metrics.while_held(&self.provider, publish),
+        // An aborted task may still run here after its label values were removed.
+        match self.temporary.load(Ordering::Acquire) {
+            true => metrics.if_registered(&self.provider, publish),
             false => publish(),
         }
     }

@@ -1,15 +1,17 @@
-//! What drives decisions and may wait: it asks the core ([`portcullis_core`]) and gets what that lacks.
+//! Everything around a decision that may wait: it evaluates requests with [`portcullis_core`] and provides the keys
+//! that this needs.
 //!
-//! - [`service`] is the authorizer of the present settings: reloads and readiness.
-//! - [`authorizer`] makes the one decision, with [`keys`] of each provider and realm.
-//! - [`http_denial`] is a denial as doors that speak HTTP answer it.
-//! - [`keys`]: the cache, its schedule and budget, how keys are fetched, which of two answers is the newer one, what was
-//!   withdrawn, and the snapshot that outlives a restart.
-//! - [`certificates`] in files, of listeners and issuers alike; [`files`] that are read again when they have changed and come
-//!   to rest; [`supervise`]: tasks that must not end are started again.
-//! - [`clock`] and [`telemetry`], which everybody may use.
+//! - [`service`] holds the authorizer of the current configuration, and handles reloads and readiness.
+//! - [`authorizer`] decides requests, with the [`keys`] of each provider and realm.
+//! - [`http_denial`] turns a denial into an HTTP response.
+//! - [`keys`]: the cache, its schedule and budget, fetching, the order of two answers, withdrawn keys, and the
+//!   snapshot that survives a restart.
+//! - [`certificates`]: certificate files of listeners and issuers; [`files`]: files that are reloaded once they have
+//!   changed and settled; [`supervise`]: restarts tasks that must not end.
+//! - [`clock`] and [`telemetry`], which every module may use.
 //!
-//! It opens no door and reads no configuration: its settings are types of its own. Needs a tokio runtime.
+//! This crate opens no listener and reads no configuration file: its settings are types of its own. It needs a tokio
+//! runtime.
 
 #![forbid(unsafe_code)]
 

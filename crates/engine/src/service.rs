@@ -1,7 +1,6 @@
-//! The service behind the doors: the authorizer of the present configuration, and whether traffic should be
-//! sent here.
+//! The service behind the doors: the authorizer of the current configuration, and readiness.
 //!
-//! It knows no door. Doors share one, and so may a program that takes this crate as a library.
+//! It does not depend on the doors, which share it. A program that uses this crate as a library may call it directly.
 
 mod providers;
 mod reload;
@@ -23,18 +22,18 @@ use crate::keys::KeyCacheContext;
 use crate::supervise::{Supervisor, Tasks};
 use crate::telemetry::Metrics;
 
-pub use self::reload::Kept;
+pub use self::reload::NotReloaded;
 pub use self::settings::Settings;
 
-use self::reload::Course;
+use self::reload::ReloadState;
 use self::set_clock::ClockWatch;
 
-/// The service as its doors see it.
+/// The service, as used by the doors.
 pub struct Service {
     authorizer: ArcSwap<Authorizer>,
-    course: tokio::sync::Mutex<Course>,
-    /// Names of providers that a reload took away: nothing of them is to come back into the gauges.
-    gone: Mutex<BTreeSet<String>>,
+    reload_state: tokio::sync::Mutex<ReloadState>,
+    /// Names of providers that a reload removed: their label values must not reappear in the gauges.
+    removed: Mutex<BTreeSet<String>>,
     context: KeyCacheContext,
     ready: AtomicBool,
     draining: AtomicBool,
@@ -42,16 +41,16 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service under this configuration, whose first fetches start at once. It opens no door, so a program
-    /// of its own can ask it; needs a tokio runtime.
+    /// A service with this configuration, whose first fetches start at once. It opens no listener, so a program can
+    /// call it directly; needs a tokio runtime.
     ///
     /// # Errors
-    /// No HTTP client can be made with what the configuration says of it.
+    /// An HTTP client cannot be created from the configuration.
     pub fn start(settings: impl Into<Settings>, clock: Clock) -> Result<Self, ServiceError> {
         Self::start_in(&settings.into(), KeyCacheContext { clock, ..KeyCacheContext::default() })
     }
 
-    /// The same beside a service that runs: its snapshots are read and never written.
+    /// A service beside a running one: it reads snapshots but never writes them.
     ///
     /// # Errors
     /// As for [`Service::start`].
@@ -72,8 +71,8 @@ impl Service {
         let clock_watch = ClockWatch::start(&context);
         Ok(Self {
             authorizer: ArcSwap::from_pointee(authorizer),
-            course: tokio::sync::Mutex::new(Course::of(config)),
-            gone: Mutex::default(),
+            reload_state: tokio::sync::Mutex::new(ReloadState::of(config)),
+            removed: Mutex::default(),
             context,
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -81,13 +80,14 @@ impl Service {
         })
     }
 
-    /// The authorizer of the present configuration.
+    /// The authorizer of the current configuration.
     pub fn authorizer(&self) -> Arc<Authorizer> {
         self.authorizer.load_full()
     }
 
-    /// Whether traffic should be sent here: every provider that is waited for has had keys once, no drain has begun, no
-    /// task keeps failing, and the clock can be right. A provider that a reload adds does not take the service away from the others.
+    /// Whether traffic should be sent here: every provider that readiness depends on has had keys once, the service
+    /// is not draining, no task is failing, and the clock is plausible. A provider that a reload adds does not make
+    /// it unready.
     pub fn is_serving(&self) -> bool {
         if !self.ready.load(Ordering::Acquire) && self.authorizer.load().is_ready() {
             self.ready.store(true, Ordering::Release);
@@ -98,22 +98,23 @@ impl Service {
             && self.clock_is_plausible()
     }
 
-    /// Whether the machine's clock does not stand before this program was built: else no token is judged by it.
+    /// Whether the machine's clock is plausible, that is not before this program was built: otherwise no token is
+    /// checked.
     pub fn clock_is_plausible(&self) -> bool {
         self.context.clock.is_plausible()
     }
 
-    /// The tasks that the service lives on, and how they are.
+    /// The supervised tasks and their states.
     pub fn tasks(&self) -> &Tasks {
         &self.context.tasks
     }
 
-    /// What keeps such tasks running.
+    /// A supervisor for these tasks.
     pub fn supervisor(&self) -> Supervisor {
         self.context.supervisor()
     }
 
-    /// Whether a drain has begun.
+    /// Whether the service is draining.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
@@ -123,12 +124,12 @@ impl Service {
         &self.context.metrics
     }
 
-    /// Told whenever [`Service::is_serving`] may have changed.
+    /// Notified when the result of [`Service::is_serving`] may have changed.
     pub fn serving_may_have_changed(&self) -> &Notify {
         &self.context.serving_changed
     }
 
-    /// Begins a drain: from now on health says that nothing should be sent here.
+    /// Starts draining: from now on health checks report not serving.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
         self.authorizer.load().realms().iter().for_each(|realms| realms.save_names());
@@ -136,7 +137,7 @@ impl Service {
     }
 }
 
-/// What a configuration asks for cannot be had.
+/// The service cannot be created from the configuration.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ServiceError(String);
 

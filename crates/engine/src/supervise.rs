@@ -1,12 +1,11 @@
-//! Tasks that the service lives on: listeners, followers of files, and what keeps a provider's keys. One that panics, or
-//! ends though it must not, is started again after a short pause, counted, logged, and seen by whoever asks whether
-//! the service is well.
+//! Supervision of the tasks that the service depends on: listeners, file watchers, key refresh. A task that panics,
+//! or ends although it must not, is restarted after a short delay, counted, logged and shown by the readiness probe.
 //!
-//! [`Supervisor::keep`] is for tasks that must not end, [`Supervisor::complete`] for those that end when their work is
-//! done. Either gives back a handle: aborting it ends the task for good.
+//! [`Supervisor::keep`] is for tasks that must not end, [`Supervisor::complete`] for tasks that end when their work
+//! is done. Both return a handle; aborting it ends the task for good.
 //!
 //! # Architecture invariant
-//! Nothing that a task does can end its supervisor, its own log lines included.
+//! Nothing that a task does can end its supervisor, including its own log lines.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -21,29 +20,29 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::clock::{self, Instant};
 use crate::telemetry::Metrics;
 
-/// How long a task rests before it is started again.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Delay before a task is restarted.
+const RESTART_DELAY: Duration = Duration::from_millis(100);
 
-/// The same of one that keeps failing.
-const LONG_PAUSE: Duration = Duration::from_secs(1);
+/// Delay before a failing task is restarted.
+const FAILING_RESTART_DELAY: Duration = Duration::from_secs(1);
 
-/// A task that was started again this often within [`WINDOW`] keeps failing.
-const TOO_OFTEN: usize = 3;
+/// A task with this many restarts within [`WINDOW`] is failing.
+const FAILING_RESTARTS: usize = 3;
 
-/// For how long a restart counts.
+/// How long a restart is remembered.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// What a task is called in the log, in the metrics and at `/readyz`.
+/// A task's name in the log, in the metrics and at `/readyz`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Task {
-    /// The provider that it belongs to; empty for those that belong to none.
+    /// The task's provider; empty if it has none.
     pub provider: String,
     /// What it does.
     pub name: &'static str,
 }
 
 impl Task {
-    /// A task that belongs to no provider.
+    /// A task without a provider.
     pub fn named(name: &'static str) -> Self {
         Self { provider: String::new(), name }
     }
@@ -63,71 +62,71 @@ impl fmt::Display for Task {
     }
 }
 
-/// The tasks of one service that run under supervision, and how they are.
+/// The supervised tasks of one service and their states.
 #[derive(Clone, Debug, Default)]
-pub struct Tasks(Arc<Mutex<Known>>);
+pub struct Tasks(Arc<Mutex<Registry>>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct Registry {
     next: u64,
-    tasks: BTreeMap<u64, (Task, Course)>,
+    tasks: BTreeMap<u64, (Task, TaskState)>,
 }
 
-/// How a task has been.
+/// The state of a task.
 #[derive(Debug, Default)]
-struct Course {
-    /// Whether it rests before it is started again.
+struct TaskState {
+    /// Whether it is waiting for its restart.
     down: bool,
-    /// Its last restarts, [`TOO_OFTEN`] at most.
+    /// Its last restarts, at most [`FAILING_RESTARTS`].
     restarts: VecDeque<Instant>,
     failing: bool,
 }
 
-impl Course {
-    /// It ended at this moment, and will be started again.
-    fn fell(&mut self, now: Instant) {
+impl TaskState {
+    /// The task ended at `now` and will be restarted.
+    fn record_exit(&mut self, now: Instant) {
         self.down = true;
         self.restarts.push_back(now);
-        if self.restarts.len() > TOO_OFTEN {
+        if self.restarts.len() > FAILING_RESTARTS {
             self.restarts.pop_front();
         }
         let recent = |at: &&Instant| now.saturating_duration_since(**at) < WINDOW;
-        self.failing |= self.restarts.iter().filter(recent).count() >= TOO_OFTEN;
+        self.failing |= self.restarts.iter().filter(recent).count() >= FAILING_RESTARTS;
     }
 
-    /// When it counts as well again, if it keeps running until then.
-    fn is_well_at(&self) -> Option<Instant> {
+    /// When a failing task recovers, if it keeps running until then.
+    fn recovers_at(&self) -> Option<Instant> {
         self.restarts.back().filter(|_| self.failing).map(|last| *last + WINDOW)
     }
 }
 
 impl Tasks {
-    /// The tasks that are down right now, each waiting for its restart.
+    /// The tasks that are down, each waiting for its restart.
     pub fn down(&self) -> Vec<Task> {
-        self.that(|course| course.down)
+        self.filtered(|state| state.down)
     }
 
-    /// The tasks that were started again three times within a minute, and have not run for a minute since.
+    /// The tasks that were restarted three times within a minute and have not yet run for a minute since.
     pub fn failing(&self) -> Vec<Task> {
-        self.that(|course| course.failing)
+        self.filtered(|state| state.failing)
     }
 
-    fn that(&self, is: impl Fn(&Course) -> bool) -> Vec<Task> {
-        let known = self.known();
+    fn filtered(&self, is: impl Fn(&TaskState) -> bool) -> Vec<Task> {
+        let registry = self.registry();
         let mut tasks: Vec<Task> =
-            known.tasks.values().filter(|(_, course)| is(course)).map(|(task, _)| task.clone()).collect();
+            registry.tasks.values().filter(|(_, state)| is(state)).map(|(task, _)| task.clone()).collect();
         tasks.sort();
         tasks.dedup();
         tasks
     }
 
-    /// No code that holds the lock can panic half-way, so a poisoned one is still sound.
-    fn known(&self) -> MutexGuard<'_, Known> {
+    /// No code that holds the lock can panic midway, so a poisoned lock is still sound.
+    fn registry(&self) -> MutexGuard<'_, Registry> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What starts tasks and keeps them running. Needs a tokio runtime.
+/// Starts tasks and restarts them when they end. Needs a tokio runtime.
 #[derive(Clone, Debug)]
 pub struct Supervisor {
     tasks: Tasks,
@@ -143,13 +142,14 @@ enum End {
 }
 
 impl Supervisor {
-    /// What it starts is seen in `tasks` and counted in `metrics`; `changed` is told when a task begins to keep failing
-    /// and when it is well again.
+    /// Supervised tasks are listed in `tasks` and restarts counted in `metrics`; `changed` is notified when a task
+    /// starts failing and when it recovers.
     pub fn new(tasks: Tasks, metrics: Arc<Metrics>, changed: Arc<Notify>) -> Self {
         Self { tasks, metrics, changed }
     }
 
-    /// Spawns a task that must not end: it runs until what this returns is aborted. `run` makes it, anew for each start.
+    /// Spawns a task that must not end: it runs until the returned handle is aborted. `run` creates its future at
+    /// each start.
     pub fn keep<F>(&self, task: Task, run: impl Fn() -> F + Send + Sync + 'static) -> JoinHandle<()>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -157,7 +157,7 @@ impl Supervisor {
         self.spawn(task, End::Never, run)
     }
 
-    /// Spawns a task that ends when its work is done, and is started again only where it panics.
+    /// Spawns a task that ends when its work is done, and is restarted only if it panics.
     pub fn complete<F>(&self, task: Task, run: impl Fn() -> F + Send + Sync + 'static) -> JoinHandle<()>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -169,90 +169,90 @@ impl Supervisor {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        // Known from here on, not only once the runtime comes to it.
-        let entry = self.enter(task);
+        // Registered before the runtime first polls the task.
+        let registration = self.register(task);
         let run = Arc::new(run);
         tokio::spawn(async move {
             loop {
                 let run = Arc::clone(&run);
-                // A set of one, which ends with this task.
+                // A set of one task, which is aborted together with this one.
                 let mut inner = JoinSet::new();
                 inner.spawn(async move { run().await });
-                let how = match entry.watch(&mut inner).await {
+                let cause = match registration.watch(&mut inner).await {
                     Some(Ok(())) if end == End::Never => "ended",
                     Some(Err(error)) if error.is_panic() => "panicked",
                     _ => return,
                 };
-                let pause = entry.fell(how);
-                tokio::time::sleep(pause).await;
-                entry.starts();
+                let delay = registration.record_exit(cause);
+                tokio::time::sleep(delay).await;
+                registration.record_start();
             }
         })
     }
 
-    fn enter(&self, task: Task) -> Entry {
-        let mut known = self.tasks.known();
-        let number = known.next;
-        known.next += 1;
-        known.tasks.insert(number, (task, Course::default()));
-        drop(known);
-        Entry { supervisor: self.clone(), number }
+    fn register(&self, task: Task) -> Registration {
+        let mut registry = self.tasks.registry();
+        let number = registry.next;
+        registry.next += 1;
+        registry.tasks.insert(number, (task, TaskState::default()));
+        drop(registry);
+        Registration { supervisor: self.clone(), number }
     }
 }
 
-/// A task's place in the list, for as long as it is supervised.
-struct Entry {
+/// A task's entry in the list, removed when supervision ends.
+struct Registration {
     supervisor: Supervisor,
     number: u64,
 }
 
-impl Entry {
-    /// Waits until the task ends. One that kept failing and has run for long enough is well again.
+impl Registration {
+    /// Waits until the task ends. A failing task that has run long enough recovers.
     async fn watch(&self, inner: &mut JoinSet<()>) -> Option<Result<(), tokio::task::JoinError>> {
-        if let Some(well) = self.with(|_, course| course.is_well_at()).flatten() {
+        if let Some(recovery) = self.with(|_, state| state.recovers_at()).flatten() {
             tokio::select! {
                 ended = inner.join_next() => return ended,
-                () = clock::sleep_until(well) => {}
+                () = clock::sleep_until(recovery) => {}
             }
-            self.with(|_, course| course.failing = false);
+            self.with(|_, state| state.failing = false);
             self.supervisor.changed.notify_one();
         }
         inner.join_next().await
     }
 
-    /// Counts and tells of it. Gives the time for which the task rests.
-    fn fell(&self, how: &'static str) -> Duration {
+    /// Counts and logs the exit. Returns the delay before the restart.
+    fn record_exit(&self, cause: &'static str) -> Duration {
         let now = clock::monotonic();
-        let told = self.with(|task, course| {
-            let failed_before = course.failing;
-            course.fell(now);
-            (task.clone(), failed_before, course.failing)
+        let exit = self.with(|task, state| {
+            let failed_before = state.failing;
+            state.record_exit(now);
+            (task.clone(), failed_before, state.failing)
         });
-        let Some((Task { provider, name }, failed_before, failing)) = told else { return PAUSE };
+        let Some((Task { provider, name }, failed_before, failing)) = exit else { return RESTART_DELAY };
         if failing != failed_before {
             self.supervisor.changed.notify_one();
         }
         self.supervisor.metrics.task_restarted(&provider, name);
-        // The log may be what panicked. What a panic said is told by the panic hook, if by anybody.
-        let _untold = catch_unwind(AssertUnwindSafe(|| {
-            tracing::error!(%provider, task = name, failing, "a task has {how} and is started again");
+        // Logging may be what panicked. The panic hook logs the message of the panic.
+        let _panicked = catch_unwind(AssertUnwindSafe(|| {
+            tracing::error!(%provider, task = name, failing, cause = cause, "task restarted");
         }));
-        if failing { LONG_PAUSE } else { PAUSE }
+        if failing { FAILING_RESTART_DELAY } else { RESTART_DELAY }
     }
 
-    fn starts(&self) {
-        self.with(|_, course| course.down = false);
+    fn record_start(&self) {
+        self.with(|_, state| state.down = false);
     }
 
-    fn with<T>(&self, act: impl FnOnce(&Task, &mut Course) -> T) -> Option<T> {
-        self.supervisor.tasks.known().tasks.get_mut(&self.number).map(|(task, course)| act(task, course))
+    fn with<T>(&self, act: impl FnOnce(&Task, &mut TaskState) -> T) -> Option<T> {
+        self.supervisor.tasks.registry().tasks.get_mut(&self.number).map(|(task, state)| act(task, state))
     }
 }
 
-impl Drop for Entry {
+impl Drop for Registration {
     fn drop(&mut self) {
-        let gone = self.supervisor.tasks.known().tasks.remove(&self.number);
-        if gone.is_some_and(|(_, course)| course.failing) {
+        let removed = self.supervisor.tasks.registry().tasks.remove(&self.number);
+        if removed.is_some_and(|(_, state)| state.failing) {
             self.supervisor.changed.notify_one();
         }
     }

@@ -1,7 +1,7 @@
-//! What the service says about itself: the metrics of Prometheus and the log.
+//! The service's telemetry: Prometheus metrics and the log.
 //!
-//! Neither can hold up or end who tells something: metrics are counters in memory, and log lines go through a bounded
-//! buffer to a thread of their own.
+//! Neither blocks or fails its caller: metrics are counters in memory, and log lines go through a bounded buffer to a
+//! thread of their own.
 
 mod lines;
 mod log;
@@ -9,7 +9,7 @@ mod metrics;
 mod settings;
 mod tls;
 
-pub use self::log::{flush_log, start_log, tell_panics_in_log};
+pub use self::log::{flush_log, log_panics, start_log};
 pub use self::metrics::{FetchOutcome, Metrics, StaleOutcome, Trigger};
 pub use self::settings::{Log, LogFormat, LogLevel};
 pub use self::tls::{TlsFile, TlsMetrics};

@@ -1,8 +1,8 @@
-//! An OpenID Connect issuer inside this process: it signs tokens, publishes and rotates its keys, counts who
-//! asks for them, and fails on request. `demo` and `drill` run against it, and so do the tests.
+//! An OpenID Connect issuer in this process: it signs tokens, publishes and rotates its keys, counts the requests for
+//! them, and fails on request. `demo`, `drill` and the tests use it.
 //!
-//! It must never be used by `serve`, and never share code with `validation`, which it is there to put to the
-//! test. It reads no clock: whoever wants claims says what time it is.
+//! `serve` must not use it, and it must not share code with `validation`, which it tests. It reads no clock: the time
+//! of the claims is an argument.
 //!
 //! ```no_run
 //! # use portcullis_issuer::{Issuer, SigningAlgorithm};
@@ -32,7 +32,7 @@ pub use server::Fault;
 use server::{REALM_PATH, Released, Server, State};
 pub use signing_key::{SigningAlgorithm, SigningKey};
 
-/// A running issuer. Clones are handles to the same one; it ends with the last.
+/// A running issuer. Clones are handles to the same one; it stops with the last.
 #[derive(Clone)]
 pub struct Issuer {
     shared: Arc<Shared>,
@@ -51,7 +51,7 @@ impl Issuer {
         Self::start_at((Ipv4Addr::LOCALHOST, 0).into()).await
     }
 
-    /// Starts at this address, which is also the one in its issuer name.
+    /// Starts at this address, which is also the one in its issuer identifier.
     pub async fn start_at(address: SocketAddr) -> io::Result<Self> {
         let (mut server, listener) = Server::bind(address).await?;
         let address = server.address();
@@ -67,65 +67,65 @@ impl Issuer {
         })
     }
 
-    /// The issuer's name, as it stands in `iss`: `http://127.0.0.1:PORT/realms/demo`.
+    /// The issuer identifier, the value of `iss`: `http://127.0.0.1:PORT/realms/demo`.
     pub fn issuer(&self) -> &str {
         self.shared.state.issuer()
     }
 
-    /// Where the key set is.
+    /// The URL of the key set.
     pub fn jwks_uri(&self) -> String {
         self.shared.state.jwks_uri()
     }
 
-    /// Where the discovery document is.
+    /// The URL of the discovery document.
     pub fn discovery_uri(&self) -> String {
         self.shared.state.discovery_uri()
     }
 
-    /// The address that it listens at, or did before [`Issuer::stop`].
+    /// The address that it listens on, or did before [`Issuer::stop`].
     pub fn address(&self) -> SocketAddr {
         self.shared.address
     }
 
-    /// Goes down: when this returns, every connection is closed and new ones are refused. Everything else
-    /// (published keys, counts, fault) stays as it is, and the port stays reserved.
+    /// Stops: when this returns, every connection is closed and new ones are refused. The rest (published keys,
+    /// counts, fault) is unchanged, and the port stays reserved.
     pub async fn stop(&self) {
         self.shared.server.lock().await.stop().await;
     }
 
-    /// Comes up again on the same port, going down first where it is up.
+    /// Starts again on the same port, after stopping if it is running.
     pub async fn restart(&self) -> io::Result<()> {
         let state = Arc::clone(&self.shared.state);
         self.shared.server.lock().await.restart(state).await
     }
 
-    /// Publishes these keys instead of what was published before.
+    /// Publishes these keys instead of the previous ones.
     pub fn publish(&self, keys: &[&SigningKey]) {
         let keys: Vec<Value> = keys.iter().map(|key| key.public_jwk()).collect();
         self.publish_json(json!({ "keys": keys }));
     }
 
-    /// Publishes any JSON at all as the key set.
+    /// Publishes any JSON as the key set.
     pub fn publish_json(&self, document: Value) {
         self.shared.state.settings().published = document;
     }
 
-    /// What is published now.
+    /// The published key set.
     pub fn published(&self) -> Value {
         self.shared.state.settings().published.clone()
     }
 
-    /// Makes a fresh key and publishes it instead of all others. Its `kid` is `key-1`, `key-2`, … and never
-    /// comes twice. An RSA key takes CPU time on this thread, see [`SigningKey::generate`].
+    /// Generates a key and publishes it instead of all others. Its `kid` is `key-1`, `key-2`, … and is never reused.
+    /// An RSA key takes CPU time on this thread, see [`SigningKey::generate`].
     pub fn rotate(&self, algorithm: SigningAlgorithm) -> SigningKey {
-        let key = self.fresh_key(algorithm);
+        let key = self.generate_key(algorithm);
         self.publish(&[&key]);
         key
     }
 
-    /// Makes a fresh key and publishes it in front of those already published.
+    /// Generates a key and publishes it before the published ones.
     pub fn rotate_beside(&self, algorithm: SigningAlgorithm) -> SigningKey {
-        let key = self.fresh_key(algorithm);
+        let key = self.generate_key(algorithm);
         let mut settings = self.shared.state.settings();
         let mut keys = vec![key.public_jwk()];
         if let Some(Value::Array(old)) = settings.published.get_mut("keys") {
@@ -136,7 +136,7 @@ impl Issuer {
         key
     }
 
-    /// Takes every key of this `kid` out of the published set.
+    /// Removes every key with this `kid` from the published set.
     pub fn withdraw(&self, kid: &str) {
         let mut settings = self.shared.state.settings();
         if let Some(Value::Array(keys)) = settings.published.get_mut("keys") {
@@ -144,22 +144,22 @@ impl Issuer {
         }
     }
 
-    fn fresh_key(&self, algorithm: SigningAlgorithm) -> SigningKey {
+    fn generate_key(&self, algorithm: SigningAlgorithm) -> SigningKey {
         let number = self.shared.rotations.fetch_add(1, Ordering::Relaxed) + 1;
         SigningKey::generate(format!("key-{number}").as_str(), algorithm)
     }
 
-    /// The `cache-control` header of both documents; none at first.
+    /// Sets the `cache-control` header of both documents; none initially.
     pub fn set_cache_control(&self, value: Option<&str>) {
         self.shared.state.settings().cache_control = value.map(str::to_owned);
     }
 
-    /// Makes the key endpoint misbehave for requests that arrive from now on, or behave again.
+    /// Sets or clears a fault of the key endpoint, for requests that arrive from now on.
     pub fn set_fault(&self, fault: Option<Fault>) {
         self.shared.state.settings().key_fault = fault;
     }
 
-    /// Makes the discovery endpoint misbehave for requests that arrive from now on, or behave again.
+    /// Sets or clears a fault of the discovery endpoint, for requests that arrive from now on.
     pub fn set_discovery_fault(&self, fault: Option<Fault>) {
         self.shared.state.settings().discovery_fault = fault;
     }
@@ -185,13 +185,13 @@ impl Issuer {
         state.wait_until(|counts| counts.keys >= count).await;
     }
 
-    /// From now on each request for the key set waits to be released. It will answer with what was published,
-    /// and the fault that was set, when it arrived.
+    /// Holds each request for the key set from now on until it is released. It is answered with the key set, and the
+    /// fault, at the time of its arrival.
     pub fn hold(&self) {
         self.shared.state.settings().holding = true;
     }
 
-    /// Waits until `count` requests are held. One whose client gives up is held no more.
+    /// Waits until `count` requests are held. A request is no longer held when its client disconnects.
     pub async fn wait_for_held(&self, count: usize) {
         let state = &self.shared.state;
         state.wait_until(|counts| counts.held >= count).await;
@@ -202,17 +202,17 @@ impl Issuer {
         self.shared.state.counts().held
     }
 
-    /// Answers all held requests and holds no more of them; returns how many there were.
+    /// Answers all held requests and stops holding; returns how many there were.
     pub fn release(&self) -> usize {
         self.release_all(Released::AsArrived)
     }
 
-    /// As [`Issuer::release`], but the answer is what is published now.
+    /// As [`Issuer::release`], but with the key set that is published now.
     pub fn release_with_current(&self) -> usize {
         self.release_all(Released::Current)
     }
 
-    /// Answers the request that has been held longest and goes on holding; false if there was none.
+    /// Answers the request that has been held longest and continues holding; false if there was none.
     pub fn release_one(&self) -> bool {
         let state = &self.shared.state;
         state.release(&mut state.settings(), 1, Released::AsArrived) == 1
@@ -225,8 +225,8 @@ impl Issuer {
         state.release(&mut settings, usize::MAX, released)
     }
 
-    /// The claims of a good token: this issuer, `sub` "alice", `aud` "orders-api", `tenant_id` "acme", issued
-    /// now and good for 300 seconds.
+    /// The claims of a valid token: this issuer, `sub` "alice", `aud` "orders-api", `tenant_id` "acme", issued now
+    /// and valid for 300 seconds.
     pub fn claims(&self, now_unix: i64) -> Value {
         json!({
             "iss": self.issuer(),
@@ -239,25 +239,25 @@ impl Issuer {
     }
 }
 
-/// The claims with this one set: `claim` is a member's name, or with a leading slash a JSON Pointer (RFC 6901)
-/// through objects, which are made where missing.
+/// Sets a claim: `claim` is a member's name, or with a leading slash a JSON Pointer (RFC 6901) through objects, which
+/// are created if missing.
 pub fn with_claim(mut claims: Value, claim: &str, value: impl Into<Value>) -> Value {
-    let mut place = &mut claims;
+    let mut target = &mut claims;
     for name in path(claim) {
-        if !place.is_object() {
-            *place = json!({});
+        if !target.is_object() {
+            *target = json!({});
         }
-        place = &mut place[name];
+        target = &mut target[name];
     }
-    *place = value.into();
+    *target = value.into();
     claims
 }
 
-/// The claims without this one, named as for [`with_claim`].
+/// Removes a claim, named as for [`with_claim`].
 pub fn without_claim(mut claims: Value, claim: &str) -> Value {
     let mut names = path(claim);
     let last = names.pop();
-    let parent = names.into_iter().try_fold(&mut claims, |place, name| place.get_mut(name));
+    let parent = names.into_iter().try_fold(&mut claims, |target, name| target.get_mut(name));
     if let (Some(Value::Object(members)), Some(last)) = (parent, last) {
         members.remove(&last);
     }
@@ -280,7 +280,7 @@ mod tests {
 
     use super::*;
 
-    async fn connect_and_ask(issuer: &Issuer, path: &str) -> TcpStream {
+    async fn send_request(issuer: &Issuer, path: &str) -> TcpStream {
         let mut stream = TcpStream::connect(issuer.address()).await.expect("is up");
         let request = format!("GET {path} HTTP/1.1\r\nhost: issuer\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("is listening");
@@ -294,7 +294,7 @@ mod tests {
     }
 
     async fn get(issuer: &Issuer, path: &str) -> String {
-        read(connect_and_ask(issuer, path).await).await
+        read(send_request(issuer, path).await).await
     }
 
     async fn keys(issuer: &Issuer) -> String {
@@ -345,14 +345,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_held_reply_is_what_was_published_on_arrival_and_the_oldest_goes_first() {
+    async fn a_held_answer_is_what_was_published_on_arrival_and_the_oldest_is_released_first() {
         let issuer = Issuer::start().await.expect("binds");
         let first = issuer.rotate(SigningAlgorithm::EdDSA);
         issuer.hold();
-        let held_first = connect_and_ask(&issuer, "/realms/demo/keys").await;
+        let held_first = send_request(&issuer, "/realms/demo/keys").await;
         issuer.wait_for_held(1).await;
         let second = issuer.rotate(SigningAlgorithm::EdDSA);
-        let held_second = connect_and_ask(&issuer, "/realms/demo/keys").await;
+        let held_second = send_request(&issuer, "/realms/demo/keys").await;
         issuer.wait_for_held(2).await;
         let third = issuer.rotate(SigningAlgorithm::EdDSA);
         assert_eq!(issuer.key_fetches(), 2);
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(answer["keys"][0], second.public_jwk());
         assert!(!issuer.release_one());
 
-        let held_third = connect_and_ask(&issuer, "/realms/demo/keys").await;
+        let held_third = send_request(&issuer, "/realms/demo/keys").await;
         issuer.wait_for_held(1).await;
         issuer.withdraw(third.kid().expect("has a kid"));
         assert_eq!(issuer.release_with_current(), 1);
@@ -375,10 +375,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_leaves_is_held_no_more() {
+    async fn a_request_is_no_longer_held_when_its_client_disconnects() {
         let issuer = Issuer::start().await.expect("binds");
         issuer.hold();
-        let held = connect_and_ask(&issuer, "/realms/demo/keys").await;
+        let held = send_request(&issuer, "/realms/demo/keys").await;
         issuer.wait_for_held(1).await;
         drop(held);
         let state = &issuer.shared.state;
@@ -390,17 +390,17 @@ mod tests {
     async fn half_a_body_arrives_and_then_the_connection_closes() {
         let issuer = Issuer::start().await.expect("binds");
         issuer.rotate(SigningAlgorithm::EdDSA);
-        let whole = issuer.published().to_string();
+        let complete = issuer.published().to_string();
         issuer.set_fault(Some(Fault::HalfBody));
         let answer = keys(&issuer).await;
-        assert!(answer.contains(&format!("content-length: {}\r\n", whole.len())));
+        assert!(answer.contains(&format!("content-length: {}\r\n", complete.len())));
         let (_, body) = answer.split_once("\r\n\r\n").expect("head and body");
-        assert_eq!(body, whole.split_at(whole.len() / 2).0);
+        assert_eq!(body, complete.split_at(complete.len() / 2).0);
 
         issuer.set_fault(Some(Fault::StalledBody));
-        let mut stream = connect_and_ask(&issuer, "/realms/demo/keys").await;
+        let mut stream = send_request(&issuer, "/realms/demo/keys").await;
         let mut answer = Vec::new();
-        while !answer.ends_with(&whole.as_bytes()[..whole.len() / 2]) {
+        while !answer.ends_with(&complete.as_bytes()[..complete.len() / 2]) {
             assert_ne!(stream.read_buf(&mut answer).await.expect("open"), 0);
         }
         issuer.stop().await;
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_fault_answers_as_it_says_and_ends_when_lifted() {
+    async fn every_fault_answers_as_documented_until_it_is_cleared() {
         let issuer = Issuer::start().await.expect("binds");
         issuer.rotate(SigningAlgorithm::EdDSA);
         let fault = async |fault| {
@@ -441,7 +441,7 @@ mod tests {
 
         issuer.set_fault(Some(Fault::Hang));
         let fetches = issuer.key_fetches();
-        let hanging = connect_and_ask(&issuer, "/realms/demo/keys").await;
+        let hanging = send_request(&issuer, "/realms/demo/keys").await;
         issuer.wait_for_fetches(fetches + 1).await;
         issuer.set_fault(None);
         assert_eq!(json_body(&keys(&issuer).await), issuer.published());
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn down_it_refuses_and_back_it_is_at_the_same_place() {
+    async fn a_stopped_issuer_refuses_connections_and_restarts_at_the_same_address() {
         let issuer = Issuer::start().await.expect("binds");
         let key = issuer.rotate(SigningAlgorithm::EdDSA);
         let mut idle = TcpStream::connect(issuer.address()).await.expect("is up");

@@ -1,8 +1,8 @@
-//! The HTTP half of the embedded issuer: what its endpoints answer, what they count, and how they misbehave.
+//! The HTTP server of the embedded issuer: answers, counts and faults.
 //!
-//! It answers by what [`State`] says at the moment a request arrives and runs on no timer but [`Fault::Slow`]
-//! and the pause after an `accept` that failed, so that tests order events by counting, not by sleeping. It must
-//! never be used by `serve`, and never decide anything about a token.
+//! Answers depend on [`State`] at the time of arrival. There are no timers except [`Fault::Slow`] and the delay after
+//! a failed `accept`, so tests order events by counting, not by sleeping. `serve` must not use it, and it makes no
+//! decision about tokens.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
@@ -25,73 +25,73 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_stream::Stream;
 
-/// The path below which everything of the issuer lives.
+/// The base path of the issuer.
 pub(crate) const REALM_PATH: &str = "/realms/demo";
 const DISCOVERY_PATH: &str = "/realms/demo/.well-known/openid-configuration";
 const KEYS_PATH: &str = "/realms/demo/keys";
 
-/// How many paths the log of requests remembers.
-const LOGGED_REQUESTS: usize = 1024;
+/// The number of paths that the log of requests keeps.
+const MAX_LOGGED_REQUESTS: usize = 1024;
 
-const CHUNK: usize = 64 * 1024;
+const CHUNK_BYTES: usize = 64 * 1024;
 
-/// How long nothing is accepted after a failure to: there are no descriptors, and asking at once finds none.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
+/// Delay after a failed `accept`: descriptors are exhausted, and an immediate retry would fail too.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// One way for an endpoint to misbehave.
+/// A fault of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// This status, with an empty body; the status 500 where the number is none.
+    /// This status, with an empty body; 500 if the number is not a status.
     Status(u16),
-    /// A page of HTML with status 200, as a captive portal or a login page answers.
+    /// An HTML page with status 200, as a captive portal or a login page.
     Html,
     /// `{"keys":[]}`.
     EmptySet,
-    /// Status 200 and not a byte of body.
+    /// Status 200 with an empty body.
     EmptyBody,
-    /// The true document, then spaces up to this many bytes in all, streamed without a `content-length`: good
-    /// JSON that nothing but a limit of size refuses.
+    /// The document, then spaces up to this total size in bytes, streamed without a `content-length`: valid JSON that
+    /// only a size limit rejects.
     Huge(usize),
-    /// Half the document under the `content-length` of the whole, then the connection closes.
+    /// Half the document with the `content-length` of the complete one, then the connection closes.
     HalfBody,
-    /// Half the document under the `content-length` of the whole, then silence on an open connection.
+    /// Half the document with the `content-length` of the complete one, then the connection stalls.
     StalledBody,
-    /// The true answer, this much later.
+    /// The normal answer, after this delay.
     Slow(Duration),
-    /// No answer, on a connection that stays open.
+    /// No answer, and the connection stays open.
     Hang,
-    /// The connection closes without a byte of answer.
+    /// The connection closes without an answer.
     DropConnection,
     /// A 302 to this address.
     Redirect(String),
     /// Any answer.
     Raw {
-        /// The status; 500 where the number is none.
+        /// The status; 500 if the number is not a status.
         status: u16,
         /// The `content-type`.
         content_type: String,
-        /// The body, as it is.
+        /// The body.
         body: Vec<u8>,
     },
 }
 
-/// The two things that the issuer serves.
+/// The documents of the issuer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     Discovery,
     Keys,
 }
 
-/// How a held reply is let go.
+/// How a held request is answered.
 #[derive(Clone, Copy)]
 pub(crate) enum Released {
-    /// With the document of when the request arrived.
+    /// With the document at the time of its arrival.
     AsArrived,
-    /// With the document of now.
+    /// With the current document.
     Current,
 }
 
-/// What has been asked so far, and how many requests are held right now.
+/// The number of requests so far, and of those that are held.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Counts {
     pub(crate) keys: u64,
@@ -99,7 +99,7 @@ pub(crate) struct Counts {
     pub(crate) held: usize,
 }
 
-/// What the issuer publishes, how it misbehaves, and what it has been asked.
+/// The published keys, the faults, and the requests so far.
 pub(crate) struct State {
     issuer: String,
     settings: Mutex<Settings>,
@@ -117,7 +117,7 @@ pub(crate) struct Settings {
     requests: VecDeque<String>,
 }
 
-/// One request, with everything its answer depends on as it was on arrival.
+/// A request, with everything that its answer depends on, at the time of its arrival.
 struct Arrival {
     endpoint: Endpoint,
     fault: Option<Fault>,
@@ -130,7 +130,7 @@ struct Document {
     cache_control: Option<String>,
 }
 
-/// A place in the queue of held replies; given up when the client leaves.
+/// An entry in the queue of held requests, removed when the client disconnects.
 struct Held {
     id: u64,
     released: oneshot::Receiver<Released>,
@@ -175,7 +175,7 @@ impl State {
         format!("{}/.well-known/openid-configuration", self.issuer)
     }
 
-    /// The settings, to be read or changed. A panic while they were locked left no half-made change behind.
+    /// The settings. No code that holds the lock can panic midway, so a poisoned lock is still sound.
     pub(crate) fn settings(&self) -> MutexGuard<'_, Settings> {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -188,20 +188,20 @@ impl State {
         self.settings().requests.iter().cloned().collect()
     }
 
-    /// Waits until the counts are as asked for.
+    /// Waits until the counts satisfy a condition.
     pub(crate) async fn wait_until(&self, reached: impl FnMut(&Counts) -> bool) {
         let mut counts = self.counts.subscribe();
         let counts = counts.wait_for(reached).await;
         drop(counts.expect("the sender lives in self"));
     }
 
-    /// Lets held replies go, the oldest first, `most` at most; returns how many went.
-    pub(crate) fn release(&self, settings: &mut Settings, most: usize, released: Released) -> usize {
+    /// Releases held requests, the oldest first, `max` at most; returns how many.
+    pub(crate) fn release(&self, settings: &mut Settings, max: usize, released: Released) -> usize {
         let mut count = 0;
-        while count < most
+        while count < max
             && let Some((_, waiting)) = settings.held.pop_front()
         {
-            // A client that has just left is not counted.
+            // A client that has just disconnected is not counted.
             count += usize::from(waiting.send(released).is_ok());
         }
         self.count(|counts| counts.held = settings.held.len());
@@ -212,10 +212,10 @@ impl State {
         self.counts.send_modify(change);
     }
 
-    /// Books a request in: logged, counted, its answer settled, held if replies are being held.
-    fn arrive(self: &Arc<Self>, method: &Method, path: &str) -> Option<Arrival> {
+    /// Records a request: logs and counts it, prepares its answer, and holds it if requests are held.
+    fn record_request(self: &Arc<Self>, method: &Method, path: &str) -> Option<Arrival> {
         let mut settings = self.settings();
-        if settings.requests.len() == LOGGED_REQUESTS {
+        if settings.requests.len() == MAX_LOGGED_REQUESTS {
             settings.requests.pop_front();
         }
         settings.requests.push_back(path.to_owned());
@@ -254,7 +254,7 @@ impl State {
         Document { body: body.into(), cache_control: settings.cache_control.clone() }
     }
 
-    /// What OpenID Connect Discovery 1.0 §3 requires of an issuer that only ever publishes keys.
+    /// The metadata that OpenID Connect Discovery 1.0 §3 requires, for an issuer that only publishes keys.
     fn discovery(&self, published: &Value) -> Value {
         let algorithms: BTreeSet<&str> = published["keys"]
             .as_array()
@@ -273,9 +273,9 @@ impl State {
         })
     }
 
-    /// The answer to one request; an error closes the connection without one.
+    /// Answers a request; an error closes the connection without an answer.
     async fn answer(self: Arc<Self>, method: Method, path: String) -> io::Result<Response<Body>> {
-        let Some(mut arrival) = self.arrive(&method, &path) else {
+        let Some(mut arrival) = self.record_request(&method, &path) else {
             return Ok(respond(StatusCode::NOT_FOUND, "text/plain", "not found\n"));
         };
         if let Some(held) = &mut arrival.held
@@ -286,10 +286,10 @@ impl State {
         let document = arrival.document;
         let json = "application/json";
         Ok(match arrival.fault {
-            None => document.whole(),
+            None => document.complete(),
             Some(Fault::Slow(delay)) => {
                 tokio::time::sleep(delay).await;
-                document.whole()
+                document.complete()
             }
             Some(Fault::Status(code)) => respond(status(code), json, Body::empty()),
             Some(Fault::Html) => respond(
@@ -317,15 +317,16 @@ impl State {
 }
 
 impl Document {
-    fn whole(self) -> Response<Body> {
+    fn complete(self) -> Response<Body> {
         let body = Body::from(self.body.clone());
         self.respond(body)
     }
 
     fn padded(self, size: usize) -> Response<Body> {
         let spaces = size.saturating_sub(self.body.len());
-        let padding =
-            (0..spaces).step_by(CHUNK).map(move |sent| Bytes::from(vec![b' '; CHUNK.min(spaces - sent)]));
+        let padding = (0..spaces)
+            .step_by(CHUNK_BYTES)
+            .map(move |sent| Bytes::from(vec![b' '; CHUNK_BYTES.min(spaces - sent)]));
         let chunks = std::iter::once(self.body.clone()).chain(padding);
         let body = Body::from_stream(tokio_stream::iter(chunks.map(Ok::<_, Infallible>)));
         self.respond(body)
@@ -360,7 +361,7 @@ fn respond(status: StatusCode, content_type: &str, body: impl Into<Body>) -> Res
     with_header(response, header::CONTENT_TYPE, content_type)
 }
 
-/// Sets a header; a value that cannot stand in one is left out.
+/// Sets a header; an invalid value is omitted.
 fn with_header(mut response: Response<Body>, name: header::HeaderName, value: &str) -> Response<Body> {
     if let Ok(value) = value.parse() {
         response.headers_mut().insert(name, value);
@@ -374,7 +375,7 @@ enum AfterHalf {
     Stall,
 }
 
-/// A body that breaks off. It yields once after its half, or the server would close with that still unsent.
+/// A truncated body. It yields once after its half, which the server would otherwise not flush before closing.
 struct HalfBody {
     half: Option<Bytes>,
     flushed: bool,
@@ -402,11 +403,11 @@ impl Stream for HalfBody {
     }
 }
 
-/// The state as a service of one connection.
+/// The state as the service of a connection.
 #[derive(Clone)]
-struct Answering(Arc<State>);
+struct Service(Arc<State>);
 
-impl<B> tower::Service<Request<B>> for Answering {
+impl<B> tower::Service<Request<B>> for Service {
     type Response = Response<Body>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Response<Body>>> + Send>>;
@@ -421,11 +422,11 @@ impl<B> tower::Service<Request<B>> for Answering {
     }
 }
 
-/// A listener and its connections, running or stopped; dropping it ends both.
+/// A listener and its connections, running or stopped; dropped together.
 pub(crate) struct Server {
     address: SocketAddr,
     running: Option<Running>,
-    /// While stopped, the port stays bound (connections are refused), so that nobody else gets it.
+    /// While stopped, the port stays bound (connections are refused), so that no other process gets it.
     reserved: Option<TcpSocket>,
 }
 
@@ -457,17 +458,17 @@ impl Server {
         self.running = Some(Running { stop, task });
     }
 
-    /// Closes the listener and every connection before it returns.
+    /// Closes the listener and every connection, and waits for that.
     pub(crate) async fn stop(&mut self) {
         let Some(running) = &mut self.running else {
             return;
         };
         let (stop, _) = oneshot::channel();
-        // Neither fails but where the task is gone already, which is what is asked for.
+        // Both fail only if the task has ended already.
         let _ = std::mem::replace(&mut running.stop, stop).send(());
         let _ = (&mut running.task).await;
         self.running = None;
-        self.reserved = bound(self.address).ok();
+        self.reserved = bind_port(self.address).ok();
     }
 
     pub(crate) async fn restart(&mut self, state: Arc<State>) -> io::Result<()> {
@@ -481,7 +482,7 @@ impl Server {
     }
 }
 
-fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
+fn bind_port(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -491,7 +492,7 @@ fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Serves until told to stop, or dropped; connections end with it.
+/// Serves until stopped or dropped; connections end with it.
 async fn serve(listener: TcpListener, state: Arc<State>, mut stopped: oneshot::Receiver<()>) {
     let mut connections = JoinSet::new();
     loop {
@@ -500,17 +501,18 @@ async fn serve(listener: TcpListener, state: Arc<State>, mut stopped: oneshot::R
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let service = TowerToHyperService::new(Answering(Arc::clone(&state)));
+                    let service = TowerToHyperService::new(Service(Arc::clone(&state)));
                     connections.spawn(async move {
-                        // How a connection ends, this server's own faults included, is the client's to tell.
+                        // Errors of a connection, including bugs of this server, are visible to the client.
                         let _ = Builder::new(TokioExecutor::new())
                             .http1_only()
                             .serve_connection(TokioIo::new(stream), service)
                             .await;
                     });
                 }
-                // Out of descriptors, or the client has left already: the others go on, and nothing spins.
-                Err(_) => tokio::time::sleep(ACCEPT_AGAIN).await,
+                // Out of descriptors, or the client has disconnected already: other connections continue, and the
+                // loop does not spin.
+                Err(_) => tokio::time::sleep(ACCEPT_RETRY_DELAY).await,
             },
         }
     }

@@ -1,13 +1,10 @@
 //! Signing keys of the embedded issuer, and the tokens that they sign, well-formed or not.
 //!
-//! It signs with AWS-LC directly and shares no code with `validation`, so that a mistake there cannot be
-//! hidden by the same mistake here. It must never be used by `serve`: it holds private keys, and it signs
-//! whatever it is given, hostile headers included.
+//! It signs with AWS-LC directly and shares no code with `validation`, so that an error there is not hidden by the
+//! same error here. `serve` must not use it: it holds private keys, and it signs any input, including hostile
+//! headers.
 
-#![allow(
-    clippy::indexing_slicing,
-    reason = "nothing from outside comes here: lengths are those of keys made in this file"
-)]
+#![allow(clippy::indexing_slicing, reason = "no external input: lengths are those of keys made in this file")]
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -22,11 +19,11 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-/// How many RSA key pairs [`SigningKey::pooled`] keeps for the whole process.
+/// The number of RSA key pairs of [`SigningKey::pooled`], per process.
 const POOL_SIZE: usize = 4;
 
-/// What AWS-LC's `Unspecified` means wherever this file generates a key or signs.
-const AWS_LC_FAILS_ONLY_WITHOUT_MEMORY: &str = "the key is well-formed, its size and algorithm are ours and supported: AWS-LC fails only without memory or entropy";
+/// Why `Unspecified` of AWS-LC cannot occur when this file generates a key or signs.
+const AWS_LC_CANNOT_FAIL: &str = "the key is well-formed, its size and algorithm are ours and supported: AWS-LC fails only without memory or entropy";
 
 /// The signature algorithms (RFC 7518 §3.1, RFC 8037) that a [`SigningKey`] signs with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,7 +62,7 @@ impl SigningAlgorithm {
         Self::HS512,
     ];
 
-    /// The name as it stands in `alg`.
+    /// The value of `alg`.
     pub fn name(self) -> &'static str {
         match self {
             Self::RS256 => "RS256",
@@ -109,7 +106,7 @@ impl fmt::Display for SigningAlgorithm {
     }
 }
 
-/// What an algorithm is made of.
+/// The primitive of an algorithm.
 enum Primitive {
     Rsa(&'static dyn RsaEncoding),
     /// The curve's name in a JWK, the length of a coordinate, and the signer.
@@ -144,30 +141,30 @@ impl fmt::Debug for SigningKey {
 }
 
 impl SigningKey {
-    /// A fresh key: RSA of 2048 bits, the algorithm's curve, or a random secret as long as its hash.
+    /// Generates a key: RSA of 2048 bits, the algorithm's curve, or a random secret as long as its hash.
     ///
-    /// `kid` is a `&str`, or `None` for a key (and tokens) without one. RSA takes CPU time, a tenth of a
-    /// second and more; [`SigningKey::pooled`] spares it.
+    /// `kid` is a `&str`, or `None` for a key (and tokens) without one. RSA takes CPU time, a tenth of a second and
+    /// more; [`SigningKey::pooled`] avoids that.
     pub fn generate<'a>(kid: impl Into<Option<&'a str>>, algorithm: SigningAlgorithm) -> Self {
         let material = match algorithm.primitive() {
             Primitive::Rsa(_) => Material::Rsa(generate_rsa()),
-            Primitive::Ecdsa(_, _, signer) => Material::Ecdsa(Arc::new(
-                EcdsaKeyPair::generate(signer).expect(AWS_LC_FAILS_ONLY_WITHOUT_MEMORY),
-            )),
-            Primitive::Ed25519 => Material::Ed25519(Arc::new(
-                Ed25519KeyPair::generate().expect(AWS_LC_FAILS_ONLY_WITHOUT_MEMORY),
-            )),
+            Primitive::Ecdsa(_, _, signer) => {
+                Material::Ecdsa(Arc::new(EcdsaKeyPair::generate(signer).expect(AWS_LC_CANNOT_FAIL)))
+            }
+            Primitive::Ed25519 => {
+                Material::Ed25519(Arc::new(Ed25519KeyPair::generate().expect(AWS_LC_CANNOT_FAIL)))
+            }
             Primitive::Hmac(_, hash) => {
                 let mut secret = vec![0; hash.output_len()];
-                fill(&mut secret).expect(AWS_LC_FAILS_ONLY_WITHOUT_MEMORY);
+                fill(&mut secret).expect(AWS_LC_CANNOT_FAIL);
                 Material::Hmac(secret.into())
             }
         };
         Self { kid: kid.into().map(str::to_owned), algorithm, material }
     }
 
-    /// As [`SigningKey::generate`], but an RSA key pair comes from a process-wide pool of four: the same
-    /// `slot` (modulo four) is the same key pair, whatever its `kid` and algorithm; slots differ.
+    /// As [`SigningKey::generate`], but an RSA key pair is from a process-wide pool of four: the same `slot` (modulo
+    /// four) is the same key pair, whatever its `kid` and algorithm.
     pub fn pooled<'a>(slot: usize, kid: impl Into<Option<&'a str>>, algorithm: SigningAlgorithm) -> Self {
         static POOL: [OnceLock<Arc<RsaKeyPair>>; POOL_SIZE] = [const { OnceLock::new() }; POOL_SIZE];
         match algorithm.primitive() {
@@ -180,8 +177,8 @@ impl SigningKey {
         }
     }
 
-    /// An HMAC key of the given secret, any bytes (another key's public half, say); `None` unless the
-    /// algorithm is HS256, HS384 or HS512.
+    /// An HMAC key with this secret, any bytes (for example another key's public part); `None` unless the algorithm
+    /// is HS256, HS384 or HS512.
     pub fn hmac<'a>(
         kid: impl Into<Option<&'a str>>,
         algorithm: SigningAlgorithm,
@@ -194,37 +191,37 @@ impl SigningKey {
         })
     }
 
-    /// The same key pair under another `kid`, or none.
+    /// The same key pair with another `kid`, or none.
     pub fn with_kid<'a>(&self, kid: impl Into<Option<&'a str>>) -> Self {
         Self { kid: kid.into().map(str::to_owned), ..self.clone() }
     }
 
-    /// The same key pair under another algorithm; `None` where it cannot sign with that (an elliptic curve
-    /// has one algorithm, RSA six, a secret three).
+    /// The same key pair with another algorithm; `None` if it does not support that (an elliptic curve has one
+    /// algorithm, RSA six, a secret three).
     pub fn with_alg(&self, algorithm: SigningAlgorithm) -> Option<Self> {
-        let fits = match (&self.material, algorithm.primitive()) {
+        let is_supported = match (&self.material, algorithm.primitive()) {
             (Material::Rsa(_), Primitive::Rsa(_))
             | (Material::Hmac(_), Primitive::Hmac(..))
             | (Material::Ed25519(_), Primitive::Ed25519) => true,
             (Material::Ecdsa(_), Primitive::Ecdsa(..)) => algorithm == self.algorithm,
             _ => false,
         };
-        fits.then(|| Self { algorithm, ..self.clone() })
+        is_supported.then(|| Self { algorithm, ..self.clone() })
     }
 
-    /// The `kid` that the JWK and the tokens carry.
+    /// The `kid` of the JWK and the tokens.
     pub fn kid(&self) -> Option<&str> {
         self.kid.as_deref()
     }
 
-    /// The algorithm that the JWK and the tokens carry.
+    /// The algorithm of the JWK and the tokens.
     pub fn algorithm(&self) -> SigningAlgorithm {
         self.algorithm
     }
 
-    /// The JWK to publish: `kty`, `use: sig`, `alg`, `kid` where there is one, and the public numbers.
+    /// The JWK to publish: `kty`, `use: sig`, `alg`, `kid` if there is one, and the public key.
     ///
-    /// For an HMAC key this is the secret itself, as an inline `jwks` has it.
+    /// For an HMAC key this is the secret itself, as in an inline `jwks`.
     pub fn public_jwk(&self) -> Value {
         let mut jwk = match &self.material {
             Material::Rsa(pair) => {
@@ -254,7 +251,7 @@ impl SigningKey {
         jwk
     }
 
-    /// The header that [`SigningKey::sign`] puts on a token: `alg`, `typ: JWT`, and `kid` where there is one.
+    /// The header of tokens of [`SigningKey::sign`]: `alg`, `typ: JWT`, and `kid` if there is one.
     pub fn header(&self) -> Value {
         let mut header = json!({"alg": self.algorithm.name(), "typ": "JWT"});
         if let Some(kid) = &self.kid {
@@ -268,12 +265,12 @@ impl SigningKey {
         self.sign_with_header(&self.header(), claims)
     }
 
-    /// A token with this header, whatever it says; the signature is this key's by its own algorithm.
+    /// A token with this header, unchecked; the signature is this key's, by its own algorithm.
     pub fn sign_with_header(&self, header: &Value, claims: &Value) -> String {
         self.sign_raw(header.to_string().as_bytes(), claims.to_string().as_bytes())
     }
 
-    /// A properly signed token of any bytes at all, JSON or not.
+    /// A correctly signed token of any bytes, JSON or not.
     pub fn sign_raw(&self, header: &[u8], payload: &[u8]) -> String {
         let mut token = encode(header);
         token.push('.');
@@ -284,18 +281,17 @@ impl SigningKey {
         token
     }
 
-    /// The signature of the signing input, as it goes into a JWS before base64url.
+    /// The signature of the signing input, before base64url.
     pub fn signature(&self, signing_input: &[u8]) -> Vec<u8> {
         let random = SystemRandom::new();
         match (&self.material, self.algorithm.primitive()) {
             (Material::Rsa(pair), Primitive::Rsa(encoding)) => {
                 let mut signature = vec![0; pair.public_modulus_len()];
-                pair.sign(encoding, &random, signing_input, &mut signature)
-                    .expect(AWS_LC_FAILS_ONLY_WITHOUT_MEMORY);
+                pair.sign(encoding, &random, signing_input, &mut signature).expect(AWS_LC_CANNOT_FAIL);
                 signature
             }
             (Material::Ecdsa(pair), _) => {
-                pair.sign(&random, signing_input).expect(AWS_LC_FAILS_ONLY_WITHOUT_MEMORY).as_ref().to_vec()
+                pair.sign(&random, signing_input).expect(AWS_LC_CANNOT_FAIL).as_ref().to_vec()
             }
             (Material::Ed25519(pair), _) => pair.sign(signing_input).as_ref().to_vec(),
             (Material::Hmac(secret), Primitive::Hmac(algorithm, _)) => {
@@ -309,14 +305,14 @@ impl SigningKey {
 }
 
 fn generate_rsa() -> Arc<RsaKeyPair> {
-    Arc::new(RsaKeyPair::generate(KeySize::Rsa2048).expect(AWS_LC_FAILS_ONLY_WITHOUT_MEMORY))
+    Arc::new(RsaKeyPair::generate(KeySize::Rsa2048).expect(AWS_LC_CANNOT_FAIL))
 }
 
 fn encode(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// Modulus and exponent of RFC 8017's `RSAPublicKey`, a DER sequence of the two, without leading zeroes.
+/// Modulus and exponent of an `RSAPublicKey` (RFC 8017), a DER sequence of the two, without leading zeroes.
 fn rsa_numbers(der: &[u8]) -> Option<(&[u8], &[u8])> {
     let (sequence, _) = der_value(der, 0x30)?;
     let (modulus, rest) = der_value(sequence, 0x02)?;
@@ -324,7 +320,7 @@ fn rsa_numbers(der: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((without_zeroes(modulus), without_zeroes(exponent)))
 }
 
-/// The contents of the DER value at the front, if it has this tag, and what follows it.
+/// The content of the DER value at the front, if it has this tag, and the rest.
 fn der_value(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let [first, length, rest @ ..] = der else {
         return None;
@@ -435,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_pair_serves_other_kids_and_the_algorithms_of_its_kind() {
+    fn a_key_pair_supports_other_kids_and_the_algorithms_of_its_kind() {
         use SigningAlgorithm as Alg;
         let key = SigningKey::pooled(0, "first", Alg::RS256);
         let renamed = key.with_kid(None);
@@ -463,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_der_value_cut_anywhere_is_none() {
+    fn a_truncated_der_value_is_none() {
         let key = SigningKey::pooled(0, None, SigningAlgorithm::RS256);
         let Material::Rsa(pair) = &key.material else { panic!("RS256 is RSA") };
         let der = pair.public_key().as_ref();

@@ -55,7 +55,7 @@ impl OfIssuer<'_> {
         if let Some(file) = &http.ca_file
             && let Some(authorities) = self.read("ca_file", file, certificates::issuer_authorities)
         {
-            if let Err(cause) = certificates::trusting(&authorities) {
+            if let Err(cause) = certificates::root_store(&authorities) {
                 self.refuse("ca_file", file, &cause);
             }
             self.warn("ca_file", file, &authorities);

@@ -160,7 +160,7 @@ pub(super) fn set(files: &TlsFiles) -> FileSet {
 /// The first that cannot be read.
 pub(super) fn read(key: &str, files: &TlsFiles) -> Result<Contents, TlsErrors> {
     set(files).read().map_err(|error| {
-        let name = match &error.file {
+        let name = match &error.path {
             path if *path == files.cert_file => "cert_file",
             path if *path == files.key_file => "key_file",
             _ => "client_ca_file",
@@ -172,7 +172,7 @@ pub(super) fn read(key: &str, files: &TlsFiles) -> Result<Contents, TlsErrors> {
 /// Who is let in, and until when that holds.
 fn clients(pem: &[u8], names: &[String]) -> Result<(Arc<dyn ClientCertVerifier>, Validity), String> {
     let authorities = certificates::client_authorities(pem)?;
-    let roots = Arc::new(certificates::trusting(&authorities)?);
+    let roots = Arc::new(certificates::root_store(&authorities)?);
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
     let verifier = verifier.map_err(|error| format!("no clients can be verified by it: {error}"))?;
     let verifier = NamedClients::among(verifier, names);

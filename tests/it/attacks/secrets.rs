@@ -105,7 +105,7 @@ async fn no_token_and_no_secret_is_ever_logged_counted_or_shown() {
     // The test would hold of a service that says nothing; this one speaks.
     for word in [
         "key set refreshed",
-        "decided",
+        "request denied",
         "bad_signature",
         "key skipped",
         "\"DEBUG\"",
@@ -175,7 +175,7 @@ async fn a_name_that_a_stranger_chose_stays_within_its_field_of_its_line() {
             let harmful = |c: char| if json { c.is_ascii_control() } else { control(c) };
             assert!(!line.contains(harmful), "H3 {line:?}");
             assert!(line.len() < 8 * 1024, "H3: a line of {} bytes", line.len());
-            decided += usize::from(line.contains("decided"));
+            decided += usize::from(line.contains("request denied") || line.contains("request allowed"));
             if json {
                 let line: Value = serde_json::from_str(line).expect("a line of JSON");
                 assert_ne!(line["level"], "ERROR", "H3 {line}");

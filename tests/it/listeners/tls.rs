@@ -316,7 +316,7 @@ async fn what_cannot_be_used_leaves_everything_as_it_was() {
         ("clients.pem", &*leaf.pem, "listen.admin.tls.client_ca_file: "),
         ("clients.pem", &half, "does not end"),
         ("clients.pem", "", "no certificate in PEM form"),
-        ("cert.pem", &leaf.pem, "the key is another certificate's"),
+        ("cert.pem", &leaf.pem, "the key belongs to another certificate"),
         ("key.pem", "nothing", "listen.admin.tls.key_file: "),
     ] {
         let before = std::fs::read_to_string(rig.folder.path().join(name)).expect("there");

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use portcullis::authorizer::NamesKept;
+use portcullis::authorizer::NameStorage;
 use portcullis::clock;
 use tokio::sync::oneshot;
 use tokio::time::{advance, sleep};
@@ -154,7 +154,7 @@ async fn a_known_realm_that_is_on_trial_leaves_its_snapshot_when_it_is_pushed_ou
     let folder = served_before(&names).await;
     let world = World::keeping(&names, Some(folder.path().to_owned()));
     let config = configuration("realms: '[a-z0-9]+'\nrefresh: {min_spacing: 50ms}");
-    let before = world.template_in(&config, NamesKept::InMemory, None);
+    let before = world.template_in(&config, NameStorage::InMemory, None);
     assert_eq!(decide(&world.authorizer_of(&config, &before), &world.token("tenant0")).await, "ok");
     // Its keys are carried over to a template that has nothing but the list to know it by.
     let after = world.template_with(&config, names_in(folder.path()), &before.known(), None);

@@ -10,11 +10,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use portcullis::access_request::AccessRequest;
 use portcullis::authorizer::{
-    Authorizer, KeyedProvider, NamesKept, OpenRealm, RealmProviders, RequestPolicy,
+    Authorizer, KeyedProvider, NameStorage, OpenRealm, RealmProviders, RequestPolicy,
 };
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::{Config, RefreshPolicy};
-use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching};
+use portcullis::keys::fetch::{Fetch, FetchContext, FetchFuture, Fetched};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::names::RealmNames;
 use portcullis::keys::snapshot::SnapshotFile;
@@ -138,7 +138,7 @@ impl World {
     }
 
     pub fn template_of(&self, config: &Config, before: Option<&RealmProviders>) -> Arc<RealmProviders> {
-        let kept = self.0.folder.as_deref().map_or(NamesKept::InMemory, names_in);
+        let kept = self.0.folder.as_deref().map_or(NameStorage::InMemory, names_in);
         self.template_in(config, kept, before)
     }
 
@@ -146,7 +146,7 @@ impl World {
     pub fn template_in(
         &self,
         config: &Config,
-        kept: NamesKept,
+        kept: NameStorage,
         before: Option<&RealmProviders>,
     ) -> Arc<RealmProviders> {
         let known = before.map(|before| before.known()).unwrap_or_default();
@@ -157,7 +157,7 @@ impl World {
     pub fn template_with(
         &self,
         config: &Config,
-        kept: NamesKept,
+        kept: NameStorage,
         known: &[Arc<KeyedProvider>],
         before: Option<&RealmProviders>,
     ) -> Arc<RealmProviders> {
@@ -201,13 +201,13 @@ impl World {
         file: Option<SnapshotFile>,
     ) -> KeyCache {
         let fetch = Arc::new(RealmKeys { world: self.clone(), name: name.to_owned() });
-        KeyCache::fetched(label, policy, fetch, context, None, file, Arc::default()).passing()
+        KeyCache::fetched(label, policy, fetch, context, None, file, Arc::default()).temporary()
     }
 }
 
 /// The list of names in this folder.
-pub fn names_in(folder: &Path) -> NamesKept {
-    NamesKept::In(RealmNames::new(folder, "keycloak", ISSUER))
+pub fn names_in(folder: &Path) -> NameStorage {
+    NameStorage::File(RealmNames::new(folder, "keycloak", ISSUER))
 }
 
 /// The configuration of a template with these lines besides.
@@ -290,7 +290,7 @@ pub async fn serve(
 }
 
 impl Fetch for RealmKeys {
-    fn fetch(&self, ask: Ask) -> Fetching<'_> {
+    fn fetch(&self, ask: FetchContext) -> FetchFuture<'_> {
         Box::pin(async move {
             let asked = ask.clock.now_micros();
             let issuer = &self.world.0;
@@ -305,7 +305,7 @@ impl Fetch for RealmKeys {
                 Some(key) => {
                     let set = json!({ "keys": [key.public_jwk()] }).to_string();
                     let keys = KeySet::parse(set.as_bytes()).map_err(FetchError::KeySet)?;
-                    Ok(Fetched::locally(keys, self.name.clone(), asked, ask.clock.now_micros()))
+                    Ok(Fetched::local(keys, self.name.clone(), asked, ask.clock.now_micros()))
                 }
             }
         })

@@ -8,7 +8,7 @@ use portcullis::authorizer::{Authorizer, KeyedProvider, RequestPolicy};
 use portcullis::clock::{Clock, SimulatedClock};
 use portcullis::config::{Limits, RefreshPolicy};
 use portcullis::keys::discovery::Discovery;
-use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching, Interim};
+use portcullis::keys::fetch::{Fetch, FetchContext, FetchFuture, Fetched, Interim};
 use portcullis::keys::http::HttpKeys;
 use portcullis::keys::snapshot::SnapshotFile;
 use portcullis::keys::{Jitter, KeyCache, KeyCacheContext};
@@ -65,7 +65,7 @@ impl Process {
             ..KeyCacheContext::default()
         };
         let metrics = Arc::clone(&context.metrics);
-        let file = SnapshotFile::within(Arc::new(disk.clone()), "p", ISSUER, source.as_str(), 1 << 20);
+        let file = SnapshotFile::in_folder(Arc::new(disk.clone()), "p", ISSUER, source.as_str(), 1 << 20);
         let keys = KeyCache::fetched("p", refresh.clone(), fetch, context, None, Some(file), Arc::default());
         let keys = Arc::new(keys);
         let keyed = KeyedProvider {
@@ -145,7 +145,7 @@ struct Recorded {
 }
 
 impl Fetch for Recorded {
-    fn fetch(&self, mut ask: Ask) -> Fetching<'_> {
+    fn fetch(&self, mut ask: FetchContext) -> FetchFuture<'_> {
         Box::pin(async move {
             if let Trigger::Forced(cause) = ask.trigger {
                 self.seen.lock().expect("no oracle has panicked").forced(cause, ask.clock.monotonic());
@@ -154,7 +154,7 @@ impl Fetch for Recorded {
             let (world, seen, taking) = (self.world.clone(), Arc::clone(&self.seen), ask.interim);
             ask.interim = Interim::to(move |fetched| {
                 record(&world, &seen, asked, &fetched);
-                taking.tell(&fetched);
+                taking.send(&fetched);
             });
             let fetched = self.keys.fetch(ask).await;
             match &fetched {

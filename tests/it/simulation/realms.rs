@@ -12,12 +12,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use portcullis::access_request::{AccessRequest, Headers};
-use portcullis::authorizer::{Authorizer, NamesKept, OpenRealm, RealmProviders, RequestPolicy};
+use portcullis::authorizer::{Authorizer, NameStorage, OpenRealm, RealmProviders, RequestPolicy};
 use portcullis::clock::{Clock, monotonic};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::Config;
 use portcullis::keys::budget::Budget;
-use portcullis::keys::fetch::{Ask, Fetch, Fetched, Fetching};
+use portcullis::keys::fetch::{Fetch, FetchContext, FetchFuture, Fetched};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::{Jitter, KeyCache, KeyCacheContext};
 use portcullis::telemetry::Trigger;
@@ -109,7 +109,7 @@ struct Realm {
 }
 
 impl Fetch for Realm {
-    fn fetch(&self, ask: Ask) -> Fetching<'_> {
+    fn fetch(&self, ask: FetchContext) -> FetchFuture<'_> {
         Box::pin(async move {
             let asked = ask.clock.now_micros();
             let (key, latency) = {
@@ -124,7 +124,7 @@ impl Fetch for Realm {
             let key = key.ok_or(FetchError::Status { status: 404, retry_after: None })?;
             let set = json!({"keys": [key.public_jwk()]}).to_string();
             let keys = KeySet::parse(set.as_bytes()).map_err(FetchError::KeySet)?;
-            Ok(Fetched::locally(keys, self.name.clone(), asked, ask.clock.now_micros()))
+            Ok(Fetched::local(keys, self.name.clone(), asked, ask.clock.now_micros()))
         })
     }
 }
@@ -164,12 +164,12 @@ providers:
         let fetch = Arc::new(Realm { issuer: issuer.clone(), name: name.to_string() });
         let (refresh, budget) = (config.refresh.clone(), Arc::clone(&budget));
         Some(Arc::new(
-            KeyCache::fetched(name.as_str(), refresh, fetch, context.clone(), None, None, budget).passing(),
+            KeyCache::fetched(name.as_str(), refresh, fetch, context.clone(), None, None, budget).temporary(),
         ))
     });
     let template = config.providers[0].clone();
     let realms = template.realms.clone().expect("a pattern");
-    let realms = RealmProviders::new(template, realms, open, NamesKept::InMemory, Vec::new(), None);
+    let realms = RealmProviders::new(template, realms, open, NameStorage::InMemory, Vec::new(), None);
     let policy = RequestPolicy {
         rules: config.rules,
         limits: config.limits,

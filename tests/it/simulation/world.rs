@@ -10,7 +10,7 @@ use http::header::{AGE, CACHE_CONTROL, DATE, ETAG, HeaderMap, IF_NONE_MATCH, RET
 use http::{HeaderValue, StatusCode};
 use portcullis::keys::fetch_error::FetchError;
 use portcullis::keys::folder::{Folder, FolderError};
-use portcullis::keys::transport::{Answer, Getting, Request, Transport};
+use portcullis::keys::transport::{Answer, Request, ResponseFuture, Transport};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
@@ -250,7 +250,7 @@ impl State {
 }
 
 impl Transport for World {
-    fn get(&self, request: Request) -> Getting<'_> {
+    fn get(&self, request: Request) -> ResponseFuture<'_> {
         Box::pin(self.answer(request))
     }
 }

@@ -30,9 +30,9 @@ fn publishing(document: Answer, keys: Answer) -> impl Fn(&Request) -> Answer + S
 
 #[tokio::test]
 async fn a_document_is_refused_unless_it_is_this_issuers_and_its_keys_are_on_its_host() {
-    const OTHER_HOST: &str = "another host: if that is as it should be, configure it as `jwks_uri`";
+    const OTHER_HOST: &str = "another host: if that is intended, configure it as `jwks_uri`";
     const NO_DOCUMENT: &str = "not a discovery document";
-    const NO_URL: &str = "no URL that can be trusted";
+    const NO_URL: &str = "not a URL that can be trusted";
     const OTHER_ISSUER: &str = "is not the configured one";
     let server = KeyServer::start().await;
     let (port, good) = (server.address().port(), server.http("/keys"));

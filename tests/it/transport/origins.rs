@@ -58,7 +58,7 @@ async fn an_older_answer_from_a_cache_takes_nothing_away_and_brings_no_withdrawn
     }
     assert_eq!(house.status().await["keys"].as_array().map(Vec::len), Some(1));
     let log = logged();
-    assert!(log.contains("an answer is older than the set in hand") && log.contains("age: 600"), "{log}");
+    assert!(log.contains("older key set received") && log.contains("age: 600"), "{log}");
 }
 
 #[tokio::test]

@@ -139,7 +139,7 @@ async fn the_password_of_a_proxy_is_shown_to_it_alone() {
         pages += &process.admin("/readyz").await;
         let (code, log) = process.ends().await;
         assert_eq!(code, Some(0), "{log}");
-        assert!(pages.contains("last_error") && log.contains("key set not refreshed"), "{log}");
+        assert!(pages.contains("last_error") && log.contains("key set refresh failed"), "{log}");
 
         let file = folder.path().join("portcullis.yaml");
         let printed = portcullis(&[]).args(["validate", "--print", "--config"]).arg(&file).output();

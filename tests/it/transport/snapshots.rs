@@ -12,7 +12,7 @@ use portcullis::clock::{Clock, SteadyClock};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::keys::origin::Origin;
 use portcullis::keys::published::Published;
-use portcullis::keys::snapshot::{Present, SnapshotFile};
+use portcullis::keys::snapshot::{ClockReading, SnapshotFile};
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::{Kid, UnixTime};
 use serde_json::{Value, json};
@@ -181,14 +181,14 @@ async fn a_snapshot_that_is_not_as_it_was_written_or_that_others_can_write_is_re
             },
             "damaged",
         ),
-        ("for all to write", |file| mode(file, 0o602), "everybody may write it (mode 0602"),
+        ("for all to write", |file| mode(file, 0o602), "anyone may write it (mode 0602"),
         ("for its group to write", |file| mode(file, 0o620), "its group may write it (mode 0620"),
         (
             "in a folder for its group to write",
             |file| mode(parent(file), 0o770),
             "its group may write its folder",
         ),
-        ("in a folder for all to write", |file| mode(parent(file), 0o777), "everybody may write its folder"),
+        ("in a folder for all to write", |file| mode(parent(file), 0o777), "anyone may write its folder"),
         (
             "a link",
             |file| {
@@ -229,7 +229,7 @@ async fn a_snapshot_that_is_not_as_it_was_written_or_that_others_can_write_is_re
         let server = left_behind(folder.path(), &known).await;
         tamper(&folder.path().join("demo.json"));
         let (reason, log) = start_again(&server, ISSUER, folder.path(), &known).await;
-        let told = log.lines().any(|line| line.contains("the snapshot is not used") && line.contains(says));
+        let told = log.lines().any(|line| line.contains("key snapshot not used") && line.contains(says));
         if reason != "keys_unavailable" || !told {
             wrong.push(format!("{what}: {reason}, {log}"));
         }
@@ -245,12 +245,12 @@ async fn a_snapshot_is_for_the_very_provider_that_wrote_it() {
     assert_eq!(reason, "ok");
     let (reason, log) = start_again(&server, "https://other.example.com", folder.path(), &known).await;
     assert_eq!(reason, "keys_unavailable");
-    assert!(log.contains("it is of another issuer"), "{log}");
+    assert!(log.contains("it belongs to another issuer"), "{log}");
     // The same issuer whose keys are elsewhere now, and down there as well.
     let elsewhere = KeyServer::start().await;
     let (reason, log) = start_again(&elsewhere, ISSUER, folder.path(), &known).await;
     assert_eq!(reason, "keys_unavailable");
-    assert!(log.contains("from another place"), "{log}");
+    assert!(log.contains("from another source"), "{log}");
     // Under another name there is none.
     let named = keeping(&server, ISSUER, folder.path()).replace("name: demo", "name: other");
     let service = Running::start_without_keys(configured(&[named]), fixed_clock()).await;
@@ -261,10 +261,10 @@ async fn a_snapshot_is_for_the_very_provider_that_wrote_it() {
 async fn a_snapshot_counts_by_the_clock_on_the_wall_and_a_wrong_clock_costs_the_snapshot_alone() {
     const DAY: i64 = 24 * 3600;
     for (now, reason, says) in [
-        (NOW + DAY - 60, "ok", "the keys of the snapshot serve"),
+        (NOW + DAY - 60, "ok", "serving keys from snapshot"),
         (NOW + DAY + 1, "keys_unavailable", "older than max_stale"),
         (NOW + 3650 * DAY, "keys_unavailable", "older than max_stale"),
-        (NOW - 300, "ok", "the keys of the snapshot serve"),
+        (NOW - 300, "ok", "serving keys from snapshot"),
         (NOW - 301, "keys_unavailable", "from the future"),
         (1, "keys_unavailable", "from the future"),
     ] {
@@ -321,7 +321,7 @@ async fn a_folder_that_cannot_be_written_costs_the_snapshot_and_nothing_else() {
     listen();
     let service = Running::start(configured(&[keeping(&server, ISSUER, &blocked)]), fixed_clock()).await;
     let house = House { server, key: known, service };
-    eventually("it is told", async || logged().contains("the snapshot cannot be written")).await;
+    eventually("it is told", async || logged().contains("key snapshot not written")).await;
     house.server.always(Answer::keys(&[&new]));
     house.is(&new, "ok").await;
     assert_eq!(fs::read_to_string(&blocked).expect("there"), "no folder");
@@ -349,7 +349,7 @@ async fn an_older_set_takes_no_key_out_of_a_newer_file_and_brings_none_back() {
     let folder = folder();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("own folder");
     let clock = Clock::Fixed(UnixTime::from_secs(NOW));
-    let line = SteadyClock::beginning_now(&clock);
+    let line = SteadyClock::start(&clock);
     let file = SnapshotFile::new(folder.path(), "p", ISSUER, "https://sso.example.com/keys", 1 << 20);
     let [a, b, gone] = ["a", "b", "gone"].map(key);
     let set = |keys: &[&SigningKey]| {
@@ -361,11 +361,13 @@ async fn an_older_set_takes_no_key_out_of_a_newer_file_and_brings_none_back() {
         let asked = now - seconds_ago * 1_000_000;
         let published = Published::restored(keys, Origin::at(asked, asked), Vec::new());
         let wall = UnixTime::from_secs(NOW - seconds_ago);
-        file.store(published, wall, Present::of(&clock, &line)).await.expect("the folder can be written to");
+        file.store(published, wall, ClockReading::of(&clock, &line))
+            .await
+            .expect("the folder can be written to");
     };
     store(set(&[&a, &b]), 10).await;
     store(set(&[&a, &gone]), 60).await;
-    let read = file.read(Present::of(&clock, &line), Duration::from_secs(3600)).await;
+    let read = file.read(ClockReading::of(&clock, &line), Duration::from_secs(3600)).await;
     let read = read.expect("a snapshot").expect("is there");
     let kids = read.published.keys().keys().iter().filter_map(|key| key.kid()).map(Kid::as_str);
     let kids: Vec<&str> = kids.collect();

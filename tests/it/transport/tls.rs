@@ -400,6 +400,6 @@ async fn authorities_under_which_the_issuer_cannot_be_reached_are_not_taken_over
     house.is(&new, "ok").await;
     // It comes to have a certificate of theirs.
     house.server.over(other.signs(&["localhost"]).layer());
-    assert_eq!(house.service.service().reload_rest().await, Vec::new());
+    assert_eq!(house.service.service().retry_pending().await, Vec::new());
     house.is(&new, "ok").await;
 }

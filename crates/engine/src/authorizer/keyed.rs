@@ -10,18 +10,18 @@ use crate::validation::provider::Provider;
 pub struct KeyedProvider {
     /// The rules for its tokens.
     pub provider: Arc<Provider>,
-    /// The realm, of a provider that stands for many.
+    /// The realm, if the provider is a template's.
     pub realm: Option<RealmName>,
-    /// Its keys; shared with the authorizer of a configuration that was reloaded.
+    /// Its keys, shared with the authorizer of the previous configuration.
     pub keys: Arc<KeyCache>,
-    /// How they are kept fresh.
+    /// The settings of key refresh.
     pub refresh: RefreshPolicy,
-    /// Whether the service is ready without them.
+    /// Whether the service is ready while it has no keys.
     pub ready_without_keys: bool,
 }
 
 impl KeyedProvider {
-    /// The name of its keys in metrics and at `/keys`: the provider's, and the realm's behind a slash.
+    /// The name of its keys in metrics and at `/keys`: the provider's, or `PROVIDER/REALM`.
     pub fn key_name(&self) -> String {
         match &self.realm {
             None => self.provider.name.clone(),
@@ -29,7 +29,7 @@ impl KeyedProvider {
         }
     }
 
-    /// Whether the service is not ready because of it. Realms come as their tokens do.
+    /// Whether the service is not ready because of it. Readiness does not depend on realms.
     pub fn is_awaited(&self) -> bool {
         self.realm.is_none() && !self.ready_without_keys && !self.keys.has_keys()
     }

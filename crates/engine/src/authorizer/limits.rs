@@ -1,29 +1,29 @@
-//! Bounds on one request and on one listener.
+//! Limits of one request and of one listener.
 
 use crate::decision::RequestLimits;
 use crate::validation::TokenLimits;
 use crate::validation::json::JsonLimits;
 
-/// Bounds on one request and on one listener.
+/// Limits of one request and of one listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The longest token, in bytes; default 16 KiB.
+    /// Size of a token, in bytes; default 16 KiB.
     pub token_bytes: usize,
-    /// The most members and values of a token's header, and of its payload; default 4,096. Counted as
-    /// [`JsonLimits::values`] says.
+    /// Members and values of a token's header, and of its payload; default 4,096. Counted as in
+    /// [`JsonLimits::values`].
     pub token_values: usize,
-    /// The most objects and arrays within one another, of the same; default 16.
+    /// Nesting depth of objects and arrays in the same; default 16.
     pub token_depth: usize,
-    /// All claim headers of one request together, in bytes; default 8 KiB.
+    /// Total size of a request's claim headers, in bytes; default 8 KiB.
     pub claim_header_bytes: usize,
-    /// One Check, in bytes, with the body that Envoy may send along; default 16 MiB.
+    /// Size of one Check message, including the body that Envoy may add, in bytes; default 16 MiB.
     pub message_bytes: usize,
     /// Open connections of one listener; default 16,384.
     pub connections: usize,
 }
 
 impl Limits {
-    /// Those of one request.
+    /// The limits of one request.
     pub fn of_request(&self) -> RequestLimits {
         let json = JsonLimits { values: self.token_values, depth: self.token_depth };
         let token = TokenLimits { bytes: self.token_bytes, json };

@@ -1,4 +1,4 @@
-//! What one provider is configured with.
+//! The configuration of one provider.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,39 +11,38 @@ use crate::keys::{IssuerHttp, RefreshPolicy};
 use crate::validation::key_set::KeySet;
 use crate::validation::provider::Provider;
 
-/// A provider's rules, where its keys are, and how they are kept fresh.
+/// A provider's rules, the source of its keys, and the settings of their refresh.
 #[derive(Clone, Debug)]
 pub struct ProviderConfig {
     /// The rules for its tokens.
     pub provider: Arc<Provider>,
-    /// Where its keys are.
+    /// The source of its keys.
     pub keys: KeySource,
-    /// How that place is reached.
+    /// HTTP settings of the source.
     pub http: IssuerHttp,
-    /// How they are kept fresh.
+    /// The settings of key refresh.
     pub refresh: RefreshPolicy,
-    /// The issuers that it stands for, where those are many: then `keys` and the provider's issuer have the
-    /// placeholder in them.
+    /// The realms, if it is a template: then `keys` and the provider's issuer contain the placeholder.
     pub realms: Option<Realms>,
-    /// Whether the service counts as ready while this provider has had no keys yet; default false.
+    /// Whether the service is ready while this provider has had no keys yet; default false.
     pub ready_without_keys: bool,
 }
 
-/// Where a provider's keys are.
+/// The source of a provider's keys.
 #[derive(Clone, Debug)]
 pub enum KeySource {
     /// The key set's URL (RFC 7517 §5).
     JwksUri(Url),
     /// The URL of a discovery document that names the key set (OpenID Connect Discovery §4, RFC 8414 §3).
     Discovery(Url),
-    /// A file, read again when it changes.
+    /// A file, reloaded when it changes.
     File(PathBuf),
-    /// Written into the configuration, and the only place where a shared secret may stand.
+    /// Keys in the configuration; the only source of shared secrets.
     Inline(Arc<KeySet>),
 }
 
 impl ProviderConfig {
-    /// The provider of one realm, which has to be an allowed one.
+    /// The provider of one realm, which must be an allowed one.
     pub fn of_realm(&self, realms: &Realms, name: &RealmName) -> ProviderConfig {
         let provider = Provider { issuer: realms.issuer.of(name), ..(*self.provider).clone() };
         let keys = match &realms.keys {
@@ -52,7 +51,7 @@ impl ProviderConfig {
         };
         ProviderConfig {
             provider: Arc::new(provider),
-            // The template has been tried with a name; every name is as good in a URL.
+            // The template was checked with one name, and every name is valid in a URL.
             keys: keys.unwrap_or_else(|| self.keys.clone()),
             http: self.http.clone(),
             refresh: self.refresh.clone(),

@@ -1,46 +1,47 @@
-//! A provider that stands for many issuers: `{realm}` in its issuer, and the realms that are allowed.
+//! Templates: providers with `{realm}` in their issuer, and the allowed realms.
 
 use crate::keys::names::RealmName;
 use crate::rules::FullMatchRegex;
 
-/// What stands for a realm's name.
+/// The placeholder of a realm's name.
 pub const PLACEHOLDER: &str = "{realm}";
 
-/// The realms of a provider that stands for many.
+/// The realms of a template.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Realms {
-    /// The issuers that it stands for.
+    /// The issuer.
     pub issuer: Template,
-    /// Where the keys of a realm are.
+    /// The source of a realm's keys.
     pub keys: RealmKeys,
-    /// The names that are allowed.
+    /// The allowed names.
     pub allowed: AllowedRealms,
-    /// Realms with a verified token whose keys are held at one time; default 256. Few others have places besides.
+    /// Realms with a verified token whose keys may be in memory at the same time; default 256. A few others are held
+    /// in addition.
     pub most: usize,
 }
 
-/// Where the keys of a realm are.
+/// The source of a realm's keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RealmKeys {
-    /// At this URL.
+    /// The key set's URL.
     JwksUri(Template),
-    /// Where the document at this URL says.
+    /// The discovery document's URL.
     Discovery(Template),
 }
 
-/// A text with a realm's name in it.
+/// A text with the placeholder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
-    before: String,
-    behind: String,
+    prefix: String,
+    suffix: String,
 }
 
-/// The names of realms that are allowed.
+/// The allowed names of realms.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AllowedRealms {
     /// These; never empty.
     Listed(Vec<RealmName>),
-    /// Those that this expression matches as a whole.
+    /// Names that match this expression completely.
     Matching(FullMatchRegex),
 }
 
@@ -55,29 +56,29 @@ impl AllowedRealms {
 }
 
 impl Template {
-    /// `None` where the text does not have the placeholder once, as a whole segment of a URL's path.
+    /// `None` unless the text has the placeholder exactly once, as a complete segment of a URL's path.
     pub fn parse(text: &str) -> Option<Self> {
-        let (before, behind) = text.split_once(PLACEHOLDER)?;
-        let (_, below_scheme) = before.split_once("://")?;
-        let in_path = below_scheme.contains('/') && !before.contains(['?', '#']);
-        let whole = before.ends_with('/') && (behind.is_empty() || behind.starts_with('/'));
-        (in_path && whole && !behind.contains(PLACEHOLDER))
-            .then(|| Self { before: before.to_owned(), behind: behind.to_owned() })
+        let (prefix, suffix) = text.split_once(PLACEHOLDER)?;
+        let (_, after_scheme) = prefix.split_once("://")?;
+        let in_path = after_scheme.contains('/') && !prefix.contains(['?', '#']);
+        let is_segment = prefix.ends_with('/') && (suffix.is_empty() || suffix.starts_with('/'));
+        (in_path && is_segment && !suffix.contains(PLACEHOLDER))
+            .then(|| Self { prefix: prefix.to_owned(), suffix: suffix.to_owned() })
     }
 
-    /// With this realm.
+    /// The text for this realm.
     pub fn of(&self, realm: &RealmName) -> String {
-        format!("{}{realm}{}", self.before, self.behind)
+        format!("{}{realm}{}", self.prefix, self.suffix)
     }
 
-    /// The realm in a text that this template makes.
+    /// The realm in a text of this template.
     pub fn realm_of(&self, text: &str) -> Option<RealmName> {
-        RealmName::new(text.strip_prefix(self.before.as_str())?.strip_suffix(self.behind.as_str())?)
+        RealmName::new(text.strip_prefix(self.prefix.as_str())?.strip_suffix(self.suffix.as_str())?)
     }
 }
 
 impl std::fmt::Display for Template {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}{PLACEHOLDER}{}", self.before, self.behind)
+        write!(f, "{}{PLACEHOLDER}{}", self.prefix, self.suffix)
     }
 }

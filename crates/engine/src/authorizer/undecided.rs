@@ -1,16 +1,15 @@
-//! A request that waits for keys: a realm's first ones, or newer ones than those in hand.
+//! A request that waits for keys: the first ones of a realm, or newer ones than the current.
 //!
-//! It gets what the core lacks, one answer after the other, until that decides; whoever drops it gives back its places and
-//! cancels no fetch.
+//! It obtains what the core needs until that decides; dropping it releases its permits and cancels no fetch.
 
-use super::realms::{Lent, NewRealm};
-use super::{Authorizer, Decided, deadline, note_verified};
+use super::realms::{NewRealm, ProviderHandle};
+use super::{Authorizer, Decided, deadline, record_verified};
 use crate::decision::{Decision, Evaluation, KeysNeeded, Need, NoKeys};
 use crate::keys::{KeyWait, Newer, ObservedKeys, StaleToken};
 use crate::validation::StaleCause;
 
-/// A request that cannot be decided about without a wait.
-#[must_use = "a request that is not decided has to be refused"]
+/// A request that cannot be decided without waiting.
+#[must_use = "a request that is not decided has to be denied"]
 pub struct Undecided<'a> {
     door: &'static str,
     pending: Pending<'a>,
@@ -21,7 +20,7 @@ impl<'a> Undecided<'a> {
         Self { door, pending }
     }
 
-    /// Waits for the keys, no longer than the request's proxy does, and then decides, counts and logs.
+    /// Waits for the keys, up to the proxy's deadline, then decides, counts and logs.
     pub async fn decided(self) -> Decided<'a> {
         let Self { door, pending } = self;
         let (authorizer, request) = (pending.authorizer, pending.needed.request());
@@ -33,15 +32,15 @@ impl<'a> Undecided<'a> {
 pub(super) struct Pending<'a> {
     pub(super) authorizer: &'a Authorizer,
     pub(super) needed: Box<KeysNeeded<'a>>,
-    /// Where the keys are to be had.
+    /// Where to get the keys.
     pub(super) source: Source,
 }
 
-/// Where an issuer's keys are to be had.
+/// Where to get an issuer's keys.
 pub(super) enum Source {
-    /// From a cache, of which these have been seen.
-    Held(Lent, ObservedKeys),
-    /// From one that has to be opened first.
+    /// From a cache, of which these keys were observed.
+    Loaded(ProviderHandle, ObservedKeys),
+    /// From a realm that has to be opened first.
     New(Box<NewRealm>),
 }
 
@@ -49,32 +48,32 @@ impl<'a> Pending<'a> {
     /// Waits, and decides.
     pub(super) async fn decision(self) -> Decision<'a> {
         let Self { authorizer, needed, source } = self;
-        let (lent, observed) = match source {
-            Source::Held(lent, observed) => (lent, observed),
+        let (handle, observed) = match source {
+            Source::Loaded(handle, observed) => (handle, observed),
             Source::New(new) => {
                 let deadline = deadline(needed.request(), new.config().refresh.wait);
                 match new.opened(deadline, needed.request().held_bytes).await {
-                    Ok(lent) => {
-                        let observed = lent.keys.observe();
-                        (lent, observed)
+                    Ok(handle) => {
+                        let observed = handle.keys.observe();
+                        (handle, observed)
                     }
-                    Err(shut) => return needed.conclude(NoKeys::Unavailable(shut.to_string().into())),
+                    Err(error) => return needed.conclude(NoKeys::Unavailable(error.to_string().into())),
                 }
             }
         };
         let request = needed.request();
-        let decision = authorizer.under_newer(needed, &lent, observed).await;
-        note_verified(&lent, &decision, request);
+        let decision = authorizer.decide_with_cache(needed, &handle, observed).await;
+        record_verified(&handle, &decision, request);
         decision
     }
 }
 
 impl Authorizer {
-    /// Hands in the keys of a cache until there is a decision.
-    async fn under_newer<'a>(
+    /// Resumes the evaluation with the keys of a cache until it decides.
+    async fn decide_with_cache<'a>(
         &'a self,
         needed: Box<KeysNeeded<'a>>,
-        lent: &Lent,
+        handle: &ProviderHandle,
         observed: ObservedKeys,
     ) -> Decision<'a> {
         let needed = match needed.need() {
@@ -88,11 +87,11 @@ impl Authorizer {
         let token = StaleToken {
             kid: needed.kid().cloned(),
             cause: cause(&needed),
-            deadline: deadline(request, lent.refresh.wait),
+            deadline: deadline(request, handle.refresh.wait),
             held_bytes: request.held_bytes,
         };
-        let mut wait = lent.keys.wait_for_newer(observed, token);
-        let decision = self.after(&mut wait, needed).await;
+        let mut wait = handle.keys.wait_for_newer(observed, token);
+        let decision = self.resume_with_newer(&mut wait, needed).await;
         match decision.record.verified_by() {
             Some(_) => wait.verified(),
             None => wait.refused(),
@@ -100,23 +99,27 @@ impl Authorizer {
         decision
     }
 
-    async fn after<'a>(&'a self, wait: &mut KeyWait<'_>, mut needed: Box<KeysNeeded<'a>>) -> Decision<'a> {
+    async fn resume_with_newer<'a>(
+        &'a self,
+        wait: &mut KeyWait<'_>,
+        mut needed: Box<KeysNeeded<'a>>,
+    ) -> Decision<'a> {
         loop {
             match wait.next(cause(&needed)).await {
                 Newer::Keys(keys) => match needed.resume(&keys, self.now()) {
                     Evaluation::Done(decision) => return *decision,
-                    Evaluation::NeedsKeys(still) => needed = still,
+                    Evaluation::NeedsKeys(next) => needed = next,
                 },
                 Newer::No(keys) => return needed.conclude(NoKeys::UpToDate(&keys)),
-                Newer::Unavailable(why) => {
-                    return needed.conclude(NoKeys::Unavailable(why.to_string().into()));
+                Newer::Unavailable(reason) => {
+                    return needed.conclude(NoKeys::Unavailable(reason.to_string().into()));
                 }
             }
         }
     }
 }
 
-/// Why the keys that were looked at do not do.
+/// Why the keys do not verify the token.
 fn cause(needed: &KeysNeeded<'_>) -> StaleCause {
     match needed.need() {
         Need::Newer(cause) => cause,

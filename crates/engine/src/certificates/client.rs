@@ -1,4 +1,4 @@
-//! The TLS of a client that reaches issuers.
+//! TLS for HTTP clients of issuers.
 
 use std::sync::Arc;
 
@@ -7,59 +7,57 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use super::{Certificate, WallTime, trusting};
+use super::{Certificate, WallTime, root_store};
 
-/// What the TLS of a client is made from.
+/// The TLS configuration of a client.
 pub type ClientTls = ClientConfig;
 
-/// Whose certificates a client takes for a server's.
+/// The authorities that server certificates are verified against.
 #[derive(Debug)]
-pub struct Trusted(Authorities);
+pub struct Trusted(Roots);
 
 #[derive(Debug)]
-enum Authorities {
+enum Roots {
     System(Verifier),
     Given(RootCertStore),
 }
 
 impl Trusted {
-    /// Those of the authorities that this system has.
+    /// The authorities of this system.
     ///
     /// # Errors
-    /// It has none.
-    pub fn by_the_system() -> Result<Self, String> {
+    /// The system has none.
+    pub fn system() -> Result<Self, String> {
         let verifier = Verifier::new(Arc::new(aws_lc_rs::default_provider()));
-        verifier.map(|verifier| Self(Authorities::System(verifier))).map_err(|error| error.to_string())
+        verifier.map(|verifier| Self(Roots::System(verifier))).map_err(|error| error.to_string())
     }
 
-    /// Those of these authorities alone; of none, nobody's.
+    /// These authorities alone; an empty list trusts no server.
     ///
     /// # Errors
-    /// TLS cannot take from one what it needs.
+    /// rustls rejects a certificate.
     pub fn by(authorities: &[Certificate]) -> Result<Self, String> {
-        trusting(authorities).map(|roots| Self(Authorities::Given(roots)))
+        root_store(authorities).map(|roots| Self(Roots::Given(roots)))
     }
 }
 
-/// A client that trusts these and shows this certificate to a server that asks for one. It speaks HTTP/2 and HTTP/1.1, by
-/// TLS 1.2 or 1.3.
+/// A client that trusts these authorities and presents this certificate to a server that requests one. It offers
+/// HTTP/2 and HTTP/1.1, over TLS 1.2 or 1.3.
 ///
 /// # Errors
-/// The TLS library has no version of TLS for it.
-pub fn client(trusted: Trusted, shown: Option<CertifiedKey>) -> Result<ClientTls, String> {
+/// The TLS library supports none of these versions.
+pub fn client(trusted: Trusted, certificate: Option<CertifiedKey>) -> Result<ClientTls, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_details(provider, Arc::new(WallTime));
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
     let builder = match trusted.0 {
-        // Not less than usual: it is the library's own verifier, with the roots that the system has.
-        Authorities::System(verifier) => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
-        }
-        Authorities::Given(roots) => builder.with_root_certificates(roots),
+        // As strict as the default: the library's own verifier, with the system's roots.
+        Roots::System(verifier) => builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)),
+        Roots::Given(roots) => builder.with_root_certificates(roots),
     };
-    let mut client = match shown {
+    let mut client = match certificate {
         None => builder.with_no_client_auth(),
-        Some(shown) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown))),
+        Some(certificate) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certificate))),
     };
     client.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(client)

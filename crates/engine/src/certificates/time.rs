@@ -1,12 +1,12 @@
-//! The time by which TLS judges certificates, at listeners and towards issuers.
+//! The clock of TLS certificate verification, for listeners and issuers.
 
 use tokio_rustls::rustls::pki_types::UnixTime;
 use tokio_rustls::rustls::time_provider::TimeProvider;
 
 use crate::clock;
 
-/// The machine's wall time. A clock before 1970 reads as 1970, by which no certificate counts that begins later; the
-/// library's own would panic.
+/// The machine's wall time. A clock before 1970 reads as 1970, when no certificate is valid yet; the library's own
+/// clock would panic.
 #[derive(Debug)]
 pub struct WallTime;
 

@@ -1,7 +1,6 @@
-//! What an answer's headers say about its future: how long it stays fresh, how to ask whether it has
-//! changed, and when to come back.
+//! Caching headers of an answer: how long it stays fresh, how to revalidate it, and when to retry.
 //!
-//! Pure, and without a clock: dates count against the answer's own `Date`.
+//! Pure, without a clock: dates are relative to the answer's own `Date`.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,19 +11,19 @@ use reqwest::header::{
     AGE, CACHE_CONTROL, DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RETRY_AFTER,
 };
 
-/// A longer entity tag is not kept: it would be sent with every request.
+/// A longer entity tag is not stored: it would be sent with every request.
 const MAX_ETAG_BYTES: usize = 256;
 
-/// How long the answer stays fresh (RFC 9111 §4.2.1): `max-age`, or else `Expires` less `Date`, less
-/// the time that it has spent in caches on the way.
+/// How long the answer stays fresh (RFC 9111 §4.2.1): `max-age`, or else `Expires` minus `Date`, minus its `Age`.
 ///
-/// `None` where it does not say. `no-cache` and `no-store` do not: they forbid to keep an answer, which
-/// nobody can do who verifies signatures, and issuers send them without thought (Keycloak does, and
-/// everything that is made with Spring Security). Values that cannot be read do not say either.
+/// `None` if the headers do not tell. `no-cache` and `no-store` are treated so: they forbid to store an answer, which
+/// cannot be followed when signatures are to be verified, and issuers send them by default (Keycloak, Spring
+/// Security). So are malformed values.
 pub(super) fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
-    // Directives have no case (RFC 9111 §5.2); the parser knows lower case alone.
-    let lower = |value: &HeaderValue| HeaderValue::from_bytes(&value.as_bytes().to_ascii_lowercase()).ok();
-    let control: Vec<HeaderValue> = headers.get_all(CACHE_CONTROL).iter().filter_map(lower).collect();
+    // Directives are case-insensitive (RFC 9111 §5.2); the parser accepts lower case alone.
+    let to_lower_case =
+        |value: &HeaderValue| HeaderValue::from_bytes(&value.as_bytes().to_ascii_lowercase()).ok();
+    let control: Vec<HeaderValue> = headers.get_all(CACHE_CONTROL).iter().filter_map(to_lower_case).collect();
     let control = CacheControl::decode(&mut control.iter()).ok();
     if control.as_ref().is_some_and(|control| control.no_cache() || control.no_store()) {
         return None;
@@ -34,9 +33,9 @@ pub(super) fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
     Some(lifetime.saturating_sub(age))
 }
 
-/// What an answer says of when it was made: the seconds of its `Age` (RFC 9111 §5.1), and its `Date` (RFC 9110
-/// §6.6.1) as seconds since the Unix epoch. Of several ages the largest counts and of several dates the oldest; an age
-/// that cannot be read is one of a cache all the same.
+/// When an answer was made: the seconds of its `Age` (RFC 9111 §5.1), and its `Date` (RFC 9110 §6.6.1) in seconds
+/// since the Unix epoch. Of several ages the largest is used, of several dates the oldest; a malformed age still
+/// shows that a cache was involved.
 pub(super) fn age_and_date(headers: &HeaderMap) -> (Option<i64>, Option<i64>) {
     let ages = headers.get_all(AGE).iter().flat_map(|value| {
         let text = String::from_utf8_lossy(value.as_bytes()).into_owned();
@@ -47,17 +46,17 @@ pub(super) fn age_and_date(headers: &HeaderMap) -> (Option<i64>, Option<i64>) {
     (ages.max(), dates.filter_map(|date| i64::try_from(date.as_secs()).ok()).min())
 }
 
-/// The headers by which caches on the way are recognised, for the log: short, and on one line.
-pub(super) fn traces_of_caches(headers: &HeaderMap) -> String {
+/// The headers that identify caches, for the log: short, and on one line.
+pub(super) fn cache_headers(headers: &HeaderMap) -> String {
     const NAMES: [&str; 7] =
         ["date", "age", "cache-control", "via", "x-cache", "cf-cache-status", "cache-status"];
     const MAX_CHARS: usize = 64;
-    let shown = NAMES.into_iter().filter_map(|name| {
+    let lines = NAMES.into_iter().filter_map(|name| {
         let value = String::from_utf8_lossy(headers.get(name)?.as_bytes()).into_owned();
         let value: String = value.chars().take(MAX_CHARS).flat_map(char::escape_debug).collect();
         Some(format!("{name}: {value}"))
     });
-    shown.collect::<Vec<_>>().join("; ")
+    lines.collect::<Vec<_>>().join("; ")
 }
 
 fn expires_in(headers: &HeaderMap) -> Option<Duration> {
@@ -66,7 +65,7 @@ fn expires_in(headers: &HeaderMap) -> Option<Duration> {
     Some(expires.duration_since(date).unwrap_or_default())
 }
 
-/// How long the sender wants to be left alone (RFC 9110 §10.2.3): seconds, or a date.
+/// `Retry-After` (RFC 9110 §10.2.3): seconds or a date.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?;
     if let Ok(seconds) = value.to_str().ok()?.trim().parse() {
@@ -80,10 +79,10 @@ fn date(value: &HeaderValue) -> Option<SystemTime> {
     Date::decode(&mut std::iter::once(value)).ok().map(Into::into)
 }
 
-/// The headers that ask whether an answer has changed since (RFC 9110 §13.1).
+/// The conditional headers of a revalidation (RFC 9110 §13.1).
 ///
-/// A date is used where there is no entity tag, and only if it tells enough: what changed twice within
-/// a second has one date (§8.8.2.2).
+/// A date is used if there is no entity tag, and only if it is strong: two changes within a second have one date
+/// (§8.8.2.2).
 pub(super) fn validators(headers: &HeaderMap) -> Option<HeaderMap> {
     let mut validators = HeaderMap::new();
     if headers.typed_get::<ETag>().is_some() {
@@ -113,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_stays_fresh_for_as_long_as_it_says_less_its_age() {
+    fn freshness_is_the_stated_lifetime_minus_the_age() {
         for (headers, seconds) in [
             (&[][..], None),
             (&[("cache-control", "max-age=60")], Some(60)),
@@ -140,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_that_wants_to_be_left_alone_says_seconds_or_a_date() {
+    fn retry_after_is_seconds_or_a_date() {
         for (headers, seconds) in [
             (&[][..], None),
             (&[("retry-after", "120")], Some(120)),
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_asked_for_by_entity_tag_or_by_a_date_that_tells_enough() {
+    fn an_answer_is_revalidated_by_entity_tag_or_by_a_strong_date() {
         let long = format!("\"{}\"", "x".repeat(MAX_ETAG_BYTES));
         for (headers, expected) in [
             (&[][..], None),

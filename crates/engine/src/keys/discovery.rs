@@ -1,7 +1,7 @@
-//! From an issuer's discovery document to the URL of its key set (OpenID Connect Discovery §4, RFC 8414 §3).
+//! Reads the URL of the key set from an issuer's discovery document (OpenID Connect Discovery §4, RFC 8414 §3).
 //!
-//! The URL is remembered for a while, so that a forced refresh mostly costs one request. A document that is older
-//! than the one that was read before changes nothing.
+//! The URL is cached for some time, so that a forced refresh usually costs one request. A document that is older than
+//! the last one changes nothing.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,41 +13,42 @@ use crate::clock::SteadyClock;
 
 use super::fetch_error::{DiscoveryError, FetchError};
 use super::origin::Origin;
-use super::transport::{Doubt, Request, Transport};
+use super::transport::{Request, RequestMode, Transport};
 
-/// After so many documents in a row that are older by their date alone it is the clock there that was set back.
-const OLDER_IN_A_ROW: u32 = 2;
+/// After this many consecutive documents that are older by their `Date` alone, the clock of the issuer was set back.
+const MAX_OLDER_IN_A_ROW: u32 = 2;
 
-/// A discovery document and what was last read from it.
+/// A discovery document and its cached content.
 pub struct Discovery {
     document: Url,
     issuer: String,
     remember_for: Duration,
-    remembered: Mutex<Option<Remembered>>,
+    cached: Mutex<Option<Cached>>,
 }
 
-/// What a discovery document said, and when.
+/// The content of a discovery document, and its origin.
 #[derive(Clone)]
-struct Remembered {
-    /// Where the key set is.
+struct Cached {
+    /// The URL of the key set.
     jwks_uri: Url,
     origin: Origin,
-    /// Whether keys were had there by the last fetch.
-    proven: bool,
-    /// How many documents in a row were older, though no cache says to have kept them.
+    /// Whether the last fetch found keys there.
+    verified: bool,
+    /// How many consecutive documents were older, without coming from a cache.
     older_in_a_row: u32,
 }
 
-/// What the discovery document says.
-pub(super) struct Said {
-    /// Where the key set is.
+/// The result of reading the discovery document.
+pub(super) struct Located {
+    /// The URL of the key set.
     pub(super) jwks_uri: Url,
-    /// Where it is by a document that is older than the one before by its date alone: clocks of replicas differ.
-    pub(super) otherwise: Option<Otherwise>,
+    /// Another URL, from a document that is older than the last one by its `Date` alone: the clocks of replicas
+    /// differ.
+    pub(super) alternative: Option<Alternative>,
 }
 
-/// What a document says that does not count.
-pub(super) struct Otherwise {
+/// The content of a document that was not accepted.
+pub(super) struct Alternative {
     pub(super) jwks_uri: Url,
     origin: Origin,
 }
@@ -59,72 +60,71 @@ struct Document {
 }
 
 impl Discovery {
-    /// The document at this URL, which must be `issuer`'s. What it says is believed for `remember_for`.
+    /// The document at this URL, which must be `issuer`'s. Its content is cached for `remember_for`.
     pub fn new(document: Url, issuer: &str, remember_for: Duration) -> Self {
-        Self { document, issuer: issuer.to_owned(), remember_for, remembered: Mutex::new(None) }
+        Self { document, issuer: issuer.to_owned(), remember_for, cached: Mutex::new(None) }
     }
 
-    /// Where the key set is by a document that was read a while ago at most, if keys were there the last time.
-    pub(super) fn remembered(&self, clock: &SteadyClock) -> Option<Url> {
-        let longest = i64::try_from(self.remember_for.as_micros()).unwrap_or(i64::MAX);
-        let remembered = self.lock();
-        let fresh = |one: &&Remembered| clock.now_micros().saturating_sub(one.origin.received()) < longest;
-        remembered.as_ref().filter(|one| one.proven).filter(fresh).map(|one| one.jwks_uri.clone())
+    /// The cached URL, if it has not expired and keys were found there last time.
+    pub(super) fn cached(&self, clock: &SteadyClock) -> Option<Url> {
+        let max_age = i64::try_from(self.remember_for.as_micros()).unwrap_or(i64::MAX);
+        let cached = self.lock();
+        let fresh = |entry: &&Cached| clock.now_micros().saturating_sub(entry.origin.received()) < max_age;
+        cached.as_ref().filter(|entry| entry.verified).filter(fresh).map(|entry| entry.jwks_uri.clone())
     }
 
-    /// Where the key set was said to be the last time.
+    /// The last URL, expired or not.
     pub(super) fn last(&self) -> Option<Url> {
-        self.lock().as_ref().map(|one| one.jwks_uri.clone())
+        self.lock().as_ref().map(|entry| entry.jwks_uri.clone())
     }
 
-    /// Where the key set is, by the document as it is now. One that is older than the one before does not count; what it
-    /// says all the same is told, where no cache has kept it.
+    /// Reads the document. One that is older than the last one is not accepted; its URL is returned as an
+    /// alternative, unless the document comes from a cache.
     ///
     /// # Errors
-    /// The document cannot be had or is of no use.
-    pub(super) async fn ask(
+    /// The document is unavailable or invalid.
+    pub(super) async fn read(
         &self,
         transport: &dyn Transport,
-        doubt: Doubt,
+        mode: RequestMode,
         clock: &SteadyClock,
-    ) -> Result<Said, FetchError> {
-        let request = Request::new(self.document.clone(), doubt);
-        let asked = clock.now_micros();
+    ) -> Result<Located, FetchError> {
+        let request = Request::new(self.document.clone(), mode);
+        let requested_at = clock.now_micros();
         let answer = transport.get(request).await?;
-        let origin = answer.origin(asked, clock.now_micros());
+        let origin = answer.origin(requested_at, clock.now_micros());
         let jwks_uri = self.check(&answer.into_body()?).map_err(FetchError::Discovery)?;
-        let mut remembered = self.lock();
-        // One that leads to no keys is not held against another.
-        let newer = |one: &&mut Remembered| {
-            let believed = origin.has_age() || one.older_in_a_row < OLDER_IN_A_ROW;
-            one.proven && believed && origin.is_older_than(&one.origin)
+        let mut cached = self.lock();
+        // A last document whose URL had no keys is not compared with.
+        let is_newer = |entry: &&mut Cached| {
+            let trusted = origin.has_age() || entry.older_in_a_row < MAX_OLDER_IN_A_ROW;
+            entry.verified && trusted && origin.is_older_than(&entry.origin)
         };
-        if let Some(newer) = remembered.as_mut().filter(newer) {
+        if let Some(newer) = cached.as_mut().filter(is_newer) {
             newer.older_in_a_row += u32::from(!origin.has_age());
-            let otherwise =
-                (!origin.has_age() && jwks_uri != newer.jwks_uri).then_some(Otherwise { jwks_uri, origin });
-            return Ok(Said { jwks_uri: newer.jwks_uri.clone(), otherwise });
+            let alternative =
+                (!origin.has_age() && jwks_uri != newer.jwks_uri).then_some(Alternative { jwks_uri, origin });
+            return Ok(Located { jwks_uri: newer.jwks_uri.clone(), alternative });
         }
-        let same = remembered.as_ref().is_some_and(|one| one.proven && one.jwks_uri == jwks_uri);
-        *remembered =
-            Some(Remembered { jwks_uri: jwks_uri.clone(), origin, proven: same, older_in_a_row: 0 });
-        Ok(Said { jwks_uri, otherwise: None })
+        let same = cached.as_ref().is_some_and(|entry| entry.verified && entry.jwks_uri == jwks_uri);
+        *cached = Some(Cached { jwks_uri: jwks_uri.clone(), origin, verified: same, older_in_a_row: 0 });
+        Ok(Located { jwks_uri, alternative: None })
     }
 
-    /// The document that was older by its date alone was right: there the keys are.
-    pub(super) fn adopt(&self, Otherwise { jwks_uri, origin }: Otherwise) {
-        *self.lock() = Some(Remembered { jwks_uri, origin, proven: true, older_in_a_row: 0 });
+    /// Accepts a document that was older by its `Date` alone: there are keys at its URL.
+    pub(super) fn accept(&self, Alternative { jwks_uri, origin }: Alternative) {
+        *self.lock() = Some(Cached { jwks_uri, origin, verified: true, older_in_a_row: 0 });
     }
 
-    /// Whether there were keys at this URL: if there were, it is believed for a while.
-    pub(super) fn note(&self, jwks_uri: &Url, proven: bool) {
-        if let Some(remembered) = self.lock().as_mut().filter(|one| one.jwks_uri == *jwks_uri) {
-            remembered.proven = proven;
+    /// Records whether there are keys at this URL: if so, it is cached.
+    pub(super) fn set_verified(&self, jwks_uri: &Url, verified: bool) {
+        if let Some(cached) = self.lock().as_mut().filter(|entry| entry.jwks_uri == *jwks_uri) {
+            cached.verified = verified;
         }
     }
 
     fn check(&self, document: &[u8]) -> Result<Url, DiscoveryError> {
-        // A struct could be read from an array too.
+        // serde would also read a struct from an array.
         if document.trim_ascii_start().first() != Some(&b'{') {
             return Err(DiscoveryError::NotADocument);
         }
@@ -134,10 +134,10 @@ impl Discovery {
             return Err(DiscoveryError::IssuerMismatch);
         }
         let url = Url::parse(&document.jwks_uri).map_err(|_| DiscoveryError::BadJwksUri)?;
-        let plain = url.username().is_empty() && url.password().is_none();
+        let without_credentials = url.username().is_empty() && url.password().is_none();
         let trusted = match url.scheme() {
-            "https" => plain,
-            "http" => plain && self.document.scheme() == "http",
+            "https" => without_credentials,
+            "http" => without_credentials && self.document.scheme() == "http",
             _ => false,
         };
         if !trusted {
@@ -149,8 +149,8 @@ impl Discovery {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Remembered>> {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Cached>> {
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_document_counts_only_for_its_own_issuer_and_a_url_that_can_be_trusted() {
+    fn a_document_is_valid_only_for_its_own_issuer_and_a_trusted_url() {
         let document =
             Url::parse("https://sso.example.com/.well-known/openid-configuration").expect("a valid URL");
         let discovery = Discovery::new(document, "https://sso.example.com", Duration::from_secs(1));

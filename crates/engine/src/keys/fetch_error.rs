@@ -1,52 +1,51 @@
-//! Why a fetch brought no key set, and why a discovery document is of no use.
+//! Errors of fetches and of discovery documents.
 
 use std::fmt;
 use std::time::Duration;
 
-use crate::files::Why;
+use crate::files::FileErrorKind;
 use crate::validation::key_set::KeySetError;
 
-/// Why a fetch brought no key set. Holds nothing of an answer's body.
+/// Why a fetch returned no key set. Contains nothing of an answer's body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// Not done within this time.
+    /// It did not end within this time.
     TimedOut(Duration),
     /// No connection, or a broken one.
     Transport(String),
-    /// A file of certificates or keys for TLS cannot be used; says which and why.
+    /// A certificate or key file for TLS cannot be used; names the file and the reason.
     TlsFile(String),
-    /// A status other than 200, a redirect that is not followed included; and 304 where nothing was asked
-    /// to be compared.
+    /// A status other than 200, including a redirect that is not followed, and 304 to an unconditional request.
     Status {
         /// The status.
         status: u16,
-        /// How long the issuer wants to be left alone (RFC 9110 §10.2.3), where it says so.
+        /// `Retry-After` (RFC 9110 §10.2.3), if present.
         retry_after: Option<Duration>,
     },
     /// Longer than this many bytes.
     TooLarge(usize),
     /// The file cannot be read.
-    File(Why),
-    /// The answer is no key set, or nothing in it is usable.
+    File(FileErrorKind),
+    /// The answer is not a key set, or has no usable key.
     KeySet(KeySetError),
-    /// The discovery document is not one for this issuer.
+    /// The discovery document is invalid for this issuer.
     Discovery(DiscoveryError),
-    /// A fault of this service: the fetch broke off.
-    BrokeOff,
+    /// The fetch panicked: a bug.
+    Panicked,
 }
 
 impl fmt::Display for FetchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             FetchError::TimedOut(limit) => write!(f, "no answer within {} ms", limit.as_millis()),
-            FetchError::Transport(what) | FetchError::TlsFile(what) => f.write_str(what),
+            FetchError::Transport(message) | FetchError::TlsFile(message) => f.write_str(message),
             FetchError::Status { status, .. } => write!(f, "the answer's status is {status}, not 200"),
             FetchError::TooLarge(limit) => write!(f, "the answer is longer than {limit} bytes"),
-            FetchError::File(why) => why.fmt(f),
+            FetchError::File(kind) => kind.fmt(f),
             FetchError::KeySet(error) => error.fmt(f),
             FetchError::Discovery(error) => error.fmt(f),
-            FetchError::BrokeOff => f.write_str("the fetch broke off by a fault of this service"),
+            FetchError::Panicked => f.write_str("the fetch panicked: report this as a bug"),
         }
     }
 }
@@ -54,7 +53,7 @@ impl fmt::Display for FetchError {
 impl std::error::Error for FetchError {}
 
 impl FetchError {
-    /// How long the issuer wants to be left alone, where it said so.
+    /// `Retry-After` of the answer, if present.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             FetchError::Status { retry_after, .. } => *retry_after,
@@ -63,7 +62,7 @@ impl FetchError {
     }
 }
 
-/// Why a discovery document is of no use. Holds nothing of the document.
+/// Why a discovery document is rejected. Contains nothing of the document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DiscoveryError {
@@ -71,9 +70,9 @@ pub enum DiscoveryError {
     NotADocument,
     /// Its `issuer` is not exactly the configured one (Discovery §4.3).
     IssuerMismatch,
-    /// Its `jwks_uri` is not an absolute http or https URL, or is http where the document came by https.
+    /// Its `jwks_uri` is not an absolute http or https URL, or is http though the document came over https.
     BadJwksUri,
-    /// Its `jwks_uri` is on another host than the document: who may put keys there, nobody has said.
+    /// Its `jwks_uri` is on another host than the document, which the configuration does not allow.
     OtherHost,
 }
 
@@ -84,9 +83,9 @@ impl fmt::Display for DiscoveryError {
                 "not a discovery document: a JSON object with `issuer` and `jwks_uri` is expected"
             }
             DiscoveryError::IssuerMismatch => "the discovery document's `issuer` is not the configured one",
-            DiscoveryError::BadJwksUri => "the discovery document's `jwks_uri` is no URL that can be trusted",
+            DiscoveryError::BadJwksUri => "the discovery document's `jwks_uri` is not a URL that can be trusted",
             DiscoveryError::OtherHost => {
-                "the discovery document's `jwks_uri` is on another host: if that is as it should be, configure it as `jwks_uri`"
+                "the discovery document's `jwks_uri` is on another host: if that is intended, configure it as `jwks_uri`"
             }
         })
     }

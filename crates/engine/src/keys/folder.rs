@@ -1,5 +1,5 @@
-//! A folder of small files that hold what has to outlive a restart: read only if nobody else could have written them,
-//! replaced as a whole, by one process at a time.
+//! A folder of small files that survive a restart: read only if no other user could have written them, replaced
+//! atomically, by one process at a time.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
@@ -14,15 +14,15 @@ use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-/// Another process that has a file locked is waited for this often, each time for so long.
+/// How often a lock that another process holds is tried, and the delay in between.
 const LOCK_TRIES: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// Files of one provider, all of its realms together, that may be worked on at one time, each on a thread: a disk that
-/// does not answer keeps it.
+/// Concurrent file operations of one provider, all of its realms together, each on a thread: a disk that does not
+/// respond blocks it.
 const MAX_THREADS: usize = 4;
 
-/// A provider's share of the threads that block, for its files. Clones are the same share.
+/// A limit of blocking threads for a provider's files. Clones share it.
 #[derive(Clone, Debug)]
 pub struct FileThreads(Arc<Semaphore>);
 
@@ -33,55 +33,56 @@ impl Default for FileThreads {
 }
 
 impl FileThreads {
-    /// A share of which a disk that does not answer has taken every thread.
+    /// A limit with every thread blocked.
     #[cfg(test)]
-    pub(crate) fn taken() -> Self {
+    pub(crate) fn exhausted() -> Self {
         Self(Arc::new(Semaphore::new(0)))
     }
 
-    /// Does this on a thread, once there is one; `None` if it panicked.
+    /// Runs `work` on a thread, once one is available; `None` if it panicked.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let place = Arc::clone(&self.0).acquire_owned().await.ok()?;
-        let on_a_thread = spawn_blocking(move || {
-            let done = work();
-            // The place is given back when the thread is, not when somebody gives up.
-            drop(place);
-            done
+        let permit = Arc::clone(&self.0).acquire_owned().await.ok()?;
+        let task = spawn_blocking(move || {
+            let output = work();
+            // The permit is released when the thread ends, not when the caller gives up.
+            drop(permit);
+            output
         });
-        on_a_thread.await.ok()
+        task.await.ok()
     }
 }
 
-/// Where files are kept.
+/// A place for files.
 pub trait Folder: Send + Sync + fmt::Debug {
-    /// The file's bytes; `None` where there is none.
+    /// The content of the file; `None` if there is none.
     ///
     /// # Errors
     /// It must not be used.
     fn read(&self, name: &str, max_bytes: usize) -> Result<Option<Vec<u8>>, FolderError>;
 
-    /// Replaces the file as a whole, or leaves what was there.
+    /// Replaces the file atomically.
     ///
     /// # Errors
-    /// It cannot be written, or what is written could not be used.
+    /// It cannot be written, or what is written would not be accepted.
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), FolderError>;
 
-    /// Removes the file; nothing where there is none.
+    /// Removes the file, if it exists.
     ///
     /// # Errors
-    /// It is still there.
+    /// It still exists.
     fn remove(&self, name: &str) -> Result<(), FolderError>;
 
-    /// Keeps other processes from replacing the file, until what it returns is dropped; nothing where there is none.
+    /// Keeps other processes from replacing the file until the returned value is dropped; does nothing if the file
+    /// does not exist.
     ///
     /// # Errors
-    /// Another process does not let it go.
+    /// Another process holds the lock.
     fn lock(&self, name: &str) -> Result<Box<dyn Send>, FolderError>;
 
-    /// Where a file is, for people.
+    /// The path of a file, for messages.
     fn path(&self, name: &str) -> PathBuf;
 
-    /// Whether these calls may take time, so that they belong on a thread of their own.
+    /// Whether these calls may block, and so need a thread.
     fn blocks(&self) -> bool {
         true
     }
@@ -93,31 +94,31 @@ pub trait Folder: Send + Sync + fmt::Debug {
 pub enum FolderError {
     /// It cannot be read or written.
     Io(io::ErrorKind),
-    /// A link, a folder or anything else that is no file.
+    /// A link, a folder or anything else that is not a regular file.
     NotAFile,
-    /// The file or its folder belongs to another user, neither this process's nor root.
+    /// The file or its folder belongs to a user other than this process's or root.
     OtherOwner {
         /// Which of the two.
-        what: What,
-        /// Whose it is.
+        item: FolderItem,
+        /// Its owner.
         uid: u32,
     },
     /// Others than its owner may write the file, or replace it in its folder, which is not sticky.
     OthersMayWrite {
         /// Which of the two.
-        what: What,
+        item: FolderItem,
         /// Its permission bits.
         mode: u32,
     },
     /// Longer than this many bytes.
     TooLarge(usize),
-    /// Another process keeps it locked.
+    /// Another process holds the lock.
     Locked,
 }
 
-/// A file, or the folder that it is in.
+/// A file or its folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum FolderItem {
     /// The file.
     File,
     /// Its folder.
@@ -129,22 +130,22 @@ impl fmt::Display for FolderError {
         match self {
             FolderError::Io(kind) => write!(f, "it cannot be read or written: {kind}"),
             FolderError::NotAFile => f.write_str("it is not a regular file"),
-            FolderError::OtherOwner { what: What::File, uid } => {
+            FolderError::OtherOwner { item: FolderItem::File, uid } => {
                 write!(f, "it belongs to another user (uid {uid})")
             }
-            FolderError::OtherOwner { what: What::Folder, uid } => {
+            FolderError::OtherOwner { item: FolderItem::Folder, uid } => {
                 write!(f, "its folder belongs to another user (uid {uid})")
             }
-            FolderError::OthersMayWrite { what, mode } => {
-                let who = if mode & 0o002 != 0 { "everybody" } else { "its group" };
-                let (object, hint) = match what {
-                    What::File => ("it", "expected 0600"),
-                    What::Folder => ("its folder, which is not sticky", "expected 0700 or 0755"),
+            FolderError::OthersMayWrite { item, mode } => {
+                let who = if mode & 0o002 != 0 { "anyone" } else { "its group" };
+                let (object, hint) = match item {
+                    FolderItem::File => ("it", "expected 0600"),
+                    FolderItem::Folder => ("its folder, which is not sticky", "expected 0700 or 0755"),
                 };
                 write!(f, "{who} may write {object} (mode {:04o}, {hint})", mode & 0o7777)
             }
             FolderError::TooLarge(limit) => write!(f, "it is longer than {limit} bytes"),
-            FolderError::Locked => f.write_str("another process keeps it locked"),
+            FolderError::Locked => f.write_str("another process holds its lock"),
         }
     }
 }
@@ -157,12 +158,12 @@ impl From<io::Error> for FolderError {
     }
 }
 
-/// A folder of this machine.
+/// A folder on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskFolder(PathBuf);
 
 impl DiskFolder {
-    /// At this path; it is made where there is none, for this process's user alone.
+    /// The folder at this path; it is created if missing, for this process's user alone.
     pub fn at(path: &Path) -> Self {
         Self(path.to_owned())
     }
@@ -170,7 +171,7 @@ impl DiskFolder {
 
 impl Folder for DiskFolder {
     fn read(&self, name: &str, max_bytes: usize) -> Result<Option<Vec<u8>>, FolderError> {
-        // Neither a link is followed nor a pipe's other end waited for.
+        // Links are not followed, and opening a pipe does not block.
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let opened = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(self.path(name));
         let file = match opened {
@@ -190,8 +191,8 @@ impl Folder for DiskFolder {
         if !metadata.is_file() {
             return Err(FolderError::NotAFile);
         }
-        check(&fs::metadata(&self.0)?, What::Folder)?;
-        check(&metadata, What::File)?;
+        check_owner(&fs::metadata(&self.0)?, FolderItem::Folder)?;
+        check_owner(&metadata, FolderItem::File)?;
         let mut bytes = Vec::new();
         file.take(max_bytes as u64 + 1).read_to_end(&mut bytes)?;
         if bytes.len() > max_bytes { Err(FolderError::TooLarge(max_bytes)) } else { Ok(Some(bytes)) }
@@ -199,8 +200,8 @@ impl Folder for DiskFolder {
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), FolderError> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
-        // What would not be read is not written.
-        check(&fs::metadata(&self.0)?, What::Folder)?;
+        // A folder that would not be read from is not written to.
+        check_owner(&fs::metadata(&self.0)?, FolderItem::Folder)?;
         let mut file = tempfile::Builder::new()
             .prefix(".")
             .suffix(".partial")
@@ -209,7 +210,7 @@ impl Folder for DiskFolder {
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(self.path(name)).map_err(|error| error.error)?;
-        // The new name has to survive a loss of power as well.
+        // Makes the rename survive a power failure.
         Ok(File::open(&self.0)?.sync_all()?)
     }
 
@@ -221,19 +222,19 @@ impl Folder for DiskFolder {
     }
 
     fn lock(&self, name: &str) -> Result<Box<dyn Send>, FolderError> {
-        // The file itself, which nobody else can open: whoever may only read the folder cannot hold it.
+        // The file itself is locked: other users cannot open it, though they may read the folder.
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
         let path = self.path(name);
         for _ in 0..LOCK_TRIES {
             let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path);
-            // Where there is none, or none that can be written, nobody changes anything that could be lost.
+            // If it does not exist or cannot be written, no other process can change it either.
             let Ok(file) = opened else { return Ok(Box::new(())) };
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                // It may have been replaced meanwhile by who had it locked.
-                Ok(()) if is_at(&file, &path) => return Ok(Box::new(file)),
+                // The holder of the lock may have replaced it meanwhile.
+                Ok(()) if is_same_file(&file, &path) => return Ok(Box::new(file)),
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(LOCK_PAUSE),
-                // A file system without such locks, where the order of replacements is all that there is.
+                // A file system without locks: replacements are atomic, but not ordered.
                 Err(_) => return Ok(Box::new(())),
             }
         }
@@ -246,20 +247,20 @@ impl Folder for DiskFolder {
 }
 
 /// Whether this is the file at this path.
-fn is_at(file: &File, path: &Path) -> bool {
+fn is_same_file(file: &File, path: &Path) -> bool {
     let (Ok(own), Ok(there)) = (file.metadata(), fs::symlink_metadata(path)) else { return false };
     (own.dev(), own.ino()) == (there.dev(), there.ino())
 }
 
-/// Whether nobody but this process's user or root can have written a file, or can replace one in a folder.
-pub(super) fn check(metadata: &Metadata, what: What) -> Result<(), FolderError> {
+/// Whether no other user but root can have written a file, or can replace one in a folder.
+pub(super) fn check_owner(metadata: &Metadata, item: FolderItem) -> Result<(), FolderError> {
     let ours = rustix::process::geteuid().as_raw();
     let (uid, mode) = (metadata.uid(), metadata.mode());
-    let sticky = what == What::Folder && mode & 0o1000 != 0;
+    let sticky = item == FolderItem::Folder && mode & 0o1000 != 0;
     if uid != ours && uid != 0 {
-        Err(FolderError::OtherOwner { what, uid })
+        Err(FolderError::OtherOwner { item, uid })
     } else if mode & 0o022 != 0 && !sticky {
-        Err(FolderError::OthersMayWrite { what, mode })
+        Err(FolderError::OthersMayWrite { item, mode })
     } else {
         Ok(())
     }

@@ -1,12 +1,11 @@
-//! The HTTP client that reaches issuers: TLS, proxy, bounds, and what went wrong in few words.
+//! The HTTP client of issuers: TLS, proxy, limits, and short error messages.
 //!
-//! Nothing is followed to another host, nothing leads from https to http, what is read is bounded after
-//! decompression, requests of one provider at one time are bounded, and its names are resolved within a share of
-//! threads of its own. Files of certificates and keys are followed: what is taken of them has come to rest, and a request
-//! waits for none of them.
+//! No redirect is followed to another host or from https to http. The size of an answer is limited after
+//! decompression, and so are the concurrent requests of one provider; its names are resolved on a limited number of
+//! threads. Certificate and key files are reloaded when they have changed and settled, and no request waits for this.
 //!
 //! # Architecture invariant
-//! The one home of `reqwest`.
+//! The only module that uses `reqwest`.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -25,86 +24,86 @@ use super::issuer_http::{ClientCertificate, IssuerHttp};
 use crate::certificates::{self, ClientTls, PairError, Trusted};
 
 use super::fetch_error::FetchError;
-use super::transport::{Answer, Doubt, Getting, Request, Transport};
-use crate::files::{Contents, FileSet, Followed, Unreadable};
+use super::transport::{Answer, Request, RequestMode, ResponseFuture, Transport};
+use crate::files::{Contents, FileError, FileSet, WatchedFiles};
 use crate::supervise::{Supervisor, Task};
 
-/// Redirects are followed this often, on the same host.
+/// The most redirects that are followed, on the same host.
 const MAX_REDIRECTS: usize = 5;
 
-/// Of an error's causes this many are told, each in so many characters.
+/// The most causes of an error that are shown, and the length of each.
 const MAX_CAUSES: usize = 8;
 const MAX_CAUSE_CHARS: usize = 120;
 
-/// Requests of one provider, all of its realms together, that may be under way at one time.
-const MAX_UNDER_WAY: usize = 48;
+/// Concurrent requests of one provider, all of its realms together.
+const MAX_REQUESTS: usize = 48;
 
-/// Of these, the ones that no token waits for.
-const MAX_IN_BACKGROUND: usize = 40;
+/// How many of them may be without a waiting token.
+const MAX_BACKGROUND_REQUESTS: usize = 40;
 
-/// How often files of certificates are looked at.
+/// How often certificate files are polled.
 const FILE_POLL: Duration = Duration::from_secs(2);
 
-/// The task that follows them.
-const FOLLOW_FILES: &str = "follow certificate files";
+/// The task that polls them.
+const WATCH_FILES: &str = "follow certificate files";
 
-/// Names of one provider that may be looked up at one time, each on a thread: the system's resolver blocks.
+/// Concurrent name lookups of one provider, each on a thread: the system's resolver blocks.
 const MAX_LOOKUPS: usize = 4;
 
 const ACCEPTED: HeaderValue = HeaderValue::from_static("application/jwk-set+json, application/json");
 
 impl From<reqwest::Error> for FetchError {
-    /// reqwest's own text without the URL, and its causes, which are what an operator needs. What the other
-    /// side wrote into a GOAWAY is left out, and names of its certificate are cut short.
+    /// reqwest's text without the URL, and its causes, which operators need. The peer's GOAWAY text is omitted, and
+    /// names of its certificate are truncated.
     fn from(error: reqwest::Error) -> Self {
         let error = error.without_url();
         let causes =
             std::iter::successors(Some(&error as &(dyn std::error::Error + 'static)), |error| error.source());
         let text = |cause: &(dyn std::error::Error + 'static)| match cause {
-            cause if cause.is::<h2::Error>() => "HTTP/2 broke off".to_owned(),
+            cause if cause.is::<h2::Error>() => "HTTP/2 error".to_owned(),
             cause => cause.to_string().chars().take(MAX_CAUSE_CHARS).flat_map(char::escape_debug).collect(),
         };
         FetchError::Transport(causes.take(MAX_CAUSES).map(text).collect::<Vec<_>>().join(": "))
     }
 }
 
-/// A client with the bounds and the credentials of one provider.
+/// A client with the limits and the credentials of one provider.
 pub struct HttpClient {
     max_bytes: usize,
-    /// The longest that one fetch may take.
+    /// The longest that a fetch may take.
     timeout: Duration,
     client: Arc<ArcSwap<Client>>,
-    under_way: Semaphore,
-    in_background: Semaphore,
-    /// Who exchanges the client when the files have changed that it is made from.
-    _follower: Option<Follower>,
+    requests: Semaphore,
+    background_requests: Semaphore,
+    /// Replaces the client when its files have changed.
+    _watcher: Option<Watcher>,
 }
 
-/// A task that ends with the client.
-struct Follower(JoinHandle<()>);
+/// A task that is aborted with the client.
+struct Watcher(JoinHandle<()>);
 
-impl Drop for Follower {
+impl Drop for Watcher {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// What a client is made of, besides the contents of files.
-struct Recipe {
+/// What a client is built from, besides the contents of files.
+struct ClientOptions {
     options: IssuerHttp,
     lookups: Arc<Lookups>,
     timeout: Duration,
 }
 
 impl HttpClient {
-    /// A client of this provider that reads at most `max_bytes` of an answer. The files of `options` are read now, and
-    /// followed from then on. Blocks, and needs a tokio runtime.
+    /// A client of this provider that reads at most `max_bytes` of an answer. The files of `options` are read now and
+    /// watched from then on. Blocks, and needs a tokio runtime.
     ///
-    /// On a machine without certificates of authorities, such as a bare container, it reaches http
-    /// alone unless `ca_file` is given, and the log says so.
+    /// On a machine without CA certificates, such as a bare container, it reaches http issuers alone unless `ca_file`
+    /// is given, and a warning is logged.
     ///
     /// # Errors
-    /// A file cannot be read or does not hold what it should.
+    /// A file cannot be read or is invalid.
     pub fn new(
         provider: &str,
         options: IssuerHttp,
@@ -114,34 +113,39 @@ impl HttpClient {
     ) -> Result<Self, FetchError> {
         let lookups = Arc::new(Lookups(Arc::new(Semaphore::new(MAX_LOOKUPS))));
         let files = FileSet::new(files(&options), certificates::MAX_FILE_BYTES);
-        let recipe = Recipe { options, lookups, timeout };
+        let client_options = ClientOptions { options, lookups, timeout };
         let contents = files.read_regular()?;
-        let client = Arc::new(ArcSwap::from_pointee(client(&recipe, &contents)?));
-        let follower = contents.can_change().then(|| {
-            let followed = Arc::new(Mutex::new(Followed::since(files, contents, FILE_POLL)));
-            let (recipe, client) = (Arc::new(recipe), Arc::clone(&client));
-            let owner = provider.to_owned();
-            let follow = move || {
-                follow_files(owner.clone(), Arc::clone(&followed), Arc::clone(&recipe), Arc::clone(&client))
+        let client = Arc::new(ArcSwap::from_pointee(client(&client_options, &contents)?));
+        let watcher = contents.can_change().then(|| {
+            let watched = Arc::new(Mutex::new(WatchedFiles::since(files, contents, FILE_POLL)));
+            let (client_options, client) = (Arc::new(client_options), Arc::clone(&client));
+            let provider_name = provider.to_owned();
+            let run = move || {
+                watch_files(
+                    provider_name.clone(),
+                    Arc::clone(&watched),
+                    Arc::clone(&client_options),
+                    Arc::clone(&client),
+                )
             };
-            Follower(supervisor.keep(Task::of(provider, FOLLOW_FILES), follow))
+            Watcher(supervisor.keep(Task::of(provider, WATCH_FILES), run))
         });
-        let under_way = Semaphore::new(MAX_UNDER_WAY);
-        let in_background = Semaphore::new(MAX_IN_BACKGROUND);
-        Ok(Self { max_bytes, timeout, client, under_way, in_background, _follower: follower })
+        let requests = Semaphore::new(MAX_REQUESTS);
+        let background_requests = Semaphore::new(MAX_BACKGROUND_REQUESTS);
+        Ok(Self { max_bytes, timeout, client, requests, background_requests, _watcher: watcher })
     }
 
     async fn send(&self, request: Request) -> Result<Answer, FetchError> {
-        let _place = self.place(request.doubt).await?;
+        let _permit = self.permit(request.mode).await?;
         let client = self.client.load_full();
         let sent = client.get(request.url).headers(request.headers).header(ACCEPT, ACCEPTED).send();
-        let mut response = sent.await.map_err(|error| self.told(error))?;
+        let mut response = sent.await.map_err(|error| self.fetch_error(error))?;
         let (status, url) = (response.status(), response.url().clone());
         let headers = std::mem::take(response.headers_mut());
         let mut body = Vec::new();
-        // Nobody reads another answer's body.
+        // Bodies of other statuses are not read.
         while let Some(chunk) = if status == StatusCode::OK {
-            response.chunk().await.map_err(|error| self.told(error))?
+            response.chunk().await.map_err(|error| self.fetch_error(error))?
         } else {
             None
         } {
@@ -153,78 +157,79 @@ impl HttpClient {
         Ok(Answer { status, url, headers, body })
     }
 
-    /// Silence is told as such, wherever it was met.
-    fn told(&self, error: reqwest::Error) -> FetchError {
+    /// Reports a timeout as such, wherever it occurred.
+    fn fetch_error(&self, error: reqwest::Error) -> FetchError {
         if error.is_timeout() { FetchError::TimedOut(self.timeout) } else { error.into() }
     }
 
-    /// What a token waits for finds a place before what was merely due.
-    async fn place(
+    /// A request that a token waits for is not queued behind scheduled ones.
+    async fn permit(
         &self,
-        doubt: Doubt,
+        mode: RequestMode,
     ) -> Result<(SemaphorePermit<'_>, Option<SemaphorePermit<'_>>), FetchError> {
-        let background = match doubt {
-            Doubt::Forced => None,
-            Doubt::Nothing | Doubt::Caches => {
-                Some(self.in_background.acquire().await.map_err(|_| FetchError::BrokeOff)?)
+        let background = match mode {
+            RequestMode::Forced => None,
+            RequestMode::Scheduled | RequestMode::NoCache => {
+                Some(self.background_requests.acquire().await.map_err(|_| FetchError::Panicked)?)
             }
         };
-        let place = self.under_way.acquire().await.map_err(|_| FetchError::BrokeOff)?;
-        Ok((place, background))
+        let permit = self.requests.acquire().await.map_err(|_| FetchError::Panicked)?;
+        Ok((permit, background))
     }
 }
 
-/// Exchanges the client whenever the files have changed and come to rest. Files that cannot be used change nothing.
-async fn follow_files(
+/// Replaces the client when the files have changed and settled. Invalid files change nothing.
+async fn watch_files(
     provider: String,
-    followed: Arc<Mutex<Followed>>,
-    recipe: Arc<Recipe>,
+    watched: Arc<Mutex<WatchedFiles>>,
+    client_options: Arc<ClientOptions>,
     current: Arc<ArcSwap<Client>>,
 ) {
-    let mut followed = followed.lock().await;
+    let mut watched = watched.lock().await;
     loop {
-        let contents = followed.changed(|error| kept(&provider, &error.into())).await;
-        let recipe = Arc::clone(&recipe);
-        match spawn_blocking(move || client(&recipe, &contents)).await {
+        let contents = watched.changed(|error| log_not_reloaded(&provider, &error.into())).await;
+        let client_options = Arc::clone(&client_options);
+        match spawn_blocking(move || client(&client_options, &contents)).await {
             Ok(Ok(client)) => {
                 current.store(Arc::new(client));
-                tracing::info!(%provider, "the changed files of certificates are used from now on");
+                tracing::info!(%provider, "TLS files reloaded");
             }
-            Ok(Err(error)) => kept(&provider, &error),
-            Err(_) => kept(&provider, &FetchError::BrokeOff),
+            Ok(Err(error)) => log_not_reloaded(&provider, &error),
+            Err(_) => log_not_reloaded(&provider, &FetchError::Panicked),
         }
     }
 }
 
-fn kept(provider: &str, error: &FetchError) {
-    tracing::warn!(%provider, %error, "the files before the change keep being used");
+fn log_not_reloaded(provider: &str, error: &FetchError) {
+    tracing::warn!(%provider, %error, hint = "the previous files stay in use", "TLS files not reloaded");
 }
 
-impl From<Unreadable> for FetchError {
-    fn from(error: Unreadable) -> Self {
+impl From<FileError> for FetchError {
+    fn from(error: FileError) -> Self {
         FetchError::TlsFile(error.to_string())
     }
 }
 
 impl Transport for HttpClient {
-    fn get(&self, request: Request) -> Getting<'_> {
+    fn get(&self, request: Request) -> ResponseFuture<'_> {
         Box::pin(self.send(request))
     }
 }
 
-/// The system's resolver within a share of threads: names that are never answered hold up their own provider alone.
+/// The system's resolver on a limited number of threads: names that are never resolved block their own provider
+/// alone.
 struct Lookups(Arc<Semaphore>);
 
 impl Resolve for Lookups {
     fn resolve(&self, name: Name) -> Resolving {
-        let share = Arc::clone(&self.0);
+        let semaphore = Arc::clone(&self.0);
         Box::pin(async move {
-            let place = share.acquire_owned().await?;
+            let permit = semaphore.acquire_owned().await?;
             let addresses = spawn_blocking(move || {
                 let addresses =
                     (name.as_str(), 0).to_socket_addrs().map(Iterator::collect::<Vec<SocketAddr>>);
-                // The place is given back when the thread is, not when somebody gives up.
-                drop(place);
+                // The permit is released when the thread ends, not when the caller gives up.
+                drop(permit);
                 addresses
             });
             Ok(Box::new(addresses.await??.into_iter()) as Addrs)
@@ -239,18 +244,17 @@ fn files(options: &IssuerHttp) -> Vec<PathBuf> {
     options.ca_file.iter().chain(pair).cloned().collect()
 }
 
-fn client(recipe: &Recipe, contents: &Contents) -> Result<Client, FetchError> {
-    let Recipe { options, lookups, timeout } = recipe;
+fn client(client_options: &ClientOptions, contents: &Contents) -> Result<Client, FetchError> {
+    let ClientOptions { options, lookups, timeout } = client_options;
     let builder = Client::builder()
         .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
-        .redirect(redirect::Policy::custom(follow))
+        .redirect(redirect::Policy::custom(redirect))
         .dns_resolver(Arc::clone(lookups))
-        // reqwest's own reads the clock in a way that panics before 1970.
+        // reqwest's default reads the clock in a way that panics before 1970.
         .tls_backend_preconfigured(tls(options, contents)?)
-        // Shared by the addresses of a name: one that is dead leaves time for the others.
+        // Shared by the addresses of a name: an unreachable one leaves time for the others.
         .connect_timeout(*timeout / 4 * 3)
-        // Fetches are minutes apart, and a kept connection whose other end died without a word would
-        // cost the one that matters its time.
+        // Fetches are minutes apart, and a pooled connection that died silently would delay an urgent fetch.
         .pool_max_idle_per_host(0);
     let builder = match &options.proxy {
         None => builder.no_proxy(),
@@ -261,10 +265,11 @@ fn client(recipe: &Recipe, contents: &Contents) -> Result<Client, FetchError> {
     Ok(builder.build()?)
 }
 
-/// Who is trusted and what is shown. Each file by itself, so that what is wrong is told of the right one.
+/// The trusted authorities and the client certificate. Each file is read separately, so that an error names the right
+/// one.
 fn tls(options: &IssuerHttp, contents: &Contents) -> Result<ClientTls, FetchError> {
     let read = |file: &Path| contents.of(file).map(|bytes| &**bytes).unwrap_or_default();
-    let shown = options.client_certificate.as_ref().map(|ClientCertificate { cert_file, key_file }| {
+    let certificate = options.client_certificate.as_ref().map(|ClientCertificate { cert_file, key_file }| {
         let chain = certificates::chain(read(cert_file)).map_err(|cause| unusable(cert_file, &cause))?;
         let key = certificates::private_key(read(key_file)).map_err(|cause| unusable(key_file, &cause))?;
         certificates::pair(&chain, key).map_err(|error| match error {
@@ -277,23 +282,23 @@ fn tls(options: &IssuerHttp, contents: &Contents) -> Result<ClientTls, FetchErro
         Some(file) => certificates::issuer_authorities(read(file))
             .and_then(|authorities| Trusted::by(&authorities))
             .map_err(|cause| unusable(file, &cause))?,
-        None => match Trusted::by_the_system() {
-            Err(error) if shown.is_none() => {
-                tracing::warn!(%error, "no certificates to check https issuers with: install ca-certificates");
+        None => match Trusted::system() {
+            Err(error) if certificate.is_none() => {
+                tracing::warn!(%error, hint = "install ca-certificates", "no CA certificates found");
                 Trusted::by(&[]).map_err(FetchError::Transport)?
             }
             trusted => trusted.map_err(FetchError::Transport)?,
         },
     };
-    certificates::client(trusted, shown.transpose()?).map_err(FetchError::Transport)
+    certificates::client(trusted, certificate.transpose()?).map_err(FetchError::Transport)
 }
 
-fn unusable(file: &Path, what: &str) -> FetchError {
-    FetchError::TlsFile(format!("{}: {what}", file.display()))
+fn unusable(file: &Path, message: &str) -> FetchError {
+    FetchError::TlsFile(format!("{}: {message}", file.display()))
 }
 
-/// Only within a host, and never from https to http; another port only with the step to https.
-fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
+/// Allows redirects within a host, and never from https to http; another port only together with https.
+fn redirect(attempt: redirect::Attempt<'_>) -> redirect::Action {
     let allowed = attempt.previous().last().is_some_and(|from| {
         let to = attempt.url();
         let same_port = from.port_or_known_default() == to.port_or_known_default();

@@ -1,25 +1,25 @@
-//! How an issuer is reached over HTTP, as it is configured.
+//! HTTP settings of an issuer.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use url::Url;
 
-/// How an issuer is reached over HTTP. Proxies that the environment names are not used; of its variables
-/// only `NO_PROXY` counts, as an exception to `proxy`.
+/// How an issuer is reached over HTTP. Proxy variables of the environment are ignored, except `NO_PROXY`, which
+/// applies to `proxy`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IssuerHttp {
-    /// Whether keys may come by plain http from another host than this one; default false.
+    /// Whether keys may be fetched over plain http from another machine; default false.
     pub allow_http: bool,
-    /// Authorities (PEM) that are trusted instead of the system's.
+    /// Authorities (PEM) to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
     /// The forward proxy; default none.
     pub proxy: Option<ProxyUrl>,
-    /// What this service shows to an issuer that asks for a certificate; default none.
+    /// The certificate presented to an issuer that requests one; default none.
     pub client_certificate: Option<ClientCertificate>,
 }
 
-/// PEM files of a TLS client.
+/// The PEM files of a TLS client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
     /// The certificate chain.
@@ -28,7 +28,7 @@ pub struct ClientCertificate {
     pub key_file: PathBuf,
 }
 
-/// The URL of a forward proxy. What is shown of it has no user name and no password.
+/// The URL of a forward proxy. `Display` and `Debug` omit user name and password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProxyUrl(Url);
 
@@ -38,12 +38,12 @@ impl ProxyUrl {
         Self(url)
     }
 
-    /// With its credentials: for the client that connects there, never for a log.
+    /// Includes the credentials: for connecting to the proxy, never for a log.
     pub fn with_credentials(&self) -> &Url {
         &self.0
     }
 
-    /// Whether there is anything that is not shown.
+    /// Whether it has credentials.
     pub fn has_credentials(&self) -> bool {
         !self.0.username().is_empty() || self.0.password().is_some()
     }

@@ -1,31 +1,31 @@
-//! How a provider's keys are kept fresh, as it is configured.
+//! The settings of key refresh.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How a provider's keys are kept fresh. The refresh rule is told in [`crate::keys`].
+/// How a provider's keys are kept fresh. [`crate::keys`] describes the refresh rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefreshPolicy {
-    /// Scheduled fetches start this far apart, with jitter, or less where the issuer says that its keys
-    /// stay fresh for less (RFC 9111 §4.2), but never less than `min_spacing`; default 5 min.
+    /// Time between scheduled fetches, with jitter; shorter if the issuer says that its keys stay fresh for less (RFC
+    /// 9111 §4.2), but never shorter than `min_spacing`; default 5 min.
     pub interval: Duration,
-    /// Fetches forced by an unknown `kid` start at least this far apart; default 1 s.
+    /// Least time between fetches forced by an unknown `kid`; default 1 s.
     pub min_spacing: Duration,
-    /// The same, forced by a bad signature under a known `kid`; default 10 s.
+    /// Least time between fetches forced by a bad signature under a known `kid`; default 10 s.
     pub min_spacing_bad_signature: Duration,
-    /// Requests that may wait for a refresh at one time; default 10000.
+    /// Requests that may wait for a refresh at the same time; default 10000.
     pub max_waiters: usize,
-    /// What those requests may hold in memory together, in bytes, each its headers and its path; default 48 MiB.
+    /// Memory that those requests may hold together, in bytes: headers and path of each; default 48 MiB.
     pub max_waiting_bytes: usize,
     /// The longest that a request waits for a refresh; default 2 s.
     pub wait: Duration,
-    /// The longest that one fetch may take; default 2 s.
+    /// The longest that a fetch may take; default 2 s.
     pub timeout: Duration,
     /// How long the last good set serves while the issuer cannot be reached; default 24 h.
     pub max_stale: Duration,
-    /// The largest key set or discovery document that is read, decompressed; default 1 MiB.
+    /// The largest key set or discovery document that is read, in bytes after decompression; default 1 MiB.
     pub max_bytes: usize,
-    /// Where the last good set is kept for a start while the issuer is down; default nowhere.
+    /// Where the last good set is stored for a start while the issuer is unavailable; default none.
     pub snapshot_dir: Option<PathBuf>,
 }
 

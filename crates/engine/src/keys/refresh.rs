@@ -1,7 +1,7 @@
-//! The refreshing half of a key cache: the tasks that make fetches, take in what they bring, say what an
-//! operator has to know, and read and keep the snapshot file.
+//! The refresh tasks of a key cache: they make fetches, record and log their results, and read and write the snapshot
+//! file.
 //!
-//! It never answers a caller; who waits is told of every end of a fetch and looks for itself.
+//! They never answer a caller; waiting callers are notified of every end of a fetch.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -14,12 +14,12 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::fetch::{Ask, Fetch, Fetched, Interim, Wanted};
+use super::fetch::{Fetch, FetchContext, Fetched, Interim, Wanted};
 use super::fetch_error::FetchError;
 use super::policy::RefreshPolicy;
 use super::published::{Effect, Published, Withdrawn};
-use super::schedule::{Begun, Ending, GivenBy};
-use super::snapshot::{NotStored, Outdated, Present, Snapshot, SnapshotFile};
+use super::schedule::{AnswerSource, FetchEnd, StartedFetch};
+use super::snapshot::{ClockReading, PreviousSnapshot, Snapshot, SnapshotFile, StoreError};
 use super::{Confirmation, Confirmed, KeySnapshot, Shared, State};
 use crate::clock::Instant;
 use crate::telemetry::Trigger;
@@ -27,64 +27,64 @@ use crate::telemetry::{FetchOutcome, on_one_line};
 use crate::validation::Kid;
 use crate::validation::key_set::{Key, KeyName, KeySet, KeySetError};
 
-/// How often a clock is looked at that has not been set.
-const CLOCK_LOOK: Duration = Duration::from_secs(1);
+/// How often a clock that is not set is checked.
+const CLOCK_POLL: Duration = Duration::from_secs(1);
 
-/// How long after a snapshot could not be written the next try is made, if no fetch ends before.
+/// How long after a failed write of the snapshot it is retried, unless a fetch ends before.
 const STORE_RETRY: Duration = Duration::from_secs(5);
 
-/// Of how many keys one refresh logs what became of them.
+/// How many keys one refresh logs.
 const LOGGED_KEYS: usize = 20;
 
-/// How long after the start the first answer waits at most for a snapshot that a slow disk does not bring.
-pub const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long after the start the first answer waits for the snapshot file of a slow disk.
+pub const MAX_SNAPSHOT_WAIT: Duration = Duration::from_secs(2);
 
-/// And at least, however short a request's wait is: a disk that is merely busy brings it by then.
-const LEAST_PATIENCE: Duration = Duration::from_millis(250);
+/// The same at least, however short a request's wait is: enough for a busy disk.
+const MIN_SNAPSHOT_WAIT: Duration = Duration::from_millis(250);
 
-/// Half of what a request waits, so that the token that opened a realm is still served by the first answer.
-pub(super) fn snapshot_patience(policy: &RefreshPolicy) -> Duration {
-    (policy.wait / 2).clamp(LEAST_PATIENCE, SNAPSHOT_PATIENCE)
+/// Half of a request's wait, so that the first answer still serves the token that opened the realm.
+pub(super) fn snapshot_wait(policy: &RefreshPolicy) -> Duration {
+    (policy.wait / 2).clamp(MIN_SNAPSHOT_WAIT, MAX_SNAPSHOT_WAIT)
 }
 
-/// After so many answers in a row that are older by their date alone, and that no cache says to have kept, it is the
-/// issuer's clock that was set back: the next one counts, whatever its date.
-const OLDER_IN_A_ROW: u32 = 3;
+/// After this many consecutive answers that are older by their `Date` alone and come from no cache, the issuer's
+/// clock was set back: the next answer is accepted, whatever its date.
+const MAX_OLDER_IN_A_ROW: u32 = 3;
 
-type Ended = Result<Fetched, FetchError>;
+type FetchResult = Result<Fetched, FetchError>;
 
-/// Makes every fetch of one provider for as long as the cache lives.
+/// Makes every fetch of one provider while the cache exists.
 pub(super) async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
     shared.abandon();
-    let mut under_way = JoinSet::new();
-    let mut begun: HashMap<Id, Begun> = HashMap::new();
+    let mut in_progress = JoinSet::new();
+    let mut started: HashMap<Id, StartedFetch> = HashMap::new();
     loop {
-        while let Some((one, wanted)) = shared.begin() {
+        while let Some((one, wanted)) = shared.start() {
             let fetching = fetch_once(Arc::clone(&shared), Arc::clone(&fetch), one, wanted);
-            begun.insert(under_way.spawn(fetching).id(), one);
+            started.insert(in_progress.spawn(fetching).id(), one);
         }
-        // Listened to before the next start is asked for, so that no move in between is missed.
-        let mut moved_up = pin!(shared.budget.moved_up());
-        // Who stands in no line is not told: there may be thousands.
-        let in_line = shared.budget.accounts().stands_in_line(shared.member);
-        if in_line {
-            moved_up.as_mut().enable();
+        // Enabled before the next start is determined, so that no change of the queue in between is missed.
+        let mut queue_changed = pin!(shared.budget.queue_changed());
+        // Caches that are not queued are not notified: there may be thousands.
+        let queued = shared.budget.accounts().is_queued(shared.member);
+        if queued {
+            queue_changed.as_mut().enable();
         }
         let next_start = shared.next_start();
         tokio::select! {
             biased;
-            Some(ended) = under_way.join_next_with_id() => {
-                let (id, ended) = match ended {
-                    Ok((id, ended)) => (id, ended),
-                    Err(error) => (error.id(), Err(FetchError::BrokeOff)),
+            Some(result) = in_progress.join_next_with_id() => {
+                let (id, result) = match result {
+                    Ok((id, result)) => (id, result),
+                    Err(error) => (error.id(), Err(FetchError::Panicked)),
                 };
-                if let Some(one) = begun.remove(&id) {
-                    shared.snapshot_is_read().await;
-                    shared.record_fetch(one, ended);
+                if let Some(one) = started.remove(&id) {
+                    shared.wait_for_snapshot().await;
+                    shared.record_fetch(one, result);
                 }
             }
             () = shared.wake.notified() => {}
-            () = moved_up, if in_line => {}
+            () = queue_changed, if queued => {}
             () = async {
                 match next_start {
                     Some(next_start) => shared.context.clock.sleep_until(next_start).await,
@@ -95,54 +95,59 @@ pub(super) async fn drive(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
     }
 }
 
-async fn fetch_once(shared: Arc<Shared>, fetch: Arc<dyn Fetch>, begun: Begun, wanted: Wanted) -> Ended {
+async fn fetch_once(
+    shared: Arc<Shared>,
+    fetch: Arc<dyn Fetch>,
+    started: StartedFetch,
+    wanted: Wanted,
+) -> FetchResult {
     let limit = shared.policy.timeout;
-    let taking = Arc::clone(&shared);
-    let ask = Ask {
-        trigger: begun.trigger,
-        doubts: begun.doubts,
+    let recorder = Arc::clone(&shared);
+    let context = FetchContext {
+        trigger: started.trigger,
+        mode: started.mode,
         wanted,
         published: Arc::new(shared.snapshot.load().published.clone()),
         clock: shared.clock.clone(),
         deadline: shared.now() + limit,
-        interim: Interim::to(move |fetched| taking.record_interim(begun.trigger, fetched)),
+        interim: Interim::to(move |fetched| recorder.record_interim(started.trigger, fetched)),
     };
-    timeout(limit, fetch.fetch(ask)).await.unwrap_or(Err(FetchError::TimedOut(limit)))
+    timeout(limit, fetch.fetch(context)).await.unwrap_or(Err(FetchError::TimedOut(limit)))
 }
 
-/// Makes the driver read a source again soon after it is seen to have changed.
+/// Schedules a fetch soon after the source is seen to have changed.
 pub(super) async fn watch_source(shared: Arc<Shared>, fetch: Arc<dyn Fetch>) {
     while let Some(change) = fetch.change() {
         change.await;
-        shared.state().schedule.hurry(shared.now());
+        shared.state().schedule.source_changed(shared.now());
         shared.wake.notify_one();
     }
 }
 
-/// Reads what a process before this one left behind, once the clock can say how old that is.
+/// Reads the snapshot of an earlier process, once the clock can tell its age.
 pub(super) async fn restore(shared: Arc<Shared>, file: SnapshotFile) {
     while !shared.context.clock.is_plausible() {
-        sleep(CLOCK_LOOK).await;
+        sleep(CLOCK_POLL).await;
     }
     let (provider, path) = (&shared.provider, file.path());
     let path = path.display();
-    match file.read(shared.present(), shared.policy.max_stale).await {
+    match file.read(shared.clock_reading(), shared.policy.max_stale).await {
         Ok(None) => {}
         Ok(Some(snapshot)) => {
             if let Some(error) = &snapshot.unusable {
-                tracing::warn!(%provider, %path, %error, "the snapshot is not used");
+                tracing::warn!(%provider, %path, %error, "key snapshot not used");
             }
-            shared.absorb(snapshot);
+            shared.restore_snapshot(snapshot);
         }
-        Err(error) => tracing::warn!(%provider, %path, %error, "the snapshot is not used"),
+        Err(error) => tracing::warn!(%provider, %path, %error, "key snapshot not used"),
     }
     shared.snapshot_read.send_replace(true);
 }
 
-/// Writes the set in hand to its file whenever it has changed, and now and then when it was confirmed, so
-/// that the file's age tells how long the issuer has been away. What came from the file is never written back.
+/// Writes the current set to its file when it has changed, and from time to time when it was confirmed, so that the
+/// file's age tells how long the issuer has been unavailable. A restored snapshot is not written back.
 ///
-/// `finished` tells of the ends of fetches.
+/// `finished` is notified at the end of every fetch.
 pub(super) async fn keep_snapshot(
     shared: Arc<Shared>,
     mut finished: watch::Receiver<()>,
@@ -152,55 +157,55 @@ pub(super) async fn keep_snapshot(
     let mut failing = false;
     loop {
         let snapshot = shared.snapshot.load_full();
-        let kept = shared.kept.load(Ordering::Acquire);
-        // What a clock says that has not been set is no age that another process could go by.
-        let is_dated = |one: &Confirmed| shared.context.clock.may_have_shown(one.wall);
+        let persisted = shared.persisted.load(Ordering::Acquire);
+        // A time of a clock that is not set is of no use to another process.
+        let is_dated = |confirmed: &Confirmed| shared.context.clock.is_plausible_reading(confirmed.wall);
         let confirmed =
-            snapshot.confirmed.filter(|one| kept && one.by == Confirmation::Source && is_dated(one));
+            snapshot.confirmed.filter(|one| persisted && one.source == Confirmation::Source && is_dated(one));
         let current = confirmed.is_none_or(|confirmed| {
             written.as_ref().is_some_and(|(generation, before)| {
                 *generation == snapshot.generation
-                    && confirmed.taken_in.saturating_duration_since(before.taken_in)
+                    && confirmed.recorded_at.saturating_duration_since(before.recorded_at)
                         < shared.policy.interval / 2
             })
         });
         if let Some(confirmed) = confirmed.filter(|_| !current) {
-            match file.store(snapshot.published.clone(), confirmed.wall, shared.present()).await {
+            match file.store(snapshot.published.clone(), confirmed.wall, shared.clock_reading()).await {
                 Ok(()) => {
                     written = Some((snapshot.generation, confirmed));
                     failing = false;
                 }
                 Err(error) => {
-                    shared.tell_not_stored(&file, &error, failing);
+                    shared.log_store_error(&file, &error, failing);
                     failing = true;
                 }
             }
         }
-        let ended = finished.changed();
-        let ended = if failing {
-            let again = shared.now() + STORE_RETRY;
-            shared.context.clock.until(again, ended).await.unwrap_or(Ok(()))
+        let result = finished.changed();
+        let result = if failing {
+            let retry_at = shared.now() + STORE_RETRY;
+            shared.context.clock.until(retry_at, result).await.unwrap_or(Ok(()))
         } else {
-            ended.await
+            result.await
         };
-        // An error means that the cache is gone, and this task with it.
-        if ended.is_err() {
+        // An error means that the cache was dropped, and this task ends.
+        if result.is_err() {
             return;
         }
     }
 }
 
 impl Shared {
-    fn begin(&self) -> Option<(Begun, Wanted)> {
+    fn start(&self) -> Option<(StartedFetch, Wanted)> {
         let now = self.now();
         let mut state = self.state();
-        let begun = state.schedule.begin(&mut self.budget.accounts(), now)?;
-        state.last_trigger = Some(begun.trigger);
+        let started = state.schedule.start(&mut self.budget.accounts(), now)?;
+        state.last_trigger = Some(started.trigger);
         self.started.store(state.schedule.started(), Ordering::Release);
         let wanted = std::mem::take(&mut state.wanted);
         drop(state);
-        self.budget.tell_moved_up();
-        Some((begun, wanted))
+        self.budget.notify_queue();
+        Some((started, wanted))
     }
 
     fn next_start(&self) -> Option<Instant> {
@@ -208,28 +213,28 @@ impl Shared {
         self.state().schedule.next_start(&self.budget.accounts(), now)
     }
 
-    /// What a driver before this one had begun is gone with it.
+    /// Ends the fetches of a driver that has panicked.
     fn abandon(&self) {
         let now = self.now();
         self.state().schedule.abandon(&mut self.budget.accounts(), self.context.jitter.next(), now);
         self.finished.send_replace(());
     }
 
-    fn present(&self) -> Present {
-        Present::of(&self.context.clock, &self.clock)
+    fn clock_reading(&self) -> ClockReading {
+        ClockReading::of(&self.context.clock, &self.clock)
     }
 
-    /// Waits for the snapshot, but not for long: what it says of withdrawn keys counts for the first answer already.
-    async fn snapshot_is_read(&self) {
+    /// Waits a limited time for the snapshot: its withdrawn keys apply to the first answer already.
+    async fn wait_for_snapshot(&self) {
         let mut read = self.snapshot_read.subscribe();
-        // Where the disk is slow the answer counts as it is.
+        // On timeout the answer is recorded without the snapshot.
         let read = read.wait_for(|read| *read);
-        let _slow = self.context.clock.until(self.snapshot_awaited, read).await;
+        let _timed_out = self.context.clock.until(self.snapshot_deadline, read).await;
     }
 
-    /// Takes in what a process before this one left behind: what was withdrawn at once, its keys once the first fetch
-    /// has ended without any.
-    pub(super) fn absorb(&self, snapshot: Snapshot) {
+    /// Records the snapshot of an earlier process: its withdrawn keys at once, its keys once the first fetch has
+    /// failed.
+    pub(super) fn restore_snapshot(&self, snapshot: Snapshot) {
         let Snapshot { published, fetched_at, unusable } = snapshot;
         let now = self.now();
         let mut state = self.state();
@@ -239,12 +244,12 @@ impl Shared {
             published: current.published.without(&withdrawn),
             ..(*current).clone()
         }));
-        // A file was there, so its name is not made up: it is brought up to date.
-        self.kept.store(true, Ordering::Release);
+        // The file exists, so the realm's name is not made up: it is kept up to date.
+        self.persisted.store(true, Ordering::Release);
         let published = published.without(current.published.withdrawn());
         if unusable.is_some() {
             drop(state);
-            self.learn_earlier(published.key_names());
+            self.add_earlier(published.key_names());
             return;
         }
         if published.origin().is_none() || current.generation > 0 {
@@ -252,11 +257,12 @@ impl Shared {
         }
         let max_stale = self.policy.max_stale;
         let seconds = (self.context.clock.now().as_secs_f64() - fetched_at.as_secs_f64()).max(0.0);
-        let age_then = Duration::try_from_secs_f64(seconds).unwrap_or(max_stale);
-        let confirmed = Confirmed { wall: fetched_at, taken_in: now, age_then, by: Confirmation::Snapshot };
+        let initial_age = Duration::try_from_secs_f64(seconds).unwrap_or(max_stale);
+        let confirmed =
+            Confirmed { wall: fetched_at, recorded_at: now, initial_age, source: Confirmation::Snapshot };
         let pending = KeySnapshot { published, generation: 1, confirmed: Some(confirmed), max_stale };
         state.pending = Some(pending);
-        if state.schedule.has_ended_one() {
+        if state.schedule.any_ended() {
             self.serve_pending(&mut state);
             drop(state);
             self.publish_gauges();
@@ -265,8 +271,8 @@ impl Shared {
         }
     }
 
-    /// Takes note of keys that were withdrawn where others have seen it.
-    pub(super) fn learn_withdrawn(&self, withdrawn: &[Withdrawn]) {
+    /// Records keys that were withdrawn elsewhere.
+    pub(super) fn add_withdrawn(&self, withdrawn: &[Withdrawn]) {
         if withdrawn.is_empty() {
             return;
         }
@@ -279,77 +285,79 @@ impl Shared {
         self.snapshot.store(Arc::new(KeySnapshot { published, ..(*current).clone() }));
     }
 
-    /// Takes note of keys that the issuer had before, elsewhere or too long ago to count.
-    pub(super) fn learn_earlier(&self, keys: Vec<KeyName>) {
+    /// Records keys that the issuer published before, from another source or in an expired snapshot.
+    pub(super) fn add_earlier(&self, keys: Vec<KeyName>) {
         let mut state = self.state();
         let current = self.snapshot.load_full();
         if current.published.origin().is_none() {
             state.earlier.extend(keys);
             return;
         }
-        let published = current.published.after_earlier(&keys);
+        let published = current.published.withdraw_missing(&keys);
         self.snapshot.store(Arc::new(KeySnapshot { published, ..(*current).clone() }));
     }
 
     fn serve_pending(&self, state: &mut State) {
-        let Some(pending) = state.pending.take().filter(|one| one.published.origin().is_some()) else {
+        let Some(pending) = state.pending.take().filter(|pending| pending.published.origin().is_some())
+        else {
             return;
         };
         tracing::info!(
             provider = %self.provider,
             age_seconds = pending.confirmed.map(|confirmed| confirmed.age(self.now()).as_secs()),
             keys = pending.published.keys().keys().len(),
-            "the keys of the snapshot serve until the issuer answers"
+            "serving keys from snapshot"
         );
         self.snapshot.store(Arc::new(pending));
     }
 
-    /// Takes in the result of a fetch: the snapshot first, so that whoever hears of the end finds it.
-    pub(super) fn record_fetch(&self, begun: Begun, ended: Ended) {
-        let Begun { number, trigger, .. } = begun;
+    /// Records the result of a fetch. The snapshot is stored before callers are notified.
+    pub(super) fn record_fetch(&self, started: StartedFetch, result: FetchResult) {
+        let StartedFetch { number, trigger, .. } = started;
         let now = self.now();
         let mut state = self.state();
-        let (outcome, ending, error) = match ended {
+        let (outcome, end, error) = match result {
             Ok(fetched) => {
                 let fresh_for = fetched.fresh_for;
-                let by = if fetched.origin.is_kept() { GivenBy::Cache } else { GivenBy::Issuer };
-                if !fetched.place_asked {
-                    state.place_remembered = state.place_remembered.max(number);
+                let source =
+                    if fetched.origin.is_from_cache() { AnswerSource::Cache } else { AnswerSource::Issuer };
+                if !fetched.location_asked {
+                    state.location_remembered = state.location_remembered.max(number);
                 }
                 match self.store(&mut state, trigger, fetched) {
-                    FetchOutcome::Older => (FetchOutcome::Older, Ending::Older, None),
-                    outcome => (outcome, Ending::Succeeded { fresh_for, by }, None),
+                    FetchOutcome::Older => (FetchOutcome::Older, FetchEnd::Older, None),
+                    outcome => (outcome, FetchEnd::Succeeded { fresh_for, source }, None),
                 }
             }
             Err(error) => {
                 self.serve_pending(&mut state);
-                let ending = Ending::Failed { retry_after: error.retry_after() };
-                (FetchOutcome::Failed, ending, Some(error))
+                let end = FetchEnd::Failed { retry_after: error.retry_after() };
+                (FetchOutcome::Failed, end, Some(error))
             }
         };
         let jitter = self.context.jitter.next();
-        state.schedule.finish(&mut self.budget.accounts(), number, ending, jitter, now);
+        state.schedule.finish(&mut self.budget.accounts(), number, end, jitter, now);
         let previous = std::mem::replace(&mut state.last_error, error.clone());
         drop(state);
-        self.budget.tell_moved_up();
+        self.budget.notify_queue();
         self.context.metrics.fetch(&self.provider, trigger, outcome);
         self.finished.send_replace(());
         self.context.serving_changed.notify_one();
         self.publish_gauges();
-        self.tell(trigger, error.as_ref(), previous.as_ref());
+        self.log_failure(trigger, error.as_ref(), previous.as_ref());
     }
 
-    /// Takes in a set while its fetch goes on: whom it serves does not wait for the rest.
+    /// Records a set while its fetch continues, so that the callers that it serves need not wait for the rest.
     fn record_interim(&self, trigger: Trigger, fetched: Fetched) {
-        // The first set waits for what a snapshot says of withdrawn keys.
+        // The first set waits for the withdrawn keys of the snapshot file.
         if self.snapshot.load().generation == 0 {
             return;
         }
         let mut state = self.state();
         // The end of the fetch counts it.
-        let counted = state.older_in_a_row;
+        let older_before = state.older_in_a_row;
         self.store(&mut state, trigger, fetched);
-        state.older_in_a_row = counted;
+        state.older_in_a_row = older_before;
         drop(state);
         self.finished.send_replace(());
     }
@@ -358,16 +366,17 @@ impl Shared {
         let before = self.snapshot.load_full();
         let restored = state.pending.take().filter(|_| before.generation == 0);
         let base = restored.as_ref().unwrap_or(&before);
-        let asked_before = base.published.origin().is_some_and(|own| fetched.origin.is_asked_before(own));
-        let by_date_alone = !fetched.origin.has_age() && !asked_before;
-        let lapsed = (by_date_alone && state.older_in_a_row >= OLDER_IN_A_ROW)
+        let requested_before =
+            base.published.origin().is_some_and(|own| fetched.origin.is_requested_before(own));
+        let by_date_alone = !fetched.origin.has_age() && !requested_before;
+        let expired = (by_date_alone && state.older_in_a_row >= MAX_OLDER_IN_A_ROW)
             || base.confirmed.is_some_and(|confirmed| confirmed.age(self.now()) > self.policy.max_stale);
-        let known = if lapsed { base.published.undated() } else { base.published.clone() };
-        let (mut published, effect) = known.after(&fetched.keys, fetched.origin);
+        let known = if expired { base.published.without_origin() } else { base.published.clone() };
+        let (mut published, effect) = known.apply(&fetched.keys, fetched.origin);
         if published.origin().is_some() && !state.earlier.is_empty() {
-            published = published.after_earlier(&std::mem::take(&mut state.earlier));
+            published = published.withdraw_missing(&std::mem::take(&mut state.earlier));
         }
-        // What caches have kept says nothing of the issuer's clock.
+        // An answer of a cache tells nothing about the issuer's clock.
         match effect {
             Effect::Older { .. } if by_date_alone => state.older_in_a_row += 1,
             Effect::Older { .. } => {}
@@ -377,16 +386,16 @@ impl Shared {
             before.generation == 0 || matches!(effect, Effect::Renewed | Effect::Older { added: true });
         let generation = before.generation + u64::from(changed);
         let (outcome, confirmed) = match effect {
-            // What it has added or shown to be gone came from the source, and is written down.
+            // The keys that it added or withdrew come from the source, and are written.
             Effect::Older { added: true } => {
-                let by = Confirmation::Source;
-                (FetchOutcome::Older, base.confirmed.map(|confirmed| Confirmed { by, ..confirmed }))
+                let source = Confirmation::Source;
+                (FetchOutcome::Older, base.confirmed.map(|confirmed| Confirmed { source, ..confirmed }))
             }
             Effect::Older { added: false } => (FetchOutcome::Older, base.confirmed),
             _ if changed => (FetchOutcome::Renewed, Some(self.confirmed_now())),
             _ => (FetchOutcome::Unchanged, Some(self.confirmed_now())),
         };
-        self.tell_of_set(trigger, outcome, generation, &fetched, &before.published, &published);
+        self.log_key_set(trigger, outcome, generation, &fetched, &before.published, &published);
         let max_stale = self.policy.max_stale;
         if published.origin().is_some() {
             self.snapshot.store(Arc::new(KeySnapshot { published, generation, confirmed, max_stale }));
@@ -397,13 +406,13 @@ impl Shared {
     fn confirmed_now(&self) -> Confirmed {
         Confirmed {
             wall: self.context.clock.now(),
-            taken_in: self.now(),
-            age_then: Duration::ZERO,
-            by: Confirmation::Source,
+            recorded_at: self.now(),
+            initial_age: Duration::ZERO,
+            source: Confirmation::Source,
         }
     }
 
-    fn tell_of_set(
+    fn log_key_set(
         &self,
         trigger: Trigger,
         outcome: FetchOutcome,
@@ -412,91 +421,91 @@ impl Shared {
         before: &Published,
         after: &Published,
     ) {
-        let (provider, trigger, place) = (&self.provider, trigger.as_str(), fetched.place.as_str());
+        let (provider, trigger, location) = (&self.provider, trigger.as_str(), fetched.location.as_str());
         let (before, after) = (before.keys(), after.keys());
         tracing::info!(
-            %provider, trigger, outcome = outcome.as_str(), generation, place,
+            %provider, trigger, outcome = outcome.as_str(), generation, location,
             added = kids(before.lacks(after)), removed = kids(after.lacks(before)),
             skipped = after.skipped().len(), "key set refreshed"
         );
         if outcome == FetchOutcome::Older {
             tracing::warn!(
-                %provider, trigger, place, caches = fetched.caches,
-                "an answer is older than the set in hand and takes nothing away from it: a cache or a replica lags"
+                %provider, trigger, location, caches = fetched.caches,
+                hint = "check the caches and replicas between this service and the issuer", "older key set received"
             );
         }
-        self.tell_of_keys(before, after);
+        self.log_keys(before, after);
     }
 
-    fn tell_not_stored(&self, file: &SnapshotFile, not_stored: &NotStored, told_before: bool) {
-        let (provider, path, NotStored { error, outdated }) = (&self.provider, file.path(), not_stored);
+    fn log_store_error(&self, file: &SnapshotFile, store_error: &StoreError, logged_before: bool) {
+        let (provider, path, StoreError { error, previous }) = (&self.provider, file.path(), store_error);
         let path = path.display();
-        match outdated {
-            Outdated::Remains(still) => tracing::error!(
-                %provider, %path, %error, %still,
-                "the snapshot has a key that was withdrawn and can neither be written nor removed: remove it by hand"
+        match previous {
+            PreviousSnapshot::Remains(remove_error) => tracing::error!(
+                %provider, %path, %error, %remove_error,
+                hint = "remove the file by hand: it has a withdrawn key", "key snapshot not written"
             ),
-            Outdated::Removed => tracing::warn!(
+            PreviousSnapshot::Removed => tracing::warn!(
                 %provider, %path, %error,
-                "the snapshot cannot be written; the one before had a key that was withdrawn and was removed"
+                removed = true, "key snapshot not written"
             ),
-            Outdated::None if told_before => {}
-            Outdated::None => tracing::warn!(%provider, %path, %error, "the snapshot cannot be written"),
+            PreviousSnapshot::None if logged_before => {}
+            PreviousSnapshot::None => tracing::warn!(%provider, %path, %error, "key snapshot not written"),
         }
     }
 
-    /// What became of single keys, each told once: it is the step from the old set to the new.
-    fn tell_of_keys(&self, before: &KeySet, now: &KeySet) {
+    /// Logs changes of single keys, each once: the difference between the old set and the new.
+    fn log_keys(&self, before: &KeySet, now: &KeySet) {
         let provider = &self.provider;
         for skipped in now.skipped().iter().filter(|key| !before.skipped().contains(key)).take(LOGGED_KEYS) {
             let kid = skipped.kid.as_ref().map(|kid| on_one_line(kid.as_str()));
             tracing::warn!(%provider, kid, reason = skipped.reason, "key skipped");
         }
-        for gone in now.lacks(before).filter(|key| key.was_used()).take(LOGGED_KEYS) {
-            let kid = gone.kid().map(|kid| on_one_line(kid.as_str()));
-            let thumbprint = gone.thumbprint().map(|thumbprint| thumbprint.to_string());
+        for withdrawn in now.lacks(before).filter(|key| key.was_used()).take(LOGGED_KEYS) {
+            let kid = withdrawn.kid().map(|kid| on_one_line(kid.as_str()));
+            let thumbprint = withdrawn.thumbprint().map(|thumbprint| thumbprint.to_string());
             tracing::warn!(
                 %provider, kid, thumbprint,
-                "a key that was in use is gone: tokens that it signed are refused from now on"
+                hint = "tokens that it signed are denied", "signing key withdrawn"
             );
         }
     }
 
-    /// Says how a fetch failed; aloud where that is news.
-    fn tell(&self, trigger: Trigger, error: Option<&FetchError>, previous: Option<&FetchError>) {
+    /// Logs a failed fetch; a repeated error at a lower level.
+    fn log_failure(&self, trigger: Trigger, error: Option<&FetchError>, previous: Option<&FetchError>) {
         let (provider, trigger) = (&self.provider, trigger.as_str());
         let Some(error) = error else {
-            self.state().ageing_told = false;
+            self.state().age_warned = false;
             return;
         };
         if previous == Some(error) {
-            tracing::info!(%provider, trigger, outcome = "failed", %error, "key set not refreshed");
+            tracing::info!(%provider, trigger, outcome = "failed", %error, "key set refresh failed");
         } else {
-            tracing::warn!(%provider, trigger, outcome = "failed", %error, "key set not refreshed");
+            tracing::warn!(%provider, trigger, outcome = "failed", %error, "key set refresh failed");
         }
         let snapshot = self.snapshot.load();
         let Some(confirmed) = snapshot.confirmed else { return };
-        let unusable = |error: Option<&FetchError>| {
+        let is_unusable = |error: Option<&FetchError>| {
             matches!(error, Some(FetchError::KeySet(KeySetError::NothingUsable { .. })))
         };
-        if unusable(Some(error)) && !unusable(previous) {
+        if is_unusable(Some(error)) && !is_unusable(previous) {
             tracing::warn!(
                 %provider,
-                "the issuer publishes no key that can be used any more: the last good set keeps serving"
+                hint = "the last good key set stays in use", "no usable key published"
             );
         }
         let age = confirmed.age(self.now());
-        if age > self.policy.max_stale / 2 && !std::mem::replace(&mut self.state().ageing_told, true) {
+        if age > self.policy.max_stale / 2 && !std::mem::replace(&mut self.state().age_warned, true) {
             let (age_seconds, max_stale_seconds) = (age.as_secs(), self.policy.max_stale.as_secs());
             tracing::warn!(
                 %provider, age_seconds, max_stale_seconds,
-                "the key set is half-way to max_stale: after that no token of this provider is accepted"
+                hint = "tokens are denied after max_stale", "key set past half of max_stale"
             );
         }
     }
 }
 
-/// The ids of some keys, for a line of the log.
+/// The ids of keys, for a log line.
 fn kids<'k>(keys: impl Iterator<Item = &'k Arc<Key>>) -> String {
     let kids: Vec<String> =
         keys.map(|key| on_one_line(key.kid().map_or("", Kid::as_str))).take(LOGGED_KEYS).collect();

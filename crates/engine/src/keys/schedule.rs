@@ -1,9 +1,9 @@
-//! When the next fetch of a provider's keys starts, and what it is for: the spacing of the refresh rule as a state
-//! machine that is told the time.
+//! When the next fetch of a provider's keys starts, and why: the spacing of the refresh rule as a state machine. The
+//! time is an argument.
 //!
-//! Pure: no IO, no clock, no randomness. One fetch after the other is the rule. Where a caller can wait neither for
-//! what is under way nor for the one behind it, the next one begins beside it, as early as the budget allows and no
-//! earlier than the caller needs. What fetches bring is ordered by their start, not by their end.
+//! Pure: no IO, no clock, no randomness. Fetches normally run one at a time. If a caller can wait neither for the
+//! fetch in progress nor for the one after it, the next fetch starts concurrently, as soon as the budget allows it
+//! and no earlier than the caller needs it. Results are ordered by the start of their fetches, not by their end.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::validation::StaleCause;
 
 use super::budget::{Accounts, Member};
 
-/// Fetches of one provider that may be under way at one time.
-const MAX_UNDER_WAY: usize = 4;
+/// Concurrent fetches of one provider.
+const MAX_CONCURRENT: usize = 4;
 
-/// Besides a quarter of it, a fetch is expected to take this much longer than the last one did.
+/// A fetch is expected to take a quarter of the last one's duration longer, and this much.
 const DURATION_SLACK: Duration = Duration::from_millis(10);
 
 const CAUSES: [StaleCause; 2] = [StaleCause::UnknownKid, StaleCause::BadSignature];
@@ -25,131 +25,130 @@ const CAUSES: [StaleCause; 2] = [StaleCause::UnknownKid, StaleCause::BadSignatur
 /// A caller whose token is stale.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
-    /// How many fetches had begun when it took the set that its token failed against.
+    /// How many fetches had started when it observed the set that its token failed against.
     pub arrival: u64,
     /// Why the token is stale.
     pub cause: StaleCause,
-    /// By when it has to answer.
+    /// When it has to answer.
     pub deadline: Instant,
 }
 
-/// What a stale caller can do.
+/// The state of a refresh for a stale caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefreshOutcome {
-    /// A fetch that began after the caller arrived has brought the issuer's answer: that is in hand now.
+    /// A fetch that started after the caller arrived has returned the issuer's answer, which is the current set now.
     Fresh,
-    /// A fetch that began after the caller arrived has failed, or one failed so recently that another is not worth
-    /// the try.
+    /// A fetch that started after the caller arrived has failed, or one failed so recently that another is not
+    /// worthwhile.
     Failed,
-    /// A fetch that began after the caller arrived has brought an answer that is older than the set in hand.
+    /// A fetch that started after the caller arrived has returned an answer older than the current set.
     Older,
-    /// A fetch is under way. It counts for the caller, but where it began before the caller arrived it
-    /// may bring the old set once more.
-    UnderWay,
-    /// A fetch will start at its slot, and that is after the caller has to answer; the driver has to be
-    /// woken.
-    OutOfReach,
+    /// A fetch is in progress. If it started before the caller arrived, it may return the old set again.
+    InProgress,
+    /// A fetch will start at its slot, which is after the caller's deadline; the driver has to be woken.
+    TooLate,
     /// A fetch will start at its slot; the driver has to be woken.
     Demanded,
 }
 
-/// How a fetch ended, as far as the next one depends on it.
+/// The result of a fetch, as far as the next one depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// Keys came, or the word that they are the same as before.
+pub enum FetchEnd {
+    /// It returned keys, changed or not.
     Succeeded {
-        /// How long the issuer says that they stay fresh (RFC 9111 §4.2.1), where it says so.
+        /// How long the issuer says that they stay fresh (RFC 9111 §4.2.1), if it does.
         fresh_for: Option<Duration>,
-        /// Whether a cache may have kept them for a while.
-        by: GivenBy,
+        /// Whether a cache may have stored the answer.
+        source: AnswerSource,
     },
-    /// An answer came that is older than the set in hand: what the issuer has now, nobody knows.
+    /// The answer was older than the current set: the issuer's current keys are unknown.
     Older,
-    /// No keys came.
+    /// It returned no keys.
     Failed {
-        /// How long the issuer wants to be left alone (RFC 9110 §10.2.3), where it says so.
+        /// `Retry-After` (RFC 9110 §10.2.3), if present.
         retry_after: Option<Duration>,
     },
 }
 
-/// A fetch that has begun.
+/// A fetch that has started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Begun {
+pub struct StartedFetch {
     /// Fetches are numbered from 1 in the order of their start.
     pub number: u64,
-    /// Why it was started.
+    /// What started it.
     pub trigger: Trigger,
-    /// Whether it doubts what is in hand and what caches have. One that does not serves a token only where its answer
-    /// turns out to come from no cache: else it may be what the token failed against.
-    pub doubts: Doubts,
+    /// How it is requested. Unless it is forced, it serves a token only if its answer comes from no cache: otherwise
+    /// it may be the set that the token failed against.
+    pub mode: FetchMode,
 }
 
-/// Whether a fetch doubts what is known.
+/// How a fetch is requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Doubts {
-    /// A token forced it.
-    Everything,
-    /// It was time, and tokens wait for it: they may have failed against what a validator stands for. What is due has to
-    /// succeed also where an issuer answers from caches alone.
-    Validators,
-    /// It was time.
-    Nothing,
+pub enum FetchMode {
+    /// Forced by a token: without validators and caches.
+    Forced,
+    /// Scheduled while tokens wait for it, which may have failed against a set that validators would confirm: without
+    /// validators. Caches are allowed, since a scheduled fetch must succeed even if only caches answer for the
+    /// issuer.
+    Unconditional,
+    /// Scheduled: with validators.
+    Conditional,
 }
 
-/// Who gave an answer.
+/// The source of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GivenBy {
-    /// The issuer, as far as the answer says.
+pub enum AnswerSource {
+    /// The issuer, as far as the answer shows.
     Issuer,
-    /// A cache that had it.
+    /// A cache.
     Cache,
 }
 
-/// The state of a provider's fetches. Fetches are numbered from 1 in the order of their start.
+/// The state of a provider's fetches, which are numbered from 1 in the order of their start.
 #[derive(Debug)]
 pub struct Schedule {
     policy: RefreshPolicy,
     member: Member,
     started: u64,
-    /// The latest by its start that has ended.
+    /// The latest fetch, by its start, that has ended.
     ended: u64,
-    /// The latest by its start that has succeeded.
+    /// The latest fetch that has succeeded.
     succeeded: u64,
-    /// The latest by its start whose answer was the issuer's.
+    /// The latest fetch that was answered by the issuer.
     answered: u64,
-    /// The latest by its start that doubted everything and has failed.
+    /// The latest forced fetch that has failed.
     failed: u64,
-    /// The latest by its start that brought an older answer.
+    /// The latest fetch with an older answer.
     older: u64,
-    under_way: Vec<UnderWay>,
+    in_progress: Vec<InProgress>,
     next_scheduled: Instant,
-    /// The source changed since the last fetch began.
-    hurried: bool,
+    /// The source changed since the last fetch started.
+    changed: bool,
     failures_in_a_row: u32,
     last_failure: Option<Instant>,
-    /// How long the last fetch that succeeded took.
-    took: Option<Duration>,
+    /// How long the last successful fetch took.
+    last_duration: Option<Duration>,
     unknown_kid: Demand,
     bad_signature: Demand,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct UnderWay {
-    begun: Begun,
+struct InProgress {
+    started_fetch: StartedFetch,
     at: Instant,
 }
 
-/// What callers of one cause ask for.
+/// What callers of one cause demand.
 #[derive(Clone, Copy, Debug, Default)]
 struct Demand {
-    /// A fetch, once none is under way.
-    next: bool,
-    /// A fetch beside the one that is under way, from then on.
-    beside: Option<Instant>,
+    /// A fetch, once none is in progress.
+    queued: bool,
+    /// A concurrent fetch, from this time on.
+    concurrent_from: Option<Instant>,
 }
 
 impl Schedule {
-    /// The first fetch is due at once. What tokens force, this member of a budget pays.
+    /// The first fetch is due at once. Forced fetches are charged to this member of a budget.
     pub fn new(policy: RefreshPolicy, member: Member, now: Instant) -> Self {
         Self {
             policy,
@@ -160,18 +159,18 @@ impl Schedule {
             answered: 0,
             failed: 0,
             older: 0,
-            under_way: Vec::new(),
+            in_progress: Vec::new(),
             next_scheduled: now,
-            hurried: false,
+            changed: false,
             failures_in_a_row: 0,
             last_failure: None,
-            took: None,
+            last_duration: None,
             unknown_kid: Demand::default(),
             bad_signature: Demand::default(),
         }
     }
 
-    /// Where a caller stands. One that no fetch serves demands the next.
+    /// The state of the refresh for a caller. Demands a fetch if none serves it.
     pub fn join_or_demand(
         &mut self,
         accounts: &mut Accounts,
@@ -182,10 +181,11 @@ impl Schedule {
         if self.answered > arrival {
             return RefreshOutcome::Fresh;
         }
-        let serves =
-            |fetch: &UnderWay| fetch.begun.number > arrival && fetch.begun.doubts == Doubts::Everything;
-        if self.under_way.iter().any(serves) {
-            return RefreshOutcome::UnderWay;
+        let serves_caller = |fetch: &InProgress| {
+            fetch.started_fetch.number > arrival && fetch.started_fetch.mode == FetchMode::Forced
+        };
+        if self.in_progress.iter().any(serves_caller) {
+            return RefreshOutcome::InProgress;
         }
         if self.older > arrival {
             return RefreshOutcome::Older;
@@ -193,186 +193,188 @@ impl Schedule {
         if self.failed > arrival {
             return RefreshOutcome::Failed;
         }
-        if !self.under_way.is_empty() {
-            return self.join_or_demand_beside(accounts, caller, now);
+        if !self.in_progress.is_empty() {
+            return self.join_or_demand_concurrent(accounts, caller, now);
         }
         let failed_just_now =
             self.last_failure.is_some_and(|failure| now < failure + self.policy.min_spacing);
         if cause == StaleCause::UnknownKid && failed_just_now {
             return RefreshOutcome::Failed;
         }
-        // Demanded also for a caller that cannot wait for it: the next one finds the keys there. But it is turned away,
-        // and goes before nobody who waits.
-        self.demand(cause).next = true;
-        let turn = accounts.turn_if_awaited(cause, self.member, self.spacing(cause), now);
-        accounts.stand_in_line(cause, self.member, (turn <= deadline).then_some(deadline));
-        // Whatever starts a fetch, it serves everybody who waits.
+        // Demanded even if the caller cannot wait for it: later callers find the keys. But it is denied, and gets no
+        // priority over callers that wait.
+        self.demand(cause).queued = true;
+        let earliest_start = accounts.earliest_start_if_awaited(cause, self.member, self.spacing(cause), now);
+        accounts.enqueue(cause, self.member, (earliest_start <= deadline).then_some(deadline));
+        // A fetch serves every waiting caller, whatever starts it.
         let start = self.next_start(accounts, now);
         if start.is_none_or(|start| start > deadline) {
-            RefreshOutcome::OutOfReach
+            RefreshOutcome::TooLate
         } else {
             RefreshOutcome::Demanded
         }
     }
 
-    /// All that is under way began before the caller arrived, or doubts nothing. It waits for that; and where the fetch behind it would
-    /// end too late, that one begins while the caller can still be served by it.
-    fn join_or_demand_beside(
+    /// All fetches in progress started before the caller arrived or are not forced. The caller waits for them; if the
+    /// fetch after them would end too late, it starts concurrently while it can still serve the caller.
+    fn join_or_demand_concurrent(
         &mut self,
         accounts: &mut Accounts,
         caller: Caller,
         now: Instant,
     ) -> RefreshOutcome {
         let Caller { cause, deadline, .. } = caller;
-        // Before the first answer nobody knows how long one takes, and any is news.
-        let Some(took) = self.took else { return RefreshOutcome::UnderWay };
-        let expected = took + took / 4 + DURATION_SLACK;
+        // Before the first answer the duration is unknown, and any answer is newer.
+        let Some(last_duration) = self.last_duration else { return RefreshOutcome::InProgress };
+        let expected = last_duration + last_duration / 4 + DURATION_SLACK;
         let spacing = self.spacing(cause);
         let Some(latest) = deadline.checked_sub(expected).filter(|latest| *latest >= now) else {
-            return RefreshOutcome::UnderWay;
+            return RefreshOutcome::InProgress;
         };
-        if self.under_way.len() >= MAX_UNDER_WAY {
-            return RefreshOutcome::UnderWay;
+        if self.in_progress.len() >= MAX_CONCURRENT {
+            return RefreshOutcome::InProgress;
         }
-        if accounts.turn_if_awaited(cause, self.member, spacing, now) > latest {
-            return RefreshOutcome::UnderWay;
+        if accounts.earliest_start_if_awaited(cause, self.member, spacing, now) > latest {
+            return RefreshOutcome::InProgress;
         }
-        // It stands in line from then on: before that it would hold up who is behind it.
+        // It is queued then: earlier it would block those behind it.
         let demand = self.demand(cause);
-        demand.beside = Some(demand.beside.map_or(latest, |sooner| sooner.min(latest)));
+        demand.concurrent_from = Some(demand.concurrent_from.map_or(latest, |sooner| sooner.min(latest)));
         RefreshOutcome::Demanded
     }
 
-    /// Whether a fetch has ended, well or badly.
-    pub fn has_ended_one(&self) -> bool {
+    /// Whether a fetch has ended, successfully or not.
+    pub fn any_ended(&self) -> bool {
         self.ended > 0
     }
 
-    /// When the driver has to look again; never before a fetch ends where too many are under way or none is due.
+    /// When the next fetch may start; `None` until a fetch ends if too many are in progress or none is due.
     pub fn next_start(&self, accounts: &Accounts, now: Instant) -> Option<Instant> {
-        if self.under_way.len() >= MAX_UNDER_WAY {
+        if self.in_progress.len() >= MAX_CONCURRENT {
             return None;
         }
-        let turn = |cause| accounts.turn(cause, self.member, self.spacing(cause), now);
+        let earliest_start = |cause| accounts.earliest_start(cause, self.member, self.spacing(cause), now);
         let forced = CAUSES.into_iter().filter_map(|cause| {
-            let Demand { next, beside } = *self.demand_ref(cause);
-            if self.under_way.is_empty() {
-                next.then(|| turn(cause))
+            let Demand { queued, concurrent_from } = *self.demand_ref(cause);
+            if self.in_progress.is_empty() {
+                queued.then(|| earliest_start(cause))
             } else {
-                beside.map(|from| turn(cause).max(from))
+                concurrent_from.map(|from| earliest_start(cause).max(from))
             }
         });
-        let scheduled = self.under_way.is_empty().then_some(self.next_scheduled);
+        let scheduled = self.in_progress.is_empty().then_some(self.next_scheduled);
         forced.chain(scheduled).min()
     }
 
-    /// Starts a fetch if one is due. What it serves is everybody who demanded one until now,
-    /// so that demands of the other cause are met without spending that cause's budget.
-    pub fn begin(&mut self, accounts: &mut Accounts, now: Instant) -> Option<Begun> {
-        if self.under_way.len() >= MAX_UNDER_WAY {
+    /// Starts a fetch if one is due. It serves every caller that has demanded one, so that demands of the other cause
+    /// are met without charging its budget.
+    pub fn start(&mut self, accounts: &mut Accounts, now: Instant) -> Option<StartedFetch> {
+        if self.in_progress.len() >= MAX_CONCURRENT {
             return None;
         }
-        let alone = self.under_way.is_empty();
-        // The first keys are nobody's demand: a realm that is opened leaves the budget to those that are.
+        let idle = self.in_progress.is_empty();
+        // The first fetch is not charged: opening a realm leaves the budget to open ones.
         let is_first = self.started == 0;
         let forced = CAUSES.into_iter().filter(|_| !is_first).find(|cause| {
-            let Demand { next, beside } = *self.demand_ref(*cause);
-            let due = if alone { next } else { beside.is_some_and(|from| from <= now) };
-            if due && !alone {
-                accounts.stand_in_line(*cause, self.member, Some(now + self.policy.wait));
+            let Demand { queued, concurrent_from } = *self.demand_ref(*cause);
+            let due = if idle { queued } else { concurrent_from.is_some_and(|from| from <= now) };
+            if due && !idle {
+                accounts.enqueue(*cause, self.member, Some(now + self.policy.wait));
             }
-            due && accounts.take(*cause, self.member, self.spacing(*cause), now)
+            due && accounts.take_slot(*cause, self.member, self.spacing(*cause), now)
         });
         let trigger = match forced {
             Some(cause) => Trigger::Forced(cause),
-            None if !alone || self.next_scheduled > now => return None,
+            None if !idle || self.next_scheduled > now => return None,
             None if self.succeeded == 0 => Trigger::Startup,
             None => Trigger::Scheduled,
         };
-        let awaited = self.unknown_kid.next || self.bad_signature.next;
-        let doubts = match forced {
-            Some(_) => Doubts::Everything,
-            None if awaited => Doubts::Validators,
-            None => Doubts::Nothing,
+        let awaited = self.unknown_kid.queued || self.bad_signature.queued;
+        let mode = match forced {
+            Some(_) => FetchMode::Forced,
+            None if awaited => FetchMode::Unconditional,
+            None => FetchMode::Conditional,
         };
         self.unknown_kid = Demand::default();
         self.bad_signature = Demand::default();
-        accounts.leave(self.member);
-        self.hurried = false;
+        accounts.dequeue(self.member);
+        self.changed = false;
         self.started += 1;
-        let begun = Begun { number: self.started, trigger, doubts };
-        self.under_way.push(UnderWay { begun, at: now });
-        Some(begun)
+        let started_fetch = StartedFetch { number: self.started, trigger, mode };
+        self.in_progress.push(InProgress { started_fetch, at: now });
+        Some(started_fetch)
     }
 
-    /// Ends the fetch of this number. `jitter`, from 0 to 1, spreads the next scheduled one: over the last
-    /// tenth of the time until then after a success, over the second half of the back-off after a failure.
-    pub fn finish(
-        &mut self,
-        accounts: &mut Accounts,
-        number: u64,
-        ending: Ending,
-        jitter: f64,
-        now: Instant,
-    ) {
-        let ended = self.under_way.iter().find(|fetch| fetch.begun.number == number).copied();
-        self.under_way.retain(|fetch| fetch.begun.number != number);
-        let doubted = ended.is_some_and(|fetch| fetch.begun.doubts == Doubts::Everything);
+    /// Ends the fetch of this number. `jitter`, from 0 to 1, spreads the next scheduled one: over the last tenth of
+    /// the interval after a success, over the second half of the back-off after a failure.
+    pub fn finish(&mut self, accounts: &mut Accounts, number: u64, end: FetchEnd, jitter: f64, now: Instant) {
+        let ended = self.in_progress.iter().find(|fetch| fetch.started_fetch.number == number).copied();
+        self.in_progress.retain(|fetch| fetch.started_fetch.number != number);
+        let forced = ended.is_some_and(|fetch| fetch.started_fetch.mode == FetchMode::Forced);
         self.ended = self.ended.max(number);
-        // Who still needs a fetch beside another asks for it again, now that one of them has ended.
-        if self.unknown_kid.beside.take().is_some() | self.bad_signature.beside.take().is_some() {
-            accounts.leave(self.member);
+        // A caller that still needs a concurrent fetch demands it again, now that one has ended.
+        if self.unknown_kid.concurrent_from.take().is_some()
+            | self.bad_signature.concurrent_from.take().is_some()
+        {
+            accounts.dequeue(self.member);
         }
         let RefreshPolicy { interval, min_spacing, .. } = self.policy;
         let jitter = jitter.clamp(0.0, 1.0);
         let after =
             |period: Duration| now + period.min(interval).mul_f64(1.0 - 0.1 * jitter).max(min_spacing);
-        match ending {
-            Ending::Succeeded { fresh_for, by } => {
+        match end {
+            FetchEnd::Succeeded { fresh_for, source } => {
                 self.succeeded = self.succeeded.max(number);
                 self.failures_in_a_row = 0;
                 self.last_failure = None;
-                if doubted || by == GivenBy::Issuer {
+                if forced || source == AnswerSource::Issuer {
                     self.answered = self.answered.max(number);
                 }
-                self.took = ended.map(|fetch| now.saturating_duration_since(fetch.at)).or(self.took);
+                self.last_duration =
+                    ended.map(|fetch| now.saturating_duration_since(fetch.at)).or(self.last_duration);
                 self.next_scheduled = after(fresh_for.unwrap_or(interval));
             }
-            Ending::Older => {
-                if doubted {
+            FetchEnd::Older => {
+                if forced {
                     self.older = self.older.max(number);
                 }
                 self.next_scheduled = after(interval);
             }
-            // One that began later has told already how the issuer is.
-            Ending::Failed { .. } if number < self.succeeded => {}
-            Ending::Failed { retry_after } => {
-                if doubted {
+            // A fetch that started later has succeeded already.
+            FetchEnd::Failed { .. } if number < self.succeeded => {}
+            FetchEnd::Failed { retry_after } => {
+                if forced {
                     self.failed = self.failed.max(number);
                 }
                 let doubled = min_spacing.saturating_mul(1 << self.failures_in_a_row.min(20));
-                let back_off = doubled.min(self.longest_back_off()).mul_f64(1.0 - 0.5 * jitter);
+                let back_off = doubled.min(self.max_back_off()).mul_f64(1.0 - 0.5 * jitter);
                 self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
                 self.last_failure = Some(now);
                 self.next_scheduled = now + back_off.max(retry_after.unwrap_or_default().min(interval));
             }
         }
-        // What changed while the fetch was under way it may have missed.
-        if self.hurried {
+        // The fetch may have missed a change during it.
+        if self.changed {
             self.next_scheduled = now;
         }
     }
 
-    /// All fetches under way are gone without a word.
+    /// All fetches in progress are lost.
     pub fn abandon(&mut self, accounts: &mut Accounts, jitter: f64, now: Instant) {
-        while let Some(fetch) = self.under_way.first().copied() {
-            self.finish(accounts, fetch.begun.number, Ending::Failed { retry_after: None }, jitter, now);
+        while let Some(fetch) = self.in_progress.first().copied() {
+            self.finish(
+                accounts,
+                fetch.started_fetch.number,
+                FetchEnd::Failed { retry_after: None },
+                jitter,
+                now,
+            );
         }
     }
 
-    /// The source is known to have changed: the next scheduled fetch is due.
-    pub fn hurry(&mut self, now: Instant) {
-        self.hurried = true;
+    /// The source has changed: the next scheduled fetch is due.
+    pub fn source_changed(&mut self, now: Instant) {
+        self.changed = true;
         self.next_scheduled = self.next_scheduled.min(now);
     }
 
@@ -386,8 +388,8 @@ impl Schedule {
         self.next_scheduled
     }
 
-    /// While there are no keys at all, an issuer that comes back is found within seconds.
-    fn longest_back_off(&self) -> Duration {
+    /// Without keys, the back-off is short, so that the issuer's recovery is noticed within seconds.
+    fn max_back_off(&self) -> Duration {
         const WITHOUT_KEYS: Duration = Duration::from_secs(10);
         if self.succeeded == 0 { self.policy.interval.min(WITHOUT_KEYS) } else { self.policy.interval }
     }

@@ -1,13 +1,13 @@
-//! What a provider is known to publish in a file, so that a start in the middle of an outage has keys, and a start at
-//! any time knows which keys were withdrawn.
+//! Snapshot files of what an issuer is known to publish: a start during an outage has keys, and every start knows
+//! which keys were withdrawn.
 //!
-//! The file holds public keys alone and is replaced as a whole. Whoever can write it chooses whose tokens are
-//! accepted, so one that others than its owner may write, or that is not what was written, is refused. Processes that
-//! share a folder never replace what is newer by what is older, and a set that has a key which was withdrawn since is
-//! removed where it cannot be replaced.
+//! A file contains public keys alone and is replaced atomically. Write access to it decides whose tokens are
+//! accepted, so a file that others than its owner may write, or whose digest is wrong, is rejected. Processes that
+//! share a folder never replace newer content by older, and a set with a key that was withdrawn since is removed if
+//! it cannot be replaced.
 //!
 //! It is JSON: `{"sha256": ..., "content": {"issuer", "source", "fetched_at", "keys", "origin", "withdrawn",
-//! "brought", "written"}}`, the digest being that of the content's text.
+//! "brought", "written"}}`, with the digest of the content's text.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -24,15 +24,15 @@ use crate::validation::key_set::{KeySet, KeySetError};
 
 use super::folder::{DiskFolder, FileThreads, Folder, FolderError};
 use super::origin::Origin;
-use super::published::{Brought, Published, Withdrawn};
+use super::published::{AddedKey, Published, Withdrawn};
 
-/// How far ahead the time of a snapshot may be: clocks are set now and then.
+/// How far in the future the time of a snapshot may be: clocks are set now and then.
 const CLOCK_SLACK: Duration = Duration::from_secs(300);
 
-/// Besides the keys, a snapshot has this many bytes at most: the names of withdrawn keys take most of them.
+/// The limit of a snapshot's size without the keys, in bytes: mostly the names of withdrawn keys.
 const FRAME_BYTES: usize = 2 * 1024 * 1024;
 
-/// Where a provider's snapshot is, and whose it has to be.
+/// The path of a provider's snapshot, and what it must belong to.
 #[derive(Clone, Debug)]
 pub struct SnapshotFile {
     folder: Arc<dyn Folder>,
@@ -46,63 +46,64 @@ pub struct SnapshotFile {
 /// A snapshot that was read.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// The keys, when the answer that brought them was made, and what was withdrawn.
+    /// The keys, their origin, and what was withdrawn.
     pub published: Published,
     /// When their source last confirmed them.
     pub fetched_at: UnixTime,
-    /// Why its keys are not to be used, where they are not. What was withdrawn was so all the same.
+    /// Why its keys must not be used, if so. Its withdrawn keys apply all the same.
     pub unusable: Option<SnapshotError>,
 }
 
-/// The present, as a snapshot is judged by it.
+/// A reading of the clocks, to judge a snapshot by.
 #[derive(Clone, Debug)]
-pub struct Present {
+pub struct ClockReading {
     /// Wall time.
     pub wall: UnixTime,
-    /// The same on the line of [`Origin`], in microseconds since the Unix epoch.
+    /// The time of the clock of [`Origin`], in microseconds since the Unix epoch.
     pub micros: i64,
-    /// Where that line begins for this process.
-    pub beginning: i64,
-    /// The time since the machine was started.
+    /// The start of that clock.
+    pub start: i64,
+    /// The time since boot.
     pub boot_time: BootTime,
 }
 
-impl Present {
-    /// Now, by this clock on the wall and this line.
-    pub fn of(clock: &Clock, line: &SteadyClock) -> Self {
-        /// Two processes may ask this close to each other; the two clocks have to be read closer.
-        const CLOSE_MICROS: i64 = 50;
+impl ClockReading {
+    /// Reads these clocks.
+    pub fn of(clock: &Clock, steady: &SteadyClock) -> Self {
+        /// The clocks have to be read within this time, since processes compare their readings.
+        const MAX_GAP_MICROS: i64 = 50;
         const TRIES: usize = 20;
-        let mut before = line.boot_time();
-        let (mut micros, mut boot_time) = (line.now_micros(), line.boot_time());
+        let mut before = steady.boot_time();
+        let (mut micros, mut boot_time) = (steady.now_micros(), steady.boot_time());
         for _ in 0..TRIES {
-            if boot_time.micros.saturating_sub(before.micros) <= CLOSE_MICROS {
+            if boot_time.micros.saturating_sub(before.micros) <= MAX_GAP_MICROS {
                 break;
             }
-            // This thread was held up in between.
+            // The thread was preempted in between.
             before = boot_time;
-            (micros, boot_time) = (line.now_micros(), line.boot_time());
+            (micros, boot_time) = (steady.now_micros(), steady.boot_time());
         }
-        Self { wall: clock.now(), micros, beginning: line.beginning_micros(), boot_time }
+        Self { wall: clock.now(), micros, start: steady.start_micros(), boot_time }
     }
 
-    /// An origin that another process has written down, on this process's line. Within one run of the machine that
-    /// is exact, whatever became of the clock on the wall; else the wall is all that there is.
-    fn read(&self, origin: Origin, written: Option<&Written>) -> Origin {
-        let same =
-            written.filter(|one| one.boot_time.boot.is_some() && one.boot_time.boot == self.boot_time.boot);
-        let shift = same.map_or(0, |one| {
-            let own = self.micros.saturating_sub(self.boot_time.micros);
-            own.saturating_sub(one.micros.saturating_sub(one.boot_time.micros))
+    /// Converts an origin of another process to this process's clock. Within one boot this is exact, even if the wall
+    /// clock was set; otherwise only the wall clock is available.
+    fn rebase(&self, origin: Origin, written: Option<&Written>) -> Origin {
+        let same_boot = written.filter(|written| {
+            written.boot_time.boot.is_some() && written.boot_time.boot == self.boot_time.boot
         });
-        origin.shifted(shift).not_ahead_of(self.micros, self.beginning)
+        let shift = same_boot.map_or(0, |written| {
+            let own = self.micros.saturating_sub(self.boot_time.micros);
+            own.saturating_sub(written.micros.saturating_sub(written.boot_time.micros))
+        });
+        origin.shifted(shift).clamped(self.micros, self.start)
     }
 }
 
 /// When a snapshot was written, by two clocks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Written {
-    /// On the line of its origins, in microseconds since the Unix epoch.
+    /// By the clock of its origins, in microseconds since the Unix epoch.
     micros: i64,
     boot_time: BootTime,
 }
@@ -111,13 +112,13 @@ struct Written {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SnapshotError {
-    /// The file must not be used, or cannot be.
+    /// The file must not or cannot be used.
     Folder(FolderError),
-    /// Not a whole snapshot, or not as it was written.
+    /// It is incomplete, or its digest is wrong.
     Damaged,
-    /// It is of another issuer.
+    /// It belongs to another issuer.
     OtherIssuer,
-    /// Its keys came from another place than the one that is configured.
+    /// Its keys are from another source than the configured one.
     OtherSource,
     /// It was confirmed longer ago than `max_stale`.
     TooOld,
@@ -133,10 +134,10 @@ impl fmt::Display for SnapshotError {
             SnapshotError::Folder(error) => return error.fmt(f),
             SnapshotError::KeySet(error) => return error.fmt(f),
             SnapshotError::Damaged => "it is damaged",
-            SnapshotError::OtherIssuer => "it is of another issuer",
-            SnapshotError::OtherSource => "its keys came from another place than the one configured",
+            SnapshotError::OtherIssuer => "it belongs to another issuer",
+            SnapshotError::OtherSource => "its keys are from another source than the configured one",
             SnapshotError::TooOld => "it is older than max_stale",
-            SnapshotError::FromTheFuture => "it is from the future: a clock was wrong",
+            SnapshotError::FromTheFuture => "it is from the future: check the clock of this machine",
         })
     }
 }
@@ -151,26 +152,26 @@ impl From<FolderError> for SnapshotError {
 
 /// Why a snapshot was not written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NotStored {
-    /// What was in the way.
+pub struct StoreError {
+    /// The error.
     pub error: FolderError,
-    /// What became of a snapshot that has a key which was withdrawn since.
-    pub outdated: Outdated,
+    /// What happened to the previous snapshot, if it has a key that was withdrawn since.
+    pub previous: PreviousSnapshot,
 }
 
-/// What became of the snapshot before.
+/// What happened to the previous snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outdated {
+pub enum PreviousSnapshot {
     /// There is none, or all its keys are still published.
     None,
-    /// It was removed, so that no start accepts what was withdrawn.
+    /// It was removed, so that no start accepts a withdrawn key.
     Removed,
-    /// It could not even be removed: a start while the issuer is down would accept a key that was withdrawn.
+    /// It could not be removed: a start while the issuer is unavailable would accept a withdrawn key.
     Remains(FolderError),
 }
 
 #[derive(Serialize, Deserialize)]
-struct Sealed<'a> {
+struct Envelope<'a> {
     sha256: Sha256Digest,
     #[serde(borrow)]
     content: &'a RawValue,
@@ -180,28 +181,34 @@ struct Sealed<'a> {
 struct Content {
     issuer: String,
     source: String,
-    /// Seconds since the epoch.
+    /// Seconds since the Unix epoch.
     fetched_at: f64,
     keys: Vec<serde_json::Value>,
-    /// None in files of earlier versions.
+    /// Missing in files of earlier versions.
     #[serde(default)]
     origin: Option<Origin>,
     #[serde(default)]
     withdrawn: Vec<Withdrawn>,
     #[serde(default)]
-    brought: Vec<Brought>,
+    brought: Vec<AddedKey>,
     #[serde(default)]
     written: Option<Written>,
 }
 
 impl SnapshotFile {
-    /// `NAME.json` in a folder of this machine, for the keys that `issuer` publishes at `source`, a URL or a path.
+    /// `NAME.json` in a folder on this machine, for the keys that `issuer` publishes at `source`, a URL or a path.
     pub fn new(folder: &Path, name: &str, issuer: &str, source: &str, max_bytes: usize) -> Self {
-        Self::within(Arc::new(DiskFolder::at(folder)), name, issuer, source, max_bytes)
+        Self::in_folder(Arc::new(DiskFolder::at(folder)), name, issuer, source, max_bytes)
     }
 
     /// The same in any folder.
-    pub fn within(folder: Arc<dyn Folder>, name: &str, issuer: &str, source: &str, max_bytes: usize) -> Self {
+    pub fn in_folder(
+        folder: Arc<dyn Folder>,
+        name: &str,
+        issuer: &str,
+        source: &str,
+        max_bytes: usize,
+    ) -> Self {
         Self {
             folder,
             threads: FileThreads::default(),
@@ -212,35 +219,35 @@ impl SnapshotFile {
         }
     }
 
-    /// The same by this share of threads.
-    pub fn by(self, threads: &FileThreads) -> Self {
+    /// Uses this limit of threads.
+    pub fn with_threads(self, threads: &FileThreads) -> Self {
         Self { threads: threads.clone(), ..self }
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> PathBuf {
         self.folder.path(&self.name)
     }
 
-    /// Reads it; `None` where there is none.
+    /// Reads it; `None` if there is none.
     ///
     /// # Errors
     /// Nothing of it must be used, see [`SnapshotError`].
     pub async fn read(
         &self,
-        present: Present,
+        now: ClockReading,
         max_stale: Duration,
     ) -> Result<Option<Snapshot>, SnapshotError> {
         let file = self.clone();
-        let read = move || file.read_now(&present, max_stale);
+        let read = move || file.read_blocking(&now, max_stale);
         if !self.folder.blocks() {
             return read();
         }
         self.threads.run(read).await.unwrap_or(Err(SnapshotError::Damaged))
     }
 
-    /// Brings the file up to what is published, confirmed by its source at `fetched_at`. A file that is newer keeps its
-    /// keys; what either of the two knows to be withdrawn is not in it afterwards.
+    /// Updates the file with what is published, confirmed by its source at `fetched_at`. A newer file keeps its keys;
+    /// keys that either of the two knows as withdrawn are removed.
     ///
     /// # Errors
     /// It cannot be written.
@@ -248,31 +255,37 @@ impl SnapshotFile {
         &self,
         published: Published,
         fetched_at: UnixTime,
-        present: Present,
-    ) -> Result<(), NotStored> {
+        now: ClockReading,
+    ) -> Result<(), StoreError> {
         let file = self.clone();
-        let store = move || file.store_now(&published, fetched_at, &present);
+        let store = move || file.store_blocking(&published, fetched_at, &now);
         if !self.folder.blocks() {
             return store();
         }
-        let broke_off =
-            NotStored { error: FolderError::Io(std::io::ErrorKind::Other), outdated: Outdated::None };
-        self.threads.run(store).await.unwrap_or(Err(broke_off))
+        let panicked = StoreError {
+            error: FolderError::Io(std::io::ErrorKind::Other),
+            previous: PreviousSnapshot::None,
+        };
+        self.threads.run(store).await.unwrap_or(Err(panicked))
     }
 
-    fn read_now(&self, present: &Present, max_stale: Duration) -> Result<Option<Snapshot>, SnapshotError> {
+    fn read_blocking(
+        &self,
+        now: &ClockReading,
+        max_stale: Duration,
+    ) -> Result<Option<Snapshot>, SnapshotError> {
         let Some(bytes) = self.folder.read(&self.name, self.max_bytes)? else { return Ok(None) };
         let text = std::str::from_utf8(&bytes).map_err(|_| SnapshotError::Damaged)?;
-        self.check(text, present, max_stale).map(Some)
+        self.check(text, now, max_stale).map(Some)
     }
 
-    fn check(&self, text: &str, present: &Present, max_stale: Duration) -> Result<Snapshot, SnapshotError> {
-        let sealed: Sealed<'_> = serde_json::from_str(text).map_err(|_| SnapshotError::Damaged)?;
-        if sealed.sha256 != seal(sealed.content) {
+    fn check(&self, text: &str, now: &ClockReading, max_stale: Duration) -> Result<Snapshot, SnapshotError> {
+        let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|_| SnapshotError::Damaged)?;
+        if envelope.sha256 != digest(envelope.content) {
             return Err(SnapshotError::Damaged);
         }
         let content: Content =
-            serde_json::from_str(sealed.content.get()).map_err(|_| SnapshotError::Damaged)?;
+            serde_json::from_str(envelope.content.get()).map_err(|_| SnapshotError::Damaged)?;
         if content.issuer != self.issuer {
             return Err(SnapshotError::OtherIssuer);
         }
@@ -284,18 +297,22 @@ impl SnapshotFile {
             .withdrawn
             .iter()
             .cloned()
-            .map(|one| Withdrawn { shown_by: present.read(one.shown_by, content.written.as_ref()), ..one })
+            .map(|entry| Withdrawn {
+                shown_by: now.rebase(entry.shown_by, content.written.as_ref()),
+                ..entry
+            })
             .collect();
         let published = if content.keys.is_empty() {
             Published::without_keys(withdrawn)
         } else {
             let jwks = serde_json::json!({ "keys": content.keys }).to_string();
             let keys = KeySet::parse(jwks.as_bytes()).map_err(SnapshotError::KeySet)?;
-            let here = |origin| present.read(origin, content.written.as_ref());
-            let brought = content.brought.iter().cloned().map(|one| Brought { by: here(one.by), ..one });
-            Published::restored(Arc::new(keys), here(origin), withdrawn).with_brought(brought)
+            let rebased = |origin| now.rebase(origin, content.written.as_ref());
+            let brought =
+                content.brought.iter().cloned().map(|entry| AddedKey { by: rebased(entry.by), ..entry });
+            Published::restored(Arc::new(keys), rebased(origin), withdrawn).with_added_keys(brought)
         };
-        let age = present.wall.as_secs_f64() - content.fetched_at;
+        let age = now.wall.as_secs_f64() - content.fetched_at;
         let unusable = if content.source != self.source {
             Some(SnapshotError::OtherSource)
         } else if age > max_stale.as_secs_f64() {
@@ -308,12 +325,17 @@ impl SnapshotFile {
         Ok(Snapshot { published, fetched_at: UnixTime::from_epoch(since_epoch), unusable })
     }
 
-    fn store_now(&self, own: &Published, fetched_at: UnixTime, present: &Present) -> Result<(), NotStored> {
-        let not_stored = |error, outdated| Err(NotStored { error, outdated });
-        let locked = self.folder.lock(&self.name);
-        // A file that cannot be used is as good as none.
-        let before = self.read_now(present, Duration::MAX).ok().flatten();
-        // Keys of another place are nobody's here; what was withdrawn there is.
+    fn store_blocking(
+        &self,
+        own: &Published,
+        fetched_at: UnixTime,
+        now: &ClockReading,
+    ) -> Result<(), StoreError> {
+        let store_error = |error, previous| Err(StoreError { error, previous });
+        let lock = self.folder.lock(&self.name);
+        // A file that cannot be used is ignored.
+        let before = self.read_blocking(now, Duration::MAX).ok().flatten();
+        // The keys of another source are not used; its withdrawn keys are.
         let before = before.map(|before| match before.unusable {
             Some(SnapshotError::OtherSource) => Snapshot {
                 published: Published::without_keys(before.published.withdrawn().to_vec()),
@@ -323,22 +345,22 @@ impl SnapshotFile {
         });
         let (published, fetched_at) = match &before {
             None => (own.clone(), fetched_at),
-            Some(before) => merged(before, own, fetched_at),
+            Some(before) => merge(before, own, fetched_at),
         };
-        let stored = match &locked {
-            Ok(_) => self.write(&published, fetched_at, present),
+        let stored = match &lock {
+            Ok(_) => self.write(&published, fetched_at, now),
             Err(error) => Err(error.clone()),
         };
         let Err(error) = stored else { return Ok(()) };
-        let outdated = before.is_some_and(|before| {
+        let is_outdated = before.is_some_and(|before| {
             before.published.keys().keys().iter().any(|key| !published.keys().has(key))
         });
-        if !outdated {
-            return not_stored(error, Outdated::None);
+        if !is_outdated {
+            return store_error(error, PreviousSnapshot::None);
         }
         match self.folder.remove(&self.name) {
-            Ok(()) => not_stored(error, Outdated::Removed),
-            Err(still) => not_stored(error, Outdated::Remains(still)),
+            Ok(()) => store_error(error, PreviousSnapshot::Removed),
+            Err(remove_error) => store_error(error, PreviousSnapshot::Remains(remove_error)),
         }
     }
 
@@ -346,7 +368,7 @@ impl SnapshotFile {
         &self,
         published: &Published,
         fetched_at: UnixTime,
-        present: &Present,
+        now: &ClockReading,
     ) -> Result<(), FolderError> {
         let content = serde_json::value::to_raw_value(&Content {
             issuer: self.issuer.clone(),
@@ -355,36 +377,39 @@ impl SnapshotFile {
             keys: published.keys().keys().iter().filter_map(|key| key.public_jwk()).collect(),
             origin: published.origin().copied(),
             withdrawn: published.withdrawn().to_vec(),
-            brought: published.brought().to_vec(),
-            written: Some(Written { micros: present.micros, boot_time: present.boot_time.clone() }),
+            brought: published.added_keys().to_vec(),
+            written: Some(Written { micros: now.micros, boot_time: now.boot_time.clone() }),
         });
-        let sealed = content
-            .and_then(|content| serde_json::to_vec(&Sealed { sha256: seal(&content), content: &content }));
-        let sealed = sealed.map_err(|error| FolderError::from(std::io::Error::from(error)))?;
-        self.folder.replace(&self.name, &sealed)
+        let envelope = content.and_then(|content| {
+            serde_json::to_vec(&Envelope { sha256: digest(&content), content: &content })
+        });
+        let envelope = envelope.map_err(|error| FolderError::from(std::io::Error::from(error)))?;
+        self.folder.replace(&self.name, &envelope)
     }
 }
 
-/// What the file is to hold, and when that was confirmed: what this process has, unless the file has what is newer.
-fn merged(before: &Snapshot, own: &Published, fetched_at: UnixTime) -> (Published, UnixTime) {
+/// The content of the new file and when it was confirmed: this process's, unless the file is newer.
+fn merge(before: &Snapshot, own: &Published, fetched_at: UnixTime) -> (Published, UnixTime) {
     let Some(origin) = own.origin() else {
         return (before.published.without(own.withdrawn()), before.fetched_at);
     };
     let older = before.published.origin().is_some_and(|theirs| origin.is_older_than(theirs));
-    // What was there before the set in the file was asked for has no key that is new to it: one that lacks there is gone.
-    if before.published.origin().is_some_and(|theirs| origin.is_there_before(theirs)) {
+    // Keys that were received before the set in the file was requested are not newer: those that it lacks are
+    // withdrawn.
+    if before.published.origin().is_some_and(|theirs| origin.is_received_before(theirs)) {
         return (before.published.without(own.withdrawn()), before.fetched_at);
     }
-    let (published, _effect) = before.published.after(own.keys(), *origin);
-    // Of a key that is new to the file because an older answer of this process has it, this process knows which one.
-    let is_known = |one: &&Brought| own.brought().iter().any(|own| own.key.is_same_material(&one.key));
-    let added = published.brought().iter().filter(|one| !is_known(one));
-    let brought: Vec<Brought> =
-        own.brought().iter().chain(before.published.brought()).chain(added).cloned().collect();
+    let (published, _effect) = before.published.apply(own.keys(), *origin);
+    // A key may be new to the file because of an older answer of this process, which knows that answer's origin.
+    let is_known =
+        |entry: &&AddedKey| own.added_keys().iter().any(|own| own.key.is_same_material(&entry.key));
+    let added = published.added_keys().iter().filter(|entry| !is_known(entry));
+    let brought: Vec<AddedKey> =
+        own.added_keys().iter().chain(before.published.added_keys()).chain(added).cloned().collect();
     let fetched_at = if older { before.fetched_at } else { fetched_at };
-    (published.with_brought(brought).without(own.withdrawn()), fetched_at)
+    (published.with_added_keys(brought).without(own.withdrawn()), fetched_at)
 }
 
-fn seal(content: &RawValue) -> Sha256Digest {
+fn digest(content: &RawValue) -> Sha256Digest {
     Sha256Digest::of(content.get().as_bytes())
 }

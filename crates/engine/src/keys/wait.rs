@@ -1,7 +1,7 @@
-//! One caller's wait for keys that are newer than those that it has seen.
+//! A request's wait for newer keys than those it has observed.
 //!
-//! Each turn gives the next set that there is, or says that no newer one is to come. The fetch belongs to the cache: a caller
-//! that gives up gives back its place and cancels nothing.
+//! Each step returns the next set, or that no newer one is available. The fetch belongs to the cache: dropping a wait
+//! releases its permit and cancels nothing.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,85 +10,85 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::watch;
 
 use super::schedule::{Caller, RefreshOutcome};
-use super::waiting::Place;
+use super::waiting::WaitPermit;
 use super::{KeySnapshot, ObservedKeys, Shared};
 use crate::clock::Instant;
 use crate::telemetry::StaleOutcome;
 use crate::validation::key_set::KeySet;
 use crate::validation::{Kid, StaleCause};
 
-/// A token that failed against the set in hand, and for how long its caller can wait.
+/// A token that failed against the current set, and how long its request can wait.
 #[derive(Clone, Debug)]
 pub struct StaleToken {
-    /// The `kid` that it names, where it names one.
+    /// Its `kid`, if any.
     pub kid: Option<Kid>,
-    /// Why it failed.
+    /// Why verification failed.
     pub cause: StaleCause,
-    /// By when its caller has to answer.
+    /// The request's deadline.
     pub deadline: Instant,
-    /// What the caller holds in memory while it waits.
+    /// The memory that the request holds while it waits.
     pub held_bytes: usize,
 }
 
-/// What a turn of the wait brings.
+/// A step of a wait.
 #[derive(Clone, Debug)]
 pub enum Newer {
-    /// Another set than the last one, to be looked at.
+    /// A newer set, to verify against.
     Keys(Arc<KeySet>),
-    /// The set that was looked at last is the newest, or a forgery is the likelier guess. Final.
+    /// The last set is the newest, or a forgery is more likely. Final.
     No(Arc<KeySet>),
-    /// Nobody can say. Final.
+    /// Newer keys cannot be obtained. Final.
     Unavailable(Unavailable),
 }
 
-/// Why nobody can say what the issuer's keys are.
+/// Why newer keys cannot be obtained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unavailable {
     /// The last fetch failed, and the next one is not due yet.
     FetchFailed,
-    /// What the issuer answers is older than the keys in hand.
+    /// The issuer's answer is older than the current keys.
     Older,
-    /// No answer came by the deadline of the caller, or none can.
+    /// No fetch ended before the request's deadline, or none can.
     TimedOut,
-    /// As many requests wait as may.
-    TooManyWait,
+    /// The limit of waiting requests is reached.
+    TooManyWaiters,
 }
 
 impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Unavailable::FetchFailed => "the issuer's keys could not be fetched",
-            Unavailable::Older => "the issuer answers with older keys than those in hand",
-            Unavailable::TimedOut => "the issuer's keys did not come before the request's deadline",
-            Unavailable::TooManyWait => {
-                "as many requests wait for keys as refresh.max_waiters and max_waiting_bytes allow"
+            Unavailable::Older => "the issuer's answer is older than the current keys",
+            Unavailable::TimedOut => "the issuer's keys were not received before the request's deadline",
+            Unavailable::TooManyWaiters => {
+                "the limit of requests that wait for keys is reached (refresh.max_waiters, max_waiting_bytes)"
             }
         })
     }
 }
 
-/// One caller's wait.
+/// The wait of one request.
 pub struct KeyWait<'c> {
     shared: &'c Shared,
     token: StaleToken,
-    /// How many fetches had begun when the caller arrived.
+    /// How many fetches had started when the request arrived.
     arrival: u64,
-    /// The same, until a fetch that asks for the place of the keys again is demanded.
+    /// The same, unchanged when a fetch that asks the discovery document again is demanded.
     first_arrival: u64,
-    /// The newest set that the token has been held against.
+    /// The last set that the token was verified against.
     seen: Arc<KeySnapshot>,
-    /// Once it has to wait.
+    /// Set once it has to wait.
     waiting: Option<Waiting<'c>>,
     outcome: StaleOutcome,
 }
 
-/// What a caller takes while it waits.
+/// What a request holds while it waits.
 struct Waiting<'c> {
-    /// Subscribed before the standing is asked, so that no end of a fetch is missed in between.
+    /// Subscribed before the schedule is consulted, so that no end of a fetch is missed in between.
     finished: watch::Receiver<()>,
-    _place: Place<'c>,
-    _counted: Counted<'c>,
+    _permit: WaitPermit<'c>,
+    _gauge: WaiterGauge<'c>,
 }
 
 impl<'c> KeyWait<'c> {
@@ -105,7 +105,7 @@ impl<'c> KeyWait<'c> {
         }
     }
 
-    /// The next set that there is, by the token's deadline at the latest. `cause` is why the token failed against the last one.
+    /// The next set, by the token's deadline. `cause` is why the token failed against the last one.
     pub async fn next(&mut self, cause: StaleCause) -> Newer {
         if let Some(keys) = self.if_newer() {
             return Newer::Keys(keys);
@@ -113,16 +113,16 @@ impl<'c> KeyWait<'c> {
         if !self.shared.refreshable {
             return self.no_newer();
         }
-        let Some(mut waiting) = self.waiting.take().or_else(|| self.take_place()) else {
+        let Some(mut waiting) = self.waiting.take().or_else(|| self.acquire()) else {
             self.shared.context.metrics.waiter_rejected(&self.shared.provider);
-            return self.unavailable(Unavailable::TooManyWait);
+            return self.unavailable(Unavailable::TooManyWaiters);
         };
         loop {
-            if let Some(ended) = self.join_or_demand(cause) {
+            if let Some(end) = self.join_or_demand(cause) {
                 self.waiting = Some(waiting);
-                return ended;
+                return end;
             }
-            // Each turn ends with a fetch; the one that began after the arrival is the last.
+            // Each iteration ends with a fetch; the first one that started after the arrival is the last.
             let clock = &self.shared.context.clock;
             match clock.until(self.token.deadline, waiting.finished.changed()).await {
                 Some(Ok(())) => {}
@@ -135,28 +135,28 @@ impl<'c> KeyWait<'c> {
         }
     }
 
-    /// Joins the fetch that is under way, or demands one; `None` where there is one to wait for.
+    /// Joins the fetch in progress or demands one; `None` if there is one to wait for.
     fn join_or_demand(&mut self, cause: StaleCause) -> Option<Newer> {
         let shared = self.shared;
         loop {
             let caller = Caller { arrival: self.arrival, cause, deadline: self.token.deadline };
-            let Some(standing) = shared.join_or_demand(caller, self.token.kid.as_ref(), &self.seen) else {
+            let Some(outcome) = shared.join_or_demand(caller, self.token.kid.as_ref(), &self.seen) else {
                 match self.if_newer() {
                     Some(keys) => return Some(Newer::Keys(keys)),
                     None => continue,
                 }
             };
-            return match standing {
-                RefreshOutcome::Fresh if self.place_may_have_moved(cause) => {
+            return match outcome {
+                RefreshOutcome::Fresh if self.location_may_have_changed(cause) => {
                     self.arrival = shared.started.load(Ordering::Acquire);
                     continue;
                 }
                 RefreshOutcome::Fresh => Some(self.if_newer().map_or_else(|| self.no_newer(), Newer::Keys)),
-                // What the issuer has now nobody knows; but a key that it has withdrawn is no news.
+                // The issuer's current keys are unknown, but a key that it has withdrawn stays withdrawn.
                 RefreshOutcome::Older if self.was_withdrawn() => Some(self.no_newer()),
                 RefreshOutcome::Older => Some(self.unavailable(Unavailable::Older)),
                 RefreshOutcome::Failed => Some(self.unavailable(Unavailable::FetchFailed)),
-                RefreshOutcome::OutOfReach => {
+                RefreshOutcome::TooLate => {
                     shared.wake.notify_one();
                     Some(match cause {
                         StaleCause::BadSignature => self.no_newer(),
@@ -167,25 +167,25 @@ impl<'c> KeyWait<'c> {
                     shared.wake.notify_one();
                     None
                 }
-                RefreshOutcome::UnderWay => None,
+                RefreshOutcome::InProgress => None,
             };
         }
     }
 
-    /// A key of its name came from a remembered place, and it is another key: the place may have moved, which a
-    /// bad signature finds out. Once: the fetch that it demands asks for the place.
-    fn place_may_have_moved(&self, cause: StaleCause) -> bool {
+    /// A key with this `kid` came from the remembered `jwks_uri` and has other material: the `jwks_uri` may have
+    /// changed, which a bad signature reveals. Once per wait: the fetch that it demands asks the discovery document.
+    fn location_may_have_changed(&self, cause: StaleCause) -> bool {
         self.token.cause == StaleCause::UnknownKid
             && cause == StaleCause::BadSignature
             && self.arrival == self.first_arrival
-            && self.shared.state().place_remembered > self.arrival
+            && self.shared.state().location_remembered > self.arrival
     }
 
     fn was_withdrawn(&self) -> bool {
         self.token.kid.as_ref().is_some_and(|kid| self.shared.was_withdrawn(kid))
     }
 
-    /// The set in hand, if it is another one than was seen last.
+    /// The current set, if it is newer than the last one seen.
     fn if_newer(&mut self) -> Option<Arc<KeySet>> {
         let current = self.shared.snapshot.load_full();
         if Arc::ptr_eq(&current, &self.seen) {
@@ -195,23 +195,23 @@ impl<'c> KeyWait<'c> {
         Some(self.seen.keys_at(self.shared.now()))
     }
 
-    fn take_place(&self) -> Option<Waiting<'c>> {
+    fn acquire(&self) -> Option<Waiting<'c>> {
         let shared = self.shared;
-        let place = shared.budget.waiting().place(self.token.held_bytes, &shared.policy)?;
-        let counted = Counted::one(&shared.waiters);
-        Some(Waiting { finished: shared.finished.subscribe(), _place: place, _counted: counted })
+        let permit = shared.budget.waiting().acquire(self.token.held_bytes, &shared.policy)?;
+        let gauge = WaiterGauge::increment(&shared.waiters);
+        Some(Waiting { finished: shared.finished.subscribe(), _permit: permit, _gauge: gauge })
     }
 
     fn no_newer(&self) -> Newer {
         Newer::No(self.seen.keys_at(self.shared.now()))
     }
 
-    fn unavailable(&mut self, why: Unavailable) -> Newer {
-        self.outcome = match why {
+    fn unavailable(&mut self, reason: Unavailable) -> Newer {
+        self.outcome = match reason {
             Unavailable::FetchFailed | Unavailable::Older => StaleOutcome::FetchFailed,
-            Unavailable::TimedOut | Unavailable::TooManyWait => StaleOutcome::TimedOut,
+            Unavailable::TimedOut | Unavailable::TooManyWaiters => StaleOutcome::TimedOut,
         };
-        Newer::Unavailable(why)
+        Newer::Unavailable(reason)
     }
 
     /// Ends the wait of a token that a newer key verified, and counts it.
@@ -219,7 +219,7 @@ impl<'c> KeyWait<'c> {
         self.count(StaleOutcome::Rescued);
     }
 
-    /// Ends the wait of a token that was refused, and counts it.
+    /// Ends the wait of a token that was denied, and counts it.
     pub fn refused(self) {
         self.count(self.outcome);
     }
@@ -229,17 +229,17 @@ impl<'c> KeyWait<'c> {
     }
 }
 
-/// One more that waits for this set, for the gauge; one less when dropped.
-struct Counted<'c>(&'c AtomicUsize);
+/// Counts one waiting request in the gauge until dropped.
+struct WaiterGauge<'c>(&'c AtomicUsize);
 
-impl<'c> Counted<'c> {
-    fn one(waiters: &'c AtomicUsize) -> Self {
+impl<'c> WaiterGauge<'c> {
+    fn increment(waiters: &'c AtomicUsize) -> Self {
         waiters.fetch_add(1, Ordering::AcqRel);
         Self(waiters)
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for WaiterGauge<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }

@@ -1,26 +1,26 @@
-//! Who waits for keys: how many requests, and what they hold in memory together. Both are bounded.
+//! Limits on waiting requests: their number, and the memory that they hold together.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::policy::RefreshPolicy;
 
-/// Those who wait for the keys of one provider, all of its realms together.
+/// The requests that wait for the keys of one provider, all of its realms together.
 #[derive(Debug, Default)]
 pub struct Waiting {
     requests: AtomicUsize,
     bytes: AtomicUsize,
 }
 
-/// A place among those who wait, given back when dropped.
+/// A permit to wait, released when dropped.
 #[derive(Debug)]
-pub struct Place<'w> {
-    among: &'w Waiting,
+pub struct WaitPermit<'w> {
+    waiting: &'w Waiting,
     bytes: usize,
 }
 
 impl Waiting {
-    /// A place for a request that holds so many bytes; `None` where there is none within the policy.
-    pub fn place(&self, bytes: usize, policy: &RefreshPolicy) -> Option<Place<'_>> {
+    /// A permit for a request that holds this many bytes; `None` if a limit of the policy is reached.
+    pub fn acquire(&self, bytes: usize, policy: &RefreshPolicy) -> Option<WaitPermit<'_>> {
         if !add_within(&self.requests, 1, policy.max_waiters) {
             return None;
         }
@@ -28,19 +28,19 @@ impl Waiting {
             self.requests.fetch_sub(1, Ordering::AcqRel);
             return None;
         }
-        Some(Place { among: self, bytes })
+        Some(WaitPermit { waiting: self, bytes })
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for WaitPermit<'_> {
     fn drop(&mut self) {
-        self.among.requests.fetch_sub(1, Ordering::AcqRel);
-        self.among.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.waiting.requests.fetch_sub(1, Ordering::AcqRel);
+        self.waiting.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
-/// Whether there was room for so much more.
-fn add_within(sum: &AtomicUsize, more: usize, most: usize) -> bool {
-    let add = |sum: usize| sum.checked_add(more).filter(|sum| *sum <= most);
+/// Adds `more` unless the sum would exceed `limit`.
+fn add_within(sum: &AtomicUsize, more: usize, limit: usize) -> bool {
+    let add = |sum: usize| sum.checked_add(more).filter(|sum| *sum <= limit);
     sum.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
 }

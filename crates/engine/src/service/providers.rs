@@ -1,9 +1,9 @@
-//! From a configuration to an authorizer with its keys, at the start and at every reload.
+//! Creates an authorizer and its keys from a configuration, at the start and at every reload.
 
 use std::sync::Arc;
 
 use super::settings::Settings;
-use crate::authorizer::{Authorizer, KeyedProvider, NamesKept, OpenRealm, RealmProviders};
+use crate::authorizer::{Authorizer, KeyedProvider, NameStorage, OpenRealm, RealmProviders};
 use crate::authorizer::{ProviderConfig, Realms};
 use crate::keys::budget::Budget;
 use crate::keys::folder::FileThreads;
@@ -13,32 +13,32 @@ use crate::keys::{KeyCache, KeyCacheContext};
 use super::ServiceError;
 use super::sources::{Realm, http_client, key_cache, keyed, same_source};
 
-/// A provider with its keys, as an authorizer takes it.
+/// A provider with its keys, for an authorizer.
 pub(super) enum Part {
-    /// Of one issuer.
+    /// A provider of one issuer.
     One(KeyedProvider),
-    /// That stands for many.
+    /// A template.
     Many(Arc<RealmProviders>),
 }
 
-/// A provider that runs.
+/// A running provider.
 #[derive(Clone)]
 pub(super) enum Running {
-    /// Of one issuer, which may be a realm's.
-    One(Box<Held>),
-    /// That stands for many.
+    /// A provider of one issuer, which may be a realm.
+    One(Box<RunningKeys>),
+    /// A template.
     Many(Arc<RealmProviders>),
 }
 
-/// The keys of one issuer that are held, and what they are configured with.
+/// The keys of a running issuer, and their configuration.
 #[derive(Clone)]
-pub(super) struct Held {
+pub(super) struct RunningKeys {
     pub(super) config: ProviderConfig,
     pub(super) keys: Arc<KeyCache>,
 }
 
-impl Held {
-    /// Of a provider that the authorizer of this configuration has.
+impl RunningKeys {
+    /// The keys of this provider of the running configuration.
     fn of(keyed: &KeyedProvider, running: &Settings) -> Option<Self> {
         let config = running.providers.iter().find(|config| config.provider.name == keyed.provider.name)?;
         let config = match (&config.realms, &keyed.realm) {
@@ -50,15 +50,15 @@ impl Held {
 }
 
 impl Running {
-    /// What it was configured with.
+    /// Its configuration.
     pub(super) fn config(&self) -> &ProviderConfig {
         match self {
-            Running::One(held) => &held.config,
+            Running::One(running_keys) => &running_keys.config,
             Running::Many(realms) => realms.template(),
         }
     }
 
-    /// What runs for this issuer, or for those of this template: what is named, else a realm that has keys.
+    /// The running provider of this issuer or template: a configured one, else a realm with keys.
     pub(super) fn of_issuer(issuer: &str, running: &Settings, authorizer: &Authorizer) -> Option<Self> {
         match running.providers.iter().find(|config| config.provider.issuer == issuer) {
             Some(named) => Self::of(named, running, authorizer),
@@ -66,7 +66,7 @@ impl Running {
                 let providers = authorizer.providers();
                 let of_issuer = |keyed: &&Arc<KeyedProvider>| keyed.provider.issuer == issuer;
                 let with_keys = providers.iter().find(of_issuer).filter(|keyed| keyed.keys.has_keys())?;
-                Held::of(with_keys, running).map(|held| Running::One(Box::new(held)))
+                RunningKeys::of(with_keys, running).map(|running_keys| Running::One(Box::new(running_keys)))
             }
         }
     }
@@ -80,29 +80,35 @@ impl Running {
         }
         let providers = authorizer.providers();
         let same = |keyed: &&Arc<KeyedProvider>| keyed.provider.issuer == config.provider.issuer;
-        Held::of(providers.iter().find(same)?, running).map(|held| Running::One(Box::new(held)))
+        RunningKeys::of(providers.iter().find(same)?, running)
+            .map(|running_keys| Running::One(Box::new(running_keys)))
     }
 }
 
-/// Every issuer's keys that are held and that a provider which stands for many would have: those of its realms,
-/// and of issuers that were named one by one and no longer are.
-pub(super) fn held_for_realms(
-    wanted: &ProviderConfig,
+/// The running keys that a template can use: those of its realms, and of issuers that were configured individually
+/// and no longer are.
+pub(super) fn keys_for_realms(
+    new: &ProviderConfig,
     named: &Settings,
     running: &Settings,
     authorizer: &Authorizer,
-) -> Vec<Held> {
-    let Some(realms) = &wanted.realms else { return Vec::new() };
-    let fits = |keyed: &&Arc<KeyedProvider>| {
+) -> Vec<RunningKeys> {
+    let Some(realms) = &new.realms else { return Vec::new() };
+    let is_usable = |keyed: &&Arc<KeyedProvider>| {
         let issuer = &keyed.provider.issuer;
         realms.issuer.realm_of(issuer).is_some()
             && keyed.keys.has_keys()
             && !named.providers.iter().any(|other| other.provider.issuer == *issuer)
     };
-    authorizer.providers().iter().filter(fits).filter_map(|keyed| Held::of(keyed, running)).collect()
+    authorizer
+        .providers()
+        .iter()
+        .filter(is_usable)
+        .filter_map(|keyed| RunningKeys::of(keyed, running))
+        .collect()
 }
 
-/// An authorizer of these.
+/// An authorizer of these providers.
 pub(super) fn authorizer(parts: Vec<Part>, config: &Settings, context: &KeyCacheContext) -> Authorizer {
     let (mut providers, mut templates) = (Vec::new(), Vec::new());
     for part in parts {
@@ -120,74 +126,77 @@ pub(super) fn authorizer(parts: Vec<Part>, config: &Settings, context: &KeyCache
     )
 }
 
-/// The provider of this configuration: with the keys that its source has just `answered`, else with those that
-/// are `held` and come from the same place, else with none yet.
+/// The provider of this configuration: with the keys of its source's answer in `answered`, else with the `running`
+/// ones of the same source, else without keys.
 ///
-/// # Errors
-/// No HTTP client can be made with what the configuration says of it.
+/// An HTTP client cannot be created from the configuration.
 pub(super) fn part(
-    wanted: &ProviderConfig,
-    held: Vec<Held>,
+    new: &ProviderConfig,
+    running_keys: Vec<RunningKeys>,
     mut answered: Vec<KeyedProvider>,
     before: Option<&RealmProviders>,
     context: &KeyCacheContext,
 ) -> Result<Part, ServiceError> {
-    if let Some(realms) = &wanted.realms {
-        return realm_providers(wanted, realms, held, answered, before, context).map(Part::Many);
+    if let Some(realms) = &new.realms {
+        return realm_providers(new, realms, running_keys, answered, before, context).map(Part::Many);
     }
     if let Some(keyed) = answered.pop() {
         return Ok(Part::One(keyed));
     }
-    let keys = carried(wanted, None, held.first(), context)?;
-    Ok(Part::One(keyed(wanted, None, keys)))
+    let keys = reuse_keys(new, None, running_keys.first(), context)?;
+    Ok(Part::One(keyed(new, None, keys)))
 }
 
-/// The keys that are held where nothing about them changes; else new ones, which begin with those of the same
+/// The running keys if their configuration is unchanged; else a new cache, which starts with the keys of the same
 /// source.
-fn carried(
-    wanted: &ProviderConfig,
+fn reuse_keys(
+    new: &ProviderConfig,
     realm: Option<&Realm>,
-    held: Option<&Held>,
+    running_keys: Option<&RunningKeys>,
     context: &KeyCacheContext,
 ) -> Result<Arc<KeyCache>, ServiceError> {
-    let same = held.filter(|held| same_source(&held.config, wanted));
-    if let Some(Held { config, keys }) = same
-        && config.provider.name == wanted.provider.name
-        && config.refresh == wanted.refresh
-        && config.http == wanted.http
+    let same = running_keys.filter(|running_keys| same_source(&running_keys.config, new));
+    if let Some(RunningKeys { config, keys }) = same
+        && config.provider.name == new.provider.name
+        && config.refresh == new.refresh
+        && config.http == new.http
     {
         return Ok(Arc::clone(keys));
     }
-    key_cache(wanted, realm, same.map(|held| &*held.keys), context)
+    key_cache(new, realm, same.map(|running_keys| &*running_keys.keys), context)
 }
 
-/// A provider that stands for many, with those of its realms whose keys are there and which it allows.
+/// A template, with its allowed realms whose keys are running.
 fn realm_providers(
-    wanted: &ProviderConfig,
+    new: &ProviderConfig,
     realms: &Realms,
-    held: Vec<Held>,
+    running_keys: Vec<RunningKeys>,
     answered: Vec<KeyedProvider>,
     before: Option<&RealmProviders>,
     context: &KeyCacheContext,
 ) -> Result<Arc<RealmProviders>, ServiceError> {
-    let http = http_client(wanted, context)?;
-    let budget =
-        budget_of(held.iter().map(|held| &held.keys).chain(answered.iter().map(|keyed| &keyed.keys)));
+    let http = http_client(new, context)?;
+    let budget = budget_of(
+        running_keys
+            .iter()
+            .map(|running_keys| &running_keys.keys)
+            .chain(answered.iter().map(|keyed| &keyed.keys)),
+    );
     let files = FileThreads::default();
-    let tried: Vec<RealmName> = answered.iter().filter_map(|keyed| keyed.realm.clone()).collect();
+    let answered_realms: Vec<RealmName> = answered.iter().filter_map(|keyed| keyed.realm.clone()).collect();
     let mut known = answered;
-    for held in held {
-        let Some(name) = realms.issuer.realm_of(&held.config.provider.issuer) else { continue };
-        let is = wanted.of_realm(realms, &name);
+    for running_keys in running_keys {
+        let Some(name) = realms.issuer.realm_of(&running_keys.config.provider.issuer) else { continue };
+        let config = new.of_realm(realms, &name);
         let allowed = realms.allowed.contains(&name);
-        if allowed && same_source(&held.config, &is) && !tried.contains(&name) {
+        if allowed && same_source(&running_keys.config, &config) && !answered_realms.contains(&name) {
             let realm =
                 Realm { name, http: Arc::clone(&http), budget: Arc::clone(&budget), files: files.clone() };
-            let keys = carried(&is, Some(&realm), Some(&held), context)?;
-            known.push(keyed(&is, Some(realm.name), keys));
+            let keys = reuse_keys(&config, Some(&realm), Some(&running_keys), context)?;
+            known.push(keyed(&config, Some(realm.name), keys));
         }
     }
-    let kept = names_kept(wanted, realms, context);
+    let storage = name_storage(new, realms, context);
     let context = context.clone();
     let open: OpenRealm = Arc::new(move |config, name| {
         let realm = Realm {
@@ -197,21 +206,20 @@ fn realm_providers(
             files: files.clone(),
         };
         key_cache(config, Some(&realm), None, &context)
-            .inspect_err(|error| tracing::error!(realm = name.as_str(), %error, "a realm cannot be opened"))
+            .inspect_err(|error| tracing::error!(realm = name.as_str(), %error, "realm not opened"))
             .ok()
     });
-    Ok(RealmProviders::new(wanted.clone(), realms.clone(), open, kept, known, before))
+    Ok(RealmProviders::new(new.clone(), realms.clone(), open, storage, known, before))
 }
 
-/// Where the names of realms that had keys are kept: beside their snapshots.
-fn names_kept(wanted: &ProviderConfig, realms: &Realms, context: &KeyCacheContext) -> NamesKept {
-    let Some(folder) = &wanted.refresh.snapshot_dir else { return NamesKept::InMemory };
-    let names = RealmNames::new(folder, &wanted.provider.name, &realms.issuer.to_string());
-    if context.snapshots_read_only { NamesKept::ReadFrom(names) } else { NamesKept::In(names) }
+/// Where the names of realms that had keys are stored: beside their snapshots.
+fn name_storage(new: &ProviderConfig, realms: &Realms, context: &KeyCacheContext) -> NameStorage {
+    let Some(folder) = &new.refresh.snapshot_dir else { return NameStorage::InMemory };
+    let names = RealmNames::new(folder, &new.provider.name, &realms.issuer.to_string());
+    if context.snapshots_read_only { NameStorage::ReadOnly(names) } else { NameStorage::File(names) }
 }
 
-/// What pays for the fetches that tokens of a provider's realms force: the budget that it had before, if any of its
-/// realms is there.
+/// The budget of forced fetches of a template's realms: the existing one, if any of its realms is running.
 pub(super) fn budget_of<'k>(mut realms: impl Iterator<Item = &'k Arc<KeyCache>>) -> Arc<Budget> {
     realms.next().map(|keys| Arc::clone(keys.budget())).unwrap_or_default()
 }

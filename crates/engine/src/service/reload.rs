@@ -1,12 +1,12 @@
-//! From one configuration to another while requests are served.
+//! Replaces the configuration while requests are served.
 //!
-//! A broken configuration changes nothing, and that holds for each provider by itself: one that replaces a
-//! running one is taken over once its source has answered with keys. Until then it stays as it was, with its
-//! whole configuration and its keys, under the name that the new configuration gives it, since rules go by
-//! names. What has not answered can be tried again ([`Service::reload_rest`]).
+//! An invalid configuration changes nothing, and the same holds for each provider: one that replaces a running one is
+//! applied once its source has answered with keys. Until then the old one keeps running, with its whole configuration
+//! and its keys, under the name in the new configuration, since rules refer to names. Providers that have not
+//! answered can be retried ([`Service::retry_pending`]).
 //!
-//! What replaces what: a provider the running one of its issuer, else the one of its name whose issuer the new
-//! configuration no longer has. One that replaces nothing is added at once.
+//! A provider replaces the running one of its issuer, else the one of its name whose issuer the new configuration no
+//! longer has. One that replaces nothing is added at once.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -21,158 +21,165 @@ use crate::keys::names::RealmName;
 use crate::keys::{KeyCache, KeyCacheContext};
 use crate::validation::provider::Provider;
 
-use super::providers::{self, Running, budget_of, held_for_realms};
+use super::providers::{self, Running, budget_of, keys_for_realms};
 use super::sources::{Answered, Realm, http_client, same_source};
 use super::{Service, ServiceError};
 
-/// Of how many realms one has to answer before a provider that stands for many is taken over.
+/// How many realms are tried, of which one has to answer before a template is replaced.
 const REALMS_TRIED: usize = 4;
 
-/// A provider that a reload left as it was.
+/// A provider that a reload did not replace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
-    /// Its name in the configuration that was asked for.
+pub struct NotReloaded {
+    /// Its name in the new configuration.
     pub provider: String,
     /// Why its new source did not answer with keys.
     pub error: String,
 }
 
-/// What a service goes by, and whose lock a reload holds for as long as it takes.
-pub(super) struct Course {
-    /// What runs.
+/// The configurations of a service, locked during a reload.
+pub(super) struct ReloadState {
+    /// The running configuration.
     running: Settings,
-    /// What was asked for last; the same but for what was kept.
-    wanted: Settings,
-    kept: Vec<Kept>,
+    /// The last requested configuration; the same except for the providers that were not replaced.
+    new: Settings,
+    not_reloaded: Vec<NotReloaded>,
 }
 
-impl Course {
-    /// What is asked for is what runs.
+impl ReloadState {
+    /// The requested configuration is running.
     pub(super) fn of(config: &Settings) -> Self {
-        Self { running: config.clone(), wanted: config.clone(), kept: Vec::new() }
+        Self { running: config.clone(), new: config.clone(), not_reloaded: Vec::new() }
     }
 }
 
 impl Service {
-    /// Goes over to another configuration, whose key sources are tried first where they replace others: all at
-    /// the same time, each for its provider's `refresh.timeout`. Requests are served as before meanwhile. Gives
-    /// what stayed as it was; that is logged, and counts as rejected. Keys of a source that is the same are
-    /// carried over, whatever its provider is called now.
+    /// Applies another configuration. Key sources that replace others are tried first, concurrently, each within its
+    /// provider's `refresh.timeout`; requests are served as before meanwhile. Returns the providers that were not
+    /// replaced; they are logged, and the reload is counted as rejected. Keys of an unchanged source are kept, even
+    /// if the provider's name has changed.
     ///
-    /// Reloads come one after the other. Nothing has changed where the future is dropped.
+    /// Reloads are serialized. Nothing has changed if the future is dropped.
     ///
     /// # Errors
-    /// As for [`Service::start`]; then nothing has changed.
-    pub async fn reload(&self, wanted: impl Into<Settings>) -> Result<Vec<Kept>, ServiceError> {
-        let wanted = &wanted.into();
-        let mut course = self.course.lock().await;
-        let tried = try_all(self.steps(&course, wanted), &self.context).await;
-        let outcome = self.go_over(&mut course, wanted, tried).await;
+    /// As for [`Service::start`]; nothing has changed then.
+    pub async fn reload(&self, new: impl Into<Settings>) -> Result<Vec<NotReloaded>, ServiceError> {
+        let new = &new.into();
+        let mut state = self.reload_state.lock().await;
+        let trials = try_all(self.replacements(&state, new), &self.context).await;
+        let outcome = self.apply(&mut state, new, trials).await;
         match outcome.as_deref() {
             Ok([]) => self.metrics().reload_applied(self.context.clock.now()),
             Ok(_) | Err(_) => self.metrics().reload_rejected(),
         }
-        for Kept { provider, error } in outcome.iter().flatten() {
+        for NotReloaded { provider, error } in outcome.iter().flatten() {
             tracing::error!(
                 %provider, %error,
-                "provider not reloaded: it stays as it was until its new source answers with keys"
+                hint = "the previous one stays in use until the new source answers with keys",
+                "provider not reloaded"
             );
         }
         outcome
     }
 
-    /// Tries again what the last reload left as it was, and gives what still is. Quiet but for what is taken
-    /// over; counts as applied once nothing is left.
-    pub async fn reload_rest(&self) -> Vec<Kept> {
-        let mut course = self.course.lock().await;
-        if course.kept.is_empty() {
+    /// Retries the providers that the last reload did not replace, and returns those that are still pending. Logs
+    /// replaced ones alone; the reload is counted as applied once none is pending.
+    pub async fn retry_pending(&self) -> Vec<NotReloaded> {
+        let mut state = self.reload_state.lock().await;
+        if state.not_reloaded.is_empty() {
             return Vec::new();
         }
-        let (wanted, left) = (course.wanted.clone(), course.kept.clone());
-        let tried = try_all(self.steps(&course, &wanted), &self.context).await;
-        if tried.iter().filter(|(_, trial)| matches!(trial, Trial::Refused(_))).count() >= left.len() {
-            return left;
+        let (new, pending) = (state.new.clone(), state.not_reloaded.clone());
+        let trials = try_all(self.replacements(&state, &new), &self.context).await;
+        if trials.iter().filter(|(_, trial)| matches!(trial, Trial::Failed(_))).count() >= pending.len() {
+            return pending;
         }
-        let kept = match self.go_over(&mut course, &wanted, tried).await {
-            Ok(kept) => kept,
+        let not_reloaded = match self.apply(&mut state, &new, trials).await {
+            Ok(not_reloaded) => not_reloaded,
             Err(error) => {
-                tracing::debug!(%error, "what stayed as it was still does");
-                return left;
+                tracing::debug!(%error, "provider still not reloaded");
+                return pending;
             }
         };
-        for Kept { provider, .. } in left.iter().filter(|left| !named(&kept, &left.provider)) {
-            tracing::info!(%provider, "provider reloaded: its new source has answered");
+        for NotReloaded { provider, .. } in
+            pending.iter().filter(|pending| !named(&not_reloaded, &pending.provider))
+        {
+            tracing::info!(%provider, "provider reloaded");
         }
-        if kept.is_empty() {
+        if not_reloaded.is_empty() {
             self.metrics().reload_applied(self.context.clock.now());
         }
-        kept
+        not_reloaded
     }
 
-    fn steps(&self, course: &Course, wanted: &Settings) -> Vec<Step> {
+    fn replacements(&self, state: &ReloadState, new: &Settings) -> Vec<Replacement> {
         let authorizer = self.authorizer();
-        let step = |new: &ProviderConfig| Step {
-            wanted: new.clone(),
-            running: replaced(new, wanted, &course.running, &authorizer),
+        let replacement = |provider: &ProviderConfig| Replacement {
+            new: provider.clone(),
+            running: replaced(provider, new, &state.running, &authorizer),
         };
-        wanted.providers.iter().map(step).collect()
+        new.providers.iter().map(replacement).collect()
     }
 
-    /// Makes an authorizer of what was tried and lets it serve from now on.
-    async fn go_over(
+    /// Creates an authorizer from the results and makes it current.
+    async fn apply(
         &self,
-        course: &mut Course,
-        wanted: &Settings,
-        tried: Vec<(Step, Trial)>,
-    ) -> Result<Vec<Kept>, ServiceError> {
-        let mut taken_in = Vec::new();
-        for (step, trial) in tried {
-            let taken = match trial {
+        state: &mut ReloadState,
+        new: &Settings,
+        trials: Vec<(Replacement, Trial)>,
+    ) -> Result<Vec<NotReloaded>, ServiceError> {
+        let mut recorded = Vec::new();
+        for (replacement, trial) in trials {
+            let result = match trial {
                 Trial::NotNeeded => Ok(Vec::new()),
-                Trial::Answered(answered) => self.record_fetch(&step, answered).await,
-                Trial::Refused(error) => Err(error),
+                Trial::Answered(answered) => self.create_caches(&replacement, answered).await,
+                Trial::Failed(error) => Err(error),
             };
-            taken_in.push((step, taken));
+            recorded.push((replacement, result));
         }
-        // From here on nothing waits: realms that come in between would be lost.
-        let mut config = Settings { providers: Vec::new(), ..wanted.clone() };
-        let (mut parts, mut kept) = (Vec::new(), Vec::new());
+        // No await from here on: realms that are opened meanwhile would be lost.
+        let mut config = Settings { providers: Vec::new(), ..new.clone() };
+        let (mut parts, mut not_reloaded) = (Vec::new(), Vec::new());
         let authorizer = self.authorizer();
-        for (step, taken) in taken_in {
-            let (provider, answered) = match taken {
-                Ok(answered) => (step.wanted, answered),
+        for (replacement, result) in recorded {
+            let (provider, answered) = match result {
+                Ok(answered) => (replacement.new, answered),
                 Err(error) => {
-                    kept.push(Kept { provider: step.wanted.provider.name.clone(), error });
-                    (as_it_was(&step.wanted, step.running.as_ref()), Vec::new())
+                    not_reloaded.push(NotReloaded { provider: replacement.new.provider.name.clone(), error });
+                    (previous_config(&replacement.new, replacement.running.as_ref()), Vec::new())
                 }
             };
-            let (held, before) = match step.running {
-                Some(Running::One(held)) if provider.realms.is_none() => (vec![*held], None),
+            let (running_keys, before) = match replacement.running {
+                Some(Running::One(running_keys)) if provider.realms.is_none() => (vec![*running_keys], None),
                 Some(Running::Many(before)) => (Vec::new(), Some(before)),
                 Some(Running::One(_)) | None => (Vec::new(), None),
             };
-            let held = match provider.realms {
-                Some(_) => held_for_realms(&provider, wanted, &course.running, &authorizer),
-                None => held,
+            let running_keys = match provider.realms {
+                Some(_) => keys_for_realms(&provider, new, &state.running, &authorizer),
+                None => running_keys,
             };
-            let part = providers::part(&provider, held, answered, before.as_deref(), &self.context);
-            // What was begun under names that are new goes again.
-            parts.push(part.inspect_err(|_| self.forget_names(wanted, &course.running))?);
+            let part = providers::part(&provider, running_keys, answered, before.as_deref(), &self.context);
+            // Label values of new names are removed again.
+            parts.push(part.inspect_err(|_| self.forget_names(new, &state.running))?);
             config.providers.push(provider);
         }
         self.authorizer.store(Arc::new(providers::authorizer(parts, &config, &self.context)));
-        self.forget_names(&course.running, &config);
-        *course = Course { running: config, wanted: wanted.clone(), kept: kept.clone() };
+        self.forget_names(&state.running, &config);
+        *state = ReloadState { running: config, new: new.clone(), not_reloaded: not_reloaded.clone() };
         self.context.serving_changed.notify_one();
-        Ok(kept)
+        Ok(not_reloaded)
     }
 
-    /// Caches of what has answered. `Err` where none took its answer in.
-    async fn record_fetch(&self, step: &Step, answered: Vec<Answered>) -> Result<Vec<KeyedProvider>, String> {
+    /// Creates caches of the answers. `Err` if none was recorded.
+    async fn create_caches(
+        &self,
+        replacement: &Replacement,
+        answered: Vec<Answered>,
+    ) -> Result<Vec<KeyedProvider>, String> {
         let (mut all, mut last_error) = (Vec::new(), None);
-        for one in answered {
-            let (known, before) = step.keys_of(&one);
-            match one.keyed(before.as_deref(), known.as_deref(), &self.context).await {
+        for result in answered {
+            let (known, before) = replacement.keys_of(&result);
+            match result.keyed(before.as_deref(), known.as_deref(), &self.context).await {
                 Ok(keyed) => all.push(keyed),
                 Err(error) => last_error = Some(error),
             }
@@ -183,75 +190,75 @@ impl Service {
         }
     }
 
-    /// Takes the label values of names that are no longer there out of the gauges.
+    /// Removes the label values of removed names from the gauges.
     fn forget_names(&self, before: &Settings, after: &Settings) {
         let names = |config: &Settings| -> BTreeSet<String> {
             let of_one = config.providers.iter().filter(|provider| provider.realms.is_none());
             of_one.map(|config| config.provider.name.clone()).collect()
         };
         let after = names(after);
-        let mut gone = self.gone();
-        gone.extend(names(before));
-        gone.retain(|name| !after.contains(name));
-        gone.iter().for_each(|name| self.metrics().forget_provider(name));
+        let mut removed = self.removed();
+        removed.extend(names(before));
+        removed.retain(|name| !after.contains(name));
+        removed.iter().for_each(|name| self.metrics().remove_provider(name));
     }
 
-    /// Brings the gauges of all keys up to now.
+    /// Updates the gauges of all keys.
     pub fn publish_gauges(&self) {
         for keyed in self.authorizer().providers() {
             keyed.keys.publish_gauges();
         }
-        // Keys that requests still wait for may have been counted once more after they went.
-        self.gone().iter().for_each(|name| self.metrics().forget_provider(name));
+        // Requests that still wait for removed keys may have updated the gauges afterwards.
+        self.removed().iter().for_each(|name| self.metrics().remove_provider(name));
     }
 
-    /// No code that holds the lock can panic half-way, so a poisoned one is still sound.
-    fn gone(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    /// No code that holds the lock can panic midway, so a poisoned lock is still sound.
+    fn removed(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What becomes of one provider of the configuration that is asked for.
+/// The replacement of one provider.
 #[derive(Clone)]
-struct Step {
-    wanted: ProviderConfig,
-    /// What it replaces.
+struct Replacement {
+    new: ProviderConfig,
+    /// The provider that it replaces.
     running: Option<Running>,
 }
 
-/// Whether the source of a provider answers with keys.
+/// The result of trying a provider's source.
 enum Trial {
-    /// It is the one that runs, or it replaces none.
+    /// The source is unchanged, or the provider replaces none.
     NotNeeded,
-    /// It does: of a provider that stands for many, the source of these realms.
+    /// It answered; for a template, the sources of these realms.
     Answered(Vec<Answered>),
-    /// It does not, for this reason.
-    Refused(String),
+    /// It did not answer, for this reason.
+    Failed(String),
 }
 
-impl Step {
-    /// Whether the source has to answer before the running one is let go.
+impl Replacement {
+    /// Whether the source has to answer before the running provider is replaced.
     fn needs_trial(&self) -> bool {
-        match (&self.running, &self.wanted.realms) {
-            _ if matches!(self.wanted.keys, KeySource::Inline(_)) => false,
+        match (&self.running, &self.new.realms) {
+            _ if matches!(self.new.keys, KeySource::Inline(_)) => false,
             (None, _) | (Some(Running::One(_)), Some(_)) => false,
             (Some(Running::Many(_)), None) => true,
-            (Some(Running::One(held)), None) => {
-                held.config.http != self.wanted.http || !same_source(&held.config, &self.wanted)
+            (Some(Running::One(running_keys)), None) => {
+                running_keys.config.http != self.new.http || !same_source(&running_keys.config, &self.new)
             }
-            (Some(running), Some(realms)) => !realms_to_try(&self.wanted, realms, running).is_empty(),
+            (Some(running), Some(realms)) => !realms_to_try(&self.new, realms, running).is_empty(),
         }
     }
 
-    /// Asks the source.
-    async fn ask(self, context: KeyCacheContext) -> Result<Vec<Answered>, String> {
-        match (&self.wanted.realms, &self.running) {
-            (Some(realms), Some(running)) => ask_realms(&self.wanted, realms, running, &context).await,
-            _ => Answered::by(self.wanted, None, context).await.map(|answered| vec![answered]),
+    /// Fetches from the source.
+    async fn fetch(self, context: KeyCacheContext) -> Result<Vec<Answered>, String> {
+        match (&self.new.realms, &self.running) {
+            (Some(realms), Some(running)) => fetch_realms(&self.new, realms, running, &context).await,
+            _ => Answered::fetch(self.new, None, context).await.map(|answered| vec![answered]),
         }
     }
 
-    /// The running keys of the issuer that has answered, and the same where they come from the same source.
+    /// The running keys of the same issuer, and the same if they are from the same source.
     fn keys_of(&self, answered: &Answered) -> (Option<Arc<KeyCache>>, Option<Arc<KeyCache>>) {
         let Some((keys, config)) = self.running_keys(answered) else { return (None, None) };
         let same_issuer = config.provider.issuer == answered.config().provider.issuer;
@@ -261,7 +268,7 @@ impl Step {
 
     fn running_keys(&self, answered: &Answered) -> Option<(Arc<KeyCache>, ProviderConfig)> {
         Some(match self.running.as_ref()? {
-            Running::One(held) => (Arc::clone(&held.keys), held.config.clone()),
+            Running::One(running_keys) => (Arc::clone(&running_keys.keys), running_keys.config.clone()),
             Running::Many(running) => {
                 let (template, name) = (running.template(), answered.realm()?);
                 let known = running.known();
@@ -272,54 +279,57 @@ impl Step {
     }
 }
 
-/// Tries all that need it at the same time. Ends them where it is dropped.
-async fn try_all(steps: Vec<Step>, context: &KeyCacheContext) -> Vec<(Step, Trial)> {
-    let mut asked = JoinSet::new();
-    // What breaks off says no more than this.
+/// Tries all sources that need it, concurrently. Cancel safe.
+async fn try_all(replacements: Vec<Replacement>, context: &KeyCacheContext) -> Vec<(Replacement, Trial)> {
+    let mut fetches = JoinSet::new();
+    // The result of a trial that panics.
     let mut trials: HashMap<usize, Trial> = HashMap::new();
-    for (number, step) in steps.iter().enumerate().filter(|(_, step)| step.needs_trial()) {
-        trials.insert(number, Trial::Refused("the trial broke off".to_owned()));
-        let (step, context) = (step.clone(), context.clone());
-        asked.spawn(async move { (number, step.ask(context).await) });
+    for (number, replacement) in
+        replacements.iter().enumerate().filter(|(_, replacement)| replacement.needs_trial())
+    {
+        trials.insert(number, Trial::Failed("the fetch panicked: report this as a bug".to_owned()));
+        let (replacement, context) = (replacement.clone(), context.clone());
+        fetches.spawn(async move { (number, replacement.fetch(context).await) });
     }
-    while let Some(one) = asked.join_next().await {
-        trials
-            .extend(one.map(|(number, ended)| (number, ended.map_or_else(Trial::Refused, Trial::Answered))));
+    while let Some(result) = fetches.join_next().await {
+        trials.extend(
+            result.map(|(number, ended)| (number, ended.map_or_else(Trial::Failed, Trial::Answered))),
+        );
     }
-    let trial_of = |(number, step)| (step, trials.remove(&number).unwrap_or(Trial::NotNeeded));
-    steps.into_iter().enumerate().map(trial_of).collect()
+    let trial_of = |(number, replacement)| (replacement, trials.remove(&number).unwrap_or(Trial::NotNeeded));
+    replacements.into_iter().enumerate().map(trial_of).collect()
 }
 
-/// What a provider of the configuration that is asked for replaces.
+/// The running provider that a new one replaces.
 fn replaced(
-    new: &ProviderConfig,
-    wanted: &Settings,
+    provider: &ProviderConfig,
+    new: &Settings,
     running: &Settings,
     authorizer: &Authorizer,
 ) -> Option<Running> {
-    let of_issuer = Running::of_issuer(&new.provider.issuer, running, authorizer);
+    let of_issuer = Running::of_issuer(&provider.provider.issuer, running, authorizer);
     of_issuer.or_else(|| {
-        let moved = |old: &&ProviderConfig| {
-            old.provider.name == new.provider.name
-                && !wanted.providers.iter().any(|other| other.provider.issuer == old.provider.issuer)
+        let is_old = |old: &&ProviderConfig| {
+            old.provider.name == provider.provider.name
+                && !new.providers.iter().any(|other| other.provider.issuer == old.provider.issuer)
         };
-        Running::of(running.providers.iter().find(moved)?, running, authorizer)
+        Running::of(running.providers.iter().find(is_old)?, running, authorizer)
     })
 }
 
-/// The running provider under the name that is asked for.
-fn as_it_was(wanted: &ProviderConfig, running: Option<&Running>) -> ProviderConfig {
-    let Some(running) = running.map(Running::config) else { return wanted.clone() };
-    let provider = Provider { name: wanted.provider.name.clone(), ..(*running.provider).clone() };
+/// The running provider under the new name.
+fn previous_config(new: &ProviderConfig, running: Option<&Running>) -> ProviderConfig {
+    let Some(running) = running.map(Running::config) else { return new.clone() };
+    let provider = Provider { name: new.provider.name.clone(), ..(*running.provider).clone() };
     ProviderConfig { provider: Arc::new(provider), ..running.clone() }
 }
 
-/// The realms of which one has to answer, of a provider whose keys are elsewhere now or are reached otherwise:
-/// some of those that have keys, and that are still allowed.
-fn realms_to_try(wanted: &ProviderConfig, realms: &Realms, running: &Running) -> Vec<RealmName> {
+/// The realms to try if the source or the HTTP settings of a template have changed: some of those that have keys and
+/// are still allowed.
+fn realms_to_try(new: &ProviderConfig, realms: &Realms, running: &Running) -> Vec<RealmName> {
     let Running::Many(running) = running else { return Vec::new() };
     let before = running.template();
-    let same = before.http == wanted.http
+    let same = before.http == new.http
         && before.realms.as_ref().is_some_and(|old| old.keys == realms.keys && old.issuer == realms.issuer);
     if same {
         return Vec::new();
@@ -329,9 +339,9 @@ fn realms_to_try(wanted: &ProviderConfig, realms: &Realms, running: &Running) ->
     named.filter(|name| realms.allowed.contains(name)).take(REALMS_TRIED.min(realms.most)).collect()
 }
 
-/// Those of the realms whose source answers.
-async fn ask_realms(
-    wanted: &ProviderConfig,
+/// The realms whose source answers.
+async fn fetch_realms(
+    new: &ProviderConfig,
     realms: &Realms,
     running: &Running,
     context: &KeyCacheContext,
@@ -341,26 +351,26 @@ async fn ask_realms(
         Running::Many(running) => running.known(),
     };
     let budget = budget_of(known.iter().map(|keyed| &keyed.keys));
-    let http = http_client(wanted, context).map_err(|error| error.to_string())?;
+    let http = http_client(new, context).map_err(|error| error.to_string())?;
     let files = FileThreads::default();
-    let mut asked = JoinSet::new();
-    for name in realms_to_try(wanted, realms, running) {
-        let config = wanted.of_realm(realms, &name);
+    let mut fetches = JoinSet::new();
+    for name in realms_to_try(new, realms, running) {
+        let config = new.of_realm(realms, &name);
         let realm =
             Realm { name, http: Arc::clone(&http), budget: Arc::clone(&budget), files: files.clone() };
-        asked.spawn(Answered::by(config, Some(realm), context.clone()));
+        fetches.spawn(Answered::fetch(config, Some(realm), context.clone()));
     }
-    let (mut all, mut last_error) = (Vec::new(), "no realm was asked".to_owned());
-    while let Some(one) = asked.join_next().await {
-        match one {
+    let (mut all, mut last_error) = (Vec::new(), "no realm was tried".to_owned());
+    while let Some(result) = fetches.join_next().await {
+        match result {
             Ok(Ok(answered)) => all.push(answered),
             Ok(Err(error)) => last_error = error,
-            Err(broken_off) => last_error = broken_off.to_string(),
+            Err(panicked) => last_error = panicked.to_string(),
         }
     }
     if all.is_empty() { Err(last_error) } else { Ok(all) }
 }
 
-fn named(kept: &[Kept], provider: &str) -> bool {
-    kept.iter().any(|kept| kept.provider == provider)
+fn named(not_reloaded: &[NotReloaded], provider: &str) -> bool {
+    not_reloaded.iter().any(|not_reloaded| not_reloaded.provider == provider)
 }

@@ -1,4 +1,4 @@
-//! Whether the machine's clock has been set: said once where it has not, and once when it has.
+//! Watches whether the machine's clock is plausible, and logs each change.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use crate::clock::{self, Clock};
 use crate::keys::KeyCacheContext;
 use crate::supervise::Task;
 
-/// How often the clock is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the clock is checked.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A task that ends with this value.
+/// A task that is aborted on drop.
 pub(super) struct ClockWatch(Option<JoinHandle<()>>);
 
 impl ClockWatch {
-    /// Tells who listens for health when the clock is set, or set back. A clock that is given needs no watch.
+    /// Notifies health checks when the clock becomes plausible or implausible. A fixed clock is not watched.
     pub(super) fn start(context: &KeyCacheContext) -> Self {
         if let Clock::Fixed(_) = context.clock {
             return Self(None);
@@ -30,10 +30,10 @@ impl ClockWatch {
                 loop {
                     let before = std::mem::replace(&mut plausible, clock.is_plausible());
                     if before != plausible {
-                        tell(plausible, &clock);
+                        log_change(plausible, &clock);
                         changed.notify_one();
                     }
-                    sleep(LOOK).await;
+                    sleep(POLL_INTERVAL).await;
                 }
             }
         };
@@ -49,15 +49,15 @@ impl Drop for ClockWatch {
     }
 }
 
-fn tell(plausible: bool, clock: &Clock) {
+fn log_change(plausible: bool, clock: &Clock) {
     let now = clock::rfc3339(clock.now());
     if plausible {
-        tracing::info!(%now, "the clock of this machine has been set: tokens are judged from now on");
+        tracing::info!(%now, hint = "tokens are checked from now on", "clock set");
     } else {
         tracing::error!(
             %now,
             built = clock::rfc3339(clock::built_at()),
-            "the clock of this machine stands before this program was built: no token is judged until it is set"
+            hint = "set the clock of this machine: it is before this program was built, so no token is checked", "clock not set"
         );
     }
 }

@@ -1,12 +1,12 @@
-//! What a service goes by: the parts of a configuration that decide.
+//! The settings of a service: the parts of a configuration that affect decisions.
 
 use crate::authorizer::{ProviderConfig, RequestPolicy};
 
-/// What a service goes by.
+/// The settings of a service.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// One per issuer; never empty, names and issuers unique.
+    /// One per issuer; not empty, with unique names and issuers.
     pub providers: Vec<ProviderConfig>,
-    /// What holds for every request.
+    /// The settings for every request.
     pub policy: RequestPolicy,
 }

@@ -1,5 +1,5 @@
-//! Where a provider's keys come from: the source as it is configured, asked once to see whether it answers,
-//! and a cache made of it.
+//! The source of a provider's keys: created from its configuration, fetched once to check that it answers, and turned
+//! into a cache.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,39 +13,39 @@ use crate::authorizer::{KeySource, ProviderConfig};
 use crate::keys::RefreshPolicy;
 use crate::keys::budget::Budget;
 use crate::keys::discovery::Discovery;
-use crate::keys::fetch::{Ask, Changing, Fetch, Fetched, Fetching, FileKeys};
+use crate::keys::fetch::{ChangeFuture, Fetch, FetchContext, FetchFuture, Fetched, FileKeys};
 use crate::keys::fetch_error::FetchError;
 use crate::keys::folder::FileThreads;
 use crate::keys::http::HttpKeys;
 use crate::keys::http_client::HttpClient;
 use crate::keys::names::{RealmName, RealmNames};
 use crate::keys::snapshot::SnapshotFile;
-use crate::keys::{KeyCache, KeyCacheContext, SNAPSHOT_PATIENCE};
+use crate::keys::{KeyCache, KeyCacheContext, MAX_SNAPSHOT_WAIT};
 use crate::supervise::Tasks;
 use crate::validation::provider::Provider;
 
 use super::ServiceError;
 
-/// How long a cache may take to take in an answer that is there already: it waits for its snapshot first.
-const TAKE_IN: Duration = SNAPSHOT_PATIENCE.saturating_add(Duration::from_secs(1));
+/// How long a cache may take to record an answer that was received already: it waits for its snapshot first.
+const RECORD_TIMEOUT: Duration = MAX_SNAPSHOT_WAIT.saturating_add(Duration::from_secs(1));
 
-/// One of the issuers that a provider stands for.
+/// A realm of a template.
 #[derive(Clone)]
 pub(super) struct Realm {
     pub(super) name: RealmName,
-    /// One client for all of them: it holds the authorities that are trusted.
+    /// Shared by all realms: it has the trusted authorities.
     pub(super) http: Arc<HttpClient>,
-    /// It is one issuer that their tokens make us ask.
+    /// Shared by all realms: their tokens make this service fetch from the same issuer.
     pub(super) budget: Arc<Budget>,
-    /// Their snapshots are on one disk.
+    /// Shared by all realms: their snapshots are on the same disk.
     pub(super) files: FileThreads,
 }
 
-/// What fetches the keys of one issuer.
+/// The source of one issuer's keys.
 struct Source {
     fetch: Arc<dyn Fetch>,
-    /// Where that is: whose a snapshot is.
-    place: String,
+    /// Its URL or path, which a snapshot must match.
+    location: String,
 }
 
 /// A provider of one issuer whose source has answered with keys.
@@ -56,45 +56,45 @@ pub(super) struct Answered {
 }
 
 impl Answered {
-    /// Asks the source once, within the provider's own timeout. Nothing is counted, logged or written.
+    /// Fetches from the source once, within the provider's timeout. Nothing is counted, logged or written.
     ///
     /// # Errors
-    /// Why there are no keys: what the fetch says, or that no HTTP client can be made.
-    pub(super) async fn by(
+    /// Why there are no keys: the error of the fetch, or of creating an HTTP client.
+    pub(super) async fn fetch(
         config: ProviderConfig,
         realm: Option<Realm>,
         context: KeyCacheContext,
     ) -> Result<Self, String> {
-        let Source { fetch, place } = match Source::of(&config, realm.as_ref(), &context) {
+        let Source { fetch, location } = match Source::of(&config, realm.as_ref(), &context) {
             Ok(Some(source)) => source,
-            Ok(None) => return Err("its keys stand in the configuration".to_owned()),
+            Ok(None) => return Err("its keys are in the configuration".to_owned()),
             Err(error) => return Err(error.to_string()),
         };
         let limit = config.refresh.timeout;
-        let ask = Ask::first(&context.clock, limit);
-        let fetched = timeout(limit, fetch.fetch(ask)).await;
+        let fetch_context = FetchContext::first(&context.clock, limit);
+        let fetched = timeout(limit, fetch.fetch(fetch_context)).await;
         let fetched =
             fetched.unwrap_or(Err(FetchError::TimedOut(limit))).map_err(|error| error.to_string())?;
         let first = Mutex::new(Some(fetched));
-        let source = Source { fetch: Arc::new(WithFirst { first, rest: fetch }), place };
+        let source = Source { fetch: Arc::new(PrefetchedSource { first, rest: fetch }), location };
         Ok(Self { config, realm, source })
     }
 
-    /// The provider of the one issuer.
+    /// The configuration of this issuer.
     pub(super) fn config(&self) -> &ProviderConfig {
         &self.config
     }
 
-    /// Its realm, of a provider that stands for many.
+    /// The realm, if the provider is a template.
     pub(super) fn realm(&self) -> Option<&RealmName> {
         self.realm.as_ref().map(|realm| &realm.name)
     }
 
-    /// The provider, with a cache that has taken the answer in. `before` is a cache of the same source, `known` one of
-    /// the same issuer, whatever its source.
+    /// The provider, with a cache that has recorded the answer. `before` is a cache of the same source, `known` one
+    /// of the same issuer, whatever its source.
     ///
     /// # Errors
-    /// Why the cache did not take it.
+    /// Why the cache did not record it.
     pub(super) async fn keyed(
         self,
         before: Option<&KeyCache>,
@@ -106,37 +106,37 @@ impl Answered {
         if let Some(known) = known {
             keys.learn_from(known);
         }
-        let ended = timeout(TAKE_IN, keys.first_fetch_ended()).await;
+        let end = timeout(RECORD_TIMEOUT, keys.first_fetch_ended()).await;
         match keys.status().last_error {
             Some(error) => Err(error.to_string()),
-            None if ended.is_err() || !keys.has_keys() => Err("its answer was not taken in".to_owned()),
+            None if end.is_err() || !keys.has_keys() => Err("its answer was not recorded in time".to_owned()),
             None => Ok(keyed(&config, realm.map(|realm| realm.name), Arc::new(keys))),
         }
     }
 }
 
-/// A source whose first answer is there already.
-struct WithFirst {
+/// A source whose first answer was received already.
+struct PrefetchedSource {
     first: Mutex<Option<Fetched>>,
     rest: Arc<dyn Fetch>,
 }
 
-impl Fetch for WithFirst {
-    fn fetch(&self, ask: Ask) -> Fetching<'_> {
+impl Fetch for PrefetchedSource {
+    fn fetch(&self, context: FetchContext) -> FetchFuture<'_> {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
         match first {
             Some(first) => Box::pin(async { Ok(first) }),
-            None => self.rest.fetch(ask),
+            None => self.rest.fetch(context),
         }
     }
 
-    fn change(&self) -> Option<Changing<'_>> {
+    fn change(&self) -> Option<ChangeFuture<'_>> {
         self.rest.change()
     }
 }
 
 impl Source {
-    /// `None` where the keys stand in the configuration.
+    /// `None` if the keys are in the configuration.
     fn of(
         config: &ProviderConfig,
         realm: Option<&Realm>,
@@ -144,27 +144,28 @@ impl Source {
     ) -> Result<Option<Self>, ServiceError> {
         let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
         let http = || realm.map_or_else(|| http_client(config, context), |realm| Ok(Arc::clone(&realm.http)));
-        // A realm is opened by a token.
-        let begun = |keys: HttpKeys| Arc::new(if realm.is_some() { keys.for_a_token() } else { keys });
-        let (fetch, place): (Arc<dyn Fetch>, String) = match &config.keys {
+        // Realms are opened by tokens.
+        let http_keys =
+            |keys: HttpKeys| Arc::new(if realm.is_some() { keys.opened_by_token() } else { keys });
+        let (fetch, location): (Arc<dyn Fetch>, String) = match &config.keys {
             KeySource::Inline(_) => return Ok(None),
             KeySource::File(path) => (Arc::new(FileKeys::at(path, max_bytes)), path.display().to_string()),
-            KeySource::JwksUri(url) => (begun(HttpKeys::at(url.clone(), http()?)), url.to_string()),
+            KeySource::JwksUri(url) => (http_keys(HttpKeys::at(url.clone(), http()?)), url.to_string()),
             KeySource::Discovery(url) => {
-                // Half an interval: a forced fetch mostly costs one request, a scheduled one asks the document
+                // Half an interval: a forced fetch usually costs one request, a scheduled one reads the document
                 // again.
                 let discovery = Discovery::new(url.clone(), &config.provider.issuer, interval / 2);
-                (begun(HttpKeys::discovered(discovery, http()?)), url.to_string())
+                (http_keys(HttpKeys::discovered(discovery, http()?)), url.to_string())
             }
         };
-        Ok(Some(Self { fetch, place }))
+        Ok(Some(Self { fetch, location }))
     }
 }
 
-/// The keys of a provider, which begin with those of `before`, a cache of the same source, where there is one.
+/// The keys of a provider. They start with those of `before`, a cache of the same source, if there is one.
 ///
 /// # Errors
-/// No HTTP client can be made with what the configuration says of it.
+/// An HTTP client cannot be created from the configuration.
 pub(super) fn key_cache(
     config: &ProviderConfig,
     realm: Option<&Realm>,
@@ -192,13 +193,13 @@ fn cache(
     let RefreshPolicy { max_bytes, ref snapshot_dir, .. } = config.refresh;
     let file_name = realm.map_or_else(|| name.clone(), |realm| RealmNames::snapshot_name(name, &realm.name));
     let files = realm.map(|realm| realm.files.clone()).unwrap_or_default();
-    let file = snapshot_dir
-        .as_deref()
-        .map(|folder| SnapshotFile::new(folder, &file_name, issuer, &source.place, max_bytes).by(&files));
+    let file = snapshot_dir.as_deref().map(|folder| {
+        SnapshotFile::new(folder, &file_name, issuer, &source.location, max_bytes).with_threads(&files)
+    });
     let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{}", realm.name));
     let (refresh, mut context) = (config.refresh.clone(), context.clone());
     if realm.is_some() {
-        // One realm of many takes no traffic away from the others.
+        // The failing tasks of one realm do not make the service unready.
         context.tasks = Tasks::default();
     }
     let budget = match realm {
@@ -206,7 +207,7 @@ fn cache(
         None => before.map(|before| Arc::clone(before.budget())).unwrap_or_default(),
     };
     let cache = KeyCache::fetched(&key_name, refresh, source.fetch, context, before, file, budget);
-    if realm.is_some() { cache.passing() } else { cache }
+    if realm.is_some() { cache.temporary() } else { cache }
 }
 
 /// A provider of one issuer with its keys.
@@ -215,7 +216,7 @@ pub(super) fn keyed(config: &ProviderConfig, realm: Option<RealmName>, keys: Arc
     KeyedProvider { provider, realm, keys, refresh, ready_without_keys }
 }
 
-/// Whether both have the keys of the same issuer from the same place.
+/// Whether both have the keys of the same issuer from the same source.
 pub(super) fn same_source(a: &ProviderConfig, b: &ProviderConfig) -> bool {
     a.provider.issuer == b.provider.issuer
         && match (&a.keys, &b.keys) {
@@ -227,10 +228,10 @@ pub(super) fn same_source(a: &ProviderConfig, b: &ProviderConfig) -> bool {
         }
 }
 
-/// The client for what a provider fetches.
+/// The HTTP client of a provider.
 ///
 /// # Errors
-/// None can be made with what the configuration says of it.
+/// It cannot be created from the configuration.
 pub(super) fn http_client(
     config: &ProviderConfig,
     context: &KeyCacheContext,
@@ -238,17 +239,17 @@ pub(super) fn http_client(
     let RefreshPolicy { max_bytes, timeout, .. } = config.refresh;
     let name = &config.provider.name;
     let supervisor = context.supervisor();
-    let client = aside(|| HttpClient::new(name, config.http.clone(), max_bytes, timeout, &supervisor));
+    let client = run_blocking(|| HttpClient::new(name, config.http.clone(), max_bytes, timeout, &supervisor));
     client.map(Arc::new).map_err(|error| {
         ServiceError(format!("providers: {}: no HTTP client: {error}", config.provider.name))
     })
 }
 
-/// Does what reads files while others take over this thread's decisions.
-fn aside<T>(work: impl FnOnce() -> T) -> T {
+/// Runs blocking work while other threads take over this one's tasks.
+fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
-        // There is one thread alone, that of a test or of a command.
+        // A runtime of one thread, in a test or a command.
         _ => work(),
     }
 }
@@ -293,20 +294,20 @@ mod tests {
         br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_is_taken_in_though_the_disk_of_the_snapshot_does_not_answer() {
+    async fn an_answer_is_recorded_though_the_disk_of_the_snapshot_does_not_respond() {
         let config = config();
         let keys = KeySet::parse(JWKS).expect("a key set");
-        let first = Mutex::new(Some(Fetched::locally(keys, String::new(), 0, 0)));
-        let fetch = Arc::new(WithFirst { first, rest: Arc::new(FileKeys::at(Path::new("/"), 1)) });
+        let first = Mutex::new(Some(Fetched::local(keys, String::new(), 0, 0)));
+        let fetch = Arc::new(PrefetchedSource { first, rest: Arc::new(FileKeys::at(Path::new("/"), 1)) });
         let realm = Realm {
             name: RealmName::new("a").expect("a name"),
             http: http_client(&config, &KeyCacheContext::default()).expect("is made"),
             budget: Arc::default(),
-            files: FileThreads::taken(),
+            files: FileThreads::exhausted(),
         };
-        let source = Source { fetch, place: "https://sso.example.com/keys".to_owned() };
+        let source = Source { fetch, location: "https://sso.example.com/keys".to_owned() };
         let answered = Answered { config, realm: Some(realm), source };
-        let taken_in = answered.keyed(None, None, &KeyCacheContext::default()).await;
-        assert!(taken_in.expect("is taken in").keys.has_keys());
+        let recorded = answered.keyed(None, None, &KeyCacheContext::default()).await;
+        assert!(recorded.expect("is recorded").keys.has_keys());
     }
 }

@@ -1,11 +1,11 @@
-//! Log lines on their way to a writer that may stall or fail.
+//! A bounded buffer between log lines and an output that may stall or fail.
 //!
-//! Who logs puts a whole line into a bounded buffer, under a lock that nobody holds while anything is written, and goes
-//! on. One thread takes the lines out and writes each with one call, so that lines stay whole. What does not fit, and what
-//! cannot be written, is dropped and counted; as soon as lines are written again, one says how many were dropped.
+//! A caller appends a line under a lock that is never held during a write, and continues. One thread takes the lines
+//! and writes each with one call, so that lines are not interleaved. Lines that exceed the capacity or cannot be
+//! written are dropped and counted; once writing works again, a line reports how many were dropped.
 //!
-//! `tracing-appender` has a writer of the kind. It bounds lines and not their bytes, forgets write errors without
-//! counting them, and prints on standard output and standard error, with macros that panic, when it cannot end in time.
+//! `tracing-appender` has a similar writer. It limits lines but not their bytes, ignores write errors without
+//! counting them, and prints on standard output and standard error, with macros that panic, if it cannot end in time.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -18,67 +18,69 @@ use prometheus_client::metrics::counter::Counter;
 
 use crate::clock::{self, Instant};
 
-/// How often the log says at most how many lines were dropped.
-const TELLING: Duration = Duration::from_secs(1);
+/// Least time between two lines that report dropped lines.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the writer rests where standard error takes nothing right now and does not make it wait.
-const NOT_NOW: Duration = Duration::from_millis(10);
+/// Delay after a write to a non-blocking descriptor that is not ready.
+const RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// How long nothing is written after a fault of this program.
-const AFTER_A_FAULT: Duration = Duration::from_millis(100);
+/// Delay after a panic in the writer.
+const PANIC_DELAY: Duration = Duration::from_millis(100);
 
-/// How much may wait to be written.
+/// How much may be buffered.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Room {
+pub(super) struct Capacity {
     pub(super) lines: usize,
     pub(super) bytes: usize,
 }
 
-/// The lines that wait.
+/// The buffered lines.
 #[derive(Debug)]
 pub(super) struct Lines {
-    room: Room,
-    /// Every line that was dropped.
+    capacity: Capacity,
+    /// Counts every dropped line.
     dropped: Counter,
     state: Mutex<State>,
-    /// Told when there is something to write.
+    /// Notified when there is something to write.
     arrived: Condvar,
-    /// Told when there is nothing left to write.
+    /// Notified when there is nothing left to write.
     emptied: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Box<[u8]>>,
-    /// Of the queue and of the line that is being written.
+    /// Of the queue and of the line being written.
     bytes: usize,
-    /// The length of the line that is being written.
-    writing: Option<usize>,
-    /// Lines that were dropped and that the log has not told of.
-    untold: u64,
-    told_at: Option<Instant>,
-    /// Whether somebody waits for everything to be written, what was dropped included.
-    last_notice: bool,
+    /// The length of the line being written.
+    writer: Option<usize>,
+    /// Dropped lines that no line has reported yet.
+    unreported: u64,
+    reported_at: Option<Instant>,
+    /// Whether a flush is waiting, which includes the report of dropped lines.
+    flushing: bool,
 }
 
-/// What is to be written next.
+/// The next thing to write.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Line(Box<[u8]>),
-    /// How many lines were dropped.
+    /// This many lines were dropped.
     Dropped(u64),
 }
 
 impl Lines {
-    /// None yet. What is dropped is added to `dropped`.
-    pub(super) fn new(room: Room, dropped: Counter) -> Self {
-        Self { room, dropped, state: Mutex::default(), arrived: Condvar::new(), emptied: Condvar::new() }
+    /// An empty buffer. Dropped lines are counted in `dropped`.
+    pub(super) fn new(capacity: Capacity, dropped: Counter) -> Self {
+        Self { capacity, dropped, state: Mutex::default(), arrived: Condvar::new(), emptied: Condvar::new() }
     }
 
-    /// Takes a line, with its end, unless there is no room.
+    /// Appends a line, including its newline, or drops it if the buffer is full.
     pub(super) fn push(&self, line: &[u8]) {
         let mut state = self.state();
-        if state.queue.len() >= self.room.lines || state.bytes.saturating_add(line.len()) > self.room.bytes {
+        if state.queue.len() >= self.capacity.lines
+            || state.bytes.saturating_add(line.len()) > self.capacity.bytes
+        {
             drop(state);
             self.drop_one();
             return;
@@ -89,18 +91,18 @@ impl Lines {
         self.arrived.notify_one();
     }
 
-    /// Writes lines as they come, for ever. `notice` makes the line that tells of so many dropped ones. After a fault of this
-    /// program, of which the log tells like of any panic, it begins anew; the line that was being written is lost.
-    pub(super) fn write_for_ever_to(&self, mut out: impl Write, notice: impl Fn(u64) -> Vec<u8>) {
+    /// Writes lines as they arrive and never returns. `notice` formats the line that reports dropped lines. After a
+    /// panic, which the panic hook logs, writing restarts; the line being written is lost.
+    pub(super) fn run_writer(&self, mut out: impl Write, notice: impl Fn(u64) -> Vec<u8>) {
         loop {
             let _panicked = catch_unwind(AssertUnwindSafe(|| self.write_to(&mut out, &notice)));
             self.drop_one();
-            thread::sleep(AFTER_A_FAULT);
+            thread::sleep(PANIC_DELAY);
         }
     }
 
     fn write_to(&self, out: impl Write, notice: impl Fn(u64) -> Vec<u8>) {
-        let mut out = WholeLines { out, torn: false };
+        let mut out = LineOutput { out, partial: false };
         loop {
             match self.next() {
                 Next::Line(line) => {
@@ -109,51 +111,52 @@ impl Lines {
                     }
                 }
                 Next::Dropped(lines) => {
-                    // A notice is no line of anybody's: it is tried again and not counted.
+                    // A notice is not a caller's line: it is retried and not counted.
                     if out.write(&notice(lines)).is_err() {
-                        self.state().untold += lines;
+                        self.state().unreported += lines;
                     }
                 }
             }
         }
     }
 
-    /// Waits until everything is written, at most so long.
+    /// Waits until everything is written, for `limit` at most.
     pub(super) fn flush(&self, limit: Duration) {
         let mut state = self.state();
-        state.last_notice = true;
+        state.flushing = true;
         self.arrived.notify_one();
         let unwritten =
-            |state: &mut State| !state.queue.is_empty() || state.writing.is_some() || state.last_notice;
+            |state: &mut State| !state.queue.is_empty() || state.writer.is_some() || state.flushing;
         let _timed_out = self.emptied.wait_timeout_while(state, limit, unwritten);
     }
 
-    /// Waits for what is to be written next. The line that was given before has been written, or cannot be.
+    /// Waits for the next thing to write. The previous line has been written or dropped.
     fn next(&self) -> Next {
         let mut state = self.state();
-        if let Some(written) = state.writing.take() {
+        if let Some(written) = state.writer.take() {
             state.bytes = state.bytes.saturating_sub(written);
         }
         loop {
             let now = clock::monotonic();
-            let rest = state.told_at.map(|told| (told + TELLING).saturating_duration_since(now));
-            let rest = rest.filter(|rest| !rest.is_zero());
-            let is_last = state.last_notice && state.queue.is_empty();
-            state.last_notice &= !is_last;
-            if state.untold > 0 && (is_last || rest.is_none()) {
-                state.told_at = Some(now);
-                state.writing = Some(0);
-                return Next::Dropped(std::mem::take(&mut state.untold));
+            let remaining =
+                state.reported_at.map(|reported| (reported + REPORT_INTERVAL).saturating_duration_since(now));
+            let remaining = remaining.filter(|remaining| !remaining.is_zero());
+            let flush_notice = state.flushing && state.queue.is_empty();
+            state.flushing &= !flush_notice;
+            if state.unreported > 0 && (flush_notice || remaining.is_none()) {
+                state.reported_at = Some(now);
+                state.writer = Some(0);
+                return Next::Dropped(std::mem::take(&mut state.unreported));
             }
             if let Some(line) = state.queue.pop_front() {
-                state.writing = Some(line.len());
+                state.writer = Some(line.len());
                 return Next::Line(line);
             }
             self.emptied.notify_all();
-            state = match rest.filter(|_| state.untold > 0) {
+            state = match remaining.filter(|_| state.unreported > 0) {
                 None => self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(rest) => {
-                    self.arrived.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner).0
+                Some(remaining) => {
+                    self.arrived.wait_timeout(state, remaining).unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }
@@ -161,45 +164,45 @@ impl Lines {
 
     fn drop_one(&self) {
         self.dropped.inc();
-        self.state().untold += 1;
+        self.state().unreported += 1;
     }
 
-    /// No code that holds the lock can panic half-way, so a poisoned one is still sound.
+    /// No code that holds the lock can panic midway, so a poisoned lock is still sound.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What is written to, one whole line after the other.
-struct WholeLines<W> {
+/// An output of complete lines.
+struct LineOutput<W> {
     out: W,
-    /// Whether a line broke off in its midst.
-    torn: bool,
+    /// Whether the last line was written in part.
+    partial: bool,
 }
 
-impl<W: Write> WholeLines<W> {
+impl<W: Write> LineOutput<W> {
     /// # Errors
     /// The line cannot be written, or not all of it.
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
-        if !self.torn {
+        if !self.partial {
             return self.write_all(line);
         }
-        // What there is of the torn line gets an end, or this one would be taken for the rest of it.
+        // The partial line gets a newline, or this line would be appended to it.
         self.write_all(&[b"\n", line].concat())
     }
 
     fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
-        let mut rest = line;
-        while !rest.is_empty() {
-            match self.out.write(rest) {
+        let mut remaining = line;
+        while !remaining.is_empty() {
+            match self.out.write(remaining) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => {
-                    rest = rest.get(written..).unwrap_or_default();
-                    self.torn = !rest.is_empty();
+                    remaining = remaining.get(written..).unwrap_or_default();
+                    self.partial = !remaining.is_empty();
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // Somebody who shares the descriptor has made it one that does not wait.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(NOT_NOW),
+                // Another process that shares the descriptor has made it non-blocking.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(RETRY_DELAY),
                 Err(error) => return Err(error),
             }
         }
@@ -207,12 +210,12 @@ impl<W: Write> WholeLines<W> {
     }
 }
 
-/// Puts each line that it is given into the buffer.
+/// Appends each line to the buffer.
 #[derive(Clone, Debug)]
 pub(super) struct LineWriter(pub(super) Arc<Lines>);
 
 impl Write for LineWriter {
-    /// A whole line, with its end: that is how the log is formatted.
+    /// The log formatter writes complete lines.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.push(line);
         Ok(line.len())
@@ -230,10 +233,10 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const TIMEOUT: Duration = Duration::from_secs(20);
 
     fn lines(lines: usize, bytes: usize) -> Lines {
-        Lines::new(Room { lines, bytes }, Counter::default())
+        Lines::new(Capacity { lines, bytes }, Counter::default())
     }
 
     fn line(text: &str) -> Next {
@@ -241,9 +244,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_does_not_fit_is_dropped_and_counted_by_lines_and_by_bytes() {
-        for (room, fit) in [((2, 1000), 2), ((1000, 14), 3)] {
-            let lines = lines(room.0, room.1);
+    async fn lines_beyond_the_capacity_in_lines_or_bytes_are_dropped_and_counted() {
+        for (capacity, fit) in [((2, 1000), 2), ((1000, 14), 3)] {
+            let lines = lines(capacity.0, capacity.1);
             for _ in 0..5 {
                 lines.push(b"abc\n");
             }
@@ -253,12 +256,12 @@ mod tests {
                 assert_eq!(lines.next(), line("abc\n"));
             }
             lines.push(b"def\n");
-            assert_eq!(lines.next(), line("def\n"), "there is room again");
+            assert_eq!(lines.next(), line("def\n"), "there is capacity again");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_line_that_is_being_written_takes_room_until_it_is_written() {
+    async fn a_line_being_written_counts_towards_the_capacity() {
         let lines = lines(10, 8);
         lines.push(b"abc\n");
         assert_eq!(lines.next(), line("abc\n"));
@@ -271,30 +274,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn how_many_were_dropped_is_told_once_a_second() {
+    async fn dropped_lines_are_reported_once_a_second() {
         let lines = lines(1, 100);
         for expected in [Next::Dropped(1), line("a\n")] {
             lines.push(b"a\n");
             lines.push(b"a\n");
             assert_eq!(lines.next(), expected);
         }
-        tokio::time::advance(TELLING).await;
+        tokio::time::advance(REPORT_INTERVAL).await;
         lines.push(b"a\n");
         assert_eq!(lines.next(), Next::Dropped(2));
     }
 
-    /// Takes what a test lets it take.
-    struct Taking {
-        turns: mpsc::Receiver<io::Result<usize>>,
-        taken: mpsc::Sender<Vec<u8>>,
+    /// Accepts as many bytes as a test allows.
+    struct StepWriter {
+        steps: mpsc::Receiver<io::Result<usize>>,
+        accepted: mpsc::Sender<Vec<u8>>,
     }
 
-    impl Write for Taking {
+    impl Write for StepWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // A test that has ended stalls it for ever.
-            let taken = self.turns.recv().unwrap_or(Err(ErrorKind::WouldBlock.into()))?.min(bytes.len());
-            self.taken.send(bytes[..taken].to_vec()).expect("the test reads");
-            Ok(taken)
+            // Blocks forever after the test has ended.
+            let accepted = self.steps.recv().unwrap_or(Err(ErrorKind::WouldBlock.into()))?.min(bytes.len());
+            self.accepted.send(bytes[..accepted].to_vec()).expect("the test reads");
+            Ok(accepted)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -302,21 +305,21 @@ mod tests {
         }
     }
 
-    type Turns = mpsc::Sender<io::Result<usize>>;
+    type Steps = mpsc::Sender<io::Result<usize>>;
 
-    fn written(lines: &Arc<Lines>) -> (Turns, mpsc::Receiver<Vec<u8>>) {
-        let ((turn, turns), (taken, read)) = (mpsc::channel(), mpsc::channel());
-        let writing = Arc::clone(lines);
-        let out = Taking { turns, taken };
-        thread::spawn(move || writing.write_to(out, |lines| format!("{lines} dropped\n").into_bytes()));
-        (turn, read)
+    fn written(lines: &Arc<Lines>) -> (Steps, mpsc::Receiver<Vec<u8>>) {
+        let ((step, steps), (accepted, read)) = (mpsc::channel(), mpsc::channel());
+        let writer = Arc::clone(lines);
+        let out = StepWriter { steps, accepted };
+        thread::spawn(move || writer.write_to(out, |lines| format!("{lines} dropped\n").into_bytes()));
+        (step, read)
     }
 
     fn read(from: &mpsc::Receiver<Vec<u8>>) -> String {
-        String::from_utf8(from.recv_timeout(PATIENCE).expect("written in time")).expect("text")
+        String::from_utf8(from.recv_timeout(TIMEOUT).expect("written in time")).expect("text")
     }
 
-    /// A disk that is full or is not.
+    /// A disk that may be full.
     #[derive(Clone, Default)]
     struct Disk {
         full: Arc<AtomicBool>,
@@ -337,17 +340,17 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_cannot_be_written_is_counted_and_told_of_once_lines_are_taken_again() {
+    fn a_line_that_cannot_be_written_is_counted_and_reported_once_writing_works_again() {
         let (lines, disk) = (Arc::new(lines(100, 1000)), Disk::default());
-        let (writing, out) = (Arc::clone(&lines), disk.clone());
-        thread::spawn(move || writing.write_to(out, |lines| format!("{lines} dropped\n").into_bytes()));
+        let (writer, out) = (Arc::clone(&lines), disk.clone());
+        thread::spawn(move || writer.write_to(out, |lines| format!("{lines} dropped\n").into_bytes()));
         disk.full.store(true, Ordering::SeqCst);
         lines.push(b"lost\n");
-        lines.flush(PATIENCE);
-        assert_eq!(lines.dropped.get(), 1, "a notice is no line");
+        lines.flush(TIMEOUT);
+        assert_eq!(lines.dropped.get(), 1, "a notice is not counted");
         disk.full.store(false, Ordering::SeqCst);
         lines.push(b"next\n");
-        lines.flush(PATIENCE);
+        lines.flush(TIMEOUT);
         let file = disk.file.lock().expect("no test has panicked").clone();
         let mut all: Vec<&str> = std::str::from_utf8(&file).expect("text").lines().collect();
         all.sort();
@@ -355,16 +358,16 @@ mod tests {
         assert_eq!(lines.dropped.get(), 1);
     }
 
-    /// Panics when it is given the first line, and writes all others.
-    struct Faulty {
-        faulty: bool,
+    /// Panics at the first line and writes all others.
+    struct PanicsOnce {
+        panics: bool,
         disk: Disk,
     }
 
-    impl Write for Faulty {
+    impl Write for PanicsOnce {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            if std::mem::take(&mut self.faulty) {
-                panic!("a fault of the test");
+            if std::mem::take(&mut self.panics) {
+                panic!("panic of the test");
             }
             self.disk.write(bytes)
         }
@@ -375,17 +378,17 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_panics_loses_one_line_which_is_counted_and_goes_on() {
+    fn a_writer_that_panics_loses_one_line_counts_it_and_continues() {
         let (lines, disk) = (Arc::new(lines(100, 1000)), Disk::default());
-        let (writing, out) = (Arc::clone(&lines), Faulty { faulty: true, disk: disk.clone() });
+        let (writer, out) = (Arc::clone(&lines), PanicsOnce { panics: true, disk: disk.clone() });
         thread::spawn(move || {
-            writing.write_for_ever_to(out, |lines| format!("{lines} dropped\n").into_bytes());
+            writer.run_writer(out, |lines| format!("{lines} dropped\n").into_bytes());
         });
         for line in ["lost\n", "next\n"] {
             lines.push(line.as_bytes());
         }
-        lines.flush(PATIENCE);
-        let file = disk.file.lock().expect("it panics without the lock").clone();
+        lines.flush(TIMEOUT);
+        let file = disk.file.lock().expect("the lock is not poisoned").clone();
         let mut all: Vec<&str> = std::str::from_utf8(&file).expect("text").lines().collect();
         all.sort();
         assert_eq!(all, ["1 dropped", "next"]);
@@ -393,42 +396,42 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_was_torn_is_ended_before_the_next_one_begins() {
+    fn a_partial_line_is_ended_before_the_next_one() {
         let lines = Arc::new(lines(100, 1000));
-        let (turn, taken) = written(&lines);
-        for turns in [Ok(2), Err(ErrorKind::StorageFull.into()), Ok(usize::MAX), Ok(usize::MAX)] {
-            turn.send(turns).expect("it writes");
+        let (step, accepted) = written(&lines);
+        for steps in [Ok(2), Err(ErrorKind::StorageFull.into()), Ok(usize::MAX), Ok(usize::MAX)] {
+            step.send(steps).expect("it writes");
         }
-        lines.push(b"torn line\n");
-        lines.push(b"whole line\n");
-        let all = [read(&taken), read(&taken), read(&taken)].concat();
-        assert_eq!(all, "to\n1 dropped\nwhole line\n");
+        lines.push(b"partial line\n");
+        lines.push(b"next line\n");
+        let all = [read(&accepted), read(&accepted), read(&accepted)].concat();
+        assert_eq!(all, "pa\n1 dropped\nnext line\n");
     }
 
     #[test]
-    fn what_is_taken_in_pieces_or_only_later_is_one_line() {
+    fn a_line_written_in_pieces_stays_one_line() {
         let lines = Arc::new(lines(100, 1000));
-        let (turn, taken) = written(&lines);
+        let (step, accepted) = written(&lines);
         let later = || Err(ErrorKind::WouldBlock.into());
-        for turns in [Ok(2), later(), Err(ErrorKind::Interrupted.into()), Ok(1), Ok(usize::MAX)] {
-            turn.send(turns).expect("it writes");
+        for steps in [Ok(2), later(), Err(ErrorKind::Interrupted.into()), Ok(1), Ok(usize::MAX)] {
+            step.send(steps).expect("it writes");
         }
         lines.push(b"abcdef\n");
-        assert_eq!([read(&taken), read(&taken), read(&taken)].concat(), "abcdef\n");
-        lines.flush(PATIENCE);
+        assert_eq!([read(&accepted), read(&accepted), read(&accepted)].concat(), "abcdef\n");
+        lines.flush(TIMEOUT);
         assert_eq!(lines.dropped.get(), 0);
     }
 
     #[test]
-    fn who_waits_for_the_last_lines_waits_no_longer_than_it_wants_where_nobody_takes_them() {
+    fn a_flush_ends_at_its_limit_while_the_output_stalls() {
         let lines = Arc::new(lines(1, 1000));
         let (_turn, _taken) = written(&lines);
         lines.push(b"stalled\n");
-        // It comes back.
+        // This returns.
         lines.flush(Duration::from_millis(1));
         for _ in 0..1000 {
             lines.push(b"dropped\n");
         }
-        assert!(lines.dropped.get() >= 998, "and nobody waits to log");
+        assert!(lines.dropped.get() >= 998, "logging does not block");
     }
 }

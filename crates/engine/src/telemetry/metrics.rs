@@ -1,7 +1,7 @@
-//! The metrics of Prometheus.
+//! The Prometheus metrics.
 //!
-//! Labels have few values by construction: names from the configuration and our own enums, never text
-//! from a token or a request. Nothing here takes a token, a header value or a secret.
+//! Labels have few values by construction: names from the configuration and enum values, never text from a token or a
+//! request. Nothing here receives a token, a header value or a secret.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,9 +25,9 @@ use crate::validation::{StaleCause, UnixTime};
 pub enum Trigger {
     /// The first fetch of a cache, and those after it until one succeeds.
     Startup,
-    /// It was time.
+    /// The schedule.
     Scheduled,
-    /// A token failed against the set in hand.
+    /// A token failed against the current set.
     Forced(StaleCause),
 }
 
@@ -55,13 +55,13 @@ impl Trigger {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FetchOutcome {
-    /// The keys are others than before.
+    /// The keys have changed.
     Renewed,
     /// The keys are the same.
     Unchanged,
-    /// The answer is older than the set in hand, which stays.
+    /// The answer is older than the current set, which stays.
     Older,
-    /// No keys came; the last good set stays.
+    /// No keys were received; the last good set stays.
     Failed,
 }
 
@@ -80,17 +80,17 @@ impl FetchOutcome {
     }
 }
 
-/// What became of a stale token; the `outcome` label of `portcullis_stale_tokens_total`.
+/// The result of a stale token; the `outcome` label of `portcullis_stale_tokens_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StaleOutcome {
     /// A newer set verified it.
     Rescued,
-    /// The newest set did not, or a bad signature's turn was too far away.
+    /// The newest set did not verify it, or a forced fetch for a bad signature was not allowed soon enough.
     StillStale,
-    /// The fetch that would have told failed.
+    /// The fetch failed.
     FetchFailed,
-    /// The fetch did not come in time, or too many were waiting.
+    /// The fetch did not end in time, or too many requests were waiting.
     TimedOut,
 }
 
@@ -166,7 +166,7 @@ struct ReloadLabels {
 const APPLIED: ReloadLabels = ReloadLabels { outcome: "applied" };
 const REJECTED: ReloadLabels = ReloadLabels { outcome: "rejected" };
 
-/// Every metric of the service. One for each running service, so that tests do not share them.
+/// Every metric of the service. Each running service has its own, so that tests do not share them.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -186,8 +186,8 @@ pub struct Metrics {
     reloads: Family<ReloadLabels, Counter>,
     last_reload: Gauge<f64, std::sync::atomic::AtomicU64>,
     tls: TlsMetrics,
-    /// How many there are of keys that come and go, by their names.
-    held_keys: Mutex<HashMap<String, usize>>,
+    /// The number of temporary key caches by name.
+    temporary_caches: Mutex<HashMap<String, usize>>,
 }
 
 impl Default for Metrics {
@@ -202,7 +202,7 @@ impl Metrics {
         let mut registry = Registry::with_prefix("portcullis");
         let decisions = Family::default();
         registry.register("decisions", "Decisions by verdict and reason", decisions.clone());
-        // From 10 µs, an answer from memory, to 5 s, past the longest wait for a refresh.
+        // From 10 µs, for a decision without waiting, to 5 s, above the longest wait for a refresh.
         let durations = Family::<DurationLabels, Histogram>::new_with_constructor(|| {
             Histogram::new([
                 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25,
@@ -217,30 +217,38 @@ impl Metrics {
         let fetches = Family::default();
         registry.register("jwks_fetches", "Fetches of a key set by what started them", fetches.clone());
         let stale_tokens = Family::default();
-        registry.register("stale_tokens", "Tokens that failed against the set in hand", stale_tokens.clone());
+        registry.register(
+            "stale_tokens",
+            "Tokens that failed against the current key set",
+            stale_tokens.clone(),
+        );
         let keys = Family::default();
-        registry.register("jwks_keys", "Usable keys of the set in hand", keys.clone());
+        registry.register("jwks_keys", "Usable keys of the current key set", keys.clone());
         let age = Family::default();
-        registry.register("jwks_age_seconds", "Time since the set in hand was last confirmed", age.clone());
+        registry.register(
+            "jwks_age_seconds",
+            "Time since the current key set was last confirmed",
+            age.clone(),
+        );
         let generation = Family::default();
         registry.register("jwks_generation", "Changes of the key set since the start", generation.clone());
         let waiters = Family::default();
-        registry.register("jwks_waiters", "Requests that wait for a refresh right now", waiters.clone());
+        registry.register("jwks_waiters", "Requests that are waiting for a refresh", waiters.clone());
         let waiters_rejected = Family::default();
         registry.register(
             "jwks_waiters_rejected",
-            "Requests answered unavailable because max_waiters were waiting already",
+            "Requests answered unavailable because max_waiters requests were waiting",
             waiters_rejected.clone(),
         );
         let task_restarts = Family::default();
         registry.register(
             "task_restarts",
-            "Tasks that panicked or ended though they must not, and were started again",
+            "Restarts of tasks that panicked or ended unexpectedly",
             task_restarts.clone(),
         );
         registry.register(
             "log_dropped",
-            "Log lines of this process that were not written: no room in the buffer, or nobody took them",
+            "Log lines of this process that were dropped: the buffer was full, or they could not be written",
             log::dropped(),
         );
         let connections = Family::default();
@@ -248,25 +256,25 @@ impl Metrics {
         let connections_refused = Family::default();
         registry.register(
             "connections_refused",
-            "Connections that were refused, or closed to make room, because there were as many as are allowed",
+            "Connections that were refused, or closed to make room, because of the connection limit",
             connections_refused.clone(),
         );
         let connections_closed = Family::default();
         registry.register(
             "connections_closed",
-            "Connections that were closed because they were silent, left something unfinished or answers unread, or sent a flood",
+            "Connections that were closed because they were idle, incomplete, did not read answers, or sent too much",
             connections_closed.clone(),
         );
         let reloads = Family::default();
         registry.register("config_reloads", "Reloads of the configuration", reloads.clone());
-        // From the start on, so that the first of either is an increase.
+        // Created at the start, so that the first event of either kind shows as an increase.
         for outcome in [APPLIED, REJECTED] {
             let _at_zero: Counter = reloads.get_or_create_owned(&outcome);
         }
         let last_reload = Gauge::default();
         registry.register(
             "config_last_reload_success_timestamp_seconds",
-            "Unix time at which the configuration was last taken over as a whole",
+            "Unix time at which the configuration was last applied completely",
             last_reload.clone(),
         );
         let tls = TlsMetrics::registered_in(&mut registry);
@@ -288,16 +296,16 @@ impl Metrics {
             connections_closed,
             reloads,
             last_reload,
-            held_keys: Mutex::default(),
+            temporary_caches: Mutex::default(),
         }
     }
 
-    /// Those of TLS at the listeners.
+    /// The metrics of TLS at the listeners.
     pub fn tls(&self) -> &TlsMetrics {
         &self.tls
     }
 
-    /// One decision.
+    /// Counts a decision.
     pub fn decision(
         &self,
         door: &'static str,
@@ -311,7 +319,7 @@ impl Metrics {
         self.durations.get_or_create(&DurationLabels { door, verdict }).observe(took.as_secs_f64());
     }
 
-    /// One fetch that ended.
+    /// Counts a fetch that ended.
     pub fn fetch(&self, provider: &str, trigger: Trigger, outcome: FetchOutcome) {
         let labels = FetchLabels {
             provider: provider.to_owned(),
@@ -321,7 +329,7 @@ impl Metrics {
         self.fetches.get_or_create(&labels).inc();
     }
 
-    /// One token that was stale, and what became of it.
+    /// Counts a stale token and its result.
     pub fn stale_token(&self, provider: &str, cause: StaleCause, outcome: StaleOutcome) {
         let labels = StaleLabels {
             provider: provider.to_owned(),
@@ -331,7 +339,7 @@ impl Metrics {
         self.stale_tokens.get_or_create(&labels).inc();
     }
 
-    /// The state of a provider's set. `age` is left out for keys that are not fetched.
+    /// The state of a provider's set. `age` is `None` for keys that are not fetched.
     pub fn key_set(&self, provider: &str, keys: usize, generation: u64, age: Option<Duration>) {
         let labels = ProviderLabels { provider: provider.to_owned() };
         self.keys.get_or_create(&labels).set(i64::try_from(keys).unwrap_or(i64::MAX));
@@ -346,61 +354,61 @@ impl Metrics {
         }
     }
 
-    /// How many requests wait for a provider's refresh.
+    /// The number of requests that wait for a provider's refresh.
     pub fn waiters(&self, provider: &str, waiting: usize) {
         let labels = ProviderLabels { provider: provider.to_owned() };
         self.waiters.get_or_create(&labels).set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
 
-    /// One request that did not find a place to wait.
+    /// Counts a request that was rejected because of `max_waiters`.
     pub fn waiter_rejected(&self, provider: &str) {
         let labels = ProviderLabels { provider: provider.to_owned() };
         self.waiters_rejected.get_or_create(&labels).inc();
     }
 
-    /// A task that panicked or ended, and was started again. `provider` is empty for those that belong to none.
+    /// Counts a restart of a task. `provider` is empty for tasks without one.
     pub fn task_restarted(&self, provider: &str, task: &'static str) {
         self.task_restarts.get_or_create(&TaskLabels { provider: provider.to_owned(), task }).inc();
     }
 
-    /// A connection of a door was opened.
+    /// Counts a connection that was opened.
     pub fn connection_opened(&self, door: &'static str) {
         self.connections.get_or_create(&DoorLabels { door }).inc();
     }
 
-    /// A connection of a door has ended.
+    /// Counts a connection that has ended.
     pub fn connection_ended(&self, door: &'static str) {
         self.connections.get_or_create(&DoorLabels { door }).dec();
     }
 
-    /// Connections of a door that were refused or had to make room.
+    /// Counts connections that were refused or closed to make room.
     pub fn connections_refused(&self, door: &'static str, refused: usize) {
         self.connections_refused.get_or_create(&DoorLabels { door }).inc_by(refused as u64);
     }
 
-    /// A connection that lasted too long at something.
+    /// Counts a connection that was closed because of a limit.
     pub fn connection_closed(&self, door: &'static str, cause: &'static str) {
         self.connections_closed.get_or_create(&ClosedLabels { door, cause }).inc();
     }
 
-    /// The service began with its configuration at this time.
+    /// The service started with its configuration at this time.
     pub fn started_with_configuration(&self, now: UnixTime) {
         self.last_reload.set(now.as_secs_f64());
     }
 
-    /// A configuration was taken over as a whole at this time.
+    /// A configuration was applied completely at this time.
     pub fn reload_applied(&self, now: UnixTime) {
         self.reloads.get_or_create(&APPLIED).inc();
         self.last_reload.set(now.as_secs_f64());
     }
 
-    /// A configuration was not taken over, or not as a whole.
+    /// A configuration was rejected, completely or in part.
     pub fn reload_rejected(&self) {
         self.reloads.get_or_create(&REJECTED).inc();
     }
 
-    /// A provider that the configuration no longer has.
-    pub fn forget_provider(&self, provider: &str) {
+    /// Removes a provider that the configuration no longer has.
+    pub fn remove_provider(&self, provider: &str) {
         let labels = ProviderLabels { provider: provider.to_owned() };
         self.waiters.remove(&labels);
         self.keys.remove(&labels);
@@ -408,34 +416,34 @@ impl Metrics {
         self.age.remove(&labels);
     }
 
-    /// There are keys of this name that come and go: until [`Metrics::forget_keys`] was called as often, they stay
-    /// in the metrics.
-    pub fn hold_keys(&self, name: &str) {
-        *self.held_keys().entry(name.to_owned()).or_default() += 1;
+    /// Registers a temporary key cache of this name. Its metrics stay until [`Metrics::remove_cache`] has been called
+    /// as often.
+    pub fn register_cache(&self, name: &str) {
+        *self.temporary_caches().entry(name.to_owned()).or_default() += 1;
     }
 
-    /// Publishes something about keys that come and go, unless they are gone by now.
-    pub fn while_held(&self, name: &str, publish: impl FnOnce()) {
-        // Held to the end, so that nobody takes them out in between.
-        let held = self.held_keys();
-        if held.contains_key(name) {
+    /// Runs `publish` if a temporary key cache of this name is registered.
+    pub fn if_registered(&self, name: &str, publish: impl FnOnce()) {
+        // The lock is held to the end, so that the labels are not removed in between.
+        let caches = self.temporary_caches();
+        if caches.contains_key(name) {
             publish();
         }
     }
 
-    /// Takes everything about these keys out of the metrics, counters too, unless others of that name are there. `tasks` are
-    /// the names of those that kept them.
-    pub fn forget_keys(&self, name: &str, tasks: &[&'static str]) {
-        // Held to the end, so that others of that name are not forgotten as they come.
-        let mut held = self.held_keys();
-        if let Some(count) = held.get_mut(name)
+    /// Removes every label value of this name, counters too, unless another cache of that name is registered. `tasks`
+    /// are the names of its tasks.
+    pub fn remove_cache(&self, name: &str, tasks: &[&'static str]) {
+        // The lock is held to the end, so that the labels of a cache that registers meanwhile are not removed.
+        let mut caches = self.temporary_caches();
+        if let Some(count) = caches.get_mut(name)
             && *count > 1
         {
             *count -= 1;
             return;
         }
-        held.remove(name);
-        self.forget_provider(name);
+        caches.remove(name);
+        self.remove_provider(name);
         let causes = [StaleCause::UnknownKid, StaleCause::BadSignature].map(Trigger::Forced);
         for trigger in Trigger::ALL {
             for outcome in FetchOutcome::ALL {
@@ -461,15 +469,15 @@ impl Metrics {
         self.waiters_rejected.remove(&ProviderLabels { provider: name.to_owned() });
     }
 
-    /// No code that holds the lock can panic half-way, so a poisoned one is still sound.
-    fn held_keys(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.held_keys.lock().unwrap_or_else(PoisonError::into_inner)
+    /// No code that holds the lock can panic midway, so a poisoned lock is still sound.
+    fn temporary_caches(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.temporary_caches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The text that Prometheus reads (OpenMetrics 1.0).
+    /// The metrics in the format of OpenMetrics 1.0.
     ///
     /// # Errors
-    /// Only if a metric cannot be written, which none of ours can cause.
+    /// A metric cannot be written, which none of these can cause.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
@@ -482,18 +490,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_task_publishes_of_keys_that_are_gone_does_not_come_back() {
+    fn label_values_of_a_removed_cache_do_not_come_back() {
         let metrics = Metrics::default();
-        let publish = || metrics.while_held("p/realm", || metrics.key_set("p/realm", 1, 1, None));
+        let publish = || metrics.if_registered("p/realm", || metrics.key_set("p/realm", 1, 1, None));
         let is_shown = || metrics.encode().expect("text").contains("p/realm");
         publish();
-        assert!(!is_shown(), "nobody holds them yet");
-        metrics.hold_keys("p/realm");
-        metrics.hold_keys("p/realm");
+        assert!(!is_shown(), "no cache is registered yet");
+        metrics.register_cache("p/realm");
+        metrics.register_cache("p/realm");
         publish();
-        metrics.forget_keys("p/realm", &[]);
-        assert!(is_shown(), "another cache of that name is there");
-        metrics.forget_keys("p/realm", &[]);
+        metrics.remove_cache("p/realm", &[]);
+        assert!(is_shown(), "another cache of that name is registered");
+        metrics.remove_cache("p/realm", &[]);
         publish();
         assert!(!is_shown());
     }

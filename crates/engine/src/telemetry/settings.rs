@@ -1,6 +1,6 @@
-//! What is logged and how, as it is configured.
+//! Settings of the log.
 
-/// What is logged and how.
+/// Level and format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Log {
     /// Default JSON.
@@ -15,27 +15,27 @@ impl Default for Log {
     }
 }
 
-/// The form of a log line.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }
 
-/// The least important line that is written.
+/// The lowest level that is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
     /// Failures of the service itself.
     Error,
-    /// What an operator should look at.
+    /// Conditions that need an operator.
     Warn,
     /// Refreshes and denials.
     Info,
     /// Every decision.
     Debug,
-    /// The inside of a decision.
+    /// Details of a decision.
     Trace,
 }
 

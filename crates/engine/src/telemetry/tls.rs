@@ -1,4 +1,4 @@
-//! The metrics of TLS at the listeners. Labels are names from the configuration and our own.
+//! The metrics of TLS at the listeners. Labels are names from the configuration or enum values.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -8,12 +8,12 @@ use prometheus_client::registry::Registry;
 
 use crate::validation::UnixTime;
 
-/// A file of certificates; the `file` label.
+/// A certificate file; the `file` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsFile {
-    /// What the listener shows.
+    /// The listener's certificate.
     Cert,
-    /// The authorities of clients.
+    /// The authorities of client certificates.
     ClientCa,
 }
 
@@ -45,59 +45,60 @@ struct ReloadLabels {
     outcome: &'static str,
 }
 
-/// Those of every listener. A `door` is called as in the configuration below `listen`: `admin`, `ext_authz[1]`.
+/// The metrics of all listeners. `door` is the listener's path below `listen` in the configuration: `admin`,
+/// `ext_authz[1]`.
 #[derive(Debug, Default)]
 pub struct TlsMetrics {
     refused: Family<RefusalLabels, Counter>,
-    ends: Family<FileLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    not_after: Family<FileLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
     reloads: Family<ReloadLabels, Counter>,
 }
 
 impl TlsMetrics {
-    /// All at zero, and read with the others of the registry.
+    /// All at zero, registered in `registry`.
     pub(super) fn registered_in(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register(
             "tls_handshakes_refused",
-            "TLS handshakes that came to nothing, by cause",
+            "TLS handshakes that failed, by cause",
             metrics.refused.clone(),
         );
         registry.register(
             "tls_certificate_not_after_timestamp_seconds",
             "Unix time at which the first certificate in a listener's file expires",
-            metrics.ends.clone(),
+            metrics.not_after.clone(),
         );
         registry.register(
             "tls_reloads",
-            "Times that a listener's TLS files were others: taken over, or rejected with the ones before in use",
+            "Changes of a listener's TLS files: applied, or rejected, and the previous ones stay in use",
             metrics.reloads.clone(),
         );
         metrics
     }
 
-    /// One handshake that came to nothing.
+    /// Counts a failed handshake.
     pub fn refused(&self, door: &str, cause: &'static str) {
         self.refused.get_or_create(&RefusalLabels { door: door.to_owned(), cause }).inc();
     }
 
     /// When the first certificate in this file expires.
-    pub fn ends(&self, door: &str, file: TlsFile, at: UnixTime) {
-        self.ends
+    pub fn not_after(&self, door: &str, file: TlsFile, at: UnixTime) {
+        self.not_after
             .get_or_create(&FileLabels { door: door.to_owned(), file: file.as_str() })
             .set(at.as_secs_f64());
     }
 
-    /// Other files were taken over.
+    /// Counts changed files that were loaded.
     pub fn applied(&self, door: &str) {
         self.reloads.get_or_create(&ReloadLabels { door: door.to_owned(), outcome: "applied" }).inc();
     }
 
-    /// Other files could not be used.
+    /// Counts changed files that could not be loaded.
     pub fn rejected(&self, door: &str) {
         self.reloads.get_or_create(&ReloadLabels { door: door.to_owned(), outcome: "rejected" }).inc();
     }
 
-    /// Makes the counters of a listener's files, so that the first of either is an increase.
+    /// Creates the counters of a listener's files, so that the first event of either kind shows as an increase.
     pub fn begin(&self, door: &str) {
         for outcome in ["applied", "rejected"] {
             let labels = ReloadLabels { door: door.to_owned(), outcome };

@@ -1,4 +1,4 @@
-//! The list of known names in its file: read once by a task, and written by another when it has changed.
+//! The list of known names in its file: one task reads it once, another writes it when it has changed.
 
 use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,57 +11,57 @@ use tokio::time::{sleep, timeout};
 use super::RealmProviders;
 use super::names::Names;
 use crate::keys::folder::FolderError;
-use crate::keys::names::{FoundNames, RealmNames};
+use crate::keys::names::{RealmNames, StoredNames};
 
-/// The list is written this far apart at least.
-const BETWEEN_WRITES: Duration = Duration::from_secs(5);
+/// Least time between two writes of the list.
+const WRITE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// New names wait no longer than this for the list to be read: its disk may be dead.
-const READING: Duration = Duration::from_secs(5);
+/// How long new names wait for the list to be read: the disk may not respond.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the names of realms that had keys are kept.
+/// Where the names of realms that had keys are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NamesKept {
+pub enum NameStorage {
     /// In memory alone.
     InMemory,
-    /// Here, where another service writes them.
-    ReadFrom(RealmNames),
-    /// Here.
-    In(RealmNames),
+    /// In this file, which another service writes.
+    ReadOnly(RealmNames),
+    /// In this file.
+    File(RealmNames),
 }
 
-/// The known names, for a template and those that come after it.
+/// The known names, shared by a template and its successors.
 pub(super) struct SharedNames {
     names: Mutex<Names>,
-    /// Told when there is something to write.
+    /// Notified when there is something to write.
     changed: watch::Sender<()>,
 }
 
 impl SharedNames {
-    pub(super) fn new(most: usize) -> Self {
-        Self { names: Mutex::new(Names::new(most)), changed: watch::Sender::new(()) }
+    pub(super) fn new(max: usize) -> Self {
+        Self { names: Mutex::new(Names::new(max)), changed: watch::Sender::new(()) }
     }
 
-    /// For another template, which may keep them in the same place or in another one.
-    pub(super) fn handed_on(self: &Arc<Self>, most: usize, same_place: bool) -> Arc<Self> {
+    /// For another template, which may store them in the same place or not.
+    pub(super) fn reuse(self: &Arc<Self>, max: usize, same_storage: bool) -> Arc<Self> {
         let mut names = self.lock();
-        names.bound(most);
-        names.unsaved |= !same_place;
+        names.set_max(max);
+        names.unsaved |= !same_storage;
         Arc::clone(self)
     }
 
-    /// No code that holds the lock can panic half-way, so a poisoned one is still sound.
+    /// No code that holds the lock can panic midway, so a poisoned lock is still sound.
     pub(super) fn lock(&self) -> MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl RealmProviders {
-    /// Writes the list of known names now, in the order of their last verified tokens, if it is kept in a file. Does
-    /// not wait for it.
+    /// Starts writing the list of known names in the order of their last verified tokens, if it is stored in a file.
+    /// Does not wait for the end.
     pub fn save_names(&self) {
-        if let NamesKept::In(file) = &self.kept
-            && !self.names_all()
+        if let NameStorage::File(file) = &self.storage
+            && !self.lists_all()
             && self.names.lock().read
         {
             let (file, names) = (file.clone(), self.names_in_order());
@@ -70,32 +70,32 @@ impl RealmProviders {
     }
 
     /// Starts the tasks of the list, which end with this template.
-    pub(super) fn keep_names(self: &Arc<Self>) {
-        let file = match &self.kept {
-            // There are no other names than the configuration's.
-            _ if self.names_all() => None,
-            NamesKept::InMemory => None,
-            NamesKept::ReadFrom(file) | NamesKept::In(file) => Some(file),
+    pub(super) fn start_list_tasks(self: &Arc<Self>) {
+        let file = match &self.storage {
+            // All names are in the configuration.
+            _ if self.lists_all() => None,
+            NameStorage::InMemory => None,
+            NameStorage::ReadOnly(file) | NameStorage::File(file) => Some(file),
         };
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(file), NamesKept::In(_)) = (file, &self.kept) {
+        if let (Some(file), NameStorage::File(_)) = (file, &self.storage) {
             let changed = self.names.changed.subscribe();
             tasks.spawn(write(Arc::downgrade(self), changed, file.clone()));
         }
         match file.filter(|_| !self.names.lock().read) {
             Some(file) => drop(tasks.spawn(read(Arc::downgrade(self), file.clone()))),
-            None => self.sort(),
+            None => self.classify(),
         }
     }
 
     /// A token of this realm was verified.
-    pub(super) fn note_name(&self, name: &str, at: i64) {
-        // Who goes is told by what memory has seen, which names hear of now and then alone.
+    pub(super) fn record_name(&self, name: &str, at: i64) {
+        // Eviction depends on usage times in memory, which are copied into the names only now and then.
         if self.names.lock().is_full() {
             self.refresh_names();
         }
         let mut names = self.names.lock();
-        names.note(name, at);
+        names.record(name, at);
         if names.unsaved {
             self.names.changed.send_replace(());
         }
@@ -103,13 +103,13 @@ impl RealmProviders {
 
     fn refresh_names(&self) {
         let verified: Vec<_> = {
-            let held = self.read();
-            held.iter().filter_map(|(name, realm)| Some((name.clone(), realm.uses.verified()?))).collect()
+            let table = self.read();
+            table.iter().filter_map(|(name, realm)| Some((name.clone(), realm.usage.verified()?))).collect()
         };
         self.names.lock().refresh(verified);
     }
 
-    /// All names, if some of them are not in the list yet. Before the list has been read it is not replaced.
+    /// All names, if some of them are not in the file yet. The file is not replaced before it was read.
     fn unsaved_names(&self) -> Option<Vec<String>> {
         let unsaved = {
             let mut names = self.names.lock();
@@ -123,35 +123,35 @@ impl RealmProviders {
         self.names.lock().in_order()
     }
 
-    fn take_in_names(&self, found: FoundNames, file: &RealmNames) {
-        if let Some(error) = found.refused {
+    fn load_names(&self, stored: StoredNames, file: &RealmNames) {
+        if let Some(error) = stored.error {
             let (provider, path) = (&self.template.provider.name, file.path());
-            tracing::warn!(provider, path = %path.display(), %error, "names of realms that had keys are not used");
+            tracing::warn!(provider, path = %path.display(), %error, "realm list not loaded");
         }
-        self.names.lock().record_fetch(found.names);
+        self.names.lock().add_stored(stored.names);
         self.names.changed.send_replace(());
-        self.sort();
+        self.classify();
     }
 }
 
 async fn read(realms: Weak<RealmProviders>, file: RealmNames) {
-    let Some(most) = realms.upgrade().map(|realms| realms.names.lock().most()) else { return };
+    let Some(max) = realms.upgrade().map(|realms| realms.names.lock().max()) else { return };
     let read = file.clone();
-    let mut reading = spawn_blocking(move || read.read(most));
-    let found = match timeout(READING, &mut reading).await {
-        Ok(found) => found,
+    let mut reading = spawn_blocking(move || read.read(max));
+    let stored = match timeout(READ_TIMEOUT, &mut reading).await {
+        Ok(stored) => stored,
         Err(_) => {
             let Some(realms) = realms.upgrade() else { return };
             let (provider, path) = (&realms.template.provider.name, file.path());
-            tracing::warn!(provider, path = %path.display(), "names of realms that had keys are still being read");
-            realms.sort();
+            tracing::warn!(provider, path = %path.display(), "realm list still loading");
+            realms.classify();
             drop(realms);
             reading.await
         }
     };
     if let Some(realms) = realms.upgrade() {
-        // An error means that reading panicked: there are no names then.
-        realms.take_in_names(found.unwrap_or_default(), &file);
+        // An error means that reading panicked: no names are loaded then.
+        realms.load_names(stored.unwrap_or_default(), &file);
     }
 }
 
@@ -170,11 +170,11 @@ async fn write(realms: Weak<RealmProviders>, mut changed: watch::Receiver<()>, f
             changed.mark_changed();
             let (provider, path) = (&realms.template.provider.name, file.path());
             if !failing {
-                tracing::warn!(provider, path = %path.display(), %error, "the list of realms cannot be written");
+                tracing::warn!(provider, path = %path.display(), %error, "realm list not written");
             }
         }
         drop(realms);
         failing = error.is_some();
-        sleep(BETWEEN_WRITES).await;
+        sleep(WRITE_INTERVAL).await;
     }
 }

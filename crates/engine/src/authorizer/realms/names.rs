@@ -1,67 +1,67 @@
-//! What is remembered of names: those of realms that had keys, which nobody made up, and those of which the issuer
-//! has just said that they do not exist. Pure: it is told the time, and both are bounded.
+//! Names of realms: known ones, which had keys, and absent ones, which the issuer has just reported as missing. Pure:
+//! the time is an argument, and both are bounded.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::clock::Instant;
 
-/// How long the issuer's word counts that a realm does not exist.
+/// How long a name stays absent after the issuer's answer.
 const ABSENT_FOR: Duration = Duration::from_secs(10);
 
-/// How many names of which it has said so are remembered.
-const MOST_ABSENT: usize = 4096;
+/// The limit of absent names.
+const MAX_ABSENT: usize = 4096;
 
-/// The names that had keys, with the time of the last verified token, in microseconds of one clock; before zero
-/// where a list of an earlier process has them.
+/// The known names, with the time of the last verified token, in microseconds of one clock; negative for names from a
+/// stored list.
 #[derive(Debug)]
 pub(super) struct Names {
     verified: HashMap<String, i64>,
-    most: usize,
-    /// Whether those of an earlier process are among them.
+    max: usize,
+    /// Whether the stored names were added.
     pub(super) read: bool,
-    /// Whether there is one that the list beside the snapshots lacks.
+    /// Whether the stored list lacks one of them.
     pub(super) unsaved: bool,
 }
 
 impl Names {
-    pub(super) fn new(most: usize) -> Self {
-        Self { verified: HashMap::new(), most, read: false, unsaved: false }
+    pub(super) fn new(max: usize) -> Self {
+        Self { verified: HashMap::new(), max, read: false, unsaved: false }
     }
 
-    /// How many there may be.
-    pub(super) fn most(&self) -> usize {
-        self.most
+    /// The limit.
+    pub(super) fn max(&self) -> usize {
+        self.max
     }
 
-    /// From now on at most so many.
-    pub(super) fn bound(&mut self, most: usize) {
-        self.most = most;
-        self.trim();
+    /// Changes the limit.
+    pub(super) fn set_max(&mut self, max: usize) {
+        self.max = max;
+        self.evict();
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {
         self.verified.contains_key(name)
     }
 
-    /// Whether one more pushes another out.
+    /// Whether one more evicts another.
     pub(super) fn is_full(&self) -> bool {
-        self.verified.len() >= self.most
+        self.verified.len() >= self.max
     }
 
-    /// A token of this realm was verified. Where there are too many names, the least recent one goes.
-    pub(super) fn note(&mut self, name: &str, at: i64) {
+    /// A token of this realm was verified. If there are too many names, the least recent one is evicted.
+    pub(super) fn record(&mut self, name: &str, at: i64) {
         match self.verified.get_mut(name) {
             Some(last) => *last = at.max(*last),
             None => {
                 self.verified.insert(name.to_owned(), at);
                 self.unsaved = true;
-                self.trim();
+                self.evict();
             }
         }
     }
 
-    /// What memory has seen of realms since they were noted.
+    /// Updates the times from the realms in memory.
     pub(super) fn refresh(&mut self, verified: impl IntoIterator<Item = (String, i64)>) {
         for (name, at) in verified {
             if let Some(last) = self.verified.get_mut(&name) {
@@ -70,59 +70,59 @@ impl Names {
         }
     }
 
-    /// Names of an earlier process, the most recent one first. What this one has seen is more recent.
-    pub(super) fn record_fetch(&mut self, names: impl IntoIterator<Item = String>) {
+    /// Adds the names of a stored list, the most recent one first. Names of this process are more recent.
+    pub(super) fn add_stored(&mut self, names: impl IntoIterator<Item = String>) {
         for (name, before) in names.into_iter().zip(1..) {
             self.verified.entry(name).or_insert(-before);
         }
         self.read = true;
-        self.trim();
+        self.evict();
     }
 
-    /// All, the most recent one first.
+    /// All names, the most recent one first.
     pub(super) fn in_order(&self) -> Vec<String> {
         let mut all: Vec<_> = self.verified.iter().collect();
         all.sort_by_key(|(name, at)| (std::cmp::Reverse(**at), *name));
         all.into_iter().map(|(name, _)| name.clone()).collect()
     }
 
-    fn trim(&mut self) {
-        if self.verified.len() == self.most + 1 {
-            let least = self.verified.iter().min_by_key(|(_, at)| **at).map(|(name, _)| name.clone());
-            self.verified.remove(&least.unwrap_or_default());
-        } else if self.verified.len() > self.most {
-            let kept = self.in_order().into_iter().take(self.most);
-            self.verified = kept.filter_map(|name| self.verified.remove_entry(&name)).collect();
+    fn evict(&mut self) {
+        if self.verified.len() == self.max + 1 {
+            let oldest = self.verified.iter().min_by_key(|(_, at)| **at).map(|(name, _)| name.clone());
+            self.verified.remove(&oldest.unwrap_or_default());
+        } else if self.verified.len() > self.max {
+            let remaining = self.in_order().into_iter().take(self.max);
+            self.verified = remaining.filter_map(|name| self.verified.remove_entry(&name)).collect();
         }
     }
 }
 
-/// The names of which the issuer has just said that they do not exist.
+/// The names that the issuer has just reported as missing.
 #[derive(Debug, Default)]
-pub(super) struct Absent {
+pub(super) struct AbsentNames {
     until: HashMap<String, Instant>,
-    /// In the order of their times, which is that in which they came.
+    /// In the order of their times.
     order: VecDeque<(Instant, String)>,
 }
 
-impl Absent {
-    /// The issuer has said so at this time.
-    pub(super) fn note(&mut self, name: &str, now: Instant) {
+impl AbsentNames {
+    /// Called when the issuer has reported the name as missing.
+    pub(super) fn insert(&mut self, name: &str, now: Instant) {
         let until = now + ABSENT_FOR;
         self.until.insert(name.to_owned(), until);
         self.order.push_back((until, name.to_owned()));
-        self.forget(now);
+        self.remove_expired(now);
     }
 
-    /// Whether it has said so lately.
+    /// Whether it was reported as missing lately.
     pub(super) fn contains(&self, name: &str, now: Instant) -> bool {
         self.until.get(name).is_some_and(|until| now < *until)
     }
 
-    fn forget(&mut self, now: Instant) {
-        while self.order.len() > MOST_ABSENT || self.order.front().is_some_and(|(until, _)| *until <= now) {
+    fn remove_expired(&mut self, now: Instant) {
+        while self.order.len() > MAX_ABSENT || self.order.front().is_some_and(|(until, _)| *until <= now) {
             let Some((until, name)) = self.order.pop_front() else { return };
-            // One that was said to be absent again since counts from then on.
+            // A later report of the same name replaces this one.
             if self.until.get(&name) == Some(&until) {
                 self.until.remove(&name);
             }
@@ -136,56 +136,56 @@ mod tests {
     use crate::clock;
 
     #[test]
-    fn the_name_that_was_verified_least_lately_goes_when_there_are_too_many() {
+    fn the_least_recently_verified_name_is_evicted() {
         let mut names = Names::new(3);
-        names.record_fetch(["old1", "old2"].map(str::to_owned));
+        names.add_stored(["old1", "old2"].map(str::to_owned));
         assert!(names.read && !names.unsaved);
-        names.note("a", 1);
+        names.record("a", 1);
         assert!(names.unsaved && names.is_full());
-        names.note("old1", 2);
-        names.note("b", 3);
+        names.record("old1", 2);
+        names.record("b", 3);
         assert_eq!(names.in_order(), ["b", "old1", "a"]);
-        names.note("c", 4);
+        names.record("c", 4);
         assert_eq!(names.in_order(), ["c", "b", "old1"]);
     }
 
     #[test]
-    fn names_of_an_earlier_process_come_after_those_of_this_one_and_are_bounded() {
+    fn stored_names_come_after_those_of_this_process_and_are_limited() {
         let mut names = Names::new(3);
-        names.note("a", 0);
-        names.record_fetch(["old1", "a", "old2", "old3"].map(str::to_owned));
+        names.record("a", 0);
+        names.add_stored(["old1", "a", "old2", "old3"].map(str::to_owned));
         assert_eq!(names.in_order(), ["a", "old1", "old2"]);
-        names.bound(1);
+        names.set_max(1);
         assert_eq!(names.in_order(), ["a"]);
     }
 
     #[test]
-    fn a_name_is_absent_for_ten_seconds_and_the_oldest_of_too_many_is_forgotten() {
+    fn a_name_is_absent_for_ten_seconds_and_the_oldest_is_removed_beyond_the_limit() {
         let start = clock::monotonic();
-        let mut absent = Absent::default();
-        absent.note("a", start);
+        let mut absent = AbsentNames::default();
+        absent.insert("a", start);
         assert!(absent.contains("a", start + Duration::from_millis(9_999)));
         assert!(!absent.contains("a", start + ABSENT_FOR));
         assert!(!absent.contains("b", start));
-        for i in 0..MOST_ABSENT - 1 {
-            absent.note(&format!("n{i}"), start);
+        for i in 0..MAX_ABSENT - 1 {
+            absent.insert(&format!("n{i}"), start);
         }
         assert!(absent.contains("a", start));
-        absent.note("one more", start);
+        absent.insert("one more", start);
         assert!(!absent.contains("a", start));
         assert!(absent.contains("n0", start) && absent.contains("one more", start));
-        absent.note("last", start + ABSENT_FOR);
-        assert_eq!((absent.until.len(), absent.order.len()), (1, 1), "what is over is forgotten");
+        absent.insert("last", start + ABSENT_FOR);
+        assert_eq!((absent.until.len(), absent.order.len()), (1, 1), "expired names are removed");
     }
 
     #[test]
-    fn a_name_that_is_said_to_be_absent_twice_counts_from_the_last_time() {
+    fn a_second_report_extends_the_time_of_an_absent_name() {
         let start = clock::monotonic();
         let later = start + ABSENT_FOR / 2;
-        let mut absent = Absent::default();
-        absent.note("a", start);
-        absent.note("a", later);
-        absent.note("b", start + ABSENT_FOR);
+        let mut absent = AbsentNames::default();
+        absent.insert("a", start);
+        absent.insert("a", later);
+        absent.insert("b", start + ABSENT_FOR);
         assert!(absent.contains("a", start + ABSENT_FOR));
         assert!(!absent.contains("a", later + ABSENT_FOR));
     }

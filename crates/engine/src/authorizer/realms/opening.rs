@@ -1,5 +1,5 @@
-//! How a realm that is not in memory is opened: its callers wait in line, and a task opens one name after the other,
-//! each in a task of its own, so that whoever gives up cancels nothing.
+//! Opens realms that are not in memory: callers are queued, and a task opens one name after the other, each in a task
+//! of its own, so that a caller that gives up cancels nothing.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,56 +7,56 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::held::{Realm, RealmState, Uses};
-use super::lent::Lent;
-use super::line::{Class, Full, Line, Next, Ticket};
-use super::names::Absent;
+use super::handle::ProviderHandle;
+use super::names::AbsentNames;
+use super::queue::{Class, Next, QueueFull, RealmQueue, Ticket};
+use super::table::{Realm, RealmState, Usage};
 use super::{KeyedProvider, RealmProviders};
 use crate::authorizer::provider_config::ProviderConfig;
 use crate::clock::{self, Instant};
 use crate::keys::fetch_error::FetchError;
 use crate::keys::names::RealmName;
 
-/// What stands before the realms in memory.
-pub(super) struct Front {
-    pub(super) line: Line<watch::Sender<Opening>>,
-    pub(super) absent: Absent,
-    /// Whether there is a task that opens who is next. It ends with the line.
-    pub(super) driven: bool,
+/// The queue in front of the realms in memory.
+pub(super) struct Opener {
+    pub(super) queue: RealmQueue<watch::Sender<OpenState>>,
+    pub(super) absent: AbsentNames,
+    /// Whether the task that opens queued names is running. It ends when the queue is empty.
+    pub(super) running: bool,
 }
 
 /// What the callers of a name wait for.
-pub(super) enum Opening {
-    Awaited,
-    Done(Arc<KeyedProvider>, Arc<Uses>),
+pub(super) enum OpenState {
+    Pending,
+    Done(Arc<KeyedProvider>, Arc<Usage>),
     Failed,
 }
 
-/// Why a realm's keys are not to be had.
+/// Why a realm's keys are unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::authorizer) enum Shut {
-    /// Its turn did not come before the deadline.
-    Waited,
-    /// Too many wait.
-    LineFull,
-    /// The issuer has just said that it does not exist.
+pub(in crate::authorizer) enum OpenError {
+    /// It was not opened before the deadline.
+    TimedOut,
+    /// Too many callers wait.
+    QueueFull,
+    /// The issuer has just reported it as missing.
     Absent,
-    /// It cannot be opened; the log says why.
-    CannotOpen,
+    /// It cannot be opened; the log has the reason.
+    Failed,
 }
 
-impl fmt::Display for Shut {
+impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Shut::Waited => "a new realm, and its turn to have its keys fetched did not come in time",
-            Shut::LineFull => "a new realm, and too many requests wait for the keys of such",
-            Shut::Absent => "the issuer has just said that there is no such realm",
-            Shut::CannotOpen => "the realm cannot be opened",
+            OpenError::TimedOut => "the realm is new, and its keys were not fetched in time",
+            OpenError::QueueFull => "the realm is new, and too many requests wait for the keys of new realms",
+            OpenError::Absent => "the issuer has just reported that the realm does not exist",
+            OpenError::Failed => "the realm cannot be opened: see the log",
         })
     }
 }
 
-/// A realm that is allowed and has no keys here.
+/// An allowed realm that is not in memory.
 pub(in crate::authorizer) struct NewRealm {
     realms: Arc<RealmProviders>,
     config: ProviderConfig,
@@ -68,7 +68,7 @@ impl NewRealm {
         Self { realms, config, name }
     }
 
-    /// The configuration of this realm alone.
+    /// The configuration of this realm.
     pub(in crate::authorizer) fn config(&self) -> &ProviderConfig {
         &self.config
     }
@@ -78,154 +78,154 @@ impl NewRealm {
         &self.name
     }
 
-    /// Waits until it is opened, and holds no more than its name meanwhile; `held_bytes` is what its caller holds.
+    /// Waits until it is opened, keeping no more than its name in memory; `held_bytes` is what the caller holds.
     pub(in crate::authorizer) async fn opened(
         self,
         deadline: Instant,
         held_bytes: usize,
-    ) -> Result<Lent, Shut> {
+    ) -> Result<ProviderHandle, OpenError> {
         let Self { realms, config, name } = self;
         drop(config);
         let waiting = Arc::clone(&realms.waiting);
-        let Some(_held) = waiting.place(held_bytes, &realms.template.refresh) else {
-            return Err(Shut::LineFull);
+        let Some(_permit) = waiting.acquire(held_bytes, &realms.template.refresh) else {
+            return Err(OpenError::QueueFull);
         };
-        let (mut told, _place) = match realms.join(name)? {
-            Joined::Held(lent) => return Ok(lent),
-            Joined::Line(told, place) => (told, place),
+        let (mut notified, _entry) = match realms.join(name)? {
+            Join::Loaded(handle) => return Ok(handle),
+            Join::Queued(notified, entry) => (notified, entry),
         };
-        let done = told.wait_for(|opening| !matches!(opening, Opening::Awaited));
-        match clock::until(deadline, done).await {
-            None => Err(Shut::Waited),
-            Some(Err(_)) => Err(Shut::CannotOpen),
+        let opened = notified.wait_for(|opening| !matches!(opening, OpenState::Pending));
+        match clock::until(deadline, opened).await {
+            None => Err(OpenError::TimedOut),
+            Some(Err(_)) => Err(OpenError::Failed),
             Some(Ok(opening)) => match &*opening {
-                Opening::Done(keyed, uses) => Ok(realms.lend(keyed, uses)),
-                Opening::Awaited | Opening::Failed => Err(Shut::CannotOpen),
+                OpenState::Done(keyed, usage) => Ok(realms.handle(keyed, usage)),
+                OpenState::Pending | OpenState::Failed => Err(OpenError::Failed),
             },
         }
     }
 }
 
-enum Joined {
-    Held(Lent),
-    Line(watch::Receiver<Opening>, InLine),
+enum Join {
+    Loaded(ProviderHandle),
+    Queued(watch::Receiver<OpenState>, QueueEntry),
 }
 
-/// A caller's place in line, given back when dropped.
-struct InLine {
+/// A caller's place in the queue, released when dropped.
+struct QueueEntry {
     realms: Arc<RealmProviders>,
     name: RealmName,
     ticket: Ticket,
 }
 
-impl Drop for InLine {
+impl Drop for QueueEntry {
     fn drop(&mut self) {
         let empty = {
-            let mut front = self.realms.front();
-            front.line.leave(self.name.as_str(), self.ticket);
-            front.line.is_empty()
+            let mut opener = self.realms.opener();
+            opener.queue.leave(self.name.as_str(), self.ticket);
+            opener.queue.is_empty()
         };
         if empty {
-            self.realms.turn.notify_one();
+            self.realms.next_open.notify_one();
         }
     }
 }
 
-/// A name's turn. However it ends, its callers are told, and what it took of the line is given back.
-struct Turn<'t> {
+/// The opening of a name. On drop its callers are notified, and its place in the queue is released.
+struct OpenTask<'t> {
     realms: &'t RealmProviders,
     name: &'t RealmName,
     class: Class,
-    told: bool,
+    notified: bool,
 }
 
-impl Turn<'_> {
-    fn tell(&mut self, opening: Opening) {
-        self.told = true;
-        let told = self.realms.front().line.opened(self.name.as_str());
-        if let Some(told) = told {
-            told.send_replace(opening);
+impl OpenTask<'_> {
+    fn notify(&mut self, opening: OpenState) {
+        self.notified = true;
+        let notified = self.realms.opener().queue.opened(self.name.as_str());
+        if let Some(notified) = notified {
+            notified.send_replace(opening);
         }
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for OpenTask<'_> {
     fn drop(&mut self) {
-        if !self.told {
-            self.tell(Opening::Failed);
+        if !self.notified {
+            self.notify(OpenState::Failed);
         }
         if self.class == Class::New {
-            self.realms.front().line.first_fetch_ended();
-            self.realms.turn.notify_one();
+            self.realms.opener().queue.first_fetch_ended();
+            self.realms.next_open.notify_one();
         }
     }
 }
 
 impl RealmProviders {
-    fn join(self: &Arc<Self>, name: RealmName) -> Result<Joined, Shut> {
-        let mut front = self.front();
+    fn join(self: &Arc<Self>, name: RealmName) -> Result<Join, OpenError> {
+        let mut opener = self.opener();
         // It may have been opened since the token was screened.
         if let Some(realm) = self.read().get(name.as_str()) {
-            return Ok(Joined::Held(self.lend(&realm.what, &realm.uses)));
+            return Ok(Join::Loaded(self.handle(&realm.value, &realm.usage)));
         }
         let class = if self.is_known(name.as_str()) { Class::Known } else { Class::New };
-        if class == Class::New && front.absent.contains(name.as_str(), clock::monotonic()) {
-            return Err(Shut::Absent);
+        if class == Class::New && opener.absent.contains(name.as_str(), clock::monotonic()) {
+            return Err(OpenError::Absent);
         }
-        let joined = front.line.join(&name, class, || watch::Sender::new(Opening::Awaited));
-        let (ticket, told) = joined.map_err(|Full| Shut::LineFull)?;
-        let told = told.subscribe();
-        if !std::mem::replace(&mut front.driven, true) {
+        let join = opener.queue.join(&name, class, || watch::Sender::new(OpenState::Pending));
+        let (ticket, notified) = join.map_err(|QueueFull| OpenError::QueueFull)?;
+        let notified = notified.subscribe();
+        if !std::mem::replace(&mut opener.running, true) {
             tokio::spawn(Arc::clone(self).drive());
         }
-        drop(front);
-        self.turn.notify_one();
-        let place = InLine { realms: Arc::clone(self), name, ticket };
-        Ok(Joined::Line(told, place))
+        drop(opener);
+        self.next_open.notify_one();
+        let entry = QueueEntry { realms: Arc::clone(self), name, ticket };
+        Ok(Join::Queued(notified, entry))
     }
 
-    /// The names that had keys have been read: who waits is told from those whose names are known.
-    pub(super) fn sort(&self) {
-        self.front().line.sort(|name| self.is_known(name.as_str()));
-        self.turn.notify_one();
+    /// Called when the stored names have been read: known names in the queue are separated from new ones.
+    pub(super) fn classify(&self) {
+        self.opener().queue.classify(|name| self.is_known(name.as_str()));
+        self.next_open.notify_one();
     }
 
-    /// Opens who is next for as long as somebody waits.
+    /// Opens the next name as long as callers wait.
     async fn drive(self: Arc<Self>) {
         loop {
             let next = {
-                let mut front = self.front();
-                let next = front.line.next(clock::monotonic());
-                front.driven = next != Next::Empty;
+                let mut opener = self.opener();
+                let next = opener.queue.next(clock::monotonic());
+                opener.running = next != Next::Empty;
                 next
             };
             match next {
                 Next::Open(name, class) => drop(tokio::spawn(Arc::clone(&self).open(name, class))),
                 Next::At(time) => tokio::select! {
                     () = clock::sleep_until(time) => {}
-                    () = self.turn.notified() => {}
+                    () = self.next_open.notified() => {}
                 },
-                Next::Later => self.turn.notified().await,
+                Next::Later => self.next_open.notified().await,
                 Next::Empty => return,
             }
         }
     }
 
-    /// Opens one realm for all who wait for it, and sees a new one through its first fetch.
+    /// Opens a realm for all waiting callers, and waits for the first fetch of a new one.
     async fn open(self: Arc<Self>, name: RealmName, class: Class) {
-        let mut turn = Turn { realms: &self, name: &name, class, told: false };
-        let Some(keyed) = self.make(&name) else { return };
-        let (keyed, uses) = self.hold(name.as_str(), keyed, class);
-        turn.tell(Opening::Done(Arc::clone(&keyed), Arc::clone(&uses)));
+        let mut task = OpenTask { realms: &self, name: &name, class, notified: false };
+        let Some(keyed) = self.create(&name) else { return };
+        let (keyed, usage) = self.insert(name.as_str(), keyed, class);
+        task.notify(OpenState::Done(Arc::clone(&keyed), Arc::clone(&usage)));
         if class == Class::New {
-            // No first fetch takes longer, unless what drives it is gone.
+            // No first fetch takes longer, unless its driver is gone.
             let limit = keyed.refresh.timeout.saturating_add(keyed.refresh.wait);
-            let _ended = timeout(limit, keyed.keys.first_fetch_ended()).await;
-            self.end_first_fetch(name.as_str(), &keyed, &uses);
+            let _timed_out = timeout(limit, keyed.keys.first_fetch_ended()).await;
+            self.end_first_fetch(name.as_str(), &keyed, &usage);
         }
     }
 
-    fn make(&self, name: &RealmName) -> Option<Arc<KeyedProvider>> {
+    fn create(&self, name: &RealmName) -> Option<Arc<KeyedProvider>> {
         let config = self.template.of_realm(&self.realms, name);
         let keys = (self.open)(&config, name)?;
         let ProviderConfig { provider, refresh, ready_without_keys, .. } = config;
@@ -233,35 +233,40 @@ impl RealmProviders {
         Some(Arc::new(KeyedProvider { provider, realm, keys, refresh, ready_without_keys }))
     }
 
-    /// Takes a realm into memory; one that was pushed out may have come back by a verified token.
-    fn hold(&self, name: &str, keyed: Arc<KeyedProvider>, class: Class) -> (Arc<KeyedProvider>, Arc<Uses>) {
-        let uses = Arc::new(Uses::called_at(self.micros(clock::monotonic())));
+    /// Inserts a realm; an evicted one may be in memory again after a verified token.
+    fn insert(
+        &self,
+        name: &str,
+        keyed: Arc<KeyedProvider>,
+        class: Class,
+    ) -> (Arc<KeyedProvider>, Arc<Usage>) {
+        let usage = Arc::new(Usage::requested_at(self.micros(clock::monotonic())));
         let state = match class {
             Class::Known => RealmState::Returning,
             Class::New => RealmState::FirstFetch,
         };
-        let realm = Realm { what: Arc::clone(&keyed), uses: Arc::clone(&uses), state };
-        let gone = {
-            let mut held = self.write();
-            if let Some(back) = held.get(name) {
-                return (Arc::clone(&back.what), Arc::clone(&back.uses));
+        let realm = Realm { value: Arc::clone(&keyed), usage: Arc::clone(&usage), state };
+        let evicted = {
+            let mut table = self.write();
+            if let Some(existing) = table.get(name) {
+                return (Arc::clone(&existing.value), Arc::clone(&existing.usage));
             }
-            held.admit(name, realm)
+            table.insert(name, realm)
         };
-        self.let_go(gone);
-        (keyed, uses)
+        self.drop_evicted(evicted);
+        (keyed, usage)
     }
 
-    fn end_first_fetch(&self, name: &str, keyed: &KeyedProvider, uses: &Arc<Uses>) {
-        let gone = if keyed.keys.has_keys() {
-            self.write().raise(name, uses, RealmState::OnTrial)
+    fn end_first_fetch(&self, name: &str, keyed: &KeyedProvider, usage: &Arc<Usage>) {
+        let evicted = if keyed.keys.has_keys() {
+            self.write().promote(name, usage, RealmState::OnTrial)
         } else {
             let error = keyed.keys.status().last_error;
             if matches!(error, Some(FetchError::Status { status: 404 | 410, .. })) {
-                self.front().absent.note(name, clock::monotonic());
+                self.opener().absent.insert(name, clock::monotonic());
             }
-            self.write().take_failed(name, uses).into_iter().collect()
+            self.write().remove_failed(name, usage).into_iter().collect()
         };
-        self.let_go(gone);
+        self.drop_evicted(evicted);
     }
 }

@@ -1,22 +1,22 @@
-//! A provider with its keys, lent to one request.
+//! A provider with its keys, for one request.
 
 use std::ops::Deref;
 use std::sync::Arc;
 
 use super::RealmProviders;
-use super::held::Uses;
+use super::table::Usage;
 use crate::authorizer::keyed::KeyedProvider;
 use crate::clock::Instant;
 
 /// A provider with its keys, for one request.
-pub(in crate::authorizer) struct Lent {
+pub(in crate::authorizer) struct ProviderHandle {
     keyed: Arc<KeyedProvider>,
     tenant: Option<Tenant>,
 }
 
-impl Lent {
-    /// Of an issuer that is named.
-    pub(in crate::authorizer) fn of_one(keyed: Arc<KeyedProvider>) -> Self {
+impl ProviderHandle {
+    /// Of a configured issuer.
+    pub(in crate::authorizer) fn of_provider(keyed: Arc<KeyedProvider>) -> Self {
         Self { keyed, tenant: None }
     }
 
@@ -25,7 +25,7 @@ impl Lent {
         Self { keyed, tenant: Some(tenant) }
     }
 
-    /// The request that arrived at this time had a token that these keys verified: nobody made its realm up.
+    /// Records that these keys verified the token of a request that arrived at this time, so the realm exists.
     pub(in crate::authorizer) fn token_verified(&self, arrived: Instant) {
         if let Some(tenant) = &self.tenant {
             tenant.token_verified(&self.keyed, arrived);
@@ -33,7 +33,7 @@ impl Lent {
     }
 }
 
-impl Deref for Lent {
+impl Deref for ProviderHandle {
     type Target = KeyedProvider;
 
     fn deref(&self) -> &KeyedProvider {
@@ -41,18 +41,18 @@ impl Deref for Lent {
     }
 }
 
-/// The realm of a request whose keys have been lent.
+/// The realm of a request.
 pub(in crate::authorizer) struct Tenant {
     pub(super) realms: Arc<RealmProviders>,
-    pub(super) uses: Arc<Uses>,
+    pub(super) usage: Arc<Usage>,
 }
 
 impl Tenant {
-    /// One load and one store, but for the first token.
+    /// One load and one store, except for the first token.
     pub(in crate::authorizer) fn token_verified(&self, keyed: &Arc<KeyedProvider>, arrived: Instant) {
         let at = self.realms.micros(arrived);
-        if self.uses.verify(at) {
-            self.realms.become_known(keyed, &self.uses, at);
+        if self.usage.record_verified(at) {
+            self.realms.mark_known(keyed, &self.usage, at);
         }
     }
 }

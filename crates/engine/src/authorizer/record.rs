@@ -1,4 +1,4 @@
-//! What becomes of a decision besides its answer: it is counted and logged.
+//! Counts and logs decisions.
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
@@ -12,28 +12,28 @@ use crate::telemetry::on_one_line;
 use crate::verdict::Verdict;
 
 impl Authorizer {
-    /// Counts each decision, and logs it: what was allowed at debug, what was not at info unless there are too many of
-    /// its kind.
-    pub(super) fn account(&self, door: &'static str, request: &AccessRequest<'_>, decided: &Decided<'_>) {
+    /// Counts a decision and logs it: an allowed request at debug, a denied one at info, within the rate limit of its
+    /// kind.
+    pub(super) fn record(&self, door: &'static str, request: &AccessRequest<'_>, decided: &Decided<'_>) {
         let Decided { id, decision } = decided;
         let (verdict, outcome) = (decision.verdict.as_str(), decision.verdict.reason());
         let record = &decision.record;
         let provider = record.provider().map(|provider| &*provider.name).unwrap_or_default();
-        let took = clock::elapsed_since(super::arrived(request));
-        self.metrics.decision(door, verdict, outcome, provider, took);
-        self.tell_untrusted(request.described_by, outcome);
+        let elapsed = clock::elapsed_since(super::arrived(request));
+        self.metrics.decision(door, verdict, outcome, provider, elapsed);
+        self.log_untrusted(request.described_by, outcome);
         let reason = outcome.as_str();
-        let is_refusal = !matches!(decision.verdict, Verdict::Allow(_));
-        if is_refusal && !self.refusals.admits(reason, provider) {
+        let is_denial = !matches!(decision.verdict, Verdict::Allow(_));
+        if is_denial && !self.denial_log.should_log(reason, provider) {
             return;
         }
         let (kid, detail) =
             (record.kid().map(|kid| on_one_line(kid.as_str())), record.refused().and_then(Refused::detail));
         let (kid, detail) = (kid.as_deref(), detail.as_deref());
-        let (method, host) = (shown(request.method), shown(request.host));
+        let (method, host) = (printable(request.method), printable(request.host));
         let (rule, realm) = (record.rule().map(|rule| rule.name.as_str()), record.realm());
         let decision_id = id.to_string();
-        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let took_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         match decision.verdict {
             Verdict::Allow(_) => {
                 tracing::debug!(
@@ -48,7 +48,7 @@ impl Authorizer {
                     kid,
                     decision_id,
                     took_us,
-                    "decided"
+                    "request allowed"
                 );
             }
             Verdict::Deny(_) | Verdict::Unavailable(_) => {
@@ -65,29 +65,30 @@ impl Authorizer {
                     detail,
                     decision_id,
                     took_us,
-                    "decided"
+                    "request denied"
                 );
             }
         }
     }
 
-    /// Aloud once: it is a proxy that was forgotten in the configuration, or somebody who should not get here.
-    fn tell_untrusted(&self, peer: Option<IpAddr>, outcome: Outcome) {
+    /// Logged once per configuration: the proxy is missing in the configuration, or the peer must not reach this
+    /// door.
+    fn log_untrusted(&self, peer: Option<IpAddr>, outcome: Outcome) {
         let is_untrusted = outcome == Outcome::Refused(Refusal::Denied(DenyReason::UntrustedProxy));
         if let Some(peer) = peer.filter(|_| is_untrusted)
-            && !self.untrusted_told.swap(true, Ordering::Relaxed)
+            && !self.untrusted_logged.swap(true, Ordering::Relaxed)
         {
             let peer = peer.to_canonical();
             tracing::warn!(
                 %peer,
-                "who asks is not in trusted_proxies and is refused: add it there if it is your proxy, and keep \
-                 everybody else away from this door"
+                hint = "add it to trusted_proxies if it is your proxy, else block its access to this listener",
+                "untrusted peer denied"
             );
         }
     }
 }
 
-/// A part of a request for the log.
-fn shown(bytes: &[u8]) -> String {
+/// A part of a request, for the log.
+fn printable(bytes: &[u8]) -> String {
     on_one_line(&String::from_utf8_lossy(bytes))
 }

@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            output::complain(&format!("the runtime cannot be started: {error}"));
+            output::print_error(&format!("the runtime cannot be started: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -59,7 +59,7 @@ async fn run() -> ExitCode {
         Ok(command_line) => command_line,
         Err(error) => {
             let args: Vec<String> = env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-            return output::mistaken(&error, &args);
+            return output::print_usage_error(&error, &args);
         }
     };
     match command_line.command {

@@ -118,10 +118,10 @@ mod tests {
 
     #[test]
     fn truncated_messages_and_groups_are_rejected() {
-        let whole = of_http(&field(3, &[field(1, b"name"), field(2, b"value")].concat()));
-        assert!(is_decodable(&whole) && is_decodable(&[]));
-        for cut in 1..whole.len() {
-            assert!(!is_decodable(&whole[..cut]), "{cut}");
+        let message = of_http(&field(3, &[field(1, b"name"), field(2, b"value")].concat()));
+        assert!(is_decodable(&message) && is_decodable(&[]));
+        for cut in 1..message.len() {
+            assert!(!is_decodable(&message[..cut]), "{cut}");
         }
         for bytes in [&[0x0b][..], &[0x0b, 0x0c], &[0x0f], &[0x80; 11]] {
             assert!(!is_decodable(bytes), "{bytes:?}");

@@ -336,7 +336,7 @@ mod tests {
     const HERE: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
 
     fn register(open: &Arc<Open>, max: usize) -> Slot {
-        open.register(HERE, max).1.expect("there is room")
+        open.register(HERE, max).1.expect("below the limit")
     }
 
     #[tokio::test(start_paused = true)]
@@ -360,7 +360,7 @@ mod tests {
         let sixth = open.register(HERE, 4).1.expect("the new one is evicted");
         assert!(open.inner().connections[&young.id].evicting);
         drop(young);
-        let fifth = fifth.expect("there was room");
+        let fifth = fifth.expect("below the limit");
         for slot in [&fifth, &sixth] {
             slot.state.record_request(true);
             drop(slot.state.start_request());
@@ -391,7 +391,7 @@ mod tests {
         let open = Arc::new(Open::default());
         let flood: Vec<Slot> = (0..7).map(|_| register(&open, 8)).collect();
         let other = Some([10, 0, 0, 7].into());
-        let honest = open.register(other, 8).1.expect("there is room");
+        let honest = open.register(other, 8).1.expect("below the limit");
         for slot in flood.iter().chain([&honest]) {
             slot.state.record_request(true);
             drop(slot.state.start_request());

@@ -118,7 +118,7 @@ mod tests {
     }
 
     fn location(address: &str) -> GatewayLocation {
-        GatewayLocation { addresses: vec![address.parse().expect("an address")], from: None, is_here: false }
+        GatewayLocation { addresses: vec![address.parse().expect("an address")], source: None, is_local: false }
     }
 
     /// The configuration in the instructions.

@@ -45,7 +45,7 @@ pub(super) struct Good {
     pub(super) slowest: Duration,
 }
 
-/// BadToken tokens of one kind. Each sent token is allowed, refused with a status, or unanswered.
+/// Bad tokens of one kind. Each sent token is allowed, refused with a status, or unanswered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Attack {
     /// Tokens that were sent.

@@ -60,7 +60,7 @@ fn counts(report: &Report) -> Vec<String> {
         format!("forged tokens sent      {:>8}", attack.sent),
         format!("forged tokens allowed   {:>8}", attack.allowed),
         format!("forged tokens refused   {:>8}{}", attack.refused(), with(&attack.statuses)),
-        format!("forged, without answer  {:>8}", attack.unanswered),
+        format!("forged, no response     {:>8}", attack.unanswered),
         format!(
             "not sent by the drill   {:>8}   of these good {not_sent}, forged {}",
             not_sent + attack.not_sent,
@@ -89,7 +89,7 @@ fn forged(report: &Report) -> Vec<String> {
         |name: &str, [sent, allowed, refused, unanswered, not_sent]: [&dyn std::fmt::Display; 5]| {
             format!("{name:<34}{sent:>6}{allowed:>10}{refused:>10}{unanswered:>12}{not_sent:>10}")
         };
-    let head = columns("forged token", [&"sent", &"allowed", &"refused", &"no answer", &"not sent"]);
+    let head = columns("forged token", [&"sent", &"allowed", &"refused", &"no response", &"not sent"]);
     let row = |kind: BadToken| {
         let attack = report.counts.bad.get(&kind).cloned().unwrap_or_default();
         let Attack { sent, allowed, unanswered, not_sent, .. } = &attack;

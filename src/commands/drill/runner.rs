@@ -40,7 +40,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 pub(super) struct Settings {
     /// The audience of good tokens.
     pub(super) audience: String,
-    /// BadToken tokens per second.
+    /// Bad tokens per second.
     pub(super) attack_rate: u32,
 }
 

@@ -32,7 +32,7 @@ async fn read_head(stream: &mut TcpStream) -> String {
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
-    let (mut stream, _) = listener.accept().await.expect("somebody connects");
+    let (mut stream, _) = listener.accept().await.expect("a connection");
     read_head(&mut stream).await;
     stream
 }
@@ -83,7 +83,7 @@ async fn requests_go_to_the_resolved_addresses_with_the_name_of_the_gateway() {
     let url = TargetUrl::parse(&format!("http://{authority}"), "/orders?a=b").expect("a target");
     let target = Target::new(&url, vec![address]);
     let responding = async {
-        let (mut stream, _) = listener.accept().await.expect("somebody connects");
+        let (mut stream, _) = listener.accept().await.expect("a connection");
         let head = read_head(&mut stream).await;
         stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("is read");
         head
@@ -214,7 +214,7 @@ async fn a_connection_reset_or_refused_is_no_response() {
     let (listener, address) = listener().await;
     let target = http(address);
     let resetting = async {
-        let (stream, _) = listener.accept().await.expect("somebody connects");
+        let (stream, _) = listener.accept().await.expect("a connection");
         stream.readable().await.expect("a request");
         // Closing with the request unread resets the connection.
         drop(stream);
@@ -233,7 +233,7 @@ async fn no_redirect_is_followed() {
         format!("HTTP/1.1 307 Temporary Redirect\r\nlocation: http://{there}/\r\ncontent-length: 0\r\n\r\n");
     assert_eq!(outcome_of(answer.as_bytes()).await, Outcome::Refused(307));
     let elsewhere: StdListener = elsewhere.into_std().expect("is a socket");
-    assert_eq!(elsewhere.accept().expect_err("nobody came").kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(elsewhere.accept().expect_err("no connection").kind(), io::ErrorKind::WouldBlock);
 }
 
 #[test]

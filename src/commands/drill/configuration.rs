@@ -118,7 +118,11 @@ mod tests {
     }
 
     fn location(address: &str) -> GatewayLocation {
-        GatewayLocation { addresses: vec![address.parse().expect("an address")], source: None, is_local: false }
+        GatewayLocation {
+            addresses: vec![address.parse().expect("an address")],
+            source: None,
+            is_local: false,
+        }
     }
 
     /// The configuration in the instructions.

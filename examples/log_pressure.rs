@@ -54,7 +54,13 @@ const SCENARIOS: [Scenario; 6] = [
     Scenario { name: "half denied, log read", log: Log::Read, level: "info", refused: 1, of: 2 },
     Scenario { name: "half denied, log stalled", log: Log::Stalled, level: "info", refused: 1, of: 2 },
     Scenario { name: "all denied, log to /dev/null", log: Log::Null, level: "info", refused: 1, of: 1 },
-    Scenario { name: "none denied, each logged, log read", log: Log::Read, level: "debug", refused: 0, of: 1 },
+    Scenario {
+        name: "none denied, each logged, log read",
+        log: Log::Read,
+        level: "debug",
+        refused: 0,
+        of: 1,
+    },
     Scenario {
         name: "none denied, each logged, log stalled",
         log: Log::Stalled,
@@ -80,7 +86,12 @@ impl Drop for Service {
 }
 
 impl Service {
-    async fn start(binary: &Path, config: PathBuf, scenario: &Scenario, key: &SigningKey) -> Result<Self, Failure> {
+    async fn start(
+        binary: &Path,
+        config: PathBuf,
+        scenario: &Scenario,
+        key: &SigningKey,
+    ) -> Result<Self, Failure> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let text = format!(
             "listen: {{ext_authz: '127.0.0.1:{port}'}}\nlog: {{level: {}}}\nproviders: [{{name: p, issuer: https://i, \

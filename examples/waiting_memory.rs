@@ -90,10 +90,7 @@ async fn main() -> Result<(), Failure> {
     let rejected = service.metric("portcullis_jwks_waiters_rejected_total{").await?;
     println!("callers {CALLERS}, tokens of {TOKEN_BYTES} bytes, connections {CONNECTIONS}");
     println!("responses: {answers:?}; waiting at the same time: {max_waiting}; rejected: {rejected}");
-    println!(
-        "resident before: {before} MiB, peak: {peak} MiB, after: {} MiB",
-        service.memory("VmRSS")?
-    );
+    println!("resident before: {before} MiB, peak: {peak} MiB, after: {} MiB", service.memory("VmRSS")?);
     println!("limit: {LIMIT_MIB} MiB, {}", if peak < LIMIT_MIB { "kept" } else { "exceeded" });
     Ok(())
 }

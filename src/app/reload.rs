@@ -226,23 +226,23 @@ impl Reloads {
                 _ = self.hangups.0.recv() => {
                     let next = self.last_sighup.checked_add(MIN_SIGHUP_INTERVAL);
                     self.next_sighup = self.next_sighup.or(next);
-                    }
-                    () = sleep_until(self.next_sighup) => {
+                }
+                () = sleep_until(self.next_sighup) => {
                     self.on_sighup().await;
                     (self.last_sighup, self.next_sighup) = (clock::monotonic(), None);
-                    }
-                    found = self.followed.found() => self.on_file_event(found).await,
-                    read = poll_read(&mut self.pipe_read) => {
+                }
+                found = self.followed.found() => self.on_file_event(found).await,
+                read = wait_for_read(&mut self.pipe_read) => {
                     (self.pipe_read, self.pipe_deadline) = (None, None);
                     self.on_pipe_read(read).await;
-                    }
-                    () = sleep_until(self.pipe_deadline) => {
+                }
+                () = sleep_until(self.pipe_deadline) => {
                     self.pipe_deadline = None;
                     self.reject(&Unreadable { file: self.path.clone(), why: Why::NoAnswer(LOOKING) });
-                    }
-                    () = sleep_until(self.next_retry) => {
+                }
+                () = sleep_until(self.next_retry) => {
                     self.next_retry = next_retry(self.service.reload_rest().await.is_empty());
-                    }
+                }
             }
         }
     }
@@ -409,9 +409,9 @@ impl Reloads {
                 tracing::error!(error = "internal error: reading it panicked", "configuration not reloaded");
             }
             Err(_) => tracing::error!(
-            error = %format_args!("a file that it names cannot be read within {} s", LOOKING.as_secs()),
-            hint = STAYS_IN_USE,
-            "configuration not reloaded"
+                error = %format_args!("a file that it names cannot be read within {} s", LOOKING.as_secs()),
+                hint = STAYS_IN_USE,
+                "configuration not reloaded"
             ),
         }
         self.service.metrics().reload_rejected();
@@ -484,7 +484,7 @@ async fn sleep_until(deadline: Option<Instant>) {
 }
 
 /// Waits for the pending read; forever without one.
-async fn poll_read(read: &mut Option<PendingRead>) -> Result<Contents, Unreadable> {
+async fn wait_for_read(read: &mut Option<PendingRead>) -> Result<Contents, Unreadable> {
     match read {
         Some(read) => read.await,
         None => pending().await,

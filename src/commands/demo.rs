@@ -56,9 +56,9 @@ async fn run_demo(args: &DemoArgs) -> Result<bool, Failure> {
     let environment = Environment::start().await?;
     let mut report = Report::new(output::print);
     let (as_expected, stopped) = tokio::select! {
-    as_expected = scenario::run(&environment, &mut report) => (as_expected?, false),
-    // Stopping a demo that keeps running is a success; stopping `--once` leaves it incomplete.
-    () = shutdown.recv() => (!args.once, true),
+        as_expected = scenario::run(&environment, &mut report) => (as_expected?, false),
+        // Stopping a demo that keeps running is a success; stopping `--once` leaves it incomplete.
+        () = shutdown.recv() => (!args.once, true),
     };
     if !args.once && !stopped && report.is_open() {
         keep_running(&environment, &mut report, &mut shutdown).await?;

@@ -134,13 +134,13 @@ struct Prepared {
 async fn run_drill(args: &DrillArgs) -> Result<bool, Failure> {
     let mut shutdown = ShutdownSignal::new()?;
     let prepared = tokio::select! {
-    prepared = prepare(args) => prepared?,
-    () = shutdown.recv() => return Err("stopped before it started".into()),
+        prepared = prepare(args) => prepared?,
+        () = shutdown.recv() => return Err("stopped before it started".into()),
     };
     let Prepared { steps, gateway, runner, embedded } = prepared;
     let result = tokio::select! {
-    result = runner::run(Arc::clone(&runner), steps, args.wait) => result,
-    () = shutdown.recv() => Ok(()),
+        result = runner::run(Arc::clone(&runner), steps, args.wait) => result,
+        () = shutdown.recv() => Ok(()),
     };
     let passed = match (runner.report(gateway), result) {
         (Some(mut report), result) => {

@@ -78,7 +78,7 @@ pub async fn run(args: ServeArgs) -> ExitCode {
     tokio::select! {
         () = app.serve(async move { shutdown.recv().await }) => ExitCode::SUCCESS,
         () = second_signal(abort) => {
-        tracing::warn!("second signal, closing connections");
+            tracing::warn!("second signal, closing connections");
             ExitCode::FAILURE
         }
     }

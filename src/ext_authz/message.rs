@@ -96,10 +96,10 @@ where
     }
     let entry = incomplete.register(peer);
     tokio::select! {
-    read = timeout(MESSAGE_TIMEOUT, read_rest(first, body, max, &entry)) => {
-        read.unwrap_or(Err(Some(ReadError::TimedOut)))
-    }
-    () = entry.evicted.notified() => Err(Some(ReadError::Evicted)),
+        read = timeout(MESSAGE_TIMEOUT, read_rest(first, body, max, &entry)) => {
+            read.unwrap_or(Err(Some(ReadError::TimedOut)))
+        }
+        () = entry.evicted.notified() => Err(Some(ReadError::Evicted)),
     }
 }
 

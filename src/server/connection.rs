@@ -75,7 +75,7 @@ impl<D: Door> Connection<D> {
     pub(super) async fn serve(self, stream: Stream, tls: Option<Tls>, mut stop: Stop) {
         let Some(tls) = tls else { return self.serve_http(stream, stop).await };
         let handshake = tokio::select! {
-        handshake = timeout(HANDSHAKE_TIMEOUT, tls.handshake(stream)) => handshake,
+            handshake = timeout(HANDSHAKE_TIMEOUT, tls.handshake(stream)) => handshake,
             () = self.state.closed.notified() => return,
             () = stop.requested() => return,
         };
@@ -113,27 +113,27 @@ impl<D: Door> Connection<D> {
             tokio::select! {
                 step = step(connection.as_mut(), state) => match step {
                     Step::Closed(rejected) => {
-                    self.record_rejected(rejected);
+                        self.record_rejected(rejected);
                         break;
                     }
                     Step::Rejected(requests) => {
-                    self.record_rejected(requests);
-                    let rejections = state.rejections();
-                    if rejections != Rejections::Tolerated && goaway_at.is_none() {
-                    goaway_at = Some(clock::monotonic());
-                    self.record_close(CloseCause::Flood);
-                    connection.as_mut().graceful_shutdown();
-                    }
-                    // More requests may arrive until the client has seen GOAWAY, and valid ones may be in flight.
-                    let seen_goaway = goaway_at.is_some_and(|at| at.elapsed() >= LINGER);
-                    if rejections == Rejections::Excessive && seen_goaway {
+                        self.record_rejected(requests);
+                        let rejections = state.rejections();
+                        if rejections != Rejections::Tolerated && goaway_at.is_none() {
+                            goaway_at = Some(clock::monotonic());
+                            self.record_close(CloseCause::Flood);
+                            connection.as_mut().graceful_shutdown();
+                        }
+                        // More requests may arrive until the client has seen GOAWAY, and valid ones may be in flight.
+                        let seen_goaway = goaway_at.is_some_and(|at| at.elapsed() >= LINGER);
+                        if rejections == Rejections::Excessive && seen_goaway {
                             break;
                         }
                     }
                 },
                 () = sleep(CHECK_INTERVAL) => {
-                if let Some(cause) = state.exceeded_timeout() {
-                break self.record_close(cause);
+                    if let Some(cause) = state.exceeded_timeout() {
+                        break self.record_close(cause);
                     }
                 }
                 () = state.flood.notified() => break self.record_close(CloseCause::Flood),
@@ -141,8 +141,8 @@ impl<D: Door> Connection<D> {
                     // GOAWAY tells an HTTP/2 client which requests it may retry.
                     connection.as_mut().graceful_shutdown();
                     let finish = async {
-                    while let Step::Rejected(requests) = step(connection.as_mut(), state).await {
-                    self.record_rejected(requests);
+                        while let Step::Rejected(requests) = step(connection.as_mut(), state).await {
+                            self.record_rejected(requests);
                         }
                     };
                     let _ended = timeout(LINGER, finish).await;

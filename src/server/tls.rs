@@ -38,6 +38,9 @@ const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// How often warnings about expired or expiring certificates are repeated.
 const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The hint of log lines about files that are not applied.
+const STAYS_IN_USE: &str = "fix the files; the previous ones stay in use";
+
 /// The application protocols of a listener (RFC 7301).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alpn {
@@ -136,7 +139,7 @@ impl Tls {
         loop {
             let next_warning = clock::monotonic() + WARNING_INTERVAL;
             let unreadable = |error| {
-                tracing::warn!(listener = %key, %error, hint = "fix the files; the previous ones stay in use", "TLS files not reloaded");
+                tracing::warn!(listener = %key, %error, hint = STAYS_IN_USE, "TLS files not reloaded");
             };
             let contents = tokio::select! {
                 contents = followed.changed(unreadable) => contents,
@@ -154,7 +157,7 @@ impl Tls {
                 }
                 Err(error) => {
                     metrics.tls().rejected(self.door());
-                    tracing::warn!(listener = %key, %error, hint = "fix the files; the previous ones stay in use", "TLS files not reloaded");
+                    tracing::warn!(listener = %key, %error, hint = STAYS_IN_USE, "TLS files not reloaded");
                 }
             }
         }

@@ -1,13 +1,13 @@
-//! An axum service behind the authorization layer: no proxy, no door, the same decision.
+//! An axum service with the authorization layer: the same decisions without a proxy.
 //!
 //! ```sh
 //! cargo run --example axum -- portcullis.yaml
 //! curl -i -H "Authorization: Bearer $TOKEN" http://127.0.0.1:3000/orders
 //! ```
 //!
-//! Of the configuration the providers, rules, limits and responses count; its doors stay closed.
+//! The example uses the providers, rules, limits and responses of the configuration, but opens no listeners.
 
-#![allow(clippy::print_stdout, reason = "an example says where it listens")]
+#![allow(clippy::print_stdout, reason = "an example prints its address")]
 
 use std::error::Error;
 use std::path::Path;
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_layer_lets_good_tokens_pass_with_their_claims_and_answers_all_others() {
+    async fn the_layer_forwards_good_tokens_with_their_claims_and_denies_all_others() {
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
         let jwks = json!({"keys": [key.public_jwk()]});
         let text = format!(
@@ -66,7 +66,7 @@ providers: [{{name: p, issuer: https://sso.example.com, audiences: [a], jwks: {j
             let request = Request::get("/orders").header("authorization", format!("Bearer {token}"));
             let response = app.clone().oneshot(request.body(Body::empty()).expect("a request")).await;
             let (parts, body) = response.expect("never fails").into_parts();
-            let body = body.collect().await.expect("whole").to_bytes();
+            let body = body.collect().await.expect("a body").to_bytes();
             (parts.status, String::from_utf8_lossy(&body).into_owned())
         };
         assert_eq!(ask(&token).await, (StatusCode::OK, "orders of Some(\"alice\")\n".to_owned()));

@@ -1,5 +1,5 @@
-//! What it costs to take the worst tokens apart, before any key is looked at: CPU, and heap at its highest and
-//! while the token is held. Run by hand: `cargo run --release --example token_cost`.
+//! Measures the cost of parsing the worst tokens before any key is used: CPU, peak heap, and heap while the token is
+//! held. Run by hand: `cargo run --release --example token_cost`.
 
 #![allow(
     clippy::print_stdout,
@@ -17,17 +17,17 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use portcullis::validation::json::JsonLimits;
 use portcullis::validation::{self, TokenLimits};
 
-/// The system's allocator, which counts what is in use.
+/// The system allocator with a count of the bytes in use.
 struct Counting;
 
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
-static HIGHEST: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call is passed to the system allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let in_use = IN_USE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        HIGHEST.fetch_max(in_use, Ordering::Relaxed);
+        PEAK.fetch_max(in_use, Ordering::Relaxed);
         // SAFETY: the caller's layout is passed on.
         unsafe { System.alloc(layout) }
     }
@@ -77,23 +77,23 @@ fn main() {
 fn measure(name: &str, token: &str, limits: &TokenLimits) {
     const ROUNDS: u32 = 500;
     let before = IN_USE.load(Ordering::Relaxed);
-    HIGHEST.store(before, Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
     let parsed = validation::parse(token, limits);
-    let highest = HIGHEST.load(Ordering::Relaxed) - before;
+    let peak = PEAK.load(Ordering::Relaxed) - before;
     let held = IN_USE.load(Ordering::Relaxed) - before;
-    let outcome = if parsed.is_ok() { "read" } else { "refused" };
+    let outcome = if parsed.is_ok() { "parsed" } else { "rejected" };
     drop(parsed);
-    #[allow(clippy::disallowed_methods, reason = "what is measured is time")]
+    #[allow(clippy::disallowed_methods, reason = "it measures time")]
     let start = Instant::now();
     for _ in 0..ROUNDS {
         drop(black_box(validation::parse(black_box(token), limits)));
     }
     let each = start.elapsed() / ROUNDS;
     println!(
-        "{name:16} {:6} bytes: {outcome:8} {:7.1} us, heap at most {:4} KiB, held {:4} KiB",
+        "{name:16} {:6} bytes: {outcome:8} {:7.1} us, peak heap {:4} KiB, held {:4} KiB",
         token.len(),
         each.as_secs_f64() * 1e6,
-        highest / 1024,
+        peak / 1024,
         held / 1024
     );
 }

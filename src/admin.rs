@@ -1,8 +1,8 @@
-//! The operator's door: `/livez`, `/readyz`, `/metrics`, `/keys`. It decides nothing, changes nothing,
-//! and shows the public half of keys alone.
+//! The admin door: `/livez`, `/readyz`, `/metrics`, `/keys`. It decides nothing, changes nothing and shows only public
+//! keys.
 //!
-//! A page in an operator's browser may have a name of its own that leads here (DNS rebinding), and its browser sends
-//! that name as the Host: only names that the configuration allows are answered.
+//! A page in an operator's browser may resolve its own name to this address (DNS rebinding); the browser then sends
+//! that name as the Host. Only the host names that the configuration allows are answered.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -30,28 +30,28 @@ use crate::telemetry::Trigger;
 /// The `door` label.
 const DOOR: &str = "admin";
 
-/// Streams of one connection: a page may be large, and each stream has one of its own.
+/// Concurrent streams per connection, few because each one may hold a large page.
 const MAX_STREAMS: u32 = 32;
 
-/// What the operator's listener says.
+/// The door of the admin listener.
 pub(crate) struct AdminDoor {
     service: Arc<Service>,
     router: Router,
-    /// Names that a request's Host may be, beside addresses and localhost.
+    /// Host names that are allowed in addition to addresses and localhost.
     hosts: Vec<String>,
 }
 
 impl AdminDoor {
-    /// A door that is asked for by an address, as localhost, or by one of these names.
+    /// A door whose Host may be an address, localhost or one of these names.
     pub(crate) fn new(service: Arc<Service>, hosts: Vec<String>) -> Self {
         Self { router: router(Arc::clone(&service)), service, hosts }
     }
 
-    fn is_meant(&self, request: &Request<Incoming>) -> bool {
+    fn is_host_allowed(&self, request: &Request<Incoming>) -> bool {
         let authority = request.uri().authority().map(|authority| authority.as_str());
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let host = hosts.next().map(|host| host.to_str().unwrap_or_default());
-        // Both, where there are two: one of them would be nobody's word. Where there is none it is no browser's.
+        // Both the authority and the Host must be allowed. A request with neither does not come from a browser.
         hosts.next().is_none()
             && [authority, host].into_iter().flatten().all(|host| is_allowed(host, &self.hosts))
     }
@@ -89,12 +89,12 @@ impl Door for AdminDoor {
     }
 
     async fn answer(&self, request: Request<Incoming>, _peer: Peer) -> Response {
-        let mut response = if self.is_meant(&request) {
-            // Nobody reads the body: it would be held for as long as the page waits.
-            let answer = self.router.clone().call(request.map(|_unread| Body::empty())).await;
-            answer.unwrap_or_else(|never| match never {})
+        let mut response = if self.is_host_allowed(&request) {
+            // The body is dropped, because it would be held while the page is rendered.
+            let response = self.router.clone().call(request.map(|_unread| Body::empty())).await;
+            response.unwrap_or_else(|never| match never {})
         } else {
-            let text = "this Host is not one of listen.admin.hosts: ask by an address, as localhost, or name it there\n";
+            let text = "the Host is not in listen.admin.hosts: use an IP address or localhost, or add the name there\n";
             (StatusCode::MISDIRECTED_REQUEST, text).into_response()
         };
         let headers = response.headers_mut();
@@ -111,33 +111,33 @@ fn router(service: Arc<Service>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/keys", get(keys))
-        .with_state(Pages { service, one_at_a_time: Arc::new(Semaphore::new(1)) })
+        .with_state(Pages { service, render_permit: Arc::new(Semaphore::new(1)) })
 }
 
-/// What the pages show. With thousands of realms, one is the work of many milliseconds: then it is done on a thread
-/// of its own, one at a time, and keeps no decision waiting.
+/// Renders the pages. With thousands of realms a page takes many milliseconds, so it is rendered on a blocking thread,
+/// one at a time, and delays no decision.
 #[derive(Clone)]
 struct Pages {
     service: Arc<Service>,
-    one_at_a_time: Arc<Semaphore>,
+    render_permit: Arc<Semaphore>,
 }
 
 impl Pages {
-    async fn write<T: Send + 'static>(
+    async fn render<T: Send + 'static>(
         &self,
-        write: impl FnOnce(&Service) -> T + Send + 'static,
+        render: impl FnOnce(&Service) -> T + Send + 'static,
     ) -> Option<T> {
-        let turn = Arc::clone(&self.one_at_a_time).acquire_owned().await.ok()?;
+        let permit = Arc::clone(&self.render_permit).acquire_owned().await.ok()?;
         let service = Arc::clone(&self.service);
-        let written = spawn_blocking(move || {
-            let _turn = turn;
-            write(&service)
+        let page = spawn_blocking(move || {
+            let _permit = permit;
+            render(&service)
         });
-        written.await.ok()
+        page.await.ok()
     }
 }
 
-/// 200 once every provider has had keys, while no task keeps failing, and until the service drains.
+/// 200 if every provider has had keys, no task keeps failing and the service is not draining.
 async fn readyz(State(Pages { service, .. }): State<Pages>) -> Response {
     if service.is_serving() {
         return "ok\n".into_response();
@@ -146,26 +146,27 @@ async fn readyz(State(Pages { service, .. }): State<Pages>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
     }
     let failing = service.tasks().failing().into_iter().map(|task| format!("task keeps failing: {task}\n"));
-    let unset = (!service.clock_is_plausible())
-        .then(|| "the clock of this machine stands before this program was built: set it\n".to_owned());
+    let clock_not_set = (!service.clock_is_plausible()).then(|| {
+        "the system clock is earlier than the build time of this program: set the clock\n".to_owned()
+    });
     let mut waiting = service.authorizer().providers();
     waiting.retain(|keyed| keyed.is_awaited());
     waiting.sort_by_cached_key(|keyed| keyed.key_name());
     let waiting = waiting.iter().map(|keyed| {
-        // Nothing in it was said by the issuer, and no URL is.
-        let why = keyed.keys.status().last_error.map(|error| format!(": {error}")).unwrap_or_default();
-        format!("no keys yet: {}{why}\n", keyed.provider.name)
+        // The text contains no data from the issuer and no URL.
+        let error = keyed.keys.status().last_error.map(|error| format!(": {error}")).unwrap_or_default();
+        format!("no keys yet: {}{error}\n", keyed.provider.name)
     });
-    let why = failing.chain(unset).chain(waiting).collect::<String>();
-    (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+    let causes = failing.chain(clock_not_set).chain(waiting).collect::<String>();
+    (StatusCode::SERVICE_UNAVAILABLE, causes).into_response()
 }
 
 async fn metrics(State(pages): State<Pages>) -> Response {
-    let written = pages.write(|service| {
+    let page = pages.render(|service| {
         service.publish_gauges();
         service.metrics().encode().ok()
     });
-    match written.await.flatten() {
+    match page.await.flatten() {
         Some(text) => {
             ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
                 .into_response()
@@ -175,14 +176,14 @@ async fn metrics(State(pages): State<Pages>) -> Response {
 }
 
 async fn keys(State(pages): State<Pages>) -> Response {
-    let written = pages.write(|service| {
+    let page = pages.render(|service| {
         let authorizer = service.authorizer();
         let mut providers = authorizer.providers();
         providers.sort_by_cached_key(|keyed| keyed.key_name());
         let providers: Vec<Value> = providers.iter().map(|keyed| describe(keyed)).collect();
         json!({ "providers": providers }).to_string()
     });
-    match written.await {
+    match page.await {
         Some(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
         None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }

@@ -1,7 +1,6 @@
 //! From a [`Config`] to a running service: bind, serve, reload, drain.
 //!
-//! [`App::bind`] gives back real addresses before anything is served, so that tests run the whole
-//! service on port 0.
+//! [`App::bind`] returns the bound addresses before anything is served, so that tests can run the service on port 0.
 
 mod listeners;
 mod reload;
@@ -21,12 +20,12 @@ use crate::server::BindError;
 use crate::service::Service;
 use crate::supervise::Task;
 
-use self::listeners::{Bound, Listeners, Running};
-use self::reload::{Asked, Reloads};
+use self::listeners::{Bound, Listeners, TaskHandle};
+use self::reload::{Applied, Reloads};
 
 pub use self::reload::{ConfigFile, Hangups};
 
-/// A service whose sockets are bound and whose key fetches have begun, and which serves nobody yet.
+/// A service with bound sockets and started key fetches that does not serve yet.
 pub struct App {
     config: Config,
     clock: Clock,
@@ -44,7 +43,7 @@ impl fmt::Debug for App {
 }
 
 impl App {
-    /// Binds every socket and begins to fetch keys. Does not wait for them.
+    /// Binds every socket and starts to fetch keys without waiting for them.
     ///
     /// # Errors
     /// A socket cannot be bound, a TLS file cannot be used, or no HTTP client can be made.
@@ -56,34 +55,34 @@ impl App {
         Ok(Self { config, clock, service, bound, grpc, health, file: None })
     }
 
-    /// Reads the configuration again on SIGHUP and when the file that it was read from changes.
+    /// Reloads the configuration on SIGHUP and when its file changes.
     #[must_use]
     pub fn reloading_from(mut self, file: ConfigFile) -> Self {
         self.file = Some(file);
         self
     }
 
-    /// Where the first gRPC listener that is no socket file is.
+    /// The address of the first gRPC listener on TCP.
     pub fn ext_authz_address(&self) -> Option<SocketAddr> {
         self.ext_authz_addresses().first().copied()
     }
 
-    /// Where the gRPC listeners are that are no socket files, in the order of the configuration.
+    /// The addresses of the gRPC listeners on TCP, in the order of the configuration.
     pub fn ext_authz_addresses(&self) -> Vec<SocketAddr> {
         self.bound.iter().filter_map(Bound::ext_authz_address).collect()
     }
 
-    /// Where the HTTP doors are, in the order of the configuration.
+    /// The addresses of the HTTP doors, in the order of the configuration.
     pub fn forward_auth_addresses(&self) -> Vec<SocketAddr> {
         self.bound.iter().filter_map(Bound::forward_auth_address).collect()
     }
 
-    /// Where the operator's door is.
+    /// The address of the admin door.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.bound.iter().find_map(Bound::admin_address)
     }
 
-    /// The service behind the doors.
+    /// The service that the doors serve.
     pub fn service(&self) -> Arc<Service> {
         Arc::clone(&self.service)
     }
@@ -93,30 +92,30 @@ impl App {
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let Self { config, clock, service, bound, grpc, health, file } = self;
         let supervisor = service.supervisor();
-        let _health = Running(supervisor.keep(Task::named("health"), move || health.clone().follow()));
+        let _health = TaskHandle(supervisor.keep(Task::named("health"), move || health.clone().follow()));
         let listeners = Listeners::open(Arc::clone(&service), clock, grpc, bound);
-        // What a reload changes while this waits.
-        let asked = Arc::new(Mutex::new(Asked { shutdown: config.shutdown, listeners }));
+        // Shared with reloads, which change it while this waits.
+        let applied = Arc::new(Mutex::new(Applied { shutdown: config.shutdown, listeners }));
         let reload = file.map(|file| {
-            let reloads = Reloads::new(Arc::clone(&service), Arc::clone(&asked), config, file);
-            // Kept from one run to the next, so that a change in between is seen.
+            let reloads = Reloads::new(Arc::clone(&service), Arc::clone(&applied), config, file);
+            // Kept when the task is restarted, so that no change in between is missed.
             let reloads = Arc::new(Mutex::new(reloads));
             let run = move || {
                 let reloads = Arc::clone(&reloads);
                 async move { reloads.lock().await.run().await }
             };
-            Running(supervisor.keep(Task::named("reload"), run))
+            TaskHandle(supervisor.keep(Task::named("reload"), run))
         });
 
         shutdown.await;
         tracing::info!("draining");
         service.drain();
-        // From here on nothing new is asked for.
+        // No reload from here on.
         drop(reload);
-        let mut asked = asked.lock().await;
-        sleep(asked.shutdown.drain_delay).await;
-        let grace = asked.shutdown.grace;
-        asked.listeners.end(grace).await;
+        let mut applied = applied.lock().await;
+        sleep(applied.shutdown.drain_delay).await;
+        let grace = applied.shutdown.grace;
+        applied.listeners.shut_down(grace).await;
         tracing::info!("stopped");
     }
 }

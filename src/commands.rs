@@ -1,4 +1,4 @@
-//! What the binary can be told to do. Each command is a function from its arguments to an exit code.
+//! The commands of the binary. Each is a function from its arguments to an exit code.
 
 pub mod demo;
 pub mod drill;
@@ -12,5 +12,5 @@ pub mod validate;
 /// The issuer of `demo` and `drill`.
 pub use portcullis_issuer as issuer;
 
-/// Anything that keeps a command from being played to its end.
+/// An error that aborts a command.
 type Failure = Box<dyn std::error::Error + Send + Sync>;

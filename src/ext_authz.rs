@@ -1,15 +1,15 @@
 //! The gRPC door: `envoy.service.auth.v3.Authorization`, `grpc.health.v1` and reflection.
 //!
-//! Turns a CheckRequest into an [`AccessRequest`] without copying its headers, and a decision into a
+//! It converts a CheckRequest into an [`AccessRequest`] without copying its headers, and a decision into a
 //! CheckResponse. It decides nothing.
 //!
 //! # Architecture invariant
-//! Every answer sets `status`: to Envoy an unset one means OK. An answer is built in `allow` or in
-//! `deny` and nowhere else.
+//! Every response sets `status`, because Envoy treats an unset one as OK. Responses are built in `allow` and `deny`
+//! only.
 
+mod buffered;
 pub mod client;
 mod message;
-mod questions;
 mod size;
 mod until_stopped;
 
@@ -53,51 +53,51 @@ use crate::service::Service;
 use crate::validation::json::Json;
 use crate::verdict::DenialResponse;
 
-use self::message::{Unfinished, Unread};
-use self::questions::Questions;
+use self::buffered::BufferedRequests;
+use self::message::{IncompleteMessages, ReadError};
 use self::until_stopped::UntilStopped;
 
 /// The `door` label.
 const DOOR: &str = "ext_authz";
 
-/// A message of this many bytes or fewer stays in the buffer that it came in; tonic's has at least 8 KiB.
+/// A message of at most this size stays in its receive buffer; tonic's has at least 8 KiB.
 const SMALL_MESSAGE: usize = 4 * 1024;
 
-/// The path of the one method that decides; upstream's package, service and method.
+/// The path of the Check method, with upstream's package and service.
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
-/// Those of health, which are asked with one message.
+/// The health methods, whose request is one message.
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 
-/// Streams that have no end of their own.
-const ENDLESS: [&str; 3] = [
+/// Methods whose response streams are endless.
+const ENDLESS_METHODS: [&str; 3] = [
     HEALTH_WATCH,
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
-/// So many of these at a time, of all listeners together.
-const MAX_ENDLESS: usize = 1024;
+/// The maximum number of open endless streams on all listeners.
+const MAX_ENDLESS_STREAMS: usize = 1024;
 
-/// Of a question about health or reflection. It is a name.
-const SMALL_QUESTION: usize = 4 * 1024;
+/// The maximum size of a health or reflection request, which contains a name.
+const MAX_NAME_MESSAGE: usize = 4 * 1024;
 
-/// What every gRPC listener says.
+/// The gRPC services, shared by all gRPC listeners.
 #[derive(Clone)]
 pub(crate) struct GrpcServices {
     service: Arc<Service>,
     checks: AuthorizationServer<Checks>,
     others: Routes,
-    unfinished: Arc<Unfinished>,
-    endless: Arc<Semaphore>,
+    incomplete: Arc<IncompleteMessages>,
+    endless_permits: Arc<Semaphore>,
 }
 
 impl GrpcServices {
-    /// All services, and what keeps their health true.
+    /// The services, and the task that updates their health.
     ///
     /// # Errors
-    /// Reflection cannot describe our own types, which a test would show.
+    /// Reflection rejects our descriptors; a test covers that.
     pub(crate) fn new(
         service: Arc<Service>,
         message_bytes: usize,
@@ -108,46 +108,46 @@ impl GrpcServices {
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let others = Routes::new(health_service.max_decoding_message_size(SMALL_QUESTION))
-            .add_service(reflection().build_v1()?.max_decoding_message_size(SMALL_QUESTION))
-            .add_service(reflection().build_v1alpha()?.max_decoding_message_size(SMALL_QUESTION))
+        let others = Routes::new(health_service.max_decoding_message_size(MAX_NAME_MESSAGE))
+            .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_NAME_MESSAGE))
+            .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_NAME_MESSAGE))
             .prepare();
-        let checks = Checks { service: Arc::clone(&service), headerless_told: Arc::default() };
+        let checks = Checks { service: Arc::clone(&service), headerless_logged: Arc::default() };
         let services = Self {
             service: Arc::clone(&service),
-            // What is too large never gets here.
+            // `check` has already rejected larger messages.
             checks: AuthorizationServer::new(checks).max_decoding_message_size(usize::MAX),
             others,
-            unfinished: Arc::new(Unfinished::new(message_bytes)),
-            endless: Arc::new(Semaphore::new(MAX_ENDLESS)),
+            incomplete: Arc::new(IncompleteMessages::new(message_bytes)),
+            endless_permits: Arc::new(Semaphore::new(MAX_ENDLESS_STREAMS)),
         };
         Ok((services, Health { service, reporter }))
     }
 
-    /// The door of one listener: streams without an end of their own end at this stop.
-    pub(crate) fn until(&self, stop: Stop) -> GrpcDoor {
+    /// The door of one listener, whose endless streams end at this stop.
+    pub(crate) fn door(&self, stop: Stop) -> GrpcDoor {
         GrpcDoor { services: self.clone(), stop }
     }
 
-    /// A Check, whose message is read and decoded first: what cannot be is decided too. Nothing of the call's own headers is
-    /// held meanwhile.
+    /// Responds to a Check. Its message is read and decoded first; one that cannot be read gets a decision too. The
+    /// headers of the gRPC call are dropped before.
     async fn check(&self, request: http::Request<Incoming>, peer: server::Peer) -> http::Response<Body> {
-        let at = clock::monotonic();
+        let received_at = clock::monotonic();
         let max = self.service.authorizer().limits().message_bytes;
         let (parts, body) = request.into_parts();
         let timeout = parts.headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
         drop(parts);
-        let read = message::read(body, max, &self.unfinished, peer).await;
-        // A client that is gone reads no answer.
-        let read = read.map_err(|unread| unread.unwrap_or(Unread::Torn)).and_then(decode);
-        let mut request = question(CHECK, EMPTY);
-        request.extensions_mut().insert(Arrived { at, timeout, read });
+        let message = message::read(body, max, &self.incomplete, peer).await;
+        // A client that has disconnected reads no response, so any error will do.
+        let message = message.map_err(|error| error.unwrap_or(ReadError::Truncated)).and_then(decode);
+        let mut request = unary_request(CHECK, EMPTY);
+        request.extensions_mut().insert(ReceivedCheck { received_at, timeout, message });
         let mut checks = self.checks.clone();
-        let answer = checks.call(request).await;
-        answer.unwrap_or_else(|never| match never {})
+        let response = checks.call(request).await;
+        response.unwrap_or_else(|never| match never {})
     }
 
-    /// Anything else, by tonic. A question about health is read first, and streams without an end are few.
+    /// Passes any other call to tonic. A health request is read first, and the number of endless streams is limited.
     async fn other(
         &self,
         request: http::Request<Incoming>,
@@ -155,37 +155,40 @@ impl GrpcServices {
         stop: &Stop,
     ) -> http::Response<Body> {
         let path = request.uri().path();
-        let endless = match ENDLESS.contains(&path).then(|| Arc::clone(&self.endless).try_acquire_owned()) {
+        let endless =
+            ENDLESS_METHODS.contains(&path).then(|| Arc::clone(&self.endless_permits).try_acquire_owned());
+        let permit = match endless {
             None => None,
-            Some(Ok(place)) => Some(place),
+            Some(Ok(permit)) => Some(permit),
             Some(Err(_)) => {
-                return Status::resource_exhausted("as many streams without an end are open as may be")
-                    .into_http();
+                return Status::resource_exhausted("too many endless streams are open").into_http();
             }
         };
-        let asked = [HEALTH_CHECK, HEALTH_WATCH].into_iter().find(|asked| *asked == path);
-        let request = match asked {
-            None if endless.is_some() => request.map(|body| Body::new(Questions::of(body))),
+        let health_method = [HEALTH_CHECK, HEALTH_WATCH].into_iter().find(|method| *method == path);
+        let request = match health_method {
+            None if permit.is_some() => request.map(|body| Body::new(BufferedRequests::new(body))),
             None => request.map(Body::new),
             Some(path) => {
-                match message::read(request.into_body(), SMALL_QUESTION, &self.unfinished, peer).await {
-                    Ok(message) => question(path, message),
-                    Err(_) => return Status::invalid_argument("the question did not come whole").into_http(),
+                match message::read(request.into_body(), MAX_NAME_MESSAGE, &self.incomplete, peer).await {
+                    Ok(message) => unary_request(path, message),
+                    Err(_) => {
+                        return Status::invalid_argument("the request message is incomplete").into_http();
+                    }
                 }
             }
         };
         let mut others = self.others.clone();
-        let answer = others.call(request).await;
-        let answer = answer.unwrap_or_else(|never| match never {});
-        match endless {
-            Some(place) => answer.map(|body| Body::new(UntilStopped::new(body, stop.clone(), place))),
-            None => answer,
+        let response = others.call(request).await;
+        let response = response.unwrap_or_else(|never| match never {});
+        match permit {
+            Some(permit) => response.map(|body| Body::new(UntilStopped::new(body, stop.clone(), permit))),
+            None => response,
         }
     }
 }
 
-/// A call of one message, which has been read with its prefix.
-fn question(path: &'static str, message: Bytes) -> http::Request<Body> {
+/// A unary call with a message that includes its prefix.
+fn unary_request(path: &'static str, message: Bytes) -> http::Request<Body> {
     let mut request = http::Request::new(Body::new(Full::new(message)));
     *request.method_mut() = http::Method::POST;
     *request.uri_mut() = http::Uri::from_static(path);
@@ -194,32 +197,32 @@ fn question(path: &'static str, message: Bytes) -> http::Request<Body> {
     request
 }
 
-/// The request of a message that was read with its prefix.
-fn decode(mut message: Bytes) -> Result<CheckRequest, Unread> {
-    const PLAIN: u8 = 0;
-    if message.first() != Some(&PLAIN) {
-        return Err(Unread::NoCheck);
+/// Decodes a message that includes its prefix.
+fn decode(mut message: Bytes) -> Result<CheckRequest, ReadError> {
+    const UNCOMPRESSED: u8 = 0;
+    if message.first() != Some(&UNCOMPRESSED) {
+        return Err(ReadError::NotACheck);
     }
     message.advance(message.len().min(EMPTY.len()));
     size::check(&message)?;
-    CheckRequest::decode(message).map_err(|_| Unread::NoCheck)
+    CheckRequest::decode(message).map_err(|_| ReadError::NotACheck)
 }
 
-/// What one gRPC listener says.
+/// The door of one gRPC listener.
 pub(crate) struct GrpcDoor {
     services: GrpcServices,
     stop: Stop,
 }
 
-/// A message without a field.
+/// An empty message with its prefix.
 const EMPTY: Bytes = Bytes::from_static(&[0; 5]);
 
-/// When a Check came, how long its caller waits for the answer, and what it asks.
+/// A Check: when it was received, its caller's timeout, and its message.
 #[derive(Clone)]
-struct Arrived {
-    at: clock::Instant,
+struct ReceivedCheck {
+    received_at: clock::Instant,
     timeout: Option<Duration>,
-    read: Result<CheckRequest, Unread>,
+    message: Result<CheckRequest, ReadError>,
 }
 
 impl Door for GrpcDoor {
@@ -244,12 +247,12 @@ impl Door for GrpcDoor {
         self.services.other(request, peer, &self.stop).await
     }
 
-    fn is_awaited(&self, request: &http::Request<Incoming>) -> bool {
-        !ENDLESS.contains(&request.uri().path())
+    fn blocks_drain(&self, request: &http::Request<Incoming>) -> bool {
+        !ENDLESS_METHODS.contains(&request.uri().path())
     }
 }
 
-/// What grpc.health.v1 says, for the whole server and for the one service.
+/// The grpc.health.v1 status of the server and of its service.
 #[derive(Clone)]
 pub(crate) struct Health {
     service: Arc<Service>,
@@ -257,7 +260,7 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// Keeps it true. Never returns.
+    /// Updates the status. Never returns.
     pub(crate) async fn follow(self) {
         loop {
             let status = if self.service.is_serving() {
@@ -272,24 +275,24 @@ impl Health {
     }
 }
 
-/// The key of `context_extensions` under which a route names its rule.
+/// The key in `context_extensions` with which a route names its rule.
 const NAMED_RULE: &[u8] = b"portcullis_rule";
 
-/// Makes decisions of messages.
+/// Decides CheckRequests.
 #[derive(Clone)]
 struct Checks {
     service: Arc<Service>,
-    /// Whether the log has been told of a request without headers.
-    headerless_told: Arc<AtomicBool>,
+    /// Whether a request without headers was logged.
+    headerless_logged: Arc<AtomicBool>,
 }
 
 impl Checks {
-    /// A request without a single header is no client's doing: Envoy was told to send none.
-    fn tell_headerless(&self) {
-        if !self.headerless_told.swap(true, Ordering::Relaxed) {
+    /// Warns once about a request without headers. No client can cause one: Envoy is configured to send none.
+    fn warn_headerless(&self) {
+        if !self.headerless_logged.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "a request came without any headers: Envoy's ext_authz filter must send them all, leave \
-                 allowed_headers out of it"
+                hint = "remove allowed_headers from Envoy's ext_authz filter, so that it sends all headers",
+                "request without headers"
             );
         }
     }
@@ -298,30 +301,30 @@ impl Checks {
 #[tonic::async_trait]
 impl Authorization for Checks {
     async fn check(&self, mut request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        let arrived = request.extensions_mut().remove::<Arrived>();
-        let Some(Arrived { at, timeout, read }) = arrived else {
-            return Err(Status::internal("a Check that did not come by this door"));
+        let check = request.extensions_mut().remove::<ReceivedCheck>();
+        let Some(ReceivedCheck { received_at, timeout, message }) = check else {
+            return Err(Status::internal("Check called outside its door"));
         };
-        let unread = read.as_ref().err().copied();
+        let read_error = message.as_ref().err().copied();
         let authorizer = self.service.authorizer();
-        // A request without attributes is one without headers: it has no token, and is refused as such.
-        let attributes = compact(read.unwrap_or_default()).attributes.unwrap_or_default();
+        // A request without attributes has no headers and no token, and is denied for that.
+        let attributes = compact(message.unwrap_or_default()).attributes.unwrap_or_default();
         let http = attributes.request.and_then(|request| request.http).unwrap_or_default();
         let source = attributes.source.as_ref();
-        // Entries of one key arrive in order; the last one is the map's.
+        // Entries of one key arrive in order; as in a map, the last one applies.
         let mut extensions = attributes.context_extensions.iter().rev();
         let named_rule = extensions.find(|entry| entry.key == NAMED_RULE).map(|entry| entry.value.as_ref());
         let (method, host) = (http.method.as_ref(), http.host.as_ref());
         let access_request = AccessRequest {
             timeout,
-            description_error: unread.map(Unread::as_str),
+            description_error: read_error.map(ReadError::as_str),
             source_address: source.and_then(source_address),
             source_principal: source.and_then(|peer| text(&peer.principal)),
             named_rule,
-            ..AccessRequest::new(method, host, &http.path, headers(&http), at.into_std())
+            ..AccessRequest::new(method, host, &http.path, headers(&http), received_at.into_std())
         };
-        if access_request.headers.is_empty() && unread.is_none() {
-            self.tell_headerless();
+        if access_request.headers.is_empty() && read_error.is_none() {
+            self.warn_headerless();
         }
         let decided = authorizer.decide(DOOR, &access_request).await;
         let caller = access_request.headers.caller();
@@ -333,11 +336,11 @@ impl Authorization for Checks {
     }
 }
 
-/// The request without the body that came along, which no decision reads.
+/// The request without the body, which no decision reads.
 ///
-/// All fields share the buffer that the message came in. One of them would hold a body for as long as the request
-/// waits, and tonic's buffer for a large message is twice as long as that: then what is left is moved into a
-/// buffer of its own size.
+/// All fields share the receive buffer. A body in it would be held while the request waits, and tonic's buffer for a
+/// large message is twice as large as the message. In both cases the remaining fields are moved into a buffer of their
+/// own size.
 fn compact(mut request: CheckRequest) -> CheckRequest {
     let attributes = request.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
     let mut had_body = false;
@@ -352,18 +355,18 @@ fn compact(mut request: CheckRequest) -> CheckRequest {
     CheckRequest::decode(Bytes::from(request.encode_to_vec())).unwrap_or_default()
 }
 
-/// Of a client that comes over TCP or UDP.
+/// The address of a client on TCP or UDP.
 fn source_address(peer: &Peer) -> Option<&str> {
     let Address::SocketAddress(socket) = peer.address.as_ref()?.address.as_ref()?;
     text(&socket.address)
 }
 
-/// A field that proto3 leaves empty where nothing is known.
+/// A proto3 string field, where empty means unset.
 fn text(field: &[u8]) -> Option<&str> {
     std::str::from_utf8(field).ok().filter(|text| !text.is_empty())
 }
 
-/// Every header that Envoy sent, whether as a map or, with `encode_raw_headers`, as a list.
+/// All headers that Envoy sent, as a map or, with `encode_raw_headers`, as a list.
 fn headers(http: &HttpRequest) -> Headers<'_> {
     let map = http.headers.iter().map(|entry| (entry.key.as_ref(), entry.value.as_ref()));
     let list = http.header_map.iter().flat_map(|map| &map.headers).map(|header| {
@@ -405,10 +408,10 @@ fn deny(denial: DenialResponse, decided: &Decided<'_>) -> CheckResponse {
     }
 }
 
-/// Replaces what the client sent, on every version of Envoy: `append` stays unset, since versions
-/// before 2026 read it alone and later ones read an unset pair as "append".
+/// A header that replaces the client's on every version of Envoy. `append` stays unset, because versions before 2026
+/// read only that field and later ones read an unset pair as "append".
 fn header(name: &HeaderName, value: &http::HeaderValue) -> HeaderValueOption {
-    // Nothing is lost: every value was made of text.
+    // Lossless, because every value was made from text.
     let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
     HeaderValueOption {
         header: Some(HeaderValue { key: name.to_string(), value, ..HeaderValue::default() }),
@@ -444,15 +447,15 @@ fn metadata(decided: &Decided<'_>) -> Struct {
     Struct { fields }
 }
 
-/// A claim as Envoy's metadata has it. A number that a double does not hold exactly stays text.
+/// A claim as a metadata value. A number that a double cannot represent exactly becomes a string.
 fn value(claim: &Json) -> Value {
-    /// Whole numbers up to this are exact (IEEE 754 binary64).
-    const EXACT: f64 = 9_007_199_254_740_992.0;
+    /// Integers below this are exact (IEEE 754 binary64).
+    const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
     let kind = match claim {
         Json::Null => Kind::NullValue(0),
         Json::Bool(truth) => Kind::BoolValue(*truth),
         Json::Number(digits) => match digits.parse::<f64>() {
-            Ok(number) if number.abs() < EXACT => Kind::NumberValue(number),
+            Ok(number) if number.abs() < MAX_EXACT => Kind::NumberValue(number),
             _ => Kind::StringValue(digits.to_string()),
         },
         Json::String(text) => Kind::StringValue(text.to_string()),
@@ -465,7 +468,7 @@ fn value(claim: &Json) -> Value {
     Value { kind: Some(kind) }
 }
 
-/// The `grpc-timeout` of a call: at most eight digits and a unit. Anything else is as good as none.
+/// Parses the `grpc-timeout` of a call: at most eight digits and a unit. Anything else is ignored.
 fn grpc_timeout(text: &[u8]) -> Option<Duration> {
     let (unit, digits) = text.split_last()?;
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
@@ -491,7 +494,7 @@ mod tests {
     use crate::proto::envoy::service::auth::v3::attribute_context::{self, ContextExtensionsEntry};
 
     #[test]
-    fn neither_a_body_nor_room_to_spare_is_held_while_a_request_is_and_nothing_else_is_lost() {
+    fn a_request_holds_neither_its_body_nor_spare_capacity_and_loses_nothing_else() {
         let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
         let request = |body: &str, raw_body: &str| {
             let headers = vec![HeadersEntry { key: bytes("authorization"), value: bytes("Bearer a.b.c") }];
@@ -520,7 +523,7 @@ mod tests {
 
         let message = Bytes::from(request("", "").encode_to_vec());
         let held = compact(CheckRequest::decode(message.clone()).expect("a request"));
-        assert!(!message.is_unique(), "what is small and has no body is not copied");
+        assert!(!message.is_unique(), "a small message without a body is not copied");
         assert_eq!(held, request("", ""));
     }
 

@@ -1,11 +1,11 @@
-//! The HTTP door: for NGINX, HAProxy, Caddy, Traefik and Envoy's HTTP mode, which ask with a request of
-//! their own before they forward the client's.
+//! The HTTP door for NGINX, HAProxy, Caddy, Traefik and Envoy's HTTP mode, which send an authorization request of their
+//! own before they forward the client's.
 //!
-//! Any method and any path is a question. What request it is about is read as the door's [`Profile`] says
-//! and in no other way; everything else is the client's own word. It decides nothing.
+//! Every method and path is an authorization request. The client's request is read only from where the door's
+//! [`Profile`] says; everything else is under the client's control. The door decides nothing.
 //!
 //! # Architecture invariant
-//! An answer is 200 in `allow` and nowhere else.
+//! Only `allow` responds with status 200.
 
 mod resource_metadata;
 
@@ -28,12 +28,12 @@ use crate::service::Service;
 /// The `door` label.
 const DOOR: &str = "forward_auth";
 
-/// What an HTTP listener says.
+/// The door of an HTTP listener.
 pub(crate) struct HttpDoor {
     service: Arc<Service>,
-    /// The proxy that asks here.
+    /// The kind of proxy in front of this door.
     profile: Profile,
-    /// What becomes of claim headers that its clients send.
+    /// How claim headers sent by clients are treated.
     client_headers: ClaimHeaders,
 }
 
@@ -49,37 +49,39 @@ impl Door for HttpDoor {
     }
 
     async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
-        // Nobody reads the body: it would be held for as long as the request waits.
+        // The body is dropped, because it would be held while the request waits.
         let request = request.map(drop);
-        // Without an address it is nobody's that may tell of other requests.
-        self.judge(&request, peer.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))).await
+        // A peer without an address is not a trusted proxy.
+        self.authorize(&request, peer.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))).await
     }
 }
 
 impl HttpDoor {
-    /// A door for the proxy of this listener.
+    /// A door with the profile of this listener.
     pub(crate) fn new(service: Arc<Service>, listener: &HttpListener) -> Self {
         let HttpListener { profile, client_headers, .. } = listener;
         Self { service, profile: *profile, client_headers: *client_headers }
     }
 
-    async fn judge<B>(&self, request: &Request<B>, peer: IpAddr) -> Response<Body> {
+    async fn authorize<B>(&self, request: &Request<B>, peer: IpAddr) -> Response<Body> {
         let authorizer = self.service.authorizer();
-        if !is_described(self.profile, request)
+        if !is_authorization_request(self.profile, request)
             && let Some(metadata) = resource_metadata::answer(request, &authorizer)
         {
-            return metadata.unwrap_or_else(|error| broken(&error));
+            return metadata.unwrap_or_else(|error| internal_error(&error));
         }
-        let access_request =
-            AccessRequest { claim_headers: self.client_headers, ..describe(self.profile, request, peer) };
+        let access_request = AccessRequest {
+            claim_headers: self.client_headers,
+            ..access_request(self.profile, request, peer)
+        };
         let decided = authorizer.decide(DOOR, &access_request).await;
         let caller = access_request.headers.caller();
         let response = match decided.decision.allowed(authorizer.responses(), caller) {
             Ok(allowed) => allow(self.profile, allowed.changes()),
             Err(denial) => http_denial::response(*denial).map(|denial| denial.map(Body::from)),
         };
-        let mut response = response.unwrap_or_else(|error| broken(&error));
-        // Over HTTP/2 nobody takes it away (RFC 9110 §9.3.2), and a proxy breaks off.
+        let mut response = response.unwrap_or_else(|error| internal_error(&error));
+        // A response to HEAD has no body (RFC 9110 §9.3.2). Over HTTP/2 hyper does not remove it, and a proxy aborts.
         if request.method() == Method::HEAD {
             *response.body_mut() = Body::empty();
         }
@@ -88,13 +90,13 @@ impl HttpDoor {
 }
 
 /// The headers in which a proxy describes the client's request.
-struct Dialect {
+struct RequestHeaders {
     method: HeaderName,
     uri: HeaderName,
     host: HeaderName,
-    /// All of them but Host, which is everybody's.
-    own: &'static [HeaderName],
-    /// What the log says where one is missing or came twice.
+    /// All of these headers except Host, which every request has.
+    proxy_headers: &'static [HeaderName],
+    /// The text for the log if one is missing or duplicated.
     description_error: &'static str,
 }
 
@@ -105,28 +107,29 @@ const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-static ORIGINAL: [HeaderName; 2] = [ORIGINAL_METHOD, ORIGINAL_URI];
-static FORWARDED_ONES: [HeaderName; 4] = [FORWARDED_METHOD, FORWARDED_URI, FORWARDED_HOST, FORWARDED_PROTO];
+static ORIGINAL_HEADERS: [HeaderName; 2] = [ORIGINAL_METHOD, ORIGINAL_URI];
+static FORWARDED_HEADERS: [HeaderName; 4] =
+    [FORWARDED_METHOD, FORWARDED_URI, FORWARDED_HOST, FORWARDED_PROTO];
 
-static NGINX: Dialect = Dialect {
+static NGINX: RequestHeaders = RequestHeaders {
     method: ORIGINAL_METHOD,
     uri: ORIGINAL_URI,
     host: HOST,
-    own: &ORIGINAL,
-    description_error: "X-Original-Method and X-Original-URI must each come once, and Host at most once: set them as in deploy/nginx",
+    proxy_headers: &ORIGINAL_HEADERS,
+    description_error: "X-Original-Method and X-Original-URI must each occur once, and Host at most once: set them as in deploy/nginx",
 };
 
-static FORWARDED: Dialect = Dialect {
+static FORWARDED: RequestHeaders = RequestHeaders {
     method: FORWARDED_METHOD,
     uri: FORWARDED_URI,
     host: FORWARDED_HOST,
-    own: &FORWARDED_ONES,
-    description_error: "X-Forwarded-Method and X-Forwarded-Uri must each come once, and X-Forwarded-Host at most once: set them as in \
+    proxy_headers: &FORWARDED_HEADERS,
+    description_error: "X-Forwarded-Method and X-Forwarded-Uri must each occur once, and X-Forwarded-Host at most once: set them as in \
            deploy/",
 };
 
-/// How the proxy of a profile tells of the client's request; `None` where it is the request itself.
-fn dialect(profile: Profile) -> Option<&'static Dialect> {
+/// The headers that a profile uses; `None` if the authorization request is itself the client's request.
+fn request_headers(profile: Profile) -> Option<&'static RequestHeaders> {
     match profile {
         Profile::Nginx => Some(&NGINX),
         Profile::Haproxy | Profile::Caddy | Profile::Traefik => Some(&FORWARDED),
@@ -134,19 +137,19 @@ fn dialect(profile: Profile) -> Option<&'static Dialect> {
     }
 }
 
-/// Whether this is a question about another request, and not one that a proxy passes on to this door.
-fn is_described<B>(profile: Profile, request: &Request<B>) -> bool {
-    dialect(profile).is_none_or(|dialect| {
-        request.headers().contains_key(&dialect.method) || request.headers().contains_key(&dialect.uri)
+/// Whether this is an authorization request, rather than a client's request that a proxy forwards to this door.
+fn is_authorization_request<B>(profile: Profile, request: &Request<B>) -> bool {
+    request_headers(profile).is_none_or(|names| {
+        request.headers().contains_key(&names.method) || request.headers().contains_key(&names.uri)
     })
 }
 
-/// The client's request, as the proxy of this profile tells of it.
-fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRequest<'_> {
+/// The client's request as described by the proxy.
+fn access_request<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRequest<'_> {
     let headers: Headers<'_> =
         request.headers().iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
-    let arrived = clock::monotonic().into_std();
-    let Some(dialect) = dialect(profile) else {
+    let received_at = clock::monotonic().into_std();
+    let Some(names) = request_headers(profile) else {
         let uri = request.uri();
         let host = uri.authority().map(|authority| authority.as_str().as_bytes());
         let host = host.or_else(|| headers.only(HOST.as_str())).unwrap_or_default();
@@ -154,35 +157,35 @@ fn describe<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> AccessRe
         let method = request.method().as_str().as_bytes();
         return AccessRequest {
             removal: Removal::Headers,
-            ..AccessRequest::new(method, host, path, headers, arrived)
+            ..AccessRequest::new(method, host, path, headers, received_at)
         };
     };
-    let told = [&dialect.method, &dialect.uri].map(|name| headers.only(name.as_str()));
-    // A request of HTTP/1.0 may have no host; then it matches none.
-    let host = headers.only(dialect.host.as_str());
-    let hosts_differ = host.is_none() && headers.all(dialect.host.as_str()).next().is_some();
-    let description_error =
-        (hosts_differ || told.iter().any(Option::is_none)).then_some(dialect.description_error);
-    let [method, path] = told.map(Option::unwrap_or_default);
+    let method_and_uri = [&names.method, &names.uri].map(|name| headers.only(name.as_str()));
+    // An HTTP/1.0 request may have no Host; it then matches no rule with a host.
+    let host = headers.only(names.host.as_str());
+    let is_host_duplicated = host.is_none() && headers.all(names.host.as_str()).next().is_some();
+    let description_error = (is_host_duplicated || method_and_uri.iter().any(Option::is_none)).then_some(names.description_error);
+    let [method, path] = method_and_uri.map(Option::unwrap_or_default);
     let host = host.unwrap_or_default();
     AccessRequest {
         described_by: Some(peer),
         description_error,
         removal: Removal::NamedHeaders,
-        set_by_proxy: dialect.own,
-        ..AccessRequest::new(method, host, path, headers, arrived)
+        set_by_proxy: names.proxy_headers,
+        ..AccessRequest::new(method, host, path, headers, received_at)
     }
 }
 
-/// A proxy that kept an answer would give one client's identity to another.
+/// A response that is not cached, because a proxy would give one client's identity to another.
 fn uncached() -> http::response::Builder {
     Response::builder().header(CACHE_CONTROL, "no-store")
 }
 
-/// Names of headers to remove are some that HTTP has: they came in a request, or stand in the configuration.
+/// The response to an allowed request. Names of headers to remove are valid: they are from a request or the
+/// configuration.
 ///
 /// # Errors
-/// There are too many headers for an answer.
+/// There are too many headers for a response.
 fn allow(profile: Profile, changes: &UpstreamChanges) -> http::Result<Response<Body>> {
     let mut response = uncached();
     for (name, value) in &changes.set {
@@ -194,7 +197,7 @@ fn allow(profile: Profile, changes: &UpstreamChanges) -> http::Result<Response<B
             let names: Vec<&str> = changes.remove.iter().map(RemovedHeader::as_str).collect();
             response = response.header("x-envoy-auth-headers-to-remove", names.join(","));
         }
-        // Copied over what the client sent, an empty value takes it away.
+        // The proxy replaces the client's header with an empty value, which removes it.
         Profile::Nginx | Profile::Haproxy | Profile::Caddy | Profile::Traefik => {
             for header in &changes.remove {
                 response = response.header(header.as_str(), "");
@@ -204,9 +207,9 @@ fn allow(profile: Profile, changes: &UpstreamChanges) -> http::Result<Response<B
     response.body(Body::empty())
 }
 
-/// Half an answer is none.
-fn broken(error: &http::Error) -> Response<Body> {
-    tracing::error!(%error, "an answer could not be written: the request is refused");
+/// The response if building one failed.
+fn internal_error(error: &http::Error) -> Response<Body> {
+    tracing::error!(%error, "response not built, request denied");
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
     response

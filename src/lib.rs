@@ -1,66 +1,66 @@
-//! Portcullis answers proxies that ask before they forward: is this request's bearer token good?
-//! It stays right while the issuer's signing keys rotate.
+//! Portcullis decides for proxies whether a request is allowed, by its bearer token, before the proxy forwards it.
+//! Its decisions stay right while the issuer rotates its signing keys.
 //!
-//! # The way of a request
+//! # The path of a request
 //!
-//! 1. The [`server`] accepts its connection and holds the bounds that every listener has. A door takes it in: [`ext_authz`]
-//!    (gRPC, for Envoy) or [`forward_auth`] (HTTP, for every other proxy). The door turns what it was sent into an
+//! 1. The [`server`] accepts the connection and enforces the limits that every listener has. A door receives the request:
+//!    [`ext_authz`] (gRPC, for Envoy) or [`forward_auth`] (HTTP, for every other proxy). The door converts it into an
 //!    [`access_request::AccessRequest`] and decides nothing.
-//! 2. It asks the [`authorizer`], which has the core evaluate it ([`decision::evaluate`]): [`rules`] say which rule the
-//!    request falls under; unless that lets everybody pass or nobody, [`bearer_token`] finds the token; [`validation`] screens
-//!    it without a key and then verifies it against the key set in hand. What no key could mend
-//!    ([`validation::ValidationError::Permanent`]) is refused at once.
-//! 3. If that set may be too old ([`validation::ValidationError::Stale`]), the evaluation stops and says that it needs newer
-//!    keys. The authorizer gets these from [`keys`], by one refresh that everybody who waits shares, and the evaluation goes on
-//!    where it stood ([`decision::KeysNeeded::resume`]).
-//! 4. The claims of a verified token are held against what the rule requires, and [`identity`] turns them into
-//!    headers for the upstream; what of the client's own must not reach it, [`protected_headers`] say.
+//! 2. The door passes it to the [`authorizer`], which has the core evaluate it ([`decision::evaluate`]): [`rules`] select the
+//!    rule of the request; unless the rule allows or denies every request, [`bearer_token`] extracts the token;
+//!    [`validation`] screens it without a key and then verifies it against the current key set. A fault that no key can fix
+//!    ([`validation::ValidationError::Permanent`]) is denied immediately.
+//! 3. If the key set may be too old ([`validation::ValidationError::Stale`]), the evaluation stops and reports that it needs
+//!    newer keys. The authorizer gets them from [`keys`], by one refresh that all waiting requests share, and resumes the
+//!    evaluation ([`decision::KeysNeeded::resume`]).
+//! 4. The claims of a verified token are checked against the requirements of the rule, and [`identity`] turns them into
+//!    headers for the upstream; [`protected_headers`] lists the client's headers that must not reach it.
 //! 5. The authorizer counts and logs the [`decision::Decision`], and the door renders its [`verdict`], a denial by its
 //!    [`reason`].
 //!
-//! # Rooms, in reading order
+//! # Modules, in reading order
 //!
-//! - [`app`] binds, serves, reloads and drains; [`commands`] are what the binary can be told.
-//! - The doors: [`ext_authz`], with its types in [`proto`], [`forward_auth`], and [`admin`] for operators;
-//!   all of them are served by one loop, the [`server`].
-//! - `crates/config`: [`config`] is text turned into what is valid.
-//! - `crates/engine` gets what a decision lacks, and may wait: [`service`] is what stands behind the doors, and what a program
-//!   that has its own asks; [`authorizer`] drives the decision; [`keys`] are the cache, its schedule and budget, how keys are
-//!   fetched, which of two answers is the newer one, what was withdrawn, and the snapshot that outlives a restart.
-//!   [`certificates`] in files, [`files`] that are read again when they have come to rest, [`supervise`] for tasks that
-//!   must not end, and [`clock`] and [`telemetry`], which everybody may use.
-//! - `crates/core` is the decision as a value, pure: [`access_request`] goes in, [`decision`] evaluates it, and a [`verdict`]
-//!   comes out; [`bearer_token`], [`protected_headers`], [`identity`], [`rules`] and [`validation`] are its steps, every
-//!   [`reason`] there is, and [`text`] of others as it is shown.
-//! - `crates/tower` is the door for Rust services: a tower layer, with the claims in each request.
-//! - `crates/issuer`: [`commands::issuer`] is what demo, drill and tests have for an issuer. `crates/httpdate` keeps hyper from
-//!   panicking at a clock that cannot be right.
+//! - [`app`] binds, serves, reloads and drains; [`commands`] are the commands of the binary.
+//! - The doors: [`ext_authz`], with its types in [`proto`], [`forward_auth`], and [`admin`] for operators. One serving loop,
+//!   the [`server`], serves all of them.
+//! - `crates/config`: [`config`] parses text into a valid configuration.
+//! - `crates/engine` provides what a decision needs, and may wait: [`service`] is what the doors serve, and the entry point
+//!   for programs that embed it; [`authorizer`] drives the decision; [`keys`] are the cache, its schedule and budget, the
+//!   fetching of keys, the order of two answers, withdrawals, and the snapshot that survives a restart. [`certificates`] in
+//!   files, [`files`] that are reloaded when they have settled, [`supervise`] for tasks that must not end, and [`clock`] and
+//!   [`telemetry`], which every module may use.
+//! - `crates/core` is the decision as a value, pure: [`decision`] evaluates an [`access_request`] to a [`verdict`];
+//!   [`bearer_token`], [`protected_headers`], [`identity`], [`rules`] and [`validation`] are its steps, [`reason`] has every
+//!   reason, and [`text`] formats untrusted text.
+//! - `crates/tower` is the door for Rust services: a tower layer that puts the claims into each request.
+//! - `crates/issuer`: [`commands::issuer`] is the issuer of demo, drill and tests. `crates/httpdate` keeps hyper from
+//!   panicking at a clock that is out of range.
 //!
-//! Dependencies point down: `main → commands → app → doors → server, config → engine → core`. What each part needs to know of
-//! the configuration is a type of its own; [`config`] reads text into it. Cargo holds the walls between the crates, and a
-//! test those within each, and that no two modules hold each other.
+//! Dependencies point down: `main → commands → app → doors → server, config → engine → core`. Each part has a type of its own
+//! for its settings; [`config`] parses text into these types. Cargo enforces the boundaries between the crates; a test
+//! enforces those within each crate, and that no two modules depend on each other.
 //!
-//! # Where a part that is to come belongs
+//! # Where planned parts belong
 //!
-//! | part | its room |
+//! | part | where |
 //! |---|---|
-//! | verified-token cache | `crates/engine`, asked beside [`keys`] for what is in hand: a [`validation::Validated`] enters where a signature would be verified |
-//! | introspection of opaque tokens (RFC 7662) | one more variant of [`decision::Evaluation`] with a `resume` of its own; the calls in `crates/engine` |
-//! | proof of possession (RFC 9449, RFC 8705) | a step of [`decision`] behind the signature; pure |
-//! | revocation and distrust | lists in `crates/engine`, handed to [`decision::evaluate`] as keys are |
-//! | the door inside Envoy | a crate beside `crates/tower`, which asks [`authorizer::Authorizer::try_decide`] |
+//! | verified-token cache | `crates/engine`, looked up next to the current [`keys`]: a [`validation::Validated`] replaces the verification of a signature |
+//! | introspection of opaque tokens (RFC 7662) | another variant of [`decision::Evaluation`] with its own `resume`; the calls in `crates/engine` |
+//! | proof of possession (RFC 9449, RFC 8705) | a step of [`decision`] after the signature; pure |
+//! | revocation and distrust | lists in `crates/engine`, passed to [`decision::evaluate`] like keys |
+//! | the door inside Envoy | a crate next to `crates/tower`, which calls [`authorizer::Authorizer::try_decide`] |
 //! | traces and audit | [`telemetry`], written from the [`decision::Record`] |
 //! | protected resources (RFC 9728) | documents at the doors, audiences in [`rules`] |
 //!
 //! # Architecture invariants
 //!
-//! - The core does no IO, takes no lock and reads no clock; the time is an argument. No runtime and no network crate stands
-//!   below it.
-//! - Wall time is read in [`clock`] alone, `reqwest` lives in [`keys::http_client`] alone, `jsonwebtoken` in
-//!   [`validation`] alone, Envoy's types in [`proto`] and [`ext_authz`] alone.
-//! - Only [`commands::output`] prints, and log lines are written by one thread of [`telemetry`] alone: nobody else waits for
-//!   whoever reads them.
-//! - [`verdict::Allowed`] is made in the core alone, of a verified token or of a rule that needs none.
+//! - The core does no IO, takes no lock and reads no clock; the time is an argument. It depends on no runtime and no network
+//!   crate.
+//! - Only [`clock`] reads the wall time, only [`keys::http_client`] uses `reqwest`, only [`validation`] uses `jsonwebtoken`,
+//!   and only [`proto`] and [`ext_authz`] use Envoy's types.
+//! - Only [`commands::output`] prints, and only one thread of [`telemetry`] writes log lines: no other thread waits for
+//!   their reader.
+//! - Only the core makes a [`verdict::Allowed`], from a verified token or a rule that needs none.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! The process: command line to function, and exit codes. It does nothing else.
+//! The process: parses the command line, runs the command and sets the exit code.
 
 use std::env;
 use std::process::ExitCode;
@@ -27,30 +27,30 @@ enum Command {
     Drill(drill::DrillArgs),
 }
 
-/// How long files that are still being written have at the end. A disk, a pipe or a resolver that does not answer keeps
-/// nobody from leaving.
-const LAST_WRITES: Duration = Duration::from_secs(2);
+/// How long pending file writes may take at exit, so that a disk, a pipe or a resolver that does not respond cannot
+/// block it.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the last log lines have, whatever becomes of standard error.
-const LAST_LINES: Duration = Duration::from_secs(1);
+/// How long writing the last log lines may take.
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    // First of all, so that SIGHUP does not end the process before `serve` listens for it.
+    // Done first, so that SIGHUP does not end the process before `serve` listens for it.
     if env::args_os().nth(1).is_some_and(|command| command == "serve") {
-        // Where it may not, the command itself says so.
+        // The command itself reports an error.
         let _ignored = signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::default());
     }
     telemetry::log_panics();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            output::complain(&format!("no threads can be started: {error}"));
+            output::print_error(&format!("the runtime cannot be started: {error}"));
             return ExitCode::FAILURE;
         }
     };
     let code = runtime.block_on(run());
-    runtime.shutdown_timeout(LAST_WRITES);
-    telemetry::flush_log(LAST_LINES);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    telemetry::flush_log(LOG_FLUSH_TIMEOUT);
     code
 }
 
@@ -58,8 +58,8 @@ async fn run() -> ExitCode {
     let command_line = match CommandLine::try_parse() {
         Ok(command_line) => command_line,
         Err(error) => {
-            let line: Vec<String> = env::args_os().map(|one| one.to_string_lossy().into_owned()).collect();
-            return output::mistaken(&error, &line);
+            let args: Vec<String> = env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+            return output::print_usage_error(&error, &args);
         }
     };
     match command_line.command {

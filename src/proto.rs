@@ -1,10 +1,10 @@
-//! Envoy's types, generated from `proto/` by `build.rs`, for the gRPC door and the tests to speak with.
+//! Envoy's types, generated from `proto/` by `build.rs`. The gRPC door and the tests use them.
 //!
-//! They are used here and in the gRPC door alone; nothing is decided here.
+//! Apart from the tests they are used in the gRPC door only; nothing is decided here.
 //!
-//! What the generated request looks like, and why, stands in `build.rs`: strings are bytes that share
-//! the buffer they came in, maps are lists of entries, fields that nobody reads are not there. A list
-//! keeps what a map would have merged: where a key stands twice in `context_extensions`, the last counts.
+//! `build.rs` explains the shape of the generated request: strings are bytes that share the receive buffer, maps are
+//! lists of entries, and unused fields are left out. A list keeps what a map would merge: if a key occurs twice in
+//! `context_extensions`, the last entry applies.
 
 #![allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all, reason = "generated code")]
 

@@ -1,19 +1,21 @@
-//! One serving loop for every listener: it accepts, speaks TLS and HTTP, holds the bounds that all of them have, and
-//! drains. What is said is each `Door`'s; it knows none of them.
+//! The serving loop of every listener: it accepts connections, terminates TLS, serves HTTP, enforces the common limits
+//! and drains. Each listener's `Door` produces the responses; the server depends on no door.
 //!
 //! # Bounds
-//! - Open connections: `limits.connections`, and what the limit on open files leaves. Beyond, a connection that never had
-//!   a request makes room, the oldest first, else one that was idle for 10 s, else one of the address that has most.
-//! - Silence: 75 s before the first request, and 65 min between two over HTTP/1.1. Over HTTP/2 a ping each 60 s is to be
-//!   answered within 20 s.
+//! - Open connections: `limits.connections`, and what the limit on open files leaves. At the limit one kind of
+//!   connection is closed, in this order: those that have had no request yet (oldest first), one that has been idle for
+//!   10 s, one of the address with the most connections.
+//! - Idle time: 75 s before the first request, and 65 min between two requests over HTTP/1.1. Over HTTP/2 a ping is
+//!   sent every 60 s and must be acknowledged within 20 s.
 //! - 10 s for a TLS handshake, and for a preface, a frame or a header block from its first byte to its last.
-//! - 30 to 60 s for an answer to be taken; above 20,000 requests in flight the connection with most of them is closed.
-//! - Headers: 512, and 128 KiB of names and values; a request with more is answered 431. Over HTTP/1.1 a head of more than
-//!   16 KiB ends its connection, which else would keep a buffer of that size.
-//! - Bodies over HTTP/1.1, which nobody reads: up to 64 KiB are passed over, and a larger one ends its connection.
-//! - Streams of one connection: `Door::max_streams`. Floods of CONTINUATION and of empty DATA end the connection (by h2), and
-//!   so do those of other frames that are of no request, and of requests that cannot be answered. Requests that are cancelled
-//!   are borne: a proxy's connection is that of all its clients.
+//! - 30 to 60 s for a client to read a response. Above 20,000 requests in flight the connection with the most of them
+//!   is closed.
+//! - Headers: 512 headers, and 128 KiB of names and values; a larger request gets status 431. Over HTTP/1.1 a head of
+//!   more than 16 KiB closes the connection, which would otherwise keep a buffer of that size.
+//! - Bodies over HTTP/1.1, which are never read: up to 64 KiB are discarded; a larger one closes the connection.
+//! - Streams per connection: `Door::max_streams`. Floods of CONTINUATION and of empty DATA frames close the connection
+//!   (in h2); so do floods of other frames that belong to no request, and of requests that cannot be answered.
+//!   Cancelled requests do not count: a proxy's connection carries the requests of all its clients.
 
 mod accept;
 mod connection;
@@ -47,123 +49,124 @@ pub use socket::BindError;
 pub(crate) use socket::Socket;
 pub(crate) use tls::{Alpn, Tls};
 
-/// Streams that one connection may have open: waiting requests of a whole herd, and still a bound.
+/// Concurrent HTTP/2 streams per connection: enough for every request that waits for newer keys.
 const MAX_STREAMS: u32 = 16_384;
 
-/// Of one request, names and values together: the largest that a proxy's file in `deploy/` lets through.
+/// Names and values of one request's headers together: the largest size that a proxy configuration in `deploy/` lets
+/// through.
 const MAX_HEADER_BYTES: usize = 128 * 1024;
 const MAX_HEADERS: usize = 512;
 
-/// Of one request, its target and what HTTP itself needs beside the headers' names and values: the HTTP library reads no
-/// more.
+/// The whole head of one request, which also has a target and separators: the limit given to the HTTP library.
 const MAX_HEAD_BYTES: usize = 2 * MAX_HEADER_BYTES;
 
-/// An error of any kind, as HTTP libraries have them.
+/// The boxed error type of the HTTP libraries.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Who asks.
+/// The client of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Peer {
-    /// Where the connection comes from; `None` over a socket file.
+    /// The remote address of the connection; `None` for a Unix socket.
     pub(crate) address: Option<IpAddr>,
-    /// Which connection it is, of all that this process has had.
+    /// The number of the connection, unique within this process.
     pub(crate) connection: u64,
 }
 
-/// What a listener says.
+/// The request handler of a listener.
 pub(crate) trait Door: Send + Sync + 'static {
-    /// The body of an answer. The default is an empty one.
+    /// The body of a response. The default is an empty one.
     type Body: Body<Data = Bytes, Error: Into<BoxError>> + Default + Send + Unpin + 'static;
 
     /// The `door` label.
     fn name(&self) -> &'static str;
 
-    /// Whether HTTP/1.1 is spoken beside HTTP/2, and answers have a date.
+    /// Whether HTTP/1.1 is served as well as HTTP/2, and responses have a `Date` header.
     fn speaks_http1(&self) -> bool {
         true
     }
 
-    /// Whether its answers are decisions, and what it cannot answer is one too.
+    /// Whether its responses are decisions; rejected requests are then counted as decisions too.
     fn decides(&self) -> bool {
         true
     }
 
-    /// The service behind it.
+    /// The service that it serves.
     fn service(&self) -> &Service;
 
-    /// Open connections at a time.
+    /// The maximum number of open connections.
     fn max_connections(&self) -> usize {
         self.service().authorizer().limits().connections
     }
 
-    /// Streams of HTTP/2 that one connection may have open.
+    /// The maximum number of concurrent HTTP/2 streams per connection.
     fn max_streams(&self) -> u32 {
         MAX_STREAMS
     }
 
-    /// Answers a request of this peer.
+    /// Responds to a request of this peer.
     fn answer(
         &self,
         request: Request<Incoming>,
         peer: Peer,
     ) -> impl Future<Output = Response<Self::Body>> + Send;
 
-    /// Whether a drain waits for the end of the answer, and a client has to take it. Not so where it has no end of its
-    /// own.
-    fn is_awaited(&self, _request: &Request<Incoming>) -> bool {
+    /// Whether a drain waits for the end of the response and the client must read it in time. False for endless
+    /// streams.
+    fn blocks_drain(&self, _request: &Request<Incoming>) -> bool {
         true
     }
 }
 
-/// Counts requests that this door could not be asked as decisions, and logs it once in a while.
-fn count_unread(door: &impl Door, requests: u64, rarely: &Rarely) {
+/// Counts requests that could not be read as decisions of this door, and logs a sample.
+fn record_rejected(door: &impl Door, requests: u64, log: &LogSampler) {
     let (name, verdict) = (door.name(), Verdict::Deny(DenyReason::RequestMalformed));
     for _ in 0..requests {
         if door.decides() {
             door.service().metrics().decision(name, verdict.as_str(), verdict.reason(), "", Duration::ZERO);
         }
-        if let Some(times) = rarely.due() {
+        if let Some(times) = log.sample() {
             tracing::warn!(
                 door = name,
                 times,
-                "requests were refused: malformed HTTP, or too many or too large headers"
+                cause = "malformed HTTP, or too many or too large headers",
+                "HTTP requests rejected"
             );
         }
     }
 }
 
-/// When listeners are to stop.
+/// The stop signal of a listener.
 #[derive(Clone, Debug)]
 pub(crate) struct Stop(watch::Receiver<bool>);
 
 impl Stop {
-    /// When the sender says so, or is gone.
+    /// A signal that is set when the sender sends `true` or is dropped.
     pub(crate) fn new() -> (watch::Sender<bool>, Self) {
         let (sender, receiver) = watch::channel(false);
         (sender, Self(receiver))
     }
 
-    /// Waits for it.
-    pub(crate) async fn asked_for(&mut self) {
-        let _gone = self.0.wait_for(|stop| *stop).await;
+    /// Waits until the stop is requested.
+    pub(crate) async fn requested(&mut self) {
+        let _sender_dropped = self.0.wait_for(|stop| *stop).await;
     }
 }
 
-/// Says when something that may happen often is worth a line in the log.
+/// Limits the rate of one kind of log line.
 #[derive(Debug, Default)]
-pub(crate) struct Rarely(Mutex<(Option<Instant>, u64)>);
+pub(crate) struct LogSampler(Mutex<(Option<Instant>, u64)>);
 
-impl Rarely {
-    /// How long it is silent after each.
-    const PAUSE: Duration = Duration::from_secs(10);
+impl LogSampler {
+    /// The minimum time between two lines.
+    const INTERVAL: Duration = Duration::from_secs(10);
 
-    /// It has happened: how often since the last line, where another is due.
-    pub(crate) fn due(&self) -> Option<u64> {
+    /// Counts an event. Returns the number of events since the last line if another line is due.
+    pub(crate) fn sample(&self) -> Option<u64> {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (then, times) = &mut *last;
         *times = times.saturating_add(1);
         let now = clock::monotonic();
-        if then.is_some_and(|then| now.saturating_duration_since(then) < Self::PAUSE) {
+        if then.is_some_and(|then| now.saturating_duration_since(then) < Self::INTERVAL) {
             return None;
         }
         *then = Some(now);

@@ -1,20 +1,22 @@
--- Asks Portcullis about a request, with HAProxy's own HTTP client (2.5 or later), and does as it says.
+-- Sends an authorization request to Portcullis with HAProxy's own HTTP client (2.5 or later), and enforces the
+-- response.
 
--- Where Portcullis is.
-local DOOR = "http://127.0.0.1:9192/"
+-- The address of Portcullis.
+local ADDRESS = "http://127.0.0.1:9192/"
 
--- The claim headers of portcullis.yaml, in lower case. What a client sends under these names is taken away before the
--- question; Portcullis refuses (400) a request that still has one, so that a header that is new in portcullis.yaml and
--- forgotten here cannot be forged.
+-- The claim headers of portcullis.yaml, in lower case. Those of the client are removed before authorization; Portcullis
+-- denies (400) a request that still has one, so that a header that was added to portcullis.yaml but not here cannot be
+-- forged.
 local CLAIM_HEADERS = { "x-auth-subject", "x-auth-tenant", "x-auth-roles" }
 
--- Headers besides that the app gets as the answer has them. With forward_token: false and tokens in cookies: { "cookie" }
-local FROM_ANSWER = {}
+-- Other headers that are set from the authorization response. With forward_token: false and tokens in cookies: {
+-- "cookie" }
+local FROM_RESPONSE = {}
 
--- Milliseconds; longer than the providers' refresh.wait (2s), so that Portcullis gives up first.
+-- Milliseconds; longer than the providers' refresh.wait (2s), so that Portcullis times out first.
 local TIMEOUT = 3000
 
--- Belong to the connection and the body, which stay here, or are HAProxy's own, or are set below.
+-- Headers of the connection and the body, which are not forwarded, of HAProxy itself, or set below.
 local NOT_SENT = {
     ["connection"] = true, ["content-length"] = true, ["expect"] = true, ["host"] = true,
     ["keep-alive"] = true, ["proxy-connection"] = true, ["te"] = true, ["trailer"] = true,
@@ -23,16 +25,16 @@ local NOT_SENT = {
     ["x-forwarded-proto"] = true,
 }
 
--- Of a denial, belong to the connection between Portcullis and HAProxy; everything else the client gets.
+-- Headers of a denial that belong to the connection between Portcullis and HAProxy; all others are sent to the client.
 local NOT_PASSED_ON = {
     ["connection"] = true, ["content-length"] = true, ["keep-alive"] = true, ["transfer-encoding"] = true,
 }
 
--- What the client gets where there is no answer.
+-- The response to the client if there is no authorization response.
 local UNAVAILABLE =
     '{"error":"temporarily_unavailable","error_description":"the token cannot be verified at the moment"}'
 
--- HAProxy counts the lines of a header from 0.
+-- HAProxy indexes the lines of a header from 0.
 local function lines(values)
     local list, i = {}, 0
     while values[i] ~= nil do
@@ -42,9 +44,9 @@ local function lines(values)
     return list
 end
 
-local function set_from(txn, answer, names)
+local function set_from(txn, response, names)
     for _, name in ipairs(names) do
-        local value = answer.headers[name] and answer.headers[name][0]
+        local value = response.headers[name] and response.headers[name][0]
         if value == nil or value == "" then
             txn.http:req_del_header(name)
         else
@@ -53,17 +55,17 @@ local function set_from(txn, answer, names)
     end
 end
 
--- Whether HAProxy made this answer itself, which its HTTP client gives for one where it has none.
-local function is_haproxys_own(answer)
-    local caching = answer.headers and answer.headers["cache-control"]
-    return caching ~= nil and caching[0] == "no-cache"
+-- Whether HAProxy generated this response, which its HTTP client returns if the server sent none.
+local function is_generated_by_haproxy(response)
+    local cache_control = response.headers and response.headers["cache-control"]
+    return cache_control ~= nil and cache_control[0] == "no-cache"
 end
 
-local function refuse(txn, answer)
+local function deny(txn, response)
     local denial
-    if answer ~= nil and answer.status >= 400 and not is_haproxys_own(answer) then
-        denial = txn:reply({ status = answer.status, body = answer.body or "" })
-        for name, values in pairs(answer.headers or {}) do
+    if response ~= nil and response.status >= 400 and not is_generated_by_haproxy(response) then
+        denial = txn:reply({ status = response.status, body = response.body or "" })
+        for name, values in pairs(response.headers or {}) do
             if not NOT_PASSED_ON[name] then
                 for _, value in ipairs(lines(values)) do
                     denial:add_header(name, value)
@@ -82,32 +84,32 @@ core.register_action("portcullis", { "http-req" }, function(txn)
     for _, name in ipairs(CLAIM_HEADERS) do
         txn.http:req_del_header(name)
     end
-    local question = {}
+    local request_headers = {}
     for name, values in pairs(txn.http:req_get_headers()) do
         if not NOT_SENT[name] then
-            question[name] = lines(values)
+            request_headers[name] = lines(values)
         end
     end
-    -- What Portcullis judges. It reads these and believes no other header. req_fhdr is the whole line: req_hdr would
-    -- be what stands behind its last comma.
-    question["x-forwarded-method"] = { txn.sf:method() }
-    question["x-forwarded-uri"] = { txn.sf:pathq() }
-    question["x-forwarded-host"] = { txn.sf:req_fhdr("host") or "" }
-    question["x-forwarded-proto"] = { txn.sf:ssl_fc() == 1 and "https" or "http" }
+    -- The client's request for Portcullis, which reads it from these headers only. req_fhdr is the whole line; req_hdr
+    -- would be the part after its last comma.
+    request_headers["x-forwarded-method"] = { txn.sf:method() }
+    request_headers["x-forwarded-uri"] = { txn.sf:pathq() }
+    request_headers["x-forwarded-host"] = { txn.sf:req_fhdr("host") or "" }
+    request_headers["x-forwarded-proto"] = { txn.sf:ssl_fc() == 1 and "https" or "http" }
 
-    local answer = core.httpclient():get({ url = DOOR, headers = question, timeout = TIMEOUT })
+    local response = core.httpclient():get({ url = ADDRESS, headers = request_headers, timeout = TIMEOUT })
 
-    if answer ~= nil and answer.status == 200 then
-        set_from(txn, answer, CLAIM_HEADERS)
-        set_from(txn, answer, FROM_ANSWER)
+    if response ~= nil and response.status == 200 then
+        set_from(txn, response, CLAIM_HEADERS)
+        set_from(txn, response, FROM_RESPONSE)
         txn:set_var("txn.portcullis", "allowed")
         return
     end
-    refuse(txn, answer)
+    deny(txn, response)
 end)
 
--- HAProxy passes trailers on, and has no rule for them: this looks for one in what is about to be passed on, and
--- breaks the request off there.
+-- HAProxy forwards trailers and has no rule for them: this filter aborts a request with a trailer before it is
+-- forwarded.
 local Trailers = { id = "no-trailers", flags = filter.FLT_CFG_FL_HTX }
 Trailers.__index = Trailers
 
@@ -115,7 +117,7 @@ function Trailers:new()
     return setmetatable({}, Trailers)
 end
 
-local function refuse_trailers(txn, message)
+local function reject_trailers(txn, message)
     if message.channel:is_resp() then
         return filter.CONTINUE
     end
@@ -131,18 +133,18 @@ function Trailers:http_headers(txn, message)
     if not message.channel:is_resp() and txn.f:internal_htx_has_eom() ~= 1 then
         filter.register_data_filter(self, message.channel)
     end
-    return refuse_trailers(txn, message)
+    return reject_trailers(txn, message)
 end
 
--- Returns nothing, which is: everything may pass.
+-- Returns nothing, which forwards everything.
 function Trailers:http_payload(txn, message)
-    if refuse_trailers(txn, message) == filter.ERROR then
+    if reject_trailers(txn, message) == filter.ERROR then
         return filter.ERROR
     end
 end
 
 function Trailers:http_end(txn, message)
-    return refuse_trailers(txn, message)
+    return reject_trailers(txn, message)
 end
 
 core.register_filter("no-trailers", Trailers, function(trailers)

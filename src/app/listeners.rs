@@ -1,7 +1,7 @@
-//! The listeners of the present configuration: bound at the start, exchanged at a reload, closed at the end.
+//! The listeners of the current configuration: bound at the start, replaced on reload, closed at shutdown.
 //!
-//! A listener whose place stays keeps its socket, whatever else of it changes, so that no connection is lost in between:
-//! the old one accepts no more, the new one goes on with the connections that wait.
+//! A listener whose address stays keeps its socket even if its other settings change, so that no connection is lost:
+//! the old listener stops accepting, and the new one accepts the connections in the backlog.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -23,10 +23,10 @@ use crate::server::{self, Alpn, BindError, Listener, Socket, Stop, Tls};
 use crate::service::Service;
 use crate::supervise::Task;
 
-/// How long connections that are cut off have to end.
-const CUT_OFF: Duration = Duration::from_secs(1);
+/// How long connections have to close after the grace period.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the configuration says of one listener.
+/// The configuration of one listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Spec {
     Grpc(GrpcListener),
@@ -35,7 +35,7 @@ enum Spec {
 }
 
 impl Spec {
-    /// All of a configuration, in its order, each with its key.
+    /// All listeners of a configuration in its order, each with its key.
     fn all(listen: &Listen) -> Vec<(String, Self)> {
         let (grpc, http) = (&listen.ext_authz, &listen.forward_auth);
         let key = |name, count| move |place| listener_key(name, place, count);
@@ -55,8 +55,8 @@ impl Spec {
         }
     }
 
-    /// Whether this is at the place of that one. The mode of a socket file can change where it is.
-    fn is_at(&self, other: &Self) -> bool {
+    /// Whether both have the same address. The mode of a socket file can change without a new socket.
+    fn has_same_address(&self, other: &Self) -> bool {
         match (self.address(), other.address()) {
             (BindAddress::Unix { path, .. }, BindAddress::Unix { path: other, .. }) => path == other,
             (address, other) => address == other,
@@ -78,7 +78,7 @@ impl Spec {
         }
     }
 
-    /// What its task is called.
+    /// The name of its task.
     fn task(&self) -> &'static str {
         match self {
             Spec::Grpc(_) => "ext_authz listener",
@@ -88,7 +88,7 @@ impl Spec {
     }
 }
 
-/// A listener that is bound and serves nobody yet.
+/// A bound listener that does not serve yet.
 pub(super) struct Bound {
     spec: Spec,
     socket: Arc<Socket>,
@@ -96,7 +96,7 @@ pub(super) struct Bound {
 }
 
 impl Bound {
-    /// Everything that a configuration listens at.
+    /// Binds all listeners of a configuration.
     ///
     /// # Errors
     /// A socket cannot be bound, or a TLS file cannot be used.
@@ -108,192 +108,206 @@ impl Bound {
         Ok(all)
     }
 
-    /// In the place of a socket that is bound already, or in a new one.
-    async fn new(key: &str, spec: Spec, place: Option<Arc<Socket>>) -> Result<Self, BindError> {
+    /// Uses a socket that is bound already, or binds a new one.
+    async fn new(key: &str, spec: Spec, bound: Option<Arc<Socket>>) -> Result<Self, BindError> {
         let tls = spec.tls().map(|files| Tls::load(key, files, spec.alpn())).transpose();
         let tls = tls.map_err(BindError::from_error)?;
-        let socket = match place {
+        let socket = match bound {
             Some(socket) => socket,
             None => Arc::new(Socket::bind(key, &spec.address()).await?),
         };
         Ok(Self { spec, socket, tls })
     }
 
-    /// Where it is, of gRPC listeners that are no socket files.
+    /// The address of a gRPC listener on TCP.
     pub(super) fn ext_authz_address(&self) -> Option<SocketAddr> {
         matches!(self.spec, Spec::Grpc(_)).then(|| self.socket.address()).flatten()
     }
 
-    /// Where it is, of HTTP listeners.
+    /// The address of an HTTP listener.
     pub(super) fn forward_auth_address(&self) -> Option<SocketAddr> {
         matches!(self.spec, Spec::Http(_)).then(|| self.socket.address()).flatten()
     }
 
-    /// Where it is, of the operator's.
+    /// The address of the admin listener.
     pub(super) fn admin_address(&self) -> Option<SocketAddr> {
         matches!(self.spec, Spec::Admin(_)).then(|| self.socket.address()).flatten()
     }
 }
 
-/// Descriptors that each listener may have for connections.
-struct Shares {
-    /// Of all doors together.
+/// The connection descriptors available to each listener.
+struct ConnectionShares {
+    /// For all doors together.
     doors: usize,
     each: Arc<AtomicUsize>,
     admin: Arc<AtomicUsize>,
 }
 
-impl Shares {
-    /// Counted when everything but connections is open.
+impl ConnectionShares {
+    /// To be created when everything but connections is open.
     fn new() -> Self {
         let server::Connections { doors, admin } = server::for_connections();
         Self { doors, each: Arc::default(), admin: Arc::new(admin.into()) }
     }
 
-    fn among(&self, listeners: usize, wanted: usize) {
+    fn divide(&self, listeners: usize, wanted: usize) {
         let each = (self.doors / listeners.max(1)).max(1);
         if each < wanted && self.each.swap(each, Ordering::Relaxed) != each {
             tracing::warn!(
                 each,
-                "the limit on open files allows each listener fewer connections than limits.connections"
+                hint = "raise the limit on open files",
+                "limit on open files is below limits.connections"
             );
         }
         self.each.store(each, Ordering::Relaxed);
     }
 }
 
-/// A listener that serves.
+/// A serving listener.
 struct Open {
     spec: Spec,
     socket: Arc<Socket>,
     listener: Arc<dyn Serve>,
     stop: watch::Sender<bool>,
-    serving: Running,
-    _tls: Option<Running>,
+    task: TaskHandle,
+    _tls: Option<TaskHandle>,
 }
 
-/// All that serve, and those that serve their last requests.
+/// The serving listeners, and those that drain.
 pub(super) struct Listeners {
     service: Arc<Service>,
     clock: Clock,
     grpc: GrpcServices,
-    shares: Shares,
+    shares: ConnectionShares,
     open: Vec<Open>,
-    leaving: Vec<Leaving>,
+    draining: Vec<Draining>,
 }
 
-/// A listener that accepts no more. Its socket is not held here: nobody else's are to wait there.
-struct Leaving {
+/// A listener that has stopped accepting. It holds no socket, so that no new connection waits in its backlog.
+struct Draining {
     listener: Arc<dyn Serve>,
-    serving: Running,
+    task: TaskHandle,
 }
 
 impl Open {
-    /// Accepts no more.
-    fn stop(self) -> Leaving {
+    /// Stops accepting.
+    fn stop(self) -> Draining {
         self.stop.send_replace(true);
-        Leaving { listener: self.listener, serving: self.serving }
+        Draining { listener: self.listener, task: self.task }
     }
 }
 
-/// What a reload makes of the listeners, with everything bound that it needs.
-pub(super) struct Exchange {
-    wanted: Vec<Wanted>,
+/// The listeners after a reload, all of them bound.
+pub(super) struct PreparedListeners {
+    listeners: Vec<Prepared>,
 }
 
-enum Wanted {
-    /// The open one with this number, as it is.
-    Same(usize),
+enum Prepared {
+    /// The open listener with this index, unchanged.
+    Unchanged(usize),
     New(Bound),
 }
 
 impl Listeners {
-    /// Serves all of these.
+    /// Serves all of these listeners.
     pub(super) fn open(service: Arc<Service>, clock: Clock, grpc: GrpcServices, bound: Vec<Bound>) -> Self {
-        let mut listeners =
-            Self { service, clock, grpc, shares: Shares::new(), open: Vec::new(), leaving: Vec::new() };
-        // Before anybody is let in.
+        let mut listeners = Self {
+            service,
+            clock,
+            grpc,
+            shares: ConnectionShares::new(),
+            open: Vec::new(),
+            draining: Vec::new(),
+        };
+        // Before the first connection is accepted.
         listeners.share(bound.iter().map(|bound| &bound.spec));
         listeners.open = bound.into_iter().map(|bound| listeners.serve(bound)).collect();
         listeners
     }
 
-    /// Binds what another configuration listens at and this one does not. Nothing changes yet.
+    /// Binds the listeners of a new configuration that are not open already. Nothing changes yet.
     ///
     /// # Errors
     /// A socket cannot be bound, or a TLS file cannot be used.
-    pub(super) async fn prepare(&self, listen: &Listen) -> Result<Exchange, BindError> {
-        let mut free: Vec<Option<&Open>> = self.open.iter().map(Some).collect();
+    pub(super) async fn prepare(&self, listen: &Listen) -> Result<PreparedListeners, BindError> {
+        let mut unclaimed: Vec<Option<&Open>> = self.open.iter().map(Some).collect();
         let specs = Spec::all(listen);
-        // Those that stay take their places before others look for theirs.
-        let same: Vec<Option<usize>> = (specs.iter())
+        // Unchanged listeners claim their sockets before others look for one.
+        let unchanged: Vec<Option<usize>> = (specs.iter())
             .map(|(_, spec)| {
-                let place = free.iter().position(|open| open.is_some_and(|open| open.spec == *spec))?;
-                free.get_mut(place)?.take().map(|_| place)
+                let index = unclaimed.iter().position(|open| open.is_some_and(|open| open.spec == *spec))?;
+                unclaimed.get_mut(index)?.take().map(|_| index)
             })
             .collect();
-        let mut wanted = Vec::new();
-        for ((key, spec), same) in specs.into_iter().zip(same) {
-            let wants = match same {
-                Some(place) => Wanted::Same(place),
+        let mut listeners = Vec::new();
+        for ((key, spec), unchanged) in specs.into_iter().zip(unchanged) {
+            let prepared = match unchanged {
+                Some(index) => Prepared::Unchanged(index),
                 None => {
-                    let mut others = free.iter_mut();
-                    let other = others.find(|open| open.is_some_and(|open| open.spec.is_at(&spec)));
+                    let mut others = unclaimed.iter_mut();
+                    let other =
+                        others.find(|open| open.is_some_and(|open| open.spec.has_same_address(&spec)));
                     let socket = other.and_then(Option::take).map(|open| Arc::clone(&open.socket));
-                    Wanted::New(Bound::new(&key, spec, socket).await?)
+                    Prepared::New(Bound::new(&key, spec, socket).await?)
                 }
             };
-            wanted.push(wants);
+            listeners.push(prepared);
         }
-        Ok(Exchange { wanted })
+        Ok(PreparedListeners { listeners })
     }
 
-    /// Goes over to what was prepared since the last exchange. Returns whether anything is new.
-    pub(super) fn exchange(&mut self, exchange: Exchange) -> bool {
-        let mut before: Vec<Option<Open>> = std::mem::take(&mut self.open).into_iter().map(Some).collect();
-        let mut new = false;
-        for wanted in exchange.wanted {
-            match wanted {
-                Wanted::Same(place) => self.open.extend(before.get_mut(place).and_then(Option::take)),
-                Wanted::New(bound) => {
+    /// Replaces the listeners with the prepared ones, which were prepared since the last replacement. Returns whether
+    /// anything changed.
+    pub(super) fn replace(&mut self, prepared: PreparedListeners) -> bool {
+        let mut previous: Vec<Option<Open>> = std::mem::take(&mut self.open).into_iter().map(Some).collect();
+        let mut changed = false;
+        for prepared in prepared.listeners {
+            match prepared {
+                Prepared::Unchanged(index) => {
+                    self.open.extend(previous.get_mut(index).and_then(Option::take))
+                }
+                Prepared::New(bound) => {
                     let opened = self.serve(bound);
                     self.open.push(opened);
-                    new = true;
+                    changed = true;
                 }
             }
         }
-        self.leaving.retain(|leaving| !leaving.serving.has_ended());
-        for gone in before.into_iter().flatten() {
-            new = true;
-            self.leaving.push(gone.stop());
+        self.draining.retain(|draining| !draining.task.has_ended());
+        for removed in previous.into_iter().flatten() {
+            changed = true;
+            self.draining.push(removed.stop());
         }
         self.share(self.open.iter().map(|open| &open.spec));
-        new
+        changed
     }
 
-    /// Stops all of them, and waits until their last connections have ended, for `grace` at most.
-    pub(super) async fn end(&mut self, grace: Duration) {
+    /// Stops all listeners and waits until their connections have closed, for `grace` at most.
+    pub(super) async fn shut_down(&mut self, grace: Duration) {
         let stopped = self.open.drain(..).map(Open::stop);
-        let (listeners, serving): (Vec<_>, Vec<_>) = (stopped.chain(self.leaving.drain(..)))
-            .map(|Leaving { listener, serving }| (listener, serving))
+        let (listeners, tasks): (Vec<_>, Vec<_>) = (stopped.chain(self.draining.drain(..)))
+            .map(|Draining { listener, task }| (listener, task))
             .unzip();
         let all_ended = async {
-            for running in serving {
-                running.ended().await;
+            for task in tasks {
+                task.ended().await;
             }
         };
         tokio::pin!(all_ended);
         if timeout(grace, all_ended.as_mut()).await.is_err() {
-            tracing::warn!("requests still in flight after the grace period are cut off");
+            tracing::warn!(
+                hint = "raise shutdown.grace if requests take longer",
+                "grace period over, closing connections"
+            );
             listeners.iter().for_each(|listener| listener.close());
-            let _ended = timeout(CUT_OFF, all_ended).await;
+            let _ended = timeout(CLOSE_TIMEOUT, all_ended).await;
         }
     }
 
-    /// Divides the machine's descriptors among these.
+    /// Divides the available descriptors among these listeners.
     fn share<'s>(&self, specs: impl Iterator<Item = &'s Spec>) {
         let doors = specs.filter(|spec| !matches!(spec, Spec::Admin(_))).count();
-        self.shares.among(doors, self.service.authorizer().limits().connections);
+        self.shares.divide(doors, self.service.authorizer().limits().connections);
     }
 
     fn serve(&self, Bound { spec, socket, tls }: Bound) -> Open {
@@ -302,41 +316,45 @@ impl Listeners {
         }
         let (stop, stopped) = Stop::new();
         let (service, each) = (Arc::clone(&self.service), Arc::clone(&self.shares.each));
-        let (of, of_tls) = (Arc::clone(&socket), tls.clone());
+        let (listener_socket, listener_tls) = (Arc::clone(&socket), tls.clone());
         let listener: Arc<dyn Serve> = match &spec {
-            Spec::Grpc(_) => Arc::new(Listener::new(self.grpc.until(stopped.clone()), of, of_tls, each)),
-            Spec::Http(http) => Arc::new(Listener::new(HttpDoor::new(service, http), of, of_tls, each)),
+            Spec::Grpc(_) => {
+                Arc::new(Listener::new(self.grpc.door(stopped.clone()), listener_socket, listener_tls, each))
+            }
+            Spec::Http(http) => {
+                Arc::new(Listener::new(HttpDoor::new(service, http), listener_socket, listener_tls, each))
+            }
             Spec::Admin(admin) => {
                 let door = AdminDoor::new(service, admin.hosts.clone());
-                Arc::new(Listener::new(door, of, of_tls, Arc::clone(&self.shares.admin)))
+                Arc::new(Listener::new(door, listener_socket, listener_tls, Arc::clone(&self.shares.admin)))
             }
         };
         let serve = {
             let listener = Arc::clone(&listener);
             move || Arc::clone(&listener).serve(stopped.clone())
         };
-        let serving = Running(self.service.supervisor().complete(Task::named(spec.task()), serve));
+        let task = TaskHandle(self.service.supervisor().complete(Task::named(spec.task()), serve));
         let _tls = tls.map(|tls| self.follow(tls));
-        Open { spec, socket, listener, stop, serving, _tls }
+        Open { spec, socket, listener, stop, task, _tls }
     }
 
-    fn follow(&self, tls: Tls) -> Running {
+    fn follow(&self, tls: Tls) -> TaskHandle {
         let (service, clock) = (Arc::clone(&self.service), self.clock.clone());
         let follow = move || {
             let (tls, service, clock) = (tls.clone(), Arc::clone(&service), clock.clone());
             async move { tls.follow(service.metrics(), &clock).await }
         };
-        Running(self.service.supervisor().keep(Task::named("TLS files"), follow))
+        TaskHandle(self.service.supervisor().keep(Task::named("TLS files"), follow))
     }
 }
 
-/// A task that ends with this value.
-pub(super) struct Running(pub(super) JoinHandle<()>);
+/// A task that is aborted when this is dropped.
+pub(super) struct TaskHandle(pub(super) JoinHandle<()>);
 
-impl Running {
-    /// Waits until it has ended by itself.
+impl TaskHandle {
+    /// Waits until the task has ended.
     async fn ended(mut self) {
-        // An error is a panic of the supervisor's, and the end too.
+        // An error means that the supervisor panicked, which also ends the task.
         let _ended = (&mut self.0).await;
     }
 
@@ -345,15 +363,15 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for TaskHandle {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// A listener, whatever it says.
+/// A listener with any door.
 trait Serve: Send + Sync {
-    /// Until it is stopped and its last connection has ended.
+    /// Serves until it is stopped and its last connection has closed.
     fn serve(self: Arc<Self>, stop: Stop) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
     /// Closes all connections.

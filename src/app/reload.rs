@@ -1,9 +1,9 @@
-//! Reads the configuration again on SIGHUP, and when the file has changed and come to rest. A broken file changes nothing,
-//! and a provider whose new keys cannot be had stays as it was: that is tried again until it is whole.
+//! Reloads the configuration on SIGHUP and when the file has changed and settled. An invalid file changes nothing. A
+//! provider whose new keys are not available keeps its old configuration, and is retried until it can be replaced.
 //!
-//! A file that is cut off while it is written can be valid, and lack the rules that would have closed something, or end in
-//! the middle of one that opens: what decisions go by has to rest for longer, unless it only adds or exchanges and came
-//! whole. SIGHUP takes it at once, since somebody has sent it who knows.
+//! A partly written file can be valid and lack rules that deny something, or end in the middle of a rule that allows
+//! something. So a change that affects decisions has to settle for longer, unless it only adds or replaces entries and
+//! the file was replaced atomically. SIGHUP applies the file immediately, because an operator has sent it on purpose.
 
 use std::fmt;
 use std::future::pending;
@@ -25,45 +25,47 @@ use crate::service::Service;
 
 use super::listeners::Listeners;
 
-/// How often the file is looked at for changes.
+/// How often the file is polled for changes.
 const FILE_POLL: Duration = Duration::from_secs(2);
 
-/// For how long a file has to stand unchanged that decides otherwise than the one before, and may be half written.
-const CHANGE_RESTS: Duration = Duration::from_secs(10);
+/// How long a file must be unchanged if its change affects decisions and it may be partly written.
+const SETTLE_TIME: Duration = Duration::from_secs(10);
 
-/// How long a file may change, or not have rested for long enough, before that is told, and how long until it is again.
-const UNSETTLED: Duration = Duration::from_secs(60);
+/// How long a file may keep changing without settling before a warning is logged, and the interval of further warnings.
+const UNSETTLED_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A SIGHUP that comes earlier than this after the one before waits until then, so that a storm of them does not keep the
-/// service busy.
-const BETWEEN_HANGUPS: Duration = Duration::from_millis(200);
+/// The minimum time between two SIGHUPs. An earlier one is delayed, so that many of them do not keep the service busy.
+const MIN_SIGHUP_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long after one try the next begins to take over what stayed as it was.
-const RETRY: Duration = Duration::from_secs(10);
+/// The interval at which parts that were not reloaded are retried.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// At the start the second look comes this long after the first, and if the file is still being written then others, so many
-/// at most: a start does not wait for ever.
-const BETWEEN_FIRST_LOOKS: Duration = Duration::from_millis(50);
-const FIRST_LOOKS: usize = 40;
+/// At the start the file is read at this interval until two reads agree, but at most this often, so that the start is
+/// not delayed forever.
+const INITIAL_READ_INTERVAL: Duration = Duration::from_millis(50);
+const MAX_INITIAL_READS: usize = 40;
 
-/// Of what a change takes away this much is told by name.
-const TOLD: usize = 20;
+/// How many removed entries are logged by name.
+const MAX_LOGGED_NAMES: usize = 20;
 
-/// Takes SIGHUP from where it is made, so that the signal does not end the process.
+/// The hint of log lines about a configuration that is not applied.
+const STAYS_IN_USE: &str = "fix the configuration; the previous one stays in use";
+
+/// Receives SIGHUP from its creation on, so that the signal does not end the process.
 #[derive(Debug)]
 pub struct Hangups(Signal);
 
 impl Hangups {
-    /// Listens from now on. Needs a tokio runtime.
+    /// Starts to listen. Needs a tokio runtime.
     ///
     /// # Errors
-    /// The process may not.
+    /// The signal handler cannot be registered.
     pub fn new() -> io::Result<Self> {
         signal(SignalKind::hangup()).map(Self)
     }
 }
 
-/// The file that a configuration was read from, and what stood there: from that on it is followed.
+/// The file of a configuration and its contents, from which it is watched for changes.
 #[derive(Debug)]
 pub struct ConfigFile {
     path: PathBuf,
@@ -72,310 +74,313 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Reads the configuration in a file, twice, so that it is not one that is just being written. It may be a pipe: that is
-    /// read once and waited for, on a thread that keeps nobody from leaving.
+    /// Loads the configuration. The file is read until two reads agree, so that it is not partly written. It may be a
+    /// pipe, which is read once, on a thread that does not delay the process's exit.
     ///
     /// # Errors
-    /// All that is wrong.
+    /// All errors in the configuration.
     pub async fn load(path: &Path, hangups: Hangups) -> Result<(Config, Self), ConfigErrors> {
         let unreadable = |error: FileError| ConfigErrors::unreadable(path, &error.kind.to_string());
-        let set = set_of(path);
+        let set = file_set(path);
         let mut contents = set.read_detached().await.map_err(unreadable)?;
-        for _ in 1..FIRST_LOOKS {
+        for _ in 1..MAX_INITIAL_READS {
             if !contents.can_change() {
                 break;
             }
-            sleep(BETWEEN_FIRST_LOOKS).await;
+            sleep(INITIAL_READ_INTERVAL).await;
             let again = set.clone();
-            // One that is gone for a moment is being replaced.
+            // A file that is missing for a moment is being replaced.
             let Ok(Ok(again)) = spawn_blocking(move || again.read_regular()).await else { continue };
             if std::mem::replace(&mut contents, again.clone()) == again {
                 break;
             }
         }
-        let config = parse(path, &contents).await.unwrap_or_else(|Broken| {
-            Err(ConfigErrors::unreadable(path, "a fault of this program: reading it broke off"))
+        let config = parse(path, &contents).await.unwrap_or_else(|ParsePanicked| {
+            Err(ConfigErrors::unreadable(path, "internal error: reading it panicked"))
         })?;
         Ok((config, Self { path: path.to_owned(), contents, hangups }))
     }
 }
 
-fn set_of(path: &Path) -> FileSet {
+fn file_set(path: &Path) -> FileSet {
     FileSet::new([path.to_owned()], MAX_FILE_BYTES)
 }
 
-/// A thread has panicked.
-struct Broken;
+/// The parsing thread has panicked.
+struct ParsePanicked;
 
-/// Reads a configuration on a thread of its own, since it looks at the files that it names.
-async fn parse(path: &Path, contents: &Contents) -> Result<Result<Config, ConfigErrors>, Broken> {
+/// Parses a configuration on a blocking thread, because it reads the files that the configuration names.
+async fn parse(path: &Path, contents: &Contents) -> Result<Result<Config, ConfigErrors>, ParsePanicked> {
     let (path, bytes) = (path.to_owned(), contents.of(path).cloned().unwrap_or_default());
-    spawn_blocking(move || Config::from_bytes(bytes.to_vec(), &path)).await.map_err(|_| Broken)
+    spawn_blocking(move || Config::from_bytes(bytes.to_vec(), &path)).await.map_err(|_| ParsePanicked)
 }
 
-/// A file that is being read, however long that takes.
-type Reading = Pin<Box<dyn Future<Output = Result<Contents, FileError>> + Send + Sync>>;
+/// A read that is pending without a timeout.
+type PendingRead = Pin<Box<dyn Future<Output = Result<Contents, FileError>> + Send + Sync>>;
 
-/// What the service was asked for last, beside its decisions.
-pub(super) struct Asked {
+/// The parts of the applied configuration that do not affect decisions.
+pub(super) struct Applied {
     pub(super) shutdown: Shutdown,
     pub(super) listeners: Listeners,
 }
 
-/// Goes from one configuration to the next for as long as the service runs.
+/// Reloads the configuration while the service runs.
 pub(super) struct Reloads {
     service: Arc<Service>,
-    asked: Arc<Mutex<Asked>>,
+    applied: Arc<Mutex<Applied>>,
     path: PathBuf,
     hangups: Hangups,
-    followed: WatchedFiles,
-    /// When the last SIGHUP was done with, and when the next one's turn is, where one has come.
-    hung_up: Instant,
-    next_hangup: Option<Instant>,
-    /// A pipe that is being read because of a SIGHUP.
-    piped: Option<Reading>,
-    /// When it is told that the pipe has not been written to.
-    piped_until: Option<Instant>,
-    started: Config,
-    /// What was asked for last and was valid, and its text.
+    watched: WatchedFiles,
+    /// When the last SIGHUP was processed, and when the next one is due if one was received.
+    last_sighup: Instant,
+    next_sighup: Option<Instant>,
+    /// A read of a pipe that a SIGHUP has started.
+    pipe_read: Option<PendingRead>,
+    /// When an error is logged because the pipe was not written to.
+    pipe_deadline: Option<Instant>,
+    initial: Config,
+    /// The last valid configuration, and its text.
     last_good: Config,
     last_text: Contents,
-    waiting: Option<Waiting>,
+    pending: Option<PendingChange>,
     unsettled: Option<Unsettled>,
-    next_try: Option<Instant>,
+    next_retry: Option<Instant>,
 }
 
-/// A valid change that has not rested for long enough.
-struct Waiting {
+/// A valid change that has not settled yet.
+struct PendingChange {
     contents: Contents,
-    /// Since when what it decides has stood there.
+    /// Since when the file has had these decisions.
     since: Instant,
     config: Config,
     change: Change,
-    came_whole: bool,
+    is_atomic: bool,
 }
 
-impl Waiting {
-    /// How long it has to rest.
-    fn rests(&self) -> Duration {
-        let may_be_torn = (self.change.decides || self.change.unfinished) && !self.came_whole;
-        if may_be_torn || !self.change.lost.is_empty() { CHANGE_RESTS } else { Duration::ZERO }
+impl PendingChange {
+    /// How long the file must be unchanged before it is applied.
+    fn settle_time(&self) -> Duration {
+        let may_be_partial = (self.change.decides || self.change.unfinished) && !self.is_atomic;
+        if may_be_partial || !self.change.lost.is_empty() { SETTLE_TIME } else { Duration::ZERO }
     }
 
-    /// What it waits for.
-    fn announce(&self) {
-        let seconds = CHANGE_RESTS.as_secs();
+    /// Logs what it waits for.
+    fn log_pending(&self) {
+        let seconds = SETTLE_TIME.as_secs();
         if self.change.lost.is_empty() {
             return tracing::info!(
-                "the changed configuration counts once it has rested for {seconds} s, since it may be half written: \
-                 SIGHUP takes it at once"
+                settle_seconds = seconds,
+                hint = "send SIGHUP to apply it now",
+                "configuration change pending"
             );
         }
         tracing::warn!(
-            "the changed configuration waits until it has rested for {seconds} s because it lacks {}: SIGHUP takes it at \
-             once",
-            told(&self.change.lost)
+            settle_seconds = seconds,
+            removed = join_names(&self.change.lost),
+            hint = "check what it removes, or send SIGHUP to apply it now",
+            "configuration change pending"
         );
     }
 }
 
-/// The file has not been for a while what was taken.
+/// The file differs from the applied contents and has not settled.
 struct Unsettled {
     since: Instant,
-    told: Option<Instant>,
-    /// When it was again what was taken.
-    back: Option<Instant>,
+    logged_at: Option<Instant>,
+    /// When the file had the applied contents again.
+    reverted_at: Option<Instant>,
 }
 
 impl Reloads {
     pub(super) fn new(
         service: Arc<Service>,
-        asked: Arc<Mutex<Asked>>,
-        started: Config,
+        applied: Arc<Mutex<Applied>>,
+        initial: Config,
         file: ConfigFile,
     ) -> Self {
         let ConfigFile { path, contents, hangups } = file;
         Self {
             service,
-            asked,
+            applied,
             hangups,
-            followed: WatchedFiles::since(set_of(&path), contents.clone(), FILE_POLL),
-            hung_up: clock::monotonic(),
-            next_hangup: None,
-            piped: None,
-            piped_until: None,
+            watched: WatchedFiles::since(file_set(&path), contents.clone(), FILE_POLL),
+            last_sighup: clock::monotonic(),
+            next_sighup: None,
+            pipe_read: None,
+            pipe_deadline: None,
             path,
-            last_good: started.clone(),
-            started,
+            last_good: initial.clone(),
+            initial,
             last_text: contents,
-            waiting: None,
+            pending: None,
             unsettled: None,
-            next_try: None,
+            next_retry: None,
         }
     }
 
-    /// Reads the file again on SIGHUP and when it changes. What comes while a reload is under way is seen once that has
-    /// ended, which its timeouts bound.
+    /// Reloads on SIGHUP and on changes. Events during a reload are processed after it has ended, which its timeouts
+    /// bound.
     pub(super) async fn run(&mut self) {
         loop {
             tokio::select! {
                 _ = self.hangups.0.recv() => {
-                    let next = self.hung_up.checked_add(BETWEEN_HANGUPS);
-                    self.next_hangup = self.next_hangup.or(next);
+                    let next = self.last_sighup.checked_add(MIN_SIGHUP_INTERVAL);
+                    self.next_sighup = self.next_sighup.or(next);
                 }
-                () = come(self.next_hangup) => {
-                    self.told().await;
-                    (self.hung_up, self.next_hangup) = (clock::monotonic(), None);
+                () = sleep_until(self.next_sighup) => {
+                    self.on_sighup().await;
+                    (self.last_sighup, self.next_sighup) = (clock::monotonic(), None);
                 }
-                found = self.followed.next_event() => self.found(found).await,
-                read = piped(&mut self.piped) => {
-                    (self.piped, self.piped_until) = (None, None);
-                    self.piped(read).await;
+                event = self.watched.next_event() => self.on_file_event(event).await,
+                read = wait_for_read(&mut self.pipe_read) => {
+                    (self.pipe_read, self.pipe_deadline) = (None, None);
+                    self.on_pipe_read(read).await;
                 }
-                () = come(self.piped_until) => {
-                    self.piped_until = None;
-                    self.refused(&FileError { path: self.path.clone(), kind: FileErrorKind::Timeout(READ_TIMEOUT) });
+                () = sleep_until(self.pipe_deadline) => {
+                    self.pipe_deadline = None;
+                    self.reject(&FileError { path: self.path.clone(), kind: FileErrorKind::Timeout(READ_TIMEOUT) });
                 }
-                () = come(self.next_try) => {
-                    self.next_try = next_after(self.service.retry_pending().await.is_empty());
+                () = sleep_until(self.next_retry) => {
+                    self.next_retry = next_retry(self.service.retry_pending().await.is_empty());
                 }
             }
         }
     }
 
-    /// SIGHUP: what stands there counts, whether it has come to rest or not. A pipe counts whenever it is written to.
-    async fn told(&mut self) {
-        match self.followed.read_now().await {
-            Ok(contents) if contents.can_change() => self.read_at_once(Ok(contents)).await,
+    /// Applies the file, whether it has settled or not. A pipe is applied whenever it is written to.
+    async fn on_sighup(&mut self) {
+        match self.watched.read_now().await {
+            Ok(contents) if contents.can_change() => self.apply_now(Ok(contents)).await,
             Ok(_) | Err(FileError { kind: FileErrorKind::NotRegular, .. }) => {
-                let set = set_of(&self.path);
-                // One that was being read may be another one.
-                self.piped = Some(Box::pin(async move { set.read_pipes().await }));
-                self.piped_until = clock::monotonic().checked_add(READ_TIMEOUT);
+                let set = file_set(&self.path);
+                // A pending read is replaced, because it may be of another pipe.
+                self.pipe_read = Some(Box::pin(async move { set.read_pipes().await }));
+                self.pipe_deadline = clock::monotonic().checked_add(READ_TIMEOUT);
             }
-            Err(error) => self.refused(&error),
+            Err(error) => self.reject(&error),
         }
     }
 
-    /// A pipe has been written to. Where a regular file has taken its place meanwhile, that counts.
-    async fn piped(&mut self, read: Result<Contents, FileError>) {
-        match self.followed.read_now().await {
-            Ok(contents) if contents.can_change() => self.read_at_once(Ok(contents)).await,
-            _ => self.read_at_once(read).await,
+    /// Applies what was written to the pipe, or the regular file that has replaced it in the meantime.
+    async fn on_pipe_read(&mut self, read: Result<Contents, FileError>) {
+        match self.watched.read_now().await {
+            Ok(contents) if contents.can_change() => self.apply_now(Ok(contents)).await,
+            _ => self.apply_now(read).await,
         }
     }
 
-    async fn read_at_once(&mut self, read: Result<Contents, FileError>) {
-        (self.piped, self.piped_until) = (None, None);
+    async fn apply_now(&mut self, read: Result<Contents, FileError>) {
+        (self.pipe_read, self.pipe_deadline) = (None, None);
         match read {
             Ok(contents) => {
-                self.settled(&contents);
-                if let Some(config) = self.valid(&contents).await {
-                    self.go_over(contents, config).await;
+                self.mark_settled(&contents);
+                if let Some(config) = self.parse_valid(&contents).await {
+                    self.apply(contents, config).await;
                 }
             }
-            Err(error) => self.refused(&error),
+            Err(error) => self.reject(&error),
         }
     }
 
-    /// Nothing is waited for any more: this stands there.
-    fn settled(&mut self, contents: &Contents) {
-        self.followed.accept(contents.clone());
-        (self.waiting, self.unsettled) = (None, None);
+    /// Records these contents as settled and drops any pending change.
+    fn mark_settled(&mut self, contents: &Contents) {
+        self.watched.accept(contents.clone());
+        (self.pending, self.unsettled) = (None, None);
     }
 
-    async fn found(&mut self, found: FileEvent) {
-        match found {
+    async fn on_file_event(&mut self, event: FileEvent) {
+        match event {
             FileEvent::Reverted => {
-                self.waiting = None;
+                self.pending = None;
                 if let Some(unsettled) = &mut self.unsettled {
-                    unsettled.back = Some(clock::monotonic());
+                    unsettled.reverted_at = Some(clock::monotonic());
                 }
             }
             FileEvent::Changing(contents) => {
-                let waited_for = match (&self.waiting, contents) {
-                    (Some(waiting), Some(contents)) => {
-                        !self.change(&waiting.contents, &contents).await.decides
+                let same_decisions = match (&self.pending, contents) {
+                    (Some(pending), Some(contents)) => {
+                        !self.change(&pending.contents, &contents).await.decides
                     }
                     _ => false,
                 };
-                if !waited_for {
-                    self.waiting = None;
+                if !same_decisions {
+                    self.pending = None;
                 }
-                self.unsettled();
+                self.record_unsettled();
             }
             FileEvent::Settled { contents, settled_for, atomic } => {
-                self.rested(contents, settled_for, atomic).await
+                self.on_settled(contents, settled_for, atomic).await
             }
-            FileEvent::Unreadable(error @ FileError { kind: FileErrorKind::TooLarge(_), .. }) => {
-                self.refused(&error)
-            }
+            FileEvent::Unreadable(error @ FileError { kind: FileErrorKind::TooLarge(_), .. }) => self.reject(&error),
             FileEvent::Unreadable(error) => {
-                tracing::warn!(%error, "the configuration cannot be read: the last good one keeps serving");
+                tracing::warn!(%error, hint = STAYS_IN_USE, "configuration not readable");
             }
         }
     }
 
-    /// Two looks at least have shown this.
-    async fn rested(&mut self, contents: Contents, rested: Duration, came_whole: bool) {
-        let waiting = match self.waiting.take() {
-            Some(waiting) if waiting.contents == contents => waiting,
-            before => {
-                let Some(config) = self.valid(&contents).await else { return self.settled(&contents) };
+    /// Applies contents that at least two reads have returned, or keeps them pending. `unchanged` is for how long.
+    async fn on_settled(&mut self, contents: Contents, unchanged: Duration, is_atomic: bool) {
+        let pending = match self.pending.take() {
+            Some(pending) if pending.contents == contents => pending,
+            previous => {
+                let Some(config) = self.parse_valid(&contents).await else {
+                    return self.mark_settled(&contents);
+                };
                 let change = self.change(&self.last_text, &contents).await;
-                let mut since = clock::monotonic().checked_sub(rested).unwrap_or_else(clock::monotonic);
-                let mut announced = false;
-                if let Some(before) = before
-                    && !self.change(&before.contents, &contents).await.decides
+                let mut since = clock::monotonic().checked_sub(unchanged).unwrap_or_else(clock::monotonic);
+                let mut is_logged = false;
+                if let Some(previous) = previous
+                    && !self.change(&previous.contents, &contents).await.decides
                 {
-                    (since, announced) = (before.since, true);
+                    (since, is_logged) = (previous.since, true);
                 }
-                let waiting = Waiting { contents, since, config, change, came_whole };
-                if !announced && !waiting.rests().is_zero() {
-                    waiting.announce();
+                let pending = PendingChange { contents, since, config, change, is_atomic };
+                if !is_logged && !pending.settle_time().is_zero() {
+                    pending.log_pending();
                 }
-                waiting
+                pending
             }
         };
-        if clock::elapsed_since(waiting.since) < waiting.rests() {
-            self.waiting = Some(waiting);
-            return self.unsettled();
+        if clock::elapsed_since(pending.since) < pending.settle_time() {
+            self.pending = Some(pending);
+            return self.record_unsettled();
         }
-        let Waiting { contents, config, change, came_whole, .. } = waiting;
-        self.settled(&contents);
-        if change.unfinished && !came_whole {
-            return self.refused(
-                &"its last line has no end, so that it may be half written: end it, or send SIGHUP",
-            );
+        let PendingChange { contents, config, change, is_atomic, .. } = pending;
+        self.mark_settled(&contents);
+        if change.unfinished && !is_atomic {
+            return self.reject(
+        &"the last line has no line break, so the file may be partly written: add the line break, or send SIGHUP",
+        );
         }
         if !change.lost.is_empty() {
-            tracing::warn!(
-                "the configuration that is taken lacks what the one before had: {}",
-                told(&change.lost)
-            );
+            tracing::warn!(removed = join_names(&change.lost), "configuration change removes entries");
         }
-        self.go_over(contents, config).await;
+        self.apply(contents, config).await;
     }
 
-    /// The file is not what was taken. Where that lasts, it is told and counted.
-    fn unsettled(&mut self) {
+    /// Records that the file differs from the applied contents. If that lasts, it is logged and counted.
+    fn record_unsettled(&mut self) {
         let now = clock::monotonic();
-        let rested = |back: Instant| now.saturating_duration_since(back) >= CHANGE_RESTS;
-        let before = self.unsettled.take().filter(|unsettled| !unsettled.back.is_some_and(rested));
-        let unsettled =
-            self.unsettled.insert(before.unwrap_or(Unsettled { since: now, told: None, back: None }));
-        unsettled.back = None;
-        let last = unsettled.told.unwrap_or(unsettled.since);
-        if now.saturating_duration_since(last) < UNSETTLED {
+        let is_over = |reverted_at: Instant| now.saturating_duration_since(reverted_at) >= SETTLE_TIME;
+        let previous = self.unsettled.take().filter(|unsettled| !unsettled.reverted_at.is_some_and(is_over));
+        let unsettled = self.unsettled.insert(previous.unwrap_or(Unsettled {
+            since: now,
+            logged_at: None,
+            reverted_at: None,
+        }));
+        unsettled.reverted_at = None;
+        let last = unsettled.logged_at.unwrap_or(unsettled.since);
+        if now.saturating_duration_since(last) < UNSETTLED_WARNING_INTERVAL {
             return;
         }
         let since = now.saturating_duration_since(unsettled.since).as_secs();
-        if unsettled.told.replace(now).is_none() {
+        if unsettled.logged_at.replace(now).is_none() {
             self.service.metrics().reload_rejected();
         }
         tracing::warn!(
-            "the configuration has changed again and again for {since} s and has not rested, or cannot be read: the last \
-             good one keeps serving, SIGHUP takes what stands there"
+            since_seconds = since,
+            hint = "stop changing the file, make it readable, or send SIGHUP to apply it now",
+            "configuration file does not settle"
         );
     }
 
@@ -386,99 +391,102 @@ impl Reloads {
         let compared = spawn_blocking(move || {
             Change::between(&String::from_utf8_lossy(&before), &String::from_utf8_lossy(&after))
         });
-        // A comparison that breaks off says nothing.
+        // If the comparison panics, the change may be of any kind.
         let unknown = || Change { decides: true, unfinished: true, ..Change::default() };
         compared.await.unwrap_or_else(|_| unknown())
     }
 
-    /// The configuration; `None` where it is broken, which is told.
-    async fn valid(&self, contents: &Contents) -> Option<Config> {
+    /// Parses the configuration. Errors are logged and counted.
+    async fn parse_valid(&self, contents: &Contents) -> Option<Config> {
         match timeout(READ_TIMEOUT, parse(&self.path, contents)).await {
             Ok(Ok(Ok(config))) => return Some(config),
             Ok(Ok(Err(errors))) => {
                 for error in errors.iter() {
-                    tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
+                    tracing::error!(%error, hint = STAYS_IN_USE, "configuration not reloaded");
                 }
             }
-            Ok(Err(Broken)) => {
-                tracing::error!("configuration not reloaded: a fault of this program, reading it broke off");
+            Ok(Err(ParsePanicked)) => {
+                tracing::error!(error = "internal error: reading it panicked", "configuration not reloaded");
             }
             Err(_) => tracing::error!(
-                "configuration not reloaded: a file that it names cannot be read within {} s",
-                READ_TIMEOUT.as_secs()
+                error = %format_args!("a file that it names cannot be read within {} s", READ_TIMEOUT.as_secs()),
+                hint = STAYS_IN_USE,
+                "configuration not reloaded"
             ),
         }
         self.service.metrics().reload_rejected();
         None
     }
 
-    fn refused(&self, error: &dyn fmt::Display) {
-        tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
+    fn reject(&self, error: &dyn fmt::Display) {
+        tracing::error!(%error, hint = STAYS_IN_USE, "configuration not reloaded");
         self.service.metrics().reload_rejected();
     }
 
-    async fn go_over(&mut self, contents: Contents, config: Config) {
-        let asked = Arc::clone(&self.asked);
-        let mut asked = asked.lock().await;
-        // All that the new one listens at is there before anything changes.
-        let exchange = match asked.listeners.prepare(&config.listen).await {
-            Ok(exchange) => exchange,
-            Err(error) => return self.refused(&error),
+    async fn apply(&mut self, contents: Contents, config: Config) {
+        let applied = Arc::clone(&self.applied);
+        let mut applied = applied.lock().await;
+        // All new listeners are bound before anything changes.
+        let listeners = match applied.listeners.prepare(&config.listen).await {
+            Ok(listeners) => listeners,
+            Err(error) => return self.reject(&error),
         };
         let kept = match self.service.reload(&config).await {
             Ok(kept) => kept,
             Err(error) => {
-                tracing::error!(%error, "configuration not reloaded: the last good one keeps serving");
+                tracing::error!(%error, hint = STAYS_IN_USE, "configuration not reloaded");
                 return;
             }
         };
-        asked.shutdown = config.shutdown;
-        if asked.listeners.exchange(exchange) {
-            tracing::info!("listeners were exchanged");
+        applied.shutdown = config.shutdown;
+        if applied.listeners.replace(listeners) {
+            tracing::info!("listeners reloaded");
         }
-        drop(asked);
-        let before = &self.last_good.warnings;
-        for warning in config.warnings.iter().filter(|warning| !before.contains(warning)) {
-            tracing::warn!(%warning, "in the configuration");
+        drop(applied);
+        let known = &self.last_good.warnings;
+        for warning in config.warnings.iter().filter(|warning| !known.contains(warning)) {
+            tracing::warn!(%warning, "configuration warning");
         }
-        match (kept.is_empty(), config.log != self.started.log) {
+        match (kept.is_empty(), config.log != self.initial.log) {
             (true, false) => tracing::info!("configuration reloaded"),
-            (true, true) => tracing::warn!("configuration reloaded; changes of log need a restart"),
+            (true, true) => {
+                tracing::warn!(hint = "restart to apply changes of log", "configuration reloaded")
+            }
             (false, _) => tracing::warn!(
                 kept = kept.len(),
-                "configuration reloaded in part: what stayed as it was is tried again every {} s",
-                RETRY.as_secs()
+                retry_seconds = RETRY_INTERVAL.as_secs(),
+                "configuration reloaded partially"
             ),
         }
-        self.next_try = next_after(kept.is_empty());
+        self.next_retry = next_retry(kept.is_empty());
         (self.last_good, self.last_text) = (config, contents);
     }
 }
 
-/// Names, for a line of the log.
-fn told(lost: &[String]) -> String {
-    let more = lost.len().saturating_sub(TOLD);
-    let names = lost.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
+/// Joins names for a log line.
+fn join_names(removed: &[String]) -> String {
+    let more = removed.len().saturating_sub(MAX_LOGGED_NAMES);
+    let names = removed.iter().take(MAX_LOGGED_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
     if more > 0 { format!("{names} and {more} more") } else { names }
 }
 
-/// When to try again, of something that is whole or is not.
-fn next_after(whole: bool) -> Option<Instant> {
-    (!whole).then(|| clock::monotonic() + RETRY)
+/// The time of the next retry, if the last attempt was not complete.
+fn next_retry(is_complete: bool) -> Option<Instant> {
+    (!is_complete).then(|| clock::monotonic() + RETRY_INTERVAL)
 }
 
-/// Waits for this moment; for ever where there is none.
-async fn come(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => clock::sleep_until(moment).await,
+/// Sleeps until the deadline; forever without one.
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => clock::sleep_until(deadline).await,
         None => pending().await,
     }
 }
 
-/// Waits for what is being read; for ever where nothing is.
-async fn piped(reading: &mut Option<Reading>) -> Result<Contents, FileError> {
-    match reading {
-        Some(reading) => reading.await,
+/// Waits for the pending read; forever without one.
+async fn wait_for_read(read: &mut Option<PendingRead>) -> Result<Contents, FileError> {
+    match read {
+        Some(read) => read.await,
         None => pending().await,
     }
 }

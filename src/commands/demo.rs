@@ -1,12 +1,12 @@
-//! `portcullis demo`: the whole service on an issuer of its own, told step by step, with nothing to install.
+//! `portcullis demo`: the service with its own issuer, step by step, with nothing to install.
 //!
-//! `stage` sets up the issuer and the real service on real sockets, `story` plays the steps and holds each
-//! against what it told, `report` prints them. Nothing is decided here: all that a step knows is what came
-//! back over gRPC and what the issuer counted.
+//! `environment` starts the issuer and the service on real sockets, `scenario` runs the steps and compares each result
+//! with the expected one, `report` prints them. Nothing is decided here: a step knows only the gRPC responses and the
+//! issuer's count of fetches.
 
+mod environment;
 mod report;
-mod stage;
-mod story;
+mod scenario;
 mod try_it;
 
 use std::process::ExitCode;
@@ -15,85 +15,89 @@ use std::time::Duration;
 use clap::Args;
 use tokio::time::sleep;
 
+use self::environment::Environment;
 use self::report::Report;
-use self::stage::Stage;
 use self::try_it::CheckFile;
 use super::issuer::SigningAlgorithm;
-use super::signals::End;
+use super::signals::ShutdownSignal;
 use super::{Failure, output};
 
-/// How long a key of the issuer lives once the story is told.
-const ROTATE_EVERY: Duration = Duration::from_secs(30);
+/// The interval of key rotations after the scenario.
+const ROTATION_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Show the main job at work, with nothing to install
+/// Show what the service does, with nothing to install
 ///
-/// Starts an issuer whose keys rotate, and the service on it, on ports that the system chooses. Plays good
-/// tokens, rotations, bad and forged tokens and an outage of the issuer, and ends with a table. Then it stays up
-/// and prints what to try, until Ctrl-C. Exits with 1 if a step did not come out as told.
+/// Starts an issuer that rotates its keys and a service that trusts it, on free ports. Sends good, bad and forged
+/// tokens during rotations and an outage of the issuer, and prints a table of the results. Then it keeps running and
+/// prints what to try, until Ctrl-C. Exits with 1 if a step had an unexpected result.
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  portcullis demo\n  portcullis demo --once   # ends after the table")]
+#[command(after_help = "Examples:\n  portcullis demo\n  portcullis demo --once   # exits after the table")]
 pub struct DemoArgs {
-    /// End after the table
+    /// Exit after the table
     #[arg(long)]
     once: bool,
 }
 
-/// Plays the demo. Exits with 0 if every step came out as told, with 1 otherwise.
+/// Runs the demo. Exits with 0 if every step had the expected result, with 1 otherwise.
 pub async fn run(args: DemoArgs) -> ExitCode {
-    match play(&args).await {
+    match run_demo(&args).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(failure) => {
-            output::complain(&format!("the demo broke off: {failure}"));
+            output::print_error(&format!("the demo was aborted: {failure}"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Whether every step came out as told.
-async fn play(args: &DemoArgs) -> Result<bool, Failure> {
-    let mut end = End::with_terminal()?;
-    let stage = Stage::set_up().await?;
+/// Runs the demo and returns whether every step had the expected result.
+async fn run_demo(args: &DemoArgs) -> Result<bool, Failure> {
+    let mut shutdown = ShutdownSignal::with_terminal()?;
+    let environment = Environment::start().await?;
     let mut report = Report::new(output::print);
-    let (as_told, stopped) = tokio::select! {
-        as_told = story::tell(&stage, &mut report) => (as_told?, false),
-        // Who stops a demo that would have stayed has got what they wanted; a single run was not finished.
-        () = end.asked_for() => (!args.once, true),
+    let (as_expected, stopped) = tokio::select! {
+        as_expected = scenario::run(&environment, &mut report) => (as_expected?, false),
+        // Stopping a demo that keeps running is a success; stopping `--once` leaves it incomplete.
+        () = shutdown.recv() => (!args.once, true),
     };
-    if !args.once && !stopped && report.is_read() {
-        stay(&stage, &mut report, &mut end).await?;
+    if !args.once && !stopped && report.is_open() {
+        keep_running(&environment, &mut report, &mut shutdown).await?;
     }
-    stage.take_down().await?;
-    Ok(as_told)
+    environment.stop().await?;
+    Ok(as_expected)
 }
 
-/// Prints what to try, and keeps the issuer rotating until the end is asked for or nobody reads any more.
-async fn stay(stage: &Stage, report: &mut Report, end: &mut End) -> Result<(), Failure> {
+/// Prints what to try, and rotates the issuer's keys until a signal arrives or the output is closed.
+async fn keep_running(
+    environment: &Environment,
+    report: &mut Report,
+    shutdown: &mut ShutdownSignal,
+) -> Result<(), Failure> {
     use SigningAlgorithm::{ES256, EdDSA, RS256};
 
-    let mut key = stage.issuer().rotate(RS256);
+    let mut key = environment.issuer().rotate(RS256);
     let file = CheckFile::create();
     if let Ok(file) = &file {
-        file.write(&stage.token(&key))?;
+        file.write(&environment.token(&key))?;
     }
-    report.line(&try_it::lines(stage, file.as_ref(), ROTATE_EVERY))?;
+    report.line(&try_it::lines(environment, file.as_ref(), ROTATION_INTERVAL))?;
     for algorithm in [ES256, EdDSA, RS256].into_iter().cycle() {
         tokio::select! {
-            () = end.asked_for() => break,
-            () = sleep(ROTATE_EVERY) => {}
+            () = shutdown.recv() => break,
+            () = sleep(ROTATION_INTERVAL) => {}
         }
         let withdrawn = key;
-        key = stage.issuer().rotate(algorithm);
+        key = environment.issuer().rotate(algorithm);
         if let Ok(file) = &file {
-            file.write(&stage.token(&key))?;
+            file.write(&environment.token(&key))?;
         }
-        let fetches = stage.issuer().key_fetches();
+        let fetches = environment.issuer().key_fetches();
         report.line(&format!(
             "{} replaces {} at the issuer; key-set fetches so far: {fetches}.",
-            story::named(&key),
-            story::named(&withdrawn)
+            scenario::describe(&key),
+            scenario::describe(&withdrawn)
         ))?;
-        if !report.is_read() {
+        if !report.is_open() {
             break;
         }
     }

@@ -1,4 +1,4 @@
-//! The real service on real sockets inside a command's own process, for `demo` and `drill`.
+//! The service on real sockets in a command's own process, for `demo` and `drill`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::config::Config;
 use crate::service::Service;
 use crate::telemetry;
 
-/// Far longer than the first keys take.
-const START_UP: Duration = Duration::from_secs(10);
+/// The timeout of the start, far longer than the first key fetch takes.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A service that runs until it is ended.
+/// A service that runs until it is stopped.
 pub(super) struct Embedded {
     ext_authz: SocketAddr,
     forward_auth: Vec<SocketAddr>,
@@ -28,7 +28,7 @@ pub(super) struct Embedded {
 }
 
 impl Embedded {
-    /// Starts under this configuration and waits until every provider has keys.
+    /// Starts the service with this configuration and waits until every provider has keys.
     pub(super) async fn start(configuration: &str) -> Result<Self, Failure> {
         let config = Config::parse(configuration, &|_| None).map_err(|errors| errors.to_string())?;
         telemetry::start_log(&config.log)?;
@@ -40,31 +40,31 @@ impl Embedded {
         let service = app.service();
         let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(app.serve(async {
-            // An error means that the command has gone, and the service goes with it.
-            let _gone = stopped.await;
+            // An error means that the sender was dropped, which also stops the service.
+            let _dropped = stopped.await;
         }));
-        timeout(START_UP, ready(&service)).await.map_err(|_| "the service got no keys")?;
+        timeout(START_TIMEOUT, ready(&service)).await.map_err(|_| "the service received no keys in time")?;
         Ok(Self { ext_authz, forward_auth, admin, stop, serving })
     }
 
-    /// Drains it. Connections that its clients keep open would be waited for.
-    pub(super) async fn end(self) -> Result<(), Failure> {
-        // An error means that the service has ended already; it says why.
+    /// Drains and stops the service. It waits for open connections, so clients must close theirs first.
+    pub(super) async fn stop(self) -> Result<(), Failure> {
+        // An error means that the service has already ended; its task returns the cause.
         let _ended = self.stop.send(());
         Ok(self.serving.await?)
     }
 
-    /// The gRPC door.
+    /// The address of the gRPC door.
     pub(super) fn ext_authz(&self) -> SocketAddr {
         self.ext_authz
     }
 
-    /// The first HTTP door of the configuration.
+    /// The address of the first HTTP door.
     pub(super) fn forward_auth(&self) -> Option<SocketAddr> {
         self.forward_auth.first().copied()
     }
 
-    /// The operator's door.
+    /// The address of the admin door.
     pub(super) fn admin(&self) -> SocketAddr {
         self.admin
     }
@@ -76,7 +76,7 @@ async fn ready(service: &Arc<Service>) {
     }
 }
 
-/// The time, as tokens have it.
+/// The current time in Unix seconds, as in tokens.
 pub(super) fn unix_now() -> i64 {
     Clock::System.now().as_secs_f64() as i64
 }

@@ -1,7 +1,7 @@
-//! `portcullis explain`: decides one request as `serve` would, and tells why.
+//! `portcullis explain`: decides one request as `serve` does, and prints why.
 //!
-//! The decision is the authorizer's own, step by step. What is printed never has the token or its signature
-//! in it, nor the client's cookies.
+//! The authorizer decides, and its record is printed step by step. The output never contains the token, its signature
+//! or the client's cookies.
 
 mod request;
 
@@ -14,7 +14,7 @@ use http::header::COOKIE;
 use http::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
-use self::request::Described;
+use self::request::OwnedRequest;
 use super::{Failure, output};
 use crate::authorizer::{Authorizer, KeyedProvider};
 use crate::clock::{self, Clock};
@@ -33,11 +33,11 @@ use crate::verdict::{DenialResponse, Verdict};
 const DENIED: u8 = 2;
 const UNAVAILABLE: u8 = 3;
 
-/// Decide one request as `serve` would, and say why
+/// Decide one request as `serve` does, and explain the decision
 ///
-/// The request is taken as Envoy would send it over gRPC. Keys are fetched as at the start of `serve`; a snapshot
-/// counts where the issuer is down. Exits with 0 if the request is allowed, 2 if it is denied, 3 if the keys
-/// cannot be had, and 1 if there is no decision.
+/// The request is treated as one that Envoy sends over gRPC. Keys are fetched as at the start of `serve`; a snapshot
+/// is used if the issuer is down. Exits with 0 if the request is allowed, 2 if it is denied, 3 if the keys are not
+/// available, and 1 if there is no decision.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   portcullis explain --config portcullis.yaml --path /orders --header \"Authorization: Bearer $TOKEN\"
@@ -50,29 +50,29 @@ pub struct ExplainArgs {
     config: PathBuf,
     #[command(flatten)]
     request: request::RequestArgs,
-    /// Decide as if it were this time: RFC 3339 or Unix seconds
+    /// Decide at this time instead of now: RFC 3339 or Unix seconds
     #[arg(long, value_name = "TIME", value_parser = clock::parse_time)]
     now: Option<UnixTime>,
-    /// How the explanation is printed
+    /// The output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
 
-/// How the explanation is printed.
+/// The output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// Lines for people.
+    /// Text for people.
     Text,
     /// One JSON object.
     Json,
 }
 
-/// Explains. The exit code says how the request came out.
+/// Explains the decision. The exit code is the verdict.
 pub async fn run(args: ExplainArgs) -> ExitCode {
     match explain(&args).await {
-        Ok((page, code)) => output::answer(&page, code),
+        Ok((text, code)) => output::print_result(&text, code),
         Err(failure) => {
-            output::complain(&failure.to_string());
+            output::print_error(&failure.to_string());
             ExitCode::FAILURE
         }
     }
@@ -80,34 +80,34 @@ pub async fn run(args: ExplainArgs) -> ExitCode {
 
 async fn explain(args: &ExplainArgs) -> Result<(String, ExitCode), Failure> {
     let config = Config::load(&args.config)?;
-    // What a fetch complains about is told; what is decided is printed.
+    // Warnings of fetches are logged; the decision is printed.
     telemetry::start_log(&Log { level: LogLevel::Warn, ..config.log })?;
-    let described = Described::read(&args.request)?;
+    let request = OwnedRequest::read(&args.request)?;
     let clock = args.now.map_or(Clock::System, Clock::Fixed);
     let service = Service::start_beside(&config, clock)?;
     let authorizer = service.authorizer();
     for keyed in authorizer.providers() {
         keyed.keys.first_fetch_ended().await;
     }
-    let request = described.access_request();
-    let decision = authorizer.explain(&request).await;
+    let access_request = request.access_request();
+    let decision = authorizer.explain(&access_request).await;
     let code = match &decision.verdict {
         Verdict::Allow(_) => ExitCode::SUCCESS,
         Verdict::Deny(_) => ExitCode::from(DENIED),
         Verdict::Unavailable(_) => ExitCode::from(UNAVAILABLE),
     };
-    let page = Page::new(&decision, &authorizer, &described);
+    let explanation = Explanation::new(&decision, &authorizer, &request);
     Ok((
         match args.format {
-            Format::Text => page.to_text(),
-            Format::Json => format!("{}\n", page.to_json()),
+            Format::Text => explanation.to_text(),
+            Format::Json => format!("{}\n", explanation.to_json()),
         },
         code,
     ))
 }
 
-/// What is printed.
-struct Page<'a> {
+/// The printed explanation.
+struct Explanation<'a> {
     decision: &'a Decision<'a>,
     status: u16,
     set: Vec<(HeaderName, String)>,
@@ -115,9 +115,9 @@ struct Page<'a> {
     remove_query: &'a [String],
 }
 
-impl<'a> Page<'a> {
-    fn new(decision: &'a Decision<'a>, authorizer: &Authorizer, described: &Described) -> Self {
-        let caller = described.access_request().headers.caller();
+impl<'a> Explanation<'a> {
+    fn new(decision: &'a Decision<'a>, authorizer: &Authorizer, request: &OwnedRequest) -> Self {
+        let caller = request.access_request().headers.caller();
         let allowed = match decision.allowed(authorizer.responses(), caller) {
             Ok(allowed) => allowed,
             Err(denial) => {
@@ -127,12 +127,13 @@ impl<'a> Page<'a> {
             }
         };
         let UpstreamChanges { set, remove, remove_query } = allowed.changes();
-        let known = authorizer.providers();
-        let named = decision.record.provider();
-        let is_its =
-            |keyed: &&Arc<KeyedProvider>| Some(&keyed.provider.name) == named.map(|named| &named.name);
-        let provider = known.iter().find(is_its).map(|keyed| &*keyed.provider);
-        let set = set.iter().map(|(name, value)| (name.clone(), shown(name, value, provider))).collect();
+        let providers = authorizer.providers();
+        let recorded = decision.record.provider();
+        let is_recorded = |keyed: &&Arc<KeyedProvider>| {
+            Some(&keyed.provider.name) == recorded.map(|recorded| &recorded.name)
+        };
+        let provider = providers.iter().find(is_recorded).map(|keyed| &*keyed.provider);
+        let set = set.iter().map(|(name, value)| (name.clone(), redacted(name, value, provider))).collect();
         Self { decision, status: 200, set, remove, remove_query }
     }
 
@@ -140,7 +141,7 @@ impl<'a> Page<'a> {
         self.decision.verdict.reason()
     }
 
-    /// Why newer keys were waited for, or `none`.
+    /// Why the request waited for newer keys, or `none`.
     fn refresh(&self) -> &'static str {
         self.decision.record.refreshed_for().map_or("none", |cause| Trigger::Forced(cause).as_str())
     }
@@ -170,36 +171,36 @@ impl<'a> Page<'a> {
 
     fn to_text(&self) -> String {
         let (decision, record) = (self.decision, &self.decision.record);
-        let mut page =
+        let mut text =
             format!("{}: {} ({})\n\n", decision.verdict.as_str(), self.reason().as_str(), self.status);
         let steps: Vec<Step<'_>> = record.steps().collect();
         let widest = steps.iter().map(|step| step.outcome.chars().count()).max().unwrap_or_default();
         for step in &steps {
             let (name, outcome, detail) = (step.name.as_str(), &step.outcome, step.detail());
-            page.push_str(format!("{name:<8}  {outcome:<widest$}  {detail}").trim_end());
-            page.push('\n');
+            text.push_str(format!("{name:<8}  {outcome:<widest$}  {detail}").trim_end());
+            text.push('\n');
         }
-        let whose = match decision.verdict {
+        let title = match decision.verdict {
             Verdict::Allow(_) => "the upstream gets",
             Verdict::Deny(_) | Verdict::Unavailable(_) => "the client gets",
         };
-        page.push_str(&format!("\n{whose}\n"));
+        text.push_str(&format!("\n{title}\n"));
         for (name, value) in &self.set {
-            page.push_str(&format!("  {name}: {value}\n"));
+            text.push_str(&format!("  {name}: {value}\n"));
         }
         for header in self.remove {
-            // A client may have spelled it in any octets.
-            page.push_str(&format!("  no {}\n", header.as_str().escape_debug()));
+            // Escaped, because a client may have sent any octets.
+            text.push_str(&format!("  no {}\n", header.as_str().escape_debug()));
         }
         for name in self.remove_query {
-            page.push_str(&format!("  no query parameter {name}\n"));
+            text.push_str(&format!("  no query parameter {name}\n"));
         }
-        page
+        text
     }
 }
 
-/// A header's value for the eyes of whoever asks: not what belongs to the token or to the client's session.
-fn shown(name: &HeaderName, value: &HeaderValue, provider: Option<&Provider>) -> String {
+/// A header's value with the token's payload and the client's cookies replaced.
+fn redacted(name: &HeaderName, value: &HeaderValue, provider: Option<&Provider>) -> String {
     if provider.is_some_and(|provider| provider.payload_header.as_ref() == Some(name)) {
         format!("(the token's payload, {} bytes)", value.len())
     } else if name == COOKIE {

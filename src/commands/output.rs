@@ -1,121 +1,123 @@
-//! What a command prints: its answer on standard output, what is wrong on standard error.
+//! Output of a command: its result on standard output, errors on standard error.
 //!
 //! # Architecture invariant
-//! Nothing else in the crate prints, and nothing here panics: Rust's own macros do where nobody reads. The reader of an
-//! answer may go before its end (`portcullis explain ... | head -1`): the exit code is the answer's all the same. No
-//! token is printed on standard error, whatever somebody mistook it for.
+//! Nothing else in the crate prints, and nothing here panics, as Rust's print macros do when the reader has closed the
+//! pipe. A reader may close it early (`portcullis explain ... | head -1`); the exit code stays that of the result. No
+//! token is printed on standard error, even if it was passed as another argument.
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind as Mistake};
+use clap::error::{ContextKind, ContextValue, ErrorKind as UsageError};
 
 use crate::telemetry::without_tokens;
 
-/// Whether somebody reads what is printed.
+/// The state of standard output's reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reader {
-    /// As far as one can know.
-    There,
-    /// No more is read.
-    Gone,
+    /// Not known to be closed.
+    Open,
+    /// The reader has closed the pipe.
+    Closed,
 }
 
-/// Prints a piece of an answer on standard output.
+/// Prints text on standard output.
 ///
 /// # Errors
-/// It cannot be written, for another reason than that its reader has gone: a full disk, say.
+/// It cannot be written for a reason other than a closed pipe, such as a full disk.
 pub(super) fn print(text: &str) -> io::Result<Reader> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => Ok(Reader::There),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Ok(()) => Ok(Reader::Open),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Closed),
         Err(error) => Err(error),
     }
 }
 
-/// Prints a whole answer. Gives its exit code, or 1 where the answer cannot be written.
-pub(super) fn answer(text: &str, code: ExitCode) -> ExitCode {
+/// Prints a result. Returns its exit code, or 1 if it cannot be written.
+pub(super) fn print_result(text: &str, code: ExitCode) -> ExitCode {
     match print(text) {
-        Ok(Reader::There | Reader::Gone) => code,
+        Ok(Reader::Open | Reader::Closed) => code,
         Err(error) => {
-            complain(&format!("the answer cannot be written: {error}"));
+            print_error(&format!("the result cannot be written: {error}"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Says on standard error what is wrong, or how far it is. Where nobody reads that, nothing can be done about it.
-pub fn complain(text: &str) {
-    let _unwritten = io::stderr().lock().write_all(format!("{}\n", without_tokens(text)).as_bytes());
+/// Prints an error or progress on standard error. A write error is ignored.
+pub fn print_error(text: &str) {
+    let _ignored = io::stderr().lock().write_all(format!("{}\n", without_tokens(text)).as_bytes());
 }
 
-/// Says what is wrong with a command line, and gives the exit code; or prints the help that was asked for.
+/// Prints an error of the command line, or the requested help, and returns the exit code.
 ///
-/// What the line has in the wrong place is not repeated: it may be a token.
-pub fn mistaken(error: &clap::Error, line: &[String]) -> ExitCode {
+/// An unexpected argument is not repeated, because it may be a token.
+pub fn print_usage_error(error: &clap::Error, args: &[String]) -> ExitCode {
     match error.kind() {
-        Mistake::DisplayHelp
-        | Mistake::DisplayVersion
-        | Mistake::DisplayHelpOnMissingArgumentOrSubcommand => {
-            if let Err(unwritten) = error.print()
-                && unwritten.kind() != ErrorKind::BrokenPipe
+        UsageError::DisplayHelp
+        | UsageError::DisplayVersion
+        | UsageError::DisplayHelpOnMissingArgumentOrSubcommand => {
+            if let Err(write_error) = error.print()
+                && write_error.kind() != ErrorKind::BrokenPipe
             {
-                complain(&format!("the help cannot be written: {unwritten}"));
+                print_error(&format!("the help cannot be written: {write_error}"));
                 return ExitCode::FAILURE;
             }
         }
         _ => {
-            complain(&format!("error: {}", mistake(error, line)));
+            print_error(&format!("error: {}", usage_error(error, args)));
             if let Some(usage) = error.get(ContextKind::Usage) {
-                complain(&format!("\n{usage}"));
+                print_error(&format!("\n{usage}"));
             }
-            complain("\nFor more information, try '--help'.");
+            print_error("\nFor more information, try '--help'.");
         }
     }
-    // clap's own code for a mistake is 2, which is a denial to whoever asks `explain`.
+    // clap's own exit code for a usage error is 2, which means a denial for `explain`.
     if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// A mistake in words of ours: clap's would repeat what stands in the line.
-fn mistake(error: &clap::Error, line: &[String]) -> String {
-    // Of arguments that are known, the name that they have in the help.
-    let named = || listed(error.get(ContextKind::InvalidArg));
+/// The text of a usage error. clap's own text would repeat the argument.
+fn usage_error(error: &clap::Error, args: &[String]) -> String {
+    // A known argument is shown with its name in the help.
+    let argument = || context(error.get(ContextKind::InvalidArg));
     match error.kind() {
-        Mistake::UnknownArgument => {
-            let unknown = listed(error.get(ContextKind::InvalidArg));
-            let place = line.iter().position(|one| one.starts_with(&unknown)).map(|place| place.to_string());
-            let place = place.map_or_else(|| "an argument".to_owned(), |place| format!("argument {place}"));
-            let meant = match error.get(ContextKind::SuggestedArg) {
-                Some(meant) => format!("; there is {meant}"),
+        UsageError::UnknownArgument => {
+            let unknown = context(error.get(ContextKind::InvalidArg));
+            let position =
+                args.iter().position(|arg| arg.starts_with(&unknown)).map(|index| index.to_string());
+            let position =
+                position.map_or_else(|| "an argument".to_owned(), |index| format!("argument {index}"));
+            let suggestion = match error.get(ContextKind::SuggestedArg) {
+                Some(suggested) => format!("; did you mean {suggested}?"),
                 None => String::new(),
             };
-            format!("{place} is not known (it is not repeated here, since it may be a secret){meant}")
+            format!("{position} is unknown (not repeated here, because it may be a secret){suggestion}")
         }
-        Mistake::InvalidSubcommand => "there is no such command".to_owned(),
-        Mistake::MissingSubcommand => "a command is missing".to_owned(),
-        Mistake::MissingRequiredArgument => format!("missing: {}", named()),
-        Mistake::ArgumentConflict => {
-            let (one, other) = (named(), listed(error.get(ContextKind::PriorArg)));
-            match one == other {
-                true => format!("{one} cannot be used several times"),
-                false => format!("{one} cannot be used with {other}"),
+        UsageError::InvalidSubcommand => "unknown command".to_owned(),
+        UsageError::MissingSubcommand => "a command is missing".to_owned(),
+        UsageError::MissingRequiredArgument => format!("missing: {}", argument()),
+        UsageError::ArgumentConflict => {
+            let (first, second) = (argument(), context(error.get(ContextKind::PriorArg)));
+            match first == second {
+                true => format!("{first} cannot be used more than once"),
+                false => format!("{first} cannot be used with {second}"),
             }
         }
-        Mistake::InvalidUtf8 => "an argument is not UTF-8".to_owned(),
+        UsageError::InvalidUtf8 => "an argument is not UTF-8".to_owned(),
         _ => {
-            let valid = listed(error.get(ContextKind::ValidValue));
-            let why = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-            let why = match (&*valid, &*why) {
-                ("", "") => "its value is missing or cannot be used".to_owned(),
-                ("", why) => why.to_owned(),
+            let valid = context(error.get(ContextKind::ValidValue));
+            let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+            let cause = match (&*valid, &*cause) {
+                ("", "") => "its value is missing or invalid".to_owned(),
+                ("", cause) => cause.to_owned(),
                 (valid, _) => format!("expected one of {valid}"),
             };
-            format!("{}: {why}", named())
+            format!("{}: {cause}", argument())
         }
     }
 }
 
-fn listed(value: Option<&ContextValue>) -> String {
+fn context(value: Option<&ContextValue>) -> String {
     value.map(ToString::to_string).unwrap_or_default()
 }

@@ -1,39 +1,39 @@
-//! Ctrl-C and SIGTERM, for the commands that they end, and the end of the terminal.
+//! The signals that end a command: SIGINT, SIGTERM and those of its terminal.
 
 use std::future::pending;
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Somebody's wish that the command ends.
-pub(super) struct End {
+/// Receives the signals that end a command.
+pub(super) struct ShutdownSignal {
     interrupt: Signal,
     terminate: Signal,
-    /// For those that end with their terminal: it closes, or somebody types Ctrl-\\ there.
+    /// SIGHUP and SIGQUIT, for commands that end with their terminal.
     terminal: Option<(Signal, Signal)>,
 }
 
-impl End {
-    /// Listens from now on.
+impl ShutdownSignal {
+    /// Starts to listen.
     ///
     /// # Errors
-    /// The process may not.
+    /// The signal handlers cannot be registered.
     pub(super) fn new() -> io::Result<Self> {
         let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         Ok(Self { interrupt, terminate, terminal: None })
     }
 
-    /// The same, and SIGHUP and SIGQUIT mean it too: for a command that leaves nothing behind.
+    /// Also listens for SIGHUP and SIGQUIT, for a command that cleans up when its terminal closes.
     ///
     /// # Errors
-    /// The process may not.
+    /// The signal handlers cannot be registered.
     pub(super) fn with_terminal() -> io::Result<Self> {
         let terminal = (signal(SignalKind::hangup())?, signal(SignalKind::quit())?);
         Ok(Self { terminal: Some(terminal), ..Self::new()? })
     }
 
-    /// Waits for it.
-    pub(super) async fn asked_for(&mut self) {
+    /// Waits for a signal.
+    pub(super) async fn recv(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

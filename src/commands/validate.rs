@@ -1,4 +1,4 @@
-//! `portcullis validate`: says everything that is wrong with a configuration, or that nothing is.
+//! `portcullis validate`: prints all errors in a configuration, or that it is valid.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,12 +9,12 @@ use super::output;
 use crate::clock;
 use crate::config::{self, Config};
 
-use certificates::Told;
+use certificates::Findings;
 
 mod certificates;
-mod recipes;
+mod proxy_requirements;
 
-/// Check a configuration and report every error at once, and what is legal but dangerous
+/// Check a configuration and report all errors and warnings
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  portcullis validate --config portcullis.yaml --print")]
 pub struct ValidateArgs {
@@ -30,34 +30,34 @@ pub struct ValidateArgs {
 }
 
 /// Exits with 0 if the file is valid; otherwise every error goes to stderr, one a line as
-/// `FILE:LINE:COLUMN: path: message`, and it exits with 1. What is legal and dangerous goes there too, as a warning.
+/// `FILE:LINE:COLUMN: path: message`, and it exits with 1. Warnings about valid but dangerous settings go there too.
 pub fn run(args: ValidateArgs) -> ExitCode {
     match args.config {
-        _ if args.schema => output::answer(&config::json_schema_text(), ExitCode::SUCCESS),
+        _ if args.schema => output::print_result(&config::json_schema_text(), ExitCode::SUCCESS),
         Some(file) => validate(&file, args.print),
-        // The command line has refused that.
+        // clap has rejected this command line.
         None => ExitCode::FAILURE,
     }
 }
 
 fn validate(file: &Path, print: bool) -> ExitCode {
     let examined = Config::examine(file);
-    let Told { errors, warnings } = certificates::check(&examined, clock::Clock::System.now());
+    let Findings { errors, warnings } = certificates::check(&examined, clock::Clock::System.now());
     let loaded = examined.with_errors(file, errors).config;
-    let of_rules = loaded.iter().flat_map(|config| &config.warnings);
-    for warning in of_rules.chain(&warnings) {
-        output::complain(&warning.in_file(file, "warning: "));
+    let config_warnings = loaded.iter().flat_map(|config| &config.warnings);
+    for warning in config_warnings.chain(&warnings) {
+        output::print_error(&warning.in_file(file, "warning: "));
     }
     match loaded {
-        Ok(config) if print => output::answer(&config.to_yaml(), ExitCode::SUCCESS),
+        Ok(config) if print => output::print_result(&config.to_yaml(), ExitCode::SUCCESS),
         Ok(config) => {
             let names: Vec<&str> = config.providers.iter().map(|config| &*config.provider.name).collect();
             let names =
                 format!("{} is valid: {} provider(s): {}\n", file.display(), names.len(), names.join(", "));
-            output::answer(&(names + &recipes::needs(&config)), ExitCode::SUCCESS)
+            output::print_result(&(names + &proxy_requirements::requirements(&config)), ExitCode::SUCCESS)
         }
         Err(errors) => {
-            output::complain(&errors.to_string());
+            output::print_error(&errors.to_string());
             ExitCode::FAILURE
         }
     }

@@ -1,6 +1,6 @@
-//! Asks the gRPC door, or any other ext_authz service, as Envoy would: for `demo` and `drill`.
+//! A client of the gRPC door, or of any other ext_authz service, that behaves as Envoy does. `demo` and `drill` use it.
 //!
-//! It takes an answer as Envoy does, so that a careless one counts as the allow that it would be. The service
+//! It interprets a response as Envoy does, so that an incomplete one counts as the allow that it would be. The service
 //! itself never uses it.
 
 use std::error::Error;
@@ -18,8 +18,8 @@ use crate::proto::envoy::service::auth::v3::authorization_client::AuthorizationC
 use crate::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use crate::proto::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
 
-/// How long a connection may take to come about.
-const CONNECT: Duration = Duration::from_secs(5);
+/// The connect timeout.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection to an ext_authz service. Clones share it.
 #[derive(Clone, Debug)]
@@ -27,24 +27,24 @@ pub struct CheckClient {
     inner: AuthorizationClient<Channel>,
 }
 
-/// What the service said about a request.
+/// The service's response to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Whether Envoy lets the request pass.
+    /// Whether Envoy allows the request.
     pub allowed: bool,
-    /// What the client gets if it does not; 200 if it does, and Envoy's default, 403, where a denial names none.
+    /// The status that the client gets: 200 if allowed, and Envoy's default, 403, if a denial names none.
     pub http_status: u16,
-    /// The `reason` of the metadata; empty from a service that gives none.
+    /// The `reason` in the metadata; empty if there is none.
     pub reason: String,
-    /// Headers that the upstream gets, or that the denial has.
+    /// Headers set for the upstream, or in the denial.
     pub headers_set: Vec<(String, String)>,
-    /// Headers that the upstream does not get.
+    /// Headers removed from the request to the upstream.
     pub headers_removed: Vec<String>,
-    /// The denial's body.
+    /// The body of the denial.
     pub body: String,
 }
 
-/// No answer came.
+/// The call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoAnswer {
     message: String,
@@ -56,13 +56,13 @@ impl NoAnswer {
         Self { message: error.to_string(), os_error: os_error(error) }
     }
 
-    /// The operating system's number of the error behind it, where there is one.
+    /// The number of the underlying operating system error, if any.
     pub fn os_error(&self) -> Option<i32> {
         self.os_error
     }
 }
 
-/// The operating system's number of the first error of this chain that has one.
+/// The number of the first operating system error in this chain.
 pub fn os_error(error: &(dyn Error + 'static)) -> Option<i32> {
     let mut chain = iter::successors(Some(error), |&error| error.source());
     chain.find_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error())
@@ -77,23 +77,23 @@ impl fmt::Display for NoAnswer {
 impl Error for NoAnswer {}
 
 impl CheckClient {
-    /// Connects to `host:port`, in plain text.
+    /// Connects to `host:port` without TLS.
     ///
     /// # Errors
-    /// It is no address, or nobody listens there.
+    /// The address is invalid, or the connection fails.
     pub async fn connect(address: impl fmt::Display) -> Result<Self, NoAnswer> {
         let endpoint = Endpoint::try_from(format!("http://{address}"));
         let endpoint = endpoint.map_err(|error| NoAnswer::from_error(&error))?;
-        let endpoint = endpoint.tcp_nodelay(true).connect_timeout(CONNECT);
+        let endpoint = endpoint.tcp_nodelay(true).connect_timeout(CONNECT_TIMEOUT);
         let channel = endpoint.connect().await.map_err(|error| NoAnswer::from_error(&error))?;
         Ok(Self { inner: AuthorizationClient::new(channel) })
     }
 
-    /// Asks about `GET /orders` with these headers, whose names are in lower case. The service is told that the
-    /// caller waits for `timeout`, and the caller does so.
+    /// Checks `GET /orders` with these headers, whose names are in lower case. The timeout applies to the call and is
+    /// sent to the service.
     ///
     /// # Errors
-    /// The service did not answer, or not in time.
+    /// The service did not respond in time.
     pub async fn check(&self, headers: &[(&str, &str)], timeout: Duration) -> Result<Answer, NoAnswer> {
         let mut request = Request::new(check_request(headers));
         request.set_timeout(timeout);
@@ -126,7 +126,7 @@ fn check_request(headers: &[(&str, &str)]) -> CheckRequest {
 }
 
 fn answer(response: CheckResponse) -> Answer {
-    // To Envoy an unset status means OK.
+    // Envoy treats an unset status as OK.
     let allowed = response.status.as_ref().is_none_or(|status| status.code == tonic::Code::Ok as i32);
     let reason = reason(&response).unwrap_or_default();
     let (status, headers, headers_removed, body) = match response.http_response {
@@ -159,18 +159,18 @@ mod tests {
     use crate::proto::google::rpc::Status;
 
     #[test]
-    fn an_answer_without_a_status_is_the_allow_that_envoy_makes_of_it() {
-        let taken = answer(CheckResponse::default());
-        assert!(taken.allowed);
-        assert_eq!((taken.http_status, taken.reason.as_str()), (200, ""));
+    fn a_response_without_a_status_is_an_allow_as_for_envoy() {
+        let answer = answer(CheckResponse::default());
+        assert!(answer.allowed);
+        assert_eq!((answer.http_status, answer.reason.as_str()), (200, ""));
     }
 
     #[test]
-    fn a_denial_that_names_no_status_is_envoys_403() {
+    fn a_denial_without_a_status_is_envoys_403() {
         let status = Some(Status { code: tonic::Code::PermissionDenied as i32, ..Status::default() });
         let denied = Some(HttpResponse::DeniedResponse(DeniedHttpResponse::default()));
-        let taken = answer(CheckResponse { status, http_response: denied, dynamic_metadata: None });
-        assert!(!taken.allowed);
-        assert_eq!(taken.http_status, 403);
+        let answer = answer(CheckResponse { status, http_response: denied, dynamic_metadata: None });
+        assert!(!answer.allowed);
+        assert_eq!(answer.http_status, 403);
     }
 }

@@ -1,5 +1,5 @@
-//! The one message of a Check, taken in as it comes: in memory that grows with what has come and not with what its
-//! prefix claims, whole within a few seconds, and together with all other unfinished ones within a bound.
+//! Reads the message of a Check, in memory that grows with the received bytes rather than with the length in the
+//! prefix, within a timeout, and within a memory limit for all incomplete messages.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
@@ -17,76 +17,76 @@ use tokio::time::timeout;
 
 use crate::server::Peer;
 
-/// How long a message may take, from its request's headers to its last byte, and how long no byte of it may come.
-const WHOLE: Duration = Duration::from_secs(10);
-const NEXT: Duration = Duration::from_secs(5);
+/// The timeout of a message from its request's headers to its last byte, and between two of its frames.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+const FRAME_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The flag and the length before a message (gRPC over HTTP/2, "Length-Prefixed-Message").
 const PREFIX: usize = 5;
 
-/// All unfinished messages of one door may hold so many of the largest, and at least so many bytes.
-const LARGEST_AT_ONCE: usize = 4;
-const AT_LEAST: usize = 64 * 1024 * 1024;
+/// The memory limit of all incomplete messages: this many of the maximum size, but at least this many bytes.
+const MAX_LARGE_MESSAGES: usize = 4;
+const MIN_LIMIT: usize = 64 * 1024 * 1024;
 
-/// What an unfinished message counts for, beside its bytes: its stream, which holds as much.
+/// What an incomplete message counts for in addition to its bytes: the memory of its stream.
 const OVERHEAD: usize = 16 * 1024;
 
-/// By how much room for a message grows at least.
-const GROWTH: usize = 16 * 1024;
+/// The minimum size of a buffer.
+const MIN_BUFFER: usize = 16 * 1024;
 
-/// Why a Check has no message that can be decided.
+/// The message of a Check cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unread {
+pub(super) enum ReadError {
     /// It is larger than allowed.
     TooLarge,
-    /// It did not come in time.
-    TooLate,
-    /// Others had come too, and it was the largest of those that were unfinished.
-    CrowdedOut,
-    /// It ended before it was whole.
-    Torn,
-    /// It is compressed, or no CheckRequest.
-    NoCheck,
-    /// It has more fields than are decoded.
-    TooMany,
+    /// It timed out.
+    TimedOut,
+    /// It was evicted because incomplete messages exceeded their memory limit.
+    Evicted,
+    /// It ended early.
+    Truncated,
+    /// It is compressed, or not a CheckRequest.
+    NotACheck,
+    /// It has too many fields.
+    TooManyFields,
 }
 
-impl Unread {
-    /// What the log says.
+impl ReadError {
+    /// The text for the log.
     pub(super) fn as_str(self) -> &'static str {
         match self {
-            Unread::TooLarge => "a Check larger than limits.message_bytes",
-            Unread::TooLate => "a Check of which no byte came for 5 s, or that was not whole within 10 s",
-            Unread::CrowdedOut => {
-                "a Check that was not whole when all unfinished ones together were four times limits.message_bytes"
+            ReadError::TooLarge => "a Check larger than limits.message_bytes",
+            ReadError::TimedOut => "a Check without a byte for 5 s, or not complete within 10 s",
+            ReadError::Evicted => {
+                "a Check that was evicted because all incomplete ones exceeded four times limits.message_bytes"
             }
-            Unread::Torn => "a Check that ended before its message was whole",
-            Unread::NoCheck => "a Check that is compressed, or whose message is no CheckRequest",
-            Unread::TooMany => "a Check with more than 10,000 headers",
+            ReadError::Truncated => "a Check that ended before its message was complete",
+            ReadError::NotACheck => "a Check that is compressed, or whose message is not a CheckRequest",
+            ReadError::TooManyFields => "a Check with more than 10,000 headers",
         }
     }
 }
 
-/// Reads the body of a Check to the end of its message: with its prefix, and nothing that comes behind. Nothing is read
-/// on once that is there, or cannot be.
+/// Reads the body of a Check to the end of its message and returns it with its prefix. Nothing after the message is
+/// read.
 ///
 /// # Errors
-/// The message is not to be had; `None` where its client is gone.
+/// The message cannot be read; `None` if the client has disconnected.
 pub(super) async fn read<B>(
     mut body: B,
     max: usize,
-    unfinished: &Arc<Unfinished>,
+    incomplete: &Arc<IncompleteMessages>,
     peer: Peer,
-) -> Result<Bytes, Option<Unread>>
+) -> Result<Bytes, Option<ReadError>>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    // Most come in one piece, and are there already.
+    // Most messages are one frame that has already been received.
     let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
     let first = match first {
         Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
         Poll::Ready(Some(Err(_))) => return Err(None),
-        Poll::Ready(None) => return Err(Some(Unread::Torn)),
+        Poll::Ready(None) => return Err(Some(ReadError::Truncated)),
         Poll::Pending => Bytes::new(),
     };
     if let Some(length) = length(&first, max)?
@@ -94,103 +94,110 @@ where
     {
         return Ok(first.slice(..length));
     }
-    let place = unfinished.enter(peer);
+    let entry = incomplete.register(peer);
     tokio::select! {
-        read = timeout(WHOLE, read_on(first, body, max, &place)) => read.unwrap_or(Err(Some(Unread::TooLate))),
-        () = place.crowded_out.notified() => Err(Some(Unread::CrowdedOut)),
+        read = timeout(MESSAGE_TIMEOUT, read_rest(first, body, max, &entry)) => {
+            read.unwrap_or(Err(Some(ReadError::TimedOut)))
+        }
+        () = entry.evicted.notified() => Err(Some(ReadError::Evicted)),
     }
 }
 
-async fn read_on<B>(first: Bytes, mut body: B, max: usize, place: &Place) -> Result<Bytes, Option<Unread>>
+async fn read_rest<B>(
+    first: Bytes,
+    mut body: B,
+    max: usize,
+    entry: &IncompleteMessage,
+) -> Result<Bytes, Option<ReadError>>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let mut come: Vec<u8> = Vec::new();
-    let mut piece = first;
+    let mut buffer: Vec<u8> = Vec::new();
+    let mut frame = first;
     loop {
-        let wanted = length(&come, max)?.unwrap_or(PREFIX);
-        let taken = piece.len().min(wanted.saturating_sub(come.len()));
-        let room = come.len() + taken;
-        if room > come.capacity() {
-            // Never more than half as much again as has come, nor than is wanted.
-            let grown = (room + room / 2).max(GROWTH).min(wanted.max(room));
-            come.reserve_exact(grown - come.len());
-            place.holds(come.capacity());
+        let expected = length(&buffer, max)?.unwrap_or(PREFIX);
+        let taken = frame.len().min(expected.saturating_sub(buffer.len()));
+        let size = buffer.len() + taken;
+        if size > buffer.capacity() {
+            // At most half more than the received bytes, and not more than expected.
+            let capacity = (size + size / 2).max(MIN_BUFFER).min(expected.max(size));
+            buffer.reserve_exact(capacity - buffer.len());
+            entry.set_size(buffer.capacity());
         }
-        come.extend(piece.get(..taken).unwrap_or_default());
-        piece.advance(taken);
-        if come.len() == wanted && wanted > PREFIX || length(&come, max)? == Some(come.len()) {
-            return Ok(come.into());
+        buffer.extend(frame.get(..taken).unwrap_or_default());
+        frame.advance(taken);
+        if buffer.len() == expected && expected > PREFIX || length(&buffer, max)? == Some(buffer.len()) {
+            return Ok(buffer.into());
         }
-        if !piece.is_empty() {
+        if !frame.is_empty() {
             continue;
         }
-        let next = timeout(NEXT, std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)));
-        piece = match next.await.map_err(|_| Some(Unread::TooLate))? {
+        let next = timeout(FRAME_TIMEOUT, std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)));
+        frame = match next.await.map_err(|_| Some(ReadError::TimedOut))? {
             Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
             Some(Err(_)) => return Err(None),
-            None => return Err(Some(Unread::Torn)),
+            None => return Err(Some(ReadError::Truncated)),
         };
     }
 }
 
-/// How long a message is with its prefix, once that has come.
-fn length(come: &[u8], max: usize) -> Result<Option<usize>, Option<Unread>> {
-    let Some([_compressed, a, b, c, d]) = come.first_chunk::<PREFIX>() else { return Ok(None) };
+/// The length of a message with its prefix, once the prefix has been received.
+fn length(received: &[u8], max: usize) -> Result<Option<usize>, Option<ReadError>> {
+    let Some([_compressed, a, b, c, d]) = received.first_chunk::<PREFIX>() else { return Ok(None) };
     let length = usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])).unwrap_or(usize::MAX);
-    if length > max { Err(Some(Unread::TooLarge)) } else { Ok(Some(length + PREFIX)) }
+    if length > max { Err(Some(ReadError::TooLarge)) } else { Ok(Some(length + PREFIX)) }
 }
 
-/// All messages that have begun and are not whole. Where they hold too much together, some go of whoever has most of them:
-/// of the address, and there of the connection, the largest first and of equal ones the oldest. So who floods is in its
-/// own way.
+/// All incomplete messages of a door. When they exceed the memory limit, messages are evicted from the address with the
+/// most of them, and there from the connection with the most: the largest first, and of equal size the oldest. So a
+/// flood evicts its own messages.
 #[derive(Debug)]
-pub(super) struct Unfinished {
+pub(super) struct IncompleteMessages {
     max: usize,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    held: usize,
+    total: usize,
     next: u64,
     peers: HashMap<Peer, BTreeSet<(usize, Reverse<u64>)>>,
-    crowded_out: HashMap<u64, Arc<Notify>>,
+    evictions: HashMap<u64, Arc<Notify>>,
 }
 
-impl Unfinished {
-    /// Of messages that may each be so large.
+impl IncompleteMessages {
+    /// With the limit for messages of this maximum size.
     pub(super) fn new(message_bytes: usize) -> Self {
-        let max = message_bytes.saturating_mul(LARGEST_AT_ONCE).max(AT_LEAST);
+        let max = message_bytes.saturating_mul(MAX_LARGE_MESSAGES).max(MIN_LIMIT);
         Self { max, inner: Mutex::default() }
     }
 
-    /// Nothing that holds the lock can panic half-way.
+    /// Code that holds the lock cannot panic, so a poisoned lock is still consistent.
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(self: &Arc<Self>, peer: Peer) -> Place {
-        let crowded_out = Arc::new(Notify::new());
+    fn register(self: &Arc<Self>, peer: Peer) -> IncompleteMessage {
+        let evicted = Arc::new(Notify::new());
         let mut inner = self.inner();
         let id = inner.next;
         inner.next = inner.next.wrapping_add(1);
-        inner.crowded_out.insert(id, Arc::clone(&crowded_out));
+        inner.evictions.insert(id, Arc::clone(&evicted));
         inner.add(peer, id, OVERHEAD);
-        inner.make_room(self.max);
+        inner.evict(self.max);
         drop(inner);
-        Place { id, peer, size: OVERHEAD.into(), crowded_out, unfinished: Arc::clone(self) }
+        IncompleteMessage { id, peer, size: OVERHEAD.into(), evicted, messages: Arc::clone(self) }
     }
 }
 
 impl Inner {
     fn add(&mut self, peer: Peer, id: u64, size: usize) {
         self.peers.entry(peer).or_default().insert((size, Reverse(id)));
-        self.held = self.held.saturating_add(size);
+        self.total = self.total.saturating_add(size);
     }
 
-    /// Whether it was still there.
-    fn take(&mut self, peer: Peer, id: u64, size: usize) -> bool {
+    /// Removes a message. Returns whether it was registered.
+    fn remove(&mut self, peer: Peer, id: u64, size: usize) -> bool {
         let Some(messages) = self.peers.get_mut(&peer) else { return false };
         if !messages.remove(&(size, Reverse(id))) {
             return false;
@@ -198,75 +205,75 @@ impl Inner {
         if messages.is_empty() {
             self.peers.remove(&peer);
         }
-        self.held = self.held.saturating_sub(size);
+        self.total = self.total.saturating_sub(size);
         true
     }
 
-    /// Several at a time, since who has most takes a look at all to find.
-    fn make_room(&mut self, max: usize) {
-        if self.held <= max {
+    /// Evicts several messages at a time, because finding the busiest connection is a scan of all.
+    fn evict(&mut self, max: usize) {
+        if self.total <= max {
             return;
         }
-        while self.held > max / 8 * 7 {
-            let Some(peer) = self.has_most() else { return };
+        while self.total > max / 8 * 7 {
+            let Some(peer) = self.busiest() else { return };
             let messages = self.peers.get(&peer).map(BTreeSet::len).unwrap_or_default();
             for _ in 0..messages.div_ceil(2) {
                 let largest = self.peers.get(&peer).and_then(|messages| messages.last().copied());
-                let Some((size, Reverse(id))) = largest.filter(|_| self.held > max / 8 * 7) else { break };
-                self.take(peer, id, size);
-                if let Some(crowded_out) = self.crowded_out.remove(&id) {
-                    crowded_out.notify_one();
+                let Some((size, Reverse(id))) = largest.filter(|_| self.total > max / 8 * 7) else { break };
+                self.remove(peer, id, size);
+                if let Some(evicted) = self.evictions.remove(&id) {
+                    evicted.notify_one();
                 }
             }
         }
     }
 
-    /// The connection with most messages, and of equally many with most bytes, of the address of which that is true.
-    fn has_most(&self) -> Option<Peer> {
-        let of = |messages: &BTreeSet<(usize, _)>| {
+    /// The connection with the most messages, or with the most bytes among equals, of the address with the most.
+    fn busiest(&self) -> Option<Peer> {
+        let totals = |messages: &BTreeSet<(usize, _)>| {
             (messages.len(), messages.iter().map(|(size, _)| *size).sum::<usize>())
         };
         let mut addresses: HashMap<Option<IpAddr>, (usize, usize)> = HashMap::new();
         for (peer, messages) in &self.peers {
-            let (count, held) = of(messages);
-            let (counts, helds) = addresses.entry(peer.address).or_default();
-            *counts += count;
-            *helds += held;
+            let (count, bytes) = totals(messages);
+            let (total_count, total_bytes) = addresses.entry(peer.address).or_default();
+            *total_count += count;
+            *total_bytes += bytes;
         }
         let (address, _) = addresses.into_iter().max_by_key(|(_, most)| *most)?;
         let connections = self.peers.iter().filter(|(peer, _)| peer.address == address);
-        connections.max_by_key(|(_, messages)| of(messages)).map(|(peer, _)| *peer)
+        connections.max_by_key(|(_, messages)| totals(messages)).map(|(peer, _)| *peer)
     }
 }
 
-/// An unfinished message among the others.
+/// The registration of an incomplete message, removed on drop.
 #[derive(Debug)]
-struct Place {
+struct IncompleteMessage {
     id: u64,
     peer: Peer,
     size: AtomicUsize,
-    crowded_out: Arc<Notify>,
-    unfinished: Arc<Unfinished>,
+    evicted: Arc<Notify>,
+    messages: Arc<IncompleteMessages>,
 }
 
-impl Place {
-    /// It holds so many bytes now.
-    fn holds(&self, bytes: usize) {
+impl IncompleteMessage {
+    /// Updates the number of bytes that it holds.
+    fn set_size(&self, bytes: usize) {
         let size = bytes.saturating_add(OVERHEAD);
-        let mut inner = self.unfinished.inner();
-        if inner.take(self.peer, self.id, self.size.load(Ordering::Relaxed)) {
+        let mut inner = self.messages.inner();
+        if inner.remove(self.peer, self.id, self.size.load(Ordering::Relaxed)) {
             self.size.store(size, Ordering::Relaxed);
             inner.add(self.peer, self.id, size);
-            inner.make_room(self.unfinished.max);
+            inner.evict(self.messages.max);
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for IncompleteMessage {
     fn drop(&mut self) {
-        let mut inner = self.unfinished.inner();
-        inner.take(self.peer, self.id, *self.size.get_mut());
-        inner.crowded_out.remove(&self.id);
+        let mut inner = self.messages.inner();
+        inner.remove(self.peer, self.id, *self.size.get_mut());
+        inner.evictions.remove(&self.id);
     }
 }
 
@@ -282,10 +289,10 @@ mod tests {
 
     const HERE: Peer = Peer { address: None, connection: 0 };
 
-    /// A body whose pieces a test hands in.
-    struct Pieces(mpsc::UnboundedReceiver<Bytes>);
+    /// A body whose frames a test sends.
+    struct ChannelBody(mpsc::UnboundedReceiver<Bytes>);
 
-    impl Body for Pieces {
+    impl Body for ChannelBody {
         type Data = Bytes;
         type Error = Infallible;
 
@@ -293,123 +300,124 @@ mod tests {
             mut self: Pin<&mut Self>,
             cx: &mut Context<'_>,
         ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-            self.0.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+            self.0.poll_recv(cx).map(|frame| frame.map(|frame| Ok(Frame::data(frame))))
         }
     }
 
-    fn pieces(ready: &[&[u8]]) -> (mpsc::UnboundedSender<Bytes>, Pieces) {
+    fn channel_body(ready: &[&[u8]]) -> (mpsc::UnboundedSender<Bytes>, ChannelBody) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        for piece in ready {
-            sender.send(Bytes::copy_from_slice(piece)).expect("open");
+        for frame in ready {
+            sender.send(Bytes::copy_from_slice(frame)).expect("open");
         }
-        (sender, Pieces(receiver))
+        (sender, ChannelBody(receiver))
     }
 
     fn message(length: usize) -> Vec<u8> {
         let mut bytes = vec![0];
         bytes.extend(u32::try_from(length).expect("short").to_be_bytes());
-        bytes.extend((0..length).map(|place| place as u8));
+        bytes.extend((0..length).map(|index| index as u8));
         bytes
     }
 
     #[tokio::test]
-    async fn a_message_is_the_same_however_it_is_cut() {
-        let unfinished = Arc::new(Unfinished::new(MIB));
+    async fn a_message_is_the_same_however_it_is_split_into_frames() {
+        let incomplete = Arc::new(IncompleteMessages::new(MIB));
         let mut sent = message(40);
-        let whole = sent.clone();
+        let message_bytes = sent.clone();
         sent.extend([1, 2, 3]);
         for first in 0..sent.len() {
             for second in first..sent.len() {
-                let (_open, body) = pieces(&[&sent[..first], &sent[first..second], &sent[second..]]);
-                let read = read(body, MIB, &unfinished, HERE).await;
-                assert_eq!(read.as_deref(), Ok(whole.as_slice()), "cut at {first} and {second}");
+                let (_open, body) = channel_body(&[&sent[..first], &sent[first..second], &sent[second..]]);
+                let read = read(body, MIB, &incomplete, HERE).await;
+                assert_eq!(read.as_deref(), Ok(message_bytes.as_slice()), "cut at {first} and {second}");
             }
         }
-        let (_open, body) = pieces(&[&message(0)]);
-        assert_eq!(read(body, MIB, &unfinished, HERE).await.as_deref(), Ok(&[0u8; 5][..]));
-        assert_eq!(unfinished.inner().held, 0, "nothing is left behind");
+        let (_open, body) = channel_body(&[&message(0)]);
+        assert_eq!(read(body, MIB, &incomplete, HERE).await.as_deref(), Ok(&[0u8; 5][..]));
+        assert_eq!(incomplete.inner().total, 0, "nothing remains registered");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_not_whole_in_time_or_at_its_end_or_too_large_is_told_apart() {
-        let unfinished = Arc::new(Unfinished::new(100));
-        let read = async |pieces_: &[&[u8]], end: bool| {
-            let (open, body) = pieces(pieces_);
+    async fn timeouts_truncation_and_too_large_messages_are_different_errors() {
+        let incomplete = Arc::new(IncompleteMessages::new(100));
+        let read = async |frames: &[&[u8]], end: bool| {
+            let (open, body) = channel_body(frames);
             let open = (!end).then_some(open);
-            let read = read(body, 100, &unfinished, HERE).await;
+            let read = read(body, 100, &incomplete, HERE).await;
             drop(open);
             read
         };
-        assert_eq!(read(&[], false).await, Err(Some(Unread::TooLate)));
-        assert_eq!(read(&[&message(100)[..104]], false).await, Err(Some(Unread::TooLate)));
-        assert_eq!(read(&[&message(100)[..104]], true).await, Err(Some(Unread::Torn)));
-        assert_eq!(read(&[], true).await, Err(Some(Unread::Torn)));
-        assert_eq!(read(&[&[0, 0]], true).await, Err(Some(Unread::Torn)));
-        // Told by its prefix, before any of it has come.
+        assert_eq!(read(&[], false).await, Err(Some(ReadError::TimedOut)));
+        assert_eq!(read(&[&message(100)[..104]], false).await, Err(Some(ReadError::TimedOut)));
+        assert_eq!(read(&[&message(100)[..104]], true).await, Err(Some(ReadError::Truncated)));
+        assert_eq!(read(&[], true).await, Err(Some(ReadError::Truncated)));
+        assert_eq!(read(&[&[0, 0]], true).await, Err(Some(ReadError::Truncated)));
+        // Rejected by its prefix, before any of the message is received.
         for prefix in [message(101)[..5].to_vec(), vec![0, 255, 255, 255, 255]] {
-            assert_eq!(read(&[&prefix], false).await, Err(Some(Unread::TooLarge)));
-            assert_eq!(read(&[&prefix[..2], &prefix[2..]], false).await, Err(Some(Unread::TooLarge)));
+            assert_eq!(read(&[&prefix], false).await, Err(Some(ReadError::TooLarge)));
+            assert_eq!(read(&[&prefix[..2], &prefix[2..]], false).await, Err(Some(ReadError::TooLarge)));
         }
         assert!(read(&[&message(100)], false).await.is_ok());
-        assert_eq!(unfinished.inner().held, 0);
+        assert_eq!(incomplete.inner().total, 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn memory_grows_with_what_has_come_and_not_with_what_is_claimed() {
-        let unfinished = Arc::new(Unfinished::new(64 * MIB));
-        let (open, body) = pieces(&[&message(64 * MIB)[..10]]);
+    async fn memory_grows_with_the_received_bytes_and_not_with_the_length_in_the_prefix() {
+        let incomplete = Arc::new(IncompleteMessages::new(64 * MIB));
+        let (open, body) = channel_body(&[&message(64 * MIB)[..10]]);
         let reading = tokio::spawn({
-            let unfinished = Arc::clone(&unfinished);
-            async move { read(body, 64 * MIB, &unfinished, HERE).await }
+            let incomplete = Arc::clone(&incomplete);
+            async move { read(body, 64 * MIB, &incomplete, HERE).await }
         });
         tokio::task::yield_now().await;
-        assert_eq!(unfinished.inner().held, GROWTH + OVERHEAD);
-        let mut come = 10;
-        while come < 10 * MIB {
+        assert_eq!(incomplete.inner().total, MIN_BUFFER + OVERHEAD);
+        let mut received = 10;
+        while received < 10 * MIB {
             open.send(vec![0; 16_384].into()).expect("open");
-            come += 16_384;
+            received += 16_384;
             tokio::task::yield_now().await;
-            assert!(unfinished.inner().held <= come + come / 2 + GROWTH + OVERHEAD);
+            assert!(incomplete.inner().total <= received + received / 2 + MIN_BUFFER + OVERHEAD);
         }
-        assert_eq!(reading.await.expect("ends"), Err(Some(Unread::TooLate)));
+        assert_eq!(reading.await.expect("ends"), Err(Some(ReadError::TimedOut)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_all_hold_too_much_who_has_most_gives_way_the_largest_first_and_then_the_oldest() {
+    async fn messages_of_the_busiest_connection_are_evicted_the_largest_first_and_then_the_oldest() {
         let (here, there) = (Some([10, 0, 0, 1].into()), Some([10, 0, 0, 2].into()));
         // Of another address, and of another connection of the same one.
         for (honest, flooding) in [(here, there), (there, there)] {
-            let unfinished = Arc::new(Unfinished::new(AT_LEAST / LARGEST_AT_ONCE));
-            let honest = unfinished.enter(Peer { address: honest, connection: 1 });
-            honest.holds(AT_LEAST / 4);
-            let gone = |place: &Place| !unfinished.inner().crowded_out.contains_key(&place.id);
-            // As many as fit beside it, each far smaller than the honest one, of several connections.
-            let small = |connection| unfinished.enter(Peer { address: flooding, connection });
-            let most = (3 * AT_LEAST / 4 / OVERHEAD - 1) as u64;
-            let flood: Vec<Place> = (0..most).map(|number| small(2 + number % 10)).collect();
-            assert!(!flood.iter().any(gone));
+            let incomplete = Arc::new(IncompleteMessages::new(MIN_LIMIT / MAX_LARGE_MESSAGES));
+            let honest = incomplete.register(Peer { address: honest, connection: 1 });
+            honest.set_size(MIN_LIMIT / 4);
+            let is_evicted =
+                |entry: &IncompleteMessage| !incomplete.inner().evictions.contains_key(&entry.id);
+            // As many as still fit, each far smaller than the honest message, from several connections.
+            let small = |connection| incomplete.register(Peer { address: flooding, connection });
+            let most = (3 * MIN_LIMIT / 4 / OVERHEAD - 1) as u64;
+            let flood: Vec<IncompleteMessage> = (0..most).map(|number| small(2 + number % 10)).collect();
+            assert!(!flood.iter().any(is_evicted));
             let one_more = small(2);
-            assert!(!gone(&honest), "the flood is in its own way");
-            flood.iter().find(|place| gone(place)).expect("of it").crowded_out.notified().await;
-            assert!(flood.iter().filter(|place| gone(place)).count() > 100, "several at a time");
+            assert!(!is_evicted(&honest), "the flood evicts its own messages");
+            flood.iter().find(|entry| is_evicted(entry)).expect("one of the flood").evicted.notified().await;
+            assert!(flood.iter().filter(|entry| is_evicted(entry)).count() > 100, "several at a time");
             drop((honest, flood, one_more));
-            let inner = unfinished.inner();
-            assert!(inner.held == 0 && inner.peers.is_empty() && inner.crowded_out.is_empty());
+            let inner = incomplete.inner();
+            assert!(inner.total == 0 && inner.peers.is_empty() && inner.evictions.is_empty());
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_one_connection_the_largest_goes_first_and_then_the_oldest() {
-        let unfinished = Arc::new(Unfinished::new(AT_LEAST / LARGEST_AT_ONCE));
-        let gone = |place: &Place| !unfinished.inner().crowded_out.contains_key(&place.id);
-        let [oldest, large, other, newest] = [(); 4].map(|()| unfinished.enter(HERE));
-        large.holds(AT_LEAST / 2);
-        for place in [&oldest, &other, &newest] {
-            place.holds(AT_LEAST / 4);
+    async fn of_one_connection_the_largest_message_is_evicted_first_and_then_the_oldest() {
+        let incomplete = Arc::new(IncompleteMessages::new(MIN_LIMIT / MAX_LARGE_MESSAGES));
+        let is_evicted = |entry: &IncompleteMessage| !incomplete.inner().evictions.contains_key(&entry.id);
+        let [oldest, large, other, newest] = [(); 4].map(|()| incomplete.register(HERE));
+        large.set_size(MIN_LIMIT / 2);
+        for entry in [&oldest, &other, &newest] {
+            entry.set_size(MIN_LIMIT / 4);
         }
-        assert_eq!([&oldest, &large, &other, &newest].map(gone), [false, true, false, false]);
-        let more = unfinished.enter(HERE);
-        more.holds(AT_LEAST / 4);
-        assert_eq!([&oldest, &other, &newest, &more].map(gone), [true, false, false, false]);
+        assert_eq!([&oldest, &large, &other, &newest].map(is_evicted), [false, true, false, false]);
+        let more = incomplete.register(HERE);
+        more.set_size(MIN_LIMIT / 4);
+        assert_eq!([&oldest, &other, &newest, &more].map(is_evicted), [true, false, false, false]);
     }
 }

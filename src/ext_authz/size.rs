@@ -1,12 +1,12 @@
-//! How many fields a CheckRequest has, told from its bytes alone. A field of two bytes on the wire can be a hundred in
-//! memory, so this is asked before anything is decoded. Nothing is allocated.
+//! Counts the fields of an encoded CheckRequest before it is decoded, because a field of two bytes on the wire can take
+//! a hundred bytes in memory. Nothing is allocated.
 
-use super::message::Unread;
+use super::message::ReadError;
 
-/// Names and values of headers, and everything else that is decoded, are this many fields at most: of a header three.
+/// The maximum number of decoded fields. A header has three.
 const MAX_FIELDS: usize = 32_768;
 
-/// A message, by the fields of it that are messages that are decoded. Everything else is passed over at once.
+/// The fields of a message that contain decoded messages. All other fields are skipped.
 struct Message(&'static [(u64, &'static Message)]);
 
 static FLAT: Message = Message(&[]);
@@ -18,28 +18,28 @@ static REQUEST: Message = Message(&[(2, &HTTP)]);
 static ATTRIBUTES: Message = Message(&[(1, &PEER), (4, &REQUEST), (10, &FLAT)]);
 static CHECK: Message = Message(&[(1, &ATTRIBUTES)]);
 
-/// Whether these bytes are fields of a CheckRequest, and few enough.
+/// Checks that these bytes are the fields of a CheckRequest, and not too many.
 ///
 /// # Errors
-/// They are not.
-pub(super) fn check(check: &[u8]) -> Result<(), Unread> {
-    let mut left = MAX_FIELDS;
-    match walk(check, &CHECK, &mut left) {
+/// They are not fields, or too many.
+pub(super) fn check(check: &[u8]) -> Result<(), ReadError> {
+    let mut remaining = MAX_FIELDS;
+    match count_fields(check, &CHECK, &mut remaining) {
         Some(()) => Ok(()),
-        None if left == 0 => Err(Unread::TooMany),
-        None => Err(Unread::NoCheck),
+        None if remaining == 0 => Err(ReadError::TooManyFields),
+        None => Err(ReadError::NotACheck),
     }
 }
 
-/// `None` where the bytes are no fields, or more than are left.
-fn walk(mut bytes: &[u8], message: &Message, left: &mut usize) -> Option<()> {
-    /// Wire types (Protocol Buffers, "Encoding"). Groups are of before proto3.
+/// Subtracts the fields from `remaining`; `None` if the bytes are not fields or exceed it.
+fn count_fields(mut bytes: &[u8], message: &Message, remaining: &mut usize) -> Option<()> {
+    /// Wire types (Protocol Buffers, "Encoding"). Groups do not exist in proto3.
     const VARINT: u64 = 0;
     const FIXED_64: u64 = 1;
     const LENGTH: u64 = 2;
     const FIXED_32: u64 = 5;
     while !bytes.is_empty() {
-        *left = left.checked_sub(1)?;
+        *remaining = remaining.checked_sub(1)?;
         let key = varint(&mut bytes)?;
         match key & 7 {
             VARINT => {
@@ -52,7 +52,7 @@ fn walk(mut bytes: &[u8], message: &Message, left: &mut usize) -> Option<()> {
                 let (value, rest) = bytes.split_at_checked(length)?;
                 bytes = rest;
                 if let Some((_, inner)) = message.0.iter().find(|(number, _)| *number == key >> 3) {
-                    walk(value, inner, left)?;
+                    count_fields(value, inner, remaining)?;
                 }
             }
             _ => return None,
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn fields_without_content_are_counted_wherever_they_are_decoded() {
-        // Around them are three, and the header map.
+        // Three enclosing fields, and the header map.
         for (number, inner) in [(3, 0x1a), (13, 0x0a)] {
             for (count, decodable) in [(MAX_FIELDS - 4, true), (MAX_FIELDS, false)] {
                 let many = [inner, 0].repeat(count);
@@ -112,16 +112,16 @@ mod tests {
         for message in [extensions, addresses, within_an_entry] {
             assert!(!is_decodable(&message));
         }
-        // A body is passed over, whatever it looks like.
+        // A body is skipped, whatever its content.
         assert!(is_decodable(&of_http(&field(11, &[0x1a, 0].repeat(MAX_FIELDS)))));
     }
 
     #[test]
-    fn what_is_cut_off_or_a_group_is_none() {
-        let whole = of_http(&field(3, &[field(1, b"name"), field(2, b"value")].concat()));
-        assert!(is_decodable(&whole) && is_decodable(&[]));
-        for cut in 1..whole.len() {
-            assert!(!is_decodable(&whole[..cut]), "{cut}");
+    fn truncated_messages_and_groups_are_rejected() {
+        let message = of_http(&field(3, &[field(1, b"name"), field(2, b"value")].concat()));
+        assert!(is_decodable(&message) && is_decodable(&[]));
+        for cut in 1..message.len() {
+            assert!(!is_decodable(&message[..cut]), "{cut}");
         }
         for bytes in [&[0x0b][..], &[0x0b, 0x0c], &[0x0f], &[0x80; 11]] {
             assert!(!is_decodable(bytes), "{bytes:?}");

@@ -1,4 +1,4 @@
-//! Streams that have no end of their own, such as a health Watch: they end when the listener is stopped.
+//! Ends endless streams, such as a health Watch, when the listener is stopped.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,28 +15,27 @@ use tonic::body::Body;
 
 use crate::server::Stop;
 
-/// How long a stream has to say that nothing should be sent here any more, where a drain has no delay.
-const LAST_WORD: Duration = Duration::from_millis(50);
+/// How long a stream has to report NOT_SERVING if the drain has no delay.
+const LAST_MESSAGE: Duration = Duration::from_millis(50);
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-/// The body of an answer, which ends at a drain as one that cannot go on (gRPC's UNAVAILABLE): its client asks another
-/// replica.
+/// A response body that ends at a drain with gRPC's UNAVAILABLE, so that its client goes to another replica.
 pub(super) struct UntilStopped {
     body: Body,
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
     ended: bool,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl UntilStopped {
-    /// Of one of those that may be open at a time.
-    pub(super) fn new(body: Body, mut stop: Stop, place: OwnedSemaphorePermit) -> Self {
+    /// Wraps a body, which holds the permit of an endless stream.
+    pub(super) fn new(body: Body, mut stop: Stop, permit: OwnedSemaphorePermit) -> Self {
         let stopped = async move {
-            stop.asked_for().await;
-            sleep(LAST_WORD).await;
+            stop.requested().await;
+            sleep(LAST_MESSAGE).await;
         };
-        Self { body, stopped: Box::pin(stopped), ended: false, _place: place }
+        Self { body, stopped: Box::pin(stopped), ended: false, _permit: permit }
     }
 }
 
@@ -51,7 +50,7 @@ impl http_body::Body for UntilStopped {
         if self.ended {
             return Poll::Ready(None);
         }
-        // What the stream has to say comes first: of health, that nothing should be sent here any more.
+        // Pending messages come first, such as NOT_SERVING on a health Watch.
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             return Poll::Ready(frame);
         }

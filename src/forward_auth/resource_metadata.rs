@@ -1,7 +1,7 @@
-//! The metadata of the protected resource (RFC 9728), for clients that a challenge has pointed to it.
+//! Protected resource metadata (RFC 9728), for clients that a challenge has referred to it.
 //!
-//! Made of the configuration alone. It is a public document: whoever asks gets it, and it tells which issuers
-//! are accepted, which no denial does.
+//! It is built from the configuration alone. It is a public document that lists the accepted issuers, which no denial
+//! does.
 
 use std::collections::BTreeSet;
 
@@ -14,11 +14,10 @@ use url::Url;
 use crate::authorizer::Authorizer;
 use crate::validation::provider::TokenSource;
 
-/// What stands between the host of a resource and its path in the URL of its metadata (RFC 9728 §3).
+/// The path segment between a resource's host and path in its metadata URL (RFC 9728 §3).
 const WELL_KNOWN: &str = "/.well-known/oauth-protected-resource";
 
-/// The document, where this request asks for it and it is here: where `responses.resource_metadata` has this
-/// path, below the well-known one.
+/// The metadata, if this request asks for the path of `responses.resource_metadata`.
 pub(super) fn answer<B>(
     request: &Request<B>,
     authorizer: &Authorizer,
@@ -31,7 +30,7 @@ pub(super) fn answer<B>(
     Some(
         Response::builder()
             .header(CONTENT_TYPE, "application/json")
-            // Clients in browsers come from anywhere.
+            // Browser clients may have any origin.
             .header(ACCESS_CONTROL_ALLOW_ORIGIN, "*")
             .body(Body::from(document)),
     )
@@ -43,7 +42,7 @@ fn document(url: &Url, authorizer: &Authorizer) -> Option<String> {
     let sources = authorizer.token_sources().iter().filter_map(|source| match source {
         TokenSource::Header { .. } => Some("header"),
         TokenSource::Query(_) => Some("query"),
-        // RFC 6750 has no name for it.
+        // RFC 6750 does not define a cookie method.
         TokenSource::Cookie(_) => None,
     });
     let methods: BTreeSet<&str> = sources.collect();

@@ -1,4 +1,4 @@
-//! One connection: HTTP/1.1 or HTTP/2 by hyper, within the bounds that every listener has, until its end.
+//! Serves one connection with hyper, HTTP/1.1 or HTTP/2, within the limits that every listener has.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -20,213 +20,217 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{sleep, timeout};
 
-use super::state::{ConnectionState, Flight, LOOK, Overdue, PAUSE, Patience};
-use super::stream::{Stream, Watched};
+use super::state::{CHECK_INTERVAL, CloseCause, ConnectionState, IDLE_TIMEOUT, Rejections, RequestGuard};
+use super::stream::{MonitoredStream, Stream};
 use super::tls::HandshakeError;
 use super::{
-    BoxError, Door, MAX_HEAD_BYTES, MAX_HEADER_BYTES, MAX_HEADERS, Peer, Rarely, Stop, Tls, count_unread,
+    BoxError, Door, LogSampler, MAX_HEAD_BYTES, MAX_HEADER_BYTES, MAX_HEADERS, Peer, Stop, Tls,
+    record_rejected,
 };
 use crate::clock;
 
-/// How long a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+/// The timeout of a TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// So many requests may come and be cancelled before they can be looked at: a client of a proxy that goes away has all of its
-/// requests cancelled in one piece, and the others on the proxy's connection must not pay for that. More than is read at a
-/// time, so that no more than that is held. How many requests may be malformed is not the library's to say, which would
-/// count for as long as the connection lives (see `ConnectionState::patience`).
-const CANCELLED_AT_ONCE: usize = 4096;
+/// How many requests a client may open and cancel before they are accepted. When a proxy's client disconnects, all of
+/// its requests are cancelled in one batch, and the other requests on the proxy's connection must not fail for that.
+/// The limit is above the number of requests that are read at a time, which bounds what is held. The number of
+/// malformed requests is limited by `ConnectionState::rejections`, because hyper counts them over the whole life of the
+/// connection.
+const MAX_PENDING_RESETS: usize = 4096;
 
-/// How often HTTP/2 is pinged, and how long an answer to that may take.
-const PING: Duration = Duration::from_secs(60);
-const PONG: Duration = Duration::from_secs(20);
+/// The interval of HTTP/2 pings and the timeout of their acknowledgement.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(60);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a client may send of one message, and of all on a connection, before it has been read: for a proxy far away.
+/// HTTP/2 flow-control windows of a stream and of a connection, sized for a proxy with a high round-trip time.
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
-/// So much of a body is passed over where it comes within so long: a proxy sends it with the head or not at all.
-const PASSED_OVER: u64 = 64 * 1024;
-const BODY: Duration = Duration::from_millis(100);
+/// The most bytes of a body that are discarded, and the time to receive them: a proxy sends a body with the head or not
+/// at all.
+const MAX_DISCARDED_BODY: u64 = 64 * 1024;
+const DISCARD_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// What was read of larger headers over HTTP/1.1 is held in a buffer until the connection ends.
-const LARGE_HEAD: usize = 16 * 1024;
+/// The largest HTTP/1.1 head after which the connection is kept: hyper keeps the read buffer of a larger one until the
+/// connection closes.
+const MAX_KEPT_HEAD: usize = 16 * 1024;
 
-/// How long a connection without a request in flight has for its last bytes, once the listener is stopped, and how long one
-/// may go on after it was told to go.
-const LAST_BYTES: Duration = Duration::from_millis(500);
+/// How long an idle connection has to send its last bytes after the listener is stopped, and how long a client may
+/// continue after GOAWAY.
+const LINGER: Duration = Duration::from_millis(500);
 
-/// A connection, and what its requests are answered by.
+/// A connection and the door that serves its requests.
 pub(super) struct Connection<D> {
     pub(super) door: Arc<D>,
     pub(super) peer: Peer,
     pub(super) state: Arc<ConnectionState>,
-    /// When the log is told of requests that could not be answered.
-    pub(super) unread: Arc<Rarely>,
+    /// Limits the log lines about rejected requests.
+    pub(super) rejected_log: Arc<LogSampler>,
 }
 
 impl<D: Door> Connection<D> {
-    /// Serves it until it ends, lasts too long at something, has to make room, or the listener is stopped and no request
-    /// is in flight.
+    /// Serves the connection until it closes, exceeds a timeout or is evicted, or until the listener is stopped and no
+    /// request is in flight.
     pub(super) async fn serve(self, stream: Stream, tls: Option<Tls>, mut stop: Stop) {
-        let Some(tls) = tls else { return self.converse(stream, stop).await };
-        let shaken = tokio::select! {
-            shaken = timeout(HANDSHAKE, tls.handshake(stream)) => shaken,
+        let Some(tls) = tls else { return self.serve_http(stream, stop).await };
+        let handshake = tokio::select! {
+            handshake = timeout(HANDSHAKE_TIMEOUT, tls.handshake(stream)) => handshake,
             () = self.state.closed.notified() => return,
-            () = stop.asked_for() => return,
+            () = stop.requested() => return,
         };
         let metrics = self.door.service().metrics();
-        match shaken {
-            Ok(Ok(stream)) => self.converse(stream, stop).await,
-            Ok(Err(error)) => tls.refused(metrics, &error),
-            Err(_) => tls.refused(metrics, &HandshakeError::timed_out()),
+        match handshake {
+            Ok(Ok(stream)) => self.serve_http(stream, stop).await,
+            Ok(Err(error)) => tls.record_failure(metrics, &error),
+            Err(_) => tls.record_failure(metrics, &HandshakeError::timed_out()),
         }
     }
 
-    async fn converse<S>(self, stream: S, mut stop: Stop)
+    async fn serve_http<S>(self, stream: S, mut stop: Stop)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { door, peer, state, .. } = &self;
-        let io = TokioIo::new(Watched::new(stream, Arc::clone(state)));
-        let answer = {
+        let io = TokioIo::new(MonitoredStream::new(stream, Arc::clone(state)));
+        let respond = {
             let (door, peer, state) = (Arc::clone(door), *peer, Arc::clone(state));
             hyper::service::service_fn(move |request: Request<Incoming>| {
-                // Before the library goes on: whatever it has not handed over by then, it has refused.
-                state.request(request.version() != Version::HTTP_2);
+                // Recorded as soon as hyper dispatches it: streams not dispatched by then count as rejected by hyper.
+                state.record_request(request.version() != Version::HTTP_2);
                 let size = header_bytes(request.headers());
                 if size.is_none() {
-                    state.refuse();
+                    state.record_too_large();
                 }
-                answer(Arc::clone(&door), request, size, peer, Arc::clone(&state))
+                respond(Arc::clone(&door), request, size, peer, Arc::clone(&state))
             })
         };
         let builder = builder(door.speaks_http1(), door.max_streams());
-        let connection = builder.serve_connection(io, answer);
+        let connection = builder.serve_connection(io, respond);
         tokio::pin!(connection);
-        let (mut stopping, mut told_to_go) = (false, None);
+        let (mut stopping, mut goaway_at) = (false, None);
         loop {
             tokio::select! {
                 step = step(connection.as_mut(), state) => match step {
-                    Step::Ended(refused) => {
-                        self.count_unread(refused);
+                    Step::Closed(rejected) => {
+                        self.record_rejected(rejected);
                         break;
                     }
-                    Step::Refused(requests) => {
-                        self.count_unread(requests);
-                        let patience = state.patience();
-                        if patience != Patience::Left && told_to_go.is_none() {
-                            told_to_go = Some(clock::monotonic());
-                            self.count_closed(Overdue::Flood);
+                    Step::Rejected(requests) => {
+                        self.record_rejected(requests);
+                        let rejections = state.rejections();
+                        if rejections != Rejections::Tolerated && goaway_at.is_none() {
+                            goaway_at = Some(clock::monotonic());
+                            self.record_close(CloseCause::Flood);
                             connection.as_mut().graceful_shutdown();
                         }
-                        // Before it can know, more may come, and requests of others may be in flight.
-                        let knows = told_to_go.is_some_and(|told| told.elapsed() >= LAST_BYTES);
-                        if patience == Patience::Over && knows {
+                        // More requests may arrive until the client has seen GOAWAY, and valid ones may be in flight.
+                        let seen_goaway = goaway_at.is_some_and(|at| at.elapsed() >= LINGER);
+                        if rejections == Rejections::Excessive && seen_goaway {
                             break;
                         }
                     }
                 },
-                () = sleep(LOOK) => {
-                    if let Some(overdue) = state.overdue() {
-                        break self.count_closed(overdue);
+                () = sleep(CHECK_INTERVAL) => {
+                    if let Some(cause) = state.exceeded_timeout() {
+                        break self.record_close(cause);
                     }
                 }
-                () = state.flood.notified() => break self.count_closed(Overdue::Flood),
+                () = state.flood.notified() => break self.record_close(CloseCause::Flood),
                 () = state.closed.notified() => {
-                    // Whoever speaks HTTP/2 is told which requests it may send again.
+                    // GOAWAY tells an HTTP/2 client which requests it may retry.
                     connection.as_mut().graceful_shutdown();
-                    let last = async {
-                        while let Step::Refused(requests) = step(connection.as_mut(), state).await {
-                            self.count_unread(requests);
+                    let finish = async {
+                        while let Step::Rejected(requests) = step(connection.as_mut(), state).await {
+                            self.record_rejected(requests);
                         }
                     };
-                    let _ended = timeout(LAST_BYTES, last).await;
+                    let _ended = timeout(LINGER, finish).await;
                     break;
                 }
-                () = leave(&mut stop, state), if !stopping => {
+                () = stop_requested(&mut stop, state), if !stopping => {
                     stopping = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = left_alone(state), if stopping => break,
+                () = until_drained(state), if stopping => break,
             }
         }
     }
 
-    fn count_unread(&self, requests: u64) {
-        count_unread(&*self.door, requests, &self.unread);
+    fn record_rejected(&self, requests: u64) {
+        record_rejected(&*self.door, requests, &self.rejected_log);
     }
 
-    fn count_closed(&self, overdue: Overdue) {
-        let (door, cause) = (self.door.name(), overdue.as_str());
-        tracing::debug!(door, cause, "a connection is closed");
+    fn record_close(&self, cause: CloseCause) {
+        let (door, cause) = (self.door.name(), cause.as_str());
+        tracing::debug!(door, cause, "connection closed");
         self.door.service().metrics().connection_closed(door, cause);
     }
 }
 
-/// What came of a connection.
+/// The outcome of polling a connection.
 enum Step {
-    /// It has ended, with so many requests refused that are not counted.
-    Ended(u64),
-    /// So many requests have been refused, and it goes on.
-    Refused(u64),
+    /// It is closed, with the number of rejected requests not reported before.
+    Closed(u64),
+    /// It is open, with the number of newly rejected requests.
+    Rejected(u64),
 }
 
-/// Goes on with a connection until it ends, or until it has done all that it can and refused something.
+/// Drives a connection until it is closed, or until it is pending and has rejected requests.
 async fn step<C>(mut connection: Pin<&mut C>, state: &ConnectionState) -> Step
 where
     C: Future<Output = Result<(), BoxError>>,
 {
     poll_fn(|cx| match connection.as_mut().poll(cx) {
-        Poll::Ready(ended) => Poll::Ready(Step::Ended(refused_at_end(ended, state))),
+        Poll::Ready(result) => Poll::Ready(Step::Closed(rejected_at_close(result, state))),
         Poll::Pending => {
             if state.resume() {
                 cx.waker().wake_by_ref();
             }
-            match state.newly_refused() {
+            match state.take_rejected() {
                 0 => Poll::Pending,
-                requests => Poll::Ready(Step::Refused(requests)),
+                requests => Poll::Ready(Step::Rejected(requests)),
             }
         }
     })
     .await
 }
 
-/// How many requests the library has refused when it ended a connection. HTTP/1 tells by its error; of HTTP/2 are left what
-/// has not been handed over, unless it was the client that ended it.
-fn refused_at_end(ended: Result<(), BoxError>, state: &ConnectionState) -> u64 {
-    let Err(error) = ended else { return state.newly_refused() };
+/// How many requests hyper rejected when it closed a connection. An HTTP/1 parse error is one request. Over HTTP/2 it
+/// is the streams that were not dispatched, unless the client closed the connection.
+fn rejected_at_close(result: Result<(), BoxError>, state: &ConnectionState) -> u64 {
+    let Err(error) = result else { return state.take_rejected() };
     if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
         return 1;
     }
     let mut causes = successors(Some(&*error as &(dyn Error + 'static)), |&error| error.source());
     let by_library = causes.any(|cause| cause.downcast_ref().is_some_and(h2::Error::is_library));
-    if by_library { state.newly_refused() } else { 0 }
+    if by_library { state.take_rejected() } else { 0 }
 }
 
-/// The bounds of HTTP that the library holds.
+/// The HTTP limits that hyper enforces.
 fn builder(http1: bool, streams: u32) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     if !http1 {
         builder = builder.http2_only();
     }
-    // The date is ours (see `answer`), and none where the clock stands after 9999: the library's would be wrong there. Over
-    // HTTP/1.1 it makes its own all the same and leaves it out; `crates/httpdate` keeps that from panicking.
+    // `respond` sets the `Date` header, and omits it when the clock is past the year 9999, where hyper's would be
+    // wrong. For HTTP/1.1 hyper still formats a date and discards it; `crates/httpdate` keeps that from panicking.
     builder
         .http1()
         .auto_date_header(false)
         .timer(TokioTimer::new())
-        .header_read_timeout(PAUSE)
+        .header_read_timeout(IDLE_TIMEOUT)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES);
     builder
         .http2()
         .auto_date_header(false)
         .timer(TokioTimer::new())
-        .keep_alive_interval(PING)
-        .keep_alive_timeout(PONG)
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .max_concurrent_streams(streams)
-        .max_pending_accept_reset_streams(CANCELLED_AT_ONCE)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(None)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -234,40 +238,40 @@ fn builder(http1: bool, streams: u32) -> Builder<TokioExecutor> {
     builder
 }
 
-/// The door's answer to a request of this size; 431 where it has none, for that it is too large.
-async fn answer<D: Door>(
+/// The door's response to a request, or status 431 if `size` is `None` because its headers are too large.
+async fn respond<D: Door>(
     door: Arc<D>,
     mut request: Request<Incoming>,
     size: Option<usize>,
     peer: Peer,
     state: Arc<ConnectionState>,
-) -> Result<Response<Counted<D::Body>>, Infallible> {
-    let mut flight = door.is_awaited(&request).then(|| state.flight());
-    let leaves_something = request.version() != Version::HTTP_2
-        && (size.is_none_or(|size| size > LARGE_HEAD) || !is_passed_over(&mut request).await);
+) -> Result<Response<TrackedBody<D::Body>>, Infallible> {
+    let mut guard = door.blocks_drain(&request).then(|| state.start_request());
+    let must_close = request.version() != Version::HTTP_2
+        && (size.is_none_or(|size| size > MAX_KEPT_HEAD) || !discard_body(&mut request).await);
     let mut response = if size.is_some() {
-        // What it holds is not needed while the answer is sent.
+        // Boxed, so that its state is freed before the response is sent.
         Box::pin(door.answer(request, peer)).await
     } else {
-        let mut refusal = Response::new(D::Body::default());
-        *refusal.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        refusal
+        let mut response = Response::new(D::Body::default());
+        *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        response
     };
-    if let Some(flight) = &mut flight {
-        flight.answered();
+    if let Some(guard) = &mut guard {
+        guard.response_ready();
     }
     if door.speaks_http1()
         && let Some(date) = clock::http_date()
     {
         response.headers_mut().insert(DATE, date);
     }
-    if leaves_something {
+    if must_close {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(response.map(|body| Counted { body, _flight: flight }))
+    Ok(response.map(|body| TrackedBody { body, _guard: guard }))
 }
 
-/// How long all names and values are together; `None` where they are too long or too many.
+/// The total size of all names and values; `None` if they are too large or too many.
 fn header_bytes(headers: &HeaderMap) -> Option<usize> {
     if headers.len() > MAX_HEADERS {
         return None;
@@ -276,52 +280,52 @@ fn header_bytes(headers: &HeaderMap) -> Option<usize> {
     (bytes <= MAX_HEADER_BYTES).then_some(bytes)
 }
 
-/// Passes over a body, which nobody reads over HTTP/1.1; whether nothing is left of it.
-async fn is_passed_over(request: &mut Request<Incoming>) -> bool {
+/// Discards an HTTP/1.1 body. Returns whether all of it was received.
+async fn discard_body(request: &mut Request<Incoming>) -> bool {
     let body = request.body();
     if body.is_end_stream() {
         return true;
     }
-    // Who waits to be told to send it is not told so.
-    if body.size_hint().lower() > PASSED_OVER || request.headers().contains_key(EXPECT) {
+    // A client that expects 100 (Continue) does not get it.
+    if body.size_hint().lower() > MAX_DISCARDED_BODY || request.headers().contains_key(EXPECT) {
         return false;
     }
     let body = request.body_mut();
-    let mut left = PASSED_OVER;
-    let passing = async {
+    let mut remaining = MAX_DISCARDED_BODY;
+    let discard = async {
         while let Some(frame) = body.frame().await {
             let bytes = frame.ok()?.data_ref().map_or(0, Bytes::len);
-            left = left.checked_sub(bytes as u64)?;
+            remaining = remaining.checked_sub(bytes as u64)?;
         }
         Some(())
     };
-    matches!(timeout(BODY, passing).await, Ok(Some(())))
+    matches!(timeout(DISCARD_TIMEOUT, discard).await, Ok(Some(())))
 }
 
-/// Ends when the listener is stopped. A connection that has just come has a moment for its first request, which may be
-/// on its way.
-async fn leave(stop: &mut Stop, state: &ConnectionState) {
-    stop.asked_for().await;
+/// Waits until the listener is stopped. A new connection gets a moment more, because its first request may be on its
+/// way.
+async fn stop_requested(stop: &mut Stop, state: &ConnectionState) {
+    stop.requested().await;
     if !state.is_established() {
-        sleep(LAST_BYTES).await;
+        sleep(LINGER).await;
     }
 }
 
-/// Ends when every request that came before has its answer, and had a moment to be sent.
-async fn left_alone(state: &ConnectionState) {
-    sleep(LAST_BYTES).await;
+/// Waits until every request received before the stop has its response and the time to send it.
+async fn until_drained(state: &ConnectionState) {
+    sleep(LINGER).await;
     state.stop();
-    state.until_decided().await;
-    sleep(LAST_BYTES).await;
+    state.until_answered().await;
+    sleep(LINGER).await;
 }
 
-/// The body of an answer, which is in flight until its end.
-pub(super) struct Counted<B> {
+/// A response body whose request stays in flight until it ends.
+pub(super) struct TrackedBody<B> {
     body: B,
-    _flight: Option<Flight>,
+    _guard: Option<RequestGuard>,
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Counted<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for TrackedBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 

@@ -1,39 +1,39 @@
-//! How many connections the machine lets this process have, and what is kept for everything else.
+//! Divides the limit on open files between connections and everything else.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What is kept for key fetches, files and the operator's door: an eighth of all, within these.
+/// The descriptors reserved for key fetches, files and the admin door: an eighth of the limit, clamped to this range.
 const RESERVE: std::ops::RangeInclusive<u64> = 24..=512;
 
-/// Raises the process's limit on descriptors to what it may raise it to (`RLIMIT_NOFILE`). What cannot be raised stays.
+/// Raises the process's limit on open files (`RLIMIT_NOFILE`) to the hard limit. If that fails, the limit stays.
 pub fn raise_limit() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_some() && current != maximum {
-        let _as_it_was = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+        let _unchanged = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     }
 }
 
-/// How many descriptors connections may have, beside those that are open now and the reserve.
+/// How many descriptors are left for connections after those that are open now and the reserve.
 pub(crate) fn for_connections() -> Connections {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
     let open = std::fs::read_dir("/proc/self/fd").map_or(16, |entries| entries.count() as u64);
     divide(limit, open)
 }
 
-/// What connections may have of a limit.
+/// Descriptors available for connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Connections {
-    /// The doors together.
+    /// For all doors together.
     pub(crate) doors: usize,
-    /// The operator's door, out of the reserve.
+    /// For the admin door, taken from the reserve.
     pub(crate) admin: usize,
 }
 
 fn divide(limit: u64, open: u64) -> Connections {
     let reserve = (limit / 8).clamp(*RESERVE.start(), *RESERVE.end());
     let doors = limit.saturating_sub(open).saturating_sub(reserve).max(1);
-    let of = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
-    Connections { doors: of(doors), admin: of(reserve / 4) }
+    let to_usize = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+    Connections { doors: to_usize(doors), admin: to_usize(reserve / 4) }
 }
 
 #[cfg(test)]
@@ -41,13 +41,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_the_limit_something_is_kept_for_fetches_and_for_the_operator() {
+    fn descriptors_are_reserved_for_fetches_and_the_admin_door_at_any_limit() {
         for (limit, open, doors, admin) in [
             (80, 16, 40, 6),
             (1024, 20, 876, 32),
             (20_000, 20, 19_468, 128),
             (u64::from(u32::MAX), 20, 4_294_966_763, 128),
-            // Too few for anything: one connection is tried all the same.
+            // Too few for anything: one connection is still allowed.
             (20, 16, 1, 6),
             (0, 16, 1, 6),
         ] {

@@ -1,160 +1,161 @@
-//! How far the bytes of a connection are from something whole: enough of HTTP/2's framing to see that a preface, a
-//! frame or a header block was begun and not finished. Pure.
+//! Tracks HTTP/2 framing far enough to see whether a preface, a frame or a header block is incomplete. Pure.
 //!
-//! The HTTP library bounds how large these may be, and not how long they may take.
+//! Hyper limits the size of these, but not the time that they take.
 
-/// What begins an HTTP/2 connection (RFC 9113 §3.4).
+/// The client connection preface (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Frames that go with one of a request: updates of windows, acknowledgements, priorities, a reset.
-const IDLE_FOR_EACH: u64 = 8;
+/// How many other frames are normal for each HEADERS or DATA frame: window updates, acknowledgements, priorities, a
+/// reset.
+const IDLE_FRAMES_PER_REQUEST_FRAME: u64 = 8;
 
-/// Bytes before each frame's payload (RFC 9113 §4.1).
+/// The length of a frame header (RFC 9113 §4.1).
 const FRAME_HEADER: usize = 9;
 
-/// Of DATA, and frame types and the flag of RFC 9113 §6.2 and §6.10.
+/// Frame types and the END_HEADERS flag (RFC 9113 §6.1, §6.2 and §6.10).
 const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const CONTINUATION: u8 = 0x9;
 const END_HEADERS: u8 = 0x4;
 
-/// A frame's stream has 31 bits.
-const LARGEST_STREAM: u32 = u32::MAX >> 1;
+/// A stream identifier has 31 bits.
+const MAX_STREAM_ID: u32 = u32::MAX >> 1;
 
-/// The framing of what a client sends.
+/// The framing of a client's bytes.
 #[derive(Debug)]
 pub(super) struct Framing {
-    part: Part,
-    /// Whether a header block was begun that a later frame must end.
+    state: State,
+    /// Whether a header block is open, to be continued by a later frame.
     block_open: bool,
-    /// The latest stream that a header block began, and how many began one and came whole.
+    /// The highest stream opened so far, whether the current header block opens one, and how many were opened by
+    /// complete header blocks.
     latest_stream: u32,
     opens_stream: bool,
     streams: u64,
-    /// Frames that have come whole, and those of them that bring something of a request.
+    /// Complete frames, and HEADERS and DATA frames.
     frames: u64,
-    of_requests: u64,
+    request_frames: u64,
 }
 
 #[derive(Debug)]
-enum Part {
-    /// So many bytes of the preface have come.
+enum State {
+    /// This many bytes of the preface have been received.
     Preface(usize),
-    /// It was no preface.
+    /// The bytes did not match the preface.
     Http1,
-    /// So many bytes of a frame's header.
+    /// This many bytes of a frame header have been received.
     FrameHeader([u8; FRAME_HEADER], usize),
-    /// So many bytes of a frame's payload are yet to come.
+    /// This many bytes of a payload remain.
     Payload(usize),
 }
 
-/// What the last bytes have brought.
+/// The state after the last bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// HTTP/1: what is whole, only its parser knows.
+    /// HTTP/1, where only the parser knows what is complete.
     Http1,
-    /// Everything that was begun is whole.
-    Whole,
-    /// Something new was begun, after something that became whole.
-    Begun,
-    /// What was begun before is not whole yet.
-    Unfinished,
+    /// Nothing is incomplete.
+    Complete,
+    /// The previous item is complete and a new one is incomplete.
+    Started,
+    /// The same item is still incomplete.
+    Incomplete,
 }
 
 impl Framing {
-    /// Of a connection that has said nothing yet.
+    /// The framing of a new connection.
     pub(super) fn new() -> Self {
         Self {
-            part: Part::Preface(0),
+            state: State::Preface(0),
             block_open: false,
             latest_stream: 0,
             opens_stream: false,
             streams: 0,
             frames: 0,
-            of_requests: 0,
+            request_frames: 0,
         }
     }
 
-    /// How many streams were opened by a header block that has come whole: requests, whatever the library thinks of them.
+    /// The number of streams opened by complete header blocks: requests, whether hyper dispatches them or not.
     pub(super) fn streams(&self) -> u64 {
         self.streams
     }
 
-    /// Whether HTTP/2 is spoken: the preface and a first frame, which are the client's settings, have come whole.
+    /// Whether the client speaks HTTP/2: the preface and a first frame, its settings, are complete.
     pub(super) fn is_http2(&self) -> bool {
         self.frames > 0
     }
 
-    /// How many frames were of no request, beyond what goes with requests: a few for each frame of one.
+    /// The number of frames that belong to no request, beyond those that are normal for the requests.
     pub(super) fn idle_frames(&self) -> u64 {
-        let of_none = self.frames.saturating_sub(self.of_requests);
-        of_none.saturating_sub(self.of_requests.saturating_mul(IDLE_FOR_EACH))
+        let other = self.frames.saturating_sub(self.request_frames);
+        other.saturating_sub(self.request_frames.saturating_mul(IDLE_FRAMES_PER_REQUEST_FRAME))
     }
 
-    /// Takes in the next bytes.
+    /// Processes the next bytes.
     pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Progress {
-        let mut was_whole = self.is_whole();
+        let mut was_complete = self.is_complete();
         while let Some((first, rest)) = bytes.split_first() {
-            match &mut self.part {
-                Part::Http1 => return Progress::Http1,
-                Part::Preface(come) => {
-                    if PREFACE.get(*come) != Some(first) {
-                        self.part = Part::Http1;
+            match &mut self.state {
+                State::Http1 => return Progress::Http1,
+                State::Preface(received) => {
+                    if PREFACE.get(*received) != Some(first) {
+                        self.state = State::Http1;
                         return Progress::Http1;
                     }
-                    *come += 1;
-                    if *come == PREFACE.len() {
-                        self.part = Part::FrameHeader([0; FRAME_HEADER], 0);
-                        was_whole = true;
+                    *received += 1;
+                    if *received == PREFACE.len() {
+                        self.state = State::FrameHeader([0; FRAME_HEADER], 0);
+                        was_complete = true;
                     }
                     bytes = rest;
                 }
-                Part::FrameHeader(header, come) => {
-                    if let Some(place) = header.get_mut(*come) {
-                        *place = *first;
+                State::FrameHeader(header, received) => {
+                    if let Some(byte) = header.get_mut(*received) {
+                        *byte = *first;
                     }
-                    *come += 1;
+                    *received += 1;
                     bytes = rest;
-                    if *come == FRAME_HEADER {
+                    if *received == FRAME_HEADER {
                         let header = *header;
                         self.begin_payload(header);
-                        was_whole |= self.is_whole();
+                        was_complete |= self.is_complete();
                     }
                 }
-                Part::Payload(left) => {
-                    let now = (*left).min(bytes.len());
-                    *left -= now;
+                State::Payload(remaining) => {
+                    let now = (*remaining).min(bytes.len());
+                    *remaining -= now;
                     bytes = bytes.get(now..).unwrap_or_default();
-                    if *left == 0 {
+                    if *remaining == 0 {
                         self.end_frame();
-                        was_whole |= self.is_whole();
+                        was_complete |= self.is_complete();
                     }
                 }
             }
         }
-        match (self.is_whole(), was_whole) {
-            (true, _) => Progress::Whole,
-            (false, true) => Progress::Begun,
-            (false, false) => Progress::Unfinished,
+        match (self.is_complete(), was_complete) {
+            (true, _) => Progress::Complete,
+            (false, true) => Progress::Started,
+            (false, false) => Progress::Incomplete,
         }
     }
 
     fn begin_payload(&mut self, header: [u8; FRAME_HEADER]) {
         let [a, b, c, kind, flags, stream @ ..] = header;
         let ends = flags & END_HEADERS != 0;
-        self.of_requests = self.of_requests.saturating_add(u64::from(matches!(kind, DATA | HEADERS)));
+        self.request_frames = self.request_frames.saturating_add(u64::from(matches!(kind, DATA | HEADERS)));
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         if kind == HEADERS {
-            let stream = u32::from_be_bytes(stream) & LARGEST_STREAM;
-            // Trailers come in a stream that is open (RFC 9113 §5.1.1).
+            let stream = u32::from_be_bytes(stream) & MAX_STREAM_ID;
+            // Trailers belong to an open stream (RFC 9113 §5.1.1).
             self.opens_stream = stream > self.latest_stream;
             self.latest_stream = self.latest_stream.max(stream);
         }
         if matches!(kind, HEADERS | CONTINUATION) {
             self.block_open = !ends;
         }
-        self.part = Part::Payload(length);
-        if matches!(self.part, Part::Payload(0)) {
+        self.state = State::Payload(length);
+        if matches!(self.state, State::Payload(0)) {
             self.end_frame();
         }
     }
@@ -164,16 +165,16 @@ impl Framing {
         if !self.block_open && std::mem::take(&mut self.opens_stream) {
             self.streams = self.streams.saturating_add(1);
         }
-        self.part = Part::FrameHeader([0; FRAME_HEADER], 0);
+        self.state = State::FrameHeader([0; FRAME_HEADER], 0);
     }
 
-    /// Between two frames, of which none has left a header block open.
-    fn is_whole(&self) -> bool {
-        match self.part {
-            Part::Preface(come) => come == 0,
-            Part::Http1 => true,
-            Part::FrameHeader(_, come) => come == 0 && !self.block_open && self.frames > 0,
-            Part::Payload(_) => false,
+    /// Whether the position is between two frames with no header block open.
+    fn is_complete(&self) -> bool {
+        match self.state {
+            State::Preface(received) => received == 0,
+            State::Http1 => true,
+            State::FrameHeader(_, received) => received == 0 && !self.block_open && self.frames > 0,
+            State::Payload(_) => false,
         }
     }
 }
@@ -190,66 +191,66 @@ mod tests {
         bytes
     }
 
-    fn greeted() -> Framing {
+    fn established() -> Framing {
         let mut framing = Framing::new();
-        assert_eq!(framing.feed(PREFACE), Progress::Begun, "the settings are yet to come");
+        assert_eq!(framing.feed(PREFACE), Progress::Started, "the settings are missing");
         assert!(!framing.is_http2());
-        assert_eq!(framing.feed(&frame(4, 0, 6)), Progress::Whole);
+        assert_eq!(framing.feed(&frame(4, 0, 6)), Progress::Complete);
         assert!(framing.is_http2());
         framing
     }
 
     #[test]
-    fn what_was_begun_is_unfinished_until_it_is_whole_however_it_is_cut() {
-        let mut whole = PREFACE.to_vec();
-        whole.extend(frame(4, 0, 6));
-        whole.extend(frame(HEADERS, 0, 10));
-        whole.extend(frame(CONTINUATION, 0, 0));
-        whole.extend(frame(CONTINUATION, END_HEADERS, 3));
-        whole.extend(frame(0, 1, 40));
+    fn input_is_incomplete_until_its_last_byte_however_it_is_split() {
+        let mut input = PREFACE.to_vec();
+        input.extend(frame(4, 0, 6));
+        input.extend(frame(HEADERS, 0, 10));
+        input.extend(frame(CONTINUATION, 0, 0));
+        input.extend(frame(CONTINUATION, END_HEADERS, 3));
+        input.extend(frame(0, 1, 40));
         let boundaries = [24 + 9 + 6, 24 + 15 + 19 + 9 + 12, 24 + 15 + 19 + 9 + 12 + 49];
-        for cut in 1..whole.len() {
+        for cut in 1..input.len() {
             let mut framing = Framing::new();
-            let first = framing.feed(&whole[..cut]);
-            assert_eq!(first == Progress::Whole, boundaries.contains(&cut), "cut at {cut}: {first:?}");
-            assert_eq!(framing.feed(&whole[cut..]), Progress::Whole, "cut at {cut}");
+            let first = framing.feed(&input[..cut]);
+            assert_eq!(first == Progress::Complete, boundaries.contains(&cut), "cut at {cut}: {first:?}");
+            assert_eq!(framing.feed(&input[cut..]), Progress::Complete, "cut at {cut}");
         }
         let mut framing = Framing::new();
-        for (place, byte) in whole.iter().enumerate() {
-            let whole = framing.feed(&[*byte]) == Progress::Whole;
-            assert_eq!(whole, boundaries.contains(&(place + 1)), "byte {place}");
+        for (place, byte) in input.iter().enumerate() {
+            let complete = framing.feed(&[*byte]) == Progress::Complete;
+            assert_eq!(complete, boundaries.contains(&(place + 1)), "byte {place}");
         }
     }
 
     #[test]
-    fn a_new_frame_is_told_from_one_that_stays_unfinished() {
-        let mut framing = greeted();
+    fn a_new_incomplete_frame_differs_from_one_that_stays_incomplete() {
+        let mut framing = established();
         let data = frame(0, 0, 100);
-        assert_eq!(framing.feed(&data[..50]), Progress::Begun);
-        assert_eq!(framing.feed(&data[50..60]), Progress::Unfinished);
+        assert_eq!(framing.feed(&data[..50]), Progress::Started);
+        assert_eq!(framing.feed(&data[50..60]), Progress::Incomplete);
         let mut next = data[60..].to_vec();
         next.extend(&data[..5]);
-        assert_eq!(framing.feed(&next), Progress::Begun, "the first has ended, another has begun");
+        assert_eq!(framing.feed(&next), Progress::Started, "the first is complete, another has started");
     }
 
     #[test]
-    fn empty_continuations_finish_no_header_block() {
-        let mut framing = greeted();
-        assert_eq!(framing.feed(&frame(HEADERS, 0, 5)), Progress::Begun);
+    fn empty_continuations_complete_no_header_block() {
+        let mut framing = established();
+        assert_eq!(framing.feed(&frame(HEADERS, 0, 5)), Progress::Started);
         for _ in 0..3 {
-            assert_eq!(framing.feed(&frame(CONTINUATION, 0, 0)), Progress::Unfinished);
+            assert_eq!(framing.feed(&frame(CONTINUATION, 0, 0)), Progress::Incomplete);
         }
-        assert_eq!(framing.feed(&frame(CONTINUATION, END_HEADERS, 0)), Progress::Whole);
+        assert_eq!(framing.feed(&frame(CONTINUATION, END_HEADERS, 0)), Progress::Complete);
     }
 
     #[test]
-    fn a_stream_is_opened_once_when_its_header_block_is_whole() {
+    fn a_stream_is_opened_once_when_its_header_block_is_complete() {
         let on = |stream: u8, kind: u8, flags: u8| {
             let mut bytes = frame(kind, flags, 20);
             bytes[8] = stream;
             bytes
         };
-        let mut framing = greeted();
+        let mut framing = established();
         for (bytes, streams) in [
             (on(1, HEADERS, END_HEADERS), 1),
             (on(1, DATA, 0), 1),
@@ -268,25 +269,25 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_no_request_are_counted_beyond_those_that_go_with_requests() {
+    fn frames_of_no_request_are_counted_beyond_those_that_are_normal_for_requests() {
         const PING: u8 = 6;
-        let mut framing = greeted();
+        let mut framing = established();
         for _ in 0..20 {
             framing.feed(&frame(PING, 0, 8));
         }
         assert_eq!(framing.idle_frames(), 21, "with the settings");
         framing.feed(&frame(HEADERS, END_HEADERS, 3));
         framing.feed(&frame(0, 0, 0));
-        assert_eq!(framing.idle_frames(), 21 - 2 * IDLE_FOR_EACH);
+        assert_eq!(framing.idle_frames(), 21 - 2 * IDLE_FRAMES_PER_REQUEST_FRAME);
     }
 
     #[test]
-    fn what_is_no_preface_is_http_1() {
+    fn input_without_a_preface_is_http_1() {
         for text in ["GET / HTTP/1.1\r\n", "PRI * HTTP/2.0\r\n\r\nXM", "P R", "\0"] {
             assert_eq!(Framing::new().feed(text.as_bytes()), Progress::Http1, "{text:?}");
         }
         let mut framing = Framing::new();
-        assert_eq!(framing.feed(b"PRI"), Progress::Begun);
+        assert_eq!(framing.feed(b"PRI"), Progress::Started);
         assert_eq!(framing.feed(b"NT / HTTP/1.1"), Progress::Http1);
     }
 }

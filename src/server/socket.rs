@@ -1,4 +1,4 @@
-//! Sockets of listeners: TCP, or a socket file that is ours and nobody else's.
+//! Listener sockets: TCP, or a Unix socket whose file is owned by this process.
 
 use std::fmt;
 use std::fs;
@@ -17,14 +17,14 @@ use tokio::time::sleep;
 use super::stream::Stream;
 use crate::config::BindAddress;
 
-/// A socket file on which nobody listens is stale when it was seen so this often, so far apart.
-const LOOKS: usize = 5;
-const BETWEEN: Duration = Duration::from_millis(50);
+/// How many connection attempts must be refused, and their interval, until a socket file is considered stale.
+const STALE_CHECKS: usize = 5;
+const STALE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Connections that the system keeps until they are accepted; more do not get in at that time.
+/// The backlog of connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// A socket or something else that the service needs at its start cannot be had.
+/// A socket or another resource that the service needs at its start is not available.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BindError(String);
 
@@ -33,7 +33,7 @@ impl BindError {
         Self(error.to_string())
     }
 
-    /// `key` is the configuration's key that asks for what failed.
+    /// `key` is the configuration key of the resource.
     pub(crate) fn new(key: &str, what: impl fmt::Display, error: impl fmt::Display) -> Self {
         Self(format!("{key}: {what}: {error}"))
     }
@@ -47,19 +47,19 @@ impl fmt::Display for BindError {
 
 impl std::error::Error for BindError {}
 
-/// A bound socket, from which connections come.
+/// A bound listener socket.
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(TcpListener),
-    /// With its file, which is removed with the socket.
+    /// The socket and its file, which is removed on drop.
     Unix(UnixListener, SocketFile),
 }
 
 impl Socket {
-    /// Binds what the configuration's `key` asks for.
+    /// Binds the address that is configured under `key`.
     ///
     /// # Errors
-    /// The address is another's, or not to be had.
+    /// The address is in use or not available.
     pub(crate) async fn bind(key: &str, address: &BindAddress) -> Result<Self, BindError> {
         match address {
             BindAddress::Tcp(address) => match TcpListener::bind(address).await {
@@ -73,7 +73,7 @@ impl Socket {
         }
     }
 
-    /// Where it is, unless it is a socket file.
+    /// The local address; `None` for a Unix socket.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         match self {
             Socket::Tcp(listener) => listener.local_addr().ok(),
@@ -81,22 +81,22 @@ impl Socket {
         }
     }
 
-    /// Gives the socket's file these permission bits, as it has had since it was bound unless they are new.
+    /// Sets the permission bits of the socket file; needed only if they changed since it was bound.
     pub(crate) fn set_mode(&self, mode: u32) {
         if let Socket::Unix(_, file) = self
             && let Err(error) = fs::set_permissions(&file.path, fs::Permissions::from_mode(mode))
         {
-            tracing::warn!(file = %file.path.display(), %error, "a socket file cannot be given its mode");
+            tracing::warn!(file = %file.path.display(), %error, "socket file mode not set");
         }
     }
 
-    /// The next connection, and from where it comes.
+    /// Accepts a connection and returns it with its remote address.
     pub(super) async fn accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
         match self {
             Socket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // One answer is one segment, and the proxy waits for it.
-                let _without = stream.set_nodelay(true);
+                // A response is one segment that the proxy waits for.
+                let _ignored = stream.set_nodelay(true);
                 Ok((Stream::Tcp(stream), Some(peer.ip())))
             }
             Socket::Unix(listener, _) => {
@@ -112,19 +112,19 @@ impl Socket {
 pub(crate) struct SocketFile {
     path: PathBuf,
     /// Device and inode.
-    is: Option<(u64, u64)>,
+    identity: Option<(u64, u64)>,
 }
 
 impl SocketFile {
     fn at(path: &Path) -> Self {
-        Self { path: path.to_owned(), is: identity(path) }
+        Self { path: path.to_owned(), identity: identity(path) }
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Another process may have bound the path since: then the file is its own.
-        if self.is.is_some() && identity(&self.path) == self.is {
+        // Another process may have bound the path in the meantime; its file is not removed.
+        if self.identity.is_some() && identity(&self.path) == self.identity {
             let _already_gone = fs::remove_file(&self.path);
         }
     }
@@ -134,7 +134,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// Replaces a socket file that nobody listens on; anything else in its place is left alone.
+/// Binds a Unix socket. A stale socket file is replaced; any other file is not.
 async fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<(UnixListener, SocketFile)> {
     remove_stale(path).await?;
     let socket = bind_with_mode(path, mode)?;
@@ -148,8 +148,8 @@ async fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<(UnixListener, 
     Ok((UnixListener::from_std(listener)?, file))
 }
 
-/// Binds a path that is free. The file has the bits that the mode and the umask have in common from its first moment,
-/// which only a mode set before can bring about: Linux makes the file of the socket's own mode (unix(7)).
+/// Binds a free path. Linux creates the file with the socket's own mode, reduced by the umask (unix(7)), so setting the
+/// mode first makes the file's permissions right from the start.
 fn bind_with_mode(path: &Path, mode: Option<u32>) -> io::Result<OwnedFd> {
     let socket = socket_with(
         AddressFamily::UNIX,
@@ -164,10 +164,10 @@ fn bind_with_mode(path: &Path, mode: Option<u32>) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Removes a socket file on which nobody listens.
+/// Removes a socket file on which no process listens.
 ///
 /// # Errors
-/// Somebody does, as far as can be told, or what stands there is no socket.
+/// A process listens there or may do so, or the file is not a socket.
 async fn remove_stale(path: &Path) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -175,26 +175,25 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
         Ok(found) => found,
     };
     if !found.file_type().is_socket() {
-        return Err(io::Error::new(
-            io::ErrorKind::AlreadyExists,
-            "something that is not a socket stands there",
-        ));
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the file exists and is not a socket"));
     }
     let in_use =
-        |why: &str| io::Error::new(io::ErrorKind::AddrInUse, format!("another process listens there{why}"));
-    for _ in 0..LOOKS {
+        |why: &str| io::Error::new(io::ErrorKind::AddrInUse, format!("another process listens on it{why}"));
+    for _ in 0..STALE_CHECKS {
         match UnixStream::connect(path).await {
             Ok(_) => return Err(in_use("")),
-            // Also that of a process that has bound it and does not listen yet.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => sleep(BETWEEN).await,
+            // Also the case for a process that has bound the path and does not listen yet.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                sleep(STALE_CHECK_INTERVAL).await
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            // A full backlog is that of a live listener.
+            // The full backlog of a live listener.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return Err(in_use(", whose backlog is full"));
             }
             Err(error) => return Err(error),
         }
     }
-    // Only what was found to be stale goes: another process may have bound the path meanwhile.
+    // Another process may have bound the path in the meantime; only the stale file is removed.
     if identity(path) == Some((found.dev(), found.ino())) { fs::remove_file(path) } else { Ok(()) }
 }

@@ -1,5 +1,5 @@
-//! What is known of one connection: what it has begun, what it is owed and what it has not taken; and when that has
-//! lasted too long. No IO, and no lock.
+//! The state of one connection: incomplete input, requests in flight and unread output, with their timeouts. It does no
+//! IO and takes no lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -10,185 +10,190 @@ use tokio::sync::Notify;
 use super::framing::{Framing, Progress};
 use crate::clock::{self, Instant};
 
-/// How long a connection may be silent before its first request.
-const SILENCE: Duration = Duration::from_secs(75);
+/// The timeout for the first request.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// How long an HTTP/1 connection may be silent between two requests. Longer than any proxy keeps an idle one, so that the
-/// proxy closes it and never asks on one that was just closed: NGINX 60 s, Go and Traefik 90 s, Caddy 2 min, Envoy 1 h.
-pub(super) const PAUSE: Duration = Duration::from_secs(65 * 60);
+/// The idle timeout between two HTTP/1 requests. It is longer than that of any proxy, so that the proxy closes the
+/// connection and never sends a request on one that was just closed: NGINX 60 s, Go and Traefik 90 s, Caddy 2 min,
+/// Envoy 1 h.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(65 * 60);
 
-/// How long a preface, a frame or a header block may take from its first byte to its last.
-const UNFINISHED: Duration = Duration::from_secs(10);
+/// The timeout of a preface, a frame or a header block from its first byte to its last.
+const INCOMPLETE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a client may take nothing of what is sent to it.
-const UNREAD: Duration = Duration::from_secs(30);
+/// How long a client may read nothing of what is sent to it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a connection is looked at, and so by how much these may be exceeded.
-pub(super) const LOOK: Duration = Duration::from_secs(5);
+/// How often the timeouts are checked, and so by how much they may be exceeded.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// So many frames of no request at once, and in each second after, are nobody's who wants answers.
-const IDLE_FRAMES: u64 = 10_000;
-const IDLE_FRAMES_A_SECOND: u64 = 100;
+/// How many frames that belong to no request are allowed at once, and how many more each second. No client with
+/// requests sends as many.
+const MAX_IDLE_FRAMES: u64 = 10_000;
+const IDLE_FRAMES_PER_SECOND: u64 = 100;
 
-/// So many requests that nobody can answer are borne at first, and one more for each so many that could be answered: many
-/// clients may come over a proxy's one connection, and only some of them are hostile. Then it is told to go, and closed
-/// where it brings so many more after it has had the time to know.
-const REFUSED: u64 = 16;
-const REFUSED_AFTER_LEAVE: u64 = 64;
-const ANSWERED_FOR_EACH: u64 = 8;
+/// How many rejected requests are tolerated at first, plus one for each `REQUESTS_PER_REJECTION` valid ones: a proxy's
+/// connection carries many clients, of which only some are hostile. Beyond that it gets a GOAWAY, and is closed if this
+/// many more arrive after the client has had time to see it.
+const MAX_REJECTED: u64 = 16;
+const MAX_REJECTED_AFTER_GOAWAY: u64 = 64;
+const REQUESTS_PER_REJECTION: u64 = 8;
 
-/// An answer belongs to the span of time in which it began; one that is not taken within two of them is stuck.
+/// The number of time spans, each `WRITE_TIMEOUT` long. A response belongs to the span in which it started; one that is
+/// still open two spans later is stuck.
 const SPANS: usize = 4;
 
-/// What a connection's task, its bytes and its answers share.
+/// State shared by a connection's task, its stream and its responses.
 #[derive(Debug)]
 pub(super) struct ConnectionState {
-    began: Instant,
-    /// Whether the client has shown that it speaks HTTP: a request, or the settings of HTTP/2.
+    started: Instant,
+    /// Whether the client has sent a request or its HTTP/2 settings.
     established: AtomicBool,
-    /// Requests that the library has handed over.
+    /// Requests that hyper has dispatched.
     requests: AtomicU64,
-    /// Of these, too large ones.
+    /// Dispatched requests that are too large.
     too_large: AtomicU64,
-    /// Requests that have come over HTTP/2, whether the library can read them or not.
+    /// HTTP/2 streams that the client has opened, whether hyper dispatches them or not.
     streams: AtomicU64,
-    /// How many requests nobody could answer, as far as they were counted.
-    refused: AtomicU64,
+    /// Rejected requests that have been counted.
+    rejected: AtomicU64,
     in_flight: AtomicUsize,
-    /// Those of them that have no answer yet.
-    undecided: AtomicUsize,
-    /// Of all connections of the listener.
-    crowd: Arc<Crowd>,
-    /// Whether the listener is stopped: requests that come now are answered, and nobody waits for them.
+    /// Requests in flight without a response yet.
+    unanswered: AtomicUsize,
+    /// The requests in flight on all connections of the listener.
+    load: Arc<Load>,
+    /// Whether the listener is stopped: later requests are answered, but the drain does not wait for them.
     stopped: AtomicBool,
     flooded: AtomicBool,
-    /// Whether nothing is read until the library has done what it can with what it has.
+    /// Whether reading is paused until hyper has processed its input.
     paused: AtomicBool,
-    /// Since when nothing is in flight. This and what follows: milliseconds since `began`, one more than they are, so
-    /// that 0 is never.
+    /// When the last request ended. This and the following are milliseconds since `started` plus one, so that 0 means
+    /// unset.
     idle_since: AtomicU64,
-    unfinished_since: AtomicU64,
+    incomplete_since: AtomicU64,
     blocked_since: AtomicU64,
-    /// Answers that have begun and not ended, by their span.
-    answers: [AtomicU32; SPANS],
-    /// Told when no request is without its answer any more.
-    idle: Notify,
-    /// Told when what comes is a flood.
+    /// Open responses by the span in which they started.
+    responses: [AtomicU32; SPANS],
+    /// Notified when every request has its response.
+    answered: Notify,
+    /// Notified when the client floods.
     pub(super) flood: Notify,
-    /// Told when the connection has to make room.
+    /// Notified when the connection is to be closed.
     pub(super) closed: Notify,
 }
 
 /// Why a connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Overdue {
-    /// It never said anything.
+pub(super) enum CloseCause {
+    /// The client sent nothing.
     Silent,
-    /// It began something and did not finish it.
+    /// The client did not complete a preface, a frame or a header block.
     Unfinished,
-    /// It does not take what is sent to it.
+    /// The client does not read what is sent to it.
     Unread,
-    /// It sends frames without end that are of no request, or requests that cannot be answered.
+    /// The client sends too many frames that belong to no request, or too many requests that are rejected.
     Flood,
 }
 
-/// What a connection's share of requests that nobody can answer calls for.
+/// How the number of rejected requests compares with the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Patience {
-    /// They are few.
-    Left,
-    /// It should go.
-    Leave,
-    /// It goes on all the same.
-    Over,
+pub(super) enum Rejections {
+    /// Within the limit.
+    Tolerated,
+    /// Above the limit: the connection is shut down gracefully.
+    TooMany,
+    /// Far above the limit: the connection is closed.
+    Excessive,
 }
 
-impl Overdue {
+impl CloseCause {
     pub(super) fn as_str(self) -> &'static str {
         match self {
-            Overdue::Silent => "silent",
-            Overdue::Unfinished => "unfinished",
-            Overdue::Unread => "unread",
-            Overdue::Flood => "flood",
+            CloseCause::Silent => "silent",
+            CloseCause::Unfinished => "unfinished",
+            CloseCause::Unread => "unread",
+            CloseCause::Flood => "flood",
         }
     }
 }
 
 impl ConnectionState {
-    /// Of a connection that begins now.
-    pub(super) fn new(crowd: Arc<Crowd>) -> Self {
+    /// The state of a new connection.
+    pub(super) fn new(load: Arc<Load>) -> Self {
         Self {
-            began: clock::monotonic(),
+            started: clock::monotonic(),
             established: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             too_large: AtomicU64::new(0),
             streams: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
-            undecided: AtomicUsize::new(0),
-            crowd,
+            unanswered: AtomicUsize::new(0),
+            load,
             stopped: AtomicBool::new(false),
             flooded: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             idle_since: AtomicU64::new(1),
-            unfinished_since: AtomicU64::new(0),
+            incomplete_since: AtomicU64::new(0),
             blocked_since: AtomicU64::new(0),
-            answers: [const { AtomicU32::new(0) }; SPANS],
-            idle: Notify::new(),
+            responses: [const { AtomicU32::new(0) }; SPANS],
+            answered: Notify::new(),
             flood: Notify::new(),
             closed: Notify::new(),
         }
     }
 
     fn now(&self) -> u64 {
-        let since = clock::monotonic().saturating_duration_since(self.began);
+        let since = clock::monotonic().saturating_duration_since(self.started);
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX - 1).saturating_add(1)
     }
 
-    /// Whether this moment lies so far back.
-    fn lasts(&self, since: &AtomicU64, longest: Duration) -> bool {
+    /// Whether at least `timeout` has passed since this time, if it is set.
+    fn has_elapsed(&self, since: &AtomicU64, timeout: Duration) -> bool {
         let since = since.load(Ordering::Relaxed);
-        since != 0 && self.now().saturating_sub(since) >= longest.as_millis() as u64
+        since != 0 && self.now().saturating_sub(since) >= timeout.as_millis() as u64
     }
 
-    /// Sets a moment, unless it is set.
-    fn begin(&self, since: &AtomicU64) {
+    /// Sets this time to now, unless it is set.
+    fn set_once(&self, since: &AtomicU64) {
         if since.load(Ordering::Relaxed) == 0 {
             since.store(self.now(), Ordering::Relaxed);
         }
     }
 
-    /// Bytes of the client's.
-    pub(super) fn heard(&self, framing: &mut Framing, bytes: &[u8]) {
-        /// Line ends between requests are passed over (RFC 9112 §2.2).
+    /// Records bytes received from the client.
+    pub(super) fn record_read(&self, framing: &mut Framing, bytes: &[u8]) {
+        /// Empty lines before a request are ignored (RFC 9112 §2.2).
         fn are_line_ends(bytes: &[u8]) -> bool {
             bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
         }
         let progress = framing.feed(bytes);
         self.streams.store(framing.streams(), Ordering::Relaxed);
         match progress {
-            // Only its parser knows what is whole; a request that has begun clears it.
-            Progress::Http1 if !self.is_busy() && !are_line_ends(bytes) => self.begin(&self.unfinished_since),
+            // Only the HTTP/1 parser knows when a head is complete; the dispatched request clears the timeout.
+            Progress::Http1 if !self.is_busy() && !are_line_ends(bytes) => {
+                self.set_once(&self.incomplete_since)
+            }
             Progress::Http1 => {}
-            Progress::Whole => self.unfinished_since.store(0, Ordering::Relaxed),
-            Progress::Begun => self.unfinished_since.store(self.now(), Ordering::Relaxed),
-            Progress::Unfinished => self.begin(&self.unfinished_since),
+            Progress::Complete => self.incomplete_since.store(0, Ordering::Relaxed),
+            Progress::Started => self.incomplete_since.store(self.now(), Ordering::Relaxed),
+            Progress::Incomplete => self.set_once(&self.incomplete_since),
         }
         if framing.is_http2() {
             self.established.store(true, Ordering::Relaxed);
-            let allowed = IDLE_FRAMES.saturating_add(self.now() / 1000 * IDLE_FRAMES_A_SECOND);
+            let allowed = MAX_IDLE_FRAMES.saturating_add(self.now() / 1000 * IDLE_FRAMES_PER_SECOND);
             if framing.idle_frames() > allowed && !self.flooded.swap(true, Ordering::Relaxed) {
                 self.flood.notify_one();
             }
         }
     }
 
-    /// A request that was handed over is too large.
-    pub(super) fn refuse(&self) {
+    /// Records that a dispatched request is too large.
+    pub(super) fn record_too_large(&self) {
         self.too_large.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Nothing is read until this has been resumed.
+    /// Pauses reading until `resume`.
     pub(super) fn pause(&self) {
         self.paused.store(true, Ordering::Relaxed);
     }
@@ -197,78 +202,78 @@ impl ConnectionState {
         self.paused.load(Ordering::Relaxed)
     }
 
-    /// Ends a pause; whether there was one.
+    /// Ends a pause. Returns whether there was one.
     pub(super) fn resume(&self) -> bool {
         self.paused.swap(false, Ordering::Relaxed)
     }
 
-    /// How many requests have been refused since this was last asked, for their size or by the library, which hands those
-    /// over that it can read. To be asked where it has done all that it can: what it waits with while the client takes
-    /// nothing is left out.
-    pub(super) fn newly_refused(&self) -> u64 {
+    /// The number of requests rejected since the last call, by their size or by hyper, which does not dispatch what it
+    /// cannot read. To be called while the connection is pending; returns 0 while writes are blocked, because hyper
+    /// then holds back streams without rejecting them.
+    pub(super) fn take_rejected(&self) -> u64 {
         let by_library =
             self.streams.load(Ordering::Relaxed).saturating_sub(self.requests.load(Ordering::Relaxed));
-        let refused = by_library.saturating_add(self.too_large.load(Ordering::Relaxed));
+        let rejected = by_library.saturating_add(self.too_large.load(Ordering::Relaxed));
         if self.blocked_since.load(Ordering::Relaxed) != 0 {
             return 0;
         }
-        refused.saturating_sub(self.refused.swap(refused, Ordering::Relaxed))
+        rejected.saturating_sub(self.rejected.swap(rejected, Ordering::Relaxed))
     }
 
-    /// Whether it has brought too many of those.
-    pub(super) fn patience(&self) -> Patience {
-        let borne = self.requests.load(Ordering::Relaxed) / ANSWERED_FOR_EACH;
-        let excess = self.refused.load(Ordering::Relaxed).saturating_sub(borne);
-        if excess > REFUSED_AFTER_LEAVE {
-            Patience::Over
-        } else if excess > REFUSED {
-            Patience::Leave
+    /// Whether too many requests were rejected.
+    pub(super) fn rejections(&self) -> Rejections {
+        let tolerated = self.requests.load(Ordering::Relaxed) / REQUESTS_PER_REJECTION;
+        let excess = self.rejected.load(Ordering::Relaxed).saturating_sub(tolerated);
+        if excess > MAX_REJECTED_AFTER_GOAWAY {
+            Rejections::Excessive
+        } else if excess > MAX_REJECTED {
+            Rejections::TooMany
         } else {
-            Patience::Left
+            Rejections::Tolerated
         }
     }
 
-    /// The client took what was written, or did not.
-    pub(super) fn wrote(&self, blocked: bool) {
+    /// Records whether a write was blocked.
+    pub(super) fn record_write(&self, blocked: bool) {
         if blocked {
-            self.begin(&self.blocked_since);
+            self.set_once(&self.blocked_since);
         } else {
             self.blocked_since.store(0, Ordering::Relaxed);
         }
     }
 
-    /// A request whose header block is whole. `http1` where no frame says so.
-    pub(super) fn request(&self, http1: bool) {
+    /// Records a request with a complete head. `http1` means that no frame has shown its end.
+    pub(super) fn record_request(&self, http1: bool) {
         self.established.store(true, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.idle_since.store(self.now(), Ordering::Relaxed);
         if http1 {
-            self.unfinished_since.store(0, Ordering::Relaxed);
+            self.incomplete_since.store(0, Ordering::Relaxed);
         }
     }
 
-    /// A request is in flight until what this returns is dropped.
-    pub(super) fn flight(self: &Arc<Self>) -> Flight {
+    /// Counts a request as in flight until the guard is dropped.
+    pub(super) fn start_request(self: &Arc<Self>) -> RequestGuard {
         self.in_flight.fetch_add(1, Ordering::AcqRel);
-        self.crowd.enter();
-        let undecided = !self.stopped.load(Ordering::Relaxed);
-        if undecided {
-            self.undecided.fetch_add(1, Ordering::AcqRel);
+        self.load.increment();
+        let unanswered = !self.stopped.load(Ordering::Relaxed);
+        if unanswered {
+            self.unanswered.fetch_add(1, Ordering::AcqRel);
         }
-        Flight { state: Arc::clone(self), undecided, answered_in: None }
+        RequestGuard { state: Arc::clone(self), unanswered, response_span: None }
     }
 
-    /// From here on nobody waits for requests that begin.
+    /// Excludes later requests from the drain.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// How many requests are in flight.
+    /// The number of requests in flight.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Whether the client has shown that it speaks HTTP.
+    /// Whether the client has sent a request or its HTTP/2 settings.
     pub(super) fn is_established(&self) -> bool {
         self.established.load(Ordering::Relaxed)
     }
@@ -278,121 +283,121 @@ impl ConnectionState {
         self.in_flight.load(Ordering::Acquire) > 0
     }
 
-    /// How long it has been without a request; less worth keeping where it never had one.
-    pub(super) fn worth(&self) -> Worth {
+    /// Whether it has a request, or how long it has had none.
+    pub(super) fn activity(&self) -> Activity {
         let idle = self.now().saturating_sub(self.idle_since.load(Ordering::Relaxed));
         let idle = Duration::from_millis(idle);
         match (self.is_busy(), self.requests.load(Ordering::Relaxed)) {
-            (true, _) => Worth::Busy,
-            (false, 0) => Worth::Unproven(idle),
-            (false, _) => Worth::Idle(idle),
+            (true, _) => Activity::Busy,
+            (false, 0) => Activity::Unused(idle),
+            (false, _) => Activity::Idle(idle),
         }
     }
 
-    /// Waits until every request that is waited for has its answer.
-    pub(super) async fn until_decided(&self) {
+    /// Waits until every request from before the stop has its response.
+    pub(super) async fn until_answered(&self) {
         loop {
-            let idle = self.idle.notified();
-            tokio::pin!(idle);
-            // From here on it is told, even between the look and the wait.
-            idle.as_mut().enable();
-            if self.undecided.load(Ordering::Acquire) == 0 {
+            let answered = self.answered.notified();
+            tokio::pin!(answered);
+            // Registers for the notification before the check, so that none in between is missed.
+            answered.as_mut().enable();
+            if self.unanswered.load(Ordering::Acquire) == 0 {
                 return;
             }
-            idle.await;
+            answered.await;
         }
     }
 
-    /// What has lasted too long.
-    pub(super) fn overdue(&self) -> Option<Overdue> {
-        let silent = !self.is_established() && self.now() > SILENCE.as_millis() as u64;
-        if self.lasts(&self.unfinished_since, UNFINISHED) {
-            Some(Overdue::Unfinished)
-        } else if self.lasts(&self.blocked_since, UNREAD) || self.has_stuck_answers() {
-            Some(Overdue::Unread)
+    /// The timeout that is exceeded, if any.
+    pub(super) fn exceeded_timeout(&self) -> Option<CloseCause> {
+        let silent = !self.is_established() && self.now() > FIRST_REQUEST_TIMEOUT.as_millis() as u64;
+        if self.has_elapsed(&self.incomplete_since, INCOMPLETE_TIMEOUT) {
+            Some(CloseCause::Unfinished)
+        } else if self.has_elapsed(&self.blocked_since, WRITE_TIMEOUT) || self.has_stuck_responses() {
+            Some(CloseCause::Unread)
         } else {
-            silent.then_some(Overdue::Silent)
+            silent.then_some(CloseCause::Silent)
         }
     }
 
     fn span(&self) -> usize {
-        (self.now() / UNREAD.as_millis() as u64) as usize % SPANS
+        (self.now() / WRITE_TIMEOUT.as_millis() as u64) as usize % SPANS
     }
 
-    /// Whether an answer is open that began at least one whole span ago.
-    fn has_stuck_answers(&self) -> bool {
+    /// Whether a response is open that started at least one full span ago.
+    fn has_stuck_responses(&self) -> bool {
         let stuck = (self.span() + SPANS - 2) % SPANS;
-        self.answers.get(stuck).is_some_and(|open| open.load(Ordering::Relaxed) > 0)
+        self.responses.get(stuck).is_some_and(|open| open.load(Ordering::Relaxed) > 0)
     }
 }
 
-/// All requests in flight at one listener. What each holds is small, and many of them are not.
+/// The requests in flight at one listener, limited because their memory adds up.
 #[derive(Debug, Default)]
-pub(super) struct Crowd {
+pub(super) struct Load {
     in_flight: AtomicUsize,
-    /// Told when there are too many.
-    pub(super) too_many: Notify,
+    /// Notified when there are too many.
+    pub(super) overloaded: Notify,
 }
 
-impl Crowd {
-    /// More than wait in any herd that `max_waiters` lets in by default.
-    const MOST: usize = 20_000;
+impl Load {
+    /// More than `max_waiters` allows to wait for keys by default.
+    const MAX_IN_FLIGHT: usize = 20_000;
 
-    fn enter(&self) {
-        if self.in_flight.fetch_add(1, Ordering::AcqRel) >= Self::MOST {
-            self.too_many.notify_one();
+    fn increment(&self) {
+        if self.in_flight.fetch_add(1, Ordering::AcqRel) >= Self::MAX_IN_FLIGHT {
+            self.overloaded.notify_one();
         }
     }
 
-    fn leave(&self) {
+    fn decrement(&self) {
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// Of what use a connection is, when another wants its place.
+/// The activity of a connection, which decides whether it may be evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Worth {
-    /// It has brought no request for so long.
-    Unproven(Duration),
-    /// It has had requests, and none for so long.
+pub(super) enum Activity {
+    /// It has had no request since it was accepted, for this long.
+    Unused(Duration),
+    /// It has had requests, but none for this long.
     Idle(Duration),
     /// A request is in flight.
     Busy,
 }
 
-/// A request in flight, from its headers to the end of its answer.
+/// Counts a request as in flight, from its headers to the end of its response.
 #[derive(Debug)]
-pub(super) struct Flight {
+pub(super) struct RequestGuard {
     state: Arc<ConnectionState>,
-    undecided: bool,
-    answered_in: Option<usize>,
+    unanswered: bool,
+    response_span: Option<usize>,
 }
 
-impl Flight {
-    /// Its answer is there, for the client to take.
-    pub(super) fn answered(&mut self) {
-        self.decided();
+impl RequestGuard {
+    /// Records that the response is ready for the client to read.
+    pub(super) fn response_ready(&mut self) {
+        self.mark_answered();
         let span = self.state.span();
-        if let Some(open) = self.state.answers.get(span) {
+        if let Some(open) = self.state.responses.get(span) {
             open.fetch_add(1, Ordering::Relaxed);
-            self.answered_in = Some(span);
+            self.response_span = Some(span);
         }
     }
 }
 
-impl Flight {
-    fn decided(&mut self) {
-        if std::mem::take(&mut self.undecided) && self.state.undecided.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.state.idle.notify_waiters();
+impl RequestGuard {
+    fn mark_answered(&mut self) {
+        if std::mem::take(&mut self.unanswered) && self.state.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.state.answered.notify_waiters();
         }
     }
 }
 
-impl Drop for Flight {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.decided();
-        self.state.crowd.leave();
-        if let Some(open) = self.answered_in.and_then(|span| self.state.answers.get(span)) {
+        self.mark_answered();
+        self.state.load.decrement();
+        if let Some(open) = self.response_span.and_then(|span| self.state.responses.get(span)) {
             open.fetch_sub(1, Ordering::Relaxed);
         }
         self.state.idle_since.store(self.state.now(), Ordering::Relaxed);
@@ -404,108 +409,108 @@ impl Drop for Flight {
 mod tests {
     use super::*;
 
-    async fn pass(time: Duration) {
+    async fn advance(time: Duration) {
         tokio::time::advance(time).await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_is_borne_until_its_end_and_for_ever_once_http_is_spoken() {
+    async fn a_silent_connection_times_out_and_an_established_one_never_does() {
         let silent = ConnectionState::new(Arc::default());
-        let greeted = ConnectionState::new(Arc::default());
+        let established = ConnectionState::new(Arc::default());
         let mut framing = Framing::new();
-        greeted.heard(&mut framing, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        greeted.heard(&mut framing, &[0, 0, 0, 4, 0, 0, 0, 0, 0]);
-        pass(SILENCE - Duration::from_millis(1)).await;
-        assert_eq!(silent.overdue(), None);
-        pass(Duration::from_millis(1)).await;
-        assert_eq!(silent.overdue(), Some(Overdue::Silent));
-        pass(SILENCE * 10).await;
-        assert_eq!(greeted.overdue(), None);
+        established.record_read(&mut framing, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        established.record_read(&mut framing, &[0, 0, 0, 4, 0, 0, 0, 0, 0]);
+        advance(FIRST_REQUEST_TIMEOUT - Duration::from_millis(1)).await;
+        assert_eq!(silent.exceeded_timeout(), None);
+        advance(Duration::from_millis(1)).await;
+        assert_eq!(silent.exceeded_timeout(), Some(CloseCause::Silent));
+        advance(FIRST_REQUEST_TIMEOUT * 10).await;
+        assert_eq!(established.exceeded_timeout(), None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_drips_is_unfinished_however_often_a_byte_comes() {
+    async fn slow_input_times_out_however_often_a_byte_arrives() {
         for beginning in ["PRI", "GET / HTTP/1.1\r\n"] {
             let state = ConnectionState::new(Arc::default());
             let mut framing = Framing::new();
-            state.heard(&mut framing, beginning.as_bytes());
+            state.record_read(&mut framing, beginning.as_bytes());
             for _ in 0..9 {
-                pass(Duration::from_secs(1)).await;
-                state.heard(&mut framing, b"x");
+                advance(Duration::from_secs(1)).await;
+                state.record_read(&mut framing, b"x");
             }
-            // The first that is no preface shows that it is HTTP/1, which was begun then.
-            assert_eq!(state.overdue(), None, "{beginning}");
-            pass(Duration::from_secs(1)).await;
-            assert_eq!(state.overdue(), Some(Overdue::Unfinished), "{beginning}");
+            // The first byte that does not match the preface shows that it is HTTP/1, whose timeout starts then.
+            assert_eq!(state.exceeded_timeout(), None, "{beginning}");
+            advance(Duration::from_secs(1)).await;
+            assert_eq!(state.exceeded_timeout(), Some(CloseCause::Unfinished), "{beginning}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_begins_finishes_what_http_1_has_sent() {
+    async fn a_dispatched_request_completes_http_1_input() {
         let state = Arc::new(ConnectionState::new(Arc::default()));
-        state.heard(&mut Framing::new(), b"GET / HTTP/1.1\r\n");
-        state.request(true);
-        let flight = state.flight();
-        pass(UNFINISHED * 3).await;
-        assert_eq!(state.overdue(), None);
-        assert_eq!(state.worth(), Worth::Busy);
-        drop(flight);
-        pass(Duration::from_secs(2)).await;
-        assert_eq!(state.worth(), Worth::Idle(Duration::from_secs(2)));
+        state.record_read(&mut Framing::new(), b"GET / HTTP/1.1\r\n");
+        state.record_request(true);
+        let guard = state.start_request();
+        advance(INCOMPLETE_TIMEOUT * 3).await;
+        assert_eq!(state.exceeded_timeout(), None);
+        assert_eq!(state.activity(), Activity::Busy);
+        drop(guard);
+        advance(Duration::from_secs(2)).await;
+        assert_eq!(state.activity(), Activity::Idle(Duration::from_secs(2)));
     }
 
     #[test]
-    fn patience_ends_with_refusals_beyond_a_share_of_the_requests() {
+    fn rejections_are_tolerated_up_to_a_share_of_the_requests() {
         let state = ConnectionState::new(Arc::default());
-        let refuse = |times: u64| {
+        let reject = |times: u64| {
             for _ in 0..times {
-                state.request(false);
-                state.refuse();
+                state.record_request(false);
+                state.record_too_large();
             }
-            state.newly_refused()
+            state.take_rejected()
         };
-        assert_eq!((refuse(18), state.patience()), (18, Patience::Left), "two of them for 18 requests");
-        assert_eq!((refuse(1), state.patience()), (1, Patience::Leave));
-        (0..8).for_each(|_| state.request(false));
-        assert_eq!((state.newly_refused(), state.patience()), (0, Patience::Left));
-        refuse(51);
-        assert_eq!(state.patience(), Patience::Leave);
-        refuse(5);
-        assert_eq!(state.patience(), Patience::Over);
+        assert_eq!((reject(18), state.rejections()), (18, Rejections::Tolerated), "18 requests add two");
+        assert_eq!((reject(1), state.rejections()), (1, Rejections::TooMany));
+        (0..8).for_each(|_| state.record_request(false));
+        assert_eq!((state.take_rejected(), state.rejections()), (0, Rejections::Tolerated));
+        reject(51);
+        assert_eq!(state.rejections(), Rejections::TooMany);
+        reject(5);
+        assert_eq!(state.rejections(), Rejections::Excessive);
     }
 
     #[test]
-    fn what_the_library_waits_with_is_not_refused() {
+    fn streams_that_hyper_holds_back_are_not_rejected() {
         let state = ConnectionState::new(Arc::default());
         state.streams.store(3, Ordering::Relaxed);
-        state.request(false);
-        state.wrote(true);
-        assert_eq!(state.newly_refused(), 0);
-        state.wrote(false);
-        assert_eq!((state.newly_refused(), state.newly_refused()), (2, 0));
+        state.record_request(false);
+        state.record_write(true);
+        assert_eq!(state.take_rejected(), 0);
+        state.record_write(false);
+        assert_eq!((state.take_rejected(), state.take_rejected()), (2, 0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_is_not_taken_is_overdue_and_one_that_is_still_decided_is_not() {
+    async fn a_response_that_is_not_read_times_out_and_a_request_that_is_still_decided_does_not() {
         let state = Arc::new(ConnectionState::new(Arc::default()));
-        state.request(true);
-        let mut flight = state.flight();
-        pass(UNREAD * 5).await;
-        assert_eq!(state.overdue(), None, "not answered yet");
-        flight.answered();
+        state.record_request(true);
+        let mut guard = state.start_request();
+        advance(WRITE_TIMEOUT * 5).await;
+        assert_eq!(state.exceeded_timeout(), None, "not answered yet");
+        guard.response_ready();
         let mut waited = Duration::ZERO;
-        while state.overdue().is_none() {
-            pass(Duration::from_secs(1)).await;
+        while state.exceeded_timeout().is_none() {
+            advance(Duration::from_secs(1)).await;
             waited += Duration::from_secs(1);
-            assert!(waited < UNREAD * 3);
+            assert!(waited < WRITE_TIMEOUT * 3);
         }
-        assert!(waited > UNREAD);
-        drop(flight);
-        assert_eq!(state.overdue(), None);
-        state.wrote(true);
-        pass(UNREAD).await;
-        assert_eq!(state.overdue(), Some(Overdue::Unread));
-        state.wrote(false);
-        assert_eq!(state.overdue(), None);
+        assert!(waited > WRITE_TIMEOUT);
+        drop(guard);
+        assert_eq!(state.exceeded_timeout(), None);
+        state.record_write(true);
+        advance(WRITE_TIMEOUT).await;
+        assert_eq!(state.exceeded_timeout(), Some(CloseCause::Unread));
+        state.record_write(false);
+        assert_eq!(state.exceeded_timeout(), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The bytes of a connection: TCP or a socket file, plain or TLS, and watched as they come and go.
+//! The byte stream of a connection: TCP or Unix socket, with a wrapper that reports reads and writes to its state.
 
 use std::io;
 use std::pin::Pin;
@@ -11,23 +11,23 @@ use tokio::net::{TcpStream, UnixStream};
 use super::framing::Framing;
 use super::state::ConnectionState;
 
-/// So many requests of HTTP/2 are read at a time. The library reads on for as long as something comes, and meanwhile nobody
-/// sees what it refuses, and no answer goes out.
-const AT_A_TIME: u64 = 32;
+/// How many HTTP/2 requests are read before reading pauses. While data arrives, hyper keeps reading; meanwhile rejected
+/// requests go uncounted and no response is sent.
+const MAX_REQUESTS_PER_READ: u64 = 32;
 
-/// So many bytes of HTTP/1 are read at a time. The library's buffer grows with what one read brings, and stays so large until
-/// the connection ends: requests that come one behind the other would make it larger than any of them is.
-const OF_HTTP1_AT_A_TIME: usize = 4 * 1024;
+/// How many bytes of HTTP/1 are read at a time. Hyper's buffer grows with what one read returns and keeps that size
+/// until the connection closes, so pipelined requests would make it larger than any one of them.
+const MAX_HTTP1_READ: usize = 4 * 1024;
 
-/// What was accepted.
+/// An accepted connection.
 #[derive(Debug)]
 pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-/// Calls the same method of what a variant holds.
-macro_rules! either {
+/// Calls a method on the inner stream.
+macro_rules! delegate {
     ($stream:expr, $inner:ident => $call:expr) => {
         match $stream.get_mut() {
             Stream::Tcp($inner) => $call,
@@ -38,13 +38,13 @@ macro_rules! either {
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_read(cx, buf))
+        delegate!(self, stream => Pin::new(stream).poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        either!(self, stream => Pin::new(stream).poll_write(cx, buf))
+        delegate!(self, stream => Pin::new(stream).poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -52,7 +52,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        either!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
+        delegate!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -63,36 +63,36 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_flush(cx))
+        delegate!(self, stream => Pin::new(stream).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_shutdown(cx))
+        delegate!(self, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }
 
-/// A stream, whose connection's state hears of every byte.
+/// A stream that reports every read and write to the connection's state.
 #[derive(Debug)]
-pub(super) struct Watched<S> {
+pub(super) struct MonitoredStream<S> {
     stream: S,
     framing: Framing,
     state: Arc<ConnectionState>,
-    /// How many requests had come when reading last paused.
+    /// The number of requests received when reading last paused.
     paused_at: u64,
-    /// Whether the last flush could not be done. TCP's always can.
+    /// Whether the last flush is pending. A TCP flush never is.
     flushing: bool,
 }
 
-impl<S> Watched<S> {
+impl<S> MonitoredStream<S> {
     pub(super) fn new(stream: S, state: Arc<ConnectionState>) -> Self {
         Self { stream, framing: Framing::new(), state, paused_at: 0, flushing: false }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for MonitoredStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { stream, framing, state, paused_at, .. } = self.get_mut();
-        if framing.streams().saturating_sub(*paused_at) >= AT_A_TIME {
+        if framing.streams().saturating_sub(*paused_at) >= MAX_REQUESTS_PER_READ {
             *paused_at = framing.streams();
             state.pause();
         }
@@ -103,24 +103,24 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         if framing.is_http2() {
             ready!(Pin::new(stream).poll_read(cx, buf))?;
         } else {
-            let most = buf.remaining().min(OF_HTTP1_AT_A_TIME);
-            let mut some = ReadBuf::new(buf.initialize_unfilled_to(most));
-            ready!(Pin::new(stream).poll_read(cx, &mut some))?;
-            let read = some.filled().len();
+            let max = buf.remaining().min(MAX_HTTP1_READ);
+            let mut limited = ReadBuf::new(buf.initialize_unfilled_to(max));
+            ready!(Pin::new(stream).poll_read(cx, &mut limited))?;
+            let read = limited.filled().len();
             buf.advance(read);
         }
         if let Some(bytes) = buf.filled().get(before..).filter(|bytes| !bytes.is_empty()) {
-            state.heard(framing, bytes);
+            state.record_read(framing, bytes);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for MonitoredStream<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let Self { stream, state, .. } = self.get_mut();
         let written = Pin::new(stream).poll_write(cx, buf);
-        state.wrote(written.is_pending());
+        state.record_write(written.is_pending());
         written
     }
 
@@ -131,7 +131,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     ) -> Poll<io::Result<usize>> {
         let Self { stream, state, .. } = self.get_mut();
         let written = Pin::new(stream).poll_write_vectored(cx, bufs);
-        state.wrote(written.is_pending());
+        state.record_write(written.is_pending());
         written
     }
 
@@ -143,7 +143,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         let Self { stream, state, flushing, .. } = self.get_mut();
         let flushed = Pin::new(stream).poll_flush(cx);
         if flushed.is_pending() || *flushing {
-            state.wrote(flushed.is_pending());
+            state.record_write(flushed.is_pending());
         }
         *flushing = flushed.is_pending();
         flushed
@@ -160,14 +160,14 @@ mod tests {
 
     use super::*;
 
-    /// How much each read brings of what begins with this and goes on for long.
+    /// The sizes of the reads of a long input with this beginning.
     async fn reads(beginning: &[u8]) -> Vec<usize> {
         let mut sent = beginning.to_vec();
         sent.resize(beginning.len() + 100_000, 0);
-        let mut watched = Watched::new(&*sent, Arc::new(ConnectionState::new(Arc::default())));
-        let mut room = vec![0; 32 * 1024];
+        let mut stream = MonitoredStream::new(&*sent, Arc::new(ConnectionState::new(Arc::default())));
+        let mut buffer = vec![0; 32 * 1024];
         let mut reads = Vec::new();
-        while let read @ 1.. = watched.read(&mut room).await.expect("it is in memory") {
+        while let read @ 1.. = stream.read(&mut buffer).await.expect("it is in memory") {
             reads.push(read);
         }
         assert_eq!(reads.iter().sum::<usize>(), sent.len(), "nothing is lost");
@@ -175,10 +175,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_http1_little_is_read_at_a_time_and_of_http2_what_there_is_room_for() {
-        let of_http1 = reads(b"GET / HTTP/1.1\r\n\r\n").await;
-        assert!(of_http1.iter().all(|read| *read <= OF_HTTP1_AT_A_TIME), "{of_http1:?}");
-        let of_http2 = reads(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
-        assert!(of_http2.contains(&(32 * 1024)), "{of_http2:?}");
+    async fn reads_of_http1_are_small_and_reads_of_http2_fill_the_buffer() {
+        let http1 = reads(b"GET / HTTP/1.1\r\n\r\n").await;
+        assert!(http1.iter().all(|read| *read <= MAX_HTTP1_READ), "{http1:?}");
+        let http2 = reads(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+        assert!(http2.contains(&(32 * 1024)), "{http2:?}");
     }
 }

@@ -1,10 +1,10 @@
-//! The TLS of a listener: from its files to handshakes, and over to other files while it serves.
+//! TLS of a listener: loads its files, does handshakes and reloads changed files while it serves.
 //!
-//! The files of one listener count together: a new certificate waits for its key, and what cannot be used leaves
-//! everything as it was. What is new counts for new handshakes; connections that are open stay.
+//! The files of one listener are applied together: a new certificate waits for its key, and files that cannot be used
+//! change nothing. New files apply to new handshakes; open connections stay.
 //!
-//! Where clients show certificates no session is resumed: each connection begins with the certificate, so that no
-//! client comes in by a session of the past when its authority or name is taken out, or its time is over.
+//! With client certificates, sessions are not resumed: every connection starts with the certificate, so that no client
+//! can resume an earlier session after its authority or name was removed or its certificate has expired.
 
 mod client_names;
 mod material;
@@ -26,19 +26,22 @@ use crate::config::TlsFiles;
 use crate::files::{Contents, WatchedFiles};
 use crate::telemetry::{Metrics, TlsFile};
 
-use super::Rarely;
+use super::LogSampler;
 
 use material::Material;
 pub use material::{TlsErrors, TlsFileError, check};
 pub use refusal::HandshakeError;
 
-/// How often the files are looked at.
-const LOOKS: Duration = Duration::from_secs(2);
+/// How often the files are polled.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often the log says again what has expired or soon will.
-const REMINDERS: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often warnings about expired or expiring certificates are repeated.
+const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a listener speaks within TLS (RFC 7301).
+/// The hint of log lines about files that are not applied.
+const STAYS_IN_USE: &str = "fix the files; the previous ones stay in use";
+
+/// The application protocols of a listener (RFC 7301).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alpn {
     /// HTTP/2 alone.
@@ -56,19 +59,19 @@ impl Alpn {
     }
 }
 
-/// The TLS of one listener. Clones are the same.
+/// The TLS state of one listener. Clones share it.
 #[derive(Clone)]
 pub struct Tls(Arc<Inner>);
 
 struct Inner {
-    /// The configuration's key of the listener, such as `listen.admin`.
+    /// The configuration key of the listener, such as `listen.admin`.
     key: String,
     files: TlsFiles,
     alpn: Alpn,
-    /// What was read at the start: what differs from it later is new.
-    read_first: Contents,
+    /// The contents at the start, which later contents are compared with.
+    initial: Contents,
     current: ArcSwap<Current>,
-    refusals: Rarely,
+    failure_log: LogSampler,
 }
 
 impl fmt::Debug for Tls {
@@ -77,42 +80,42 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// What new handshakes are made by, and until when.
+/// The configuration of new handshakes, and the validity of its certificates.
 struct Current {
     server: Arc<ServerConfig>,
-    ends: Vec<(TlsFile, certificates::Validity)>,
+    validities: Vec<(TlsFile, certificates::Validity)>,
 }
 
 impl Current {
     fn of(key: &str, files: &TlsFiles, alpn: Alpn, contents: &Contents) -> Result<Self, TlsErrors> {
         let material = Material::of(key, files, contents)?;
-        let ends = material.validities().collect();
-        Ok(Self { server: Arc::new(material.into_server(key, alpn.protocols())?), ends })
+        let validities = material.validities().collect();
+        Ok(Self { server: Arc::new(material.into_server(key, alpn.protocols())?), validities })
     }
 }
 
 impl Tls {
-    /// Reads the files of the listener that the configuration calls `key`, such as `listen.ext_authz[1]`.
+    /// Loads the files of the listener with this configuration key, such as `listen.ext_authz[1]`.
     ///
     /// # Errors
-    /// All that is wrong with them.
+    /// All errors in the files.
     pub fn load(key: &str, files: &TlsFiles, alpn: Alpn) -> Result<Self, TlsErrors> {
-        let read_first = material::read(key, files)?;
-        let current = Current::of(key, files, alpn, &read_first)?;
+        let initial = material::read(key, files)?;
+        let current = Current::of(key, files, alpn, &initial)?;
         Ok(Self(Arc::new(Inner {
             key: key.to_owned(),
             files: files.clone(),
             alpn,
-            read_first,
+            initial,
             current: ArcSwap::from_pointee(current),
-            refusals: Rarely::default(),
+            failure_log: LogSampler::default(),
         })))
     }
 
-    /// Speaks TLS with a client, by the files as they last could be used. How long that may take is the caller's to say.
+    /// Does a TLS handshake with the current files. The caller applies a timeout.
     ///
     /// # Errors
-    /// Why there is no connection.
+    /// The handshake failed.
     pub async fn handshake<S>(&self, stream: S) -> Result<TlsStream<S>, HandshakeError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -121,24 +124,26 @@ impl Tls {
         TlsAcceptor::from(server).accept(stream).await.map_err(HandshakeError::from)
     }
 
-    /// Counts a handshake that came to nothing, and says so in the log, rarely.
-    pub fn refused(&self, metrics: &Metrics, error: &HandshakeError) {
+    /// Counts a failed handshake and logs a sample.
+    pub fn record_failure(&self, metrics: &Metrics, error: &HandshakeError) {
         metrics.tls().refused(self.door(), error.cause());
-        refusal::tell(&self.0.key, error, &self.0.refusals);
+        refusal::log(&self.0.key, error, &self.0.failure_log);
     }
 
-    /// Goes over to other files when they have come to rest, and says when certificates end. Never returns.
+    /// Reloads the files when they have changed and settled, and warns about expiring certificates. Never returns.
     pub async fn follow(&self, metrics: &Metrics, clock: &Clock) {
-        let Inner { key, files, alpn, read_first, current, .. } = &*self.0;
-        let mut followed = WatchedFiles::since(material::set(files), read_first.clone(), LOOKS);
+        let Inner { key, files, alpn, initial, current, .. } = &*self.0;
+        let mut followed = WatchedFiles::since(material::set(files), initial.clone(), POLL_INTERVAL);
         metrics.tls().begin(self.door());
         self.publish(metrics, clock);
         loop {
-            let reminder = clock::monotonic() + REMINDERS;
-            let unreadable = |error| tracing::warn!(listener = %key, %error, "TLS files before the change keep being used");
+            let next_warning = clock::monotonic() + WARNING_INTERVAL;
+            let unreadable = |error| {
+                tracing::warn!(listener = %key, %error, hint = STAYS_IN_USE, "TLS files not reloaded");
+            };
             let contents = tokio::select! {
                 contents = followed.changed(unreadable) => contents,
-                () = clock::sleep_until(reminder) => {
+                () = clock::sleep_until(next_warning) => {
                     self.publish(metrics, clock);
                     continue;
                 }
@@ -147,22 +152,22 @@ impl Tls {
                 Ok(usable) => {
                     current.store(Arc::new(usable));
                     metrics.tls().applied(self.door());
-                    tracing::info!(listener = %key, "other TLS files are used from now on");
+                    tracing::info!(listener = %key, "TLS files reloaded");
                     self.publish(metrics, clock);
                 }
                 Err(error) => {
                     metrics.tls().rejected(self.door());
-                    tracing::warn!(listener = %key, %error, "TLS files before the change keep being used");
+                    tracing::warn!(listener = %key, %error, hint = STAYS_IN_USE, "TLS files not reloaded");
                 }
             }
         }
     }
 
     fn publish(&self, metrics: &Metrics, clock: &Clock) {
-        for (file, validity) in &self.0.current.load().ends {
+        for (file, validity) in &self.0.current.load().validities {
             metrics.tls().not_after(self.door(), *file, validity.not_after);
             if let Some(warning) = validity.warning(clock.now()) {
-                tracing::warn!(listener = %self.0.key, file = file.as_str(), "{warning}");
+                tracing::warn!(listener = %self.0.key, file = file.as_str(), %warning, "TLS certificate warning");
             }
         }
     }

@@ -23,7 +23,7 @@ use issuer::HttpsIssuer;
 use process::{IMPOSSIBLE, PATIENCE, Served, portcullis, run};
 
 /// What `/readyz` says by a clock before the build.
-const UNSET: &str = "the clock of this machine stands before this program was built";
+const UNSET: &str = "the system clock is earlier than the build time of this program";
 
 /// Configurations with every kind of listener, and who asks there.
 struct House {
@@ -213,7 +213,7 @@ async fn a_clients_certificate_counts_by_no_clock_that_cannot_be_right() {
         let mut served = Served::start(clock.portcullis(), &config);
         let answer = ask(&served).await;
         assert!(answer.is_err(), "{clock:?}: {answer:?}");
-        let line = served.wait_for("TLS handshakes were refused");
+        let line = served.wait_for("TLS handshakes failed");
         let cause = if clock.is_before_the_build() { "\"not_yet_valid\"" } else { "\"expired\"" };
         assert!(line.contains("listen.forward_auth[2]") && line.contains(cause), "{clock:?}: {line}");
         served.ends();

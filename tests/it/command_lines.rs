@@ -180,17 +180,17 @@ fn a_request_file_that_is_broken_anywhere_is_not_quoted() {
 fn a_mistake_is_told_by_the_name_of_the_argument_or_by_its_place() {
     let house = House::new();
     for (line, expected) in [
-        (&["explain", "--heder", "x"][..], "argument 4 is not known"),
-        (&["explain", "--heder", "x"], "there is --header"),
+        (&["explain", "--heder", "x"][..], "argument 4 is unknown"),
+        (&["explain", "--heder", "x"], "did you mean --header"),
         (&["explain", "--header", "x"], "--header <NAME: VALUE>: expected NAME: VALUE"),
         (&["explain", "--format", "x"], "--format <FORMAT>: expected one of text, json"),
         (&["explain", "--now", "x"], "--now <TIME>: expected RFC 3339"),
         (&["explain", "--path"], "--path <PATH>: its value is missing"),
         (&["explain", "--request", "x", "--path", "/"], "--request <FILE> cannot be used with --path <PATH>"),
         (&["explain", "--request", "/no/such/file"], "the file of --request: No such file"),
-        (&["explain", "--now", "1", "--now", "2"], "--now <TIME> cannot be used several times"),
+        (&["explain", "--now", "1", "--now", "2"], "--now <TIME> cannot be used more than once"),
         (&["serve"], "missing: --config <FILE>"),
-        (&["sevre"], "there is no such command"),
+        (&["sevre"], "unknown command"),
         (&["drill", "--rotations", "0"], "--rotations <N>: 0 is not in 1..=10000"),
     ] {
         let mut arguments = line.to_vec();
@@ -259,7 +259,7 @@ fn an_answer_that_cannot_be_written_is_an_error_that_says_so() {
     ] {
         let (code, error) = code_with(line, full());
         assert_eq!(code, Some(1), "{line:?}: {error}");
-        assert!(error.contains("the answer cannot be written: No space left"), "{line:?}: {error}");
+        assert!(error.contains("the result cannot be written: No space left"), "{line:?}: {error}");
     }
     for line in [&["--help"][..], &["--version"], &["serve", "--help"]] {
         let (code, error) = code_with(line, full());
@@ -319,7 +319,7 @@ fn a_demo_whose_terminal_closes_or_that_is_told_to_end_takes_its_token_with_it()
         let mut demo = demo(temp.path(), Stdio::piped());
         let out = BufReader::new(demo.0.stdout.take().expect("piped"));
         let stays =
-            out.lines().map(|line| line.expect("text")).any(|line| line.starts_with("Ctrl-C ends it"));
+            out.lines().map(|line| line.expect("text")).any(|line| line.starts_with("Press Ctrl-C to stop"));
         assert!(stays);
         let left = || fs::read_dir(temp.path()).expect("a folder").count();
         assert_eq!(left(), 1, "the token's file is there");

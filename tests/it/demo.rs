@@ -13,16 +13,16 @@ fn demo() -> Command {
 }
 
 #[test]
-fn every_step_comes_out_as_told_and_the_process_says_so() {
+fn every_step_comes_out_as_expected_and_the_process_says_so() {
     let output = demo().arg("--once").output().expect("the demo can be started");
     let text = String::from_utf8(output.stdout).expect("the demo prints text");
     assert!(output.status.success(), "{text}");
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "nothing disturbs the story");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "nothing else is printed");
 
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     let changes = [
         // How often keys are fetched beside a flood is a matter of how long that takes.
-        (r"(-> 1 allowed, 50 refused); \d+ fetch(es)?", "$1; N fetches"),
+        (r"(-> 1 allowed, 50 denied); \d+ fetch(es)?", "$1; N fetches"),
         (r"(?m)^(16 .*) <=\d+ +\d+$", "$1 <=N N"),
     ];
     settings(&changes).bind(|| insta::assert_snapshot!("demo", text));
@@ -51,7 +51,7 @@ fn without_once_it_stays_up_with_a_request_to_try_and_ends_well_on_sigterm() {
     let mut staying = Staying(demo().stdout(Stdio::piped()).spawn().expect("the demo can be started"));
     let mut lines = BufReader::new(staying.0.stdout.take().expect("its output is piped"));
     let mut text = String::new();
-    while !text.ends_with("Ctrl-C ends it.\n") {
+    while !text.ends_with("Press Ctrl-C to stop.\n") {
         assert_ne!(lines.read_line(&mut text).expect("the demo prints text"), 0, "it ended: {text}");
     }
     let path = text.split("Authorization/Check < ").nth(1).and_then(|rest| rest.lines().next());

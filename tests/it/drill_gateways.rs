@@ -154,7 +154,7 @@ async fn silence_about_forged_tokens_is_no_pass() {
     );
     for result in [closed, half_a_head, hang, late] {
         all_forged_are("unanswered", &result);
-        failed_by("forged tokens had no answer: ", &result);
+        failed_by("forged tokens had no response: ", &result);
     }
 }
 
@@ -170,7 +170,7 @@ async fn an_ext_authz_service_that_allows_ends_streams_or_hangs_is_no_pass() {
     failed_by("forged tokens were allowed", &allow);
     for result in [reset, status, hang] {
         all_forged_are("unanswered", &result);
-        failed_by("forged tokens had no answer: ", &result);
+        failed_by("forged tokens had no response: ", &result);
     }
 }
 

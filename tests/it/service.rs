@@ -433,7 +433,7 @@ async fn serve_reloads_what_is_valid_keeps_serving_what_is_not_and_ends_with_0_o
 
     let moved = (ports.0, free_port());
     write_config(&file, moved, &issuer, "");
-    Served::wait_for(&mut log, &["listeners were exchanged"]);
+    Served::wait_for(&mut log, &["listeners reloaded"]);
     Served::wait_for(&mut log, &["configuration reloaded"]);
     assert!(!ask().await.set.contains_key("x-auth-subject"));
     write_config(&file, moved, &issuer, "    claim_headers: {x-auth-subject: sub}\n");
@@ -445,7 +445,7 @@ async fn serve_reloads_what_is_valid_keeps_serving_what_is_not_and_ends_with_0_o
     std::fs::write(&file, text).expect("written");
     let line = Served::wait_for(&mut log, &["\"ERROR\"", "provider not reloaded", "\"demo\""]);
     assert!(line.contains("the answer's status is 404, not 200"), "{line}");
-    Served::wait_for(&mut log, &["reloaded in part"]);
+    Served::wait_for(&mut log, &["reloaded partially"]);
     assert_eq!(ask().await.set["x-auth-subject"], "alice");
     let page = reqwest::get(format!("http://127.0.0.1:{}/metrics", moved.1)).await.expect("answered");
     let page = page.text().await.expect("text");

@@ -143,7 +143,7 @@ pub fn haproxy(places: &Places) -> Started {
 pub fn haproxy_hiding_tokens(places: &Places) -> Started {
     let (config, action) = haproxy_configuration(places);
     let config = switched_on(&config, &["http-request del-header authorization"]);
-    run_haproxy(&config, &action.replace("local FROM_ANSWER = {}", "local FROM_ANSWER = { \"cookie\" }"))
+    run_haproxy(&config, &action.replace("local FROM_RESPONSE = {}", "local FROM_RESPONSE = { \"cookie\" }"))
 }
 
 fn haproxy_configuration(places: &Places) -> (String, String) {

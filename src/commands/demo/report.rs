@@ -1,5 +1,5 @@
-//! What the demo prints: paragraphs, steps as they happen, and the table at the end. Plain text, never wider
-//! than [`WIDTH`] as long as all goes as told.
+//! The output of the demo: paragraphs, steps and a table at the end, in plain text of at most [`WIDTH`] columns unless
+//! a step has an unexpected result.
 
 use std::io;
 
@@ -8,72 +8,69 @@ use crate::commands::output::Reader;
 /// The widest line.
 const WIDTH: usize = 100;
 
-/// How far the text of a step is indented.
+/// The indentation of a step's text.
 const INDENT: usize = 4;
 
-/// A step that has been played.
+/// A completed step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Row {
-    /// What the step is about.
+    /// The name of the step.
     pub(super) step: String,
     /// The token that was sent.
     pub(super) token: String,
-    /// The answer that was told, and the one that came.
-    pub(super) answer: Told<String>,
-    /// The key-set fetches that were told, in words, and those that the issuer counted.
-    pub(super) fetches: Told<String>,
-    /// Whether both came as told. Fetches may be told as a limit.
-    pub(super) as_told: bool,
+    /// The expected and the actual response.
+    pub(super) response: Comparison<String>,
+    /// The expected number of key-set fetches, which may be a limit, and the number that the issuer counted.
+    pub(super) fetches: Comparison<String>,
+    /// Whether both are as expected.
+    pub(super) as_expected: bool,
 }
 
-/// Something told before it came.
+/// An expected and an actual value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Told<T> {
-    /// What was told.
+pub(super) struct Comparison<T> {
     pub(super) expected: T,
-    /// What came.
-    pub(super) got: T,
+    pub(super) actual: T,
 }
 
-/// The page that is printed on. One that nobody reads any more is as good as any other; one that cannot be printed on
-/// ends the demo.
+/// Prints the report. Once the reader has closed the output nothing more is printed; other write errors abort the demo.
 pub(super) struct Report {
     print: fn(&str) -> io::Result<Reader>,
     reader: Reader,
 }
 
 impl Report {
-    /// Prints by this.
+    /// A report printed with this function.
     pub(super) fn new(print: fn(&str) -> io::Result<Reader>) -> Self {
-        Self { print, reader: Reader::There }
+        Self { print, reader: Reader::Open }
     }
 
-    /// Whether somebody reads it.
-    pub(super) fn is_read(&self) -> bool {
-        self.reader == Reader::There
+    /// Whether the reader has not closed the output.
+    pub(super) fn is_open(&self) -> bool {
+        self.reader == Reader::Open
     }
 
-    /// Prints a text as it is, with an end of line.
+    /// Prints a line.
     pub(super) fn line(&mut self, text: &str) -> io::Result<()> {
-        if self.is_read() {
+        if self.is_open() {
             self.reader = (self.print)(&format!("{text}\n"))?;
         }
         Ok(())
     }
 
-    /// Prints a paragraph, wrapped.
+    /// Prints a wrap paragraph.
     pub(super) fn paragraph(&mut self, text: &str) -> io::Result<()> {
-        self.line(&wrapped(text, "", 0))
+        self.line(&wrap(text, "", 0))
     }
 
-    /// Prints what a step is about, before it is played.
+    /// Prints the description of a step.
     pub(super) fn step(&mut self, number: usize, text: &str) -> io::Result<()> {
-        self.line(&wrapped(text, &format!("{number:>2}."), INDENT))
+        self.line(&wrap(text, &format!("{number:>2}."), INDENT))
     }
 
-    /// Prints what came of it.
+    /// Prints the result of a step.
     pub(super) fn outcome(&mut self, text: &str) -> io::Result<()> {
-        self.line(&wrapped(text, "    ->", INDENT + 3))
+        self.line(&wrap(text, "    ->", INDENT + 3))
     }
 
     /// Prints the table.
@@ -82,8 +79,8 @@ impl Report {
     }
 }
 
-/// Words in lines of at most [`WIDTH`], each line indented. `label` stands in the first line's indent.
-fn wrapped(text: &str, label: &str, indent: usize) -> String {
+/// Wraps words into indented lines of at most [`WIDTH`] columns. `label` is put into the indentation of the first line.
+fn wrap(text: &str, label: &str, indent: usize) -> String {
     let mut lines = Vec::new();
     let mut line = format!("{label:<indent$}");
     let mut is_empty = true;
@@ -103,13 +100,13 @@ fn wrapped(text: &str, label: &str, indent: usize) -> String {
     lines.join("\n")
 }
 
-/// The steps, one a line, and how many came out as told.
+/// The steps, one per line, and the number of those with the expected result.
 fn table(rows: &[Row]) -> String {
     let mut cells = vec![["#", "step", "token", "expected", "got", "fetches", "got"].map(str::to_owned)];
     cells.extend(rows.iter().enumerate().map(|(index, row)| {
-        let Row { step, token, answer, fetches, .. } = row.clone();
+        let Row { step, token, response, fetches, .. } = row.clone();
         let number = (index + 1).to_string();
-        [number, step, token, answer.expected, answer.got, fetches.expected, fetches.got]
+        [number, step, token, response.expected, response.actual, fetches.expected, fetches.actual]
     }));
     let mut widths = [0; 7];
     for line in &cells {
@@ -119,23 +116,23 @@ fn table(rows: &[Row]) -> String {
     }
     let mut text = String::new();
     for (line, row) in cells.iter().zip(std::iter::once(None).chain(rows.iter().map(Some))) {
-        text.push_str(&aligned(line, &widths));
-        text.push_str(if row.is_some_and(|row| !row.as_told) { "  <- NOT AS TOLD\n" } else { "\n" });
+        text.push_str(&align(line, &widths));
+        text.push_str(if row.is_some_and(|row| !row.as_expected) { "  <- UNEXPECTED\n" } else { "\n" });
         if row.is_none() {
             text.push_str(&"-".repeat(widths.iter().sum::<usize>() + GAP.len() * (widths.len() - 1)));
             text.push('\n');
         }
     }
-    let as_told = rows.iter().filter(|row| row.as_told).count();
-    text.push_str(&format!("\n{as_told} of {} steps came out as told.", rows.len()));
+    let as_expected = rows.iter().filter(|row| row.as_expected).count();
+    text.push_str(&format!("\n{as_expected} of {} steps had the expected result.", rows.len()));
     text
 }
 
-/// Between two columns.
+/// The space between two columns.
 const GAP: &str = "  ";
 
-/// The cells of a line: numbers, which are in the first and the last two columns, to the right.
-fn aligned(cells: &[String; 7], widths: &[usize; 7]) -> String {
+/// Aligns the cells of a line. Numbers, in the first and the last two columns, are right-align.
+fn align(cells: &[String; 7], widths: &[usize; 7]) -> String {
     let columns = cells.iter().zip(widths).enumerate().map(|(column, (cell, &width))| match column {
         0 | 5 | 6 => format!("{cell:>width$}"),
         _ => format!("{cell:<width$}"),
@@ -147,18 +144,18 @@ fn aligned(cells: &[String; 7], widths: &[usize; 7]) -> String {
 mod tests {
     use super::*;
 
-    fn row(step: &str, expected: &str, got: &str) -> Row {
+    fn row(step: &str, expected: &str, actual: &str) -> Row {
         Row {
             step: step.into(),
             token: "key-1".into(),
-            answer: Told { expected: expected.into(), got: got.into() },
-            fetches: Told { expected: "<=2".into(), got: "1".into() },
-            as_told: expected == got,
+            response: Comparison { expected: expected.into(), actual: actual.into() },
+            fetches: Comparison { expected: "<=2".into(), actual: "1".into() },
+            as_expected: expected == actual,
         }
     }
 
     #[test]
-    fn the_table_is_aligned_and_points_at_what_did_not_come_as_told() {
+    fn the_table_is_aligned_and_marks_unexpected_results() {
         let text = table(&[row("good", "allow", "allow"), row("expired", "401 expired", "allow")]);
         assert_eq!(
             text,
@@ -166,15 +163,15 @@ mod tests {
 #  step     token  expected     got    fetches  got
 ---------------------------------------------------
 1  good     key-1  allow        allow      <=2    1
-2  expired  key-1  401 expired  allow      <=2    1  <- NOT AS TOLD
+2  expired  key-1  401 expired  allow      <=2    1  <- UNEXPECTED
 
-1 of 2 steps came out as told."
+1 of 2 steps had the expected result."
         );
     }
 
     #[test]
     fn words_are_wrapped_within_the_width_and_indented() {
-        let text = wrapped(&"word ".repeat(60), " 7.", 4);
+        let text = wrap(&"word ".repeat(60), " 7.", 4);
         assert!(text.starts_with(" 7. word"));
         assert!(text.lines().skip(1).all(|line| line.starts_with("    word")));
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH));

@@ -1,4 +1,4 @@
-//! What to try once the story is told, and the file with a fresh token that it needs.
+//! Commands to try after the scenario, and the file with a fresh token that they use.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -8,24 +8,24 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::stage::Stage;
+use super::environment::Environment;
 
-/// A CheckRequest as grpcurl reads it, with a token of the issuer's present key. The token is worth nothing
-/// outside the demo. The file goes with this value.
+/// A file with a CheckRequest for grpcurl that has a token of the issuer's current key. The token is useless outside
+/// the demo. The file is removed on drop.
 pub(super) struct CheckFile {
     directory: PathBuf,
 }
 
 impl CheckFile {
-    /// A place for it in the system's temporary directory.
+    /// Creates its directory in the system's temporary directory.
     pub(super) fn create() -> io::Result<Self> {
         let directory = std::env::temp_dir().join(format!("portcullis-demo-{}", std::process::id()));
-        // Fails where there is something of the name, so that nobody can make us write elsewhere.
+        // Fails if the path exists, so that another user cannot redirect the write.
         DirBuilder::new().mode(0o700).create(&directory)?;
         Ok(Self { directory })
     }
 
-    /// Puts this token into it.
+    /// Writes a request with this token.
     pub(super) fn write(&self, token: &str) -> io::Result<()> {
         let headers = json!({ "authorization": format!("Bearer {token}") });
         let http =
@@ -41,35 +41,39 @@ impl CheckFile {
 
 impl Drop for CheckFile {
     fn drop(&mut self) {
-        // What cannot be removed is a worthless token in the temporary directory.
-        let _left = fs::remove_dir_all(&self.directory);
+        // If this fails, a useless token remains in the temporary directory.
+        let _ignored = fs::remove_dir_all(&self.directory);
     }
 }
 
-/// Lines to copy into another terminal.
-pub(super) fn lines(stage: &Stage, file: Result<&CheckFile, &io::Error>, rotate_every: Duration) -> String {
-    let (ext_authz, admin) = (stage.ext_authz(), stage.admin());
-    let forward_auth = stage.forward_auth().map(|at| at.to_string()).unwrap_or_default();
+/// Commands to copy into another terminal.
+pub(super) fn lines(
+    environment: &Environment,
+    file: Result<&CheckFile, &io::Error>,
+    interval: Duration,
+) -> String {
+    let (ext_authz, admin) = (environment.ext_authz(), environment.admin());
+    let forward_auth = environment.forward_auth().map(|at| at.to_string()).unwrap_or_default();
     let check = match file {
         Ok(file) => format!(
-            "  Ask as Envoy asks. The file always has a token of the present key; grpcurl learns the types by
-  reflection. Ask a few times: the first token of a key costs one fetch, the others none.
+            "  Send a Check as Envoy does. The file always has a token of the current key; grpcurl gets the types by
+  reflection. Repeat it: the first token of a key causes one fetch, the others none.
     grpcurl -plaintext -d @ {ext_authz} \\
       envoy.service.auth.v3.Authorization/Check < {}",
             file.path().display()
         ),
-        Err(error) => format!("  (No request to ask with: it could not be written. {error})"),
+        Err(error) => format!("  (The request file could not be written: {error})"),
     };
     format!(
         "
-The service stays up, and the issuer rotates its key every {} s. Try in another terminal:
+The service keeps running, and the issuer rotates its key every {} s. Try in another terminal:
 
 {check}
 
-  Ask as a proxy does over HTTP: any path is a question.
+  Send an authorization request as a proxy does over HTTP, with any path:
     curl -i http://{forward_auth}/orders
 
-  The keys that the service has, how often it fetched them and why, and whether it is ready:
+  The keys of the service, its fetches and their causes, and its readiness:
     curl -s http://{admin}/keys
     curl -s http://{admin}/metrics | grep jwks
     curl -s http://{admin}/readyz
@@ -77,9 +81,9 @@ The service stays up, and the issuer rotates its key every {} s. Try in another 
   The keys that the issuer publishes:
     curl -s {}
 
-Ctrl-C ends it.
+Press Ctrl-C to stop.
 ",
-        rotate_every.as_secs(),
-        stage.issuer().jwks_uri()
+        interval.as_secs(),
+        environment.issuer().jwks_uri()
     )
 }

@@ -1,28 +1,28 @@
-//! What a gateway has to be configured with to trust the drill's issuer: for the Portcullis inside the drill, and
-//! printed for one elsewhere.
+//! The configuration with which a gateway trusts the drill's issuer: used by the Portcullis inside the drill, and
+//! printed for another gateway.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::json;
 
+use super::network::{GatewayLocation, is_loopback};
 use super::plan::{FETCH_TIMEOUT, SPACING};
-use super::reach::{Place, is_loopback};
 use super::target::TargetUrl;
 use crate::commands::issuer::Issuer;
 
-/// Where a Portcullis listens in the deployments that `deploy/` shows.
+/// The ext_authz address of the examples in `deploy/`.
 const EXT_AUTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9191);
 
-/// The port of the operator's door there, and the one to take where the gateway has that port.
-const ADMIN: [u16; 2] = [9193, 9194];
+/// The admin port of those examples, and an alternative if the gateway uses that port.
+const ADMIN_PORTS: [u16; 2] = [9193, 9194];
 
-/// What a gateway is told of an issuer.
+/// An issuer that a gateway is to trust.
 #[derive(Clone, Debug)]
-pub(super) struct Trusted {
-    /// Where it listens.
+pub(super) struct TrustedIssuer {
+    /// The address on which it listens.
     pub(super) address: SocketAddr,
-    /// Its name, the `iss` of its tokens.
+    /// The `iss` of its tokens.
     pub(super) issuer: String,
     /// The URL of its key set.
     pub(super) jwks_uri: String,
@@ -30,7 +30,7 @@ pub(super) struct Trusted {
     pub(super) audience: String,
 }
 
-impl Trusted {
+impl TrustedIssuer {
     /// This issuer, with tokens for `audience`.
     pub(super) fn new(issuer: &Issuer, audience: &str) -> Self {
         Self {
@@ -41,10 +41,10 @@ impl Trusted {
         }
     }
 
-    /// A configuration of Portcullis with doors at these addresses.
+    /// A Portcullis configuration with listeners on these addresses.
     pub(super) fn configuration(&self, ext_authz: SocketAddr, admin: SocketAddr) -> String {
         let spacing = SPACING.as_millis();
-        // What comes by plain http from another machine has to be asked for.
+        // Plain http from another machine must be allowed explicitly.
         let allowed = if is_loopback(self.address.ip()) { "" } else { "\n    allow_http: true" };
         format!(
             "listen: {{ext_authz: '{ext_authz}', admin: '{admin}'}}
@@ -58,26 +58,26 @@ shutdown: {{drain_delay: 0s, grace: 1s}}
 log: {{format: text, level: error}}
 ",
             self.issuer,
-            // JSON is YAML; what looks like a variable is none.
+            // JSON is valid YAML; `$${` escapes a variable.
             json!(self.audience).to_string().replace("${", "$${"),
             self.jwks_uri,
             FETCH_TIMEOUT.as_millis()
         )
     }
 
-    /// What the gateway at this place has to trust, in words and as a configuration that is valid there.
-    pub(super) fn instructions(&self, url: &TargetUrl, place: &Place, wait: Duration) -> String {
-        let (ext_authz, admin) = doors(url, place);
+    /// Instructions for the gateway at this location, with a configuration that is valid there.
+    pub(super) fn instructions(&self, url: &TargetUrl, location: &GatewayLocation, wait: Duration) -> String {
+        let (ext_authz, admin) = listeners(url, location);
         format!(
-            "The gateway has to trust this issuer:
+            "The gateway must trust this issuer:
   issuer:   {}
   key set:  {}
   audience: {}
 
-For a Portcullis this is all of its configuration:
+The complete configuration of a Portcullis:
 
 {}
-Waiting up to {} s for a first token to be allowed ...
+Waiting up to {} s until a first token is allowed ...
 ",
             self.issuer,
             self.jwks_uri,
@@ -88,18 +88,18 @@ Waiting up to {} s for a first token to be allowed ...
     }
 }
 
-/// Where a Portcullis at this place listens, so that it is found there; behind a gateway, beside that one.
-fn doors(url: &TargetUrl, place: &Place) -> (SocketAddr, SocketAddr) {
-    let target = place.addresses.first().filter(|_| matches!(url, TargetUrl::Grpc(_)));
+/// The listener addresses of a Portcullis that is the target, or that runs next to a target gateway.
+fn listeners(url: &TargetUrl, location: &GatewayLocation) -> (SocketAddr, SocketAddr) {
+    let target = location.addresses.first().filter(|_| matches!(url, TargetUrl::Grpc(_)));
     let ext_authz = match target {
         None => EXT_AUTHZ,
         Some(target) if is_loopback(target.ip()) => *target,
-        // Which of its addresses leads here, that machine alone knows.
+        // Only that machine knows which of its addresses is reachable from here.
         Some(target) if target.is_ipv4() => (Ipv4Addr::UNSPECIFIED, target.port()).into(),
         Some(target) => (Ipv6Addr::UNSPECIFIED, target.port()).into(),
     };
-    let [usual, other] = ADMIN;
-    let admin = if ext_authz.port() == usual { other } else { usual };
+    let [default, alternative] = ADMIN_PORTS;
+    let admin = if ext_authz.port() == default { alternative } else { default };
     (ext_authz, (Ipv4Addr::LOCALHOST, admin).into())
 }
 
@@ -108,8 +108,8 @@ mod tests {
     use super::*;
     use crate::config::{Config, KeySource};
 
-    fn trusted(address: &str, audience: &str) -> Trusted {
-        Trusted {
+    fn trusted(address: &str, audience: &str) -> TrustedIssuer {
+        TrustedIssuer {
             address: address.parse().expect("an address"),
             issuer: format!("http://{address}/realms/demo"),
             jwks_uri: format!("http://{address}/realms/demo/keys"),
@@ -117,21 +117,25 @@ mod tests {
         }
     }
 
-    fn place(address: &str) -> Place {
-        Place { addresses: vec![address.parse().expect("an address")], from: None, is_here: false }
+    fn location(address: &str) -> GatewayLocation {
+        GatewayLocation {
+            addresses: vec![address.parse().expect("an address")],
+            source: None,
+            is_local: false,
+        }
     }
 
-    /// The part of the instructions that is a configuration.
-    fn printed(trusted: &Trusted, url: &str, place: &Place) -> String {
+    /// The configuration in the instructions.
+    fn printed(trusted: &TrustedIssuer, url: &str, location: &GatewayLocation) -> String {
         let url = TargetUrl::parse(url, "/").expect("a target");
-        let text = trusted.instructions(&url, place, Duration::from_secs(1));
-        let (_, rest) = text.split_once("configuration:\n\n").expect("an introduction");
+        let text = trusted.instructions(&url, location, Duration::from_secs(1));
+        let (_, rest) = text.split_once("configuration of a Portcullis:\n\n").expect("an introduction");
         let (configuration, _) = rest.split_once("\nWaiting").expect("an end");
         configuration.to_owned()
     }
 
     #[test]
-    fn the_printed_configuration_is_valid_on_whichever_machine_the_gateway_is() {
+    fn the_printed_configuration_is_valid_on_the_machine_of_the_gateway() {
         for issuer in [
             "127.0.0.1:9195",
             "127.9.9.9:1",
@@ -153,7 +157,7 @@ mod tests {
                 ("http://10.0.0.7:10000", "10.0.0.7:10000"),
             ] {
                 let trusted = trusted(issuer, "orders-api");
-                let text = printed(&trusted, url, &place(gateway));
+                let text = printed(&trusted, url, &location(gateway));
                 let config = Config::parse(&text, &|_| None)
                     .unwrap_or_else(|errors| panic!("{issuer}, {url}: {errors}\n{text}"));
                 let [provider] = &config.providers[..] else { panic!("one provider: {text}") };
@@ -164,16 +168,16 @@ mod tests {
     }
 
     #[test]
-    fn plain_http_is_asked_for_only_where_another_machine_fetches() {
+    fn plain_http_is_allowed_only_if_another_machine_fetches() {
         let allowed = |issuer| {
-            printed(&trusted(issuer, "a"), "grpc://h:1", &place("10.0.0.7:1")).contains("allow_http: true")
+            printed(&trusted(issuer, "a"), "grpc://h:1", &location("10.0.0.7:1")).contains("allow_http: true")
         };
         assert!(!allowed("127.0.0.1:9195") && !allowed("[::ffff:127.0.0.1]:9195"));
         assert!(allowed("10.0.0.5:9195") && allowed("[2001:db8::5]:9195"));
     }
 
     #[test]
-    fn a_portcullis_is_told_to_listen_where_the_drill_looks_for_it() {
+    fn a_portcullis_is_configured_to_listen_on_the_target_address() {
         for (url, gateway, ext_authz, admin) in [
             ("grpc://localhost:7000", "127.0.0.1:7000", "127.0.0.1:7000", 9193),
             ("grpc://[::1]:9193", "[::1]:9193", "[::1]:9193", 9194),
@@ -183,14 +187,14 @@ mod tests {
         ] {
             let url = TargetUrl::parse(url, "/").expect("a target");
             let expected = (ext_authz.parse().expect("an address"), (Ipv4Addr::LOCALHOST, admin).into());
-            assert_eq!(doors(&url, &place(gateway)), expected, "{url:?}");
+            assert_eq!(listeners(&url, &location(gateway)), expected, "{url:?}");
         }
     }
 
     #[test]
-    fn an_audience_is_printed_as_it_is_whatever_yaml_would_make_of_it() {
+    fn an_audience_is_escaped_for_yaml() {
         for audience in ["a, b]", "${HOME}", "$${HOME}", "it's: \"one\" # no comment", "\\n\u{e9}"] {
-            let text = printed(&trusted("127.0.0.1:1", audience), "grpc://h:1", &place("10.0.0.7:1"));
+            let text = printed(&trusted("127.0.0.1:1", audience), "grpc://h:1", &location("10.0.0.7:1"));
             let config = Config::parse(&text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
             let [provider] = &config.providers[..] else { panic!("one provider: {text}") };
             let audiences = format!("{:?}", provider.provider.audiences);

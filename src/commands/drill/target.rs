@@ -1,7 +1,7 @@
-//! The gateway under test: an ext_authz service, asked as Envoy asks, or anything that takes HTTP requests.
+//! The gateway under test: an ext_authz service, called as Envoy does, or an HTTP server.
 //!
-//! An answer over HTTP is its status. Once the head has come, nothing that becomes of the body changes the
-//! outcome: whoever lets a forged token through and then cuts the body off has let it through.
+//! The outcome of an HTTP request is the status of its response. The body does not change it: a gateway that lets a
+//! forged token through and then aborts the body has let it through.
 
 #[cfg(test)]
 mod tests;
@@ -30,21 +30,20 @@ use tower::Service;
 
 use crate::ext_authz::client::{CheckClient, os_error};
 
-/// How long a request waits for its answer: longer than any service should keep it waiting for keys.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The timeout of a request, longer than any service should wait for keys.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Of an answer's body this much is read, so that its connection can be used again.
+/// How much of a response body is read so that its connection can be reused.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// And for so long.
-const BODY_PATIENCE: Duration = Duration::from_millis(250);
+/// The timeout of reading a response body.
+const BODY_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Bodies that are read at a time. The connection of any other is closed.
-const BODIES_AT_A_TIME: usize = 256;
+/// The maximum number of bodies that are read concurrently. The connection of any other is closed.
+const MAX_BODIES: usize = 256;
 
-/// Errors of this machine, by which nothing has reached the gateway: no descriptors, memory, ports or route, or
-/// a firewall of its own.
-const OURS: [Errno; 11] = [
+/// Local errors, with which nothing reaches the gateway: no descriptors, memory, ports or route, or a local firewall.
+const LOCAL_ERRORS: [Errno; 11] = [
     Errno::MFILE,
     Errno::NFILE,
     Errno::NOMEM,
@@ -58,44 +57,44 @@ const OURS: [Errno; 11] = [
     Errno::NETUNREACH,
 ];
 
-/// What became of a token.
+/// The outcome of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The request passed.
+    /// The request was allowed.
     Allowed,
-    /// It did not, with this status. A redirect is one: it is never followed.
+    /// The request was refused with this status. A redirect is one; it is never followed.
     Refused(u16),
-    /// Nobody answered, or not in time.
-    NoAnswer(String),
-    /// The drill could not send it, for a reason of its own machine.
+    /// There was no response in time.
+    NoResponse(String),
+    /// The token could not be sent because of a local error.
     NotSent(String),
 }
 
-/// Where a gateway is, as the command line names it.
+/// The URL of a gateway on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum TargetUrl {
     /// An ext_authz service.
     Grpc(Authority),
-    /// A gateway, with the path of the requests.
+    /// An HTTP gateway, with the path of the requests.
     Http(Uri),
 }
 
 impl TargetUrl {
-    /// `grpc://HOST:PORT` or `http://HOST:PORT`; the latter is asked for `path`.
+    /// Parses `grpc://HOST:PORT` or `http://HOST:PORT`; requests to the latter have this path.
     ///
     /// # Errors
     /// It is neither.
     pub(super) fn parse(url: &str, path: &str) -> Result<Self, String> {
-        // Neither is repeated: a URL may have a password, a path a token.
+        // The values are not repeated: a URL may contain a password, a path a token.
         let expected = || "--target: expected grpc://HOST:PORT or http://HOST:PORT".to_owned();
         let (scheme, authority) = url.trim_end_matches('/').split_once("://").ok_or_else(expected)?;
         let authority: Authority = authority.parse().map_err(|_| expected())?;
-        let whole = !authority.host().is_empty()
+        let is_valid = !authority.host().is_empty()
             && authority.port_u16().is_some_and(|port| port > 0)
             && !authority.as_str().contains('@');
         match scheme {
-            "grpc" if whole => Ok(Self::Grpc(authority)),
-            "http" if whole => {
+            "grpc" if is_valid => Ok(Self::Grpc(authority)),
+            "http" if is_valid => {
                 let uri = Uri::builder().scheme("http").authority(authority).path_and_query(path).build();
                 Ok(Self::Http(uri.map_err(|error| format!("--path: {error}"))?))
             }
@@ -112,32 +111,32 @@ impl TargetUrl {
     }
 }
 
-/// A gateway that can be asked about tokens.
+/// A gateway that receives tokens.
 pub(super) enum Target {
-    /// An ext_authz service at this address, connected to when it is first asked.
+    /// An ext_authz service at this address, connected on first use.
     Grpc(String, OnceCell<CheckClient>),
-    /// A gateway; 2xx is allowed.
+    /// An HTTP gateway; 2xx means allowed.
     Http(HttpGateway),
 }
 
-/// A gateway that takes HTTP requests.
+/// An HTTP gateway.
 pub(super) struct HttpGateway {
     uri: Uri,
-    client: Client<HttpConnector<Resolved>, Body>,
+    client: Client<HttpConnector<FixedResolver>, Body>,
     bodies: Arc<Semaphore>,
 }
 
 impl Target {
-    /// The gateway of this URL, whose name stands for these addresses as long as the drill takes: where there
-    /// are no descriptors a lookup fails like one of a name that is gone.
+    /// The gateway of this URL, whose name is resolved to these addresses for the whole drill, because without
+    /// descriptors a lookup fails like one of a missing name.
     pub(super) fn new(url: &TargetUrl, addresses: Vec<SocketAddr>) -> Self {
         match url {
             TargetUrl::Grpc(authority) => Target::Grpc(authority.to_string(), OnceCell::new()),
             TargetUrl::Http(uri) => {
-                let mut connector = HttpConnector::new_with_resolver(Resolved(addresses));
+                let mut connector = HttpConnector::new_with_resolver(FixedResolver(addresses));
                 connector.set_nodelay(true);
                 let client = Client::builder(TokioExecutor::new()).build(connector);
-                let bodies = Arc::new(Semaphore::new(BODIES_AT_A_TIME));
+                let bodies = Arc::new(Semaphore::new(MAX_BODIES));
                 Target::Http(HttpGateway { uri: uri.clone(), client, bodies })
             }
         }
@@ -149,30 +148,30 @@ impl Target {
     }
 
     /// Sends one request with this token, once.
-    pub(super) async fn ask(&self, token: &str) -> Outcome {
+    pub(super) async fn send(&self, token: &str) -> Outcome {
         let bearer = format!("Bearer {token}");
-        let asking = async {
+        let request = async {
             match self {
                 Target::Grpc(address, client) => check(address, client, &bearer).await,
                 Target::Http(gateway) => gateway.get(&bearer).await,
             }
         };
-        match timeout(PATIENCE, asking).await {
+        match timeout(REQUEST_TIMEOUT, request).await {
             Ok(outcome) => outcome,
-            Err(_) => Outcome::NoAnswer("no answer in time".to_owned()),
+            Err(_) => Outcome::NoResponse("no response in time".to_owned()),
         }
     }
 }
 
 async fn check(address: &str, client: &OnceCell<CheckClient>, bearer: &str) -> Outcome {
     let answer = match client.get_or_try_init(|| CheckClient::connect(address)).await {
-        Ok(client) => client.check(&[("authorization", bearer)], PATIENCE).await,
+        Ok(client) => client.check(&[("authorization", bearer)], REQUEST_TIMEOUT).await,
         Err(error) => Err(error),
     };
     match answer {
         Ok(answer) if answer.allowed => Outcome::Allowed,
         Ok(answer) => Outcome::Refused(answer.http_status),
-        Err(error) => without_answer(error.os_error(), error.to_string()),
+        Err(error) => failure(error.os_error(), error.to_string()),
     }
 }
 
@@ -186,24 +185,24 @@ impl HttpGateway {
         match self.client.request(request).await {
             Ok(response) => {
                 let status = response.status();
-                self.read_rest(Body::new(response.into_body()));
+                self.discard_body(Body::new(response.into_body()));
                 by_status(status)
             }
-            Err(error) => without_answer(os_error(&error), told(&error)),
+            Err(error) => failure(os_error(&error), error_chain(&error)),
         }
     }
 
-    /// Reads the body beside everything else, so that nobody waits for it.
-    fn read_rest(&self, body: Body) {
+    /// Reads the body in the background.
+    fn discard_body(&self, body: Body) {
         if body.is_end_stream() {
             return;
         }
-        // Where there is no place the body is dropped, which closes its connection.
-        if let Ok(place) = Arc::clone(&self.bodies).try_acquire_owned() {
+        // Without a permit the body is dropped, which closes its connection.
+        if let Ok(permit) = Arc::clone(&self.bodies).try_acquire_owned() {
             tokio::spawn(async move {
-                // The outcome is known; what went wrong here closes the connection, and that is all.
-                let _read = timeout(BODY_PATIENCE, to_bytes(body, MAX_BODY_BYTES)).await;
-                drop(place);
+                // The outcome is known; an error here only closes the connection.
+                let _read = timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY_BYTES)).await;
+                drop(permit);
             });
         }
     }
@@ -213,29 +212,29 @@ fn by_status(status: StatusCode) -> Outcome {
     if status.is_success() {
         return Outcome::Allowed;
     }
-    // A last answer that promises another one, such as 101 to somebody who asked for no other protocol.
+    // An informational response without a final one, such as an unrequested 101.
     if status.is_informational() {
-        return Outcome::NoAnswer(format!("the answer ended with status {}", status.as_u16()));
+        return Outcome::NoResponse(format!("the response ended with status {}", status.as_u16()));
     }
     Outcome::Refused(status.as_u16())
 }
 
-fn without_answer(os_error: Option<i32>, message: String) -> Outcome {
-    let ours = os_error.is_some_and(|code| OURS.iter().any(|errno| errno.raw_os_error() == code));
-    if ours { Outcome::NotSent(message) } else { Outcome::NoAnswer(message) }
+fn failure(os_error: Option<i32>, message: String) -> Outcome {
+    let is_local = os_error.is_some_and(|code| LOCAL_ERRORS.iter().any(|errno| errno.raw_os_error() == code));
+    if is_local { Outcome::NotSent(message) } else { Outcome::NoResponse(message) }
 }
 
-/// An error with its causes.
-fn told(error: &(dyn Error + 'static)) -> String {
+/// An error with its sources.
+fn error_chain(error: &(dyn Error + 'static)) -> String {
     let chain = iter::successors(Some(error), |&error| error.source());
     chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// The resolver of a name that was looked up before.
+/// A resolver that returns fixed addresses.
 #[derive(Clone, Debug)]
-pub(super) struct Resolved(Vec<SocketAddr>);
+pub(super) struct FixedResolver(Vec<SocketAddr>);
 
-impl Service<Name> for Resolved {
+impl Service<Name> for FixedResolver {
     type Response = vec::IntoIter<SocketAddr>;
     type Error = Infallible;
     type Future = Ready<Result<Self::Response, Infallible>>;

@@ -1,5 +1,5 @@
-//! The tokens of a drill: good ones, and those of an attack. No two are the same, so that no cache of tokens
-//! hides anything.
+//! Makes the tokens of a drill, good ones and those of the attack. All are different, so that a token cache does not
+//! affect the result.
 
 use serde_json::{Value, json};
 
@@ -7,72 +7,72 @@ use super::plan::Rotation;
 use crate::commands::embedded::unix_now;
 use crate::commands::issuer::{SigningAlgorithm, SigningKey, with_claim};
 
-/// The algorithms of the issuer, in turn.
+/// The algorithms that the issuer cycles through.
 const ALGORITHMS: [SigningAlgorithm; 4] =
     [SigningAlgorithm::RS256, SigningAlgorithm::ES256, SigningAlgorithm::PS256, SigningAlgorithm::EdDSA];
 
-/// The issuer's RSA key pairs come from these many; the attacker has another.
-const PAIRS: usize = 3;
+/// The number of RSA key pairs that the issuer cycles through; the attacker has another.
+const KEY_PAIRS: usize = 3;
 
-/// What is wrong with a bad token.
+/// The kind of a bad token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Bad {
-    /// A `kid` that nobody has published.
+pub(super) enum BadToken {
+    /// A `kid` that was never published.
     MadeUpKid,
-    /// The signature of another key under the name of the present one.
+    /// The signature of another key under the `kid` of the current one.
     Signature,
-    /// Signed by the issuer's key, and expired.
+    /// Signed by the issuer's key, but expired.
     Expired,
-    /// Signed by the issuer's key, for somebody else.
+    /// Signed by the issuer's key, for another audience.
     WrongAudience,
-    /// Of an issuer that nobody trusts.
+    /// From an untrusted issuer.
     WrongIssuer,
-    /// `alg: none`, and no signature.
+    /// `alg: none` and no signature.
     Unsigned,
-    /// Signed by a key that the issuer has withdrawn, or made anew under the same name.
+    /// Signed by a key that the issuer has withdrawn, or replaced under the same `kid`.
     Withdrawn,
 }
 
-impl Bad {
-    /// In the order in which they come.
-    pub(super) const ALL: [Bad; 7] = [
-        Bad::MadeUpKid,
-        Bad::Signature,
-        Bad::Expired,
-        Bad::WrongAudience,
-        Bad::WrongIssuer,
-        Bad::Unsigned,
-        Bad::Withdrawn,
+impl BadToken {
+    /// All kinds in the order in which they are sent.
+    pub(super) const ALL: [BadToken; 7] = [
+        BadToken::MadeUpKid,
+        BadToken::Signature,
+        BadToken::Expired,
+        BadToken::WrongAudience,
+        BadToken::WrongIssuer,
+        BadToken::Unsigned,
+        BadToken::Withdrawn,
     ];
 
-    /// What it is, in a few words.
+    /// A short description.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Bad::MadeUpKid => "made-up kid",
-            Bad::Signature => "bad signature under a known kid",
-            Bad::Expired => "expired",
-            Bad::WrongAudience => "wrong audience",
-            Bad::WrongIssuer => "unknown issuer",
-            Bad::Unsigned => "no signature (alg none)",
-            Bad::Withdrawn => "key withdrawn or made anew",
+            BadToken::MadeUpKid => "made-up kid",
+            BadToken::Signature => "bad signature under a known kid",
+            BadToken::Expired => "expired",
+            BadToken::WrongAudience => "wrong audience",
+            BadToken::WrongIssuer => "unknown issuer",
+            BadToken::Unsigned => "no signature (alg none)",
+            BadToken::Withdrawn => "key withdrawn or made anew",
         }
     }
 }
 
-/// The keys that the issuer goes through, and the attacker's.
+/// The keys of the issuer and of the attacker.
 pub(super) struct Keys {
     issuer: String,
     attackers: Vec<SigningKey>,
 }
 
 impl Keys {
-    /// Makes those that take time to make.
+    /// Generates the keys that take time.
     pub(super) fn new(issuer: &str) -> Self {
         let attackers = ALGORITHMS
             .into_iter()
-            .map(|algorithm| SigningKey::pooled(PAIRS, "attacker", algorithm))
+            .map(|algorithm| SigningKey::pooled(KEY_PAIRS, "attacker", algorithm))
             .collect();
-        for pair in 0..PAIRS {
+        for pair in 0..KEY_PAIRS {
             SigningKey::pooled(pair, None, SigningAlgorithm::RS256);
         }
         Self { issuer: issuer.to_owned(), attackers }
@@ -88,52 +88,54 @@ impl Keys {
         let fresh = format!("drill-{number}");
         let (kid, algorithm) = match rotation {
             Rotation::SameKid => (current.kid().map(str::to_owned), current.algorithm()),
-            Rotation::Algorithm => (Some(fresh), following(current.algorithm())),
+            Rotation::Algorithm => (Some(fresh), next_algorithm(current.algorithm())),
             Rotation::AtUse | Rotation::Announced | Rotation::Withdrawn => (Some(fresh), current.algorithm()),
         };
-        SigningKey::pooled(number % PAIRS, kid.as_deref(), algorithm)
+        SigningKey::pooled(number % KEY_PAIRS, kid.as_deref(), algorithm)
     }
 
-    /// A good token of this key.
+    /// A good token signed by this key.
     pub(super) fn good(&self, key: &SigningKey, audience: &str) -> String {
         key.sign(&self.claims(audience))
     }
 
-    /// A bad token, while this key is the present one and `withdrawn` is one that is not any more. Where there
-    /// is no such key, [`Bad::Withdrawn`] is [`Bad::MadeUpKid`]; what was made is given back with it.
+    /// A bad token, with the current key and a withdrawn one. Without a withdrawn key [`BadToken::Withdrawn`] becomes
+    /// [`BadToken::MadeUpKid`]; the kind that was made is returned with the token.
     pub(super) fn bad(
         &self,
-        kind: Bad,
+        kind: BadToken,
         key: &SigningKey,
         withdrawn: Option<&SigningKey>,
         audience: &str,
-    ) -> (Bad, String) {
+    ) -> (BadToken, String) {
         let claims = self.claims(audience);
         let token = match (kind, withdrawn) {
-            (Bad::Signature, _) => self.attacker(key.algorithm()).sign_with_header(&key.header(), &claims),
-            (Bad::Expired, _) => key.sign(&with_claim(claims, "exp", unix_now() - 3600)),
-            (Bad::WrongAudience, _) => key.sign(&with_claim(claims, "aud", "somebody-else")),
-            (Bad::WrongIssuer, _) => {
+            (BadToken::Signature, _) => {
+                self.attacker(key.algorithm()).sign_with_header(&key.header(), &claims)
+            }
+            (BadToken::Expired, _) => key.sign(&with_claim(claims, "exp", unix_now() - 3600)),
+            (BadToken::WrongAudience, _) => key.sign(&with_claim(claims, "aud", "somebody-else")),
+            (BadToken::WrongIssuer, _) => {
                 self.attacker(key.algorithm()).sign(&with_claim(claims, "iss", "https://issuer.invalid"))
             }
-            (Bad::Unsigned, _) => {
+            (BadToken::Unsigned, _) => {
                 let header = json!({"alg": "none", "typ": "JWT", "kid": key.kid()});
                 let signed = key.sign_with_header(&header, &claims);
                 signed.rsplit_once('.').map_or(String::new(), |(input, _)| format!("{input}."))
             }
-            (Bad::Withdrawn, Some(withdrawn)) => withdrawn.sign(&claims),
-            (Bad::MadeUpKid | Bad::Withdrawn, _) => {
+            (BadToken::Withdrawn, Some(withdrawn)) => withdrawn.sign(&claims),
+            (BadToken::MadeUpKid | BadToken::Withdrawn, _) => {
                 let kid = format!("made-up-{:016x}", rand::random::<u64>());
                 let token = self.attacker(SigningAlgorithm::EdDSA).with_kid(kid.as_str()).sign(&claims);
-                return (Bad::MadeUpKid, token);
+                return (BadToken::MadeUpKid, token);
             }
         };
         (kind, token)
     }
 
     fn attacker(&self, algorithm: SigningAlgorithm) -> &SigningKey {
-        let fitting = self.attackers.iter().find(|key| key.algorithm() == algorithm);
-        fitting.expect("the attacker has a key of each of the issuer's algorithms")
+        let key = self.attackers.iter().find(|key| key.algorithm() == algorithm);
+        key.expect("the attacker has a key of each of the issuer's algorithms")
     }
 
     fn claims(&self, audience: &str) -> Value {
@@ -150,9 +152,9 @@ impl Keys {
     }
 }
 
-fn following(algorithm: SigningAlgorithm) -> SigningAlgorithm {
-    let mut following = ALGORITHMS.into_iter().cycle().skip_while(|one| *one != algorithm).skip(1);
-    following.next().unwrap_or(algorithm)
+fn next_algorithm(current: SigningAlgorithm) -> SigningAlgorithm {
+    let mut algorithms = ALGORITHMS.into_iter().cycle().skip_while(|algorithm| *algorithm != current).skip(1);
+    algorithms.next().unwrap_or(current)
 }
 
 #[cfg(test)]
@@ -160,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_rotation_brings_other_material_and_a_name_as_it_says() {
+    fn each_rotation_has_new_key_material_and_the_kid_and_algorithm_of_its_kind() {
         let keys = Keys::new("https://issuer");
         let mut current = keys.first();
         for (number, rotation) in Rotation::ALL.into_iter().cycle().take(25).enumerate() {
@@ -184,7 +186,7 @@ mod tests {
         let mut tokens: Vec<String> = Vec::new();
         for _ in 0..3 {
             tokens.push(keys.good(&key, "a"));
-            tokens.extend(Bad::ALL.map(|kind| keys.bad(kind, &key, Some(&key), "a").1));
+            tokens.extend(BadToken::ALL.map(|kind| keys.bad(kind, &key, Some(&key), "a").1));
         }
         let count = tokens.len();
         tokens.sort_unstable();

@@ -1,4 +1,4 @@
-//! The request to explain, from the command line or from a file.
+//! The request to explain, from arguments or from a file.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -12,10 +12,10 @@ use super::super::Failure;
 use crate::access_request::AccessRequest;
 use crate::clock;
 
-/// A larger file is no request.
+/// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// The request, piece by piece or as a file.
+/// The request, as arguments or as a file.
 #[derive(Args, Debug)]
 pub(super) struct RequestArgs {
     /// The method
@@ -27,7 +27,7 @@ pub(super) struct RequestArgs {
     /// The host
     #[arg(long, value_name = "HOST", default_value = "localhost")]
     host: String,
-    /// A header, `name: value`; as often as there are headers
+    /// A header, `name: value`; can be repeated
     #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
     /// The whole request as JSON: {"method", "host", "path", "headers": {name: value}}
@@ -39,16 +39,16 @@ pub(super) struct RequestArgs {
     /// The client's address
     #[arg(long, value_name = "IP")]
     source_address: Option<String>,
-    /// The identity that the client's certificate proves
+    /// The identity in the client's certificate
     #[arg(long, value_name = "NAME")]
     source_principal: Option<String>,
 }
 
-/// Never says what was there instead: where the colon is missing, that has the token in it.
+/// Parses a header. The error does not repeat the text, because without a colon it may be the token.
 fn header(text: &str) -> Result<(String, String), &'static str> {
     const EXPECTED: &str = "expected NAME: VALUE, such as 'Authorization: Bearer ...'";
     let (name, value) = text.split_once(':').ok_or(EXPECTED)?;
-    // RFC 9110 §5.1 has no blanks before the colon.
+    // RFC 9110 §5.1 allows no whitespace before the colon.
     let is_name = !name.is_empty()
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte));
     if !is_name {
@@ -57,8 +57,8 @@ fn header(text: &str) -> Result<(String, String), &'static str> {
     Ok((name.to_ascii_lowercase(), value.trim().to_owned()))
 }
 
-/// A request that owns its text.
-pub(super) struct Described {
+/// A request with owned strings.
+pub(super) struct OwnedRequest {
     method: String,
     host: String,
     path: String,
@@ -68,10 +68,10 @@ pub(super) struct Described {
     source_principal: Option<String>,
 }
 
-/// The form of the file.
+/// The format of the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct RequestFile {
     method: String,
     host: String,
     path: String,
@@ -79,16 +79,16 @@ struct Written {
     headers: Map<String, Value>,
 }
 
-impl Described {
+impl OwnedRequest {
     /// # Errors
-    /// The file cannot be read or is no request.
+    /// The file cannot be read or is not a request.
     pub(super) fn read(args: &RequestArgs) -> Result<Self, Failure> {
         let (method, host, path, headers) = match &args.request {
             None => (args.method.clone(), args.host.clone(), args.path.clone(), args.headers.clone()),
             Some(file) => {
-                // One that is no file may be a token.
+                // A path that does not exist is not repeated, because it may be a token.
                 let opened = File::open(file).map_err(|error| format!("the file of --request: {error}"))?;
-                let Written { method, host, path, headers } =
+                let RequestFile { method, host, path, headers } =
                     read_file(opened).map_err(|error| format!("{}: {error}", file.display()))?;
                 (
                     method,
@@ -126,8 +126,8 @@ impl Described {
     }
 }
 
-/// What is wrong is told by its place alone: serde's own words would quote the file, and a token in it.
-fn read_file(file: File) -> Result<Written, String> {
+/// Parses the file. Errors contain only the position, because serde's text would quote the file and a token in it.
+fn read_file(file: File) -> Result<RequestFile, String> {
     let mut text = String::new();
     file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(|error| error.to_string())?;
     serde_json::from_str(&text).map_err(|error| {
@@ -139,7 +139,7 @@ fn read_file(file: File) -> Result<Written, String> {
     })
 }
 
-/// A header that comes several times is a list.
+/// Flattens the headers; a repeated header is a list.
 fn flatten(headers: Map<String, Value>) -> Result<Vec<(String, String)>, String> {
     let mut flat = Vec::new();
     for (index, (name, value)) in headers.into_iter().enumerate() {
@@ -149,7 +149,7 @@ fn flatten(headers: Map<String, Value>) -> Result<Vec<(String, String)>, String>
         };
         for value in values {
             let Value::String(value) = value else {
-                return Err(format!("header {} is neither a text nor a list of texts", index + 1));
+                return Err(format!("header {} is neither a string nor a list of strings", index + 1));
             };
             flat.push((name.to_ascii_lowercase(), value));
         }

@@ -1,4 +1,4 @@
-//! The files of certificates and keys that a configuration names, read as those who use them read them.
+//! Checks the certificate and key files of a configuration as the listeners and the HTTP client do.
 
 use std::path::Path;
 
@@ -8,69 +8,70 @@ use crate::files::read_regular_file;
 use crate::server::tls;
 use crate::validation::UnixTime;
 
-/// What is to be said of them.
+/// The errors and warnings about the files.
 #[derive(Default)]
-pub(super) struct Told {
-    /// What stops a start.
+pub(super) struct Findings {
+    /// Errors that prevent a start.
     pub(super) errors: Vec<ConfigError>,
-    /// What has expired or soon will.
+    /// Certificates that have expired or expire soon.
     pub(super) warnings: Vec<ConfigError>,
 }
 
-/// Reads all of them at this time.
-pub(super) fn check(examined: &Examined, now: UnixTime) -> Told {
-    let mut told = Told::default();
+/// Checks all files at this time.
+pub(super) fn check(examined: &Examined, now: UnixTime) -> Findings {
+    let mut findings = Findings::default();
     for (path, files) in &examined.listeners {
-        // What is no file was reported when the configuration was read, and a pipe would be waited for.
+        // A missing file is already an error of the configuration, and reading a pipe would block.
         let TlsFiles { cert_file, key_file, client_ca_file, client_names: _ } = files;
         if ![cert_file, key_file].into_iter().chain(client_ca_file).all(|file| file.is_file()) {
             continue;
         }
-        let said = |error: &tls::TlsFileError| examined.error_at(error.key.clone(), error.what.clone());
-        // A listener is called as the document calls it.
+        let config_error =
+            |error: &tls::TlsFileError| examined.error_at(error.key.clone(), error.what.clone());
+        // The listener's key in the document.
         let listener = path.strip_suffix(".tls").unwrap_or(path);
         match tls::check(listener, files, now) {
-            Ok(warnings) => told.warnings.extend(warnings.iter().map(said)),
-            Err(errors) => told.errors.extend(errors.iter().map(said)),
+            Ok(warnings) => findings.warnings.extend(warnings.iter().map(config_error)),
+            Err(errors) => findings.errors.extend(errors.iter().map(config_error)),
         }
     }
     for (path, http) in &examined.issuers {
-        let mut of_issuer = OfIssuer { examined, path, now, told: &mut told };
-        of_issuer.check(http);
+        let mut files = IssuerFiles { examined, path, now, findings: &mut findings };
+        files.check(http);
     }
-    told
+    findings
 }
 
-/// The files by which one issuer is reached.
-struct OfIssuer<'a> {
+/// The TLS files of the HTTP client for one issuer.
+struct IssuerFiles<'a> {
     examined: &'a Examined,
-    /// Of its `http` in the document.
+    /// The key of its `http` in the document.
     path: &'a str,
     now: UnixTime,
-    told: &'a mut Told,
+    findings: &'a mut Findings,
 }
 
-impl OfIssuer<'_> {
+impl IssuerFiles<'_> {
     fn check(&mut self, http: &IssuerHttp) {
         if let Some(file) = &http.ca_file
             && let Some(authorities) = self.read("ca_file", file, certificates::issuer_authorities)
         {
             if let Err(cause) = certificates::root_store(&authorities) {
-                self.refuse("ca_file", file, &cause);
+                self.push_error("ca_file", file, &cause);
             }
-            self.warn("ca_file", file, &authorities);
+            self.push_warning("ca_file", file, &authorities);
         }
         let Some(ClientCertificate { cert_file, key_file }) = &http.client_certificate else { return };
         let chain = self.read("client_cert_file", cert_file, certificates::chain);
         let key = self.read("client_key_file", key_file, certificates::private_key);
         let (Some(chain), Some(key)) = (chain, key) else { return };
-        self.warn("client_cert_file", cert_file, &chain);
+        self.push_warning("client_cert_file", cert_file, &chain);
         match certificates::pair(&chain, key) {
             Ok(_) => {}
-            Err(PairError::Certificate(cause)) => self.refuse("client_cert_file", cert_file, &cause),
-            Err(PairError::Key(cause)) => self.refuse("client_key_file", key_file, &cause),
+            Err(PairError::Certificate(cause)) => self.push_error("client_cert_file", cert_file, &cause),
+            Err(PairError::Key(cause)) => self.push_error("client_key_file", key_file, &cause),
             Err(PairError::Mismatch(cause)) => {
-                self.refuse("client_key_file", key_file, &format!("{cause} ({})", cert_file.display()));
+                self.push_error("client_key_file", key_file, &format!("{cause} ({})", cert_file.display()));
             }
         }
     }
@@ -81,24 +82,24 @@ impl OfIssuer<'_> {
         match bytes.and_then(|bytes| parse(&bytes)) {
             Ok(parsed) => Some(parsed),
             Err(cause) => {
-                self.refuse(key, file, &cause);
+                self.push_error(key, file, &cause);
                 None
             }
         }
     }
 
-    fn refuse(&mut self, key: &str, file: &Path, cause: &str) {
-        let said = self.said(key, file, cause);
-        self.told.errors.push(said);
+    fn push_error(&mut self, key: &str, file: &Path, cause: &str) {
+        let error = self.config_error(key, file, cause);
+        self.findings.errors.push(error);
     }
 
-    fn warn(&mut self, key: &str, file: &Path, certificates: &[Certificate]) {
+    fn push_warning(&mut self, key: &str, file: &Path, certificates: &[Certificate]) {
         let warning = Validity::of_all(certificates).and_then(|validity| validity.warning(self.now));
-        let said = warning.map(|warning| self.said(key, file, &warning));
-        self.told.warnings.extend(said);
+        let warning = warning.map(|warning| self.config_error(key, file, &warning));
+        self.findings.warnings.extend(warning);
     }
 
-    fn said(&self, key: &str, file: &Path, what: &str) -> ConfigError {
+    fn config_error(&self, key: &str, file: &Path, what: &str) -> ConfigError {
         self.examined.error_at(format!("{}.{key}", self.path), format!("{}: {what}", file.display()))
     }
 }

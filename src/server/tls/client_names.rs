@@ -1,4 +1,4 @@
-//! Clients that are let in by name: on top of the authority, which may sign certificates of many.
+//! Restricts clients by the names in their certificates, because an authority may sign certificates of many clients.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,15 +12,15 @@ use tokio_rustls::rustls::{
 
 use crate::certificates;
 
-/// Lets in a client whose certificate the verifier takes and that has one of the names.
+/// Accepts a client whose certificate passes the verifier and has one of the names.
 pub(super) struct NamedClients {
     verifier: Arc<dyn ClientCertVerifier>,
     names: Vec<String>,
 }
 
 impl NamedClients {
-    /// Whoever the verifier takes, where there are no names.
-    pub(super) fn among(
+    /// Wraps the verifier; without names every client that it accepts is accepted.
+    pub(super) fn restrict(
         verifier: Arc<dyn ClientCertVerifier>,
         names: &[String],
     ) -> Arc<dyn ClientCertVerifier> {
@@ -31,11 +31,11 @@ impl NamedClients {
     }
 }
 
-/// A client has another name, or none.
+/// The certificate has none of the allowed names; the names that it has.
 #[derive(Debug)]
-pub(super) struct NotNamed(Vec<String>);
+pub(super) struct NameNotAllowed(Vec<String>);
 
-impl fmt::Display for NotNamed {
+impl fmt::Display for NameNotAllowed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0[..] {
             [] => f.write_str("the certificate has no DNS name and no URI"),
@@ -44,7 +44,7 @@ impl fmt::Display for NotNamed {
     }
 }
 
-impl std::error::Error for NotNamed {}
+impl std::error::Error for NameNotAllowed {}
 
 impl fmt::Debug for NamedClients {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -68,7 +68,7 @@ impl ClientCertVerifier for NamedClients {
         if certificates::is_named(&names, &self.names) {
             return Ok(verified);
         }
-        Err(CertificateError::Other(OtherError(Arc::new(NotNamed(names)))).into())
+        Err(CertificateError::Other(OtherError(Arc::new(NameNotAllowed(names)))).into())
     }
 
     fn verify_tls12_signature(

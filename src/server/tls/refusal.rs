@@ -1,22 +1,22 @@
-//! Handshakes that come to nothing: by what cause, and how often the log says so.
+//! Failed handshakes: their causes and their log lines.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
 
 use tokio_rustls::rustls::{CertificateError, Error, OtherError};
 
-use super::client_names::NotNamed;
-use crate::server::Rarely;
+use super::client_names::NameNotAllowed;
+use crate::server::LogSampler;
 use crate::telemetry::on_one_line;
 
-/// Why a handshake came to nothing.
+/// The cause of a failed handshake.
 #[derive(Debug)]
 pub struct HandshakeError {
     cause: Cause,
     detail: String,
 }
 
-/// What a label tells apart.
+/// The values of the `cause` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
     NoCertificate,
@@ -32,14 +32,15 @@ enum Cause {
 }
 
 impl HandshakeError {
-    /// It was not over in the time that it had.
+    /// The handshake timed out.
     pub fn timed_out() -> Self {
-        Self { cause: Cause::TimedOut, detail: "it was not over in time".to_owned() }
+        Self { cause: Cause::TimedOut, detail: "the handshake timed out".to_owned() }
     }
 
     /// The `cause` label of `portcullis_tls_handshakes_refused_total`: `no_certificate`, `unknown_authority`, `expired`,
-    /// `not_yet_valid`, `client_name`, `certificate` (any other fault of the client's), `alert` (the client refused),
-    /// `protocol` (no TLS, or none that is spoken here), `closed`, `timeout`.
+    /// `not_yet_valid`, `client_name`, `certificate` (any other error in the client's certificate), `alert` (sent by
+    /// the client),
+    /// `protocol` (no TLS, or no supported version), `closed`, `timeout`.
     pub fn cause(&self) -> &'static str {
         match self.cause {
             Cause::NoCertificate => "no_certificate",
@@ -59,18 +60,18 @@ impl HandshakeError {
 impl From<io::Error> for HandshakeError {
     fn from(error: io::Error) -> Self {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-        let not_named = tls.and_then(not_named).map(NotNamed::to_string);
+        let name_error = tls.and_then(name_not_allowed).map(NameNotAllowed::to_string);
         let cause = match tls {
-            _ if not_named.is_some() => Cause::ClientName,
+            _ if name_error.is_some() => Cause::ClientName,
             Some(tls) => cause_of(tls),
             None if error.kind() == ErrorKind::InvalidData => Cause::Protocol,
             None => Cause::Closed,
         };
-        Self { cause, detail: not_named.unwrap_or_else(|| error.to_string()) }
+        Self { cause, detail: name_error.unwrap_or_else(|| error.to_string()) }
     }
 }
 
-fn not_named(error: &Error) -> Option<&NotNamed> {
+fn name_not_allowed(error: &Error) -> Option<&NameNotAllowed> {
     let Error::InvalidCertificate(CertificateError::Other(OtherError(fault))) = error else { return None };
     fault.downcast_ref()
 }
@@ -97,14 +98,14 @@ impl fmt::Display for HandshakeError {
 
 impl std::error::Error for HandshakeError {}
 
-/// Tells the log of one, where a line is due. Who only looks whether the port is open, as health checks of balancers do,
-/// is not worth one.
-pub(super) fn tell(listener: &str, error: &HandshakeError, rarely: &Rarely) {
+/// Logs a sample of failed handshakes. A connection closed during the handshake, as by a load balancer's TCP health
+/// check, is logged at debug level only.
+pub(super) fn log(listener: &str, error: &HandshakeError, sampler: &LogSampler) {
     if error.cause == Cause::Closed {
-        tracing::debug!(listener, "a client went away before its handshake was over");
+        tracing::debug!(listener, "connection closed during TLS handshake");
         return;
     }
-    let Some(times) = rarely.due() else { return };
+    let Some(times) = sampler.sample() else { return };
     let detail = on_one_line(&error.detail);
-    tracing::warn!(listener, cause = error.cause(), detail, times, "TLS handshakes were refused");
+    tracing::warn!(listener, cause = error.cause(), detail, times, "TLS handshakes failed");
 }

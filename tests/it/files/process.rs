@@ -161,7 +161,7 @@ async fn a_configuration_that_is_cut_off_under_load_opens_nothing_and_is_taken_a
         fs::write(&file, cut).expect("written");
         // Until it has been seen twice and waits.
         let waits = tokio::task::spawn_blocking(move || {
-            let line = served.wait_for(&["waits until it has rested for 10 s", "SIGHUP takes it at once"]);
+            let line = served.wait_for(&["configuration change pending", "send SIGHUP"]);
             (served, line)
         });
         let mut asked = 0;
@@ -227,7 +227,7 @@ async fn what_is_written_to_a_pipe_after_a_regular_file_took_its_place_does_not_
     assert_eq!(files.status(&client, at, "/more").await, 403, "the second version serves");
     // And it is followed.
     fs::write(&pipe, files.text(rules()[1]) + "log: {level: warn}\n").expect("written");
-    served.wait_for(&["configuration reloaded", "log need a restart"]);
+    served.wait_for(&["configuration reloaded", "restart to apply changes of log"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

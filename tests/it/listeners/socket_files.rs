@@ -49,7 +49,7 @@ async fn a_listener_whose_backlog_is_full_is_not_stale() {
     };
     assert_eq!(full.kind(), std::io::ErrorKind::WouldBlock);
     let refused = App::bind(listening_at(&path, None), fixed_clock()).await.expect_err("it listens");
-    assert!(refused.to_string().contains("another process listens there"), "{refused}");
+    assert!(refused.to_string().contains("another process listens on it"), "{refused}");
     drop(busy);
 }
 

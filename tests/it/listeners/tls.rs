@@ -241,7 +241,7 @@ async fn a_flood_of_refused_handshakes_is_one_line_in_ten_seconds() {
     let rig = Rig::asking(&NAMES).await;
     let nobody = rig.client(Some(&rig.clients.signs(&["ingress.mesh", "a\u{7}.example"])));
     log::listen();
-    let lines = || log::lines("TLS handshakes were refused");
+    let lines = || log::lines("TLS handshakes failed");
     for _ in 0..20 {
         assert_eq!(rig.ask(Kind::Admin, &nobody).await, None);
     }
@@ -327,7 +327,7 @@ async fn what_cannot_be_used_leaves_everything_as_it_was() {
             assert!(rig.ask(kind, &client).await.is_some(), "{door}: {says}");
             assert_eq!(rig.reloads(door, "applied"), rejected - 1.0, "{door}: {says}");
         }
-        let told = log::lines("TLS files before the change keep being used");
+        let told = log::lines("TLS files not reloaded");
         assert!(told.iter().any(|line| line.contains(says) && line.contains(name)), "{says}: {told:?}");
         write(rig.folder.path(), name, &before);
         rig.until("applied", rejected).await;

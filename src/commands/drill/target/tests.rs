@@ -1,4 +1,4 @@
-//! What the drill makes of the answers of gateways that are wrong in every way, each by its first one.
+//! The outcomes of responses from faulty gateways.
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener as StdListener};
@@ -32,21 +32,21 @@ async fn read_head(stream: &mut TcpStream) -> String {
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
-    let (mut stream, _) = listener.accept().await.expect("somebody connects");
+    let (mut stream, _) = listener.accept().await.expect("a connection");
     read_head(&mut stream).await;
     stream
 }
 
-/// What becomes of a token whose gateway writes this and closes the connection.
-async fn outcome_of(answer: &[u8]) -> Outcome {
+/// The outcome of a token whose gateway writes this and closes the connection.
+async fn outcome_of(response: &[u8]) -> Outcome {
     let (listener, address) = listener().await;
     let target = http(address);
-    let answering = async {
+    let responding = async {
         let mut stream = accept(&listener).await;
-        // Whoever has read enough may have left.
-        let _written = stream.write_all(answer).await;
+        // The client may have closed the connection.
+        let _written = stream.write_all(response).await;
     };
-    tokio::join!(target.ask("token"), answering).0
+    tokio::join!(target.send("token"), responding).0
 }
 
 #[tokio::test]
@@ -77,18 +77,18 @@ async fn a_target_is_a_scheme_a_host_and_a_port() {
 }
 
 #[tokio::test]
-async fn a_gateway_is_asked_under_its_own_name_at_the_addresses_that_were_found() {
+async fn requests_go_to_the_resolved_addresses_with_the_name_of_the_gateway() {
     let (listener, address) = listener().await;
     let authority = format!("gateway.invalid:{}", address.port());
     let url = TargetUrl::parse(&format!("http://{authority}"), "/orders?a=b").expect("a target");
     let target = Target::new(&url, vec![address]);
-    let answering = async {
-        let (mut stream, _) = listener.accept().await.expect("somebody connects");
+    let responding = async {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
         let head = read_head(&mut stream).await;
         stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("is read");
         head
     };
-    let (outcome, head) = tokio::join!(target.ask("token"), answering);
+    let (outcome, head) = tokio::join!(target.send("token"), responding);
     assert_eq!(outcome, Outcome::Allowed);
     assert!(head.starts_with("GET /orders?a=b HTTP/1.1\r\n"), "{head}");
     assert!(head.contains(&format!("host: {authority}\r\n")), "{head}");
@@ -96,18 +96,18 @@ async fn a_gateway_is_asked_under_its_own_name_at_the_addresses_that_were_found(
 }
 
 #[tokio::test]
-async fn the_status_decides_whatever_becomes_of_the_body() {
+async fn the_status_decides_whatever_happens_to_the_body() {
     let huge = vec![b'x'; 2 << 20];
     let sized =
         |length: usize, body: &[u8]| [format!("content-length: {length}\r\n\r\n").as_bytes(), body].concat();
     let chunked = |body: &[u8]| [b"transfer-encoding: chunked\r\n\r\n", body].concat();
     for (what, rest) in [
         ("none", b"\r\n".to_vec()),
-        ("whole", sized(2, b"ok")),
+        ("complete", sized(2, b"ok")),
         ("2 MiB", sized(huge.len(), &huge)),
         ("2 MiB up to the end of the connection", [b"\r\n", &huge[..]].concat()),
-        ("broken off", sized(1000, b"half")),
-        ("none of what was announced", sized(1000, b"")),
+        ("truncated", sized(1000, b"half")),
+        ("missing", sized(1000, b"")),
         ("a broken chunk", chunked(b"5\r\nab")),
         ("no chunk", chunked(b"not hexadecimal\r\n")),
     ] {
@@ -130,46 +130,46 @@ async fn the_outcome_does_not_wait_for_a_body_that_is_late() {
         let (listener, address) = listener().await;
         let target = http(address);
         let (known, released) = oneshot::channel();
-        let answering = tokio::spawn(async move {
+        let responding = tokio::spawn(async move {
             let mut stream = accept(&listener).await;
             let head = format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\n\r\n");
             stream.write_all(head.as_bytes()).await.expect("is read");
             released.await.expect("the outcome is known without the body");
         });
-        assert_eq!(target.ask("token").await, expected);
+        assert_eq!(target.send("token").await, expected);
         known.send(()).expect("the gateway still holds the body back");
-        answering.await.expect("does not panic");
+        responding.await.expect("does not panic");
     }
 }
 
 #[tokio::test]
-async fn an_endless_body_is_read_up_to_a_bound_and_its_connection_dropped() {
+async fn an_endless_body_is_read_up_to_the_limit_and_its_connection_closed() {
     let (listener, address) = listener().await;
     let target = http(address);
-    let answering = tokio::spawn(async move {
+    let responding = tokio::spawn(async move {
         let mut stream = accept(&listener).await;
         let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
         stream.write_all(head).await.expect("is read");
         let chunk = [b"1000\r\n", &[b'x'; 0x1000][..], b"\r\n"].concat();
-        // Ends by the drill's closing the connection, and by nothing else.
+        // Ends only when the drill closes the connection.
         while stream.write_all(&chunk).await.is_ok() {}
     });
-    assert_eq!(target.ask("token").await, Outcome::Allowed);
-    answering.await.expect("the connection is closed");
+    assert_eq!(target.send("token").await, Outcome::Allowed);
+    responding.await.expect("the connection is closed");
 }
 
 #[tokio::test]
-async fn a_body_that_never_comes_is_waited_for_no_longer_than_a_moment() {
+async fn a_body_that_never_arrives_times_out() {
     let (listener, address) = listener().await;
     let target = http(address);
-    let answering = tokio::spawn(async move {
+    let responding = tokio::spawn(async move {
         let mut stream = accept(&listener).await;
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await.expect("is read");
         let end = stream.read(&mut [0]).await;
         assert!(matches!(end, Ok(0) | Err(_)), "closed by the drill");
     });
-    assert_eq!(target.ask("token").await, Outcome::Allowed);
-    answering.await.expect("the connection is closed");
+    assert_eq!(target.send("token").await, Outcome::Allowed);
+    responding.await.expect("the connection is closed");
 }
 
 #[tokio::test]
@@ -177,7 +177,7 @@ async fn a_connection_whose_body_is_short_is_used_again() {
     let (listener, address) = listener().await;
     let target = http(address);
     let (read, released) = oneshot::channel::<()>();
-    let answering = tokio::spawn(async move {
+    let responding = tokio::spawn(async move {
         let mut stream = accept(&listener).await;
         stream.write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\n").await.expect("is read");
         released.await.expect("the first outcome is known");
@@ -185,17 +185,17 @@ async fn a_connection_whose_body_is_short_is_used_again() {
         read_head(&mut stream).await;
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.expect("is read");
     });
-    assert_eq!(target.ask("token").await, Outcome::Refused(401));
+    assert_eq!(target.send("token").await, Outcome::Refused(401));
     let Target::Http(gateway) = &target else { panic!("an HTTP gateway") };
     read.send(()).expect("the gateway waits");
-    // Free again is the place only once the body has been read.
-    let _all = gateway.bodies.acquire_many(BODIES_AT_A_TIME as u32).await.expect("is never closed");
-    assert_eq!(target.ask("token").await, Outcome::Allowed, "on the one connection that is accepted");
-    answering.await.expect("does not panic");
+    // The permit is free only once the body has been read.
+    let _all = gateway.bodies.acquire_many(MAX_BODIES as u32).await.expect("is never closed");
+    assert_eq!(target.send("token").await, Outcome::Allowed, "on the one connection that is accepted");
+    responding.await.expect("does not panic");
 }
 
 #[tokio::test]
-async fn an_answer_without_a_head_is_none() {
+async fn a_response_without_a_head_is_no_response() {
     for answer in [
         &b""[..],
         b"HTTP/1.1 200",
@@ -205,25 +205,25 @@ async fn an_answer_without_a_head_is_none() {
         b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
     ] {
         let outcome = outcome_of(answer).await;
-        assert!(matches!(outcome, Outcome::NoAnswer(_)), "{}: {outcome:?}", answer.escape_ascii());
+        assert!(matches!(outcome, Outcome::NoResponse(_)), "{}: {outcome:?}", answer.escape_ascii());
     }
 }
 
 #[tokio::test]
-async fn a_gateway_that_resets_or_is_not_there_gives_no_answer() {
+async fn a_connection_reset_or_refused_is_no_response() {
     let (listener, address) = listener().await;
     let target = http(address);
     let resetting = async {
-        let (stream, _) = listener.accept().await.expect("somebody connects");
+        let (stream, _) = listener.accept().await.expect("a connection");
         stream.readable().await.expect("a request");
-        // Closed with the request unread, which makes it a reset.
+        // Closing with the request unread resets the connection.
         drop(stream);
         drop(listener);
     };
-    let (outcome, ()) = tokio::join!(target.ask("token"), resetting);
-    assert!(matches!(outcome, Outcome::NoAnswer(_)), "{outcome:?}");
-    let refused = target.ask("token").await;
-    assert!(matches!(&refused, Outcome::NoAnswer(why) if why.contains("refused")), "{refused:?}");
+    let (outcome, ()) = tokio::join!(target.send("token"), resetting);
+    assert!(matches!(outcome, Outcome::NoResponse(_)), "{outcome:?}");
+    let refused = target.send("token").await;
+    assert!(matches!(&refused, Outcome::NoResponse(why) if why.contains("refused")), "{refused:?}");
 }
 
 #[tokio::test]
@@ -233,12 +233,12 @@ async fn no_redirect_is_followed() {
         format!("HTTP/1.1 307 Temporary Redirect\r\nlocation: http://{there}/\r\ncontent-length: 0\r\n\r\n");
     assert_eq!(outcome_of(answer.as_bytes()).await, Outcome::Refused(307));
     let elsewhere: StdListener = elsewhere.into_std().expect("is a socket");
-    assert_eq!(elsewhere.accept().expect_err("nobody came").kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(elsewhere.accept().expect_err("no connection").kind(), io::ErrorKind::WouldBlock);
 }
 
 #[test]
-fn what_this_machine_could_not_do_is_not_the_gateways_silence() {
-    for (code, ours) in [
+fn local_errors_are_not_missing_responses() {
+    for (code, is_local) in [
         (Errno::MFILE, true),
         (Errno::NFILE, true),
         (Errno::ADDRNOTAVAIL, true),
@@ -250,18 +250,18 @@ fn what_this_machine_could_not_do_is_not_the_gateways_silence() {
         (Errno::TIMEDOUT, false),
         (Errno::HOSTUNREACH, false),
     ] {
-        let outcome = without_answer(Some(code.raw_os_error()), "why".to_owned());
-        assert_eq!(matches!(outcome, Outcome::NotSent(_)), ours, "{code:?}");
+        let outcome = failure(Some(code.raw_os_error()), "why".to_owned());
+        assert_eq!(matches!(outcome, Outcome::NotSent(_)), is_local, "{code:?}");
     }
-    assert_eq!(without_answer(None, "why".to_owned()), Outcome::NoAnswer("why".to_owned()));
+    assert_eq!(failure(None, "why".to_owned()), Outcome::NoResponse("why".to_owned()));
 }
 
 #[tokio::test]
-async fn a_socket_that_this_machine_does_not_give_is_the_drills_own_failure() {
-    // No broadcast address can be connected to without asking for it: the kernel refuses before it sends.
+async fn a_local_connect_error_means_not_sent() {
+    // The kernel refuses to connect to a broadcast address without SO_BROADCAST.
     let nowhere = SocketAddr::from((Ipv4Addr::BROADCAST, 9));
     for target in [http(nowhere), Target::grpc(nowhere)] {
-        let outcome = target.ask("token").await;
+        let outcome = target.send("token").await;
         assert!(matches!(outcome, Outcome::NotSent(_)), "{outcome:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! What the demo is played on: the embedded issuer, the real service on real sockets, and a client that asks
-//! it as Envoy would.
+//! The environment of the demo: the embedded issuer, the service on real sockets, and a client that behaves as Envoy
+//! does.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use crate::commands::embedded::{Embedded, unix_now};
 use crate::commands::issuer::{Issuer, SigningAlgorithm, SigningKey};
 use crate::ext_authz::client::CheckClient;
 
-/// The `min_spacing` of the demo: shorter than the default of 1 s, so that nobody waits for the next step.
+/// The `min_spacing` of the demo, shorter than the default of 1 s so that the demo is quick.
 pub(super) const MIN_SPACING: Duration = Duration::from_millis(200);
 
-/// Issuer, service and client.
-pub(super) struct Stage {
+/// The issuer, the service and the client.
+pub(super) struct Environment {
     issuer: Issuer,
     first_key: SigningKey,
     configuration: String,
@@ -21,9 +21,9 @@ pub(super) struct Stage {
     client: CheckClient,
 }
 
-impl Stage {
+impl Environment {
     /// Starts everything and waits until the service has keys.
-    pub(super) async fn set_up() -> Result<Self, Failure> {
+    pub(super) async fn start() -> Result<Self, Failure> {
         let issuer = Issuer::start().await?;
         let first_key = issuer.rotate(SigningAlgorithm::RS256);
         let configuration = configuration(&issuer);
@@ -32,11 +32,11 @@ impl Stage {
         Ok(Self { issuer, first_key, configuration, service, client })
     }
 
-    /// Drains the service.
-    pub(super) async fn take_down(self) -> Result<(), Failure> {
-        // A connection that stays open would be waited for.
+    /// Stops the service.
+    pub(super) async fn stop(self) -> Result<(), Failure> {
+        // Closed first, because the drain waits for open connections.
         drop(self.client);
-        self.service.end().await
+        self.service.stop().await
     }
 
     /// The issuer.
@@ -44,51 +44,51 @@ impl Stage {
         &self.issuer
     }
 
-    /// The key that the service got when it started.
+    /// The key that the service fetched at its start.
     pub(super) fn first_key(&self) -> &SigningKey {
         &self.first_key
     }
 
-    /// What the service was configured with.
+    /// The configuration of the service.
     pub(super) fn configuration(&self) -> &str {
         &self.configuration
     }
 
-    /// The gRPC door.
+    /// The address of the gRPC door.
     pub(super) fn ext_authz(&self) -> SocketAddr {
         self.service.ext_authz()
     }
 
-    /// The HTTP door.
+    /// The address of the HTTP door.
     pub(super) fn forward_auth(&self) -> Option<SocketAddr> {
         self.service.forward_auth()
     }
 
-    /// The operator's door.
+    /// The address of the admin door.
     pub(super) fn admin(&self) -> SocketAddr {
         self.service.admin()
     }
 
-    /// A connection to the gRPC door.
+    /// A client of the gRPC door.
     pub(super) fn client(&self) -> &CheckClient {
         &self.client
     }
 
-    /// The time, as tokens have it.
+    /// The current time in Unix seconds, as in tokens.
     pub(super) fn now(&self) -> i64 {
         unix_now()
     }
 
-    /// A good token of alice's.
+    /// A good token for alice.
     pub(super) fn token(&self, key: &SigningKey) -> String {
         key.sign(&self.issuer.claims(self.now()))
     }
 }
 
-/// What anybody would write for this issuer, but for the ports, the spacing and a quick end.
+/// A normal configuration for this issuer, except for the ports, `min_spacing` and `shutdown`.
 fn configuration(issuer: &Issuer) -> String {
     format!(
-        "listen:   # on ports that the system chooses
+        "listen:   # on free ports
   ext_authz: 127.0.0.1:0
   forward_auth: {{address: 127.0.0.1:0, profile: envoy}}
   admin: 127.0.0.1:0
@@ -98,7 +98,7 @@ providers:
     audiences: [orders-api]
     required_claims: [tenant_id]
     claim_headers: {{x-auth-subject: sub, x-auth-tenant: tenant_id}}
-    refresh: {{min_spacing: {}ms}}   # default 1s; short here, so that the demo is quick
+    refresh: {{min_spacing: {}ms}}   # default 1s; short so that the demo is quick
 shutdown: {{drain_delay: 0s, grace: 1s}}
 log: {{format: text, level: error}}
 ",

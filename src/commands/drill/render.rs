@@ -1,23 +1,23 @@
-//! What the drill prints: the result as a table or as JSON.
+//! Formats the report of a drill as a table or as JSON.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::counts::{Attack, Good, RotationCounts, Statuses};
 use super::plan::Rotation;
 use super::report::Report;
-use super::tally::{Attack, Good, Rotated, Statuses};
-use super::traffic::Bad;
+use super::traffic::BadToken;
 
-/// The result as a table.
+/// The report as a table.
 pub(super) fn table(report: &Report) -> String {
-    let mut page = String::new();
-    // Writing into a string does not fail.
+    let mut table = String::new();
+    // Writing to a string cannot fail.
     let mut line = |text: String| {
-        let _written = writeln!(page, "{text}");
+        let _infallible = writeln!(table, "{text}");
     };
-    let (elapsed, faults) = (report.elapsed.as_secs_f64(), report.tally.faults);
+    let (elapsed, faults) = (report.elapsed.as_secs_f64(), report.counts.faults);
     line(format!("{}, {elapsed:.0} s, {faults} faults of the issuer", report.gateway));
     line(String::new());
     counts(report).into_iter().for_each(&mut line);
@@ -32,20 +32,20 @@ pub(super) fn table(report: &Report) -> String {
         not_proved.iter().for_each(|what| line(format!("  {what}")));
     }
     if !report.completed {
-        line("Stopped before its end: this is the drill so far.".to_owned());
+        line("Stopped early: the results are incomplete.".to_owned());
     }
     let failures = report.failures();
     line(if failures.is_empty() {
-        "Passed: no good token was refused, and every forged one that was sent.".to_owned()
+        "Passed: no good token was refused, and every forged token that was sent was refused.".to_owned()
     } else {
         format!("Failed: {}.", failures.join("; "))
     });
-    page
+    table
 }
 
 fn counts(report: &Report) -> Vec<String> {
-    let Good { sent, refused, unavailable, unanswered, statuses, not_sent, slowest } = &report.tally.good;
-    let attack = report.tally.attack();
+    let Good { sent, refused, unavailable, unanswered, statuses, not_sent, slowest } = &report.counts.good;
+    let attack = report.counts.attack();
     let with = |statuses: &Statuses| {
         let each: Vec<String> = statuses.iter().map(|(status, count)| format!("{status}: {count}")).collect();
         if each.is_empty() { String::new() } else { format!("   by status {}", each.join(", ")) }
@@ -60,7 +60,7 @@ fn counts(report: &Report) -> Vec<String> {
         format!("forged tokens sent      {:>8}", attack.sent),
         format!("forged tokens allowed   {:>8}", attack.allowed),
         format!("forged tokens refused   {:>8}{}", attack.refused(), with(&attack.statuses)),
-        format!("forged, without answer  {:>8}", attack.unanswered),
+        format!("forged, no response     {:>8}", attack.unanswered),
         format!(
             "not sent by the drill   {:>8}   of these good {not_sent}, forged {}",
             not_sent + attack.not_sent,
@@ -74,8 +74,8 @@ fn rotations(report: &Report) -> Vec<String> {
     let head =
         format!("{:<34}{:>6}{:>22}{:>22}", "rotation", "times", "first token refused", "slowest first token");
     let row = |rotation: Rotation| {
-        let Rotated { count, first_refused, first_not_sent, slowest_first } =
-            report.tally.rotations.get(&rotation).cloned().unwrap_or_default();
+        let RotationCounts { count, first_refused, first_not_sent, slowest_first } =
+            report.counts.rotations.get(&rotation).cloned().unwrap_or_default();
         let slowest_first = format!("{} ms", slowest_first.as_millis());
         let unsent =
             if first_not_sent == 0 { String::new() } else { format!("   {first_not_sent} not sent") };
@@ -89,21 +89,21 @@ fn forged(report: &Report) -> Vec<String> {
         |name: &str, [sent, allowed, refused, unanswered, not_sent]: [&dyn std::fmt::Display; 5]| {
             format!("{name:<34}{sent:>6}{allowed:>10}{refused:>10}{unanswered:>12}{not_sent:>10}")
         };
-    let head = columns("forged token", [&"sent", &"allowed", &"refused", &"no answer", &"not sent"]);
-    let row = |kind: Bad| {
-        let attack = report.tally.bad.get(&kind).cloned().unwrap_or_default();
+    let head = columns("forged token", [&"sent", &"allowed", &"refused", &"no response", &"not sent"]);
+    let row = |kind: BadToken| {
+        let attack = report.counts.bad.get(&kind).cloned().unwrap_or_default();
         let Attack { sent, allowed, unanswered, not_sent, .. } = &attack;
         columns(kind.name(), [sent, allowed, &attack.refused(), unanswered, not_sent])
     };
-    [head].into_iter().chain(Bad::ALL.map(row)).collect()
+    [head].into_iter().chain(BadToken::ALL.map(row)).collect()
 }
 
-/// The same as one JSON object.
+/// The report as a JSON object.
 pub(super) fn json(report: &Report) -> Value {
-    let Good { sent, refused, unavailable, unanswered, statuses, not_sent, slowest } = &report.tally.good;
-    let attack = report.tally.attack();
-    let by_kind = Bad::ALL.map(|kind| {
-        let mut counts = forged_counts(&report.tally.bad.get(&kind).cloned().unwrap_or_default());
+    let Good { sent, refused, unavailable, unanswered, statuses, not_sent, slowest } = &report.counts.good;
+    let attack = report.counts.attack();
+    let by_kind = BadToken::ALL.map(|kind| {
+        let mut counts = forged_counts(&report.counts.bad.get(&kind).cloned().unwrap_or_default());
         counts.insert("kind".to_owned(), json!(kind.name()));
         Value::Object(counts)
     });
@@ -116,7 +116,7 @@ pub(super) fn json(report: &Report) -> Value {
         "not_proved": report.not_proved(),
         "completed": report.completed,
         "elapsed_seconds": report.elapsed.as_secs_f64(),
-        "faults": report.tally.faults,
+        "faults": report.counts.faults,
         "good": {
             "sent": sent,
             "refused": refused,
@@ -129,9 +129,9 @@ pub(super) fn json(report: &Report) -> Value {
         "forged": forged,
         "not_sent": {
             "count": not_sent + attack.not_sent,
-            "because": report.tally.not_sent_because,
+            "because": report.counts.not_sent_because,
         },
-        "rotations": report.tally.rotations.iter().map(rotation).collect::<Vec<_>>(),
+        "rotations": report.counts.rotations.iter().map(rotation).collect::<Vec<_>>(),
         "fetches": {
             "count": report.fetches,
             "bound": report.fetch_bound(),
@@ -154,7 +154,7 @@ fn forged_counts(attack: &Attack) -> Map<String, Value> {
     .collect()
 }
 
-fn rotation((rotation, rotated): (&Rotation, &Rotated)) -> Value {
+fn rotation((rotation, rotated): (&Rotation, &RotationCounts)) -> Value {
     json!({
         "kind": rotation.name(),
         "count": rotated.count,

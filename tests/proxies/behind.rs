@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use crate::launch::{Places, Started, listening};
-use crate::support::real::{self, PATIENCE, Portcullis, Upstream, client, eventually};
+use crate::support::real::{self, Portcullis, TIMEOUT, Upstream, client, eventually};
 
 pub use octets::*;
 
@@ -106,7 +106,7 @@ impl Stage {
             issuer.issuer(),
             issuer.jwks_uri(),
         );
-        let portcullis = Portcullis::serve_behind(recipe.profile, &providers).await;
+        let portcullis = Portcullis::serve_with_profile(recipe.profile, &providers).await;
         let places = Places {
             door: portcullis.forward_auth,
             ext_authz: portcullis.ext_authz,
@@ -115,8 +115,8 @@ impl Stage {
         };
         let (mut proxy, address) = listening(recipe.start, &places).await;
         let client = client();
-        eventually("the proxy has its routes", PATIENCE, async || {
-            proxy.process.must_be_running();
+        eventually("the proxy has its routes", TIMEOUT, async || {
+            proxy.process.assert_running();
             // Traefik listens before it knows what to do.
             let answer = client.get(format!("http://{address}/")).send().await.ok()?;
             (answer.status() != StatusCode::NOT_FOUND).then_some(())
@@ -389,7 +389,7 @@ pub async fn rotations_under_load_refuse_no_good_token(recipe: Recipe) {
     }
     for rotation in 1..=3 {
         let before = sent.load(Ordering::SeqCst);
-        eventually("the load goes on", PATIENCE, async || {
+        eventually("the load goes on", TIMEOUT, async || {
             (sent.load(Ordering::SeqCst) >= before + 50).then_some(())
         })
         .await;
@@ -400,7 +400,7 @@ pub async fn rotations_under_load_refuse_no_good_token(recipe: Recipe) {
         *current.lock().expect("nobody panicked") = stage.token();
     }
     let before = sent.load(Ordering::SeqCst);
-    eventually("the load goes on", PATIENCE, async || {
+    eventually("the load goes on", TIMEOUT, async || {
         (sent.load(Ordering::SeqCst) >= before + 50).then_some(())
     })
     .await;
@@ -422,7 +422,7 @@ pub async fn before_any_keys_can_be_had_the_answer_is_503(recipe: Recipe) {
     assert_eq!(real::json(answer).await["error"], "temporarily_unavailable");
     assert_eq!(stage.upstream.received(), 0);
     stage.issuer.restart().await.expect("its port is still its own");
-    eventually("the issuer is up again and the same token passes", PATIENCE, async || {
+    eventually("the issuer is up again and the same token passes", TIMEOUT, async || {
         (stage.send(&stage.token()).await.status() == StatusCode::OK).then_some(())
     })
     .await;
@@ -435,7 +435,7 @@ pub async fn when_the_service_is_down_nothing_passes(recipe: Recipe) {
     assert_eq!(stage.send(&token).await.status(), StatusCode::OK);
     let before = stage.upstream.received();
     stage.portcullis.process.terminate();
-    eventually("the service ends", PATIENCE, async || stage.portcullis.process.ended()).await;
+    eventually("the service ends", TIMEOUT, async || stage.portcullis.process.exit_status()).await;
     assert_eq!(stage.send(&token).await.status(), recipe.service_down);
     assert_eq!(stage.upstream.received(), before);
 }

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::behind::{Recipe, tests_behind};
 use crate::launch;
-use crate::support::real::{self, Envoy, PATIENCE, Portcullis, Upstream, client, eventually};
+use crate::support::real::{self, Envoy, Portcullis, TIMEOUT, Upstream, client, eventually};
 
 /// Callers that send one request after the other, in the tests under load.
 const CALLERS: usize = 16;
@@ -188,7 +188,7 @@ async fn before_any_keys_can_be_had_the_answer_is_503_with_retry_after() {
     assert_eq!(stage.upstream.received(), 0);
 
     stage.issuer.restart().await.expect("its port is still its own");
-    eventually("the issuer is up again and the same token passes", PATIENCE, async || {
+    eventually("the issuer is up again and the same token passes", TIMEOUT, async || {
         (stage.send(&token).await.status() == StatusCode::OK).then_some(())
     })
     .await;
@@ -215,11 +215,11 @@ async fn a_request_in_flight_is_answered_before_the_service_ends() {
     let token = stage.rotate_to(next);
     let in_flight = tokio::spawn(stage.get(&token).send());
     let held = stage.issuer.wait_for_held(1);
-    timeout(PATIENCE, held).await.expect("the new kid makes the service fetch keys");
+    timeout(TIMEOUT, held).await.expect("the new kid makes the service fetch keys");
 
     stage.portcullis.process.terminate();
     let door = stage.portcullis.ext_authz;
-    eventually("the service takes no new connections", PATIENCE, async || {
+    eventually("the service takes no new connections", TIMEOUT, async || {
         tokio::net::TcpStream::connect(door).await.is_err().then_some(())
     })
     .await;
@@ -275,7 +275,7 @@ async fn a_flood_of_made_up_kids_refuses_no_good_token_and_lets_no_forged_one_pa
 
 /// Waits until the service has ended by itself and returns its exit code.
 async fn ends(portcullis: &mut Portcullis) -> Option<i32> {
-    eventually("the service ends", PATIENCE, async || portcullis.process.ended()).await.code()
+    eventually("the service ends", TIMEOUT, async || portcullis.process.exit_status()).await.code()
 }
 
 /// Callers with the token of the hour, none of whom may ever be refused.
@@ -315,7 +315,7 @@ impl Load {
     async fn use_token(&mut self, token: String) {
         *self.token.lock().expect("no caller panics with it") = token;
         let enough = self.allowed.load(Ordering::SeqCst) + 20 * CALLERS as u64;
-        eventually("callers are allowed with the new token", PATIENCE, async || {
+        eventually("callers are allowed with the new token", TIMEOUT, async || {
             if let Some(refused) = self.callers.try_join_next() {
                 refused.expect("no good token was refused");
             }

@@ -6,7 +6,7 @@ use portcullis::clock::Clock;
 
 use crate::support::raw;
 use crate::support::real::{Envoy, Portcullis, Upstream, client};
-use crate::support::rulebook::{Bearer, Case, PATH_CASES, RULE_CASES, Rulebook};
+use crate::support::rule_cases::{Bearer, Case, PATH_CASES, RULE_CASES, RulesFixture};
 
 fn now() -> i64 {
     Clock::System.now().as_secs_f64() as i64
@@ -31,7 +31,7 @@ impl Stage {
 
 /// Sends every case through an Envoy with these changes, and holds the statuses against what they must be.
 async fn check(changes: &[(&str, String)], expected: impl Fn(&Case) -> u16) {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let stage = Stage::set(&book.providers_and_rules(), changes).await;
     let mut wrong = Vec::new();
     for case in RULE_CASES.iter().chain(PATH_CASES) {
@@ -73,7 +73,7 @@ async fn the_tables_hold_behind_an_envoy_that_leaves_paths_as_they_are() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_route_of_envoy_names_the_rule() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let route = "route: {cluster: upstream}";
     let named = |rule: &str| {
         format!(
@@ -104,7 +104,7 @@ async fn a_route_of_envoy_names_the_rule() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_taken_away_from_the_upstream_wherever_it_was_found() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let sources =
         "token_from: [{header: authorization, scheme: Bearer}, {cookie: session}, {query: access_token}]";
     let configuration = book.providers_and_rules().replacen(
@@ -136,7 +136,7 @@ async fn a_token_is_taken_away_from_the_upstream_wherever_it_was_found() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_condition_sees_the_client_that_envoy_sees_and_grpc_web_gets_its_status() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let configuration = book.providers_and_rules().replacen(
         "rules:",
         "rules:

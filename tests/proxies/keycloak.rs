@@ -24,7 +24,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::support::real::{
-    self, Envoy, PATIENCE, Portcullis, Process, Upstream, client, eventually, serve_http,
+    self, Envoy, Portcullis, Process, TIMEOUT, Upstream, client, eventually, serve_http,
 };
 
 /// Keycloak builds itself and its database at each start: nearly a minute on two idle cores.
@@ -65,7 +65,7 @@ impl Keycloak {
     async fn anywhere() -> (Self, SocketAddr) {
         let _alone = STARTING.lock().await;
         let what = "Keycloak has imported its realm";
-        real::at_a_free_address(what, KEYCLOAK_PATIENCE, Self::start, async |keycloak, _| {
+        real::start_on_free_port(what, KEYCLOAK_PATIENCE, Self::start, async |keycloak, _| {
             keycloak.has_imported_its_realm().await
         })
         .await
@@ -76,7 +76,7 @@ impl Keycloak {
         let _alone = STARTING.lock().await;
         let mut keycloak = Self::start(address);
         eventually("Keycloak has imported its realm", KEYCLOAK_PATIENCE, async || {
-            keycloak.process.must_be_running();
+            keycloak.process.assert_running();
             keycloak.has_imported_its_realm().await.then_some(())
         })
         .await;
@@ -107,7 +107,7 @@ impl Keycloak {
 
     /// Starts a copy of the installed one: Keycloak writes into the folder that it runs from.
     fn start(address: SocketAddr) -> Self {
-        let installed = real::part("PORTCULLIS_TEST_KEYCLOAK", ".cache/keycloak");
+        let installed = real::program_path("PORTCULLIS_TEST_KEYCLOAK", ".cache/keycloak");
         let folder = real::folder();
         let home = folder.path().join("home");
         let copied = Command::new("cp").arg("-rL").arg(installed).arg(&home).status();
@@ -139,11 +139,11 @@ impl Drop for Keycloak {
     /// `kc.sh` passes SIGTERM on to Java, which it leaves behind when it is killed itself.
     fn drop(&mut self) {
         let process = &mut self.process;
-        let mut patience = PATIENCE;
-        if process.ended().is_none() {
+        let mut patience = TIMEOUT;
+        if process.exit_status().is_none() {
             process.terminate();
         }
-        while process.ended().is_none() && !patience.is_zero() {
+        while process.exit_status().is_none() && !patience.is_zero() {
             thread::sleep(LOOK_AGAIN);
             patience = patience.saturating_sub(LOOK_AGAIN);
         }
@@ -441,12 +441,12 @@ async fn rotations_under_load_refuse_no_good_token() {
         let old = kid();
         stage.realm.sign_with(algorithm, provider, option).await;
         rotations += 1;
-        eventually("callers come with a token of the new key", PATIENCE, async || {
+        eventually("callers come with a token of the new key", TIMEOUT, async || {
             (kid() != old).then_some(())
         })
         .await;
         let enough = allowed.load(Ordering::SeqCst) + 200;
-        eventually("callers are allowed with it", PATIENCE, async || {
+        eventually("callers are allowed with it", TIMEOUT, async || {
             if let Some(refused) = callers.try_join_next() {
                 refused.expect("no good token was refused");
             }
@@ -486,11 +486,11 @@ async fn a_keycloak_that_is_killed_and_comes_back_with_other_keys_costs_no_good_
     }
     let more = async |count: u64, what: &str| {
         let enough = allowed.load(Ordering::SeqCst) + count;
-        eventually(what, PATIENCE, async || (allowed.load(Ordering::SeqCst) >= enough).then_some(())).await;
+        eventually(what, TIMEOUT, async || (allowed.load(Ordering::SeqCst) >= enough).then_some(())).await;
     };
     more(200, "callers are allowed").await;
     keycloak.kill();
-    eventually("refreshes fail", PATIENCE, async || {
+    eventually("refreshes fail", TIMEOUT, async || {
         let failed = stage.portcullis.metric("portcullis_jwks_fetches_total", &[("outcome", "failed")]).await;
         (failed >= 2).then_some(())
     })
@@ -501,7 +501,7 @@ async fn a_keycloak_that_is_killed_and_comes_back_with_other_keys_costs_no_good_
 
     // Its database was in memory: the realm is imported once more, and its keys are made anew.
     let _keycloak = Keycloak::at(address).await;
-    eventually("the new keys are found without a token that asks for them", PATIENCE, async || {
+    eventually("the new keys are found without a token that asks for them", TIMEOUT, async || {
         (stage.portcullis.metric("portcullis_jwks_generation", &[]).await == 2).then_some(())
     })
     .await;

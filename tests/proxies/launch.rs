@@ -10,8 +10,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::real::{
-    PATIENCE, Process, TRIES, debian, envoy_listens, eventually, folder, free_address, local_port, part,
-    shipped, switched_on,
+    MAX_ATTEMPTS, Process, TIMEOUT, debian_command, deploy_file, eventually, folder, free_address,
+    local_port, program_path, uncomment, wait_for_envoy,
 };
 
 /// What a proxy's configuration has to name.
@@ -51,13 +51,13 @@ const ADMIN_FILE: &str = "admin";
 /// Starts a proxy and waits until it listens, at this address. One that was told where, and finds somebody else there,
 /// is started once more.
 pub async fn listening(start: fn(&Places) -> Started, places: &Places) -> (Started, SocketAddr) {
-    for _ in 0..TRIES {
+    for _ in 0..MAX_ATTEMPTS {
         let mut started = start(places);
         if let Some(address) = started.address().await {
             return (started, address);
         }
     }
-    panic!("{TRIES} addresses in a row were taken");
+    panic!("{MAX_ATTEMPTS} addresses in a row were taken");
 }
 
 impl Started {
@@ -65,15 +65,15 @@ impl Started {
     async fn address(&mut self) -> Option<SocketAddr> {
         if matches!(self.listens, Listens::AsItsAdminSays) {
             let admin_file = self._folder.path().join(ADMIN_FILE);
-            return Some(envoy_listens(&mut self.process, &admin_file).await);
+            return Some(wait_for_envoy(&mut self.process, &admin_file).await);
         }
-        eventually("the proxy listens", PATIENCE, async || {
-            if self.process.found_its_address_taken() {
+        eventually("the proxy listens", TIMEOUT, async || {
+            if self.process.failed_to_bind() {
                 return Some(None);
             }
-            self.process.must_be_running();
+            self.process.assert_running();
             match self.listens {
-                Listens::At(address) => self.process.listens_at(address.port()).then_some(Some(address)),
+                Listens::At(address) => self.process.listens_on(address.port()).then_some(Some(address)),
                 _ => caddys_address(&self.process.log()).map(Some),
             }
         })
@@ -101,12 +101,12 @@ pub fn nginx_hiding_tokens(places: &Places) -> Started {
         "auth_request_set $auth_cookie $upstream_http_cookie;",
         "proxy_set_header Cookie $auth_cookie;",
     ];
-    run_nginx(switched_on(&nginx_configuration(places), &lines))
+    run_nginx(uncomment(&nginx_configuration(places), &lines))
 }
 
 /// The shipped file with these addresses.
 pub fn nginx_configuration(places: &Places) -> String {
-    shipped(
+    deploy_file(
         "nginx/nginx.conf",
         &[
             ("server 127.0.0.1:9192;", format!("server {};", places.door)),
@@ -126,7 +126,7 @@ pub fn run_nginx(text: String) -> Started {
     let text = text.replacen("http {\n", &format!("http {{\n    access_log off;\n{}", own.concat()), 1);
     let config = folder.path().join("nginx.conf");
     fs::write(&config, text).expect("the folder can be written to");
-    let mut command = debian("usr/sbin/nginx");
+    let mut command = debian_command("usr/sbin/nginx");
     command.arg("-p").arg(folder.path()).arg("-c").arg(&config).args(["-e", "stderr"]);
     command.arg("-g").arg(format!("daemon off; pid {}/pid;", folder.path().display()));
     let process = Process::start("nginx", &mut command, folder.path());
@@ -142,17 +142,19 @@ pub fn haproxy(places: &Places) -> Started {
 /// The same with the lines for `forward_token: false`.
 pub fn haproxy_hiding_tokens(places: &Places) -> Started {
     let (config, action) = haproxy_configuration(places);
-    let config = switched_on(&config, &["http-request del-header authorization"]);
+    let config = uncomment(&config, &["http-request del-header authorization"]);
     run_haproxy(&config, &action.replace("local FROM_ANSWER = {}", "local FROM_ANSWER = { \"cookie\" }"))
 }
 
 fn haproxy_configuration(places: &Places) -> (String, String) {
-    let config = shipped(
+    let config = deploy_file(
         "haproxy/haproxy.cfg",
         &[("server app 127.0.0.1:8080", format!("server app {}", places.upstream))],
     );
-    let action =
-        shipped("haproxy/portcullis.lua", &[("http://127.0.0.1:9192/", format!("http://{}/", places.door))]);
+    let action = deploy_file(
+        "haproxy/portcullis.lua",
+        &[("http://127.0.0.1:9192/", format!("http://{}/", places.door))],
+    );
     (config, action)
 }
 
@@ -162,7 +164,7 @@ fn run_haproxy(config: &str, action: &str) -> Started {
     let config = config.replace("bind :10000", &format!("bind {address}"));
     fs::write(folder.path().join("haproxy.cfg"), config).expect("the folder can be written to");
     fs::write(folder.path().join("portcullis.lua"), action).expect("the folder can be written to");
-    let mut command = debian("usr/sbin/haproxy");
+    let mut command = debian_command("usr/sbin/haproxy");
     command.current_dir(folder.path()).args(["-db", "-f", "haproxy.cfg"]);
     let process = Process::start("haproxy", &mut command, folder.path());
     Started { process, listens: Listens::At(address), _folder: folder }
@@ -170,12 +172,12 @@ fn run_haproxy(config: &str, action: &str) -> Started {
 
 /// Debian's Caddy.
 pub fn caddy(places: &Places) -> Started {
-    run_caddy(debian("usr/bin/caddy"), &caddy_configuration(places))
+    run_caddy(debian_command("usr/bin/caddy"), &caddy_configuration(places))
 }
 
 /// The same with the lines for `forward_token: false`.
 pub fn caddy_hiding_tokens(places: &Places) -> Started {
-    run_caddy(debian("usr/bin/caddy"), &caddy_configuration_hiding_tokens(places))
+    run_caddy(debian_command("usr/bin/caddy"), &caddy_configuration_hiding_tokens(places))
 }
 
 /// Caddy 2.10, built from its module.
@@ -199,11 +201,11 @@ pub fn caddy_2_11_hiding_tokens(places: &Places) -> Started {
 }
 
 fn caddy_2_10_program() -> Command {
-    Command::new(part("PORTCULLIS_TEST_CADDY_2_10", ".cache/caddy-2.10"))
+    Command::new(program_path("PORTCULLIS_TEST_CADDY_2_10", ".cache/caddy-2.10"))
 }
 
 fn caddy_2_11_program() -> Command {
-    Command::new(part("PORTCULLIS_TEST_CADDY_2_11", ".cache/caddy-2.11"))
+    Command::new(program_path("PORTCULLIS_TEST_CADDY_2_11", ".cache/caddy-2.11"))
 }
 
 fn caddy_configuration_hiding_tokens(places: &Places) -> String {
@@ -217,11 +219,11 @@ fn caddy_configuration_hiding_tokens(places: &Places) -> String {
     // Before the question and behind it.
     let text = caddy_configuration(places)
         .replace("# request_header -X-Answer-Cookie", "request_header -X-Answer-Cookie");
-    switched_on(&text, &lines)
+    uncomment(&text, &lines)
 }
 
 fn caddy_configuration(places: &Places) -> String {
-    shipped(
+    deploy_file(
         "caddy/Caddyfile",
         &[
             (":10000 {", ":0 {".to_owned()),
@@ -253,12 +255,12 @@ pub fn traefik(places: &Places) -> Started {
 
 /// The same with the lines for `forward_token: false`.
 pub fn traefik_hiding_tokens(places: &Places) -> Started {
-    let routes = switched_on(&traefik_routes(places), &["- Cookie", "Authorization: \"\""]);
+    let routes = uncomment(&traefik_routes(places), &["- Cookie", "Authorization: \"\""]);
     run_traefik(&routes)
 }
 
 fn traefik_routes(places: &Places) -> String {
-    shipped(
+    deploy_file(
         "traefik/dynamic.yaml",
         &[
             ("http://127.0.0.1:9192/", format!("http://{}/", places.door)),
@@ -269,10 +271,10 @@ fn traefik_routes(places: &Places) -> String {
 
 fn run_traefik(routes: &str) -> Started {
     let (folder, address) = (folder(), free_address());
-    let main = shipped("traefik/traefik.yaml", &[("address: :10000", format!("address: '{address}'"))]);
+    let main = deploy_file("traefik/traefik.yaml", &[("address: :10000", format!("address: '{address}'"))]);
     fs::write(folder.path().join("traefik.yaml"), main).expect("the folder can be written to");
     fs::write(folder.path().join("dynamic.yaml"), routes).expect("the folder can be written to");
-    let mut command = Command::new(part("PORTCULLIS_TEST_TRAEFIK", ".cache/traefik"));
+    let mut command = Command::new(program_path("PORTCULLIS_TEST_TRAEFIK", ".cache/traefik"));
     command.current_dir(folder.path()).arg("--configFile=traefik.yaml");
     let process = Process::start("traefik", &mut command, folder.path());
     Started { process, listens: Listens::At(address), _folder: folder }
@@ -285,11 +287,11 @@ pub fn envoy_http(places: &Places) -> Started {
 
 /// The same with the line for `forward_token: false`.
 pub fn envoy_http_hiding_tokens(places: &Places) -> Started {
-    run_envoy_http(&switched_on(&envoy_http_configuration(places), &["- {exact: cookie}"]))
+    run_envoy_http(&uncomment(&envoy_http_configuration(places), &["- {exact: cookie}"]))
 }
 
 fn envoy_http_configuration(places: &Places) -> String {
-    shipped(
+    deploy_file(
         "envoy/envoy-http.yaml",
         &[
             ("address: 127.0.0.1, port_value: 9901", local_port(0)),
@@ -305,7 +307,7 @@ fn run_envoy_http(text: &str) -> Started {
     let folder = folder();
     let config = folder.path().join("envoy.yaml");
     fs::write(&config, text).expect("the folder can be written to");
-    let mut command = Command::new(part("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
+    let mut command = Command::new(program_path("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
     // Hot restart would make two Envoys on one machine find each other.
     command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
     command.arg("--admin-address-path").arg(folder.path().join(ADMIN_FILE)).arg("--config-path").arg(config);
@@ -316,7 +318,7 @@ fn run_envoy_http(text: &str) -> Started {
 /// Envoy that asks over gRPC. Portcullis says itself what is removed: no line is switched on to hide tokens.
 pub fn envoy_grpc(places: &Places) -> Started {
     let folder = folder();
-    let text = shipped(
+    let text = deploy_file(
         "envoy/envoy-grpc.yaml",
         &[
             ("address: 127.0.0.1, port_value: 9901", local_port(0)),
@@ -327,7 +329,7 @@ pub fn envoy_grpc(places: &Places) -> Started {
     );
     let config = folder.path().join("envoy.yaml");
     fs::write(&config, text).expect("the folder can be written to");
-    let mut command = Command::new(part("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
+    let mut command = Command::new(program_path("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
     command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
     command.arg("--admin-address-path").arg(folder.path().join(ADMIN_FILE)).arg("--config-path").arg(config);
     let process = Process::start("envoy", &mut command, folder.path());

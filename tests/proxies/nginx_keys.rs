@@ -21,7 +21,8 @@ use time::macros::format_description;
 use tokio::task::JoinHandle;
 
 use crate::support::real::{
-    self, PATIENCE, Portcullis, Process, at_a_free_address, client, debian, eventually, folder, serve_http,
+    self, Portcullis, Process, TIMEOUT, client, debian_command, eventually, folder, serve_http,
+    start_on_free_port,
 };
 
 const ISSUER: &str = "https://issuer.example.com";
@@ -47,8 +48,8 @@ impl Nginx {
     /// With these lines in its `http` block, where `FOLDER` is its own folder and `/keys` is what `location` says.
     async fn start(http: &str, location: &str, prepare: impl Fn(&Path)) -> Self {
         let start = |address| Self::start_at(address, http, location, &prepare);
-        let listens = async |nginx: &mut Self, address: SocketAddr| nginx.process.listens_at(address.port());
-        at_a_free_address("NGINX listens", PATIENCE, start, listens).await.0
+        let listens = async |nginx: &mut Self, address: SocketAddr| nginx.process.listens_on(address.port());
+        start_on_free_port("NGINX listens", TIMEOUT, start, listens).await.0
     }
 
     fn start_at(address: SocketAddr, http: &str, location: &str, prepare: impl Fn(&Path)) -> Self {
@@ -74,7 +75,7 @@ http {{
         let place = folder.path().display().to_string();
         let config = folder.path().join("nginx.conf");
         fs::write(&config, text.replace("FOLDER", &place)).expect("the folder can be written to");
-        let mut command = debian("usr/sbin/nginx");
+        let mut command = debian_command("usr/sbin/nginx");
         command.arg("-p").arg(folder.path()).arg("-c").arg(&config).args(["-e", "stderr"]);
         command.arg("-g").arg(format!("daemon off; pid {place}/pid;"));
         let process = Process::start("nginx", &mut command, folder.path());
@@ -206,14 +207,14 @@ async fn a_key_file_that_keeps_its_length_and_time_hides_a_rotation_from_the_clo
     let (old, new) = (key("old"), key("new"));
     let nginx = serving_a_file(&old).await;
     let service = Service::of(&nginx.url(), BUSY).await;
-    eventually("a 304 has counted", PATIENCE, async || {
+    eventually("a 304 has counted", TIMEOUT, async || {
         (service.confirmed_by_the_clock().await > 0).then_some(())
     })
     .await;
     let before = tag(&nginx).await;
     publish(nginx.folder.path(), &new);
     assert_eq!(tag(&nginx).await, before, "NGINX sees no change");
-    eventually("the rotation is seen without any token", PATIENCE, async || {
+    eventually("the rotation is seen without any token", TIMEOUT, async || {
         service.has("new").await.then_some(())
     })
     .await;
@@ -296,7 +297,7 @@ async fn a_cache_that_keeps_an_old_copy_and_passes_the_issuers_date_on_brings_no
     issuer.rotate(&new);
     assert_eq!(service.answer(&new).await, StatusCode::OK, "at its first try");
     let before = service.confirmed_by_the_clock().await;
-    eventually("the clock has asked ten times", PATIENCE, async || {
+    eventually("the clock has asked ten times", TIMEOUT, async || {
         assert!(!service.has("old").await && service.has("new").await);
         (service.confirmed_by_the_clock().await >= before + 10).then_some(())
     })
@@ -318,7 +319,7 @@ async fn a_cache_that_dates_its_old_copy_anew_brings_no_withdrawn_key_back_where
     assert_eq!(service.answer(&new).await, StatusCode::OK, "at its first try");
     // What is due brings the old copy, and a key that was withdrawn: it is asked again past the cache.
     let seen = nginx.requests().len();
-    eventually("the copy was the answer again", PATIENCE, async || {
+    eventually("the copy was the answer again", TIMEOUT, async || {
         (nginx.requests().len() > seen + 4).then_some(())
     })
     .await;

@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::real::part;
+use crate::support::real::program_path;
 
 fn promtool(arguments: &[&str]) {
-    let output = Command::new(part("PORTCULLIS_TEST_PROMTOOL", ".cache/promtool"))
+    let output = Command::new(program_path("PORTCULLIS_TEST_PROMTOOL", ".cache/promtool"))
         .args(arguments)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus"))
         .output()

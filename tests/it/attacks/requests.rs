@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::case::{hold, parts, report};
 use crate::support::{
-    Answer, Ask, House, NOW, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider,
+    Answer, Ask, NOW, Running, TestEnv, config, fetching, fixed_clock, inline, prompt_refresh, provider,
 };
 
 const ISSUER: &str = "https://issuer.example";
@@ -509,7 +509,7 @@ async fn a_request_of_any_size_is_answered_or_refused_and_the_next_one_is_served
 
 #[tokio::test]
 async fn a_denial_says_only_what_its_sender_knew_already() {
-    let house = House::start(&[&es256("es")], |_| {}).await;
+    let house = TestEnv::start(&[&es256("es")], |_| {}).await;
     let claims = house.claims();
     let marker = "\"><script>\r\nset-cookie: a=b";
     let mut bodies = std::collections::BTreeMap::<String, Vec<String>>::new();

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::{Recipe, Stage, TURN};
-use crate::support::real::PATIENCE;
+use crate::support::real::TIMEOUT;
 
 /// The example of RFC 6455 §1.3.
 const WEBSOCKET_KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -123,7 +123,7 @@ async fn ask(address: SocketAddr, octets: &str) -> (TcpStream, String) {
             answer.push(stream.read_u8().await.expect("the proxy answers"));
         }
     };
-    timeout(PATIENCE, whole).await.expect("the proxy answers in time");
+    timeout(TIMEOUT, whole).await.expect("the proxy answers in time");
     (stream, String::from_utf8_lossy(&answer).into_owned())
 }
 
@@ -152,7 +152,7 @@ pub async fn a_websocket_passes_with_a_token_and_not_without(recipe: Recipe) {
     assert_eq!(header(&head, "sec-websocket-accept"), Some(WEBSOCKET_ACCEPT));
     stream.write_all(&MASKED).await.expect("the proxy reads");
     let mut frame = [0; UNMASKED.len()];
-    timeout(PATIENCE, stream.read_exact(&mut frame)).await.expect("in time").expect("a whole frame");
+    timeout(TIMEOUT, stream.read_exact(&mut frame)).await.expect("in time").expect("a whole frame");
     assert_eq!(frame, UNMASKED);
     let requests = upstream.take();
     assert_eq!(requests.len(), 1);

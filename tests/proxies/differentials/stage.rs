@@ -20,7 +20,7 @@ use super::client::{Answer, Filling, find, send};
 use super::message::{Case, Who, case, get};
 use super::upstream::{Received, Upstream};
 use crate::launch::{self, Places, Started, listening};
-use crate::support::real::{PATIENCE, Portcullis, eventually};
+use crate::support::real::{Portcullis, TIMEOUT, eventually};
 
 /// Cases that are sent at one time.
 const ABREAST: usize = 8;
@@ -141,7 +141,7 @@ impl Stage {
             issuer.issuer(),
             issuer.jwks_uri(),
         );
-        let portcullis = Portcullis::serve_behind(profile, &providers).await;
+        let portcullis = Portcullis::serve_with_profile(profile, &providers).await;
         portcullis.ready().await;
         let upstream = Upstream::start().await;
         let places = Places {
@@ -167,7 +167,7 @@ impl Stage {
     /// Waits until a good token passes: some proxies listen before they know what to do.
     async fn passes(&self) {
         let probe = case("probe", Who::Alice, get("/x"));
-        eventually("a good token passes", PATIENCE, async || {
+        eventually("a good token passes", TIMEOUT, async || {
             tokio::net::TcpStream::connect(self.address).await.ok()?;
             let filling = Filling { token: self.token(Who::Alice), mark: PROBE };
             let answers = send(self.address, &probe, &filling).await;

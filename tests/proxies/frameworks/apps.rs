@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::differentials::client::{Answer, exchange};
-use crate::support::real::{PATIENCE, Process, at_a_free_address, folder, part};
+use crate::support::real::{Process, TIMEOUT, folder, program_path, start_on_free_port};
 
 /// A running app.
 pub struct App {
@@ -58,7 +58,7 @@ pub async fn start() -> Vec<App> {
         for (name, command) in APPS {
             starting.spawn_local(async move {
                 let start = |address| App::start(name, command, address);
-                at_a_free_address(name, PATIENCE, start, async |app, _| app.answers().await).await.0
+                start_on_free_port(name, TIMEOUT, start, async |app, _| app.answers().await).await.0
             });
         }
         starting.join_all().await
@@ -96,7 +96,7 @@ fn source(file: &str) -> PathBuf {
 }
 
 fn installed(file: &str) -> PathBuf {
-    part("PORTCULLIS_TEST_FRAMEWORKS", ".cache/frameworks").join(file)
+    program_path("PORTCULLIS_TEST_FRAMEWORKS", ".cache/frameworks").join(file)
 }
 
 fn python(file: &str, arguments: &[&str], port: u16) -> Command {

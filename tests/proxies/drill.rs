@@ -1,4 +1,4 @@
-//! `portcullis drill` against the real Envoy's own jwt_authn, under `deploy/envoy/jwt-authn.yaml`.
+//! `portcullis drill` against the jwt_authn filter of a real Envoy, with `deploy/envoy/jwt-authn.yaml`.
 
 use std::fs;
 use std::process::Command;

@@ -45,8 +45,8 @@ const ALGORITHMS: [(&str, &str, (&str, &str)); 4] = [
     ("PS256", "rsa-generated", ("algorithm", "PS256")),
 ];
 
-/// Tests take turns at the one Keycloak, since each measures who is asked how often and how soon.
-static TURN: AsyncMutex<()> = AsyncMutex::const_new(());
+/// Tests take turns at the one Keycloak, since each measures caller is asked how often and how soon.
+static SERIAL: AsyncMutex<()> = AsyncMutex::const_new(());
 
 /// The Keycloak that all tests share; it ends with the last of them.
 static SHARED: AsyncMutex<Weak<Keycloak>> = AsyncMutex::const_new(Weak::new());
@@ -255,7 +255,7 @@ impl Realm {
     }
 }
 
-/// What stands before the key endpoint and counts who asks for it.
+/// What stands before the key endpoint and counts caller asks for it.
 struct CountingProxy {
     jwks_uri: String,
     asked: Arc<AtomicU64>,
@@ -295,7 +295,7 @@ impl Drop for CountingProxy {
 }
 
 /// A whole installation for one realm.
-struct Stage {
+struct TestEnv {
     realm: Realm,
     keys: CountingProxy,
     portcullis: Portcullis,
@@ -304,13 +304,13 @@ struct Stage {
     _upstream: Upstream,
 }
 
-impl Stage {
-    async fn set(realm: Realm) -> Self {
-        Self::set_with(realm, "").await
+impl TestEnv {
+    async fn start(realm: Realm) -> Self {
+        Self::start_with(realm, "").await
     }
 
     /// `more` belongs to the provider.
-    async fn set_with(realm: Realm, more: &str) -> Self {
+    async fn start_with(realm: Realm, more: &str) -> Self {
         let keys = CountingProxy::start(&realm).await;
         let providers = format!(
             "providers:
@@ -370,63 +370,63 @@ fn header(token: &str) -> Value {
 #[tokio::test]
 async fn the_first_token_after_each_rotation_passes_at_once_and_a_disabled_key_is_refused() {
     let keycloak = Keycloak::shared().await;
-    let _turn = TURN.lock().await;
-    let stage = Stage::set(Realm::imported(&keycloak)).await;
-    let realm = &stage.realm;
+    let _serial = SERIAL.lock().await;
+    let env = TestEnv::start(Realm::imported(&keycloak)).await;
+    let realm = &env.realm;
 
     let old = realm.token().await;
-    let answer = stage.send(&old).await;
+    let answer = env.send(&old).await;
     assert_eq!(answer.status(), StatusCode::OK);
     let received = real::json(answer).await;
     assert_eq!(received["x-auth-tenant"], "acme");
     assert!(received["x-auth-subject"].is_string(), "{received}");
-    assert_eq!(stage.fetches().await, (1, 1, 0), "the keys of the start were enough");
+    assert_eq!(env.fetches().await, (1, 1, 0), "the keys of the start were enough");
 
     realm.add_key("rsa-generated", ("algorithm", "RS256"), 200).await;
-    let new = stage.first_token_passes_for_one_fetch("RS256").await;
+    let new = env.first_token_passes_for_one_fetch("RS256").await;
     assert_ne!(header(&new)["kid"], header(&old)["kid"]);
-    let before = stage.fetches().await;
-    assert_eq!(stage.status(&old).await, StatusCode::OK, "the old key is still published");
-    assert_eq!(stage.fetches().await, before);
+    let before = env.fetches().await;
+    assert_eq!(env.status(&old).await, StatusCode::OK, "the old key is still published");
+    assert_eq!(env.fetches().await, before);
 
     realm.disable_key("rsa-generated").await;
     let mut tokens = vec![new];
     for (algorithm, provider, option) in ALGORITHMS {
         realm.sign_with(algorithm, provider, option).await;
-        tokens.push(stage.first_token_passes_for_one_fetch(algorithm).await);
-        assert_eq!(stage.status(&old).await, StatusCode::UNAUTHORIZED, "its key was disabled");
+        tokens.push(env.first_token_passes_for_one_fetch(algorithm).await);
+        assert_eq!(env.status(&old).await, StatusCode::UNAUTHORIZED, "its key was disabled");
     }
-    let before = stage.fetches().await;
+    let before = env.fetches().await;
     for token in &tokens {
-        assert_eq!(stage.status(token).await, StatusCode::OK, "{}", header(token));
+        assert_eq!(env.status(token).await, StatusCode::OK, "{}", header(token));
     }
-    assert_eq!(stage.fetches().await, before, "every other key is still published");
+    assert_eq!(env.fetches().await, before, "every other key is still published");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rotations_under_load_refuse_no_good_token() {
     let keycloak = Keycloak::shared().await;
-    let _turn = TURN.lock().await;
-    let stage = Arc::new(Stage::set(Realm::create(&keycloak, "acme-load").await).await);
-    let current = Arc::new(Mutex::new(stage.realm.token().await));
+    let _serial = SERIAL.lock().await;
+    let env = Arc::new(TestEnv::start(Realm::create(&keycloak, "acme-load").await).await);
+    let current = Arc::new(Mutex::new(env.realm.token().await));
     let allowed = Arc::new(AtomicU64::new(0));
     let over = Arc::new(AtomicBool::new(false));
     let mut callers = JoinSet::new();
     for caller in 0..9 {
-        let (stage, current) = (Arc::clone(&stage), Arc::clone(&current));
+        let (env, current) = (Arc::clone(&env), Arc::clone(&current));
         let (allowed, over) = (Arc::clone(&allowed), Arc::clone(&over));
         callers.spawn(async move {
             while !over.load(Ordering::SeqCst) {
                 // The first one always comes with a token fresh from Keycloak, and so with a new key's
                 // first; the others use what it came with.
                 let token = if caller == 0 {
-                    let fresh = stage.realm.token().await;
+                    let fresh = env.realm.token().await;
                     current.lock().expect("no caller panics with it").clone_from(&fresh);
                     fresh
                 } else {
                     current.lock().expect("no caller panics with it").clone()
                 };
-                let answer = stage.send(&token).await;
+                let answer = env.send(&token).await;
                 let (status, head) = (answer.status(), header(&token));
                 let body = answer.text().await.expect("a whole body");
                 assert_eq!(status, StatusCode::OK, "a good token {head} was refused: {body}");
@@ -439,7 +439,7 @@ async fn rotations_under_load_refuse_no_good_token() {
     let mut rotations = 0;
     for (algorithm, provider, option) in ALGORITHMS {
         let old = kid();
-        stage.realm.sign_with(algorithm, provider, option).await;
+        env.realm.sign_with(algorithm, provider, option).await;
         rotations += 1;
         eventually("callers come with a token of the new key", TIMEOUT, async || {
             (kid() != old).then_some(())
@@ -458,30 +458,30 @@ async fn rotations_under_load_refuse_no_good_token() {
     while let Some(caller) = callers.join_next().await {
         caller.expect("no good token was refused");
     }
-    assert_eq!(stage.fetches().await, (1 + rotations, 1 + rotations, rotations));
+    assert_eq!(env.fetches().await, (1 + rotations, 1 + rotations, rotations));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keycloak_that_is_killed_and_comes_back_with_other_keys_costs_no_good_token_and_needs_nobody() {
-    let _turn = TURN.lock().await;
+    let _serial = SERIAL.lock().await;
     let (keycloak, address) = Keycloak::anywhere().await;
     let refresh = "    refresh: {interval: 2s}\n";
-    let stage = Arc::new(Stage::set_with(Realm::imported(&keycloak), refresh).await);
-    let old = stage.realm.token().await;
+    let env = Arc::new(TestEnv::start_with(Realm::imported(&keycloak), refresh).await);
+    let old = env.realm.token().await;
 
     let allowed = Arc::new(AtomicU64::new(0));
     let mut callers = JoinSet::new();
     for _ in 0..4 {
-        let (stage, old, allowed) = (Arc::clone(&stage), old.clone(), Arc::clone(&allowed));
+        let (env, old, allowed) = (Arc::clone(&env), old.clone(), Arc::clone(&allowed));
         callers.spawn(async move {
             // A steady load that leaves Keycloak time to start.
             let mut pace = tokio::time::interval(Duration::from_millis(10));
             // Until it is refused, which it must not be while its key is the issuer's last word.
-            while stage.status(&old).await == StatusCode::OK {
+            while env.status(&old).await == StatusCode::OK {
                 allowed.fetch_add(1, Ordering::SeqCst);
                 pace.tick().await;
             }
-            assert_eq!(stage.portcullis.metric("portcullis_jwks_generation", &[]).await, 2, "a known key");
+            assert_eq!(env.portcullis.metric("portcullis_jwks_generation", &[]).await, 2, "a known key");
         });
     }
     let more = async |count: u64, what: &str| {
@@ -491,24 +491,24 @@ async fn a_keycloak_that_is_killed_and_comes_back_with_other_keys_costs_no_good_
     more(200, "callers are allowed").await;
     keycloak.kill();
     eventually("refreshes fail", TIMEOUT, async || {
-        let failed = stage.portcullis.metric("portcullis_jwks_fetches_total", &[("outcome", "failed")]).await;
+        let failed = env.portcullis.metric("portcullis_jwks_fetches_total", &[("outcome", "failed")]).await;
         (failed >= 2).then_some(())
     })
     .await;
     more(200, "callers are allowed while Keycloak is gone").await;
     assert_eq!(callers.try_join_next().map(|ended| ended.is_ok()), None, "nobody was refused");
-    assert_eq!(stage.portcullis.fetches("unknown_kid").await, 0, "known keys force nothing");
+    assert_eq!(env.portcullis.fetches("unknown_kid").await, 0, "known keys force nothing");
 
     // Its database was in memory: the realm is imported once more, and its keys are made anew.
     let _keycloak = Keycloak::at(address).await;
     eventually("the new keys are found without a token that asks for them", TIMEOUT, async || {
-        (stage.portcullis.metric("portcullis_jwks_generation", &[]).await == 2).then_some(())
+        (env.portcullis.metric("portcullis_jwks_generation", &[]).await == 2).then_some(())
     })
     .await;
-    let new = stage.realm.token().await;
+    let new = env.realm.token().await;
     assert_ne!(header(&new)["kid"], header(&old)["kid"]);
-    assert_eq!(stage.status(&new).await, StatusCode::OK, "at its first try");
-    assert_eq!(stage.status(&old).await, StatusCode::UNAUTHORIZED, "its key is gone");
+    assert_eq!(env.status(&new).await, StatusCode::OK, "at its first try");
+    assert_eq!(env.status(&old).await, StatusCode::UNAUTHORIZED, "its key is gone");
     while let Some(caller) = callers.join_next().await {
         caller.expect("refused only once its key was gone");
     }

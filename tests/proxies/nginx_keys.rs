@@ -94,7 +94,7 @@ http {{
         log.lines().filter_map(of_the_service).collect()
     }
 
-    /// What it answers to one who has nothing.
+    /// What it answers to one caller has nothing.
     async fn asked(&self) -> reqwest::Response {
         self.client.get(self.url()).send().await.expect("NGINX answers")
     }

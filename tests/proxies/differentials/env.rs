@@ -1,8 +1,8 @@
-//! A whole installation for the tables: an issuer, the built binary, a real proxy under its shipped files, the
-//! upstream that keeps what it gets; and how a table is played on it.
+//! Runs the cases of the tables: an issuer, the built binary, a real proxy with its files of `deploy/`, and an upstream
+//! that records what it receives.
 //!
-//! Each request that reaches the upstream carries the mark of its case, so that cases run beside each other and
-//! nothing that arrives late is taken for another's.
+//! Each request carries the mark of its case, so that cases run in parallel and late requests are attributed to their
+//! case.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -16,16 +16,16 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::client::{Answer, Filling, find, send};
-use super::message::{Case, Who, case, get};
+use super::client::{Answer, Placeholders, find, send};
+use super::message::{Caller, Case, case, get};
 use super::upstream::{Received, Upstream};
-use crate::launch::{self, Places, Started, listening};
+use crate::launch::{self, Addresses, RunningProxy, start_proxy};
 use crate::support::real::{Portcullis, TIMEOUT, eventually};
 
-/// Cases that are sent at one time.
-const ABREAST: usize = 8;
+/// The number of concurrent cases.
+const CONCURRENCY: usize = 8;
 
-/// The rules that `judge.rs` knows too.
+/// The rules, which `judge.rs` implements independently.
 const RULES: &str = r#"
 rules:
   - name: preflight
@@ -62,72 +62,72 @@ rules:
     ambiguous_paths: allow
 "#;
 
-/// A proxy of the table.
+/// A proxy to test.
 #[derive(Clone, Copy)]
 pub struct Proxy {
     pub name: &'static str,
-    /// The profile of the HTTP door that it asks.
+    /// The profile of the HTTP door that it uses.
     pub profile: &'static str,
-    /// Starts it under its shipped files.
-    pub start: fn(&Places) -> Started,
-    /// The same with the lines that they have for `forward_token: false`.
-    pub start_hiding_tokens: fn(&Places) -> Started,
+    /// Starts it with its files of `deploy/`.
+    pub start: fn(&Addresses) -> RunningProxy,
+    /// Starts it with the lines for `forward_token: false` uncommented.
+    pub start_stripping_tokens: fn(&Addresses) -> RunningProxy,
 }
 
-/// Every proxy. One more is a line more.
+/// Every proxy.
 pub const PROXIES: [Proxy; 8] = [
-    proxy("nginx", "nginx", launch::nginx, launch::nginx_hiding_tokens),
-    proxy("haproxy", "haproxy", launch::haproxy, launch::haproxy_hiding_tokens),
-    proxy("caddy_2_6", "caddy", launch::caddy, launch::caddy_hiding_tokens),
-    proxy("caddy_2_10", "caddy", launch::caddy_2_10, launch::caddy_2_10_hiding_tokens),
-    proxy("caddy_2_11", "caddy", launch::caddy_2_11, launch::caddy_2_11_hiding_tokens),
-    proxy("traefik", "traefik", launch::traefik, launch::traefik_hiding_tokens),
+    proxy("nginx", "nginx", launch::nginx, launch::nginx_stripping_tokens),
+    proxy("haproxy", "haproxy", launch::haproxy, launch::haproxy_stripping_tokens),
+    proxy("caddy_2_6", "caddy", launch::caddy, launch::caddy_stripping_tokens),
+    proxy("caddy_2_10", "caddy", launch::caddy_2_10, launch::caddy_2_10_stripping_tokens),
+    proxy("caddy_2_11", "caddy", launch::caddy_2_11, launch::caddy_2_11_stripping_tokens),
+    proxy("traefik", "traefik", launch::traefik, launch::traefik_stripping_tokens),
     proxy("envoy_grpc", "envoy", launch::envoy_grpc, launch::envoy_grpc),
-    proxy("envoy_http", "envoy", launch::envoy_http, launch::envoy_http_hiding_tokens),
+    proxy("envoy_http", "envoy", launch::envoy_http, launch::envoy_http_stripping_tokens),
 ];
 
 const fn proxy(
     name: &'static str,
     profile: &'static str,
-    start: fn(&Places) -> Started,
-    start_hiding_tokens: fn(&Places) -> Started,
+    start: fn(&Addresses) -> RunningProxy,
+    start_stripping_tokens: fn(&Addresses) -> RunningProxy,
 ) -> Proxy {
-    Proxy { name, profile, start, start_hiding_tokens }
+    Proxy { name, profile, start, start_stripping_tokens }
 }
 
-/// The claim headers that the shipped files name.
+/// The claim headers that the files of `deploy/` name.
 pub const CLAIM_HEADERS: &str =
     "claim_headers: {x-auth-subject: sub, x-auth-tenant: tenant_id, x-auth-roles: /realm_access/roles}";
 
-/// A whole installation.
-pub struct Stage {
+/// An issuer, the service, a proxy and an upstream.
+pub struct TestEnv {
     address: SocketAddr,
     upstream: Upstream,
-    tokens: [(Who, String); 3],
+    tokens: [(Caller, String); 3],
     key: SigningKey,
     issuer: Issuer,
     _portcullis: Portcullis,
-    _proxy: Started,
+    _proxy: RunningProxy,
 }
 
-/// What became of a case.
+/// The responses to a case, and its requests that reached the upstream.
 pub struct Outcome {
     pub answers: Vec<Answer>,
     pub received: Vec<Received>,
 }
 
-impl Stage {
-    /// `provider` is what of the provider's configuration differs, indented by four.
-    pub async fn set(proxy: Proxy, provider: &str) -> Self {
-        Self::set_with(proxy.profile, proxy.start, provider).await
+impl TestEnv {
+    /// `provider` is added to the provider's configuration, indented by four.
+    pub async fn start(proxy: Proxy, provider: &str) -> Self {
+        Self::start_with(proxy.profile, proxy.start, provider).await
     }
 
-    /// The same with the proxy's lines for `forward_token: false`.
-    pub async fn set_hiding_tokens(proxy: Proxy, provider: &str) -> Self {
-        Self::set_with(proxy.profile, proxy.start_hiding_tokens, provider).await
+    /// Starts the proxy with the lines for `forward_token: false` uncommented.
+    pub async fn start_stripping_tokens(proxy: Proxy, provider: &str) -> Self {
+        Self::start_with(proxy.profile, proxy.start_stripping_tokens, provider).await
     }
 
-    async fn set_with(profile: &str, start: fn(&Places) -> Started, provider: &str) -> Self {
+    async fn start_with(profile: &str, start: fn(&Addresses) -> RunningProxy, provider: &str) -> Self {
         let issuer = Issuer::start().await.expect("a free port");
         let key = issuer.rotate(SigningAlgorithm::ES256);
         let providers = format!(
@@ -144,67 +144,67 @@ impl Stage {
         let portcullis = Portcullis::serve_with_profile(profile, &providers).await;
         portcullis.ready().await;
         let upstream = Upstream::start().await;
-        let places = Places {
-            door: portcullis.forward_auth,
+        let addresses = Addresses {
+            forward_auth: portcullis.forward_auth,
             ext_authz: portcullis.ext_authz,
             admin: portcullis.admin,
             upstream: upstream.address,
         };
-        let (started, address) = listening(start, &places).await;
+        let (proxy, address) = start_proxy(start, &addresses).await;
         let claims = claims(&issuer);
         let admin = with_claim(claims.clone(), "/realm_access/roles", json!(["admin"]));
         let deleter = with_claim(claims.clone(), "scope", "orders:delete");
         let tokens = [
-            (Who::Alice, key.sign(&claims)),
-            (Who::Admin, key.sign(&admin)),
-            (Who::Deleter, key.sign(&deleter)),
+            (Caller::Alice, key.sign(&claims)),
+            (Caller::Admin, key.sign(&admin)),
+            (Caller::Deleter, key.sign(&deleter)),
         ];
-        let stage = Self { address, upstream, tokens, key, issuer, _portcullis: portcullis, _proxy: started };
-        stage.passes().await;
-        stage
+        let env = Self { address, upstream, tokens, key, issuer, _portcullis: portcullis, _proxy: proxy };
+        env.wait_until_ready().await;
+        env
     }
 
-    /// Waits until a good token passes: some proxies listen before they know what to do.
-    async fn passes(&self) {
-        let probe = case("probe", Who::Alice, get("/x"));
-        eventually("a good token passes", TIMEOUT, async || {
+    /// Waits until a valid token passes: some proxies listen before they have their routes.
+    async fn wait_until_ready(&self) {
+        let probe = case("probe", Caller::Alice, get("/x"));
+        eventually("a valid token passes", TIMEOUT, async || {
             tokio::net::TcpStream::connect(self.address).await.ok()?;
-            let filling = Filling { token: self.token(Who::Alice), mark: PROBE };
-            let answers = send(self.address, &probe, &filling).await;
+            let placeholders = Placeholders { token: self.token(Caller::Alice), mark: PROBE };
+            let answers = send(self.address, &probe, &placeholders).await;
             answers.iter().any(|answer| answer.status == 200).then_some(())
         })
         .await;
     }
 
     /// The token of this client.
-    pub fn token(&self, who: Who) -> Option<&str> {
-        self.tokens.iter().find(|(owner, _)| *owner == who).map(|(_, token)| &token[..])
+    pub fn token(&self, caller: Caller) -> Option<&str> {
+        self.tokens.iter().find(|(owner, _)| *owner == caller).map(|(_, token)| &token[..])
     }
 
-    /// A good token with this claim.
+    /// A valid token with this claim.
     pub fn token_with(&self, claim: &str, value: impl Into<Value>) -> String {
         self.key.sign(&with_claim(claims(&self.issuer), claim, value))
     }
 
-    /// Sends every case with the token of its client, and gives what became of each, in their order, and what reached the upstream without
-    /// the mark of any.
-    pub async fn play(&self, cases: &[Case]) -> (Vec<Outcome>, Vec<Received>) {
-        let cases = cases.iter().map(|case| (case.clone(), self.token(case.who).map(str::to_owned)));
-        self.play_with(cases.collect()).await
+    /// Sends every case with the token of its client. Returns the outcomes in the order of the cases, and the requests
+    /// that reached the upstream without a mark.
+    pub async fn run(&self, cases: &[Case]) -> (Vec<Outcome>, Vec<Received>) {
+        let cases = cases.iter().map(|case| (case.clone(), self.token(case.caller).map(str::to_owned)));
+        self.run_with_tokens(cases.collect()).await
     }
 
-    /// The same with a token for each.
-    pub async fn play_with(&self, cases: Vec<(Case, Option<String>)>) -> (Vec<Outcome>, Vec<Received>) {
+    /// Sends every case with its own token.
+    pub async fn run_with_tokens(&self, cases: Vec<(Case, Option<String>)>) -> (Vec<Outcome>, Vec<Received>) {
         let before = self.upstream.received().len();
-        let turns = Arc::new(Semaphore::new(ABREAST));
+        let permits = Arc::new(Semaphore::new(CONCURRENCY));
         let count = cases.len();
         let mut clients = JoinSet::new();
         for (number, (case, token)) in cases.into_iter().enumerate() {
-            let (address, turns) = (self.address, Arc::clone(&turns));
+            let (address, permits) = (self.address, Arc::clone(&permits));
             clients.spawn(async move {
-                let _turn = turns.acquire().await.expect("is never closed");
-                let filling = Filling { token: token.as_deref(), mark: &mark(number) };
-                (number, send(address, &case, &filling).await)
+                let _permit = permits.acquire().await.expect("is never closed");
+                let placeholders = Placeholders { token: token.as_deref(), mark: &mark(number) };
+                (number, send(address, &case, &placeholders).await)
             });
         }
         let answers: BTreeMap<usize, Vec<Answer>> = clients.join_all().await.into_iter().collect();
@@ -223,16 +223,16 @@ impl Stage {
     }
 }
 
-/// Good claims for an hour.
+/// Valid claims for an hour.
 fn claims(issuer: &Issuer) -> Value {
     let now = Clock::System.now().as_secs_f64() as i64;
     with_claim(issuer.claims(now), "exp", now + 3600)
 }
 
-/// The mark of the requests that only find out whether the proxy is there.
+/// The mark of readiness probes.
 const PROBE: &str = "~probe";
 
-/// Six characters that tell which case a request came from, as no token and no number of a proxy has them.
+/// The mark of a case: six characters that occur in no token and no generated value of a proxy.
 pub fn mark(number: usize) -> String {
     format!("~{number:05}")
 }

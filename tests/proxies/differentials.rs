@@ -59,7 +59,7 @@ async fn an_outdated_proxy_file_lets_no_identity_through(name: &str) {
             Caller::Anonymous,
             get("/public/x").with(field),
         ));
-        cases.push(case(format!("10 {field:?} beside a token"), Caller::Alice, get("/x").with(field)));
+        cases.push(case(format!("10 {field:?} with a token"), Caller::Alice, get("/x").with(field)));
     }
     let wrong = failures(&env, &cases).await;
     report(name, wrong, &cases);

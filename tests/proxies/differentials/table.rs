@@ -143,16 +143,16 @@ fn request_lines() -> Vec<Case> {
     let mut cases = Vec::new();
     for (name, caller, text) in [
         ("7 a raw space in the target", Alice, "GET /admin x HTTP/1.1"),
-        ("7 a raw space behind an open path", Anonymous, "GET /public /admin HTTP/1.1"),
+        ("7 a raw space after an open path", Anonymous, "GET /public /admin HTTP/1.1"),
         ("two spaces before the target", Alice, "GET  /admin HTTP/1.1"),
-        ("two spaces behind the target", Alice, "GET /admin  HTTP/1.1"),
+        ("two spaces after the target", Alice, "GET /admin  HTTP/1.1"),
         ("a tab before the target", Alice, "GET\t/admin HTTP/1.1"),
         ("a tab in the target", Alice, "GET /adm\tin HTTP/1.1"),
         ("a tab before the version", Alice, "GET /admin\tHTTP/1.1"),
         ("a vertical tab in the target", Alice, "GET /admin\u{b}x HTTP/1.1"),
         ("a bare CR in the request line", Alice, "GET /x\rGET /admin HTTP/1.1"),
         ("a space before the method", Alice, " GET /admin HTTP/1.1"),
-        ("a space behind the version", Alice, "GET /admin HTTP/1.1 "),
+        ("a space after the version", Alice, "GET /admin HTTP/1.1 "),
         ("no version", Anonymous, "GET /admin"),
         ("HTTP/0.9 on an open path", Anonymous, "GET /public/x"),
         ("HTTP/1.2", Anonymous, "GET /admin HTTP/1.2"),
@@ -203,14 +203,14 @@ fn hosts() -> Vec<Case> {
     let mut cases = Vec::new();
     for (name, host) in [
         ("5 two hosts in one line", "Host: admin.example.com,public.example.com"),
-        ("5 the same the other way round", "Host: public.example.com,admin.example.com"),
-        ("5 the same with a space", "Host: admin.example.com, public.example.com"),
+        ("5 two hosts in one line in reverse order", "Host: public.example.com,admin.example.com"),
+        ("5 two hosts in one line with a space", "Host: admin.example.com, public.example.com"),
         ("two Host lines", "Host: admin.example.com\r\nHost: public.example.com"),
-        ("two Host lines the other way round", "Host: public.example.com\r\nHost: admin.example.com"),
+        ("two Host lines in reverse order", "Host: public.example.com\r\nHost: admin.example.com"),
         ("the same Host twice", "Host: admin.example.com\r\nhost: admin.example.com"),
         ("userinfo in Host", "Host: public.example.com@admin.example.com"),
         ("userinfo with a port in Host", "Host: public.example.com:80@admin.example.com"),
-        ("userinfo behind in Host", "Host: admin.example.com@public.example.com"),
+        ("reversed userinfo in Host", "Host: admin.example.com@public.example.com"),
         ("a query in Host", "Host: admin.example.com?.public.example.com"),
         ("a fragment in Host", "Host: admin.example.com#.public.example.com"),
         ("a path in Host", "Host: admin.example.com/.public.example.com"),
@@ -246,7 +246,11 @@ fn hosts() -> Vec<Case> {
             "http://public.example.com@admin.example.com/public/x",
             "public.example.com",
         ),
-        ("an absolute URI with userinfo behind", "http://admin.example.com@public.example.com/public/x", "x"),
+        (
+            "an absolute URI with reversed userinfo",
+            "http://admin.example.com@public.example.com/public/x",
+            "x",
+        ),
         ("an absolute URI with port 0", "http://admin.example.com:0/public/x", "public.example.com"),
         ("an absolute URI of https", "https://admin.example.com/public/x", "public.example.com"),
         ("an authority with a query, as Host", "http://h?x=/public/y", "h?x="),
@@ -432,10 +436,10 @@ fn identity() -> Vec<Case> {
         "\u{feff}X-Auth-Roles: admin",
     ] {
         cases.push(case(format!("9 {fields:?} on an open path"), Anonymous, get("/public/x").with(fields)));
-        cases.push(case(format!("9 {fields:?} beside a token"), Alice, get("/x").with(fields)));
+        cases.push(case(format!("9 {fields:?} with a token"), Alice, get("/x").with(fields)));
     }
     let open = get("/public/x").with("X-Auth-Subject: root");
-    cases.push(case("9 an identity on an open path beside a good token", Alice, open));
+    cases.push(case("9 an identity on an open path with a good token", Alice, open));
     let early = get("/public/x").first("X-Auth-Subject: root\r\nX-Auth-Roles: admin");
     cases.push(case("9 an identity before Host", Anonymous, early));
     let second = get("/x").with("Authorization: Bearer {token}");
@@ -491,7 +495,7 @@ fn header_lines() -> Vec<Case> {
         ("8-bit octets in a name", b"X-Oth\xe9r: x"),
         ("8-bit octets in a value", b"X-Other: \xe9\xff"),
         ("8-bit octets in an identity", b"X-Auth-Subject: \xe9\xff"),
-        ("a bare LF behind a value", b"X-Other: x\nX-Another: y"),
+        ("a bare LF after a value", b"X-Other: x\nX-Another: y"),
         ("a bare CR in a value", b"X-Other: x\rX-Another: y"),
         ("a folded value", b"X-Other: x\r\n y"),
         ("a folded value with a tab", b"X-Other: x\r\n\tX-Auth-Subject: root"),
@@ -506,10 +510,10 @@ fn header_lines() -> Vec<Case> {
     cases.push(case("white space before the first header", Alice, first));
     let many: Vec<String> = (0..300).map(|number| format!("X-Filler-{number}: x")).collect();
     let many = get("/public/x").with(many.join("\r\n")).with("X-Auth-Subject: root");
-    cases.push(case("300 headers and an identity behind them", Anonymous, many));
+    cases.push(case("300 headers and an identity after them", Anonymous, many));
     let long =
         get("/public/x").with(format!("X-Filler: {}", "x".repeat(60_000))).with("X-Auth-Subject: root");
-    cases.push(case("60 KB of headers and an identity behind them", Anonymous, long));
+    cases.push(case("60 KB of headers and an identity after them", Anonymous, long));
     let cookie = get("/x").without_token().with("Cookie: access_token={token}; access_token=other");
     cases.push(case("a cookie twice", Anonymous, cookie));
     cases
@@ -646,7 +650,7 @@ fn trailers() -> Vec<Case> {
         cases.push(steps(format!("12 the trailer {trailer:?}, in pieces"), Alice, apart));
         let asked = Step::Send(head().with("Expect: 100-continue").bytes());
         let asked = [vec![asked, Step::Expect100], pieces.to_vec()].concat();
-        cases.push(steps(format!("12 the trailer {trailer:?}, behind 100-continue"), Alice, asked));
+        cases.push(steps(format!("12 the trailer {trailer:?}, after 100-continue"), Alice, asked));
         let empty = head().body(format!("0\r\n{trailer}\r\n\r\n"));
         cases.push(case(format!("12 the trailer {trailer:?} and no body"), Alice, empty));
     }
@@ -715,7 +719,7 @@ fn upgrades() -> Vec<Case> {
             vec![Step::Send(get("/x").with(fields).bytes()), Step::Expect101, Step::Send(SMUGGLED.into())],
         ));
     }
-    for (name, pause) in [("at once", None), ("behind its answer", Some(Step::ExpectNot101))] {
+    for (name, pause) in [("at once", None), ("after its response", Some(Step::ExpectNot101))] {
         let fields = format!("Connection: Upgrade\r\nUpgrade: websocket\r\n{key}");
         let mut all = vec![Step::Send(get("/open/refuses-upgrades").with(fields).bytes())];
         all.extend(pause);
@@ -750,21 +754,21 @@ fn connections() -> Vec<Case> {
                 Step::Send(SMUGGLED.into()),
             ],
         ),
-        pipeline("a refused request behind an allowed one", Anonymous, &[open(), get("/admin/x")]),
-        pipeline("an allowed request behind a refused one", Anonymous, &[get("/admin/x"), open()]),
+        pipeline("a refused request after an allowed one", Anonymous, &[open(), get("/admin/x")]),
+        pipeline("an allowed request after a refused one", Anonymous, &[get("/admin/x"), open()]),
         pipeline("a refused request whose body is a request", Anonymous, &[refused(), open()]),
         pipeline(
             "a refused request in chunks that are a request",
             Anonymous,
             &[request("POST", "/admin/x").chunked(SMUGGLED, &[]), open()],
         ),
-        pipeline("a malformed request behind an allowed one", Anonymous, &[open(), get("/open/../admin/x")]),
+        pipeline("a malformed request after an allowed one", Anonymous, &[open(), get("/open/../admin/x")]),
         pipeline(
-            "identities behind an allowed request",
+            "identities after an allowed request",
             Anonymous,
             &[open(), open().with("X-Auth-Subject: root")],
         ),
-        pipeline("a request without a token behind one with", Alice, &[get("/x"), get("/x").without_token()]),
+        pipeline("a request without a token after one with", Alice, &[get("/x"), get("/x").without_token()]),
         case("a refused request with a body of 1 MiB", Anonymous, request("POST", "/admin/x").sized(&large))
             .answers(2),
         case(
@@ -829,14 +833,14 @@ fn over_http2() -> Vec<Case> {
     let mut cases = Vec::new();
     for (name, caller, fields) in [
         ("a path twice", Anonymous, with(&[(":path", "/open/x"), (":path", "/admin")])),
-        ("a path twice the other way round", Anonymous, with(&[(":path", "/admin"), (":path", "/open/x")])),
+        ("a path twice in reverse order", Anonymous, with(&[(":path", "/admin"), (":path", "/open/x")])),
         ("a method twice", Alice, with(&[(":method", "DELETE"), (":path", "/orders/1")])),
         (
             "an authority twice",
             Anonymous,
             with(&[(":authority", "admin.example.com"), (":path", "/public/x")]),
         ),
-        ("a path behind a header", Anonymous, with(&[(":path", "/open/x"), ("a", "b"), (":path", "/admin")])),
+        ("a path after a header", Anonymous, with(&[(":path", "/open/x"), ("a", "b"), (":path", "/admin")])),
         (
             "a host against the authority",
             Anonymous,

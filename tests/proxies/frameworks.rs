@@ -40,7 +40,7 @@ async fn no_framework_reads_more_than_was_checked() {
         replays.spawn(replay(app, Arc::clone(&forwarded)));
     }
     let wrong: Vec<String> = replays.join_all().await.into_iter().flatten().collect();
-    assert!(wrong.is_empty(), "{} readings went wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(wrong.is_empty(), "{} readings are wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 /// Adds the requests that reached the upstream behind this proxy, without values that vary between runs.
@@ -56,8 +56,8 @@ async fn collect(proxy: Proxy, cases: &[Case], forwarded: &mut Forwarded) {
             let token = env.token(case.caller).unwrap_or("{token}");
             let octets = replace(&received.octets, token.as_bytes(), b"token");
             let octets = replace(&octets, env::mark(number).as_bytes(), b"marked");
-            let seen = format!("{} behind {}", case.name, proxy.name);
-            forwarded.entry((case.caller, without_random_lines(&octets))).or_insert(seen);
+            let origin = format!("{} behind {}", case.name, proxy.name);
+            forwarded.entry((case.caller, without_random_lines(&octets))).or_insert(origin);
         }
     }
 }
@@ -76,8 +76,8 @@ fn without_random_lines(octets: &[u8]) -> Vec<u8> {
 async fn replay(app: App, forwarded: Arc<Forwarded>) -> BTreeSet<String> {
     let permits = Arc::new(Semaphore::new(CONCURRENCY));
     let mut clients = JoinSet::new();
-    for ((caller, octets), seen) in forwarded.iter() {
-        let (caller, octets, seen) = (*caller, octets.clone(), seen.clone());
+    for ((caller, octets), origin) in forwarded.iter() {
+        let (caller, octets, origin) = (*caller, octets.clone(), origin.clone());
         let (permits, address, name) = (Arc::clone(&permits), app.address, app.name);
         clients.spawn(async move {
             let _permit = permits.acquire().await.expect("is never closed");
@@ -85,7 +85,7 @@ async fn replay(app: App, forwarded: Arc<Forwarded>) -> BTreeSet<String> {
             // A response that is not JSON comes from no handler.
             let reading = reading(serde_json::from_slice(&answer.body).ok()?);
             let faults = judge::faults_of_reading(caller, &reading);
-            (!faults.is_empty()).then(|| format!("{name}: {seen}: {}", faults.join("; ")))
+            (!faults.is_empty()).then(|| format!("{name}: {origin}: {}", faults.join("; ")))
         });
     }
     clients.join_all().await.into_iter().flatten().collect()

@@ -391,7 +391,7 @@ pub struct Answer {
     /// The string values of `dynamic_metadata`.
     pub metadata: BTreeMap<String, String>,
     /// The complete message.
-    pub whole: CheckResponse,
+    pub response: CheckResponse,
 }
 
 impl Answer {
@@ -414,7 +414,7 @@ impl Answer {
     ///
     /// # Panics
     /// The response appends a header or sets one twice.
-    pub fn read(whole: CheckResponse) -> Self {
+    pub fn read(response: CheckResponse) -> Self {
         let mut set = BTreeMap::new();
         let mut put = |headers: &[HeaderValueOption]| {
             for option in headers {
@@ -434,7 +434,7 @@ impl Answer {
                 assert_eq!(duplicate, None, "{} is set once", header.key);
             }
         };
-        let (http_status, body, removed, removed_query) = match &whole.http_response {
+        let (http_status, body, removed, removed_query) = match &response.http_response {
             Some(HttpResponse::OkResponse(ok)) => {
                 put(&ok.headers);
                 assert!(ok.response_headers_to_add.is_empty());
@@ -447,7 +447,7 @@ impl Answer {
             }
             _ => (0, String::new(), Vec::new(), Vec::new()),
         };
-        let metadata = whole
+        let metadata = response
             .dynamic_metadata
             .iter()
             .flat_map(|metadata| &metadata.fields)
@@ -457,14 +457,14 @@ impl Answer {
             })
             .collect();
         Self {
-            code: whole.status.as_ref().map(|status| status.code),
+            code: response.status.as_ref().map(|status| status.code),
             http_status,
             set,
             removed,
             removed_query,
             body,
             metadata,
-            whole,
+            response,
         }
     }
 
@@ -497,7 +497,7 @@ impl Answer {
         }
         check(!self.is_allowed(), "allowed".to_owned());
         check(
-            matches!(self.whole.http_response, Some(HttpResponse::DeniedResponse(_))),
+            matches!(self.response.http_response, Some(HttpResponse::DeniedResponse(_))),
             "no denied_response".to_owned(),
         );
         let challenge = self.www_authenticate();
@@ -518,7 +518,7 @@ impl Answer {
         if http_status == 401 {
             check(!self.metadata.contains_key("subject"), "an unverified subject".to_owned());
         }
-        let everything = format!("{:?}", self.whole);
+        let everything = format!("{:?}", self.response);
         for secret in secrets.iter().filter(|secret| secret.len() >= 8) {
             check(!everything.contains(*secret), format!("the answer contains {secret:.40}"));
         }

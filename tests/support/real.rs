@@ -457,7 +457,7 @@ pub async fn serve_http(routes: Router) -> (SocketAddr, JoinHandle<()>) {
 
 /// The JSON body of a response.
 pub async fn json(answer: Response) -> Value {
-    let body = answer.bytes().await.expect("a whole body");
+    let body = answer.bytes().await.expect("a complete body");
     serde_json::from_slice(&body)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&body)))
 }

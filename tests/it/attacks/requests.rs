@@ -521,7 +521,7 @@ async fn a_denial_says_only_what_its_sender_knew_already() {
         header[name] = value.clone();
         claims[name] = value;
         let answer = house.service.bearer(&house.key.sign_with_header(&header, &claims)).await;
-        let whole = format!("{:?}", answer.whole);
+        let whole = format!("{:?}", answer.response);
         for secret in ["<script", "set-cookie", house.issuer.issuer(), "orders-api"] {
             assert!(!whole.contains(secret), "E31 H5 {name}: {whole}");
         }
@@ -536,8 +536,8 @@ async fn a_denial_says_only_what_its_sender_knew_already() {
     assert_eq!(forged.body, unknown.body, "H5");
     assert_eq!(forged.set, unknown.set, "H5");
     assert_eq!(
-        forged.whole.status.map(|status| status.message),
-        unknown.whole.status.map(|status| status.message),
+        forged.response.status.map(|status| status.message),
+        unknown.response.status.map(|status| status.message),
         "H5"
     );
     // E32: a token that is missing is challenged without an error, a bad one with `invalid_token`.

@@ -145,14 +145,15 @@ fn bodies() -> Vec<Plain> {
     let trailer = request("POST", "/x").chunked("hello", &["X-Checksum: 5"]);
     let expecting = request("POST", "/x").with("Expect: 100-continue").with("Content-Length: 5");
     let expecting = vec![Step::Send(expecting.bytes()), Step::Expect100, Step::Send(b"hello".to_vec())];
-    let at_once = request("POST", "/x").with("Expect: 100-continue").sized("hello");
+    let early_body = request("POST", "/x").with("Expect: 100-continue").sized("hello");
     vec![
         Plain::new(case("plain chunks", Alice, chunked), "/x").content("hello"),
         Plain::new(case("plain empty body", Alice, empty), "/x"),
         Plain::new(case("plain body of 200 KB", Alice, long), "/x").content(large),
         Plain::new(case("plain trailer", Alice, trailer), "/x").content("hello"),
         Plain::new(steps("plain 100-continue", Alice, expecting), "/x").content("hello"),
-        Plain::new(case("plain 100-continue and its body at once", Alice, at_once), "/x").content("hello"),
+        Plain::new(case("plain 100-continue and its body without waiting", Alice, early_body), "/x")
+            .content("hello"),
         Plain::new(pipeline("plain pipeline", Alice, &[get("/x"), get("/x")]), "/x"),
         Plain::new(
             pipeline("plain body and a request", Alice, &[request("GET", "/x").sized(""), get("/x")]),

@@ -648,9 +648,9 @@ fn trailers() -> Vec<Case> {
             .map(|piece| Step::Send(piece.into()));
         let apart = [vec![Step::Send(head().bytes())], pieces.to_vec()].concat();
         cases.push(steps(format!("12 the trailer {trailer:?}, in pieces"), Alice, apart));
-        let asked = Step::Send(head().with("Expect: 100-continue").bytes());
-        let asked = [vec![asked, Step::Expect100], pieces.to_vec()].concat();
-        cases.push(steps(format!("12 the trailer {trailer:?}, after 100-continue"), Alice, asked));
+        let expect = Step::Send(head().with("Expect: 100-continue").bytes());
+        let expect = [vec![expect, Step::Expect100], pieces.to_vec()].concat();
+        cases.push(steps(format!("12 the trailer {trailer:?}, after 100-continue"), Alice, expect));
         let empty = head().body(format!("0\r\n{trailer}\r\n\r\n"));
         cases.push(case(format!("12 the trailer {trailer:?} and no body"), Alice, empty));
     }
@@ -719,7 +719,7 @@ fn upgrades() -> Vec<Case> {
             vec![Step::Send(get("/x").with(fields).bytes()), Step::Expect101, Step::Send(SMUGGLED.into())],
         ));
     }
-    for (name, pause) in [("at once", None), ("after its response", Some(Step::ExpectNot101))] {
+    for (name, pause) in [("without waiting", None), ("after its response", Some(Step::ExpectNot101))] {
         let fields = format!("Connection: Upgrade\r\nUpgrade: websocket\r\n{key}");
         let mut all = vec![Step::Send(get("/open/refuses-upgrades").with(fields).bytes())];
         all.extend(pause);
@@ -778,7 +778,7 @@ fn connections() -> Vec<Case> {
         )
         .answers(2),
         case(
-            "100-continue on a refused request, and its body at once",
+            "100-continue on a refused request, and its body without waiting",
             Anonymous,
             request("POST", "/admin/x").with("Expect: 100-continue").sized(SMUGGLED),
         )

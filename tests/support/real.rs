@@ -224,7 +224,7 @@ impl AsMut<Process> for Process {
     }
 }
 
-/// How often a program is started again with another port after its port was in use.
+/// How many ports are tried if the port of a program is in use.
 pub const MAX_ATTEMPTS: usize = 5;
 
 /// Starts a program that needs a fixed port, and waits until it is ready. Starts it again with another port if the

@@ -1,4 +1,4 @@
-//! Evaluates decisions: which keys a decision asks for, and its result for every sequence of answers.
+//! The decision as a value: what it asks for, and that it comes out right whatever answers it gets, in whatever order.
 
 #![allow(clippy::panic, reason = "a test fails by panicking")]
 
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 const ISSUER: &str = "https://issuer.example";
 const NOW: i64 = 1_800_000_000;
-/// When the tokens of these tests expire, including the clock skew.
+/// From when on the tokens of these tests are expired, the leeway included.
 const EXPIRED: i64 = NOW + 300 + 30;
 
 fn provider() -> Provider {
@@ -49,7 +49,7 @@ fn provider() -> Provider {
     }
 }
 
-/// A policy with a rule for `/write` that requires a scope.
+/// A policy with a rule for `/write`, which asks for a scope.
 fn policy(provider: &Provider) -> Policy {
     let rule = Rule {
         name: "write".to_owned(),
@@ -68,44 +68,44 @@ fn claims() -> Value {
            "scope": "orders:read"})
 }
 
-fn key_set(keys: &[&SigningKey]) -> Arc<KeySet> {
-    let keys: Vec<Value> = keys.iter().map(|key| key.public_jwk()).collect();
+fn keys(of: &[&SigningKey]) -> Arc<KeySet> {
+    let keys: Vec<Value> = of.iter().map(|key| key.public_jwk()).collect();
     Arc::new(KeySet::parse(json!({"keys": keys}).to_string().as_bytes()).expect("usable keys"))
 }
 
-/// Calls `f` with a request for this path, with this token if it is not empty.
-fn with_request<T>(token: &str, path: &str, f: impl FnOnce(&AccessRequest<'_>) -> T) -> T {
+/// A request for this path, with this token where it is not empty.
+fn with_request<T>(token: &str, path: &str, use_it: impl FnOnce(&AccessRequest<'_>) -> T) -> T {
     let value = format!("Bearer {token}");
-    let authorization = [(&b"authorization"[..], value.as_bytes())].into_iter().filter(|_| !token.is_empty());
-    let headers: Headers<'_> = authorization.collect();
-    #[allow(clippy::disallowed_methods, reason = "there is no other constructor")]
+    let sent = [(&b"authorization"[..], value.as_bytes())].into_iter().filter(|_| !token.is_empty());
+    let headers: Headers<'_> = sent.collect();
+    #[allow(clippy::disallowed_methods, reason = "there is no other way to have an instant")]
     let arrived = std::time::Instant::now();
-    f(&AccessRequest::new(b"GET", b"api.example.com", path.as_bytes(), headers, arrived))
+    use_it(&AccessRequest::new(b"GET", b"api.example.com", path.as_bytes(), headers, arrived))
 }
 
 fn at(seconds: i64) -> Option<UnixTime> {
     Some(UnixTime::from_secs(seconds))
 }
 
-/// The key with the kid `new` in a key set.
+/// Whose key of the name `new` a set has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum NewKey {
-    /// The set has no such key.
+enum New {
+    /// It has none.
     None,
-    /// The key that signed the token.
+    /// The one that signed the token.
     Signer,
-    /// Another key with the same kid.
-    Other,
+    /// Another one: the issuer gave its name to two.
+    Impostor,
 }
 
-/// A key set that answers a need for keys, and the time of the answer; `None` is an implausible clock.
+/// One answer, and the time at which it comes; `None` is a clock that cannot be right.
 #[derive(Clone, Copy, Debug)]
 struct Answer {
-    keys: NewKey,
+    keys: New,
     now: Option<i64>,
 }
 
-/// The expected result of a step, computed independently of the code under test.
+/// What comes out, told without the code under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expected {
     Reason(&'static str),
@@ -116,7 +116,7 @@ impl Answer {
     const TIMES: [Option<i64>; 4] = [Some(NOW), Some(EXPIRED - 1), Some(EXPIRED), None];
 
     fn all() -> impl Iterator<Item = Answer> {
-        let sets = [NewKey::None, NewKey::Signer, NewKey::Other];
+        let sets = [New::None, New::Signer, New::Impostor];
         sets.into_iter().flat_map(|keys| Self::TIMES.into_iter().map(move |now| Answer { keys, now }))
     }
 
@@ -124,37 +124,37 @@ impl Answer {
         match (self.now, self.keys) {
             (None, _) => Expected::Reason("keys_unavailable"),
             (Some(EXPIRED..), _) => Expected::Reason("expired"),
-            (_, NewKey::Signer) => Expected::Reason("ok"),
-            (_, NewKey::None) => Expected::Needs(StaleCause::UnknownKid),
-            (_, NewKey::Other) => Expected::Needs(StaleCause::BadSignature),
+            (_, New::Signer) => Expected::Reason("ok"),
+            (_, New::None) => Expected::Needs(StaleCause::UnknownKid),
+            (_, New::Impostor) => Expected::Needs(StaleCause::BadSignature),
         }
     }
 }
 
-/// Three key sets, one of which verifies the token, and the number of decisions so far.
-struct Explorer {
+/// Three sets, the token that one of them verifies, and what was tried.
+struct World {
     none: Arc<KeySet>,
     signer: Arc<KeySet>,
-    other: Arc<KeySet>,
+    impostor: Arc<KeySet>,
     provider: Arc<Provider>,
-    decisions: u32,
+    decided: u32,
 }
 
-impl Explorer {
-    fn keys(&self, key: NewKey) -> &Arc<KeySet> {
-        match key {
-            NewKey::None => &self.none,
-            NewKey::Signer => &self.signer,
-            NewKey::Other => &self.other,
+impl World {
+    fn keys(&self, of: New) -> &Arc<KeySet> {
+        match of {
+            New::None => &self.none,
+            New::Signer => &self.signer,
+            New::Impostor => &self.impostor,
         }
     }
 
-    fn in_hand(&self, keys: Option<NewKey>) -> InHand {
+    fn in_hand(&self, keys: Option<New>) -> InHand {
         let keys = keys.map_or(KeysInHand::NotAsked, |keys| KeysInHand::Fetched(Arc::clone(self.keys(keys))));
         InHand { provider: Arc::clone(&self.provider), realm: None, keys }
     }
 
-    /// Compares a result with the expected one, and continues with every possible answer.
+    /// Holds what came out against what had to, and goes on with every answer that may come next.
     fn explore(
         &mut self,
         evaluation: Evaluation<'_>,
@@ -170,7 +170,7 @@ impl Explorer {
                 assert_eq!(needed.need(), Need::Newer(cause));
                 needed
             }
-            (evaluation, expected) => panic!("{evaluation:?}, expected {expected:?}"),
+            (evaluation, expected) => panic!("{evaluation:?} where {expected:?} has to come"),
         };
         assert_eq!(needed.kid().map(Kid::as_str), Some("new"));
         let Expected::Needs(cause) = expected else { unreachable!("checked above") };
@@ -196,37 +196,37 @@ impl Explorer {
     }
 
     fn check(&mut self, decision: &Decision<'_>, reason: &str, first: Option<StaleCause>) {
-        self.decisions += 1;
+        self.decided += 1;
         assert_eq!(decision.verdict.reason().as_str(), reason);
         let record = &decision.record;
-        assert_eq!(record.refreshed_for(), first, "the record has the cause of the refresh");
+        assert_eq!(record.refreshed_for(), first, "what is told is why newer keys were waited for");
         assert_eq!(record.verified_by().is_some(), reason == "ok");
-        assert_eq!(record.claims().is_some(), reason == "ok", "the record has no unverified claims");
+        assert_eq!(record.claims().is_some(), reason == "ok", "nobody hears of claims that nobody signed");
         assert_eq!(record.refused().is_none(), reason == "ok");
         let last = record.steps().last().expect("a step");
         assert_eq!(last.outcome, if reason == "ok" { "made" } else { reason });
     }
 }
 
-/// Every sequence of a first key set and up to three more, each at one of four times, with both kinds of conclusion
-/// after each.
+/// Every sequence of answers: what was in hand, and up to three more, each at one of four times, and an end of either kind
+/// behind each.
 #[test]
-fn for_every_sequence_of_answers_an_allow_needs_a_set_that_verifies_the_token_in_time() {
+fn whatever_answers_come_an_allow_takes_a_set_that_verifies_the_token_in_time() {
     let old = SigningKey::generate("old", SigningAlgorithm::ES256);
     let signer = SigningKey::generate("new", SigningAlgorithm::ES256);
-    let other = SigningKey::generate("new", SigningAlgorithm::ES256);
+    let impostor = SigningKey::generate("new", SigningAlgorithm::ES256);
     let provider = provider();
     let policy = policy(&provider);
-    let mut explorer = Explorer {
-        none: key_set(&[&old]),
-        signer: key_set(&[&old, &signer]),
-        other: key_set(&[&old, &other]),
+    let mut world = World {
+        none: keys(&[&old]),
+        signer: keys(&[&old, &signer]),
+        impostor: keys(&[&old, &impostor]),
         provider: Arc::new(provider),
-        decisions: 0,
+        decided: 0,
     };
     with_request(&signer.sign(&claims()), "/", |request| {
         for answer in Answer::all() {
-            let in_hand = explorer.in_hand(Some(answer.keys));
+            let in_hand = world.in_hand(Some(answer.keys));
             let evaluation =
                 evaluate(request, &policy, |_| Some(in_hand), answer.now.map(UnixTime::from_secs));
             let expected = answer.expected();
@@ -234,14 +234,14 @@ fn for_every_sequence_of_answers_an_allow_needs_a_set_that_verifies_the_token_in
                 Expected::Needs(cause) => Some(cause),
                 Expected::Reason(_) => None,
             };
-            explorer.explore(evaluation, expected, first, 3);
+            world.explore(evaluation, expected, first, 3);
         }
     });
-    assert!(explorer.decisions > 1_000, "{} decisions", explorer.decisions);
+    assert!(world.decided > 1_000, "{} ends were looked at", world.decided);
 }
 
 #[test]
-fn an_unknown_issuer_needs_first_keys_and_then_newer_keys() {
+fn an_issuer_that_was_never_asked_is_asked_first_and_then_for_newer_keys() {
     let old = SigningKey::generate("old", SigningAlgorithm::ES256);
     let signer = SigningKey::generate("new", SigningAlgorithm::ES256);
     let provider = provider();
@@ -262,11 +262,11 @@ fn an_unknown_issuer_needs_first_keys_and_then_newer_keys() {
         );
         let steps: Vec<StepName> = refused.record.steps().map(|step| step.name).collect();
         assert!(steps.contains(&StepName::Refresh), "it waited for the first keys");
-        let Evaluation::NeedsKeys(needed) = needed.resume(&key_set(&[&old]), at(NOW)) else {
+        let Evaluation::NeedsKeys(still) = needed.resume(&keys(&[&old]), at(NOW)) else {
             panic!("another key signed it");
         };
-        assert_eq!(needed.need(), Need::Newer(StaleCause::UnknownKid));
-        let Evaluation::Done(decision) = needed.resume(&key_set(&[&signer]), at(NOW)) else {
+        assert_eq!(still.need(), Need::Newer(StaleCause::UnknownKid));
+        let Evaluation::Done(decision) = still.resume(&keys(&[&signer]), at(NOW)) else {
             panic!("it is signed by this key");
         };
         assert_eq!(decision.verdict.reason().as_str(), "ok");
@@ -274,7 +274,7 @@ fn an_unknown_issuer_needs_first_keys_and_then_newer_keys() {
     });
 }
 
-/// Everything in a decision that does not depend on whether it waited for keys.
+/// What comes out of an evaluation that waited, and of one that did not.
 fn outcome(decision: &Decision<'_>) -> String {
     let record = &decision.record;
     let steps = record.steps().filter(|step| step.name != StepName::Refresh);
@@ -298,12 +298,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_decision_that_waited_for_keys_equals_the_one_made_immediately(
+    fn a_decision_that_waited_is_the_one_that_would_have_been_made_at_once(
         tenant in "\\PC{0,40}",
         scopes in prop::sample::select(vec!["orders:write", "orders:read", ""]),
         path in prop::sample::select(vec!["/write", "/read"]),
-        has_keys in any::<bool>(),
-        stale_answers in 0..3_usize,
+        in_hand in any::<bool>(),
+        stale in 0..3_usize,
     ) {
         let old = SigningKey::generate("old", SigningAlgorithm::ES256);
         let signer = SigningKey::generate("new", SigningAlgorithm::ES256);
@@ -312,15 +312,15 @@ proptest! {
         let provider = Arc::new(provider);
         claims["tenant_id"] = json!(tenant);
         claims["scope"] = json!(scopes);
-        let (old_keys, new_keys) = (key_set(&[&old]), key_set(&[&old, &signer]));
+        let (old_keys, new_keys) = (keys(&[&old]), keys(&[&old, &signer]));
         with_request(&signer.sign(&claims), path, |request| {
-            let current = |keys: Option<&Arc<KeySet>>| InHand { provider: Arc::clone(&provider), realm: None, keys: keys.cloned().map_or(KeysInHand::NotAsked, KeysInHand::Fetched) };
-            let immediate = match evaluate(request, &policy, |_| Some(current(Some(&new_keys))), at(NOW)) {
+            let hand = |keys: Option<&Arc<KeySet>>| InHand { provider: Arc::clone(&provider), realm: None, keys: keys.cloned().map_or(KeysInHand::NotAsked, KeysInHand::Fetched) };
+            let at_once = match evaluate(request, &policy, |_| Some(hand(Some(&new_keys))), at(NOW)) {
                 Evaluation::Done(decision) => decision,
                 Evaluation::NeedsKeys(needed) => panic!("{needed:?}"),
             };
-            let mut evaluation = evaluate(request, &policy, |_| Some(current(has_keys.then_some(&old_keys))), at(NOW));
-            for _ in 0..stale_answers {
+            let mut evaluation = evaluate(request, &policy, |_| Some(hand(in_hand.then_some(&old_keys))), at(NOW));
+            for _ in 0..stale {
                 if let Evaluation::NeedsKeys(needed) = evaluation {
                     evaluation = needed.resume(&old_keys, at(NOW));
                 }
@@ -338,16 +338,16 @@ proptest! {
                 false if lacks_scope => "insufficient_scope",
                 false => "ok",
             };
-            prop_assert_eq!(immediate.verdict.reason().as_str(), expected);
-            let met = immediate.record.steps().any(|step| step.name == StepName::Require && step.outcome == "met");
+            prop_assert_eq!(at_once.verdict.reason().as_str(), expected);
+            let met = at_once.record.steps().any(|step| step.name == StepName::Require && step.outcome == "met");
             prop_assert_eq!(met, path == "/write" && expected == "ok");
-            prop_assert_eq!(outcome(&waited), outcome(&immediate));
+            prop_assert_eq!(outcome(&waited), outcome(&at_once));
             Ok(())
         })?;
     }
 
     #[test]
-    fn permanent_errors_are_decided_without_keys(
+    fn what_no_key_could_mend_is_decided_without_asking_for_one(
         broken in prop::sample::select(vec!["exp", "aud", "tenant_id", "nbf", "sub"]),
         has_keys in any::<bool>(),
     ) {
@@ -394,12 +394,12 @@ fn a_request_that_needs_no_token_or_has_none_asks_for_no_keys() {
         ("/open", "not.a.token", "anonymous"),
         ("/shut", "not.a.token", "rule_denied"),
         ("/", "", "token_missing"),
-        // Its validity depends on the time, which is unknown.
+        // Whether it is good depends on the time, which nobody knows here.
         ("/", "not.a.token", "keys_unavailable"),
     ] {
         with_request(token, path, |request| {
-            let lookup = |issuer: &str| panic!("asked for the keys of {issuer}");
-            let evaluation = evaluate(request, &policy, lookup, None);
+            let asked = |issuer: &str| panic!("asked for the keys of {issuer}");
+            let evaluation = evaluate(request, &policy, asked, None);
             let Evaluation::Done(decision) = evaluation else { panic!("{evaluation:?}") };
             assert_eq!(decision.verdict.reason().as_str(), reason, "{path} {token}");
         });
@@ -407,32 +407,30 @@ fn a_request_that_needs_no_token_or_has_none_asks_for_no_keys() {
 }
 
 #[test]
-fn a_decision_that_waits_for_keys_is_small() {
+fn what_waits_for_keys_is_small_whatever_the_token_holds() {
     assert!(size_of::<KeysNeeded<'_>>() <= 512, "{}", size_of::<KeysNeeded<'_>>());
 }
 
 #[test]
-fn with_fixed_keys_a_token_that_they_do_not_verify_is_refused_immediately() {
+fn where_the_keys_are_fixed_a_token_that_they_do_not_verify_is_refused_at_once() {
     let (old, signer) = (
         SigningKey::generate("old", SigningAlgorithm::ES256),
         SigningKey::generate("new", SigningAlgorithm::ES256),
     );
-    let other = SigningKey::generate("new", SigningAlgorithm::ES256);
+    let impostor = SigningKey::generate("new", SigningAlgorithm::ES256);
     let provider = provider();
     let policy = policy(&provider);
     let provider = Arc::new(provider);
-    for (keys, reason) in [
-        (key_set(&[&old]), "key_unknown"),
-        (key_set(&[&other]), "bad_signature"),
-        (key_set(&[&signer]), "ok"),
-    ] {
+    for (keys, reason) in
+        [(keys(&[&old]), "key_unknown"), (keys(&[&impostor]), "bad_signature"), (keys(&[&signer]), "ok")]
+    {
         with_request(&signer.sign(&claims()), "/", |request| {
             let keys = KeysInHand::Fixed(keys);
             let in_hand = InHand { provider: Arc::clone(&provider), realm: None, keys };
             let evaluation = evaluate(request, &policy, |_| Some(in_hand), at(NOW));
             let Evaluation::Done(decision) = evaluation else { panic!("{evaluation:?}") };
             assert_eq!(decision.verdict.reason().as_str(), reason);
-            assert_eq!(decision.record.refreshed_for(), None, "there was no refresh");
+            assert_eq!(decision.record.refreshed_for(), None, "nothing was waited for");
         });
     }
 }

@@ -1,4 +1,4 @@
-//! The layer with axum routers, tonic services and bare services, in process and over a socket.
+//! The layer around axum's routers and around a bare service, in process and with bytes on a socket.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,8 +19,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::util::MapRequestLayer;
 use tower::{Layer, ServiceExt as _};
 
-/// `/api/admin` requires a scope, `/public` no token, `b.example.com` is denied, `/here` requires a source address and
-/// `/get` a method.
+/// `/api/admin` takes a scope, `/public` nothing, `b.example.com` is nobody's, `/here` is for one address and `/get` for one
+/// method.
 const RULES: &str = "rules:
   - {name: public, match: {path_prefix: /public/}, allow: anonymous}
   - {name: admin, match: {path_prefix: /api/admin/}, require: {scopes: [admin]}}
@@ -31,18 +31,17 @@ const RULES: &str = "rules:
   - {name: rest, match: {path_prefix: /}}
 ";
 
-/// A layer with one provider, and the signing key of the provider.
-struct TestEnv {
+struct House {
     key: SigningKey,
     layer: AuthorizationLayer,
 }
 
-impl TestEnv {
+impl House {
     fn new() -> Self {
         Self::with("")
     }
 
-    /// With additional configuration of the provider.
+    /// Of a provider that has this besides.
     fn with(provider: &str) -> Self {
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
         let jwks = json!({"keys": [key.public_jwk()]});
@@ -63,14 +62,14 @@ providers:
             .sign(&json!({"iss": "https://i", "aud": "a", "sub": "alice", "tenant_id": "acme", "exp": exp}))
     }
 
-    /// A request with a valid token to `a.example.com`.
+    /// A request with a good token, on its way to `a.example.com`.
     fn request(&self, uri: &str) -> Request<Body> {
         let request = Request::get(uri).header("host", "a.example.com");
         let request = request.header("authorization", format!("Bearer {}", self.token()));
         request.body(Body::empty()).expect("a request")
     }
 
-    /// Serves the routes with the layer.
+    /// The routes behind the layer on a socket.
     async fn serve(&self) -> std::net::SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
@@ -80,43 +79,43 @@ providers:
     }
 }
 
-/// Routes that answer with the subject of the claims and the identity header.
+/// What answers says whose request it was.
 fn routes() -> Router {
-    let identity = async |claims: Option<Claims>, request: axum::extract::Request| {
+    let whose = async |claims: Option<Claims>, request: axum::extract::Request| {
         let header =
             request.headers().get("x-auth-subject").map(|value| value.to_str().expect("text").to_owned());
         let subject = claims.as_ref().and_then(Claims::subject).map(str::to_owned);
         format!("{subject:?} {header:?}")
     };
-    Router::new().fallback(any(identity))
+    Router::new().fallback(any(whose))
 }
 
-async fn send<S, R>(service: S, request: Request<Body>) -> (StatusCode, http::HeaderMap, String)
+async fn asked<S, R>(service: S, request: Request<Body>) -> (StatusCode, http::HeaderMap, String)
 where
     S: tower::Service<Request<Body>, Response = Response<R>, Error = Infallible>,
     R: http_body::Body<Data = bytes::Bytes, Error: std::fmt::Debug>,
 {
     let (parts, body) = service.oneshot(request).await.expect("never fails").into_parts();
-    let body = http_body_util::BodyExt::collect(body).await.expect("a complete body").to_bytes();
+    let body = http_body_util::BodyExt::collect(body).await.expect("whole").to_bytes();
     (parts.status, parts.headers, String::from_utf8(body.to_vec()).expect("text"))
 }
 
 #[tokio::test]
-async fn a_good_token_passes_with_its_claims_and_without_identity_headers_of_the_client() {
-    let env = TestEnv::new();
-    let mut request = env.request("/orders");
+async fn a_good_token_passes_with_its_claims_and_without_what_the_client_made_up() {
+    let house = House::new();
+    let mut request = house.request("/orders");
     request.headers_mut().insert("x-auth-subject", "mallory".parse().expect("a value"));
-    let (status, _, body) = send(env.layer.layer(routes()), request).await;
+    let (status, _, body) = asked(house.layer.layer(routes()), request).await;
     assert_eq!((status, &*body), (StatusCode::OK, "Some(\"alice\") Some(\"alice\")"));
-    // Claims that are already in the extensions are not passed on a route that needs no token.
-    let mut inner = env.request("/orders");
-    let nested = env.layer.layer(env.layer.layer(routes()));
+    // Nor does a claim pass that stands in the extensions already, where nobody's token is needed.
+    let mut inner = house.request("/orders");
+    let seen = house.layer.layer(house.layer.layer(routes()));
     inner.headers_mut().remove("authorization");
-    assert_eq!(send(nested, inner).await.0, StatusCode::UNAUTHORIZED);
-    let mut public = env.request("/public/x");
+    assert_eq!(asked(seen, inner).await.0, StatusCode::UNAUTHORIZED);
+    let mut public = house.request("/public/x");
     public.headers_mut().remove("authorization");
     public.headers_mut().insert("x-auth-subject", "mallory".parse().expect("a value"));
-    let (status, _, body) = send(env.layer.layer(routes()), public).await;
+    let (status, _, body) = asked(house.layer.layer(routes()), public).await;
     assert_eq!((status, &*body), (StatusCode::OK, "None None"));
 }
 
@@ -126,7 +125,7 @@ async fn claims_are_read_by_name_and_as_a_type() {
     struct Tenant {
         tenant_id: String,
     }
-    let env = TestEnv::new();
+    let house = House::new();
     let read = async |claims: Claims| {
         let tenant: Tenant = claims.deserialize().expect("it is one");
         assert!(claims.deserialize::<Vec<u8>>().is_err());
@@ -138,60 +137,60 @@ async fn claims_are_read_by_name_and_as_a_type() {
             claims.get("tenant_id").and_then(|t| t.as_str())
         )
     };
-    let app = env.layer.layer(Router::new().route("/", get(read)).route("/public/", get(read)));
-    let (_, _, body) = send(app.clone(), env.request("/")).await;
+    let app = house.layer.layer(Router::new().route("/", get(read)).route("/public/", get(read)));
+    let (_, _, body) = asked(app.clone(), house.request("/")).await;
     assert_eq!(body, "p acme Some(\"acme\")");
-    let mut public = env.request("/public/");
+    let mut public = house.request("/public/");
     public.headers_mut().remove("authorization");
-    assert_eq!(send(app, public).await.0, StatusCode::INTERNAL_SERVER_ERROR, "there are no claims");
+    assert_eq!(asked(app, public).await.0, StatusCode::INTERNAL_SERVER_ERROR, "there are none");
 }
 
 #[tokio::test]
-async fn a_denial_equals_that_of_the_http_door_and_has_no_body_for_head() {
-    let env = TestEnv::new();
-    let mut request = env.request("/orders");
+async fn a_denial_is_the_http_doors_and_has_no_body_for_head() {
+    let house = House::new();
+    let mut request = house.request("/orders");
     request.headers_mut().insert("authorization", "Bearer a.b.c".parse().expect("a value"));
-    let mut head = env.request("/orders");
+    let mut head = house.request("/orders");
     head.headers_mut().remove("authorization");
     *head.method_mut() = http::Method::HEAD;
-    let app = env.layer.layer(routes());
-    let (status, headers, body) = send(app.clone(), request).await;
+    let app = house.layer.layer(routes());
+    let (status, headers, body) = asked(app.clone(), request).await;
     assert_eq!(status, StatusCode::UNAUTHORIZED);
     assert_eq!(headers["cache-control"], "no-store");
     assert_eq!(headers["content-type"], "application/json");
     assert!(headers["www-authenticate"].to_str().expect("text").contains("invalid_token"));
     assert!(body.contains("\"error\":\"invalid_token\""), "{body}");
-    let (status, headers, body) = send(app, head).await;
+    let (status, headers, body) = asked(app, head).await;
     assert_eq!((status, &*body), (StatusCode::UNAUTHORIZED, ""));
     assert!(headers.contains_key("www-authenticate"));
 }
 
 #[tokio::test]
-async fn in_nested_routers_the_original_uri_is_checked() {
-    let env = TestEnv::new();
-    // In the nested router, the path is `/admin/x`, which any token may request.
-    let inside = routes().layer(env.layer.clone());
+async fn below_nest_the_original_uri_is_judged() {
+    let house = House::new();
+    // Inside, it is `/admin/x`, which any token may ask for.
+    let inside = routes().layer(house.layer.clone());
     let app = Router::new().nest("/api", inside.clone()).nest("/other", inside);
-    assert_eq!(send(app.clone(), env.request("/api/admin/x")).await.0, StatusCode::FORBIDDEN);
-    assert_eq!(send(app.clone(), env.request("/api/orders")).await.0, StatusCode::OK);
-    assert_eq!(send(app, env.request("/other/admin/x")).await.0, StatusCode::OK);
+    assert_eq!(asked(app.clone(), house.request("/api/admin/x")).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(asked(app.clone(), house.request("/api/orders")).await.0, StatusCode::OK);
+    assert_eq!(asked(app, house.request("/other/admin/x")).await.0, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn merged_routes_and_fallbacks_are_behind_the_layer() {
-    let env = TestEnv::new();
+async fn whatever_is_added_to_the_router_is_behind_the_layer() {
+    let house = House::new();
     let merged = Router::new().route("/late", get(async || "late"));
-    let app = env
+    let app = house
         .layer
         .layer(Router::new().route("/", get(async || "first")).merge(merged).fallback(async || "none"));
     for path in ["/", "/late", "/nowhere"] {
-        let mut request = env.request(path);
+        let mut request = house.request(path);
         request.headers_mut().remove("authorization");
-        assert_eq!(send(app.clone(), request).await.0, StatusCode::UNAUTHORIZED, "{path}");
+        assert_eq!(asked(app.clone(), request).await.0, StatusCode::UNAUTHORIZED, "{path}");
     }
 }
 
-/// The status of the response to these bytes.
+/// The status of an answer to these bytes.
 async fn status(address: std::net::SocketAddr, request: &str) -> u16 {
     let mut connection = TcpStream::connect(address).await.expect("it listens");
     connection.write_all(request.as_bytes()).await.expect("sent");
@@ -201,10 +200,10 @@ async fn status(address: std::net::SocketAddr, request: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn the_authority_of_the_target_takes_precedence_and_several_hosts_are_refused() {
-    let env = TestEnv::new();
-    let address = env.serve().await;
-    let rest = format!("authorization: Bearer {}\r\nconnection: close\r\n\r\n", env.token());
+async fn the_authority_of_the_target_counts_and_several_hosts_are_refused() {
+    let house = House::new();
+    let address = house.serve().await;
+    let rest = format!("authorization: Bearer {}\r\nconnection: close\r\n\r\n", house.token());
     for (head, expected) in [
         ("GET / HTTP/1.1\r\nhost: a.example.com\r\n", 200),
         ("GET / HTTP/1.1\r\nhost: b.example.com\r\n", 403),
@@ -228,39 +227,39 @@ async fn the_authority_of_the_target_takes_precedence_and_several_hosts_are_refu
 }
 
 #[tokio::test]
-async fn the_service_sees_the_host_that_was_checked() {
-    let env = TestEnv::new();
-    let echo_hosts = async |request: axum::extract::Request| {
+async fn the_service_sees_the_host_that_was_judged() {
+    let house = House::new();
+    let seen = async |request: axum::extract::Request| {
         let hosts = request.headers().get_all("host").iter();
         hosts.map(|host| host.to_str().expect("text")).collect::<Vec<_>>().join(" ")
     };
-    let app = env.layer.layer(Router::new().fallback(echo_hosts));
-    let mut request = env.request("http://a.example.com/");
+    let app = house.layer.layer(Router::new().fallback(seen));
+    let mut request = house.request("http://a.example.com/");
     request.headers_mut().insert("host", "b.example.com".parse().expect("a value"));
-    assert_eq!(send(app.clone(), request).await.2, "a.example.com");
-    assert_eq!(send(app, env.request("/")).await.2, "a.example.com");
+    assert_eq!(asked(app.clone(), request).await.2, "a.example.com");
+    assert_eq!(asked(app, house.request("/")).await.2, "a.example.com");
 }
 
 #[tokio::test]
-async fn over_http2_the_authority_is_the_host() {
-    let env = TestEnv::new();
-    let app = env.layer.layer(routes());
+async fn over_http2_the_authority_counts_without_a_host() {
+    let house = House::new();
+    let app = house.layer.layer(routes());
     for (authority, expected) in [("a.example.com", StatusCode::OK), ("b.example.com", StatusCode::FORBIDDEN)]
     {
-        // As hyper passes it.
-        let mut request = env.request(&format!("https://{authority}/"));
+        // As hyper hands it over.
+        let mut request = house.request(&format!("https://{authority}/"));
         request.headers_mut().remove("host");
         *request.version_mut() = http::Version::HTTP_2;
-        assert_eq!(send(app.clone(), request).await.0, expected, "{authority}");
+        assert_eq!(asked(app.clone(), request).await.0, expected, "{authority}");
     }
 }
 
 #[tokio::test]
-async fn tonic_services_are_behind_the_layer() {
-    let env = TestEnv::new();
+async fn services_of_tonic_are_behind_it_as_well() {
+    let house = House::new();
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let app = env.layer.layer(tonic::service::Routes::new(health));
+    let app = house.layer.layer(tonic::service::Routes::new(health));
     let ask = async |token: &str| {
         let request = Request::post("https://a.example.com/grpc.health.v1.Health/Check");
         let request = request.header("content-type", "application/grpc").header("te", "trailers");
@@ -270,47 +269,47 @@ async fn tonic_services_are_behind_the_layer() {
         let request = request.body(tonic::body::Body::new(message)).expect("a request");
         let response = app.clone().oneshot(request).await.expect("never fails");
         let (parts, body) = response.into_parts();
-        (parts.status, http_body_util::BodyExt::collect(body).await.expect("a complete body").to_bytes())
+        (parts.status, http_body_util::BodyExt::collect(body).await.expect("whole").to_bytes())
     };
-    let (status, message) = ask(&env.token()).await;
+    let (status, message) = ask(&house.token()).await;
     assert_eq!((status, &message[..]), (StatusCode::OK, &[0, 0, 0, 0, 2, 8, 1][..]), "serving");
 }
 
 #[tokio::test]
 async fn a_grpc_client_gets_its_status_as_from_a_grpc_server() {
-    let env = TestEnv::new();
-    let app = env.layer.layer(routes());
+    let house = House::new();
+    let app = house.layer.layer(routes());
     for (path, media_type, code) in [
         ("/orders", "application/grpc", "16"),
         ("/orders", "application/grpc+proto", "16"),
         ("/orders", "application/grpc-web-text", "16"),
         ("/orders;x", "application/grpc", "3"),
     ] {
-        let mut request = env.request(path);
+        let mut request = house.request(path);
         request.headers_mut().insert("authorization", "Bearer a.b.c".parse().expect("a value"));
         request.headers_mut().insert("content-type", media_type.parse().expect("a value"));
-        let (status, headers, body) = send(app.clone(), request).await;
+        let (status, headers, body) = asked(app.clone(), request).await;
         assert_eq!((status, &*body), (StatusCode::OK, ""));
         assert_eq!(headers["content-type"], media_type);
         assert_eq!(headers["grpc-status"], code, "{path}");
         assert!(!headers["grpc-message"].is_empty());
         assert_eq!(headers.contains_key("www-authenticate"), code == "16");
     }
-    let mut html = env.request("/orders");
+    let mut html = house.request("/orders");
     html.headers_mut().insert("content-type", "text/html".parse().expect("a value"));
     html.headers_mut().remove("authorization");
-    assert_eq!(send(app, html).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(asked(app, html).await.0, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
-async fn a_layer_of_a_tonic_server_denies_its_clients() {
-    let env = TestEnv::new();
+async fn a_layer_of_tonics_server_denies_its_clients() {
+    let house = House::new();
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
     let incoming = tonic::transport::server::TcpIncoming::from(listener);
-    let server = tonic::transport::Server::builder().layer(env.layer.clone()).add_service(health);
+    let server = tonic::transport::Server::builder().layer(house.layer.clone()).add_service(health);
     tokio::spawn(server.serve_with_incoming(incoming));
     let channel = tonic::transport::Endpoint::new(format!("http://{address}")).expect("an address");
     let channel = channel.connect().await.expect("it listens");
@@ -320,23 +319,23 @@ async fn a_layer_of_a_tonic_server_denies_its_clients() {
         request.metadata_mut().insert("authorization", authorization.parse().expect("a value"));
         client.check(request).await
     };
-    assert!(ask(format!("Bearer {}", env.token())).await.is_ok());
+    assert!(ask(format!("Bearer {}", house.token())).await.is_ok());
     let denied = ask("Bearer a.b.c".to_owned()).await.expect_err("no token");
     assert_eq!((denied.code(), denied.message()), (tonic::Code::Unauthenticated, "the token is malformed"));
 }
 
-/// Routes that answer with their names.
+/// Routes that tell which of them answered, `/public` and whatever is none of theirs among them.
 fn named_routes() -> Router {
     Router::new().route("/public/{*rest}", get(async || "public")).fallback(async || "fallback")
 }
 
 #[tokio::test]
-async fn a_path_that_the_router_and_the_rules_match_differently_is_refused() {
-    let env = TestEnv::new();
-    let outer = env.layer.layer(named_routes());
-    let inner = named_routes().layer(env.layer.clone());
+async fn no_route_is_reached_by_the_rule_of_another_that_the_router_does_not_take_it_for() {
+    let house = House::new();
+    let around = house.layer.layer(named_routes());
+    let each = named_routes().layer(house.layer.clone());
     let anonymous = |path: &str| {
-        let mut request = env.request(path);
+        let mut request = house.request(path);
         request.headers_mut().remove("authorization");
         request
     };
@@ -345,45 +344,45 @@ async fn a_path_that_the_router_and_the_rules_match_differently_is_refused() {
         ("/public/a%40b", (StatusCode::OK, "public")),
         ("/public/%78", (StatusCode::OK, "public")),
     ] {
-        let (status, _, body) = send(outer.clone(), anonymous(path)).await;
+        let (status, _, body) = asked(around.clone(), anonymous(path)).await;
         assert_eq!((status, &*body), expected, "{path}");
-        let (status, _, body) = send(inner.clone(), anonymous(path)).await;
+        let (status, _, body) = asked(each.clone(), anonymous(path)).await;
         assert_eq!((status, &*body), expected, "{path}");
     }
-    // axum matches `/{*rest}`, the rules match `public`.
+    // To axum this is `/{*rest}`, and to the rules it is public.
     for path in ["/%70ublic/x", "/public%2Fx", "/p%75blic/%78"] {
-        assert_eq!(send(outer.clone(), anonymous(path)).await.0, StatusCode::BAD_REQUEST, "{path}");
-        assert_eq!(send(inner.clone(), anonymous(path)).await.0, StatusCode::BAD_REQUEST, "{path}");
-        assert_eq!(send(outer.clone(), env.request(path)).await.0, StatusCode::BAD_REQUEST, "{path}");
+        assert_eq!(asked(around.clone(), anonymous(path)).await.0, StatusCode::BAD_REQUEST, "{path}");
+        assert_eq!(asked(each.clone(), anonymous(path)).await.0, StatusCode::BAD_REQUEST, "{path}");
+        assert_eq!(asked(around.clone(), house.request(path)).await.0, StatusCode::BAD_REQUEST, "{path}");
     }
-    let (status, _, body) = send(outer, env.request("/%6frders")).await;
-    assert_eq!((status, &*body), (StatusCode::OK, "fallback"), "no rule matches differently");
+    let (status, _, body) = asked(around, house.request("/%6frders")).await;
+    assert_eq!((status, &*body), (StatusCode::OK, "fallback"), "no rule minds");
 }
 
 #[tokio::test]
-async fn a_rewritten_uri_is_checked_as_it_is_served_or_refused() {
-    let env = TestEnv::new();
+async fn a_uri_that_was_rewritten_is_judged_as_it_is_served_or_not_at_all() {
+    let house = House::new();
     let rewritten = MapRequestLayer::new(|mut request: Request<Body>| {
         if request.uri().path().starts_with("/public/") {
             *request.uri_mut() = http::Uri::from_static("/api/admin/x");
         }
         request
     });
-    let behind = rewritten.layer(env.layer.layer(named_routes()));
-    // Outside of a router, the rewritten URI is the only one.
-    assert_eq!(send(behind.clone(), env.request("/public/x")).await.0, StatusCode::FORBIDDEN);
-    assert_eq!(send(behind.clone(), env.request("/orders")).await.0, StatusCode::OK);
-    // In a router, axum keeps the original URI of the client.
+    let behind = rewritten.layer(house.layer.layer(named_routes()));
+    // Outside of any router, it is what everybody sees.
+    assert_eq!(asked(behind.clone(), house.request("/public/x")).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(asked(behind.clone(), house.request("/orders")).await.0, StatusCode::OK);
+    // Inside of one, axum has kept what the client sent.
     let within = Router::new().fallback_service(behind);
-    assert_eq!(send(within.clone(), env.request("/public/x")).await.0, StatusCode::BAD_REQUEST);
-    assert_eq!(send(within, env.request("/orders")).await.0, StatusCode::OK);
+    assert_eq!(asked(within.clone(), house.request("/public/x")).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(asked(within, house.request("/orders")).await.0, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn nested_routers_are_distinguished_from_rewritten_uris() {
-    let env = TestEnv::new();
+async fn nested_routers_are_told_from_rewritten_uris() {
+    let house = House::new();
     let inside = Router::new().route("/", get(async || "root")).route("/{*rest}", get(async || "rest"));
-    let inside = inside.layer(env.layer.clone());
+    let inside = inside.layer(house.layer.clone());
     let app = Router::new().nest("/api", Router::new().nest("/{version}", inside.clone()));
     let app = app.nest_service("/s", inside);
     for (uri, expected) in [
@@ -397,40 +396,40 @@ async fn nested_routers_are_distinguished_from_rewritten_uris() {
         ("http://a.example.com/s/orders", StatusCode::OK),
         ("/api/admin/x", StatusCode::FORBIDDEN),
     ] {
-        assert_eq!(send(app.clone(), env.request(uri)).await.0, expected, "{uri}");
+        assert_eq!(asked(app.clone(), house.request(uri)).await.0, expected, "{uri}");
     }
 }
 
 #[tokio::test]
 async fn rules_know_where_a_request_comes_from() {
-    let env = TestEnv::new();
-    let app = env.layer.layer(routes());
+    let house = House::new();
+    let app = house.layer.layer(routes());
     let from = |address: &str| {
-        let mut request = env.request("/here/x");
+        let mut request = house.request("/here/x");
         request.extensions_mut().insert(SourceAddress(address.parse().expect("an address")));
         request
     };
-    assert_eq!(send(app.clone(), from("127.0.0.1")).await.0, StatusCode::OK);
-    assert_eq!(send(app.clone(), from("::ffff:127.0.0.1")).await.0, StatusCode::OK);
-    assert_eq!(send(app.clone(), from("10.0.0.1")).await.0, StatusCode::FORBIDDEN);
-    assert_eq!(send(app, env.request("/here/x")).await.0, StatusCode::FORBIDDEN, "no source address");
+    assert_eq!(asked(app.clone(), from("127.0.0.1")).await.0, StatusCode::OK);
+    assert_eq!(asked(app.clone(), from("::ffff:127.0.0.1")).await.0, StatusCode::OK);
+    assert_eq!(asked(app.clone(), from("10.0.0.1")).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(asked(app, house.request("/here/x")).await.0, StatusCode::FORBIDDEN, "nobody says");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
-    let app = env.layer.around_with_connect_info::<std::net::SocketAddr>(routes());
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    let rest = format!("authorization: Bearer {}\r\nconnection: close\r\n\r\n", env.token());
+    let whole = house.layer.around_with_connect_info::<std::net::SocketAddr>(routes());
+    tokio::spawn(async move { axum::serve(listener, whole).await });
+    let rest = format!("authorization: Bearer {}\r\nconnection: close\r\n\r\n", house.token());
     assert_eq!(status(address, &format!("GET /here/x HTTP/1.1\r\nhost: a.example.com\r\n{rest}")).await, 200);
 }
 
 #[tokio::test]
-async fn a_stripped_token_is_removed_from_the_query_and_nothing_else_is() {
-    let env = TestEnv::with(", forward_token: false, token_from: [{query: access_token}]");
-    let echo_uris = async |OriginalUri(original): OriginalUri, request: axum::extract::Request| {
+async fn a_hidden_token_is_taken_out_of_the_query_and_nothing_else_is() {
+    let house = House::with(", forward_token: false, token_from: [{query: access_token}]");
+    let seen = async |OriginalUri(original): OriginalUri, request: axum::extract::Request| {
         format!("{} {original}", request.uri())
     };
-    let inside = Router::new().fallback(echo_uris).layer(env.layer.clone());
+    let inside = Router::new().fallback(seen).layer(house.layer.clone());
     let app = Router::new().nest("/api", inside);
-    let token = env.token();
+    let token = house.token();
     for (uri, expected) in [
         (format!("/api/x?access_token={token}"), "/x /api/x"),
         (format!("/api/x?a=1&access_token={token}&b=%26&&c"), "/x?a=1&b=%26&&c /api/x?a=1&b=%26&&c"),
@@ -444,26 +443,26 @@ async fn a_stripped_token_is_removed_from_the_query_and_nothing_else_is() {
         ),
         ("/api/../x?access_token=".to_owned() + &token, ""),
     ] {
-        let (status, _, body) = send(app.clone(), env.request(&uri)).await;
+        let (status, _, body) = asked(app.clone(), house.request(&uri)).await;
         let served = if status == StatusCode::OK { &*body } else { "" };
         assert_eq!(served, expected, "{uri}");
     }
     let disguised = format!("/api/x?access_token={token}&access%5ftoken={token}");
-    assert_eq!(send(app, env.request(&disguised)).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(asked(app, house.request(&disguised)).await.0, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
-async fn a_web_socket_over_http2_is_checked_as_a_get_request() {
-    let env = TestEnv::new();
-    let app = env.layer.layer(routes());
+async fn a_web_socket_over_http2_is_judged_as_the_get_that_it_is_over_http1() {
+    let house = House::new();
+    let app = house.layer.layer(routes());
     let ask = async |path: &str, protocol: Option<&'static str>| {
-        let mut request = env.request(&format!("https://a.example.com{path}"));
+        let mut request = house.request(&format!("https://a.example.com{path}"));
         *request.method_mut() = http::Method::CONNECT;
         *request.version_mut() = http::Version::HTTP_2;
         if let Some(protocol) = protocol {
             request.extensions_mut().insert(hyper::ext::Protocol::from_static(protocol));
         }
-        send(app.clone(), request).await.0
+        asked(app.clone(), request).await.0
     };
     assert_eq!(ask("/get/x", Some("websocket")).await, StatusCode::OK);
     assert_eq!(ask("/api/admin/x", Some("websocket")).await, StatusCode::FORBIDDEN);

@@ -1,5 +1,5 @@
-//! What has to hold for every input. The fuzz targets try it with inputs that they make up, `tests/it/fuzz_seeds.rs`
-//! with the seeds beside this file.
+//! Properties of every input. The fuzz targets check them with generated inputs, `tests/it/fuzz_seeds.rs` with the
+//! seeds in `fuzz/seeds`.
 
 use percent_encoding::percent_decode;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
@@ -9,7 +9,7 @@ use portcullis::validation::key_set::KeySet;
 use portcullis::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
 use portcullis::validation::{self, TokenLimits, UnixTime};
 
-/// A request target, which may be any octets.
+/// Checks a request target of any octets.
 pub fn path(target: &[u8]) {
     let Ok(path) = canonical(target) else { return };
     assert!(path.as_str().starts_with('/'));
@@ -17,16 +17,16 @@ pub fn path(target: &[u8]) {
     assert!(segments.iter().all(|segment| !matches!(*segment, "." | "..")), "{path:?}");
     assert!(segments.iter().rev().skip(1).all(|segment| !segment.is_empty()), "{path:?}");
     if !path.is_ambiguous() {
-        let again = canonical(path.as_str().as_bytes()).expect("what is plain stays plain");
+        let again = canonical(path.as_str().as_bytes()).expect("a canonical path is valid");
         assert_eq!((again.as_str(), again.unmerged(), again.is_ambiguous()), (path.as_str(), None, false));
-        // Whoever decodes first and resolves then sees the same as whoever does it the other way about.
-        let ours: Vec<Vec<u8>> =
+        // Decoding before removing dot segments gives the same path as decoding after it.
+        let resolved_then_decoded: Vec<Vec<u8>> =
             segments.iter().map(|segment| percent_decode(segment.as_bytes()).collect()).collect();
-        assert_eq!(ours, decoded_then_resolved(target), "{path:?}");
+        assert_eq!(resolved_then_decoded, decoded_then_resolved(target), "{path:?}");
     }
 }
 
-/// The segments of a path, by a program that decodes it as a whole before it looks at it.
+/// The segments of a path, read by a program that decodes the complete path first.
 fn decoded_then_resolved(target: &[u8]) -> Vec<Vec<u8>> {
     let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
     let decoded: Vec<u8> = percent_decode(path).collect();
@@ -46,7 +46,7 @@ fn decoded_then_resolved(target: &[u8]) -> Vec<Vec<u8>> {
     segments
 }
 
-/// A token as a request may carry it. Nobody can make up one that is signed.
+/// Checks any text as a token. No generated text has a valid signature.
 pub fn token(text: &[u8], keys: &KeySet) {
     let Ok(text) = std::str::from_utf8(text) else { return };
     let Ok(token) = validation::parse(text, &TokenLimits::default()) else { return };
@@ -68,10 +68,10 @@ pub fn token(text: &[u8], keys: &KeySet) {
     };
     let now = UnixTime::from_secs(1_800_000_000);
     let Ok(screened) = validation::screen(token, &provider, now) else { return };
-    assert!(validation::try_validate(&screened, keys, now).is_err(), "a token that nobody signed");
+    assert!(validation::try_validate(&screened, keys, now).is_err(), "an unsigned token");
 }
 
-/// A public key of each kind, whose private half is gone.
+/// A public key of each key type.
 pub fn keys() -> KeySet {
     use SigningAlgorithm::{ES256, EdDSA, RS256};
     let public = [("r", RS256), ("e", ES256), ("o", EdDSA)]

@@ -164,7 +164,8 @@ fn access_request<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> Ac
     // An HTTP/1.0 request may have no Host; it then matches no rule with a host.
     let host = headers.only(names.host.as_str());
     let is_host_duplicated = host.is_none() && headers.all(names.host.as_str()).next().is_some();
-    let description_error = (is_host_duplicated || method_and_uri.iter().any(Option::is_none)).then_some(names.description_error);
+    let description_error =
+        (is_host_duplicated || method_and_uri.iter().any(Option::is_none)).then_some(names.description_error);
     let [method, path] = method_and_uri.map(Option::unwrap_or_default);
     let host = host.unwrap_or_default();
     AccessRequest {

@@ -311,7 +311,9 @@ impl Reloads {
             FileEvent::Settled { contents, settled_for, atomic } => {
                 self.on_settled(contents, settled_for, atomic).await
             }
-            FileEvent::Unreadable(error @ FileError { kind: FileErrorKind::TooLarge(_), .. }) => self.reject(&error),
+            FileEvent::Unreadable(error @ FileError { kind: FileErrorKind::TooLarge(_), .. }) => {
+                self.reject(&error)
+            }
             FileEvent::Unreadable(error) => {
                 tracing::warn!(%error, hint = STAYS_IN_USE, "configuration not readable");
             }

@@ -11,7 +11,7 @@ use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::texts::settings;
+use crate::support::snapshots::settings;
 
 const NOW: i64 = 1_800_000_000;
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -13,7 +13,7 @@ use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::provider::{Audiences, TokenSource};
 use proptest::prelude::*;
 
-use crate::support::texts::settings;
+use crate::support::snapshots::settings;
 
 const EXAMPLE: &str = include_str!("../../deploy/portcullis.yaml");
 

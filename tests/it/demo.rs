@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use crate::support::texts::settings;
+use crate::support::snapshots::settings;
 
 fn demo() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));

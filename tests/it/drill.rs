@@ -8,9 +8,9 @@ use axum::Router;
 use axum::http::StatusCode;
 use serde_json::json;
 
-use crate::support::drill::{SHORT, arguments, drill, drill_beside, result, text};
-use crate::support::real::{PATIENCE, Portcullis, Process, eventually, folder, free_address, serve_http};
-use crate::support::texts::settings;
+use crate::support::drill::{SHORT, arguments, drill, drill_async, result, text};
+use crate::support::real::{Portcullis, Process, TIMEOUT, eventually, folder, free_address, serve_http};
+use crate::support::snapshots::settings;
 
 /// Time enough for every kind of rotation and of fault once.
 const EVERYTHING: [&str; 6] = ["--duration", "18s", "--rotations", "6", "--attack-rate", "100"];
@@ -58,12 +58,12 @@ async fn a_service_in_its_own_process_passes_with_the_configuration_that_is_prin
     );
     let portcullis = Portcullis::serve(&providers).await;
     let target = format!("grpc://{}", portcullis.ext_authz);
-    let mut output = drill_beside(arguments(&EVERYTHING, target.clone(), issuer)).await;
+    let mut output = drill_async(arguments(&EVERYTHING, target.clone(), issuer)).await;
     for _ in 1..TRIES {
         if passed(&output) {
             break;
         }
-        output = drill_beside(arguments(&EVERYTHING, target.clone(), issuer)).await;
+        output = drill_async(arguments(&EVERYTHING, target.clone(), issuer)).await;
     }
     assert!(passed(&output), "{:#}", result(&output));
     let printed = text(&output.stderr);
@@ -76,7 +76,7 @@ async fn a_service_in_its_own_process_passes_with_the_configuration_that_is_prin
 async fn a_gateway_that_allows_everything_fails_by_every_forged_token() {
     let open = Router::new().fallback(async || StatusCode::NO_CONTENT);
     let (gateway, _server) = serve_http(open).await;
-    let output = drill_beside(arguments(&SHORT, format!("http://{gateway}"), free_address())).await;
+    let output = drill_async(arguments(&SHORT, format!("http://{gateway}"), free_address())).await;
     let result = result(&output);
     assert_eq!((output.status.code(), &result["passed"]), (Some(1), &json!(false)));
     assert_eq!(result["good"]["refused"], 0);
@@ -88,7 +88,7 @@ async fn a_gateway_that_allows_nothing_is_given_up_on_after_a_while() {
     let closed = Router::new().fallback(async || StatusCode::FORBIDDEN);
     let (gateway, _server) = serve_http(closed).await;
     let short = [&SHORT[..], &["--wait", "1s"]].concat();
-    let output = drill_beside(arguments(&short, format!("http://{gateway}"), free_address())).await;
+    let output = drill_async(arguments(&short, format!("http://{gateway}"), free_address())).await;
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(text(&output.stdout), "");
     let errors = text(&output.stderr);
@@ -125,13 +125,13 @@ async fn a_drill_that_is_stopped_shows_what_it_has_so_far_and_fails() {
     command.args(["drill", "--duration", "5m", "--rotations", "20"]);
     let mut process = Process::start("drill", &mut command, folder.path());
     let log = folder.path().join("drill.log");
-    eventually("the drill is on its way", PATIENCE, async || {
-        process.must_be_running();
+    eventually("the drill is on its way", TIMEOUT, async || {
+        process.assert_running();
         fs::read_to_string(&log).ok().filter(|text| text.contains("   2 s: good"))
     })
     .await;
     process.terminate();
-    let status = eventually("it ends", PATIENCE, async || process.ended()).await;
+    let status = eventually("it ends", TIMEOUT, async || process.exit_status()).await;
     assert_eq!(status.code(), Some(1));
     let text = fs::read_to_string(&log).expect("the log is there");
     assert!(text.contains("good tokens sent") && text.contains("Stopped"), "{text}");

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::support::gateway::{Answer, Gateway, Stream, Then};
+use crate::support::gateway::{AfterAnswer, Answer, Gateway, Stream};
 use crate::support::real::free_address;
 use serde_json::{Value, json};
 
@@ -53,7 +53,7 @@ async fn drill(target: String, issuer: SocketAddr) -> Value {
 /// A drill against a gateway that answers good tokens with 200, and forged ones so.
 async fn drill_http(forged: Answer) -> Value {
     let issuer = free_address();
-    let gateway = Gateway::http(issuer, |_| Answer::whole("200 OK", b"ok"), forged).await;
+    let gateway = Gateway::http(issuer, |_| Answer::complete("200 OK", b"ok"), forged).await;
     drill(format!("http://{}", gateway.address), issuer).await
 }
 
@@ -89,7 +89,7 @@ fn failed_by(expected: &str, result: &Value) {
 
 #[tokio::test]
 async fn a_gateway_that_refuses_passes_with_what_was_not_tried() {
-    let result = drill_http(Answer::whole("401 Unauthorized", b"no")).await;
+    let result = drill_http(Answer::complete("401 Unauthorized", b"no")).await;
     all_forged_are("refused", &result);
     assert_eq!(result["failures"], json!([]), "{result:#}");
     assert_eq!(result["forged"]["by_status"], json!({"401": result["forged"]["sent"]}));
@@ -102,7 +102,7 @@ async fn a_gateway_that_refuses_passes_with_what_was_not_tried() {
 #[tokio::test]
 async fn a_redirect_of_a_forged_token_is_a_refusal_that_is_not_followed() {
     let redirect = "HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n";
-    let result = drill_http(Answer::new(redirect, Then::GoOn)).await;
+    let result = drill_http(Answer::new(redirect, AfterAnswer::KeepAlive)).await;
     all_forged_are("refused", &result);
     assert_eq!(result["failures"], json!([]), "{result:#}");
     assert_eq!(result["forged"]["by_status"], json!({"302": result["forged"]["sent"]}));
@@ -111,8 +111,8 @@ async fn a_redirect_of_a_forged_token_is_a_refusal_that_is_not_followed() {
 #[tokio::test]
 async fn a_good_token_that_is_redirected_is_refused() {
     let issuer = free_address();
-    let good = |n| Answer::whole(if n == 0 { "200 OK" } else { "302 Found" }, b"");
-    let gateway = Gateway::http(issuer, good, Answer::whole("401 Unauthorized", b"no")).await;
+    let good = |n| Answer::complete(if n == 0 { "200 OK" } else { "302 Found" }, b"");
+    let gateway = Gateway::http(issuer, good, Answer::complete("401 Unauthorized", b"no")).await;
     let result = drill(format!("http://{}", gateway.address), issuer).await;
     failed_by("good tokens were refused", &result);
     assert_eq!(result["good"]["refused"], result["good"]["sent"]);
@@ -123,9 +123,9 @@ async fn a_good_token_that_is_redirected_is_refused() {
 async fn an_allow_is_one_whatever_becomes_of_its_body() {
     let (huge, half) = (vec![b'x'; 2 << 20], "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf");
     let (huge, broken_off, late) = tokio::join!(
-        drill_http(Answer::whole("200 OK", &huge)),
-        drill_http(Answer::new(half, Then::Close)),
-        drill_http(Answer::new(half, Then::Hang)),
+        drill_http(Answer::complete("200 OK", &huge)),
+        drill_http(Answer::new(half, AfterAnswer::Close)),
+        drill_http(Answer::new(half, AfterAnswer::Hang)),
     );
     for result in [huge, broken_off, late] {
         all_forged_are("allowed", &result);
@@ -136,8 +136,10 @@ async fn an_allow_is_one_whatever_becomes_of_its_body() {
 #[tokio::test]
 async fn a_refusal_is_one_whatever_becomes_of_its_body() {
     let half = "HTTP/1.1 403 Forbidden\r\ncontent-length: 9\r\n\r\nhalf";
-    let (broken_off, late) =
-        tokio::join!(drill_http(Answer::new(half, Then::Close)), drill_http(Answer::new(half, Then::Hang)));
+    let (broken_off, late) = tokio::join!(
+        drill_http(Answer::new(half, AfterAnswer::Close)),
+        drill_http(Answer::new(half, AfterAnswer::Hang))
+    );
     for result in [broken_off, late] {
         all_forged_are("refused", &result);
         assert_eq!(result["forged"]["by_status"], json!({"403": result["forged"]["sent"]}));
@@ -147,10 +149,10 @@ async fn a_refusal_is_one_whatever_becomes_of_its_body() {
 #[tokio::test]
 async fn silence_about_forged_tokens_is_no_pass() {
     let (closed, half_a_head, hang, late) = tokio::join!(
-        drill_http(Answer::new("", Then::Close)),
-        drill_http(Answer::new("HTTP/1.1 401 Unauth", Then::Close)),
-        drill_http(Answer::new("", Then::Hang)),
-        drill_http(Answer::new("HTTP/1.1 401 Unauthorized\r\n\r\n", Then::AnswerLate)),
+        drill_http(Answer::new("", AfterAnswer::Close)),
+        drill_http(Answer::new("HTTP/1.1 401 Unauth", AfterAnswer::Close)),
+        drill_http(Answer::new("", AfterAnswer::Hang)),
+        drill_http(Answer::new("HTTP/1.1 401 Unauthorized\r\n\r\n", AfterAnswer::AnswerAfterClose)),
     );
     for result in [closed, half_a_head, hang, late] {
         all_forged_are("unanswered", &result);
@@ -198,8 +200,8 @@ async fn a_drill_without_forged_tokens_is_no_pass_and_says_what_it_does_not_prov
 #[tokio::test]
 async fn what_the_drill_has_no_descriptors_for_is_its_own_failure() {
     let issuer = free_address();
-    let good = |_| Answer::whole("200 OK", b"ok");
-    let gateway = Gateway::http(issuer, good, Answer::new("", Then::Hang)).await;
+    let good = |_| Answer::complete("200 OK", b"ok");
+    let gateway = Gateway::http(issuer, good, Answer::new("", AfterAnswer::Hang)).await;
     let target = format!("http://{}", gateway.address);
     let mut limited = Command::new("sh");
     limited.args(["-c", "ulimit -n 60 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_portcullis"), "drill"]);

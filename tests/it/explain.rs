@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use crate::support::rulebook::{Bearer, Case, PATH_CASES, RULE_CASES, Rulebook};
-use crate::support::texts::{settings, without};
+use crate::support::rule_cases::{Bearer, Case, PATH_CASES, RULE_CASES, RulesFixture};
+use crate::support::snapshots::{redact_path, settings};
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{Fault, Issuer, SigningAlgorithm, SigningKey};
 use portcullis::config::Config;
@@ -55,7 +55,7 @@ impl Folder {
 
 #[test]
 fn every_case_of_the_tables_is_explained_as_it_is_decided() {
-    let (book, folder) = (Rulebook::open(), Folder::new());
+    let (book, folder) = (RulesFixture::new(), Folder::new());
     let config = folder.config(&book.providers_and_rules());
     let mut wrong = Vec::new();
     for case in RULE_CASES.iter().chain(PATH_CASES) {
@@ -89,7 +89,7 @@ fn every_case_of_the_tables_is_explained_as_it_is_decided() {
 
 #[test]
 fn the_text_tells_each_step_and_never_the_token() {
-    let (book, folder) = (Rulebook::open(), Folder::new());
+    let (book, folder) = (RulesFixture::new(), Folder::new());
     let config = folder.config(&book.providers_and_rules());
     let token = book.token(Bearer::With(r#"{"scope": "orders:read"}"#), NOW).expect("a token");
     let header = format!("Authorization: Bearer {token}");
@@ -235,7 +235,7 @@ async fn keys_are_fetched_as_at_the_start_and_a_snapshot_counts_while_the_issuer
 
 #[test]
 fn what_cannot_be_explained_is_told_without_a_decision() {
-    let (book, folder) = (Rulebook::open(), Folder::new());
+    let (book, folder) = (RulesFixture::new(), Folder::new());
     let config = folder.config(&book.providers_and_rules());
     let written = |text: &[u8]| folder.file("request.json", text).display().to_string();
     let mut told = String::new();
@@ -254,7 +254,11 @@ fn what_cannot_be_explained_is_told_without_a_decision() {
         assert!(error.contains("request.json"), "{error}");
         assert!(!error.contains("secret-token"), "{error}");
         assert!(output.stdout.is_empty());
-        told.push_str(&format!("{}\n{}\n", String::from_utf8_lossy(text), without(&error, folder.0.path())));
+        told.push_str(&format!(
+            "{}\n{}\n",
+            String::from_utf8_lossy(text),
+            redact_path(&error, folder.0.path())
+        ));
     }
     settings(&[]).bind(|| insta::assert_snapshot!("explain_requests_that_cannot_be_read", told));
     for arguments in [

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::script::{
-    Look, NotRescued, SECOND, Script, ask, ask_with, fetching, look, policy, rescue, settle, stale, still,
-    warm,
+    RetryError, SECOND, Script, Verifier, ask, ask_with, fetching, policy, retry, settle, stale, still_stale,
+    verifier, warm,
 };
 use portcullis::clock::{self, Instant};
 use portcullis::config::RefreshPolicy;
@@ -42,7 +42,7 @@ async fn a_herd_of_a_thousand_costs_one_fetch() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.publish(&["b"]);
-    script.takes(SECOND);
+    script.set_latency(SECOND);
     let herd: Vec<_> = (0..1000)
         .map(|_| {
             let cache = Arc::clone(&cache);
@@ -74,7 +74,7 @@ async fn a_fetch_that_began_before_the_caller_may_bring_the_old_set_and_then_the
     settle().await;
     script.stop_holding();
     gate.add_permits(1);
-    assert_eq!(first.await.unwrap(), Err(still(UnknownKid)));
+    assert_eq!(first.await.unwrap(), Err(still_stale(UnknownKid)));
     assert_eq!(good.await.unwrap(), Ok(()));
     assert_eq!(script.fetches(), 3);
 }
@@ -107,7 +107,7 @@ async fn a_caller_that_saw_an_older_set_looks_again_without_a_fetch() {
     script.publish(&["b"]);
     assert_eq!(ask(&cache, "b").await, Ok(()));
     let deadline = clock::monotonic();
-    assert_eq!(rescue(&cache, old, stale(UnknownKid, deadline), look("b", None)).await, Ok(()));
+    assert_eq!(retry(&cache, old, stale(UnknownKid, deadline), verifier("b", None)).await, Ok(()));
     assert_eq!(script.fetches(), 2);
 }
 
@@ -127,7 +127,7 @@ async fn a_fetch_that_was_under_way_and_has_ended_meanwhile_is_looked_at_before_
     assert_eq!(first.await.unwrap(), Ok(()));
     let deadline = clock::monotonic();
     assert_eq!(
-        rescue(&cache, seen_before_its_end, stale(UnknownKid, deadline), look("b", None)).await,
+        retry(&cache, seen_before_its_end, stale(UnknownKid, deadline), verifier("b", None)).await,
         Ok(())
     );
     assert_eq!(script.fetches(), 2);
@@ -138,8 +138,8 @@ async fn one_fetch_serves_whoever_waited_for_it_whatever_the_cause() {
     let script = Script::publishing(&["a"]);
     let policy = RefreshPolicy { min_spacing_bad_signature: 2 * SECOND, wait: 5 * SECOND, ..policy() };
     let cache = warm(&script, policy).await;
-    let forged = || look("a", Some("forged".to_owned()));
-    assert_eq!(ask_with(&cache, 5 * SECOND, forged()).await, Err(still(BadSignature)));
+    let forged = || verifier("a", Some("forged".to_owned()));
+    assert_eq!(ask_with(&cache, 5 * SECOND, forged()).await, Err(still_stale(BadSignature)));
     let waiting = tokio::spawn({
         let cache = Arc::clone(&cache);
         async move { ask_with(&cache, 5 * SECOND, forged()).await }
@@ -147,7 +147,7 @@ async fn one_fetch_serves_whoever_waited_for_it_whatever_the_cause() {
     settle().await;
     script.publish(&["a", "b"]);
     assert_eq!(ask(&cache, "b").await, Ok(()));
-    assert_eq!(waiting.await.unwrap(), Err(still(BadSignature)), "served by the other's fetch");
+    assert_eq!(waiting.await.unwrap(), Err(still_stale(BadSignature)), "served by the other's fetch");
     sleep(10 * SECOND).await;
     assert_eq!(script.fetches(), 3, "nobody is left who waits for another");
 }
@@ -157,7 +157,7 @@ async fn a_caller_that_gives_up_cancels_nothing() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.publish(&["b"]);
-    script.takes(SECOND);
+    script.set_latency(SECOND);
     let caller = tokio::spawn({
         let cache = Arc::clone(&cache);
         async move { ask(&cache, "b").await }
@@ -173,7 +173,7 @@ async fn a_caller_that_gives_up_cancels_nothing() {
 async fn inside_the_spacing_a_good_token_waits_for_the_next_fetch() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
-    assert_eq!(ask(&cache, "made-up").await, Err(still(UnknownKid)));
+    assert_eq!(ask(&cache, "made-up").await, Err(still_stale(UnknownKid)));
     script.publish(&["b"]);
     let began = clock::monotonic();
     assert_eq!(ask(&cache, "b").await, Ok(()));
@@ -187,8 +187,8 @@ async fn a_slot_beyond_the_deadline_is_unavailable_at_once() {
     let cache = warm(&script, policy()).await;
     let _spent = ask(&cache, "made-up").await;
     let began = clock::monotonic();
-    let answer = ask_with(&cache, Duration::from_millis(500), look("b", None)).await;
-    assert_eq!(answer, Err(NotRescued::Unavailable));
+    let answer = ask_with(&cache, Duration::from_millis(500), verifier("b", None)).await;
+    assert_eq!(answer, Err(RetryError::Unavailable));
     assert_eq!(began.elapsed(), Duration::ZERO);
     assert_eq!(script.fetches(), 2);
 }
@@ -198,14 +198,14 @@ async fn a_caller_that_cannot_wait_at_all_still_brings_the_keys_for_the_next_one
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.publish(&["b"]);
-    let in_haste = || ask_with(&cache, Duration::ZERO, look("b", None));
-    let _spent = ask_with(&cache, Duration::ZERO, look("made-up", None)).await;
+    let in_haste = || ask_with(&cache, Duration::ZERO, verifier("b", None));
+    let _spent = ask_with(&cache, Duration::ZERO, verifier("made-up", None)).await;
     settle().await;
     script.publish(&["b", "c"]);
     assert_eq!(in_haste().await, Ok(()));
-    assert_eq!(ask_with(&cache, Duration::ZERO, look("c", None)).await, Err(NotRescued::Unavailable));
+    assert_eq!(ask_with(&cache, Duration::ZERO, verifier("c", None)).await, Err(RetryError::Unavailable));
     sleep(2 * SECOND).await;
-    assert_eq!(ask_with(&cache, Duration::ZERO, look("c", None)).await, Ok(()), "fetched at its slot");
+    assert_eq!(ask_with(&cache, Duration::ZERO, verifier("c", None)).await, Ok(()), "fetched at its slot");
     assert_eq!(script.fetches(), 3);
 }
 
@@ -213,7 +213,7 @@ async fn a_caller_that_cannot_wait_at_all_still_brings_the_keys_for_the_next_one
 async fn a_flood_of_made_up_kids_keeps_no_good_token_waiting_past_its_deadline_where_the_issuer_is_slow() {
     let script = Script::publishing(&["a"]);
     let slow = RefreshPolicy { wait: 4200 * SECOND / 1000, timeout: 5 * SECOND, ..policy() };
-    script.takes(2400 * SECOND / 1000);
+    script.set_latency(2400 * SECOND / 1000);
     let cache = warm(&script, slow.clone()).await;
     let flood = tokio::spawn({
         let cache = Arc::clone(&cache);
@@ -221,7 +221,7 @@ async fn a_flood_of_made_up_kids_keeps_no_good_token_waiting_past_its_deadline_w
             for number in 0.. {
                 let cache = Arc::clone(&cache);
                 tokio::spawn(async move {
-                    let made_up = look(&format!("made-up-{number}"), None);
+                    let made_up = verifier(&format!("made-up-{number}"), None);
                     ask_with(&cache, 4200 * SECOND / 1000, made_up).await
                 });
                 sleep(SECOND / 20).await;
@@ -235,7 +235,7 @@ async fn a_flood_of_made_up_kids_keeps_no_good_token_waiting_past_its_deadline_w
         kids.push(format!("new-{rotation}"));
         script.publish(&kids.iter().map(String::as_str).collect::<Vec<_>>());
         let new = kids.last().expect("just pushed");
-        assert_eq!(ask_with(&cache, slow.wait, look(new, None)).await, Ok(()), "rotation {rotation}");
+        assert_eq!(ask_with(&cache, slow.wait, verifier(new, None)).await, Ok(()), "rotation {rotation}");
         sleep(SECOND * 7 / 3).await;
     }
     flood.abort();
@@ -245,17 +245,17 @@ async fn a_flood_of_made_up_kids_keeps_no_good_token_waiting_past_its_deadline_w
         "{} in {elapsed}",
         script.fetches() - before
     );
-    assert!(script.most_under_way() <= 4);
+    assert!(script.max_concurrent_fetches() <= 4);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_began_later_counts_whichever_ends_first() {
     let script = Script::publishing(&["a"]);
-    script.takes(3 * SECOND);
+    script.set_latency(3 * SECOND);
     let slow = RefreshPolicy { timeout: 10 * SECOND, ..policy() };
     let cache = warm(&script, slow).await;
     let waiting = |kid: &str, wait: Duration| {
-        let (cache, look) = (Arc::clone(&cache), look(kid, None));
+        let (cache, look) = (Arc::clone(&cache), verifier(kid, None));
         tokio::spawn(async move { ask_with(&cache, wait, look).await })
     };
     // The first reads the old set and takes long; the second begins beside it and overtakes it.
@@ -264,12 +264,12 @@ async fn what_began_later_counts_whichever_ends_first() {
     script.publish(&["b"]);
     let good = waiting("b", 5 * SECOND);
     sleep(SECOND).await;
-    script.takes(SECOND / 10);
+    script.set_latency(SECOND / 10);
     sleep(SECOND / 2).await;
     assert_eq!(good.await.unwrap(), Ok(()));
-    assert_eq!(made_up.await.unwrap(), Err(still(UnknownKid)));
+    assert_eq!(made_up.await.unwrap(), Err(still_stale(UnknownKid)));
     sleep(5 * SECOND).await;
-    assert_eq!(ask(&cache, "a").await, Err(still(UnknownKid)), "what the first read is older");
+    assert_eq!(ask(&cache, "a").await, Err(still_stale(UnknownKid)), "what the first read is older");
     assert_eq!(ask(&cache, "b").await, Ok(()));
 }
 
@@ -306,11 +306,11 @@ fn a_change_of_the_source_during_a_fetch_calls_for_another() {
 async fn nobody_waits_past_the_deadline() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
-    script.takes(10 * SECOND);
+    script.set_latency(10 * SECOND);
     let began = clock::monotonic();
     assert_eq!(
-        ask_with(&cache, Duration::from_millis(180), look("b", None)).await,
-        Err(NotRescued::Unavailable)
+        ask_with(&cache, Duration::from_millis(180), verifier("b", None)).await,
+        Err(RetryError::Unavailable)
     );
     assert_eq!(began.elapsed().as_millis(), 180);
 }
@@ -321,7 +321,7 @@ async fn a_key_with_new_material_under_its_old_name_is_found() {
     let cache = warm(&script, policy()).await;
     script.publish(&["a"]);
     let new = script.thumbprint("a");
-    assert_eq!(ask_with(&cache, 2 * SECOND, look("a", Some(new))).await, Ok(()));
+    assert_eq!(ask_with(&cache, 2 * SECOND, verifier("a", Some(new))).await, Ok(()));
     assert_eq!(script.fetches(), 2);
 }
 
@@ -329,11 +329,11 @@ async fn a_key_with_new_material_under_its_old_name_is_found() {
 async fn a_bad_signature_whose_turn_is_far_away_is_refused_at_once() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
-    let forged = || look("a", Some("forged".to_owned()));
-    assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(still(BadSignature)));
+    let forged = || verifier("a", Some("forged".to_owned()));
+    assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(still_stale(BadSignature)));
     let began = clock::monotonic();
     for _ in 0..100 {
-        assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(still(BadSignature)));
+        assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(still_stale(BadSignature)));
     }
     assert_eq!(began.elapsed(), Duration::ZERO);
     assert_eq!(script.fetches(), 2);
@@ -346,13 +346,13 @@ async fn a_bad_signature_whose_turn_is_far_away_is_refused_at_once() {
 async fn a_failed_fetch_keeps_the_last_good_set_and_recovery_takes_no_longer_than_the_spacing() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
-    script.goes_down(true);
-    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    script.set_down(true);
+    assert_eq!(ask(&cache, "b").await, Err(RetryError::Unavailable));
     assert_eq!(ask(&cache, "a").await, Ok(()), "known keys go on serving");
     let (began, fetches) = (clock::monotonic(), script.fetches());
-    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    assert_eq!(ask(&cache, "b").await, Err(RetryError::Unavailable));
     assert_eq!((began.elapsed(), script.fetches()), (Duration::ZERO, fetches), "not worth another try yet");
-    script.goes_down(false);
+    script.set_down(false);
     script.publish(&["b"]);
     sleep(SECOND).await;
     assert_eq!(ask(&cache, "b").await, Ok(()));
@@ -361,13 +361,13 @@ async fn a_failed_fetch_keeps_the_last_good_set_and_recovery_takes_no_longer_tha
 #[tokio::test(start_paused = true)]
 async fn an_issuer_that_comes_back_is_found_without_being_asked_for() {
     let script = Script::publishing(&["a"]);
-    script.goes_down(true);
+    script.set_down(true);
     let cache = fetching(&script, policy(), KeyCacheContext::default());
     sleep(20 * SECOND).await;
     assert!(!cache.has_keys());
     let tries = script.fetches();
     assert!((4..=12).contains(&tries), "backs off: {tries}");
-    script.goes_down(false);
+    script.set_down(false);
     sleep(40 * SECOND).await;
     assert!(cache.has_keys());
 }
@@ -375,7 +375,7 @@ async fn an_issuer_that_comes_back_is_found_without_being_asked_for() {
 #[tokio::test(start_paused = true)]
 async fn a_caller_before_the_first_keys_waits_for_them() {
     let script = Script::publishing(&["a"]);
-    script.takes(SECOND);
+    script.set_latency(SECOND);
     let cache = fetching(&script, policy(), KeyCacheContext::default());
     assert_eq!(ask(&cache, "a").await, Ok(()));
     assert_eq!(script.fetches(), 1);
@@ -385,7 +385,7 @@ async fn a_caller_before_the_first_keys_waits_for_them() {
 async fn more_than_max_waiters_are_told_at_once_that_nobody_can_say() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, RefreshPolicy { max_waiters: 3, ..policy() }).await;
-    script.takes(SECOND);
+    script.set_latency(SECOND);
     let waiting: Vec<_> = (0..3)
         .map(|_| {
             let cache = Arc::clone(&cache);
@@ -394,10 +394,10 @@ async fn more_than_max_waiters_are_told_at_once_that_nobody_can_say() {
         .collect();
     settle().await;
     let began = clock::monotonic();
-    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    assert_eq!(ask(&cache, "b").await, Err(RetryError::Unavailable));
     assert_eq!(began.elapsed(), Duration::ZERO);
     for one in waiting {
-        assert_eq!(one.await.unwrap(), Err(still(UnknownKid)));
+        assert_eq!(one.await.unwrap(), Err(still_stale(UnknownKid)));
     }
     script.publish(&["b"]);
     sleep(SECOND).await;
@@ -408,25 +408,25 @@ async fn more_than_max_waiters_are_told_at_once_that_nobody_can_say() {
 async fn callers_that_hold_more_than_max_waiting_bytes_are_told_at_once_that_nobody_can_say() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, RefreshPolicy { max_waiting_bytes: 1_000, ..policy() }).await;
-    script.takes(SECOND);
+    script.set_latency(SECOND);
     let wait = |held_bytes: usize| {
         let cache = Arc::clone(&cache);
         tokio::spawn(async move {
             let began = clock::monotonic();
             let token = StaleToken { held_bytes, ..stale(UnknownKid, began + 2 * SECOND) };
             let observed = cache.observe();
-            let rescue = rescue(&cache, observed, token, look("b", None));
-            (rescue.await, began.elapsed())
+            let retry = retry(&cache, observed, token, verifier("b", None));
+            (retry.await, began.elapsed())
         })
     };
     let waiting = [wait(400), wait(0), wait(600)];
     settle().await;
-    assert_eq!(wait(1).await.unwrap(), (Err(NotRescued::Unavailable), Duration::ZERO));
-    assert_eq!(wait(usize::MAX).await.unwrap(), (Err(NotRescued::Unavailable), Duration::ZERO));
+    assert_eq!(wait(1).await.unwrap(), (Err(RetryError::Unavailable), Duration::ZERO));
+    assert_eq!(wait(usize::MAX).await.unwrap(), (Err(RetryError::Unavailable), Duration::ZERO));
     for one in waiting {
-        assert_eq!(one.await.unwrap(), (Err(still(UnknownKid)), SECOND));
+        assert_eq!(one.await.unwrap(), (Err(still_stale(UnknownKid)), SECOND));
     }
-    assert_eq!(wait(1_001).await.unwrap(), (Err(NotRescued::Unavailable), Duration::ZERO));
+    assert_eq!(wait(1_001).await.unwrap(), (Err(RetryError::Unavailable), Duration::ZERO));
     script.publish(&["b"]);
     sleep(SECOND).await;
     assert_eq!(wait(1_000).await.unwrap().0, Ok(()), "bytes are given back");
@@ -440,7 +440,7 @@ async fn a_key_that_a_fetch_showed_to_be_gone_is_gone() {
     script.publish(&["a"]);
     let _any = ask(&cache, "made-up").await;
     sleep(SECOND).await;
-    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+    assert_eq!(ask(&cache, "b").await, Err(still_stale(UnknownKid)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -450,13 +450,13 @@ async fn a_set_older_than_max_stale_serves_no_more_and_a_withdrawn_key_goes_at_t
     let cache = warm(&script, policy).await;
     script.publish(&["a"]);
     sleep(61 * SECOND).await;
-    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)), "refreshed ahead");
-    script.goes_down(true);
+    assert_eq!(ask(&cache, "b").await, Err(still_stale(UnknownKid)), "refreshed ahead");
+    script.set_down(true);
     sleep(500 * SECOND).await;
     assert_eq!(ask(&cache, "a").await, Ok(()), "the issuer has been down for less than max_stale");
     sleep(200 * SECOND).await;
-    assert_eq!(ask(&cache, "a").await, Err(NotRescued::Unavailable));
-    script.goes_down(false);
+    assert_eq!(ask(&cache, "a").await, Err(RetryError::Unavailable));
+    script.set_down(false);
     script.publish(&["a"]);
     sleep(120 * SECOND).await;
     assert_eq!(ask(&cache, "a").await, Ok(()));
@@ -467,7 +467,7 @@ async fn a_fetch_that_hangs_ends_at_its_timeout_and_the_next_one_may_start() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     let _never = script.hold();
-    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    assert_eq!(ask(&cache, "b").await, Err(RetryError::Unavailable));
     script.stop_holding();
     script.publish(&["b"]);
     sleep(2 * SECOND).await;
@@ -480,14 +480,14 @@ async fn keys_of_the_configuration_are_final_at_once() {
     let keys = Arc::new(KeySet::parse_inline(script.jwks().as_bytes()).unwrap());
     let cache = KeyCache::fixed("p", keys, KeyCacheContext::default());
     assert_eq!(ask(&cache, "a").await, Ok(()));
-    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+    assert_eq!(ask(&cache, "b").await, Err(still_stale(UnknownKid)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_cache_with_another_policy_begins_with_the_keys_of_the_old_one() {
     let script = Script::publishing(&["a"]);
     let old = warm(&script, policy()).await;
-    script.goes_down(true);
+    script.set_down(true);
     let (fetch, context) = (Arc::new(script.clone()), KeyCacheContext::default());
     let new = KeyCache::fetched("p", policy(), fetch, context, Some(&old), None, Arc::default());
     drop(old);
@@ -501,8 +501,8 @@ async fn a_token_that_is_past_mending_after_the_refresh_is_refused_as_such() {
     script.publish(&["b"]);
     let observed = cache.observe();
     let expired = |_: &KeySet| Err::<(), _>(ValidationError::Permanent(Permanent::Expired));
-    let answer = rescue(&cache, observed, stale(UnknownKid, clock::monotonic() + SECOND), expired).await;
-    assert_eq!(answer, Err(NotRescued::Refused(ValidationError::Permanent(Permanent::Expired))));
+    let answer = retry(&cache, observed, stale(UnknownKid, clock::monotonic() + SECOND), expired).await;
+    assert_eq!(answer, Err(RetryError::Refused(ValidationError::Permanent(Permanent::Expired))));
     assert_eq!(script.fetches(), 2);
 }
 
@@ -553,27 +553,27 @@ proptest! {
             let mut bad = Vec::new();
             for event in events {
                 let kid = format!("key-{rotations}");
-                let spawn = |look: Look| {
+                let spawn = |look: Verifier| {
                     let cache = Arc::clone(&cache);
                     tokio::spawn(async move { ask_with(&cache, 2 * SECOND, look).await })
                 };
                 match event {
                     Event::Pause(milliseconds) => sleep(Duration::from_millis(milliseconds)).await,
-                    Event::MadeUp(count) => bad.extend((0..count).map(|_| spawn(Box::new(look("made-up", None))))),
+                    Event::MadeUp(count) => bad.extend((0..count).map(|_| spawn(Box::new(verifier("made-up", None))))),
                     Event::Forged(count) => {
-                        bad.extend((0..count).map(|_| spawn(Box::new(look(&kid, Some("forged".to_owned()))))));
+                        bad.extend((0..count).map(|_| spawn(Box::new(verifier(&kid, Some("forged".to_owned()))))));
                     }
                     Event::Rotate(count) => {
                         rotations += 1;
                         let kid = format!("key-{rotations}");
                         script.publish(&[&format!("key-{}", rotations - 1), &kid]);
                         let thumbprint = script.thumbprint(&kid);
-                        good.extend((0..count).map(|_| spawn(Box::new(look(&kid, Some(thumbprint.clone()))))));
+                        good.extend((0..count).map(|_| spawn(Box::new(verifier(&kid, Some(thumbprint.clone()))))));
                         // Old tokens would be re-keyed by the next rotation; let these be answered first.
                         sleep(2 * SECOND).await;
                     }
-                    Event::GiveUp => spawn(Box::new(look("made-up", None))).abort(),
-                    Event::Latency(milliseconds) => script.takes(Duration::from_millis(milliseconds)),
+                    Event::GiveUp => spawn(Box::new(verifier("made-up", None))).abort(),
+                    Event::Latency(milliseconds) => script.set_latency(Duration::from_millis(milliseconds)),
                 }
                 settle().await;
             }
@@ -586,7 +586,7 @@ proptest! {
             let elapsed = began.elapsed().as_secs_f64();
             let bound = (elapsed / 1.0).floor() + 1.0 + (elapsed / 10.0).floor() + 1.0;
             prop_assert!((script.fetches() - before) as f64 <= bound, "{} fetches in {elapsed} s", script.fetches() - before);
-            prop_assert_eq!(script.most_under_way(), 1);
+            prop_assert_eq!(script.max_concurrent_fetches(), 1);
             Ok(())
         })?;
     }

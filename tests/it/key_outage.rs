@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use crate::support::log;
 use crate::support::script::{
-    NotRescued, SECOND, Script, ask, ask_with, fetching, look, policy, settle, still, warm, warm_in,
+    RetryError, SECOND, Script, ask, ask_with, fetching, policy, settle, still_stale, verifier, warm,
+    warm_with,
 };
 use portcullis::clock::{self, Clock, Instant, SteadyClock};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
@@ -187,18 +188,18 @@ fn a_fetch_begins_beside_another_where_a_caller_can_wait_for_no_more_than_one() 
 async fn a_scheduled_fetch_that_is_near_serves_a_bad_signature_whose_own_turn_is_far() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
-    script.calls_fresh_for(SECOND * 3 / 2);
-    let forged = look("a", Some("forged".to_owned()));
-    assert_eq!(ask_with(&cache, 2 * SECOND, forged).await, Err(still(BadSignature)));
+    script.set_fresh_for(SECOND * 3 / 2);
+    let forged = verifier("a", Some("forged".to_owned()));
+    assert_eq!(ask_with(&cache, 2 * SECOND, forged).await, Err(still_stale(BadSignature)));
     script.publish(&["a"]);
-    let new = look("a", Some(script.thumbprint("a")));
+    let new = verifier("a", Some(script.thumbprint("a")));
     assert_eq!(ask_with(&cache, 2 * SECOND, new).await, Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_set_that_the_issuer_calls_fresh_for_a_minute_is_fetched_each_minute() {
     let script = Script::publishing(&["a"]);
-    script.calls_fresh_for(MINUTE);
+    script.set_fresh_for(MINUTE);
     let cache = warm(&script, policy()).await;
     let before = script.fetches();
     sleep(10 * MINUTE).await;
@@ -210,8 +211,8 @@ async fn a_set_that_the_issuer_calls_fresh_for_a_minute_is_fetched_each_minute()
 #[tokio::test(start_paused = true)]
 async fn an_issuer_that_is_down_and_wants_peace_is_not_asked_by_the_clock() {
     let script = Script::publishing(&["a"]);
-    script.wants_peace_for(10 * MINUTE);
-    script.goes_down(true);
+    script.set_retry_after(10 * MINUTE);
+    script.set_down(true);
     let context = KeyCacheContext::default();
     let cache = fetching(&script, policy(), context);
     sleep(9 * MINUTE).await;
@@ -225,11 +226,11 @@ async fn an_issuer_that_is_down_and_wants_peace_is_not_asked_by_the_clock() {
 async fn an_issuer_that_is_away_at_the_start_is_found_within_ten_seconds_of_its_return_though_nobody_asks() {
     for away in [45 * SECOND, 10 * MINUTE, 3 * 60 * MINUTE] {
         let script = Script::publishing(&["a"]);
-        script.goes_down(true);
+        script.set_down(true);
         let cache = fetching(&script, policy(), KeyCacheContext::default());
         sleep(away).await;
         assert!(!cache.has_keys());
-        script.goes_down(false);
+        script.set_down(false);
         sleep(10 * SECOND).await;
         assert!(cache.has_keys(), "after {away:?}");
     }
@@ -239,7 +240,7 @@ async fn an_issuer_that_is_away_at_the_start_is_found_within_ten_seconds_of_its_
 async fn a_token_that_was_refused_waits_for_the_next_fetch_when_it_comes_again() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
-    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+    assert_eq!(ask(&cache, "b").await, Err(still_stale(UnknownKid)));
     // Published half a second late.
     advance(SECOND / 2).await;
     script.publish(&["a", "b"]);
@@ -251,14 +252,14 @@ async fn who_finds_no_place_to_wait_is_counted() {
     let script = Script::publishing(&["a"]);
     let context = KeyCacheContext::default();
     let few = RefreshPolicy { max_waiters: 1, ..policy() };
-    let cache = warm_in(&script, few, context.clone()).await;
+    let cache = warm_with(&script, few, context.clone()).await;
     let gate = script.hold();
     let waiting = tokio::spawn({
         let cache = Arc::clone(&cache);
         async move { ask(&cache, "b").await }
     });
     settle().await;
-    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    assert_eq!(ask(&cache, "b").await, Err(RetryError::Unavailable));
     cache.publish_gauges();
     let metrics = context.metrics.encode().expect("metrics can be written");
     for line in [
@@ -268,7 +269,7 @@ async fn who_finds_no_place_to_wait_is_counted() {
         assert!(metrics.contains(line), "{metrics}");
     }
     gate.add_permits(1);
-    assert_eq!(waiting.await.expect("does not panic"), Err(still(UnknownKid)));
+    assert_eq!(waiting.await.expect("does not panic"), Err(still_stale(UnknownKid)));
 }
 
 /// Whether a token that this key signed is good under these keys.
@@ -297,7 +298,7 @@ fn verified(keys: &KeySet, key: &SigningKey, issuer: &str) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn a_key_that_was_in_use_is_missed_once_and_one_that_was_not_is_not() {
-    log::listen();
+    log::capture();
     let script = Script::publishing(&["used", "unused", "staying"]);
     let cache = warm(&script, policy()).await;
     for kid in ["used", "staying"] {
@@ -305,12 +306,12 @@ async fn a_key_that_was_in_use_is_missed_once_and_one_that_was_not_is_not() {
     }
     script.withdraw("unused");
     // Through a refresh in between it is still known that it was used.
-    assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+    assert_eq!(ask(&cache, "b").await, Err(still_stale(UnknownKid)));
     assert_eq!(log::warnings("signing key withdrawn"), 0);
     script.withdraw("used");
     for _ in 0..3 {
         advance(SECOND).await;
-        assert_eq!(ask(&cache, "b").await, Err(still(UnknownKid)));
+        assert_eq!(ask(&cache, "b").await, Err(still_stale(UnknownKid)));
     }
     assert_eq!(log::warnings("signing key withdrawn"), 1);
     assert_eq!(log::warnings("\"kid\":\"used\""), 1);
@@ -318,12 +319,12 @@ async fn a_key_that_was_in_use_is_missed_once_and_one_that_was_not_is_not() {
 
 #[tokio::test(start_paused = true)]
 async fn a_set_that_shrinks_to_nothing_usable_is_told_once_and_the_last_good_one_serves() {
-    log::listen();
+    log::capture();
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     let keys = script.take_all();
     for _ in 0..3 {
-        assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+        assert_eq!(ask(&cache, "b").await, Err(RetryError::Unavailable));
         advance(SECOND).await;
     }
     assert_eq!(log::warnings("no usable key published"), 1);
@@ -331,16 +332,16 @@ async fn a_set_that_shrinks_to_nothing_usable_is_told_once_and_the_last_good_one
     script.put_back(keys);
     sleep(20 * MINUTE).await;
     script.take_all();
-    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable));
+    assert_eq!(ask(&cache, "b").await, Err(RetryError::Unavailable));
     assert_eq!(log::warnings("no usable key published"), 2, "another time is told again");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_set_that_is_half_way_to_max_stale_is_told_once() {
-    log::listen();
+    log::capture();
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, RefreshPolicy::default()).await;
-    script.goes_down(true);
+    script.set_down(true);
     sleep(11 * 60 * MINUTE).await;
     assert_eq!(log::warnings("key set past half of max_stale"), 0);
     sleep(6 * 60 * MINUTE).await;
@@ -348,11 +349,11 @@ async fn a_set_that_is_half_way_to_max_stale_is_told_once() {
     assert_eq!(log::warnings("key set refresh failed"), 1, "the same failure is news once");
     assert_eq!(ask(&cache, "a").await, Ok(()));
     sleep(8 * 60 * MINUTE).await;
-    assert_eq!(ask(&cache, "a").await, Err(NotRescued::Unavailable), "past max_stale nobody can say");
-    script.goes_down(false);
+    assert_eq!(ask(&cache, "a").await, Err(RetryError::Unavailable), "past max_stale nobody can say");
+    script.set_down(false);
     sleep(MINUTE * 6).await;
     assert_eq!(ask(&cache, "a").await, Ok(()));
-    script.goes_down(true);
+    script.set_down(true);
     sleep(13 * 60 * MINUTE).await;
     assert_eq!(log::warnings("key set past half of max_stale"), 2, "another outage is told again");
 }
@@ -439,19 +440,19 @@ async fn a_restart_in_the_middle_of_an_outage_serves_the_keys_of_the_snapshot() 
     kept(&below, &["a", "b"]).await;
     drop(cache);
 
-    script.goes_down(true);
+    script.set_down(true);
     let cache = starting(&script, &below);
     assert!(!cache.has_keys(), "the issuer is asked first");
     assert_eq!(ask(&cache, "b").await, Ok(()));
     assert!(cache.has_keys());
-    assert_eq!(ask(&cache, "c").await, Err(NotRescued::Unavailable), "nobody can say");
+    assert_eq!(ask(&cache, "c").await, Err(RetryError::Unavailable), "nobody can say");
     let status = cache.status();
     assert_eq!((status.generation, status.fetched_at), (1, Some(now())));
 
-    script.goes_down(false);
+    script.set_down(false);
     sleep(MINUTE).await;
     assert_eq!(cache.status().generation, 1, "the same keys, confirmed");
-    assert_eq!(ask(&cache, "c").await, Err(still(UnknownKid)));
+    assert_eq!(ask(&cache, "c").await, Err(still_stale(UnknownKid)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -461,12 +462,12 @@ async fn a_snapshot_ages_while_nobody_runs() {
     let written = UnixTime::from_secs(NOW - 7_000);
     leave(&snapshot_in(folder.path()), keys, written).await;
     let script = Script::publishing(&["a"]);
-    script.goes_down(true);
+    script.set_down(true);
     let cache = starting(&script, folder.path());
     assert_eq!(ask(&cache, "a").await, Ok(()));
     assert_eq!(cache.status().age, Some(7_000 * SECOND));
     sleep(201 * SECOND).await;
-    assert_eq!(ask(&cache, "a").await, Err(NotRescued::Unavailable), "max_stale is 7200 s");
+    assert_eq!(ask(&cache, "a").await, Err(RetryError::Unavailable), "max_stale is 7200 s");
 }
 
 #[tokio::test]
@@ -586,7 +587,7 @@ async fn a_snapshot_that_is_damaged_foreign_or_open_to_others_is_refused_with_th
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_that_is_refused_is_told_and_replaced_by_the_next_fetch() {
-    log::listen();
+    log::capture();
     let folder = folder();
     fs::write(folder.path().join("p.json"), "{").expect("can be written");
     let script = Script::publishing(&["a"]);
@@ -605,7 +606,7 @@ async fn a_snapshot_that_is_refused_is_told_and_replaced_by_the_next_fetch() {
 /// An answer with a key of before, whose `Date` is so many seconds away from the start.
 async fn answers_with_the_key_of_before(script: &Script, before: &Script, date: i64, cache: &KeyCache) {
     script.put_back(vec![script.key("b"), before.key("a")]);
-    script.dates_answers(None, Some(NOW + date));
+    script.set_age_and_date(None, Some(NOW + date));
     assert!(ask(cache, "made-up").await.is_err());
 }
 
@@ -615,7 +616,7 @@ async fn a_key_of_another_place_or_of_long_ago_that_the_first_answer_lacks_takes
         let (folder, before, script) = (folder(), Script::publishing(&["a"]), Script::publishing(&["b"]));
         let file = SnapshotFile::new(folder.path(), "p", ISSUER, source, 1 << 20);
         leave(&file, before.key_set(), UnixTime::from_secs(at)).await;
-        script.dates_answers(None, Some(NOW));
+        script.set_age_and_date(None, Some(NOW));
         let cache = starting(&script, folder.path());
         assert_eq!(ask(&cache, "b").await, Ok(()));
         answers_with_the_key_of_before(&script, &before, -600, &cache).await;
@@ -630,8 +631,8 @@ async fn a_key_of_another_place_or_of_long_ago_that_the_first_answer_lacks_takes
 async fn a_key_of_the_source_before_that_the_new_one_lacks_takes_a_newer_answer_to_come_back() {
     let (before, script) = (Script::publishing(&["a"]), Script::publishing(&["b"]));
     let context = || KeyCacheContext { clock: Clock::Fixed(now()), ..KeyCacheContext::default() };
-    let old = warm_in(&before, policy(), context()).await;
-    script.dates_answers(None, Some(NOW));
+    let old = warm_with(&before, policy(), context()).await;
+    script.set_age_and_date(None, Some(NOW));
     let cache = fetching(&script, policy(), context());
     cache.learn_from(&old);
     assert_eq!(ask(&cache, "b").await, Ok(()));
@@ -641,7 +642,7 @@ async fn a_key_of_the_source_before_that_the_new_one_lacks_takes_a_newer_answer_
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_that_cannot_be_written_is_told_once_and_the_keys_serve_all_the_same() {
-    log::listen();
+    log::capture();
     let folder = folder();
     let blocked = folder.path().join("file");
     fs::write(&blocked, "no folder").expect("can be written");

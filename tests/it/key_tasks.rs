@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::support::script::{self, NotRescued, SECOND, Script, ask, policy, settle, still, warm_in};
+use crate::support::script::{self, RetryError, SECOND, Script, ask, policy, settle, still_stale, warm_with};
 use portcullis::clock::{Clock, SimulatedClock};
 use portcullis::config::RefreshPolicy;
 use portcullis::keys::fetch::{Fetch, FetchContext, FetchFuture};
@@ -45,7 +45,7 @@ async fn a_fetch_that_panics_is_a_fetch_that_failed() {
         KeyCache::fetched("p", policy(), source, KeyCacheContext::default(), None, None, Arc::default());
     assert_eq!(ask(&cache, "a").await, Ok(()));
     script.publish(&["a", "b"]);
-    assert_eq!(ask(&cache, "b").await, Err(NotRescued::Unavailable), "this one panics");
+    assert_eq!(ask(&cache, "b").await, Err(RetryError::Unavailable), "this one panics");
     assert_eq!(cache.status().last_error, Some(FetchError::Panicked));
     sleep(2 * SECOND).await;
     assert_eq!(ask(&cache, "b").await, Ok(()));
@@ -173,7 +173,7 @@ async fn the_time_that_the_machine_slept_counts_for_ages_and_intervals() {
     let clock = Arc::new(SimulatedClock::starting_at(UnixTime::from_secs(1_800_000_000)));
     let context =
         KeyCacheContext { clock: Clock::Simulated(Arc::clone(&clock)), ..KeyCacheContext::default() };
-    let cache = warm_in(&script, policy(), context.clone()).await;
+    let cache = warm_with(&script, policy(), context.clone()).await;
     let fetches = script.fetches();
     script.publish(&["a"]);
     // An interval is an hour.
@@ -184,11 +184,12 @@ async fn the_time_that_the_machine_slept_counts_for_ages_and_intervals() {
     let observed = cache.observe();
     let deadline = context.clock.monotonic() + 2 * SECOND;
     assert_eq!(
-        script::rescue(&cache, observed, script::stale(UnknownKid, deadline), script::look("b", None)).await,
-        Err(still(UnknownKid))
+        script::retry(&cache, observed, script::stale(UnknownKid, deadline), script::verifier("b", None))
+            .await,
+        Err(still_stale(UnknownKid))
     );
-    script.goes_down(true);
+    script.set_down(true);
     clock.sleep(Duration::from_secs(7_300));
     let observed = cache.observe();
-    assert!(script::look("a", None)(&observed.keys()).is_err(), "older than max_stale");
+    assert!(script::verifier("a", None)(&observed.keys()).is_err(), "older than max_stale");
 }

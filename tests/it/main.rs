@@ -1,7 +1,7 @@
 //! What holds of Portcullis without any program that is not built here: most of it in this process, and the built binary
 //! where the process itself is what is asked about.
 //!
-//! A test that has to be alone in its process says so with `support::alone`.
+//! A test that has to be alone in its process says so with `support::subprocess`.
 
 #![allow(
     unreachable_pub,

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::listeners::http2::{self, DATA, END_HEADERS, HEADERS, frame, greeting};
-use crate::support::real::{PATIENCE, Portcullis, client, eventually};
+use crate::support::real::{Portcullis, TIMEOUT, client, eventually};
 use crate::support::{self, Ask, Running};
 
 fn providers(issuer: &Issuer, more: &str) -> String {
@@ -49,7 +49,7 @@ fn check(stream: u32, beginning: &[u8]) -> Vec<u8> {
 async fn silent_connections_leave_descriptors_for_the_operator_for_keys_and_for_who_has_something_to_say() {
     let issuer = Issuer::start().await.expect("bound");
     let key = issuer.rotate(SigningAlgorithm::ES256);
-    let portcullis = Portcullis::serve_within("-n 80", &providers(&issuer, "")).await;
+    let portcullis = Portcullis::serve_with_ulimit("-n 80", &providers(&issuer, "")).await;
     portcullis.ready().await;
     assert_eq!(verdict(&portcullis, &key.sign(&issuer.claims(now()))).await, 200);
     let mut silent = Vec::new();
@@ -58,7 +58,7 @@ async fn silent_connections_leave_descriptors_for_the_operator_for_keys_and_for_
             silent.push(TcpStream::connect(address).await.expect("the system accepts"));
         }
     }
-    eventually("some are refused", PATIENCE, async || {
+    eventually("some are refused", TIMEOUT, async || {
         let refused =
             portcullis.metric("portcullis_connections_refused_total", &[("door", "ext_authz")]).await;
         (refused > 0).then_some(())
@@ -67,13 +67,13 @@ async fn silent_connections_leave_descriptors_for_the_operator_for_keys_and_for_
     // A rotation needs a connection to the issuer, and its first token one to the door.
     let key = issuer.rotate(SigningAlgorithm::ES256);
     let url = format!("http://{}/livez", portcullis.admin);
-    eventually("a place at the door", PATIENCE, async || {
+    eventually("a place at the door", TIMEOUT, async || {
         let answered = client().get(&url).send().await;
         answered.ok().filter(|answer| answer.status().is_success())
     })
     .await;
     let token = key.sign(&issuer.claims(now()));
-    let first = eventually("a place at the door", PATIENCE, async || {
+    let first = eventually("a place at the door", TIMEOUT, async || {
         let url = format!("http://{}/orders", portcullis.forward_auth);
         client().get(url).bearer_auth(&token).send().await.ok().map(|answer| answer.status().as_u16())
     })
@@ -126,13 +126,14 @@ async fn a_second_signal_ends_a_drain_at_once() {
     };
     issuer.wait_for_held(1).await;
     portcullis.process.terminate();
-    eventually("it drains", PATIENCE, async || {
+    eventually("it drains", TIMEOUT, async || {
         TcpStream::connect(portcullis.forward_auth).await.is_err().then_some(())
     })
     .await;
-    assert!(portcullis.process.ended().is_none(), "a request is in flight");
+    assert!(portcullis.process.exit_status().is_none(), "a request is in flight");
     portcullis.process.terminate();
-    let status = eventually("it ends", Duration::from_secs(10), async || portcullis.process.ended()).await;
+    let status =
+        eventually("it ends", Duration::from_secs(10), async || portcullis.process.exit_status()).await;
     assert_eq!(status.code(), Some(1), "the drain was not done");
     assert!(waiting.await.expect("no panic").is_err(), "the request was cut off");
 }

@@ -12,7 +12,7 @@ use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
-use crate::support::real::{PATIENCE, Process, client, eventually, folder, free_address};
+use crate::support::real::{Process, TIMEOUT, client, eventually, folder, free_address};
 
 /// A gRPC listener that stays where the system has put it.
 const GRPC: &str = "'127.0.0.1:0'";
@@ -39,8 +39,8 @@ impl Served {
         let serving = process.serving().await;
         let (grpc, admin) = (serving.grpc(), serving.admin());
         let mut served = Self { process, file, key, grpc, admin, reloads: 0, _folder: folder };
-        eventually("it serves", PATIENCE, async || {
-            served.process.must_be_running();
+        eventually("it serves", TIMEOUT, async || {
+            served.process.assert_running();
             client()
                 .get(format!("http://{admin}/readyz"))
                 .send()
@@ -66,7 +66,7 @@ impl Served {
 
     async fn counted(&self, outcome: &str, times: u64) {
         let sample = format!("portcullis_config_reloads_total{{outcome=\"{outcome}\"}} {times}\n");
-        eventually("the reload", PATIENCE, async || {
+        eventually("the reload", TIMEOUT, async || {
             let page = client().get(format!("http://{}/metrics", self.admin)).send().await.ok()?;
             page.text().await.ok()?.contains(&sample).then_some(())
         })
@@ -115,7 +115,7 @@ async fn a_reload_exchanges_listeners_and_loses_no_request() {
     let load = [false, true].map(|fresh| {
         let (done, asked, token) = (Arc::clone(&done), Arc::clone(&asked), served.token());
         tokio::spawn(async move {
-            let builder = reqwest::Client::builder().no_proxy().timeout(PATIENCE);
+            let builder = reqwest::Client::builder().no_proxy().timeout(TIMEOUT);
             let builder =
                 if fresh { builder.pool_max_idle_per_host(0) } else { builder.http2_prior_knowledge() };
             let client = builder.build().expect("plain");
@@ -133,8 +133,8 @@ async fn a_reload_exchanges_listeners_and_loses_no_request() {
         served.change(GRPC, &[door(moved, ""), door(stays, changed)]).await;
         assert_eq!(served.asked(moved).await, 200, "round {round}");
         let gone = if round % 2 == 0 { moves_from } else { moves_to };
-        eventually("the place is free", PATIENCE, async || TcpListener::bind(gone).await.ok()).await;
-        eventually("there is load", PATIENCE, async || {
+        eventually("the place is free", TIMEOUT, async || TcpListener::bind(gone).await.ok()).await;
+        eventually("there is load", TIMEOUT, async || {
             (asked.load(Ordering::Relaxed) > before + 20).then_some(())
         })
         .await;

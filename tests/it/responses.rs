@@ -216,7 +216,7 @@ metadata_claims: [tenant, /a/b, missing, count, large, list]";
     assert_eq!(answer.set["x-name"], "Wm_DqyAK");
     assert_eq!(answer.set["x-plain"], "Zo%C3%AB %0A");
     assert_eq!(Some(answer.set["x-payload"].as_str()), token.split('.').nth(1));
-    let metadata = answer.whole.dynamic_metadata.expect("metadata");
+    let metadata = answer.response.dynamic_metadata.expect("metadata");
     let Some(Kind::StructValue(shared)) = &metadata.fields["claims"].kind else { panic!("{metadata:?}") };
     let names: Vec<&str> = {
         let mut names: Vec<&str> = shared.fields.keys().map(String::as_str).collect();

@@ -1,7 +1,7 @@
 //! Rules, in process: which one a request falls under, what it asks for, and that every door says the same.
 //! The same table goes through a real Envoy in tests/proxies/envoy_rules.rs.
 
-use crate::support::rulebook::{Bearer, Case, PATH_CASES, RULE_CASES, Rulebook};
+use crate::support::rule_cases::{Bearer, Case, PATH_CASES, RULE_CASES, RulesFixture};
 use crate::support::{Ask, NOW, Running, fixed_clock, raw, with_http_doors};
 use portcullis::access_request::AccessRequest;
 use portcullis::config::{Config, Profile};
@@ -12,7 +12,7 @@ use portcullis::validation::provider::TokenSource;
 use serde_json::Value;
 
 /// The configuration of the table, or the same with other rules.
-fn configuration(book: &Rulebook, rules: Option<&str>) -> Config {
+fn configuration(book: &RulesFixture, rules: Option<&str>) -> Config {
     let mut text = book.providers_and_rules();
     if let Some(rules) = rules {
         text.truncate(text.find("rules:").expect("the rules come last"));
@@ -23,11 +23,11 @@ fn configuration(book: &Rulebook, rules: Option<&str>) -> Config {
     with_http_doors(config.unwrap_or_else(|errors| panic!("{errors}")))
 }
 
-async fn service(book: &Rulebook, rules: Option<&str>) -> Running {
+async fn service(book: &RulesFixture, rules: Option<&str>) -> Running {
     Running::start(configuration(book, rules), fixed_clock()).await
 }
 
-fn ask(book: &Rulebook, case: &Case) -> Ask {
+fn ask(book: &RulesFixture, case: &Case) -> Ask {
     let ask = Ask::default().method(case.method).host(case.host).path(case.target);
     let ask = case.headers.iter().fold(ask, |ask, (name, value)| ask.header(*name, *value));
     match book.token(case.bearer, NOW) {
@@ -69,7 +69,7 @@ fn judged(config: &Config, case: &Case) -> (String, &'static str) {
         Bearer::Partner => ("partner", "{}"),
         Bearer::With(claims) => ("test", claims),
     };
-    let claims = Rulebook::claims(claims).to_string();
+    let claims = RulesFixture::claims(claims).to_string();
     let claims = Json::parse(claims.as_bytes(), &JsonLimits::default()).expect("JSON");
     let check = |requirements: &Requirements| {
         requirements.check(provider, &claims, &request, UnixTime::from_secs(NOW))
@@ -84,7 +84,7 @@ fn judged(config: &Config, case: &Case) -> (String, &'static str) {
 
 #[test]
 fn every_case_of_the_tables_is_judged_by_the_pure_core() {
-    let config = configuration(&Rulebook::open(), None);
+    let config = configuration(&RulesFixture::new(), None);
     let mut wrong = Vec::new();
     for case in every_case() {
         let (rule, reason) = judged(&config, case);
@@ -97,7 +97,7 @@ fn every_case_of_the_tables_is_judged_by_the_pure_core() {
 
 #[tokio::test]
 async fn every_case_of_the_tables_gets_its_verdict_under_its_rule() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let service = service(&book, None).await;
     let mut wrong = Vec::new();
     for case in every_case() {
@@ -120,7 +120,7 @@ async fn every_case_of_the_tables_gets_its_verdict_under_its_rule() {
 
 #[tokio::test]
 async fn a_header_that_takes_the_place_of_the_method_or_the_path_is_removed() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let service = service(&book, None).await;
     let token = book.token(Bearer::With("{}"), NOW).expect("a token");
     for name in ["x-http-method-override", "X-HTTP-Method", "x-original-url", "x_rewrite_url", "forwarded"] {
@@ -134,7 +134,7 @@ async fn a_header_that_takes_the_place_of_the_method_or_the_path_is_removed() {
 
 #[tokio::test]
 async fn other_spellings_of_a_header_that_a_condition_reads_are_removed() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let service = service(&book, None).await;
     let token = book.token(Bearer::With("{}"), NOW).expect("a token");
     for forged in ["x_tenant", "X.Tenant"] {
@@ -147,7 +147,7 @@ async fn other_spellings_of_a_header_that_a_condition_reads_are_removed() {
 
 #[tokio::test]
 async fn no_upgrade_to_h2c_and_no_nominated_header_passes_even_where_no_token_is_needed() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let service = service(&book, None).await;
     for (name, value) in [
         ("upgrade", "h2c"),
@@ -167,7 +167,7 @@ async fn no_upgrade_to_h2c_and_no_nominated_header_passes_even_where_no_token_is
 
 #[tokio::test]
 async fn a_token_that_no_upstream_is_to_see_is_taken_from_anonymous_requests_too() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let mut config = configuration(&book, None);
     for one in &mut config.providers {
         let mut provider = (*one.provider).clone();
@@ -210,7 +210,7 @@ async fn a_token_that_no_upstream_is_to_see_is_taken_from_anonymous_requests_too
 }
 
 /// The status that an HTTP door gives.
-fn status_at_door(service: &Running, profile: Profile, book: &Rulebook, case: &Case) -> u16 {
+fn status_at_door(service: &Running, profile: Profile, book: &RulesFixture, case: &Case) -> u16 {
     let Case { method, host, target, .. } = *case;
     let (line, mut headers) = match profile {
         Profile::Envoy => (format!("{method} {target} HTTP/1.1"), vec![("host", host)]),
@@ -236,7 +236,7 @@ fn status_at_door(service: &Running, profile: Profile, book: &Rulebook, case: &C
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_http_door_gives_the_verdicts_of_the_tables() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let service = service(&book, None).await;
     for (name, profile) in Profile::NAMED {
         // hyper drops a fragment before the door sees it. Envoy sends none: it refuses such a request itself.
@@ -250,7 +250,7 @@ async fn every_http_door_gives_the_verdicts_of_the_tables() {
 
 #[tokio::test]
 async fn a_rule_that_the_route_names_is_used_instead_of_matching_and_an_unknown_name_is_a_denial() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let service = service(&book, None).await;
     let bearer = |ask: Ask| {
         let token = book.token(Bearer::With("{}"), NOW).expect("a token");
@@ -299,7 +299,7 @@ async fn a_rule_that_the_route_names_is_used_instead_of_matching_and_an_unknown_
 #[tokio::test]
 async fn a_target_that_is_no_path_is_refused_where_rules_look_at_paths() {
     // E23: the other forms of RFC 9112 §3.2, and what is none of them.
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let service = service(&book, None).await;
     for (method, target) in [
         ("OPTIONS", "*"),
@@ -317,7 +317,7 @@ async fn a_target_that_is_no_path_is_refused_where_rules_look_at_paths() {
 
 #[tokio::test]
 async fn headers_that_pose_as_an_identity_are_taken_from_anonymous_requests_too() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let service = service(&book, None).await;
     let ask = Ask::default()
         .path("/healthz")
@@ -334,7 +334,7 @@ async fn headers_that_pose_as_an_identity_are_taken_from_anonymous_requests_too(
 
 #[tokio::test]
 async fn without_a_rule_that_looks_at_paths_or_hosts_they_are_nobodys_business() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let rules = "rules:\n  - {name: post, match: {methods: [POST]}, deny: true}\n";
     let service = service(&book, Some(rules)).await;
     let token = book.token(Bearer::With("{}"), NOW).expect("a token");
@@ -346,7 +346,7 @@ async fn without_a_rule_that_looks_at_paths_or_hosts_they_are_nobodys_business()
 
 #[tokio::test]
 async fn a_host_that_cannot_be_compared_is_refused_where_a_rule_looks_at_hosts() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let service = service(&book, None).await;
     for host in ["", "a,b", "user@api.example.com", "api.example.com:80:80", "a..b", "api example.com"] {
         let ask = Ask::default().host(host).path("/healthz");
@@ -356,7 +356,7 @@ async fn a_host_that_cannot_be_compared_is_refused_where_a_rule_looks_at_hosts()
 
 #[tokio::test]
 async fn a_missing_scope_is_told_in_the_challenge() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let service = service(&book, None).await;
     let token = book.token(Bearer::With("{}"), NOW).expect("a token");
     let ask =
@@ -375,7 +375,7 @@ async fn a_missing_scope_is_told_in_the_challenge() {
 
 #[tokio::test]
 async fn a_condition_sees_who_asks_and_what_fails_in_it_is_a_denial() {
-    let book = Rulebook::open();
+    let book = RulesFixture::new();
     let rules = "rules:
   - {name: from, match: {path: /from}, require: {condition: 'request.source_address == \"10.1.2.3\" && request.source_principal == \"spiffe://a/b\"'}}
   - {name: query, match: {path: /query}, require: {condition: 'request.query[\"tenant\"] == claims.tenant_id'}}

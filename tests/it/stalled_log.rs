@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::support::alone::alone;
 use crate::support::ports::free_port;
-use crate::support::real::TRIES;
+use crate::support::real::MAX_ATTEMPTS;
+use crate::support::subprocess::run_in_subprocess;
 use crate::support::{Answer, Ask};
 use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use portcullis::commands::issuer::{Fault, Issuer, SigningAlgorithm, SigningKey};
@@ -60,7 +60,7 @@ impl Served {
     async fn start(mut command: Command, folder: &Path, issuer: &Issuer, level: &str) -> Self {
         let file: PathBuf = folder.join("p.yaml");
         command.args(["serve", "--config"]).arg(&file);
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let (door, admin) = (free_port(), free_port());
             let text = format!(
                 "listen: {{ext_authz: '127.0.0.1:{door}', admin: '127.0.0.1:{admin}'}}
@@ -81,7 +81,7 @@ providers:
                 return served;
             }
         }
-        panic!("it ended {TRIES} times at its start");
+        panic!("it ended {MAX_ATTEMPTS} times at its start");
     }
 
     /// Whether it gets ready before it ends.
@@ -263,7 +263,10 @@ async fn a_log_that_cannot_be_written_ends_no_task_and_no_answer() {
 
 #[test]
 fn panics_are_told_in_the_log_without_what_a_request_may_be_a_part_of() {
-    let said = alone(panics_are_told_in_the_log_without_what_a_request_may_be_a_part_of, panic_in_three_ways);
+    let said = run_in_subprocess(
+        panics_are_told_in_the_log_without_what_a_request_may_be_a_part_of,
+        panic_in_three_ways,
+    );
     let Some(said) = said else { return };
     let panics: Vec<Value> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     assert_eq!(panics.len(), 3, "{said}");

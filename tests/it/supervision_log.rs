@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-use crate::support::alone::alone;
+use crate::support::subprocess::run_in_subprocess;
 
 /// A log that panics at each line.
 struct Broken(Arc<AtomicU64>);
@@ -40,7 +40,9 @@ impl Subscriber for Broken {
 #[test]
 fn a_log_that_panics_ends_no_supervisor() {
     let paused = Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
-    alone(a_log_that_panics_ends_no_supervisor, || paused.block_on(a_supervisor_outlives_its_log()));
+    run_in_subprocess(a_log_that_panics_ends_no_supervisor, || {
+        paused.block_on(a_supervisor_outlives_its_log())
+    });
 }
 
 async fn a_supervisor_outlives_its_log() {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::pki::{Authority, expired, write};
-use crate::support::texts::settings;
+use crate::support::snapshots::settings;
 use rcgen::CertificateParams;
 
 /// A configuration with these lines in the TLS of a listener, whose certificate, key and authority are in the folder.
@@ -67,7 +67,7 @@ impl Folder {
     fn new() -> Self {
         let this = Self { folder: tempfile::tempdir().expect("a folder"), authority: Authority::new("ours") };
         this.put("ca.pem", &this.authority.pem);
-        let certified = this.authority.signs(&["localhost"]);
+        let certified = this.authority.issue(&["localhost"]);
         this.put("cert.pem", &certified.pem);
         this.put("key.pem", &certified.key);
         this
@@ -85,9 +85,9 @@ const LISTENERS: [&str; 4] =
 fn tls_files_that_cannot_serve_are_no_valid_configuration() {
     let folder = Folder::new();
     let (ours, other) = (&folder.authority, Authority::new("other"));
-    let certified = ours.signs(&["localhost"]);
+    let certified = ours.issue(&["localhost"]);
     let broken = format!("{}{}", ours.pem, other.pem.replace("-----END", "-----ENT"));
-    let leaf = ours.signs(&["leaf"]).pem;
+    let leaf = ours.issue(&["leaf"]).pem;
     for (name, text, key, says) in [
         (
             "key.pem",
@@ -175,9 +175,9 @@ fn what_has_expired_or_soon_will_is_a_warning() {
     };
     let mut told = Vec::new();
     for (what, certified) in [
-        ("expired", folder.authority.signs_with(&["localhost"], expired)),
-        ("soon", folder.authority.signs_with(&["localhost"], days(13))),
-        ("later", folder.authority.signs_with(&["localhost"], days(15))),
+        ("expired", folder.authority.issue_with(&["localhost"], expired)),
+        ("soon", folder.authority.issue_with(&["localhost"], days(13))),
+        ("later", folder.authority.issue_with(&["localhost"], days(15))),
     ] {
         folder.put("cert.pem", &certified.pem);
         folder.put("key.pem", &certified.key);

@@ -1,21 +1,21 @@
-//! What is judged is what the upstream does: a table of requests that proxies, Portcullis and frameworks read
-//! differently, sent byte by byte through every real proxy under its shipped files, to an upstream that keeps what
-//! it gets. Whatever reaches it has to be, in every reading, what the rules allow to the client that sent it.
+//! Differential tests: a table of requests that proxies, Portcullis and frameworks interpret differently, sent byte by
+//! byte through every real proxy with its files of `deploy/` to an upstream that records what it receives. Every
+//! interpretation of a request that reaches the upstream has to be allowed by the rules for the client that sent it.
 //!
-//! The cases are in `differentials/table.rs`, what has to hold in `differentials/judge.rs`, and the plain requests that have to pass
-//! in `differentials/plain.rs`. It never looks inside the service.
+//! The cases are in `differentials/table.rs`, the assertions in `differentials/judge.rs`, and ordinary requests that
+//! have to pass in `differentials/plain.rs`. The tests never use the internals of the service.
 //!
-//! A proxy more is a line in `differentials/stage.rs` and a name at the end of this file.
+//! To add a proxy, add it in `differentials/env.rs` and to the list at the end of this file.
 
 mod claims;
 pub mod client;
 mod differences;
+pub mod env;
 pub mod head;
 pub mod judge;
 pub mod message;
 mod plain;
 mod readings;
-pub mod stage;
 pub mod table;
 mod upstream;
 
@@ -23,65 +23,69 @@ use std::collections::BTreeSet;
 
 use tokio::sync::Mutex;
 
-use message::{Case, Who, case, get};
+use env::{CLAIM_HEADERS, Outcome, PROXIES, Proxy, TestEnv};
+use message::{Caller, Case, case, get};
 use plain::Plain;
-use stage::{CLAIM_HEADERS, Outcome, PROXIES, Proxy, Stage};
 use upstream::Received;
 
-/// One more than they name: a file that was not changed with the configuration.
-const ONE_MORE: &str = "claim_headers: {x-auth-subject: sub, x-auth-tenant: tenant_id, \
+/// One header more than the files of `deploy/` name: an outdated proxy file.
+const ADDITIONAL_CLAIM_HEADER: &str = "claim_headers: {x-auth-subject: sub, x-auth-tenant: tenant_id, \
      x-auth-roles: /realm_access/roles, x-auth-email: email}";
 
-/// One proxy after the other: together they would time each other out on a small machine.
-static TURN: Mutex<()> = Mutex::const_new(());
+/// Held by each test: parallel tests would cause timeouts on a small machine.
+static SERIAL: Mutex<()> = Mutex::const_new(());
 
-/// Nothing of the table goes around the door.
-async fn nothing_goes_around(name: &str) {
-    let _turn = TURN.lock().await;
-    let stage = Stage::set(proxy(name), CLAIM_HEADERS).await;
+/// No case of the table bypasses the check.
+async fn nothing_bypasses_the_check(name: &str) {
+    let _serial = SERIAL.lock().await;
+    let env = TestEnv::start(proxy(name), CLAIM_HEADERS).await;
     let cases = table::cases();
     let names: BTreeSet<&str> = cases.iter().map(|case| &case.name[..]).collect();
-    assert_eq!(names.len(), cases.len(), "a name stands twice");
-    let wrong = judged(&stage, &cases).await;
+    assert_eq!(names.len(), cases.len(), "names are unique");
+    let wrong = failures(&env, &cases).await;
     report(name, wrong, &cases);
 }
 
-/// The file of the proxy lags behind `claim_headers`.
-async fn a_file_that_lags_behind_lets_no_identity_through(name: &str) {
-    let _turn = TURN.lock().await;
-    let stage = Stage::set(proxy(name), ONE_MORE).await;
+/// The file of the proxy does not name a header of `claim_headers`.
+async fn an_outdated_proxy_file_lets_no_identity_through(name: &str) {
+    let _serial = SERIAL.lock().await;
+    let env = TestEnv::start(proxy(name), ADDITIONAL_CLAIM_HEADER).await;
     let mut cases = Vec::new();
     for field in
         ["X-Auth-Email: root@evil", "x_auth_email: root@evil", "X-Auth-Email:\r\nX-Auth-Email: root@evil"]
     {
-        cases.push(case(format!("10 {field:?} on an open path"), Who::Nobody, get("/public/x").with(field)));
-        cases.push(case(format!("10 {field:?} beside a token"), Who::Alice, get("/x").with(field)));
+        cases.push(case(
+            format!("10 {field:?} on an open path"),
+            Caller::Anonymous,
+            get("/public/x").with(field),
+        ));
+        cases.push(case(format!("10 {field:?} with a token"), Caller::Alice, get("/x").with(field)));
     }
-    let wrong = judged(&stage, &cases).await;
+    let wrong = failures(&env, &cases).await;
     report(name, wrong, &cases);
 }
 
-/// With `forward_token: false` and the lines that the proxy's file has for it, no token reaches the upstream,
-/// judged or not, and everything else of a cookie does.
-async fn a_hidden_token_never_arrives(name: &str) {
-    let _turn = TURN.lock().await;
+/// With `forward_token: false` and the lines for it in the proxy's file, no token reaches the upstream, verified or
+/// not, and other cookies do.
+async fn a_stripped_token_never_arrives(name: &str) {
+    let _serial = SERIAL.lock().await;
     let provider = format!("forward_token: false\n    {CLAIM_HEADERS}");
-    let stage = Stage::set_hiding_tokens(proxy(name), &provider).await;
+    let env = TestEnv::start_stripping_tokens(proxy(name), &provider).await;
     let cookie = "Cookie: a=b; access_token={token}; c=d";
     let cases = [
-        case("14 a token in its header", Who::Alice, get("/x")),
-        case("14 a token beside a cookie", Who::Alice, get("/x").with("Cookie: a=b; c=d")),
-        case("14 a token in a cookie", Who::Alice, get("/x").without_token().with(cookie)),
-        case("14 a token on an open path", Who::Alice, get("/open/x")),
+        case("14 a token in its header", Caller::Alice, get("/x")),
+        case("14 a token beside a cookie", Caller::Alice, get("/x").with("Cookie: a=b; c=d")),
+        case("14 a token in a cookie", Caller::Alice, get("/x").without_token().with(cookie)),
+        case("14 a token on an open path", Caller::Alice, get("/open/x")),
         case(
             "14 a token in a cookie on an open path",
-            Who::Alice,
+            Caller::Alice,
             get("/open/x").without_token().with(cookie),
         ),
-        case("14 a token in both", Who::Alice, get("/x").with(cookie)),
+        case("14 a token in both", Caller::Alice, get("/x").with(cookie)),
     ];
-    let (outcomes, _) = stage.play(&cases).await;
-    let token = stage.token(Who::Alice).expect("Alice has one");
+    let (outcomes, _) = env.run(&cases).await;
+    let token = env.token(Caller::Alice).expect("Alice has one");
     let mut wrong = Vec::new();
     for (case, outcome) in cases.iter().zip(&outcomes) {
         let mut faults = Vec::new();
@@ -98,33 +102,33 @@ async fn a_hidden_token_never_arrives(name: &str) {
                 faults.push("other cookies did not arrive".to_owned());
             }
         }
-        wrong.extend(told(case, outcome, &faults));
+        wrong.extend(failure(case, outcome, &faults));
     }
     report(name, wrong, &cases);
 }
 
-/// Whatever a claim holds, the upstream sees it as one header of the encoding that is promised.
-async fn claims_arrive_as_they_are(name: &str) {
-    let _turn = TURN.lock().await;
-    let stage = Stage::set(proxy(name), CLAIM_HEADERS).await;
+/// Any claim value reaches the upstream as one header in the documented encoding.
+async fn claims_arrive_unchanged(name: &str) {
+    let _serial = SERIAL.lock().await;
+    let env = TestEnv::start(proxy(name), CLAIM_HEADERS).await;
     let mut values = claims::values();
     let cases: Vec<(Case, Option<String>)> = values
         .iter()
-        .map(|value| (case("claim", Who::Alice, get("/x")), Some(stage.token_with("sub", value.as_str()))))
+        .map(|value| (case("claim", Caller::Alice, get("/x")), Some(env.token_with("sub", value.as_str()))))
         .collect();
-    let (outcomes, _) = stage.play_with(cases).await;
+    let (outcomes, _) = env.run_with_tokens(cases).await;
     let mut wrong = Vec::new();
     for (value, outcome) in values.drain(..).zip(&outcomes) {
         let expected = claims::encoded(&value);
-        let seen: Vec<String> = outcome.received.iter().flat_map(subjects).collect();
-        if seen != [expected.clone()] {
+        let received: Vec<String> = outcome.received.iter().flat_map(subjects).collect();
+        if received != [expected.clone()] {
             let statuses: Vec<u16> = outcome.answers.iter().map(|answer| answer.status).collect();
             let clip = |text: &str| text.chars().take(60).collect::<String>();
-            let seen: Vec<String> = seen.iter().map(|text| clip(text)).collect();
-            wrong.push(format!("{:?} arrives as {seen:?} {statuses:?}", clip(&value)));
+            let received: Vec<String> = received.iter().map(|text| clip(text)).collect();
+            wrong.push(format!("{:?} arrives as {received:?} {statuses:?}", clip(&value)));
         }
     }
-    assert!(wrong.is_empty(), "{} claims went wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(wrong.is_empty(), "{} claims fail:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 fn subjects(received: &Received) -> Vec<String> {
@@ -135,50 +139,50 @@ fn subjects(received: &Received) -> Vec<String> {
         .collect()
 }
 
-/// Plain requests pass as they are.
+/// Ordinary requests pass unchanged.
 async fn plain_requests_pass(name: &str) {
-    let _turn = TURN.lock().await;
-    let stage = Stage::set(proxy(name), CLAIM_HEADERS).await;
+    let _serial = SERIAL.lock().await;
+    let env = TestEnv::start(proxy(name), CLAIM_HEADERS).await;
     let mut plain = plain::requests();
     if matches!(proxy(name).profile, "envoy" | "traefik" | "haproxy") {
         plain.extend(plain::over_http2());
     }
     let cases: Vec<Case> = plain.iter().map(|plain| plain.case.clone()).collect();
-    let (outcomes, _) = stage.play(&cases).await;
+    let (outcomes, _) = env.run(&cases).await;
     let mut wrong = Vec::new();
     for (plain, outcome) in plain.iter().zip(&outcomes) {
-        let mut faults = passed(plain, outcome);
+        let mut faults = plain_faults(plain, outcome);
         for received in &outcome.received {
-            faults.extend(judge::faults(&plain.case, stage.token(plain.case.who), received));
+            faults.extend(judge::faults(&plain.case, env.token(plain.case.caller), received));
         }
-        wrong.extend(told(&plain.case, outcome, &faults));
+        wrong.extend(failure(&plain.case, outcome, &faults));
     }
     report(name, wrong, &cases);
 }
 
-/// What is wrong with requests that reached the upstream, for every case.
-async fn judged(stage: &Stage, cases: &[Case]) -> Vec<(String, String)> {
-    let (outcomes, unmarked) = stage.play(cases).await;
+/// The faults of the requests that reached the upstream, for every case.
+async fn failures(env: &TestEnv, cases: &[Case]) -> Vec<(String, String)> {
+    let (outcomes, unmarked) = env.run(cases).await;
     let mut wrong = Vec::new();
     for (case, outcome) in cases.iter().zip(&outcomes) {
         let mut faults = Vec::new();
         for received in &outcome.received {
-            faults.extend(judge::faults(case, stage.token(case.who), received));
+            faults.extend(judge::faults(case, env.token(case.caller), received));
         }
-        wrong.extend(told(case, outcome, &faults));
+        wrong.extend(failure(case, outcome, &faults));
     }
-    // Whoever sends something so odd that its mark is lost is taken for nobody.
-    let nobody = case("of no case", Who::Nobody, get("/"));
+    // A request that lost its mark is attributed to an anonymous client.
+    let unknown = case("of no case", Caller::Anonymous, get("/"));
     for received in unmarked {
-        let faults = judge::faults(&nobody, None, &received);
+        let faults = judge::faults(&unknown, None, &received);
         let outcome = Outcome { answers: Vec::new(), received: vec![received] };
-        wrong.extend(told(&nobody, &outcome, &faults));
+        wrong.extend(failure(&unknown, &outcome, &faults));
     }
     wrong
 }
 
-/// What a plain request lacks.
-fn passed(plain: &Plain, outcome: &Outcome) -> Vec<String> {
+/// How the outcome differs from the expected one of an ordinary request.
+fn plain_faults(plain: &Plain, outcome: &Outcome) -> Vec<String> {
     let mut faults = Vec::new();
     if outcome.received.len() != plain.times {
         faults.push(format!("it arrived {} times, not {}", outcome.received.len(), plain.times));
@@ -201,7 +205,8 @@ fn passed(plain: &Plain, outcome: &Outcome) -> Vec<String> {
     faults
 }
 
-fn told(case: &Case, outcome: &Outcome, faults: &[String]) -> Option<(String, String)> {
+/// The name of the case and a line with its faults, if it has any.
+fn failure(case: &Case, outcome: &Outcome, faults: &[String]) -> Option<(String, String)> {
     let statuses: Vec<u16> = outcome.answers.iter().map(|answer| answer.status).collect();
     let faults: BTreeSet<&String> = faults.iter().collect();
     let faults: Vec<&str> = faults.into_iter().map(|fault| &fault[..]).collect();
@@ -209,39 +214,39 @@ fn told(case: &Case, outcome: &Outcome, faults: &[String]) -> Option<(String, St
 }
 
 /// # Panics
-/// Something is wrong.
+/// A case fails, except for known differences.
 fn report(proxy: &str, wrong: Vec<(String, String)>, cases: &[Case]) {
     let names: Vec<&str> = cases.iter().map(|case| &case.name[..]).collect();
-    let wrong = differences::beyond(proxy, wrong, &names);
-    assert!(wrong.is_empty(), "{} cases went wrong:\n{}", wrong.len(), wrong.join("\n"));
+    let wrong = differences::unexpected(proxy, wrong, &names);
+    assert!(wrong.is_empty(), "{} cases fail:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 fn proxy(name: &str) -> Proxy {
-    PROXIES.into_iter().find(|proxy| proxy.name == name).expect("it is a proxy of the table")
+    PROXIES.into_iter().find(|proxy| proxy.name == name).expect("a proxy of PROXIES")
 }
 
-/// The tests of each proxy, which `stage.rs` names.
-macro_rules! behind {
+/// The tests of each proxy of `env.rs`.
+macro_rules! proxy_tests {
     ($($name:ident),+ $(,)?) => {
         $(mod $name {
             #[tokio::test(flavor = "multi_thread")]
-            async fn nothing_goes_around() {
-                super::nothing_goes_around(stringify!($name)).await;
+            async fn nothing_bypasses_the_check() {
+                super::nothing_bypasses_the_check(stringify!($name)).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
-            async fn a_file_that_lags_behind_lets_no_identity_through() {
-                super::a_file_that_lags_behind_lets_no_identity_through(stringify!($name)).await;
+            async fn an_outdated_proxy_file_lets_no_identity_through() {
+                super::an_outdated_proxy_file_lets_no_identity_through(stringify!($name)).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
-            async fn a_hidden_token_never_arrives() {
-                super::a_hidden_token_never_arrives(stringify!($name)).await;
+            async fn a_stripped_token_never_arrives() {
+                super::a_stripped_token_never_arrives(stringify!($name)).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
-            async fn claims_arrive_as_they_are() {
-                super::claims_arrive_as_they_are(stringify!($name)).await;
+            async fn claims_arrive_unchanged() {
+                super::claims_arrive_unchanged(stringify!($name)).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
@@ -258,18 +263,18 @@ macro_rules! behind {
     };
 }
 
-behind!(nginx, haproxy, caddy_2_6, caddy_2_10, caddy_2_11, traefik, envoy_grpc, envoy_http);
+proxy_tests!(nginx, haproxy, caddy_2_6, caddy_2_10, caddy_2_11, traefik, envoy_grpc, envoy_http);
 
-/// Its filter is a program of its own, which has to hold where many threads run it.
+/// HAProxy's filter is a Lua program that many threads run.
 #[tokio::test(flavor = "multi_thread")]
-async fn haproxys_filter_of_trailers_holds_under_load() {
-    let _turn = TURN.lock().await;
-    let stage = Stage::set(proxy("haproxy"), CLAIM_HEADERS).await;
+async fn the_trailer_filter_of_haproxy_works_under_load() {
+    let _serial = SERIAL.lock().await;
+    let env = TestEnv::start(proxy("haproxy"), CLAIM_HEADERS).await;
     let trailers: Vec<Case> =
         table::cases().into_iter().filter(|case| case.name.starts_with("12 the trailer")).collect();
-    let again = |round| trailers.iter().cloned().map(move |case| numbered(case, round));
-    let cases: Vec<Case> = (0..ROUNDS).flat_map(again).collect();
-    let wrong = judged(&stage, &cases).await;
+    let in_round = |round| trailers.iter().cloned().map(move |case| numbered(case, round));
+    let cases: Vec<Case> = (0..ROUNDS).flat_map(in_round).collect();
+    let wrong = failures(&env, &cases).await;
     report("haproxy", wrong, &cases);
 }
 

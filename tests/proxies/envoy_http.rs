@@ -1,46 +1,45 @@
-//! The HTTP door behind a real Envoy that asks over HTTP, under `deploy/envoy/envoy-http.yaml`. What has to hold is said in
-//! `behind.rs`.
+//! The HTTP door behind a real Envoy that uses ext_authz over HTTP, with `deploy/envoy/envoy-http.yaml`. The tests are in
+//! `suite.rs`.
 
 use reqwest::StatusCode;
 
-use crate::behind::{self, Recipe, tests_behind};
 use crate::launch;
+use crate::suite::{Proxy, TestEnv, proxy_tests};
 
-const RECIPE: Recipe =
-    Recipe { profile: "envoy", start: launch::envoy_http, service_down: StatusCode::SERVICE_UNAVAILABLE };
+const PROXY: Proxy = Proxy {
+    profile: "envoy",
+    start: launch::envoy_http,
+    start_stripping_tokens: launch::envoy_http_stripping_tokens,
+    status_when_down: StatusCode::SERVICE_UNAVAILABLE,
+};
 
-tests_behind!(
-    RECIPE,
-    any_claim_value_arrives_whole_and_as_one_header,
+proxy_tests!(
+    PROXY,
+    any_claim_value_arrives_unchanged_in_one_header,
     a_good_token_passes_with_its_claims_as_headers,
     a_denial_reaches_the_client_with_its_challenge,
     rules_say_who_may_do_what,
     a_clients_own_identity_headers_never_reach_the_upstream,
-    what_a_client_says_in_a_proxys_headers_is_noise,
+    proxy_headers_of_a_client_are_ignored,
     rotations_under_load_refuse_no_good_token,
-    before_any_keys_can_be_had_the_answer_is_503,
+    without_keys_the_answer_is_503,
     when_the_service_is_down_nothing_passes,
-    denials_come_as_portcullis_made_them,
+    denials_reach_the_client_unchanged,
     large_claim_headers_and_a_large_token_pass,
+    the_upstream_never_sees_a_token,
     a_websocket_passes_with_a_token_and_not_without,
     no_upgrade_but_a_websocket_passes,
-    a_client_cannot_have_our_headers_taken_away,
+    a_client_cannot_nominate_identity_headers_for_removal,
     a_trailer_never_reaches_the_upstream,
-    what_frameworks_believe_is_true_or_not_there,
-    several_hosts_are_not_the_last_of_them,
-    the_upstream_gets_the_path_that_is_judged_and_no_absolute_uri,
+    override_headers_are_correct_or_absent,
+    several_hosts_do_not_select_the_last,
+    the_upstream_gets_the_path_that_is_checked_and_no_absolute_uri,
 );
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_upstream_never_sees_a_token() {
-    behind::the_upstream_never_sees_a_token(Recipe { start: launch::envoy_http_hiding_tokens, ..RECIPE })
-        .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn grpc_web_gets_its_status() {
-    let stage = behind::Stage::set(RECIPE, "").await;
-    let call = stage.client.post(stage.url("/orders")).header("content-type", "application/grpc-web+proto");
+    let env = TestEnv::start(PROXY, "").await;
+    let call = env.client.post(env.url("/orders")).header("content-type", "application/grpc-web+proto");
     let answer = call.send().await.expect("Envoy answers");
     assert_eq!(answer.headers().get("grpc-status").map(|status| status.as_bytes()), Some(&b"16"[..]));
 }

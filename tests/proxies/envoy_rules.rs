@@ -1,26 +1,26 @@
-//! The tables of rules and paths through a real Envoy, which normalizes paths or does not.
+//! The rule and path cases through a real Envoy, with and without path normalization.
 //!
-//! It asserts what a client and an upstream can see, and must never look inside the service.
+//! The tests assert what a client and an upstream observe, never the internals of the service.
 
 use portcullis::clock::Clock;
 
 use crate::support::raw;
 use crate::support::real::{Envoy, Portcullis, Upstream, client};
-use crate::support::rulebook::{Bearer, Case, PATH_CASES, RULE_CASES, Rulebook};
+use crate::support::rule_cases::{Bearer, Case, PATH_CASES, RULE_CASES, RulesFixture};
 
 fn now() -> i64 {
     Clock::System.now().as_secs_f64() as i64
 }
 
-/// An installation under these providers and rules.
-struct Stage {
+/// The service, Envoy and an upstream.
+struct TestEnv {
     envoy: Envoy,
     upstream: Upstream,
     _portcullis: Portcullis,
 }
 
-impl Stage {
-    async fn set(configuration: &str, changes: &[(&str, String)]) -> Self {
+impl TestEnv {
+    async fn start(configuration: &str, changes: &[(&str, String)]) -> Self {
         let portcullis = Portcullis::serve(configuration).await;
         portcullis.ready().await;
         let upstream = Upstream::start().await;
@@ -29,22 +29,22 @@ impl Stage {
     }
 }
 
-/// Sends every case through an Envoy with these changes, and holds the statuses against what they must be.
+/// Sends every case through an Envoy with these replacements in its configuration, and compares the statuses.
 async fn check(changes: &[(&str, String)], expected: impl Fn(&Case) -> u16) {
-    let book = Rulebook::open();
-    let stage = Stage::set(&book.providers_and_rules(), changes).await;
+    let fixture = RulesFixture::new();
+    let env = TestEnv::start(&fixture.providers_and_rules(), changes).await;
     let mut wrong = Vec::new();
     for case in RULE_CASES.iter().chain(PATH_CASES) {
         let line = format!("{} {} HTTP/1.1", case.method, case.target);
-        let token = book.token(case.bearer, now()).map(|token| format!("Bearer {token}"));
+        let token = fixture.token(case.bearer, now()).map(|token| format!("Bearer {token}"));
         let mut headers = vec![("host", case.host)];
         headers.extend(case.headers);
         headers.extend(token.as_ref().map(|token| ("authorization", token.as_str())));
-        let before = stage.upstream.received();
-        let address = stage.envoy.address();
+        let before = env.upstream.received();
+        let address = env.envoy.address();
         let status = tokio::task::block_in_place(|| raw::status(address, &line, &headers));
-        let passed = stage.upstream.received() > before;
-        // A method that HTTP does not have is refused by Envoy itself.
+        let passed = env.upstream.received() > before;
+        // Envoy itself refuses a method that HTTP does not define.
         let expected = if case.method == "GETT" { 400 } else { expected(case) };
         if status != expected || passed != (status == 200) {
             wrong.push(format!("{case:?}: {status}, passed: {passed}"));
@@ -54,12 +54,12 @@ async fn check(changes: &[(&str, String)], expected: impl Fn(&Case) -> u16) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_tables_hold_behind_an_envoy_that_normalizes_paths() {
+async fn every_case_gets_its_status_from_an_envoy_that_normalizes_paths() {
     check(&[], |case| case.normalized.unwrap_or(case.status())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_tables_hold_behind_an_envoy_that_leaves_paths_as_they_are() {
+async fn every_case_gets_its_status_from_an_envoy_that_does_not_normalize_paths() {
     let changes = [
         ("normalize_path: true", "normalize_path: false".to_owned()),
         ("merge_slashes: true", "merge_slashes: false".to_owned()),
@@ -73,7 +73,7 @@ async fn the_tables_hold_behind_an_envoy_that_leaves_paths_as_they_are() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_route_of_envoy_names_the_rule() {
-    let book = Rulebook::open();
+    let fixture = RulesFixture::new();
     let route = "route: {cluster: upstream}";
     let named = |rule: &str| {
         format!(
@@ -84,7 +84,7 @@ async fn a_route_of_envoy_names_the_rule() {
                               check_settings: {{context_extensions: {{portcullis_rule: {rule}}}}}"
         )
     };
-    let token = book.token(Bearer::With("{}"), now()).expect("a token");
+    let token = fixture.token(Bearer::With("{}"), now()).expect("a token");
     for (rule, path, bearer, expected) in [
         ("health", "/internal/x", false, 200),
         ("by-name", "/internal/x", true, 200),
@@ -92,8 +92,8 @@ async fn a_route_of_envoy_names_the_rule() {
         ("blocked", "/healthz", true, 403),
         ("nobody", "/healthz", true, 403),
     ] {
-        let stage = Stage::set(&book.providers_and_rules(), &[(route, named(rule))]).await;
-        let mut request = client().get(stage.envoy.url(path)).header("portcullis_rule", "health");
+        let env = TestEnv::start(&fixture.providers_and_rules(), &[(route, named(rule))]).await;
+        let mut request = client().get(env.envoy.url(path)).header("portcullis_rule", "health");
         if bearer {
             request = request.bearer_auth(&token);
         }
@@ -103,18 +103,18 @@ async fn a_route_of_envoy_names_the_rule() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_is_taken_away_from_the_upstream_wherever_it_was_found() {
-    let book = Rulebook::open();
+async fn a_token_is_removed_from_the_upstream_request_wherever_it_was_found() {
+    let fixture = RulesFixture::new();
     let sources =
         "token_from: [{header: authorization, scheme: Bearer}, {cookie: session}, {query: access_token}]";
-    let configuration = book.providers_and_rules().replacen(
+    let configuration = fixture.providers_and_rules().replacen(
         "    claim_headers:",
         &format!("    {sources}\n    forward_token: false\n    claim_headers:"),
         1,
     );
-    let stage = Stage::set(&configuration, &[]).await;
-    let token = book.token(Bearer::With("{}"), now()).expect("a token");
-    let url = |path: String| client().get(stage.envoy.url(&path));
+    let env = TestEnv::start(&configuration, &[]).await;
+    let token = fixture.token(Bearer::With("{}"), now()).expect("a token");
+    let url = |path: String| client().get(env.envoy.url(&path));
     let both = url(format!("/else?a=1&access_token={token}&b=2")).bearer_auth(&token);
     for request in [
         url("/else".to_owned()).bearer_auth(&token),
@@ -135,23 +135,23 @@ async fn a_token_is_taken_away_from_the_upstream_wherever_it_was_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_condition_sees_the_client_that_envoy_sees_and_grpc_web_gets_its_status() {
-    let book = Rulebook::open();
-    let configuration = book.providers_and_rules().replacen(
+async fn a_condition_sees_the_client_address_of_envoy_and_grpc_web_gets_its_status() {
+    let fixture = RulesFixture::new();
+    let configuration = fixture.providers_and_rules().replacen(
         "rules:",
         "rules:
   - {name: here, match: {path: /here}, require: {condition: 'request.source_address == \"127.0.0.1\"'}}
   - {name: there, match: {path: /there}, require: {condition: 'request.source_address == \"10.0.0.1\"'}}",
         1,
     );
-    let stage = Stage::set(&configuration, &[]).await;
-    let token = book.token(Bearer::With("{}"), now()).expect("a token");
+    let env = TestEnv::start(&configuration, &[]).await;
+    let token = fixture.token(Bearer::With("{}"), now()).expect("a token");
     for (path, expected) in [("/here", 200), ("/there", 403)] {
-        let request = client().get(stage.envoy.url(path)).bearer_auth(&token);
+        let request = client().get(env.envoy.url(path)).bearer_auth(&token);
         let request = request.header("x-forwarded-for", "10.0.0.1");
         assert_eq!(request.send().await.expect("Envoy answers").status().as_u16(), expected, "{path}");
     }
-    let call = client().post(stage.envoy.url("/else")).header("content-type", "application/grpc-web+proto");
+    let call = client().post(env.envoy.url("/else")).header("content-type", "application/grpc-web+proto");
     let denied = call.send().await.expect("Envoy answers");
     assert_eq!((denied.status().as_u16(), denied.headers()["grpc-status"].as_bytes()), (401, &b"16"[..]));
     assert_eq!(denied.headers()["grpc-message"], "a bearer token is required");

@@ -1,8 +1,8 @@
-//! What real frameworks read of the requests that came through: the octets that the upstream of `differentials.rs` got
-//! behind every proxy are sent to small apps in Python, JavaScript, Go, PHP, Ruby and Java, and none may run what
-//! the rules do not allow to the client, nor see another identity than the one that was judged.
+//! How real frameworks interpret forwarded requests. The bytes that the upstream of `differentials.rs` received behind
+//! every proxy are sent to small apps in Python, JavaScript, Go, PHP, Ruby and Java. No app may run a handler that the
+//! rules deny to the client, or see an identity other than the verified one.
 //!
-//! `differentials/readings.rs` models such readings; this holds them against the programs themselves.
+//! `differentials/readings.rs` models these interpretations; this module tests the programs themselves.
 
 mod apps;
 
@@ -13,79 +13,79 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::differentials::client::{exchange, replaced};
+use crate::differentials::client::{exchange, replace};
+use crate::differentials::env::{self, CLAIM_HEADERS, Proxy, TestEnv};
 use crate::differentials::head::Head;
 use crate::differentials::judge::{self, Reading};
-use crate::differentials::message::{Case, Who};
-use crate::differentials::stage::{self, CLAIM_HEADERS, Proxy, Stage};
+use crate::differentials::message::{Caller, Case};
 use crate::differentials::table;
 use apps::App;
 
-/// Requests that an app gets at one time; its server has as many threads.
-const ABREAST: usize = 4;
+/// The number of concurrent requests to an app; no more than its server has threads.
+const CONCURRENCY: usize = 4;
 
-/// A request that came through, from this client, and the case and the proxy that it was first seen with.
-type Through = BTreeMap<(Who, Vec<u8>), String>;
+/// Forwarded requests by client and bytes, with the case and the proxy of the first occurrence.
+type Forwarded = BTreeMap<(Caller, Vec<u8>), String>;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_framework_reads_more_than_was_judged() {
+async fn no_framework_reads_more_than_was_checked() {
     let cases = table::cases();
-    let mut through = Through::new();
-    for proxy in stage::PROXIES {
-        collect(proxy, &cases, &mut through).await;
+    let mut forwarded = Forwarded::new();
+    for proxy in env::PROXIES {
+        collect(proxy, &cases, &mut forwarded).await;
     }
-    let through = Arc::new(through);
+    let forwarded = Arc::new(forwarded);
     let mut replays = JoinSet::new();
     for app in apps::start().await {
-        replays.spawn(replay(app, Arc::clone(&through)));
+        replays.spawn(replay(app, Arc::clone(&forwarded)));
     }
     let wrong: Vec<String> = replays.join_all().await.into_iter().flatten().collect();
-    assert!(wrong.is_empty(), "{} readings went wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(wrong.is_empty(), "{} readings are wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// Adds what reached the upstream behind this proxy, without what is different each time.
-async fn collect(proxy: Proxy, cases: &[Case], through: &mut Through) {
-    let stage = Stage::set(proxy, CLAIM_HEADERS).await;
-    let (outcomes, _) = stage.play(cases).await;
+/// Adds the requests that reached the upstream behind this proxy, without values that vary between runs.
+async fn collect(proxy: Proxy, cases: &[Case], forwarded: &mut Forwarded) {
+    let env = TestEnv::start(proxy, CLAIM_HEADERS).await;
+    let (outcomes, _) = env.run(cases).await;
     for (number, (case, outcome)) in cases.iter().zip(outcomes).enumerate() {
         for received in outcome.received {
-            // A preflight is anybody's, and apps answer it without a look at who asks.
+            // Any client may send a preflight, and apps answer it without authentication.
             if judge::is_preflight(&Head::read(&received.head)) || !received.tunnel.is_empty() {
                 continue;
             }
-            let token = stage.token(case.who).unwrap_or("{token}");
-            let octets = replaced(&received.octets, token.as_bytes(), b"token");
-            let octets = replaced(&octets, stage::mark(number).as_bytes(), b"marked");
-            let seen = format!("{} behind {}", case.name, proxy.name);
-            through.entry((case.who, without_random_lines(&octets))).or_insert(seen);
+            let token = env.token(case.caller).unwrap_or("{token}");
+            let octets = replace(&received.octets, token.as_bytes(), b"token");
+            let octets = replace(&octets, env::mark(number).as_bytes(), b"marked");
+            let origin = format!("{} behind {}", case.name, proxy.name);
+            forwarded.entry((case.caller, without_random_lines(&octets))).or_insert(origin);
         }
     }
 }
 
-/// Without the lines that proxies make up for each request.
+/// Without the lines that proxies generate for each request.
 fn without_random_lines(octets: &[u8]) -> Vec<u8> {
-    let mut kept = Vec::new();
+    let mut result = Vec::new();
     for line in octets.split_inclusive(|&byte| byte == b'\n') {
         if !line.to_ascii_lowercase().starts_with(b"x-request-id: ") {
-            kept.extend_from_slice(line);
+            result.extend_from_slice(line);
         }
     }
-    kept
+    result
 }
 
-async fn replay(app: App, through: Arc<Through>) -> BTreeSet<String> {
-    let turns = Arc::new(Semaphore::new(ABREAST));
+async fn replay(app: App, forwarded: Arc<Forwarded>) -> BTreeSet<String> {
+    let permits = Arc::new(Semaphore::new(CONCURRENCY));
     let mut clients = JoinSet::new();
-    for ((who, octets), seen) in through.iter() {
-        let (who, octets, seen) = (*who, octets.clone(), seen.clone());
-        let (turns, address, name) = (Arc::clone(&turns), app.address, app.name);
+    for ((caller, octets), origin) in forwarded.iter() {
+        let (caller, octets, origin) = (*caller, octets.clone(), origin.clone());
+        let (permits, address, name) = (Arc::clone(&permits), app.address, app.name);
         clients.spawn(async move {
-            let _turn = turns.acquire().await.expect("is never closed");
+            let _permit = permits.acquire().await.expect("is never closed");
             let answer = exchange(address, &octets).await?;
-            // Whatever else it answers, it did not run what it was asked for.
+            // A response that is not JSON comes from no handler.
             let reading = reading(serde_json::from_slice(&answer.body).ok()?);
-            let faults = judge::faults_of_reading(who, &reading);
-            (!faults.is_empty()).then(|| format!("{name}: {seen}: {}", faults.join("; ")))
+            let faults = judge::faults_of_reading(caller, &reading);
+            (!faults.is_empty()).then(|| format!("{name}: {origin}: {}", faults.join("; ")))
         });
     }
     clients.join_all().await.into_iter().flatten().collect()

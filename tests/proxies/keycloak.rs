@@ -1,8 +1,7 @@
-//! A real Keycloak that rotates its keys and its algorithm, with Portcullis behind a real Envoy. Between
-//! Portcullis and Keycloak's key endpoint stands a proxy that counts, so that both sides are asked how often
-//! keys were fetched.
+//! A real Keycloak that rotates its keys and its algorithm, with Portcullis behind a real Envoy. A proxy in front of
+//! Keycloak's key endpoint counts the fetches, which are compared with the metrics of Portcullis.
 //!
-//! It asserts what a client and the issuer can see, and must never look inside the service.
+//! The tests assert what a client and the issuer observe, never the internals of the service.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -24,20 +23,20 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::support::real::{
-    self, Envoy, PATIENCE, Portcullis, Process, Upstream, client, eventually, serve_http,
+    self, Envoy, Portcullis, Process, TIMEOUT, Upstream, client, eventually, serve_http,
 };
 
-/// Keycloak builds itself and its database at each start: nearly a minute on two idle cores.
-const KEYCLOAK_PATIENCE: Duration = Duration::from_secs(600);
+/// Keycloak builds itself and its database at each start, which takes nearly a minute on two idle cores.
+const KEYCLOAK_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// How soon to look again where a blocking wait is the only one possible.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// The interval of blocking polls.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 const ADMIN: &str = "admin";
 const REALM_FILE: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/proxies/keycloak/acme-realm.json"));
 
-/// Each algorithm, the key provider that makes a key for it, and that provider's option.
+/// Algorithms, the key provider for each, and the provider's option.
 const ALGORITHMS: [(&str, &str, (&str, &str)); 4] = [
     ("ES256", "ecdsa-generated", ("ecdsaEllipticCurveKey", "P-256")),
     ("EdDSA", "eddsa-generated", ("eddsaEllipticCurveKey", "Ed25519")),
@@ -45,13 +44,13 @@ const ALGORITHMS: [(&str, &str, (&str, &str)); 4] = [
     ("PS256", "rsa-generated", ("algorithm", "PS256")),
 ];
 
-/// Tests take turns at the one Keycloak, since each measures who is asked how often and how soon.
-static TURN: AsyncMutex<()> = AsyncMutex::const_new(());
+/// Held by each test: each measures the fetches from the shared Keycloak.
+static SERIAL: AsyncMutex<()> = AsyncMutex::const_new(());
 
-/// The Keycloak that all tests share; it ends with the last of them.
+/// The Keycloak that all tests share, until the last test drops it.
 static SHARED: AsyncMutex<Weak<Keycloak>> = AsyncMutex::const_new(Weak::new());
 
-/// One starts after the other: two at once would time each other out on a small machine.
+/// Held during each start: parallel starts would cause timeouts on a small machine.
 static STARTING: AsyncMutex<()> = AsyncMutex::const_new(());
 
 struct Keycloak {
@@ -61,29 +60,29 @@ struct Keycloak {
 }
 
 impl Keycloak {
-    /// A new one, once it has imported its realm, and its address.
-    async fn anywhere() -> (Self, SocketAddr) {
-        let _alone = STARTING.lock().await;
+    /// Starts Keycloak on a free port and waits until it has imported its realm.
+    async fn start() -> (Self, SocketAddr) {
+        let _starting = STARTING.lock().await;
         let what = "Keycloak has imported its realm";
-        real::at_a_free_address(what, KEYCLOAK_PATIENCE, Self::start, async |keycloak, _| {
+        real::start_on_free_port(what, KEYCLOAK_TIMEOUT, Self::spawn, async |keycloak, _| {
             keycloak.has_imported_its_realm().await
         })
         .await
     }
 
-    /// The same at this address, which was another's before.
-    async fn at(address: SocketAddr) -> Self {
-        let _alone = STARTING.lock().await;
-        let mut keycloak = Self::start(address);
-        eventually("Keycloak has imported its realm", KEYCLOAK_PATIENCE, async || {
-            keycloak.process.must_be_running();
+    /// Starts Keycloak at the address of a killed one and waits until it has imported its realm.
+    async fn start_at(address: SocketAddr) -> Self {
+        let _starting = STARTING.lock().await;
+        let mut keycloak = Self::spawn(address);
+        eventually("Keycloak has imported its realm", KEYCLOAK_TIMEOUT, async || {
+            keycloak.process.assert_running();
             keycloak.has_imported_its_realm().await.then_some(())
         })
         .await;
         keycloak
     }
 
-    /// Gone at once, as a machine that loses power.
+    /// Kills Keycloak without a shutdown.
     fn kill(mut self) {
         self.process.kill_all();
     }
@@ -98,16 +97,16 @@ impl Keycloak {
         match shared.upgrade() {
             Some(started) => started,
             None => {
-                let started = Arc::new(Self::anywhere().await.0);
+                let started = Arc::new(Self::start().await.0);
                 *shared = Arc::downgrade(&started);
                 started
             }
         }
     }
 
-    /// Starts a copy of the installed one: Keycloak writes into the folder that it runs from.
-    fn start(address: SocketAddr) -> Self {
-        let installed = real::part("PORTCULLIS_TEST_KEYCLOAK", ".cache/keycloak");
+    /// Starts a copy of the installed Keycloak, since Keycloak writes into its own folder.
+    fn spawn(address: SocketAddr) -> Self {
+        let installed = real::program_path("PORTCULLIS_TEST_KEYCLOAK", ".cache/keycloak");
         let folder = real::folder();
         let home = folder.path().join("home");
         let copied = Command::new("cp").arg("-rL").arg(installed).arg(&home).status();
@@ -136,21 +135,21 @@ impl AsMut<Process> for Keycloak {
 }
 
 impl Drop for Keycloak {
-    /// `kc.sh` passes SIGTERM on to Java, which it leaves behind when it is killed itself.
+    /// `kc.sh` forwards SIGTERM to Java. SIGKILL would leave Java running.
     fn drop(&mut self) {
         let process = &mut self.process;
-        let mut patience = PATIENCE;
-        if process.ended().is_none() {
+        let mut remaining = TIMEOUT;
+        if process.exit_status().is_none() {
             process.terminate();
         }
-        while process.ended().is_none() && !patience.is_zero() {
-            thread::sleep(LOOK_AGAIN);
-            patience = patience.saturating_sub(LOOK_AGAIN);
+        while process.exit_status().is_none() && !remaining.is_zero() {
+            thread::sleep(POLL_INTERVAL);
+            remaining = remaining.saturating_sub(POLL_INTERVAL);
         }
     }
 }
 
-/// A realm of the shared Keycloak, and what an administrator and a client of it do.
+/// A realm of Keycloak, and the requests of its administrator and its client.
 #[derive(Clone)]
 struct Realm {
     base: String,
@@ -159,12 +158,12 @@ struct Realm {
 }
 
 impl Realm {
-    /// The realm that Keycloak imported at its start.
+    /// The realm that Keycloak imports at its start.
     fn imported(keycloak: &Keycloak) -> Self {
         Self { base: keycloak.base.clone(), name: "acme", client: client() }
     }
 
-    /// A fresh realm of the same making.
+    /// Creates a realm from the same file.
     async fn create(keycloak: &Keycloak, name: &'static str) -> Self {
         let mut realm: Value = serde_json::from_str(REALM_FILE).expect("is JSON");
         realm["realm"] = json!(name);
@@ -191,14 +190,14 @@ impl Realm {
         answer["access_token"].as_str().unwrap_or_else(|| panic!("no token: {answer}")).to_owned()
     }
 
-    /// A token as the client `orders` gets it.
+    /// An access token of the client `orders`.
     async fn token(&self) -> String {
         let form = "grant_type=client_credentials&client_id=orders&client_secret=orders-secret";
         self.token_of(self.name, form.to_owned()).await
     }
 
     async fn admin(&self, method: Method, path: &str, body: Option<Value>) -> Response {
-        // A token of an administrator is good for a minute: get one each time.
+        // An administrator's token expires after a minute.
         let form = format!("grant_type=password&client_id=admin-cli&username={ADMIN}&password={ADMIN}");
         let token = self.token_of("master", form).await;
         let mut request = self.client.request(method, format!("{}{path}", self.base));
@@ -206,14 +205,14 @@ impl Realm {
             request = request.header("content-type", "application/json").body(body.to_string());
         }
         let answer = request.bearer_auth(token).send().await.expect("Keycloak answers");
-        answer.error_for_status().expect("Keycloak does as it is told")
+        answer.error_for_status().expect("Keycloak accepts the request")
     }
 
-    fn admin_path(&self, below: &str) -> String {
-        format!("/admin/realms/{}{below}", self.name)
+    fn admin_path(&self, path: &str) -> String {
+        format!("/admin/realms/{}{path}", self.name)
     }
 
-    /// Adds a key of this priority; above 100 it signs from this moment on, where its algorithm is used.
+    /// Adds a key with this priority. Above 100, it signs tokens of its algorithm from now on.
     async fn add_key(&self, provider: &str, option: (&str, &str), priority: u32) {
         let realm = self.admin(Method::GET, &self.admin_path(""), None).await;
         let component = json!({
@@ -231,7 +230,7 @@ impl Realm {
         self.admin(Method::POST, &self.admin_path("/components"), Some(component)).await;
     }
 
-    /// Takes the keys of this provider out of the published set.
+    /// Withdraws the keys of this provider.
     async fn disable_key(&self, name: &str) {
         let path = self.admin_path("/components?type=org.keycloak.keys.KeyProvider");
         let components = real::json(self.admin(Method::GET, &path, None).await).await;
@@ -255,36 +254,36 @@ impl Realm {
     }
 }
 
-/// What stands before the key endpoint and counts who asks for it.
+/// Forwards to the key endpoint and counts the requests.
 struct CountingProxy {
     jwks_uri: String,
-    asked: Arc<AtomicU64>,
+    requests: Arc<AtomicU64>,
     server: JoinHandle<()>,
 }
 
 impl CountingProxy {
     async fn start(realm: &Realm) -> Self {
-        let asked = Arc::new(AtomicU64::new(0));
-        let (count, client, base) = (Arc::clone(&asked), realm.client.clone(), realm.base.clone());
+        let requests = Arc::new(AtomicU64::new(0));
+        let (count, client, base) = (Arc::clone(&requests), realm.client.clone(), realm.base.clone());
         let forward = async move |request: Request| {
             count.fetch_add(1, Ordering::SeqCst);
             let Ok(answer) = client.get(format!("{base}{}", request.uri())).send().await else {
                 return (ProxyStatus::BAD_GATEWAY, [("cache-control", String::new())], "".into());
             };
-            // Keycloak says no-cache, which must not be taken for "ask all the time".
-            let caching = answer.headers().get("cache-control");
-            let caching = caching.and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
+            // Keycloak sends no-cache, which must not cause continuous fetches.
+            let cache_control = answer.headers().get("cache-control");
+            let cache_control = cache_control.and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
             let status = answer.status();
             let body = answer.bytes().await.unwrap_or_default();
-            (status, [("cache-control", caching)], body)
+            (status, [("cache-control", cache_control)], body)
         };
         let (address, server) = serve_http(Router::new().fallback(forward)).await;
         let jwks_uri = format!("http://{address}/realms/{}/protocol/openid-connect/certs", realm.name);
-        Self { jwks_uri, asked, server }
+        Self { jwks_uri, requests, server }
     }
 
-    fn asked(&self) -> u64 {
-        self.asked.load(Ordering::SeqCst)
+    fn requests(&self) -> u64 {
+        self.requests.load(Ordering::SeqCst)
     }
 }
 
@@ -294,8 +293,8 @@ impl Drop for CountingProxy {
     }
 }
 
-/// A whole installation for one realm.
-struct Stage {
+/// The service, Envoy and an upstream for one realm.
+struct TestEnv {
     realm: Realm,
     keys: CountingProxy,
     portcullis: Portcullis,
@@ -304,13 +303,13 @@ struct Stage {
     _upstream: Upstream,
 }
 
-impl Stage {
-    async fn set(realm: Realm) -> Self {
-        Self::set_with(realm, "").await
+impl TestEnv {
+    async fn start(realm: Realm) -> Self {
+        Self::start_with(realm, "").await
     }
 
-    /// `more` belongs to the provider.
-    async fn set_with(realm: Realm, more: &str) -> Self {
+    /// `more` follows the provider's configuration.
+    async fn start_with(realm: Realm, more: &str) -> Self {
         let keys = CountingProxy::start(&realm).await;
         let providers = format!(
             "providers:
@@ -340,23 +339,23 @@ impl Stage {
         self.send(token).await.status()
     }
 
-    /// How often keys were fetched: as the key endpoint saw it, as Portcullis says in all, and as it says of
-    /// those forced by an unknown kid.
+    /// The number of key fetches: counted by the proxy, counted by Portcullis, and those of Portcullis that an unknown
+    /// kid forced.
     async fn fetches(&self) -> (u64, u64, u64) {
         let all = self.portcullis.metric("portcullis_jwks_fetches_total", &[]).await;
-        (self.keys.asked(), all, self.portcullis.fetches("unknown_kid").await)
+        (self.keys.requests(), all, self.portcullis.fetches("unknown_kid").await)
     }
 
-    /// The realm's next token is the first that its new key signed: allowed at its first try, for exactly one
-    /// fetch. Returns it.
+    /// Asserts that the first token of a new key is allowed at the first request, with exactly one fetch. Returns the
+    /// token.
     async fn first_token_passes_for_one_fetch(&self, algorithm: &str) -> String {
-        let (asked, all, forced) = self.fetches().await;
+        let (requests, all, forced) = self.fetches().await;
         let token = self.realm.token().await;
         assert_eq!(header(&token)["alg"], algorithm);
         let answer = self.send(&token).await;
         assert_eq!(answer.status(), StatusCode::OK, "the first token by {algorithm}");
         assert_eq!(real::json(answer).await["x-auth-tenant"], "acme");
-        assert_eq!(self.fetches().await, (asked + 1, all + 1, forced + 1), "by {algorithm}");
+        assert_eq!(self.fetches().await, (requests + 1, all + 1, forced + 1), "by {algorithm}");
         token
     }
 }
@@ -368,148 +367,146 @@ fn header(token: &str) -> Value {
 }
 
 #[tokio::test]
-async fn the_first_token_after_each_rotation_passes_at_once_and_a_disabled_key_is_refused() {
+async fn the_first_token_after_each_rotation_passes_immediately_and_a_disabled_key_is_refused() {
     let keycloak = Keycloak::shared().await;
-    let _turn = TURN.lock().await;
-    let stage = Stage::set(Realm::imported(&keycloak)).await;
-    let realm = &stage.realm;
+    let _serial = SERIAL.lock().await;
+    let env = TestEnv::start(Realm::imported(&keycloak)).await;
+    let realm = &env.realm;
 
     let old = realm.token().await;
-    let answer = stage.send(&old).await;
+    let answer = env.send(&old).await;
     assert_eq!(answer.status(), StatusCode::OK);
     let received = real::json(answer).await;
     assert_eq!(received["x-auth-tenant"], "acme");
     assert!(received["x-auth-subject"].is_string(), "{received}");
-    assert_eq!(stage.fetches().await, (1, 1, 0), "the keys of the start were enough");
+    assert_eq!(env.fetches().await, (1, 1, 0), "no fetch after the first");
 
     realm.add_key("rsa-generated", ("algorithm", "RS256"), 200).await;
-    let new = stage.first_token_passes_for_one_fetch("RS256").await;
+    let new = env.first_token_passes_for_one_fetch("RS256").await;
     assert_ne!(header(&new)["kid"], header(&old)["kid"]);
-    let before = stage.fetches().await;
-    assert_eq!(stage.status(&old).await, StatusCode::OK, "the old key is still published");
-    assert_eq!(stage.fetches().await, before);
+    let before = env.fetches().await;
+    assert_eq!(env.status(&old).await, StatusCode::OK, "the old key is still published");
+    assert_eq!(env.fetches().await, before);
 
     realm.disable_key("rsa-generated").await;
     let mut tokens = vec![new];
     for (algorithm, provider, option) in ALGORITHMS {
         realm.sign_with(algorithm, provider, option).await;
-        tokens.push(stage.first_token_passes_for_one_fetch(algorithm).await);
-        assert_eq!(stage.status(&old).await, StatusCode::UNAUTHORIZED, "its key was disabled");
+        tokens.push(env.first_token_passes_for_one_fetch(algorithm).await);
+        assert_eq!(env.status(&old).await, StatusCode::UNAUTHORIZED, "its key was disabled");
     }
-    let before = stage.fetches().await;
+    let before = env.fetches().await;
     for token in &tokens {
-        assert_eq!(stage.status(token).await, StatusCode::OK, "{}", header(token));
+        assert_eq!(env.status(token).await, StatusCode::OK, "{}", header(token));
     }
-    assert_eq!(stage.fetches().await, before, "every other key is still published");
+    assert_eq!(env.fetches().await, before, "every other key is still published");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rotations_under_load_refuse_no_good_token() {
     let keycloak = Keycloak::shared().await;
-    let _turn = TURN.lock().await;
-    let stage = Arc::new(Stage::set(Realm::create(&keycloak, "acme-load").await).await);
-    let current = Arc::new(Mutex::new(stage.realm.token().await));
+    let _serial = SERIAL.lock().await;
+    let env = Arc::new(TestEnv::start(Realm::create(&keycloak, "acme-load").await).await);
+    let current = Arc::new(Mutex::new(env.realm.token().await));
     let allowed = Arc::new(AtomicU64::new(0));
-    let over = Arc::new(AtomicBool::new(false));
-    let mut callers = JoinSet::new();
-    for caller in 0..9 {
-        let (stage, current) = (Arc::clone(&stage), Arc::clone(&current));
-        let (allowed, over) = (Arc::clone(&allowed), Arc::clone(&over));
-        callers.spawn(async move {
-            while !over.load(Ordering::SeqCst) {
-                // The first one always comes with a token fresh from Keycloak, and so with a new key's
-                // first; the others use what it came with.
-                let token = if caller == 0 {
-                    let fresh = stage.realm.token().await;
-                    current.lock().expect("no caller panics with it").clone_from(&fresh);
+    let stopped = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for number in 0..9 {
+        let (env, current) = (Arc::clone(&env), Arc::clone(&current));
+        let (allowed, stopped) = (Arc::clone(&allowed), Arc::clone(&stopped));
+        clients.spawn(async move {
+            while !stopped.load(Ordering::SeqCst) {
+                // The first client always sends a new token, and so the first token of a new key. The others send
+                // the latest token of the first.
+                let token = if number == 0 {
+                    let fresh = env.realm.token().await;
+                    current.lock().expect("not poisoned").clone_from(&fresh);
                     fresh
                 } else {
-                    current.lock().expect("no caller panics with it").clone()
+                    current.lock().expect("not poisoned").clone()
                 };
-                let answer = stage.send(&token).await;
+                let answer = env.send(&token).await;
                 let (status, head) = (answer.status(), header(&token));
-                let body = answer.text().await.expect("a whole body");
-                assert_eq!(status, StatusCode::OK, "a good token {head} was refused: {body}");
+                let body = answer.text().await.expect("a complete body");
+                assert_eq!(status, StatusCode::OK, "a valid token {head} was refused: {body}");
                 allowed.fetch_add(1, Ordering::SeqCst);
             }
         });
     }
 
-    let kid = || header(&current.lock().expect("no caller panics with it"))["kid"].clone();
+    let kid = || header(&current.lock().expect("not poisoned"))["kid"].clone();
     let mut rotations = 0;
     for (algorithm, provider, option) in ALGORITHMS {
         let old = kid();
-        stage.realm.sign_with(algorithm, provider, option).await;
+        env.realm.sign_with(algorithm, provider, option).await;
         rotations += 1;
-        eventually("callers come with a token of the new key", PATIENCE, async || {
-            (kid() != old).then_some(())
-        })
-        .await;
-        let enough = allowed.load(Ordering::SeqCst) + 200;
-        eventually("callers are allowed with it", PATIENCE, async || {
-            if let Some(refused) = callers.try_join_next() {
-                refused.expect("no good token was refused");
+        eventually("clients send a token of the new key", TIMEOUT, async || (kid() != old).then_some(()))
+            .await;
+        let target = allowed.load(Ordering::SeqCst) + 200;
+        eventually("clients are allowed with it", TIMEOUT, async || {
+            if let Some(refused) = clients.try_join_next() {
+                refused.expect("no valid token was refused");
             }
-            (allowed.load(Ordering::SeqCst) >= enough).then_some(())
+            (allowed.load(Ordering::SeqCst) >= target).then_some(())
         })
         .await;
     }
-    over.store(true, Ordering::SeqCst);
-    while let Some(caller) = callers.join_next().await {
-        caller.expect("no good token was refused");
+    stopped.store(true, Ordering::SeqCst);
+    while let Some(client) = clients.join_next().await {
+        client.expect("no valid token was refused");
     }
-    assert_eq!(stage.fetches().await, (1 + rotations, 1 + rotations, rotations));
+    assert_eq!(env.fetches().await, (1 + rotations, 1 + rotations, rotations));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_keycloak_that_is_killed_and_comes_back_with_other_keys_costs_no_good_token_and_needs_nobody() {
-    let _turn = TURN.lock().await;
-    let (keycloak, address) = Keycloak::anywhere().await;
+async fn a_keycloak_that_is_killed_and_restarts_with_other_keys_costs_no_good_token_and_no_intervention() {
+    let _serial = SERIAL.lock().await;
+    let (keycloak, address) = Keycloak::start().await;
     let refresh = "    refresh: {interval: 2s}\n";
-    let stage = Arc::new(Stage::set_with(Realm::imported(&keycloak), refresh).await);
-    let old = stage.realm.token().await;
+    let env = Arc::new(TestEnv::start_with(Realm::imported(&keycloak), refresh).await);
+    let old = env.realm.token().await;
 
     let allowed = Arc::new(AtomicU64::new(0));
-    let mut callers = JoinSet::new();
+    let mut clients = JoinSet::new();
     for _ in 0..4 {
-        let (stage, old, allowed) = (Arc::clone(&stage), old.clone(), Arc::clone(&allowed));
-        callers.spawn(async move {
+        let (env, old, allowed) = (Arc::clone(&env), old.clone(), Arc::clone(&allowed));
+        clients.spawn(async move {
             // A steady load that leaves Keycloak time to start.
-            let mut pace = tokio::time::interval(Duration::from_millis(10));
-            // Until it is refused, which it must not be while its key is the issuer's last word.
-            while stage.status(&old).await == StatusCode::OK {
+            let mut interval = tokio::time::interval(Duration::from_millis(10));
+            // The token must not be refused before the service has the new key set.
+            while env.status(&old).await == StatusCode::OK {
                 allowed.fetch_add(1, Ordering::SeqCst);
-                pace.tick().await;
+                interval.tick().await;
             }
-            assert_eq!(stage.portcullis.metric("portcullis_jwks_generation", &[]).await, 2, "a known key");
+            assert_eq!(env.portcullis.metric("portcullis_jwks_generation", &[]).await, 2, "a known key");
         });
     }
-    let more = async |count: u64, what: &str| {
-        let enough = allowed.load(Ordering::SeqCst) + count;
-        eventually(what, PATIENCE, async || (allowed.load(Ordering::SeqCst) >= enough).then_some(())).await;
+    let wait_for_allowed = async |count: u64, what: &str| {
+        let target = allowed.load(Ordering::SeqCst) + count;
+        eventually(what, TIMEOUT, async || (allowed.load(Ordering::SeqCst) >= target).then_some(())).await;
     };
-    more(200, "callers are allowed").await;
+    wait_for_allowed(200, "clients are allowed").await;
     keycloak.kill();
-    eventually("refreshes fail", PATIENCE, async || {
-        let failed = stage.portcullis.metric("portcullis_jwks_fetches_total", &[("outcome", "failed")]).await;
+    eventually("refreshes fail", TIMEOUT, async || {
+        let failed = env.portcullis.metric("portcullis_jwks_fetches_total", &[("outcome", "failed")]).await;
         (failed >= 2).then_some(())
     })
     .await;
-    more(200, "callers are allowed while Keycloak is gone").await;
-    assert_eq!(callers.try_join_next().map(|ended| ended.is_ok()), None, "nobody was refused");
-    assert_eq!(stage.portcullis.fetches("unknown_kid").await, 0, "known keys force nothing");
+    wait_for_allowed(200, "clients are allowed while Keycloak is down").await;
+    assert_eq!(clients.try_join_next().map(|result| result.is_ok()), None, "no client was refused");
+    assert_eq!(env.portcullis.fetches("unknown_kid").await, 0, "known keys force nothing");
 
-    // Its database was in memory: the realm is imported once more, and its keys are made anew.
-    let _keycloak = Keycloak::at(address).await;
-    eventually("the new keys are found without a token that asks for them", PATIENCE, async || {
-        (stage.portcullis.metric("portcullis_jwks_generation", &[]).await == 2).then_some(())
+    // The database is in memory, so the realm is imported again with new keys.
+    let _keycloak = Keycloak::start_at(address).await;
+    eventually("the new keys are fetched without a token that needs them", TIMEOUT, async || {
+        (env.portcullis.metric("portcullis_jwks_generation", &[]).await == 2).then_some(())
     })
     .await;
-    let new = stage.realm.token().await;
+    let new = env.realm.token().await;
     assert_ne!(header(&new)["kid"], header(&old)["kid"]);
-    assert_eq!(stage.status(&new).await, StatusCode::OK, "at its first try");
-    assert_eq!(stage.status(&old).await, StatusCode::UNAUTHORIZED, "its key is gone");
-    while let Some(caller) = callers.join_next().await {
-        caller.expect("refused only once its key was gone");
+    assert_eq!(env.status(&new).await, StatusCode::OK, "at the first request");
+    assert_eq!(env.status(&old).await, StatusCode::UNAUTHORIZED, "its key is withdrawn");
+    while let Some(client) = clients.join_next().await {
+        client.expect("refused only after its key was withdrawn");
     }
 }

@@ -1,5 +1,5 @@
-//! The manifests of `deploy/` for Istio and Envoy Gateway, read strictly with the types of their APIs (by the
-//! Go program beside this file, which has them). There is no cluster here: that they are applied, nobody tests.
+//! The manifests of `deploy/` for Istio and Envoy Gateway, parsed strictly with the types of their APIs by the Go
+//! program in `kubernetes/`. They are not applied to a cluster.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn read_by_its_api(manifest: &Path) -> Output {
+fn parse_with_api_types(manifest: &Path) -> Output {
     Command::new("go")
         .args(["run", "."])
         .arg(manifest)
@@ -22,7 +22,7 @@ fn read_by_its_api(manifest: &Path) -> Output {
 }
 
 #[test]
-fn every_field_of_the_manifests_is_one_of_the_apis() {
+fn every_field_of_the_manifests_is_defined_by_its_api() {
     for (file, kinds) in [
         (ISTIO, &["install.istio.io/v1alpha1 IstioOperator", "security.istio.io/v1 AuthorizationPolicy"][..]),
         (
@@ -35,15 +35,15 @@ fn every_field_of_the_manifests_is_one_of_the_apis() {
             ],
         ),
     ] {
-        let output = read_by_its_api(&root().join(file));
+        let output = parse_with_api_types(&root().join(file));
         assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
-        let read = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(read.lines().collect::<Vec<_>>(), kinds, "{file}");
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(stdout.lines().collect::<Vec<_>>(), kinds, "{file}");
     }
 }
 
 #[test]
-fn a_field_that_no_api_has_would_be_found() {
+fn an_unknown_field_is_an_error() {
     let folder =
         tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build folder can be written to");
     for (file, field) in [
@@ -54,11 +54,11 @@ fn a_field_that_no_api_has_would_be_found() {
         (ENVOY_GATEWAY, "resourceRules"),
         (ENVOY_GATEWAY, "validationActions"),
     ] {
-        let text = fs::read_to_string(root().join(file)).expect("is there");
+        let text = fs::read_to_string(root().join(file)).expect("the manifest");
         let wrong = text.replace(&format!("{field}:"), &format!("{field}s:"));
         assert_ne!(wrong, text, "{field} is in {file}");
         let copy = folder.path().join("manifest.yaml");
         fs::write(&copy, wrong).expect("the folder can be written to");
-        assert!(!read_by_its_api(&copy).status.success(), "{file}: {field}s");
+        assert!(!parse_with_api_types(&copy).status.success(), "{file}: {field}s");
     }
 }

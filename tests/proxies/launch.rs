@@ -1,6 +1,4 @@
-//! Starts each real proxy under its shipped files of `deploy/`, where nothing but addresses is changed.
-//!
-//! It knows nothing of what is then asked of them.
+//! Starts each real proxy with its files of `deploy/`, where only addresses are changed.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,79 +8,83 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::real::{
-    PATIENCE, Process, TRIES, debian, envoy_listens, eventually, folder, free_address, local_port, part,
-    shipped, switched_on,
+    MAX_ATTEMPTS, Process, TIMEOUT, debian_command, deploy_file, eventually, folder, free_address,
+    local_port, program_path, uncomment, wait_for_envoy,
 };
 
-/// What a proxy's configuration has to name.
-pub struct Places {
+/// The addresses in a proxy's configuration.
+pub struct Addresses {
     /// The HTTP door.
-    pub door: SocketAddr,
+    pub forward_auth: SocketAddr,
     /// The gRPC door.
     pub ext_authz: SocketAddr,
-    /// The operator's door.
+    /// The admin door.
     pub admin: SocketAddr,
-    /// Where it forwards to.
+    /// The upstream.
     pub upstream: SocketAddr,
 }
 
-/// A proxy that was started.
-pub struct Started {
+/// A proxy process.
+pub struct RunningProxy {
     pub process: Process,
-    listens: Listens,
-    /// Where its files are; they go with it.
+    address: AddressSource,
+    /// Its files.
     _folder: TempDir,
 }
 
-/// How it is known where a proxy listens.
+/// Where the address of a proxy is known from.
 #[derive(Clone, Copy)]
-enum Listens {
-    /// It was told.
-    At(SocketAddr),
-    /// Envoy was told port 0, and says by its administrator's door what it got.
-    AsItsAdminSays,
-    /// Caddy was told port 0, and says in its log what it got.
-    AsItsLogSays,
+enum AddressSource {
+    /// Its configuration.
+    Fixed(SocketAddr),
+    /// Envoy's admin interface: Envoy binds port 0.
+    Admin,
+    /// Caddy's log: Caddy binds port 0.
+    Log,
 }
 
-/// The file in which Envoy writes where its administrator's door is.
+/// The file that Envoy writes the address of its admin interface to.
 const ADMIN_FILE: &str = "admin";
 
-/// Starts a proxy and waits until it listens, at this address. One that was told where, and finds somebody else there,
-/// is started once more.
-pub async fn listening(start: fn(&Places) -> Started, places: &Places) -> (Started, SocketAddr) {
-    for _ in 0..TRIES {
-        let mut started = start(places);
-        if let Some(address) = started.address().await {
-            return (started, address);
+/// Starts a proxy, waits until it listens, and returns its address. Starts it again if its port is in use.
+pub async fn start_proxy(
+    start: fn(&Addresses) -> RunningProxy,
+    addresses: &Addresses,
+) -> (RunningProxy, SocketAddr) {
+    for _ in 0..MAX_ATTEMPTS {
+        let mut proxy = start(addresses);
+        if let Some(address) = proxy.address().await {
+            return (proxy, address);
         }
     }
-    panic!("{TRIES} addresses in a row were taken");
+    panic!("{MAX_ATTEMPTS} ports in a row are in use");
 }
 
-impl Started {
-    /// Where it listens, once it does; none where somebody else had the address.
+impl RunningProxy {
+    /// Waits until the proxy listens, and returns its address; `None` if the port is in use.
     async fn address(&mut self) -> Option<SocketAddr> {
-        if matches!(self.listens, Listens::AsItsAdminSays) {
+        if matches!(self.address, AddressSource::Admin) {
             let admin_file = self._folder.path().join(ADMIN_FILE);
-            return Some(envoy_listens(&mut self.process, &admin_file).await);
+            return Some(wait_for_envoy(&mut self.process, &admin_file).await);
         }
-        eventually("the proxy listens", PATIENCE, async || {
-            if self.process.found_its_address_taken() {
+        eventually("the proxy listens", TIMEOUT, async || {
+            if self.process.failed_to_bind() {
                 return Some(None);
             }
-            self.process.must_be_running();
-            match self.listens {
-                Listens::At(address) => self.process.listens_at(address.port()).then_some(Some(address)),
-                _ => caddys_address(&self.process.log()).map(Some),
+            self.process.assert_running();
+            match self.address {
+                AddressSource::Fixed(address) => {
+                    self.process.listens_on(address.port()).then_some(Some(address))
+                }
+                _ => address_in_caddy_log(&self.process.log()).map(Some),
             }
         })
         .await
     }
 }
 
-/// The address of the one listener whose port Caddy has chosen.
-fn caddys_address(log: &str) -> Option<SocketAddr> {
+/// The address that Caddy logs for its listener on port 0.
+fn address_in_caddy_log(log: &str) -> Option<SocketAddr> {
     let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let line = lines.find(|line| line["msg"] == "port 0 listener")?;
     let bound: SocketAddr = line["actual_address"].as_str()?.parse().ok()?;
@@ -90,123 +92,125 @@ fn caddys_address(log: &str) -> Option<SocketAddr> {
 }
 
 /// Debian's NGINX.
-pub fn nginx(places: &Places) -> Started {
-    run_nginx(nginx_configuration(places))
+pub fn nginx(addresses: &Addresses) -> RunningProxy {
+    run_nginx(nginx_configuration(addresses))
 }
 
-/// The same with the lines for `forward_token: false`.
-pub fn nginx_hiding_tokens(places: &Places) -> Started {
+/// The same with the lines for `forward_token: false` uncommented.
+pub fn nginx_stripping_tokens(addresses: &Addresses) -> RunningProxy {
     let lines = [
         "proxy_set_header Authorization \"\";",
         "auth_request_set $auth_cookie $upstream_http_cookie;",
         "proxy_set_header Cookie $auth_cookie;",
     ];
-    run_nginx(switched_on(&nginx_configuration(places), &lines))
+    run_nginx(uncomment(&nginx_configuration(addresses), &lines))
 }
 
-/// The shipped file with these addresses.
-pub fn nginx_configuration(places: &Places) -> String {
-    shipped(
+/// The file of `deploy/` with these addresses.
+pub fn nginx_configuration(addresses: &Addresses) -> String {
+    deploy_file(
         "nginx/nginx.conf",
         &[
-            ("server 127.0.0.1:9192;", format!("server {};", places.door)),
-            ("server 127.0.0.1:8080;", format!("server {};", places.upstream)),
+            ("server 127.0.0.1:9192;", format!("server {};", addresses.forward_auth)),
+            ("server 127.0.0.1:8080;", format!("server {};", addresses.upstream)),
         ],
     )
 }
 
-/// Debian's NGINX under this text.
-pub fn run_nginx(text: String) -> Started {
+/// Debian's NGINX with this configuration.
+pub fn run_nginx(text: String) -> RunningProxy {
     let (folder, address) = (folder(), free_address());
     assert_eq!(text.matches("listen 10000;").count(), 1);
     let text = text.replace("listen 10000;", &format!("listen {address};"));
-    // Where Debian's build keeps its files belongs to the system's NGINX.
+    // The default folders of Debian's build belong to the system's NGINX.
     let own = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("    {kind}_temp_path {}/{kind};\n", folder.path().display()));
     let text = text.replacen("http {\n", &format!("http {{\n    access_log off;\n{}", own.concat()), 1);
     let config = folder.path().join("nginx.conf");
     fs::write(&config, text).expect("the folder can be written to");
-    let mut command = debian("usr/sbin/nginx");
+    let mut command = debian_command("usr/sbin/nginx");
     command.arg("-p").arg(folder.path()).arg("-c").arg(&config).args(["-e", "stderr"]);
     command.arg("-g").arg(format!("daemon off; pid {}/pid;", folder.path().display()));
     let process = Process::start("nginx", &mut command, folder.path());
-    Started { process, listens: Listens::At(address), _folder: folder }
+    RunningProxy { process, address: AddressSource::Fixed(address), _folder: folder }
 }
 
 /// Debian's HAProxy.
-pub fn haproxy(places: &Places) -> Started {
-    let (config, action) = haproxy_configuration(places);
+pub fn haproxy(addresses: &Addresses) -> RunningProxy {
+    let (config, action) = haproxy_configuration(addresses);
     run_haproxy(&config, &action)
 }
 
-/// The same with the lines for `forward_token: false`.
-pub fn haproxy_hiding_tokens(places: &Places) -> Started {
-    let (config, action) = haproxy_configuration(places);
-    let config = switched_on(&config, &["http-request del-header authorization"]);
+/// The same with the lines for `forward_token: false` uncommented.
+pub fn haproxy_stripping_tokens(addresses: &Addresses) -> RunningProxy {
+    let (config, action) = haproxy_configuration(addresses);
+    let config = uncomment(&config, &["http-request del-header authorization"]);
     run_haproxy(&config, &action.replace("local FROM_RESPONSE = {}", "local FROM_RESPONSE = { \"cookie\" }"))
 }
 
-fn haproxy_configuration(places: &Places) -> (String, String) {
-    let config = shipped(
+fn haproxy_configuration(addresses: &Addresses) -> (String, String) {
+    let config = deploy_file(
         "haproxy/haproxy.cfg",
-        &[("server app 127.0.0.1:8080", format!("server app {}", places.upstream))],
+        &[("server app 127.0.0.1:8080", format!("server app {}", addresses.upstream))],
     );
-    let action =
-        shipped("haproxy/portcullis.lua", &[("http://127.0.0.1:9192/", format!("http://{}/", places.door))]);
+    let action = deploy_file(
+        "haproxy/portcullis.lua",
+        &[("http://127.0.0.1:9192/", format!("http://{}/", addresses.forward_auth))],
+    );
     (config, action)
 }
 
-fn run_haproxy(config: &str, action: &str) -> Started {
+fn run_haproxy(config: &str, action: &str) -> RunningProxy {
     let (folder, address) = (folder(), free_address());
     assert_eq!(config.matches("bind :10000").count(), 1);
     let config = config.replace("bind :10000", &format!("bind {address}"));
     fs::write(folder.path().join("haproxy.cfg"), config).expect("the folder can be written to");
     fs::write(folder.path().join("portcullis.lua"), action).expect("the folder can be written to");
-    let mut command = debian("usr/sbin/haproxy");
+    let mut command = debian_command("usr/sbin/haproxy");
     command.current_dir(folder.path()).args(["-db", "-f", "haproxy.cfg"]);
     let process = Process::start("haproxy", &mut command, folder.path());
-    Started { process, listens: Listens::At(address), _folder: folder }
+    RunningProxy { process, address: AddressSource::Fixed(address), _folder: folder }
 }
 
 /// Debian's Caddy.
-pub fn caddy(places: &Places) -> Started {
-    run_caddy(debian("usr/bin/caddy"), &caddy_configuration(places))
+pub fn caddy(addresses: &Addresses) -> RunningProxy {
+    run_caddy(debian_command("usr/bin/caddy"), &caddy_configuration(addresses))
 }
 
-/// The same with the lines for `forward_token: false`.
-pub fn caddy_hiding_tokens(places: &Places) -> Started {
-    run_caddy(debian("usr/bin/caddy"), &caddy_configuration_hiding_tokens(places))
+/// The same with the lines for `forward_token: false` uncommented.
+pub fn caddy_stripping_tokens(addresses: &Addresses) -> RunningProxy {
+    run_caddy(debian_command("usr/bin/caddy"), &caddy_configuration_stripping_tokens(addresses))
 }
 
 /// Caddy 2.10, built from its module.
-pub fn caddy_2_10(places: &Places) -> Started {
-    run_caddy(caddy_2_10_program(), &caddy_configuration(places))
+pub fn caddy_2_10(addresses: &Addresses) -> RunningProxy {
+    run_caddy(caddy_2_10_program(), &caddy_configuration(addresses))
 }
 
-/// The same with the lines for `forward_token: false`.
-pub fn caddy_2_10_hiding_tokens(places: &Places) -> Started {
-    run_caddy(caddy_2_10_program(), &caddy_configuration_hiding_tokens(places))
+/// The same with the lines for `forward_token: false` uncommented.
+pub fn caddy_2_10_stripping_tokens(addresses: &Addresses) -> RunningProxy {
+    run_caddy(caddy_2_10_program(), &caddy_configuration_stripping_tokens(addresses))
 }
 
 /// Caddy 2.11, built from its module.
-pub fn caddy_2_11(places: &Places) -> Started {
-    run_caddy(caddy_2_11_program(), &caddy_configuration(places))
+pub fn caddy_2_11(addresses: &Addresses) -> RunningProxy {
+    run_caddy(caddy_2_11_program(), &caddy_configuration(addresses))
 }
 
-/// The same with the lines for `forward_token: false`.
-pub fn caddy_2_11_hiding_tokens(places: &Places) -> Started {
-    run_caddy(caddy_2_11_program(), &caddy_configuration_hiding_tokens(places))
+/// The same with the lines for `forward_token: false` uncommented.
+pub fn caddy_2_11_stripping_tokens(addresses: &Addresses) -> RunningProxy {
+    run_caddy(caddy_2_11_program(), &caddy_configuration_stripping_tokens(addresses))
 }
 
 fn caddy_2_10_program() -> Command {
-    Command::new(part("PORTCULLIS_TEST_CADDY_2_10", ".cache/caddy-2.10"))
+    Command::new(program_path("PORTCULLIS_TEST_CADDY_2_10", ".cache/caddy-2.10"))
 }
 
 fn caddy_2_11_program() -> Command {
-    Command::new(part("PORTCULLIS_TEST_CADDY_2_11", ".cache/caddy-2.11"))
+    Command::new(program_path("PORTCULLIS_TEST_CADDY_2_11", ".cache/caddy-2.11"))
 }
 
-fn caddy_configuration_hiding_tokens(places: &Places) -> String {
+fn caddy_configuration_stripping_tokens(addresses: &Addresses) -> String {
     let lines = [
         "copy_headers Cookie>X-Answer-Cookie",
         "request_header -Authorization",
@@ -214,26 +218,26 @@ fn caddy_configuration_hiding_tokens(places: &Places) -> String {
         "@cookies header_regexp X-Answer-Cookie ^[^{]",
         "request_header @cookies Cookie {http.request.header.X-Answer-Cookie}",
     ];
-    // Before the question and behind it.
-    let text = caddy_configuration(places)
+    // It occurs twice: before and after the ext_authz request.
+    let text = caddy_configuration(addresses)
         .replace("# request_header -X-Answer-Cookie", "request_header -X-Answer-Cookie");
-    switched_on(&text, &lines)
+    uncomment(&text, &lines)
 }
 
-fn caddy_configuration(places: &Places) -> String {
-    shipped(
+fn caddy_configuration(addresses: &Addresses) -> String {
+    deploy_file(
         "caddy/Caddyfile",
         &[
             (":10000 {", ":0 {".to_owned()),
-            ("forward_auth 127.0.0.1:9192", format!("forward_auth {}", places.door)),
-            ("reverse_proxy 127.0.0.1:8080", format!("reverse_proxy {}", places.upstream)),
+            ("forward_auth 127.0.0.1:9192", format!("forward_auth {}", addresses.forward_auth)),
+            ("reverse_proxy 127.0.0.1:8080", format!("reverse_proxy {}", addresses.upstream)),
         ],
     )
 }
 
-fn run_caddy(mut command: Command, text: &str) -> Started {
+fn run_caddy(mut command: Command, text: &str) -> RunningProxy {
     let folder = folder();
-    // Its admin door is on a fixed port.
+    // The admin API has a fixed port.
     let config = folder.path().join("Caddyfile");
     let text = text.replacen("{\n\tservers {\n", "{\n\tadmin off\n\tservers {\n", 1);
     fs::write(&config, text).expect("the folder can be written to");
@@ -242,94 +246,94 @@ fn run_caddy(mut command: Command, text: &str) -> Started {
         command.env(variable, folder.path());
     }
     let process = Process::start("caddy", &mut command, folder.path());
-    Started { process, listens: Listens::AsItsLogSays, _folder: folder }
+    RunningProxy { process, address: AddressSource::Log, _folder: folder }
 }
 
 /// Traefik, built from its module.
-pub fn traefik(places: &Places) -> Started {
-    let routes = traefik_routes(places);
+pub fn traefik(addresses: &Addresses) -> RunningProxy {
+    let routes = traefik_routes(addresses);
     run_traefik(&routes)
 }
 
-/// The same with the lines for `forward_token: false`.
-pub fn traefik_hiding_tokens(places: &Places) -> Started {
-    let routes = switched_on(&traefik_routes(places), &["- Cookie", "Authorization: \"\""]);
+/// The same with the lines for `forward_token: false` uncommented.
+pub fn traefik_stripping_tokens(addresses: &Addresses) -> RunningProxy {
+    let routes = uncomment(&traefik_routes(addresses), &["- Cookie", "Authorization: \"\""]);
     run_traefik(&routes)
 }
 
-fn traefik_routes(places: &Places) -> String {
-    shipped(
+fn traefik_routes(addresses: &Addresses) -> String {
+    deploy_file(
         "traefik/dynamic.yaml",
         &[
-            ("http://127.0.0.1:9192/", format!("http://{}/", places.door)),
-            ("http://127.0.0.1:8080", format!("http://{}", places.upstream)),
+            ("http://127.0.0.1:9192/", format!("http://{}/", addresses.forward_auth)),
+            ("http://127.0.0.1:8080", format!("http://{}", addresses.upstream)),
         ],
     )
 }
 
-fn run_traefik(routes: &str) -> Started {
+fn run_traefik(routes: &str) -> RunningProxy {
     let (folder, address) = (folder(), free_address());
-    let main = shipped("traefik/traefik.yaml", &[("address: :10000", format!("address: '{address}'"))]);
+    let main = deploy_file("traefik/traefik.yaml", &[("address: :10000", format!("address: '{address}'"))]);
     fs::write(folder.path().join("traefik.yaml"), main).expect("the folder can be written to");
     fs::write(folder.path().join("dynamic.yaml"), routes).expect("the folder can be written to");
-    let mut command = Command::new(part("PORTCULLIS_TEST_TRAEFIK", ".cache/traefik"));
+    let mut command = Command::new(program_path("PORTCULLIS_TEST_TRAEFIK", ".cache/traefik"));
     command.current_dir(folder.path()).arg("--configFile=traefik.yaml");
     let process = Process::start("traefik", &mut command, folder.path());
-    Started { process, listens: Listens::At(address), _folder: folder }
+    RunningProxy { process, address: AddressSource::Fixed(address), _folder: folder }
 }
 
-/// Envoy that asks over HTTP.
-pub fn envoy_http(places: &Places) -> Started {
-    run_envoy_http(&envoy_http_configuration(places))
+/// Envoy with ext_authz over HTTP.
+pub fn envoy_http(addresses: &Addresses) -> RunningProxy {
+    run_envoy_http(&envoy_http_configuration(addresses))
 }
 
-/// The same with the line for `forward_token: false`.
-pub fn envoy_http_hiding_tokens(places: &Places) -> Started {
-    run_envoy_http(&switched_on(&envoy_http_configuration(places), &["- {exact: cookie}"]))
+/// The same with the line for `forward_token: false` uncommented.
+pub fn envoy_http_stripping_tokens(addresses: &Addresses) -> RunningProxy {
+    run_envoy_http(&uncomment(&envoy_http_configuration(addresses), &["- {exact: cookie}"]))
 }
 
-fn envoy_http_configuration(places: &Places) -> String {
-    shipped(
+fn envoy_http_configuration(addresses: &Addresses) -> String {
+    deploy_file(
         "envoy/envoy-http.yaml",
         &[
             ("address: 127.0.0.1, port_value: 9901", local_port(0)),
             ("address: 0.0.0.0, port_value: 10000", local_port(0)),
-            ("address: 127.0.0.1, port_value: 9192", local_port(places.door.port())),
-            ("port_value: 9193", format!("port_value: {}", places.admin.port())),
-            ("address: 127.0.0.1, port_value: 8080", local_port(places.upstream.port())),
+            ("address: 127.0.0.1, port_value: 9192", local_port(addresses.forward_auth.port())),
+            ("port_value: 9193", format!("port_value: {}", addresses.admin.port())),
+            ("address: 127.0.0.1, port_value: 8080", local_port(addresses.upstream.port())),
         ],
     )
 }
 
-fn run_envoy_http(text: &str) -> Started {
+fn run_envoy_http(text: &str) -> RunningProxy {
     let folder = folder();
     let config = folder.path().join("envoy.yaml");
     fs::write(&config, text).expect("the folder can be written to");
-    let mut command = Command::new(part("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
-    // Hot restart would make two Envoys on one machine find each other.
+    let mut command = Command::new(program_path("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
+    // Hot restart would connect two Envoys on one machine.
     command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
     command.arg("--admin-address-path").arg(folder.path().join(ADMIN_FILE)).arg("--config-path").arg(config);
     let process = Process::start("envoy", &mut command, folder.path());
-    Started { process, listens: Listens::AsItsAdminSays, _folder: folder }
+    RunningProxy { process, address: AddressSource::Admin, _folder: folder }
 }
 
-/// Envoy that asks over gRPC. Portcullis says itself what is removed: no line is switched on to hide tokens.
-pub fn envoy_grpc(places: &Places) -> Started {
+/// Envoy with ext_authz over gRPC. Portcullis removes tokens itself, so no line is uncommented for that.
+pub fn envoy_grpc(addresses: &Addresses) -> RunningProxy {
     let folder = folder();
-    let text = shipped(
+    let text = deploy_file(
         "envoy/envoy-grpc.yaml",
         &[
             ("address: 127.0.0.1, port_value: 9901", local_port(0)),
             ("address: 0.0.0.0, port_value: 10000", local_port(0)),
-            ("address: 127.0.0.1, port_value: 9191", local_port(places.ext_authz.port())),
-            ("address: 127.0.0.1, port_value: 8080", local_port(places.upstream.port())),
+            ("address: 127.0.0.1, port_value: 9191", local_port(addresses.ext_authz.port())),
+            ("address: 127.0.0.1, port_value: 8080", local_port(addresses.upstream.port())),
         ],
     );
     let config = folder.path().join("envoy.yaml");
     fs::write(&config, text).expect("the folder can be written to");
-    let mut command = Command::new(part("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
+    let mut command = Command::new(program_path("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
     command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
     command.arg("--admin-address-path").arg(folder.path().join(ADMIN_FILE)).arg("--config-path").arg(config);
     let process = Process::start("envoy", &mut command, folder.path());
-    Started { process, listens: Listens::AsItsAdminSays, _folder: folder }
+    RunningProxy { process, address: AddressSource::Admin, _folder: folder }
 }

@@ -1,11 +1,7 @@
-//! What holds behind, beside and in front of real programs: proxies, Keycloak, web frameworks, and the tools that read
-//! the files of `deploy/`. `tests/run proxies` installs them.
+//! Tests with real programs: proxies, Keycloak, web frameworks, and the tools that read the files of `deploy/`.
+//! `tests/run proxies` installs them.
 
-#![allow(
-    unreachable_pub,
-    missing_docs,
-    reason = "nobody else uses these modules; what is said of visibility and docs is about libraries"
-)]
+#![allow(unreachable_pub, missing_docs, reason = "these lints are for libraries")]
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -13,10 +9,9 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "tests fail by panicking, and say on their streams what they did"
+    reason = "tests fail by panicking, and print diagnostics"
 )]
 
-mod behind;
 mod caddy;
 mod differentials;
 mod drill;
@@ -31,6 +26,7 @@ mod launch;
 mod nginx;
 mod nginx_keys;
 mod promtool;
+mod suite;
 #[path = "../support/mod.rs"]
 mod support;
 mod traefik;

@@ -1,5 +1,5 @@
-// Preloaded into a process, gives it another wall clock: one that showed CLOCK_SHIM_SECONDS (since the Unix epoch) when
-// the process first asked, and has gone on since. Clocks that are not set by people stay as they are.
+// LD_PRELOAD library that replaces the wall clock of a process: it begins at CLOCK_SHIM_SECONDS (since the Unix epoch)
+// when the process starts, and runs on from there. Other clocks are unchanged.
 
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -8,20 +8,20 @@
 #include <time.h>
 #include <unistd.h>
 
-static long monotonic_at_first;
+static long monotonic_at_start;
 
-// Before any thread of the process runs.
-__attribute__((constructor)) static void begin(void) {
+// Runs before the process has any thread.
+__attribute__((constructor)) static void init(void) {
     struct timespec now;
     syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
-    monotonic_at_first = now.tv_sec;
+    monotonic_at_start = now.tv_sec;
 }
 
 static time_t wall(void) {
     struct timespec now;
     syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
     const char *seconds = getenv("CLOCK_SHIM_SECONDS");
-    return (seconds ? strtoll(seconds, NULL, 10) : 0) + (now.tv_sec - monotonic_at_first);
+    return (seconds ? strtoll(seconds, NULL, 10) : 0) + (now.tv_sec - monotonic_at_start);
 }
 
 int clock_gettime(clockid_t clock, struct timespec *time) {
@@ -40,10 +40,10 @@ int gettimeofday(struct timeval *restrict time, void *restrict zone) {
     return 0;
 }
 
-time_t time(time_t *told) {
+time_t time(time_t *result) {
     time_t now = wall();
-    if (told) {
-        *told = now;
+    if (result) {
+        *result = now;
     }
     return now;
 }

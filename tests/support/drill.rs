@@ -1,40 +1,40 @@
-//! `portcullis drill`, run as a user does.
+//! Runs `portcullis drill` as a subprocess.
 
 use std::net::SocketAddr;
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
-/// Time enough for every kind of rotation.
+/// A short drill, long enough for every kind of rotation.
 pub const SHORT: [&str; 6] = ["--duration", "4s", "--rotations", "5", "--attack-rate", "50"];
 
-/// Runs a drill to its end.
+/// Runs a drill and waits for it to exit.
 pub fn drill(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
     command.arg("drill").args(arguments).output().expect("the binary runs")
 }
 
-/// The same, beside what goes on in this test.
-pub async fn drill_beside(arguments: Vec<String>) -> Output {
+/// Runs a drill on a blocking thread, so that the runtime of the test goes on.
+pub async fn drill_async(arguments: Vec<String>) -> Output {
     tokio::task::spawn_blocking(move || drill(&arguments.iter().map(String::as_str).collect::<Vec<_>>()))
         .await
         .expect("does not panic")
 }
 
-/// The arguments of a drill of this target, as JSON.
+/// The arguments of a drill of this target with a JSON result.
 pub fn arguments(fixed: &[&str], target: String, issuer: SocketAddr) -> Vec<String> {
     let own = ["--format", "json", "--target", &target, "--issuer-address", &issuer.to_string()];
     fixed.iter().chain(&own).map(|argument| (*argument).to_owned()).collect()
 }
 
-/// The result, which is JSON.
+/// Parses the JSON result.
 pub fn result(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
         panic!("{error}: {}\n{}", String::from_utf8_lossy(&output.stdout), text(&output.stderr))
     })
 }
 
-/// What was written, as text.
+/// The bytes as text.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

@@ -1,7 +1,7 @@
-//! Gateways that are wrong on purpose: which tokens are good they know, and then they answer good ones, forged
-//! ones or both as no gateway should.
+//! Faulty gateways for the drill: they know which tokens are valid, and answer valid tokens, forged tokens or both
+//! wrongly.
 //!
-//! What they send is octets, so that nothing tidies it up.
+//! They write raw bytes, so that no HTTP library corrects the response.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -22,75 +22,75 @@ use tokio::task::JoinHandle;
 /// A gateway that listens until it is dropped.
 pub struct Gateway {
     pub address: SocketAddr,
-    serving: JoinHandle<()>,
+    server: JoinHandle<()>,
 }
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        self.serving.abort();
+        self.server.abort();
     }
 }
 
-/// What is written as the answer to a token, and what becomes of the connection.
+/// The bytes of a response, and what happens to the connection afterwards.
 #[derive(Clone)]
 pub struct Answer {
-    octets: Arc<[u8]>,
-    then: Then,
+    bytes: Arc<[u8]>,
+    after: AfterAnswer,
 }
 
-/// What a gateway does with a connection once it has written its answer.
+/// What a gateway does with a connection after it has written its response.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Then {
-    /// The next request is answered.
-    GoOn,
-    /// It is closed.
+pub enum AfterAnswer {
+    /// Answers the next request.
+    KeepAlive,
+    /// Closes the connection.
     Close,
-    /// It stays open until the client closes it.
+    /// Keeps the connection open until the client closes it.
     Hang,
-    /// The same, and only then is the answer written.
-    AnswerLate,
+    /// Waits until the client closes the connection, and writes the response only then.
+    AnswerAfterClose,
 }
 
 impl Answer {
-    pub fn new(octets: impl Into<Vec<u8>>, then: Then) -> Self {
-        Self { octets: octets.into().into(), then }
+    pub fn new(bytes: impl Into<Vec<u8>>, after: AfterAnswer) -> Self {
+        Self { bytes: bytes.into().into(), after }
     }
 
-    /// A whole answer with this line and this body.
-    pub fn whole(status: &str, body: &[u8]) -> Self {
+    /// A complete response with this status line and this body.
+    pub fn complete(status: &str, body: &[u8]) -> Self {
         let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
-        Self::new([head.as_bytes(), body].concat(), Then::GoOn)
+        Self::new([head.as_bytes(), body].concat(), AfterAnswer::KeepAlive)
     }
 }
 
-/// What becomes of a forged token's stream.
+/// How a gRPC gateway answers a forged token.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
-    /// It is reset.
+    /// Resets the stream.
     Reset,
-    /// It ends with this status of gRPC's and without an answer.
+    /// Ends the stream with this `grpc-status` and no message.
     Status(&'static str),
-    /// It stays open.
+    /// Keeps the stream open.
     Hang,
-    /// The answer allows.
+    /// Allows the request.
     Allow,
 }
 
 impl Gateway {
-    /// Takes HTTP/1.1. The n-th good token is answered by `good(n)`, each forged one by `forged`.
+    /// Serves HTTP/1.1. Answers the n-th valid token with `good(n)` and each forged one with `forged`.
     pub async fn http(issuer: SocketAddr, good: fn(u64) -> Answer, forged: Answer) -> Self {
-        let goods = Arc::new(AtomicU64::new(0));
+        let count = Arc::new(AtomicU64::new(0));
         Self::start(move |stream| {
-            let (goods, forged) = (Arc::clone(&goods), forged.clone());
+            let (count, forged) = (Arc::clone(&count), forged.clone());
             async move {
                 let mut stream = stream;
                 while let Some(authorization) = authorization(&mut stream).await {
                     let answer = if is_good(issuer, &authorization).await {
-                        good(goods.fetch_add(1, Ordering::SeqCst))
+                        good(count.fetch_add(1, Ordering::SeqCst))
                     } else {
                         forged.clone()
                     };
-                    if answer_with(&mut stream, &answer).await != Then::GoOn {
+                    if write_answer(&mut stream, &answer).await != AfterAnswer::KeepAlive {
                         break;
                     }
                 }
@@ -99,7 +99,7 @@ impl Gateway {
         .await
     }
 
-    /// Speaks ext_authz and allows good tokens.
+    /// Serves ext_authz over gRPC and allows valid tokens.
     pub async fn grpc(issuer: SocketAddr, forged: Stream) -> Self {
         Self::start(move |stream| async move {
             let Ok(mut connection): Result<Connection<_, Bytes>, _> = h2::server::handshake(stream).await
@@ -118,17 +118,17 @@ impl Gateway {
     ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("is bound");
-        let serving = tokio::spawn(async move {
+        let server = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(serve(stream));
             }
         });
-        Self { address, serving }
+        Self { address, server }
     }
 }
 
-/// Whether a token is good by the keys that the issuer publishes at this very moment: whoever asks for them each
-/// time needs no luck with a rotation.
+/// Whether a token is valid under the keys that the issuer publishes now. Fetches them each time, so that no
+/// rotation is missed.
 async fn is_good(issuer: SocketAddr, authorization: &str) -> bool {
     let Some(token) = authorization.strip_prefix("Bearer ") else { return false };
     let Ok(header) = decode_header(token) else { return false };
@@ -151,7 +151,7 @@ async fn key_set(issuer: SocketAddr) -> Option<JwkSet> {
     serde_json::from_str(body).ok()
 }
 
-/// The `authorization` of the next request; none at the connection's end.
+/// The `authorization` header of the next request, `None` at the end of the connection.
 async fn authorization(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -164,19 +164,19 @@ async fn authorization(stream: &mut TcpStream) -> Option<String> {
     lines.find_map(|line| line.strip_prefix("authorization: ")).map(str::to_owned)
 }
 
-async fn answer_with(stream: &mut TcpStream, answer: &Answer) -> Then {
-    if answer.then == Then::AnswerLate {
-        until_closed(stream).await;
+async fn write_answer(stream: &mut TcpStream, answer: &Answer) -> AfterAnswer {
+    if answer.after == AfterAnswer::AnswerAfterClose {
+        wait_until_closed(stream).await;
     }
-    // Whoever has read enough, or waited long enough, may have left.
-    let _written = stream.write_all(&answer.octets).await;
-    if answer.then == Then::Hang {
-        until_closed(stream).await;
+    // The client may have closed the connection.
+    let _written = stream.write_all(&answer.bytes).await;
+    if answer.after == AfterAnswer::Hang {
+        wait_until_closed(stream).await;
     }
-    answer.then
+    answer.after
 }
 
-async fn until_closed(stream: &mut TcpStream) {
+async fn wait_until_closed(stream: &mut TcpStream) {
     while stream.read(&mut [0]).await.is_ok_and(|read| read > 0) {}
 }
 
@@ -191,7 +191,7 @@ async fn check(
     match answer {
         Stream::Reset => respond.send_reset(h2::Reason::INTERNAL_ERROR),
         Stream::Hang => std::future::pending().await,
-        // What cannot be sent goes to a client that has left.
+        // Sending fails if the client has closed the connection.
         Stream::Status(status) => drop(respond.send_response(head(Some(status)), true)),
         Stream::Allow => {
             let Ok(mut body) = respond.send_response(head(None), false) else { return };
@@ -216,7 +216,7 @@ fn head(status: Option<&str>) -> Response<()> {
     head.body(()).expect("a valid head")
 }
 
-/// The `authorization` of the request that is checked.
+/// The `authorization` header of the request in a CheckRequest.
 async fn authorization_of(mut body: h2::RecvStream) -> Option<String> {
     let mut framed = Vec::new();
     while let Some(data) = body.data().await {

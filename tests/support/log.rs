@@ -1,8 +1,7 @@
-//! What is logged on this thread, which a test's runtime does not leave, kept for the test to read.
+//! Captures what is logged on the thread of a test. The test has to use a current-thread runtime.
 //!
-//! One log for all threads of the process: tracing remembers of each place in the code whether anybody listens
-//! there, and threads with logs of their own would disagree about it. Nothing is kept for threads that have not
-//! asked for it with [`listen`].
+//! All threads share one global subscriber, since tracing caches the interest of each callsite for the whole
+//! process. Lines are captured only for threads that have called [`capture`].
 
 use std::cell::RefCell;
 use std::io;
@@ -15,24 +14,24 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, fmt};
 
 thread_local! {
-    /// What was logged on this thread, in each [`Form`]; none where it has not asked for it.
-    static KEPT: RefCell<Option<[Vec<u8>; 2]>> = const { RefCell::new(None) };
+    /// What was logged on this thread, in each [`Format`]; `None` before [`capture`].
+    static CAPTURED: RefCell<Option<[Vec<u8>; 2]>> = const { RefCell::new(None) };
 }
 
-/// How a line is written.
+/// The format of log lines.
 #[derive(Clone, Copy)]
-pub enum Form {
-    /// As a JSON object.
+pub enum Format {
+    /// JSON objects.
     Json,
-    /// As text, without colours.
+    /// Text without colours.
     Text,
 }
 
-impl io::Write for Form {
+impl io::Write for Format {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        KEPT.with_borrow_mut(|kept| {
-            if let Some(kept) = kept {
-                kept[*self as usize].extend(bytes);
+        CAPTURED.with_borrow_mut(|captured| {
+            if let Some(captured) = captured {
+                captured[*self as usize].extend(bytes);
             }
         });
         Ok(bytes.len())
@@ -43,50 +42,50 @@ impl io::Write for Form {
     }
 }
 
-/// Lets lines pass of threads that have asked for them.
-struct OfThreadsThatListen;
+/// Passes events of threads that capture.
+struct CapturingThreads;
 
-impl<S: Subscriber> Layer<S> for OfThreadsThatListen {
-    fn register_callsite(&self, _place: &'static Metadata<'static>) -> Interest {
+impl<S: Subscriber> Layer<S> for CapturingThreads {
+    fn register_callsite(&self, _metadata: &'static Metadata<'static>) -> Interest {
         Interest::sometimes()
     }
 
-    fn enabled(&self, _place: &Metadata<'_>, _context: Context<'_, S>) -> bool {
-        // A thread that ends may log when its own values are gone.
-        KEPT.try_with(|kept| kept.borrow().is_some()).unwrap_or(false)
+    fn enabled(&self, _metadata: &Metadata<'_>, _context: Context<'_, S>) -> bool {
+        // A thread may log while its thread-local values are destroyed.
+        CAPTURED.try_with(|captured| captured.borrow().is_some()).unwrap_or(false)
     }
 }
 
-/// Keeps what is logged on this thread from now on, with the service's own filter at its most talkative, and
-/// forgets what was logged before.
-pub fn listen() {
-    static STARTED: Once = Once::new();
-    STARTED.call_once(|| {
-        let json = fmt::layer().json().flatten_event(true).with_writer(|| Form::Json);
-        let text = fmt::layer().with_ansi(false).with_writer(|| Form::Text);
+/// Captures what is logged on this thread from now on, at level trace, and discards what was captured before.
+pub fn capture() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let json = fmt::layer().json().flatten_event(true).with_writer(|| Format::Json);
+        let text = fmt::layer().with_ansi(false).with_writer(|| Format::Text);
         tracing_subscriber::registry()
-            .with(OfThreadsThatListen)
+            .with(CapturingThreads)
             .with(EnvFilter::new("warn,portcullis=trace"))
             .with(json.with_target(false))
             .with(text.with_target(false))
             .init();
     });
-    KEPT.with_borrow_mut(|kept| *kept = Some([Vec::new(), Vec::new()]));
+    CAPTURED.with_borrow_mut(|captured| *captured = Some([Vec::new(), Vec::new()]));
 }
 
-/// What was logged on this thread since [`listen`].
-pub fn logged(form: Form) -> String {
-    let bytes = KEPT.with_borrow(|kept| kept.as_ref().map(|kept| kept[form as usize].clone()));
-    String::from_utf8(bytes.expect("it listens")).expect("the log is text")
+/// What was logged on this thread since [`capture`].
+pub fn logged(format: Format) -> String {
+    let bytes =
+        CAPTURED.with_borrow(|captured| captured.as_ref().map(|captured| captured[format as usize].clone()));
+    String::from_utf8(bytes.expect("the thread captures its log")).expect("the log is text")
 }
 
-/// The lines of text with this in them.
+/// The text lines that contain `text`.
 pub fn lines(text: &str) -> Vec<String> {
-    logged(Form::Text).lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+    logged(Format::Text).lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
 }
 
-/// How many warnings there were that say this.
+/// The number of warnings that contain `text`.
 pub fn warnings(text: &str) -> usize {
-    let log = logged(Form::Json);
+    let log = logged(Format::Json);
     log.lines().filter(|line| line.contains("\"level\":\"WARN\"") && line.contains(text)).count()
 }

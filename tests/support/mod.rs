@@ -1,11 +1,10 @@
-//! The whole service in a test: bound on port 0, asked over gRPC with upstream's complete types, and
-//! answered in a form that a test can hold against what it expects.
+//! Runs the complete service in a test: binds port 0, sends CheckRequests over gRPC with upstream's complete types,
+//! and parses the responses for assertions.
 //!
-//! It knows nothing of any one test, and judges nothing but what holds for every answer.
+//! It contains nothing specific to one test, and asserts only what is true of every response.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-pub mod alone;
 pub mod drill;
 pub mod gateway;
 pub mod log;
@@ -13,10 +12,11 @@ pub mod pki;
 pub mod ports;
 pub mod raw;
 pub mod real;
-pub mod rulebook;
+pub mod rule_cases;
 pub mod script;
 pub mod serving;
-pub mod texts;
+pub mod snapshots;
+pub mod subprocess;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -55,18 +55,18 @@ use tokio::task::JoinHandle;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-/// The wall time of every test that does not say otherwise.
+/// The default wall time of tests.
 pub const NOW: i64 = 1_800_000_000;
 
-/// Longer than anything that a healthy service does in a test.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any operation of a healthy service in a test.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A clock that always says [`NOW`].
+/// A clock that always returns [`NOW`].
 pub fn fixed_clock() -> Clock {
     Clock::Fixed(UnixTime::from_secs(NOW))
 }
 
-/// The rules of a provider for tokens of the embedded issuer: audience `orders-api`, every default.
+/// A provider for tokens of the embedded issuer: audience `orders-api`, defaults otherwise.
 pub fn provider(name: &str, issuer: &str) -> Provider {
     Provider {
         name: name.to_owned(),
@@ -85,7 +85,7 @@ pub fn provider(name: &str, issuer: &str) -> Provider {
     }
 }
 
-/// Claim headers from name and path.
+/// Claim headers from pairs of header name and claim path.
 pub fn claim_headers(pairs: &[(&str, &str)]) -> Vec<ClaimHeader> {
     pairs
         .iter()
@@ -97,7 +97,7 @@ pub fn claim_headers(pairs: &[(&str, &str)]) -> Vec<ClaimHeader> {
         .collect()
 }
 
-/// Refreshes that a test forces start at once, and none starts by itself.
+/// Forced refreshes start immediately, and no scheduled refresh starts during a test.
 pub fn prompt_refresh() -> RefreshPolicy {
     RefreshPolicy {
         interval: Duration::from_secs(3600),
@@ -107,7 +107,7 @@ pub fn prompt_refresh() -> RefreshPolicy {
     }
 }
 
-/// A provider whose keys are fetched from this issuer.
+/// A provider that fetches its keys from this issuer.
 pub fn fetching(provider: Provider, issuer: &Issuer, refresh: RefreshPolicy) -> ProviderConfig {
     let jwks_uri = issuer.jwks_uri().parse().expect("the embedded issuer's URL is one");
     ProviderConfig {
@@ -120,7 +120,7 @@ pub fn fetching(provider: Provider, issuer: &Issuer, refresh: RefreshPolicy) -> 
     }
 }
 
-/// A provider whose keys stand in the configuration.
+/// A provider with inline keys.
 pub fn inline(provider: Provider, keys: &[Value]) -> ProviderConfig {
     let document = json!({ "keys": keys }).to_string();
     let keys = KeySet::parse_inline(document.as_bytes()).expect("the inline keys are usable");
@@ -134,14 +134,14 @@ pub fn inline(provider: Provider, keys: &[Value]) -> ProviderConfig {
     }
 }
 
-/// A configuration of these providers on ports that the system chooses, with every default.
+/// A configuration of these providers on port 0, defaults otherwise.
 pub fn config(providers: Vec<ProviderConfig>) -> Config {
-    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Config {
         listen: Listen {
-            ext_authz: vec![GrpcListener { address: BindAddress::Tcp(anywhere), tls: None }],
+            ext_authz: vec![GrpcListener { address: BindAddress::Tcp(address), tls: None }],
             forward_auth: Vec::new(),
-            admin: Some(AdminListener { address: anywhere, tls: None, hosts: Vec::new() }),
+            admin: Some(AdminListener { address, tls: None, hosts: Vec::new() }),
         },
         providers,
         rules: Rules::default(),
@@ -155,7 +155,7 @@ pub fn config(providers: Vec<ProviderConfig>) -> Config {
     }
 }
 
-/// The same with an HTTP door for each profile, in the order of [`Profile::NAMED`].
+/// Adds an HTTP door for each profile, in the order of [`Profile::NAMED`].
 pub fn with_http_doors(mut config: Config) -> Config {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let door =
@@ -164,18 +164,18 @@ pub fn with_http_doors(mut config: Config) -> Config {
     config
 }
 
-/// A running service and a connection to it. It ends with this value.
+/// A running service and a connection to it. Dropping it stops the service.
 pub struct Running {
     client: AuthorizationClient<Channel>,
     http_doors: Vec<SocketAddr>,
     admin: SocketAddr,
     service: Arc<Service>,
-    serving: JoinHandle<()>,
+    server: JoinHandle<()>,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.serving.abort();
+        self.server.abort();
     }
 }
 
@@ -183,7 +183,7 @@ impl Running {
     /// Binds, serves, and waits until every provider has keys.
     pub async fn start(config: Config, clock: Clock) -> Self {
         let running = Self::start_without_keys(config, clock).await;
-        tokio::time::timeout(PATIENCE, async {
+        tokio::time::timeout(TIMEOUT, async {
             while !running.service.is_serving() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
@@ -193,14 +193,14 @@ impl Running {
         running
     }
 
-    /// Binds and serves, whether or not any keys come.
+    /// Binds and serves without waiting for keys.
     pub async fn start_without_keys(config: Config, clock: Clock) -> Self {
         let app = App::bind(config, clock).await.expect("port 0 can be bound");
         let address = app.ext_authz_address().expect("the gRPC door is on TCP");
         let http_doors = app.forward_auth_addresses();
-        let admin = app.admin_address().expect("the operator's door is on");
+        let admin = app.admin_address().expect("the admin door is on");
         let service = app.service();
-        let serving = tokio::spawn(async move {
+        let server = tokio::spawn(async move {
             app.serve(std::future::pending()).await;
         });
         let channel = Endpoint::try_from(format!("http://{address}"))
@@ -209,10 +209,10 @@ impl Running {
             .await
             .expect("the service listens");
         let client = AuthorizationClient::new(channel).max_decoding_message_size(64 << 20);
-        Self { client, http_doors, admin, service, serving }
+        Self { client, http_doors, admin, service, server }
     }
 
-    /// Where the HTTP door of this profile is, of a service made [`with_http_doors`].
+    /// The address of the HTTP door of this profile, for a configuration [`with_http_doors`].
     pub fn http_door(&self, profile: Profile) -> SocketAddr {
         let named = Profile::NAMED.iter().position(|(_, named)| *named == profile);
         self.http_doors[named.expect("every profile has a name")]
@@ -223,43 +223,43 @@ impl Running {
         &self.service
     }
 
-    /// The same, shared with it.
+    /// The service as a shared reference.
     pub fn shared_service(&self) -> &Arc<Service> {
         &self.service
     }
 
-    /// Asks about a request with this `Authorization: Bearer`.
+    /// Checks a request with this bearer token.
     pub async fn bearer(&self, token: &str) -> Answer {
         self.ask(Ask::default().header("authorization", format!("Bearer {token}"))).await
     }
 
-    /// Asks, and holds the answer against what is true of every answer.
+    /// Checks a request, and asserts what is true of every response.
     pub async fn ask(&self, ask: Ask) -> Answer {
         let answer = self.send(ask.into_check()).await.expect("the service answers");
         Answer::read(answer)
     }
 
-    /// Sends a CheckRequest as it is.
+    /// Sends a CheckRequest unchanged.
     pub async fn send(&self, check: CheckRequest) -> Result<CheckResponse, Status> {
         let mut client = self.client.clone();
-        let answered = tokio::time::timeout(PATIENCE, client.check(check)).await;
-        answered.expect("an answer comes in time").map(tonic::Response::into_inner)
+        let answer = tokio::time::timeout(TIMEOUT, client.check(check)).await;
+        answer.expect("an answer in time").map(tonic::Response::into_inner)
     }
 
-    /// Sends a call with its own metadata, such as a deadline.
+    /// Sends a call with metadata, such as a deadline.
     pub async fn send_request(&self, request: tonic::Request<CheckRequest>) -> Result<CheckResponse, Status> {
         self.client.clone().check(request).await.map(tonic::Response::into_inner)
     }
 
-    /// The body of a page of the operator's door.
+    /// The body of a response of the admin door.
     pub async fn admin(&self, path: &str) -> String {
         let url = format!("http://{}{path}", self.admin);
-        let page = reqwest::get(url).await.expect("the operator's door answers");
-        page.text().await.expect("the page is text")
+        let response = reqwest::get(url).await.expect("the admin door answers");
+        response.text().await.expect("the body is text")
     }
 }
 
-/// A request about which a proxy asks.
+/// Builds the CheckRequest of a client's request.
 #[derive(Clone, Debug)]
 pub struct Ask {
     method: String,
@@ -286,37 +286,37 @@ impl Default for Ask {
 }
 
 impl Ask {
-    /// With this header, as Envoy sends it by default: a repeated name is joined by a comma.
+    /// Adds a header as Envoy sends it by default: values of a repeated name are joined with a comma.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
         self
     }
 
-    /// With this header, as Envoy sends it under `encode_raw_headers`: any bytes, one entry each line.
+    /// Adds a header as Envoy sends it under `encode_raw_headers`: any bytes, one entry for each header line.
     pub fn raw_header(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
         self.raw_headers.push((name.into(), value.into()));
         self
     }
 
-    /// With this method.
+    /// Sets the method.
     pub fn method(mut self, method: impl Into<String>) -> Self {
         self.method = method.into();
         self
     }
 
-    /// Sent to this host.
+    /// Sets the host.
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.host = host.into();
         self
     }
 
-    /// Under a route that names this rule.
+    /// Sets the rule that the route names.
     pub fn rule(mut self, name: impl Into<String>) -> Self {
         self.context_extensions.insert("portcullis_rule".to_owned(), name.into());
         self
     }
 
-    /// From a client at this address whose certificate proves this identity.
+    /// Sets the address of the client and the principal of its certificate.
     pub fn from(mut self, address: &str, principal: &str) -> Self {
         let socket = SocketAddress { address: address.to_owned(), ..SocketAddress::default() };
         let address = Address { address: Some(address::Address::SocketAddress(socket)) };
@@ -325,13 +325,13 @@ impl Ask {
         self
     }
 
-    /// With this request target.
+    /// Sets the request target.
     pub fn path(mut self, path: impl Into<String>) -> Self {
         self.path = path.into();
         self
     }
 
-    /// As it goes over the wire.
+    /// Builds the message.
     pub fn into_check(self) -> CheckRequest {
         let mut headers = HashMap::<String, String>::new();
         for (name, value) in self.headers {
@@ -369,68 +369,68 @@ impl Ask {
     }
 }
 
-/// An answer, taken apart.
+/// A parsed CheckResponse.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// The gRPC code in `status`; `None` where it is unset, which Envoy takes for OK.
+    /// The gRPC code in `status`; `None` if unset, which Envoy treats as OK.
     pub code: Option<i32>,
     /// 200 for an `ok_response`, the status of a `denied_response`, 0 for neither.
     pub http_status: i32,
-    /// Headers that the upstream gets, or that a denial has.
+    /// The headers of the upstream request, or of the denial.
     pub set: BTreeMap<String, String>,
-    /// Headers that the upstream does not get.
+    /// The headers that are removed from the upstream request.
     pub removed: Vec<String>,
-    /// Query parameters that the upstream does not get.
+    /// The query parameters that are removed from the upstream request.
     pub removed_query: Vec<String>,
-    /// A denial's body.
+    /// The body of a denial.
     pub body: String,
-    /// `dynamic_metadata`, its strings.
+    /// The string values of `dynamic_metadata`.
     pub metadata: BTreeMap<String, String>,
-    /// Everything, for searching.
-    pub whole: CheckResponse,
+    /// The complete message.
+    pub response: CheckResponse,
 }
 
 impl Answer {
-    /// Whether Envoy lets the request pass.
+    /// Whether Envoy forwards the request.
     pub fn is_allowed(&self) -> bool {
         self.code.unwrap_or(0) == 0
     }
 
-    /// The `reason` of the metadata.
+    /// The `reason` in the metadata.
     pub fn reason(&self) -> &str {
         self.metadata.get("reason").map_or("", String::as_str)
     }
 
-    /// The challenge of a denial.
+    /// The `WWW-Authenticate` challenge of a denial.
     pub fn www_authenticate(&self) -> Option<&str> {
         self.set.get("www-authenticate").map(String::as_str)
     }
 
-    /// Takes an answer apart.
+    /// Parses a response.
     ///
     /// # Panics
-    /// It appends a header, or sets one twice.
-    pub fn read(whole: CheckResponse) -> Self {
+    /// The response appends a header or sets one twice.
+    pub fn read(response: CheckResponse) -> Self {
         let mut set = BTreeMap::new();
         let mut put = |headers: &[HeaderValueOption]| {
             for option in headers {
-                // E17: 2 is OVERWRITE_IF_EXISTS_OR_ADD; `append` unset, for every version of Envoy.
+                // E17: 2 is OVERWRITE_IF_EXISTS_OR_ADD, and `append` is unset for every version of Envoy.
                 assert_eq!(option.append_action, 2, "{option:?}");
-                #[allow(deprecated, reason = "what is asked is whether the service leaves it alone")]
+                #[allow(deprecated, reason = "asserts that the service does not set it")]
                 let append = option.append;
                 assert_eq!(append, None, "{option:?}");
                 let header = option.header.clone().expect("a header option has a header");
                 assert!(header.raw_value.is_empty(), "{header:?}");
                 assert_eq!(header.key, header.key.to_ascii_lowercase(), "lower-case names");
-                // Only a rewritten `cookie` has the client's own text in it.
+                // Only a rewritten `cookie` contains text of the client.
                 let visible = |c: char| (' '..='~').contains(&c) || header.key == "cookie" && c > '\u{7f}';
-                assert!(header.value.chars().all(visible), "fit for a header: {header:?}");
-                assert_eq!(header.value, header.value.trim(), "as it will arrive");
-                let twice = set.insert(header.key.clone(), header.value);
-                assert_eq!(twice, None, "{} is set once", header.key);
+                assert!(header.value.chars().all(visible), "a valid header value: {header:?}");
+                assert_eq!(header.value, header.value.trim(), "no white space at the ends");
+                let duplicate = set.insert(header.key.clone(), header.value);
+                assert_eq!(duplicate, None, "{} is set once", header.key);
             }
         };
-        let (http_status, body, removed, removed_query) = match &whole.http_response {
+        let (http_status, body, removed, removed_query) = match &response.http_response {
             Some(HttpResponse::OkResponse(ok)) => {
                 put(&ok.headers);
                 assert!(ok.response_headers_to_add.is_empty());
@@ -443,7 +443,7 @@ impl Answer {
             }
             _ => (0, String::new(), Vec::new(), Vec::new()),
         };
-        let metadata = whole
+        let metadata = response
             .dynamic_metadata
             .iter()
             .flat_map(|metadata| &metadata.fields)
@@ -453,27 +453,27 @@ impl Answer {
             })
             .collect();
         Self {
-            code: whole.status.as_ref().map(|status| status.code),
+            code: response.status.as_ref().map(|status| status.code),
             http_status,
             set,
             removed,
             removed_query,
             body,
             metadata,
-            whole,
+            response,
         }
     }
 
-    /// What is wrong with this answer as one for `reason`; empty where nothing is. `secrets` are
-    /// texts that no denial may contain.
+    /// The faults of this response if `reason` is expected; empty if it is correct. A denial must not contain any of
+    /// `secrets`.
     pub fn faults(&self, reason: &str, secrets: &[&str]) -> Vec<String> {
         if self.reason() != reason {
             let allowed = if self.is_allowed() { ", allowed" } else { "" };
             return vec![format!("reason {}{allowed}, not {reason}", self.reason())];
         }
         let mut faults = Vec::new();
-        let mut check = |holds: bool, fault: String| {
-            if !holds {
+        let mut check = |ok: bool, fault: String| {
+            if !ok {
                 faults.push(fault);
             }
         };
@@ -493,15 +493,16 @@ impl Answer {
         }
         check(!self.is_allowed(), "allowed".to_owned());
         check(
-            matches!(self.whole.http_response, Some(HttpResponse::DeniedResponse(_))),
+            matches!(self.response.http_response, Some(HttpResponse::DeniedResponse(_))),
             "no denied_response".to_owned(),
         );
         let challenge = self.www_authenticate();
-        let challenged = challenge.is_some_and(|challenge| challenge.starts_with("Bearer realm="));
-        let challenging = http_status == 401 || reason == "insufficient_scope";
-        check(challenged == challenging, format!("challenge {challenge:?}"));
+        let has_challenge = challenge.is_some_and(|challenge| challenge.starts_with("Bearer realm="));
+        let expects_challenge = http_status == 401 || reason == "insufficient_scope";
+        check(has_challenge == expects_challenge, format!("challenge {challenge:?}"));
         let has_error = challenge.is_some_and(|challenge| challenge.contains("error="));
-        check(has_error == (challenging && reason != "token_missing"), format!("challenge {challenge:?}"));
+        let expects_error = expects_challenge && reason != "token_missing";
+        check(has_error == expects_error, format!("challenge {challenge:?}"));
         check(
             self.set.get("content-type").is_some_and(|it| it == "application/json"),
             "no JSON content-type".to_owned(),
@@ -513,7 +514,7 @@ impl Answer {
         if http_status == 401 {
             check(!self.metadata.contains_key("subject"), "an unverified subject".to_owned());
         }
-        let everything = format!("{:?}", self.whole);
+        let everything = format!("{:?}", self.response);
         for secret in secrets.iter().filter(|secret| secret.len() >= 8) {
             check(!everything.contains(*secret), format!("the answer contains {secret:.40}"));
         }
@@ -521,19 +522,19 @@ impl Answer {
     }
 }
 
-/// A service that fetches the keys of one embedded issuer, and a key that the issuer publishes.
-pub struct House {
+/// A service with one provider, and the embedded issuer that it fetches keys from.
+pub struct TestEnv {
     /// The issuer.
     pub issuer: Issuer,
-    /// Published.
+    /// The first key that the issuer publishes.
     pub key: SigningKey,
     /// The service.
     pub service: Running,
 }
 
-impl House {
-    /// An issuer that publishes these, the first one being the house's key, and a service with a
-    /// provider as [`provider`] makes it and `adjust` changes it. Forced refreshes start at once.
+impl TestEnv {
+    /// Starts an issuer that publishes these keys, and a service with a [`provider`] that `adjust` changes. Forced
+    /// refreshes start immediately.
     pub async fn start(keys: &[&SigningKey], adjust: impl FnOnce(&mut Provider)) -> Self {
         let issuer = Issuer::start().await.expect("port 0 can be bound");
         issuer.publish(keys);
@@ -544,7 +545,7 @@ impl House {
         Self { issuer, key: keys[0].clone(), service }
     }
 
-    /// Good claims.
+    /// Valid claims.
     pub fn claims(&self) -> Value {
         self.issuer.claims(NOW)
     }

@@ -1,4 +1,4 @@
-//! Certificates for listeners and those who connect to them.
+//! Certificates for listeners and their clients.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ pub struct Certified {
     pub key: String,
 }
 
-/// Who signs certificates.
+/// A certificate authority.
 pub struct Authority {
     /// Its own certificate, PEM.
     pub pem: String,
@@ -20,7 +20,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// One of this name.
+    /// An authority with this common name.
     pub fn new(name: &str) -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
@@ -30,13 +30,13 @@ impl Authority {
         Self { pem, issuer: Issuer::new(params, key) }
     }
 
-    /// A certificate of these names.
-    pub fn signs(&self, names: &[&str]) -> Certified {
-        self.signs_with(names, |_| {})
+    /// Issues a certificate for these names.
+    pub fn issue(&self, names: &[&str]) -> Certified {
+        self.issue_with(names, |_| {})
     }
 
-    /// The same with something else about it.
-    pub fn signs_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Certified {
+    /// Issues a certificate with changed parameters.
+    pub fn issue_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Certified {
         let key = KeyPair::generate().expect("a key");
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
         let mut params = CertificateParams::new(names).expect("names");
@@ -46,34 +46,34 @@ impl Authority {
     }
 }
 
-/// No longer valid.
+/// Makes a certificate expired.
 pub fn expired(params: &mut CertificateParams) {
     (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(2020, 1, 1));
 }
 
-/// Writes a file and gives its path.
+/// Writes a file and returns its path.
 pub fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
     let path = folder.join(name);
     std::fs::write(&path, text).expect("written");
     path
 }
 
-/// A server's and a client's certificate, and the authority that signed both.
+/// A server's and a client's certificate, and the authority that issued both.
 pub struct Pki {
-    /// Where the server's files are.
+    /// The directory of the server's files.
     pub directory: tempfile::TempDir,
     /// The client's certificate and key, PEM.
     pub client: (String, String),
-    /// The authority, PEM.
+    /// The authority's certificate, PEM.
     pub ca: String,
 }
 
 impl Pki {
-    /// The server is `localhost`.
+    /// The name of the server is `localhost`.
     pub fn new() -> Self {
         let authority = Authority::new("authority");
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let (server, client) = (authority.signs(&["localhost"]), authority.signs(&["client"]));
+        let (server, client) = (authority.issue(&["localhost"]), authority.issue(&["client"]));
         for (name, text) in [("cert.pem", &server.pem), ("key.pem", &server.key), ("ca.pem", &authority.pem)]
         {
             write(directory.path(), name, text);
@@ -81,7 +81,7 @@ impl Pki {
         Self { client: (client.pem, client.key), ca: authority.pem, directory }
     }
 
-    /// Files of a door that asks for certificates of this authority.
+    /// TLS files of a listener that requires client certificates of this authority.
     pub fn files(&self) -> TlsFiles {
         let at = |name: &str| self.directory.path().join(name);
         TlsFiles {

@@ -1,7 +1,7 @@
-//! Ports for programs that have to be told where to listen: whatever can is told port 0 and says what it got.
+//! Free ports for programs that need a fixed port. Programs that can bind port 0 do that and report the port.
 //!
-//! They lie below those that the system gives to whoever binds port 0 or connects, and each is kept for as long as
-//! the test process lives: nobody else takes one between the moment at which it is given out and the bind.
+//! The ports are below Linux's ephemeral ports, and each is reserved until the test process exits, so that no other
+//! test takes it before the program binds it.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
@@ -11,26 +11,26 @@ use std::sync::{Mutex, PoisonError};
 /// Below Linux's `net.ipv4.ip_local_port_range`, which begins at 32768.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
-/// Ports of this process: each is an abstract socket's name, which one process on this machine can have at a time.
-static KEPT: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+/// Ports reserved by this process, each by an abstract socket name, which only one process can bind.
+static RESERVED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
 
-/// A port at which nobody listens on any address, and which no other test is given.
+/// Reserves a port that is free on every address.
 pub fn free_port() -> u16 {
-    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-    // Test binaries that run side by side begin at different ones.
+    let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
+    // Test binaries that run in parallel begin at different ports.
     let ports = PORTS.end - PORTS.start;
     let first = (std::process::id() * 101 % u32::from(ports)) as u16;
     let port = (0..ports).map(|step| PORTS.start + (first + step) % ports).find_map(|port| {
         let name = net::SocketAddr::from_abstract_name(format!("portcullis-test-port-{port}")).ok()?;
-        let keeper = UnixListener::bind_addr(&name).ok()?;
+        let reservation = UnixListener::bind_addr(&name).ok()?;
         TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).ok()?;
-        kept.push(keeper);
+        reserved.push(reservation);
         Some(port)
     });
-    port.expect("a port that nobody has")
+    port.expect("a free port")
 }
 
-/// The same, on the loopback interface.
+/// A free port on the loopback interface.
 pub fn free_address() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, free_port()).into()
 }

@@ -1,13 +1,13 @@
-//! A request sent octet by octet: client libraries tidy up what a test wants to send as it is.
+//! Sends a request as raw bytes, which no client library normalizes.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// The status of the answer to a request of this line and these headers, each without its line end. 0 where
-/// the connection was closed without an answer.
+/// The status of the response to a request with this request line and these headers, without line ends. 0 if the
+/// connection was closed without a response.
 pub fn status(address: SocketAddr, line: &str, headers: &[(&str, &str)]) -> u16 {
-    let mut stream = TcpStream::connect(address).expect("somebody listens");
+    let mut stream = TcpStream::connect(address).expect("the server listens");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("not zero");
     let mut request = format!("{line}\r\n");
     for (name, value) in headers {

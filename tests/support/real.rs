@@ -1,8 +1,7 @@
-//! What the tests against real parts share: where the parts are, processes that end with their test, the
-//! built binary behind a real Envoy, and an upstream that answers with what it received.
+//! Shared by the tests against real programs: paths of installed programs, processes that are killed with their
+//! test, the built binary, Envoy, and an upstream that echoes what it received.
 //!
-//! It looks at Portcullis from outside alone: its command line, its configuration and its answers. It never
-//! lets a missing part pass for a passed test.
+//! Uses Portcullis only through its command line, configuration and responses. A missing program fails the test.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,11 +23,11 @@ use tokio::time::{sleep, timeout};
 pub use super::ports::free_address;
 use super::serving::Serving;
 
-/// How long a part may take to start or to stop; generous, since it only matters where something is wrong.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a program may take to start or to stop; only reached if something is broken.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where a real part is: in the place that `variable` names, or where `tests/run` puts it.
-pub fn part(variable: &str, default: &str) -> PathBuf {
+/// The path of an installed program: the value of `variable`, or the path that `tests/run` installs to.
+pub fn program_path(variable: &str, default: &str) -> PathBuf {
     let path = std::env::var_os(variable)
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(default), PathBuf::from);
     assert!(
@@ -39,9 +38,9 @@ pub fn part(variable: &str, default: &str) -> PathBuf {
     path
 }
 
-/// A program of a Debian package that `tests/run` unpacked, with the libraries that came with it.
-pub fn debian(program: &str) -> Command {
-    let root = part("PORTCULLIS_TEST_PROXIES", ".cache/proxies");
+/// A program of a Debian package that `tests/run` unpacked, run with the libraries of that package.
+pub fn debian_command(program: &str) -> Command {
+    let root = program_path("PORTCULLIS_TEST_PROXIES", ".cache/proxies");
     let mut command = Command::new(root.join(program));
     let architecture = format!("{}-linux-gnu", std::env::consts::ARCH);
     let libraries = ["usr/lib", "lib"].map(|folder| root.join(folder).join(&architecture));
@@ -49,20 +48,19 @@ pub fn debian(program: &str) -> Command {
     command
 }
 
-/// A file of `deploy/` with other addresses. Each has to be there, and once.
-pub fn shipped(file: &str, changes: &[(&str, String)]) -> String {
+/// The text of a file of `deploy/` with replacements. Each replaced text has to occur exactly once.
+pub fn deploy_file(file: &str, replacements: &[(&str, String)]) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file);
-    let mut text = fs::read_to_string(path).expect("the shipped configuration");
-    for (from, to) in changes {
+    let mut text = fs::read_to_string(path).expect("the file of deploy/");
+    for (from, to) in replacements {
         assert_eq!(text.matches(from).count(), 1, "{from} in {file}");
         text = text.replace(from, to);
     }
     text
 }
 
-/// The text of a shipped file with these lines of it, which stand there as comments, switched on. Each has to be
-/// there, and once.
-pub fn switched_on(text: &str, lines: &[&str]) -> String {
+/// Uncomments these lines of a file of `deploy/`. Each has to occur exactly once.
+pub fn uncomment(text: &str, lines: &[&str]) -> String {
     let mut text = text.to_owned();
     for line in lines {
         let comment = format!("# {line}\n");
@@ -72,32 +70,32 @@ pub fn switched_on(text: &str, lines: &[&str]) -> String {
     text
 }
 
-/// A folder of this test's own, on the disk of the build.
+/// A temporary folder on the file system of the build.
 pub fn folder() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build folder can be written to")
 }
 
-/// Looks again and again until there is something to see.
-pub async fn eventually<T>(what: &str, within: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let seen = async {
+/// Polls until `poll` returns a value.
+pub async fn eventually<T>(what: &str, within: Duration, mut poll: impl AsyncFnMut() -> Option<T>) -> T {
+    let polling = async {
         loop {
-            if let Some(seen) = look().await {
-                return seen;
+            if let Some(value) = poll().await {
+                return value;
             }
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(within, seen).await.unwrap_or_else(|_| panic!("{what}: not within {within:?}"))
+    timeout(within, polling).await.unwrap_or_else(|_| panic!("{what}: not within {within:?}"))
 }
 
-/// A client that keeps to this machine, whatever proxy the environment names.
+/// An HTTP client that ignores the proxy of the environment.
 pub fn client() -> Client {
-    Client::builder().no_proxy().timeout(PATIENCE).build().expect("a plain client")
+    Client::builder().no_proxy().timeout(TIMEOUT).build().expect("a plain client")
 }
 
-/// A process that is killed when this is dropped. Where the test failed, the end of its log is shown.
+/// A process that is killed on drop. If the test panics, the end of its log is printed.
 ///
-/// It stays in the group of the test, so that an interrupt from the keyboard reaches both.
+/// It stays in the process group of the test, so that an interrupt from the keyboard reaches both.
 pub struct Process {
     child: Child,
     name: &'static str,
@@ -117,7 +115,7 @@ impl Process {
         Self { child, name, log }
     }
 
-    /// The value of this line of its `/proc/PID/status`, in KiB where it is a size.
+    /// The value of this line of `/proc/PID/status`; sizes in KiB.
     pub fn status(&self, name: &str) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -125,31 +123,32 @@ impl Process {
         value.and_then(|value| value.parse().ok()).expect("a number")
     }
 
-    /// How it ended, if it did.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
+    /// The exit status, if the process has exited.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("is our child")
     }
 
-    /// Panics where it ended, rather than letting a test wait in vain.
-    pub fn must_be_running(&mut self) {
-        if let Some(status) = self.ended() {
-            panic!("{} ended by itself: {status}", self.name);
+    /// # Panics
+    /// The process has exited.
+    pub fn assert_running(&mut self) {
+        if let Some(status) = self.exit_status() {
+            panic!("{} exited: {status}", self.name);
         }
     }
 
-    /// Asks it to end, with SIGTERM. By the shell, since its `kill` is built in and always there.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         self.signal("TERM");
     }
 
-    /// Sends it this signal.
+    /// Sends this signal, by the shell's built-in `kill`.
     pub fn signal(&self, signal: &str) {
         let kill = format!("kill -s {signal} {}", self.child.id());
         let sent = Command::new("sh").args(["-c", &kill]).status();
         assert!(sent.is_ok_and(|status| status.success()), "{} is running", self.name);
     }
 
-    /// Ends it and whatever it has started, at once and without a word to them.
+    /// Sends SIGKILL to the process and its children.
     pub fn kill_all(&mut self) {
         let pid = self.child.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
@@ -158,45 +157,46 @@ impl Process {
         self.child.wait().expect("is our child");
     }
 
-    /// What it has written so far.
+    /// What the process has written so far.
     pub fn log(&self) -> String {
-        let bytes = fs::read(&self.log).expect("its log is there");
+        let bytes = fs::read(&self.log).expect("the log can be read");
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Where it listens, of a `portcullis serve` that logs as JSON.
+    /// Waits for the addresses of a `portcullis serve` that logs JSON.
     pub async fn serving(&mut self) -> Serving {
-        eventually("portcullis says where it listens", PATIENCE, async || {
-            self.must_be_running();
+        eventually("portcullis logs its addresses", TIMEOUT, async || {
+            self.assert_running();
             self.log().lines().find_map(Serving::read)
         })
         .await
     }
 
-    /// Whether it ended since somebody else had the address at which it was told to listen.
-    pub fn found_its_address_taken(&mut self) -> bool {
-        const SAYINGS: [&str; 3] = ["address already in use", "address in use", "eaddrinuse"];
-        self.ended().is_some() && {
+    /// Whether the process has exited because its address is in use.
+    pub fn failed_to_bind(&mut self) -> bool {
+        const BIND_ERRORS: [&str; 3] = ["address already in use", "address in use", "eaddrinuse"];
+        self.exit_status().is_some() && {
             let log = self.log().to_ascii_lowercase();
-            SAYINGS.iter().any(|saying| log.contains(saying))
+            BIND_ERRORS.iter().any(|error| log.contains(error))
         }
     }
 
-    /// Whether it is the one who listens at this port. Who only connects may find somebody else there.
-    pub fn listens_at(&self, port: u16) -> bool {
-        let of = format!("/proc/{}", self.child.id());
-        let tables = ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("{of}/net/{name}")));
-        let (ending, listening) = (format!(":{port:04X}"), "0A");
+    /// Whether this process listens on the port. A successful connection could be to another process.
+    pub fn listens_on(&self, port: u16) -> bool {
+        let proc = format!("/proc/{}", self.child.id());
+        let tables = ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("{proc}/net/{name}")));
+        let (address_end, listening) = (format!(":{port:04X}"), "0A");
         let sockets: Vec<String> = tables
             .iter()
             .flatten()
             .flat_map(|table| table.lines())
             .map(|line| line.split_whitespace().collect::<Vec<_>>())
-            .filter(|row| row.len() > 9 && row[1].ends_with(&ending) && row[3] == listening)
+            .filter(|row| row.len() > 9 && row[1].ends_with(&address_end) && row[3] == listening)
             .map(|row| format!("socket:[{}]", row[9]))
             .collect();
-        let open = fs::read_dir(format!("{of}/fd")).into_iter().flatten().flatten();
-        open.filter_map(|file| fs::read_link(file.path()).ok())
+        let descriptors = fs::read_dir(format!("{proc}/fd")).into_iter().flatten().flatten();
+        descriptors
+            .filter_map(|file| fs::read_link(file.path()).ok())
             .any(|file| sockets.iter().any(|socket| file.as_os_str() == &socket[..]))
     }
 
@@ -210,8 +210,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error means that it ended before and was waited for.
-        let _ended = self.child.kill().and_then(|()| self.child.wait());
+        // An error means that the process was reaped before.
+        let _result = self.child.kill().and_then(|()| self.child.wait());
         if std::thread::panicking() {
             self.print_end_of_log();
         }
@@ -224,32 +224,32 @@ impl AsMut<Process> for Process {
     }
 }
 
-/// So many addresses in a row that somebody else has taken are no accident.
-pub const TRIES: usize = 5;
+/// How many ports are tried if the port of a program is in use.
+pub const MAX_ATTEMPTS: usize = 5;
 
-/// Starts something that has to be told where to listen, and waits until it is ready. Where somebody else has that
-/// address by then, it is started once more at another.
-pub async fn at_a_free_address<T: AsMut<Process>>(
+/// Starts a program that needs a fixed port, and waits until it is ready. Starts it again with another port if the
+/// port is in use.
+pub async fn start_on_free_port<T: AsMut<Process>>(
     what: &str,
     within: Duration,
     start: impl Fn(SocketAddr) -> T,
     ready: impl AsyncFn(&mut T, SocketAddr) -> bool,
 ) -> (T, SocketAddr) {
-    for _ in 0..TRIES {
+    for _ in 0..MAX_ATTEMPTS {
         let address = free_address();
         let mut started = start(address);
-        let has_it = eventually(what, within, async || {
-            if started.as_mut().found_its_address_taken() {
+        let bound = eventually(what, within, async || {
+            if started.as_mut().failed_to_bind() {
                 return Some(false);
             }
-            started.as_mut().must_be_running();
+            started.as_mut().assert_running();
             ready(&mut started, address).await.then_some(true)
         });
-        if has_it.await {
+        if bound.await {
             return (started, address);
         }
     }
-    panic!("{what}: {TRIES} addresses in a row were taken");
+    panic!("{what}: {MAX_ATTEMPTS} ports in a row are in use");
 }
 
 /// `portcullis serve`, the built binary.
@@ -263,26 +263,26 @@ pub struct Portcullis {
 }
 
 impl Portcullis {
-    /// Serves with these `providers` (and whatever else of the configuration follows them). When this
-    /// returns it listens; whether it has keys is another matter.
+    /// Serves with a configuration of `providers` and the keys that follow it. Waits until the service listens, not
+    /// until it has keys.
     pub async fn serve(providers: &str) -> Self {
-        Self::serve_behind("envoy", providers).await
+        Self::serve_with_profile("envoy", providers).await
     }
 
-    /// The same, with an HTTP door of this profile.
-    pub async fn serve_behind(profile: &str, providers: &str) -> Self {
-        Self::serve_by(Command::new(env!("CARGO_BIN_EXE_portcullis")), profile, providers).await
+    /// Serves with an HTTP door of this profile.
+    pub async fn serve_with_profile(profile: &str, providers: &str) -> Self {
+        Self::serve_command(Command::new(env!("CARGO_BIN_EXE_portcullis")), profile, providers).await
     }
 
-    /// The same under these limits of the shell, such as `-n 80` for descriptors.
-    pub async fn serve_within(limits: &str, providers: &str) -> Self {
+    /// Serves under limits of the shell's `ulimit`, such as `-n 80` for descriptors.
+    pub async fn serve_with_ulimit(limits: &str, providers: &str) -> Self {
         let mut command = Command::new("sh");
         let script = format!("ulimit {limits} && exec \"$0\" \"$@\"");
         command.args(["-c", &script, env!("CARGO_BIN_EXE_portcullis")]);
-        Self::serve_by(command, "envoy", providers).await
+        Self::serve_command(command, "envoy", providers).await
     }
 
-    async fn serve_by(mut command: Command, profile: &str, providers: &str) -> Self {
+    async fn serve_command(mut command: Command, profile: &str, providers: &str) -> Self {
         let folder = folder();
         let config = folder.path().join("portcullis.yaml");
         let text = format!(
@@ -298,18 +298,18 @@ impl Portcullis {
         let client = client();
         let serving = process.serving().await;
         let (ext_authz, forward_auth, admin) = (serving.grpc(), serving.http(), serving.admin());
-        eventually("portcullis is alive", PATIENCE, async || {
-            process.must_be_running();
+        eventually("portcullis is alive", TIMEOUT, async || {
+            process.assert_running();
             ok(&client, &format!("http://{admin}/livez")).await
         })
         .await;
         Self { process, ext_authz, forward_auth, admin, client, _folder: folder }
     }
 
-    /// Waits until it has keys.
+    /// Waits until `/readyz` answers 200.
     pub async fn ready(&self) {
         let url = format!("http://{}/readyz", self.admin);
-        eventually("portcullis is ready", PATIENCE, async || ok(&self.client, &url).await).await;
+        eventually("portcullis is ready", TIMEOUT, async || ok(&self.client, &url).await).await;
     }
 
     /// The sum of this metric's samples that have all these labels.
@@ -326,19 +326,19 @@ impl Portcullis {
         samples.sum::<f64>() as u64
     }
 
-    /// The fetches of keys that this trigger forced and that brought an answer.
+    /// The number of completed key fetches with this trigger.
     pub async fn fetches(&self, trigger: &str) -> u64 {
         self.metric("portcullis_jwks_fetches_total", &[("trigger", trigger)]).await
     }
 }
 
-/// The body where the answer is 200.
+/// The body of a successful response.
 async fn ok(client: &Client, url: &str) -> Option<String> {
     let answer = client.get(url).send().await.ok()?.error_for_status().ok()?;
     answer.text().await.ok()
 }
 
-/// A real Envoy under the shipped configuration, with other ports and nothing else changed.
+/// A real Envoy with the configuration of `deploy/`, where only ports are changed.
 pub struct Envoy {
     _process: Process,
     address: SocketAddr,
@@ -350,9 +350,9 @@ impl Envoy {
         Self::start_with(ext_authz, upstream, &[]).await
     }
 
-    /// The same with other changes: each a text of the shipped file and what stands there instead.
+    /// Starts Envoy with further replacements in the file of `deploy/`.
     pub async fn start_with(ext_authz: SocketAddr, upstream: SocketAddr, changes: &[(&str, String)]) -> Self {
-        let binary = part("PORTCULLIS_TEST_ENVOY", ".cache/envoy");
+        let binary = program_path("PORTCULLIS_TEST_ENVOY", ".cache/envoy");
         let folder = folder();
         let ports = [
             ("address: 127.0.0.1, port_value: 9901", local_port(0)),
@@ -360,17 +360,17 @@ impl Envoy {
             ("address: 127.0.0.1, port_value: 9191", local_port(ext_authz.port())),
             ("address: 127.0.0.1, port_value: 8080", local_port(upstream.port())),
         ];
-        let text = shipped("envoy/envoy-grpc.yaml", &[&ports, changes].concat());
+        let text = deploy_file("envoy/envoy-grpc.yaml", &[&ports, changes].concat());
         let config = folder.path().join("envoy.yaml");
         fs::write(&config, text).expect("the folder can be written to");
 
         let admin_file = folder.path().join("admin");
         let mut command = Command::new(binary);
-        // Hot restart would make two Envoys on one machine find each other.
+        // Hot restart would connect two Envoys on one machine.
         command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
         command.arg("--admin-address-path").arg(&admin_file).arg("--config-path").arg(config);
         let mut process = Process::start("envoy", &mut command, folder.path());
-        let address = envoy_listens(&mut process, &admin_file).await;
+        let address = wait_for_envoy(&mut process, &admin_file).await;
         Self { _process: process, address, _folder: folder }
     }
 
@@ -383,11 +383,12 @@ impl Envoy {
     }
 }
 
-/// Where an Envoy listens that was told port 0, by its administrator's door, whose address is in this file.
-pub async fn envoy_listens(process: &mut Process, admin_file: &Path) -> SocketAddr {
+/// Waits for an Envoy that binds port 0 and returns its address, read from its admin interface. The address of the
+/// admin interface is in `admin_file`.
+pub async fn wait_for_envoy(process: &mut Process, admin_file: &Path) -> SocketAddr {
     let client = client();
-    eventually("envoy listens", PATIENCE, async || {
-        process.must_be_running();
+    eventually("envoy listens", TIMEOUT, async || {
+        process.assert_running();
         let admin = fs::read_to_string(admin_file).ok()?;
         ok(&client, &format!("http://{admin}/ready")).await?;
         let listeners = ok(&client, &format!("http://{admin}/listeners?format=json")).await?;
@@ -399,13 +400,13 @@ pub async fn envoy_listens(process: &mut Process, admin_file: &Path) -> SocketAd
     .await
 }
 
-/// A port of this machine, as the shipped configurations of Envoy write it.
+/// A loopback port in the form of the Envoy configurations of `deploy/`.
 pub fn local_port(port: u16) -> String {
     format!("address: 127.0.0.1, port_value: {port}")
 }
 
-/// An upstream that answers every request with the headers that it received, as a JSON object, and with its
-/// target under `:path`.
+/// An upstream that answers every request with a JSON object of the received headers, and the request target under
+/// `:path`.
 pub struct Upstream {
     pub address: SocketAddr,
     received: Arc<AtomicU64>,
@@ -422,9 +423,9 @@ impl Upstream {
             let mut headers = BTreeMap::from([(":path", target.to_owned())]);
             for (name, value) in request.headers() {
                 let value = String::from_utf8_lossy(value.as_bytes());
-                // A second one of the same name must show: it is how a client adds an identity.
-                let seen = headers.entry(name.as_str()).or_default();
-                *seen = if seen.is_empty() { value.into_owned() } else { format!("{seen},{value}") };
+                // Repeated headers are joined, so that a header that the client added is visible.
+                let joined = headers.entry(name.as_str()).or_default();
+                *joined = if joined.is_empty() { value.into_owned() } else { format!("{joined},{value}") };
             }
             json!(headers).to_string()
         });
@@ -432,7 +433,7 @@ impl Upstream {
         Self { address, received, server }
     }
 
-    /// How many requests have reached it.
+    /// The number of received requests.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::SeqCst)
     }
@@ -444,7 +445,7 @@ impl Drop for Upstream {
     }
 }
 
-/// Serves these routes on a free port until the task is aborted.
+/// Serves these routes on port 0 until the task is aborted.
 pub async fn serve_http(routes: Router) -> (SocketAddr, JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
     let address = listener.local_addr().expect("is bound");
@@ -454,9 +455,9 @@ pub async fn serve_http(routes: Router) -> (SocketAddr, JoinHandle<()>) {
     (address, server)
 }
 
-/// The body of an answer, which must be JSON.
+/// The JSON body of a response.
 pub async fn json(answer: Response) -> Value {
-    let body = answer.bytes().await.expect("a whole body");
+    let body = answer.bytes().await.expect("a complete body");
     serde_json::from_slice(&body)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&body)))
 }

@@ -1,5 +1,5 @@
-//! A key source that is scripted by hand, and callers that ask a key cache about tokens, for tests on a
-//! paused clock and without a network.
+//! A scripted key source, and callers that verify tokens against a key cache, for tests with paused time and without
+//! a network.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,7 @@ use tokio::time::{advance, sleep};
 
 pub const SECOND: Duration = Duration::from_secs(1);
 
-/// An issuer that is scripted by hand: what it publishes, how long it takes, and whether it answers.
+/// A scripted issuer: the keys that it publishes, its latency, and whether it answers.
 #[derive(Clone, Default)]
 pub struct Script(Arc<Inner>);
 
@@ -30,17 +30,17 @@ struct Inner {
     published: Mutex<Vec<SigningKey>>,
     latency: Mutex<Duration>,
     down: Mutex<bool>,
-    /// For how long it calls an answer fresh.
+    /// The freshness lifetime of its answers.
     fresh_for: Mutex<Option<Duration>>,
-    /// How long it wants to be left alone while it is down.
+    /// `Retry-After` of its answers while it is down.
     retry_after: Mutex<Option<Duration>>,
-    /// What its answers say of when they were made: `Age` and `Date`, in seconds.
-    dated: Mutex<(Option<i64>, Option<i64>)>,
-    /// Where it is set, each answer waits to be let go.
+    /// `Age` and `Date` of its answers, in seconds.
+    age_and_date: Mutex<(Option<i64>, Option<i64>)>,
+    /// If set, each answer waits for a permit.
     gate: Mutex<Option<Arc<Semaphore>>>,
     starts: Mutex<Vec<Instant>>,
-    under_way: AtomicUsize,
-    most_under_way: AtomicUsize,
+    concurrent_fetches: AtomicUsize,
+    max_concurrent_fetches: AtomicUsize,
 }
 
 impl Script {
@@ -50,13 +50,13 @@ impl Script {
         script
     }
 
-    /// Fresh material under these names, even where a name was published before.
+    /// Publishes a new key for each of these kids, also for a kid that was published before.
     pub fn publish(&self, kids: &[&str]) {
         *self.0.published.lock().unwrap() =
             kids.iter().map(|kid| SigningKey::generate(*kid, SigningAlgorithm::ES256)).collect();
     }
 
-    /// The private half of a published key.
+    /// A published key with its private part.
     pub fn key(&self, kid: &str) -> SigningKey {
         let published = self.0.published.lock().unwrap();
         published.iter().find(|key| key.kid() == Some(kid)).expect("is published").clone()
@@ -66,7 +66,7 @@ impl Script {
         self.0.published.lock().unwrap().retain(|key| key.kid() != Some(kid));
     }
 
-    /// Publishes an empty set; gives back what was published.
+    /// Publishes an empty set and returns the keys that were published.
     pub fn take_all(&self) -> Vec<SigningKey> {
         std::mem::take(&mut self.0.published.lock().unwrap())
     }
@@ -92,23 +92,23 @@ impl Script {
         serde_json::json!({ "keys": keys }).to_string()
     }
 
-    pub fn takes(&self, latency: Duration) {
+    pub fn set_latency(&self, latency: Duration) {
         *self.0.latency.lock().unwrap() = latency;
     }
 
-    pub fn goes_down(&self, down: bool) {
+    pub fn set_down(&self, down: bool) {
         *self.0.down.lock().unwrap() = down;
     }
 
-    pub fn dates_answers(&self, age: Option<i64>, date: Option<i64>) {
-        *self.0.dated.lock().unwrap() = (age, date);
+    pub fn set_age_and_date(&self, age: Option<i64>, date: Option<i64>) {
+        *self.0.age_and_date.lock().unwrap() = (age, date);
     }
 
-    pub fn calls_fresh_for(&self, time: Duration) {
+    pub fn set_fresh_for(&self, time: Duration) {
         *self.0.fresh_for.lock().unwrap() = Some(time);
     }
 
-    pub fn wants_peace_for(&self, time: Duration) {
+    pub fn set_retry_after(&self, time: Duration) {
         *self.0.retry_after.lock().unwrap() = Some(time);
     }
 
@@ -122,9 +122,9 @@ impl Script {
         *self.0.gate.lock().unwrap() = None;
     }
 
-    /// How many fetches there were at one time, at most.
-    pub fn most_under_way(&self) -> usize {
-        self.0.most_under_way.load(Ordering::SeqCst)
+    /// The largest number of concurrent fetches.
+    pub fn max_concurrent_fetches(&self) -> usize {
+        self.0.max_concurrent_fetches.load(Ordering::SeqCst)
     }
 
     pub fn fetches(&self) -> usize {
@@ -136,21 +136,21 @@ impl Fetch for Script {
     fn fetch(&self, ask: FetchContext) -> FetchFuture<'_> {
         Box::pin(async move {
             let asked = ask.clock.now_micros();
-            let under_way = self.0.under_way.fetch_add(1, Ordering::SeqCst) + 1;
-            self.0.most_under_way.fetch_max(under_way, Ordering::SeqCst);
+            let concurrent = self.0.concurrent_fetches.fetch_add(1, Ordering::SeqCst) + 1;
+            self.0.max_concurrent_fetches.fetch_max(concurrent, Ordering::SeqCst);
             self.0.starts.lock().unwrap().push(clock::monotonic());
-            // An issuer answers with what it had when it was asked.
+            // The answer has the state at the time of the request.
             let answer = (self.jwks(), *self.0.down.lock().unwrap());
             let (fresh_for, retry_after) =
                 (*self.0.fresh_for.lock().unwrap(), *self.0.retry_after.lock().unwrap());
-            let (age, date) = *self.0.dated.lock().unwrap();
+            let (age, date) = *self.0.age_and_date.lock().unwrap();
             let latency = *self.0.latency.lock().unwrap();
             let gate = self.0.gate.lock().unwrap().clone();
             if let Some(gate) = gate {
                 gate.acquire().await.unwrap().forget();
             }
             sleep(latency).await;
-            self.0.under_way.fetch_sub(1, Ordering::SeqCst);
+            self.0.concurrent_fetches.fetch_sub(1, Ordering::SeqCst);
             match answer {
                 (_, true) => Err(FetchError::Status { status: 500, retry_after }),
                 (jwks, false) => {
@@ -168,77 +168,77 @@ pub fn policy() -> RefreshPolicy {
     RefreshPolicy { interval: 3600 * SECOND, max_stale: 7200 * SECOND, ..RefreshPolicy::default() }
 }
 
-/// A cache whose first fetch is about to begin.
+/// A cache whose first fetch has not begun.
 pub fn fetching(script: &Script, policy: RefreshPolicy, context: KeyCacheContext) -> KeyCache {
     KeyCache::fetched("p", policy, Arc::new(script.clone()), context, None, None, Arc::default())
 }
 
-/// A cache whose first fetch is done.
+/// A cache that has completed its first fetch.
 pub async fn warm(script: &Script, policy: RefreshPolicy) -> Arc<KeyCache> {
-    warm_in(script, policy, KeyCacheContext::default()).await
+    warm_with(script, policy, KeyCacheContext::default()).await
 }
 
-/// The same, with something around it.
-pub async fn warm_in(script: &Script, policy: RefreshPolicy, context: KeyCacheContext) -> Arc<KeyCache> {
+/// A cache in this context that has completed its first fetch.
+pub async fn warm_with(script: &Script, policy: RefreshPolicy, context: KeyCacheContext) -> Arc<KeyCache> {
     let cache = Arc::new(fetching(script, policy, context));
     while !cache.has_keys() {
         sleep(Duration::from_millis(1)).await;
     }
-    // Past every spacing, so that each test begins with a full budget.
+    // Longer than every spacing, so that each test begins with a full budget.
     advance(60 * SECOND).await;
     cache
 }
 
-pub type Look = Box<dyn Fn(&KeySet) -> Result<(), ValidationError> + Send + Sync>;
+pub type Verifier = Box<dyn Fn(&KeySet) -> Result<(), ValidationError> + Send + Sync>;
 
-/// What a token that asks for `kid` is held against. With `thumbprint` its signature is of that key.
-pub fn look(
+/// Verifies a token with this `kid` against a key set. With `thumbprint`, the key with that thumbprint has signed it.
+pub fn verifier(
     kid: &str,
     thumbprint: Option<String>,
 ) -> impl Fn(&KeySet) -> Result<(), ValidationError> + use<> {
     let kid = Kid::new(kid).expect("short enough");
-    let is_of =
+    let has_thumbprint =
         |key: &Key, thumbprint: &str| key.thumbprint().is_some_and(|own| own.to_string() == thumbprint);
     move |keys: &KeySet| {
         let mut fitting = keys.fitting(Some(&kid), Algorithm::ES256).peekable();
         match (fitting.peek().is_some(), &thumbprint) {
             (false, _) => Err(ValidationError::Stale(UnknownKid)),
             (true, None) => Ok(()),
-            (true, Some(thumbprint)) if fitting.any(|key| is_of(key, thumbprint)) => Ok(()),
+            (true, Some(thumbprint)) if fitting.any(|key| has_thumbprint(key, thumbprint)) => Ok(()),
             (true, Some(_)) => Err(ValidationError::Stale(BadSignature)),
         }
     }
 }
 
-/// A token that is stale for this reason, of a caller that can wait until then.
+/// A stale token of a caller that waits until `deadline`.
 pub fn stale(cause: StaleCause, deadline: Instant) -> StaleToken {
     StaleToken { kid: None, cause, deadline, held_bytes: 1 }
 }
 
-/// Why a stale token was not rescued.
+/// Why newer keys did not verify a stale token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NotRescued {
+pub enum RetryError {
     Refused(ValidationError),
     Unavailable,
 }
 
-/// Waits for newer keys with a token that was stale under `observed`, and holds it against each set that comes.
-pub async fn rescue<T>(
+/// Waits for newer keys for a token that was stale under `observed`, and verifies it against each newer set.
+pub async fn retry<T>(
     cache: &KeyCache,
     observed: ObservedKeys,
     token: StaleToken,
-    look: impl Fn(&KeySet) -> Result<T, ValidationError>,
-) -> Result<T, NotRescued> {
+    verify: impl Fn(&KeySet) -> Result<T, ValidationError>,
+) -> Result<T, RetryError> {
     let mut cause = token.cause;
     let mut wait = cache.wait_for_newer(observed, token);
     let result = loop {
         match wait.next(cause).await {
-            Newer::Unavailable(_) => break Err(NotRescued::Unavailable),
-            Newer::No(_) => break Err(still(cause)),
-            Newer::Keys(keys) => match look(&keys) {
+            Newer::Unavailable(_) => break Err(RetryError::Unavailable),
+            Newer::No(_) => break Err(still_stale(cause)),
+            Newer::Keys(keys) => match verify(&keys) {
                 Ok(verified) => break Ok(verified),
-                Err(ValidationError::Stale(again)) => cause = again,
-                Err(permanent) => break Err(NotRescued::Refused(permanent)),
+                Err(ValidationError::Stale(next)) => cause = next,
+                Err(permanent) => break Err(RetryError::Refused(permanent)),
             },
         }
     };
@@ -252,28 +252,28 @@ pub async fn rescue<T>(
 pub async fn ask_with(
     cache: &KeyCache,
     wait: Duration,
-    look: impl Fn(&KeySet) -> Result<(), ValidationError>,
-) -> Result<(), NotRescued> {
+    verify: impl Fn(&KeySet) -> Result<(), ValidationError>,
+) -> Result<(), RetryError> {
     let observed: ObservedKeys = cache.observe();
-    match look(&observed.keys()) {
+    match verify(&observed.keys()) {
         Ok(()) => Ok(()),
-        Err(ValidationError::Permanent(_)) => panic!("these tokens are stale at worst"),
+        Err(ValidationError::Permanent(_)) => panic!("no permanent error in these tests"),
         Err(ValidationError::Stale(cause)) => {
-            rescue(cache, observed, stale(cause, clock::monotonic() + wait), look).await
+            retry(cache, observed, stale(cause, clock::monotonic() + wait), verify).await
         }
     }
 }
 
-pub async fn ask(cache: &KeyCache, kid: &str) -> Result<(), NotRescued> {
-    ask_with(cache, 2 * SECOND, look(kid, None)).await
+pub async fn ask(cache: &KeyCache, kid: &str) -> Result<(), RetryError> {
+    ask_with(cache, 2 * SECOND, verifier(kid, None)).await
 }
 
-/// Refused, since the newest set does not verify it either.
-pub fn still(cause: StaleCause) -> NotRescued {
-    NotRescued::Refused(ValidationError::Stale(cause))
+/// The token is stale under the newest key set too.
+pub fn still_stale(cause: StaleCause) -> RetryError {
+    RetryError::Refused(ValidationError::Stale(cause))
 }
 
-/// Lets everybody who can run do so, without letting time pass.
+/// Lets all other tasks run until they are idle, without advancing time.
 pub async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;

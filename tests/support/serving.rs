@@ -1,22 +1,22 @@
-//! Where `portcullis serve` listens, by what it says of itself at its start.
+//! The addresses of `portcullis serve`, read from the line that it logs when it serves.
 
 use std::net::SocketAddr;
 
 use serde_json::Value;
 
-/// The addresses of a service whose configuration has port 0 everywhere.
+/// The addresses of a service that binds port 0.
 #[derive(Clone, Debug)]
 pub struct Serving {
-    /// Those of `listen.ext_authz` that are on TCP, in its order.
+    /// The TCP addresses of `listen.ext_authz`, in order.
     pub ext_authz: Vec<SocketAddr>,
-    /// Those of `listen.forward_auth`, in its order.
+    /// The addresses of `listen.forward_auth`, in order.
     pub forward_auth: Vec<SocketAddr>,
-    /// That of `listen.admin`.
+    /// The address of `listen.admin`.
     pub admin: Option<SocketAddr>,
 }
 
 impl Serving {
-    /// From the line of its log that says so, as JSON; none where the line is another.
+    /// Reads the log line `serving`, as JSON; `None` for any other line.
     pub fn read(line: &str) -> Option<Self> {
         let line: Value = serde_json::from_str(line).ok()?;
         (line["message"] == "serving").then(|| {
@@ -32,17 +32,17 @@ impl Serving {
         })
     }
 
-    /// The one gRPC listener.
+    /// The address of the first gRPC listener.
     pub fn grpc(&self) -> SocketAddr {
         self.ext_authz[0]
     }
 
-    /// The one HTTP listener of a proxy.
+    /// The address of the first HTTP listener.
     pub fn http(&self) -> SocketAddr {
         self.forward_auth[0]
     }
 
-    /// The operator's.
+    /// The address of the admin listener.
     pub fn admin(&self) -> SocketAddr {
         self.admin.expect("listen.admin is configured")
     }

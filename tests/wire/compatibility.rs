@@ -1,5 +1,5 @@
-//! Our trimmed ext_authz definitions and upstream's complete ones (`envoy-types`) are the same bytes on
-//! the wire, in both directions, and reflection shows upstream's shape. Asks nothing about decisions.
+//! Wire compatibility of our trimmed ext_authz definitions with upstream's complete ones (`envoy-types`), in both
+//! directions, and of the descriptors that reflection serves. Does not test decisions.
 
 #![allow(deprecated, reason = "what upstream deprecates, peers still send")]
 
@@ -35,10 +35,10 @@ use tokio_stream::wrappers::TcpListenerStream;
 const CHECK_REQUEST: &str = ".envoy.service.auth.v3.CheckRequest";
 const CHECK_RESPONSE: &str = ".envoy.service.auth.v3.CheckResponse";
 
-// ---- What upstream sends, we read.
+// ---- We decode what upstream encodes.
 
 #[test]
-fn a_request_of_upstream_in_full_arrives_with_every_kept_field_equal() {
+fn a_complete_upstream_request_is_decoded_with_every_defined_field() {
     let request = CheckRequest::decode(full_upstream_request().encode_to_vec().as_slice()).unwrap();
     let attributes = request.attributes.unwrap();
 
@@ -76,7 +76,7 @@ fn a_request_of_upstream_in_full_arrives_with_every_kept_field_equal() {
 }
 
 #[test]
-fn an_address_that_is_no_socket_is_no_address_to_us() {
+fn an_address_other_than_a_socket_address_is_decoded_as_none() {
     for address in [
         up_core::address::Address::Pipe(up_core::Pipe { path: "/run/envoy".into(), mode: 0o600 }),
         up_core::address::Address::EnvoyInternalAddress(up_core::EnvoyInternalAddress::default()),
@@ -91,54 +91,54 @@ fn an_address_that_is_no_socket_is_no_address_to_us() {
 }
 
 #[test]
-fn bytes_that_are_not_utf8_fail_no_decode_and_arrive_unchanged() {
-    const ODD: &[u8] = b"a\xff\xfe\x80";
-    let odd = || Bytes::from_static(ODD);
-    let entry = || HeadersEntry { key: odd(), value: odd() };
+fn bytes_that_are_not_utf8_are_decoded_unchanged() {
+    const NOT_UTF8: &[u8] = b"a\xff\xfe\x80";
+    let not_utf8 = || Bytes::from_static(NOT_UTF8);
+    let entry = || HeadersEntry { key: not_utf8(), value: not_utf8() };
     let request = CheckRequest {
         attributes: Some(AttributeContext {
             source: Some(Peer {
-                principal: odd(),
+                principal: not_utf8(),
                 address: Some(core::Address {
                     address: Some(core::address::Address::SocketAddress(core::SocketAddress {
-                        address: odd(),
+                        address: not_utf8(),
                         port_specifier: None,
                     })),
                 }),
             }),
             request: Some(Request {
                 http: Some(HttpRequest {
-                    id: odd(),
-                    method: odd(),
+                    id: not_utf8(),
+                    method: not_utf8(),
                     headers: vec![entry()],
-                    path: odd(),
-                    host: odd(),
-                    scheme: odd(),
-                    protocol: odd(),
+                    path: not_utf8(),
+                    host: not_utf8(),
+                    scheme: not_utf8(),
+                    protocol: not_utf8(),
                     header_map: Some(core::HeaderMap {
-                        headers: vec![core::HeaderValue { raw_value: odd(), ..Default::default() }],
+                        headers: vec![core::HeaderValue { raw_value: not_utf8(), ..Default::default() }],
                     }),
-                    body: odd(),
-                    raw_body: odd(),
+                    body: not_utf8(),
+                    raw_body: not_utf8(),
                 }),
             }),
-            context_extensions: vec![ContextExtensionsEntry { key: odd(), value: odd() }],
+            context_extensions: vec![ContextExtensionsEntry { key: not_utf8(), value: not_utf8() }],
         }),
     };
     let mut wire = request.encode_to_vec();
-    assert!(up::CheckRequest::decode(wire.as_slice()).is_err(), "upstream's types would refuse it");
+    assert!(up::CheckRequest::decode(wire.as_slice()).is_err(), "upstream's types refuse it");
     assert_eq!(CheckRequest::decode(wire.as_slice()).unwrap(), request);
 
-    // Fields that we leave out may hold anything too: a second `attributes` merges into the first.
-    // attributes { request { http { query, fragment: ODD } }, tls_session { sni: ODD } }
-    let http: Vec<u8> = [7, 8].iter().flat_map(|field| delimited(*field, ODD)).collect();
-    let attributes = [delimited(4, &delimited(2, &http)), delimited(12, &delimited(1, ODD))].concat();
+    // Fields that we omit may have any bytes too: a second `attributes` merges into the first.
+    // attributes { request { http { query, fragment: NOT_UTF8 } }, tls_session { sni: NOT_UTF8 } }
+    let http: Vec<u8> = [7, 8].iter().flat_map(|field| delimited(*field, NOT_UTF8)).collect();
+    let attributes = [delimited(4, &delimited(2, &http)), delimited(12, &delimited(1, NOT_UTF8))].concat();
     wire.extend(delimited(1, &attributes));
     assert_eq!(CheckRequest::decode(wire.as_slice()).unwrap(), request);
 }
 
 #[test]
-fn of_entries_with_one_key_upstream_takes_the_last_and_we_keep_all() {
+fn of_map_entries_with_one_key_upstream_keeps_the_last_and_we_keep_all() {
     let entry = |value: &str| ContextExtensionsEntry { key: "rule".into(), value: value.to_owned().into() };
     let request = CheckRequest {
         attributes: Some(AttributeContext {
@@ -153,7 +153,7 @@ fn of_entries_with_one_key_upstream_takes_the_last_and_we_keep_all() {
 }
 
 #[test]
-fn an_entry_without_key_or_value_is_one_with_an_empty_key_or_value() {
+fn a_map_entry_without_key_or_value_has_an_empty_key_or_value() {
     let headers = [delimited(3, &delimited(2, b"v")), delimited(3, &delimited(1, b"k"))].concat();
     let wire = delimited(1, &delimited(4, &delimited(2, &headers)));
     let theirs = up::CheckRequest::decode(wire.as_slice()).unwrap();
@@ -165,14 +165,14 @@ fn an_entry_without_key_or_value_is_one_with_an_empty_key_or_value() {
 }
 
 #[test]
-fn no_bytes_of_a_request_are_copied_when_it_is_decoded() {
+fn decoding_a_request_copies_no_bytes() {
     let wire = Bytes::from(full_upstream_request().encode_to_vec());
     let input = wire.as_ptr_range();
     let attributes = CheckRequest::decode(wire.clone()).unwrap().attributes.unwrap();
     let source = attributes.source.unwrap();
     let core::address::Address::SocketAddress(socket) = source.address.unwrap().address.unwrap();
     let http = attributes.request.unwrap().http.unwrap();
-    let mut seen = vec![
+    let mut decoded = vec![
         socket.address,
         source.principal,
         http.id,
@@ -182,28 +182,28 @@ fn no_bytes_of_a_request_are_copied_when_it_is_decoded() {
         http.scheme,
         http.protocol,
     ];
-    seen.extend(http.headers.into_iter().flat_map(|entry| [entry.key, entry.value]));
-    seen.extend(attributes.context_extensions.into_iter().flat_map(|e| [e.key, e.value]));
-    seen.extend(http.header_map.unwrap().headers.into_iter().map(|header| header.raw_value));
-    seen.retain(|bytes| !bytes.is_empty());
-    assert_eq!(seen.len(), 18);
-    for bytes in seen {
+    decoded.extend(http.headers.into_iter().flat_map(|entry| [entry.key, entry.value]));
+    decoded.extend(attributes.context_extensions.into_iter().flat_map(|e| [e.key, e.value]));
+    decoded.extend(http.header_map.unwrap().headers.into_iter().map(|header| header.raw_value));
+    decoded.retain(|bytes| !bytes.is_empty());
+    assert_eq!(decoded.len(), 18);
+    for bytes in decoded {
         let range = bytes.as_ptr_range();
         assert!(input.start <= range.start && range.end <= input.end, "{bytes:?} was copied");
     }
 }
 
-// ---- What we send, upstream reads.
+// ---- Upstream decodes what we encode.
 
 #[test]
-fn a_request_of_ours_means_the_same_to_upstream() {
-    let ours = ours_of(&full_upstream_request());
+fn upstream_decodes_our_request() {
+    let ours = to_ours(&full_upstream_request());
     let theirs = up::CheckRequest::decode(ours.encode_to_vec().as_slice()).unwrap();
-    assert_eq!(theirs, without_what_we_leave_out(full_upstream_request()));
+    assert_eq!(theirs, without_omitted_fields(full_upstream_request()));
 }
 
 #[test]
-fn an_answer_of_ours_means_the_same_to_upstream() {
+fn upstream_decodes_our_response() {
     let header = |key: &str, value: &str| core::HeaderValueOption {
         header: Some(core::HeaderValue { key: key.into(), value: value.into(), raw_value: Bytes::new() }),
         append: None,
@@ -261,7 +261,7 @@ fn an_answer_of_ours_means_the_same_to_upstream() {
 }
 
 #[test]
-fn what_we_leave_out_of_an_upstream_answer_is_skipped() {
+fn omitted_fields_of_an_upstream_response_are_skipped() {
     let status = up_rpc::Status { code: 14, message: "down".into(), details: Vec::new() };
     let failed = up::CheckResponse {
         status: Some(status.clone()),
@@ -296,35 +296,35 @@ fn what_we_leave_out_of_an_upstream_answer_is_skipped() {
     assert_eq!(ours.encode_to_vec(), without);
 }
 
-// ---- The same over whatever the fields may hold.
+// ---- The same with generated messages.
 
 proptest! {
     #[test]
-    fn any_request_of_upstream_is_read_by_us(theirs in upstream_request()) {
+    fn we_decode_any_upstream_request(theirs in upstream_request()) {
         let mut ours = CheckRequest::decode(theirs.encode_to_vec().as_slice()).unwrap();
         sort_entries(&mut ours);
-        prop_assert_eq!(&ours, &ours_of(&theirs));
+        prop_assert_eq!(&ours, &to_ours(&theirs));
         let back = up::CheckRequest::decode(ours.encode_to_vec().as_slice()).unwrap();
-        prop_assert_eq!(back, without_what_we_leave_out(theirs));
+        prop_assert_eq!(back, without_omitted_fields(theirs));
     }
 
     #[test]
-    fn any_request_of_ours_is_read_by_upstream(theirs in upstream_request()) {
-        let ours = ours_of(&theirs);
+    fn upstream_decodes_any_request_of_ours(theirs in upstream_request()) {
+        let ours = to_ours(&theirs);
         let read = up::CheckRequest::decode(ours.encode_to_vec().as_slice()).unwrap();
-        prop_assert_eq!(&read, &without_what_we_leave_out(theirs));
-        prop_assert_eq!(ours_of(&read), ours);
+        prop_assert_eq!(&read, &without_omitted_fields(theirs));
+        prop_assert_eq!(to_ours(&read), ours);
     }
 
     #[test]
-    fn any_answer_of_ours_is_read_by_upstream(ours in our_response()) {
+    fn upstream_decodes_any_response_of_ours(ours in our_response()) {
         let theirs = up::CheckResponse::decode(ours.encode_to_vec().as_slice()).unwrap();
-        prop_assert_eq!(theirs, upstream_of(&ours));
+        prop_assert_eq!(theirs, to_upstream(&ours));
     }
 
     #[test]
-    fn any_answer_of_upstream_is_read_by_us(ours in our_response(), metadata in any::<bool>()) {
-        let mut theirs = upstream_of(&ours);
+    fn we_decode_any_upstream_response(ours in our_response(), metadata in any::<bool>()) {
+        let mut theirs = to_upstream(&ours);
         if let Some(up::check_response::HttpResponse::OkResponse(ok)) = &mut theirs.http_response {
             ok.dynamic_metadata = metadata.then(up_google::Struct::default);
         }
@@ -337,27 +337,27 @@ proptest! {
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
         end in any::<prop::sample::Index>(),
     ) {
-        for (place, byte) in changes {
+        for (position, byte) in changes {
             if !wire.is_empty() {
-                let place = place.index(wire.len());
-                wire[place] = byte;
+                let position = position.index(wire.len());
+                wire[position] = byte;
             }
         }
         wire.truncate(end.index(wire.len() + 1));
-        // What of it can be read can be written and read again.
+        // A decoded message survives encoding and decoding.
         if let Ok(request) = CheckRequest::decode(wire.as_slice()) {
             prop_assert_eq!(CheckRequest::decode(request.encode_to_vec().as_slice()), Ok(request));
         }
     }
 }
 
-// ---- The same over a real connection, where the generated services are the ends.
+// ---- The same over a real connection, with the generated clients and servers.
 
 #[tokio::test]
-async fn upstreams_client_calls_our_server_and_the_headers_share_the_buffer_they_came_in() {
-    struct Door(Mutex<Option<CheckRequest>>);
+async fn upstreams_client_calls_our_server_and_the_headers_share_the_receive_buffer() {
+    struct Server(Mutex<Option<CheckRequest>>);
     #[tonic::async_trait]
-    impl Authorization for &'static Door {
+    impl Authorization for &'static Server {
         async fn check(
             &self,
             request: tonic::Request<CheckRequest>,
@@ -367,41 +367,41 @@ async fn upstreams_client_calls_our_server_and_the_headers_share_the_buffer_they
             Ok(tonic::Response::new(CheckResponse { status: Some(status), ..Default::default() }))
         }
     }
-    let door: &'static Door = Box::leak(Box::new(Door(Mutex::default())));
-    let address = serve(AuthorizationServer::new(door)).await;
+    let server: &'static Server = Box::leak(Box::new(Server(Mutex::default())));
+    let address = serve(AuthorizationServer::new(server)).await;
     let mut client =
         up::authorization_client::AuthorizationClient::connect(format!("http://{address}")).await.unwrap();
     let answer = client.check(full_upstream_request()).await.unwrap().into_inner();
     assert_eq!(answer.status.unwrap().code, 7);
 
-    let mut received = door.0.lock().unwrap().take().unwrap();
-    // On the wire a value stands two bytes, its tag and its length, after its key. Two copies would not.
+    let mut received = server.0.lock().unwrap().take().unwrap();
+    // On the wire, two bytes (tag and length) are between a key and its value. Copies would be elsewhere.
     let http = received.attributes.as_ref().unwrap().request.as_ref().unwrap().http.as_ref();
     for entry in http.unwrap().headers.iter().filter(|entry| !entry.value.is_empty()) {
         assert_eq!(entry.key.as_ptr() as usize + entry.key.len() + 2, entry.value.as_ptr() as usize);
     }
     sort_entries(&mut received);
-    assert_eq!(received, ours_of(&full_upstream_request()));
+    assert_eq!(received, to_ours(&full_upstream_request()));
 }
 
 #[tokio::test]
 async fn our_client_calls_upstreams_server() {
-    struct Door;
+    struct Server;
     #[tonic::async_trait]
-    impl up::authorization_server::Authorization for Door {
+    impl up::authorization_server::Authorization for Server {
         async fn check(
             &self,
             request: tonic::Request<up::CheckRequest>,
         ) -> Result<tonic::Response<up::CheckResponse>, tonic::Status> {
-            assert_eq!(request.into_inner(), without_what_we_leave_out(full_upstream_request()));
+            assert_eq!(request.into_inner(), without_omitted_fields(full_upstream_request()));
             let status = up_rpc::Status { code: 16, message: "no".into(), details: Vec::new() };
             let status = Some(status);
             Ok(tonic::Response::new(up::CheckResponse { status, ..Default::default() }))
         }
     }
-    let address = serve(up::authorization_server::AuthorizationServer::new(Door)).await;
+    let address = serve(up::authorization_server::AuthorizationServer::new(Server)).await;
     let mut client = AuthorizationClient::connect(format!("http://{address}")).await.unwrap();
-    let answer = client.check(ours_of(&full_upstream_request())).await.unwrap().into_inner();
+    let answer = client.check(to_ours(&full_upstream_request())).await.unwrap().into_inner();
     assert_eq!(answer.status.unwrap().code, 16);
 }
 
@@ -409,8 +409,8 @@ async fn our_client_calls_upstreams_server() {
 
 #[test]
 fn reflection_serves_upstreams_names_numbers_and_types() {
-    let shapes = Shapes::read();
-    let served: BTreeSet<String> = shapes
+    let descriptors = Descriptors::read();
+    let served: BTreeSet<String> = descriptors
         .messages
         .iter()
         .filter(|(name, _)| !name.starts_with(".google.protobuf."))
@@ -418,10 +418,10 @@ fn reflection_serves_upstreams_names_numbers_and_types() {
         .collect();
     let upstream: BTreeSet<String> =
         UPSTREAM.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
-    let unlike: Vec<_> = served.symmetric_difference(&upstream).collect();
-    assert!(unlike.is_empty(), "{unlike:#?}");
+    let differences: Vec<_> = served.symmetric_difference(&upstream).collect();
+    assert!(differences.is_empty(), "{differences:#?}");
 
-    let services: Vec<_> = shapes.files.file.iter().flat_map(|file| &file.service).collect();
+    let services: Vec<_> = descriptors.files.file.iter().flat_map(|file| &file.service).collect();
     assert_eq!(services.len(), 1);
     assert_eq!(services[0].name(), "Authorization");
     assert_eq!(services[0].method.len(), 1);
@@ -432,8 +432,8 @@ fn reflection_serves_upstreams_names_numbers_and_types() {
 
 #[test]
 fn reflection_serves_maps_as_maps() {
-    let shapes = Shapes::read();
-    let entries: Vec<_> = shapes
+    let descriptors = Descriptors::read();
+    let entries: Vec<_> = descriptors
         .messages
         .iter()
         .filter(|(name, _)| name.ends_with("Entry"))
@@ -452,9 +452,9 @@ fn reflection_serves_maps_as_maps() {
 
 #[test]
 fn reflection_serves_upstreams_enums() {
-    let shapes = Shapes::read();
+    let descriptors = Descriptors::read();
     let served = |name: &str| -> Vec<(i32, String)> {
-        shapes.enums[name].value.iter().map(|v| (v.number(), v.name().to_owned())).collect()
+        descriptors.enums[name].value.iter().map(|v| (v.number(), v.name().to_owned())).collect()
     };
     let upstream = |name_of: &dyn Fn(i32) -> Option<&'static str>| -> Vec<(i32, String)> {
         (-1..1000).filter_map(|number| Some((number, name_of(number)?.to_owned()))).collect()
@@ -477,13 +477,13 @@ fn reflection_serves_upstreams_enums() {
 }
 
 #[test]
-fn reflection_serves_every_file_that_it_refers_to() {
-    let files = Shapes::read().files.file;
+fn reflection_serves_every_imported_file() {
+    let files = Descriptors::read().files.file;
     let names: BTreeSet<&str> = files.iter().map(|file| file.name()).collect();
     let missing: Vec<_> = files
         .iter()
         .flat_map(|file| &file.dependency)
-        .filter(|needed| !names.contains(needed.as_str()))
+        .filter(|import| !names.contains(import.as_str()))
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
     assert!(names.contains("envoy/service/auth/v3/external_auth.proto"));
@@ -494,32 +494,32 @@ fn reflection_serves_every_file_that_it_refers_to() {
 }
 
 #[test]
-fn upstream_reads_and_writes_every_field_that_reflection_serves() {
-    let shapes = Shapes::read();
-    let mut seen = BTreeSet::new();
-    for turn in 0..TURNS {
-        let request = shapes.sample(CHECK_REQUEST, turn);
+fn upstream_decodes_and_encodes_every_field_that_reflection_serves() {
+    let descriptors = Descriptors::read();
+    let mut values = BTreeSet::new();
+    for variant in 0..SAMPLES {
+        let request = descriptors.sample(CHECK_REQUEST, variant);
         let theirs = up::CheckRequest::decode(request.as_slice()).unwrap().encode_to_vec();
-        let request = shapes.leaves(CHECK_REQUEST, &request);
-        assert_eq!(shapes.leaves(CHECK_REQUEST, &theirs), request);
+        let request = descriptors.leaves(CHECK_REQUEST, &request);
+        assert_eq!(descriptors.leaves(CHECK_REQUEST, &theirs), request);
 
-        let response = shapes.sample(CHECK_RESPONSE, turn);
+        let response = descriptors.sample(CHECK_RESPONSE, variant);
         let theirs = up::CheckResponse::decode(response.as_slice()).unwrap().encode_to_vec();
-        let response = shapes.leaves(CHECK_RESPONSE, &response);
-        assert_eq!(shapes.leaves(CHECK_RESPONSE, &theirs), response);
-        seen.extend(request.into_iter().chain(response).map(|(_, value)| value));
+        let response = descriptors.leaves(CHECK_RESPONSE, &response);
+        assert_eq!(descriptors.leaves(CHECK_RESPONSE, &theirs), response);
+        values.extend(request.into_iter().chain(response).map(|(_, value)| value));
     }
-    for (name, message) in &shapes.messages {
+    for (name, message) in &descriptors.messages {
         for field in message.field.iter().filter(|f| f.r#type() != Type::Message) {
             let field = format!("{name}.{} ", field.name());
-            assert!(seen.iter().any(|value| value.starts_with(&field)), "{field}was not tried");
+            assert!(values.iter().any(|value| value.starts_with(&field)), "{field}was not sampled");
         }
     }
 }
 
 #[test]
-fn the_generated_code_has_every_field_that_reflection_serves_but_those_left_out() {
-    const LEFT_OUT: [&str; 12] = [
+fn the_generated_code_has_every_field_that_reflection_serves_except_the_omitted_ones() {
+    const OMITTED: [&str; 12] = [
         "attributes.source.address.pipe.",
         "attributes.source.address.socket_address.protocol",
         "attributes.source.address.socket_address.named_port",
@@ -533,27 +533,27 @@ fn the_generated_code_has_every_field_that_reflection_serves_but_those_left_out(
         "attributes.request.http.size",
         "attributes.tls_session.",
     ];
-    let shapes = Shapes::read();
+    let descriptors = Descriptors::read();
     let mut skipped: BTreeSet<&str> = BTreeSet::new();
-    for turn in 0..TURNS {
-        let wire = shapes.sample(CHECK_REQUEST, turn);
+    for variant in 0..SAMPLES {
+        let wire = descriptors.sample(CHECK_REQUEST, variant);
         let ours = CheckRequest::decode(wire.as_slice()).unwrap().encode_to_vec();
-        let mut expected = shapes.leaves(CHECK_REQUEST, &wire);
+        let mut expected = descriptors.leaves(CHECK_REQUEST, &wire);
         expected.retain(|(path, _)| {
-            let left_out = LEFT_OUT.into_iter().find(|prefix| path.starts_with(prefix));
-            skipped.extend(left_out);
-            left_out.is_none()
+            let omitted = OMITTED.into_iter().find(|prefix| path.starts_with(prefix));
+            skipped.extend(omitted);
+            omitted.is_none()
         });
-        assert_eq!(shapes.leaves(CHECK_REQUEST, &ours), expected);
+        assert_eq!(descriptors.leaves(CHECK_REQUEST, &ours), expected);
 
-        let wire = shapes.sample(CHECK_RESPONSE, turn);
+        let wire = descriptors.sample(CHECK_RESPONSE, variant);
         let ours = CheckResponse::decode(wire.as_slice()).unwrap().encode_to_vec();
-        assert_eq!(shapes.leaves(CHECK_RESPONSE, &ours), shapes.leaves(CHECK_RESPONSE, &wire));
+        assert_eq!(descriptors.leaves(CHECK_RESPONSE, &ours), descriptors.leaves(CHECK_RESPONSE, &wire));
     }
-    assert_eq!(skipped.len(), LEFT_OUT.len(), "only {skipped:?} were there to leave out");
+    assert_eq!(skipped.len(), OMITTED.len(), "only {skipped:?} were sampled");
 }
 
-/// Upstream's fields that `proto/` has, read off upstream's definitions: name, number, type.
+/// The fields of `proto/` according to upstream's definitions: name, number, type.
 const UPSTREAM: &str = "
     .envoy.service.auth.v3.CheckRequest.attributes 1 .envoy.service.auth.v3.AttributeContext
 
@@ -643,31 +643,31 @@ fn describe(name: &str, message: &DescriptorProto, field: &FieldDescriptorProto)
     format!("{name}.{} {} {choice}{repeated}{kind}", field.name(), field.number())
 }
 
-/// Samples to try so that each choice of each `oneof`, also inside another, has its turn.
-const TURNS: usize = 24;
+/// The number of samples that covers each choice of each `oneof`, including nested ones.
+const SAMPLES: usize = 24;
 
-/// The served descriptors, and messages made and read by them alone.
-struct Shapes {
+/// The served descriptors, which encode sample messages and decode messages dynamically.
+struct Descriptors {
     files: FileDescriptorSet,
     messages: BTreeMap<String, DescriptorProto>,
     enums: BTreeMap<String, EnumDescriptorProto>,
 }
 
-impl Shapes {
+impl Descriptors {
     fn read() -> Self {
         let files = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
-        let mut shapes = Self { files, messages: BTreeMap::new(), enums: BTreeMap::new() };
-        for file in shapes.files.file.clone() {
+        let mut descriptors = Self { files, messages: BTreeMap::new(), enums: BTreeMap::new() };
+        for file in descriptors.files.file.clone() {
             let package = format!(".{}", file.package());
-            file.message_type.into_iter().for_each(|message| shapes.add(&package, message));
+            file.message_type.into_iter().for_each(|message| descriptors.add(&package, message));
             for r#enum in file.enum_type {
-                shapes.enums.insert(format!("{package}.{}", r#enum.name()), r#enum);
+                descriptors.enums.insert(format!("{package}.{}", r#enum.name()), r#enum);
             }
         }
-        // Files that are imported for one message bring others along.
-        let used = shapes.used();
-        shapes.messages.retain(|name, _| used.contains(name));
-        shapes
+        // Imported files contain messages that are not used.
+        let used = descriptors.used();
+        descriptors.messages.retain(|name, _| used.contains(name));
+        descriptors
     }
 
     fn add(&mut self, scope: &str, message: DescriptorProto) {
@@ -681,50 +681,50 @@ impl Shapes {
         self.messages.insert(name, message);
     }
 
-    /// Messages that a call refers to, and all of ours.
+    /// All messages outside `google.protobuf`, and the messages that they refer to.
     fn used(&self) -> BTreeSet<String> {
         let mut used: BTreeSet<String> =
             self.messages.keys().filter(|n| !n.starts_with(".google.protobuf.")).cloned().collect();
         loop {
-            let referred: BTreeSet<String> = used
+            let referenced: BTreeSet<String> = used
                 .iter()
                 .flat_map(|name| &self.messages[name].field)
                 .filter(|field| field.r#type() == Type::Message)
                 .map(|field| field.type_name().to_owned())
                 .collect();
             let before = used.len();
-            used.extend(referred);
+            used.extend(referenced);
             if used.len() == before {
                 return used;
             }
         }
     }
 
-    /// A message on the wire with every field set to a value that its type alone can carry.
-    fn sample(&self, message: &str, turn: usize) -> Vec<u8> {
-        self.sample_within(message, turn, 6)
+    /// An encoded message with every field set to a value that only its type can represent.
+    fn sample(&self, message: &str, variant: usize) -> Vec<u8> {
+        self.sample_nested(message, variant, 6)
     }
 
-    fn sample_within(&self, message: &str, turn: usize, depth: usize) -> Vec<u8> {
-        let shape = &self.messages[message];
+    fn sample_nested(&self, message: &str, variant: usize, depth: usize) -> Vec<u8> {
+        let descriptor = &self.messages[message];
         let choices = |index| -> Vec<i32> {
-            shape
+            descriptor
                 .field
                 .iter()
                 .filter(|f| f.oneof_index == Some(index))
                 .map(FieldDescriptorProto::number)
                 .collect()
         };
-        let inner = shape
+        let inner = descriptor
             .oneof_decl
             .iter()
             .enumerate()
-            .fold(turn, |turn, (index, _)| turn / choices(i32::try_from(index).unwrap()).len());
+            .fold(variant, |variant, (index, _)| variant / choices(i32::try_from(index).unwrap()).len());
         let mut wire = Vec::new();
-        for field in &shape.field {
+        for field in &descriptor.field {
             if let Some(index) = field.oneof_index {
                 let choices = choices(index);
-                if choices[turn % choices.len()] != field.number() {
+                if choices[variant % choices.len()] != field.number() {
                     continue;
                 }
             }
@@ -734,7 +734,7 @@ impl Shapes {
                 match field.r#type() {
                     Type::Message if depth == 0 => {}
                     Type::Message => {
-                        let value = self.sample_within(field.type_name(), inner, depth - 1);
+                        let value = self.sample_nested(field.type_name(), inner, depth - 1);
                         wire.extend(delimited(number, &value));
                     }
                     Type::String => {
@@ -766,7 +766,7 @@ impl Shapes {
         wire
     }
 
-    /// Each value in a message on the wire: its path; its field and itself. A field that is not served is a failure.
+    /// Each value in an encoded message: its path, and its field with the value. Panics on a field that is not served.
     fn leaves(&self, message: &str, wire: &[u8]) -> BTreeSet<(String, String)> {
         let mut leaves = BTreeSet::new();
         self.collect(message, "", wire, &mut leaves);
@@ -814,7 +814,7 @@ fn varint(value: usize) -> Vec<u8> {
     wire
 }
 
-/// A field of bytes, text or a message.
+/// An encoded length-delimited field.
 fn delimited(number: usize, value: &[u8]) -> Vec<u8> {
     [varint(number << 3 | 2), varint(value.len()), value.to_vec()].concat()
 }
@@ -883,8 +883,8 @@ fn full_upstream_request() -> up::CheckRequest {
     }
 }
 
-/// The request as our types have it, entries sorted.
-fn ours_of(theirs: &up::CheckRequest) -> CheckRequest {
+/// Converts a request to our types, with sorted entries.
+fn to_ours(theirs: &up::CheckRequest) -> CheckRequest {
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let peer = |peer: &up::attribute_context::Peer| Peer {
         address: peer.address.as_ref().map(|address| core::Address {
@@ -958,7 +958,7 @@ fn sort_entries(request: &mut CheckRequest) {
     }
 }
 
-fn without_what_we_leave_out(mut theirs: up::CheckRequest) -> up::CheckRequest {
+fn without_omitted_fields(mut theirs: up::CheckRequest) -> up::CheckRequest {
     let Some(attributes) = &mut theirs.attributes else { return theirs };
     attributes.destination = None;
     attributes.metadata_context = None;
@@ -1088,7 +1088,7 @@ prop_compose! {
         context_extensions in strings(),
         sni in prop::option::of(any::<String>()),
         metadata in prop::option::of(any::<String>()),
-        there in prop::bool::weighted(0.95),
+        has_attributes in prop::bool::weighted(0.95),
     ) -> up::CheckRequest {
         let [source, destination] = peers;
         let time = seconds.map(|seconds| up_google::Timestamp { seconds, nanos: 1 });
@@ -1107,11 +1107,11 @@ prop_compose! {
             route_metadata_context: metadata,
             tls_session: sni.map(|sni| up::attribute_context::TlsSession { sni }),
         };
-        up::CheckRequest { attributes: there.then_some(attributes) }
+        up::CheckRequest { attributes: has_attributes.then_some(attributes) }
     }
 }
 
-// ---- Answers.
+// ---- Responses.
 
 prop_compose! {
     fn header_value_option()(
@@ -1198,8 +1198,8 @@ prop_compose! {
     }
 }
 
-/// The answer as upstream's types have it.
-fn upstream_of(ours: &CheckResponse) -> up::CheckResponse {
+/// Converts a response to upstream's types.
+fn to_upstream(ours: &CheckResponse) -> up::CheckResponse {
     let option = |option: &core::HeaderValueOption| up_core::HeaderValueOption {
         header: option.header.as_ref().map(|header| up_core::HeaderValue {
             key: header.key.clone(),

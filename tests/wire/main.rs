@@ -1,10 +1,6 @@
-//! The ext_authz messages as upstream defines them, in full: what goes over the wire is the same bytes.
+//! Compares the trimmed ext_authz messages with upstream's complete ones: the bytes on the wire are equal.
 
-#![allow(
-    unreachable_pub,
-    missing_docs,
-    reason = "nobody else uses these modules; what is said of visibility and docs is about libraries"
-)]
+#![allow(unreachable_pub, missing_docs, reason = "these lints are for libraries")]
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -12,7 +8,7 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "tests fail by panicking, and say on their streams what they did"
+    reason = "tests fail by panicking, and print diagnostics"
 )]
 
 mod compatibility;

@@ -37,7 +37,7 @@ use self::realms::{Issuer, ProviderHandle};
 use self::undecided::{Pending, Source};
 use crate::access_request::AccessRequest;
 use crate::clock::{Clock, Instant};
-use crate::decision::{Decision, Evaluation, IssuerState, CachedKeys, NoKeys, Policy, Trusted, evaluate};
+use crate::decision::{CachedKeys, Decision, Evaluation, IssuerState, NoKeys, Policy, Trusted, evaluate};
 use crate::reason::DenyReason;
 use crate::rules::Rules;
 use crate::telemetry::Metrics;
@@ -165,7 +165,12 @@ impl Authorizer {
     }
 
     /// The current keys of this issuer, and where to get newer ones.
-    fn current_keys(&self, issuer: &str, arrived: Instant, source: &mut Option<Source>) -> Option<IssuerState> {
+    fn current_keys(
+        &self,
+        issuer: &str,
+        arrived: Instant,
+        source: &mut Option<Source>,
+    ) -> Option<IssuerState> {
         let issuer = self.providers.of_issuer(issuer, arrived)?;
         let provider = Arc::clone(issuer.provider());
         let realm = issuer.realm().map(str::to_owned);

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use super::forge::base64url;
 use crate::support::{
-    Answer, Ask, House, NOW, Running, claim_headers, config, fixed_clock, inline, provider,
+    Answer, Ask, NOW, Running, TestEnv, claim_headers, config, fixed_clock, inline, provider,
 };
 
 use SigningAlgorithm::{ES256, ES384, ES512, EdDSA, PS256, RS256};
@@ -365,7 +365,7 @@ fn a_request_of_any_octets_is_answered_and_never_allowed() {
 #[tokio::test]
 async fn tokens_that_fail_the_screen_never_cause_a_fetch_however_many_they_are() {
     let key = SigningKey::generate("es", ES256);
-    let house = House::start(&[&key], |_| {}).await;
+    let house = TestEnv::start(&[&key], |_| {}).await;
     let claims = house.claims();
     let before = house.issuer.requests().len();
     let stranger = SigningKey::generate("unknown", ES256);

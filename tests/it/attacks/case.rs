@@ -1,6 +1,6 @@
 //! A case of a table, and what must hold for each whatever the table is about.
 
-use crate::support::{Answer, House};
+use crate::support::{Answer, TestEnv};
 
 /// One token, and the reason that must come back.
 pub struct Case {
@@ -27,7 +27,7 @@ pub fn case(
 ///
 /// # Panics
 /// At the end, with every case that went wrong.
-pub async fn judge(house: &House, cases: Vec<Case>) {
+pub async fn judge(house: &TestEnv, cases: Vec<Case>) {
     let mut wrong = Vec::new();
     for Case { id, what, token, reason } in cases {
         let before = house.issuer.key_fetches();

@@ -12,16 +12,16 @@ use serde_json::{Value, json};
 
 use super::case::{Case, case, hold, judge, parts, report};
 use super::forge::{header_text, split};
-use crate::support::{Ask, House, NOW, Running, claim_headers, config, fixed_clock, inline, provider};
+use crate::support::{Ask, NOW, Running, TestEnv, claim_headers, config, fixed_clock, inline, provider};
 
 const ISSUER: &str = "https://issuer.example/realms/demo";
 
-async fn house(adjust: impl FnOnce(&mut portcullis::validation::provider::Provider)) -> House {
-    House::start(&[&SigningKey::generate("es", SigningAlgorithm::ES256)], adjust).await
+async fn house(adjust: impl FnOnce(&mut portcullis::validation::provider::Provider)) -> TestEnv {
+    TestEnv::start(&[&SigningKey::generate("es", SigningAlgorithm::ES256)], adjust).await
 }
 
 /// A properly signed token with the house's good claims, in which `member` is the raw text of one.
-fn raw(house: &House, name: &str, member: &str) -> String {
+fn raw(house: &TestEnv, name: &str, member: &str) -> String {
     let claims = without_claim(house.claims(), name).to_string();
     let payload = format!("{},\"{name}\":{member}}}", claims.trim_end_matches('}'));
     house.key.sign_raw(header_text(&house.key).as_bytes(), payload.as_bytes())

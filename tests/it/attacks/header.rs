@@ -9,7 +9,7 @@ use super::case::{Case, case, hold, judge, parts, report};
 use super::forge::{
     base64url, header_text, hmac, public_forms, signature_of, signed, split, token, with_signature,
 };
-use crate::support::{House, Running, config, fixed_clock, inline, provider};
+use crate::support::{Running, TestEnv, config, fixed_clock, inline, provider};
 
 fn every_kind() -> [SigningKey; 5] {
     [
@@ -24,7 +24,7 @@ fn every_kind() -> [SigningKey; 5] {
 #[tokio::test]
 async fn a_token_without_a_signature_is_refused_however_it_says_so() {
     let keys = every_kind();
-    let house = House::start(&keys.each_ref(), |_| {}).await;
+    let house = TestEnv::start(&keys.each_ref(), |_| {}).await;
     let claims = house.claims();
     let payload = claims.to_string();
     let rsa = &keys[1];
@@ -66,7 +66,7 @@ async fn a_public_key_is_never_an_hmac_secret() {
     let keys = every_kind();
     // What the issuer publishes beside them is a real HMAC key, which must stay unused as well.
     let oct = hmac(Some("oct"), HS256, &[7; 64]);
-    let house = House::start(&[&keys[0], &keys[1], &keys[2], &keys[3], &keys[4], &oct], |_| {}).await;
+    let house = TestEnv::start(&[&keys[0], &keys[1], &keys[2], &keys[3], &keys[4], &oct], |_| {}).await;
     let claims = house.claims();
     let mut cases = vec![
         case("A8", "the oct key of the set", oct.sign(&claims), "algorithm_not_allowed"),
@@ -118,7 +118,7 @@ async fn an_algorithm_counts_only_with_the_key_that_it_is_for() {
     use SigningAlgorithm::{PS256, PS384, PS512, RS256, RS384};
     let keys = every_kind();
     let pss = SigningKey::pooled(1, "pss", PS256);
-    let house = House::start(&[&keys[0], &keys[1], &keys[2], &keys[3], &keys[4], &pss], |rules| {
+    let house = TestEnv::start(&[&keys[0], &keys[1], &keys[2], &keys[3], &keys[4], &pss], |rules| {
         rules.algorithms.retain(|algorithm| *algorithm != Algorithm::PS512);
     })
     .await;
@@ -200,7 +200,7 @@ async fn an_algorithm_counts_only_with_the_key_that_it_is_for() {
 #[tokio::test]
 async fn keys_and_addresses_inside_a_token_are_never_used() {
     let keys = every_kind();
-    let house = House::start(&keys.each_ref(), |_| {}).await;
+    let house = TestEnv::start(&keys.each_ref(), |_| {}).await;
     let rogue = Issuer::start().await.expect("port 0 can be bound");
     let thief = SigningKey::generate("thief", SigningAlgorithm::ES256);
     rogue.publish(&[&thief]);
@@ -253,7 +253,7 @@ async fn keys_and_addresses_inside_a_token_are_never_used() {
 #[tokio::test]
 async fn parameters_that_change_what_a_token_means_are_refused() {
     let key = SigningKey::generate("es", SigningAlgorithm::ES256);
-    let house = House::start(&[&key], |_| {}).await;
+    let house = TestEnv::start(&[&key], |_| {}).await;
     let claims = house.claims();
     let mut cases = Vec::new();
     let mut header = |id, extra: &str, reason| {
@@ -315,12 +315,12 @@ async fn parameters_that_change_what_a_token_means_are_refused() {
 #[tokio::test]
 async fn the_type_of_a_token_is_compared_as_a_media_type() {
     let key = SigningKey::generate("es", SigningAlgorithm::ES256);
-    let sign = |house: &House, typ: Option<&str>| {
+    let sign = |house: &TestEnv, typ: Option<&str>| {
         let typ = typ.map(|typ| format!(r#","typ":{typ}"#)).unwrap_or_default();
         signed(&key, &format!(r#"{{"alg":"ES256","kid":"es"{typ}}}"#), &house.claims())
     };
-    let by_default = House::start(&[&key], |_| {}).await;
-    let access_only = House::start(&[&key], |rules| {
+    let by_default = TestEnv::start(&[&key], |_| {}).await;
+    let access_only = TestEnv::start(&[&key], |rules| {
         rules.token_types = TokenTypes::AnyOf(vec!["at+jwt".to_owned()]);
     })
     .await;
@@ -361,7 +361,7 @@ async fn the_type_of_a_token_is_compared_as_a_media_type() {
 #[tokio::test]
 async fn what_is_not_three_parts_of_which_two_are_json_objects_is_malformed() {
     let key = SigningKey::generate("es", SigningAlgorithm::ES256);
-    let house = House::start(&[&key], |_| {}).await;
+    let house = TestEnv::start(&[&key], |_| {}).await;
     let claims = house.claims();
     let good = key.sign(&claims);
     let (header, payload, signature) = split(&good);

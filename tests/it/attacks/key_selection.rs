@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 
 use super::case::{case, hold, judge, parts, report};
 use super::forge::signed;
-use crate::support::{House, NOW, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider};
+use crate::support::{
+    NOW, Running, TestEnv, config, fetching, fixed_clock, inline, prompt_refresh, provider,
+};
 
 use SigningAlgorithm::{ES256, ES384, RS256};
 
@@ -13,7 +15,7 @@ use SigningAlgorithm::{ES256, ES384, RS256};
 async fn a_token_is_verified_with_the_key_that_it_names_and_no_other() {
     let first = SigningKey::generate("first", ES256);
     let second = SigningKey::generate("second", ES256);
-    let house = House::start(&[&first, &second], |_| {}).await;
+    let house = TestEnv::start(&[&first, &second], |_| {}).await;
     let claims = house.claims();
     let mut cases = vec![
         case("B1", "kid absent", first.with_kid(None).sign(&claims), "ok"),
@@ -86,7 +88,7 @@ async fn keys_of_one_name_are_all_tried_and_work_stays_bounded() {
     let kids = |count: usize| (0..count).map(|i| format!("key-{i}")).collect::<Vec<_>>();
     let many: Vec<SigningKey> =
         kids(20).iter().map(|kid| SigningKey::generate(kid.as_str(), ES256)).collect();
-    let house = House::start(&many.iter().collect::<Vec<_>>(), |_| {}).await;
+    let house = TestEnv::start(&many.iter().collect::<Vec<_>>(), |_| {}).await;
     let claims = house.claims();
     judge(
         &house,
@@ -101,7 +103,7 @@ async fn keys_of_one_name_are_all_tried_and_work_stays_bounded() {
     let twins = [SigningKey::generate("twin", ES256), SigningKey::generate("twin", ES256)];
     let others = [SigningKey::pooled(0, "twin", RS256), SigningKey::generate("twin", ES384)];
     let stranger = SigningKey::generate("twin", ES256);
-    let house = House::start(&[&twins[0], &others[0], &twins[1], &others[1]], |_| {}).await;
+    let house = TestEnv::start(&[&twins[0], &others[0], &twins[1], &others[1]], |_| {}).await;
     let claims = house.claims();
     let mut cases = Vec::new();
     // Twice, since the answer must not depend on what was asked before.
@@ -120,7 +122,7 @@ async fn keys_of_one_name_are_all_tried_and_work_stays_bounded() {
 #[tokio::test]
 async fn a_key_without_a_name_serves_only_tokens_that_name_none() {
     let nameless = SigningKey::generate(None, ES256);
-    let house = House::start(&[&nameless], |_| {}).await;
+    let house = TestEnv::start(&[&nameless], |_| {}).await;
     let claims = house.claims();
     let cases = vec![
         case("B10", "no kid", nameless.sign(&claims), "ok"),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::case::{case, hold, judge, report};
 use super::forge::{base64url, hmac, signed};
-use crate::support::House;
+use crate::support::TestEnv;
 
 use SigningAlgorithm::{ES256, ES384, ES512, EdDSA, HS256, HS384, HS512, RS256};
 
@@ -273,7 +273,7 @@ fn a_shared_secret_of_the_configuration_is_as_long_as_its_hash() {
 #[tokio::test]
 async fn a_fetched_set_serves_with_its_good_keys_and_lists_the_others() {
     let good = SigningKey::generate("good", ES256);
-    let house = House::start(&[&good], |_| {}).await;
+    let house = TestEnv::start(&[&good], |_| {}).await;
     let encrypting = SigningKey::generate("enc", ES256);
     let leaked = SigningKey::generate("leaked", EdDSA);
     let rsa = SigningKey::pooled(0, "java", RS256);
@@ -327,7 +327,7 @@ async fn a_fetched_set_serves_with_its_good_keys_and_lists_the_others() {
 #[tokio::test]
 async fn a_set_with_nothing_usable_is_a_failed_fetch_and_the_old_one_stays() {
     let good = SigningKey::generate("good", ES256);
-    let house = House::start(&[&good], |_| {}).await;
+    let house = TestEnv::start(&[&good], |_| {}).await;
     let claims = house.claims();
     let fresh = SigningKey::generate("fresh", ES256);
     let mut wrong = Vec::new();
@@ -382,7 +382,7 @@ async fn ten_thousand_keys_cost_bounded_work() {
     );
 
     // As many as a document of 1 MiB holds; a token without a name is held against sixteen of them.
-    let house = House::start(&[&good], |_| {}).await;
+    let house = TestEnv::start(&[&good], |_| {}).await;
     let keys: Vec<Value> = (0..900)
         .map(|i| changed(&template, &json!({"kid": format!("filler-{i}")})))
         .chain([good.public_jwk()])

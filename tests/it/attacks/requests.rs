@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::case::{hold, parts, report};
 use crate::support::{
-    Answer, Ask, House, NOW, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider,
+    Answer, Ask, NOW, Running, TestEnv, config, fetching, fixed_clock, inline, prompt_refresh, provider,
 };
 
 const ISSUER: &str = "https://issuer.example";
@@ -509,7 +509,7 @@ async fn a_request_of_any_size_is_answered_or_refused_and_the_next_one_is_served
 
 #[tokio::test]
 async fn a_denial_says_only_what_its_sender_knew_already() {
-    let house = House::start(&[&es256("es")], |_| {}).await;
+    let house = TestEnv::start(&[&es256("es")], |_| {}).await;
     let claims = house.claims();
     let marker = "\"><script>\r\nset-cookie: a=b";
     let mut bodies = std::collections::BTreeMap::<String, Vec<String>>::new();
@@ -521,7 +521,7 @@ async fn a_denial_says_only_what_its_sender_knew_already() {
         header[name] = value.clone();
         claims[name] = value;
         let answer = house.service.bearer(&house.key.sign_with_header(&header, &claims)).await;
-        let whole = format!("{:?}", answer.whole);
+        let whole = format!("{:?}", answer.response);
         for secret in ["<script", "set-cookie", house.issuer.issuer(), "orders-api"] {
             assert!(!whole.contains(secret), "E31 H5 {name}: {whole}");
         }
@@ -536,8 +536,8 @@ async fn a_denial_says_only_what_its_sender_knew_already() {
     assert_eq!(forged.body, unknown.body, "H5");
     assert_eq!(forged.set, unknown.set, "H5");
     assert_eq!(
-        forged.whole.status.map(|status| status.message),
-        unknown.whole.status.map(|status| status.message),
+        forged.response.status.map(|status| status.message),
+        unknown.response.status.map(|status| status.message),
         "H5"
     );
     // E32: a token that is missing is challenged without an error, a bad one with `invalid_token`.

@@ -8,14 +8,14 @@ use portcullis::validation::provider::TokenSource;
 use serde_json::{Value, json};
 
 use super::forge::{base64url, hmac, split, with_signature};
-use crate::support::log::{Form, listen, logged};
+use crate::support::log::{Format, capture, logged};
 use crate::support::{Ask, NOW, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider};
 
 use SigningAlgorithm::{ES256, HS256};
 
 #[tokio::test]
 async fn no_token_and_no_secret_is_ever_logged_counted_or_shown() {
-    listen();
+    capture();
     let issuer = Issuer::start().await.expect("bound");
     let key = issuer.rotate(ES256);
     let private_half = base64url([0x42; 32]);
@@ -92,8 +92,8 @@ async fn no_token_and_no_secret_is_ever_logged_counted_or_shown() {
     service.ask(Ask::default().header("authorization", "Basic dXNlcjpwYXNzd29yZA==")).await;
 
     let said = [
-        logged(Form::Json),
-        logged(Form::Text),
+        logged(Format::Json),
+        logged(Format::Text),
         service.admin("/metrics").await,
         service.admin("/keys").await,
         service.admin("/readyz").await,
@@ -133,7 +133,7 @@ const FORGERIES: [&str; 8] = [
 
 #[tokio::test]
 async fn a_name_that_a_stranger_chose_stays_within_its_field_of_its_line() {
-    listen();
+    capture();
     let issuer = Issuer::start().await.expect("bound");
     let key = SigningKey::generate("real", ES256);
     // An issuer's names are strangers' too.
@@ -167,7 +167,7 @@ async fn a_name_that_a_stranger_chose_stays_within_its_field_of_its_line() {
         }
     }
     for json in [true, false] {
-        let text = if json { logged(Form::Json) } else { logged(Form::Text) };
+        let text = if json { logged(Format::Json) } else { logged(Format::Text) };
         let mut decided = 0;
         for line in text.split_terminator('\n') {
             let control = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202e}');

@@ -8,14 +8,14 @@ use super::forge::{
     MaskHash, RawRsa, base64url, curve_order, digest_info, digest_info_without_null, ecdsa_der,
     ed25519_order, minus, plus, pss_block, signature_of, small, split, with_signature,
 };
-use crate::support::{Ask, House, NOW, Running, config, fixed_clock, inline, provider};
+use crate::support::{Ask, NOW, Running, TestEnv, config, fixed_clock, inline, provider};
 
 use SigningAlgorithm::{ES256, ES384, ES512, EdDSA, RS256};
 
 #[tokio::test]
 async fn an_ecdsa_signature_of_special_numbers_or_in_another_form_is_refused() {
     let keys = [ES256, ES384, ES512].map(|algorithm| SigningKey::generate(algorithm.name(), algorithm));
-    let house = House::start(&keys.each_ref(), |_| {}).await;
+    let house = TestEnv::start(&keys.each_ref(), |_| {}).await;
     let mut cases = Vec::new();
     for key in &keys {
         let algorithm = key.algorithm();
@@ -78,7 +78,7 @@ async fn an_ecdsa_signature_of_special_numbers_or_in_another_form_is_refused() {
 #[tokio::test]
 async fn an_ed25519_signature_that_is_not_canonical_is_refused() {
     let key = SigningKey::generate("ed", EdDSA);
-    let house = House::start(&[&key], |_| {}).await;
+    let house = TestEnv::start(&[&key], |_| {}).await;
     let good = key.sign(&house.claims());
     let signature = signature_of(&good);
     let (r, s) = signature.split_at(32);
@@ -120,7 +120,7 @@ async fn an_ed25519_signature_that_is_not_canonical_is_refused() {
 async fn an_rsa_signature_is_refused_unless_its_block_is_exactly_right() {
     let rsa = RawRsa::generate();
     let filler = SigningKey::generate("es", ES256);
-    let house = House::start(&[&filler], |_| {}).await;
+    let house = TestEnv::start(&[&filler], |_| {}).await;
     house.issuer.publish_json(json!({"keys": [rsa.jwk("raw"), filler.public_jwk()]}));
     let claims = house.claims().to_string();
     let input_of = |alg: &str| {
@@ -229,7 +229,7 @@ async fn what_was_signed_cannot_be_changed() {
         SigningKey::pooled(0, "rsa", RS256),
         SigningKey::generate("ed", EdDSA),
     ];
-    let house = House::start(&keys.each_ref(), |_| {}).await;
+    let house = TestEnv::start(&keys.each_ref(), |_| {}).await;
     let mut cases = Vec::new();
     for key in &keys {
         let good = key.sign(&house.claims());
@@ -262,7 +262,7 @@ async fn what_was_signed_cannot_be_changed() {
 #[tokio::test]
 async fn base64url_is_read_strictly() {
     let key = SigningKey::generate("es", ES256);
-    let house = House::start(&[&key], |_| {}).await;
+    let house = TestEnv::start(&[&key], |_| {}).await;
     // Of a length that leaves unused bits in every part.
     let header = r#"{"alg":"ES256","kid":"es"}"#;
     let claims = house.claims();
@@ -335,7 +335,7 @@ async fn base64url_is_read_strictly() {
 #[tokio::test]
 async fn a_token_is_judged_up_to_the_limit_and_refused_above_it() {
     let key = SigningKey::generate("es", ES256);
-    let house = House::start(&[&key], |_| {}).await;
+    let house = TestEnv::start(&[&key], |_| {}).await;
     // The longest token of at most `bytes`.
     let of_length = |bytes: usize| {
         let mut claims = house.claims();

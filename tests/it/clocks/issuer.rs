@@ -40,7 +40,7 @@ impl HttpsIssuer {
     /// On this machine, as `localhost`.
     pub async fn start() -> Self {
         let authority = Authority::new("authority of the issuer");
-        let certified = authority.signs(&["localhost"]);
+        let certified = authority.issue(&["localhost"]);
         let chain = vec![CertificateDer::from_pem_slice(certified.pem.as_bytes()).expect("PEM")];
         let key = PrivateKeyDer::from_pem_slice(certified.key.as_bytes()).expect("PEM");
         let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))

@@ -54,7 +54,7 @@ impl Rig {
     async fn open(files: impl FnOnce(&Path) -> TlsFiles) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let (authority, clients) = (Authority::new("servers"), Authority::new("clients"));
-        put(&folder, &authority.signs(&["localhost"]));
+        put(&folder, &authority.issue(&["localhost"]));
         write(folder.path(), "clients.pem", &clients.pem);
         let files = files(folder.path());
         let change = |config: &mut Config| {
@@ -72,7 +72,7 @@ impl Rig {
 
     /// One that is let in.
     fn known(&self) -> Client {
-        self.client(Some(&self.clients.signs(&["envoy.mesh"])))
+        self.client(Some(&self.clients.issue(&["envoy.mesh"])))
     }
 
     async fn connect(&self, kind: Kind, client: &Client) -> Option<TlsStream<Connection>> {
@@ -185,26 +185,26 @@ async fn a_refused_handshake_is_counted_by_its_cause() {
     let rig = Rig::asking(&NAMES).await;
     let (clients, other) = (&rig.clients, Authority::new("other"));
     let with =
-        |change: fn(&mut CertificateParams)| rig.client(Some(&clients.signs_with(&["envoy.mesh"], change)));
-    let stranger = client(&other.pem, Some(&clients.signs(&["envoy.mesh"])), &VERSIONS);
+        |change: fn(&mut CertificateParams)| rig.client(Some(&clients.issue_with(&["envoy.mesh"], change)));
+    let stranger = client(&other.pem, Some(&clients.issue(&["envoy.mesh"])), &VERSIONS);
     let by_uri = |uri: &str| {
         let uri = SanType::URI(uri.try_into().expect("ASCII"));
-        rig.client(Some(&clients.signs_with(&[], |params| params.subject_alt_names.push(uri))))
+        rig.client(Some(&clients.issue_with(&[], |params| params.subject_alt_names.push(uri))))
     };
     for (kind, door) in LISTENERS {
         for (client, cause) in [
             (rig.client(None), "no_certificate"),
-            (rig.client(Some(&other.signs(&["envoy.mesh"]))), "unknown_authority"),
-            (rig.client(Some(&rig.authority.signs(&["envoy.mesh"]))), "unknown_authority"),
+            (rig.client(Some(&other.issue(&["envoy.mesh"]))), "unknown_authority"),
+            (rig.client(Some(&rig.authority.issue(&["envoy.mesh"]))), "unknown_authority"),
             (with(expired), "expired"),
             (with(|params| params.not_before = date_time_ymd(2999, 1, 1)), "not_yet_valid"),
             (
                 with(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
                 "certificate",
             ),
-            (rig.client(Some(&clients.signs(&["ingress.mesh"]))), "client_name"),
-            (rig.client(Some(&clients.signs(&["*.mesh"]))), "client_name"),
-            (rig.client(Some(&clients.signs(&[]))), "client_name"),
+            (rig.client(Some(&clients.issue(&["ingress.mesh"]))), "client_name"),
+            (rig.client(Some(&clients.issue(&["*.mesh"]))), "client_name"),
+            (rig.client(Some(&clients.issue(&[]))), "client_name"),
             (by_uri("spiffe://example.org/ingress"), "client_name"),
             (stranger.clone(), "alert"),
         ] {
@@ -220,7 +220,7 @@ async fn a_refused_handshake_is_counted_by_its_cause() {
         drop(rig.house.bare(kind).await);
         rig.until_refused(door, "closed", 1.0).await;
         for client in
-            [rig.known(), by_uri(NAMES[1]), rig.client(Some(&clients.signs(&["a.b", "Envoy.Mesh"])))]
+            [rig.known(), by_uri(NAMES[1]), rig.client(Some(&clients.issue(&["a.b", "Envoy.Mesh"])))]
         {
             assert!(rig.ask(kind, &client).await.is_some(), "{door}: who has a name is let in");
         }
@@ -239,8 +239,8 @@ async fn a_refused_handshake_is_counted_by_its_cause() {
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_refused_handshakes_is_one_line_in_ten_seconds() {
     let rig = Rig::asking(&NAMES).await;
-    let nobody = rig.client(Some(&rig.clients.signs(&["ingress.mesh", "a\u{7}.example"])));
-    log::listen();
+    let nobody = rig.client(Some(&rig.clients.issue(&["ingress.mesh", "a\u{7}.example"])));
+    log::capture();
     let lines = || log::lines("TLS handshakes failed");
     for _ in 0..20 {
         assert_eq!(rig.ask(Kind::Admin, &nobody).await, None);
@@ -266,7 +266,7 @@ async fn a_flood_of_refused_handshakes_is_one_line_in_ten_seconds() {
 async fn other_files_count_for_new_handshakes_and_no_request_is_lost() {
     let rig = Rig::asking(&[]).await;
     let client = rig.known();
-    let first = rig.authority.signs(&["localhost"]);
+    let first = rig.authority.issue(&["localhost"]);
     put(&rig.folder, &first);
     rig.until("applied", 1.0).await;
     let mut kept = Vec::new();
@@ -290,7 +290,7 @@ async fn other_files_count_for_new_handshakes_and_no_request_is_lost() {
         }
         seen
     };
-    let second = rig.authority.signs(&["localhost"]);
+    let second = rig.authority.issue(&["localhost"]);
     assert_eq!(load(10, &[&first, &second]).await, [30, 0]);
     // The certificate without its key is waited with.
     write(rig.folder.path(), "cert.pem", &second.pem);
@@ -307,9 +307,9 @@ async fn other_files_count_for_new_handshakes_and_no_request_is_lost() {
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_used_leaves_everything_as_it_was() {
     let rig = Rig::asking(&NAMES).await;
-    log::listen();
+    log::capture();
     let client = rig.known();
-    let (other, leaf) = (Authority::new("other"), rig.clients.signs(&["envoy.mesh"]));
+    let (other, leaf) = (Authority::new("other"), rig.clients.issue(&["envoy.mesh"]));
     let half = format!("{}{}", other.pem, &rig.clients.pem[..100]);
     let mut rejected = 0.0;
     for (name, text, says) in [
@@ -343,10 +343,10 @@ async fn what_cannot_be_used_leaves_everything_as_it_was() {
 #[tokio::test(start_paused = true)]
 async fn what_has_expired_or_soon_will_is_said_at_once_and_each_day() {
     let rig = Rig::open(serving).await;
-    log::listen();
+    log::capture();
     let says = |what: &str| log::lines(what).len();
     let days = |days: u64| {
-        rig.authority.signs_with(&["localhost"], |params| {
+        rig.authority.issue_with(&["localhost"], |params| {
             params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(NOW as u64 + days * 86_400);
         })
     };
@@ -371,7 +371,7 @@ async fn what_has_expired_or_soon_will_is_said_at_once_and_each_day() {
 async fn a_client_whose_authority_was_taken_out_comes_in_by_no_session_of_the_past() {
     for tls in VERSIONS {
         let rig = Rig::asking(&[]).await;
-        let shows = rig.clients.signs(&["envoy.mesh"]);
+        let shows = rig.clients.issue(&["envoy.mesh"]);
         let client = client(&rig.authority.pem, Some(&shows), &[tls]);
         for (kind, door) in LISTENERS {
             for _ in 0..3 {
@@ -397,7 +397,7 @@ async fn sessions_end_with_the_files_that_they_began_under() {
     for tls in VERSIONS {
         let rig = Rig::open(serving).await;
         let client = client(&rig.authority.pem, None, &[tls]);
-        let second = rig.authority.signs(&["localhost"]);
+        let second = rig.authority.issue(&["localhost"]);
         for (kind, door) in LISTENERS {
             rig.ask(kind, &client).await.expect("let in");
             let (_, handshake) = rig.ask(kind, &client).await.expect("let in");

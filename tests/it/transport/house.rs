@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::answer::Answer;
 use super::key_server::KeyServer;
-pub use crate::support::log::listen;
+pub use crate::support::log::capture;
 use crate::support::{NOW, Running, fixed_clock, log};
 
 /// Longer than anything takes that happens at all.
@@ -256,7 +256,7 @@ impl Table {
 
 /// What was logged on this thread since [`listen`], as JSON.
 pub fn logged() -> String {
-    log::logged(log::Form::Json)
+    log::logged(log::Format::Json)
 }
 
 /// A folder that only this user can write to.

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::answer::{Answer, Gate};
 use super::house::{
-    BUSY, House, ISSUER, PROMPT, configured, eventually, fetches, folder, key, listen, logged, provider,
+    BUSY, House, ISSUER, PROMPT, capture, configured, eventually, fetches, folder, key, logged, provider,
     token,
 };
 use super::key_server::KeyServer;
@@ -41,7 +41,7 @@ fn kept(keys: &[&SigningKey]) -> Answer {
 
 #[tokio::test]
 async fn an_older_answer_from_a_cache_takes_nothing_away_and_brings_no_withdrawn_key_back() {
-    listen();
+    capture();
     let house = House::start(BUSY).await;
     let new = key("new");
     house.server.always(dated(&[&new], 0));

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::answer::Answer;
 use super::house::{
-    House, ISSUER, PROMPT, configured, eventually, fetches, folder, key, listen, logged, provider, status,
+    House, ISSUER, PROMPT, capture, configured, eventually, fetches, folder, key, logged, provider, status,
     token, token_of,
 };
 use super::key_server::KeyServer;
@@ -62,7 +62,7 @@ async fn start_at(
     folder: &Path,
     known: &SigningKey,
 ) -> (String, String) {
-    listen();
+    capture();
     let config = configured(&[keeping(server, issuer, folder)]);
     let clock = Clock::Fixed(UnixTime::from_secs(now));
     let service = Running::start_without_keys(config, clock).await;
@@ -318,7 +318,7 @@ async fn a_folder_that_cannot_be_written_costs_the_snapshot_and_nothing_else() {
     fs::write(&blocked, "no folder").expect("written");
     let server = KeyServer::start().await;
     server.always(Answer::keys(&[&known]));
-    listen();
+    capture();
     let service = Running::start(configured(&[keeping(&server, ISSUER, &blocked)]), fixed_clock()).await;
     let house = House { server, key: known, service };
     eventually("it is told", async || logged().contains("key snapshot not written")).await;

@@ -1,14 +1,14 @@
-//! Claim values that proxies could take for something of their own, and the form in which each has to arrive.
+//! Claim values that proxies could interpret, and the encoding of each.
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// How many values are made up, always the same.
-const MADE_UP: usize = 100;
+/// The number of generated values, with a fixed seed.
+const GENERATED: usize = 100;
 
-/// What templates, lists, quotes and line ends look like to one proxy or another, and what a seed makes of such.
+/// Templates, lists, quotes and line ends in the syntax of some proxy, and generated combinations of them.
 pub fn values() -> Vec<String> {
-    let odd = [
+    let parts = [
         "alice",
         "$host",
         "${host}",
@@ -53,22 +53,23 @@ pub fn values() -> Vec<String> {
         "<script>",
         "null",
     ];
-    let mut values: Vec<String> = odd.map(str::to_owned).into();
+    let mut values: Vec<String> = parts.map(str::to_owned).into();
     values.extend([4095, 4097, 8000].map(|length| "x".repeat(length)));
     let mut random = StdRng::seed_from_u64(28);
-    for _ in 0..MADE_UP {
-        let parts = random.random_range(1..5);
-        values.push((0..parts).map(|_| odd[random.random_range(0..odd.len())]).collect());
+    for _ in 0..GENERATED {
+        let count = random.random_range(1..5);
+        values.push((0..count).map(|_| parts[random.random_range(0..parts.len())]).collect());
     }
     values
 }
 
-/// As the README promises: what is not visible ASCII or a space, `%` itself, and spaces at the edges in percent
-/// encoding.
+/// The documented encoding: characters other than visible ASCII and spaces, `%`, and leading and trailing spaces are
+/// percent-encoded.
 pub fn encoded(value: &str) -> String {
-    let kept = value.trim_matches(' ');
-    let start = if kept.is_empty() { value.len() } else { value.len() - value.trim_start_matches(' ').len() };
-    let end = start + kept.len();
+    let trimmed = value.trim_matches(' ');
+    let start =
+        if trimmed.is_empty() { value.len() } else { value.len() - value.trim_start_matches(' ').len() };
+    let end = start + trimmed.len();
     let mut encoded = String::new();
     for (at, byte) in value.bytes().enumerate() {
         let inside = byte == b' ' && (start..end).contains(&at);

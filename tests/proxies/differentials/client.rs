@@ -1,6 +1,4 @@
-//! A client that sends what a case says, octet by octet, and reads the answers.
-//!
-//! It never judges them.
+//! A client that sends the raw bytes of a case and reads the responses.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -13,34 +11,34 @@ use tokio::time::timeout;
 
 use super::message::{Case, Frame, Step};
 
-/// How long a proxy may be silent until the client gives up: some wait for more of what never comes. Nothing is
-/// judged by it.
-const SILENCE: Duration = Duration::from_millis(2500);
+/// How long the client waits for more bytes: some proxies wait for the rest of an incomplete request. No assertion
+/// depends on it.
+const READ_TIMEOUT: Duration = Duration::from_millis(2500);
 
-/// An answer of HTTP/1.
+/// An HTTP/1 response.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
     pub body: Vec<u8>,
 }
 
-/// What takes the place of the placeholders.
-pub struct Filling<'a> {
+/// The values of the placeholders in a case.
+pub struct Placeholders<'a> {
     pub token: Option<&'a str>,
     pub mark: &'a str,
 }
 
-impl Filling<'_> {
-    fn fill(&self, bytes: &[u8]) -> Vec<u8> {
+impl Placeholders<'_> {
+    fn expand(&self, bytes: &[u8]) -> Vec<u8> {
         let line = self.token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
-        let filled = replaced(bytes, b"{authorization}", line.as_bytes());
-        let filled = replaced(&filled, b"{token}", self.token.unwrap_or_default().as_bytes());
-        replaced(&filled, b"{case}", self.mark.as_bytes())
+        let expanded = replace(bytes, b"{authorization}", line.as_bytes());
+        let expanded = replace(&expanded, b"{token}", self.token.unwrap_or_default().as_bytes());
+        replace(&expanded, b"{case}", self.mark.as_bytes())
     }
 }
 
-/// `bytes` with `to` wherever `from` stands.
-pub fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+/// Replaces every `from` by `to`.
+pub fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     let mut result = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
     while let Some(at) = find(rest, from) {
@@ -53,36 +51,36 @@ pub fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     result
 }
 
-/// Where `part` first stands in `bytes`.
+/// The position of the first `part` in `bytes`.
 pub fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
     bytes.windows(part.len()).position(|window| window == part)
 }
 
-/// Sends what the case says, on a connection of its own, and gives the answers that came (1xx among them).
-pub async fn send(address: SocketAddr, case: &Case, filling: &Filling<'_>) -> Vec<Answer> {
+/// Sends a case on a new connection and returns the responses, including 1xx.
+pub async fn send(address: SocketAddr, case: &Case, placeholders: &Placeholders<'_>) -> Vec<Answer> {
     let stream = TcpStream::connect(address).await.expect("the proxy listens");
     let mut connection =
         Connection { stream, read: Vec::new(), answers: Vec::new(), head_only: is_head(case) };
-    let mut opened = false;
+    let mut is_http2 = false;
     for step in &case.steps {
-        let goes_on = match step {
-            Step::Send(bytes) => connection.write(&filling.fill(bytes)).await,
-            Step::Continue => connection.answer().await == Some(100),
-            Step::Switched => connection.answer().await == Some(101),
-            Step::Refused => connection.answer().await.is_some_and(|status| status != 101),
-            Step::Answered => connection.opens_tunnel().await,
+        let proceed = match step {
+            Step::Send(bytes) => connection.write(&placeholders.expand(bytes)).await,
+            Step::Expect100 => connection.answer().await == Some(100),
+            Step::Expect101 => connection.answer().await == Some(101),
+            Step::ExpectNot101 => connection.answer().await.is_some_and(|status| status != 101),
+            Step::Expect200 => connection.tunnel_opens().await,
             Step::Http2(frames) => {
-                if !opened {
-                    opened = connection.write(PREFACE).await;
+                if !is_http2 {
+                    is_http2 = connection.write(PREFACE).await;
                 }
-                connection.write(&octets(frames, filling)).await
+                connection.write(&encode_frames(frames, placeholders)).await
             }
         };
-        if !goes_on {
+        if !proceed {
             break;
         }
     }
-    if opened {
+    if is_http2 {
         connection.read_frames().await;
     } else {
         connection.read_answers(case.answers).await;
@@ -90,12 +88,12 @@ pub async fn send(address: SocketAddr, case: &Case, filling: &Filling<'_>) -> Ve
     connection.answers
 }
 
-/// Sends these octets on a connection of their own and gives the first final answer.
-pub async fn exchange(address: SocketAddr, octets: &[u8]) -> Option<Answer> {
+/// Sends a request on a new connection and returns the first final response.
+pub async fn exchange(address: SocketAddr, request: &[u8]) -> Option<Answer> {
     let stream = TcpStream::connect(address).await.ok()?;
-    let head_only = octets.starts_with(b"HEAD ");
+    let head_only = request.starts_with(b"HEAD ");
     let mut connection = Connection { stream, read: Vec::new(), answers: Vec::new(), head_only };
-    connection.write(octets).await;
+    connection.write(request).await;
     connection.read_answers(1).await;
     connection.answers.into_iter().find(|answer| answer.status >= 200)
 }
@@ -108,22 +106,22 @@ struct Connection {
     stream: TcpStream,
     read: Vec<u8>,
     answers: Vec<Answer>,
-    /// Its answers have no body.
+    /// Responses have no body.
     head_only: bool,
 }
 
 impl Connection {
-    /// Whether it could be written. A proxy that refused may close before it has read all.
+    /// Whether the write succeeds. A proxy that has refused the request may close the connection early.
     async fn write(&mut self, bytes: &[u8]) -> bool {
-        matches!(timeout(SILENCE, self.stream.write_all(bytes)).await, Ok(Ok(())))
+        matches!(timeout(READ_TIMEOUT, self.stream.write_all(bytes)).await, Ok(Ok(())))
     }
 
-    /// Whether anything more came.
-    async fn more(&mut self) -> bool {
-        matches!(timeout(SILENCE, self.stream.read_buf(&mut self.read)).await, Ok(Ok(1..)))
+    /// Whether more bytes arrive in time.
+    async fn read_more(&mut self) -> bool {
+        matches!(timeout(READ_TIMEOUT, self.stream.read_buf(&mut self.read)).await, Ok(Ok(1..)))
     }
 
-    /// The status of the next answer.
+    /// The status of the next response.
     async fn answer(&mut self) -> Option<u16> {
         loop {
             if let Some((answer, length)) = first_answer(&self.read, self.head_only) {
@@ -132,50 +130,50 @@ impl Connection {
                 self.answers.push(answer);
                 return Some(status);
             }
-            if !self.more().await {
+            if !self.read_more().await {
                 return None;
             }
         }
     }
 
-    /// Whether the answer is 200, whose head alone counts: what follows CONNECT's is a tunnel.
-    async fn opens_tunnel(&mut self) -> bool {
+    /// Whether the response to CONNECT is 200. What follows its head is the tunnel.
+    async fn tunnel_opens(&mut self) -> bool {
         self.head_only = true;
         self.answer().await == Some(200)
     }
 
-    /// Reads until there are so many final answers, or there is no more.
+    /// Reads until `wanted` final responses have arrived or no more bytes arrive.
     async fn read_answers(&mut self, wanted: usize) {
         while self.answers.iter().filter(|answer| answer.status >= 200).count() < wanted {
             let switched = self.answers.iter().any(|answer| answer.status == 101);
             if switched {
-                // What comes now is another protocol's.
-                while self.read.is_empty() && self.more().await {}
+                // What follows is another protocol.
+                while self.read.is_empty() && self.read_more().await {}
                 return;
             }
             if self.answer().await.is_none() {
-                self.read_unended();
+                self.read_until_close();
                 return;
             }
         }
     }
 
-    /// An answer whose body ends with the connection.
-    fn read_unended(&mut self) {
+    /// Reads a response whose body ends with the connection.
+    fn read_until_close(&mut self) {
         if let Some(end) = find(&self.read, b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&self.read[..end]).into_owned();
             self.answers.push(Answer { status: status(&head), body: self.read.split_off(end + 4) });
         }
     }
 
-    /// Reads frames of HTTP/2 until a stream ends, or the connection does.
+    /// Reads HTTP/2 frames until a stream or the connection ends.
     async fn read_frames(&mut self) {
         loop {
             while let Some((kind, flags, length)) = first_frame(&self.read) {
                 self.read.drain(..length);
                 let ended = matches!(kind, 0 | 1) && flags & 1 == 1;
                 match kind {
-                    // SETTINGS want to be acknowledged.
+                    // Acknowledges SETTINGS.
                     4 if flags & 1 == 0 => drop(self.write(&[0, 0, 0, 4, 1, 0, 0, 0, 0]).await),
                     // RST_STREAM, GOAWAY.
                     3 | 7 => return,
@@ -183,14 +181,14 @@ impl Connection {
                     _ => {}
                 }
             }
-            if !self.more().await {
+            if !self.read_more().await {
                 return;
             }
         }
     }
 }
 
-/// The first whole answer and its length in bytes.
+/// The first complete response and its length in bytes.
 fn first_answer(bytes: &[u8], head_only: bool) -> Option<(Answer, usize)> {
     let end = find(bytes, b"\r\n\r\n")? + 4;
     let head = String::from_utf8_lossy(&bytes[..end - 4]).into_owned();
@@ -207,10 +205,10 @@ fn first_answer(bytes: &[u8], head_only: bool) -> Option<(Answer, usize)> {
         return Some((Answer { status, body }, end + length));
     }
     if field("transfer-encoding").is_some() {
-        let (body, _, length) = dechunked(&bytes[end..])?;
+        let (body, _, length) = decode_chunked(&bytes[end..])?;
         return Some((Answer { status, body }, end + length));
     }
-    // It ends with the connection.
+    // The body ends with the connection.
     None
 }
 
@@ -222,8 +220,8 @@ fn status(head: &str) -> u16 {
         .unwrap_or(0)
 }
 
-/// A chunked body, its trailer section and its length in bytes; none where it is not whole.
-pub fn dechunked(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>, usize)> {
+/// A chunked body, its trailer section and its length in bytes; `None` if incomplete.
+pub fn decode_chunked(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>, usize)> {
     let (mut body, mut at) = (Vec::new(), 0);
     loop {
         let line = find(bytes.get(at..)?, b"\n")?;
@@ -247,43 +245,43 @@ pub fn dechunked(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>, usize)> {
     }
 }
 
-/// The connection preface of HTTP/2 and empty SETTINGS.
+/// The HTTP/2 connection preface and empty SETTINGS.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// The kind, the flags and the length in bytes of the first frame.
+/// The type, the flags and the length in bytes of the first frame.
 fn first_frame(bytes: &[u8]) -> Option<(u8, u8, usize)> {
     let [a, b, c, kind, flags, ..] = *bytes else { return None };
     let length = 9 + (usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c));
     (bytes.len() >= length).then_some((kind, flags, length))
 }
 
-/// Frames of stream 1.
-fn octets(frames: &[Frame], filling: &Filling<'_>) -> Vec<u8> {
-    let mut octets = Vec::new();
+/// Encodes frames on stream 1.
+fn encode_frames(frames: &[Frame], placeholders: &Placeholders<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
     for frame in frames {
         let (kind, flags, payload) = match frame {
-            // END_HEADERS, and END_STREAM where it is the last.
-            Frame::Headers { fields, last } => (1, 4 | u8::from(*last), header_block(fields, filling)),
-            Frame::Data(data) => (0, 0, filling.fill(data)),
+            // END_HEADERS, and END_STREAM for the last frame.
+            Frame::Headers { fields, last } => (1, 4 | u8::from(*last), header_block(fields, placeholders)),
+            Frame::Data(data) => (0, 0, placeholders.expand(data)),
         };
         let length = u32::try_from(payload.len()).expect("is small").to_be_bytes();
-        octets.extend_from_slice(&length[1..]);
-        octets.extend_from_slice(&[kind, flags, 0, 0, 0, 1]);
-        octets.extend_from_slice(&payload);
+        bytes.extend_from_slice(&length[1..]);
+        bytes.extend_from_slice(&[kind, flags, 0, 0, 0, 1]);
+        bytes.extend_from_slice(&payload);
     }
-    octets
+    bytes
 }
 
-/// Literals without indexing and without Huffman (RFC 7541 §6.2.2): every octet as it is.
-fn header_block(fields: &[(Vec<u8>, Vec<u8>)], filling: &Filling<'_>) -> Vec<u8> {
+/// Encodes fields as literals without indexing (RFC 7541 §6.2.2) and without Huffman coding.
+fn header_block(fields: &[(Vec<u8>, Vec<u8>)], placeholders: &Placeholders<'_>) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in fields {
-        if filling.token.is_none() && find(value, b"{token}").is_some() {
+        if placeholders.token.is_none() && find(value, b"{token}").is_some() {
             continue;
         }
         block.push(0);
-        literal(&mut block, &filling.fill(name));
-        literal(&mut block, &filling.fill(value));
+        literal(&mut block, &placeholders.expand(name));
+        literal(&mut block, &placeholders.expand(value));
     }
     block
 }

@@ -1,5 +1,4 @@
-//! The head of a request as it arrived, read strictly: what two programs could frame or split in two ways is a
-//! fault.
+//! Strict parser of the head of a received request: a head that programs could frame or split differently is a fault.
 
 use std::collections::BTreeSet;
 
@@ -7,9 +6,9 @@ use std::collections::BTreeSet;
 pub struct Head {
     pub method: Vec<u8>,
     pub target: Vec<u8>,
-    /// Names in lower case and without white space around them, as lenient readers take them.
+    /// Names in lower case and without surrounding white space, as lenient parsers read them.
     pub fields: Vec<(String, Vec<u8>)>,
-    /// What more than one reading fits.
+    /// Ambiguities.
     pub faults: BTreeSet<&'static str>,
 }
 
@@ -21,7 +20,7 @@ impl Head {
         }
         let mut lines = bytes.split(|&byte| byte == b'\n').map(|line| match line {
             [line @ .., b'\r'] => line,
-            // What stands behind the last LF.
+            // After the last LF.
             [] => line,
             _ => {
                 faults.insert("a bare LF");
@@ -43,7 +42,7 @@ impl Head {
             }
         };
         if !method.iter().all(|&byte| is_token(byte)) {
-            faults.insert("a method that is no token");
+            faults.insert("a method that is not a token");
         }
         if target.iter().any(|&byte| byte <= 0x20 || byte == 0x7f) {
             faults.insert("a target with a space or a control character");
@@ -75,7 +74,7 @@ pub fn fields(lines: &[&[u8]], faults: &mut BTreeSet<&'static str>) -> Vec<(Stri
         }
         let (name, value) = line.split_at(colon.unwrap_or(line.len()));
         if name.is_empty() || !name.iter().all(|&byte| is_token(byte)) {
-            faults.insert("a header name that is no token");
+            faults.insert("a header name that is not a token");
         }
         let name = String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase();
         fields.push((name, value.get(1..).unwrap_or_default().trim_ascii().to_vec()));
@@ -88,7 +87,7 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Whether the body's length has one reading (RFC 9112 §6.3).
+/// Finds ambiguous body lengths (RFC 9112 §6.3).
 fn framing(fields: &[(String, Vec<u8>)], line: &[u8], faults: &mut BTreeSet<&'static str>) {
     let of = |name: &str| -> Vec<&[u8]> {
         let named = fields.iter().filter(|(found, _)| found == name);
@@ -99,7 +98,7 @@ fn framing(fields: &[(String, Vec<u8>)], line: &[u8], faults: &mut BTreeSet<&'st
         faults.insert("Content-Length or Transfer-Encoding twice or both");
     }
     if !lengths.iter().all(|length| !length.is_empty() && length.iter().all(u8::is_ascii_digit)) {
-        faults.insert("a Content-Length that is no number");
+        faults.insert("a Content-Length that is not a number");
     }
     if !codings.iter().all(|coding| coding.eq_ignore_ascii_case(b"chunked")) {
         faults.insert("a Transfer-Encoding other than chunked");

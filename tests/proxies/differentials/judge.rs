@@ -1,21 +1,21 @@
-//! What has to hold of whatever reached the upstream: that every reading of it is one which the rules allow to the
-//! client that sent it.
+//! The assertions on a request that reached the upstream: the rules allow every interpretation of it to the client
+//! that sent it.
 //!
-//! It knows the rules of `stage.rs` and nothing of what Portcullis answered: a refusal is as good as anything.
+//! They depend on the rules of `env.rs` and not on the response: a refused request is always correct.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::collections::BTreeSet;
 
 use super::head::{Head, fields};
-use super::message::{Case, Who};
+use super::message::{Caller, Case};
 use super::readings::{absolute, hosts, latin1, parameters, paths};
 use super::upstream::Received;
 
-/// Names of headers that say who the client is, as every fold of CGI, WSGI, Rack and PHP leaves them.
+/// Identity headers, as CGI, WSGI, Rack and PHP fold their names.
 const IDENTITY: [&str; 4] = ["x-auth-subject", "x-auth-tenant", "x-auth-roles", "x-auth-email"];
 
-/// Headers that frameworks take the path from.
+/// Headers from which frameworks read the path.
 const PATHS: [&str; 6] = [
     "x-original-url",
     "x-rewrite-url",
@@ -25,59 +25,60 @@ const PATHS: [&str; 6] = [
     "x-forwarded-prefix",
 ];
 
-/// Headers by which frameworks take a prefix of the path away.
+/// Headers that make frameworks remove a prefix of the path.
 const PREFIXES: [&str; 2] = ["script-name", "x-script-name"];
 
-/// Headers that frameworks take the host from.
+/// Headers from which frameworks read the host.
 const HOSTS: [&str; 3] = ["x-forwarded-host", "x-host", "x-original-host"];
 
-/// Headers that frameworks take the method from.
+/// Headers from which frameworks read the method.
 const METHODS: [&str; 4] =
     ["x-http-method-override", "x-http-method", "x-method-override", "x-forwarded-method"];
 
-/// What is wrong with a request that reached the upstream, of a case that sent it with this token.
+/// The faults of a request that reached the upstream, of a case with this token.
 pub fn faults(case: &Case, token: Option<&str>, received: &Received) -> Vec<String> {
     let head = Head::read(&received.head);
     let mut faults: Vec<String> = head.faults.iter().map(|fault| (*fault).to_owned()).collect();
-    let meanings = Meanings::of(&head);
-    meanings.judge(case.who, &head, &mut faults);
-    overrides(&head, &meanings, &mut faults);
-    let anonymous = meanings.paths.iter().all(|path| is_open(path));
-    identity(case.who, anonymous, &head, &mut faults);
+    let readings = Readings::of(&head);
+    readings.check(case.caller, &head, &mut faults);
+    overrides(&head, &readings, &mut faults);
+    let anonymous = readings.paths.iter().all(|path| is_open(path));
+    identity(case.caller, anonymous, &head, &mut faults);
     credentials(token, &head, &mut faults);
     connection(&head, received, &mut faults);
     trailers(received, &mut faults);
     faults
 }
 
-/// What a program says that it read of a request.
+/// A program's interpretation of a request.
 pub struct Reading {
-    /// Whether it ran its handler of `/admin`.
+    /// Whether it ran the handler of `/admin`.
     pub admin: bool,
     pub method: String,
     pub path: String,
     pub host: String,
-    /// Headers of identity by name, where they are there.
+    /// Identity headers; empty if absent.
     pub identity: Vec<(&'static str, String)>,
 }
 
-/// What is wrong with a program's own reading of a request from this client.
-pub fn faults_of_reading(who: Who, reading: &Reading) -> Vec<String> {
+/// The faults of a program's interpretation of a request of this client.
+pub fn faults_of_reading(caller: Caller, reading: &Reading) -> Vec<String> {
     let mut faults = Vec::new();
     let path = &reading.path;
     if reading.admin && !is_below(path, "/admin") {
         faults.push("it runs the handler of /admin for another path".to_owned());
     }
-    if (reading.admin && who != Who::Admin) || !may(who, &reading.method.to_ascii_uppercase(), path) {
+    if (reading.admin && caller != Caller::Admin)
+        || !is_allowed(caller, &reading.method.to_ascii_uppercase(), path)
+    {
         faults.push(format!("it runs {} {path}", reading.method));
     }
-    if hosts(reading.host.as_bytes()).contains("admin.example.com") && who != Who::Admin {
+    if hosts(reading.host.as_bytes()).contains("admin.example.com") && caller != Caller::Admin {
         faults.push("it is for admin.example.com".to_owned());
     }
     for (name, value) in &reading.identity {
-        let known = known(name, who);
-        // On an open path there is none, whatever token came with it.
-        let expected = if is_open(path) { "" } else { known };
+        // A request to an open path has no identity, even with a token.
+        let expected = if is_open(path) { "" } else { identity_value(name, caller) };
         if value != expected {
             faults.push(format!("{name} reads as {value:?}, not {expected:?}"));
         }
@@ -85,76 +86,78 @@ pub fn faults_of_reading(who: Who, reading: &Reading) -> Vec<String> {
     faults
 }
 
-/// How programs may read the request itself.
-struct Meanings {
+/// All interpretations of a request's method, path and host.
+struct Readings {
     method: String,
     paths: BTreeSet<String>,
     hosts: BTreeSet<String>,
-    /// A CORS preflight, which anybody may send anywhere.
+    /// Whether the request is a CORS preflight, which any client may send.
     preflight: bool,
 }
 
-impl Meanings {
+impl Readings {
     fn of(head: &Head) -> Self {
         let target = latin1(&head.target);
-        let mut found: BTreeSet<String> = head.values("host").into_iter().flat_map(hosts).collect();
+        let mut all_hosts: BTreeSet<String> = head.values("host").into_iter().flat_map(hosts).collect();
         if let Some((authority, _)) = absolute(&target) {
-            found.extend(hosts(authority.as_bytes()));
+            all_hosts.extend(hosts(authority.as_bytes()));
         }
         Self {
             preflight: is_preflight(head),
             method: latin1(&head.method).trim().to_ascii_uppercase(),
             paths: paths(&head.target),
-            hosts: found,
+            hosts: all_hosts,
         }
     }
 
-    fn judge(&self, who: Who, head: &Head, faults: &mut Vec<String>) {
+    fn check(&self, caller: Caller, head: &Head, faults: &mut Vec<String>) {
         if head.values("host").len() != 1 {
             faults.push(format!("{} Host lines", head.values("host").len()));
         }
-        if self.hosts.contains("admin.example.com") && !self.preflight && who != Who::Admin {
+        if self.hosts.contains("admin.example.com") && !self.preflight && caller != Caller::Admin {
             faults.push("it is for admin.example.com".to_owned());
         }
         for path in &self.paths {
-            if !self.preflight && !may(who, &self.method, path) {
+            if !self.preflight && !is_allowed(caller, &self.method, path) {
                 faults.push(format!("it reads as {} {path}", self.method));
             }
             if is_below(path, "/tenant") && folded(head, "x-tenant") != [b"acme"] {
                 faults.push(format!("its x-tenant reads as {:?}", texts(&folded(head, "x-tenant"))));
             }
-            self.judge_query(path, head, faults);
+            Self::check_query(path, head, faults);
         }
     }
 
-    fn judge_query(&self, path: &str, head: &Head, faults: &mut Vec<String>) {
-        let acme: fn(&str) -> bool = |value| value == "acme";
-        let harmless: fn(&str) -> bool = |value| value != "super admin";
-        for (prefix, name, fits) in [("/query", "tenant_id", acme), ("/role", "role", harmless)] {
+    fn check_query(path: &str, head: &Head, faults: &mut Vec<String>) {
+        let is_acme: fn(&str) -> bool = |value| value == "acme";
+        let is_not_super_admin: fn(&str) -> bool = |value| value != "super admin";
+        for (prefix, name, condition) in
+            [("/query", "tenant_id", is_acme), ("/role", "role", is_not_super_admin)]
+        {
             let readings = parameters(&head.target, name);
-            let fits = |values: &Vec<String>| matches!(&values[..], [one] if fits(one));
-            if is_below(path, prefix) && !readings.iter().all(fits) {
+            let is_allowed = |values: &Vec<String>| matches!(&values[..], [value] if condition(value));
+            if is_below(path, prefix) && !readings.iter().all(is_allowed) {
                 faults.push(format!("its {name} reads as {readings:?}"));
             }
         }
     }
 }
 
-/// Whether the request is a CORS preflight, which anybody may send anywhere.
+/// Whether the request is a CORS preflight, which any client may send.
 pub fn is_preflight(head: &Head) -> bool {
     head.method == b"OPTIONS"
         && ["origin", "access-control-request-method"].map(|name| head.values(name).len()) == [1, 1]
 }
 
-/// The rules of `stage.rs` for a path, read once more and apart from Portcullis.
-fn may(who: Who, method: &str, path: &str) -> bool {
+/// The rules of `env.rs` for a path, implemented independently of Portcullis.
+fn is_allowed(caller: Caller, method: &str, path: &str) -> bool {
     if is_open(path) {
         return true;
     }
-    match who {
-        Who::Nobody => false,
-        _ if is_below(path, "/admin") => who == Who::Admin,
-        _ if is_below(path, "/orders") && method == "DELETE" => who == Who::Deleter,
+    match caller {
+        Caller::Anonymous => false,
+        _ if is_below(path, "/admin") => caller == Caller::Admin,
+        _ if is_below(path, "/orders") && method == "DELETE" => caller == Caller::Deleter,
         _ => true,
     }
 }
@@ -167,11 +170,11 @@ fn is_below(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// What takes the place of method, path or host has to say the same as the request itself.
-fn overrides(head: &Head, meanings: &Meanings, faults: &mut Vec<String>) {
+/// Override headers for method, path and host have to agree with the request.
+fn overrides(head: &Head, readings: &Readings, faults: &mut Vec<String>) {
     for name in PATHS {
         for value in folded(head, name) {
-            if !value.is_empty() && !paths(value).is_subset(&meanings.paths) {
+            if !value.is_empty() && !paths(value).is_subset(&readings.paths) {
                 faults.push(format!("{name}: {}", latin1(value)));
             }
         }
@@ -183,14 +186,14 @@ fn overrides(head: &Head, meanings: &Meanings, faults: &mut Vec<String>) {
     }
     for name in HOSTS {
         for value in folded(head, name) {
-            if !value.is_empty() && !hosts(value).is_subset(&meanings.hosts) {
+            if !value.is_empty() && !hosts(value).is_subset(&readings.hosts) {
                 faults.push(format!("{name}: {}", latin1(value)));
             }
         }
     }
     for name in METHODS {
         for value in folded(head, name) {
-            if !value.is_empty() && latin1(value).to_ascii_uppercase() != meanings.method {
+            if !value.is_empty() && latin1(value).to_ascii_uppercase() != readings.method {
                 faults.push(format!("{name}: {}", latin1(value)));
             }
         }
@@ -199,7 +202,7 @@ fn overrides(head: &Head, meanings: &Meanings, faults: &mut Vec<String>) {
         let value = latin1(value).to_ascii_lowercase();
         for (_, host) in value.match_indices("host=").map(|(at, found)| value.split_at(at + found.len())) {
             let host = host.split([';', ',']).next().unwrap_or_default().trim_matches('"');
-            if !hosts(host.as_bytes()).is_subset(&meanings.hosts) {
+            if !hosts(host.as_bytes()).is_subset(&readings.hosts) {
                 faults.push(format!("forwarded: {value}"));
             }
         }
@@ -207,40 +210,40 @@ fn overrides(head: &Head, meanings: &Meanings, faults: &mut Vec<String>) {
 }
 
 /// The value of an identity header for this client.
-fn known(name: &str, who: Who) -> &'static str {
-    match (name, who) {
-        (_, Who::Nobody) => "",
+fn identity_value(name: &str, caller: Caller) -> &'static str {
+    match (name, caller) {
+        (_, Caller::Anonymous) => "",
         ("x-auth-subject", _) => "alice",
         ("x-auth-tenant", _) => "acme",
-        ("x-auth-roles", Who::Admin) => "admin",
+        ("x-auth-roles", Caller::Admin) => "admin",
         _ => "",
     }
 }
 
-/// Identity headers are Portcullis's, once, under one spelling, or not there.
-fn identity(who: Who, anonymous: bool, head: &Head, faults: &mut Vec<String>) {
+/// An identity header is absent, or occurs once with the value that Portcullis set, in one spelling.
+fn identity(caller: Caller, anonymous: bool, head: &Head, faults: &mut Vec<String>) {
     for name in IDENTITY {
-        let known = if anonymous { "" } else { known(name, who) };
+        let expected = if anonymous { "" } else { identity_value(name, caller) };
         let found = folded(head, name);
-        let expected = if found.is_empty() { known.is_empty() } else { found == [known.as_bytes()] };
-        if !expected {
-            faults.push(format!("{name} reads as {:?}, not {known:?}", texts(&found)));
+        let ok = if found.is_empty() { expected.is_empty() } else { found == [expected.as_bytes()] };
+        if !ok {
+            faults.push(format!("{name} reads as {:?}, not {expected:?}", texts(&found)));
         }
     }
 }
 
-/// The token that was judged is the one that the upstream sees.
+/// The upstream gets the verified token and no other.
 fn credentials(token: Option<&str>, head: &Head, faults: &mut Vec<String>) {
     let found = folded(head, "authorization");
     if let Some(token) = token {
-        let good = format!("Bearer {token}");
-        if found.is_empty() || found.iter().any(|value| *value != good.as_bytes()) {
+        let expected = format!("Bearer {token}");
+        if found.is_empty() || found.iter().any(|value| *value != expected.as_bytes()) {
             faults.push(format!("{} Authorization lines, or another token", found.len()));
         }
     }
 }
 
-/// No protocol but WebSocket, nothing unjudged behind a request, and no hop that could take a header away.
+/// No upgrade but WebSocket, no unchecked bytes after a request, and no header nominated by `Connection`.
 fn connection(head: &Head, received: &Received, faults: &mut Vec<String>) {
     let protocols = head.values("upgrade");
     if !protocols.is_empty() && !matches!(protocols[..], [one] if one.eq_ignore_ascii_case(b"websocket")) {
@@ -253,15 +256,15 @@ fn connection(head: &Head, received: &Received, faults: &mut Vec<String>) {
         faults.push("a tunnel to another host".to_owned());
     }
     if !received.tunnel.is_empty() && protocols.is_empty() {
-        faults.push("bytes behind it that nobody judged".to_owned());
+        faults.push("unchecked bytes after it".to_owned());
     }
     for value in head.values("connection") {
         let value = latin1(value).to_ascii_lowercase();
         let mut options = value.split(',').map(|option| fold(option.trim()));
-        let strange = options.find(|name| {
+        let nominated = options.find(|name| {
             name.starts_with("x-") || ["authorization", "cookie", "host", "forwarded"].contains(&&name[..])
         });
-        if let Some(name) = strange {
+        if let Some(name) = nominated {
             faults.push(format!("connection names {name}"));
         }
     }
@@ -279,7 +282,7 @@ fn trailers(received: &Received, faults: &mut Vec<String>) {
     }
 }
 
-/// The values of all headers that some program folds to this name.
+/// The values of all headers whose names some program folds to this name.
 fn folded<'a>(head: &'a Head, name: &str) -> Vec<&'a [u8]> {
     let fields = head.fields.iter().filter(|(found, _)| fold(found) == name);
     fields.map(|(_, value)| &value[..]).collect()

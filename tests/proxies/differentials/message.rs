@@ -1,69 +1,68 @@
-//! What a client sends, byte by byte, and how a line of the table says it.
+//! The cases of the table: what a client sends, byte by byte.
 //!
-//! Three placeholders stand in what is sent: `{token}` for the token of the case, `{authorization}` for a whole
-//! line with it (nothing where the client has none), and `{case}` for six characters that tell which case a
-//! request that reached the upstream came from.
+//! There are three placeholders: `{token}` is the token of the case, `{authorization}` is a header line with it
+//! (nothing if the client has no token), and `{case}` is a mark of six characters that identifies the case of a
+//! request that reached the upstream.
 
-/// Who sends it: which token the client has, if any.
+/// The client of a case, which determines its token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Who {
+pub enum Caller {
     /// No token.
-    Nobody,
-    /// A good token of tenant `acme`, without any role or scope.
+    Anonymous,
+    /// A valid token of tenant `acme`, without roles and scopes.
     Alice,
-    /// The same with the role `admin`.
+    /// Alice's token with the role `admin`.
     Admin,
-    /// The same with the scope `orders:delete`.
+    /// Alice's token with the scope `orders:delete`.
     Deleter,
 }
 
-/// What a client does next.
+/// A step of a client. A client stops at a response that it does not expect.
 #[derive(Clone, Debug)]
 pub enum Step {
     /// Sends these bytes.
     Send(Vec<u8>),
-    /// Waits for an answer, and goes on where it is 100.
-    Continue,
-    /// Waits for an answer, and goes on where it is 101.
-    Switched,
-    /// Waits for an answer, and goes on where it is 200.
-    Answered,
-    /// Waits for an answer, and goes on where it is not 101.
-    Refused,
-    /// Opens an HTTP/2 connection (the first time) and sends these frames.
+    /// Waits for a response with status 100.
+    Expect100,
+    /// Waits for a response with status 101.
+    Expect101,
+    /// Waits for a response with status 200.
+    Expect200,
+    /// Waits for a response with a status other than 101.
+    ExpectNot101,
+    /// Sends these frames, after the connection preface in the first such step.
     Http2(Vec<Frame>),
 }
 
-/// A frame of HTTP/2.
+/// An HTTP/2 frame.
 #[derive(Clone, Debug)]
 pub enum Frame {
-    /// A header block, names and values as they are. Whether it ends the stream.
+    /// A header block with raw names and values. `last` ends the stream.
     Headers { fields: Vec<(Vec<u8>, Vec<u8>)>, last: bool },
     /// Data that does not end the stream.
     Data(Vec<u8>),
 }
 
-/// One line of the table.
+/// A case of the table.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// What is tried, unique in the table. Where it begins with a number, that is the point of the issue that it
-    /// is about.
+    /// A unique name. A leading number is the number of the attack in the issue.
     pub name: String,
-    pub who: Who,
+    pub caller: Caller,
     pub steps: Vec<Step>,
-    /// How many answers the client waits for.
+    /// The number of final responses that the client waits for.
     pub answers: usize,
 }
 
 impl Case {
-    /// What is sent again and again is waited for as often.
+    /// Sets the number of final responses that the client waits for.
     pub fn answers(mut self, answers: usize) -> Self {
         self.answers = answers;
         self
     }
 }
 
-/// A request of HTTP/1 in the making.
+/// Builds an HTTP/1 request.
 #[derive(Clone)]
 pub struct Message {
     line: Vec<u8>,
@@ -81,7 +80,7 @@ pub fn get(target: impl AsRef<[u8]>) -> Message {
     request("GET", target)
 }
 
-/// A request with this request line, without its end.
+/// A request with this request line, given without its line end.
 pub fn line(line: impl Into<Vec<u8>>) -> Message {
     let fields = ["Host: api.example.com", "X-Case: {case}", "{authorization}"];
     Message {
@@ -92,19 +91,19 @@ pub fn line(line: impl Into<Vec<u8>>) -> Message {
 }
 
 impl Message {
-    /// With this line in the header section, as it is.
+    /// Appends a raw line to the header section.
     pub fn with(mut self, field: impl AsRef<[u8]>) -> Self {
         self.fields.push(field.as_ref().to_vec());
         self
     }
 
-    /// With this line as the first of the header section.
+    /// Inserts a raw line at the start of the header section.
     pub fn first(mut self, field: impl AsRef<[u8]>) -> Self {
         self.fields.insert(0, field.as_ref().to_vec());
         self
     }
 
-    /// With this line in place of Host; an empty one leaves Host out.
+    /// Replaces the Host line; an empty line removes it.
     pub fn host(mut self, field: &str) -> Self {
         if let Some(host) = self.fields.iter_mut().find(|line| line.starts_with(b"Host: ")) {
             *host = field.as_bytes().to_vec();
@@ -112,25 +111,25 @@ impl Message {
         self
     }
 
-    /// Without the token's line.
+    /// Removes the Authorization line.
     pub fn without_token(mut self) -> Self {
         self.fields.retain(|field| field != b"{authorization}");
         self
     }
 
-    /// With these bytes behind the header section, which says nothing of them.
+    /// Appends a body without a header for it.
     pub fn body(mut self, body: impl AsRef<[u8]>) -> Self {
         self.body.extend_from_slice(body.as_ref());
         self
     }
 
-    /// With this body and its length.
+    /// Appends a body with Content-Length.
     pub fn sized(self, body: impl AsRef<[u8]>) -> Self {
         let length = body.as_ref().len();
         self.with(format!("Content-Length: {length}")).body(body)
     }
 
-    /// With this body in one chunk, and these lines as its trailer section.
+    /// Appends a body in one chunk with these trailer lines.
     pub fn chunked(self, body: &str, trailers: &[&str]) -> Self {
         let mut end = format!("{:x}\r\n{body}\r\n0\r\n", body.len());
         for trailer in trailers {
@@ -145,7 +144,7 @@ impl Message {
         let mut bytes = [&self.line[..], b"\r\n"].concat();
         for field in self.fields.iter().filter(|field| !field.is_empty()) {
             bytes.extend_from_slice(field);
-            // Its line end comes with it, since there may be none.
+            // The placeholder includes the line end, since the line may be absent.
             if field != b"{authorization}" {
                 bytes.extend_from_slice(b"\r\n");
             }
@@ -156,33 +155,33 @@ impl Message {
     }
 }
 
-/// A case of one request.
-pub fn case(name: impl Into<String>, who: Who, message: Message) -> Case {
-    steps(name, who, vec![Step::Send(message.bytes())])
+/// A case with one request.
+pub fn case(name: impl Into<String>, caller: Caller, message: Message) -> Case {
+    steps(name, caller, vec![Step::Send(message.bytes())])
 }
 
-/// A case of bytes as they are.
-pub fn raw(name: impl Into<String>, who: Who, bytes: impl Into<Vec<u8>>) -> Case {
-    steps(name, who, vec![Step::Send(bytes.into())])
+/// A case with raw bytes.
+pub fn raw(name: impl Into<String>, caller: Caller, bytes: impl Into<Vec<u8>>) -> Case {
+    steps(name, caller, vec![Step::Send(bytes.into())])
 }
 
-/// A case of several requests sent at once on one connection; every answer is waited for.
-pub fn pipeline(name: impl Into<String>, who: Who, messages: &[Message]) -> Case {
+/// A case with several pipelined requests, which waits for every response.
+pub fn pipeline(name: impl Into<String>, caller: Caller, messages: &[Message]) -> Case {
     let bytes = messages.iter().flat_map(Message::bytes).collect();
-    steps(name, who, vec![Step::Send(bytes)]).answers(messages.len())
+    steps(name, caller, vec![Step::Send(bytes)]).answers(messages.len())
 }
 
-/// A case of these steps, with one answer.
-pub fn steps(name: impl Into<String>, who: Who, steps: Vec<Step>) -> Case {
-    Case { name: name.into(), who, steps, answers: 1 }
+/// A case with these steps and one response.
+pub fn steps(name: impl Into<String>, caller: Caller, steps: Vec<Step>) -> Case {
+    Case { name: name.into(), caller, steps, answers: 1 }
 }
 
-/// A case of one request over HTTP/2. The token and the case's mark are added to these fields.
-pub fn http2(name: impl Into<String>, who: Who, fields: &[(&str, &str)]) -> Case {
-    steps(name, who, vec![Step::Http2(vec![Frame::Headers { fields: marked(fields), last: true }])])
+/// A case with one HTTP/2 request with these fields, the token and the mark of the case.
+pub fn http2(name: impl Into<String>, caller: Caller, fields: &[(&str, &str)]) -> Case {
+    steps(name, caller, vec![Step::Http2(vec![Frame::Headers { fields: marked(fields), last: true }])])
 }
 
-/// Fields of HTTP/2 with the case's mark and its token.
+/// HTTP/2 fields with the mark of the case and the token.
 pub fn marked(fields: &[(&str, &str)]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let own = [("x-case", "{case}"), ("authorization", "Bearer {token}")];
     fields

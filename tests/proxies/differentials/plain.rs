@@ -1,27 +1,27 @@
-//! The other table: plain requests of every kind that apps use, each of which has to reach the upstream as it is.
+//! Ordinary requests of every kind that applications use, each of which has to reach the upstream unchanged.
 
-use super::message::Who::{Admin, Alice, Deleter, Nobody};
-use super::message::{Case, Step, Who, case, get, http2, line, pipeline, request, steps};
+use super::message::Caller::{Admin, Alice, Anonymous, Deleter};
+use super::message::{Caller, Case, Step, case, get, http2, line, pipeline, request, steps};
 
 /// A request that has to pass.
 pub struct Plain {
     pub case: Case,
-    /// The targets that the upstream may see: the client's, and where a proxy normalises what it may make of it.
+    /// The targets that the upstream may receive: the client's, and a proxy's normalized form of it.
     pub targets: Vec<String>,
     pub status: u16,
-    /// The body that the upstream sees, or what comes once the protocol is switched.
+    /// The body that the upstream receives, or the bytes after a protocol switch.
     pub content: Vec<u8>,
-    /// How many times it reaches the upstream.
+    /// How often it reaches the upstream.
     pub times: usize,
 }
 
 impl Plain {
-    fn of(case: Case, target: impl Into<String>) -> Self {
+    fn new(case: Case, target: impl Into<String>) -> Self {
         let times = case.answers;
         Self { case, targets: vec![target.into()], status: 200, content: Vec::new(), times }
     }
 
-    fn or(mut self, target: &str) -> Self {
+    fn or_target(mut self, target: &str) -> Self {
         self.targets.push(target.to_owned());
         self
     }
@@ -89,46 +89,51 @@ pub fn requests() -> Vec<Plain> {
         "/role?role=user",
         "/role?role=super-admin",
     ] {
-        plain.push(Plain::of(case(format!("plain {target}"), Alice, get(target)), target));
+        plain.push(Plain::new(case(format!("plain {target}"), Alice, get(target)), target));
     }
     for target in ["/public/x", "/open/x", "/healthz", "/public/", "/public", "/public/a..b?x=/../y"] {
-        plain.push(Plain::of(case(format!("plain {target} without a token"), Nobody, get(target)), target));
+        plain.push(Plain::new(
+            case(format!("plain {target} without a token"), Anonymous, get(target)),
+            target,
+        ));
     }
     for (target, merged) in [("/x//y", "/x/y"), ("/x/", "/x/"), ("/x/y//", "/x/y/"), ("/x///y", "/x/y")] {
-        plain.push(Plain::of(case(format!("plain slashes {target}"), Alice, get(target)), target).or(merged));
+        plain.push(
+            Plain::new(case(format!("plain slashes {target}"), Alice, get(target)), target).or_target(merged),
+        );
     }
     let raw = "/caf\u{e9}/\u{20ac}";
     let unicode = case("plain unicode as it is", Alice, get(raw));
-    plain.push(Plain::of(unicode, raw).or("/caf%C3%A9/%E2%82%AC"));
+    plain.push(Plain::new(unicode, raw).or_target("/caf%C3%A9/%E2%82%AC"));
     let query = case("plain unicode in a query", Alice, get("/x?q=caf\u{e9}"));
-    plain.push(Plain::of(query, "/x?q=caf\u{e9}").or("/x?q=caf%C3%A9"));
+    plain.push(Plain::new(query, "/x?q=caf\u{e9}").or_target("/x?q=caf%C3%A9"));
     plain.extend(methods());
     plain.extend(bodies());
     plain.extend(headers());
     plain.push(web_socket("/ws", Alice));
-    plain.push(web_socket("/open/ws", Nobody));
+    plain.push(web_socket("/open/ws", Anonymous));
     plain
 }
 
 fn methods() -> Vec<Plain> {
     let mut plain: Vec<Plain> = ["HEAD", "OPTIONS"]
-        .map(|method| Plain::of(case(format!("plain {method}"), Alice, request(method, "/x")), "/x"))
+        .map(|method| Plain::new(case(format!("plain {method}"), Alice, request(method, "/x")), "/x"))
         .into();
     let preflight = request("OPTIONS", "/orders/1")
         .with("Origin: https://app.example.com")
         .with("Access-Control-Request-Method: DELETE")
         .with("Access-Control-Request-Headers: authorization, x-auth-mode");
-    plain.push(Plain::of(case("plain preflight", Nobody, preflight), "/orders/1"));
+    plain.push(Plain::new(case("plain preflight", Anonymous, preflight), "/orders/1"));
     for method in ["POST", "PUT", "PATCH"] {
         let message = request(method, "/x").with("Content-Type: application/json").sized("{\"a\": 1}");
-        plain.push(Plain::of(case(format!("plain {method}"), Alice, message), "/x").content("{\"a\": 1}"));
+        plain.push(Plain::new(case(format!("plain {method}"), Alice, message), "/x").content("{\"a\": 1}"));
     }
     let delete = request("DELETE", "/orders/1");
-    plain.push(Plain::of(case("plain DELETE with its scope", Deleter, delete), "/orders/1"));
-    plain.push(Plain::of(case("plain PROPFIND", Alice, request("PROPFIND", "/x")), "/x"));
-    plain.push(Plain::of(case("plain path that needs a role", Admin, get("/admin/x")), "/admin/x"));
+    plain.push(Plain::new(case("plain DELETE with its scope", Deleter, delete), "/orders/1"));
+    plain.push(Plain::new(case("plain PROPFIND", Alice, request("PROPFIND", "/x")), "/x"));
+    plain.push(Plain::new(case("plain path that needs a role", Admin, get("/admin/x")), "/admin/x"));
     let host = get("/x").host("Host: admin.example.com:8080");
-    plain.push(Plain::of(case("plain host that needs a role", Admin, host), "/x"));
+    plain.push(Plain::new(case("plain host that needs a role", Admin, host), "/x"));
     plain
 }
 
@@ -139,17 +144,18 @@ fn bodies() -> Vec<Plain> {
     let long = request("POST", "/x").sized(&large);
     let trailer = request("POST", "/x").chunked("hello", &["X-Checksum: 5"]);
     let expecting = request("POST", "/x").with("Expect: 100-continue").with("Content-Length: 5");
-    let expecting = vec![Step::Send(expecting.bytes()), Step::Continue, Step::Send(b"hello".to_vec())];
-    let at_once = request("POST", "/x").with("Expect: 100-continue").sized("hello");
+    let expecting = vec![Step::Send(expecting.bytes()), Step::Expect100, Step::Send(b"hello".to_vec())];
+    let early_body = request("POST", "/x").with("Expect: 100-continue").sized("hello");
     vec![
-        Plain::of(case("plain chunks", Alice, chunked), "/x").content("hello"),
-        Plain::of(case("plain empty body", Alice, empty), "/x"),
-        Plain::of(case("plain body of 200 KB", Alice, long), "/x").content(large),
-        Plain::of(case("plain trailer", Alice, trailer), "/x").content("hello"),
-        Plain::of(steps("plain 100-continue", Alice, expecting), "/x").content("hello"),
-        Plain::of(case("plain 100-continue and its body at once", Alice, at_once), "/x").content("hello"),
-        Plain::of(pipeline("plain pipeline", Alice, &[get("/x"), get("/x")]), "/x"),
-        Plain::of(
+        Plain::new(case("plain chunks", Alice, chunked), "/x").content("hello"),
+        Plain::new(case("plain empty body", Alice, empty), "/x"),
+        Plain::new(case("plain body of 200 KB", Alice, long), "/x").content(large),
+        Plain::new(case("plain trailer", Alice, trailer), "/x").content("hello"),
+        Plain::new(steps("plain 100-continue", Alice, expecting), "/x").content("hello"),
+        Plain::new(case("plain 100-continue and its body without waiting", Alice, early_body), "/x")
+            .content("hello"),
+        Plain::new(pipeline("plain pipeline", Alice, &[get("/x"), get("/x")]), "/x"),
+        Plain::new(
             pipeline("plain body and a request", Alice, &[request("GET", "/x").sized(""), get("/x")]),
             "/x",
         ),
@@ -178,40 +184,40 @@ fn headers() -> Vec<Plain> {
     ] {
         let name = format!("plain header {field}");
         let field = field.replace("{large}", &"x".repeat(8 << 10));
-        plain.push(Plain::of(case(name, Alice, get("/x").with(field)), "/x"));
+        plain.push(Plain::new(case(name, Alice, get("/x").with(field)), "/x"));
     }
     let tenant = get("/tenant/x").with("X-Tenant: acme");
-    plain.push(Plain::of(case("plain header that is read", Alice, tenant), "/tenant/x"));
+    plain.push(Plain::new(case("plain header that is read", Alice, tenant), "/tenant/x"));
     let absolute = get("http://api.example.com/x?y");
-    let absolute = Plain::of(case("plain absolute-form", Alice, absolute), "/x?y");
-    plain.push(absolute.or("http://api.example.com/x?y"));
+    let absolute = Plain::new(case("plain absolute-form", Alice, absolute), "/x?y");
+    plain.push(absolute.or_target("http://api.example.com/x?y"));
     let old = line("GET /healthz HTTP/1.0").host("");
-    plain.push(Plain::of(case("plain HTTP/1.0 without Host", Nobody, old), "/healthz"));
-    plain.push(Plain::of(case("plain HTTP/1.0", Alice, line("GET /x HTTP/1.0")), "/x"));
+    plain.push(Plain::new(case("plain HTTP/1.0 without Host", Anonymous, old), "/healthz"));
+    plain.push(Plain::new(case("plain HTTP/1.0", Alice, line("GET /x HTTP/1.0")), "/x"));
     plain
 }
 
-/// An upgrade to WebSocket and an echo through it.
-fn web_socket(target: &str, who: Who) -> Plain {
+/// A WebSocket upgrade and an echo.
+fn web_socket(target: &str, caller: Caller) -> Plain {
     let message = get(target)
         .with("Connection: keep-alive, Upgrade")
         .with("Upgrade: websocket")
         .with("Sec-WebSocket-Version: 13")
         .with("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==");
-    // A masked frame of text, with the mask 0: "hello".
+    // A text frame "hello" with the mask 0.
     let frame = b"\x81\x85\0\0\0\0hello".to_vec();
-    let all = vec![Step::Send(message.bytes()), Step::Switched, Step::Send(frame.clone())];
-    let plain = Plain::of(steps(format!("plain WebSocket {target} from {who:?}"), who, all), target);
+    let all = vec![Step::Send(message.bytes()), Step::Expect101, Step::Send(frame.clone())];
+    let plain = Plain::new(steps(format!("plain WebSocket {target} from {caller:?}"), caller, all), target);
     Plain { status: 101, ..plain.content(frame) }
 }
 
-/// Requests over HTTP/2, for proxies that speak it in clear.
+/// Requests over HTTP/2, for proxies that support it without TLS.
 pub fn over_http2() -> Vec<Plain> {
     let base = [(":method", "GET"), (":scheme", "http"), (":authority", "api.example.com")];
-    [("/x?a=b;c", Alice), ("/public/x", Nobody)]
-        .map(|(path, who)| {
+    [("/x?a=b;c", Alice), ("/public/x", Anonymous)]
+        .map(|(path, caller)| {
             let fields = [&base[..], &[(":path", path)]].concat();
-            Plain { status: 0, ..Plain::of(http2(format!("plain HTTP/2 {path}"), who, &fields), path) }
+            Plain { status: 0, ..Plain::new(http2(format!("plain HTTP/2 {path}"), caller, &fields), path) }
         })
         .into()
 }

@@ -1,46 +1,51 @@
-//! The ways in which frameworks read a request: models of what they do with a target, a Host and a query, each
-//! step alone and one after the other.
+//! Models of how frameworks interpret a target, a Host and a query: each step alone and in every combination.
 //!
-//! They give every reading that some program is known to have, never one that is right.
+//! They return every interpretation of some known program, correct or not.
 
 use std::collections::BTreeSet;
 
 use percent_encoding::percent_decode;
 use url::Url;
 
-/// Every path that a program may take from this request target.
+/// Every path that a program may read from this request target.
 ///
-/// The steps are: Node's `new URL(target, base)`; Python's `urlsplit`; the target as it stands, cut at `?` and at
-/// `#`; percent-decoding, once or (behind a server that has done it) twice (CGI's and WSGI's PATH_INFO, Rack, Go's `URL.Path`); segments `.` and `..` taken
-/// away, before or after decoding and merging; slashes merged; `\` read as `/`; `;` and what follows taken from
-/// each segment (servlets); the end at a NUL; overlong UTF-8 read as what it spells.
+/// The steps are: Node's `new URL(target, base)`; Python's `urlsplit`; the raw target, truncated at `?` and at `#`;
+/// percent-decoding, once or (after a server that decodes) twice (PATH_INFO of CGI and WSGI, Rack, Go's `URL.Path`);
+/// removal of the segments `.` and `..`, before or after decoding and merging; merging of slashes; `\` read as `/`;
+/// removal of `;` and what follows from each segment (servlets); truncation at a NUL; decoding of overlong UTF-8.
 pub fn paths(target: &[u8]) -> BTreeSet<String> {
     let text = latin1(target);
     let mut found: BTreeSet<(String, u8)> = BTreeSet::new();
-    let mut fresh = BTreeSet::from([cut(&text, "?").to_owned(), cut(cut(&text, "?"), "#").to_owned()]);
-    fresh.extend(node(target));
-    fresh.extend(urlsplit(&text));
-    fresh.extend(absolute(&text).map(|(_, path)| cut(cut(path, "?"), "#").to_owned()));
-    let mut fresh: Vec<(String, u8)> = fresh.into_iter().map(|path| (path, 0)).collect();
-    while let Some((path, decoded)) = fresh.pop() {
+    let mut initial =
+        BTreeSet::from([truncate(&text, "?").to_owned(), truncate(truncate(&text, "?"), "#").to_owned()]);
+    initial.extend(node(target));
+    initial.extend(urlsplit(&text));
+    initial.extend(absolute(&text).map(|(_, path)| truncate(truncate(path, "?"), "#").to_owned()));
+    let mut pending: Vec<(String, u8)> = initial.into_iter().map(|path| (path, 0)).collect();
+    while let Some((path, decoded)) = pending.pop() {
         if !found.insert((path.clone(), decoded)) {
             continue;
         }
-        let steps = [resolved(&path), merged(&path), path.replace('\\', "/"), plain_segments(&path)];
-        fresh.extend(steps.map(|step| (step, decoded)));
-        fresh.push((cut(&path, "\0").to_owned(), decoded));
+        let steps = [
+            remove_dot_segments(&path),
+            merge_slashes(&path),
+            path.replace('\\', "/"),
+            remove_parameters(&path),
+        ];
+        pending.extend(steps.map(|step| (step, decoded)));
+        pending.push((truncate(&path, "\0").to_owned(), decoded));
         if decoded < 2 {
-            fresh.push((decode(&path), decoded + 1));
+            pending.push((decode(&path), decoded + 1));
         }
         if !path.starts_with('/') {
-            fresh.push((format!("/{path}"), decoded));
+            pending.push((format!("/{path}"), decoded));
         }
     }
     found.into_iter().map(|(path, _)| path).collect()
 }
 
-/// Every host that a program may take from this value of Host, or from an authority: with and without userinfo and
-/// port, the first and the last of a list, up to whatever ends an authority.
+/// Every host that a program may read from this Host value or authority: with and without userinfo and port, the first
+/// and the last of a list, up to any delimiter of an authority.
 pub fn hosts(value: &[u8]) -> BTreeSet<String> {
     let text = latin1(value).to_ascii_lowercase();
     let mut hosts = BTreeSet::new();
@@ -59,7 +64,7 @@ pub fn hosts(value: &[u8]) -> BTreeSet<String> {
     hosts
 }
 
-/// The authority and the rest of an absolute URI, or of a target that some read as one (`//host/path`).
+/// The authority and the rest of an absolute URI.
 pub fn absolute(target: &str) -> Option<(&str, &str)> {
     let rest = match target.split_once("://") {
         Some((scheme, rest)) if scheme.chars().all(|letter| letter.is_ascii_alphanumeric()) => rest,
@@ -69,22 +74,22 @@ pub fn absolute(target: &str) -> Option<(&str, &str)> {
     Some(rest.split_at(end))
 }
 
-/// The values of this parameter in every reading of a target's query: `&` alone or `;` too as separator, names as
-/// they are or with PHP's `_` for `.` and space.
+/// The values of this parameter in every interpretation of a target's query: separated by `&` or by `&` and `;`, names
+/// unchanged or with PHP's `_` for `.` and space.
 pub fn parameters(target: &[u8], name: &str) -> BTreeSet<Vec<String>> {
     let text = latin1(target);
     let query = text.split_once('?').map_or("", |(_, query)| query);
-    let query = cut(query, "#");
+    let query = truncate(query, "#");
     let mut readings = BTreeSet::new();
     for separators in [&['&'][..], &['&', ';']] {
         for php in [false, true] {
             let mut values = Vec::new();
             for pair in query.split(separators) {
                 let (found, value) = pair.split_once('=').unwrap_or((pair, ""));
-                let found = form(found);
+                let found = decode_form(found);
                 let found = if php { found.trim_start().replace(['.', ' '], "_") } else { found };
                 if found == name {
-                    values.push(form(value));
+                    values.push(decode_form(value));
                 }
             }
             readings.insert(values);
@@ -93,12 +98,12 @@ pub fn parameters(target: &[u8], name: &str) -> BTreeSet<Vec<String>> {
     readings
 }
 
-/// As forms are decoded.
-fn form(text: &str) -> String {
+/// Decodes `application/x-www-form-urlencoded`.
+fn decode_form(text: &str) -> String {
     decode(&text.replace('+', " "))
 }
 
-/// One character for each octet, as WSGI and Node have it, so that nothing is lost.
+/// One character for each octet, as in WSGI and Node.
 pub fn latin1(octets: &[u8]) -> String {
     octets.iter().map(|&octet| char::from(octet)).collect()
 }
@@ -107,7 +112,7 @@ fn octets(text: &str) -> Vec<u8> {
     text.chars().map(|letter| u8::try_from(u32::from(letter)).unwrap_or(b'?')).collect()
 }
 
-fn cut<'a>(text: &'a str, end: &str) -> &'a str {
+fn truncate<'a>(text: &'a str, end: &str) -> &'a str {
     text.split(end).next().unwrap_or_default()
 }
 
@@ -131,15 +136,15 @@ fn urlsplit(target: &str) -> Option<String> {
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         &rest[end..]
     });
-    Some(cut(cut(path, "#"), "?").to_owned())
+    Some(truncate(truncate(path, "#"), "?").to_owned())
 }
 
 fn decode(text: &str) -> String {
-    overlong(&percent_decode(&octets(text)).collect::<Vec<u8>>())
+    decode_overlong(&percent_decode(&octets(text)).collect::<Vec<u8>>())
 }
 
-/// Two octets that spell an ASCII character, which UTF-8 forbids, read as that character.
-fn overlong(octets: &[u8]) -> String {
+/// Decodes overlong two-octet encodings of ASCII characters, which UTF-8 forbids.
+fn decode_overlong(octets: &[u8]) -> String {
     let mut text = String::new();
     let mut rest = octets;
     while let [first, after @ ..] = rest {
@@ -157,30 +162,30 @@ fn overlong(octets: &[u8]) -> String {
     text
 }
 
-/// RFC 3986 §5.2.4, with what is encoded of the dots taken for dots.
-fn resolved(path: &str) -> String {
-    let mut kept: Vec<&str> = Vec::new();
+/// RFC 3986 §5.2.4, also for encoded dots.
+fn remove_dot_segments(path: &str) -> String {
+    let mut output: Vec<&str> = Vec::new();
     let segments: Vec<&str> = path.split('/').collect();
     for (number, segment) in segments.iter().enumerate() {
         let last = number + 1 == segments.len();
         match segment.to_ascii_lowercase().replace("%2e", ".").as_str() {
-            "." if last => kept.push(""),
+            "." if last => output.push(""),
             "." => {}
             ".." => {
-                if kept.len() > 1 {
-                    kept.pop();
+                if output.len() > 1 {
+                    output.pop();
                 }
                 if last {
-                    kept.push("");
+                    output.push("");
                 }
             }
-            _ => kept.push(segment),
+            _ => output.push(segment),
         }
     }
-    kept.join("/")
+    output.join("/")
 }
 
-fn merged(path: &str) -> String {
+fn merge_slashes(path: &str) -> String {
     let mut merged = String::new();
     for letter in path.chars() {
         if letter != '/' || !merged.ends_with('/') {
@@ -190,8 +195,9 @@ fn merged(path: &str) -> String {
     merged
 }
 
-fn plain_segments(path: &str) -> String {
-    path.split('/').map(|segment| cut(segment, ";")).collect::<Vec<_>>().join("/")
+/// Removes `;` and what follows from each segment.
+fn remove_parameters(path: &str) -> String {
+    path.split('/').map(|segment| truncate(segment, ";")).collect::<Vec<_>>().join("/")
 }
 
 #[cfg(test)]
@@ -199,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_program_reads_the_path_that_it_is_known_to_read() {
+    fn known_interpretations_of_paths_are_included() {
         for (target, expected) in [
             ("//public/admin/users", "/admin/users"),
             ("/admin/../public/x", "/admin/../public/x"),
@@ -220,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn each_program_reads_the_host_that_it_is_known_to_read() {
+    fn known_interpretations_of_hosts_are_included() {
         for (value, expected) in [
             ("admin.example.com,public.example.com", "admin.example.com"),
             ("admin.example.com,public.example.com", "public.example.com"),

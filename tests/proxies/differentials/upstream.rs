@@ -1,8 +1,6 @@
-//! An upstream that keeps what it gets, byte by byte, and says yes to everything: every request that it can frame
-//! is answered with 200, every upgrade with 101, and what then follows is kept and sent back. An upgrade of a target
-//! with `refuses-upgrades` is answered as any other request, and what follows is the next.
-//!
-//! It never judges what it gets.
+//! An upstream that records what it receives, byte by byte, and accepts everything: it answers every request that it
+//! can frame with 200 and every upgrade with 101, and then records and echoes what follows. It answers an upgrade of a
+//! target with `refuses-upgrades` with 200, and parses what follows as the next request.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -14,34 +12,34 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use super::client::{dechunked, find};
+use super::client::{decode_chunked, find};
 
-/// One request as it arrived.
+/// A received request.
 #[derive(Clone, Debug, Default)]
 pub struct Received {
-    /// The request line and the header section, with the empty line.
+    /// The request line and the header section, including the empty line.
     pub head: Vec<u8>,
     pub body: Vec<u8>,
     /// The trailer section.
     pub trailers: Vec<u8>,
-    /// What followed once the protocol was switched.
+    /// The bytes after a protocol switch.
     pub tunnel: Vec<u8>,
-    /// Head, body and trailers as they were framed.
+    /// The raw bytes of head, body and trailers.
     pub octets: Vec<u8>,
 }
 
-type Kept = Arc<Mutex<Vec<Received>>>;
+type Recorded = Arc<Mutex<Vec<Received>>>;
 
 /// Listens until it is dropped.
 pub struct Upstream {
     pub address: SocketAddr,
-    kept: Kept,
-    serving: JoinHandle<()>,
+    recorded: Recorded,
+    server: JoinHandle<()>,
 }
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        self.serving.abort();
+        self.server.abort();
     }
 }
 
@@ -49,40 +47,40 @@ impl Upstream {
     pub async fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("is bound");
-        let kept = Kept::default();
-        let keep = Arc::clone(&kept);
-        let serving = tokio::spawn(async move {
+        let recorded = Recorded::default();
+        let shared = Arc::clone(&recorded);
+        let server = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&keep)));
+                tokio::spawn(serve(stream, Arc::clone(&shared)));
             }
         });
-        Self { address, kept, serving }
+        Self { address, recorded, server }
     }
 
-    /// All that has arrived.
+    /// All received requests.
     pub fn received(&self) -> Vec<Received> {
-        self.kept.lock().expect("nobody panicked").clone()
+        self.recorded.lock().expect("not poisoned").clone()
     }
 }
 
 /// Serves one connection.
-async fn serve(mut stream: TcpStream, kept: Kept) {
+async fn serve(mut stream: TcpStream, recorded: Recorded) {
     let mut read = Vec::new();
     loop {
-        let Some(end) = until(&mut stream, &mut read, end_of_head).await else {
-            // What never became a request shows as one.
+        let Some(end) = read_until(&mut stream, &mut read, end_of_head).await else {
+            // An incomplete request is recorded too.
             if !read.is_empty() {
-                keep(&kept, Received { head: read, ..Received::default() });
+                record(&recorded, Received { head: read, ..Received::default() });
             }
             return;
         };
         let head: Vec<u8> = read.drain(..end).collect();
         let number =
-            keep(&kept, Received { head: head.clone(), octets: head.clone(), ..Received::default() });
+            record(&recorded, Received { head: head.clone(), octets: head.clone(), ..Received::default() });
         let text = String::from_utf8_lossy(&head).to_ascii_lowercase();
-        if let Some(answer) = switch(&text, &head) {
+        if let Some(answer) = switch_protocols(&text, &head) {
             if stream.write_all(answer.as_bytes()).await.is_ok() {
-                tunnel(stream, read, &kept, number).await;
+                tunnel(stream, read, &recorded, number).await;
             }
             return;
         }
@@ -90,9 +88,9 @@ async fn serve(mut stream: TcpStream, kept: Kept) {
         {
             return;
         }
-        let Some((body, trailers, length)) = body(&mut stream, &mut read, &text).await else { return };
+        let Some((body, trailers, length)) = read_body(&mut stream, &mut read, &text).await else { return };
         let octets: Vec<u8> = head.iter().copied().chain(read.drain(..length)).collect();
-        with(&kept, number, |received| {
+        update(&recorded, number, |received| {
             (received.body, received.trailers, received.octets) = (body, trailers, octets);
         });
         let content = if text.starts_with("head ") { "" } else { "ok" };
@@ -108,27 +106,28 @@ fn is_last(head: &str) -> bool {
     head.lines().next().is_some_and(|line| line.ends_with("http/1.0"))
 }
 
-fn keep(kept: &Kept, received: Received) -> usize {
-    let mut all = kept.lock().expect("nobody panicked");
+/// Records a request and returns its index.
+fn record(recorded: &Recorded, received: Received) -> usize {
+    let mut all = recorded.lock().expect("not poisoned");
     all.push(received);
     all.len() - 1
 }
 
-fn with(kept: &Kept, number: usize, change: impl FnOnce(&mut Received)) {
-    if let Some(received) = kept.lock().expect("nobody panicked").get_mut(number) {
+fn update(recorded: &Recorded, number: usize, change: impl FnOnce(&mut Received)) {
+    if let Some(received) = recorded.lock().expect("not poisoned").get_mut(number) {
         change(received);
     }
 }
 
-/// Reads until `whole` finds something.
-async fn until<T>(
+/// Reads until `parse` returns a value.
+async fn read_until<T>(
     stream: &mut TcpStream,
     read: &mut Vec<u8>,
-    whole: impl Fn(&[u8]) -> Option<T>,
+    parse: impl Fn(&[u8]) -> Option<T>,
 ) -> Option<T> {
     loop {
-        if let Some(found) = whole(read) {
-            return Some(found);
+        if let Some(value) = parse(read) {
+            return Some(value);
         }
         if stream.read_buf(read).await.ok()? == 0 {
             return None;
@@ -136,24 +135,29 @@ async fn until<T>(
     }
 }
 
-/// Where a header section ends, for a reader that takes a bare LF for a line end too.
+/// The end of a header section for a parser that accepts a bare LF as a line end.
 fn end_of_head(bytes: &[u8]) -> Option<usize> {
     let ends = [&b"\r\n\r\n"[..], b"\n\n", b"\n\r\n"];
     ends.iter().filter_map(|end| find(bytes, end).map(|at| at + end.len())).min()
 }
 
-/// Body, trailer section and length in bytes of the body of a request with this head.
-async fn body(stream: &mut TcpStream, read: &mut Vec<u8>, head: &str) -> Option<(Vec<u8>, Vec<u8>, usize)> {
+/// Reads the body of a request with this head: the body, the trailer section, and the length of both in bytes.
+async fn read_body(
+    stream: &mut TcpStream,
+    read: &mut Vec<u8>,
+    head: &str,
+) -> Option<(Vec<u8>, Vec<u8>, usize)> {
     if head.contains("\ntransfer-encoding") {
-        return until(stream, read, dechunked).await;
+        return read_until(stream, read, decode_chunked).await;
     }
     let length = head.split_once("\ncontent-length:").map_or("0", |(_, rest)| rest);
     let length: usize = length.lines().next()?.trim().parse().ok()?;
-    until(stream, read, |bytes| bytes.get(..length).map(|body| (body.to_vec(), Vec::new(), length))).await
+    read_until(stream, read, |bytes| bytes.get(..length).map(|body| (body.to_vec(), Vec::new(), length)))
+        .await
 }
 
-/// The answer that switches the protocol, where the request asks for that.
-fn switch(text: &str, head: &[u8]) -> Option<String> {
+/// The response that switches protocols, if the request asks for that.
+fn switch_protocols(text: &str, head: &[u8]) -> Option<String> {
     if text.starts_with("connect ") {
         return Some("HTTP/1.1 200 OK\r\n\r\n".to_owned());
     }
@@ -173,10 +177,10 @@ fn switch(text: &str, head: &[u8]) -> Option<String> {
     ))
 }
 
-/// Keeps and sends back whatever comes.
-async fn tunnel(mut stream: TcpStream, mut read: Vec<u8>, kept: &Kept, number: usize) {
+/// Records and echoes all bytes.
+async fn tunnel(mut stream: TcpStream, mut read: Vec<u8>, recorded: &Recorded, number: usize) {
     loop {
-        with(kept, number, |received| received.tunnel.extend_from_slice(&read));
+        update(recorded, number, |received| received.tunnel.extend_from_slice(&read));
         if stream.write_all(&read).await.is_err() {
             return;
         }

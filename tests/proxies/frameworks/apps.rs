@@ -1,4 +1,4 @@
-//! Starts the small apps, each under its own server. Each answers with what its framework read of a request.
+//! Starts the apps, each under its own server. Each answers with its framework's interpretation of the request.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::differentials::client::{Answer, exchange};
-use crate::support::real::{PATIENCE, Process, at_a_free_address, folder, part};
+use crate::support::real::{Process, TIMEOUT, folder, program_path, start_on_free_port};
 
 /// A running app.
 pub struct App {
@@ -19,10 +19,10 @@ pub struct App {
     _folder: TempDir,
 }
 
-/// A command that serves on a port, with a folder for its files.
+/// Makes the command that serves on a port, with a folder for its files.
 type Start = fn(&Path, u16) -> Command;
 
-/// How each is started.
+/// The apps.
 const APPS: [(&str, Start); 11] = [
     ("Flask under waitress", |_, port| python("wsgi_apps.py", &["waitress"], port)),
     ("Flask under cheroot", |_, port| python("wsgi_apps.py", &["cheroot"], port)),
@@ -51,14 +51,14 @@ const APPS: [(&str, Start); 11] = [
     }),
 ];
 
-/// Starts every one, and waits until it answers.
+/// Starts every app and waits until it answers.
 pub async fn start() -> Vec<App> {
     let start_all = async {
         let mut starting = JoinSet::new();
         for (name, command) in APPS {
             starting.spawn_local(async move {
                 let start = |address| App::start(name, command, address);
-                at_a_free_address(name, PATIENCE, start, async |app, _| app.answers().await).await.0
+                start_on_free_port(name, TIMEOUT, start, async |app, _| app.answers().await).await.0
             });
         }
         starting.join_all().await
@@ -70,7 +70,7 @@ impl App {
     fn start(name: &'static str, command: Start, address: SocketAddr) -> Self {
         let folder = folder();
         let mut command = command(folder.path(), address.port());
-        // What they write about themselves stays here.
+        // Files that they write stay in the folder.
         command.current_dir(folder.path()).env("HOME", folder.path());
         let process = Process::start(name, &mut command, folder.path());
         Self { name, address, process, _folder: folder }
@@ -80,8 +80,8 @@ impl App {
         if tokio::net::TcpStream::connect(self.address).await.is_err() {
             return false;
         }
-        let plain = b"GET /x HTTP/1.1\r\nHost: api.example.com\r\n\r\n";
-        exchange(self.address, plain).await.is_some_and(|answer: Answer| answer.status == 200)
+        let request = b"GET /x HTTP/1.1\r\nHost: api.example.com\r\n\r\n";
+        exchange(self.address, request).await.is_some_and(|answer: Answer| answer.status == 200)
     }
 }
 
@@ -96,7 +96,7 @@ fn source(file: &str) -> PathBuf {
 }
 
 fn installed(file: &str) -> PathBuf {
-    part("PORTCULLIS_TEST_FRAMEWORKS", ".cache/frameworks").join(file)
+    program_path("PORTCULLIS_TEST_FRAMEWORKS", ".cache/frameworks").join(file)
 }
 
 fn python(file: &str, arguments: &[&str], port: u16) -> Command {
@@ -115,7 +115,7 @@ fn go(folder: &Path, port: u16) -> Command {
     let program = folder.join("app");
     let built = Command::new("go").arg("build").arg("-o").arg(&program).arg(source("main.go")).status();
     assert!(built.is_ok_and(|status| status.success()), "go builds the app");
-    assert!(fs::exists(&program).is_ok_and(|there| there), "the app is there");
+    assert!(fs::exists(&program).is_ok_and(|exists| exists), "the app exists");
     let mut command = Command::new(program);
     command.arg(port.to_string());
     command

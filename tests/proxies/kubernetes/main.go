@@ -1,5 +1,5 @@
-// Reads the manifests of deploy/ with the types of the APIs that they are for, strictly: a field that an API
-// does not have, or of another type, is an error. Run by tests/proxies/kubernetes.rs.
+// Parses the manifests of deploy/ strictly with the types of their APIs: an unknown field or a field of another
+// type is an error. Run by tests/proxies/kubernetes.rs.
 package main
 
 import (
@@ -19,7 +19,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// envelope is what every manifest has, with the rest as it stands.
+// envelope has the common fields of every manifest, with the spec unparsed.
 type envelope struct {
 	metav1.TypeMeta `json:",inline"`
 	Metadata        json.RawMessage `json:"metadata,omitempty"`
@@ -75,7 +75,7 @@ func checkOne(kind string, document []byte, spec json.RawMessage) error {
 		}
 		return strict(operator.MeshConfig, &mesh.MeshConfig{})
 	default:
-		return fmt.Errorf("no API is known for it")
+		return fmt.Errorf("unknown API")
 	}
 }
 

@@ -1,4 +1,4 @@
-// What a servlet of Tomcat reads of a request, as JSON. Run as: java -cp tomcat-embed-core.jar Servlet.java PORT
+// Returns how a Tomcat servlet interprets a request, as JSON. Run as: java -cp tomcat-embed-core.jar Servlet.java PORT
 import jakarta.servlet.http.HttpServlet;
 import jakarta.servlet.http.HttpServletRequest;
 import jakarta.servlet.http.HttpServletResponse;

@@ -1,4 +1,4 @@
-"""What Starlette under uvicorn reads of a request, as JSON. Run as: asgi_app.py PORT."""
+"""Returns how Starlette under uvicorn interprets a request, as JSON. Run as: asgi_app.py PORT."""
 
 import sys
 
@@ -8,8 +8,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 
-def answers(handler):
-    async def answer(request):
+def endpoint(handler):
+    async def respond(request):
         return JSONResponse(
             {
                 "handler": handler,
@@ -22,15 +22,15 @@ def answers(handler):
             }
         )
 
-    return answer
+    return respond
 
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 app = Starlette(
     routes=[
-        Route("/admin", answers("admin"), methods=METHODS),
-        Route("/admin/{rest:path}", answers("admin"), methods=METHODS),
-        Route("/{rest:path}", answers("other"), methods=METHODS),
+        Route("/admin", endpoint("admin"), methods=METHODS),
+        Route("/admin/{rest:path}", endpoint("admin"), methods=METHODS),
+        Route("/{rest:path}", endpoint("other"), methods=METHODS),
     ]
 )
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")

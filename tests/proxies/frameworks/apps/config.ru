@@ -1,4 +1,4 @@
-# What Rack under Puma reads of a request, as JSON, with the method override that Rails has switched on.
+# Returns how Rack under Puma interprets a request, as JSON, with the method override that Rails enables.
 # Run as: puma --bind tcp://127.0.0.1:PORT config.ru
 require 'json'
 require 'rack'

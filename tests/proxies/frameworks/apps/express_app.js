@@ -1,11 +1,11 @@
-// What Express reads of a request, as JSON, with method-override and with the proxy in front trusted, as its guide
-// says. Run as: express_app.js PORT, where the packages are in NODE_PATH.
+// Returns how Express interprets a request, as JSON, with method-override and with the proxy trusted, as its guide
+// recommends. Run as: express_app.js PORT, with the packages in NODE_PATH.
 const express = require('express');
 const methodOverride = require('method-override');
 
 const app = express();
 app.set('trust proxy', true);
-// Paths are compared with their case, as Portcullis does.
+// Paths are case-sensitive, as in Portcullis.
 const router = express.Router({ caseSensitive: true });
 app.use(methodOverride());
 const answer = (handler) => (request, response) =>

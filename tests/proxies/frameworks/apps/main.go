@@ -1,4 +1,4 @@
-// What Go's net/http reads of a request, as JSON. Run as: main PORT.
+// Returns how Go's net/http interprets a request, as JSON. Run as: main PORT.
 package main
 
 import (

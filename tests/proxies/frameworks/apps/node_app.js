@@ -1,4 +1,4 @@
-// What Node's http reads of a request with the URL class, as JSON. Run as: node_app.js PORT.
+// Returns how Node's http with the URL class interprets a request, as JSON. Run as: node_app.js PORT.
 const http = require('node:http');
 
 http.createServer((request, response) => {

@@ -1,6 +1,6 @@
 <?php
-// What PHP reads of a request, as JSON: the path from the headers that Zend and Symfony believe and else from
-// REQUEST_URI, the method with the override that Symfony and Laravel believe.
+// Returns how PHP interprets a request, as JSON: the path from the headers that Zend and Symfony read or else from
+// REQUEST_URI, the method with the override header of Symfony and Laravel.
 // Run as: php -S 127.0.0.1:PORT router.php
 $server = $_SERVER;
 $uri = $server['HTTP_X_ORIGINAL_URL'] ?? $server['HTTP_X_REWRITE_URL'] ?? $server['REQUEST_URI'];

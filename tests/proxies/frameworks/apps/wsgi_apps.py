@@ -1,6 +1,6 @@
-"""The same small app in Flask and in Django: what the framework reads of a request, as JSON.
+"""The same app in Flask and in Django: returns how the framework interprets a request, as JSON.
 
-Run as: wsgi_apps.py SERVER PORT, with waitress, gunicorn, cheroot or wsgiref for SERVER.
+Run as: wsgi_apps.py SERVER PORT. SERVER is waitress, gunicorn, cheroot or wsgiref.
 """
 
 import sys
@@ -25,7 +25,7 @@ def headers(environ):
 flask_app = Flask(__name__)
 
 
-def in_flask(handler):
+def flask_response(handler):
     return jsonify(
         handler=handler, method=request.method, path=request.path, host=request.host, **headers(request.environ)
     )
@@ -34,16 +34,16 @@ def in_flask(handler):
 @flask_app.route("/admin", methods=METHODS)
 @flask_app.route("/admin/<path:rest>", methods=METHODS)
 def admin(rest=""):
-    return in_flask("admin")
+    return flask_response("admin")
 
 
 @flask_app.route("/", methods=METHODS)
 @flask_app.route("/<path:rest>", methods=METHODS)
 def other(rest=""):
-    return in_flask("other")
+    return flask_response("other")
 
 
-def in_django(handler):
+def django_view(handler):
     def view(request, **_):
         return JsonResponse(
             {
@@ -63,8 +63,8 @@ settings.configure(
 )
 django.setup()
 urlpatterns = [
-    re_path(r"^admin(?:/(?P<rest>.*))?$", in_django("admin")),
-    re_path(r"^(?P<rest>.*)$", in_django("other")),
+    re_path(r"^admin(?:/(?P<rest>.*))?$", django_view("admin")),
+    re_path(r"^(?P<rest>.*)$", django_view("other")),
 ]
 
 

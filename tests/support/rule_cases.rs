@@ -1,7 +1,5 @@
-//! One set of rules and one table of requests, for every way in which they can be judged: the core, each
-//! door, a real Envoy, `explain`.
-//!
-//! It knows no door. What a request must get is written here once.
+//! One set of rules and one table of requests with the expected verdicts, for every component that evaluates rules:
+//! the core, each door, a real Envoy, `explain`.
 
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey, with_claim};
 use serde_json::{Value, json};
@@ -9,7 +7,7 @@ use serde_json::{Value, json};
 const ISSUER: &str = "https://sso.example.com/realms/acme";
 const PARTNER_ISSUER: &str = "https://partner.example.com";
 
-/// The rules that every case is judged by.
+/// The rules of every case.
 pub const RULES: &str = r#"rules:
   - {name: preflight, allow: preflight}
   - {name: health, match: {path: /healthz}, allow: anonymous}
@@ -32,19 +30,19 @@ pub const RULES: &str = r#"rules:
   - {name: by-name, match: {hosts: [nobody.invalid]}, require: {claims: {tenant_id: acme}}}
 "#;
 
-/// Whose token a request carries.
+/// The token of a request.
 #[derive(Clone, Copy, Debug)]
 pub enum Bearer {
     None,
-    /// A good one with these claims besides, as a JSON object.
+    /// A valid token with these additional claims, as a JSON object.
     With(&'static str),
-    /// A good one of the other provider.
+    /// A valid token of the other provider.
     Partner,
-    /// One that has expired.
+    /// An expired token.
     Expired,
 }
 
-/// A request and what it must get.
+/// A request and its expected verdict.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     pub method: &'static str,
@@ -53,9 +51,9 @@ pub struct Case {
     pub headers: &'static [(&'static str, &'static str)],
     pub bearer: Bearer,
     pub reason: &'static str,
-    /// Empty where no rule is about it.
+    /// The rule that matches; empty if none does.
     pub rule: &'static str,
-    /// The status that a client gets from an Envoy that normalizes paths, where that is another one.
+    /// The status from an Envoy that normalizes paths, if it differs.
     pub normalized: Option<u16>,
 }
 
@@ -99,7 +97,7 @@ const fn at(
     Case { host, ..get(target, bearer, reason, rule) }
 }
 
-/// A path that programs read differently, and that an Envoy which normalizes reads in one way.
+/// An ambiguous path that Envoy normalizes.
 const fn rewritten(target: &'static str, bearer: Bearer, normalized: u16) -> Case {
     Case { normalized: Some(normalized), ..get(target, bearer, "request_malformed", "") }
 }
@@ -111,13 +109,13 @@ const READ: Bearer = Bearer::With(r#"{"scope": "profile orders:read"}"#);
 const PREFLIGHT: &[(&str, &str)] =
     &[("origin", "https://app.example.com"), ("access-control-request-method", "POST")];
 
-/// Which rule counts, and what it asks for: E16, E22, E24, E25, E26, E27, E32 and E33 of the attacks.
+/// Which rule matches, and what it requires: E16, E22, E24, E25, E26, E27, E32 and E33 of the attacks.
 pub const RULE_CASES: &[Case] = &[
     get("/else", Bearer::None, "token_missing", ""),
     get("/else", ANY, "ok", ""),
     get("/else", Bearer::Partner, "ok", ""),
     get("/else", Bearer::Expired, "expired", ""),
-    // Nobody looks at a token where none is needed.
+    // A token is ignored if the rule needs none.
     get("/healthz", Bearer::None, "anonymous", "health"),
     get("/healthz", Bearer::Expired, "anonymous", "health"),
     get("/healthz?x=1", Bearer::None, "anonymous", "health"),
@@ -125,7 +123,7 @@ pub const RULE_CASES: &[Case] = &[
     get("/healthzz", Bearer::None, "token_missing", ""),
     get("/internal/x", ADMIN, "rule_denied", "blocked"),
     get("/internal", Bearer::None, "rule_denied", "blocked"),
-    // A claim: member of an array, or the value itself, of the same type.
+    // A claim matches as a member of an array or as the value itself, with the same type.
     get("/admin", Bearer::None, "token_missing", "admin"),
     get("/admin", Bearer::Expired, "expired", "admin"),
     get("/admin", ADMIN, "ok", "admin"),
@@ -177,7 +175,7 @@ pub const RULE_CASES: &[Case] = &[
         "rule_denied",
         "version",
     ),
-    // Scopes: all of them, in either claim and either form.
+    // Every scope is required, in either claim and either form.
     get("/orders", Bearer::None, "token_missing", "read"),
     get("/orders", READ, "ok", "read"),
     get("/orders/7", Bearer::With(r#"{"scope": ["orders:read"]}"#), "ok", "read"),
@@ -198,12 +196,12 @@ pub const RULE_CASES: &[Case] = &[
         "ok",
         "write",
     ),
-    // A method is in upper case, since many frameworks fold it.
+    // A method has to be in upper case, since many frameworks fold case.
     with("DELETE", "/orders", &[], ANY, "ok", ""),
     with("delete", "/orders", &[], READ, "request_malformed", ""),
     with("Get", "/healthz", &[], Bearer::None, "request_malformed", ""),
     with("GETT", "/orders", &[], ANY, "ok", ""),
-    // A header that a condition compares has one value.
+    // A header that a condition compares must have one value.
     with("GET", "/tenants/acme/x", &[("x-tenant", "acme,globex")], ANY, "request_malformed", "tenant"),
     // Hosts.
     at("partner.example.com", "/by-host", Bearer::Partner, "ok", "partners"),
@@ -214,7 +212,7 @@ pub const RULE_CASES: &[Case] = &[
     at("evilpartners.example.com", "/by-host", Bearer::Partner, "rule_denied", "others"),
     at("api.example.com", "/by-host", Bearer::Partner, "rule_denied", "others"),
     at("[::1]:80", "/by-host", Bearer::Partner, "rule_denied", "others"),
-    // A preflight is let through, and what only looks like one is not.
+    // Only complete preflights are allowed.
     with("OPTIONS", "/orders", PREFLIGHT, Bearer::None, "anonymous", "preflight"),
     with("OPTIONS", "/internal/x", PREFLIGHT, Bearer::None, "anonymous", "preflight"),
     with("OPTIONS", "/orders", &[("origin", "https://app.example.com")], Bearer::None, "token_missing", ""),
@@ -227,7 +225,7 @@ pub const RULE_CASES: &[Case] = &[
         "",
     ),
     with("GET", "/orders", PREFLIGHT, Bearer::None, "token_missing", "read"),
-    // A condition.
+    // Conditions.
     with("GET", "/tenants/acme/x", &[("x-tenant", "acme")], ANY, "ok", "tenant"),
     with("GET", "/tenants/acme/x", &[("x-tenant", "globex")], ANY, "rule_denied", "tenant"),
     with("GET", "/tenants/globex/x", &[("x-tenant", "acme")], ANY, "rule_denied", "tenant"),
@@ -240,7 +238,7 @@ pub const RULE_CASES: &[Case] = &[
         "rule_denied",
         "tenant",
     ),
-    // Headers that tell of another request are the client's own.
+    // Headers of the client that name another path are ignored.
     with(
         "GET",
         "/admin",
@@ -251,7 +249,7 @@ pub const RULE_CASES: &[Case] = &[
     ),
 ];
 
-/// Every spelling of a path falls under the rule of the path, or under none: E19, E20 and E21 of the attacks.
+/// Every spelling of a path matches the rule of the path or none: E19, E20 and E21 of the attacks.
 pub const PATH_CASES: &[Case] = &[
     rewritten("//admin", USER, 403),
     rewritten("/./admin", USER, 403),
@@ -259,7 +257,7 @@ pub const PATH_CASES: &[Case] = &[
     rewritten("/public/../admin", Bearer::None, 401),
     rewritten("/public/%2e%2e/admin", Bearer::None, 401),
     rewritten("/public/.%2E/admin", Bearer::None, 401),
-    // A router that does not decode it would serve it by another route than /admin.
+    // A router that does not decode it would select another route than /admin.
     rewritten("/%61dmin", USER, 403),
     rewritten("/%70ublic/x", Bearer::None, 200),
     get("/public/%70ublic", Bearer::None, "anonymous", "public"),
@@ -267,7 +265,7 @@ pub const PATH_CASES: &[Case] = &[
     get("/public?/../admin", Bearer::None, "anonymous", "public"),
     get("/admin?/../public", Bearer::None, "token_missing", "admin"),
     get("/public/%41", Bearer::None, "anonymous", "public"),
-    // Repeated slashes mean one path where both readings fall under one rule, and no condition reads them.
+    // Repeated slashes are accepted if both readings match the same rule and no condition reads the path.
     with("GET", "/admin//users", &[], USER, "rule_denied", "admin"),
     with("GET", "/admin//users", &[], ADMIN, "ok", "admin"),
     get("/public///x", Bearer::None, "anonymous", "public"),
@@ -288,7 +286,7 @@ pub const PATH_CASES: &[Case] = &[
     get("/public/..%5cadmin", Bearer::None, "request_malformed", ""),
     get("/public/%00", Bearer::None, "request_malformed", ""),
     get("/public;x=1", Bearer::None, "request_malformed", ""),
-    // Envoy drops the parameter, and what it forwards is /admin.
+    // Envoy removes the parameter and forwards /admin.
     rewritten("/public/..;/admin", Bearer::None, 401),
     get("/admin;a=b", USER, "request_malformed", ""),
     get("/public/%252e%252e/admin", Bearer::None, "request_malformed", ""),
@@ -299,30 +297,30 @@ pub const PATH_CASES: &[Case] = &[
     get("/public/%", Bearer::None, "request_malformed", ""),
     rewritten("/public\\..\\admin", Bearer::None, 401),
     get("/internal/%2f", ADMIN, "request_malformed", ""),
-    // The rule says that its upstream reads such paths as they are.
+    // The rule allows ambiguous paths.
     get("/files/a%3bb", ANY, "ok", "files"),
     get("/files/a;v=1", ANY, "ok", "files"),
     get("/files/%252f", ANY, "ok", "files"),
-    // But nothing that climbs.
+    // But no encoded dot segments.
     get("/files/x/..%2f..%2fadmin/users", ANY, "request_malformed", ""),
     get("/files/%252e%252e%252fadmin", ANY, "request_malformed", ""),
     rewritten("/files/../admin;x", USER, 400),
     get("/files/a;v=1", Bearer::None, "token_missing", "files"),
 ];
 
-/// Keys, and tokens of both providers.
-pub struct Rulebook {
+/// The signing keys of both providers.
+pub struct RulesFixture {
     key: SigningKey,
     partner: SigningKey,
 }
 
-impl Rulebook {
-    pub fn open() -> Self {
+impl RulesFixture {
+    pub fn new() -> Self {
         let key = |kid| SigningKey::generate(kid, SigningAlgorithm::ES256);
         Self { key: key("k"), partner: key("p") }
     }
 
-    /// Everything of a configuration but `listen`.
+    /// A configuration without `listen`.
     pub fn providers_and_rules(&self) -> String {
         let jwks = |key: &SigningKey| json!({"keys": [key.public_jwk()]});
         format!(
@@ -342,7 +340,7 @@ impl Rulebook {
         )
     }
 
-    /// The claims of a good token with these besides, as a JSON object; without `exp`.
+    /// The claims of a valid token with these additional claims, as a JSON object; without `exp`.
     pub fn claims(more: &str) -> Value {
         let mut claims = json!({"iss": ISSUER, "aud": "orders-api", "sub": "alice", "tenant_id": "acme"});
         let more: Value = serde_json::from_str(more).expect("the claims of a case are JSON");
@@ -350,7 +348,7 @@ impl Rulebook {
         claims
     }
 
-    /// The token that a request carries, at this time.
+    /// The token of a request at this time.
     pub fn token(&self, bearer: Bearer, now: i64) -> Option<String> {
         let until = |exp: i64, more: &str| with_claim(Self::claims(more), "exp", exp);
         match bearer {

@@ -1,6 +1,5 @@
-//! What holds behind every proxy of a request that no client library would send: upgrades, headers that the
-//! client nominates, trailers, headers that take the place of others. The client writes octets, and the upstream
-//! keeps those that it received.
+//! Tests with raw requests that no client library sends: upgrades, headers that `Connection` nominates, trailers,
+//! override headers. The client writes raw bytes, and the upstream records the bytes that it receives.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -13,26 +12,25 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{Recipe, Stage, TURN};
-use crate::support::real::PATIENCE;
+use super::{Proxy, SERIAL, TestEnv};
+use crate::support::real::TIMEOUT;
 
 /// The example of RFC 6455 §1.3.
 const WEBSOCKET_KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const WEBSOCKET_ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// `Hello` in a text frame of a client's and of a server's (RFC 6455 §5.7).
+/// `Hello` in a text frame of a client and of a server (RFC 6455 §5.7).
 const MASKED: [u8; 11] = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
 const UNMASKED: [u8; 7] = [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f];
 
-/// Answers each connection's request with 200, or where it asks for an upgrade, whichever it is, with 101: then it
-/// sends one WebSocket frame back.
-struct OctetUpstream {
+/// Answers the request of each connection with 200, or any upgrade with 101 and then echoes one WebSocket frame.
+struct RawUpstream {
     address: SocketAddr,
     received: Arc<Mutex<Vec<String>>>,
     server: JoinHandle<()>,
 }
 
-impl OctetUpstream {
+impl RawUpstream {
     async fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("is bound");
@@ -47,22 +45,22 @@ impl OctetUpstream {
         Self { address, received, server }
     }
 
-    /// The requests since the last look, each its head and its body as they came.
+    /// The requests received since the last call, each with head and body.
     fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.received.lock().expect("nobody panicked"))
+        std::mem::take(&mut *self.received.lock().expect("not poisoned"))
     }
 }
 
-impl Drop for OctetUpstream {
+impl Drop for RawUpstream {
     fn drop(&mut self) {
         self.server.abort();
     }
 }
 
-/// Whoever leaves in the middle is a proxy that broke a request off.
+/// Ignores a request that the proxy aborts.
 async fn answer(mut stream: TcpStream, requests: Arc<Mutex<Vec<String>>>) {
-    let Some(request) = whole_request(&mut stream).await else { return };
-    requests.lock().expect("nobody panicked").push(request.clone());
+    let Some(request) = read_request(&mut stream).await else { return };
+    requests.lock().expect("not poisoned").push(request.clone());
     let Some(protocol) = header(&request, "upgrade") else {
         let _sent =
             stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok").await;
@@ -85,18 +83,18 @@ async fn answer(mut stream: TcpStream, requests: Arc<Mutex<Vec<String>>>) {
     }
 }
 
-/// Head and body, with whatever trailers it has.
-async fn whole_request(stream: &mut TcpStream) -> Option<String> {
+/// Head and body, with trailers.
+async fn read_request(stream: &mut TcpStream) -> Option<String> {
     let mut octets = Vec::new();
     loop {
         let text = String::from_utf8_lossy(&octets).into_owned();
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
             let length = header(head, "content-length").map_or(0, |length| length.parse().expect("a number"));
-            let ends = match header(head, "transfer-encoding") {
+            let complete = match header(head, "transfer-encoding") {
                 Some(_chunked) => body.ends_with("\r\n\r\n"),
                 None => body.len() >= length,
             };
-            if ends {
+            if complete {
                 return Some(text);
             }
         }
@@ -106,67 +104,67 @@ async fn whole_request(stream: &mut TcpStream) -> Option<String> {
     }
 }
 
-/// The value of this header, where it is there; of several the first.
+/// The first value of this header.
 fn header<'a>(head: &'a str, wanted: &str) -> Option<&'a str> {
     let lines = head.split("\r\n\r\n").next().unwrap_or_default().lines().skip(1);
     let headers = lines.filter_map(|line| line.split_once(':'));
     headers.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.trim())
 }
 
-/// Sends these octets and returns the head of the answer.
-async fn ask(address: SocketAddr, octets: &str) -> (TcpStream, String) {
+/// Sends raw bytes and returns the head of the response.
+async fn send(address: SocketAddr, request: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).await.expect("the proxy listens");
-    stream.write_all(octets.as_bytes()).await.expect("the proxy reads");
+    stream.write_all(request.as_bytes()).await.expect("the proxy reads");
     let mut answer = Vec::new();
-    let whole = async {
+    let read_head = async {
         while !answer.ends_with(b"\r\n\r\n") {
             answer.push(stream.read_u8().await.expect("the proxy answers"));
         }
     };
-    timeout(PATIENCE, whole).await.expect("the proxy answers in time");
+    timeout(TIMEOUT, read_head).await.expect("the proxy answers in time");
     (stream, String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// The status in the head of an answer.
+/// The status in the head of a response.
 fn status(head: &str) -> u16 {
-    head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("an answer of HTTP")
+    head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("an HTTP response")
 }
 
-/// A request of these header lines, which closes its connection unless they say otherwise.
+/// A GET request with these header lines.
 fn get(path: &str, token: Option<&str>, lines: &str) -> String {
     let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     format!("GET {path} HTTP/1.1\r\nHost: api.example.com\r\n{token}{lines}\r\n")
 }
 
-pub async fn a_websocket_passes_with_a_token_and_not_without(recipe: Recipe) {
-    let _turn = TURN.lock().await;
-    let upstream = OctetUpstream::start().await;
-    let stage = Stage::set_in_front_of(recipe, upstream.address, "").await;
-    let token = stage.token();
+pub async fn a_websocket_passes_with_a_token_and_not_without(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    let upstream = RawUpstream::start().await;
+    let env = TestEnv::start_with_upstream(proxy, upstream.address, "").await;
+    let token = env.token();
     upstream.take();
     let handshake = format!(
         "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {WEBSOCKET_KEY}\r\n"
     );
-    let (mut stream, head) = ask(stage.address(), &get("/orders", Some(&token), &handshake)).await;
+    let (mut stream, head) = send(env.address(), &get("/orders", Some(&token), &handshake)).await;
     assert_eq!(status(&head), 101, "{head}");
     assert_eq!(header(&head, "sec-websocket-accept"), Some(WEBSOCKET_ACCEPT));
     stream.write_all(&MASKED).await.expect("the proxy reads");
     let mut frame = [0; UNMASKED.len()];
-    timeout(PATIENCE, stream.read_exact(&mut frame)).await.expect("in time").expect("a whole frame");
+    timeout(TIMEOUT, stream.read_exact(&mut frame)).await.expect("in time").expect("a complete frame");
     assert_eq!(frame, UNMASKED);
     let requests = upstream.take();
     assert_eq!(requests.len(), 1);
     assert_eq!(header(&requests[0], "x-auth-subject"), Some("alice"));
-    let (_stream, head) = ask(stage.address(), &get("/orders", None, &handshake)).await;
+    let (_stream, head) = send(env.address(), &get("/orders", None, &handshake)).await;
     assert_eq!(status(&head), 401, "{head}");
     assert_eq!(upstream.take().len(), 0);
 }
 
-pub async fn no_upgrade_but_a_websocket_passes(recipe: Recipe) {
-    let _turn = TURN.lock().await;
-    let upstream = OctetUpstream::start().await;
+pub async fn no_upgrade_but_a_websocket_passes(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    let upstream = RawUpstream::start().await;
     let rules = "rules: [{name: open, match: {path_prefix: /open}, allow: anonymous}]\n";
-    let stage = Stage::set_in_front_of(recipe, upstream.address, rules).await;
+    let env = TestEnv::start_with_upstream(proxy, upstream.address, rules).await;
     upstream.take();
     for lines in [
         "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
@@ -182,7 +180,7 @@ pub async fn no_upgrade_but_a_websocket_passes(recipe: Recipe) {
         "Upgrade: h2c\r\n",
         "Proxy-Connection: Upgrade\r\nUpgrade: h2c\r\n",
     ] {
-        let (_stream, head) = ask(stage.address(), &get("/open", None, lines)).await;
+        let (_stream, head) = send(env.address(), &get("/open", None, lines)).await;
         let requests = upstream.take();
         for request in &requests {
             assert!(matches!(header(request, "upgrade"), None | Some("websocket")), "{lines}: {request}");
@@ -196,11 +194,11 @@ pub async fn no_upgrade_but_a_websocket_passes(recipe: Recipe) {
     }
 }
 
-pub async fn a_client_cannot_have_our_headers_taken_away(recipe: Recipe) {
-    let _turn = TURN.lock().await;
-    let upstream = OctetUpstream::start().await;
-    let stage = Stage::set_in_front_of(recipe, upstream.address, "").await;
-    let token = stage.token();
+pub async fn a_client_cannot_nominate_identity_headers_for_removal(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    let upstream = RawUpstream::start().await;
+    let env = TestEnv::start_with_upstream(proxy, upstream.address, "").await;
+    let token = env.token();
     let upgrade =
         format!("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {WEBSOCKET_KEY}\r\n");
     for lines in [
@@ -210,7 +208,7 @@ pub async fn a_client_cannot_have_our_headers_taken_away(recipe: Recipe) {
         &format!("Connection: Upgrade, X-Auth-Subject, X-Auth-Tenant\r\n{upgrade}"),
     ] {
         upstream.take();
-        let (_stream, head) = ask(stage.address(), &get("/orders", Some(&token), lines)).await;
+        let (_stream, head) = send(env.address(), &get("/orders", Some(&token), lines)).await;
         for request in upstream.take() {
             assert_eq!(header(&request, "x-auth-subject"), Some("alice"), "{lines}: {request}");
             assert_eq!(header(&request, "x-auth-tenant"), Some("acme"), "{lines}: {request}");
@@ -221,24 +219,24 @@ pub async fn a_client_cannot_have_our_headers_taken_away(recipe: Recipe) {
     }
 }
 
-pub async fn a_trailer_never_reaches_the_upstream(recipe: Recipe) {
-    let _turn = TURN.lock().await;
-    let upstream = OctetUpstream::start().await;
-    let stage = Stage::set_in_front_of(recipe, upstream.address, "").await;
+pub async fn a_trailer_never_reaches_the_upstream(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    let upstream = RawUpstream::start().await;
+    let env = TestEnv::start_with_upstream(proxy, upstream.address, "").await;
     let head = format!(
         "POST /orders HTTP/1.1\r\nHost: api.example.com\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n",
-        stage.token()
+        env.token()
     );
     upstream.take();
     let plain = format!("{head}\r\n5\r\nhello\r\n0\r\n\r\n");
-    let (_stream, answer) = ask(stage.address(), &plain).await;
+    let (_stream, answer) = send(env.address(), &plain).await;
     assert_eq!(status(&answer), 200, "{answer}");
     assert_eq!(upstream.take().len(), 1, "a body in chunks passes");
     let large = format!("186a0\r\n{}\r\n", "x".repeat(100_000));
     for body in ["5\r\nhello\r\n", "", &large] {
         for declared in ["Trailer: X-Auth-Roles\r\n", ""] {
             let request = format!("{head}{declared}\r\n{body}0\r\nX-Auth-Roles: mallory\r\n\r\n");
-            let (_stream, answer) = ask(stage.address(), &request).await;
+            let (_stream, answer) = send(env.address(), &request).await;
             for request in upstream.take() {
                 assert!(!request.contains("mallory"), "{declared}{request}");
             }
@@ -247,10 +245,10 @@ pub async fn a_trailer_never_reaches_the_upstream(recipe: Recipe) {
     }
 }
 
-pub async fn what_frameworks_believe_is_true_or_not_there(recipe: Recipe) {
-    let _turn = TURN.lock().await;
-    let upstream = OctetUpstream::start().await;
-    let stage = Stage::set_in_front_of(recipe, upstream.address, "").await;
+pub async fn override_headers_are_correct_or_absent(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    let upstream = RawUpstream::start().await;
+    let env = TestEnv::start_with_upstream(proxy, upstream.address, "").await;
     let names = [
         "X-Original-URL",
         "X-Original-URI",
@@ -277,7 +275,7 @@ pub async fn what_frameworks_believe_is_true_or_not_there(recipe: Recipe) {
     for name in names {
         upstream.take();
         let lines = format!("Connection: close\r\n{name}: mallory\r\n{name}: mallory\r\n");
-        let (_stream, head) = ask(stage.address(), &get("/orders", Some(&stage.token()), &lines)).await;
+        let (_stream, head) = send(env.address(), &get("/orders", Some(&env.token()), &lines)).await;
         let requests = upstream.take();
         assert_eq!((status(&head), requests.len()), (200, 1), "{name}: {head}");
         assert!(!requests[0].contains("mallory"), "{name}: {}", requests[0]);
@@ -285,11 +283,11 @@ pub async fn what_frameworks_believe_is_true_or_not_there(recipe: Recipe) {
     }
 }
 
-pub async fn several_hosts_are_not_the_last_of_them(recipe: Recipe) {
-    let _turn = TURN.lock().await;
-    let upstream = OctetUpstream::start().await;
+pub async fn several_hosts_do_not_select_the_last(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    let upstream = RawUpstream::start().await;
     let rules = "rules: [{name: public, match: {hosts: [public.example.com]}, allow: anonymous}]\n";
-    let stage = Stage::set_in_front_of(recipe, upstream.address, rules).await;
+    let env = TestEnv::start_with_upstream(proxy, upstream.address, rules).await;
     upstream.take();
     for hosts in [
         "Host: admin.example.com,public.example.com\r\n",
@@ -298,18 +296,18 @@ pub async fn several_hosts_are_not_the_last_of_them(recipe: Recipe) {
         "Host: public.example.com\r\nHost: admin.example.com\r\n",
     ] {
         let request = format!("GET /orders HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
-        let (_stream, head) = ask(stage.address(), &request).await;
+        let (_stream, head) = send(env.address(), &request).await;
         assert!(matches!(status(&head), 400 | 401), "{hosts}: {head}");
         assert_eq!(upstream.take().len(), 0, "{hosts}");
     }
 }
 
-/// There are apps for which the path of an absolute URI begins elsewhere than for the proxy.
-pub async fn the_upstream_gets_the_path_that_is_judged_and_no_absolute_uri(recipe: Recipe) {
-    let _turn = TURN.lock().await;
-    let upstream = OctetUpstream::start().await;
+/// Some applications parse the path of an absolute URI differently from the proxy.
+pub async fn the_upstream_gets_the_path_that_is_checked_and_no_absolute_uri(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    let upstream = RawUpstream::start().await;
     let rules = "rules: [{name: open, match: {path_prefix: /open}, allow: anonymous}]\n";
-    let stage = Stage::set_in_front_of(recipe, upstream.address, rules).await;
+    let env = TestEnv::start_with_upstream(proxy, upstream.address, rules).await;
     upstream.take();
     for (target, host) in [
         ("http://api.example.com/open/x", "Host: api.example.com\r\n"),
@@ -321,7 +319,7 @@ pub async fn the_upstream_gets_the_path_that_is_judged_and_no_absolute_uri(recip
         ("/open/x", "Host: api.example.com/orders?\r\n"),
     ] {
         let request = format!("GET {target} HTTP/1.1\r\n{host}Connection: close\r\n\r\n");
-        let (_stream, head) = ask(stage.address(), &request).await;
+        let (_stream, head) = send(env.address(), &request).await;
         for request in upstream.take() {
             let (line, lines) = request.split_once("\r\n").expect("a request line");
             assert_eq!(line, "GET /open/x HTTP/1.1", "{target} {host}");
@@ -331,14 +329,14 @@ pub async fn the_upstream_gets_the_path_that_is_judged_and_no_absolute_uri(recip
     }
 }
 
-pub async fn a_query_of_any_octets_passes(recipe: Recipe) {
-    let _turn = TURN.lock().await;
-    let upstream = OctetUpstream::start().await;
-    let stage = Stage::set_in_front_of(recipe, upstream.address, "").await;
+pub async fn a_query_of_any_octets_passes(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    let upstream = RawUpstream::start().await;
+    let env = TestEnv::start_with_upstream(proxy, upstream.address, "").await;
     for query in [r#"a="b""#, "a=<b>", "a={b}|c^d`e", "a[]=1&a[]=2", "a=%ff", "?", "a=/../b", r"a=\"] {
         upstream.take();
-        let request = get(&format!("/orders?{query}"), Some(&stage.token()), "Connection: close\r\n");
-        let (_stream, head) = ask(stage.address(), &request).await;
+        let request = get(&format!("/orders?{query}"), Some(&env.token()), "Connection: close\r\n");
+        let (_stream, head) = send(env.address(), &request).await;
         let requests = upstream.take();
         assert_eq!((status(&head), requests.len()), (200, 1), "{query}: {head}");
         assert!(requests[0].starts_with(&format!("GET /orders?{query} ")), "{}", requests[0]);

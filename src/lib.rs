@@ -56,7 +56,7 @@
 //!
 //! - The core does no IO, takes no lock and reads no clock; the time is an argument. It depends on no runtime and no network
 //!   crate.
-//! - Only [`clock`] reads the wall time, only [`keys::http_client`] uses `reqwest`, only [`validation`] uses `jsonwebtoken`,
+//! - Only [`clock`] reads the wall time, only [`keys::http_client`] uses `reqwest`, only [`validation`] verifies tokens,
 //!   and only [`proto`] and [`ext_authz`] use Envoy's types.
 //! - Only [`commands::output`] prints, and only one thread of [`telemetry`] writes log lines: no other thread waits for
 //!   their reader.

@@ -112,7 +112,7 @@ const PLACES: [(&str, &[&str]); 20] = [
     ("rustls_platform_verifier", &["certificates"]),
     ("x509_parser", &["certificates"]),
     ("hyper_util", &["server", "commands"]),
-    ("jsonwebtoken", &["validation"]),
+    ("ParsedPublicKey", &["validation"]),
     ("cel", &["rules"]),
     ("chrono", &["rules"]),
     ("regex", &["rules"]),

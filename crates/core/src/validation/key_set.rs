@@ -4,13 +4,13 @@
 //! keys are never stored. This module fetches nothing.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use aws_lc_rs::signature::{self, ParsedPublicKey};
+use aws_lc_rs::hmac;
+use aws_lc_rs::signature::{self, ParsedPublicKey, RsaParameters, RsaPublicKeyComponents};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm as JwtAlgorithm, DecodingKey};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -267,16 +267,38 @@ impl PublicKey {
 }
 
 enum Material {
-    Rsa(DecodingKey),
-    P256(DecodingKey),
-    P384(DecodingKey),
-    /// Not supported by `jsonwebtoken`; Keycloak offers it.
+    Rsa(Box<RsaKey>),
+    P256(ParsedPublicKey),
+    P384(ParsedPublicKey),
     P521(ParsedPublicKey),
-    Ed25519(DecodingKey),
-    Secret {
-        key: DecodingKey,
-        bytes: Box<[u8]>,
-    },
+    Ed25519(ParsedPublicKey),
+    Secret(Box<[u8]>),
+}
+
+/// An RSA public key. It is parsed once for each algorithm that a token has used it with, not for each token.
+struct RsaKey {
+    /// Modulus and exponent, big-endian without leading zeros.
+    n: Vec<u8>,
+    e: Vec<u8>,
+    parsed: [OnceLock<Option<ParsedPublicKey>>; 6],
+}
+
+impl RsaKey {
+    fn verifies(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
+        let [rs256, rs384, rs512, ps256, ps384, ps512] = &self.parsed;
+        let (parsed, parameters): (_, &'static RsaParameters) = match algorithm {
+            Algorithm::RS256 => (rs256, &signature::RSA_PKCS1_2048_8192_SHA256),
+            Algorithm::RS384 => (rs384, &signature::RSA_PKCS1_2048_8192_SHA384),
+            Algorithm::RS512 => (rs512, &signature::RSA_PKCS1_2048_8192_SHA512),
+            Algorithm::PS256 => (ps256, &signature::RSA_PSS_2048_8192_SHA256),
+            Algorithm::PS384 => (ps384, &signature::RSA_PSS_2048_8192_SHA384),
+            Algorithm::PS512 => (ps512, &signature::RSA_PSS_2048_8192_SHA512),
+            _ => return false,
+        };
+        let components = || RsaPublicKeyComponents { n: &self.n, e: &self.e };
+        let parsed = parsed.get_or_init(|| components().to_parsed_public_key(parameters).ok());
+        parsed.as_ref().is_some_and(|key| key.verify_sig(message, signature).is_ok())
+    }
 }
 
 impl fmt::Debug for Key {
@@ -297,7 +319,7 @@ impl Key {
             Material::Rsa(_) => "RSA",
             Material::P256(_) | Material::P384(_) | Material::P521(_) => "EC",
             Material::Ed25519(_) => "OKP",
-            Material::Secret { .. } => "oct",
+            Material::Secret(_) => "oct",
         }
     }
 
@@ -348,7 +370,7 @@ impl Key {
             | (Material::P384(_), ES384)
             | (Material::P521(_), ES512)
             | (Material::Ed25519(_), EdDSA) => true,
-            (Material::Secret { bytes, .. }, HS256 | HS384 | HS512) => bytes.len() >= secret_bytes(algorithm),
+            (Material::Secret(bytes), HS256 | HS384 | HS512) => bytes.len() >= secret_bytes(algorithm),
             _ => false,
         };
         by_type && self.alg.is_none_or(|alg| alg == algorithm)
@@ -365,44 +387,24 @@ impl Key {
     }
 
     fn verify_signature(&self, algorithm: Algorithm, signing_input: &[u8], signature: &str) -> bool {
-        let (key, algorithm) = match (&self.material, algorithm) {
-            (Material::P521(key), _) => {
-                return URL_SAFE_NO_PAD
-                    .decode(signature)
-                    .is_ok_and(|signature| key.verify_sig(signing_input, &signature).is_ok());
-            }
-            (_, Algorithm::ES512) => return false,
-            (
-                Material::Rsa(key)
-                | Material::P256(key)
-                | Material::P384(key)
-                | Material::Ed25519(key)
-                | Material::Secret { key, .. },
-                algorithm,
-            ) => (key, algorithm),
-        };
-        let algorithm = match algorithm {
-            Algorithm::HS256 => JwtAlgorithm::HS256,
-            Algorithm::HS384 => JwtAlgorithm::HS384,
-            Algorithm::HS512 => JwtAlgorithm::HS512,
-            Algorithm::RS256 => JwtAlgorithm::RS256,
-            Algorithm::RS384 => JwtAlgorithm::RS384,
-            Algorithm::RS512 => JwtAlgorithm::RS512,
-            Algorithm::PS256 => JwtAlgorithm::PS256,
-            Algorithm::PS384 => JwtAlgorithm::PS384,
-            Algorithm::PS512 => JwtAlgorithm::PS512,
-            Algorithm::ES256 => JwtAlgorithm::ES256,
-            Algorithm::ES384 => JwtAlgorithm::ES384,
-            Algorithm::EdDSA => JwtAlgorithm::EdDSA,
-            Algorithm::ES512 => return false,
-        };
-        // An error means that the signature cannot be parsed: it does not verify.
-        jsonwebtoken::crypto::verify(signature, signing_input, key, algorithm).unwrap_or(false)
+        let Ok(signature) = URL_SAFE_NO_PAD.decode(signature) else { return false };
+        let verifies = |key: &ParsedPublicKey| key.verify_sig(signing_input, &signature).is_ok();
+        match (&self.material, algorithm) {
+            (Material::Rsa(key), algorithm) => key.verifies(algorithm, signing_input, &signature),
+            (Material::P256(key), Algorithm::ES256)
+            | (Material::P384(key), Algorithm::ES384)
+            | (Material::P521(key), Algorithm::ES512)
+            | (Material::Ed25519(key), Algorithm::EdDSA) => verifies(key),
+            (Material::Secret(bytes), algorithm) => hmac_algorithm(algorithm).is_some_and(|algorithm| {
+                hmac::verify(&hmac::Key::new(algorithm, bytes), signing_input, &signature).is_ok()
+            }),
+            _ => false,
+        }
     }
 
     fn same(&self, other: &Key) -> bool {
         let same_material = match (&self.material, &other.material) {
-            (Material::Secret { bytes: a, .. }, Material::Secret { bytes: b, .. }) => a == b,
+            (Material::Secret(a), Material::Secret(b)) => a == b,
             _ => self.public.is_some() && self.thumbprint() == other.thumbprint(),
         };
         same_material && self.kid == other.kid && self.alg == other.alg
@@ -493,7 +495,7 @@ fn read_rsa(jwk: &Json) -> Result<(Material, Option<PublicKey>), &'static str> {
         URL_SAFE_NO_PAD.encode(&e),
         URL_SAFE_NO_PAD.encode(&n)
     ));
-    Ok((Material::Rsa(DecodingKey::from_rsa_raw_components(&n, &e)), Some(public)))
+    Ok((Material::Rsa(Box::new(RsaKey { n, e, parsed: Default::default() })), Some(public)))
 }
 
 fn read_ec(jwk: &Json) -> Result<(Material, Option<PublicKey>), &'static str> {
@@ -516,8 +518,8 @@ fn read_ec(jwk: &Json) -> Result<(Material, Option<PublicKey>), &'static str> {
         URL_SAFE_NO_PAD.encode(&y)
     ));
     let material = match length {
-        32 => Material::P256(DecodingKey::from_ec_der(&point)),
-        48 => Material::P384(DecodingKey::from_ec_der(&point)),
+        32 => Material::P256(parsed),
+        48 => Material::P384(parsed),
         _ => Material::P521(parsed),
     };
     Ok((material, Some(public)))
@@ -555,7 +557,7 @@ fn read_okp(jwk: &Json) -> Result<(Material, Option<PublicKey>), &'static str> {
         None => return Err("`crv` is missing"),
     }
     let x = bytes(jwk, "x")?;
-    ParsedPublicKey::new(&signature::ED25519, &x).map_err(|_| "not an Ed25519 public key")?;
+    let parsed = ParsedPublicKey::new(&signature::ED25519, &x).map_err(|_| "not an Ed25519 public key")?;
     let mut unsigned = x.clone();
     if let Some(last) = unsigned.last_mut() {
         *last &= 0x7f;
@@ -565,7 +567,7 @@ fn read_okp(jwk: &Json) -> Result<(Material, Option<PublicKey>), &'static str> {
     }
     let public =
         PublicKey::new(format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#, URL_SAFE_NO_PAD.encode(&x)));
-    Ok((Material::Ed25519(DecodingKey::from_ed_der(&x)), Some(public)))
+    Ok((Material::Ed25519(parsed), Some(public)))
 }
 
 fn read_secret(jwk: &Json, alg: Option<Algorithm>) -> Result<(Material, Option<PublicKey>), &'static str> {
@@ -573,7 +575,7 @@ fn read_secret(jwk: &Json, alg: Option<Algorithm>) -> Result<(Material, Option<P
     if bytes.len() < secret_bytes(alg.unwrap_or(Algorithm::HS256)) {
         return Err("the shared secret is shorter than its hash (RFC 7518 §3.2)");
     }
-    Ok((Material::Secret { key: DecodingKey::from_secret(&bytes), bytes: bytes.into() }, None))
+    Ok((Material::Secret(bytes.into()), None))
 }
 
 /// The shortest secret that RFC 7518 §3.2 allows, in bytes.
@@ -582,6 +584,15 @@ fn secret_bytes(algorithm: Algorithm) -> usize {
         Algorithm::HS512 => 64,
         Algorithm::HS384 => 48,
         _ => 32,
+    }
+}
+
+fn hmac_algorithm(algorithm: Algorithm) -> Option<hmac::Algorithm> {
+    match algorithm {
+        Algorithm::HS256 => Some(hmac::HMAC_SHA256),
+        Algorithm::HS384 => Some(hmac::HMAC_SHA384),
+        Algorithm::HS512 => Some(hmac::HMAC_SHA512),
+        _ => None,
     }
 }
 

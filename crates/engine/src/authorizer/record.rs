@@ -24,7 +24,12 @@ impl Authorizer {
         self.log_untrusted(request.described_by, outcome);
         let reason = outcome.as_str();
         let is_denial = !matches!(decision.verdict, Verdict::Allow(_));
-        if is_denial && !self.denial_log.should_log(reason, provider) {
+        let is_logged = match is_denial {
+            true => self.denial_log.should_log(reason, provider),
+            // The fields below are built for lines that are written, and for no other.
+            false => tracing::enabled!(tracing::Level::DEBUG),
+        };
+        if !is_logged {
             return;
         }
         let (kid, detail) =

@@ -44,7 +44,6 @@
 //!
 //! | part | where |
 //! |---|---|
-//! | verified-token cache | `crates/engine`, looked up next to the current [`keys`]: a [`validation::Validated`] replaces the verification of a signature |
 //! | introspection of opaque tokens (RFC 7662) | another variant of [`decision::Evaluation`] with its own `resume`; the calls in `crates/engine` |
 //! | proof of possession (RFC 9449, RFC 8705) | a step of [`decision`] after the signature; pure |
 //! | revocation and distrust | lists in `crates/engine`, passed to [`decision::evaluate`] like keys |

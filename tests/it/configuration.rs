@@ -310,7 +310,6 @@ rules:
 responses: {cors: {allow_origins: ['https://app.example.com']}, decision_id_header: x-decision-id}
 default: deny
 resources: []
-token_cache: {entries: 0}
 mode: shadow
 revocation: {clients: [a]}
 tracing: {otlp_endpoint: http://collector:4317}

@@ -49,5 +49,6 @@ mod supervision;
 mod supervision_log;
 #[path = "../support/mod.rs"]
 mod support;
+mod token_cache;
 mod transport;
 mod validate_certificates;

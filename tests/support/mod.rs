@@ -39,7 +39,7 @@ use portcullis::clock::Clock;
 use portcullis::commands::issuer::{Issuer, SigningKey};
 use portcullis::config::{
     AdminListener, BindAddress, Config, GrpcListener, HttpListener, IssuerHttp, KeySource, Limits, Listen,
-    Log, Profile, ProviderConfig, RefreshPolicy, Shutdown,
+    Log, Profile, ProviderConfig, RefreshPolicy, Shutdown, TokenCacheConfig,
 };
 use portcullis::rules::Rules;
 use portcullis::service::Service;
@@ -149,6 +149,7 @@ pub fn config(providers: Vec<ProviderConfig>) -> Config {
         trusted_proxies: vec!["127.0.0.0/8".parse().expect("a network")],
         trusted_headers: Vec::new(),
         limits: Limits::default(),
+        token_cache: TokenCacheConfig::default(),
         shutdown: Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(1) },
         log: Log::default(),
         warnings: Vec::new(),

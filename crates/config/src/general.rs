@@ -1,10 +1,10 @@
-//! The sections `limits`, `shutdown` and `log`.
+//! The sections `limits`, `token_cache`, `shutdown` and `log`.
 
 use std::time::Duration;
 
 use super::forms::{Choice, Count, Size, Time};
 use super::section::section;
-use super::{Limits, Log, LogFormat, LogLevel, Shutdown};
+use super::{Limits, Log, LogFormat, LogLevel, Shutdown, TokenCacheConfig};
 
 section! {
     /// Limits for one request and for one listener.
@@ -21,6 +21,14 @@ section! {
         message_bytes: Size { min: 64 << 10, max: 1 << 30 }, default(Limits::default().message_bytes);
         /// The most open connections of one listener.
         connections: Count { min: 1, max: 1_000_000 }, default(Limits::default().connections);
+    }
+}
+
+section! {
+    /// The cache of verified tokens: a token that was verified is not verified again until it expires or its key is withdrawn.
+    "TokenCache": TokenCacheConfig {
+        /// The most tokens of up to 1 KiB; longer ones count as several. 0 disables the cache.
+        entries: Count { min: 0, max: 10_000_000 }, default(TokenCacheConfig::default().entries);
     }
 }
 

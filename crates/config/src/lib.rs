@@ -44,7 +44,7 @@ pub use read::{Examined, MAX_FILE_BYTES};
 pub use schema::{json_schema_text, reference_text};
 
 pub use portcullis_engine::authorizer::{
-    AllowedRealms, KeySource, Limits, ProviderConfig, RealmKeys, Realms, Template,
+    AllowedRealms, KeySource, Limits, ProviderConfig, RealmKeys, Realms, Template, TokenCacheConfig,
 };
 pub use portcullis_engine::keys::{ClientCertificate, IssuerHttp, ProxyUrl, RefreshPolicy};
 pub use portcullis_engine::telemetry::{Log, LogFormat, LogLevel};
@@ -66,6 +66,8 @@ pub struct Config {
     pub trusted_headers: Vec<HeaderName>,
     /// Limits for one request and for one listener.
     pub limits: Limits,
+    /// The cache of verified tokens.
+    pub token_cache: TokenCacheConfig,
     /// Graceful shutdown.
     pub shutdown: Shutdown,
     /// Logging.
@@ -80,6 +82,7 @@ impl From<&Config> for Settings {
         let policy = RequestPolicy {
             rules: config.rules.clone(),
             limits: config.limits,
+            token_cache: config.token_cache,
             responses: config.responses.clone(),
             trusted_proxies: config.trusted_proxies.clone(),
             trusted_headers: config.trusted_headers.clone(),

@@ -22,7 +22,7 @@ use super::rules::{RuleList, check_provider_names};
 use super::section::{Form, FormDescription, Section, section};
 use super::warnings::warn_of_network;
 use super::yaml::{self, Yaml};
-use super::{Config, IssuerHttp, Limits, Listen, Log, ProviderConfig, Shutdown, TlsFiles};
+use super::{Config, IssuerHttp, Limits, Listen, Log, ProviderConfig, Shutdown, TlsFiles, TokenCacheConfig};
 
 /// The largest configuration, in bytes.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
@@ -181,7 +181,7 @@ section! {
     "Configuration": Config,
     read through ConfigDraft by make_config,
     printed through ConfigShown by show_config,
-    later ["default", "resources", "token_cache", "mode", "revocation", "tracing", "audit"] {
+    later ["default", "resources", "mode", "revocation", "tracing", "audit"] {
         /// Where the service listens.
         listen: Listen = Sub::<Listen>::NEW, required("the listeners, at least `ext_authz`");
         /// One per issuer; a token's iss chooses its provider.
@@ -201,6 +201,8 @@ section! {
         }, unless(Vec::new());
         /// Limits for one request and for one listener.
         limits: Limits = Sub::<Limits>::NEW, default(Limits::default());
+        /// The cache of verified tokens.
+        token_cache: TokenCacheConfig = Sub::<TokenCacheConfig>::NEW, default(TokenCacheConfig::default());
         /// Graceful shutdown.
         shutdown: Shutdown = Sub::<Shutdown>::NEW, default(Shutdown::default());
         /// Logging.
@@ -217,6 +219,7 @@ fn make_config(draft: ConfigDraft, _: &Mapping<'_>) -> Read<Config> {
         trusted_proxies: draft.trusted_proxies?,
         trusted_headers: draft.trusted_headers?,
         limits: draft.limits?,
+        token_cache: draft.token_cache?,
         shutdown: draft.shutdown?,
         log: draft.log?,
         warnings: Vec::new(),
@@ -233,6 +236,7 @@ fn show_config(config: &Config) -> ConfigShown {
         trusted_proxies: Some(config.trusted_proxies),
         trusted_headers: Some(config.trusted_headers).filter(|headers| !headers.is_empty()),
         limits: Some(config.limits),
+        token_cache: Some(config.token_cache),
         shutdown: Some(config.shutdown),
         log: Some(config.log),
     }

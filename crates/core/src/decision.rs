@@ -24,6 +24,7 @@ mod policy;
 mod record;
 mod refusals;
 mod steps;
+mod verified;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -31,8 +32,10 @@ use std::sync::Arc;
 pub use self::policy::{Policy, RequestLimits, Trusted};
 pub use self::record::{Record, Refused};
 pub use self::steps::{Step, StepName};
+pub use self::verified::VerifiedToken;
 
-use self::record::{ChangeCounts, ScreenSummary, TokenSummary};
+use self::record::{ChangeCounts, TokenSummary};
+use self::verified::ScreenSummary;
 use crate::access_request::{AccessRequest, Caller};
 use crate::bearer_token::{self, FoundToken};
 use crate::identity;
@@ -41,7 +44,7 @@ use crate::text::MAX_QUOTED;
 use crate::validation::key_set::KeySet;
 use crate::validation::provider::Provider;
 use crate::validation::{
-    self, Kid, Parked, Screened, StaleCause, Token, UnixTime, Validated, ValidationError,
+    self, Kid, Parked, Screened, StaleCause, Token, UnixTime, Validated, ValidationError, Validity,
 };
 use crate::verdict::{Allowed, Challenge, DenialResponse, Responses, Verdict};
 
@@ -126,8 +129,28 @@ pub enum NoKeys<'k> {
     Unavailable(Cow<'static, str>),
 }
 
-/// Evaluates a request. `keys` returns the cached state of the issuer that a token names, and is called at most
-/// once; `now` is `None` if the machine does not know the time, and then no token is accepted.
+/// What is known before a request is evaluated. A function that returns the state of an issuer is one that knows no
+/// tokens.
+pub trait Lookup {
+    /// A token with exactly this text that was verified before, from [`Record::newly_verified`]. Called at most once.
+    /// It may be outdated: whether it still counts is decided here.
+    fn verified(&mut self, token: &str) -> Option<Arc<VerifiedToken>>;
+
+    /// The cached state of the issuer that a token names. Called at most twice, and the second call counts.
+    fn issuer(&mut self, issuer: &str) -> Option<IssuerState>;
+}
+
+impl<F: FnMut(&str) -> Option<IssuerState>> Lookup for F {
+    fn verified(&mut self, _token: &str) -> Option<Arc<VerifiedToken>> {
+        None
+    }
+
+    fn issuer(&mut self, issuer: &str) -> Option<IssuerState> {
+        self(issuer)
+    }
+}
+
+/// Evaluates a request with what `lookup` knows; `now` is `None` if the machine does not know the time, and then no token is accepted.
 ///
 /// ```
 /// use std::time::Instant;
@@ -141,7 +164,7 @@ pub enum NoKeys<'k> {
 /// let headers = Headers::from_iter([]);
 /// let request = AccessRequest::new(b"GET", b"api.example.com", b"/orders", headers, Instant::now());
 /// let now = Some(UnixTime::from_secs(1_800_000_000));
-/// let Evaluation::Done(decision) = evaluate(&request, &policy, |_issuer| None, now) else {
+/// let Evaluation::Done(decision) = evaluate(&request, &policy, |_issuer: &str| None, now) else {
 ///     panic!("without a token no key can help");
 /// };
 /// assert_eq!(decision.verdict.reason().as_str(), "token_missing");
@@ -149,11 +172,11 @@ pub enum NoKeys<'k> {
 pub fn evaluate<'a>(
     request: &'a AccessRequest<'a>,
     policy: &'a Policy,
-    keys: impl FnOnce(&str) -> Option<IssuerState>,
+    mut lookup: impl Lookup,
     now: Option<UnixTime>,
 ) -> Evaluation<'a> {
     let mut evaluating = InProgress { request, policy, record: Record::default() };
-    match evaluating.begin(keys, now) {
+    match evaluating.begin(&mut lookup, now) {
         Ok(Progress::Allowed(allowed)) => evaluating.done(Ok(allowed)),
         Ok(Progress::NeedsKeys(pending)) => KeysNeeded { evaluating, pending }.into(),
         Err(refused) => evaluating.done(Err(refused)),
@@ -275,11 +298,7 @@ impl<'a> InProgress<'a> {
     }
 
     /// Evaluates the request as far as the cached keys allow.
-    fn begin(
-        &mut self,
-        keys: impl FnOnce(&str) -> Option<IssuerState>,
-        now: Option<UnixTime>,
-    ) -> Result<Progress<'a>, Refused> {
+    fn begin(&mut self, lookup: &mut impl Lookup, now: Option<UnixTime>) -> Result<Progress<'a>, Refused> {
         let (request, policy) = (self.request, self.policy);
         policy.check_description(request).map_err(refusals::request_rejected)?;
         let rule =
@@ -298,8 +317,11 @@ impl<'a> InProgress<'a> {
             bearer_token::find(request, policy.token_sources()).map_err(refusals::no_token)?;
         self.record.token = Some(TokenSummary { bytes: text.len(), places });
         let now = now.ok_or_else(refusals::clock_not_set)?;
+        if let Some(token) = self.verified_before(&text, lookup, now) {
+            return self.reuse(token, now).map(Progress::Allowed);
+        }
         let token = self.read(text)?;
-        let issuer = self.select_provider(&token, keys)?;
+        let issuer = self.select_provider(&token, lookup)?;
         let provider = issuer.provider;
         let screened = self.screen(token, &provider, now)?;
         let keys = match &issuer.keys {
@@ -315,7 +337,8 @@ impl<'a> InProgress<'a> {
         };
         match validation::try_validate(&screened, keys, now) {
             Ok(validated) => {
-                self.accept(validated, screened.payload(), &provider, now).map(Progress::Allowed)
+                let accepted = (validated, screened.validity());
+                self.accept(accepted, screened.payload(), &provider, now).map(Progress::Allowed)
             }
             Err(ValidationError::Permanent(permanent)) => Err(refusals::invalid_after_wait(&permanent)),
             Err(ValidationError::Stale(cause)) if matches!(issuer.keys, CachedKeys::Fixed(_)) => {
@@ -340,12 +363,12 @@ impl<'a> InProgress<'a> {
     fn select_provider(
         &mut self,
         token: &Token<'_>,
-        keys: impl FnOnce(&str) -> Option<IssuerState>,
+        lookup: &mut impl Lookup,
     ) -> Result<IssuerState, Refused> {
         let limits = &self.policy.limits.token;
         let issuer =
             validation::issuer(token).map_err(|permanent| refusals::parse_failed(&permanent, 0, limits))?;
-        let issuer = keys(issuer).ok_or_else(|| refusals::unknown_issuer(issuer))?;
+        let issuer = lookup.issuer(issuer).ok_or_else(|| refusals::unknown_issuer(issuer))?;
         self.record.provider = Some(Arc::clone(&issuer.provider));
         self.record.realm.clone_from(&issuer.realm);
         Ok(issuer)
@@ -365,7 +388,7 @@ impl<'a> InProgress<'a> {
         }
         let typ = token.typ.take().map(truncated);
         self.record.screened =
-            Some(ScreenSummary { algorithm: passed.algorithm, typ, expires: passed.expires });
+            Some(ScreenSummary { algorithm: passed.algorithm, typ, expires: passed.validity.expires });
         Ok(Screened::new(token, passed))
     }
 
@@ -382,7 +405,8 @@ impl<'a> InProgress<'a> {
             Ok(verified) => {
                 let read = verified.read(&self.policy.limits.token);
                 let validated = read.map_err(|permanent| refusals::invalid_after_wait(&permanent))?;
-                self.accept(validated, parked.payload(), provider, now).map(Verification::Verified)
+                let accepted = (validated, parked.validity());
+                self.accept(accepted, parked.payload(), provider, now).map(Verification::Verified)
             }
             Err(ValidationError::Permanent(permanent)) => Err(refusals::invalid_after_wait(&permanent)),
             Err(ValidationError::Stale(cause)) => {
@@ -395,32 +419,75 @@ impl<'a> InProgress<'a> {
         }
     }
 
-    /// Checks the claims of a verified token against the rule, and turns them into headers.
+    /// The token, if it was verified before and nothing has changed since: not the provider, not its keys, not what the
+    /// time says of it. Anything else is decided as if it had not been.
+    fn verified_before(
+        &self,
+        text: &str,
+        lookup: &mut impl Lookup,
+        now: UnixTime,
+    ) -> Option<Arc<VerifiedToken>> {
+        let token = lookup.verified(text)?;
+        let issuer = lookup.issuer(&token.provider().issuer)?;
+        let sources = &token.provider().token_from;
+        let is_current = text.len() <= self.policy.limits.token.bytes
+            && self.record.places().iter().any(|place| sources.contains(place))
+            && token.is_current(&issuer, now);
+        is_current.then_some(token)
+    }
+
+    /// Decides with a token that was verified before.
+    fn reuse(&mut self, token: Arc<VerifiedToken>, now: UnixTime) -> Result<Allowed, Refused> {
+        let record = &mut self.record;
+        record.kid.clone_from(&token.kid);
+        record.provider = Some(Arc::clone(&token.provider));
+        record.realm.clone_from(&token.realm);
+        record.screened.clone_from(&token.screened);
+        record.from_cache = true;
+        self.authorize(token, now)
+    }
+
+    /// Notes a token whose signature was verified.
     fn accept(
         &mut self,
-        validated: Validated,
+        (validated, validity): (Validated, Validity),
         payload: &str,
-        provider: &Provider,
+        provider: &Arc<Provider>,
         now: UnixTime,
     ) -> Result<Allowed, Refused> {
+        let record = &self.record;
+        let headers = identity::claim_headers(validated.claims(), provider, payload);
+        let token = VerifiedToken {
+            provider: Arc::clone(provider),
+            realm: record.realm.clone(),
+            kid: record.kid.clone(),
+            screened: record.screened.clone(),
+            validity,
+            validated,
+            headers,
+            bytes: record.token.as_ref().map_or(0, |token| token.bytes),
+        };
+        self.authorize(Arc::new(token), now)
+    }
+
+    /// Checks the claims of a verified token against the rule, and turns them into headers.
+    fn authorize(&mut self, token: Arc<VerifiedToken>, now: UnixTime) -> Result<Allowed, Refused> {
         let Self { request, policy, ref mut record } = *self;
-        record.verified_by = Some((Arc::clone(validated.key()), validated.algorithm()));
-        record.claims = Some(validated.shared_claims());
-        let claims = validated.claims();
+        let VerifiedToken { provider, validated, headers, .. } = &*token;
+        record.verified = Some(Arc::clone(&token));
         if let Some(requirements) = record.rule().and_then(Rule::requirements) {
-            check(requirements, provider, &validated, request, now)?;
+            check(requirements, provider, validated, request, now)?;
             record.requirements_met = true;
         }
         let changes = identity::upstream_changes(
-            claims,
+            headers,
             provider,
             &policy.protected,
             request,
             record.places(),
-            payload,
             policy.limits.claim_header_bytes,
         );
-        Ok(Allowed::by_token(&validated, self.note_changes(changes)?))
+        Ok(Allowed::by_token(validated, self.note_changes(changes)?))
     }
 
     fn note_changes(

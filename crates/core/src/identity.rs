@@ -81,20 +81,9 @@ pub enum UpstreamRejection {
     TokenInQuery,
 }
 
-/// The changes for a request with a verified token of `provider`, in these places and with this payload part.
-///
-/// # Errors
-/// [`UpstreamRejection`]; the claim headers are too large if names and values together exceed `max_bytes`.
-pub fn upstream_changes(
-    claims: &Json,
-    provider: &Provider,
-    protected: &ProtectedHeaders,
-    request: &AccessRequest<'_>,
-    places: &[&TokenSource],
-    payload: &str,
-    max_bytes: usize,
-) -> Result<UpstreamChanges, UpstreamRejection> {
-    let mut changes = UpstreamChanges::default();
+/// The claim headers of a verified token of `provider` with this payload part: the same for every request.
+pub fn claim_headers(claims: &Json, provider: &Provider, payload: &str) -> Box<[(HeaderName, HeaderValue)]> {
+    let mut headers = Vec::new();
     for claim_header in &provider.claim_headers {
         let claim = claim_header.claim.resolve(claims);
         let value = claim.and_then(|claim| match claim_header.encoding {
@@ -102,15 +91,31 @@ pub fn upstream_changes(
             Encoding::Base64Url => base64url_value(claim),
         });
         if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
-            changes.set.push((claim_header.header.clone(), value));
+            headers.push((claim_header.header.clone(), value));
         }
     }
     if let Some(header) = &provider.payload_header {
         // The payload of a verified token is base64url. Any other text is left out.
         if let Ok(payload) = HeaderValue::from_str(payload) {
-            changes.set.push((header.clone(), payload));
+            headers.push((header.clone(), payload));
         }
     }
+    headers.into()
+}
+
+/// The changes for a request with a verified token of `provider`, in these places and with these claim headers.
+///
+/// # Errors
+/// [`UpstreamRejection`]; the claim headers are too large if names and values together exceed `max_bytes`.
+pub fn upstream_changes(
+    claim_headers: &[(HeaderName, HeaderValue)],
+    provider: &Provider,
+    protected: &ProtectedHeaders,
+    request: &AccessRequest<'_>,
+    places: &[&TokenSource],
+    max_bytes: usize,
+) -> Result<UpstreamChanges, UpstreamRejection> {
+    let mut changes = UpstreamChanges { set: claim_headers.to_vec(), ..UpstreamChanges::default() };
     if changes.set.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() > max_bytes {
         return Err(UpstreamRejection::ClaimTooLarge);
     }

@@ -152,7 +152,7 @@ pub struct Parked<'a> {
     compact: Compact<'a>,
     kid: Option<Kid>,
     algorithm: Algorithm,
-    expires: UnixTime,
+    validity: Validity,
 }
 
 /// The proof that a signature was verified, with the claims that it covers.
@@ -223,8 +223,30 @@ pub fn screen<'a>(token: Token<'a>, provider: &Provider, now: UnixTime) -> Resul
 pub(crate) struct Passed {
     /// The algorithm of its signature.
     pub(crate) algorithm: Algorithm,
+    /// When the token is accepted.
+    pub(crate) validity: Validity,
+}
+
+/// When a token is accepted, by its `exp` and `nbf` and the provider's leeway.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Validity {
     /// The time from which the token is expired, leeway included.
     pub(crate) expires: UnixTime,
+    /// `nbf`, in seconds since the epoch.
+    not_before: Option<f64>,
+    /// The leeway in seconds.
+    skew: f64,
+}
+
+impl Validity {
+    fn is_early(&self, now: UnixTime) -> bool {
+        self.not_before.is_some_and(|nbf| now.as_secs_f64() + self.skew < nbf)
+    }
+
+    /// Whether the token is neither expired nor early.
+    pub(crate) fn contains(&self, now: UnixTime) -> bool {
+        now < self.expires && !self.is_early(now)
+    }
 }
 
 /// The screen of a token that the caller keeps.
@@ -246,8 +268,16 @@ pub(crate) fn check(token: &Token<'_>, provider: &Provider, now: UnixTime) -> Re
     if issuer(token)? != provider.issuer {
         return Err(Permanent::IssuerUnknown);
     }
-    let expires = claims::check(&token.claims, provider, now)?;
-    Ok(Passed { algorithm, expires })
+    let validity = claims::check(&token.claims, provider, now)?;
+    Ok(Passed { algorithm, validity })
+}
+
+/// Checks `aud` alone, of a token that was accepted before.
+///
+/// # Errors
+/// [`Permanent::AudienceMismatch`], or the claim is missing or malformed.
+pub(crate) fn check_audience(validated: &Validated, provider: &Provider) -> Result<(), Permanent> {
+    claims::check_audience(validated.claims(), &provider.audiences)
 }
 
 /// Verifies a screened token with the current key set.
@@ -267,13 +297,18 @@ impl<'a> Screened<'a> {
     /// A token with the result of its screen.
     pub(crate) fn new(token: Token<'a>, passed: Passed) -> Self {
         let Token { kid, claims, compact, .. } = token;
-        let Passed { algorithm, expires } = passed;
-        Self { parked: Parked { compact, kid, algorithm, expires }, claims }
+        let Passed { algorithm, validity } = passed;
+        Self { parked: Parked { compact, kid, algorithm, validity }, claims }
     }
 
     /// The payload part of its text.
     pub(crate) fn payload(&self) -> &str {
         self.parked.payload()
+    }
+
+    /// When the token is accepted.
+    pub(crate) fn validity(&self) -> Validity {
+        self.parked.validity
     }
 
     /// Drops the claims, which are parsed again after the signature has been verified.
@@ -286,6 +321,11 @@ impl Parked<'_> {
     /// The payload part of its text.
     pub(crate) fn payload(&self) -> &str {
         self.compact.payload()
+    }
+
+    /// When the token is accepted.
+    pub(crate) fn validity(&self) -> Validity {
+        self.validity
     }
 
     /// The `kid` of its header, if any.
@@ -302,7 +342,7 @@ impl Parked<'_> {
     /// [`ValidationError::Stale`] if a newer set may have the key; [`ValidationError::Permanent`] if the token has
     /// expired since it was screened, while it waited for newer keys.
     pub fn verify(&self, keys: &KeySet, now: UnixTime) -> Result<Verified<'_>, ValidationError> {
-        if now >= self.expires {
+        if now >= self.validity.expires {
             return Err(Permanent::Expired.into());
         }
         let mut fitting = keys.fitting(self.kid.as_ref(), self.algorithm).peekable();

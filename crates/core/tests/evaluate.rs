@@ -228,8 +228,12 @@ fn for_any_answers_an_allow_needs_a_set_that_verifies_the_token_in_time() {
     with_request(&signer.sign(&claims()), "/", |request| {
         for answer in Answer::all() {
             let issuer = explorer.issuer(Some(answer.keys));
-            let evaluation =
-                evaluate(request, &policy, |_| Some(issuer), answer.now.map(UnixTime::from_secs));
+            let evaluation = evaluate(
+                request,
+                &policy,
+                |_: &str| Some(issuer.clone()),
+                answer.now.map(UnixTime::from_secs),
+            );
             let expected = answer.expected();
             let first = match expected {
                 Expected::Needs(cause) => Some(cause),
@@ -250,7 +254,7 @@ fn an_issuer_without_keys_is_fetched_first_and_then_for_newer_keys() {
     let provider = Arc::new(provider);
     with_request(&signer.sign(&claims()), "/", |request| {
         let issuer = IssuerState { provider, realm: Some("acme".to_owned()), keys: CachedKeys::NotFetched };
-        let needed = match evaluate(request, &policy, |_| Some(issuer), at(NOW)) {
+        let needed = match evaluate(request, &policy, |_: &str| Some(issuer.clone()), at(NOW)) {
             Evaluation::NeedsKeys(needed) => needed,
             Evaluation::Done(decision) => panic!("{decision:?}"),
         };
@@ -316,11 +320,11 @@ proptest! {
         let (old_keys, new_keys) = (keys(&[&old]), keys(&[&old, &signer]));
         with_request(&signer.sign(&claims), path, |request| {
             let issuer_with = |keys: Option<&Arc<KeySet>>| IssuerState { provider: Arc::clone(&provider), realm: None, keys: keys.cloned().map_or(CachedKeys::NotFetched, CachedKeys::Fetched) };
-            let immediate = match evaluate(request, &policy, |_| Some(issuer_with(Some(&new_keys))), at(NOW)) {
+            let immediate = match evaluate(request, &policy, |_: &str| Some(issuer_with(Some(&new_keys))), at(NOW)) {
                 Evaluation::Done(decision) => decision,
                 Evaluation::NeedsKeys(needed) => panic!("{needed:?}"),
             };
-            let mut evaluation = evaluate(request, &policy, |_| Some(issuer_with(issuer.then_some(&old_keys))), at(NOW));
+            let mut evaluation = evaluate(request, &policy, |_: &str| Some(issuer_with(issuer.then_some(&old_keys))), at(NOW));
             for _ in 0..stale {
                 if let Evaluation::NeedsKeys(needed) = evaluation {
                     evaluation = needed.resume(&old_keys, at(NOW));
@@ -368,7 +372,7 @@ proptest! {
         };
         with_request(&signer.sign(&claims), "/", |request| {
             let issuer = IssuerState { provider: Arc::new(provider), realm: None, keys };
-            let evaluation = evaluate(request, &policy, |_| Some(issuer), at(NOW));
+            let evaluation = evaluate(request, &policy, |_: &str| Some(issuer.clone()), at(NOW));
             let Evaluation::Done(decision) = evaluation else { panic!("{evaluation:?}") };
             let refused = decision.record.refused().expect("it is refused");
             prop_assert_eq!(refused.step, StepName::Screen);
@@ -428,7 +432,7 @@ fn with_static_keys_an_unverified_token_is_refused_immediately() {
         with_request(&signer.sign(&claims()), "/", |request| {
             let keys = CachedKeys::Fixed(keys);
             let issuer = IssuerState { provider: Arc::clone(&provider), realm: None, keys };
-            let evaluation = evaluate(request, &policy, |_| Some(issuer), at(NOW));
+            let evaluation = evaluate(request, &policy, |_: &str| Some(issuer.clone()), at(NOW));
             let Evaluation::Done(decision) = evaluation else { panic!("{evaluation:?}") };
             assert_eq!(decision.verdict.reason().as_str(), reason);
             assert_eq!(decision.record.refreshed_for(), None, "it did not wait");

@@ -13,6 +13,7 @@ mod providers;
 mod realms;
 mod record;
 mod template;
+mod tokens;
 mod undecided;
 
 use std::collections::BTreeSet;
@@ -29,18 +30,23 @@ pub use self::limits::Limits;
 pub use self::provider_config::{KeySource, ProviderConfig};
 pub use self::realms::{NameStorage, OpenRealm, RealmProviders};
 pub use self::template::{AllowedRealms, PLACEHOLDER, RealmKeys, Realms, Template};
+pub use self::tokens::TokenCacheConfig;
 pub use self::undecided::Undecided;
 
 use self::denials::DenialLog;
 use self::providers::Providers;
 use self::realms::{Issuer, ProviderHandle};
+use self::tokens::TokenCache;
 use self::undecided::{Pending, Source};
 use crate::access_request::AccessRequest;
 use crate::clock::{Clock, Instant};
-use crate::decision::{CachedKeys, Decision, Evaluation, IssuerState, NoKeys, Policy, Trusted, evaluate};
+use crate::decision::{
+    CachedKeys, Decision, Evaluation, IssuerState, Lookup, NoKeys, Policy, Trusted, VerifiedToken, evaluate,
+};
 use crate::reason::DenyReason;
 use crate::rules::Rules;
 use crate::telemetry::Metrics;
+use crate::validation::digest::Sha256Digest;
 use crate::validation::provider::TokenSource;
 use crate::validation::{StaleCause, UnixTime};
 use crate::verdict::{Responses, Verdict};
@@ -60,6 +66,7 @@ pub struct Authorizer {
     /// Whether the warning about an untrusted proxy was logged.
     untrusted_logged: AtomicBool,
     denial_log: Arc<DenialLog>,
+    tokens: TokenCache,
 }
 
 /// The settings for every request, independent of the provider.
@@ -69,6 +76,8 @@ pub struct RequestPolicy {
     pub rules: Rules,
     /// Limits of one request.
     pub limits: Limits,
+    /// The cache of verified tokens.
+    pub token_cache: TokenCacheConfig,
     /// The form of denials.
     pub responses: Responses,
     /// Proxies that may describe a request in headers.
@@ -95,7 +104,8 @@ impl Authorizer {
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let RequestPolicy { rules, limits, responses, trusted_proxies, trusted_headers } = policy;
+        let RequestPolicy { rules, limits, token_cache, responses, trusted_proxies, trusted_headers } =
+            policy;
         let trusted = Trusted { proxies: trusted_proxies, headers: trusted_headers };
         let named = providers.iter().map(|keyed| &*keyed.provider);
         let all = named.chain(templates.iter().map(|realms| &*realms.template().provider));
@@ -104,6 +114,7 @@ impl Authorizer {
             providers: Providers::new(providers, templates),
             limits,
             responses,
+            tokens: TokenCache::new(token_cache, &metrics),
             clock,
             metrics,
             ids: DecisionIds::new(),
@@ -146,18 +157,20 @@ impl Authorizer {
 
     /// Evaluates a request with the current keys.
     fn evaluate<'a>(&'a self, request: &'a AccessRequest<'a>) -> Result<Decision<'a>, Pending<'a>> {
-        let mut source = None;
-        let current_keys = |issuer: &str| self.current_keys(issuer, arrived(request), &mut source);
-        match evaluate(request, &self.policy, current_keys, self.now()) {
+        let mut known = Known { authorizer: self, arrived: arrived(request), source: None, token: None };
+        let evaluation = evaluate(request, &self.policy, &mut known, self.now());
+        let Known { source, token, .. } = known;
+        match evaluation {
             Evaluation::Done(decision) => {
                 if let Some(Source::Loaded(handle, _)) = &source {
                     record_verified(handle, &decision, request);
                     count_fixed(handle, &decision);
                 }
+                self.cache_token(token, &decision);
                 Ok(*decision)
             }
             Evaluation::NeedsKeys(needed) => match source {
-                Some(source) => Err(Pending { authorizer: self, needed, source }),
+                Some(source) => Err(Pending { authorizer: self, needed, source, token }),
                 // Keys are only needed after a provider was found.
                 None => Ok(needed.conclude(NoKeys::Unavailable("no provider".into()))),
             },
@@ -187,6 +200,16 @@ impl Authorizer {
         };
         *source = Some(from);
         Some(IssuerState { provider, realm, keys })
+    }
+
+    /// Keeps a token that this decision has verified, under its name in the cache.
+    fn cache_token(&self, name: Option<Sha256Digest>, decision: &Decision<'_>) {
+        let Some(name) = name else { return };
+        let is_hit = decision.record.is_from_cache();
+        self.tokens.count(is_hit);
+        if let Some(token) = decision.record.newly_verified() {
+            self.tokens.insert(name, Arc::clone(token));
+        }
     }
 
     /// The time by which tokens are checked, if it is plausible.
@@ -244,6 +267,28 @@ impl Authorizer {
     /// Whether every configured issuer that readiness depends on has had keys at least once.
     pub fn is_ready(&self) -> bool {
         self.providers.are_ready()
+    }
+}
+
+/// What is known before a request is evaluated.
+struct Known<'a> {
+    authorizer: &'a Authorizer,
+    /// When the request was received.
+    arrived: Instant,
+    /// Where the keys of its issuer are.
+    source: Option<Source>,
+    /// The name of its token in the cache.
+    token: Option<Sha256Digest>,
+}
+
+impl Lookup for &mut Known<'_> {
+    fn verified(&mut self, token: &str) -> Option<Arc<VerifiedToken>> {
+        self.token = self.authorizer.tokens.name(token);
+        self.authorizer.tokens.get(self.token.as_ref()?)
+    }
+
+    fn issuer(&mut self, issuer: &str) -> Option<IssuerState> {
+        self.authorizer.current_keys(issuer, self.arrived, &mut self.source)
     }
 }
 

@@ -12,7 +12,7 @@ use http::HeaderName;
 use percent_encoding::percent_decode_str;
 use portcullis::access_request::AccessRequest;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey, with_claim};
-use portcullis::identity::upstream_changes;
+use portcullis::identity::{self, upstream_changes};
 use portcullis::protected_headers::ProtectedHeaders;
 use portcullis::validation::json::{Json, JsonLimits};
 use portcullis::validation::key_set::KeySet;
@@ -281,7 +281,8 @@ proptest! {
         let source = TokenSource::default();
         let request = AccessRequest::new(b"GET", b"api.example.com", b"/", std::iter::empty().collect(), portcullis::clock::monotonic().into_std());
         let (protected, places) = (ProtectedHeaders::default(), [&source]);
-        let changes = upstream_changes(&claims, &rules, &protected, &request, &places, "", 8 * 1024);
+        let headers = identity::claim_headers(&claims, &rules, "");
+        let changes = upstream_changes(&headers, &rules, &protected, &request, &places, 8 * 1024);
         let changes = changes.expect("small enough");
         let header = |name: &str| {
             changes.set.iter().find(|(set, _)| set == name).map(|(_, value)| value.to_str().expect("text"))

@@ -65,6 +65,7 @@ fn unknown_key_in(mapping: &str) -> String {
         "Require" => rule("require: {Zq: 1}"),
         "Responses" => format!("{MINIMAL}responses: {{Zq: 1}}\n"),
         "Limits" => format!("{MINIMAL}limits: {{Zq: 1}}\n"),
+        "TokenCache" => format!("{MINIMAL}token_cache: {{Zq: 1}}\n"),
         "Shutdown" => format!("{MINIMAL}shutdown: {{Zq: 1}}\n"),
         "Log" => format!("{MINIMAL}log: {{Zq: 1}}\n"),
         other => panic!("no document for {other}: add one"),

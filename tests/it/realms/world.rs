@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use portcullis::access_request::AccessRequest;
 use portcullis::authorizer::{
-    Authorizer, KeyedProvider, NameStorage, OpenRealm, RealmProviders, RequestPolicy,
+    Authorizer, KeyedProvider, NameStorage, OpenRealm, RealmProviders, RequestPolicy, TokenCacheConfig,
 };
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::{Config, RefreshPolicy};
@@ -128,6 +128,7 @@ impl World {
 
     pub fn authorizer_of(&self, config: &Config, template: &Arc<RealmProviders>) -> Authorizer {
         let policy = RequestPolicy {
+            token_cache: TokenCacheConfig::default(),
             rules: config.rules.clone(),
             limits: config.limits,
             responses: config.responses.clone(),

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use portcullis::access_request::{AccessRequest, Headers};
-use portcullis::authorizer::{Authorizer, KeyedProvider, RequestPolicy};
+use portcullis::authorizer::{Authorizer, KeyedProvider, RequestPolicy, TokenCacheConfig};
 use portcullis::clock::{Clock, SimulatedClock};
 use portcullis::config::{Limits, RefreshPolicy};
 use portcullis::keys::discovery::Discovery;
@@ -76,6 +76,7 @@ impl Process {
             ready_without_keys: false,
         };
         let policy = RequestPolicy {
+            token_cache: TokenCacheConfig::default(),
             rules: Rules::new(Vec::new()),
             limits: Limits::default(),
             responses: Responses::default(),

@@ -12,7 +12,9 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use portcullis::access_request::{AccessRequest, Headers};
-use portcullis::authorizer::{Authorizer, NameStorage, OpenRealm, RealmProviders, RequestPolicy};
+use portcullis::authorizer::{
+    Authorizer, NameStorage, OpenRealm, RealmProviders, RequestPolicy, TokenCacheConfig,
+};
 use portcullis::clock::{Clock, monotonic};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::Config;
@@ -171,6 +173,7 @@ providers:
     let realms = template.realms.clone().expect("a pattern");
     let realms = RealmProviders::new(template, realms, open, NameStorage::InMemory, Vec::new(), None);
     let policy = RequestPolicy {
+        token_cache: TokenCacheConfig::default(),
         rules: config.rules,
         limits: config.limits,
         responses: config.responses,

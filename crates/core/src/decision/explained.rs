@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::record::{ChangeCounts, Record, Refused, ScreenSummary, TokenSummary};
+use super::record::{ChangeCounts, Record, Refused, TokenSummary};
 use super::refusals::seconds;
 use super::steps::{Step, StepName};
+use super::verified::ScreenSummary;
 use crate::reason::{DenyReason, Refusal};
 use crate::text::{on_one_line, quoted};
 use crate::validation::Kid;
@@ -71,12 +72,12 @@ impl Record<'_> {
         let is_denied = |refused: &Refused| {
             refused.step == StepName::Key && matches!(refused.refusal, Refusal::Denied(_))
         };
-        let was_verified = self.verified_by.is_some() || self.refused.as_ref().is_some_and(is_denied);
+        let was_verified = self.verified.is_some() || self.refused.as_ref().is_some_and(is_denied);
         was_verified.then(|| step(StepName::Refresh, "none", "the current keys were enough"))
     }
 
     fn key_step(&self) -> Option<Step<'_>> {
-        let (key, algorithm) = self.verified_by.as_ref()?;
+        let (key, algorithm) = self.verified_by()?;
         let shared_secret = || "of a shared secret".to_owned();
         let thumbprint = key.thumbprint().map_or_else(shared_secret, |known| known.to_string());
         let kid = key.kid().map_or_else(|| "without a kid".to_owned(), |kid| on_one_line(kid.as_str()));

@@ -7,13 +7,14 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::steps::{StepName, joined};
+use super::verified::{ScreenSummary, VerifiedToken};
 use crate::reason::Refusal;
 use crate::rules::Rule;
 use crate::validation::algorithm::Algorithm;
 use crate::validation::json::Json;
 use crate::validation::key_set::Key;
 use crate::validation::provider::{ClaimPath, Provider, TokenSource};
-use crate::validation::{Kid, StaleCause, UnixTime};
+use crate::validation::{Kid, StaleCause};
 
 /// Why and at which step a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,9 +61,10 @@ pub struct Record<'p> {
     /// Whether this request needs the first fetch of the issuer's keys.
     pub(super) first_fetch: bool,
     pub(super) refreshed_for: Option<StaleCause>,
-    pub(super) verified_by: Option<(Arc<Key>, Algorithm)>,
-    /// The claims of a verified token.
-    pub(super) claims: Option<Arc<Json>>,
+    /// The token, once its signature was verified.
+    pub(super) verified: Option<Arc<VerifiedToken>>,
+    /// Whether its signature was verified for an earlier request.
+    pub(super) from_cache: bool,
     pub(super) requirements_met: bool,
     pub(super) changes: Option<ChangeCounts>,
     pub(super) refused: Option<Refused>,
@@ -73,15 +75,6 @@ pub struct Record<'p> {
 pub(super) struct TokenSummary<'p> {
     pub(super) bytes: usize,
     pub(super) places: Vec<&'p TokenSource>,
-}
-
-/// The values of a token that has passed the screen.
-#[derive(Clone, Debug)]
-pub(super) struct ScreenSummary {
-    pub(super) algorithm: Algorithm,
-    /// Truncated.
-    pub(super) typ: Option<String>,
-    pub(super) expires: UnixTime,
 }
 
 /// The number of changed headers.
@@ -118,13 +111,24 @@ impl<'p> Record<'p> {
     }
 
     /// The key that verified the token, and the algorithm of its signature.
-    pub fn verified_by(&self) -> Option<&(Arc<Key>, Algorithm)> {
-        self.verified_by.as_ref()
+    pub fn verified_by(&self) -> Option<(&Arc<Key>, Algorithm)> {
+        let validated = &self.verified.as_ref()?.validated;
+        Some((validated.key(), validated.algorithm()))
+    }
+
+    /// The token, if this request has verified its signature: to be kept for later requests.
+    pub fn newly_verified(&self) -> Option<&Arc<VerifiedToken>> {
+        self.verified.as_ref().filter(|_| !self.from_cache)
+    }
+
+    /// Whether the token was verified for an earlier request, and not again for this one.
+    pub fn is_from_cache(&self) -> bool {
+        self.from_cache
     }
 
     /// The claims of the token, once its signature was verified.
     pub fn claims(&self) -> Option<&Json> {
-        self.claims.as_deref()
+        Some(self.verified.as_ref()?.validated.claims())
     }
 
     /// Where and why the request was refused; `None` if it was not.
@@ -139,7 +143,7 @@ impl<'p> Record<'p> {
     /// Every claim of a verified token that its provider shares with the proxy.
     pub fn shared_claims(&self) -> impl Iterator<Item = (&ClaimPath, &Json)> {
         let paths = self.provider.iter().flat_map(|provider| &provider.metadata_claims);
-        let claims = self.claims.as_deref();
+        let claims = self.claims();
         paths.filter_map(move |path| Some((path, path.resolve(claims?)?)))
     }
 }

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use super::json::Json;
 use super::provider::{Audiences, Provider};
-use super::{Permanent, UnixTime};
+use super::{Permanent, UnixTime, Validity};
 
 /// Checks everything about the claims that needs no key. `iss` has been compared already, to select the provider.
-/// Returns the time from which the token is expired, leeway included.
+/// Returns when the token is accepted, leeway included.
 ///
 /// # Errors
 /// The first rule that is not met, in this order: times, audience, `sub`, required claims.
-pub(super) fn check(claims: &Json, provider: &Provider, now: UnixTime) -> Result<UnixTime, Permanent> {
-    let expires = check_times(claims, provider.clock_skew, now)?;
+pub(super) fn check(claims: &Json, provider: &Provider, now: UnixTime) -> Result<Validity, Permanent> {
+    let validity = check_times(claims, provider.clock_skew, now)?;
     check_audience(claims, &provider.audiences)?;
     check_subject(claims)?;
     for path in &provider.required_claims {
@@ -20,23 +20,24 @@ pub(super) fn check(claims: &Json, provider: &Provider, now: UnixTime) -> Result
             return Err(Permanent::ClaimMissing(path.to_string()));
         }
     }
-    Ok(expires)
+    Ok(validity)
 }
 
 /// `exp` is required (RFC 9068 §2.2) and has to be after `now`; `nbf`, if present, must not be after `now`. Both
 /// with leeway. `iat` has to be a number, but decides nothing: the RFC gives it no such meaning.
-fn check_times(claims: &Json, skew: Duration, now: UnixTime) -> Result<UnixTime, Permanent> {
+fn check_times(claims: &Json, skew: Duration, now: UnixTime) -> Result<Validity, Permanent> {
     let exp = numeric_date(claims, "exp")?.ok_or_else(|| Permanent::ClaimMissing("exp".to_owned()))?;
     let nbf = numeric_date(claims, "nbf")?;
     numeric_date(claims, "iat")?;
-    let expires = UnixTime(exp + skew.as_secs_f64());
-    if now >= expires {
+    let skew = skew.as_secs_f64();
+    let validity = Validity { expires: UnixTime(exp + skew), not_before: nbf, skew };
+    if now >= validity.expires {
         return Err(Permanent::Expired);
     }
-    if nbf.is_some_and(|nbf| now.as_secs_f64() + skew.as_secs_f64() < nbf) {
+    if validity.is_early(now) {
         return Err(Permanent::NotYetValid);
     }
-    Ok(expires)
+    Ok(validity)
 }
 
 /// A NumericDate (RFC 7519 §2): any finite JSON number, fractions included.
@@ -54,7 +55,7 @@ fn numeric_date(claims: &Json, name: &str) -> Result<Option<f64>, Permanent> {
 
 /// A string or an array of strings (RFC 7519 §4.1.3). One member of another type makes the whole claim malformed,
 /// even if another member matches.
-fn check_audience(claims: &Json, audiences: &Audiences) -> Result<(), Permanent> {
+pub(super) fn check_audience(claims: &Json, audiences: &Audiences) -> Result<(), Permanent> {
     let malformed = || Permanent::ClaimMalformed("aud".to_owned());
     let named: Vec<&str> = match claims.member("aud") {
         None | Some(Json::Null) => Vec::new(),

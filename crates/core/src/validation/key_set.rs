@@ -180,7 +180,7 @@ impl KeySet {
 
     /// Whether it contains this key.
     pub fn has(&self, key: &Key) -> bool {
-        self.keys.iter().any(|known| known.same(key))
+        self.keys.iter().any(|known| std::ptr::eq(&raw const **known, key) || known.same(key))
     }
 
     /// Whether it contains a key with the same material.

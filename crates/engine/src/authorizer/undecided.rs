@@ -7,6 +7,7 @@ use super::{Authorizer, Decided, deadline, record_verified};
 use crate::decision::{Decision, Evaluation, KeysNeeded, Need, NoKeys};
 use crate::keys::{KeyWait, Newer, ObservedKeys, StaleToken};
 use crate::validation::StaleCause;
+use crate::validation::digest::Sha256Digest;
 
 /// A request that cannot be decided without waiting.
 #[must_use = "a request that is not decided has to be denied"]
@@ -34,6 +35,8 @@ pub(super) struct Pending<'a> {
     pub(super) needed: Box<KeysNeeded<'a>>,
     /// Where to get the keys.
     pub(super) source: Source,
+    /// The name of its token in the cache of verified tokens.
+    pub(super) token: Option<Sha256Digest>,
 }
 
 /// Where to get an issuer's keys.
@@ -47,7 +50,7 @@ pub(super) enum Source {
 impl<'a> Pending<'a> {
     /// Waits, and decides.
     pub(super) async fn decision(self) -> Decision<'a> {
-        let Self { authorizer, needed, source } = self;
+        let Self { authorizer, needed, source, token } = self;
         let (handle, observed) = match source {
             Source::Loaded(handle, observed) => (handle, observed),
             Source::New(new) => {
@@ -64,6 +67,7 @@ impl<'a> Pending<'a> {
         let request = needed.request();
         let decision = authorizer.decide_with_cache(needed, &handle, observed).await;
         record_verified(&handle, &decision, request);
+        authorizer.cache_token(token, &decision);
         decision
     }
 }

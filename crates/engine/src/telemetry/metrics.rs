@@ -163,8 +163,37 @@ struct ReloadLabels {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenCacheLabels {
+    outcome: &'static str,
+}
+
 const APPLIED: ReloadLabels = ReloadLabels { outcome: "applied" };
 const REJECTED: ReloadLabels = ReloadLabels { outcome: "rejected" };
+
+/// The metrics of the cache of verified tokens, without a lookup by label for each request.
+#[derive(Debug)]
+pub struct TokenCacheMetrics {
+    hits: Counter,
+    misses: Counter,
+    entries: Gauge,
+}
+
+impl TokenCacheMetrics {
+    /// Counts a request with a token.
+    pub fn count(&self, is_hit: bool) {
+        if is_hit {
+            self.hits.inc()
+        } else {
+            self.misses.inc()
+        };
+    }
+
+    /// Sets the number of tokens in the cache.
+    pub fn set_entries(&self, entries: usize) {
+        self.entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+    }
+}
 
 /// Every metric of the service. Each running service has its own, so that tests do not share them.
 #[derive(Debug)]
@@ -185,6 +214,8 @@ pub struct Metrics {
     connections_closed: Family<ClosedLabels, Counter>,
     reloads: Family<ReloadLabels, Counter>,
     last_reload: Gauge<f64, std::sync::atomic::AtomicU64>,
+    token_cache: Family<TokenCacheLabels, Counter>,
+    token_cache_entries: Gauge,
     tls: TlsMetrics,
     /// The number of temporary key caches by name.
     temporary_caches: Mutex<HashMap<String, usize>>,
@@ -277,6 +308,17 @@ impl Metrics {
             "Unix time at which the configuration was last applied completely",
             last_reload.clone(),
         );
+        let token_cache = Family::<TokenCacheLabels, Counter>::default();
+        registry.register(
+            "token_cache",
+            "Requests with a token, by whether its signature had been verified before",
+            token_cache.clone(),
+        );
+        for outcome in ["hit", "miss"] {
+            let _at_zero: Counter = token_cache.get_or_create_owned(&TokenCacheLabels { outcome });
+        }
+        let token_cache_entries = Gauge::default();
+        registry.register("token_cache_entries", "Verified tokens in the cache", token_cache_entries.clone());
         let tls = TlsMetrics::registered_in(&mut registry);
         Self {
             registry,
@@ -296,8 +338,16 @@ impl Metrics {
             connections_closed,
             reloads,
             last_reload,
+            token_cache,
+            token_cache_entries,
             temporary_caches: Mutex::default(),
         }
+    }
+
+    /// Hits and misses of the cache of verified tokens, and its entries.
+    pub fn token_cache(&self) -> TokenCacheMetrics {
+        let of = |outcome| self.token_cache.get_or_create_owned(&TokenCacheLabels { outcome });
+        TokenCacheMetrics { hits: of("hit"), misses: of("miss"), entries: self.token_cache_entries.clone() }
     }
 
     /// The metrics of TLS at the listeners.

@@ -1,0 +1,66 @@
+//! Tokens whose signature was verified, with everything about them that does not depend on the request: what a cache of
+//! verified tokens holds.
+//!
+//! # Architecture invariant
+//! A [`VerifiedToken`] is created in this crate only, from a [`Validated`] token. It is used again only for the provider
+//! that it was accepted for, while the key that verified it is among the current keys, and between `nbf` and `exp`.
+//! Rules, audiences and the place of the token are checked for each request.
+
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue};
+
+use super::{CachedKeys, IssuerState};
+use crate::validation::algorithm::Algorithm;
+use crate::validation::provider::Provider;
+use crate::validation::{self, Kid, UnixTime, Validated, Validity};
+
+/// The values of a token that has passed the screen.
+#[derive(Clone, Debug)]
+pub(super) struct ScreenSummary {
+    pub(super) algorithm: Algorithm,
+    /// Truncated.
+    pub(super) typ: Option<String>,
+    pub(super) expires: UnixTime,
+}
+
+/// A token whose signature was verified, and what was derived from it. It does not contain the token's text, except
+/// for the payload if the provider has a `payload_header`.
+#[derive(Clone, Debug)]
+pub struct VerifiedToken {
+    pub(super) provider: Arc<Provider>,
+    pub(super) realm: Option<String>,
+    pub(super) kid: Option<Kid>,
+    pub(super) screened: Option<ScreenSummary>,
+    pub(super) validity: Validity,
+    pub(super) validated: Validated,
+    /// The claim headers for the upstream.
+    pub(super) headers: Box<[(HeaderName, HeaderValue)]>,
+    /// The length of the token's text.
+    pub(super) bytes: usize,
+}
+
+impl VerifiedToken {
+    /// The provider that accepted it; its `issuer` is the token's.
+    pub fn provider(&self) -> &Arc<Provider> {
+        &self.provider
+    }
+
+    /// The length of the token's text, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether the token is still accepted without another look at its signature: by the same provider, with the
+    /// current keys, at this time.
+    pub(super) fn is_current(&self, issuer: &IssuerState, now: UnixTime) -> bool {
+        let keys = match &issuer.keys {
+            CachedKeys::Fetched(keys) | CachedKeys::Fixed(keys) => keys,
+            CachedKeys::NotFetched => return false,
+        };
+        Arc::ptr_eq(&self.provider, &issuer.provider)
+            && self.validity.contains(now)
+            && keys.has(self.validated.key())
+            && validation::check_audience(&self.validated, &self.provider).is_ok()
+    }
+}

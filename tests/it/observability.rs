@@ -40,7 +40,8 @@ fn queried(expressions: &[String]) -> Queried {
             let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
             let (name, rest_of_expression) = rest.split_at(end);
             let labels = queried.entry(name.to_owned()).or_default();
-            let Some(braces) = rest_of_expression.strip_prefix('{').and_then(|rest| rest.split_once('}')) else {
+            let Some(braces) = rest_of_expression.strip_prefix('{').and_then(|rest| rest.split_once('}'))
+            else {
                 continue;
             };
             labels.extend(

@@ -132,7 +132,8 @@ async fn a_second_signal_ends_a_drain_immediately() {
     assert!(portcullis.process.exit_status().is_none(), "a request is in flight");
     portcullis.process.terminate();
     let status =
-        eventually("the process exits", Duration::from_secs(10), async || portcullis.process.exit_status()).await;
+        eventually("the process exits", Duration::from_secs(10), async || portcullis.process.exit_status())
+            .await;
     assert_eq!(status.code(), Some(1), "the drain was not finished");
     assert!(waiting.await.expect("no panic").is_err(), "the request was aborted");
 }

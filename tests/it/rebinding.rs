@@ -116,8 +116,11 @@ async fn a_reload_replaces_listeners_and_loses_no_request() {
         let (done, answered, token) = (Arc::clone(&done), Arc::clone(&answered), served.token());
         tokio::spawn(async move {
             let builder = reqwest::Client::builder().no_proxy().timeout(TIMEOUT);
-            let builder =
-                if new_connections { builder.pool_max_idle_per_host(0) } else { builder.http2_prior_knowledge() };
+            let builder = if new_connections {
+                builder.pool_max_idle_per_host(0)
+            } else {
+                builder.http2_prior_knowledge()
+            };
             let client = builder.build().expect("plain");
             while !done.load(Ordering::Relaxed) {
                 let answer = client.get(format!("http://{kept}/")).bearer_auth(&token).send().await;
@@ -176,6 +179,9 @@ async fn a_socket_file_is_added_changes_its_mode_and_is_removed() {
     assert_eq!(mode(&path), (0o660, inode), "the same file");
     assert!(UnixStream::connect(&path).await.is_ok());
     served.reload(GRPC, &[]).await;
-    eventually("the socket file is removed", Duration::from_secs(10), async || (!path.exists()).then_some(())).await;
+    eventually("the socket file is removed", Duration::from_secs(10), async || {
+        (!path.exists()).then_some(())
+    })
+    .await;
     assert!(TcpStream::connect(served.grpc).await.is_ok());
 }

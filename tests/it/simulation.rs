@@ -79,7 +79,8 @@ fn seeds(divisor: u64) -> (u64, u64) {
     match number("SIMULATION_SEED") {
         Some(seed) => {
             // A single seed is run for debugging, with its log.
-            let _already_initialized = tracing_subscriber::fmt().with_ansi(false).with_target(false).try_init();
+            let _already_initialized =
+                tracing_subscriber::fmt().with_ansi(false).with_target(false).try_init();
             (seed, 1)
         }
         None => {
@@ -106,10 +107,7 @@ fn failing_seeds(first: u64, count: u64, violation: impl Fn(u64) -> Option<Strin
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads: Vec<_> = (0..cores).map(|_| scope.spawn(worker)).collect();
-        threads
-            .into_iter()
-            .flat_map(|thread| thread.join().expect("the worker does not panic"))
-            .collect()
+        threads.into_iter().flat_map(|thread| thread.join().expect("the worker does not panic")).collect()
     })
 }
 
@@ -123,8 +121,13 @@ fn in_every_world_the_properties_hold() {
     }
     assert!(failing.is_empty(), "SIMULATION_SEED={} reproduces the violation", failing[0]);
     let checked = runner::CHECKED_FOR_P1.load(Ordering::Relaxed);
-    assert!(count == 1 || checked * 20 >= count, "only {checked} tokens that present to wait were checked for P1");
-    println!("{count} worlds from seed {first}, no violation; {checked} tokens that present to wait were checked for P1");
+    assert!(
+        count == 1 || checked * 20 >= count,
+        "only {checked} tokens that present to wait were checked for P1"
+    );
+    println!(
+        "{count} worlds from seed {first}, no violation; {checked} tokens that present to wait were checked for P1"
+    );
 }
 
 #[test]
@@ -133,7 +136,11 @@ fn in_every_world_of_many_realms_the_properties_hold() {
     let violation = |seed| run_world(realms::run(&realms::Plan::of_seed(seed)));
     let failing = failing_seeds(first, count, violation);
     for seed in &failing {
-        eprintln!("seed {seed}: {}\n{:#?}", violation(*seed).unwrap_or_default(), realms::Plan::of_seed(*seed));
+        eprintln!(
+            "seed {seed}: {}\n{:#?}",
+            violation(*seed).unwrap_or_default(),
+            realms::Plan::of_seed(*seed)
+        );
     }
     assert!(failing.is_empty(), "SIMULATION_SEED={} reproduces the violation", failing[0]);
     println!("{count} worlds of many realms from seed {first}, no violation");

@@ -82,7 +82,9 @@ impl Observations {
 
     /// Whether responses showed before this moment that the key is withdrawn, and no newer response present it.
     pub fn withdrawn_before(&self, key: &KeyId, moment: Instant) -> bool {
-        self.keys.get(key).is_some_and(|observed| observed.withdrawn_since.is_some_and(|since| since < moment))
+        self.keys
+            .get(key)
+            .is_some_and(|observed| observed.withdrawn_since.is_some_and(|since| since < moment))
     }
 
     /// Whether a response absent the key after another present it.
@@ -102,8 +104,12 @@ impl Observations {
     }
 
     /// The keys that are withdrawn according to all responses.
-    pub fn gone(&self) -> Vec<KeyId> {
-        self.keys.iter().filter(|(_, observed)| observed.withdrawn_since.is_some()).map(|(key, _)| key.clone()).collect()
+    pub fn withdrawn(&self) -> Vec<KeyId> {
+        self.keys
+            .iter()
+            .filter(|(_, observed)| observed.withdrawn_since.is_some())
+            .map(|(key, _)| key.clone())
+            .collect()
     }
 
     /// The observations of a process that starts now, if all previous processes have written all of theirs.
@@ -117,7 +123,8 @@ impl Observations {
             known.seemed_withdrawn |= observed.seemed_withdrawn;
         }
         for observed in previous.keys.values_mut() {
-            observed.withdrawn_since = observed.absent.is_some_and(|absent| absent > observed.present).then(Instant::now);
+            observed.withdrawn_since =
+                observed.absent.is_some_and(|absent| absent > observed.present).then(Instant::now);
         }
         previous
     }
@@ -129,7 +136,8 @@ impl Observations {
 
     /// P3: whether two fetches that one cause forced are closer than its spacing.
     pub fn violates_spacing(&self, cause: Cause, spacing: std::time::Duration) -> bool {
-        let starts: Vec<Instant> = self.forced.iter().filter(|(forced_by, _)| *forced_by == cause).map(|(_, at)| *at).collect();
+        let starts: Vec<Instant> =
+            self.forced.iter().filter(|(forced_by, _)| *forced_by == cause).map(|(_, at)| *at).collect();
         starts.windows(2).any(|pair| pair[1] - pair[0] < spacing)
     }
 }

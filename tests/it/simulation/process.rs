@@ -40,7 +40,13 @@ pub struct Process {
 
 impl Process {
     /// Starts a process with these initial observations.
-    pub fn start(world: &World, shape: &Shape, disk: &Disk, clock: &Arc<SimulatedClock>, observed: Observations) -> Self {
+    pub fn start(
+        world: &World,
+        shape: &Shape,
+        disk: &Disk,
+        clock: &Arc<SimulatedClock>,
+        observed: Observations,
+    ) -> Self {
         let transport = Arc::new(world.clone());
         let interval = Duration::from_millis(shape.interval_ms);
         let refresh = RefreshPolicy {
@@ -88,7 +94,11 @@ impl Process {
     }
 
     /// Checks a token as a proxy with this timeout.
-    pub fn check(&self, token: String, timeout: Duration) -> impl Future<Output = CheckResult> + Send + use<> {
+    pub fn check(
+        &self,
+        token: String,
+        timeout: Duration,
+    ) -> impl Future<Output = CheckResult> + Send + use<> {
         let (authorizer, clock) = (Arc::clone(&self.authorizer), self.clock.clone());
         async move {
             let value = format!("Bearer {token}");
@@ -105,7 +115,12 @@ impl Process {
             let started = Instant::now();
             let decision = authorizer.decide("simulation", &request).await.decision;
             let allowed = matches!(decision.verdict, Verdict::Allow(_));
-            CheckResult { allowed, reason: decision.verdict.reason().as_str(), started, finished: Instant::now() }
+            CheckResult {
+                allowed,
+                reason: decision.verdict.reason().as_str(),
+                started,
+                finished: Instant::now(),
+            }
         }
     }
 }
@@ -151,7 +166,8 @@ impl Fetch for RecordingFetch {
                 self.observed.lock().expect("not poisoned").forced(cause, context.clock.monotonic());
             }
             let requested = self.world.now_micros();
-            let (world, observed, interim) = (self.world.clone(), Arc::clone(&self.observed), context.interim);
+            let (world, observed, interim) =
+                (self.world.clone(), Arc::clone(&self.observed), context.interim);
             context.interim = Interim::to(move |fetched| {
                 record(&world, &observed, requested, &fetched);
                 interim.send(&fetched);
@@ -177,8 +193,7 @@ fn record(world: &World, observed: &Mutex<Observations>, requested: u64, fetched
 /// replica's clock in seconds.
 fn generated_at(caches: &str) -> (u64, i64) {
     let after = |name: &str| caches.split(name).nth(1).and_then(|behind| behind.split([' ', ';']).next());
-    let number =
-        |name: &str| -> i64 { after(name).expect("the world sets it").parse().expect("a number") };
+    let number = |name: &str| -> i64 { after(name).expect("the world sets it").parse().expect("a number") };
     (number("generated=").unsigned_abs(), number("offset="))
 }
 

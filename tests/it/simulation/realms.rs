@@ -250,8 +250,11 @@ pub async fn run(plan: &Plan) -> Option<String> {
             break;
         }
         if realms.known().len() > plan.max_realms + MAX_UNVERIFIED {
-            violation =
-                Some(format!("P9: {} realms are open, at max_realms {} may be known", realms.known().len(), plan.max_realms));
+            violation = Some(format!(
+                "P9: {} realms are open, at max_realms {} may be known",
+                realms.known().len(),
+                plan.max_realms
+            ));
             break;
         }
     }
@@ -264,7 +267,8 @@ pub async fn run(plan: &Plan) -> Option<String> {
     }
     let forced = issuer.0.lock().expect("not poisoned").forced.clone();
     for (cause, spacing) in [(StaleCause::UnknownKid, SECOND), (StaleCause::BadSignature, 10 * SECOND)] {
-        let starts: Vec<Instant> = forced.iter().filter(|(forced_by, _)| *forced_by == cause).map(|(_, at)| *at).collect();
+        let starts: Vec<Instant> =
+            forced.iter().filter(|(forced_by, _)| *forced_by == cause).map(|(_, at)| *at).collect();
         if starts.windows(2).any(|pair| pair[1] - pair[0] < spacing) {
             return Some(format!("P3: {cause:?} forced fetches of one provider too close to each other"));
         }

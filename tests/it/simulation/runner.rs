@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::keys::{self, Key};
-use super::oracle::{Observations, KeyId};
+use super::oracle::{KeyId, Observations};
 use super::plan::{Event, IssuerMode, Plan, Validators};
 use super::process::{CheckResult, Process, key_ids};
 use super::world::{Disk, START, World};
@@ -252,7 +252,9 @@ impl Simulation<'_> {
     }
 
     fn is_healthy(&self) -> bool {
-        self.mode == IssuerMode::Healthy && self.latency <= MAX_LATENCY_FOR_P1 && self.healthy_since.elapsed() >= RECOVERY
+        self.mode == IssuerMode::Healthy
+            && self.latency <= MAX_LATENCY_FOR_P1
+            && self.healthy_since.elapsed() >= RECOVERY
     }
 
     /// Whether P1 applies to a token of this key.
@@ -265,7 +267,7 @@ impl Simulation<'_> {
             && timeout >= Duration::from_millis(shape.wait_ms)
             && self.world.published().contains(&key)
             && shape.replica_lag_ms == 0
-            && (shape.edges == 0 || shape.edges_heed_no_cache)
+            && (shape.edges == 0 || shape.edges_honour_no_cache)
             && (!bad_signature || shape.bad_signature_spacing_ms <= 1_000)
             && !self.was_withdrawn(key, &observed)
             && !(shape.has_clock_behind() && observed.seemed_withdrawn(&id));
@@ -288,7 +290,13 @@ impl Simulation<'_> {
             TokenKind::Bad | TokenKind::Expired => Expectation::Unspecified,
         };
         let answer = tokio::spawn(self.processes[process].check(token, timeout));
-        self.checks.push(PendingCheck { process, kind, expectation, interruptions: self.interruptions, answer });
+        self.checks.push(PendingCheck {
+            process,
+            kind,
+            expectation,
+            interruptions: self.interruptions,
+            answer,
+        });
     }
 
     async fn restart(&mut self, process: usize) {
@@ -297,12 +305,10 @@ impl Simulation<'_> {
         sleep(Duration::from_millis(1)).await;
         self.collect_answers(Collect::All).await;
         self.check_snapshot();
-        let observed: Vec<Observations> = self
-            .processes
-            .iter()
-            .map(|one| one.observed.lock().expect("not poisoned").clone())
-            .collect();
-        let kept = !self.disk.is_full() && observed.iter().all(|one| one.all_withdrawn_since(self.writable_since));
+        let observed: Vec<Observations> =
+            self.processes.iter().map(|one| one.observed.lock().expect("not poisoned").clone()).collect();
+        let kept =
+            !self.disk.is_full() && observed.iter().all(|one| one.all_withdrawn_since(self.writable_since));
         let known = if kept { Observations::merged(&observed) } else { Observations::default() };
         let started = Process::start(&self.world, &self.plan.shape, &self.disk, &self.clock, known);
         let finished = std::mem::replace(&mut self.processes[process], started);
@@ -320,11 +326,8 @@ impl Simulation<'_> {
         let jwks = serde_json::json!({"keys": file["content"]["keys"]}).to_string();
         let Ok(keys) = KeySet::parse(jwks.as_bytes()) else { return };
         let kept = key_ids(&keys);
-        let all: Vec<Observations> = self
-            .processes
-            .iter()
-            .map(|one| one.observed.lock().expect("not poisoned").clone())
-            .collect();
+        let all: Vec<Observations> =
+            self.processes.iter().map(|one| one.observed.lock().expect("not poisoned").clone()).collect();
         // Observations generated while the disk was full are not in the file.
         if !self.disk.is_full() && !all.iter().all(|one| one.all_withdrawn_since(self.writable_since)) {
             return;
@@ -349,8 +352,18 @@ impl Simulation<'_> {
         }
     }
 
-    fn check_answer(&mut self, process: usize, kind: TokenKind, expectation: Expectation, interruptions: u64, result: CheckResult) {
-        if expectation == Expectation::Allowed && interruptions == self.interruptions && result.finished > result.started {
+    fn check_answer(
+        &mut self,
+        process: usize,
+        kind: TokenKind,
+        expectation: Expectation,
+        interruptions: u64,
+        result: CheckResult,
+    ) {
+        if expectation == Expectation::Allowed
+            && interruptions == self.interruptions
+            && result.finished > result.started
+        {
             CHECKED_FOR_P1.fetch_add(1, Ordering::Relaxed);
         }
         let violation = match kind {
@@ -367,7 +380,9 @@ impl Simulation<'_> {
             }
             // The `kid` got other material while the token waited: the spacing of bad signatures exceeds its timeout.
             TokenKind::Valid(key) if self.is_late_rekey(process, key) => None,
-            TokenKind::Valid(key) if expectation == Expectation::Allowed && interruptions == self.interruptions => {
+            TokenKind::Valid(key)
+                if expectation == Expectation::Allowed && interruptions == self.interruptions =>
+            {
                 Some(format!("P1: {key:?} is published and was denied: {result:?}"))
             }
             _ => None,
@@ -395,7 +410,7 @@ impl Simulation<'_> {
         sleep(Duration::from_millis(longest) + Duration::from_secs(2 * max_offset.min(3_600))).await;
         let spacing = Duration::from_secs(1);
         let bad_signature = Duration::from_millis(shape.bad_signature_spacing_ms);
-        let converges = shape.edges == 0 || shape.edges_heed_no_cache;
+        let converges = shape.edges == 0 || shape.edges_honour_no_cache;
         let expected: Vec<KeyId> = self.world.published().into_iter().map(key_id).collect();
         for process in &self.processes {
             let observed = process.observed.lock().expect("not poisoned");
@@ -410,7 +425,8 @@ impl Simulation<'_> {
             current.sort();
             expected.sort();
             if converges && current != expected && max_offset < 3_600 {
-                let difference = format!("{current:?} current, {expected:?} published: {:?}", status.last_error);
+                let difference =
+                    format!("{current:?} current, {expected:?} published: {:?}", status.last_error);
                 self.violations.push(format!("no convergence: {difference}"));
             }
             let text = process.metrics.encode().expect("metrics can be written");
@@ -442,7 +458,7 @@ fn key_id(key: Key) -> KeyId {
         .entry(key)
         .or_insert_with(|| {
             let keys = KeySet::parse(keys::jwks(&[key]).as_bytes()).expect("a usable key");
-            process::key_ids(&keys).remove(0)
+            super::process::key_ids(&keys).remove(0)
         })
         .clone()
 }

@@ -149,7 +149,7 @@ impl State {
     }
 
     fn stored(&self, edge: usize, path: &str, no_cache: bool) -> Option<Response> {
-        if no_cache && self.shape.edges_heed_no_cache {
+        if no_cache && self.shape.edges_honour_no_cache {
             return None;
         }
         let stored = self.edges[edge].get(path)?;

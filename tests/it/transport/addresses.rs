@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::answer::Answer;
 use super::env::{
-    TestEnv, ISSUER, IMMEDIATE_REFRESH, configuration_faults, configured, key, provider, status, text, token,
+    IMMEDIATE_REFRESH, ISSUER, TestEnv, configuration_faults, configured, key, provider, status, text, token,
 };
 use super::key_server::KeyServer;
 use crate::support::{NOW, Running, fixed_clock};
@@ -60,7 +60,11 @@ fn plain_http_is_allowed_for_loopback_only_in_every_notation() {
             assert!(right, "{key} {host}: {faults:?}");
             // `allow_http` permits every valid URL.
             let faults = configuration_faults(&format!("{key}: 'http://{host}/keys'"), "allow_http: true");
-            assert_eq!(faults.is_empty(), expected.is_empty() || expected == USE_HTTPS, "{key} {host}: {faults:?}");
+            assert_eq!(
+                faults.is_empty(),
+                expected.is_empty() || expected == USE_HTTPS,
+                "{key} {host}: {faults:?}"
+            );
         }
     }
 }
@@ -117,7 +121,8 @@ async fn an_address_in_a_token_is_never_contacted() {
 #[tokio::test]
 async fn an_unreachable_address_is_an_error_without_the_url() {
     let unreachable = KeyServer::start().await.http("/realms/secret-tenant/keys?key=hunter2");
-    let config = configured(&[provider("demo", ISSUER, &format!("jwks_uri: '{unreachable}'"), IMMEDIATE_REFRESH)]);
+    let config =
+        configured(&[provider("demo", ISSUER, &format!("jwks_uri: '{unreachable}'"), IMMEDIATE_REFRESH)]);
     let service = Running::start_without_keys(config, fixed_clock()).await;
     let answer = service.bearer(&token(&key("any"))).await;
     assert_eq!(answer.faults("keys_unavailable", &[]), Vec::<String>::new());

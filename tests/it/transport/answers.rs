@@ -3,7 +3,7 @@
 use portcullis::commands::issuer::SigningKey;
 
 use super::answer::{Answer, Gate, Step, set_of};
-use super::env::{TestEnv, IMMEDIATE_REFRESH, Table, key};
+use super::env::{IMMEDIATE_REFRESH, Table, TestEnv, key};
 
 const HTTP: &str = "HTTP/1.1 200 OK\r\n";
 
@@ -96,9 +96,12 @@ async fn every_valid_http_framing_is_accepted() {
     let trailers = "x-checksum: 1\r\netag: \"trailer\"\r\n";
     table.accepts("trailers", |new| set(new).chunked(100, trailers)).await;
     table.accepts("ended by the close", |new| set(new).without_length()).await;
-    let old = |new: &SigningKey| Answer::with_status_line("HTTP/1.0 200 OK").body(set_of(&[new])).without_length();
+    let old =
+        |new: &SigningKey| Answer::with_status_line("HTTP/1.0 200 OK").body(set_of(&[new])).without_length();
     table.accepts("HTTP/1.0", old).await;
-    table.accepts("no reason phrase", |new| Answer::with_status_line("HTTP/1.1 200").body(set_of(&[new]))).await;
+    table
+        .accepts("no reason phrase", |new| Answer::with_status_line("HTTP/1.1 200").body(set_of(&[new])))
+        .await;
     let early = |new: &SigningKey| {
         let before = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
         prefixed(before, set(new))
@@ -134,7 +137,10 @@ async fn an_invalid_or_incomplete_http_response_is_an_error() {
     rejects("another protocol", &|_| Answer::bytes("SSH-2.0-OpenSSH_9.9\r\n")).await;
     rejects("HTTP/3.0", &|new| Answer::with_status_line("HTTP/3.0 200 OK").body(set_of(&[new]))).await;
     rejects("no status", &|new| Answer::with_status_line("HTTP/1.1 OK").body(set_of(&[new]))).await;
-    rejects("a status of four digits", &|new| Answer::with_status_line("HTTP/1.1 2000 OK").body(set_of(&[new]))).await;
+    rejects("a status of four digits", &|new| {
+        Answer::with_status_line("HTTP/1.1 2000 OK").body(set_of(&[new]))
+    })
+    .await;
     rejects("closed in the head", &|_| Answer::bytes("HTTP/1.1 200 OK\r\ncontent-le")).await;
     rejects("shorter than it expected", &|new| {
         let set = set_of(&[new]);

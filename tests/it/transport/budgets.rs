@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 
 use super::answer::{Answer, Gate};
 use super::env::{
-    FREQUENT_REFRESH, TestEnv, SHORT_TIMEOUT, ISSUER, TEST_TIMEOUT, IMMEDIATE_REFRESH, configured, metric_value, eventually, fetches, folder, key,
-    provider, text, token,
+    FREQUENT_REFRESH, IMMEDIATE_REFRESH, ISSUER, SHORT_TIMEOUT, TEST_TIMEOUT, TestEnv, configured,
+    eventually, fetches, folder, key, metric_value, provider, text, token,
 };
 use super::key_server::KeyServer;
 use super::process::Process;
@@ -20,7 +20,7 @@ const LONG_SPACING: &str =
     "refresh: {interval: 1h, min_spacing: 10m, min_spacing_bad_signature: 10m, wait: 1s, timeout: 10s}";
 
 #[tokio::test]
-async fn a_flood_of_forged_signatures_costs_one_fetch_a_spacing_and_is_refused() {
+async fn a_flood_of_forged_signatures_costs_one_fetch_per_spacing_and_is_denied() {
     let env = TestEnv::start(LONG_SPACING).await;
     for _ in 0..100 {
         env.expect_reason(&key("old"), "bad_signature").await;
@@ -31,7 +31,7 @@ async fn a_flood_of_forged_signatures_costs_one_fetch_a_spacing_and_is_refused()
 }
 
 #[tokio::test]
-async fn a_flood_of_made_up_kids_costs_one_fetch_a_spacing_and_blames_nobody_who_was_not_checked() {
+async fn a_flood_of_unknown_kids_costs_one_fetch_per_spacing_and_unchecked_ones_are_unavailable() {
     let env = TestEnv::start(LONG_SPACING).await;
     env.expect_reason(&key("first"), "key_unknown").await;
     for i in 0..100 {
@@ -42,7 +42,7 @@ async fn a_flood_of_made_up_kids_costs_one_fetch_a_spacing_and_blames_nobody_who
 }
 
 #[tokio::test]
-async fn a_refused_token_that_comes_again_is_not_blamed_for_what_nobody_has_looked_up_since() {
+async fn a_repeated_denied_token_is_unavailable_until_the_next_fetch() {
     let env = TestEnv::start(LONG_SPACING).await;
     let later = key("later");
     // ES256 signatures are randomized: this test reuses one token.
@@ -63,7 +63,7 @@ async fn a_refused_token_that_comes_again_is_not_blamed_for_what_nobody_has_look
 }
 
 #[tokio::test]
-async fn a_refusal_is_of_one_token_and_no_other_with_the_same_kid() {
+async fn a_denial_applies_to_one_token_and_no_other_with_the_same_kid() {
     let env = TestEnv::start(LONG_SPACING).await;
     let known = env.key.kid().expect("named").to_owned();
     let forged = key(&known);
@@ -76,7 +76,7 @@ async fn a_refusal_is_of_one_token_and_no_other_with_the_same_kid() {
 }
 
 #[tokio::test]
-async fn a_fetch_that_failed_costs_its_budget_what_one_that_succeeds_costs() {
+async fn a_failed_fetch_consumes_its_budget_like_a_successful_one() {
     // Retry-After suppresses scheduled fetches, which would also serve the token.
     let down = Answer::status(503).header("retry-after", "3600");
     let env = TestEnv::start(&LONG_SPACING.replace("min_spacing: 10m", "min_spacing: 10ms")).await;
@@ -90,7 +90,7 @@ async fn a_fetch_that_failed_costs_its_budget_what_one_that_succeeds_costs() {
 }
 
 #[tokio::test]
-async fn an_issuer_that_fails_what_tokens_force_and_answers_the_clock_is_not_asked_beyond_the_budget() {
+async fn an_issuer_that_fails_forced_fetches_only_is_not_asked_beyond_the_budget() {
     // The origin is overloaded, and a cache in front of it answers requests without no-cache.
     const REFRESH: &str =
         "refresh: {interval: 1h, min_spacing: 10ms, min_spacing_bad_signature: 10m, wait: 10s}";
@@ -111,7 +111,7 @@ async fn an_issuer_that_fails_what_tokens_force_and_answers_the_clock_is_not_ask
 }
 
 #[tokio::test]
-async fn a_rekeyed_token_is_served_by_the_fetch_that_a_made_up_kid_has_asked_for() {
+async fn a_rekeyed_token_is_served_by_a_fetch_that_an_unknown_kid_forced() {
     const REFRESH: &str = "refresh: {interval: 1h, min_spacing: 500ms, min_spacing_bad_signature: 10m, wait: 10s, timeout: 10s}";
     let env = TestEnv::start(REFRESH).await;
     // Both budgets are spent, and the next fetch for unknown kids is due soon.
@@ -120,14 +120,13 @@ async fn a_rekeyed_token_is_served_by_the_fetch_that_a_made_up_kid_has_asked_for
     let rekeyed = key("old");
     env.server.respond_with(Answer::keys(&[&rekeyed]));
     let made_up = key("made-up-too");
-    let (made_up, rekeyed) =
-        tokio::join!(env.faults(&made_up, "key_unknown"), env.faults(&rekeyed, "ok"));
+    let (made_up, rekeyed) = tokio::join!(env.faults(&made_up, "key_unknown"), env.faults(&rekeyed, "ok"));
     assert_eq!((made_up, rekeyed), (Vec::new(), Vec::new()));
     assert_eq!(env.server.requests().len(), 4);
 }
 
 #[tokio::test]
-async fn a_fetch_that_was_due_believes_no_validator_where_a_token_waits_for_it() {
+async fn a_scheduled_fetch_with_a_waiting_token_sends_no_validator() {
     // The budget of bad signatures is spent, and the next scheduled fetch is due soon.
     const REFRESH: &str = "refresh: {interval: 500ms, min_spacing: 10ms, min_spacing_bad_signature: 10m, wait: 10s, timeout: 10s}";
     let env = TestEnv::start(REFRESH).await;
@@ -148,7 +147,7 @@ async fn a_fetch_that_was_due_believes_no_validator_where_a_token_waits_for_it()
 }
 
 #[tokio::test]
-async fn callers_beyond_max_waiters_are_told_at_once_and_counted() {
+async fn requests_beyond_max_waiters_are_denied_immediately_and_counted() {
     let refresh = IMMEDIATE_REFRESH.replace('{', "{max_waiters: 2, ");
     let env = TestEnv::start(&refresh).await;
     let (new, gate) = (key("new"), Gate::new());
@@ -170,7 +169,7 @@ async fn callers_beyond_max_waiters_are_told_at_once_and_counted() {
 }
 
 #[tokio::test]
-async fn callers_that_hold_more_than_max_waiting_bytes_are_told_at_once_and_counted() {
+async fn requests_beyond_max_waiting_bytes_are_denied_immediately_and_counted() {
     let refresh = IMMEDIATE_REFRESH.replace('{', "{max_waiting_bytes: 1MiB, ");
     let env = TestEnv::start(&refresh).await;
     let (new, gate) = (key("new"), Gate::new());
@@ -196,7 +195,7 @@ async fn callers_that_hold_more_than_max_waiting_bytes_are_told_at_once_and_coun
 }
 
 #[tokio::test]
-async fn a_smaller_set_by_a_sound_connection_is_the_issuers_will() {
+async fn a_smaller_set_withdraws_keys() {
     // G21: a rollback cannot be distinguished from a withdrawal (RFC 7517 §9.1); removed keys are denied immediately.
     let env = TestEnv::start(IMMEDIATE_REFRESH).await;
     let (b, c) = (key("b"), key("c"));
@@ -209,7 +208,7 @@ async fn a_smaller_set_by_a_sound_connection_is_the_issuers_will() {
 }
 
 #[tokio::test]
-async fn a_set_is_exchanged_as_a_whole_while_tokens_are_verified_against_it() {
+async fn a_set_is_replaced_atomically_while_tokens_are_verified() {
     let env = TestEnv::start(FREQUENT_REFRESH).await;
     let sets: Vec<Vec<_>> = (0..2).map(|set| (0..8).map(|i| key(&format!("{set}-{i}"))).collect()).collect();
     let answers: Vec<Answer> = sets.iter().map(|set| Answer::keys(&set.iter().collect::<Vec<_>>())).collect();
@@ -243,8 +242,12 @@ async fn a_set_is_exchanged_as_a_whole_while_tokens_are_verified_against_it() {
 async fn a_drain_does_not_wait_for_an_issuer() {
     let (server, known, gate) = (KeyServer::start().await, key("known"), Gate::new());
     server.respond_with(Answer::keys(&[&known]).gated_by(&gate));
-    let config =
-        configured(&[provider("demo", ISSUER, &format!("jwks_uri: '{}'", server.http("/keys")), IMMEDIATE_REFRESH)]);
+    let config = configured(&[provider(
+        "demo",
+        ISSUER,
+        &format!("jwks_uri: '{}'", server.http("/keys")),
+        IMMEDIATE_REFRESH,
+    )]);
     let app = App::bind(config, fixed_clock()).await.expect("bound");
     let (shutdown, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(app.serve(async move {
@@ -258,7 +261,7 @@ async fn a_drain_does_not_wait_for_an_issuer() {
 }
 
 #[tokio::test]
-async fn a_drain_in_the_middle_of_a_reload_does_not_wait_for_it_and_ends_its_trials() {
+async fn a_drain_during_a_reload_cancels_it() {
     let (folder, server, known) = (folder(), KeyServer::start().await, key("known"));
     server.respond_with(Answer::keys(&[&known]));
     // A fetch that is not cancelled lasts longer than the test.
@@ -283,7 +286,7 @@ async fn a_drain_in_the_middle_of_a_reload_does_not_wait_for_it_and_ends_its_tri
 }
 
 #[tokio::test]
-async fn what_changes_while_a_reload_is_under_way_is_read_once_that_has_ended() {
+async fn a_change_during_a_reload_is_applied_after_it() {
     let (folder, server, known) = (folder(), KeyServer::start().await, key("known"));
     let answer = Answer::keys(&[&known]);
     server.on(move |request| match request.target.as_str() {
@@ -304,15 +307,17 @@ async fn what_changes_while_a_reload_is_under_way_is_read_once_that_has_ended() 
         process.signal("-HUP");
     }
     assert_eq!(process.bearer(&known).await.reason(), "ok");
-    eventually("the last configuration is applied", async || process.bearer(&known).await.metadata["provider"] == "third")
-        .await;
+    eventually("the last configuration is applied", async || {
+        process.bearer(&known).await.metadata["provider"] == "third"
+    })
+    .await;
     let (_, log) = process.terminate().await;
     let line = log.lines().find(|line| line.contains("provider not reloaded")).expect("logged");
     assert!(line.contains("hanging") && line.contains("no answer within 500 ms"), "{line}");
 }
 
 #[tokio::test]
-async fn a_reload_and_an_end_in_the_middle_of_a_fetch_harm_nobody() {
+async fn a_reload_and_a_shutdown_during_a_fetch_lose_no_request() {
     let (folder, server, known) = (folder(), KeyServer::start().await, key("known"));
     server.respond_with(Answer::keys(&[&known]));
     let at = |more: &str| provider("demo", ISSUER, &format!("jwks_uri: '{}'", server.http("/keys")), more);

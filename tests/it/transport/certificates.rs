@@ -49,8 +49,9 @@ impl Certified {
         protocols: &[&str],
     ) -> Layer {
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).expect("a key");
-        let mut config =
-            builder.with_single_cert(vec![der(&self.certificate)], key).expect("the key matches the certificate");
+        let mut config = builder
+            .with_single_cert(vec![der(&self.certificate)], key)
+            .expect("the key matches the certificate");
         config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
         Layer::Tls(Arc::new(config))
     }

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::answer::{Answer, Step, set_of};
 use super::certificates::Authority;
 use super::env::{
-    TestEnv, ISSUER, IMMEDIATE_REFRESH, configuration_faults, configured, metric_value, eventually, folder, key, provider,
-    status, token, token_of,
+    IMMEDIATE_REFRESH, ISSUER, TestEnv, configuration_faults, configured, eventually, folder, key,
+    metric_value, provider, status, token, token_of,
 };
 use super::key_server::{KeyServer, Layer, Request};
 use crate::support::{NOW, Running, fixed_clock};
@@ -20,7 +20,11 @@ const DOCUMENT: &str = "/.well-known/openid-configuration";
 /// A service with discovery at this server and without keys.
 async fn discovering(server: &KeyServer) -> Running {
     let keys = format!("discovery_uri: '{}'", server.http(DOCUMENT));
-    Running::start_without_keys(configured(&[provider("demo", ISSUER, &keys, IMMEDIATE_REFRESH)]), fixed_clock()).await
+    Running::start_without_keys(
+        configured(&[provider("demo", ISSUER, &keys, IMMEDIATE_REFRESH)]),
+        fixed_clock(),
+    )
+    .await
 }
 
 /// Answers `/keys` with these keys, and everything else with this document.
@@ -29,7 +33,7 @@ fn publishing(document: Answer, keys: Answer) -> impl Fn(&Request) -> Answer + S
 }
 
 #[tokio::test]
-async fn a_document_is_refused_unless_it_is_this_issuers_and_its_keys_are_on_its_host() {
+async fn a_document_is_rejected_unless_it_has_this_issuer_and_its_keys_are_on_its_host() {
     const OTHER_HOST: &str = "another host: if that is intended, configure it as `jwks_uri`";
     const NO_DOCUMENT: &str = "not a discovery document";
     const NO_URL: &str = "not a URL that can be trusted";
@@ -99,7 +103,7 @@ async fn a_document_is_refused_unless_it_is_this_issuers_and_its_keys_are_on_its
 }
 
 #[tokio::test]
-async fn a_document_may_say_more_and_name_another_port_or_spelling_of_its_host() {
+async fn a_document_may_have_other_members_and_another_port_or_notation_of_its_host() {
     let server = KeyServer::start().await;
     let elsewhere = KeyServer::start().await;
     let known = key("known");
@@ -129,7 +133,8 @@ async fn a_document_may_say_more_and_name_another_port_or_spelling_of_its_host()
 #[tokio::test]
 async fn a_document_over_https_may_not_name_an_http_key_url() {
     let (folder, authority) = (folder(), Authority::new());
-    let more = format!("{IMMEDIATE_REFRESH}, http: {{ca_file: '{}'}}", authority.write(folder.path()).display());
+    let more =
+        format!("{IMMEDIATE_REFRESH}, http: {{ca_file: '{}'}}", authority.write(folder.path()).display());
     let (secure, plain) =
         (KeyServer::start_with(authority.issue(&["localhost"]).layer()).await, KeyServer::start().await);
     let known = key("known");
@@ -144,7 +149,8 @@ async fn a_document_over_https_may_not_name_an_http_key_url() {
     assert_eq!(plain.connections(), 0);
 
     secure.on(publishing(Answer::document(ISSUER, secure.https("/keys")), Answer::keys(&[&known])));
-    eventually("the keys are fetched by https", async || service.bearer(&token(&known)).await.is_allowed()).await;
+    eventually("the keys are fetched by https", async || service.bearer(&token(&known)).await.is_allowed())
+        .await;
 }
 
 #[tokio::test]
@@ -228,7 +234,9 @@ async fn a_forced_fetch_bypasses_a_cache_with_an_old_document() {
         }
     });
     let keys = format!("discovery_uri: '{}'", server.http(DOCUMENT));
-    let service = Running::start(configured(&[provider("demo", ISSUER, &keys, IMMEDIATE_REFRESH)]), fixed_clock()).await;
+    let service =
+        Running::start(configured(&[provider("demo", ISSUER, &keys, IMMEDIATE_REFRESH)]), fixed_clock())
+            .await;
     moved.store(true, Ordering::SeqCst);
     let env = TestEnv { server, key: old, service };
     env.wait_until_known(&new).await;
@@ -250,7 +258,9 @@ async fn an_entity_tag_of_one_url_is_not_sent_to_another() {
     };
     publish(&server, "/a", &[&old]);
     let keys = format!("discovery_uri: '{}'", server.http(DOCUMENT));
-    let service = Running::start(configured(&[provider("demo", ISSUER, &keys, IMMEDIATE_REFRESH)]), fixed_clock()).await;
+    let service =
+        Running::start(configured(&[provider("demo", ISSUER, &keys, IMMEDIATE_REFRESH)]), fixed_clock())
+            .await;
     let env = TestEnv { server, key: old, service };
     publish(&env.server, "/b", &[&new]);
     env.wait_until_known(&new).await;

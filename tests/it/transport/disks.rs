@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::answer::Answer;
-use super::env::{ISSUER, IMMEDIATE_REFRESH, eventually, folder, key, provider, token_of, wall_time};
+use super::env::{IMMEDIATE_REFRESH, ISSUER, eventually, folder, key, provider, token_of, wall_time};
 use super::key_server::KeyServer;
 use super::process::{Process, portcullis_with_mounts};
 
@@ -17,7 +17,7 @@ fn command_with_hanging_disk(path: &Path) -> Option<Command> {
 }
 
 #[tokio::test]
-async fn snapshots_on_a_disk_that_does_not_answer_hold_up_no_request_and_no_other_issuers_rotation() {
+async fn snapshots_on_a_hanging_disk_delay_no_request_and_do_not_affect_other_issuers() {
     let (folder, server) = (folder(), KeyServer::start().await);
     let disk = folder.path().join("disk");
     std::fs::create_dir(&disk).expect("the folder can be written to");
@@ -33,7 +33,8 @@ async fn snapshots_on_a_disk_that_does_not_answer_hold_up_no_request_and_no_othe
     let keys = format!("jwks_uri: '{url}', realms: [{}], max_realms: {REALMS}", names.join(", "));
     // By host name, which needs a lookup.
     let other = format!("jwks_uri: 'http://localhost:{}/keys'", server.address().port());
-    let providers = [provider("many", &url, &keys, &refresh), provider("demo", ISSUER, &other, IMMEDIATE_REFRESH)];
+    let providers =
+        [provider("many", &url, &keys, &refresh), provider("demo", ISSUER, &other, IMMEDIATE_REFRESH)];
     let process = Process::serve_by(command, folder.path(), &providers).await;
     eventually("the key is known", async || process.bearer(&known).await.is_allowed()).await;
     for name in &names {

@@ -7,7 +7,7 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use portcullis::commands::issuer::SigningKey;
 
 use super::answer::{Answer, Gate, Step, set_of};
-use super::env::{TestEnv, IMMEDIATE_REFRESH, Table, key, token};
+use super::env::{IMMEDIATE_REFRESH, Table, TestEnv, key, token};
 
 fn gzip(bytes: impl AsRef<[u8]>) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
@@ -60,7 +60,7 @@ async fn a_bomb_does_not_delay_other_requests() {
     let env = TestEnv::start(IMMEDIATE_REFRESH).await;
     let (new, gate) = (key("new"), Gate::new());
     let bomb = gzip(vec![b' '; 64 << 20]);
-    env.server.respond_with(encoded("gzip", bomb).trailing(&gate));
+    env.server.respond_with(encoded("gzip", bomb).gated_by(&gate));
     let (bombed, ()) = tokio::join!(env.faults(&new, "keys_unavailable"), async {
         env.server.request(2).await;
         gate.open();
@@ -130,7 +130,8 @@ async fn bytes_after_the_end_of_a_gzip_stream_add_no_key() {
     for trailing in [packed, String::into_bytes] {
         let env = TestEnv::start(IMMEDIATE_REFRESH).await;
         let (new, smuggled) = (key("new"), key("smuggled"));
-        env.server.respond_with(encoded("gzip", [gzip(set_of(&[&new])), trailing(set_of(&[&smuggled]))].concat()));
+        env.server
+            .respond_with(encoded("gzip", [gzip(set_of(&[&new])), trailing(set_of(&[&smuggled]))].concat()));
         let answer = env.service.bearer(&token(&smuggled)).await;
         assert!(!answer.is_allowed(), "{}", answer.reason());
         env.server.respond_with(Answer::keys(&[&new]));

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::answer::{Answer, set_of};
 use super::env::{
-    FREQUENT_REFRESH, TestEnv, ISSUER, IMMEDIATE_REFRESH, configured, eventually, fetches, key, provider, status, token,
+    FREQUENT_REFRESH, IMMEDIATE_REFRESH, ISSUER, TestEnv, configured, eventually, fetches, key, provider,
+    status, token,
 };
 use super::key_server::{KeyServer, Request};
 use crate::support::{NOW, Running, fixed_clock};
@@ -166,7 +167,9 @@ async fn a_forced_fetch_bypasses_caches_and_a_scheduled_one_uses_them() {
 }
 
 /// A service with frequent fetches from a server that answers like this.
-async fn refreshing_from(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> (KeyServer, Running) {
+async fn refreshing_from(
+    answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+) -> (KeyServer, Running) {
     let server = KeyServer::start().await;
     server.on(answer);
     let keys = format!("jwks_uri: '{}'", server.http("/keys"));
@@ -233,7 +236,10 @@ async fn one_scheduled_fetch_in_ten_sends_no_validator_and_a_wrong_one_is_never_
     let count = server.requests().len();
     server.request(count + 25).await;
     let requests = server.requests();
-    assert!(requests.iter().skip(count + 2).all(|request| tag_of(request).is_none()), "a wrong validator is sent");
+    assert!(
+        requests.iter().skip(count + 2).all(|request| tag_of(request).is_none()),
+        "a wrong validator is sent"
+    );
 }
 
 #[tokio::test]
@@ -258,7 +264,8 @@ async fn a_304_after_a_new_redirect_is_ignored_and_the_full_set_is_requested() {
     .await;
     assert!(service.bearer(&token(&new)).await.is_allowed());
     let requests = server.requests();
-    let conditional = requests.iter().filter(|request| request.target != "/keys" && tag_of(request).is_some());
+    let conditional =
+        requests.iter().filter(|request| request.target != "/keys" && tag_of(request).is_some());
     // One fetch in ten sends no tag anyway.
     assert!(conditional.count() <= 1, "the full set is requested immediately");
 }
@@ -315,9 +322,11 @@ async fn a_304_confirms_the_current_set_repeatedly_until_it_changes() {
     };
     server.on(tagged(&[&old], "\"1\""));
     let keys = format!("jwks_uri: '{}'", server.http("/keys"));
-    let service = Running::start(configured(&[provider("demo", ISSUER, &keys, FREQUENT_REFRESH)]), fixed_clock()).await;
+    let service =
+        Running::start(configured(&[provider("demo", ISSUER, &keys, FREQUENT_REFRESH)]), fixed_clock()).await;
     server.request(50).await;
-    eventually("fifty fetches are counted", async || fetches(&service, "scheduled", "unchanged").await >= 49).await;
+    eventually("fifty fetches are counted", async || fetches(&service, "scheduled", "unchanged").await >= 49)
+        .await;
     assert_eq!(fetches(&service, "startup", "renewed").await, 1);
     assert_eq!(fetches(&service, "scheduled", "failed").await, 0);
     let env = TestEnv { server, key: old, service };
@@ -345,8 +354,10 @@ async fn a_304_may_end_with_the_connection_or_have_a_length_but_adds_no_keys() {
         let (a, smuggled) = (key("a"), key("smuggled"));
         let full = Answer::keys(&[&a]).header("etag", "\"1\"");
         let (server, service) =
-            refreshing_from(move |request| if tag_of(request).is_some() { not_modified.clone() } else { full.clone() })
-                .await;
+            refreshing_from(
+                move |request| if tag_of(request).is_some() { not_modified.clone() } else { full.clone() },
+            )
+            .await;
         server.request(6).await;
         assert_eq!(service.bearer(&token(&smuggled)).await.reason(), "key_unknown");
         assert_eq!(service.bearer(&token(&a)).await.faults("ok", &[]), Vec::<String>::new());

@@ -230,7 +230,11 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     }
 }
 
-async fn serve_http1(mut stream: impl AsyncRead + AsyncWrite + Unpin, with_certificate: bool, shared: &Shared) {
+async fn serve_http1(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    with_certificate: bool,
+    shared: &Shared,
+) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -247,10 +251,7 @@ async fn serve_http1(mut stream: impl AsyncRead + AsyncWrite + Unpin, with_certi
     run_steps(stream, answer.into_steps(), &raw, shared).await;
 }
 
-async fn serve_http2(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    shared: Arc<Shared>,
-) {
+async fn serve_http2(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, shared: Arc<Shared>) {
     let router = axum::Router::new().fallback(async move |request: axum::extract::Request| {
         assert_eq!(request.version(), http::Version::HTTP_2);
         let recorded = Request {

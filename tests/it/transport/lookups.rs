@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::answer::Answer;
-use super::env::{ISSUER, IMMEDIATE_REFRESH, metric_in, eventually, folder, key, provider, token_of, wall_time};
+use super::env::{
+    IMMEDIATE_REFRESH, ISSUER, eventually, folder, key, metric_in, provider, token_of, wall_time,
+};
 use super::key_server::KeyServer;
 use super::process::{Process, portcullis_with_mounts};
 
@@ -42,9 +44,10 @@ fn command_with_name_server(folder: &Path) -> Option<Command> {
 }
 
 #[tokio::test]
-async fn names_that_are_never_answered_cost_few_threads_and_no_other_issuers_rotation() {
+async fn unanswered_lookups_use_few_threads_and_do_not_affect_other_issuers() {
     let (folder, server) = (folder(), KeyServer::start().await);
-    let (Some(queries), Some(command)) = (silent_name_server(), command_with_name_server(folder.path())) else {
+    let (Some(queries), Some(command)) = (silent_name_server(), command_with_name_server(folder.path()))
+    else {
         eprintln!("skipped: no permission for a name server and a mount namespace");
         return;
     };
@@ -54,7 +57,10 @@ async fn names_that_are_never_answered_cost_few_threads_and_no_other_issuers_rot
     let other = format!("jwks_uri: '{}'", server.http("/keys"));
     let known = key("known");
     server.respond_with(Answer::keys(&[&known]));
-    let providers = [provider("slow", slow, &keys, FREQUENT_ATTEMPTS), provider("demo", ISSUER, &other, IMMEDIATE_REFRESH)];
+    let providers = [
+        provider("slow", slow, &keys, FREQUENT_ATTEMPTS),
+        provider("demo", ISSUER, &other, IMMEDIATE_REFRESH),
+    ];
     let process = Process::serve_by(command, folder.path(), &providers).await;
     eventually("the key is known", async || process.bearer(&known).await.is_allowed()).await;
     for name in &names {

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 
 use super::answer::{Answer, Gate};
 use super::env::{
-    FREQUENT_REFRESH, TestEnv, ISSUER, IMMEDIATE_REFRESH, capture, configured, eventually, fetches, folder, key, logged, provider,
-    token,
+    FREQUENT_REFRESH, IMMEDIATE_REFRESH, ISSUER, TestEnv, capture, configured, eventually, fetches, folder,
+    key, logged, provider, token,
 };
 use super::key_server::KeyServer;
 use crate::support::{NOW, Running, fixed_clock};
@@ -152,7 +152,7 @@ async fn a_forced_fetch_requests_the_document_again_if_the_cached_url_has_no_new
 }
 
 #[tokio::test]
-async fn a_document_that_is_older_by_its_date_alone_leads_to_a_key_that_a_token_needs() {
+async fn a_document_that_is_older_only_by_its_date_is_used_for_a_needed_key() {
     let (server, old, new) = (KeyServer::start().await, key("old"), key("new"));
     let issuer = server.http("");
     let moved = Arc::new(AtomicBool::new(false));
@@ -194,7 +194,8 @@ async fn after_a_restart_an_answer_with_the_same_clock_still_removes_keys_of_an_
     let service = start(&server, folder.path(), IMMEDIATE_REFRESH).await;
     assert_eq!(service.bearer(&token(&second)).await.reason(), "ok");
     assert_ne!(service.bearer(&token(&first)).await.reason(), "ok");
-    eventually("the snapshot follows", async || !snapshot_kids(folder.path()).contains(&"new".to_owned())).await;
+    eventually("the snapshot follows", async || !snapshot_kids(folder.path()).contains(&"new".to_owned()))
+        .await;
 }
 
 /// A provider with snapshots in this folder.
@@ -264,7 +265,8 @@ async fn a_snapshot_of_another_process_is_never_replaced_by_an_older_set() {
     // Two processes with one folder. The first has read the old file, and its own fetches fail.
     server.respond_with(Answer::status(503));
     let outdated = start(&server, folder.path(), FREQUENT_REFRESH).await;
-    eventually("the key of the snapshot is used", async || outdated.bearer(&token(&old)).await.is_allowed()).await;
+    eventually("the key of the snapshot is used", async || outdated.bearer(&token(&old)).await.is_allowed())
+        .await;
     server.respond_with(dated(&[&new], -10));
     let current = start(&server, folder.path(), IMMEDIATE_REFRESH).await;
     eventually("a snapshot of the newer set", async || snapshot_kids(folder.path()) == ["new"]).await;
@@ -437,7 +439,12 @@ async fn a_reload_to_another_source_knows_what_was_withdrawn_at_the_old_one() {
     let (before, after) = (KeyServer::start().await, KeyServer::start().await);
     let (old, new) = (key("old"), key("new"));
     let at = |server: &KeyServer| {
-        configured(&[provider("demo", ISSUER, &format!("jwks_uri: '{}'", server.http("/keys")), IMMEDIATE_REFRESH)])
+        configured(&[provider(
+            "demo",
+            ISSUER,
+            &format!("jwks_uri: '{}'", server.http("/keys")),
+            IMMEDIATE_REFRESH,
+        )])
     };
     before.respond_with(dated(&[&old], -20));
     let service = Service::start(&at(&before), fixed_clock()).expect("no file is needed");

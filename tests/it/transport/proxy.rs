@@ -6,7 +6,7 @@ use portcullis::commands::issuer::SigningKey;
 
 use super::answer::{Answer, Step};
 use super::certificates::Authority;
-use super::env::{ISSUER, IMMEDIATE_REFRESH, configuration_faults, eventually, folder, key, provider, text};
+use super::env::{IMMEDIATE_REFRESH, ISSUER, configuration_faults, eventually, folder, key, provider, text};
 use super::key_server::{KeyServer, Layer, Request};
 use super::process::{Process, portcullis};
 
@@ -28,7 +28,8 @@ async fn publishing(layer: Layer) -> (SigningKey, KeyServer) {
 
 /// A provider with keys at this URL through this proxy; `http` is further members.
 fn provider_via(proxy: &KeyServer, url: &str, http: &str) -> Vec<String> {
-    let more = format!("allow_http: true, {IMMEDIATE_REFRESH}, http: {{proxy: '{}', {http}}}", proxy.http(""));
+    let more =
+        format!("allow_http: true, {IMMEDIATE_REFRESH}, http: {{proxy: '{}', {http}}}", proxy.http(""));
     vec![provider("demo", ISSUER, &format!("jwks_uri: '{url}'"), &more)]
 }
 
@@ -60,7 +61,8 @@ async fn https_goes_through_a_tunnel_and_verifies_the_server() {
     let (known, server) = publishing(authority.issue(&["sso.test"]).layer()).await;
     let proxy = KeyServer::start().await;
     proxy.on(forwarding_to(&server));
-    let process = Process::serve(folder.path(), &provider_via(&proxy, "https://sso.test/keys", &ca_file), &[]).await;
+    let process =
+        Process::serve(folder.path(), &provider_via(&proxy, "https://sso.test/keys", &ca_file), &[]).await;
     wait_until_known(&process, &known).await;
     let asked = proxy.request(1).await;
     assert_eq!((asked.method.as_str(), asked.target.as_str()), ("CONNECT", "sso.test:443"));
@@ -82,8 +84,12 @@ async fn a_proxy_may_itself_be_reached_by_https() {
     let proxy = KeyServer::start_with(authority.issue(&["localhost"]).layer()).await;
     proxy.on(forwarding_to(&server));
     let http = format!("http: {{proxy: '{}', ca_file: '{ca_file}'}}", proxy.https(""));
-    let providers =
-        [provider("demo", ISSUER, "jwks_uri: 'https://sso.test:8443/keys'", &format!("{IMMEDIATE_REFRESH}, {http}"))];
+    let providers = [provider(
+        "demo",
+        ISSUER,
+        "jwks_uri: 'https://sso.test:8443/keys'",
+        &format!("{IMMEDIATE_REFRESH}, {http}"),
+    )];
     let process = Process::serve(folder.path(), &providers, &[]).await;
     wait_until_known(&process, &known).await;
     assert_eq!(proxy.request(1).await.target, "sso.test:8443");
@@ -206,7 +212,8 @@ async fn proxy_variables_of_the_environment_are_ignored() {
     let environment: Vec<(&str, &str)> = names.iter().map(|name| (*name, proxy_address.as_str())).collect();
     let keys = format!("jwks_uri: '{}'", server.http("/keys"));
     let process =
-        Process::serve(folder.path(), &[provider("demo", ISSUER, &keys, IMMEDIATE_REFRESH)], &environment).await;
+        Process::serve(folder.path(), &[provider("demo", ISSUER, &keys, IMMEDIATE_REFRESH)], &environment)
+            .await;
     wait_until_known(&process, &known).await;
     assert_eq!(proxy.connections(), 0);
 }

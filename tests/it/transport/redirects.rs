@@ -2,7 +2,7 @@
 
 use super::answer::Answer;
 use super::certificates::Authority;
-use super::env::{TestEnv, IMMEDIATE_REFRESH, Table, folder, key};
+use super::env::{IMMEDIATE_REFRESH, Table, TestEnv, folder, key};
 use super::key_server::KeyServer;
 
 #[tokio::test]
@@ -124,7 +124,8 @@ async fn an_invalid_redirect_is_an_error() {
 #[tokio::test]
 async fn https_redirects_to_https_only_and_http_may_redirect_to_https_of_its_host() {
     let (folder, authority) = (folder(), Authority::new());
-    let http = format!("{IMMEDIATE_REFRESH}, http: {{ca_file: '{}'}}", authority.write(folder.path()).display());
+    let http =
+        format!("{IMMEDIATE_REFRESH}, http: {{ca_file: '{}'}}", authority.write(folder.path()).display());
     let secure = KeyServer::start_with(authority.issue(&["localhost"]).layer()).await;
     let plain = KeyServer::start().await;
     let plain_url = format!("http://localhost:{}/keys", plain.address().port());

@@ -16,13 +16,16 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::answer::{Answer, Gate};
-use super::env::{ISSUER, IMMEDIATE_REFRESH, metric_in, eventually, folder, key, provider, token_of, wall_time};
+use super::env::{
+    IMMEDIATE_REFRESH, ISSUER, eventually, folder, key, metric_in, provider, token_of, wall_time,
+};
 use super::key_server::KeyServer;
 use super::process::Process;
 
 /// The provider `demo` with snapshots in a subfolder of this folder.
 fn with_snapshots(server: &KeyServer, folder: &Path) -> Vec<String> {
-    let refresh = IMMEDIATE_REFRESH.replace('{', &format!("{{snapshot_dir: '{}', ", folder.join("snapshot").display()));
+    let refresh =
+        IMMEDIATE_REFRESH.replace('{', &format!("{{snapshot_dir: '{}', ", folder.join("snapshot").display()));
     vec![provider("demo", ISSUER, &format!("jwks_uri: '{}'", server.http("/keys")), &refresh)]
 }
 
@@ -41,7 +44,8 @@ async fn a_key_withdrawn_while_no_process_ran_verifies_nothing_at_a_start_with_a
     server.respond_with(Answer::keys(&[&withdrawn]));
     let process = serve(&server, folder.path()).await;
     eventually("the key is known", async || process.bearer(&withdrawn).await.is_allowed()).await;
-    eventually("a snapshot", async || Snapshot::read(&folder.path().join("snapshots/demo.json")).is_some()).await;
+    eventually("a snapshot", async || Snapshot::read(&folder.path().join("snapshots/demo.json")).is_some())
+        .await;
     drop(process);
     server.respond_with(Answer::keys(&[&new]).gated_by(&gate));
     let before = server.requests().len();
@@ -133,8 +137,7 @@ fn numbered(number: usize) -> SigningKey {
 }
 
 #[tokio::test]
-async fn a_process_killed_while_two_write_one_folder_leaves_a_complete_file_that_is_never_older()
-{
+async fn a_process_killed_while_two_write_one_folder_leaves_a_complete_file_that_is_never_older() {
     let (folder, server) = (folder(), KeyServer::start().await);
     let file = folder.path().join("snapshots/demo.json");
     let (mut current, mut withdrawn) = (numbered(0), numbered(0));

@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 
 use super::answer::Answer;
 use super::env::{
-    TestEnv, ISSUER, IMMEDIATE_REFRESH, capture, configured, eventually, fetches, folder, key, logged, provider, status,
-    token, token_of,
+    IMMEDIATE_REFRESH, ISSUER, TestEnv, capture, configured, eventually, fetches, folder, key, logged,
+    provider, status, token, token_of,
 };
 use super::key_server::KeyServer;
 use super::process::Process;
@@ -107,7 +107,8 @@ async fn a_snapshot_is_private_and_has_public_keys_only() {
     let document = json!({"keys": [rich, private, shared, key("plain").public_jwk()], "extra": "extra"});
     server.respond_with(Answer::status(200).body(document.to_string()));
     let snapshot_dir = folder.path().join("made/when/missing");
-    let service = Running::start(configured(&[with_snapshots(&server, ISSUER, &snapshot_dir)]), fixed_clock()).await;
+    let service =
+        Running::start(configured(&[with_snapshots(&server, ISSUER, &snapshot_dir)]), fixed_clock()).await;
     let file = snapshot_dir.join("demo.json");
     eventually("a snapshot", async || file.exists()).await;
     let text = fs::read_to_string(&file).expect("text");
@@ -229,7 +230,8 @@ async fn a_modified_snapshot_or_one_that_others_can_write_is_rejected_and_logged
         let server = write_snapshot(folder.path(), &known).await;
         tamper(&folder.path().join("demo.json"));
         let (reason, log) = start_again(&server, ISSUER, folder.path(), &known).await;
-        let is_logged = log.lines().any(|line| line.contains("key snapshot not used") && steady.contains(expected));
+        let is_logged =
+            log.lines().any(|line| line.contains("key snapshot not used") && line.contains(expected));
         if reason != "keys_unavailable" || !is_logged {
             failures.push(format!("{what}: {reason}, {log}"));
         }
@@ -319,7 +321,8 @@ async fn a_folder_that_cannot_be_written_affects_only_the_snapshot() {
     let server = KeyServer::start().await;
     server.respond_with(Answer::keys(&[&known]));
     capture();
-    let service = Running::start(configured(&[with_snapshots(&server, ISSUER, &blocked)]), fixed_clock()).await;
+    let service =
+        Running::start(configured(&[with_snapshots(&server, ISSUER, &blocked)]), fixed_clock()).await;
     let env = TestEnv { server, key: known, service };
     eventually("logged", async || logged().contains("key snapshot not written")).await;
     env.server.respond_with(Answer::keys(&[&new]));
@@ -339,7 +342,8 @@ async fn a_set_is_used_up_to_max_stale_and_then_the_reason_is_keys_unavailable()
     })
     .await;
     env.server.respond_with(Answer::keys(&[&env.key]));
-    eventually("the key is known again", async || env.service.bearer(&token(&env.key)).await.is_allowed()).await;
+    eventually("the key is known again", async || env.service.bearer(&token(&env.key)).await.is_allowed())
+        .await;
     assert!(fetches(&env.service, "scheduled", "failed").await > 0);
     assert_eq!(status(&env.service, "demo").await["last_error"], json!(null));
 }

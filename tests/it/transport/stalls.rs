@@ -5,8 +5,8 @@ use portcullis::commands::issuer::SigningKey;
 use super::answer::{Answer, Gate, Step, set_of};
 use super::certificates::Authority;
 use super::env::{
-    TestEnv, SHORT_TIMEOUT, ISSUER, IMMEDIATE_REFRESH, Table, configured, eventually, folder, key, provider, status, token,
-    token_of,
+    IMMEDIATE_REFRESH, ISSUER, SHORT_TIMEOUT, Table, TestEnv, configured, eventually, folder, key, provider,
+    status, token, token_of,
 };
 use super::key_server::{KeyServer, Layer};
 use crate::support::{NOW, Running, fixed_clock};
@@ -121,7 +121,7 @@ async fn a_stalled_handshake_times_out() {
 }
 
 #[tokio::test]
-async fn while_one_issuer_stalls_another_ones_rotation_is_survived_and_known_keys_serve() {
+async fn while_one_issuer_stalls_rotations_of_others_and_known_keys_work() {
     const OTHER: &str = "https://other.example.com";
     let (stalling, healthy) = (KeyServer::start().await, KeyServer::start().await);
     let (a, b) = (key("a"), key("b"));
@@ -156,7 +156,7 @@ async fn while_one_issuer_stalls_another_ones_rotation_is_survived_and_known_key
 }
 
 #[tokio::test]
-async fn an_issuer_that_is_broken_from_the_start_keeps_readiness_and_nobody_elses_tokens() {
+async fn an_issuer_broken_from_the_start_affects_readiness_and_no_other_tokens() {
     const OTHER: &str = "https://other.example.com";
     let healthy = KeyServer::start().await;
     let b = key("b");

@@ -6,7 +6,7 @@ use portcullis::commands::issuer::SigningKey;
 use tokio::task::JoinHandle;
 
 use super::answer::{Answer, Gate};
-use super::env::{configured, metric_value, eventually, folder, key, provider, token_of, wall_time};
+use super::env::{configured, eventually, folder, key, metric_value, provider, token_of, wall_time};
 use super::key_server::{KeyServer, Request};
 use super::process::Process;
 use crate::support::{NOW, Running, fixed_clock};

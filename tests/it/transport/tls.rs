@@ -8,7 +8,8 @@ use std::path::Path;
 use super::answer::{Answer, Step};
 use super::certificates::{Authority, Certified, expired, for_clients, not_yet_valid, self_signed};
 use super::env::{
-    TestEnv, ISSUER, IMMEDIATE_REFRESH, configured, eventually, folder, key, provider, start_faults, status, token,
+    IMMEDIATE_REFRESH, ISSUER, TestEnv, configured, eventually, folder, key, provider, start_faults, status,
+    token,
 };
 use super::key_server::{KeyServer, Layer};
 use super::process::Process;
@@ -70,7 +71,10 @@ async fn only_a_certificate_of_the_configured_authority_for_this_host_and_time_i
         ("for clients alone", "localhost", authority.issue_with(&["localhost"], for_clients), ""),
     ] {
         let error = error_of(certified.layer(), host, &more).await;
-        assert!(error.contains(expected) && (error == "allowed") == (expected == "allowed"), "{what}: {error}");
+        assert!(
+            error.contains(expected) && (error == "allowed") == (expected == "allowed"),
+            "{what}: {error}"
+        );
         assert!(error.len() < 300, "{what}: {error}");
     }
 }
@@ -115,7 +119,10 @@ async fn a_ca_file_replaces_the_authorities_of_the_system() {
         if allowed {
             eventually("the issuer is trusted", async || process.bearer(&known).await.is_allowed()).await;
         } else {
-            eventually("the issuer is not trusted", async || process.last_error().await.contains("UnknownIssuer")).await;
+            eventually("the issuer is not trusted", async || {
+                process.last_error().await.contains("UnknownIssuer")
+            })
+            .await;
             assert_eq!(process.bearer(&known).await.reason(), "keys_unavailable");
         }
     }
@@ -378,8 +385,7 @@ async fn goaway_debug_data_makes_no_long_lines_and_is_not_repeated() {
     let goaway = [&[0; 8][..], &b"log this password is hunter2 ".repeat(300)].concat();
     let length = u32::try_from(goaway.len()).expect("short").to_be_bytes();
     let mut frames = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
-    frames
-        .extend([&length[1..], &[7, 0, 0, 0, 0, 0], &goaway[..4], &[0, 0, 0, 11], &goaway[8..]].concat());
+    frames.extend([&length[1..], &[7, 0, 0, 0, 0, 0], &goaway[..4], &[0, 0, 0, 11], &goaway[8..]].concat());
     let error = error_of(Layer::RawTls(config, vec![Step::Send(frames)]), "localhost", &more).await;
     assert!(error != "allowed" && !error.contains("no answer within"), "{error:.300}");
     assert!(error.len() <= 1024 && !error.contains("hunter2"), "{} bytes: {error:.300}", error.len());

@@ -66,7 +66,7 @@ impl Served {
 
     async fn wait_for_reloads(&self, outcome: &str, times: u64) {
         let sample = format!("portcullis_config_reloads_total{{outcome=\"{outcome}\"}} {times}\n");
-        eventually("the reload is wait_for_reloads", TIMEOUT, async || {
+        eventually("the reload is counted", TIMEOUT, async || {
             let answer = client().get(format!("http://{}/metrics", self.admin)).send().await.ok()?;
             answer.text().await.ok()?.contains(&sample).then_some(())
         })

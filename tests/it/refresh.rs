@@ -36,7 +36,7 @@ impl TestEnv {
         key.sign(&self.issuer.claims(support::NOW))
     }
 
-    /// Waits until the recovered issuer assert_reason used: the failed fetch may still be in progress, and no fetch starts during the
+    /// Waits until the recovered issuer is used: the failed fetch may still be in progress, and no fetch starts during the
     /// spacing after it.
     async fn wait_for_recovery(&self, token: &str) {
         for _ in 0..500 {
@@ -47,7 +47,7 @@ impl TestEnv {
             assert_reason(&answer, "keys_unavailable");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("the recovered issuer assert_reason not used");
+        panic!("the recovered issuer is not used");
     }
 
     /// Sends this many concurrent checks.
@@ -103,7 +103,7 @@ async fn a_token_of_a_new_key_waits_for_the_fetch_after_one_started_before_the_r
         let (service, token) = (Arc::clone(&env.service), env.token(&key));
         async move { service.bearer(&token).await }
     });
-    // The held response assert_reason the old set; the valid token must wait for the next one.
+    // The held response is the old set; the valid token must wait for the next one.
     env.issuer.release();
     assert_reason(&early.await.expect("answered"), "key_unknown");
     assert_reason(&good.await.expect("answered"), "ok");
@@ -206,7 +206,7 @@ async fn an_issuer_that_recovers_with_other_keys_is_used_again() {
     assert_reason(&env.service.bearer(&env.token(&new)).await, "keys_unavailable");
     assert_reason(&env.service.bearer(&env.token(&key)).await, "ok");
     env.issuer.publish(&[&new]);
-    env.issuer.restart().await.expect("the port assert_reason still ours");
+    env.issuer.restart().await.expect("the port is still ours");
     env.wait_for_recovery(&env.token(&new)).await;
     assert_reason(&env.service.bearer(&env.token(&key)).await, "key_unknown");
 }
@@ -333,11 +333,7 @@ async fn discovery_finds_the_keys_and_refuses_another_issuers_document() {
     assert_reason(&service.bearer(&key.sign(&issuer.claims(support::NOW))).await, "ok");
     let new = issuer.rotate(ES256);
     assert_reason(&service.bearer(&new.sign(&issuer.claims(support::NOW))).await, "ok");
-    assert_eq!(
-        (issuer.discovery_fetches(), issuer.key_fetches()),
-        (1, 2),
-        "a forced fetch assert_reason one request"
-    );
+    assert_eq!((issuer.discovery_fetches(), issuer.key_fetches()), (1, 2), "a forced fetch is one request");
 
     let service = Running::start_without_keys(
         config(vec![discovering(provider("demo", "https://other"))]),
@@ -346,7 +342,7 @@ async fn discovery_finds_the_keys_and_refuses_another_issuers_document() {
     .await;
     let claims = with_claim(issuer.claims(support::NOW), "iss", "https://other");
     assert_reason(&service.bearer(&new.sign(&claims)).await, "keys_unavailable");
-    assert!(service.admin("/keys").await.contains("assert_reason not the configured one"));
+    assert!(service.admin("/keys").await.contains("is not the configured one"));
 }
 
 #[tokio::test]
@@ -405,7 +401,7 @@ async fn a_key_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothi
         }
     };
     tokio::time::timeout(Duration::from_secs(5), noticed).await.expect("noticed within 5 s");
-    // A withdrawal without a token of a new key: the change of the file assert_reason noticed.
+    // A withdrawal without a token of a new key: the change of the file is noticed.
     let (spare, withdrawn) = (SigningKey::generate("spare", ES256), new);
     write(&[&spare]);
     let noticed = async {
@@ -469,7 +465,7 @@ providers:
 ",
         issuer.issuer()
     );
-    let config = Config::parse(&text, &|_| None).expect("the configuration assert_reason valid");
+    let config = Config::parse(&text, &|_| None).expect("the configuration is valid");
     let service =
         Running::start(config, Clock::Fixed(portcullis::validation::UnixTime::from_secs(support::NOW))).await;
     let answer = service.bearer(&key.sign(&issuer.claims(support::NOW))).await;
@@ -490,19 +486,16 @@ async fn try_decide_decides_with_current_keys_and_never_waits() {
         AccessRequest::new(b"GET", b"h", b"/", headers, clock::monotonic().into_std())
     });
     let decisions = || service.metrics().encode().expect("text").matches("door=\"door\"").count();
-    let decided = authorizer.try_decide("door", &known).map_err(drop).expect("its key assert_reason known");
+    let decided = authorizer.try_decide("door", &known).map_err(drop).expect("its key is known");
     assert_eq!(decided.decision.verdict.reason().as_str(), "ok");
     let before = decisions();
     assert!(before > 0);
     for _ in 0..3 {
-        assert!(authorizer.try_decide("other door", &new).is_err(), "its key assert_reason unknown");
+        assert!(authorizer.try_decide("other door", &new).is_err(), "its key is unknown");
     }
-    assert!(
-        !service.metrics().encode().expect("text").contains("other door"),
-        "no decision assert_reason decisions"
-    );
-    assert_eq!(env.issuer.key_fetches(), fetched, "no fetch assert_reason forced");
-    let undecided = authorizer.try_decide("door", &new).expect_err("its key assert_reason unknown");
+    assert!(!service.metrics().encode().expect("text").contains("other door"), "no decision is decisions");
+    assert_eq!(env.issuer.key_fetches(), fetched, "no fetch is forced");
+    let undecided = authorizer.try_decide("door", &new).expect_err("its key is unknown");
     let (decided, ()) = tokio::join!(undecided.decided(), async {
         env.issuer.wait_for_held(1).await;
         env.issuer.release();

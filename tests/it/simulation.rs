@@ -6,7 +6,7 @@
 //! number of seeds; `tests/run simulation` runs many.
 //!
 //! # Assumptions
-//! The limits of `docs/security.md`: P1 applies once the issuer has present no fault for the time of one fetch and one spacing,
+//! The limits of `docs/security.md`: P1 applies once the issuer has had no fault for the time of one fetch and one spacing,
 //! and while caches honour `no-cache`. P8 applies by the times that responses carry.
 
 #![allow(
@@ -123,10 +123,10 @@ fn in_every_world_the_properties_hold() {
     let checked = runner::CHECKED_FOR_P1.load(Ordering::Relaxed);
     assert!(
         count == 1 || checked * 20 >= count,
-        "only {checked} tokens that present to wait were checked for P1"
+        "only {checked} tokens that had to wait were checked for P1"
     );
     println!(
-        "{count} worlds from seed {first}, no violation; {checked} tokens that present to wait were checked for P1"
+        "{count} worlds from seed {first}, no violation; {checked} tokens that had to wait were checked for P1"
     );
 }
 

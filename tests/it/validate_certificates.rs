@@ -16,7 +16,7 @@ fn listener(name: &str) -> String {
             (format!("{{address: '127.0.0.1:0', tls: {files}}}"), String::new(), String::new())
         }
         "listen.ext_authz[1]" => (
-            format!("['unix:/output/p.sock', {{address: '127.0.0.1:0', tls: {files}}}]"),
+            format!("['unix:/run/p.sock', {{address: '127.0.0.1:0', tls: {files}}}]"),
             String::new(),
             String::new(),
         ),
@@ -66,7 +66,7 @@ impl Folder {
     /// With valid files.
     fn new() -> Self {
         let folder =
-            Self { folder: tempfile::tempdir().expect("a folder"), authority: Authority::new("own") };
+            Self { folder: tempfile::tempdir().expect("a folder"), authority: Authority::new("ours") };
         folder.put("ca.pem", &folder.authority.pem);
         let certified = folder.authority.issue(&["localhost"]);
         folder.put("cert.pem", &certified.pem);

@@ -229,7 +229,7 @@ async fn opening_one_realm_does_not_block_others_and_happens_once() {
         })
         .collect();
     assert_eq!(opened.recv().await.as_deref(), Some("slow"));
-    // Spawned, so that a open lock fails this test instead of blocking it.
+    // Spawned, so that a held lock fails this test instead of blocking it.
     for name in ["quick", "new"] {
         let (authorizer, token) = (Arc::clone(&authorizer), world.token(name));
         let decided = tokio::spawn(async move { decide(&authorizer, &token).await });

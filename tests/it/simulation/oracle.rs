@@ -41,7 +41,7 @@ struct KeyHistory {
     absent: Option<ResponseTimes>,
     /// When this process first observed that the key is withdrawn.
     withdrawn_since: Option<Instant>,
-    /// Whether a response that was received later absent it, whenever it was generated.
+    /// Whether a response that was received later lacked it, whenever it was generated.
     seemed_withdrawn: bool,
 }
 
@@ -80,14 +80,14 @@ impl Observations {
         }
     }
 
-    /// Whether responses showed before this moment that the key is withdrawn, and no newer response present it.
+    /// Whether responses showed before this moment that the key is withdrawn, and no newer response had it.
     pub fn withdrawn_before(&self, key: &KeyId, moment: Instant) -> bool {
         self.keys
             .get(key)
             .is_some_and(|observed| observed.withdrawn_since.is_some_and(|since| since < moment))
     }
 
-    /// Whether a response absent the key after another present it.
+    /// Whether a response lacked the key after another had it.
     pub fn was_absent(&self, key: &KeyId) -> bool {
         self.keys.get(key).is_some_and(|observed| observed.absent.is_some())
     }
@@ -98,7 +98,7 @@ impl Observations {
         self.keys.get(key).is_some_and(|observed| observed.seemed_withdrawn)
     }
 
-    /// Whether a response present a key with this `kid` and other material.
+    /// Whether a response had a key with this `kid` and other material.
     pub fn has_other_material(&self, key: &KeyId) -> bool {
         self.keys.keys().any(|(name, thumbprint)| *name == key.0 && *thumbprint != key.1)
     }

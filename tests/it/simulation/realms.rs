@@ -251,7 +251,7 @@ pub async fn run(plan: &Plan) -> Option<String> {
         }
         if realms.known().len() > plan.max_realms + MAX_UNVERIFIED {
             violation = Some(format!(
-                "P9: {} realms are open, at max_realms {} may be known",
+                "P9: {} realms are open, at most {} may be known",
                 realms.known().len(),
                 plan.max_realms
             ));

@@ -21,7 +21,7 @@ use super::world::{Disk, START, World};
 /// Longer latency leaves no time for P1 within `wait`.
 const MAX_LATENCY_FOR_P1: Duration = Duration::from_millis(40);
 
-/// After a fault, P1 applies again once the fetch in progress has finished and one spacing is over.
+/// After a fault, P1 applies again once the fetch in progress has ended and one spacing is over.
 const RECOVERY: Duration = Duration::from_millis(3_500);
 
 const LONG_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ enum TokenKind {
     Expired,
 }
 
-/// Whether P1 applied to a token when it was checks.
+/// Whether P1 applied to a token when it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expectation {
     Allowed,
@@ -58,7 +58,7 @@ struct Simulation<'p> {
     disk: Disk,
     clock: Arc<SimulatedClock>,
     processes: Vec<Process>,
-    /// The observations of processes that have finished.
+    /// The observations of processes that have ended.
     finished: Vec<Arc<Mutex<Observations>>>,
     checks: Vec<PendingCheck>,
     signing: Key,
@@ -328,7 +328,7 @@ impl Simulation<'_> {
         let kept = key_ids(&keys);
         let all: Vec<Observations> =
             self.processes.iter().map(|one| one.observed.lock().expect("not poisoned").clone()).collect();
-        // Observations generated while the disk was full are not in the file.
+        // Observations made while the disk was full are not in the file.
         if !self.disk.is_full() && !all.iter().all(|one| one.all_withdrawn_since(self.writable_since)) {
             return;
         }
@@ -395,7 +395,7 @@ impl Simulation<'_> {
         self.plan.shape.bad_signature_spacing_ms > 1_000 && observed.has_other_material(&key_id(key))
     }
 
-    /// Checks that the current set is the published one after all faults have finished.
+    /// Checks that the current set is the published one after all faults have ended.
     async fn check_convergence(&mut self) {
         self.collect_answers(Collect::All).await;
         self.world.set_mode(IssuerMode::Healthy);

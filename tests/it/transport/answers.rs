@@ -132,7 +132,7 @@ async fn an_invalid_or_incomplete_http_response_is_an_error() {
     let mut rejects = async |what: &str, answer: &dyn Fn(&SigningKey) -> Answer| {
         table.rejects(IMMEDIATE_REFRESH, what, "", answer).await;
     };
-    rejects("closed at once", &|_| Answer::bytes("")).await;
+    rejects("closed immediately", &|_| Answer::bytes("")).await;
     rejects("no HTTP", &|new| Answer::bytes(set_of(&[new]))).await;
     rejects("another protocol", &|_| Answer::bytes("SSH-2.0-OpenSSH_9.9\r\n")).await;
     rejects("HTTP/3.0", &|new| Answer::with_status_line("HTTP/3.0 200 OK").body(set_of(&[new]))).await;
@@ -142,13 +142,13 @@ async fn an_invalid_or_incomplete_http_response_is_an_error() {
     })
     .await;
     rejects("closed in the head", &|_| Answer::bytes("HTTP/1.1 200 OK\r\ncontent-le")).await;
-    rejects("shorter than it expected", &|new| {
+    rejects("shorter than its length", &|new| {
         let set = set_of(&[new]);
         let more = (set.len() + 1).to_string();
         Answer::status(200).header("content-length", more).body(set).without_length()
     })
     .await;
-    rejects("longer than it expected", &|new| {
+    rejects("longer than its length", &|new| {
         let set = set_of(&[new]);
         let fewer = (set.len() - 1).to_string();
         Answer::status(200).header("content-length", fewer).body(set).without_length()

@@ -132,10 +132,10 @@ async fn a_scheduled_fetch_with_a_waiting_token_sends_no_validator() {
     let env = TestEnv::start(REFRESH).await;
     let tagged = |key: &_| Answer::keys(&[key]).header("etag", "\"same\"");
     let publish = |key: &_| {
-        let whole = tagged(key);
+        let full = tagged(key);
         env.server.on(move |request| match request.header("if-none-match") {
             Some(_) => Answer::status(304).header("etag", "\"same\"").without_length(),
-            None => whole.clone(),
+            None => full.clone(),
         });
     };
     publish(&env.key);

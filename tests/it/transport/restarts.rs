@@ -24,8 +24,8 @@ use super::process::Process;
 
 /// The provider `demo` with snapshots in a subfolder of this folder.
 fn with_snapshots(server: &KeyServer, folder: &Path) -> Vec<String> {
-    let refresh =
-        IMMEDIATE_REFRESH.replace('{', &format!("{{snapshot_dir: '{}', ", folder.join("snapshot").display()));
+    let refresh = IMMEDIATE_REFRESH
+        .replace('{', &format!("{{snapshot_dir: '{}', ", folder.join("snapshots").display()));
     vec![provider("demo", ISSUER, &format!("jwks_uri: '{}'", server.http("/keys")), &refresh)]
 }
 

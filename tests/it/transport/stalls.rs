@@ -28,7 +28,7 @@ async fn an_answer_that_does_not_end_times_out_and_its_connection_is_closed() {
         ("no last chunk", Box::new(move |new| cut(set(new).chunked(10, "")))),
         ("no close", Box::new(move |new| set(new).without_length().then(Step::KeepOpen))),
         (
-            "1xx for ever",
+            "endless 1xx",
             Box::new(|_| Answer::raw(vec![Step::Repeat(b"HTTP/1.1 103 Early Hints\r\n\r\n".into())])),
         ),
         (

@@ -98,7 +98,7 @@ async fn a_ca_file_replaces_the_authorities_of_the_system() {
     fs::write(&system_file, &system_authority.pem).expect("written");
     // A bundle of several certificates with text between them.
     let bundle = folder.path().join("bundle.pem");
-    fs::write(&bundle, format!("# own\n{}\nold:\n{}", Authority::new().pem, own.pem)).expect("written");
+    fs::write(&bundle, format!("# ours\n{}\nold:\n{}", Authority::new().pem, own.pem)).expect("written");
     let known = key("known");
     let system_path = system_file.to_str().expect("text");
     for (authority, more, system, allowed) in [

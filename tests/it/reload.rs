@@ -329,7 +329,7 @@ async fn hanging_sources_are_fetched_concurrently_and_delay_no_request() {
     let (outcome, ()) = tokio::join!(env.service.reload(&new_config), async {
         // Both are held at the same time: the sources are fetched concurrently.
         let both = tokio::time::timeout(TEST_TIMEOUT, slow.wait_for_held(2)).await;
-        assert!(both.is_ok(), "{} is asked", slow.held());
+        assert!(both.is_ok(), "{} requests are held", slow.held());
         assert_eq!(env.decision().await, "p ok");
     });
     let error = "no answer within 400 ms";
@@ -456,7 +456,7 @@ async fn a_source_that_recovers_later_is_applied_without_a_change_of_the_file() 
     until("it is applied", &|| has_count("applied", 1)).await;
     assert_eq!(decided(new).await, "p ok");
 
-    // A broken file is has_count.
+    // A broken file is counted.
     std::fs::write(at("p.yaml"), "providers: [").expect("written");
     until("the broken file is rejected", &|| has_count("rejected", 2)).await;
     write(&at("p.yaml"), "q", &at("new.json"));

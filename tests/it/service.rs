@@ -469,7 +469,7 @@ async fn serve_exits_on_sigterm_while_a_file_read_blocks() {
     Served::wait_for(&mut log, &["\"stopped\""]);
     let ended = async {
         loop {
-            match served.0.try_wait().expect("is asked") {
+            match served.0.try_wait().expect("a child process") {
                 Some(status) => return status,
                 None => tokio::time::sleep(Duration::from_millis(20)).await,
             }

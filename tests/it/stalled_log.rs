@@ -87,7 +87,7 @@ providers:
     /// Waits until it is ready; `false` if it exits before.
     async fn wait_until_ready(&mut self) -> bool {
         while self.page("/readyz").await != "ok\n" {
-            if self.process.try_wait().expect("is ours").is_some() {
+            if self.process.try_wait().expect("a child process").is_some() {
                 return false;
             }
             sleep(Duration::from_millis(20)).await;
@@ -122,7 +122,7 @@ providers:
     async fn ask(&self, token: &str) -> Answer {
         let check = Ask::default().header("authorization", format!("Bearer {token}")).into_check();
         let mut client = self.client.clone();
-        let answer = timeout(TEST_TIMEOUT, client.check(check)).await.expect("an answer comes");
+        let answer = timeout(TEST_TIMEOUT, client.check(check)).await.expect("answered in time");
         Answer::read(answer.expect("answered").into_inner())
     }
 
@@ -135,7 +135,7 @@ providers:
                 for _ in (worker..times).step_by(16) {
                     let check = Ask::default().header("authorization", format!("Bearer {token}"));
                     let answer = timeout(TEST_TIMEOUT, client.clone().check(check.into_check())).await;
-                    let answer = answer.expect("an answer comes").expect("answered").into_inner();
+                    let answer = answer.expect("answered in time").expect("answered").into_inner();
                     assert_eq!(Answer::read(answer).is_allowed(), allowed);
                 }
             });
@@ -150,7 +150,7 @@ providers:
         assert!(killed.success());
         let ended = async {
             loop {
-                match self.process.try_wait().expect("is asked") {
+                match self.process.try_wait().expect("a child process") {
                     Some(status) => return status,
                     None => sleep(Duration::from_millis(20)).await,
                 }

@@ -29,7 +29,7 @@ async fn after_a_restart_unknown_names_do_not_affect_known_tenants() {
         assert_eq!(serve(&world, &authorizer, &names, 8, 2 * SECOND).await, [], "without {without}");
         attack.await.expect("is sent");
         let unknown = world.total_fetches() - names.len();
-        assert!(unknown <= 16 + 24, "{unknown} for a burst of 16 and one a second");
+        assert!(unknown <= 16 + 24, "{unknown} for a burst of 16 and one per second");
     }
 }
 
@@ -119,7 +119,7 @@ async fn a_tenant_evicted_before_its_token_is_verified_is_reopened_with_it() {
     assert_eq!(first.await.expect("is decided"), "ok");
     let open = authorizer.providers();
     assert!(open.iter().any(|keyed| keyed.realm.as_ref().is_some_and(|name| name.as_str() == real)));
-    assert_eq!(open.len(), 1 + 32, "a verified one, and as many that are not as there may be");
+    assert_eq!(open.len(), 1 + 32, "one verified realm and the maximum of unverified ones");
 }
 
 #[tokio::test(start_paused = true)]

@@ -109,14 +109,14 @@ fn new_names_wait_at_most_five_seconds_for_a_hanging_disk() {
         let config = configuration("realms: '[a-z0-9]+'\nrefresh: {wait: 20s}");
         let template = world.template_in(&config, names_in(folder.path()), None);
         let authorizer = world.authorizer_of(&config, &template);
-        let (asked, token) = (clock::monotonic(), world.token("tenant0"));
+        let (started, token) = (clock::monotonic(), world.token("tenant0"));
         let decided = tokio::spawn(async move { decide(&authorizer, &token).await });
         for _ in 0..70 {
             advance(SECOND / 10).await;
             for _ in 0..20 {
                 tokio::task::yield_now().await;
             }
-            assert!(decided.is_finished() == (clock::elapsed_since(asked) > 5 * SECOND + SECOND / 10));
+            assert!(decided.is_finished() == (clock::elapsed_since(started) > 5 * SECOND + SECOND / 10));
             if decided.is_finished() {
                 break;
             }

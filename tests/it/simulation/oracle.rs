@@ -59,8 +59,8 @@ impl Observations {
         for (key, observed) in &mut self.keys {
             observed.seemed_withdrawn |= !keys.contains(key);
             // A cached response has its age in whole seconds.
-            let apart = if times.generated < times.requested { TOLERANCE as u64 } else { 0 };
-            let later = times.generated > observed.present.generated + apart
+            let tolerance = if times.generated < times.requested { TOLERANCE as u64 } else { 0 };
+            let later = times.generated > observed.present.generated + tolerance
                 && times.requested >= observed.present.received
                 && times.dated + TOLERANCE >= observed.dated;
             if !keys.contains(key) && later && observed.absent.is_none_or(|absent| absent < times) {

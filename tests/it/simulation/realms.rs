@@ -111,7 +111,7 @@ struct Realm {
 impl Fetch for Realm {
     fn fetch(&self, context: FetchContext) -> FetchFuture<'_> {
         Box::pin(async move {
-            let asked = context.clock.now_micros();
+            let requested_at = context.clock.now_micros();
             let (key, latency) = {
                 let mut state = self.issuer.0.lock().expect("not poisoned");
                 if let Trigger::Forced(cause) = context.trigger {
@@ -124,7 +124,7 @@ impl Fetch for Realm {
             let key = key.ok_or(FetchError::Status { status: 404, retry_after: None })?;
             let set = json!({"keys": [key.public_jwk()]}).to_string();
             let keys = KeySet::parse(set.as_bytes()).map_err(FetchError::KeySet)?;
-            Ok(Fetched::local(keys, self.name.clone(), asked, context.clock.now_micros()))
+            Ok(Fetched::local(keys, self.name.clone(), requested_at, context.clock.now_micros()))
         })
     }
 }

@@ -188,9 +188,9 @@ impl Simulation<'_> {
             }
             Event::Cancel { process } => {
                 let index = usize::from(process) % self.processes.len();
-                let asking = tokio::spawn(self.processes[index].check(keys::unknown_kid(9), LONG_TIMEOUT));
+                let check = tokio::spawn(self.processes[index].check(keys::unknown_kid(9), LONG_TIMEOUT));
                 tokio::task::yield_now().await;
-                asking.abort();
+                check.abort();
             }
             Event::Issuer(mode) => {
                 self.world.set_mode(mode);

@@ -114,8 +114,8 @@ async fn an_address_in_a_token_is_never_contacted() {
         assert_eq!(answer.faults(reason, &[]), Vec::<String>::new());
     }
     assert_eq!(other.connections(), 0);
-    let asked: Vec<String> = env.server.requests().iter().map(|request| request.target.clone()).collect();
-    assert!(asked.iter().all(|target| target == "/keys"), "a kid does not change the request: {asked:?}");
+    let targets: Vec<String> = env.server.requests().iter().map(|request| request.target.clone()).collect();
+    assert!(targets.iter().all(|target| target == "/keys"), "a kid does not change the request: {targets:?}");
 }
 
 #[tokio::test]

@@ -218,7 +218,7 @@ async fn a_set_is_replaced_atomically_while_tokens_are_verified() {
         answers[turn % answers.len()].clone()
     });
     let mut observed = BTreeSet::new();
-    let (mut allowed, mut asked) = (0, 0);
+    let (mut allowed, mut checks) = (0, 0);
     eventually("both sets are observed many times", async || {
         let kids: BTreeSet<String> = env.status().await["keys"]
             .as_array()
@@ -229,10 +229,10 @@ async fn a_set_is_replaced_atomically_while_tokens_are_verified() {
         assert_eq!(kids.len(), 1, "one set at a time: {kids:?}");
         observed.extend(kids);
         // A token of a key that is added and removed is allowed or has an unknown key.
-        let answer = env.service.bearer(&token(&sets[asked % 2][asked % 8])).await;
+        let answer = env.service.bearer(&token(&sets[checks % 2][checks % 8])).await;
         assert!(["ok", "key_unknown"].contains(&answer.reason()), "{}", answer.reason());
         allowed += usize::from(answer.is_allowed());
-        asked += 1;
+        checks += 1;
         observed.contains("0") && observed.contains("1") && allowed > 20 && env.server.requests().len() > 50
     })
     .await;

@@ -42,7 +42,7 @@ async fn due_after(headers: &[(&str, &str)]) -> &'static str {
     match due_in(&status(&service, "demo").await) {
         // At least the spacing, less the duration of this test.
         30..=60 => "spacing",
-        61..=600 => "asked",
+        61..=600 => "header",
         601..=3600 => "interval",
         seconds => panic!("{seconds}"),
     }
@@ -54,10 +54,10 @@ async fn freshness_shortens_the_interval_and_never_extends_it() {
     let directives = format!("{}max-age=600", "x-directive=1, ".repeat(1000));
     let cases: &[(&[(&str, &str)], &str)] = &[
         (&[], "interval"),
-        (&[("cache-control", "max-age=600")], "asked"),
-        (&[("cache-control", "public, MAX-AGE=600, immutable")], "asked"),
-        (&[("cache-control", "public"), ("cache-control", "max-age=600")], "asked"),
-        (&[("cache-control", &directives)], "asked"),
+        (&[("cache-control", "max-age=600")], "header"),
+        (&[("cache-control", "public, MAX-AGE=600, immutable")], "header"),
+        (&[("cache-control", "public"), ("cache-control", "max-age=600")], "header"),
+        (&[("cache-control", &directives)], "header"),
         (&[("cache-control", "max-age=0")], "spacing"),
         (&[("cache-control", "max-age=0, must-revalidate")], "spacing"),
         (&[("cache-control", "max-age=1")], "spacing"),
@@ -84,12 +84,12 @@ async fn freshness_shortens_the_interval_and_never_extends_it() {
         (&[("cache-control", &long)], "interval"),
         (&[("pragma", "no-cache")], "interval"),
         (&[("cache-control", "s-maxage=600")], "interval"),
-        (&[("cache-control", "max-age=1200"), ("age", "600")], "asked"),
+        (&[("cache-control", "max-age=1200"), ("age", "600")], "header"),
         (&[("cache-control", "max-age=600"), ("age", "600")], "spacing"),
         (&[("cache-control", "max-age=600"), ("age", "4294967295")], "spacing"),
-        (&[("cache-control", "max-age=600"), ("age", "-600")], "asked"),
-        (&[("cache-control", "max-age=600"), ("age", "young")], "asked"),
-        (&[("date", NOON), ("expires", TEN_MINUTES_LATER)], "asked"),
+        (&[("cache-control", "max-age=600"), ("age", "-600")], "header"),
+        (&[("cache-control", "max-age=600"), ("age", "young")], "header"),
+        (&[("date", NOON), ("expires", TEN_MINUTES_LATER)], "header"),
         (&[("date", TEN_MINUTES_LATER), ("expires", NOON)], "spacing"),
         (&[("date", NOON), ("expires", "Thu, 06 Nov 2994 12:00:00 GMT")], "interval"),
         (&[("date", NOON), ("expires", "-1")], "interval"),
@@ -112,7 +112,7 @@ async fn backoff_after(status_code: u16, headers: &[(&str, &str)]) -> &'static s
     env.expect_reason(&new, "keys_unavailable").await;
     let backoff = match due_in(&env.status().await) {
         ..=60 => "none",
-        61..=600 => "asked",
+        61..=600 => "header",
         _ => "interval",
     };
     // A token may still force a fetch.
@@ -124,9 +124,9 @@ async fn backoff_after(status_code: u16, headers: &[(&str, &str)]) -> &'static s
 #[tokio::test]
 async fn retry_after_delays_scheduled_fetches_up_to_the_interval() {
     for (status_code, headers, backoff) in [
-        (429, &[("retry-after", "600")][..], "asked"),
-        (503, &[("retry-after", "600")], "asked"),
-        (503, &[("retry-after", TEN_MINUTES_LATER), ("date", NOON)], "asked"),
+        (429, &[("retry-after", "600")][..], "header"),
+        (503, &[("retry-after", "600")], "header"),
+        (503, &[("retry-after", TEN_MINUTES_LATER), ("date", NOON)], "header"),
         (503, &[("retry-after", "86400")], "interval"),
         (503, &[("retry-after", "4294967296")], "interval"),
         (503, &[("retry-after", "Thu, 06 Nov 2994 12:00:00 GMT"), ("date", NOON)], "interval"),
@@ -186,8 +186,8 @@ fn tag_of(request: &Request) -> Option<&str> {
 async fn validators_after(headers: &[(&str, &str)]) -> (Option<String>, Option<String>) {
     let answer = Answer::keys(&[&key("a")]).headers(headers);
     let (server, _service) = refreshing_from(move |_| answer.clone()).await;
-    let asked = server.request(2).await;
-    let value = |name: &str| asked.header(name).map(str::to_owned);
+    let request = server.request(2).await;
+    let value = |name: &str| request.header(name).map(str::to_owned);
     (value("if-none-match"), value("if-modified-since"))
 }
 

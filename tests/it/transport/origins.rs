@@ -86,9 +86,12 @@ async fn is_retried_without_caches(overlap: bool) {
     let older = fetches(&env.service, "scheduled", "older").await;
     env.server.request(before + 10).await;
     let requests = env.server.requests();
-    let asked: Vec<bool> =
+    let without_caches: Vec<bool> =
         requests.iter().skip(before).map(|one| one.header("cache-control").is_some()).collect();
-    assert!(asked.windows(2).all(|pair| pair[0] != pair[1]), "each is retried once: {asked:?}");
+    assert!(
+        without_caches.windows(2).all(|pair| pair[0] != pair[1]),
+        "each is retried once: {without_caches:?}"
+    );
     env.expect_reason(&new, "ok").await;
     assert_eq!(fetches(&env.service, "scheduled", "older").await, older);
 }

@@ -47,10 +47,10 @@ async fn plain_http_goes_through_the_proxy_in_absolute_form() {
     let providers = provider_via(&proxy, "http://sso.test:8080/keys?v=1", "");
     let process = Process::serve(folder.path(), &providers, &[]).await;
     wait_until_known(&process, &known).await;
-    let asked = proxy.request(1).await;
-    assert_eq!((asked.method.as_str(), asked.target.as_str()), ("GET", "http://sso.test:8080/keys?v=1"));
-    assert_eq!(asked.header("host"), Some("sso.test:8080"));
-    assert_eq!(asked.header("proxy-authorization"), None);
+    let request = proxy.request(1).await;
+    assert_eq!((request.method.as_str(), request.target.as_str()), ("GET", "http://sso.test:8080/keys?v=1"));
+    assert_eq!(request.header("host"), Some("sso.test:8080"));
+    assert_eq!(request.header("proxy-authorization"), None);
     assert_eq!(server.request(1).await.target, "/keys?v=1");
 }
 
@@ -64,8 +64,8 @@ async fn https_goes_through_a_tunnel_and_verifies_the_server() {
     let process =
         Process::serve(folder.path(), &provider_via(&proxy, "https://sso.test/keys", &ca_file), &[]).await;
     wait_until_known(&process, &known).await;
-    let asked = proxy.request(1).await;
-    assert_eq!((asked.method.as_str(), asked.target.as_str()), ("CONNECT", "sso.test:443"));
+    let request = proxy.request(1).await;
+    assert_eq!((request.method.as_str(), request.target.as_str()), ("CONNECT", "sso.test:443"));
 
     // A proxy that forwards to another server is detected.
     server.set_layer(authority.issue(&["evil.test"]).layer());
@@ -130,12 +130,12 @@ async fn the_password_of_a_proxy_is_sent_to_it_only() {
             Answer::bytes("nonsense"),
             Answer::bytes(""),
         ] {
-            let asked = proxy.requests().len();
+            let before = proxy.requests().len();
             proxy.respond_with(response);
             let new = super::env::key("new");
-            eventually("the proxy is asked", async || {
+            eventually("the proxy is used", async || {
                 assert_eq!(process.bearer(&new).await.reason(), "keys_unavailable");
-                proxy.requests().len() > asked
+                proxy.requests().len() > before
             })
             .await;
             pages += &process.admin("/keys").await;
@@ -185,13 +185,13 @@ async fn a_proxy_that_rejects_fails_or_hangs_is_a_failed_fetch() {
         ("another protocol", Answer::bytes("\u{5}\0")),
         ("headers without end", Answer::bytes("HTTP/1.1 200 OK\r\n").then(Step::Repeat(vec![b'x'; 4096]))),
     ] {
-        let asked = proxy.requests().len();
+        let before = proxy.requests().len();
         proxy.respond_with(response);
         let new = key(what);
         eventually(what, async || {
             let reason = process.bearer(&new).await.reason().to_owned();
             assert_eq!(reason, "keys_unavailable", "{what}");
-            proxy.requests().len() > asked
+            proxy.requests().len() > before
         })
         .await;
         assert_ne!(process.last_error().await, "", "{what}");
@@ -237,12 +237,12 @@ async fn no_proxy_hosts_are_reached_without_the_proxy() {
         (&by_name, "NO_PROXY", "*", true),
         (&by_name, "NO_PROXY", "host,127.0.0.1,calhost", false),
     ] {
-        let (asked, arrived) = (proxy.requests().len(), server.requests().len());
+        let (before, arrived) = (proxy.requests().len(), server.requests().len());
         let providers = provider_via(&proxy, url, "");
         let process = Process::serve(folder.path(), &providers, &[(name, value)]).await;
         wait_until_known(&process, &known).await;
         assert!(server.requests().len() > arrived);
-        assert_eq!(proxy.requests().len() == asked, direct, "{url} with {name}={value}");
+        assert_eq!(proxy.requests().len() == before, direct, "{url} with {name}={value}");
     }
 }
 

@@ -362,8 +362,8 @@ async fn an_older_set_removes_no_key_from_a_newer_file_and_restores_none() {
     };
     let now = steady.now_micros();
     let store = async |keys, seconds_ago: i64| {
-        let asked = now - seconds_ago * 1_000_000;
-        let published = Published::restored(keys, Origin::at(asked, asked), Vec::new());
+        let requested_at = now - seconds_ago * 1_000_000;
+        let published = Published::restored(keys, Origin::at(requested_at, requested_at), Vec::new());
         let wall = UnixTime::from_secs(NOW - seconds_ago);
         file.store(published, wall, ClockReading::of(&clock, &steady))
             .await

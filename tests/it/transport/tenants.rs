@@ -130,9 +130,9 @@ async fn tokens_of_sixty_realms_force_one_fetch_per_spacing_in_total() {
     for kid in ["made-up", "known"] {
         for _ in 0..5 {
             let key = key(kid);
-            let asked: Vec<_> = tenants.names.iter().map(|name| tenants.spawn_check(name, &key)).collect();
-            for asked in asked {
-                let reason = asked.await.expect("answered");
+            let checks: Vec<_> = tenants.names.iter().map(|name| tenants.spawn_check(name, &key)).collect();
+            for check in checks {
+                let reason = check.await.expect("answered");
                 let expected = ["keys_unavailable", "key_unknown", "bad_signature"];
                 assert!(expected.contains(&reason.as_str()), "{reason}");
             }

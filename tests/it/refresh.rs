@@ -493,7 +493,7 @@ async fn try_decide_decides_with_current_keys_and_never_waits() {
     for _ in 0..3 {
         assert!(authorizer.try_decide("other door", &new).is_err(), "its key is unknown");
     }
-    assert!(!service.metrics().encode().expect("text").contains("other door"), "no decision is decisions");
+    assert!(!service.metrics().encode().expect("text").contains("other door"), "no decision is counted");
     assert_eq!(env.issuer.key_fetches(), fetched, "no fetch is forced");
     let undecided = authorizer.try_decide("door", &new).expect_err("its key is unknown");
     let (decided, ()) = tokio::join!(undecided.decided(), async {

@@ -60,12 +60,12 @@ pub fn forged(key: Key) -> String {
 
 /// A token with an unknown `kid`.
 pub fn unknown_kid(number: u8) -> String {
-    token(format!("generated-up-{number}"), MATERIALS, 4_102_444_800)
+    token(format!("unknown-{number}"), MATERIALS, 4_102_444_800)
 }
 
 /// A token with an unknown `kid` that expired in 1970.
 pub fn expired(number: u8) -> String {
-    token(format!("generated-up-{number}"), MATERIALS, 1_000)
+    token(format!("unknown-{number}"), MATERIALS, 1_000)
 }
 
 fn token(kid: String, material: u8, exp: i64) -> String {

@@ -382,7 +382,7 @@ async fn goaway_debug_data_makes_no_long_lines_and_is_not_repeated() {
     let certified = authority.issue(&["localhost"]);
     let Layer::Tls(config) = certified.layer_with_alpn(&["h2"]) else { panic!("TLS") };
     // SETTINGS, and a GOAWAY (RFC 9113 §6.8) with long debug data.
-    let goaway = [&[0; 8][..], &b"log this password is hunter2 ".repeat(300)].concat();
+    let goaway = [&[0; 8][..], &b"the password is hunter2 ".repeat(300)].concat();
     let length = u32::try_from(goaway.len()).expect("short").to_be_bytes();
     let mut frames = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
     frames.extend([&length[1..], &[7, 0, 0, 0, 0, 0], &goaway[..4], &[0, 0, 0, 11], &goaway[8..]].concat());

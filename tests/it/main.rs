@@ -1,12 +1,12 @@
-//! What holds of Portcullis without any program that is not built here: most of it in this process, and the built binary
-//! where the process itself is what is asked about.
+//! Integration tests of Portcullis that need no external program. Most run in this process; tests of the process itself
+//! run the built binary.
 //!
-//! A test that has to be alone in its process says so with `support::subprocess`.
+//! A test that must be alone in its process uses `support::subprocess`.
 
 #![allow(
     unreachable_pub,
     missing_docs,
-    reason = "nobody else uses these modules; what is said of visibility and docs is about libraries"
+    reason = "these modules are private to the tests; the lints are meant for libraries"
 )]
 #![allow(
     clippy::unwrap_used,
@@ -15,7 +15,7 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "tests fail by panicking, and say on their streams what they did"
+    reason = "tests fail by panicking and print what they did"
 )]
 
 mod architecture;

@@ -1,5 +1,5 @@
-//! The alert rules and the dashboard of `deploy/`: Prometheus' own tool reads the rules, and what they ask for
-//! is what a running service exports.
+//! The alert rules and the dashboard of `deploy/`: a running service exports every metric and label that they query.
+//! `promtool` checks the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,31 +16,32 @@ const RULES: &str = include_str!("../../deploy/prometheus/alerts.yaml");
 const DASHBOARD: &str = include_str!("../../deploy/grafana/dashboard.json");
 
 #[test]
-fn every_alert_is_tried() {
+fn every_alert_is_tested() {
     let tests = include_str!("../../deploy/prometheus/alerts_test.yaml");
     let alerts: Vec<&str> = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert!(alerts.len() >= 7, "{alerts:?}");
     for alert in alerts {
-        // Once where it fires, with what it says, and once where it is silent.
+        // One test where it fires, with its annotations, and one where it does not.
         let fires = format!("alertname: {alert}\n        exp_alerts:");
         let silent = format!("alertname: {alert}}}");
         assert!(tests.contains(&fires) && tests.contains(&silent), "{alert}");
     }
 }
 
-/// Metric names, each with the labels that it is asked for.
-type Asked = BTreeMap<String, BTreeSet<String>>;
+/// Metric names, each with the queried labels.
+type Queried = BTreeMap<String, BTreeSet<String>>;
 
-/// The metrics in these expressions and the labels in the braces behind them.
-fn asked(expressions: &[String]) -> Asked {
-    let mut asked = Asked::new();
+/// The metrics in these expressions and the labels in their selectors.
+fn queried(expressions: &[String]) -> Queried {
+    let mut queried = Queried::new();
     for expression in expressions {
         for (start, _) in expression.match_indices("portcullis_") {
             let rest = &expression[start..];
             let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
-            let (name, behind) = rest.split_at(end);
-            let labels = asked.entry(name.to_owned()).or_default();
-            let Some(braces) = behind.strip_prefix('{').and_then(|rest| rest.split_once('}')) else {
+            let (name, rest_of_expression) = rest.split_at(end);
+            let labels = queried.entry(name.to_owned()).or_default();
+            let Some(braces) = rest_of_expression.strip_prefix('{').and_then(|rest| rest.split_once('}'))
+            else {
                 continue;
             };
             labels.extend(
@@ -48,10 +49,11 @@ fn asked(expressions: &[String]) -> Asked {
             );
         }
     }
-    asked
+    queried
 }
 
-/// What a service with every kind of listener exports that has allowed, refused, rescued, fetched and turned away.
+/// The metrics of a service with every kind of listener after allowed, denied and recovered requests, fetches and rejected
+/// waiters.
 async fn exported() -> String {
     let issuer = portcullis::commands::issuer::Issuer::start().await.expect("a free port");
     let key = issuer.rotate(SigningAlgorithm::ES256);
@@ -67,9 +69,9 @@ async fn exported() -> String {
     assert!(service.bearer(&new.sign(&issuer.claims(NOW))).await.is_allowed());
     assert!(!service.bearer("nothing").await.is_allowed());
     let url = format!("http://{}/", service.http_door(Profile::Envoy));
-    reqwest::get(url).await.expect("the door answers");
-    // A task that ends at once, again and again.
-    let ending = service.service().supervisor().keep(Task::of("p", "ends"), || async {});
+    reqwest::get(url).await.expect("the listener answers");
+    // A task that always ends immediately.
+    let ending = service.service().supervisor().keep(Task::of("p", "ending"), || async {});
     while !service.admin("/metrics").await.contains("portcullis_task_restarts_total{") {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
@@ -79,7 +81,7 @@ async fn exported() -> String {
     let (first, second) = (service.bearer(&unknown), service.bearer(&unknown));
     let both = async {
         issuer.wait_for_held(1).await;
-        // One waits and the other finds no place: only then are both answered.
+        // One request waits and the other is rejected by `max_waiters`.
         while !service.admin("/metrics").await.contains("portcullis_jwks_waiters_rejected_total{") {
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
@@ -90,17 +92,17 @@ async fn exported() -> String {
 }
 
 #[tokio::test]
-async fn what_the_rules_and_the_dashboard_ask_for_is_exported() {
+async fn every_metric_of_the_rules_and_the_dashboard_is_exported() {
     let dashboard: Value = serde_json::from_str(DASHBOARD).expect("the dashboard is JSON");
     let mut expressions: Vec<String> = vec![RULES.to_owned()];
     let targets = dashboard["panels"].as_array().expect("panels").iter().flat_map(|panel| {
         panel["targets"].as_array().into_iter().flatten().map(|target| target["expr"].as_str().expect("text"))
     });
     expressions.extend(targets.map(str::to_owned));
-    let asked = asked(&expressions);
-    assert!(asked.len() >= 9, "{asked:?}");
+    let queried = queried(&expressions);
+    assert!(queried.len() >= 9, "{queried:?}");
     let exported = exported().await;
-    for (name, labels) in asked {
+    for (name, labels) in queried {
         let samples: Vec<&str> =
             exported.lines().filter(|line| line.split(['{', ' ']).next() == Some(&*name)).collect();
         assert!(!samples.is_empty(), "{name} is not exported:\n{exported}");
@@ -112,11 +114,11 @@ async fn what_the_rules_and_the_dashboard_ask_for_is_exported() {
 }
 
 #[test]
-fn every_panel_says_what_it_shows_in_which_unit_and_asks_the_chosen_data_source() {
+fn every_panel_has_a_description_a_unit_and_the_selected_data_source() {
     let dashboard: Value = serde_json::from_str(DASHBOARD).expect("the dashboard is JSON");
     let panels = dashboard["panels"].as_array().expect("panels");
     let ids: BTreeSet<u64> = panels.iter().map(|panel| panel["id"].as_u64().expect("a number")).collect();
-    assert_eq!(ids.len(), panels.len(), "no id twice");
+    assert_eq!(ids.len(), panels.len(), "ids are unique");
     for panel in panels.iter().filter(|panel| panel["type"] != "row") {
         let title = panel["title"].as_str().expect("a title");
         assert!(panel["description"].as_str().is_some_and(|text| text.len() > 20), "{title}");

@@ -1,5 +1,5 @@
-//! A provider that stands for many issuers, in process: whose keys are fetched, when, and what is forgotten.
-//! Beside it an issuer of many realms that counts what it is asked, and waits where a test wants it to.
+//! A provider with a realm pattern, in process: when keys of realms are fetched and evicted. The test issuer has many realms,
+//! counts its requests and can hold responses.
 
 mod floods;
 mod names;
@@ -35,7 +35,7 @@ struct Realms(Arc<Inner>);
 struct Inner {
     address: SocketAddr,
     keys: Mutex<HashMap<String, SigningKey>>,
-    asked: Mutex<BTreeMap<String, u64>>,
+    fetches: Mutex<BTreeMap<String, u64>>,
     held: watch::Sender<bool>,
 }
 
@@ -45,7 +45,7 @@ impl Realms {
         let inner = Inner {
             address: listener.local_addr().expect("is bound"),
             keys: Mutex::default(),
-            asked: Mutex::default(),
+            fetches: Mutex::default(),
             held: watch::Sender::new(false),
         };
         let realms = Self(Arc::new(inner));
@@ -60,23 +60,23 @@ impl Realms {
 
     fn publish(&self, name: &str) {
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
-        self.0.keys.lock().expect("no test has panicked").insert(name.to_owned(), key);
+        self.0.keys.lock().expect("not poisoned").insert(name.to_owned(), key);
     }
 
     fn issuer(&self, name: &str) -> String {
         format!("http://{}/realms/{name}", self.0.address)
     }
 
-    /// A good token of this realm, which need not be one that is published.
+    /// A valid token of this realm; its key is random if none is published.
     fn token(&self, name: &str) -> String {
-        let key = self.0.keys.lock().expect("no test has panicked").get(name).cloned();
+        let key = self.0.keys.lock().expect("not poisoned").get(name).cloned();
         let key = key.unwrap_or_else(|| SigningKey::generate("k", SigningAlgorithm::ES256));
         key.sign(&json!({"iss": self.issuer(name), "aud": "orders-api", "sub": name, "exp": NOW + 300}))
     }
 
-    /// How often each realm was asked for its keys.
-    fn asked(&self) -> BTreeMap<String, u64> {
-        self.0.asked.lock().expect("no test has panicked").clone()
+    /// The number of key requests of each realm.
+    fn fetches(&self) -> BTreeMap<String, u64> {
+        self.0.fetches.lock().expect("not poisoned").clone()
     }
 
     fn hold(&self) {
@@ -89,19 +89,19 @@ impl Realms {
 }
 
 async fn answer(State(realms): State<Realms>, Path(name): Path<String>) -> Response {
-    *realms.0.asked.lock().expect("no test has panicked").entry(name.clone()).or_default() += 1;
+    *realms.0.fetches.lock().expect("not poisoned").entry(name.clone()).or_default() += 1;
     let mut held = realms.0.held.subscribe();
-    held.wait_for(|held| !held).await.expect("the issuer is there");
-    match realms.0.keys.lock().expect("no test has panicked").get(&name) {
+    held.wait_for(|held| !held).await.expect("the issuer is running");
+    match realms.0.keys.lock().expect("not poisoned").get(&name) {
         Some(key) => json!({"keys": [key.public_jwk()]}).to_string().into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
     }
 }
 
-/// Looks again and again until it is so.
-async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
+/// Polls until the condition holds.
+async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let seen = async {
-        while !look().await {
+        while !condition().await {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
@@ -109,7 +109,7 @@ async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(within, seen).await.unwrap_or_else(|_| panic!("{what}: not within {within:?}"));
 }
 
-/// The configuration of a provider for the realms of this issuer, with these lines besides.
+/// The configuration of a provider for the realms of this issuer, with these additional lines.
 fn configuration(realms: &Realms, lines: &str) -> Config {
     let lines: String = lines.lines().map(|line| format!("    {line}\n")).collect();
     let text = format!(
@@ -141,42 +141,42 @@ fn is(answer: &Answer, reason: &str) {
 async fn the_first_token_of_a_realm_is_allowed_and_costs_one_fetch() {
     let realms = Realms::start(&["acme", "globex"]).await;
     let service = service(&realms, "realms: [acme, globex]").await;
-    assert_eq!(realms.asked(), BTreeMap::new(), "nothing is fetched before it is needed");
+    assert_eq!(realms.fetches(), BTreeMap::new(), "no fetch before the first token");
     for name in ["acme", "acme", "globex", "acme"] {
         let answer = service.bearer(&realms.token(name)).await;
         is(&answer, "ok");
         assert_eq!(answer.set["x-auth-subject"], name);
         assert_eq!(answer.metadata["provider"], "keycloak");
     }
-    assert_eq!(realms.asked(), BTreeMap::from([("acme".into(), 1), ("globex".into(), 1)]));
+    assert_eq!(realms.fetches(), BTreeMap::from([("acme".into(), 1), ("globex".into(), 1)]));
 }
 
 #[tokio::test]
-async fn a_herd_of_first_tokens_costs_one_fetch() {
+async fn concurrent_first_tokens_cost_one_fetch() {
     let realms = Realms::start(&["acme"]).await;
     for lines in ["realms: [acme]", "realms: '[a-z]+'"] {
         let service = Arc::new(service(&realms, lines).await);
         realms.hold();
         let token = realms.token("acme");
-        let herd: Vec<_> = (0..50)
+        let checks: Vec<_> = (0..50)
             .map(|_| {
                 let (service, token) = (Arc::clone(&service), token.clone());
                 tokio::spawn(async move { service.bearer(&token).await.is_allowed() })
             })
             .collect();
-        let before = realms.asked().get("acme").copied().unwrap_or_default();
+        let before = realms.fetches().get("acme").copied().unwrap_or_default();
         let waiting = "portcullis_jwks_waiters{provider=\"keycloak/acme\"} 50";
-        eventually("all of them wait", async || {
+        eventually("all requests wait", async || {
             service.admin("/metrics").await.lines().any(|line| line == waiting)
         })
         .await;
         realms.release();
-        for one in herd {
+        for one in checks {
             assert!(one.await.expect("is answered"));
         }
-        assert!(realms.asked()["acme"] - before <= 1);
+        assert!(realms.fetches()["acme"] - before <= 1);
     }
-    assert_eq!(realms.asked()["acme"], 2, "one for each service");
+    assert_eq!(realms.fetches()["acme"], 2, "one for each service");
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn a_realm_that_is_not_allowed_is_an_unknown_issuer_and_nothing_is_fetched
         ] {
             is(&service.bearer(&realms.token(name)).await, "issuer_unknown");
         }
-        // The same host, and no realm at all; another host in the realm's place.
+        // The same host without a realm, and another host.
         for issuer in [
             "http://evil.example.com/realms/acme".to_owned(),
             realms.issuer("acme/keys"),
@@ -202,11 +202,11 @@ async fn a_realm_that_is_not_allowed_is_an_unknown_issuer_and_nothing_is_fetched
             is(&service.bearer(&token).await, "issuer_unknown");
         }
     }
-    assert_eq!(realms.asked(), BTreeMap::new());
+    assert_eq!(realms.fetches(), BTreeMap::new());
 }
 
 #[tokio::test]
-async fn a_token_that_fails_the_screen_opens_no_realm() {
+async fn a_token_with_invalid_claims_opens_no_realm() {
     let realms = Realms::start(&["acme"]).await;
     let service = service(&realms, "realms: '[a-z]+'").await;
     let key = SigningKey::generate("k", SigningAlgorithm::ES256);
@@ -218,7 +218,7 @@ async fn a_token_that_fails_the_screen_opens_no_realm() {
     is(&service.bearer(&claims(json!({"exp": NOW - 300}))).await, "expired");
     is(&service.bearer(&claims(json!({"aud": "billing"}))).await, "audience_mismatch");
     is(&service.bearer(&claims(json!({"nbf": NOW + 300}))).await, "not_yet_valid");
-    assert_eq!(realms.asked(), BTreeMap::new());
+    assert_eq!(realms.fetches(), BTreeMap::new());
 }
 
 #[tokio::test]
@@ -226,44 +226,44 @@ async fn a_realm_has_its_own_keys_and_no_other_ones() {
     let realms = Realms::start(&["acme", "globex"]).await;
     let service = service(&realms, "realms: [acme, globex]").await;
     is(&service.bearer(&realms.token("globex")).await, "ok");
-    // Signed by globex's key, under the same kid, and said to be acme's.
-    let key = realms.0.keys.lock().expect("no test has panicked")["globex"].clone();
+    // Signed by globex's key with the same kid and acme's issuer.
+    let key = realms.0.keys.lock().expect("not poisoned")["globex"].clone();
     let forged = key.sign(&json!({"iss": realms.issuer("acme"), "aud": "orders-api", "exp": NOW + 300}));
     is(&service.bearer(&forged).await, "bad_signature");
 }
 
 #[tokio::test]
-async fn made_up_realms_that_match_neither_push_known_ones_out_nor_cost_more_than_their_budget() {
+async fn unknown_realms_that_match_neither_evict_known_ones_nor_exceed_their_budget() {
     let realms = Realms::start(&["acme", "late"]).await;
     let mut config = configuration(&realms, "realms: '[a-z0-9]+'\nmax_realms: 2");
     config.providers[0].refresh.wait = Duration::from_millis(300);
     let service = Arc::new(Running::start(config, fixed_clock()).await);
     is(&service.bearer(&realms.token("acme")).await, "ok");
-    let made_up: Vec<_> = (0..200)
+    let unknown: Vec<_> = (0..200)
         .map(|i| {
             let (service, token) = (Arc::clone(&service), realms.token(&format!("made{i}")));
             tokio::spawn(async move { is(&service.bearer(&token).await, "keys_unavailable") })
         })
         .collect();
-    for one in made_up {
+    for one in unknown {
         one.await.expect("is answered so");
     }
-    let fetches: u64 = realms.asked().values().sum();
+    let fetches: u64 = realms.fetches().values().sum();
     assert!(fetches <= 17, "{fetches} for one real realm and a burst of 16");
-    // Nobody's budget is left, and nobody is blamed for it.
+    // The budget is spent: the reason is keys_unavailable.
     is(&service.bearer(&realms.token("late")).await, "keys_unavailable");
     is(&service.bearer(&realms.token("acme")).await, "ok");
-    assert_eq!(realms.asked()["acme"], 1, "it is still known");
+    assert_eq!(realms.fetches()["acme"], 1, "the realm is still known");
     let metrics = service.admin("/metrics").await;
     assert!(!metrics.contains("keycloak/made"), "{metrics}");
     assert!(metrics.contains("keycloak/acme"));
 }
 
 #[tokio::test]
-async fn the_realm_that_was_verified_least_lately_goes_when_there_are_too_many() {
+async fn the_least_recently_verified_realm_is_evicted() {
     let realms = Realms::start(&["a", "b", "c"]).await;
     for lines in ["realms: [a, b, c]\nmax_realms: 2", "realms: '[abc]'\nmax_realms: 2"] {
-        realms.0.asked.lock().expect("no test has panicked").clear();
+        realms.0.fetches.lock().expect("not poisoned").clear();
         let service = service(&realms, lines).await;
         let known = async || {
             let page: Value = serde_json::from_str(&service.admin("/keys").await).expect("JSON");
@@ -277,32 +277,32 @@ async fn the_realm_that_was_verified_least_lately_goes_when_there_are_too_many()
             ("c", &["keycloak/a", "keycloak/c"]),
         ] {
             is(&service.bearer(&realms.token(name)).await, "ok");
-            eventually("these and no others", async || known().await == then).await;
+            eventually("exactly these realms are known", async || known().await == then).await;
         }
         let metrics = service.admin("/metrics").await;
         assert!(!metrics.contains("keycloak/b"), "{lines}: {metrics}");
         is(&service.bearer(&realms.token("b")).await, "ok");
-        assert_eq!(realms.asked()["b"], 2, "{lines}");
-        assert_eq!(realms.asked()["c"], 1, "{lines}");
+        assert_eq!(realms.fetches()["b"], 2, "{lines}");
+        assert_eq!(realms.fetches()["c"], 1, "{lines}");
     }
 }
 
 #[tokio::test]
-async fn tokens_that_nobody_signed_cannot_make_a_long_list_of_realms_chase_each_other_out() {
+async fn forged_tokens_cannot_make_listed_realms_evict_each_other() {
     let realms = Realms::start(&["a", "b", "c"]).await;
     let service = service(&realms, "realms: [a, b, c]\nmax_realms: 2").await;
-    let stranger = SigningKey::generate("k", SigningAlgorithm::ES256);
+    let unknown_key = SigningKey::generate("k", SigningAlgorithm::ES256);
     for name in ["a", "b", "c"].into_iter().cycle().take(90) {
         let claims = json!({"iss": realms.issuer(name), "aud": "orders-api", "exp": NOW + 300});
-        assert!(!service.bearer(&stranger.sign(&claims)).await.is_allowed());
+        assert!(!service.bearer(&unknown_key.sign(&claims)).await.is_allowed());
     }
-    let fetches: u64 = realms.asked().values().sum();
+    let fetches: u64 = realms.fetches().values().sum();
     // A burst of 16 first fetches, and for each cache at most one that a bad signature forces.
     assert!(fetches <= 32, "{fetches} of 90");
 }
 
 #[tokio::test]
-async fn of_two_templates_that_fit_an_issuer_the_first_one_that_allows_the_realm_counts() {
+async fn the_first_matching_template_that_allows_the_realm_is_used() {
     let realms = Realms::start(&["a", "b"]).await;
     let (one, two) = (realms.issuer("{realm}"), format!("http://{}/{{realm}}/b", realms.0.address));
     let text = format!(
@@ -315,9 +315,9 @@ providers:
     let at = text.find("  - {name: two").expect("is there");
     let (head, second) = text.split_at(at);
     let first = &head[head.find("  - {name: one").expect("is there")..];
-    let turned = text.replace(first, "").replace(second, &format!("{second}{first}"));
+    let reversed = text.replace(first, "").replace(second, &format!("{second}{first}"));
     let narrower = text.replace("realms: [b]", "realms: [a]");
-    for (text, provider) in [(&text, "one"), (&turned, "two"), (&narrower, "two")] {
+    for (text, provider) in [(&text, "one"), (&reversed, "two"), (&narrower, "two")] {
         let config = Config::parse(text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
         let service = Running::start(config, fixed_clock()).await;
         assert_eq!(service.bearer(&realms.token("b")).await.metadata["provider"], provider, "{text}");
@@ -325,7 +325,7 @@ providers:
 }
 
 #[tokio::test]
-async fn a_realm_at_the_page_of_keys_has_its_own_issuer_and_a_template_is_ready_at_once() {
+async fn keys_shows_the_issuer_of_a_realm_and_a_template_is_ready_immediately() {
     let realms = Realms::start(&["acme"]).await;
     let service = service(&realms, "realms: [acme]").await;
     assert_eq!(service.admin("/readyz").await, "ok\n");
@@ -336,7 +336,7 @@ async fn a_realm_at_the_page_of_keys_has_its_own_issuer_and_a_template_is_ready_
 }
 
 #[tokio::test]
-async fn an_issuer_that_is_named_comes_before_a_template_that_fits_it() {
+async fn a_named_issuer_precedes_a_matching_template() {
     let realms = Realms::start(&["acme", "special"]).await;
     let special = format!(
         "- name: special\n  issuer: {}\n  jwks_uri: {}/keys\n  audiences: [orders-api]",
@@ -356,12 +356,12 @@ async fn an_issuer_that_is_named_comes_before_a_template_that_fits_it() {
 }
 
 #[tokio::test]
-async fn snapshots_of_realms_are_files_of_their_own_and_serve_while_the_issuer_is_down() {
+async fn realms_have_separate_snapshots_that_are_used_while_the_issuer_is_down() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     let realms = Realms::start(&["acme", "globex"]).await;
     let mut config = configuration(&realms, "realms: '[a-z]+'");
     config.providers[0].refresh.snapshot_dir = Some(folder.path().to_owned());
-    // The snapshot counts once the first fetch has ended, if in vain.
+    // The snapshot is used once the first fetch has failed.
     config.providers[0].refresh.timeout = Duration::from_millis(500);
     let first = Running::start(config.clone(), fixed_clock()).await;
     for name in ["acme", "globex"] {
@@ -411,18 +411,18 @@ async fn a_reload_keeps_the_keys_of_realms_that_are_still_allowed() {
     assert_eq!(decide("acme").await, "ok");
     assert_eq!(decide("globex").await, "issuer_unknown");
     realms.release();
-    assert_eq!(realms.asked(), BTreeMap::from([("acme".into(), 1), ("globex".into(), 1)]));
+    assert_eq!(realms.fetches(), BTreeMap::from([("acme".into(), 1), ("globex".into(), 1)]));
 }
 
-/// A configuration in which the keys of realms are at another path of the same host.
-fn elsewhere(realms: &Realms, path: &str) -> Config {
+/// A configuration with the keys of realms at another path of the same host.
+fn with_key_path(realms: &Realms, path: &str) -> Config {
     let text = configuration(realms, "realms: '[a-z]+'").to_yaml();
     let moved = text.replace("{realm}/keys", path);
     assert_ne!(text, moved);
     Config::parse(&moved, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{moved}"))
 }
 
-/// What becomes of a good token of this realm: the provider and the reason.
+/// The decision for a valid token of this realm: the provider and the reason.
 async fn decided(service: &Service, realms: &Realms, name: &str) -> String {
     let token = format!("Bearer {}", realms.token(name));
     let headers = [(&b"authorization"[..], token.as_bytes())];
@@ -440,33 +440,33 @@ async fn decided(service: &Service, realms: &Realms, name: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_template_whose_keys_are_nowhere_stays_as_it_was_until_one_realm_has_answered() {
+async fn a_template_with_a_broken_key_url_is_not_changed_until_one_realm_has_answered() {
     let realms = Realms::start(&["acme", "globex"]).await;
     let before = configuration(&realms, "realms: '[a-z]+'");
     let service = Service::start(&before, fixed_clock()).expect("no file is needed");
-    // Without a realm that is known there is nobody to ask.
-    assert_eq!(service.reload(&elsewhere(&realms, "{realm}/kyes")).await, Ok(Vec::new()));
+    // Without a known realm there is no source to check.
+    assert_eq!(service.reload(&with_key_path(&realms, "{realm}/kyes")).await, Ok(Vec::new()));
     assert_eq!(service.reload(&before).await, Ok(Vec::new()));
     for name in ["acme", "globex"] {
         assert_eq!(decided(&service, &realms, name).await, "keycloak ok");
     }
-    let kept = service.reload(&elsewhere(&realms, "{realm}/kyes")).await.expect("valid");
-    assert!(kept.len() == 1 && kept[0].error.contains("404"), "{kept:?}");
+    let pending = service.reload(&with_key_path(&realms, "{realm}/kyes")).await.expect("valid");
+    assert!(pending.len() == 1 && pending[0].error.contains("404"), "{pending:?}");
     realms.hold();
     for name in ["acme", "globex"] {
         assert_eq!(decided(&service, &realms, name).await, "keycloak ok");
     }
     realms.release();
-    // One of the two is gone for good. The other has answered at the new place and needs no further fetch.
-    realms.0.keys.lock().expect("no test has panicked").remove("globex");
-    assert_eq!(service.reload(&elsewhere(&realms, "{realm}/keys?new")).await, Ok(Vec::new()));
+    // One of the two is removed. The other has answered at the new URL and needs no further fetch.
+    realms.0.keys.lock().expect("not poisoned").remove("globex");
+    assert_eq!(service.reload(&with_key_path(&realms, "{realm}/keys?new")).await, Ok(Vec::new()));
     realms.hold();
     assert_eq!(decided(&service, &realms, "acme").await, "keycloak ok");
     realms.release();
 }
 
 #[tokio::test]
-async fn keys_of_a_realm_outlive_its_own_entry_and_its_template_a_new_name_while_the_issuer_is_away() {
+async fn keys_of_a_realm_are_kept_across_renames_while_the_issuer_is_down() {
     let realms = Realms::start(&["acme"]).await;
     let template = configuration(&realms, "realms: '[a-z]+'");
     let named = |path: &str| {
@@ -479,12 +479,12 @@ async fn keys_of_a_realm_outlive_its_own_entry_and_its_template_a_new_name_while
     };
     let service = Service::start(&template, fixed_clock()).expect("no file is needed");
     assert_eq!(decided(&service, &realms, "acme").await, "keycloak ok");
-    // One that is named has to answer before the realm is let go.
-    let kept = service.reload(&named("kyes")).await.expect("valid");
-    assert!(kept.len() == 1 && kept[0].provider == "named", "{kept:?}");
+    // A named provider must answer before the realm is removed.
+    let pending = service.reload(&named("kyes")).await.expect("valid");
+    assert!(pending.len() == 1 && pending[0].provider == "named", "{pending:?}");
     assert_eq!(decided(&service, &realms, "acme").await, "named ok");
     realms.hold();
-    assert_eq!(service.reload(&named("keys")).await, Ok(Vec::new()), "it is the realm's own source");
+    assert_eq!(service.reload(&named("keys")).await, Ok(Vec::new()), "the source of the realm is the same");
     assert_eq!(decided(&service, &realms, "acme").await, "named ok");
     assert_eq!(service.reload(&template).await, Ok(Vec::new()));
     assert_eq!(decided(&service, &realms, "acme").await, "keycloak ok");
@@ -496,7 +496,7 @@ async fn keys_of_a_realm_outlive_its_own_entry_and_its_template_a_new_name_while
 }
 
 #[tokio::test]
-async fn a_realm_that_is_opened_again_keeps_its_metrics_when_the_old_keys_go() {
+async fn a_reopened_realm_keeps_its_metrics_when_the_old_cache_is_dropped() {
     let world = world::World::of(&["acme".to_owned()]);
     let metrics = Arc::new(Metrics::new());
     let shown = || metrics.encode().expect("text").contains("\"keycloak/acme\"");
@@ -514,7 +514,7 @@ async fn a_realm_that_is_opened_again_keeps_its_metrics_when_the_old_keys_go() {
 }
 
 #[tokio::test]
-async fn a_drain_writes_the_names_that_have_not_been_written_yet() {
+async fn a_drain_writes_the_pending_names() {
     let folder = world::folder();
     let realms = Realms::start(&["acme", "globex"]).await;
     let mut config = configuration(&realms, "realms: '[a-z]+'");
@@ -523,15 +523,15 @@ async fn a_drain_writes_the_names_that_have_not_been_written_yet() {
     let app = App::bind(config, fixed_clock()).await.expect("port 0 can be bound");
     let service = app.service();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = tokio::spawn(app.serve(async { stopped.await.expect("the test says when") }));
+    let serving = tokio::spawn(app.serve(async { stopped.await.expect("the test stops it") }));
     let list = folder.path().join("keycloak@@realms.json");
     let listed = async |name| std::fs::read_to_string(&list).unwrap_or_default().contains(name);
     assert_eq!(world::decide(&service.authorizer(), &realms.token("acme")).await, "ok");
     eventually("the first is written", async || listed("acme").await).await;
     assert_eq!(world::decide(&service.authorizer(), &realms.token("globex")).await, "ok");
-    stop.send(()).expect("it serves");
+    stop.send(()).expect("serving");
     serving.await.expect("ends");
-    // Nobody writes after that.
+    // Nothing is written after that.
     drop(service);
     eventually("the second is written", async || listed("globex").await).await;
 }

@@ -1,4 +1,4 @@
-//! Listeners that a reload of `portcullis serve` adds, changes, moves and takes away, under load.
+//! A reload of `portcullis serve` adds, changes, moves and removes listeners under load.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use crate::support::real::{Process, TIMEOUT, client, eventually, folder, free_address};
 
-/// A gRPC listener that stays where the system has put it.
+/// A gRPC listener on a port that the system chooses.
 const GRPC: &str = "'127.0.0.1:0'";
 
 struct Served {
@@ -39,24 +39,24 @@ impl Served {
         let serving = process.serving().await;
         let (grpc, admin) = (serving.grpc(), serving.admin());
         let mut served = Self { process, file, key, grpc, admin, reloads: 0, _folder: folder };
-        eventually("it serves", TIMEOUT, async || {
+        eventually("the service is ready", TIMEOUT, async || {
             served.process.assert_running();
             client()
                 .get(format!("http://{admin}/readyz"))
                 .send()
                 .await
                 .ok()
-                .filter(|page| page.status() == 200)
+                .filter(|answer| answer.status() == 200)
         })
         .await;
         served
     }
 
-    /// Goes over to these gRPC and HTTP doors, and waits until it has.
-    async fn change(&mut self, grpc: &str, http: &[String]) {
+    /// Changes to these gRPC and HTTP listeners and waits until they are applied.
+    async fn reload(&mut self, grpc: &str, http: &[String]) {
         self.write(grpc, http);
         self.reloads += 1;
-        self.counted("applied", self.reloads).await;
+        self.wait_for_reloads("applied", self.reloads).await;
     }
 
     fn write(&self, grpc: &str, http: &[String]) {
@@ -64,11 +64,11 @@ impl Served {
         self.process.signal("HUP");
     }
 
-    async fn counted(&self, outcome: &str, times: u64) {
+    async fn wait_for_reloads(&self, outcome: &str, times: u64) {
         let sample = format!("portcullis_config_reloads_total{{outcome=\"{outcome}\"}} {times}\n");
-        eventually("the reload", TIMEOUT, async || {
-            let page = client().get(format!("http://{}/metrics", self.admin)).send().await.ok()?;
-            page.text().await.ok()?.contains(&sample).then_some(())
+        eventually("the reload is counted", TIMEOUT, async || {
+            let answer = client().get(format!("http://{}/metrics", self.admin)).send().await.ok()?;
+            answer.text().await.ok()?.contains(&sample).then_some(())
         })
         .await;
     }
@@ -79,9 +79,9 @@ impl Served {
         }))
     }
 
-    /// What this HTTP door says of a good token, on a connection of its own; 0 where there is none.
-    async fn asked(&self, door: SocketAddr) -> u16 {
-        let answer = client().get(format!("http://{door}/")).bearer_auth(self.token()).send().await;
+    /// The status of this HTTP listener for a valid token on a new connection; 0 if the connection fails.
+    async fn status(&self, listener: SocketAddr) -> u16 {
+        let answer = client().get(format!("http://{listener}/")).bearer_auth(self.token()).send().await;
         answer.map_or(0, |answer| answer.status().as_u16())
     }
 }
@@ -100,42 +100,45 @@ providers:
     )
 }
 
-fn door(address: SocketAddr, more: &str) -> String {
-    format!("{{address: '{address}', profile: envoy{more}}}")
+fn listener(address: SocketAddr, options: &str) -> String {
+    format!("{{address: '{address}', profile: envoy{options}}}")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_exchanges_listeners_and_loses_no_request() {
-    let (stays, moves_from, moves_to) = (free_address(), free_address(), free_address());
-    let mut served = Served::start(&[door(stays, ""), door(moves_from, "")]).await;
-    assert_eq!(served.asked(stays).await, 200);
-    // One client that keeps its connection, of HTTP/2, which says which requests it still takes when it ends; and one with
-    // a new connection for each request.
-    let (done, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let load = [false, true].map(|fresh| {
-        let (done, asked, token) = (Arc::clone(&done), Arc::clone(&asked), served.token());
+async fn a_reload_replaces_listeners_and_loses_no_request() {
+    let (kept, moves_from, moves_to) = (free_address(), free_address(), free_address());
+    let mut served = Served::start(&[listener(kept, ""), listener(moves_from, "")]).await;
+    assert_eq!(served.status(kept).await, 200);
+    // One client keeps an HTTP/2 connection (GOAWAY names the last request that is answered), the other opens a connection
+    // for each request.
+    let (done, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let load = [false, true].map(|new_connections| {
+        let (done, answered, token) = (Arc::clone(&done), Arc::clone(&answered), served.token());
         tokio::spawn(async move {
             let builder = reqwest::Client::builder().no_proxy().timeout(TIMEOUT);
-            let builder =
-                if fresh { builder.pool_max_idle_per_host(0) } else { builder.http2_prior_knowledge() };
+            let builder = if new_connections {
+                builder.pool_max_idle_per_host(0)
+            } else {
+                builder.http2_prior_knowledge()
+            };
             let client = builder.build().expect("plain");
             while !done.load(Ordering::Relaxed) {
-                let answer = client.get(format!("http://{stays}/")).bearer_auth(&token).send().await;
+                let answer = client.get(format!("http://{kept}/")).bearer_auth(&token).send().await;
                 assert_eq!(answer.expect("answered").status(), 200);
-                asked.fetch_add(1, Ordering::Relaxed);
+                answered.fetch_add(1, Ordering::Relaxed);
             }
         })
     });
     for round in 0..6 {
-        let before = asked.load(Ordering::Relaxed);
+        let before = answered.load(Ordering::Relaxed);
         let changed = if round % 2 == 0 { ", client_headers: overwrite" } else { "" };
         let moved = if round % 2 == 0 { moves_to } else { moves_from };
-        served.change(GRPC, &[door(moved, ""), door(stays, changed)]).await;
-        assert_eq!(served.asked(moved).await, 200, "round {round}");
-        let gone = if round % 2 == 0 { moves_from } else { moves_to };
-        eventually("the place is free", TIMEOUT, async || TcpListener::bind(gone).await.ok()).await;
-        eventually("there is load", TIMEOUT, async || {
-            (asked.load(Ordering::Relaxed) > before + 20).then_some(())
+        served.reload(GRPC, &[listener(moved, ""), listener(kept, changed)]).await;
+        assert_eq!(served.status(moved).await, 200, "round {round}");
+        let removed = if round % 2 == 0 { moves_from } else { moves_to };
+        eventually("the address is free", TIMEOUT, async || TcpListener::bind(removed).await.ok()).await;
+        eventually("requests are answered", TIMEOUT, async || {
+            (answered.load(Ordering::Relaxed) > before + 20).then_some(())
         })
         .await;
     }
@@ -147,35 +150,38 @@ async fn a_reload_exchanges_listeners_and_loses_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_place_that_cannot_be_had_changes_nothing() {
-    let stays = free_address();
-    let served = Served::start(&[door(stays, "")]).await;
-    let taken = TcpListener::bind("127.0.0.1:0").await.expect("free");
-    let taken_at = taken.local_addr().expect("bound");
-    served.write(GRPC, &[door(taken_at, "")]);
-    served.counted("rejected", 1).await;
-    assert_eq!(served.asked(stays).await, 200, "it serves where it did");
+async fn an_address_that_cannot_be_bound_changes_nothing() {
+    let kept = free_address();
+    let served = Served::start(&[listener(kept, "")]).await;
+    let occupied = TcpListener::bind("127.0.0.1:0").await.expect("free");
+    let occupied_address = occupied.local_addr().expect("bound");
+    served.write(GRPC, &[listener(occupied_address, "")]);
+    served.wait_for_reloads("rejected", 1).await;
+    assert_eq!(served.status(kept).await, 200, "the old listener serves");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_file_comes_beside_an_address_changes_its_mode_and_goes() {
+async fn a_socket_file_is_added_changes_its_mode_and_is_removed() {
     let mut served = Served::start(&[]).await;
     let path: PathBuf = served.file.with_file_name("authz.sock");
-    let listed = |mode: &str| format!("[{GRPC}, {{address: 'unix:{}', mode: '{mode}'}}]", path.display());
+    let listeners = |mode: &str| format!("[{GRPC}, {{address: 'unix:{}', mode: '{mode}'}}]", path.display());
     let mode = |path: &Path| {
         use std::os::unix::fs::{MetadataExt, PermissionsExt};
-        let found = fs::symlink_metadata(path).expect("there");
-        (found.permissions().mode() & 0o777, found.ino())
+        let metadata = fs::symlink_metadata(path).expect("the file exists");
+        (metadata.permissions().mode() & 0o777, metadata.ino())
     };
-    let (first, second) = (listed("0600"), listed("0660"));
-    served.change(&first, &[]).await;
+    let (first, second) = (listeners("0600"), listeners("0660"));
+    served.reload(&first, &[]).await;
     assert!(UnixStream::connect(&path).await.is_ok());
-    let (open_to, inode) = mode(&path);
-    assert_eq!(open_to, 0o600);
-    served.change(&second, &[]).await;
+    let (first_mode, inode) = mode(&path);
+    assert_eq!(first_mode, 0o600);
+    served.reload(&second, &[]).await;
     assert_eq!(mode(&path), (0o660, inode), "the same file");
     assert!(UnixStream::connect(&path).await.is_ok());
-    served.change(GRPC, &[]).await;
-    eventually("it is gone", Duration::from_secs(10), async || (!path.exists()).then_some(())).await;
+    served.reload(GRPC, &[]).await;
+    eventually("the socket file is removed", Duration::from_secs(10), async || {
+        (!path.exists()).then_some(())
+    })
+    .await;
     assert!(TcpStream::connect(served.grpc).await.is_ok());
 }

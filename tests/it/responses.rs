@@ -1,5 +1,5 @@
-//! What goes out, in process: challenges, bodies and headers of denials for each kind of caller, claims in
-//! headers and in Envoy's metadata, and the metadata of the resource.
+//! Responses, in process: challenges, bodies and headers of denials for each kind of client, claims in headers and in Envoy's
+//! metadata, and the protected resource metadata (RFC 9728).
 
 use crate::support::{Answer, Ask, NOW, Running, fixed_clock, with_http_doors};
 use envoy_types::pb::google::protobuf::Value as ProtoValue;
@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 const ISSUER: &str = "https://sso.example.com";
 const METADATA: &str = "https://api.example.com/.well-known/oauth-protected-resource";
 
-struct House {
+struct TestEnv {
     key: SigningKey,
     service: Running,
 }
 
-impl House {
-    /// A service with one provider that has these lines, and these sections behind it.
+impl TestEnv {
+    /// A service with one provider that has these lines, followed by these sections.
     async fn with(provider: &str, sections: &str) -> Self {
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
         let jwks = json!({"keys": [key.public_jwk()]});
@@ -46,7 +46,7 @@ fn claims() -> Value {
 }
 
 #[tokio::test]
-async fn a_challenge_offers_each_scheme_and_realm_that_a_rule_lets_in_once() {
+async fn a_challenge_has_each_scheme_and_realm_of_a_rule_once() {
     let second = "  - {name: q, issuer: 'https://other.example.com', audiences: [a], realm: globex, jwks_file: /dev/null,
      token_from: [{header: authorization, scheme: Bearer}, {header: x-api, scheme: Token}]}
   - {name: r, issuer: 'https://third.example.com', audiences: [a], jwks_file: /dev/null, token_from: [{cookie: t}]}
@@ -57,7 +57,7 @@ async fn a_challenge_offers_each_scheme_and_realm_that_a_rule_lets_in_once() {
   - {name: one, match: {path: /one}, providers: [q]}
   - {name: two, match: {path: /two}, providers: [p]}
 ";
-    let house = {
+    let env = {
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
         let jwks = json!({"keys": [key.public_jwk()]});
         let text = format!(
@@ -67,10 +67,10 @@ providers:
 {second}{rules}"
         );
         let config = Config::parse(&text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
-        House { key, service: Running::start_without_keys(config, fixed_clock()).await }
+        TestEnv { key, service: Running::start_without_keys(config, fixed_clock()).await }
     };
     let challenge = async |path: &str| {
-        let answer = house.service.ask(Ask::default().path(path)).await;
+        let answer = env.service.ask(Ask::default().path(path)).await;
         answer.www_authenticate().expect("a challenge").to_owned()
     };
     assert_eq!(challenge("/one").await, "Bearer realm=\"globex\", Token realm=\"globex\"");
@@ -79,8 +79,8 @@ providers:
         challenge("/").await,
         "Bearer realm=\"acme\", Bearer realm=\"globex\", Token realm=\"globex\", Bearer realm=\"portcullis\""
     );
-    // A token that names its provider is answered in that one's name alone.
-    let expired = house.ask(&with_claim(claims(), "exp", NOW - 3600)).await;
+    // The challenge for a token with a known issuer has only that provider's realm.
+    let expired = env.ask(&with_claim(claims(), "exp", NOW - 3600)).await;
     assert_eq!(
         expired.www_authenticate(),
         Some("Bearer realm=\"acme\", error=\"invalid_token\", error_description=\"the token has expired\"")
@@ -88,33 +88,33 @@ providers:
 }
 
 #[tokio::test]
-async fn every_challenge_names_the_metadata_of_the_resource() {
+async fn every_challenge_has_the_resource_metadata_url() {
     let rules = "rules:\n  - {name: s, match: {path: /scope}, require: {scopes: [x]}}\n";
-    let house = House::with("", &format!("{rules}responses: {{resource_metadata: '{METADATA}'}}\n")).await;
-    let named = format!("resource_metadata=\"{METADATA}\"");
-    let missing = house.service.ask(Ask::default().path("/other")).await;
-    assert_eq!(missing.www_authenticate(), Some(&*format!("Bearer realm=\"portcullis\", {named}")));
-    let expired = house.ask(&with_claim(claims(), "exp", 1)).await;
-    assert!(expired.www_authenticate().expect("a challenge").ends_with(&named));
-    let token = house.key.sign(&claims());
+    let env = TestEnv::with("", &format!("{rules}responses: {{resource_metadata: '{METADATA}'}}\n")).await;
+    let parameter = format!("resource_metadata=\"{METADATA}\"");
+    let missing = env.service.ask(Ask::default().path("/other")).await;
+    assert_eq!(missing.www_authenticate(), Some(&*format!("Bearer realm=\"portcullis\", {parameter}")));
+    let expired = env.ask(&with_claim(claims(), "exp", 1)).await;
+    assert!(expired.www_authenticate().expect("a challenge").ends_with(&parameter));
+    let token = env.key.sign(&claims());
     let ask = Ask::default().path("/scope").header("authorization", format!("Bearer {token}"));
-    let scope = house.service.ask(ask).await;
-    assert!(scope.www_authenticate().expect("a challenge").ends_with(&format!("scope=\"x\", {named}")));
+    let scope = env.service.ask(ask).await;
+    assert!(scope.www_authenticate().expect("a challenge").ends_with(&format!("scope=\"x\", {parameter}")));
 }
 
 #[tokio::test]
-async fn an_http_door_serves_the_metadata_and_takes_no_question_for_a_request_for_it() {
+async fn an_http_listener_serves_the_resource_metadata_and_still_decides_checks() {
     let rules = "rules:\n  - {name: s, match: {path: /scope}, require: {scopes: [x, b]}}\n";
     let provider = "token_from: [{header: authorization, scheme: Bearer}, {cookie: c}, {query: q}]";
     let responses = format!("responses: {{resource_metadata: '{METADATA}/orders'}}\n");
-    let house = House::with(provider, &format!("{rules}{responses}")).await;
+    let env = TestEnv::with(provider, &format!("{rules}{responses}")).await;
     let client = Client::builder().no_proxy().build().expect("a plain client");
     let path = "/.well-known/oauth-protected-resource/orders";
     for (name, profile) in Profile::NAMED {
-        let url = |path: &str| format!("http://{}{path}", house.service.http_door(profile));
-        let get = client.get(url(path)).send().await.expect("the door answers");
+        let url = |path: &str| format!("http://{}{path}", env.service.http_door(profile));
+        let get = client.get(url(path)).send().await.expect("the listener answers");
         if profile == Profile::Envoy {
-            // There every request is a question, and an answer of 200 would let it pass.
+            // With this profile every request is a check, and a 200 would allow it.
             assert_eq!(get.status(), StatusCode::UNAUTHORIZED);
             continue;
         }
@@ -130,23 +130,23 @@ async fn an_http_door_serves_the_metadata_and_takes_no_question_for_a_request_fo
         });
         assert_eq!(document, expected, "{name}");
         for (header, value) in [("x-original-uri", path), ("x-forwarded-uri", path)] {
-            let question = client.get(url(path)).header(header, value).header("x-original-method", "GET");
-            let question = question.header("x-forwarded-method", "GET").header("x-forwarded-host", "h");
-            let status = question.send().await.expect("the door answers").status();
+            let check = client.get(url(path)).header(header, value).header("x-original-method", "GET");
+            let check = check.header("x-forwarded-method", "GET").header("x-forwarded-host", "h");
+            let status = check.send().await.expect("the listener answers").status();
             assert_ne!(status, StatusCode::OK, "{name} {header}");
         }
         for (method, path) in [("POST", path), ("GET", "/.well-known/oauth-protected-resource"), ("GET", "/")]
         {
             let method = method.parse().expect("a method");
-            let other = client.request(method, url(path)).send().await.expect("the door answers");
+            let other = client.request(method, url(path)).send().await.expect("the listener answers");
             assert_eq!(other.status(), StatusCode::BAD_REQUEST, "{name} {path}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_denial_is_made_for_its_kind_of_caller() {
-    let house = House::with("", "").await;
+async fn a_denial_depends_on_the_kind_of_client() {
+    let env = TestEnv::with("", "").await;
     for (content_type, has_body, grpc_status) in [
         ("application/json", true, None),
         ("text/html", true, None),
@@ -157,7 +157,7 @@ async fn a_denial_is_made_for_its_kind_of_caller() {
         ("application/grpc-web-text", false, Some("16")),
         ("application/grpc-web+proto", false, Some("16")),
     ] {
-        let answer = house.service.ask(Ask::default().header("content-type", content_type)).await;
+        let answer = env.service.ask(Ask::default().header("content-type", content_type)).await;
         assert_eq!(answer.http_status, 401, "{content_type}");
         assert_eq!(!answer.body.is_empty(), has_body, "{content_type}");
         assert_eq!(answer.set.contains_key("content-type"), has_body, "{content_type}");
@@ -169,40 +169,40 @@ async fn a_denial_is_made_for_its_kind_of_caller() {
 }
 
 #[tokio::test]
-async fn a_reason_may_have_a_body_and_headers_of_its_own_on_every_door() {
+async fn a_reason_may_have_its_own_body_and_headers_on_every_listener() {
     let responses = r#"responses:
   body: {token_missing: '<p>log in</p>', expired: '{"again": true}'}
   headers:
     token_missing: {Content-Type: text/html, x-login: 'https://sso.example.com/login'}
     keys_unavailable: {x-none: 'none'}
 "#;
-    let house = House::with("", responses).await;
-    let missing = house.service.ask(Ask::default()).await;
+    let env = TestEnv::with("", responses).await;
+    let missing = env.service.ask(Ask::default()).await;
     assert_eq!((missing.http_status, missing.body.as_str()), (401, "<p>log in</p>"));
     assert_eq!(missing.set["content-type"], "text/html");
     assert_eq!(missing.set["x-login"], "https://sso.example.com/login");
     assert!(missing.www_authenticate().is_some());
-    let expired = house.ask(&with_claim(claims(), "exp", 1)).await;
+    let expired = env.ask(&with_claim(claims(), "exp", 1)).await;
     assert_eq!(expired.body, r#"{"again": true}"#);
     assert_eq!(expired.set["content-type"], "application/json");
     assert!(!expired.set.contains_key("x-login"));
-    let other = house.ask(&with_claim(claims(), "aud", "b")).await;
-    assert!(other.body.contains("invalid_token"), "the others stay as they are");
-    let grpc = house.service.ask(Ask::default().header("content-type", "application/grpc")).await;
+    let other = env.ask(&with_claim(claims(), "aud", "b")).await;
+    assert!(other.body.contains("invalid_token"), "other reasons have the default body");
+    let grpc = env.service.ask(Ask::default().header("content-type", "application/grpc")).await;
     assert_eq!(grpc.body, "");
-    let door = format!("http://{}/", house.service.http_door(Profile::Envoy));
+    let door = format!("http://{}/", env.service.http_door(Profile::Envoy));
     let client = Client::builder().no_proxy().build().expect("a plain client");
-    let answer = client.get(door).send().await.expect("the door answers");
+    let answer = client.get(door).send().await.expect("the listener answers");
     assert_eq!(answer.headers()["x-login"], "https://sso.example.com/login");
     assert_eq!(answer.text().await.expect("text"), "<p>log in</p>");
 }
 
 #[tokio::test]
-async fn claims_go_out_whole_encoded_and_as_metadata_where_that_is_configured() {
+async fn claims_are_sent_as_headers_payload_and_metadata() {
     let provider = "claim_headers: {x-name: {claim: name, encoding: base64url}, x-plain: name}
 payload_header: x-payload
 metadata_claims: [tenant, /a/b, missing, count, large, list]";
-    let house = House::with(provider, "").await;
+    let env = TestEnv::with(provider, "").await;
     let mut claims = claims();
     claims["name"] = json!("Zoë \n");
     claims["tenant"] = json!("acme");
@@ -210,9 +210,9 @@ metadata_claims: [tenant, /a/b, missing, count, large, list]";
     claims["count"] = json!(3);
     claims["large"] = json!(9_007_199_254_740_993_u64);
     claims["list"] = json!(["x"]);
-    let token = house.key.sign(&claims);
+    let token = env.key.sign(&claims);
     let ask = Ask::default().header("authorization", format!("Bearer {token}")).header("x-payload", "forged");
-    let answer = house.service.ask(ask).await;
+    let answer = env.service.ask(ask).await;
     assert_eq!(answer.set["x-name"], "Wm_DqyAK");
     assert_eq!(answer.set["x-plain"], "Zo%C3%AB %0A");
     assert_eq!(Some(answer.set["x-payload"].as_str()), token.split('.').nth(1));
@@ -232,11 +232,11 @@ metadata_claims: [tenant, /a/b, missing, count, large, list]";
 }
 
 #[tokio::test]
-async fn the_payload_counts_towards_the_size_of_the_headers_and_is_managed() {
-    let house = House::with("payload_header: x-payload", "limits: {claim_header_bytes: 512}\n").await;
+async fn the_payload_header_counts_towards_the_header_limit_and_is_removed_from_requests() {
+    let env = TestEnv::with("payload_header: x-payload", "limits: {claim_header_bytes: 512}\n").await;
     let large = with_claim(claims(), "note", "x".repeat(600));
-    assert_eq!(house.ask(&large).await.reason(), "claim_too_large");
-    let token = house.key.sign(&claims());
+    assert_eq!(env.ask(&large).await.reason(), "claim_too_large");
+    let token = env.key.sign(&claims());
     let ask = Ask::default().header("authorization", format!("Bearer {token}")).header("x_payload", "forged");
-    assert!(house.service.ask(ask).await.removed.contains(&"x_payload".to_owned()));
+    assert!(env.service.ask(ask).await.removed.contains(&"x_payload".to_owned()));
 }

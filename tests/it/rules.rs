@@ -1,4 +1,4 @@
-//! Rules, in process: which one a request falls under, what it asks for, and that every door says the same.
+//! Rules, in process: which rule a request matches, what it requires, and that every listener gives the same verdict.
 //! The same table goes through a real Envoy in tests/proxies/envoy_rules.rs.
 
 use crate::support::rule_cases::{Bearer, Case, PATH_CASES, RULE_CASES, RulesFixture};
@@ -11,9 +11,9 @@ use portcullis::validation::json::{Json, JsonLimits};
 use portcullis::validation::provider::TokenSource;
 use serde_json::Value;
 
-/// The configuration of the table, or the same with other rules.
-fn configuration(book: &RulesFixture, rules: Option<&str>) -> Config {
-    let mut text = book.providers_and_rules();
+/// The configuration of the tables, optionally with other rules.
+fn configuration(fixture: &RulesFixture, rules: Option<&str>) -> Config {
+    let mut text = fixture.providers_and_rules();
     if let Some(rules) = rules {
         text.truncate(text.find("rules:").expect("the rules come last"));
         text.push_str(rules);
@@ -23,14 +23,14 @@ fn configuration(book: &RulesFixture, rules: Option<&str>) -> Config {
     with_http_doors(config.unwrap_or_else(|errors| panic!("{errors}")))
 }
 
-async fn service(book: &RulesFixture, rules: Option<&str>) -> Running {
-    Running::start(configuration(book, rules), fixed_clock()).await
+async fn service(fixture: &RulesFixture, rules: Option<&str>) -> Running {
+    Running::start(configuration(fixture, rules), fixed_clock()).await
 }
 
-fn ask(book: &RulesFixture, case: &Case) -> Ask {
+fn ask(fixture: &RulesFixture, case: &Case) -> Ask {
     let ask = Ask::default().method(case.method).host(case.host).path(case.target);
     let ask = case.headers.iter().fold(ask, |ask, (name, value)| ask.header(*name, *value));
-    match book.token(case.bearer, NOW) {
+    match fixture.token(case.bearer, NOW) {
         Some(token) => ask.header("authorization", format!("Bearer {token}")),
         None => ask,
     }
@@ -40,8 +40,8 @@ fn every_case() -> impl Iterator<Item = &'static Case> {
     RULE_CASES.iter().chain(PATH_CASES)
 }
 
-/// What the pure core says of a case whose token is good: the rule's name and the reason.
-fn judged(config: &Config, case: &Case) -> (String, &'static str) {
+/// The result of the core library for a case: the rule's name and the reason.
+fn evaluate(config: &Config, case: &Case) -> (String, &'static str) {
     let Case { method, host, target, .. } = *case;
     let headers = case.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
     let request = AccessRequest::new(
@@ -83,46 +83,46 @@ fn judged(config: &Config, case: &Case) -> (String, &'static str) {
 }
 
 #[test]
-fn every_case_of_the_tables_is_judged_by_the_pure_core() {
+fn the_core_library_evaluates_every_case_of_the_tables() {
     let config = configuration(&RulesFixture::new(), None);
-    let mut wrong = Vec::new();
+    let mut failures = Vec::new();
     for case in every_case() {
-        let (rule, reason) = judged(&config, case);
+        let (rule, reason) = evaluate(&config, case);
         if reason != case.reason || (reason != "request_malformed" && rule != case.rule) {
-            wrong.push(format!("{case:?}: {rule} {reason}"));
+            failures.push(format!("{case:?}: {rule} {reason}"));
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[tokio::test]
 async fn every_case_of_the_tables_gets_its_verdict_under_its_rule() {
-    let book = RulesFixture::new();
-    let service = service(&book, None).await;
-    let mut wrong = Vec::new();
+    let fixture = RulesFixture::new();
+    let service = service(&fixture, None).await;
+    let mut failures = Vec::new();
     for case in every_case() {
-        let answer = service.ask(ask(&book, case)).await;
+        let answer = service.ask(ask(&fixture, case)).await;
         let rule = answer.metadata.get("rule").map_or("", String::as_str);
         let mut faults = answer.faults(case.reason, &[]);
         if answer.http_status != i32::from(case.status()) {
             faults.push(format!("status {}", answer.http_status));
         }
-        // An ambiguous path is refused before any rule is its own.
+        // An ambiguous path is rejected before a rule is chosen.
         if rule != case.rule && case.reason != "request_malformed" {
             faults.push(format!("rule {rule:?}"));
         }
         if !faults.is_empty() {
-            wrong.push(format!("{case:?}: {faults:?}"));
+            failures.push(format!("{case:?}: {faults:?}"));
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[tokio::test]
-async fn a_header_that_takes_the_place_of_the_method_or_the_path_is_removed() {
-    let book = RulesFixture::new();
-    let service = service(&book, None).await;
-    let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+async fn a_header_that_overrides_the_method_or_the_path_is_removed() {
+    let fixture = RulesFixture::new();
+    let service = service(&fixture, None).await;
+    let token = fixture.token(Bearer::With("{}"), NOW).expect("a token");
     for name in ["x-http-method-override", "X-HTTP-Method", "x-original-url", "x_rewrite_url", "forwarded"] {
         let ask = Ask::default().method("POST").path("/else").header(name, "DELETE");
         let answer = service.ask(ask.header("authorization", format!("Bearer {token}"))).await;
@@ -134,9 +134,9 @@ async fn a_header_that_takes_the_place_of_the_method_or_the_path_is_removed() {
 
 #[tokio::test]
 async fn other_spellings_of_a_header_that_a_condition_reads_are_removed() {
-    let book = RulesFixture::new();
-    let service = service(&book, None).await;
-    let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+    let fixture = RulesFixture::new();
+    let service = service(&fixture, None).await;
+    let token = fixture.token(Bearer::With("{}"), NOW).expect("a token");
     for forged in ["x_tenant", "X.Tenant"] {
         let ask = Ask::default().path("/tenants/acme/x").header("x-tenant", "acme").header(forged, "evil");
         let answer = service.ask(ask.header("authorization", format!("Bearer {token}"))).await;
@@ -147,8 +147,8 @@ async fn other_spellings_of_a_header_that_a_condition_reads_are_removed() {
 
 #[tokio::test]
 async fn no_upgrade_to_h2c_and_no_nominated_header_passes_even_where_no_token_is_needed() {
-    let book = RulesFixture::new();
-    let service = service(&book, None).await;
+    let fixture = RulesFixture::new();
+    let service = service(&fixture, None).await;
     for (name, value) in [
         ("upgrade", "h2c"),
         ("upgrade", "websocket, H2C"),
@@ -166,9 +166,9 @@ async fn no_upgrade_to_h2c_and_no_nominated_header_passes_even_where_no_token_is
 }
 
 #[tokio::test]
-async fn a_token_that_no_upstream_is_to_see_is_taken_from_anonymous_requests_too() {
-    let book = RulesFixture::new();
-    let mut config = configuration(&book, None);
+async fn an_unforwarded_token_is_removed_from_anonymous_requests_too() {
+    let fixture = RulesFixture::new();
+    let mut config = configuration(&fixture, None);
     for one in &mut config.providers {
         let mut provider = (*one.provider).clone();
         provider.forward_token = false;
@@ -181,20 +181,17 @@ async fn a_token_that_no_upstream_is_to_see_is_taken_from_anonymous_requests_too
     let answer = service.ask(anonymous("/healthz").header("authorization", "Bearer x.y.z")).await;
     assert!(answer.removed.iter().any(|name| name == "authorization"), "{:?}", answer.removed);
     let answer = service.ask(anonymous("/healthz").header("authorization", "Basic dTpw")).await;
-    assert!(
-        !answer.removed.iter().any(|name| name == "authorization"),
-        "another scheme is the application's"
-    );
-    // As Envoy says it of two lines.
+    assert!(!answer.removed.iter().any(|name| name == "authorization"), "another scheme is not removed");
+    // Envoy joins two lines like this.
     let answer = service.ask(anonymous("/healthz").header("authorization", "Basic dTpw,Bearer x.y.z")).await;
     assert!(answer.removed.iter().any(|name| name == "authorization"), "{:?}", answer.removed);
     let answer = service.ask(anonymous("/healthz").header("cookie", "a=1; t=x.y.z")).await;
     assert_eq!(answer.set.get("cookie").map(String::as_str), Some("a=1"));
-    // PHP reads it as one of that name.
+    // PHP parses it as a cookie of that name.
     let answer = service.ask(anonymous("/healthz").header("cookie", "a=1; t[0]=x.y.z; b=2")).await;
     assert_eq!(answer.set.get("cookie").map(String::as_str), Some("a=1; b=2"));
     let answer = service.ask(anonymous("/healthz").header("cookie", "a=1; tt=2")).await;
-    assert_eq!(answer.set.get("cookie"), None, "as it was sent");
+    assert_eq!(answer.set.get("cookie"), None, "unchanged");
     let answer = service.ask(anonymous("/healthz?t=x.y.z")).await;
     assert_eq!(answer.removed_query, ["t"]);
     for target in ["/healthz?%74=x.y.z", "/healthz?T=x.y.z", "/healthz?a=b;t=x.y.z"] {
@@ -204,13 +201,13 @@ async fn a_token_that_no_upstream_is_to_see_is_taken_from_anonymous_requests_too
             "{target}"
         );
     }
-    // As Envoy says it of two lines.
+    // Envoy joins two lines like this.
     let answer = service.ask(anonymous("/healthz").header("cookie", "a=1; b=2,t=x.y.z; c=3")).await;
     assert_eq!(answer.set.get("cookie").map(String::as_str), Some("a=1; c=3"));
 }
 
-/// The status that an HTTP door gives.
-fn status_at_door(service: &Running, profile: Profile, book: &RulesFixture, case: &Case) -> u16 {
+/// The status of an HTTP listener.
+fn http_status(service: &Running, profile: Profile, fixture: &RulesFixture, case: &Case) -> u16 {
     let Case { method, host, target, .. } = *case;
     let (line, mut headers) = match profile {
         Profile::Envoy => (format!("{method} {target} HTTP/1.1"), vec![("host", host)]),
@@ -229,31 +226,31 @@ fn status_at_door(service: &Running, profile: Profile, book: &RulesFixture, case
         ),
     };
     headers.extend(case.headers);
-    let token = book.token(case.bearer, NOW).map(|token| format!("Bearer {token}"));
+    let token = fixture.token(case.bearer, NOW).map(|token| format!("Bearer {token}"));
     headers.extend(token.as_ref().map(|token| ("authorization", token.as_str())));
     raw::status(service.http_door(profile), &line, &headers)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_http_door_gives_the_verdicts_of_the_tables() {
-    let book = RulesFixture::new();
-    let service = service(&book, None).await;
+async fn every_http_listener_gives_the_verdicts_of_the_tables() {
+    let fixture = RulesFixture::new();
+    let service = service(&fixture, None).await;
     for (name, profile) in Profile::NAMED {
-        // hyper drops a fragment before the door sees it. Envoy sends none: it refuses such a request itself.
+        // hyper drops a fragment before the listener sees it. Envoy rejects such a request itself.
         let fragment = |case: &&Case| profile == Profile::Envoy && case.target.contains('#');
         for case in every_case().filter(|case| !fragment(case)) {
-            let status = tokio::task::block_in_place(|| status_at_door(&service, profile, &book, case));
+            let status = tokio::task::block_in_place(|| http_status(&service, profile, &fixture, case));
             assert_eq!(status, case.status(), "{name}: {case:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_rule_that_the_route_names_is_used_instead_of_matching_and_an_unknown_name_is_a_denial() {
-    let book = RulesFixture::new();
-    let service = service(&book, None).await;
+async fn a_rule_named_by_the_route_replaces_matching_and_an_unknown_name_is_denied() {
+    let fixture = RulesFixture::new();
+    let service = service(&fixture, None).await;
     let bearer = |ask: Ask| {
-        let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+        let token = fixture.token(Bearer::With("{}"), NOW).expect("a token");
         ask.header("authorization", format!("Bearer {token}"))
     };
     for (ask, reason) in [
@@ -266,14 +263,14 @@ async fn a_rule_that_the_route_names_is_used_instead_of_matching_and_an_unknown_
         (bearer(Ask::default().path("/else").rule("")), "rule_denied"),
         (bearer(Ask::default().path("/else").rule("By-name")), "rule_denied"),
         (Ask::default().path("/healthz").rule("nobody"), "rule_denied"),
-        // What it matches does not count: not its path, and not how the path is written either.
+        // The match of a named rule is ignored, and so is the form of the path.
         (bearer(Ask::default().path("/a%2fb").rule("by-name")), "ok"),
-        // But a condition that reads the path needs one.
+        // A condition that reads the path needs a valid one.
         (
             bearer(Ask::default().path("/tenants/acme/a%2fb").header("x-tenant", "acme").rule("tenant")),
             "request_malformed",
         ),
-        // A rule for preflights is about nothing else.
+        // A preflight rule applies to preflights only.
         (Ask::default().path("/else").rule("preflight"), "rule_denied"),
         (
             Ask::default()
@@ -287,20 +284,20 @@ async fn a_rule_that_the_route_names_is_used_instead_of_matching_and_an_unknown_
         let answer = service.ask(ask.clone()).await;
         assert_eq!(answer.faults(reason, &[]), [""; 0], "{ask:?}");
     }
-    let open = self::service(&book, Some("rules:\n  - {name: open, allow: anonymous}\n")).await;
+    let open = self::service(&fixture, Some("rules:\n  - {name: open, allow: anonymous}\n")).await;
     assert_eq!(open.ask(Ask::default()).await.reason(), "anonymous");
     assert_eq!(open.ask(Ask::default().rule("nobody")).await.faults("rule_denied", &[]), [""; 0]);
-    // A header is not the route's configuration.
+    // A request header does not select a rule.
     let answer =
         service.ask(bearer(Ask::default().path("/internal/x").header("portcullis_rule", "by-name"))).await;
     assert_eq!(answer.reason(), "rule_denied");
 }
 
 #[tokio::test]
-async fn a_target_that_is_no_path_is_refused_where_rules_look_at_paths() {
-    // E23: the other forms of RFC 9112 §3.2, and what is none of them.
-    let book = RulesFixture::new();
-    let service = service(&book, None).await;
+async fn a_target_without_a_path_is_rejected_if_rules_match_paths() {
+    // E23: the other forms of RFC 9112 §3.2, and invalid targets.
+    let fixture = RulesFixture::new();
+    let service = service(&fixture, None).await;
     for (method, target) in [
         ("OPTIONS", "*"),
         ("CONNECT", "api.example.com:443"),
@@ -316,9 +313,9 @@ async fn a_target_that_is_no_path_is_refused_where_rules_look_at_paths() {
 }
 
 #[tokio::test]
-async fn headers_that_pose_as_an_identity_are_taken_from_anonymous_requests_too() {
-    let book = RulesFixture::new();
-    let service = service(&book, None).await;
+async fn identity_headers_are_removed_from_anonymous_requests_too() {
+    let fixture = RulesFixture::new();
+    let service = service(&fixture, None).await;
     let ask = Ask::default()
         .path("/healthz")
         .header("x-auth-subject", "root")
@@ -333,11 +330,11 @@ async fn headers_that_pose_as_an_identity_are_taken_from_anonymous_requests_too(
 }
 
 #[tokio::test]
-async fn without_a_rule_that_looks_at_paths_or_hosts_they_are_nobodys_business() {
-    let book = RulesFixture::new();
+async fn paths_and_hosts_are_not_validated_if_no_rule_matches_them() {
+    let fixture = RulesFixture::new();
     let rules = "rules:\n  - {name: post, match: {methods: [POST]}, deny: true}\n";
-    let service = service(&book, Some(rules)).await;
-    let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+    let service = service(&fixture, Some(rules)).await;
+    let token = fixture.token(Bearer::With("{}"), NOW).expect("a token");
     for (path, host) in [("/a%2fb", "api.example.com"), ("*", ""), ("/a;b\\c", "a,b"), ("/%ff", "u@h")] {
         let ask = Ask::default().path(path).host(host).header("authorization", format!("Bearer {token}"));
         assert_eq!(service.ask(ask).await.reason(), "ok", "{path} {host}");
@@ -345,9 +342,9 @@ async fn without_a_rule_that_looks_at_paths_or_hosts_they_are_nobodys_business()
 }
 
 #[tokio::test]
-async fn a_host_that_cannot_be_compared_is_refused_where_a_rule_looks_at_hosts() {
-    let book = RulesFixture::new();
-    let service = service(&book, None).await;
+async fn an_invalid_host_is_rejected_if_a_rule_matches_hosts() {
+    let fixture = RulesFixture::new();
+    let service = service(&fixture, None).await;
     for host in ["", "a,b", "user@api.example.com", "api.example.com:80:80", "a..b", "api example.com"] {
         let ask = Ask::default().host(host).path("/healthz");
         assert_eq!(service.ask(ask).await.faults("request_malformed", &[]), [""; 0], "{host:?}");
@@ -355,10 +352,10 @@ async fn a_host_that_cannot_be_compared_is_refused_where_a_rule_looks_at_hosts()
 }
 
 #[tokio::test]
-async fn a_missing_scope_is_told_in_the_challenge() {
-    let book = RulesFixture::new();
-    let service = service(&book, None).await;
-    let token = book.token(Bearer::With("{}"), NOW).expect("a token");
+async fn a_missing_scope_is_in_the_challenge() {
+    let fixture = RulesFixture::new();
+    let service = service(&fixture, None).await;
+    let token = fixture.token(Bearer::With("{}"), NOW).expect("a token");
     let ask =
         Ask::default().method("POST").path("/orders").header("authorization", format!("Bearer {token}"));
     let answer = service.ask(ask).await;
@@ -375,15 +372,15 @@ async fn a_missing_scope_is_told_in_the_challenge() {
 
 #[tokio::test]
 async fn a_condition_sees_who_asks_and_what_fails_in_it_is_a_denial() {
-    let book = RulesFixture::new();
+    let fixture = RulesFixture::new();
     let rules = "rules:
   - {name: from, match: {path: /from}, require: {condition: 'request.source_address == \"10.1.2.3\" && request.source_principal == \"spiffe://a/b\"'}}
   - {name: query, match: {path: /query}, require: {condition: 'request.query[\"tenant\"] == claims.tenant_id'}}
   - {name: method, match: {path: /method}, require: {condition: 'request.method == \"GET\" && request.host == \"api.example.com\"'}}
   - {name: fresh, match: {path: /fresh}, require: {condition: 'now - timestamp(claims.auth_time) < duration(\"1h\")'}}
 ";
-    let service = service(&book, Some(rules)).await;
-    let good = book.token(Bearer::With("{}"), NOW).expect("a token");
+    let service = service(&fixture, Some(rules)).await;
+    let good = fixture.token(Bearer::With("{}"), NOW).expect("a token");
     for (ask, reason) in [
         (Ask::default().path("/from").from("10.1.2.3", "spiffe://a/b"), "ok"),
         (Ask::default().path("/from").from("10.1.2.4", "spiffe://a/b"), "rule_denied"),
@@ -407,7 +404,7 @@ async fn a_condition_sees_who_asks_and_what_fails_in_it_is_a_denial() {
     }
     for (auth_time, reason) in [(NOW - 60, "ok"), (NOW - 7200, "rule_denied")] {
         let claims = format!("{{\"auth_time\": {auth_time}}}");
-        let token = book.token(Bearer::With(claims.leak()), NOW).expect("a token");
+        let token = fixture.token(Bearer::With(claims.leak()), NOW).expect("a token");
         let ask = Ask::default().path("/fresh").header("authorization", format!("Bearer {token}"));
         assert_eq!(service.ask(ask).await.reason(), reason, "{auth_time}");
     }

@@ -1,5 +1,4 @@
-//! The service around the decision: health, reflection, sockets and TLS, reload, drain, and the process
-//! that `portcullis serve` is.
+//! The service: health, reflection, sockets, TLS, reload, drain, and the process of `portcullis serve`.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -29,13 +28,13 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn key() -> SigningKey {
     SigningKey::generate("a", SigningAlgorithm::ES256)
 }
 
-/// A configuration whose one key stands in it.
+/// A configuration with one inline key.
 fn simple(key: &SigningKey) -> Config {
     config(vec![inline(provider("p", "https://issuer.example.com"), &[key.public_jwk()])])
 }
@@ -46,7 +45,7 @@ fn token(key: &SigningKey) -> String {
 
 async fn connect(app: &App) -> Channel {
     let address = app.ext_authz_address().expect("TCP");
-    Endpoint::try_from(format!("http://{address}")).expect("a URL").connect().await.expect("it listens")
+    Endpoint::try_from(format!("http://{address}")).expect("a URL").connect().await.expect("listening")
 }
 
 async fn health(channel: &Channel, service: &str) -> ServingStatus {
@@ -60,11 +59,11 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("timeout: {what}"));
 }
 
 #[tokio::test]
-async fn health_is_not_serving_before_the_keys_and_while_draining_and_what_is_in_flight_is_answered() {
+async fn health_is_not_serving_before_the_keys_and_during_a_drain_and_requests_in_flight_are_answered() {
     let issuer = Issuer::start().await.expect("bound");
     let key = issuer.rotate(SigningAlgorithm::ES256);
     issuer.hold();
@@ -72,9 +71,9 @@ async fn health_is_not_serving_before_the_keys_and_while_draining_and_what_is_in
     config.shutdown = Shutdown { drain_delay: Duration::from_millis(300), grace: Duration::from_secs(10) };
     let app = App::bind(config, fixed_clock()).await.expect("bound");
     let channel = connect_later(&app);
-    let (shutdown, told) = oneshot::channel::<()>();
+    let (shutdown, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(app.serve(async move {
-        let _told = told.await;
+        let _stopped = stopped.await;
     }));
     let channel = channel.await;
     let names = ["", "envoy.service.auth.v3.Authorization"];
@@ -87,7 +86,7 @@ async fn health_is_not_serving_before_the_keys_and_while_draining_and_what_is_in
         eventually("serving", async || health(&channel, name).await == ServingStatus::Serving).await;
     }
 
-    // A request that waits for a new key is in flight when the service is told to stop.
+    // A request that waits for a new key is in flight at shutdown.
     issuer.hold();
     let new = issuer.rotate(SigningAlgorithm::ES256);
     let check =
@@ -97,40 +96,41 @@ async fn health_is_not_serving_before_the_keys_and_while_draining_and_what_is_in
         async move { client.check(check.into_check()).await }
     });
     issuer.wait_for_held(1).await;
-    shutdown.send(()).expect("it listens");
+    shutdown.send(()).expect("listening");
     for name in names {
         eventually("draining", async || health(&channel, name).await == ServingStatus::NotServing).await;
     }
-    // Past the delay connections are told to go away, with the request still open.
+    // After the delay connections get a GOAWAY, with the request still open.
     tokio::time::sleep(Duration::from_millis(400)).await;
     issuer.release();
     let answer = in_flight.await.expect("no panic").expect("answered").into_inner();
     assert!(Answer::read(answer).is_allowed());
-    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
+    tokio::time::timeout(TEST_TIMEOUT, serving).await.expect("stopped").expect("no panic");
     drop(key);
 }
 
-/// Connects once somebody serves.
+/// Connects once the service accepts.
 fn connect_later(app: &App) -> impl Future<Output = Channel> + use<> {
     let address = app.ext_authz_address().expect("TCP");
     async move {
-        Endpoint::try_from(format!("http://{address}")).expect("a URL").connect().await.expect("it listens")
+        Endpoint::try_from(format!("http://{address}")).expect("a URL").connect().await.expect("listening")
     }
 }
 
 #[tokio::test]
-async fn what_never_ends_is_cut_off_after_the_grace_period() {
+async fn requests_that_never_end_are_aborted_after_the_grace_period() {
     let issuer = Issuer::start().await.expect("bound");
     issuer.rotate(SigningAlgorithm::ES256);
-    let patient = RefreshPolicy { wait: PATIENCE * 10, timeout: PATIENCE * 10, ..prompt_refresh() };
-    let mut config = config(vec![fetching(provider("p", issuer.issuer()), &issuer, patient)]);
+    let long_timeouts =
+        RefreshPolicy { wait: TEST_TIMEOUT * 10, timeout: TEST_TIMEOUT * 10, ..prompt_refresh() };
+    let mut config = config(vec![fetching(provider("p", issuer.issuer()), &issuer, long_timeouts)]);
     config.shutdown = Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_millis(100) };
     let app = App::bind(config, fixed_clock()).await.expect("bound");
     let channel = connect_later(&app);
     let service = app.service();
-    let (shutdown, told) = oneshot::channel::<()>();
+    let (shutdown, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(app.serve(async move {
-        let _told = told.await;
+        let _stopped = stopped.await;
     }));
     let channel = channel.await;
     eventually("keys", async || service.is_serving()).await;
@@ -141,13 +141,13 @@ async fn what_never_ends_is_cut_off_after_the_grace_period() {
     let in_flight =
         tokio::spawn(async move { AuthorizationClient::new(channel).check(check.into_check()).await });
     issuer.wait_for_held(1).await;
-    shutdown.send(()).expect("it listens");
-    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
+    shutdown.send(()).expect("listening");
+    tokio::time::timeout(TEST_TIMEOUT, serving).await.expect("stopped").expect("no panic");
     assert!(in_flight.await.expect("no panic").is_err());
 }
 
 #[tokio::test]
-async fn reflection_serves_upstreams_shape() {
+async fn reflection_serves_the_descriptors_of_envoy() {
     let app = App::bind(simple(&key()), fixed_clock()).await.expect("bound");
     let channel = connect_later(&app);
     tokio::spawn(app.serve(std::future::pending()));
@@ -180,10 +180,7 @@ async fn reflection_serves_upstreams_shape() {
     let entry =
         http.nested_type.iter().find(|message| message.name() == "HeadersEntry").expect("a map entry");
     assert!(entry.options.as_ref().is_some_and(|options| options.map_entry()));
-    assert!(
-        http.field.iter().any(|field| field.name() == "raw_body"),
-        "fields that are not read are shown too"
-    );
+    assert!(http.field.iter().any(|field| field.name() == "raw_body"), "unread fields are listed too");
 }
 
 #[tokio::test]
@@ -195,14 +192,12 @@ async fn a_socket_file_serves_with_its_mode_and_a_stale_one_is_replaced() {
     let mut config = simple(&signer);
     config.listen.ext_authz[0].address = BindAddress::Unix { path: path.clone(), mode: Some(0o660) };
 
-    // Left behind by a process that is gone.
+    // A stale file of a process that has ended.
     drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
     let app = App::bind(config.clone(), fixed_clock()).await.expect("a stale file is replaced");
     assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o660);
-    let refused = App::bind(config.clone(), fixed_clock()).await.expect_err("somebody listens there");
-    assert!(
-        refused.to_string().contains("listen.ext_authz") && refused.to_string().contains("another process")
-    );
+    let error = App::bind(config.clone(), fixed_clock()).await.expect_err("another process listens");
+    assert!(error.to_string().contains("listen.ext_authz") && error.to_string().contains("another process"));
     tokio::spawn(app.serve(std::future::pending()));
 
     let channel = connect_to_file(path).await;
@@ -213,13 +208,13 @@ async fn a_socket_file_serves_with_its_mode_and_a_stale_one_is_replaced() {
     let file = directory.path().join("a-file");
     std::fs::write(&file, "precious").expect("written");
     config.listen.ext_authz[0].address = BindAddress::Unix { path: file.clone(), mode: None };
-    let refused = App::bind(config, fixed_clock()).await.expect_err("not a socket");
-    assert!(refused.to_string().contains("not a socket"), "{refused}");
+    let error = App::bind(config, fixed_clock()).await.expect_err("not a socket");
+    assert!(error.to_string().contains("not a socket"), "{error}");
     assert_eq!(std::fs::read_to_string(&file).expect("there"), "precious");
 }
 
 #[tokio::test]
-async fn a_process_that_takes_over_while_the_old_one_drains_keeps_its_socket_file() {
+async fn a_new_process_started_during_a_drain_keeps_its_socket_file() {
     let issuer = Issuer::start().await.expect("bound");
     issuer.rotate(SigningAlgorithm::ES256);
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -228,34 +223,34 @@ async fn a_process_that_takes_over_while_the_old_one_drains_keeps_its_socket_fil
     config.listen.ext_authz[0].address = BindAddress::Unix { path: path.clone(), mode: None };
     config.shutdown = Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(10) };
     let old = App::bind(config.clone(), fixed_clock()).await.expect("bound");
-    let (shutdown, told) = oneshot::channel::<()>();
+    let (shutdown, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(old.serve(async move {
-        let _told = told.await;
+        let _stopped = stopped.await;
     }));
-    // A stream without an end keeps the old process until its grace is over.
+    // An endless stream keeps the old process until its grace period is over.
     let channel = connect_to_file(path.clone()).await;
     let watch = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("watched");
-    shutdown.send(()).expect("it listens");
-    eventually("the place is free", async || !path.exists()).await;
-    let new = App::bind(config, fixed_clock()).await.expect("the old one accepts no more");
+    shutdown.send(()).expect("listening");
+    eventually("the socket file is removed", async || !path.exists()).await;
+    let new = App::bind(config, fixed_clock()).await.expect("the old one accepts no connections");
     drop(watch);
-    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("no panic");
-    assert!(path.exists(), "the new one's file stays");
+    tokio::time::timeout(TEST_TIMEOUT, serving).await.expect("stopped").expect("no panic");
+    assert!(path.exists(), "the file of the new one stays");
     drop(new);
-    assert!(!path.exists(), "and goes with it");
+    assert!(!path.exists(), "and is removed with it");
 }
 
-/// A connection to a service at a socket file.
+/// Connects to a socket file.
 async fn connect_to_file(path: std::path::PathBuf) -> Channel {
     let connector = tower::service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
     });
-    Endpoint::from_static("http://unused").connect_with_connector(connector).await.expect("it listens")
+    Endpoint::from_static("http://unused").connect_with_connector(connector).await.expect("listening")
 }
 
 #[tokio::test]
-async fn mutual_tls_lets_in_nobody_without_a_certificate() {
+async fn mutual_tls_rejects_clients_without_a_certificate() {
     let (pki, signer) = (Pki::new(), key());
     let mut config = simple(&signer);
     config.listen.ext_authz[0].tls = Some(pki.files());
@@ -285,20 +280,19 @@ async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() 
     let mut config = simple(&key());
     let missing = pki.directory.path().join("missing.pem");
     config.listen.ext_authz[0].tls = Some(TlsFiles { cert_file: missing.clone(), ..pki.files() });
-    let refused = App::bind(config, fixed_clock()).await.expect_err("the file is missing").to_string();
+    let error = App::bind(config, fixed_clock()).await.expect_err("the file is missing").to_string();
     assert!(
-        refused.contains("listen.ext_authz.tls.cert_file")
-            && refused.contains(missing.to_str().expect("text"))
+        error.contains("listen.ext_authz.tls.cert_file") && error.contains(missing.to_str().expect("text"))
     );
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_stops_the_start() {
+async fn an_occupied_port_stops_the_start() {
     let app = App::bind(simple(&key()), fixed_clock()).await.expect("bound");
     let mut config = simple(&key());
     config.listen.ext_authz[0].address = BindAddress::Tcp(app.ext_authz_address().expect("TCP"));
-    let refused = App::bind(config, fixed_clock()).await.expect_err("taken").to_string();
-    assert!(refused.starts_with("listen.ext_authz: 127.0.0.1:"), "{refused}");
+    let error = App::bind(config, fixed_clock()).await.expect_err("taken").to_string();
+    assert!(error.starts_with("listen.ext_authz: 127.0.0.1:"), "{error}");
     let _channel = connect(&app);
 }
 
@@ -316,7 +310,7 @@ async fn a_check_of_any_size_up_to_the_limit_is_decided_and_a_larger_one_is_refu
         let mut check = ask.into_check();
         let http = |check: &mut CheckRequest, body: usize| {
             let request = check.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
-            let http = request.and_then(|request| request.http.as_mut()).expect("it has one");
+            let http = request.and_then(|request| request.http.as_mut()).expect("an HTTP request");
             http.body = "b".repeat(body);
         };
         http(&mut check, length - 1000);
@@ -341,7 +335,7 @@ struct Served(Child);
 
 impl Drop for Served {
     fn drop(&mut self) {
-        let _gone = self.0.kill();
+        let _killed = self.0.kill();
         let _reaped = self.0.wait();
     }
 }
@@ -355,15 +349,15 @@ impl Served {
 
     /// Reads the log until a line has all of these.
     fn wait_for(log: &mut impl BufRead, texts: &[&str]) -> String {
-        let mut seen = String::new();
+        let mut output = String::new();
         loop {
             let mut line = String::new();
             let read = log.read_line(&mut line).expect("the log is text");
-            assert!(read > 0, "the log ended without {texts:?}:\n{seen}");
+            assert!(read > 0, "the log ended without {texts:?}:\n{output}");
             if texts.iter().all(|text| line.contains(text)) {
                 return line;
             }
-            seen.push_str(&line);
+            output.push_str(&line);
         }
     }
 
@@ -393,7 +387,7 @@ providers:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn serve_reloads_what_is_valid_keeps_serving_what_is_not_and_ends_with_0_on_sigterm() {
+async fn serve_applies_valid_reloads_rejects_invalid_ones_and_exits_with_0_on_sigterm() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("p.yaml");
     let issuer = Issuer::start().await.expect("bound");
@@ -403,12 +397,12 @@ async fn serve_reloads_what_is_valid_keeps_serving_what_is_not_and_ends_with_0_o
     let mut served = Served::start(&file);
     let mut log = BufReader::new(served.0.stderr.take().expect("piped"));
     let line = Served::wait_for(&mut log, &["\"serving\""]);
-    let serving = Serving::read(&line).expect("the line says where");
+    let serving = Serving::read(&line).expect("the line has the addresses");
     let channel = Endpoint::try_from(format!("http://{}", serving.grpc()))
         .expect("a URL")
         .connect()
         .await
-        .expect("it listens");
+        .expect("listening");
     let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
     let now = i64::try_from(now).expect("a time of this age");
     let ask = async || {
@@ -429,7 +423,7 @@ async fn serve_reloads_what_is_valid_keeps_serving_what_is_not_and_ends_with_0_o
     let line = Served::wait_for(&mut log, &["not reloaded", "claim_headers.host"]);
     assert!(line.contains("line 8"), "{line}");
     Served::wait_for(&mut log, &["not reloaded", "colour"]);
-    assert_eq!(ask().await.set["x-auth-subject"], "alice", "the last good one keeps serving");
+    assert_eq!(ask().await.set["x-auth-subject"], "alice", "the last valid configuration is used");
 
     let moved = (ports.0, free_port());
     write_config(&file, moved, &issuer, "");
@@ -439,7 +433,7 @@ async fn serve_reloads_what_is_valid_keeps_serving_what_is_not_and_ends_with_0_o
     write_config(&file, moved, &issuer, "    claim_headers: {x-auth-subject: sub}\n");
     Served::wait_for(&mut log, &["configuration reloaded"]);
 
-    // Keys at a place where there are none: the log says of which provider and why.
+    // A key URL that answers 404: the log has the provider and the error.
     let text = std::fs::read_to_string(&file).expect("there").replace("demo/keys", "demo/kyes");
     assert!(text.contains("demo/kyes"), "{text}");
     std::fs::write(&file, text).expect("written");
@@ -454,11 +448,11 @@ async fn serve_reloads_what_is_valid_keeps_serving_what_is_not_and_ends_with_0_o
     }
 
     served.signal("-TERM");
-    assert_eq!(served.0.wait().expect("it ends").code(), Some(0));
+    assert_eq!(served.0.wait().expect("stopped").code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn serve_ends_on_sigterm_though_a_file_does_not_answer() {
+async fn serve_exits_on_sigterm_while_a_file_read_blocks() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (file, pipe) = (directory.path().join("p.yaml"), directory.path().join("pipe"));
     let made = Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
@@ -468,25 +462,25 @@ async fn serve_ends_on_sigterm_though_a_file_does_not_answer() {
     write_config(&file, (0, 0), &issuer, "");
     let mut served = Served::start(&pipe);
     let mut log = BufReader::new(served.0.stderr.take().expect("piped"));
-    // Who looks at it for changes waits for another writer, who does not come.
+    // Reading it again for changes blocks until another writer opens it.
     std::fs::write(&pipe, std::fs::read(&file).expect("there")).expect("is read");
     Served::wait_for(&mut log, &["\"serving\""]);
     served.signal("-TERM");
     Served::wait_for(&mut log, &["\"stopped\""]);
     let ended = async {
         loop {
-            match served.0.try_wait().expect("is asked") {
+            match served.0.try_wait().expect("a child process") {
                 Some(status) => return status,
                 None => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
     };
-    let status = tokio::time::timeout(PATIENCE, ended).await.expect("it ends");
+    let status = tokio::time::timeout(TEST_TIMEOUT, ended).await.expect("stopped");
     assert_eq!(status.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_was_a_pipe_for_a_while_is_read_again_once_it_is_a_file() {
+async fn a_file_that_was_replaced_by_a_pipe_is_read_again_once_it_is_a_file() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (file, other) = (directory.path().join("p.yaml"), directory.path().join("other"));
     let issuer = Issuer::start().await.expect("bound");
@@ -507,7 +501,7 @@ async fn a_file_that_was_a_pipe_for_a_while_is_read_again_once_it_is_a_file() {
 }
 
 #[test]
-fn serve_ends_with_1_and_says_why_on_a_configuration_that_is_broken() {
+fn serve_exits_with_1_and_an_error_on_a_broken_configuration() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("p.yaml");
     std::fs::write(&file, "listen: {ext_authz: 1}\n").expect("written");

@@ -1,5 +1,5 @@
-//! What becomes of the service when its log cannot be written: the running binary with a standard error that stalls, is
-//! full, is closed, or has lost its reader.
+//! The service while its log cannot be written: the binary with a standard error that stalls, is full, is closed, or has no
+//! reader.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -19,9 +19,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a pipe of Linux holds.
+/// The capacity of a pipe on Linux.
 const PIPE_BYTES: usize = 64 << 10;
 
 /// `portcullis serve`, killed when dropped.
@@ -33,7 +33,7 @@ struct Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        let _gone = self.process.kill();
+        let _killed = self.process.kill();
         let _reaped = self.process.wait();
     }
 }
@@ -43,7 +43,7 @@ fn now() -> i64 {
     i64::try_from(now).expect("a time of this age")
 }
 
-/// The binary, with this standard error unless the shell takes it away.
+/// The binary with this standard error, or with a closed one.
 fn binary(closed: bool, error: Stdio) -> Command {
     let binary = env!("CARGO_BIN_EXE_portcullis");
     let mut command = Command::new(if closed { "sh" } else { binary });
@@ -55,8 +55,8 @@ fn binary(closed: bool, error: Stdio) -> Command {
 }
 
 impl Served {
-    /// Serves once it is ready. Its log may not say where it listens, nor why it ended: one that does so at its start is
-    /// taken for one that found somebody else at its address, and is started again at others.
+    /// Starts the service and waits until it is ready. Its log may have neither its addresses nor its error: a process that
+    /// exits at the start is assumed to have an occupied port and is started again with other ports.
     async fn start(mut command: Command, folder: &Path, issuer: &Issuer, level: &str) -> Self {
         let file: PathBuf = folder.join("p.yaml");
         command.args(["serve", "--config"]).arg(&file);
@@ -77,17 +77,17 @@ providers:
             let channel =
                 Endpoint::try_from(format!("http://127.0.0.1:{door}")).expect("a URL").connect_lazy();
             let mut served = Self { process, client: AuthorizationClient::new(channel), admin };
-            if timeout(PATIENCE, served.gets_ready()).await.expect("ready in time") {
+            if timeout(TEST_TIMEOUT, served.wait_until_ready()).await.expect("ready in time") {
                 return served;
             }
         }
-        panic!("it ended {MAX_ATTEMPTS} times at its start");
+        panic!("the process exited {MAX_ATTEMPTS} times at the start");
     }
 
-    /// Whether it gets ready before it ends.
-    async fn gets_ready(&mut self) -> bool {
+    /// Waits until it is ready; `false` if it exits before.
+    async fn wait_until_ready(&mut self) -> bool {
         while self.page("/readyz").await != "ok\n" {
-            if self.process.try_wait().expect("is ours").is_some() {
+            if self.process.try_wait().expect("a child process").is_some() {
                 return false;
             }
             sleep(Duration::from_millis(20)).await;
@@ -101,13 +101,13 @@ providers:
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+        timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("timeout: {what}"));
     }
 
-    /// A page of the operator's door; nothing where it does not answer.
+    /// A page of the admin listener; empty if the connection fails.
     async fn page(&self, path: &str) -> String {
-        let page = timeout(PATIENCE, reqwest::get(format!("http://127.0.0.1:{}{path}", self.admin)));
-        match page.await.expect("it answers or refuses") {
+        let page = timeout(TEST_TIMEOUT, reqwest::get(format!("http://127.0.0.1:{}{path}", self.admin)));
+        match page.await.expect("answered in time") {
             Ok(page) => page.text().await.expect("text"),
             Err(_) => String::new(),
         }
@@ -122,113 +122,113 @@ providers:
     async fn ask(&self, token: &str) -> Answer {
         let check = Ask::default().header("authorization", format!("Bearer {token}")).into_check();
         let mut client = self.client.clone();
-        let answer = timeout(PATIENCE, client.check(check)).await.expect("an answer comes");
+        let answer = timeout(TEST_TIMEOUT, client.check(check)).await.expect("answered in time");
         Answer::read(answer.expect("answered").into_inner())
     }
 
-    /// Asks so often, several at a time. Each has to be answered so.
+    /// Sends this many checks, 16 concurrently, and asserts each verdict.
     async fn flood(&self, token: &str, times: usize, allowed: bool) {
-        let mut asking = JoinSet::new();
+        let mut workers = JoinSet::new();
         for worker in 0..16 {
             let (client, token) = (self.client.clone(), token.to_owned());
-            asking.spawn(async move {
+            workers.spawn(async move {
                 for _ in (worker..times).step_by(16) {
                     let check = Ask::default().header("authorization", format!("Bearer {token}"));
-                    let answer = timeout(PATIENCE, client.clone().check(check.into_check())).await;
-                    let answer = answer.expect("an answer comes").expect("answered").into_inner();
+                    let answer = timeout(TEST_TIMEOUT, client.clone().check(check.into_check())).await;
+                    let answer = answer.expect("answered in time").expect("answered").into_inner();
                     assert_eq!(Answer::read(answer).is_allowed(), allowed);
                 }
             });
         }
-        while let Some(done) = asking.join_next().await {
+        while let Some(done) = workers.join_next().await {
             done.expect("each is answered");
         }
     }
 
-    async fn ends_on_sigterm(&mut self) {
+    async fn assert_exits_on_sigterm(&mut self) {
         let killed = Command::new("kill").arg(self.process.id().to_string()).status().expect("kill runs");
         assert!(killed.success());
         let ended = async {
             loop {
-                match self.process.try_wait().expect("is asked") {
+                match self.process.try_wait().expect("a child process") {
                     Some(status) => return status,
                     None => sleep(Duration::from_millis(20)).await,
                 }
             }
         };
-        assert_eq!(timeout(PATIENCE, ended).await.expect("it ends").code(), Some(0));
+        assert_eq!(timeout(TEST_TIMEOUT, ended).await.expect("exited").code(), Some(0));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_nobody_reads_holds_up_nothing_and_says_later_how_much_is_missing() {
+async fn an_unread_log_blocks_nothing_and_later_reports_dropped_lines() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let issuer = Issuer::start().await.expect("bound");
     let key = issuer.rotate(SigningAlgorithm::ES256);
     let mut served = Served::start(binary(false, Stdio::piped()), folder.path(), &issuer, "debug").await;
-    let good = key.sign(&issuer.claims(now()));
+    let valid = key.sign(&issuer.claims(now()));
     let forged = SigningKey::generate("forged", SigningAlgorithm::ES256).sign(&issuer.claims(now()));
     served.flood(&forged, 2_100, false).await;
-    // Those have few lines; what is allowed has one each at this level. They fill the pipe and the buffer behind it.
+    // Denials log few lines; at this level each allowed request logs one. They fill the pipe and the buffer.
     for _ in 0..40 {
-        served.flood(&good, 500, true).await;
+        served.flood(&valid, 500, true).await;
         if served.dropped().await > 100 {
             break;
         }
     }
     let dropped = served.dropped().await;
     assert!(dropped > 100, "{dropped}");
-    assert!(served.ask(&good).await.is_allowed());
+    assert!(served.ask(&valid).await.is_allowed());
     assert_eq!(served.page("/livez").await, "ok\n");
 
     let log = BufReader::new(served.process.stderr.take().expect("piped"));
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
     let reading = std::thread::spawn(move || {
         let (mut missing, mut suppressed) = (0, 0);
         for line in log.lines() {
-            let line: Value = serde_json::from_str(&line.expect("text")).expect("each line is whole");
+            let line: Value = serde_json::from_str(&line.expect("text")).expect("each line is complete");
             missing += line["dropped"].as_u64().unwrap_or_default();
             if line["reason"] == "key_unknown" {
                 suppressed += line["suppressed"].as_u64().unwrap_or_default();
             }
             if line["dropped"].is_u64() {
-                let _test_goes_on = tell.send(missing);
+                let _test_continues = sender.send(missing);
             }
         }
         (missing, suppressed)
     });
-    assert!(timeout(PATIENCE, told.recv()).await.expect("it tells") > Some(100));
+    assert!(timeout(TEST_TIMEOUT, receiver.recv()).await.expect("logged") > Some(100));
     served.flood(&forged, 300, false).await;
-    served.ends_on_sigterm().await;
+    served.assert_exits_on_sigterm().await;
     let (missing, suppressed) = reading.join().expect("no line is torn");
     assert!(missing >= dropped, "{missing} of {dropped}");
-    assert!(suppressed > 0, "refusals without a line are told of, at the end at last");
+    assert!(suppressed > 0, "suppressed denials are logged, at shutdown at the latest");
 }
 
-/// A standard error that takes nothing.
-enum Bad {
+/// A standard error that cannot be written.
+enum Unwritable {
     Full,
     Closed,
     ReaderGone,
-    /// From the first line on, and to the end.
+    /// From the first line to the end.
     Stalled,
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_cannot_be_written_ends_no_task_and_no_answer() {
-    for bad in [Bad::Full, Bad::Closed, Bad::ReaderGone, Bad::Stalled] {
+async fn a_log_that_cannot_be_written_affects_no_task_and_no_answer() {
+    for stderr in [Unwritable::Full, Unwritable::Closed, Unwritable::ReaderGone, Unwritable::Stalled] {
         let (_unread, mut writer) = std::io::pipe().expect("a pipe");
         let folder = tempfile::tempdir().expect("a temporary directory");
         let issuer = Issuer::start().await.expect("bound");
         issuer.rotate(SigningAlgorithm::ES256);
-        let command = match bad {
-            Bad::Full => {
+        let command = match stderr {
+            Unwritable::Full => {
                 let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
                 binary(false, full.into())
             }
-            Bad::Closed => binary(true, Stdio::null()),
-            Bad::ReaderGone => binary(false, Stdio::piped()),
-            Bad::Stalled => {
+            Unwritable::Closed => binary(true, Stdio::null()),
+            Unwritable::ReaderGone => binary(false, Stdio::piped()),
+            Unwritable::Stalled => {
                 writer.write_all(&[b'\n'; PIPE_BYTES]).expect("an empty pipe takes that");
                 binary(false, writer.into())
             }
@@ -237,7 +237,7 @@ async fn a_log_that_cannot_be_written_ends_no_task_and_no_answer() {
         drop(served.process.stderr.take());
         let forged = SigningKey::generate("forged", SigningAlgorithm::ES256).sign(&issuer.claims(now()));
         served.flood(&forged, 200, false).await;
-        // A fetch that fails, with a line of the task that keeps the keys, and a rotation after that.
+        // A failed fetch, which the key task logs, and a rotation after it.
         issuer.set_fault(Some(Fault::Status(503)));
         let key = issuer.rotate(SigningAlgorithm::ES256);
         let token = key.sign(&issuer.claims(now()));
@@ -248,34 +248,31 @@ async fn a_log_that_cannot_be_written_ends_no_task_and_no_answer() {
             })
             .await;
         issuer.set_fault(None);
-        served.eventually("the new key is followed", async || served.ask(&token).await.is_allowed()).await;
+        served.eventually("the new key is known", async || served.ask(&token).await.is_allowed()).await;
         assert_eq!(served.page("/livez").await, "ok\n");
         assert_eq!(served.page("/readyz").await, "ok\n");
-        // Where it was closed at the start, Rust has put /dev/null there, which takes everything; a few lines fit in
-        // the buffer.
-        if matches!(bad, Bad::Full | Bad::ReaderGone) {
+        // Rust replaces a standard error that is closed at the start by /dev/null, which accepts everything; a few lines fit
+        // in the buffer.
+        if matches!(stderr, Unwritable::Full | Unwritable::ReaderGone) {
             assert!(served.dropped().await > 10);
         }
         assert!(!served.page("/metrics").await.contains("task_restarts_total{"), "no task has ended");
-        served.ends_on_sigterm().await;
+        served.assert_exits_on_sigterm().await;
     }
 }
 
 #[test]
-fn panics_are_told_in_the_log_without_what_a_request_may_be_a_part_of() {
-    let said = run_in_subprocess(
-        panics_are_told_in_the_log_without_what_a_request_may_be_a_part_of,
-        panic_in_three_ways,
-    );
-    let Some(said) = said else { return };
-    let panics: Vec<Value> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    assert_eq!(panics.len(), 3, "{said}");
+fn panics_are_logged_without_request_data() {
+    let output = run_in_subprocess(panics_are_logged_without_request_data, panic_in_three_ways);
+    let Some(output) = output else { return };
+    let panics: Vec<Value> = output.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert_eq!(panics.len(), 3, "{output}");
     for panic in &panics {
         assert_eq!(panic["level"], "ERROR");
         assert!(panic["place"].as_str().is_some_and(|place| place.contains("stalled_log.rs:")), "{panic}");
     }
-    assert!(said.contains("as it stands in the source"), "{said}");
-    assert!(!said.contains("the-token-of-a-request"), "{said}");
+    assert!(output.contains("a message of the source"), "{output}");
+    assert!(!output.contains("the-token-of-a-request"), "{output}");
 }
 
 fn panic_in_three_ways() {
@@ -284,7 +281,7 @@ fn panic_in_three_ways() {
     let token = std::hint::black_box("the-token-of-a-request");
     let panics = [
         std::thread::spawn(move || panic!("at {token}")),
-        std::thread::spawn(|| panic!("as it stands in the source")),
+        std::thread::spawn(|| panic!("a message of the source")),
         std::thread::spawn(move || {
             let _cut = &format!("{token}é")[..23];
         }),
@@ -292,5 +289,5 @@ fn panic_in_three_ways() {
     for panic in panics {
         panic.join().expect_err("it panics");
     }
-    telemetry::flush_log(PATIENCE);
+    telemetry::flush_log(TEST_TIMEOUT);
 }

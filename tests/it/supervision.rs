@@ -1,4 +1,4 @@
-//! The tasks that the service lives on: that one which panics or ends is started again, counted, and seen at `/readyz`.
+//! Supervised tasks: a task that panics or ends is restarted, counter, and shown by `/readyz`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,25 +13,25 @@ use tokio::time::{advance, sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A supervisor with all that it tells.
-struct House {
+/// A supervisor with its metrics and task states.
+struct TestEnv {
     tasks: Tasks,
     metrics: Arc<Metrics>,
     changed: Arc<Notify>,
 }
 
-impl House {
+impl TestEnv {
     fn new() -> (Self, Supervisor) {
-        let house = Self { tasks: Tasks::default(), metrics: Arc::default(), changed: Arc::default() };
-        let (metrics, changed) = (Arc::clone(&house.metrics), Arc::clone(&house.changed));
-        let supervisor = Supervisor::new(house.tasks.clone(), metrics, changed);
-        (house, supervisor)
+        let env = Self { tasks: Tasks::default(), metrics: Arc::default(), changed: Arc::default() };
+        let (metrics, changed) = (Arc::clone(&env.metrics), Arc::clone(&env.changed));
+        let supervisor = Supervisor::new(env.tasks.clone(), metrics, changed);
+        (env, supervisor)
     }
 
     fn restarts(&self, labels: &str) -> u64 {
-        let page = self.metrics.encode().expect("metrics can be written");
+        let text = self.metrics.encode().expect("metrics can be written");
         let name = format!("portcullis_task_restarts_total{{{labels}}} ");
-        page.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or_default()
+        text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or_default()
     }
 
     fn failing(&self) -> Vec<String> {
@@ -39,12 +39,12 @@ impl House {
     }
 }
 
-/// A task that says how often it was started, and ends so often before it stays.
+/// A task that counts its starts and ends this many times before it keeps running.
 fn ending(times: usize) -> (Arc<AtomicUsize>, impl Fn() -> BoxedTask + Send + Sync + 'static) {
     let starts = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&starts);
+    let counter = Arc::clone(&starts);
     let run = move || -> BoxedTask {
-        let start = counted.fetch_add(1, Ordering::SeqCst);
+        let start = counter.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
             if start >= times {
                 std::future::pending::<()>().await;
@@ -57,84 +57,84 @@ fn ending(times: usize) -> (Arc<AtomicUsize>, impl Fn() -> BoxedTask + Send + Sy
 type BoxedTask = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_ends_though_it_must_not_is_down_and_then_started_again_and_counted() {
-    let (house, supervisor) = House::new();
+async fn a_task_that_ends_unexpectedly_is_down_and_then_restarted_and_counted() {
+    let (env, supervisor) = TestEnv::new();
     let (starts, run) = ending(1);
     let task = supervisor.keep(Task::named("follow"), run);
     tokio::task::yield_now().await;
-    while house.tasks.down().is_empty() {
+    while env.tasks.down().is_empty() {
         tokio::task::yield_now().await;
     }
-    assert_eq!(house.tasks.down(), [Task::named("follow")]);
+    assert_eq!(env.tasks.down(), [Task::named("follow")]);
     sleep(SECOND).await;
-    assert!(house.tasks.down().is_empty());
+    assert!(env.tasks.down().is_empty());
     assert_eq!(starts.load(Ordering::SeqCst), 2);
-    assert_eq!(house.restarts("provider=\"\",task=\"follow\""), 1);
-    assert!(house.tasks.failing().is_empty() && !task.is_finished(), "once is not often");
+    assert_eq!(env.restarts("provider=\"\",task=\"follow\""), 1);
+    assert!(env.tasks.failing().is_empty() && !task.is_finished(), "one restart is not failing");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_whose_work_is_done_is_not_started_again() {
-    let (house, supervisor) = House::new();
+async fn a_completed_task_is_not_restarted() {
+    let (env, supervisor) = TestEnv::new();
     let (starts, run) = ending(1);
     supervisor.complete(Task::of("p", "restore"), run).await.expect("no panic");
     sleep(SECOND).await;
-    assert_eq!((starts.load(Ordering::SeqCst), house.restarts("provider=\"p\",task=\"restore\"")), (1, 0));
+    assert_eq!((starts.load(Ordering::SeqCst), env.restarts("provider=\"p\",task=\"restore\"")), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_panics_is_started_again_whether_the_panic_is_in_its_making_or_in_its_run() {
-    let (house, supervisor) = House::new();
+async fn a_task_that_panics_at_creation_or_while_running_is_restarted() {
+    let (env, supervisor) = TestEnv::new();
     let starts = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&starts);
+    let counter = Arc::clone(&starts);
     let done = supervisor.complete(Task::of("p", "restore"), move || {
-        let start = counted.fetch_add(1, Ordering::SeqCst);
-        assert_ne!(start, 0, "as this test wants it");
-        async move { assert_ne!(start, 1, "as this test wants it") }
+        let start = counter.fetch_add(1, Ordering::SeqCst);
+        assert_ne!(start, 0, "intended by the test");
+        async move { assert_ne!(start, 1, "intended by the test") }
     });
-    done.await.expect("it is done at the third start");
-    assert_eq!((starts.load(Ordering::SeqCst), house.restarts("provider=\"p\",task=\"restore\"")), (3, 2));
+    done.await.expect("completed at the third start");
+    assert_eq!((starts.load(Ordering::SeqCst), env.restarts("provider=\"p\",task=\"restore\"")), (3, 2));
 }
 
 #[tokio::test(start_paused = true)]
 async fn three_restarts_within_a_minute_are_failing_until_it_has_run_for_a_minute() {
-    let (house, supervisor) = House::new();
+    let (env, supervisor) = TestEnv::new();
     let (_starts, run) = ending(3);
     supervisor.keep(Task::of("p", "drive"), run);
-    house.changed.notified().await;
-    assert_eq!(house.failing(), ["drive of p"]);
+    env.changed.notified().await;
+    assert_eq!(env.failing(), ["drive of p"]);
     sleep(50 * SECOND).await;
-    assert_eq!(house.failing(), ["drive of p"]);
-    house.changed.notified().await;
-    assert!(house.tasks.failing().is_empty(), "told when it is well again");
+    assert_eq!(env.failing(), ["drive of p"]);
+    env.changed.notified().await;
+    assert!(env.tasks.failing().is_empty(), "the recovery is notified");
 }
 
 #[tokio::test(start_paused = true)]
-async fn restarts_that_are_far_apart_are_not_failing() {
-    let (house, supervisor) = House::new();
+async fn infrequent_restarts_are_not_failing() {
+    let (env, supervisor) = TestEnv::new();
     let starts = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&starts);
+    let counter = Arc::clone(&starts);
     supervisor.keep(Task::named("follow"), move || {
-        counted.fetch_add(1, Ordering::SeqCst);
+        counter.fetch_add(1, Ordering::SeqCst);
         sleep(40 * SECOND)
     });
     for _ in 0..500 {
         sleep(SECOND).await;
-        assert!(house.tasks.failing().is_empty());
+        assert!(env.tasks.failing().is_empty());
     }
     assert!(starts.load(Ordering::SeqCst) > 10);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_is_aborted_is_neither_started_again_nor_failing() {
-    let (house, supervisor) = House::new();
+async fn an_aborted_task_is_neither_restarted_nor_failing() {
+    let (env, supervisor) = TestEnv::new();
     let (starts, run) = ending(usize::MAX);
     let task = supervisor.keep(Task::named("follow"), run);
-    house.changed.notified().await;
-    assert_eq!(house.failing(), ["follow"]);
+    env.changed.notified().await;
+    assert_eq!(env.failing(), ["follow"]);
     task.abort();
     assert!(task.await.expect_err("aborted").is_cancelled());
-    assert!(house.tasks.failing().is_empty() && house.tasks.down().is_empty());
+    assert!(env.tasks.failing().is_empty() && env.tasks.down().is_empty());
     let before = starts.load(Ordering::SeqCst);
     advance(100 * SECOND).await;
     tokio::task::yield_now().await;
@@ -142,7 +142,7 @@ async fn a_task_that_is_aborted_is_neither_started_again_nor_failing() {
 }
 
 #[tokio::test]
-async fn a_task_that_keeps_failing_is_seen_at_readyz_and_so_is_its_end() {
+async fn a_failing_task_is_shown_by_readyz_until_it_ends() {
     let key = SigningKey::generate("a", SigningAlgorithm::ES256);
     let keyed = inline(provider("p", "https://issuer.example.com"), &[key.public_jwk()]);
     let running = Running::start(config(vec![keyed]), fixed_clock()).await;

@@ -1,5 +1,5 @@
-//! A log that panics, and the supervisor that writes to it. Alone in its process: which log
-//! a line goes to is decided for all threads of a process together.
+//! A subscriber that panics does not end the supervisor. Alone in its process, because the global subscriber is set once
+//! per process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,10 +15,10 @@ use tracing::{Event, Metadata, Subscriber};
 
 use crate::support::subprocess::run_in_subprocess;
 
-/// A log that panics at each line.
-struct Broken(Arc<AtomicU64>);
+/// A subscriber that panics at each event.
+struct PanickingSubscriber(Arc<AtomicU64>);
 
-impl Subscriber for Broken {
+impl Subscriber for PanickingSubscriber {
     fn enabled(&self, _metadata: &Metadata<'_>) -> bool {
         true
     }
@@ -30,7 +30,7 @@ impl Subscriber for Broken {
     fn event(&self, event: &Event<'_>) {
         if event.metadata().target().starts_with("portcullis") {
             self.0.fetch_add(1, Ordering::SeqCst);
-            panic!("as this test wants it");
+            panic!("intended by the test");
         }
     }
     fn enter(&self, _span: &Id) {}
@@ -47,12 +47,12 @@ fn a_log_that_panics_ends_no_supervisor() {
 
 async fn a_supervisor_outlives_its_log() {
     let lines = Arc::new(AtomicU64::new(0));
-    tracing::subscriber::set_global_default(Broken(Arc::clone(&lines))).expect("the first one");
+    tracing::subscriber::set_global_default(PanickingSubscriber(Arc::clone(&lines))).expect("the first one");
     let supervisor = Supervisor::new(Tasks::default(), Arc::new(Metrics::new()), Arc::new(Notify::new()));
     let starts = Arc::new(AtomicU64::new(0));
-    let counted = Arc::clone(&starts);
+    let counter = Arc::clone(&starts);
     let task = supervisor.keep(Task::named("follow"), move || {
-        let start = counted.fetch_add(1, Ordering::SeqCst);
+        let start = counter.fetch_add(1, Ordering::SeqCst);
         async move {
             if start >= 2 {
                 std::future::pending::<()>().await;

@@ -1,5 +1,5 @@
-//! What `validate` says of the files of certificates and keys that a configuration names: what a listener or an
-//! issuer's client would say at the start, each in its place, and what ends soon.
+//! `validate` checks certificate and key files: it reports the errors of a start with their positions, and warns of
+//! certificates that expire soon.
 
 use std::path::Path;
 use std::process::Command;
@@ -47,14 +47,14 @@ providers:
     .to_owned()
 }
 
-/// The exit code, and what is said on standard error with the folder's name taken out.
+/// The exit code and the standard error, with the path of the folder replaced.
 fn validate(folder: &Path, text: &str) -> (Option<i32>, String) {
-    let here = folder.to_str().expect("text");
-    let file = write(folder, "p.yaml", &text.replace("DIR", here));
-    let run =
+    let path = folder.to_str().expect("text");
+    let file = write(folder, "p.yaml", &text.replace("DIR", path));
+    let output =
         Command::new(env!("CARGO_BIN_EXE_portcullis")).args(["validate", "--config"]).arg(file).output();
-    let run = run.expect("it runs");
-    (run.status.code(), String::from_utf8_lossy(&run.stderr).replace(here, "DIR"))
+    let output = output.expect("it runs");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).replace(path, "DIR"))
 }
 
 struct Folder {
@@ -63,14 +63,15 @@ struct Folder {
 }
 
 impl Folder {
-    /// With files that are in order.
+    /// With valid files.
     fn new() -> Self {
-        let this = Self { folder: tempfile::tempdir().expect("a folder"), authority: Authority::new("ours") };
-        this.put("ca.pem", &this.authority.pem);
-        let certified = this.authority.issue(&["localhost"]);
-        this.put("cert.pem", &certified.pem);
-        this.put("key.pem", &certified.key);
-        this
+        let folder =
+            Self { folder: tempfile::tempdir().expect("a folder"), authority: Authority::new("ours") };
+        folder.put("ca.pem", &folder.authority.pem);
+        let certified = folder.authority.issue(&["localhost"]);
+        folder.put("cert.pem", &certified.pem);
+        folder.put("key.pem", &certified.key);
+        folder
     }
 
     fn put(&self, name: &str, text: &str) {
@@ -82,13 +83,13 @@ const LISTENERS: [&str; 4] =
     ["listen.ext_authz", "listen.ext_authz[1]", "listen.forward_auth[0]", "listen.admin"];
 
 #[test]
-fn tls_files_that_cannot_serve_are_no_valid_configuration() {
+fn unusable_tls_files_are_configuration_errors() {
     let folder = Folder::new();
-    let (ours, other) = (&folder.authority, Authority::new("other"));
-    let certified = ours.issue(&["localhost"]);
-    let broken = format!("{}{}", ours.pem, other.pem.replace("-----END", "-----ENT"));
-    let leaf = ours.issue(&["leaf"]).pem;
-    for (name, text, key, says) in [
+    let (own, other) = (&folder.authority, Authority::new("other"));
+    let certified = own.issue(&["localhost"]);
+    let broken = format!("{}{}", own.pem, other.pem.replace("-----END", "-----ENT"));
+    let leaf = own.issue(&["leaf"]).pem;
+    for (name, text, key, message) in [
         (
             "key.pem",
             &*certified.key,
@@ -110,61 +111,61 @@ fn tls_files_that_cannot_serve_are_no_valid_configuration() {
         for listener_key in LISTENERS {
             let before = std::fs::read_to_string(folder.folder.path().join(name)).expect("there");
             folder.put(name, text);
-            let (code, said) = validate(folder.folder.path(), &listener(listener_key));
-            let expected = format!(": {listener_key}.tls.{key}: {says}");
-            assert!(said.contains(&expected), "{said}\ninstead of {expected}");
+            let (code, stderr) = validate(folder.folder.path(), &listener(listener_key));
+            let expected = format!(": {listener_key}.tls.{key}: {message}");
+            assert!(stderr.contains(&expected), "{stderr}\ninstead of {expected}");
             assert!(
-                said.starts_with("DIR/p.yaml:") && !said.starts_with("DIR/p.yaml: "),
-                "with its place: {said}"
+                stderr.starts_with("DIR/p.yaml:") && !stderr.starts_with("DIR/p.yaml: "),
+                "without a position: {stderr}"
             );
-            assert_eq!((code, said.lines().count()), (Some(1), 1), "{said}");
+            assert_eq!((code, stderr.lines().count()), (Some(1), 1), "{stderr}");
             folder.put(name, &before);
-            let whole = validate(folder.folder.path(), &listener(listener_key));
-            assert_eq!(whole, (Some(0), String::new()), "{listener_key}");
+            let unchanged = validate(folder.folder.path(), &listener(listener_key));
+            assert_eq!(unchanged, (Some(0), String::new()), "{listener_key}");
         }
         let before = std::fs::read_to_string(folder.folder.path().join(name)).expect("there");
         folder.put(name, text);
-        let (code, said) = validate(folder.folder.path(), &issuer());
+        let (code, stderr) = validate(folder.folder.path(), &issuer());
         let key = match key {
             "client_ca_file" => "ca_file",
             "key_file" => "client_key_file",
             _ => "client_cert_file",
         };
-        let expected = format!(": providers[0].http.{key}: {says}");
-        assert!(said.starts_with("DIR/p.yaml:6:") && said.contains(&expected), "{said}");
-        assert_eq!((code, said.lines().count()), (Some(1), 1), "{said}");
+        let expected = format!(": providers[0].http.{key}: {message}");
+        assert!(stderr.starts_with("DIR/p.yaml:6:") && stderr.contains(&expected), "{stderr}");
+        assert_eq!((code, stderr.lines().count()), (Some(1), 1), "{stderr}");
         folder.put(name, &before);
         assert_eq!(validate(folder.folder.path(), &issuer()), (Some(0), String::new()));
     }
 }
 
 #[test]
-fn everything_that_is_wrong_is_said_at_once_and_once() {
+fn all_errors_are_reported_together_and_once() {
     let folder = Folder::new();
     folder.put("key.pem", "");
     folder.put("ca.pem", "");
     let text =
         format!("{}log: {{level: loud}}\n", listener("listen.admin").replace("cert.pem", "missing.pem"));
-    let (code, said) = validate(folder.folder.path(), &text);
-    told("tls_files_of_a_listener_that_cannot_be_had", code, &said);
+    let (code, stderr) = validate(folder.folder.path(), &text);
+    assert_errors("tls_files_of_a_listener_that_cannot_be_had", code, &stderr);
 
-    let (code, said) = validate(folder.folder.path(), &issuer().replace("cert.pem", "missing.pem"));
-    told("tls_files_of_an_issuers_client_that_cannot_be_had", code, &said);
+    let (code, stderr) = validate(folder.folder.path(), &issuer().replace("cert.pem", "missing.pem"));
+    assert_errors("tls_files_of_an_issuers_client_that_cannot_be_had", code, &stderr);
 
     let text = format!("{}log: {{level: loud}}\n", listener("listen.admin"));
-    let (code, said) = validate(folder.folder.path(), &text);
-    told("tls_files_that_cannot_serve", code, &said);
+    let (code, stderr) = validate(folder.folder.path(), &text);
+    assert_errors("tls_files_that_cannot_serve", code, &stderr);
 }
 
-/// Errors, which are this text.
+/// Asserts the errors by a snapshot.
 #[track_caller]
-fn told(name: &str, code: Option<i32>, said: &str) {
-    assert_eq!(code, Some(1), "{said}");
-    settings(&[]).bind(|| insta::assert_snapshot!(name, said));
+fn assert_errors(name: &str, code: Option<i32>, stderr: &str) {
+    assert_eq!(code, Some(1), "{stderr}");
+    settings(&[]).bind(|| insta::assert_snapshot!(name, stderr));
 }
 
 #[test]
-fn what_has_expired_or_soon_will_is_a_warning() {
+fn expired_and_soon_expiring_certificates_are_warnings() {
     let folder = Folder::new();
     let days = |days: i64| {
         let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970");
@@ -173,7 +174,7 @@ fn what_has_expired_or_soon_will_is_a_warning() {
             params.not_after = rcgen::date_time_ymd(1970, 1, 1) + std::time::Duration::from_secs(at as u64);
         }
     };
-    let mut told = Vec::new();
+    let mut warnings = Vec::new();
     for (what, certified) in [
         ("expired", folder.authority.issue_with(&["localhost"], expired)),
         ("soon", folder.authority.issue_with(&["localhost"], days(13))),
@@ -185,17 +186,17 @@ fn what_has_expired_or_soon_will_is_a_warning() {
             (listener("listen.admin"), "listen.admin.tls.cert_file"),
             (issuer(), "providers[0].http.client_cert_file"),
         ] {
-            let (code, said) = validate(folder.folder.path(), &text);
-            assert_eq!(code, Some(0), "{said}");
-            let warned = said.contains(&format!(": warning: {key}: DIR/cert.pem: a certificate "));
-            assert_eq!(warned, what != "later", "{what}: {said}");
-            told.push((
+            let (code, stderr) = validate(folder.folder.path(), &text);
+            assert_eq!(code, Some(0), "{stderr}");
+            let warned = stderr.contains(&format!(": warning: {key}: DIR/cert.pem: a certificate "));
+            assert_eq!(warned, what != "later", "{what}: {stderr}");
+            warnings.push((
                 what,
-                said.contains("expired on 2020-01-01T00:00:00Z"),
-                said.contains("expires soon, on "),
+                stderr.contains("expired on 2020-01-01T00:00:00Z"),
+                stderr.contains("expires soon, on "),
             ));
         }
     }
     let expected = [("expired", true, false), ("soon", false, true), ("later", false, false)];
-    assert_eq!(told, expected.into_iter().flat_map(|one| [one, one]).collect::<Vec<_>>());
+    assert_eq!(warnings, expected.into_iter().flat_map(|one| [one, one]).collect::<Vec<_>>());
 }

@@ -1,4 +1,4 @@
-//! The list of names that had keys: when it is read, and when it is written.
+//! The list of known realm names: when it is read and written.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use tokio::sync::oneshot;
 use tokio::time::{advance, sleep};
 
 use super::world::{
-    SECOND, World, configuration, decide, files, flood, folder, names_in, served_before, tenants, unsigned,
-    until,
+    SECOND, World, configuration, decide, files, flood, folder, folder_served_before, forged, names_in,
+    tenants, until,
 };
 
 fn listed(folder: &std::path::Path) -> usize {
@@ -19,9 +19,9 @@ fn listed(folder: &std::path::Path) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn names_are_written_when_one_comes_and_then_no_sooner_than_five_seconds_later() {
+async fn a_new_name_is_written_immediately_and_later_ones_at_most_every_five_seconds() {
     let (names, folder) = (tenants(3), folder());
-    let world = World::keeping(&names, Some(folder.path().to_owned()));
+    let world = World::with_snapshots(&names, Some(folder.path().to_owned()));
     let config = configuration("realms: '[a-z0-9]+'");
     let template = world.template_of(&config, None);
     let authorizer = world.authorizer_of(&config, &template);
@@ -35,15 +35,15 @@ async fn names_are_written_when_one_comes_and_then_no_sooner_than_five_seconds_l
     until("the second one is written", || listed(folder.path()) == 2).await;
     assert_eq!(decide(&authorizer, &world.token("tenant2")).await, "ok");
     template.save_names();
-    until("an end does not wait for the spacing", || listed(folder.path()) == 3).await;
+    until("shutdown does not wait for the spacing", || listed(folder.path()) == 3).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_list_that_cannot_be_written_is_written_once_it_can_be() {
+async fn a_failed_write_of_the_list_is_retried() {
     let (names, above) = (tenants(1), folder());
     let folder: PathBuf = above.path().join("snapshots");
     std::fs::write(&folder, "no folder").expect("is written");
-    let world = World::keeping(&names, Some(folder.clone()));
+    let world = World::with_snapshots(&names, Some(folder.clone()));
     let authorizer = world.authorizer("realms: '[a-z0-9]+'");
     assert_eq!(decide(&authorizer, &world.token("tenant0")).await, "ok");
     sleep(20 * SECOND).await;
@@ -52,8 +52,7 @@ async fn a_list_that_cannot_be_written_is_written_once_it_can_be() {
     until("it is written", || listed(&folder) == 1).await;
 }
 
-/// Runs a test whose one thread for files is busy until the sender is used, which is what a disk that hangs looks
-/// like.
+/// Runs a test whose only blocking thread is busy until the sender is used, like a hanging disk.
 fn while_files_hang(test: impl AsyncFnOnce(oneshot::Sender<()>)) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -68,56 +67,56 @@ fn while_files_hang(test: impl AsyncFnOnce(oneshot::Sender<()>)) {
     });
 }
 
-/// The names of a folder that was served before, and what it was made in.
+/// A folder with the state of a service that has served these names.
 fn before(names: &[String]) -> tempfile::TempDir {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
-    runtime.expect("a runtime").block_on(served_before(names))
+    runtime.expect("a runtime").block_on(folder_served_before(names))
 }
 
 #[test]
-fn nobody_is_taken_for_new_before_the_names_are_read() {
+fn no_realm_is_new_before_the_names_are_read() {
     let names = tenants(12);
     let folder = before(&names);
     while_files_hang(async |release| {
-        let world = World::keeping(&names, Some(folder.path().to_owned()));
+        let world = World::with_snapshots(&names, Some(folder.path().to_owned()));
         let authorizer = world.authorizer("realms: '[a-z0-9]+'");
         let ask = |token: String| {
             let authorizer = Arc::clone(&authorizer);
             tokio::spawn(async move { decide(&authorizer, &token).await })
         };
-        let made_up: Vec<_> = (0..100).map(|i| ask(unsigned(&format!("made{i}")))).collect();
+        let unknown: Vec<_> = (0..100).map(|i| ask(forged(&format!("made{i}")))).collect();
         let real: Vec<_> = names.iter().map(|name| ask(world.token(name))).collect();
         advance(SECOND).await;
         for _ in 0..50 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(world.asked_in_all(), 0);
+        assert_eq!(world.total_fetches(), 0);
         release.send(()).expect("the thread waits");
         for one in real {
             assert_eq!(one.await.expect("is decided"), "ok");
         }
-        assert!(world.asked_in_all() <= 12 + 17);
-        drop(made_up);
+        assert!(world.total_fetches() <= 12 + 17);
+        drop(unknown);
     });
 }
 
 #[test]
-fn new_names_wait_five_seconds_for_a_disk_that_hangs_and_no_longer() {
+fn new_names_wait_at_most_five_seconds_for_a_hanging_disk() {
     let folder = folder();
     while_files_hang(async |release| {
-        // Without snapshots, for which keys may wait as well.
+        // Without snapshots, which may delay keys too.
         let world = World::of(&tenants(1));
         let config = configuration("realms: '[a-z0-9]+'\nrefresh: {wait: 20s}");
         let template = world.template_in(&config, names_in(folder.path()), None);
         let authorizer = world.authorizer_of(&config, &template);
-        let (asked, token) = (clock::monotonic(), world.token("tenant0"));
+        let (started, token) = (clock::monotonic(), world.token("tenant0"));
         let decided = tokio::spawn(async move { decide(&authorizer, &token).await });
         for _ in 0..70 {
             advance(SECOND / 10).await;
             for _ in 0..20 {
                 tokio::task::yield_now().await;
             }
-            assert!(decided.is_finished() == (clock::elapsed_since(asked) > 5 * SECOND + SECOND / 10));
+            assert!(decided.is_finished() == (clock::elapsed_since(started) > 5 * SECOND + SECOND / 10));
             if decided.is_finished() {
                 break;
             }
@@ -128,9 +127,9 @@ fn new_names_wait_five_seconds_for_a_disk_that_hangs_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_tenant_that_is_verified_all_the_time_stays_in_the_list_however_early_it_came() {
+async fn a_frequently_verified_tenant_stays_in_the_list() {
     let (names, folder) = (tenants(12), folder());
-    let world = World::keeping(&names, Some(folder.path().to_owned()));
+    let world = World::with_snapshots(&names, Some(folder.path().to_owned()));
     let config = configuration("realms: '[a-z0-9]+'\nmax_realms: 2");
     let template = world.template_of(&config, None);
     let authorizer = world.authorizer_of(&config, &template);
@@ -145,28 +144,28 @@ async fn a_tenant_that_is_verified_all_the_time_stays_in_the_list_however_early_
     let list = || std::fs::read_to_string(&path).unwrap_or_default();
     until("the last one is written", || list().contains("\"tenant11\"")).await;
     assert!(list().contains("\"tenant0\""), "{}", list());
-    assert_eq!(listed(folder.path()), 8, "four for each that memory has room for");
+    assert_eq!(listed(folder.path()), 8, "four times max_realms");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_known_realm_that_is_on_trial_leaves_its_snapshot_when_it_is_pushed_out() {
+async fn a_known_realm_on_trial_keeps_its_snapshot_when_it_is_evicted() {
     let names = tenants(1);
-    let folder = served_before(&names).await;
-    let world = World::keeping(&names, Some(folder.path().to_owned()));
+    let folder = folder_served_before(&names).await;
+    let world = World::with_snapshots(&names, Some(folder.path().to_owned()));
     let config = configuration("realms: '[a-z0-9]+'\nrefresh: {min_spacing: 50ms}");
     let before = world.template_in(&config, NameStorage::InMemory, None);
     assert_eq!(decide(&world.authorizer_of(&config, &before), &world.token("tenant0")).await, "ok");
-    // Its keys are carried over to a template that has nothing but the list to know it by.
+    // Its keys are moved to a template that knows it only from the list.
     let after = world.template_with(&config, names_in(folder.path()), &before.known(), None);
     let authorizer = Arc::new(world.authorizer_of(&config, &after));
-    world.knows_anybody();
+    world.serve_any_name();
     flood(Arc::clone(&authorizer), 20, 5 * SECOND).await;
     assert!(
         !after
             .known()
             .iter()
             .any(|keyed| keyed.realm.as_ref().is_some_and(|name| name.as_str() == "tenant0")),
-        "it was pushed out"
+        "the realm was not evicted"
     );
     until("snapshots of names on trial alone", || files(folder.path(), "@made").len() <= 32).await;
     assert_eq!(files(folder.path(), "@tenant"), ["keycloak@tenant0.json"]);

@@ -1,5 +1,5 @@
-//! A template of realms and its issuer on a paused clock, without a network: the real authorizer and key caches, and
-//! an issuer that is a function.
+//! A provider with a realm pattern and its issuer on a paused clock, without a network: the real authorizer and key caches,
+//! and an in-memory issuer.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -35,40 +35,40 @@ pub struct World(Arc<Inner>);
 
 struct Inner {
     keys: Mutex<HashMap<String, SigningKey>>,
-    /// What it publishes for a name that it does not know; else that is 404.
-    of_anybody: Mutex<Option<SigningKey>>,
-    /// The status of every answer while it is away.
-    away: Mutex<Option<u16>>,
-    takes: Duration,
-    asked: Mutex<BTreeMap<String, usize>>,
-    /// Told of every realm that is about to be opened.
+    /// The key for unknown names; without one they get 404.
+    default_key: Mutex<Option<SigningKey>>,
+    /// The status of every response while the issuer is down.
+    status: Mutex<Option<u16>>,
+    latency: Duration,
+    fetches: Mutex<BTreeMap<String, usize>>,
+    /// Called before a realm is opened.
     opening: Box<dyn Fn(&str) + Send + Sync>,
     folder: Option<PathBuf>,
 }
 
 impl World {
-    /// With these realms, and nobody keeps snapshots.
+    /// With these realms, without snapshots.
     pub fn of(names: &[String]) -> Self {
-        Self::keeping(names, None)
+        Self::with_snapshots(names, None)
     }
 
     /// The same, with snapshots in this folder.
-    pub fn keeping(names: &[String], folder: Option<PathBuf>) -> Self {
-        Self::watched(names, folder, |_| {})
+    pub fn with_snapshots(names: &[String], folder: Option<PathBuf>) -> Self {
+        Self::with_callback(names, folder, |_| {})
     }
 
-    /// The same, and told before a realm is opened.
-    pub fn watched(
+    /// The same with a callback before a realm is opened.
+    pub fn with_callback(
         names: &[String],
         folder: Option<PathBuf>,
         opening: impl Fn(&str) + Send + Sync + 'static,
     ) -> Self {
         let world = Self(Arc::new(Inner {
             keys: Mutex::default(),
-            of_anybody: Mutex::default(),
-            away: Mutex::default(),
-            takes: Duration::from_millis(50),
-            asked: Mutex::default(),
+            default_key: Mutex::default(),
+            status: Mutex::default(),
+            latency: Duration::from_millis(50),
+            fetches: Mutex::default(),
             opening: Box::new(opening),
             folder,
         }));
@@ -85,39 +85,39 @@ impl World {
         self.0.keys.lock().unwrap().remove(name).expect("is published")
     }
 
-    pub fn put_back(&self, name: &str, key: SigningKey) {
+    pub fn republish(&self, name: &str, key: SigningKey) {
         self.0.keys.lock().unwrap().insert(name.to_owned(), key);
     }
 
-    /// From now on there are keys for any name.
-    pub fn knows_anybody(&self) {
+    /// Serves keys for every name from now on.
+    pub fn serve_any_name(&self) {
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
-        *self.0.of_anybody.lock().unwrap() = Some(key);
+        *self.0.default_key.lock().unwrap() = Some(key);
     }
 
-    /// From now on every answer has this status.
-    pub fn is_away_with(&self, status: u16) {
-        *self.0.away.lock().unwrap() = Some(status);
+    /// Answers with this status from now on.
+    pub fn set_status(&self, status: u16) {
+        *self.0.status.lock().unwrap() = Some(status);
     }
 
-    pub fn is_back(&self) {
-        *self.0.away.lock().unwrap() = None;
+    pub fn clear_status(&self) {
+        *self.0.status.lock().unwrap() = None;
     }
 
-    /// A good token of a realm that is published.
+    /// A valid token of a published realm.
     pub fn token(&self, name: &str) -> String {
         let key = self.0.keys.lock().unwrap().get(name).cloned().expect("is published");
         key.sign(&claims(name))
     }
 
-    /// How often a realm's keys were asked for.
-    pub fn asked(&self, name: &str) -> usize {
-        self.0.asked.lock().unwrap().get(name).copied().unwrap_or_default()
+    /// The number of fetches of a realm.
+    pub fn fetches(&self, name: &str) -> usize {
+        self.0.fetches.lock().unwrap().get(name).copied().unwrap_or_default()
     }
 
-    /// How often keys were asked for.
-    pub fn asked_in_all(&self) -> usize {
-        self.0.asked.lock().unwrap().values().sum()
+    /// The total number of fetches.
+    pub fn total_fetches(&self) -> usize {
+        self.0.fetches.lock().unwrap().values().sum()
     }
 
     /// An authorizer for the realms that these lines allow.
@@ -139,26 +139,26 @@ impl World {
     }
 
     pub fn template_of(&self, config: &Config, before: Option<&RealmProviders>) -> Arc<RealmProviders> {
-        let kept = self.0.folder.as_deref().map_or(NameStorage::InMemory, names_in);
-        self.template_in(config, kept, before)
+        let storage = self.0.folder.as_deref().map_or(NameStorage::InMemory, names_in);
+        self.template_in(config, storage, before)
     }
 
-    /// The same, with the list of names in another place than the snapshots.
+    /// The same with this storage of names.
     pub fn template_in(
         &self,
         config: &Config,
-        kept: NameStorage,
+        storage: NameStorage,
         before: Option<&RealmProviders>,
     ) -> Arc<RealmProviders> {
         let known = before.map(|before| before.known()).unwrap_or_default();
-        self.template_with(config, kept, &known, before)
+        self.template_with(config, storage, &known, before)
     }
 
     /// The same, with keys of these realms.
     pub fn template_with(
         &self,
         config: &Config,
-        kept: NameStorage,
+        storage: NameStorage,
         known: &[Arc<KeyedProvider>],
         before: Option<&RealmProviders>,
     ) -> Arc<RealmProviders> {
@@ -171,7 +171,7 @@ impl World {
             refresh: old.refresh.clone(),
             ready_without_keys: old.ready_without_keys,
         });
-        RealmProviders::new(template, realms, self.open(), kept, known.collect(), before)
+        RealmProviders::new(template, realms, self.open(), storage, known.collect(), before)
     }
 
     fn open(&self) -> OpenRealm {
@@ -211,7 +211,7 @@ pub fn names_in(folder: &Path) -> NameStorage {
     NameStorage::File(RealmNames::new(folder, "keycloak", ISSUER))
 }
 
-/// The configuration of a template with these lines besides.
+/// The configuration of a provider with a realm pattern and these additional lines.
 pub fn configuration(lines: &str) -> Config {
     let lines: String = lines.lines().map(|line| format!("    {line}\n")).collect();
     let text = format!(
@@ -230,14 +230,14 @@ fn claims(name: &str) -> serde_json::Value {
     json!({"iss": ISSUER.replace("{realm}", name), "aud": "orders-api", "exp": NOW + 300})
 }
 
-/// A token that nobody signed.
-pub fn unsigned(name: &str) -> String {
+/// A token with an invalid signature.
+pub fn forged(name: &str) -> String {
     let [header, payload] = [json!({"alg": "ES256", "kid": "k"}), claims(name)]
         .map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
     format!("{header}.{payload}.{}", URL_SAFE_NO_PAD.encode([7; 64]))
 }
 
-/// The reason of the decision about a request with this token that arrives now.
+/// The reason of the decision for this token.
 pub async fn decide(authorizer: &Authorizer, token: &str) -> &'static str {
     let value = format!("Bearer {token}");
     let headers = [(&b"authorization"[..], value.as_bytes())];
@@ -251,26 +251,25 @@ pub async fn decide(authorizer: &Authorizer, token: &str) -> &'static str {
     authorizer.decide("test", &request).await.decision.verdict.reason().as_str()
 }
 
-/// Sends tokens that nobody signed, each of another name, at this many a second for this long; nobody waits for the
-/// answers.
-pub async fn flood(authorizer: Arc<Authorizer>, per_second: u32, lasts: Duration) {
-    let gap = Duration::from_secs(1) / per_second;
-    let sent = u32::try_from(lasts.as_nanos() / gap.as_nanos()).expect("a number that is sent in a test");
+/// Sends forged tokens, each with another realm name, at this rate for this duration, without waiting for the decisions.
+pub async fn flood(authorizer: Arc<Authorizer>, per_second: u32, duration: Duration) {
+    let interval = Duration::from_secs(1) / per_second;
+    let sent =
+        u32::try_from(duration.as_nanos() / interval.as_nanos()).expect("a number that is sent in a test");
     for i in 0..sent {
         let authorizer = Arc::clone(&authorizer);
-        tokio::spawn(async move { decide(&authorizer, &unsigned(&format!("made{i}"))).await });
-        sleep(gap).await;
+        tokio::spawn(async move { decide(&authorizer, &forged(&format!("made{i}"))).await });
+        sleep(interval).await;
     }
 }
 
-/// Sends a good token of each of these realms, so often at this distance. Gives the reasons of those that are not
-/// allowed.
+/// Sends a valid token of each of these realms this many times, with this interval. Returns the reasons of denied tokens.
 pub async fn serve(
     world: &World,
     authorizer: &Arc<Authorizer>,
     names: &[String],
     times: usize,
-    gap: Duration,
+    interval: Duration,
 ) -> Vec<(String, &'static str)> {
     let mut sent = Vec::new();
     for _ in 0..times {
@@ -278,35 +277,35 @@ pub async fn serve(
             let (authorizer, token, name) = (Arc::clone(authorizer), world.token(name), name.clone());
             sent.push(tokio::spawn(async move { (name, decide(&authorizer, &token).await) }));
         }
-        sleep(gap).await;
+        sleep(interval).await;
     }
-    let mut refused = Vec::new();
+    let mut denied = Vec::new();
     for one in sent {
         let (name, reason) = one.await.expect("is decided");
         if reason != "ok" {
-            refused.push((name, reason));
+            denied.push((name, reason));
         }
     }
-    refused
+    denied
 }
 
 impl Fetch for RealmKeys {
-    fn fetch(&self, ask: FetchContext) -> FetchFuture<'_> {
+    fn fetch(&self, context: FetchContext) -> FetchFuture<'_> {
         Box::pin(async move {
-            let asked = ask.clock.now_micros();
+            let requested_at = context.clock.now_micros();
             let issuer = &self.world.0;
-            *issuer.asked.lock().unwrap().entry(self.name.clone()).or_default() += 1;
-            sleep(issuer.takes).await;
-            if let Some(status) = *issuer.away.lock().unwrap() {
+            *issuer.fetches.lock().unwrap().entry(self.name.clone()).or_default() += 1;
+            sleep(issuer.latency).await;
+            if let Some(status) = *issuer.status.lock().unwrap() {
                 return Err(FetchError::Status { status, retry_after: None });
             }
             let key = issuer.keys.lock().unwrap().get(&self.name).cloned();
-            match key.or_else(|| issuer.of_anybody.lock().unwrap().clone()) {
+            match key.or_else(|| issuer.default_key.lock().unwrap().clone()) {
                 None => Err(FetchError::Status { status: 404, retry_after: None }),
                 Some(key) => {
                     let set = json!({ "keys": [key.public_jwk()] }).to_string();
                     let keys = KeySet::parse(set.as_bytes()).map_err(FetchError::KeySet)?;
-                    Ok(Fetched::local(keys, self.name.clone(), asked, ask.clock.now_micros()))
+                    Ok(Fetched::local(keys, self.name.clone(), requested_at, context.clock.now_micros()))
                 }
             }
         })
@@ -318,7 +317,7 @@ struct RealmKeys {
     name: String,
 }
 
-/// So many names.
+/// This many names.
 pub fn tenants(count: usize) -> Vec<String> {
     (0..count).map(|i| format!("tenant{i}")).collect()
 }
@@ -328,28 +327,28 @@ pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder")
 }
 
-/// The files in it whose names have this in them.
+/// The files of this folder whose names contain this text.
 pub fn files(folder: &Path, with: &str) -> Vec<String> {
     let entries = std::fs::read_dir(folder).expect("is there");
     let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text"));
     names.filter(|name| name.contains(with) && !name.starts_with('.')).collect()
 }
 
-/// Writes are made on other threads, for which no clock is paused.
-pub async fn until(what: &str, so: impl Fn() -> bool) {
+/// Polls until the condition holds. Writes run on other threads, which the paused clock does not affect.
+pub async fn until(what: &str, condition: impl Fn() -> bool) {
     for _ in 0..10_000 {
-        if so() {
+        if condition() {
             return;
         }
         tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(2))).await.expect("sleeps");
     }
-    panic!("{what}: never");
+    panic!("timeout: {what}");
 }
 
-/// The folder of a process that served these tenants and is gone.
-pub async fn served_before(names: &[String]) -> tempfile::TempDir {
+/// The folder of a process that has served these tenants and has ended.
+pub async fn folder_served_before(names: &[String]) -> tempfile::TempDir {
     let folder = folder();
-    let world = World::keeping(names, Some(folder.path().to_owned()));
+    let world = World::with_snapshots(names, Some(folder.path().to_owned()));
     let authorizer = world.authorizer("realms: '[a-z0-9]+'");
     for some in names.chunks(8) {
         assert_eq!(serve(&world, &authorizer, some, 1, 10 * SECOND).await, []);

@@ -1,9 +1,9 @@
-//! A world and what happens in it, as data that a seed makes.
+//! A world and its events, as data that a seed generates.
 
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-/// A world and what happens in it.
+/// A world and its events.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub seed: u64,
@@ -11,32 +11,32 @@ pub struct Plan {
     pub events: Vec<Event>,
 }
 
-/// What stands between the service and its issuer.
+/// The network between the service and its issuer.
 #[derive(Clone, Debug)]
 pub struct Shape {
     /// Whether a discovery document names the key URL.
     pub discovery: bool,
     /// Whether the key URL redirects to another one.
     pub redirects: bool,
-    /// Caches in front of the issuer; a request goes through any of them.
+    /// The number of caches in front of the issuer; each request goes through a random one.
     pub edges: u8,
-    /// Whether they ask the issuer when a request says `no-cache`.
-    pub edges_heed_no_cache: bool,
-    /// For how long they keep an answer.
+    /// Whether they forward a request with `no-cache` to the issuer.
+    pub edges_honour_no_cache: bool,
+    /// How long they store a response.
     pub edge_ttl_ms: u64,
-    /// Whether answers have a `Date`.
+    /// Whether responses have a `Date`.
     pub dates: bool,
     pub validators: Validators,
-    /// How far the clocks of the issuer's replicas are from the true time.
+    /// The offsets of the replicas' clocks from the true time.
     pub replica_offsets_secs: Vec<i64>,
-    /// How long a replica but the first publishes the old set.
+    /// How long every replica except the first publishes the old set.
     pub replica_lag_ms: u64,
     pub interval_ms: u64,
     pub bad_signature_spacing_ms: u64,
     pub wait_ms: u64,
-    /// How many processes share a folder and the issuer.
+    /// The number of processes that share a folder and the issuer.
     pub processes: u8,
-    /// How far the clock on our wall is from the true time at the start.
+    /// The initial offset of our wall clock from the true time.
     pub own_offset_secs: i64,
 }
 
@@ -49,33 +49,33 @@ pub enum Validators {
     Constant,
 }
 
-/// One thing that happens.
+/// One event.
 #[derive(Clone, Debug)]
 pub enum Event {
     Pause(u64),
-    /// The issuer begins to sign with a new key and publishes the old ones beside it.
+    /// The issuer signs with a new key and still publishes the old ones.
     Rotate,
-    /// The same, and the old ones are gone.
+    /// The issuer signs with a new key and withdraws the old ones.
     RotateAndWithdraw,
-    /// The key that signs gets other material under its name.
+    /// The signing key gets other material under the same `kid`.
     Rekey,
-    /// A key is published some time before it signs.
+    /// A key is published this many milliseconds before it signs.
     Announce(u64),
-    /// The oldest key but the one that signs is withdrawn.
+    /// The oldest key that does not sign is withdrawn.
     Withdraw,
-    /// A key that was withdrawn is published again, and signs.
+    /// A withdrawn key is published again and signs.
     Republish,
-    /// So many good tokens at once, to the process of this number, each with so long to wait.
-    Good {
+    /// Concurrent valid tokens to one process, each with this timeout.
+    Valid {
         count: u8,
         process: u8,
-        patience_ms: u64,
+        timeout_ms: u64,
     },
-    /// Tokens of a key that was withdrawn.
+    /// A token of a withdrawn key.
     Withdrawn {
         process: u8,
     },
-    MadeUp {
+    UnknownKid {
         count: u8,
         process: u8,
     },
@@ -87,54 +87,54 @@ pub enum Event {
         count: u8,
         process: u8,
     },
-    /// A caller with a made-up name that gives up.
-    GivesUp {
+    /// A client with an unknown `kid` cancels its request.
+    Cancel {
         process: u8,
     },
-    /// From now on the issuer does this.
-    Issuer(Mood),
-    /// From now on an answer takes so long.
+    /// Sets the mode of the issuer.
+    Issuer(IssuerMode),
+    /// Sets the latency of a response in milliseconds.
     Latency(u64),
-    /// The document names another key URL; the old one keeps its set and answers.
+    /// The document names another key URL; the old one still serves its set.
     Move,
     Restart {
         process: u8,
     },
-    /// From now on nothing can be written.
+    /// From now on writes fail.
     DiskFull,
-    DiskFree,
-    /// The clock on our wall steps.
-    WallSteps(i64),
-    /// Our machine sleeps.
-    Sleeps(u64),
+    DiskFreed,
+    /// Our wall clock steps by this many seconds.
+    StepClock(i64),
+    /// Our machine is suspended for this many milliseconds.
+    Suspend(u64),
 }
 
-/// What the issuer does with requests.
+/// How the issuer answers requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mood {
-    Well,
-    /// Answers nobody.
+pub enum IssuerMode {
+    Healthy,
+    /// Never answers.
     Hangs,
     Fails(u16),
-    /// Fails what says `no-cache`.
-    FailsForced,
-    /// Answers with what is no key set.
+    /// Fails requests with `no-cache`.
+    FailsNoCache,
+    /// Answers with a body that is not a key set.
     Garbage,
     EmptySet,
-    /// Every other answer fails.
+    /// Fails every second request.
     Flaps,
 }
 
 impl Shape {
-    /// Whether a replica's clock is behind by more than what is tolerated: what it says of a key that seems gone does not
-    /// count until its date has caught up.
+    /// Whether a replica's clock is behind by more than the tolerance: a withdrawal in its responses is ignored until its
+    /// date has caught up.
     pub fn has_clock_behind(&self) -> bool {
         self.dates && self.replica_offsets_secs.iter().any(|offset| *offset < -5)
     }
 }
 
 impl Plan {
-    /// What this seed makes.
+    /// The plan that this seed generates.
     pub fn of_seed(seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let rng = &mut rng;
@@ -143,7 +143,7 @@ impl Plan {
             discovery: rng.random_bool(0.4),
             redirects: rng.random_bool(0.2),
             edges,
-            edges_heed_no_cache: rng.random_bool(0.8),
+            edges_honour_no_cache: rng.random_bool(0.8),
             edge_ttl_ms: rng.random_range(1_000..60_000),
             dates: rng.random_bool(0.8),
             validators: pick(rng, &[Validators::None, Validators::Honest, Validators::Constant]),
@@ -156,8 +156,8 @@ impl Plan {
             own_offset_secs: pick(rng, &[0, 0, 0, -3_600, 3_600, 86_400, -86_400]),
         };
         let count = rng.random_range(4..28);
-        let calm = rng.random_bool(0.3);
-        let events = (0..count).map(|_| event(rng, calm)).collect();
+        let without_faults = rng.random_bool(0.3);
+        let events = (0..count).map(|_| event(rng, without_faults)).collect();
         Self { seed, shape, events }
     }
 }
@@ -171,9 +171,9 @@ fn offsets(rng: &mut SmallRng) -> Vec<i64> {
     }
 }
 
-fn event(rng: &mut SmallRng, calm: bool) -> Event {
+fn event(rng: &mut SmallRng, without_faults: bool) -> Event {
     let process = rng.random_range(0..2);
-    match rng.random_range(0..if calm { 60 } else { 100 }) {
+    match rng.random_range(0..if without_faults { 60 } else { 100 }) {
         0..12 => Event::Pause(pick(rng, &[10, 300, 900, 1_100, 3_000, 12_000])),
         12..18 => Event::Rotate,
         18..22 => Event::RotateAndWithdraw,
@@ -181,37 +181,37 @@ fn event(rng: &mut SmallRng, calm: bool) -> Event {
         25..27 => Event::Announce(pick(rng, &[100, 2_000, 30_000])),
         27..30 => Event::Withdraw,
         30..31 => Event::Republish,
-        31..46 => Event::Good {
+        31..46 => Event::Valid {
             count: pick(rng, &[1, 1, 2, 5]),
             process,
-            patience_ms: pick(rng, &[180, 5_000, 5_000, 5_000]),
+            timeout_ms: pick(rng, &[180, 5_000, 5_000, 5_000]),
         },
         46..50 => Event::Withdrawn { process },
-        50..54 => Event::MadeUp { count: pick(rng, &[1, 3]), process },
+        50..54 => Event::UnknownKid { count: pick(rng, &[1, 3]), process },
         54..58 => Event::Forged { count: pick(rng, &[1, 3]), process },
         58..60 => Event::Expired { count: 2, process },
-        60..64 => Event::Issuer(Mood::Well),
+        60..64 => Event::Issuer(IssuerMode::Healthy),
         64..76 => Event::Issuer(pick(
             rng,
             &[
-                Mood::Hangs,
-                Mood::Fails(500),
-                Mood::Fails(404),
-                Mood::Fails(429),
-                Mood::FailsForced,
-                Mood::Garbage,
-                Mood::EmptySet,
-                Mood::Flaps,
+                IssuerMode::Hangs,
+                IssuerMode::Fails(500),
+                IssuerMode::Fails(404),
+                IssuerMode::Fails(429),
+                IssuerMode::FailsNoCache,
+                IssuerMode::Garbage,
+                IssuerMode::EmptySet,
+                IssuerMode::Flaps,
             ],
         )),
         76..82 => Event::Latency(pick(rng, &[0, 5, 40, 100, 400, 1_500, 2_400])),
         82..85 => Event::Move,
         85..89 => Event::Restart { process },
         89..91 => Event::DiskFull,
-        91..93 => Event::DiskFree,
-        93..96 => Event::WallSteps(pick(rng, &[-86_400, -3_600, -2, 2, 3_600, 86_400])),
-        96..98 => Event::Sleeps(pick(rng, &[30_000, 7_200_000])),
-        _ => Event::GivesUp { process },
+        91..93 => Event::DiskFreed,
+        93..96 => Event::StepClock(pick(rng, &[-86_400, -3_600, -2, 2, 3_600, 86_400])),
+        96..98 => Event::Suspend(pick(rng, &[30_000, 7_200_000])),
+        _ => Event::Cancel { process },
     }
 }
 

@@ -1,4 +1,4 @@
-//! One process of a simulation: an authorizer with the keys of its provider, and what the fetches of those brought.
+//! One process of a simulation: an authorizer, the key cache of its provider and the results of the fetches.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,24 +23,30 @@ use portcullis::verdict::{Responses, Verdict};
 use tokio::time::Instant;
 
 use super::keys::ISSUER;
-use super::oracle::{Seen, Times};
+use super::oracle::{Observations, ResponseTimes};
 use super::plan::Shape;
-use super::world::{Disk, World, place};
+use super::world::{Disk, World, url_of};
 
-/// The longest that one fetch may take.
+/// The timeout of one fetch.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
 
 pub struct Process {
     pub authorizer: Arc<Authorizer>,
     pub keys: Arc<KeyCache>,
-    pub seen: Arc<Mutex<Seen>>,
+    pub observed: Arc<Mutex<Observations>>,
     pub metrics: Arc<Metrics>,
     clock: Clock,
 }
 
 impl Process {
-    /// Starts one that knows of the world what `seen` says.
-    pub fn start(world: &World, shape: &Shape, disk: &Disk, clock: &Arc<SimulatedClock>, seen: Seen) -> Self {
+    /// Starts a process with these initial observations.
+    pub fn start(
+        world: &World,
+        shape: &Shape,
+        disk: &Disk,
+        clock: &Arc<SimulatedClock>,
+        observed: Observations,
+    ) -> Self {
         let transport = Arc::new(world.clone());
         let interval = Duration::from_millis(shape.interval_ms);
         let refresh = RefreshPolicy {
@@ -51,13 +57,13 @@ impl Process {
             ..RefreshPolicy::default()
         };
         let (keys, source) = if shape.discovery {
-            let discovery = Discovery::new(place("/doc"), ISSUER, interval / 2);
-            (HttpKeys::discovered(discovery, transport), place("/doc"))
+            let discovery = Discovery::new(url_of("/doc"), ISSUER, interval / 2);
+            (HttpKeys::discovered(discovery, transport), url_of("/doc"))
         } else {
-            (HttpKeys::at(place("/keys-0"), transport), place("/keys-0"))
+            (HttpKeys::at(url_of("/keys-0"), transport), url_of("/keys-0"))
         };
-        let seen = Arc::new(Mutex::new(seen));
-        let fetch = Arc::new(Recorded { keys, world: world.clone(), seen: Arc::clone(&seen) });
+        let observed = Arc::new(Mutex::new(observed));
+        let fetch = Arc::new(RecordingFetch { keys, world: world.clone(), observed: Arc::clone(&observed) });
         let clock = Clock::Simulated(Arc::clone(clock));
         let context = KeyCacheContext {
             clock: clock.clone(),
@@ -85,11 +91,15 @@ impl Process {
         };
         let authorizer =
             Authorizer::new(vec![keyed], Vec::new(), policy, clock.clone(), Arc::clone(&metrics));
-        Self { authorizer: Arc::new(authorizer), keys, seen, metrics, clock }
+        Self { authorizer: Arc::new(authorizer), keys, observed, metrics, clock }
     }
 
-    /// Asks about a token, as a proxy does that waits for so long.
-    pub fn ask(&self, token: String, patience: Duration) -> impl Future<Output = Asked> + Send + use<> {
+    /// Checks a token as a proxy with this timeout.
+    pub fn check(
+        &self,
+        token: String,
+        timeout: Duration,
+    ) -> impl Future<Output = CheckResult> + Send + use<> {
         let (authorizer, clock) = (Arc::clone(&self.authorizer), self.clock.clone());
         async move {
             let value = format!("Bearer {token}");
@@ -102,22 +112,27 @@ impl Process {
                 portcullis::clock::monotonic().into_std(),
             );
             request.arrived = clock.monotonic().into_std();
-            request.timeout = Some(patience);
-            let began = Instant::now();
+            request.timeout = Some(timeout);
+            let started = Instant::now();
             let decision = authorizer.decide("simulation", &request).await.decision;
             let allowed = matches!(decision.verdict, Verdict::Allow(_));
-            Asked { allowed, reason: decision.verdict.reason().as_str(), began, ended: Instant::now() }
+            CheckResult {
+                allowed,
+                reason: decision.verdict.reason().as_str(),
+                started,
+                finished: Instant::now(),
+            }
         }
     }
 }
 
-/// What became of a token.
+/// The result of a check.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub struct CheckResult {
     pub allowed: bool,
     pub reason: &'static str,
-    pub began: Instant,
-    pub ended: Instant,
+    pub started: Instant,
+    pub finished: Instant,
 }
 
 fn provider() -> Provider {
@@ -138,61 +153,61 @@ fn provider() -> Provider {
     }
 }
 
-/// The real source of keys, and a record of what it was asked and what it brought.
-struct Recorded {
+/// The real source of keys; records its requests and results.
+struct RecordingFetch {
     keys: HttpKeys,
     world: World,
-    seen: Arc<Mutex<Seen>>,
+    observed: Arc<Mutex<Observations>>,
 }
 
-impl Fetch for Recorded {
-    fn fetch(&self, mut ask: FetchContext) -> FetchFuture<'_> {
+impl Fetch for RecordingFetch {
+    fn fetch(&self, mut context: FetchContext) -> FetchFuture<'_> {
         Box::pin(async move {
-            if let Trigger::Forced(cause) = ask.trigger {
-                self.seen.lock().expect("no oracle has panicked").forced(cause, ask.clock.monotonic());
+            if let Trigger::Forced(cause) = context.trigger {
+                self.observed.lock().expect("not poisoned").forced(cause, context.clock.monotonic());
             }
-            let asked = self.world.now_micros();
-            let (world, seen, taking) = (self.world.clone(), Arc::clone(&self.seen), ask.interim);
-            ask.interim = Interim::to(move |fetched| {
-                record(&world, &seen, asked, &fetched);
-                taking.send(&fetched);
+            let requested = self.world.now_micros();
+            let (world, observed, interim) =
+                (self.world.clone(), Arc::clone(&self.observed), context.interim);
+            context.interim = Interim::to(move |fetched| {
+                record(&world, &observed, requested, &fetched);
+                interim.send(&fetched);
             });
-            let fetched = self.keys.fetch(ask).await;
+            let fetched = self.keys.fetch(context).await;
             match &fetched {
-                Ok(fetched) => record(&self.world, &self.seen, asked, fetched),
-                Err(_) => self.seen.lock().expect("no oracle has panicked").failed(),
+                Ok(fetched) => record(&self.world, &self.observed, requested, fetched),
+                Err(_) => self.observed.lock().expect("not poisoned").failed(),
             }
             fetched
         })
     }
 }
 
-fn record(world: &World, seen: &Mutex<Seen>, asked: u64, fetched: &Fetched) {
-    let (made, offset) = made_at(&fetched.caches);
-    let dated = made as i64 + offset * 1_000_000;
-    let times = Times { made, asked, received: world.now_micros(), dated };
-    seen.lock().expect("no oracle has panicked").answer(&names(&fetched.keys), times);
+fn record(world: &World, observed: &Mutex<Observations>, requested: u64, fetched: &Fetched) {
+    let (generated, offset) = generated_at(&fetched.caches);
+    let dated = generated as i64 + offset * 1_000_000;
+    let times = ResponseTimes { generated, requested, received: world.now_micros(), dated };
+    observed.lock().expect("not poisoned").record_response(&key_ids(&fetched.keys), times);
 }
 
-/// The true time at which an answer was made, in microseconds since the start of the world, and how many seconds the
-/// clock of who made it is from that.
-fn made_at(caches: &str) -> (u64, i64) {
+/// The true time at which a response was generated, in microseconds since the start of the world, and the offset of the
+/// replica's clock in seconds.
+fn generated_at(caches: &str) -> (u64, i64) {
     let after = |name: &str| caches.split(name).nth(1).and_then(|behind| behind.split([' ', ';']).next());
-    let number =
-        |name: &str| -> i64 { after(name).expect("this world's answers say so").parse().expect("a number") };
-    (number("made=").unsigned_abs(), number("offset="))
+    let number = |name: &str| -> i64 { after(name).expect("the world sets it").parse().expect("a number") };
+    (number("generated=").unsigned_abs(), number("offset="))
 }
 
-/// A key as a set shows it: its name and its thumbprint.
-pub fn names(keys: &KeySet) -> Vec<(String, String)> {
-    let name = |key: &Arc<portcullis::validation::key_set::Key>| {
+/// The `kid` and the thumbprint of each key of a set.
+pub fn key_ids(keys: &KeySet) -> Vec<(String, String)> {
+    let key_id = |key: &Arc<portcullis::validation::key_set::Key>| {
         (
             key.kid().map_or_else(String::new, |kid| kid.as_str().to_owned()),
             key.thumbprint().map_or_else(String::new, |known| known.to_string()),
         )
     };
-    keys.keys().iter().map(name).collect()
+    keys.keys().iter().map(key_id).collect()
 }
 
-/// For [`Seen`]: why a fetch was forced.
+/// For [`Observations`]: why a fetch was forced.
 pub type Cause = StaleCause;

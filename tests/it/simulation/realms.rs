@@ -1,9 +1,9 @@
-//! Worlds of many realms: tenants whose keys rotate, new tenants, and floods of names that somebody makes up and of
-//! kids, against one provider that stands for all of them.
+//! Worlds of many realms: tenants whose keys rotate, new tenants, and floods of unknown realm names and kids, against one
+//! provider with a realm pattern.
 //!
-//! What is checked: nothing bad is allowed (P7); a tenant that was verified loses nothing while its keys are the
-//! published ones (P1); what tokens force is spaced for the whole provider (P3); a tenant whose key rotates is served
-//! within as many spacings as there are realms that wait; no more realms are held than may be (P9).
+//! The properties: no forged token is allowed (P7); a verified tenant loses no request while its keys are the published
+//! ones (P1); forced fetches are spaced for the whole provider (P3); a tenant whose key rotates is served within as many
+//! spacings as there are waiting realms; the number of realms is limited (P9).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -34,27 +34,27 @@ use super::world::START;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Realms that are on trial or on their first fetch at most, beside those that are known.
-const UNPROVEN: usize = 32 + 16;
+/// The maximum number of unverified realms (on trial or during their first fetch) in addition to the known ones.
+const MAX_UNVERIFIED: usize = 32 + 16;
 
 #[derive(Clone, Debug)]
 pub struct Plan {
     tenants: usize,
-    most: usize,
-    /// Whether the issuer has keys for any name.
-    knows_anybody: bool,
+    max_realms: usize,
+    /// Whether the issuer has keys for every realm name.
+    has_default_key: bool,
     latency_ms: u64,
-    made_up_per_second: u32,
-    made_up_kids_per_second: u32,
+    unknown_realms_per_second: u32,
+    unknown_kids_per_second: u32,
     events: Vec<Event>,
 }
 
 #[derive(Clone, Debug)]
 enum Event {
     Pause(u64),
-    Uses(usize),
-    Rotates(usize),
-    Newcomer,
+    Check(usize),
+    Rotate(usize),
+    NewTenant,
 }
 
 impl Plan {
@@ -65,18 +65,18 @@ impl Plan {
         let events = (0..count)
             .map(|_| match rng.random_range(0..10) {
                 0..3 => Event::Pause(rng.random_range(10..4_000)),
-                3..6 => Event::Uses(rng.random_range(0..tenants)),
-                6..9 => Event::Rotates(rng.random_range(0..tenants)),
-                _ => Event::Newcomer,
+                3..6 => Event::Check(rng.random_range(0..tenants)),
+                6..9 => Event::Rotate(rng.random_range(0..tenants)),
+                _ => Event::NewTenant,
             })
             .collect();
         Self {
             tenants,
-            most: tenants + rng.random_range(4..16),
-            knows_anybody: rng.random_bool(0.3),
+            max_realms: tenants + rng.random_range(4..16),
+            has_default_key: rng.random_bool(0.3),
             latency_ms: [0, 20, 200][rng.random_range(0..3)],
-            made_up_per_second: [0, 5, 40][rng.random_range(0..3)],
-            made_up_kids_per_second: [0, 0, 3, 20][rng.random_range(0..4)],
+            unknown_realms_per_second: [0, 5, 40][rng.random_range(0..3)],
+            unknown_kids_per_second: [0, 0, 3, 20][rng.random_range(0..4)],
             events,
         }
     }
@@ -88,19 +88,19 @@ struct Issuer(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     keys: HashMap<String, SigningKey>,
-    of_anybody: Option<SigningKey>,
+    default_key: Option<SigningKey>,
     latency: Duration,
     forced: Vec<(StaleCause, Instant)>,
 }
 
 impl Issuer {
-    fn publishes(&self, name: &str, number: usize) {
+    fn publish(&self, name: &str, number: usize) {
         let key = SigningKey::generate(format!("k{number}").as_str(), SigningAlgorithm::EdDSA);
-        self.0.lock().expect("no world has panicked here").keys.insert(name.to_owned(), key);
+        self.0.lock().expect("not poisoned").keys.insert(name.to_owned(), key);
     }
 
     fn token(&self, name: &str) -> String {
-        let key = self.0.lock().expect("no world has panicked here").keys[name].clone();
+        let key = self.0.lock().expect("not poisoned").keys[name].clone();
         key.sign(&claims(name))
     }
 }
@@ -111,22 +111,22 @@ struct Realm {
 }
 
 impl Fetch for Realm {
-    fn fetch(&self, ask: FetchContext) -> FetchFuture<'_> {
+    fn fetch(&self, context: FetchContext) -> FetchFuture<'_> {
         Box::pin(async move {
-            let asked = ask.clock.now_micros();
+            let requested_at = context.clock.now_micros();
             let (key, latency) = {
-                let mut state = self.issuer.0.lock().expect("no world has panicked here");
-                if let Trigger::Forced(cause) = ask.trigger {
+                let mut state = self.issuer.0.lock().expect("not poisoned");
+                if let Trigger::Forced(cause) = context.trigger {
                     state.forced.push((cause, monotonic()));
                 }
-                let key = state.keys.get(&self.name).or(state.of_anybody.as_ref()).cloned();
+                let key = state.keys.get(&self.name).or(state.default_key.as_ref()).cloned();
                 (key, state.latency)
             };
             sleep(latency).await;
             let key = key.ok_or(FetchError::Status { status: 404, retry_after: None })?;
             let set = json!({"keys": [key.public_jwk()]}).to_string();
             let keys = KeySet::parse(set.as_bytes()).map_err(FetchError::KeySet)?;
-            Ok(Fetched::local(keys, self.name.clone(), asked, ask.clock.now_micros()))
+            Ok(Fetched::local(keys, self.name.clone(), requested_at, context.clock.now_micros()))
         })
     }
 }
@@ -135,25 +135,25 @@ fn claims(name: &str) -> serde_json::Value {
     json!({"iss": format!("https://sso.example.com/realms/{name}"), "aud": "orders-api", "exp": 4_102_444_800_i64})
 }
 
-/// A token of this realm with a signature that nobody has made.
+/// A token of this realm with an invalid signature.
 fn forged(name: &str, kid: &str) -> String {
     let header = json!({"alg": "EdDSA", "kid": kid}).to_string();
     let [header, payload] = [header, claims(name).to_string()].map(|part| URL_SAFE_NO_PAD.encode(part));
     format!("{header}.{payload}.{}", URL_SAFE_NO_PAD.encode([7; 64]))
 }
 
-async fn ask(authorizer: Arc<Authorizer>, token: String) -> &'static str {
+async fn check(authorizer: Arc<Authorizer>, token: String) -> &'static str {
     let value = format!("Bearer {token}");
     let headers: Headers<'_> = [(&b"authorization"[..], value.as_bytes())].into_iter().collect();
     let request = AccessRequest::new(b"GET", b"h", b"/", headers, portcullis::clock::monotonic().into_std());
     authorizer.decide("simulation", &request).await.decision.verdict.reason().as_str()
 }
 
-fn authorizer(issuer: &Issuer, most: usize) -> (Arc<Authorizer>, Arc<RealmProviders>) {
+fn authorizer(issuer: &Issuer, max_realms: usize) -> (Arc<Authorizer>, Arc<RealmProviders>) {
     let text = format!(
         "listen: {{ext_authz: '127.0.0.1:0'}}
 providers:
-  - {{name: p, issuer: 'https://sso.example.com/realms/{{realm}}', audiences: [orders-api], max_realms: {most},
+  - {{name: p, issuer: 'https://sso.example.com/realms/{{realm}}', audiences: [orders-api], max_realms: {max_realms},
      jwks_uri: 'https://sso.example.com/realms/{{realm}}/keys', realms: '[a-z0-9]+'}}
 "
     );
@@ -184,34 +184,34 @@ providers:
     (Arc::new(authorizer), realms)
 }
 
-/// What the plan breaks, if anything.
-pub async fn play(plan: &Plan) -> Option<String> {
+/// The first violation, if any.
+pub async fn run(plan: &Plan) -> Option<String> {
     let issuer = Issuer::default();
     let tenant = |number: usize| format!("tenant{number}");
     for number in 0..plan.tenants {
-        issuer.publishes(&tenant(number), 0);
+        issuer.publish(&tenant(number), 0);
     }
     {
-        let mut state = issuer.0.lock().expect("no world has panicked here");
+        let mut state = issuer.0.lock().expect("not poisoned");
         state.latency = Duration::from_millis(plan.latency_ms);
-        if plan.knows_anybody {
-            state.of_anybody = Some(SigningKey::generate("k0", SigningAlgorithm::EdDSA));
+        if plan.has_default_key {
+            state.default_key = Some(SigningKey::generate("k0", SigningAlgorithm::EdDSA));
         }
     }
-    let (authorizer, realms) = authorizer(&issuer, plan.most);
+    let (authorizer, realms) = authorizer(&issuer, plan.max_realms);
     for number in 0..plan.tenants {
-        // The first sixteen at once, and one more each second.
-        if until_allowed(&authorizer, &issuer, &tenant(number), 60).await.is_none() {
+        // The first sixteen realms open concurrently, then one each second.
+        if send_until_allowed(&authorizer, &issuer, &tenant(number), 60).await.is_none() {
             return Some(format!("{} was never opened", tenant(number)));
         }
     }
     let allowed = Arc::new(Mutex::new(0_usize));
     let floods = [
-        tokio::spawn(flood(plan.made_up_per_second, {
+        tokio::spawn(flood(plan.unknown_realms_per_second, {
             let (authorizer, allowed) = (Arc::clone(&authorizer), Arc::clone(&allowed));
             move |number| send(&authorizer, forged(&format!("made{number}"), "k0"), &allowed)
         })),
-        tokio::spawn(flood(plan.made_up_kids_per_second, {
+        tokio::spawn(flood(plan.unknown_kids_per_second, {
             let (authorizer, allowed) = (Arc::clone(&authorizer), Arc::clone(&allowed));
             let tenants = plan.tenants;
             move |number| {
@@ -220,41 +220,44 @@ pub async fn play(plan: &Plan) -> Option<String> {
             }
         })),
     ];
-    let mut finding = None;
-    let mut newcomers = 0;
+    let mut violation = None;
+    let mut new_tenants = 0;
     for (step, event) in plan.events.iter().enumerate() {
-        finding = match event {
+        violation = match event {
             Event::Pause(ms) => {
                 sleep(Duration::from_millis(*ms)).await;
                 None
             }
-            Event::Uses(number) => {
-                let reason = ask(Arc::clone(&authorizer), issuer.token(&tenant(*number))).await;
+            Event::Check(number) => {
+                let reason = check(Arc::clone(&authorizer), issuer.token(&tenant(*number))).await;
                 (reason != "ok").then(|| format!("P1: {} lost a request: {reason}", tenant(*number)))
             }
-            Event::Rotates(number) => {
-                issuer.publishes(&tenant(*number), step + 1);
-                // All realms may be in line before it, each for as long as its spacing.
-                let tries = plan.tenants as u64 + newcomers + 4;
-                let served = until_allowed(&authorizer, &issuer, &tenant(*number), tries).await;
+            Event::Rotate(number) => {
+                issuer.publish(&tenant(*number), step + 1);
+                // All other realms may be queued before it, each for one spacing.
+                let tries = plan.tenants as u64 + new_tenants + 4;
+                let served = send_until_allowed(&authorizer, &issuer, &tenant(*number), tries).await;
                 served.is_none().then(|| format!("{} is not served in {tries} s", tenant(*number)))
             }
-            Event::Newcomer => {
-                newcomers += 1;
-                let name = format!("newcomer{newcomers}");
-                issuer.publishes(&name, 0);
-                until_allowed(&authorizer, &issuer, &name, 30)
+            Event::NewTenant => {
+                new_tenants += 1;
+                let name = format!("newcomer{new_tenants}");
+                issuer.publish(&name, 0);
+                send_until_allowed(&authorizer, &issuer, &name, 30)
                     .await
                     .is_none()
-                    .then(|| format!("{name} is kept out"))
+                    .then(|| format!("{name} is not served"))
             }
         };
-        if finding.is_some() {
+        if violation.is_some() {
             break;
         }
-        if realms.known().len() > plan.most + UNPROVEN {
-            finding =
-                Some(format!("P9: {} realms are held, {} may be known", realms.known().len(), plan.most));
+        if realms.known().len() > plan.max_realms + MAX_UNVERIFIED {
+            violation = Some(format!(
+                "P9: {} realms are open, at most {} may be known",
+                realms.known().len(),
+                plan.max_realms
+            ));
             break;
         }
     }
@@ -262,22 +265,23 @@ pub async fn play(plan: &Plan) -> Option<String> {
         flood.abort();
     }
     sleep(5 * SECOND).await;
-    if *allowed.lock().expect("no world has panicked here") > 0 {
+    if *allowed.lock().expect("not poisoned") > 0 {
         return Some("P7: a forged token was allowed".to_owned());
     }
-    let forced = issuer.0.lock().expect("no world has panicked here").forced.clone();
+    let forced = issuer.0.lock().expect("not poisoned").forced.clone();
     for (cause, spacing) in [(StaleCause::UnknownKid, SECOND), (StaleCause::BadSignature, 10 * SECOND)] {
-        let starts: Vec<Instant> = forced.iter().filter(|one| one.0 == cause).map(|one| one.1).collect();
+        let starts: Vec<Instant> =
+            forced.iter().filter(|(forced_by, _)| *forced_by == cause).map(|(_, at)| *at).collect();
         if starts.windows(2).any(|pair| pair[1] - pair[0] < spacing) {
             return Some(format!("P3: {cause:?} forced fetches of one provider too close to each other"));
         }
     }
-    finding
+    violation
 }
 
-/// Sends good tokens of a realm one after the other, so that somebody is always waiting; `None` where none was allowed
-/// in this many seconds.
-async fn until_allowed(
+/// Sends valid tokens of a realm one after the other, so that one request is always waiting; `None` if none was allowed in
+/// this many seconds.
+async fn send_until_allowed(
     authorizer: &Arc<Authorizer>,
     issuer: &Issuer,
     name: &str,
@@ -285,10 +289,10 @@ async fn until_allowed(
 ) -> Option<()> {
     let deadline = Instant::now() + SECOND * u32::try_from(seconds).expect("some seconds");
     while Instant::now() < deadline {
-        // Two that overlap.
-        let first = tokio::spawn(ask(Arc::clone(authorizer), issuer.token(name)));
+        // Two requests that overlap.
+        let first = tokio::spawn(check(Arc::clone(authorizer), issuer.token(name)));
         sleep(SECOND).await;
-        let second = ask(Arc::clone(authorizer), issuer.token(name)).await;
+        let second = check(Arc::clone(authorizer), issuer.token(name)).await;
         if first.await.ok() == Some("ok") || second == "ok" {
             return Some(());
         }
@@ -299,8 +303,8 @@ async fn until_allowed(
 fn send(authorizer: &Arc<Authorizer>, token: String, allowed: &Arc<Mutex<usize>>) {
     let (authorizer, allowed) = (Arc::clone(authorizer), Arc::clone(allowed));
     tokio::spawn(async move {
-        if ask(authorizer, token).await == "ok" {
-            *allowed.lock().expect("no world has panicked here") += 1;
+        if check(authorizer, token).await == "ok" {
+            *allowed.lock().expect("not poisoned") += 1;
         }
     });
 }

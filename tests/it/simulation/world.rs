@@ -1,5 +1,5 @@
-//! What stands between a process and its issuer: replicas whose clocks differ or that lag, caches, redirects, documents
-//! that move, faults, and a folder on a disk that can be full.
+//! The network between a process and its issuer: replicas with clock offsets and lag, caches, redirects, moving key URLs
+//! and faults; and a folder on a disk that can be full.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::keys::{ISSUER, Key, jwks};
-use super::plan::{Mood, Shape, Validators};
+use super::plan::{IssuerMode, Shape, Validators};
 
 /// The true time at the start of every world, in seconds since the Unix epoch.
 pub const START: i64 = 1_800_000_000;
@@ -31,32 +31,32 @@ struct State {
     shape: Shape,
     rng: SmallRng,
     started: Instant,
-    /// How long our machine has slept: everybody else's time went on.
-    slept: Duration,
-    /// What was published since when.
+    /// How long our machine was suspended, while the true time advanced.
+    suspended: Duration,
+    /// The published sets and the time since which each is published.
     history: Vec<(Duration, Vec<Key>)>,
-    mood: Mood,
-    answers: u64,
+    mode: IssuerMode,
+    requests: u64,
     latency: Duration,
-    /// The sets of places that the document does not name any more.
-    left: Vec<Vec<Key>>,
+    /// The sets of previous key URLs.
+    previous_sets: Vec<Vec<Key>>,
     edges: Vec<HashMap<String, Stored>>,
 }
 
-/// What an edge has kept.
+/// A response in an edge cache.
 #[derive(Clone)]
 struct Stored {
-    answer: Made,
+    answer: Response,
     until: Duration,
 }
 
-/// An answer of the issuer.
+/// A response of the issuer.
 #[derive(Clone)]
-struct Made {
+struct Response {
     status: StatusCode,
     body: String,
     tag: Option<String>,
-    /// The true time.
+    /// The true time of generation.
     at: Duration,
     offset: i64,
 }
@@ -68,18 +68,18 @@ impl World {
             shape,
             rng: SmallRng::seed_from_u64(seed ^ 0x5eed),
             started: Instant::now(),
-            slept: Duration::ZERO,
+            suspended: Duration::ZERO,
             history: vec![(Duration::ZERO, vec![first])],
-            mood: Mood::Well,
-            answers: 0,
+            mode: IssuerMode::Healthy,
+            requests: 0,
             latency: Duration::from_millis(5),
-            left: Vec::new(),
+            previous_sets: Vec::new(),
             edges,
         })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("no world has panicked here")
+        self.0.lock().expect("not poisoned")
     }
 
     /// The true time in microseconds since the start.
@@ -88,7 +88,7 @@ impl World {
     }
 
     pub fn published(&self) -> Vec<Key> {
-        self.state().history.last().expect("there was a first set").1.clone()
+        self.state().history.last().expect("the first set exists").1.clone()
     }
 
     pub fn publish(&self, keys: Vec<Key>) {
@@ -97,50 +97,50 @@ impl World {
         state.history.push((now, keys));
     }
 
-    pub fn becomes(&self, mood: Mood) {
-        self.state().mood = mood;
+    pub fn set_mode(&self, mode: IssuerMode) {
+        self.state().mode = mode;
     }
 
-    pub fn takes(&self, latency: Duration) {
+    pub fn set_latency(&self, latency: Duration) {
         self.state().latency = latency;
     }
 
-    pub fn moves(&self) {
+    pub fn move_key_url(&self) {
         let mut state = self.state();
-        let left = state.history.last().expect("there was a first set").1.clone();
-        state.left.push(left);
+        let current = state.history.last().expect("the first set exists").1.clone();
+        state.previous_sets.push(current);
     }
 
-    pub fn sleeps(&self, time: Duration) {
-        self.state().slept += time;
+    pub fn suspend(&self, time: Duration) {
+        self.state().suspended += time;
     }
 
     async fn answer(&self, request: Request) -> Result<Answer, FetchError> {
-        let doubted = request.headers.contains_key(CACHE_CONTROL);
+        let no_cache = request.headers.contains_key(CACHE_CONTROL);
         let path = request.url.path().to_owned();
         let edge = self.state().choose_edge();
-        let stored = edge.and_then(|edge| self.state().stored(edge, &path, doubted));
+        let stored = edge.and_then(|edge| self.state().stored(edge, &path, no_cache));
         if let Some(stored) = stored {
             return Ok(self.state().render(&request, stored, true));
         }
         let latency = self.state().latency;
         sleep(latency / 2).await;
-        let made = self.state().make(&path, doubted);
-        let made = match made {
-            Some(made) => made,
+        let response = self.state().generate(&path, no_cache);
+        let response = match response {
+            Some(response) => response,
             None => return std::future::pending().await,
         };
         if let Some(edge) = edge {
-            self.state().store(edge, &path, &made);
+            self.state().store(edge, &path, &response);
         }
         sleep(latency / 2).await;
-        Ok(self.state().render(&request, made, false))
+        Ok(self.state().render(&request, response, false))
     }
 }
 
 impl State {
     fn now(&self) -> Duration {
-        self.started.elapsed() + self.slept
+        self.started.elapsed() + self.suspended
     }
 
     fn choose_edge(&mut self) -> Option<usize> {
@@ -148,45 +148,45 @@ impl State {
         (count > 0).then(|| self.rng.random_range(0..count))
     }
 
-    fn stored(&self, edge: usize, path: &str, doubted: bool) -> Option<Made> {
-        if doubted && self.shape.edges_heed_no_cache {
+    fn stored(&self, edge: usize, path: &str, no_cache: bool) -> Option<Response> {
+        if no_cache && self.shape.edges_honour_no_cache {
             return None;
         }
         let stored = self.edges[edge].get(path)?;
         (stored.until > self.now()).then(|| stored.answer.clone())
     }
 
-    fn store(&mut self, edge: usize, path: &str, made: &Made) {
-        if made.status == StatusCode::OK {
-            let until = made.at + Duration::from_millis(self.shape.edge_ttl_ms);
-            self.edges[edge].insert(path.to_owned(), Stored { answer: made.clone(), until });
+    fn store(&mut self, edge: usize, path: &str, response: &Response) {
+        if response.status == StatusCode::OK {
+            let until = response.at + Duration::from_millis(self.shape.edge_ttl_ms);
+            self.edges[edge].insert(path.to_owned(), Stored { answer: response.clone(), until });
         }
     }
 
-    /// What one of the issuer's replicas answers; none where it hangs.
-    fn make(&mut self, path: &str, doubted: bool) -> Option<Made> {
-        self.answers += 1;
+    /// The response of a random replica; `None` if it hangs.
+    fn generate(&mut self, path: &str, no_cache: bool) -> Option<Response> {
+        self.requests += 1;
         let replicas =
             self.shape.replica_offsets_secs.len().max(if self.shape.replica_lag_ms > 0 { 2 } else { 1 });
         let replica = self.rng.random_range(0..replicas);
         let offset = self.shape.replica_offsets_secs.get(replica).copied().unwrap_or_default();
         let at = self.now();
-        let made = |status: u16, body: &str| {
+        let respond = |status: u16, body: &str| {
             let status = StatusCode::from_u16(status).expect("a status");
-            Some(Made { status, body: body.to_owned(), tag: None, at, offset })
+            Some(Response { status, body: body.to_owned(), tag: None, at, offset })
         };
-        match self.mood {
-            Mood::Hangs => return None,
-            Mood::Fails(status) => return made(status, ""),
-            Mood::FailsForced if doubted => return made(500, ""),
-            Mood::Flaps if self.answers.is_multiple_of(2) => return made(503, ""),
-            Mood::Garbage => return made(200, "<html>"),
-            Mood::EmptySet => return made(200, r#"{"keys":[]}"#),
-            Mood::Well | Mood::FailsForced | Mood::Flaps => {}
+        match self.mode {
+            IssuerMode::Hangs => return None,
+            IssuerMode::Fails(status) => return respond(status, ""),
+            IssuerMode::FailsNoCache if no_cache => return respond(500, ""),
+            IssuerMode::Flaps if self.requests.is_multiple_of(2) => return respond(503, ""),
+            IssuerMode::Garbage => return respond(200, "<html>"),
+            IssuerMode::EmptySet => return respond(200, r#"{"keys":[]}"#),
+            IssuerMode::Healthy | IssuerMode::FailsNoCache | IssuerMode::Flaps => {}
         }
         let body = self.body(path, replica);
-        let mut made = made(200, &body)?;
-        made.tag = match self.shape.validators {
+        let mut response = respond(200, &body)?;
+        response.tag = match self.shape.validators {
             Validators::None => None,
             Validators::Constant => Some("\"1\"".to_owned()),
             Validators::Honest => {
@@ -196,49 +196,49 @@ impl State {
                 Some(format!("\"{:x}\"", hasher.finish()))
             }
         };
-        Some(made)
+        Some(response)
     }
 
     fn body(&self, path: &str, replica: usize) -> String {
         if path == "/doc" {
-            let place = format!("{ISSUER}/keys-{}", self.left.len());
-            return json!({"issuer": ISSUER, "jwks_uri": place}).to_string();
+            let jwks_uri = format!("{ISSUER}/keys-{}", self.previous_sets.len());
+            return json!({"issuer": ISSUER, "jwks_uri": jwks_uri}).to_string();
         }
-        let place: usize = path.trim_start_matches("/keys-").parse().unwrap_or_default();
-        if let Some(left) = self.left.get(place).filter(|_| self.shape.discovery) {
-            return jwks(left);
+        let index: usize = path.trim_start_matches("/keys-").parse().unwrap_or_default();
+        if let Some(previous) = self.previous_sets.get(index).filter(|_| self.shape.discovery) {
+            return jwks(previous);
         }
         let lag = if replica > 0 { Duration::from_millis(self.shape.replica_lag_ms) } else { Duration::ZERO };
         let as_of = self.now().saturating_sub(lag);
         let set = self.history.iter().rev().find(|(since, _)| *since <= as_of).or(self.history.first());
-        jwks(&set.expect("there was a first set").1)
+        jwks(&set.expect("the first set exists").1)
     }
 
-    /// An answer as it arrives, to a request that may be conditional.
-    fn render(&self, request: &Request, made: Made, from_edge: bool) -> Answer {
+    /// The response as received, to a request that may be conditional.
+    fn render(&self, request: &Request, response: Response, from_edge: bool) -> Answer {
         let mut headers = HeaderMap::new();
         let text = |text: String| HeaderValue::from_str(&text).expect("a header value");
         if self.shape.dates {
-            headers.insert(DATE, text(http_date(START + made.offset + made.at.as_secs() as i64)));
+            headers.insert(DATE, text(http_date(START + response.offset + response.at.as_secs() as i64)));
         }
         if from_edge {
-            headers.insert(AGE, text(self.now().saturating_sub(made.at).as_secs().to_string()));
+            headers.insert(AGE, text(self.now().saturating_sub(response.at).as_secs().to_string()));
         }
-        if let Some(tag) = &made.tag {
+        if let Some(tag) = &response.tag {
             headers.insert(ETAG, text(tag.clone()));
         }
-        if made.status == StatusCode::TOO_MANY_REQUESTS {
+        if response.status == StatusCode::TOO_MANY_REQUESTS {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("30"));
         }
-        // For the oracle alone: the true time, and what the replica's clock shows.
-        let offset = if self.shape.dates { made.offset } else { 0 };
-        headers.insert("x-cache", text(format!("made={} offset={offset}", made.at.as_micros())));
-        let same = made.tag.is_some()
+        // For the oracle only: the true time and the offset of the replica's clock.
+        let offset = if self.shape.dates { response.offset } else { 0 };
+        headers.insert("x-cache", text(format!("generated={} offset={offset}", response.at.as_micros())));
+        let same = response.tag.is_some()
             && request.headers.get(IF_NONE_MATCH).map(HeaderValue::as_bytes)
-                == made.tag.as_ref().map(String::as_bytes);
-        let (status, body) = match made.status {
+                == response.tag.as_ref().map(String::as_bytes);
+        let (status, body) = match response.status {
             StatusCode::OK if same => (StatusCode::NOT_MODIFIED, Vec::new()),
-            StatusCode::OK => (StatusCode::OK, made.body.into_bytes()),
+            StatusCode::OK => (StatusCode::OK, response.body.into_bytes()),
             status => (status, Vec::new()),
         };
         let mut url = request.url.clone();
@@ -255,8 +255,8 @@ impl Transport for World {
     }
 }
 
-/// Where a document or a key set of this world is.
-pub fn place(path: &str) -> Url {
+/// The URL of a document or a key set of this world.
+pub fn url_of(path: &str) -> Url {
     format!("{ISSUER}{path}").parse().expect("a URL")
 }
 
@@ -268,7 +268,7 @@ fn http_date(seconds: i64) -> String {
     at.format(&format).expect("a date")
 }
 
-/// A folder in memory that processes share.
+/// An in-memory folder that processes share.
 #[derive(Clone, Debug, Default)]
 pub struct Disk(Arc<Mutex<DiskState>>);
 
@@ -280,7 +280,7 @@ struct DiskState {
 
 impl Disk {
     fn state(&self) -> MutexGuard<'_, DiskState> {
-        self.0.lock().expect("no disk has panicked here")
+        self.0.lock().expect("not poisoned")
     }
 
     pub fn fill(&self, full: bool) {

@@ -1,19 +1,19 @@
-//! G16 and G17: which addresses may be configured. What a token or an issuer says never adds one.
+//! G16 and G17: which addresses may be configured. Tokens and issuers never add one.
 
 use portcullis::config::Config;
 use serde_json::json;
 
 use super::answer::Answer;
-use super::house::{
-    House, ISSUER, PROMPT, configuration_faults, configured, key, provider, status, text, token,
+use super::env::{
+    IMMEDIATE_REFRESH, ISSUER, TestEnv, configuration_faults, configured, key, provider, status, text, token,
 };
 use super::key_server::KeyServer;
 use crate::support::{NOW, Running, fixed_clock};
 
 #[test]
-fn plain_http_is_for_this_machine_alone_however_its_address_is_written() {
-    const REFUSED: &str = "use https";
-    for (host, says) in [
+fn plain_http_is_allowed_for_loopback_only_in_every_notation() {
+    const USE_HTTPS: &str = "use https";
+    for (host, expected) in [
         ("localhost", ""),
         ("LOCALHOST:8080", ""),
         ("127.0.0.1", ""),
@@ -25,28 +25,28 @@ fn plain_http_is_for_this_machine_alone_however_its_address_is_written() {
         ("[::1]", ""),
         ("[0:0:0:0:0:0:0:1]:8080", ""),
         ("[::ffff:127.0.0.1]", ""),
-        ("0.0.0.0", REFUSED),
-        ("[::]", REFUSED),
-        ("[::ffff:10.0.0.1]", REFUSED),
-        ("[::127.0.0.1]", REFUSED),
-        ("[64:ff9b::7f00:1]", REFUSED),
-        ("128.0.0.1", REFUSED),
-        ("126.255.255.255", REFUSED),
-        ("10.0.0.1", REFUSED),
-        ("192.168.0.1", REFUSED),
-        ("169.254.169.254", REFUSED),
-        ("2852039166", REFUSED),
-        ("0xa9fea9fe", REFUSED),
-        ("[fe80::1]", REFUSED),
-        ("[fd00:ec2::254]", REFUSED),
-        ("localhost.example.com", REFUSED),
-        ("localhost.", REFUSED),
-        ("127.0.0.1.example.com", REFUSED),
-        ("127.0.0.1.nip.io", REFUSED),
-        ("localhosts", REFUSED),
-        ("sso.localhost", REFUSED),
-        ("keycloak", REFUSED),
-        ("metadata.google.internal", REFUSED),
+        ("0.0.0.0", USE_HTTPS),
+        ("[::]", USE_HTTPS),
+        ("[::ffff:10.0.0.1]", USE_HTTPS),
+        ("[::127.0.0.1]", USE_HTTPS),
+        ("[64:ff9b::7f00:1]", USE_HTTPS),
+        ("128.0.0.1", USE_HTTPS),
+        ("126.255.255.255", USE_HTTPS),
+        ("10.0.0.1", USE_HTTPS),
+        ("192.168.0.1", USE_HTTPS),
+        ("169.254.169.254", USE_HTTPS),
+        ("2852039166", USE_HTTPS),
+        ("0xa9fea9fe", USE_HTTPS),
+        ("[fe80::1]", USE_HTTPS),
+        ("[fd00:ec2::254]", USE_HTTPS),
+        ("localhost.example.com", USE_HTTPS),
+        ("localhost.", USE_HTTPS),
+        ("127.0.0.1.example.com", USE_HTTPS),
+        ("127.0.0.1.nip.io", USE_HTTPS),
+        ("localhosts", USE_HTTPS),
+        ("sso.localhost", USE_HTTPS),
+        ("keycloak", USE_HTTPS),
+        ("metadata.google.internal", USE_HTTPS),
         ("localhost@example.com", "user name"),
         ("127.0.0.1:x@example.com", "user name"),
         ("example.com\\@localhost", "absolute http or https URL"),
@@ -55,12 +55,16 @@ fn plain_http_is_for_this_machine_alone_however_its_address_is_written() {
         ("[::1", "absolute http or https URL"),
     ] {
         for key in ["jwks_uri", "discovery_uri"] {
-            let faults = configuration_faults(&format!("{key}: 'http://{host}/keys'"), PROMPT);
-            let right = if says.is_empty() { faults.is_empty() } else { faults.contains(says) };
+            let faults = configuration_faults(&format!("{key}: 'http://{host}/keys'"), IMMEDIATE_REFRESH);
+            let right = if expected.is_empty() { faults.is_empty() } else { faults.contains(expected) };
             assert!(right, "{key} {host}: {faults:?}");
-            // Said on purpose it is another matter, but for what is no address at all.
+            // `allow_http` permits every valid URL.
             let faults = configuration_faults(&format!("{key}: 'http://{host}/keys'"), "allow_http: true");
-            assert_eq!(faults.is_empty(), says.is_empty() || says == REFUSED, "{key} {host}: {faults:?}");
+            assert_eq!(
+                faults.is_empty(),
+                expected.is_empty() || expected == USE_HTTPS,
+                "{key} {host}: {faults:?}"
+            );
         }
     }
 }
@@ -77,16 +81,16 @@ fn an_issuer_below_which_keys_are_discovered_follows_the_same_rule() {
         assert_eq!(parse(fine, ""), "", "{fine}");
     }
     assert_eq!(parse("http://sso.example.com", "allow_http: true"), "");
-    // Where keys come from elsewhere, the issuer is a name and no address.
+    // With `jwks_uri` the issuer is a name only.
     let named = parse("http://sso.example.com", "jwks_uri: 'https://sso.example.com/keys'");
     assert_eq!(named, "");
 }
 
 #[test]
-fn credentials_in_a_url_are_refused_and_not_repeated() {
+fn credentials_in_a_url_are_rejected_and_not_repeated() {
     for url in ["https://anna:hunter2@sso.example.com/keys", "https://:hunter2@sso.example.com/keys"] {
         for key in ["jwks_uri", "discovery_uri"] {
-            let faults = configuration_faults(&format!("{key}: '{url}'"), PROMPT);
+            let faults = configuration_faults(&format!("{key}: '{url}'"), IMMEDIATE_REFRESH);
             assert!(faults.contains("user name or a password"), "{faults}");
             assert!(!faults.contains("hunter2"), "{faults}");
         }
@@ -94,30 +98,31 @@ fn credentials_in_a_url_are_refused_and_not_repeated() {
 }
 
 #[tokio::test]
-async fn no_address_in_a_token_is_ever_asked() {
-    let house = House::start(PROMPT).await;
-    let elsewhere = KeyServer::start().await;
-    let stranger = key("stranger");
-    elsewhere.always(Answer::keys(&[&stranger]));
-    let url = elsewhere.http("/keys");
+async fn an_address_in_a_token_is_never_contacted() {
+    let env = TestEnv::start(IMMEDIATE_REFRESH).await;
+    let other = KeyServer::start().await;
+    let unknown = key("unknown");
+    other.respond_with(Answer::keys(&[&unknown]));
+    let url = other.http("/keys");
     let good = json!({"iss": ISSUER, "aud": "orders-api", "exp": NOW + 60});
     for (claims, reason) in [
-        (json!({"iss": elsewhere.http(""), "aud": "orders-api", "exp": NOW + 60}), "issuer_unknown"),
+        (json!({"iss": other.http(""), "aud": "orders-api", "exp": NOW + 60}), "issuer_unknown"),
         (good.clone(), "key_unknown"),
     ] {
-        let token = stranger.with_kid(url.as_str()).sign(&claims);
-        let answer = house.service.bearer(&token).await;
+        let token = unknown.with_kid(url.as_str()).sign(&claims);
+        let answer = env.service.bearer(&token).await;
         assert_eq!(answer.faults(reason, &[]), Vec::<String>::new());
     }
-    assert_eq!(elsewhere.connections(), 0);
-    let asked: Vec<String> = house.server.requests().iter().map(|request| request.target.clone()).collect();
-    assert!(asked.iter().all(|target| target == "/keys"), "a kid adds nothing to what is asked: {asked:?}");
+    assert_eq!(other.connections(), 0);
+    let targets: Vec<String> = env.server.requests().iter().map(|request| request.target.clone()).collect();
+    assert!(targets.iter().all(|target| target == "/keys"), "a kid does not change the request: {targets:?}");
 }
 
 #[tokio::test]
-async fn an_address_where_nobody_is_is_an_error_that_repeats_no_url() {
-    let gone = KeyServer::start().await.http("/realms/secret-tenant/keys?key=hunter2");
-    let config = configured(&[provider("demo", ISSUER, &format!("jwks_uri: '{gone}'"), PROMPT)]);
+async fn an_unreachable_address_is_an_error_without_the_url() {
+    let unreachable = KeyServer::start().await.http("/realms/secret-tenant/keys?key=hunter2");
+    let config =
+        configured(&[provider("demo", ISSUER, &format!("jwks_uri: '{unreachable}'"), IMMEDIATE_REFRESH)]);
     let service = Running::start_without_keys(config, fixed_clock()).await;
     let answer = service.bearer(&token(&key("any"))).await;
     assert_eq!(answer.faults("keys_unavailable", &[]), Vec::<String>::new());

@@ -1,5 +1,4 @@
-//! What a key server sends, byte for byte: a list of steps that is played to the end, after which the
-//! connection is closed. It knows nothing of what is right.
+//! The bytes that a key server sends: a list of steps, after which the connection is closed. Answers are not validated.
 
 use std::net::SocketAddr;
 
@@ -7,39 +6,39 @@ use portcullis::commands::issuer::SigningKey;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-/// One thing that a server does on a connection.
+/// One action of a server on a connection.
 #[derive(Clone)]
 pub enum Step {
     /// Sends these bytes.
     Send(Vec<u8>),
-    /// Sends these bytes over and over, until the client has gone.
-    Forever(Vec<u8>),
-    /// Waits until it is opened by hand.
+    /// Sends these bytes repeatedly until the client closes the connection.
+    Repeat(Vec<u8>),
+    /// Waits until the gate is open.
     Wait(Gate),
-    /// Keeps the connection open, silent, until the client has gone.
-    Stay,
-    /// Joins the connection to this address, both ways.
+    /// Keeps the connection open without sending until the client closes it.
+    KeepOpen,
+    /// Tunnels the connection to this address.
     Tunnel(SocketAddr),
-    /// Sends the request on to this address, as if it had been asked there, and what comes back.
+    /// Forwards the request to this address in origin form and returns the response.
     Relay(SocketAddr),
 }
 
-/// A door that is opened by hand, once, for all who wait and who come.
+/// A gate that a test opens once for all current and later waiters.
 #[derive(Clone)]
 pub struct Gate(watch::Sender<bool>);
 
 impl Gate {
-    /// Shut.
+    /// A closed gate.
     pub fn new() -> Self {
         Self(watch::Sender::new(false))
     }
 
-    /// Lets everybody through.
+    /// Opens the gate.
     pub fn open(&self) {
         self.0.send_replace(true);
     }
 
-    pub(super) async fn pass(&self) {
+    pub(super) async fn wait(&self) {
         let mut opened = self.0.subscribe();
         let _opened = opened.wait_for(|open| *open).await;
     }
@@ -54,36 +53,36 @@ pub struct Answer {
     steps: Vec<Step>,
 }
 
-/// How the end of the body is told.
+/// How the end of the body is signalled.
 #[derive(Clone, Copy, PartialEq)]
 enum Length {
-    Counted,
-    Unsaid,
+    ContentLength,
+    Unspecified,
 }
 
 impl Answer {
     /// A status and no body.
     pub fn status(status: u16) -> Self {
-        Self::begins(&format!("HTTP/1.1 {status} Told"))
+        Self::with_status_line(&format!("HTTP/1.1 {status} Status"))
     }
 
-    /// This status line.
-    pub fn begins(status_line: &str) -> Self {
+    /// An answer with this status line.
+    pub fn with_status_line(status_line: &str) -> Self {
         Self {
             head: format!("{status_line}\r\n"),
             body: Vec::new(),
-            length: Length::Counted,
+            length: Length::ContentLength,
             steps: Vec::new(),
         }
     }
 
-    /// A good answer with the public halves of these keys.
+    /// A 200 with the JWK Set of these keys.
     pub fn keys(keys: &[&SigningKey]) -> Self {
         Self::status(200).header("content-type", "application/json").body(set_of(keys))
     }
 
-    /// A redirect to there.
-    pub fn to(location: impl AsRef<str>) -> Self {
+    /// A redirect to this location.
+    pub fn redirect(location: impl AsRef<str>) -> Self {
         Self::status(302).header("location", location)
     }
 
@@ -93,12 +92,12 @@ impl Answer {
         Self::status(200).body(document.to_string())
     }
 
-    /// Nothing of HTTP's own: these steps alone.
+    /// Only these steps, without HTTP.
     pub fn raw(steps: Vec<Step>) -> Self {
-        Self { head: String::new(), body: Vec::new(), length: Length::Unsaid, steps }
+        Self { head: String::new(), body: Vec::new(), length: Length::Unspecified, steps }
     }
 
-    /// These bytes alone.
+    /// Only these bytes.
     pub fn bytes(bytes: impl Into<Vec<u8>>) -> Self {
         Self::raw(vec![Step::Send(bytes.into())])
     }
@@ -114,19 +113,19 @@ impl Answer {
         headers.iter().fold(self, |answer, (name, value)| answer.header(name, value))
     }
 
-    /// With this body, and its length unless it is said otherwise.
+    /// With this body and its `content-length` unless [`Self::without_length`] is called.
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
         self
     }
 
-    /// Without a length: the body ends with the connection, or says itself where it ends.
+    /// Without `content-length`: the body ends with the connection or is chunked.
     pub fn without_length(mut self) -> Self {
-        self.length = Length::Unsaid;
+        self.length = Length::Unspecified;
         self
     }
 
-    /// The body in chunks of this many bytes, and these lines behind the last one.
+    /// The body in chunks of this many bytes, followed by these trailers.
     pub fn chunked(mut self, size: usize, trailers: &str) -> Self {
         let mut body = Vec::new();
         for chunk in self.body.chunks(size) {
@@ -139,37 +138,37 @@ impl Answer {
         self.without_length().header("transfer-encoding", "chunked")
     }
 
-    /// What is done behind the body.
+    /// Runs this step after the body.
     pub fn then(mut self, step: Step) -> Self {
         self.steps.push(step);
         self
     }
 
-    /// Held back until the gate is opened.
-    pub fn behind(self, gate: &Gate) -> Self {
+    /// Sent once the gate is open.
+    pub fn gated_by(self, gate: &Gate) -> Self {
         let mut steps = vec![Step::Wait(gate.clone())];
         steps.extend(self.into_steps());
         Self::raw(steps)
     }
 
-    /// What of it can be said in HTTP/2 as well.
+    /// The status and the body, for HTTP/2.
     pub fn into_status_and_body(self) -> (u16, Vec<u8>) {
         let status = self.head.split(' ').nth(1).and_then(|status| status.parse().ok());
         (status.expect("a status line with a status"), self.body)
     }
 
-    /// In the order in which they are done.
+    /// The steps in order.
     pub fn into_steps(self) -> Vec<Step> {
         let Self { mut head, body, length, steps } = self;
         if head.is_empty() {
             return steps;
         }
-        if length == Length::Counted {
+        if length == Length::ContentLength {
             head.push_str(&format!("content-length: {}\r\n", body.len()));
         }
         head.push_str("\r\n");
-        let whole = [head.into_bytes(), body].concat();
-        std::iter::once(Step::Send(whole)).chain(steps).collect()
+        let bytes = [head.into_bytes(), body].concat();
+        std::iter::once(Step::Send(bytes)).chain(steps).collect()
     }
 }
 

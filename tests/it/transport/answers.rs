@@ -1,41 +1,41 @@
-//! G10 to G12: which answers count as a key set. A 200 with a usable one, and nothing else.
+//! G10 to G12: only a 200 with a usable key set is accepted.
 
 use portcullis::commands::issuer::SigningKey;
 
 use super::answer::{Answer, Gate, Step, set_of};
-use super::house::{House, PROMPT, Table, key};
+use super::env::{IMMEDIATE_REFRESH, Table, TestEnv, key};
 
 const HTTP: &str = "HTTP/1.1 200 OK\r\n";
 
 #[tokio::test]
-async fn only_a_200_counts_whatever_the_body() {
+async fn only_a_200_is_accepted_regardless_of_the_body() {
     let mut table = Table::default();
-    let told = [
+    let statuses = [
         201, 202, 203, 205, 206, 207, 226, 300, 301, 302, 303, 305, 307, 308, 400, 401, 403, 404, 407, 408,
         410, 418, 421, 425, 429, 451, 500, 501, 502, 503, 504, 511, 599, 999,
     ];
-    for status in told {
-        let says = format!("status is {status}, not 200");
+    for status in statuses {
+        let expected = format!("status is {status}, not 200");
         let answer = |new: &SigningKey| Answer::status(status).body(set_of(&[new]));
-        table.refuses(PROMPT, &status.to_string(), &says, answer).await;
+        table.rejects(IMMEDIATE_REFRESH, &status.to_string(), &expected, answer).await;
     }
-    // A 304 where nothing was asked to be compared, and statuses that have no body.
+    // A 304 to an unconditional request, and statuses without a body.
     for status in [204, 304] {
-        let says = format!("status is {status}, not 200");
+        let expected = format!("status is {status}, not 200");
         let answer = |_: &SigningKey| Answer::status(status).without_length();
-        table.refuses(PROMPT, &status.to_string(), &says, answer).await;
+        table.rejects(IMMEDIATE_REFRESH, &status.to_string(), &expected, answer).await;
     }
     let half = |new: &SigningKey| {
         let set = set_of(&[new]);
         let range = format!("bytes 0-{}/{}", set.len() - 1, set.len());
         Answer::status(206).header("content-range", range).body(set)
     };
-    table.refuses(PROMPT, "206 of it all", "status is 206", half).await;
-    table.judge();
+    table.rejects(IMMEDIATE_REFRESH, "206 of it all", "status is 206", half).await;
+    table.assert_ok();
 }
 
 #[tokio::test]
-async fn what_is_no_key_set_is_an_error_and_the_old_set_stays() {
+async fn a_body_that_is_not_a_key_set_is_an_error_and_the_old_set_stays() {
     let mut table = Table::default();
     let page = "<!doctype html><title>Sign in</title><form action=/login>";
     let utf_16 = |new: &SigningKey| set_of(&[new]).encode_utf16().flat_map(u16::to_le_bytes).collect();
@@ -63,9 +63,9 @@ async fn what_is_no_key_set_is_an_error_and_the_old_set_stays() {
     for (what, body) in bodies {
         let answer =
             |new: &SigningKey| Answer::status(200).header("content-type", "application/json").body(body(new));
-        table.refuses(PROMPT, what, "key", answer).await;
+        table.rejects(IMMEDIATE_REFRESH, what, "key", answer).await;
     }
-    table.judge();
+    table.assert_ok();
 }
 
 #[tokio::test]
@@ -84,11 +84,11 @@ async fn a_key_set_of_any_content_type_is_accepted() {
         table.accepts(content_type, answer).await;
     }
     table.accepts("none", |new| Answer::status(200).body(set_of(&[new]))).await;
-    table.judge();
+    table.assert_ok();
 }
 
 #[tokio::test]
-async fn http_is_read_as_it_may_be_written() {
+async fn every_valid_http_framing_is_accepted() {
     let mut table = Table::default();
     let set = |new: &SigningKey| Answer::status(200).body(set_of(&[new]));
     table.accepts("chunked", |new| set(new).chunked(7, "")).await;
@@ -96,12 +96,15 @@ async fn http_is_read_as_it_may_be_written() {
     let trailers = "x-checksum: 1\r\netag: \"trailer\"\r\n";
     table.accepts("trailers", |new| set(new).chunked(100, trailers)).await;
     table.accepts("ended by the close", |new| set(new).without_length()).await;
-    let old = |new: &SigningKey| Answer::begins("HTTP/1.0 200 OK").body(set_of(&[new])).without_length();
+    let old =
+        |new: &SigningKey| Answer::with_status_line("HTTP/1.0 200 OK").body(set_of(&[new])).without_length();
     table.accepts("HTTP/1.0", old).await;
-    table.accepts("no reason phrase", |new| Answer::begins("HTTP/1.1 200").body(set_of(&[new]))).await;
+    table
+        .accepts("no reason phrase", |new| Answer::with_status_line("HTTP/1.1 200").body(set_of(&[new])))
+        .await;
     let early = |new: &SigningKey| {
         let before = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
-        behind(before, set(new))
+        prefixed(before, set(new))
     };
     table.accepts("1xx before it", early).await;
     table.accepts("bytes behind the end", |new| set(new).then(Step::Send(b"HTTP/1.1 500".into()))).await;
@@ -112,141 +115,144 @@ async fn http_is_read_as_it_may_be_written() {
             Answer::status(200).header("transfer-encoding", "chunked").body(body).without_length()
         })
         .await;
-    table.judge();
+    table.assert_ok();
 }
 
 /// The same answer after these bytes.
-fn behind(before: &str, answer: Answer) -> Answer {
+fn prefixed(before: &str, answer: Answer) -> Answer {
     let mut steps = vec![Step::Send(before.into())];
     steps.extend(answer.into_steps());
     Answer::raw(steps)
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_http_or_off_is_an_error() {
+async fn an_invalid_or_incomplete_http_response_is_an_error() {
     let mut table = Table::default();
     let set = |new: &SigningKey| Answer::status(200).body(set_of(&[new]));
-    let mut refuses = async |what: &str, answer: &dyn Fn(&SigningKey) -> Answer| {
-        table.refuses(PROMPT, what, "", answer).await;
+    let mut rejects = async |what: &str, answer: &dyn Fn(&SigningKey) -> Answer| {
+        table.rejects(IMMEDIATE_REFRESH, what, "", answer).await;
     };
-    refuses("closed at once", &|_| Answer::bytes("")).await;
-    refuses("no HTTP", &|new| Answer::bytes(set_of(&[new]))).await;
-    refuses("another protocol", &|_| Answer::bytes("SSH-2.0-OpenSSH_9.9\r\n")).await;
-    refuses("HTTP/3.0", &|new| Answer::begins("HTTP/3.0 200 OK").body(set_of(&[new]))).await;
-    refuses("no status", &|new| Answer::begins("HTTP/1.1 OK").body(set_of(&[new]))).await;
-    refuses("a status of four digits", &|new| Answer::begins("HTTP/1.1 2000 OK").body(set_of(&[new]))).await;
-    refuses("closed in the head", &|_| Answer::bytes("HTTP/1.1 200 OK\r\ncontent-le")).await;
-    refuses("shorter than it says", &|new| {
+    rejects("closed immediately", &|_| Answer::bytes("")).await;
+    rejects("no HTTP", &|new| Answer::bytes(set_of(&[new]))).await;
+    rejects("another protocol", &|_| Answer::bytes("SSH-2.0-OpenSSH_9.9\r\n")).await;
+    rejects("HTTP/3.0", &|new| Answer::with_status_line("HTTP/3.0 200 OK").body(set_of(&[new]))).await;
+    rejects("no status", &|new| Answer::with_status_line("HTTP/1.1 OK").body(set_of(&[new]))).await;
+    rejects("a status of four digits", &|new| {
+        Answer::with_status_line("HTTP/1.1 2000 OK").body(set_of(&[new]))
+    })
+    .await;
+    rejects("closed in the head", &|_| Answer::bytes("HTTP/1.1 200 OK\r\ncontent-le")).await;
+    rejects("shorter than its length", &|new| {
         let set = set_of(&[new]);
         let more = (set.len() + 1).to_string();
         Answer::status(200).header("content-length", more).body(set).without_length()
     })
     .await;
-    refuses("longer than it says", &|new| {
+    rejects("longer than its length", &|new| {
         let set = set_of(&[new]);
         let fewer = (set.len() - 1).to_string();
         Answer::status(200).header("content-length", fewer).body(set).without_length()
     })
     .await;
-    refuses("two lengths", &|new| {
+    rejects("two lengths", &|new| {
         let set = set_of(&[new]);
         Answer::status(200).header("content-length", "2").body(set)
     })
     .await;
-    refuses("a negative length", &|new| {
+    rejects("a negative length", &|new| {
         Answer::status(200).header("content-length", "-1").body(set_of(&[new])).without_length()
     })
     .await;
-    refuses("chunked, closed before the last chunk", &|new| {
+    rejects("chunked, closed before the last chunk", &|new| {
         let chunk = format!("{:x}\r\n{}\r\n", set_of(&[new]).len(), set_of(&[new]));
         Answer::status(200).header("transfer-encoding", "chunked").body(chunk).without_length()
     })
     .await;
-    refuses("a chunk without a size", &|new| {
+    rejects("a chunk without a size", &|new| {
         let chunk = format!("zz\r\n{}\r\n0\r\n\r\n", set_of(&[new]));
         Answer::status(200).header("transfer-encoding", "chunked").body(chunk).without_length()
     })
     .await;
-    refuses("a chunk of nearly endless size", &|new| {
+    rejects("a chunk of nearly endless size", &|new| {
         let chunk = format!("fffffffffffffff\r\n{}", set_of(&[new]));
         Answer::status(200).header("transfer-encoding", "chunked").body(chunk).without_length()
     })
     .await;
-    refuses("a chunk size that overflows", &|new| {
+    rejects("a chunk size that overflows", &|new| {
         let chunk = format!("10000000000000000f\r\n{}", set_of(&[new]));
         Answer::status(200).header("transfer-encoding", "chunked").body(chunk).without_length()
     })
     .await;
-    refuses("a switch of protocols", &|new| {
+    rejects("a switch of protocols", &|new| {
         let switch = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
-        behind(switch, set(new))
+        prefixed(switch, set(new))
     })
     .await;
-    table.judge();
+    table.assert_ok();
 }
 
 #[tokio::test]
-async fn headers_and_trailers_beyond_measure_are_an_error() {
+async fn oversized_headers_and_trailers_are_an_error() {
     let mut table = Table::default();
     let set = |new: &SigningKey| Answer::status(200).body(set_of(&[new]));
     let many: String = (0..20_000).map(|i| format!("x-{i}: {i}\r\n")).collect();
     let long = "x".repeat(2 << 20);
-    let mut refuses = async |what: &str, answer: &dyn Fn(&SigningKey) -> Answer| {
-        table.refuses(PROMPT, what, "", answer).await;
+    let mut rejects = async |what: &str, answer: &dyn Fn(&SigningKey) -> Answer| {
+        table.rejects(IMMEDIATE_REFRESH, what, "", answer).await;
     };
     let head = |lines: &str, new: &SigningKey| Answer::bytes(format!("{HTTP}{lines}\r\n{}", set_of(&[new])));
-    refuses("20,000 headers", &|new| head(&many, new)).await;
-    refuses("a header of 2 MiB", &|new| head(&format!("x: {long}\r\n"), new)).await;
-    refuses("a name of 2 MiB", &|new| head(&format!("{long}: x\r\n"), new)).await;
-    refuses("a status line of 2 MiB", &|new| {
-        Answer::begins(&format!("HTTP/1.1 200 {long}")).body(set_of(&[new]))
+    rejects("20,000 headers", &|new| head(&many, new)).await;
+    rejects("a header of 2 MiB", &|new| head(&format!("x: {long}\r\n"), new)).await;
+    rejects("a name of 2 MiB", &|new| head(&format!("{long}: x\r\n"), new)).await;
+    rejects("a status line of 2 MiB", &|new| {
+        Answer::with_status_line(&format!("HTTP/1.1 200 {long}")).body(set_of(&[new]))
     })
     .await;
-    refuses("20,000 trailers", &|new| set(new).chunked(100, &many)).await;
-    refuses("a trailer of 2 MiB", &|new| set(new).chunked(100, &format!("x: {long}\r\n"))).await;
-    refuses("a chunk extension of 2 MiB", &|new| {
+    rejects("20,000 trailers", &|new| set(new).chunked(100, &many)).await;
+    rejects("a trailer of 2 MiB", &|new| set(new).chunked(100, &format!("x: {long}\r\n"))).await;
+    rejects("a chunk extension of 2 MiB", &|new| {
         let body = format!("5;{long}\r\n{}\r\n0\r\n\r\n", set_of(&[new]));
         Answer::status(200).header("transfer-encoding", "chunked").body(body).without_length()
     })
     .await;
-    table.judge();
+    table.assert_ok();
 }
 
 #[tokio::test]
-async fn nothing_that_an_issuer_says_is_said_back_to_it() {
-    let house = House::start(PROMPT).await;
-    let first = house.server.request(1).await;
+async fn response_headers_of_an_issuer_are_not_sent_back() {
+    let env = TestEnv::start(IMMEDIATE_REFRESH).await;
+    let first = env.server.request(1).await;
     assert_eq!((first.method.as_str(), first.target.as_str()), ("GET", "/keys"));
     let names: Vec<&str> = first.headers.iter().map(|(name, _)| name.as_str()).collect();
     let known = ["accept", "accept-encoding", "host", "user-agent"];
     assert!(names.iter().all(|name| known.contains(name)), "{names:?}");
 
     let (b, c) = (key("b"), key("c"));
-    house.server.always(
+    env.server.respond_with(
         Answer::keys(&[&b])
             .header("set-cookie", "session=1; Path=/")
             .header("www-authenticate", "Basic realm=keys")
             .header("strict-transport-security", "max-age=31536000")
             .header("alt-svc", "h3=\":443\"; ma=86400"),
     );
-    house.is(&b, "ok").await;
-    house.server.always(Answer::keys(&[&c]));
-    house.is(&c, "ok").await;
-    let last = house.server.request(3).await;
+    env.expect_reason(&b, "ok").await;
+    env.server.respond_with(Answer::keys(&[&c]));
+    env.expect_reason(&c, "ok").await;
+    let last = env.server.request(3).await;
     let names: Vec<&str> = last.headers.iter().map(|(name, _)| name.as_str()).collect();
     assert!(names.iter().all(|name| known.contains(name) || *name == "cache-control"), "{names:?}");
 }
 
 #[tokio::test]
-async fn a_token_that_waits_for_an_answer_gets_what_it_brings() {
-    let house = House::start(PROMPT).await;
+async fn a_waiting_token_is_verified_with_the_fetched_set() {
+    let env = TestEnv::start(IMMEDIATE_REFRESH).await;
     let (new, gate) = (key("new"), Gate::new());
-    house.server.always(Answer::keys(&[&new]).behind(&gate));
-    let (answer, ()) = tokio::join!(house.faults(&new, "ok"), async {
-        house.server.request(2).await;
-        house.is(&house.key, "ok").await;
+    env.server.respond_with(Answer::keys(&[&new]).gated_by(&gate));
+    let (answer, ()) = tokio::join!(env.faults(&new, "ok"), async {
+        env.server.request(2).await;
+        env.expect_reason(&env.key, "ok").await;
         gate.open();
     });
     assert_eq!(answer, Vec::<String>::new());
-    assert_eq!(house.server.connections(), 2);
+    assert_eq!(env.server.connections(), 2);
 }

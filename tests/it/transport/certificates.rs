@@ -1,4 +1,4 @@
-//! Certificates of every kind that a key server may show and a client be asked for.
+//! Server and client certificates, valid and invalid.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,21 +22,21 @@ pub struct Certified {
 }
 
 impl Certified {
-    /// TLS that shows this.
+    /// TLS with this certificate.
     pub fn layer(&self) -> Layer {
         self.server(ServerConfig::builder().with_no_client_auth(), &[])
     }
 
-    /// TLS that shows this and lets in nobody without a certificate of that authority.
-    pub fn asking_for(&self, authority: &Authority) -> Layer {
+    /// TLS with this certificate that requires a client certificate of that authority.
+    pub fn layer_with_client_auth(&self, authority: &Authority) -> Layer {
         let mut roots = RootCertStore::empty();
         roots.add(der(&authority.pem)).expect("an authority");
         let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().expect("one authority");
         self.server(ServerConfig::builder().with_client_cert_verifier(verifier), &[])
     }
 
-    /// TLS that shows this and agrees to speak one of these protocols.
-    pub fn speaking(&self, protocols: &[&str]) -> Layer {
+    /// TLS with this certificate and these ALPN protocols.
+    pub fn layer_with_alpn(&self, protocols: &[&str]) -> Layer {
         self.server(ServerConfig::builder().with_no_client_auth(), protocols)
     }
 
@@ -49,13 +49,14 @@ impl Certified {
         protocols: &[&str],
     ) -> Layer {
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).expect("a key");
-        let mut config =
-            builder.with_single_cert(vec![der(&self.certificate)], key).expect("they belong together");
+        let mut config = builder
+            .with_single_cert(vec![der(&self.certificate)], key)
+            .expect("the key matches the certificate");
         config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
         Layer::Tls(Arc::new(config))
     }
 
-    /// Writes both into this folder and gives the paths.
+    /// Writes both into this folder and returns the paths.
     pub fn write(&self, folder: &Path) -> (PathBuf, PathBuf) {
         let files = (folder.join("client.pem"), folder.join("client.key"));
         std::fs::write(&files.0, &self.certificate).expect("written");
@@ -68,7 +69,7 @@ fn der(pem: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate")
 }
 
-/// Who signs certificates.
+/// A certificate authority.
 pub struct Authority {
     /// Its own certificate.
     pub pem: String,
@@ -79,36 +80,36 @@ impl Authority {
     pub fn new() -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        // A name that no other has: by its name an authority is found.
+        // A unique name: authorities are looked up by name.
         params.distinguished_name = named(&format!("authority {}", rand::random::<u64>()));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.self_signed(&key).expect("a certificate").pem();
         Self { pem, issuer: rcgen::Issuer::new(params, key) }
     }
 
-    /// Writes its certificate into this folder and gives the path.
+    /// Writes its certificate into this folder and returns the path.
     pub fn write(&self, folder: &Path) -> PathBuf {
         let file = folder.join("ca.pem");
         std::fs::write(&file, &self.pem).expect("written");
         file
     }
 
-    /// For these names or addresses.
-    pub fn signs(&self, names: &[&str]) -> Certified {
-        self.signs_with(names, |_| {})
+    /// A certificate for these names or addresses.
+    pub fn issue(&self, names: &[&str]) -> Certified {
+        self.issue_with(names, |_| {})
     }
 
-    /// The same, with something about it that is not usual.
-    pub fn signs_with(&self, names: &[&str], odd: impl FnOnce(&mut CertificateParams)) -> Certified {
+    /// The same with changed parameters.
+    pub fn issue_with(&self, names: &[&str], customize: impl FnOnce(&mut CertificateParams)) -> Certified {
         let key = KeyPair::generate().expect("a key");
         let mut params = params(names);
-        odd(&mut params);
+        customize(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
         Certified { certificate, key: key.serialize_pem() }
     }
 }
 
-/// For these names, signed by itself.
+/// A self-signed certificate for these names.
 pub fn self_signed(names: &[&str]) -> Certified {
     let key = KeyPair::generate().expect("a key");
     let certificate = params(names).self_signed(&key).expect("a certificate").pem();
@@ -122,12 +123,12 @@ pub fn expired(params: &mut CertificateParams) {
 }
 
 /// Not yet valid.
-pub fn of_the_future(params: &mut CertificateParams) {
+pub fn not_yet_valid(params: &mut CertificateParams) {
     params.not_before = date_time_ymd(2999, 1, 1);
     params.not_after = date_time_ymd(3000, 1, 1);
 }
 
-/// For clients alone.
+/// For clients only.
 pub fn for_clients(params: &mut CertificateParams) {
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
 }

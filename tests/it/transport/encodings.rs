@@ -1,4 +1,4 @@
-//! G14: gzip is decoded, and bounded after that; nothing else is asked for or decoded.
+//! G14: gzip is decoded with a limit on the decoded size; no other encoding is requested or decoded.
 
 use std::io::Write as _;
 
@@ -7,75 +7,75 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use portcullis::commands::issuer::SigningKey;
 
 use super::answer::{Answer, Gate, Step, set_of};
-use super::house::{House, PROMPT, Table, key, token};
+use super::env::{IMMEDIATE_REFRESH, Table, TestEnv, key, token};
 
 fn gzip(bytes: impl AsRef<[u8]>) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    encoder.write_all(bytes.as_ref()).expect("memory takes everything");
-    encoder.finish().expect("memory takes everything")
+    encoder.write_all(bytes.as_ref()).expect("writing to memory succeeds");
+    encoder.finish().expect("writing to memory succeeds")
 }
 
-/// A 200 that says that its body is encoded like this.
+/// A 200 with this `content-encoding`.
 fn encoded(encoding: &str, body: impl Into<Vec<u8>>) -> Answer {
     Answer::status(200).header("content-encoding", encoding).body(body)
 }
 
 #[tokio::test]
-async fn gzip_is_what_is_asked_for_and_what_is_decoded() {
-    let house = House::start(PROMPT).await;
-    assert_eq!(house.server.request(1).await.header("accept-encoding"), Some("gzip"));
+async fn gzip_is_requested_and_decoded() {
+    let env = TestEnv::start(IMMEDIATE_REFRESH).await;
+    assert_eq!(env.server.request(1).await.header("accept-encoding"), Some("gzip"));
     let mut table = Table::default();
     table.accepts("gzip", |new| encoded("gzip", gzip(set_of(&[new])))).await;
     table.accepts("gzip, a byte at a time", |new| encoded("gzip", gzip(set_of(&[new]))).chunked(1, "")).await;
     table.accepts("identity", |new| encoded("identity", set_of(&[new]))).await;
-    table.judge();
+    table.assert_ok();
 }
 
 #[tokio::test]
-async fn a_bomb_is_given_up_at_the_limit_of_what_it_becomes() {
+async fn a_bomb_is_aborted_at_the_limit_of_the_decoded_size() {
     let mut table = Table::default();
-    // 64 MiB in 64 KiB; and one that has no end.
+    // 64 MiB in 64 KiB, and an endless stream.
     let bomb = gzip(vec![b' '; 64 << 20]);
     assert!(bomb.len() < 1 << 17);
-    let says = "longer than 1048576 bytes";
-    table.refuses(PROMPT, "64 MiB", says, |_| encoded("gzip", bomb.clone())).await;
+    let expected = "longer than 1048576 bytes";
+    table.rejects(IMMEDIATE_REFRESH, "64 MiB", expected, |_| encoded("gzip", bomb.clone())).await;
     // The head of a stream, and then stored blocks, none of which is the last (RFC 1951 §3.2.4).
     let head = gzip("")[..10].to_vec();
     let block = [&[0, 0, 0x80, 0xff, 0x7f][..], &[b' '; 0x8000]].concat();
-    let endless = |_: &SigningKey| encoded("gzip", head).without_length().then(Step::Forever(block));
-    table.refuses(PROMPT, "block after block", says, endless).await;
+    let endless = |_: &SigningKey| encoded("gzip", head).without_length().then(Step::Repeat(block));
+    table.rejects(IMMEDIATE_REFRESH, "block after block", expected, endless).await;
     let member = gzip(vec![b' '; 1 << 16]);
-    let endless = |_: &SigningKey| encoded("gzip", "").without_length().then(Step::Forever(member));
-    table.refuses(PROMPT, "member after member", "", endless).await;
+    let endless = |_: &SigningKey| encoded("gzip", "").without_length().then(Step::Repeat(member));
+    table.rejects(IMMEDIATE_REFRESH, "member after member", "", endless).await;
     let inside = |new: &SigningKey| {
         let set = set_of(&[new]);
         encoded("gzip", gzip(format!("{}{set}", " ".repeat((1 << 20) + 1 - set.len()))))
     };
-    table.refuses(PROMPT, "a set that is one byte too long", says, inside).await;
-    table.judge();
+    table.rejects(IMMEDIATE_REFRESH, "a set that is one byte too long", expected, inside).await;
+    table.assert_ok();
 }
 
 #[tokio::test]
-async fn a_bomb_takes_no_more_time_from_others_than_its_limit() {
-    let house = House::start(PROMPT).await;
+async fn a_bomb_does_not_delay_other_requests() {
+    let env = TestEnv::start(IMMEDIATE_REFRESH).await;
     let (new, gate) = (key("new"), Gate::new());
     let bomb = gzip(vec![b' '; 64 << 20]);
-    house.server.always(encoded("gzip", bomb).behind(&gate));
-    let (bombed, ()) = tokio::join!(house.faults(&new, "keys_unavailable"), async {
-        house.server.request(2).await;
+    env.server.respond_with(encoded("gzip", bomb).gated_by(&gate));
+    let (bombed, ()) = tokio::join!(env.faults(&new, "keys_unavailable"), async {
+        env.server.request(2).await;
         gate.open();
         for _ in 0..50 {
-            house.is(&house.key, "ok").await;
+            env.expect_reason(&env.key, "ok").await;
         }
     });
     assert_eq!(bombed, Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn what_is_not_whole_gzip_or_of_another_encoding_is_an_error() {
+async fn incomplete_gzip_or_another_encoding_is_an_error() {
     let mut table = Table::default();
-    let mut refuses = async |what: &str, answer: &dyn Fn(&SigningKey) -> Answer| {
-        table.refuses(PROMPT, what, "", answer).await;
+    let mut rejects = async |what: &str, answer: &dyn Fn(&SigningKey) -> Answer| {
+        table.rejects(IMMEDIATE_REFRESH, what, "", answer).await;
     };
     let packed = |new: &SigningKey| gzip(set_of(&[new]));
     let cut = |new: &SigningKey, bytes: usize| {
@@ -83,58 +83,59 @@ async fn what_is_not_whole_gzip_or_of_another_encoding_is_an_error() {
         packed.truncate(packed.len() - bytes);
         encoded("gzip", packed)
     };
-    refuses("the last byte is missing", &|new| cut(new, 1)).await;
-    refuses("checksum and length are missing", &|new| cut(new, 8)).await;
-    refuses("half of it", &|new| cut(new, packed(new).len() / 2)).await;
-    refuses("the head alone", &|new| cut(new, packed(new).len() - 10)).await;
-    refuses("nothing", &|_| encoded("gzip", "")).await;
-    refuses("a wrong checksum", &|new| {
+    rejects("the last byte is missing", &|new| cut(new, 1)).await;
+    rejects("checksum and length are missing", &|new| cut(new, 8)).await;
+    rejects("half of it", &|new| cut(new, packed(new).len() / 2)).await;
+    rejects("the head alone", &|new| cut(new, packed(new).len() - 10)).await;
+    rejects("nothing", &|_| encoded("gzip", "")).await;
+    rejects("a wrong checksum", &|new| {
         let mut packed = packed(new);
         let at = packed.len() - 8;
         packed[at] ^= 1;
         encoded("gzip", packed)
     })
     .await;
-    refuses("a wrong length", &|new| {
+    rejects("a wrong length", &|new| {
         let mut packed = packed(new);
         let at = packed.len() - 1;
         packed[at] ^= 1;
         encoded("gzip", packed)
     })
     .await;
-    refuses("zlib", &|new| {
+    rejects("zlib", &|new| {
         let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
-        encoder.write_all(set_of(&[new]).as_bytes()).expect("memory takes everything");
-        encoded("gzip", encoder.finish().expect("memory takes everything"))
+        encoder.write_all(set_of(&[new]).as_bytes()).expect("writing to memory succeeds");
+        encoded("gzip", encoder.finish().expect("writing to memory succeeds"))
     })
     .await;
-    refuses("plain text that is called gzip", &|new| encoded("gzip", set_of(&[new]))).await;
-    refuses("gzip that is not called so", &|new| Answer::status(200).body(packed(new))).await;
-    refuses("gzip that is called deflate", &|new| encoded("deflate", packed(new))).await;
-    refuses("twice", &|new| encoded("gzip, gzip", gzip(packed(new)))).await;
-    refuses("twice, called so once", &|new| encoded("gzip", gzip(packed(new)))).await;
-    refuses("twice, in two lines", &|new| {
+    rejects("plain text that is called gzip", &|new| encoded("gzip", set_of(&[new]))).await;
+    rejects("gzip that is not called so", &|new| Answer::status(200).body(packed(new))).await;
+    rejects("gzip that is called deflate", &|new| encoded("deflate", packed(new))).await;
+    rejects("twice", &|new| encoded("gzip, gzip", gzip(packed(new)))).await;
+    rejects("twice, called so once", &|new| encoded("gzip", gzip(packed(new)))).await;
+    rejects("twice, in two lines", &|new| {
         encoded("gzip", gzip(packed(new))).header("content-encoding", "gzip")
     })
     .await;
-    refuses("gzip within br", &|new| encoded("gzip, br", packed(new))).await;
+    rejects("gzip within br", &|new| encoded("gzip, br", packed(new))).await;
     // A stream of brotli that is one stored block, and a frame of zstd that is one raw block.
-    refuses("br", &|new| encoded("br", stored_brotli(set_of(&[new]).as_bytes()))).await;
-    refuses("zstd", &|new| encoded("zstd", raw_zstd(set_of(&[new]).as_bytes()))).await;
-    table.judge();
+    rejects("br", &|new| encoded("br", stored_brotli(set_of(&[new]).as_bytes()))).await;
+    rejects("zstd", &|new| encoded("zstd", raw_zstd(set_of(&[new]).as_bytes()))).await;
+    table.assert_ok();
 }
 
 #[tokio::test]
-async fn what_stands_behind_the_end_of_a_gzip_stream_brings_no_key() {
+async fn bytes_after_the_end_of_a_gzip_stream_add_no_key() {
     let packed: fn(String) -> Vec<u8> = |set| gzip(set);
-    for behind in [packed, String::into_bytes] {
-        let house = House::start(PROMPT).await;
+    for trailing in [packed, String::into_bytes] {
+        let env = TestEnv::start(IMMEDIATE_REFRESH).await;
         let (new, smuggled) = (key("new"), key("smuggled"));
-        house.server.always(encoded("gzip", [gzip(set_of(&[&new])), behind(set_of(&[&smuggled]))].concat()));
-        let answer = house.service.bearer(&token(&smuggled)).await;
+        env.server
+            .respond_with(encoded("gzip", [gzip(set_of(&[&new])), trailing(set_of(&[&smuggled]))].concat()));
+        let answer = env.service.bearer(&token(&smuggled)).await;
         assert!(!answer.is_allowed(), "{}", answer.reason());
-        house.server.always(Answer::keys(&[&new]));
-        house.comes_to_know(&new).await;
+        env.server.respond_with(Answer::keys(&[&new]));
+        env.wait_until_known(&new).await;
     }
 }
 

@@ -1,7 +1,7 @@
-//! A key server that does as it is told, and a forward proxy of the same make: raw bytes on raw sockets,
-//! with or without TLS, every request written down.
+//! A scripted key server, which also serves as a forward proxy: raw bytes on raw sockets, with or without TLS. It records
+//! every request.
 //!
-//! It ends with its value, and its connections with it.
+//! Dropping it closes its connections.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,60 +15,60 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
 use super::answer::{Answer, Step};
-use super::house::PATIENCE;
+use super::env::TEST_TIMEOUT;
 
-/// A request as it arrived.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// `GET`, or `CONNECT` at a proxy.
     pub method: String,
-    /// The request target as it was written.
+    /// The request target as received.
     pub target: String,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
-    /// Whether the client showed a certificate.
+    /// Whether the client sent a certificate.
     pub with_certificate: bool,
-    whole: Vec<u8>,
+    raw: Vec<u8>,
 }
 
 impl Request {
-    /// The one value of this header.
+    /// The value of this header.
     ///
     /// # Panics
-    /// It is there twice.
+    /// The header occurs twice.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.iter().filter(|(known, _)| known == name).map(|(_, value)| &**value);
         let value = values.next();
-        assert_eq!(values.next(), None, "{name} is sent once");
+        assert_eq!(values.next(), None, "{name} occurs twice");
         value
     }
 
-    fn read(whole: Vec<u8>, with_certificate: bool) -> Option<Self> {
-        let text = String::from_utf8(whole.clone()).ok()?;
+    fn read(raw: Vec<u8>, with_certificate: bool) -> Option<Self> {
+        let text = String::from_utf8(raw.clone()).ok()?;
         let mut lines = text.split("\r\n");
-        let mut words = lines.next()?.split(' ');
-        let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
+        let mut parts = lines.next()?.split(' ');
+        let (method, target) = (parts.next()?.to_owned(), parts.next()?.to_owned());
         let header = |line: &str| {
             line.split_once(':').map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         };
         let headers = lines.filter_map(header).collect();
-        Some(Self { method, target, headers, with_certificate, whole })
+        Some(Self { method, target, headers, with_certificate, raw })
     }
 }
 
-/// What lies under HTTP.
+/// The transport below HTTP.
 #[derive(Clone)]
 pub enum Layer {
-    /// TCP alone.
+    /// TCP without TLS.
     Plain,
     /// TLS with this certificate.
     Tls(Arc<ServerConfig>),
-    /// No request is read: this is done as soon as somebody has connected.
-    Rude(Vec<Step>),
-    /// TLS with HTTP/2 in it, which reads and writes by the book: of an answer the status and the body.
+    /// Runs these steps once a client has connected, without reading a request.
+    Raw(Vec<Step>),
+    /// HTTP/2 over TLS by a conforming server; only the status and the body of an answer are sent.
     Http2(Arc<ServerConfig>),
-    /// Rude as soon as TLS stands.
-    RudeWithin(Arc<ServerConfig>, Vec<Step>),
+    /// Runs these steps once the TLS handshake is complete.
+    RawTls(Arc<ServerConfig>, Vec<Step>),
 }
 
 type Handler = Arc<dyn Fn(&Request) -> Answer + Send + Sync>;
@@ -78,9 +78,9 @@ struct Shared {
     layer: Mutex<Layer>,
     requests: Mutex<Vec<Request>>,
     connections: watch::Sender<usize>,
-    /// Connections whose other end was seen to go.
-    gone: watch::Sender<usize>,
-    arrived: watch::Sender<usize>,
+    /// Connections that the client has closed.
+    disconnects: watch::Sender<usize>,
+    received: watch::Sender<usize>,
 }
 
 /// The server.
@@ -102,13 +102,13 @@ impl KeyServer {
         Self::start_with(Layer::Plain).await
     }
 
-    /// The same, over this.
+    /// The same with this layer.
     pub async fn start_with(layer: Layer) -> Self {
         let started = Self::start_at(Ipv4Addr::LOCALHOST.into(), layer).await;
         started.expect("port 0 can be bound")
     }
 
-    /// On another address of this machine, if it has it.
+    /// On another address of this machine; `None` if it cannot be bound.
     pub async fn start_at(address: IpAddr, layer: Layer) -> Option<Self> {
         let listener = TcpListener::bind((address, 0)).await.ok()?;
         let address = listener.local_addr().expect("a bound socket has an address");
@@ -117,14 +117,14 @@ impl KeyServer {
             layer: Mutex::new(layer),
             requests: Mutex::default(),
             connections: watch::Sender::new(0),
-            gone: watch::Sender::new(0),
-            arrived: watch::Sender::new(0),
+            disconnects: watch::Sender::new(0),
+            received: watch::Sender::new(0),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Some(Self { address, shared, accepting })
     }
 
-    /// Where it is.
+    /// The bound address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -139,61 +139,60 @@ impl KeyServer {
         format!("https://localhost:{}{path}", self.address.port())
     }
 
-    /// From now on every request gets this.
-    pub fn always(&self, answer: Answer) {
+    /// Answers every request like this from now on.
+    pub fn respond_with(&self, answer: Answer) {
         self.on(move |_| answer.clone());
     }
 
-    /// From now on a request gets what this makes of it.
+    /// Answers requests with this handler from now on.
     pub fn on(&self, handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) {
-        *locked(&self.shared.handler) = Arc::new(handler);
+        *lock(&self.shared.handler) = Arc::new(handler);
     }
 
-    /// From now on connections are made over this.
-    pub fn over(&self, layer: Layer) {
-        *locked(&self.shared.layer) = layer;
+    /// Uses this layer for new connections.
+    pub fn set_layer(&self, layer: Layer) {
+        *lock(&self.shared.layer) = layer;
     }
 
-    /// The requests until now.
+    /// The requests so far.
     pub fn requests(&self) -> Vec<Request> {
-        locked(&self.shared.requests).clone()
+        lock(&self.shared.requests).clone()
     }
 
-    /// How many requests there were for this target.
-    pub fn asked_for(&self, target: &str) -> usize {
-        locked(&self.shared.requests).iter().filter(|request| request.target == target).count()
+    /// The number of requests for this target.
+    pub fn requests_for(&self, target: &str) -> usize {
+        lock(&self.shared.requests).iter().filter(|request| request.target == target).count()
     }
 
-    /// How many connections there were, with a request or without.
+    /// The number of connections, with or without a request.
     pub fn connections(&self) -> usize {
         *self.shared.connections.borrow()
     }
 
-    /// Waits for this many requests since the start, and gives the last of them.
+    /// Waits for this many requests since the start and returns the last one.
     pub async fn request(&self, number: usize) -> Request {
-        reaches(&self.shared.arrived, number, "requests").await;
-        locked(&self.shared.requests)[number - 1].clone()
+        wait_for_count(&self.shared.received, number, "requests").await;
+        lock(&self.shared.requests)[number - 1].clone()
     }
 
-    /// Waits until this many connections have been given up by the other end, while something was being
-    /// sent to it or kept from it.
-    pub async fn wait_for_gone(&self, count: usize) {
-        reaches(&self.shared.gone, count, "connections given up").await;
+    /// Waits until clients have closed this many connections before the answer was complete.
+    pub async fn wait_for_disconnects(&self, count: usize) {
+        wait_for_count(&self.shared.disconnects, count, "disconnects").await;
     }
 }
 
-async fn reaches(counter: &watch::Sender<usize>, count: usize, what: &str) {
-    let mut counted = counter.subscribe();
-    let reached = tokio::time::timeout(PATIENCE, counted.wait_for(|now| *now >= count)).await;
-    assert!(reached.is_ok(), "never {count} {what}, but {}", *counter.borrow());
+async fn wait_for_count(counter: &watch::Sender<usize>, count: usize, what: &str) {
+    let mut receiver = counter.subscribe();
+    let reached = tokio::time::timeout(TEST_TIMEOUT, receiver.wait_for(|now| *now >= count)).await;
+    assert!(reached.is_ok(), "timeout: expected {count} {what}, got {}", *counter.borrow());
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("nobody panicked with the lock")
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("not poisoned")
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    // They end with the server.
+    // Dropped with the server.
     let mut connections = JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -206,32 +205,36 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// Ends where the other side does, or does not behave: what a client made of it, the client says.
+/// Ends with an error of the client or the handshake; tests check the result at the client.
 async fn connection(stream: TcpStream, shared: Arc<Shared>) {
-    let layer = locked(&shared.layer).clone();
+    let layer = lock(&shared.layer).clone();
     match layer {
-        Layer::Plain => exchange(stream, false, &shared).await,
-        Layer::Rude(steps) => play(stream, steps, &[], &shared).await,
+        Layer::Plain => serve_http1(stream, false, &shared).await,
+        Layer::Raw(steps) => run_steps(stream, steps, &[], &shared).await,
         Layer::Http2(config) => {
             if let Ok(stream) = TlsAcceptor::from(config).accept(stream).await {
-                exchange_by_the_book(stream, shared).await;
+                serve_http2(stream, shared).await;
             }
         }
-        Layer::RudeWithin(config, steps) => {
+        Layer::RawTls(config, steps) => {
             if let Ok(stream) = TlsAcceptor::from(config).accept(stream).await {
-                play(stream, steps, &[], &shared).await;
+                run_steps(stream, steps, &[], &shared).await;
             }
         }
         Layer::Tls(config) => {
             if let Ok(stream) = TlsAcceptor::from(config).accept(stream).await {
                 let with_certificate = stream.get_ref().1.peer_certificates().is_some();
-                exchange(stream, with_certificate, &shared).await;
+                serve_http1(stream, with_certificate, &shared).await;
             }
         }
     }
 }
 
-async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, with_certificate: bool, shared: &Shared) {
+async fn serve_http1(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    with_certificate: bool,
+    shared: &Shared,
+) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -240,57 +243,54 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, with_certific
         }
     }
     let Some(request) = Request::read(head, with_certificate) else { return };
-    let handler = Arc::clone(&locked(&shared.handler));
+    let handler = Arc::clone(&lock(&shared.handler));
     let answer = handler(&request);
-    let whole = request.whole.clone();
-    locked(&shared.requests).push(request);
-    shared.arrived.send_modify(|count| *count += 1);
-    play(stream, answer.into_steps(), &whole, shared).await;
+    let raw = request.raw.clone();
+    lock(&shared.requests).push(request);
+    shared.received.send_modify(|count| *count += 1);
+    run_steps(stream, answer.into_steps(), &raw, shared).await;
 }
 
-async fn exchange_by_the_book(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    shared: Arc<Shared>,
-) {
-    let answers = axum::Router::new().fallback(async move |request: axum::extract::Request| {
+async fn serve_http2(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, shared: Arc<Shared>) {
+    let router = axum::Router::new().fallback(async move |request: axum::extract::Request| {
         assert_eq!(request.version(), http::Version::HTTP_2);
-        let known = Request {
+        let recorded = Request {
             method: request.method().to_string(),
             target: request.uri().path().to_owned(),
             headers: Vec::new(),
             with_certificate: false,
-            whole: Vec::new(),
+            raw: Vec::new(),
         };
-        let handler = Arc::clone(&locked(&shared.handler));
-        let (status, body) = handler(&known).into_status_and_body();
-        locked(&shared.requests).push(known);
-        shared.arrived.send_modify(|count| *count += 1);
+        let handler = Arc::clone(&lock(&shared.handler));
+        let (status, body) = handler(&recorded).into_status_and_body();
+        lock(&shared.requests).push(recorded);
+        shared.received.send_modify(|count| *count += 1);
         (http::StatusCode::from_u16(status).expect("a status"), body)
     });
     let builder = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
-    let service = hyper_util::service::TowerToHyperService::new(answers);
-    let _gone = builder.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await;
+    let service = hyper_util::service::TowerToHyperService::new(router);
+    let _closed = builder.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await;
 }
 
-async fn play(
+async fn run_steps(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     steps: Vec<Step>,
     request: &[u8],
     shared: &Shared,
 ) {
     for step in steps {
-        if do_step(&mut stream, step, request).await.is_none() {
-            shared.gone.send_modify(|count| *count += 1);
+        if run_step(&mut stream, step, request).await.is_none() {
+            shared.disconnects.send_modify(|count| *count += 1);
             return;
         }
     }
-    let _gone = stream.shutdown().await;
-    // Closed with bytes unread, it would be reset, and what was sent last might never arrive.
+    let _closed = stream.shutdown().await;
+    // Closing with unread bytes resets the connection, and the last bytes sent may be lost.
     let _rest = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
 }
 
-/// `None` once the client has gone.
-async fn do_step<S: AsyncRead + AsyncWrite + Unpin>(
+/// `None` if the client has closed the connection.
+async fn run_step<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     step: Step,
     request: &[u8],
@@ -300,42 +300,42 @@ async fn do_step<S: AsyncRead + AsyncWrite + Unpin>(
             stream.write_all(&bytes).await.ok()?;
             stream.flush().await.ok()
         }
-        Step::Forever(bytes) => loop {
+        Step::Repeat(bytes) => loop {
             stream.write_all(&bytes).await.ok()?;
             stream.flush().await.ok()?;
-            // So that a drop at a time stays one.
+            // Keeps the writes separate.
             tokio::time::sleep(Duration::from_millis(1)).await;
         },
         Step::Wait(gate) => tokio::select! {
-            () = gate.pass() => Some(()),
-            () = leaves(stream) => None,
+            () = gate.wait() => Some(()),
+            () = wait_for_close(stream) => None,
         },
-        Step::Stay => {
-            leaves(stream).await;
+        Step::KeepOpen => {
+            wait_for_close(stream).await;
             None
         }
         Step::Tunnel(to) => {
-            let mut onward = TcpStream::connect(to).await.ok()?;
-            copy_bidirectional(stream, &mut onward).await.ok().map(|_| ())
+            let mut upstream = TcpStream::connect(to).await.ok()?;
+            copy_bidirectional(stream, &mut upstream).await.ok().map(|_| ())
         }
         Step::Relay(to) => {
-            let mut onward = TcpStream::connect(to).await.ok()?;
-            onward.write_all(&as_asked_there(request)).await.ok()?;
-            copy_bidirectional(stream, &mut onward).await.ok().map(|_| ())
+            let mut upstream = TcpStream::connect(to).await.ok()?;
+            upstream.write_all(&to_origin_form(request)).await.ok()?;
+            copy_bidirectional(stream, &mut upstream).await.ok().map(|_| ())
         }
     }
 }
 
-async fn leaves(stream: &mut (impl AsyncRead + Unpin)) {
+async fn wait_for_close(stream: &mut (impl AsyncRead + Unpin)) {
     let mut rest = [0; 64];
     while stream.read(&mut rest).await.is_ok_and(|read| read > 0) {}
 }
 
-/// A request in absolute form, in the form for the server itself.
-fn as_asked_there(request: &[u8]) -> Vec<u8> {
+/// Converts a request from absolute form to origin form (RFC 9112 §3.2).
+fn to_origin_form(request: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(request);
     let (line, rest) = text.split_once("\r\n").expect("a request line");
-    let words: Vec<&str> = line.split(' ').collect();
-    let path = words[1].split('/').skip(3).collect::<Vec<_>>().join("/");
-    format!("{} /{path} {}\r\n{rest}", words[0], words[2]).into_bytes()
+    let parts: Vec<&str> = line.split(' ').collect();
+    let path = parts[1].split('/').skip(3).collect::<Vec<_>>().join("/");
+    format!("{} /{path} {}\r\n{rest}", parts[0], parts[2]).into_bytes()
 }

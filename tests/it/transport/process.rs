@@ -1,5 +1,5 @@
-//! `portcullis serve` as a process of its own, whose environment a test decides: no variable of a proxy
-//! is passed on from the machine.
+//! `portcullis serve` as a separate process whose environment a test sets: proxy variables of the machine are not
+//! inherited.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -13,25 +13,25 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
-use super::house::{ISSUER, PATIENCE, eventually, text, token_of, wall_time};
+use super::env::{ISSUER, TEST_TIMEOUT, eventually, text, token_of, wall_time};
 use crate::support::serving::Serving;
 use crate::support::{Answer, Ask};
 
-/// Names of variables by which programs are told of proxies.
-const OF_PROXIES: [&str; 4] = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
+/// The environment variables of proxies.
+const PROXY_VARIABLES: [&str; 4] = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
 
-/// The binary, with no variable of a proxy but these.
+/// The binary with only these proxy variables.
 pub fn portcullis(environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-    for name in OF_PROXIES {
+    for name in PROXY_VARIABLES {
         command.env_remove(name).env_remove(name.to_uppercase());
     }
     command.env_remove("PORTCULLIS_LOG").envs(environment.iter().copied());
     command
 }
 
-/// The binary in a mount namespace of its own, made by these commands of a shell, in which `$0` is this path; `None`
-/// where this user may not make one.
+/// The binary in a new mount namespace, set up by these shell commands, in which `$0` is this path; `None` if this user has
+/// no permission.
 pub fn portcullis_with_mounts(commands: &str, path: &Path) -> Option<Command> {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", &format!("{commands} && exec \"$@\"")]).arg(path);
@@ -52,83 +52,83 @@ pub fn portcullis_with_mounts(commands: &str, path: &Path) -> Option<Command> {
 }
 
 /// Killed when dropped.
-struct Ends(Child);
+struct KillOnDrop(Child);
 
 /// A service in a process, killed when dropped.
 pub struct Process {
-    child: Ends,
+    child: KillOnDrop,
     channel: Channel,
     file: PathBuf,
     serving: Serving,
     log: Option<JoinHandle<String>>,
 }
 
-impl Drop for Ends {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        let _gone = self.0.kill();
+        let _killed = self.0.kill();
         let _reaped = self.0.wait();
     }
 }
 
 impl Process {
-    /// Serves these providers, whose configuration is put into this folder.
+    /// Serves these providers with a configuration file in this folder.
     pub async fn serve(folder: &Path, providers: &[String], environment: &[(&str, &str)]) -> Self {
         Self::serve_by(portcullis(environment), folder, providers).await
     }
 
-    /// The same by this command, which becomes the binary once it has the arguments of one.
+    /// The same with this command, to which the arguments of the binary are added.
     pub async fn serve_by(mut command: Command, folder: &Path, providers: &[String]) -> Self {
         let file = folder.join("portcullis.yaml");
         std::fs::write(&file, text(providers)).expect("written");
         command.args(["serve", "--config"]).arg(&file).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
         let stderr = child.stderr.take().expect("piped");
-        let (tell, told) = oneshot::channel();
-        let log = std::thread::spawn(move || read(stderr, tell));
-        // From here on it ends, whatever becomes of it.
-        let ends = Ends(child);
-        let serving = timeout(PATIENCE, told).await.expect("it says where it listens in time");
-        let serving = serving.expect("it serves");
+        let (sender, addresses) = oneshot::channel();
+        let log = std::thread::spawn(move || read(stderr, sender));
+        // From here on the process is killed on every exit.
+        let child = KillOnDrop(child);
+        let serving = timeout(TEST_TIMEOUT, addresses).await.expect("the addresses are logged in time");
+        let serving = serving.expect("the service starts");
         let endpoint = Endpoint::try_from(format!("http://{}", serving.grpc())).expect("a URL");
-        Self { child: ends, channel: endpoint.connect_lazy(), file, serving, log: Some(log) }
+        Self { child, channel: endpoint.connect_lazy(), file, serving, log: Some(log) }
     }
 
-    /// Asks about a good token, but for whose key it is.
+    /// Checks a token with valid claims, signed by this key.
     pub async fn bearer(&self, key: &SigningKey) -> Answer {
         self.token(token_of(ISSUER, key, wall_time() + 600)).await
     }
 
-    /// Asks about a token.
+    /// Checks a token.
     pub fn token(&self, token: String) -> impl Future<Output = Answer> + Send + use<> {
         let check = Ask::default().header("authorization", format!("Bearer {token}")).into_check();
         let mut client = AuthorizationClient::new(self.channel.clone());
         async move {
-            let answer = timeout(PATIENCE, client.check(check)).await.expect("answered in time");
+            let answer = timeout(TEST_TIMEOUT, client.check(check)).await.expect("answered in time");
             Answer::read(answer.expect("answered").into_inner())
         }
     }
 
-    /// How many threads it has.
+    /// The number of threads.
     pub fn threads(&self) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.0.id())).expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.0.id())).expect("running");
         let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"));
         threads.and_then(|count| count.trim().parse().ok()).expect("a count")
     }
 
-    /// A page of the operator's door.
+    /// A page of the admin listener.
     pub async fn admin(&self, path: &str) -> String {
         let url = format!("http://{}{path}", self.serving.admin());
-        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client");
+        let client = reqwest::Client::builder().no_proxy().timeout(TEST_TIMEOUT).build().expect("a client");
         client.get(url).send().await.expect("answered").text().await.expect("text")
     }
 
-    /// Why the last fetch failed; empty where it did not.
+    /// The error of the last fetch; empty if it succeeded.
     pub async fn last_error(&self) -> String {
         let page: Value = serde_json::from_str(&self.admin("/keys").await).expect("JSON");
         page["providers"][0]["last_error"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// Exchanges its configuration file for one with these providers.
+    /// Replaces the configuration file by one with these providers.
     pub fn change(&self, providers: &[String]) {
         std::fs::write(&self.file, text(providers)).expect("written");
     }
@@ -140,36 +140,36 @@ impl Process {
         assert!(sent.success());
     }
 
-    /// Tells it to end; gives the exit code and everything that it logged.
-    pub async fn ends(self) -> (Option<i32>, String) {
+    /// Sends SIGTERM; returns the exit code and the log.
+    pub async fn terminate(self) -> (Option<i32>, String) {
         self.signal("-TERM");
-        self.ended().await
+        self.wait().await
     }
 
-    /// The same of one that has been told already.
-    pub async fn ended(mut self) -> (Option<i32>, String) {
+    /// Waits for the exit; returns the exit code and the log.
+    pub async fn wait(mut self) -> (Option<i32>, String) {
         let mut status = None;
-        eventually("it ends", async || {
-            status = self.child.0.try_wait().expect("it is ours");
+        eventually("the process exits", async || {
+            status = self.child.0.try_wait().expect("a child process");
             status.is_some()
         })
         .await;
-        let status = status.expect("it has ended");
+        let status = status.expect("exited");
         let log = self.log.take().expect("not taken before").join().expect("the log is text");
         (status.code(), log)
     }
 }
 
-/// Everything that it logs. Tells where it listens as soon as it says so.
-fn read(stderr: ChildStderr, tell: oneshot::Sender<Serving>) -> String {
-    let (mut log, mut tell) = (String::new(), Some(tell));
+/// Returns the whole log. Sends the addresses once they are logged.
+fn read(stderr: ChildStderr, sender: oneshot::Sender<Serving>) -> String {
+    let (mut log, mut sender) = (String::new(), Some(sender));
     for line in BufReader::new(stderr).lines() {
         let line = line.expect("the log is text");
         if let Some(serving) = Serving::read(&line)
-            && let Some(tell) = tell.take()
+            && let Some(sender) = sender.take()
         {
-            // Who gave up waiting has failed.
-            let _told = tell.send(serving);
+            // The receiver is dropped after a timeout.
+            let _sent = sender.send(serving);
         }
         log.push_str(&line);
         log.push('\n');

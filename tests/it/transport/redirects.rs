@@ -1,55 +1,55 @@
-//! G15: a redirect leads no further than the host that was configured, and never to less security.
+//! G15: redirects are followed only within the configured host and never from https to http.
 
 use super::answer::Answer;
 use super::certificates::Authority;
-use super::house::{House, PROMPT, Table, folder, key};
+use super::env::{IMMEDIATE_REFRESH, Table, TestEnv, folder, key};
 use super::key_server::KeyServer;
 
 #[tokio::test]
 async fn a_redirect_within_the_host_and_port_is_followed_five_times_and_not_six() {
-    let house = House::start(PROMPT).await;
+    let env = TestEnv::start(IMMEDIATE_REFRESH).await;
     let (five, six) = (key("five"), key("six"));
     let chain = |hops: usize, end: Answer| {
         move |request: &super::key_server::Request| {
             let hop = request.target.strip_prefix("/hop/").map_or(0, |hop| hop.parse().expect("a number"));
-            if hop == hops { end.clone() } else { Answer::to(format!("/hop/{}", hop + 1)) }
+            if hop == hops { end.clone() } else { Answer::redirect(format!("/hop/{}", hop + 1)) }
         }
     };
-    house.server.on(chain(5, Answer::keys(&[&five])));
-    house.is(&five, "ok").await;
-    house.server.on(chain(6, Answer::keys(&[&six])));
-    house.is(&six, "keys_unavailable").await;
-    assert!(house.last_error().await.contains("status is 302"));
-    house.server.on(chain(4, Answer::keys(&[&six])));
-    house.comes_to_know(&six).await;
+    env.server.on(chain(5, Answer::keys(&[&five])));
+    env.expect_reason(&five, "ok").await;
+    env.server.on(chain(6, Answer::keys(&[&six])));
+    env.expect_reason(&six, "keys_unavailable").await;
+    assert!(env.last_error().await.contains("status is 302"));
+    env.server.on(chain(4, Answer::keys(&[&six])));
+    env.wait_until_known(&six).await;
 }
 
 #[tokio::test]
 async fn every_kind_of_redirect_is_followed_with_a_get() {
-    let house = House::start(PROMPT).await;
+    let env = TestEnv::start(IMMEDIATE_REFRESH).await;
     for status in [301, 302, 303, 307, 308] {
         let new = key("new");
         let good = Answer::keys(&[&new]);
-        house.server.on(move |request| match request.target.as_str() {
+        env.server.on(move |request| match request.target.as_str() {
             "/keys" => Answer::status(status).header("location", "elsewhere/../moved?v=1#part"),
             "/moved?v=1" if request.method == "GET" => good.clone(),
             _ => Answer::status(404),
         });
-        house.is(&new, "ok").await;
-        let requests = house.server.requests();
+        env.expect_reason(&new, "ok").await;
+        let requests = env.server.requests();
         let last = requests.last().expect("one");
         let sent = (last.header("cache-control"), last.header("accept-encoding"));
-        assert_eq!(sent, (Some("no-cache"), Some("gzip")), "what is asked for stays the same");
+        assert_eq!(sent, (Some("no-cache"), Some("gzip")), "the headers stay the same");
     }
 }
 
 #[tokio::test]
-async fn a_redirect_to_another_host_port_or_scheme_is_never_asked() {
+async fn a_redirect_to_another_host_port_or_scheme_is_never_followed() {
     let elsewhere = KeyServer::start().await;
     let port = elsewhere.address().port();
     let mut table = Table::default();
     for location in [
-        // Another port, other names of the same address, other ways to write it.
+        // Another port, other names and other notations of the same address.
         format!("http://127.0.0.1:{port}/keys"),
         format!("//127.0.0.1:{port}/keys"),
         format!("http://localhost:{port}/keys"),
@@ -59,7 +59,7 @@ async fn a_redirect_to_another_host_port_or_scheme_is_never_asked() {
         format!("http://user:password@127.0.0.1:{port}/keys"),
         format!("http://127.0.0.1@localhost:{port}/keys"),
         format!("\\\\localhost:{port}/keys"),
-        // Addresses that answer within some networks alone.
+        // Addresses of internal networks.
         "http://169.254.169.254/latest/meta-data/".to_owned(),
         "http://[fe80::1]/".to_owned(),
         "http://10.0.0.1/".to_owned(),
@@ -73,83 +73,84 @@ async fn a_redirect_to_another_host_port_or_scheme_is_never_asked() {
         "javascript:keys".to_owned(),
         "ws://127.0.0.1/keys".to_owned(),
     ] {
-        // Whoever follows finds the very keys that the token needs.
+        // The target serves the keys that the token needs.
         let answer = |new: &_| {
-            elsewhere.always(Answer::keys(&[new]));
-            Answer::to(&location)
+            elsewhere.respond_with(Answer::keys(&[new]));
+            Answer::redirect(&location)
         };
-        table.refuses(PROMPT, &location, "status is 302", answer).await;
+        table.rejects(IMMEDIATE_REFRESH, &location, "status is 302", answer).await;
     }
-    assert_eq!(elsewhere.connections(), 0, "nobody went there");
-    table.judge();
+    assert_eq!(elsewhere.connections(), 0, "no redirect is followed");
+    table.assert_ok();
 }
 
 #[tokio::test]
 async fn another_name_of_the_same_server_is_another_host() {
-    let house = House::start(PROMPT).await;
+    let env = TestEnv::start(IMMEDIATE_REFRESH).await;
     let new = key("new");
-    let by_name = house.server.http("/keys").replace("127.0.0.1", "localhost");
+    let by_name = env.server.http("/keys").replace("127.0.0.1", "localhost");
     let good = Answer::keys(&[&new]);
-    // Who follows finds the very keys that the token needs.
-    house.server.on(move |request| match request.header("host") {
+    // The target serves the keys that the token needs.
+    env.server.on(move |request| match request.header("host") {
         Some(host) if host.starts_with("localhost") => good.clone(),
-        _ => Answer::to(&by_name),
+        _ => Answer::redirect(&by_name),
     });
-    house.is(&new, "keys_unavailable").await;
-    assert!(house.last_error().await.contains("status is 302"));
+    env.expect_reason(&new, "keys_unavailable").await;
+    assert!(env.last_error().await.contains("status is 302"));
 }
 
 #[tokio::test]
-async fn a_redirect_that_leads_nowhere_is_an_error() {
+async fn an_invalid_redirect_is_an_error() {
     let mut table = Table::default();
-    let nowhere = [
+    let invalid = [
         ("", "status is 302"),
         ("http://", "status is 302"),
         ("http://[::1/", "status is 302"),
         ("http://127.0.0.1:99999/", "status is 302"),
         ("\u{fffd}\u{1f511}", ""),
     ];
-    for (location, says) in nowhere {
+    for (location, expected) in invalid {
         let what = format!("to {location:?}");
-        table.refuses(PROMPT, &what, says, |_| Answer::to(location)).await;
+        table.rejects(IMMEDIATE_REFRESH, &what, expected, |_| Answer::redirect(location)).await;
     }
-    table.refuses(PROMPT, "without a location", "status is 302", |_| Answer::status(302)).await;
-    let twice = |_: &_| Answer::to("http://localhost/a").header("location", "/b");
-    table.refuses(PROMPT, "with two", "status is 302", twice).await;
-    let long = |_: &_| Answer::to(format!("/{}", "x".repeat(1 << 16)));
-    table.refuses(PROMPT, "to itself under a long name", "status is 302", long).await;
-    table.judge();
+    table.rejects(IMMEDIATE_REFRESH, "without a location", "status is 302", |_| Answer::status(302)).await;
+    let twice = |_: &_| Answer::redirect("http://localhost/a").header("location", "/b");
+    table.rejects(IMMEDIATE_REFRESH, "with two", "status is 302", twice).await;
+    let long = |_: &_| Answer::redirect(format!("/{}", "x".repeat(1 << 16)));
+    table.rejects(IMMEDIATE_REFRESH, "to itself under a long name", "status is 302", long).await;
+    table.assert_ok();
 }
 
 #[tokio::test]
-async fn https_leads_to_https_alone_and_http_may_lead_to_https_of_its_host() {
+async fn https_redirects_to_https_only_and_http_may_redirect_to_https_of_its_host() {
     let (folder, authority) = (folder(), Authority::new());
-    let http = format!("{PROMPT}, http: {{ca_file: '{}'}}", authority.write(folder.path()).display());
-    let secure = KeyServer::start_with(authority.signs(&["localhost"]).layer()).await;
+    let http =
+        format!("{IMMEDIATE_REFRESH}, http: {{ca_file: '{}'}}", authority.write(folder.path()).display());
+    let secure = KeyServer::start_with(authority.issue(&["localhost"]).layer()).await;
     let plain = KeyServer::start().await;
     let plain_url = format!("http://localhost:{}/keys", plain.address().port());
 
-    // Up: another port, as it has to be.
-    let house = House::of(plain, &format!("jwks_uri: '{plain_url}'"), &http).await;
+    // http to https, necessarily on another port.
+    let env = TestEnv::with_server(plain, &format!("jwks_uri: '{plain_url}'"), &http).await;
     let new = key("new");
-    secure.always(Answer::keys(&[&new]));
-    house.server.always(Answer::to(secure.https("/keys")));
-    house.is(&new, "ok").await;
+    secure.respond_with(Answer::keys(&[&new]));
+    env.server.respond_with(Answer::redirect(secure.https("/keys")));
+    env.expect_reason(&new, "ok").await;
 
-    // Up and down again.
+    // http to https to http.
     let newest = key("newest");
-    secure.always(Answer::to(format!("http://localhost:{}/down", house.server.address().port())));
-    let (up, down) = (Answer::to(secure.https("/keys")), Answer::keys(&[&newest]));
-    house.server.on(move |request| if request.target == "/down" { down.clone() } else { up.clone() });
-    house.is(&newest, "keys_unavailable").await;
-    assert_eq!(house.server.asked_for("/down"), 0);
+    secure.respond_with(Answer::redirect(format!("http://localhost:{}/down", env.server.address().port())));
+    let (up, down) = (Answer::redirect(secure.https("/keys")), Answer::keys(&[&newest]));
+    env.server.on(move |request| if request.target == "/down" { down.clone() } else { up.clone() });
+    env.expect_reason(&newest, "keys_unavailable").await;
+    assert_eq!(env.server.requests_for("/down"), 0);
 
-    // Down.
-    let plain = house.server.http("/down").replace("127.0.0.1", "localhost");
+    // https to http.
+    let plain = env.server.http("/down").replace("127.0.0.1", "localhost");
     let keys = format!("jwks_uri: '{}'", secure.https("/keys"));
-    let lower = House::of(secure, &keys, &http).await;
-    lower.server.always(Answer::to(&plain));
-    lower.is(&newest, "keys_unavailable").await;
-    assert!(lower.last_error().await.contains("status is 302"));
-    assert_eq!(house.server.asked_for("/down"), 0);
+    let secure_env = TestEnv::with_server(secure, &keys, &http).await;
+    secure_env.server.respond_with(Answer::redirect(&plain));
+    secure_env.expect_reason(&newest, "keys_unavailable").await;
+    assert!(secure_env.last_error().await.contains("status is 302"));
+    assert_eq!(env.server.requests_for("/down"), 0);
 }

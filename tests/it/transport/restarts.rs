@@ -1,5 +1,5 @@
-//! Restarts and processes beside one another as they are: the binary, killed without a word, and a folder of snapshots
-//! that outlives it. Keys that were withdrawn verify nothing, whoever was running when that was said.
+//! Restarts and concurrent processes with the real binary: it is killed, and its snapshots remain. Withdrawn keys verify
+//! nothing, no matter which process observed the withdrawal.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,51 +16,55 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::answer::{Answer, Gate};
-use super::house::{ISSUER, PROMPT, counted_in, eventually, folder, key, provider, token_of, wall_time};
+use super::env::{
+    IMMEDIATE_REFRESH, ISSUER, eventually, folder, key, metric_in, provider, token_of, wall_time,
+};
 use super::key_server::KeyServer;
 use super::process::Process;
 
-/// The provider `demo`, whose snapshots are in a folder of their own below this one.
-fn keeping(server: &KeyServer, folder: &Path) -> Vec<String> {
-    let refresh = PROMPT.replace('{', &format!("{{snapshot_dir: '{}', ", folder.join("kept").display()));
+/// The provider `demo` with snapshots in a subfolder of this folder.
+fn with_snapshots(server: &KeyServer, folder: &Path) -> Vec<String> {
+    let refresh = IMMEDIATE_REFRESH
+        .replace('{', &format!("{{snapshot_dir: '{}', ", folder.join("snapshots").display()));
     vec![provider("demo", ISSUER, &format!("jwks_uri: '{}'", server.http("/keys")), &refresh)]
 }
 
 async fn serve(server: &KeyServer, folder: &Path) -> Process {
-    Process::serve(folder, &keeping(server, folder), &[]).await
+    Process::serve(folder, &with_snapshots(server, folder), &[]).await
 }
 
 async fn waiting(process: &Process) -> u64 {
-    counted_in(&process.admin("/metrics").await, r#"portcullis_jwks_waiters{provider="demo"}"#)
+    metric_in(&process.admin("/metrics").await, r#"portcullis_jwks_waiters{provider="demo"}"#)
 }
 
 #[tokio::test]
-async fn a_key_that_was_withdrawn_while_nobody_ran_verifies_nothing_at_a_start_however_slow_the_issuer() {
+async fn a_key_withdrawn_while_no_process_ran_verifies_nothing_at_a_start_with_a_slow_issuer() {
     let (folder, server) = (folder(), KeyServer::start().await);
     let (withdrawn, new, gate) = (key("withdrawn"), key("new"), Gate::new());
-    server.always(Answer::keys(&[&withdrawn]));
+    server.respond_with(Answer::keys(&[&withdrawn]));
     let process = serve(&server, folder.path()).await;
-    eventually("it serves", async || process.bearer(&withdrawn).await.is_allowed()).await;
-    eventually("a snapshot", async || Kept::read(&folder.path().join("kept/demo.json")).is_some()).await;
+    eventually("the key is known", async || process.bearer(&withdrawn).await.is_allowed()).await;
+    eventually("a snapshot", async || Snapshot::read(&folder.path().join("snapshots/demo.json")).is_some())
+        .await;
     drop(process);
-    server.always(Answer::keys(&[&new]).behind(&gate));
+    server.respond_with(Answer::keys(&[&new]).gated_by(&gate));
     let before = server.requests().len();
     let process = serve(&server, folder.path()).await;
     server.request(before + 1).await;
-    let asked: Vec<_> = (0..30)
+    let check: Vec<_> = (0..30)
         .map(|_| tokio::spawn(process.token(token_of(ISSUER, &withdrawn, wall_time() + 600))))
         .collect();
-    eventually("all of them wait", async || waiting(&process).await == 30).await;
+    eventually("all requests wait", async || waiting(&process).await == 30).await;
     gate.open();
-    for asked in asked {
-        assert_eq!(asked.await.expect("answered").reason(), "key_unknown");
+    for check in check {
+        assert_eq!(check.await.expect("answered").reason(), "key_unknown");
     }
     assert_eq!(process.bearer(&new).await.reason(), "ok");
 }
 
-/// A snapshot that is whole.
+/// A complete snapshot.
 #[derive(Debug, PartialEq)]
-struct Kept {
+struct Snapshot {
     kids: Vec<String>,
 }
 
@@ -71,11 +75,11 @@ struct Sealed<'a> {
     content: &'a RawValue,
 }
 
-impl Kept {
-    /// `None` where there is no file.
+impl Snapshot {
+    /// `None` if there is no file.
     ///
     /// # Panics
-    /// It is not as it was written.
+    /// The file is damaged.
     fn read(file: &Path) -> Option<Self> {
         let text = fs::read_to_string(file).ok()?;
         let sealed: Sealed<'_> =
@@ -87,76 +91,75 @@ impl Kept {
         Some(Self { kids: keys.map(|key| key["kid"].as_str().expect("a name").to_owned()).collect() })
     }
 
-    /// Of a set that has one key, named by the set's number.
+    /// The number of the set, whose only key has it as its `kid`.
     fn number(&self) -> usize {
-        assert_eq!(self.kids.len(), 1, "a withdrawn key is with it: {:?}", self.kids);
+        assert_eq!(self.kids.len(), 1, "a withdrawn key is in the snapshot: {:?}", self.kids);
         self.kids[0].parse().expect("a number")
     }
 }
 
-/// Looks at a snapshot without a break until it is told to stop.
-struct Watch {
+/// Reads a snapshot continuously until it is stopped.
+struct SnapshotWatcher {
     done: Arc<AtomicBool>,
-    looks: Arc<AtomicUsize>,
-    watching: JoinHandle<()>,
+    reads: Arc<AtomicUsize>,
+    thread: JoinHandle<()>,
 }
 
-impl Watch {
+impl SnapshotWatcher {
     /// # Panics
-    /// When it stops: the file was not whole at any time, or went back, or was gone.
-    fn over(file: PathBuf) -> Self {
-        let (done, looks) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (is_done, looked) = (Arc::clone(&done), Arc::clone(&looks));
-        let watching = std::thread::spawn(move || {
+    /// On `stop`, if the file was ever incomplete, older than before, or missing.
+    fn start(file: PathBuf) -> Self {
+        let (done, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (is_done, counter) = (Arc::clone(&done), Arc::clone(&reads));
+        let thread = std::thread::spawn(move || {
             let mut newest = None;
             while !is_done.load(Ordering::SeqCst) {
-                let kept = Kept::read(&file).map(|kept| kept.number());
-                assert!(kept >= newest, "{newest:?} was there before {kept:?}");
-                newest = kept;
-                looked.fetch_add(1, Ordering::SeqCst);
+                let snapshot = Snapshot::read(&file).map(|snapshot| snapshot.number());
+                assert!(snapshot >= newest, "{newest:?} was read before {snapshot:?}");
+                newest = snapshot;
+                counter.fetch_add(1, Ordering::SeqCst);
                 std::thread::yield_now();
             }
         });
-        Self { done, looks, watching }
+        Self { done, reads, thread }
     }
 
     fn stop(self) {
         self.done.store(true, Ordering::SeqCst);
-        self.watching.join().expect("the file was whole at any time and never older than before");
-        assert!(self.looks.load(Ordering::SeqCst) > 100);
+        self.thread.join().expect("the file was always complete and never older than before");
+        assert!(self.reads.load(Ordering::SeqCst) > 100);
     }
 }
 
-/// The set of this number has its key alone: the key before it is withdrawn.
+/// The only key of the set with this number; the previous key is withdrawn.
 fn numbered(number: usize) -> SigningKey {
     key(&number.to_string())
 }
 
 #[tokio::test]
-async fn of_two_processes_on_one_folder_one_killed_while_it_writes_leaves_a_whole_file_that_never_goes_back()
-{
+async fn a_process_killed_while_two_write_one_folder_leaves_a_complete_file_that_is_never_older() {
     let (folder, server) = (folder(), KeyServer::start().await);
-    let file = folder.path().join("kept/demo.json");
+    let file = folder.path().join("snapshots/demo.json");
     let (mut current, mut withdrawn) = (numbered(0), numbered(0));
-    server.always(Answer::keys(&[&current]));
+    server.respond_with(Answer::keys(&[&current]));
     let mut first = serve(&server, folder.path()).await;
-    eventually("it serves", async || first.bearer(&current).await.is_allowed()).await;
-    let watch = Watch::over(file.clone());
+    eventually("the key is known", async || first.bearer(&current).await.is_allowed()).await;
+    let watch = SnapshotWatcher::start(file.clone());
     for number in 1..=50 {
         let second = serve(&server, folder.path()).await;
-        eventually("it serves", async || second.bearer(&current).await.is_allowed()).await;
+        eventually("the key is known", async || second.bearer(&current).await.is_allowed()).await;
         let before = server.requests().len();
         withdrawn = std::mem::replace(&mut current, numbered(number));
-        server.always(Answer::keys(&[&current]));
+        server.respond_with(Answer::keys(&[&current]));
         let token = || token_of(ISSUER, &current, wall_time() + 600);
         let (at_first, at_second) = (tokio::spawn(first.token(token())), tokio::spawn(second.token(token())));
-        // Killed at another moment each time: while it fetches, as it begins to write, and once one of the two has.
+        // The process is killed during a fetch, at the start of a write, or after one process has written.
         match number % 3 {
             0 => drop(server.request(before + 1).await),
             1 => assert_eq!(at_first.await.expect("answered").reason(), "ok", "at its first try"),
             _ => {
                 eventually("a new file", async || {
-                    Kept::read(&file).is_some_and(|kept| kept.number() == number)
+                    Snapshot::read(&file).is_some_and(|snapshot| snapshot.number() == number)
                 })
                 .await
             }
@@ -164,16 +167,16 @@ async fn of_two_processes_on_one_folder_one_killed_while_it_writes_leaves_a_whol
         drop(std::mem::replace(&mut first, second));
         assert_eq!(at_second.await.expect("answered").reason(), "ok", "at its first try");
         assert_eq!(first.bearer(&withdrawn).await.reason(), "key_unknown");
-        eventually("what was confirmed is kept", async || {
-            Kept::read(&file).is_some_and(|kept| kept.number() == number)
+        eventually("a snapshot of the confirmed set", async || {
+            Snapshot::read(&file).is_some_and(|snapshot| snapshot.number() == number)
         })
         .await;
     }
     drop(first);
     watch.stop();
-    // In an outage the next one has what was confirmed last and nothing that was withdrawn.
-    server.always(Answer::status(503));
+    // In an outage the next process has the last confirmed set without withdrawn keys.
+    server.respond_with(Answer::status(503));
     let last = serve(&server, folder.path()).await;
-    eventually("it serves", async || last.bearer(&current).await.is_allowed()).await;
+    eventually("the key is known", async || last.bearer(&current).await.is_allowed()).await;
     assert_eq!(last.bearer(&withdrawn).await.reason(), "keys_unavailable");
 }

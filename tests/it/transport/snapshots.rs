@@ -1,5 +1,5 @@
-//! G8 and G9: the last good set outlives its issuer, and with a snapshot the process; but only as it was
-//! written, and where nobody else can write.
+//! G8 and G9: the last valid set stays in use while the issuer is down, and with a snapshot after a restart; only an
+//! unmodified file that no other user can write is used.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -18,33 +18,33 @@ use portcullis::validation::{Kid, UnixTime};
 use serde_json::{Value, json};
 
 use super::answer::Answer;
-use super::house::{
-    House, ISSUER, PROMPT, capture, configured, eventually, fetches, folder, key, logged, provider, status,
-    token, token_of,
+use super::env::{
+    IMMEDIATE_REFRESH, ISSUER, TestEnv, capture, configured, eventually, fetches, folder, key, logged,
+    provider, status, token, token_of,
 };
 use super::key_server::KeyServer;
 use super::process::Process;
 use crate::support::{NOW, Running, fixed_clock};
 
-/// A provider whose last good set is kept in this folder.
-fn keeping(server: &KeyServer, issuer: &str, folder: &Path) -> String {
-    let refresh = PROMPT.replace('{', &format!("{{snapshot_dir: '{}', ", folder.display()));
+/// A provider with snapshots in this folder.
+fn with_snapshots(server: &KeyServer, issuer: &str, folder: &Path) -> String {
+    let refresh = IMMEDIATE_REFRESH.replace('{', &format!("{{snapshot_dir: '{}', ", folder.display()));
     provider("demo", issuer, &format!("jwks_uri: '{}'", server.http("/keys")), &refresh)
 }
 
-/// A service that has written a snapshot of this key's set and is gone; its issuer is down since.
-async fn left_behind(folder: &Path, known: &SigningKey) -> KeyServer {
+/// Runs a service until it has written a snapshot of this key's set and stops it; returns its issuer, which is down.
+async fn write_snapshot(folder: &Path, known: &SigningKey) -> KeyServer {
     let server = KeyServer::start().await;
-    server.always(Answer::keys(&[known]));
-    let service = Running::start(configured(&[keeping(&server, ISSUER, folder)]), fixed_clock()).await;
+    server.respond_with(Answer::keys(&[known]));
+    let service = Running::start(configured(&[with_snapshots(&server, ISSUER, folder)]), fixed_clock()).await;
     let file = folder.join("demo.json");
     eventually("a snapshot", async || file.exists()).await;
     drop(service);
-    server.always(Answer::status(503));
+    server.respond_with(Answer::status(503));
     server
 }
 
-/// What a service that starts while the issuer is down says to a token of this key, and what it logs.
+/// The reason for a token of this key and the log of a service that starts while the issuer is down.
 async fn start_again(
     server: &KeyServer,
     issuer: &str,
@@ -63,7 +63,7 @@ async fn start_at(
     known: &SigningKey,
 ) -> (String, String) {
     capture();
-    let config = configured(&[keeping(server, issuer, folder)]);
+    let config = configured(&[with_snapshots(server, issuer, folder)]);
     let clock = Clock::Fixed(UnixTime::from_secs(now));
     let service = Running::start_without_keys(config, clock).await;
     let token = token_of(issuer, known, now + 60);
@@ -77,26 +77,26 @@ async fn start_at(
 #[tokio::test]
 async fn a_start_while_the_issuer_is_down_serves_the_snapshot_and_the_issuer_when_it_is_back() {
     let (folder, known, new) = (folder(), key("known"), key("new"));
-    let server = left_behind(folder.path(), &known).await;
-    let config = configured(&[keeping(&server, ISSUER, folder.path())]);
+    let server = write_snapshot(folder.path(), &known).await;
+    let config = configured(&[with_snapshots(&server, ISSUER, folder.path())]);
     let service = Running::start(config, fixed_clock()).await;
-    let house = House { server, key: known, service };
-    house.is(&house.key, "ok").await;
-    house.is(&new, "keys_unavailable").await;
-    assert!(house.last_error().await.contains("503"));
-    house.server.always(Answer::keys(&[&new]));
-    house.comes_to_know(&new).await;
-    house.is(&house.key, "key_unknown").await;
-    // What is withdrawn stays so for the next start: the file follows.
+    let env = TestEnv { server, key: known, service };
+    env.expect_reason(&env.key, "ok").await;
+    env.expect_reason(&new, "keys_unavailable").await;
+    assert!(env.last_error().await.contains("503"));
+    env.server.respond_with(Answer::keys(&[&new]));
+    env.wait_until_known(&new).await;
+    env.expect_reason(&env.key, "key_unknown").await;
+    // The withdrawal is written to the file for the next start.
     let file = folder.path().join("demo.json");
     eventually("the snapshot follows", async || {
-        fs::read_to_string(&file).expect("there at any time").contains("\"kid\":\"new\"")
+        fs::read_to_string(&file).expect("the file exists").contains("\"kid\":\"new\"")
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_snapshot_is_its_owners_and_has_no_more_than_is_needed() {
+async fn a_snapshot_is_private_and_has_public_keys_only() {
     let folder = folder();
     let server = KeyServer::start().await;
     let mut rich = key("rich").public_jwk();
@@ -105,28 +105,29 @@ async fn a_snapshot_is_its_owners_and_has_no_more_than_is_needed() {
     private["d"] = json!("private-half");
     let shared = json!({"kty": "oct", "kid": "shared", "k": "c2hhcmVkLXNlY3JldC1zaGFyZWQtc2VjcmV0LXNoYXJl"});
     let document = json!({"keys": [rich, private, shared, key("plain").public_jwk()], "extra": "extra"});
-    server.always(Answer::status(200).body(document.to_string()));
-    let place = folder.path().join("made/when/missing");
-    let service = Running::start(configured(&[keeping(&server, ISSUER, &place)]), fixed_clock()).await;
-    let file = place.join("demo.json");
+    server.respond_with(Answer::status(200).body(document.to_string()));
+    let snapshot_dir = folder.path().join("made/when/missing");
+    let service =
+        Running::start(configured(&[with_snapshots(&server, ISSUER, &snapshot_dir)]), fixed_clock()).await;
+    let file = snapshot_dir.join("demo.json");
     eventually("a snapshot", async || file.exists()).await;
     let text = fs::read_to_string(&file).expect("text");
     for absent in ["private-half", "c2hhcmVk", "certificate", "extra"] {
         assert!(!text.contains(absent), "{absent} in {text}");
     }
     assert!(text.contains("\"rich\"") && text.contains("\"plain\""), "{text}");
-    let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
-    assert_eq!((mode(&file), mode(&place)), (0o600, 0o700));
+    let mode = |path: &Path| fs::metadata(path).expect("the file exists").permissions().mode() & 0o777;
+    assert_eq!((mode(&file), mode(&snapshot_dir)), (0o600, 0o700));
     let names: Vec<_> =
-        fs::read_dir(&place).expect("a folder").map(|entry| entry.expect("one").file_name()).collect();
-    assert_eq!(names, ["demo.json"], "nothing half-written stays");
+        fs::read_dir(&snapshot_dir).expect("a folder").map(|entry| entry.expect("one").file_name()).collect();
+    assert_eq!(names, ["demo.json"], "no partial file remains");
     drop(service);
 }
 
 type Tampering = (&'static str, fn(&Path), &'static str);
 
 #[tokio::test]
-async fn a_snapshot_that_is_not_as_it_was_written_or_that_others_can_write_is_refused_and_told() {
+async fn a_modified_snapshot_or_one_that_others_can_write_is_rejected_and_logged() {
     fn change(file: &Path, change: impl FnOnce(String) -> String) {
         fs::write(file, change(fs::read_to_string(file).expect("text"))).expect("written");
     }
@@ -136,11 +137,11 @@ async fn a_snapshot_that_is_not_as_it_was_written_or_that_others_can_write_is_re
     fn parent(file: &Path) -> &Path {
         file.parent().expect("a folder")
     }
-    /// The content as somebody else would like it, under the digest of what it was.
-    fn content(file: &Path, exchange: impl FnOnce(&mut Value)) {
+    /// Changes the content and keeps the digest.
+    fn content(file: &Path, edit: impl FnOnce(&mut Value)) {
         change(file, |text| {
             let mut sealed: Value = serde_json::from_str(&text).expect("JSON");
-            exchange(&mut sealed["content"]);
+            edit(&mut sealed["content"]);
             sealed.to_string()
         });
     }
@@ -223,44 +224,45 @@ async fn a_snapshot_that_is_not_as_it_was_written_or_that_others_can_write_is_re
             "not a regular file",
         ),
     ];
-    let mut wrong = Vec::new();
-    for (what, tamper, says) in tamperings {
+    let mut failures = Vec::new();
+    for (what, tamper, expected) in tamperings {
         let (folder, known) = (folder(), key("known"));
-        let server = left_behind(folder.path(), &known).await;
+        let server = write_snapshot(folder.path(), &known).await;
         tamper(&folder.path().join("demo.json"));
         let (reason, log) = start_again(&server, ISSUER, folder.path(), &known).await;
-        let told = log.lines().any(|line| line.contains("key snapshot not used") && line.contains(says));
-        if reason != "keys_unavailable" || !told {
-            wrong.push(format!("{what}: {reason}, {log}"));
+        let is_logged =
+            log.lines().any(|line| line.contains("key snapshot not used") && line.contains(expected));
+        if reason != "keys_unavailable" || !is_logged {
+            failures.push(format!("{what}: {reason}, {log}"));
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[tokio::test]
-async fn a_snapshot_is_for_the_very_provider_that_wrote_it() {
+async fn a_snapshot_is_used_only_by_the_provider_that_wrote_it() {
     let (folder, known) = (folder(), key("known"));
-    let server = left_behind(folder.path(), &known).await;
+    let server = write_snapshot(folder.path(), &known).await;
     let (reason, _) = start_again(&server, ISSUER, folder.path(), &known).await;
     assert_eq!(reason, "ok");
     let (reason, log) = start_again(&server, "https://other.example.com", folder.path(), &known).await;
     assert_eq!(reason, "keys_unavailable");
     assert!(log.contains("it belongs to another issuer"), "{log}");
-    // The same issuer whose keys are elsewhere now, and down there as well.
+    // The same issuer with another key URL, which is down too.
     let elsewhere = KeyServer::start().await;
     let (reason, log) = start_again(&elsewhere, ISSUER, folder.path(), &known).await;
     assert_eq!(reason, "keys_unavailable");
     assert!(log.contains("from another source"), "{log}");
-    // Under another name there is none.
-    let named = keeping(&server, ISSUER, folder.path()).replace("name: demo", "name: other");
+    // Another provider name has no snapshot.
+    let named = with_snapshots(&server, ISSUER, folder.path()).replace("name: demo", "name: other");
     let service = Running::start_without_keys(configured(&[named]), fixed_clock()).await;
     assert_eq!(service.bearer(&token(&known)).await.reason(), "keys_unavailable");
 }
 
 #[tokio::test]
-async fn a_snapshot_counts_by_the_clock_on_the_wall_and_a_wrong_clock_costs_the_snapshot_alone() {
+async fn a_snapshot_expires_by_the_wall_clock_and_a_wrong_clock_affects_only_the_snapshot() {
     const DAY: i64 = 24 * 3600;
-    for (now, reason, says) in [
+    for (now, reason, expected) in [
         (NOW + DAY - 60, "ok", "serving keys from snapshot"),
         (NOW + DAY + 1, "keys_unavailable", "older than max_stale"),
         (NOW + 3650 * DAY, "keys_unavailable", "older than max_stale"),
@@ -269,13 +271,13 @@ async fn a_snapshot_counts_by_the_clock_on_the_wall_and_a_wrong_clock_costs_the_
         (1, "keys_unavailable", "from the future"),
     ] {
         let (folder, known) = (folder(), key("known"));
-        let server = left_behind(folder.path(), &known).await;
+        let server = write_snapshot(folder.path(), &known).await;
         let (found, log) = start_at(now, &server, ISSUER, folder.path(), &known).await;
         assert_eq!(found, reason, "{now}");
-        assert!(log.contains(says), "{now}: {log}");
-        // The issuer's word is not older for it.
-        server.always(Answer::keys(&[&known]));
-        let config = configured(&[keeping(&server, ISSUER, folder.path())]);
+        assert!(log.contains(expected), "{now}: {log}");
+        // A fetched set is used regardless of the clock.
+        server.respond_with(Answer::keys(&[&known]));
+        let config = configured(&[with_snapshots(&server, ISSUER, folder.path())]);
         let service = Running::start(config, Clock::Fixed(UnixTime::from_secs(now))).await;
         let answer = service.bearer(&token_of(ISSUER, &known, now + 60)).await;
         assert_eq!(answer.faults("ok", &[]), Vec::<String>::new(), "{now}");
@@ -283,16 +285,16 @@ async fn a_snapshot_counts_by_the_clock_on_the_wall_and_a_wrong_clock_costs_the_
 }
 
 #[tokio::test]
-async fn a_pipe_in_the_place_of_a_snapshot_stops_no_start() {
+async fn a_pipe_instead_of_a_snapshot_does_not_block_the_start() {
     let (folder, known) = (folder(), key("known"));
-    let server = left_behind(folder.path(), &known).await;
+    let server = write_snapshot(folder.path(), &known).await;
     let file = folder.path().join("demo.json");
     fs::remove_file(&file).expect("ours");
     assert!(Command::new("mkfifo").arg(&file).status().expect("mkfifo runs").success());
-    // In a process of its own, since whoever opens the pipe waits for ever.
-    let process = Process::serve(folder.path(), &[keeping(&server, ISSUER, folder.path())], &[]).await;
+    // A separate process, because opening the pipe blocks forever.
+    let process = Process::serve(folder.path(), &[with_snapshots(&server, ISSUER, folder.path())], &[]).await;
     assert_eq!(process.bearer(&known).await.reason(), "keys_unavailable");
-    let (code, log) = process.ends().await;
+    let (code, log) = process.terminate().await;
     assert_eq!(code, Some(0));
     assert!(log.contains("it is not a regular file"), "{log}");
 }
@@ -300,10 +302,10 @@ async fn a_pipe_in_the_place_of_a_snapshot_stops_no_start() {
 #[tokio::test]
 async fn a_snapshot_of_another_user_is_refused() {
     let (folder, known) = (folder(), key("known"));
-    let server = left_behind(folder.path(), &known).await;
+    let server = write_snapshot(folder.path(), &known).await;
     let file = folder.path().join("demo.json");
     if chown(&file, Some(54_321), None).is_err() {
-        eprintln!("only root can give a file away: nothing was tried");
+        eprintln!("skipped: no permission to change the owner");
         return;
     }
     let (reason, log) = start_again(&server, ISSUER, folder.path(), &known).await;
@@ -312,62 +314,64 @@ async fn a_snapshot_of_another_user_is_refused() {
 }
 
 #[tokio::test]
-async fn a_folder_that_cannot_be_written_costs_the_snapshot_and_nothing_else() {
+async fn a_folder_that_cannot_be_written_affects_only_the_snapshot() {
     let folder = folder();
     let (blocked, known, new) = (folder.path().join("file"), key("known"), key("new"));
     fs::write(&blocked, "no folder").expect("written");
     let server = KeyServer::start().await;
-    server.always(Answer::keys(&[&known]));
+    server.respond_with(Answer::keys(&[&known]));
     capture();
-    let service = Running::start(configured(&[keeping(&server, ISSUER, &blocked)]), fixed_clock()).await;
-    let house = House { server, key: known, service };
-    eventually("it is told", async || logged().contains("key snapshot not written")).await;
-    house.server.always(Answer::keys(&[&new]));
-    house.is(&new, "ok").await;
-    assert_eq!(fs::read_to_string(&blocked).expect("there"), "no folder");
+    let service =
+        Running::start(configured(&[with_snapshots(&server, ISSUER, &blocked)]), fixed_clock()).await;
+    let env = TestEnv { server, key: known, service };
+    eventually("logged", async || logged().contains("key snapshot not written")).await;
+    env.server.respond_with(Answer::keys(&[&new]));
+    env.expect_reason(&new, "ok").await;
+    assert_eq!(fs::read_to_string(&blocked).expect("the file exists"), "no folder");
 }
 
 #[tokio::test]
-async fn a_set_serves_no_longer_than_max_stale_and_then_nobody_is_blamed() {
+async fn a_set_is_used_up_to_max_stale_and_then_the_reason_is_keys_unavailable() {
     const REFRESH: &str = "refresh: {interval: 100ms, min_spacing: 10ms, max_stale: 100ms, wait: 10s}";
-    let house = House::start(REFRESH).await;
-    house.server.always(Answer::status(503));
-    eventually("nobody can say", async || {
-        let reason = house.service.bearer(&token(&house.key)).await.reason().to_owned();
+    let env = TestEnv::start(REFRESH).await;
+    env.server.respond_with(Answer::status(503));
+    eventually("the set is too old", async || {
+        let reason = env.service.bearer(&token(&env.key)).await.reason().to_owned();
         assert!(["ok", "keys_unavailable"].contains(&reason.as_str()), "{reason}");
         reason == "keys_unavailable"
     })
     .await;
-    house.server.always(Answer::keys(&[&house.key]));
-    eventually("it is back", async || house.service.bearer(&token(&house.key)).await.is_allowed()).await;
-    assert!(fetches(&house.service, "scheduled", "failed").await > 0);
-    assert_eq!(status(&house.service, "demo").await["last_error"], json!(null));
+    env.server.respond_with(Answer::keys(&[&env.key]));
+    eventually("the key is known again", async || env.service.bearer(&token(&env.key)).await.is_allowed())
+        .await;
+    assert!(fetches(&env.service, "scheduled", "failed").await > 0);
+    assert_eq!(status(&env.service, "demo").await["last_error"], json!(null));
 }
 
 #[tokio::test]
-async fn an_older_set_takes_no_key_out_of_a_newer_file_and_brings_none_back() {
+async fn an_older_set_removes_no_key_from_a_newer_file_and_restores_none() {
     let folder = folder();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("own folder");
     let clock = Clock::Fixed(UnixTime::from_secs(NOW));
-    let line = SteadyClock::start(&clock);
+    let steady = SteadyClock::start(&clock);
     let file = SnapshotFile::new(folder.path(), "p", ISSUER, "https://sso.example.com/keys", 1 << 20);
-    let [a, b, gone] = ["a", "b", "gone"].map(key);
+    let [a, b, withdrawn] = ["a", "b", "withdrawn"].map(key);
     let set = |keys: &[&SigningKey]| {
         let keys: Vec<Value> = keys.iter().map(|key| json!(key.public_jwk())).collect();
         Arc::new(KeySet::parse(json!({"keys": keys}).to_string().as_bytes()).expect("a key set"))
     };
-    let now = line.now_micros();
+    let now = steady.now_micros();
     let store = async |keys, seconds_ago: i64| {
-        let asked = now - seconds_ago * 1_000_000;
-        let published = Published::restored(keys, Origin::at(asked, asked), Vec::new());
+        let requested_at = now - seconds_ago * 1_000_000;
+        let published = Published::restored(keys, Origin::at(requested_at, requested_at), Vec::new());
         let wall = UnixTime::from_secs(NOW - seconds_ago);
-        file.store(published, wall, ClockReading::of(&clock, &line))
+        file.store(published, wall, ClockReading::of(&clock, &steady))
             .await
             .expect("the folder can be written to");
     };
     store(set(&[&a, &b]), 10).await;
-    store(set(&[&a, &gone]), 60).await;
-    let read = file.read(ClockReading::of(&clock, &line), Duration::from_secs(3600)).await;
+    store(set(&[&a, &withdrawn]), 60).await;
+    let read = file.read(ClockReading::of(&clock, &steady), Duration::from_secs(3600)).await;
     let read = read.expect("a snapshot").expect("is there");
     let kids = read.published.keys().keys().iter().filter_map(|key| key.kid()).map(Kid::as_str);
     let kids: Vec<&str> = kids.collect();

@@ -8,7 +8,7 @@
 //! | row | held by |
 //! | --- | --- |
 //! | G1 new kid | `refresh::the_first_token_after_each_rotation_is_allowed_at_its_first_try_by_one_fetch` |
-//! | G2 unknown-kid flood | `budgets::a_flood_of_made_up_kids_costs_one_fetch_a_spacing_and_blames_nobody_who_was_not_checked`, `budgets::callers_beyond_max_waiters_are_told_at_once_and_counted`, `budgets::a_refused_token_that_comes_again_is_not_blamed_for_what_nobody_has_looked_up_since`; `attacks::key_selection::a_flood_of_made_up_names_leaves_the_keys_in_hand` |
+//! | G2 unknown-kid flood | `budgets::a_flood_of_made_up_kids_costs_one_fetch_a_spacing_and_blames_nobody_who_was_not_checked`, `budgets::callers_beyond_max_waiters_are_told_at_once_and_counted`, `budgets::a_refused_token_that_comes_again_is_not_blamed_for_what_nobody_has_looked_up_since`; `attacks::key_selection::a_flood_of_unknown_kids_keeps_the_current_keys` |
 //! | G3 inside the spacing | `budgets::a_flood_of_made_up_kids_costs_one_fetch_a_spacing_and_blames_nobody_who_was_not_checked`; `refresh::a_flood_of_made_up_kids_stays_within_the_spacing_while_a_rotation_is_survived`, `key_cache::inside_the_spacing_a_good_token_waits_for_the_next_fetch` |
 //! | G4 bad-signature flood | `budgets::a_flood_of_forged_signatures_costs_one_fetch_a_spacing_and_is_refused`, `budgets::a_fetch_that_failed_costs_its_budget_what_one_that_succeeds_costs`, `budgets::a_refusal_is_of_one_token_and_no_other_with_the_same_kid` |
 //! | G5 rejected before any fetch | `refresh::what_no_key_could_mend_costs_no_fetch_whatever_its_kid` |
@@ -16,7 +16,7 @@
 //! | G7 key removed | `origins`; `refresh::a_withdrawn_key_is_refused_once_a_fetch_has_shown_it`; for the next start `snapshots::a_start_while_the_issuer_is_down_serves_the_snapshot_and_the_issuer_when_it_is_back` |
 //! | G8 down after success | `snapshots::a_set_serves_no_longer_than_max_stale_and_then_nobody_is_blamed`; `refresh::an_issuer_that_is_down_and_comes_back_with_other_keys_is_found_again` |
 //! | G9 down at start | `snapshots`; `stalls::an_issuer_that_is_broken_from_the_start_keeps_readiness_and_nobody_elses_tokens`; `refresh::without_any_keys_nobody_is_allowed_and_nobody_is_blamed` |
-//! | G10 no key set | `answers::what_is_no_key_set_is_an_error_and_the_old_set_stays`, `answers::an_answer_that_breaks_http_or_off_is_an_error`; `attacks::key_sets::a_set_with_nothing_usable_is_a_failed_fetch_and_the_old_one_stays` |
+//! | G10 no key set | `answers::what_is_no_key_set_is_an_error_and_the_old_set_stays`, `answers::an_answer_that_breaks_http_or_off_is_an_error`; `attacks::key_sets::a_set_without_usable_keys_is_a_failed_fetch_and_the_old_one_stays` |
 //! | G11 content type | `answers::a_key_set_of_any_content_type_is_accepted` |
 //! | G12 statuses | `answers::only_a_200_counts_whatever_the_body`, `freshness::a_304_*`, `freshness::an_issuer_that_asks_for_peace_has_it_from_the_clock_within_the_interval` |
 //! | G13 huge, endless, slow | `stalls`, `answers::headers_and_trailers_beyond_measure_are_an_error` |

@@ -2,8 +2,8 @@
 //! dependencies are read from `cargo metadata`, everything else from the syntax of the sources.
 
 mod api;
-mod sources;
 mod rules;
+mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -11,8 +11,8 @@ use std::process::Command;
 use serde_json::Value;
 
 use api::{api_of, file_of, listed, without_example};
+use rules::{cycles, used_only_in, uses_only};
 use sources::{Source, sources_of};
-use rules::{used_only_in, cycles, uses_only};
 
 /// The packages of the workspace and their folders.
 const CRATES: [(&str, &str); 7] = [
@@ -250,12 +250,19 @@ fn packages() -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
 fn each_crate_depends_only_on_allowed_crates() {
     let packages = packages();
     let members: BTreeSet<&str> = packages.keys().map(String::as_str).collect();
-    assert_eq!(members, CRATE_DEPENDENCIES.iter().map(|(name, ..)| *name).collect(), "every crate is listed here");
+    assert_eq!(
+        members,
+        CRATE_DEPENDENCIES.iter().map(|(name, ..)| *name).collect(),
+        "every crate is listed here"
+    );
     assert_eq!(members, CRATES.iter().map(|(name, _)| *name).collect(), "and its sources are listed");
     for (name, may, must_not) in CRATE_DEPENDENCIES {
         let (direct, all) = &packages[name];
         let internal: Vec<_> = direct.iter().filter(|needed| members.contains(needed.as_str())).collect();
-        assert!(internal.iter().all(|needed| may.contains(&needed.as_str())), "{name} depends on {internal:?}");
+        assert!(
+            internal.iter().all(|needed| may.contains(&needed.as_str())),
+            "{name} depends on {internal:?}"
+        );
         let forbidden: Vec<_> = must_not.iter().filter(|forbidden| all.contains(**forbidden)).collect();
         assert!(forbidden.is_empty(), "{name} depends on {forbidden:?}");
     }

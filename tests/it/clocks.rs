@@ -20,7 +20,7 @@ use crate::support::pki::Pki;
 use crate::support::serving::Serving;
 use crate::support::{Answer, Ask};
 use issuer::HttpsIssuer;
-use process::{WRONG_CLOCKS, TIMEOUT, Server, portcullis, run};
+use process::{Server, TIMEOUT, WRONG_CLOCKS, portcullis, run};
 
 /// What `/readyz` expected by a clock before the build.
 const CLOCK_NOT_SET: &str = "the system clock is earlier than the build time of this program";
@@ -162,9 +162,12 @@ providers:
     }
 
     async fn assert_admin_responses(&self, at: &Serving, scheme: &str, (ready, expected): (u16, &str)) {
-        for (path, status, expected) in
-            [("/livez", 200, "ok"), ("/readyz", ready, expected), ("/metrics", 200, "# EOF"), ("/keys", 200, "{")]
-        {
+        for (path, status, expected) in [
+            ("/livez", 200, "ok"),
+            ("/readyz", ready, expected),
+            ("/metrics", 200, "# EOF"),
+            ("/keys", 200, "{"),
+        ] {
             for (what, answered, body) in self.get_each(scheme, at.admin(), path).await {
                 assert!(answered == status && body.contains(expected), "{what}: {status} {body}");
             }
@@ -251,10 +254,7 @@ async fn no_keys_are_fetched_over_https_with_a_clock_at_which_the_issuers_certif
             server.stop();
 
             let mut explain = clock.portcullis();
-            explain
-                .args(["explain", "--header", &bearer, "--config"])
-                .arg(&config)
-                .envs(system_cas.clone());
+            explain.args(["explain", "--header", &bearer, "--config"]).arg(&config).envs(system_cas.clone());
             let (code, output) = run(&mut explain);
             assert!(code == Some(clock.explain_exit_code()) && output.contains(cause), "{clock:?}: {output}");
         }

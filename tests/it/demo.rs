@@ -48,7 +48,8 @@ impl Drop for RunningDemo {
 
 #[test]
 fn without_once_it_keeps_running_with_a_request_to_try_and_exits_with_0_on_sigterm() {
-    let mut demo_process = RunningDemo(demo().stdout(Stdio::piped()).spawn().expect("the demo can be started"));
+    let mut demo_process =
+        RunningDemo(demo().stdout(Stdio::piped()).spawn().expect("the demo can be started"));
     let mut lines = BufReader::new(demo_process.0.stdout.take().expect("its output is piped"));
     let mut text = String::new();
     while !text.ends_with("Press Ctrl-C to stop.\n") {

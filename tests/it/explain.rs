@@ -38,7 +38,9 @@ struct Folder(TempDir);
 
 impl Folder {
     fn new() -> Self {
-        Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build folder can be file_count to"))
+        Self(
+            tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build folder can be file_count to"),
+        )
     }
 
     fn file(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
@@ -206,7 +208,8 @@ async fn keys_are_fetched_as_at_the_start_and_a_snapshot_is_used_while_the_issue
     fs::create_dir(&snapshots).expect("a folder");
     let file_count = || fs::read_dir(&snapshots).expect("a folder").count();
     let text = sections(&format!(", snapshot_dir: '{}'", snapshots.display()));
-    let with_snapshots = folder.file("with_snapshots.yaml", format!("listen: {{ext_authz: '127.0.0.1:0'}}\n{text}"));
+    let with_snapshots =
+        folder.file("with_snapshots.yaml", format!("listen: {{ext_authz: '127.0.0.1:0'}}\n{text}"));
     tokio::task::block_in_place(|| ask(&key, &with_snapshots));
     assert_eq!(file_count(), 0, "`explain` writes no snapshot");
     // The snapshot of `serve`.

@@ -9,7 +9,7 @@ use portcullis::config::Config;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::listeners::http2::{self, DATA, END_HEADERS, HEADERS, frame, greeting};
+use crate::listeners::http2::{self, DATA, END_HEADERS, HEADERS, frame, preface};
 use crate::support::real::{Portcullis, TIMEOUT, client, eventually};
 use crate::support::{self, Ask, Running};
 
@@ -90,7 +90,7 @@ async fn checks_that_claim_to_be_large_hold_what_they_have_sent() {
     portcullis.ready().await;
     let before = ["VmSize", "VmRSS"].map(|name| portcullis.process.status(name));
     let mut connection = TcpStream::connect(portcullis.ext_authz).await.expect("it listens");
-    let mut bytes = greeting(&[]);
+    let mut bytes = preface(&[]);
     let claims = [&[0][..], &(15u32 << 20).to_be_bytes()].concat();
     for stream in (1..20_000).step_by(2) {
         bytes.extend(check(stream, &claims));
@@ -98,7 +98,7 @@ async fn checks_that_claim_to_be_large_hold_what_they_have_sent() {
     connection.write_all(&bytes).await.expect("they are read");
     // One more, of a connection that comes after them, is answered at once.
     let mut other = TcpStream::connect(portcullis.ext_authz).await.expect("it listens");
-    let small = [greeting(&[]), check(1, &[0; 5])].concat();
+    let small = [preface(&[]), check(1, &[0; 5])].concat();
     other.write_all(&small).await.expect("it is read");
     assert!(http2::answered(&mut other, 1).await);
     let after = ["VmSize", "VmRSS"].map(|name| portcullis.process.status(name));

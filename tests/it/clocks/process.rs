@@ -86,7 +86,10 @@ pub fn run(command: &mut Command) -> (Option<i32>, String) {
 
 /// The lines that report a panic, in the form of the log, of the binary without a log, and of Rust.
 fn panics(output: &str) -> String {
-    output.lines().filter(|line| ["\"panic\"", "panic at", "panicked"].iter().any(|text| line.contains(text))).collect()
+    output
+        .lines()
+        .filter(|line| ["\"panic\"", "panic at", "panicked"].iter().any(|text| line.contains(text)))
+        .collect()
 }
 
 /// `portcullis serve`, killed when dropped.

@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | G1 new kid | `refresh::the_first_token_after_each_rotation_is_allowed_at_its_first_try_by_one_fetch` |
 //! | G2 unknown-kid flood | `budgets::a_flood_of_made_up_kids_costs_one_fetch_a_spacing_and_blames_nobody_who_was_not_checked`, `budgets::callers_beyond_max_waiters_are_told_at_once_and_counted`, `budgets::a_refused_token_that_comes_again_is_not_blamed_for_what_nobody_has_looked_up_since`; `attacks::key_selection::a_flood_of_unknown_kids_keeps_the_current_keys` |
-//! | G3 inside the spacing | `budgets::a_flood_of_made_up_kids_costs_one_fetch_a_spacing_and_blames_nobody_who_was_not_checked`; `refresh::a_flood_of_made_up_kids_stays_within_the_spacing_while_a_rotation_is_survived`, `key_cache::inside_the_spacing_a_good_token_waits_for_the_next_fetch` |
+//! | G3 inside the spacing | `budgets::a_flood_of_made_up_kids_costs_one_fetch_a_spacing_and_blames_nobody_who_was_not_checked`; `refresh::a_flood_of_made_up_kids_stays_within_the_spacing_while_a_rotation_is_survived`, `key_cache::within_the_spacing_a_good_token_waits_for_the_next_fetch` |
 //! | G4 bad-signature flood | `budgets::a_flood_of_forged_signatures_costs_one_fetch_a_spacing_and_is_refused`, `budgets::a_fetch_that_failed_costs_its_budget_what_one_that_succeeds_costs`, `budgets::a_refusal_is_of_one_token_and_no_other_with_the_same_kid` |
 //! | G5 rejected before any fetch | `refresh::what_no_key_could_mend_costs_no_fetch_whatever_its_kid` |
 //! | G6 a thousand at once | `refresh::a_herd_of_a_thousand_on_one_new_key_costs_one_fetch` |

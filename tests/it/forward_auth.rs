@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 const ISSUER: &str = "https://sso.example.com";
 
 /// The profiles whose proxies describe the request in headers.
-const PROFILES_WITH_HEADERS: [Profile; 4] = [Profile::Nginx, Profile::Haproxy, Profile::Caddy, Profile::Traefik];
+const PROFILES_WITH_HEADERS: [Profile; 4] =
+    [Profile::Nginx, Profile::Haproxy, Profile::Caddy, Profile::Traefik];
 
 fn claims() -> Value {
     json!({"iss": ISSUER, "aud": "orders-api", "sub": "alice", "tenant_id": "acme", "exp": NOW + 300})
@@ -81,7 +82,8 @@ async fn an_allowed_request_gets_its_claims_as_headers_and_the_others_empty() {
         assert_eq!(answer.headers()["x-auth-tenant"], "", "{profile:?}");
         assert!(!answer.headers().contains_key("x-envoy-auth-headers-to-remove"));
     }
-    let request = listeners.ask(Profile::Envoy, "/orders").bearer_auth(&token).header("x_auth_tenant", "mallory");
+    let request =
+        listeners.ask(Profile::Envoy, "/orders").bearer_auth(&token).header("x_auth_tenant", "mallory");
     let answer = send(request).await;
     assert_eq!(answer.headers()["x-auth-subject"], "alice");
     assert!(!answer.headers().contains_key("x-auth-tenant"));
@@ -156,7 +158,9 @@ async fn no_listener_allows_an_upgrade_to_h2c_or_a_hop_by_hop_claim_header() {
 async fn every_response_has_no_store() {
     let listeners = Listeners::plain().await;
     for (_, profile) in Profile::NAMED {
-        for request in [listeners.ask(profile, "/"), listeners.ask(profile, "/").bearer_auth(listeners.token())] {
+        for request in
+            [listeners.ask(profile, "/"), listeners.ask(profile, "/").bearer_auth(listeners.token())]
+        {
             assert_eq!(send(request).await.headers()["cache-control"], "no-store", "{profile:?}");
         }
     }
@@ -165,7 +169,8 @@ async fn every_response_has_no_store() {
 #[tokio::test]
 async fn each_profile_reads_only_its_own_headers() {
     let listeners =
-        Listeners::open(|rules| rules.token_from.push(TokenSource::Query("access_token".into())), |_| {}).await;
+        Listeners::open(|rules| rules.token_from.push(TokenSource::Query("access_token".into())), |_| {})
+            .await;
     let with_token = format!("/orders?access_token={}", listeners.token());
     for (_, profile) in Profile::NAMED {
         let answer = send(listeners.ask(profile, &with_token)).await;

@@ -177,7 +177,11 @@ async fn within_the_spacing_a_good_token_waits_for_the_next_fetch() {
     script.publish(&["b"]);
     let started_at = clock::monotonic();
     assert_eq!(ask(&cache, "b").await, Ok(()));
-    assert_eq!(started_at.elapsed().as_millis().div_ceil(100), 10, "it waited one second for the next allowed fetch");
+    assert_eq!(
+        started_at.elapsed().as_millis().div_ceil(100),
+        10,
+        "it waited one second for the next allowed fetch"
+    );
     assert_eq!(script.fetches(), 3);
 }
 
@@ -205,7 +209,11 @@ async fn a_caller_without_time_to_wait_still_causes_a_fetch() {
     assert_eq!(in_haste().await, Ok(()));
     assert_eq!(ask_with(&cache, Duration::ZERO, verifier("c", None)).await, Err(RetryError::Unavailable));
     sleep(2 * SECOND).await;
-    assert_eq!(ask_with(&cache, Duration::ZERO, verifier("c", None)).await, Ok(()), "fetched as soon as the spacing allowed it");
+    assert_eq!(
+        ask_with(&cache, Duration::ZERO, verifier("c", None)).await,
+        Ok(()),
+        "fetched as soon as the spacing allowed it"
+    );
     assert_eq!(script.fetches(), 3);
 }
 
@@ -235,7 +243,11 @@ async fn a_flood_of_unknown_kids_delays_no_good_token_past_its_deadline_with_a_s
         kids.push(format!("new-{rotation}"));
         script.publish(&kids.iter().map(String::as_str).collect::<Vec<_>>());
         let new = kids.last().expect("just pushed");
-        assert_eq!(ask_with(&cache, slow_policy.wait, verifier(new, None)).await, Ok(()), "rotation {rotation}");
+        assert_eq!(
+            ask_with(&cache, slow_policy.wait, verifier(new, None)).await,
+            Ok(()),
+            "rotation {rotation}"
+        );
         sleep(SECOND * 7 / 3).await;
     }
     flood.abort();
@@ -278,7 +290,10 @@ fn a_change_of_the_source_during_a_fetch_causes_another_fetch() {
     let mut now = clock::monotonic();
     let mut accounts = Accounts::default();
     let mut schedule = Schedule::new(policy(), accounts.join(), now);
-    assert_eq!(schedule.start(&mut accounts, now), Some(started_fetch(1, Trigger::Startup, FetchMode::Conditional)));
+    assert_eq!(
+        schedule.start(&mut accounts, now),
+        Some(started_fetch(1, Trigger::Startup, FetchMode::Conditional))
+    );
     schedule.source_changed(now);
     now += SECOND;
     schedule.finish(

@@ -45,7 +45,10 @@ fn started_fetch(number: u64, trigger: Trigger, mode: FetchMode) -> StartedFetch
 /// A schedule after its first fetch with this result.
 fn after(accounts: &mut Accounts, ending: FetchEnd, jitter: f64, now: Instant) -> Schedule {
     let mut schedule = Schedule::new(RefreshPolicy::default(), accounts.join(), now);
-    assert_eq!(schedule.start(accounts, now), Some(started_fetch(1, Trigger::Startup, FetchMode::Conditional)));
+    assert_eq!(
+        schedule.start(accounts, now),
+        Some(started_fetch(1, Trigger::Startup, FetchMode::Conditional))
+    );
     schedule.finish(accounts, 1, ending, jitter, now);
     schedule
 }

@@ -85,8 +85,13 @@ impl Folder for FakeFolder {
 async fn a_panicked_task_is_restarted_and_counted_and_the_keys_are_kept() {
     let script = Script::publishing(&["a"]);
     let context = KeyCacheContext::default();
-    let file =
-        SnapshotFile::in_folder(Arc::new(FakeFolder(|| panic!("expected by the test"))), "p", "i", "s", 1 << 20);
+    let file = SnapshotFile::in_folder(
+        Arc::new(FakeFolder(|| panic!("expected by the test"))),
+        "p",
+        "i",
+        "s",
+        1 << 20,
+    );
     let fetch = Arc::new(script.clone());
     let cache = KeyCache::fetched("p", policy(), fetch, context.clone(), None, Some(file), Arc::default());
     for kid in ["a", "b", "c"] {

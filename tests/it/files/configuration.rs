@@ -515,11 +515,7 @@ async fn a_file_that_does_not_settle_is_counted_after_a_minute() {
         env.write(if turn % 2 == 0 { &second } else { &first });
         sleep(3 * SECOND).await;
     }
-    assert_eq!(
-        (env.reloads("applied"), env.reloads("rejected")),
-        (0, 2),
-        "and again for the next series"
-    );
+    assert_eq!((env.reloads("applied"), env.reloads("rejected")), (0, 2), "and again for the next series");
 }
 
 #[tokio::test(start_paused = true)]

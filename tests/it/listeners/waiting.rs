@@ -9,8 +9,8 @@ use tokio::time::timeout;
 
 use super::environment::{Kind, ListenerEnv};
 use super::http2::{
-    self, ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE, header_block,
-    frame, preface,
+    self, ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame,
+    header_block, preface,
 };
 use crate::support::{NOW, fetching, prompt_refresh, provider};
 

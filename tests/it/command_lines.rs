@@ -1,4 +1,4 @@
-//! Command lines of the built binary: errors never quote what could be a token, and if nobody reads the output, the exit code
+//! Command lines of the built binary: errors never quote what could be a token, and without a reader of the output, the exit code
 //! is still the one of the result.
 
 use std::fs::{self, File};
@@ -259,12 +259,12 @@ fn output_that_cannot_be_written_is_an_error() {
     ] {
         let (code, error) = exit_code_and_errors(line, full());
         assert_eq!(code, Some(1), "{line:?}: {error}");
-        assert!(error.contains("the result cannot be written: No space file_count"), "{line:?}: {error}");
+        assert!(error.contains("the result cannot be written: No space left"), "{line:?}: {error}");
     }
     for line in [&["--help"][..], &["--version"], &["serve", "--help"]] {
         let (code, error) = exit_code_and_errors(line, full());
         assert_eq!(code, Some(1), "{line:?}: {error}");
-        assert!(error.contains("the help cannot be written: No space file_count"), "{line:?}: {error}");
+        assert!(error.contains("the help cannot be written: No space left"), "{line:?}: {error}");
         assert_eq!(exit_code_and_errors(line, broken_pipe()).0, Some(0), "{line:?}");
     }
 }

@@ -118,7 +118,7 @@ limits: {message_bytes: 1MiB, connections: 5}
 #[test]
 fn every_form_of_a_listener_is_read_and_printed_as_it_is_read() {
     let config = parse(LISTENERS).expect("every form is valid");
-    let [file, tls, plain] = &*config.listen.ext_authz else { panic!("three doors") };
+    let [file, tls, plain] = &*config.listen.ext_authz else { panic!("three listeners") };
     assert!(matches!(&file.address, BindAddress::Unix { mode: Some(0o660), .. }), "{file:?}");
     let names = &tls.tls.as_ref().expect("with TLS").client_names;
     assert_eq!(names, &["envoy.mesh", "spiffe://example.org/envoy"]);
@@ -445,18 +445,21 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
 #[test]
 fn an_http_door_has_an_address_and_a_profile_and_there_may_be_several() {
     let mut errors = Errors::default();
-    let with = |doors: &str| {
+    let with = |listeners: &str| {
         MINIMAL.replace(
             "{ext_authz: 127.0.0.1:0}",
-            &format!("{{ext_authz: 127.0.0.1:0, forward_auth: {doors}}}"),
+            &format!("{{ext_authz: 127.0.0.1:0, forward_auth: {listeners}}}"),
         )
     };
     let one = parse(&with("{address: 0.0.0.0:9192, profile: nginx}")).expect("one mapping");
     assert_eq!(one.listen.forward_auth[0].profile, Profile::Nginx);
     let two = "[{address: 127.0.0.1:1, profile: caddy}, {address: 127.0.0.1:2, profile: envoy}]";
-    let doors = parse(&with(two)).expect("a list").listen.forward_auth;
-    assert_eq!(doors.iter().map(|door| door.profile).collect::<Vec<_>>(), [Profile::Caddy, Profile::Envoy]);
-    for doors in [
+    let listeners = parse(&with(two)).expect("a list").listen.forward_auth;
+    assert_eq!(
+        listeners.iter().map(|listener| listener.profile).collect::<Vec<_>>(),
+        [Profile::Caddy, Profile::Envoy]
+    );
+    for listeners in [
         "{profile: nginx}",
         "{address: 127.0.0.1:1}",
         "127.0.0.1:1",
@@ -465,7 +468,7 @@ fn an_http_door_has_an_address_and_a_profile_and_there_may_be_several() {
         "[{address: 127.0.0.1:1, profile: nginx, mode: a}]",
         "{address: 127.0.0.1:1, profile: nginx, tls: {cert_file: /c}}",
     ] {
-        errors.of(&with(doors));
+        errors.of(&with(listeners));
     }
     errors.compare("an_http_door_has_an_address_and_a_profile_and_there_may_be_several");
 }
@@ -613,7 +616,7 @@ fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
             "listen: {{ext_authz: {{address: '127.0.0.1:1', tls: {{cert_file: a, key_file: b, {members}}}}}}}"
         )
     };
-    for door in [
+    for listener in [
         "listen: {ext_authz: 'host.example.com:1'}",
         "listen: {ext_authz: 'localhost:'}",
         "listen: {ext_authz: ':x'}",
@@ -657,7 +660,7 @@ fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
         &names("client_ca_file: c, client_names: [a, A]"),
         "listen:",
     ] {
-        errors.of(&MINIMAL.replace("listen: {ext_authz: 127.0.0.1:0}", door));
+        errors.of(&MINIMAL.replace("listen: {ext_authz: 127.0.0.1:0}", listener));
     }
     let long = format!("responses: {{realm: {}}}", "x".repeat(129));
     for line in [

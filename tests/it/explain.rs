@@ -38,14 +38,12 @@ struct Folder(TempDir);
 
 impl Folder {
     fn new() -> Self {
-        Self(
-            tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build folder can be file_count to"),
-        )
+        Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build folder can be written to"))
     }
 
     fn file(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.path().join(name);
-        fs::write(&path, text).expect("the folder can be file_count to");
+        fs::write(&path, text).expect("the folder can be written to");
         path
     }
 
@@ -209,7 +207,7 @@ async fn keys_are_fetched_as_at_the_start_and_a_snapshot_is_used_while_the_issue
     let file_count = || fs::read_dir(&snapshots).expect("a folder").count();
     let text = sections(&format!(", snapshot_dir: '{}'", snapshots.display()));
     let with_snapshots =
-        folder.file("with_snapshots.yaml", format!("listen: {{ext_authz: '127.0.0.1:0'}}\n{text}"));
+        folder.file("snapshots.yaml", format!("listen: {{ext_authz: '127.0.0.1:0'}}\n{text}"));
     tokio::task::block_in_place(|| ask(&key, &with_snapshots));
     assert_eq!(file_count(), 0, "`explain` writes no snapshot");
     // The snapshot of `serve`.
@@ -222,7 +220,7 @@ async fn keys_are_fetched_as_at_the_start_and_a_snapshot_is_used_while_the_issue
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), is_written).await.expect("a snapshot is file_count");
+    tokio::time::timeout(Duration::from_secs(20), is_written).await.expect("a snapshot is written");
     drop(service);
     issuer.set_fault(Some(Fault::Status(503)));
     let (down, code) = tokio::task::block_in_place(|| ask(&key, &config));

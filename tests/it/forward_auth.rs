@@ -54,8 +54,8 @@ impl Listeners {
 
     /// A check of a GET request for this path, as the proxy of this profile sends it.
     fn ask(&self, profile: Profile, path: &str) -> RequestBuilder {
-        let door = self.service.http_door(profile);
-        let ask = |path: &str| self.client.get(format!("http://{door}{path}"));
+        let address = self.service.http_door(profile);
+        let ask = |path: &str| self.client.get(format!("http://{address}{path}"));
         match profile {
             Profile::Nginx => ask("/").header("x-original-method", "GET").header("x-original-uri", path),
             Profile::Haproxy | Profile::Caddy | Profile::Traefik => ask("/")
@@ -68,7 +68,7 @@ impl Listeners {
 }
 
 async fn send(request: RequestBuilder) -> Response {
-    request.send().await.expect("the door answers")
+    request.send().await.expect("it responds")
 }
 
 #[tokio::test]
@@ -112,7 +112,11 @@ async fn a_claim_header_of_the_client_is_denied_unless_the_proxy_overwrites_all_
         let listeners = Listeners::open(
             |_| {},
             |config| {
-                config.listen.forward_auth.iter_mut().for_each(|door| door.client_headers = client_headers);
+                config
+                    .listen
+                    .forward_auth
+                    .iter_mut()
+                    .for_each(|listener| listener.client_headers = client_headers);
             },
         );
         let listeners = listeners.await;
@@ -233,7 +237,7 @@ async fn an_untrusted_peer_gets_403_if_the_profile_reads_headers() {
         assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{profile:?}");
     }
     let answer = send(listeners.ask(Profile::Envoy, "/").bearer_auth(listeners.token())).await;
-    assert_eq!(answer.status(), StatusCode::OK, "Envoy tells nothing, it asks in the client's own words");
+    assert_eq!(answer.status(), StatusCode::OK, "Envoy sends the request as the client sent it");
     let metrics = listeners.service.admin("/metrics").await;
     let counted = r#"portcullis_decisions_total{door="forward_auth",verdict="deny",reason="request_malformed",provider=""} 4"#;
     assert!(metrics.contains(counted), "{metrics}");
@@ -348,8 +352,8 @@ async fn unavailable_keys_are_503_with_retry_after() {
 }
 
 /// The response to these bytes, until the listener closes the connection or this much has arrived.
-fn exchange(door: SocketAddr, bytes: Vec<u8>) -> String {
-    let mut stream = TcpStream::connect(door).expect("the door listens");
+fn exchange(address: SocketAddr, bytes: Vec<u8>) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
     // A listener may close the connection before all is sent.
     let _closed_early = stream.write_all(&bytes);
@@ -367,7 +371,7 @@ fn exchange(door: SocketAddr, bytes: Vec<u8>) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_or_too_long_headers_are_rejected_and_invalid_http_is_never_allowed() {
     let listeners = Listeners::plain().await;
-    let door = listeners.service.http_door(Profile::Envoy);
+    let address = listeners.service.http_door(Profile::Envoy);
     let bearer = format!("authorization: Bearer {}\r\n", listeners.token());
     let request = |headers: String| {
         format!("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n").into_bytes()
@@ -391,7 +395,7 @@ async fn too_many_or_too_long_headers_are_rejected_and_invalid_http_is_never_all
         ("not HTTP either", b"NONSENSE\r\n\r\n".to_vec(), "HTTP/1.1 400"),
         ("a space before the colon", request(format!("{bearer}x : a\r\n")), "HTTP/1.1 400"),
     ] {
-        let answer = tokio::task::spawn_blocking(move || exchange(door, bytes)).await.expect("no panic");
+        let answer = tokio::task::spawn_blocking(move || exchange(address, bytes)).await.expect("no panic");
         assert!(answer.starts_with(expected), "{what}: {answer:.200}");
     }
     let malformed = r#"verdict="deny",reason="request_malformed""#;
@@ -400,7 +404,7 @@ async fn too_many_or_too_long_headers_are_rejected_and_invalid_http_is_never_all
     // RFC 9112 §6.3: chunked encoding overrides a content length, and data after the last chunk is ignored.
     let two_lengths = "content-length: 4\r\ntransfer-encoding: chunked\r\n";
     let bytes = format!("POST / HTTP/1.1\r\nhost: a\r\n{two_lengths}{bearer}\r\n0\r\n\r\n").into_bytes();
-    let answer = tokio::task::spawn_blocking(move || exchange(door, bytes)).await.expect("no panic");
+    let answer = tokio::task::spawn_blocking(move || exchange(address, bytes)).await.expect("no panic");
     assert!(answer.contains("connection: close"), "{answer}");
 }
 
@@ -413,11 +417,11 @@ async fn http2_without_tls_and_many_requests_on_one_connection_are_supported() {
         let answer = send(http2.get(&url).bearer_auth(listeners.token())).await;
         assert_eq!((answer.status(), answer.version()), (StatusCode::OK, reqwest::Version::HTTP_2));
     }
-    let door = listeners.service.http_door(Profile::Envoy);
+    let address = listeners.service.http_door(Profile::Envoy);
     let one = format!("GET / HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", listeners.token());
     let twice = format!("{one}GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").into_bytes();
     let answers = tokio::task::spawn_blocking(move || {
-        let mut stream = TcpStream::connect(door).expect("the door listens");
+        let mut stream = TcpStream::connect(address).expect("it listens");
         stream.write_all(&twice).expect("is sent");
         let mut answers = String::new();
         stream.read_to_string(&mut answers).expect("text, and then the end");
@@ -434,8 +438,8 @@ async fn slow_headers_and_silent_connections_time_out() {
 
     let listeners = Listeners::plain().await;
     for sent in ["", "PRI * HTTP/2.0\r\n", "G", "GET / HTTP/1.1\r\nhost: a\r\nauthorization: Bear"] {
-        let door = listeners.service.http_door(Profile::Envoy);
-        let mut stream = tokio::net::TcpStream::connect(door).await.expect("the door listens");
+        let address = listeners.service.http_door(Profile::Envoy);
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
         stream.write_all(sent.as_bytes()).await.expect("is sent");
         let mut answer = String::new();
         // Ends with the connection. The paused clock advances while all tasks are idle.
@@ -453,21 +457,22 @@ async fn a_request_in_flight_is_completed_before_the_service_stops() {
     let mut config = with_http_doors(config(providers));
     config.shutdown = Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(20) };
     let app = App::bind(config, fixed_clock()).await.expect("port 0 can be bound");
-    let door = *app.forward_auth_addresses().last().expect("the door of the envoy profile");
+    let address = *app.forward_auth_addresses().last().expect("the listener of the envoy profile");
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(app.serve(async {
         let _asked = stopped.await;
     }));
     let client = Client::builder().no_proxy().build().expect("a plain client");
-    let ask =
-        |key: &SigningKey| client.get(format!("http://{door}/")).bearer_auth(key.sign(&issuer.claims(NOW)));
+    let ask = |key: &SigningKey| {
+        client.get(format!("http://{address}/")).bearer_auth(key.sign(&issuer.claims(NOW)))
+    };
     assert_eq!(send(ask(&key)).await.status(), StatusCode::OK);
     issuer.hold();
     let new = issuer.rotate_beside(SigningAlgorithm::ES256);
     let in_flight = tokio::spawn(send(ask(&new)));
     issuer.wait_for_held(1).await;
     stop.send(()).expect("is serving");
-    while tokio::net::TcpStream::connect(door).await.is_ok() {
+    while tokio::net::TcpStream::connect(address).await.is_ok() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     issuer.release();
@@ -481,14 +486,14 @@ async fn a_tls_listener_requires_client_certificates_if_configured() {
     let key = SigningKey::generate("k", SigningAlgorithm::ES256);
     let mut config = config(vec![inline(provider("p", ISSUER), &[key.public_jwk()])]);
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    let door = |tls| HttpListener {
+    let listener = |tls| HttpListener {
         address,
         profile: Profile::Envoy,
         client_headers: ClaimHeaders::MaybeKept,
         tls: Some(tls),
     };
     config.listen.forward_auth =
-        vec![door(pki.files()), door(TlsFiles { client_ca_file: None, ..pki.files() })];
+        vec![listener(pki.files()), listener(TlsFiles { client_ca_file: None, ..pki.files() })];
     let app = App::bind(config, fixed_clock()).await.expect("port 0 can be bound");
     let ports: Vec<u16> = app.forward_auth_addresses().iter().map(SocketAddr::port).collect();
     tokio::spawn(app.serve(std::future::pending()));

@@ -149,7 +149,9 @@ async fn a_blocked_disk_delays_neither_the_worker_nor_the_first_keys_for_long() 
     // The read stays blocked: this runs concurrently with it.
     settle().await;
     assert!(!cache.has_keys());
-    tokio::time::timeout(20 * SECOND, cache.first_fetch_ended()).await.expect("it goes on without the disk");
+    tokio::time::timeout(20 * SECOND, cache.first_fetch_ended())
+        .await
+        .expect("it continues without the disk");
     assert_eq!(ask(&cache, "a").await, Ok(()));
     disk.release();
 }

@@ -32,7 +32,7 @@ fn seconds(range: RangeInclusive<u64>) -> RangeInclusive<Duration> {
 async fn send(env: &ListenerEnv, kind: Kind, bytes: &[u8]) -> Connection {
     let mut connection = env.connect(kind).await;
     connection.write_all(bytes).await.expect("written");
-    connection.flush().await.expect("it is send");
+    connection.flush().await.expect("sent");
     connection
 }
 
@@ -51,25 +51,25 @@ async fn assert_closed(kinds: &[Kind], what: &str, bytes: &[u8], after: RangeInc
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_connection_is_closed() {
-    assert_closed(&Kind::ALL, "one says nothing", b"", 75..=75).await;
+    assert_closed(&Kind::ALL, "a silent connection", b"", 75..=75).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_partial_preface_times_out() {
-    assert_closed(&Kind::ALL, "one send half a preface", &http2::PREFACE[..10], 10..=10).await;
-    assert_closed(&Kind::ALL, "one send no settings", http2::PREFACE, 10..=10).await;
+    assert_closed(&Kind::ALL, "one sent half a preface", &http2::PREFACE[..10], 10..=10).await;
+    assert_closed(&Kind::ALL, "one sent no settings", http2::PREFACE, 10..=10).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_partial_header_block_times_out() {
     let mut half_a_frame = preface(&[]);
     half_a_frame.extend(&frame(HEADERS, END_HEADERS, 1, &http2::get("/"))[..15]);
-    assert_closed(&Kind::ALL, "one send half a frame", &half_a_frame, 10..=10).await;
+    assert_closed(&Kind::ALL, "one sent half a frame", &half_a_frame, 10..=10).await;
     let mut no_continuation = preface(&[]);
     no_continuation.extend(frame(HEADERS, END_STREAM, 1, &http2::get("/")));
-    assert_closed(&Kind::ALL, "one send half a header block", &no_continuation, 10..=10).await;
+    assert_closed(&Kind::ALL, "one sent half a header block", &no_continuation, 10..=10).await;
     let half = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx-hal";
-    assert_closed(&Kind::HTTP_1, "one send half a header block of HTTP/1.1", half, 10..=10).await;
+    assert_closed(&Kind::HTTP_1, "one sent half a header block of HTTP/1.1", half, 10..=10).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -108,7 +108,7 @@ async fn a_partial_handshake_times_out() {
     for kind in Kind::ALL.into_iter().filter(|kind| kind.is_tls()) {
         for bytes in [&b""[..], b"\x16\x03\x01\x02\x00\x01"] {
             let mut connection = env.connect_raw(kind).await;
-            connection.write_all(bytes).await.expect("send");
+            connection.write_all(bytes).await.expect("sent");
             let elapsed = until_closed(&mut connection).await;
             assert!(seconds(10..=10).contains(&elapsed), "{kind:?}: {elapsed:?}");
             let timeouts = env.metric("portcullis_tls_handshakes_refused_total", "cause=\"timeout\"");
@@ -420,7 +420,7 @@ async fn endless_streams_are_limited_and_block_no_client() {
                 bytes.extend(frame(DATA, END_STREAM, stream, &[0; 5]));
                 writer.write_all(&bytes).await.expect("written");
             }
-            writer.flush().await.expect("it is send");
+            writer.flush().await.expect("sent");
             writer
         });
         let (mut open, mut refused) = (0, 0);
@@ -538,7 +538,7 @@ async fn a_line_break_after_a_request_does_not_start_another() {
         let mut connection = send(&env, kind, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
         sleep(Duration::from_secs(1)).await;
         connection.write_all(b"\r\n").await.expect("written");
-        connection.flush().await.expect("it is send");
+        connection.flush().await.expect("sent");
         let elapsed = until_closed(&mut connection).await;
         assert!(elapsed > Duration::from_secs(60), "{kind:?}: {elapsed:?}");
     }

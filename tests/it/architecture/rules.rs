@@ -19,7 +19,7 @@ pub fn uses_only(sources: &[Source], modules: &[(&str, &[&str])]) -> Vec<String>
         let forbidden = used
             .into_iter()
             .filter(|used| known.contains_key(used) && *used != source.top_module() && !may.contains(used));
-        violations.extend(forbidden.map(|used| format!("{} uses the top_module `{used}`", source.file)));
+        violations.extend(forbidden.map(|used| format!("{} uses the module `{used}`", source.file)));
     }
     let needs = modules.iter().map(|(top_module, may)| {
         ((*top_module).to_owned(), may.iter().map(|top_module| (*top_module).to_owned()).collect())

@@ -290,7 +290,7 @@ proptest! {
             None => prop_assert_eq!(claim, ""),
             Some(value) => {
                 prop_assert!(value.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{:?}", value);
-                prop_assert_eq!(value.trim(), value, "HTTP takes white space at the edges away");
+                prop_assert_eq!(value.trim(), value, "HTTP strips white space at the ends");
                 prop_assert_eq!(decoded(value), claim);
             }
         }

@@ -90,7 +90,7 @@ async fn a_refresh_that_is_late_is_keys_unavailable() {
     for (what, max_waiters, fault) in [
         ("the issuer hangs", 10, Some(Fault::Hang)),
         ("the issuer stalls", 10, Some(Fault::StalledBody)),
-        ("nobody may wait", 0, None),
+        ("no caller may wait", 0, None),
     ] {
         let issuer = Issuer::start().await.expect("bound");
         let key = issuer.rotate(SigningAlgorithm::ES256);
@@ -223,7 +223,7 @@ async fn raw_headers_are_treated_like_others_and_different_values_are_denied() {
         ),
         (
             "E4",
-            "the map says one thing and the list another",
+            "the map and the list differ",
             Ask::default().header("authorization", bearer(&good)).raw_header("authorization", bearer(&other)),
             "multiple_tokens",
         ),

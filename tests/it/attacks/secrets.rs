@@ -90,7 +90,7 @@ async fn no_token_and_no_secret_is_in_logs_metrics_or_pages() {
     }
     service.ask(Ask::default().header("authorization", "Basic dXNlcjpwYXNzd29yZA==")).await;
 
-    let said = [
+    let outputs = [
         logged(Format::Json),
         logged(Format::Text),
         service.admin("/metrics").await,
@@ -111,10 +111,10 @@ async fn no_token_and_no_secret_is_in_logs_metrics_or_pages() {
         "portcullis_decisions_total",
         "other-audience",
     ] {
-        assert!(said.contains(word), "H1: nothing about {word} in {said:.2000}");
+        assert!(outputs.contains(word), "H1: nothing about {word} in {outputs:.2000}");
     }
     for secret in secrets.iter().filter(|secret| secret.len() >= 8) {
-        assert!(!said.contains(secret.as_str()), "H1 H2 F13: {secret:.60} is told");
+        assert!(!outputs.contains(secret.as_str()), "H1 H2 F13: {secret:.60} is shown");
     }
 }
 

@@ -140,8 +140,8 @@ impl Server {
 
     /// Terminates it and waits until it has ended. Returns its whole log, which reports no panic.
     pub fn stop(mut self) -> String {
-        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
-        assert!(told.expect("kill runs").success());
+        let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
         self.wait_for("\"stopped\"");
         let status = self.child.wait().expect("is ours");
         self.seen.extend(self.log.iter().map(|line| line + "\n"));

@@ -241,7 +241,7 @@ fn metric(service: &Service, name: &str, label: &str) -> f64 {
 }
 
 async fn bind(config: Config) -> App {
-    App::bind(config, fixed_clock()).await.expect("bind")
+    App::bind(config, fixed_clock()).await.expect("bound")
 }
 
 fn socket_path(folder: &tempfile::TempDir) -> PathBuf {

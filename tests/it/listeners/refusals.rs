@@ -52,14 +52,14 @@ async fn requests_that_are_large_only_when_decoded_are_rejected_and_too_many_clo
             connection.write_all(&kind.request(33)).await.expect("it is read");
             assert!(http2::answered(&mut connection, 33).await, "{kind:?}: a few are borne");
 
-            let (mut told, mut streams) = (false, requests.skip(17));
-            while !told {
-                let stream = streams.next().filter(|stream| *stream < 50).expect("it is told to go");
+            let (mut has_goaway, mut streams) = (false, requests.skip(17));
+            while !has_goaway {
+                let stream = streams.next().filter(|stream| *stream < 50).expect("GOAWAY");
                 connection.write_all(&bomb(kind, stream, fields)).await.expect("it is read");
                 let mut answered = false;
                 while !answered {
                     let frame = http2::next(&mut connection).await.expect("it is not closed yet");
-                    told |= frame.kind == GOAWAY;
+                    has_goaway |= frame.kind == GOAWAY;
                     answered = frame.kind == HEADERS && frame.stream == stream;
                 }
             }
@@ -201,8 +201,8 @@ async fn an_unread_http_1_body_closes_its_connection_and_the_response_says_so() 
             let answers = answers(&mut connection, bytes.as_bytes()).await;
             let times = |text: &str| answers.matches(text).count();
             let expected = if stays { (2, 1, 0) } else { (1, 1, 0) };
-            let told = (times("http/1.1 "), times("connection: close"), times("100 continue"));
-            assert_eq!(told, expected, "{kind:?}: {what}: {answers}");
+            let counts = (times("http/1.1 "), times("connection: close"), times("100 continue"));
+            assert_eq!(counts, expected, "{kind:?}: {what}: {answers}");
         }
     }
 }

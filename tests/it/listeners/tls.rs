@@ -223,7 +223,7 @@ async fn a_rejected_handshake_is_counted_by_its_cause() {
             by_uri(NAMES[1]),
             env.client(Some(&clients.issue(&["a.b", "Envoy.Mesh"]))),
         ] {
-            assert!(env.ask(kind, &client).await.is_some(), "{door}: who has a name is let in");
+            assert!(env.ask(kind, &client).await.is_some(), "{door}: a client with a name is accepted");
         }
         for (file, not_after) in [("cert", 4096), ("client_ca", 4096)] {
             let ends = env.metric(
@@ -240,11 +240,11 @@ async fn a_rejected_handshake_is_counted_by_its_cause() {
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_rejected_handshakes_is_one_log_line_in_ten_seconds() {
     let env = TlsEnv::requiring(&NAMES).await;
-    let nobody = env.client(Some(&env.clients.issue(&["ingress.mesh", "a\u{7}.example"])));
+    let no_name = env.client(Some(&env.clients.issue(&["ingress.mesh", "a\u{7}.example"])));
     log::capture();
     let lines = || log::lines("TLS handshakes failed");
     for _ in 0..20 {
-        assert_eq!(env.ask(Kind::Admin, &nobody).await, None);
+        assert_eq!(env.ask(Kind::Admin, &no_name).await, None);
     }
     let [first] = &lines()[..] else { panic!("{:?}", lines()) };
     for part in [
@@ -258,7 +258,7 @@ async fn a_flood_of_rejected_handshakes_is_one_log_line_in_ten_seconds() {
     drop(env.listeners.connect_raw(Kind::Admin).await);
     sleep(Duration::from_secs(11)).await;
     assert_eq!(lines().len(), 1, "a port check is not a refused handshake");
-    assert_eq!(env.ask(Kind::Admin, &nobody).await, None);
+    assert_eq!(env.ask(Kind::Admin, &no_name).await, None);
     let [_, second] = &lines()[..] else { panic!("{:?}", lines()) };
     assert!(second.contains("times=20"), "{second}");
 }
@@ -328,15 +328,18 @@ async fn invalid_files_change_nothing() {
             assert!(env.ask(kind, &client).await.is_some(), "{door}: {message}");
             assert_eq!(env.reloads(door, "applied"), rejected - 1.0, "{door}: {message}");
         }
-        let told = log::lines("TLS files not reloaded");
-        assert!(told.iter().any(|line| line.contains(message) && line.contains(name)), "{message}: {told:?}");
+        let lines = log::lines("TLS files not reloaded");
+        assert!(
+            lines.iter().any(|line| line.contains(message) && line.contains(name)),
+            "{message}: {lines:?}"
+        );
         write(env.folder.path(), name, &before);
         env.wait_for_reloads("applied", rejected).await;
     }
     std::fs::remove_file(env.folder.path().join("key.pem")).expect("there");
     sleep(Duration::from_secs(10)).await;
     for (kind, door) in LISTENERS {
-        assert!(env.ask(kind, &client).await.is_some(), "{door}: a key that is gone");
+        assert!(env.ask(kind, &client).await.is_some(), "{door}: a missing key");
     }
     assert!(log::lines("key.pem: the file cannot be read").len() >= LISTENERS.len());
 }
@@ -364,8 +367,8 @@ async fn an_expired_or_soon_expiring_certificate_is_logged_immediately_and_daily
     assert_eq!(message("a certificate expires soon, on "), LISTENERS.len());
     sleep(Duration::from_secs(24 * 60 * 60 + 10)).await;
     assert_eq!(message("a certificate expires soon, on "), 2 * LISTENERS.len());
-    let told = log::lines("expires soon").join("\n");
-    assert!(told.contains("listener=listen.ext_authz[1] file=\"cert\""), "{told}");
+    let lines = log::lines("expires soon").join("\n");
+    assert!(lines.contains("listener=listen.ext_authz[1] file=\"cert\""), "{lines}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -380,7 +383,7 @@ async fn a_client_of_a_removed_ca_cannot_resume_a_session() {
                 assert_ne!(
                     handshake,
                     HandshakeKind::Resumed,
-                    "{door}: each connection certificate the certificate"
+                    "{door}: each connection presents the certificate"
                 );
             }
         }
@@ -402,7 +405,7 @@ async fn sessions_are_not_resumed_after_a_reload() {
         for (kind, door) in LISTENERS {
             env.ask(kind, &client).await.expect("let in");
             let (_, handshake) = env.ask(kind, &client).await.expect("let in");
-            assert_eq!(handshake, HandshakeKind::Resumed, "{door}: where nobody certificate a certificate");
+            assert_eq!(handshake, HandshakeKind::Resumed, "{door}: without client certificates");
         }
         write_files(&env.folder, &second);
         env.wait_for_reloads("applied", 1.0).await;

@@ -148,7 +148,7 @@ providers:
         statuses
     }
 
-    /// Asserts that every listener responds with this status to a valid token, and the admin get_each with 200, except `/readyz`.
+    /// Asserts that every listener responds with this status to a valid token, and the admin pages with 200, except `/readyz`.
     async fn assert_responses(&self, at: &Serving, status: u16, ready: (u16, &str)) {
         for (scheme, address) in [("http", at.ext_authz[0]), ("https", at.ext_authz[1])] {
             assert_eq!(self.check(scheme, address).await, [i32::from(status); 2], "{scheme} {address}");

@@ -270,7 +270,7 @@ async fn the_fetch_that_started_later_wins_in_any_order_of_completion() {
         let (cache, verify) = (Arc::clone(&cache), verifier(kid, None));
         tokio::spawn(async move { ask_with(&cache, wait, verify).await })
     };
-    // The first fetch reads the old set and is slow_policy; the second one runs concurrently and ends earlier.
+    // The first fetch reads the old set and is slow; the second one runs concurrently and ends earlier.
     let made_up = pending("made-up", 20 * SECOND);
     sleep(SECOND / 10).await;
     script.publish(&["b"]);

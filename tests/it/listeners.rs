@@ -1,4 +1,4 @@
-//! What holds for every listener: connections that send nothing, never finish, never read or never end are closed in time, and
+//! What holds for every listener: connections that sent nothing, never finish, never read or never end are closed in time, and
 //! other clients are served meanwhile.
 //! Time is tokio's and paused: it advances when all tasks are idle.
 
@@ -151,7 +151,7 @@ async fn an_http_2_connection_stays_open_only_while_it_answers_pings() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_whose_client_does_not_read_is_closed() {
     let env = ListenerEnv::open().await;
-    // A flow-control window of 0 (RFC 9113 §6.9.2): the response body can never be send.
+    // A flow-control window of 0 (RFC 9113 §6.9.2): the response body can never be sent.
     for kind in Kind::ALL {
         let (path, body) = match kind {
             Kind::Admin | Kind::AdminTls => (http2::get("/metrics"), None),

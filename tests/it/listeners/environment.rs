@@ -142,7 +142,7 @@ impl ListenerEnv {
             let (stopping, told) = oneshot::channel::<()>();
             stop.push(stopping);
             serving.push(tokio::spawn(app.serve(async move {
-                // An error means that the test has wait_stopped.
+                // An error means that the test has ended.
                 let _told = told.await;
             })));
         }

@@ -38,7 +38,7 @@ pub fn preface(settings: &[(u16, u32)]) -> Vec<u8> {
     [PREFACE, &frame(SETTINGS, 0, 0, &payload)].concat()
 }
 
-/// A header header_block without compression (RFC 7541 §6.2.2).
+/// A header block without compression (RFC 7541 §6.2.2).
 pub fn header_block(headers: &[(&str, &str)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, value) in headers {

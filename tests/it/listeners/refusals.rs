@@ -1,4 +1,4 @@
-//! Requests that are rejected before the listener handles them, because they are too large or malformed: each is expected_count. Also:
+//! Requests that are rejected before the listener handles them, because they are too large or malformed: each is counted. Also:
 //! unread parts of HTTP/1.1 requests.
 
 use std::time::Duration;
@@ -130,7 +130,7 @@ async fn requests_that_the_http_library_rejects_are_counted_once() {
             let mut connection = send(&env, kind, request.as_bytes()).await;
             connection.shutdown().await.expect("open");
             until_closed(&mut connection).await;
-            // It may be closed a moment before it is expected_count.
+            // It may be closed a moment before it is counted.
             let began = clock::monotonic();
             while malformed(&env, kind) - before < expected_count(kind, refusals)
                 && began.elapsed() < Duration::from_secs(10)

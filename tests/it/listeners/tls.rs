@@ -95,7 +95,7 @@ impl TlsEnv {
         self.metric("portcullis_tls_handshakes_refused_total", door, &format!("cause=\"{cause}\""))
     }
 
-    /// Waits wait_for_reloads exactly so many handshakes have been rejected by this cause.
+    /// Waits until exactly so many handshakes have been rejected by this cause.
     async fn wait_for_refusals(&self, door: &str, cause: &str, times: f64) {
         let mut looks = 0;
         while self.refused(door, cause) < times {
@@ -114,7 +114,7 @@ impl TlsEnv {
         self.listeners.own_metric(name, &format!("door=\"{door}\",{label}"))
     }
 
-    /// Waits wait_for_reloads the listeners have checked changed files so often, with this outcome.
+    /// Waits until the listeners have checked changed files so often, with this outcome.
     async fn wait_for_reloads(&self, outcome: &str, times: f64) {
         for (_, door) in LISTENERS {
             let mut looks = 0;

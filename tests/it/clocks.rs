@@ -22,7 +22,7 @@ use crate::support::{Answer, Ask};
 use issuer::HttpsIssuer;
 use process::{Server, TIMEOUT, WRONG_CLOCKS, portcullis, run};
 
-/// What `/readyz` expected by a clock before the build.
+/// The error of `/readyz` if the clock is before the build time.
 const CLOCK_NOT_SET: &str = "the system clock is earlier than the build time of this program";
 
 /// Configurations with every kind of listener, and clients for them.

@@ -1,4 +1,4 @@
-//! An issuer that publish its keys over HTTPS.
+//! An issuer that publishes its keys over HTTPS.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

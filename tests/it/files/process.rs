@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use super::configuration::{head, rules};
 use crate::support::serving::Serving;
 
-/// Longer than any step handles that succeeds.
+/// Longer than any step takes that succeeds.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Signals and their numbers.

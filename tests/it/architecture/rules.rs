@@ -38,7 +38,7 @@ pub fn used_only_in(sources: &[Source], path: &str, modules: &[&str]) -> Vec<Str
     };
     let using: Vec<&Source> = sources.iter().filter(|source| names(source)).collect();
     if using.is_empty() {
-        return vec![format!("nobody uses {path}: the wall stands nowhere")];
+        return vec![format!("no file uses {path}: remove the rule")];
     }
     let outside = using.into_iter().filter(|source| !modules.iter().any(|module| source.is_in(module)));
     outside.map(|source| format!("{} uses {path}, which belongs to {modules:?}", source.file)).collect()

@@ -562,11 +562,11 @@ async fn claims_of_any_size_are_bounded_in_headers_and_in_time() {
         #[allow(clippy::disallowed_methods, reason = "a test may take the time")]
         let before = Instant::now();
         let answer = service.bearer(&token).await;
-        let took = before.elapsed();
+        let elapsed = before.elapsed();
         wrong.extend(check_answer(id, what, &answer, reason, &[]));
         // Generous, for a busy machine and a debug build; quadratic work takes minutes.
-        if took > Duration::from_secs(5) {
-            wrong.push(format!("{id} {what}: took {took:?}"));
+        if elapsed > Duration::from_secs(5) {
+            wrong.push(format!("{id} {what}: elapsed {elapsed:?}"));
         }
     }
     report(&wrong);

@@ -34,7 +34,7 @@ async fn an_ecdsa_signature_of_special_numbers_or_in_another_form_is_refused() {
             let what = format!("{algorithm} {what}");
             cases.push(case(id, what, with_signature(&good, signature), reason));
         };
-        add("C1", "as it was", &signature, "ok");
+        add("C1", "unchanged", &signature, "ok");
         for (r_name, special_r) in numbers {
             for (s_name, special_s) in numbers {
                 add(
@@ -85,7 +85,7 @@ async fn an_ed25519_signature_that_is_not_canonical_is_refused() {
     // Little-endian here, big-endian in `plus`.
     let reversed = |number: &[u8]| number.iter().rev().copied().collect::<Vec<u8>>();
     let order = reversed(&ed25519_order());
-    let mut cases = vec![case("C7", "as it was", good.clone(), "ok")];
+    let mut cases = vec![case("C7", "unchanged", good.clone(), "ok")];
     let mut add = |what: &str, signature: &[u8]| {
         cases.push(case("C7", what, with_signature(&good, signature), "bad_signature"));
     };
@@ -137,7 +137,7 @@ async fn an_rsa_signature_is_refused_unless_its_block_is_exactly_right() {
 
     let n = rsa.modulus();
     let length = n.len();
-    let mut cases = vec![case("C5", "as it was", token(&input, &good), "ok")];
+    let mut cases = vec![case("C5", "unchanged", token(&input, &good), "ok")];
     let mut add = |id, what: &str, signature: &[u8]| {
         cases.push(case(id, what, token(&input, signature), "bad_signature"));
     };
@@ -276,7 +276,7 @@ async fn base64url_is_parsed_strictly() {
     let good = key.sign_raw(format!("{header} ").trim_end().as_bytes(), padded(1).as_bytes());
     let (h, p, s) = split(&good);
     let join = |h: &str, p: &str, s: &str| format!("{h}.{p}.{s}");
-    let mut cases = vec![case("C10", "as it was", good.clone(), "ok")];
+    let mut cases = vec![case("C10", "unchanged", good.clone(), "ok")];
     let mut add = |id, what: &str, token: String| cases.push(case(id, what, token, "malformed"));
     for pad in ["=", "==", "===", "%3D"] {
         add("C10", "padded header", join(&format!("{h}{pad}"), p, s));
@@ -379,7 +379,7 @@ async fn an_inline_key_is_as_strict_as_a_fetched_one() {
         "iss": "https://issuer.example", "aud": "orders-api", "sub": "alice", "exp": NOW + 300,
     });
     let good = key.sign(&claims);
-    let mut wrong = check_answer("C8", "as it was", &service.bearer(&good).await, "ok", &[]);
+    let mut wrong = check_answer("C8", "unchanged", &service.bearer(&good).await, "ok", &[]);
     let signature = signature_of(&good);
     for bit in (0..signature.len() * 8).step_by(7) {
         let mut flipped = signature.clone();

@@ -118,10 +118,10 @@ impl Server {
         let (line, log) = channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|one| line.send(one)));
         let nowhere = Serving { ext_authz: Vec::new(), forward_auth: Vec::new(), admin: None };
-        let mut served = Self { child, log, seen: String::new(), serving: nowhere };
-        let line = served.wait_for("\"serving\"");
-        served.serving = Serving::read(&line).expect("the line says where");
-        served
+        let mut server = Self { child, log, seen: String::new(), serving: nowhere };
+        let line = server.wait_for("\"serving\"");
+        server.serving = Serving::read(&line).expect("the line has the addresses");
+        server
     }
 
     /// Reads the log until a line contains this. No earlier line may report a panic.

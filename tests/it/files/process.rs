@@ -65,7 +65,7 @@ impl Server {
 
     /// Waits until it serves; returns the address of its HTTP listener.
     fn wait_serving(&self) -> SocketAddr {
-        Serving::read(&self.wait_for(&["\"serving\""])).expect("the line says where").http()
+        Serving::read(&self.wait_for(&["\"serving\""])).expect("the line has the addresses").http()
     }
 
     fn signal(&self, signal: &str) {
@@ -237,12 +237,12 @@ async fn many_sighups_cause_few_reloads() {
     fs::write(&file, files.text(rules()[0])).expect("written");
     let mut server = Server::start(&file);
     server.wait_for(&["\"serving\""]);
-    let began = portcullis::clock::monotonic();
+    let started_at = portcullis::clock::monotonic();
     for _ in 0..200 {
         server.signal("-HUP");
     }
     server.wait_for(&["configuration reloaded"]);
-    let most = portcullis::clock::elapsed_since(began).as_millis() / 200 + 2;
+    let most = portcullis::clock::elapsed_since(started_at).as_millis() / 200 + 2;
     server.signal("-TERM");
     assert_eq!(server.wait_exit().await.code(), Some(0));
     let reloads = server.log.iter().filter(|line| line.contains("configuration reloaded")).count();

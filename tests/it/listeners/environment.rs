@@ -89,7 +89,7 @@ pub struct ListenerEnv {
     pub service: Arc<Service>,
     /// A process has only one admin listener, so the one with TLS has a service of its own.
     admin_tls: SocketAddr,
-    beside: Arc<Service>,
+    admin_tls_service: Arc<Service>,
     stop: Vec<oneshot::Sender<()>>,
     serving: Vec<JoinHandle<()>>,
 }
@@ -129,24 +129,24 @@ impl ListenerEnv {
         config.listen.forward_auth = vec![http(None), http(tls.clone())];
         config.listen.admin = Some(AdminListener { address: anywhere, tls: None, hosts: Vec::new() });
         change(&mut config);
-        let mut beside = config.clone();
-        beside.listen.ext_authz = vec![grpc(BindAddress::Tcp(anywhere), None)];
-        beside.listen.forward_auth.clear();
-        beside.listen.admin.as_mut().expect("on").tls = tls;
-        let (app, beside) = (bind(config).await, bind(beside).await);
+        let mut admin_tls_config = config.clone();
+        admin_tls_config.listen.ext_authz = vec![grpc(BindAddress::Tcp(anywhere), None)];
+        admin_tls_config.listen.forward_auth.clear();
+        admin_tls_config.listen.admin.as_mut().expect("on").tls = tls;
+        let (app, admin_tls_app) = (bind(config).await, bind(admin_tls_config).await);
         let (grpc, http) = (app.ext_authz_addresses(), app.forward_auth_addresses());
-        let [admin, admin_tls] = [&app, &beside].map(|app| app.admin_address().expect("on"));
-        let (service, service_beside) = (app.service(), beside.service());
+        let [admin, admin_tls] = [&app, &admin_tls_app].map(|app| app.admin_address().expect("on"));
+        let (service, admin_tls_service) = (app.service(), admin_tls_app.service());
         let (mut stop, mut serving) = (Vec::new(), Vec::new());
-        for app in [app, beside] {
-            let (stopping, told) = oneshot::channel::<()>();
+        for app in [app, admin_tls_app] {
+            let (stopping, signal) = oneshot::channel::<()>();
             stop.push(stopping);
             serving.push(tokio::spawn(app.serve(async move {
                 // An error means that the test has ended.
-                let _told = told.await;
+                let _closed = signal.await;
             })));
         }
-        Self { grpc, http, admin, admin_tls, folder, pki, service, beside: service_beside, stop, serving }
+        Self { grpc, http, admin, admin_tls, folder, pki, service, admin_tls_service, stop, serving }
     }
 
     /// Sends the shutdown signal.
@@ -156,11 +156,11 @@ impl ListenerEnv {
 
     /// Waits until it has stopped; returns the elapsed time.
     pub async fn wait_stopped(&mut self) -> Duration {
-        let began = clock::monotonic();
+        let started_at = clock::monotonic();
         for serving in &mut self.serving {
             timeout(Duration::from_secs(1000), serving).await.expect("it ends").expect("no panic");
         }
-        began.elapsed()
+        started_at.elapsed()
     }
 
     /// A connection without a TLS handshake, on which no byte was sent.
@@ -222,7 +222,7 @@ impl ListenerEnv {
 
     /// The sum of the samples of this metric whose labels contain this text.
     pub fn metric(&self, name: &str, label: &str) -> f64 {
-        [&self.service, &self.beside].map(|service| metric(service, name, label)).iter().sum()
+        [&self.service, &self.admin_tls_service].map(|service| metric(service, name, label)).iter().sum()
     }
 
     /// The same for the service that has all listeners but one.
@@ -250,7 +250,7 @@ fn socket_path(folder: &tempfile::TempDir) -> PathBuf {
 
 /// The time until the peer closes this connection; ignores what it sends before.
 pub async fn until_closed(connection: &mut (impl AsyncRead + Unpin)) -> Duration {
-    let began = clock::monotonic();
+    let started_at = clock::monotonic();
     let closed = async {
         let mut some = [0; 4096];
         loop {
@@ -266,5 +266,5 @@ pub async fn until_closed(connection: &mut (impl AsyncRead + Unpin)) -> Duration
         }
     };
     timeout(Duration::from_secs(10_000), closed).await.expect("it is closed");
-    began.elapsed()
+    started_at.elapsed()
 }

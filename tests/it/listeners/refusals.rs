@@ -131,9 +131,9 @@ async fn requests_that_the_http_library_rejects_are_counted_once() {
             connection.shutdown().await.expect("open");
             until_closed(&mut connection).await;
             // It may be closed a moment before it is counted.
-            let began = clock::monotonic();
+            let started_at = clock::monotonic();
             while malformed(&env, kind) - before < expected_count(kind, refusals)
-                && began.elapsed() < Duration::from_secs(10)
+                && started_at.elapsed() < Duration::from_secs(10)
             {
                 tokio::task::yield_now().await;
             }
@@ -186,7 +186,7 @@ async fn an_unread_http_1_body_closes_its_connection_and_the_response_says_so() 
         ("an empty body", body(0), true),
         ("a small body", body(60_000), true),
         ("small chunks", format!("transfer-encoding: chunked\r\n\r\n6000\r\n{chunk}\r\n0\r\n\r\n"), true),
-        ("a body that does not come", "content-length: 10\r\n\r\n".to_owned(), false),
+        ("a body that is never sent", "content-length: 10\r\n\r\n".to_owned(), false),
         ("a large body", "content-length: 70000\r\n\r\n".to_owned(), false),
         ("a body that is asked for", "expect: 100-continue\r\ncontent-length: 10\r\n\r\n".to_owned(), false),
         ("headers that fit", format!("x: {}\r\n\r\n", "x".repeat(16_000)), true),

@@ -1,9 +1,9 @@
-//! The walls of the house: which crate may stand on which, which room may use which, and what is in one place alone. Crates are
-//! asked of `cargo metadata`, and all else is read from the syntax of the sources.
+//! The dependency rules: which crates and modules each crate and module may use, and what only some modules may use. Crate
+//! dependencies are read from `cargo metadata`, everything else from the syntax of the sources.
 
 mod api;
+mod rules;
 mod sources;
-mod walls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -11,10 +11,10 @@ use std::process::Command;
 use serde_json::Value;
 
 use api::{api_of, file_of, listed, without_example};
+use rules::{cycles, used_only_in, uses_only};
 use sources::{Source, sources_of};
-use walls::{belongs_to, circles, uses_only};
 
-/// The packages of the house and their folders.
+/// The packages of the workspace and their folders.
 const CRATES: [(&str, &str); 7] = [
     ("portcullis", "."),
     ("portcullis-config", "crates/config"),
@@ -25,8 +25,8 @@ const CRATES: [(&str, &str); 7] = [
     ("httpdate", "crates/httpdate"),
 ];
 
-/// Which crates of the house each may stand on, and whom of the others it must not, however far below.
-const STANDS_ON: [(&str, &[&str], &[&str]); 7] = [
+/// The workspace crates that each crate may depend on, and the other crates that it must not depend on, even transitively.
+const CRATE_DEPENDENCIES: [(&str, &[&str], &[&str]); 7] = [
     (
         "portcullis-core",
         &[],
@@ -47,8 +47,8 @@ const STANDS_ON: [(&str, &[&str], &[&str]); 7] = [
     ("portcullis", &["portcullis-config", "portcullis-core", "portcullis-engine", "portcullis-issuer"], &[]),
 ];
 
-/// The rooms of the service, each with the rooms that it may use. All may use the crates below.
-const ROOMS: [(&str, &[&str]); 9] = [
+/// The top-level modules of the service, each with the modules that it may use. All may use the other crates.
+const SERVICE_MODULES: [(&str, &[&str]); 9] = [
     ("server", &[]),
     ("proto", &[]),
     ("ext_authz", &["proto", "server"]),
@@ -60,8 +60,8 @@ const ROOMS: [(&str, &[&str]); 9] = [
     ("", &[]),
 ];
 
-/// The rooms of the engine, each with the rooms that it may use. All may use the core.
-const ENGINE: [(&str, &[&str]); 10] = [
+/// The top-level modules of the engine, each with the modules that it may use. All may use the core.
+const ENGINE_MODULES: [(&str, &[&str]); 10] = [
     ("clock", &[]),
     ("files", &["clock"]),
     ("certificates", &["clock"]),
@@ -74,8 +74,8 @@ const ENGINE: [(&str, &[&str]); 10] = [
     ("", &[]),
 ];
 
-/// The rooms of the core.
-const CORE: [(&str, &[&str]); 11] = [
+/// The top-level modules of the core, each with the modules that it may use.
+const CORE_MODULES: [(&str, &[&str]); 11] = [
     ("text", &[]),
     ("validation", &[]),
     ("reason", &[]),
@@ -102,8 +102,8 @@ const CORE: [(&str, &[&str]); 11] = [
     ("", &[]),
 ];
 
-/// What is used in these modules alone: paths as they begin, and macros.
-const PLACES: [(&str, &[&str]); 20] = [
+/// Paths (by prefix) and macros that only these modules use.
+const RESTRICTED_PATHS: [(&str, &[&str]); 20] = [
     ("reqwest", &["keys"]),
     ("h2", &["keys", "server/connection"]),
     ("headers", &["keys"]),
@@ -126,8 +126,8 @@ const PLACES: [(&str, &[&str]); 20] = [
     ("Allowed", &["decision", "verdict"]),
 ];
 
-/// What no file of the core names: it does no IO, reads no clock, takes no lock and starts nothing.
-const NOT_IN_CORE: [&str; 12] = [
+/// Paths that no file of the core names: it does no IO, reads no clock, takes no lock and starts no thread.
+const FORBIDDEN_IN_CORE: [&str; 12] = [
     "std::fs",
     "std::net::TcpStream",
     "std::net::TcpListener",
@@ -147,7 +147,7 @@ fn all_sources() -> Vec<Source> {
 }
 
 #[track_caller]
-fn none(violations: Vec<String>) {
+fn assert_none(violations: Vec<String>) {
     assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
@@ -159,37 +159,37 @@ fn every_file_says_what_it_is_for() {
 }
 
 #[test]
-fn rooms_use_what_stands_below_them() {
-    none(uses_only(&sources_of("."), &ROOMS));
-    none(uses_only(&sources_of("crates/core"), &CORE));
-    none(uses_only(&sources_of("crates/engine"), &ENGINE));
+fn modules_use_only_allowed_modules() {
+    assert_none(uses_only(&sources_of("."), &SERVICE_MODULES));
+    assert_none(uses_only(&sources_of("crates/core"), &CORE_MODULES));
+    assert_none(uses_only(&sources_of("crates/engine"), &ENGINE_MODULES));
 }
 
 #[test]
-fn libraries_clocks_and_streams_stay_in_their_rooms() {
+fn libraries_clocks_and_streams_are_used_only_in_their_modules() {
     let sources = all_sources();
-    for (path, modules) in PLACES {
-        none(belongs_to(&sources, path, modules));
+    for (path, modules) in RESTRICTED_PATHS {
+        assert_none(used_only_in(&sources, path, modules));
     }
 }
 
 #[test]
-fn the_core_does_no_io_and_never_waits() {
+fn the_core_does_no_io_and_has_no_async_code() {
     for source in sources_of("crates/core") {
-        assert!(!source.waits, "{} waits", source.file);
-        // The parser of conditions wants a stack whose size is known.
+        assert!(!source.is_async, "{} has async code", source.file);
+        // The condition parser needs a stack of a known size.
         let may = |forbidden: &str| forbidden == "std::thread" && source.is_in("rules/condition");
-        for forbidden in NOT_IN_CORE.into_iter().filter(|forbidden| !may(forbidden)) {
+        for forbidden in FORBIDDEN_IN_CORE.into_iter().filter(|forbidden| !may(forbidden)) {
             assert!(!source.names(forbidden), "{} uses {forbidden}", source.file);
         }
     }
 }
 
 #[test]
-fn nothing_from_outside_can_trip_an_unwrap_or_a_panic() {
+fn sources_have_no_unwrap_or_panic() {
     for source in all_sources() {
         assert!(!source.methods.contains("unwrap"), "{} unwraps", source.file);
-        // Nothing from outside reaches the keys that the issuer of the demo makes for itself.
+        // No input reaches the keys that the demo issuer generates.
         if source.is_in("signing_key") {
             continue;
         }
@@ -209,15 +209,15 @@ fn nothing_from_outside_can_trip_an_unwrap_or_a_panic() {
     }
 }
 
-/// What each package needs besides for its tests: the names of those directly below, and of all below.
+/// The direct and the transitive dependencies of each package, by name, without those for its tests.
 fn packages() -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
-    let asked = Command::new(env!("CARGO"))
+    let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--locked", "--manifest-path"])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
         .output()
         .expect("cargo runs");
-    assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
-    let metadata: Value = serde_json::from_slice(&asked.stdout).expect("JSON");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let array = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let names: BTreeMap<String, String> = array(&metadata["packages"])
@@ -247,23 +247,30 @@ fn packages() -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
 }
 
 #[test]
-fn each_crate_stands_on_those_below_it_alone() {
+fn each_crate_depends_only_on_allowed_crates() {
     let packages = packages();
     let members: BTreeSet<&str> = packages.keys().map(String::as_str).collect();
-    assert_eq!(members, STANDS_ON.iter().map(|(name, ..)| *name).collect(), "each crate has its place here");
-    assert_eq!(members, CRATES.iter().map(|(name, _)| *name).collect(), "and its sources are read");
-    for (name, may, must_not) in STANDS_ON {
+    assert_eq!(
+        members,
+        CRATE_DEPENDENCIES.iter().map(|(name, ..)| *name).collect(),
+        "every crate is listed here"
+    );
+    assert_eq!(members, CRATES.iter().map(|(name, _)| *name).collect(), "and its sources are listed");
+    for (name, may, must_not) in CRATE_DEPENDENCIES {
         let (direct, all) = &packages[name];
-        let house: Vec<_> = direct.iter().filter(|needed| members.contains(needed.as_str())).collect();
-        assert!(house.iter().all(|needed| may.contains(&needed.as_str())), "{name} stands on {house:?}");
+        let internal: Vec<_> = direct.iter().filter(|needed| members.contains(needed.as_str())).collect();
+        assert!(
+            internal.iter().all(|needed| may.contains(&needed.as_str())),
+            "{name} depends on {internal:?}"
+        );
         let forbidden: Vec<_> = must_not.iter().filter(|forbidden| all.contains(**forbidden)).collect();
-        assert!(forbidden.is_empty(), "{name} stands on {forbidden:?}");
+        assert!(forbidden.is_empty(), "{name} depends on {forbidden:?}");
     }
-    assert!(packages["portcullis"].1.contains("tokio"), "what is read tells what stands below");
+    assert!(packages["portcullis"].1.contains("tokio"), "transitive dependencies are included");
 }
 
 #[test]
-fn a_room_that_uses_another_is_seen_however_it_is_written() {
+fn every_form_of_a_module_dependency_is_detected() {
     for (file, text) in [
         ("a.rs", "use crate::b;"),
         ("a.rs", "use crate::{c, b};"),
@@ -280,8 +287,8 @@ fn a_room_that_uses_another_is_seen_however_it_is_written() {
         ("a.rs", "#[cfg(not(test))] use crate::b;"),
         ("lib.rs", "mod b; use b::c;"),
     ] {
-        let rooms: [(&str, &[&str]); 4] = [("a", &["c"]), ("b", &[]), ("c", &[]), ("", &["a"])];
-        let seen = uses_only(&[Source::of(file, text)], &rooms);
+        let modules: [(&str, &[&str]); 4] = [("a", &["c"]), ("b", &[]), ("c", &[]), ("", &["a"])];
+        let seen = uses_only(&[Source::of(file, text)], &modules);
         assert_eq!(seen.len(), 1, "{text} in {file}: {seen:?}");
         assert!(seen[0].contains(file) && seen[0].contains("`b`"), "{seen:?}");
     }
@@ -293,16 +300,16 @@ fn a_room_that_uses_another_is_seen_however_it_is_written() {
         "#[cfg(test)] use crate::b;",
         "pub(super) fn b() {}",
     ] {
-        let rooms: [(&str, &[&str]); 3] = [("a", &["c"]), ("b", &[]), ("c", &[])];
-        assert_eq!(uses_only(&[Source::of("a.rs", text)], &rooms), [""; 0], "{text}");
+        let modules: [(&str, &[&str]); 3] = [("a", &["c"]), ("b", &[]), ("c", &[])];
+        assert_eq!(uses_only(&[Source::of("a.rs", text)], &modules), [""; 0], "{text}");
     }
-    assert_eq!(uses_only(&[Source::of("z.rs", "")], &[("a", &[])]).len(), 1, "a room without a place");
-    assert_eq!(uses_only(&[], &[("a", &["b"]), ("b", &["a"])]).len(), 1, "rooms that hold each other");
+    assert_eq!(uses_only(&[Source::of("z.rs", "")], &[("a", &[])]).len(), 1, "a module that is not listed");
+    assert_eq!(uses_only(&[], &[("a", &["b"]), ("b", &["a"])]).len(), 1, "modules that depend on each other");
 }
 
 #[test]
-fn what_leaves_its_place_is_seen_and_so_is_a_wall_around_nothing() {
-    let home = Source::of("keys/http.rs", "use reqwest::Client;");
+fn forbidden_uses_and_rules_without_a_use_are_detected() {
+    let only_user = Source::of("keys/http.rs", "use reqwest::Client;");
     for text in [
         "use reqwest::{Client, Url};",
         "fn f() -> reqwest::Result<()> {}",
@@ -310,19 +317,19 @@ fn what_leaves_its_place_is_seen_and_so_is_a_wall_around_nothing() {
         "use reqwest as r;",
     ] {
         let sources = [Source::of("keys/http.rs", "use reqwest::Client;"), Source::of("other.rs", text)];
-        assert_eq!(belongs_to(&sources, "reqwest", &["keys"]).len(), 1, "{text}");
+        assert_eq!(used_only_in(&sources, "reqwest", &["keys"]).len(), 1, "{text}");
     }
-    assert_eq!(belongs_to(&[home], "reqwest", &["keys"]), [""; 0]);
-    assert_eq!(belongs_to(&[], "reqwest", &["keys"]).len(), 1);
+    assert_eq!(used_only_in(&[only_user], "reqwest", &["keys"]), [""; 0]);
+    assert_eq!(used_only_in(&[], "reqwest", &["keys"]).len(), 1);
     let now = Source::of("a.rs", "fn f() { std::time::Instant::now(); }");
-    assert_eq!(belongs_to(&[now], "Instant::now", &["clock"]).len(), 1, "wherever the path begins");
+    assert_eq!(used_only_in(&[now], "Instant::now", &["clock"]).len(), 1, "also as the end of a longer path");
 }
 
 #[test]
-fn what_waits_or_panics_or_does_io_is_seen() {
+fn async_code_panics_and_io_are_detected() {
     for text in ["async fn f() {}", "fn f() { async {} }", "fn f() { g.await }", "impl X { async fn f() {} }"]
     {
-        assert!(Source::of("a.rs", text).waits, "{text}");
+        assert!(Source::of("a.rs", text).is_async, "{text}");
     }
     assert!(Source::of("a.rs", "use std::{fmt, fs::File};").names("std::fs"));
     assert!(Source::of("a.rs", "fn f() { std::fs::read(1); }").names("std::fs"));
@@ -334,24 +341,24 @@ fn what_waits_or_panics_or_does_io_is_seen() {
 }
 
 #[test]
-fn modules_that_hold_each_other_are_seen() {
+fn module_cycles_are_detected() {
     let sources = [
         Source::of("a.rs", "mod b; mod c;"),
         Source::of("a/b.rs", "use super::c::X;"),
         Source::of("a/c.rs", "fn f() { super::b::g() }"),
         Source::of("a/d.rs", "use super::b;"),
     ];
-    assert_eq!(circles(&sources), ["a::b, a::c"]);
+    assert_eq!(cycles(&sources), ["a::b, a::c"]);
 }
 
 #[test]
-fn no_modules_of_a_crate_hold_each_other() {
+fn no_crate_has_module_cycles() {
     for (_, folder) in CRATES {
-        none(circles(&sources_of(folder)));
+        assert_none(cycles(&sources_of(folder)));
     }
 }
 
-/// Set to anything, the lists are written instead of compared.
+/// If set, the lists are written instead of compared.
 const UPDATE: &str = "UPDATE_PUBLIC_API";
 
 #[test]
@@ -377,11 +384,11 @@ fn the_public_api_of_the_libraries_is_what_is_listed() {
 }
 
 #[test]
-fn the_list_has_what_others_can_use_and_nothing_else() {
+fn the_list_has_exactly_the_public_items() {
     let sources = [
         Source::of(
             "lib.rs",
-            "pub mod a; mod b; pub use b::Handed; pub use other::Thing; pub fn f() { g() } fn g() {}",
+            "pub mod a; mod b; pub use b::Reexported; pub use other::Thing; pub fn f() { g() } fn g() {}",
         ),
         Source::of(
             "a.rs",
@@ -389,7 +396,7 @@ fn the_list_has_what_others_can_use_and_nothing_else() {
         ),
         Source::of(
             "b.rs",
-            "#[non_exhaustive] pub enum Handed { A(u8) } pub struct Inner; impl Inner { pub fn k() {} } impl Clone for Handed { fn clone(&self) -> Self { X } }",
+            "#[non_exhaustive] pub enum Reexported { A(u8) } pub struct Inner; impl Inner { pub fn k() {} } impl Clone for Reexported { fn clone(&self) -> Self { X } }",
         ),
         Source::of("c.rs", "#[cfg(test)] pub fn t() {}"),
     ];
@@ -402,12 +409,12 @@ pub mod a {
     }
 }
 #[non_exhaustive]
-pub enum Handed {
+pub enum Reexported {
     A(u8),
 }
 pub use other::Thing;
 pub fn f() {}
-impl Clone for Handed {}
+impl Clone for Reexported {}
 impl S {
     pub fn new() -> Self {}
 }
@@ -417,10 +424,10 @@ impl S {
 
 #[test]
 fn every_public_item_of_the_layer_has_an_example() {
-    none(without_example(&sources_of("crates/tower")));
-    let lacking =
+    assert_none(without_example(&sources_of("crates/tower")));
+    let undocumented =
         Source::of("a.rs", "/// Docs.\npub fn f() {} pub struct S; impl S { pub fn g() {} fn h() {} }");
-    assert_eq!(without_example(&[lacking]), ["a.rs: f", "a.rs: S", "a.rs: g"]);
-    let has = Source::of("a.rs", "/// ```\n/// f();\n/// ```\npub fn f() {}");
-    assert_eq!(without_example(&[has]), [""; 0]);
+    assert_eq!(without_example(&[undocumented]), ["a.rs: f", "a.rs: S", "a.rs: g"]);
+    let documented = Source::of("a.rs", "/// ```\n/// f();\n/// ```\npub fn f() {}");
+    assert_eq!(without_example(&[documented]), [""; 0]);
 }

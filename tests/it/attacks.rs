@@ -1,8 +1,7 @@
-//! Hostile tokens, requests and key sets against the whole service: each row of `docs/attacks.md`
-//! (sections A to F and H) as a case that names it.
-//!
-//! A case says what is sent and which reason must come back; what is true of every denial is checked
-//! for each of them by `case::judge` and `support::Answer::faults`. Nothing here looks inside.
+//! Attack tests with hostile tokens, requests and key sets against the whole service: each row of `docs/attacks.md` (sections A
+//! to F and H) is a case that names it.
+//! A case has an input and the expected reason; what holds for every denial is checked for each of them by `case::judge` and
+//! `support::Answer::faults`. The tests use no internals.
 
 mod arbitrary;
 mod case;

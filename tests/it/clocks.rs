@@ -1,5 +1,5 @@
-//! The built binary on a machine whose clock cannot be right: before 1970, after 9999, and as far as a clock goes. Whoever
-//! asks is answered, nothing is allowed, and nothing panics. The clock is another library's, which is preloaded: see
+//! The built binary with a clock that is certainly wrong: before 1970, after 9999, and at the limits of the system's time.
+//! Every request gets a response, none is allowed, and nothing panics. The clock comes from a preloaded library: see
 //! `support/clock_shim.c`.
 
 mod issuer;
@@ -20,19 +20,19 @@ use crate::support::pki::Pki;
 use crate::support::serving::Serving;
 use crate::support::{Answer, Ask};
 use issuer::HttpsIssuer;
-use process::{IMPOSSIBLE, PATIENCE, Served, portcullis, run};
+use process::{Server, TIMEOUT, WRONG_CLOCKS, portcullis, run};
 
-/// What `/readyz` says by a clock before the build.
-const UNSET: &str = "the system clock is earlier than the build time of this program";
+/// The error of `/readyz` if the clock is before the build time.
+const CLOCK_NOT_SET: &str = "the system clock is earlier than the build time of this program";
 
-/// Configurations with every kind of listener, and who asks there.
-struct House {
+/// Configurations with every kind of listener, and clients for them.
+struct Env {
     folder: TempDir,
     pki: Pki,
     key: SigningKey,
 }
 
-impl House {
+impl Env {
     fn new() -> Self {
         Self {
             folder: tempfile::tempdir().expect("a folder"),
@@ -41,18 +41,19 @@ impl House {
         }
     }
 
-    /// The files of a listener with TLS.
+    /// The certificate settings of a TLS listener.
     fn tls(&self) -> String {
         let at = |name: &str| self.pki.directory.path().join(name).display().to_string();
         format!("cert_file: '{}', key_file: '{}'", at("cert.pem"), at("key.pem"))
     }
 
-    /// The keys as they stand in a configuration.
+    /// The keys as a `jwks` setting.
     fn inline(&self) -> String {
         format!("jwks: {}", json!({"keys": [self.key.public_jwk()]}))
     }
 
-    /// A configuration of all listeners but one, whose keys are these: a process has one operator's door.
+    /// A configuration with these keys and all listeners except the admin listener with TLS: a process has only one admin
+    /// listener.
     fn config(&self, keys: &str) -> PathBuf {
         let tls = self.tls();
         let ca = self.pki.directory.path().join("ca.pem").display().to_string();
@@ -70,7 +71,7 @@ impl House {
         )
     }
 
-    /// The same with the operator's door by TLS alone.
+    /// The same with only TLS on the admin listener.
     fn admin_tls(&self) -> PathBuf {
         let tls = self.tls();
         let listen =
@@ -95,13 +96,13 @@ providers:
         path
     }
 
-    /// A token that is good by the clock of the test.
+    /// A token that is valid now.
     fn token(&self) -> String {
         let now = UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
         self.key.sign(&json!({"iss": "https://i.example.com", "aud": "a", "exp": now + 600}))
     }
 
-    /// Those who ask over HTTP/1.1 and over HTTP/2, and know `localhost` to be here.
+    /// Clients for HTTP/1.1 and HTTP/2 that resolve `localhost` to this address.
     fn clients(&self, address: SocketAddr) -> [(&'static str, Client); 2] {
         let builder = || self.client(address);
         let [http1, http2] = [builder().http1_only(), builder().http2_prior_knowledge()];
@@ -111,12 +112,12 @@ providers:
 
     fn client(&self, address: SocketAddr) -> ClientBuilder {
         let ca = Certificate::from_pem(self.pki.ca.as_bytes()).expect("PEM");
-        Client::builder().no_proxy().timeout(PATIENCE).tls_certs_only([ca]).resolve("localhost", address)
+        Client::builder().no_proxy().timeout(TIMEOUT).tls_certs_only([ca]).resolve("localhost", address)
     }
 
-    /// What a page is answered over each version of HTTP, twice on one connection.
-    async fn pages(&self, scheme: &str, address: SocketAddr, path: &str) -> Vec<(String, u16, String)> {
-        let mut answers = Vec::new();
+    /// The responses to a GET over each version of HTTP, two on each connection.
+    async fn get_each(&self, scheme: &str, address: SocketAddr, path: &str) -> Vec<(String, u16, String)> {
+        let mut responses = Vec::new();
         for (protocol, client) in self.clients(address) {
             for _ in 0..2 {
                 let url = format!("{scheme}://localhost:{}{path}", address.port());
@@ -124,15 +125,15 @@ providers:
                 let answer = client.get(url).bearer_auth(self.token()).send().await;
                 let answer = answer.unwrap_or_else(|error| panic!("{what}: {error:?}"));
                 let status = answer.status().as_u16();
-                answers.push((what, status, answer.text().await.expect("text")));
+                responses.push((what, status, answer.text().await.expect("text")));
             }
         }
-        answers
+        responses
     }
 
-    /// What a Check is answered, twice on one connection.
+    /// The HTTP statuses of two Checks on one connection.
     async fn check(&self, scheme: &str, address: SocketAddr) -> [i32; 2] {
-        let endpoint = Endpoint::try_from(format!("{scheme}://{address}")).expect("a URL").timeout(PATIENCE);
+        let endpoint = Endpoint::try_from(format!("{scheme}://{address}")).expect("a URL").timeout(TIMEOUT);
         let ca = transport::Certificate::from_pem(&self.pki.ca);
         let tls = ClientTlsConfig::new().ca_certificate(ca).domain_name("localhost");
         let endpoint = if scheme == "https" { endpoint.tls_config(tls).expect("TLS") } else { endpoint };
@@ -147,135 +148,135 @@ providers:
         statuses
     }
 
-    /// Every listener answers a good token with this status, and the operator's pages with 200, but for `/readyz`.
-    async fn answers(&self, at: &Serving, status: u16, ready: (u16, &str)) {
+    /// Asserts that every listener responds with this status to a valid token, and the admin pages with 200, except `/readyz`.
+    async fn assert_responses(&self, at: &Serving, status: u16, ready: (u16, &str)) {
         for (scheme, address) in [("http", at.ext_authz[0]), ("https", at.ext_authz[1])] {
             assert_eq!(self.check(scheme, address).await, [i32::from(status); 2], "{scheme} {address}");
         }
         for (scheme, address) in [("http", at.forward_auth[0]), ("https", at.forward_auth[1])] {
-            for (what, answered, body) in self.pages(scheme, address, "/orders").await {
+            for (what, answered, body) in self.get_each(scheme, address, "/orders").await {
                 assert_eq!(answered, status, "{what}: {body}");
             }
         }
-        self.operator_is_answered(at, "http", ready).await;
+        self.assert_admin_responses(at, "http", ready).await;
     }
 
-    async fn operator_is_answered(&self, at: &Serving, scheme: &str, (ready, says): (u16, &str)) {
-        for (path, status, says) in
-            [("/livez", 200, "ok"), ("/readyz", ready, says), ("/metrics", 200, "# EOF"), ("/keys", 200, "{")]
-        {
-            for (what, answered, body) in self.pages(scheme, at.admin(), path).await {
-                assert!(answered == status && body.contains(says), "{what}: {answered} {body}");
+    async fn assert_admin_responses(&self, at: &Serving, scheme: &str, (ready, expected): (u16, &str)) {
+        for (path, status, expected) in [
+            ("/livez", 200, "ok"),
+            ("/readyz", ready, expected),
+            ("/metrics", 200, "# EOF"),
+            ("/keys", 200, "{"),
+        ] {
+            for (what, answered, body) in self.get_each(scheme, at.admin(), path).await {
+                assert!(answered == status && body.contains(expected), "{what}: {status} {body}");
             }
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_cannot_be_right_leaves_nobody_at_any_listener_without_an_answer() {
-    let house = House::new();
-    let (config, admin) = (house.config(&house.inline()), house.admin_tls());
-    for clock in IMPOSSIBLE {
-        // A token of today has expired long ago where the clock is ahead.
+async fn every_listener_responds_with_a_wrong_clock() {
+    let env = Env::new();
+    let (config, admin) = (env.config(&env.inline()), env.admin_tls());
+    for clock in WRONG_CLOCKS {
+        // With a clock in the future, the token has expired.
         let (status, ready) =
-            if clock.is_before_the_build() { (503, (503, UNSET)) } else { (401, (200, "ok")) };
-        let served = Served::start(clock.portcullis(), &config);
-        house.answers(&served.serving, status, ready).await;
-        let log = served.ends();
+            if clock.is_before_the_build() { (503, (503, CLOCK_NOT_SET)) } else { (401, (200, "ok")) };
+        let server = Server::start(clock.portcullis(), &config);
+        env.assert_responses(&server.serving, status, ready).await;
+        let log = server.stop();
         for line in log.lines() {
             assert!(line.contains(&format!("\"timestamp\":\"{}", clock.year)), "{clock:?}: {line}");
         }
 
-        let served = Served::start(clock.portcullis(), &admin);
-        house.operator_is_answered(&served.serving, "https", ready).await;
-        served.ends();
+        let server = Server::start(clock.portcullis(), &admin);
+        env.assert_admin_responses(&server.serving, "https", ready).await;
+        server.stop();
     }
 
-    // The same by a clock that is right.
-    let served = Served::start(portcullis(), &config);
-    house.answers(&served.serving, 200, (200, "ok")).await;
-    served.ends();
+    // The same with the right clock.
+    let server = Server::start(portcullis(), &config);
+    env.assert_responses(&server.serving, 200, (200, "ok")).await;
+    server.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clients_certificate_counts_by_no_clock_that_cannot_be_right() {
-    let house = House::new();
-    let config = house.config(&house.inline());
-    let (certificate, key) = &house.pki.client;
+async fn no_client_certificate_is_valid_with_a_wrong_clock() {
+    let env = Env::new();
+    let config = env.config(&env.inline());
+    let (certificate, key) = &env.pki.client;
     let identity = Identity::from_pem(format!("{certificate}{key}").as_bytes()).expect("a certificate");
-    let ask = async |served: &Served| {
-        let address = served.serving.forward_auth[2];
-        let client = house.client(address).identity(identity.clone()).build().expect("a client");
+    let ask = async |server: &Server| {
+        let address = server.serving.forward_auth[2];
+        let client = env.client(address).identity(identity.clone()).build().expect("a client");
         let url = format!("https://localhost:{}/orders", address.port());
-        client.get(url).bearer_auth(house.token()).send().await
+        client.get(url).bearer_auth(env.token()).send().await
     };
-    for clock in IMPOSSIBLE {
-        let mut served = Served::start(clock.portcullis(), &config);
-        let answer = ask(&served).await;
+    for clock in WRONG_CLOCKS {
+        let mut server = Server::start(clock.portcullis(), &config);
+        let answer = ask(&server).await;
         assert!(answer.is_err(), "{clock:?}: {answer:?}");
-        let line = served.wait_for("TLS handshakes failed");
+        let line = server.wait_for("TLS handshakes failed");
         let cause = if clock.is_before_the_build() { "\"not_yet_valid\"" } else { "\"expired\"" };
         assert!(line.contains("listen.forward_auth[2]") && line.contains(cause), "{clock:?}: {line}");
-        served.ends();
+        server.stop();
     }
-    let served = Served::start(portcullis(), &config);
-    let answer = ask(&served).await.expect("answered");
+    let server = Server::start(portcullis(), &config);
+    let answer = ask(&server).await.expect("answered");
     assert_eq!(answer.status(), 200);
-    served.ends();
+    server.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_fetched_over_https_by_no_clock_at_which_the_issuers_certificate_does_not_count() {
-    let (house, issuer) = (House::new(), HttpsIssuer::start().await);
-    issuer.publishes(json!({"keys": [house.key.public_jwk()]}).to_string());
-    let ca = issuer.authority(house.folder.path());
+async fn no_keys_are_fetched_over_https_with_a_clock_at_which_the_issuers_certificate_is_not_valid() {
+    let (env, issuer) = (Env::new(), HttpsIssuer::start().await);
+    issuer.publish(json!({"keys": [env.key.public_jwk()]}).to_string());
+    let ca = issuer.authority(env.folder.path());
     let keys = format!("jwks_uri: '{}'", issuer.url());
     let configured = [
-        house.config(&format!("{keys}\n    http: {{ca_file: '{}'}}", ca.display())),
-        // By the authorities of the system, which are these.
-        house.write("system.yaml", "  ext_authz: '127.0.0.1:0'", &keys),
+        env.config(&format!("{keys}\n    http: {{ca_file: '{}'}}", ca.display())),
+        // With the system's CA certificates, which the environment sets to these.
+        env.write("system.yaml", "  ext_authz: '127.0.0.1:0'", &keys),
     ];
-    let of_the_system = [("SSL_CERT_FILE", ca.clone()), ("SSL_CERT_DIR", "/nonexistent".into())];
-    let bearer = format!("authorization: Bearer {}", house.token());
+    let system_cas = [("SSL_CERT_FILE", ca.clone()), ("SSL_CERT_DIR", "/nonexistent".into())];
+    let bearer = format!("authorization: Bearer {}", env.token());
     for config in configured {
-        for clock in IMPOSSIBLE {
+        for clock in WRONG_CLOCKS {
             let before = issuer.connections();
             let mut command = clock.portcullis();
-            command.envs(of_the_system.clone());
-            let mut served = Served::start(command, &config);
-            let why =
+            command.envs(system_cas.clone());
+            let mut server = Server::start(command, &config);
+            let cause =
                 if clock.is_before_the_build() { "certificate not valid yet" } else { "certificate expired" };
-            let line = served.wait_for("key set refresh failed");
-            assert!(line.contains(why) && issuer.connections() > before, "{clock:?}: {line}");
-            served.ends();
+            let line = server.wait_for("key set refresh failed");
+            assert!(line.contains(cause) && issuer.connections() > before, "{clock:?}: {line}");
+            server.stop();
 
             let mut explain = clock.portcullis();
-            explain
-                .args(["explain", "--header", &bearer, "--config"])
-                .arg(&config)
-                .envs(of_the_system.clone());
-            let (code, said) = run(&mut explain);
-            assert!(code == Some(clock.explained()) && said.contains(why), "{clock:?}: {said}");
+            explain.args(["explain", "--header", &bearer, "--config"]).arg(&config).envs(system_cas.clone());
+            let (code, output) = run(&mut explain);
+            assert!(code == Some(clock.explain_exit_code()) && output.contains(cause), "{clock:?}: {output}");
         }
         let mut explain = portcullis();
-        explain.args(["explain", "--header", &bearer, "--config"]).arg(&config).envs(of_the_system.clone());
-        let (code, said) = run(&mut explain);
-        assert_eq!(code, Some(0), "by a clock that is right: {said}");
+        explain.args(["explain", "--header", &bearer, "--config"]).arg(&config).envs(system_cas.clone());
+        let (code, output) = run(&mut explain);
+        assert_eq!(code, Some(0), "with the right clock: {output}");
     }
 }
 
 #[test]
-fn validate_and_explain_do_their_work_by_any_clock() {
-    let house = House::new();
-    let config = house.config(&house.inline());
-    let bearer = format!("authorization: Bearer {}", house.token());
-    for clock in IMPOSSIBLE {
-        let (code, said) = run(clock.portcullis().args(["validate", "--print", "--config"]).arg(&config));
+fn validate_and_explain_work_with_any_clock() {
+    let env = Env::new();
+    let config = env.config(&env.inline());
+    let bearer = format!("authorization: Bearer {}", env.token());
+    for clock in WRONG_CLOCKS {
+        let (code, output) = run(clock.portcullis().args(["validate", "--print", "--config"]).arg(&config));
         let warning = if clock.is_before_the_build() { "is not valid before" } else { "expired on" };
-        assert!(code == Some(0) && said.contains(warning), "{clock:?}: {said}");
+        assert!(code == Some(0) && output.contains(warning), "{clock:?}: {output}");
 
-        let (code, said) =
+        let (code, output) =
             run(clock.portcullis().args(["explain", "--header", &bearer, "--config"]).arg(&config));
-        assert_eq!(code, Some(clock.explained()), "{clock:?}: {said}");
+        assert_eq!(code, Some(clock.explain_exit_code()), "{clock:?}: {output}");
     }
 }

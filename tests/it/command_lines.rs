@@ -1,5 +1,5 @@
-//! Command lines, the built binary: nothing that could be a token is repeated, whatever is wrong with the line, and an
-//! answer that nobody reads ends with its own exit code.
+//! Command lines of the built binary: errors never quote what could be a token, and without a reader of the output, the exit code
+//! is still the one of the result.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,9 +14,9 @@ use tempfile::TempDir;
 use crate::support::snapshots::settings;
 
 const NOW: i64 = 1_800_000_000;
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A token of another kind than JWT.
+/// A token that is not a JWT.
 const OPAQUE: &str = "s3cr3t-0paque-t0ken";
 
 fn portcullis(arguments: &[&str]) -> Command {
@@ -29,13 +29,13 @@ fn output(arguments: &[&str]) -> Output {
     portcullis(arguments).output().expect("the binary runs")
 }
 
-struct House {
+struct Env {
     folder: TempDir,
     config: String,
     jwt: String,
 }
 
-impl House {
+impl Env {
     fn new() -> Self {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
@@ -60,7 +60,7 @@ rules: [{{name: orders, match: {{path_prefix: /orders, methods: [GET]}}, require
 }
 
 #[test]
-fn every_command_says_how_it_is_used() {
+fn every_command_has_help() {
     for (command, name) in [
         (&[][..], "help"),
         (&["serve"], "help_serve"),
@@ -77,9 +77,9 @@ fn every_command_says_how_it_is_used() {
 }
 
 #[test]
-fn nothing_that_could_be_a_token_is_repeated_whatever_is_wrong_with_the_line() {
-    let house = House::new();
-    // T is the token; each line with its exit code.
+fn errors_never_quote_what_could_be_a_token() {
+    let env = Env::new();
+    // T is the token; each command line with its exit code.
     let lines: &[(&[&str], i32)] = &[
         (&["explain", "--header", "Authorization Bearer T"], 1),
         (&["explain", "--header", "T"], 1),
@@ -132,27 +132,27 @@ fn nothing_that_could_be_a_token_is_repeated_whatever_is_wrong_with_the_line() {
         (&["drill", "--issuer-address", "T"], 1),
         (&["drill", "--format", "T"], 1),
     ];
-    for token in [house.jwt.as_str(), OPAQUE] {
+    for token in [env.jwt.as_str(), OPAQUE] {
         for (line, code) in lines {
             let mut arguments: Vec<String> = line.iter().map(|one| one.replace('T', token)).collect();
             if line[0] == "explain" {
-                arguments.splice(1..1, ["--config", &house.config].map(str::to_owned));
+                arguments.splice(1..1, ["--config", &env.config].map(str::to_owned));
             }
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             let output = output(&arguments);
-            let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
-            assert_eq!(output.status.code(), Some(*code), "{line:?}: {said}");
-            assert!(!said.is_empty(), "{line:?}");
+            let printed = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
+            assert_eq!(output.status.code(), Some(*code), "{line:?}: {printed}");
+            assert!(!printed.is_empty(), "{line:?}");
             for part in token.split('.') {
-                assert!(!said.contains(part), "{line:?} repeats {part}: {said}");
+                assert!(!printed.contains(part), "{line:?} quotes {part}: {printed}");
             }
         }
     }
 }
 
 #[test]
-fn a_request_file_that_is_broken_anywhere_is_not_quoted() {
-    let house = House::new();
+fn a_malformed_request_file_is_not_quoted() {
+    let env = Env::new();
     let start = r#"{"method": "GET", "host": "h", "path": "/orders", "#;
     for rest in [
         r#""headers": {"authorization": T}}"#,
@@ -164,21 +164,21 @@ fn a_request_file_that_is_broken_anywhere_is_not_quoted() {
         r#""headers": "T"}"#,
         "T",
     ] {
-        for token in [house.jwt.as_str(), OPAQUE] {
-            let request = house.file("request.json", &format!("{start}{rest}").replace('T', token));
+        for token in [env.jwt.as_str(), OPAQUE] {
+            let request = env.file("request.json", &format!("{start}{rest}").replace('T', token));
             let request = request.to_str().expect("a plain path");
-            let output = output(&["explain", "--config", &house.config, "--request", request]);
-            let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
-            assert_eq!(output.status.code(), Some(1), "{said}");
-            assert!(said.contains("request.json"), "{said}");
-            assert!(token.split('.').all(|part| !said.contains(part)), "{rest}: {said}");
+            let output = output(&["explain", "--config", &env.config, "--request", request]);
+            let printed = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
+            assert_eq!(output.status.code(), Some(1), "{printed}");
+            assert!(printed.contains("request.json"), "{printed}");
+            assert!(token.split('.').all(|part| !printed.contains(part)), "{rest}: {printed}");
         }
     }
 }
 
 #[test]
-fn a_mistake_is_told_by_the_name_of_the_argument_or_by_its_place() {
-    let house = House::new();
+fn errors_name_the_argument_or_its_position() {
+    let env = Env::new();
     for (line, expected) in [
         (&["explain", "--heder", "x"][..], "argument 4 is unknown"),
         (&["explain", "--heder", "x"], "did you mean --header"),
@@ -195,7 +195,7 @@ fn a_mistake_is_told_by_the_name_of_the_argument_or_by_its_place() {
     ] {
         let mut arguments = line.to_vec();
         if line[0] == "explain" {
-            arguments.splice(1..1, ["--config", &house.config]);
+            arguments.splice(1..1, ["--config", &env.config]);
         }
         let output = output(&arguments);
         let error = String::from_utf8_lossy(&output.stderr);
@@ -205,13 +205,13 @@ fn a_mistake_is_told_by_the_name_of_the_argument_or_by_its_place() {
     }
 }
 
-/// The exit code of a command whose standard output is this.
-fn code_with(arguments: &[&str], out: Stdio) -> (Option<i32>, String) {
+/// The exit code and the errors of a command with this standard output.
+fn exit_code_and_errors(arguments: &[&str], out: Stdio) -> (Option<i32>, String) {
     let output = portcullis(arguments).stdout(out).output().expect("the binary runs");
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// A pipe that nobody reads any more.
+/// A pipe whose reader is closed.
 fn broken_pipe() -> Stdio {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
@@ -219,58 +219,58 @@ fn broken_pipe() -> Stdio {
 }
 
 #[test]
-fn an_answer_that_nobody_reads_ends_with_its_own_exit_code_and_without_a_word() {
-    let house = House::new();
-    let good = format!("authorization: Bearer {}", house.jwt);
+fn a_broken_pipe_does_not_change_the_exit_code_and_prints_no_error() {
+    let env = Env::new();
+    let good = format!("authorization: Bearer {}", env.jwt);
     let now = NOW.to_string();
-    let explain = ["explain", "--config", &house.config, "--now", &now, "--path", "/orders"];
-    // An issuer that is not there.
+    let explain = ["explain", "--config", &env.config, "--now", &now, "--path", "/orders"];
+    // An unreachable issuer.
     let unavailable =
         "providers: [{name: p, issuer: https://i, audiences: [a], jwks_uri: 'http://127.0.0.1:1/keys',
   refresh: {timeout: 1s, wait: 1s}}]";
-    let unavailable = house.file("u.yaml", &format!("listen: {{ext_authz: '127.0.0.1:0'}}\n{unavailable}\n"));
+    let unavailable = env.file("u.yaml", &format!("listen: {{ext_authz: '127.0.0.1:0'}}\n{unavailable}\n"));
     let unavailable = unavailable.to_str().expect("a plain path");
     let cases: [(Vec<&str>, i32); 9] = [
         ([&explain[..], &["--header", &good]].concat(), 0),
         ([&explain[..], &["--header", &good, "--format", "json"]].concat(), 0),
         (explain.to_vec(), 2),
         (vec!["explain", "--config", unavailable, "--now", &now, "--header", &good], 3),
-        (vec!["validate", "--config", &house.config], 0),
-        (vec!["validate", "--config", &house.config, "--print"], 0),
+        (vec!["validate", "--config", &env.config], 0),
+        (vec!["validate", "--config", &env.config, "--print"], 0),
         (vec!["validate", "--schema"], 0),
         (vec!["--help"], 0),
         (vec!["drill", "--duration", "2s", "--rotations", "1", "--attack-rate", "50"], 0),
     ];
     for (line, code) in cases {
-        let (ended, error) = code_with(&line, broken_pipe());
-        assert_eq!(ended, Some(code), "{line:?}: {error}");
+        let (actual, error) = exit_code_and_errors(&line, broken_pipe());
+        assert_eq!(actual, Some(code), "{line:?}: {error}");
         assert!(!error.contains("panic") && !error.contains("roken pipe"), "{line:?}: {error}");
     }
 }
 
 #[test]
-fn an_answer_that_cannot_be_written_is_an_error_that_says_so() {
-    let house = House::new();
+fn output_that_cannot_be_written_is_an_error() {
+    let env = Env::new();
     let full = || File::options().write(true).open("/dev/full").expect("Linux has it").into();
     for line in [
-        &["explain", "--config", &house.config][..],
-        &["validate", "--config", &house.config],
-        &["validate", "--config", &house.config, "--print"],
+        &["explain", "--config", &env.config][..],
+        &["validate", "--config", &env.config],
+        &["validate", "--config", &env.config, "--print"],
     ] {
-        let (code, error) = code_with(line, full());
+        let (code, error) = exit_code_and_errors(line, full());
         assert_eq!(code, Some(1), "{line:?}: {error}");
         assert!(error.contains("the result cannot be written: No space left"), "{line:?}: {error}");
     }
     for line in [&["--help"][..], &["--version"], &["serve", "--help"]] {
-        let (code, error) = code_with(line, full());
+        let (code, error) = exit_code_and_errors(line, full());
         assert_eq!(code, Some(1), "{line:?}: {error}");
         assert!(error.contains("the help cannot be written: No space left"), "{line:?}: {error}");
-        assert_eq!(code_with(line, broken_pipe()).0, Some(0), "{line:?}");
+        assert_eq!(exit_code_and_errors(line, broken_pipe()).0, Some(0), "{line:?}");
     }
 }
 
 #[test]
-fn a_mistake_that_nobody_is_told_of_has_its_exit_code() {
+fn an_error_that_cannot_be_printed_has_its_exit_code() {
     for line in [
         &["explain", "--nothing"][..],
         &["validate", "--config", "/no/such/file"],
@@ -281,7 +281,7 @@ fn a_mistake_that_nobody_is_told_of_has_its_exit_code() {
     }
 }
 
-/// A command that is killed when dropped.
+/// A command, killed when dropped.
 struct Running(Child);
 
 impl Drop for Running {
@@ -292,11 +292,11 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Ends by itself, with this code.
-    fn ends(&mut self) -> Option<i32> {
-        let by = monotonic() + PATIENCE;
-        while monotonic() < by {
-            if let Some(status) = self.0.try_wait().expect("it is asked") {
+    /// Waits until it exits; returns its exit code.
+    fn exit_code(&mut self) -> Option<i32> {
+        let deadline = monotonic() + TIMEOUT;
+        while monotonic() < deadline {
+            if let Some(status) = self.0.try_wait().expect("waits") {
                 return status.code();
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -312,36 +312,36 @@ fn demo(temp: &Path, out: Stdio) -> Running {
 }
 
 #[test]
-fn a_demo_whose_terminal_closes_or_that_is_told_to_end_takes_its_token_with_it() {
+fn a_demo_that_gets_a_signal_removes_its_token() {
     use std::io::{BufRead, BufReader};
     for signal in ["-HUP", "-TERM", "-INT", "-QUIT"] {
         let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
         let mut demo = demo(temp.path(), Stdio::piped());
         let out = BufReader::new(demo.0.stdout.take().expect("piped"));
-        let stays =
+        let keeps_running =
             out.lines().map(|line| line.expect("text")).any(|line| line.starts_with("Press Ctrl-C to stop"));
-        assert!(stays);
-        let left = || fs::read_dir(temp.path()).expect("a folder").count();
-        assert_eq!(left(), 1, "the token's file is there");
+        assert!(keeps_running);
+        let file_count = || fs::read_dir(temp.path()).expect("a folder").count();
+        assert_eq!(file_count(), 1, "the token's file is there");
         let killed = Command::new("kill").args([signal, &demo.0.id().to_string()]).status();
         assert!(killed.expect("kill runs").success());
-        assert_eq!(demo.ends(), Some(0), "{signal}");
-        assert_eq!(left(), 0, "{signal}");
+        assert_eq!(demo.exit_code(), Some(0), "{signal}");
+        assert_eq!(file_count(), 0, "{signal}");
     }
 }
 
 #[test]
-fn a_demo_that_nobody_reads_plays_to_its_end_and_does_not_stay() {
+fn a_demo_without_a_reader_runs_to_its_end_and_exits() {
     let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
-    assert_eq!(demo(temp.path(), broken_pipe()).ends(), Some(0));
+    assert_eq!(demo(temp.path(), broken_pipe()).exit_code(), Some(0));
     assert_eq!(fs::read_dir(temp.path()).expect("a folder").count(), 0);
 }
 
 #[test]
-fn a_claim_of_the_drill_that_looks_like_a_variable_is_none() {
+fn a_drill_claim_that_looks_like_a_variable_is_not_expanded() {
     let line =
         ["drill", "--audience", "${HOME}", "--duration", "2s", "--rotations", "1", "--attack-rate", "50"];
     let output = output(&line);
-    let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
-    assert_eq!(output.status.code(), Some(0), "{said}");
+    let printed = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
+    assert_eq!(output.status.code(), Some(0), "{printed}");
 }

@@ -1,4 +1,4 @@
-//! The configuration, from text to what runs or to everything that is wrong. Nothing is served here.
+//! The configuration, from text to the effective configuration or to all of its errors. These tests start no service.
 
 mod dangers;
 mod printed;
@@ -25,7 +25,7 @@ providers:
     audiences: [a]
 ";
 
-/// 35 bytes in base64url: long enough for HS256 and too short for HS384.
+/// 35 bytes in base64url: long enough for HS256 but not for HS384.
 const SECRET: &str = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldCE";
 
 fn parse(text: &str) -> Result<Config, String> {
@@ -33,17 +33,17 @@ fn parse(text: &str) -> Result<Config, String> {
         .map_err(|errors| errors.to_string())
 }
 
-/// `MINIMAL` with one more key in the provider, which is line 7.
+/// `MINIMAL` with one more key in the provider, on line 7.
 fn provider_with(line: &str) -> String {
     format!("{MINIMAL}    {line}\n")
 }
 
-/// Wrong configurations, and what is reported of each, as a text to compare with a snapshot.
+/// Invalid configurations with the reported errors, for comparison with a snapshot.
 #[derive(Default)]
 struct Errors(String);
 
 impl Errors {
-    /// Adds the lines of `text` that `MINIMAL` does not have, and below them its errors.
+    /// Adds the lines of `text` that are not in `MINIMAL`, followed by the errors.
     #[track_caller]
     fn of(&mut self, text: &str) {
         let errors = match Config::parse(text, &|_| None) {
@@ -60,7 +60,7 @@ impl Errors {
         }
     }
 
-    /// Compares all of it with the snapshot of this name.
+    /// Compares everything with the snapshot of this name.
     #[track_caller]
     fn compare(self, name: &str) {
         let mut settings = settings(&[]);
@@ -118,7 +118,7 @@ limits: {message_bytes: 1MiB, connections: 5}
 #[test]
 fn every_form_of_a_listener_is_read_and_printed_as_it_is_read() {
     let config = parse(LISTENERS).expect("every form is valid");
-    let [file, tls, plain] = &*config.listen.ext_authz else { panic!("three doors") };
+    let [file, tls, plain] = &*config.listen.ext_authz else { panic!("three listeners") };
     assert!(matches!(&file.address, BindAddress::Unix { mode: Some(0o660), .. }), "{file:?}");
     let names = &tls.tls.as_ref().expect("with TLS").client_names;
     assert_eq!(names, &["envoy.mesh", "spiffe://example.org/envoy"]);
@@ -152,7 +152,7 @@ fn an_inline_secret_is_never_printed() {
     assert!(!format!("{config:?}").contains(SECRET));
     let redacted = r#"jwks: {keys: [{kid: "k", kty: "oct", alg: "HS256", redacted: "a shared secret"}]}"#;
     assert!(printed.contains(redacted), "{printed}");
-    assert!(parse(&printed).is_err(), "a key without its material is no key");
+    assert!(parse(&printed).is_err(), "a key without its material is invalid");
     let again = parse(&printed.replace(redacted, &jwks)).expect("with the material it is valid again");
     assert_eq!(again.to_yaml(), printed);
 }
@@ -174,7 +174,7 @@ fn no_query_and_no_user_of_a_url_is_printed() {
     ] {
         let printed = parse(&text).expect("valid").to_yaml();
         assert!(!printed.contains("S3CRET"), "{printed}");
-        assert!(printed.contains("shown; restore"), "that it is left out is said: {printed}");
+        assert!(printed.contains("shown; restore"), "the omission is mentioned: {printed}");
         let again = parse(&printed).unwrap_or_else(|errors| panic!("{errors}\n{printed}"));
         assert_eq!(again.to_yaml(), printed);
     }
@@ -202,7 +202,7 @@ fn a_variable_within_a_variable_is_refused_by_its_name_where_it_stands() {
         assert!(!errors.contains("S3CRET"), "{errors}");
     }
     let set = Config::parse(&provider_with("realm: '${A:-${B}}'"), &|_| Some("set".to_owned()));
-    assert!(set.is_err(), "also where the first is set, so that it does not depend on the environment");
+    assert!(set.is_err(), "also if the first is set, so that the result does not depend on the environment");
     errors.compare("a_variable_within_a_variable_is_refused_by_its_name_where_it_stands");
 }
 
@@ -225,7 +225,7 @@ fn an_error_never_shows_a_secret() {
 #[test]
 fn values_are_typed_after_their_variables_are_expanded() {
     let text = format!("{MINIMAL}responses: {{keys_unavailable_status: \"${{STATUS}}\"}}\n");
-    assert!(parse(&text).is_err(), "a quoted number is text");
+    assert!(parse(&text).is_err(), "a quoted number is a string");
     for (status, expected) in [("${STATUS}", 429), ("${OTHER:-500}", 500)] {
         let text = format!("{MINIMAL}responses:\n  keys_unavailable_status: {status}\n");
         let config = parse(&text).expect("the status is a number after expansion");
@@ -444,18 +444,21 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
 #[test]
 fn an_http_door_has_an_address_and_a_profile_and_there_may_be_several() {
     let mut errors = Errors::default();
-    let with = |doors: &str| {
+    let with = |listeners: &str| {
         MINIMAL.replace(
             "{ext_authz: 127.0.0.1:0}",
-            &format!("{{ext_authz: 127.0.0.1:0, forward_auth: {doors}}}"),
+            &format!("{{ext_authz: 127.0.0.1:0, forward_auth: {listeners}}}"),
         )
     };
     let one = parse(&with("{address: 0.0.0.0:9192, profile: nginx}")).expect("one mapping");
     assert_eq!(one.listen.forward_auth[0].profile, Profile::Nginx);
     let two = "[{address: 127.0.0.1:1, profile: caddy}, {address: 127.0.0.1:2, profile: envoy}]";
-    let doors = parse(&with(two)).expect("a list").listen.forward_auth;
-    assert_eq!(doors.iter().map(|door| door.profile).collect::<Vec<_>>(), [Profile::Caddy, Profile::Envoy]);
-    for doors in [
+    let listeners = parse(&with(two)).expect("a list").listen.forward_auth;
+    assert_eq!(
+        listeners.iter().map(|listener| listener.profile).collect::<Vec<_>>(),
+        [Profile::Caddy, Profile::Envoy]
+    );
+    for listeners in [
         "{profile: nginx}",
         "{address: 127.0.0.1:1}",
         "127.0.0.1:1",
@@ -464,7 +467,7 @@ fn an_http_door_has_an_address_and_a_profile_and_there_may_be_several() {
         "[{address: 127.0.0.1:1, profile: nginx, mode: a}]",
         "{address: 127.0.0.1:1, profile: nginx, tls: {cert_file: /c}}",
     ] {
-        errors.of(&with(doors));
+        errors.of(&with(listeners));
     }
     errors.compare("an_http_door_has_an_address_and_a_profile_and_there_may_be_several");
 }
@@ -483,7 +486,7 @@ fn trusted_proxies_are_networks_or_addresses() {
         some.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"]
     );
-    assert_eq!(parse(&with("[]")).expect("nobody is fine too").trusted_proxies, []);
+    assert_eq!(parse(&with("[]")).expect("valid").trusted_proxies, []);
     for networks in ["[10.0.0.1/8]", "[localhost]", "[10.0.0.0/33]", "10.0.0.0/8"] {
         errors.of(&with(networks));
     }
@@ -591,7 +594,7 @@ fn keys_are_discovered_only_below_an_issuer_that_is_a_plain_url() {
         let text = MINIMAL.replace("https://sso.example.com", issuer);
         errors.of(&text);
         let text = format!("{text}    jwks_uri: https://sso.example.com/keys\n");
-        assert!(parse(&text).is_ok(), "an issuer is any text where it is not fetched from: {issuer}");
+        assert!(parse(&text).is_ok(), "an issuer without discovery may be any string: {issuer}");
     }
     let text = MINIMAL.replace("https://sso.example.com", "https://sso.example.com/realms/a/");
     let config = parse(&text).expect("the issuer is a URL");
@@ -612,7 +615,7 @@ fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
             "listen: {{ext_authz: {{address: '127.0.0.1:1', tls: {{cert_file: a, key_file: b, {members}}}}}}}"
         )
     };
-    for door in [
+    for listener in [
         "listen: {ext_authz: 'host.example.com:1'}",
         "listen: {ext_authz: 'localhost:'}",
         "listen: {ext_authz: ':x'}",
@@ -656,7 +659,7 @@ fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
         &names("client_ca_file: c, client_names: [a, A]"),
         "listen:",
     ] {
-        errors.of(&MINIMAL.replace("listen: {ext_authz: 127.0.0.1:0}", door));
+        errors.of(&MINIMAL.replace("listen: {ext_authz: 127.0.0.1:0}", listener));
     }
     let long = format!("responses: {{realm: {}}}", "x".repeat(129));
     for line in [

@@ -13,7 +13,7 @@ fn demo() -> Command {
 }
 
 #[test]
-fn every_step_comes_out_as_expected_and_the_process_says_so() {
+fn every_step_has_the_expected_result_and_the_process_succeeds() {
     let output = demo().arg("--once").output().expect("the demo can be started");
     let text = String::from_utf8(output.stdout).expect("the demo prints text");
     assert!(output.status.success(), "{text}");
@@ -21,7 +21,7 @@ fn every_step_comes_out_as_expected_and_the_process_says_so() {
 
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     let changes = [
-        // How often keys are fetched beside a flood is a matter of how long that takes.
+        // The number of fetches during a flood depends on its duration.
         (r"(-> 1 allowed, 50 denied); \d+ fetch(es)?", "$1; N fetches"),
         (r"(?m)^(16 .*) <=\d+ +\d+$", "$1 <=N N"),
     ];
@@ -29,16 +29,16 @@ fn every_step_comes_out_as_expected_and_the_process_says_so() {
 }
 
 #[test]
-fn a_machine_without_certificates_of_authorities_is_enough() {
+fn the_demo_needs_no_ca_certificates() {
     let nowhere = [("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")];
     let output = demo().arg("--once").envs(nowhere).output().expect("the demo can be started");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A demo that stays up. It ends with this value, whatever a test makes of it.
-struct Staying(Child);
+/// A running demo, killed when dropped.
+struct RunningDemo(Child);
 
-impl Drop for Staying {
+impl Drop for RunningDemo {
     fn drop(&mut self) {
         // An error means that it has ended already.
         let _ended = self.0.kill();
@@ -47,9 +47,10 @@ impl Drop for Staying {
 }
 
 #[test]
-fn without_once_it_stays_up_with_a_request_to_try_and_ends_well_on_sigterm() {
-    let mut staying = Staying(demo().stdout(Stdio::piped()).spawn().expect("the demo can be started"));
-    let mut lines = BufReader::new(staying.0.stdout.take().expect("its output is piped"));
+fn without_once_it_keeps_running_with_a_request_to_try_and_exits_with_0_on_sigterm() {
+    let mut demo_process =
+        RunningDemo(demo().stdout(Stdio::piped()).spawn().expect("the demo can be started"));
+    let mut lines = BufReader::new(demo_process.0.stdout.take().expect("its output is piped"));
     let mut text = String::new();
     while !text.ends_with("Press Ctrl-C to stop.\n") {
         assert_ne!(lines.read_line(&mut text).expect("the demo prints text"), 0, "it ended: {text}");
@@ -61,9 +62,9 @@ fn without_once_it_stays_up_with_a_request_to_try_and_ends_well_on_sigterm() {
     let token = &request["attributes"]["request"]["http"]["headers"]["authorization"];
     assert!(token.as_str().is_some_and(|token| token.starts_with("Bearer ey")), "{request}");
 
-    let killed = Command::new("kill").args(["-TERM", &staying.0.id().to_string()]).status();
+    let killed = Command::new("kill").args(["-TERM", &demo_process.0.id().to_string()]).status();
     assert!(killed.expect("kill can be run").success());
     lines.read_to_string(&mut text).expect("the demo prints text");
-    assert_eq!(staying.0.wait().expect("it ends").code(), Some(0), "{text}");
-    assert!(!path.exists(), "the request goes with the demo");
+    assert_eq!(demo_process.0.wait().expect("it ends").code(), Some(0), "{text}");
+    assert!(!path.exists(), "the demo removes the request");
 }

@@ -1,5 +1,5 @@
-//! `portcullis drill` as a user runs it: against itself, against a service in its own process and against
-//! gateways that are wrong on purpose.
+//! `portcullis drill` as a user runs it: with its own service, against a service in another process and against
+//! faulty gateways.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -12,14 +12,14 @@ use crate::support::drill::{SHORT, arguments, drill, drill_async, result, text};
 use crate::support::real::{Portcullis, Process, TIMEOUT, eventually, folder, free_address, serve_http};
 use crate::support::snapshots::settings;
 
-/// Time enough for every kind of rotation and of fault once.
-const EVERYTHING: [&str; 6] = ["--duration", "18s", "--rotations", "6", "--attack-rate", "100"];
+/// Long enough for every kind of rotation and fault once.
+const FULL: [&str; 6] = ["--duration", "18s", "--rotations", "6", "--attack-rate", "100"];
 
-/// How often a drill is repeated before it has failed. It measures whether answers come in time, which a machine with other
-/// work may keep any service from.
-const TRIES: usize = 3;
+/// The number of drills until one must pass. A drill measures whether responses are in time, and on a busy machine any
+/// service may be late.
+const ATTEMPTS: usize = 3;
 
-/// Whether nothing good was refused. Whatever the machine does, nothing forged may be allowed, and no more fetched than may be.
+/// Whether no good token was denied. In every run, no forged token may be allowed and the fetches must be within the bound.
 #[track_caller]
 fn passed(output: &Output) -> bool {
     let result = result(output);
@@ -33,8 +33,8 @@ fn passed(output: &Output) -> bool {
 }
 
 #[test]
-fn a_portcullis_inside_the_drill_passes_every_rotation_and_fault() {
-    let drills = (0..TRIES).map(|_| drill(&[&EVERYTHING[..], &["--format", "json"]].concat()));
+fn the_drills_own_service_passes_every_rotation_and_fault() {
+    let drills = (0..ATTEMPTS).map(|_| drill(&[&FULL[..], &["--format", "json"]].concat()));
     let output = drills.into_iter().find(passed).expect("one of them passes");
     let result = result(&output);
     assert_eq!(result["rotations"].as_array().map(Vec::len), Some(5), "{result:#}");
@@ -45,7 +45,7 @@ fn a_portcullis_inside_the_drill_passes_every_rotation_and_fault() {
 }
 
 #[tokio::test]
-async fn a_service_in_its_own_process_passes_with_the_configuration_that_is_printed() {
+async fn a_service_in_another_process_passes_with_the_printed_configuration() {
     let issuer = free_address();
     let providers = format!(
         "providers:
@@ -58,12 +58,12 @@ async fn a_service_in_its_own_process_passes_with_the_configuration_that_is_prin
     );
     let portcullis = Portcullis::serve(&providers).await;
     let target = format!("grpc://{}", portcullis.ext_authz);
-    let mut output = drill_async(arguments(&EVERYTHING, target.clone(), issuer)).await;
-    for _ in 1..TRIES {
+    let mut output = drill_async(arguments(&FULL, target.clone(), issuer)).await;
+    for _ in 1..ATTEMPTS {
         if passed(&output) {
             break;
         }
-        output = drill_async(arguments(&EVERYTHING, target.clone(), issuer)).await;
+        output = drill_async(arguments(&FULL, target.clone(), issuer)).await;
     }
     assert!(passed(&output), "{:#}", result(&output));
     let printed = text(&output.stderr);
@@ -73,7 +73,7 @@ async fn a_service_in_its_own_process_passes_with_the_configuration_that_is_prin
 }
 
 #[tokio::test]
-async fn a_gateway_that_allows_everything_fails_by_every_forged_token() {
+async fn a_gateway_that_allows_everything_fails_for_every_forged_token() {
     let open = Router::new().fallback(async || StatusCode::NO_CONTENT);
     let (gateway, _server) = serve_http(open).await;
     let output = drill_async(arguments(&SHORT, format!("http://{gateway}"), free_address())).await;
@@ -84,7 +84,7 @@ async fn a_gateway_that_allows_everything_fails_by_every_forged_token() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_allows_nothing_is_given_up_on_after_a_while() {
+async fn a_gateway_that_allows_nothing_is_an_error_after_a_timeout() {
     let closed = Router::new().fallback(async || StatusCode::FORBIDDEN);
     let (gateway, _server) = serve_http(closed).await;
     let short = [&SHORT[..], &["--wait", "1s"]].concat();
@@ -97,8 +97,8 @@ async fn a_gateway_that_allows_nothing_is_given_up_on_after_a_while() {
 }
 
 #[test]
-fn what_cannot_be_drilled_is_refused_with_what_to_do() {
-    let mut told = String::new();
+fn invalid_arguments_are_errors_with_a_hint() {
+    let mut errors = String::new();
     for arguments in [
         &["--duration", "10"][..],
         &["--duration", "100ms"],
@@ -113,13 +113,13 @@ fn what_cannot_be_drilled_is_refused_with_what_to_do() {
     ] {
         let output = drill(arguments);
         assert_ne!(output.status.code(), Some(0), "{arguments:?}");
-        told.push_str(&format!("$ portcullis drill {}\n{}\n", arguments.join(" "), text(&output.stderr)));
+        errors.push_str(&format!("$ portcullis drill {}\n{}\n", arguments.join(" "), text(&output.stderr)));
     }
-    settings(&[]).bind(|| insta::assert_snapshot!("drill_that_cannot_be", told));
+    settings(&[]).bind(|| insta::assert_snapshot!("drill_that_cannot_be", errors));
 }
 
 #[tokio::test]
-async fn a_drill_that_is_stopped_shows_what_it_has_so_far_and_fails() {
+async fn a_stopped_drill_reports_its_result_so_far_and_fails() {
     let folder = folder();
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
     command.args(["drill", "--duration", "5m", "--rotations", "20"]);

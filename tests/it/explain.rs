@@ -1,4 +1,4 @@
-//! `portcullis explain`, the built binary: that it decides as `serve` does, and what it tells and does not.
+//! `portcullis explain` of the built binary: its decisions are those of `serve`, and it never shows tokens or secrets.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,13 +54,13 @@ impl Folder {
 }
 
 #[test]
-fn every_case_of_the_tables_is_explained_as_it_is_decided() {
-    let (book, folder) = (RulesFixture::new(), Folder::new());
-    let config = folder.config(&book.providers_and_rules());
+fn explain_decides_every_case_of_the_tables_as_serve_does() {
+    let (fixture, folder) = (RulesFixture::new(), Folder::new());
+    let config = folder.config(&fixture.providers_and_rules());
     let mut wrong = Vec::new();
     for case in RULE_CASES.iter().chain(PATH_CASES) {
         let Case { method, host, target, .. } = *case;
-        let token = book.token(case.bearer, NOW);
+        let token = fixture.token(case.bearer, NOW);
         let mut headers: serde_json::Map<String, Value> =
             case.headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
         if let Some(token) = &token {
@@ -70,32 +70,32 @@ fn every_case_of_the_tables_is_explained_as_it_is_decided() {
         let request = folder.file("request.json", request);
         let request = request.to_str().expect("a plain path");
         let output = explain(&config, &["--request", request, "--format", "json"]);
-        let told = json_of(&output);
+        let decision = json_of(&output);
         let code = match case.reason {
             "ok" | "anonymous" => 0,
             _ => 2,
         };
-        let rule = told["rule"].as_str().unwrap_or_default();
-        let right = told["reason"] == case.reason
-            && told["status"] == case.status()
+        let rule = decision["rule"].as_str().unwrap_or_default();
+        let right = decision["reason"] == case.reason
+            && decision["status"] == case.status()
             && output.status.code() == Some(code)
             && (rule == case.rule || case.reason == "request_malformed");
         if !right {
-            wrong.push(format!("{case:?}: {told}"));
+            wrong.push(format!("{case:?}: {decision}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
-fn the_text_tells_each_step_and_never_the_token() {
-    let (book, folder) = (RulesFixture::new(), Folder::new());
-    let config = folder.config(&book.providers_and_rules());
-    let token = book.token(Bearer::With(r#"{"scope": "orders:read"}"#), NOW).expect("a token");
+fn the_text_shows_each_step_and_never_the_token() {
+    let (fixture, folder) = (RulesFixture::new(), Folder::new());
+    let config = folder.config(&fixture.providers_and_rules());
+    let token = fixture.token(Bearer::With(r#"{"scope": "orders:read"}"#), NOW).expect("a token");
     let header = format!("Authorization: Bearer {token}");
-    let expired = book.token(Bearer::With(r#"{"scope": "orders:read"}"#), NOW - 7200).expect("a token");
+    let expired = fixture.token(Bearer::With(r#"{"scope": "orders:read"}"#), NOW - 7200).expect("a token");
     let expired = format!("Authorization: Bearer {expired}");
-    let no_scope = book.token(Bearer::With("{}"), NOW).expect("a token");
+    let no_scope = fixture.token(Bearer::With("{}"), NOW).expect("a token");
     let no_scope = format!("Authorization: Bearer {no_scope}");
     for (name, arguments) in [
         ("explain_allow", &["--path", "/orders/7", "--header", &header, "--header", "x_auth_tenant: m"][..]),
@@ -112,10 +112,10 @@ fn the_text_tells_each_step_and_never_the_token() {
     for format in ["text", "json"] {
         for path in ["/orders", "/else", "/admin"] {
             let output = explain(&config, &["--path", path, "--header", &header, "--format", format]);
-            let everything = [output.stdout, output.stderr].concat();
-            let everything = String::from_utf8(everything).expect("text");
+            let printed = [output.stdout, output.stderr].concat();
+            let printed = String::from_utf8(printed).expect("text");
             for part in token.split('.') {
-                assert!(!everything.contains(part), "{everything}");
+                assert!(!printed.contains(part), "{printed}");
             }
         }
     }
@@ -138,16 +138,16 @@ fn a_payload_header_and_a_rewritten_cookie_are_named_and_not_shown() {
     let token = key.sign(&json!({"iss": "https://i", "aud": "a", "exp": NOW + 60}));
     let cookie = format!("cookie: session={token}; other=secret-of-another");
     let output = explain(&config, &["--header", &cookie, "--format", "json"]);
-    let told = json_of(&output);
-    assert_eq!(told["verdict"], "allow");
-    assert_eq!(told["headers"]["set"]["cookie"], "(the cookies without the token)");
-    let text = told.to_string();
+    let decision = json_of(&output);
+    assert_eq!(decision["verdict"], "allow");
+    assert_eq!(decision["headers"]["set"]["cookie"], "(the cookies without the token)");
+    let text = decision.to_string();
     assert!(!text.contains("secret-of-another"));
     assert!(token.split('.').all(|part| !text.contains(part)), "{text}");
 }
 
 #[test]
-fn a_token_over_a_limit_is_malformed_and_the_step_says_which_limit() {
+fn a_token_over_a_limit_is_malformed_and_the_step_names_the_limit() {
     let (key, folder) = (SigningKey::generate("k", SigningAlgorithm::ES256), Folder::new());
     let jwks = json!({"keys": [key.public_jwk()]});
     let provider = format!("providers: [{{name: p, issuer: https://i, audiences: [a], jwks: {jwks}}}]\n");
@@ -160,18 +160,18 @@ fn a_token_over_a_limit_is_malformed_and_the_step_says_which_limit() {
         (json!([[[[1]]]]), "deny", "nested deeper than limits.token_depth allows"),
     ] {
         let authorization = format!("authorization: Bearer {}", key.sign(&claims(x)));
-        let told = json_of(&explain(&config, &["--header", &authorization, "--format", "json"]));
-        assert_eq!(told["verdict"], verdict, "{told}");
+        let decision = json_of(&explain(&config, &["--header", &authorization, "--format", "json"]));
+        assert_eq!(decision["verdict"], verdict, "{decision}");
         if verdict == "deny" {
-            let last = told["steps"].as_array().and_then(|steps| steps.last()).expect("a step");
+            let last = decision["steps"].as_array().and_then(|steps| steps.last()).expect("a step");
             let expected = json!({"step": "screen", "outcome": "malformed", "detail": detail});
-            assert_eq!((&told["reason"], last), (&json!("malformed"), &expected));
+            assert_eq!((&decision["reason"], last), (&json!("malformed"), &expected));
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_fetched_as_at_the_start_and_a_snapshot_counts_while_the_issuer_is_down() {
+async fn keys_are_fetched_as_at_the_start_and_a_snapshot_is_used_while_the_issuer_is_down() {
     let folder = Folder::new();
     let issuer = Issuer::start().await.expect("a free port");
     let key = issuer.rotate(SigningAlgorithm::ES256);
@@ -204,17 +204,18 @@ async fn keys_are_fetched_as_at_the_start_and_a_snapshot_counts_while_the_issuer
 
     let snapshots = folder.0.path().join("snapshots");
     fs::create_dir(&snapshots).expect("a folder");
-    let written = || fs::read_dir(&snapshots).expect("a folder").count();
+    let file_count = || fs::read_dir(&snapshots).expect("a folder").count();
     let text = sections(&format!(", snapshot_dir: '{}'", snapshots.display()));
-    let keep = folder.file("keep.yaml", format!("listen: {{ext_authz: '127.0.0.1:0'}}\n{text}"));
-    tokio::task::block_in_place(|| ask(&key, &keep));
-    assert_eq!(written(), 0, "whoever only looks leaves nothing behind");
-    // What `serve` leaves behind.
-    let config_of_serve = Config::load(&keep).expect("valid");
+    let with_snapshots =
+        folder.file("snapshots.yaml", format!("listen: {{ext_authz: '127.0.0.1:0'}}\n{text}"));
+    tokio::task::block_in_place(|| ask(&key, &with_snapshots));
+    assert_eq!(file_count(), 0, "`explain` writes no snapshot");
+    // The snapshot of `serve`.
+    let config_of_serve = Config::load(&with_snapshots).expect("valid");
     let service =
         Service::start(&config_of_serve, Clock::Fixed(UnixTime::from_secs(NOW))).expect("no file is needed");
     let is_written = async {
-        // Under its own name: before that it is a part of one.
+        // The file has another name while it is written.
         while !snapshots.join("p.json").exists() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -225,20 +226,20 @@ async fn keys_are_fetched_as_at_the_start_and_a_snapshot_counts_while_the_issuer
     let (down, code) = tokio::task::block_in_place(|| ask(&key, &config));
     assert_eq!((&down["verdict"], code), (&json!("unavailable"), Some(3)));
     assert_eq!(down["status"], 503);
-    let (kept, code) = tokio::task::block_in_place(|| ask(&key, &keep));
+    let (from_snapshot, code) = tokio::task::block_in_place(|| ask(&key, &with_snapshots));
     assert_eq!(
-        (&kept["verdict"], &kept["refresh"], code),
+        (&from_snapshot["verdict"], &from_snapshot["refresh"], code),
         (&json!("allow"), &json!("none"), Some(0)),
-        "{kept}"
+        "{from_snapshot}"
     );
 }
 
 #[test]
-fn what_cannot_be_explained_is_told_without_a_decision() {
-    let (book, folder) = (RulesFixture::new(), Folder::new());
-    let config = folder.config(&book.providers_and_rules());
-    let written = |text: &[u8]| folder.file("request.json", text).display().to_string();
-    let mut told = String::new();
+fn invalid_arguments_and_requests_are_errors_without_a_decision() {
+    let (fixture, folder) = (RulesFixture::new(), Folder::new());
+    let config = folder.config(&fixture.providers_and_rules());
+    let file_count = |text: &[u8]| folder.file("request.json", text).display().to_string();
+    let mut decision = String::new();
     for text in [
         &b"{"[..],
         b"[]",
@@ -248,19 +249,19 @@ fn what_cannot_be_explained_is_told_without_a_decision() {
         br#"{"method": "GET", "host": "h", "path": "/", "headers": {"authorization": secret-token}}"#,
         b"\xff",
     ] {
-        let output = explain(&config, &["--request", &written(text)]);
+        let output = explain(&config, &["--request", &file_count(text)]);
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{error}");
         assert!(error.contains("request.json"), "{error}");
         assert!(!error.contains("secret-token"), "{error}");
         assert!(output.stdout.is_empty());
-        told.push_str(&format!(
+        decision.push_str(&format!(
             "{}\n{}\n",
             String::from_utf8_lossy(text),
             redact_path(&error, folder.0.path())
         ));
     }
-    settings(&[]).bind(|| insta::assert_snapshot!("explain_requests_that_cannot_be_read", told));
+    settings(&[]).bind(|| insta::assert_snapshot!("explain_requests_that_cannot_be_read", decision));
     for arguments in [
         &["--request", "/no/such/file"][..],
         &["--header", "no colon"],
@@ -273,7 +274,7 @@ fn what_cannot_be_explained_is_told_without_a_decision() {
             .args(arguments)
             .output()
             .expect("the binary runs");
-        // 2 would be a denial.
+        // 2 is a denial.
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         assert!(output.stdout.is_empty(), "{arguments:?}");
     }

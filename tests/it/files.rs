@@ -1,5 +1,5 @@
-//! Files that change while the service runs, in process on a paused clock and on the running binary: what is half
-//! written, exchanged, gone for a while, or no file at all.
+//! Files that change while the service runs, in process with a paused clock and with the built binary: partially written,
+//! replaced, missing for a while, or not regular files.
 
 mod configuration;
 mod keys;

@@ -1,5 +1,5 @@
-//! The HTTP door, in process: what each profile reads and answers, and that every door gives the same
-//! verdict. Real proxies stand in front of it in tests of their own.
+//! The HTTP listener, in process: how each profile parses requests and responds, and that all listeners have the same verdicts.
+//! Other tests run it with real proxies.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -17,21 +17,22 @@ use serde_json::{Value, json};
 
 const ISSUER: &str = "https://sso.example.com";
 
-/// The profiles whose proxies tell in headers what the request is.
-const DESCRIBING: [Profile; 4] = [Profile::Nginx, Profile::Haproxy, Profile::Caddy, Profile::Traefik];
+/// The profiles whose proxies describe the request in headers.
+const PROFILES_WITH_HEADERS: [Profile; 4] =
+    [Profile::Nginx, Profile::Haproxy, Profile::Caddy, Profile::Traefik];
 
 fn claims() -> Value {
     json!({"iss": ISSUER, "aud": "orders-api", "sub": "alice", "tenant_id": "acme", "exp": NOW + 300})
 }
 
-/// A service with a door for each profile, and a key whose tokens it takes.
-struct Doors {
+/// A service with a listener for each profile, and a key whose tokens it accepts.
+struct Listeners {
     service: Running,
     key: SigningKey,
     client: Client,
 }
 
-impl Doors {
+impl Listeners {
     async fn open(adjust: impl FnOnce(&mut Provider), change: impl FnOnce(&mut Config)) -> Self {
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
         let mut rules = provider("p", ISSUER);
@@ -51,10 +52,10 @@ impl Doors {
         self.key.sign(&claims())
     }
 
-    /// Asks as the proxy of this profile does about a GET of this path.
+    /// A check of a GET request for this path, as the proxy of this profile sends it.
     fn ask(&self, profile: Profile, path: &str) -> RequestBuilder {
-        let door = self.service.http_door(profile);
-        let ask = |path: &str| self.client.get(format!("http://{door}{path}"));
+        let address = self.service.http_door(profile);
+        let ask = |path: &str| self.client.get(format!("http://{address}{path}"));
         match profile {
             Profile::Nginx => ask("/").header("x-original-method", "GET").header("x-original-uri", path),
             Profile::Haproxy | Profile::Caddy | Profile::Traefik => ask("/")
@@ -66,35 +67,36 @@ impl Doors {
     }
 }
 
-async fn answered(request: RequestBuilder) -> Response {
-    request.send().await.expect("the door answers")
+async fn send(request: RequestBuilder) -> Response {
+    request.send().await.expect("it responds")
 }
 
 #[tokio::test]
 async fn an_allowed_request_gets_its_claims_as_headers_and_the_others_empty() {
-    let doors = Doors::plain().await;
-    let token = doors.key.sign(&with_claim(claims(), "tenant_id", Value::Null));
-    for profile in DESCRIBING {
-        let answer = answered(doors.ask(profile, "/orders").bearer_auth(&token)).await;
+    let listeners = Listeners::plain().await;
+    let token = listeners.key.sign(&with_claim(claims(), "tenant_id", Value::Null));
+    for profile in PROFILES_WITH_HEADERS {
+        let answer = send(listeners.ask(profile, "/orders").bearer_auth(&token)).await;
         assert_eq!(answer.status(), StatusCode::OK, "{profile:?}");
         assert_eq!(answer.headers()["x-auth-subject"], "alice");
         assert_eq!(answer.headers()["x-auth-tenant"], "", "{profile:?}");
         assert!(!answer.headers().contains_key("x-envoy-auth-headers-to-remove"));
     }
-    let request = doors.ask(Profile::Envoy, "/orders").bearer_auth(&token).header("x_auth_tenant", "mallory");
-    let answer = answered(request).await;
+    let request =
+        listeners.ask(Profile::Envoy, "/orders").bearer_auth(&token).header("x_auth_tenant", "mallory");
+    let answer = send(request).await;
     assert_eq!(answer.headers()["x-auth-subject"], "alice");
     assert!(!answer.headers().contains_key("x-auth-tenant"));
     assert_eq!(answer.headers()["x-envoy-auth-headers-to-remove"], "x-auth-tenant,x_auth_tenant");
 }
 
 #[tokio::test]
-async fn a_look_alike_is_refused_behind_a_proxy_that_cannot_take_it_away() {
-    let doors = Doors::plain().await;
-    for profile in DESCRIBING {
+async fn a_similar_header_is_denied_for_a_proxy_that_cannot_remove_it() {
+    let listeners = Listeners::plain().await;
+    for profile in PROFILES_WITH_HEADERS {
         for name in ["x_auth_subject", "x.auth.tenant", "X_Auth-Subject"] {
-            let request = doors.ask(profile, "/").bearer_auth(doors.token()).header(name, "mallory");
-            let answer = answered(request).await;
+            let request = listeners.ask(profile, "/").bearer_auth(listeners.token()).header(name, "mallory");
+            let answer = send(request).await;
             assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{profile:?} {name}");
             let body: Value = serde_json::from_str(&answer.text().await.expect("text")).expect("JSON");
             assert_eq!(body["error"], "invalid_request");
@@ -103,36 +105,40 @@ async fn a_look_alike_is_refused_behind_a_proxy_that_cannot_take_it_away() {
 }
 
 #[tokio::test]
-async fn a_claim_header_of_the_client_is_refused_unless_the_proxy_overwrites_every_one() {
+async fn a_claim_header_of_the_client_is_denied_unless_the_proxy_overwrites_all_of_them() {
     for (client_headers, expected) in
         [(ClaimHeaders::MaybeKept, StatusCode::BAD_REQUEST), (ClaimHeaders::Overwritten, StatusCode::OK)]
     {
-        let doors = Doors::open(
+        let listeners = Listeners::open(
             |_| {},
             |config| {
-                config.listen.forward_auth.iter_mut().for_each(|door| door.client_headers = client_headers);
+                config
+                    .listen
+                    .forward_auth
+                    .iter_mut()
+                    .for_each(|listener| listener.client_headers = client_headers);
             },
         );
-        let doors = doors.await;
+        let listeners = listeners.await;
         for (_, profile) in Profile::NAMED {
-            let request = doors.ask(profile, "/").bearer_auth(doors.token());
-            let answer = answered(request.header("X-Auth-Subject", "mallory")).await;
+            let request = listeners.ask(profile, "/").bearer_auth(listeners.token());
+            let answer = send(request.header("X-Auth-Subject", "mallory")).await;
             assert_eq!(answer.status(), expected, "{profile:?}");
             if expected == StatusCode::OK {
                 assert_eq!(answer.headers()["x-auth-subject"], "alice", "{profile:?}");
             }
         }
-        // For this one there is no value, so it can be taken away.
-        let token = doors.key.sign(&with_claim(claims(), "tenant_id", Value::Null));
-        let request = doors.ask(Profile::Envoy, "/").bearer_auth(token);
-        let answer = answered(request.header("x-auth-tenant", "evil")).await;
+        // There is no value for this header, so Envoy can remove it.
+        let token = listeners.key.sign(&with_claim(claims(), "tenant_id", Value::Null));
+        let request = listeners.ask(Profile::Envoy, "/").bearer_auth(token);
+        let answer = send(request.header("x-auth-tenant", "evil")).await;
         assert_eq!(answer.headers()["x-envoy-auth-headers-to-remove"], "x-auth-tenant");
     }
 }
 
 #[tokio::test]
-async fn no_upgrade_to_h2c_and_no_header_that_a_proxy_would_take_away_passes_any_door() {
-    let doors = Doors::plain().await;
+async fn no_listener_allows_an_upgrade_to_h2c_or_a_hop_by_hop_claim_header() {
+    let listeners = Listeners::plain().await;
     for (_, profile) in Profile::NAMED {
         for (name, value) in [
             ("http2-settings", "AAMAAABkAAQAAP__"),
@@ -140,12 +146,12 @@ async fn no_upgrade_to_h2c_and_no_header_that_a_proxy_would_take_away_passes_any
             ("proxy-connection", "close, X-Auth-Subject"),
             ("trailer", "x-auth-tenant"),
         ] {
-            let request = doors.ask(profile, "/").bearer_auth(doors.token()).header(name, value);
-            assert_eq!(answered(request).await.status(), StatusCode::BAD_REQUEST, "{profile:?} {name}");
+            let request = listeners.ask(profile, "/").bearer_auth(listeners.token()).header(name, value);
+            assert_eq!(send(request).await.status(), StatusCode::BAD_REQUEST, "{profile:?} {name}");
         }
-        let request = doors.ask(profile, "/").bearer_auth(doors.token());
+        let request = listeners.ask(profile, "/").bearer_auth(listeners.token());
         assert_eq!(
-            answered(request.header("upgrade", "websocket")).await.status(),
+            send(request.header("upgrade", "websocket")).await.status(),
             StatusCode::OK,
             "{profile:?}"
         );
@@ -153,25 +159,28 @@ async fn no_upgrade_to_h2c_and_no_header_that_a_proxy_would_take_away_passes_any
 }
 
 #[tokio::test]
-async fn every_answer_says_that_it_must_not_be_kept() {
-    let doors = Doors::plain().await;
+async fn every_response_has_no_store() {
+    let listeners = Listeners::plain().await;
     for (_, profile) in Profile::NAMED {
-        for request in [doors.ask(profile, "/"), doors.ask(profile, "/").bearer_auth(doors.token())] {
-            assert_eq!(answered(request).await.headers()["cache-control"], "no-store", "{profile:?}");
+        for request in
+            [listeners.ask(profile, "/"), listeners.ask(profile, "/").bearer_auth(listeners.token())]
+        {
+            assert_eq!(send(request).await.headers()["cache-control"], "no-store", "{profile:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn each_profile_reads_its_own_dialect_and_takes_the_others_for_noise() {
-    let doors =
-        Doors::open(|rules| rules.token_from.push(TokenSource::Query("access_token".into())), |_| {}).await;
-    let with_token = format!("/orders?access_token={}", doors.token());
+async fn each_profile_reads_only_its_own_headers() {
+    let listeners =
+        Listeners::open(|rules| rules.token_from.push(TokenSource::Query("access_token".into())), |_| {})
+            .await;
+    let with_token = format!("/orders?access_token={}", listeners.token());
     for (_, profile) in Profile::NAMED {
-        let answer = answered(doors.ask(profile, &with_token)).await;
+        let answer = send(listeners.ask(profile, &with_token)).await;
         assert_eq!(answer.status(), StatusCode::OK, "{profile:?} reads the query of the request");
         for other in ["x-original-uri", "x-forwarded-uri", "x-original-url", "x-envoy-original-path"] {
-            if answered(doors.ask(profile, "/")).await.status() == StatusCode::OK {
+            if send(listeners.ask(profile, "/")).await.status() == StatusCode::OK {
                 panic!("{profile:?}: without a token");
             }
             let mine = match profile {
@@ -180,32 +189,32 @@ async fn each_profile_reads_its_own_dialect_and_takes_the_others_for_noise() {
                 _ => "x-forwarded-uri",
             };
             if other != mine {
-                let answer = answered(doors.ask(profile, "/").header(other, &with_token)).await;
+                let answer = send(listeners.ask(profile, "/").header(other, &with_token)).await;
                 assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{profile:?} {other}");
             }
         }
-        // The line of the proxy's own question is not the client's request, but for Envoy.
+        // Only Envoy sends the client's request line; the others send their own.
         if profile != Profile::Envoy {
-            let url = format!("http://{}{with_token}", doors.service.http_door(profile));
-            let asked = doors.ask(profile, "/").build().expect("a request");
-            let request = doors.client.get(url).headers(asked.headers().clone());
-            assert_eq!(answered(request).await.status(), StatusCode::UNAUTHORIZED, "{profile:?}");
+            let url = format!("http://{}{with_token}", listeners.service.http_door(profile));
+            let asked = listeners.ask(profile, "/").build().expect("a request");
+            let request = listeners.client.get(url).headers(asked.headers().clone());
+            assert_eq!(send(request).await.status(), StatusCode::UNAUTHORIZED, "{profile:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_request_that_is_not_described_or_is_twice_is_malformed() {
-    let doors = Doors::plain().await;
-    for profile in DESCRIBING {
-        let complete = doors.ask(profile, "/").bearer_auth(doors.token());
+async fn a_request_with_a_missing_or_repeated_description_is_malformed() {
+    let listeners = Listeners::plain().await;
+    for profile in PROFILES_WITH_HEADERS {
+        let complete = listeners.ask(profile, "/").bearer_auth(listeners.token());
         let headers = complete.build().expect("a request").headers().clone();
-        let url = format!("http://{}/", doors.service.http_door(profile));
+        let url = format!("http://{}/", listeners.service.http_door(profile));
         for name in headers.keys().filter(|name| name.as_str().starts_with("x-")) {
             let mut without = headers.clone();
             without.remove(name);
-            let answer = answered(doors.client.get(&url).headers(without)).await;
-            // A request of HTTP/1.0 may have no host, and then it matches none.
+            let answer = send(listeners.client.get(&url).headers(without)).await;
+            // An HTTP/1.0 request may have no host; it then matches no rule with a host.
             let expected = match name.as_str() {
                 "x-forwarded-host" => StatusCode::OK,
                 _ => StatusCode::BAD_REQUEST,
@@ -213,48 +222,48 @@ async fn a_request_that_is_not_described_or_is_twice_is_malformed() {
             assert_eq!(answer.status(), expected, "{profile:?} without {name}");
             let mut twice = headers.clone();
             twice.append(name, headers[name].clone());
-            let answer = answered(doors.client.get(&url).headers(twice)).await;
+            let answer = send(listeners.client.get(&url).headers(twice)).await;
             assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{profile:?} with {name} twice");
         }
     }
 }
 
 #[tokio::test]
-async fn who_is_not_trusted_gets_403_where_the_door_reads_what_it_is_told() {
+async fn an_untrusted_peer_gets_403_if_the_profile_reads_headers() {
     let elsewhere = vec!["192.0.2.0/24".parse().expect("a network")];
-    let doors = Doors::open(|_| {}, |config| config.trusted_proxies = elsewhere).await;
-    for profile in DESCRIBING {
-        let answer = answered(doors.ask(profile, "/").bearer_auth(doors.token())).await;
+    let listeners = Listeners::open(|_| {}, |config| config.trusted_proxies = elsewhere).await;
+    for profile in PROFILES_WITH_HEADERS {
+        let answer = send(listeners.ask(profile, "/").bearer_auth(listeners.token())).await;
         assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{profile:?}");
     }
-    let answer = answered(doors.ask(Profile::Envoy, "/").bearer_auth(doors.token())).await;
-    assert_eq!(answer.status(), StatusCode::OK, "Envoy tells nothing, it asks in the client's own words");
-    let metrics = doors.service.admin("/metrics").await;
+    let answer = send(listeners.ask(Profile::Envoy, "/").bearer_auth(listeners.token())).await;
+    assert_eq!(answer.status(), StatusCode::OK, "Envoy sends the request as the client sent it");
+    let metrics = listeners.service.admin("/metrics").await;
     let counted = r#"portcullis_decisions_total{door="forward_auth",verdict="deny",reason="request_malformed",provider=""} 4"#;
     assert!(metrics.contains(counted), "{metrics}");
 }
 
 #[tokio::test]
-async fn any_method_and_any_path_is_a_question() {
-    let doors = Doors::plain().await;
-    let token = doors.token();
+async fn any_method_and_any_path_is_a_check() {
+    let listeners = Listeners::plain().await;
+    let token = listeners.token();
     for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"] {
         for path in ["/", "/metrics", "/a/b?c=d", "/%2e%2e/", "//x"] {
-            let url = format!("http://{}{path}", doors.service.http_door(Profile::Envoy));
+            let url = format!("http://{}{path}", listeners.service.http_door(Profile::Envoy));
             let method = Method::from_bytes(method.as_bytes()).expect("a method");
-            let request = doors.client.request(method.clone(), url);
-            let answer = answered(request.try_clone().expect("no body").bearer_auth(&token)).await;
+            let request = listeners.client.request(method.clone(), url);
+            let answer = send(request.try_clone().expect("no body").bearer_auth(&token)).await;
             assert_eq!(answer.status(), StatusCode::OK, "{method} {path}");
-            assert_eq!(answered(request).await.status(), StatusCode::UNAUTHORIZED, "{method} {path}");
+            assert_eq!(send(request).await.status(), StatusCode::UNAUTHORIZED, "{method} {path}");
         }
     }
-    let with_a_body = doors.ask(Profile::Envoy, "/").bearer_auth(&token).body(vec![b'x'; 1 << 20]);
-    assert_eq!(answered(with_a_body).await.status(), StatusCode::OK);
+    let with_a_body = listeners.ask(Profile::Envoy, "/").bearer_auth(&token).body(vec![b'x'; 1 << 20]);
+    assert_eq!(send(with_a_body).await.status(), StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_forwarded_is_taken_away_or_the_request_is_refused() {
-    let doors = Doors::open(
+async fn a_token_that_is_not_forwarded_is_removed_or_the_request_is_denied() {
+    let listeners = Listeners::open(
         |rules| {
             rules.forward_token = false;
             rules.token_from.push(TokenSource::Cookie("t".into()));
@@ -263,27 +272,27 @@ async fn a_token_that_is_not_forwarded_is_taken_away_or_the_request_is_refused()
         |_| {},
     )
     .await;
-    let token = doors.token();
-    for profile in DESCRIBING {
-        let answer = answered(doors.ask(profile, "/").bearer_auth(&token)).await;
+    let token = listeners.token();
+    for profile in PROFILES_WITH_HEADERS {
+        let answer = send(listeners.ask(profile, "/").bearer_auth(&token)).await;
         assert_eq!(answer.headers()["authorization"], "", "{profile:?}");
-        let answer = answered(doors.ask(profile, "/").header("cookie", format!("a=1; t={token}; b=ü"))).await;
+        let answer = send(listeners.ask(profile, "/").header("cookie", format!("a=1; t={token}; b=ü"))).await;
         assert_eq!(answer.headers()["cookie"].as_bytes(), "a=1; b=ü".as_bytes(), "{profile:?}");
     }
-    let answer = answered(doors.ask(Profile::Envoy, "/").bearer_auth(&token)).await;
+    let answer = send(listeners.ask(Profile::Envoy, "/").bearer_auth(&token)).await;
     assert_eq!(answer.headers()["x-envoy-auth-headers-to-remove"], "authorization");
     for (_, profile) in Profile::NAMED {
-        let answer = answered(doors.ask(profile, &format!("/?t={token}"))).await;
+        let answer = send(listeners.ask(profile, &format!("/?t={token}"))).await;
         assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{profile:?} cannot change the query");
     }
 }
 
 #[tokio::test]
-async fn every_door_gives_the_same_verdict() {
+async fn every_listener_has_the_same_verdict() {
     let other = SigningKey::generate("k", SigningAlgorithm::ES256);
-    let doors = Doors::open(|_| {}, |_| {}).await;
-    let token = doors.token();
-    let signed = |claims: Value| format!("Bearer {}", doors.key.sign(&claims));
+    let listeners = Listeners::open(|_| {}, |_| {}).await;
+    let token = listeners.token();
+    let signed = |claims: Value| format!("Bearer {}", listeners.key.sign(&claims));
     let large = "x".repeat(10_000);
     for (what, headers) in [
         ("good", vec![("authorization", format!("Bearer {token}"))]),
@@ -309,13 +318,13 @@ async fn every_door_gives_the_same_verdict() {
         for (name, value) in &headers {
             ask = ask.header(*name, value);
         }
-        let expected = doors.service.ask(ask).await;
+        let expected = listeners.service.ask(ask).await;
         for (_, profile) in Profile::NAMED {
-            let mut request = doors.ask(profile, "/orders");
+            let mut request = listeners.ask(profile, "/orders");
             for (name, value) in &headers {
                 request = request.header(*name, value);
             }
-            let answer = answered(request).await;
+            let answer = send(request).await;
             assert_eq!(i32::from(answer.status().as_u16()), expected.http_status, "{what} {profile:?}");
             for (name, value) in &expected.set {
                 assert_eq!(answer.headers()[name.as_str()], value.as_str(), "{what} {profile:?}");
@@ -326,7 +335,7 @@ async fn every_door_gives_the_same_verdict() {
 }
 
 #[tokio::test]
-async fn keys_that_cannot_be_had_are_503_with_retry_after() {
+async fn unavailable_keys_are_503_with_retry_after() {
     let issuer = Issuer::start().await.expect("a free port");
     let key = issuer.rotate(SigningAlgorithm::ES256);
     issuer.stop().await;
@@ -335,18 +344,18 @@ async fn keys_that_cannot_be_had_are_503_with_retry_after() {
     let service = Running::start_without_keys(with_http_doors(config(providers)), fixed_clock()).await;
     let url = format!("http://{}/", service.http_door(Profile::Envoy));
     let request = reqwest::Client::new().get(url).bearer_auth(key.sign(&issuer.claims(NOW)));
-    let answer = answered(request).await;
+    let answer = send(request).await;
     assert_eq!(
         (answer.status(), &answer.headers()["retry-after"]),
         (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().expect("a value"))
     );
 }
 
-/// What comes back for these bytes until the door closes, or this much has come.
-fn converse(door: SocketAddr, bytes: Vec<u8>) -> String {
-    let mut stream = TcpStream::connect(door).expect("the door listens");
+/// The response to these bytes, until the listener closes the connection or this much has arrived.
+fn exchange(address: SocketAddr, bytes: Vec<u8>) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
-    // A door that has heard enough may close before all is said.
+    // A listener may close the connection before all is sent.
     let _closed_early = stream.write_all(&bytes);
     let mut answer = Vec::new();
     let mut chunk = [0; 4096];
@@ -360,10 +369,10 @@ fn converse(door: SocketAddr, bytes: Vec<u8>) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_many_or_too_long_headers_are_refused_and_nothing_that_is_no_http_is_allowed() {
-    let doors = Doors::plain().await;
-    let door = doors.service.http_door(Profile::Envoy);
-    let bearer = format!("authorization: Bearer {}\r\n", doors.token());
+async fn too_many_or_too_long_headers_are_rejected_and_invalid_http_is_never_allowed() {
+    let listeners = Listeners::plain().await;
+    let address = listeners.service.http_door(Profile::Envoy);
+    let bearer = format!("authorization: Bearer {}\r\n", listeners.token());
     let request = |headers: String| {
         format!("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n").into_bytes()
     };
@@ -386,33 +395,33 @@ async fn too_many_or_too_long_headers_are_refused_and_nothing_that_is_no_http_is
         ("not HTTP either", b"NONSENSE\r\n\r\n".to_vec(), "HTTP/1.1 400"),
         ("a space before the colon", request(format!("{bearer}x : a\r\n")), "HTTP/1.1 400"),
     ] {
-        let answer = tokio::task::spawn_blocking(move || converse(door, bytes)).await.expect("no panic");
+        let answer = tokio::task::spawn_blocking(move || exchange(address, bytes)).await.expect("no panic");
         assert!(answer.starts_with(expected), "{what}: {answer:.200}");
     }
     let malformed = r#"verdict="deny",reason="request_malformed""#;
-    let metrics = doors.service.admin("/metrics").await;
+    let metrics = listeners.service.admin("/metrics").await;
     assert!(metrics.lines().any(|line| line.contains(malformed) && line.ends_with("} 8")), "{metrics}");
-    // RFC 9112 §6.3: of two lengths the chunks count, and nothing after them does.
+    // RFC 9112 §6.3: chunked encoding overrides a content length, and data after the last chunk is ignored.
     let two_lengths = "content-length: 4\r\ntransfer-encoding: chunked\r\n";
     let bytes = format!("POST / HTTP/1.1\r\nhost: a\r\n{two_lengths}{bearer}\r\n0\r\n\r\n").into_bytes();
-    let answer = tokio::task::spawn_blocking(move || converse(door, bytes)).await.expect("no panic");
+    let answer = tokio::task::spawn_blocking(move || exchange(address, bytes)).await.expect("no panic");
     assert!(answer.contains("connection: close"), "{answer}");
 }
 
 #[tokio::test]
-async fn http2_without_tls_and_one_connection_for_many_questions_are_spoken() {
-    let doors = Doors::plain().await;
+async fn http2_without_tls_and_many_requests_on_one_connection_are_supported() {
+    let listeners = Listeners::plain().await;
     let http2 = Client::builder().no_proxy().http2_prior_knowledge().build().expect("a plain client");
-    let url = format!("http://{}/orders", doors.service.http_door(Profile::Envoy));
+    let url = format!("http://{}/orders", listeners.service.http_door(Profile::Envoy));
     for _ in 0..100 {
-        let answer = answered(http2.get(&url).bearer_auth(doors.token())).await;
+        let answer = send(http2.get(&url).bearer_auth(listeners.token())).await;
         assert_eq!((answer.status(), answer.version()), (StatusCode::OK, reqwest::Version::HTTP_2));
     }
-    let door = doors.service.http_door(Profile::Envoy);
-    let one = format!("GET / HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", doors.token());
+    let address = listeners.service.http_door(Profile::Envoy);
+    let one = format!("GET / HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", listeners.token());
     let twice = format!("{one}GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").into_bytes();
     let answers = tokio::task::spawn_blocking(move || {
-        let mut stream = TcpStream::connect(door).expect("the door listens");
+        let mut stream = TcpStream::connect(address).expect("it listens");
         stream.write_all(&twice).expect("is sent");
         let mut answers = String::new();
         stream.read_to_string(&mut answers).expect("text, and then the end");
@@ -420,27 +429,27 @@ async fn http2_without_tls_and_one_connection_for_many_questions_are_spoken() {
     });
     let answers = answers.await.expect("no panic");
     assert_eq!(answers.matches("HTTP/1.1 200").count(), 1, "{answers}");
-    assert_eq!(answers.matches("HTTP/1.1 401").count(), 1, "one request's token is not the next one's");
+    assert_eq!(answers.matches("HTTP/1.1 401").count(), 1, "a token applies to one request");
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_slow_with_the_headers_or_says_nothing_is_cut_off() {
+async fn slow_headers_and_silent_connections_time_out() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    let doors = Doors::plain().await;
+    let listeners = Listeners::plain().await;
     for sent in ["", "PRI * HTTP/2.0\r\n", "G", "GET / HTTP/1.1\r\nhost: a\r\nauthorization: Bear"] {
-        let door = doors.service.http_door(Profile::Envoy);
-        let mut stream = tokio::net::TcpStream::connect(door).await.expect("the door listens");
+        let address = listeners.service.http_door(Profile::Envoy);
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
         stream.write_all(sent.as_bytes()).await.expect("is sent");
         let mut answer = String::new();
-        // Ends with the connection. Time passes by itself while nobody has anything to do.
+        // Ends with the connection. The paused clock advances while all tasks are idle.
         let _reset = stream.read_to_string(&mut answer).await;
         assert!(!answer.contains("200"), "{sent}: {answer}");
     }
 }
 
 #[tokio::test]
-async fn a_request_in_flight_is_answered_before_the_service_ends() {
+async fn a_request_in_flight_is_completed_before_the_service_stops() {
     let issuer = Issuer::start().await.expect("a free port");
     let key = issuer.rotate(SigningAlgorithm::ES256);
     let providers =
@@ -448,21 +457,22 @@ async fn a_request_in_flight_is_answered_before_the_service_ends() {
     let mut config = with_http_doors(config(providers));
     config.shutdown = Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(20) };
     let app = App::bind(config, fixed_clock()).await.expect("port 0 can be bound");
-    let door = *app.forward_auth_addresses().last().expect("the door of the envoy profile");
+    let address = *app.forward_auth_addresses().last().expect("the listener of the envoy profile");
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(app.serve(async {
         let _asked = stopped.await;
     }));
     let client = Client::builder().no_proxy().build().expect("a plain client");
-    let ask =
-        |key: &SigningKey| client.get(format!("http://{door}/")).bearer_auth(key.sign(&issuer.claims(NOW)));
-    assert_eq!(answered(ask(&key)).await.status(), StatusCode::OK);
+    let ask = |key: &SigningKey| {
+        client.get(format!("http://{address}/")).bearer_auth(key.sign(&issuer.claims(NOW)))
+    };
+    assert_eq!(send(ask(&key)).await.status(), StatusCode::OK);
     issuer.hold();
     let new = issuer.rotate_beside(SigningAlgorithm::ES256);
-    let in_flight = tokio::spawn(answered(ask(&new)));
+    let in_flight = tokio::spawn(send(ask(&new)));
     issuer.wait_for_held(1).await;
     stop.send(()).expect("is serving");
-    while tokio::net::TcpStream::connect(door).await.is_ok() {
+    while tokio::net::TcpStream::connect(address).await.is_ok() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     issuer.release();
@@ -471,19 +481,19 @@ async fn a_request_in_flight_is_answered_before_the_service_ends() {
 }
 
 #[tokio::test]
-async fn a_door_with_tls_asks_for_certificates_where_it_is_told_to() {
+async fn a_tls_listener_requires_client_certificates_if_configured() {
     let pki = Pki::new();
     let key = SigningKey::generate("k", SigningAlgorithm::ES256);
     let mut config = config(vec![inline(provider("p", ISSUER), &[key.public_jwk()])]);
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    let door = |tls| HttpListener {
+    let listener = |tls| HttpListener {
         address,
         profile: Profile::Envoy,
         client_headers: ClaimHeaders::MaybeKept,
         tls: Some(tls),
     };
     config.listen.forward_auth =
-        vec![door(pki.files()), door(TlsFiles { client_ca_file: None, ..pki.files() })];
+        vec![listener(pki.files()), listener(TlsFiles { client_ca_file: None, ..pki.files() })];
     let app = App::bind(config, fixed_clock()).await.expect("port 0 can be bound");
     let ports: Vec<u16> = app.forward_auth_addresses().iter().map(SocketAddr::port).collect();
     tokio::spawn(app.serve(std::future::pending()));
@@ -506,7 +516,7 @@ async fn a_door_with_tls_asks_for_certificates_where_it_is_told_to() {
 }
 
 #[tokio::test]
-async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() {
+async fn invalid_tls_files_fail_the_start_with_their_key_and_path() {
     let pki = Pki::new();
     let wrong = pki.directory.path().join("wrong.pem");
     std::fs::write(&wrong, "no PEM").expect("can be written");

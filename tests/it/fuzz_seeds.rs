@@ -1,4 +1,4 @@
-//! The seeds of the fuzz targets, tried with what the targets check. The targets themselves need nightly:
+//! The seeds of the fuzz targets, run with the checks of the targets. The targets need a nightly toolchain:
 //! `cargo +nightly fuzz run path fuzz/corpus/path fuzz/seeds/path`.
 
 #[path = "../../fuzz/checks.rs"]
@@ -7,7 +7,7 @@ mod checks;
 use std::fs;
 use std::path::Path;
 
-/// What is in a folder of seeds.
+/// The files of a seed folder.
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
     let files = fs::read_dir(folder).expect("a folder of seeds");
@@ -15,7 +15,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn what_the_fuzz_targets_check_holds_for_their_seeds() {
+fn the_seeds_pass_the_checks_of_the_fuzz_targets() {
     let (paths, tokens) = (seeds("path"), seeds("token"));
     assert!(paths.len() > 10 && tokens.len() > 10);
     paths.iter().for_each(|target| checks::path(target));

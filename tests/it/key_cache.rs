@@ -1,5 +1,5 @@
-//! The refresh rule, property by property, on a paused clock: P1 to P4 of the key cache, without a
-//! network. What it does to requests is tested in `tests/it/refresh.rs`.
+//! The refresh rule: properties P1 to P4 of the key cache, with a paused clock and without a network. Its effect on requests is
+//! tested in `tests/it/refresh.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,41 +22,41 @@ use portcullis::validation::{Permanent, ValidationError};
 use proptest::prelude::*;
 use tokio::time::sleep;
 
-fn begun(number: u64, trigger: Trigger, mode: FetchMode) -> StartedFetch {
+fn started_fetch(number: u64, trigger: Trigger, mode: FetchMode) -> StartedFetch {
     StartedFetch { number, trigger, mode }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_under_a_new_key_is_rescued_at_its_first_try_by_one_fetch() {
+async fn a_token_with_a_new_key_is_allowed_at_the_first_attempt_after_one_fetch() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.publish(&["b"]);
     assert_eq!(ask(&cache, "b").await, Ok(()));
     assert_eq!(script.fetches(), 2);
     assert_eq!(ask(&cache, "b").await, Ok(()));
-    assert_eq!(script.fetches(), 2, "a known key costs nothing");
+    assert_eq!(script.fetches(), 2, "a known key causes no fetch");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_herd_of_a_thousand_costs_one_fetch() {
+async fn a_thousand_callers_cause_one_fetch() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.publish(&["b"]);
     script.set_latency(SECOND);
-    let herd: Vec<_> = (0..1000)
+    let callers: Vec<_> = (0..1000)
         .map(|_| {
             let cache = Arc::clone(&cache);
             tokio::spawn(async move { ask(&cache, "b").await })
         })
         .collect();
-    for one in herd {
+    for one in callers {
         assert_eq!(one.await.unwrap(), Ok(()));
     }
     assert_eq!(script.fetches(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fetch_that_began_before_the_caller_may_bring_the_old_set_and_then_the_next_one_counts() {
+async fn a_fetch_that_started_before_the_caller_may_return_the_old_set_and_then_the_next_one_decides() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     let gate = script.hold();
@@ -65,7 +65,7 @@ async fn a_fetch_that_began_before_the_caller_may_bring_the_old_set_and_then_the
         async move { ask(&cache, "made-up").await }
     });
     settle().await;
-    assert_eq!(script.fetches(), 2, "the made-up kid's fetch is under way and has read the old set");
+    assert_eq!(script.fetches(), 2, "the fetch for the made-up kid is running and has read the old set");
     script.publish(&["b"]);
     let good = tokio::spawn({
         let cache = Arc::clone(&cache);
@@ -80,7 +80,7 @@ async fn a_fetch_that_began_before_the_caller_may_bring_the_old_set_and_then_the
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fetch_under_way_that_brings_the_new_key_is_enough() {
+async fn a_running_fetch_that_returns_the_new_key_is_enough() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.publish(&["b"]);
@@ -100,7 +100,7 @@ async fn a_fetch_under_way_that_brings_the_new_key_is_enough() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_saw_an_older_set_looks_again_without_a_fetch() {
+async fn a_caller_that_saw_an_older_set_verifies_again_without_a_fetch() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     let old = cache.observe();
@@ -112,7 +112,7 @@ async fn a_caller_that_saw_an_older_set_looks_again_without_a_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fetch_that_was_under_way_and_has_ended_meanwhile_is_looked_at_before_another_is_asked_for() {
+async fn the_result_of_a_finished_fetch_is_used_before_another_is_demanded() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.publish(&["b"]);
@@ -134,26 +134,26 @@ async fn a_fetch_that_was_under_way_and_has_ended_meanwhile_is_looked_at_before_
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_fetch_serves_whoever_waited_for_it_whatever_the_cause() {
+async fn one_fetch_serves_all_waiting_callers_of_any_cause() {
     let script = Script::publishing(&["a"]);
     let policy = RefreshPolicy { min_spacing_bad_signature: 2 * SECOND, wait: 5 * SECOND, ..policy() };
     let cache = warm(&script, policy).await;
     let forged = || verifier("a", Some("forged".to_owned()));
     assert_eq!(ask_with(&cache, 5 * SECOND, forged()).await, Err(still_stale(BadSignature)));
-    let waiting = tokio::spawn({
+    let pending = tokio::spawn({
         let cache = Arc::clone(&cache);
         async move { ask_with(&cache, 5 * SECOND, forged()).await }
     });
     settle().await;
     script.publish(&["a", "b"]);
     assert_eq!(ask(&cache, "b").await, Ok(()));
-    assert_eq!(waiting.await.unwrap(), Err(still_stale(BadSignature)), "served by the other's fetch");
+    assert_eq!(pending.await.unwrap(), Err(still_stale(BadSignature)), "served by the other's fetch");
     sleep(10 * SECOND).await;
-    assert_eq!(script.fetches(), 3, "nobody is left who waits for another");
+    assert_eq!(script.fetches(), 3, "no caller waits for another fetch");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_gives_up_cancels_nothing() {
+async fn a_cancelled_caller_does_not_cancel_the_fetch() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.publish(&["b"]);
@@ -170,31 +170,35 @@ async fn a_caller_that_gives_up_cancels_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn inside_the_spacing_a_good_token_waits_for_the_next_fetch() {
+async fn within_the_spacing_a_good_token_waits_for_the_next_fetch() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     assert_eq!(ask(&cache, "made-up").await, Err(still_stale(UnknownKid)));
     script.publish(&["b"]);
-    let began = clock::monotonic();
+    let started_at = clock::monotonic();
     assert_eq!(ask(&cache, "b").await, Ok(()));
-    assert_eq!(began.elapsed().as_millis().div_ceil(100), 10, "it waited for its slot, a second later");
+    assert_eq!(
+        started_at.elapsed().as_millis().div_ceil(100),
+        10,
+        "it waited one second for the next allowed fetch"
+    );
     assert_eq!(script.fetches(), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slot_beyond_the_deadline_is_unavailable_at_once() {
+async fn a_next_fetch_after_the_deadline_is_unavailable_immediately() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     let _spent = ask(&cache, "made-up").await;
-    let began = clock::monotonic();
+    let started_at = clock::monotonic();
     let answer = ask_with(&cache, Duration::from_millis(500), verifier("b", None)).await;
     assert_eq!(answer, Err(RetryError::Unavailable));
-    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(started_at.elapsed(), Duration::ZERO);
     assert_eq!(script.fetches(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_cannot_wait_at_all_still_brings_the_keys_for_the_next_one() {
+async fn a_caller_without_time_to_wait_still_causes_a_fetch() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.publish(&["b"]);
@@ -205,16 +209,20 @@ async fn a_caller_that_cannot_wait_at_all_still_brings_the_keys_for_the_next_one
     assert_eq!(in_haste().await, Ok(()));
     assert_eq!(ask_with(&cache, Duration::ZERO, verifier("c", None)).await, Err(RetryError::Unavailable));
     sleep(2 * SECOND).await;
-    assert_eq!(ask_with(&cache, Duration::ZERO, verifier("c", None)).await, Ok(()), "fetched at its slot");
+    assert_eq!(
+        ask_with(&cache, Duration::ZERO, verifier("c", None)).await,
+        Ok(()),
+        "fetched as soon as the spacing allowed it"
+    );
     assert_eq!(script.fetches(), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_made_up_kids_keeps_no_good_token_waiting_past_its_deadline_where_the_issuer_is_slow() {
+async fn a_flood_of_unknown_kids_delays_no_good_token_past_its_deadline_with_a_slow_issuer() {
     let script = Script::publishing(&["a"]);
-    let slow = RefreshPolicy { wait: 4200 * SECOND / 1000, timeout: 5 * SECOND, ..policy() };
+    let slow_policy = RefreshPolicy { wait: 4200 * SECOND / 1000, timeout: 5 * SECOND, ..policy() };
     script.set_latency(2400 * SECOND / 1000);
-    let cache = warm(&script, slow.clone()).await;
+    let cache = warm(&script, slow_policy.clone()).await;
     let flood = tokio::spawn({
         let cache = Arc::clone(&cache);
         async move {
@@ -229,17 +237,21 @@ async fn a_flood_of_made_up_kids_keeps_no_good_token_waiting_past_its_deadline_w
         }
     });
     sleep(3 * SECOND).await;
-    let (began, before) = (clock::monotonic(), script.fetches());
+    let (started_at, before) = (clock::monotonic(), script.fetches());
     let mut kids = vec!["a".to_owned()];
     for rotation in 0..5 {
         kids.push(format!("new-{rotation}"));
         script.publish(&kids.iter().map(String::as_str).collect::<Vec<_>>());
         let new = kids.last().expect("just pushed");
-        assert_eq!(ask_with(&cache, slow.wait, verifier(new, None)).await, Ok(()), "rotation {rotation}");
+        assert_eq!(
+            ask_with(&cache, slow_policy.wait, verifier(new, None)).await,
+            Ok(()),
+            "rotation {rotation}"
+        );
         sleep(SECOND * 7 / 3).await;
     }
     flood.abort();
-    let elapsed = began.elapsed().as_secs_f64();
+    let elapsed = started_at.elapsed().as_secs_f64();
     assert!(
         (script.fetches() - before) as f64 <= elapsed + 1.0,
         "{} in {elapsed}",
@@ -249,36 +261,39 @@ async fn a_flood_of_made_up_kids_keeps_no_good_token_waiting_past_its_deadline_w
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_began_later_counts_whichever_ends_first() {
+async fn the_fetch_that_started_later_wins_in_any_order_of_completion() {
     let script = Script::publishing(&["a"]);
     script.set_latency(3 * SECOND);
-    let slow = RefreshPolicy { timeout: 10 * SECOND, ..policy() };
-    let cache = warm(&script, slow).await;
-    let waiting = |kid: &str, wait: Duration| {
-        let (cache, look) = (Arc::clone(&cache), verifier(kid, None));
-        tokio::spawn(async move { ask_with(&cache, wait, look).await })
+    let slow_policy = RefreshPolicy { timeout: 10 * SECOND, ..policy() };
+    let cache = warm(&script, slow_policy).await;
+    let pending = |kid: &str, wait: Duration| {
+        let (cache, verify) = (Arc::clone(&cache), verifier(kid, None));
+        tokio::spawn(async move { ask_with(&cache, wait, verify).await })
     };
-    // The first reads the old set and takes long; the second begins beside it and overtakes it.
-    let made_up = waiting("made-up", 20 * SECOND);
+    // The first fetch reads the old set and is slow; the second one runs concurrently and ends earlier.
+    let made_up = pending("made-up", 20 * SECOND);
     sleep(SECOND / 10).await;
     script.publish(&["b"]);
-    let good = waiting("b", 5 * SECOND);
+    let good = pending("b", 5 * SECOND);
     sleep(SECOND).await;
     script.set_latency(SECOND / 10);
     sleep(SECOND / 2).await;
     assert_eq!(good.await.unwrap(), Ok(()));
     assert_eq!(made_up.await.unwrap(), Err(still_stale(UnknownKid)));
     sleep(5 * SECOND).await;
-    assert_eq!(ask(&cache, "a").await, Err(still_stale(UnknownKid)), "what the first read is older");
+    assert_eq!(ask(&cache, "a").await, Err(still_stale(UnknownKid)), "the set of the first fetch is older");
     assert_eq!(ask(&cache, "b").await, Ok(()));
 }
 
 #[test]
-fn a_change_of_the_source_during_a_fetch_calls_for_another() {
+fn a_change_of_the_source_during_a_fetch_causes_another_fetch() {
     let mut now = clock::monotonic();
     let mut accounts = Accounts::default();
     let mut schedule = Schedule::new(policy(), accounts.join(), now);
-    assert_eq!(schedule.start(&mut accounts, now), Some(begun(1, Trigger::Startup, FetchMode::Conditional)));
+    assert_eq!(
+        schedule.start(&mut accounts, now),
+        Some(started_fetch(1, Trigger::Startup, FetchMode::Conditional))
+    );
     schedule.source_changed(now);
     now += SECOND;
     schedule.finish(
@@ -290,7 +305,7 @@ fn a_change_of_the_source_during_a_fetch_calls_for_another() {
     );
     assert_eq!(
         schedule.start(&mut accounts, now),
-        Some(begun(2, Trigger::Scheduled, FetchMode::Conditional))
+        Some(started_fetch(2, Trigger::Scheduled, FetchMode::Conditional))
     );
     schedule.finish(
         &mut accounts,
@@ -303,20 +318,20 @@ fn a_change_of_the_source_during_a_fetch_calls_for_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_past_the_deadline() {
+async fn no_caller_waits_past_its_deadline() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.set_latency(10 * SECOND);
-    let began = clock::monotonic();
+    let started_at = clock::monotonic();
     assert_eq!(
         ask_with(&cache, Duration::from_millis(180), verifier("b", None)).await,
         Err(RetryError::Unavailable)
     );
-    assert_eq!(began.elapsed().as_millis(), 180);
+    assert_eq!(started_at.elapsed().as_millis(), 180);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_with_new_material_under_its_old_name_is_found() {
+async fn a_key_with_new_material_under_the_same_kid_is_found() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.publish(&["a"]);
@@ -326,20 +341,20 @@ async fn a_key_with_new_material_under_its_old_name_is_found() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bad_signature_whose_turn_is_far_away_is_refused_at_once() {
+async fn a_bad_signature_whose_next_fetch_is_far_away_is_refused_immediately() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     let forged = || verifier("a", Some("forged".to_owned()));
     assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(still_stale(BadSignature)));
-    let began = clock::monotonic();
+    let started_at = clock::monotonic();
     for _ in 0..100 {
         assert_eq!(ask_with(&cache, 2 * SECOND, forged()).await, Err(still_stale(BadSignature)));
     }
-    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(started_at.elapsed(), Duration::ZERO);
     assert_eq!(script.fetches(), 2);
     script.publish(&["b"]);
-    assert_eq!(ask(&cache, "b").await, Ok(()), "the other cause's budget is untouched");
-    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(ask(&cache, "b").await, Ok(()), "the budget of the other cause is unused");
+    assert_eq!(started_at.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
@@ -348,10 +363,10 @@ async fn a_failed_fetch_keeps_the_last_good_set_and_recovery_takes_no_longer_tha
     let cache = warm(&script, policy()).await;
     script.set_down(true);
     assert_eq!(ask(&cache, "b").await, Err(RetryError::Unavailable));
-    assert_eq!(ask(&cache, "a").await, Ok(()), "known keys go on serving");
-    let (began, fetches) = (clock::monotonic(), script.fetches());
+    assert_eq!(ask(&cache, "a").await, Ok(()), "known keys stay in use");
+    let (started_at, fetches) = (clock::monotonic(), script.fetches());
     assert_eq!(ask(&cache, "b").await, Err(RetryError::Unavailable));
-    assert_eq!((began.elapsed(), script.fetches()), (Duration::ZERO, fetches), "not worth another try yet");
+    assert_eq!((started_at.elapsed(), script.fetches()), (Duration::ZERO, fetches), "no retry yet");
     script.set_down(false);
     script.publish(&["b"]);
     sleep(SECOND).await;
@@ -359,7 +374,7 @@ async fn a_failed_fetch_keeps_the_last_good_set_and_recovery_takes_no_longer_tha
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_issuer_that_comes_back_is_found_without_being_asked_for() {
+async fn a_recovered_issuer_is_found_without_requests() {
     let script = Script::publishing(&["a"]);
     script.set_down(true);
     let cache = fetching(&script, policy(), KeyCacheContext::default());
@@ -382,58 +397,58 @@ async fn a_caller_before_the_first_keys_waits_for_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_than_max_waiters_are_told_at_once_that_nobody_can_say() {
+async fn callers_beyond_max_waiters_are_unavailable_immediately() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, RefreshPolicy { max_waiters: 3, ..policy() }).await;
     script.set_latency(SECOND);
-    let waiting: Vec<_> = (0..3)
+    let pending: Vec<_> = (0..3)
         .map(|_| {
             let cache = Arc::clone(&cache);
             tokio::spawn(async move { ask(&cache, "b").await })
         })
         .collect();
     settle().await;
-    let began = clock::monotonic();
+    let started_at = clock::monotonic();
     assert_eq!(ask(&cache, "b").await, Err(RetryError::Unavailable));
-    assert_eq!(began.elapsed(), Duration::ZERO);
-    for one in waiting {
+    assert_eq!(started_at.elapsed(), Duration::ZERO);
+    for one in pending {
         assert_eq!(one.await.unwrap(), Err(still_stale(UnknownKid)));
     }
     script.publish(&["b"]);
     sleep(SECOND).await;
-    assert_eq!(ask(&cache, "b").await, Ok(()), "places are given back");
+    assert_eq!(ask(&cache, "b").await, Ok(()), "places are released");
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_that_hold_more_than_max_waiting_bytes_are_told_at_once_that_nobody_can_say() {
+async fn callers_beyond_max_waiting_bytes_are_unavailable_immediately() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, RefreshPolicy { max_waiting_bytes: 1_000, ..policy() }).await;
     script.set_latency(SECOND);
     let wait = |held_bytes: usize| {
         let cache = Arc::clone(&cache);
         tokio::spawn(async move {
-            let began = clock::monotonic();
-            let token = StaleToken { held_bytes, ..stale(UnknownKid, began + 2 * SECOND) };
+            let started_at = clock::monotonic();
+            let token = StaleToken { held_bytes, ..stale(UnknownKid, started_at + 2 * SECOND) };
             let observed = cache.observe();
             let retry = retry(&cache, observed, token, verifier("b", None));
-            (retry.await, began.elapsed())
+            (retry.await, started_at.elapsed())
         })
     };
-    let waiting = [wait(400), wait(0), wait(600)];
+    let pending = [wait(400), wait(0), wait(600)];
     settle().await;
     assert_eq!(wait(1).await.unwrap(), (Err(RetryError::Unavailable), Duration::ZERO));
     assert_eq!(wait(usize::MAX).await.unwrap(), (Err(RetryError::Unavailable), Duration::ZERO));
-    for one in waiting {
+    for one in pending {
         assert_eq!(one.await.unwrap(), (Err(still_stale(UnknownKid)), SECOND));
     }
     assert_eq!(wait(1_001).await.unwrap(), (Err(RetryError::Unavailable), Duration::ZERO));
     script.publish(&["b"]);
     sleep(SECOND).await;
-    assert_eq!(wait(1_000).await.unwrap().0, Ok(()), "bytes are given back");
+    assert_eq!(wait(1_000).await.unwrap().0, Ok(()), "bytes are released");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_a_fetch_showed_to_be_gone_is_gone() {
+async fn a_key_that_a_fetch_no_longer_returns_is_removed() {
     let script = Script::publishing(&["a", "b"]);
     let cache = warm(&script, policy()).await;
     assert_eq!(ask(&cache, "b").await, Ok(()));
@@ -444,7 +459,7 @@ async fn a_key_that_a_fetch_showed_to_be_gone_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_set_older_than_max_stale_serves_no_more_and_a_withdrawn_key_goes_at_the_next_interval() {
+async fn a_set_older_than_max_stale_is_not_used_and_a_withdrawn_key_is_removed_at_the_next_interval() {
     let script = Script::publishing(&["a", "b"]);
     let policy = RefreshPolicy { interval: 60 * SECOND, max_stale: 600 * SECOND, ..policy() };
     let cache = warm(&script, policy).await;
@@ -475,7 +490,7 @@ async fn a_fetch_that_hangs_ends_at_its_timeout_and_the_next_one_may_start() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keys_of_the_configuration_are_final_at_once() {
+async fn inline_keys_are_final_immediately() {
     let script = Script::publishing(&["a"]);
     let keys = Arc::new(KeySet::parse_inline(script.jwks().as_bytes()).unwrap());
     let cache = KeyCache::fixed("p", keys, KeyCacheContext::default());
@@ -495,7 +510,7 @@ async fn a_cache_with_another_policy_begins_with_the_keys_of_the_old_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_is_past_mending_after_the_refresh_is_refused_as_such() {
+async fn a_token_with_a_permanent_error_after_the_refresh_is_refused_with_it() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.publish(&["b"]);
@@ -506,20 +521,20 @@ async fn a_token_that_is_past_mending_after_the_refresh_is_refused_as_such() {
     assert_eq!(script.fetches(), 2);
 }
 
-/// One moment of random traffic.
+/// A step of random traffic.
 #[derive(Clone, Debug)]
 enum Event {
-    /// Nothing happens for this long.
+    /// Nothing happens for this long, in milliseconds.
     Pause(u64),
-    /// Tokens with kids that nobody ever made.
+    /// This many tokens with an unknown kid.
     MadeUp(usize),
-    /// Forgeries under the present kid.
+    /// This many forgeries with the current kid.
     Forged(usize),
-    /// The issuer starts to sign with a new key, and this many of its tokens arrive at once.
+    /// The issuer starts to sign with a new key, and this many of its tokens arrive together.
     Rotate(usize),
-    /// Somebody gives up half-way.
+    /// A caller is cancelled while it waits.
     GiveUp,
-    /// From now on a fetch takes this long.
+    /// From now on a fetch takes this long, in milliseconds.
     Latency(u64),
 }
 
@@ -537,25 +552,25 @@ fn event() -> impl Strategy<Value = Event> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// P1, P3 and P4 at once: whatever made-up kids and forgeries arrive beside them, tokens under a
-    /// new key are allowed at their first try, and the issuer is not asked more often than it may be.
+    /// P1, P3 and P4 together: tokens with a new key are allowed at the first attempt and the fetches stay within the bound,
+    /// whatever unknown kids and forgeries arrive concurrently.
     #[test]
-    fn under_any_traffic_good_tokens_pass_and_forced_fetches_are_bounded(
+    fn under_any_traffic_good_tokens_are_allowed_and_forced_fetches_are_bounded(
         events in prop::collection::vec(event(), 1..40),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let script = Script::publishing(&["key-0"]);
             let cache = warm(&script, policy()).await;
-            let (began, before) = (clock::monotonic(), script.fetches());
+            let (started_at, before) = (clock::monotonic(), script.fetches());
             let mut rotations = 0;
             let mut good = Vec::new();
             let mut bad = Vec::new();
             for event in events {
                 let kid = format!("key-{rotations}");
-                let spawn = |look: Verifier| {
+                let spawn = |verify: Verifier| {
                     let cache = Arc::clone(&cache);
-                    tokio::spawn(async move { ask_with(&cache, 2 * SECOND, look).await })
+                    tokio::spawn(async move { ask_with(&cache, 2 * SECOND, verify).await })
                 };
                 match event {
                     Event::Pause(milliseconds) => sleep(Duration::from_millis(milliseconds)).await,
@@ -569,7 +584,7 @@ proptest! {
                         script.publish(&[&format!("key-{}", rotations - 1), &kid]);
                         let thumbprint = script.thumbprint(&kid);
                         good.extend((0..count).map(|_| spawn(Box::new(verifier(&kid, Some(thumbprint.clone()))))));
-                        // Old tokens would be re-keyed by the next rotation; let these be answered first.
+                        // The next rotation would replace the key of these tokens: let them finish first.
                         sleep(2 * SECOND).await;
                     }
                     Event::GiveUp => spawn(Box::new(verifier("made-up", None))).abort(),
@@ -578,12 +593,12 @@ proptest! {
                 settle().await;
             }
             for one in good {
-                prop_assert_eq!(one.await.unwrap(), Ok(()), "a good token was not allowed at its first try");
+                prop_assert_eq!(one.await.unwrap(), Ok(()), "a good token was not allowed at the first attempt");
             }
             for one in bad {
                 prop_assert!(one.await.unwrap().is_err(), "a bad token was allowed");
             }
-            let elapsed = began.elapsed().as_secs_f64();
+            let elapsed = started_at.elapsed().as_secs_f64();
             let bound = (elapsed / 1.0).floor() + 1.0 + (elapsed / 10.0).floor() + 1.0;
             prop_assert!((script.fetches() - before) as f64 <= bound, "{} fetches in {elapsed} s", script.fetches() - before);
             prop_assert_eq!(script.max_concurrent_fetches(), 1);
@@ -591,10 +606,10 @@ proptest! {
         })?;
     }
 
-    /// P3 on the schedules of three realms of one provider, failures and fetches beside each other included: starts
-    /// forced by one cause keep their distance, whatever is asked when.
+    /// P3 on the schedules of three realms of one provider, with failures and concurrent fetches: forced fetches of one cause
+    /// keep their spacing.
     #[test]
-    fn starts_forced_by_one_cause_keep_their_distance(
+    fn forced_fetches_of_one_cause_keep_their_spacing(
         steps in prop::collection::vec((0..3_000_u64, 0..3_usize, any::<bool>(), 0..4_u8), 1..200),
     ) {
         let mut now = clock::monotonic();
@@ -603,7 +618,7 @@ proptest! {
         let mut realms: Vec<Schedule> =
             (0..3).map(|_| Schedule::new(policy.clone(), accounts.join(), now)).collect();
         let mut forced: Vec<(StaleCause, Instant)> = Vec::new();
-        let mut under_way: Vec<(usize, u64)> = Vec::new();
+        let mut running: Vec<(usize, u64)> = Vec::new();
         for (milliseconds, realm, flag, action) in steps {
             now += Duration::from_millis(milliseconds);
             let cause = if flag { UnknownKid } else { BadSignature };
@@ -611,16 +626,16 @@ proptest! {
             match action {
                 0 | 1 => {
                     let caller = Caller { arrival: schedule.started(), cause, deadline: now + 2 * SECOND };
-                    let standing = schedule.join_or_demand(&mut accounts, caller, now);
-                    prop_assert_ne!(standing, RefreshOutcome::Fresh, "nothing can have begun after the arrival");
-                    if standing == RefreshOutcome::Demanded {
+                    let outcome = schedule.join_or_demand(&mut accounts, caller, now);
+                    prop_assert_ne!(outcome, RefreshOutcome::Fresh, "no fetch can have started after the arrival");
+                    if outcome == RefreshOutcome::Demanded {
                         let start = schedule.next_start(&accounts, now);
-                        prop_assert!(start.is_some_and(|start| start <= now + 2 * SECOND), "met in time");
+                        prop_assert!(start.is_some_and(|start| start <= now + 2 * SECOND), "starts before the deadline");
                     }
                 }
                 2 => {
                     if let Some(StartedFetch { number, trigger, .. }) = schedule.start(&mut accounts, now) {
-                        under_way.push((realm, number));
+                        running.push((realm, number));
                         if let Trigger::Forced(cause) = trigger {
                             forced.push((cause, now));
                         }
@@ -632,8 +647,8 @@ proptest! {
                     } else {
                         FetchEnd::Failed { retry_after: None }
                     };
-                    if let Some(at) = under_way.iter().position(|(of, _)| *of == realm) {
-                        let (_, number) = under_way.remove(at);
+                    if let Some(at) = running.iter().position(|(of, _)| *of == realm) {
+                        let (_, number) = running.remove(at);
                         schedule.finish(&mut accounts, number, ending, 0.5, now);
                     }
                 }

@@ -1,5 +1,5 @@
-//! What keeps keys fresh without being asked, and what becomes of them while the issuer is away: on a
-//! paused clock and without a network. The wire side of it is tested in `tests/it/transport.rs`.
+//! Scheduled refreshes, and the keys while the issuer is unreachable: with a paused clock and without a network. The wire side
+//! is tested in `tests/it/transport.rs`.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -38,14 +38,17 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 const SUCCEEDED: FetchEnd = FetchEnd::Succeeded { fresh_for: None, source: AnswerSource::Issuer };
 
-fn begun(number: u64, trigger: Trigger, mode: FetchMode) -> StartedFetch {
+fn started_fetch(number: u64, trigger: Trigger, mode: FetchMode) -> StartedFetch {
     StartedFetch { number, trigger, mode }
 }
 
-/// A schedule whose first fetch has ended like this.
+/// A schedule after its first fetch with this result.
 fn after(accounts: &mut Accounts, ending: FetchEnd, jitter: f64, now: Instant) -> Schedule {
     let mut schedule = Schedule::new(RefreshPolicy::default(), accounts.join(), now);
-    assert_eq!(schedule.start(accounts, now), Some(begun(1, Trigger::Startup, FetchMode::Conditional)));
+    assert_eq!(
+        schedule.start(accounts, now),
+        Some(started_fetch(1, Trigger::Startup, FetchMode::Conditional))
+    );
     schedule.finish(accounts, 1, ending, jitter, now);
     schedule
 }
@@ -55,7 +58,7 @@ fn caller(schedule: &Schedule, cause: StaleCause, deadline: Instant) -> Caller {
 }
 
 #[test]
-fn the_issuers_word_on_freshness_counts_between_the_spacing_and_the_interval() {
+fn the_issuers_freshness_applies_between_the_spacing_and_the_interval() {
     let now = clock::monotonic();
     for (fresh_for, earliest, latest) in [
         (None, 270 * SECOND, 300 * SECOND),
@@ -74,7 +77,7 @@ fn the_issuers_word_on_freshness_counts_between_the_spacing_and_the_interval() {
 }
 
 #[test]
-fn an_issuer_that_wants_to_be_left_alone_is_until_the_interval_is_over() {
+fn a_retry_after_is_respected_up_to_the_interval() {
     let now = clock::monotonic();
     for (retry_after, latest) in [
         (None, SECOND),
@@ -87,14 +90,14 @@ fn an_issuer_that_wants_to_be_left_alone_is_until_the_interval_is_over() {
         assert_eq!(schedule.next_scheduled() - now, latest, "{retry_after:?}");
         let later = now + SECOND;
         let caller = caller(&schedule, UnknownKid, later);
-        let standing = schedule.join_or_demand(&mut accounts, caller, later);
-        assert_eq!(standing, RefreshOutcome::Demanded, "a token that needs it is another matter");
+        let outcome = schedule.join_or_demand(&mut accounts, caller, later);
+        assert_eq!(outcome, RefreshOutcome::Demanded, "a token that needs a fetch still causes one");
     }
 }
 
 #[test]
-fn a_failed_fetch_costs_its_budget_what_one_that_succeeds_costs() {
-    // Told to be left alone, it makes no scheduled retry that would serve the caller as well.
+fn a_failed_fetch_uses_as_much_budget_as_a_successful_one() {
+    // After a Retry-After there is no scheduled retry, which would serve the caller as well.
     let failed = FetchEnd::Failed { retry_after: Some(2 * MINUTE) };
     let mut now = clock::monotonic();
     let mut accounts = Accounts::default();
@@ -107,7 +110,7 @@ fn a_failed_fetch_costs_its_budget_what_one_that_succeeds_costs() {
         assert_eq!(join_or_demand(&mut schedule, &mut accounts, Duration::ZERO), RefreshOutcome::Demanded);
         assert_eq!(
             schedule.start(&mut accounts, now),
-            Some(begun(number, Trigger::Forced(BadSignature), FetchMode::Forced))
+            Some(started_fetch(number, Trigger::Forced(BadSignature), FetchMode::Forced))
         );
         schedule.finish(&mut accounts, number, ending, 0.0, now);
         let almost = 10 * SECOND - Duration::from_millis(1);
@@ -126,7 +129,7 @@ fn a_failed_fetch_costs_its_budget_what_one_that_succeeds_costs() {
 }
 
 #[test]
-fn a_fetch_that_the_other_cause_asked_for_is_within_reach_of_everybody_whom_it_serves() {
+fn a_fetch_demanded_by_the_other_cause_is_available_to_all_callers_that_it_serves() {
     let mut now = clock::monotonic();
     let mut accounts = Accounts::default();
     let mut schedule = after(&mut accounts, SUCCEEDED, 0.0, now);
@@ -148,35 +151,35 @@ fn a_fetch_that_the_other_cause_asked_for_is_within_reach_of_everybody_whom_it_s
 }
 
 #[test]
-fn a_fetch_begins_beside_another_where_a_caller_can_wait_for_no_more_than_one() {
-    let slow = Duration::from_millis(2400);
+fn a_concurrent_fetch_starts_if_a_caller_can_wait_only_for_one() {
+    let duration = Duration::from_millis(2400);
     let policy = RefreshPolicy { wait: 5 * SECOND, timeout: 5 * SECOND, ..RefreshPolicy::default() };
     let mut now = clock::monotonic();
     let mut accounts = Accounts::default();
     let mut schedule = Schedule::new(policy, accounts.join(), now);
     let start = schedule.start(&mut accounts, now).expect("the first is due");
-    schedule.finish(&mut accounts, start.number, SUCCEEDED, 0.0, now + slow);
+    schedule.finish(&mut accounts, start.number, SUCCEEDED, 0.0, now + duration);
     now += MINUTE;
     let made_up = caller(&schedule, UnknownKid, now + 5 * SECOND);
     assert_eq!(schedule.join_or_demand(&mut accounts, made_up, now), RefreshOutcome::Demanded);
     assert!(schedule.start(&mut accounts, now).is_some());
-    let began = now;
+    let first_start = now;
     now += SECOND / 10;
     let patient = caller(&schedule, UnknownKid, now + 60 * SECOND);
     assert_eq!(schedule.join_or_demand(&mut accounts, patient, now), RefreshOutcome::Demanded);
     let start = schedule.next_start(&accounts, now).expect("when it has to be");
-    assert!(start > began + slow, "there is time for one after the other: {:?}", start - began);
+    assert!(start > first_start + duration, "both fit one after the other: {:?}", start - first_start);
     let good = caller(&schedule, UnknownKid, now + Duration::from_millis(4200));
     assert_eq!(schedule.join_or_demand(&mut accounts, good, now), RefreshOutcome::Demanded);
     let start = schedule.next_start(&accounts, now).expect("in time");
-    assert!(start >= began + SECOND, "within the spacing");
-    assert!(start + slow < good.deadline, "so that it ends in time");
+    assert!(start >= first_start + SECOND, "within the spacing");
+    assert!(start + duration < good.deadline, "so that it ends in time");
     assert_eq!(
         schedule.start(&mut accounts, start),
-        Some(begun(3, Trigger::Forced(UnknownKid), FetchMode::Forced))
+        Some(started_fetch(3, Trigger::Forced(UnknownKid), FetchMode::Forced))
     );
     assert_eq!(schedule.join_or_demand(&mut accounts, good, start), RefreshOutcome::InProgress);
-    schedule.finish(&mut accounts, 3, SUCCEEDED, 0.0, start + slow / 2);
+    schedule.finish(&mut accounts, 3, SUCCEEDED, 0.0, start + duration / 2);
     assert_eq!(
         schedule.join_or_demand(&mut accounts, good, start),
         RefreshOutcome::Fresh,
@@ -185,7 +188,7 @@ fn a_fetch_begins_beside_another_where_a_caller_can_wait_for_no_more_than_one() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_scheduled_fetch_that_is_near_serves_a_bad_signature_whose_own_turn_is_far() {
+async fn a_near_scheduled_fetch_serves_a_bad_signature_whose_forced_fetch_is_far_away() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.set_fresh_for(SECOND * 3 / 2);
@@ -201,15 +204,15 @@ async fn a_set_that_the_issuer_calls_fresh_for_a_minute_is_fetched_each_minute()
     let script = Script::publishing(&["a"]);
     script.set_fresh_for(MINUTE);
     let cache = warm(&script, policy()).await;
-    let before = script.fetches();
+    let initial = script.fetches();
     sleep(10 * MINUTE).await;
-    let fetches = script.fetches() - before;
+    let fetches = script.fetches() - initial;
     assert!((10..=12).contains(&fetches), "{fetches}");
     assert!(cache.status().age.is_some_and(|age| age <= MINUTE));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_issuer_that_is_down_and_wants_peace_is_not_asked_by_the_clock() {
+async fn an_issuer_that_is_down_with_a_retry_after_gets_no_scheduled_fetches() {
     let script = Script::publishing(&["a"]);
     script.set_retry_after(10 * MINUTE);
     script.set_down(true);
@@ -223,7 +226,7 @@ async fn an_issuer_that_is_down_and_wants_peace_is_not_asked_by_the_clock() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_issuer_that_is_away_at_the_start_is_found_within_ten_seconds_of_its_return_though_nobody_asks() {
+async fn an_issuer_that_is_down_at_the_start_is_found_within_ten_seconds_of_its_recovery_without_requests() {
     for away in [45 * SECOND, 10 * MINUTE, 3 * 60 * MINUTE] {
         let script = Script::publishing(&["a"]);
         script.set_down(true);
@@ -237,7 +240,7 @@ async fn an_issuer_that_is_away_at_the_start_is_found_within_ten_seconds_of_its_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_was_refused_waits_for_the_next_fetch_when_it_comes_again() {
+async fn a_refused_token_waits_for_the_next_fetch_when_it_is_sent_again() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     assert_eq!(ask(&cache, "b").await, Err(still_stale(UnknownKid)));
@@ -248,13 +251,13 @@ async fn a_token_that_was_refused_waits_for_the_next_fetch_when_it_comes_again()
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_finds_no_place_to_wait_is_counted() {
+async fn callers_beyond_max_waiters_are_counted() {
     let script = Script::publishing(&["a"]);
     let context = KeyCacheContext::default();
     let few = RefreshPolicy { max_waiters: 1, ..policy() };
     let cache = warm_with(&script, few, context.clone()).await;
     let gate = script.hold();
-    let waiting = tokio::spawn({
+    let pending = tokio::spawn({
         let cache = Arc::clone(&cache);
         async move { ask(&cache, "b").await }
     });
@@ -269,10 +272,10 @@ async fn who_finds_no_place_to_wait_is_counted() {
         assert!(metrics.contains(line), "{metrics}");
     }
     gate.add_permits(1);
-    assert_eq!(waiting.await.expect("does not panic"), Err(still_stale(UnknownKid)));
+    assert_eq!(pending.await.expect("does not panic"), Err(still_stale(UnknownKid)));
 }
 
-/// Whether a token that this key signed is good under these keys.
+/// Whether a token that this key signed verifies with these keys.
 fn verified(keys: &KeySet, key: &SigningKey, issuer: &str) -> bool {
     let rules = Provider {
         name: "p".into(),
@@ -297,7 +300,7 @@ fn verified(keys: &KeySet, key: &SigningKey, issuer: &str) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_was_in_use_is_missed_once_and_one_that_was_not_is_not() {
+async fn a_withdrawn_key_is_logged_once_and_only_if_it_was_in_use() {
     log::capture();
     let script = Script::publishing(&["used", "unused", "staying"]);
     let cache = warm(&script, policy()).await;
@@ -305,7 +308,7 @@ async fn a_key_that_was_in_use_is_missed_once_and_one_that_was_not_is_not() {
         assert!(verified(&cache.status().keys, &script.key(kid), "i"), "{kid}");
     }
     script.withdraw("unused");
-    // Through a refresh in between it is still known that it was used.
+    // That it was used is remembered across the refresh in between.
     assert_eq!(ask(&cache, "b").await, Err(still_stale(UnknownKid)));
     assert_eq!(log::warnings("signing key withdrawn"), 0);
     script.withdraw("used");
@@ -318,7 +321,7 @@ async fn a_key_that_was_in_use_is_missed_once_and_one_that_was_not_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_set_that_shrinks_to_nothing_usable_is_told_once_and_the_last_good_one_serves() {
+async fn a_set_without_usable_keys_is_logged_once_and_the_last_good_one_stays_in_use() {
     log::capture();
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
@@ -333,11 +336,11 @@ async fn a_set_that_shrinks_to_nothing_usable_is_told_once_and_the_last_good_one
     sleep(20 * MINUTE).await;
     script.take_all();
     assert_eq!(ask(&cache, "b").await, Err(RetryError::Unavailable));
-    assert_eq!(log::warnings("no usable key published"), 2, "another time is told again");
+    assert_eq!(log::warnings("no usable key published"), 2, "another time is logged again");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_set_that_is_half_way_to_max_stale_is_told_once() {
+async fn a_set_past_half_of_max_stale_is_logged_once() {
     log::capture();
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, RefreshPolicy::default()).await;
@@ -346,16 +349,16 @@ async fn a_set_that_is_half_way_to_max_stale_is_told_once() {
     assert_eq!(log::warnings("key set past half of max_stale"), 0);
     sleep(6 * 60 * MINUTE).await;
     assert_eq!(log::warnings("key set past half of max_stale"), 1);
-    assert_eq!(log::warnings("key set refresh failed"), 1, "the same failure is news once");
+    assert_eq!(log::warnings("key set refresh failed"), 1, "the same failure is logged once");
     assert_eq!(ask(&cache, "a").await, Ok(()));
     sleep(8 * 60 * MINUTE).await;
-    assert_eq!(ask(&cache, "a").await, Err(RetryError::Unavailable), "past max_stale nobody can say");
+    assert_eq!(ask(&cache, "a").await, Err(RetryError::Unavailable), "past max_stale the keys are not used");
     script.set_down(false);
     sleep(MINUTE * 6).await;
     assert_eq!(ask(&cache, "a").await, Ok(()));
     script.set_down(true);
     sleep(13 * 60 * MINUTE).await;
-    assert_eq!(log::warnings("key set past half of max_stale"), 2, "another outage is told again");
+    assert_eq!(log::warnings("key set past half of max_stale"), 2, "another outage is logged again");
 }
 
 const ISSUER: &str = "https://sso.example.com";
@@ -374,8 +377,8 @@ fn snapshot_in(folder: &Path) -> SnapshotFile {
     SnapshotFile::new(folder, "p", ISSUER, SOURCE, 1 << 20)
 }
 
-/// A cache that begins with what is in this folder, and keeps it.
-fn starting(script: &Script, folder: &Path) -> KeyCache {
+/// A cache that loads and stores its snapshot in this folder.
+fn cache_with_snapshot(script: &Script, folder: &Path) -> KeyCache {
     let context = KeyCacheContext { clock: Clock::Fixed(now()), ..KeyCacheContext::default() };
     {
         let (fetch, file) = (Arc::new(script.clone()), Some(snapshot_in(folder)));
@@ -387,31 +390,31 @@ fn micros(at: UnixTime) -> i64 {
     (at.as_secs_f64() * 1e6) as i64
 }
 
-fn present(at: UnixTime) -> ClockReading {
+fn reading(at: UnixTime) -> ClockReading {
     let clock = Clock::Fixed(at);
     ClockReading::of(&clock, &SteadyClock::start(&clock))
 }
 
-/// Leaves these keys behind, confirmed at this time.
-async fn leave(file: &SnapshotFile, keys: KeySet, at: UnixTime) {
+/// Stores these keys, confirmed at this time.
+async fn store(file: &SnapshotFile, keys: KeySet, at: UnixTime) {
     let published = Published::restored(Arc::new(keys), Origin::at(micros(at), micros(at)), Vec::new());
-    file.store(published, at, present(at)).await.expect("can be written");
+    file.store(published, at, reading(at)).await.expect("can be written");
 }
 
-/// What is in the file; why nothing is, or why its keys are not used.
-async fn found(file: &SnapshotFile) -> Result<Option<Snapshot>, SnapshotError> {
-    let found = file.read(present(now()), MINUTE).await?;
-    match found.as_ref().and_then(|snapshot| snapshot.unusable.clone()) {
+/// The snapshot in the file, or the reason why it is not used.
+async fn read_snapshot(file: &SnapshotFile) -> Result<Option<Snapshot>, SnapshotError> {
+    let snapshot = file.read(reading(now()), MINUTE).await?;
+    match snapshot.as_ref().and_then(|snapshot| snapshot.unusable.clone()) {
         Some(unusable) => Err(unusable),
-        None => Ok(found),
+        None => Ok(snapshot),
     }
 }
 
-/// Waits until the snapshot in this folder has keys of these names.
-async fn kept(folder: &Path, kids: &[&str]) {
+/// Waits until the snapshot in this folder has exactly these kids.
+async fn wait_for_snapshot(folder: &Path, kids: &[&str]) {
     for _ in 0..10_000 {
-        let snapshot = found(&snapshot_in(folder)).await.expect("a whole snapshot, at any time");
-        let found = snapshot.map(|snapshot| {
+        let snapshot = read_snapshot(&snapshot_in(folder)).await.expect("a whole snapshot, at any time");
+        let stored = snapshot.map(|snapshot| {
             snapshot
                 .published
                 .keys()
@@ -420,7 +423,7 @@ async fn kept(folder: &Path, kids: &[&str]) {
                 .filter_map(|key| key.kid().map(|kid| kid.as_str().to_owned()))
                 .collect::<Vec<_>>()
         });
-        if found.is_some_and(|found| found == kids) {
+        if stored.is_some_and(|stored| stored == kids) {
             return;
         }
         sleep(Duration::from_millis(1)).await;
@@ -429,23 +432,23 @@ async fn kept(folder: &Path, kids: &[&str]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restart_in_the_middle_of_an_outage_serves_the_keys_of_the_snapshot() {
+async fn a_restart_during_an_outage_uses_the_keys_of_the_snapshot() {
     let folder = folder();
     let below = folder.path().join("made/when/missing");
     let script = Script::publishing(&["a"]);
-    let cache = starting(&script, &below);
-    kept(&below, &["a"]).await;
+    let cache = cache_with_snapshot(&script, &below);
+    wait_for_snapshot(&below, &["a"]).await;
     script.publish(&["a", "b"]);
     assert_eq!(ask(&cache, "b").await, Ok(()));
-    kept(&below, &["a", "b"]).await;
+    wait_for_snapshot(&below, &["a", "b"]).await;
     drop(cache);
 
     script.set_down(true);
-    let cache = starting(&script, &below);
-    assert!(!cache.has_keys(), "the issuer is asked first");
+    let cache = cache_with_snapshot(&script, &below);
+    assert!(!cache.has_keys(), "the issuer is tried first");
     assert_eq!(ask(&cache, "b").await, Ok(()));
     assert!(cache.has_keys());
-    assert_eq!(ask(&cache, "c").await, Err(RetryError::Unavailable), "nobody can say");
+    assert_eq!(ask(&cache, "c").await, Err(RetryError::Unavailable), "keys unavailable");
     let status = cache.status();
     assert_eq!((status.generation, status.fetched_at), (1, Some(now())));
 
@@ -456,14 +459,14 @@ async fn a_restart_in_the_middle_of_an_outage_serves_the_keys_of_the_snapshot() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_ages_while_nobody_runs() {
+async fn a_snapshot_ages_while_no_process_runs() {
     let folder = folder();
     let keys = Script::publishing(&["a"]).key_set();
     let written = UnixTime::from_secs(NOW - 7_000);
-    leave(&snapshot_in(folder.path()), keys, written).await;
+    store(&snapshot_in(folder.path()), keys, written).await;
     let script = Script::publishing(&["a"]);
     script.set_down(true);
-    let cache = starting(&script, folder.path());
+    let cache = cache_with_snapshot(&script, folder.path());
     assert_eq!(ask(&cache, "a").await, Ok(()));
     assert_eq!(cache.status().age, Some(7_000 * SECOND));
     sleep(201 * SECOND).await;
@@ -471,7 +474,7 @@ async fn a_snapshot_ages_while_nobody_runs() {
 }
 
 #[tokio::test]
-async fn a_snapshot_is_for_its_owner_alone_and_holds_nothing_private() {
+async fn a_snapshot_is_readable_only_by_its_owner_and_has_no_private_key() {
     let folder = folder();
     let signing = SigningKey::generate("a", SigningAlgorithm::ES256);
     let mut odd = SigningKey::generate("b", SigningAlgorithm::RS256).public_jwk();
@@ -481,18 +484,18 @@ async fn a_snapshot_is_for_its_owner_alone_and_holds_nothing_private() {
     let document = json!({"keys": [rich, odd]}).to_string();
     let keys = KeySet::parse(document.as_bytes()).expect("one key is usable");
     let file = snapshot_in(folder.path());
-    leave(&file, keys.clone(), now()).await;
+    store(&file, keys.clone(), now()).await;
     let mode = fs::metadata(file.path()).expect("is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let text = fs::read_to_string(file.path()).expect("is text");
     let written: Value = serde_json::from_str(&text).expect("is JSON");
     assert_eq!(written["content"]["keys"], json!([signing.public_jwk()]));
-    assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing half-written stays");
-    let read = found(&file).await.expect("is whole").expect("is there");
+    assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "no partial file remains");
+    let read = read_snapshot(&file).await.expect("is whole").expect("is there");
     assert!(read.published.keys().same_keys(&keys));
 }
 
-/// What was done to a snapshot, and whether it is used after that.
+/// A change of a snapshot, and the expected result.
 type Tampering = (&'static str, fn(&SnapshotFile), Result<(), SnapshotError>);
 
 fn change(file: &SnapshotFile, change: impl FnOnce(String) -> String) {
@@ -567,10 +570,10 @@ async fn a_snapshot_that_is_damaged_foreign_or_open_to_others_is_refused_with_th
     for (what, tamper, expected) in tamperings {
         let folder = folder();
         let file = snapshot_in(folder.path());
-        leave(&file, Script::publishing(&["a"]).key_set(), now()).await;
-        assert!(found(&file).await.expect("is whole").is_some());
+        store(&file, Script::publishing(&["a"]).key_set(), now()).await;
+        assert!(read_snapshot(&file).await.expect("is whole").is_some());
         tamper(&file);
-        assert_eq!(found(&file).await.map(|_| ()), expected, "{what}");
+        assert_eq!(read_snapshot(&file).await.map(|_| ()), expected, "{what}");
     }
     for (issuer, source, at, expected) in [
         ("https://evil.example.com", SOURCE, NOW, OtherIssuer),
@@ -580,22 +583,22 @@ async fn a_snapshot_that_is_damaged_foreign_or_open_to_others_is_refused_with_th
     ] {
         let folder = folder();
         let foreign = SnapshotFile::new(folder.path(), "p", issuer, source, 1 << 20);
-        leave(&foreign, Script::publishing(&["a"]).key_set(), UnixTime::from_secs(at)).await;
-        assert_eq!(found(&snapshot_in(folder.path())).await.map(|_| ()), Err(expected));
+        store(&foreign, Script::publishing(&["a"]).key_set(), UnixTime::from_secs(at)).await;
+        assert_eq!(read_snapshot(&snapshot_in(folder.path())).await.map(|_| ()), Err(expected));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_that_is_refused_is_told_and_replaced_by_the_next_fetch() {
+async fn an_unusable_snapshot_is_logged_and_replaced_by_the_next_fetch() {
     log::capture();
     let folder = folder();
     fs::write(folder.path().join("p.json"), "{").expect("can be written");
     let script = Script::publishing(&["a"]);
-    let cache = starting(&script, folder.path());
+    let cache = cache_with_snapshot(&script, folder.path());
     assert_eq!(ask(&cache, "a").await, Ok(()));
     assert_eq!(log::warnings("it is damaged"), 1);
     for _ in 0..10_000 {
-        if found(&snapshot_in(folder.path())).await.is_ok() {
+        if read_snapshot(&snapshot_in(folder.path())).await.is_ok() {
             return;
         }
         sleep(Duration::from_millis(1)).await;
@@ -603,51 +606,51 @@ async fn a_snapshot_that_is_refused_is_told_and_replaced_by_the_next_fetch() {
     panic!("the damaged snapshot is still there");
 }
 
-/// An answer with a key of before, whose `Date` is so many seconds away from the start.
-async fn answers_with_the_key_of_before(script: &Script, before: &Script, date: i64, cache: &KeyCache) {
-    script.put_back(vec![script.key("b"), before.key("a")]);
+/// A response with a key of the old source, whose `Date` differs from the start by so many seconds.
+async fn respond_with_old_key(script: &Script, old_source: &Script, date: i64, cache: &KeyCache) {
+    script.put_back(vec![script.key("b"), old_source.key("a")]);
     script.set_age_and_date(None, Some(NOW + date));
     assert!(ask(cache, "made-up").await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_of_another_place_or_of_long_ago_that_the_first_answer_lacks_takes_a_newer_one_to_come_back() {
+async fn a_key_from_a_snapshot_that_the_first_response_lacks_returns_only_with_a_newer_response() {
     for (source, at) in [("https://sso.example.com/elsewhere", NOW - 1), (SOURCE, NOW - 100_000)] {
-        let (folder, before, script) = (folder(), Script::publishing(&["a"]), Script::publishing(&["b"]));
+        let (folder, old_source, script) = (folder(), Script::publishing(&["a"]), Script::publishing(&["b"]));
         let file = SnapshotFile::new(folder.path(), "p", ISSUER, source, 1 << 20);
-        leave(&file, before.key_set(), UnixTime::from_secs(at)).await;
+        store(&file, old_source.key_set(), UnixTime::from_secs(at)).await;
         script.set_age_and_date(None, Some(NOW));
-        let cache = starting(&script, folder.path());
+        let cache = cache_with_snapshot(&script, folder.path());
         assert_eq!(ask(&cache, "b").await, Ok(()));
-        answers_with_the_key_of_before(&script, &before, -600, &cache).await;
-        assert!(ask(&cache, "a").await.is_err(), "by an answer that is older");
+        respond_with_old_key(&script, &old_source, -600, &cache).await;
+        assert!(ask(&cache, "a").await.is_err(), "with an older response");
         sleep(10 * SECOND).await;
-        answers_with_the_key_of_before(&script, &before, 8, &cache).await;
+        respond_with_old_key(&script, &old_source, 8, &cache).await;
         assert_eq!(ask(&cache, "a").await, Ok(()));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_of_the_source_before_that_the_new_one_lacks_takes_a_newer_answer_to_come_back() {
-    let (before, script) = (Script::publishing(&["a"]), Script::publishing(&["b"]));
+async fn a_key_of_the_old_source_that_the_new_one_lacks_returns_only_with_a_newer_response() {
+    let (old_source, script) = (Script::publishing(&["a"]), Script::publishing(&["b"]));
     let context = || KeyCacheContext { clock: Clock::Fixed(now()), ..KeyCacheContext::default() };
-    let old = warm_with(&before, policy(), context()).await;
+    let old = warm_with(&old_source, policy(), context()).await;
     script.set_age_and_date(None, Some(NOW));
     let cache = fetching(&script, policy(), context());
     cache.learn_from(&old);
     assert_eq!(ask(&cache, "b").await, Ok(()));
-    answers_with_the_key_of_before(&script, &before, -600, &cache).await;
-    assert!(ask(&cache, "a").await.is_err(), "by an answer that is older");
+    respond_with_old_key(&script, &old_source, -600, &cache).await;
+    assert!(ask(&cache, "a").await.is_err(), "with an older response");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_that_cannot_be_written_is_told_once_and_the_keys_serve_all_the_same() {
+async fn an_unwritable_snapshot_is_logged_once_and_the_keys_stay_in_use() {
     log::capture();
     let folder = folder();
     let blocked = folder.path().join("file");
     fs::write(&blocked, "no folder").expect("can be written");
     let script = Script::publishing(&["a"]);
-    let cache = starting(&script, &blocked);
+    let cache = cache_with_snapshot(&script, &blocked);
     for kid in ["b", "c", "d"] {
         script.publish(&[kid]);
         assert_eq!(ask(&cache, kid).await, Ok(()));

@@ -1,5 +1,4 @@
-//! The tasks that keep a provider's keys: what becomes of one that panics, of a disk that does not answer, and of the
-//! time that the machine slept.
+//! The tasks that refresh a provider's keys: after a panic, with a blocked disk, and after the machine was suspended.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,15 +17,15 @@ use portcullis::validation::StaleCause::UnknownKid;
 use portcullis::validation::UnixTime;
 use tokio::time::sleep;
 
-/// A source that panics now and then.
+/// A source that panics at every other fetch.
 struct Panicking {
     script: Script,
-    turns: AtomicUsize,
+    calls: AtomicUsize,
 }
 
 impl Fetch for Panicking {
     fn fetch(&self, ask: FetchContext) -> FetchFuture<'_> {
-        assert!(self.turns.fetch_add(1, Ordering::SeqCst).is_multiple_of(2), "as this test wants it");
+        assert!(self.calls.fetch_add(1, Ordering::SeqCst).is_multiple_of(2), "expected by the test");
         self.script.fetch(ask)
     }
 }
@@ -38,9 +37,9 @@ fn restarts(context: &KeyCacheContext, task: &str) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fetch_that_panics_is_a_fetch_that_failed() {
+async fn a_panic_in_a_fetch_is_a_failed_fetch() {
     let script = Script::publishing(&["a"]);
-    let source = Arc::new(Panicking { script: script.clone(), turns: AtomicUsize::new(0) });
+    let source = Arc::new(Panicking { script: script.clone(), calls: AtomicUsize::new(0) });
     let cache =
         KeyCache::fetched("p", policy(), source, KeyCacheContext::default(), None, None, Arc::default());
     assert_eq!(ask(&cache, "a").await, Ok(()));
@@ -51,11 +50,11 @@ async fn a_fetch_that_panics_is_a_fetch_that_failed() {
     assert_eq!(ask(&cache, "b").await, Ok(()));
 }
 
-/// A folder that does what a test says when it is written to or read.
+/// A folder that calls a function at each read or write.
 #[derive(Debug)]
-struct Odd(fn());
+struct FakeFolder(fn());
 
-impl Folder for Odd {
+impl Folder for FakeFolder {
     fn read(&self, _name: &str, _max_bytes: usize) -> Result<Option<Vec<u8>>, FolderError> {
         Ok(None)
     }
@@ -83,11 +82,16 @@ impl Folder for Odd {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_panics_is_started_again_and_counted_and_the_keys_are_kept_all_the_same() {
+async fn a_panicked_task_is_restarted_and_counted_and_the_keys_are_kept() {
     let script = Script::publishing(&["a"]);
     let context = KeyCacheContext::default();
-    let file =
-        SnapshotFile::in_folder(Arc::new(Odd(|| panic!("as this test wants it"))), "p", "i", "s", 1 << 20);
+    let file = SnapshotFile::in_folder(
+        Arc::new(FakeFolder(|| panic!("expected by the test"))),
+        "p",
+        "i",
+        "s",
+        1 << 20,
+    );
     let fetch = Arc::new(script.clone());
     let cache = KeyCache::fetched("p", policy(), fetch, context.clone(), None, Some(file), Arc::default());
     for kid in ["a", "b", "c"] {
@@ -99,12 +103,12 @@ async fn a_task_that_panics_is_started_again_and_counted_and_the_keys_are_kept_a
     assert_eq!(restarts(&context, "drive"), 0);
 }
 
-/// A disk on which a read takes until it is let go.
+/// A disk on which a read blocks until it is released.
 #[derive(Clone, Debug, Default)]
 struct Slow(Arc<(Mutex<bool>, Condvar)>);
 
 impl Slow {
-    fn lets_go(&self) {
+    fn release(&self) {
         *self.0.0.lock().expect("no test has panicked") = true;
         self.0.1.notify_all();
     }
@@ -135,40 +139,42 @@ impl Folder for Slow {
 }
 
 #[tokio::test]
-async fn a_disk_that_does_not_answer_holds_up_neither_the_worker_nor_the_first_keys_for_long() {
-    // One worker, and a read that takes as long as this test wants.
+async fn a_blocked_disk_delays_neither_the_worker_nor_the_first_keys_for_long() {
+    // One worker thread, and a read that blocks until the test releases it.
     let (disk, script) = (Slow::default(), Script::publishing(&["a"]));
     let file = SnapshotFile::in_folder(Arc::new(disk.clone()), "p", "i", "s", 1 << 20);
     let (fetch, patient) = (Arc::new(script.clone()), RefreshPolicy { wait: 20 * SECOND, ..policy() });
     let cache =
         KeyCache::fetched("p", patient, fetch, KeyCacheContext::default(), None, Some(file), Arc::default());
-    // Nobody is let go: what runs here runs beside the read.
+    // The read stays blocked: this runs concurrently with it.
     settle().await;
     assert!(!cache.has_keys());
-    tokio::time::timeout(20 * SECOND, cache.first_fetch_ended()).await.expect("it goes on without the disk");
+    tokio::time::timeout(20 * SECOND, cache.first_fetch_ended())
+        .await
+        .expect("it continues without the disk");
     assert_eq!(ask(&cache, "a").await, Ok(()));
-    disk.lets_go();
+    disk.release();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_came_first_is_served_though_the_disk_does_not_answer() {
+async fn an_early_token_is_served_while_the_disk_blocks() {
     let (disk, script) = (Slow::default(), Script::publishing(&["a"]));
     let file = SnapshotFile::in_folder(Arc::new(disk.clone()), "p", "i", "s", 1 << 20);
     let fetch = Arc::new(script.clone());
     let context = KeyCacheContext::default();
     let cache = KeyCache::fetched("p", policy(), fetch, context, None, Some(file), Arc::default());
-    let asking = tokio::spawn(async move { ask(&cache, "a").await });
+    let pending = tokio::spawn(async move { ask(&cache, "a").await });
     settle().await;
     tokio::time::advance(policy().wait - SECOND / 2).await;
     settle().await;
-    let in_time = asking.is_finished();
-    disk.lets_go();
+    let in_time = pending.is_finished();
+    disk.release();
     assert!(in_time);
-    assert_eq!(asking.await.expect("is answered"), Ok(()));
+    assert_eq!(pending.await.expect("is answered"), Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_that_the_machine_slept_counts_for_ages_and_intervals() {
+async fn time_in_suspend_counts_for_ages_and_intervals() {
     let script = Script::publishing(&["a", "b"]);
     let clock = Arc::new(SimulatedClock::starting_at(UnixTime::from_secs(1_800_000_000)));
     let context =
@@ -176,7 +182,7 @@ async fn the_time_that_the_machine_slept_counts_for_ages_and_intervals() {
     let cache = warm_with(&script, policy(), context.clone()).await;
     let fetches = script.fetches();
     script.publish(&["a"]);
-    // An interval is an hour.
+    // The interval is an hour.
     clock.sleep(Duration::from_secs(5_000));
     assert!(cache.status().age.is_some_and(|age| age >= Duration::from_secs(5_000)));
     sleep(6 * SECOND).await;

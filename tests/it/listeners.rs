@@ -1,10 +1,9 @@
-//! What holds at every listener: connections that never speak, never finish, never read or never end are closed in
-//! time, and everybody else is answered meanwhile.
-//!
-//! Time is tokio's and paused: it passes where everybody waits.
+//! What holds for every listener: connections that sent nothing, never finish, never read or never end are closed in time, and
+//! other clients are served meanwhile.
+//! Time is tokio's and paused: it advances when all tasks are idle.
 
 mod admin;
-mod house;
+mod environment;
 pub mod http2;
 mod refusals;
 mod socket_files;
@@ -18,229 +17,229 @@ use portcullis::clock;
 use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
 
-use house::{Connection, House, Kind, until_closed};
-use http2::{DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, frame, greeting};
+use environment::{Connection, Kind, ListenerEnv, until_closed};
+use http2::{DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, frame, preface};
 
-/// Looks at a connection are so far apart.
-const LOOK: u64 = 5;
+/// The interval between checks of a connection, in seconds.
+const CHECK_INTERVAL: u64 = 5;
 
 fn seconds(range: RangeInclusive<u64>) -> RangeInclusive<Duration> {
     Duration::from_secs(*range.start())
-        ..=Duration::from_secs(*range.end() + LOOK) + Duration::from_millis(600)
+        ..=Duration::from_secs(*range.end() + CHECK_INTERVAL) + Duration::from_millis(600)
 }
 
-/// Sends this on a connection, and gives that back.
-async fn sent(house: &House, kind: Kind, bytes: &[u8]) -> Connection {
-    let mut connection = house.connect(kind).await;
-    connection.write_all(bytes).await.expect("it is read");
-    connection.flush().await.expect("it is sent");
+/// Sends these bytes on a new connection.
+async fn send(env: &ListenerEnv, kind: Kind, bytes: &[u8]) -> Connection {
+    let mut connection = env.connect(kind).await;
+    connection.write_all(bytes).await.expect("written");
+    connection.flush().await.expect("sent");
     connection
 }
 
-/// A connection on which this was sent is closed after so many seconds; others are answered.
-async fn is_closed(kinds: &[Kind], what: &str, bytes: &[u8], after: RangeInclusive<u64>) {
-    let house = House::open().await;
+/// Asserts that a connection with these bytes is closed after so many seconds, while other clients are served.
+async fn assert_closed(kinds: &[Kind], what: &str, bytes: &[u8], after: RangeInclusive<u64>) {
+    let env = ListenerEnv::open().await;
     for kind in kinds {
-        let mut connection = sent(&house, *kind, bytes).await;
-        let began = clock::monotonic();
-        house.everybody_is_answered(what).await;
+        let mut connection = send(&env, *kind, bytes).await;
+        let started_at = clock::monotonic();
+        env.assert_all_respond(what).await;
         until_closed(&mut connection).await;
-        let took = began.elapsed();
-        assert!(seconds(after.clone()).contains(&took), "{kind:?}: {what}: closed after {took:?}");
+        let elapsed = started_at.elapsed();
+        assert!(seconds(after.clone()).contains(&elapsed), "{kind:?}: {what}: closed after {elapsed:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_says_nothing_is_closed() {
-    is_closed(&Kind::ALL, "one says nothing", b"", 75..=75).await;
+async fn a_silent_connection_is_closed() {
+    assert_closed(&Kind::ALL, "a silent connection", b"", 75..=75).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_a_preface_is_not_waited_for() {
-    is_closed(&Kind::ALL, "one sent half a preface", &http2::PREFACE[..10], 10..=10).await;
-    is_closed(&Kind::ALL, "one sent no settings", http2::PREFACE, 10..=10).await;
+async fn a_partial_preface_times_out() {
+    assert_closed(&Kind::ALL, "one sent half a preface", &http2::PREFACE[..10], 10..=10).await;
+    assert_closed(&Kind::ALL, "one sent no settings", http2::PREFACE, 10..=10).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_a_header_block_is_not_waited_for() {
-    let mut half_a_frame = greeting(&[]);
+async fn a_partial_header_block_times_out() {
+    let mut half_a_frame = preface(&[]);
     half_a_frame.extend(&frame(HEADERS, END_HEADERS, 1, &http2::get("/"))[..15]);
-    is_closed(&Kind::ALL, "one sent half a frame", &half_a_frame, 10..=10).await;
-    let mut no_continuation = greeting(&[]);
+    assert_closed(&Kind::ALL, "one sent half a frame", &half_a_frame, 10..=10).await;
+    let mut no_continuation = preface(&[]);
     no_continuation.extend(frame(HEADERS, END_STREAM, 1, &http2::get("/")));
-    is_closed(&Kind::ALL, "one sent half a header block", &no_continuation, 10..=10).await;
+    assert_closed(&Kind::ALL, "one sent half a header block", &no_continuation, 10..=10).await;
     let half = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx-hal";
-    is_closed(&Kind::HTTP_1, "one sent half a header block of HTTP/1.1", half, 10..=10).await;
+    assert_closed(&Kind::HTTP_1, "one sent half a header block of HTTP/1.1", half, 10..=10).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_byte_a_second_finishes_nothing() {
-    let mut frame_of_headers = greeting(&[]);
+async fn a_byte_per_second_does_not_extend_the_timeout() {
+    let mut frame_of_headers = preface(&[]);
     frame_of_headers.extend(&frame(HEADERS, END_HEADERS, 1, &[0; 4000])[..15]);
-    let beginnings: [(&[Kind], &[u8]); 3] = [
+    let prefixes: [(&[Kind], &[u8]); 3] = [
         (&Kind::ALL, b"PRI * HTTP"),
         (&Kind::ALL, &frame_of_headers),
         (&Kind::HTTP_1, b"GET /livez HTTP/1.1\r\nx: "),
     ];
-    let house = House::open().await;
-    for (kinds, beginning) in beginnings {
+    let env = ListenerEnv::open().await;
+    for (kinds, prefix) in prefixes {
         for kind in kinds {
-            let (mut reading, mut writing) = tokio::io::split(sent(&house, *kind, beginning).await);
-            let rest = &http2::PREFACE[beginning.len().min(http2::PREFACE.len())..];
+            let (mut reader, mut writer) = tokio::io::split(send(&env, *kind, prefix).await);
+            let rest = &http2::PREFACE[prefix.len().min(http2::PREFACE.len())..];
             let next = rest.first().copied().unwrap_or(b'x');
-            let dripping = tokio::spawn(async move {
+            let drip_task = tokio::spawn(async move {
                 let mut byte = next;
-                while writing.write_all(&[byte]).await.is_ok() && writing.flush().await.is_ok() {
-                    // Of a preface the second byte breaks it, and HTTP/1.1 goes on.
+                while writer.write_all(&[byte]).await.is_ok() && writer.flush().await.is_ok() {
+                    // The second byte makes a preface invalid; HTTP/1.1 continues.
                     byte = b'x';
                     sleep(Duration::from_secs(1)).await;
                 }
             });
-            let took = until_closed(&mut reading).await;
-            dripping.abort();
-            assert!(took <= *seconds(10..=10).end(), "{kind:?}: {took:?}");
+            let elapsed = until_closed(&mut reader).await;
+            drip_task.abort();
+            assert!(elapsed <= *seconds(10..=10).end(), "{kind:?}: {elapsed:?}");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_a_handshake_is_not_waited_for() {
-    let house = House::open().await;
-    for kind in Kind::ALL.into_iter().filter(|kind| kind.speaks_tls()) {
+async fn a_partial_handshake_times_out() {
+    let env = ListenerEnv::open().await;
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.is_tls()) {
         for bytes in [&b""[..], b"\x16\x03\x01\x02\x00\x01"] {
-            let mut connection = house.bare(kind).await;
+            let mut connection = env.connect_raw(kind).await;
             connection.write_all(bytes).await.expect("sent");
-            let took = until_closed(&mut connection).await;
-            assert!(seconds(10..=10).contains(&took), "{kind:?}: {took:?}");
-            let timeouts = house.metric("portcullis_tls_handshakes_refused_total", "cause=\"timeout\"");
+            let elapsed = until_closed(&mut connection).await;
+            assert!(seconds(10..=10).contains(&elapsed), "{kind:?}: {elapsed:?}");
+            let timeouts = env.metric("portcullis_tls_handshakes_refused_total", "cause=\"timeout\"");
             assert!(timeouts > 0.0, "{kind:?}");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_of_http_1_is_closed_and_never_before_a_proxy_would() {
-    let house = House::open().await;
+async fn an_idle_http_1_connection_is_closed_after_the_longest_proxy_timeout() {
+    let env = ListenerEnv::open().await;
     for kind in Kind::HTTP_1 {
-        let mut connection = sent(&house, kind, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
-        let took = until_closed(&mut connection).await;
-        // Envoy keeps one for an hour, which is the longest.
-        assert!(seconds(3900..=3900).contains(&took), "{kind:?}: {took:?}");
+        let mut connection = send(&env, kind, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        let elapsed = until_closed(&mut connection).await;
+        // The longest idle timeout of a proxy is Envoy's: an hour.
+        assert!(seconds(3900..=3900).contains(&elapsed), "{kind:?}: {elapsed:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_of_http_2_stays_while_it_answers_pings_and_no_longer() {
-    let house = House::open().await;
+async fn an_http_2_connection_stays_open_only_while_it_answers_pings() {
+    let env = ListenerEnv::open().await;
     for kind in Kind::ALL {
-        let mut bytes = greeting(&[]);
+        let mut bytes = preface(&[]);
         bytes.extend(kind.request(1));
-        let mut connection = sent(&house, kind, &bytes).await;
-        let (began, mut pongs) = (clock::monotonic(), 0);
+        let mut connection = send(&env, kind, &bytes).await;
+        let (started_at, mut pongs) = (clock::monotonic(), 0);
         while let Some(frame) = http2::next(&mut connection).await {
             if frame.kind == PING && frame.flags & http2::ACK == 0 && pongs < 5 {
                 pongs += 1;
                 let pong = http2::frame(PING, http2::ACK, 0, &frame.payload);
-                connection.write_all(&pong).await.expect("it is read");
+                connection.write_all(&pong).await.expect("written");
             }
         }
-        let took = began.elapsed();
-        assert!(seconds(6 * 60 + 20..=6 * 60 + 20).contains(&took), "{kind:?}: {took:?}");
+        let elapsed = started_at.elapsed();
+        assert!(seconds(6 * 60 + 20..=6 * 60 + 20).contains(&elapsed), "{kind:?}: {elapsed:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_does_not_read_its_answers_is_closed() {
-    let house = House::open().await;
-    // A window of nothing (RFC 9113 §6.9.2): the answer's body can never be sent.
+async fn a_connection_whose_client_does_not_read_is_closed() {
+    let env = ListenerEnv::open().await;
+    // A flow-control window of 0 (RFC 9113 §6.9.2): the response body can never be sent.
     for kind in Kind::ALL {
         let (path, body) = match kind {
             Kind::Admin | Kind::AdminTls => (http2::get("/metrics"), None),
             Kind::Http | Kind::HttpTls => (http2::get("/x"), None),
             _ => (http2::call("/envoy.service.auth.v3.Authorization/Check"), Some([0; 5])),
         };
-        let mut bytes = greeting(&[(4, 0)]);
+        let mut bytes = preface(&[(4, 0)]);
         let end = if body.is_none() { END_STREAM } else { 0 };
         bytes.extend(frame(HEADERS, END_HEADERS | end, 1, &path));
         bytes.extend(body.iter().flat_map(|body| frame(DATA, END_STREAM, 1, body)));
-        let mut connection = sent(&house, kind, &bytes).await;
-        let began = clock::monotonic();
-        house.everybody_is_answered("one does not read").await;
+        let mut connection = send(&env, kind, &bytes).await;
+        let started_at = clock::monotonic();
+        env.assert_all_respond("one does not read").await;
         while let Some(frame) = http2::next(&mut connection).await {
             if frame.kind == PING && frame.flags & http2::ACK == 0 {
-                // An error means that it was closed, which the next read tells.
+                // An error means that it was closed; the next read ends the loop.
                 let _closed = connection.write_all(&http2::frame(PING, http2::ACK, 0, &frame.payload)).await;
             }
         }
-        let took = began.elapsed();
-        assert!(seconds(30..=60).contains(&took), "{kind:?}: {took:?}");
-        assert!(house.metric("portcullis_connections_closed_total", "cause=\"unread\"") > 0.0);
+        let elapsed = started_at.elapsed();
+        assert!(seconds(30..=60).contains(&elapsed), "{kind:?}: {elapsed:?}");
+        assert!(env.metric("portcullis_connections_closed_total", "cause=\"unread\"") > 0.0);
     }
-    // Requests without end, and the socket's buffers full of answers.
+    // Endless requests, until the socket buffers are full of responses.
     for kind in Kind::HTTP_1 {
-        let connection = house.connect(kind).await;
-        let (mut reading, mut writing) = tokio::io::split(connection);
+        let connection = env.connect(kind).await;
+        let (mut reader, mut writer) = tokio::io::split(connection);
         let request = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(100);
-        let began = clock::monotonic();
-        while writing.write_all(&request).await.is_ok() && writing.flush().await.is_ok() {}
-        let took = began.elapsed();
-        assert!(seconds(30..=60).contains(&took), "{kind:?}: {took:?}");
-        until_closed(&mut reading).await;
+        let started_at = clock::monotonic();
+        while writer.write_all(&request).await.is_ok() && writer.flush().await.is_ok() {}
+        let elapsed = started_at.elapsed();
+        assert!(seconds(30..=60).contains(&elapsed), "{kind:?}: {elapsed:?}");
+        until_closed(&mut reader).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_cancelled_requests_is_in_the_way_of_nobody_not_even_on_its_connection() {
-    let house = House::open().await;
+async fn a_flood_of_cancelled_requests_blocks_no_other_request() {
+    let env = ListenerEnv::open().await;
     for kind in Kind::ALL {
-        let mut connection = sent(&house, kind, &greeting(&[])).await;
-        // As a proxy sends them whose client has gone: before any of them has been looked at.
+        let mut connection = send(&env, kind, &preface(&[])).await;
+        // As from a proxy whose client has disconnected: cancelled before any of them is handled.
         let cancelled = (1..20_000).step_by(2).flat_map(|stream| {
             [kind.request(stream), frame(RST_STREAM, 0, stream, &8u32.to_be_bytes())].concat()
         });
         let bytes = cancelled.chain(kind.request(20_001)).collect::<Vec<u8>>();
-        let (mut reading, mut writing) = tokio::io::split(connection);
-        let flood = tokio::spawn(async move { writing.write_all(&bytes).await.map(|()| writing) });
-        house.everybody_is_answered("one cancels").await;
-        assert!(http2::answered(&mut reading, 20_001).await, "{kind:?}");
-        let writing = flood.await.expect("no panic").expect("it is read");
-        connection = reading.unsplit(writing);
-        connection.write_all(&kind.request(20_003)).await.expect("it is read");
+        let (mut reader, mut writer) = tokio::io::split(connection);
+        let flood = tokio::spawn(async move { writer.write_all(&bytes).await.map(|()| writer) });
+        env.assert_all_respond("one cancels").await;
+        assert!(http2::answered(&mut reader, 20_001).await, "{kind:?}");
+        let writer = flood.await.expect("no panic").expect("written");
+        connection = reader.unsplit(writer);
+        connection.write_all(&kind.request(20_003)).await.expect("written");
         assert!(http2::answered(&mut connection, 20_003).await, "{kind:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn as_many_silent_connections_as_there_may_be_keep_nobody_out() {
-    let house = House::open_with(|config| config.limits.connections = 8).await;
+async fn silent_connections_at_the_limit_block_no_client() {
+    let env = ListenerEnv::open_with(|config| config.limits.connections = 8).await;
     for kind in Kind::ALL {
-        // One with a request in flight, which no flood may close: its message never ends, for a while.
+        // Connections without a request.
         let mut silent = Vec::new();
         for _ in 0..50 {
-            silent.push(house.bare(kind).await);
+            silent.push(env.connect_raw(kind).await);
         }
         tokio::time::advance(Duration::from_secs(1)).await;
-        house.everybody_is_answered("a listener is full").await;
-        assert!(house.metric("portcullis_connections_refused_total", kind.door()) >= 42.0, "{kind:?}");
-        assert!(house.metric("portcullis_connections", kind.door()) <= 24.0, "{kind:?}");
+        env.assert_all_respond("a listener is full").await;
+        assert!(env.metric("portcullis_connections_refused_total", kind.door()) >= 42.0, "{kind:?}");
+        assert!(env.metric("portcullis_connections", kind.door()) <= 24.0, "{kind:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_waits_for_requests_and_for_nothing_else() {
+async fn a_drain_waits_only_for_requests() {
     let grace = Duration::from_secs(500);
-    let beginnings: [&[u8]; 4] =
-        [b"", b"PRI * HT", &greeting(&[]), b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"];
-    for beginning in beginnings {
-        let mut house = House::open_with(|config| config.shutdown.grace = grace).await;
+    let prefixes: [&[u8]; 4] =
+        [b"", b"PRI * HT", &preface(&[]), b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"];
+    for prefix in prefixes {
+        let mut env = ListenerEnv::open_with(|config| config.shutdown.grace = grace).await;
         let mut connections = Vec::new();
         for kind in Kind::ALL {
-            connections.push(sent(&house, kind, beginning).await);
-            connections.push(house.bare(kind).await);
+            connections.push(send(&env, kind, prefix).await);
+            connections.push(env.connect_raw(kind).await);
         }
-        house.tell_to_end();
-        let took = house.ended().await;
-        assert!(took < Duration::from_secs(2), "{:?}: {took:?}", String::from_utf8_lossy(beginning));
+        env.shut_down();
+        let elapsed = env.wait_stopped().await;
+        assert!(elapsed < Duration::from_secs(2), "{:?}: {elapsed:?}", String::from_utf8_lossy(prefix));
         for mut connection in connections {
             until_closed(&mut connection).await;
         }
@@ -250,56 +249,53 @@ async fn a_drain_waits_for_requests_and_for_nothing_else() {
 #[tokio::test(start_paused = true)]
 async fn a_health_watch_ends_at_a_drain_after_not_serving() {
     for kind in Kind::GRPC {
-        let mut house = House::open_with(|config| config.shutdown.grace = Duration::from_secs(500)).await;
-        let mut bytes = greeting(&[]);
+        let mut env = ListenerEnv::open_with(|config| config.shutdown.grace = Duration::from_secs(500)).await;
+        let mut bytes = preface(&[]);
         bytes.extend(frame(HEADERS, END_HEADERS, 1, &http2::call("/grpc.health.v1.Health/Watch")));
         bytes.extend(frame(DATA, END_STREAM, 1, &[0; 5]));
-        let mut watch = sent(&house, kind, &bytes).await;
+        let mut watch = send(&env, kind, &bytes).await;
         let message = |status: u8| vec![0, 0, 0, 0, 2, 8, status];
-        let mut said = Vec::new();
-        let mut told = false;
+        let mut messages = Vec::new();
+        let mut is_shutting_down = false;
         while let Some(frame) = http2::next(&mut watch).await {
             if frame.stream == 1 && frame.kind == DATA {
-                said.push(frame.payload);
+                messages.push(frame.payload);
             }
             if frame.stream == 1 && frame.kind == HEADERS && frame.flags & END_STREAM != 0 {
-                // The trailers' one field is compressed; what it says is gRPC's own to test.
-                said.push(Vec::new());
+                // The only field of the trailers is compressed; its value is not tested here.
+                messages.push(Vec::new());
             }
-            if !told && !said.is_empty() {
-                told = true;
-                house.tell_to_end();
+            if !is_shutting_down && !messages.is_empty() {
+                is_shutting_down = true;
+                env.shut_down();
             }
         }
-        assert_eq!(said, [message(1), message(2), Vec::new()], "{kind:?}: serving, not serving, the end");
-        assert!(house.ended().await < Duration::from_secs(2), "{kind:?}");
+        assert_eq!(messages, [message(1), message(2), Vec::new()], "{kind:?}: serving, not serving, the end");
+        assert!(env.wait_stopped().await < Duration::from_secs(2), "{kind:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_health_watch_has_no_end_of_its_own_and_is_no_answer_that_nobody_takes() {
-    let house = House::open().await;
+async fn a_health_watch_does_not_time_out() {
+    let env = ListenerEnv::open().await;
     for kind in Kind::GRPC {
-        let mut bytes = greeting(&[]);
+        let mut bytes = preface(&[]);
         bytes.extend(frame(HEADERS, END_HEADERS, 1, &http2::call("/grpc.health.v1.Health/Watch")));
         bytes.extend(frame(DATA, END_STREAM, 1, &[0; 5]));
-        let mut watch = sent(&house, kind, &bytes).await;
+        let mut watch = send(&env, kind, &bytes).await;
         let mut pings = 0;
         while pings < 10 {
             let frame = http2::next(&mut watch).await;
             let frame = frame.unwrap_or_else(|| panic!("{kind:?}: closed after {pings} minutes"));
             if frame.kind == PING && frame.flags == 0 {
                 pings += 1;
-                watch
-                    .write_all(&http2::frame(PING, http2::ACK, 0, &frame.payload))
-                    .await
-                    .expect("it is read");
+                watch.write_all(&http2::frame(PING, http2::ACK, 0, &frame.payload)).await.expect("written");
             }
         }
     }
 }
 
-/// A Check as it goes over the wire, on this stream.
+/// A Check as HTTP/2 frames, on this stream.
 fn check(stream: u32, message: &[u8]) -> Vec<u8> {
     let mut bytes =
         frame(HEADERS, END_HEADERS, stream, &http2::call("/envoy.service.auth.v3.Authorization/Check"));
@@ -309,9 +305,9 @@ fn check(stream: u32, message: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A message of gRPC: its prefix and so many bytes of a field that nobody knows.
+/// A gRPC message: its prefix and so many bytes of an unknown field.
 fn message(length: usize) -> Vec<u8> {
-    // Field 100 with a length of two to five bytes, which the number of bytes here makes four.
+    // Field 100 with a length of two to five bytes; this number of bytes makes it four.
     let inner = u32::try_from(length - 6).expect("short");
     let mut bytes = vec![0];
     bytes.extend(u32::try_from(length).expect("short").to_be_bytes());
@@ -323,38 +319,38 @@ fn message(length: usize) -> Vec<u8> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_check_is_decided_when_its_message_is_whole_and_refused_when_nothing_comes_for_five_seconds() {
-    let house = House::open().await;
+async fn a_check_is_decided_when_its_message_is_complete_and_denied_after_five_seconds_without_data() {
+    let env = ListenerEnv::open().await;
     let whole = message(10_000);
     for kind in Kind::GRPC {
         for (lacking, at_least) in [(0, 0), (1, 5), (9_990, 5), (10_003, 5), (10_005, 5)] {
-            let mut bytes = greeting(&[]);
+            let mut bytes = preface(&[]);
             bytes.extend(check(1, &whole[..whole.len() - lacking]));
-            let mut connection = sent(&house, kind, &bytes).await;
-            let began = clock::monotonic();
+            let mut connection = send(&env, kind, &bytes).await;
+            let started_at = clock::monotonic();
             assert!(http2::answered(&mut connection, 1).await, "{kind:?} without the last {lacking}");
-            let took = began.elapsed().as_secs();
+            let elapsed = started_at.elapsed().as_secs();
             assert!(
-                (at_least..=at_least + 1).contains(&took),
-                "{kind:?} without the last {lacking}: {took} s"
+                (at_least..=at_least + 1).contains(&elapsed),
+                "{kind:?} without the last {lacking}: {elapsed} s"
             );
         }
     }
-    let refused = house.metric("portcullis_decisions_total", "reason=\"request_malformed\"");
+    let refused = env.metric("portcullis_decisions_total", "reason=\"request_malformed\"");
     assert!((refused - 12.0).abs() < 0.5, "{refused} refused");
 }
 
 #[tokio::test(start_paused = true)]
-async fn checks_that_never_end_keep_nobody_elses_out() {
-    let house = House::open_with(|config| config.limits.message_bytes = 1 << 20).await;
+async fn checks_that_never_end_block_no_others() {
+    let env = ListenerEnv::open_with(|config| config.limits.message_bytes = 1 << 20).await;
     let mut floods = Vec::new();
-    let beginning = &message(1 << 20)[..100];
+    let prefix = &message(1 << 20)[..100];
     for kind in Kind::GRPC {
-        let mut bytes = greeting(&[]);
+        let mut bytes = preface(&[]);
         for stream in (1..32_000).step_by(2) {
-            bytes.extend(check(stream, beginning));
+            bytes.extend(check(stream, prefix));
         }
-        let mut connection = house.connect(kind).await;
+        let mut connection = env.connect(kind).await;
         floods.push(tokio::spawn(async move {
             let _closed = connection.write_all(&bytes).await;
             until_closed(&mut connection).await;
@@ -362,28 +358,28 @@ async fn checks_that_never_end_keep_nobody_elses_out() {
     }
     tokio::task::yield_now().await;
     for kind in Kind::GRPC {
-        let mut bytes = greeting(&[]);
+        let mut bytes = preface(&[]);
         bytes.extend(check(1, &message(5_000)));
-        let mut connection = sent(&house, kind, &bytes).await;
-        let began = clock::monotonic();
+        let mut connection = send(&env, kind, &bytes).await;
+        let started_at = clock::monotonic();
         assert!(http2::answered(&mut connection, 1).await, "{kind:?}");
-        assert!(began.elapsed() < Duration::from_secs(1), "{kind:?}");
+        assert!(started_at.elapsed() < Duration::from_secs(1), "{kind:?}");
     }
     floods.iter().for_each(|flood| flood.abort());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_too_large_to_be_read_is_counted_at_every_door_that_decides() {
-    let house = House::open().await;
+async fn a_request_too_large_to_be_read_is_counted_at_every_listener_that_decides() {
+    let env = ListenerEnv::open().await;
     let mut expected = 0.0;
     let malformed =
-        |house: &House| house.metric("portcullis_decisions_total", "reason=\"request_malformed\"");
+        |env: &ListenerEnv| env.metric("portcullis_decisions_total", "reason=\"request_malformed\"");
     for kind in Kind::ALL {
         let mut block = http2::get("/livez");
         while block.len() < 300 << 10 {
-            block.extend(http2::block(&[("x-large", &"l".repeat(120))]));
+            block.extend(http2::header_block(&[("x-large", &"l".repeat(120))]));
         }
-        let mut bytes = greeting(&[]);
+        let mut bytes = preface(&[]);
         let pieces: Vec<&[u8]> = block.chunks(16_384).collect();
         for (place, piece) in pieces.iter().enumerate() {
             let kind = if place == 0 { HEADERS } else { http2::CONTINUATION };
@@ -391,58 +387,58 @@ async fn a_request_too_large_to_be_read_is_counted_at_every_door_that_decides() 
             let last = if place + 1 == pieces.len() { END_HEADERS } else { 0 };
             bytes.extend(frame(kind, flags | last, 1, piece));
         }
-        let mut connection = house.connect(kind).await;
-        connection.write_all(&bytes).await.expect("it is read");
+        let mut connection = env.connect(kind).await;
+        connection.write_all(&bytes).await.expect("written");
         assert!(http2::answered(&mut connection, 1).await, "{kind:?}");
         drop(connection);
-        tokio::time::sleep(Duration::from_secs(2 * LOOK)).await;
+        tokio::time::sleep(Duration::from_secs(2 * CHECK_INTERVAL)).await;
         expected += if kind.door() == "admin" { 0.0 } else { 1.0 };
-        assert!((malformed(&house) - expected).abs() < 0.5, "{kind:?}: {} of {expected}", malformed(&house));
+        assert!((malformed(&env) - expected).abs() < 0.5, "{kind:?}: {} of {expected}", malformed(&env));
     }
     for kind in [Kind::Http, Kind::HttpTls] {
-        let mut connection = house.connect(kind).await;
+        let mut connection = env.connect(kind).await;
         let request = format!("GET / HTTP/1.1\r\nx-large: {}\r\n\r\n", "l".repeat(300 << 10));
         let _read = connection.write_all(request.as_bytes()).await;
         until_closed(&mut connection).await;
         expected += 1.0;
-        assert!((malformed(&house) - expected).abs() < 0.5, "{kind:?}: {} of {expected}", malformed(&house));
+        assert!((malformed(&env) - expected).abs() < 0.5, "{kind:?}: {} of {expected}", malformed(&env));
     }
 }
 
 #[tokio::test]
-async fn streams_that_never_end_are_few_and_keep_nobody_out() {
+async fn endless_streams_are_limited_and_block_no_client() {
     const STREAMS: u32 = 16_384;
-    /// Of health watches and reflection, of all listeners together.
+    /// The limit for health watches and reflection, of all listeners together.
     const ENDLESS: u32 = 1024;
     for kind in Kind::GRPC {
-        let house = House::open().await;
-        let (mut reading, mut writing) = tokio::io::split(sent(&house, kind, &greeting(&[])).await);
+        let env = ListenerEnv::open().await;
+        let (mut reader, mut writer) = tokio::io::split(send(&env, kind, &preface(&[])).await);
         let opening = tokio::spawn(async move {
             for stream in (1..).step_by(2).take(STREAMS as usize) {
                 let watch = http2::call("/grpc.health.v1.Health/Watch");
                 let mut bytes = frame(HEADERS, END_HEADERS, stream, &watch);
                 bytes.extend(frame(DATA, END_STREAM, stream, &[0; 5]));
-                writing.write_all(&bytes).await.expect("it is read");
+                writer.write_all(&bytes).await.expect("written");
             }
-            writing.flush().await.expect("it is sent");
-            writing
+            writer.flush().await.expect("sent");
+            writer
         });
         let (mut open, mut refused) = (0, 0);
         while open + refused < STREAMS {
-            let next = http2::next(&mut reading).await.expect("the connection stays");
+            let next = http2::next(&mut reader).await.expect("the connection stays");
             let ends = next.kind == HEADERS && next.flags & END_STREAM != 0;
             refused += u32::from(ends);
             open += u32::from(next.kind == HEADERS && !ends);
         }
         assert_eq!((open, refused), (ENDLESS, STREAMS - ENDLESS), "{kind:?}");
-        house.everybody_is_answered("many streams are open").await;
+        env.assert_all_respond("many streams are open").await;
         drop(opening.await.expect("no panic"));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_frames_that_are_of_no_request_ends_its_connection() {
-    let house = House::open().await;
+async fn a_flood_of_frames_without_a_request_closes_its_connection() {
+    let env = ListenerEnv::open().await;
     let update = 1u32.to_be_bytes();
     let frames = [
         (PING, 0, &[7; 8][..]),
@@ -453,28 +449,28 @@ async fn a_flood_of_frames_that_are_of_no_request_ends_its_connection() {
     ];
     for kind in Kind::ALL {
         for (number, stream, payload) in frames {
-            let connection = sent(&house, kind, &greeting(&[])).await;
-            let (mut reading, mut writing) = tokio::io::split(connection);
+            let connection = send(&env, kind, &preface(&[])).await;
+            let (mut reader, mut writer) = tokio::io::split(connection);
             let flood = frame(number, 0, stream, payload).repeat(1000);
-            let flooding = tokio::spawn(async move {
+            let flood_task = tokio::spawn(async move {
                 for _ in 0..1000 {
-                    if writing.write_all(&flood).await.is_err() || writing.flush().await.is_err() {
+                    if writer.write_all(&flood).await.is_err() || writer.flush().await.is_err() {
                         return true;
                     }
                 }
                 false
             });
-            until_closed(&mut reading).await;
-            assert!(flooding.await.expect("no panic"), "{kind:?}: frames {number} were borne");
+            until_closed(&mut reader).await;
+            assert!(flood_task.await.expect("no panic"), "{kind:?}: frames {number} were accepted");
         }
     }
-    assert!(house.metric("portcullis_connections_closed_total", "cause=\"flood\"") > 0.0);
-    house.everybody_is_answered("floods are over").await;
+    assert!(env.metric("portcullis_connections_closed_total", "cause=\"flood\"") > 0.0);
+    env.assert_all_respond("floods are over").await;
 }
 
 #[tokio::test]
-async fn a_check_that_is_no_check_is_decided_counted_and_never_an_error() {
-    let house = House::open().await;
+async fn an_invalid_check_is_decided_counted_and_never_an_error() {
+    let env = ListenerEnv::open().await;
     let prefixed = |flag: u8, message: &[u8]| {
         let length = u32::try_from(message.len()).expect("short").to_be_bytes();
         [&[flag], &length[..], message].concat()
@@ -497,56 +493,53 @@ async fn a_check_that_is_no_check_is_decided_counted_and_never_an_error() {
     let mut expected = 0.0;
     for kind in Kind::GRPC {
         for (place, message) in messages.iter().enumerate() {
-            let mut connection = sent(&house, kind, &greeting(&[])).await;
+            let mut connection = send(&env, kind, &preface(&[])).await;
             // Until the window of the connection is open.
             while http2::next(&mut connection).await.expect("it stays").kind != http2::WINDOW_UPDATE {}
-            connection
-                .write_all(&http2::frame(http2::SETTINGS, http2::ACK, 0, &[]))
-                .await
-                .expect("it is read");
-            connection.write_all(&check(1, message)).await.expect("it is read");
+            connection.write_all(&http2::frame(http2::SETTINGS, http2::ACK, 0, &[])).await.expect("written");
+            connection.write_all(&check(1, message)).await.expect("written");
             assert!(http2::answered(&mut connection, 1).await, "{kind:?}: {place}");
             expected += 1.0;
-            let counted = house.metric("portcullis_decisions_total", "reason=\"request_malformed\"");
+            let counted = env.metric("portcullis_decisions_total", "reason=\"request_malformed\"");
             assert!((counted - expected).abs() < 0.5, "{kind:?}: {place}: {counted} of {expected}");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_goes_on_asking_or_does_not_read_makes_no_drain_last() {
+async fn no_client_can_prolong_a_drain() {
     for kind in Kind::GRPC {
-        let mut house = House::open_with(|config| config.shutdown.grace = Duration::from_secs(500)).await;
-        // An answer that cannot be sent, and messages that never end, before the stop and after it.
-        let mut bytes = greeting(&[(4, 0)]);
+        let mut env = ListenerEnv::open_with(|config| config.shutdown.grace = Duration::from_secs(500)).await;
+        // An unsendable response, and messages that never end, before and after the shutdown signal.
+        let mut bytes = preface(&[(4, 0)]);
         bytes.extend(check(1, &[0; 5]));
-        let (mut reading, mut writing) = tokio::io::split(sent(&house, kind, &bytes).await);
-        assert!(http2::answered(&mut reading, 1).await);
+        let (mut reader, mut writer) = tokio::io::split(send(&env, kind, &bytes).await);
+        assert!(http2::answered(&mut reader, 1).await);
         let asking = tokio::spawn(async move {
             for stream in (3..).step_by(2) {
-                if writing.write_all(&check(stream, &[0; 3])).await.is_err() {
+                if writer.write_all(&check(stream, &[0; 3])).await.is_err() {
                     return;
                 }
                 sleep(Duration::from_millis(100)).await;
             }
         });
         sleep(Duration::from_secs(1)).await;
-        house.tell_to_end();
-        let took = house.ended().await;
-        assert!(took < Duration::from_secs(15), "{kind:?}: {took:?}");
+        env.shut_down();
+        let elapsed = env.wait_stopped().await;
+        assert!(elapsed < Duration::from_secs(15), "{kind:?}: {elapsed:?}");
         asking.abort();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_line_end_after_a_request_begins_none() {
-    let house = House::open().await;
+async fn a_line_break_after_a_request_does_not_start_another() {
+    let env = ListenerEnv::open().await;
     for kind in Kind::HTTP_1 {
-        let mut connection = sent(&house, kind, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        let mut connection = send(&env, kind, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
         sleep(Duration::from_secs(1)).await;
-        connection.write_all(b"\r\n").await.expect("it is read");
-        connection.flush().await.expect("it is sent");
-        let took = until_closed(&mut connection).await;
-        assert!(took > Duration::from_secs(60), "{kind:?}: {took:?}");
+        connection.write_all(b"\r\n").await.expect("written");
+        connection.flush().await.expect("sent");
+        let elapsed = until_closed(&mut connection).await;
+        assert!(elapsed > Duration::from_secs(60), "{kind:?}: {elapsed:?}");
     }
 }

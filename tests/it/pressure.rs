@@ -8,7 +8,7 @@ use portcullis::config::Config;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::listeners::http2::{self, DATA, END_HEADERS, HEADERS, frame, greeting};
+use crate::listeners::http2::{self, DATA, END_HEADERS, HEADERS, frame, preface};
 use crate::support::real::{Portcullis, TIMEOUT, client, eventually};
 use crate::support::{self, Ask, Running};
 
@@ -89,7 +89,7 @@ async fn checks_with_a_large_declared_length_use_memory_for_received_bytes_only(
     portcullis.ready().await;
     let before = ["VmSize", "VmRSS"].map(|name| portcullis.process.status(name));
     let mut connection = TcpStream::connect(portcullis.ext_authz).await.expect("it listens");
-    let mut bytes = greeting(&[]);
+    let mut bytes = preface(&[]);
     let prefix = [&[0][..], &(15u32 << 20).to_be_bytes()].concat();
     for stream in (1..20_000).step_by(2) {
         bytes.extend(check(stream, &prefix));
@@ -97,7 +97,7 @@ async fn checks_with_a_large_declared_length_use_memory_for_received_bytes_only(
     connection.write_all(&bytes).await.expect("written");
     // A check on a later connection is answered without delay.
     let mut other = TcpStream::connect(portcullis.ext_authz).await.expect("it listens");
-    let small = [greeting(&[]), check(1, &[0; 5])].concat();
+    let small = [preface(&[]), check(1, &[0; 5])].concat();
     other.write_all(&small).await.expect("written");
     assert!(http2::answered(&mut other, 1).await);
     let after = ["VmSize", "VmRSS"].map(|name| portcullis.process.status(name));

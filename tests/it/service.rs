@@ -275,7 +275,7 @@ async fn mutual_tls_rejects_clients_without_a_certificate() {
 }
 
 #[tokio::test]
-async fn tls_files_that_cannot_be_used_stop_the_start_with_their_key_and_path() {
+async fn invalid_tls_files_fail_the_start_with_their_key_and_path() {
     let pki = Pki::new();
     let mut config = simple(&key());
     let missing = pki.directory.path().join("missing.pem");

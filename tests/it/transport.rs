@@ -7,7 +7,7 @@
 //! | row | tests |
 //! | --- | --- |
 //! | G1 new kid | `refresh::the_first_token_after_each_rotation_is_allowed_at_its_first_try_by_one_fetch` |
-//! | G2 unknown-kid flood | `budgets::a_flood_of_unknown_kids_costs_one_fetch_per_spacing_and_unchecked_ones_are_unavailable`, `budgets::requests_beyond_max_waiters_are_denied_immediately_and_counted`, `budgets::a_repeated_denied_token_is_unavailable_until_the_next_fetch`; `attacks::key_selection::a_flood_of_made_up_names_leaves_the_keys_in_hand` |
+//! | G2 unknown-kid flood | `budgets::a_flood_of_unknown_kids_costs_one_fetch_per_spacing_and_unchecked_ones_are_unavailable`, `budgets::requests_beyond_max_waiters_are_denied_immediately_and_counted`, `budgets::a_repeated_denied_token_is_unavailable_until_the_next_fetch`; `attacks::key_selection::a_flood_of_unknown_kids_keeps_the_current_keys` |
 //! | G3 inside the spacing | `budgets::a_flood_of_unknown_kids_costs_one_fetch_per_spacing_and_unchecked_ones_are_unavailable`; `refresh::a_flood_of_unknown_kids_stays_within_the_spacing_during_a_rotation`, `key_cache::inside_the_spacing_a_good_token_waits_for_the_next_fetch` |
 //! | G4 bad-signature flood | `budgets::a_flood_of_forged_signatures_costs_one_fetch_per_spacing_and_is_denied`, `budgets::a_failed_fetch_consumes_its_budget_like_a_successful_one`, `budgets::a_denial_applies_to_one_token_and_no_other_with_the_same_kid` |
 //! | G5 rejected before any fetch | `refresh::a_token_invalid_with_any_key_costs_no_fetch` |
@@ -15,7 +15,7 @@
 //! | G7 key removed | `origins`; `refresh::a_withdrawn_key_is_refused_once_a_fetch_has_shown_it`; for the next start `snapshots::a_start_while_the_issuer_is_down_serves_the_snapshot_and_the_issuer_when_it_is_back` |
 //! | G8 down after success | `snapshots::a_set_is_used_up_to_max_stale_and_then_the_reason_is_keys_unavailable`; `refresh::an_issuer_that_recovers_with_other_keys_is_used_again` |
 //! | G9 down at start | `snapshots`; `stalls::an_issuer_broken_from_the_start_affects_readiness_and_no_other_tokens`; `refresh::without_keys_every_token_is_unavailable` |
-//! | G10 no key set | `answers::a_body_that_is_not_a_key_set_is_an_error_and_the_old_set_stays`, `answers::an_invalid_or_incomplete_http_response_is_an_error`; `attacks::key_sets::a_set_with_nothing_usable_is_a_failed_fetch_and_the_old_one_stays` |
+//! | G10 no key set | `answers::a_body_that_is_not_a_key_set_is_an_error_and_the_old_set_stays`, `answers::an_invalid_or_incomplete_http_response_is_an_error`; `attacks::key_sets::a_set_without_usable_keys_is_a_failed_fetch_and_the_old_one_stays` |
 //! | G11 content type | `answers::a_key_set_of_any_content_type_is_accepted` |
 //! | G12 statuses | `answers::only_a_200_is_accepted_regardless_of_the_body`, `freshness::a_304_*`, `freshness::retry_after_delays_scheduled_fetches_up_to_the_interval` |
 //! | G13 huge, endless, slow | `stalls`, `answers::oversized_headers_and_trailers_are_an_error` |

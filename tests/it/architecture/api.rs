@@ -1,4 +1,4 @@
-//! The public API of a crate as text: each public item without its docs, its body and its private parts, and what its types
+//! The public API of a crate as text: each public item without its docs, body and private parts, and the traits that its types
 //! implement.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,7 @@ pub fn listed(sources: &[Source]) -> String {
     prettyplease::unparse(&File { shebang: None, attrs: Vec::new(), items })
 }
 
-/// The file of the listing of a crate in this folder.
+/// The path of the API list of the crate in this folder.
 pub fn file_of(folder: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join("public-api.txt")
 }
@@ -81,7 +81,7 @@ struct Api {
 }
 
 impl Api {
-    /// The public items of a module, those within its public modules and those that it hands on among them.
+    /// The public items of a module, including those of its public modules and its re-exports.
     fn items_of(&mut self, module: &[String]) -> Vec<Item> {
         let items = self.modules.get(module).cloned().unwrap_or_default();
         self.public(&items, module)
@@ -89,12 +89,12 @@ impl Api {
 
     fn public(&mut self, items: &[Item], module: &[String]) -> Vec<Item> {
         let mut public = Vec::new();
-        for item in items.iter().filter(|item| !is_of_tests(attributes(item))) {
+        for item in items.iter().filter(|item| !is_test_only(attributes(item))) {
             match item {
                 Item::Mod(inner) if is_public(&inner.vis) => public.push(self.module(inner, module)),
                 Item::Use(handed) if is_public(&handed.vis) => {
                     for path in leaves(&handed.tree) {
-                        public.extend(self.handed_on(&path, module));
+                        public.extend(self.reexported(&path, module));
                     }
                 }
                 other => public.extend(self.stub(other)),
@@ -114,8 +114,8 @@ impl Api {
         parse_quote!(pub mod #name { #(#items)* })
     }
 
-    /// An item of a module of this crate that another one hands on; of another crate, the path alone.
-    fn handed_on(&mut self, path: &[String], module: &[String]) -> Vec<Item> {
+    /// A re-exported item of a module of this crate; for another crate, only the path.
+    fn reexported(&mut self, path: &[String], module: &[String]) -> Vec<Item> {
         let (name, from) = path.split_last().expect("a path has a name");
         let from: Vec<String> = match from.split_first() {
             Some((first, rest)) if first == "self" => module.iter().chain(rest).cloned().collect(),
@@ -136,7 +136,7 @@ impl Api {
             match item {
                 Item::Use(handed) => {
                     for deeper in leaves(&handed.tree).filter(|deeper| deeper.last() == Some(name)) {
-                        found.extend(self.handed_on(&deeper, &from));
+                        found.extend(self.reexported(&deeper, &from));
                     }
                 }
                 item if name_of(item).as_ref() == Some(name) => found.extend(self.stub(item)),
@@ -182,10 +182,10 @@ impl Api {
         Some(item)
     }
 
-    /// What the listed types implement, wherever in the crate that stands.
+    /// The trait implementations of the listed types, from anywhere in the crate.
     fn implementations(&self) -> Vec<Item> {
         let all = self.modules.values().flatten().filter_map(|item| match item {
-            Item::Impl(block) if !is_of_tests(&block.attrs) => self.implementation(block),
+            Item::Impl(block) if !is_test_only(&block.attrs) => self.implementation(block),
             _ => None,
         });
         let written = all.map(|block| {
@@ -199,7 +199,7 @@ impl Api {
     fn implementation(&self, block: &ItemImpl) -> Option<Item> {
         let Type::Path(whose) = &*block.self_ty else { return None };
         let name = whose.path.segments.last()?.ident.to_string();
-        // A trait of the crate's own that is not listed is nobody else's business.
+        // An unlisted trait of the crate itself is private.
         let is_listed = self.names.contains(&name);
         let mut block = block.clone();
         keep_attributes(&mut block.attrs);
@@ -240,7 +240,7 @@ fn without_body(item: &mut TraitItem) {
     }
 }
 
-/// Leaves the public fields; whether there were others.
+/// Keeps only the public fields; returns whether there were others.
 fn keep_public(fields: &mut Fields) -> bool {
     let before = fields.len();
     match fields {
@@ -257,7 +257,7 @@ fn keep_public(fields: &mut Fields) -> bool {
     fields.len() < before
 }
 
-/// Those that a user of the item depends on.
+/// Keeps the attributes that users of the item depend on.
 fn keep_attributes(attributes: &mut Vec<Attribute>) {
     const KEPT: [&str; 4] = ["derive", "non_exhaustive", "must_use", "cfg"];
     attributes.retain(|attribute| KEPT.iter().any(|kept| attribute.path().is_ident(kept)));
@@ -267,7 +267,7 @@ fn is_public(visibility: &Visibility) -> bool {
     matches!(visibility, Visibility::Public(_))
 }
 
-fn is_of_tests(attributes: &[Attribute]) -> bool {
+fn is_test_only(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         let tests: syn::Ident = parse_quote!(test);
         attribute.path().is_ident("cfg") && attribute.parse_args::<syn::Ident>().is_ok_and(|of| of == tests)
@@ -298,16 +298,16 @@ fn name_of(item: &Item) -> Option<String> {
     })
 }
 
-/// Each path that a `use` names.
+/// Every path that a `use` names.
 fn leaves(tree: &UseTree) -> impl Iterator<Item = Vec<String>> {
-    fn walk(tree: &UseTree, before: &[String], found: &mut Vec<Vec<String>>) {
-        let with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
+    fn walk(tree: &UseTree, prefix: &[String], found: &mut Vec<Vec<String>>) {
+        let with = |name: &syn::Ident| [prefix, &[name.to_string()]].concat();
         match tree {
             UseTree::Path(path) => walk(&path.tree, &with(&path.ident), found),
-            UseTree::Group(group) => group.items.iter().for_each(|tree| walk(tree, before, found)),
+            UseTree::Group(group) => group.items.iter().for_each(|tree| walk(tree, prefix, found)),
             UseTree::Name(name) => found.push(with(&name.ident)),
             UseTree::Rename(rename) => found.push(with(&rename.ident)),
-            UseTree::Glob(_) => found.push([before, &["*".to_owned()]].concat()),
+            UseTree::Glob(_) => found.push([prefix, &["*".to_owned()]].concat()),
         }
     }
     let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! The sources of a crate as syntax: which paths a file names, and what else it does that a wall forbids.
+//! The sources of a crate as syntax: the paths that a file names, and other facts that the rules check.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,38 +11,38 @@ use syn::{
     UseTree,
 };
 
-/// A file and what stands in it, but for what is compiled for tests alone.
+/// A file and its contents, without items that are compiled only for tests.
 pub struct Source {
-    /// Its path below the crate's `src/`.
+    /// Its path relative to the crate's `src/`.
     pub file: String,
     pub text: String,
-    /// The modules from the root of the crate to this one.
+    /// The module path from the crate root to this module.
     pub module: Vec<String>,
-    /// Paths of this crate that it names, from its root: `super::keys::fetch` is `keys`, `fetch`.
+    /// Paths of this crate that it names, from the crate root: `super::keys::fetch` is `keys`, `fetch`.
     pub own: BTreeSet<Vec<String>>,
-    /// All other paths, as they are written; those of macros end with `!`.
+    /// All other paths, as written; those of macros end with `!`.
     pub others: BTreeSet<Vec<String>>,
     /// Methods that it calls.
     pub methods: BTreeSet<String>,
-    /// Whether it has a function that may wait.
-    pub waits: bool,
+    /// Whether it has async code.
+    pub is_async: bool,
 }
 
 impl Source {
     /// # Panics
-    /// It is no Rust.
+    /// The text is not valid Rust.
     pub fn of(file: &str, text: &str) -> Self {
         let parsed = syn::parse_file(text).unwrap_or_else(|error| panic!("{file}: {error}"));
         let module = module_of(file);
         let mut reader =
             Reader { module: module.clone(), children: children(&parsed.items), ..Reader::default() };
         reader.visit_file(&parsed);
-        let Reader { own, others, methods, waits, .. } = reader;
-        Self { file: file.to_owned(), text: text.to_owned(), module, own, others, methods, waits }
+        let Reader { own, others, methods, is_async, .. } = reader;
+        Self { file: file.to_owned(), text: text.to_owned(), module, own, others, methods, is_async }
     }
 
-    /// The room that it belongs to: the first module below the root; empty for `lib.rs`.
-    pub fn room(&self) -> &str {
+    /// Its top-level module: the first module below the root; empty for `lib.rs`.
+    pub fn top_module(&self) -> &str {
         self.module.first().map_or("", String::as_str)
     }
 
@@ -52,7 +52,7 @@ impl Source {
         self.module.len() >= wanted.len() && self.module.iter().zip(&wanted).all(|(is, wanted)| is == wanted)
     }
 
-    /// Whether it names a path that begins so, `std::fs` for one.
+    /// Whether it names a path with this prefix, for example `std::fs`.
     pub fn names(&self, path: &str) -> bool {
         let wanted: Vec<&str> = path.split("::").collect();
         self.others.iter().any(|path| {
@@ -61,7 +61,7 @@ impl Source {
     }
 }
 
-/// Every source file of a crate, of which this is the folder, without those that are tests.
+/// Every source file of the crate in this folder, without test modules.
 pub fn sources_of(folder: &str) -> Vec<Source> {
     fn walk(directory: &Path, files: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(directory).expect("a folder of the sources can be read") {
@@ -82,7 +82,7 @@ pub fn sources_of(folder: &str) -> Vec<Source> {
         let name = file.strip_prefix(&root).expect("below src").to_string_lossy().into_owned();
         Source::of(&name, &fs::read_to_string(file).expect("a source file can be read"))
     };
-    // Declared under `cfg(test)` by the module that they test.
+    // Test modules: declared under `cfg(test)` by their parent.
     let is_test = |file: &PathBuf| file.file_name().is_some_and(|name| name == "tests.rs");
     files.into_iter().filter(|file| !is_test(file)).map(read).collect()
 }
@@ -106,16 +106,16 @@ fn children(items: &[Item]) -> BTreeSet<String> {
 #[derive(Default)]
 struct Reader {
     module: Vec<String>,
-    /// Modules that are declared in the one that is being read.
+    /// Modules that the current module declares.
     children: BTreeSet<String>,
     own: BTreeSet<Vec<String>>,
     others: BTreeSet<Vec<String>>,
     methods: BTreeSet<String>,
-    waits: bool,
+    is_async: bool,
 }
 
 impl Reader {
-    fn note(&mut self, path: Vec<String>) {
+    fn record(&mut self, path: Vec<String>) {
         let mut rest = &path[..];
         let mut from = match rest {
             [first, ..] if first == "crate" => Vec::new(),
@@ -138,29 +138,29 @@ impl Reader {
         self.own.insert(from);
     }
 
-    fn note_use(&mut self, before: &[String], tree: &UseTree) {
-        let mut path = before.to_vec();
+    fn record_use(&mut self, prefix: &[String], tree: &UseTree) {
+        let mut path = prefix.to_vec();
         match tree {
             UseTree::Path(step) => {
                 path.push(step.ident.to_string());
-                self.note_use(&path, &step.tree);
+                self.record_use(&path, &step.tree);
             }
-            UseTree::Name(name) if name.ident == "self" => self.note(path),
+            UseTree::Name(name) if name.ident == "self" => self.record(path),
             UseTree::Name(name) => {
                 path.push(name.ident.to_string());
-                self.note(path);
+                self.record(path);
             }
             UseTree::Rename(name) => {
                 path.push(name.ident.to_string());
-                self.note(path);
+                self.record(path);
             }
-            UseTree::Glob(_) => self.note(path),
-            UseTree::Group(group) => group.items.iter().for_each(|tree| self.note_use(before, tree)),
+            UseTree::Glob(_) => self.record(path),
+            UseTree::Group(group) => group.items.iter().for_each(|tree| self.record_use(prefix, tree)),
         }
     }
 
-    /// Names with `::` between them, wherever they stand in the arguments of a macro.
-    fn note_tokens(&mut self, tokens: TokenStream) {
+    /// Names joined by `::`, anywhere in the arguments of a macro.
+    fn record_tokens(&mut self, tokens: TokenStream) {
         let mut path: Vec<String> = Vec::new();
         let mut colons = 0;
         let mut all: Vec<Vec<String>> = Vec::new();
@@ -182,7 +182,7 @@ impl Reader {
                 }
                 TokenTree::Group(group) => {
                     all.push(std::mem::take(&mut path));
-                    self.note_tokens(group.stream());
+                    self.record_tokens(group.stream());
                     colons = 0;
                 }
                 TokenTree::Punct(_) | TokenTree::Literal(_) => {
@@ -194,12 +194,12 @@ impl Reader {
         all.push(path);
         all.into_iter()
             .filter(|path| path.len() > 1 || path.last().is_some_and(|last| last.ends_with('!')))
-            .for_each(|path| self.note(path));
+            .for_each(|path| self.record(path));
     }
 }
 
-/// Whether this is compiled for tests alone.
-fn is_for_tests(attributes: &[Attribute]) -> bool {
+/// Whether this is compiled only for tests.
+fn is_test_only(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("cfg")
             && attribute.parse_args::<syn::Ident>().is_ok_and(|condition| condition == "test")
@@ -225,7 +225,7 @@ fn attributes(item: &Item) -> &[Attribute] {
 
 impl<'ast> Visit<'ast> for Reader {
     fn visit_item(&mut self, item: &'ast Item) {
-        if !is_for_tests(attributes(item)) {
+        if !is_test_only(attributes(item)) {
             visit::visit_item(self, item);
         }
     }
@@ -240,7 +240,7 @@ impl<'ast> Visit<'ast> for Reader {
     }
 
     fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
-        self.note_use(&[], &item.tree);
+        self.record_use(&[], &item.tree);
     }
 
     fn visit_item_fn(&mut self, item: &'ast ItemFn) {
@@ -248,23 +248,23 @@ impl<'ast> Visit<'ast> for Reader {
     }
 
     fn visit_impl_item_fn(&mut self, item: &'ast ImplItemFn) {
-        if !is_for_tests(&item.attrs) {
+        if !is_test_only(&item.attrs) {
             visit::visit_impl_item_fn(self, item);
         }
     }
 
     fn visit_signature(&mut self, signature: &'ast Signature) {
-        self.waits |= signature.asyncness.is_some();
+        self.is_async |= signature.asyncness.is_some();
         visit::visit_signature(self, signature);
     }
 
     fn visit_expr_async(&mut self, block: &'ast ExprAsync) {
-        self.waits = true;
+        self.is_async = true;
         visit::visit_expr_async(self, block);
     }
 
     fn visit_expr_await(&mut self, wait: &'ast ExprAwait) {
-        self.waits = true;
+        self.is_async = true;
         visit::visit_expr_await(self, wait);
     }
 
@@ -274,15 +274,15 @@ impl<'ast> Visit<'ast> for Reader {
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        // A single name is a local one, or was brought here by a `use`.
+        // A single name is local or was imported by a `use`.
         if path.segments.len() > 1 {
-            self.note(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
+            self.record(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
         }
         visit::visit_path(self, path);
     }
 
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {
-        // `pub(super)` and `pub(crate)` use nothing.
+        // `pub(super)` and `pub(crate)` are not dependencies.
     }
 
     fn visit_macro(&mut self, call: &'ast Macro) {
@@ -291,7 +291,7 @@ impl<'ast> Visit<'ast> for Reader {
         if let Some(last) = path.last_mut() {
             last.push('!');
         }
-        self.note(path);
-        self.note_tokens(call.tokens.clone());
+        self.record(path);
+        self.record_tokens(call.tokens.clone());
     }
 }

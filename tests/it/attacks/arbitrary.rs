@@ -1,8 +1,7 @@
-//! Properties, with inputs that nobody chose: no bytes from outside make the service panic (P6), and
-//! nothing but a token that its issuer signed as it stands is ever allowed (P7).
-//!
-//! Most of it asks the core directly, which takes microseconds; what is about requests goes over the
-//! wire. A panic in the service would lose the answer, and with it the test.
+//! Properties with random inputs: no input makes the service panic (P6), and only an unchanged token that its issuer signed is
+//! ever allowed (P7).
+//! Most tests call the core directly, which takes microseconds; those about requests use gRPC. A panic in the service would
+//! lose the response and fail the test.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -32,7 +31,7 @@ use SigningAlgorithm::{ES256, ES384, ES512, EdDSA, PS256, RS256};
 
 const ISSUER: &str = "https://issuer.example";
 
-/// A test leaves no files behind; what failed is printed, and becomes a case of a table.
+/// No files of failed cases: the failing input is printed, and becomes a case of a table.
 fn cases(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
@@ -50,7 +49,7 @@ fn key_set(keys: &[&SigningKey]) -> KeySet {
     KeySet::parse(json!({"keys": keys}).to_string().as_bytes()).expect("the keys are usable")
 }
 
-/// The core's verdict on a token, which is the same where it is parked before its signature is looked at.
+/// The verdict of the core on a token. It must be the same if the token is parked before its signature is verified.
 fn judge(token: &str, rules: &Provider, keys: &KeySet) -> Result<(), ValidationError> {
     let now = UnixTime::from_secs(NOW);
     let limits = TokenLimits::default();
@@ -93,7 +92,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Whether the claims are good, told without the service's code (RFC 7519 §4.1 and docs/attacks.md).
+/// Whether the claims are good, without code of the service (RFC 7519 §4.1 and docs/attacks.md).
 fn good_claims(claims: &Value) -> bool {
     let number = |name: &str| match &claims[name] {
         Value::Null => Some(None),
@@ -215,7 +214,7 @@ proptest! {
     #![proptest_config(cases(2_000))]
 
     #[test]
-    fn text_that_nobody_signed_is_refused(
+    fn unsigned_text_is_refused(
         parts in prop::collection::vec(".{0,40}", 0..6),
         header in any_json(),
         payload in any_json(),
@@ -229,7 +228,7 @@ proptest! {
             judge(&token, &rules, &keys)
         };
         prop_assert!(by_value(&header, &payload).is_err());
-        // As good as can be but for the signature: the nearest that an attacker comes.
+        // Everything is valid but the signature: the best forgery.
         prop_assert!(by_value(&key.header(), &claims()).is_err());
         prop_assert!(by_value(&key.header(), &payload).is_err());
         prop_assert!(by_value(&header, &claims()).is_err());
@@ -245,7 +244,7 @@ proptest! {
         at in any::<prop::sample::Index>(),
     ) {
         let read = |document: &[u8]| {
-            // What is read can be asked; whatever it holds, it verifies nothing that was not signed.
+            // A parsed key set can be used, and never verifies what was not signed.
             if let Ok(keys) = KeySet::parse(document) {
                 let forged = super::forge::token(r#"{"alg":"ES256"}"#, &claims().to_string(), &number);
                 prop_assert!(judge(&forged, &rules(), &keys).is_err());
@@ -273,7 +272,7 @@ proptest! {
     }
 
     #[test]
-    fn a_claim_in_a_header_can_be_told_from_every_other(claim in ".{0,40}", members in prop::collection::vec("[ -~é]{1,8}", 2..5)) {
+    fn different_claims_have_different_header_values(claim in ".{0,40}", members in prop::collection::vec("[ -~é]{1,8}", 2..5)) {
         let mut rules = rules();
         rules.claim_headers = claim_headers(&[("x-text", "text"), ("x-list", "list")]);
         let claims = json!({"text": claim, "list": members});
@@ -292,7 +291,7 @@ proptest! {
             None => prop_assert_eq!(claim, ""),
             Some(value) => {
                 prop_assert!(value.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{:?}", value);
-                prop_assert_eq!(value.trim(), value, "HTTP takes white space at the edges away");
+                prop_assert_eq!(value.trim(), value, "HTTP strips white space at the ends");
                 prop_assert_eq!(decoded(value), claim);
             }
         }
@@ -344,7 +343,7 @@ fn a_request_of_any_octets_is_answered_and_never_allowed() {
         })
         .unwrap_or_else(|failure| panic!("{failure}"));
 
-    // Octets that may not even be a CheckRequest, with a good token in some of them.
+    // Bytes that may not be a CheckRequest, with a good token in some of them.
     let good = runtime.block_on(async { service.bearer(&key.sign(&claims())).await });
     assert_eq!(good.reason(), "ok");
     let message = Ask::default().header("authorization", "Bearer x.y.z").into_check().encode_to_vec();
@@ -364,11 +363,11 @@ fn a_request_of_any_octets_is_answered_and_never_allowed() {
 }
 
 #[tokio::test]
-async fn tokens_that_fail_the_screen_never_cause_a_fetch_however_many_they_are() {
+async fn no_number_of_tokens_that_fail_the_screen_causes_a_fetch() {
     let key = SigningKey::generate("es", ES256);
-    let house = TestEnv::start(&[&key], |_| {}).await;
-    let claims = house.claims();
-    let before = house.issuer.requests().len();
+    let env = TestEnv::start(&[&key], |_| {}).await;
+    let claims = env.claims();
+    let before = env.issuer.requests().len();
     let stranger = SigningKey::generate("unknown", ES256);
     for i in 0..300 {
         let token = match i % 6 {
@@ -379,8 +378,8 @@ async fn tokens_that_fail_the_screen_never_cause_a_fetch_however_many_they_are()
             4 => format!("{}.{}", stranger.sign(&claims), i),
             _ => stranger.sign_with_header(&json!({"alg": "HS256", "kid": i.to_string()}), &claims),
         };
-        let answer = house.service.bearer(&token).await;
+        let answer = env.service.bearer(&token).await;
         assert!(!answer.is_allowed(), "P5");
     }
-    assert_eq!(house.issuer.requests().len(), before, "P5");
+    assert_eq!(env.issuer.requests().len(), before, "P5");
 }

@@ -1,8 +1,8 @@
-//! A case of a table, and what must hold for each whatever the table is about.
+//! A case of a table, and the checks of every case.
 
 use crate::support::{Answer, TestEnv};
 
-/// One token, and the reason that must come back.
+/// A token and its expected reason.
 pub struct Case {
     id: &'static str,
     what: String,
@@ -20,20 +20,19 @@ pub fn case(
     Case { id, what: what.into(), token: token.into(), reason }
 }
 
-/// Sends every case as a bearer token to a house whose forced refreshes start at once.
-///
-/// Besides the reason, and all that is true of every answer: what no key could mend causes no fetch
-/// of the key set (P5), and what a key could mend causes exactly one (P2).
+/// Sends every case as a bearer token to a service whose forced refreshes start immediately.
+/// Also checks what holds for every response: if no key can make a token valid, it causes no fetch of the key set (P5);
+/// otherwise it causes exactly one (P2).
 ///
 /// # Panics
-/// At the end, with every case that went wrong.
-pub async fn judge(house: &TestEnv, cases: Vec<Case>) {
+/// Some cases failed; the message has all of them.
+pub async fn judge(env: &TestEnv, cases: Vec<Case>) {
     let mut wrong = Vec::new();
     for Case { id, what, token, reason } in cases {
-        let before = house.issuer.key_fetches();
-        let answer = house.service.bearer(&token).await;
+        let before = env.issuer.key_fetches();
+        let answer = env.service.bearer(&token).await;
         let mut faults = answer.faults(reason, &parts(&token));
-        let fetches = house.issuer.key_fetches() - before;
+        let fetches = env.issuer.key_fetches() - before;
         let expected = u64::from(matches!(reason, "key_unknown" | "bad_signature"));
         if fetches != expected {
             faults.push(format!("{fetches} fetches, not {expected}"));
@@ -45,20 +44,20 @@ pub async fn judge(house: &TestEnv, cases: Vec<Case>) {
     report(&wrong);
 }
 
-/// Holds one answer against its reason; gives what is wrong with it, under the case's name.
-pub fn hold(id: &str, what: &str, answer: &Answer, reason: &str, secrets: &[&str]) -> Vec<String> {
+/// Checks a response against the expected reason; returns the errors with the case's name.
+pub fn check_answer(id: &str, what: &str, answer: &Answer, reason: &str, secrets: &[&str]) -> Vec<String> {
     let faults = answer.faults(reason, secrets);
     let named = |fault: &String| format!("{id} {what:.80}: {fault}");
     faults.iter().map(named).collect()
 }
 
 /// # Panics
-/// Something is wrong.
+/// There are errors.
 pub fn report(wrong: &[String]) {
     assert!(wrong.is_empty(), "{} cases went wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// A token and each of its parts: what no answer may repeat.
+/// A token and each of its parts, which no response may repeat.
 pub fn parts(token: &str) -> Vec<&str> {
     std::iter::once(token).chain(token.split('.')).collect()
 }

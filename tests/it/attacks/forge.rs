@@ -1,6 +1,5 @@
-//! What an attacker builds tokens with: parts and signatures put together by hand, the orders of the
-//! curves, and an RSA key that signs any block at all.
-//!
+//! Tools to build attack tokens: manually assembled parts and signatures, the orders of the curves, and an RSA key that signs
+//! any block.
 //! It shares no code with the service.
 
 use aws_lc_rs::digest::{SHA256, SHA384, digest};
@@ -16,17 +15,17 @@ pub fn base64url(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// A token of these parts, nothing signed.
+/// A token of these parts, unsigned.
 pub fn token(header: &str, payload: &str, signature: &[u8]) -> String {
     format!("{}.{}.{}", base64url(header), base64url(payload), base64url(signature))
 }
 
-/// A properly signed token with this header, JSON or not.
+/// A correctly signed token with this header, JSON or not.
 pub fn signed(key: &SigningKey, header: &str, claims: &Value) -> String {
     key.sign_raw(header.as_bytes(), claims.to_string().as_bytes())
 }
 
-/// Header, payload and signature as they stand in a token.
+/// Header, payload and signature as encoded in a token.
 pub fn split(token: &str) -> (&str, &str, &str) {
     let (input, signature) = token.rsplit_once('.').expect("a token of three parts");
     let (header, payload) = input.split_once('.').expect("a token of three parts");
@@ -49,12 +48,12 @@ pub fn header_text(key: &SigningKey) -> String {
     key.header().to_string()
 }
 
-/// An HMAC key of any secret.
+/// An HMAC key with any secret.
 pub fn hmac(kid: Option<&str>, algorithm: SigningAlgorithm, secret: &[u8]) -> SigningKey {
     SigningKey::hmac(kid, algorithm, secret).expect("an HS algorithm")
 }
 
-/// The order of the curve that an ES algorithm is on, big-endian (SEC 2 §2).
+/// The order of the curve of an ES algorithm, big-endian (SEC 2 §2).
 pub fn curve_order(algorithm: SigningAlgorithm) -> Vec<u8> {
     unhex(match algorithm {
         SigningAlgorithm::ES256 => "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551",
@@ -82,7 +81,7 @@ fn unhex(text: &str) -> Vec<u8> {
     text.as_bytes().chunks(2).map(digits).collect()
 }
 
-/// `a + b` of big-endian numbers of one length; `None` where it does not fit.
+/// `a + b` of big-endian numbers of the same length; `None` on overflow.
 pub fn plus(a: &[u8], b: &[u8]) -> Option<Vec<u8>> {
     let mut sum = vec![0; a.len()];
     let mut carry = 0;
@@ -94,7 +93,7 @@ pub fn plus(a: &[u8], b: &[u8]) -> Option<Vec<u8>> {
     (carry == 0).then_some(sum)
 }
 
-/// `a - b` of big-endian numbers of one length, `a` being the larger.
+/// `a - b` of big-endian numbers of the same length; `a` must be the larger one.
 pub fn minus(a: &[u8], b: &[u8]) -> Vec<u8> {
     let mut difference = vec![0; a.len()];
     let mut borrow = 0;
@@ -161,7 +160,7 @@ fn ssh(kind: &str, fields: &[&[u8]]) -> String {
     format!("{kind} {}", STANDARD.encode(blob))
 }
 
-/// Every form in which software has been seen to take a public key for an HMAC secret, by name.
+/// Every form in which vulnerable software has used a public key as an HMAC secret, by name.
 pub fn public_forms(jwk: &Value) -> Vec<(String, Vec<u8>)> {
     let mut forms: Vec<(String, Vec<u8>)> = vec![
         ("the JWK, compact".to_owned(), jwk.to_string().into_bytes()),
@@ -223,7 +222,7 @@ pub fn public_forms(jwk: &Value) -> Vec<(String, Vec<u8>)> {
     forms
 }
 
-/// An RSA key of 2048 bits that signs any block: what no library offers.
+/// A 2048-bit RSA key that signs any block, which no library offers.
 pub struct RawRsa {
     n: Vec<u8>,
     e: Vec<u8>,
@@ -242,7 +241,7 @@ impl RawRsa {
         Self { n: number(1), e: number(2), d: number(3) }
     }
 
-    /// The JWK to publish under this `kid`; without `alg`, so that it fits every RSA algorithm.
+    /// The JWK to publish under this `kid`; without `alg`, so that it is for every RSA algorithm.
     pub fn jwk(&self, kid: &str) -> Value {
         json!({"kty": "RSA", "kid": kid, "n": base64url(&self.n), "e": base64url(&self.e)})
     }
@@ -252,12 +251,12 @@ impl RawRsa {
         &self.n
     }
 
-    /// RFC 8017 §5.2.1 of the block as it is.
+    /// RFC 8017 §5.2.1 of the unchanged block.
     pub fn sign_block(&self, block: &[u8]) -> Vec<u8> {
         power(block, &self.d, &self.n)
     }
 
-    /// The block of RFC 8017 §9.2 for SHA-256: type 1, so many octets of padding, and the end.
+    /// The block of RFC 8017 §9.2: type 1, as much padding as fits, and `end`.
     pub fn padded(&self, end: &[u8]) -> Vec<u8> {
         let mut block = vec![0, 1];
         block.resize(self.n.len() - end.len() - 1, 0xff);
@@ -273,18 +272,18 @@ pub fn digest_info(message: &[u8]) -> Vec<u8> {
     der(0x30, &[algorithm, der(0x04, digest(&SHA256, message).as_ref())].concat())
 }
 
-/// DigestInfo for SHA-256 whose parameters are left out rather than NULL.
+/// DigestInfo for SHA-256 with absent instead of NULL parameters.
 pub fn digest_info_without_null(message: &[u8]) -> Vec<u8> {
     let algorithm = der(0x30, &der(0x06, &unhex("608648016503040201")));
     der(0x30, &[algorithm, der(0x04, digest(&SHA256, message).as_ref())].concat())
 }
 
-/// The hash inside a PSS mask.
+/// The hash of a PSS mask.
 #[derive(Clone, Copy)]
 pub enum MaskHash {
-    /// As RFC 7518 §3.5 has it for PS256.
+    /// As in RFC 7518 §3.5 for PS256.
     Sha256,
-    /// Another.
+    /// Another one.
     Sha384,
 }
 
@@ -316,7 +315,7 @@ pub fn pss_block(message: &[u8], length: usize, salt: usize, mask: MaskHash) -> 
     block
 }
 
-/// The contents of the DER values that follow one another here.
+/// The contents of consecutive DER values.
 fn der_values(mut der: &[u8]) -> Vec<Vec<u8>> {
     let mut values = Vec::new();
     while let [_, length, rest @ ..] = der {
@@ -375,7 +374,7 @@ fn doubled(a: &[u64], n: &[u64]) -> Vec<u64> {
     reduced(&twice, top, n)
 }
 
-/// `a`, or `a - n` where `a` with this limb above it is not below `n`.
+/// `a`, or `a - n` if `a` with this limb above it is at least `n`.
 fn reduced(a: &[u64], above: u64, n: &[u64]) -> Vec<u64> {
     let mut difference = vec![0; a.len()];
     let mut borrow = false;
@@ -413,7 +412,7 @@ fn multiplied(a: &[u64], b: &[u64], n: &[u64], inverse: u64) -> Vec<u64> {
 }
 
 #[test]
-fn the_forged_blocks_are_good_ones_where_nothing_is_wrong_with_them() {
+fn unmodified_blocks_are_valid() {
     let rsa = RawRsa::generate();
     let verify = |parameters, signature: &[u8]| {
         aws_lc_rs::signature::RsaPublicKeyComponents { n: &rsa.n, e: &rsa.e }

@@ -1,11 +1,11 @@
-//! Section A: the algorithm and the other parameters of a token's header.
+//! Section A: the algorithm and the other parameters of a token header.
 
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey, with_claim};
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::provider::TokenTypes;
 use serde_json::{Value, json};
 
-use super::case::{Case, case, hold, judge, parts, report};
+use super::case::{Case, case, check_answer, judge, parts, report};
 use super::forge::{
     base64url, header_text, hmac, public_forms, signature_of, signed, split, token, with_signature,
 };
@@ -22,10 +22,10 @@ fn every_kind() -> [SigningKey; 5] {
 }
 
 #[tokio::test]
-async fn a_token_without_a_signature_is_refused_however_it_says_so() {
+async fn a_token_without_a_signature_is_refused_in_every_form() {
     let keys = every_kind();
-    let house = TestEnv::start(&keys.each_ref(), |_| {}).await;
-    let claims = house.claims();
+    let env = TestEnv::start(&keys.each_ref(), |_| {}).await;
+    let claims = env.claims();
     let payload = claims.to_string();
     let rsa = &keys[1];
     let mut cases: Vec<Case> = keys
@@ -57,17 +57,17 @@ async fn a_token_without_a_signature_is_refused_however_it_says_so() {
         let zeros = vec![0; signature_of(&good).len()];
         cases.push(case("A4", what, with_signature(&good, &zeros), "bad_signature"));
     }
-    judge(&house, cases).await;
+    judge(&env, cases).await;
 }
 
 #[tokio::test]
 async fn a_public_key_is_never_an_hmac_secret() {
     use SigningAlgorithm::{HS256, HS384, HS512};
     let keys = every_kind();
-    // What the issuer publishes beside them is a real HMAC key, which must stay unused as well.
+    // The issuer also publishes a real HMAC key, which must not be used either.
     let oct = hmac(Some("oct"), HS256, &[7; 64]);
-    let house = TestEnv::start(&[&keys[0], &keys[1], &keys[2], &keys[3], &keys[4], &oct], |_| {}).await;
-    let claims = house.claims();
+    let env = TestEnv::start(&[&keys[0], &keys[1], &keys[2], &keys[3], &keys[4], &oct], |_| {}).await;
+    let claims = env.claims();
     let mut cases = vec![
         case("A8", "the oct key of the set", oct.sign(&claims), "algorithm_not_allowed"),
         case("A8", "without kid", oct.with_kid(None).sign(&claims), "algorithm_not_allowed"),
@@ -81,9 +81,9 @@ async fn a_public_key_is_never_an_hmac_secret() {
             }
         }
     }
-    judge(&house, cases).await;
+    judge(&env, cases).await;
 
-    // Where HMAC is allowed, because a secret stands in the configuration, kinds are still kept apart.
+    // HMAC is allowed because of a secret in the configuration: key types are still kept apart.
     let secret = hmac(Some("secret"), HS256, &[9; 64]);
     let mut rules = provider("demo", "https://issuer.example");
     rules.algorithms = Algorithm::ALL.to_vec();
@@ -92,7 +92,7 @@ async fn a_public_key_is_never_an_hmac_secret() {
     let service = Running::start(config(vec![inline(rules, &jwks)]), fixed_clock()).await;
     let claims = with_claim(claims, "iss", "https://issuer.example");
     let good = service.bearer(&secret.sign(&claims)).await;
-    let mut wrong = hold("A8", "the configured secret", &good, "ok", &[]);
+    let mut wrong = check_answer("A8", "the configured secret", &good, "ok", &[]);
     for key in &keys {
         for (form, secret) in public_forms(&key.public_jwk()) {
             for algorithm in [HS256, HS384, HS512] {
@@ -105,7 +105,7 @@ async fn a_public_key_is_never_an_hmac_secret() {
                     let forged = hmac(kid, algorithm, &secret).sign(&claims);
                     let answer = service.bearer(&forged).await;
                     let what = format!("{} {form} {algorithm} {kid:?}", key.algorithm());
-                    wrong.extend(hold("A5-A7", &what, &answer, reason, &parts(&forged)));
+                    wrong.extend(check_answer("A5-A7", &what, &answer, reason, &parts(&forged)));
                 }
             }
         }
@@ -114,15 +114,15 @@ async fn a_public_key_is_never_an_hmac_secret() {
 }
 
 #[tokio::test]
-async fn an_algorithm_counts_only_with_the_key_that_it_is_for() {
+async fn an_algorithm_is_valid_only_with_a_key_for_it() {
     use SigningAlgorithm::{PS256, PS384, PS512, RS256, RS384};
     let keys = every_kind();
     let pss = SigningKey::pooled(1, "pss", PS256);
-    let house = TestEnv::start(&[&keys[0], &keys[1], &keys[2], &keys[3], &keys[4], &pss], |rules| {
+    let env = TestEnv::start(&[&keys[0], &keys[1], &keys[2], &keys[3], &keys[4], &pss], |rules| {
         rules.algorithms.retain(|algorithm| *algorithm != Algorithm::PS512);
     })
     .await;
-    let claims = house.claims();
+    let claims = env.claims();
     let rsa = &keys[1];
     let swapped = |key: &SigningKey, algorithm| {
         key.with_alg(algorithm).expect("an RSA key signs with it").sign(&claims)
@@ -135,7 +135,7 @@ async fn an_algorithm_counts_only_with_the_key_that_it_is_for() {
         case("A10", "a PSS key, another hash", swapped(&pss, PS384), "key_unknown"),
         case("A10", "a PSS key as it is", pss.sign(&claims), "ok"),
     ];
-    // The kid of one key and the alg of each other one, under every signature there is.
+    // The kid of one key and the alg of each other one, with every signature.
     for named in &keys {
         for other in &keys {
             let (kid, alg) = (named.kid().unwrap_or_default(), other.algorithm());
@@ -194,17 +194,17 @@ async fn an_algorithm_counts_only_with_the_key_that_it_is_for() {
     for header in [r#"{"typ":"JWT"}"#, "{}", r#"{"ALG":"RS256"}"#, r#"{"Alg":"RS256","kid":"rsa"}"#] {
         cases.push(case("A13", header, signed(rsa, header, &claims), "algorithm_not_allowed"));
     }
-    judge(&house, cases).await;
+    judge(&env, cases).await;
 }
 
 #[tokio::test]
 async fn keys_and_addresses_inside_a_token_are_never_used() {
     let keys = every_kind();
-    let house = TestEnv::start(&keys.each_ref(), |_| {}).await;
+    let env = TestEnv::start(&keys.each_ref(), |_| {}).await;
     let rogue = Issuer::start().await.expect("port 0 can be bound");
     let thief = SigningKey::generate("thief", SigningAlgorithm::ES256);
     rogue.publish(&[&thief]);
-    let claims = house.claims();
+    let claims = env.claims();
     let certificate =
         rcgen::generate_simple_self_signed(["issuer.example".to_owned()]).expect("a certificate can be made");
     let chain = {
@@ -246,15 +246,15 @@ async fn keys_and_addresses_inside_a_token_are_never_used() {
         cases.push(case("A17", &what, with(&keys[0], Some("es")), "ok"));
         cases.push(case("A17", &what, with(&keys[0], None), "ok"));
     }
-    judge(&house, cases).await;
-    assert_eq!(rogue.requests(), Vec::<String>::new(), "nobody asked the thief");
+    judge(&env, cases).await;
+    assert_eq!(rogue.requests(), Vec::<String>::new(), "no request to the attacker's server");
 }
 
 #[tokio::test]
 async fn parameters_that_change_what_a_token_means_are_refused() {
     let key = SigningKey::generate("es", SigningAlgorithm::ES256);
-    let house = TestEnv::start(&[&key], |_| {}).await;
-    let claims = house.claims();
+    let env = TestEnv::start(&[&key], |_| {}).await;
+    let claims = env.claims();
     let mut cases = Vec::new();
     let mut header = |id, extra: &str, reason| {
         let header = format!(r#"{{"alg":"ES256","kid":"es",{extra}}}"#);
@@ -309,15 +309,15 @@ async fn parameters_that_change_what_a_token_means_are_refused() {
     cases.push(case("A23", "a token as payload, no cty", nested_silently, "malformed"));
     cases.push(case("A23", "a token as a JSON string", quoted, "malformed"));
     cases.push(case("A24", "a deflated payload", deflated, "malformed"));
-    judge(&house, cases).await;
+    judge(&env, cases).await;
 }
 
 #[tokio::test]
 async fn the_type_of_a_token_is_compared_as_a_media_type() {
     let key = SigningKey::generate("es", SigningAlgorithm::ES256);
-    let sign = |house: &TestEnv, typ: Option<&str>| {
+    let sign = |env: &TestEnv, typ: Option<&str>| {
         let typ = typ.map(|typ| format!(r#","typ":{typ}"#)).unwrap_or_default();
-        signed(&key, &format!(r#"{{"alg":"ES256","kid":"es"{typ}}}"#), &house.claims())
+        signed(&key, &format!(r#"{{"alg":"ES256","kid":"es"{typ}}}"#), &env.claims())
     };
     let by_default = TestEnv::start(&[&key], |_| {}).await;
     let access_only = TestEnv::start(&[&key], |rules| {
@@ -359,10 +359,10 @@ async fn the_type_of_a_token_is_compared_as_a_media_type() {
 }
 
 #[tokio::test]
-async fn what_is_not_three_parts_of_which_two_are_json_objects_is_malformed() {
+async fn a_token_without_three_parts_of_which_two_are_json_objects_is_malformed() {
     let key = SigningKey::generate("es", SigningAlgorithm::ES256);
-    let house = TestEnv::start(&[&key], |_| {}).await;
-    let claims = house.claims();
+    let env = TestEnv::start(&[&key], |_| {}).await;
+    let claims = env.claims();
     let good = key.sign(&claims);
     let (header, payload, signature) = split(&good);
     let flattened = json!({"protected": header, "payload": payload, "signature": signature}).to_string();
@@ -449,5 +449,5 @@ async fn what_is_not_three_parts_of_which_two_are_json_objects_is_malformed() {
     raw_header("A30", "a bare control", b"{\"alg\":\"ES256\",\"kid\":\"es\x01\"}", "malformed");
     raw_header("A30", "NUL in kid", br#"{"alg":"ES256","kid":"es\u0000"}"#, "key_unknown");
     raw_header("A30", "an escaped kid", br#"{"alg":"ES256","kid":"\u0065s"}"#, "ok");
-    judge(&house, cases).await;
+    judge(&env, cases).await;
 }

@@ -1,9 +1,9 @@
-//! Section B: which key a token asks for.
+//! Section B: the selection of the key.
 
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey, with_claim};
 use serde_json::{Value, json};
 
-use super::case::{case, hold, judge, parts, report};
+use super::case::{case, check_answer, judge, parts, report};
 use super::forge::signed;
 use crate::support::{
     NOW, Running, TestEnv, config, fetching, fixed_clock, inline, prompt_refresh, provider,
@@ -12,11 +12,11 @@ use crate::support::{
 use SigningAlgorithm::{ES256, ES384, RS256};
 
 #[tokio::test]
-async fn a_token_is_verified_with_the_key_that_it_names_and_no_other() {
+async fn a_token_is_verified_only_with_the_key_that_it_names() {
     let first = SigningKey::generate("first", ES256);
     let second = SigningKey::generate("second", ES256);
-    let house = TestEnv::start(&[&first, &second], |_| {}).await;
-    let claims = house.claims();
+    let env = TestEnv::start(&[&first, &second], |_| {}).await;
+    let claims = env.claims();
     let mut cases = vec![
         case("B1", "kid absent", first.with_kid(None).sign(&claims), "ok"),
         case("B2", "kid absent, several fit", second.with_kid(None).sign(&claims), "ok"),
@@ -74,24 +74,24 @@ async fn a_token_is_verified_with_the_key_that_it_names_and_no_other() {
     {
         cases.push(case("B7", kid, first.with_kid(kid).sign(&claims), "key_unknown"));
     }
-    // No key may have such a name, so no fetch is spent on it.
+    // No key may have such a kid, so it causes no fetch.
     for kid in ["k".repeat(1025), "k".repeat(8 * 1024)] {
         cases.push(case("B7", "too long", first.with_kid(kid.as_str()).sign(&claims), "malformed"));
     }
     let huge = "k".repeat(1 << 20);
     cases.push(case("B7", "1 MiB", first.with_kid(huge.as_str()).sign(&claims), "token_too_large"));
-    judge(&house, cases).await;
+    judge(&env, cases).await;
 }
 
 #[tokio::test]
-async fn keys_of_one_name_are_all_tried_and_work_stays_bounded() {
+async fn all_keys_with_the_same_kid_are_tried_and_work_is_bounded() {
     let kids = |count: usize| (0..count).map(|i| format!("key-{i}")).collect::<Vec<_>>();
     let many: Vec<SigningKey> =
         kids(20).iter().map(|kid| SigningKey::generate(kid.as_str(), ES256)).collect();
-    let house = TestEnv::start(&many.iter().collect::<Vec<_>>(), |_| {}).await;
-    let claims = house.claims();
+    let env = TestEnv::start(&many.iter().collect::<Vec<_>>(), |_| {}).await;
+    let claims = env.claims();
     judge(
-        &house,
+        &env,
         vec![
             case("B2", "the sixteenth", many[15].with_kid(None).sign(&claims), "ok"),
             case("B2", "the seventeenth", many[16].with_kid(None).sign(&claims), "key_unknown"),
@@ -103,10 +103,10 @@ async fn keys_of_one_name_are_all_tried_and_work_stays_bounded() {
     let twins = [SigningKey::generate("twin", ES256), SigningKey::generate("twin", ES256)];
     let others = [SigningKey::pooled(0, "twin", RS256), SigningKey::generate("twin", ES384)];
     let stranger = SigningKey::generate("twin", ES256);
-    let house = TestEnv::start(&[&twins[0], &others[0], &twins[1], &others[1]], |_| {}).await;
-    let claims = house.claims();
+    let env = TestEnv::start(&[&twins[0], &others[0], &twins[1], &others[1]], |_| {}).await;
+    let claims = env.claims();
     let mut cases = Vec::new();
-    // Twice, since the answer must not depend on what was asked before.
+    // Twice, since the response must not depend on earlier requests.
     for _ in 0..2 {
         for key in &twins {
             cases.push(case("B8", "one of two of a name", key.sign(&claims), "ok"));
@@ -116,26 +116,26 @@ async fn keys_of_one_name_are_all_tried_and_work_stays_bounded() {
         }
         cases.push(case("B8", "neither", stranger.sign(&claims), "bad_signature"));
     }
-    judge(&house, cases).await;
+    judge(&env, cases).await;
 }
 
 #[tokio::test]
-async fn a_key_without_a_name_serves_only_tokens_that_name_none() {
+async fn a_key_without_a_kid_verifies_only_tokens_without_a_kid() {
     let nameless = SigningKey::generate(None, ES256);
-    let house = TestEnv::start(&[&nameless], |_| {}).await;
-    let claims = house.claims();
+    let env = TestEnv::start(&[&nameless], |_| {}).await;
+    let claims = env.claims();
     let cases = vec![
         case("B10", "no kid", nameless.sign(&claims), "ok"),
         case("B10", "a kid", nameless.with_kid("any").sign(&claims), "key_unknown"),
         case("B10", "an empty kid", nameless.with_kid("").sign(&claims), "key_unknown"),
     ];
-    judge(&house, cases).await;
+    judge(&env, cases).await;
 }
 
 #[tokio::test]
 async fn one_issuers_key_never_verifies_anothers_token() {
     let (ours, theirs) = (Issuer::start().await.expect("bound"), Issuer::start().await.expect("bound"));
-    // Both name it "key-1".
+    // Both use the kid "key-1".
     let (our_key, their_key) = (ours.rotate(ES256), theirs.rotate(ES256));
     let their_other = SigningKey::generate("theirs", ES256);
     theirs.publish(&[&their_key, &their_other]);
@@ -163,7 +163,7 @@ async fn one_issuers_key_never_verifies_anothers_token() {
     ] {
         let before = (ours.key_fetches(), theirs.key_fetches());
         let answer = service.bearer(&token).await;
-        wrong.extend(hold(id, what, &answer, reason, &parts(&token)));
+        wrong.extend(check_answer(id, what, &answer, reason, &parts(&token)));
         if answer.metadata.get("provider").map(String::as_str) != Some(provider) {
             wrong.push(format!("{id} {what}: {:?}", answer.metadata));
         }
@@ -178,7 +178,7 @@ async fn one_issuers_key_never_verifies_anothers_token() {
 }
 
 #[tokio::test]
-async fn a_flood_of_made_up_names_leaves_the_keys_in_hand() {
+async fn a_flood_of_unknown_kids_keeps_the_current_keys() {
     let key = SigningKey::generate("real", ES256);
     let mut rules = provider("demo", "https://issuer.example");
     rules.claim_headers.clear();

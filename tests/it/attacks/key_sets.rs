@@ -1,4 +1,4 @@
-//! Section F: what an issuer, or somebody in its place, may publish as its keys.
+//! Section F: what an issuer, or an attacker in its place, may publish as its key set.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::validation::key_set::{KeySet, KeySetError};
 use serde_json::{Value, json};
 
-use super::case::{case, hold, judge, report};
+use super::case::{case, check_answer, judge, report};
 use super::forge::{base64url, hmac, signed};
 use crate::support::TestEnv;
 
@@ -24,7 +24,7 @@ fn changed(jwk: &Value, members: &Value) -> Value {
     jwk
 }
 
-/// A number of so many bits, odd, of no other merit.
+/// An odd number of this many bits, otherwise arbitrary.
 fn modulus(bits: usize) -> String {
     let mut number = vec![0xa5; bits.div_ceil(8)];
     number[0] = 0xff >> ((8 - bits % 8) % 8);
@@ -34,8 +34,8 @@ fn modulus(bits: usize) -> String {
     base64url(number)
 }
 
-/// Every odd key with its row, and whether it is used all the same.
-fn odd_keys() -> Vec<(&'static str, Value, bool)> {
+/// Every unusual key with its row, and whether it is used.
+fn unusual_keys() -> Vec<(&'static str, Value, bool)> {
     let rsa = SigningKey::pooled(0, "odd", RS256).public_jwk();
     let es = SigningKey::generate("odd", ES256).public_jwk();
     let es384 = SigningKey::generate("odd", ES384).public_jwk();
@@ -169,10 +169,10 @@ fn odd_keys() -> Vec<(&'static str, Value, bool)> {
 }
 
 #[test]
-fn one_odd_key_is_skipped_and_the_others_are_kept() {
+fn one_unusual_key_is_skipped_and_the_others_are_kept() {
     let good = SigningKey::generate("good", ES256).public_jwk();
     let mut wrong = Vec::new();
-    for (id, odd, used) in odd_keys() {
+    for (id, odd, used) in unusual_keys() {
         for keys in [json!([odd, good]), json!([good, odd])] {
             let document = json!({"keys": keys}).to_string();
             match KeySet::parse(document.as_bytes()) {
@@ -241,7 +241,7 @@ fn what_is_not_a_key_set_is_an_error() {
     let utf16: Vec<u8> = set.encode_utf16().flat_map(u16::to_le_bytes).collect();
     assert_eq!(KeySet::parse(&utf16).err(), Some(KeySetError::NotAKeySet), "F19");
     assert_eq!(KeySet::parse(&[set.as_bytes(), b"\xff"].concat()).err(), Some(KeySetError::NotAKeySet));
-    // A member twice within a key spoils that key alone.
+    // A repeated member within a key invalidates only that key.
     for twice in [r#""kid":"other""#, r#""kty":"EC""#, r#""x5c":[],"x5c":[]"#, r#""\u006bid":"other""#] {
         let spoilt = format!("{},{twice}}}", good.trim_end_matches('}'));
         let document = format!(r#"{{"keys":[{spoilt},{good}]}}"#);
@@ -251,7 +251,7 @@ fn what_is_not_a_key_set_is_an_error() {
             wrong.push(format!("F15 {twice}: {counts:?}"));
         }
     }
-    // Deep inside a key is that key's fault alone.
+    // Deep nesting within a key invalidates only that key.
     let deep = format!(r#"{{"keys":[{{"x":{}1{}}},{good}]}}"#, "[".repeat(5_000), "]".repeat(5_000));
     assert_eq!(KeySet::parse(deep.as_bytes()).map(|set| set.keys().len()), Ok(1));
     report(&wrong);
@@ -271,9 +271,9 @@ fn a_shared_secret_of_the_configuration_is_as_long_as_its_hash() {
 }
 
 #[tokio::test]
-async fn a_fetched_set_serves_with_its_good_keys_and_lists_the_others() {
+async fn a_fetched_set_is_used_with_its_good_keys_and_lists_the_others() {
     let good = SigningKey::generate("good", ES256);
-    let house = TestEnv::start(&[&good], |_| {}).await;
+    let env = TestEnv::start(&[&good], |_| {}).await;
     let encrypting = SigningKey::generate("enc", ES256);
     let leaked = SigningKey::generate("leaked", EdDSA);
     let rsa = SigningKey::pooled(0, "java", RS256);
@@ -288,7 +288,7 @@ async fn a_fetched_set_serves_with_its_good_keys_and_lists_the_others() {
     let mut identity = [0; 32];
     identity[0] = 1;
     let mut keys: Vec<Value> =
-        odd_keys().into_iter().filter(|(_, _, used)| !used).map(|(_, jwk, _)| jwk).collect();
+        unusual_keys().into_iter().filter(|(_, _, used)| !used).map(|(_, jwk, _)| jwk).collect();
     let odd = keys.len();
     keys.extend([
         changed(&encrypting.public_jwk(), &json!({"use": "enc"})),
@@ -298,16 +298,16 @@ async fn a_fetched_set_serves_with_its_good_keys_and_lists_the_others() {
         changed(&jwk, &json!({"n": java(&jwk["n"]), "e": java(&jwk["e"])})),
         good.public_jwk(),
     ]);
-    house.issuer.publish_json(json!({"keys": keys}));
-    let claims = house.claims();
-    // The first token under a new name brings the set (F20: a leading zero is Java's way).
-    assert_eq!(house.service.bearer(&rsa.sign(&claims)).await.reason(), "ok", "F20");
-    // Under a point of small order this signature verifies any message.
+    env.issuer.publish_json(json!({"keys": keys}));
+    let claims = env.claims();
+    // The first token with a new kid fetches the set (F20: a leading zero, as Java writes it).
+    assert_eq!(env.service.bearer(&rsa.sign(&claims)).await.reason(), "ok", "F20");
+    // With a point of small order, this signature verifies any message.
     let header = r#"{"alg":"EdDSA","kid":"small"}"#;
     let unsigned = signed(&good, header, &claims);
     let forged = super::forge::with_signature(&unsigned, &[&identity[..], &[0; 32]].concat());
     judge(
-        &house,
+        &env,
         vec![
             case("F9", "a good key among odd ones", good.sign(&claims), "ok"),
             case("F20", "again", rsa.sign(&claims), "ok"),
@@ -318,17 +318,17 @@ async fn a_fetched_set_serves_with_its_good_keys_and_lists_the_others() {
         ],
     )
     .await;
-    let page: Value = serde_json::from_str(&house.service.admin("/keys").await).expect("JSON");
-    let provider = &page["providers"][0];
-    assert_eq!(provider["keys"].as_array().map(Vec::len), Some(2), "{page:#}");
-    assert_eq!(provider["skipped"].as_array().map(Vec::len), Some(odd + 4), "{page:#}");
+    let keys_page: Value = serde_json::from_str(&env.service.admin("/keys").await).expect("JSON");
+    let provider = &keys_page["providers"][0];
+    assert_eq!(provider["keys"].as_array().map(Vec::len), Some(2), "{keys_page:#}");
+    assert_eq!(provider["skipped"].as_array().map(Vec::len), Some(odd + 4), "{keys_page:#}");
 }
 
 #[tokio::test]
-async fn a_set_with_nothing_usable_is_a_failed_fetch_and_the_old_one_stays() {
+async fn a_set_without_usable_keys_is_a_failed_fetch_and_the_old_one_stays() {
     let good = SigningKey::generate("good", ES256);
-    let house = TestEnv::start(&[&good], |_| {}).await;
-    let claims = house.claims();
+    let env = TestEnv::start(&[&good], |_| {}).await;
+    let claims = env.claims();
     let fresh = SigningKey::generate("fresh", ES256);
     let mut wrong = Vec::new();
     for document in [
@@ -342,26 +342,26 @@ async fn a_set_with_nothing_usable_is_a_failed_fetch_and_the_old_one_stays() {
         good.public_jwk(),
         json!({"error": "down for maintenance"}),
     ] {
-        house.issuer.publish_json(document.clone());
+        env.issuer.publish_json(document.clone());
         let what = document.to_string();
-        let answer = house.service.bearer(&fresh.sign(&claims)).await;
-        wrong.extend(hold("F10 F11", &what, &answer, "keys_unavailable", &[]));
-        let answer = house.service.bearer(&good.sign(&claims)).await;
-        wrong.extend(hold("F10 F11", &format!("the old key, {what}"), &answer, "ok", &[]));
+        let answer = env.service.bearer(&fresh.sign(&claims)).await;
+        wrong.extend(check_answer("F10 F11", &what, &answer, "keys_unavailable", &[]));
+        let answer = env.service.bearer(&good.sign(&claims)).await;
+        wrong.extend(check_answer("F10 F11", &format!("the old key, {what}"), &answer, "ok", &[]));
     }
     report(&wrong);
-    let page = house.service.admin("/keys").await;
-    assert!(page.contains("not a JWK Set"), "{page}");
-    house.issuer.publish(&[&fresh]);
-    // A fetch that was under way brings the last bad document yet; the one after it brings the key.
+    let keys_page = env.service.admin("/keys").await;
+    assert!(keys_page.contains("not a JWK Set"), "{keys_page}");
+    env.issuer.publish(&[&fresh]);
+    // A running fetch may still receive the last bad document; the next one receives the key.
     let recovered = async {
-        while house.service.bearer(&fresh.sign(&claims)).await.reason() != "ok" {
+        while env.service.bearer(&fresh.sign(&claims)).await.reason() != "ok" {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(10), recovered).await.expect("F10: it recovers");
-    let gone = house.service.bearer(&good.sign(&claims)).await;
-    assert_eq!(gone.reason(), "key_unknown", "a key that is gone is gone");
+    let gone = env.service.bearer(&good.sign(&claims)).await;
+    assert_eq!(gone.reason(), "key_unknown", "a withdrawn key is not used");
 }
 
 #[tokio::test]
@@ -381,17 +381,17 @@ async fn ten_thousand_keys_cost_bounded_work() {
         "F16 over the limit"
     );
 
-    // As many as a document of 1 MiB holds; a token without a name is held against sixteen of them.
-    let house = TestEnv::start(&[&good], |_| {}).await;
+    // As many keys as fit into a document of 1 MiB; a token without a kid is verified with sixteen of them.
+    let env = TestEnv::start(&[&good], |_| {}).await;
     let keys: Vec<Value> = (0..900)
         .map(|i| changed(&template, &json!({"kid": format!("filler-{i}")})))
         .chain([good.public_jwk()])
         .collect();
-    house.issuer.publish_json(json!({"keys": keys}));
-    let claims = house.claims();
+    env.issuer.publish_json(json!({"keys": keys}));
+    let claims = env.claims();
     let stranger = SigningKey::generate(None, ES256);
     judge(
-        &house,
+        &env,
         vec![
             case("F16", "brings the set", stranger.sign(&claims), "key_unknown"),
             case("F16", "by name", good.sign(&claims), "ok"),

@@ -1,5 +1,5 @@
-//! Section E as far as the gRPC door goes: where a token may stand in a request, and what the answer
-//! does to the request's own headers.
+//! Section E for the ext_authz listener: where a request may carry a token, and how the response changes the request's own
+//! headers.
 
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::Request as AttributeRequest;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
@@ -9,7 +9,7 @@ use portcullis::commands::issuer::{Fault, Issuer, SigningAlgorithm, SigningKey, 
 use portcullis::validation::provider::{Provider, TokenSource};
 use serde_json::json;
 
-use super::case::{hold, parts, report};
+use super::case::{check_answer, parts, report};
 use crate::support::{
     Answer, Ask, NOW, Running, TestEnv, config, fetching, fixed_clock, inline, prompt_refresh, provider,
 };
@@ -20,7 +20,7 @@ fn es256(kid: &str) -> SigningKey {
     SigningKey::generate(kid, SigningAlgorithm::ES256)
 }
 
-/// A service whose key stands in the configuration, and two good tokens that differ.
+/// A service with a key in the configuration, and two different good tokens.
 async fn service(adjust: impl FnOnce(&mut Provider)) -> (Running, String, String) {
     let key = es256("es");
     let mut rules = provider("demo", ISSUER);
@@ -49,7 +49,7 @@ async fn a_check_without_a_request_is_denied() {
 }
 
 #[tokio::test]
-async fn without_keys_nobody_passes_and_the_token_is_not_blamed() {
+async fn without_keys_requests_are_denied_as_keys_unavailable() {
     let issuer = Issuer::start().await.expect("bound");
     let key = issuer.rotate(SigningAlgorithm::ES256);
     let token = key.sign(&issuer.claims(NOW));
@@ -70,27 +70,27 @@ async fn without_keys_nobody_passes_and_the_token_is_not_blamed() {
         let providers = vec![fetching(provider("demo", issuer.issuer()), &issuer, prompt_refresh())];
         let service = Running::start_without_keys(config(providers), fixed_clock()).await;
         let answer = service.bearer(&token).await;
-        wrong.extend(hold("E2 F14", &what, &answer, "keys_unavailable", &parts(&token)));
+        wrong.extend(check_answer("E2 F14", &what, &answer, "keys_unavailable", &parts(&token)));
         if answer.set.get("retry-after").map(String::as_str) != Some("1") {
             wrong.push(format!("E2 {what}: no Retry-After"));
         }
-        // Nothing is signed with no key, and nothing is verified with one of nobody's.
+        // A signature without a key must not verify, nor one by an unknown key.
         for forged in [es256("key-1"), es256("default"), es256("")] {
             let forged = forged.sign(&issuer.claims(NOW));
             let answer = service.bearer(&forged).await;
-            wrong.extend(hold("F14", &what, &answer, "keys_unavailable", &parts(&forged)));
+            wrong.extend(check_answer("F14", &what, &answer, "keys_unavailable", &parts(&forged)));
         }
     }
     report(&wrong);
 }
 
 #[tokio::test]
-async fn a_refresh_that_does_not_come_in_time_is_no_verdict_on_the_token() {
+async fn a_refresh_that_is_late_is_keys_unavailable() {
     let mut wrong = Vec::new();
     for (what, max_waiters, fault) in [
         ("the issuer hangs", 10, Some(Fault::Hang)),
         ("the issuer stalls", 10, Some(Fault::StalledBody)),
-        ("nobody may wait", 0, None),
+        ("no caller may wait", 0, None),
     ] {
         let issuer = Issuer::start().await.expect("bound");
         let key = issuer.rotate(SigningAlgorithm::ES256);
@@ -105,9 +105,9 @@ async fn a_refresh_that_does_not_come_in_time_is_no_verdict_on_the_token() {
         let claims = issuer.claims(NOW);
         let unknown = es256("unknown").sign(&claims);
         let answer = service.bearer(&unknown).await;
-        wrong.extend(hold("E2 P7", what, &answer, "keys_unavailable", &parts(&unknown)));
+        wrong.extend(check_answer("E2 P7", what, &answer, "keys_unavailable", &parts(&unknown)));
         let answer = service.bearer(&key.sign(&claims)).await;
-        wrong.extend(hold("E2", &format!("{what}, a known key"), &answer, "ok", &[]));
+        wrong.extend(check_answer("E2", &format!("{what}, a known key"), &answer, "ok", &[]));
     }
     report(&wrong);
 }
@@ -116,7 +116,7 @@ async fn a_refresh_that_does_not_come_in_time_is_no_verdict_on_the_token() {
 async fn only_the_proxys_configuration_names_a_rule() {
     let (service, good, _) = service(|_| {}).await;
     let bearer = || Ask::default().header("authorization", format!("Bearer {good}"));
-    // There is no rule of that name, and an unknown name is a denial; a client's header is no name.
+    // There is no rule of that name, and an unknown name is a denial; a client header is not a rule name.
     for (ask, extension, reason) in [
         (bearer(), Some("admin"), "rule_denied"),
         (bearer(), Some(""), "rule_denied"),
@@ -133,7 +133,7 @@ async fn only_the_proxys_configuration_names_a_rule() {
 }
 
 #[tokio::test]
-async fn the_authorization_header_is_read_by_the_letter_of_the_rfcs() {
+async fn the_authorization_header_is_parsed_exactly_as_in_the_rfcs() {
     let (service, good, other) = service(|_| {}).await;
     let encoded = good.replace('.', "%2E");
     let mut wrong = Vec::new();
@@ -181,7 +181,7 @@ async fn the_authorization_header_is_read_by_the_letter_of_the_rfcs() {
         ("E9", format!("Bearer {good}\0"), "malformed"),
         ("E9", format!("Bearer {good}; x=1"), "malformed"),
     ] {
-        // As a map, as a list of raw values, and under a name in another case: the same everywhere (E4, E5).
+        // As a map, as a list of raw values, and with a name in another case: the same result (E4, E5).
         let asks = [
             ("map", Ask::default().header("authorization", value.clone())),
             ("raw", Ask::default().raw_header("authorization", value.as_bytes())),
@@ -191,14 +191,14 @@ async fn the_authorization_header_is_read_by_the_letter_of_the_rfcs() {
         for (form, ask) in asks {
             let answer = service.ask(ask).await;
             let what = format!("{form} {value:?}");
-            wrong.extend(hold(id, &what.replace(&good, "GOOD"), &answer, reason, &parts(&good)));
+            wrong.extend(check_answer(id, &what.replace(&good, "GOOD"), &answer, reason, &parts(&good)));
         }
     }
     report(&wrong);
 }
 
 #[tokio::test]
-async fn raw_headers_are_read_like_others_and_two_that_differ_are_refused() {
+async fn raw_headers_are_treated_like_others_and_different_values_are_denied() {
     let (service, good, other) = service(|_| {}).await;
     let bearer = |token: &str| format!("Bearer {token}");
     let raw = |values: &[&str]| {
@@ -223,18 +223,18 @@ async fn raw_headers_are_read_like_others_and_two_that_differ_are_refused() {
         ),
         (
             "E4",
-            "the map says one thing and the list another",
+            "the map and the list differ",
             Ask::default().header("authorization", bearer(&good)).raw_header("authorization", bearer(&other)),
             "multiple_tokens",
         ),
     ] {
-        wrong.extend(hold(id, what, &service.ask(ask).await, reason, &parts(&good)));
+        wrong.extend(check_answer(id, what, &service.ask(ask).await, reason, &parts(&good)));
     }
     report(&wrong);
 }
 
 #[tokio::test]
-async fn a_token_counts_only_where_the_configuration_looks_for_one_and_only_if_there_is_one() {
+async fn a_token_is_used_only_in_a_configured_place_and_only_if_it_is_the_only_one() {
     let (header_only, good, other) = service(|_| {}).await;
     let mut wrong = Vec::new();
     let bearer = format!("Bearer {good}");
@@ -272,7 +272,7 @@ async fn a_token_counts_only_where_the_configuration_looks_for_one_and_only_if_t
             "ok",
         ),
     ] {
-        wrong.extend(hold(id, what, &header_only.ask(ask).await, reason, &parts(&good)));
+        wrong.extend(check_answer(id, what, &header_only.ask(ask).await, reason, &parts(&good)));
     }
     report(&wrong);
     drop((header_only, good, other));
@@ -391,14 +391,14 @@ async fn a_token_counts_only_where_the_configuration_looks_for_one_and_only_if_t
         ("E12", "old-style attributes", cookie(format!("$Version=1; access_token={good}; $Path=/")), "ok"),
         ("E12", "commas", cookie(format!("a=1, access_token={good}")), "malformed"),
     ] {
-        wrong.extend(hold(id, what, &everywhere.ask(ask).await, reason, &parts(&good)));
+        wrong.extend(check_answer(id, what, &everywhere.ask(ask).await, reason, &parts(&good)));
     }
     report(&wrong);
 }
 
 #[tokio::test]
-async fn a_client_cannot_send_the_headers_that_claims_become() {
-    // Another provider's claim headers are managed too: they are removed under this one's tokens.
+async fn a_client_cannot_send_claim_headers() {
+    // The claim headers of the other provider are removed too, also for tokens of this one.
     let key = es256("es");
     let (mut ours, mut theirs) = (provider("ours", ISSUER), provider("theirs", "https://other.example"));
     ours.claim_headers =
@@ -414,7 +414,7 @@ async fn a_client_cannot_send_the_headers_that_claims_become() {
         "x-auth_subject",
         "x.auth.subject",
         "X_Auth_Subject",
-        // lighttpd makes `_` of everything but letters and digits.
+        // lighttpd converts everything but letters and digits to `_`.
         "x~auth~subject",
         "x!auth|subject",
         "x$auth'subject",
@@ -443,13 +443,13 @@ async fn a_client_cannot_send_the_headers_that_claims_become() {
             assert!(!answer.removed.iter().any(|removed| removed == name), "E15 {name} is removed");
         }
     }
-    // A denial passes nothing on, so that nothing has to be removed.
+    // A denial forwards nothing, so nothing has to be removed.
     let denied = service.ask(Ask::default().header("x-auth-subject", "root")).await;
     assert_eq!(denied.faults("token_missing", &["root"]), Vec::<String>::new(), "E15");
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_to_be_forwarded_is_removed_wherever_it_stood() {
+async fn a_token_that_is_not_forwarded_is_removed_from_every_place() {
     let (service, good, _) = service(|rules| {
         rules.forward_token = false;
         rules.token_from = vec![
@@ -473,7 +473,7 @@ async fn a_token_that_is_not_to_be_forwarded_is_removed_wherever_it_stood() {
     assert_eq!(answer.removed_query, ["t"]);
     let alone = service.ask(Ask::default().header("cookie", format!("access_token={good}"))).await;
     assert!(alone.removed.contains(&"cookie".to_owned()), "{:?}", alone.removed);
-    // A cookie header is the client's own text: what is left of it must be a header still.
+    // A cookie header is client text: what remains of it must still be a valid header.
     let odd = Ask::default()
         .raw_header("cookie", format!("access_token={good}; a=\u{1}\r\nx-admin: 1; b=é").into_bytes());
     let answer = service.ask(odd).await;
@@ -481,7 +481,7 @@ async fn a_token_that_is_not_to_be_forwarded_is_removed_wherever_it_stood() {
 }
 
 #[tokio::test]
-async fn a_request_of_any_size_is_answered_or_refused_and_the_next_one_is_served() {
+async fn a_request_of_any_size_is_decided_or_denied_and_the_next_one_is_served() {
     let (service, good, _) = service(|_| {}).await;
     let mut many = Ask::default().header("authorization", format!("Bearer {good}"));
     for i in 0..5_000 {
@@ -508,30 +508,30 @@ async fn a_request_of_any_size_is_answered_or_refused_and_the_next_one_is_served
 }
 
 #[tokio::test]
-async fn a_denial_says_only_what_its_sender_knew_already() {
-    let house = TestEnv::start(&[&es256("es")], |_| {}).await;
-    let claims = house.claims();
+async fn a_denial_reveals_nothing_new_to_its_client() {
+    let env = TestEnv::start(&[&es256("es")], |_| {}).await;
+    let claims = env.claims();
     let marker = "\"><script>\r\nset-cookie: a=b";
     let mut bodies = std::collections::BTreeMap::<String, Vec<String>>::new();
     for (name, value) in
         [("aud", json!(marker)), ("iss", json!(marker)), ("sub", json!([marker])), ("typ", json!(marker))]
     {
         let mut claims = claims.clone();
-        let mut header = house.key.header();
+        let mut header = env.key.header();
         header[name] = value.clone();
         claims[name] = value;
-        let answer = house.service.bearer(&house.key.sign_with_header(&header, &claims)).await;
+        let answer = env.service.bearer(&env.key.sign_with_header(&header, &claims)).await;
         let whole = format!("{:?}", answer.response);
-        for secret in ["<script", "set-cookie", house.issuer.issuer(), "orders-api"] {
+        for secret in ["<script", "set-cookie", env.issuer.issuer(), "orders-api"] {
             assert!(!whole.contains(secret), "E31 H5 {name}: {whole}");
         }
         bodies.entry(answer.reason().to_owned()).or_default().push(answer.body);
     }
     assert_eq!(bodies.len(), 4, "{bodies:?}");
-    // Whether a kid exists is not told: a wrong name and a wrong signature look the same to their sender.
+    // The response does not reveal whether a kid exists: an unknown kid and a bad signature look the same.
     let forged = es256("es").sign(&claims);
     let unknown = es256("unknown").sign(&claims);
-    let (forged, unknown) = (house.service.bearer(&forged).await, house.service.bearer(&unknown).await);
+    let (forged, unknown) = (env.service.bearer(&forged).await, env.service.bearer(&unknown).await);
     assert_eq!((forged.reason(), unknown.reason()), ("bad_signature", "key_unknown"));
     assert_eq!(forged.body, unknown.body, "H5");
     assert_eq!(forged.set, unknown.set, "H5");
@@ -540,24 +540,24 @@ async fn a_denial_says_only_what_its_sender_knew_already() {
         unknown.response.status.map(|status| status.message),
         "H5"
     );
-    // E32: a token that is missing is challenged without an error, a bad one with `invalid_token`.
-    let missing = house.service.ask(Ask::default()).await;
+    // E32: a missing token is challenged without an error, a bad one with `invalid_token`.
+    let missing = env.service.ask(Ask::default()).await;
     assert_eq!(missing.www_authenticate(), Some("Bearer realm=\"portcullis\""), "E32");
-    let expired = house.key.sign(&without_claim(claims, "exp"));
-    let expired = house.service.bearer(&expired).await;
+    let expired = env.key.sign(&without_claim(claims, "exp"));
+    let expired = env.service.bearer(&expired).await;
     let challenge = expired.www_authenticate().expect("a challenge");
     assert!(
         challenge.starts_with("Bearer realm=\"portcullis\", error=\"invalid_token\", error_description=\""),
         "E32 {challenge}"
     );
-    // To a gRPC caller the same denial has no body.
+    // For a gRPC client the same denial has no body.
     let grpc = Ask::default().header("content-type", "application/grpc");
-    let answer = house.service.ask(grpc).await;
+    let answer = env.service.ask(grpc).await;
     assert_eq!((answer.http_status, answer.body.as_str()), (401, ""));
 }
 
 #[tokio::test]
-async fn one_provider_may_read_a_header_by_its_scheme_and_another_the_same_header_whole() {
+async fn two_providers_may_read_the_same_header_with_and_without_a_scheme() {
     let key = SigningKey::generate("es", SigningAlgorithm::ES256);
     let read = |name: &str, issuer: &str, scheme: Option<&str>| {
         let mut rules = provider(name, issuer);
@@ -587,7 +587,7 @@ async fn one_provider_may_read_a_header_by_its_scheme_and_another_the_same_heade
             .into_iter()
             .fold(Ask::default(), |ask, line| ask.raw_header("authorization", line.into_bytes()));
         let answer = service.ask(ask).await;
-        wrong.extend(hold("E10", what, &answer, reason, &[&of_scheme, &of_whole]));
+        wrong.extend(check_answer("E10", what, &answer, reason, &[&of_scheme, &of_whole]));
     }
     report(&wrong);
 }

@@ -1,5 +1,4 @@
-//! Section H: what the service says about itself, and that it is never a token, a secret, or a line
-//! that somebody else wrote.
+//! Section H: logs, metrics and pages never contain a token, a secret, or a line that a client forged.
 
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey, with_claim};
@@ -14,7 +13,7 @@ use crate::support::{Ask, NOW, Running, config, fetching, fixed_clock, inline, p
 use SigningAlgorithm::{ES256, HS256};
 
 #[tokio::test]
-async fn no_token_and_no_secret_is_ever_logged_counted_or_shown() {
+async fn no_token_and_no_secret_is_in_logs_metrics_or_pages() {
     capture();
     let issuer = Issuer::start().await.expect("bound");
     let key = issuer.rotate(ES256);
@@ -91,7 +90,7 @@ async fn no_token_and_no_secret_is_ever_logged_counted_or_shown() {
     }
     service.ask(Ask::default().header("authorization", "Basic dXNlcjpwYXNzd29yZA==")).await;
 
-    let said = [
+    let outputs = [
         logged(Format::Json),
         logged(Format::Text),
         service.admin("/metrics").await,
@@ -101,8 +100,8 @@ async fn no_token_and_no_secret_is_ever_logged_counted_or_shown() {
         debugged,
     ]
     .join("\n");
-    assert!(!answers.contains("other-audience"), "what was found is the operator's, not the client's");
-    // The test would hold of a service that says nothing; this one speaks.
+    assert!(!answers.contains("other-audience"), "details are for operators, not for clients");
+    // The test would pass if the service logged nothing, so check that it does.
     for word in [
         "key set refreshed",
         "request denied",
@@ -112,10 +111,10 @@ async fn no_token_and_no_secret_is_ever_logged_counted_or_shown() {
         "portcullis_decisions_total",
         "other-audience",
     ] {
-        assert!(said.contains(word), "H1: nothing about {word} in {said:.2000}");
+        assert!(outputs.contains(word), "H1: nothing about {word} in {outputs:.2000}");
     }
     for secret in secrets.iter().filter(|secret| secret.len() >= 8) {
-        assert!(!said.contains(secret.as_str()), "H1 H2 F13: {secret:.60} is told");
+        assert!(!outputs.contains(secret.as_str()), "H1 H2 F13: {secret:.60} is shown");
     }
 }
 
@@ -132,11 +131,11 @@ const FORGERIES: [&str; 8] = [
 ];
 
 #[tokio::test]
-async fn a_name_that_a_stranger_chose_stays_within_its_field_of_its_line() {
+async fn an_untrusted_name_cannot_escape_its_log_field() {
     capture();
     let issuer = Issuer::start().await.expect("bound");
     let key = SigningKey::generate("real", ES256);
-    // An issuer's names are strangers' too.
+    // Names from an issuer are untrusted too.
     let mut keys = vec![key.public_jwk()];
     for forgery in FORGERIES {
         keys.push(SigningKey::generate(forgery, ES256).public_jwk());
@@ -171,7 +170,7 @@ async fn a_name_that_a_stranger_chose_stays_within_its_field_of_its_line() {
         let mut decided = 0;
         for line in text.split_terminator('\n') {
             let control = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202e}');
-            // JSON may leave a separator as it is; the line's end, its colours and its members it may not.
+            // JSON may contain a line separator unescaped, but no line end, no colour code and no additional member.
             let harmful = |c: char| if json { c.is_ascii_control() } else { control(c) };
             assert!(!line.contains(harmful), "H3 {line:?}");
             assert!(line.len() < 8 * 1024, "H3: a line of {} bytes", line.len());
@@ -189,7 +188,7 @@ async fn a_name_that_a_stranger_chose_stays_within_its_field_of_its_line() {
 }
 
 #[tokio::test]
-async fn a_thousand_made_up_names_make_no_new_series() {
+async fn a_thousand_unknown_names_add_no_metric_series() {
     let key = SigningKey::generate("real", ES256);
     let issuer = "https://issuer.example";
     let providers = vec![inline(provider("demo", issuer), &[key.public_jwk()])];
@@ -220,7 +219,7 @@ async fn a_thousand_made_up_names_make_no_new_series() {
 }
 
 #[tokio::test]
-async fn the_systems_own_clock_judges_as_a_fixed_one_does() {
+async fn the_system_clock_has_the_same_verdicts_as_a_fixed_one() {
     let key = SigningKey::generate("real", ES256);
     let issuer = "https://issuer.example";
     let providers = vec![inline(provider("demo", issuer), &[key.public_jwk()])];

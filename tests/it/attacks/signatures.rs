@@ -1,9 +1,9 @@
-//! Section C: signatures and base64url that are not what they should be.
+//! Section C: invalid signatures and invalid base64url.
 
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use serde_json::json;
 
-use super::case::{Case, case, hold, judge, report};
+use super::case::{Case, case, check_answer, judge, report};
 use super::forge::{
     MaskHash, RawRsa, base64url, curve_order, digest_info, digest_info_without_null, ecdsa_der,
     ed25519_order, minus, plus, pss_block, signature_of, small, split, with_signature,
@@ -15,11 +15,11 @@ use SigningAlgorithm::{ES256, ES384, ES512, EdDSA, RS256};
 #[tokio::test]
 async fn an_ecdsa_signature_of_special_numbers_or_in_another_form_is_refused() {
     let keys = [ES256, ES384, ES512].map(|algorithm| SigningKey::generate(algorithm.name(), algorithm));
-    let house = TestEnv::start(&keys.each_ref(), |_| {}).await;
+    let env = TestEnv::start(&keys.each_ref(), |_| {}).await;
     let mut cases = Vec::new();
     for key in &keys {
         let algorithm = key.algorithm();
-        let good = key.sign(&house.claims());
+        let good = key.sign(&env.claims());
         let signature = signature_of(&good);
         let length = signature.len() / 2;
         let (r, s) = signature.split_at(length);
@@ -34,7 +34,7 @@ async fn an_ecdsa_signature_of_special_numbers_or_in_another_form_is_refused() {
             let what = format!("{algorithm} {what}");
             cases.push(case(id, what, with_signature(&good, signature), reason));
         };
-        add("C1", "as it was", &signature, "ok");
+        add("C1", "unchanged", &signature, "ok");
         for (r_name, special_r) in numbers {
             for (s_name, special_s) in numbers {
                 add(
@@ -51,7 +51,7 @@ async fn an_ecdsa_signature_of_special_numbers_or_in_another_form_is_refused() {
         if let Some(unreduced) = plus(r, &n) {
             add("C1", "r+n", &[&unreduced[..], s].concat(), "bad_signature");
         }
-        // (r, n-s) is the other signature that the key made of the same token: RFC 7518 §3.4 asks for no low s.
+        // (r, n-s) is also a valid signature of the same token: RFC 7518 §3.4 does not require a low s.
         add("C1", "n-s", &[r, &minus(&n, s)].concat(), "ok");
         let der = ecdsa_der(&signature);
         add("C2", "DER", &der, "bad_signature");
@@ -72,20 +72,20 @@ async fn an_ecdsa_signature_of_special_numbers_or_in_another_form_is_refused() {
             add("C3", &format!("{octets} zeros"), &vec![0; octets], "bad_signature");
         }
     }
-    judge(&house, cases).await;
+    judge(&env, cases).await;
 }
 
 #[tokio::test]
 async fn an_ed25519_signature_that_is_not_canonical_is_refused() {
     let key = SigningKey::generate("ed", EdDSA);
-    let house = TestEnv::start(&[&key], |_| {}).await;
-    let good = key.sign(&house.claims());
+    let env = TestEnv::start(&[&key], |_| {}).await;
+    let good = key.sign(&env.claims());
     let signature = signature_of(&good);
     let (r, s) = signature.split_at(32);
     // Little-endian here, big-endian in `plus`.
     let reversed = |number: &[u8]| number.iter().rev().copied().collect::<Vec<u8>>();
     let order = reversed(&ed25519_order());
-    let mut cases = vec![case("C7", "as it was", good.clone(), "ok")];
+    let mut cases = vec![case("C7", "unchanged", good.clone(), "ok")];
     let mut add = |what: &str, signature: &[u8]| {
         cases.push(case("C7", what, with_signature(&good, signature), "bad_signature"));
     };
@@ -113,16 +113,16 @@ async fn an_ed25519_signature_that_is_not_canonical_is_refused() {
     for length in [1, 32, 63, 65, 96, 128] {
         add(&format!("{length} octets"), &signature.repeat(2)[..length]);
     }
-    judge(&house, cases).await;
+    judge(&env, cases).await;
 }
 
 #[tokio::test]
 async fn an_rsa_signature_is_refused_unless_its_block_is_exactly_right() {
     let rsa = RawRsa::generate();
     let filler = SigningKey::generate("es", ES256);
-    let house = TestEnv::start(&[&filler], |_| {}).await;
-    house.issuer.publish_json(json!({"keys": [rsa.jwk("raw"), filler.public_jwk()]}));
-    let claims = house.claims().to_string();
+    let env = TestEnv::start(&[&filler], |_| {}).await;
+    env.issuer.publish_json(json!({"keys": [rsa.jwk("raw"), filler.public_jwk()]}));
+    let claims = env.claims().to_string();
     let input_of = |alg: &str| {
         let header = json!({"alg": alg, "kid": "raw"}).to_string();
         format!("{}.{}", base64url(header), base64url(&claims))
@@ -131,13 +131,13 @@ async fn an_rsa_signature_is_refused_unless_its_block_is_exactly_right() {
     let input = input_of("RS256");
     let message = input.as_bytes();
     let good = rsa.sign_block(&rsa.padded(&digest_info(message)));
-    // The first token rescues itself with the one fetch that brings the key.
-    let first = house.service.bearer(&token(&input, &good)).await;
+    // The first token is allowed after the one fetch that returns the key.
+    let first = env.service.bearer(&token(&input, &good)).await;
     assert_eq!(first.reason(), "ok");
 
     let n = rsa.modulus();
     let length = n.len();
-    let mut cases = vec![case("C5", "as it was", token(&input, &good), "ok")];
+    let mut cases = vec![case("C5", "unchanged", token(&input, &good), "ok")];
     let mut add = |id, what: &str, signature: &[u8]| {
         cases.push(case(id, what, token(&input, signature), "bad_signature"));
     };
@@ -163,7 +163,7 @@ async fn an_rsa_signature_is_refused_unless_its_block_is_exactly_right() {
     let info = digest_info(message);
     let block = rsa.padded(&info);
     let mut altered = |what: &str, block: &[u8]| add("C4", what, &rsa.sign_block(block));
-    // Bleichenbacher 2006: little padding, the hash, and anything behind it.
+    // Bleichenbacher 2006: short padding, the hash, and garbage after it.
     let mut short = vec![0, 1];
     short.extend([0xff; 8]);
     short.push(0);
@@ -219,20 +219,20 @@ async fn an_rsa_signature_is_refused_unless_its_block_is_exactly_right() {
     trailer[length - 1] = 0xcc;
     pss("C6", "another trailer", &trailer, "bad_signature");
     pss("C6", "a PKCS#1 block", &rsa.padded(&digest_info(message)), "bad_signature");
-    judge(&house, cases).await;
+    judge(&env, cases).await;
 }
 
 #[tokio::test]
-async fn what_was_signed_cannot_be_changed() {
+async fn a_signed_token_cannot_be_changed() {
     let keys = [
         SigningKey::generate("es", ES256),
         SigningKey::pooled(0, "rsa", RS256),
         SigningKey::generate("ed", EdDSA),
     ];
-    let house = TestEnv::start(&keys.each_ref(), |_| {}).await;
+    let env = TestEnv::start(&keys.each_ref(), |_| {}).await;
     let mut cases = Vec::new();
     for key in &keys {
-        let good = key.sign(&house.claims());
+        let good = key.sign(&env.claims());
         let (header, payload, signature) = split(&good);
         let what = key.algorithm().name();
         let mut bytes = signature_of(&good);
@@ -244,7 +244,7 @@ async fn what_was_signed_cannot_be_changed() {
         for length in [1, bytes.len() / 2, bytes.len() - 1] {
             cases.push(case("C8", what, with_signature(&good, &bytes[..length]), "bad_signature"));
         }
-        let mut admin = house.claims();
+        let mut admin = env.claims();
         admin["sub"] = json!("admin");
         let other_payload = base64url(admin.to_string());
         cases.push(case("C9", what, format!("{header}.{other_payload}.{signature}"), "bad_signature"));
@@ -252,20 +252,20 @@ async fn what_was_signed_cannot_be_changed() {
         other["x"] = json!(1);
         let other_header = base64url(other.to_string());
         cases.push(case("C9", what, format!("{other_header}.{payload}.{signature}"), "bad_signature"));
-        let later = key.sign(&portcullis::commands::issuer::with_claim(house.claims(), "jti", 2));
+        let later = key.sign(&portcullis::commands::issuer::with_claim(env.claims(), "jti", 2));
         let spliced = format!("{header}.{payload}.{}", split(&later).2);
         cases.push(case("C9", format!("{what}, spliced"), spliced, "bad_signature"));
     }
-    judge(&house, cases).await;
+    judge(&env, cases).await;
 }
 
 #[tokio::test]
-async fn base64url_is_read_strictly() {
+async fn base64url_is_parsed_strictly() {
     let key = SigningKey::generate("es", ES256);
-    let house = TestEnv::start(&[&key], |_| {}).await;
-    // Of a length that leaves unused bits in every part.
+    let env = TestEnv::start(&[&key], |_| {}).await;
+    // The length leaves unused bits in every part.
     let header = r#"{"alg":"ES256","kid":"es"}"#;
-    let claims = house.claims();
+    let claims = env.claims();
     let padded = |length: usize| {
         let mut text = claims.to_string();
         while text.len() % 3 != length {
@@ -276,7 +276,7 @@ async fn base64url_is_read_strictly() {
     let good = key.sign_raw(format!("{header} ").trim_end().as_bytes(), padded(1).as_bytes());
     let (h, p, s) = split(&good);
     let join = |h: &str, p: &str, s: &str| format!("{h}.{p}.{s}");
-    let mut cases = vec![case("C10", "as it was", good.clone(), "ok")];
+    let mut cases = vec![case("C10", "unchanged", good.clone(), "ok")];
     let mut add = |id, what: &str, token: String| cases.push(case(id, what, token, "malformed"));
     for pad in ["=", "==", "===", "%3D"] {
         add("C10", "padded header", join(&format!("{h}{pad}"), p, s));
@@ -329,16 +329,16 @@ async fn base64url_is_read_strictly() {
     add("C14", "a second token", format!("{good} {good}"));
     add("C14", "a second token after a comma", format!("{good},{good}"));
     add("C14", "a second scheme", format!("{good}, Bearer {good}"));
-    judge(&house, cases).await;
+    judge(&env, cases).await;
 }
 
 #[tokio::test]
-async fn a_token_is_judged_up_to_the_limit_and_refused_above_it() {
+async fn a_token_is_decided_up_to_the_limit_and_denied_above_it() {
     let key = SigningKey::generate("es", ES256);
-    let house = TestEnv::start(&[&key], |_| {}).await;
+    let env = TestEnv::start(&[&key], |_| {}).await;
     // The longest token of at most `bytes`.
     let of_length = |bytes: usize| {
-        let mut claims = house.claims();
+        let mut claims = env.claims();
         let mut fill = bytes.saturating_sub(key.sign(&claims).len()) * 3 / 4;
         loop {
             claims["fill"] = json!("x".repeat(fill));
@@ -352,7 +352,7 @@ async fn a_token_is_judged_up_to_the_limit_and_refused_above_it() {
     let limit = 16 * 1024;
     let within = of_length(limit);
     assert!(within.len() > limit - 3);
-    let mut just_over = house.claims();
+    let mut just_over = env.claims();
     just_over["fill"] = json!("x".repeat(limit * 3 / 4));
     let cases: Vec<Case> = vec![
         case("C15", "8 KiB", of_length(8 * 1024), "ok"),
@@ -362,16 +362,16 @@ async fn a_token_is_judged_up_to_the_limit_and_refused_above_it() {
         case("C15", "1 MiB", of_length(1 << 20), "token_too_large"),
         case("C15", "16 KiB and an octet of junk", "A".repeat(limit + 1), "token_too_large"),
     ];
-    judge(&house, cases).await;
-    // Over limits.message_bytes the token is not even read, and the next call is served.
+    judge(&env, cases).await;
+    // A message over limits.message_bytes is not read, and the next call is served.
     let check = Ask::default().header("authorization", format!("Bearer {}", "A".repeat(16 << 20)));
-    assert_eq!(house.service.ask(check).await.reason(), "request_malformed");
-    assert_eq!(house.service.bearer(&key.sign(&house.claims())).await.reason(), "ok");
+    assert_eq!(env.service.ask(check).await.reason(), "request_malformed");
+    assert_eq!(env.service.bearer(&key.sign(&env.claims())).await.reason(), "ok");
 }
 
-/// C8 to the last bit, without the wire: `arbitrary.rs` does so for every octet of a whole token.
+/// C8 for the bits of a signature, without gRPC: `arbitrary.rs` does so for every octet of a whole token.
 #[tokio::test]
-async fn a_key_that_the_configuration_holds_is_as_strict_as_one_that_was_fetched() {
+async fn an_inline_key_is_as_strict_as_a_fetched_one() {
     let key = SigningKey::generate("es", ES256);
     let rules = provider("demo", "https://issuer.example");
     let service = Running::start(config(vec![inline(rules, &[key.public_jwk()])]), fixed_clock()).await;
@@ -379,13 +379,13 @@ async fn a_key_that_the_configuration_holds_is_as_strict_as_one_that_was_fetched
         "iss": "https://issuer.example", "aud": "orders-api", "sub": "alice", "exp": NOW + 300,
     });
     let good = key.sign(&claims);
-    let mut wrong = hold("C8", "as it was", &service.bearer(&good).await, "ok", &[]);
+    let mut wrong = check_answer("C8", "unchanged", &service.bearer(&good).await, "ok", &[]);
     let signature = signature_of(&good);
     for bit in (0..signature.len() * 8).step_by(7) {
         let mut flipped = signature.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         let answer = service.bearer(&with_signature(&good, &flipped)).await;
-        wrong.extend(hold("C8", &format!("bit {bit}"), &answer, "bad_signature", &[]));
+        wrong.extend(check_answer("C8", &format!("bit {bit}"), &answer, "bad_signature", &[]));
     }
     report(&wrong);
 }

@@ -1,4 +1,4 @@
-//! An issuer that publishes its keys over https.
+//! An issuer that publishes its keys over HTTPS.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -16,12 +16,12 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::support::pki::{Authority, write};
 
-/// It answers every request with its keys, and ends with this value.
+/// Responds to every request with its keys. Stops when dropped.
 pub struct HttpsIssuer {
     address: SocketAddr,
     authority: Authority,
     shared: Arc<Shared>,
-    accepting: JoinHandle<()>,
+    accept_task: JoinHandle<()>,
 }
 
 struct Shared {
@@ -32,12 +32,12 @@ struct Shared {
 
 impl Drop for HttpsIssuer {
     fn drop(&mut self) {
-        self.accepting.abort();
+        self.accept_task.abort();
     }
 }
 
 impl HttpsIssuer {
-    /// On this machine, as `localhost`.
+    /// Starts it on the loopback address, as `localhost`.
     pub async fn start() -> Self {
         let authority = Authority::new("authority of the issuer");
         let certified = authority.issue(&["localhost"]);
@@ -56,29 +56,29 @@ impl HttpsIssuer {
             keys: OnceLock::new(),
             connections: AtomicUsize::new(0),
         });
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
-        Self { address, authority, shared, accepting }
+        let accept_task = tokio::spawn(accept(listener, Arc::clone(&shared)));
+        Self { address, authority, shared, accept_task }
     }
 
-    /// Publishes this set from now on.
+    /// Publishes this key set from now on.
     ///
     /// # Panics
-    /// It has published another one.
-    pub fn publishes(&self, keys: String) {
+    /// A key set is already published.
+    pub fn publish(&self, keys: String) {
         self.shared.keys.set(keys).expect("once");
     }
 
-    /// Where the keys are.
+    /// The URL of its key set.
     pub fn url(&self) -> String {
         format!("https://localhost:{}/keys", self.address.port())
     }
 
-    /// Writes its authority's certificate into this folder.
+    /// Writes the certificate of its CA into this folder.
     pub fn authority(&self, folder: &Path) -> PathBuf {
         write(folder, "issuer.pem", &self.authority.pem)
     }
 
-    /// How many connections there were, with a request or without.
+    /// The number of connections so far, with a request or without.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
@@ -88,12 +88,12 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         let (stream, _) = listener.accept().await.expect("a connection");
         shared.connections.fetch_add(1, Ordering::SeqCst);
-        tokio::spawn(answer(stream, Arc::clone(&shared)));
+        tokio::spawn(respond(stream, Arc::clone(&shared)));
     }
 }
 
-/// `None` where the client has gone, which is what a client does that does not believe the certificate.
-async fn answer(stream: TcpStream, shared: Arc<Shared>) -> Option<()> {
+/// `None` if the client has closed the connection, as a client does that rejects the certificate.
+async fn respond(stream: TcpStream, shared: Arc<Shared>) -> Option<()> {
     let mut stream = shared.tls.accept(stream).await.ok()?;
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

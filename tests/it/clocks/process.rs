@@ -1,4 +1,4 @@
-//! The built binary under a clock that a test sets, and what it writes to its log.
+//! The built binary with a clock that a test sets, and its log.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,20 +9,20 @@ use std::time::Duration;
 
 use crate::support::serving::Serving;
 
-/// Longer than anything takes that happens at all.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than any step takes that succeeds.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A wall clock of a machine.
+/// The wall clock of a machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    /// What it shows at the start, in seconds since the Unix epoch.
+    /// The time at the start, in seconds since the Unix epoch.
     pub seconds: i64,
-    /// How the log writes its year.
+    /// The year as the log prints it.
     pub year: &'static str,
 }
 
-/// Before 1970, at its beginning, after 9999, and the first and last day of all that the system can say.
-pub const IMPOSSIBLE: [Clock; 6] = [
+/// Before 1970, 1970, after 9999, and the first and last day that the system can represent.
+pub const WRONG_CLOCKS: [Clock; 6] = [
     Clock { seconds: i64::MIN + 86_400, year: "-292277022657-" },
     Clock { seconds: -62_167_219_201 - 86_400, year: "-0001-" },
     Clock { seconds: -86_400, year: "1969-" },
@@ -32,17 +32,17 @@ pub const IMPOSSIBLE: [Clock; 6] = [
 ];
 
 impl Clock {
-    /// Whether it stands before the program was built, rather than after all of its certificates.
+    /// Whether it is before the build of the program; otherwise it is after the expiry of all its certificates.
     pub fn is_before_the_build(self) -> bool {
         self.seconds < 1_700_000_000
     }
 
-    /// How `explain` exits for a token of today: no keys count, or it has long expired.
-    pub fn explained(self) -> i32 {
+    /// The exit code of `explain` for a token that is valid today: no usable keys, or long expired.
+    pub fn explain_exit_code(self) -> i32 {
         if self.is_before_the_build() { 3 } else { 2 }
     }
 
-    /// The binary under this clock.
+    /// The binary with this clock.
     pub fn portcullis(self) -> Command {
         let mut command = portcullis();
         command.env("LD_PRELOAD", shim()).env("CLOCK_SHIM_SECONDS", self.seconds.to_string());
@@ -50,7 +50,7 @@ impl Clock {
     }
 }
 
-/// The binary under the clock of this machine, with nothing in its environment that would lead elsewhere.
+/// The binary with the clock of this machine, and with an environment that redirects nothing.
 pub fn portcullis() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
     for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
@@ -60,7 +60,7 @@ pub fn portcullis() -> Command {
     command
 }
 
-/// The clock of `clock_shim.c`, compiled.
+/// The compiled clock of `clock_shim.c`.
 fn shim() -> &'static Path {
     static SHIM: OnceLock<PathBuf> = OnceLock::new();
     SHIM.get_or_init(|| {
@@ -76,38 +76,41 @@ fn shim() -> &'static Path {
     })
 }
 
-/// What a command printed, and its exit code. No clock makes it panic.
+/// The exit code and the output of a command. No clock makes it panic.
 pub fn run(command: &mut Command) -> (Option<i32>, String) {
     let Output { status, stdout, stderr } = command.output().expect("the binary runs");
-    let said = [stdout, stderr].map(|text| String::from_utf8(text).expect("text")).concat();
-    assert_eq!(panics(&said), "", "{command:?}");
-    (status.code(), said)
+    let output = [stdout, stderr].map(|text| String::from_utf8(text).expect("text")).concat();
+    assert_eq!(panics(&output), "", "{command:?}");
+    (status.code(), output)
 }
 
-/// The lines that tell of a panic, in the words of the log, of the binary without one, and of Rust.
-fn panics(said: &str) -> String {
-    said.lines().filter(|line| ["a panic", "panicked"].iter().any(|text| line.contains(text))).collect()
+/// The lines that report a panic, in the form of the log, of the binary without a log, and of Rust.
+fn panics(output: &str) -> String {
+    output
+        .lines()
+        .filter(|line| ["\"panic\"", "panic at", "panicked"].iter().any(|text| line.contains(text)))
+        .collect()
 }
 
 /// `portcullis serve`, killed when dropped.
-pub struct Served {
+pub struct Server {
     child: Child,
     log: Receiver<String>,
     seen: String,
-    /// Where it listens.
+    /// The addresses that it listens on.
     pub serving: Serving,
 }
 
-impl Drop for Served {
+impl Drop for Server {
     fn drop(&mut self) {
-        // An error means that it has ended.
+        // An error means that it has already ended.
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
     }
 }
 
-impl Served {
-    /// Serves by this configuration; it listens when this returns.
+impl Server {
+    /// Serves with this configuration; it listens when this returns.
     pub fn start(mut command: Command, config: &Path) -> Self {
         command.args(["serve", "--config"]).arg(config).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
@@ -115,16 +118,16 @@ impl Served {
         let (line, log) = channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|one| line.send(one)));
         let nowhere = Serving { ext_authz: Vec::new(), forward_auth: Vec::new(), admin: None };
-        let mut served = Self { child, log, seen: String::new(), serving: nowhere };
-        let line = served.wait_for("\"serving\"");
-        served.serving = Serving::read(&line).expect("the line says where");
-        served
+        let mut server = Self { child, log, seen: String::new(), serving: nowhere };
+        let line = server.wait_for("\"serving\"");
+        server.serving = Serving::read(&line).expect("the line has the addresses");
+        server
     }
 
-    /// Reads the log until a line has this. None before it tells of a panic.
+    /// Reads the log until a line contains this. No earlier line may report a panic.
     pub fn wait_for(&mut self, text: &str) -> String {
         loop {
-            let line = self.log.recv_timeout(PATIENCE);
+            let line = self.log.recv_timeout(TIMEOUT);
             let line = line.unwrap_or_else(|error| panic!("the log has no {text}, {error}:\n{}", self.seen));
             self.seen.push_str(&line);
             self.seen.push('\n');
@@ -135,10 +138,10 @@ impl Served {
         }
     }
 
-    /// Tells it to end and waits until it has. Everything that it logged, which tells of no panic.
-    pub fn ends(mut self) -> String {
-        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
-        assert!(told.expect("kill runs").success());
+    /// Terminates it and waits until it has ended. Returns its whole log, which reports no panic.
+    pub fn stop(mut self) -> String {
+        let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
         self.wait_for("\"stopped\"");
         let status = self.child.wait().expect("is ours");
         self.seen.extend(self.log.iter().map(|line| line + "\n"));

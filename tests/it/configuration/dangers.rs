@@ -1,8 +1,8 @@
-//! What is legal and dangerous: told with its place, and never refused.
+//! Valid but dangerous settings: each is a warning with its position, not an error.
 
 use super::{MINIMAL, parse, provider_with};
 
-/// The warnings of a configuration that is valid: line, path and message.
+/// The warnings of a valid configuration: line, path and message.
 #[track_caller]
 fn warnings(text: &str) -> Vec<(usize, String, String)> {
     let config = parse(text).unwrap_or_else(|errors| panic!("{errors}\n{text}"));

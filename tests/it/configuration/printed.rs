@@ -1,12 +1,12 @@
-//! What `validate --print` prints is read as the same configuration, whatever stands in its keys and its values; and what no
-//! error and no print shows.
+//! The output of `validate --print` is parsed as the same configuration, for all keys and values. Also: secrets that no error
+//! and no output shows.
 
 use portcullis::config::Config;
 use portcullis::rules::{Effect, Requirements};
 
 use super::{Errors, MINIMAL, parse};
 
-/// Texts that mean something to YAML, to the expansion of variables or to neither.
+/// Strings with a meaning in YAML, in variable expansion or in neither.
 const TEXTS: [&str; 44] = [
     "a",
     "$",
@@ -54,7 +54,7 @@ const TEXTS: [&str; 44] = [
     "🦀\u{ffff}\u{10ffff}",
 ];
 
-/// What a value may have besides.
+/// Additional strings for values.
 const EXPANDED: [&str; 6] = ["${A}", "$${A}", "$$${A}", "a${", "$${$${", "${A:-b}"];
 
 fn as_yaml(text: &str) -> String {
@@ -84,7 +84,7 @@ rules:
 responses: {{body: {{expired: {as_value}}}}}
 "
         );
-        // A key that long has to be told to be one.
+        // A key of this length needs YAML's explicit key indicator.
         let text = if key == long { text.replace(&as_key, &format!("? {as_key}")) } else { text };
         let config = parse(&text).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
         assert_eq!(requirements(&config).claims[0].claim.to_string(), key);
@@ -107,7 +107,7 @@ fn a_variable_in_a_key_is_refused_since_only_values_are_expanded() {
     errors.compare("a_variable_in_a_key_is_refused_since_only_values_are_expanded");
 }
 
-/// What somebody else than a variable's owner must not see.
+/// Only the owner of a variable may see its value.
 const SECRET: &str = "(s3cret-of-the-environment";
 
 #[test]
@@ -133,7 +133,7 @@ fn no_error_quotes_what_a_variable_holds() {
         assert!(errors.contains(at), "{text}: {errors}");
         assert!(!errors.contains("s3cret"), "{text}: {errors}");
     }
-    // Of a variable that every process has.
+    // A variable that every process has.
     let path = std::env::var("PATH").expect("set");
     for key in ["jwks_file: '/${PATH}'", "http: {ca_file: '${PATH}'}"] {
         let folder = tempfile::tempdir().expect("a folder");

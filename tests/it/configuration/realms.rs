@@ -1,4 +1,4 @@
-//! A provider that stands for many issuers: `{realm}` and the realms that are allowed.
+//! A provider for many issuers: `{realm}` and the allowed realms.
 
 use portcullis::config::{AllowedRealms, KeySource};
 use portcullis::keys::names::RealmName;
@@ -7,7 +7,7 @@ use super::{Errors, MINIMAL, SECRET, parse};
 
 const TEMPLATE: &str = "https://sso.example.com/realms/{realm}";
 
-/// `MINIMAL` with this issuer, which is line 5, and these lines behind the audiences, from line 7 on.
+/// `MINIMAL` with this issuer on line 5, and these lines after the audiences, from line 7 on.
 fn with(issuer: &str, lines: &str) -> String {
     let lines: String = lines.lines().map(|line| format!("    {line}\n")).collect();
     format!("{}{lines}", MINIMAL.replace("issuer: https://sso.example.com", &format!("issuer: '{issuer}'")))
@@ -19,7 +19,7 @@ fn realms_are_a_list_or_a_pattern_for_the_whole_name() {
         ("[acme, globex]", vec!["acme", "globex"], vec!["evil", "acmeglobex", "", "ACME"]),
         ("'[a-z]+'", vec!["acme", "z"], vec!["acme1", "ACME", "", "a/b"]),
         ("'a|bc'", vec!["a", "bc"], vec!["abc", "ac", "b"]),
-        // What cannot be a segment of a URL is no realm, whatever the pattern says.
+        // A name that cannot be a URL segment is not a realm, whatever the pattern allows.
         ("'.*'", vec!["acme", "a.b", "~"], vec!["", ".", "..", "a/b", "a%2fb", "a?b", "é", "a b"]),
     ] {
         let config = parse(&with(TEMPLATE, &format!("realms: {realms}"))).expect("valid");
@@ -59,7 +59,7 @@ fn a_realm_has_the_issuer_and_the_key_url_of_its_template() {
         };
         assert_eq!(read.as_str(), url);
         let printed = config.to_yaml();
-        // What is left out of it, put back.
+        // The template with the realm inserted again.
         let whole = printed.replace("?...", "?v=1");
         let again = parse(&whole).unwrap_or_else(|errors| panic!("{errors}\n{printed}"));
         assert_eq!(again.providers[0].realms, template.realms);

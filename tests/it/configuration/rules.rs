@@ -1,4 +1,4 @@
-//! The `rules` and `responses` sections, and the keys of a provider that shape what goes out.
+//! The `rules` and `responses` sections, and the keys of a provider that change responses and upstream requests.
 
 use portcullis::config::Config;
 use portcullis::reason::{DenyReason, Refusal};
@@ -6,7 +6,7 @@ use portcullis::rules::{Effect, PathPattern};
 
 use super::{Errors, MINIMAL, parse, provider_with};
 
-/// `MINIMAL` with one rule, which is line 8 and has a name.
+/// `MINIMAL` with one named rule on line 8.
 fn rule(text: &str) -> String {
     format!("{MINIMAL}rules:\n  - {{name: r, {text}}}\n")
 }
@@ -189,7 +189,7 @@ fn what_a_provider_gives_out_is_checked() {
 fn the_configuration_of_the_readme_is_valid_as_it_stands() {
     let readme = include_str!("../../../README.md");
     let blocks = readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
-    // The first block is part of a list, and set in by as much.
+    // The first block is a list item and indented.
     let blocks: Vec<String> = blocks
         .map(|block| {
             let set_in = block.len() - block.trim_start().len();

@@ -1,5 +1,5 @@
-//! The JSON Schema in `deploy/`: that it is the one of this version, has the keys that the reader has, and takes
-//! what the reader takes.
+//! The JSON Schema in `deploy/`: it is the current version, has the same keys as the parser, and accepts what the parser
+//! accepts.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ fn schema() -> Value {
     serde_json::from_str(&json_schema_text()).expect("the schema is JSON")
 }
 
-/// Set to anything, the files are written instead of compared.
+/// If set, the files are written instead of compared.
 const UPDATE: &str = "UPDATE_CONFIGURATION";
 
 #[test]
@@ -42,7 +42,7 @@ fn every_default_of_the_reference_is_what_counts_where_the_key_is_left_out() {
     }
 }
 
-/// For each mapping of the schema a document with a key in it that nobody knows.
+/// For each mapping of the schema, a document with an unknown key in it.
 fn unknown_key_in(mapping: &str) -> String {
     let rule = |text: &str| format!("{MINIMAL}rules:\n  - {{name: r, {text}}}\n");
     let listen = |text: &str| MINIMAL.replace("{ext_authz: 127.0.0.1:0}", text);
@@ -107,7 +107,7 @@ fn the_example_shows_every_key() {
     }
 }
 
-/// A YAML document as the JSON that editors hold against a schema.
+/// A YAML document as JSON, as editors validate it against a schema.
 fn document(yaml: &str) -> Value {
     serde_saphyr::from_str(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
 }

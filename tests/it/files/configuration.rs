@@ -1,4 +1,4 @@
-//! A configuration file that is rewritten in place, cut off, exchanged or gone, in process and on a paused clock.
+//! A configuration file that is rewritten in place, truncated, replaced or removed, in process with a paused clock.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -20,8 +20,8 @@ use crate::support::{NOW, fixed_clock};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Names the files that were exchanged for others.
-static EXCHANGES: AtomicU64 = AtomicU64::new(0);
+/// The number of replacement files, for their names.
+static REPLACEMENTS: AtomicU64 = AtomicU64::new(0);
 
 /// The beginning of a configuration with this key.
 pub fn head(key: &SigningKey) -> String {
@@ -38,22 +38,23 @@ providers:
     )
 }
 
-/// Two versions of the rules, and what both of them close.
+/// Two versions of the rules, and the paths that both of them deny.
 struct Pair {
     versions: [&'static str; 2],
-    /// To a valid token with the scope `w`, and to a request without one.
-    closed: &'static [&'static str],
-    /// To a request without a token.
+    /// Denied for a valid token with the scope `w`, and for a request without a token.
+    denied: &'static [&'static str],
+    /// Denied for a request without a token.
     not_public: &'static [&'static str],
 }
 
-/// Versions of which some beginning of the second, or its beginning and the end of the first, is valid and opens what both close.
+/// Pairs of versions of which some prefix of the second, or its prefix and the rest of the first, is valid and allows what both
+/// versions deny.
 fn pairs() -> Vec<Pair> {
-    let pair = |first, second, closed| Pair { versions: [first, second], closed, not_public: closed };
-    let public_pair = |first, second, not_public| Pair { versions: [first, second], closed: &[], not_public };
+    let pair = |first, second, denied| Pair { versions: [first, second], denied, not_public: denied };
+    let public_pair = |first, second, not_public| Pair { versions: [first, second], denied: &[], not_public };
     vec![
         pair(rules()[0], rules()[1], &["/admin/users", "/internal/keys"]),
-        // A rule that is added, cut off before it says what it matches.
+        // An added rule, truncated before its match.
         public_pair(
             "rules:
   - name: first
@@ -71,7 +72,7 @@ fn pairs() -> Vec<Pair> {
 ",
             &["/other", "/first/x"],
         ),
-        // A condition that becomes wider, and another that makes it narrower behind it.
+        // A condition that becomes wider, and a later one that makes it narrower.
         public_pair(
             "rules:
   - name: public
@@ -88,7 +89,7 @@ fn pairs() -> Vec<Pair> {
 ",
             &["/other"],
         ),
-        // What one rule denied two deny.
+        // One rule becomes two.
         pair(
             "rules:
   - name: denied
@@ -109,7 +110,7 @@ fn pairs() -> Vec<Pair> {
 ",
             &["/admin/one", "/admin/two/x"],
         ),
-        // A scope that more have, with a claim that few have.
+        // A scope that more clients have, with a claim that few have.
         pair(
             "rules:
   - name: write
@@ -127,7 +128,7 @@ fn pairs() -> Vec<Pair> {
 ",
             &["/other"],
         ),
-        // Two rules that exchange their paths, at the same length.
+        // Two rules swap their paths, at the same length.
         pair(
             "rules:
   - name: one
@@ -151,7 +152,7 @@ fn pairs() -> Vec<Pair> {
 ",
             &["/one/x", "/two/x"],
         ),
-        // All is denied, and then a part of it is not.
+        // Everything is denied, and then all but a part of it.
         pair(
             "rules:
   - name: rest
@@ -172,7 +173,7 @@ fn pairs() -> Vec<Pair> {
     ]
 }
 
-/// Two configurations that close the same and are otherwise different.
+/// Two configurations that deny the same paths and differ otherwise.
 pub fn rules() -> [&'static str; 2] {
     [
         "rules:
@@ -219,47 +220,47 @@ pub fn rules() -> [&'static str; 2] {
     ]
 }
 
-/// A service that follows its configuration file.
-struct House {
+/// A service that reloads its configuration file.
+struct ConfigEnv {
     folder: TempDir,
     key: SigningKey,
     service: Arc<Service>,
-    serving: JoinHandle<()>,
+    serve_task: JoinHandle<()>,
 }
 
-impl Drop for House {
+impl Drop for ConfigEnv {
     fn drop(&mut self) {
-        self.serving.abort();
+        self.serve_task.abort();
     }
 }
 
-impl House {
+impl ConfigEnv {
     async fn start() -> Self {
-        Self::under(rules()[0]).await
+        Self::start_with(rules()[0]).await
     }
 
-    async fn under(rules: &str) -> Self {
+    async fn start_with(rules: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
         fs::write(folder.path().join("p.yaml"), head(&key) + rules).expect("written");
-        Self::following(folder, key).await
+        Self::reload_from(folder, key).await
     }
 
-    async fn following(folder: TempDir, key: SigningKey) -> Self {
+    async fn reload_from(folder: TempDir, key: SigningKey) -> Self {
         let hangups = Hangups::new().expect("a signal can be listened for");
         let loaded = ConfigFile::load(&folder.path().join("p.yaml"), hangups).await;
         let (config, file) = loaded.expect("valid");
         let app = App::bind(config, fixed_clock()).await.expect("bound").reloading_from(file);
         let service = app.service();
-        let serving = tokio::spawn(async move { app.serve(std::future::pending()).await });
-        Self { folder, key, service, serving }
+        let serve_task = tokio::spawn(async move { app.serve(std::future::pending()).await });
+        Self { folder, key, service, serve_task }
     }
 
     fn file(&self) -> PathBuf {
         self.folder.path().join("p.yaml")
     }
 
-    /// Both versions as whole files.
+    /// Both versions as complete files.
     fn versions(&self) -> [String; 2] {
         rules().map(|rules| head(&self.key) + rules)
     }
@@ -268,25 +269,25 @@ impl House {
         fs::write(self.file(), text).expect("written");
     }
 
-    /// Writes a whole file elsewhere, and lets the configuration's name lead there.
-    fn exchange(&self, text: &str) {
-        let name = format!("{}.yaml", EXCHANGES.fetch_add(1, Ordering::Relaxed));
+    /// Writes a complete file and moves a symbolic link to it over the configuration.
+    fn replace_file(&self, text: &str) {
+        let name = format!("{}.yaml", REPLACEMENTS.fetch_add(1, Ordering::Relaxed));
         fs::write(self.folder.path().join(&name), text).expect("written");
-        // The clock of the file system has ticks of some milliseconds.
+        // The timestamps of the file system have a resolution of some milliseconds.
         std::thread::sleep(Duration::from_millis(12));
         symlink(name, self.folder.path().join("link")).expect("linked");
         fs::rename(self.folder.path().join("link"), self.file()).expect("renamed");
         std::thread::sleep(Duration::from_millis(12));
     }
 
-    /// What becomes of a valid token with the scope `w` at this path.
-    async fn asked(&self, path: &str) -> &'static str {
+    /// The reason for a valid token with the scope `w` at this path.
+    async fn reason_for(&self, path: &str) -> &'static str {
         let claims = json!({"iss": "https://i.example.com", "aud": "a", "exp": NOW + 60, "scope": "w"});
         let token = format!("Bearer {}", self.key.sign(&claims));
-        self.asked_with(path, &[(&b"authorization"[..], token.as_bytes())]).await
+        self.reason_with(path, &[(&b"authorization"[..], token.as_bytes())]).await
     }
 
-    async fn asked_with(&self, path: &str, headers: &[(&[u8], &[u8])]) -> &'static str {
+    async fn reason_with(&self, path: &str, headers: &[(&[u8], &[u8])]) -> &'static str {
         let headers = headers.iter().copied().collect();
         let request = AccessRequest::new(
             b"GET",
@@ -298,14 +299,14 @@ impl House {
         self.service.authorizer().decide("test", &request).await.decision.verdict.reason().as_str()
     }
 
-    /// Asks for what is closed.
-    async fn stays_closed(&self, closed: &[&str], not_public: &[&str], what: &str) {
-        let passes = |reason| matches!(reason, "ok" | "anonymous");
-        for path in closed {
-            assert!(!passes(self.asked(path).await), "{path} is open under this:\n{what}");
+    /// Asserts that these paths are denied.
+    async fn assert_denied(&self, denied: &[&str], not_public: &[&str], what: &str) {
+        let is_allowed = |reason| matches!(reason, "ok" | "anonymous");
+        for path in denied {
+            assert!(!is_allowed(self.reason_for(path).await), "{path} is allowed with this:\n{what}");
         }
         for path in not_public {
-            assert!(!passes(self.asked_with(path, &[]).await), "{path} is public under this:\n{what}");
+            assert!(!is_allowed(self.reason_with(path, &[]).await), "{path} is public with this:\n{what}");
         }
     }
 
@@ -314,8 +315,8 @@ impl House {
         authorizer.rules().all().iter().map(|rule| rule.name.clone()).collect()
     }
 
-    /// How many seconds it takes until these are the rules; `None` where they are not within a minute.
-    async fn comes_to(&self, names: &[&str]) -> Option<u64> {
+    /// The number of seconds until these are the rules; `None` if they are not within a minute.
+    async fn seconds_until(&self, names: &[&str]) -> Option<u64> {
         for second in 0..60 {
             if self.rule_names() == names {
                 return Some(second);
@@ -333,10 +334,10 @@ impl House {
     }
 }
 
-/// Numbers that are the same in every run.
-struct Numbers(u64);
+/// A deterministic pseudo-random number generator.
+struct Rng(u64);
 
-impl Numbers {
+impl Rng {
     fn below(&mut self, end: usize) -> usize {
         // Knuth's MMIX generator.
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -344,7 +345,7 @@ impl Numbers {
     }
 }
 
-/// What a version is while it is written, as far as it has come: cut off, or the rest is still that of the other one.
+/// A partially written version: truncated, or followed by the rest of the other one.
 fn torn(version: &str, other: &str, end: usize) -> [String; 2] {
     let written = &version[..end];
     [written.to_owned(), format!("{written}{}", other.get(end..).unwrap_or_default())]
@@ -355,19 +356,19 @@ fn line_ends(text: &str) -> Vec<usize> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_configuration_that_is_torn_at_any_line_opens_nothing_that_both_close() {
-    for Pair { versions, closed, not_public } in pairs() {
-        let house = House::under(versions[0]).await;
-        let versions = versions.map(|rules| head(&house.key) + rules);
+async fn a_configuration_torn_at_any_line_allows_nothing_that_both_versions_deny() {
+    for Pair { versions, denied, not_public } in pairs() {
+        let env = ConfigEnv::start_with(versions[0]).await;
+        let versions = versions.map(|rules| head(&env.key) + rules);
         for (version, other) in [(&versions[0], &versions[1]), (&versions[1], &versions[0])] {
             for end in line_ends(version) {
                 for torn in torn(version, other, end) {
-                    house.exchange(other);
+                    env.replace_file(other);
                     sleep(16 * SECOND).await;
-                    house.write(&torn);
-                    // It is seen after two seconds at the latest.
+                    env.write(&torn);
+                    // It is detected within two seconds.
                     sleep(9 * SECOND).await;
-                    house.stays_closed(closed, not_public, &torn).await;
+                    env.assert_denied(denied, not_public, &torn).await;
                 }
             }
         }
@@ -375,37 +376,37 @@ async fn a_configuration_that_is_torn_at_any_line_opens_nothing_that_both_close(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_torn_and_swapped_configurations_open_nothing_that_both_close() {
-    let mut numbers = Numbers(29);
-    for Pair { versions, closed, not_public } in pairs() {
-        let house = House::under(versions[0]).await;
-        let versions = versions.map(|rules| head(&house.key) + rules);
+async fn a_thousand_torn_and_replaced_configurations_allow_nothing_that_both_versions_deny() {
+    let mut numbers = Rng(29);
+    for Pair { versions, denied, not_public } in pairs() {
+        let env = ConfigEnv::start_with(versions[0]).await;
+        let versions = versions.map(|rules| head(&env.key) + rules);
         for _ in 0..150 {
             let which = numbers.below(2);
             let (whole, other) = (&versions[which], &versions[1 - which]);
             let [cut, mixed] = torn(whole, other, numbers.below(whole.len()));
             let torn = if numbers.below(2) == 0 { cut } else { mixed };
-            house.write(&torn);
+            env.write(&torn);
             for _ in 0..numbers.below(5) {
                 sleep(2 * SECOND).await;
-                house.stays_closed(closed, not_public, &torn).await;
+                env.assert_denied(denied, not_public, &torn).await;
             }
             match numbers.below(2) {
-                0 => house.write(whole),
-                _ => house.exchange(whole),
+                0 => env.write(whole),
+                _ => env.replace_file(whole),
             }
             for _ in 0..=numbers.below(10) {
                 sleep(2 * SECOND).await;
-                house.stays_closed(closed, not_public, whole).await;
+                env.assert_denied(denied, not_public, whole).await;
             }
         }
-        // Both have served again and again.
-        assert!(house.reloads("applied") > 20, "{}", house.reloads("applied"));
+        // Both have been applied many times.
+        assert!(env.reloads("applied") > 20, "{}", env.reloads("applied"));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_in_the_middle_of_a_write_waits_for_its_end() {
+async fn a_start_during_a_write_waits_for_its_end() {
     let folder = tempfile::tempdir().expect("a folder");
     let key = SigningKey::generate("k", SigningAlgorithm::ES256);
     let whole = head(&key) + rules()[0];
@@ -419,110 +420,106 @@ async fn a_start_in_the_middle_of_a_write_waits_for_its_end() {
         }
         std::future::pending::<()>().await;
     };
-    let house = tokio::select! {
-        house = House::following(folder, key) => house,
+    let env = tokio::select! {
+        env = ConfigEnv::reload_from(folder, key) => env,
         () = writer => panic!("it does not end"),
     };
-    assert_eq!(house.rule_names(), ["health", "admin", "blocked", "rest"]);
+    assert_eq!(env.rule_names(), ["health", "admin", "blocked", "rest"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_decides_otherwise_counts_after_ten_seconds_and_what_came_whole_and_lacks_nothing_after_two_looks()
+async fn a_change_of_decisions_applies_after_ten_seconds_and_an_atomic_replacement_without_removals_after_two_checks()
  {
-    let house = House::start().await;
+    let env = ConfigEnv::start().await;
     let before = ["health", "admin", "blocked", "rest"];
     let more = ["health", "admin", "blocked", "rest", "more"];
-    let [first, _] = house.versions();
+    let [first, _] = env.versions();
     let added = format!("{first}  - name: more\n    match: {{path: /more}}\n    deny: true\n");
-    let rested = |seconds: Option<u64>| seconds.is_some_and(|seconds| (10..=15).contains(&seconds));
-    let at_once = |seconds: Option<u64>| seconds.is_some_and(|seconds| seconds <= 5);
-    house.write(&added);
-    assert!(rested(house.comes_to(&more).await), "added in place");
-    house.exchange(&first);
-    assert!(rested(house.comes_to(&before).await), "a rule is gone");
-    house.exchange(&added);
-    assert!(at_once(house.comes_to(&more).await), "added as a whole");
-    // The disk is full in the middle, for good, at the end of a line.
+    let is_settled = |seconds: Option<u64>| seconds.is_some_and(|seconds| (10..=15).contains(&seconds));
+    let is_immediate = |seconds: Option<u64>| seconds.is_some_and(|seconds| seconds <= 5);
+    env.write(&added);
+    assert!(is_settled(env.seconds_until(&more).await), "added in place");
+    env.replace_file(&first);
+    assert!(is_settled(env.seconds_until(&before).await), "a rule is gone");
+    env.replace_file(&added);
+    assert!(is_immediate(env.seconds_until(&more).await), "added as a whole");
+    // The disk becomes full in the middle of the write, at the end of a line.
     let cut = first.find("  - name: blocked").expect("there");
-    house.write(&first[..cut]);
-    assert!(rested(house.comes_to(&["health", "admin"]).await));
-    assert_eq!(house.asked("/internal/x").await, "ok", "it was taken as it stands there");
-    house.exchange(&first);
-    assert!(at_once(house.comes_to(&before).await));
-    let applied = house.reloads("applied");
-    house.write(&format!("# A comment, and less in the log.\n{first}log: {{level: error}}\n"));
+    env.write(&first[..cut]);
+    assert!(is_settled(env.seconds_until(&["health", "admin"]).await));
+    assert_eq!(env.reason_for("/internal/x").await, "ok", "the truncated file is in use");
+    env.replace_file(&first);
+    assert!(is_immediate(env.seconds_until(&before).await));
+    let applied = env.reloads("applied");
+    env.write(&format!("# A comment, and less in the log.\n{first}log: {{level: error}}\n"));
     sleep(5 * SECOND).await;
-    assert_eq!(house.reloads("applied"), applied + 1, "nothing of it decides");
+    assert_eq!(env.reloads("applied"), applied + 1, "no decision depends on it");
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_a_last_line_never_counts_unless_the_file_came_whole() {
-    let house = House::start().await;
-    let before = house.rule_names();
-    let [first, _] = house.versions();
-    // The disk is full in the middle of a line; all that was there is there.
+async fn a_partial_last_line_never_applies_unless_the_file_was_replaced_atomically() {
+    let env = ConfigEnv::start().await;
+    let before = env.rule_names();
+    let [first, _] = env.versions();
+    // The disk becomes full in the middle of a line.
     let cut = format!("{first}  - name: more\n    allow: anonymous\n    match: {{path: /a}} # a comm");
-    house.write(&cut);
+    env.write(&cut);
     sleep(300 * SECOND).await;
-    assert_eq!((house.reloads("applied"), house.reloads("rejected")), (0, 1), "counted once");
-    assert_eq!(house.rule_names(), before);
-    house.exchange(&format!("{cut}ent"));
+    assert_eq!((env.reloads("applied"), env.reloads("rejected")), (0, 1), "counted once");
+    assert_eq!(env.rule_names(), before);
+    env.replace_file(&format!("{cut}ent"));
     sleep(5 * SECOND).await;
-    assert_eq!((house.reloads("applied"), house.rule_names().len()), (1, before.len() + 1));
+    assert_eq!((env.reloads("applied"), env.rule_names().len()), (1, before.len() + 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_whose_comments_go_on_changing_rests_all_the_same() {
-    let house = House::start().await;
-    let [first, second] = house.versions();
+async fn a_change_settles_even_if_its_comments_keep_changing() {
+    let env = ConfigEnv::start().await;
+    let [first, second] = env.versions();
     let cut = &first[..first.find("  - name: rest").expect("there")];
     // Written every five seconds, with the time of day.
     for second in 0..5 {
-        house.write(&format!("# {second}\n{cut}"));
+        env.write(&format!("# {second}\n{cut}"));
         sleep(5 * SECOND).await;
     }
-    assert_eq!(house.rule_names(), ["health", "admin", "blocked"]);
-    // One that says something else in between begins anew.
+    assert_eq!(env.rule_names(), ["health", "admin", "blocked"]);
+    // A different content in between restarts the delay.
     for turn in 0..20 {
-        house.write(if turn % 2 == 0 { &second } else { &first });
+        env.write(if turn % 2 == 0 { &second } else { &first });
         sleep(5 * SECOND).await;
     }
-    assert_eq!(house.rule_names(), ["health", "admin", "blocked"]);
+    assert_eq!(env.rule_names(), ["health", "admin", "blocked"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_that_does_not_come_to_rest_is_counted_after_a_minute() {
-    let house = House::start().await;
-    let [first, second] = house.versions();
+async fn a_file_that_does_not_settle_is_counted_after_a_minute() {
+    let env = ConfigEnv::start().await;
+    let [first, second] = env.versions();
     let write = async |turns: u32| {
         for turn in 0..turns {
-            house.write(&format!("# {turn}\n{first}"));
+            env.write(&format!("# {turn}\n{first}"));
             sleep(SECOND).await;
         }
     };
     write(50).await;
-    assert_eq!(house.reloads("rejected"), 0);
+    assert_eq!(env.reloads("rejected"), 0);
     write(150).await;
-    assert_eq!((house.reloads("applied"), house.reloads("rejected")), (0, 1), "once");
-    house.write(&first);
+    assert_eq!((env.reloads("applied"), env.reloads("rejected")), (0, 1), "once");
+    env.write(&first);
     sleep(5 * SECOND).await;
     write(70).await;
-    assert_eq!(house.reloads("rejected"), 1, "it is what was taken for a moment alone");
-    house.write(&first);
+    assert_eq!(env.reloads("rejected"), 1, "the file in use came back");
+    env.write(&first);
     sleep(15 * SECOND).await;
     for turn in 0..40 {
-        house.write(if turn % 2 == 0 { &second } else { &first });
+        env.write(if turn % 2 == 0 { &second } else { &first });
         sleep(3 * SECOND).await;
     }
-    assert_eq!(
-        (house.reloads("applied"), house.reloads("rejected")),
-        (0, 2),
-        "and again when it begins again"
-    );
+    assert_eq!((env.reloads("applied"), env.reloads("rejected")), (0, 2), "and again for the next series");
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_keys_come_from_decides_and_half_a_name_of_it_never_counts() {
+async fn a_key_source_affects_decisions_and_a_partial_name_never_applies() {
     let folder = tempfile::tempdir().expect("a folder");
     let [old, other] = ["old", "other"].map(|kid| SigningKey::generate(kid, SigningAlgorithm::ES256));
     for (name, key) in [("old.json", &old), ("keys.json", &other), ("keys.json-production", &old)] {
@@ -540,62 +537,62 @@ async fn where_keys_come_from_decides_and_half_a_name_of_it_never_counts() {
     let [first, torn, whole] =
         [text("old.json") + "\n", text("keys.json"), text("keys.json-production") + "\n"];
     fs::write(folder.path().join("p.yaml"), &first).expect("written");
-    let house = House::following(folder, old).await;
-    let accepts = async |house: &House, key: &SigningKey| {
+    let env = ConfigEnv::reload_from(folder, old).await;
+    let accepts = async |env: &ConfigEnv, key: &SigningKey| {
         let claims = json!({"iss": "https://i.example.com", "aud": "a", "exp": NOW + 60});
         let token = format!("Bearer {}", key.sign(&claims));
-        house.asked_with("/", &[(&b"authorization"[..], token.as_bytes())]).await == "ok"
+        env.reason_with("/", &[(&b"authorization"[..], token.as_bytes())]).await == "ok"
     };
     sleep(SECOND).await;
-    assert!(accepts(&house, &house.key).await);
-    house.write(&torn);
+    assert!(accepts(&env, &env.key).await);
+    env.write(&torn);
     for _ in 0..60 {
         sleep(SECOND).await;
-        assert!(!accepts(&house, &other).await, "a key that neither version names");
+        assert!(!accepts(&env, &other).await, "a key of neither version");
     }
-    house.write(&whole);
+    env.write(&whole);
     sleep(15 * SECOND).await;
-    assert_eq!((house.reloads("applied"), house.reloads("rejected")), (1, 1));
-    assert!(accepts(&house, &house.key).await);
+    assert_eq!((env.reloads("applied"), env.reloads("rejected")), (1, 1));
+    assert!(accepts(&env, &env.key).await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_that_waits_begins_anew_with_the_next_one_and_is_forgotten_with_the_old_file() {
-    let house = House::start().await;
-    let names = house.rule_names();
-    let [first, _] = house.versions();
+async fn a_pending_change_restarts_with_the_next_one_and_is_dropped_with_the_old_file() {
+    let env = ConfigEnv::start().await;
+    let names = env.rule_names();
+    let [first, _] = env.versions();
     let cut = |name: &str| first[..first.find(name).expect("there")].to_owned();
     for _ in 0..4 {
         for end in ["  - name: blocked", "  - name: rest"] {
-            house.write(&cut(end));
+            env.write(&cut(end));
             sleep(9 * SECOND).await;
-            assert_eq!(house.rule_names(), names);
+            assert_eq!(env.rule_names(), names);
         }
     }
-    house.write(&first);
+    env.write(&first);
     sleep(60 * SECOND).await;
-    assert_eq!((house.rule_names(), house.reloads("applied")), (names, 0));
+    assert_eq!((env.rule_names(), env.reloads("applied")), (names, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_that_is_gone_for_a_while_and_comes_back_as_it_was_is_no_reload() {
-    let house = House::start().await;
-    let [first, second] = house.versions();
-    fs::remove_file(house.file()).expect("removed");
+async fn a_file_that_is_missing_for_a_while_and_returns_unchanged_is_no_reload() {
+    let env = ConfigEnv::start().await;
+    let [first, second] = env.versions();
+    fs::remove_file(env.file()).expect("removed");
     sleep(30 * SECOND).await;
-    house.stays_closed(&["/admin/users", "/internal/keys"], &[], "no file").await;
-    house.write(&first);
+    env.assert_denied(&["/admin/users", "/internal/keys"], &[], "no file").await;
+    env.write(&first);
     sleep(30 * SECOND).await;
-    assert_eq!((house.reloads("applied"), house.reloads("rejected")), (0, 0));
-    fs::remove_file(house.file()).expect("removed");
+    assert_eq!((env.reloads("applied"), env.reloads("rejected")), (0, 0));
+    fs::remove_file(env.file()).expect("removed");
     sleep(30 * SECOND).await;
-    house.write(&second);
-    let seconds = house.comes_to(&["blocked", "more", "admin", "health", "rest"]).await;
-    assert!(seconds.is_some(), "another one is");
+    env.write(&second);
+    let seconds = env.seconds_until(&["blocked", "more", "admin", "health", "rest"]).await;
+    assert!(seconds.is_some(), "a different file is a reload");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_exchanged_link_is_seen_and_so_is_a_change_between_the_load_and_the_first_look() {
+async fn a_replaced_link_is_detected_and_so_is_a_change_between_the_load_and_the_first_check() {
     let folder = tempfile::tempdir().expect("a folder");
     let key = SigningKey::generate("k", SigningAlgorithm::ES256);
     for (name, rules) in ["1", "2"].into_iter().zip(rules()) {
@@ -604,9 +601,9 @@ async fn an_exchanged_link_is_seen_and_so_is_a_change_between_the_load_and_the_f
     }
     symlink("1", folder.path().join("..data")).expect("linked");
     symlink("..data/p.yaml", folder.path().join("p.yaml")).expect("linked");
-    let house = House::following(folder, key).await;
-    // Nobody has looked yet.
-    symlink("2", house.folder.path().join("..data_tmp")).expect("linked");
-    fs::rename(house.folder.path().join("..data_tmp"), house.folder.path().join("..data")).expect("renamed");
-    assert!(house.comes_to(&["blocked", "more", "admin", "health", "rest"]).await.is_some());
+    let env = ConfigEnv::reload_from(folder, key).await;
+    // Before the first check of the file.
+    symlink("2", env.folder.path().join("..data_tmp")).expect("linked");
+    fs::rename(env.folder.path().join("..data_tmp"), env.folder.path().join("..data")).expect("renamed");
+    assert!(env.seconds_until(&["blocked", "more", "admin", "health", "rest"]).await.is_some());
 }

@@ -1,4 +1,4 @@
-//! A key file that is rewritten, and providers that are not waited for: in process, on a paused clock.
+//! A key file that is rewritten, and providers that readiness does not wait for: in process, with a paused clock.
 
 use std::fs::{self, File, FileTimes};
 use std::path::Path;
@@ -26,8 +26,8 @@ fn set_of(key: &SigningKey) -> String {
     json!({"keys": [key.public_jwk()]}).to_string()
 }
 
-/// A service whose keys are in this file, and are fetched by themselves once an hour.
-async fn with_keys_in(file: &Path) -> Service {
+/// A service with the keys of this file, which are refreshed once an hour.
+async fn service_with_key_file(file: &Path) -> Service {
     let text = format!(
         "listen: {{ext_authz: 127.0.0.1:0}}
 providers:
@@ -42,7 +42,7 @@ providers:
     service
 }
 
-async fn decide(service: &Service, key: &SigningKey) -> &'static str {
+async fn reason_for(service: &Service, key: &SigningKey) -> &'static str {
     let claims = json!({"iss": "https://i.example.com", "aud": "a", "exp": NOW + 60});
     let token = format!("Bearer {}", key.sign(&claims));
     let headers = [(&b"authorization"[..], token.as_bytes())].into_iter().collect();
@@ -50,38 +50,38 @@ async fn decide(service: &Service, key: &SigningKey) -> &'static str {
     service.authorizer().decide("test", &request).await.decision.verdict.reason().as_str()
 }
 
-/// The names of the keys in hand: asked for without a token, which could force a fetch.
+/// The kids of the current keys, read without a token, which could force a fetch.
 fn kids(service: &Service) -> Vec<String> {
     let keys = service.authorizer().providers()[0].keys.status().keys;
     keys.keys().iter().filter_map(|key| key.kid().map(|kid| kid.as_str().to_owned())).collect()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_is_withdrawn_in_place_with_the_same_time_and_length_is_gone_within_five_seconds() {
+async fn a_key_withdrawn_in_place_with_the_same_time_and_length_is_removed_within_five_seconds() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("keys.json");
     let (old, new) = (key("old"), key("new"));
     fs::write(&file, set_of(&old)).expect("written");
     let time = fs::metadata(&file).expect("there").modified().expect("a time");
-    let service = with_keys_in(&file).await;
-    assert_eq!(decide(&service, &old).await, "ok");
+    let service = service_with_key_file(&file).await;
+    assert_eq!(reason_for(&service, &old).await, "ok");
     assert_eq!(set_of(&old).len(), set_of(&new).len());
     fs::write(&file, set_of(&new)).expect("written");
     let opened = File::options().write(true).open(&file).expect("there");
     opened.set_times(FileTimes::new().set_modified(time)).expect("set");
     sleep(5 * SECOND).await;
     assert_eq!(kids(&service), ["new"]);
-    assert_eq!(decide(&service, &old).await, "key_unknown");
-    assert_eq!(decide(&service, &new).await, "ok");
+    assert_eq!(reason_for(&service, &old).await, "key_unknown");
+    assert_eq!(reason_for(&service, &new).await, "ok");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_file_that_is_cut_off_empty_or_gone_takes_no_key_away() {
+async fn a_truncated_empty_or_missing_key_file_removes_no_key() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("keys.json");
     let (old, new) = (key("old"), key("new"));
     fs::write(&file, set_of(&old)).expect("written");
-    let service = with_keys_in(&file).await;
+    let service = service_with_key_file(&file).await;
     let text = set_of(&new);
     for end in (0..text.len()).step_by(17) {
         fs::write(&file, &text[..end]).expect("written");
@@ -97,7 +97,7 @@ async fn a_key_file_that_is_cut_off_empty_or_gone_takes_no_key_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_file_that_can_no_longer_be_read_is_told_and_counted_before_the_next_fetch_is_due() {
+async fn an_unreadable_key_file_is_reported_and_counted_before_the_next_fetch_is_due() {
     type Change = fn(&Path);
     let removed: Change = |file| fs::remove_file(file).expect("removed");
     let huge: Change = |file| {
@@ -112,7 +112,7 @@ async fn a_key_file_that_can_no_longer_be_read_is_told_and_counted_before_the_ne
         fs::remove_file(file).expect("removed");
         assert!(std::process::Command::new("mkfifo").arg(file).status().expect("mkfifo runs").success());
     };
-    for (change, why) in [
+    for (change, cause) in [
         (removed, "the file cannot be read: entity not found"),
         (huge, "longer than 1048576 bytes"),
         (folder, "it is not a regular file"),
@@ -122,42 +122,42 @@ async fn a_key_file_that_can_no_longer_be_read_is_told_and_counted_before_the_ne
         let file = folder.path().join("keys.json");
         let known = key("known");
         fs::write(&file, set_of(&known)).expect("written");
-        let service = with_keys_in(&file).await;
+        let service = service_with_key_file(&file).await;
         let status = || service.authorizer().providers()[0].keys.status();
         change(&file);
         sleep(5 * SECOND).await;
         let error = status().last_error.map(|error| error.to_string()).unwrap_or_default();
-        assert!(error.ends_with(why), "{error}");
+        assert!(error.ends_with(cause), "{error}");
         let failed = || {
             let text = service.metrics().encode().expect("text");
             let line =
                 text.lines().find(|line| line.contains("_jwks_fetches_total") && line.contains("fail"));
             line.and_then(|line| line.rsplit(' ').next()?.parse::<u32>().ok()).unwrap_or_default()
         };
-        assert!(failed() > 0, "{why}");
-        // Then it is tried as often as any source that fails, and not for every look that still shows the same.
+        assert!(failed() > 0, "{cause}");
+        // Later retries are as frequent as for any failing source, not one for each check of the file.
         sleep(300 * SECOND).await;
-        assert!(failed() <= 12, "{} times: {why}", failed());
-        assert_eq!(decide(&service, &known).await, "ok");
+        assert!(failed() <= 12, "{} times: {cause}", failed());
+        assert_eq!(reason_for(&service, &known).await, "ok");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_file_that_comes_after_the_start_is_found() {
+async fn a_key_file_created_after_the_start_is_used() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("keys.json");
     let known = key("known");
-    let service = with_keys_in(&file).await;
+    let service = service_with_key_file(&file).await;
     sleep(300 * SECOND).await;
     assert!(!service.is_serving());
     fs::write(&file, set_of(&known)).expect("written");
     sleep(5 * SECOND).await;
     assert!(service.is_serving());
-    assert_eq!(decide(&service, &known).await, "ok");
+    assert_eq!(reason_for(&service, &known).await, "ok");
 }
 
-/// Two issuers, of which one has keys and the other one is away.
-fn one_of_two(ready_without_keys: bool) -> (Config, SigningKey) {
+/// Two issuers: one has keys, the other one is unreachable.
+fn config_with_unreachable_issuer(ready_without_keys: bool) -> (Config, SigningKey) {
     let known = key("known");
     let well = inline(provider("well", "https://i.example.com"), &[known.public_jwk()]);
     let text = format!(
@@ -171,8 +171,8 @@ providers:
 }
 
 #[tokio::test]
-async fn who_is_not_ready_says_for_whom_it_waits_and_why_without_a_query() {
-    let (config, _) = one_of_two(false);
+async fn readyz_names_the_pending_provider_and_the_error_without_a_query() {
+    let (config, _) = config_with_unreachable_issuer(false);
     let running = Running::start_without_keys(config, fixed_clock()).await;
     let away = running.service().authorizer().providers();
     for keyed in away {
@@ -184,15 +184,15 @@ async fn who_is_not_ready_says_for_whom_it_waits_and_why_without_a_query() {
 }
 
 #[tokio::test]
-async fn a_provider_that_is_not_waited_for_keeps_nobody_from_being_ready() {
-    let (config, _) = one_of_two(true);
+async fn an_optional_provider_does_not_delay_readiness() {
+    let (config, _) = config_with_unreachable_issuer(true);
     let running = Running::start_without_keys(config, fixed_clock()).await;
     assert!(running.service().is_serving());
     assert_eq!(running.admin("/readyz").await, "ok\n");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clock_that_stands_before_the_build_judges_no_token_and_heals_when_it_is_set() {
+async fn a_clock_before_the_build_denies_every_token_until_it_is_set() {
     const DAY: i64 = 24 * 60 * 60;
     let known = key("known");
     let simulated = Arc::new(
@@ -204,15 +204,15 @@ async fn a_clock_that_stands_before_the_build_judges_no_token_and_heals_when_it_
     let service = Service::start(&config, Clock::Simulated(Arc::clone(&simulated))).expect("no file");
     assert!(!service.is_serving());
     assert!(!service.clock_is_plausible());
-    assert_eq!(decide(&service, &known).await, "keys_unavailable");
-    // Half a day before the build is the local time of somewhere; two days before it is none.
+    assert_eq!(reason_for(&service, &known).await, "keys_unavailable");
+    // Half a day before the build may be due to a time zone; two days before it are not.
     simulated.step_ms((NOW - 3 * DAY) * 1000);
-    assert_eq!(decide(&service, &known).await, "keys_unavailable");
+    assert_eq!(reason_for(&service, &known).await, "keys_unavailable");
     simulated.step_ms((DAY + DAY / 2) * 1000);
-    assert_eq!(decide(&service, &known).await, "ok");
+    assert_eq!(reason_for(&service, &known).await, "ok");
     assert!(service.is_serving());
     // It may be set back as well.
     simulated.step_ms(-NOW * 1000 / 2);
-    assert_eq!(decide(&service, &known).await, "keys_unavailable");
+    assert_eq!(reason_for(&service, &known).await, "keys_unavailable");
     assert!(!service.is_serving());
 }

@@ -1,4 +1,4 @@
-//! The running binary: a configuration that is cut off while it is written, or is a pipe, and signals while it starts.
+//! The built binary: a configuration that is truncated while it is written, or is a pipe, and signals during the start.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write as _};
@@ -16,10 +16,10 @@ use tokio::time::{sleep, timeout};
 use super::configuration::{head, rules};
 use crate::support::serving::Serving;
 
-/// Longer than anything takes that happens at all.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than any step takes that succeeds.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Signals, by their numbers.
+/// Signals and their numbers.
 #[derive(Clone, Copy)]
 enum Signal {
     Hangup = 1,
@@ -27,19 +27,19 @@ enum Signal {
 }
 
 /// `portcullis serve`, killed when dropped.
-struct Served {
+struct Server {
     child: Child,
     log: Receiver<String>,
 }
 
-impl Drop for Served {
+impl Drop for Server {
     fn drop(&mut self) {
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
     }
 }
 
-impl Served {
+impl Server {
     fn start(config: &Path) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
         command.args(["serve", "--config"]).arg(config).env_remove("PORTCULLIS_LOG").stderr(Stdio::piped());
@@ -50,11 +50,11 @@ impl Served {
         Self { child, log }
     }
 
-    /// Reads the log until a line has all of these.
+    /// Reads the log until a line contains all of these.
     fn wait_for(&self, texts: &[&str]) -> String {
         let mut seen = String::new();
         loop {
-            let line = self.log.recv_timeout(PATIENCE);
+            let line = self.log.recv_timeout(TIMEOUT);
             let line = line.unwrap_or_else(|error| panic!("the log has no {texts:?}, {error}:\n{seen}"));
             if texts.iter().all(|text| line.contains(text)) {
                 return line;
@@ -63,9 +63,9 @@ impl Served {
         }
     }
 
-    /// Waits until it serves. Gives the address of its HTTP listener.
-    fn serves_at(&self) -> SocketAddr {
-        Serving::read(&self.wait_for(&["\"serving\""])).expect("the line says where").http()
+    /// Waits until it serves; returns the address of its HTTP listener.
+    fn wait_serving(&self) -> SocketAddr {
+        Serving::read(&self.wait_for(&["\"serving\""])).expect("the line has the addresses").http()
     }
 
     fn signal(&self, signal: &str) {
@@ -73,27 +73,27 @@ impl Served {
         assert!(sent.expect("kill runs").success());
     }
 
-    /// Whether it takes this signal instead of being ended by it.
-    fn takes(&self, signal: Signal) -> bool {
+    /// Whether it handles this signal.
+    fn handles(&self, signal: Signal) -> bool {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
         let caught = caught.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
-        // The lowest bit is that of the signal with number 1.
+        // The lowest bit is signal 1.
         caught.is_some_and(|bits| bits >> (signal as u32 - 1) & 1 == 1)
     }
 
-    async fn until_it_takes(&mut self, signal: Signal) {
-        let takes = async {
-            while !self.takes(signal) {
+    async fn wait_until_it_handles(&mut self, signal: Signal) {
+        let handles = async {
+            while !self.handles(signal) {
                 assert_eq!(self.child.try_wait().expect("is ours"), None, "it ended");
                 sleep(Duration::from_millis(1)).await;
             }
         };
-        timeout(PATIENCE, takes).await.expect("it takes the signal");
+        timeout(TIMEOUT, handles).await.expect("it handles the signal");
     }
 
-    async fn ended(&mut self) -> ExitStatus {
-        let ended = async {
+    async fn wait_exit(&mut self) -> ExitStatus {
+        let exit = async {
             loop {
                 match self.child.try_wait().expect("is ours") {
                     Some(status) => return status,
@@ -101,11 +101,11 @@ impl Served {
                 }
             }
         };
-        timeout(PATIENCE, ended).await.expect("it ends")
+        timeout(TIMEOUT, exit).await.expect("it ends")
     }
 }
 
-/// A configuration with an HTTP door, which drains at once.
+/// A configuration with an HTTP listener, which drains immediately.
 struct Files {
     folder: TempDir,
     key: SigningKey,
@@ -123,8 +123,8 @@ impl Files {
     }
 
     fn text(&self, rules: &str) -> String {
-        let door = "  forward_auth: {address: 127.0.0.1:0, profile: envoy}\n";
-        let head = head(&self.key).replace("providers:\n", &format!("{door}providers:\n"));
+        let listener = "  forward_auth: {address: 127.0.0.1:0, profile: envoy}\n";
+        let head = head(&self.key).replace("providers:\n", &format!("{listener}providers:\n"));
         format!("shutdown: {{drain_delay: 0s}}\n{head}{rules}")
     }
 
@@ -144,13 +144,13 @@ impl Files {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_configuration_that_is_cut_off_under_load_opens_nothing_and_is_taken_at_once_by_sighup() {
+async fn a_truncated_configuration_allows_nothing_under_load_and_sighup_applies_it_immediately() {
     let files = Files::new();
     let file = files.at("p.yaml");
     let [first, second] = rules().map(|rules| files.text(rules));
     fs::write(&file, &first).expect("written");
-    let mut served = Served::start(&file);
-    let at = served.serves_at();
+    let mut server = Server::start(&file);
+    let at = server.wait_serving();
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     for (whole, end, lost) in [
         (&second, "  - name: admin", "rules \\\"admin\\\", rules \\\"rest\\\""),
@@ -159,10 +159,10 @@ async fn a_configuration_that_is_cut_off_under_load_opens_nothing_and_is_taken_a
     ] {
         let cut = &whole[..whole.find(end).expect("there")];
         fs::write(&file, cut).expect("written");
-        // Until it has been seen twice and waits.
+        // Until it has been seen twice and is pending.
         let waits = tokio::task::spawn_blocking(move || {
-            let line = served.wait_for(&["configuration change pending", "send SIGHUP"]);
-            (served, line)
+            let line = server.wait_for(&["configuration change pending", "send SIGHUP"]);
+            (server, line)
         });
         let mut asked = 0;
         while !waits.is_finished() {
@@ -172,116 +172,116 @@ async fn a_configuration_that_is_cut_off_under_load_opens_nothing_and_is_taken_a
             asked += 1;
         }
         let line;
-        (served, line) = waits.await.expect("no panic");
+        (server, line) = waits.await.expect("no panic");
         assert!(line.contains("\"WARN\"") && line.contains(lost) && asked > 0, "{line}");
     }
-    served.signal("-HUP");
-    served.wait_for(&["configuration reloaded"]);
-    assert_eq!(files.status(&client, at, "/internal/x").await, 200, "as it stands there");
-    served.signal("-TERM");
-    assert_eq!(served.ended().await.code(), Some(0));
+    server.signal("-HUP");
+    server.wait_for(&["configuration reloaded"]);
+    assert_eq!(files.status(&client, at, "/internal/x").await, 200, "the truncated file is in use");
+    server.signal("-TERM");
+    assert_eq!(server.wait_exit().await.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_configuration_from_a_pipe_is_read_once_and_keeps_nobody_from_leaving() {
+async fn a_configuration_from_a_pipe_is_read_once_and_does_not_delay_the_shutdown() {
     let files = Files::new();
     let pipe = files.pipe();
-    let mut served = Served::start(&pipe);
+    let mut server = Server::start(&pipe);
     fs::write(&pipe, files.text(rules()[0])).expect("is read");
-    let at = served.serves_at();
+    let at = server.wait_serving();
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     assert_eq!(files.status(&client, at, "/internal/x").await, 403);
-    // Nobody writes again, and who is told to read it waits for nobody at the end.
-    served.signal("-HUP");
-    served.wait_for(&["not reloaded", "cannot be read within"]);
-    served.signal("-TERM");
-    served.wait_for(&["\"stopped\""]);
-    assert_eq!(served.ended().await.code(), Some(0));
+    // The pipe has no writer, and a pending reload does not delay the shutdown.
+    server.signal("-HUP");
+    server.wait_for(&["not reloaded", "cannot be read within"]);
+    server.signal("-TERM");
+    server.wait_for(&["\"stopped\""]);
+    assert_eq!(server.wait_exit().await.code(), Some(0));
 
-    // What is written later, but before the end, counts whenever it comes.
-    let served = Served::start(&pipe);
+    // Data that is written later, but before the end of file, is part of the configuration.
+    let server = Server::start(&pipe);
     fs::write(&pipe, files.text(rules()[0])).expect("is read");
-    served.wait_for(&["\"serving\""]);
-    served.signal("-HUP");
-    served.wait_for(&["not reloaded", "cannot be read within"]);
+    server.wait_for(&["\"serving\""]);
+    server.signal("-HUP");
+    server.wait_for(&["not reloaded", "cannot be read within"]);
     fs::write(&pipe, files.text(rules()[1])).expect("is read");
-    served.wait_for(&["configuration reloaded"]);
+    server.wait_for(&["configuration reloaded"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_written_to_a_pipe_after_a_regular_file_took_its_place_does_not_count() {
+async fn writes_to_a_pipe_that_a_regular_file_has_replaced_are_ignored() {
     let files = Files::new();
     let pipe = files.pipe();
-    let served = Served::start(&pipe);
+    let server = Server::start(&pipe);
     fs::write(&pipe, files.text(rules()[0])).expect("is read");
-    let at = served.serves_at();
-    served.signal("-HUP");
-    // It is open at its other end now.
-    served.wait_for(&["not reloaded", "cannot be read within"]);
+    let at = server.wait_serving();
+    server.signal("-HUP");
+    // The other end of the pipe is open now.
+    server.wait_for(&["not reloaded", "cannot be read within"]);
     fs::rename(&pipe, files.at("old")).expect("renamed");
     fs::write(&pipe, files.text(rules()[1])).expect("written");
     fs::write(files.at("old"), files.text("rules: []\n")).expect("is read");
-    served.wait_for(&["configuration reloaded"]);
+    server.wait_for(&["configuration reloaded"]);
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     assert_eq!(files.status(&client, at, "/internal/x").await, 403);
     assert_eq!(files.status(&client, at, "/more").await, 403, "the second version serves");
-    // And it is followed.
+    // The file is watched.
     fs::write(&pipe, files.text(rules()[1]) + "log: {level: warn}\n").expect("written");
-    served.wait_for(&["configuration reloaded", "restart to apply changes of log"]);
+    server.wait_for(&["configuration reloaded", "restart to apply changes of log"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_storm_of_hangups_is_a_reload_now_and_then() {
+async fn many_sighups_cause_few_reloads() {
     let files = Files::new();
     let file = files.at("p.yaml");
     fs::write(&file, files.text(rules()[0])).expect("written");
-    let mut served = Served::start(&file);
-    served.wait_for(&["\"serving\""]);
-    let began = portcullis::clock::monotonic();
+    let mut server = Server::start(&file);
+    server.wait_for(&["\"serving\""]);
+    let started_at = portcullis::clock::monotonic();
     for _ in 0..200 {
-        served.signal("-HUP");
+        server.signal("-HUP");
     }
-    served.wait_for(&["configuration reloaded"]);
-    let most = portcullis::clock::elapsed_since(began).as_millis() / 200 + 2;
-    served.signal("-TERM");
-    assert_eq!(served.ended().await.code(), Some(0));
-    let reloads = served.log.iter().filter(|line| line.contains("configuration reloaded")).count();
+    server.wait_for(&["configuration reloaded"]);
+    let most = portcullis::clock::elapsed_since(started_at).as_millis() / 200 + 2;
+    server.signal("-TERM");
+    assert_eq!(server.wait_exit().await.code(), Some(0));
+    let reloads = server.log.iter().filter(|line| line.contains("configuration reloaded")).count();
     assert!((reloads as u128) < most, "{reloads} of {most}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pipe_that_nobody_ever_writes_to_keeps_nobody_from_ending_the_start() {
+async fn a_start_that_waits_for_a_pipe_can_be_terminated() {
     let files = Files::new();
-    let mut served = Served::start(&files.pipe());
-    served.until_it_takes(Signal::Terminate).await;
-    served.signal("-TERM");
-    assert_eq!(served.ended().await.code(), Some(0));
+    let mut server = Server::start(&files.pipe());
+    server.wait_until_it_handles(Signal::Terminate).await;
+    server.signal("-TERM");
+    assert_eq!(server.wait_exit().await.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sighup_during_a_start_does_not_end_it_and_is_heeded_once_it_serves() {
+async fn sighup_during_a_start_does_not_end_it_and_reloads_once_it_serves() {
     let files = Files::new();
-    // The start stands still at the very first thing that is read.
+    // The start blocks at the first file that it reads.
     let pipe = files.pipe();
-    let served = Served::start(&pipe);
-    // Opened once the other end is, by which time signals are listened for.
+    let server = Server::start(&pipe);
+    // Opened once the other end is open; signals are handled by then.
     let mut writer = fs::File::options().write(true).open(&pipe).expect("it is read");
-    served.signal("-HUP");
+    server.signal("-HUP");
     writer.write_all(files.text(rules()[0]).as_bytes()).expect("is read");
     drop(writer);
-    served.wait_for(&["\"serving\""]);
-    served.wait_for(&["not reloaded", "cannot be read within"]);
-    drop(served);
+    server.wait_for(&["\"serving\""]);
+    server.wait_for(&["not reloaded", "cannot be read within"]);
+    drop(server);
 
-    // And in the middle of as many starts.
+    // Also in the middle of as many starts.
     let file = files.at("p.yaml");
     fs::write(&file, files.text(rules()[0])).expect("written");
     for _ in 0..50 {
-        let mut served = Served::start(&file);
-        served.until_it_takes(Signal::Hangup).await;
+        let mut server = Server::start(&file);
+        server.wait_until_it_handles(Signal::Hangup).await;
         for _ in 0..3 {
-            served.signal("-HUP");
+            server.signal("-HUP");
         }
-        served.wait_for(&["\"serving\""]);
+        server.wait_for(&["\"serving\""]);
     }
 }

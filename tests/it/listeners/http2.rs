@@ -1,8 +1,8 @@
-//! HTTP/2 octet by octet: what no client library would send, and the frames that come back.
+//! HTTP/2 at the byte level: frames that no client library would send, and the responses.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// What a client begins with (RFC 9113 §3.4).
+/// The client connection preface (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Frame types and flags.
@@ -18,7 +18,7 @@ pub const END_STREAM: u8 = 1;
 pub const ACK: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 
-/// A frame as it goes over the wire.
+/// A frame in wire format.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
     let mut bytes = length[1..].to_vec();
@@ -29,7 +29,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The preface and these settings.
-pub fn greeting(settings: &[(u16, u32)]) -> Vec<u8> {
+pub fn preface(settings: &[(u16, u32)]) -> Vec<u8> {
     let mut payload = Vec::new();
     for (name, value) in settings {
         payload.extend(name.to_be_bytes());
@@ -39,7 +39,7 @@ pub fn greeting(settings: &[(u16, u32)]) -> Vec<u8> {
 }
 
 /// A header block without compression (RFC 7541 §6.2.2).
-pub fn block(headers: &[(&str, &str)]) -> Vec<u8> {
+pub fn header_block(headers: &[(&str, &str)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, value) in headers {
         bytes.push(0);
@@ -51,7 +51,7 @@ pub fn block(headers: &[(&str, &str)]) -> Vec<u8> {
     bytes
 }
 
-/// A length of a text as it is (RFC 7541 §5.1, with a prefix of 7 bits).
+/// The length of a string without Huffman coding (RFC 7541 §5.1, with a prefix of 7 bits).
 fn length(length: usize) -> Vec<u8> {
     let Some(mut rest) = length.checked_sub(127) else {
         return vec![u8::try_from(length).expect("short")];
@@ -67,7 +67,7 @@ fn length(length: usize) -> Vec<u8> {
 
 /// The headers of a call of this gRPC method.
 pub fn call(path: &str) -> Vec<u8> {
-    block(&[
+    header_block(&[
         (":method", "POST"),
         (":scheme", "http"),
         (":path", path),
@@ -79,10 +79,10 @@ pub fn call(path: &str) -> Vec<u8> {
 
 /// The headers of a GET.
 pub fn get(path: &str) -> Vec<u8> {
-    block(&[(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "localhost")])
+    header_block(&[(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "localhost")])
 }
 
-/// A frame that came.
+/// A received frame.
 #[derive(Debug)]
 pub struct Frame {
     pub kind: u8,
@@ -91,7 +91,7 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// The next frame; `None` where the connection ends.
+/// The next frame; `None` at the end of the connection.
 pub async fn next(stream: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
     let mut header = [0; 9];
     stream.read_exact(&mut header).await.ok()?;
@@ -101,7 +101,7 @@ pub async fn next(stream: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
     Some(Frame { kind, flags, stream: u32::from_be_bytes(id), payload })
 }
 
-/// Reads until the stream has its answer's first headers.
+/// Reads until the response headers of the stream.
 pub async fn answered(connection: &mut (impl AsyncRead + Unpin), stream: u32) -> bool {
     while let Some(frame) = next(connection).await {
         if frame.stream == stream {

@@ -1,4 +1,4 @@
-//! Socket files: ours, somebody else's, stale ones, and their mode.
+//! Socket files: own, foreign and stale ones, and their mode.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -20,7 +20,7 @@ fn listening_at(path: &Path, mode: Option<u32>) -> Config {
 }
 
 #[tokio::test]
-async fn at_its_end_a_process_removes_its_own_socket_file_and_nobody_elses() {
+async fn a_process_removes_only_its_own_socket_file() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let path = folder.path().join("authz.sock");
     let ours = App::bind(listening_at(&path, None), fixed_clock()).await.expect("bound");
@@ -45,7 +45,7 @@ async fn a_listener_whose_backlog_is_full_is_not_stale() {
             Ok(_) => waiting += 1,
             Err(error) => break error,
         }
-        assert!(waiting < 100_000, "a backlog without a bound");
+        assert!(waiting < 100_000, "unbounded backlog");
     };
     assert_eq!(full.kind(), std::io::ErrorKind::WouldBlock);
     let refused = App::bind(listening_at(&path, None), fixed_clock()).await.expect_err("it listens");
@@ -54,7 +54,7 @@ async fn a_listener_whose_backlog_is_full_is_not_stale() {
 }
 
 #[tokio::test]
-async fn a_socket_file_is_never_more_open_than_its_mode() {
+async fn a_socket_file_never_has_more_permissions_than_its_mode() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let path = folder.path().join("authz.sock");
     let done = AtomicBool::new(false);
@@ -80,6 +80,6 @@ async fn a_socket_file_is_never_more_open_than_its_mode() {
         .join()
         .expect("no panic");
         done.store(true, Ordering::Relaxed);
-        assert!(looking.join().expect("the mode is never wider") > 0, "nothing was seen");
+        assert!(looking.join().expect("no panic") > 0, "nothing was seen");
     });
 }

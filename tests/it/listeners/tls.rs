@@ -1,4 +1,4 @@
-//! The TLS of every listener: who is refused and by what cause, and files that change while it serves.
+//! TLS of every listener: which clients are rejected and by which cause, and certificate files that change at run time.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use tokio_rustls::rustls::{
     self, ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion, version,
 };
 
-use super::house::{Connection, House, Kind};
+use super::environment::{Connection, Kind, ListenerEnv};
 use super::http2;
 use crate::support::NOW;
 use crate::support::log;
 use crate::support::pki::{Authority, Certified, expired, write};
 
-/// Every listener that speaks TLS here, and what its metrics call it.
+/// Every TLS listener of the environment, and its name in metrics.
 const LISTENERS: [(Kind, &str); 3] =
     [(Kind::GrpcTls, "ext_authz[1]"), (Kind::HttpTls, "forward_auth[1]"), (Kind::Admin, "admin")];
 
@@ -30,19 +30,19 @@ const VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS
 
 const NAMES: [&str; 2] = ["envoy.mesh", "spiffe://example.org/envoy"];
 
-/// A service whose listeners all have the TLS files of one folder.
-struct Rig {
-    house: House,
+/// A service whose listeners all use the TLS files of one folder.
+struct TlsEnv {
+    listeners: ListenerEnv,
     folder: tempfile::TempDir,
-    /// Of servers.
+    /// The CA of servers.
     authority: Authority,
-    /// Of clients.
+    /// The CA of clients.
     clients: Authority,
 }
 
-impl Rig {
-    /// Clients need a certificate and one of these names.
-    async fn asking(names: &[&str]) -> Self {
+impl TlsEnv {
+    /// Clients need a certificate with one of these names.
+    async fn requiring(names: &[&str]) -> Self {
         Self::open(|folder| TlsFiles {
             client_ca_file: Some(folder.join("clients.pem")),
             client_names: names.iter().map(|&name| name.to_owned()).collect(),
@@ -54,7 +54,7 @@ impl Rig {
     async fn open(files: impl FnOnce(&Path) -> TlsFiles) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let (authority, clients) = (Authority::new("servers"), Authority::new("clients"));
-        put(&folder, &authority.issue(&["localhost"]));
+        write_files(&folder, &authority.issue(&["localhost"]));
         write(folder.path(), "clients.pem", &clients.pem);
         let files = files(folder.path());
         let change = |config: &mut Config| {
@@ -62,26 +62,25 @@ impl Rig {
             config.listen.forward_auth[1].tls = Some(files.clone());
             config.listen.admin.as_mut().expect("there").tls = Some(files);
         };
-        Self { house: House::open_with(change).await, folder, authority, clients }
+        Self { listeners: ListenerEnv::open_with(change).await, folder, authority, clients }
     }
 
-    /// A client that knows the servers' authority and shows this.
-    fn client(&self, shows: Option<&Certified>) -> Client {
-        client(&self.authority.pem, shows, &VERSIONS)
+    /// A client that trusts the servers' CA and presents this certificate.
+    fn client(&self, certificate: Option<&Certified>) -> Client {
+        client(&self.authority.pem, certificate, &VERSIONS)
     }
 
-    /// One that is let in.
-    fn known(&self) -> Client {
+    /// A client that is accepted.
+    fn accepted_client(&self) -> Client {
         self.client(Some(&self.clients.issue(&["envoy.mesh"])))
     }
 
     async fn connect(&self, kind: Kind, client: &Client) -> Option<TlsStream<Connection>> {
         let name = ServerName::try_from("localhost").expect("a name");
-        client.connect(name, self.house.bare(kind).await).await.ok()
+        client.connect(name, self.listeners.connect_raw(kind).await).await.ok()
     }
 
-    /// Whether a new connection of this client is answered, and what it is: the server's certificate and how its
-    /// handshake went.
+    /// The server's certificate and the handshake kind of a new connection of this client, if it gets a response.
     async fn ask(&self, kind: Kind, client: &Client) -> Option<(CertificateDer<'static>, HandshakeKind)> {
         let mut connection = self.connect(kind, client).await?;
         if !answers(&mut connection, kind, 1).await {
@@ -96,8 +95,8 @@ impl Rig {
         self.metric("portcullis_tls_handshakes_refused_total", door, &format!("cause=\"{cause}\""))
     }
 
-    /// Waits until so many handshakes have been refused by this cause, and no more.
-    async fn until_refused(&self, door: &str, cause: &str, times: f64) {
+    /// Waits until exactly so many handshakes have been rejected by this cause.
+    async fn wait_for_refusals(&self, door: &str, cause: &str, times: f64) {
         let mut looks = 0;
         while self.refused(door, cause) < times {
             looks += 1;
@@ -112,11 +111,11 @@ impl Rig {
     }
 
     fn metric(&self, name: &str, door: &str, label: &str) -> f64 {
-        self.house.own_metric(name, &format!("door=\"{door}\",{label}"))
+        self.listeners.own_metric(name, &format!("door=\"{door}\",{label}"))
     }
 
-    /// Waits until the listeners have looked at other files so often, with this outcome.
-    async fn until(&self, outcome: &str, times: f64) {
+    /// Waits until the listeners have checked changed files so often, with this outcome.
+    async fn wait_for_reloads(&self, outcome: &str, times: f64) {
         for (_, door) in LISTENERS {
             let mut looks = 0;
             while self.reloads(door, outcome) < times {
@@ -132,7 +131,7 @@ type Client = TlsConnector;
 
 fn client(
     authority: &str,
-    shows: Option<&Certified>,
+    certificate: Option<&Certified>,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Client {
     let mut roots = RootCertStore::empty();
@@ -141,7 +140,7 @@ fn client(
     let builder =
         ClientConfig::builder_with_provider(crypto).with_protocol_versions(versions).expect("versions");
     let builder = builder.with_root_certificates(roots);
-    let mut client = match shows {
+    let mut client = match certificate {
         None => builder.with_no_client_auth(),
         Some(Certified { pem, key }) => {
             let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key");
@@ -156,7 +155,7 @@ fn der(pem: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate")
 }
 
-/// Files of a listener that asks for no certificate.
+/// The files of a listener without client certificates.
 fn serving(folder: &Path) -> TlsFiles {
     TlsFiles {
         cert_file: folder.join("cert.pem"),
@@ -166,14 +165,14 @@ fn serving(folder: &Path) -> TlsFiles {
     }
 }
 
-fn put(folder: &tempfile::TempDir, certified: &Certified) {
+fn write_files(folder: &tempfile::TempDir, certified: &Certified) {
     write(folder.path(), "cert.pem", &certified.pem);
     write(folder.path(), "key.pem", &certified.key);
 }
 
-/// Sends a request in this stream, the preface before the first, and waits for the answer.
+/// Sends a request on this stream, with the preface before the first, and waits for the response.
 async fn answers(connection: &mut TlsStream<Connection>, kind: Kind, stream: u32) -> bool {
-    let mut sent = if stream == 1 { http2::greeting(&[]) } else { Vec::new() };
+    let mut sent = if stream == 1 { http2::preface(&[]) } else { Vec::new() };
     sent.extend(kind.request(stream));
     connection.write_all(&sent).await.is_ok()
         && connection.flush().await.is_ok()
@@ -181,51 +180,53 @@ async fn answers(connection: &mut TlsStream<Connection>, kind: Kind, stream: u32
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_handshake_is_counted_by_its_cause() {
-    let rig = Rig::asking(&NAMES).await;
-    let (clients, other) = (&rig.clients, Authority::new("other"));
+async fn a_rejected_handshake_is_counted_by_its_cause() {
+    let env = TlsEnv::requiring(&NAMES).await;
+    let (clients, other) = (&env.clients, Authority::new("other"));
     let with =
-        |change: fn(&mut CertificateParams)| rig.client(Some(&clients.issue_with(&["envoy.mesh"], change)));
+        |change: fn(&mut CertificateParams)| env.client(Some(&clients.issue_with(&["envoy.mesh"], change)));
     let stranger = client(&other.pem, Some(&clients.issue(&["envoy.mesh"])), &VERSIONS);
     let by_uri = |uri: &str| {
         let uri = SanType::URI(uri.try_into().expect("ASCII"));
-        rig.client(Some(&clients.issue_with(&[], |params| params.subject_alt_names.push(uri))))
+        env.client(Some(&clients.issue_with(&[], |params| params.subject_alt_names.push(uri))))
     };
     for (kind, door) in LISTENERS {
         for (client, cause) in [
-            (rig.client(None), "no_certificate"),
-            (rig.client(Some(&other.issue(&["envoy.mesh"]))), "unknown_authority"),
-            (rig.client(Some(&rig.authority.issue(&["envoy.mesh"]))), "unknown_authority"),
+            (env.client(None), "no_certificate"),
+            (env.client(Some(&other.issue(&["envoy.mesh"]))), "unknown_authority"),
+            (env.client(Some(&env.authority.issue(&["envoy.mesh"]))), "unknown_authority"),
             (with(expired), "expired"),
             (with(|params| params.not_before = date_time_ymd(2999, 1, 1)), "not_yet_valid"),
             (
                 with(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
                 "certificate",
             ),
-            (rig.client(Some(&clients.issue(&["ingress.mesh"]))), "client_name"),
-            (rig.client(Some(&clients.issue(&["*.mesh"]))), "client_name"),
-            (rig.client(Some(&clients.issue(&[]))), "client_name"),
+            (env.client(Some(&clients.issue(&["ingress.mesh"]))), "client_name"),
+            (env.client(Some(&clients.issue(&["*.mesh"]))), "client_name"),
+            (env.client(Some(&clients.issue(&[]))), "client_name"),
             (by_uri("spiffe://example.org/ingress"), "client_name"),
             (stranger.clone(), "alert"),
         ] {
-            let before = rig.refused(door, cause);
-            assert_eq!(rig.ask(kind, &client).await, None, "{door}: {cause}");
-            rig.until_refused(door, cause, before + 1.0).await;
+            let before = env.refused(door, cause);
+            assert_eq!(env.ask(kind, &client).await, None, "{door}: {cause}");
+            env.wait_for_refusals(door, cause, before + 1.0).await;
         }
-        let mut plain = rig.house.bare(kind).await;
+        let mut plain = env.listeners.connect_raw(kind).await;
         plain.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sent");
         let mut answer = Vec::new();
         let _reset_or_alert = plain.read_to_end(&mut answer).await;
-        rig.until_refused(door, "protocol", 1.0).await;
-        drop(rig.house.bare(kind).await);
-        rig.until_refused(door, "closed", 1.0).await;
-        for client in
-            [rig.known(), by_uri(NAMES[1]), rig.client(Some(&clients.issue(&["a.b", "Envoy.Mesh"])))]
-        {
-            assert!(rig.ask(kind, &client).await.is_some(), "{door}: who has a name is let in");
+        env.wait_for_refusals(door, "protocol", 1.0).await;
+        drop(env.listeners.connect_raw(kind).await);
+        env.wait_for_refusals(door, "closed", 1.0).await;
+        for client in [
+            env.accepted_client(),
+            by_uri(NAMES[1]),
+            env.client(Some(&clients.issue(&["a.b", "Envoy.Mesh"]))),
+        ] {
+            assert!(env.ask(kind, &client).await.is_some(), "{door}: a client with a name is accepted");
         }
         for (file, not_after) in [("cert", 4096), ("client_ca", 4096)] {
-            let ends = rig.metric(
+            let ends = env.metric(
                 "portcullis_tls_certificate_not_after_timestamp_seconds",
                 door,
                 &format!("file=\"{file}\""),
@@ -237,13 +238,13 @@ async fn a_refused_handshake_is_counted_by_its_cause() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_refused_handshakes_is_one_line_in_ten_seconds() {
-    let rig = Rig::asking(&NAMES).await;
-    let nobody = rig.client(Some(&rig.clients.issue(&["ingress.mesh", "a\u{7}.example"])));
+async fn a_flood_of_rejected_handshakes_is_one_log_line_in_ten_seconds() {
+    let env = TlsEnv::requiring(&NAMES).await;
+    let no_name = env.client(Some(&env.clients.issue(&["ingress.mesh", "a\u{7}.example"])));
     log::capture();
     let lines = || log::lines("TLS handshakes failed");
     for _ in 0..20 {
-        assert_eq!(rig.ask(Kind::Admin, &nobody).await, None);
+        assert_eq!(env.ask(Kind::Admin, &no_name).await, None);
     }
     let [first] = &lines()[..] else { panic!("{:?}", lines()) };
     for part in [
@@ -254,24 +255,24 @@ async fn a_flood_of_refused_handshakes_is_one_line_in_ten_seconds() {
     ] {
         assert!(first.contains(part), "{first}");
     }
-    drop(rig.house.bare(Kind::Admin).await);
+    drop(env.listeners.connect_raw(Kind::Admin).await);
     sleep(Duration::from_secs(11)).await;
-    assert_eq!(lines().len(), 1, "who only looks whether the port is open is none");
-    assert_eq!(rig.ask(Kind::Admin, &nobody).await, None);
+    assert_eq!(lines().len(), 1, "a port check is not a refused handshake");
+    assert_eq!(env.ask(Kind::Admin, &no_name).await, None);
     let [_, second] = &lines()[..] else { panic!("{:?}", lines()) };
     assert!(second.contains("times=20"), "{second}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn other_files_count_for_new_handshakes_and_no_request_is_lost() {
-    let rig = Rig::asking(&[]).await;
-    let client = rig.known();
-    let first = rig.authority.issue(&["localhost"]);
-    put(&rig.folder, &first);
-    rig.until("applied", 1.0).await;
+async fn changed_files_apply_to_new_handshakes_and_no_request_is_lost() {
+    let env = TlsEnv::requiring(&[]).await;
+    let client = env.accepted_client();
+    let first = env.authority.issue(&["localhost"]);
+    write_files(&env.folder, &first);
+    env.wait_for_reloads("applied", 1.0).await;
     let mut kept = Vec::new();
     for (kind, door) in LISTENERS {
-        let mut connection = rig.connect(kind, &client).await.expect("let in");
+        let mut connection = env.connect(kind, &client).await.expect("let in");
         assert!(answers(&mut connection, kind, 1).await, "{door}");
         kept.push((kind, door, connection));
     }
@@ -282,7 +283,7 @@ async fn other_files_count_for_new_handshakes_and_no_request_is_lost() {
             stream += 2;
             for (kind, door, connection) in &mut kept {
                 assert!(answers(connection, *kind, stream).await, "{door}: a connection from before");
-                let (certificate, _) = rig.ask(*kind, &client).await.expect("a new connection is answered");
+                let (certificate, _) = env.ask(*kind, &client).await.expect("a new connection is answered");
                 let which = shown.iter().position(|one| der(&one.pem) == certificate);
                 seen[which.expect("one of them")] += 1;
             }
@@ -290,123 +291,126 @@ async fn other_files_count_for_new_handshakes_and_no_request_is_lost() {
         }
         seen
     };
-    let second = rig.authority.issue(&["localhost"]);
+    let second = env.authority.issue(&["localhost"]);
     assert_eq!(load(10, &[&first, &second]).await, [30, 0]);
-    // The certificate without its key is waited with.
-    write(rig.folder.path(), "cert.pem", &second.pem);
+    // A certificate without its key is not used yet.
+    write(env.folder.path(), "cert.pem", &second.pem);
     assert_eq!(load(50, &[&first, &second]).await, [150, 0]);
     for (_, door) in LISTENERS {
-        assert_eq!((rig.reloads(door, "rejected"), rig.reloads(door, "applied")), (1.0, 1.0), "{door}");
+        assert_eq!((env.reloads(door, "rejected"), env.reloads(door, "applied")), (1.0, 1.0), "{door}");
     }
-    write(rig.folder.path(), "key.pem", &second.key);
+    write(env.folder.path(), "key.pem", &second.key);
     let seen = load(50, &[&first, &second]).await;
     assert!(seen[0] > 0 && seen[1] > 90, "{seen:?}");
     assert_eq!(load(5, &[&first, &second]).await, [0, 15]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_used_leaves_everything_as_it_was() {
-    let rig = Rig::asking(&NAMES).await;
+async fn invalid_files_change_nothing() {
+    let env = TlsEnv::requiring(&NAMES).await;
     log::capture();
-    let client = rig.known();
-    let (other, leaf) = (Authority::new("other"), rig.clients.issue(&["envoy.mesh"]));
-    let half = format!("{}{}", other.pem, &rig.clients.pem[..100]);
+    let client = env.accepted_client();
+    let (other, leaf) = (Authority::new("other"), env.clients.issue(&["envoy.mesh"]));
+    let half = format!("{}{}", other.pem, &env.clients.pem[..100]);
     let mut rejected = 0.0;
-    for (name, text, says) in [
+    for (name, text, message) in [
         ("clients.pem", &*leaf.pem, "listen.admin.tls.client_ca_file: "),
         ("clients.pem", &half, "does not end"),
         ("clients.pem", "", "no certificate in PEM form"),
         ("cert.pem", &leaf.pem, "the key belongs to another certificate"),
         ("key.pem", "nothing", "listen.admin.tls.key_file: "),
     ] {
-        let before = std::fs::read_to_string(rig.folder.path().join(name)).expect("there");
-        write(rig.folder.path(), name, text);
+        let before = std::fs::read_to_string(env.folder.path().join(name)).expect("there");
+        write(env.folder.path(), name, text);
         rejected += 1.0;
-        rig.until("rejected", rejected).await;
+        env.wait_for_reloads("rejected", rejected).await;
         for (kind, door) in LISTENERS {
-            assert!(rig.ask(kind, &client).await.is_some(), "{door}: {says}");
-            assert_eq!(rig.reloads(door, "applied"), rejected - 1.0, "{door}: {says}");
+            assert!(env.ask(kind, &client).await.is_some(), "{door}: {message}");
+            assert_eq!(env.reloads(door, "applied"), rejected - 1.0, "{door}: {message}");
         }
-        let told = log::lines("TLS files not reloaded");
-        assert!(told.iter().any(|line| line.contains(says) && line.contains(name)), "{says}: {told:?}");
-        write(rig.folder.path(), name, &before);
-        rig.until("applied", rejected).await;
+        let lines = log::lines("TLS files not reloaded");
+        assert!(
+            lines.iter().any(|line| line.contains(message) && line.contains(name)),
+            "{message}: {lines:?}"
+        );
+        write(env.folder.path(), name, &before);
+        env.wait_for_reloads("applied", rejected).await;
     }
-    std::fs::remove_file(rig.folder.path().join("key.pem")).expect("there");
+    std::fs::remove_file(env.folder.path().join("key.pem")).expect("there");
     sleep(Duration::from_secs(10)).await;
     for (kind, door) in LISTENERS {
-        assert!(rig.ask(kind, &client).await.is_some(), "{door}: a key that is gone");
+        assert!(env.ask(kind, &client).await.is_some(), "{door}: a missing key");
     }
     assert!(log::lines("key.pem: the file cannot be read").len() >= LISTENERS.len());
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_expired_or_soon_will_is_said_at_once_and_each_day() {
-    let rig = Rig::open(serving).await;
+async fn an_expired_or_soon_expiring_certificate_is_logged_immediately_and_daily() {
+    let env = TlsEnv::open(serving).await;
     log::capture();
-    let says = |what: &str| log::lines(what).len();
+    let message = |what: &str| log::lines(what).len();
     let days = |days: u64| {
-        rig.authority.issue_with(&["localhost"], |params| {
+        env.authority.issue_with(&["localhost"], |params| {
             params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(NOW as u64 + days * 86_400);
         })
     };
-    put(&rig.folder, &days(15));
-    rig.until("applied", 1.0).await;
-    assert_eq!(says("expires soon"), 0);
+    write_files(&env.folder, &days(15));
+    env.wait_for_reloads("applied", 1.0).await;
+    assert_eq!(message("expires soon"), 0);
     for (_, door) in LISTENERS {
         let ends =
-            rig.metric("portcullis_tls_certificate_not_after_timestamp_seconds", door, "file=\"cert\"");
+            env.metric("portcullis_tls_certificate_not_after_timestamp_seconds", door, "file=\"cert\"");
         assert_eq!(ends, (NOW + 15 * 86_400) as f64, "{door}");
     }
-    put(&rig.folder, &days(13));
-    rig.until("applied", 2.0).await;
-    assert_eq!(says("a certificate expires soon, on "), LISTENERS.len());
+    write_files(&env.folder, &days(13));
+    env.wait_for_reloads("applied", 2.0).await;
+    assert_eq!(message("a certificate expires soon, on "), LISTENERS.len());
     sleep(Duration::from_secs(24 * 60 * 60 + 10)).await;
-    assert_eq!(says("a certificate expires soon, on "), 2 * LISTENERS.len());
-    let told = log::lines("expires soon").join("\n");
-    assert!(told.contains("listener=listen.ext_authz[1] file=\"cert\""), "{told}");
+    assert_eq!(message("a certificate expires soon, on "), 2 * LISTENERS.len());
+    let lines = log::lines("expires soon").join("\n");
+    assert!(lines.contains("listener=listen.ext_authz[1] file=\"cert\""), "{lines}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_whose_authority_was_taken_out_comes_in_by_no_session_of_the_past() {
+async fn a_client_of_a_removed_ca_cannot_resume_a_session() {
     for tls in VERSIONS {
-        let rig = Rig::asking(&[]).await;
-        let shows = rig.clients.issue(&["envoy.mesh"]);
-        let client = client(&rig.authority.pem, Some(&shows), &[tls]);
+        let env = TlsEnv::requiring(&[]).await;
+        let certificate = env.clients.issue(&["envoy.mesh"]);
+        let client = client(&env.authority.pem, Some(&certificate), &[tls]);
         for (kind, door) in LISTENERS {
             for _ in 0..3 {
-                let (_, handshake) = rig.ask(kind, &client).await.expect("let in");
+                let (_, handshake) = env.ask(kind, &client).await.expect("let in");
                 assert_ne!(
                     handshake,
                     HandshakeKind::Resumed,
-                    "{door}: each connection shows the certificate"
+                    "{door}: each connection presents the certificate"
                 );
             }
         }
-        write(rig.folder.path(), "clients.pem", &Authority::new("other").pem);
-        rig.until("applied", 1.0).await;
+        write(env.folder.path(), "clients.pem", &Authority::new("other").pem);
+        env.wait_for_reloads("applied", 1.0).await;
         for (kind, door) in LISTENERS {
-            assert_eq!(rig.ask(kind, &client).await, None, "{door}");
-            rig.until_refused(door, "unknown_authority", 1.0).await;
+            assert_eq!(env.ask(kind, &client).await, None, "{door}");
+            env.wait_for_refusals(door, "unknown_authority", 1.0).await;
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn sessions_end_with_the_files_that_they_began_under() {
+async fn sessions_are_not_resumed_after_a_reload() {
     for tls in VERSIONS {
-        let rig = Rig::open(serving).await;
-        let client = client(&rig.authority.pem, None, &[tls]);
-        let second = rig.authority.issue(&["localhost"]);
+        let env = TlsEnv::open(serving).await;
+        let client = client(&env.authority.pem, None, &[tls]);
+        let second = env.authority.issue(&["localhost"]);
         for (kind, door) in LISTENERS {
-            rig.ask(kind, &client).await.expect("let in");
-            let (_, handshake) = rig.ask(kind, &client).await.expect("let in");
-            assert_eq!(handshake, HandshakeKind::Resumed, "{door}: where nobody shows a certificate");
+            env.ask(kind, &client).await.expect("let in");
+            let (_, handshake) = env.ask(kind, &client).await.expect("let in");
+            assert_eq!(handshake, HandshakeKind::Resumed, "{door}: without client certificates");
         }
-        put(&rig.folder, &second);
-        rig.until("applied", 1.0).await;
+        write_files(&env.folder, &second);
+        env.wait_for_reloads("applied", 1.0).await;
         for (kind, door) in LISTENERS {
-            let (shown, handshake) = rig.ask(kind, &client).await.expect("let in");
+            let (shown, handshake) = env.ask(kind, &client).await.expect("let in");
             assert_ne!(handshake, HandshakeKind::Resumed, "{door}");
             assert_eq!(shown, der(&second.pem), "{door}");
         }

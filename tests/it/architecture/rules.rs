@@ -1,37 +1,36 @@
-//! The walls as functions of sources: each says what breaks it.
+//! The dependency rules as functions of sources: each returns its violations.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::sources::Source;
 
-/// Where a room uses one that it may not, is none that has a place, or where rooms hold each other. Each room comes with those that
-/// it may use; a name that is no room's, such as one that is handed on from another crate, everybody may use.
-pub fn uses_only(sources: &[Source], rooms: &[(&str, &[&str])]) -> Vec<String> {
+/// Violations: a module uses one that it may not use, has no entry in the list, or is part of a cycle. Each module is listed
+/// with those that it may use. A name that is not a listed module, such as a re-export from another crate, is always allowed.
+pub fn uses_only(sources: &[Source], modules: &[(&str, &[&str])]) -> Vec<String> {
     let mut violations = Vec::new();
-    let known: BTreeMap<&str, &[&str]> = rooms.iter().copied().collect();
+    let known: BTreeMap<&str, &[&str]> = modules.iter().copied().collect();
     for source in sources {
-        let Some(may) = known.get(source.room()) else {
-            violations.push(format!("{} belongs to no room", source.file));
+        let Some(may) = known.get(source.top_module()) else {
+            violations.push(format!("{} is in no listed module", source.file));
             continue;
         };
         let used: BTreeSet<&str> =
             source.own.iter().filter_map(|path| path.first()).map(String::as_str).collect();
         let forbidden = used
             .into_iter()
-            .filter(|used| known.contains_key(used) && *used != source.room() && !may.contains(used));
-        violations.extend(forbidden.map(|used| format!("{} uses the room `{used}`", source.file)));
+            .filter(|used| known.contains_key(used) && *used != source.top_module() && !may.contains(used));
+        violations.extend(forbidden.map(|used| format!("{} uses the module `{used}`", source.file)));
     }
-    let needs = rooms
-        .iter()
-        .map(|(room, may)| ((*room).to_owned(), may.iter().map(|room| (*room).to_owned()).collect()));
-    violations.extend(
-        components(&needs.collect()).into_iter().map(|circle| format!("rooms hold each other: {circle}")),
-    );
+    let needs = modules.iter().map(|(top_module, may)| {
+        ((*top_module).to_owned(), may.iter().map(|top_module| (*top_module).to_owned()).collect())
+    });
+    violations.extend(components(&needs.collect()).into_iter().map(|cycle| format!("module cycle: {cycle}")));
     violations
 }
 
-/// Where this path, or a longer one that ends or begins with it, is named outside of these modules; or nowhere.
-pub fn belongs_to(sources: &[Source], path: &str, modules: &[&str]) -> Vec<String> {
+/// Uses of this path (or of a longer one that starts or ends with it) outside of these modules; also a violation if there is no
+/// use at all.
+pub fn used_only_in(sources: &[Source], path: &str, modules: &[&str]) -> Vec<String> {
     let wanted: Vec<String> = path.split("::").map(str::to_owned).collect();
     let names = |source: &Source| match wanted.len() {
         1 => source.others.iter().chain(&source.own).any(|path| path.first() == wanted.first()),
@@ -39,30 +38,30 @@ pub fn belongs_to(sources: &[Source], path: &str, modules: &[&str]) -> Vec<Strin
     };
     let using: Vec<&Source> = sources.iter().filter(|source| names(source)).collect();
     if using.is_empty() {
-        return vec![format!("nobody uses {path}: the wall stands nowhere")];
+        return vec![format!("no file uses {path}: remove the rule")];
     }
     let outside = using.into_iter().filter(|source| !modules.iter().any(|module| source.is_in(module)));
     outside.map(|source| format!("{} uses {path}, which belongs to {modules:?}", source.file)).collect()
 }
 
-/// The modules of a crate that hold each other, by the files that they are: each circle as the names of its modules.
-pub fn circles(sources: &[Source]) -> Vec<String> {
+/// The module cycles of a crate, by file: each cycle as the names of its modules.
+pub fn cycles(sources: &[Source]) -> Vec<String> {
     let files: BTreeSet<Vec<String>> = sources.iter().map(|source| source.module.clone()).collect();
-    // The longest module that a path leads to.
+    // The longest module path that is a prefix of the path.
     let module = |path: &Vec<String>| {
         (1..=path.len()).rev().map(|length| path[..length].to_vec()).find(|path| files.contains(path))
     };
     let mut needs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for source in sources {
         let used = source.own.iter().filter_map(module);
-        // A module and those within it are one house: what it hands on from there is its own.
+        // A module and its submodules are one unit: what it re-exports from them is its own.
         let used = used.filter(|used| !used.starts_with(&source.module) && !source.module.starts_with(used));
         needs.entry(source.module.join("::")).or_default().extend(used.map(|path| path.join("::")));
     }
     components(&needs)
 }
 
-/// The groups of more than one that can each be reached from each other, in order.
+/// The strongly connected components with more than one member, in order.
 fn components(needs: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     let reached = |from: &String| {
         let mut all = BTreeSet::new();

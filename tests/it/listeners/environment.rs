@@ -1,4 +1,4 @@
-//! One service with every kind of listener, and connections to each.
+//! A service with every kind of listener, and connections to each.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -42,10 +42,10 @@ impl Kind {
     pub const ALL: [Kind; 7] =
         [Kind::Grpc, Kind::GrpcTls, Kind::GrpcFile, Kind::Http, Kind::HttpTls, Kind::Admin, Kind::AdminTls];
 
-    /// Those that take Checks.
+    /// The listeners for Checks.
     pub const GRPC: [Kind; 3] = [Kind::Grpc, Kind::GrpcTls, Kind::GrpcFile];
 
-    /// Those that speak HTTP/1.1 beside HTTP/2.
+    /// The listeners for both HTTP/1.1 and HTTP/2.
     pub const HTTP_1: [Kind; 4] = [Kind::Http, Kind::HttpTls, Kind::Admin, Kind::AdminTls];
 
     pub fn door(self) -> &'static str {
@@ -56,11 +56,11 @@ impl Kind {
         }
     }
 
-    pub fn speaks_tls(self) -> bool {
+    pub fn is_tls(self) -> bool {
         matches!(self, Kind::GrpcTls | Kind::HttpTls | Kind::AdminTls)
     }
 
-    /// A request by HTTP/2 that is answered at once, and its stream's end.
+    /// An HTTP/2 request that is served immediately, with the end of its stream.
     pub fn request(self, stream: u32) -> Vec<u8> {
         use http2::{DATA, END_HEADERS, END_STREAM, HEADERS, frame};
         match self {
@@ -74,38 +74,38 @@ impl Kind {
     }
 }
 
-/// Bytes both ways.
+/// A bidirectional byte stream.
 pub trait Bytes: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Bytes for S {}
 pub type Connection = Box<dyn Bytes>;
 
-/// A service with every listener. It ends with this value.
-pub struct House {
+/// A service with every listener. Stops when dropped.
+pub struct ListenerEnv {
     grpc: Vec<SocketAddr>,
     http: Vec<SocketAddr>,
     admin: SocketAddr,
     folder: tempfile::TempDir,
     pki: Pki,
     pub service: Arc<Service>,
-    /// A process has one operator's door, so the one with TLS is a service's of its own.
+    /// A process has only one admin listener, so the one with TLS has a service of its own.
     admin_tls: SocketAddr,
-    beside: Arc<Service>,
+    admin_tls_service: Arc<Service>,
     stop: Vec<oneshot::Sender<()>>,
     serving: Vec<JoinHandle<()>>,
 }
 
-impl Drop for House {
+impl Drop for ListenerEnv {
     fn drop(&mut self) {
         self.serving.iter().for_each(JoinHandle::abort);
     }
 }
 
-impl House {
+impl ListenerEnv {
     pub async fn open() -> Self {
         Self::open_with(|_| {}).await
     }
 
-    /// With changes of the configuration.
+    /// With a changed configuration.
     pub async fn open_with(change: impl FnOnce(&mut Config)) -> Self {
         let key = SigningKey::generate("a", SigningAlgorithm::ES256);
         let folder = tempfile::tempdir().expect("a temporary directory");
@@ -118,7 +118,7 @@ impl House {
         config.listen.ext_authz = vec![
             grpc(BindAddress::Tcp(anywhere), None),
             grpc(BindAddress::Tcp(anywhere), tls.clone()),
-            grpc(BindAddress::Unix { path: socket_in(&folder), mode: None }, None),
+            grpc(BindAddress::Unix { path: socket_path(&folder), mode: None }, None),
         ];
         let http = |tls| HttpListener {
             address: anywhere,
@@ -129,42 +129,42 @@ impl House {
         config.listen.forward_auth = vec![http(None), http(tls.clone())];
         config.listen.admin = Some(AdminListener { address: anywhere, tls: None, hosts: Vec::new() });
         change(&mut config);
-        let mut beside = config.clone();
-        beside.listen.ext_authz = vec![grpc(BindAddress::Tcp(anywhere), None)];
-        beside.listen.forward_auth.clear();
-        beside.listen.admin.as_mut().expect("on").tls = tls;
-        let (app, beside) = (bound(config).await, bound(beside).await);
+        let mut admin_tls_config = config.clone();
+        admin_tls_config.listen.ext_authz = vec![grpc(BindAddress::Tcp(anywhere), None)];
+        admin_tls_config.listen.forward_auth.clear();
+        admin_tls_config.listen.admin.as_mut().expect("on").tls = tls;
+        let (app, admin_tls_app) = (bind(config).await, bind(admin_tls_config).await);
         let (grpc, http) = (app.ext_authz_addresses(), app.forward_auth_addresses());
-        let [admin, admin_tls] = [&app, &beside].map(|app| app.admin_address().expect("on"));
-        let (service, service_beside) = (app.service(), beside.service());
+        let [admin, admin_tls] = [&app, &admin_tls_app].map(|app| app.admin_address().expect("on"));
+        let (service, admin_tls_service) = (app.service(), admin_tls_app.service());
         let (mut stop, mut serving) = (Vec::new(), Vec::new());
-        for app in [app, beside] {
-            let (stopping, told) = oneshot::channel::<()>();
+        for app in [app, admin_tls_app] {
+            let (stopping, signal) = oneshot::channel::<()>();
             stop.push(stopping);
             serving.push(tokio::spawn(app.serve(async move {
-                // An error means that the test is over.
-                let _told = told.await;
+                // An error means that the test has ended.
+                let _closed = signal.await;
             })));
         }
-        Self { grpc, http, admin, admin_tls, folder, pki, service, beside: service_beside, stop, serving }
+        Self { grpc, http, admin, admin_tls, folder, pki, service, admin_tls_service, stop, serving }
     }
 
-    /// Tells it to end.
-    pub fn tell_to_end(&mut self) {
+    /// Sends the shutdown signal.
+    pub fn shut_down(&mut self) {
         self.stop.drain(..).for_each(|stop| stop.send(()).expect("it serves"));
     }
 
-    /// Waits until it has ended; how long that takes.
-    pub async fn ended(&mut self) -> Duration {
-        let began = clock::monotonic();
+    /// Waits until it has stopped; returns the elapsed time.
+    pub async fn wait_stopped(&mut self) -> Duration {
+        let started_at = clock::monotonic();
         for serving in &mut self.serving {
             timeout(Duration::from_secs(1000), serving).await.expect("it ends").expect("no panic");
         }
-        began.elapsed()
+        started_at.elapsed()
     }
 
-    /// A connection below TLS, of which no byte has been sent.
-    pub async fn bare(&self, kind: Kind) -> Connection {
+    /// A connection without a TLS handshake, on which no byte was sent.
+    pub async fn connect_raw(&self, kind: Kind) -> Connection {
         let address = match kind {
             Kind::Grpc => self.grpc[0],
             Kind::GrpcTls => self.grpc[1],
@@ -173,21 +173,21 @@ impl House {
             Kind::Admin => self.admin,
             Kind::AdminTls => self.admin_tls,
             Kind::GrpcFile => {
-                let socket = UnixStream::connect(socket_in(&self.folder)).await;
+                let socket = UnixStream::connect(socket_path(&self.folder)).await;
                 return Box::new(socket.expect("it listens"));
             }
         };
         let stream = TcpStream::connect(address).await.expect("it listens");
-        // What the system holds back for a while would make the clock jump.
+        // Nagle's algorithm would make the paused clock jump.
         stream.set_nodelay(true).expect("a socket");
         Box::new(stream)
     }
 
-    /// A connection on which HTTP can be spoken.
+    /// A connection that is ready for HTTP.
     pub async fn connect(&self, kind: Kind) -> Connection {
-        let bare = self.bare(kind).await;
-        if !kind.speaks_tls() {
-            return bare;
+        let connect_raw = self.connect_raw(kind).await;
+        if !kind.is_tls() {
+            return connect_raw;
         }
         let mut roots = RootCertStore::empty();
         roots
@@ -201,31 +201,31 @@ impl House {
             .with_no_client_auth();
         let connector = TlsConnector::from(Arc::new(client));
         let name = ServerName::try_from("localhost").expect("a name");
-        Box::new(connector.connect(name, bare).await.expect("a handshake"))
+        Box::new(connector.connect(name, connect_raw).await.expect("a handshake"))
     }
 
-    /// Whether a new connection to this listener gets an answer.
-    pub async fn answers(&self, kind: Kind) -> bool {
+    /// Whether a new connection to this listener gets a response.
+    pub async fn responds(&self, kind: Kind) -> bool {
         let mut connection = self.connect(kind).await;
-        let mut sent = http2::greeting(&[]);
+        let mut sent = http2::preface(&[]);
         sent.extend(kind.request(1));
         connection.write_all(&sent).await.is_ok() && http2::answered(&mut connection, 1).await
     }
 
-    /// Every listener answers.
-    pub async fn everybody_is_answered(&self, what: &str) {
+    /// Asserts that every listener responds.
+    pub async fn assert_all_respond(&self, what: &str) {
         for kind in Kind::ALL {
-            let answered = timeout(Duration::from_secs(1000), self.answers(kind)).await;
+            let answered = timeout(Duration::from_secs(1000), self.responds(kind)).await;
             assert_eq!(answered, Ok(true), "{kind:?} while {what}");
         }
     }
 
-    /// The samples of this metric, summed, whose labels have this text in them.
+    /// The sum of the samples of this metric whose labels contain this text.
     pub fn metric(&self, name: &str, label: &str) -> f64 {
-        [&self.service, &self.beside].map(|service| metric(service, name, label)).iter().sum()
+        [&self.service, &self.admin_tls_service].map(|service| metric(service, name, label)).iter().sum()
     }
 
-    /// The same of the service that has all listeners but one.
+    /// The same for the service that has all listeners but one.
     pub fn own_metric(&self, name: &str, label: &str) -> f64 {
         metric(&self.service, name, label)
     }
@@ -240,17 +240,17 @@ fn metric(service: &Service, name: &str, label: &str) -> f64 {
     of_label.map(|(_, value)| value.parse::<f64>().expect("a number")).sum()
 }
 
-async fn bound(config: Config) -> App {
+async fn bind(config: Config) -> App {
     App::bind(config, fixed_clock()).await.expect("bound")
 }
 
-fn socket_in(folder: &tempfile::TempDir) -> PathBuf {
+fn socket_path(folder: &tempfile::TempDir) -> PathBuf {
     folder.path().join("authz.sock")
 }
 
-/// How long it takes until the other side closes this, whatever it says before.
+/// The time until the peer closes this connection; ignores what it sends before.
 pub async fn until_closed(connection: &mut (impl AsyncRead + Unpin)) -> Duration {
-    let began = clock::monotonic();
+    let started_at = clock::monotonic();
     let closed = async {
         let mut some = [0; 4096];
         loop {
@@ -266,5 +266,5 @@ pub async fn until_closed(connection: &mut (impl AsyncRead + Unpin)) -> Duration
         }
     };
     timeout(Duration::from_secs(10_000), closed).await.expect("it is closed");
-    began.elapsed()
+    started_at.elapsed()
 }

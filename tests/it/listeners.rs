@@ -413,7 +413,7 @@ async fn endless_streams_are_limited_and_block_no_client() {
     for kind in Kind::GRPC {
         let env = ListenerEnv::open().await;
         let (mut reader, mut writer) = tokio::io::split(send(&env, kind, &preface(&[])).await);
-        let opening = tokio::spawn(async move {
+        let open_task = tokio::spawn(async move {
             for stream in (1..).step_by(2).take(STREAMS as usize) {
                 let watch = http2::call("/grpc.health.v1.Health/Watch");
                 let mut bytes = frame(HEADERS, END_HEADERS, stream, &watch);
@@ -432,7 +432,7 @@ async fn endless_streams_are_limited_and_block_no_client() {
         }
         assert_eq!((open, refused), (ENDLESS, STREAMS - ENDLESS), "{kind:?}");
         env.assert_all_respond("many streams are open").await;
-        drop(opening.await.expect("no panic"));
+        drop(open_task.await.expect("no panic"));
     }
 }
 

@@ -55,17 +55,17 @@ fn judge(token: &str, rules: &Provider, keys: &KeySet) -> Result<(), ValidationE
     let limits = TokenLimits::default();
     let token = validation::parse(token, &limits)?;
     let screened = validation::screen(token, rules, now)?;
-    let at_once = validation::try_validate(&screened, keys, now);
+    let validated = validation::try_validate(&screened, keys, now);
     let parked = screened.park();
-    match (at_once, parked.verify(keys, now)) {
-        (Ok(at_once), Ok(parked)) => {
+    match (validated, parked.verify(keys, now)) {
+        (Ok(validated), Ok(parked)) => {
             let parked = parked.read(&limits).expect("these bytes have been read before");
-            assert_eq!((at_once.claims(), at_once.algorithm()), (parked.claims(), parked.algorithm()));
-            assert!(Arc::ptr_eq(at_once.key(), parked.key()));
+            assert_eq!((validated.claims(), validated.algorithm()), (parked.claims(), parked.algorithm()));
+            assert!(Arc::ptr_eq(validated.key(), parked.key()));
             Ok(())
         }
-        (at_once, parked) => {
-            let refused = at_once.map(drop);
+        (validated, parked) => {
+            let refused = validated.map(drop);
             assert_eq!(refused, parked.map(drop));
             refused
         }

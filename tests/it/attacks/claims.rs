@@ -616,11 +616,11 @@ async fn a_token_with_more_values_or_deeper_than_the_limits_is_malformed_and_a_t
 #[tokio::test]
 async fn no_claim_of_an_unverified_token_is_forwarded() {
     let env = env(|_| {}).await;
-    let thief = SigningKey::generate("es", SigningAlgorithm::ES256);
-    let forged = thief.sign(&with_claim(env.claims(), "sub", "marker-of-a-thief"));
+    let attacker = SigningKey::generate("es", SigningAlgorithm::ES256);
+    let forged = attacker.sign(&with_claim(env.claims(), "sub", "marker-of-attacker"));
     let answer = env.service.bearer(&forged).await;
     let mut secrets = parts(&forged);
-    secrets.push("marker-of-a-thief");
+    secrets.push("marker-of-attacker");
     assert_eq!(answer.faults("bad_signature", &secrets), Vec::<String>::new(), "D34");
     let names: Vec<&String> = answer.metadata.keys().collect();
     assert_eq!(names, ["decision_id", "provider", "reason"], "D34");

@@ -201,9 +201,9 @@ async fn an_algorithm_is_valid_only_with_a_key_for_it() {
 async fn keys_and_addresses_inside_a_token_are_never_used() {
     let keys = every_kind();
     let env = TestEnv::start(&keys.each_ref(), |_| {}).await;
-    let rogue = Issuer::start().await.expect("port 0 can be bound");
-    let thief = SigningKey::generate("thief", SigningAlgorithm::ES256);
-    rogue.publish(&[&thief]);
+    let attacker_server = Issuer::start().await.expect("port 0 can be bound");
+    let attacker = SigningKey::generate("attacker", SigningAlgorithm::ES256);
+    attacker_server.publish(&[&attacker]);
     let claims = env.claims();
     let certificate =
         rcgen::generate_simple_self_signed(["issuer.example".to_owned()]).expect("a certificate can be made");
@@ -212,19 +212,19 @@ async fn keys_and_addresses_inside_a_token_are_never_used() {
         base64::engine::general_purpose::STANDARD.encode(certificate.cert.der())
     };
     let extras: Vec<(&str, Value)> = vec![
-        ("A14", json!({"jwk": thief.public_jwk()})),
+        ("A14", json!({"jwk": attacker.public_jwk()})),
         ("A14", json!({"jwk": {"kty": "oct", "k": "AAAA"}})),
         ("A14", json!({"jwk": null})),
-        ("A15", json!({"jku": rogue.jwks_uri()})),
-        ("A15", json!({"jku": format!("http://user@{}/", rogue.address())})),
+        ("A15", json!({"jku": attacker_server.jwks_uri()})),
+        ("A15", json!({"jku": format!("http://user@{}/", attacker_server.address())})),
         ("A15", json!({"jku": "http://169.254.169.254/latest/meta-data"})),
         ("A15", json!({"jku": "file:///etc/passwd"})),
         ("A15", json!({"jku": 7})),
-        ("A16", json!({"x5u": rogue.jwks_uri()})),
+        ("A16", json!({"x5u": attacker_server.jwks_uri()})),
         ("A16", json!({"x5c": [chain.clone()]})),
         ("A16", json!({"x5t": "AAAA", "x5t#S256": "AAAA"})),
-        ("A16", json!({"iss": rogue.issuer(), "url": rogue.jwks_uri()})),
-        ("A15", json!({"openid-configuration": rogue.discovery_uri()})),
+        ("A16", json!({"iss": attacker_server.issuer(), "url": attacker_server.jwks_uri()})),
+        ("A15", json!({"openid-configuration": attacker_server.discovery_uri()})),
     ];
     let mut cases = Vec::new();
     for (id, extra) in &extras {
@@ -240,14 +240,14 @@ async fn keys_and_addresses_inside_a_token_are_never_used() {
             key.sign_with_header(&header, &claims)
         };
         let what = extra.to_string();
-        cases.push(case(id, &what, with(&thief, Some("thief")), "key_unknown"));
-        cases.push(case(id, &what, with(&thief, None), "key_unknown"));
-        cases.push(case(id, &what, with(&thief, Some("es")), "bad_signature"));
+        cases.push(case(id, &what, with(&attacker, Some("attacker")), "key_unknown"));
+        cases.push(case(id, &what, with(&attacker, None), "key_unknown"));
+        cases.push(case(id, &what, with(&attacker, Some("es")), "bad_signature"));
         cases.push(case("A17", &what, with(&keys[0], Some("es")), "ok"));
         cases.push(case("A17", &what, with(&keys[0], None), "ok"));
     }
     judge(&env, cases).await;
-    assert_eq!(rogue.requests(), Vec::<String>::new(), "no request to the attacker's server");
+    assert_eq!(attacker_server.requests(), Vec::<String>::new(), "no request to the attacker's server");
 }
 
 #[tokio::test]

@@ -100,15 +100,15 @@ async fn all_keys_with_the_same_kid_are_tried_and_work_is_bounded() {
     )
     .await;
 
-    let twins = [SigningKey::generate("twin", ES256), SigningKey::generate("twin", ES256)];
+    let same_kid = [SigningKey::generate("twin", ES256), SigningKey::generate("twin", ES256)];
     let others = [SigningKey::pooled(0, "twin", RS256), SigningKey::generate("twin", ES384)];
     let stranger = SigningKey::generate("twin", ES256);
-    let env = TestEnv::start(&[&twins[0], &others[0], &twins[1], &others[1]], |_| {}).await;
+    let env = TestEnv::start(&[&same_kid[0], &others[0], &same_kid[1], &others[1]], |_| {}).await;
     let claims = env.claims();
     let mut cases = Vec::new();
     // Twice, since the response must not depend on earlier requests.
     for _ in 0..2 {
-        for key in &twins {
+        for key in &same_kid {
             cases.push(case("B8", "one of two of a name", key.sign(&claims), "ok"));
         }
         for key in &others {
@@ -121,13 +121,13 @@ async fn all_keys_with_the_same_kid_are_tried_and_work_is_bounded() {
 
 #[tokio::test]
 async fn a_key_without_a_kid_verifies_only_tokens_without_a_kid() {
-    let nameless = SigningKey::generate(None, ES256);
-    let env = TestEnv::start(&[&nameless], |_| {}).await;
+    let without_kid = SigningKey::generate(None, ES256);
+    let env = TestEnv::start(&[&without_kid], |_| {}).await;
     let claims = env.claims();
     let cases = vec![
-        case("B10", "no kid", nameless.sign(&claims), "ok"),
-        case("B10", "a kid", nameless.with_kid("any").sign(&claims), "key_unknown"),
-        case("B10", "an empty kid", nameless.with_kid("").sign(&claims), "key_unknown"),
+        case("B10", "no kid", without_kid.sign(&claims), "ok"),
+        case("B10", "a kid", without_kid.with_kid("any").sign(&claims), "key_unknown"),
+        case("B10", "an empty kid", without_kid.with_kid("").sign(&claims), "key_unknown"),
     ];
     judge(&env, cases).await;
 }

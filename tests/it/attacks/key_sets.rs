@@ -243,8 +243,8 @@ fn what_is_not_a_key_set_is_an_error() {
     assert_eq!(KeySet::parse(&[set.as_bytes(), b"\xff"].concat()).err(), Some(KeySetError::NotAKeySet));
     // A repeated member within a key invalidates only that key.
     for twice in [r#""kid":"other""#, r#""kty":"EC""#, r#""x5c":[],"x5c":[]"#, r#""\u006bid":"other""#] {
-        let spoilt = format!("{},{twice}}}", good.trim_end_matches('}'));
-        let document = format!(r#"{{"keys":[{spoilt},{good}]}}"#);
+        let with_repeated_member = format!("{},{twice}}}", good.trim_end_matches('}'));
+        let document = format!(r#"{{"keys":[{with_repeated_member},{good}]}}"#);
         let parsed = KeySet::parse(document.as_bytes());
         let counts = parsed.map(|set| (set.keys().len(), set.skipped().len()));
         if counts != Ok((1, 1)) {

@@ -182,13 +182,13 @@ async fn the_authorization_header_is_parsed_exactly_as_in_the_rfcs() {
         ("E9", format!("Bearer {good}; x=1"), "malformed"),
     ] {
         // As a map, as a list of raw values, and with a name in another case: the same result (E4, E5).
-        let asks = [
+        let requests = [
             ("map", Ask::default().header("authorization", value.clone())),
             ("raw", Ask::default().raw_header("authorization", value.as_bytes())),
             ("case", Ask::default().header("Authorization", value.clone())),
             ("raw case", Ask::default().raw_header("AUTHORIZATION", value.as_bytes())),
         ];
-        for (form, ask) in asks {
+        for (form, ask) in requests {
             let answer = service.ask(ask).await;
             let what = format!("{form} {value:?}");
             wrong.extend(check_answer(id, &what.replace(&good, "GOOD"), &answer, reason, &parts(&good)));
@@ -423,10 +423,10 @@ async fn a_client_cannot_send_claim_headers() {
         "x-their-role",
         "x_their_role",
     ];
-    let harmless = ["x-auth-subject2", "x-auth-subjec~", "x-auth", "xauthsubject", "x-request-id"];
+    let unrelated = ["x-auth-subject2", "x-auth-subjec~", "x-auth", "xauthsubject", "x-request-id"];
     let ask = |raw: bool| {
         let start = Ask::default().header("authorization", format!("Bearer {token}"));
-        spoofed.into_iter().chain(harmless).fold(start, |ask, name| {
+        spoofed.into_iter().chain(unrelated).fold(start, |ask, name| {
             if raw { ask.raw_header(name, "root") } else { ask.header(name, "root") }
         })
     };
@@ -439,7 +439,7 @@ async fn a_client_cannot_send_claim_headers() {
             assert!(answer.removed.iter().any(|removed| removed == name), "E15 {name} stays");
         }
         assert!(!answer.removed.iter().any(|removed| removed == "x-auth-subject"), "E15");
-        for name in harmless {
+        for name in unrelated {
             assert!(!answer.removed.iter().any(|removed| removed == name), "E15 {name} is removed");
         }
     }

@@ -62,8 +62,8 @@ async fn a_waiting_request_is_served_while_a_flood_on_its_connection_is_rejected
     let (env, credential) = waiting(&issuer).await;
     let mut connection = env.connect(Kind::Http).await;
     let ends = END_HEADERS | END_STREAM;
-    let honest = frame(HEADERS, ends, 1, &request_headers(&credential));
-    connection.write_all(&[preface(&[]), honest].concat()).await.expect("it is read");
+    let waiting_request = frame(HEADERS, ends, 1, &request_headers(&credential));
+    connection.write_all(&[preface(&[]), waiting_request].concat()).await.expect("it is read");
     issuer.wait_for_held(1).await;
     // Sent before the client can know of the GOAWAY: as many as fit into a few segments.
     tokio::time::pause();
@@ -114,9 +114,9 @@ async fn no_requests_are_buffered_for_a_stream_whose_responses_are_not_read() {
         let call = http2::call("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo");
         sent.extend(frame(HEADERS, END_HEADERS, 1, &call));
         // `list_services`, repeated.
-        let questions = [0, 0, 0, 0, 2, 0x3a, 0].repeat(LARGEST_FRAME / 7);
+        let requests = [0, 0, 0, 0, 2, 0x3a, 0].repeat(LARGEST_FRAME / 7);
         for _ in 0..BODY / LARGEST_FRAME {
-            sent.extend(frame(DATA, 0, 1, &questions));
+            sent.extend(frame(DATA, 0, 1, &requests));
         }
         connection.write_all(&sent).await.expect("it is read");
         let window_returned = timeout(Duration::from_secs(20), window_returned(&mut connection)).await;

@@ -3,7 +3,7 @@
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey, with_claim};
 use serde_json::{Value, json};
 
-use super::case::{case, check_answer, judge, parts, report};
+use super::case::{assert_no_errors, case, check_answer, check_cases, parts};
 use super::forge::signed;
 use crate::support::{
     NOW, Running, TestEnv, config, fetching, fixed_clock, inline, prompt_refresh, provider,
@@ -80,7 +80,7 @@ async fn a_token_is_verified_only_with_the_key_that_it_names() {
     }
     let huge = "k".repeat(1 << 20);
     cases.push(case("B7", "1 MiB", first.with_kid(huge.as_str()).sign(&claims), "token_too_large"));
-    judge(&env, cases).await;
+    check_cases(&env, cases).await;
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn all_keys_with_the_same_kid_are_tried_and_work_is_bounded() {
         kids(20).iter().map(|kid| SigningKey::generate(kid.as_str(), ES256)).collect();
     let env = TestEnv::start(&many.iter().collect::<Vec<_>>(), |_| {}).await;
     let claims = env.claims();
-    judge(
+    check_cases(
         &env,
         vec![
             case("B2", "the sixteenth", many[15].with_kid(None).sign(&claims), "ok"),
@@ -116,7 +116,7 @@ async fn all_keys_with_the_same_kid_are_tried_and_work_is_bounded() {
         }
         cases.push(case("B8", "neither", stranger.sign(&claims), "bad_signature"));
     }
-    judge(&env, cases).await;
+    check_cases(&env, cases).await;
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn a_key_without_a_kid_verifies_only_tokens_without_a_kid() {
         case("B10", "a kid", without_kid.with_kid("any").sign(&claims), "key_unknown"),
         case("B10", "an empty kid", without_kid.with_kid("").sign(&claims), "key_unknown"),
     ];
-    judge(&env, cases).await;
+    check_cases(&env, cases).await;
 }
 
 #[tokio::test]
@@ -174,7 +174,7 @@ async fn one_issuers_key_never_verifies_anothers_token() {
             wrong.push(format!("{id} {what}: fetches {fetched:?}, not {expected:?}"));
         }
     }
-    report(&wrong);
+    assert_no_errors(&wrong);
 }
 
 #[tokio::test]

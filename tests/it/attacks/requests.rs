@@ -9,7 +9,7 @@ use portcullis::commands::issuer::{Fault, Issuer, SigningAlgorithm, SigningKey, 
 use portcullis::validation::provider::{Provider, TokenSource};
 use serde_json::json;
 
-use super::case::{check_answer, parts, report};
+use super::case::{assert_no_errors, check_answer, parts};
 use crate::support::{
     Answer, Ask, NOW, Running, TestEnv, config, fetching, fixed_clock, inline, prompt_refresh, provider,
 };
@@ -81,7 +81,7 @@ async fn without_keys_requests_are_denied_as_keys_unavailable() {
             wrong.extend(check_answer("F14", &what, &answer, "keys_unavailable", &parts(&forged)));
         }
     }
-    report(&wrong);
+    assert_no_errors(&wrong);
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn a_refresh_that_is_late_is_keys_unavailable() {
         let answer = service.bearer(&key.sign(&claims)).await;
         wrong.extend(check_answer("E2", &format!("{what}, a known key"), &answer, "ok", &[]));
     }
-    report(&wrong);
+    assert_no_errors(&wrong);
 }
 
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn the_authorization_header_is_parsed_exactly_as_in_the_rfcs() {
             wrong.extend(check_answer(id, &what.replace(&good, "GOOD"), &answer, reason, &parts(&good)));
         }
     }
-    report(&wrong);
+    assert_no_errors(&wrong);
 }
 
 #[tokio::test]
@@ -230,7 +230,7 @@ async fn raw_headers_are_treated_like_others_and_different_values_are_denied() {
     ] {
         wrong.extend(check_answer(id, what, &service.ask(ask).await, reason, &parts(&good)));
     }
-    report(&wrong);
+    assert_no_errors(&wrong);
 }
 
 #[tokio::test]
@@ -274,7 +274,7 @@ async fn a_token_is_used_only_in_a_configured_place_and_only_if_it_is_the_only_o
     ] {
         wrong.extend(check_answer(id, what, &header_only.ask(ask).await, reason, &parts(&good)));
     }
-    report(&wrong);
+    assert_no_errors(&wrong);
     drop((header_only, good, other));
 
     let (everywhere, good, other) = service(|rules| {
@@ -393,7 +393,7 @@ async fn a_token_is_used_only_in_a_configured_place_and_only_if_it_is_the_only_o
     ] {
         wrong.extend(check_answer(id, what, &everywhere.ask(ask).await, reason, &parts(&good)));
     }
-    report(&wrong);
+    assert_no_errors(&wrong);
 }
 
 #[tokio::test]
@@ -589,5 +589,5 @@ async fn two_providers_may_read_the_same_header_with_and_without_a_scheme() {
         let answer = service.ask(ask).await;
         wrong.extend(check_answer("E10", what, &answer, reason, &[&of_scheme, &of_whole]));
     }
-    report(&wrong);
+    assert_no_errors(&wrong);
 }

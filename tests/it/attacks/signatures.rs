@@ -61,13 +61,13 @@ async fn an_ecdsa_signature_of_special_numbers_or_in_another_form_is_refused() {
             &[&der[..], &vec![0; 2 * length]].concat()[..2 * length],
             "bad_signature",
         );
-        add("C3", "a zero behind", &[&signature[..], &[0]].concat(), "bad_signature");
-        add("C3", "a zero in front", &[&[0], &signature[..]].concat(), "bad_signature");
-        add("C3", "zeros in front of both", &[&[0], r, &[0], s].concat(), "bad_signature");
+        add("C3", "a trailing zero", &[&signature[..], &[0]].concat(), "bad_signature");
+        add("C3", "a leading zero", &[&[0], &signature[..]].concat(), "bad_signature");
+        add("C3", "leading zeros of both", &[&[0], r, &[0], s].concat(), "bad_signature");
         add("C3", "first half", r, "bad_signature");
         add("C3", "twice", &[&signature[..], &signature[..]].concat(), "bad_signature");
-        add("C3", "an octet less", &signature[..2 * length - 1], "bad_signature");
-        add("C3", "an octet less in front", &signature[1..], "bad_signature");
+        add("C3", "without the last octet", &signature[..2 * length - 1], "bad_signature");
+        add("C3", "without the first octet", &signature[1..], "bad_signature");
         for octets in [1, 8, 64, 96, 132, 1000] {
             add("C3", &format!("{octets} zeros"), &vec![0; octets], "bad_signature");
         }
@@ -153,10 +153,10 @@ async fn an_rsa_signature_is_refused_unless_its_block_is_exactly_right() {
         add("C5", "s+n in the right length", &unreduced[1..]);
     }
     add("C5", "n-s", &minus(n, &good));
-    add("C5", "a zero in front", &wide(&good));
-    add("C5", "a zero behind", &[&good[..], &[0]].concat());
-    add("C5", "an octet less", &good[..length - 1]);
-    add("C5", "an octet less in front", &good[1..]);
+    add("C5", "a leading zero", &wide(&good));
+    add("C5", "a trailing zero", &[&good[..], &[0]].concat());
+    add("C5", "without the last octet", &good[..length - 1]);
+    add("C5", "without the first octet", &good[1..]);
     add("C5", "twice", &good.repeat(2));
     add("C5", "8 KiB", &vec![1; 8 * 1024]);
 
@@ -169,7 +169,7 @@ async fn an_rsa_signature_is_refused_unless_its_block_is_exactly_right() {
     short.push(0);
     short.extend(&info);
     short.resize(length, 0xaa);
-    altered("garbage behind the hash", &short);
+    altered("garbage after the hash", &short);
     let mut none = vec![0, 1, 0];
     none.extend(&info);
     none.resize(length, 0);
@@ -185,7 +185,7 @@ async fn an_rsa_signature_is_refused_unless_its_block_is_exactly_right() {
     long_null.splice(null..=null, [0x81, 0x00]);
     altered("NULL with a long length", &rsa.padded(&long_null));
     altered("the hash without DigestInfo", &rsa.padded(&info[info.len() - 32..]));
-    altered("garbage behind DigestInfo", &rsa.padded(&[&info[..], &[0]].concat()));
+    altered("garbage after DigestInfo", &rsa.padded(&[&info[..], &[0]].concat()));
     altered("another message", &rsa.padded(&digest_info(b"other")));
     for (at, octet, what) in [
         (0, 1, "the first octet is not zero"),

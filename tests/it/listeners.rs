@@ -425,7 +425,7 @@ async fn endless_streams_are_limited_and_block_no_client() {
         });
         let (mut open, mut refused) = (0, 0);
         while open + refused < STREAMS {
-            let next = http2::next(&mut reader).await.expect("the connection stays");
+            let next = http2::next(&mut reader).await.expect("the connection is open");
             let ends = next.kind == HEADERS && next.flags & END_STREAM != 0;
             refused += u32::from(ends);
             open += u32::from(next.kind == HEADERS && !ends);

@@ -56,9 +56,9 @@ async fn a_payload_that_is_not_one_json_object_without_repetitions_is_malformed(
     }
     payload("D1", "in an array", format!("[{claims}]").as_bytes(), "malformed");
     payload("D1", "as a string", Value::from(claims.as_str()).to_string().as_bytes(), "malformed");
-    payload("D1", "something behind", format!("{claims} x").as_bytes(), "malformed");
+    payload("D1", "trailing data", format!("{claims} x").as_bytes(), "malformed");
     payload("D1", "a BOM", format!("\u{feff}{claims}").as_bytes(), "malformed");
-    payload("D1", "a comma behind", format!("{open},}}").as_bytes(), "malformed");
+    payload("D1", "a trailing comma", format!("{open},}}").as_bytes(), "malformed");
     payload("D1", "a comment", format!("{open}/**/}}").as_bytes(), "malformed");
     payload("D1", "not UTF-8", &[open.as_bytes(), b",\"x\":\"\xff\"}"].concat(), "malformed");
     payload("D1", "a lone surrogate", format!("{open},\"x\":\"\\ud800\"}}").as_bytes(), "malformed");
@@ -536,7 +536,7 @@ async fn claims_of_any_size_are_bounded_in_headers_and_in_time() {
     for (id, what, more, reason) in [
         ("D25", "100 KiB", format!(r#""c":"{}""#, "x".repeat(100 * 1024)), "claim_too_large"),
         ("D25", "8 KiB to the octet", format!(r#""c":"{}""#, "x".repeat(exactly)), "ok"),
-        ("D25", "an octet more", format!(r#""c":"{}""#, "x".repeat(exactly + 1)), "claim_too_large"),
+        ("D25", "one octet more", format!(r#""c":"{}""#, "x".repeat(exactly + 1)), "claim_too_large"),
         ("D25", "8 KiB once encoded", format!(r#""c":"{}""#, "é".repeat(2_000)), "claim_too_large"),
         ("D25", "100,000 groups", format!(r#""c":[{groups}]"#), "claim_too_large"),
         (

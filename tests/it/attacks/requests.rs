@@ -345,7 +345,7 @@ async fn a_token_is_used_only_in_a_configured_place_and_only_if_it_is_the_only_o
         ("E11", "an encoded value", query(format!("t={}", good.replace('.', "%2e"))), "ok"),
         ("E11", "twice encoded", query(format!("t={}", good.replace('.', "%252e"))), "malformed"),
         ("E11", "semicolons", query(format!("a=1;t={good}")), "token_missing"),
-        ("E11", "a semicolon behind", query(format!("t={good};t={bad}")), "malformed"),
+        ("E11", "a trailing semicolon", query(format!("t={good};t={bad}")), "malformed"),
         ("E11", "plus", query(format!("t=+{good}")), "malformed"),
         ("E11", "an array", query(format!("t[]={good}")), "token_missing"),
         ("E11", "another case", query(format!("T={good}")), "token_missing"),

@@ -50,7 +50,7 @@ async fn requests_that_are_large_only_when_decoded_are_rejected_and_too_many_clo
             }
             assert_eq!(malformed(&env, kind) - before, expected_count(kind, 16), "{kind:?}: {fields}");
             connection.write_all(&kind.request(33)).await.expect("written");
-            assert!(http2::answered(&mut connection, 33).await, "{kind:?}: a few are borne");
+            assert!(http2::answered(&mut connection, 33).await, "{kind:?}: a few are accepted");
 
             let (mut has_goaway, mut streams) = (false, requests.skip(17));
             while !has_goaway {

@@ -460,7 +460,7 @@ async fn a_request_in_flight_is_completed_before_the_service_stops() {
     let address = *app.forward_auth_addresses().last().expect("the listener of the envoy profile");
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(app.serve(async {
-        let _asked = stopped.await;
+        let _closed = stopped.await;
     }));
     let client = Client::builder().no_proxy().build().expect("a plain client");
     let ask = |key: &SigningKey| {

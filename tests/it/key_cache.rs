@@ -122,14 +122,11 @@ async fn the_result_of_a_finished_fetch_is_used_before_another_is_demanded() {
         async move { ask(&cache, "b").await }
     });
     settle().await;
-    let seen_before_its_end = cache.observe();
+    let observed = cache.observe();
     gate.add_permits(1);
     assert_eq!(first.await.unwrap(), Ok(()));
     let deadline = clock::monotonic();
-    assert_eq!(
-        retry(&cache, seen_before_its_end, stale(UnknownKid, deadline), verifier("b", None)).await,
-        Ok(())
-    );
+    assert_eq!(retry(&cache, observed, stale(UnknownKid, deadline), verifier("b", None)).await, Ok(()));
     assert_eq!(script.fetches(), 2);
 }
 
@@ -202,11 +199,11 @@ async fn a_caller_without_time_to_wait_still_causes_a_fetch() {
     let script = Script::publishing(&["a"]);
     let cache = warm(&script, policy()).await;
     script.publish(&["b"]);
-    let in_haste = || ask_with(&cache, Duration::ZERO, verifier("b", None));
+    let ask_without_wait = || ask_with(&cache, Duration::ZERO, verifier("b", None));
     let _spent = ask_with(&cache, Duration::ZERO, verifier("made-up", None)).await;
     settle().await;
     script.publish(&["b", "c"]);
-    assert_eq!(in_haste().await, Ok(()));
+    assert_eq!(ask_without_wait().await, Ok(()));
     assert_eq!(ask_with(&cache, Duration::ZERO, verifier("c", None)).await, Err(RetryError::Unavailable));
     sleep(2 * SECOND).await;
     assert_eq!(

@@ -165,8 +165,8 @@ fn a_concurrent_fetch_starts_if_a_caller_can_wait_only_for_one() {
     assert!(schedule.start(&mut accounts, now).is_some());
     let first_start = now;
     now += SECOND / 10;
-    let patient = caller(&schedule, UnknownKid, now + 60 * SECOND);
-    assert_eq!(schedule.join_or_demand(&mut accounts, patient, now), RefreshOutcome::Demanded);
+    let long_caller = caller(&schedule, UnknownKid, now + 60 * SECOND);
+    assert_eq!(schedule.join_or_demand(&mut accounts, long_caller, now), RefreshOutcome::Demanded);
     let start = schedule.next_start(&accounts, now).expect("when it has to be");
     assert!(start > first_start + duration, "both fit one after the other: {:?}", start - first_start);
     let good = caller(&schedule, UnknownKid, now + Duration::from_millis(4200));
@@ -227,15 +227,15 @@ async fn an_issuer_that_is_down_with_a_retry_after_gets_no_scheduled_fetches() {
 
 #[tokio::test(start_paused = true)]
 async fn an_issuer_that_is_down_at_the_start_is_found_within_ten_seconds_of_its_recovery_without_requests() {
-    for away in [45 * SECOND, 10 * MINUTE, 3 * 60 * MINUTE] {
+    for outage in [45 * SECOND, 10 * MINUTE, 3 * 60 * MINUTE] {
         let script = Script::publishing(&["a"]);
         script.set_down(true);
         let cache = fetching(&script, policy(), KeyCacheContext::default());
-        sleep(away).await;
+        sleep(outage).await;
         assert!(!cache.has_keys());
         script.set_down(false);
         sleep(10 * SECOND).await;
-        assert!(cache.has_keys(), "after {away:?}");
+        assert!(cache.has_keys(), "after {outage:?}");
     }
 }
 
@@ -479,9 +479,9 @@ async fn a_snapshot_is_readable_only_by_its_owner_and_has_no_private_key() {
     let signing = SigningKey::generate("a", SigningAlgorithm::ES256);
     let mut odd = SigningKey::generate("b", SigningAlgorithm::RS256).public_jwk();
     odd["d"] = json!("cHJpdmF0ZQ");
-    let mut rich = signing.public_jwk();
-    rich["x5c"] = json!(["certificate"]);
-    let document = json!({"keys": [rich, odd]}).to_string();
+    let mut with_x5c = signing.public_jwk();
+    with_x5c["x5c"] = json!(["certificate"]);
+    let document = json!({"keys": [with_x5c, odd]}).to_string();
     let keys = KeySet::parse(document.as_bytes()).expect("one key is usable");
     let file = snapshot_in(folder.path());
     store(&file, keys.clone(), now()).await;
@@ -496,7 +496,7 @@ async fn a_snapshot_is_readable_only_by_its_owner_and_has_no_private_key() {
 }
 
 /// A change of a snapshot, and the expected result.
-type Tampering = (&'static str, fn(&SnapshotFile), Result<(), SnapshotError>);
+type Change = (&'static str, fn(&SnapshotFile), Result<(), SnapshotError>);
 
 fn change(file: &SnapshotFile, change: impl FnOnce(String) -> String) {
     let text = fs::read_to_string(file.path()).expect("is text");
@@ -513,7 +513,7 @@ async fn a_snapshot_that_is_damaged_foreign_or_open_to_others_is_refused_with_th
 
     let open = |item, mode| Err(Folder(FolderError::OthersMayWrite { item, mode }));
     let no_file = || Err(Folder(FolderError::NotAFile));
-    let tamperings: [Tampering; 14] = [
+    let changes: [Change; 14] = [
         ("empty", |file| change(file, |_| String::new()), Err(Damaged)),
         ("truncated", |file| change(file, |text| text[..text.len() / 2].to_owned()), Err(Damaged)),
         (
@@ -567,12 +567,12 @@ async fn a_snapshot_that_is_damaged_foreign_or_open_to_others_is_refused_with_th
         ),
         ("in a folder like /tmp", |file| set_mode(file.path().parent().expect("a folder"), 0o1777), Ok(())),
     ];
-    for (what, tamper, expected) in tamperings {
+    for (what, change, expected) in changes {
         let folder = folder();
         let file = snapshot_in(folder.path());
         store(&file, Script::publishing(&["a"]).key_set(), now()).await;
         assert!(read_snapshot(&file).await.expect("is whole").is_some());
-        tamper(&file);
+        change(&file);
         assert_eq!(read_snapshot(&file).await.map(|_| ()), expected, "{what}");
     }
     for (issuer, source, at, expected) in [

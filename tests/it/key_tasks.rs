@@ -143,9 +143,16 @@ async fn a_blocked_disk_delays_neither_the_worker_nor_the_first_keys_for_long() 
     // One worker thread, and a read that blocks until the test releases it.
     let (disk, script) = (Slow::default(), Script::publishing(&["a"]));
     let file = SnapshotFile::in_folder(Arc::new(disk.clone()), "p", "i", "s", 1 << 20);
-    let (fetch, patient) = (Arc::new(script.clone()), RefreshPolicy { wait: 20 * SECOND, ..policy() });
-    let cache =
-        KeyCache::fetched("p", patient, fetch, KeyCacheContext::default(), None, Some(file), Arc::default());
+    let (fetch, slow_policy) = (Arc::new(script.clone()), RefreshPolicy { wait: 20 * SECOND, ..policy() });
+    let cache = KeyCache::fetched(
+        "p",
+        slow_policy,
+        fetch,
+        KeyCacheContext::default(),
+        None,
+        Some(file),
+        Arc::default(),
+    );
     // The read stays blocked: this runs concurrently with it.
     settle().await;
     assert!(!cache.has_keys());

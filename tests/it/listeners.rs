@@ -56,20 +56,20 @@ async fn a_silent_connection_is_closed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_partial_preface_times_out() {
-    assert_closed(&Kind::ALL, "one sent half a preface", &http2::PREFACE[..10], 10..=10).await;
-    assert_closed(&Kind::ALL, "one sent no settings", http2::PREFACE, 10..=10).await;
+    assert_closed(&Kind::ALL, "a partial preface", &http2::PREFACE[..10], 10..=10).await;
+    assert_closed(&Kind::ALL, "a preface without SETTINGS", http2::PREFACE, 10..=10).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_partial_header_block_times_out() {
     let mut half_a_frame = preface(&[]);
     half_a_frame.extend(&frame(HEADERS, END_HEADERS, 1, &http2::get("/"))[..15]);
-    assert_closed(&Kind::ALL, "one sent half a frame", &half_a_frame, 10..=10).await;
+    assert_closed(&Kind::ALL, "a partial frame", &half_a_frame, 10..=10).await;
     let mut no_continuation = preface(&[]);
     no_continuation.extend(frame(HEADERS, END_STREAM, 1, &http2::get("/")));
-    assert_closed(&Kind::ALL, "one sent half a header block", &no_continuation, 10..=10).await;
+    assert_closed(&Kind::ALL, "a partial header block", &no_continuation, 10..=10).await;
     let half = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx-hal";
-    assert_closed(&Kind::HTTP_1, "one sent half a header block of HTTP/1.1", half, 10..=10).await;
+    assert_closed(&Kind::HTTP_1, "a partial HTTP/1.1 header block", half, 10..=10).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -164,7 +164,7 @@ async fn a_connection_whose_client_does_not_read_is_closed() {
         bytes.extend(body.iter().flat_map(|body| frame(DATA, END_STREAM, 1, body)));
         let mut connection = send(&env, kind, &bytes).await;
         let started_at = clock::monotonic();
-        env.assert_all_respond("one does not read").await;
+        env.assert_all_respond("a client that does not read").await;
         while let Some(frame) = http2::next(&mut connection).await {
             if frame.kind == PING && frame.flags & http2::ACK == 0 {
                 // An error means that it was closed; the next read ends the loop.
@@ -200,7 +200,7 @@ async fn a_flood_of_cancelled_requests_blocks_no_other_request() {
         let bytes = cancelled.chain(kind.request(20_001)).collect::<Vec<u8>>();
         let (mut reader, mut writer) = tokio::io::split(connection);
         let flood = tokio::spawn(async move { writer.write_all(&bytes).await.map(|()| writer) });
-        env.assert_all_respond("one cancels").await;
+        env.assert_all_respond("cancelled requests").await;
         assert!(http2::answered(&mut reader, 20_001).await, "{kind:?}");
         let writer = flood.await.expect("no panic").expect("written");
         connection = reader.unsplit(writer);
@@ -413,7 +413,7 @@ async fn endless_streams_are_limited_and_block_no_client() {
     for kind in Kind::GRPC {
         let env = ListenerEnv::open().await;
         let (mut reader, mut writer) = tokio::io::split(send(&env, kind, &preface(&[])).await);
-        let opening = tokio::spawn(async move {
+        let open_task = tokio::spawn(async move {
             for stream in (1..).step_by(2).take(STREAMS as usize) {
                 let watch = http2::call("/grpc.health.v1.Health/Watch");
                 let mut bytes = frame(HEADERS, END_HEADERS, stream, &watch);
@@ -425,14 +425,14 @@ async fn endless_streams_are_limited_and_block_no_client() {
         });
         let (mut open, mut refused) = (0, 0);
         while open + refused < STREAMS {
-            let next = http2::next(&mut reader).await.expect("the connection stays");
+            let next = http2::next(&mut reader).await.expect("the connection is open");
             let ends = next.kind == HEADERS && next.flags & END_STREAM != 0;
             refused += u32::from(ends);
             open += u32::from(next.kind == HEADERS && !ends);
         }
         assert_eq!((open, refused), (ENDLESS, STREAMS - ENDLESS), "{kind:?}");
         env.assert_all_respond("many streams are open").await;
-        drop(opening.await.expect("no panic"));
+        drop(open_task.await.expect("no panic"));
     }
 }
 

@@ -157,8 +157,8 @@ impl Api {
             }
             Item::Struct(record) if is_public(&record.vis) => {
                 keep_attributes(&mut record.attrs);
-                let hides = keep_public(&mut record.fields);
-                if hides {
+                let has_private = keep_public(&mut record.fields);
+                if has_private {
                     record.attrs.insert(0, parse_quote!(#[doc = " Has private fields."]));
                 }
             }

@@ -50,22 +50,22 @@ fn key_set(keys: &[&SigningKey]) -> KeySet {
 }
 
 /// The verdict of the core on a token. It must be the same if the token is parked before its signature is verified.
-fn judge(token: &str, rules: &Provider, keys: &KeySet) -> Result<(), ValidationError> {
+fn verify_token(token: &str, rules: &Provider, keys: &KeySet) -> Result<(), ValidationError> {
     let now = UnixTime::from_secs(NOW);
     let limits = TokenLimits::default();
     let token = validation::parse(token, &limits)?;
     let screened = validation::screen(token, rules, now)?;
-    let at_once = validation::try_validate(&screened, keys, now);
+    let validated = validation::try_validate(&screened, keys, now);
     let parked = screened.park();
-    match (at_once, parked.verify(keys, now)) {
-        (Ok(at_once), Ok(parked)) => {
+    match (validated, parked.verify(keys, now)) {
+        (Ok(validated), Ok(parked)) => {
             let parked = parked.read(&limits).expect("these bytes have been read before");
-            assert_eq!((at_once.claims(), at_once.algorithm()), (parked.claims(), parked.algorithm()));
-            assert!(Arc::ptr_eq(at_once.key(), parked.key()));
+            assert_eq!((validated.claims(), validated.algorithm()), (parked.claims(), parked.algorithm()));
+            assert!(Arc::ptr_eq(validated.key(), parked.key()));
             Ok(())
         }
-        (at_once, parked) => {
-            let refused = at_once.map(drop);
+        (validated, parked) => {
+            let refused = validated.map(drop);
             assert_eq!(refused, parked.map(drop));
             refused
         }
@@ -130,7 +130,7 @@ fn a_signed_token_is_accepted_exactly_when_its_claims_are_good() {
                 claims[name] = value;
                 claims
             });
-            let verdict = judge(&key.sign(&claims), &rules, &keys);
+            let verdict = verify_token(&key.sign(&claims), &rules, &keys);
             prop_assert_eq!(verdict.is_ok(), good_claims(&claims), "{} {:?}", claims, verdict);
             match verdict {
                 Ok(()) => good.set(good.get() + 1),
@@ -152,9 +152,9 @@ fn a_good_token_with_any_one_octet_changed_is_refused() {
         let key = SigningKey::pooled(0, "k", algorithm);
         let keys = key_set(&[&key]);
         let good = key.sign(&claims());
-        assert_eq!(judge(&good, &rules, &keys), Ok(()), "{algorithm}");
+        assert_eq!(verify_token(&good, &rules, &keys), Ok(()), "{algorithm}");
         let refused = |token: &str, what: &str, at: usize| {
-            assert!(judge(token, &rules, &keys).is_err(), "{algorithm} {what} at {at}: {token}");
+            assert!(verify_token(token, &rules, &keys).is_err(), "{algorithm} {what} at {at}: {token}");
         };
         for at in 0..good.len() {
             let (front, back) = good.split_at(at);
@@ -184,7 +184,7 @@ fn a_good_signature_with_any_one_bit_flipped_is_refused() {
         for bit in 0..signature.len() * 8 {
             let mut flipped = signature.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            let verdict = judge(&super::forge::with_signature(&good, &flipped), &rules, &keys);
+            let verdict = verify_token(&super::forge::with_signature(&good, &flipped), &rules, &keys);
             let refused = Err(ValidationError::Stale(StaleCause::BadSignature));
             assert_eq!(verdict, refused, "C8 {algorithm} bit {bit}");
         }
@@ -222,10 +222,10 @@ proptest! {
     ) {
         let key = SigningKey::generate("es", ES256);
         let (rules, keys) = (rules(), key_set(&[&key]));
-        prop_assert!(judge(&parts.join("."), &rules, &keys).is_err());
+        prop_assert!(verify_token(&parts.join("."), &rules, &keys).is_err());
         let by_value = |header: &Value, payload: &Value| {
             let token = super::forge::token(&header.to_string(), &payload.to_string(), &signature);
-            judge(&token, &rules, &keys)
+            verify_token(&token, &rules, &keys)
         };
         prop_assert!(by_value(&header, &payload).is_err());
         // Everything is valid but the signature: the best forgery.
@@ -247,7 +247,7 @@ proptest! {
             // A parsed key set can be used, and never verifies what was not signed.
             if let Ok(keys) = KeySet::parse(document) {
                 let forged = super::forge::token(r#"{"alg":"ES256"}"#, &claims().to_string(), &number);
-                prop_assert!(judge(&forged, &rules(), &keys).is_err());
+                prop_assert!(verify_token(&forged, &rules(), &keys).is_err());
             }
             let _ = KeySet::parse_inline(document);
             Ok(())

@@ -26,8 +26,8 @@ pub fn case(
 ///
 /// # Panics
 /// Some cases failed; the message has all of them.
-pub async fn judge(env: &TestEnv, cases: Vec<Case>) {
-    let mut wrong = Vec::new();
+pub async fn check_cases(env: &TestEnv, cases: Vec<Case>) {
+    let mut errors = Vec::new();
     for Case { id, what, token, reason } in cases {
         let before = env.issuer.key_fetches();
         let answer = env.service.bearer(&token).await;
@@ -38,10 +38,10 @@ pub async fn judge(env: &TestEnv, cases: Vec<Case>) {
             faults.push(format!("{fetches} fetches, not {expected}"));
         }
         if !faults.is_empty() {
-            wrong.push(format!("{id} {what:.80}: {}", faults.join("; ")));
+            errors.push(format!("{id} {what:.80}: {}", faults.join("; ")));
         }
     }
-    report(&wrong);
+    assert_no_errors(&errors);
 }
 
 /// Checks a response against the expected reason; returns the errors with the case's name.
@@ -53,8 +53,8 @@ pub fn check_answer(id: &str, what: &str, answer: &Answer, reason: &str, secrets
 
 /// # Panics
 /// There are errors.
-pub fn report(wrong: &[String]) {
-    assert!(wrong.is_empty(), "{} cases went wrong:\n{}", wrong.len(), wrong.join("\n"));
+pub fn assert_no_errors(errors: &[String]) {
+    assert!(errors.is_empty(), "{} cases failed:\n{}", errors.len(), errors.join("\n"));
 }
 
 /// A token and each of its parts, which no response may repeat.

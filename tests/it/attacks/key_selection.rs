@@ -3,7 +3,7 @@
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey, with_claim};
 use serde_json::{Value, json};
 
-use super::case::{case, check_answer, judge, parts, report};
+use super::case::{assert_no_errors, case, check_answer, check_cases, parts};
 use super::forge::signed;
 use crate::support::{
     NOW, Running, TestEnv, config, fetching, fixed_clock, inline, prompt_refresh, provider,
@@ -80,7 +80,7 @@ async fn a_token_is_verified_only_with_the_key_that_it_names() {
     }
     let huge = "k".repeat(1 << 20);
     cases.push(case("B7", "1 MiB", first.with_kid(huge.as_str()).sign(&claims), "token_too_large"));
-    judge(&env, cases).await;
+    check_cases(&env, cases).await;
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn all_keys_with_the_same_kid_are_tried_and_work_is_bounded() {
         kids(20).iter().map(|kid| SigningKey::generate(kid.as_str(), ES256)).collect();
     let env = TestEnv::start(&many.iter().collect::<Vec<_>>(), |_| {}).await;
     let claims = env.claims();
-    judge(
+    check_cases(
         &env,
         vec![
             case("B2", "the sixteenth", many[15].with_kid(None).sign(&claims), "ok"),
@@ -100,15 +100,15 @@ async fn all_keys_with_the_same_kid_are_tried_and_work_is_bounded() {
     )
     .await;
 
-    let twins = [SigningKey::generate("twin", ES256), SigningKey::generate("twin", ES256)];
+    let same_kid = [SigningKey::generate("twin", ES256), SigningKey::generate("twin", ES256)];
     let others = [SigningKey::pooled(0, "twin", RS256), SigningKey::generate("twin", ES384)];
     let stranger = SigningKey::generate("twin", ES256);
-    let env = TestEnv::start(&[&twins[0], &others[0], &twins[1], &others[1]], |_| {}).await;
+    let env = TestEnv::start(&[&same_kid[0], &others[0], &same_kid[1], &others[1]], |_| {}).await;
     let claims = env.claims();
     let mut cases = Vec::new();
     // Twice, since the response must not depend on earlier requests.
     for _ in 0..2 {
-        for key in &twins {
+        for key in &same_kid {
             cases.push(case("B8", "one of two of a name", key.sign(&claims), "ok"));
         }
         for key in &others {
@@ -116,20 +116,20 @@ async fn all_keys_with_the_same_kid_are_tried_and_work_is_bounded() {
         }
         cases.push(case("B8", "neither", stranger.sign(&claims), "bad_signature"));
     }
-    judge(&env, cases).await;
+    check_cases(&env, cases).await;
 }
 
 #[tokio::test]
 async fn a_key_without_a_kid_verifies_only_tokens_without_a_kid() {
-    let nameless = SigningKey::generate(None, ES256);
-    let env = TestEnv::start(&[&nameless], |_| {}).await;
+    let without_kid = SigningKey::generate(None, ES256);
+    let env = TestEnv::start(&[&without_kid], |_| {}).await;
     let claims = env.claims();
     let cases = vec![
-        case("B10", "no kid", nameless.sign(&claims), "ok"),
-        case("B10", "a kid", nameless.with_kid("any").sign(&claims), "key_unknown"),
-        case("B10", "an empty kid", nameless.with_kid("").sign(&claims), "key_unknown"),
+        case("B10", "no kid", without_kid.sign(&claims), "ok"),
+        case("B10", "a kid", without_kid.with_kid("any").sign(&claims), "key_unknown"),
+        case("B10", "an empty kid", without_kid.with_kid("").sign(&claims), "key_unknown"),
     ];
-    judge(&env, cases).await;
+    check_cases(&env, cases).await;
 }
 
 #[tokio::test]
@@ -174,7 +174,7 @@ async fn one_issuers_key_never_verifies_anothers_token() {
             wrong.push(format!("{id} {what}: fetches {fetched:?}, not {expected:?}"));
         }
     }
-    report(&wrong);
+    assert_no_errors(&wrong);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::validation::key_set::{KeySet, KeySetError};
 use serde_json::{Value, json};
 
-use super::case::{case, check_answer, judge, report};
+use super::case::{assert_no_errors, case, check_answer, check_cases};
 use super::forge::{base64url, hmac, signed};
 use crate::support::TestEnv;
 
@@ -194,7 +194,7 @@ fn one_unusual_key_is_skipped_and_the_others_are_kept() {
             wrong.push(format!("{id} alone: {alone:?}"));
         }
     }
-    report(&wrong);
+    assert_no_errors(&wrong);
 }
 
 #[test]
@@ -243,8 +243,8 @@ fn what_is_not_a_key_set_is_an_error() {
     assert_eq!(KeySet::parse(&[set.as_bytes(), b"\xff"].concat()).err(), Some(KeySetError::NotAKeySet));
     // A repeated member within a key invalidates only that key.
     for twice in [r#""kid":"other""#, r#""kty":"EC""#, r#""x5c":[],"x5c":[]"#, r#""\u006bid":"other""#] {
-        let spoilt = format!("{},{twice}}}", good.trim_end_matches('}'));
-        let document = format!(r#"{{"keys":[{spoilt},{good}]}}"#);
+        let with_repeated_member = format!("{},{twice}}}", good.trim_end_matches('}'));
+        let document = format!(r#"{{"keys":[{with_repeated_member},{good}]}}"#);
         let parsed = KeySet::parse(document.as_bytes());
         let counts = parsed.map(|set| (set.keys().len(), set.skipped().len()));
         if counts != Ok((1, 1)) {
@@ -254,7 +254,7 @@ fn what_is_not_a_key_set_is_an_error() {
     // Deep nesting within a key invalidates only that key.
     let deep = format!(r#"{{"keys":[{{"x":{}1{}}},{good}]}}"#, "[".repeat(5_000), "]".repeat(5_000));
     assert_eq!(KeySet::parse(deep.as_bytes()).map(|set| set.keys().len()), Ok(1));
-    report(&wrong);
+    assert_no_errors(&wrong);
 }
 
 #[test]
@@ -306,7 +306,7 @@ async fn a_fetched_set_is_used_with_its_good_keys_and_lists_the_others() {
     let header = r#"{"alg":"EdDSA","kid":"small"}"#;
     let unsigned = signed(&good, header, &claims);
     let forged = super::forge::with_signature(&unsigned, &[&identity[..], &[0; 32]].concat());
-    judge(
+    check_cases(
         &env,
         vec![
             case("F9", "a good key among odd ones", good.sign(&claims), "ok"),
@@ -349,7 +349,7 @@ async fn a_set_without_usable_keys_is_a_failed_fetch_and_the_old_one_stays() {
         let answer = env.service.bearer(&good.sign(&claims)).await;
         wrong.extend(check_answer("F10 F11", &format!("the old key, {what}"), &answer, "ok", &[]));
     }
-    report(&wrong);
+    assert_no_errors(&wrong);
     let keys_page = env.service.admin("/keys").await;
     assert!(keys_page.contains("not a JWK Set"), "{keys_page}");
     env.issuer.publish(&[&fresh]);
@@ -390,7 +390,7 @@ async fn ten_thousand_keys_cost_bounded_work() {
     env.issuer.publish_json(json!({"keys": keys}));
     let claims = env.claims();
     let stranger = SigningKey::generate(None, ES256);
-    judge(
+    check_cases(
         &env,
         vec![
             case("F16", "brings the set", stranger.sign(&claims), "key_unknown"),

@@ -37,7 +37,7 @@ async fn no_token_and_no_secret_is_in_logs_metrics_or_pages() {
     let service = Running::start(config, fixed_clock()).await;
 
     let claims = issuer.claims(NOW);
-    let thief = SigningKey::generate("key-1", ES256);
+    let attacker = SigningKey::generate("key-1", ES256);
     let good = key.sign(&claims);
     let shared = secret.sign(&with_claim(claims.clone(), "iss", "https://shared.example"));
     let marked = with_claim(claims.clone(), "email", "alice.marker@example.com");
@@ -46,9 +46,9 @@ async fn no_token_and_no_secret_is_in_logs_metrics_or_pages() {
         (key.sign(&marked), "ok"),
         (shared.clone(), "ok"),
         (with_signature(&shared, &[1; 32]), "bad_signature"),
-        (thief.sign(&claims), "bad_signature"),
-        (thief.with_kid("unknown").sign(&claims), "key_unknown"),
-        (thief.with_kid(None).sign(&claims), "key_unknown"),
+        (attacker.sign(&claims), "bad_signature"),
+        (attacker.with_kid("unknown").sign(&claims), "key_unknown"),
+        (attacker.with_kid(None).sign(&claims), "key_unknown"),
         (key.sign(&with_claim(claims.clone(), "exp", 1)), "expired"),
         (key.sign(&with_claim(claims.clone(), "aud", "other-audience")), "audience_mismatch"),
         (key.sign(&with_claim(claims.clone(), "iss", "https://other.example")), "issuer_unknown"),
@@ -171,8 +171,8 @@ async fn an_untrusted_name_cannot_escape_its_log_field() {
         for line in text.split_terminator('\n') {
             let control = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202e}');
             // JSON may contain a line separator unescaped, but no line end, no colour code and no additional member.
-            let harmful = |c: char| if json { c.is_ascii_control() } else { control(c) };
-            assert!(!line.contains(harmful), "H3 {line:?}");
+            let is_control = |c: char| if json { c.is_ascii_control() } else { control(c) };
+            assert!(!line.contains(is_control), "H3 {line:?}");
             assert!(line.len() < 8 * 1024, "H3: a line of {} bytes", line.len());
             decided += usize::from(line.contains("request denied") || line.contains("request allowed"));
             if json {

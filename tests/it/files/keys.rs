@@ -159,27 +159,27 @@ async fn a_key_file_created_after_the_start_is_used() {
 /// Two issuers: one has keys, the other one is unreachable.
 fn config_with_unreachable_issuer(ready_without_keys: bool) -> (Config, SigningKey) {
     let known = key("known");
-    let well = inline(provider("well", "https://i.example.com"), &[known.public_jwk()]);
+    let up = inline(provider("up", "https://i.example.com"), &[known.public_jwk()]);
     let text = format!(
         "listen: {{ext_authz: 127.0.0.1:0}}
 providers:
-  - {{name: away, issuer: 'https://away.example.com', audiences: [a], jwks_uri: 'http://127.0.0.1:9/keys?key=secret',
+  - {{name: down, issuer: 'https://down.example.com', audiences: [a], jwks_uri: 'http://127.0.0.1:9/keys?key=secret',
       ready_without_keys: {ready_without_keys}}}"
     );
-    let away = Config::parse(&text, &|_| None).expect("valid").providers.remove(0);
-    (config(vec![well, away]), known)
+    let down = Config::parse(&text, &|_| None).expect("valid").providers.remove(0);
+    (config(vec![up, down]), known)
 }
 
 #[tokio::test]
 async fn readyz_names_the_pending_provider_and_the_error_without_a_query() {
     let (config, _) = config_with_unreachable_issuer(false);
     let running = Running::start_without_keys(config, fixed_clock()).await;
-    let away = running.service().authorizer().providers();
-    for keyed in away {
+    let providers = running.service().authorizer().providers();
+    for keyed in providers {
         keyed.keys.first_fetch_ended().await;
     }
     let page = running.admin("/readyz").await;
-    assert!(page.starts_with("no keys yet: away: ") && page.contains("refused"), "{page}");
+    assert!(page.starts_with("no keys yet: down: ") && page.contains("refused"), "{page}");
     assert!(!page.contains("secret") && page.lines().count() == 1, "{page}");
 }
 

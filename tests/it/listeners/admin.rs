@@ -6,7 +6,7 @@ use super::environment::{Kind, ListenerEnv};
 
 async fn request_raw(env: &ListenerEnv, request: &str) -> String {
     let mut connection = env.connect(Kind::Admin).await;
-    connection.write_all(request.as_bytes()).await.expect("it is read");
+    connection.write_all(request.as_bytes()).await.expect("written");
     let mut answer = String::new();
     connection.read_to_string(&mut answer).await.expect("text");
     answer

@@ -45,17 +45,17 @@ async fn requests_that_are_large_only_when_decoded_are_rejected_and_too_many_clo
             let mut connection = send(&env, kind, &preface(&[])).await;
             let requests = (1..).step_by(2);
             for stream in requests.clone().take(16) {
-                connection.write_all(&bomb(kind, stream, fields)).await.expect("it is read");
+                connection.write_all(&bomb(kind, stream, fields)).await.expect("written");
                 assert!(http2::answered(&mut connection, stream).await, "{kind:?}: {fields}");
             }
             assert_eq!(malformed(&env, kind) - before, expected_count(kind, 16), "{kind:?}: {fields}");
-            connection.write_all(&kind.request(33)).await.expect("it is read");
-            assert!(http2::answered(&mut connection, 33).await, "{kind:?}: a few are borne");
+            connection.write_all(&kind.request(33)).await.expect("written");
+            assert!(http2::answered(&mut connection, 33).await, "{kind:?}: a few are accepted");
 
             let (mut has_goaway, mut streams) = (false, requests.skip(17));
             while !has_goaway {
                 let stream = streams.next().filter(|stream| *stream < 50).expect("GOAWAY");
-                connection.write_all(&bomb(kind, stream, fields)).await.expect("it is read");
+                connection.write_all(&bomb(kind, stream, fields)).await.expect("written");
                 let mut answered = false;
                 while !answered {
                     let frame = http2::next(&mut connection).await.expect("it is not closed yet");
@@ -89,7 +89,7 @@ async fn rejected_requests_of_one_client_do_not_close_a_proxys_connection() {
             for place in 0..9 {
                 let stream = 1 + 2 * (9 * round + place);
                 let bytes = if place == 0 { bomb(kind, stream, 1000) } else { kind.request(stream) };
-                connection.write_all(&bytes).await.expect("it is read");
+                connection.write_all(&bytes).await.expect("written");
                 let mut answered = false;
                 while !answered {
                     let frame = http2::next(&mut connection).await.expect("it is not closed");
@@ -109,12 +109,12 @@ async fn requests_that_the_http_library_rejects_are_counted_once() {
         let mut connection = send(&env, kind, &preface(&[])).await;
         let mut block = http2::get("/livez");
         block.extend(http2::header_block(&[("connection", "close")]));
-        connection.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block)).await.expect("it is read");
+        connection.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block)).await.expect("written");
         while http2::next(&mut connection).await.expect("it stays").kind != RST_STREAM {}
         // Frames after the rejection, such as trailers, are not another rejected request.
-        connection.write_all(&kind.request(3)).await.expect("it is read");
+        connection.write_all(&kind.request(3)).await.expect("written");
         assert!(http2::answered(&mut connection, 3).await, "{kind:?}");
-        connection.write_all(&frame(PING, 0, 0, &[7; 8])).await.expect("it is read");
+        connection.write_all(&frame(PING, 0, 0, &[7; 8])).await.expect("written");
         while http2::next(&mut connection).await.expect("it stays").kind != PING {}
         assert_eq!(malformed(&env, kind) - before, expected_count(kind, 1), "{kind:?}");
     }
@@ -167,7 +167,7 @@ async fn requests_of_a_disconnected_client_are_not_counted_as_rejected() {
 
 /// All responses to these bytes, until the connection is closed.
 async fn answers(connection: &mut Connection, bytes: &[u8]) -> String {
-    connection.write_all(bytes).await.expect("it is read");
+    connection.write_all(bytes).await.expect("written");
     connection.flush().await.expect("it is sent");
     let mut answers = Vec::new();
     // An error ends the connection too.

@@ -59,7 +59,7 @@ async fn a_socket_file_never_has_more_permissions_than_its_mode() {
     let path = folder.path().join("authz.sock");
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let looking = scope.spawn(|| {
+        let watcher = scope.spawn(|| {
             let mut seen = 0;
             while !done.load(Ordering::Relaxed) {
                 if let Ok(found) = fs::symlink_metadata(&path) {
@@ -80,6 +80,6 @@ async fn a_socket_file_never_has_more_permissions_than_its_mode() {
         .join()
         .expect("no panic");
         done.store(true, Ordering::Relaxed);
-        assert!(looking.join().expect("no panic") > 0, "nothing was seen");
+        assert!(watcher.join().expect("no panic") > 0, "the mode was never read");
     });
 }

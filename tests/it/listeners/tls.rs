@@ -97,10 +97,10 @@ impl TlsEnv {
 
     /// Waits until exactly so many handshakes have been rejected by this cause.
     async fn wait_for_refusals(&self, door: &str, cause: &str, times: f64) {
-        let mut looks = 0;
+        let mut polls = 0;
         while self.refused(door, cause) < times {
-            looks += 1;
-            assert!(looks < 1000, "{door}: {cause}");
+            polls += 1;
+            assert!(polls < 1000, "{door}: {cause}");
             sleep(Duration::from_millis(1)).await;
         }
         assert_eq!(self.refused(door, cause), times, "{door}: {cause}");
@@ -117,10 +117,10 @@ impl TlsEnv {
     /// Waits until the listeners have checked changed files so often, with this outcome.
     async fn wait_for_reloads(&self, outcome: &str, times: f64) {
         for (_, door) in LISTENERS {
-            let mut looks = 0;
+            let mut polls = 0;
             while self.reloads(door, outcome) < times {
-                looks += 1;
-                assert!(looks < 100, "{door}: {outcome}");
+                polls += 1;
+                assert!(polls < 100, "{door}: {outcome}");
                 sleep(Duration::from_secs(1)).await;
             }
         }

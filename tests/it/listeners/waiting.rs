@@ -62,14 +62,14 @@ async fn a_waiting_request_is_served_while_a_flood_on_its_connection_is_rejected
     let (env, credential) = waiting(&issuer).await;
     let mut connection = env.connect(Kind::Http).await;
     let ends = END_HEADERS | END_STREAM;
-    let honest = frame(HEADERS, ends, 1, &request_headers(&credential));
-    connection.write_all(&[preface(&[]), honest].concat()).await.expect("it is read");
+    let waiting_request = frame(HEADERS, ends, 1, &request_headers(&credential));
+    connection.write_all(&[preface(&[]), waiting_request].concat()).await.expect("written");
     issuer.wait_for_held(1).await;
     // Sent before the client can know of the GOAWAY: as many as fit into a few segments.
     tokio::time::pause();
     let flood =
         (3..).step_by(2).take(1500).flat_map(|stream| frame(HEADERS, ends, stream, &http2::get("/<")));
-    connection.write_all(&flood.collect::<Vec<u8>>()).await.expect("it is read");
+    connection.write_all(&flood.collect::<Vec<u8>>()).await.expect("written");
     let (mut has_goaway, mut refused) = (false, 0);
     while refused < 1500 {
         let frame = http2::next(&mut connection).await.expect("it is open");
@@ -93,10 +93,10 @@ async fn no_body_is_buffered_for_a_waiting_http_request() {
         sent.extend(frame(DATA, 0, 1, &[b'x'; LARGEST_FRAME]));
     }
     let mut connection = env.connect(Kind::Http).await;
-    connection.write_all(&preface(&[])).await.expect("it is read");
+    connection.write_all(&preface(&[])).await.expect("written");
     // The window of a stream applies once the client knows of it.
     while http2::next(&mut connection).await.expect("it is open").kind != SETTINGS {}
-    connection.write_all(&sent).await.expect("it is read");
+    connection.write_all(&sent).await.expect("written");
     issuer.wait_for_held(1).await;
     let window_returned = timeout(Duration::from_secs(20), window_returned(&mut connection)).await;
     assert!(window_returned.is_ok(), "the body is buffered");
@@ -108,17 +108,17 @@ async fn no_requests_are_buffered_for_a_stream_whose_responses_are_not_read() {
     let env = ListenerEnv::open().await;
     for kind in Kind::GRPC {
         let mut connection = env.connect(kind).await;
-        connection.write_all(&preface(&[(INITIAL_WINDOW_SIZE, 0)])).await.expect("it is read");
+        connection.write_all(&preface(&[(INITIAL_WINDOW_SIZE, 0)])).await.expect("written");
         while http2::next(&mut connection).await.expect("it is open").kind != SETTINGS {}
         let mut sent = frame(SETTINGS, ACK, 0, &[]);
         let call = http2::call("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo");
         sent.extend(frame(HEADERS, END_HEADERS, 1, &call));
         // `list_services`, repeated.
-        let questions = [0, 0, 0, 0, 2, 0x3a, 0].repeat(LARGEST_FRAME / 7);
+        let requests = [0, 0, 0, 0, 2, 0x3a, 0].repeat(LARGEST_FRAME / 7);
         for _ in 0..BODY / LARGEST_FRAME {
-            sent.extend(frame(DATA, 0, 1, &questions));
+            sent.extend(frame(DATA, 0, 1, &requests));
         }
-        connection.write_all(&sent).await.expect("it is read");
+        connection.write_all(&sent).await.expect("written");
         let window_returned = timeout(Duration::from_secs(20), window_returned(&mut connection)).await;
         assert!(window_returned.is_ok(), "{kind:?}: the body is buffered");
     }
@@ -131,7 +131,7 @@ async fn no_request_waits_for_a_reset_stream() {
     let mut connection = env.connect(Kind::Http).await;
     let ends = END_HEADERS | END_STREAM;
     let request = |stream| frame(HEADERS, ends, stream, &request_headers(&credential));
-    connection.write_all(&[preface(&[]), request(1)].concat()).await.expect("it is read");
+    connection.write_all(&[preface(&[]), request(1)].concat()).await.expect("written");
     issuer.wait_for_held(1).await;
     // Each request is valid, and then its window overflows (RFC 9113 §6.9.1): more often than the library allows by default.
     let too_far = (u32::MAX >> 1).to_be_bytes();
@@ -144,7 +144,7 @@ async fn no_request_waits_for_a_reset_stream() {
         let frame = http2::next(&mut reading).await.expect("it is open");
         reset += u32::from(frame.kind == RST_STREAM);
     }
-    let _writing = sending.await.expect("no panic").expect("it is read");
+    let _writing = sending.await.expect("no panic").expect("written");
     let one_waits = async {
         loop {
             env.service.publish_gauges();

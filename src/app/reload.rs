@@ -411,7 +411,7 @@ impl Reloads {
                 tracing::error!(error = "internal error: reading it panicked", "configuration not reloaded");
             }
             Err(_) => tracing::error!(
-                error = %format_args!("a file that it names cannot be read within {} s", READ_TIMEOUT.as_secs()),
+                error = %format_args!("reading it, and the files that it names, takes longer than {} s", READ_TIMEOUT.as_secs()),
                 hint = STAYS_IN_USE,
                 "configuration not reloaded"
             ),

@@ -175,7 +175,10 @@ fn no_query_and_no_user_of_a_url_is_printed() {
         let printed = parse(&text).expect("valid").to_yaml();
         assert!(!printed.contains("S3CRET"), "{printed}");
         assert!(printed.contains("shown; restore"), "the omission is mentioned: {printed}");
-        let again = parse(&printed).unwrap_or_else(|errors| panic!("{errors}\n{printed}"));
+        // It is not read as a query or a user of that name.
+        assert!(text.contains("resource_metadata") || parse(&printed).is_err(), "{printed}");
+        let restored = printed.replace("?...", "?key=S3CRET").replace("//...@", "//S3CRET:S3CRET@");
+        let again = parse(&restored).unwrap_or_else(|errors| panic!("{errors}\n{restored}"));
         assert_eq!(again.to_yaml(), printed);
     }
     for text in [
@@ -317,6 +320,42 @@ audit: {path: '-'}
 ",
     );
     errors.compare("keys_of_later_versions_are_known_as_such_and_never_ignored");
+}
+
+#[test]
+fn an_error_shows_no_part_of_a_variable_in_any_case_and_no_name_of_another_provider() {
+    let secret = "hunter2-very_secret + 2";
+    let with = |rule: &str| format!("{MINIMAL}rules:\n  - {{name: r, {rule}}}\n");
+    for text in [
+        with("match: {methods: ['${S}']}, deny: true"),
+        with("require: {condition: '${S}'}"),
+        with("require: {condition: '${S}(\"x\")'}"),
+        with("providers: [x]").replace("name: p", "name: '${S}'"),
+        provider_with("clock_skew: '${S}'"),
+    ] {
+        let errors = Config::parse(&text, &|_| Some(secret.to_owned())).expect_err("refused").to_string();
+        assert!(!errors.to_ascii_lowercase().contains("hunter2"), "{errors}");
+    }
+}
+
+#[test]
+fn what_cannot_match_or_was_left_out_when_printed_is_refused_and_not_read_as_something_else() {
+    let mut errors = Errors::default();
+    for text in [
+        format!(
+            "{MINIMAL}rules:\n  - name: r\n    match:\n      path_regex: |\n        /internal/.*\n    deny: true\n"
+        ),
+        format!("{MINIMAL}rules:\n  - {{name: r, match: {{path_regex: '/a b'}}, deny: true}}\n"),
+        format!("{MINIMAL}responses: {{headers: {{expired: {{X-A: '1', x-a: '2'}}}}}}\n"),
+        provider_with("jwks_uri: 'https://i.example/keys?...'"),
+        provider_with("http: {proxy: 'http://...@proxy.example:3128'}"),
+    ] {
+        errors.of(&text);
+    }
+    errors
+        .compare("what_cannot_match_or_was_left_out_when_printed_is_refused_and_not_read_as_something_else");
+    let explicit = provider_with("any_audience: false");
+    assert_eq!(parse(&explicit).expect("valid").warnings, []);
 }
 
 #[test]

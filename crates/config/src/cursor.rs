@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::document::{Member, Node, Value, expand, plain_json, variables};
-use super::error::{ConfigError, Position, member_path};
+use super::error::{ConfigError, Position, Problems, member_path};
 use super::{IssuerHttp, TlsFiles};
 
 /// The proof that an error was reported; there is no value.
@@ -25,9 +25,9 @@ pub(super) fn all<T>(read: impl IntoIterator<Item = Read<T>>) -> Read<Vec<T>> {
 /// The environment and the collected results of one reading.
 pub(super) struct ReadContext<'e> {
     variable: &'e dyn Fn(&str) -> Option<String>,
-    errors: RefCell<Vec<ConfigError>>,
+    errors: RefCell<Problems>,
     /// Settings that are valid but dangerous.
-    warnings: RefCell<Vec<ConfigError>>,
+    warnings: RefCell<Problems>,
     /// The files that the document names, for checks that need a file system.
     files: RefCell<Vec<NamedFile>>,
     listeners: RefCell<Vec<(String, TlsFiles)>>,
@@ -70,8 +70,8 @@ pub(super) struct NamedFile {
 
 /// The collected results of one reading.
 pub(super) struct ReadOutput {
-    pub(super) errors: Vec<ConfigError>,
-    pub(super) warnings: Vec<ConfigError>,
+    pub(super) errors: Problems,
+    pub(super) warnings: Problems,
     pub(super) files: Vec<NamedFile>,
     pub(super) listeners: Vec<(String, TlsFiles)>,
     pub(super) issuers: Vec<(String, IssuerHttp)>,
@@ -103,8 +103,17 @@ impl<'a> Cursor<'a> {
         /// Shorter values are not secrets.
         const MIN_LEN: usize = 6;
         let Value::Scalar { text: written, .. } = &self.node.value else { return message };
-        let quotes =
-            |value: String| value.lines().any(|line| line.len() >= MIN_LEN && message.contains(line));
+        // Also a part of it, as an error about an expression quotes, and in upper case, as a suggestion may be.
+        let message_in_lower_case = message.to_ascii_lowercase();
+        let is_shown =
+            |part: &str| part.len() >= MIN_LEN && message_in_lower_case.contains(&part.to_ascii_lowercase());
+        let words = |value: &str, more: &[char]| {
+            value.split(|letter: char| !letter.is_alphanumeric() && !more.contains(&letter)).any(is_shown)
+        };
+        let quotes = |value: String| {
+            value.lines().any(is_shown)
+                || [&[][..], &['_'], &['_', '-']].iter().any(|more| words(&value, more))
+        };
         match variables(written).filter_map(self.context.variable).any(quotes) {
             true => format!(
                 "{written:?} expands to an invalid value, which is not shown because it may be a secret: try it as a \
@@ -118,11 +127,11 @@ impl<'a> Cursor<'a> {
     pub(super) fn warn(&self, message: impl Into<String>) {
         let warning =
             ConfigError { at: Some(self.node.at), path: self.path.clone(), message: message.into() };
-        self.context.warnings.borrow_mut().push(warning);
+        self.context.warnings.borrow_mut().add(|| warning);
     }
 
     fn report(&self, at: Position, path: String, message: String) {
-        self.context.errors.borrow_mut().push(ConfigError { at: Some(at), path, message });
+        self.context.errors.borrow_mut().add(|| ConfigError { at: Some(at), path, message });
     }
 
     pub(super) fn is_mapping(&self) -> bool {
@@ -162,6 +171,12 @@ impl<'a> Cursor<'a> {
             return Err("a value is missing: write one, or remove the key".to_owned());
         }
         Ok(text)
+    }
+
+    /// A scalar's text before expansion, which an error elsewhere may show.
+    pub(super) fn peek_written(&self) -> Option<&'a str> {
+        let Value::Scalar { text, .. } = &self.node.value else { return None };
+        Some(text)
     }
 
     fn unquoted(&self, wanted: &str) -> Read<String> {

@@ -9,7 +9,7 @@ mod aliases;
 use aliases::{Anchors, Merge, Refusal, depth};
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 
-use super::error::{ConfigError, Position, member_path};
+use super::error::{ConfigError, Position, Problems, member_path};
 
 /// The deepest nesting.
 const MAX_DEPTH: usize = 32;
@@ -58,18 +58,18 @@ pub(super) struct Member {
 /// Parses one document and collects its YAML errors. The document contains everything that could be parsed; it is
 /// `None` if its structure is unknown. Top-level keys that begin with `x-` are left out: they only hold anchors,
 /// and their values are used through aliases only.
-pub(super) fn parse(text: &str) -> (Option<Node>, Vec<ConfigError>) {
+pub(super) fn parse(text: &str) -> (Option<Node>, Problems) {
     let mut builder = Builder::default();
     let read = builder.read(text);
     let Builder { root, mut errors, .. } = builder;
     match read {
         Err(end) => {
-            errors.push(end);
+            errors.add(|| end);
             (None, errors)
         }
         Ok(()) if root.is_none() && errors.is_empty() => {
             let message = "the file is empty; at least `listen` and `providers` are required".to_owned();
-            (None, vec![ConfigError { at: None, path: String::new(), message }])
+            (None, vec![ConfigError { at: None, path: String::new(), message }].into())
         }
         Ok(()) => (root.map(without_extensions), errors),
     }
@@ -120,7 +120,7 @@ struct Builder {
     open: Vec<Open>,
     anchors: Anchors,
     root: Option<Node>,
-    errors: Vec<ConfigError>,
+    errors: Problems,
 }
 
 impl Builder {
@@ -248,18 +248,23 @@ impl Builder {
             Some(Collection::Mapping(_)) => return Err(self.error(node.at, too_many_members())),
         };
         if let Some(Refused { at, key, message }) = refused {
-            let mut error = self.error(at, message);
-            if let Some(key) = key {
-                error.path = member_path(&error.path, &key);
-            }
-            self.errors.push(error);
+            let mut errors = std::mem::take(&mut self.errors);
+            errors.add(|| {
+                let mut error = self.error(at, message);
+                if let Some(key) = key {
+                    error.path = member_path(&error.path, &key);
+                }
+                error
+            });
+            self.errors = errors;
         }
         Ok(())
     }
 
     fn report(&mut self, at: Position, message: impl Into<String>) {
-        let error = self.error(at, message);
-        self.errors.push(error);
+        let mut errors = std::mem::take(&mut self.errors);
+        errors.add(|| self.error(at, message));
+        self.errors = errors;
     }
 
     fn error(&self, at: Position, message: impl Into<String>) -> ConfigError {

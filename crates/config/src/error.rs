@@ -72,12 +72,55 @@ pub struct ConfigErrors {
     rest: Option<ConfigError>,
 }
 
+/// The most that is collected: a large file with a mistake in each value must not fill the memory.
+const COLLECTED: usize = 10 * REPORTED;
+
+/// Errors or warnings as they are found, at most [`COLLECTED`], and the number of the others.
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    found: Vec<ConfigError>,
+    omitted: usize,
+}
+
+impl Problems {
+    /// Adds a problem, which is only built if there is room for it.
+    pub(super) fn add(&mut self, problem: impl FnOnce() -> ConfigError) {
+        if self.found.len() < COLLECTED {
+            self.found.push(problem())
+        } else {
+            self.omitted += 1
+        };
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    pub(super) fn append(&mut self, other: Self) {
+        self.omitted += other.omitted;
+        other.found.into_iter().for_each(|problem| self.add(|| problem));
+    }
+
+    /// Those that were collected, in the order in which they were found.
+    #[cfg(test)]
+    pub(super) fn into_found(self) -> Vec<ConfigError> {
+        self.found
+    }
+}
+
+impl From<Vec<ConfigError>> for Problems {
+    fn from(found: Vec<ConfigError>) -> Self {
+        Self { found, omitted: 0 }
+    }
+}
+
 /// In the order of the file, at most [`REPORTED`]; and how many more there were.
-fn capped(mut problems: Vec<ConfigError>) -> (Vec<ConfigError>, usize) {
-    problems.sort_by_key(|problem| problem.at);
-    let omitted = problems.len().saturating_sub(REPORTED);
-    problems.truncate(REPORTED);
-    (problems, omitted)
+fn capped(problems: Problems) -> (Vec<ConfigError>, usize) {
+    let Problems { mut found, omitted } = problems;
+    found.sort_by_key(|problem| problem.at);
+    let omitted = omitted.saturating_add(found.len().saturating_sub(REPORTED));
+    found.truncate(REPORTED);
+    (found, omitted)
 }
 
 /// What is said of the problems that are not reported.
@@ -87,15 +130,15 @@ fn rest(omitted: usize, what: &str) -> Option<ConfigError> {
 }
 
 /// Warnings in the order of the file, at most [`REPORTED`] and the number of the others.
-pub(super) fn capped_warnings(warnings: Vec<ConfigError>) -> Vec<ConfigError> {
+pub(super) fn capped_warnings(warnings: Problems) -> Vec<ConfigError> {
     let (mut warnings, omitted) = capped(warnings);
     warnings.extend(rest(omitted, "warnings"));
     warnings
 }
 
 impl ConfigErrors {
-    pub(super) fn new(errors: Vec<ConfigError>) -> Self {
-        let (errors, omitted) = capped(errors);
+    pub(super) fn new(errors: impl Into<Problems>) -> Self {
+        let (errors, omitted) = capped(errors.into());
         Self { file: None, errors, omitted, rest: rest(omitted, "errors") }
     }
 

@@ -126,6 +126,9 @@ fn check_url(text: &str) -> Result<Url, &'static str> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err("a URL with a user name or a password is not accepted: it would appear in logs");
     }
+    if url.query() == Some("...") {
+        return Err("the query was left out where this was printed: write it again");
+    }
     if url.fragment().is_some() {
         return Err("a URL to fetch must not have a `#` part");
     }
@@ -240,6 +243,9 @@ fn read_proxy(cursor: &Cursor<'_>) -> Read<ProxyUrl> {
             && url.fragment().is_none()
     });
     match url {
+        Some(url) if url.username() == "..." => {
+            cursor.refuse("the credentials were left out where this was printed: write them again")
+        }
         Some(url) => Ok(ProxyUrl::new(url)),
         None => cursor.refuse("expected the URL of a forward proxy, such as http://proxy.example.com:3128"),
     }

@@ -110,9 +110,10 @@ impl Form for Providers {
             "has the same name: logs and metrics could not distinguish them",
         );
         refuse_duplicates(&elements, "issuer", "has the same issuer: a token's `iss` selects its provider");
+        let token_headers = token_headers(&read);
         for (element, config) in elements.iter().zip(&read) {
             if let Ok(config) = config {
-                refuse_token_headers(element, config, &read);
+                refuse_token_headers(element, config, &token_headers);
                 warn_of_provider(element, config);
             }
         }
@@ -270,20 +271,23 @@ fn refuse_duplicates(elements: &[Cursor<'_>], key: &str, message: &str) {
     }
 }
 
-/// Refuses claim headers that any provider reads tokens from: the claim would replace the token, and the header
-/// would be removed from requests that have one.
-fn refuse_token_headers(element: &Cursor<'_>, config: &ProviderConfig, all: &[Read<ProviderConfig>]) {
+/// The headers that any provider reads tokens from, as backends fold names: see `identity`.
+fn token_headers(all: &[Read<ProviderConfig>]) -> HashSet<String> {
     let sources = all.iter().flatten().flat_map(|config| &config.provider.token_from);
-    let tokens: Vec<String> = sources
+    sources
         .filter_map(|source| match source {
-            // Compared as backends fold names: see `identity`.
             TokenSource::Header { name, .. } => {
                 Some(name.as_str().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-"))
             }
             TokenSource::Cookie(_) | TokenSource::Query(_) => None,
         })
-        .collect();
-    let is_for_tokens = |header: &HeaderName| tokens.iter().any(|token| token == header.as_str());
+        .collect()
+}
+
+/// Refuses claim headers that any provider reads tokens from: the claim would replace the token, and the header
+/// would be removed from requests that have one.
+fn refuse_token_headers(element: &Cursor<'_>, config: &ProviderConfig, tokens: &HashSet<String>) {
+    let is_for_tokens = |header: &HeaderName| tokens.contains(header.as_str());
     if config.provider.payload_header.as_ref().is_some_and(is_for_tokens)
         && let Some(cursor) = element.peek("payload_header")
     {

@@ -154,12 +154,12 @@ fn read(
     let context = ReadContext::new(variable);
     let config = read_config(&Cursor::root(&root, &context));
     let ReadOutput { errors: found, warnings, files, listeners, issuers } = context.into_parts();
-    errors.extend(found);
+    errors.append(found);
     let mut places = Vec::new();
     for NamedFile { at, path, file, written } in files {
         if let Err(error) = check_file(&file) {
             let message = format!("{written} cannot be read: {error}");
-            errors.push(ConfigError { at: Some(at), path: path.clone(), message });
+            errors.add(|| ConfigError { at: Some(at), path: path.clone(), message });
         }
         places.push((path, at));
     }

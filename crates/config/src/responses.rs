@@ -1,6 +1,6 @@
 //! The `responses` section: the content of denials.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use http::{HeaderName, HeaderValue};
 use url::Url;
@@ -166,7 +166,14 @@ impl Form for HeaderValues {
     type Value = Vec<(HeaderName, HeaderValue)>;
 
     fn read(&self, cursor: &Cursor<'_>) -> Read<Self::Value> {
-        all(cursor.entries()?.into_iter().map(read_header))
+        let mut names = HashSet::new();
+        all(cursor.entries()?.into_iter().map(|entry| {
+            let read = read_header(&entry)?;
+            match names.insert(read.0.clone()) {
+                true => Ok(read),
+                false => entry.refuse_key("duplicate header, in another case: keep one"),
+            }
+        }))
     }
 
     fn print(&self, value: &Self::Value) -> Yaml {
@@ -207,7 +214,7 @@ fn read_body(cursor: &Cursor<'_>) -> Read<CustomBody> {
     Ok(CustomBody { text, media_type: HeaderValue::from_static(media_type) })
 }
 
-fn read_header(entry: Entry<'_>) -> Read<(HeaderName, HeaderValue)> {
+fn read_header(entry: &Entry<'_>) -> Read<(HeaderName, HeaderValue)> {
     let Some(name) = header_name(entry.key) else {
         return entry.refuse_key("expected the name of a header");
     };

@@ -60,11 +60,14 @@ pub(super) fn check_provider_names(root: &Cursor<'_>) {
     let names: Option<Vec<String>> =
         providers.iter().map(|provider| provider.peek("name")?.peek_text().ok()).collect();
     let Some(names) = names else { return };
+    // As they are written: a variable may hold a secret.
+    let names_of = providers.iter().filter_map(|provider| provider.peek("name"));
+    let written: Vec<&str> = names_of.filter_map(|name| name.peek_written()).collect();
     for rule in list(root.peek("rules")).unwrap_or_default() {
         for named in list(rule.peek("providers")).unwrap_or_default() {
             let Ok(name) = named.peek_text() else { continue };
             if !names.contains(&name) {
-                let known = names.join(", ");
+                let known = written.join(", ");
                 let _reported =
                     named.refuse::<()>(format!("no provider has this name; known names: {known}"));
             }

@@ -330,7 +330,7 @@ mod tests {
         let context = ReadContext::new(&|_| None);
         let read = Sample::read(&Cursor::root(&root, &context));
         let errors = context.into_parts().errors;
-        read.map_err(|_| errors.iter().map(ToString::to_string).collect())
+        read.map_err(|_| errors.into_found().iter().map(ToString::to_string).collect())
     }
 
     #[test]

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use url::{Host, Url};
 
 use portcullis_core::rules::{Effect, Match, PathPattern, Rule};
+use portcullis_core::validation::provider::Audiences;
 
 use super::cursor::Cursor;
 use super::{KeySource, ProviderConfig};
@@ -19,7 +20,9 @@ const ANY_PATHS: [&str; 2] = ["/", "/any/path.at-all"];
 
 /// Warnings about one provider.
 pub(super) fn warn_of_provider(element: &Cursor<'_>, config: &ProviderConfig) {
-    if let Some(any) = element.peek("any_audience") {
+    if let Some(any) = element.peek("any_audience")
+        && config.provider.audiences == Audiences::Any
+    {
         any.warn("tokens for every other service of this issuer are accepted");
     }
     let (KeySource::JwksUri(url) | KeySource::Discovery(url)) = &config.keys else { return };

@@ -84,6 +84,11 @@ impl FullMatchRegex {
             let built = builder.size_limit(MAX_REGEX_BYTES).dfa_size_limit(MAX_REGEX_BYTES).build();
             built.map_err(|error| error.to_string())
         };
+        if source.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
+            return Err(
+                "contains white space, which no path has: write it in one line, in single quotes".to_owned()
+            );
+        }
         // The expression is compiled alone first: `a)(b` must not become valid because of the added group.
         build(source)?;
         Ok(Self { source: source.to_owned(), anchored: build(&format!("^(?:{source})$"))? })

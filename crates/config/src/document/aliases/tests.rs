@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::{MAX_BYTES, MAX_VALUES};
-use crate::Config;
 use crate::document::{Member, Node, Value, parse};
+use crate::{Config, ConfigError};
 
 const HEAD: &str = "listen: {ext_authz: 127.0.0.1:0}\n";
 
@@ -19,9 +19,15 @@ fn errors_of(text: &str) -> Vec<String> {
     errors.iter().map(ToString::to_string).collect()
 }
 
+/// The document, and its errors in the order in which they were found.
+fn parsed(text: &str) -> (Option<Node>, Vec<ConfigError>) {
+    let (root, errors) = parse(text);
+    (root, errors.into_found())
+}
+
 /// The document on one line, with aliases expanded and keys in order.
 fn expanded(text: &str) -> String {
-    let (root, errors) = parse(text);
+    let (root, errors) = parsed(text);
     assert_eq!(errors, [], "{text}");
     shown(&root.expect("a document").value)
 }
@@ -163,7 +169,7 @@ fn an_invalid_merge_is_reported_with_its_position() {
         ("b: &b {<<: *b}", "line 1, column 12: b[\"<<\"]: this alias is inside the value of its own anchor"),
         ("b: {<<: {c: 1, c: 2}}", "line 1, column 16: b[\"<<\"].c: duplicate key, first in line 1"),
     ] {
-        let (_, errors) = parse(text);
+        let (_, errors) = parsed(text);
         let reported = errors.first().map(ToString::to_string).unwrap_or_default();
         assert!(errors.len() == 1 && reported.starts_with(place), "{text}: {errors:?}");
     }
@@ -180,7 +186,7 @@ fn an_alias_before_or_inside_its_anchor_is_reported_with_its_position() {
         ("a: &x 1\n*x : 2", "line 2, column 1: an alias cannot be a key"),
         ("a: &x !!int 1", "line 1, column 4: a: tags are not supported"),
     ] {
-        let (_, errors) = parse(text);
+        let (_, errors) = parsed(text);
         let reported = errors.first().map(ToString::to_string).unwrap_or_default();
         assert!(errors.len() == 1 && reported.starts_with(place), "{text}: {errors:?}");
     }
@@ -297,7 +303,7 @@ fn tenfold(levels: usize) -> String {
 
 #[track_caller]
 fn assert_too_large(text: &str, line: usize) {
-    let (root, errors) = parse(text);
+    let (root, errors) = parsed(text);
     assert!(root.is_none());
     let [error] = errors.as_slice() else { panic!("{errors:?}") };
     assert!(error.message.contains("expand to more than 100000 values or 4 MiB of text"), "{error}");
@@ -306,11 +312,11 @@ fn assert_too_large(text: &str, line: usize) {
 
 #[test]
 fn the_expansion_of_a_few_lines_is_limited() {
-    assert_eq!(parse(&tenfold(4)).1, []);
+    assert_eq!(parsed(&tenfold(4)).1, []);
     assert_too_large(&tenfold(5), 6);
     assert_too_large(&tenfold(25), 6);
     let scalar = format!("a: &a {}\nb:\n", "x".repeat(MAX_BYTES / 5));
-    assert_eq!(parse(&format!("{scalar}{}", "  - *a\n".repeat(4))).1, []);
+    assert_eq!(parsed(&format!("{scalar}{}", "  - *a\n".repeat(4))).1, []);
     assert_too_large(&format!("{scalar}{}", "  - *a\n".repeat(5)), 7);
     assert_too_large(&format!("{scalar}{}", "  - *a\n".repeat(10_000)), 7);
     let keys = format!("a: &a {{? '{}' : 1}}\nb:\n", "k".repeat(MAX_BYTES / 5 - 1));
@@ -322,7 +328,7 @@ fn the_expansion_of_a_few_lines_is_limited() {
 fn anchors_without_aliases_are_limited_too() {
     let values = "x, ".repeat(9_000);
     let nested = |levels: usize| format!("{}{values}{}", "&a [".repeat(levels), "]".repeat(levels));
-    assert_eq!(parse(&nested(MAX_VALUES / 9_001)).1, []);
+    assert_eq!(parsed(&nested(MAX_VALUES / 9_001)).1, []);
     assert_too_large(&nested(MAX_VALUES / 9_001 + 1), 1);
 }
 
@@ -337,15 +343,15 @@ fn depth_is_counted_through_aliases() {
             "]".repeat(outer)
         )
     };
-    assert_eq!(parse(&deep(16, 15)).1, []);
-    let (_, errors) = parse(&deep(16, 16));
+    assert_eq!(parsed(&deep(16, 15)).1, []);
+    let (_, errors) = parsed(&deep(16, 16));
     assert!(errors.len() == 1 && errors[0].to_string().starts_with("line 2, column 20: b"), "{errors:?}");
     assert_eq!(errors[0].message, "nested too deeply");
     let mut doubling = "a0: &a0 [x]\n".to_owned();
     for level in 1..1_000 {
         writeln!(doubling, "a{level}: &a{level} [*a{}]", level - 1).expect("a text takes more");
     }
-    let (_, errors) = parse(&doubling);
+    let (_, errors) = parsed(&doubling);
     assert_eq!(errors[0].message, "nested too deeply");
 }
 
@@ -361,7 +367,7 @@ fn a_long_chain_of_merges_is_read_or_refused_as_too_large() {
     };
     let text = chain(&|_| String::new());
     assert!(expanded(&text).ends_with(r#""c998": {"k": "0", }, }"#));
-    let (_, errors) = parse(&chain(&|level| format!(", k{level}: 1")));
+    let (_, errors) = parsed(&chain(&|level| format!(", k{level}: 1")));
     assert!(errors.len() == 1 && errors[0].message.contains("more than 100000 values"), "{errors:?}");
 }
 
@@ -369,7 +375,7 @@ fn a_long_chain_of_merges_is_read_or_refused_as_too_large() {
 fn a_merge_does_not_make_a_mapping_longer_than_one_may_be() {
     let keys = |from: usize| (from..from + 600).map(|i| format!("k{i}: 1, ")).collect::<String>();
     let text = format!("a: &a {{{}}}\nb: &b {{{}}}\nc: {{<<: [*a, *b]}}\n", keys(0), keys(600));
-    let (_, errors) = parse(&text);
+    let (_, errors) = parsed(&text);
     assert!(
         errors.len() == 1 && errors[0].to_string().starts_with("line 3, column 4: c: more than 1000"),
         "{errors:?}"

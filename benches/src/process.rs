@@ -30,7 +30,8 @@ impl Server {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
         // The name of the program may have spaces in it; the numbers come behind its parenthesis.
         let numbers = stat.rsplit_once(')').map_or("", |(_, numbers)| numbers);
-        let ticks: u64 = numbers.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
+        let ticks: u64 =
+            numbers.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
         // Linux counts 100 a second (USER_HZ) on every architecture that this runs on.
         Duration::from_millis(ticks * 10)
     }

@@ -62,7 +62,8 @@ async fn measure(
     let address = free()?;
     servers.push(Server::start(0, empty, &[&address.to_string()])?);
     let scenarios = Scenarios::new(&issuer)?;
-    let mut rows = vec![Row::new("empty tonic server", 0, scenarios.load(address, vec![scenarios.cached.clone()], 0))];
+    let mut rows =
+        vec![Row::new("empty tonic server", 0, scenarios.load(address, vec![scenarios.cached.clone()], 0))];
     for (name, configuration, bodies, expected) in scenarios.all() {
         if !(names.is_empty() || names.iter().any(|one| one == name)) {
             continue;
@@ -70,7 +71,11 @@ async fn measure(
         let address = free()?;
         let file = folder.join(format!("{}.yaml", servers.len()));
         std::fs::write(&file, configuration.replace("ADDRESS", &address.to_string()))?;
-        servers.push(Server::start(0, portcullis, &["serve", "--config", file.to_str().ok_or("a path of text")?])?);
+        servers.push(Server::start(
+            0,
+            portcullis,
+            &["serve", "--config", file.to_str().ok_or("a path of text")?],
+        )?);
         rows.push(Row::new(name, servers.len() - 1, scenarios.load(address, bodies, expected)));
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -78,11 +83,13 @@ async fn measure(
         for row in &mut rows {
             row.load.saturate(WARM).await.map_err(|error| format!("{}: {error}", row.name))?;
             let before = servers[row.server].cpu();
-            let answered = row.load.saturate(SLICE).await.map_err(|error| format!("{}: {error}", row.name))?;
+            let answered =
+                row.load.saturate(SLICE).await.map_err(|error| format!("{}: {error}", row.name))?;
             let took = servers[row.server].cpu().saturating_sub(before);
             row.per_cpu_second.push(answered as f64 / took.as_secs_f64());
             if round == 0 {
-                row.latencies = row.load.at_rate(1_000, SLICE).await.map_err(|error| format!("{}: {error}", row.name))?;
+                row.latencies =
+                    row.load.at_rate(1_000, SLICE).await.map_err(|error| format!("{}: {error}", row.name))?;
             }
         }
     }
@@ -104,7 +111,8 @@ fn print(rows: &[Row], servers: &[Server]) {
     println!("|{}|", ["-"; 7].map(|dash| dash.repeat(5)).join("|"));
     for row in rows {
         let of = |value: f64| value / reference;
-        let (least, most) = row.per_cpu_second.iter().fold((f64::MAX, 0f64), |(a, b), v| (a.min(*v), b.max(*v)));
+        let (least, most) =
+            row.per_cpu_second.iter().fold((f64::MAX, 0f64), |(a, b), v| (a.min(*v), b.max(*v)));
         let at = |share: f64| {
             let index = (row.latencies.len() as f64 * share) as usize;
             row.latencies.get(index).map_or(0.0, |took| took.as_secs_f64() * 1e3)
@@ -151,7 +159,8 @@ impl Scenarios {
         let claims = with_claim(issuer.claims(i64::try_from(now)?), "exp", now + 36_000);
         let claims = with_claim(claims, "tenant_id", "acme");
         let claims = with_claim(claims, "scope", "orders:read orders:write profile email");
-        let claims = with_claim(claims, "realm_access", serde_json::json!({"roles": ["user", "offline_access"]}));
+        let claims =
+            with_claim(claims, "realm_access", serde_json::json!({"roles": ["user", "offline_access"]}));
         let keys = [
             ("rs", SigningAlgorithm::RS256),
             ("es", SigningAlgorithm::ES256),
@@ -211,7 +220,12 @@ providers:
             ("cached, 50 rules and CEL", self.configuration(&rules), vec![self.cached.clone()], 0),
             ("cached, 100 providers", self.configuration(&providers), vec![self.cached.clone()], 0),
             ("cached, token of 8 KiB", self.configuration(""), vec![check("/o", &rs.sign(&large), 0)], 0),
-            ("cached, 60 headers more", self.configuration(""), vec![check("/o", &rs.sign(&self.claims), 60)], 0),
+            (
+                "cached, 60 headers more",
+                self.configuration(""),
+                vec![check("/o", &rs.sign(&self.claims), 60)],
+                0,
+            ),
         ]
     }
 }

@@ -24,9 +24,6 @@ impl Authorization for Empty {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).ok_or("usage: empty ADDRESS")?.parse()?;
-    tonic::transport::Server::builder()
-        .add_service(AuthorizationServer::new(Empty))
-        .serve(address)
-        .await?;
+    tonic::transport::Server::builder().add_service(AuthorizationServer::new(Empty)).serve(address).await?;
     Ok(())
 }

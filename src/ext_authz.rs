@@ -10,6 +10,7 @@
 mod buffered;
 pub mod client;
 mod message;
+mod response;
 mod size;
 mod until_stopped;
 
@@ -27,9 +28,9 @@ use prost::Message as _;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use tokio::sync::Semaphore;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic::{Request, Response, Status};
 use tower::Service as _;
 
 use crate::access_request::{AccessRequest, Headers};
@@ -41,7 +42,6 @@ use crate::proto::envoy::config::core::v3::address::Address;
 use crate::proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use crate::proto::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use crate::proto::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer};
-use crate::proto::envoy::service::auth::v3::authorization_server::{Authorization, AuthorizationServer};
 use crate::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use crate::proto::envoy::service::auth::v3::{
     CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
@@ -55,6 +55,7 @@ use crate::verdict::DenialResponse;
 
 use self::buffered::BufferedRequests;
 use self::message::{IncompleteMessages, ReadError};
+use self::response::ResponseBody;
 use self::until_stopped::UntilStopped;
 
 /// The `door` label.
@@ -87,7 +88,7 @@ const MAX_NAME_MESSAGE: usize = 4 * 1024;
 #[derive(Clone)]
 pub(crate) struct GrpcServices {
     service: Arc<Service>,
-    checks: AuthorizationServer<Checks>,
+    checks: Checks,
     others: Routes,
     incomplete: Arc<IncompleteMessages>,
     endless_permits: Arc<Semaphore>,
@@ -115,8 +116,7 @@ impl GrpcServices {
         let checks = Checks { service: Arc::clone(&service), headerless_logged: Arc::default() };
         let services = Self {
             service: Arc::clone(&service),
-            // `check` has already rejected larger messages.
-            checks: AuthorizationServer::new(checks).max_decoding_message_size(usize::MAX),
+            checks,
             others,
             incomplete: Arc::new(IncompleteMessages::new(message_bytes)),
             endless_permits: Arc::new(Semaphore::new(MAX_ENDLESS_STREAMS)),
@@ -131,7 +131,11 @@ impl GrpcServices {
 
     /// Responds to a Check. Its message is read and decoded first; one that cannot be read gets a decision too. The
     /// headers of the gRPC call are dropped before.
-    async fn check(&self, request: http::Request<Incoming>, peer: server::Peer) -> http::Response<Body> {
+    async fn check(
+        &self,
+        request: http::Request<Incoming>,
+        peer: server::Peer,
+    ) -> http::Response<ResponseBody> {
         let received_at = clock::monotonic();
         let max = self.service.authorizer().limits().message_bytes;
         let (parts, body) = request.into_parts();
@@ -140,11 +144,7 @@ impl GrpcServices {
         let message = message::read(body, max, &self.incomplete, peer).await;
         // A client that has disconnected reads no response, so any error will do.
         let message = message.map_err(|error| error.unwrap_or(ReadError::Truncated)).and_then(decode);
-        let mut request = unary_request(CHECK, EMPTY);
-        request.extensions_mut().insert(ReceivedCheck { received_at, timeout, message });
-        let mut checks = self.checks.clone();
-        let response = checks.call(request).await;
-        response.unwrap_or_else(|never| match never {})
+        response::unary(&self.checks.check(ReceivedCheck { received_at, timeout, message }).await)
     }
 
     /// Passes any other call to tonic. A health request is read first, and the number of endless streams is limited.
@@ -218,7 +218,6 @@ pub(crate) struct GrpcDoor {
 const EMPTY: Bytes = Bytes::from_static(&[0; 5]);
 
 /// A Check: when it was received, its caller's timeout, and its message.
-#[derive(Clone)]
 struct ReceivedCheck {
     received_at: clock::Instant,
     timeout: Option<Duration>,
@@ -226,7 +225,7 @@ struct ReceivedCheck {
 }
 
 impl Door for GrpcDoor {
-    type Body = Body;
+    type Body = ResponseBody;
 
     fn name(&self) -> &'static str {
         DOOR
@@ -240,11 +239,15 @@ impl Door for GrpcDoor {
         &self.services.service
     }
 
-    async fn answer(&self, request: http::Request<Incoming>, peer: server::Peer) -> http::Response<Body> {
+    async fn answer(
+        &self,
+        request: http::Request<Incoming>,
+        peer: server::Peer,
+    ) -> http::Response<ResponseBody> {
         if request.uri().path() == CHECK {
             return self.services.check(request, peer).await;
         }
-        self.services.other(request, peer, &self.stop).await
+        self.services.other(request, peer, &self.stop).await.map(ResponseBody::Tonic)
     }
 
     fn blocks_drain(&self, request: &http::Request<Incoming>) -> bool {
@@ -298,13 +301,9 @@ impl Checks {
     }
 }
 
-#[tonic::async_trait]
-impl Authorization for Checks {
-    async fn check(&self, mut request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        let check = request.extensions_mut().remove::<ReceivedCheck>();
-        let Some(ReceivedCheck { received_at, timeout, message }) = check else {
-            return Err(Status::internal("Check called outside its door"));
-        };
+impl Checks {
+    async fn check(&self, check: ReceivedCheck) -> CheckResponse {
+        let ReceivedCheck { received_at, timeout, message } = check;
         let read_error = message.as_ref().err().copied();
         let authorizer = self.service.authorizer();
         // A request without attributes has no headers and no token, and is denied for that.
@@ -328,11 +327,10 @@ impl Authorization for Checks {
         }
         let decided = authorizer.decide(DOOR, &access_request).await;
         let caller = access_request.headers.caller();
-        let response = match decided.decision.allowed(authorizer.responses(), caller) {
+        match decided.decision.allowed(authorizer.responses(), caller) {
             Ok(allowed) => allow(allowed.changes(), &decided),
             Err(denial) => deny(*denial, &decided),
-        };
-        Ok(Response::new(response))
+        }
     }
 }
 

@@ -69,7 +69,7 @@ pub struct ConfigErrors {
     /// How many of the errors are not among them.
     omitted: usize,
     /// The same as an error, where there are any.
-    rest: Option<ConfigError>,
+    rest: Option<Box<ConfigError>>,
 }
 
 /// The most that is collected: a large file with a mistake in each value must not fill the memory.
@@ -139,7 +139,7 @@ pub(super) fn capped_warnings(warnings: Problems) -> Vec<ConfigError> {
 impl ConfigErrors {
     pub(super) fn new(errors: impl Into<Problems>) -> Self {
         let (errors, omitted) = capped(errors.into());
-        Self { file: None, errors, omitted, rest: rest(omitted, "errors") }
+        Self { file: None, errors, omitted, rest: rest(omitted, "errors").map(Box::new) }
     }
 
     /// The file cannot be read.
@@ -163,12 +163,12 @@ impl ConfigErrors {
     pub(super) fn and(self, more: Vec<ConfigError>) -> Self {
         let both = Self::new([self.errors, more].concat());
         let omitted = both.omitted.saturating_add(self.omitted);
-        Self { file: self.file, omitted, rest: rest(omitted, "errors"), ..both }
+        Self { file: self.file, omitted, rest: rest(omitted, "errors").map(Box::new), ..both }
     }
 
     /// Each of them.
     pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
-        self.errors.iter().chain(&self.rest)
+        self.errors.iter().chain(self.rest.as_deref())
     }
 }
 

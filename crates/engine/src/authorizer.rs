@@ -156,7 +156,7 @@ impl Authorizer {
     }
 
     /// Evaluates a request with the current keys.
-    fn evaluate<'a>(&'a self, request: &'a AccessRequest<'a>) -> Result<Decision<'a>, Pending<'a>> {
+    fn evaluate<'a>(&'a self, request: &'a AccessRequest<'a>) -> Result<Decision<'a>, Box<Pending<'a>>> {
         let mut known = Known { authorizer: self, arrived: arrived(request), source: None, token: None };
         let evaluation = evaluate(request, &self.policy, &mut known, self.now());
         let Known { source, token, .. } = known;
@@ -170,7 +170,7 @@ impl Authorizer {
                 Ok(*decision)
             }
             Evaluation::NeedsKeys(needed) => match source {
-                Some(source) => Err(Pending { authorizer: self, needed, source, token }),
+                Some(source) => Err(Box::new(Pending { authorizer: self, needed, source, token })),
                 // Keys are only needed after a provider was found.
                 None => Ok(needed.conclude(NoKeys::Unavailable("no provider".into()))),
             },

@@ -13,11 +13,11 @@ use crate::validation::digest::Sha256Digest;
 #[must_use = "a request that is not decided has to be denied"]
 pub struct Undecided<'a> {
     door: &'static str,
-    pending: Pending<'a>,
+    pending: Box<Pending<'a>>,
 }
 
 impl<'a> Undecided<'a> {
-    pub(super) fn new(door: &'static str, pending: Pending<'a>) -> Self {
+    pub(super) fn new(door: &'static str, pending: Box<Pending<'a>>) -> Self {
         Self { door, pending }
     }
 

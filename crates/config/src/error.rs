@@ -61,7 +61,7 @@ impl std::error::Error for ConfigError {}
 /// The most that is reported at once: a generated file with the same mistake a thousand times must not fill a log.
 const REPORTED: usize = 100;
 
-/// Everything that is wrong, in the order of the file, at most [`REPORTED`] and the number of the others; never empty.
+/// Everything that is wrong, in the order of the file, at most 100 and the number of the others; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors {
     file: Option<PathBuf>,

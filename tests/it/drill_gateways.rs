@@ -180,7 +180,7 @@ async fn an_ext_authz_service_that_allows_resets_streams_or_hangs_fails_the_dril
 async fn a_drill_without_forged_tokens_fails_and_lists_what_it_does_not_prove() {
     let none = ["--duration", "1s", "--rotations", "1", "--attack-rate", "0"];
     let result = result_of(command(&[&none[..], &["--format", "json"]].concat())).await;
-    assert_failure("no forged token was sent, since the attack rate is 0", &result);
+    assert_failure("no forged token was sent, because the attack rate is 0", &result);
     assert_eq!(result["good"]["refused"], 0, "{result:#}");
     let not_proved = result["not_proved"].as_array().expect("a list");
     assert!(not_proved.contains(&json!("that forged tokens are refused: none was sent")), "{result:#}");
@@ -191,7 +191,7 @@ async fn a_drill_without_forged_tokens_fails_and_lists_what_it_does_not_prove() 
     for line in [
         "Not proved:\n  that forged tokens are refused: none was sent\n",
         "  a rotation, new material under the same kid: there was none\n",
-        "Failed: no forged token was sent, since the attack rate is 0.\n",
+        "Failed: no forged token was sent, because the attack rate is 0.\n",
     ] {
         assert!(table.contains(line), "{line}{table}");
     }
@@ -209,7 +209,7 @@ async fn running_out_of_file_descriptors_is_a_failure_of_the_drill() {
     limited.args(["--target", &target, "--issuer-address", &issuer.to_string()]);
     let result = result_of(limited).await;
     let first = result["failures"][0].as_str().expect("a failure");
-    assert!(first.contains("tokens could not be sent by the drill itself"), "{result:#}");
+    assert!(first.contains("tokens could not be sent by the drill"), "{result:#}");
     let reason = result["not_sent"]["because"].as_str().expect("a reason");
     assert!(reason.contains("os error 24"), "{result:#}");
     let forged = &result["forged"];
@@ -229,7 +229,7 @@ fn an_issuer_address_that_the_gateway_cannot_reach_is_an_error_with_a_hint() {
         (&["--target", "grpc://198.51.100.77:9191"], "the gateway is on another"),
         (
             &["--target", "http://198.51.100.77:80", "--issuer-address", "127.0.0.1:0"],
-            "name an address of this machine that the gateway reaches",
+            "use an address of this machine that the gateway can reach",
         ),
     ] {
         let output = command(arguments).output().expect("the binary runs");
@@ -263,7 +263,7 @@ fn an_interrupted_drill_reports_its_result_so_far() {
     let result = result(&output);
     assert_eq!(result["completed"], false);
     assert!(result["good"]["sent"].as_u64() > Some(0), "{result:#}");
-    assert_failure("it was stopped before its end", &result);
+    assert_failure("it was stopped early", &result);
 }
 
 /// The exit code of a drill with no reader for its report. It must be that of a result: a panic has 101.

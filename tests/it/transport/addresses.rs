@@ -50,7 +50,7 @@ fn plain_http_is_allowed_for_loopback_only_in_every_notation() {
         ("localhost@example.com", "user name"),
         ("127.0.0.1:x@example.com", "user name"),
         ("example.com\\@localhost", "absolute http or https URL"),
-        ("example.com#@localhost", "no `#` part"),
+        ("example.com#@localhost", "must not have a `#` part"),
         ("256.0.0.1", "absolute http or https URL"),
         ("[::1", "absolute http or https URL"),
     ] {

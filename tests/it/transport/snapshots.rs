@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis::clock::{Clock, SteadyClock};
+use portcullis::clock::{Clock, SimulatedClock, SteadyClock};
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::keys::origin::Origin;
 use portcullis::keys::published::Published;
@@ -377,4 +377,32 @@ async fn an_older_set_removes_no_key_from_a_newer_file_and_restores_none() {
     let kids: Vec<&str> = kids.collect();
     assert_eq!(kids, ["a", "b"]);
     assert_eq!(read.fetched_at.as_secs_f64(), (NOW - 10) as f64);
+}
+
+#[tokio::test]
+async fn a_set_that_waited_for_the_lock_does_not_replace_a_newer_file_written_meanwhile() {
+    let folder = folder();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("own folder");
+    let simulated = Arc::new(SimulatedClock::starting_at(UnixTime::from_secs(NOW)));
+    let clock = Clock::Simulated(Arc::clone(&simulated));
+    let steady = SteadyClock::start(&clock);
+    let file = SnapshotFile::new(folder.path(), "p", ISSUER, "https://sso.example.com/keys", 1 << 20);
+    let [old, new] = ["old", "new"].map(key);
+    let published = |key: &SigningKey, requested_at: i64| {
+        let keys =
+            KeySet::parse(json!({"keys": [key.public_jwk()]}).to_string().as_bytes()).expect("a key set");
+        Published::restored(Arc::new(keys), Origin::at(requested_at, requested_at), Vec::new())
+    };
+    let older = published(&old, steady.now_micros());
+    // The reading of the process that has to wait.
+    let reading = ClockReading::of(&clock, &steady);
+    simulated.sleep(Duration::from_secs(10));
+    let newer = published(&new, steady.now_micros());
+    let stored = file.store(newer, clock.now(), ClockReading::of(&clock, &steady)).await;
+    stored.expect("the folder can be written to");
+    file.store(older, UnixTime::from_secs(NOW), reading).await.expect("the folder can be written to");
+    let read = file.read(ClockReading::of(&clock, &steady), Duration::from_secs(3600)).await;
+    let read = read.expect("a snapshot").expect("is there");
+    let kids = read.published.keys().keys().iter().filter_map(|key| key.kid()).map(Kid::as_str);
+    assert_eq!(kids.collect::<Vec<_>>(), ["new"]);
 }

@@ -177,6 +177,9 @@ async fn an_issuer_broken_from_the_start_affects_readiness_and_no_other_tokens()
     let answer = service.bearer(&token(&b)).await;
     assert_eq!(answer.faults("keys_unavailable", &[]), Vec::<String>::new());
     let readiness = service.admin("/readyz").await;
-    assert!(readiness.starts_with("no keys yet: broken: ") && readiness.contains("refused"), "{readiness}");
+    // Another test may have got the port in the meantime, and closes what it did not expect.
+    let reasons = ["refused", "reset"];
+    assert!(readiness.starts_with("no keys yet: broken: "), "{readiness}");
+    assert!(reasons.iter().any(|reason| readiness.contains(reason)), "{readiness}");
     assert!(!readiness.contains("http"), "{readiness}");
 }

@@ -65,6 +65,8 @@ pub struct ClockReading {
     pub start: i64,
     /// The time since boot.
     pub boot_time: BootTime,
+    clock: Clock,
+    steady: SteadyClock,
 }
 
 impl ClockReading {
@@ -83,7 +85,14 @@ impl ClockReading {
             before = boot_time;
             (micros, boot_time) = (steady.now_micros(), steady.boot_time());
         }
-        Self { wall: clock.now(), micros, start: steady.start_micros(), boot_time }
+        let (clock, steady) = (clock.clone(), steady.clone());
+        Self { wall: clock.now(), micros, start: steady.start_micros(), boot_time, clock, steady }
+    }
+
+    /// Reads the same clocks now. A file may be newer than a reading from before it was locked, and must not be taken
+    /// for one that was written under a wrong clock.
+    fn again(&self) -> Self {
+        Self::of(&self.clock, &self.steady)
     }
 
     /// Converts an origin of another process to this process's clock. Within one boot this is exact, even if the wall
@@ -276,7 +285,7 @@ impl SnapshotFile {
     ) -> Result<Option<Snapshot>, SnapshotError> {
         let Some(bytes) = self.folder.read(&self.name, self.max_bytes)? else { return Ok(None) };
         let text = std::str::from_utf8(&bytes).map_err(|_| SnapshotError::Damaged)?;
-        self.check(text, now, max_stale).map(Some)
+        self.check(text, &now.again(), max_stale).map(Some)
     }
 
     fn check(&self, text: &str, now: &ClockReading, max_stale: Duration) -> Result<Snapshot, SnapshotError> {
@@ -370,6 +379,7 @@ impl SnapshotFile {
         fetched_at: UnixTime,
         now: &ClockReading,
     ) -> Result<(), FolderError> {
+        let now = now.again();
         let content = serde_json::value::to_raw_value(&Content {
             issuer: self.issuer.clone(),
             source: self.source.clone(),

@@ -150,11 +150,16 @@ impl Process {
 
     /// Sends SIGKILL to the process and its children.
     pub fn kill_all(&mut self) {
+        assert!(self.send_kill_to_all(), "{} was running", self.name);
+        self.child.wait().expect("is our child");
+    }
+
+    /// Whether SIGKILL was sent to the process and all of its children.
+    fn send_kill_to_all(&self) -> bool {
         let pid = self.child.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        let sent = Command::new("sh").args(["-c", &format!("kill -s KILL {pid} {children}")]).status();
-        assert!(sent.is_ok_and(|status| status.success()), "{} was running", self.name);
-        self.child.wait().expect("is our child");
+        let kill = format!("kill -s KILL {pid} {children} 2>/dev/null");
+        Command::new("sh").args(["-c", &kill]).status().is_ok_and(|status| status.success())
     }
 
     /// What the process has written so far.
@@ -210,8 +215,12 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error means that the process was reaped before.
-        let _result = self.child.kill().and_then(|()| self.child.wait());
+        // The workers of a server outlive its master. A process that was reaped before has no children, and its id may
+        // be another's by now.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _sent = self.send_kill_to_all();
+        }
+        let _reaped = self.child.kill().and_then(|()| self.child.wait());
         if std::thread::panicking() {
             self.print_end_of_log();
         }

@@ -1,10 +1,10 @@
 //! The configuration, from text to the effective configuration or to all of its errors. These tests start no service.
 
-mod dangers;
 mod printed;
 mod realms;
 mod rules;
 mod schema;
+mod warnings;
 
 use std::process::Command;
 
@@ -196,7 +196,7 @@ fn no_query_and_no_user_of_a_url_is_printed() {
 }
 
 #[test]
-fn a_variable_within_a_variable_is_refused_by_its_name_where_it_stands() {
+fn a_nested_variable_is_an_error_with_its_name_and_place() {
     let mut errors = Errors::default();
     for value in ["'${A:-${B}}'", "'${A:-${B:-S3CRET}}'", "'x${A:-$${B}}'", "'${A${B}}'", "'${A:-${B}'"] {
         let text = format!("{MINIMAL}rules:\n  - {{name: r, deny: true, match: {{path: {value}}}}}\n");
@@ -206,7 +206,7 @@ fn a_variable_within_a_variable_is_refused_by_its_name_where_it_stands() {
     }
     let set = Config::parse(&provider_with("realm: '${A:-${B}}'"), &|_| Some("set".to_owned()));
     assert!(set.is_err(), "also if the first is set, so that the result does not depend on the environment");
-    errors.compare("a_variable_within_a_variable_is_refused_by_its_name_where_it_stands");
+    errors.compare("a_nested_variable_is_an_error_with_its_name_and_place");
 }
 
 #[test]
@@ -339,7 +339,7 @@ fn an_error_shows_no_part_of_a_variable_in_any_case_and_no_name_of_another_provi
 }
 
 #[test]
-fn what_cannot_match_or_was_left_out_when_printed_is_refused_and_not_read_as_something_else() {
+fn unmatchable_patterns_and_redacted_values_are_errors() {
     let mut errors = Errors::default();
     for text in [
         format!(
@@ -352,14 +352,13 @@ fn what_cannot_match_or_was_left_out_when_printed_is_refused_and_not_read_as_som
     ] {
         errors.of(&text);
     }
-    errors
-        .compare("what_cannot_match_or_was_left_out_when_printed_is_refused_and_not_read_as_something_else");
+    errors.compare("unmatchable_patterns_and_redacted_values_are_errors");
     let explicit = provider_with("any_audience: false");
     assert_eq!(parse(&explicit).expect("valid").warnings, []);
 }
 
 #[test]
-fn a_mistake_that_is_everywhere_is_reported_a_hundred_times_and_the_rest_is_counted() {
+fn at_most_a_hundred_errors_are_reported_and_the_rest_is_counted() {
     let rules = "  - {nam: r}\n".repeat(500);
     let errors = Config::parse(&format!("{MINIMAL}rules:\n{rules}"), &|_| None).expect_err("refused");
     assert_eq!(errors.iter().count(), 101);
@@ -370,7 +369,7 @@ fn a_mistake_that_is_everywhere_is_reported_a_hundred_times_and_the_rest_is_coun
 }
 
 #[test]
-fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
+fn invalid_provider_values_are_errors_with_their_place() {
     let mut errors = Errors::default();
     let unasked = format!("jwks: {{keys: [{{kty: oct, k: {SECRET}}}]}}");
     for line in [
@@ -477,11 +476,11 @@ fn a_wrong_value_of_a_provider_is_refused_where_it_stands() {
     ] {
         errors.of(&provider_with(line));
     }
-    errors.compare("a_wrong_value_of_a_provider_is_refused_where_it_stands");
+    errors.compare("invalid_provider_values_are_errors_with_their_place");
 }
 
 #[test]
-fn an_http_door_has_an_address_and_a_profile_and_there_may_be_several() {
+fn an_http_listener_has_an_address_and_a_profile_and_there_may_be_several() {
     let mut errors = Errors::default();
     let with = |listeners: &str| {
         MINIMAL.replace(
@@ -508,7 +507,7 @@ fn an_http_door_has_an_address_and_a_profile_and_there_may_be_several() {
     ] {
         errors.of(&with(listeners));
     }
-    errors.compare("an_http_door_has_an_address_and_a_profile_and_there_may_be_several");
+    errors.compare("an_http_listener_has_an_address_and_a_profile_and_there_may_be_several");
 }
 
 #[test]
@@ -533,7 +532,7 @@ fn trusted_proxies_are_networks_or_addresses() {
 }
 
 #[test]
-fn plain_http_is_for_this_machine_alone_unless_asked_for() {
+fn plain_http_is_allowed_for_loopback_only_unless_configured() {
     let mut errors = Errors::default();
     for keys in [
         "jwks_uri: http://localhost:8080/k",
@@ -549,7 +548,7 @@ fn plain_http_is_for_this_machine_alone_unless_asked_for() {
     let discovered_by_http = MINIMAL.replace("https://sso", "http://sso");
     errors.of(&discovered_by_http);
     assert!(parse(&format!("{discovered_by_http}    allow_http: true\n")).is_ok());
-    errors.compare("plain_http_is_for_this_machine_alone_unless_asked_for");
+    errors.compare("plain_http_is_allowed_for_loopback_only_unless_configured");
 }
 
 #[test]
@@ -566,16 +565,16 @@ fn a_proxys_password_is_never_printed() {
 }
 
 #[test]
-fn providers_are_told_apart_even_where_one_is_wrong_elsewhere() {
+fn duplicate_providers_are_errors_even_if_one_is_invalid_elsewhere() {
     let mut errors = Errors::default();
     let twice =
         format!("{MINIMAL}  - {{name: p, issuer: 'https://sso.example.com', audiences: [], color: red}}\n");
     errors.of(&twice);
-    errors.compare("providers_are_told_apart_even_where_one_is_wrong_elsewhere");
+    errors.compare("duplicate_providers_are_errors_even_if_one_is_invalid_elsewhere");
 }
 
 #[test]
-fn every_element_of_a_list_is_looked_at() {
+fn every_element_of_a_list_is_checked() {
     let mut errors = Errors::default();
     let text = provider_with(
         "algorithms: [none, RS256, rs256, RS256]
@@ -587,11 +586,11 @@ fn every_element_of_a_list_is_looked_at() {
     claim_headers: {host: sub, x_a: '/~', x-b: sub}",
     );
     errors.of(&text);
-    errors.compare("every_element_of_a_list_is_looked_at");
+    errors.compare("every_element_of_a_list_is_checked");
 }
 
 #[test]
-fn shared_secrets_and_their_algorithms_go_together() {
+fn shared_secrets_require_their_algorithms_and_the_reverse() {
     let mut errors = Errors::default();
     let with = |algorithms: &str, keys: &str| {
         provider_with(&format!("algorithms: [{algorithms}]\n    jwks:\n      keys:\n{keys}"))
@@ -617,11 +616,11 @@ fn shared_secrets_and_their_algorithms_go_together() {
     ] {
         errors.of(&with(algorithms, &keys));
     }
-    errors.compare("shared_secrets_and_their_algorithms_go_together");
+    errors.compare("shared_secrets_require_their_algorithms_and_the_reverse");
 }
 
 #[test]
-fn keys_are_discovered_only_below_an_issuer_that_is_a_plain_url() {
+fn discovery_requires_an_issuer_that_is_a_plain_url() {
     let mut errors = Errors::default();
     for issuer in [
         "acme",
@@ -640,11 +639,11 @@ fn keys_are_discovered_only_below_an_issuer_that_is_a_plain_url() {
     let KeySource::Discovery(url) = &config.providers[0].keys else { panic!("not discovered") };
     assert_eq!(url.path(), "/realms/a/.well-known/openid-configuration");
     assert_eq!(config.providers[0].provider.issuer, "https://sso.example.com/realms/a/");
-    errors.compare("keys_are_discovered_only_below_an_issuer_that_is_a_plain_url");
+    errors.compare("discovery_requires_an_issuer_that_is_a_plain_url");
 }
 
 #[test]
-fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
+fn invalid_listeners_responses_limits_and_delays_are_errors_with_their_place() {
     let mut errors = Errors::default();
     let long = format!("listen: {{ext_authz: 'unix:/{}'}}", "x".repeat(107));
     let admin = |members: &str| format!("listen: {{ext_authz: '127.0.0.1:0', admin: {{{members}}}}}");
@@ -735,11 +734,11 @@ fn a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands() {
     ] {
         errors.of(&format!("{MINIMAL}{line}\n"));
     }
-    errors.compare("a_wrong_door_answer_limit_or_delay_is_refused_where_it_stands");
+    errors.compare("invalid_listeners_responses_limits_and_delays_are_errors_with_their_place");
 }
 
 #[test]
-fn what_is_wrong_as_yaml_is_reported_beside_everything_else() {
+fn yaml_errors_are_reported_together_with_all_others() {
     let mut errors = Errors::default();
     errors.of("listen: {ext_authz: 127.0.0.1:0}
 listen: {}
@@ -750,7 +749,7 @@ providers: &all
     audiences: *all
 log: {level: loud}
 ");
-    errors.compare("what_is_wrong_as_yaml_is_reported_beside_everything_else");
+    errors.compare("yaml_errors_are_reported_together_with_all_others");
 }
 
 #[test]
@@ -774,7 +773,7 @@ fn a_variable_never_becomes_structure() {
 }
 
 #[test]
-fn a_huge_file_is_refused_or_read_in_no_time() {
+fn a_huge_file_is_an_error_or_is_read() {
     let many = |line: &str| line.repeat(10_001);
     let keys: String = (0..1001).map(|i| format!("k{i}: 1\n")).collect();
     let longest = 1 << 20;
@@ -803,7 +802,7 @@ fn a_byte_order_mark_and_windows_line_ends_are_read() {
 }
 
 #[test]
-fn what_is_not_one_plain_document_is_refused() {
+fn anything_but_one_plain_document_is_an_error() {
     let deep = "[".repeat(100_000);
     let block = (0..1000).map(|i| format!("{}a:\n", " ".repeat(i))).collect::<String>();
     let mut errors = Errors::default();
@@ -823,7 +822,7 @@ fn what_is_not_one_plain_document_is_refused() {
     ] {
         errors.of(text);
     }
-    errors.compare("what_is_not_one_plain_document_is_refused");
+    errors.compare("anything_but_one_plain_document_is_an_error");
 }
 
 #[test]
@@ -892,7 +891,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_stands_in_a_value_is_printed_so_that_it_is_read_again(
+    fn any_value_is_printed_in_a_form_that_reads_back(
         issuer in any::<String>(),
         audience in any::<String>(),
         claim in any::<String>(),

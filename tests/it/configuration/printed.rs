@@ -69,7 +69,7 @@ fn requirements(config: &Config) -> &Requirements {
 }
 
 #[test]
-fn whatever_stands_in_a_key_or_a_value_is_printed_so_that_it_is_read_again() {
+fn any_key_or_value_is_printed_in_a_form_that_reads_back() {
     let long = "\u{1}".repeat(2000);
     let texts = TEXTS.into_iter().chain([long.as_str()]);
     let values = TEXTS.into_iter().chain(EXPANDED).chain([long.as_str()]);
@@ -149,7 +149,7 @@ fn no_error_quotes_what_a_variable_holds() {
 }
 
 #[test]
-fn a_secret_where_a_key_is_expected_is_not_shown() {
+fn a_secret_in_place_of_a_key_is_not_shown() {
     let secret = "c3VwZXItc2VjcmV0LWhzLWtleS0wMTIz";
     for text in [format!("{MINIMAL}{secret}: a\n"), format!("{MINIMAL}limits: {{{secret}, kid: one}}\n")] {
         let errors = parse(&text).expect_err(&text).to_string();

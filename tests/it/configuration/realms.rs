@@ -86,7 +86,7 @@ fn a_realm_in_the_issuer_is_read_back_exactly() {
 }
 
 #[test]
-fn what_cannot_stand_for_realms_is_refused_where_it_stands() {
+fn invalid_realms_are_errors_with_their_place() {
     let mut errors = Errors::default();
     let jwks = format!("realms: [a]\nalgorithms: [HS256]\njwks: {{keys: [{{kty: oct, k: {SECRET}}}]}}");
     for (issuer, lines) in [
@@ -112,11 +112,11 @@ fn what_cannot_stand_for_realms_is_refused_where_it_stands() {
     ] {
         errors.of(&with(issuer, lines));
     }
-    errors.compare("what_cannot_stand_for_realms_is_refused_where_it_stands");
+    errors.compare("invalid_realms_are_errors_with_their_place");
 }
 
 #[test]
-fn a_list_is_kept_as_it_is_written() {
+fn a_list_keeps_its_order() {
     let config = parse(&with(TEMPLATE, "realms: [b, a]\nmax_realms: 1")).expect("valid");
     let realms = config.providers[0].realms.as_ref().expect("realms");
     assert_eq!(

@@ -12,7 +12,7 @@ fn rule(text: &str) -> String {
 }
 
 #[test]
-fn a_rule_that_says_what_cannot_be_is_refused_where_it_stands() {
+fn invalid_rules_are_errors_with_their_place() {
     let mut errors = Errors::default();
     let long = "match: {path_regex: '(a{1000}){1000}'}, deny: true".to_owned();
     for text in [
@@ -66,11 +66,11 @@ fn a_rule_that_says_what_cannot_be_is_refused_where_it_stands() {
     errors.of(&format!("{MINIMAL}rules:\n  - {{deny: true}}\n"));
     let twice = format!("{MINIMAL}rules:\n  - {{name: r, deny: true}}\n  - {{name: r, allow: anonymous}}\n");
     errors.of(&twice);
-    errors.compare("a_rule_that_says_what_cannot_be_is_refused_where_it_stands");
+    errors.compare("invalid_rules_are_errors_with_their_place");
 }
 
 #[test]
-fn a_rule_that_names_a_provider_which_is_wrong_elsewhere_is_not_blamed() {
+fn a_rule_with_an_invalid_provider_is_not_an_error() {
     let mut errors = Errors::default();
     let text = rule("providers: [p]").replace("audiences: [a]", "audiences: []");
     errors.of(&text);
@@ -78,7 +78,7 @@ fn a_rule_that_names_a_provider_which_is_wrong_elsewhere_is_not_blamed() {
     errors.of(&text);
     let both = rule("providers: [q]").replace("audiences: [a]", "audiences: []");
     errors.of(&both);
-    errors.compare("a_rule_that_names_a_provider_which_is_wrong_elsewhere_is_not_blamed");
+    errors.compare("a_rule_with_an_invalid_provider_is_not_an_error");
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn rules_and_responses_are_printed_as_they_are_read() {
 }
 
 #[test]
-fn what_shapes_a_denial_is_checked() {
+fn custom_responses_are_checked() {
     let mut errors = Errors::default();
     let with = |line: &str| format!("{MINIMAL}responses: {{{line}}}\n");
     for line in [
@@ -153,11 +153,11 @@ fn what_shapes_a_denial_is_checked() {
     ] {
         errors.of(&with(line));
     }
-    errors.compare("what_shapes_a_denial_is_checked");
+    errors.compare("custom_responses_are_checked");
 }
 
 #[test]
-fn what_a_provider_gives_out_is_checked() {
+fn claim_headers_and_metadata_are_checked() {
     let mut errors = Errors::default();
     for line in [
         "claim_headers: {x-a: {claim: a, encoding: hex}}",
@@ -182,7 +182,7 @@ fn what_a_provider_gives_out_is_checked() {
     let printed = config.to_yaml();
     let again = Config::parse(&printed, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{printed}"));
     assert_eq!(again.providers[0].provider, config.providers[0].provider);
-    errors.compare("what_a_provider_gives_out_is_checked");
+    errors.compare("claim_headers_and_metadata_are_checked");
 }
 
 #[test]

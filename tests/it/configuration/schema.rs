@@ -32,7 +32,7 @@ fn the_schema_in_deploy_and_the_reference_in_docs_are_current() {
 }
 
 #[test]
-fn every_default_of_the_reference_is_what_counts_where_the_key_is_left_out() {
+fn every_default_of_the_reference_applies_if_the_key_is_absent() {
     let printed = Config::parse(MINIMAL, &|_| None).expect("valid").to_yaml();
     let reference = reference_text();
     for (key, default) in [("clock_skew", "30s"), ("interval", "5m"), ("max_waiting_bytes", "48MiB")] {
@@ -113,7 +113,7 @@ fn document(yaml: &str) -> Value {
 }
 
 #[test]
-fn the_schema_takes_what_the_reader_takes_and_no_wrong_types() {
+fn the_schema_accepts_what_the_reader_accepts_and_no_wrong_types() {
     let schema = jsonschema::validator_for(&schema()).expect("a schema");
     let rules = r"
 rules:

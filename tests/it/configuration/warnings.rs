@@ -20,7 +20,7 @@ fn rules(lines: &[&str]) -> String {
 }
 
 #[test]
-fn what_is_dangerous_is_told_where_it_stands() {
+fn dangerous_settings_are_warnings_with_their_place() {
     let any = MINIMAL.replace("audiences: [a]", "any_audience: true");
     let http = "jwks_uri: http://sso.example.com/keys\n    allow_http: true";
     let everywhere = &["match: {path_prefix: /}, allow: anonymous"];
@@ -64,7 +64,7 @@ fn what_is_dangerous_is_told_where_it_stands() {
 }
 
 #[test]
-fn a_rule_that_can_never_match_is_told_with_the_one_in_its_way() {
+fn a_rule_that_can_never_match_is_a_warning_that_names_the_covering_rule() {
     for (first, second, never) in [
         ("deny: true", "match: {path: /a}, deny: true", true),
         ("deny: true", "allow: preflight", true),
@@ -92,15 +92,15 @@ fn a_rule_that_can_never_match_is_told_with_the_one_in_its_way() {
         ("match: {hosts: [x.a.com]}, deny: true", "match: {path: /a}, deny: true", false),
     ] {
         let got = warnings(&rules(&[first, second]));
-        let told = got.iter().any(|(line, path, message)| {
+        let warned = got.iter().any(|(line, path, message)| {
             (*line, path.as_str()) == (9, "rules[1]") && message.contains("can never match: `r0`, in line 8")
         });
-        assert_eq!(told, never, "{first} then {second}: {got:?}");
+        assert_eq!(warned, never, "{first} then {second}: {got:?}");
     }
 }
 
 #[test]
-fn what_is_meant_is_not_told() {
+fn ordinary_settings_cause_no_warning() {
     let private = |host: &str| provider_with(&format!("jwks_uri: http://{host}/keys\n    allow_http: true"));
     for text in [
         MINIMAL.to_owned(),
@@ -134,7 +134,7 @@ fn validate_prints_warnings_as_editors_follow_them_and_succeeds() {
         .output()
         .expect("the binary runs");
     assert!(output.status.success());
-    let told = String::from_utf8(output.stderr).expect("text");
+    let warned = String::from_utf8(output.stderr).expect("text");
     let expected = format!("{}:8:5: warning: rules[0]: allows every request to every path", file.display());
-    assert!(told.starts_with(&expected), "{told}");
+    assert!(warned.starts_with(&expected), "{warned}");
 }

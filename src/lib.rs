@@ -9,7 +9,8 @@
 //! 2. The door passes it to the [`authorizer`], which has the core evaluate it ([`decision::evaluate`]): [`rules`] select the
 //!    rule of the request; unless the rule allows or denies every request, [`bearer_token`] extracts the token;
 //!    [`validation`] screens it without a key and then verifies it against the current key set. A fault that no key can fix
-//!    ([`validation::ValidationError::Permanent`]) is denied immediately.
+//!    ([`validation::ValidationError::Permanent`]) is denied immediately. A token that was verified for an earlier request
+//!    ([`decision::VerifiedToken`]) is not verified again, as long as its provider, its key and its validity are the same.
 //! 3. If the key set may be too old ([`validation::ValidationError::Stale`]), the evaluation stops and reports that it needs
 //!    newer keys. The authorizer gets them from [`keys`], by one refresh that all waiting requests share, and resumes the
 //!    evaluation ([`decision::KeysNeeded::resume`]).
@@ -25,7 +26,8 @@
 //!   the [`server`], serves all of them.
 //! - `crates/config`: [`config`] parses text into a valid configuration.
 //! - `crates/engine` provides what a decision needs, and may wait: [`service`] is what the doors serve, and the entry point
-//!   for programs that embed it; [`authorizer`] drives the decision; [`keys`] are the cache, its schedule and budget, the
+//!   for programs that embed it; [`authorizer`] drives the decision and caches verified
+//!   tokens; [`keys`] are the key cache, its schedule and budget, the
 //!   fetching of keys, the order of two answers, withdrawals, and the snapshot that survives a restart. [`certificates`] in
 //!   files, [`files`] that are reloaded when they have settled, [`supervise`] for tasks that must not end, and [`clock`] and
 //!   [`telemetry`], which every module may use.
@@ -46,7 +48,7 @@
 //! |---|---|
 //! | introspection of opaque tokens (RFC 7662) | another variant of [`decision::Evaluation`] with its own `resume`; the calls in `crates/engine` |
 //! | proof of possession (RFC 9449, RFC 8705) | a step of [`decision`] after the signature; pure |
-//! | revocation and distrust | lists in `crates/engine`, passed to [`decision::evaluate`] like keys |
+//! | revocation and distrust | lists in `crates/engine`, passed to [`decision::evaluate`] like keys, and consulted for cached tokens too |
 //! | the door inside Envoy | a crate next to `crates/tower`, which calls [`authorizer::Authorizer::try_decide`] |
 //! | traces and audit | [`telemetry`], written from the [`decision::Record`] |
 //! | protected resources (RFC 9728) | documents at the doors, audiences in [`rules`] |

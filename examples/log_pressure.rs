@@ -8,7 +8,12 @@
 //! A second argument is the number of turns, 6 by default. Good and denied tokens cost the same, because the denied
 //! ones have a wrong signature. Linux only: a full pipe of 64 KiB stalls the log from its first line on.
 
-#![allow(clippy::print_stdout, clippy::indexing_slicing, reason = "a measurement that is run by hand")]
+#![allow(
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a measurement that is run by hand"
+)]
 
 use std::error::Error;
 use std::fs::{self, File};

@@ -8,7 +8,12 @@
 //! Further arguments are settings of the provider's `refresh`, such as `max_waiting_bytes: 1GiB` to measure without
 //! that limit. Linux only: it reads `/proc`.
 
-#![allow(clippy::print_stdout, clippy::indexing_slicing, reason = "a measurement that is run by hand")]
+#![allow(
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a measurement that is run by hand"
+)]
 
 use std::collections::BTreeMap;
 use std::error::Error;

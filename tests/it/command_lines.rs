@@ -12,6 +12,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::snapshots::settings;
+use crate::support::subprocess::StartCommand;
 
 const NOW: i64 = 1_800_000_000;
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -26,7 +27,7 @@ fn portcullis(arguments: &[&str]) -> Command {
 }
 
 fn output(arguments: &[&str]) -> Output {
-    portcullis(arguments).output().expect("the binary runs")
+    portcullis(arguments).run_and_read().expect("the binary runs")
 }
 
 struct Env {
@@ -207,7 +208,8 @@ fn errors_name_the_argument_or_its_position() {
 
 /// The exit code and the errors of a command with this standard output.
 fn exit_code_and_errors(arguments: &[&str], out: Stdio) -> (Option<i32>, String) {
-    let output = portcullis(arguments).stdout(out).output().expect("the binary runs");
+    let process = portcullis(arguments).stdout(out).stderr(Stdio::piped()).start();
+    let output = process.and_then(Child::wait_with_output).expect("the binary runs");
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
@@ -276,7 +278,7 @@ fn an_error_that_cannot_be_printed_has_its_exit_code() {
         &["validate", "--config", "/no/such/file"],
         &["serve", "--config", "/no"],
     ] {
-        let status = portcullis(line).stdout(broken_pipe()).stderr(broken_pipe()).status();
+        let status = portcullis(line).stdout(broken_pipe()).stderr(broken_pipe()).run();
         assert_eq!(status.expect("the binary runs").code(), Some(1), "{line:?}");
     }
 }
@@ -308,7 +310,7 @@ impl Running {
 fn demo(temp: &Path, out: Stdio) -> Running {
     let mut command = portcullis(&["demo"]);
     command.env("TMPDIR", temp).stdout(out).stderr(Stdio::null());
-    Running(command.spawn().expect("the binary runs"))
+    Running(command.start().expect("the binary runs"))
 }
 
 #[test]
@@ -323,7 +325,7 @@ fn a_demo_that_gets_a_signal_removes_its_token() {
         assert!(keeps_running);
         let file_count = || fs::read_dir(temp.path()).expect("a folder").count();
         assert_eq!(file_count(), 1, "the token's file is there");
-        let killed = Command::new("kill").args([signal, &demo.0.id().to_string()]).status();
+        let killed = Command::new("kill").args([signal, &demo.0.id().to_string()]).run();
         assert!(killed.expect("kill runs").success());
         assert_eq!(demo.exit_code(), Some(0), "{signal}");
         assert_eq!(file_count(), 0, "{signal}");

@@ -14,6 +14,7 @@ use portcullis::validation::provider::{Audiences, TokenSource};
 use proptest::prelude::*;
 
 use crate::support::snapshots::settings;
+use crate::support::subprocess::StartCommand;
 
 const EXAMPLE: &str = include_str!("../../deploy/portcullis.yaml");
 
@@ -832,7 +833,7 @@ fn validate_prints_every_error_with_file_line_and_path_and_exits_with_1() {
     let text = provider_with("jwks_file: /does/not/exist");
     std::fs::write(&file, &text).expect("the file can be written");
     let run = |args: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_portcullis")).arg("validate").args(args).output();
+        let output = Command::new(env!("CARGO_BIN_EXE_portcullis")).arg("validate").args(args).run_and_read();
         let output = output.expect("the binary runs");
         (
             output.status.code(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use crate::support::snapshots::settings;
+use crate::support::subprocess::StartCommand;
 
 fn demo() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
@@ -14,7 +15,7 @@ fn demo() -> Command {
 
 #[test]
 fn every_step_has_the_expected_result_and_the_process_succeeds() {
-    let output = demo().arg("--once").output().expect("the demo can be started");
+    let output = demo().arg("--once").run_and_read().expect("the demo can be started");
     let text = String::from_utf8(output.stdout).expect("the demo prints text");
     assert!(output.status.success(), "{text}");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "", "nothing else is printed");
@@ -31,7 +32,7 @@ fn every_step_has_the_expected_result_and_the_process_succeeds() {
 #[test]
 fn the_demo_needs_no_ca_certificates() {
     let nowhere = [("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")];
-    let output = demo().arg("--once").envs(nowhere).output().expect("the demo can be started");
+    let output = demo().arg("--once").envs(nowhere).run_and_read().expect("the demo can be started");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -49,7 +50,7 @@ impl Drop for RunningDemo {
 #[test]
 fn without_once_it_keeps_running_with_a_request_to_try_and_exits_with_0_on_sigterm() {
     let mut demo_process =
-        RunningDemo(demo().stdout(Stdio::piped()).spawn().expect("the demo can be started"));
+        RunningDemo(demo().stdout(Stdio::piped()).start().expect("the demo can be started"));
     let mut lines = BufReader::new(demo_process.0.stdout.take().expect("its output is piped"));
     let mut text = String::new();
     while !text.ends_with("Press Ctrl-C to stop.\n") {
@@ -62,7 +63,7 @@ fn without_once_it_keeps_running_with_a_request_to_try_and_exits_with_0_on_sigte
     let token = &request["attributes"]["request"]["http"]["headers"]["authorization"];
     assert!(token.as_str().is_some_and(|token| token.starts_with("Bearer ey")), "{request}");
 
-    let killed = Command::new("kill").args(["-TERM", &demo_process.0.id().to_string()]).status();
+    let killed = Command::new("kill").args(["-TERM", &demo_process.0.id().to_string()]).run();
     assert!(killed.expect("kill can be run").success());
     lines.read_to_string(&mut text).expect("the demo prints text");
     assert_eq!(demo_process.0.wait().expect("it ends").code(), Some(0), "{text}");

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::gateway::{AfterAnswer, Answer, Gateway, Stream};
 use crate::support::real::free_address;
+use crate::support::subprocess::StartCommand;
 use serde_json::{Value, json};
 
 const SHORT: [&str; 6] = ["--duration", "2s", "--rotations", "2", "--attack-rate", "40"];
@@ -27,7 +28,7 @@ fn command(arguments: &[&str]) -> Command {
 
 /// The result of a drill that runs concurrently with the test.
 async fn result_of(mut command: Command) -> Value {
-    let output = tokio::task::spawn_blocking(move || command.output().expect("the binary runs")).await;
+    let output = tokio::task::spawn_blocking(move || command.run_and_read().expect("the binary runs")).await;
     result(&output.expect("does not panic"))
 }
 
@@ -185,7 +186,7 @@ async fn a_drill_without_forged_tokens_fails_and_lists_what_it_does_not_prove() 
     let not_proved = result["not_proved"].as_array().expect("a list");
     assert!(not_proved.contains(&json!("that forged tokens are refused: none was sent")), "{result:#}");
 
-    let table = command(&none).output().expect("the binary runs");
+    let table = command(&none).run_and_read().expect("the binary runs");
     assert_eq!(table.status.code(), Some(1));
     let table = text(&table.stdout);
     for line in [
@@ -232,7 +233,7 @@ fn an_issuer_address_that_the_gateway_cannot_reach_is_an_error_with_a_hint() {
             "use an address of this machine that the gateway can reach",
         ),
     ] {
-        let output = command(arguments).output().expect("the binary runs");
+        let output = command(arguments).run_and_read().expect("the binary runs");
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         let errors = text(&output.stderr);
         assert!(errors.contains(expected), "{arguments:?}: {errors}");
@@ -253,10 +254,10 @@ fn wait_for_progress(drill: &mut Child) -> BufReader<std::process::ChildStderr> 
 #[test]
 fn an_interrupted_drill_reports_its_result_so_far() {
     let mut command = command(&["--duration", "5m", "--format", "json"]);
-    let mut drill = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let mut drill = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start().expect("the binary runs");
     let errors = wait_for_progress(&mut drill);
     let kill = format!("kill -s INT {}", drill.id());
-    assert!(Command::new("sh").args(["-c", &kill]).status().expect("a shell").success());
+    assert!(Command::new("sh").args(["-c", &kill]).run().expect("a shell").success());
     // Read the rest, so that the drill does not block.
     let _rest = std::thread::spawn(move || errors.lines().count());
     let output = drill.wait_with_output().expect("is our child");
@@ -269,7 +270,7 @@ fn an_interrupted_drill_reports_its_result_so_far() {
 /// The exit code of a drill with no reader for its report. It must be that of a result: a panic has 101.
 fn code_without_reader(read_progress: impl Fn(&mut Child)) -> i32 {
     let mut command = command(&["--duration", "2s", "--rotations", "1"]);
-    let mut drill = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let mut drill = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start().expect("the binary runs");
     drop(drill.stdout.take());
     read_progress(&mut drill);
     let code = drill.wait().expect("is our child").code().expect("it was not killed");

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::support::rule_cases::{Bearer, Case, PATH_CASES, RULE_CASES, RulesFixture};
 use crate::support::snapshots::{redact_path, settings};
+use crate::support::subprocess::StartCommand;
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{Fault, Issuer, SigningAlgorithm, SigningKey};
 use portcullis::config::Config;
@@ -25,7 +26,7 @@ fn explain(config: &Path, arguments: &[&str]) -> Output {
         .args(["--now", &NOW.to_string()])
         .args(arguments)
         .env_remove("PORTCULLIS_LOG")
-        .output()
+        .run_and_read()
         .expect("the binary runs")
 }
 
@@ -272,7 +273,7 @@ fn invalid_arguments_and_requests_are_errors_without_a_decision() {
             .args(["explain", "--config"])
             .arg(&config)
             .args(arguments)
-            .output()
+            .run_and_read()
             .expect("the binary runs");
         // 2 is a denial.
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::support::pki::Pki;
 use crate::support::ports::free_port;
 use crate::support::serving::Serving;
+use crate::support::subprocess::StartCommand;
 use crate::support::{
     self, Answer, Ask, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider,
 };
@@ -344,7 +345,7 @@ impl Served {
     fn start(config: &Path) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
         command.args(["serve", "--config"]).arg(config).stderr(Stdio::piped());
-        Self(command.spawn().expect("the binary runs"))
+        Self(command.start().expect("the binary runs"))
     }
 
     /// Reads the log until a line has all of these.
@@ -362,8 +363,7 @@ impl Served {
     }
 
     fn signal(&self, signal: &str) {
-        let killed =
-            Command::new("kill").args([signal, &self.0.id().to_string()]).status().expect("kill runs");
+        let killed = Command::new("kill").args([signal, &self.0.id().to_string()]).run().expect("kill runs");
         assert!(killed.success());
     }
 }
@@ -455,7 +455,7 @@ async fn serve_applies_valid_reloads_rejects_invalid_ones_and_exits_with_0_on_si
 async fn serve_exits_on_sigterm_while_a_file_read_blocks() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (file, pipe) = (directory.path().join("p.yaml"), directory.path().join("pipe"));
-    let made = Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
+    let made = Command::new("mkfifo").arg(&pipe).run().expect("mkfifo runs");
     assert!(made.success());
     let issuer = Issuer::start().await.expect("bound");
     issuer.rotate(SigningAlgorithm::ES256);
@@ -490,7 +490,7 @@ async fn a_file_that_was_replaced_by_a_pipe_is_read_again_once_it_is_a_file() {
     let mut served = Served::start(&file);
     let mut log = BufReader::new(served.0.stderr.take().expect("piped"));
     Served::wait_for(&mut log, &["\"serving\""]);
-    let made = Command::new("mkfifo").arg(&other).status().expect("mkfifo runs");
+    let made = Command::new("mkfifo").arg(&other).run().expect("mkfifo runs");
     assert!(made.success());
     std::fs::rename(&other, &file).expect("is replaced");
     served.signal("-HUP");
@@ -506,7 +506,7 @@ fn serve_exits_with_1_and_an_error_on_a_broken_configuration() {
     let file = directory.path().join("p.yaml");
     std::fs::write(&file, "listen: {ext_authz: 1}\n").expect("written");
     let output =
-        Command::new(env!("CARGO_BIN_EXE_portcullis")).args(["serve", "--config"]).arg(&file).output();
+        Command::new(env!("CARGO_BIN_EXE_portcullis")).args(["serve", "--config"]).arg(&file).run_and_read();
     let output = output.expect("the binary runs");
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr);

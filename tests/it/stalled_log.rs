@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::support::ports::free_port;
 use crate::support::real::MAX_ATTEMPTS;
-use crate::support::subprocess::run_in_subprocess;
+use crate::support::subprocess::{StartCommand, run_in_subprocess};
 use crate::support::{Answer, Ask};
 use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use portcullis::commands::issuer::{Fault, Issuer, SigningAlgorithm, SigningKey};
@@ -73,7 +73,7 @@ providers:
                 issuer.jwks_uri()
             );
             std::fs::write(&file, text).expect("written");
-            let process = command.spawn().expect("the binary runs");
+            let process = command.start().expect("the binary runs");
             let channel =
                 Endpoint::try_from(format!("http://127.0.0.1:{door}")).expect("a URL").connect_lazy();
             let mut served = Self { process, client: AuthorizationClient::new(channel), admin };
@@ -146,7 +146,7 @@ providers:
     }
 
     async fn assert_exits_on_sigterm(&mut self) {
-        let killed = Command::new("kill").arg(self.process.id().to_string()).status().expect("kill runs");
+        let killed = Command::new("kill").arg(self.process.id().to_string()).run().expect("kill runs");
         assert!(killed.success());
         let ended = async {
             loop {

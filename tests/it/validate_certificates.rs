@@ -6,6 +6,7 @@ use std::process::Command;
 
 use crate::support::pki::{Authority, expired, write};
 use crate::support::snapshots::settings;
+use crate::support::subprocess::StartCommand;
 use rcgen::CertificateParams;
 
 /// A configuration with these lines in the TLS of a listener, whose certificate, key and authority are in the folder.
@@ -51,8 +52,10 @@ providers:
 fn validate(folder: &Path, text: &str) -> (Option<i32>, String) {
     let path = folder.to_str().expect("text");
     let file = write(folder, "p.yaml", &text.replace("DIR", path));
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_portcullis")).args(["validate", "--config"]).arg(file).output();
+    let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
+        .args(["validate", "--config"])
+        .arg(file)
+        .run_and_read();
     let output = output.expect("it runs");
     (output.status.code(), String::from_utf8_lossy(&output.stderr).replace(path, "DIR"))
 }

@@ -25,6 +25,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::support::real::{
     self, Envoy, Portcullis, Process, TIMEOUT, Upstream, client, eventually, serve_http,
 };
+use crate::support::subprocess::StartCommand;
 
 /// Keycloak builds itself and its database at each start, which takes nearly a minute on two idle cores.
 const KEYCLOAK_TIMEOUT: Duration = Duration::from_secs(600);
@@ -109,7 +110,7 @@ impl Keycloak {
         let installed = real::program_path("PORTCULLIS_TEST_KEYCLOAK", ".cache/keycloak");
         let folder = real::folder();
         let home = folder.path().join("home");
-        let copied = Command::new("cp").arg("-rL").arg(installed).arg(&home).status();
+        let copied = Command::new("cp").arg("-rL").arg(installed).arg(&home).run();
         assert!(copied.is_ok_and(|status| status.success()), "Keycloak can be copied");
         let import = home.join("data/import");
         fs::create_dir_all(&import).expect("the copy can be written to");

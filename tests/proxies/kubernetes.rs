@@ -1,6 +1,7 @@
 //! The manifests of `deploy/` for Istio and Envoy Gateway, parsed strictly with the types of their APIs by the Go
 //! program in `kubernetes/`. They are not applied to a cluster.
 
+use crate::support::subprocess::StartCommand;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -17,7 +18,7 @@ fn parse_with_api_types(manifest: &Path) -> Output {
         .args(["run", "."])
         .arg(manifest)
         .current_dir(root().join("tests/proxies/kubernetes"))
-        .output()
+        .run_and_read()
         .expect("Go is installed")
 }
 

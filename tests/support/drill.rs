@@ -5,13 +5,15 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+use super::subprocess::StartCommand;
+
 /// A short drill, long enough for every kind of rotation.
 pub const SHORT: [&str; 6] = ["--duration", "4s", "--rotations", "5", "--attack-rate", "50"];
 
 /// Runs a drill and waits for it to exit.
 pub fn drill(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-    command.arg("drill").args(arguments).output().expect("the binary runs")
+    command.arg("drill").args(arguments).run_and_read().expect("the binary runs")
 }
 
 /// Runs a drill on a blocking thread, so that the runtime of the test goes on.

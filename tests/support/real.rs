@@ -22,6 +22,7 @@ use tokio::time::{sleep, timeout};
 
 pub use super::ports::free_address;
 use super::serving::Serving;
+use super::subprocess::StartCommand;
 
 /// How long a program may take to start or to stop; only reached if something is broken.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
@@ -110,7 +111,7 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a second handle"))
             .stderr(file)
-            .spawn()
+            .start()
             .unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
         Self { child, name, log }
     }
@@ -144,7 +145,7 @@ impl Process {
     /// Sends this signal, by the shell's built-in `kill`.
     pub fn signal(&self, signal: &str) {
         let kill = format!("kill -s {signal} {}", self.child.id());
-        let sent = Command::new("sh").args(["-c", &kill]).status();
+        let sent = Command::new("sh").args(["-c", &kill]).run();
         assert!(sent.is_ok_and(|status| status.success()), "{} is running", self.name);
     }
 
@@ -159,7 +160,7 @@ impl Process {
         let pid = self.child.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         let kill = format!("kill -s KILL {pid} {children} 2>/dev/null");
-        Command::new("sh").args(["-c", &kill]).status().is_ok_and(|status| status.success())
+        Command::new("sh").args(["-c", &kill]).run().is_ok_and(|status| status.success())
     }
 
     /// What the process has written so far.

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use crate::support::serving::Serving;
+use crate::support::subprocess::StartCommand;
 
 /// Longer than any step takes that succeeds.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
@@ -69,7 +70,7 @@ fn shim() -> &'static Path {
         let compiled = Command::new("cc")
             .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
             .args([&shim, &source])
-            .output()
+            .run_and_read()
             .expect("cc runs");
         assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
         shim
@@ -78,7 +79,7 @@ fn shim() -> &'static Path {
 
 /// The exit code and the output of a command. No clock makes it panic.
 pub fn run(command: &mut Command) -> (Option<i32>, String) {
-    let Output { status, stdout, stderr } = command.output().expect("the binary runs");
+    let Output { status, stdout, stderr } = command.run_and_read().expect("the binary runs");
     let output = [stdout, stderr].map(|text| String::from_utf8(text).expect("text")).concat();
     assert_eq!(panics(&output), "", "{command:?}");
     (status.code(), output)
@@ -113,7 +114,7 @@ impl Server {
     /// Serves with this configuration; it listens when this returns.
     pub fn start(mut command: Command, config: &Path) -> Self {
         command.args(["serve", "--config"]).arg(config).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the binary runs");
+        let mut child = command.start().expect("the binary runs");
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let (line, log) = channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|one| line.send(one)));
@@ -140,7 +141,7 @@ impl Server {
 
     /// Terminates it and waits until it has ended. Returns its whole log, which reports no panic.
     pub fn stop(mut self) -> String {
-        let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).run();
         assert!(status.expect("kill runs").success());
         self.wait_for("\"stopped\"");
         let status = self.child.wait().expect("is ours");

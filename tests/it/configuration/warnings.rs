@@ -1,6 +1,7 @@
 //! Valid but dangerous settings: each is a warning with its position, not an error.
 
 use super::{MINIMAL, parse, provider_with};
+use crate::support::subprocess::StartCommand;
 
 /// The warnings of a valid configuration: line, path and message.
 #[track_caller]
@@ -131,7 +132,7 @@ fn validate_prints_warnings_as_editors_follow_them_and_succeeds() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis"))
         .args(["validate", "--config"])
         .arg(&file)
-        .output()
+        .run_and_read()
         .expect("the binary runs");
     assert!(output.status.success());
     let warned = String::from_utf8(output.stderr).expect("text");

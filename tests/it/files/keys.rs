@@ -14,6 +14,7 @@ use portcullis::validation::UnixTime;
 use serde_json::json;
 use tokio::time::sleep;
 
+use crate::support::subprocess::StartCommand;
 use crate::support::{NOW, Running, config, fixed_clock, inline, provider};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -110,7 +111,7 @@ async fn an_unreadable_key_file_is_reported_and_counted_before_the_next_fetch_is
     };
     let pipe: Change = |file| {
         fs::remove_file(file).expect("removed");
-        assert!(std::process::Command::new("mkfifo").arg(file).status().expect("mkfifo runs").success());
+        assert!(std::process::Command::new("mkfifo").arg(file).run().expect("mkfifo runs").success());
     };
     for (change, cause) in [
         (removed, "the file cannot be read: entity not found"),

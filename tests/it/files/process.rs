@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use super::configuration::{head, rules};
 use crate::support::serving::Serving;
+use crate::support::subprocess::StartCommand;
 
 /// Longer than any step takes that succeeds.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -43,7 +44,7 @@ impl Server {
     fn start(config: &Path) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
         command.args(["serve", "--config"]).arg(config).env_remove("PORTCULLIS_LOG").stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the binary runs");
+        let mut child = command.start().expect("the binary runs");
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let (line, log) = channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|one| line.send(one)));
@@ -69,7 +70,7 @@ impl Server {
     }
 
     fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).run();
         assert!(sent.expect("kill runs").success());
     }
 
@@ -130,7 +131,7 @@ impl Files {
 
     fn pipe(&self) -> PathBuf {
         let pipe = self.at("pipe");
-        assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
+        assert!(Command::new("mkfifo").arg(&pipe).run().expect("mkfifo runs").success());
         pipe
     }
 

@@ -24,7 +24,7 @@ use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 use super::http2;
 use crate::support::pki::Pki;
-use crate::support::{config, fixed_clock, inline, provider};
+use crate::support::{config, fixed_clock, inline, provider, subprocess};
 
 /// A listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +92,12 @@ pub struct ListenerEnv {
     admin_tls_service: Arc<Service>,
     stop: Vec<oneshot::Sender<()>>,
     serving: Vec<JoinHandle<()>>,
+    clock: JoinHandle<()>,
 }
 
 impl Drop for ListenerEnv {
     fn drop(&mut self) {
-        self.serving.iter().for_each(JoinHandle::abort);
+        self.serving.iter().chain([&self.clock]).for_each(JoinHandle::abort);
     }
 }
 
@@ -146,7 +147,8 @@ impl ListenerEnv {
                 let _closed = signal.await;
             })));
         }
-        Self { grpc, http, admin, admin_tls, folder, pki, service, admin_tls_service, stop, serving }
+        let clock = subprocess::wait_for_starts();
+        Self { grpc, http, admin, admin_tls, folder, pki, service, admin_tls_service, stop, serving, clock }
     }
 
     /// Sends the shutdown signal.

@@ -19,6 +19,7 @@ use super::env::{
     key, logged, provider, token,
 };
 use super::key_server::KeyServer;
+use crate::support::subprocess::StartCommand;
 use crate::support::{NOW, Running, fixed_clock};
 
 /// An HTTP date this many seconds after the current time of the tests.
@@ -298,7 +299,7 @@ impl SmallDisk {
     fn mount(at: &Path) -> Option<Self> {
         fs::create_dir(at).expect("made");
         let mount =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k,mode=0700", "none"]).arg(at).status();
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k,mode=0700", "none"]).arg(at).run();
         mount.is_ok_and(|status| status.success()).then(|| Self(at.to_owned()))
     }
 
@@ -317,7 +318,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
+        let _unmounted = Command::new("umount").arg("-l").arg(&self.0).run();
     }
 }
 

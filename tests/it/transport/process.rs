@@ -15,6 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::env::{ISSUER, TEST_TIMEOUT, eventually, text, token_of, wall_time};
 use crate::support::serving::Serving;
+use crate::support::subprocess::StartCommand;
 use crate::support::{Answer, Ask};
 
 /// The environment variables of proxies.
@@ -36,7 +37,7 @@ pub fn portcullis_with_mounts(commands: &str, path: &Path) -> Option<Command> {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", &format!("{commands} && exec \"$@\"")]).arg(path);
     let mut tried = Command::new("unshare");
-    let tried = tried.args(command.get_args()).arg("true").output().ok()?;
+    let tried = tried.args(command.get_args()).arg("true").run_and_read().ok()?;
     if !tried.status.success() {
         return None;
     }
@@ -81,7 +82,7 @@ impl Process {
         let file = folder.join("portcullis.yaml");
         std::fs::write(&file, text(providers)).expect("written");
         command.args(["serve", "--config"]).arg(&file).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the binary runs");
+        let mut child = command.start().expect("the binary runs");
         let stderr = child.stderr.take().expect("piped");
         let (sender, addresses) = oneshot::channel();
         let log = std::thread::spawn(move || read(stderr, sender));
@@ -136,7 +137,7 @@ impl Process {
     /// Sends it a signal.
     pub fn signal(&self, signal: &str) {
         let id = self.child.0.id().to_string();
-        let sent = Command::new("kill").args([signal, &id]).status().expect("kill runs");
+        let sent = Command::new("kill").args([signal, &id]).run().expect("kill runs");
         assert!(sent.success());
     }
 

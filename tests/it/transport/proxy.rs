@@ -9,6 +9,7 @@ use super::certificates::Authority;
 use super::env::{IMMEDIATE_REFRESH, ISSUER, configuration_faults, eventually, folder, key, provider, text};
 use super::key_server::{KeyServer, Layer, Request};
 use super::process::{Process, portcullis};
+use crate::support::subprocess::StartCommand;
 
 /// A proxy that forwards every request to this server.
 fn forwarding_to(server: &KeyServer) -> impl Fn(&Request) -> Answer + Send + Sync + 'static {
@@ -147,7 +148,7 @@ async fn the_password_of_a_proxy_is_sent_to_it_only() {
         assert!(pages.contains("last_error") && log.contains("key set refresh failed"), "{log}");
 
         let file = folder.path().join("portcullis.yaml");
-        let printed = portcullis(&[]).args(["validate", "--print", "--config"]).arg(&file).output();
+        let printed = portcullis(&[]).args(["validate", "--print", "--config"]).arg(&file).run_and_read();
         let printed = printed.expect("the binary runs");
         assert_eq!(printed.status.code(), Some(0));
         let printed = String::from_utf8([printed.stdout, printed.stderr].concat()).expect("text");

@@ -24,6 +24,7 @@ use super::env::{
 };
 use super::key_server::KeyServer;
 use super::process::Process;
+use crate::support::subprocess::StartCommand;
 use crate::support::{NOW, Running, fixed_clock};
 
 /// A provider with snapshots in this folder.
@@ -290,7 +291,7 @@ async fn a_pipe_instead_of_a_snapshot_does_not_block_the_start() {
     let server = write_snapshot(folder.path(), &known).await;
     let file = folder.path().join("demo.json");
     fs::remove_file(&file).expect("ours");
-    assert!(Command::new("mkfifo").arg(&file).status().expect("mkfifo runs").success());
+    assert!(Command::new("mkfifo").arg(&file).run().expect("mkfifo runs").success());
     // A separate process, because opening the pipe blocks forever.
     let process = Process::serve(folder.path(), &[with_snapshots(&server, ISSUER, folder.path())], &[]).await;
     assert_eq!(process.bearer(&known).await.reason(), "keys_unavailable");

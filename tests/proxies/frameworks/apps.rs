@@ -10,6 +10,7 @@ use tokio::task::{JoinSet, LocalSet};
 
 use crate::differentials::client::{Answer, exchange};
 use crate::support::real::{Process, TIMEOUT, folder, program_path, start_on_free_port};
+use crate::support::subprocess::StartCommand;
 
 /// A running app.
 pub struct App {
@@ -113,7 +114,7 @@ fn node(file: &str, port: u16) -> Command {
 
 fn go(folder: &Path, port: u16) -> Command {
     let program = folder.join("app");
-    let built = Command::new("go").arg("build").arg("-o").arg(&program).arg(source("main.go")).status();
+    let built = Command::new("go").arg("build").arg("-o").arg(&program).arg(source("main.go")).run();
     assert!(built.is_ok_and(|status| status.success()), "go builds the app");
     assert!(fs::exists(&program).is_ok_and(|exists| exists), "the app exists");
     let mut command = Command::new(program);

@@ -2,31 +2,24 @@
 //!
 //! It converts a CheckRequest into an [`AccessRequest`] without copying its headers, and a decision into a
 //! CheckResponse. It decides nothing.
-//!
-//! # Architecture invariant
-//! Every response sets `status`, because Envoy treats an unset one as OK. Responses are built in `allow` and `deny`
-//! only.
 
 mod buffered;
+mod check_request;
+mod check_response;
 pub mod client;
 mod message;
+mod protobuf;
 mod response;
-mod size;
 mod until_stopped;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http::HeaderName;
 use http::header::CONTENT_TYPE;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use prost::Message as _;
-use prost_types::value::Kind;
-use prost_types::{ListValue, Struct, Value};
 use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
@@ -34,35 +27,19 @@ use tonic::service::Routes;
 use tower::Service as _;
 
 use crate::access_request::{AccessRequest, Headers};
-use crate::authorizer::Decided;
 use crate::clock;
-use crate::identity::UpstreamChanges;
 use crate::proto::FILE_DESCRIPTOR_SET;
-use crate::proto::envoy::config::core::v3::address::Address;
-use crate::proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
-use crate::proto::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
-use crate::proto::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer};
-use crate::proto::envoy::service::auth::v3::check_response::HttpResponse;
-use crate::proto::envoy::service::auth::v3::{
-    CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
-};
-use crate::proto::envoy::r#type::v3::HttpStatus;
-use crate::proto::google::rpc;
 use crate::server::{self, Door, Stop};
 use crate::service::Service;
-use crate::validation::json::Json;
-use crate::verdict::DenialResponse;
 
 use self::buffered::BufferedRequests;
+use self::check_request::CheckRequest;
 use self::message::{IncompleteMessages, ReadError};
 use self::response::ResponseBody;
 use self::until_stopped::UntilStopped;
 
 /// The `door` label.
 const DOOR: &str = "ext_authz";
-
-/// A message of at most this size stays in its receive buffer; tonic's has at least 8 KiB.
-const SMALL_MESSAGE: usize = 4 * 1024;
 
 /// The path of the Check method, with upstream's package and service.
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
@@ -143,8 +120,8 @@ impl GrpcServices {
         drop(parts);
         let message = message::read(body, max, &self.incomplete, peer).await;
         // A client that has disconnected reads no response, so any error will do.
-        let message = message.map_err(|error| error.unwrap_or(ReadError::Truncated)).and_then(decode);
-        response::unary(&self.checks.check(ReceivedCheck { received_at, timeout, message }).await)
+        let message = message.map_err(|error| error.unwrap_or(ReadError::Truncated)).and_then(without_prefix);
+        response::unary(self.checks.check(ReceivedCheck { received_at, timeout, message }).await)
     }
 
     /// Passes any other call to tonic. A health request is read first, and the number of endless streams is limited.
@@ -197,15 +174,14 @@ fn unary_request(path: &'static str, message: Bytes) -> http::Request<Body> {
     request
 }
 
-/// Decodes a message that includes its prefix.
-fn decode(mut message: Bytes) -> Result<CheckRequest, ReadError> {
+/// The message after its prefix, in a buffer that may be held.
+fn without_prefix(mut message: Bytes) -> Result<Bytes, ReadError> {
     const UNCOMPRESSED: u8 = 0;
     if message.first() != Some(&UNCOMPRESSED) {
         return Err(ReadError::NotACheck);
     }
     message.advance(message.len().min(EMPTY.len()));
-    size::check(&message)?;
-    CheckRequest::decode(message).map_err(|_| ReadError::NotACheck)
+    check_request::without_body(message)
 }
 
 /// The door of one gRPC listener.
@@ -221,7 +197,7 @@ const EMPTY: Bytes = Bytes::from_static(&[0; 5]);
 struct ReceivedCheck {
     received_at: clock::Instant,
     timeout: Option<Duration>,
-    message: Result<CheckRequest, ReadError>,
+    message: Result<Bytes, ReadError>,
 }
 
 impl Door for GrpcDoor {
@@ -278,9 +254,6 @@ impl Health {
     }
 }
 
-/// The key in `context_extensions` with which a route names its rule.
-const NAMED_RULE: &[u8] = b"portcullis_rule";
-
 /// Decides CheckRequests.
 #[derive(Clone)]
 struct Checks {
@@ -302,168 +275,46 @@ impl Checks {
 }
 
 impl Checks {
-    async fn check(&self, check: ReceivedCheck) -> CheckResponse {
+    /// The response to a Check, with its prefix.
+    async fn check(&self, check: ReceivedCheck) -> Bytes {
         let ReceivedCheck { received_at, timeout, message } = check;
-        let read_error = message.as_ref().err().copied();
-        let authorizer = self.service.authorizer();
-        // A request without attributes has no headers and no token, and is denied for that.
-        let attributes = compact(message.unwrap_or_default()).attributes.unwrap_or_default();
-        let http = attributes.request.and_then(|request| request.http).unwrap_or_default();
-        let source = attributes.source.as_ref();
-        // Entries of one key arrive in order; as in a map, the last one applies.
-        let mut extensions = attributes.context_extensions.iter().rev();
-        let named_rule = extensions.find(|entry| entry.key == NAMED_RULE).map(|entry| entry.value.as_ref());
-        let (method, host) = (http.method.as_ref(), http.host.as_ref());
+        let read = message.as_ref().map_err(|error| *error).and_then(|message| check_request::read(message));
+        let read_error = read.as_ref().err().copied();
         let access_request = AccessRequest {
             timeout,
             description_error: read_error.map(ReadError::as_str),
-            source_address: source.and_then(source_address),
-            source_principal: source.and_then(|peer| text(&peer.principal)),
-            named_rule,
-            ..AccessRequest::new(method, host, &http.path, headers(&http), received_at.into_std())
+            ..access_request(read.unwrap_or_default(), received_at)
         };
         if access_request.headers.is_empty() && read_error.is_none() {
             self.warn_headerless();
         }
+        let authorizer = self.service.authorizer();
         let decided = authorizer.decide(DOOR, &access_request).await;
         let caller = access_request.headers.caller();
         match decided.decision.allowed(authorizer.responses(), caller) {
-            Ok(allowed) => allow(allowed.changes(), &decided),
-            Err(denial) => deny(*denial, &decided),
+            Ok(allowed) => check_response::allow(allowed.changes(), &decided),
+            Err(denial) => check_response::deny(&denial, &decided),
         }
     }
 }
 
-/// The request without the body, which no decision reads.
-///
-/// All fields share the receive buffer. A body in it would be held while the request waits, and tonic's buffer for a
-/// large message is twice as large as the message. In both cases the remaining fields are moved into a buffer of their
-/// own size.
-fn compact(mut request: CheckRequest) -> CheckRequest {
-    let attributes = request.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
-    let mut had_body = false;
-    if let Some(http) = attributes.and_then(|request| request.http.as_mut()) {
-        had_body = !(http.body.is_empty() && http.raw_body.is_empty());
-        http.body.clear();
-        http.raw_body.clear();
+fn access_request(check: CheckRequest<'_>, received_at: clock::Instant) -> AccessRequest<'_> {
+    let (source_address, source_principal) = (text(check.source_address), text(check.source_principal));
+    let headers: Headers<'_> = check.headers.into_iter().chain(check.raw_headers).collect();
+    let request = AccessRequest::new(check.method, check.host, check.path, headers, received_at.into_std());
+    AccessRequest {
+        source_address,
+        source_principal,
+        named_rule: check.named_rule,
+        // The body of a small message stays in its buffer.
+        held_bytes: request.held_bytes.saturating_add(check.body_bytes),
+        ..request
     }
-    if !had_body && request.encoded_len() <= SMALL_MESSAGE {
-        return request;
-    }
-    CheckRequest::decode(Bytes::from(request.encode_to_vec())).unwrap_or_default()
 }
 
-/// The address of a client on TCP or UDP.
-fn source_address(peer: &Peer) -> Option<&str> {
-    let Address::SocketAddress(socket) = peer.address.as_ref()?.address.as_ref()?;
-    text(&socket.address)
-}
-
-/// A proto3 string field, where empty means unset.
+/// A string of proto3, where empty means unset.
 fn text(field: &[u8]) -> Option<&str> {
     std::str::from_utf8(field).ok().filter(|text| !text.is_empty())
-}
-
-/// All headers that Envoy sent, as a map or, with `encode_raw_headers`, as a list.
-fn headers(http: &HttpRequest) -> Headers<'_> {
-    let map = http.headers.iter().map(|entry| (entry.key.as_ref(), entry.value.as_ref()));
-    let list = http.header_map.iter().flat_map(|map| &map.headers).map(|header| {
-        let value =
-            if header.raw_value.is_empty() { header.value.as_bytes() } else { header.raw_value.as_ref() };
-        (header.key.as_bytes(), value)
-    });
-    map.chain(list).collect()
-}
-
-fn allow(changes: &UpstreamChanges, decided: &Decided<'_>) -> CheckResponse {
-    let ok = OkHttpResponse {
-        headers: changes.set.iter().map(|(name, value)| header(name, value)).collect(),
-        headers_to_remove: changes.remove.iter().map(|header| header.as_str().to_owned()).collect(),
-        query_parameters_to_remove: changes.remove_query.clone(),
-        ..OkHttpResponse::default()
-    };
-    CheckResponse {
-        status: Some(rpc::Status { code: tonic::Code::Ok as i32, ..rpc::Status::default() }),
-        http_response: Some(HttpResponse::OkResponse(ok)),
-        dynamic_metadata: Some(metadata(decided)),
-    }
-}
-
-fn deny(denial: DenialResponse, decided: &Decided<'_>) -> CheckResponse {
-    let denied = DeniedHttpResponse {
-        status: Some(HttpStatus { code: i32::from(denial.status) }),
-        headers: denial.headers.iter().map(|(name, value)| header(name, value)).collect(),
-        body: denial.body,
-    };
-    CheckResponse {
-        status: Some(rpc::Status {
-            code: denial.kind.grpc_code(),
-            message: denial.description.to_owned(),
-            ..rpc::Status::default()
-        }),
-        http_response: Some(HttpResponse::DeniedResponse(denied)),
-        dynamic_metadata: Some(metadata(decided)),
-    }
-}
-
-/// A header that replaces the client's on every version of Envoy. `append` stays unset, because versions before 2026
-/// read only that field and later ones read an unset pair as "append".
-fn header(name: &HeaderName, value: &http::HeaderValue) -> HeaderValueOption {
-    // Lossless, because every value was made from text.
-    let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-    HeaderValueOption {
-        header: Some(HeaderValue { key: name.to_string(), value, ..HeaderValue::default() }),
-        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
-        ..HeaderValueOption::default()
-    }
-}
-
-fn metadata(decided: &Decided<'_>) -> Struct {
-    let Decided { id, decision } = decided;
-    let record = &decision.record;
-    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
-    let mut fields = BTreeMap::from([
-        ("reason".to_owned(), text(decision.verdict.reason().as_str())),
-        ("decision_id".to_owned(), text(&id.to_string())),
-    ]);
-    let named = [
-        ("provider", record.provider().map(|provider| &*provider.name)),
-        ("subject", decision.subject()),
-        ("rule", record.rule().map(|rule| &*rule.name)),
-    ];
-    for (name, value) in named {
-        if let Some(value) = value {
-            fields.insert(name.to_owned(), text(value));
-        }
-    }
-    let claims: BTreeMap<String, Value> =
-        record.shared_claims().map(|(path, claim)| (path.to_string(), value(claim))).collect();
-    if !claims.is_empty() {
-        let claims = Struct { fields: claims };
-        fields.insert("claims".to_owned(), Value { kind: Some(Kind::StructValue(claims)) });
-    }
-    Struct { fields }
-}
-
-/// A claim as a metadata value. A number that a double cannot represent exactly becomes a string.
-fn value(claim: &Json) -> Value {
-    /// Integers below this are exact (IEEE 754 binary64).
-    const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
-    let kind = match claim {
-        Json::Null => Kind::NullValue(0),
-        Json::Bool(truth) => Kind::BoolValue(*truth),
-        Json::Number(digits) => match digits.parse::<f64>() {
-            Ok(number) if number.abs() < MAX_EXACT => Kind::NumberValue(number),
-            _ => Kind::StringValue(digits.to_string()),
-        },
-        Json::String(text) => Kind::StringValue(text.to_string()),
-        Json::Array(members) => Kind::ListValue(ListValue { values: members.iter().map(value).collect() }),
-        Json::Object(members) => {
-            let fields = members.iter().map(|(name, member)| (name.to_string(), value(member)));
-            Kind::StructValue(Struct { fields: fields.collect() })
-        }
-    };
-    Value { kind: Some(kind) }
 }
 
 /// Parses the `grpc-timeout` of a call: at most eight digits and a unit. Anything else is ignored.
@@ -487,43 +338,6 @@ fn grpc_timeout(text: &[u8]) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::envoy::service::auth::v3::AttributeContext;
-    use crate::proto::envoy::service::auth::v3::attribute_context::http_request::HeadersEntry;
-    use crate::proto::envoy::service::auth::v3::attribute_context::{self, ContextExtensionsEntry};
-
-    #[test]
-    fn a_request_holds_neither_its_body_nor_spare_capacity_and_loses_nothing_else() {
-        let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-        let request = |body: &str, raw_body: &str| {
-            let headers = vec![HeadersEntry { key: bytes("authorization"), value: bytes("Bearer a.b.c") }];
-            let (body, raw_body) = (bytes(body), bytes(raw_body));
-            let http = HttpRequest { path: bytes("/p"), headers, body, raw_body, ..HttpRequest::default() };
-            let attributes = AttributeContext {
-                source: Some(Peer { principal: bytes("spiffe://a/b"), address: None }),
-                request: Some(attribute_context::Request { http: Some(http) }),
-                context_extensions: vec![ContextExtensionsEntry { key: bytes("k"), value: bytes("v") }],
-            };
-            CheckRequest { attributes: Some(attributes) }
-        };
-        for (body, raw_body) in [("text", ""), ("", "octets"), ("text", "octets")] {
-            let message = Bytes::from(request(body, raw_body).encode_to_vec());
-            let held = compact(CheckRequest::decode(message.clone()).expect("a request"));
-            assert_eq!(held, request("", ""));
-            assert!(message.is_unique(), "the buffer of the message is still in use");
-        }
-        let mut large = request("", "");
-        let http =
-            large.attributes.as_mut().and_then(|attributes| attributes.request.as_mut()?.http.as_mut());
-        http.expect("it is there").path = bytes(&"/p".repeat(SMALL_MESSAGE));
-        let message = Bytes::from(large.encode_to_vec());
-        assert_eq!(compact(CheckRequest::decode(message.clone()).expect("a request")), large);
-        assert!(message.is_unique(), "the buffer of a large message is still in use");
-
-        let message = Bytes::from(request("", "").encode_to_vec());
-        let held = compact(CheckRequest::decode(message.clone()).expect("a request"));
-        assert!(!message.is_unique(), "a small message without a body is not copied");
-        assert_eq!(held, request("", ""));
-    }
 
     #[test]
     fn a_grpc_timeout_is_digits_and_a_unit() {

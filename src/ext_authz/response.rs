@@ -4,20 +4,16 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::{Frame, SizeHint};
-use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const OK: HeaderValue = HeaderValue::from_static("0");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-
-/// The flag of an uncompressed message, and four bytes of its length.
-const PREFIX_BYTES: usize = 5;
 
 /// The body of a response of a gRPC listener.
 pub(crate) enum ResponseBody {
@@ -39,15 +35,9 @@ impl Default for ResponseBody {
     }
 }
 
-/// A successful response with this message.
-pub(super) fn unary(message: &impl Message) -> Response<ResponseBody> {
-    let length = message.encoded_len();
-    let mut buffer = BytesMut::with_capacity(PREFIX_BYTES.saturating_add(length));
-    buffer.put_u8(0);
-    // A response is made from a request of at most `limits.message_bytes`, 1 GiB at most.
-    buffer.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    message.encode_raw(&mut buffer);
-    let body = Unary { message: Some(buffer.freeze()), are_trailers_sent: false };
+/// A successful response with this message, which has its prefix.
+pub(super) fn unary(message: Bytes) -> Response<ResponseBody> {
+    let body = Unary { message: Some(message), are_trailers_sent: false };
     let mut response = Response::new(ResponseBody::Message(body));
     response.headers_mut().insert(CONTENT_TYPE, GRPC);
     response

@@ -327,9 +327,37 @@ pub struct DecisionId {
     number: u64,
 }
 
+impl DecisionId {
+    /// The most bytes of its text.
+    pub const MAX_BYTES: usize = 33;
+
+    /// Its text, written into `buffer` without the cost of a formatter.
+    pub fn text(self, buffer: &mut [u8; Self::MAX_BYTES]) -> &str {
+        let digits = self.number.checked_ilog2().unwrap_or_default() / 4 + 1;
+        let authorizer = (0..16).rev().map(|place| hex_digit(self.authorizer, place));
+        let number = (0..digits).rev().map(|place| hex_digit(self.number, place));
+        let text = authorizer.chain([b'-']).chain(number);
+        let mut length = 0;
+        for (byte, character) in buffer.iter_mut().zip(text) {
+            *byte = character;
+            length += 1;
+        }
+        // Hexadecimal digits and a hyphen.
+        buffer.get(..length).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default()
+    }
+}
+
+/// The hexadecimal digit at this place, counted from the last.
+fn hex_digit(number: u64, place: u32) -> u8 {
+    match (number >> (4 * place) & 0xf) as u8 {
+        digit @ 0..10 => b'0' + digit,
+        digit => b'a' + digit - 10,
+    }
+}
+
 impl fmt::Display for DecisionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}-{:x}", self.authorizer, self.number)
+        f.write_str(self.text(&mut [0; Self::MAX_BYTES]))
     }
 }
 
@@ -346,5 +374,22 @@ impl DecisionIds {
 
     fn next(&self) -> DecisionId {
         DecisionId { authorizer: self.authorizer, number: self.next.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decision_id_is_two_hexadecimal_numbers_the_first_of_16_digits() {
+        for (authorizer, number, text) in [
+            (0, 0, "0000000000000000-0"),
+            (0, 15, "0000000000000000-f"),
+            (0x0123_4567_89ab_cdef, 16, "0123456789abcdef-10"),
+            (u64::MAX, u64::MAX, "ffffffffffffffff-ffffffffffffffff"),
+        ] {
+            assert_eq!(DecisionId { authorizer, number }.to_string(), text);
+        }
     }
 }

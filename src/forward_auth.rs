@@ -189,7 +189,7 @@ fn uncached() -> http::response::Builder {
 /// There are too many headers for a response.
 fn allow(profile: Profile, changes: &UpstreamChanges) -> http::Result<Response<Body>> {
     let mut response = uncached();
-    for (name, value) in &changes.set {
+    for (name, value) in changes.set() {
         response = response.header(name.clone(), value.clone());
     }
     match profile {

@@ -122,7 +122,7 @@ fn record_rejected(door: &impl Door, requests: u64, log: &LogSampler) {
     let (name, verdict) = (door.name(), Verdict::Deny(DenyReason::RequestMalformed));
     for _ in 0..requests {
         if door.decides() {
-            door.service().metrics().decision(name, verdict.as_str(), verdict.reason(), "", Duration::ZERO);
+            door.service().metrics().decision(name, &verdict, "", Duration::ZERO);
         }
         if let Some(times) = log.sample() {
             tracing::warn!(

@@ -20,7 +20,7 @@ use crate::authorizer::{Authorizer, KeyedProvider};
 use crate::clock::{self, Clock};
 use crate::config::{Config, Log, LogLevel};
 use crate::decision::{Decision, Step};
-use crate::identity::{RemovedHeader, UpstreamChanges};
+use crate::identity::RemovedHeader;
 use crate::reason::Outcome;
 use crate::service::Service;
 use crate::telemetry;
@@ -126,15 +126,16 @@ impl<'a> Explanation<'a> {
                 return Self { decision, status, set, remove: &[], remove_query: &[] };
             }
         };
-        let UpstreamChanges { set, remove, remove_query } = allowed.changes();
+        let changes = allowed.changes();
         let providers = authorizer.providers();
         let recorded = decision.record.provider();
         let is_recorded = |keyed: &&Arc<KeyedProvider>| {
             Some(&keyed.provider.name) == recorded.map(|recorded| &recorded.name)
         };
         let provider = providers.iter().find(is_recorded).map(|keyed| &*keyed.provider);
-        let set = set.iter().map(|(name, value)| (name.clone(), redacted(name, value, provider))).collect();
-        Self { decision, status: 200, set, remove, remove_query }
+        let set = changes.set().map(|(name, value)| (name.clone(), redacted(name, value, provider)));
+        let (remove, remove_query) = (&*changes.remove, &*changes.remove_query);
+        Self { decision, status: 200, set: set.collect(), remove, remove_query }
     }
 
     fn reason(&self) -> Outcome {

@@ -60,7 +60,7 @@ mod value {
 
 /// An allow with these changes of the request.
 pub(super) fn allow(changes: &UpstreamChanges, decided: &Decided<'_>) -> Bytes {
-    let values: usize = changes.set.iter().map(|(_, value)| value.len()).sum();
+    let values: usize = changes.set().map(|(_, value)| value.len()).sum();
     let mut writer = Writer::with_capacity(CAPACITY.saturating_add(values));
     writer.message(number::DYNAMIC_METADATA, |writer| metadata(writer, decided));
     writer.message(number::OK_RESPONSE, |writer| {
@@ -70,7 +70,7 @@ pub(super) fn allow(changes: &UpstreamChanges, decided: &Decided<'_>) -> Bytes {
         for header in changes.remove.iter().rev() {
             writer.bytes(number::OK_HEADERS_TO_REMOVE, header.as_str().as_bytes());
         }
-        headers(writer, number::OK_HEADERS, &changes.set);
+        headers(writer, number::OK_HEADERS, changes.set());
     });
     writer.message(number::STATUS, |writer| writer.number(number::STATUS_CODE, tonic::Code::Ok as u32));
     with_prefix(writer)
@@ -82,7 +82,8 @@ pub(super) fn deny(denial: &DenialResponse, decided: &Decided<'_>) -> Bytes {
     writer.message(number::DYNAMIC_METADATA, |writer| metadata(writer, decided));
     writer.message(number::DENIED_RESPONSE, |writer| {
         writer.bytes(number::DENIED_BODY, denial.body.as_bytes());
-        headers(writer, number::DENIED_HEADERS, &denial.headers);
+        let pairs = denial.headers.iter().map(|(name, value)| (name, value));
+        headers(writer, number::DENIED_HEADERS, pairs);
         writer.message(number::DENIED_STATUS, |writer| {
             writer.number(number::HTTP_STATUS_CODE, denial.status.into());
         });
@@ -105,8 +106,12 @@ fn with_prefix(mut writer: Writer) -> Bytes {
 
 /// Headers that replace the client's on every version of Envoy. `append` stays unset, because versions before 2026 read
 /// only that field and later ones read an unset pair as "append".
-fn headers(writer: &mut Writer, field: u32, headers: &[(HeaderName, HeaderValue)]) {
-    for (name, header) in headers.iter().rev() {
+fn headers<'a>(
+    writer: &mut Writer,
+    field: u32,
+    headers: impl DoubleEndedIterator<Item = (&'a HeaderName, &'a HeaderValue)>,
+) {
+    for (name, header) in headers.rev() {
         // Lossless, because every value was made from text.
         let text = String::from_utf8_lossy(header.as_bytes());
         writer.message(field, |writer| {

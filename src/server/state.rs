@@ -121,7 +121,7 @@ impl ConnectionState {
     /// The state of a new connection.
     pub(super) fn new(load: Arc<Load>) -> Self {
         Self {
-            started: clock::monotonic(),
+            started: clock::awake(),
             established: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             too_large: AtomicU64::new(0),
@@ -144,7 +144,7 @@ impl ConnectionState {
     }
 
     fn now(&self) -> u64 {
-        let since = clock::monotonic().saturating_duration_since(self.started);
+        let since = clock::awake().saturating_duration_since(self.started);
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX - 1).saturating_add(1)
     }
 

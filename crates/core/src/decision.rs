@@ -495,7 +495,8 @@ impl<'a> InProgress<'a> {
         changes: Result<identity::UpstreamChanges, identity::UpstreamRejection>,
     ) -> Result<identity::UpstreamChanges, Refused> {
         let changes = changes.map_err(refusals::upstream_rejected)?;
-        self.record.changes = Some(ChangeCounts { set: changes.set.len(), removed: changes.remove.len() });
+        self.record.changes =
+            Some(ChangeCounts { set: changes.set().count(), removed: changes.remove.len() });
         Ok(changes)
     }
 }

@@ -6,6 +6,7 @@
 //! ([`crate::protected_headers`]).
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -29,12 +30,28 @@ const UNSAFE_IN_LIST: &AsciiSet = &UNSAFE.add(b',');
 /// What the proxy changes about a request before the upstream sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpstreamChanges {
-    /// Headers to set; they replace the client's headers of the same name.
-    pub set: Vec<(HeaderName, HeaderValue)>,
-    /// Headers to remove; none of those in `set`.
+    /// Claim headers to set; they replace the client's headers of the same name.
+    pub claims: Arc<[(HeaderName, HeaderValue)]>,
+    /// The `Cookie` header to set instead of the client's.
+    pub cookie: Option<HeaderValue>,
+    /// Headers to remove; none of those that are set.
     pub remove: Vec<RemovedHeader>,
     /// Query parameters to remove.
     pub remove_query: Vec<String>,
+}
+
+impl UpstreamChanges {
+    /// Every header to set.
+    pub fn set(&self) -> impl DoubleEndedIterator<Item = (&HeaderName, &HeaderValue)> {
+        static NAME: HeaderName = COOKIE;
+        let claims = self.claims.iter().map(|(name, value)| (name, value));
+        claims.chain(self.cookie.iter().map(|cookie| (&NAME, cookie)))
+    }
+
+    /// Whether it sets this header, in any case.
+    fn sets(&self, name: &[u8]) -> bool {
+        self.set().any(|(set, _)| name.eq_ignore_ascii_case(set.as_str().as_bytes()))
+    }
 }
 
 /// A header that must not reach the upstream, by a name under which the request has it.
@@ -82,7 +99,7 @@ pub enum UpstreamRejection {
 }
 
 /// The claim headers of a verified token of `provider` with this payload part: the same for every request.
-pub fn claim_headers(claims: &Json, provider: &Provider, payload: &str) -> Box<[(HeaderName, HeaderValue)]> {
+pub fn claim_headers(claims: &Json, provider: &Provider, payload: &str) -> Arc<[(HeaderName, HeaderValue)]> {
     let mut headers = Vec::new();
     for claim_header in &provider.claim_headers {
         let claim = claim_header.claim.resolve(claims);
@@ -108,17 +125,18 @@ pub fn claim_headers(claims: &Json, provider: &Provider, payload: &str) -> Box<[
 /// # Errors
 /// [`UpstreamRejection`]; the claim headers are too large if names and values together exceed `max_bytes`.
 pub fn upstream_changes(
-    claim_headers: &[(HeaderName, HeaderValue)],
+    claim_headers: &Arc<[(HeaderName, HeaderValue)]>,
     provider: &Provider,
     protected: &ProtectedHeaders,
     request: &AccessRequest<'_>,
     places: &[&TokenSource],
     max_bytes: usize,
 ) -> Result<UpstreamChanges, UpstreamRejection> {
-    let mut changes = UpstreamChanges { set: claim_headers.to_vec(), ..UpstreamChanges::default() };
-    if changes.set.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() > max_bytes {
+    if claim_headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() > max_bytes
+    {
         return Err(UpstreamRejection::ClaimTooLarge);
     }
+    let mut changes = UpstreamChanges { claims: Arc::clone(claim_headers), ..UpstreamChanges::default() };
     remove_protected(&mut changes, protected, request)?;
     if !provider.forward_token {
         remove_token(&mut changes, request, places)?;
@@ -194,11 +212,8 @@ fn remove_protected(
     protected: &ProtectedHeaders,
     request: &AccessRequest<'_>,
 ) -> Result<(), UpstreamRejection> {
-    let is_set = |changes: &UpstreamChanges, name: &[u8]| {
-        changes.set.iter().any(|(set, _)| name.eq_ignore_ascii_case(set.as_str().as_bytes()))
-    };
     for name in protected.claims() {
-        if !is_set(changes, name.as_str().as_bytes()) {
+        if !changes.sets(name.as_str().as_bytes()) {
             changes.remove.push(RemovedHeader::Known(name.clone()));
         }
     }
@@ -209,7 +224,7 @@ fn remove_protected(
         match protected.kind_of(sent, request.set_by_proxy) {
             None => {}
             Some(Protected::Claim) => {
-                let is_removed = request.removal != Removal::NamedHeaders && !is_set(changes, sent);
+                let is_removed = request.removal != Removal::NamedHeaders && !changes.sets(sent);
                 if request.claim_headers == ClaimHeaders::MaybeKept && !is_removed {
                     return Err(UpstreamRejection::ClaimHeaderOfClient);
                 }
@@ -240,8 +255,8 @@ fn set_remaining_cookies(
     request: &AccessRequest<'_>,
 ) {
     let not_forwarded: Vec<&[u8]> = protected.not_forwarded().iter().filter_map(cookie_name).collect();
-    let is_done = changes.set.iter().any(|(name, _)| name == COOKIE)
-        || changes.remove.contains(&RemovedHeader::Known(COOKIE));
+    let is_done =
+        changes.sets(COOKIE.as_str().as_bytes()) || changes.remove.contains(&RemovedHeader::Known(COOKIE));
     if not_forwarded.is_empty() || is_done {
         return;
     }
@@ -301,7 +316,7 @@ fn set_cookies(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, witho
     let plain =
         cookie.filter(|cookie| !cookie.is_empty() && !cookie.contains(|c: char| c.is_ascii_control()));
     match plain.and_then(|cookie| HeaderValue::try_from(cookie).ok()) {
-        Some(cookie) => changes.set.push((COOKIE, cookie)),
+        Some(cookie) => changes.cookie = Some(cookie),
         None => changes.remove.push(RemovedHeader::Known(COOKIE)),
     }
 }
@@ -392,7 +407,7 @@ mod tests {
         ] {
             let mut changes = UpstreamChanges::default();
             set_cookies(&mut changes, &request(&[(b"cookie", sent)]), &[b"t"]);
-            let set: Vec<_> = changes.set.iter().map(|(name, value)| (name, value.as_bytes())).collect();
+            let set: Vec<_> = changes.set().map(|(name, value)| (name, value.as_bytes())).collect();
             assert_eq!(set, kept.map(|kept| (&COOKIE, kept)).into_iter().collect::<Vec<_>>());
             let removed = kept.is_none().then_some(RemovedHeader::Known(COOKIE));
             assert_eq!(changes.remove, Vec::from_iter(removed), "{}", sent.escape_ascii());

@@ -54,6 +54,8 @@ pub struct ProtectedHeaders {
     read: Vec<String>,
     reads_all: bool,
     not_forwarded: Vec<TokenSource>,
+    /// All names above but those of the query, by their length and as [`folded_byte`] folds them.
+    by_length: Vec<Vec<Box<[u8]>>>,
 }
 
 /// Why a header of a client's request is protected.
@@ -93,7 +95,30 @@ impl ProtectedHeaders {
         for provider in providers {
             protected.add(provider);
         }
+        protected.index();
         protected
+    }
+
+    /// Fills `by_length`.
+    fn index(&mut self) {
+        let named = self.claims.iter().chain(&self.overrides).map(HeaderName::as_str);
+        let names = named.chain(self.read.iter().map(String::as_str));
+        let folded = names.map(|name| name.bytes().map(folded_byte).collect::<Box<[u8]>>());
+        let mut by_length: Vec<Vec<Box<[u8]>>> = Vec::new();
+        for name in folded {
+            if by_length.len() <= name.len() {
+                by_length.resize_with(name.len() + 1, Vec::new);
+            }
+            by_length.get_mut(name.len()).into_iter().for_each(|names| names.push(name.clone()));
+        }
+        self.by_length = by_length;
+    }
+
+    /// Whether the name is that of a protected header, of one that the decision reads, or a look-alike.
+    fn is_known(&self, name: &[u8]) -> bool {
+        self.by_length
+            .get(name.len())
+            .is_some_and(|names| names.iter().any(|known| is_folded_to(name, known)))
     }
 
     fn add(&mut self, provider: &Provider) {
@@ -138,6 +163,11 @@ impl ProtectedHeaders {
     /// Why a header of this name is protected; `None` if it may pass. `set_by_proxy` are the headers that the
     /// door's own proxy sets.
     pub fn kind_of(&self, name: &[u8], set_by_proxy: &[HeaderName]) -> Option<Protected> {
+        // Most headers are neither known nor alike.
+        let is_like_set_by_proxy = || set_by_proxy.iter().any(|known| is_look_alike(name, known.as_str()));
+        if !self.reads_all && !self.is_known(name) && !is_like_set_by_proxy() {
+            return None;
+        }
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
         let is_named = |names: &'_ [HeaderName]| names.iter().any(|known| is(known.as_str()));
         if is_named(&self.claims) {
@@ -225,11 +255,20 @@ fn is_disguised(query: &[u8], name: &str) -> bool {
 /// Whether a server that turns header names into variables (RFC 3875 §4.1.18) maps both to the same one: most turn
 /// `-` into `_`, some also `.`, and lighttpd every character but letters and digits.
 fn is_look_alike(sent: &[u8], known: &str) -> bool {
-    let folded = |byte: u8| match byte {
+    sent.len() == known.len()
+        && sent.iter().zip(known.bytes()).all(|(a, b)| folded_byte(*a) == folded_byte(b))
+}
+
+/// The same for a name of the same length that is folded already.
+fn is_folded_to(sent: &[u8], folded: &[u8]) -> bool {
+    sent.iter().zip(folded).all(|(sent, folded)| folded_byte(*sent) == *folded)
+}
+
+fn folded_byte(byte: u8) -> u8 {
+    match byte {
         byte if byte.is_ascii_alphanumeric() => byte.to_ascii_lowercase(),
         _ => b'-',
-    };
-    sent.len() == known.len() && sent.iter().zip(known.bytes()).all(|(a, b)| folded(*a) == folded(b))
+    }
 }
 
 #[cfg(test)]
@@ -259,6 +298,7 @@ mod tests {
         );
         protected.claims.push(HeaderName::from_static("x-auth-subject"));
         protected.read.push("x-token".to_owned());
+        protected.index();
         protected
     }
 

@@ -22,6 +22,19 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// The number of outcomes.
+    pub const COUNT: usize = DenyReason::ALL.len() + 3;
+
+    /// Its number, below [`Outcome::COUNT`].
+    pub fn index(self) -> usize {
+        match self {
+            Outcome::Refused(Refusal::Denied(reason)) => reason as usize,
+            Outcome::Refused(Refusal::Unavailable(UnavailableReason::Keys)) => DenyReason::ALL.len(),
+            Outcome::Granted(Grant::Token) => DenyReason::ALL.len() + 1,
+            Outcome::Granted(Grant::Anonymous) => DenyReason::ALL.len() + 2,
+        }
+    }
+
     /// The `reason` of metrics, logs and metadata.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -285,6 +298,15 @@ impl DenialKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_outcome_has_a_number_of_its_own() {
+        let granted = [Grant::Token, Grant::Anonymous].map(Outcome::Granted);
+        let all = Refusal::all().map(Outcome::Refused).chain(granted);
+        let mut numbers: Vec<_> = all.map(Outcome::index).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..Outcome::COUNT).collect::<Vec<_>>());
+    }
 
     #[test]
     fn every_reason_has_a_name_of_its_own_and_a_text_that_a_header_can_carry() {

@@ -45,7 +45,7 @@ use crate::decision::{
 };
 use crate::reason::DenyReason;
 use crate::rules::Rules;
-use crate::telemetry::Metrics;
+use crate::telemetry::{DecisionMetrics, Metrics};
 use crate::validation::digest::Sha256Digest;
 use crate::validation::provider::TokenSource;
 use crate::validation::{StaleCause, UnixTime};
@@ -61,7 +61,7 @@ pub struct Authorizer {
     limits: Limits,
     responses: Responses,
     clock: Clock,
-    metrics: Arc<Metrics>,
+    metrics: DecisionMetrics,
     ids: DecisionIds,
     /// Whether the warning about an untrusted proxy was logged.
     untrusted_logged: AtomicBool,
@@ -92,7 +92,7 @@ pub struct Decided<'a> {
     /// Its id in the log and in the proxy's metadata.
     pub id: DecisionId,
     /// The decision.
-    pub decision: Decision<'a>,
+    pub decision: Box<Decision<'a>>,
 }
 
 impl Authorizer {
@@ -109,6 +109,7 @@ impl Authorizer {
         let trusted = Trusted { proxies: trusted_proxies, headers: trusted_headers };
         let named = providers.iter().map(|keyed| &*keyed.provider);
         let all = named.chain(templates.iter().map(|realms| &*realms.template().provider));
+        let decision_metrics = metrics.decisions(all.clone().map(|provider| &*provider.name));
         Self {
             policy: Policy::new(all, rules, limits.of_request(), trusted),
             providers: Providers::new(providers, templates),
@@ -116,7 +117,7 @@ impl Authorizer {
             responses,
             tokens: TokenCache::new(token_cache, &metrics),
             clock,
-            metrics,
+            metrics: decision_metrics,
             ids: DecisionIds::new(),
             untrusted_logged: AtomicBool::new(false),
             denial_log: Arc::default(),
@@ -150,13 +151,13 @@ impl Authorizer {
     /// Decides a request without counting or logging it.
     pub async fn explain<'a>(&'a self, request: &'a AccessRequest<'a>) -> Decision<'a> {
         match self.evaluate(request) {
-            Ok(decision) => decision,
-            Err(pending) => pending.decision().await,
+            Ok(decision) => *decision,
+            Err(pending) => *pending.decision().await,
         }
     }
 
     /// Evaluates a request with the current keys.
-    fn evaluate<'a>(&'a self, request: &'a AccessRequest<'a>) -> Result<Decision<'a>, Box<Pending<'a>>> {
+    fn evaluate<'a>(&'a self, request: &'a AccessRequest<'a>) -> Result<Box<Decision<'a>>, Box<Pending<'a>>> {
         let mut known = Known { authorizer: self, arrived: arrived(request), source: None, token: None };
         let evaluation = evaluate(request, &self.policy, &mut known, self.now());
         let Known { source, token, .. } = known;
@@ -167,12 +168,12 @@ impl Authorizer {
                     count_fixed(handle, &decision);
                 }
                 self.cache_token(token, &decision);
-                Ok(*decision)
+                Ok(decision)
             }
             Evaluation::NeedsKeys(needed) => match source {
                 Some(source) => Err(Box::new(Pending { authorizer: self, needed, source, token })),
                 // Keys are only needed after a provider was found.
-                None => Ok(needed.conclude(NoKeys::Unavailable("no provider".into()))),
+                None => Ok(Box::new(needed.conclude(NoKeys::Unavailable("no provider".into())))),
             },
         }
     }
@@ -222,7 +223,7 @@ impl Authorizer {
         &'a self,
         door: &'static str,
         request: &AccessRequest<'_>,
-        decision: Decision<'a>,
+        decision: Box<Decision<'a>>,
     ) -> Decided<'a> {
         let decided = Decided { id: self.ids.next(), decision };
         self.record(door, request, &decided);

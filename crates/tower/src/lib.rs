@@ -347,7 +347,7 @@ fn apply_changes(parts: &mut http::request::Parts, changes: &UpstreamChanges) ->
     for header in &changes.remove {
         parts.headers.remove(header.as_str());
     }
-    for (name, value) in &changes.set {
+    for (name, value) in changes.set() {
         parts.headers.insert(name.clone(), value.clone());
     }
     Ok(())

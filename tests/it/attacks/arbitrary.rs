@@ -284,7 +284,7 @@ proptest! {
         let changes = upstream_changes(&headers, &rules, &protected, &request, &places, 8 * 1024);
         let changes = changes.expect("small enough");
         let header = |name: &str| {
-            changes.set.iter().find(|(set, _)| set == name).map(|(_, value)| value.to_str().expect("text"))
+            changes.set().find(|(set, _)| *set == name).map(|(_, value)| value.to_str().expect("text"))
         };
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         match header("x-text") {

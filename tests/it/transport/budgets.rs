@@ -93,7 +93,7 @@ async fn a_failed_fetch_consumes_its_budget_like_a_successful_one() {
 async fn an_issuer_that_fails_forced_fetches_only_is_not_asked_beyond_the_budget() {
     // The origin is overloaded, and a cache in front of it answers requests without no-cache.
     const REFRESH: &str =
-        "refresh: {interval: 1h, min_spacing: 10ms, min_spacing_bad_signature: 10m, wait: 10s}";
+        "refresh: {interval: 1h, min_spacing: 10ms, min_spacing_bad_signature: 10m, wait: 1m}";
     let env = TestEnv::start(REFRESH).await;
     let cached = Answer::keys(&[&env.key]);
     env.server.on(move |request| match request.header("cache-control") {
@@ -112,7 +112,8 @@ async fn an_issuer_that_fails_forced_fetches_only_is_not_asked_beyond_the_budget
 
 #[tokio::test]
 async fn a_rekeyed_token_is_served_by_a_fetch_that_an_unknown_kid_forced() {
-    const REFRESH: &str = "refresh: {interval: 1h, min_spacing: 500ms, min_spacing_bad_signature: 10m, wait: 10s, timeout: 10s}";
+    const REFRESH: &str =
+        "refresh: {interval: 1h, min_spacing: 500ms, min_spacing_bad_signature: 10m, wait: 1m, timeout: 1m}";
     let env = TestEnv::start(REFRESH).await;
     // Both budgets are spent, and the next fetch for unknown kids is due soon.
     env.expect_reason(&key("old"), "bad_signature").await;
@@ -128,7 +129,7 @@ async fn a_rekeyed_token_is_served_by_a_fetch_that_an_unknown_kid_forced() {
 #[tokio::test]
 async fn a_scheduled_fetch_with_a_waiting_token_sends_no_validator() {
     // The budget of bad signatures is spent, and the next scheduled fetch is due soon.
-    const REFRESH: &str = "refresh: {interval: 500ms, min_spacing: 10ms, min_spacing_bad_signature: 10m, wait: 10s, timeout: 10s}";
+    const REFRESH: &str = "refresh: {interval: 500ms, min_spacing: 10ms, min_spacing_bad_signature: 10m, wait: 1m, timeout: 1m}";
     let env = TestEnv::start(REFRESH).await;
     let tagged = |key: &_| Answer::keys(&[key]).header("etag", "\"same\"");
     let publish = |key: &_| {

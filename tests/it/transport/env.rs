@@ -14,22 +14,22 @@ pub use crate::support::log::capture;
 use crate::support::{NOW, Running, fixed_clock, log};
 
 /// The timeout of every wait.
-pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The default issuer. It is a name only and never contacted.
 pub const ISSUER: &str = "https://issuer.example.com";
 
 /// No scheduled fetch after the first, and forced fetches start immediately.
 pub const IMMEDIATE_REFRESH: &str = "refresh: {interval: 1h, min_spacing: 10ms, min_spacing_bad_signature: 10ms, \
-                          wait: 10s, timeout: 10s}";
+                          wait: 1m, timeout: 10s}";
 
 /// Like [`IMMEDIATE_REFRESH`], with a short fetch timeout.
 pub const SHORT_TIMEOUT: &str = "refresh: {interval: 1h, min_spacing: 10ms, min_spacing_bad_signature: 10ms, \
-                             wait: 10s, timeout: 500ms}";
+                             wait: 1m, timeout: 500ms}";
 
 /// Frequent scheduled fetches.
 pub const FREQUENT_REFRESH: &str = "refresh: {interval: 20ms, min_spacing: 10ms, min_spacing_bad_signature: 10ms, \
-                        wait: 10s, timeout: 10s}";
+                        wait: 1m, timeout: 10s}";
 
 /// A signing key.
 pub fn key(kid: &str) -> SigningKey {

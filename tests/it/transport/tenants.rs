@@ -147,7 +147,7 @@ async fn tokens_of_sixty_realms_force_one_fetch_per_spacing_in_total() {
 
 #[tokio::test]
 async fn a_waiting_realm_is_served_before_the_most_recently_served_one() {
-    const SPACED: &str = "refresh: {interval: 1h, min_spacing: 100ms, wait: 10s, timeout: 10s}";
+    const SPACED: &str = "refresh: {interval: 1h, min_spacing: 100ms, wait: 1m, timeout: 1m}";
     let others: Vec<String> = (0..9).map(|number| format!("other-{number}")).collect();
     let names = others.iter().map(String::as_str).chain(["flooded"]).map(str::to_owned).collect();
     let tenants = Tenants::start(names, SPACED).await;

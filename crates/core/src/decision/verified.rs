@@ -35,7 +35,7 @@ pub struct VerifiedToken {
     pub(super) validity: Validity,
     pub(super) validated: Validated,
     /// The claim headers for the upstream.
-    pub(super) headers: Box<[(HeaderName, HeaderValue)]>,
+    pub(super) headers: Arc<[(HeaderName, HeaderValue)]>,
     /// The length of the token's text.
     pub(super) bytes: usize,
 }

@@ -20,7 +20,7 @@ impl Authorizer {
         let record = &decision.record;
         let provider = record.provider().map(|provider| &*provider.name).unwrap_or_default();
         let elapsed = clock::elapsed_since(super::arrived(request));
-        self.metrics.decision(door, verdict, outcome, provider, elapsed);
+        self.metrics.count(door, &decision.verdict, provider, elapsed);
         self.log_untrusted(request.described_by, outcome);
         let reason = outcome.as_str();
         let is_denial = !matches!(decision.verdict, Verdict::Allow(_));

@@ -49,7 +49,7 @@ pub(super) enum Source {
 
 impl<'a> Pending<'a> {
     /// Waits, and decides.
-    pub(super) async fn decision(self) -> Decision<'a> {
+    pub(super) async fn decision(self) -> Box<Decision<'a>> {
         let Self { authorizer, needed, source, token } = self;
         let (handle, observed) = match source {
             Source::Loaded(handle, observed) => (handle, observed),
@@ -60,7 +60,9 @@ impl<'a> Pending<'a> {
                         let observed = handle.keys.observe();
                         (handle, observed)
                     }
-                    Err(error) => return needed.conclude(NoKeys::Unavailable(error.to_string().into())),
+                    Err(error) => {
+                        return Box::new(needed.conclude(NoKeys::Unavailable(error.to_string().into())));
+                    }
                 }
             }
         };
@@ -79,11 +81,11 @@ impl Authorizer {
         needed: Box<KeysNeeded<'a>>,
         handle: &ProviderHandle,
         observed: ObservedKeys,
-    ) -> Decision<'a> {
+    ) -> Box<Decision<'a>> {
         let needed = match needed.need() {
             Need::Newer(_) => needed,
             Need::First => match needed.resume(&observed.keys(), self.now()) {
-                Evaluation::Done(decision) => return *decision,
+                Evaluation::Done(decision) => return decision,
                 Evaluation::NeedsKeys(needed) => needed,
             },
         };
@@ -107,16 +109,16 @@ impl Authorizer {
         &'a self,
         wait: &mut KeyWait<'_>,
         mut needed: Box<KeysNeeded<'a>>,
-    ) -> Decision<'a> {
+    ) -> Box<Decision<'a>> {
         loop {
             match wait.next(cause(&needed)).await {
                 Newer::Keys(keys) => match needed.resume(&keys, self.now()) {
-                    Evaluation::Done(decision) => return *decision,
+                    Evaluation::Done(decision) => return decision,
                     Evaluation::NeedsKeys(next) => needed = next,
                 },
-                Newer::No(keys) => return needed.conclude(NoKeys::UpToDate(&keys)),
+                Newer::No(keys) => return Box::new(needed.conclude(NoKeys::UpToDate(&keys))),
                 Newer::Unavailable(reason) => {
-                    return needed.conclude(NoKeys::Unavailable(reason.to_string().into()));
+                    return Box::new(needed.conclude(NoKeys::Unavailable(reason.to_string().into())));
                 }
             }
         }

@@ -11,13 +11,13 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::decisions::{DecisionFamilies, DecisionMetrics};
 use super::log;
 use super::tls::TlsMetrics;
-use crate::reason::Outcome;
 use crate::validation::{StaleCause, UnixTime};
+use crate::verdict::Verdict;
 
 /// Why a fetch was started; the `trigger` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -109,20 +109,6 @@ impl StaleOutcome {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DecisionLabels {
-    door: &'static str,
-    verdict: &'static str,
-    reason: &'static str,
-    provider: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DurationLabels {
-    door: &'static str,
-    verdict: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FetchLabels {
     provider: String,
     trigger: &'static str,
@@ -199,8 +185,7 @@ impl TokenCacheMetrics {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    decisions: Family<DecisionLabels, Counter>,
-    durations: Family<DurationLabels, Histogram>,
+    decisions: DecisionFamilies,
     fetches: Family<FetchLabels, Counter>,
     stale_tokens: Family<StaleLabels, Counter>,
     keys: Family<ProviderLabels, Gauge>,
@@ -231,20 +216,7 @@ impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("portcullis");
-        let decisions = Family::default();
-        registry.register("decisions", "Decisions by verdict and reason", decisions.clone());
-        // From 10 µs, for a decision without waiting, to 5 s, above the longest wait for a refresh.
-        let durations = Family::<DurationLabels, Histogram>::new_with_constructor(|| {
-            Histogram::new([
-                1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25,
-                0.5, 1.0, 2.5, 5.0,
-            ])
-        });
-        registry.register(
-            "decision_duration_seconds",
-            "Time from a request's arrival to its verdict, waiting for a refresh included",
-            durations.clone(),
-        );
+        let decisions = DecisionFamilies::registered_in(&mut registry);
         let fetches = Family::default();
         registry.register("jwks_fetches", "Fetches of a key set by what started them", fetches.clone());
         let stale_tokens = Family::default();
@@ -324,7 +296,6 @@ impl Metrics {
             registry,
             tls,
             decisions,
-            durations,
             fetches,
             stale_tokens,
             keys,
@@ -355,18 +326,14 @@ impl Metrics {
         &self.tls
     }
 
-    /// Counts a decision.
-    pub fn decision(
-        &self,
-        door: &'static str,
-        verdict: &'static str,
-        reason: Outcome,
-        provider: &str,
-        took: Duration,
-    ) {
-        let labels = DecisionLabels { door, verdict, reason: reason.as_str(), provider: provider.to_owned() };
-        self.decisions.get_or_create(&labels).inc();
-        self.durations.get_or_create(&DurationLabels { door, verdict }).observe(took.as_secs_f64());
+    /// The metrics of decisions under a configuration with these providers.
+    pub fn decisions<'a>(&self, providers: impl Iterator<Item = &'a str>) -> DecisionMetrics {
+        DecisionMetrics::new(self.decisions.clone(), providers)
+    }
+
+    /// Counts a decision that was made without a configuration.
+    pub fn decision(&self, door: &'static str, verdict: &Verdict, provider: &str, took: Duration) {
+        self.decisions.count(door, verdict, provider, took);
     }
 
     /// Counts a fetch that ended.

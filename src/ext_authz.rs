@@ -23,7 +23,6 @@ use bytes::{Buf, Bytes};
 use http::HeaderName;
 use http::header::CONTENT_TYPE;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use prost::Message as _;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
@@ -48,7 +47,7 @@ use crate::proto::envoy::service::auth::v3::{
 };
 use crate::proto::envoy::r#type::v3::HttpStatus;
 use crate::proto::google::rpc;
-use crate::server::{self, Door, Stop};
+use crate::server::{self, Door, RequestBody, Stop};
 use crate::service::Service;
 use crate::validation::json::Json;
 use crate::verdict::DenialResponse;
@@ -133,7 +132,7 @@ impl GrpcServices {
     /// headers of the gRPC call are dropped before.
     async fn check(
         &self,
-        request: http::Request<Incoming>,
+        request: http::Request<RequestBody>,
         peer: server::Peer,
     ) -> http::Response<ResponseBody> {
         let received_at = clock::monotonic();
@@ -150,7 +149,7 @@ impl GrpcServices {
     /// Passes any other call to tonic. A health request is read first, and the number of endless streams is limited.
     async fn other(
         &self,
-        request: http::Request<Incoming>,
+        request: http::Request<RequestBody>,
         peer: server::Peer,
         stop: &Stop,
     ) -> http::Response<Body> {
@@ -241,7 +240,7 @@ impl Door for GrpcDoor {
 
     async fn answer(
         &self,
-        request: http::Request<Incoming>,
+        request: http::Request<RequestBody>,
         peer: server::Peer,
     ) -> http::Response<ResponseBody> {
         if request.uri().path() == CHECK {
@@ -250,7 +249,7 @@ impl Door for GrpcDoor {
         self.services.other(request, peer, &self.stop).await.map(ResponseBody::Tonic)
     }
 
-    fn blocks_drain(&self, request: &http::Request<Incoming>) -> bool {
+    fn blocks_drain(&self, request: &http::Request<RequestBody>) -> bool {
         !ENDLESS_METHODS.contains(&request.uri().path())
     }
 }

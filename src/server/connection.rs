@@ -154,8 +154,8 @@ async fn step(mut connection: Pin<&mut impl Driver>, state: &ConnectionState) ->
     .await
 }
 
-/// How many requests the HTTP library rejected when it closed a connection. An HTTP/1 parse error is one request. Over HTTP/2 it
-/// is the streams that were not dispatched, unless the client closed the connection.
+/// How many requests the HTTP library rejected when it closed a connection. An HTTP/1 parse error is one request. Over
+/// HTTP/2 it is the streams that were not dispatched, unless the client closed the connection.
 fn rejected_at_close(result: Result<(), BoxError>, state: &ConnectionState) -> u64 {
     let Err(error) = result else { return state.take_rejected() };
     if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {

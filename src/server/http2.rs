@@ -37,7 +37,7 @@ const MAX_ACCEPTED: usize = 32;
 /// How many requests a connection's task answers before it yields, and for how long. Further requests that were read
 /// with these get tasks, so that neither other connections wait for them nor one core has to answer all of them.
 const MAX_ANSWERED_INLINE: usize = 64;
-const MAX_INLINE_TIME: Duration = Duration::from_micros(500);
+const MAX_INLINE_TIME: Duration = Duration::from_millis(2);
 
 /// A connection.
 pub(super) struct Http2<S, D: Door> {

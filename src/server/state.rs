@@ -156,35 +156,27 @@ impl ConnectionState {
         since != 0 && self.now().saturating_sub(since) >= timeout.as_millis() as u64
     }
 
-    /// Sets this time to now, unless it is set.
-    fn set_once(&self, since: &AtomicU64) {
-        if since.load(Ordering::Relaxed) == 0 {
-            since.store(self.now(), Ordering::Relaxed);
-        }
-    }
-
     /// Records bytes received from the client.
     pub(super) fn record_read(&self, framing: &mut Framing, bytes: &[u8]) {
         /// Empty lines before a request are ignored (RFC 9112 §2.2).
         fn are_line_ends(bytes: &[u8]) -> bool {
             bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
         }
-        let progress = framing.feed(bytes);
+        let (progress, now) = (framing.feed(bytes), self.now());
         self.streams.store(framing.streams(), Ordering::Relaxed);
+        self.read_at.store(now, Ordering::Relaxed);
         match progress {
             // Only the HTTP/1 parser knows when a head is complete; the dispatched request clears the timeout.
             Progress::Http1 if !self.is_busy() && !are_line_ends(bytes) => {
-                self.set_once(&self.incomplete_since)
+                set_once(&self.incomplete_since, now);
             }
             Progress::Http1 => {}
             Progress::Complete => self.incomplete_since.store(0, Ordering::Relaxed),
-            Progress::Started => self.incomplete_since.store(self.now(), Ordering::Relaxed),
-            Progress::Incomplete => self.set_once(&self.incomplete_since),
+            Progress::Started => self.incomplete_since.store(now, Ordering::Relaxed),
+            Progress::Incomplete => set_once(&self.incomplete_since, now),
         }
         if framing.is_http2() {
-            let now = self.now();
             self.established.store(true, Ordering::Relaxed);
-            self.read_at.store(now, Ordering::Relaxed);
             let allowed = MAX_IDLE_FRAMES.saturating_add(now / 1000 * IDLE_FRAMES_PER_SECOND);
             if framing.idle_frames() > allowed && !self.flooded.swap(true, Ordering::Relaxed) {
                 self.flood.notify_one();
@@ -192,7 +184,7 @@ impl ConnectionState {
         }
     }
 
-    /// The time since something was last read over HTTP/2.
+    /// The time since something was last read.
     pub(super) fn since_read(&self) -> Duration {
         Duration::from_millis(self.now().saturating_sub(self.read_at.load(Ordering::Relaxed)))
     }
@@ -250,7 +242,7 @@ impl ConnectionState {
     /// Records whether a write was blocked.
     pub(super) fn record_write(&self, blocked: bool) {
         if blocked {
-            self.set_once(&self.blocked_since);
+            set_once(&self.blocked_since, self.now());
         } else {
             self.blocked_since.store(0, Ordering::Relaxed);
         }
@@ -260,7 +252,8 @@ impl ConnectionState {
     pub(super) fn record_request(&self, http1: bool) {
         self.established.store(true, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.idle_since.store(self.now(), Ordering::Relaxed);
+        // It was just read.
+        self.idle_since.store(self.read_at.load(Ordering::Relaxed), Ordering::Relaxed);
         if http1 {
             self.incomplete_since.store(0, Ordering::Relaxed);
         }
@@ -345,6 +338,13 @@ impl ConnectionState {
     }
 }
 
+/// Sets this time, unless it is set.
+fn set_once(since: &AtomicU64, now: u64) {
+    if since.load(Ordering::Relaxed) == 0 {
+        since.store(now, Ordering::Relaxed);
+    }
+}
+
 /// The requests in flight at one listener, limited because their memory adds up.
 #[derive(Debug, Default)]
 pub(super) struct Load {
@@ -388,8 +388,11 @@ pub(super) struct RequestGuard {
 }
 
 impl RequestGuard {
-    /// Records that the response is ready for the client to read.
+    /// Records that the response is ready for the client to read. Later calls do nothing.
     pub(super) fn response_ready(&mut self) {
+        if self.response_span.is_some() {
+            return;
+        }
         self.mark_answered();
         let span = self.state.span();
         if let Some(open) = self.state.responses.get(span) {

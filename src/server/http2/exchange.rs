@@ -83,16 +83,21 @@ impl<B: Body<Data = Bytes> + Unpin> Exchange<B> {
                         None => return Poll::Ready(Ok(())),
                     }
                 }
-                Stage::Sending(sending) => return sending.poll(cx),
+                Stage::Sending(sending) => {
+                    let sent = sending.poll(cx);
+                    if sent.is_pending()
+                        && let Some(guard) = self.guard.as_mut()
+                    {
+                        guard.response_ready();
+                    }
+                    return sent;
+                }
             }
         }
     }
 
     /// Sends the headers of the response. Returns what remains to be sent.
     fn send_head(&mut self, response: Response<B>) -> Result<Option<Sending<B>>, Failure> {
-        if let Some(guard) = &mut self.guard {
-            guard.response_ready();
-        }
         let (head, body) = response.into_parts();
         let mut head = Response::from_parts(head, ());
         let is_empty = body.is_end_stream();

@@ -1,6 +1,6 @@
 //! The serving loop of every listener: it accepts connections, terminates TLS, serves HTTP, enforces the common limits
 //! and drains. Each listener's `Door` produces the responses; the server depends on no door. Listeners for HTTP/2 only are
-//! served with h2, which costs a fraction of what a Check costs with hyper; the others with hyper.
+//! served with h2 alone, because hyper's task for each request costs as much as a Check; the others with hyper.
 //!
 //! # Bounds
 //! - Open connections: `limits.connections`, and what the limit on open files leaves. At the limit one kind of

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use h2::server::{self, Handshake, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
+use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::{RequestBody, StreamBody};
@@ -46,6 +47,8 @@ pub(super) struct Http2<S, D: Door> {
     is_shutting_down: bool,
     /// Requests that were read and have not been polled.
     accepted: Vec<Exchange<D::Body>>,
+    /// Requests that were polled when reading paused before their data. It resumes with the next poll.
+    deferred: Vec<Exchange<D::Body>>,
 }
 
 enum Phase<S> {
@@ -60,7 +63,7 @@ where
 {
     let handshake = builder(responder.door().max_streams()).handshake(stream.with_joined_writes());
     let phase = Phase::Handshake(handshake);
-    Http2 { responder, phase, is_shutting_down: false, accepted: Vec::new() }
+    Http2 { responder, phase, is_shutting_down: false, accepted: Vec::new(), deferred: Vec::new() }
 }
 
 /// The HTTP limits that h2 enforces.
@@ -100,7 +103,7 @@ where
     type Output = Result<(), BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { responder, phase, is_shutting_down, accepted } = self.get_mut();
+        let Self { responder, phase, is_shutting_down, accepted, deferred } = self.get_mut();
         if let Phase::Handshake(handshake) = phase {
             let mut connection = ready!(Pin::new(handshake).poll(cx))?;
             if *is_shutting_down {
@@ -114,10 +117,11 @@ where
         if let Poll::Ready(NoPong) = pong {
             connection.abrupt_shutdown(Reason::NO_ERROR);
         }
-        let mut serving = Serving { connection, responder, accepted };
+        let mut serving = Serving { connection, responder, accepted, deferred };
         // A response wakes the task that polled last, which would be this one: it is to be woken by what comes later.
         let mut closed = serving.accept(&mut Context::from_waker(Waker::noop()));
         let mut inline = Inline::default();
+        serving.answer_deferred(cx, &mut inline);
         loop {
             serving.answer(cx, &mut inline);
             if closed.is_ready() {
@@ -137,6 +141,7 @@ struct Serving<'a, S, D: Door> {
     connection: &'a mut server::Connection<MonitoredStream<S>, Bytes>,
     responder: &'a Responder<D>,
     accepted: &'a mut Vec<Exchange<D::Body>>,
+    deferred: &'a mut Vec<Exchange<D::Body>>,
 }
 
 impl<S, D> Serving<'_, S, D>
@@ -166,11 +171,24 @@ where
         }
     }
 
-    /// Answers the accepted requests. Those that have to wait, and those beyond the limits, continue in tasks.
+    /// Answers the requests whose data may have been read since they were polled. The others continue in tasks.
+    fn answer_deferred(&mut self, cx: &mut Context<'_>, inline: &mut Inline) {
+        for exchange in self.deferred.drain(..) {
+            if let Some(waiting) = inline.poll(exchange, cx) {
+                tokio::spawn(waiting);
+            }
+        }
+    }
+
+    /// Answers the accepted requests. Those that have to wait continue in tasks, unless they wait only for what is about
+    /// to be read.
     fn answer(&mut self, cx: &mut Context<'_>, inline: &mut Inline) {
-        for mut exchange in self.accepted.drain(..) {
-            if inline.is_exhausted() || Pin::new(&mut exchange).poll(cx).is_pending() {
-                tokio::spawn(exchange);
+        let is_paused = self.responder.state().is_paused();
+        for exchange in self.accepted.drain(..) {
+            match inline.poll(exchange, cx) {
+                Some(waiting) if is_paused => self.deferred.push(waiting),
+                Some(waiting) => drop(tokio::spawn(waiting)),
+                None => {}
             }
         }
     }
@@ -184,6 +202,15 @@ struct Inline {
 }
 
 impl Inline {
+    /// Polls a request within the limits. Returns it if it was not answered.
+    fn poll<B>(&mut self, mut exchange: Exchange<B>, cx: &mut Context<'_>) -> Option<Exchange<B>>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let is_answered = !self.is_exhausted() && Pin::new(&mut exchange).poll(cx).is_ready();
+        (!is_answered).then_some(exchange)
+    }
+
     /// Counts a request. Returns whether it is beyond the limits.
     fn is_exhausted(&mut self) -> bool {
         self.requests = self.requests.saturating_add(1);

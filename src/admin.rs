@@ -14,7 +14,6 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
@@ -23,7 +22,7 @@ use tower::Service as _;
 use crate::authorizer::KeyedProvider;
 use crate::clock;
 use crate::keys::KeyStatus;
-use crate::server::{Door, Peer};
+use crate::server::{Door, Peer, RequestBody};
 use crate::service::Service;
 use crate::telemetry::Trigger;
 
@@ -47,7 +46,7 @@ impl AdminDoor {
         Self { router: router(Arc::clone(&service)), service, hosts }
     }
 
-    fn is_host_allowed(&self, request: &Request<Incoming>) -> bool {
+    fn is_host_allowed(&self, request: &Request<RequestBody>) -> bool {
         let authority = request.uri().authority().map(|authority| authority.as_str());
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let host = hosts.next().map(|host| host.to_str().unwrap_or_default());
@@ -88,7 +87,7 @@ impl Door for AdminDoor {
         MAX_STREAMS
     }
 
-    async fn answer(&self, request: Request<Incoming>, _peer: Peer) -> Response {
+    async fn answer(&self, request: Request<RequestBody>, _peer: Peer) -> Response {
         let mut response = if self.is_host_allowed(&request) {
             // The body is dropped, because it would be held while the page is rendered.
             let response = self.router.clone().call(request.map(|_unread| Body::empty())).await;

@@ -19,7 +19,6 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use http::header::CONTENT_TYPE;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
@@ -29,7 +28,7 @@ use tower::Service as _;
 use crate::access_request::{AccessRequest, Headers};
 use crate::clock;
 use crate::proto::FILE_DESCRIPTOR_SET;
-use crate::server::{self, Door, Stop};
+use crate::server::{self, Door, RequestBody, Stop};
 use crate::service::Service;
 
 use self::buffered::BufferedRequests;
@@ -110,7 +109,7 @@ impl GrpcServices {
     /// headers of the gRPC call are dropped before.
     async fn check(
         &self,
-        request: http::Request<Incoming>,
+        request: http::Request<RequestBody>,
         peer: server::Peer,
     ) -> http::Response<ResponseBody> {
         let received_at = clock::monotonic();
@@ -127,7 +126,7 @@ impl GrpcServices {
     /// Passes any other call to tonic. A health request is read first, and the number of endless streams is limited.
     async fn other(
         &self,
-        request: http::Request<Incoming>,
+        request: http::Request<RequestBody>,
         peer: server::Peer,
         stop: &Stop,
     ) -> http::Response<Body> {
@@ -217,7 +216,7 @@ impl Door for GrpcDoor {
 
     async fn answer(
         &self,
-        request: http::Request<Incoming>,
+        request: http::Request<RequestBody>,
         peer: server::Peer,
     ) -> http::Response<ResponseBody> {
         if request.uri().path() == CHECK {
@@ -226,7 +225,7 @@ impl Door for GrpcDoor {
         self.services.other(request, peer, &self.stop).await.map(ResponseBody::Tonic)
     }
 
-    fn blocks_drain(&self, request: &http::Request<Incoming>) -> bool {
+    fn blocks_drain(&self, request: &http::Request<RequestBody>) -> bool {
         !ENDLESS_METHODS.contains(&request.uri().path())
     }
 }

@@ -15,14 +15,13 @@ use std::sync::Arc;
 use axum::body::Body;
 use http::header::{CACHE_CONTROL, HOST};
 use http::{HeaderName, Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
 
 use crate::access_request::{AccessRequest, ClaimHeaders, Headers, Removal};
 use crate::clock;
 use crate::config::{HttpListener, Profile};
 use crate::http_denial;
 use crate::identity::{RemovedHeader, UpstreamChanges};
-use crate::server::{Door, Peer};
+use crate::server::{Door, Peer, RequestBody};
 use crate::service::Service;
 
 /// The `door` label.
@@ -48,7 +47,7 @@ impl Door for HttpDoor {
         &self.service
     }
 
-    async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+    async fn answer(&self, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
         // The body is dropped, because it would be held while the request waits.
         let request = request.map(drop);
         // A peer without an address is not a trusted proxy.

@@ -1,5 +1,6 @@
 //! The serving loop of every listener: it accepts connections, terminates TLS, serves HTTP, enforces the common limits
-//! and drains. Each listener's `Door` produces the responses; the server depends on no door.
+//! and drains. Each listener's `Door` produces the responses; the server depends on no door. Listeners for HTTP/2 only are
+//! served with h2 alone, because hyper's task for each request costs as much as a Check; the others with hyper.
 //!
 //! # Bounds
 //! - Open connections: `limits.connections`, and what the limit on open files leaves. At the limit one kind of
@@ -18,9 +19,15 @@
 //!   Cancelled requests do not count: a proxy's connection carries the requests of all its clients.
 
 mod accept;
+mod body;
 mod connection;
 mod descriptors;
+mod driver;
 mod framing;
+mod http1_or_2;
+mod http2;
+mod limits;
+mod respond;
 mod socket;
 mod state;
 mod stream;
@@ -34,7 +41,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use tokio::sync::watch;
 
 use crate::clock::{self, Instant};
@@ -43,6 +49,7 @@ use crate::service::Service;
 use crate::verdict::Verdict;
 
 pub(crate) use accept::Listener;
+pub(crate) use body::RequestBody;
 pub use descriptors::raise_limit;
 pub(crate) use descriptors::{Connections, for_connections};
 pub use socket::BindError;
@@ -51,14 +58,6 @@ pub(crate) use tls::{Alpn, Tls};
 
 /// Concurrent HTTP/2 streams per connection: enough for every request that waits for newer keys.
 const MAX_STREAMS: u32 = 16_384;
-
-/// Names and values of one request's headers together: the largest size that a proxy configuration in `deploy/` lets
-/// through.
-const MAX_HEADER_BYTES: usize = 128 * 1024;
-const MAX_HEADERS: usize = 512;
-
-/// The whole head of one request, which also has a target and separators: the limit given to the HTTP library.
-const MAX_HEAD_BYTES: usize = 2 * MAX_HEADER_BYTES;
 
 /// The boxed error type of the HTTP libraries.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -106,13 +105,13 @@ pub(crate) trait Door: Send + Sync + 'static {
     /// Responds to a request of this peer.
     fn answer(
         &self,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
         peer: Peer,
     ) -> impl Future<Output = Response<Self::Body>> + Send;
 
     /// Whether a drain waits for the end of the response and the client must read it in time. False for endless
     /// streams.
-    fn blocks_drain(&self, _request: &Request<Incoming>) -> bool {
+    fn blocks_drain(&self, _request: &Request<RequestBody>) -> bool {
         true
     }
 }

@@ -1,6 +1,6 @@
 //! Tracks HTTP/2 framing far enough to see whether a preface, a frame or a header block is incomplete. Pure.
 //!
-//! Hyper limits the size of these, but not the time that they take.
+//! The HTTP libraries limit the size of these, but not the time that they take.
 
 /// The client connection preface (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -76,7 +76,7 @@ impl Framing {
         }
     }
 
-    /// The number of streams opened by complete header blocks: requests, whether hyper dispatches them or not.
+    /// The number of streams opened by complete header blocks: requests, whether they are dispatched or not.
     pub(super) fn streams(&self) -> u64 {
         self.streams
     }

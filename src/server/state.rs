@@ -49,11 +49,11 @@ pub(super) struct ConnectionState {
     started: Instant,
     /// Whether the client has sent a request or its HTTP/2 settings.
     established: AtomicBool,
-    /// Requests that hyper has dispatched.
+    /// Requests that the HTTP library has dispatched.
     requests: AtomicU64,
     /// Dispatched requests that are too large.
     too_large: AtomicU64,
-    /// HTTP/2 streams that the client has opened, whether hyper dispatches them or not.
+    /// HTTP/2 streams that the client has opened, whether they are dispatched or not.
     streams: AtomicU64,
     /// Rejected requests that have been counted.
     rejected: AtomicU64,
@@ -65,11 +65,12 @@ pub(super) struct ConnectionState {
     /// Whether the listener is stopped: later requests are answered, but the drain does not wait for them.
     stopped: AtomicBool,
     flooded: AtomicBool,
-    /// Whether reading is paused until hyper has processed its input.
+    /// Whether reading is paused until the HTTP library has processed its input.
     paused: AtomicBool,
-    /// When the last request ended. This and the following are milliseconds since `started` plus one, so that 0 means
+    /// When the last request ended, and when something was last read. These and the following are milliseconds since `started` plus one, so that 0 means
     /// unset.
     idle_since: AtomicU64,
+    read_at: AtomicU64,
     incomplete_since: AtomicU64,
     blocked_since: AtomicU64,
     /// Open responses by the span in which they started.
@@ -134,6 +135,7 @@ impl ConnectionState {
             flooded: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             idle_since: AtomicU64::new(1),
+            read_at: AtomicU64::new(1),
             incomplete_since: AtomicU64::new(0),
             blocked_since: AtomicU64::new(0),
             responses: [const { AtomicU32::new(0) }; SPANS],
@@ -154,38 +156,42 @@ impl ConnectionState {
         since != 0 && self.now().saturating_sub(since) >= timeout.as_millis() as u64
     }
 
-    /// Sets this time to now, unless it is set.
-    fn set_once(&self, since: &AtomicU64) {
-        if since.load(Ordering::Relaxed) == 0 {
-            since.store(self.now(), Ordering::Relaxed);
-        }
-    }
-
     /// Records bytes received from the client.
     pub(super) fn record_read(&self, framing: &mut Framing, bytes: &[u8]) {
         /// Empty lines before a request are ignored (RFC 9112 §2.2).
         fn are_line_ends(bytes: &[u8]) -> bool {
             bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
         }
-        let progress = framing.feed(bytes);
+        let (progress, now) = (framing.feed(bytes), self.now());
         self.streams.store(framing.streams(), Ordering::Relaxed);
+        self.read_at.store(now, Ordering::Relaxed);
         match progress {
             // Only the HTTP/1 parser knows when a head is complete; the dispatched request clears the timeout.
             Progress::Http1 if !self.is_busy() && !are_line_ends(bytes) => {
-                self.set_once(&self.incomplete_since)
+                set_once(&self.incomplete_since, now);
             }
             Progress::Http1 => {}
             Progress::Complete => self.incomplete_since.store(0, Ordering::Relaxed),
-            Progress::Started => self.incomplete_since.store(self.now(), Ordering::Relaxed),
-            Progress::Incomplete => self.set_once(&self.incomplete_since),
+            Progress::Started => self.incomplete_since.store(now, Ordering::Relaxed),
+            Progress::Incomplete => set_once(&self.incomplete_since, now),
         }
         if framing.is_http2() {
             self.established.store(true, Ordering::Relaxed);
-            let allowed = MAX_IDLE_FRAMES.saturating_add(self.now() / 1000 * IDLE_FRAMES_PER_SECOND);
+            let allowed = MAX_IDLE_FRAMES.saturating_add(now / 1000 * IDLE_FRAMES_PER_SECOND);
             if framing.idle_frames() > allowed && !self.flooded.swap(true, Ordering::Relaxed) {
                 self.flood.notify_one();
             }
         }
+    }
+
+    /// The time since something was last read.
+    pub(super) fn since_read(&self) -> Duration {
+        Duration::from_millis(self.now().saturating_sub(self.read_at.load(Ordering::Relaxed)))
+    }
+
+    /// Whether streams are open that were not dispatched. They wait for that, or were rejected.
+    pub(super) fn has_undispatched(&self) -> bool {
+        self.streams.load(Ordering::Relaxed) > self.requests.load(Ordering::Relaxed)
     }
 
     /// Records that a dispatched request is too large.
@@ -207,9 +213,9 @@ impl ConnectionState {
         self.paused.swap(false, Ordering::Relaxed)
     }
 
-    /// The number of requests rejected since the last call, by their size or by hyper, which does not dispatch what it
-    /// cannot read. To be called while the connection is pending; returns 0 while writes are blocked, because hyper
-    /// then holds back streams without rejecting them.
+    /// The number of requests rejected since the last call, by their size or by the HTTP library, which does not dispatch
+    /// what it cannot read. To be called while the connection is pending; returns 0 while writes are blocked, because
+    /// the library then holds back streams without rejecting them.
     pub(super) fn take_rejected(&self) -> u64 {
         let by_library =
             self.streams.load(Ordering::Relaxed).saturating_sub(self.requests.load(Ordering::Relaxed));
@@ -236,7 +242,7 @@ impl ConnectionState {
     /// Records whether a write was blocked.
     pub(super) fn record_write(&self, blocked: bool) {
         if blocked {
-            self.set_once(&self.blocked_since);
+            set_once(&self.blocked_since, self.now());
         } else {
             self.blocked_since.store(0, Ordering::Relaxed);
         }
@@ -246,7 +252,8 @@ impl ConnectionState {
     pub(super) fn record_request(&self, http1: bool) {
         self.established.store(true, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.idle_since.store(self.now(), Ordering::Relaxed);
+        // It was just read.
+        self.idle_since.store(self.read_at.load(Ordering::Relaxed), Ordering::Relaxed);
         if http1 {
             self.incomplete_since.store(0, Ordering::Relaxed);
         }
@@ -331,6 +338,13 @@ impl ConnectionState {
     }
 }
 
+/// Sets this time, unless it is set.
+fn set_once(since: &AtomicU64, now: u64) {
+    if since.load(Ordering::Relaxed) == 0 {
+        since.store(now, Ordering::Relaxed);
+    }
+}
+
 /// The requests in flight at one listener, limited because their memory adds up.
 #[derive(Debug, Default)]
 pub(super) struct Load {
@@ -374,8 +388,11 @@ pub(super) struct RequestGuard {
 }
 
 impl RequestGuard {
-    /// Records that the response is ready for the client to read.
+    /// Records that the response is ready for the client to read. Later calls do nothing.
     pub(super) fn response_ready(&mut self) {
+        if self.response_span.is_some() {
+            return;
+        }
         self.mark_answered();
         let span = self.state.span();
         if let Some(open) = self.state.responses.get(span) {
@@ -480,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_that_hyper_holds_back_are_not_rejected() {
+    fn streams_that_the_http_library_holds_back_are_not_rejected() {
         let state = ConnectionState::new(Arc::default());
         state.streams.store(3, Ordering::Relaxed);
         state.record_request(false);

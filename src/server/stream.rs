@@ -11,8 +11,8 @@ use tokio::net::{TcpStream, UnixStream};
 use super::framing::Framing;
 use super::state::ConnectionState;
 
-/// How many HTTP/2 requests are read before reading pauses. While data arrives, hyper keeps reading; meanwhile rejected
-/// requests go uncounted and no response is sent.
+/// How many HTTP/2 requests are read before reading pauses. While data arrives, the HTTP library keeps reading; meanwhile
+/// rejected requests go uncounted and no response is sent.
 const MAX_REQUESTS_PER_READ: u64 = 32;
 
 /// How many bytes of HTTP/1 are read at a time. Hyper's buffer grows with what one read returns and keeps that size
@@ -81,11 +81,19 @@ pub(super) struct MonitoredStream<S> {
     paused_at: u64,
     /// Whether the last flush is pending. A TCP flush never is.
     flushing: bool,
+    /// Whether the writer is to join small buffers instead of passing several.
+    joined_writes: bool,
 }
 
 impl<S> MonitoredStream<S> {
     pub(super) fn new(stream: S, state: Arc<ConnectionState>) -> Self {
-        Self { stream, framing: Framing::new(), state, paused_at: 0, flushing: false }
+        Self { stream, framing: Framing::new(), state, paused_at: 0, flushing: false, joined_writes: false }
+    }
+
+    /// Has h2 join up to 16 KiB of small frames in one write. It would otherwise make a write for each frame of more than
+    /// 256 bytes, and so for most responses.
+    pub(super) fn with_joined_writes(self) -> Self {
+        Self { joined_writes: true, ..self }
     }
 }
 
@@ -136,7 +144,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for MonitoredStream<S> {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        !self.joined_writes && self.stream.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

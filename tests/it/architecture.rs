@@ -106,7 +106,7 @@ const CORE_MODULES: [(&str, &[&str]); 11] = [
 /// Paths (by prefix) and macros that only these modules use.
 const RESTRICTED_PATHS: [(&str, &[&str]); 20] = [
     ("reqwest", &["keys"]),
-    ("h2", &["keys", "server/connection"]),
+    ("h2", &["keys", "server/body", "server/connection", "server/http2"]),
     ("headers", &["keys"]),
     ("tempfile", &["keys"]),
     ("tokio_rustls", &["server", "certificates"]),

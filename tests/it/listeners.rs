@@ -7,6 +7,7 @@ mod environment;
 pub mod http2;
 mod refusals;
 mod socket_files;
+mod streams;
 mod tls;
 mod waiting;
 

@@ -37,7 +37,7 @@ async fn window_returned(connection: &mut (impl AsyncRead + Unpin)) -> usize {
 }
 
 /// A service whose issuer no longer responds, and a token with a key that it has not fetched.
-async fn waiting(issuer: &Issuer) -> (ListenerEnv, String) {
+pub async fn waiting(issuer: &Issuer) -> (ListenerEnv, String) {
     issuer.rotate(SigningAlgorithm::ES256);
     let env = ListenerEnv::open_with(|config| {
         let refresh = RefreshPolicy { wait: LONG, timeout: LONG, ..prompt_refresh() };

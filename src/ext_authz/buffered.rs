@@ -1,5 +1,5 @@
-//! Buffers the requests of a reflection stream as they arrive. If the client does not read the responses, hyper would
-//! otherwise hold them for the life of the stream, up to the size of a large Check.
+//! Buffers the requests of a reflection stream as they arrive. If the client does not read the responses, the HTTP
+//! library would otherwise hold them for the life of the stream, up to the size of a large Check.
 
 use std::convert::Infallible;
 use std::pin::Pin;

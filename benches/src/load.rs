@@ -47,18 +47,43 @@ impl Load {
     /// # Errors
     /// A connection ended, or an answer is not the expected one.
     pub async fn saturate(&self, time: Duration) -> Result<u64, Failure> {
-        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let timer = tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            stopping.store(true, Ordering::Relaxed);
+        });
+        let answered = self.send(usize::MAX, &stop).await;
+        timer.abort();
+        answered
+    }
+
+    /// Each of the bodies once.
+    ///
+    /// # Errors
+    /// A connection ended, or an answer is not the expected one.
+    pub async fn once(&self) -> Result<u64, Failure> {
+        self.send(self.bodies.len(), &Arc::default()).await
+    }
+
+    /// This many, or as many as are answered before the stop.
+    async fn send(&self, most: usize, stop: &Arc<AtomicBool>) -> Result<u64, Failure> {
+        let answered = Arc::new(AtomicU64::new(0));
         let next = Arc::new(AtomicUsize::new(0));
         let mut tasks = Vec::new();
         for _ in 0..self.connections {
             let client = self.connect().await?;
             for _ in 0..self.streams {
                 let (load, mut client) = (self.clone(), client.clone());
-                let (stop, answered, next) = (Arc::clone(&stop), Arc::clone(&answered), Arc::clone(&next));
+                let (stop, answered, next) = (Arc::clone(stop), Arc::clone(&answered), Arc::clone(&next));
                 tasks.push(tokio::spawn(async move {
                     while !stop.load(Ordering::Relaxed) {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        if number >= most {
+                            break;
+                        }
                         client = client.ready().await?;
-                        let body = &load.bodies[next.fetch_add(1, Ordering::Relaxed) % load.bodies.len()];
+                        let body = &load.bodies[number % load.bodies.len()];
                         ask(&mut client, body, load.expected).await?;
                         answered.fetch_add(1, Ordering::Relaxed);
                     }
@@ -66,8 +91,6 @@ impl Load {
                 }));
             }
         }
-        tokio::time::sleep(time).await;
-        stop.store(true, Ordering::Relaxed);
         for task in tasks {
             task.await??;
         }

@@ -1,6 +1,7 @@
 //! Servers in processes of their own, on a core of their own, and what they cost.
 
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -42,6 +43,14 @@ impl Server {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
+}
+
+/// A port that was free a moment ago: servers cannot tell which one they got.
+///
+/// # Errors
+/// No port is free.
+pub fn free() -> io::Result<SocketAddr> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }
 
 impl Drop for Server {

@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
-use crate::clock::{self, Instant};
+use crate::clock::{self, Clock, Instant};
 use crate::config::{Change, Config, ConfigErrors, MAX_FILE_BYTES, Shutdown};
 use crate::files::{Contents, FileError, FileErrorKind, FileEvent, FileSet, READ_TIMEOUT, WatchedFiles};
 use crate::service::Service;
@@ -40,8 +40,8 @@ const MIN_SIGHUP_INTERVAL: Duration = Duration::from_millis(200);
 /// The interval at which parts that were not reloaded are retried.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// At the start the file is read at this interval until two reads agree, but at most this often, so that the start is
-/// not delayed forever.
+/// At the start a file that may be being written is read at this interval until two reads agree, but at most this often,
+/// so that the start is not delayed forever.
 const INITIAL_READ_INTERVAL: Duration = Duration::from_millis(50);
 const MAX_INITIAL_READS: usize = 40;
 
@@ -84,7 +84,7 @@ impl ConfigFile {
         let set = file_set(path);
         let mut contents = set.read_detached().await.map_err(unreadable)?;
         for _ in 1..MAX_INITIAL_READS {
-            if !contents.can_change() {
+            if !contents.can_change() || contents.is_at_rest(Clock::System.now()) {
                 break;
             }
             sleep(INITIAL_READ_INTERVAL).await;

@@ -5,15 +5,15 @@
 //! Servers run on core 0; start this on another one.
 
 use std::error::Error;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use portcullis_benches::load::Load;
-use portcullis_benches::process::Server;
-use portcullis_benches::request::check;
+use portcullis_benches::process::{Server, free};
+use portcullis_benches::request::{check, claims};
 use portcullis_issuer::{Issuer, SigningAlgorithm, SigningKey, with_claim};
 use serde_json::Value;
 
@@ -97,11 +97,6 @@ async fn measure(
     Ok(())
 }
 
-/// A port that was free a moment ago: servers cannot tell which one they got.
-fn free() -> Result<SocketAddr, Failure> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
-}
-
 fn print(rows: &[Row], servers: &[Server]) {
     let reference = median(&rows[0].per_cpu_second);
     println!(
@@ -156,11 +151,7 @@ struct Scenarios {
 impl Scenarios {
     fn new(issuer: &Issuer) -> Result<Self, Failure> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-        let claims = with_claim(issuer.claims(i64::try_from(now)?), "exp", now + 36_000);
-        let claims = with_claim(claims, "tenant_id", "acme");
-        let claims = with_claim(claims, "scope", "orders:read orders:write profile email");
-        let claims =
-            with_claim(claims, "realm_access", serde_json::json!({"roles": ["user", "offline_access"]}));
+        let claims = claims(issuer, now);
         let keys = [
             ("rs", SigningAlgorithm::RS256),
             ("es", SigningAlgorithm::ES256),

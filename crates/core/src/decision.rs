@@ -386,7 +386,7 @@ impl<'a> InProgress<'a> {
         if !self.record.places().iter().any(|place| provider.token_from.contains(place)) {
             return Err(refusals::token_place_not_allowed(provider));
         }
-        let typ = token.typ.take().map(truncated);
+        let typ = token.typ.take().map(|typ| truncated(&typ).into());
         self.record.screened =
             Some(ScreenSummary { algorithm: passed.algorithm, typ, expires: passed.validity.expires });
         Ok(Screened::new(token, passed))
@@ -515,11 +515,7 @@ fn check(
     })
 }
 
-/// Truncates a text to the length that is shown, and frees the rest of its memory.
-fn truncated(mut text: String) -> String {
-    if let Some((end, _)) = text.char_indices().nth(MAX_QUOTED) {
-        text.truncate(end);
-        text.shrink_to_fit();
-    }
-    text
+/// As much of a text as is shown.
+fn truncated(text: &str) -> &str {
+    text.char_indices().nth(MAX_QUOTED).and_then(|(end, _)| text.get(..end)).unwrap_or(text)
 }

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use ecow::EcoString;
 use http::{HeaderName, HeaderValue};
 
 use super::{CachedKeys, IssuerState};
@@ -20,7 +21,7 @@ use crate::validation::{self, Kid, UnixTime, Validated, Validity};
 pub(super) struct ScreenSummary {
     pub(super) algorithm: Algorithm,
     /// Truncated.
-    pub(super) typ: Option<String>,
+    pub(super) typ: Option<EcoString>,
     pub(super) expires: UnixTime,
 }
 

@@ -17,6 +17,7 @@ use cel::common::types::{
 };
 use cel::common::value::{CowVal, Val};
 use cel::{Context, Env, ExecutionError, FunctionContext, Value};
+use ecow::EcoString;
 
 use crate::validation::UnixTime;
 use crate::validation::json::Json;
@@ -383,7 +384,7 @@ impl Input {
 
     fn object<'v>(
         &mut self,
-        members: impl Iterator<Item = &'v (Box<str>, Json)>,
+        members: impl Iterator<Item = &'v (EcoString, Json)>,
     ) -> Result<Boxed<'v>, Undecided> {
         self.take(1)?;
         let mut entries = Entries::new();

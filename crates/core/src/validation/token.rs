@@ -103,8 +103,8 @@ impl<'a> Token<'a> {
     pub fn parse(text: impl Into<Cow<'a, str>>, limits: &JsonLimits) -> Result<Self, TokenError> {
         let compact = Compact::split(text.into()).ok_or(NOT_A_JWT)?;
         let header = decode_object(compact.header(), limits)?;
-        let alg = match header.member("alg") {
-            Some(Json::String(alg)) => alg.clone(),
+        let alg: Box<str> = match header.member("alg") {
+            Some(Json::String(alg)) => alg.as_str().into(),
             _ => return Err(TokenError::Algorithm),
         };
         if ["crit", "b64", "zip"].iter().any(|name| header.member(name).is_some()) {

@@ -8,6 +8,8 @@
 
 mod scan;
 
+use ecow::EcoString;
+
 use self::scan::Scan;
 use super::{Json, JsonError, JsonLimits};
 
@@ -32,9 +34,9 @@ struct Reader<'a> {
     depth: usize,
     open: Vec<Open>,
     elements: Vec<Json>,
-    members: Vec<(Box<str>, Json)>,
+    members: Vec<(EcoString, Json)>,
     /// Names of members without a value yet; those of enclosing objects are below.
-    names: Vec<Box<str>>,
+    names: Vec<EcoString>,
 }
 
 impl<'a> Reader<'a> {
@@ -138,7 +140,7 @@ impl<'a> Reader<'a> {
         match self.open.pop() {
             Some(Open::Array { from }) => Ok(Json::Array(self.elements.drain(from..).collect())),
             Some(Open::Object { from }) => {
-                let members: Box<[(Box<str>, Json)]> = self.members.drain(from..).collect();
+                let members: Box<[(EcoString, Json)]> = self.members.drain(from..).collect();
                 if has_repeated_name(&members) { Err(JsonError::NotJson) } else { Ok(Json::Object(members)) }
             }
             None => Err(JsonError::NotJson),
@@ -156,7 +158,7 @@ enum Ended {
     Document(Json),
 }
 
-fn has_repeated_name(members: &[(Box<str>, Json)]) -> bool {
+fn has_repeated_name(members: &[(EcoString, Json)]) -> bool {
     if members.len() <= FEW_MEMBERS {
         let mut rest = members;
         while let Some(((name, _), others)) = rest.split_first() {

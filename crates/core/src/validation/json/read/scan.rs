@@ -1,5 +1,7 @@
 //! The tokens of JSON: white space, strings, numbers and literals (RFC 8259 §2, §3, §6, §7).
 
+use ecow::EcoString;
+
 use super::super::JsonError;
 
 /// A text and the current position.
@@ -94,7 +96,7 @@ impl<'a> Scan<'a> {
     }
 
     /// A string, unescaped, whose opening quotation mark has been consumed.
-    pub(super) fn string(&mut self) -> Result<Box<str>, JsonError> {
+    pub(super) fn string(&mut self) -> Result<EcoString, JsonError> {
         let unescaped = self.unescaped()?;
         match self.next() {
             Some(b'"') => return Ok(unescaped.into()),

@@ -164,11 +164,11 @@ impl<'de> Visitor<'de> for Level {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
         let (mut members, mut names) = (Vec::new(), HashSet::new());
-        while let Some((name, raw)) = map.next_entry::<Box<str>, &RawValue>()? {
+        while let Some((name, raw)) = map.next_entry::<String, &RawValue>()? {
             if !names.insert(name.clone()) {
                 return Err(A::Error::custom("a repeated member"));
             }
-            members.push((name, level(raw).map_err(A::Error::custom)?));
+            members.push((name.into(), level(raw).map_err(A::Error::custom)?));
         }
         Ok(Json::Object(members.into()))
     }

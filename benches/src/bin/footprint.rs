@@ -21,9 +21,9 @@ use tokio::net::TcpStream;
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// What it may be at most. The goals are 15 MB, 15 MiB and 120 MiB.
-const MAX_BINARY_BYTES: u64 = 17_500_000;
-const MAX_IDLE_KIB: u64 = 18 * 1024;
-const MAX_FULL_KIB: u64 = 300 * 1024;
+const MAX_BINARY_BYTES: u64 = 18_500_000;
+const MAX_IDLE_KIB: u64 = 17 * 1024;
+const MAX_FULL_KIB: u64 = 160 * 1024;
 
 const TOKENS: usize = 100_000;
 const STARTS: usize = 5;

@@ -23,10 +23,23 @@ type Failure = Box<dyn Error + Send + Sync>;
 const SLICE: Duration = Duration::from_secs(2);
 const WARM: Duration = Duration::from_millis(300);
 
+/// Streams of each of the 8 connections, where a row says nothing else.
+const STREAMS_OF_EACH: usize = 16;
+
+/// Other numbers of streams, for the empty server and a cached token: the names of the rows, connections, and streams of
+/// each.
+const STREAMS: [(&str, &str, usize, usize); 3] = [
+    ("empty, 1 stream", "cached, 1 stream", 1, 1),
+    ("empty, 1 connection of 100", "cached, 1 connection of 100", 1, 100),
+    ("empty, 8 of 1,250", "cached, 8 of 1,250", 8, 1_250),
+];
+
 /// What is asked of a server, and how it came out.
 struct Row {
     name: &'static str,
     server: usize,
+    /// The row of the empty server under the same load.
+    reference: usize,
     load: Load,
     /// Checks for each second of processor time, one a round.
     per_cpu_second: Vec<f64>,
@@ -62,8 +75,12 @@ async fn measure(
     let address = free()?;
     servers.push(Server::start(0, empty, &[&address.to_string()])?);
     let scenarios = Scenarios::new(&issuer)?;
-    let mut rows =
-        vec![Row::new("empty tonic server", 0, scenarios.load(address, vec![scenarios.cached.clone()], 0))];
+    let mut rows = vec![Row::new(
+        "empty tonic server",
+        0,
+        0,
+        scenarios.load(address, vec![scenarios.cached.clone()], 0),
+    )];
     for (name, configuration, bodies, expected) in scenarios.all() {
         if !(names.is_empty() || names.iter().any(|one| one == name)) {
             continue;
@@ -76,7 +93,17 @@ async fn measure(
             portcullis,
             &["serve", "--config", file.to_str().ok_or("a path of text")?],
         )?);
-        rows.push(Row::new(name, servers.len() - 1, scenarios.load(address, bodies, expected)));
+        let load = scenarios.load(address, bodies, expected);
+        rows.push(Row::new(name, servers.len() - 1, 0, load.clone()));
+        if name != "cached" {
+            continue;
+        }
+        for (empty_name, name, connections, streams) in STREAMS {
+            let with = |address| Load { address, connections, streams, ..load.clone() };
+            let reference = rows.len();
+            rows.push(Row::new(empty_name, 0, reference, with(rows[0].load.address)));
+            rows.push(Row::new(name, servers.len() - 1, reference, with(address)));
+        }
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     for round in 0..rounds {
@@ -87,7 +114,8 @@ async fn measure(
                 row.load.saturate(SLICE).await.map_err(|error| format!("{}: {error}", row.name))?;
             let took = servers[row.server].cpu().saturating_sub(before);
             row.per_cpu_second.push(answered as f64 / took.as_secs_f64());
-            if round == 0 {
+            // At a fixed rate, only so many streams are open as it takes.
+            if round == 0 && row.load.streams == STREAMS_OF_EACH {
                 row.latencies =
                     row.load.at_rate(1_000, SLICE).await.map_err(|error| format!("{}: {error}", row.name))?;
             }
@@ -98,14 +126,14 @@ async fn measure(
 }
 
 fn print(rows: &[Row], servers: &[Server]) {
-    let reference = median(&rows[0].per_cpu_second);
+    let empty = median(&rows[0].per_cpu_second);
     println!(
         "| {:<32} | {:>6} | {:>13} | {:>7} | {:>7} | {:>7} | {:>7} |",
         "one core, 8 connections of 16", "ratio", "rounds", "p50 ms", "p99", "p99.9", "MiB"
     );
     println!("|{}|", ["-"; 7].map(|dash| dash.repeat(5)).join("|"));
     for row in rows {
-        let of = |value: f64| value / reference;
+        let of = |value: f64| value / median(&rows[row.reference].per_cpu_second);
         let (least, most) =
             row.per_cpu_second.iter().fold((f64::MAX, 0f64), |(a, b), v| (a.min(*v), b.max(*v)));
         let at = |share: f64| {
@@ -124,7 +152,7 @@ fn print(rows: &[Row], servers: &[Server]) {
             servers[row.server].resident_kib() as f64 / 1024.0,
         );
     }
-    println!("\n(the empty server: {reference:.0} Checks for a second of its core)");
+    println!("\n(the empty server: {empty:.0} Checks for a second of its core)");
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -134,8 +162,8 @@ fn median(values: &[f64]) -> f64 {
 }
 
 impl Row {
-    fn new(name: &'static str, server: usize, load: Load) -> Self {
-        Self { name, server, load, per_cpu_second: Vec::new(), latencies: Vec::new() }
+    fn new(name: &'static str, server: usize, reference: usize, load: Load) -> Self {
+        Self { name, server, reference, load, per_cpu_second: Vec::new(), latencies: Vec::new() }
     }
 }
 
@@ -164,7 +192,7 @@ impl Scenarios {
     }
 
     fn load(&self, address: SocketAddr, bodies: Vec<Bytes>, expected: i32) -> Load {
-        Load { address, connections: 8, streams: 16, bodies: Arc::new(bodies), expected }
+        Load { address, connections: 8, streams: STREAMS_OF_EACH, bodies: Arc::new(bodies), expected }
     }
 
     fn configuration(&self, more: &str) -> String {

@@ -138,10 +138,10 @@ fn print(rows: &[Row], servers: &[Server]) {
             row.per_cpu_second.iter().fold((f64::MAX, 0f64), |(a, b), v| (a.min(*v), b.max(*v)));
         let at = |share: f64| {
             let index = (row.latencies.len() as f64 * share) as usize;
-            row.latencies.get(index).map_or(0.0, |took| took.as_secs_f64() * 1e3)
+            row.latencies.get(index).map_or("-".to_owned(), |took| format!("{:.2}", took.as_secs_f64() * 1e3))
         };
         println!(
-            "| {:<32} | {:>6.2} | {:>5.2} to {:>4.2} | {:>7.2} | {:>7.2} | {:>7.2} | {:>7.1} |",
+            "| {:<32} | {:>6.2} | {:>5.2} to {:>4.2} | {:>7} | {:>7} | {:>7} | {:>7.1} |",
             row.name,
             of(median(&row.per_cpu_second)),
             of(least),

@@ -1,13 +1,16 @@
 //! The cache of verified tokens, in process: what it saves, and what it must not outlive.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::routing::any;
 use portcullis::authorizer::TokenCacheConfig;
+use portcullis::clock::{Clock, SimulatedClock};
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey, with_claim};
 use portcullis::config::Profile;
+use portcullis::validation::UnixTime;
 use portcullis_tower::AuthorizationLayer;
 use tower::{Layer, ServiceExt as _};
 
@@ -76,6 +79,7 @@ async fn a_cached_token_is_denied_at_every_door_once_a_fetch_shows_its_key_withd
     let doors = statuses(&service, &token).await;
     assert!(doors.iter().all(|status| *status == 401), "{doors:?}");
     assert_eq!(hits(&service).await, before);
+    assert_eq!(metric(&service, "portcullis_token_cache_entries").await, 1, "it is removed");
 
     issuer.publish(&[&old, &new]);
     assert_eq!(service.bearer(&token).await.reason(), "ok", "its key is published again");
@@ -137,6 +141,56 @@ async fn a_flood_of_one_time_tokens_does_not_evict_the_tokens_in_use() {
     assert!(kept >= IN_USE * 9 / 10, "{kept} of {IN_USE} were still cached");
     let entries = metric(&service, "portcullis_token_cache_entries").await;
     assert!(entries <= 100, "{entries}");
+}
+
+#[tokio::test]
+async fn a_set_of_tokens_that_replaces_another_one_is_cached_as_well() {
+    const IN_USE: u64 = 60;
+    let key = SigningKey::generate("k", SigningAlgorithm::EdDSA);
+    let issuer = "https://issuer.example.com";
+    let mut config = config(vec![inline(provider("p", issuer), &[key.public_jwk()])]);
+    config.token_cache = TokenCacheConfig { entries: 100 };
+    let service = Running::start(config, fixed_clock()).await;
+    for generation in 0..5 {
+        let token = |id: u64| {
+            let id = format!("{generation}-{id}");
+            key.sign(&serde_json::json!({"iss": issuer, "aud": "orders-api", "exp": NOW + 60, "jti": id}))
+        };
+        let in_use: Vec<String> = (0..IN_USE).map(token).collect();
+        let mut kept = 0;
+        for _ in 0..6 {
+            let before = hits(&service).await;
+            for token in &in_use {
+                assert!(service.bearer(token).await.is_allowed());
+            }
+            kept = hits(&service).await - before;
+        }
+        assert!(kept >= IN_USE * 9 / 10, "{kept} of {IN_USE} of generation {generation} are cached");
+    }
+}
+
+#[tokio::test]
+async fn tokens_that_have_expired_are_removed_within_a_minute_of_requests() {
+    let key = SigningKey::generate("k", SigningAlgorithm::EdDSA);
+    let issuer = "https://issuer.example.com";
+    let config = config(vec![inline(provider("p", issuer), &[key.public_jwk()])]);
+    let clock = Arc::new(SimulatedClock::starting_at(UnixTime::from_secs(NOW)));
+    let service = Running::start(config, Clock::Simulated(Arc::clone(&clock))).await;
+    let token = |id: u64, exp: i64| {
+        key.sign(&serde_json::json!({"iss": issuer, "aud": "orders-api", "exp": exp, "jti": id.to_string()}))
+    };
+    for id in 0..3 {
+        assert!(service.bearer(&token(id, NOW + 60)).await.is_allowed());
+    }
+    assert_eq!(metric(&service, "portcullis_token_cache_entries").await, 3);
+    clock.step_ms(200_000);
+    assert!(service.bearer(&token(3, NOW + 600)).await.is_allowed());
+    let only_the_last = async {
+        while metric(&service, "portcullis_token_cache_entries").await != 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), only_the_last).await.expect("the others are removed");
 }
 
 #[tokio::test]

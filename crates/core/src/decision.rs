@@ -427,11 +427,13 @@ impl<'a> InProgress<'a> {
         lookup: &mut impl Lookup,
         now: UnixTime,
     ) -> Option<Arc<VerifiedToken>> {
+        if text.len() > self.policy.limits.token.bytes {
+            return None;
+        }
         let token = lookup.verified(text)?;
         let issuer = lookup.issuer(&token.provider().issuer)?;
         let sources = &token.provider().token_from;
-        let is_current = text.len() <= self.policy.limits.token.bytes
-            && self.record.places().iter().any(|place| sources.contains(place))
+        let is_current = self.record.places().iter().any(|place| sources.contains(place))
             && token.is_current(&issuer, now);
         is_current.then_some(token)
     }
@@ -456,7 +458,8 @@ impl<'a> InProgress<'a> {
         now: UnixTime,
     ) -> Result<Allowed, Refused> {
         let record = &self.record;
-        let headers = identity::claim_headers(validated.claims(), provider, payload);
+        let max_bytes = self.policy.limits.claim_header_bytes;
+        let headers = identity::claim_headers(validated.claims(), provider, payload, max_bytes);
         let token = VerifiedToken {
             provider: Arc::clone(provider),
             realm: record.realm.clone(),
@@ -479,14 +482,9 @@ impl<'a> InProgress<'a> {
             check(requirements, provider, validated, request, now)?;
             record.requirements_met = true;
         }
-        let changes = identity::upstream_changes(
-            headers,
-            provider,
-            &policy.protected,
-            request,
-            record.places(),
-            policy.limits.claim_header_bytes,
-        );
+        let changes = headers.as_ref().map_err(|rejection| *rejection).and_then(|headers| {
+            identity::upstream_changes(headers, provider, &policy.protected, request, record.places())
+        });
         Ok(Allowed::by_token(validated, self.note_changes(changes)?))
     }
 

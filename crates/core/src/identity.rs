@@ -99,8 +99,23 @@ pub enum UpstreamRejection {
 }
 
 /// The claim headers of a verified token of `provider` with this payload part: the same for every request.
-pub fn claim_headers(claims: &Json, provider: &Provider, payload: &str) -> Arc<[(HeaderName, HeaderValue)]> {
+///
+/// # Errors
+/// Names and values together exceed `max_bytes`. No more of them is made than that.
+pub fn claim_headers(
+    claims: &Json,
+    provider: &Provider,
+    payload: &str,
+    max_bytes: usize,
+) -> Result<Arc<[(HeaderName, HeaderValue)]>, UpstreamRejection> {
     let mut headers = Vec::new();
+    let mut left = max_bytes;
+    let mut add = |name: &HeaderName, value: HeaderValue| {
+        let rest = left.checked_sub(name.as_str().len().saturating_add(value.len()));
+        left = rest.ok_or(UpstreamRejection::ClaimTooLarge)?;
+        headers.push((name.clone(), value));
+        Ok(())
+    };
     for claim_header in &provider.claim_headers {
         let claim = claim_header.claim.resolve(claims);
         let value = claim.and_then(|claim| match claim_header.encoding {
@@ -108,34 +123,29 @@ pub fn claim_headers(claims: &Json, provider: &Provider, payload: &str) -> Arc<[
             Encoding::Base64Url => base64url_value(claim),
         });
         if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
-            headers.push((claim_header.header.clone(), value));
+            add(&claim_header.header, value)?;
         }
     }
     if let Some(header) = &provider.payload_header {
         // The payload of a verified token is base64url. Any other text is left out.
         if let Ok(payload) = HeaderValue::from_str(payload) {
-            headers.push((header.clone(), payload));
+            add(header, payload)?;
         }
     }
-    headers.into()
+    Ok(headers.into())
 }
 
 /// The changes for a request with a verified token of `provider`, in these places and with these claim headers.
 ///
 /// # Errors
-/// [`UpstreamRejection`]; the claim headers are too large if names and values together exceed `max_bytes`.
+/// [`UpstreamRejection`].
 pub fn upstream_changes(
     claim_headers: &Arc<[(HeaderName, HeaderValue)]>,
     provider: &Provider,
     protected: &ProtectedHeaders,
     request: &AccessRequest<'_>,
     places: &[&TokenSource],
-    max_bytes: usize,
 ) -> Result<UpstreamChanges, UpstreamRejection> {
-    if claim_headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() > max_bytes
-    {
-        return Err(UpstreamRejection::ClaimTooLarge);
-    }
     let mut changes = UpstreamChanges { claims: Arc::clone(claim_headers), ..UpstreamChanges::default() };
     remove_protected(&mut changes, protected, request)?;
     if !provider.forward_token {

@@ -203,14 +203,25 @@ impl Authorizer {
         Some(IssuerState { provider, realm, keys })
     }
 
-    /// Keeps a token that this decision has verified, under its name in the cache.
-    fn cache_token(&self, name: Option<Sha256Digest>, decision: &Decision<'_>) {
-        let Some(name) = name else { return };
+    /// Keeps a token that this decision has verified, and removes one that was found and no longer counts.
+    fn cache_token(&self, found: Option<NamedToken>, decision: &Decision<'_>) {
+        let Some(NamedToken { name, token }) = found else { return };
         let is_hit = decision.record.is_from_cache();
         self.tokens.count(is_hit);
-        if let Some(token) = decision.record.newly_verified() {
-            self.tokens.insert(name, Arc::clone(token));
+        if is_hit {
+            return;
         }
+        if let Some(outdated) = &token {
+            self.tokens.remove(&name, outdated);
+        }
+        if let Some(token) = decision.record.newly_verified() {
+            self.tokens.insert(name, Arc::clone(token), self.clock.now());
+        }
+    }
+
+    /// Sets the metric of the number of cached tokens.
+    pub(crate) fn publish_token_cache(&self) {
+        self.tokens.publish_entries();
     }
 
     /// The time by which tokens are checked, if it is plausible.
@@ -278,14 +289,24 @@ struct Known<'a> {
     arrived: Instant,
     /// Where the keys of its issuer are.
     source: Option<Source>,
-    /// The name of its token in the cache.
-    token: Option<Sha256Digest>,
+    /// Its token in the cache.
+    token: Option<NamedToken>,
+}
+
+/// A token in the cache of verified tokens.
+struct NamedToken {
+    name: Sha256Digest,
+    /// What the cache has under this name.
+    token: Option<Arc<VerifiedToken>>,
 }
 
 impl Lookup for &mut Known<'_> {
     fn verified(&mut self, token: &str) -> Option<Arc<VerifiedToken>> {
-        self.token = self.authorizer.tokens.name(token);
-        self.authorizer.tokens.get(self.token.as_ref()?)
+        let tokens = &self.authorizer.tokens;
+        let name = tokens.name(token)?;
+        let token = tokens.get(&name);
+        self.token = Some(NamedToken { name, token: token.clone() });
+        token
     }
 
     fn issuer(&mut self, issuer: &str) -> Option<IssuerState> {

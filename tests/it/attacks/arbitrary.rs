@@ -280,9 +280,8 @@ proptest! {
         let source = TokenSource::default();
         let request = AccessRequest::new(b"GET", b"api.example.com", b"/", std::iter::empty().collect(), portcullis::clock::monotonic().into_std());
         let (protected, places) = (ProtectedHeaders::default(), [&source]);
-        let headers = identity::claim_headers(&claims, &rules, "");
-        let changes = upstream_changes(&headers, &rules, &protected, &request, &places, 8 * 1024);
-        let changes = changes.expect("small enough");
+        let headers = identity::claim_headers(&claims, &rules, "", 8 * 1024).expect("small enough");
+        let changes = upstream_changes(&headers, &rules, &protected, &request, &places).expect("nothing to remove");
         let header = |name: &str| {
             changes.set().find(|(set, _)| *set == name).map(|(_, value)| value.to_str().expect("text"))
         };

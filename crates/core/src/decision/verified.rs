@@ -12,6 +12,7 @@ use ecow::EcoString;
 use http::{HeaderName, HeaderValue};
 
 use super::{CachedKeys, IssuerState};
+use crate::identity::UpstreamRejection;
 use crate::validation::algorithm::Algorithm;
 use crate::validation::provider::Provider;
 use crate::validation::{self, Kid, UnixTime, Validated, Validity};
@@ -35,8 +36,8 @@ pub struct VerifiedToken {
     pub(super) screened: Option<ScreenSummary>,
     pub(super) validity: Validity,
     pub(super) validated: Validated,
-    /// The claim headers for the upstream.
-    pub(super) headers: Arc<[(HeaderName, HeaderValue)]>,
+    /// The claim headers for the upstream, or that they are too large.
+    pub(super) headers: Result<Arc<[(HeaderName, HeaderValue)]>, UpstreamRejection>,
     /// The length of the token's text.
     pub(super) bytes: usize,
 }
@@ -47,9 +48,15 @@ impl VerifiedToken {
         &self.provider
     }
 
-    /// The length of the token's text, in bytes.
+    /// The length of the token's text and of its claim headers, in bytes. Its memory is a small multiple of that.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        let headers = self.headers.iter().flat_map(|headers| headers.iter());
+        headers.map(|(_, value)| value.len()).fold(self.bytes, usize::saturating_add)
+    }
+
+    /// When the token expires, leeway included.
+    pub fn expires(&self) -> UnixTime {
+        self.validity.expires
     }
 
     /// Whether the token is still accepted without another look at its signature: by the same provider, with the
@@ -61,7 +68,7 @@ impl VerifiedToken {
         };
         Arc::ptr_eq(&self.provider, &issuer.provider)
             && self.validity.contains(now)
-            && keys.has(self.validated.key())
             && validation::check_audience(&self.validated, &self.provider).is_ok()
+            && keys.accepts_again(self.validated.key())
     }
 }

@@ -180,7 +180,16 @@ impl KeySet {
 
     /// Whether it contains this key.
     pub fn has(&self, key: &Key) -> bool {
-        self.keys.iter().any(|known| std::ptr::eq(&raw const **known, key) || known.same(key))
+        self.find(key).is_some()
+    }
+
+    /// Whether it contains this key, which is then used to accept a token again.
+    pub(crate) fn accepts_again(&self, key: &Key) -> bool {
+        self.find(key).inspect(|known| known.mark_used()).is_some()
+    }
+
+    fn find(&self, key: &Key) -> Option<&Arc<Key>> {
+        self.keys.iter().find(|known| std::ptr::eq(&raw const ***known, key) || known.same(key))
     }
 
     /// Whether it contains a key with the same material.
@@ -379,11 +388,17 @@ impl Key {
     /// Whether this key verifies the signature. The caller has selected the key with [`KeySet::fitting`].
     pub(super) fn verifies(&self, algorithm: Algorithm, signing_input: &[u8], signature: &str) -> bool {
         let verified = self.verify_signature(algorithm, signing_input, signature);
-        // Stores only once: a store for each token would cause contention between the cores.
-        if verified && !self.was_used() {
-            self.used.store(true, Ordering::Relaxed);
+        if verified {
+            self.mark_used();
         }
         verified
+    }
+
+    fn mark_used(&self) {
+        // Stores only once: a store for each token would cause contention between the cores.
+        if !self.was_used() {
+            self.used.store(true, Ordering::Relaxed);
+        }
     }
 
     fn verify_signature(&self, algorithm: Algorithm, signing_input: &[u8], signature: &str) -> bool {

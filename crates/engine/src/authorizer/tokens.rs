@@ -1,21 +1,39 @@
 //! Tokens whose signature was verified, so that it is not verified again for the next request.
 //!
 //! Keyed by the SHA-256 of the token: no token is kept. Whether an entry still counts is decided by the core, with the
-//! current keys and the current time ([`crate::decision::VerifiedToken`]). Only accepted signatures are cached: tokens
-//! that were refused take no room.
+//! current keys and the current time ([`crate::decision::VerifiedToken`]); one that does not is removed. Only accepted
+//! signatures are cached: tokens that were refused take no room.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+use tokio::runtime::Handle;
 
 use crate::decision::VerifiedToken;
 use crate::telemetry::{Metrics, TokenCacheMetrics};
+use crate::validation::UnixTime;
 use crate::validation::digest::Sha256Digest;
 
 /// Longer tokens count as several entries, one for each of these bytes that has begun: their claims take as much more
 /// memory.
 const BYTES_OF_AN_ENTRY: usize = 1024;
+
+/// The entries of a shard, at least: many times as many as the largest token counts for.
+const ENTRIES_OF_A_SHARD: usize = 1024;
+
+/// At most as many shards, each with a lock of its own.
+const MAX_SHARDS: usize = 256;
+
+/// The share of the entries that are tokens which came again. The rest is for new ones: a set of tokens that replaces
+/// another one, as each that expires is replaced, has to be seen again in the rest, or among the names of evicted tokens,
+/// of which there are as many as entries.
+const HOT_SHARE: f64 = 0.7;
+const EVICTED_NAMES: f64 = 1.0;
+
+/// How often expired tokens are removed, in seconds.
+const SWEEP_INTERVAL: i64 = 60;
 
 /// The cache of verified tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,21 +48,22 @@ impl Default for TokenCacheConfig {
     }
 }
 
+type Tokens = Cache<Sha256Digest, Arc<VerifiedToken>, BySize>;
+
 /// The verified tokens of one configuration. When it is full, tokens that were seen only once go before those that
 /// come again (S3-FIFO): a flood of one-time tokens does not evict the tokens in use.
 pub(super) struct TokenCache {
     /// `None` if it is disabled.
-    tokens: Option<Cache<Sha256Digest, Arc<VerifiedToken>, BySize>>,
+    tokens: Option<Arc<Tokens>>,
+    /// When expired tokens are removed next, in seconds since the Unix epoch.
+    next_sweep: AtomicI64,
     metrics: TokenCacheMetrics,
 }
 
 impl TokenCache {
     pub(super) fn new(config: TokenCacheConfig, metrics: &Metrics) -> Self {
-        let capacity = u64::try_from(config.entries).unwrap_or(u64::MAX);
-        let tokens = (config.entries > 0).then(|| Cache::with_weighter(config.entries, capacity, BySize));
-        let metrics = metrics.token_cache();
-        metrics.set_entries(0);
-        Self { tokens, metrics }
+        let tokens = (config.entries > 0).then(|| new_cache(config.entries)).flatten().map(Arc::new);
+        Self { tokens, next_sweep: AtomicI64::new(0), metrics: metrics.token_cache() }
     }
 
     /// The name of a token in the cache; `None` if the cache is disabled.
@@ -62,12 +81,57 @@ impl TokenCache {
         self.metrics.count(is_hit);
     }
 
-    /// Keeps a token that was verified.
-    pub(super) fn insert(&self, name: Sha256Digest, token: Arc<VerifiedToken>) {
+    /// Keeps a token that was verified, at this time.
+    pub(super) fn insert(&self, name: Sha256Digest, token: Arc<VerifiedToken>, now: UnixTime) {
         let Some(tokens) = &self.tokens else { return };
         tokens.insert(name, token);
-        self.metrics.set_entries(tokens.len());
+        self.sweep_if_due(tokens, now);
     }
+
+    /// Removes a token that no longer counts, unless another request has verified it again.
+    pub(super) fn remove(&self, name: &Sha256Digest, outdated: &Arc<VerifiedToken>) {
+        if let Some(tokens) = &self.tokens {
+            let _removed = tokens.remove_if(name, |token| Arc::ptr_eq(token, outdated));
+        }
+    }
+
+    /// Sets the metric of the number of entries.
+    pub(super) fn publish_entries(&self) {
+        self.metrics.set_entries(self.tokens.as_ref().map_or(0, |tokens| tokens.len()));
+    }
+
+    /// Removes expired tokens, which would take room and be held in memory until they are evicted.
+    fn sweep_if_due(&self, tokens: &Arc<Tokens>, now: UnixTime) {
+        let seconds = now.as_secs_f64() as i64;
+        let due = self.next_sweep.load(Ordering::Relaxed);
+        let next = seconds.saturating_add(SWEEP_INTERVAL);
+        let is_due = seconds >= due
+            && self.next_sweep.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if !is_due {
+            return;
+        }
+        let tokens = Arc::clone(tokens);
+        let sweep = move || tokens.retain(|_, token| token.expires() > now);
+        // A request does not wait for it, unless it is decided outside of a runtime.
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(sweep)),
+            Err(_) => sweep(),
+        }
+    }
+}
+
+/// `None` if the options are incomplete, which they are not.
+fn new_cache(entries: usize) -> Option<Tokens> {
+    let options = OptionsBuilder::new()
+        .estimated_items_capacity(entries)
+        .weight_capacity(u64::try_from(entries).unwrap_or(u64::MAX))
+        // Rounded up to a power of two.
+        .shards((entries / ENTRIES_OF_A_SHARD / 2 + 1).min(MAX_SHARDS))
+        .hot_allocation(HOT_SHARE)
+        .ghost_allocation(EVICTED_NAMES)
+        .build()
+        .ok()?;
+    Some(Cache::with_options(options, BySize, DefaultHashBuilder::default(), DefaultLifecycle::default()))
 }
 
 /// How many entries a token counts as.
@@ -76,6 +140,6 @@ struct BySize;
 
 impl Weighter<Sha256Digest, Arc<VerifiedToken>> for BySize {
     fn weight(&self, _name: &Sha256Digest, token: &Arc<VerifiedToken>) -> u64 {
-        u64::try_from(token.bytes() / BYTES_OF_AN_ENTRY + 1).unwrap_or(u64::MAX)
+        u64::try_from(token.bytes().div_ceil(BYTES_OF_AN_ENTRY).max(1)).unwrap_or(u64::MAX)
     }
 }

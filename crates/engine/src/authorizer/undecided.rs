@@ -3,11 +3,10 @@
 //! It obtains what the core needs until that decides; dropping it releases its permits and cancels no fetch.
 
 use super::realms::{NewRealm, ProviderHandle};
-use super::{Authorizer, Decided, deadline, record_verified};
+use super::{Authorizer, Decided, NamedToken, deadline, record_verified};
 use crate::decision::{Decision, Evaluation, KeysNeeded, Need, NoKeys};
 use crate::keys::{KeyWait, Newer, ObservedKeys, StaleToken};
 use crate::validation::StaleCause;
-use crate::validation::digest::Sha256Digest;
 
 /// A request that cannot be decided without waiting.
 #[must_use = "a request that is not decided has to be denied"]
@@ -35,8 +34,8 @@ pub(super) struct Pending<'a> {
     pub(super) needed: Box<KeysNeeded<'a>>,
     /// Where to get the keys.
     pub(super) source: Source,
-    /// The name of its token in the cache of verified tokens.
-    pub(super) token: Option<Sha256Digest>,
+    /// Its token in the cache of verified tokens.
+    pub(super) token: Option<NamedToken>,
 }
 
 /// Where to get an issuer's keys.

@@ -203,9 +203,11 @@ impl Service {
         removed.iter().for_each(|name| self.metrics().remove_provider(name));
     }
 
-    /// Updates the gauges of all keys.
+    /// Updates the gauges of all keys, and of the cache of verified tokens.
     pub fn publish_gauges(&self) {
-        for keyed in self.authorizer().providers() {
+        let authorizer = self.authorizer();
+        authorizer.publish_token_cache();
+        for keyed in authorizer.providers() {
             keyed.keys.publish_gauges();
         }
         // Requests that still wait for removed keys may have updated the gauges afterwards.

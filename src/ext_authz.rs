@@ -26,6 +26,7 @@ use tonic::service::Routes;
 use tower::Service as _;
 
 use crate::access_request::{AccessRequest, Headers};
+use crate::authorizer::{Authorizer, Decided};
 use crate::clock;
 use crate::proto::FILE_DESCRIPTOR_SET;
 use crate::server::{self, Door, RequestBody, Stop};
@@ -173,14 +174,14 @@ fn unary_request(path: &'static str, message: Bytes) -> http::Request<Body> {
     request
 }
 
-/// The message after its prefix, in a buffer that may be held.
+/// The message after its prefix.
 fn without_prefix(mut message: Bytes) -> Result<Bytes, ReadError> {
     const UNCOMPRESSED: u8 = 0;
     if message.first() != Some(&UNCOMPRESSED) {
         return Err(ReadError::NotACheck);
     }
     message.advance(message.len().min(EMPTY.len()));
-    check_request::without_body(message)
+    Ok(message)
 }
 
 /// The door of one gRPC listener.
@@ -274,26 +275,46 @@ impl Checks {
 }
 
 impl Checks {
-    /// The response to a Check, with its prefix.
-    async fn check(&self, check: ReceivedCheck) -> Bytes {
-        let ReceivedCheck { received_at, timeout, message } = check;
-        let read = message.as_ref().map_err(|error| *error).and_then(|message| check_request::read(message));
-        let read_error = read.as_ref().err().copied();
-        let access_request = AccessRequest {
-            timeout,
-            description_error: read_error.map(ReadError::as_str),
-            ..access_request(read.unwrap_or_default(), received_at)
-        };
-        if access_request.headers.is_empty() && read_error.is_none() {
+    /// The response to a Check, with its prefix. A Check that has to wait holds its own fields and not the buffer in
+    /// which it was received.
+    async fn check(&self, mut check: ReceivedCheck) -> Bytes {
+        if let Some(response) = self.check_now(&check) {
+            return response;
+        }
+        check.message = check.message.and_then(|message| check_request::detached(&message));
+        let (authorizer, access_request) = (self.service.authorizer(), check.access_request());
+        let decided = authorizer.decide(DOOR, &access_request).await;
+        response_to(&access_request, &authorizer, &decided)
+    }
+
+    /// The response to a Check; `None` if it has to wait for keys.
+    fn check_now(&self, check: &ReceivedCheck) -> Option<Bytes> {
+        let (authorizer, access_request) = (self.service.authorizer(), check.access_request());
+        if access_request.headers.is_empty() && access_request.description_error.is_none() {
             self.warn_headerless();
         }
-        let authorizer = self.service.authorizer();
-        let decided = authorizer.decide(DOOR, &access_request).await;
-        let caller = access_request.headers.caller();
-        match decided.decision.allowed(authorizer.responses(), caller) {
-            Ok(allowed) => check_response::allow(allowed.changes(), &decided),
-            Err(denial) => check_response::deny(&denial, &decided),
+        let decided = authorizer.try_decide(DOOR, &access_request).ok()?;
+        Some(response_to(&access_request, &authorizer, &decided))
+    }
+}
+
+impl ReceivedCheck {
+    fn access_request(&self) -> AccessRequest<'_> {
+        let read =
+            self.message.as_ref().map_err(|error| *error).and_then(|message| check_request::read(message));
+        let description_error = read.as_ref().err().copied().map(ReadError::as_str);
+        AccessRequest {
+            timeout: self.timeout,
+            description_error,
+            ..access_request(read.unwrap_or_default(), self.received_at)
         }
+    }
+}
+
+fn response_to(request: &AccessRequest<'_>, authorizer: &Authorizer, decided: &Decided<'_>) -> Bytes {
+    match decided.decision.allowed(authorizer.responses(), request.headers.caller()) {
+        Ok(allowed) => check_response::allow(allowed.changes(), decided),
+        Err(denial) => check_response::deny(&denial, decided),
     }
 }
 
@@ -301,14 +322,7 @@ fn access_request(check: CheckRequest<'_>, received_at: clock::Instant) -> Acces
     let (source_address, source_principal) = (text(check.source_address), text(check.source_principal));
     let headers: Headers<'_> = check.headers.into_iter().chain(check.raw_headers).collect();
     let request = AccessRequest::new(check.method, check.host, check.path, headers, received_at.into_std());
-    AccessRequest {
-        source_address,
-        source_principal,
-        named_rule: check.named_rule,
-        // The body of a small message stays in its buffer.
-        held_bytes: request.held_bytes.saturating_add(check.body_bytes),
-        ..request
-    }
+    AccessRequest { source_address, source_principal, named_rule: check.named_rule, ..request }
 }
 
 /// A string of proto3, where empty means unset.

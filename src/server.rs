@@ -15,8 +15,8 @@
 //!   more than 16 KiB closes the connection, which would otherwise keep a buffer of that size.
 //! - Bodies over HTTP/1.1, which are never read: up to 64 KiB are discarded; a larger one closes the connection.
 //! - Streams per connection: `Door::max_streams`. Floods of CONTINUATION and of empty DATA frames close the connection
-//!   (in h2); so do floods of other frames that belong to no request, and of requests that cannot be answered.
-//!   Cancelled requests do not count: a proxy's connection carries the requests of all its clients.
+//!   (in h2); so do floods of other frames that belong to no request, of settings, and of requests that cannot be
+//!   answered. Cancelled requests do not count: a proxy's connection carries the requests of all its clients.
 
 mod accept;
 mod body;

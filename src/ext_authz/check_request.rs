@@ -12,9 +12,6 @@ use super::protobuf::{Field, Fields, NotFields, Value, Writer};
 /// The maximum number of fields that are read. A header has three.
 const MAX_FIELDS: usize = 32_768;
 
-/// A message of at most this size stays in its receive buffer.
-const SMALL_MESSAGE: usize = 4 * 1024;
-
 /// The key in `context_extensions` with which a route names its rule.
 const NAMED_RULE: &[u8] = b"portcullis_rule";
 
@@ -60,8 +57,6 @@ pub(super) struct CheckRequest<'a> {
     pub(super) source_principal: &'a [u8],
     /// The rule that the route names. As in a map, the last of several applies.
     pub(super) named_rule: Option<&'a [u8]>,
-    /// The size of the body, which no decision reads.
-    pub(super) body_bytes: usize,
 }
 
 /// Reads a CheckRequest.
@@ -77,19 +72,15 @@ pub(super) fn read(message: &[u8]) -> Result<CheckRequest<'_>, ReadError> {
     }
 }
 
-/// The message without its body, in a buffer of its own, because a request may wait for keys. A small message stays as
-/// it is.
+/// The message without its body, in a buffer of its own size, to be held while the request waits for keys. The buffer in
+/// which it was received may be many times as large.
 ///
 /// # Errors
 /// As [`read`].
-pub(super) fn without_body(message: Bytes) -> Result<Bytes, ReadError> {
-    if message.len() <= SMALL_MESSAGE {
-        return Ok(message);
-    }
-    let request = read(&message)?;
-    let mut writer = Writer::with_capacity(message.len().saturating_sub(request.body_bytes));
-    request.write(&mut writer);
-    Ok(writer.finish())
+pub(super) fn detached(message: &[u8]) -> Result<Bytes, ReadError> {
+    let mut writer = Writer::with_capacity(0);
+    read(message)?.write(&mut writer);
+    Ok(Bytes::copy_from_slice(&writer.finish()))
 }
 
 struct Reader<'a> {
@@ -175,8 +166,7 @@ impl<'a> Reader<'a> {
                     _ => Ok(()),
                 })?,
                 number::BODY | number::RAW_BODY => {
-                    let body_bytes = &mut reader.request.body_bytes;
-                    *body_bytes = body_bytes.saturating_add(value.bytes()?.len());
+                    value.bytes()?;
                 }
                 _ => {}
             }
@@ -435,18 +425,13 @@ mod tests {
     }
 
     #[test]
-    fn a_large_message_is_held_without_its_body_and_loses_nothing_else() {
-        for size in [SMALL_MESSAGE, SMALL_MESSAGE * 8] {
-            let body = field(11, &vec![b'x'; size]);
-            let parts = [field(2, b"GET"), field(4, b"/p"), field(5, b"a"), field(3, &field(1, b"n")), body];
-            let message = Bytes::from(of_http(&parts.concat()));
-            let held = without_body(message.clone()).expect("a Check");
-            assert!(message.is_unique() && held.len() < 64, "{} of {}", held.len(), message.len());
-            assert_eq!(read_owned(&held), read_owned(&message));
-        }
-        let small = Bytes::from(of_http(&field(11, b"body")));
-        assert_eq!(without_body(small.clone()).expect("a Check").as_ptr(), small.as_ptr(), "not copied");
-        assert_eq!(read(&small).expect("a Check").body_bytes, 4);
+    fn a_detached_message_has_no_body_and_loses_nothing_else() {
+        let body = field(11, &[b'x'; 10_000]);
+        let parts = [field(2, b"GET"), field(4, b"/p"), field(5, b"a"), field(3, &field(1, b"n")), body];
+        let message = Bytes::from(of_http(&parts.concat()));
+        let detached = detached(&message).expect("a Check");
+        assert!(detached.len() < 64, "{} of {}", detached.len(), message.len());
+        assert_eq!(read_owned(&detached), read_owned(&message));
     }
 
     proptest! {

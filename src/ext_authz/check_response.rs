@@ -16,6 +16,10 @@ use crate::verdict::DenialResponse;
 /// The capacity for everything but header values: claim headers, metadata and lengths of a usual decision.
 const CAPACITY: usize = 1024;
 
+/// How deep the arrays and objects of a claim are nested in the metadata. Three messages are nested for each, in seven
+/// others, and readers of protocol buffers accept 100.
+const MAX_NESTING: usize = 24;
+
 /// Field numbers and enum values (envoy/service/auth/v3/external_auth.proto, envoy/config/core/v3/base.proto,
 /// envoy/type/v3/http_status.proto, google/rpc/status.proto).
 mod number {
@@ -148,7 +152,7 @@ fn metadata(writer: &mut Writer, decided: &Decided<'_>) {
         entry(writer, "claims", |writer| {
             writer.message(value::STRUCT, |writer| {
                 for (path, claim) in claims {
-                    entry(writer, &path.to_string(), |writer| json(writer, claim));
+                    entry(writer, &path.to_string(), |writer| json(writer, claim, MAX_NESTING));
                 }
             });
         });
@@ -163,8 +167,9 @@ fn entry(writer: &mut Writer, name: &str, write: impl FnOnce(&mut Writer)) {
     });
 }
 
-/// The kind of a Value. A number that a double cannot represent exactly becomes a string.
-fn json(writer: &mut Writer, claim: &Json) {
+/// The kind of a Value. A number that a double cannot represent exactly becomes a string, and so does the JSON of arrays
+/// and objects that are nested deeper than `nesting`.
+fn json(writer: &mut Writer, claim: &Json, nesting: usize) {
     /// Integers below this are exact (IEEE 754 binary64).
     const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
     match claim {
@@ -175,14 +180,17 @@ fn json(writer: &mut Writer, claim: &Json) {
             _ => writer.bytes(value::STRING, digits.as_bytes()),
         },
         Json::String(text) => writer.bytes(value::STRING, text.as_bytes()),
+        Json::Array(_) | Json::Object(_) if nesting == 0 => {
+            writer.bytes(value::STRING, claim.to_compact().as_bytes());
+        }
         Json::Array(members) => writer.message(value::LIST, |writer| {
             for member in members.iter().rev() {
-                writer.message(value::VALUES, |writer| json(writer, member));
+                writer.message(value::VALUES, |writer| json(writer, member, nesting.saturating_sub(1)));
             }
         }),
         Json::Object(members) => writer.message(value::STRUCT, |writer| {
             for (name, member) in members.iter().rev() {
-                entry(writer, name, |writer| json(writer, member));
+                entry(writer, name, |writer| json(writer, member, nesting.saturating_sub(1)));
             }
         }),
     }
@@ -204,7 +212,7 @@ mod tests {
         let claim =
             Json::parse(text.as_bytes(), &JsonLimits::default()).expect("the claim of this test is JSON");
         let mut writer = Writer::with_capacity(0);
-        json(&mut writer, &claim);
+        json(&mut writer, &claim, 3);
         Value::decode(writer.finish()).expect("a Value").kind
     }
 
@@ -238,6 +246,9 @@ mod tests {
                 list(vec![Kind::NumberValue(1.0), text("a"), list(vec![Kind::NullValue(0)])]),
             ),
             ("{}", object(vec![])),
+            ("[[[1]]]", list(vec![list(vec![list(vec![Kind::NumberValue(1.0)])])])),
+            (r#"[[[[1,"a"]]]]"#, list(vec![list(vec![list(vec![text(r#"[1,"a"]"#)])])])),
+            (r#"[[[{"a":null}]]]"#, list(vec![list(vec![list(vec![text(r#"{"a":null}"#)])])])),
             (
                 r#"{"":"e","b":{"c":true}}"#,
                 object(vec![("", text("e")), ("b", object(vec![("c", Kind::BoolValue(true))]))]),

@@ -94,7 +94,7 @@ impl<D: Door> Listener<D> {
 
     /// Closes the connection with the most requests in flight, because the listener has too many of them.
     fn close_busiest(&self) {
-        if let Some(requests) = self.open.inner().close_busiest() {
+        if let Some(requests) = self.open.inner().close_busiest(Load::MAX_IN_FLIGHT) {
             self.door.service().metrics().connections_refused(self.door.name(), 1);
             if let Some(times) = self.refused_log.sample() {
                 tracing::warn!(door = self.door.name(), requests, times, "busiest connection closed");
@@ -306,8 +306,13 @@ impl Inner {
         (count > own && most != newcomer).then_some(most)
     }
 
-    /// Closes the connection with the most requests in flight and returns their number.
-    fn close_busiest(&mut self) -> Option<usize> {
+    /// Closes the connection with the most requests in flight and returns their number. `None` if fewer than `max` are
+    /// left besides those of the connections that are being closed already.
+    fn close_busiest(&mut self, max: usize) -> Option<usize> {
+        let remaining = self.connections.values().filter(|entry| !entry.evicting);
+        if remaining.map(|entry| entry.state.in_flight()).sum::<usize>() < max {
+            return None;
+        }
         let remaining = self.connections.values_mut().filter(|entry| !entry.evicting);
         let busiest = remaining.max_by_key(|entry| entry.state.in_flight())?;
         busiest.evicting = true;
@@ -405,11 +410,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_connection_with_the_most_requests_is_closed_under_overload() {
+    async fn the_connection_with_the_most_requests_is_closed_under_overload_and_no_other() {
         let open = Arc::new(Open::default());
         let (few, many) = (register(&open, 8), register(&open, 8));
         let _flights = [few.state.start_request(), many.state.start_request(), many.state.start_request()];
-        assert_eq!(open.inner().close_busiest(), Some(2));
+        assert_eq!(open.inner().close_busiest(3), Some(2));
+        assert_eq!(open.inner().close_busiest(3), None, "its requests are in flight until it has closed");
         assert!(open.inner().connections[&many.id].evicting && !open.inner().connections[&few.id].evicting);
     }
 }

@@ -70,6 +70,10 @@ impl<D: Door> Connection<D> {
         let state = &*self.state;
         tokio::pin!(connection);
         let (mut stopping, mut goaway_at) = (false, None);
+        // These go on while requests are rejected, which are turns of the loop.
+        let (check, drained) = (sleep(CHECK_INTERVAL), until_drained(state));
+        let requested = stop_requested(&mut stop, state);
+        tokio::pin!(check, drained, requested);
         loop {
             tokio::select! {
                 step = step(connection.as_mut(), state) => match step {
@@ -92,7 +96,8 @@ impl<D: Door> Connection<D> {
                         }
                     }
                 },
-                () = sleep(CHECK_INTERVAL) => {
+                () = &mut check => {
+                    check.set(sleep(CHECK_INTERVAL));
                     if let Some(cause) = state.exceeded_timeout() {
                         break self.record_close(cause);
                     }
@@ -109,11 +114,11 @@ impl<D: Door> Connection<D> {
                     let _ended = timeout(LINGER, finish).await;
                     break;
                 }
-                () = stop_requested(&mut stop, state), if !stopping => {
+                () = &mut requested, if !stopping => {
                     stopping = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = until_drained(state), if stopping => break,
+                () = &mut drained, if stopping => break,
             }
         }
     }

@@ -9,14 +9,20 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// reset.
 const IDLE_FRAMES_PER_REQUEST_FRAME: u64 = 8;
 
+/// How many other frames a SETTINGS frame counts for after the first: h2 visits every open stream for one that changes the
+/// initial window (RFC 9113 §6.9.2).
+const IDLE_FRAMES_PER_SETTINGS: u64 = 100;
+
 /// The length of a frame header (RFC 9113 §4.1).
 const FRAME_HEADER: usize = 9;
 
 /// Frame types and the END_HEADERS flag (RFC 9113 §6.1, §6.2 and §6.10).
 const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
+const SETTINGS: u8 = 0x4;
 const CONTINUATION: u8 = 0x9;
 const END_HEADERS: u8 = 0x4;
+const ACK: u8 = 0x1;
 
 /// A stream identifier has 31 bits.
 const MAX_STREAM_ID: u32 = u32::MAX >> 1;
@@ -35,6 +41,8 @@ pub(super) struct Framing {
     /// Complete frames, and HEADERS and DATA frames.
     frames: u64,
     request_frames: u64,
+    /// SETTINGS frames that are no acknowledgements.
+    settings: u64,
 }
 
 #[derive(Debug)]
@@ -73,6 +81,7 @@ impl Framing {
             streams: 0,
             frames: 0,
             request_frames: 0,
+            settings: 0,
         }
     }
 
@@ -88,7 +97,8 @@ impl Framing {
 
     /// The number of frames that belong to no request, beyond those that are normal for the requests.
     pub(super) fn idle_frames(&self) -> u64 {
-        let other = self.frames.saturating_sub(self.request_frames);
+        let more = self.settings.saturating_sub(1).saturating_mul(IDLE_FRAMES_PER_SETTINGS - 1);
+        let other = self.frames.saturating_sub(self.request_frames).saturating_add(more);
         other.saturating_sub(self.request_frames.saturating_mul(IDLE_FRAMES_PER_REQUEST_FRAME))
     }
 
@@ -144,6 +154,7 @@ impl Framing {
         let [a, b, c, kind, flags, stream @ ..] = header;
         let ends = flags & END_HEADERS != 0;
         self.request_frames = self.request_frames.saturating_add(u64::from(matches!(kind, DATA | HEADERS)));
+        self.settings = self.settings.saturating_add(u64::from(kind == SETTINGS && flags & ACK == 0));
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         if kind == HEADERS {
             let stream = u32::from_be_bytes(stream) & MAX_STREAM_ID;
@@ -279,6 +290,10 @@ mod tests {
         framing.feed(&frame(HEADERS, END_HEADERS, 3));
         framing.feed(&frame(0, 0, 0));
         assert_eq!(framing.idle_frames(), 21 - 2 * IDLE_FRAMES_PER_REQUEST_FRAME);
+        framing.feed(&frame(SETTINGS, ACK, 0));
+        framing.feed(&frame(SETTINGS, 0, 0));
+        let settings = 1 + IDLE_FRAMES_PER_SETTINGS;
+        assert_eq!(framing.idle_frames(), 21 + settings - 2 * IDLE_FRAMES_PER_REQUEST_FRAME);
     }
 
     #[test]

@@ -355,7 +355,7 @@ pub(super) struct Load {
 
 impl Load {
     /// More than `max_waiters` allows to wait for keys by default.
-    const MAX_IN_FLIGHT: usize = 20_000;
+    pub(super) const MAX_IN_FLIGHT: usize = 20_000;
 
     fn increment(&self) {
         if self.in_flight.fetch_add(1, Ordering::AcqRel) >= Self::MAX_IN_FLIGHT {

@@ -65,7 +65,8 @@ async fn requests_that_are_large_only_when_decoded_are_rejected_and_too_many_clo
             }
             let (mut reading, mut writing) = tokio::io::split(connection);
             let flood = tokio::spawn(async move {
-                for stream in streams.take(5000) {
+                // More than can be sent in the time that the client has to see GOAWAY.
+                for stream in streams.take(1_000_000) {
                     if writing.write_all(&bomb(kind, stream, fields)).await.is_err() {
                         return true;
                     }

@@ -208,6 +208,11 @@ impl ConnectionState {
         self.paused.load(Ordering::Relaxed)
     }
 
+    /// Whether the client floods, and the connection is to be closed for it.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.flooded.load(Ordering::Relaxed)
+    }
+
     /// Ends a pause. Returns whether there was one.
     pub(super) fn resume(&self) -> bool {
         self.paused.swap(false, Ordering::Relaxed)

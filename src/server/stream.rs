@@ -104,7 +104,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for MonitoredStream<S> {
             *paused_at = framing.streams();
             state.pause();
         }
-        if state.is_paused() {
+        // A connection that floods is about to be closed: the rest of what was received is not read.
+        if state.is_paused() || state.is_flooded() {
             return Poll::Pending;
         }
         let before = buf.filled().len();

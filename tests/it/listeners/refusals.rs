@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use portcullis::clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::sleep;
 
 use super::environment::{Connection, Kind, ListenerEnv, until_closed};
 use super::http2::{self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, frame, preface};
-use super::send;
+use super::{seconds, send};
 
 /// A request whose header block adds a field to the dynamic table (RFC 7541 §6.2.1), and then has one byte for each reference
 /// to it.
@@ -99,6 +100,28 @@ async fn rejected_requests_of_one_client_do_not_close_a_proxys_connection() {
                 }
             }
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejected_requests_do_not_extend_the_timeout_of_a_client_that_does_not_read() {
+    let env = ListenerEnv::open().await;
+    for kind in Kind::GRPC {
+        // A flow-control window of 0: no response can be sent.
+        let (mut reader, mut writer) = tokio::io::split(send(&env, kind, &preface(&[(4, 0)])).await);
+        let requests = tokio::spawn(async move {
+            for first in (1..).step_by(20) {
+                let mut bytes = bomb(kind, first, 1000);
+                bytes.extend((1..10).flat_map(|place| kind.request(first + 2 * place)));
+                if writer.write_all(&bytes).await.is_err() || writer.flush().await.is_err() {
+                    return;
+                }
+                sleep(Duration::from_secs(3)).await;
+            }
+        });
+        let elapsed = until_closed(&mut reader).await;
+        requests.abort();
+        assert!(seconds(30..=60).contains(&elapsed), "{kind:?}: {elapsed:?}");
     }
 }
 

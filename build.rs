@@ -1,9 +1,9 @@
 //! Compiles `proto/` without `protoc` into two shapes: upstream's for reflection, and a reduced one for the generated
 //! code.
 //!
-//! The reduced shape is the same on the wire. A map of strings is a repeated message of key and value; decoded as that,
-//! with `bytes` that share the request's buffer, no header is copied, hashed or checked to be UTF-8. Fields of the
-//! request that the service does not read are left out, so that decoding skips them.
+//! The reduced shape is the same on the wire. A map of strings is a repeated message of key and value; decoded as that, with
+//! `bytes`, it keeps the order of headers and what is not UTF-8, as the service's own reader does, which the tests compare
+//! with it. Fields of the request that the service does not read are left out.
 
 use std::env;
 use std::error::Error;

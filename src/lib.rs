@@ -23,7 +23,7 @@
 //!
 //! - [`app`] binds, serves, reloads and drains; [`commands`] are the commands of the binary.
 //! - The doors: [`ext_authz`], with its types in [`proto`], [`forward_auth`], and [`admin`] for operators. One serving loop,
-//!   the [`server`], serves all of them.
+//!   the [`server`], serves all of them, gRPC with h2 and the others with hyper.
 //! - `crates/config`: [`config`] parses text into a valid configuration.
 //! - `crates/engine` provides what a decision needs, and may wait: [`service`] is what the doors serve, and the entry point
 //!   for programs that embed it; [`authorizer`] drives the decision and caches verified

@@ -1,6 +1,5 @@
-//! Envoy's types, generated from `proto/` by `build.rs`. The gRPC door and the tests use them.
-//!
-//! Apart from the tests they are used in the gRPC door only; nothing is decided here.
+//! Envoy's types, generated from `proto/` by `build.rs`: for reflection, for the client of `demo` and `drill`, and for the
+//! tests, which compare the gRPC door's own reader and writer of these messages with them. The door itself uses none.
 //!
 //! `build.rs` explains the shape of the generated request: strings are bytes that share the receive buffer, maps are
 //! lists of entries, and unused fields are left out. A list keeps what a map would merge: if a key occurs twice in

@@ -44,7 +44,7 @@ use crate::text::MAX_QUOTED;
 use crate::validation::key_set::KeySet;
 use crate::validation::provider::Provider;
 use crate::validation::{
-    self, Kid, Parked, Screened, StaleCause, Token, UnixTime, Validated, ValidationError, Validity,
+    self, Kid, Parked, Passed, Screened, StaleCause, Token, UnixTime, Validated, ValidationError, Validity,
 };
 use crate::verdict::{Allowed, Challenge, DenialResponse, Responses, Verdict};
 
@@ -85,7 +85,7 @@ pub struct IssuerState {
     /// The rules for its tokens.
     pub provider: Arc<Provider>,
     /// The realm of the issuer, for a provider with several.
-    pub realm: Option<String>,
+    pub realm: Option<Arc<str>>,
     /// Its keys.
     pub keys: CachedKeys,
 }
@@ -387,8 +387,8 @@ impl<'a> InProgress<'a> {
             return Err(refusals::token_place_not_allowed(provider));
         }
         let typ = token.typ.take().map(|typ| truncated(&typ).into());
-        self.record.screened =
-            Some(ScreenSummary { algorithm: passed.algorithm, typ, expires: passed.validity.expires });
+        let Passed { algorithm, validity } = passed;
+        self.record.screened = Some(ScreenSummary { algorithm, typ, expires: validity.expires });
         Ok(Screened::new(token, passed))
     }
 
@@ -444,7 +444,7 @@ impl<'a> InProgress<'a> {
         record.kid.clone_from(&token.kid);
         record.provider = Some(Arc::clone(&token.provider));
         record.realm.clone_from(&token.realm);
-        record.screened.clone_from(&token.screened);
+        record.screened = Some(token.screened());
         record.from_cache = true;
         self.authorize(token, now)
     }
@@ -464,7 +464,7 @@ impl<'a> InProgress<'a> {
             provider: Arc::clone(provider),
             realm: record.realm.clone(),
             kid: record.kid.clone(),
-            screened: record.screened.clone(),
+            typ: record.screened.as_ref().and_then(|screened| screened.typ.clone()),
             validity,
             validated,
             headers,

@@ -37,7 +37,7 @@ pub use self::kid::{Kid, KidTooLong};
 pub use self::token::{Malformation, Token, TokenError, canonical_media_type};
 
 use self::algorithm::Algorithm;
-use self::json::{Json, JsonLimits};
+use self::json::{Json, JsonLimits, SharedValues};
 use self::key_set::{Key, KeySet};
 use self::provider::{Provider, TokenTypes};
 use self::token::Compact;
@@ -142,7 +142,7 @@ impl From<Permanent> for ValidationError {
 #[derive(Clone, Debug)]
 pub struct Screened<'a> {
     parked: Parked<'a>,
-    claims: Arc<Json>,
+    claims: Json,
 }
 
 /// A screened token that waits for keys: its text and a few fields, but not its claims, which may take several
@@ -158,7 +158,7 @@ pub struct Parked<'a> {
 /// The proof that a signature was verified, with the claims that it covers.
 #[derive(Clone, Debug)]
 pub struct Validated {
-    claims: Arc<Json>,
+    claims: Json,
     key: Arc<Key>,
     algorithm: Algorithm,
 }
@@ -179,9 +179,9 @@ impl Validated {
         &self.claims
     }
 
-    /// The same claims, shared.
-    pub(crate) fn shared_claims(&self) -> Arc<Json> {
-        Arc::clone(&self.claims)
+    /// The same, with parts of the claims shared with earlier tokens.
+    pub(crate) fn share(&self, values: &mut SharedValues) -> Self {
+        Self { claims: values.share(&self.claims), ..self.clone() }
     }
 }
 
@@ -290,7 +290,7 @@ pub fn try_validate(
     now: UnixTime,
 ) -> Result<Validated, ValidationError> {
     let Verified { key, algorithm, .. } = screened.parked.verify(keys, now)?;
-    Ok(Validated { claims: Arc::clone(&screened.claims), key, algorithm })
+    Ok(Validated { claims: screened.claims.clone(), key, algorithm })
 }
 
 impl<'a> Screened<'a> {
@@ -375,7 +375,7 @@ impl Verified<'_> {
     /// None if the limits are the same: these bytes have been parsed before.
     pub fn read(self, limits: &TokenLimits) -> Result<Validated, Permanent> {
         let claims = token::decode_object(self.payload, &limits.json).map_err(permanent)?;
-        Ok(Validated { claims: Arc::new(claims), key: self.key, algorithm: self.algorithm })
+        Ok(Validated { claims, key: self.key, algorithm: self.algorithm })
     }
 }
 

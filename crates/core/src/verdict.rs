@@ -10,8 +10,6 @@
 
 mod responses;
 
-use std::sync::Arc;
-
 use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue};
 
@@ -227,13 +225,13 @@ impl From<Refusal> for Verdict {
 pub struct Allowed {
     grant: Grant,
     changes: UpstreamChanges,
-    claims: Option<Arc<Json>>,
+    claims: Option<Json>,
 }
 
 impl Allowed {
     /// The permission for a verified token.
     pub(crate) fn by_token(proof: &Validated, changes: UpstreamChanges) -> Self {
-        Self { grant: Grant::Token, changes, claims: Some(proof.shared_claims()) }
+        Self { grant: Grant::Token, changes, claims: Some(proof.claims().clone()) }
     }
 
     /// The permission by a rule that needs no token.
@@ -242,7 +240,7 @@ impl Allowed {
     }
 
     /// The claims of the token, if there was one; always an object.
-    pub fn claims(&self) -> Option<&Arc<Json>> {
+    pub fn claims(&self) -> Option<&Json> {
         self.claims.as_ref()
     }
 

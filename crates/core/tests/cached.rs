@@ -140,7 +140,7 @@ fn a_cached_token_is_decided_as_if_it_were_not_cached_whatever_has_changed() {
     let at = |seconds| Some(UnixTime::from_secs(seconds));
     let issuer = |provider: &Arc<Provider>, keys: &CachedKeys| IssuerState {
         provider: Arc::clone(provider),
-        realm: Some("acme".to_owned()),
+        realm: Some("acme".into()),
         keys: keys.clone(),
     };
     let current = CachedKeys::Fetched(keys(&[&other, &signer]));

@@ -253,7 +253,7 @@ fn an_issuer_without_keys_is_fetched_first_and_then_for_newer_keys() {
     let policy = policy(&provider);
     let provider = Arc::new(provider);
     with_request(&signer.sign(&claims()), "/", |request| {
-        let issuer = IssuerState { provider, realm: Some("acme".to_owned()), keys: CachedKeys::NotFetched };
+        let issuer = IssuerState { provider, realm: Some("acme".into()), keys: CachedKeys::NotFetched };
         let needed = match evaluate(request, &policy, |_: &str| Some(issuer.clone()), at(NOW)) {
             Evaluation::NeedsKeys(needed) => needed,
             Evaluation::Done(decision) => panic!("{decision:?}"),

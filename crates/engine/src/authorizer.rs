@@ -43,6 +43,7 @@ use crate::clock::{Clock, Instant};
 use crate::decision::{
     CachedKeys, Decision, Evaluation, IssuerState, Lookup, NoKeys, Policy, Trusted, VerifiedToken, evaluate,
 };
+use crate::keys::names::RealmName;
 use crate::reason::DenyReason;
 use crate::rules::Rules;
 use crate::telemetry::{DecisionMetrics, Metrics};
@@ -187,7 +188,7 @@ impl Authorizer {
     ) -> Option<IssuerState> {
         let issuer = self.providers.of_issuer(issuer, arrived)?;
         let provider = Arc::clone(issuer.provider());
-        let realm = issuer.realm().map(str::to_owned);
+        let realm = issuer.realm().map(RealmName::shared);
         let (keys, from) = match issuer {
             Issuer::Loaded(handle) => {
                 let observed = handle.keys.observe();
@@ -215,7 +216,7 @@ impl Authorizer {
             self.tokens.remove(&name, outdated);
         }
         if let Some(token) = decision.record.newly_verified() {
-            self.tokens.insert(name, Arc::clone(token), self.clock.now());
+            self.tokens.insert(name, token, self.clock.now());
         }
     }
 

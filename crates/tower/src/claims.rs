@@ -19,11 +19,11 @@ use serde::de::DeserializeOwned;
 #[derive(Clone, Debug)]
 pub struct Claims {
     provider: Arc<str>,
-    claims: Arc<Json>,
+    claims: Json,
 }
 
 impl Claims {
-    pub(crate) fn new(provider: String, claims: Arc<Json>) -> Self {
+    pub(crate) fn new(provider: String, claims: Json) -> Self {
         Self { provider: provider.into(), claims }
     }
 

@@ -286,7 +286,7 @@ async fn authorize(service: &Service, parts: &mut http::request::Parts) -> Resul
         let allowed = allowed.map_err(|denial| denial_response(*denial, caller, parts))?;
         let provider = decided.decision.record.provider();
         let claims = allowed.claims().zip(provider);
-        let claims = claims.map(|(claims, provider)| Claims::new(provider.name.clone(), Arc::clone(claims)));
+        let claims = claims.map(|(claims, provider)| Claims::new(provider.name.clone(), claims.clone()));
         (allowed.changes().clone(), claims)
     };
     if let Err(error) = apply_changes(parts, &changes) {

@@ -56,7 +56,7 @@ pub struct Record<'p> {
     pub(super) token: Option<TokenSummary<'p>>,
     pub(super) kid: Option<Kid>,
     pub(super) provider: Option<Arc<Provider>>,
-    pub(super) realm: Option<String>,
+    pub(super) realm: Option<Arc<str>>,
     pub(super) screened: Option<ScreenSummary>,
     /// Whether this request needs the first fetch of the issuer's keys.
     pub(super) first_fetch: bool,

@@ -122,7 +122,7 @@ pub(super) fn screened(
     now: UnixTime,
 ) -> Refused {
     let refused = Refused::new(StepName::Screen, DenyReason::from(permanent));
-    let claims = &*token.claims;
+    let claims = &token.claims;
     match permanent {
         Permanent::AlgorithmNotAllowed => {
             let allowed = list(provider.algorithms.iter(), ToString::to_string);

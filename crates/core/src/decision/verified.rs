@@ -14,6 +14,7 @@ use http::{HeaderName, HeaderValue};
 use super::{CachedKeys, IssuerState};
 use crate::identity::UpstreamRejection;
 use crate::validation::algorithm::Algorithm;
+use crate::validation::json::SharedValues;
 use crate::validation::provider::Provider;
 use crate::validation::{self, Kid, UnixTime, Validated, Validity};
 
@@ -31,9 +32,10 @@ pub(super) struct ScreenSummary {
 #[derive(Clone, Debug)]
 pub struct VerifiedToken {
     pub(super) provider: Arc<Provider>,
-    pub(super) realm: Option<String>,
+    pub(super) realm: Option<Arc<str>>,
     pub(super) kid: Option<Kid>,
-    pub(super) screened: Option<ScreenSummary>,
+    /// Truncated.
+    pub(super) typ: Option<EcoString>,
     pub(super) validity: Validity,
     pub(super) validated: Validated,
     /// The claim headers for the upstream, or that they are too large.
@@ -57,6 +59,21 @@ impl VerifiedToken {
     /// When the token expires, leeway included.
     pub fn expires(&self) -> UnixTime {
         self.validity.expires
+    }
+
+    /// The same token, with its `kid` and parts of its claims shared with its key and with earlier tokens: for a cache,
+    /// which holds many.
+    pub fn share(&self, values: &mut SharedValues) -> Self {
+        let key_kid = self.validated.key().kid();
+        let kid = self.kid.as_ref();
+        let kid = key_kid.filter(|key_kid| Some(*key_kid) == kid).or(kid).cloned();
+        Self { kid, validated: self.validated.share(values), ..self.clone() }
+    }
+
+    /// What the screen found.
+    pub(super) fn screened(&self) -> ScreenSummary {
+        let algorithm = self.validated.algorithm();
+        ScreenSummary { algorithm, typ: self.typ.clone(), expires: self.validity.expires }
     }
 
     /// Whether the token is still accepted without another look at its signature: by the same provider, with the

@@ -5,15 +5,18 @@
 
 mod digits;
 mod read;
+mod shared;
 
 use std::fmt;
+use std::sync::Arc;
 
 use ecow::EcoString;
 
 pub use digits::Digits;
+pub use shared::SharedValues;
 
-/// A JSON value that owns its text. Texts of up to 15 bytes, as most names and many values of claims, take no memory of
-/// their own.
+/// A JSON value that owns its text. Clones are cheap. Texts of up to 15 bytes, as most names and many values of claims,
+/// take no memory of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Json {
     /// `null`
@@ -25,9 +28,9 @@ pub enum Json {
     /// A string, unescaped.
     String(EcoString),
     /// An array.
-    Array(Box<[Json]>),
+    Array(Arc<[Json]>),
     /// An object, its members in their original order.
-    Object(Box<[(EcoString, Json)]>),
+    Object(Arc<[(EcoString, Json)]>),
 }
 
 /// Limits on one document.

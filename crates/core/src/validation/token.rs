@@ -3,7 +3,6 @@
 //! Nothing that this module returns has been verified.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -23,7 +22,7 @@ pub struct Token<'a> {
     /// The `typ` of the header in lower case without `application/` (RFC 7515 §4.1.9).
     pub typ: Option<String>,
     /// The payload; always an object.
-    pub claims: Arc<Json>,
+    pub claims: Json,
     /// Its text.
     pub(super) compact: Compact<'a>,
 }
@@ -123,7 +122,7 @@ impl<'a> Token<'a> {
             return Err(NOT_A_JWT);
         }
         decode(compact.signature())?;
-        let claims = Arc::new(decode_object(compact.payload(), limits)?);
+        let claims = decode_object(compact.payload(), limits)?;
         Ok(Token { alg, kid, typ, claims, compact })
     }
 }

@@ -106,10 +106,10 @@ impl Issuer {
     }
 
     /// The realm's name, if the provider is a template.
-    pub(super) fn realm(&self) -> Option<&str> {
+    pub(super) fn realm(&self) -> Option<&RealmName> {
         match self {
-            Issuer::Loaded(handle) => handle.realm.as_ref().map(RealmName::as_str),
-            Issuer::New(new) => Some(new.name().as_str()),
+            Issuer::Loaded(handle) => handle.realm.as_ref(),
+            Issuer::New(new) => Some(new.name()),
         }
     }
 }

@@ -4,8 +4,8 @@
 //! current keys and the current time ([`crate::decision::VerifiedToken`]); one that does not is removed. Only accepted
 //! signatures are cached: tokens that were refused take no room.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
@@ -15,6 +15,7 @@ use crate::decision::VerifiedToken;
 use crate::telemetry::{Metrics, TokenCacheMetrics};
 use crate::validation::UnixTime;
 use crate::validation::digest::Sha256Digest;
+use crate::validation::json::SharedValues;
 
 /// Longer tokens count as several entries, one for each of these bytes that has begun: their claims take as much more
 /// memory.
@@ -55,6 +56,8 @@ type Tokens = Cache<Sha256Digest, Arc<VerifiedToken>, BySize>;
 pub(super) struct TokenCache {
     /// `None` if it is disabled.
     tokens: Option<Arc<Tokens>>,
+    /// What the tokens have in common.
+    shared: Mutex<SharedValues>,
     /// When expired tokens are removed next, in seconds since the Unix epoch.
     next_sweep: AtomicI64,
     metrics: TokenCacheMetrics,
@@ -63,7 +66,8 @@ pub(super) struct TokenCache {
 impl TokenCache {
     pub(super) fn new(config: TokenCacheConfig, metrics: &Metrics) -> Self {
         let tokens = (config.entries > 0).then(|| new_cache(config.entries)).flatten().map(Arc::new);
-        Self { tokens, next_sweep: AtomicI64::new(0), metrics: metrics.token_cache() }
+        let metrics = metrics.token_cache();
+        Self { tokens, shared: Mutex::default(), next_sweep: AtomicI64::new(0), metrics }
     }
 
     /// The name of a token in the cache; `None` if the cache is disabled.
@@ -82,8 +86,13 @@ impl TokenCache {
     }
 
     /// Keeps a token that was verified, at this time.
-    pub(super) fn insert(&self, name: Sha256Digest, token: Arc<VerifiedToken>, now: UnixTime) {
+    pub(super) fn insert(&self, name: Sha256Digest, token: &Arc<VerifiedToken>, now: UnixTime) {
         let Some(tokens) = &self.tokens else { return };
+        // A request does not wait for another one: its token takes more memory then.
+        let token = match self.shared.try_lock() {
+            Ok(mut shared) => Arc::new(token.share(&mut shared)),
+            Err(_) => Arc::clone(token),
+        };
         tokens.insert(name, token);
         self.sweep_if_due(tokens, now);
     }

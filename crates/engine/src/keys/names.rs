@@ -10,6 +10,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,7 @@ pub const MAX_REALM_NAME_BYTES: usize = 128;
 /// The name of a realm: one path segment of unreserved characters alone (RFC 3986 §2.3), not `.` or `..`. Nothing
 /// else from a token gets into a URL or a file name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RealmName(Box<str>);
+pub struct RealmName(Arc<str>);
 
 impl RealmName {
     /// `None` for anything else, or longer than [`MAX_REALM_NAME_BYTES`].
@@ -43,6 +44,11 @@ impl RealmName {
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The name, shared.
+    pub(crate) fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
     }
 }
 

@@ -7,10 +7,10 @@ use std::ops::Deref;
 const INLINE_LEN: usize = 14;
 
 /// The text of a number: up to 14 bytes, enough for any date, need no allocation.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Digits(Repr);
 
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 enum Repr {
     /// The first `len` bytes; the others are zero, so that equal texts are equal values.
     Short { len: u8, bytes: [u8; INLINE_LEN] },

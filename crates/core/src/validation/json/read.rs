@@ -8,6 +8,8 @@
 
 mod scan;
 
+use std::sync::Arc;
+
 use ecow::EcoString;
 
 use self::scan::Scan;
@@ -140,7 +142,7 @@ impl<'a> Reader<'a> {
         match self.open.pop() {
             Some(Open::Array { from }) => Ok(Json::Array(self.elements.drain(from..).collect())),
             Some(Open::Object { from }) => {
-                let members: Box<[(EcoString, Json)]> = self.members.drain(from..).collect();
+                let members: Arc<[(EcoString, Json)]> = self.members.drain(from..).collect();
                 if has_repeated_name(&members) { Err(JsonError::NotJson) } else { Ok(Json::Object(members)) }
             }
             None => Err(JsonError::NotJson),

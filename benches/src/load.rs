@@ -102,19 +102,52 @@ impl Load {
     /// # Errors
     /// A connection ended, or an answer is not the expected one.
     pub async fn at_rate(&self, rate: u32, time: Duration) -> Result<Vec<Duration>, Failure> {
+        self.connected().await?.at_rate(rate, 1, time).await
+    }
+
+    /// With its connections open.
+    ///
+    /// # Errors
+    /// The server does not accept them.
+    pub async fn connected(&self) -> Result<Connected, Failure> {
         let mut clients = Vec::new();
         for _ in 0..self.connections {
             clients.push(self.connect().await?);
         }
+        Ok(Connected { load: self.clone(), clients })
+    }
+}
+
+/// A load whose connections are open.
+pub struct Connected {
+    load: Load,
+    clients: Vec<SendRequest<Bytes>>,
+}
+
+impl Connected {
+    /// Another load over the same connections.
+    pub fn with_load(&self, load: Load) -> Self {
+        Self { load, clients: self.clients.clone() }
+    }
+
+    /// So many a second for this time, as many of them together as it says, whether or not answers come: how long each
+    /// took, in order of length.
+    ///
+    /// # Errors
+    /// A connection ended, or an answer is not the expected one.
+    pub async fn at_rate(&self, rate: u32, together: u32, time: Duration) -> Result<Vec<Duration>, Failure> {
         let took = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = Vec::new();
-        let (start, interval) = (Instant::now(), Duration::from_secs(1) / rate);
+        let start = Instant::now();
         let total = (time.as_secs_f64() * f64::from(rate)) as u32;
         for i in 0..total {
-            let due = start + interval * i;
-            tokio::time::sleep_until(due.into()).await;
-            let mut client = clients[i as usize % clients.len()].clone().ready().await?;
-            let (load, took) = (self.clone(), Arc::clone(&took));
+            let due = start + Duration::from_secs(1) * (i - i % together) / rate;
+            // A timer of tokio is late by up to a millisecond, several times what a response takes.
+            while Instant::now() < due {
+                tokio::task::yield_now().await;
+            }
+            let mut client = self.clients[i as usize % self.clients.len()].clone().ready().await?;
+            let (load, took) = (self.load.clone(), Arc::clone(&took));
             tasks.push(tokio::spawn(async move {
                 let body = &load.bodies[i as usize % load.bodies.len()];
                 ask(&mut client, body, load.expected).await?;

@@ -13,6 +13,7 @@ use portcullis_core::decision::{
 use portcullis_core::rules::{Effect, Match, PathPattern, Requirements, Rule, Rules};
 use portcullis_core::validation::UnixTime;
 use portcullis_core::validation::algorithm::Algorithm;
+use portcullis_core::validation::json::SharedValues;
 use portcullis_core::validation::key_set::KeySet;
 use portcullis_core::validation::provider::{
     Audiences, ClaimHeader, ClaimPath, Encoding, Provider, TokenSource, TokenTypes,
@@ -151,7 +152,11 @@ fn a_cached_token_is_decided_as_if_it_were_not_cached_whatever_has_changed() {
             panic!("its key is current");
         };
         assert!(!decision.record.is_from_cache());
-        Arc::clone(decision.record.newly_verified().expect("it was verified"))
+        let verified = decision.record.newly_verified().expect("it was verified");
+        // As a cache keeps it, after another token.
+        let mut values = SharedValues::default();
+        let _before = verified.share(&mut values);
+        Arc::new(verified.share(&mut values))
     });
 
     let sets = [

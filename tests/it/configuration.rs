@@ -303,16 +303,12 @@ providers:
     external_url: https://api.example.com
 rules:
   - name: r
-    match: {headers: {mcp-name: [refund]}}
-    audiences: [b]
     require: {acr: [phr], max_age: 5m}
-    by_name: true
     stream_lifetime: token
     mode: shadow
     external_url: https://api.example.com
     resource: none
 responses: {cors: {allow_origins: ['https://app.example.com']}, decision_id_header: x-decision-id}
-default: deny
 resources: []
 mode: shadow
 revocation: {clients: [a]}

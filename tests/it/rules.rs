@@ -8,7 +8,7 @@ use portcullis::config::{Config, Profile};
 use portcullis::rules::{RequirementRejection, Requirements, Rule, RuleRejection};
 use portcullis::validation::UnixTime;
 use portcullis::validation::json::{Json, JsonLimits};
-use portcullis::validation::provider::TokenSource;
+use portcullis::validation::provider::{Audiences, TokenSource};
 use serde_json::Value;
 
 /// The configuration of the tables, optionally with other rules.
@@ -64,12 +64,27 @@ fn evaluate(config: &Config, case: &Case) -> (String, &'static str) {
         return (name, "rule_denied");
     }
     let (provider, claims) = match case.bearer {
+        Bearer::None if rule.is_some_and(|rule| rule.without_token().is_some()) => {
+            return (name, "anonymous");
+        }
         Bearer::None => return (name, "token_missing"),
         Bearer::Expired => return (name, "expired"),
         Bearer::Partner => ("partner", "{}"),
         Bearer::With(claims) => ("test", claims),
     };
-    let claims = RulesFixture::claims(claims).to_string();
+    let claims = RulesFixture::claims(claims);
+    let audiences = match rule.and_then(Rule::requirements).and_then(|required| required.audiences.clone()) {
+        Some(Audiences::AnyOf(audiences)) => audiences,
+        _ => vec!["orders-api".to_owned()],
+    };
+    let is_wanted = |aud: &Value| audiences.iter().any(|wanted| aud == wanted);
+    match &claims["aud"] {
+        Value::Null => return (name, "claim_missing"),
+        Value::Array(several) if !several.iter().any(is_wanted) => return (name, "audience_mismatch"),
+        one @ Value::String(_) if !is_wanted(one) => return (name, "audience_mismatch"),
+        _ => {}
+    }
+    let claims = claims.to_string();
     let claims = Json::parse(claims.as_bytes(), &JsonLimits::default()).expect("JSON");
     let check = |requirements: &Requirements| {
         requirements.check(provider, &claims, &request, UnixTime::from_secs(NOW))
@@ -263,6 +278,8 @@ async fn a_rule_named_by_the_route_replaces_matching_and_an_unknown_name_is_deni
         (bearer(Ask::default().path("/else").rule("")), "rule_denied"),
         (bearer(Ask::default().path("/else").rule("By-name")), "rule_denied"),
         (Ask::default().path("/healthz").rule("nobody"), "rule_denied"),
+        // There is such a rule, but routes may not name it.
+        (bearer(Ask::default().path("/public").rule("public")), "rule_denied"),
         // The match of a named rule is ignored, and so is the form of the path.
         (bearer(Ask::default().path("/a%2fb").rule("by-name")), "ok"),
         // A condition that reads the path needs a valid one.
@@ -291,6 +308,35 @@ async fn a_rule_named_by_the_route_replaces_matching_and_an_unknown_name_is_deni
     let answer =
         service.ask(bearer(Ask::default().path("/internal/x").header("portcullis_rule", "by-name"))).await;
     assert_eq!(answer.reason(), "rule_denied");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_rule_matches_is_denied_if_the_default_says_so() {
+    let fixture = RulesFixture::new();
+    let rules = "rules:
+  - {name: open, match: {path: /open}, allow: anonymous}
+  - {name: named, by_name: true, match: {path: /named}}
+default: deny
+";
+    let service = service(&fixture, Some(rules)).await;
+    let token = fixture.token(Bearer::With("{}"), NOW).expect("a token");
+    let bearer = |ask: Ask| ask.header("authorization", format!("Bearer {token}"));
+    for (ask, reason) in [
+        (Ask::default().path("/open"), "anonymous"),
+        (Ask::default().path("/else"), "rule_denied"),
+        (bearer(Ask::default().path("/else")), "rule_denied"),
+        (bearer(Ask::default().path("/named")), "ok"),
+        (bearer(Ask::default().path("/else").rule("named")), "ok"),
+        (bearer(Ask::default().path("/else").rule("open")), "rule_denied"),
+    ] {
+        let answer = service.ask(ask.clone()).await;
+        assert_eq!(answer.faults(reason, &[]), [""; 0], "{ask:?}");
+    }
+    for profile in [Profile::Nginx, Profile::Envoy] {
+        let case = Case { target: "/else", bearer: Bearer::With("{}"), ..RULE_CASES[0] };
+        let status = tokio::task::block_in_place(|| http_status(&service, profile, &fixture, &case));
+        assert_eq!(status, 403, "{profile:?}");
+    }
 }
 
 #[tokio::test]

@@ -91,6 +91,7 @@ async fn a_route_of_envoy_names_the_rule() {
         ("by-name", "/healthz", false, 401),
         ("blocked", "/healthz", true, 403),
         ("nobody", "/healthz", true, 403),
+        ("public", "/public", false, 403),
     ] {
         let env = TestEnv::start(&fixture.providers_and_rules(), &[(route, named(rule))]).await;
         let mut request = client().get(env.envoy.url(path)).header("portcullis_rule", "health");

@@ -9,10 +9,10 @@ const PARTNER_ISSUER: &str = "https://partner.example.com";
 
 /// The rules of every case.
 pub const RULES: &str = r#"rules:
-  - {name: preflight, allow: preflight}
-  - {name: health, match: {path: /healthz}, allow: anonymous}
-  - {name: blocked, match: {path_prefix: /internal/}, deny: true}
-  - {name: admin, match: {path_prefix: /admin}, require: {claims: {/realm_access/roles: [admin, ops]}}}
+  - {name: preflight, by_name: true, allow: preflight}
+  - {name: health, by_name: true, match: {path: /healthz}, allow: anonymous}
+  - {name: blocked, by_name: true, match: {path_prefix: /internal/}, deny: true}
+  - {name: admin, by_name: true, match: {path_prefix: /admin}, require: {claims: {/realm_access/roles: [admin, ops]}}}
   - {name: read, match: {path_prefix: /orders, methods: [GET, HEAD]}, require: {scopes: ['orders:read']}}
   - {name: write, match: {path_prefix: /orders, methods: [POST]}, require: {scopes: ['orders:read', 'orders:write']}}
   - {name: version, match: {path_regex: '/v[0-9]+/(a|b)'}, require: {claims: {level: [3], verified: [true], plan: gold}}}
@@ -22,12 +22,21 @@ pub const RULES: &str = r#"rules:
   - {name: others, match: {path_prefix: /by-host}, deny: true}
   - {name: files, match: {path_prefix: /files}, ambiguous_paths: allow}
   - name: tenant
+    by_name: true
     match: {path_prefix: /tenants}
     require:
       condition: >-
         claims.tenant_id == request.headers["x-tenant"] && request.path.startsWith("/tenants/" + claims.tenant_id)
   - {name: public, match: {path_prefix: /public}, allow: anonymous}
-  - {name: by-name, match: {hosts: [nobody.invalid]}, require: {claims: {tenant_id: acme}}}
+  - {name: lists, match: {path: [/list/a, /list/b/]}, allow: anonymous}
+  - {name: prefixes, match: {path_prefix: [/these, /those/]}, deny: true}
+  - {name: expressions, match: {path_regex: ['/x[0-9]', '/y[0-9]']}, deny: true}
+  - {name: pay, match: {path_prefix: /mcp, headers: {Mcp-Name: [refund, pay], x-kind: tool}}, require: {scopes: [pay]}}
+  - {name: tools, match: {path_prefix: /mcp}, deny: true}
+  - {name: optional, match: {path_prefix: /optional}, allow: optional}
+  - {name: partner-optional, match: {path_prefix: /partner-optional}, allow: optional, providers: [partner]}
+  - {name: reports, match: {path_prefix: /reports}, audiences: [reports-api, audit-api]}
+  - {name: by-name, by_name: true, match: {hosts: [nobody.invalid]}, require: {claims: {tenant_id: acme}}}
 "#;
 
 /// The token of a request.
@@ -106,6 +115,9 @@ const ADMIN: Bearer = Bearer::With(r#"{"realm_access": {"roles": ["user", "ops"]
 const USER: Bearer =
     Bearer::With(r#"{"realm_access": {"roles": ["administrator", "notadmin", "admin,ops"]}}"#);
 const READ: Bearer = Bearer::With(r#"{"scope": "profile orders:read"}"#);
+const PAY: Bearer = Bearer::With(r#"{"scope": "pay"}"#);
+const REPORTS: Bearer = Bearer::With(r#"{"aud": ["x", "audit-api"]}"#);
+const REFUND: &[(&str, &str)] = &[("mcp-name", "refund"), ("x-kind", "tool")];
 const PREFLIGHT: &[(&str, &str)] =
     &[("origin", "https://app.example.com"), ("access-control-request-method", "POST")];
 
@@ -135,6 +147,44 @@ pub const RULE_CASES: &[Case] = &[
     get("/admin", Bearer::With(r#"{"realm_access": {"roles": {"admin": true}}}"#), "rule_denied", "admin"),
     get("/admin", Bearer::With(r#"{"realm_access": "admin"}"#), "rule_denied", "admin"),
     get("/administrator", ANY, "ok", ""),
+    // Any path of a list.
+    get("/list/a", Bearer::None, "anonymous", "lists"),
+    get("/list/b/", Bearer::None, "anonymous", "lists"),
+    get("/list/b", Bearer::None, "token_missing", ""),
+    get("/list/c", Bearer::None, "token_missing", ""),
+    get("/these", Bearer::None, "rule_denied", "prefixes"),
+    get("/those/x", Bearer::None, "rule_denied", "prefixes"),
+    get("/thosex", Bearer::None, "token_missing", ""),
+    get("/x1", Bearer::None, "rule_denied", "expressions"),
+    get("/y2", Bearer::None, "rule_denied", "expressions"),
+    get("/z2", Bearer::None, "token_missing", ""),
+    // All headers have to be there, each with one of its values.
+    with("POST", "/mcp", REFUND, PAY, "ok", "pay"),
+    with("POST", "/mcp", REFUND, ANY, "insufficient_scope", "pay"),
+    with("POST", "/mcp", &[("mcp-name", "=?base64?cGF5?="), ("x-kind", "tool")], PAY, "ok", "pay"),
+    with("POST", "/mcp", &[("mcp-name", "refund")], PAY, "rule_denied", "tools"),
+    with("POST", "/mcp", &[("mcp-name", "Refund"), ("x-kind", "tool")], PAY, "rule_denied", "tools"),
+    with("POST", "/mcp", &[("mcp-name", "other"), ("x-kind", "tool")], PAY, "rule_denied", "tools"),
+    with("POST", "/mcp", &[("mcp-name", "refund"), ("x-kind", "tool, x")], PAY, "request_malformed", ""),
+    with("POST", "/mcp", &[("mcp-name", "other,refund")], PAY, "request_malformed", ""),
+    with("POST", "/mcp", &[("mcp-name", "=?base64?cGF?="), ("x-kind", "tool")], PAY, "request_malformed", ""),
+    // A header that only a rule for other paths reads.
+    with("GET", "/else", &[("x-kind", "a, b")], ANY, "ok", ""),
+    // Without a token a request passes, but not with a bad one.
+    get("/optional", Bearer::None, "anonymous", "optional"),
+    get("/optional", ANY, "ok", "optional"),
+    get("/optional", Bearer::Expired, "expired", "optional"),
+    get("/optional", Bearer::With(r#"{"aud": "billing"}"#), "audience_mismatch", "optional"),
+    with("GET", "/optional", &[("authorization", "Basic dTpw")], Bearer::None, "anonymous", "optional"),
+    get("/partner-optional", Bearer::None, "anonymous", "partner-optional"),
+    get("/partner-optional", Bearer::Partner, "ok", "partner-optional"),
+    get("/partner-optional", ANY, "rule_denied", "partner-optional"),
+    // The audiences of a rule replace those of the provider.
+    get("/reports", Bearer::None, "token_missing", "reports"),
+    get("/reports", REPORTS, "ok", "reports"),
+    get("/reports", ANY, "audience_mismatch", "reports"),
+    get("/reports", Bearer::With(r#"{"aud": null}"#), "claim_missing", "reports"),
+    get("/else", REPORTS, "audience_mismatch", ""),
     get("/v1/a", Bearer::With(r#"{"level": 3, "verified": true, "plan": "gold"}"#), "ok", "version"),
     get(
         "/v22/b",

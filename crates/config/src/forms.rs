@@ -305,7 +305,10 @@ impl<F: Form, L: Form<Value = Vec<F::Value>>> Form for OneOr<L, F> {
     }
 
     fn print(&self, value: &Self::Value) -> Yaml {
-        self.list.print(value)
+        match value.as_slice() {
+            [only] => self.one.print(only),
+            several => Yaml::List(several.iter().map(|item| self.one.print(item)).collect()),
+        }
     }
 
     fn describe(&self) -> FormDescription {

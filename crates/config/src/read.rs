@@ -10,13 +10,13 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::json;
 
 use portcullis_core::protected_headers::PATH_AND_HOST;
-use portcullis_core::rules::Rules;
+use portcullis_core::rules::{Rules, Unmatched};
 use portcullis_core::verdict::Responses;
 
 use super::cursor::{Cursor, Mapping, NamedFile, Read, ReadContext, ReadOutput};
 use super::document;
 use super::error::{ConfigError, ConfigErrors, Position, capped_warnings};
-use super::forms::{Each, List, Sub, Text, equal, shown};
+use super::forms::{Choice, Each, List, Sub, Text, equal, shown};
 use super::providers::Providers;
 use super::rules::{RuleList, check_provider_names};
 use super::section::{Form, FormDescription, Section, section};
@@ -181,13 +181,15 @@ section! {
     "Configuration": Config,
     read through ConfigDraft by make_config,
     printed through ConfigShown by show_config,
-    later ["default", "resources", "mode", "revocation", "tracing", "audit"] {
+    later ["resources", "mode", "revocation", "tracing", "audit"] {
         /// Where the service listens.
         listen: Listen = Sub::<Listen>::NEW, required("the listeners, at least `ext_authz`");
         /// One per issuer; a token's iss chooses its provider.
         providers: Vec<ProviderConfig> = Providers, required("the issuers whose tokens are accepted");
-        /// Authorization rules; the first rule that matches applies. Without a match a valid token of any provider
-        /// is enough.
+        /// What a request needs that no rule matches: a valid token of any provider, or nothing is enough.
+        unmatched as "default": Unmatched =
+            Choice(&[("token", Unmatched::Token), ("deny", Unmatched::Deny)]), default(Unmatched::Token);
+        /// Authorization rules; the first rule that matches applies.
         rules: Rules = RuleList, unless(Rules::default());
         /// The content of denials.
         responses: Responses = Sub::<Responses>::NEW, default(Responses::default());
@@ -214,7 +216,7 @@ fn make_config(draft: ConfigDraft, _: &Mapping<'_>) -> Read<Config> {
     Ok(Config {
         listen: draft.listen?,
         providers: draft.providers?,
-        rules: draft.rules?,
+        rules: draft.rules?.with_unmatched(draft.unmatched?),
         responses: draft.responses?,
         trusted_proxies: draft.trusted_proxies?,
         trusted_headers: draft.trusted_headers?,
@@ -231,6 +233,7 @@ fn show_config(config: &Config) -> ConfigShown {
     ConfigShown {
         listen: Some(config.listen),
         providers: Some(config.providers),
+        unmatched: Some(config.rules.unmatched()),
         rules: Some(config.rules).filter(|rules| !rules.all().is_empty()),
         responses: Some(config.responses),
         trusted_proxies: Some(config.trusted_proxies),

@@ -1,17 +1,21 @@
 //! The `rules` section: authorization rules.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+
+use http::HeaderName;
 
 use portcullis_core::rules::condition::Condition;
 use portcullis_core::rules::host::HostPattern;
-use portcullis_core::rules::{ClaimRequirement, Effect, Match, PathPattern, Requirements, Rule, Rules};
+use portcullis_core::rules::{
+    ClaimRequirement, Effect, HeaderMatch, Match, PathPattern, Requirements, Rule, Rules,
+};
 use portcullis_core::validation::json::{Json, JsonLimits};
-use portcullis_core::validation::provider::ClaimPath;
+use portcullis_core::validation::provider::{Audiences, ClaimPath};
 
 use serde_json::json;
 
 use super::cursor::{Cursor, Entry, Mapping, Read, all};
-use super::forms::{Choice, Each, List, Sub, Text, any_text, equal, shown, text_schema};
+use super::forms::{Choice, Each, Flag, List, OneOr, Sub, Text, any_text, equal, shown, text_schema};
 use super::providers::{NAME, read_token};
 use super::section::{Form, FormDescription, Section, section};
 use super::warnings::warn_of_rules;
@@ -80,21 +84,30 @@ section! {
     "Rule": Rule,
     read through RuleDraft by make_rule,
     printed through RuleShown by show_rule,
-    later ["audiences", "by_name", "stream_lifetime", "mode", "external_url", "resource"] {
+    later ["stream_lifetime", "mode", "external_url", "resource"] {
         /// Its name in logs, by which a route can name it.
-        name: String = NAME, required("its name in logs and in the proxy's `portcullis_rule`");
+        name: String = NAME, required("its name in logs and for routes");
+        /// Whether a proxy's route may name the rule, and so select it for requests that it does not match.
+        by_name: bool = Flag, unless(false);
         /// The requests that the rule applies to: those that match every part; all if absent.
         matches as "match": Match = Sub::<Match>::NEW, unless(Match::default());
         /// Whether the rule accepts ambiguous paths, which programs interpret differently.
         ambiguous_paths: bool = Choice(&[("allow", true), ("refuse", false)]), unless(false);
-        /// Every request is allowed, or every CORS preflight; no token is evaluated.
-        allow: Effect = Choice(&ALLOWED), optional;
+        /// anonymous allows every request and preflight every CORS preflight, and no token is evaluated. optional allows
+        /// requests without a token, and evaluates one that is sent.
+        allow: Allow = Choice(&Allow::NAMED), optional;
         /// Every request is denied.
-        deny: Effect = Always, optional;
+        deny: () = Always, optional;
         /// The providers whose tokens are accepted; all if absent.
         providers: Vec<String> = List {
             of: any_text("a provider's name"),
             empty: "an empty list denies every token; remove the key to accept every provider",
+            same: equal,
+        }, unless(Vec::new());
+        /// Instead of the audiences of the token's provider: at least one has to be in aud.
+        audiences: Vec<String> = List {
+            of: any_text("an audience"),
+            empty: "an empty list denies every token; remove the key for the audiences of the provider",
             same: equal,
         }, unless(Vec::new());
         /// The requirements for a valid token; all have to be met.
@@ -102,71 +115,115 @@ section! {
     }
 }
 
-static ALLOWED: [(&str, Effect); 2] = [("anonymous", Effect::Anonymous), ("preflight", Effect::Preflight)];
+/// The values of `allow`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Allow {
+    Anonymous,
+    Preflight,
+    Optional,
+}
+
+impl Allow {
+    const NAMED: [(&'static str, Allow); 3] =
+        [("anonymous", Allow::Anonymous), ("preflight", Allow::Preflight), ("optional", Allow::Optional)];
+}
 
 fn make_rule(draft: RuleDraft, mapping: &Mapping<'_>) -> Read<Rule> {
-    let RuleDraft { name, matches, ambiguous_paths, allow, deny, providers, require } = draft;
-    let effect = make_effect(allow, deny, providers, require, mapping);
-    Ok(Rule { name: name?, matches: matches?, ambiguous_paths: ambiguous_paths?, effect: effect? })
+    let RuleDraft { name, by_name, matches, ambiguous_paths, allow, deny, providers, audiences, require } =
+        draft;
+    let requirements = all_of(providers, audiences, require);
+    let effect = make_effect(allow, deny, requirements, mapping);
+    Ok(Rule {
+        name: name?,
+        by_name: by_name?,
+        matches: matches?,
+        ambiguous_paths: ambiguous_paths?,
+        effect: effect?,
+    })
+}
+
+/// The requirements of the rule, which are written in three places.
+fn all_of(
+    providers: Read<Vec<String>>,
+    audiences: Read<Vec<String>>,
+    require: Read<Requirements>,
+) -> Read<Requirements> {
+    let (providers, audiences, require) = (providers?, audiences?, require?);
+    let audiences = Some(audiences).filter(|audiences| !audiences.is_empty()).map(Audiences::AnyOf);
+    Ok(Requirements { providers, audiences, ..require })
 }
 
 fn make_effect(
-    allow: Read<Option<Effect>>,
-    deny: Read<Option<Effect>>,
-    providers: Read<Vec<String>>,
-    require: Read<Requirements>,
+    allow: Read<Option<Allow>>,
+    deny: Read<Option<()>>,
+    requirements: Read<Requirements>,
     mapping: &Mapping<'_>,
 ) -> Read<Effect> {
-    let present =
-        ["allow", "deny", "providers", "require"].into_iter().filter(|key| mapping.get(key).is_some());
-    let (allow, deny, providers, require) = (allow?, deny?, providers?, require?);
-    let Some(effect) = allow.or(deny) else {
-        return Ok(Effect::Require(Requirements { providers, ..require }));
+    let (allow, deny, requirements) = (allow?, deny?, requirements?);
+    let without_effect = |with: &[&str], why: &str| {
+        with.iter().find(|key| mapping.get(key).is_some()).map_or(Ok(()), |key| mapping.refuse_at(key, why))
     };
-    // The first key is the effect itself.
-    match present.into_iter().nth(1) {
-        None => Ok(effect),
-        Some(other) => mapping.refuse_at(other, "has no effect with `allow` or `deny`: keep one"),
+    let Some(allow) = allow else {
+        if deny.is_none() {
+            return Ok(Effect::Require(requirements));
+        }
+        without_effect(&["providers", "audiences", "require"], "has no effect with `deny`: keep one")?;
+        return Ok(Effect::Deny);
+    };
+    without_effect(&["deny"], "contradicts `allow`: keep one")?;
+    if allow == Allow::Optional {
+        without_effect(
+            &["require"],
+            "protects nothing with `allow: optional`, since requests without a token pass: keep one",
+        )?;
+        return Ok(Effect::Optional(requirements));
     }
+    without_effect(&["providers", "audiences", "require"], "has no effect with this `allow`: keep one")?;
+    Ok(if allow == Allow::Preflight { Effect::Preflight } else { Effect::Anonymous })
 }
 
 fn show_rule(rule: &Rule) -> RuleShown {
-    let Rule { name, matches, ambiguous_paths, effect } = rule.clone();
-    let mut shown = RuleShown {
+    let Rule { name, by_name, matches, ambiguous_paths, effect } = rule.clone();
+    let allow = match effect {
+        Effect::Anonymous => Some(Allow::Anonymous),
+        Effect::Preflight => Some(Allow::Preflight),
+        Effect::Optional(_) => Some(Allow::Optional),
+        Effect::Deny | Effect::Require(_) => None,
+    };
+    let deny = (effect == Effect::Deny).then_some(());
+    let mut requirements = rule.requirements().cloned().unwrap_or_default();
+    let providers = std::mem::take(&mut requirements.providers);
+    let audiences = match requirements.audiences.take() {
+        Some(Audiences::AnyOf(audiences)) => audiences,
+        Some(Audiences::Any) | None => Vec::new(),
+    };
+    RuleShown {
         name: Some(name),
+        by_name: Some(by_name).filter(|by_name| *by_name),
         matches: Some(matches).filter(|matches| *matches != Match::default()),
         ambiguous_paths: Some(ambiguous_paths).filter(|allowed| *allowed),
-        allow: None,
-        deny: None,
-        providers: None,
-        require: None,
-    };
-    match effect {
-        Effect::Deny => shown.deny = Some(effect),
-        Effect::Anonymous | Effect::Preflight => shown.allow = Some(effect),
-        Effect::Require(mut requirements) => {
-            let providers = std::mem::take(&mut requirements.providers);
-            shown.providers = Some(providers).filter(|providers| !providers.is_empty());
-            shown.require = Some(requirements).filter(|required| *required != Requirements::default());
-        }
+        allow,
+        deny,
+        providers: Some(providers).filter(|providers| !providers.is_empty()),
+        audiences: Some(audiences).filter(|audiences| !audiences.is_empty()),
+        require: Some(requirements).filter(|required| *required != Requirements::default()),
     }
-    shown
 }
 
 /// Only `true`: every request is denied.
 struct Always;
 
 impl Form for Always {
-    type Value = Effect;
+    type Value = ();
 
-    fn read(&self, cursor: &Cursor<'_>) -> Read<Effect> {
+    fn read(&self, cursor: &Cursor<'_>) -> Read<()> {
         match cursor.boolean()? {
-            true => Ok(Effect::Deny),
+            true => Ok(()),
             false => cursor.refuse("expected `true`; to deny nothing, remove the key"),
         }
     }
 
-    fn print(&self, _: &Effect) -> Yaml {
+    fn print(&self, (): &()) -> Yaml {
         Yaml::word(true)
     }
 
@@ -176,17 +233,16 @@ impl Form for Always {
 }
 
 section! {
-    /// The requests that a rule applies to: those that match every part. Only one of the three paths is allowed.
+    /// The requests that a rule applies to: those that match every part. Only one of the three kinds of paths is allowed.
     "Match": Match,
     read through MatchDraft by make_match,
-    printed through MatchShown by show_match,
-    later ["headers"] {
-        /// This path, in canonical form.
-        path: PathPattern = Path { read: PathPattern::exact, summary: "a path" }, optional;
-        /// This path and all paths below it, by complete segments.
-        path_prefix: PathPattern = Path { read: PathPattern::prefix, summary: "a path" }, optional;
-        /// A regular expression for the complete path.
-        path_regex: PathPattern = Path { read: PathPattern::regex, summary: "a regular expression" }, optional;
+    printed through MatchShown by show_match {
+        /// This path, in canonical form; of a list, any of them.
+        path: Vec<PathPattern> = paths(PathPattern::exact, "a path"), unless(Vec::new());
+        /// This path and all paths below it, by complete segments; of a list, any of them.
+        path_prefix: Vec<PathPattern> = paths(PathPattern::prefix, "a path"), unless(Vec::new());
+        /// A regular expression for the complete path; of a list, any of them.
+        path_regex: Vec<PathPattern> = paths(PathPattern::regex, "a regular expression"), unless(Vec::new());
         /// Methods in upper case; GET also matches HEAD. Every method if absent.
         methods: Vec<String> = List {
             of: Text { read: read_method, show: shown, summary: "a method in upper case" },
@@ -199,6 +255,9 @@ section! {
             empty: "an empty list matches nothing; remove the key for every host",
             same: equal,
         }, unless(Vec::new());
+        /// Headers that a request has to have, all of them, each with one of its values. A request without one of them does
+        /// not match.
+        headers: Vec<HeaderMatch> = HeaderValues, unless(Vec::new());
     }
 }
 
@@ -206,6 +265,16 @@ section! {
 struct Path {
     read: fn(&str) -> Result<PathPattern, String>,
     summary: &'static str,
+}
+
+/// One path or several.
+const fn paths(
+    read: fn(&str) -> Result<PathPattern, String>,
+    summary: &'static str,
+) -> OneOr<List<Path>, Path> {
+    let path = Path { read, summary };
+    let empty = "an empty list matches nothing; remove the key for every path";
+    OneOr { one: Path { ..path }, list: List { of: path, empty, same: equal } }
 }
 
 impl Form for Path {
@@ -232,31 +301,87 @@ impl Form for Path {
 }
 
 fn make_match(draft: MatchDraft, mapping: &Mapping<'_>) -> Read<Match> {
-    let MatchDraft { path, path_prefix, path_regex, methods, hosts } = draft;
-    let mut patterns = [path?, path_prefix?, path_regex?].into_iter().flatten();
-    let path = patterns.next();
-    if patterns.next().is_some() {
+    let MatchDraft { path, path_prefix, path_regex, methods, hosts, headers } = draft;
+    let kinds = [path?, path_prefix?, path_regex?];
+    if kinds.iter().filter(|paths| !paths.is_empty()).count() > 1 {
         return mapping.refuse("expected one of `path`, `path_prefix`, `path_regex`: write a rule for each");
     }
-    Ok(Match { path, methods: methods?, hosts: hosts? })
+    Ok(Match { paths: kinds.concat(), methods: methods?, hosts: hosts?, headers: headers? })
 }
 
 fn show_match(matches: &Match) -> MatchShown {
-    let Match { path, methods, hosts } = matches.clone();
-    let mut shown = MatchShown {
-        path: None,
-        path_prefix: None,
-        path_regex: None,
+    let Match { paths, methods, hosts, headers } = matches.clone();
+    let of_kind = |is_kind: fn(&PathPattern) -> bool| {
+        let paths: Vec<PathPattern> = paths.iter().filter(|path| is_kind(path)).cloned().collect();
+        Some(paths).filter(|paths| !paths.is_empty())
+    };
+    MatchShown {
+        path: of_kind(|path| matches!(path, PathPattern::Exact(_))),
+        path_prefix: of_kind(|path| matches!(path, PathPattern::Prefix(_))),
+        path_regex: of_kind(|path| matches!(path, PathPattern::Regex(_))),
         methods: Some(methods).filter(|methods| !methods.is_empty()),
         hosts: Some(hosts).filter(|hosts| !hosts.is_empty()),
-    };
-    match path {
-        None => {}
-        exact @ Some(PathPattern::Exact(_)) => shown.path = exact,
-        prefix @ Some(PathPattern::Prefix(_)) => shown.path_prefix = prefix,
-        regex @ Some(PathPattern::Regex(_)) => shown.path_regex = regex,
+        headers: Some(headers).filter(|headers| !headers.is_empty()),
     }
-    shown
+}
+
+/// Headers, each with its accepted values.
+struct HeaderValues;
+
+impl Form for HeaderValues {
+    type Value = Vec<HeaderMatch>;
+
+    fn read(&self, cursor: &Cursor<'_>) -> Read<Vec<HeaderMatch>> {
+        let entries = cursor.entries()?;
+        if entries.is_empty() {
+            return cursor.refuse("an empty mapping matches everything: remove the key");
+        }
+        let mut names = HashSet::new();
+        all(entries.into_iter().map(|entry| read_header_match(entry, &mut names)))
+    }
+
+    fn print(&self, value: &Vec<HeaderMatch>) -> Yaml {
+        let member = |HeaderMatch { name, any_of }: &HeaderMatch| {
+            (name.clone(), Yaml::List(any_of.iter().map(Yaml::text).collect()))
+        };
+        Yaml::Mapping(value.iter().map(member).collect())
+    }
+
+    fn describe(&self) -> FormDescription {
+        let values = json!({"anyOf": [text_schema(), {"type": "array", "items": text_schema()}]});
+        FormDescription::new(
+            "a mapping of header names to values, one or a list",
+            json!({"type": "object", "additionalProperties": values}),
+        )
+    }
+}
+
+fn read_header_match(entry: Entry<'_>, names: &mut HashSet<String>) -> Read<HeaderMatch> {
+    let name = match HeaderName::from_bytes(entry.key.as_bytes()) {
+        Ok(name) if names.insert(name.to_string()) => Ok(name.to_string()),
+        Ok(_) => entry.refuse_key("the same header is here twice"),
+        Err(_) => entry.refuse_key("expected the name of a header"),
+    };
+    let any_of = if entry.value.is_list() {
+        entry.value.list(
+            "an empty list matches nothing: list at least one value",
+            read_header_value,
+            |a, b| a == b,
+        )
+    } else {
+        read_header_value(&entry.value).map(|value| vec![value])
+    };
+    Ok(HeaderMatch { name: name?, any_of: any_of? })
+}
+
+/// A value that a header can have in one line: a comma may join several.
+fn read_header_value(cursor: &Cursor<'_>) -> Read<String> {
+    let value = cursor.text()?;
+    if value.is_empty() || value.trim() != value || value.contains(|one: char| one == ',' || one.is_control())
+    {
+        return cursor.refuse("expected a value without commas, control characters and white space around it: no request matches another one");
+    }
+    Ok(value)
 }
 
 /// A method in upper case: methods are case-sensitive (RFC 9110 §9.1), and `get` does not exist.
@@ -301,7 +426,7 @@ section! {
 
 fn make_requirements(draft: RequireDraft, _: &Mapping<'_>) -> Read<Requirements> {
     let RequireDraft { scopes, claims, condition } = draft;
-    Ok(Requirements { providers: Vec::new(), scopes: scopes?, claims: claims?, condition: condition? })
+    Ok(Requirements { scopes: scopes?, claims: claims?, condition: condition?, ..Requirements::default() })
 }
 
 fn show_requirements(requirements: &Requirements) -> RequireShown {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use url::{Host, Url};
 
-use portcullis_core::rules::{Effect, Match, PathPattern, Rule};
+use portcullis_core::rules::{Effect, HeaderMatch, Match, PathPattern, Rule};
 use portcullis_core::validation::provider::Audiences;
 
 use super::cursor::Cursor;
@@ -85,31 +85,39 @@ pub(super) fn warn_of_network(cursor: &Cursor<'_>, network: &IpNet) {
 }
 
 fn matches_every_path(matches: &Match) -> bool {
-    match &matches.path {
-        None => true,
-        Some(pattern) => ANY_PATHS.iter().all(|path| pattern.matches(path)),
-    }
+    matches.paths.is_empty() || ANY_PATHS.iter().all(|path| matches.paths.iter().any(|one| one.matches(path)))
 }
 
 /// Whether every request that matches `later` also matches `earlier`.
 fn covers(earlier: &Rule, later: &Rule) -> bool {
-    let (Match { path: e_path, methods: e_methods, hosts: e_hosts }, Match { path, methods, hosts }) =
-        (&earlier.matches, &later.matches);
-    let covers_all = |ours: &[String], theirs: &[String]| {
-        !theirs.is_empty() && theirs.iter().all(|one| ours.contains(one))
+    let (ours, theirs) = (&earlier.matches, &later.matches);
+    let has_method = |method: &String| ours.methods.contains(method);
+    let has_host = |host| ours.hosts.iter().any(|ours| ours.covers(host));
+    let has_header = |header: &HeaderMatch| {
+        let mut same = theirs.headers.iter().filter(|theirs| theirs.name == header.name);
+        same.any(|theirs| theirs.any_of.iter().all(|value| header.any_of.contains(value)))
     };
-    let path_covered = match (e_path, path) {
-        (None, _) => true,
-        (Some(PathPattern::Prefix(prefix)), Some(PathPattern::Prefix(below))) => {
-            PathPattern::Prefix(prefix.clone()).matches(below)
-        }
-        (Some(earlier), Some(PathPattern::Exact(exact))) => earlier.matches(exact),
-        (Some(earlier), Some(later)) => earlier == later,
-        (Some(earlier), None) => *earlier == PathPattern::Prefix(String::new()),
-    };
-    path_covered
-        && (e_methods.is_empty() || covers_all(e_methods, methods))
-        && (e_hosts.is_empty()
-            || (!hosts.is_empty() && hosts.iter().all(|host| e_hosts.iter().any(|ours| ours.covers(host)))))
+    covers_paths(&ours.paths, &theirs.paths)
+        && (ours.methods.is_empty() || (!theirs.methods.is_empty() && theirs.methods.iter().all(has_method)))
+        && (ours.hosts.is_empty() || (!theirs.hosts.is_empty() && theirs.hosts.iter().all(has_host)))
+        && ours.headers.iter().all(has_header)
         && (earlier.effect != Effect::Preflight || later.effect == Effect::Preflight)
+}
+
+/// Whether every path that matches one of `later` also matches one of `earlier`; empty is every path.
+fn covers_paths(earlier: &[PathPattern], later: &[PathPattern]) -> bool {
+    if earlier.is_empty() {
+        return true;
+    }
+    let covers_one = |later: &PathPattern| {
+        earlier.iter().any(|earlier| match (earlier, later) {
+            (PathPattern::Prefix(_), PathPattern::Prefix(below)) => earlier.matches(below),
+            (earlier, PathPattern::Exact(exact)) => earlier.matches(exact),
+            (earlier, later) => earlier == later,
+        })
+    };
+    match later {
+        [] => earlier.contains(&PathPattern::Prefix(String::new())),
+        later => later.iter().all(covers_one),
+    }
 }

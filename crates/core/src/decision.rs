@@ -37,12 +37,12 @@ pub use self::verified::VerifiedToken;
 use self::record::{ChangeCounts, TokenSummary};
 use self::verified::ScreenSummary;
 use crate::access_request::{AccessRequest, Caller};
-use crate::bearer_token::{self, FoundToken};
+use crate::bearer_token::{self, FoundToken, NoToken};
 use crate::identity;
-use crate::rules::{Effect, Requirements, Rule};
+use crate::rules::{Effect, Requirements, Rule, Unmatched};
 use crate::text::MAX_QUOTED;
 use crate::validation::key_set::KeySet;
-use crate::validation::provider::Provider;
+use crate::validation::provider::{Audiences, Provider};
 use crate::validation::{
     self, Kid, Parked, Passed, Screened, StaleCause, Token, UnixTime, Validated, ValidationError, Validity,
 };
@@ -303,6 +303,9 @@ impl<'a> InProgress<'a> {
         policy.check_description(request).map_err(refusals::request_rejected)?;
         let rule =
             policy.rules.choose(request).map_err(|rule_rejected| refusals::rule_rejected(&rule_rejected))?;
+        if rule.is_none() && policy.rules.unmatched() == Unmatched::Deny {
+            return Err(refusals::denied_without_rule());
+        }
         self.record.rule = Some(rule);
         if let Some(rule) = rule {
             if let Some(proof) = rule.anonymous() {
@@ -313,8 +316,15 @@ impl<'a> InProgress<'a> {
                 return Err(refusals::denied_by_rule(rule));
             }
         }
-        let FoundToken { text, places } =
-            bearer_token::find(request, policy.token_sources()).map_err(refusals::no_token)?;
+        let FoundToken { text, places } = match bearer_token::find(request, policy.token_sources()) {
+            Ok(found) => found,
+            Err(no_token) => {
+                let proof = rule.filter(|_| no_token == NoToken::Missing).and_then(Rule::without_token);
+                let proof = proof.ok_or_else(|| refusals::no_token(no_token))?;
+                let changes = identity::anonymous_changes(&policy.protected, request);
+                return Ok(Progress::Allowed(Allowed::by_rule(&proof, self.note_changes(changes)?)));
+            }
+        };
         self.record.token = Some(TokenSummary { bytes: text.len(), places });
         let now = now.ok_or_else(refusals::clock_not_set)?;
         if let Some(token) = self.verified_before(&text, lookup, now) {
@@ -352,6 +362,11 @@ impl<'a> InProgress<'a> {
         }
     }
 
+    /// The audiences of the rule, which replace those of the provider.
+    fn audiences(&self) -> Option<&'a Audiences> {
+        self.record.rule().and_then(Rule::requirements)?.audiences.as_ref()
+    }
+
     fn read(&mut self, text: Cow<'a, str>) -> Result<Token<'a>, Refused> {
         let (bytes, limits) = (text.len(), &self.policy.limits.token);
         let token = validation::parse(text, limits);
@@ -380,8 +395,9 @@ impl<'a> InProgress<'a> {
         provider: &Provider,
         now: UnixTime,
     ) -> Result<Screened<'a>, Refused> {
-        let passed = validation::check(&token, provider, now)
-            .map_err(|permanent| refusals::screened(&permanent, &token, provider, now))?;
+        let audiences = self.audiences().unwrap_or(&provider.audiences);
+        let passed = validation::check(&token, provider, audiences, now)
+            .map_err(|permanent| refusals::screened(&permanent, &token, provider, audiences, now))?;
         // A provider does not accept tokens from places that are not in its `token_from`.
         if !self.record.places().iter().any(|place| provider.token_from.contains(place)) {
             return Err(refusals::token_place_not_allowed(provider));
@@ -434,7 +450,7 @@ impl<'a> InProgress<'a> {
         let issuer = lookup.issuer(&token.provider().issuer)?;
         let sources = &token.provider().token_from;
         let is_current = self.record.places().iter().any(|place| sources.contains(place))
-            && token.is_current(&issuer, now);
+            && token.is_current(&issuer, self.audiences(), now);
         is_current.then_some(token)
     }
 

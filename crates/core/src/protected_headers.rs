@@ -285,6 +285,7 @@ mod tests {
         Rule {
             name: "rule".to_owned(),
             matches,
+            by_name: false,
             ambiguous_paths: false,
             effect: Effect::Require(Requirements { condition, ..Requirements::default() }),
         }
@@ -342,7 +343,7 @@ mod tests {
     #[test]
     fn a_header_is_protected_if_the_decision_depends_on_it() {
         use Protected::{Claim, LookAlike, Override};
-        let by_path = Match { path: Some(PathPattern::Prefix("/a".to_owned())), ..Match::default() };
+        let by_path = Match { paths: vec![PathPattern::Prefix("/a".to_owned())], ..Match::default() };
         let by_method = Match { methods: vec!["GET".to_owned()], ..Match::default() };
         let everything = protected(vec![
             rule(by_path, Some(r#"request.headers["x-tenant"] == "acme""#)),

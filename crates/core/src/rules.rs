@@ -1,13 +1,14 @@
 //! Authorization rules: which rule a request matches, and whether a verified token meets its requirements.
 //!
 //! Pure. The first rule that matches applies, unless the proxy names one; a request that matches no rule needs a
-//! valid token of any provider. A rule is chosen before the token is evaluated, and its requirements are checked
+//! valid token of any provider, or is denied. A rule is chosen before the token is evaluated, and its requirements are checked
 //! against claims with a verified signature.
 //!
 //! # Architecture invariant
-//! The permission to pass without a token is an [`Anonymous`], which only a rule with that effect produces.
+//! The permission to pass without a token is an [`Anonymous`], which only rules with such an effect produce.
 
 pub mod condition;
+mod header;
 pub mod host;
 pub mod path;
 pub mod query;
@@ -21,9 +22,12 @@ use regex::Regex;
 use crate::access_request::{AccessRequest, Headers};
 use crate::validation::UnixTime;
 use crate::validation::json::Json;
-use crate::validation::provider::ClaimPath;
+use crate::validation::provider::{Audiences, ClaimPath};
+
+pub use self::header::HeaderMatch;
 
 use self::condition::{Condition, Facts, Members};
+use self::header::Ambiguous;
 use self::host::HostPattern;
 use self::path::{NotPlain, RequestPath};
 
@@ -35,6 +39,8 @@ const MAX_REGEX_BYTES: usize = 1 << 20;
 pub struct Rule {
     /// Its name in the configuration, logs and metadata, by which a proxy can name it.
     pub name: String,
+    /// Whether a proxy's route may name it; default false.
+    pub by_name: bool,
     /// The requests that the rule applies to.
     pub matches: Match,
     /// Whether the rule accepts ambiguous paths; default false.
@@ -46,13 +52,15 @@ pub struct Rule {
 /// The requests that a rule applies to: those that match every part.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Match {
-    /// `None` is any path.
-    pub path: Option<PathPattern>,
+    /// One of these; empty is any path.
+    pub paths: Vec<PathPattern>,
     /// In upper case, as requests have to write them if any rule names methods; `GET` also matches `HEAD` (RFC 9110
     /// §9.3.2). Empty is any method.
     pub methods: Vec<String>,
     /// Empty is any host.
     pub hosts: Vec<HostPattern>,
+    /// All of these.
+    pub headers: Vec<HeaderMatch>,
 }
 
 /// The paths that a rule applies to, in canonical form.
@@ -120,6 +128,9 @@ pub enum Effect {
     Anonymous,
     /// CORS preflight requests are allowed; the rule applies to no other requests.
     Preflight,
+    /// Requests without a token are allowed, those with a valid one of these providers and audiences too; a token that
+    /// is not valid is denied. Has no other requirements.
+    Optional(Requirements),
     /// Requests with a valid token that meets these requirements are allowed.
     Require(Requirements),
 }
@@ -130,6 +141,7 @@ impl fmt::Display for Effect {
             Effect::Deny => "every request is denied",
             Effect::Anonymous => "every request is allowed, no token is evaluated",
             Effect::Preflight => "CORS preflights are allowed, no token is evaluated",
+            Effect::Optional(_) => "no token is needed, but one that is sent has to be valid",
             Effect::Require(_) => "a valid token that meets the rule is needed",
         })
     }
@@ -140,6 +152,8 @@ impl fmt::Display for Effect {
 pub struct Requirements {
     /// Names of the providers whose tokens are accepted; empty accepts all providers.
     pub providers: Vec<String>,
+    /// Instead of the audiences of the token's provider; `None` leaves those.
+    pub audiences: Option<Audiences>,
     /// Each has to be in `scope` or in `scp`.
     pub scopes: Vec<String>,
     /// Each claim needs at least one of the values.
@@ -157,7 +171,7 @@ pub struct ClaimRequirement {
     pub any_of: Vec<Json>,
 }
 
-/// A permission to pass without a token. Only [`Rule::anonymous`] creates it.
+/// A permission to pass without a token. Only [`Rule::anonymous`] and [`Rule::without_token`] create it.
 #[derive(Debug)]
 pub struct Anonymous(());
 
@@ -165,7 +179,7 @@ pub struct Anonymous(());
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RuleRejection {
-    /// The proxy names a rule that does not exist, or one that does not apply to such requests.
+    /// The proxy names a rule that does not exist, that routes may not name, or that does not apply to such requests.
     NoSuchRule,
     /// Programs interpret the path differently.
     AmbiguousPath,
@@ -179,7 +193,8 @@ pub enum RuleRejection {
     MalformedHost,
     /// The method is not an upper-case token, and programs differ about its meaning.
     MalformedMethod,
-    /// A header that the rule's condition reads has several lines, or one line that may contain several values.
+    /// A header that a rule reads has several lines, one line that may contain several values, or an encoding that
+    /// cannot be decoded.
     SeveralValues(String),
 }
 
@@ -217,13 +232,25 @@ impl fmt::Display for RequirementRejection {
     }
 }
 
+/// What is required where no rule matches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unmatched {
+    /// A valid token of any provider. The default.
+    #[default]
+    Token,
+    /// Nothing is enough: the request is denied.
+    Deny,
+}
+
 /// All rules, in the order of evaluation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rules {
     rules: Vec<Rule>,
+    unmatched: Unmatched,
     match_paths: bool,
     match_hosts: bool,
     match_methods: bool,
+    match_headers: bool,
 }
 
 impl Rules {
@@ -232,7 +259,20 @@ impl Rules {
         let match_paths = rules.iter().any(Rule::matches_paths);
         let match_hosts = rules.iter().any(|rule| !rule.matches.hosts.is_empty() || rule.reads_host());
         let match_methods = rules.iter().any(Rule::matches_methods);
-        Self { rules, match_paths, match_hosts, match_methods }
+        let match_headers = rules.iter().any(|rule| !rule.matches.headers.is_empty());
+        let unmatched = Unmatched::default();
+        Self { rules, unmatched, match_paths, match_hosts, match_methods, match_headers }
+    }
+
+    /// The same rules, with this requirement where none of them matches.
+    #[must_use]
+    pub fn with_unmatched(self, unmatched: Unmatched) -> Self {
+        Self { unmatched, ..self }
+    }
+
+    /// What is required where no rule matches.
+    pub fn unmatched(&self) -> Unmatched {
+        self.unmatched
     }
 
     /// Whether any rule matches by path, or has a condition that reads it.
@@ -255,6 +295,7 @@ impl Rules {
     pub fn headers_read(&self) -> Members {
         let mut read = Members::default();
         for rule in &self.rules {
+            read.names.extend(rule.matches.headers.iter().map(|header| header.name.clone()));
             if rule.effect == Effect::Preflight {
                 read.names.extend(PREFLIGHT_HEADERS.map(str::to_owned));
             }
@@ -276,7 +317,7 @@ impl Rules {
         requirements.flat_map(|requirements| &requirements.scopes).map(String::as_str).collect()
     }
 
-    /// The rule for this request; `None` if a valid token of any provider is enough.
+    /// The rule for this request; `None` if none matches: see [`Rules::unmatched`].
     ///
     /// # Errors
     /// [`RuleRejection`]; the request must not pass.
@@ -307,9 +348,9 @@ impl Rules {
             let position = |rule: &Rule| rule.applies_to(request, path, host.as_deref());
             self.rules.iter().position(position)
         };
-        let Some(path) = path else { return Ok(first(None).and_then(|at| self.rules.get(at))) };
-        let at = first(Some(path.as_str()));
+        let at = first(path.as_ref().map(RequestPath::as_str));
         let rule = at.and_then(|at| self.rules.get(at));
+        let Some(path) = path else { return self.with_clear_headers(at, request, None, host.as_deref()) };
         if path.is_ambiguous() && !rule.is_some_and(|rule| rule.ambiguous_paths) {
             return Err(RuleRejection::AmbiguousPath);
         }
@@ -319,13 +360,38 @@ impl Rules {
         if path.as_written().is_some_and(|written| first(Some(written)) != at) {
             return Err(RuleRejection::NeedlessEncoding);
         }
-        Ok(rule)
+        self.with_clear_headers(at, request, Some(path.as_str()), host.as_deref())
     }
 
-    /// The rule that the proxy names. Its `matches` are ignored: the proxy has matched already.
+    /// The rule at this position, unless another one may be meant: a rule that comes first has an ambiguous header among
+    /// those that it matches by.
+    fn with_clear_headers(
+        &self,
+        at: Option<usize>,
+        request: &AccessRequest<'_>,
+        path: Option<&str>,
+        host: Option<&str>,
+    ) -> Result<Option<&Rule>, RuleRejection> {
+        if self.match_headers {
+            let evaluated = self.rules.iter().take(at.map_or(self.rules.len(), |at| at + 1));
+            for rule in evaluated.filter(|rule| rule.applies_to_line(request, path, host)) {
+                let ambiguous =
+                    rule.matches.headers.iter().find(|header| header.matches(&request.headers).is_err());
+                if let Some(HeaderMatch { name, .. }) = ambiguous {
+                    return Err(RuleRejection::SeveralValues(name.clone()));
+                }
+            }
+        }
+        Ok(at.and_then(|at| self.rules.get(at)))
+    }
+
+    /// The rule that the proxy names, if routes may name it. Its `matches` are ignored: the proxy has matched already.
     fn named_rule(&self, name: &[u8], request: &AccessRequest<'_>) -> Result<&Rule, RuleRejection> {
-        let rule =
-            self.rules.iter().find(|rule| rule.name.as_bytes() == name).ok_or(RuleRejection::NoSuchRule)?;
+        let rule = self
+            .rules
+            .iter()
+            .find(|rule| rule.by_name && rule.name.as_bytes() == name)
+            .ok_or(RuleRejection::NoSuchRule)?;
         if rule.effect == Effect::Preflight && !is_preflight(request) {
             return Err(RuleRejection::NoSuchRule);
         }
@@ -363,25 +429,38 @@ impl Rule {
         matches!(self.effect, Effect::Anonymous | Effect::Preflight).then_some(Anonymous(()))
     }
 
-    /// The requirements for a token; `None` if no token is needed.
+    /// The permission for a request that has no token, if the rule gives one.
+    pub fn without_token(&self) -> Option<Anonymous> {
+        matches!(self.effect, Effect::Optional(_)).then_some(Anonymous(()))
+    }
+
+    /// The requirements for a token; `None` if none is evaluated.
     pub fn requirements(&self) -> Option<&Requirements> {
         match &self.effect {
-            Effect::Require(requirements) => Some(requirements),
+            Effect::Require(requirements) | Effect::Optional(requirements) => Some(requirements),
             Effect::Deny | Effect::Anonymous | Effect::Preflight => None,
         }
     }
 
     fn applies_to(&self, request: &AccessRequest<'_>, path: Option<&str>, host: Option<&str>) -> bool {
-        let Match { path: pattern, methods, hosts } = &self.matches;
+        let headers = &self.matches.headers;
+        self.applies_to_line(request, path, host)
+            && headers.iter().all(|header| matches!(header.matches(&request.headers), Ok(true)))
+    }
+
+    /// Whether everything but the headers matches.
+    fn applies_to_line(&self, request: &AccessRequest<'_>, path: Option<&str>, host: Option<&str>) -> bool {
+        let Match { paths, methods, hosts, headers: _ } = &self.matches;
         (methods.is_empty() || methods.iter().any(|method| method_matches(method, request.method)))
             && (hosts.is_empty()
                 || host.is_some_and(|host| hosts.iter().any(|pattern| pattern.matches(host))))
-            && pattern.as_ref().is_none_or(|pattern| path.is_some_and(|path| pattern.matches(path)))
+            && (paths.is_empty()
+                || path.is_some_and(|path| paths.iter().any(|pattern| pattern.matches(path))))
             && (self.effect != Effect::Preflight || is_preflight(request))
     }
 
     fn matches_paths(&self) -> bool {
-        self.matches.path.is_some() || self.reads_path()
+        !self.matches.paths.is_empty() || self.reads_path()
     }
 
     fn condition(&self) -> Option<&Condition> {
@@ -560,7 +639,9 @@ fn evaluate_condition(
     let path = path::canonical(request.path);
     let host = host::canonical(request.host).unwrap_or_default();
     let method = String::from_utf8_lossy(request.method);
-    let headers = condition.reads_headers().then(|| joined_headers(&request.headers));
+    let headers = condition.reads_headers().then(|| joined_headers(&request.headers)).transpose();
+    let headers =
+        headers.map_err(|Ambiguous| "a header has an encoding that cannot be decoded".to_owned())?;
     let query = match condition.query() {
         read if read.any() => query::form(path::query(request.path), read)?,
         _ => Vec::new(),
@@ -582,7 +663,8 @@ fn evaluate_condition(
 /// Values by name: several values of one name are joined with commas (RFC 9110 §5.3).
 type Joined<'a> = BTreeMap<Cow<'a, str>, Cow<'a, str>>;
 
-fn joined_headers<'a>(headers: &Headers<'a>) -> Joined<'a> {
+/// Values of the Model Context Protocol are decoded.
+fn joined_headers<'a>(headers: &Headers<'a>) -> Result<Joined<'a>, Ambiguous> {
     let mut joined = Joined::new();
     for (name, value) in headers.iter() {
         let name = String::from_utf8_lossy(name);
@@ -591,9 +673,13 @@ fn joined_headers<'a>(headers: &Headers<'a>) -> Joined<'a> {
         } else {
             name
         };
-        join(&mut joined, name, String::from_utf8_lossy(value));
+        let value = match header::decoded(&name, value)? {
+            Cow::Borrowed(value) => String::from_utf8_lossy(value),
+            Cow::Owned(value) => Cow::Owned(String::from_utf8_lossy(&value).into_owned()),
+        };
+        join(&mut joined, name, value);
     }
-    joined
+    Ok(joined)
 }
 
 fn join<'a>(joined: &mut Joined<'a>, name: Cow<'a, str>, value: Cow<'a, str>) {

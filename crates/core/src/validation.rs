@@ -39,7 +39,7 @@ pub use self::token::{Malformation, Token, TokenError, canonical_media_type};
 use self::algorithm::Algorithm;
 use self::json::{Json, JsonLimits, SharedValues};
 use self::key_set::{Key, KeySet};
-use self::provider::{Provider, TokenTypes};
+use self::provider::{Audiences, Provider, TokenTypes};
 use self::token::Compact;
 
 /// The most keys that are tried for a token without a `kid`, or for a `kid` with several keys: it bounds the work
@@ -214,7 +214,7 @@ pub fn issuer<'t>(token: &'t Token<'_>) -> Result<&'t str, Permanent> {
 /// # Errors
 /// The first rule that is not met: `alg`, `typ`, `iss`, times, `aud`, `sub`, required claims.
 pub fn screen<'a>(token: Token<'a>, provider: &Provider, now: UnixTime) -> Result<Screened<'a>, Permanent> {
-    let passed = check(&token, provider, now)?;
+    let passed = check(&token, provider, &provider.audiences, now)?;
     Ok(Screened::new(token, passed))
 }
 
@@ -249,11 +249,16 @@ impl Validity {
     }
 }
 
-/// The screen of a token that the caller keeps.
+/// The screen of a token that the caller keeps, with these audiences instead of the provider's.
 ///
 /// # Errors
 /// Those of [`screen`].
-pub(crate) fn check(token: &Token<'_>, provider: &Provider, now: UnixTime) -> Result<Passed, Permanent> {
+pub(crate) fn check(
+    token: &Token<'_>,
+    provider: &Provider,
+    audiences: &Audiences,
+    now: UnixTime,
+) -> Result<Passed, Permanent> {
     let algorithm = Algorithm::from_name(&token.alg)
         .filter(|algorithm| provider.algorithms.contains(algorithm))
         .ok_or(Permanent::AlgorithmNotAllowed)?;
@@ -268,7 +273,7 @@ pub(crate) fn check(token: &Token<'_>, provider: &Provider, now: UnixTime) -> Re
     if issuer(token)? != provider.issuer {
         return Err(Permanent::IssuerUnknown);
     }
-    let validity = claims::check(&token.claims, provider, now)?;
+    let validity = claims::check(&token.claims, provider, audiences, now)?;
     Ok(Passed { algorithm, validity })
 }
 
@@ -276,8 +281,8 @@ pub(crate) fn check(token: &Token<'_>, provider: &Provider, now: UnixTime) -> Re
 ///
 /// # Errors
 /// [`Permanent::AudienceMismatch`], or the claim is missing or malformed.
-pub(crate) fn check_audience(validated: &Validated, provider: &Provider) -> Result<(), Permanent> {
-    claims::check_audience(validated.claims(), &provider.audiences)
+pub(crate) fn check_audience(validated: &Validated, audiences: &Audiences) -> Result<(), Permanent> {
+    claims::check_audience(validated.claims(), audiences)
 }
 
 /// Verifies a screened token with the current key set.

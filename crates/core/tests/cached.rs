@@ -59,7 +59,8 @@ fn policy(provider: &Provider, limits: RequestLimits) -> Policy {
     };
     let rule = Rule {
         name: "write".to_owned(),
-        matches: Match { path: Some(PathPattern::exact("/write").expect("a path")), ..Match::default() },
+        matches: Match { paths: vec![PathPattern::exact("/write").expect("a path")], ..Match::default() },
+        by_name: false,
         ambiguous_paths: false,
         effect: Effect::Require(Requirements {
             scopes: vec!["orders:write".to_owned()],

@@ -53,7 +53,8 @@ fn provider() -> Provider {
 fn policy(provider: &Provider) -> Policy {
     let rule = Rule {
         name: "write".to_owned(),
-        matches: Match { path: Some(PathPattern::exact("/write").expect("a path")), ..Match::default() },
+        matches: Match { paths: vec![PathPattern::exact("/write").expect("a path")], ..Match::default() },
+        by_name: false,
         ambiguous_paths: false,
         effect: Effect::Require(Requirements {
             scopes: vec!["orders:write".to_owned()],
@@ -387,7 +388,8 @@ fn a_request_without_a_token_needs_no_keys() {
     let provider = provider();
     let rule = |name: &str, path: &str, effect| Rule {
         name: name.to_owned(),
-        matches: Match { path: Some(PathPattern::exact(path).expect("a path")), ..Match::default() },
+        matches: Match { paths: vec![PathPattern::exact(path).expect("a path")], ..Match::default() },
+        by_name: false,
         ambiguous_paths: false,
         effect,
     };

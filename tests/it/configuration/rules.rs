@@ -39,12 +39,31 @@ fn invalid_rules_are_errors_with_their_place() {
         "match: {hosts: ['*']}, deny: true",
         "match: {hosts: [a.example.com, A.Example.com]}, deny: true",
         "match: {header: x}, deny: true",
+        "match: {path: []}, deny: true",
+        "match: {path: [/a, /a]}, deny: true",
+        "match: {path: [/a], path_regex: [/b]}, deny: true",
+        "match: {path_prefix: [/a, b]}, deny: true",
+        "match: {headers: {}}, deny: true",
+        "match: {headers: {'x y': a}}, deny: true",
+        "match: {headers: {x: a, X: b}}, deny: true",
+        "match: {headers: {x: []}}, deny: true",
+        "match: {headers: {x: 'a,b'}}, deny: true",
+        "match: {headers: {x: ['']}}, deny: true",
+        "match: {headers: {x: [a, a]}}, deny: true",
+        "match: {headers: x}, deny: true",
+        "by_name: yes",
+        "audiences: []",
+        "audiences: [a, a]",
         "ambiguous_paths: yes",
         "allow: everybody",
         "deny: false",
         "allow: anonymous, deny: true",
         "allow: anonymous, require: {scopes: [a]}",
         "deny: true, providers: [p]",
+        "deny: true, audiences: [a]",
+        "allow: anonymous, audiences: [a]",
+        "allow: optional, require: {scopes: [a]}",
+        "allow: optional, deny: true",
         "providers: [q]",
         "providers: []",
         "require: {scopes: []}",
@@ -63,6 +82,7 @@ fn invalid_rules_are_errors_with_their_place() {
         errors.of(&rule(text));
     }
     errors.of(&format!("{MINIMAL}rules: {{}}\n"));
+    errors.of(&format!("{MINIMAL}default: anonymous\n"));
     errors.of(&format!("{MINIMAL}rules:\n  - {{deny: true}}\n"));
     let twice = format!("{MINIMAL}rules:\n  - {{name: r, deny: true}}\n  - {{name: r, allow: anonymous}}\n");
     errors.of(&twice);
@@ -86,7 +106,7 @@ fn a_rule_is_read_as_it_is_written() {
     let config = parse(&rule("match: {path_prefix: /caf\u{e9}/}, require: {claims: {a: 1, b: [x, true]}}"));
     let config = config.expect("valid");
     let read = &config.rules.all()[0];
-    assert_eq!(read.matches.path, Some(PathPattern::Prefix("/caf%C3%A9".into())));
+    assert_eq!(read.matches.paths, [PathPattern::Prefix("/caf%C3%A9".into())]);
     let Effect::Require(requirements) = &read.effect else { panic!("{read:?}") };
     assert_eq!(requirements.claims.len(), 2);
     let nothing = parse(&rule("ambiguous_paths: allow")).expect("a rule may ask for a valid token alone");

@@ -34,7 +34,9 @@ pub(super) fn request_rejected(rejection: DescriptionRejection) -> Refused {
 
 pub(super) fn rule_rejected(rule_rejected: &RuleRejection) -> Refused {
     let found: Cow<'static, str> = match rule_rejected {
-        RuleRejection::NoSuchRule => "portcullis_rule names no rule that applies to this request".into(),
+        RuleRejection::NoSuchRule => {
+            "the route names no rule with `by_name: true` that applies to this request".into()
+        }
         RuleRejection::AmbiguousPath => "an ambiguous path".into(),
         RuleRejection::NotPlainPath => "a path with a dot segment, `//` at its start or a fragment".into(),
         RuleRejection::RepeatedSlashes => {
@@ -46,7 +48,8 @@ pub(super) fn rule_rejected(rule_rejected: &RuleRejection) -> Refused {
         RuleRejection::MalformedHost => "a host that is not valid".into(),
         RuleRejection::MalformedMethod => "a method that is not an upper-case token".into(),
         RuleRejection::SeveralValues(name) => {
-            format!("several values of {name}, which the rule's condition reads").into()
+            format!("several values, or an encoding that cannot be decoded, of {name}, which a rule reads")
+                .into()
         }
     };
     let reason = match rule_rejected {
@@ -59,6 +62,13 @@ pub(super) fn rule_rejected(rule_rejected: &RuleRejection) -> Refused {
 /// The rule denies every request.
 pub(super) fn denied_by_rule(rule: &Rule) -> Refused {
     Refused::new(StepName::Rule, DenyReason::RuleDenied).found(rule.effect.to_string())
+}
+
+/// No rule matches, and the configuration requires one.
+pub(super) fn denied_without_rule() -> Refused {
+    Refused::new(StepName::Rule, DenyReason::RuleDenied)
+        .found("no rule matches")
+        .wanted("a rule for this request, since `default` is `deny`")
 }
 
 pub(super) fn no_token(no_token: NoToken) -> Refused {
@@ -119,6 +129,7 @@ pub(super) fn screened(
     permanent: &Permanent,
     token: &Token<'_>,
     provider: &Provider,
+    audiences: &Audiences,
     now: UnixTime,
 ) -> Refused {
     let refused = Refused::new(StepName::Screen, DenyReason::from(permanent));
@@ -139,7 +150,7 @@ pub(super) fn screened(
             })
         }
         Permanent::AudienceMismatch => {
-            refused.found(value_of("aud", claims.member("aud"))).wanted(match &provider.audiences {
+            refused.found(value_of("aud", claims.member("aud"))).wanted(match audiences {
                 Audiences::Any => "any".to_owned(),
                 Audiences::AnyOf(audiences) => list(audiences.iter(), |one| quoted(one)),
             })

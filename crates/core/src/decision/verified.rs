@@ -15,7 +15,7 @@ use super::{CachedKeys, IssuerState};
 use crate::identity::UpstreamRejection;
 use crate::validation::algorithm::Algorithm;
 use crate::validation::json::SharedValues;
-use crate::validation::provider::Provider;
+use crate::validation::provider::{Audiences, Provider};
 use crate::validation::{self, Kid, UnixTime, Validated, Validity};
 
 /// The values of a token that has passed the screen.
@@ -77,15 +77,21 @@ impl VerifiedToken {
     }
 
     /// Whether the token is still accepted without another look at its signature: by the same provider, with the
-    /// current keys, at this time.
-    pub(super) fn is_current(&self, issuer: &IssuerState, now: UnixTime) -> bool {
+    /// current keys, at this time, with these audiences or those of the provider.
+    pub(super) fn is_current(
+        &self,
+        issuer: &IssuerState,
+        audiences: Option<&Audiences>,
+        now: UnixTime,
+    ) -> bool {
         let keys = match &issuer.keys {
             CachedKeys::Fetched(keys) | CachedKeys::Fixed(keys) => keys,
             CachedKeys::NotFetched => return false,
         };
         Arc::ptr_eq(&self.provider, &issuer.provider)
             && self.validity.contains(now)
-            && validation::check_audience(&self.validated, &self.provider).is_ok()
+            && validation::check_audience(&self.validated, audiences.unwrap_or(&self.provider.audiences))
+                .is_ok()
             && keys.accepts_again(self.validated.key())
     }
 }

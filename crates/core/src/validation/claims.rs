@@ -11,9 +11,14 @@ use super::{Permanent, UnixTime, Validity};
 ///
 /// # Errors
 /// The first rule that is not met, in this order: times, audience, `sub`, required claims.
-pub(super) fn check(claims: &Json, provider: &Provider, now: UnixTime) -> Result<Validity, Permanent> {
+pub(super) fn check(
+    claims: &Json,
+    provider: &Provider,
+    audiences: &Audiences,
+    now: UnixTime,
+) -> Result<Validity, Permanent> {
     let validity = check_times(claims, provider.clock_skew, now)?;
-    check_audience(claims, &provider.audiences)?;
+    check_audience(claims, audiences)?;
     check_subject(claims)?;
     for path in &provider.required_claims {
         if path.resolve(claims).is_none_or(Json::is_empty) {

@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
-use crate::clock::{self, Clock, Instant};
+use crate::clock::{self, Instant};
 use crate::config::{Change, Config, ConfigErrors, MAX_FILE_BYTES, Shutdown};
 use crate::files::{Contents, FileError, FileErrorKind, FileEvent, FileSet, READ_TIMEOUT, WatchedFiles};
 use crate::service::Service;
@@ -40,9 +40,10 @@ const MIN_SIGHUP_INTERVAL: Duration = Duration::from_millis(200);
 /// The interval at which parts that were not reloaded are retried.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// At the start a file that may be being written is read at this interval until two reads agree, but at most this often,
-/// so that the start is not delayed forever.
-const INITIAL_READ_INTERVAL: Duration = Duration::from_millis(50);
+/// At the start the file is read at this interval until two reads agree, but at most this often, so that the start is not
+/// delayed forever. Nothing else shows that it is complete: not its age, which another machine's clock may tell, nor a link
+/// that was made after the last write.
+const INITIAL_READ_INTERVAL: Duration = Duration::from_millis(30);
 const MAX_INITIAL_READS: usize = 40;
 
 /// How many removed entries are logged by name.
@@ -84,7 +85,7 @@ impl ConfigFile {
         let set = file_set(path);
         let mut contents = set.read_detached().await.map_err(unreadable)?;
         for _ in 1..MAX_INITIAL_READS {
-            if !contents.can_change() || contents.is_at_rest(Clock::System.now()) {
+            if !contents.can_change() {
                 break;
             }
             sleep(INITIAL_READ_INTERVAL).await;

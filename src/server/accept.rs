@@ -306,14 +306,20 @@ impl Inner {
         (count > own && most != newcomer).then_some(most)
     }
 
-    /// Closes the connection with the most requests in flight and returns their number. `None` if fewer than `max` are
-    /// left besides those of the connections that are being closed already.
+    /// Closes the connection with the most requests in flight, of the address with the most of them, and returns their
+    /// number. `None` if fewer than `max` are left besides those of the connections that are being closed already.
     fn close_busiest(&mut self, max: usize) -> Option<usize> {
-        let remaining = self.connections.values().filter(|entry| !entry.evicting);
-        if remaining.map(|entry| entry.state.in_flight()).sum::<usize>() < max {
+        let mut counts: HashMap<Option<IpAddr>, usize> = HashMap::new();
+        for entry in self.connections.values().filter(|entry| !entry.evicting) {
+            let count = counts.entry(entry.peer).or_default();
+            *count = count.saturating_add(entry.state.in_flight());
+        }
+        if counts.values().sum::<usize>() < max {
             return None;
         }
-        let remaining = self.connections.values_mut().filter(|entry| !entry.evicting);
+        // An attacker with many connections of few requests each does not get a proxy's connection closed.
+        let (peer, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        let remaining = self.connections.values_mut().filter(|entry| !entry.evicting && entry.peer == peer);
         let busiest = remaining.max_by_key(|entry| entry.state.in_flight())?;
         busiest.evicting = true;
         busiest.state.closed.notify_one();
@@ -417,5 +423,16 @@ mod tests {
         assert_eq!(open.inner().close_busiest(3), Some(2));
         assert_eq!(open.inner().close_busiest(3), None, "its requests are in flight until it has closed");
         assert!(open.inner().connections[&many.id].evicting && !open.inner().connections[&few.id].evicting);
+    }
+
+    #[tokio::test]
+    async fn many_connections_of_one_address_with_few_requests_each_get_no_other_address_closed() {
+        let open = Arc::new(Open::default());
+        let flood: Vec<Slot> = (0..4).map(|_| register(&open, 8)).collect();
+        let proxy = open.register(Some([10, 0, 0, 7].into()), 8).1.expect("below the limit");
+        let mut flights: Vec<_> = flood.iter().map(|slot| slot.state.start_request()).collect();
+        flights.extend((0..3).map(|_| proxy.state.start_request()));
+        assert_eq!(open.inner().close_busiest(7), Some(1));
+        assert!(!open.inner().connections[&proxy.id].evicting);
     }
 }

@@ -25,13 +25,9 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
 use crate::clock::{self, Instant};
-use crate::validation::UnixTime;
 
 /// How long a poll may take. A slower one is reported as [`FileErrorKind::Timeout`].
 pub const READ_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a file has not been changed once it is no longer being written.
-pub const AT_REST: Duration = Duration::from_secs(10);
 
 /// Files that belong together, and the size limit of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,9 +64,7 @@ impl Eq for Content {}
 struct Source {
     /// Its path without symbolic links.
     path: PathBuf,
-    /// When the file was last modified, or its inode last changed, in seconds since the Unix epoch.
-    changed_at: i64,
-    /// Whether that was before the newest symbolic link on the path was made.
+    /// Whether it was last modified, and its inode last changed, before the newest symbolic link on the path was made.
     older_than_links: bool,
 }
 
@@ -269,14 +263,6 @@ impl Contents {
         self.0.iter().any(|content| content.regular)
     }
 
-    /// Whether no file is being written: each has not changed for [`AT_REST`], or since a symbolic link to it was made.
-    pub fn is_at_rest(&self, now: UnixTime) -> bool {
-        let is_at_rest = |source: &Source| {
-            source.older_than_links || now.as_secs_f64() - source.changed_at as f64 > AT_REST.as_secs_f64()
-        };
-        self.0.iter().all(|content| !content.regular || content.source.as_ref().is_some_and(is_at_rest))
-    }
-
     /// Whether each changed file was complete when it replaced the previous one: a symbolic link was replaced.
     fn replaced_atomically(&self, before: &Contents) -> bool {
         let atomic = |content: &Content| {
@@ -336,7 +322,7 @@ fn source_if_unchanged(path: &Path, target: PathBuf, before: &Metadata, file: &F
         timestamps(&file.metadata().ok()?) == timestamps(before) && fs::canonicalize(path).ok()? == target;
     let modified = (before.mtime(), before.mtime_nsec()).max((before.ctime(), before.ctime_nsec()));
     let older_than_links = newest_link(path).ok()?.is_some_and(|link| modified < link);
-    same.then_some(Source { path: target, changed_at: modified.0, older_than_links })
+    same.then_some(Source { path: target, older_than_links })
 }
 
 /// Reads any kind of file.

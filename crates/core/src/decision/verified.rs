@@ -50,10 +50,15 @@ impl VerifiedToken {
         &self.provider
     }
 
-    /// The length of the token's text and of its claim headers, in bytes. Its memory is a small multiple of that.
+    /// The length of the token's text and of its claim headers, in bytes.
     pub fn bytes(&self) -> usize {
         let headers = self.headers.iter().flat_map(|headers| headers.iter());
         headers.map(|(_, value)| value.len()).fold(self.bytes, usize::saturating_add)
+    }
+
+    /// The memory that its claims take, in bytes, as if it shared none of it.
+    pub fn claims_memory(&self) -> usize {
+        self.validated.claims().memory()
     }
 
     /// When the token expires, leeway included.

@@ -126,6 +126,21 @@ impl Json {
         }
     }
 
+    /// The memory that the value takes, its own included, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        let text = |text: &EcoString| if text.len() > EcoString::INLINE_LIMIT { text.len() } else { 0 };
+        let inside = match self {
+            Json::Null | Json::Bool(_) => 0,
+            Json::Number(digits) => digits.len(),
+            Json::String(value) => text(value),
+            Json::Array(elements) => elements.iter().map(Json::memory).sum(),
+            Json::Object(members) => {
+                members.iter().map(|(name, value)| size_of::<EcoString>() + text(name) + value.memory()).sum()
+            }
+        };
+        inside.saturating_add(size_of::<Self>())
+    }
+
     /// The value without insignificant white space, with the original digits of numbers.
     pub fn to_compact(&self) -> String {
         let mut out = String::new();

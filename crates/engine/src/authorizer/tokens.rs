@@ -17,9 +17,10 @@ use crate::validation::UnixTime;
 use crate::validation::digest::Sha256Digest;
 use crate::validation::json::SharedValues;
 
-/// Longer tokens count as several entries, one for each of these bytes that has begun: their claims take as much more
-/// memory.
+/// Longer tokens count as several entries, one for each of these bytes that has begun, and so do those whose claims take
+/// more memory than this: many small values take many times their text.
 const BYTES_OF_AN_ENTRY: usize = 1024;
+const MEMORY_OF_AN_ENTRY: usize = 2048;
 
 /// The entries of a shard, at least: many times as many as the largest token counts for.
 const ENTRIES_OF_A_SHARD: usize = 1024;
@@ -114,10 +115,15 @@ impl TokenCache {
         let seconds = now.as_secs_f64() as i64;
         let due = self.next_sweep.load(Ordering::Relaxed);
         let next = seconds.saturating_add(SWEEP_INTERVAL);
-        let is_due = seconds >= due
+        // The clock may have been ahead when it was set.
+        let is_due = (seconds >= due || due > next)
             && self.next_sweep.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if !is_due {
             return;
+        }
+        // Claims of tokens that have expired do not stay here either.
+        if let Ok(mut shared) = self.shared.try_lock() {
+            *shared = SharedValues::default();
         }
         let tokens = Arc::clone(tokens);
         let sweep = move || tokens.retain(|_, token| token.expires() > now);
@@ -149,6 +155,8 @@ struct BySize;
 
 impl Weighter<Sha256Digest, Arc<VerifiedToken>> for BySize {
     fn weight(&self, _name: &Sha256Digest, token: &Arc<VerifiedToken>) -> u64 {
-        u64::try_from(token.bytes().div_ceil(BYTES_OF_AN_ENTRY).max(1)).unwrap_or(u64::MAX)
+        let by_text = token.bytes().div_ceil(BYTES_OF_AN_ENTRY);
+        let by_memory = token.claims_memory().div_ceil(MEMORY_OF_AN_ENTRY);
+        u64::try_from(by_text.max(by_memory).max(1)).unwrap_or(u64::MAX)
     }
 }

@@ -356,29 +356,3 @@ async fn the_target_of_a_new_link_is_complete_unless_it_was_modified_since() {
         assert_eq!(atomic, expected, "{what}");
     }
 }
-
-#[test]
-fn a_file_is_at_rest_once_it_has_not_changed_for_ten_seconds_or_since_a_link_to_it_was_made() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (file, link) = (folder.path().join("file"), folder.path().join("link"));
-    fs::write(&file, "a").expect("written");
-    let changed_at = fs::metadata(&file).expect("a file").ctime();
-    let is_at_rest = |path: &Path, seconds: i64| {
-        let read = FileSet::new([path.to_owned()], 10).read_regular().expect("readable");
-        read.is_at_rest(UnixTime::from_secs(changed_at + seconds))
-    };
-    for (seconds, expected) in [(-100, false), (0, false), (10, false), (11, true), (100_000, true)] {
-        assert_eq!(is_at_rest(&file, seconds), expected, "{seconds} s");
-    }
-    tick();
-    symlink(&file, &link).expect("linked");
-    assert!(is_at_rest(&link, 0), "complete when the link was made");
-    tick();
-    fs::write(&file, "b").expect("written");
-    assert!(!is_at_rest(&link, 0), "modified since");
-    // A modification time in the past does not hide the change of the inode.
-    let long_ago = Timespec { tv_sec: 1, tv_nsec: 0 };
-    let times = Timestamps { last_access: long_ago, last_modification: long_ago };
-    utimensat(CWD, &file, &times, rustix::fs::AtFlags::empty()).expect("set");
-    assert!(!is_at_rest(&file, 0));
-}

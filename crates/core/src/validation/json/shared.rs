@@ -5,15 +5,14 @@ use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
 use ecow::EcoString;
 
-use super::{Digits, Json};
+use super::Json;
 
 /// A power of two, so that a hash selects a slot by its lowest bits.
 const SLOTS: usize = 4_096;
 
-/// Longer texts, and values with more members and elements than this, are not remembered: there are few of them, and this
-/// bounds what a slot holds.
-const MAX_TEXT_BYTES: usize = 256;
-const MAX_VALUES: usize = 32;
+/// Values that take more memory than this are not remembered, in bytes: few tokens have the same ones, and this bounds
+/// what a slot holds.
+const MAX_MEMORY: usize = 1024;
 
 /// Texts up to this length take no memory of their own.
 const INLINE_BYTES: usize = EcoString::INLINE_LIMIT;
@@ -27,11 +26,11 @@ pub struct SharedValues {
     hashes: RandomState,
 }
 
-/// A value, its hash, and how many members and elements it has at every depth.
+/// A value, its hash, and the memory that it takes in bytes, as if it shared none of it.
 struct Shared {
     value: Json,
     hash: u64,
-    values: usize,
+    memory: usize,
 }
 
 impl Default for SharedValues {
@@ -65,13 +64,14 @@ impl SharedValues {
     fn with_shared_parts(&mut self, value: &Json) -> Shared {
         let mut hasher = self.hashes.build_hasher();
         std::mem::discriminant(value).hash(&mut hasher);
-        let mut values = 1usize;
+        let mut memory = size_of::<Json>();
         let mut part = |this: &mut Self, value: &Json, hasher: &mut _| {
             let part = this.part(value);
             Hasher::write_u64(hasher, part.hash);
-            values = values.saturating_add(part.values);
+            memory = memory.saturating_add(part.memory);
             part.value
         };
+        let mut names = 0usize;
         let value = match value {
             Json::Null => Json::Null,
             Json::Bool(is) => {
@@ -79,11 +79,13 @@ impl SharedValues {
                 Json::Bool(*is)
             }
             Json::Number(digits) => {
-                Digits::hash(digits, &mut hasher);
+                digits.hash(&mut hasher);
+                memory = memory.saturating_add(digits.len());
                 Json::Number(digits.clone())
             }
             Json::String(text) => {
                 text.hash(&mut hasher);
+                memory = memory.saturating_add(text.len());
                 Json::String(text.clone())
             }
             Json::Array(elements) => {
@@ -92,12 +94,13 @@ impl SharedValues {
             Json::Object(members) => {
                 let shared = members.iter().map(|(name, value)| {
                     name.hash(&mut hasher);
+                    names = names.saturating_add(size_of::<EcoString>()).saturating_add(name.len());
                     (self.text(name), part(self, value, &mut hasher))
                 });
                 Json::Object(shared.collect())
             }
         };
-        Shared { value, hash: hasher.finish(), values }
+        Shared { value, hash: hasher.finish(), memory: memory.saturating_add(names) }
     }
 
     /// A name.
@@ -113,12 +116,8 @@ impl SharedValues {
 
     /// The equal value of an earlier document; or this one, which is remembered for later ones.
     fn remembered(&mut self, new: Shared) -> Shared {
-        let is_small = match &new.value {
-            Json::String(text) => text.len() <= MAX_TEXT_BYTES,
-            _ => new.values <= MAX_VALUES,
-        };
         let slot = usize::try_from(new.hash & (SLOTS as u64 - 1)).ok().and_then(|at| self.slots.get_mut(at));
-        match slot.filter(|_| is_small) {
+        match slot.filter(|_| new.memory <= MAX_MEMORY) {
             Some(known) if *known == new.value => Shared { value: known.clone(), ..new },
             Some(slot) => {
                 slot.clone_from(&new.value);
@@ -167,9 +166,9 @@ mod tests {
     #[test]
     fn large_parts_are_not_remembered() {
         let mut values = SharedValues::default();
-        let text = "x".repeat(MAX_TEXT_BYTES + 1);
-        let elements = vec!["0"; MAX_VALUES].join(",");
-        let document = parsed(&format!(r#"{{"text": "{text}", "elements": [{elements}]}}"#));
+        let text = "x".repeat(MAX_MEMORY);
+        let elements = vec!["0"; MAX_MEMORY / size_of::<Json>()].join(",");
+        let document = parsed(&format!(r#"{{"text": "{text}", "elements": [{elements}], "o": ["{text}"]}}"#));
         let (first, second) = (values.share(&document), values.share(&document));
         assert_ne!(elements_address(&first, "elements"), elements_address(&second, "elements"));
         assert!(values.slots.iter().all(|slot| *slot == Json::Null));

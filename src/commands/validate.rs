@@ -24,32 +24,40 @@ pub struct ValidateArgs {
     /// Print the effective configuration: defaults filled in, variables expanded, secrets left out
     #[arg(long)]
     print: bool,
+    /// Make warnings errors
+    #[arg(long)]
+    strict: bool,
     /// Print the JSON Schema of configurations, for editors, and do nothing else
-    #[arg(long, conflicts_with = "print")]
+    #[arg(long, conflicts_with_all = ["print", "strict"])]
     schema: bool,
 }
 
 /// Exits with 0 if the file is valid; otherwise every error goes to stderr, one a line as
-/// `FILE:LINE:COLUMN: path: message`, and it exits with 1. Warnings about valid but dangerous settings go there too.
+/// `FILE:LINE:COLUMN: path: message`, and it exits with 1. Warnings about valid but dangerous settings go there too, and count as errors with `--strict`.
 pub fn run(args: ValidateArgs) -> ExitCode {
-    match args.config {
+    match args.config.clone() {
         _ if args.schema => output::print_result(&config::json_schema_text(), ExitCode::SUCCESS),
-        Some(file) => validate(&file, args.print),
+        Some(file) => validate(&file, &args),
         // clap has rejected this command line.
         None => ExitCode::FAILURE,
     }
 }
 
-fn validate(file: &Path, print: bool) -> ExitCode {
+fn validate(file: &Path, args: &ValidateArgs) -> ExitCode {
     let examined = Config::examine(file);
     let Findings { errors, warnings } = certificates::check(&examined, clock::Clock::System.now());
     let loaded = examined.with_errors(file, errors).config;
     let config_warnings = loaded.iter().flat_map(|config| &config.warnings);
+    let mut count = 0usize;
     for warning in config_warnings.chain(&warnings) {
-        output::print_error(&warning.in_file(file, "warning: "));
+        output::print_error(&warning.in_file(file, if args.strict { "" } else { "warning: " }));
+        count += 1;
+    }
+    if args.strict && count > 0 && loaded.is_ok() {
+        return ExitCode::FAILURE;
     }
     match loaded {
-        Ok(config) if print => output::print_result(&config.to_yaml(), ExitCode::SUCCESS),
+        Ok(config) if args.print => output::print_result(&config.to_yaml(), ExitCode::SUCCESS),
         Ok(config) => {
             let names: Vec<&str> = config.providers.iter().map(|config| &*config.provider.name).collect();
             let names =

@@ -20,7 +20,7 @@ use super::forms::{Choice, Each, List, Sub, Text, equal, shown};
 use super::providers::Providers;
 use super::rules::{RuleList, check_provider_names};
 use super::section::{Form, FormDescription, Section, section};
-use super::warnings::warn_of_network;
+use super::warnings::{warn_of_listeners, warn_of_network, warn_of_rules};
 use super::yaml::{self, Yaml};
 use super::{Config, IssuerHttp, Limits, Listen, Log, ProviderConfig, Shutdown, TlsFiles, TokenCacheConfig};
 
@@ -173,7 +173,12 @@ fn read(
 /// Every section is read before an error is returned, so that all errors are reported.
 fn read_config(root: &Cursor<'_>) -> Read<Config> {
     check_provider_names(root);
-    Config::read(root)
+    let config = Config::read(root)?;
+    warn_of_rules(root, &config.rules);
+    if let Some(listen) = root.peek("listen") {
+        warn_of_listeners(&listen, &config.listen);
+    }
+    Ok(config)
 }
 
 section! {

@@ -18,7 +18,6 @@ use super::cursor::{Cursor, Entry, Mapping, Read, all};
 use super::forms::{Choice, Each, Flag, List, OneOr, Sub, Text, any_text, equal, shown, text_schema};
 use super::providers::{NAME, read_token};
 use super::section::{Form, FormDescription, Section, section};
-use super::warnings::warn_of_rules;
 use super::yaml::{Yaml, own_key};
 
 /// The rules, with unique names.
@@ -40,7 +39,6 @@ impl Form for RuleList {
         }
         unique?;
         let rules: Vec<Rule> = rules.into_iter().collect::<Read<_>>()?;
-        warn_of_rules(&elements, &rules);
         Ok(Rules::new(rules))
     }
 

@@ -17,7 +17,12 @@ fn warnings(text: &str) -> Vec<(usize, String, String)> {
 fn rules(lines: &[&str]) -> String {
     let rules: String =
         lines.iter().enumerate().map(|(i, line)| format!("  - {{name: r{i}, {line}}}\n")).collect();
-    format!("{MINIMAL}rules:\n{rules}")
+    format!("{MINIMAL}rules:\n{rules}default: deny\n")
+}
+
+/// Rules beside which a valid token is enough.
+fn open_rules(lines: &[&str]) -> String {
+    rules(lines).replace("default: deny", "default: token")
 }
 
 #[test]
@@ -79,9 +84,16 @@ fn a_rule_that_can_never_match_is_a_warning_that_names_the_covering_rule() {
         ("match: {path_prefix: /}, deny: true", "require: {scopes: [x]}", true),
         ("match: {path_regex: '/a.*'}, deny: true", "match: {path: /ab}, deny: true", true),
         ("match: {path_regex: '/a.*'}, deny: true", "match: {path_regex: '/a.*'}, deny: true", true),
-        ("match: {path_regex: '/a.*'}, deny: true", "match: {path_prefix: /a}, deny: true", false),
+        ("match: {path_regex: '/a.*'}, deny: true", "match: {path_prefix: /a}, deny: true", true),
+        ("match: {path_regex: '/a/.*'}, deny: true", "match: {path_prefix: /a}, deny: true", false),
+        ("match: {path: [/a, /b]}, deny: true", "match: {path: /b}, deny: true", true),
+        ("match: {path: [/a, /b]}, deny: true", "match: {path: [/b, /c]}, deny: true", false),
+        ("match: {headers: {x: [a, b]}}, deny: true", "match: {headers: {x: a, y: c}}, deny: true", true),
+        ("match: {headers: {x: a}}, deny: true", "match: {headers: {x: [a, b]}}, deny: true", false),
+        ("match: {headers: {x: a}}, deny: true", "deny: true", false),
+        ("deny: true", "by_name: true, match: {path: /a}, deny: true", false),
         ("match: {methods: [GET, HEAD]}, deny: true", "match: {methods: [GET]}, deny: true", true),
-        ("match: {methods: [GET]}, deny: true", "match: {methods: [GET, HEAD]}, deny: true", false),
+        ("match: {methods: [GET]}, deny: true", "match: {methods: [GET, HEAD]}, deny: true", true),
         ("match: {methods: [GET]}, deny: true", "match: {path: /a}, deny: true", false),
         (
             "match: {hosts: ['*.a.com']}, deny: true",
@@ -98,6 +110,165 @@ fn a_rule_that_can_never_match_is_a_warning_that_names_the_covering_rule() {
         });
         assert_eq!(warned, never, "{first} then {second}: {got:?}");
     }
+}
+
+#[test]
+fn a_rule_whose_paths_several_rules_before_it_match_together_is_a_warning() {
+    let first = ["match: {path_prefix: /a}, deny: true", "match: {path_regex: '/b/[a-z]*'}, deny: true"];
+    for (third, never) in [
+        ("match: {path: [/a/x, /b/x]}, deny: true", true),
+        ("match: {path_regex: '/(a|b)/[a-y]+'}, deny: true", true),
+        ("match: {path_regex: '/(a|b)/[a-y0-9]+'}, deny: true", false),
+    ] {
+        let got = warnings(&rules(&[first[0], first[1], third]));
+        assert_eq!(got.iter().any(|(line, ..)| *line == 10), never, "{third}: {got:?}");
+    }
+}
+
+#[test]
+fn a_pattern_that_cannot_mean_what_it_says_is_a_warning() {
+    for (rule, path, message) in [
+        ("match: {path_prefix: '/admin/*'}", "match.path_prefix", "`*` is no wildcard here"),
+        ("match: {path: '/users/{id}'}", "match.path", "a parameter is matched literally"),
+        ("match: {path: ['/x', '/items/:id']}", "match.path[1]", "a parameter is matched literally"),
+        ("match: {path_prefix: '/a/<id>'}", "match.path_prefix", "a parameter is matched literally"),
+        ("match: {path: '/a$'}", "match.path", "is matched literally"),
+        ("match: {path_regex: '/secret'}", "match.path_regex", "matches this path alone"),
+        ("match: {path_regex: 'secret/.*'}", "match.path_regex", "matches no path"),
+        ("match: {path_regex: ['/a.', '/%c3.*']}", "match.path_regex[1]", "matches no path"),
+        ("match: {path_regex: '/(admin|ops)/*'}", "match.path_regex", "repeats the slash"),
+        ("match: {methods: ['*']}", "match.methods[0]", "for every method"),
+        ("match: {methods: ['GET|POST']}", "match.methods[0]", "write a list, as in [GET, POST]"),
+        (
+            "require: {claims: {realm_access.roles: [a]}}",
+            "require.claims[\"realm_access.roles\"]",
+            "is /realm_access/roles",
+        ),
+        ("require: {claims: {$.tenant_id: [a]}}", "require.claims[\"$.tenant_id\"]", "is /tenant_id"),
+        (
+            "require: {condition: 'request.headers[\"x-forwarded-for\"] == \"10.0.0.1\"'}",
+            "",
+            "a client can send itself",
+        ),
+        ("match: {headers: {X-Real-IP: 10.0.0.1}}", "", "a client can send itself"),
+    ] {
+        let got = warnings(&rules(&[rule]));
+        let place = format!("rules[0]{}{path}", if path.is_empty() { "" } else { "." });
+        let found = got.iter().any(|(_, at, text)| *at == place && text.contains(message));
+        assert!(found, "{rule}: {got:?}");
+    }
+    for (provider, path) in [
+        ("claim_headers: {x-roles: realm_access.roles}", "providers[0].claim_headers.x-roles"),
+        ("claim_headers: {x-roles: {claim: realm_access.roles}}", "providers[0].claim_headers.x-roles.claim"),
+        ("required_claims: [sub, $.tenant_id]", "providers[0].required_claims[1]"),
+    ] {
+        let got = warnings(&provider_with(provider));
+        assert!(got.iter().any(|(_, at, text)| at == path && text.contains("dots and all")), "{got:?}");
+    }
+    for rule in [
+        "require: {claims: {'https://example.com/roles': [a.b], /realm_access/roles: [a], /kubernetes.io: [x]}}",
+        "match: {path_regex: ['/admin(/.*)?', '/a.json', '/v[0-9]+']}",
+        "match: {path: [/a/b, '/a:b', /index.html]}, deny: true",
+        "match: {methods: [GET, M-SEARCH]}, deny: true",
+        "require: {condition: 'request.headers[\"x-tenant\"] == claims.tenant_id'}",
+    ] {
+        assert_eq!(warnings(&rules(&[rule])), [], "{rule}");
+    }
+}
+
+#[test]
+fn what_a_valid_token_is_enough_for_beside_a_rule_is_a_warning() {
+    const ROLE: &str = "require: {claims: {role: [admin]}}";
+    for (lines, path, message) in [
+        (vec!["match: {path_prefix: /admin, methods: [GET]}, {ROLE}"], "match.methods", "the other methods"),
+        (
+            vec!["match: {path_prefix: /admin, methods: [GET]}, deny: true"],
+            "match.methods",
+            "the other methods",
+        ),
+        (
+            vec![
+                "match: {path_prefix: /admin, methods: [GET]}, {ROLE}",
+                "match: {path_prefix: /admin, methods: [POST]}, {ROLE}",
+            ],
+            "match.methods",
+            "the other methods",
+        ),
+        (vec!["match: {path: /admin}, {ROLE}"], "match.path", "/admin/ and /ADMIN"),
+        (vec!["match: {path: [/admin/]}, deny: true"], "match.path[0]", "/admin and /ADMIN/"),
+        (vec!["match: {headers: {x: a}}, {ROLE}"], "match.headers", "without these headers"),
+    ] {
+        let lines: Vec<String> = lines.iter().map(|line| line.replace("{ROLE}", ROLE)).collect();
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let got = warnings(&open_rules(&lines));
+        let place = format!("rules[0].{path}");
+        assert!(got.iter().any(|(_, at, text)| *at == place && text.contains(message)), "{lines:?}: {got:?}");
+        assert_eq!(warnings(&rules(&lines)), [], "with `default: deny`: {lines:?}");
+    }
+    for lines in [
+        &[
+            "match: {path_prefix: /admin, methods: [GET]}, deny: true",
+            "match: {path_prefix: /admin}, deny: true",
+        ][..],
+        &[
+            "match: {path_prefix: /admin, methods: [GET]}, deny: true",
+            "match: {path_regex: '/admin(/.*)?'}, deny: true",
+        ],
+        &["match: {path: /admin}, deny: true", "match: {path_prefix: /admin}, deny: true"],
+        &["match: {path: /healthz, methods: [GET]}, allow: anonymous"],
+        &["match: {path: /a, methods: [GET]}, allow: optional"],
+        &["match: {path: /a}"],
+        &[
+            "match: {path_prefix: /mcp, headers: {x: a}}, deny: true",
+            "match: {path_prefix: /mcp}, deny: true",
+        ],
+    ] {
+        assert_eq!(warnings(&open_rules(lines)), [], "{lines:?}");
+    }
+    let unsaid = rules(&["match: {path_prefix: /a}, deny: true"]).replace("default: deny\n", "");
+    let got = warnings(&unsaid);
+    assert!(got.len() == 1 && got[0].1 == "rules" && got[0].2.contains("`default: deny`"), "{got:?}");
+    assert_eq!(
+        warnings(&rules(&["deny: true"]).replace("default: deny\n", "")),
+        [],
+        "a rule matches everything"
+    );
+    let got = warnings(&format!("{MINIMAL}default: deny\n"));
+    assert!(got[0].1 == "default" && got[0].2.contains("every request is denied"), "{got:?}");
+}
+
+#[test]
+fn listeners_that_others_reach_or_that_cannot_both_be_bound_are_warnings() {
+    let with = |listen: &str| warnings(&MINIMAL.replace("ext_authz: 127.0.0.1:0", listen));
+    let tls = "tls: {cert_file: a, key_file: b, client_ca_file: c}";
+    for (listen, path, message) in [
+        ("ext_authz: '0.0.0.0:9191'", "listen.ext_authz", "can ask for decisions"),
+        ("ext_authz: '[::]:9191'", "listen.ext_authz", "can ask for decisions"),
+        (
+            "ext_authz: '127.0.0.1:9191', admin: '0.0.0.0:9193'",
+            "listen.admin",
+            "the configuration and the metrics",
+        ),
+        ("ext_authz: '127.0.0.1:9191', admin: '0.0.0.0:9191'", "listen.admin", "cannot both be bound"),
+        (
+            "ext_authz: '10.0.0.1:9191', forward_auth: {address: '[::]:9191', profile: nginx}",
+            "listen.forward_auth",
+            "cannot both be bound",
+        ),
+    ] {
+        let got = with(listen);
+        assert!(got.iter().any(|(_, at, text)| at == path && text.contains(message)), "{listen}: {got:?}");
+    }
+    for listen in [
+        "ext_authz: 'unix:/run/a.sock', admin: '127.0.0.1:9193'",
+        "ext_authz: '127.0.0.1:0', admin: '127.0.0.1:0'",
+        "ext_authz: '127.0.0.1:9191', forward_auth: {address: '0.0.0.0:9192', profile: nginx}",
+        &format!("ext_authz: {{address: '0.0.0.0:9191', {tls}}}"),
+    ] {
+        assert_eq!(with(listen), [], "{listen}");
+    }
+    let got = warnings(&provider_with("token_from: [{query: access_token}]"));
+    assert!(got[0].1 == "providers[0].token_from" && got[0].2.contains("Referer"), "{got:?}");
 }
 
 #[test]
@@ -138,4 +309,13 @@ fn validate_prints_warnings_as_editors_follow_them_and_succeeds() {
     let warned = String::from_utf8(output.stderr).expect("text");
     let expected = format!("{}:8:5: warning: rules[0]: allows every request to every path", file.display());
     assert!(warned.starts_with(&expected), "{warned}");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis"))
+        .args(["validate", "--strict", "--config"])
+        .arg(&file)
+        .run_and_read()
+        .expect("the binary runs");
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).expect("text");
+    assert!(error.starts_with(&expected.replace("warning: ", "")), "{error}");
+    assert_eq!(output.stdout, b"");
 }

@@ -1,0 +1,293 @@
+//! Warnings about rules that are valid but do not mean what they seem to: a rule that falls open does so without an error
+//! at run time, so it has to be found here.
+
+use portcullis_core::rules::{Effect, HeaderMatch, Match, PathPattern, Requirements, Rule, Rules, Unmatched};
+
+use super::paths::Paths;
+use crate::cursor::Cursor;
+
+/// Paths that a pattern for every path matches.
+const ANY_PATHS: [&str; 2] = ["/", "/any/path.at-all"];
+
+/// Headers about the client that a client can send itself, and that proxies extend or pass on.
+const FROM_CLIENTS: [&str; 8] = [
+    "x-forwarded-for",
+    "x-original-forwarded-for",
+    "x-real-ip",
+    "x-client-ip",
+    "true-client-ip",
+    "x-cluster-client-ip",
+    "x-forwarded-proto",
+    "x-remote-user",
+];
+
+/// Warnings about the rules, each with its position.
+pub(in super::super) fn warn_of_rules(root: &Cursor<'_>, rules: &Rules) {
+    let list = root.peek("rules");
+    let elements = list.as_ref().and_then(|list| list.elements().ok()).unwrap_or_default();
+    warn_of_default(root, list.as_ref(), rules);
+    let mut paths = Paths::new();
+    for (at, (element, rule)) in elements.iter().zip(rules.all()).enumerate() {
+        warn_if_unreachable(element, rule, &elements, rules.all().get(..at).unwrap_or_default(), &mut paths);
+        if rule.effect == Effect::Anonymous && matches_every_path(&rule.matches) {
+            element.warn("allows every request to every path: name the public paths");
+        }
+        if rule.ambiguous_paths {
+            let at = element.peek("ambiguous_paths");
+            at.as_ref().unwrap_or(element).warn(
+                "paths such as /files/a%2fb are accepted: safe only if the upstream does not decode them",
+            );
+        }
+        if let Some(matches) = element.peek("match") {
+            warn_of_patterns(&matches, &rule.matches, &mut paths);
+            warn_of_methods(&matches);
+            if rules.unmatched() == Unmatched::Token {
+                warn_of_what_is_left(&matches, rule, rules.all(), &mut paths);
+            }
+        }
+        if let Some(require) = element.peek("require") {
+            let claims = require.peek("claims").and_then(|claims| claims.entries().ok());
+            for claim in claims.unwrap_or_default() {
+                warn_of_claim_name(&claim.value, claim.key);
+            }
+        }
+        warn_of_headers(element, rule);
+    }
+}
+
+/// Warnings about what no rule matches.
+fn warn_of_default(root: &Cursor<'_>, list: Option<&Cursor<'_>>, rules: &Rules) {
+    let is_catch_all = |rule: &Rule| {
+        let Match { methods, hosts, headers, .. } = &rule.matches;
+        let matches_all = methods.is_empty() && hosts.is_empty() && headers.is_empty();
+        matches_all && matches_every_path(&rule.matches) && rule.effect != Effect::Preflight
+    };
+    match (root.peek("default"), list) {
+        (None, Some(list)) if !rules.all().is_empty() && !rules.all().iter().any(is_catch_all) => list.warn(
+            "a request that no rule matches needs only a valid token: write `default: deny`, or `default: token` if that is meant",
+        ),
+        (Some(default), _) if rules.unmatched() == Unmatched::Deny && rules.all().is_empty() => {
+            default.warn("every request is denied: write rules");
+        }
+        _ => {}
+    }
+}
+
+/// A warning about a rule all of whose requests match rules before it.
+fn warn_if_unreachable(
+    element: &Cursor<'_>,
+    rule: &Rule,
+    elements: &[Cursor<'_>],
+    earlier: &[Rule],
+    paths: &mut Paths,
+) {
+    // A route may name it.
+    if rule.by_name {
+        return;
+    }
+    let candidates: Vec<(&Rule, &Cursor<'_>)> =
+        earlier.iter().zip(elements).filter(|(earlier, _)| covers_but_for_paths(earlier, rule)).collect();
+    let wanted = &rule.matches.paths;
+    let one = candidates.iter().find(|(candidate, _)| {
+        let patterns = &candidate.matches.paths;
+        patterns.is_empty() || paths.covers(patterns.iter(), wanted)
+    });
+    if let Some((Rule { name, .. }, at)) = one {
+        let line = at.line();
+        element.warn(format!(
+            "can never match: `{name}`, in line {line}, comes first and matches every request of this rule"
+        ));
+        return;
+    }
+    let together = candidates.iter().flat_map(|(candidate, _)| &candidate.matches.paths);
+    if candidates.len() > 1 && paths.covers(together, wanted) {
+        element.warn("can never match: rules before it match every request of this rule");
+    }
+}
+
+fn matches_every_path(matches: &Match) -> bool {
+    matches.paths.is_empty() || ANY_PATHS.iter().all(|path| matches.paths.iter().any(|one| one.matches(path)))
+}
+
+/// Whether every request that matches `later` by its method, host and headers also matches `earlier` by these.
+fn covers_but_for_paths(earlier: &Rule, later: &Rule) -> bool {
+    let (ours, theirs) = (&earlier.matches, &later.matches);
+    let has_method = |method: &String| {
+        ours.methods.contains(method) || (method == "HEAD" && ours.methods.iter().any(|ours| ours == "GET"))
+    };
+    (ours.methods.is_empty() || (!theirs.methods.is_empty() && theirs.methods.iter().all(has_method)))
+        && covers_hosts_and_headers(ours, theirs)
+        && (earlier.effect != Effect::Preflight || later.effect == Effect::Preflight)
+}
+
+fn covers_hosts_and_headers(ours: &Match, theirs: &Match) -> bool {
+    let has_host = |host| ours.hosts.iter().any(|ours| ours.covers(host));
+    let has_header = |header: &HeaderMatch| {
+        let mut same = theirs.headers.iter().filter(|theirs| theirs.name == header.name);
+        same.any(|theirs| theirs.any_of.iter().all(|value| header.any_of.contains(value)))
+    };
+    (ours.hosts.is_empty() || (!theirs.hosts.is_empty() && theirs.hosts.iter().all(has_host)))
+        && ours.headers.iter().all(has_header)
+}
+
+/// The elements of a list, or the only value that is written instead of one.
+fn values<'a>(cursor: Option<Cursor<'a>>) -> Vec<Cursor<'a>> {
+    match cursor {
+        Some(list) if list.is_list() => list.elements().unwrap_or_default(),
+        one => one.into_iter().collect(),
+    }
+}
+
+/// Warnings about patterns that match other paths than they seem to.
+fn warn_of_patterns(matches: &Cursor<'_>, rule: &Match, paths: &mut Paths) {
+    for key in ["path", "path_prefix"] {
+        for pattern in values(matches.peek(key)) {
+            if let Some(why) = pattern.peek_text().ok().as_deref().and_then(literal_wildcard) {
+                pattern.warn(why);
+            }
+        }
+    }
+    for (pattern, known) in values(matches.peek("path_regex")).iter().zip(&rule.paths) {
+        let PathPattern::Regex(regex) = known else { continue };
+        let source = regex.source();
+        let is_literal = source.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/_~%-".contains(&byte));
+        if paths.matches_nothing(known) {
+            pattern.warn("matches no path: paths begin with `/`, have no query, and encoded bytes are in upper case, as in %C3");
+        } else if is_literal {
+            pattern.warn(format!(
+                "matches this path alone, and none below it: write `path: {source}`, or `path_prefix: {source}`"
+            ));
+        } else if source.ends_with("/*") {
+            pattern.warn("`/*` repeats the slash: write `/.*` for every path below");
+        }
+    }
+}
+
+/// Why the text of a `path` or `path_prefix` seems to be more than a text.
+fn literal_wildcard(text: &str) -> Option<&'static str> {
+    let is_parameter = |segment: &str| {
+        segment.starts_with(':')
+            || (segment.starts_with('{') && segment.ends_with('}'))
+            || (segment.starts_with('<') && segment.ends_with('>'))
+    };
+    if text.contains('*') {
+        Some(
+            "`*` is no wildcard here: `path_prefix` covers all paths below it without one; for others write `path_regex`",
+        )
+    } else if text.split('/').any(is_parameter) {
+        Some("a parameter is matched literally here: write `path_regex`, with `[^/]+` in its place")
+    } else if text.ends_with('$') || text.contains("[^") || text.contains(".+") {
+        Some("is matched literally here: write `path_regex` for a regular expression")
+    } else {
+        None
+    }
+}
+
+fn warn_of_methods(matches: &Cursor<'_>) {
+    for method in values(matches.peek("methods")) {
+        let text = method.peek_text().unwrap_or_default();
+        if text == "*" {
+            method.warn("is the name of a method here: remove `methods` for every method");
+        } else if text.contains('|') {
+            method.warn("is the name of one method here: write a list, as in [GET, POST]");
+        }
+    }
+}
+
+/// Warnings about requests beside those of a rule that asks for something, for which a valid token is enough.
+fn warn_of_what_is_left(matches: &Cursor<'_>, rule: &Rule, all: &[Rule], paths: &mut Paths) {
+    let is_covered = |paths: &mut Paths, is_candidate: &dyn Fn(&Match) -> bool, wanted: &[PathPattern]| {
+        let candidates = all.iter().map(|other| &other.matches).filter(|other| is_candidate(other));
+        candidates.clone().any(|other| other.paths.is_empty())
+            || paths.covers(candidates.flat_map(|other| &other.paths), wanted)
+    };
+    let ours = &rule.matches;
+    let reaches = |other: &Match| covers_hosts_and_headers(other, ours);
+    if !ours.headers.is_empty()
+        && let Some(headers) = matches.peek("headers")
+    {
+        let without = Match { headers: Vec::new(), ..ours.clone() };
+        let is_candidate = |other: &Match| {
+            covers_hosts_and_headers(other, &without)
+                && (other.methods.is_empty() || other.methods == ours.methods)
+        };
+        if !is_covered(paths, &is_candidate, &ours.paths) {
+            headers.warn("a request without these headers needs only a valid token: add a rule for it, or write `default: deny`");
+        }
+    }
+    if !asks_for_something(&rule.effect) {
+        return;
+    }
+    if let Some(methods) = matches.peek("methods")
+        && !is_covered(paths, &|other| other.methods.is_empty() && reaches(other), &ours.paths)
+    {
+        methods.warn("the other methods of these paths need only a valid token: add a rule for them without `methods`, or write `default: deny`");
+    }
+    for (written, pattern) in values(matches.peek("path")).iter().zip(&ours.paths) {
+        let PathPattern::Exact(path) = pattern else { continue };
+        let other = match path.strip_suffix('/') {
+            Some(without) if !without.is_empty() => without.to_owned(),
+            Some(_) => continue,
+            None => format!("{path}/"),
+        };
+        let other_path = [PathPattern::Exact(other.clone())];
+        if !is_covered(paths, &|other| reaches(other), &other_path) {
+            let upper = path.to_ascii_uppercase();
+            written.warn(format!(
+                "{other} and {upper}, which many frameworks serve as well, need only a valid token: write `path_prefix`, or `default: deny`"
+            ));
+        }
+    }
+}
+
+/// Whether a request needs more than a valid token.
+fn asks_for_something(effect: &Effect) -> bool {
+    match effect {
+        Effect::Deny => true,
+        Effect::Require(requirements) => *requirements != Requirements::default(),
+        Effect::Anonymous | Effect::Preflight | Effect::Optional(_) => false,
+    }
+}
+
+/// Warnings about the claims in a list, or in the values of a mapping.
+pub(super) fn warn_of_claims(cursor: &Cursor<'_>) {
+    let named = match cursor.is_mapping() {
+        true => cursor.entries().unwrap_or_default().into_iter().map(|entry| entry.value).collect(),
+        false => cursor.elements().unwrap_or_default(),
+    };
+    for value in named {
+        let claim = value.peek("claim").unwrap_or(value);
+        let name = claim.peek_text().unwrap_or_default();
+        warn_of_claim_name(&claim, &name);
+    }
+}
+
+/// A warning about a name that is probably meant as the path to a claim inside another one.
+fn warn_of_claim_name(cursor: &Cursor<'_>, name: &str) {
+    let is_word = |text: &str| {
+        let mut letters = text.chars();
+        letters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
+            && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == '_' || letter == '-')
+    };
+    let path = name.strip_prefix("$.").unwrap_or(name);
+    let is_path = path != name || path.contains('.');
+    if is_path && path.split('.').all(is_word) {
+        let pointer = path.replace('.', "/");
+        cursor.warn(format!(
+            "{name} is the name of one claim, dots and all: a claim inside another one is /{pointer}; write /{name} if the name has dots"
+        ));
+    }
+}
+
+/// Warnings about headers that a client can send itself.
+fn warn_of_headers(element: &Cursor<'_>, rule: &Rule) {
+    let condition = rule.requirements().and_then(|requirements| requirements.condition.as_ref());
+    let by_condition = condition.into_iter().flat_map(|condition| &condition.headers().names);
+    let by_match = rule.matches.headers.iter().map(|header| &header.name);
+    let mut read = by_condition.chain(by_match);
+    if let Some(name) = read.find(|name| FROM_CLIENTS.contains(&name.as_str())) {
+        element.warn(format!(
+            "reads {name}, which a client can send itself and proxies extend or pass on: use `request.source_address` or a certificate"
+        ));
+    }
+}

@@ -49,7 +49,9 @@ fn tokens(criterion: &mut Criterion) -> Result<(), Failure> {
     }
     let screened = steps.screened(&token)?;
     let validated = steps.validated(&screened)?;
-    criterion.bench_function("key of a cached token", |bencher| bencher.iter(|| steps.is_current(black_box(&validated))));
+    criterion.bench_function("key of a cached token", |bencher| {
+        bencher.iter(|| steps.is_current(black_box(&validated)))
+    });
     let claim_headers = steps.claim_headers(&validated)?;
     let headers = fixture::browser_headers(&token, 0);
     fixture::with_request("/orders/1", &headers, |request| {
@@ -98,7 +100,9 @@ fn ratio() -> Result<(), Failure> {
     let parsed = parsed(&key)?;
     let configuration = fixture::configuration(&fixture::key_set(&[&key]), "", "token_cache: {entries: 0}\n");
     let (engine, headers) = (Engine::start(&configuration)?, fixture::browser_headers(&token, 0));
-    if engine.decide(&headers, "/orders/1")? != "ok" || parsed.verify_sig(input.as_bytes(), &signature).is_err() {
+    if engine.decide(&headers, "/orders/1")? != "ok"
+        || parsed.verify_sig(input.as_bytes(), &signature).is_err()
+    {
         return Err("the token is refused".into());
     }
     let (decision, bare) = cost::interleaved(

@@ -4,10 +4,10 @@
 pub mod cost;
 pub mod door;
 pub mod engine;
-pub mod expected;
 pub mod fixture;
 pub mod frames;
 pub mod growth;
+pub mod instructions;
 pub mod steps;
 
 /// Why a measurement failed.

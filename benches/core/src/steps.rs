@@ -104,7 +104,11 @@ impl Steps {
     ///
     /// # Errors
     /// The request is refused.
-    pub fn changes(&self, headers: &ClaimHeaders, request: &AccessRequest<'_>) -> Result<UpstreamChanges, Failure> {
+    pub fn changes(
+        &self,
+        headers: &ClaimHeaders,
+        request: &AccessRequest<'_>,
+    ) -> Result<UpstreamChanges, Failure> {
         let places: Vec<&TokenSource> = self.provider.token_from.iter().collect();
         let changes = identity::upstream_changes(headers, &self.provider, &self.protected, request, &places);
         changes.map_err(|refused| format!("{refused:?}").into())

@@ -173,7 +173,8 @@ impl Measured {
 
     fn claim_headers(&self, headers: usize) -> Result<f64, Failure> {
         let names: Vec<String> = (0..headers).map(|i| format!("x-auth-{i:02}: c{i}")).collect();
-        let claims = (0..headers).fold(self.claims.clone(), |all, i| with_claim(all, &format!("c{i}"), "acme"));
+        let claims =
+            (0..headers).fold(self.claims.clone(), |all, i| with_claim(all, &format!("c{i}"), "acme"));
         let configuration = self.configuration(&format!("claim_headers: {{{}}}", names.join(", ")), "");
         self.of(&configuration, &check("/orders/1", &self.key.sign(&claims), 0), 0)
     }
@@ -200,9 +201,8 @@ impl Measured {
 
     /// The key is the last of this many.
     fn with_keys(&self, keys: usize, more: &str) -> String {
-        let others: Vec<SigningKey> = (1..keys)
-            .map(|i| fixture::key(SigningAlgorithm::EdDSA).with_kid(&*format!("key-{i}")))
-            .collect();
+        let others: Vec<SigningKey> =
+            (1..keys).map(|i| fixture::key(SigningAlgorithm::EdDSA).with_kid(&*format!("key-{i}"))).collect();
         let all: Vec<&SigningKey> = others.iter().chain([&self.key]).collect();
         fixture::configuration(&fixture::key_set(&all), "", more)
     }

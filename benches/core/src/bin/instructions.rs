@@ -4,10 +4,9 @@
 //!     instructions EXPECTED            compare with this file
 //!     instructions --update EXPECTED   write the file
 //!
-//! Callgrind counts only within [`measured`] and writes a total for each call of it, so that nothing of the start is in it.
-//! Keys and tokens are made before, without callgrind. Valgrind reports one and the same processor to the program on every
-//! machine with AVX2 (without AVX-512 and SHA extensions), so that cryptography takes the same code everywhere; on other
-//! machines the counts are printed and not compared.
+//! Callgrind counts only within [`measured`], and writes a profile for each call of it: nothing of the start is in it. Keys
+//! and tokens are made before, without callgrind. The instructions of AWS-LC are printed and not compared: they depend on
+//! the processor, and callgrind has neither AVX-512 nor the SHA extensions.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -17,8 +16,9 @@ use std::process::Command;
 use portcullis_benches::request::check;
 use portcullis_core_benches::door::{Door, TOGETHER};
 use portcullis_core_benches::engine::Engine;
+use portcullis_core_benches::instructions::{self, Count};
 use portcullis_core_benches::steps::Steps;
-use portcullis_core_benches::{Failure, expected, fixture};
+use portcullis_core_benches::{Failure, fixture};
 use portcullis_issuer::{SigningAlgorithm, with_claim};
 use serde_json::{Value, json};
 
@@ -29,14 +29,14 @@ fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--measure", folder] => measure(Path::new(folder)),
-        ["--update", file] => expected::write(Path::new(file), &count()?),
-        [file] => expected::compare(Path::new(file), &count()?),
+        ["--update", file] => instructions::write(Path::new(file), &count()?),
+        [file] => instructions::compare(Path::new(file), &count()?),
         _ => Err("usage: instructions [--update] EXPECTED".into()),
     }
 }
 
-/// Runs the operations in a process under callgrind: names and instructions of one operation.
-fn count() -> Result<Vec<(String, u64)>, Failure> {
+/// Runs the operations in a process under callgrind.
+fn count() -> Result<Vec<Count>, Failure> {
     let folder = std::env::temp_dir().join(format!("portcullis-instructions-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let counted = prepare(&folder).and_then(|()| count_in(&folder));
@@ -44,26 +44,25 @@ fn count() -> Result<Vec<(String, u64)>, Failure> {
     counted
 }
 
-fn count_in(folder: &Path) -> Result<Vec<(String, u64)>, Failure> {
+fn count_in(folder: &Path) -> Result<Vec<Count>, Failure> {
     let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--collect-atstart=no"])
+        .args(["--tool=callgrind", "--collect-atstart=no", "--compress-strings=no"])
         .arg("--toggle-collect=*::measured")
         .arg("--dump-after=*::measured")
-        .arg(format!("--callgrind-out-file={}", folder.join("counts").display()))
+        .arg(format!("--callgrind-out-file={}", folder.join("profile").display()))
         .arg(std::env::current_exe()?)
         .arg("--measure")
         .arg(folder)
-        .output()?;
+        .output()
+        .map_err(|error| format!("valgrind: {error}"))?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into());
     }
     let names = String::from_utf8(output.stdout)?;
     let counts = names.lines().enumerate().map(|(i, name)| {
-        // The dumps are numbered from 1.
-        let text = std::fs::read_to_string(folder.join(format!("counts.{}", i + 1)))?;
-        let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
-        let total: u64 = total.ok_or("a dump without a total")?.trim().parse()?;
-        Ok((name.to_owned(), total / TIMES as u64))
+        // The profiles are numbered from 1.
+        let profile = std::fs::read_to_string(folder.join(format!("profile.{}", i + 1)))?;
+        Count::of_profile(name, &profile, TIMES as u64).map_err(Into::into)
     });
     counts.collect()
 }
@@ -142,14 +141,15 @@ fn core(prepared: &Prepared) -> Result<(), Failure> {
     let token = prepared.token("token");
     row("screen", || repeat(|| steps.screened(token)))?;
     let screened = steps.screened(token)?;
-    row("signature, RS256", || repeat(|| steps.validated(&screened)))?;
     let validated = steps.validated(&screened)?;
     let claim_headers = steps.claim_headers(&validated)?;
     let headers = fixture::browser_headers(token, 0);
     fixture::with_request("/orders/1", &headers, |request| {
         row("rule, the last of 50", || repeat(|| steps.rule(request)))?;
         let rule = steps.rule(request)?.ok_or("no rule")?;
-        row("condition", || repeat(|| steps.meets(rule, &validated, request).map_err(|unmet| unmet.to_string().into())))?;
+        row("condition", || {
+            repeat(|| steps.meets(rule, &validated, request).map_err(|unmet| unmet.to_string().into()))
+        })?;
         row("changes for the upstream", || repeat(|| steps.changes(&claim_headers, request)))
     })
 }

@@ -27,7 +27,8 @@ pub fn svg(growths: &[Growth]) -> String {
     );
     for (i, growth) in growths.iter().enumerate() {
         let (x, y) = ((i % COLUMNS) as f64 * PANEL.0, (i / COLUMNS) as f64 * PANEL.1);
-        let _infallible = writeln!(text, "<g transform=\"translate({x} {y})\">\n{}</g>", panel(growth, decades));
+        let _infallible =
+            writeln!(text, "<g transform=\"translate({x} {y})\">\n{}</g>", panel(growth, decades));
     }
     text.push_str("</svg>\n");
     text
@@ -58,8 +59,11 @@ fn panel(growth: &Growth, decades: f64) -> String {
     }
     for (size, anchor) in [(small, "start"), (large, "end")] {
         let x = x_of(size as f64);
-        let _infallible =
-            writeln!(text, "<text x=\"{x:.0}\" y=\"{:.0}\" text-anchor=\"{anchor}\">{size}</text>", bottom + 13.0);
+        let _infallible = writeln!(
+            text,
+            "<text x=\"{x:.0}\" y=\"{:.0}\" text-anchor=\"{anchor}\">{size}</text>",
+            bottom + 13.0
+        );
     }
     let ends = 10_f64.powf(span.min(decades));
     let _infallible = writeln!(

@@ -15,15 +15,25 @@ pub struct Growth {
 }
 
 impl Growth {
-    /// The exponent of the part that grows: 1 is linear, 2 quadratic. From the increases at the end, so that what is
-    /// constant does not count. `None` if the cost does not grow.
+    /// The exponent of the part that grows: 1 is linear, 2 quadratic. It is that of `a + b * size^exponent`, with the least
+    /// squares of the relative errors. `None` if the cost does not grow.
     pub fn exponent(&self) -> Option<f64> {
-        let [.., (small, a), (middle, b), (large, c)] = self.points[..] else { return None };
-        let (first, last) = (self.points.first()?.1, c);
-        let step = large as f64 / middle as f64;
-        let same_step = (middle as f64 / small as f64 / step - 1.0).abs() < 0.2;
-        let grows = last > first * NOISE && b > a && c > b && same_step;
-        grows.then(|| ((c - b) / (b - a)).ln() / step.ln())
+        let exponents = (1..=30).map(|tenths| f64::from(tenths) / 10.0);
+        let best = exponents.min_by(|a, b| self.error(*a).total_cmp(&self.error(*b)));
+        best.filter(|_| self.factor() > NOISE)
+    }
+
+    /// The sum of the squares of the relative errors that the best `a` and `b` leave for this exponent.
+    fn error(&self, exponent: f64) -> f64 {
+        // The normal equations of `a / cost + b * size^exponent / cost = 1`.
+        let terms =
+            || self.points.iter().map(|(size, cost)| (1.0 / cost, (*size as f64).powf(exponent) / cost));
+        let sum = |of: fn((f64, f64)) -> f64| terms().map(of).sum::<f64>();
+        let (uu, uv, vv) = (sum(|(u, _)| u * u), sum(|(u, v)| u * v), sum(|(_, v)| v * v));
+        let (u, v) = (sum(|(u, _)| u), sum(|(_, v)| v));
+        let determinant = uu * vv - uv * uv;
+        let (a, b) = ((u * vv - v * uv) / determinant, (v * uu - u * uv) / determinant);
+        terms().map(|(u, v)| (a * u + b * v - 1.0).powi(2)).sum()
     }
 
     /// Nanoseconds for each one more, over all sizes.

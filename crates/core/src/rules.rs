@@ -9,6 +9,7 @@
 
 pub mod condition;
 pub mod host;
+mod index;
 pub mod path;
 pub mod query;
 
@@ -25,6 +26,7 @@ use crate::validation::provider::ClaimPath;
 
 use self::condition::{Condition, Facts, Members};
 use self::host::HostPattern;
+use self::index::RuleIndex;
 use self::path::{NotPlain, RequestPath};
 
 /// The most memory that one compiled regular expression may take, in bytes.
@@ -221,6 +223,7 @@ impl fmt::Display for RequirementRejection {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rules {
     rules: Vec<Rule>,
+    index: RuleIndex,
     match_paths: bool,
     match_hosts: bool,
     match_methods: bool,
@@ -232,7 +235,7 @@ impl Rules {
         let match_paths = rules.iter().any(Rule::matches_paths);
         let match_hosts = rules.iter().any(|rule| !rule.matches.hosts.is_empty() || rule.reads_host());
         let match_methods = rules.iter().any(Rule::matches_methods);
-        Self { rules, match_paths, match_hosts, match_methods }
+        Self { index: RuleIndex::new(&rules), rules, match_paths, match_hosts, match_methods }
     }
 
     /// Whether any rule matches by path, or has a condition that reads it.
@@ -304,8 +307,10 @@ impl Rules {
             false => None,
         };
         let first = |path: Option<&str>| {
-            let position = |rule: &Rule| rule.applies_to(request, path, host.as_deref());
-            self.rules.iter().position(position)
+            let applies = |at: usize| {
+                self.rules.get(at).is_some_and(|rule| rule.applies_to(request, path, host.as_deref()))
+            };
+            self.index.first(host.as_deref(), path, applies)
         };
         let Some(path) = path else { return Ok(first(None).and_then(|at| self.rules.get(at))) };
         let at = first(Some(path.as_str()));
@@ -324,8 +329,8 @@ impl Rules {
 
     /// The rule that the proxy names. Its `matches` are ignored: the proxy has matched already.
     fn named_rule(&self, name: &[u8], request: &AccessRequest<'_>) -> Result<&Rule, RuleRejection> {
-        let rule =
-            self.rules.iter().find(|rule| rule.name.as_bytes() == name).ok_or(RuleRejection::NoSuchRule)?;
+        let rule = self.index.named(name).and_then(|at| self.rules.get(at));
+        let rule = rule.ok_or(RuleRejection::NoSuchRule)?;
         if rule.effect == Effect::Preflight && !is_preflight(request) {
             return Err(RuleRejection::NoSuchRule);
         }

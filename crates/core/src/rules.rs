@@ -301,6 +301,9 @@ impl Rules {
     /// merged or not; if it has needless percent-encodings, whether they are decoded or not: upstreams of both
     /// kinds exist, and one would serve `/%70ublic` by another route than `/public`.
     fn matching(&self, request: &AccessRequest<'_>) -> Result<Option<&Rule>, RuleRejection> {
+        if self.rules.is_empty() {
+            return Ok(None);
+        }
         let path = if self.match_paths { Some(path::canonical(request.path)?) } else { None };
         let host = match self.match_hosts {
             true => Some(host::canonical(request.host).ok_or(RuleRejection::MalformedHost)?),

@@ -67,6 +67,7 @@ static AXES: &[(&str, Sizes, Cost)] = &[
     ("host rules", Sizes(16, 1_024, 2), Measured::host_rules),
     ("providers", Sizes(1, 1_024, 4), Measured::providers),
     ("providers, no token", Sizes(1, 1_024, 4), Measured::providers_without_token),
+    ("places of tokens of others", Sizes(16, 1_024, 2), Measured::places),
     ("claim headers", Sizes(2, 64, 2), Measured::claim_headers),
     ("claim headers of others", Sizes(16, 1_024, 2), Measured::others_claim_headers),
     ("keys, cached token", Sizes(16, 512, 2), Measured::keys),
@@ -152,21 +153,28 @@ impl Measured {
     }
 
     fn providers(&self, providers: usize) -> Result<f64, Failure> {
-        self.of_usual(&self.configuration("", &self.others(providers - 1, "")))
+        self.of_usual(&self.configuration("", &self.others(providers - 1, |_| String::new())))
+    }
+
+    /// Each of the other providers has tokens in a header of its own.
+    fn places(&self, places: usize) -> Result<f64, Failure> {
+        let place = |i| format!(", token_from: [{{header: x-token-{i}}}]");
+        self.of_usual(&self.configuration("", &self.others(places - 1, place)))
     }
 
     fn providers_without_token(&self, providers: usize) -> Result<f64, Failure> {
-        let configuration = self.configuration("", &self.others(providers - 1, ""));
+        let configuration = self.configuration("", &self.others(providers - 1, |_| String::new()));
         let message = check("/orders/1", "", 0);
         self.of(&configuration, &message, 16)
     }
 
     /// Providers that no token names.
-    fn others(&self, providers: usize, more: &str) -> String {
+    fn others(&self, providers: usize, more: impl Fn(usize) -> String) -> String {
         let keys = fixture::key_set(&[&self.key]);
         (0..providers)
             .map(|i| {
-                format!("  - {{name: p{i}, issuer: 'https://i{i}.example.com', audiences: [a], jwks: {keys}{more}}}\n")
+                format!("  - {{name: p{i}, issuer: 'https://i{i}.example.com', audiences: [a], jwks: {keys}{}}}\n",
+                    more(i))
             })
             .collect()
     }

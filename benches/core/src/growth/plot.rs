@@ -10,6 +10,9 @@ const PANEL: (f64, f64) = (210.0, 170.0);
 const PLOT: (f64, f64) = (150.0, 100.0);
 const PLOT_AT: (f64, f64) = (42.0, 26.0);
 
+/// The room for the caption.
+const CAPTION: f64 = 24.0;
+
 const STYLE: &str = "text{font:10px sans-serif;fill:#24292f}.t{font-weight:bold}.a{stroke:#8c959f;fill:none}\
 .l{stroke:#8c959f;fill:none;stroke-dasharray:3 3}.c{stroke:#0969da;fill:none;stroke-width:1.5}.p{fill:#0969da}\
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.c{stroke:#58a6ff}.p{fill:#58a6ff}}";
@@ -20,13 +23,15 @@ pub fn svg(growths: &[Growth]) -> String {
     let most = growths.iter().map(Growth::factor).fold(10.0_f64, f64::max);
     let decades = most.log10().ceil();
     let rows = growths.len().div_ceil(COLUMNS);
-    let (width, height) = (PANEL.0 * COLUMNS as f64, PANEL.1 * rows as f64);
+    let (width, height) = (PANEL.0 * COLUMNS as f64, CAPTION + PANEL.1 * rows as f64);
     let mut text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\">\n\
-         <title>The cost of a Check, relative to the smallest size, by what grows</title>\n<style>{STYLE}</style>\n"
+         <title>The cost of a Check, relative to the smallest size, by what grows</title>\n<style>{STYLE}</style>\n\
+         <text x=\"{}\" y=\"15\">Processor time of a Check by size, in units of that at the smallest size; dashed: proportional to the size</text>\n",
+        PLOT_AT.0
     );
     for (i, growth) in growths.iter().enumerate() {
-        let (x, y) = ((i % COLUMNS) as f64 * PANEL.0, (i / COLUMNS) as f64 * PANEL.1);
+        let (x, y) = ((i % COLUMNS) as f64 * PANEL.0, CAPTION + (i / COLUMNS) as f64 * PANEL.1);
         let _infallible =
             writeln!(text, "<g transform=\"translate({x} {y})\">\n{}</g>", panel(growth, decades));
     }

@@ -23,7 +23,7 @@ const ALGORITHMS: [SigningAlgorithm; 5] = [
 ];
 
 /// How often the two sides of a ratio are measured, in turns.
-const TURNS: usize = 15;
+const TURNS: usize = 7;
 
 fn main() -> Result<(), Failure> {
     let mut criterion = Criterion::default().without_plots().configure_from_args();

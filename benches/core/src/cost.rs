@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 /// Rounds of which the cheapest counts: what interrupts a thread only makes it slower.
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 25;
 
 /// How long one round takes at least.
 const ROUND: Duration = Duration::from_millis(4);

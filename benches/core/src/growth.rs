@@ -3,7 +3,7 @@
 pub mod plot;
 
 /// Growth below this factor, over all sizes, is none: it is within the noise.
-const NOISE: f64 = 1.25;
+const NOISE: f64 = 1.3;
 
 /// The cost of one operation at sizes that are each the same multiple of the one before.
 #[derive(Clone, Debug)]

@@ -138,8 +138,10 @@ impl ProtectedHeaders {
 
     /// Whether the name is that of a protected header, of one that the decision reads, or a look-alike.
     fn is_known(&self, name: &[u8]) -> bool {
-        let compare = |known: &Box<[u8]>| first_difference(known, name, |byte| folded_byte(*byte));
-        self.by_length.get(name.len()).is_some_and(|names| names.binary_search_by(compare).is_ok())
+        let is_folded_to = |names: &Vec<Box<[u8]>>| {
+            names.binary_search_by(|known| first_difference(known, name, |byte| folded_byte(*byte))).is_ok()
+        };
+        self.by_length.get(name.len()).is_some_and(is_folded_to)
     }
 
     fn add(&mut self, provider: &Provider) {

@@ -222,11 +222,7 @@ fn remove_protected(
     protected: &ProtectedHeaders,
     request: &AccessRequest<'_>,
 ) -> Result<(), UpstreamRejection> {
-    for name in protected.claims() {
-        if !changes.sets(name.as_str().as_bytes()) {
-            changes.remove.push(RemovedHeader::Known(name.clone()));
-        }
-    }
+    remove_claims(changes, protected);
     if protected.is_token_disguised(request.path) {
         return Err(UpstreamRejection::TokenInQuery);
     }
@@ -234,8 +230,8 @@ fn remove_protected(
         match protected.kind_of(sent, request.set_by_proxy) {
             None => {}
             Some(Protected::Claim) => {
-                let is_removed = request.removal != Removal::NamedHeaders && !changes.sets(sent);
-                if request.claim_headers == ClaimHeaders::MaybeKept && !is_removed {
+                let is_removed = || request.removal != Removal::NamedHeaders && !changes.sets(sent);
+                if request.claim_headers == ClaimHeaders::MaybeKept && !is_removed() {
                     return Err(UpstreamRejection::ClaimHeaderOfClient);
                 }
             }
@@ -254,6 +250,23 @@ fn remove_protected(
         }
     }
     Ok(())
+}
+
+/// Removes the claim headers that are not set, in time that is not their product with those that are.
+fn remove_claims(changes: &mut UpstreamChanges, protected: &ProtectedHeaders) {
+    // Few are on the stack.
+    let (mut few, mut many) = ([false; 32], Vec::new());
+    let count = protected.claims().len();
+    let is_set = few.get_mut(..count).unwrap_or_else(|| {
+        many.resize(count, false);
+        &mut many
+    });
+    for (name, _) in changes.set() {
+        let at = protected.claim_position(name.as_str().as_bytes());
+        at.and_then(|at| is_set.get_mut(at)).into_iter().for_each(|is_set| *is_set = true);
+    }
+    let removed = protected.claims().iter().zip(&*is_set).filter(|(_, is_set)| !**is_set);
+    changes.remove.extend(removed.map(|(name, _)| RemovedHeader::Known(name.clone())));
 }
 
 /// Sets the remaining cookies if tokens in cookies are not forwarded. A proxy that sets only the headers that its

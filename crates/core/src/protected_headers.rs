@@ -6,6 +6,8 @@
 //! any spelling that servers fold into one name (CGI, WSGI, Rack and PHP turn `-` into `_`, others turn every
 //! character that is neither a letter nor a digit into it).
 
+use std::cmp::Ordering;
+
 use http::HeaderName;
 use percent_encoding::percent_decode;
 
@@ -54,8 +56,10 @@ pub struct ProtectedHeaders {
     read: Vec<String>,
     reads_all: bool,
     not_forwarded: Vec<TokenSource>,
-    /// All names above but those of the query, by their length and as [`folded_byte`] folds them.
+    /// All names above but those of the query, by their length and as [`folded_byte`] folds them; sorted.
     by_length: Vec<Vec<Box<[u8]>>>,
+    /// The positions in `claims`, sorted by length and name.
+    claims_by_name: Vec<usize>,
 }
 
 /// Why a header of a client's request is protected.
@@ -99,7 +103,8 @@ impl ProtectedHeaders {
         protected
     }
 
-    /// Fills `by_length`.
+    /// Fills `by_length` and `claims_by_name`: what is asked for every header and every claim header of a request must not
+    /// take a look at all of these names.
     fn index(&mut self) {
         let named = self.claims.iter().chain(&self.overrides).map(HeaderName::as_str);
         let names = named.chain(self.read.iter().map(String::as_str));
@@ -111,14 +116,32 @@ impl ProtectedHeaders {
             }
             by_length.get_mut(name.len()).into_iter().for_each(|names| names.push(name.clone()));
         }
+        by_length.iter_mut().for_each(|names| names.sort_unstable());
         self.by_length = by_length;
+        self.claims_by_name = (0..self.claims.len()).collect();
+        let claims = &self.claims;
+        self.claims_by_name.sort_unstable_by_key(|at| {
+            let name = claims.get(*at).map_or("", HeaderName::as_str);
+            (name.len(), name)
+        });
+    }
+
+    /// The position of the claim header with this name, in any case, among [`ProtectedHeaders::claims`].
+    pub(crate) fn claim_position(&self, name: &[u8]) -> Option<usize> {
+        let compare = |at: &usize| {
+            let known = self.claims.get(*at).map_or("", HeaderName::as_str).as_bytes();
+            known.len().cmp(&name.len()).then_with(|| first_difference(known, name, u8::to_ascii_lowercase))
+        };
+        let found = self.claims_by_name.binary_search_by(compare).ok()?;
+        self.claims_by_name.get(found).copied()
     }
 
     /// Whether the name is that of a protected header, of one that the decision reads, or a look-alike.
     fn is_known(&self, name: &[u8]) -> bool {
-        self.by_length
-            .get(name.len())
-            .is_some_and(|names| names.iter().any(|known| is_folded_to(name, known)))
+        let is_folded_to = |names: &Vec<Box<[u8]>>| {
+            names.binary_search_by(|known| first_difference(known, name, |byte| folded_byte(*byte))).is_ok()
+        };
+        self.by_length.get(name.len()).is_some_and(is_folded_to)
     }
 
     fn add(&mut self, provider: &Provider) {
@@ -170,7 +193,7 @@ impl ProtectedHeaders {
         }
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
         let is_named = |names: &'_ [HeaderName]| names.iter().any(|known| is(known.as_str()));
-        if is_named(&self.claims) {
+        if self.claim_position(name).is_some() {
             return Some(Protected::Claim);
         }
         if is_named(set_by_proxy) {
@@ -259,9 +282,10 @@ fn is_look_alike(sent: &[u8], known: &str) -> bool {
         && sent.iter().zip(known.bytes()).all(|(a, b)| folded_byte(*a) == folded_byte(b))
 }
 
-/// The same for a name of the same length that is folded already.
-fn is_folded_to(sent: &[u8], folded: &[u8]) -> bool {
-    sent.iter().zip(folded).all(|(sent, folded)| folded_byte(*sent) == *folded)
+/// How a known name compares with a sent one of the same length, whose bytes are normalized in this way.
+fn first_difference(known: &[u8], sent: &[u8], normalized: impl Fn(&u8) -> u8) -> Ordering {
+    let pairs = known.iter().zip(sent).map(|(known, sent)| known.cmp(&normalized(sent)));
+    pairs.into_iter().find(|ordering| ordering.is_ne()).unwrap_or(Ordering::Equal)
 }
 
 fn folded_byte(byte: u8) -> u8 {
@@ -369,6 +393,21 @@ mod tests {
         ] {
             let kind = |protected: &ProtectedHeaders| protected.kind_of(name.as_bytes(), &OF_THE_PROXY);
             assert_eq!((kind(&everything), kind(&nothing)), (with_rules, without), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_claim_header_has_its_position_in_any_case() {
+        let mut protected = protected(Vec::new());
+        protected.claims = ["x-b", "x-auth-subject", "x-a", "x-ab"].map(HeaderName::from_static).to_vec();
+        protected.index();
+        for (at, name) in protected.claims.iter().enumerate() {
+            let shouted = name.as_str().to_ascii_uppercase();
+            assert_eq!(protected.claim_position(shouted.as_bytes()), Some(at), "{name}");
+            assert_eq!(protected.kind_of(shouted.as_bytes(), &[]), Some(Protected::Claim), "{name}");
+        }
+        for other in ["", "x-", "x-aa", "x_a", "x-c"] {
+            assert_eq!(protected.claim_position(other.as_bytes()), None, "{other}");
         }
     }
 

@@ -10,6 +10,7 @@
 pub mod condition;
 mod header;
 pub mod host;
+mod index;
 pub mod path;
 pub mod query;
 
@@ -29,6 +30,7 @@ pub use self::header::HeaderMatch;
 use self::condition::{Condition, Facts, Members};
 use self::header::Ambiguous;
 use self::host::HostPattern;
+use self::index::RuleIndex;
 use self::path::{NotPlain, RequestPath};
 
 /// The most memory that one compiled regular expression may take, in bytes.
@@ -246,6 +248,7 @@ pub enum Unmatched {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rules {
     rules: Vec<Rule>,
+    index: RuleIndex,
     unmatched: Unmatched,
     match_paths: bool,
     match_hosts: bool,
@@ -261,7 +264,8 @@ impl Rules {
         let match_methods = rules.iter().any(Rule::matches_methods);
         let match_headers = rules.iter().any(|rule| !rule.matches.headers.is_empty());
         let unmatched = Unmatched::default();
-        Self { rules, unmatched, match_paths, match_hosts, match_methods, match_headers }
+        let index = RuleIndex::new(&rules);
+        Self { rules, index, unmatched, match_paths, match_hosts, match_methods, match_headers }
     }
 
     /// The same rules, with this requirement where none of them matches.
@@ -339,14 +343,19 @@ impl Rules {
     /// merged or not; if it has needless percent-encodings, whether they are decoded or not: upstreams of both
     /// kinds exist, and one would serve `/%70ublic` by another route than `/public`.
     fn matching(&self, request: &AccessRequest<'_>) -> Result<Option<&Rule>, RuleRejection> {
+        if self.rules.is_empty() {
+            return Ok(None);
+        }
         let path = if self.match_paths { Some(path::canonical(request.path)?) } else { None };
         let host = match self.match_hosts {
             true => Some(host::canonical(request.host).ok_or(RuleRejection::MalformedHost)?),
             false => None,
         };
         let first = |path: Option<&str>| {
-            let position = |rule: &Rule| rule.applies_to(request, path, host.as_deref());
-            self.rules.iter().position(position)
+            let applies = |at: usize| {
+                self.rules.get(at).is_some_and(|rule| rule.applies_to(request, path, host.as_deref()))
+            };
+            self.index.first(host.as_deref(), path, applies)
         };
         let at = first(path.as_ref().map(RequestPath::as_str));
         let rule = at.and_then(|at| self.rules.get(at));
@@ -387,11 +396,8 @@ impl Rules {
 
     /// The rule that the proxy names, if routes may name it. Its `matches` are ignored: the proxy has matched already.
     fn named_rule(&self, name: &[u8], request: &AccessRequest<'_>) -> Result<&Rule, RuleRejection> {
-        let rule = self
-            .rules
-            .iter()
-            .find(|rule| rule.by_name && rule.name.as_bytes() == name)
-            .ok_or(RuleRejection::NoSuchRule)?;
+        let rule = self.index.named(name).and_then(|at| self.rules.get(at));
+        let rule = rule.filter(|rule| rule.by_name).ok_or(RuleRejection::NoSuchRule)?;
         if rule.effect == Effect::Preflight && !is_preflight(request) {
             return Err(RuleRejection::NoSuchRule);
         }

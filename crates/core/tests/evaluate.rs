@@ -441,3 +441,50 @@ fn with_static_keys_an_unverified_token_is_refused_immediately() {
         });
     }
 }
+
+#[test]
+fn a_challenge_names_the_schemes_of_the_accepted_providers_once_in_the_order_of_the_configuration() {
+    let with_schemes = |name: &str, schemes: &[&str]| Provider {
+        name: name.to_owned(),
+        token_from: schemes
+            .iter()
+            .map(|scheme| TokenSource::Header {
+                name: http::header::AUTHORIZATION,
+                scheme: Some((*scheme).to_owned()),
+            })
+            .collect(),
+        ..provider()
+    };
+    let providers = [
+        with_schemes("a", &["Bearer"]),
+        with_schemes("b", &["Token", "bearer"]),
+        with_schemes("c", &["Key", "Token"]),
+    ];
+    for (accepted, expected) in [
+        (&[][..], &["Bearer", "Token", "Key"][..]),
+        (&["b"], &["Token", "Bearer"]),
+        (&["c"], &["Key", "Token"]),
+        (&["c", "a"], &["Bearer", "Key", "Token"]),
+        (&["c", "b", "c"], &["Token", "Bearer", "Key"]),
+    ] {
+        let rule = Rule {
+            name: "all".to_owned(),
+            matches: Match::default(),
+            by_name: false,
+            ambiguous_paths: false,
+            effect: Effect::Require(Requirements {
+                providers: accepted.iter().map(|name| (*name).to_owned()).collect(),
+                ..Requirements::default()
+            }),
+        };
+        let policy =
+            Policy::new(&providers, Rules::new(vec![rule]), RequestLimits::default(), Trusted::default());
+        with_request("", "/", |request| {
+            let evaluation = evaluate(request, &policy, |_: &str| None, at(NOW));
+            let Evaluation::Done(decision) = evaluation else { panic!("{evaluation:?}") };
+            let schemes: Vec<&str> =
+                decision.challenge.schemes.iter().map(|scheme| &*scheme.scheme).collect();
+            assert_eq!(schemes, expected, "{accepted:?}");
+        });
+    }
+}

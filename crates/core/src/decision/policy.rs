@@ -1,5 +1,6 @@
 //! The part of the configuration that applies to all requests.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use http::HeaderName;
@@ -30,8 +31,16 @@ pub struct Policy {
     pub(super) protected: ProtectedHeaders,
     trusted_proxies: Vec<IpNet>,
     token_sources: Vec<TokenSource>,
-    /// The challenges that a denial may contain, each with its provider's name, in the order of the configuration.
-    schemes: Vec<(String, ChallengeScheme)>,
+    challenges: Challenges,
+}
+
+/// The challenges that a denial may contain.
+#[derive(Clone, Debug, Default)]
+struct Challenges {
+    /// Those of all providers, without duplicates, in the order of the configuration.
+    all: Vec<ChallengeScheme>,
+    /// The place of each provider in the configuration, and the positions of its challenges in `all`.
+    of_provider: HashMap<String, (usize, Vec<usize>)>,
 }
 
 /// Bounds on one request.
@@ -75,23 +84,13 @@ impl Policy {
         trusted: Trusted,
     ) -> Self {
         let mut token_sources = Vec::new();
-        let mut known_schemes: Vec<(String, ChallengeScheme)> = Vec::new();
+        let mut challenges = Challenges::default();
         for provider in providers.clone() {
             extend_unique(&mut token_sources, provider.token_from.iter().cloned());
-            for scheme in schemes(provider) {
-                let scheme = with_known_spelling(scheme, &known_schemes);
-                known_schemes.push((provider.name.clone(), scheme));
-            }
+            challenges.add(provider);
         }
         let protected = ProtectedHeaders::new(providers.into_iter(), &rules, &trusted.headers);
-        Self {
-            rules,
-            limits,
-            protected,
-            trusted_proxies: trusted.proxies,
-            token_sources,
-            schemes: known_schemes,
-        }
+        Self { rules, limits, protected, trusted_proxies: trusted.proxies, token_sources, challenges }
     }
 
     /// The rules.
@@ -128,21 +127,44 @@ impl Policy {
             return Challenge::default();
         }
         let requirements = record.rule().and_then(Rule::requirements);
-        let is_accepted = |name: &String| {
-            requirements
-                .is_none_or(|Requirements { providers, .. }| providers.is_empty() || providers.contains(name))
+        let schemes = match (record.provider(), requirements) {
+            (Some(named), _) => self.challenges.of([&named.name]),
+            (None, Some(Requirements { providers, .. })) if !providers.is_empty() => {
+                self.challenges.of(providers)
+            }
+            (None, _) => self.challenges.all.clone(),
         };
-        let named = record.provider().map(|provider| &provider.name);
-        let schemes = self.schemes.iter().filter(|(name, _)| match named {
-            Some(named) => name == named,
-            None => is_accepted(name),
-        });
-        let mut challenge = Challenge::default();
-        extend_unique(&mut challenge.schemes, schemes.map(|(_, scheme)| scheme.clone()));
+        let mut challenge = Challenge { schemes, ..Challenge::default() };
         if let Some(requirements) = requirements {
             challenge.scope = requirements.scopes.join(" ");
         }
         challenge
+    }
+}
+
+impl Challenges {
+    fn add(&mut self, provider: &Provider) {
+        let place = self.of_provider.len();
+        let (_, of_provider) =
+            self.of_provider.entry(provider.name.clone()).or_insert_with(|| (place, Vec::new()));
+        for scheme in schemes(provider) {
+            let scheme = with_known_spelling(scheme, &self.all);
+            let known = self.all.iter().position(|known| *known == scheme);
+            of_provider.push(known.unwrap_or(self.all.len()));
+            if known.is_none() {
+                self.all.push(scheme);
+            }
+        }
+    }
+
+    /// Those of these providers, in time that does not depend on the number of others.
+    fn of<'n>(&self, names: impl IntoIterator<Item = &'n String>) -> Vec<ChallengeScheme> {
+        let named = names.into_iter().filter_map(|name| self.of_provider.get(name));
+        let mut named: Vec<&(usize, Vec<usize>)> = named.collect();
+        named.sort_unstable_by_key(|(place, _)| *place);
+        let mut positions = Vec::new();
+        extend_unique(&mut positions, named.into_iter().flat_map(|(_, positions)| positions.iter().copied()));
+        positions.into_iter().filter_map(|at| self.all.get(at).cloned()).collect()
     }
 }
 
@@ -160,9 +182,8 @@ fn schemes(provider: &Provider) -> impl Iterator<Item = ChallengeScheme> {
 }
 
 /// Schemes that differ only in case are the same (RFC 9110 §11.1): a challenge names each scheme once.
-fn with_known_spelling(scheme: ChallengeScheme, before: &[(String, ChallengeScheme)]) -> ChallengeScheme {
-    let same =
-        before.iter().map(|(_, known)| known).find(|known| known.scheme.eq_ignore_ascii_case(&scheme.scheme));
+fn with_known_spelling(scheme: ChallengeScheme, before: &[ChallengeScheme]) -> ChallengeScheme {
+    let same = before.iter().find(|known| known.scheme.eq_ignore_ascii_case(&scheme.scheme));
     ChallengeScheme { scheme: same.map_or(scheme.scheme, |known| known.scheme.clone()), ..scheme }
 }
 

@@ -29,6 +29,10 @@ const KEY_LIMITS: JsonLimits = JsonLimits { values: 4_096, depth: 32 };
 #[derive(Clone, Debug, Default)]
 pub struct KeySet {
     keys: Vec<Arc<Key>>,
+    /// The positions in `keys`, sorted by `kid`, those of one `kid` in the order of the document: each token asks for one
+    /// `kid`, and a set that is compared with another one does so for each key. Usually there are two or three keys, which
+    /// a hash table would not find sooner.
+    by_kid: Vec<usize>,
     skipped: Vec<SkippedKey>,
 }
 
@@ -116,29 +120,45 @@ impl KeySet {
             return Err(KeySetError::NotAKeySet);
         }
         let document: Document<'_> = serde_json::from_str(text).map_err(|_| KeySetError::NotAKeySet)?;
-        let mut set = KeySet::default();
+        let (mut keys, mut skipped) = (Vec::new(), Vec::new());
         for raw in document.keys {
             let jwk = Json::parse(raw.get().as_bytes(), &KEY_LIMITS);
             let read = match &jwk {
-                _ if set.keys.len() >= MAX_KEYS => Err("too many keys in the set"),
+                _ if keys.len() >= MAX_KEYS => Err("too many keys in the set"),
                 Ok(jwk @ Json::Object(_)) => Key::read(jwk, origin),
                 _ => Err("not an object, or with a repeated member"),
             };
             match read {
-                Ok(key) => set.keys.push(Arc::new(key)),
-                Err(reason) if set.skipped.len() < MAX_KEYS => {
+                Ok(key) => keys.push(Arc::new(key)),
+                Err(reason) if skipped.len() < MAX_KEYS => {
                     let kid = jwk.as_ref().ok().and_then(|jwk| jwk.member("kid")).and_then(Json::as_str);
                     let kid = kid.and_then(|kid| Kid::new(kid).ok());
-                    set.skipped.push(SkippedKey { kid, reason });
+                    skipped.push(SkippedKey { kid, reason });
                 }
                 Err(_) => {}
             }
         }
-        if set.keys.is_empty() {
-            let reason = set.skipped.first().map(|key| key.reason);
-            return Err(KeySetError::NothingUsable { skipped: set.skipped.len(), reason });
+        if keys.is_empty() {
+            let reason = skipped.first().map(|key| key.reason);
+            return Err(KeySetError::NothingUsable { skipped: skipped.len(), reason });
         }
-        Ok(set)
+        Ok(Self::of(keys, skipped))
+    }
+
+    fn of(keys: Vec<Arc<Key>>, skipped: Vec<SkippedKey>) -> Self {
+        let mut by_kid: Vec<usize> = (0..keys.len()).collect();
+        // Stable.
+        by_kid.sort_by_key(|at| keys.get(*at).and_then(|key| key.kid()).map(Kid::as_str));
+        Self { keys, by_kid, skipped }
+    }
+
+    /// The keys with this `kid`, or without any, in the order of the document.
+    fn named<'s>(&'s self, kid: Option<&'s Kid>) -> impl Iterator<Item = &'s Arc<Key>> + use<'s> {
+        let kid_at = |at: &usize| self.keys.get(*at).and_then(|key| key.kid()).map(Kid::as_str);
+        let kid = kid.map(Kid::as_str);
+        let from = self.by_kid.partition_point(|at| kid_at(at) < kid);
+        let named = self.by_kid.get(from..).unwrap_or_default().iter().filter_map(|at| self.keys.get(*at));
+        named.take_while(move |key| key.kid().map(Kid::as_str) == kid)
     }
 
     /// The keys that may verify a token with this `kid` and `alg`: without `kid`, every key that fits the
@@ -149,9 +169,10 @@ impl KeySet {
         kid: Option<&'s Kid>,
         algorithm: Algorithm,
     ) -> impl Iterator<Item = &'s Arc<Key>> + use<'s> {
-        self.keys
-            .iter()
-            .filter(move |key| kid.is_none_or(|kid| key.kid() == Some(kid)) && key.fits(algorithm))
+        let named = kid.map(|kid| self.named(Some(kid)));
+        let all = kid.is_none().then(|| self.keys.iter());
+        let keys = named.into_iter().flatten().chain(all.into_iter().flatten());
+        keys.filter(move |key| key.fits(algorithm))
     }
 
     /// The usable keys.
@@ -167,7 +188,8 @@ impl KeySet {
     /// Shares the keys that are also in an older set, to keep their usage flags.
     pub fn adopt(&mut self, older: &KeySet) {
         for key in &mut self.keys {
-            if let Some(same) = older.keys.iter().find(|old| old.same(key)) {
+            // Its `kid` is the same too, so that the order by `kid` remains.
+            if let Some(same) = older.find(key) {
                 *key = Arc::clone(same);
             }
         }
@@ -175,7 +197,7 @@ impl KeySet {
 
     /// The keys that are in an older set but not in this one.
     pub fn lacks<'o>(&self, older: &'o KeySet) -> impl Iterator<Item = &'o Arc<Key>> {
-        older.keys.iter().filter(|old| !self.keys.iter().any(|key| key.same(old)))
+        older.keys.iter().filter(|old| !self.has(old))
     }
 
     /// Whether it contains this key.
@@ -188,8 +210,8 @@ impl KeySet {
         self.find(key).inspect(|known| known.mark_used()).is_some()
     }
 
-    fn find(&self, key: &Key) -> Option<&Arc<Key>> {
-        self.keys.iter().find(|known| std::ptr::eq(&raw const ***known, key) || known.same(key))
+    fn find<'s>(&'s self, key: &'s Key) -> Option<&'s Arc<Key>> {
+        self.named(key.kid()).find(|known| std::ptr::eq(&raw const ***known, key) || known.same(key))
     }
 
     /// Whether it contains a key with the same material.
@@ -199,28 +221,26 @@ impl KeySet {
 
     /// The keys that pass the filter; the others are listed as skipped with this reason.
     pub fn filtered(&self, is_allowed: impl Fn(&Key) -> bool, reason: &'static str) -> Self {
-        let mut set = KeySet { keys: Vec::new(), skipped: self.skipped.clone() };
+        let (mut keys, mut skipped) = (Vec::new(), self.skipped.clone());
         for key in &self.keys {
             if is_allowed(key) {
-                set.keys.push(Arc::clone(key));
-            } else if set.skipped.len() < MAX_KEYS {
-                set.skipped.push(SkippedKey { kid: key.kid.clone(), reason });
+                keys.push(Arc::clone(key));
+            } else if skipped.len() < MAX_KEYS {
+                skipped.push(SkippedKey { kid: key.kid.clone(), reason });
             }
         }
-        set
+        Self::of(keys, skipped)
     }
 
     /// This set with more keys, up to the maximum.
     pub fn with(&self, more: impl IntoIterator<Item = Arc<Key>>) -> Self {
-        let mut set = self.clone();
-        set.keys.extend(more);
-        set.keys.truncate(MAX_KEYS);
-        set
+        let keys = self.keys.iter().cloned().chain(more).take(MAX_KEYS).collect();
+        Self::of(keys, self.skipped.clone())
     }
 
     /// Whether both sets verify the same tokens: the same keys by name and material, in any order.
     pub fn same_keys(&self, other: &KeySet) -> bool {
-        let contains = |a: &KeySet, b: &KeySet| a.keys.iter().all(|key| b.keys.iter().any(|k| k.same(key)));
+        let contains = |a: &KeySet, b: &KeySet| a.keys.iter().all(|key| b.has(key));
         self.keys.len() == other.keys.len() && contains(self, other) && contains(other, self)
     }
 }

@@ -1,7 +1,7 @@
 //! The HTTP door for NGINX, HAProxy, Caddy, Traefik and Envoy's HTTP mode, which send an authorization request of their
 //! own before they forward the client's.
 //!
-//! Every method and path is an authorization request. The client's request is read only from where the door's
+//! Every method and path is an authorization request; with the path `/rule/NAME` the proxy names a rule. The client's request is read only from where the door's
 //! [`Profile`] says; everything else is under the client's control. The door decides nothing.
 //!
 //! # Architecture invariant
@@ -168,12 +168,18 @@ fn access_request<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> Ac
     let [method, path] = method_and_uri.map(Option::unwrap_or_default);
     let host = host.unwrap_or_default();
     AccessRequest {
+        named_rule: named_rule(request),
         described_by: Some(peer),
         description_error,
         removal: Removal::NamedHeaders,
         set_by_proxy: names.proxy_headers,
         ..AccessRequest::new(method, host, path, headers, received_at)
     }
+}
+
+/// The rule that the proxy names with the path of its own request. The query is not read: proxies pass on the client's.
+fn named_rule<B>(request: &Request<B>) -> Option<&[u8]> {
+    request.uri().path().strip_prefix("/rule/").map(str::as_bytes)
 }
 
 /// A response that is not cached, because a proxy would give one client's identity to another.

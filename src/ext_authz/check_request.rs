@@ -15,12 +15,27 @@ const MAX_FIELDS: usize = 32_768;
 /// The key in `context_extensions` with which a route names its rule.
 const NAMED_RULE: &[u8] = b"portcullis_rule";
 
-/// Field numbers (envoy/service/auth/v3/{external_auth,attribute_context}.proto, envoy/config/core/v3/{address,base}.proto).
+/// The namespace and the key in a route's metadata with which it names its rule. The metadata of other filters is not
+/// read: they fill it from what the client sends.
+const METADATA_NAMESPACE: &[u8] = b"portcullis";
+const METADATA_RULE: &[u8] = b"rule";
+
+/// Not the name of a rule: such a request is denied.
+const NO_RULE: &[u8] = b"";
+
+/// Field numbers (envoy/service/auth/v3/{external_auth,attribute_context}.proto, envoy/config/core/v3/{address,base}.proto,
+/// google/protobuf/struct.proto).
 mod number {
     pub(super) const ATTRIBUTES: u32 = 1;
     pub(super) const SOURCE: u32 = 1;
     pub(super) const REQUEST: u32 = 4;
     pub(super) const CONTEXT_EXTENSIONS: u32 = 10;
+    pub(super) const ROUTE_METADATA: u32 = 13;
+    /// The map of a Metadata, and of a Struct.
+    pub(super) const FIELDS: u32 = 1;
+    /// The kinds of a `google.protobuf.Value`, of which one is set.
+    pub(super) const VALUE_KINDS: std::ops::RangeInclusive<u32> = 1..=6;
+    pub(super) const STRING_VALUE: u32 = 3;
     pub(super) const PEER_ADDRESS: u32 = 1;
     pub(super) const PEER_PRINCIPAL: u32 = 4;
     pub(super) const SOCKET_ADDRESS: u32 = 1;
@@ -55,7 +70,8 @@ pub(super) struct CheckRequest<'a> {
     pub(super) source_address: &'a [u8],
     /// The identity in the client's certificate; may be empty.
     pub(super) source_principal: &'a [u8],
-    /// The rule that the route names. As in a map, the last of several applies.
+    /// The rule that the route names, in its context extensions or in its metadata; of two different ones none. As in a
+    /// map, the last of several entries applies.
     pub(super) named_rule: Option<&'a [u8]>,
 }
 
@@ -64,9 +80,10 @@ pub(super) struct CheckRequest<'a> {
 /// # Errors
 /// The bytes are not one, or it has too many fields.
 pub(super) fn read(message: &[u8]) -> Result<CheckRequest<'_>, ReadError> {
-    let mut reader = Reader { remaining: MAX_FIELDS, request: CheckRequest::default() };
+    let mut reader =
+        Reader { remaining: MAX_FIELDS, request: CheckRequest::default(), rule_in_metadata: None };
     match reader.check(message) {
-        Ok(()) => Ok(reader.request),
+        Ok(()) => Ok(reader.finish()),
         Err(NotFields) if reader.remaining == 0 => Err(ReadError::TooManyFields),
         Err(NotFields) => Err(ReadError::NotACheck),
     }
@@ -86,6 +103,7 @@ pub(super) fn detached(message: &[u8]) -> Result<Bytes, ReadError> {
 struct Reader<'a> {
     remaining: usize,
     request: CheckRequest<'a>,
+    rule_in_metadata: Option<&'a [u8]>,
 }
 
 impl<'a> Reader<'a> {
@@ -101,6 +119,15 @@ impl<'a> Reader<'a> {
             each(self, number, value)?;
         }
         Ok(())
+    }
+
+    fn finish(self) -> CheckRequest<'a> {
+        let Self { mut request, rule_in_metadata, .. } = self;
+        request.named_rule = match (request.named_rule, rule_in_metadata) {
+            (Some(one), Some(other)) if one != other => Some(NO_RULE),
+            (one, other) => one.or(other),
+        };
+        request
     }
 
     fn check(&mut self, message: &'a [u8]) -> Result<(), NotFields> {
@@ -124,7 +151,43 @@ impl<'a> Reader<'a> {
                 }
                 Ok(())
             }
+            number::ROUTE_METADATA => reader.route_metadata(value.bytes()?),
             _ => Ok(()),
+        })
+    }
+
+    /// A Metadata: a map of Structs by namespace.
+    fn route_metadata(&mut self, message: &'a [u8]) -> Result<(), NotFields> {
+        self.each(message, |reader, number, value| {
+            if number != number::FIELDS {
+                return Ok(());
+            }
+            let (namespace, values) = reader.entry(value.bytes()?)?;
+            if namespace == METADATA_NAMESPACE {
+                reader.rule_in_metadata = None;
+                reader.each(values, |reader, number, value| match number {
+                    number::FIELDS => reader.metadata_value(value.bytes()?),
+                    _ => Ok(()),
+                })?;
+            }
+            Ok(())
+        })
+    }
+
+    /// An entry of a Struct. A rule whose name is no string is none.
+    fn metadata_value(&mut self, entry: &'a [u8]) -> Result<(), NotFields> {
+        let (key, value) = self.entry(entry)?;
+        if key != METADATA_RULE {
+            return Ok(());
+        }
+        self.rule_in_metadata = Some(NO_RULE);
+        self.each(value, |reader, number, value| {
+            if number == number::STRING_VALUE {
+                reader.rule_in_metadata = Some(value.bytes()?);
+            } else if number::VALUE_KINDS.contains(&number) {
+                reader.rule_in_metadata = Some(NO_RULE);
+            }
+            Ok(())
         })
     }
 
@@ -422,6 +485,51 @@ mod tests {
         assert_eq!(read, as_read(&Message::decode(&*message).expect("a Check")));
         assert_eq!((&*read.path, read.named_rule.as_deref()), (&b"/b"[..], Some(&b"two"[..])));
         assert_eq!((&*read.source_address, read.headers.len()), (&b"10.0.0.1"[..], 1));
+    }
+
+    #[test]
+    fn a_rule_is_named_by_the_metadata_of_the_route_alone() {
+        let value = |kind: u8, value: &[u8]| field(kind, value);
+        let entry = |key: &[u8], value: &[u8]| field(1, &[field(1, key), field(2, value)].concat());
+        let metadata = |number: u8, namespace: &[u8], key: &[u8], text: &[u8]| {
+            field(number, &entry(namespace, &entry(key, &value(3, text))))
+        };
+        let extension = field(10, &[field(1, NAMED_RULE), field(2, b"admin")].concat());
+        let route = |text: &[u8]| metadata(13, b"portcullis", b"rule", text);
+        for (attributes, expected) in [
+            (route(b"admin"), Some(&b"admin"[..])),
+            ([route(b"other"), route(b"admin")].concat(), Some(b"admin")),
+            ([route(b"admin"), extension.clone()].concat(), Some(b"admin")),
+            ([extension.clone(), route(b"other")].concat(), Some(NO_RULE)),
+            ([extension, route(b"")].concat(), Some(NO_RULE)),
+            // The last entry of the namespace has no rule.
+            ([route(b"admin"), field(13, &entry(b"portcullis", b""))].concat(), None),
+            // Filters fill the other metadata from what the client sends.
+            (metadata(11, b"portcullis", b"rule", b"admin"), None),
+            (metadata(13, b"portcullis.other", b"rule", b"admin"), None),
+            (metadata(13, b"portcullis", b"resource", b"admin"), None),
+            // A number, a list, and no value.
+            (
+                field(13, &entry(b"portcullis", &entry(b"rule", &[0x11, 0, 0, 0, 0, 0, 0, 0, 0]))),
+                Some(NO_RULE),
+            ),
+            (field(13, &entry(b"portcullis", &entry(b"rule", &value(6, b"")))), Some(NO_RULE)),
+            (field(13, &entry(b"portcullis", &entry(b"rule", b""))), Some(NO_RULE)),
+            (
+                field(
+                    13,
+                    &entry(b"portcullis", &entry(b"rule", &[value(3, b"admin"), value(6, b"")].concat())),
+                ),
+                Some(NO_RULE),
+            ),
+        ] {
+            let message = Bytes::from(field(1, &attributes));
+            assert_eq!(read(&message).expect("a Check").named_rule, expected, "{attributes:x?}");
+            let detached = detached(&message).expect("a Check");
+            assert_eq!(read_owned(&detached), read_owned(&message), "{attributes:x?}");
+        }
+        let deep = field(1, &field(13, &entry(b"portcullis", &[0x0a, 0].repeat(MAX_FIELDS))));
+        assert_eq!(read(&deep), Err(ReadError::TooManyFields));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
@@ -13,6 +13,8 @@ use http::Request;
 use prost::Message;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
+
+use crate::pace::pace;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -84,7 +86,7 @@ impl Load {
                         }
                         client = client.ready().await?;
                         let body = &load.bodies[number % load.bodies.len()];
-                        ask(&mut client, body, load.expected).await?;
+                        expect(&mut client, body, load.expected).await?;
                         answered.fetch_add(1, Ordering::Relaxed);
                     }
                     Ok::<_, Failure>(())
@@ -108,19 +110,18 @@ impl Load {
         }
         let took = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = Vec::new();
-        let (start, interval) = (Instant::now(), Duration::from_secs(1) / rate);
-        let total = (time.as_secs_f64() * f64::from(rate)) as u32;
-        for i in 0..total {
-            let due = start + interval * i;
-            tokio::time::sleep_until(due.into()).await;
-            let mut client = clients[i as usize % clients.len()].clone().ready().await?;
+        let mut moments = pace(rate, time);
+        let mut i = 0;
+        while let Some(due) = moments.recv().await {
+            let mut client = clients[i % clients.len()].clone().ready().await?;
             let (load, took) = (self.clone(), Arc::clone(&took));
             tasks.push(tokio::spawn(async move {
-                let body = &load.bodies[i as usize % load.bodies.len()];
-                ask(&mut client, body, load.expected).await?;
+                let body = &load.bodies[i % load.bodies.len()];
+                expect(&mut client, body, load.expected).await?;
                 took.lock().await.push(due.elapsed());
                 Ok::<_, Failure>(())
             }));
+            i += 1;
         }
         for task in tasks {
             task.await??;
@@ -129,9 +130,26 @@ impl Load {
         took.sort_unstable();
         Ok(took)
     }
+
+    /// The code of the answer to this message.
+    ///
+    /// # Errors
+    /// The connection fails, or the answer is not a `CheckResponse`.
+    pub async fn code(&self, body: &Bytes) -> Result<i32, Failure> {
+        let mut client = self.connect().await?.ready().await?;
+        ask(&mut client, body).await
+    }
 }
 
-async fn ask(client: &mut SendRequest<Bytes>, body: &Bytes, expected: i32) -> Result<(), Failure> {
+async fn expect(client: &mut SendRequest<Bytes>, body: &Bytes, expected: i32) -> Result<(), Failure> {
+    let code = ask(client, body).await?;
+    if code != expected {
+        return Err(format!("the answer's code is {code}, not {expected}").into());
+    }
+    Ok(())
+}
+
+async fn ask(client: &mut SendRequest<Bytes>, body: &Bytes) -> Result<i32, Failure> {
     let request = Request::post("http://authz/envoy.service.auth.v3.Authorization/Check")
         .header("content-type", "application/grpc")
         .header("te", "trailers")
@@ -148,9 +166,5 @@ async fn ask(client: &mut SendRequest<Bytes>, body: &Bytes, expected: i32) -> Re
     }
     let _trailers = answer.trailers().await?;
     let message = message.get(5..).ok_or("an answer without a message")?;
-    let code = CheckResponse::decode(message)?.status.map_or(-1, |status| status.code);
-    if code != expected {
-        return Err(format!("the answer's code is {code}, not {expected}").into());
-    }
-    Ok(())
+    Ok(CheckResponse::decode(message)?.status.map_or(-1, |status| status.code))
 }

@@ -1,7 +1,9 @@
 //! Servers in processes of their own, on a core of their own, and what they cost.
 
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -16,13 +18,16 @@ impl Server {
     /// # Errors
     /// It cannot be started.
     pub fn start(core: usize, program: &str, arguments: &[&str]) -> io::Result<Self> {
-        let child = Command::new("taskset")
-            .args(["-c", &core.to_string(), program])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
+        let child = command(core, program, arguments).stderr(Stdio::null()).spawn()?;
+        Ok(Self { child })
+    }
+
+    /// Starts a program on this core; what it says of its errors goes into this file.
+    ///
+    /// # Errors
+    /// It cannot be started, or the file not be written.
+    pub fn start_with_log(core: usize, program: &str, arguments: &[&str], log: &Path) -> io::Result<Self> {
+        let child = command(core, program, arguments).stderr(File::create(log)?).spawn()?;
         Ok(Self { child })
     }
 
@@ -43,6 +48,13 @@ impl Server {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
+}
+
+fn command(core: usize, program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["-c", &core.to_string(), program]).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command
 }
 
 /// A port that was free a moment ago: servers cannot tell which one they got.

@@ -16,6 +16,79 @@ const ROUTER: &str = "                  - name: envoy.filters.http.router\n";
 const CLUSTER_OF_PORTCULLIS: &str = "    - name: portcullis\n      type: STRICT_DNS\n";
 const CLUSTER_OF_UPSTREAM: &str = "    - name: upstream\n      type: STRICT_DNS\n";
 
+/// The last line of the filter's settings.
+const SETTINGS: &str = "                      validate_mutations: true\n";
+const CLIENT: &str = "envoy_grpc: {cluster_name: portcullis}";
+const KEEPALIVE: &str = "connection_keepalive: {interval: 30s, timeout: 5s}";
+
+/// One setting that differs from `envoy-grpc.yaml`: what it is, the text that it replaces, and the text instead.
+pub struct Setting(pub &'static str, &'static str, String);
+
+/// Settings that may make a difference. Those that would weaken what Portcullis protects say so.
+pub fn settings(ext_authz: SocketAddr) -> Vec<Setting> {
+    let more =
+        |name, line: &str| Setting(name, SETTINGS, format!("{SETTINGS}                      {line}\n"));
+    let google = format!("google_grpc: {{target_uri: \"{ext_authz}\", stat_prefix: portcullis}}");
+    let few = "max_concurrent_streams: 16";
+    vec![
+        more("encode_raw_headers", "encode_raw_headers: true"),
+        more(
+            "include_peer_certificate and include_tls_session",
+            "include_peer_certificate: true\n                      include_tls_session: true",
+        ),
+        more("metadata_context_namespaces", "metadata_context_namespaces: [envoy.filters.http.jwt_authn]"),
+        more("clear_route_cache", "clear_route_cache: true"),
+        more("charge_cluster_response_stats: false", "charge_cluster_response_stats: false"),
+        more(
+            "enable_dynamic_metadata_ingestion: false (no reason in the log)",
+            "enable_dynamic_metadata_ingestion: false",
+        ),
+        more(
+            "disallowed_headers: accept-*, user-agent (hidden from rules)",
+            "disallowed_headers: {patterns: [{prefix: accept}, {exact: user-agent}]}",
+        ),
+        more(
+            "allowed_headers: authorization (unsafe)",
+            "allowed_headers: {patterns: [{exact: authorization}]}",
+        ),
+        Setting("without validate_mutations (unsafe)", SETTINGS, String::new()),
+        Setting("without stat_prefix", "                      stat_prefix: portcullis\n", String::new()),
+        Setting("timeout of 200 ms", "timeout: 2.5s", "timeout: 0.2s".to_owned()),
+        Setting("skip_envoy_headers", CLIENT, CLIENT.replace('}', ", skip_envoy_headers: true}")),
+        Setting("google_grpc", CLIENT, google),
+        Setting("connections of 16 streams each", KEEPALIVE, format!("{KEEPALIVE}\n              {few}")),
+        Setting("without connection_keepalive", KEEPALIVE, few.replace("16", "1000")),
+    ]
+}
+
+/// `envoy-grpc.yaml` with this setting.
+///
+/// # Errors
+/// As [`grpc`].
+pub fn grpc_with(addresses: &Addresses<'_>, setting: &Setting) -> Result<Text, Failure> {
+    let Setting(_, from, to) = setting;
+    grpc(addresses)?.with(from, to)
+}
+
+/// `envoy-grpc.yaml` without its access log.
+///
+/// # Errors
+/// As [`grpc`].
+pub fn grpc_without_log(addresses: &Addresses<'_>) -> Result<Text, Failure> {
+    grpc(addresses)?.without("                access_log:\n", "                http_filters:\n")
+}
+
+/// `envoy-http.yaml` with HTTP/1.1 to Portcullis.
+///
+/// # Errors
+/// As [`grpc`].
+pub fn http_1(addresses: &Addresses<'_>) -> Result<Text, Failure> {
+    let http_2 = format!(
+        "http2_protocol_options:\n              # Detects a peer that disappeared without closing the connection, which TCP detects only after minutes.\n              {KEEPALIVE}\n"
+    );
+    http(addresses)?.with(&http_2, "http_protocol_options: {}\n")
+}
+
 /// Where everything listens that Envoy has to know.
 pub struct Addresses<'a> {
     /// Envoy itself.

@@ -64,6 +64,20 @@ pub fn check(path: &str, token: &str, more_headers: usize) -> Bytes {
     framed.freeze()
 }
 
+/// The question as Open Policy Agent gets it from Envoy, in JSON over HTTP/1.1.
+pub fn opa(path: &str, about: &str, token: &str) -> Bytes {
+    let mut headers: serde_json::Map<String, Value> =
+        BROWSER.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
+    headers.insert("authorization".to_owned(), format!("Bearer {token}").into());
+    let http = json!({"method": "GET", "path": about, "host": "api.example.com", "headers": headers});
+    let body = json!({"attributes": {"request": {"http": http}}}).to_string();
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: opa\r\ncontent-type: application/json\r\ncontent-length: {length}"
+    );
+    Bytes::from(format!("{head}\r\n\r\n{body}"))
+}
+
 /// The request itself over HTTP/1.1, with these lines after those of a browser.
 pub fn http(path: &str, token: &str, more_lines: &str) -> Bytes {
     let browser: String = BROWSER.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();

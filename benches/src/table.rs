@@ -21,8 +21,8 @@ const RATE: u32 = 1_000;
 /// How long a row may take until it answers for the first time.
 const START: Duration = Duration::from_secs(20);
 
-/// HTTP statuses and gRPC codes that refuse a token.
-const REFUSALS: [i32; 4] = [401, 403, 16, 7];
+/// HTTP statuses and gRPC codes that refuse a token. Open Policy Agent's status for a decision without a result is 404.
+const REFUSALS: [i32; 5] = [401, 403, 404, 16, 7];
 
 /// What is asked, over which protocol.
 pub enum Asked {

@@ -129,7 +129,16 @@ impl Bench {
     }
 
     fn settings(&self) -> Result<Table, Failure> {
-        let rows = vec![self.envoy_row("as shipped", envoy::grpc)?];
+        let mut rows = vec![
+            self.envoy_row("as shipped", envoy::grpc)?,
+            self.envoy_row("socket file", envoy::grpc_over_socket_file)?,
+        ];
+        for setting in envoy::settings(self.doors.ext_authz) {
+            rows.push(self.envoy_row(setting.0, |to| envoy::grpc_with(to, &setting))?);
+        }
+        rows.push(self.envoy_row("without the access log", envoy::grpc_without_log)?);
+        rows.push(self.envoy_row("over HTTP, as shipped", envoy::http)?);
+        rows.push(self.envoy_row("over HTTP/1.1", envoy::http_1)?);
         let servers = &["Envoy", "Portcullis"];
         Ok(Table { title: "Settings of ext_authz", servers, rows, references: vec![0] })
     }

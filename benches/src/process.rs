@@ -31,15 +31,15 @@ impl Server {
         Ok(Self { child })
     }
 
-    /// The processor time that it has taken so far, in user and kernel mode.
+    /// The processor time that its threads have taken so far, in user and kernel mode.
     pub fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
-        // The name of the program may have spaces in it; the numbers come behind its parenthesis.
-        let numbers = stat.rsplit_once(')').map_or("", |(_, numbers)| numbers);
-        let ticks: u64 =
-            numbers.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
-        // Linux counts 100 a second (USER_HZ) on every architecture that this runs on.
-        Duration::from_millis(ticks * 10)
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        let took = threads.into_iter().flatten().flatten().filter_map(|thread| {
+            // The first number is the time on a processor in nanoseconds; /proc/PID/stat has hundredths of a second.
+            let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            text.split_whitespace().next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(took.sum())
     }
 
     /// What it holds in memory, in KiB.

@@ -13,8 +13,6 @@ use crate::upstream::Upstream;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// How long one row is loaded at a time.
-const SLICE: Duration = Duration::from_secs(2);
 const WARM: Duration = Duration::from_millis(300);
 /// Requests a second where latency is measured.
 const RATE: u32 = 1_000;
@@ -59,10 +57,10 @@ impl Asked {
         }
     }
 
-    async fn at_rate(&self) -> Result<Vec<Duration>, Failure> {
+    async fn at_rate(&self, time: Duration) -> Result<Vec<Duration>, Failure> {
         match self {
-            Self::Grpc(load) => load.at_rate(RATE, SLICE).await,
-            Self::Http(load) => load.at_rate(RATE, SLICE).await,
+            Self::Grpc(load) => load.at_rate(RATE, time).await,
+            Self::Http(load) => load.at_rate(RATE, time).await,
         }
     }
 }
@@ -80,12 +78,25 @@ pub struct Row {
 }
 
 /// Processor time for each request, in microseconds: one number for each server.
-struct Round(Vec<f64>);
+struct Round {
+    /// With as many requests as are answered.
+    busy: Vec<f64>,
+    /// At the fixed rate.
+    paced: Vec<f64>,
+}
 
 impl Round {
     fn total(&self) -> f64 {
-        self.0.iter().sum()
+        self.busy.iter().sum()
     }
+}
+
+/// How long a row is loaded in each round.
+#[derive(Clone, Copy)]
+pub struct Slices {
+    pub busy: Duration,
+    /// At the fixed rate. Zero: not at all.
+    pub paced: Duration,
 }
 
 impl Row {
@@ -126,19 +137,29 @@ impl Row {
         Ok(())
     }
 
-    async fn round(&mut self) -> Result<(), Failure> {
+    async fn round(&mut self, slices: Slices) -> Result<(), Failure> {
         let failed = |error| format!("{}: {error}", self.name);
         self.asked.saturate(WARM).await.map_err(failed)?;
-        let before: Vec<Duration> = self.servers.iter().map(|server| server.cpu()).collect();
-        let answered = self.asked.saturate(SLICE).await.map_err(failed)?;
-        let cost = self.servers.iter().zip(before).map(|(server, before)| {
-            server.cpu().saturating_sub(before).as_secs_f64() * 1e6 / answered as f64
-        });
-        self.rounds.push(Round(cost.collect()));
-        let mut latencies = self.asked.at_rate().await.map_err(failed)?;
+        let before = self.cpu();
+        let answered = self.asked.saturate(slices.busy).await.map_err(failed)?;
+        let busy = self.cost(before, answered);
+        let before = self.cpu();
+        let mut latencies = self.asked.at_rate(slices.paced).await.map_err(failed)?;
+        let paced = self.cost(before, latencies.len() as u64);
+        self.rounds.push(Round { busy, paced });
         self.latencies.append(&mut latencies);
         self.latencies.sort_unstable();
         Ok(())
+    }
+
+    fn cpu(&self) -> Vec<Duration> {
+        self.servers.iter().map(|server| server.cpu()).collect()
+    }
+
+    /// Microseconds for each of so many requests, for each server.
+    fn cost(&self, before: Vec<Duration>, requests: u64) -> Vec<f64> {
+        let took = self.cpu().into_iter().zip(before).map(|(now, before)| now.saturating_sub(before));
+        took.map(|took| took.as_secs_f64() * 1e6 / requests as f64).collect()
     }
 
     /// Requests for a second of processor time, against another row: the least, the median and the most of the rounds.
@@ -160,6 +181,7 @@ pub struct Table {
     pub rows: Vec<Row>,
     /// The rows that all are compared with, by number.
     pub references: Vec<usize>,
+    pub slices: Slices,
 }
 
 /// Measures each row of all tables in each round.
@@ -168,8 +190,10 @@ pub struct Table {
 /// A connection ended, or an answer is not the expected one.
 pub async fn measure(tables: &mut [Table], rounds: usize) -> Result<(), Failure> {
     for _ in 0..rounds {
-        for row in tables.iter_mut().flat_map(|table| &mut table.rows) {
-            row.round().await?;
+        for table in &mut *tables {
+            for row in &mut table.rows {
+                row.round(table.slices).await?;
+            }
         }
     }
     Ok(())
@@ -177,34 +201,51 @@ pub async fn measure(tables: &mut [Table], rounds: usize) -> Result<(), Failure>
 
 impl Table {
     /// Prints it as Markdown: microseconds of processor time, then requests for a second of processor time against each of
-    /// the references, then latency at a fixed rate in milliseconds.
+    /// the references; then microseconds at the fixed rate, and latency in milliseconds.
     pub fn print(&self) {
-        let costs = self.servers.iter().map(|server| format!("{server} µs"));
-        let ratios = self.references.iter().map(|number| format!("against {}", self.rows[*number].name));
-        let last = ["p50 ms", "p99 ms", "p99.9 ms"].map(str::to_owned);
-        let head: Vec<String> =
-            std::iter::once(self.title.to_owned()).chain(costs).chain(ratios).chain(last).collect();
+        let head = self.head();
         println!("| {} |\n|{}", head.join(" | "), "---|".repeat(head.len()));
         for row in &self.rows {
-            let costs = (0..self.servers.len()).map(|number| {
-                let [least, median, most] =
-                    spread(row.rounds.iter().filter_map(|round| round.0.get(number).copied()));
+            println!("| {} |", self.cells(row).join(" | "));
+        }
+        println!();
+    }
+
+    fn head(&self) -> Vec<String> {
+        let mut head = vec![self.title.to_owned()];
+        head.extend(self.servers.iter().map(|server| format!("{server} µs")));
+        head.extend(self.references.iter().map(|number| format!("against {}", self.rows[*number].name)));
+        if !self.slices.paced.is_zero() {
+            head.extend(self.servers.iter().map(|server| format!("{server} µs at {RATE}/s")));
+            head.extend(["p50 ms", "p99 ms", "p99.9 ms"].map(str::to_owned));
+        }
+        head
+    }
+
+    fn cells(&self, row: &Row) -> Vec<String> {
+        let costs = |of: fn(&Round) -> &Vec<f64>| {
+            let columns = 0..self.servers.len();
+            columns.map(move |number| {
+                let values = row.rounds.iter().filter_map(|round| of(round).get(number).copied());
+                let [least, median, most] = spread(values);
                 if median.is_nan() {
                     "-".to_owned()
                 } else {
                     format!("{median:.1} ({least:.1} to {most:.1})")
                 }
-            });
-            let ratios = self.references.iter().map(|number| {
-                let [least, median, most] = row.against(&self.rows[*number]);
-                format!("{median:.2} ({least:.2} to {most:.2})")
-            });
-            let last = [0.5, 0.99, 0.999].map(|share| format!("{:.2}", row.latency(share)));
-            let cells: Vec<String> =
-                std::iter::once(row.name.clone()).chain(costs).chain(ratios).chain(last).collect();
-            println!("| {} |", cells.join(" | "));
+            })
+        };
+        let mut cells = vec![row.name.clone()];
+        cells.extend(costs(|round| &round.busy));
+        cells.extend(self.references.iter().map(|number| {
+            let [least, median, most] = row.against(&self.rows[*number]);
+            format!("{median:.2} ({least:.2} to {most:.2})")
+        }));
+        if !self.slices.paced.is_zero() {
+            cells.extend(costs(|round| &round.paced));
+            cells.extend([0.5, 0.99, 0.999].map(|share| format!("{:.2}", row.latency(share))));
         }
-        println!();
+        cells
     }
 }
 

@@ -10,12 +10,13 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use portcullis_benches::http1::HttpLoad;
 use portcullis_benches::load::Load;
 use portcullis_benches::process::{Server, free};
 use portcullis_benches::request::{check, http, opa};
-use portcullis_benches::table::{Asked, Row, Table, measure};
+use portcullis_benches::table::{Asked, Row, Slices, Table, measure};
 use portcullis_benches::tokens::Tokens;
 use portcullis_issuer::Issuer;
 
@@ -81,7 +82,9 @@ async fn run(
     for row in &rows {
         row.verify(None).await?;
     }
-    let mut tables = [Table { title: "One core", servers: &["processor"], rows, references: vec![0] }];
+    let slices = Slices { busy: Duration::from_secs(2), paced: Duration::from_secs(2) };
+    let mut tables =
+        [Table { title: "One core", servers: &["processor"], rows, references: vec![0], slices }];
     measure(&mut tables, rounds).await?;
     tables.iter().for_each(Table::print);
     Ok(())

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use portcullis_benches::envoy::{self, Addresses};
 use portcullis_benches::files::Text;
@@ -18,7 +19,7 @@ use portcullis_benches::http1::HttpLoad;
 use portcullis_benches::nginx;
 use portcullis_benches::process::{Server, free};
 use portcullis_benches::request::http;
-use portcullis_benches::table::{Asked, Row, Table, measure};
+use portcullis_benches::table::{Asked, Row, Slices, Table, measure};
 use portcullis_benches::tokens::Tokens;
 use portcullis_benches::upstream::Upstream;
 use portcullis_issuer::Issuer;
@@ -30,6 +31,10 @@ type MakeTable = fn(&Bench) -> Result<Table, Failure>;
 /// The tables, by name.
 const TABLES: [(&str, MakeTable); 3] =
     [("envoy", Bench::envoy), ("nginx", Bench::nginx), ("settings", Bench::settings)];
+
+const LONG: Slices = Slices { busy: Duration::from_secs(2), paced: Duration::from_secs(2) };
+/// For many rows that hardly differ: more rounds in the same time.
+const SHORT: Slices = Slices { busy: Duration::from_millis(500), paced: Duration::ZERO };
 
 /// Clients, each with a connection and one request at a time.
 const CONNECTIONS: usize = 64;
@@ -125,7 +130,7 @@ impl Bench {
             self.envoy_row("Portcullis over HTTP", envoy::http)?,
         ];
         let servers = &["Envoy", "Portcullis"];
-        Ok(Table { title: "Envoy", servers, rows, references: vec![0, 1, 2] })
+        Ok(Table { title: "Envoy", servers, rows, references: vec![0, 1, 2], slices: LONG })
     }
 
     fn settings(&self) -> Result<Table, Failure> {
@@ -140,7 +145,7 @@ impl Bench {
         rows.push(self.envoy_row("over HTTP, as shipped", envoy::http)?);
         rows.push(self.envoy_row("over HTTP/1.1", envoy::http_1)?);
         let servers = &["Envoy", "Portcullis"];
-        Ok(Table { title: "Settings of ext_authz", servers, rows, references: vec![0] })
+        Ok(Table { title: "Settings of ext_authz", servers, rows, references: vec![0], slices: SHORT })
     }
 
     /// An Envoy of its own with one worker, and this configuration.
@@ -171,7 +176,13 @@ impl Bench {
 
     fn nginx(&self) -> Result<Table, Failure> {
         let rows = vec![self.nginx_row("NGINX alone", nginx::alone)?, self.nginx_row("auth_request", Ok)?];
-        Ok(Table { title: "NGINX", servers: &["NGINX", "Portcullis"], rows, references: vec![0] })
+        Ok(Table {
+            title: "NGINX",
+            servers: &["NGINX", "Portcullis"],
+            rows,
+            references: vec![0],
+            slices: LONG,
+        })
     }
 
     /// An NGINX of its own in a single process, and its configuration with this change.

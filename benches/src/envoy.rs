@@ -57,6 +57,11 @@ pub fn settings(ext_authz: SocketAddr) -> Vec<Setting> {
         Setting("skip_envoy_headers", CLIENT, CLIENT.replace('}', ", skip_envoy_headers: true}")),
         Setting("google_grpc", CLIENT, google),
         Setting("connections of 16 streams each", KEEPALIVE, format!("{KEEPALIVE}\n              {few}")),
+        Setting(
+            "use_oghttp2_codec: false",
+            KEEPALIVE,
+            format!("{KEEPALIVE}\n              use_oghttp2_codec: false"),
+        ),
         Setting("without connection_keepalive", KEEPALIVE, few.replace("16", "1000")),
     ]
 }

@@ -36,3 +36,11 @@ pub fn auth_request(
 pub fn alone(shipped: Text) -> Result<Text, Failure> {
     shipped.with("            auth_request /_portcullis;\n", "")
 }
+
+/// The same file with fewer idle connections to Portcullis than there are clients.
+///
+/// # Errors
+/// As [`auth_request`].
+pub fn few_idle_connections(shipped: Text) -> Result<Text, Failure> {
+    shipped.with("keepalive 128;", "keepalive 32;")
+}

@@ -13,7 +13,7 @@ use crate::upstream::Upstream;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-const WARM: Duration = Duration::from_millis(300);
+const WARM: Duration = Duration::from_millis(100);
 /// Requests a second where latency is measured.
 const RATE: u32 = 1_000;
 /// How long a row may take until it answers for the first time.

@@ -33,8 +33,8 @@ const TABLES: [(&str, MakeTable); 3] =
     [("envoy", Bench::envoy), ("nginx", Bench::nginx), ("settings", Bench::settings)];
 
 const LONG: Slices = Slices { busy: Duration::from_secs(2), paced: Duration::from_secs(2) };
-/// For many rows that hardly differ: more rounds in the same time.
-const SHORT: Slices = Slices { busy: Duration::from_millis(500), paced: Duration::ZERO };
+/// For many rows that hardly differ: more rounds in the same time, so that slow phases of the machine meet all rows.
+const SHORT: Slices = Slices { busy: Duration::from_millis(250), paced: Duration::ZERO };
 
 /// Clients, each with a connection and one request at a time.
 const CONNECTIONS: usize = 64;
@@ -175,7 +175,11 @@ impl Bench {
     }
 
     fn nginx(&self) -> Result<Table, Failure> {
-        let rows = vec![self.nginx_row("NGINX alone", nginx::alone)?, self.nginx_row("auth_request", Ok)?];
+        let rows = vec![
+            self.nginx_row("NGINX alone", nginx::alone)?,
+            self.nginx_row("auth_request", Ok)?,
+            self.nginx_row("auth_request, 32 idle connections", nginx::few_idle_connections)?,
+        ];
         Ok(Table {
             title: "NGINX",
             servers: &["NGINX", "Portcullis"],

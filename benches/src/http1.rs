@@ -11,8 +11,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::pace::pace;
-
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// Headers of a response, at most.
@@ -82,9 +80,14 @@ impl HttpLoad {
                 Ok::<_, Failure>(took)
             }));
         }
-        let mut moments = pace(rate, time);
-        let mut next = queues.iter().cycle();
-        while let (Some(due), Some(queue)) = (moments.recv().await, next.next()) {
+        let start = Instant::now();
+        let total = (time.as_secs_f64() * f64::from(rate)) as u32;
+        for (number, queue) in (0..total).zip(queues.iter().cycle()) {
+            let due = start + Duration::from_secs(1) * number / rate;
+            // A timer of tokio is late by up to a millisecond, several times what a response takes.
+            while Instant::now() < due {
+                tokio::task::yield_now().await;
+            }
             // It fails only if the task has ended, which reports its own error below.
             let _sent = queue.send(due);
         }

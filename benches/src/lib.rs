@@ -5,7 +5,6 @@ pub mod files;
 pub mod http1;
 pub mod load;
 pub mod nginx;
-pub mod pace;
 pub mod process;
 pub mod request;
 pub mod table;

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
@@ -13,8 +13,6 @@ use http::Request;
 use prost::Message;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
-
-use crate::pace::pace;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -104,31 +102,7 @@ impl Load {
     /// # Errors
     /// A connection ended, or an answer is not the expected one.
     pub async fn at_rate(&self, rate: u32, time: Duration) -> Result<Vec<Duration>, Failure> {
-        let mut clients = Vec::new();
-        for _ in 0..self.connections {
-            clients.push(self.connect().await?);
-        }
-        let took = Arc::new(Mutex::new(Vec::new()));
-        let mut tasks = Vec::new();
-        let mut moments = pace(rate, time);
-        let mut i = 0;
-        while let Some(due) = moments.recv().await {
-            let mut client = clients[i % clients.len()].clone().ready().await?;
-            let (load, took) = (self.clone(), Arc::clone(&took));
-            tasks.push(tokio::spawn(async move {
-                let body = &load.bodies[i % load.bodies.len()];
-                expect(&mut client, body, load.expected).await?;
-                took.lock().await.push(due.elapsed());
-                Ok::<_, Failure>(())
-            }));
-            i += 1;
-        }
-        for task in tasks {
-            task.await??;
-        }
-        let mut took = std::mem::take(&mut *took.lock().await);
-        took.sort_unstable();
-        Ok(took)
+        self.connected().await?.at_rate(rate, 1, time).await
     }
 
     /// The code of the answer to this message.
@@ -138,6 +112,64 @@ impl Load {
     pub async fn code(&self, body: &Bytes) -> Result<i32, Failure> {
         let mut client = self.connect().await?.ready().await?;
         ask(&mut client, body).await
+    }
+
+    /// With its connections open.
+    ///
+    /// # Errors
+    /// The server does not accept them.
+    pub async fn connected(&self) -> Result<Connected, Failure> {
+        let mut clients = Vec::new();
+        for _ in 0..self.connections {
+            clients.push(self.connect().await?);
+        }
+        Ok(Connected { load: self.clone(), clients })
+    }
+}
+
+/// A load whose connections are open.
+pub struct Connected {
+    load: Load,
+    clients: Vec<SendRequest<Bytes>>,
+}
+
+impl Connected {
+    /// Another load over the same connections.
+    pub fn with_load(&self, load: Load) -> Self {
+        Self { load, clients: self.clients.clone() }
+    }
+
+    /// So many a second for this time, as many of them together as it says, whether or not answers come: how long each
+    /// took, in order of length.
+    ///
+    /// # Errors
+    /// A connection ended, or an answer is not the expected one.
+    pub async fn at_rate(&self, rate: u32, together: u32, time: Duration) -> Result<Vec<Duration>, Failure> {
+        let took = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = Vec::new();
+        let start = Instant::now();
+        let total = (time.as_secs_f64() * f64::from(rate)) as u32;
+        for i in 0..total {
+            let due = start + Duration::from_secs(1) * (i - i % together) / rate;
+            // A timer of tokio is late by up to a millisecond, several times what a response takes.
+            while Instant::now() < due {
+                tokio::task::yield_now().await;
+            }
+            let mut client = self.clients[i as usize % self.clients.len()].clone().ready().await?;
+            let (load, took) = (self.load.clone(), Arc::clone(&took));
+            tasks.push(tokio::spawn(async move {
+                let body = &load.bodies[i as usize % load.bodies.len()];
+                expect(&mut client, body, load.expected).await?;
+                took.lock().await.push(due.elapsed());
+                Ok::<_, Failure>(())
+            }));
+        }
+        for task in tasks {
+            task.await??;
+        }
+        let mut took = std::mem::take(&mut *took.lock().await);
+        took.sort_unstable();
+        Ok(took)
     }
 }
 

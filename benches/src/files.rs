@@ -31,6 +31,17 @@ impl Text {
         Ok(Self(self.0.replace(from, to)))
     }
 
+    /// With this text in every place of another.
+    ///
+    /// # Errors
+    /// The other does not occur.
+    pub fn with_all(self, from: &str, to: &str) -> Result<Self, Failure> {
+        if !self.0.contains(from) {
+            return Err(format!("does not occur: {from}").into());
+        }
+        Ok(Self(self.0.replace(from, to)))
+    }
+
     /// Without what is between these: from the first one, up to the second one.
     ///
     /// # Errors

@@ -37,10 +37,10 @@ pub fn alone(shipped: Text) -> Result<Text, Failure> {
     shipped.with("            auth_request /_portcullis;\n", "")
 }
 
-/// The same file with fewer idle connections to Portcullis than there are clients.
+/// The same file with fewer idle connections to Portcullis and to the app than there are clients.
 ///
 /// # Errors
 /// As [`auth_request`].
 pub fn few_idle_connections(shipped: Text) -> Result<Text, Failure> {
-    shipped.with("keepalive 128;", "keepalive 32;")
+    shipped.with_all("keepalive 128;", "keepalive 32;")
 }

@@ -84,7 +84,7 @@ impl Load {
                         }
                         client = client.ready().await?;
                         let body = &load.bodies[number % load.bodies.len()];
-                        ask(&mut client, body, load.expected).await?;
+                        expect(&mut client, body, load.expected).await?;
                         answered.fetch_add(1, Ordering::Relaxed);
                     }
                     Ok::<_, Failure>(())
@@ -103,6 +103,15 @@ impl Load {
     /// A connection ended, or an answer is not the expected one.
     pub async fn at_rate(&self, rate: u32, time: Duration) -> Result<Vec<Duration>, Failure> {
         self.connected().await?.at_rate(rate, 1, time).await
+    }
+
+    /// The code of the answer to this message.
+    ///
+    /// # Errors
+    /// The connection fails, or the answer is not a `CheckResponse`.
+    pub async fn code(&self, body: &Bytes) -> Result<i32, Failure> {
+        let mut client = self.connect().await?.ready().await?;
+        ask(&mut client, body).await
     }
 
     /// With its connections open.
@@ -150,7 +159,7 @@ impl Connected {
             let (load, took) = (self.load.clone(), Arc::clone(&took));
             tasks.push(tokio::spawn(async move {
                 let body = &load.bodies[i as usize % load.bodies.len()];
-                ask(&mut client, body, load.expected).await?;
+                expect(&mut client, body, load.expected).await?;
                 took.lock().await.push(due.elapsed());
                 Ok::<_, Failure>(())
             }));
@@ -164,7 +173,15 @@ impl Connected {
     }
 }
 
-async fn ask(client: &mut SendRequest<Bytes>, body: &Bytes, expected: i32) -> Result<(), Failure> {
+async fn expect(client: &mut SendRequest<Bytes>, body: &Bytes, expected: i32) -> Result<(), Failure> {
+    let code = ask(client, body).await?;
+    if code != expected {
+        return Err(format!("the answer's code is {code}, not {expected}").into());
+    }
+    Ok(())
+}
+
+async fn ask(client: &mut SendRequest<Bytes>, body: &Bytes) -> Result<i32, Failure> {
     let request = Request::post("http://authz/envoy.service.auth.v3.Authorization/Check")
         .header("content-type", "application/grpc")
         .header("te", "trailers")
@@ -181,9 +198,5 @@ async fn ask(client: &mut SendRequest<Bytes>, body: &Bytes, expected: i32) -> Re
     }
     let _trailers = answer.trailers().await?;
     let message = message.get(5..).ok_or("an answer without a message")?;
-    let code = CheckResponse::decode(message)?.status.map_or(-1, |status| status.code);
-    if code != expected {
-        return Err(format!("the answer's code is {code}, not {expected}").into());
-    }
-    Ok(())
+    Ok(CheckResponse::decode(message)?.status.map_or(-1, |status| status.code))
 }

@@ -260,6 +260,56 @@ async fn every_http_listener_gives_the_verdicts_of_the_tables() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_path_of_a_proxys_request_names_the_rule_and_nothing_that_a_client_sends() {
+    let fixture = RulesFixture::new();
+    let service = service(&fixture, None).await;
+    let token = fixture.token(Bearer::With("{}"), NOW).expect("a token");
+    let bearer = format!("Bearer {token}");
+    let status = |profile: Profile, target: &str, path: &str, with_token: bool| {
+        let mut headers = match profile {
+            Profile::Envoy => vec![("host", "api.example.com")],
+            Profile::Nginx => {
+                vec![("host", "api.example.com"), ("x-original-method", "GET"), ("x-original-uri", path)]
+            }
+            Profile::Haproxy | Profile::Caddy | Profile::Traefik => vec![
+                ("host", "door"),
+                ("x-forwarded-method", "GET"),
+                ("x-forwarded-uri", path),
+                ("x-forwarded-host", "api.example.com"),
+            ],
+        };
+        headers.extend(with_token.then_some(("authorization", bearer.as_str())));
+        let line = format!("GET {target} HTTP/1.1");
+        tokio::task::block_in_place(|| raw::status(service.http_door(profile), &line, &headers))
+    };
+    for (name, profile) in Profile::NAMED.into_iter().filter(|(_, profile)| *profile != Profile::Envoy) {
+        for (target, path, with_token, expected) in [
+            ("/rule/health", "/internal/x", false, 200),
+            ("/rule/by-name", "/internal/x", true, 200),
+            ("/rule/by-name", "/healthz", false, 401),
+            ("/rule/blocked", "/healthz", true, 403),
+            // There is no such rule, or routes may not name it.
+            ("/rule/public", "/public", false, 403),
+            ("/rule/nobody", "/healthz", false, 403),
+            ("/rule/", "/healthz", false, 403),
+            ("/rule/health/", "/healthz", false, 403),
+            ("/rule/heal%74h", "/healthz", false, 403),
+            // Proxies pass on the client's query.
+            ("/rule/blocked?/rule/health", "/healthz", false, 403),
+            ("/?/rule/health", "/internal/x", false, 403),
+            ("/auth?rule=health", "/internal/x", false, 403),
+            ("/rule", "/healthz", false, 200),
+            ("/auth/rule/health", "/internal/x", false, 403),
+            ("/auth", "/rule/health", false, 401),
+        ] {
+            assert_eq!(status(profile, target, path, with_token), expected, "{name} {target} {path}");
+        }
+    }
+    // This one forwards the client's own request line.
+    assert_eq!(status(Profile::Envoy, "/rule/health", "", false), 401);
+}
+
 #[tokio::test]
 async fn a_rule_named_by_the_route_replaces_matching_and_an_unknown_name_is_denied() {
     let fixture = RulesFixture::new();

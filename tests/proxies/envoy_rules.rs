@@ -104,6 +104,53 @@ async fn a_route_of_envoy_names_the_rule() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_metadata_of_a_route_of_envoy_names_the_rule_and_no_metadata_that_a_client_fills() {
+    let fixture = RulesFixture::new();
+    let route = "route: {cluster: upstream}";
+    let namespaces = "route_metadata_context_namespaces: [portcullis]";
+    // A filter that fills the metadata of the request from a header, and an ext_authz that sends it.
+    let filled = format!("{namespaces}\n                      metadata_context_namespaces: [portcullis]");
+    let mutation = "- name: envoy.filters.http.header_mutation";
+    let from_header = format!(
+        "- name: envoy.filters.http.header_to_metadata
+                    typed_config:
+                      \"@type\": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config
+                      request_rules:
+                        - header: x-rule
+                          on_header_present: {{metadata_namespace: portcullis, key: rule}}
+                  {mutation}"
+    );
+    let token = fixture.token(Bearer::With("{}"), now()).expect("a token");
+    for (rule, path, bearer, expected) in [
+        (Some("health"), "/internal/x", false, 200),
+        (Some("by-name"), "/internal/x", true, 200),
+        (Some("by-name"), "/healthz", false, 401),
+        (Some("public"), "/public", false, 403),
+        (Some("nobody"), "/healthz", true, 403),
+        (None, "/internal/x", true, 403),
+        (None, "/healthz", false, 200),
+    ] {
+        let metadata = rule.map_or(String::new(), |rule| {
+            format!(
+                "\n                          metadata: {{filter_metadata: {{portcullis: {{rule: {rule}}}}}}}"
+            )
+        });
+        let changes = [
+            (route, format!("{route}{metadata}")),
+            (namespaces, filled.clone()),
+            (mutation, from_header.clone()),
+        ];
+        let env = TestEnv::start(&fixture.providers_and_rules(), &changes).await;
+        let mut request = client().get(env.envoy.url(path)).header("x-rule", "health");
+        if bearer {
+            request = request.bearer_auth(&token);
+        }
+        let status = request.send().await.expect("Envoy answers").status();
+        assert_eq!(status.as_u16(), expected, "{rule:?} {path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_removed_from_the_upstream_request_wherever_it_was_found() {
     let fixture = RulesFixture::new();
     let sources =

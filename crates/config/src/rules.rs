@@ -85,7 +85,8 @@ section! {
     later ["stream_lifetime", "mode", "external_url", "resource"] {
         /// Its name in logs, by which a route can name it.
         name: String = NAME, required("its name in logs and for routes");
-        /// Whether a proxy's route may name the rule, and so select it for requests that it does not match.
+        /// Whether a proxy's route may name the rule, and so select it for requests that it does not match: Envoy's route
+        /// metadata or context_extensions, or the path /rule/NAME at an HTTP door.
         by_name: bool = Flag, unless(false);
         /// The requests that the rule applies to: those that match every part; all if absent.
         matches as "match": Match = Sub::<Match>::NEW, unless(Match::default());

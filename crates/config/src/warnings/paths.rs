@@ -4,6 +4,7 @@
 //! Patterns are compiled to automata, and a path that tells them apart is searched in their product. This takes time that
 //! grows with the size of the automata, so the steps of one document are limited; beyond that, nothing is known.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 
 use portcullis_core::rules::PathPattern;
@@ -31,8 +32,8 @@ const CANONICAL: &str = r#"/(?:[A-Za-z0-9._~!$&'()*+,:=@|^`{}<>"\[\]/-]|%[0-9A-F
 
 /// Answers questions about patterns of one document.
 pub(super) struct Paths {
-    canonical: Option<Language>,
-
+    /// Made when it is needed first: most configurations have no regular expression.
+    canonical: OnceCell<Option<Language>>,
     steps_left: usize,
 }
 
@@ -41,7 +42,7 @@ struct Language(dense::DFA<Vec<u32>>);
 
 impl Paths {
     pub(super) fn new() -> Self {
-        Self { canonical: Language::of(CANONICAL), steps_left: MAX_STEPS }
+        Self { canonical: OnceCell::new(), steps_left: MAX_STEPS }
     }
 
     /// Whether no canonical path matches. `false` if that is unknown.
@@ -84,7 +85,8 @@ impl Paths {
             Some(None) => return false,
         };
         let language = self.language(expression);
-        let (Some(canonical), Some(language)) = (&self.canonical, language) else { return false };
+        let canonical = self.canonical.get_or_init(|| Language::of(CANONICAL));
+        let (Some(canonical), Some(language)) = (canonical, language) else { return false };
         is_empty(&[Some(canonical), Some(&language), other.as_ref()], &mut self.steps_left)
     }
 

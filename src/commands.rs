@@ -7,6 +7,7 @@ pub mod explain;
 pub mod output;
 pub mod serve;
 mod signals;
+pub mod test;
 pub mod validate;
 
 /// The issuer of `demo` and `drill`.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use portcullis::commands::{demo, drill, explain, output, serve, validate};
+use portcullis::commands::{demo, drill, explain, output, serve, test, validate};
 use portcullis::telemetry;
 
 /// External authorization for Envoy and other proxies: validates bearer JWTs and stays right while
@@ -23,6 +23,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Validate(validate::ValidateArgs),
     Explain(explain::ExplainArgs),
+    Test(test::TestArgs),
     Demo(demo::DemoArgs),
     Drill(drill::DrillArgs),
 }
@@ -66,6 +67,7 @@ async fn run() -> ExitCode {
         Command::Serve(args) => serve::run(args).await,
         Command::Validate(args) => validate::run(args),
         Command::Explain(args) => explain::run(args).await,
+        Command::Test(args) => test::run(args),
         Command::Demo(args) => demo::run(args).await,
         Command::Drill(args) => drill::run(args).await,
     }

@@ -201,7 +201,7 @@ impl<'a> Explanation<'a> {
 }
 
 /// A header's value with the token's payload and the client's cookies replaced.
-fn redacted(name: &HeaderName, value: &HeaderValue, provider: Option<&Provider>) -> String {
+pub(super) fn redacted(name: &HeaderName, value: &HeaderValue, provider: Option<&Provider>) -> String {
     if provider.is_some_and(|provider| provider.payload_header.as_ref() == Some(name)) {
         format!("(the token's payload, {} bytes)", value.len())
     } else if name == COOKIE {

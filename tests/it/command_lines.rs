@@ -67,6 +67,7 @@ fn every_command_has_help() {
         (&["serve"], "help_serve"),
         (&["validate"], "help_validate"),
         (&["explain"], "help_explain"),
+        (&["test"], "help_test"),
         (&["demo"], "help_demo"),
         (&["drill"], "help_drill"),
     ] {
@@ -115,6 +116,8 @@ fn errors_never_quote_what_could_be_a_token() {
         (&["T"], 1),
         (&["explai", "T"], 1),
         (&["--header", "T"], 1),
+        (&["test", "T"], 1),
+        (&["test", "--now", "T"], 1),
         (&["validate", "T"], 1),
         (&["validate", "--print=T"], 1),
         (&["validate", "--schema", "--print", "T"], 1),

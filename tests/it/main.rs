@@ -20,6 +20,7 @@
 
 mod architecture;
 mod attacks;
+mod cases;
 mod clocks;
 mod command_lines;
 mod configuration;

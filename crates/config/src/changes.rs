@@ -33,7 +33,8 @@ impl Change {
     /// any decision.
     pub fn between(before: &str, after: &str) -> Self {
         let unfinished = before.ends_with('\n') && !after.ends_with('\n');
-        let (Some(before), Some(after)) = (document::parse(before).0, document::parse(after).0) else {
+        let (Some(before), Some(after)) = (document::parse(before, "").0, document::parse(after, "").0)
+        else {
             return Self { lost: Vec::new(), decides: true, unfinished };
         };
         let mut lost = Removed(Vec::new());
@@ -335,7 +336,7 @@ providers:
         let rules_end = BEFORE.find("log:").expect("there");
         for end in 1..rules_end {
             let cut = BEFORE.split_at(end).0;
-            let parsed = super::document::parse(cut);
+            let parsed = super::document::parse(cut, "");
             if parsed.0.is_some() && parsed.1.is_empty() {
                 let change = Change::between(BEFORE, cut);
                 assert!(change.unfinished || !change.lost.is_empty(), "cut behind {cut:?}");

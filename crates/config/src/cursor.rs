@@ -142,6 +142,16 @@ impl<'a> Cursor<'a> {
         matches!(self.node.value, Value::Sequence(_))
     }
 
+    /// Whether it is null: unquoted, and empty, `null` or `~`. Reports nothing.
+    pub(super) fn is_null(&self) -> bool {
+        matches!(&self.node.value, Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "null" | "~"))
+    }
+
+    /// Whether it is a text without characters, which has to be quoted.
+    pub(super) fn is_quoted_empty(&self) -> bool {
+        matches!(&self.node.value, Value::Scalar { text, plain: false } if text.is_empty())
+    }
+
     /// The line, for errors elsewhere that refer to this value.
     pub(super) fn line(&self) -> usize {
         self.node.at.line
@@ -346,9 +356,7 @@ impl<'a> Cursor<'a> {
                 let member = |Entry { key, value, .. }| Ok((key.to_owned(), value.json()?));
                 Ok(all(self.entries()?.into_iter().map(member))?.into_iter().collect())
             }
-            Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "null" | "~") => {
-                Ok(serde_json::Value::Null)
-            }
+            Value::Scalar { .. } if self.is_null() => Ok(serde_json::Value::Null),
             Value::Scalar { text, .. } if text.is_empty() => Ok(text.as_str().into()),
             Value::Scalar { plain, .. } => {
                 let text = self.text()?;

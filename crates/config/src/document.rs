@@ -55,10 +55,10 @@ pub(super) struct Member {
     pub(super) node: Node,
 }
 
-/// Parses one document and collects its YAML errors. The document contains everything that could be parsed; it is
+/// Parses one document and collects its YAML errors; `empty` is the one of an empty text. The document contains everything that could be parsed; it is
 /// `None` if its structure is unknown. Top-level keys that begin with `x-` are left out: they only hold anchors,
 /// and their values are used through aliases only.
-pub(super) fn parse(text: &str) -> (Option<Node>, Problems) {
+pub(super) fn parse(text: &str, empty: &str) -> (Option<Node>, Problems) {
     let mut builder = Builder::default();
     let read = builder.read(text);
     let Builder { root, mut errors, .. } = builder;
@@ -68,7 +68,7 @@ pub(super) fn parse(text: &str) -> (Option<Node>, Problems) {
             (None, errors)
         }
         Ok(()) if root.is_none() && errors.is_empty() => {
-            let message = "the file is empty; at least `listen` and `providers` are required".to_owned();
+            let message = empty.to_owned();
             (None, vec![ConfigError { at: None, path: String::new(), message }].into())
         }
         Ok(()) => (root.map(without_extensions), errors),

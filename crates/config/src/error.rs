@@ -155,7 +155,12 @@ impl ConfigErrors {
     /// Sets the file name. A text that is probably not a path is not shown, since it may be an opaque token in
     /// the wrong argument.
     pub(super) fn in_file(self, file: &Path) -> Self {
-        let file = if looks_like_a_path(file) { file } else { Path::new("(the configuration file)") };
+        self.in_file_or(file, Path::new("(the configuration file)"))
+    }
+
+    /// Sets the file name, or `unnamed` if the text is probably not a path.
+    pub(super) fn in_file_or(self, file: &Path, unnamed: &Path) -> Self {
+        let file = if looks_like_a_path(file) { file } else { unnamed };
         Self { file: Some(file.to_owned()), ..self }
     }
 

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cases;
 mod changes;
 mod cursor;
 mod document;

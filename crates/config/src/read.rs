@@ -24,6 +24,9 @@ use super::warnings::{warn_of_listeners, warn_of_network, warn_of_rules};
 use super::yaml::{self, Yaml};
 use super::{Config, IssuerHttp, Limits, Listen, Log, ProviderConfig, Shutdown, TlsFiles, TokenCacheConfig};
 
+/// The error of a configuration without content.
+const EMPTY: &str = "the file is empty; at least `listen` and `providers` are required";
+
 /// The largest configuration, in bytes.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
 
@@ -114,7 +117,7 @@ fn too_long() -> String {
 }
 
 /// Reads at most the limit, whatever the reported size: a pipe has none.
-fn read_file(file: &Path) -> Result<Vec<u8>, String> {
+pub(super) fn read_file(file: &Path) -> Result<Vec<u8>, String> {
     let cannot = |error: std::io::Error| format!("the file cannot be read: {error}");
     let mut bytes = Vec::new();
     let bound = u64::try_from(MAX_FILE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
@@ -122,7 +125,7 @@ fn read_file(file: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-fn text_of(bytes: Vec<u8>) -> Result<String, String> {
+pub(super) fn text_of(bytes: Vec<u8>) -> Result<String, String> {
     if bytes.len() > MAX_FILE_BYTES {
         return Err(too_long());
     }
@@ -149,7 +152,7 @@ fn read(
     if text.len() > MAX_FILE_BYTES {
         return Examined::failed(ConfigErrors::for_file(too_long()));
     }
-    let (root, mut errors) = document::parse(text);
+    let (root, mut errors) = document::parse(text, EMPTY);
     let Some(root) = root else { return Examined::failed(ConfigErrors::new(errors)) };
     let context = ReadContext::new(variable);
     let config = read_config(&Cursor::root(&root, &context));

@@ -325,7 +325,7 @@ mod tests {
     }
 
     fn read(text: &str) -> Result<Sample, Vec<String>> {
-        let (root, _) = document::parse(text);
+        let (root, _) = document::parse(text, "empty");
         let root = root.expect("YAML");
         let context = ReadContext::new(&|_| None);
         let read = Sample::read(&Cursor::root(&root, &context));

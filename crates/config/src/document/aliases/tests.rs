@@ -21,7 +21,7 @@ fn errors_of(text: &str) -> Vec<String> {
 
 /// The document, and its errors in the order in which they were found.
 fn parsed(text: &str) -> (Option<Node>, Vec<ConfigError>) {
-    let (root, errors) = parse(text);
+    let (root, errors) = parse(text, "");
     (root, errors.into_found())
 }
 

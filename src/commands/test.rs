@@ -1,0 +1,137 @@
+//! `portcullis test`: decides the cases of files with the rules of a configuration, and prints what differs from what
+//! they expect.
+//!
+//! The core decides, with the configuration's rules and providers. The tokens are signed in this process, and their keys
+//! stand for those of the providers: nothing is fetched, and no issuer has to exist. The output never contains a token.
+
+mod compare;
+mod issue;
+mod report;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+
+use self::compare::Outcome;
+use self::issue::Issuers;
+use self::report::Tested;
+use super::{Failure, output};
+use crate::clock::{self, Clock};
+use crate::config::Config;
+use crate::config::cases::Case;
+use crate::decision::{Policy, Trusted};
+use crate::validation::UnixTime;
+
+/// Decide the cases of files, and print what is not as expected
+///
+/// A case is a request, the claims of its token, and what is expected. Claims need no signature: the token is signed
+/// here, and nothing is fetched. `iss`, `aud` (the first audience of the provider), `iat` and `exp` are added where a
+/// case does not have them; as `null` they are left out. Requests are treated as those that Envoy sends over gRPC.
+/// Exits with 0 if everything is as expected, and with 1 otherwise.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  portcullis test --config portcullis.yaml cases.yaml
+where cases.yaml is
+  - name: a reader cannot delete an order
+    request: {method: DELETE, path: /orders/7}
+    claims: {scope: orders:read}
+    expect: {verdict: deny, reason: insufficient_scope, rule: write-orders}
+  - name: health needs no token
+    request: {path: /healthz}
+    token: none
+    expect: {verdict: allow, rule: health}
+Also: `provider: NAME` (the token's, if there are several), `host` and `headers` of a request, `rule` (the one that the
+proxy's route names), `source_address` and `source_principal`; `rule: null` if no rule matches, and `headers` of the
+request to the upstream, or of the answer if it is denied, `null` for one that is not there.")]
+pub struct TestArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_CONFIG")]
+    config: PathBuf,
+    /// The files of cases
+    #[arg(required = true, value_name = "CASES")]
+    cases: Vec<PathBuf>,
+    /// Decide at this time instead of now: RFC 3339 or Unix seconds
+    #[arg(long, value_name = "TIME", value_parser = clock::parse_time)]
+    now: Option<UnixTime>,
+    /// The output format
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+/// The output format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Text for people.
+    Text,
+    /// JUnit's XML, for CI.
+    Junit,
+}
+
+/// Decides every case.
+pub fn run(args: TestArgs) -> ExitCode {
+    match test(&args) {
+        Ok((text, code)) => output::print_result(&text, code),
+        Err(failure) => {
+            output::print_error(&failure.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn test(args: &TestArgs) -> Result<(String, ExitCode), Failure> {
+    let config = Config::load(&args.config)?;
+    let files = load_all(&args.cases, &config)?;
+    let now = args.now.unwrap_or_else(|| Clock::System.now());
+    let bench = Bench::new(&config, now)?;
+    let mut tested = Vec::new();
+    for (file, cases) in args.cases.iter().zip(&files) {
+        let outcomes = cases.iter().map(|case| Ok((case, bench.decide(case)?)));
+        tested.push(Tested { file, outcomes: outcomes.collect::<Result<_, Failure>>()? });
+    }
+    let is_expected = tested.iter().all(|tested| tested.failed() == 0);
+    let text = match args.format {
+        Format::Text => report::text(&tested),
+        Format::Junit => report::junit(&tested),
+    };
+    Ok((text, if is_expected { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
+}
+
+/// The cases of every file.
+///
+/// # Errors
+/// All errors of all files.
+fn load_all(files: &[PathBuf], config: &Config) -> Result<Vec<Vec<Case>>, Failure> {
+    let loaded: Vec<_> = files.iter().map(|file| Case::load(file, config)).collect();
+    let errors = loaded.iter().filter_map(|cases| cases.as_ref().err());
+    let errors: Vec<String> = errors.map(ToString::to_string).collect();
+    if !errors.is_empty() {
+        return Err(errors.join("\n").into());
+    }
+    Ok(loaded.into_iter().flatten().collect())
+}
+
+/// A configuration with keys for tokens.
+struct Bench<'c> {
+    config: &'c Config,
+    policy: Policy,
+    issuers: Issuers<'c>,
+    now: UnixTime,
+}
+
+impl<'c> Bench<'c> {
+    fn new(config: &'c Config, now: UnixTime) -> Result<Self, Failure> {
+        let providers = config.providers.iter().map(|config| &*config.provider);
+        let trusted =
+            Trusted { proxies: config.trusted_proxies.clone(), headers: config.trusted_headers.clone() };
+        let policy = Policy::new(providers, config.rules.clone(), config.limits.of_request(), trusted);
+        Ok(Self { config, policy, issuers: Issuers::new(&config.providers)?, now })
+    }
+
+    fn decide(&self, case: &Case) -> Result<Outcome, Failure> {
+        let request = self.issuers.request(case, self.now)?;
+        let access_request = request.access_request();
+        let decision = self.issuers.evaluate(&access_request, &self.policy, self.now);
+        Ok(Outcome::of(case, &access_request, &decision, self.config))
+    }
+}

@@ -1,0 +1,191 @@
+//! Stands for the issuers of a configuration: signs the tokens of cases with keys of this process, and has requests
+//! evaluated with these keys.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+use url::form_urlencoded::byte_serialize;
+
+use super::super::Failure;
+use crate::access_request::AccessRequest;
+use crate::clock;
+use crate::commands::issuer::{SigningAlgorithm, SigningKey};
+use crate::config::ProviderConfig;
+use crate::config::cases::{Case, CaseRequest, CaseToken};
+use crate::decision::{CachedKeys, Decision, Evaluation, IssuerState, NoKeys, Policy, evaluate};
+use crate::validation::UnixTime;
+use crate::validation::algorithm::Algorithm;
+use crate::validation::key_set::KeySet;
+use crate::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
+
+/// How long a token is valid, in seconds, if its case does not say it.
+const VALIDITY: i64 = 300;
+
+/// The `kid` of every key.
+const KID: &str = "portcullis-test";
+
+/// Algorithms whose keys are made quickly.
+const QUICK: [Algorithm; 2] = [Algorithm::ES256, Algorithm::EdDSA];
+
+/// The issuers of a configuration.
+pub(super) struct Issuers<'c>(Vec<Issuer<'c>>);
+
+/// A provider and its key.
+struct Issuer<'c> {
+    config: &'c ProviderConfig,
+    key: SigningKey,
+    keys: Arc<KeySet>,
+}
+
+impl<'c> Issuers<'c> {
+    /// Issuers of these providers, each with a new key of an algorithm that it accepts.
+    pub(super) fn new(providers: &'c [ProviderConfig]) -> Result<Self, Failure> {
+        providers.iter().map(Issuer::new).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The request of a case, with its token where the provider accepts tokens first.
+    pub(super) fn request(&self, case: &Case, now: UnixTime) -> Result<CarryingRequest, Failure> {
+        let mut request = CarryingRequest(case.request.clone());
+        if let Some(token) = &case.token {
+            let named = |issuer: &&Issuer<'_>| issuer.config.provider.name == token.provider;
+            let issuer = self.0.iter().find(named).ok_or("the provider of a case is unknown")?;
+            request.carry(&issuer.sign(token, now), issuer.config.provider.token_from.first());
+        }
+        Ok(request)
+    }
+
+    /// Evaluates a request with the keys of these issuers.
+    pub(super) fn evaluate<'a>(
+        &self,
+        request: &'a AccessRequest<'a>,
+        policy: &'a Policy,
+        now: UnixTime,
+    ) -> Decision<'a> {
+        match evaluate(request, policy, |issuer: &str| self.state(issuer), Some(now)) {
+            Evaluation::Done(decision) => *decision,
+            // Keys that are fixed are never waited for.
+            Evaluation::NeedsKeys(needed) => {
+                needed.conclude(NoKeys::Unavailable(Cow::Borrowed("nothing is fetched for a test")))
+            }
+        }
+    }
+
+    /// As the service finds it: the provider with exactly this issuer, else the first template with such a realm.
+    fn state(&self, name: &str) -> Option<IssuerState> {
+        let is_exact =
+            |issuer: &&Issuer<'_>| issuer.config.realms.is_none() && issuer.config.provider.issuer == name;
+        let exact = self.0.iter().find(is_exact).map(|issuer| IssuerState {
+            provider: Arc::clone(&issuer.config.provider),
+            realm: None,
+            keys: CachedKeys::Fixed(Arc::clone(&issuer.keys)),
+        });
+        exact.or_else(|| self.0.iter().find_map(|issuer| issuer.realm_state(name)))
+    }
+}
+
+impl<'c> Issuer<'c> {
+    fn new(config: &'c ProviderConfig) -> Result<Self, Failure> {
+        let accepted = &config.provider.algorithms;
+        let algorithm = QUICK.iter().find(|quick| accepted.contains(quick)).or(accepted.first());
+        let named = |name: &str| SigningAlgorithm::ALL.into_iter().find(|known| known.name() == name);
+        let algorithm = algorithm.and_then(|algorithm| named(algorithm.name()));
+        let algorithm = algorithm.ok_or("a provider accepts no algorithm that can sign")?;
+        // Keys of RSA are shared, since one takes a tenth of a second.
+        let key = SigningKey::pooled(0, KID, algorithm);
+        let document = json!({"keys": [key.public_jwk()]}).to_string();
+        Ok(Self { config, keys: Arc::new(KeySet::parse_inline(document.as_bytes())?), key })
+    }
+
+    fn realm_state(&self, issuer: &str) -> Option<IssuerState> {
+        let realms = self.config.realms.as_ref()?;
+        let name = realms.issuer.realm_of(issuer).filter(|name| realms.allowed.contains(name))?;
+        Some(IssuerState {
+            provider: self.config.of_realm(realms, &name).provider,
+            realm: Some(name.as_str().into()),
+            keys: CachedKeys::Fixed(Arc::clone(&self.keys)),
+        })
+    }
+
+    fn sign(&self, token: &CaseToken, now: UnixTime) -> String {
+        let provider = &*self.config.provider;
+        let mut header = self.key.header();
+        if let (TokenTypes::AnyOf(types), Some(header)) = (&provider.token_types, header.as_object_mut())
+            && let Some(first) = types.first()
+        {
+            header.insert("typ".to_owned(), first.as_str().into());
+        }
+        self.key.sign_with_header(&header, &completed(&token.claims, provider, now).into())
+    }
+}
+
+/// The claims with those that every token needs. One that is null in the case is left out.
+fn completed(claims: &Map<String, Value>, provider: &Provider, now: UnixTime) -> Map<String, Value> {
+    // Whole seconds, as issuers write them; a fraction is cut.
+    let now = now.as_secs_f64() as i64;
+    let audience = match &provider.audiences {
+        Audiences::AnyOf(audiences) => audiences.first().map(|first| Value::from(first.as_str())),
+        Audiences::Any => None,
+    };
+    let added = [
+        ("iss", Some(provider.issuer.as_str().into())),
+        ("aud", audience),
+        ("iat", Some(now.into())),
+        ("exp", Some(now.saturating_add(VALIDITY).into())),
+    ];
+    let mut all = claims.clone();
+    for (name, value) in added {
+        match (all.get(name), value) {
+            (Some(Value::Null), _) => drop(all.remove(name)),
+            (None, Some(value)) => drop(all.insert(name.to_owned(), value)),
+            (Some(_), _) | (None, None) => {}
+        }
+    }
+    all
+}
+
+/// A request with its token.
+pub(super) struct CarryingRequest(CaseRequest);
+
+impl CarryingRequest {
+    /// Puts a token in its place, beside what the case has there.
+    fn carry(&mut self, token: &str, source: Option<&TokenSource>) {
+        let CaseRequest { headers, path, .. } = &mut self.0;
+        match source.cloned().unwrap_or_default() {
+            TokenSource::Header { name, scheme } => {
+                let scheme = scheme.map(|scheme| scheme + " ").unwrap_or_default();
+                headers.push((name.to_string(), format!("{scheme}{token}")));
+            }
+            TokenSource::Cookie(name) => {
+                let cookie = format!("{name}={token}");
+                match headers.iter_mut().find(|(header, _)| header == "cookie") {
+                    Some((_, cookies)) => *cookies = format!("{cookies}; {cookie}"),
+                    None => headers.push(("cookie".to_owned(), cookie)),
+                }
+            }
+            TokenSource::Query(name) => {
+                let separator = if path.contains('?') { '&' } else { '?' };
+                let name: String = byte_serialize(name.as_bytes()).collect();
+                *path = format!("{path}{separator}{name}={token}");
+            }
+        }
+    }
+
+    /// The request, as Envoy describes it over gRPC.
+    pub(super) fn access_request(&self) -> AccessRequest<'_> {
+        let request = &self.0;
+        let headers = request.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        AccessRequest {
+            source_address: request.source_address.as_deref(),
+            source_principal: request.source_principal.as_deref(),
+            named_rule: request.rule.as_ref().map(String::as_bytes),
+            ..AccessRequest::new(
+                request.method.as_bytes(),
+                request.host.as_bytes(),
+                request.path.as_bytes(),
+                headers.collect(),
+                clock::monotonic().into_std(),
+            )
+        }
+    }
+}

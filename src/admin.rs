@@ -1,5 +1,5 @@
-//! The admin door: `/livez`, `/readyz`, `/metrics`, `/keys`. It decides nothing, changes nothing and shows only public
-//! keys.
+//! The admin door: `/livez`, `/readyz`, `/metrics`, `/keys`, `/decisions/ID`. It decides nothing, changes nothing and
+//! shows only public keys, and of refused requests what the log has.
 //!
 //! A page in an operator's browser may resolve its own name to this address (DNS rebinding); the browser then sends
 //! that name as the Host. Only the host names that the configuration allows are answered.
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tower::Service as _;
 
-use crate::authorizer::KeyedProvider;
+use crate::authorizer::{KeyedProvider, RecentRefusal};
 use crate::clock;
 use crate::keys::KeyStatus;
 use crate::server::{Door, Peer, RequestBody};
@@ -110,6 +110,7 @@ fn router(service: Arc<Service>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/keys", get(keys))
+        .route("/decisions/{id}", get(decision))
         .with_state(Pages { service, render_permit: Arc::new(Semaphore::new(1)) })
 }
 
@@ -186,6 +187,51 @@ async fn keys(State(pages): State<Pages>) -> Response {
         Some(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
         None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+/// A refusal among the latest ones. A page is small, so it is rendered here.
+async fn decision(State(Pages { service, .. }): State<Pages>, Path(id): Path<String>) -> Response {
+    let refusals = service.refusals();
+    let (status, body) = match (refusals.find(&id), refusals.capacity()) {
+        (Some(refusal), _) => (StatusCode::OK, describe_refusal(&refusal)),
+        (None, 0) => (StatusCode::NOT_FOUND, not_found("refusals are not kept: set listen.admin.refusals")),
+        (None, kept) => {
+            let text = format!("not among the latest {kept} refusals; allowed requests are not kept");
+            (StatusCode::NOT_FOUND, not_found(&text))
+        }
+    };
+    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
+
+fn not_found(description: &str) -> Value {
+    json!({"error": "not_found", "error_description": description})
+}
+
+fn describe_refusal(refusal: &RecentRefusal) -> Value {
+    let RecentRefusal { id, time, took_us, door, verdict, reason, provider, realm, rule, .. } = refusal;
+    let RecentRefusal { method, host, path, client, kid, detail, steps, .. } = refusal;
+    let steps: Vec<Value> = steps
+        .iter()
+        .map(|step| json!({"step": step.step, "outcome": step.outcome, "detail": step.detail}))
+        .collect();
+    json!({
+        "id": id.to_string(),
+        "time": clock::rfc3339(*time),
+        "took_us": took_us,
+        "door": door,
+        "verdict": verdict,
+        "reason": reason,
+        "provider": provider,
+        "realm": realm,
+        "rule": rule,
+        "method": method,
+        "host": host,
+        "path": path,
+        "client": client,
+        "kid": kid,
+        "detail": detail,
+        "steps": steps,
+    })
 }
 
 fn describe(keyed: &KeyedProvider) -> Value {

@@ -312,7 +312,7 @@ impl ReceivedCheck {
 }
 
 fn response_to(request: &AccessRequest<'_>, authorizer: &Authorizer, decided: &Decided<'_>) -> Bytes {
-    match decided.decision.allowed(authorizer.responses(), request.headers.caller()) {
+    match decided.decision.allowed(authorizer.responses(), &request.headers) {
         Ok(allowed) => check_response::allow(allowed.changes(), decided),
         Err(denial) => check_response::deny(&denial, decided),
     }

@@ -74,8 +74,7 @@ impl HttpDoor {
             ..access_request(self.profile, request, peer)
         };
         let decided = authorizer.decide(DOOR, &access_request).await;
-        let caller = access_request.headers.caller();
-        let response = match decided.decision.allowed(authorizer.responses(), caller) {
+        let response = match decided.decision.allowed(authorizer.responses(), &access_request.headers) {
             Ok(allowed) => allow(self.profile, allowed.changes()),
             Err(denial) => http_denial::response(*denial).map(|denial| denial.map(Body::from)),
         };

@@ -3,6 +3,7 @@
 //! The authorizer decides, and its record is printed step by step. The output never contains the token, its signature
 //! or the client's cookies.
 
+mod past;
 mod request;
 
 use std::path::PathBuf;
@@ -37,17 +38,20 @@ const UNAVAILABLE: u8 = 3;
 ///
 /// The request is treated as one that Envoy sends over gRPC. Keys are fetched as at the start of `serve`; a snapshot
 /// is used if the issuer is down. Exits with 0 if the request is allowed, 2 if it is denied, 3 if the keys are not
-/// available, and 1 if there is no decision.
+/// available, and 1 if there is no decision. With --decision, a refusal of the running service is explained instead.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   portcullis explain --config portcullis.yaml --path /orders --header \"Authorization: Bearer $TOKEN\"
   portcullis explain --config portcullis.yaml --request request.json --format json
+  portcullis explain --decision 3f8a9c0d1e2b4a5f-1c --admin 127.0.0.1:9193
 where request.json is {\"method\": \"GET\", \"host\": \"api.example.com\", \"path\": \"/orders\",
                        \"headers\": {\"authorization\": \"Bearer ...\"}}")]
 pub struct ExplainArgs {
     /// The configuration file
-    #[arg(long, value_name = "FILE", env = "PORTCULLIS_CONFIG")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_CONFIG", required_unless_present = "decision")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    past: past::PastArgs,
     #[command(flatten)]
     request: request::RequestArgs,
     /// Decide at this time instead of now: RFC 3339 or Unix seconds
@@ -79,7 +83,12 @@ pub async fn run(args: ExplainArgs) -> ExitCode {
 }
 
 async fn explain(args: &ExplainArgs) -> Result<(String, ExitCode), Failure> {
-    let config = Config::load(&args.config)?;
+    if let Some((id, admin)) = args.past.wanted() {
+        return past::explain(id, admin, args.format).await;
+    }
+    // Required without a refusal of the past.
+    let file = args.config.as_deref().ok_or("--config FILE is missing")?;
+    let config = Config::load(file)?;
     // Warnings of fetches are logged; the decision is printed.
     telemetry::start_log(&Log { level: LogLevel::Warn, ..config.log })?;
     let request = OwnedRequest::read(&args.request)?;
@@ -117,8 +126,8 @@ struct Explanation<'a> {
 
 impl<'a> Explanation<'a> {
     fn new(decision: &'a Decision<'a>, authorizer: &Authorizer, request: &OwnedRequest) -> Self {
-        let caller = request.access_request().headers.caller();
-        let allowed = match decision.allowed(authorizer.responses(), caller) {
+        let request = request.access_request();
+        let allowed = match decision.allowed(authorizer.responses(), &request.headers) {
             Ok(allowed) => allowed,
             Err(denial) => {
                 let DenialResponse { status, headers, .. } = *denial;

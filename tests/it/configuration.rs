@@ -308,7 +308,7 @@ rules:
     mode: shadow
     external_url: https://api.example.com
     resource: none
-responses: {cors: {allow_origins: ['https://app.example.com']}, decision_id_header: x-decision-id}
+responses: {decision_id_header: x-decision-id}
 resources: []
 mode: shadow
 revocation: {clients: [a]}

@@ -40,6 +40,7 @@ mod pressure;
 mod realms;
 mod rebinding;
 mod refresh;
+mod refusals;
 mod reload;
 mod responses;
 mod rules;

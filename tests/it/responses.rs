@@ -1,13 +1,24 @@
 //! Responses, in process: challenges, bodies and headers of denials for each kind of client, claims in headers and in Envoy's
 //! metadata, and the protected resource metadata (RFC 9728).
 
-use crate::support::{Answer, Ask, NOW, Running, fixed_clock, with_http_doors};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::header::VARY;
+use axum::http::{HeaderMap, HeaderName, Request};
+use axum::routing::any;
 use envoy_types::pb::google::protobuf::Value as ProtoValue;
 use envoy_types::pb::google::protobuf::value::Kind;
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey, with_claim};
 use portcullis::config::{Config, Profile};
+use portcullis_tower::AuthorizationLayer;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
+use tower::{Layer, ServiceExt as _};
+
+use crate::support::{Answer, Ask, NOW, Running, fixed_clock, with_http_doors};
 
 const ISSUER: &str = "https://sso.example.com";
 const METADATA: &str = "https://api.example.com/.well-known/oauth-protected-resource";
@@ -20,6 +31,11 @@ struct TestEnv {
 impl TestEnv {
     /// A service with one provider that has these lines, followed by these sections.
     async fn with(provider: &str, sections: &str) -> Self {
+        let (key, config) = Self::config(provider, sections);
+        Self { key, service: Running::start(with_http_doors(config), fixed_clock()).await }
+    }
+
+    fn config(provider: &str, sections: &str) -> (SigningKey, Config) {
         let key = SigningKey::generate("k", SigningAlgorithm::ES256);
         let jwks = json!({"keys": [key.public_jwk()]});
         let provider: String = provider.lines().map(|line| format!("    {line}\n")).collect();
@@ -33,7 +49,13 @@ providers:
 {provider}{sections}"
         );
         let config = Config::parse(&text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
-        Self { key, service: Running::start(with_http_doors(config), fixed_clock()).await }
+        (key, config)
+    }
+
+    /// A service with one provider and these sections, of which not every provider has keys.
+    async fn without_waiting(sections: &str) -> Self {
+        let (key, config) = Self::config("", sections);
+        Self { key, service: Running::start_without_keys(with_http_doors(config), fixed_clock()).await }
     }
 
     async fn ask(&self, claims: &Value) -> Answer {
@@ -195,6 +217,116 @@ async fn a_reason_may_have_its_own_body_and_headers_on_every_listener() {
     let answer = client.get(door).send().await.expect("the listener answers");
     assert_eq!(answer.headers()["x-login"], "https://sso.example.com/login");
     assert_eq!(answer.text().await.expect("text"), "<p>log in</p>");
+}
+
+/// The headers of CORS in a denial.
+fn cors_headers(headers: &HeaderMap) -> BTreeMap<String, String> {
+    let is_cors = |name: &HeaderName| name.as_str().starts_with("access-control-") || *name == VARY;
+    let of_cors = headers.iter().filter(|(name, _)| is_cors(name));
+    of_cors.map(|(name, value)| (name.to_string(), value.to_str().expect("text").to_owned())).collect()
+}
+
+/// The status and the headers of CORS at every door for a request to this path, with this origin and token.
+async fn cors_at_every_door(
+    service: &Running,
+    path: &str,
+    origin: &str,
+    token: Option<&str>,
+) -> Vec<(String, u16, BTreeMap<String, String>)> {
+    let bearer = token.map(|token| format!("Bearer {token}"));
+    let mut ask = Ask::default().path(path).header("origin", origin);
+    if let Some(bearer) = &bearer {
+        ask = ask.header("authorization", bearer);
+    }
+    let grpc = service.ask(ask).await;
+    let names =
+        grpc.set.iter().map(|(name, value)| (name.parse().expect("a name"), value.parse().expect("a value")));
+    let status = u16::try_from(grpc.http_status).expect("a status");
+    let mut all = vec![("ext_authz".to_owned(), status, cors_headers(&names.collect()))];
+    let client = Client::builder().no_proxy().build().expect("a plain client");
+    for (name, profile) in Profile::NAMED {
+        let target = if profile == Profile::Envoy { path } else { "/" };
+        let mut request =
+            client.get(format!("http://{}{target}", service.http_door(profile))).header("origin", origin);
+        request = match profile {
+            Profile::Envoy => request,
+            Profile::Nginx => request.header("x-original-method", "GET").header("x-original-uri", path),
+            Profile::Haproxy | Profile::Caddy | Profile::Traefik => request
+                .header("x-forwarded-method", "GET")
+                .header("x-forwarded-uri", path)
+                .header("x-forwarded-host", "api.example.com"),
+        };
+        if let Some(bearer) = &bearer {
+            request = request.header("authorization", bearer);
+        }
+        let response = request.send().await.expect("the listener answers");
+        all.push((name.to_owned(), response.status().as_u16(), cors_headers(response.headers())));
+    }
+    let mut request = Request::get(path).header("host", "api.example.com").header("origin", origin);
+    if let Some(bearer) = &bearer {
+        request = request.header("authorization", bearer);
+    }
+    let layer = AuthorizationLayer::new(Arc::clone(service.shared_service()));
+    let routes = layer.layer(Router::new().fallback(any(async || "ok")));
+    let response =
+        routes.oneshot(request.body(Body::empty()).expect("a request")).await.expect("never fails");
+    all.push(("tower".to_owned(), response.status().as_u16(), cors_headers(response.headers())));
+    all
+}
+
+#[tokio::test]
+async fn a_page_of_a_listed_origin_can_read_every_denial_of_every_door() {
+    let sections = "rules:
+  - {name: closed, match: {path_prefix: /closed}, deny: true}
+  - {name: unavailable, match: {path_prefix: /down}, providers: [down]}
+responses: {cors: {allow_origins: ['https://app.example.com', 'https://*.example.org'], allow_credentials: true}}
+";
+    let down = "  - {name: down, issuer: 'https://down.example.com', audiences: [a], jwks_file: /dev/null,
+     refresh: {wait: 50ms}}\n";
+    let env = TestEnv::without_waiting(&format!("{down}{sections}")).await;
+    let token = env.key.sign(&claims());
+    let no_keys = env.key.sign(&with_claim(claims(), "iss", "https://down.example.com"));
+    let readable = |origin: &str| {
+        BTreeMap::from([
+            ("access-control-allow-origin".to_owned(), origin.to_owned()),
+            ("access-control-allow-credentials".to_owned(), "true".to_owned()),
+            ("access-control-expose-headers".to_owned(), "WWW-Authenticate".to_owned()),
+            ("vary".to_owned(), "Origin".to_owned()),
+        ])
+    };
+    let not_readable = BTreeMap::from([("vary".to_owned(), "Origin".to_owned())]);
+    for (path, token, status) in [
+        ("/orders", None, 401),
+        ("/closed/a", Some(&token), 403),
+        ("/a%2fb", Some(&token), 400),
+        ("/down", Some(&no_keys), 503),
+    ] {
+        let token = token.map(String::as_str);
+        for origin in ["https://app.example.com", "https://a.b.example.org"] {
+            for (door, sent, headers) in cors_at_every_door(&env.service, path, origin, token).await {
+                assert_eq!((sent, headers), (status, readable(origin)), "{door} {path}");
+            }
+        }
+        for origin in ["https://evil.example", "https://example.org", "null"] {
+            for (door, sent, headers) in cors_at_every_door(&env.service, path, origin, token).await {
+                assert_eq!((sent, &headers), (status, &not_readable), "{door} {path} {origin}");
+            }
+        }
+    }
+    let allowed = cors_at_every_door(&env.service, "/orders", "https://app.example.com", Some(&token)).await;
+    for (door, status, headers) in allowed {
+        assert_eq!((status, headers), (200, BTreeMap::new()), "{door}: the application answers");
+    }
+}
+
+#[tokio::test]
+async fn without_cors_no_denial_has_a_header_of_it() {
+    let env = TestEnv::with("", "").await;
+    for (door, status, headers) in
+        cors_at_every_door(&env.service, "/orders", "https://app.example.com", None).await
+    {
+        assert_eq!((status, headers), (401, BTreeMap::new()), "{door}");
+    }
 }
 
 #[tokio::test]

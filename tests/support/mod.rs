@@ -141,7 +141,12 @@ pub fn config(providers: Vec<ProviderConfig>) -> Config {
         listen: Listen {
             ext_authz: vec![GrpcListener { address: BindAddress::Tcp(address), tls: None }],
             forward_auth: Vec::new(),
-            admin: Some(AdminListener { address, tls: None, hosts: Vec::new() }),
+            admin: Some(AdminListener {
+                address,
+                tls: None,
+                hosts: Vec::new(),
+                refusals: AdminListener::REFUSALS,
+            }),
         },
         providers,
         rules: Rules::default(),
@@ -217,6 +222,11 @@ impl Running {
     pub fn http_door(&self, profile: Profile) -> SocketAddr {
         let named = Profile::NAMED.iter().position(|(_, named)| *named == profile);
         self.http_doors[named.expect("every profile has a name")]
+    }
+
+    /// The address of the admin door.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     /// The service behind the doors.

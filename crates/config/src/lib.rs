@@ -88,7 +88,8 @@ impl From<&Config> for Settings {
             trusted_proxies: config.trusted_proxies.clone(),
             trusted_headers: config.trusted_headers.clone(),
         };
-        Self { providers: config.providers.clone(), policy }
+        let refusals = config.listen.admin.as_ref().map_or(0, |admin| admin.refusals);
+        Self { providers: config.providers.clone(), policy, refusals }
     }
 }
 
@@ -99,7 +100,7 @@ pub struct Listen {
     pub ext_authz: Vec<GrpcListener>,
     /// HTTP for other proxies; each listener has the profile of one proxy.
     pub forward_auth: Vec<HttpListener>,
-    /// `/livez`, `/readyz`, `/metrics`, `/keys`; `None` disables it.
+    /// `/livez`, `/readyz`, `/metrics`, `/keys`, `/decisions/ID`; `None` disables it.
     pub admin: Option<AdminListener>,
 }
 
@@ -119,6 +120,13 @@ pub struct AdminListener {
     /// Names, in lower case and without port, that are accepted in a request's `Host` in addition to addresses and
     /// `localhost`; default none.
     pub hosts: Vec<String>,
+    /// How many of the latest refusals `/decisions/ID` can show; default [`AdminListener::REFUSALS`], 0 keeps none.
+    pub refusals: usize,
+}
+
+impl AdminListener {
+    /// The default of `refusals`.
+    pub const REFUSALS: usize = 256;
 }
 
 /// A gRPC listener.

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use url::Url;
 
 use portcullis_core::access_request::ClaimHeaders;
+use portcullis_engine::authorizer::MAX_REFUSALS;
 
 use super::cursor::{Cursor, Mapping, Read};
-use super::forms::{Choice, Each, FILE, List, OneOr, Short, Sub, Text, equal, shown};
+use super::forms::{Choice, Count, Each, FILE, List, OneOr, Short, Sub, Text, equal, shown};
 use super::section::section;
 use super::{AdminListener, BindAddress, GrpcListener, HttpListener, Listen, Profile, TlsFiles};
 
@@ -25,7 +26,7 @@ section! {
         ext_authz: OneOr { one: GRPC, list: GRPC_LIST }, required("the address of the gRPC listener");
         /// HTTP for other proxies; off if absent.
         forward_auth: OneOr { one: HTTP, list: Each(HTTP) }, unless(Vec::new());
-        /// For operators: /livez, /readyz, /metrics, /keys. Default: off.
+        /// For operators: /livez, /readyz, /metrics, /keys, /decisions/ID. Default: off.
         admin: Short { read: read_admin_address, summary: "`host:port`" }, optional;
     }
 }
@@ -65,6 +66,8 @@ section! {
             empty: "an empty list names no host: remove the key; addresses and localhost are always accepted",
             same: equal,
         }, unless(Vec::new());
+        /// How many of the latest refusals are kept in memory for /decisions/ID. 0 keeps none.
+        refusals: Count { min: 0, max: MAX_REFUSALS }, default(AdminListener::REFUSALS);
     }
 }
 
@@ -142,7 +145,7 @@ fn read_grpc_address(cursor: &Cursor<'_>) -> Read<GrpcListener> {
 
 fn read_admin_address(cursor: &Cursor<'_>) -> Read<AdminListener> {
     let address = read_socket_address(cursor, &cursor.text()?)?;
-    Ok(AdminListener { address, tls: None, hosts: Vec::new() })
+    Ok(AdminListener { address, tls: None, hosts: Vec::new(), refusals: AdminListener::REFUSALS })
 }
 
 /// Refuses a shared address. Duplicates within `ext_authz` have been reported by its list.

@@ -6,12 +6,12 @@ use http::{HeaderName, HeaderValue};
 use url::Url;
 
 use portcullis_core::reason::Refusal;
-use portcullis_core::verdict::{CustomBody, CustomDenial, Responses};
+use portcullis_core::verdict::{Cors, CustomBody, CustomDenial, OriginPattern, Responses};
 
 use serde_json::json;
 
 use super::cursor::{Cursor, Entry, Mapping, Read, all};
-use super::forms::{Count, Text, text_schema};
+use super::forms::{Count, Flag, List, Sub, Text, equal, shown, text_schema};
 use super::keys::FetchUrl;
 use super::providers::{REALM, header_name};
 use super::section::{Form, FormDescription, section};
@@ -49,7 +49,7 @@ section! {
     "Responses": Responses,
     read through ResponsesDraft by make_responses,
     printed through ResponsesShown by show_responses,
-    later ["cors", "decision_id_header"] {
+    later ["decision_id_header"] {
         /// The realm of challenges.
         realm: String = REALM, default(Responses::default().realm);
         /// The HTTP status if the issuer's keys are unavailable.
@@ -57,6 +57,8 @@ section! {
             default(Responses::default().keys_unavailable_status.into());
         /// The URL of the resource's metadata (RFC 9728), for challenges. Default: none.
         resource_metadata: Url = MetadataUrl, optional;
+        /// The pages of other origins that can read a denial. Default: none.
+        cors: Cors = Sub::<Cors>::NEW, optional;
         /// Bodies by reason; they replace the default one.
         body: Vec<(Refusal, CustomBody)> = ByReason {
             of: Text { read: read_body, show: |body| body.text.clone(), summary: "a text" },
@@ -66,13 +68,60 @@ section! {
     }
 }
 
-fn make_responses(draft: ResponsesDraft, _: &Mapping<'_>) -> Read<Responses> {
-    let ResponsesDraft { realm, keys_unavailable_status, resource_metadata, body, headers } = draft;
+section! {
+    /// The pages of other origins that can read a denial (CORS, in the Fetch standard). An allowed request is answered by
+    /// the application, with its own headers.
+    "Cors": Cors, checked check_cors {
+        /// `https://app.example.com`; `https://*.example.org` is every host below the domain, at any depth, not the
+        /// domain; `*`, alone and without credentials, is every page.
+        allow_origins: List {
+            of: Text { read: read_origin, show: shown, summary: "an origin" },
+            empty: "an empty list allows no page: remove `cors`",
+            same: equal,
+        }, required("the origins of your pages: [https://app.example.com]");
+        /// Whether a page can read the denial of a request that it sent with cookies (`credentials: 'include'`).
+        allow_credentials: Flag, default(false);
+    }
+}
+
+fn check_cors(cors: &Cors, mapping: &Mapping<'_>) -> Read<()> {
+    let Cors { allow_origins, allow_credentials } = cors;
+    if !allow_origins.contains(&OriginPattern::Any) {
+        return Ok(());
+    }
+    if allow_origins.len() > 1 {
+        return mapping.refuse_at("allow_origins", "`*` is every page: remove it, or the others");
+    }
+    if *allow_credentials {
+        return mapping.refuse_at(
+            "allow_origins",
+            "browsers refuse `*` with credentials: list the origins of your pages, or remove `allow_credentials`",
+        );
+    }
+    Ok(())
+}
+
+fn read_origin(cursor: &Cursor<'_>) -> Read<OriginPattern> {
+    OriginPattern::parse(&cursor.text()?).or_else(|instead| cursor.refuse(instead))
+}
+
+fn make_responses(draft: ResponsesDraft, mapping: &Mapping<'_>) -> Read<Responses> {
+    let ResponsesDraft { realm, keys_unavailable_status, resource_metadata, cors, body, headers } = draft;
+    let cors = cors?;
     let mut custom: HashMap<Refusal, CustomDenial> = HashMap::new();
     for (reason, body) in body? {
         custom.entry(reason).or_default().body = Some(body);
     }
     for (reason, headers) in headers? {
+        if cors.is_some() && headers.iter().any(|(name, _)| Cors::HEADERS.contains(name)) {
+            return mapping.refuse_at(
+                "headers",
+                format!(
+                    "`cors` sets Access-Control-Allow-Origin, -Credentials and Vary: remove them at {}",
+                    reason.as_str()
+                ),
+            );
+        }
         custom.entry(reason).or_default().headers = headers;
     }
     let fallback = Responses::default().keys_unavailable_status;
@@ -80,12 +129,13 @@ fn make_responses(draft: ResponsesDraft, _: &Mapping<'_>) -> Read<Responses> {
         realm: realm?,
         keys_unavailable_status: u16::try_from(keys_unavailable_status?).unwrap_or(fallback),
         resource_metadata: resource_metadata?,
+        cors,
         custom,
     })
 }
 
 fn show_responses(responses: &Responses) -> ResponsesShown {
-    let Responses { realm, keys_unavailable_status, resource_metadata, custom } = responses.clone();
+    let Responses { realm, keys_unavailable_status, resource_metadata, cors, custom } = responses.clone();
     // In the order of the reasons, so that the output is deterministic.
     let custom = || Refusal::all().filter_map(|refusal| Some((refusal, custom.get(&refusal)?)));
     let body: Vec<_> =
@@ -98,6 +148,7 @@ fn show_responses(responses: &Responses) -> ResponsesShown {
         realm: Some(realm),
         keys_unavailable_status: Some(keys_unavailable_status.into()),
         resource_metadata,
+        cors,
         body: Some(body).filter(|body| !body.is_empty()),
         headers: Some(headers).filter(|headers| !headers.is_empty()),
     }

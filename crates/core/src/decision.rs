@@ -36,7 +36,7 @@ pub use self::verified::VerifiedToken;
 
 use self::record::{ChangeCounts, TokenSummary};
 use self::verified::ScreenSummary;
-use crate::access_request::{AccessRequest, Caller};
+use crate::access_request::{AccessRequest, Headers};
 use crate::bearer_token::{self, FoundToken, NoToken};
 use crate::identity;
 use crate::rules::{Effect, Requirements, Rule, Unmatched};
@@ -60,17 +60,21 @@ pub struct Decision<'p> {
 }
 
 impl Decision<'_> {
-    /// The permission, or the denial to send to this kind of client.
+    /// The permission, or the denial of the request with these headers.
     ///
     /// # Errors
     /// The denial.
-    pub fn allowed(&self, responses: &Responses, caller: Caller) -> Result<&Allowed, Box<DenialResponse>> {
+    pub fn allowed(
+        &self,
+        responses: &Responses,
+        request: &Headers<'_>,
+    ) -> Result<&Allowed, Box<DenialResponse>> {
         let refusal = match &self.verdict {
             Verdict::Allow(allowed) => return Ok(allowed),
             Verdict::Deny(reason) => (*reason).into(),
             Verdict::Unavailable(reason) => (*reason).into(),
         };
-        Err(Box::new(DenialResponse::new(refusal, &self.challenge, responses, caller)))
+        Err(Box::new(DenialResponse::new(refusal, &self.challenge, responses, request)))
     }
 
     /// `sub` of a verified token (RFC 7519 §4.1.2).

@@ -47,6 +47,32 @@ pub fn on_one_line(text: &str) -> String {
     escaped(text, 64)
 }
 
+/// The path of a request target for the log, like [`on_one_line`] but of at most 256 characters: without its query, and
+/// without what programs behind the proxy may read as one, also percent-encoded. A target that is no path, such as a
+/// URL with a user name and a password, is not shown.
+///
+/// ```
+/// use portcullis_core::text::path_for_log;
+///
+/// assert_eq!(path_for_log(b"/orders/7?access_token=abc"), "/orders/7");
+/// ```
+pub fn path_for_log(target: &[u8]) -> String {
+    const MAX_CHARS: usize = 256;
+    const NO_PATH: &str = "(no path)";
+    const ENDS: [&[u8]; 6] = [b"?", b"#", b";", b"%3f", b"%23", b"%3b"];
+    if !target.starts_with(b"/") {
+        return NO_PATH.to_owned();
+    }
+    // A character takes at most 4 bytes.
+    let target = target.get(..MAX_CHARS * 4).unwrap_or(target);
+    let is_end = |at: &usize| {
+        let rest = target.get(*at..).unwrap_or_default();
+        ENDS.iter().any(|end| rest.get(..end.len()).is_some_and(|start| start.eq_ignore_ascii_case(end)))
+    };
+    let end = (0..target.len()).find(is_end).unwrap_or(target.len());
+    escaped(&String::from_utf8_lossy(target.get(..end).unwrap_or_default()), MAX_CHARS)
+}
+
 /// Text of a token or of a request in quotes: at most 128 characters, escaped, and no token.
 pub fn quoted(text: &str) -> String {
     format!("\"{}\"", escaped(text, MAX_QUOTED))
@@ -79,6 +105,30 @@ mod tests {
         ] {
             assert_eq!(without_tokens(text), expected);
         }
+    }
+
+    #[test]
+    fn the_path_of_a_target_has_no_query_in_any_spelling_and_no_token() {
+        for (target, expected) in [
+            ("/", "/"),
+            ("/a/b%20c", "/a/b%20c"),
+            ("/a?access_token=x", "/a"),
+            ("/a#access_token=x", "/a"),
+            ("/a;jsessionid=x/b", "/a"),
+            ("/a%3Faccess_token=x", "/a"),
+            ("/a%3bsid=x", "/a"),
+            ("/a%23x", "/a"),
+            ("/a\n", "/a\\n"),
+            ("/verify/eyJhbGciOiJub25lIn0.e30.c2ln/b", "/verify/(a token)"),
+            ("*", "(no path)"),
+            ("", "(no path)"),
+            ("http://user:secret@h/a", "(no path)"),
+            ("api.example.com:443", "(no path)"),
+        ] {
+            assert_eq!(path_for_log(target.as_bytes()), expected, "{target}");
+        }
+        assert_eq!(path_for_log(b"/\xff\xfe"), "/\u{fffd}\u{fffd}");
+        assert_eq!(path_for_log(&[&b"/"[..], &[b'x'; 5_000]].concat()).len(), 256);
     }
 
     #[test]

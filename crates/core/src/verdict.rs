@@ -8,14 +8,16 @@
 //! or from [`Anonymous`], which only a rule that allows every request produces. No door, error path or default can
 //! create it.
 
+mod cors;
 mod responses;
 
 use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue};
 
+pub use self::cors::{Cors, OriginPattern};
 pub use self::responses::{CustomBody, CustomDenial, Responses};
 
-use crate::access_request::Caller;
+use crate::access_request::{Caller, Headers};
 use crate::identity::UpstreamChanges;
 use crate::reason::{DenialKind, DenyReason, Grant, Outcome, Refusal, UnavailableReason, Wire};
 use crate::rules::Anonymous;
@@ -88,18 +90,23 @@ impl Challenge {
 }
 
 impl DenialResponse {
-    /// The denial for this refusal, to this kind of client.
+    /// The denial for this refusal of the request with these headers.
     ///
     /// ```
-    /// use portcullis_core::access_request::Caller;
+    /// use portcullis_core::access_request::Headers;
     /// use portcullis_core::reason::DenyReason;
     /// use portcullis_core::verdict::{Challenge, DenialResponse, Responses};
     ///
     /// let (challenge, responses) = (Challenge::default(), Responses::default());
-    /// let denial = DenialResponse::new(DenyReason::Expired.into(), &challenge, &responses, Caller::Http);
+    /// let denial = DenialResponse::new(DenyReason::Expired.into(), &challenge, &responses, &Headers::default());
     /// assert_eq!(denial.status, 401);
     /// ```
-    pub fn new(refusal: Refusal, challenge: &Challenge, responses: &Responses, caller: Caller) -> Self {
+    pub fn new(
+        refusal: Refusal,
+        challenge: &Challenge,
+        responses: &Responses,
+        request: &Headers<'_>,
+    ) -> Self {
         let wire = refusal.wire();
         let status = match wire.kind {
             DenialKind::Unavailable => responses.keys_unavailable_status,
@@ -120,7 +127,7 @@ impl DenialResponse {
         }
         let custom = responses.custom.get(&refusal);
         let mut body = String::new();
-        match caller {
+        match request.caller() {
             Caller::Http => match custom.and_then(|custom| custom.body.as_ref()) {
                 Some(custom_body) => {
                     add(CONTENT_TYPE, Some(custom_body.media_type.clone()));
@@ -138,6 +145,8 @@ impl DenialResponse {
                 add(GRPC_MESSAGE, header_value(wire.description));
             }
         }
+        let cors = responses.cors.iter().flat_map(|cors| cors.headers(request));
+        headers.extend(cors);
         for (name, value) in custom.iter().flat_map(|custom| &custom.headers) {
             headers.retain(|(known, _)| known != name);
             headers.push((name.clone(), value.clone()));

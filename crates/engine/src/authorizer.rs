@@ -11,6 +11,7 @@ mod limits;
 mod provider_config;
 mod providers;
 mod realms;
+mod recent;
 mod record;
 mod template;
 mod tokens;
@@ -29,6 +30,7 @@ pub use self::keyed::KeyedProvider;
 pub use self::limits::Limits;
 pub use self::provider_config::{KeySource, ProviderConfig};
 pub use self::realms::{NameStorage, OpenRealm, RealmProviders};
+pub use self::recent::{MAX_REFUSALS, RecentRefusal, RecentRefusals, RecentStep};
 pub use self::template::{AllowedRealms, PLACEHOLDER, RealmKeys, Realms, Template};
 pub use self::tokens::TokenCacheConfig;
 pub use self::undecided::Undecided;
@@ -67,6 +69,7 @@ pub struct Authorizer {
     /// Whether the warning about an untrusted proxy was logged.
     untrusted_logged: AtomicBool,
     denial_log: Arc<DenialLog>,
+    refusals: Arc<RecentRefusals>,
     tokens: TokenCache,
 }
 
@@ -122,7 +125,14 @@ impl Authorizer {
             ids: DecisionIds::new(),
             untrusted_logged: AtomicBool::new(false),
             denial_log: Arc::default(),
+            refusals: Arc::default(),
         }
+    }
+
+    /// Keeps its refusals among these.
+    #[must_use]
+    pub fn keeping(self, refusals: Arc<RecentRefusals>) -> Self {
+        Self { refusals, ..self }
     }
 
     /// Decides a request, counts and logs it. `door` is the label of the calling door.
@@ -353,6 +363,14 @@ pub struct DecisionId {
 impl DecisionId {
     /// The most bytes of its text.
     pub const MAX_BYTES: usize = 33;
+
+    /// The id with exactly this text.
+    fn parse(text: &str) -> Option<Self> {
+        let (authorizer, number) = text.split_once('-')?;
+        let parsed = |digits: &str| u64::from_str_radix(digits, 16).ok();
+        let id = Self { authorizer: parsed(authorizer)?, number: parsed(number)? };
+        (id.text(&mut [0; Self::MAX_BYTES]) == text).then_some(id)
+    }
 
     /// Its text, written into `buffer` without the cost of a formatter.
     pub fn text(self, buffer: &mut [u8; Self::MAX_BYTES]) -> &str {

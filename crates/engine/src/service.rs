@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
-use crate::authorizer::Authorizer;
+use crate::authorizer::{Authorizer, RecentRefusals};
 use crate::clock::Clock;
 use crate::keys::KeyCacheContext;
 use crate::supervise::{Supervisor, Tasks};
@@ -34,6 +34,8 @@ pub struct Service {
     reload_state: tokio::sync::Mutex<ReloadState>,
     /// Names of providers that a reload removed: their label values must not reappear in the gauges.
     removed: Mutex<BTreeSet<String>>,
+    /// Kept across reloads.
+    refusals: Arc<RecentRefusals>,
     context: KeyCacheContext,
     ready: AtomicBool,
     draining: AtomicBool,
@@ -66,13 +68,16 @@ impl Service {
             .providers
             .iter()
             .map(|wanted| providers::part(wanted, Vec::new(), Vec::new(), None, &context));
-        let authorizer = providers::authorizer(parts.collect::<Result<_, _>>()?, config, &context);
+        let refusals = Arc::default();
+        let parts = parts.collect::<Result<_, _>>()?;
+        let authorizer = providers::authorizer(parts, config, &context, &refusals);
         context.metrics.started_with_configuration(context.clock.now());
         let clock_watch = ClockWatch::start(&context);
         Ok(Self {
             authorizer: ArcSwap::from_pointee(authorizer),
             reload_state: tokio::sync::Mutex::new(ReloadState::of(config)),
             removed: Mutex::default(),
+            refusals,
             context,
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -83,6 +88,11 @@ impl Service {
     /// The authorizer of the current configuration.
     pub fn authorizer(&self) -> Arc<Authorizer> {
         self.authorizer.load_full()
+    }
+
+    /// The latest refusals, for operators.
+    pub fn refusals(&self) -> &RecentRefusals {
+        &self.refusals
     }
 
     /// Whether traffic should be sent here: every provider that readiness depends on has had keys once, the service

@@ -15,4 +15,4 @@ pub use self::log::{flush_log, log_panics, start_log};
 pub use self::metrics::{FetchOutcome, Metrics, StaleOutcome, TokenCacheMetrics, Trigger};
 pub use self::settings::{Log, LogFormat, LogLevel};
 pub use self::tls::{TlsFile, TlsMetrics};
-pub use portcullis_core::text::{on_one_line, without_tokens};
+pub use portcullis_core::text::{on_one_line, path_for_log, without_tokens};

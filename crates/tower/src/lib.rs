@@ -282,7 +282,7 @@ async fn authorize(service: &Service, parts: &mut http::request::Parts) -> Resul
         let request = request::describe(parts, source.as_deref(), arrived);
         let decided = authorizer.decide(DOOR_LABEL, &request).await;
         let caller = request.headers.caller();
-        let allowed = decided.decision.allowed(authorizer.responses(), caller);
+        let allowed = decided.decision.allowed(authorizer.responses(), &request.headers);
         let allowed = allowed.map_err(|denial| denial_response(*denial, caller, parts))?;
         let provider = decided.decision.record.provider();
         let claims = allowed.claims().zip(provider);

@@ -69,7 +69,7 @@ async fn no_token_and_no_secret_is_in_logs_metrics_or_pages() {
         "dXNlcjpwYXNzd29yZA".to_owned(),
         "session-of-alice".to_owned(),
     ];
-    let mut answers = String::new();
+    let (mut answers, mut pages) = (String::new(), String::new());
     for (token, reason) in &tokens {
         let answer = service.bearer(token).await;
         assert_eq!(answer.reason(), *reason, "{token:.60}");
@@ -83,7 +83,9 @@ async fn no_token_and_no_secret_is_in_logs_metrics_or_pages() {
             Ask::default().raw_header("authorization", format!("Bearer {token}\u{1}\r\n")),
             Ask::default().header("authorization", format!("DPoP {token}")),
         ] {
-            service.ask(ask).await;
+            if let Some(id) = service.ask(ask).await.metadata.get("decision_id") {
+                pages += &service.admin(&format!("/decisions/{id}")).await;
+            }
         }
         secrets.push(token.clone());
         secrets.extend(token.split('.').map(str::to_owned));
@@ -98,6 +100,7 @@ async fn no_token_and_no_secret_is_in_logs_metrics_or_pages() {
         service.admin("/readyz").await,
         service.service().metrics().encode().expect("metrics are text"),
         debugged,
+        pages,
     ]
     .join("\n");
     assert!(!answers.contains("other-audience"), "details are for operators, not for clients");
@@ -109,6 +112,7 @@ async fn no_token_and_no_secret_is_in_logs_metrics_or_pages() {
         "key skipped",
         "\"DEBUG\"",
         "portcullis_decisions_total",
+        "\"steps\":",
         "other-audience",
     ] {
         assert!(outputs.contains(word), "H1: nothing about {word} in {outputs:.2000}");

@@ -126,6 +126,7 @@ const EVERYTHING: &str = r#"rules:
       condition: 'claims.sub == "${literal}"'
 responses:
   resource_metadata: https://api.example.com/.well-known/oauth-protected-resource
+  cors: {allow_origins: ['https://app.example.com', 'https://*.example.org:8443'], allow_credentials: true}
   body: {expired: 'gone', bad_signature: '{"a": 1}'}
   headers: {token_missing: {X-Login: 'https://x', b: c}, rule_denied: {location: '/'}}
 "#;
@@ -170,6 +171,14 @@ fn custom_responses_are_checked() {
         "headers: {expired: {Cache-Control: public}}",
         "headers: {expired: {a: \"x\\ny\"}}",
         "headers: {expired: {a: é}}",
+        "cors: {}",
+        "cors: {allow_origins: []}",
+        "cors: {allow_origins: [app.example.com, 'https://app.example.com/', 'https://*', 'null']}",
+        "cors: {allow_origins: ['https://*.Example.org:443'], allow_credentials: yes}",
+        "cors: {allow_origins: ['https://a.example', 'https://a.example']}",
+        "cors: {allow_origins: ['*', 'https://app.example.com']}",
+        "cors: {allow_origins: ['*'], allow_credentials: true}",
+        "cors: {allow_origins: ['*']}, headers: {expired: {Vary: Accept}}",
     ] {
         errors.of(&with(line));
     }

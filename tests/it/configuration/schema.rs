@@ -64,6 +64,7 @@ fn unknown_key_in(mapping: &str) -> String {
         "Match" => rule("match: {Zq: 1}"),
         "Require" => rule("require: {Zq: 1}"),
         "Responses" => format!("{MINIMAL}responses: {{Zq: 1}}\n"),
+        "Cors" => format!("{MINIMAL}responses: {{cors: {{Zq: 1}}}}\n"),
         "Limits" => format!("{MINIMAL}limits: {{Zq: 1}}\n"),
         "TokenCache" => format!("{MINIMAL}token_cache: {{Zq: 1}}\n"),
         "Shutdown" => format!("{MINIMAL}shutdown: {{Zq: 1}}\n"),

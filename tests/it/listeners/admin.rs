@@ -49,6 +49,7 @@ async fn admin_responses_are_not_cached_or_sniffed_and_have_a_date() {
         ("GET /readyz", "200"),
         ("GET /metrics", "200"),
         ("GET /keys", "200"),
+        ("GET /decisions/0000000000000000-1", "404"),
         ("POST /keys", "405"),
         ("GET /", "404"),
         ("HEAD /metrics", "200"),

@@ -128,7 +128,12 @@ impl ListenerEnv {
             tls,
         };
         config.listen.forward_auth = vec![http(None), http(tls.clone())];
-        config.listen.admin = Some(AdminListener { address: anywhere, tls: None, hosts: Vec::new() });
+        config.listen.admin = Some(AdminListener {
+            address: anywhere,
+            tls: None,
+            hosts: Vec::new(),
+            refusals: AdminListener::REFUSALS,
+        });
         change(&mut config);
         let mut admin_tls_config = config.clone();
         admin_tls_config.listen.ext_authz = vec![grpc(BindAddress::Tcp(anywhere), None)];

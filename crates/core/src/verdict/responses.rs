@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use http::{HeaderName, HeaderValue};
 use url::Url;
 
+use super::cors::Cors;
 use crate::reason::Refusal;
 
 /// The configured content of denials.
@@ -16,6 +17,8 @@ pub struct Responses {
     pub keys_unavailable_status: u16,
     /// The URL of the protected resource's metadata (RFC 9728 §3), which every challenge names. Default none.
     pub resource_metadata: Option<Url>,
+    /// Which pages of other origins can read denials. Default none, and then no denial has a header of CORS.
+    pub cors: Option<Cors>,
     /// Denials that differ from the default, by reason.
     pub custom: HashMap<Refusal, CustomDenial>,
 }
@@ -44,6 +47,7 @@ impl Default for Responses {
             realm: "portcullis".to_owned(),
             keys_unavailable_status: 503,
             resource_metadata: None,
+            cors: None,
             custom: HashMap::new(),
         }
     }

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
-use super::{Authorizer, Decided};
+use super::{Authorizer, Decided, RecentRefusal};
 use crate::access_request::AccessRequest;
 use crate::clock;
 use crate::decision::Refused;
 use crate::reason::{DenyReason, Outcome, Refusal};
-use crate::telemetry::on_one_line;
+use crate::telemetry::{on_one_line, path_for_log};
 use crate::verdict::Verdict;
 
 impl Authorizer {
@@ -23,7 +23,11 @@ impl Authorizer {
         self.metrics.count(door, &decision.verdict, provider, elapsed);
         self.log_untrusted(request.described_by, outcome);
         let reason = outcome.as_str();
+        let took_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         let is_denial = !matches!(decision.verdict, Verdict::Allow(_));
+        if is_denial && self.refusals.capacity() > 0 {
+            self.refusals.keep(RecentRefusal::new(door, request, decided, self.clock.now(), took_us));
+        }
         let is_logged = match is_denial {
             true => self.denial_log.should_log(reason, provider),
             // The fields below are built for lines that are written, and for no other.
@@ -36,9 +40,10 @@ impl Authorizer {
             (record.kid().map(|kid| on_one_line(kid.as_str())), record.refused().and_then(Refused::detail));
         let (kid, detail) = (kid.as_deref(), detail.as_deref());
         let (method, host) = (printable(request.method), printable(request.host));
+        let (path, client) = (path_for_log(request.path), request.source_address.map(on_one_line));
+        let client = client.as_deref();
         let (rule, realm) = (record.rule().map(|rule| rule.name.as_str()), record.realm());
         let decision_id = id.to_string();
-        let took_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         match decision.verdict {
             Verdict::Allow(_) => {
                 tracing::debug!(
@@ -66,6 +71,8 @@ impl Authorizer {
                     rule,
                     method,
                     host,
+                    path,
+                    client,
                     kid,
                     detail,
                     decision_id,

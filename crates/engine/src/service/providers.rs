@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::settings::Settings;
-use crate::authorizer::{Authorizer, KeyedProvider, NameStorage, OpenRealm, RealmProviders};
-use crate::authorizer::{ProviderConfig, Realms};
+use crate::authorizer::{Authorizer, KeyedProvider, NameStorage, OpenRealm, ProviderConfig};
+use crate::authorizer::{RealmProviders, Realms, RecentRefusals};
 use crate::keys::budget::Budget;
 use crate::keys::folder::FileThreads;
 use crate::keys::names::{RealmName, RealmNames};
@@ -108,8 +108,14 @@ pub(super) fn keys_for_realms(
         .collect()
 }
 
-/// An authorizer of these providers.
-pub(super) fn authorizer(parts: Vec<Part>, config: &Settings, context: &KeyCacheContext) -> Authorizer {
+/// An authorizer of these providers, which keeps its refusals among these.
+pub(super) fn authorizer(
+    parts: Vec<Part>,
+    config: &Settings,
+    context: &KeyCacheContext,
+    refusals: &Arc<RecentRefusals>,
+) -> Authorizer {
+    refusals.set_capacity(config.refusals);
     let (mut providers, mut templates) = (Vec::new(), Vec::new());
     for part in parts {
         match part {
@@ -124,6 +130,7 @@ pub(super) fn authorizer(parts: Vec<Part>, config: &Settings, context: &KeyCache
         context.clock.clone(),
         Arc::clone(&context.metrics),
     )
+    .keeping(Arc::clone(refusals))
 }
 
 /// The provider of this configuration: with the keys of its source's answer in `answered`, else with the `running`

@@ -163,7 +163,8 @@ impl Service {
             parts.push(part.inspect_err(|_| self.forget_names(new, &state.running))?);
             config.providers.push(provider);
         }
-        self.authorizer.store(Arc::new(providers::authorizer(parts, &config, &self.context)));
+        let authorizer = providers::authorizer(parts, &config, &self.context, &self.refusals);
+        self.authorizer.store(Arc::new(authorizer));
         self.forget_names(&state.running, &config);
         *state = ReloadState { running: config, new: new.clone(), not_reloaded: not_reloaded.clone() };
         self.context.serving_changed.notify_one();

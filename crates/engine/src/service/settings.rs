@@ -9,4 +9,6 @@ pub struct Settings {
     pub providers: Vec<ProviderConfig>,
     /// The settings for every request.
     pub policy: RequestPolicy,
+    /// How many of the latest refusals are kept for operators ([`crate::authorizer::RecentRefusals`]); 0 keeps none.
+    pub refusals: usize,
 }

@@ -88,7 +88,7 @@ impl<'d> Headers<'d> {
             let shown = redacted(&name, &value, provider);
             (name, value, shown)
         };
-        match decision.allowed(&config.responses, request.headers.caller()) {
+        match decision.allowed(&config.responses, &request.headers) {
             Err(denial) => {
                 let set = denial.headers.into_iter().map(|(name, value)| shown(name, value));
                 Self { set: set.collect(), kept: Vec::new() }

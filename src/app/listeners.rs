@@ -36,15 +36,21 @@ enum Spec {
 
 impl Spec {
     /// All listeners of a configuration in its order, each with its key.
-    fn all(listen: &Listen) -> Vec<(String, Self)> {
+    ///
+    /// # Errors
+    /// None of them is for a proxy.
+    fn all(listen: &Listen) -> Result<Vec<(String, Self)>, BindError> {
         let (grpc, http) = (&listen.ext_authz, &listen.forward_auth);
+        if grpc.is_empty() && http.is_empty() {
+            return Err(BindError::no_door());
+        }
         let key = |name, count| move |place| listener_key(name, place, count);
         let grpc_keys = (0..grpc.len()).map(key("ext_authz", grpc.len()));
         let http_keys = (0..http.len()).map(key("forward_auth", http.len()));
         let grpc = grpc_keys.zip(grpc.iter().cloned().map(Spec::Grpc));
         let http = http_keys.zip(http.iter().cloned().map(Spec::Http));
         let admin = listen.admin.iter().map(|admin| ("listen.admin".to_owned(), Spec::Admin(admin.clone())));
-        grpc.chain(http).chain(admin).collect()
+        Ok(grpc.chain(http).chain(admin).collect())
     }
 
     fn address(&self) -> BindAddress {
@@ -102,7 +108,7 @@ impl Bound {
     /// A socket cannot be bound, or a TLS file cannot be used.
     pub(super) async fn all(listen: &Listen) -> Result<Vec<Self>, BindError> {
         let mut all = Vec::new();
-        for (key, spec) in Spec::all(listen) {
+        for (key, spec) in Spec::all(listen)? {
             all.push(Self::new(&key, spec, None).await?);
         }
         Ok(all)
@@ -231,7 +237,7 @@ impl Listeners {
     /// A socket cannot be bound, or a TLS file cannot be used.
     pub(super) async fn prepare(&self, listen: &Listen) -> Result<PreparedListeners, BindError> {
         let mut unclaimed: Vec<Option<&Open>> = self.open.iter().map(Some).collect();
-        let specs = Spec::all(listen);
+        let specs = Spec::all(listen)?;
         // Unchanged listeners claim their sockets before others look for one.
         let unchanged: Vec<Option<usize>> = (specs.iter())
             .map(|(_, spec)| {

@@ -29,6 +29,11 @@ const BACKLOG: i32 = 1024;
 pub struct BindError(String);
 
 impl BindError {
+    /// The configuration has no listener for a proxy.
+    pub(crate) fn no_door() -> Self {
+        Self("listen: there is no listener for a proxy: set `ext_authz` for Envoy or `forward_auth` for other proxies".to_owned())
+    }
+
     pub(crate) fn from_error(error: impl fmt::Display) -> Self {
         Self(error.to_string())
     }

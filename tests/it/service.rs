@@ -10,7 +10,8 @@ use crate::support::ports::free_port;
 use crate::support::serving::Serving;
 use crate::support::subprocess::StartCommand;
 use crate::support::{
-    self, Answer, Ask, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider,
+    self, Answer, Ask, Running, config, fetching, fixed_clock, inline, prompt_refresh, provider, raw,
+    with_http_doors,
 };
 use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use portcullis::app::App;
@@ -511,6 +512,34 @@ fn serve_exits_with_1_and_an_error_on_a_broken_configuration() {
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(errors.contains("listen.ext_authz") && errors.contains("`providers` is missing"), "{errors}");
+}
+
+#[test]
+fn serve_exits_with_1_if_no_listener_is_for_a_proxy() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("p.yaml");
+    let text = "listen: {admin: '127.0.0.1:0'}\nproviders: [{name: p, issuer: 'https://p.example', audiences: [a]}]\n";
+    std::fs::write(&file, text).expect("written");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_portcullis")).args(["serve", "--config"]).arg(&file).run_and_read();
+    let output = output.expect("the binary runs");
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("listen: there is no listener for a proxy: set `ext_authz`"), "{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_without_a_grpc_listener_serves_http() {
+    let mut config = with_http_doors(simple(&key()));
+    config.listen.ext_authz.clear();
+    let app = App::bind(config, fixed_clock()).await.expect("port 0 can be bound");
+    assert_eq!(app.ext_authz_addresses(), []);
+    let doors = app.forward_auth_addresses();
+    let serving = tokio::spawn(app.serve(std::future::pending()));
+    let headers = [("host", "a"), ("x-original-method", "GET"), ("x-original-uri", "/")];
+    let status = tokio::task::block_in_place(|| raw::status(doors[0], "GET / HTTP/1.1", &headers));
+    assert_eq!(status, 401);
+    serving.abort();
 }
 
 #[tokio::test]

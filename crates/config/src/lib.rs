@@ -93,10 +93,10 @@ impl From<&Config> for Settings {
     }
 }
 
-/// The listeners; at least one is for gRPC.
+/// The listeners. A service has one for a proxy, a library needs none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// `envoy.service.auth.v3.Authorization`, `grpc.health.v1` and reflection; never empty, no duplicate addresses.
+    /// `envoy.service.auth.v3.Authorization`, `grpc.health.v1` and reflection; no duplicate addresses.
     pub ext_authz: Vec<GrpcListener>,
     /// HTTP for other proxies; each listener has the profile of one proxy.
     pub forward_auth: Vec<HttpListener>,

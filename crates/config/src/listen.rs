@@ -22,8 +22,8 @@ const MAX_HOST_BYTES: usize = 253;
 section! {
     /// Where the service listens.
     "Listen": Listen, checked refuse_shared_addresses {
-        /// gRPC for Envoy.
-        ext_authz: OneOr { one: GRPC, list: GRPC_LIST }, required("the address of the gRPC listener");
+        /// gRPC for Envoy; off if absent.
+        ext_authz: OneOr { one: GRPC, list: GRPC_LIST }, unless(Vec::new());
         /// HTTP for other proxies; off if absent.
         forward_auth: OneOr { one: HTTP, list: Each(HTTP) }, unless(Vec::new());
         /// For operators: /livez, /readyz, /metrics, /keys, /decisions/ID. Default: off.
@@ -34,7 +34,7 @@ section! {
 const GRPC: Short<GrpcListener> = Short { read: read_grpc_address, summary: "`host:port` or `unix:/path`" };
 const GRPC_LIST: List<Short<GrpcListener>> = List {
     of: GRPC,
-    empty: "at least one address of the gRPC listener is required",
+    empty: "an empty list opens no listener: remove the key",
     same: |one, other| same_address(&one.address, &other.address),
 };
 const HTTP: Sub<HttpListener> = Sub::NEW;

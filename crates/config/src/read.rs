@@ -191,7 +191,7 @@ section! {
     printed through ConfigShown by show_config,
     later ["resources", "mode", "revocation", "tracing", "audit"] {
         /// Where the service listens.
-        listen: Listen = Sub::<Listen>::NEW, required("the listeners, at least `ext_authz`");
+        listen: Listen = Sub::<Listen>::NEW, required("the listeners: `ext_authz` for Envoy or `forward_auth` for other proxies; `{}` for a library");
         /// One per issuer; a token's iss chooses its provider.
         providers: Vec<ProviderConfig> = Providers, required("the issuers whose tokens are accepted");
         /// What a request needs that no rule matches: a valid token of any provider, or nothing is enough.

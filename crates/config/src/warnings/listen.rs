@@ -7,6 +7,9 @@ use crate::{BindAddress, Listen, TlsFiles};
 
 /// Warnings about listeners that others can reach, and about addresses that cannot both be bound.
 pub(in super::super) fn warn_of_listeners(listen: &Cursor<'_>, config: &Listen) {
+    if config.ext_authz.is_empty() && config.forward_auth.is_empty() {
+        listen.warn("there is no listener for a proxy: `serve` needs `ext_authz` or `forward_auth`");
+    }
     let mut bound: Vec<(SocketAddr, &'static str)> = Vec::new();
     for listener in &config.ext_authz {
         let BindAddress::Tcp(address) = listener.address else { continue };

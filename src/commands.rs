@@ -5,6 +5,7 @@ pub mod drill;
 mod embedded;
 pub mod explain;
 pub mod output;
+pub mod rules;
 pub mod serve;
 mod signals;
 pub mod test;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use portcullis::commands::{demo, drill, explain, output, serve, test, validate};
+use portcullis::commands::{demo, drill, explain, output, rules, serve, test, validate};
 use portcullis::telemetry;
 
 /// External authorization for Envoy and other proxies: validates bearer JWTs and stays right while
@@ -24,6 +24,7 @@ enum Command {
     Validate(validate::ValidateArgs),
     Explain(explain::ExplainArgs),
     Test(test::TestArgs),
+    Rules(rules::RulesArgs),
     Demo(demo::DemoArgs),
     Drill(drill::DrillArgs),
 }
@@ -68,6 +69,7 @@ async fn run() -> ExitCode {
         Command::Validate(args) => validate::run(args),
         Command::Explain(args) => explain::run(args).await,
         Command::Test(args) => test::run(args),
+        Command::Rules(args) => rules::run(args),
         Command::Demo(args) => demo::run(args).await,
         Command::Drill(args) => drill::run(args).await,
     }

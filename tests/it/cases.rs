@@ -1,11 +1,13 @@
-//! `portcullis test` of the built binary: it decides cases as the service would, says what differs, and never shows a
-//! token.
+//! `portcullis test` and `portcullis rules` of the built binary: cases are decided as the service would, with what differs and
+//! without a token; the table has every rule; the recipes of docs/rules.md are what they say.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
+use crate::support::snapshots::settings;
 use crate::support::subprocess::StartCommand;
 
 const NOW: &str = "1800000000";
@@ -40,7 +42,7 @@ impl Folder {
 
     fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.0.path().join(name);
-        std::fs::write(&path, text).expect("written");
+        fs::write(&path, text).expect("written");
         path
     }
 
@@ -63,7 +65,7 @@ fn test_cases(config: &Path, cases: &[&Path], arguments: &[&str]) -> Output {
 
 #[test]
 fn cases_are_decided_with_claims_that_nobody_signed() {
-    let cases = "
+    let cases = r#"
 - {name: health, request: {path: /healthz}, token: none, expect: {verdict: allow, reason: anonymous, rule: health}}
 - name: a reader
   request: {path: /orders/7, headers: {x-user: mallory}}
@@ -89,9 +91,9 @@ fn cases_are_decided_with_claims_that_nobody_signed() {
 - name: what the client is told
   request: {path: /any}
   token: none
-  expect: {reason: token_missing, headers: {www-authenticate: Bearer, x-user: null}}
+  expect: {reason: token_missing, headers: {www-authenticate: 'Bearer realm="portcullis"', x-user: null}}
 - {name: a folded method, request: {method: get, path: /orders}, token: none, expect: {reason: request_malformed}}
-";
+"#;
     let (code, out, err) = Folder::new().test(cases, &[]);
     assert_eq!((code, &*out, &*err), (Some(0), "12 case(s): all as expected\n", ""));
 }
@@ -109,10 +111,10 @@ fn a_case_that_differs_says_what_was_found_and_wanted_and_which_step_decided() {
     let folder = Folder::new();
     let (code, out, err) = folder.test(cases, &[]);
     assert_eq!((code, &*err), (Some(1), ""));
-    insta::assert_snapshot!("test_differs", out);
+    settings(&[]).bind(|| insta::assert_snapshot!("test_differs", out));
     let (code, out, err) = folder.test(cases, &["--format", "junit"]);
     assert_eq!((code, &*err), (Some(1), ""));
-    insta::assert_snapshot!("test_differs_junit", out);
+    settings(&[]).bind(|| insta::assert_snapshot!("test_differs_junit", out));
 }
 
 #[test]
@@ -130,7 +132,7 @@ fn every_error_of_every_file_is_reported_with_its_line() {
 ";
     let (code, out, err) = folder.test(cases, &[]);
     assert_eq!((code, &*out), (Some(1), ""));
-    insta::assert_snapshot!("test_errors", err);
+    settings(&[]).bind(|| insta::assert_snapshot!("test_errors", err));
     for (text, expected) in
         [("", "is empty"), ("[]", "tests nothing"), ("a: 1", "`cases` is missing"), ("{", "not YAML")]
     {
@@ -162,4 +164,93 @@ fn a_token_in_a_case_is_never_shown() {
             assert!(!out.contains(part), "{out}");
         }
     }
+}
+
+/// A configuration with rules of every kind.
+const EVERY_KIND: &str = "
+listen: {ext_authz: '127.0.0.1:0'}
+providers:
+  - {name: staff, issuer: https://staff.example.com, audiences: [orders-api, billing-api]}
+  - {name: partners, issuer: https://partners.example.com, any_audience: true}
+rules:
+  - {name: preflight, allow: preflight}
+  - {name: health, match: {path: [/healthz, /readyz]}, allow: anonymous}
+  - {name: docs, match: {path_regex: '/docs/(a|b)_.*'}, allow: optional, providers: [staff]}
+  - {name: internal, match: {path_prefix: /internal, headers: {x-env: [prod, test]}}, deny: true}
+  - name: orders
+    by_name: true
+    ambiguous_paths: allow
+    match: {path_prefix: /orders, methods: [GET], hosts: ['*.example.com']}
+    audiences: [orders-api]
+    require:
+      scopes: ['orders:read']
+      claims: {/realm_access/roles: [admin, 7]}
+      condition: |
+        claims.tenant == 'a' ||
+        claims.tenant == 'b'
+  - {name: rest, match: {path_prefix: /}}
+";
+
+#[test]
+fn the_table_has_every_rule_in_order_and_what_no_rule_matches() {
+    let folder = Folder::new();
+    let config = folder.file("kinds.yaml", EVERY_KIND);
+    for format in ["text", "markdown", "json"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+        command.arg("rules").arg("--config").arg(&config).args(["--format", format]);
+        let Output { status, stdout, stderr } =
+            command.env_remove("PORTCULLIS_LOG").run_and_read().expect("the binary runs");
+        assert_eq!((status.code(), stderr.len()), (Some(0), 0));
+        let table = String::from_utf8(stdout).expect("text");
+        settings(&[]).bind(|| insta::assert_snapshot!(format!("rules_{format}"), table));
+    }
+}
+
+/// The folder of the recipes, and the text about them.
+const RECIPES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rules");
+const RECIPES_TEXT: &str = include_str!("../../docs/rules.md");
+
+#[test]
+fn every_recipe_is_strictly_valid_and_decides_its_cases_as_the_page_says() {
+    let mut recipes = 0;
+    for entry in fs::read_dir(RECIPES).expect("the folder of the recipes") {
+        let config = entry.expect("a file").path();
+        let name = config.file_stem().and_then(|name| name.to_str()).expect("a plain name").to_owned();
+        if name.ends_with(".cases") {
+            assert!(
+                config.with_file_name(name.replace(".cases", ".yaml")).is_file(),
+                "{name} has no configuration"
+            );
+            continue;
+        }
+        recipes += 1;
+        let mut validate = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+        let valid = validate.args(["validate", "--strict", "--config"]).arg(&config).run_and_read();
+        let valid = valid.expect("the binary runs");
+        assert!(valid.status.success(), "{name}: {}", String::from_utf8_lossy(&valid.stderr));
+        let tested = test_cases(&config, &[&config.with_file_name(format!("{name}.cases.yaml"))], &[]);
+        let printed = String::from_utf8([tested.stdout, tested.stderr].concat()).expect("text");
+        assert_eq!(tested.status.code(), Some(0), "{name}: {printed}");
+        let text = fs::read_to_string(&config).expect("readable");
+        let (_, rules) = text.split_once("\ndefault: ").expect("a default");
+        assert!(
+            RECIPES_TEXT.contains(&format!("default: {rules}```")),
+            "docs/rules.md has other rules than {name}"
+        );
+        assert!(RECIPES_TEXT.contains(&format!("(rules/{name}.cases.yaml)")), "docs/rules.md has no {name}");
+    }
+    assert_eq!(recipes, 8);
+}
+
+#[test]
+fn the_cases_of_the_readme_are_what_its_rules_decide() {
+    let readme = include_str!("../../README.md");
+    let (_, section) = readme.split_once("\n## Rules\n").expect("the section on rules");
+    let mut blocks = section.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let (rules, cases) = (blocks.next().expect("rules"), blocks.next().expect("cases"));
+    let folder = Folder::new();
+    let provider = "{name: sso, issuer: https://sso.example.com, audiences: [orders-api]}";
+    folder.file("p.yaml", &format!("listen: {{ext_authz: '127.0.0.1:0'}}\nproviders: [{provider}]\n{rules}"));
+    let (code, out, err) = folder.test(cases, &[]);
+    assert_eq!((code, &*out, &*err), (Some(0), "2 case(s): all as expected\n", ""));
 }

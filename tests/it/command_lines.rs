@@ -68,6 +68,7 @@ fn every_command_has_help() {
         (&["validate"], "help_validate"),
         (&["explain"], "help_explain"),
         (&["test"], "help_test"),
+        (&["rules"], "help_rules"),
         (&["demo"], "help_demo"),
         (&["drill"], "help_drill"),
     ] {
@@ -118,6 +119,9 @@ fn errors_never_quote_what_could_be_a_token() {
         (&["--header", "T"], 1),
         (&["test", "T"], 1),
         (&["test", "--now", "T"], 1),
+        (&["test", "--format", "T", "cases.yaml"], 1),
+        (&["rules", "T"], 1),
+        (&["rules", "--format", "T"], 1),
         (&["validate", "T"], 1),
         (&["validate", "--print=T"], 1),
         (&["validate", "--schema", "--print", "T"], 1),
@@ -139,7 +143,7 @@ fn errors_never_quote_what_could_be_a_token() {
     for token in [env.jwt.as_str(), OPAQUE] {
         for (line, code) in lines {
             let mut arguments: Vec<String> = line.iter().map(|one| one.replace('T', token)).collect();
-            if line[0] == "explain" {
+            if ["explain", "test", "rules"].contains(&line[0]) {
                 arguments.splice(1..1, ["--config", &env.config].map(str::to_owned));
             }
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

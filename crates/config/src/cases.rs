@@ -275,7 +275,7 @@ fn read_expected(cursor: &Cursor<'_>, config: &Config) -> Read<Expected> {
 /// The reasons that a decision without a fetch can have, by name.
 fn reasons() -> Vec<(&'static str, &'static str)> {
     let granted = [Grant::Token, Grant::Anonymous].map(Outcome::Granted);
-    let denied = Refusal::all().filter(|refusal| matches!(refusal, Refusal::Denied(_)));
+    let denied = Refusal::named().filter(|refusal| matches!(refusal, Refusal::Denied(_)));
     let names = granted.into_iter().chain(denied.map(Outcome::Refused)).map(Outcome::as_str);
     names.map(|name| (name, name)).collect()
 }

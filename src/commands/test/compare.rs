@@ -6,7 +6,7 @@ use super::super::explain::redacted;
 use crate::access_request::AccessRequest;
 use crate::config::Config;
 use crate::config::cases::{Case, Expected};
-use crate::decision::{Decision, Step};
+use crate::decision::{Decision, Step, StepName};
 use crate::identity::RemovedHeader;
 use crate::telemetry::without_tokens;
 
@@ -58,19 +58,21 @@ fn shown_rule(name: Option<&str>) -> String {
     name.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"))
 }
 
-/// The steps of a decision, the last of which decided.
+/// The steps of a decision, the last of which decided, without those about the keys of this process.
 fn steps(decision: &Decision<'_>) -> Vec<String> {
     let verdict = format!("{}: {}", decision.verdict.as_str(), decision.verdict.reason().as_str());
-    let step = |step: Step<'_>| {
-        let line = format!("{:<8}  {}  {}", step.name.as_str(), step.outcome, step.detail());
-        without_tokens(line.trim_end()).into_owned()
-    };
-    let steps: Vec<String> = decision.record.steps().map(step).collect();
     let decided = match decision.record.refused() {
         None => verdict,
         Some(refused) => format!("{verdict}, decided by the step {}", refused.step.as_str()),
     };
-    [vec![decided], steps].concat()
+    let is_of_case = |step: &Step<'_>| !matches!(step.name, StepName::Refresh | StepName::Key);
+    let steps: Vec<Step<'_>> = decision.record.steps().filter(is_of_case).collect();
+    let widest = steps.iter().map(|step| step.outcome.chars().count()).max().unwrap_or_default();
+    let lines = steps.iter().map(|step| {
+        let line = format!("{:<8}  {:<widest$}  {}", step.name.as_str(), step.outcome, step.detail());
+        without_tokens(line.trim_end()).into_owned()
+    });
+    [decided].into_iter().chain(lines).collect()
 }
 
 /// The headers of the request to the upstream, or of the answer if the request is refused.

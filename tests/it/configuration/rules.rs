@@ -225,8 +225,8 @@ fn the_configuration_of_the_readme_is_valid_as_it_stands() {
             block.lines().map(|line| format!("{}\n", line.get(set_in..).unwrap_or_default())).collect()
         })
         .collect();
-    // The last one is another `listen`.
-    let [first, rules, listen] = &blocks[..] else { panic!("{blocks:#?}") };
+    // The last one is another `listen`; the third has cases for the rules.
+    let [first, rules, _, listen] = &blocks[..] else { panic!("{blocks:#?}") };
     let text = format!("{first}{rules}");
     let (_, behind) = text.split_once('\n').expect("`listen` is the first line");
     assert!(parse(&format!("{listen}{behind}")).is_ok(), "{listen}");

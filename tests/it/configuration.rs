@@ -669,7 +669,6 @@ fn invalid_listeners_responses_limits_and_delays_are_errors_with_their_place() {
         "listen: {ext_authz: {address: 'unix:/x', mode: '999'}}",
         "listen: {ext_authz: {address: 'unix:/x', mode: '01777'}}",
         "listen: {ext_authz: {address: '127.0.0.1:1', tls: {cert_file: a}}}",
-        "listen: {admin: 127.0.0.1:1}",
         "listen: {ext_authz: '127.0.0.1:1', admin: '127.0.0.1:1'}",
         "listen: {ext_authz: 'unix:/x', forward_auth: {address: '127.0.0.1:1', profile: nginx}, admin: '127.0.0.1:1'}",
         "listen: {ext_authz: 'unix:/x', forward_auth: [{address: '[::]:1', profile: nginx}, {address: '[::]:1', profile: envoy}]}",

@@ -171,6 +171,22 @@ async fn explain_of_a_decision_needs_an_id_and_an_address_and_repeats_neither() 
 }
 
 #[tokio::test]
+async fn credentials_of_another_scheme_are_named_and_never_shown() {
+    let (service, key) = keeping(1).await;
+    let token = key.sign(&claims());
+    for (value, found) in [
+        ("Basic dXNlcjpwYXNzd29yZA==".to_owned(), "an Authorization header of the scheme Basic"),
+        (token, "an Authorization header without a scheme"),
+    ] {
+        let refused = service.ask(Ask::default().header("authorization", value.as_str())).await;
+        assert_eq!(refused.reason(), "token_missing");
+        let (_, refusal) = page(&service, id_of(&refused)).await;
+        assert_eq!(refusal["detail"], format!("{found}; wanted header authorization (Bearer)"));
+        assert!(!refusal.to_string().contains(&value), "{refusal}");
+    }
+}
+
+#[tokio::test]
 async fn the_log_line_of_a_refusal_has_the_path_without_its_query_and_the_client() {
     capture();
     let (service, _) = keeping(0).await;

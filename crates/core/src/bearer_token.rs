@@ -10,7 +10,7 @@
 use std::borrow::Cow;
 
 use http::HeaderName;
-use http::header::COOKIE;
+use http::header::{AUTHORIZATION, COOKIE};
 use percent_encoding::percent_decode;
 
 use crate::access_request::AccessRequest;
@@ -97,6 +97,30 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
         }
     }
     found.ok_or(NoToken::Missing)
+}
+
+/// What the `Authorization` header of a request without a token is, in words that contain nothing of its value; `None`
+/// if there is none. The name of a scheme that is not known here is not shown, since it may be a token without one.
+pub fn other_credentials(request: &AccessRequest<'_>) -> Option<&'static str> {
+    const KNOWN: [(&[u8], &str); 8] = [
+        (b"basic", "an Authorization header of the scheme Basic"),
+        (b"bearer", "an Authorization header of the scheme Bearer"),
+        (b"dpop", "an Authorization header of the scheme DPoP"),
+        (b"token", "an Authorization header of the scheme Token"),
+        (b"digest", "an Authorization header of the scheme Digest"),
+        (b"negotiate", "an Authorization header of the scheme Negotiate"),
+        (b"ntlm", "an Authorization header of the scheme NTLM"),
+        (b"aws4-hmac-sha256", "an Authorization header of the scheme AWS4-HMAC-SHA256"),
+    ];
+    let value = request.headers.all(AUTHORIZATION.as_str()).next()?.trim_ascii();
+    let first = value.split(u8::is_ascii_whitespace).next().unwrap_or_default();
+    let known = KNOWN.iter().find(|(scheme, _)| first.eq_ignore_ascii_case(scheme));
+    Some(match known {
+        Some((_, words)) => words,
+        None if value.is_empty() => "an empty Authorization header",
+        None if first.len() == value.len() => "an Authorization header without a scheme",
+        None => "an Authorization header of another scheme",
+    })
 }
 
 /// Whether this source has a value in the request, a token or not.
@@ -209,9 +233,8 @@ fn utf8(bytes: &[u8]) -> Result<&str, NoToken> {
 
 #[cfg(test)]
 mod tests {
-    use http::header::AUTHORIZATION;
-
     use super::*;
+    use crate::access_request::Headers;
     use crate::access_request::tests::arrived;
 
     #[track_caller]
@@ -228,6 +251,25 @@ mod tests {
         let found =
             found.as_ref().map(|found| (found.text.as_ref(), found.places.len())).map_err(|error| *error);
         assert_eq!(found, expected, "{headers:?} {path}");
+    }
+
+    #[test]
+    fn other_credentials_are_described_without_their_value() {
+        for (value, expected) in [
+            ("Basic dXNlcjpwYXNz", "an Authorization header of the scheme Basic"),
+            ("BASIC", "an Authorization header of the scheme Basic"),
+            ("dpop x", "an Authorization header of the scheme DPoP"),
+            ("eyJhbGciOiJub25lIn0.e30.", "an Authorization header without a scheme"),
+            ("opaque", "an Authorization header without a scheme"),
+            ("secret scheme", "an Authorization header of another scheme"),
+            ("", "an empty Authorization header"),
+        ] {
+            let headers = [(&b"Authorization"[..], value.as_bytes())].into_iter().collect();
+            let request = AccessRequest::new(b"GET", b"h", b"/", headers, arrived());
+            assert_eq!(other_credentials(&request), Some(expected), "{value}");
+        }
+        let request = AccessRequest::new(b"GET", b"h", b"/", Headers::default(), arrived());
+        assert_eq!(other_credentials(&request), None);
     }
 
     #[test]

@@ -324,7 +324,8 @@ impl<'a> InProgress<'a> {
             Ok(found) => found,
             Err(no_token) => {
                 let proof = rule.filter(|_| no_token == NoToken::Missing).and_then(Rule::without_token);
-                let proof = proof.ok_or_else(|| refusals::no_token(no_token))?;
+                let proof =
+                    proof.ok_or_else(|| refusals::no_token(no_token, request, policy.token_sources()))?;
                 let changes = identity::anonymous_changes(&policy.protected, request);
                 return Ok(Progress::Allowed(Allowed::by_rule(&proof, self.note_changes(changes)?)));
             }

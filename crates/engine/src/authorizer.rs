@@ -48,7 +48,7 @@ use crate::decision::{
 use crate::keys::names::RealmName;
 use crate::reason::DenyReason;
 use crate::rules::Rules;
-use crate::telemetry::{DecisionMetrics, Metrics};
+use crate::telemetry::{DecisionMetrics, Metrics, RuleMetrics};
 use crate::validation::digest::Sha256Digest;
 use crate::validation::provider::TokenSource;
 use crate::validation::{StaleCause, UnixTime};
@@ -65,6 +65,7 @@ pub struct Authorizer {
     responses: Responses,
     clock: Clock,
     metrics: DecisionMetrics,
+    rule_metrics: RuleMetrics,
     ids: DecisionIds,
     /// Whether the warning about an untrusted proxy was logged.
     untrusted_logged: AtomicBool,
@@ -114,6 +115,7 @@ impl Authorizer {
         let named = providers.iter().map(|keyed| &*keyed.provider);
         let all = named.chain(templates.iter().map(|realms| &*realms.template().provider));
         let decision_metrics = metrics.decisions(all.clone().map(|provider| &*provider.name));
+        let rule_metrics = metrics.rules(rules.all().iter().map(|rule| &*rule.name));
         Self {
             policy: Policy::new(all, rules, limits.of_request(), trusted),
             providers: Providers::new(providers, templates),
@@ -122,6 +124,7 @@ impl Authorizer {
             tokens: TokenCache::new(token_cache, &metrics),
             clock,
             metrics: decision_metrics,
+            rule_metrics,
             ids: DecisionIds::new(),
             untrusted_logged: AtomicBool::new(false),
             denial_log: Arc::default(),

@@ -7,12 +7,15 @@ mod decisions;
 mod lines;
 mod log;
 mod metrics;
+mod process;
+mod rules;
 mod settings;
 mod tls;
 
 pub use self::decisions::DecisionMetrics;
 pub use self::log::{flush_log, log_panics, start_log};
 pub use self::metrics::{FetchOutcome, Metrics, StaleOutcome, TokenCacheMetrics, Trigger};
+pub use self::rules::RuleMetrics;
 pub use self::settings::{Log, LogFormat, LogLevel};
 pub use self::tls::{TlsFile, TlsMetrics};
 pub use portcullis_core::text::{on_one_line, path_for_log, without_tokens};

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use super::policy::DescriptionRejection;
 use super::record::Refused;
 use super::steps::StepName;
-use crate::bearer_token::NoToken;
+use crate::access_request::AccessRequest;
+use crate::bearer_token::{self, NoToken};
 use crate::identity::UpstreamRejection;
 use crate::reason::{DenyReason, Refusal, UnavailableReason};
 use crate::rules::{RequirementRejection, Requirements, Rule, RuleRejection, has_scope};
 use crate::text::quoted;
 use crate::validation::json::Json;
 use crate::validation::key_set::{Key, KeySet};
-use crate::validation::provider::{Audiences, Provider, TokenTypes};
+use crate::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
 use crate::validation::{Kid, Malformation, Permanent, StaleCause, Token, TokenLimits, UnixTime};
 
 /// The most items that a list shows.
@@ -71,13 +72,19 @@ pub(super) fn denied_without_rule() -> Refused {
         .wanted("a rule for this request, since `default` is `deny`")
 }
 
-pub(super) fn no_token(no_token: NoToken) -> Refused {
+pub(super) fn no_token(no_token: NoToken, request: &AccessRequest<'_>, sources: &[TokenSource]) -> Refused {
     let reason = match no_token {
         NoToken::Missing => DenyReason::TokenMissing,
         NoToken::Several => DenyReason::MultipleTokens,
         NoToken::Malformed => DenyReason::Malformed,
     };
-    Refused::new(StepName::Token, reason)
+    let refused = Refused::new(StepName::Token, reason);
+    match (no_token, bearer_token::other_credentials(request)) {
+        (NoToken::Missing, Some(other)) => {
+            refused.found(other).wanted(list(sources.iter(), ToString::to_string))
+        }
+        _ => refused,
+    }
 }
 
 /// The provider does not accept tokens from that place.

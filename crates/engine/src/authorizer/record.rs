@@ -21,6 +21,7 @@ impl Authorizer {
         let provider = record.provider().map(|provider| &*provider.name).unwrap_or_default();
         let elapsed = clock::elapsed_since(super::arrived(request));
         self.metrics.count(door, &decision.verdict, provider, elapsed);
+        self.rule_metrics.count(record.rule().map_or("", |rule| &rule.name), &decision.verdict);
         self.log_untrusted(request.described_by, outcome);
         let reason = outcome.as_str();
         let took_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);

@@ -138,7 +138,8 @@ impl DecisionMetrics {
     }
 }
 
-fn index_of(verdict: &Verdict) -> usize {
+/// The place of the verdict in a list of three.
+pub(super) fn index_of(verdict: &Verdict) -> usize {
     match verdict {
         Verdict::Allow(_) => 0,
         Verdict::Deny(_) => 1,

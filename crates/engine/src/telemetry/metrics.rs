@@ -8,13 +8,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::decisions::{DecisionFamilies, DecisionMetrics};
 use super::log;
+use super::process::ProcessMetrics;
+use super::rules::{RuleFamily, RuleMetrics};
 use super::tls::TlsMetrics;
 use crate::validation::{StaleCause, UnixTime};
 use crate::verdict::Verdict;
@@ -185,7 +189,10 @@ impl TokenCacheMetrics {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// The metrics whose names have no prefix.
+    process: Registry,
     decisions: DecisionFamilies,
+    rules: RuleFamily,
     fetches: Family<FetchLabels, Counter>,
     stale_tokens: Family<StaleLabels, Counter>,
     keys: Family<ProviderLabels, Gauge>,
@@ -216,7 +223,14 @@ impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("portcullis");
+        let mut process = Registry::default();
+        process.register_collector(Box::new(ProcessMetrics));
+        // The build of a release sets the revision.
+        let revision = option_env!("PORTCULLIS_REVISION").unwrap_or("unknown");
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("revision", revision)]);
+        registry.register("build", "The version of this program", build);
         let decisions = DecisionFamilies::registered_in(&mut registry);
+        let rules = RuleFamily::registered_in(&mut registry);
         let fetches = Family::default();
         registry.register("jwks_fetches", "Fetches of a key set by what started them", fetches.clone());
         let stale_tokens = Family::default();
@@ -294,8 +308,10 @@ impl Metrics {
         let tls = TlsMetrics::registered_in(&mut registry);
         Self {
             registry,
+            process,
             tls,
             decisions,
+            rules,
             fetches,
             stale_tokens,
             keys,
@@ -329,6 +345,11 @@ impl Metrics {
     /// The metrics of decisions under a configuration with these providers.
     pub fn decisions<'a>(&self, providers: impl Iterator<Item = &'a str>) -> DecisionMetrics {
         DecisionMetrics::new(self.decisions.clone(), providers)
+    }
+
+    /// The counters of the decisions under a configuration with these rules.
+    pub fn rules<'a>(&self, names: impl Iterator<Item = &'a str>) -> RuleMetrics {
+        RuleMetrics::new(self.rules.clone(), names)
     }
 
     /// Counts a decision that was made without a configuration.
@@ -497,7 +518,9 @@ impl Metrics {
     /// A metric cannot be written, which none of these can cause.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.process)?;
+        encode_registry(&mut text, &self.registry)?;
+        encode_eof(&mut text)?;
         Ok(text)
     }
 }

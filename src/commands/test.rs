@@ -41,9 +41,14 @@ where cases.yaml is
     request: {path: /healthz}
     token: none
     expect: {verdict: allow, rule: health}
-Also: `provider: NAME` (the token's, if there are several), `host` and `headers` of a request, `rule` (the one that the
-proxy's route names), `source_address` and `source_principal`; `rule: null` if no rule matches, and `headers` of the
-request to the upstream, or of the answer if it is denied, `null` for one that is not there.")]
+More keys:
+  provider: NAME           whose token it is, if there are several providers
+  request: {host, headers, source_address, source_principal}
+  request: {rule: NAME}    the rule that the proxy's route names
+  expect: {reason: NAME}   as in logs and metrics
+  expect: {rule: null}     no rule matches
+  expect: {headers: {x-user: alice, x-admin: null}}
+                           what the upstream gets, or the client if it is denied")]
 pub struct TestArgs {
     /// The configuration file
     #[arg(long, value_name = "FILE", env = "PORTCULLIS_CONFIG")]
@@ -83,10 +88,10 @@ fn test(args: &TestArgs) -> Result<(String, ExitCode), Failure> {
     let config = Config::load(&args.config)?;
     let files = load_all(&args.cases, &config)?;
     let now = args.now.unwrap_or_else(|| Clock::System.now());
-    let bench = Bench::new(&config, now)?;
+    let policy = TestPolicy::new(&config, now)?;
     let mut tested = Vec::new();
     for (file, cases) in args.cases.iter().zip(&files) {
-        let outcomes = cases.iter().map(|case| Ok((case, bench.decide(case)?)));
+        let outcomes = cases.iter().map(|case| Ok((case, policy.decide(case)?)));
         tested.push(Tested { file, outcomes: outcomes.collect::<Result<_, Failure>>()? });
     }
     let is_expected = tested.iter().all(|tested| tested.failed() == 0);
@@ -111,15 +116,15 @@ fn load_all(files: &[PathBuf], config: &Config) -> Result<Vec<Vec<Case>>, Failur
     Ok(loaded.into_iter().flatten().collect())
 }
 
-/// A configuration with keys for tokens.
-struct Bench<'c> {
+/// The policy of a configuration, and issuers of tokens for it.
+struct TestPolicy<'c> {
     config: &'c Config,
     policy: Policy,
     issuers: Issuers<'c>,
     now: UnixTime,
 }
 
-impl<'c> Bench<'c> {
+impl<'c> TestPolicy<'c> {
     fn new(config: &'c Config, now: UnixTime) -> Result<Self, Failure> {
         let providers = config.providers.iter().map(|config| &*config.provider);
         let trusted =

@@ -254,3 +254,38 @@ fn the_cases_of_the_readme_are_what_its_rules_decide() {
     let (code, out, err) = folder.test(cases, &[]);
     assert_eq!((code, &*out, &*err), (Some(0), "2 case(s): all as expected\n", ""));
 }
+
+#[test]
+fn a_token_is_signed_with_an_algorithm_and_type_and_carried_in_a_place_that_its_provider_accepts() {
+    let secret = "0123456789abcdef0123456789abcdef0123456789A";
+    let config = format!(
+        "
+listen: {{ext_authz: '127.0.0.1:0'}}
+providers:
+  - name: shared
+    issuer: https://a.example.com
+    any_audience: true
+    algorithms: [HS256]
+    token_types: [at+jwt]
+    token_from: [{{cookie: session}}]
+    forward_token: false
+    jwks: {{keys: [{{kty: oct, k: '{secret}'}}]}}
+  - {{name: rsa, issuer: https://b.example.com, audiences: [b], algorithms: [RS256], token_from: [{{query: t}}]}}
+  - {{name: whole, issuer: https://c.example.com, audiences: [c], token_from: [{{header: x-token}}]}}
+"
+    );
+    let cases = "
+- {name: cookie, request: {path: /}, claims: {}, provider: shared, expect: {reason: ok, headers: {cookie: null}}}
+- name: one cookie of two
+  request: {path: /, headers: {cookie: a=b}}
+  claims: {}
+  provider: shared
+  expect: {reason: ok}
+- {name: query, request: {path: '/?a=b'}, claims: {}, provider: rsa, expect: {reason: ok}}
+- {name: header, request: {path: /}, claims: {}, provider: whole, expect: {reason: ok}}
+";
+    let folder = Folder::new();
+    folder.file("p.yaml", &config);
+    let (code, out, err) = folder.test(cases, &[]);
+    assert_eq!((code, &*out, &*err), (Some(0), "4 case(s): all as expected\n", ""));
+}

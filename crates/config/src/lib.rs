@@ -2,7 +2,7 @@
 //!
 //! [`Config::parse`] turns text into a [`Config`] or into a list of all errors, each with its path in the document,
 //! its line and what to write instead. A valid [`Config`] needs no further checks: its types enforce the
-//! preconditions. This crate opens no socket and uses no network.
+//! preconditions. [`cases`] reads files of test cases in the same way. This crate opens no socket and uses no network.
 
 #![forbid(unsafe_code)]
 

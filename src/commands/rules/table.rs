@@ -12,32 +12,20 @@ const NOTHING: &str = "-";
 
 /// Columns of text; those that are empty in every row are left out.
 pub(super) fn text(rows: &[Row]) -> String {
-    let lines: Vec<[String; 9]> = rows.iter().enumerate().map(|(at, row)| cells(at, row)).collect();
-    let mut columns = Vec::new();
-    for (at, title) in TITLES.into_iter().enumerate() {
+    let mut lines = vec![TITLES.map(str::to_owned)];
+    lines.extend(rows.iter().enumerate().map(|(at, row)| cells(at, row)));
+    let mut out = vec![String::new(); lines.len()];
+    for at in 0..TITLES.len() {
         let column: Vec<&str> = lines.iter().filter_map(|line| line.get(at)).map(String::as_str).collect();
-        if column.iter().any(|cell| *cell != NOTHING) {
-            let width = column.iter().map(|cell| cell.chars().count()).max().unwrap_or_default();
-            columns.push((title, width.max(title.chars().count()), column));
+        if column.iter().skip(1).all(|cell| *cell == NOTHING) {
+            continue;
+        }
+        let width = column.iter().map(|cell| cell.chars().count()).max().unwrap_or_default();
+        for (line, cell) in out.iter_mut().zip(column) {
+            line.push_str(&format!("{cell:<width$}  "));
         }
     }
-    let line = |cell: &dyn Fn(&(&'static str, usize, Vec<&str>)) -> String| {
-        let cells: Vec<String> = columns
-            .iter()
-            .map(|column| {
-                let width = column.1;
-                format!("{:<width$}", cell(column))
-            })
-            .collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    };
-    let mut out = line(&|(title, ..)| (*title).to_owned());
-    for at in 0..lines.len() {
-        out.push_str(&line(&|(.., column)| {
-            column.get(at).map_or_else(String::new, |cell| (*cell).to_owned())
-        }));
-    }
-    out
+    out.iter().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 /// A table with every column.

@@ -8,7 +8,6 @@ use crate::config::Config;
 use crate::config::cases::{Case, Expected};
 use crate::decision::{Decision, Step, StepName};
 use crate::identity::RemovedHeader;
-use crate::telemetry::without_tokens;
 
 /// The result of a case.
 pub(super) struct Outcome {
@@ -49,7 +48,6 @@ impl Outcome {
                 headers.iter().filter_map(|(name, wanted)| found.difference(name, wanted.as_deref())),
             );
         }
-        let differences = differences.iter().map(|line| without_tokens(line).into_owned()).collect();
         Self { differences, steps: steps(decision) }
     }
 }
@@ -70,7 +68,7 @@ fn steps(decision: &Decision<'_>) -> Vec<String> {
     let widest = steps.iter().map(|step| step.outcome.chars().count()).max().unwrap_or_default();
     let lines = steps.iter().map(|step| {
         let line = format!("{:<8}  {:<widest$}  {}", step.name.as_str(), step.outcome, step.detail());
-        without_tokens(line.trim_end()).into_owned()
+        line.trim_end().to_owned()
     });
     [decided].into_iter().chain(lines).collect()
 }

@@ -50,7 +50,7 @@ fn details(outcome: &Outcome) -> String {
     differences.chain(steps).collect()
 }
 
-/// Control characters, which a file of cases can contain, are escaped.
+/// Text without a token, whose control characters are escaped: names and headers of cases may have both.
 fn one_line(text: &str) -> String {
     let text = without_tokens(text);
     let escaped = |letter: char| match letter.is_control() {

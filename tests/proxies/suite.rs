@@ -181,7 +181,7 @@ pub async fn a_good_token_passes_with_its_claims_as_headers(proxy: Proxy) {
 pub async fn rules_say_who_may_do_what(proxy: Proxy) {
     let _serial = SERIAL.lock().await;
     let rules = "rules:
-  - {name: health, match: {path: /healthz}, allow: anonymous}
+  - {name: health, by_name: true, match: {path: /healthz}, allow: anonymous}
   - {name: internal, match: {path_prefix: /internal}, deny: true}
   - {name: orders, match: {path_prefix: /orders, methods: [GET]}, require: {scopes: ['orders:read']}}
 ";
@@ -203,6 +203,12 @@ pub async fn rules_say_who_may_do_what(proxy: Proxy) {
     ] {
         let answer = env.client.get(env.url(path)).bearer_auth(token).send().await;
         assert_eq!(answer.expect("the proxy answers").status(), status, "{path}");
+    }
+    // A client names no rule with the path of its own request.
+    for path in ["/rule/health", "/rule/health?x=1", "/x?/rule/health", "/?uri=/rule/health"] {
+        let answer = env.client.get(env.url(path)).header("x-forwarded-prefix", "/rule/health").send().await;
+        let status = answer.expect("the proxy answers").status();
+        assert!(matches!(status.as_u16(), 400 | 401), "{path}: {status}");
     }
     assert_eq!(env.upstream.received(), before, "none is forwarded");
 }

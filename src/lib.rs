@@ -16,7 +16,7 @@
 //!    evaluation ([`decision::KeysNeeded::resume`]).
 //! 4. The claims of a verified token are checked against the requirements of the rule, and [`identity`] turns them into
 //!    headers for the upstream; [`protected_headers`] lists the client's headers that must not reach it.
-//! 5. The authorizer counts and logs the [`decision::Decision`], and the door renders its [`verdict`], a denial by its
+//! 5. The authorizer counts and logs the [`decision::Decision`], keeps the latest refusals for [`admin`], and the door renders its [`verdict`], a denial by its
 //!    [`reason`].
 //!
 //! # Modules, in reading order
@@ -24,7 +24,8 @@
 //! - [`app`] binds, serves, reloads and drains; [`commands`] are the commands of the binary.
 //! - The doors: [`ext_authz`], with its types in [`proto`], [`forward_auth`], and [`admin`] for operators. One serving loop,
 //!   the [`server`], serves all of them, gRPC with h2 and the others with hyper.
-//! - `crates/config`: [`config`] parses text into a valid configuration.
+//! - `crates/config`: [`config`] parses text into a valid configuration, warns about what does not mean what it seems to, and
+//!   reads the cases of `portcullis test`.
 //! - `crates/engine` provides what a decision needs, and may wait: [`service`] is what the doors serve, and the entry point
 //!   for programs that embed it; [`authorizer`] drives the decision and caches verified
 //!   tokens; [`keys`] are the key cache, its schedule and budget, the

@@ -1,5 +1,5 @@
-//! How long requests with cached tokens take while others bring tokens for the first time, whose signatures are verified
-//! on the same core: one after the other, and many at once.
+//! How long requests that need no verification take while others bring tokens whose signatures are verified on the same
+//! core: one after the other, and many at once.
 //!
 //!     first_use PORTCULLIS
 //!
@@ -21,8 +21,8 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 const TIME: Duration = Duration::from_secs(4);
 
-/// Cached tokens a second, whose latency is measured.
-const CACHED: u32 = 500;
+/// Requests a second that need no verification, whose latency is measured.
+const MEASURED: u32 = 500;
 
 /// New tokens a second, and how many of them arrive together.
 const NEW: [(u32, u32); 6] = [(0, 1), (500, 1), (2_000, 1), (500, 10), (500, 100), (2_000, 100)];
@@ -44,7 +44,7 @@ async fn measure(program: &str, folder: &Path) -> Result<(), Failure> {
     issuer.publish(&keys.each_ref());
     let address = free()?;
     let file = folder.join("portcullis.yaml");
-    // Without a cache every token is a new one. The others have no signature to verify: a rule lets them pass.
+    // Without a cache every token is a new one. A rule lets the measured requests pass, whose tokens are not evaluated.
     let text = format!(
         "listen: {{ext_authz: {address}}}
 token_cache: {{entries: 0}}
@@ -98,6 +98,6 @@ async fn latencies(
     let cheap = cheap.connected().await?;
     let new = if connection == "another" { new.connected().await? } else { cheap.with_load(new) };
     let (measured, _new) =
-        tokio::try_join!(cheap.at_rate(CACHED, 1, TIME), new.at_rate(rate, together, TIME))?;
+        tokio::try_join!(cheap.at_rate(MEASURED, 1, TIME), new.at_rate(rate, together, TIME))?;
     Ok(measured)
 }

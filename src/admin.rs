@@ -22,7 +22,8 @@ use tower::Service as _;
 use crate::authorizer::{KeyedProvider, RecentRefusal};
 use crate::clock;
 use crate::keys::KeyStatus;
-use crate::server::{Door, Peer, RequestBody};
+use crate::misdirected;
+use crate::server::{Door, LogSampler, Misdirected, Peer, RequestBody};
 use crate::service::Service;
 use crate::telemetry::Trigger;
 
@@ -32,18 +33,30 @@ const DOOR: &str = "admin";
 /// Concurrent streams per connection, few because each one may hold a large page.
 const MAX_STREAMS: u32 = 32;
 
+/// The beginning of the pages of refused requests. An unknown one is none of this door's mistakes.
+const DECISIONS: &str = "/decisions/";
+
+/// What to change if a proxy sends its requests here.
+const PROXIES: &str = "listen.admin is for operators alone: have the proxy ask listen.ext_authz (Envoy's gRPC) or a listener of \
+                       listen.forward_auth";
+
+/// A request for a page that does not exist. A proxy that asks here gets such requests of its clients.
+const UNKNOWN_PAGE: Misdirected =
+    Misdirected { found: "a request for a page that does not exist", hint: PROXIES };
+
 /// The door of the admin listener.
 pub(crate) struct AdminDoor {
     service: Arc<Service>,
     router: Router,
     /// Host names that are allowed in addition to addresses and localhost.
     hosts: Vec<String>,
+    misdirected_log: LogSampler,
 }
 
 impl AdminDoor {
     /// A door whose Host may be an address, localhost or one of these names.
     pub(crate) fn new(service: Arc<Service>, hosts: Vec<String>) -> Self {
-        Self { router: router(Arc::clone(&service)), service, hosts }
+        Self { router: router(Arc::clone(&service)), service, hosts, misdirected_log: LogSampler::default() }
     }
 
     fn is_host_allowed(&self, request: &Request<RequestBody>) -> bool {
@@ -87,8 +100,13 @@ impl Door for AdminDoor {
         MAX_STREAMS
     }
 
-    async fn answer(&self, request: Request<RequestBody>, _peer: Peer) -> Response {
-        let mut response = if self.is_host_allowed(&request) {
+    async fn answer(&self, request: Request<RequestBody>, peer: Peer) -> Response {
+        let misdirected = authorization_request(&request);
+        let is_decision = request.uri().path().starts_with(DECISIONS);
+        let mut response = if misdirected.is_some() {
+            // 200 would allow the client's request.
+            (StatusCode::MISDIRECTED_REQUEST, "the admin listener authorizes nothing\n").into_response()
+        } else if self.is_host_allowed(&request) {
             // The body is dropped, because it would be held while the page is rendered.
             let response = self.router.clone().call(request.map(|_unread| Body::empty())).await;
             response.unwrap_or_else(|never| match never {})
@@ -96,11 +114,28 @@ impl Door for AdminDoor {
             let text = "the Host is not in listen.admin.hosts: use an IP address or localhost, or add the name there\n";
             (StatusCode::MISDIRECTED_REQUEST, text).into_response()
         };
+        let is_unknown = response.status() == StatusCode::NOT_FOUND && !is_decision;
+        if let Some(misdirected) = misdirected.or(is_unknown.then_some(UNKNOWN_PAGE)) {
+            misdirected.log(DOOR, peer.address, &self.misdirected_log);
+        }
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         response
     }
+}
+
+/// What is wrong with an authorization request of a proxy; `None` if this is none. Envoy's HTTP requests look like those of
+/// any client.
+fn authorization_request<B>(request: &Request<B>) -> Option<Misdirected> {
+    let found = if misdirected::is_check(request) {
+        "Envoy's gRPC Check"
+    } else if misdirected::describes_method(request.headers()) {
+        "an authorization request over HTTP"
+    } else {
+        return None;
+    };
+    Some(Misdirected { found, hint: PROXIES })
 }
 
 /// The routes.

@@ -28,8 +28,9 @@ use tower::Service as _;
 use crate::access_request::{AccessRequest, Headers};
 use crate::authorizer::{Authorizer, Decided};
 use crate::clock;
+use crate::misdirected::{self, CHECK};
 use crate::proto::FILE_DESCRIPTOR_SET;
-use crate::server::{self, Door, RequestBody, Stop};
+use crate::server::{self, Door, LogSampler, Misdirected, RequestBody, Stop};
 use crate::service::Service;
 
 use self::buffered::BufferedRequests;
@@ -40,9 +41,6 @@ use self::until_stopped::UntilStopped;
 
 /// The `door` label.
 const DOOR: &str = "ext_authz";
-
-/// The path of the Check method, with upstream's package and service.
-const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
 /// The health methods, whose request is one message.
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
@@ -69,6 +67,7 @@ pub(crate) struct GrpcServices {
     others: Routes,
     incomplete: Arc<IncompleteMessages>,
     endless_permits: Arc<Semaphore>,
+    misdirected_log: Arc<LogSampler>,
 }
 
 impl GrpcServices {
@@ -97,6 +96,7 @@ impl GrpcServices {
             others,
             incomplete: Arc::new(IncompleteMessages::new(message_bytes)),
             endless_permits: Arc::new(Semaphore::new(MAX_ENDLESS_STREAMS)),
+            misdirected_log: Arc::default(),
         };
         Ok((services, Health { service, reporter }))
     }
@@ -131,6 +131,9 @@ impl GrpcServices {
         peer: server::Peer,
         stop: &Stop,
     ) -> http::Response<Body> {
+        if let Some(misdirected) = misdirected(&request) {
+            misdirected.log(DOOR, peer.address, &self.misdirected_log);
+        }
         let path = request.uri().path();
         let endless =
             ENDLESS_METHODS.contains(&path).then(|| Arc::clone(&self.endless_permits).try_acquire_owned());
@@ -162,6 +165,25 @@ impl GrpcServices {
             None => response,
         }
     }
+}
+
+/// What is wrong with a request that is no Check; `None` for the other methods that this door has.
+fn misdirected<B>(request: &http::Request<B>) -> Option<Misdirected> {
+    const SERVICES: [&str; 2] = ["/grpc.health.v1.", "/grpc.reflection."];
+    if misdirected::is_check(request) {
+        return Some(Misdirected {
+            found: "a Check of version 2 of Envoy's API",
+            hint: "set transport_api_version: V3 in Envoy's filter",
+        });
+    }
+    if !misdirected::is_grpc(request) {
+        return Some(Misdirected::HTTP_FOR_GRPC);
+    }
+    let is_known = SERVICES.iter().any(|service| request.uri().path().starts_with(service));
+    (!is_known).then_some(Misdirected {
+        found: "a gRPC call of a service that is not Envoy's authorization service",
+        hint: "listen.ext_authz serves no other service: check the cluster of the caller's requests",
+    })
 }
 
 /// A unary call with a message that includes its prefix.

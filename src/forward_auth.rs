@@ -7,6 +7,7 @@
 //! # Architecture invariant
 //! Only `allow` responds with status 200.
 
+mod misdirected;
 mod resource_metadata;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -21,7 +22,7 @@ use crate::clock;
 use crate::config::{HttpListener, Profile};
 use crate::http_denial;
 use crate::identity::{RemovedHeader, UpstreamChanges};
-use crate::server::{Door, Peer, RequestBody};
+use crate::server::{Door, LogSampler, Peer, RequestBody};
 use crate::service::Service;
 
 /// The `door` label.
@@ -34,6 +35,7 @@ pub(crate) struct HttpDoor {
     profile: Profile,
     /// How claim headers sent by clients are treated.
     client_headers: ClaimHeaders,
+    misdirected_log: LogSampler,
 }
 
 impl Door for HttpDoor {
@@ -50,6 +52,9 @@ impl Door for HttpDoor {
     async fn answer(&self, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
         // The body is dropped, because it would be held while the request waits.
         let request = request.map(drop);
+        if let Some(misdirected) = misdirected::of(self.profile, &request) {
+            misdirected.log(DOOR, peer.address, &self.misdirected_log);
+        }
         // A peer without an address is not a trusted proxy.
         self.authorize(&request, peer.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))).await
     }
@@ -59,7 +64,12 @@ impl HttpDoor {
     /// A door with the profile of this listener.
     pub(crate) fn new(service: Arc<Service>, listener: &HttpListener) -> Self {
         let HttpListener { profile, client_headers, .. } = listener;
-        Self { service, profile: *profile, client_headers: *client_headers }
+        Self {
+            service,
+            profile: *profile,
+            client_headers: *client_headers,
+            misdirected_log: LogSampler::default(),
+        }
     }
 
     async fn authorize<B>(&self, request: &Request<B>, peer: IpAddr) -> Response<Body> {

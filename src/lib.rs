@@ -23,7 +23,8 @@
 //!
 //! - [`app`] binds, serves, reloads and drains; [`commands`] are the commands of the binary.
 //! - The doors: [`ext_authz`], with its types in [`proto`], [`forward_auth`], and [`admin`] for operators. One serving loop,
-//!   the [`server`], serves all of them, gRPC with h2 and the others with hyper.
+//!   the [`server`], serves all of them, gRPC with h2 and the others with hyper. `misdirected` recognizes requests for the
+//!   log that belong to another door.
 //! - `crates/config`: [`config`] parses text into a valid configuration, warns about what does not mean what it seems to, and
 //!   reads the cases of `portcullis test`.
 //! - `crates/engine` provides what a decision needs, and may wait: [`service`] is what the doors serve, and the entry point
@@ -74,6 +75,7 @@ pub use portcullis_config as config;
 pub mod admin;
 pub mod ext_authz;
 pub mod forward_auth;
+mod misdirected;
 pub mod proto;
 pub mod server;
 

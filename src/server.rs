@@ -27,6 +27,8 @@ mod framing;
 mod http1_or_2;
 mod http2;
 mod limits;
+mod misdirected;
+mod protocol;
 mod respond;
 mod socket;
 mod state;
@@ -52,6 +54,7 @@ pub(crate) use accept::Listener;
 pub(crate) use body::RequestBody;
 pub use descriptors::raise_limit;
 pub(crate) use descriptors::{Connections, for_connections};
+pub(crate) use misdirected::Misdirected;
 pub use socket::BindError;
 pub(crate) use socket::Socket;
 pub(crate) use tls::{Alpn, Tls};
@@ -118,19 +121,24 @@ pub(crate) trait Door: Send + Sync + 'static {
 
 /// Counts requests that could not be read as decisions of this door, and logs a sample.
 fn record_rejected(door: &impl Door, requests: u64, log: &LogSampler) {
-    let (name, verdict) = (door.name(), Verdict::Deny(DenyReason::RequestMalformed));
+    count_rejected(door, requests);
     for _ in 0..requests {
-        if door.decides() {
-            door.service().metrics().decision(name, &verdict, "", Duration::ZERO);
-        }
         if let Some(times) = log.sample() {
             tracing::warn!(
-                door = name,
+                door = door.name(),
                 times,
                 cause = "malformed HTTP, or too many or too large headers",
                 "HTTP requests rejected"
             );
         }
+    }
+}
+
+/// Counts requests that could not be read as decisions of this door.
+fn count_rejected(door: &impl Door, requests: u64) {
+    let verdict = Verdict::Deny(DenyReason::RequestMalformed);
+    for _ in (0..requests).filter(|_| door.decides()) {
+        door.service().metrics().decision(door.name(), &verdict, "", Duration::ZERO);
     }
 }
 

@@ -43,6 +43,7 @@ pub(crate) struct Listener<D> {
     refused_log: LogSampler,
     accept_error_log: LogSampler,
     rejected_log: Arc<LogSampler>,
+    misdirected_log: Arc<LogSampler>,
 }
 
 impl<D: Door> Listener<D> {
@@ -57,6 +58,7 @@ impl<D: Door> Listener<D> {
             refused_log: LogSampler::default(),
             accept_error_log: LogSampler::default(),
             rejected_log: Arc::default(),
+            misdirected_log: Arc::default(),
         }
     }
 
@@ -132,6 +134,7 @@ impl<D: Door> Listener<D> {
             peer: Peer { address: peer, connection: NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed) },
             state: Arc::clone(&slot.state),
             rejected_log: Arc::clone(&self.rejected_log),
+            misdirected_log: Arc::clone(&self.misdirected_log),
         };
         tokio::spawn(async move {
             let (_gauge, _slot) = (gauge, slot);

@@ -16,7 +16,10 @@ use super::respond::Responder;
 use super::state::{CHECK_INTERVAL, CloseCause, ConnectionState, Rejections};
 use super::stream::{MonitoredStream, Stream};
 use super::tls::HandshakeError;
-use super::{BoxError, Door, LogSampler, Peer, Stop, Tls, http1_or_2, http2, record_rejected};
+use super::{
+    BoxError, Door, LogSampler, Misdirected, Peer, Stop, Tls, count_rejected, http1_or_2, http2,
+    record_rejected,
+};
 use crate::clock;
 
 /// The timeout of a TLS handshake.
@@ -33,6 +36,8 @@ pub(super) struct Connection<D> {
     pub(super) state: Arc<ConnectionState>,
     /// Limits the log lines about rejected requests.
     pub(super) rejected_log: Arc<LogSampler>,
+    /// Limits the log lines about connections that are meant for another listener.
+    pub(super) misdirected_log: Arc<LogSampler>,
 }
 
 impl<D: Door> Connection<D> {
@@ -78,7 +83,7 @@ impl<D: Door> Connection<D> {
             tokio::select! {
                 step = step(connection.as_mut(), state) => match step {
                     Step::Closed(rejected) => {
-                        self.record_rejected(rejected);
+                        self.record_closed(rejected);
                         break;
                     }
                     Step::Rejected(requests) => {
@@ -120,6 +125,19 @@ impl<D: Door> Connection<D> {
                 }
                 () = &mut drained, if stopping => break,
             }
+        }
+    }
+
+    /// Records what was rejected by the end of the connection. One that is meant for another listener has a log line of its
+    /// own, and counts as a rejected request.
+    fn record_closed(&self, rejected: u64) {
+        let protocol = self.state.protocol();
+        match protocol.and_then(|protocol| Misdirected::connection(protocol, self.door.speaks_http1())) {
+            Some(misdirected) => {
+                count_rejected(&*self.door, rejected.max(1));
+                misdirected.log(self.door.name(), self.peer.address, &self.misdirected_log);
+            }
+            None => self.record_rejected(rejected),
         }
     }
 

@@ -2,6 +2,8 @@
 //!
 //! The HTTP libraries limit the size of these, but not the time that they take.
 
+use super::protocol::Protocol;
+
 /// The client connection preface (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -49,8 +51,8 @@ pub(super) struct Framing {
 enum State {
     /// This many bytes of the preface have been received.
     Preface(usize),
-    /// The bytes did not match the preface.
-    Http1,
+    /// The bytes did not match the preface: they are HTTP/1 or no HTTP at all.
+    Other(Protocol),
     /// This many bytes of a frame header have been received.
     FrameHeader([u8; FRAME_HEADER], usize),
     /// This many bytes of a payload remain.
@@ -60,8 +62,8 @@ enum State {
 /// The state after the last bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// HTTP/1, where only the parser knows what is complete.
-    Http1,
+    /// Not HTTP/2. For HTTP/1 only the parser knows what is complete.
+    Other(Protocol),
     /// Nothing is incomplete.
     Complete,
     /// The previous item is complete and a new one is incomplete.
@@ -107,11 +109,12 @@ impl Framing {
         let mut was_complete = self.is_complete();
         while let Some((first, rest)) = bytes.split_first() {
             match &mut self.state {
-                State::Http1 => return Progress::Http1,
+                State::Other(protocol) => return Progress::Other(*protocol),
                 State::Preface(received) => {
                     if PREFACE.get(*received) != Some(first) {
-                        self.state = State::Http1;
-                        return Progress::Http1;
+                        let protocol = Protocol::of(PREFACE.get(..*received).unwrap_or_default(), bytes);
+                        self.state = State::Other(protocol);
+                        return Progress::Other(protocol);
                     }
                     *received += 1;
                     if *received == PREFACE.len() {
@@ -183,7 +186,7 @@ impl Framing {
     fn is_complete(&self) -> bool {
         match self.state {
             State::Preface(received) => received == 0,
-            State::Http1 => true,
+            State::Other(_) => true,
             State::FrameHeader(_, received) => received == 0 && !self.block_open && self.frames > 0,
             State::Payload(_) => false,
         }
@@ -299,10 +302,10 @@ mod tests {
     #[test]
     fn input_without_a_preface_is_http_1() {
         for text in ["GET / HTTP/1.1\r\n", "PRI * HTTP/2.0\r\n\r\nXM", "P R", "\0"] {
-            assert_eq!(Framing::new().feed(text.as_bytes()), Progress::Http1, "{text:?}");
+            assert_eq!(Framing::new().feed(text.as_bytes()), Progress::Other(Protocol::Http1), "{text:?}");
         }
         let mut framing = Framing::new();
         assert_eq!(framing.feed(b"PRI"), Progress::Started);
-        assert_eq!(framing.feed(b"NT / HTTP/1.1"), Progress::Http1);
+        assert_eq!(framing.feed(b"NT / HTTP/1.1"), Progress::Other(Protocol::Http1));
     }
 }

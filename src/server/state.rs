@@ -1,13 +1,14 @@
 //! The state of one connection: incomplete input, requests in flight and unread output, with their timeouts. It does no
 //! IO and takes no lock.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::framing::{Framing, Progress};
+use super::protocol::Protocol;
 use crate::clock::{self, Instant};
 
 /// The timeout for the first request.
@@ -47,6 +48,8 @@ const SPANS: usize = 4;
 #[derive(Debug)]
 pub(super) struct ConnectionState {
     started: Instant,
+    /// What the client speaks, if it is not HTTP/2.
+    protocol: OnceLock<Protocol>,
     /// Whether the client has sent a request or its HTTP/2 settings.
     established: AtomicBool,
     /// Requests that the HTTP library has dispatched.
@@ -123,6 +126,7 @@ impl ConnectionState {
     pub(super) fn new(load: Arc<Load>) -> Self {
         Self {
             started: clock::awake(),
+            protocol: OnceLock::new(),
             established: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             too_large: AtomicU64::new(0),
@@ -165,12 +169,15 @@ impl ConnectionState {
         let (progress, now) = (framing.feed(bytes), self.now());
         self.streams.store(framing.streams(), Ordering::Relaxed);
         self.read_at.store(now, Ordering::Relaxed);
+        if let Progress::Other(protocol) = progress {
+            self.protocol.get_or_init(|| protocol);
+        }
         match progress {
             // Only the HTTP/1 parser knows when a head is complete; the dispatched request clears the timeout.
-            Progress::Http1 if !self.is_busy() && !are_line_ends(bytes) => {
+            Progress::Other(_) if !self.is_busy() && !are_line_ends(bytes) => {
                 set_once(&self.incomplete_since, now);
             }
-            Progress::Http1 => {}
+            Progress::Other(_) => {}
             Progress::Complete => self.incomplete_since.store(0, Ordering::Relaxed),
             Progress::Started => self.incomplete_since.store(now, Ordering::Relaxed),
             Progress::Incomplete => set_once(&self.incomplete_since, now),
@@ -182,6 +189,11 @@ impl ConnectionState {
                 self.flood.notify_one();
             }
         }
+    }
+
+    /// What the client speaks, if it has sent something that is not HTTP/2.
+    pub(super) fn protocol(&self) -> Option<Protocol> {
+        self.protocol.get().copied()
     }
 
     /// The time since something was last read.

@@ -49,12 +49,13 @@ const CRATE_DEPENDENCIES: [(&str, &[&str], &[&str]); 7] = [
 ];
 
 /// The top-level modules of the service, each with the modules that it may use. All may use the other crates.
-const SERVICE_MODULES: [(&str, &[&str]); 9] = [
+const SERVICE_MODULES: [(&str, &[&str]); 10] = [
     ("server", &[]),
     ("proto", &[]),
-    ("ext_authz", &["proto", "server"]),
-    ("forward_auth", &["server"]),
-    ("admin", &["server"]),
+    ("misdirected", &[]),
+    ("ext_authz", &["misdirected", "proto", "server"]),
+    ("forward_auth", &["misdirected", "server"]),
+    ("admin", &["misdirected", "server"]),
     ("app", &["admin", "ext_authz", "forward_auth", "server"]),
     ("commands", &["app", "ext_authz", "server"]),
     ("main", &[]),

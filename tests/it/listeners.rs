@@ -5,6 +5,7 @@
 mod admin;
 mod environment;
 pub mod http2;
+mod misdirected;
 mod refusals;
 mod socket_files;
 mod streams;

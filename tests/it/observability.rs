@@ -45,7 +45,11 @@ fn queried(expressions: &[String]) -> Queried {
                 continue;
             };
             labels.extend(
-                braces.0.split(',').filter_map(|one| one.split(['=', '!']).next()).map(str::to_owned),
+                braces
+                    .0
+                    .split(',')
+                    .filter_map(|one| one.split(['=', '!']).next())
+                    .map(|label| label.trim().to_owned()),
             );
         }
     }

@@ -202,8 +202,14 @@ rules:
 async fn scrapes_of_ten_thousand_realms_lose_no_check() {
     let (key, config) = key_and_config();
     let running = Running::start(config, support::fixed_clock()).await;
+    let keys = portcullis::validation::key_set::KeySet::default();
     for realm in 0..10_000 {
-        running.service().metrics().key_set(&format!("p/realm-{realm}"), 2, 1, Some(Duration::from_secs(9)));
+        running.service().metrics().key_set(
+            &format!("p/realm-{realm}"),
+            &keys,
+            1,
+            Some(Duration::from_secs(9)),
+        );
     }
     check_during(&running, &token(&key), async {
         for _ in 0..5 {

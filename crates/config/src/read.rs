@@ -177,7 +177,7 @@ fn read(
 fn read_config(root: &Cursor<'_>) -> Read<Config> {
     check_provider_names(root);
     let config = Config::read(root)?;
-    warn_of_rules(root, &config.rules);
+    warn_of_rules(root, &config);
     if let Some(listen) = root.peek("listen") {
         warn_of_listeners(&listen, &config.listen);
     }

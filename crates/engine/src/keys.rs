@@ -518,7 +518,7 @@ impl Shared {
         let age = snapshot.confirmed.map(|confirmed| confirmed.age(self.now()));
         let metrics = &self.context.metrics;
         let publish = || {
-            metrics.key_set(&self.provider, snapshot.published.keys().keys().len(), snapshot.generation, age);
+            metrics.key_set(&self.provider, snapshot.published.keys(), snapshot.generation, age);
             metrics.waiters(&self.provider, self.waiters.load(Ordering::Relaxed));
         };
         // An aborted task may still run here after its label values were removed.

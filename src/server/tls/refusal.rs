@@ -3,11 +3,14 @@
 use std::fmt;
 use std::io::{self, ErrorKind};
 
-use tokio_rustls::rustls::{CertificateError, Error, OtherError};
+use tokio_rustls::rustls::{CertificateError, Error, InvalidMessage, OtherError};
 
 use super::client_names::NameNotAllowed;
 use crate::server::LogSampler;
 use crate::telemetry::on_one_line;
+
+/// The detail if the client does not speak TLS.
+const NO_TLS: &str = "no TLS: have the proxy connect with TLS, or remove `tls` of the listener";
 
 /// The cause of a failed handshake.
 #[derive(Debug)]
@@ -67,7 +70,11 @@ impl From<io::Error> for HandshakeError {
             None if error.kind() == ErrorKind::InvalidData => Cause::Protocol,
             None => Cause::Closed,
         };
-        Self { cause, detail: name_error.unwrap_or_else(|| error.to_string()) }
+        let detail = match tls {
+            Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => NO_TLS.to_owned(),
+            _ => name_error.unwrap_or_else(|| error.to_string()),
+        };
+        Self { cause, detail }
     }
 }
 

@@ -150,7 +150,22 @@ fn a_pattern_that_cannot_mean_what_it_says_is_a_warning() {
             "",
             "a client can send itself",
         ),
-        ("match: {headers: {X-Real-IP: 10.0.0.1}}", "", "a client can send itself"),
+        ("match: {headers: {X-Client-IP: 10.0.0.1}}", "", "a client can send itself"),
+        ("require: {condition: 'claims.level == 1.5'}", "require.condition", "1.5 equals other numbers"),
+        ("require: {condition: '-0.1 != claims.x'}", "require.condition", "-0.1 equals other numbers"),
+        ("require: {condition: 'claims.level in [1, 2.5]'}", "require.condition", "2.5 equals other numbers"),
+        (
+            "require: {condition: 'claims.id >= 9007199254740993'}",
+            "require.condition",
+            "9007199254740993 equals other numbers",
+        ),
+        (
+            "require: {condition: 'claims.id == 9007199254740993u'}",
+            "require.condition",
+            "9007199254740993u equals other numbers",
+        ),
+        ("require: {claims: {level: [1, 1.5]}}", "require.claims", "1.5 equals other numbers"),
+        ("require: {claims: {id: [9007199254740993]}}", "require.claims", "equals other numbers"),
     ] {
         let got = warnings(&rules(&[rule]));
         let place = format!("rules[0]{}{path}", if path.is_empty() { "" } else { "." });
@@ -171,9 +186,47 @@ fn a_pattern_that_cannot_mean_what_it_says_is_a_warning() {
         "match: {path: [/a/b, '/a:b', /index.html]}, deny: true",
         "match: {methods: [GET, M-SEARCH]}, deny: true",
         "require: {condition: 'request.headers[\"x-tenant\"] == claims.tenant_id'}",
+        "require: {condition: 'claims.score > 0.5 && claims.level in [1, 2] && claims.id != 9007199254740992'}",
+        "require: {claims: {level: [1, '1.5', -7]}}",
+        "require: {condition: 'request.method == \"GET\"'}",
     ] {
         assert_eq!(warnings(&rules(&[rule])), [], "{rule}");
     }
+}
+
+#[test]
+fn a_header_about_the_client_is_a_warning_where_a_proxy_passes_on_that_of_the_client() {
+    let rule = |name: &str| format!("require: {{condition: 'request.headers[\"{name}\"] == \"x\"'}}");
+    let door = |profile: &str| format!("forward_auth: {{address: '127.0.0.1:0', profile: {profile}}}");
+    let envoy = "ext_authz: 127.0.0.1:0";
+    for (listen, name, warned) in [
+        (envoy.to_owned(), "x-forwarded-for", true),
+        (envoy.to_owned(), "x-real-ip", false),
+        (door("envoy"), "x-forwarded-for", true),
+        (door("nginx"), "x-real-ip", true),
+        (door("nginx"), "x-forwarded-proto", true),
+        (door("caddy"), "x-forwarded-for", false),
+        (door("traefik"), "x-forwarded-for", false),
+        (door("haproxy"), "x-real-ip", false),
+        (door("haproxy"), "true-client-ip", true),
+        (format!("{}, {envoy}", door("caddy")), "x-forwarded-for", true),
+        (String::new(), "x-real-ip", true),
+    ] {
+        let text = rules(&[&rule(name)]).replace(envoy, &listen);
+        let is_warned = warnings(&text).iter().any(|(.., text)| text.contains("can send itself"));
+        assert_eq!(is_warned, warned, "{listen}, {name}");
+    }
+}
+
+#[test]
+fn a_condition_on_the_method_names_methods_and_leaves_the_others_to_the_rest_of_it() {
+    let condition = "require: {condition: 'request.method != \"DELETE\" || claims.role == \"admin\"'}";
+    let got = warnings(&open_rules(&[condition]));
+    let place = "rules[0].require.condition";
+    assert!(got.iter().any(|(_, at, text)| at == place && text.contains("such as HEAD")), "{got:?}");
+    let named = format!("match: {{methods: [GET, DELETE]}}, {condition}");
+    let got = warnings(&open_rules(&[&named, "match: {path_prefix: /}, deny: true"]));
+    assert!(!got.iter().any(|(_, at, _)| at == place), "{got:?}");
 }
 
 #[test]

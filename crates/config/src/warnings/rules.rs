@@ -2,14 +2,16 @@
 //! at run time, so it has to be found here.
 
 use portcullis_core::rules::{Effect, HeaderMatch, Match, PathPattern, Requirements, Rule, Rules, Unmatched};
+use portcullis_core::validation::json::Json;
 
 use super::paths::Paths;
 use crate::cursor::Cursor;
+use crate::{Config, Listen, Profile};
 
 /// Paths that a pattern for every path matches.
 const ANY_PATHS: [&str; 2] = ["/", "/any/path.at-all"];
 
-/// Headers about the client that a client can send itself, and that proxies extend or pass on.
+/// Headers about the client that it can send itself, and that proxies extend or pass on.
 const FROM_CLIENTS: [&str; 8] = [
     "x-forwarded-for",
     "x-original-forwarded-for",
@@ -21,8 +23,12 @@ const FROM_CLIENTS: [&str; 8] = [
     "x-remote-user",
 ];
 
+/// The largest integer up to which doubles represent every integer exactly.
+const MAX_EXACT: u64 = 1 << 53;
+
 /// Warnings about the rules, each with its position.
-pub(in super::super) fn warn_of_rules(root: &Cursor<'_>, rules: &Rules) {
+pub(in super::super) fn warn_of_rules(root: &Cursor<'_>, config: &Config) {
+    let rules = &config.rules;
     let list = root.peek("rules");
     let elements = list.as_ref().and_then(|list| list.elements().ok()).unwrap_or_default();
     warn_of_default(root, list.as_ref(), rules);
@@ -46,12 +52,9 @@ pub(in super::super) fn warn_of_rules(root: &Cursor<'_>, rules: &Rules) {
             }
         }
         if let Some(require) = element.peek("require") {
-            let claims = require.peek("claims").and_then(|claims| claims.entries().ok());
-            for claim in claims.unwrap_or_default() {
-                warn_of_claim_name(&claim.value, claim.key);
-            }
+            warn_of_requirements(&require, rule, rules.unmatched());
         }
-        warn_of_headers(element, rule);
+        warn_of_headers(element, rule, config);
     }
 }
 
@@ -279,15 +282,78 @@ fn warn_of_claim_name(cursor: &Cursor<'_>, name: &str) {
     }
 }
 
+/// Warnings about requirements that other values, or other methods, meet than it seems.
+fn warn_of_requirements(require: &Cursor<'_>, rule: &Rule, unmatched: Unmatched) {
+    for claim in require.peek("claims").and_then(|claims| claims.entries().ok()).unwrap_or_default() {
+        warn_of_claim_name(&claim.value, claim.key);
+    }
+    let requirements = rule.requirements();
+    let numbers = requirements.into_iter().flat_map(|requirements| &requirements.claims);
+    let mut numbers = numbers.flat_map(|claim| &claim.any_of).filter_map(|value| match value {
+        Json::Number(digits) => Some(&**digits),
+        _ => None,
+    });
+    if let (Some(claims), Some(number)) = (require.peek("claims"), numbers.find(|number| is_rounded(number)))
+    {
+        claims.warn(rounding(number));
+    }
+    let condition = requirements.and_then(|requirements| requirements.condition.as_ref());
+    let (Some(written), Some(condition)) = (require.peek("condition"), condition) else { return };
+    if let Some(number) = condition.rounded() {
+        written.warn(rounding(number));
+    }
+    if condition.reads_method() && rule.matches.methods.is_empty() && unmatched == Unmatched::Token {
+        written.warn("a method that `request.method` is not compared with, such as HEAD, needs only the rest of the condition: name methods in `match.methods`, with a rule for the others, or write `default: deny`");
+    }
+}
+
+/// Whether numbers with other digits equal this one after rounding to a double.
+fn is_rounded(number: &str) -> bool {
+    match number.parse::<i128>() {
+        Ok(integer) => integer.unsigned_abs() > MAX_EXACT.into(),
+        Err(_) => {
+            number.parse::<f64>().is_ok_and(|number| number.abs() > MAX_EXACT as f64 || number.fract() != 0.0)
+        }
+    }
+}
+
+fn rounding(number: &str) -> String {
+    format!(
+        "{number} equals other numbers, too: those with a fraction or an exponent are rounded to 64-bit floating point; compare a string, or an integer up to 2^53"
+    )
+}
+
 /// Warnings about headers that a client can send itself.
-fn warn_of_headers(element: &Cursor<'_>, rule: &Rule) {
+fn warn_of_headers(element: &Cursor<'_>, rule: &Rule, config: &Config) {
     let condition = rule.requirements().and_then(|requirements| requirements.condition.as_ref());
     let by_condition = condition.into_iter().flat_map(|condition| &condition.headers().names);
     let by_match = rule.matches.headers.iter().map(|header| &header.name);
     let mut read = by_condition.chain(by_match);
-    if let Some(name) = read.find(|name| FROM_CLIENTS.contains(&name.as_str())) {
+    if let Some(name) = read.find(|name| is_from_client(name, config)) {
         element.warn(format!(
-            "reads {name}, which a client can send itself and proxies extend or pass on: use `request.source_address` or a certificate"
+            "reads {name}, which a client can send itself and a proxy of `listen` extends or passes on: use `request.source_address` or a certificate"
         ));
     }
+}
+
+/// Whether the proxy in front of some door passes on the client's value of a header that says who the client is.
+fn is_from_client(name: &str, config: &Config) -> bool {
+    FROM_CLIENTS.contains(&name) && !is_overwritten(name, &config.listen)
+}
+
+/// Whether the proxies of all doors, configured as in `deploy/`, overwrite or remove this header before they ask. Without a
+/// door, a program that embeds the service asks.
+fn is_overwritten(name: &str, listen: &Listen) -> bool {
+    let grpc = listen.ext_authz.iter().map(|_| Profile::Envoy);
+    let mut profiles = grpc.chain(listen.forward_auth.iter().map(|door| door.profile)).peekable();
+    let overwritten: fn(Profile) -> &'static [&'static str] = |profile| match profile {
+        // The question has the client's headers; those of the proxy are set for the upstream alone.
+        Profile::Nginx => &[],
+        Profile::Haproxy | Profile::Caddy | Profile::Traefik => {
+            &["x-forwarded-for", "x-real-ip", "x-forwarded-proto"]
+        }
+        // x-forwarded-for is extended.
+        Profile::Envoy => &["x-real-ip", "x-forwarded-proto"],
+    };
+    profiles.peek().is_some() && profiles.all(|profile| overwritten(profile).contains(&name))
 }

@@ -178,6 +178,12 @@ impl Condition {
         self.0.checked.request.contains("method")
     }
 
+    /// The first number in the source that other numbers of a token equal, too, because CEL rounds them to a double:
+    /// one with a fraction, or an integer beyond 2^53.
+    pub fn rounded(&self) -> Option<&str> {
+        self.0.checked.rounded.as_deref()
+    }
+
     /// Which of `request.headers` it reads, by their names in lower case.
     pub fn headers(&self) -> &Members {
         &self.0.checked.headers
@@ -464,7 +470,8 @@ fn scalar_value<'v>(scalar: &Json) -> Result<Boxed<'v>, Undecided> {
     })
 }
 
-/// An int if the digits fit, otherwise a uint, otherwise a double.
+/// An int if the digits fit, otherwise a uint; a double if there is a fraction or an exponent. An integer beyond 64 bits is
+/// none of these: as a double it would equal other integers.
 fn number<'v>(digits: &str) -> Result<Boxed<'v>, Undecided> {
     if let Ok(int) = digits.parse::<i64>() {
         return Ok(Box::new(CelInt::from(int)));
@@ -472,8 +479,9 @@ fn number<'v>(digits: &str) -> Result<Boxed<'v>, Undecided> {
     if let Ok(uint) = digits.parse::<u64>() {
         return Ok(Box::new(CelUInt::from(uint)));
     }
+    let is_integer = digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
     match digits.parse::<f64>() {
-        Ok(double) if double.is_finite() => Ok(Box::new(CelDouble::from(double))),
+        Ok(double) if double.is_finite() && !is_integer => Ok(Box::new(CelDouble::from(double))),
         _ => Err(Undecided::new("a claim is a number out of range")),
     }
 }

@@ -45,6 +45,17 @@ pub struct SkippedKey {
     pub reason: &'static str,
 }
 
+/// Reasons of keys that are not for signatures.
+const OTHER_USE: &str = "`use` is not `sig`";
+const OTHER_OPERATIONS: &str = "`key_ops` does not allow `verify`";
+
+impl SkippedKey {
+    /// Whether tokens may be signed with it, as far as the document says. The others are for encryption.
+    pub fn may_sign(&self) -> bool {
+        ![OTHER_USE, OTHER_OPERATIONS].contains(&self.reason)
+    }
+}
+
 /// A document that is not a key set, or has no usable key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -486,7 +497,7 @@ fn check_use(jwk: &Json) -> Result<bool, &'static str> {
     let declared = match text(jwk, "use", "`use` is not a string")? {
         None => false,
         Some("sig") => true,
-        Some(_) => return Err("`use` is not `sig`"),
+        Some(_) => return Err(OTHER_USE),
     };
     match jwk.member("key_ops") {
         None => Ok(declared),
@@ -502,7 +513,7 @@ fn check_use(jwk: &Json) -> Result<bool, &'static str> {
             } else if operations.iter().any(|operation| operation.as_str() == Some("verify")) {
                 Ok(declared)
             } else {
-                Err("`key_ops` does not allow `verify`")
+                Err(OTHER_OPERATIONS)
             }
         }
         Some(_) => Err("`key_ops` is not an array"),

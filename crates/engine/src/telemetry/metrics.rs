@@ -20,6 +20,7 @@ use super::log;
 use super::process::ProcessMetrics;
 use super::rules::{RuleFamily, RuleMetrics};
 use super::tls::TlsMetrics;
+use crate::validation::key_set::KeySet;
 use crate::validation::{StaleCause, UnixTime};
 use crate::verdict::Verdict;
 
@@ -196,6 +197,7 @@ pub struct Metrics {
     fetches: Family<FetchLabels, Counter>,
     stale_tokens: Family<StaleLabels, Counter>,
     keys: Family<ProviderLabels, Gauge>,
+    skipped_keys: Family<ProviderLabels, Gauge>,
     age: Family<ProviderLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
     generation: Family<ProviderLabels, Gauge>,
     waiters: Family<ProviderLabels, Gauge>,
@@ -241,6 +243,12 @@ impl Metrics {
         );
         let keys = Family::default();
         registry.register("jwks_keys", "Usable keys of the current key set", keys.clone());
+        let skipped_keys = Family::default();
+        registry.register(
+            "jwks_skipped_keys",
+            "Keys for signatures in the current key set that cannot be used",
+            skipped_keys.clone(),
+        );
         let age = Family::default();
         registry.register(
             "jwks_age_seconds",
@@ -315,6 +323,7 @@ impl Metrics {
             fetches,
             stale_tokens,
             keys,
+            skipped_keys,
             age,
             generation,
             waiters,
@@ -378,9 +387,11 @@ impl Metrics {
     }
 
     /// The state of a provider's set. `age` is `None` for keys that are not fetched.
-    pub fn key_set(&self, provider: &str, keys: usize, generation: u64, age: Option<Duration>) {
+    pub fn key_set(&self, provider: &str, keys: &KeySet, generation: u64, age: Option<Duration>) {
         let labels = ProviderLabels { provider: provider.to_owned() };
-        self.keys.get_or_create(&labels).set(i64::try_from(keys).unwrap_or(i64::MAX));
+        let skipped = keys.skipped().iter().filter(|key| key.may_sign()).count();
+        self.keys.get_or_create(&labels).set(i64::try_from(keys.keys().len()).unwrap_or(i64::MAX));
+        self.skipped_keys.get_or_create(&labels).set(i64::try_from(skipped).unwrap_or(i64::MAX));
         self.generation.get_or_create(&labels).set(i64::try_from(generation).unwrap_or(i64::MAX));
         match age {
             Some(age) => {
@@ -450,6 +461,7 @@ impl Metrics {
         let labels = ProviderLabels { provider: provider.to_owned() };
         self.waiters.remove(&labels);
         self.keys.remove(&labels);
+        self.skipped_keys.remove(&labels);
         self.generation.remove(&labels);
         self.age.remove(&labels);
     }
@@ -532,7 +544,8 @@ mod tests {
     #[test]
     fn label_values_of_a_removed_cache_do_not_come_back() {
         let metrics = Metrics::default();
-        let publish = || metrics.if_registered("p/realm", || metrics.key_set("p/realm", 1, 1, None));
+        let publish =
+            || metrics.if_registered("p/realm", || metrics.key_set("p/realm", &KeySet::default(), 1, None));
         let is_shown = || metrics.encode().expect("text").contains("p/realm");
         publish();
         assert!(!is_shown(), "no cache is registered yet");

@@ -28,6 +28,9 @@ const MAX_LOOPS: usize = 2;
 /// The largest compiled pattern, in bytes.
 const MAX_PATTERN_BYTES: usize = 256 * 1024;
 
+/// The largest integer up to which doubles represent every integer exactly.
+const MAX_EXACT: u64 = 1 << 53;
+
 /// The members of `request`, in the order of the documentation.
 const REQUEST: [&str; 7] =
     ["method", "path", "host", "headers", "query", "source_address", "source_principal"];
@@ -91,6 +94,8 @@ pub(super) struct Checked {
     pub(super) patterns: Vec<(String, Regex)>,
     /// Every member name in the source, which an error may repeat.
     pub(super) written: BTreeSet<String>,
+    /// The first number in the source that is compared with values that may be rounded.
+    pub(super) rounded: Option<String>,
 }
 
 /// Checks a complete condition.
@@ -300,6 +305,7 @@ impl<'a> Checker<'a> {
             },
             (name, None, [left, right]) if is_operator(name) => {
                 self.record_compared([left, right]);
+                self.record_rounded(name, [left, right]);
                 let (left, right) = (self.kind(left)?, self.kind(right)?);
                 binary(name, left, right).ok_or_else(|| {
                     self.fault(
@@ -368,6 +374,7 @@ impl<'a> Checker<'a> {
         self.record_compared([element]);
         let kind = self.kind(element)?;
         if let Expr::List(list) = &container.expr {
+            self.record_rounded(operators::EQUALS, &list.elements);
             for candidate in &list.elements {
                 let other = self.kind(candidate)?;
                 if !kind.comparable(other) {
@@ -428,6 +435,15 @@ impl<'a> Checker<'a> {
     fn record_compared<'e>(&mut self, operands: impl IntoIterator<Item = &'e IdedExpr>) {
         let names = operands.into_iter().filter_map(header).map(str::to_owned);
         self.result.compared_headers.extend(names);
+    }
+
+    /// Records a number among these operands of a comparison that other numbers equal after rounding: one with a fraction,
+    /// or beyond what every integer-valued double is exact for.
+    fn record_rounded<'e>(&mut self, operator: &str, operands: impl IntoIterator<Item = &'e IdedExpr>) {
+        let is_equality = [operators::EQUALS, operators::NOT_EQUALS].contains(&operator);
+        if self.result.rounded.is_none() {
+            self.result.rounded = operands.into_iter().find_map(|operand| rounded(operand, is_equality));
+        }
     }
 
     /// Checks literal arguments, and arguments that have to be literals.
@@ -540,6 +556,29 @@ fn header(expr: &IdedExpr) -> Option<&str> {
             [container, index] if matches!(place(container), Some(Place::Headers)) => text(index),
             _ => None,
         },
+        _ => None,
+    }
+}
+
+/// A number literal that equals other numbers after rounding: an integer beyond what doubles represent exactly, or, if
+/// fractions count, one with a fraction.
+fn rounded(expr: &IdedExpr, fractions_count: bool) -> Option<String> {
+    match &expr.expr {
+        Expr::Literal(LiteralValue::Double(number)) => {
+            let number = number.inner();
+            let is_rounded = number.abs() > MAX_EXACT as f64 || (fractions_count && number.fract() != 0.0);
+            is_rounded.then(|| number.to_string())
+        }
+        Expr::Literal(LiteralValue::Int(number)) if number.inner().unsigned_abs() > MAX_EXACT => {
+            Some(number.inner().to_string())
+        }
+        Expr::Literal(LiteralValue::UInt(number)) if *number.inner() > MAX_EXACT => {
+            Some(format!("{}u", number.inner()))
+        }
+        Expr::Call(call) if call.func_name == operators::NEGATE => {
+            let [operand] = call.args.as_slice() else { return None };
+            rounded(operand, fractions_count).map(|number| format!("-{number}"))
+        }
         _ => None,
     }
 }

@@ -404,6 +404,11 @@ fn invalid_input_is_undecided() {
     let far = json(r#"{"far": 1e400, "near": 1}"#);
     assert!(compiled("claims.far > 1").holds(&facts(&far)).is_err());
     assert_eq!(compiled("claims.near == 1").holds(&facts(&far)), Ok(true));
+    let long = json(
+        r#"{"id": 18446744073709551617, "other": 18446744073709551618, "largest": 18446744073709551615}"#,
+    );
+    assert!(compiled("claims.id == claims.other").holds(&facts(&long)).is_err(), "as doubles they are equal");
+    assert_eq!(compiled("claims.largest == 18446744073709551615u").holds(&facts(&long)), Ok(true));
     let mut beyond = facts(&claims);
     beyond.now = UnixTime::from_secs(i64::MAX);
     assert!(compiled("now > timestamp(0)").holds(&beyond).is_err());

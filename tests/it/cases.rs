@@ -5,8 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
+use crate::support::rule_cases::{Bearer, Case, PATH_CASES, RULE_CASES, RulesFixture};
 use crate::support::snapshots::settings;
 use crate::support::subprocess::StartCommand;
 
@@ -206,6 +208,45 @@ fn the_table_has_every_rule_in_order_and_what_no_rule_matches() {
     }
 }
 
+/// A case of the tables as `portcullis test` reads it.
+fn written(number: usize, case: &Case) -> Value {
+    let headers: Map<String, Value> =
+        case.headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
+    let mut expected = json!({"reason": case.reason});
+    if case.reason != "request_malformed" {
+        expected["rule"] = if case.rule.is_empty() { Value::Null } else { case.rule.into() };
+    }
+    let mut written = json!({
+        "name": format!("{number}: {} {}{}", case.method, case.host, case.target),
+        "request": {"method": case.method, "host": case.host, "path": case.target, "headers": headers},
+        "expect": expected,
+    });
+    let provider = if matches!(case.bearer, Bearer::Partner) { "partner" } else { "test" };
+    let claims = match case.bearer {
+        Bearer::None => None,
+        Bearer::With(more) => Some(RulesFixture::claims(more)),
+        Bearer::Partner => Some(json!({"sub": "alice"})),
+        Bearer::Expired => Some(json!({"exp": 1})),
+    };
+    match claims {
+        Some(claims) => (written["claims"], written["provider"]) = (claims, provider.into()),
+        None => written["token"] = "none".into(),
+    }
+    written
+}
+
+#[test]
+fn every_case_of_the_tables_is_decided_as_serve_does() {
+    let folder = Folder::new();
+    let config =
+        format!("listen: {{ext_authz: '127.0.0.1:0'}}\n{}", RulesFixture::new().providers_and_rules());
+    folder.file("p.yaml", &config);
+    let all: Vec<&Case> = RULE_CASES.iter().chain(PATH_CASES).collect();
+    let cases: Vec<Value> = all.iter().enumerate().map(|(number, case)| written(number, case)).collect();
+    let (code, out, err) = folder.test(&Value::from(cases).to_string(), &[]);
+    assert_eq!((code, &*out, &*err), (Some(0), &*format!("{} case(s): all as expected\n", all.len()), ""));
+}
+
 /// The folder of the recipes, and the text about them.
 const RECIPES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rules");
 const RECIPES_TEXT: &str = include_str!("../../docs/rules.md");
@@ -240,6 +281,52 @@ fn every_recipe_is_strictly_valid_and_decides_its_cases_as_the_page_says() {
         assert!(RECIPES_TEXT.contains(&format!("(rules/{name}.cases.yaml)")), "docs/rules.md has no {name}");
     }
     assert_eq!(recipes, 8);
+}
+
+/// Every configuration that the repository shows, by its name.
+fn shown_configurations() -> Vec<(String, String)> {
+    let recipes = fs::read_dir(RECIPES).expect("the folder of the recipes");
+    let recipes = recipes.map(|entry| entry.expect("a file").path());
+    let recipes = recipes.filter(|path| !path.to_string_lossy().ends_with(".cases.yaml"));
+    let mut shown: Vec<(String, String)> = recipes
+        .map(|path| (path.display().to_string(), fs::read_to_string(&path).expect("readable")))
+        .collect();
+    shown
+        .push(("deploy/portcullis.yaml".to_owned(), include_str!("../../deploy/portcullis.yaml").to_owned()));
+    for (page, text) in [("README.md", include_str!("../../README.md")), ("docs/rules.md", RECIPES_TEXT)] {
+        let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let configurations = blocks.filter(|block| block.contains("providers:\n"));
+        shown.extend(configurations.map(|block| (page.to_owned(), unindented(block))));
+    }
+    shown
+}
+
+/// A block of a list item, whose lines are all indented by the item.
+fn unindented(block: &str) -> String {
+    let indent = block.len() - block.trim_start_matches(' ').len();
+    block.lines().map(|line| format!("{}\n", line.get(indent..).unwrap_or_default())).collect()
+}
+
+#[test]
+fn every_configuration_shown_has_its_table_and_decides_a_case() {
+    let shown = shown_configurations();
+    assert_eq!(shown.len(), 10, "eight recipes, deploy/ and the README");
+    for (name, text) in shown {
+        let folder = Folder::new();
+        let config = folder.file("p.yaml", &text);
+        for format in ["text", "markdown", "json"] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+            let output = command.args(["rules", "--format", format, "--config"]).arg(&config).run_and_read();
+            let output = output.expect("the binary runs");
+            assert!(output.status.success() && !output.stdout.is_empty(), "{name}, {format}: {output:?}");
+        }
+        let case = "[{name: nobody, request: {method: DELETE, path: /nobody}, token: none, expect: {verdict: deny}}]";
+        let (code, out, err) = folder.test(case, &[]);
+        // Identity is optional for every request under one of the recipes.
+        let is_open = name.ends_with("optional.yaml");
+        let expected = if is_open { Some(1) } else { Some(0) };
+        assert_eq!((code, &*err), (expected, ""), "{name}: {out}");
+    }
 }
 
 #[test]

@@ -19,3 +19,8 @@ async fn large_claim_headers_and_a_large_token_pass_caddy_2_11() {
     let proxy = Proxy { start: launch::caddy_2_11, ..PROXY };
     suite::large_claim_headers_and_a_large_token_pass(proxy).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_names_its_rule() {
+    suite::a_route_names_its_rule(Proxy { start: launch::caddy_naming_a_rule, ..PROXY }).await;
+}

@@ -106,6 +106,21 @@ pub fn nginx_stripping_tokens(addresses: &Addresses) -> RunningProxy {
     run_nginx(uncomment(&nginx_configuration(addresses), &lines))
 }
 
+/// The same whose authorization requests name the rule `orders`.
+pub fn nginx_naming_a_rule(addresses: &Addresses) -> RunningProxy {
+    run_nginx(naming_a_rule(
+        &nginx_configuration(addresses),
+        "proxy_pass http://portcullis;",
+        "proxy_pass http://portcullis/rule/orders;",
+    ))
+}
+
+/// The text with another URL of the authorization request, where it occurs first.
+fn naming_a_rule(text: &str, url: &str, named: &str) -> String {
+    assert!(text.contains(url), "{url}");
+    text.replacen(url, named, 1)
+}
+
 /// The file of `deploy/` with these addresses.
 pub fn nginx_configuration(addresses: &Addresses) -> String {
     deploy_file(
@@ -146,6 +161,13 @@ pub fn haproxy_stripping_tokens(addresses: &Addresses) -> RunningProxy {
     let (config, action) = haproxy_configuration(addresses);
     let config = uncomment(&config, &["http-request del-header authorization"]);
     run_haproxy(&config, &action.replace("local FROM_RESPONSE = {}", "local FROM_RESPONSE = { \"cookie\" }"))
+}
+
+/// The same whose authorization requests name the rule `orders`.
+pub fn haproxy_naming_a_rule(addresses: &Addresses) -> RunningProxy {
+    let (config, action) = haproxy_configuration(addresses);
+    let url = format!("http://{}/", addresses.forward_auth);
+    run_haproxy(&config, &naming_a_rule(&action, &url, &format!("{url}rule/orders")))
 }
 
 fn haproxy_configuration(addresses: &Addresses) -> (String, String) {
@@ -200,6 +222,12 @@ pub fn caddy_2_11(addresses: &Addresses) -> RunningProxy {
 /// The same with the lines for `forward_token: false` uncommented.
 pub fn caddy_2_11_stripping_tokens(addresses: &Addresses) -> RunningProxy {
     run_caddy(caddy_2_11_program(), &caddy_configuration_stripping_tokens(addresses))
+}
+
+/// Debian's, whose authorization requests name the rule `orders`.
+pub fn caddy_naming_a_rule(addresses: &Addresses) -> RunningProxy {
+    let text = naming_a_rule(&caddy_configuration(addresses), "uri /?", "uri /rule/orders?");
+    run_caddy(debian_command("usr/bin/caddy"), &text)
 }
 
 fn caddy_2_10_program() -> Command {
@@ -259,6 +287,12 @@ pub fn traefik(addresses: &Addresses) -> RunningProxy {
 pub fn traefik_stripping_tokens(addresses: &Addresses) -> RunningProxy {
     let routes = uncomment(&traefik_routes(addresses), &["- Cookie", "Authorization: \"\""]);
     run_traefik(&routes)
+}
+
+/// The same whose authorization requests name the rule `orders`.
+pub fn traefik_naming_a_rule(addresses: &Addresses) -> RunningProxy {
+    let url = format!("http://{}/", addresses.forward_auth);
+    run_traefik(&naming_a_rule(&traefik_routes(addresses), &url, &format!("{url}rule/orders")))
 }
 
 fn traefik_routes(addresses: &Addresses) -> String {

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use reqwest::StatusCode;
 
 use crate::launch::{self, Addresses, RunningProxy, nginx_configuration, run_nginx};
-use crate::suite::{Proxy, TestEnv, proxy_tests};
+use crate::suite::{self, Proxy, TestEnv, proxy_tests};
 use crate::support::real;
 
 const PROXY: Proxy = Proxy {
@@ -79,4 +79,9 @@ async fn responses_of_the_upstream_pass_unchanged() {
         assert_eq!(answer.text().await.expect("a body"), "the body of the app");
     }
     server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_location_names_its_rule() {
+    suite::a_route_names_its_rule(Proxy { start: launch::nginx_naming_a_rule, ..PROXY }).await;
 }

@@ -213,6 +213,25 @@ pub async fn rules_say_who_may_do_what(proxy: Proxy) {
     assert_eq!(env.upstream.received(), before, "none is forwarded");
 }
 
+/// `proxy` asks with the path `/rule/orders`.
+pub async fn a_route_names_its_rule(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    let rules = "default: deny
+rules:
+  - {name: orders, by_name: true, match: {path: /nowhere}, require: {scopes: ['orders:read']}}
+  - {name: health, by_name: true, match: {path: /healthz}, allow: anonymous}
+";
+    let env = TestEnv::start(proxy, rules).await;
+    let scoped = env.key.sign(&with_claim(env.claims(), "scope", "orders:read"));
+    for path in ["/orders/7", "/healthz", "/rule/health", "/?/rule/health"] {
+        env.forwarded_request(env.client.get(env.url(path)).bearer_auth(&scoped)).await;
+        let plain = env.client.get(env.url(path)).bearer_auth(env.token()).send().await;
+        assert_eq!(plain.expect("the proxy answers").status(), StatusCode::FORBIDDEN, "{path}");
+        let without = env.client.get(env.url(path)).header("x-original-uri", "/rule/health").send().await;
+        assert_eq!(without.expect("the proxy answers").status(), StatusCode::UNAUTHORIZED, "{path}");
+    }
+}
+
 /// Characters that a program may not treat as part of a value.
 const SPECIAL_CHARACTERS: &str =
     "aZ09 \t\r\n\0\u{7f}\u{80}\u{85}é漢😀\u{2028}\u{feff}%,;:\"'\\<>(){}[]=&?#/@$`|^~+-*";

@@ -3,7 +3,7 @@
 use reqwest::StatusCode;
 
 use crate::launch;
-use crate::suite::{Proxy, proxy_tests};
+use crate::suite::{self, Proxy, proxy_tests};
 
 const PROXY: Proxy = Proxy {
     profile: "traefik",
@@ -13,3 +13,8 @@ const PROXY: Proxy = Proxy {
 };
 
 proxy_tests!(PROXY);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_names_its_rule() {
+    suite::a_route_names_its_rule(Proxy { start: launch::traefik_naming_a_rule, ..PROXY }).await;
+}

@@ -282,6 +282,7 @@ fn describe(keyed: &KeyedProvider) -> Value {
                 "alg": key.alg().map(|alg| alg.name()),
                 "use": key.key_use(),
                 "thumbprint": key.thumbprint(),
+                "note": key.note(),
             })
         })
         .collect();

@@ -42,8 +42,8 @@ fn document(url: &Url, authorizer: &Authorizer) -> Option<String> {
     let sources = authorizer.token_sources().iter().filter_map(|source| match source {
         TokenSource::Header { .. } => Some("header"),
         TokenSource::Query(_) => Some("query"),
-        // RFC 6750 does not define a cookie method.
-        TokenSource::Cookie(_) => None,
+        // RFC 6750 does not define these methods.
+        TokenSource::Cookie(_) | TokenSource::WebSocketProtocol(_) => None,
     });
     let methods: BTreeSet<&str> = sources.collect();
     let document = json!({

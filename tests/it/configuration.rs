@@ -291,10 +291,6 @@ providers:
   - name: p
     issuer: https://sso.example.com
     audiences: [a]
-    audience_claims: [aud, azp]
-    max_lifetime: 24h
-    token_from:
-      - {websocket_protocol: bearer}
     http: {bearer_token_file: /t, bearer_token_hosts: [i.example.com]}
     introspection: {uri: https://sso.example.com/introspect}
     sender_constraint: {dpop: enforce}

@@ -74,6 +74,8 @@ pub fn provider(name: &str, issuer: &str) -> Provider {
         audiences: Audiences::AnyOf(vec!["orders-api".to_owned()]),
         algorithms: Algorithm::default_set(),
         clock_skew: Duration::from_secs(30),
+        audience_claims: vec![ClaimPath::aud()],
+        max_lifetime: None,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: vec![TokenSource::default()],

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
-use http::header::COOKIE;
+use http::header::{COOKIE, SEC_WEBSOCKET_PROTOCOL};
 use serde_json::json;
 
 use portcullis_core::validation::algorithm::Algorithm;
@@ -138,8 +138,7 @@ section! {
     read through ProviderDraft by make_provider,
     printed through ProviderShown by show_provider,
     later [
-        "audience_claims", "max_lifetime", "introspection", "sender_constraint", "distrust_file", "spiffe",
-        "external_url",
+        "introspection", "sender_constraint", "distrust_file", "spiffe", "external_url",
     ] {
         /// Its name in logs and metrics.
         name: String = NAME, required("its name in logs and metrics");
@@ -157,6 +156,12 @@ section! {
         }, optional;
         /// Instead of audiences: accept tokens for any audience.
         any_audience: bool = Flag, default(false);
+        /// The claims that name audiences; one of them has to name one of audiences.
+        audience_claims: Vec<ClaimPath> = List {
+            of: CLAIM,
+            empty: "an empty list accepts no token; remove the key to read `aud`",
+            same: equal,
+        }, default(vec![ClaimPath::aud()]);
         /// The URL of the key set.
         jwks_uri: String = FetchUrl { key: "jwks_uri" }, optional;
         /// The URL of a discovery document that names the key set. Default: derived from the issuer.
@@ -174,6 +179,9 @@ section! {
         /// Leeway for exp and nbf.
         clock_skew: Duration = Time { min: Duration::ZERO, max: Duration::from_secs(600) },
             default(Duration::from_secs(30));
+        /// How far ahead exp may be. Default: any time.
+        max_lifetime: Duration = Time { min: Duration::from_secs(1), max: Duration::from_secs(366 * 24 * 3600) },
+            optional;
         /// The typ values that are accepted. Default: at+jwt, JWT, or none.
         token_types: Vec<String> = List {
             of: Text { read: read_token_type, show: shown, summary: "a media type" },
@@ -279,6 +287,7 @@ fn token_headers(all: &[Read<ProviderConfig>]) -> HashSet<String> {
             TokenSource::Header { name, .. } => {
                 Some(name.as_str().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-"))
             }
+            TokenSource::WebSocketProtocol(_) => Some("sec-websocket-protocol".to_owned()),
             TokenSource::Cookie(_) | TokenSource::Query(_) => None,
         })
         .collect()
@@ -321,8 +330,10 @@ fn make_provider(draft: ProviderDraft, mapping: &Mapping<'_>) -> Read<ProviderCo
         name: draft.name?,
         issuer,
         audiences: audiences?,
+        audience_claims: draft.audience_claims?,
         algorithms,
         clock_skew: draft.clock_skew?,
+        max_lifetime: draft.max_lifetime?,
         token_types: draft.token_types?.map_or(TokenTypes::Default, TokenTypes::AnyOf),
         required_claims: draft.required_claims?,
         token_from: draft.token_from?,
@@ -358,6 +369,7 @@ fn show_provider(config: &ProviderConfig) -> ProviderShown {
         max_realms: realms.map(|realms| realms.most),
         audiences,
         any_audience,
+        audience_claims: Some(provider.audience_claims).filter(|claims| *claims != [ClaimPath::aud()]),
         jwks_uri: None,
         discovery_uri: None,
         jwks_file: None,
@@ -366,6 +378,7 @@ fn show_provider(config: &ProviderConfig) -> ProviderShown {
         http: Some(config.http.clone()).filter(|http| !Section::print(http).is_empty()),
         algorithms: Some(provider.algorithms),
         clock_skew: Some(provider.clock_skew),
+        max_lifetime: provider.max_lifetime,
         token_types: match provider.token_types {
             TokenTypes::Default => None,
             TokenTypes::AnyOf(types) => Some(types),
@@ -493,11 +506,10 @@ fn same_place(a: &TokenSource, b: &TokenSource) -> bool {
 }
 
 section! {
-    /// One place of a request where the token may be: one of header, cookie and query.
+    /// One place of a request where the token may be: one of header, cookie, query and websocket_protocol.
     "TokenSource": TokenSource,
     read through SourceKeys by make_token_source,
-    printed through SourceShown by show_token_source,
-    later ["websocket_protocol"] {
+    printed through SourceShown by show_token_source {
         /// A header.
         header: HeaderName = Text { read: read_header_name, show: shown, summary: "a header" }, optional;
         /// The scheme before the token in that header. Default: the token is the header's whole value.
@@ -506,32 +518,44 @@ section! {
         cookie: String = Text { read: read_token, show: shown, summary: "a name" }, optional;
         /// A query parameter.
         query: String = Text { read: read_query_name, show: shown, summary: "a name" }, optional;
+        /// The item of Sec-WebSocket-Protocol before the token.
+        websocket_protocol: String = Text { read: read_token, show: shown, summary: "a name" }, optional;
     }
 }
 
 fn make_token_source(draft: SourceKeys, mapping: &Mapping<'_>) -> Read<TokenSource> {
-    let SourceKeys { header, scheme, cookie, query } = draft;
-    match (header?, cookie?, query?, scheme?) {
-        (Some(name), None, None, _) if name == COOKIE => {
+    let SourceKeys { header, scheme, cookie, query, websocket_protocol } = draft;
+    let scheme = scheme?;
+    match (header?, cookie?, query?, websocket_protocol?) {
+        (Some(name), None, None, None) if name == COOKIE => {
             mapping.refuse_at("header", "write `cookie: NAME` to read the token from a cookie")
         }
-        (Some(name), None, None, _) if NO_TOKEN_HEADERS.contains(&name.as_str()) => mapping.refuse_at(
+        (Some(name), None, None, None) if name == SEC_WEBSOCKET_PROTOCOL => mapping.refuse_at(
+            "header",
+            "write `websocket_protocol: NAME` to read the token behind this item of the header",
+        ),
+        (Some(name), None, None, None) if NO_TOKEN_HEADERS.contains(&name.as_str()) => mapping.refuse_at(
             "header",
             "this header belongs to the connection or to the proxy: it cannot carry a client's token",
         ),
-        (Some(name), None, None, scheme) => Ok(TokenSource::Header { name, scheme }),
-        (None, Some(cookie), None, None) => Ok(TokenSource::Cookie(cookie)),
-        (None, None, Some(query), None) => Ok(TokenSource::Query(query)),
-        _ => mapping.refuse("expected one of `header` (with or without `scheme`), `cookie`, `query`"),
+        (Some(name), None, None, None) => Ok(TokenSource::Header { name, scheme }),
+        (None, Some(cookie), None, None) if scheme.is_none() => Ok(TokenSource::Cookie(cookie)),
+        (None, None, Some(query), None) if scheme.is_none() => Ok(TokenSource::Query(query)),
+        (None, None, None, Some(item)) if scheme.is_none() => Ok(TokenSource::WebSocketProtocol(item)),
+        _ => mapping.refuse(
+            "expected one of `header` (with or without `scheme`), `cookie`, `query`, `websocket_protocol`",
+        ),
     }
 }
 
 fn show_token_source(source: &TokenSource) -> SourceShown {
-    let none = SourceShown { header: None, scheme: None, cookie: None, query: None };
+    let none =
+        SourceShown { header: None, scheme: None, cookie: None, query: None, websocket_protocol: None };
     match source.clone() {
         TokenSource::Header { name, scheme } => SourceShown { header: Some(name), scheme, ..none },
         TokenSource::Cookie(name) => SourceShown { cookie: Some(name), ..none },
         TokenSource::Query(name) => SourceShown { query: Some(name), ..none },
+        TokenSource::WebSocketProtocol(item) => SourceShown { websocket_protocol: Some(item), ..none },
     }
 }
 

@@ -1,5 +1,5 @@
-//! Extracts the token from a request: from headers with a scheme, cookies and query parameters (RFC 6750 §2),
-//! strictly.
+//! Extracts the token from a request: from headers with a scheme, cookies, query parameters (RFC 6750 §2) and the protocols
+//! of a WebSocket, strictly.
 //!
 //! Pure. The extracted token is not verified. The same token in two places is one token; two different tokens are
 //! refused.
@@ -10,7 +10,7 @@
 use std::borrow::Cow;
 
 use http::HeaderName;
-use http::header::{AUTHORIZATION, COOKIE};
+use http::header::{AUTHORIZATION, COOKIE, SEC_WEBSOCKET_PROTOCOL};
 use percent_encoding::percent_decode;
 
 use crate::access_request::AccessRequest;
@@ -86,7 +86,7 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
                 {
                     let cookie = name_and_value(pair).filter(is_source_cookie);
                     if let Some((_, value)) = cookie {
-                        take(utf8(value).map(Cow::Borrowed))?;
+                        take(utf8(without_quotes(value)).map(Cow::Borrowed))?;
                     }
                     if after_commas(pair).any(|cookie| is_source_cookie(&cookie)) {
                         take(Err(NoToken::Malformed))?;
@@ -94,6 +94,9 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
                 }
             }
             TokenSource::Query(name) => query_values(request.path, name).try_for_each(take)?,
+            TokenSource::WebSocketProtocol(name) => {
+                behind_protocol(request, name).into_iter().try_for_each(take)?;
+            }
         }
     }
     found.ok_or(NoToken::Missing)
@@ -149,6 +152,29 @@ fn name_and_value(cookie: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((name.trim_ascii(), value.get(1..).unwrap_or_default().trim_ascii()))
 }
 
+/// A cookie's value without the double quotes around it (RFC 6265 §4.1.1).
+fn without_quotes(value: &[u8]) -> &[u8] {
+    let inner = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+    inner.unwrap_or(value)
+}
+
+/// The items of `Sec-WebSocket-Protocol`, of all its lines (RFC 6455 §11.3.4).
+pub fn websocket_protocols<'a>(request: &AccessRequest<'a>) -> Vec<&'a [u8]> {
+    let lines = request.headers.all(SEC_WEBSOCKET_PROTOCOL.as_str());
+    lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).collect()
+}
+
+/// The items behind each item of this name. An item without one is no token.
+fn behind_protocol<'a>(request: &AccessRequest<'a>, name: &str) -> Vec<Candidate<'a>> {
+    let items = websocket_protocols(request);
+    let named = items.iter().enumerate().filter(|(_, item)| **item == name.as_bytes());
+    let tokens = named.map(|(at, _)| match items.get(at + 1) {
+        Some(token) if !token.is_empty() => utf8(token).map(Cow::Borrowed),
+        _ => Err(NoToken::Malformed),
+    });
+    tokens.collect()
+}
+
 type Candidate<'a> = Result<Cow<'a, str>, NoToken>;
 
 /// The header that this source reads.
@@ -157,6 +183,7 @@ pub fn source_header(source: &TokenSource) -> Option<HeaderName> {
         TokenSource::Header { name, .. } => Some(name.clone()),
         TokenSource::Cookie(_) => Some(COOKIE),
         TokenSource::Query(_) => None,
+        TokenSource::WebSocketProtocol(_) => Some(SEC_WEBSOCKET_PROTOCOL),
     }
 }
 
@@ -330,7 +357,9 @@ mod tests {
             (vec![good, ("cookie", "q=1,access_token=b")], "/", Err(NoToken::Malformed)),
             (vec![("cookie", "q=1,2; access_token=a")], "/", Ok(("a", 1))),
             (vec![("cookie", "__Host-access_token=a; ACCESS_TOKEN=a")], "/", Err(NoToken::Missing)),
-            (vec![("cookie", "access_token=\"a\"")], "/", Ok(("\"a\"", 1))),
+            (vec![("cookie", "access_token=\"a\"")], "/", Ok(("a", 1))),
+            (vec![("cookie", "access_token=\"a")], "/", Ok(("\"a", 1))),
+            (vec![("cookie", "access_token=\"")], "/", Ok(("\"", 1))),
             (vec![("x-token", "a")], "/?access_token=", Ok(("a", 1))),
         ] {
             check(&headers, path, &sources, expected);
@@ -386,5 +415,29 @@ mod tests {
             check(&[("authorization", value)], "/", &sources, Ok((expected, 1)));
         }
         check(&[("authorization", "Token-Z a")], "/", &sources, Err(NoToken::Missing));
+    }
+
+    #[test]
+    fn a_token_of_a_websocket_is_the_item_behind_the_configured_one() {
+        use NoToken::{Malformed, Missing, Several};
+        let sources = [TokenSource::WebSocketProtocol("bearer".into()), TokenSource::default()];
+        for (lines, expected) in [
+            (&["bearer, a.b.c"][..], Ok(("a.b.c", 1))),
+            (&["bearer,a.b.c,chat"], Ok(("a.b.c", 1))),
+            (&["chat, bearer, a.b.c"], Ok(("a.b.c", 1))),
+            (&["chat", "bearer", "a.b.c"], Ok(("a.b.c", 1))),
+            (&["bearer, a, bearer, a"], Ok(("a", 1))),
+            (&["bearer, a, bearer, b"], Err(Several)),
+            (&["bearer, a", "bearer, b"], Err(Several)),
+            (&["chat, bearer"], Err(Malformed)),
+            (&["bearer, , a"], Err(Malformed)),
+            (&["chat, Bearer, a", "bearerx, a"], Err(Missing)),
+            (&[], Err(Missing)),
+        ] {
+            let headers: Vec<_> = lines.iter().map(|line| ("Sec-WebSocket-Protocol", *line)).collect();
+            check(&headers, "/", &sources, expected);
+        }
+        let both = [("sec-websocket-protocol", "bearer, a"), ("authorization", "Bearer a")];
+        check(&both, "/", &sources, Ok(("a", 2)));
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::header::COOKIE;
+use http::header::{COOKIE, SEC_WEBSOCKET_PROTOCOL};
 use http::{HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 
@@ -34,6 +34,8 @@ pub struct UpstreamChanges {
     pub claims: Arc<[(HeaderName, HeaderValue)]>,
     /// The `Cookie` header to set instead of the client's.
     pub cookie: Option<HeaderValue>,
+    /// The `Sec-WebSocket-Protocol` header to set instead of the client's.
+    pub websocket_protocol: Option<HeaderValue>,
     /// Headers to remove; none of those that are set.
     pub remove: Vec<RemovedHeader>,
     /// Query parameters to remove.
@@ -43,9 +45,10 @@ pub struct UpstreamChanges {
 impl UpstreamChanges {
     /// Every header to set.
     pub fn set(&self) -> impl DoubleEndedIterator<Item = (&HeaderName, &HeaderValue)> {
-        static NAME: HeaderName = COOKIE;
+        static NAMES: [HeaderName; 2] = [COOKIE, SEC_WEBSOCKET_PROTOCOL];
         let claims = self.claims.iter().map(|(name, value)| (name, value));
-        claims.chain(self.cookie.iter().map(|cookie| (&NAME, cookie)))
+        let rewritten = NAMES.iter().zip([&self.cookie, &self.websocket_protocol]);
+        claims.chain(rewritten.filter_map(|(name, value)| Some((name, value.as_ref()?))))
     }
 
     /// Whether it sets this header, in any case.
@@ -152,6 +155,7 @@ pub fn upstream_changes(
         remove_token(&mut changes, request, places)?;
     }
     set_remaining_cookies(&mut changes, protected, request);
+    set_remaining_protocols(&mut changes, protected, request);
     Ok(changes)
 }
 
@@ -170,6 +174,7 @@ pub fn anonymous_changes(
         protected.not_forwarded().iter().filter(|source| bearer_token::is_present(request, source)).collect();
     remove_token(&mut changes, request, &places)?;
     set_remaining_cookies(&mut changes, protected, request);
+    set_remaining_protocols(&mut changes, protected, request);
     Ok(changes)
 }
 
@@ -292,7 +297,47 @@ fn set_remaining_cookies(
 fn cookie_name(source: &TokenSource) -> Option<&[u8]> {
     match source {
         TokenSource::Cookie(name) => Some(name.as_bytes()),
-        TokenSource::Header { .. } | TokenSource::Query(_) => None,
+        TokenSource::Header { .. } | TokenSource::Query(_) | TokenSource::WebSocketProtocol(_) => None,
+    }
+}
+
+fn protocol_name(source: &TokenSource) -> Option<&[u8]> {
+    match source {
+        TokenSource::WebSocketProtocol(name) => Some(name.as_bytes()),
+        TokenSource::Header { .. } | TokenSource::Query(_) | TokenSource::Cookie(_) => None,
+    }
+}
+
+/// Sets the remaining protocols of a WebSocket for a proxy that copies the header from every answer, as
+/// [`set_remaining_cookies`].
+fn set_remaining_protocols(
+    changes: &mut UpstreamChanges,
+    protected: &ProtectedHeaders,
+    request: &AccessRequest<'_>,
+) {
+    let not_forwarded: Vec<&[u8]> = protected.not_forwarded().iter().filter_map(protocol_name).collect();
+    let is_done = changes.websocket_protocol.is_some()
+        || changes.remove.contains(&RemovedHeader::Known(SEC_WEBSOCKET_PROTOCOL));
+    if request.removal == Removal::NamedHeaders && !not_forwarded.is_empty() && !is_done {
+        set_protocols(changes, request, &[]);
+    }
+}
+
+/// Sets the protocols of a WebSocket except these and the item behind each.
+fn set_protocols(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, without: &[&[u8]]) {
+    let mut items = bearer_token::websocket_protocols(request).into_iter();
+    let mut kept = Vec::new();
+    while let Some(item) = items.next() {
+        if without.contains(&item) {
+            items.next();
+        } else if !item.is_empty() {
+            kept.push(item);
+        }
+    }
+    let kept = HeaderValue::from_bytes(&kept.join(&b", "[..])).ok();
+    match kept.filter(|kept| kept.to_str().is_ok_and(|text| !text.is_empty())) {
+        Some(kept) => changes.websocket_protocol = Some(kept),
+        None => changes.remove.push(RemovedHeader::Known(SEC_WEBSOCKET_PROTOCOL)),
     }
 }
 
@@ -309,6 +354,7 @@ fn remove_token(
     places: &[&TokenSource],
 ) -> Result<(), UpstreamRejection> {
     let cookie_names: Vec<&[u8]> = places.iter().copied().filter_map(cookie_name).collect();
+    let protocol_names: Vec<&[u8]> = places.iter().copied().filter_map(protocol_name).collect();
     for place in places {
         match place {
             TokenSource::Header { name, .. } => RemovedHeader::add(&mut changes.remove, name),
@@ -316,11 +362,14 @@ fn remove_token(
                 return Err(UpstreamRejection::TokenInQuery);
             }
             TokenSource::Query(name) => changes.remove_query.push(name.clone()),
-            TokenSource::Cookie(_) => {}
+            TokenSource::Cookie(_) | TokenSource::WebSocketProtocol(_) => {}
         }
     }
     if !cookie_names.is_empty() {
         set_cookies(changes, request, &cookie_names);
+    }
+    if !protocol_names.is_empty() {
+        set_protocols(changes, request, &protocol_names);
     }
     Ok(())
 }
@@ -434,6 +483,25 @@ mod tests {
             assert_eq!(set, kept.map(|kept| (&COOKIE, kept)).into_iter().collect::<Vec<_>>());
             let removed = kept.is_none().then_some(RemovedHeader::Known(COOKIE));
             assert_eq!(changes.remove, Vec::from_iter(removed), "{}", sent.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn the_protocols_of_a_websocket_are_set_without_the_token_and_removed_if_none_is_left() {
+        for (sent, kept) in [
+            (&[&b"bearer, a.b.c, chat"[..]][..], Some(&b"chat"[..])),
+            (&[b"chat, bearer, a.b.c", b"v2"], Some(b"chat, v2")),
+            (&[b"bearer, a", b"bearer, a"], None),
+            (&[b"bearer", b"a.b.c"], None),
+            (&[b"bearer, a, \xff"], None),
+        ] {
+            let mut changes = UpstreamChanges::default();
+            let headers: Vec<_> = sent.iter().map(|line| (&b"Sec-WebSocket-Protocol"[..], *line)).collect();
+            set_protocols(&mut changes, &request(&headers), &[b"bearer"]);
+            let set: Vec<_> = changes.set().map(|(name, value)| (name, value.as_bytes())).collect();
+            assert_eq!(set, Vec::from_iter(kept.map(|kept| (&SEC_WEBSOCKET_PROTOCOL, kept))));
+            let removed = kept.is_none().then_some(RemovedHeader::Known(SEC_WEBSOCKET_PROTOCOL));
+            assert_eq!(changes.remove, Vec::from_iter(removed));
         }
     }
 }

@@ -179,7 +179,7 @@ impl ProtectedHeaders {
     pub fn is_token_disguised(&self, target: &[u8]) -> bool {
         self.not_forwarded.iter().any(|source| match source {
             TokenSource::Query(name) => is_disguised(path::query(target), name),
-            TokenSource::Header { .. } | TokenSource::Cookie(_) => false,
+            TokenSource::Header { .. } | TokenSource::Cookie(_) | TokenSource::WebSocketProtocol(_) => false,
         })
     }
 

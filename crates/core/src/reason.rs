@@ -86,6 +86,8 @@ pub enum DenyReason {
     Expired,
     /// `nbf` has not been reached.
     NotYetValid,
+    /// `exp` is further ahead than `max_lifetime`.
+    LifetimeTooLong,
     /// A claim is absent, null or empty.
     ClaimMissing,
     /// A claim has a wrong type.
@@ -138,7 +140,7 @@ pub enum DenialKind {
 
 impl DenyReason {
     /// Every reason.
-    pub const ALL: [DenyReason; 19] = [
+    pub const ALL: [DenyReason; 20] = [
         DenyReason::TokenMissing,
         DenyReason::MultipleTokens,
         DenyReason::TokenTooLarge,
@@ -149,6 +151,7 @@ impl DenyReason {
         DenyReason::AudienceMismatch,
         DenyReason::Expired,
         DenyReason::NotYetValid,
+        DenyReason::LifetimeTooLong,
         DenyReason::ClaimMissing,
         DenyReason::ClaimMalformed,
         DenyReason::KeyUnknown,
@@ -173,6 +176,7 @@ impl DenyReason {
             DenyReason::AudienceMismatch => "audience_mismatch",
             DenyReason::Expired => "expired",
             DenyReason::NotYetValid => "not_yet_valid",
+            DenyReason::LifetimeTooLong => "lifetime_too_long",
             DenyReason::ClaimMissing => "claim_missing",
             DenyReason::ClaimMalformed => "claim_malformed",
             DenyReason::KeyUnknown => "key_unknown",
@@ -207,6 +211,9 @@ impl DenyReason {
             }
             DenyReason::Expired => wire(Unauthenticated, "invalid_token", "the token has expired"),
             DenyReason::NotYetValid => wire(Unauthenticated, "invalid_token", "the token is not valid yet"),
+            DenyReason::LifetimeTooLong => {
+                wire(Unauthenticated, "invalid_token", "the token is valid for too long")
+            }
             DenyReason::ClaimMissing => wire(Unauthenticated, "invalid_token", "a required claim is missing"),
             DenyReason::ClaimMalformed => wire(Unauthenticated, "invalid_token", "a claim is malformed"),
             DenyReason::KeyUnknown | DenyReason::BadSignature => {

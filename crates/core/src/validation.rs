@@ -8,8 +8,8 @@
 //!
 //! # Choices that no RFC makes
 //!
-//! - A token without `exp` is refused; a token with a very long lifetime or an `iat` in the future is accepted. An
-//!   `nbf` or `iat` of null is treated as absent.
+//! - A token without `exp` is refused; a token with a very long lifetime is accepted unless its provider has a longest one,
+//!   and so is an `iat` in the future. An `nbf` or `iat` of null is treated as absent.
 //! - A key without `kid` verifies only tokens without one; a token without `kid` is tried with every key that fits
 //!   its algorithm, up to [`MAX_KEYS_TRIED`].
 //! - A sender-constrained token (`cnf`) is accepted as a plain bearer token.
@@ -108,6 +108,8 @@ pub enum Permanent {
     Expired,
     /// `nbf` has not been reached.
     NotYetValid,
+    /// `exp` is further ahead than `max_lifetime`.
+    LifetimeTooLong,
     /// This claim is absent, null or empty.
     ClaimMissing(String),
     /// This claim has a wrong type or value.
@@ -277,12 +279,16 @@ pub(crate) fn check(
     Ok(Passed { algorithm, validity })
 }
 
-/// Checks `aud` alone, of a token that was accepted before.
+/// Checks the audiences alone, of a token of this provider that was accepted before.
 ///
 /// # Errors
 /// [`Permanent::AudienceMismatch`], or the claim is missing or malformed.
-pub(crate) fn check_audience(validated: &Validated, audiences: &Audiences) -> Result<(), Permanent> {
-    claims::check_audience(validated.claims(), audiences)
+pub(crate) fn check_audience(
+    validated: &Validated,
+    provider: &Provider,
+    audiences: &Audiences,
+) -> Result<(), Permanent> {
+    claims::check_audience(validated.claims(), &provider.audience_claims, audiences)
 }
 
 /// Verifies a screened token with the current key set.

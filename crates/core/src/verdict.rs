@@ -166,6 +166,7 @@ impl From<&Permanent> for DenyReason {
             Permanent::AudienceMismatch => DenyReason::AudienceMismatch,
             Permanent::Expired => DenyReason::Expired,
             Permanent::NotYetValid => DenyReason::NotYetValid,
+            Permanent::LifetimeTooLong => DenyReason::LifetimeTooLong,
             Permanent::ClaimMissing(_) => DenyReason::ClaimMissing,
             Permanent::ClaimMalformed(_) => DenyReason::ClaimMalformed,
         }

@@ -35,6 +35,8 @@ fn provider(audience: &str) -> Arc<Provider> {
         audiences: Audiences::AnyOf(vec![audience.to_owned()]),
         algorithms: Algorithm::default_set(),
         clock_skew: Duration::from_secs(30),
+        audience_claims: vec![ClaimPath::aud()],
+        max_lifetime: None,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: vec![TokenSource::default()],

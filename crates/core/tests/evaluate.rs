@@ -34,6 +34,8 @@ fn provider() -> Provider {
         audiences: Audiences::AnyOf(vec!["orders-api".to_owned()]),
         algorithms: Algorithm::default_set(),
         clock_skew: Duration::from_secs(30),
+        audience_claims: vec![ClaimPath::aud()],
+        max_lifetime: None,
         token_types: TokenTypes::Default,
         required_claims: vec![path("tenant_id")],
         token_from: vec![TokenSource::default()],

@@ -163,6 +163,9 @@ impl CarryingRequest {
                     None => headers.push(("cookie".to_owned(), cookie)),
                 }
             }
+            TokenSource::WebSocketProtocol(name) => {
+                headers.push(("sec-websocket-protocol".to_owned(), format!("{name}, {token}")));
+            }
             TokenSource::Query(name) => {
                 let separator = if path.contains('?') { '&' } else { '?' };
                 let name: String = byte_serialize(name.as_bytes()).collect();

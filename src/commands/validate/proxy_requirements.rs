@@ -63,6 +63,10 @@ fn write_door(
                     "  - expect 400 for a token in the query ({name}): forward_token is false, and no HTTP door can remove it"
                 )?;
             }
+            (TokenSource::WebSocketProtocol(_), _) => writeln!(
+                text,
+                "  - set for the upstream from the authorization response: sec-websocket-protocol (forward_token: false)"
+            )?,
             (TokenSource::Cookie(_), _) => writeln!(
                 text,
                 "  - set for the upstream from the authorization response: cookie (forward_token: false)"

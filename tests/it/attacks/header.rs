@@ -153,8 +153,9 @@ async fn an_algorithm_is_valid_only_with_a_key_for_it() {
     }
     for alg in [
         "ED25519",
-        "Ed25519",
+        "ed25519",
         "Ed448",
+        "ESP521",
         "eddsa",
         "EdDSA ",
         "ES521",
@@ -290,8 +291,10 @@ async fn parameters_that_change_what_a_token_means_are_refused() {
         header("A20", b64, "malformed");
     }
     for cty in ["JWT", "jwt", "application/jwt", "Application/JWT"] {
-        header("A23", &format!(r#""cty":"{cty}""#), "malformed");
+        // Several signers write it over claims, which are no nested token.
+        header("A23", &format!(r#""cty":"{cty}""#), "ok");
     }
+    header("A23", r#""cty":null"#, "ok");
     header("A23", r#""cty":1"#, "malformed");
     header("A24", r#""zip":"DEF""#, "malformed");
     header("A24", r#""zip":null"#, "malformed");
@@ -336,7 +339,7 @@ async fn the_type_of_a_token_is_compared_as_a_media_type() {
         ("A21", Some(r#""id_token+jwt""#), "type_not_allowed", "type_not_allowed"),
         ("A21", Some(r#""""#), "type_not_allowed", "type_not_allowed"),
         ("A21", Some(r#""JOSE""#), "type_not_allowed", "type_not_allowed"),
-        ("A21", Some("null"), "malformed", "malformed"),
+        ("A21", Some("null"), "ok", "type_not_allowed"),
         ("A21", Some("1"), "malformed", "malformed"),
         ("A21", Some(r#"["at+jwt"]"#), "malformed", "malformed"),
         ("A22", Some(r#""AT+JWT""#), "ok", "ok"),

@@ -117,13 +117,17 @@ fn unusual_keys() -> Vec<(&'static str, Value, bool)> {
         ("F8", with(&rsa, json!({"kty": null})), false),
         ("F8", with(&rsa, json!({"kty": ["RSA"]})), false),
         ("F8", with(&es, json!({"kty": "EC2"})), false),
-        ("F9", with(&rsa, json!({"n": format!("{n}=")})), false),
+        ("F9", with(&rsa, json!({"n": format!("{n}=")})), true), // padding: see `written`
+        ("F9", with(&rsa, json!({"n": format!("{n}*")})), false),
+        ("F9", with(&rsa, json!({"n": format!("{n}A=B")})), false),
         ("F9", with(&rsa, json!({"n": "not base64"})), false),
         ("F9", with(&rsa, json!({"n": null})), false),
         ("F9", with(&rsa, json!({"e": null})), false),
         ("F9", with(&rsa, json!({"e": 65537})), false),
         ("F9", with(&rsa, json!({"n": [1, 2, 3]})), false),
-        ("F9", with(&rsa, json!({"kid": 7})), false),
+        ("F9", with(&rsa, json!({"kid": 7})), true), // the text of its digits
+        ("F9", with(&rsa, json!({"kid": true})), false),
+        ("F9", with(&rsa, json!({"kid": {"odd": 1}})), false),
         ("F9", with(&rsa, json!({"kid": ["odd"]})), false),
         ("F9", with(&rsa, json!({"kid": "k".repeat(1025)})), false),
         ("F9", with(&rsa, json!({"kid": "k".repeat(1024)})), true),
@@ -157,7 +161,11 @@ fn unusual_keys() -> Vec<(&'static str, Value, bool)> {
         ("F18", with(&es, json!({"alg": "ES384"})), false),
         ("F18", with(&es, json!({"alg": "ECDH-ES"})), false),
         ("F18", with(&es512, json!({"alg": "ES521"})), false),
-        ("F18", with(&ed, json!({"alg": "Ed25519"})), false),
+        ("F18", with(&ed, json!({"alg": "Ed25519"})), true), // RFC 9864
+        ("F18", with(&es, json!({"alg": "ESP256"})), true),
+        ("F18", with(&es, json!({"alg": "ESP384"})), false),
+        ("F18", with(&ed, json!({"alg": "Ed448"})), false),
+        ("F18", with(&rsa, json!({"alg": "Ed25519"})), false),
         ("F18", with(&es512, json!({"alg": null})), true),
         (
             "F19",
@@ -197,6 +205,63 @@ fn one_unusual_key_is_skipped_and_the_others_are_kept() {
     assert_no_errors(&wrong);
 }
 
+/// The thumbprint and the note of the only key of a set.
+fn read(jwk: &Value) -> Result<(Option<String>, Option<&'static str>), KeySetError> {
+    let set = KeySet::parse(json!({"keys": [jwk]}).to_string().as_bytes())?;
+    let key = &set.keys()[0];
+    Ok((key.thumbprint().map(|thumbprint| thumbprint.to_string()), key.note()))
+}
+
+#[test]
+fn a_key_whose_numbers_are_not_written_as_the_rfc_says_is_the_same_key_with_a_note() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+    let decoded = |number: &Value| URL_SAFE_NO_PAD.decode(number.as_str().expect("text")).expect("base64url");
+    let rsa = SigningKey::pooled(0, "odd", RS256).public_jwk();
+    let n = decoded(&rsa["n"]);
+    let lines: String =
+        STANDARD.encode(&n).chars().enumerate().fold(String::new(), |mut text, (at, letter)| {
+            text.push_str(if at > 0 && at % 64 == 0 { "\r\n " } else { "" });
+            text.push(letter);
+            text
+        });
+    let right = read(&rsa).expect("usable");
+    assert_eq!(right.1, None);
+    for written in [STANDARD.encode(&n), STANDARD_NO_PAD.encode(&n), lines] {
+        let (thumbprint, note) = read(&changed(&rsa, &json!({"n": written}))).expect("usable");
+        assert_eq!(thumbprint, right.0, "{written}");
+        assert!(note.is_some_and(|note| note.contains("standard base64")), "{note:?}");
+    }
+    // A coordinate with a leading zero octet, which some libraries leave out, and one with another octet for the sign.
+    let (short, es) = std::iter::repeat_with(|| SigningKey::generate("odd", ES256).public_jwk())
+        .find_map(|jwk| (decoded(&jwk["x"])[0] == 0).then(|| (decoded(&jwk["x"])[1..].to_vec(), jwk)))
+        .expect("one in 256 has one");
+    let signed = [&[0], &decoded(&es["y"])[..]].concat();
+    for other in [json!({"x": base64url(short)}), json!({"y": base64url(signed)})] {
+        let (thumbprint, note) = read(&changed(&es, &other)).expect("usable");
+        assert_eq!(thumbprint, read(&es).expect("usable").0);
+        assert!(note.is_some_and(|note| note.contains("length of the curve")), "{note:?}");
+    }
+    let (_, note) = read(&changed(&es, &json!({"kid": 7}))).expect("usable");
+    assert!(note.is_some_and(|note| note.contains("`kid` is a number")), "{note:?}");
+}
+
+#[test]
+fn null_in_an_optional_member_of_a_key_is_as_if_it_were_absent() {
+    let nulls = ["alg", "use", "key_ops", "kid", "x5c", "x5t", "x5u", "d", "p", "oth"];
+    let nulls: serde_json::Map<String, Value> =
+        nulls.map(|name| (name.to_owned(), Value::Null)).into_iter().collect();
+    for algorithm in [RS256, ES256, EdDSA] {
+        let jwk = SigningKey::generate("odd", algorithm).public_jwk();
+        let material = ["kty", "crv", "n", "e", "x", "y"].into_iter();
+        let bare: Value = material.filter_map(|name| Some((name, jwk.get(name)?.clone()))).collect();
+        let mut with_nulls = bare.clone();
+        with_nulls.as_object_mut().expect("an object").extend(nulls.clone());
+        assert_eq!(read(&with_nulls), read(&bare), "{algorithm}");
+        assert!(read(&bare).is_ok(), "{algorithm}");
+    }
+}
+
 #[test]
 fn what_is_not_a_key_set_is_an_error() {
     let good = SigningKey::generate("good", ES256).public_jwk().to_string();
@@ -228,7 +293,8 @@ fn what_is_not_a_key_set_is_an_error() {
         ("F19", format!("{set}{set}")),
         ("F19", set.replace("]}", ",]}")),
         ("F19", format!("/* keys */{set}")),
-        ("F19", format!("\u{feff}{set}")),
+        ("F19", format!("\u{feff}\u{feff}{set}")),
+        ("F19", format!("{set}\u{feff}")),
         ("F19", set.replace('"', "'")),
         ("F19", set[..set.len() - 1].to_owned()),
         ("F19", "[".repeat(100_000)),
@@ -238,6 +304,7 @@ fn what_is_not_a_key_set_is_an_error() {
             wrong.push(format!("{id} accepted: {document:.200}"));
         }
     }
+    assert!(KeySet::parse(format!("\u{feff}{set}").as_bytes()).is_ok(), "F19: a byte-order mark");
     let utf16: Vec<u8> = set.encode_utf16().flat_map(u16::to_le_bytes).collect();
     assert_eq!(KeySet::parse(&utf16).err(), Some(KeySetError::NotAKeySet), "F19");
     assert_eq!(KeySet::parse(&[set.as_bytes(), b"\xff"].concat()).err(), Some(KeySetError::NotAKeySet));
@@ -321,6 +388,7 @@ async fn a_fetched_set_is_used_with_its_good_keys_and_lists_the_others() {
     let keys_page: Value = serde_json::from_str(&env.service.admin("/keys").await).expect("JSON");
     let provider = &keys_page["providers"][0];
     assert_eq!(provider["keys"].as_array().map(Vec::len), Some(2), "{keys_page:#}");
+    assert_eq!(provider["keys"][0]["note"], Value::Null, "{keys_page:#}");
     assert_eq!(provider["skipped"].as_array().map(Vec::len), Some(odd + 4), "{keys_page:#}");
 }
 

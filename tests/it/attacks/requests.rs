@@ -368,7 +368,8 @@ async fn a_token_is_used_only_in_a_configured_place_and_only_if_it_is_the_only_o
             cookie(format!("access_token={bad}; access_token={good}")),
             "multiple_tokens",
         ),
-        ("E12", "quoted", cookie(format!("access_token=\"{good}\"")), "malformed"),
+        ("E12", "quoted (RFC 6265 §4.1.1)", cookie(format!("access_token=\"{good}\"")), "ok"),
+        ("E12", "half quoted", cookie(format!("access_token=\"{good}")), "malformed"),
         (
             "E12",
             "two lines, joined by a comma",

@@ -18,7 +18,7 @@ use portcullis::telemetry::Trigger;
 use portcullis::validation::StaleCause;
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
-use portcullis::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
+use portcullis::validation::provider::{Audiences, ClaimPath, Provider, TokenSource, TokenTypes};
 use portcullis::verdict::{Responses, Verdict};
 use tokio::time::Instant;
 
@@ -142,6 +142,8 @@ fn provider() -> Provider {
         audiences: Audiences::AnyOf(vec!["orders-api".to_owned()]),
         algorithms: Algorithm::default_set(),
         clock_skew: Duration::from_secs(30),
+        audience_claims: vec![ClaimPath::aud()],
+        max_lifetime: None,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: vec![TokenSource::default()],

@@ -172,7 +172,7 @@ impl Challenges {
 fn schemes(provider: &Provider) -> impl Iterator<Item = ChallengeScheme> {
     let schemes = provider.token_from.iter().filter_map(|source| match source {
         TokenSource::Header { scheme, .. } => scheme.clone(),
-        TokenSource::Cookie(_) | TokenSource::Query(_) => None,
+        TokenSource::Cookie(_) | TokenSource::Query(_) | TokenSource::WebSocketProtocol(_) => None,
     });
     let realm = provider.realm.clone();
     // RFC 6750 §3 has no other scheme for a token in a cookie or in the query.

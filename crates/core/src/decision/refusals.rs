@@ -157,7 +157,10 @@ pub(super) fn screened(
             })
         }
         Permanent::AudienceMismatch => {
-            refused.found(value_of("aud", claims.member("aud"))).wanted(match audiences {
+            let found = list(provider.audience_claims.iter(), |path| {
+                value_of(&path.to_string(), path.resolve(claims))
+            });
+            refused.found(found).wanted(match audiences {
                 Audiences::Any => "any".to_owned(),
                 Audiences::AnyOf(audiences) => list(audiences.iter(), |one| quoted(one)),
             })
@@ -170,6 +173,12 @@ pub(super) fn screened(
                 format!("nbf is {} s ahead", seconds(seconds_early))
             });
             refused.found(found).wanted(format!("at most clock_skew, {skew} s"))
+        }
+        Permanent::LifetimeTooLong => {
+            let ahead = number(claims, "exp").map(|exp| exp - now.as_secs_f64());
+            let found = ahead.map_or_else(String::new, |ahead| format!("exp is {} s ahead", seconds(ahead)));
+            let most = provider.max_lifetime.unwrap_or_default() + provider.clock_skew;
+            refused.found(found).wanted(format!("at most max_lifetime and clock_skew, {} s", most.as_secs()))
         }
         Permanent::ClaimMissing(claim) => {
             refused.found(format!("{claim} is absent or empty")).wanted("a value")

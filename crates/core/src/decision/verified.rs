@@ -95,8 +95,12 @@ impl VerifiedToken {
         };
         Arc::ptr_eq(&self.provider, &issuer.provider)
             && self.validity.contains(now)
-            && validation::check_audience(&self.validated, audiences.unwrap_or(&self.provider.audiences))
-                .is_ok()
+            && validation::check_audience(
+                &self.validated,
+                &self.provider,
+                audiences.unwrap_or(&self.provider.audiences),
+            )
+            .is_ok()
             && keys.accepts_again(self.validated.key())
     }
 }

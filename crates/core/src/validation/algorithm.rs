@@ -55,9 +55,21 @@ impl Algorithm {
         Algorithm::EdDSA,
     ];
 
+    /// The fully specified names of RFC 9864, which name the curve too. [`Algorithm::name`] is the former one.
+    pub const FULLY_SPECIFIED: [(&str, Algorithm); 4] = [
+        ("Ed25519", Algorithm::EdDSA),
+        ("ESP256", Algorithm::ES256),
+        ("ESP384", Algorithm::ES384),
+        ("ESP512", Algorithm::ES512),
+    ];
+
     /// The algorithm with this exact name, if it is supported.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
+        let former = Self::ALL.into_iter().find(|algorithm| algorithm.name() == name);
+        former.or_else(|| {
+            let specified = Self::FULLY_SPECIFIED.into_iter().find(|(specified, _)| *specified == name);
+            specified.map(|(_, algorithm)| algorithm)
+        })
     }
 
     /// The name in a token's header.

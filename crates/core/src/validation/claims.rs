@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::json::Json;
-use super::provider::{Audiences, Provider};
+use super::provider::{Audiences, ClaimPath, Provider};
 use super::{Permanent, UnixTime, Validity};
 
 /// Checks everything about the claims that needs no key. `iss` has been compared already, to select the provider.
@@ -17,8 +17,8 @@ pub(super) fn check(
     audiences: &Audiences,
     now: UnixTime,
 ) -> Result<Validity, Permanent> {
-    let validity = check_times(claims, provider.clock_skew, now)?;
-    check_audience(claims, audiences)?;
+    let validity = check_times(claims, provider, now)?;
+    check_audience(claims, &provider.audience_claims, audiences)?;
     check_subject(claims)?;
     for path in &provider.required_claims {
         if path.resolve(claims).is_none_or(Json::is_empty) {
@@ -28,19 +28,23 @@ pub(super) fn check(
     Ok(validity)
 }
 
-/// `exp` is required (RFC 9068 §2.2) and has to be after `now`; `nbf`, if present, must not be after `now`. Both
-/// with leeway. `iat` has to be a number, but decides nothing: the RFC gives it no such meaning.
-fn check_times(claims: &Json, skew: Duration, now: UnixTime) -> Result<Validity, Permanent> {
+/// `exp` is required (RFC 9068 §2.2) and has to be after `now`, but not more than the longest lifetime; `nbf`, if present,
+/// must not be after `now`. All with leeway. `iat` has to be a number, but decides nothing: the RFC gives it no such meaning.
+fn check_times(claims: &Json, provider: &Provider, now: UnixTime) -> Result<Validity, Permanent> {
     let exp = numeric_date(claims, "exp")?.ok_or_else(|| Permanent::ClaimMissing("exp".to_owned()))?;
     let nbf = numeric_date(claims, "nbf")?;
     numeric_date(claims, "iat")?;
-    let skew = skew.as_secs_f64();
+    let skew = provider.clock_skew.as_secs_f64();
     let validity = Validity { expires: UnixTime(exp + skew), not_before: nbf, skew };
     if now >= validity.expires {
         return Err(Permanent::Expired);
     }
     if validity.is_early(now) {
         return Err(Permanent::NotYetValid);
+    }
+    let max_lifetime = provider.max_lifetime.as_ref().map(Duration::as_secs_f64);
+    if max_lifetime.is_some_and(|most| exp > now.as_secs_f64() + most + skew) {
+        return Err(Permanent::LifetimeTooLong);
     }
     Ok(validity)
 }
@@ -58,30 +62,43 @@ fn numeric_date(claims: &Json, name: &str) -> Result<Option<f64>, Permanent> {
     }
 }
 
-/// A string or an array of strings (RFC 7519 §4.1.3). One member of another type makes the whole claim malformed,
-/// even if another member matches.
-pub(super) fn check_audience(claims: &Json, audiences: &Audiences) -> Result<(), Permanent> {
-    let malformed = || Permanent::ClaimMalformed("aud".to_owned());
-    let named: Vec<&str> = match claims.member("aud") {
-        None | Some(Json::Null) => Vec::new(),
-        Some(Json::String(one)) => vec![one],
-        Some(Json::Array(several)) => {
-            several.iter().map(Json::as_str).collect::<Option<_>>().ok_or_else(malformed)?
-        }
-        Some(_) => return Err(malformed()),
-    };
+/// One of the claims has to name an accepted audience. Each is a string or an array of strings (RFC 7519 §4.1.3); one of
+/// another type, or with a member of another type, is malformed, even if another one matches.
+pub(super) fn check_audience(
+    claims: &Json,
+    audience_claims: &[ClaimPath],
+    audiences: &Audiences,
+) -> Result<(), Permanent> {
+    let (mut is_present, mut is_accepted) = (false, false);
+    for path in audience_claims {
+        let Some(named) = named_audiences(path, claims)? else { continue };
+        is_present = true;
+        let is_expected = |name: &&str| match audiences {
+            Audiences::Any => true,
+            Audiences::AnyOf(expected) => expected.iter().any(|one| one == name),
+        };
+        is_accepted |= named.iter().any(is_expected);
+    }
     match audiences {
         Audiences::Any => Ok(()),
-        Audiences::AnyOf(expected) => {
-            if claims.member("aud").is_none_or(|aud| *aud == Json::Null) {
-                Err(Permanent::ClaimMissing("aud".to_owned()))
-            } else if named.iter().any(|aud| expected.iter().any(|one| one == aud)) {
-                Ok(())
-            } else {
-                Err(Permanent::AudienceMismatch)
-            }
+        Audiences::AnyOf(_) if is_accepted => Ok(()),
+        Audiences::AnyOf(_) if is_present => Err(Permanent::AudienceMismatch),
+        Audiences::AnyOf(_) => {
+            let first = audience_claims.first().map_or_else(|| "aud".to_owned(), ClaimPath::to_string);
+            Err(Permanent::ClaimMissing(first))
         }
     }
+}
+
+/// The audiences that a claim names; `None` if it is absent or null.
+fn named_audiences<'c>(path: &ClaimPath, claims: &'c Json) -> Result<Option<Vec<&'c str>>, Permanent> {
+    let named = match path.resolve(claims) {
+        None | Some(Json::Null) => return Ok(None),
+        Some(Json::String(one)) => Some(vec![one.as_str()]),
+        Some(Json::Array(several)) => several.iter().map(Json::as_str).collect(),
+        Some(_) => None,
+    };
+    named.map(Some).ok_or_else(|| Permanent::ClaimMalformed(path.to_string()))
 }
 
 /// `sub` may be absent; if present, it must be a string (RFC 7519 §4.1.2), since it becomes an identity.

@@ -3,19 +3,18 @@
 //! An unusable key is skipped and listed; the other keys of the set are used. Only verifying keys are kept; private
 //! keys are never stored. This module fetches nothing.
 
-use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+mod key;
+mod read;
 
-use aws_lc_rs::hmac;
-use aws_lc_rs::signature::{self, ParsedPublicKey, RsaParameters, RsaPublicKeyComponents};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
+pub use key::{Key, KeyName};
+
 use super::algorithm::Algorithm;
-use super::digest::Thumbprint;
 use super::json::{Json, JsonLimits};
 use super::kid::Kid;
 
@@ -125,7 +124,8 @@ impl KeySet {
     }
 
     fn read(document: &[u8], origin: Origin) -> Result<Self, KeySetError> {
-        let text = std::str::from_utf8(document).map_err(|_| KeySetError::NotAKeySet)?;
+        let text =
+            std::str::from_utf8(without_byte_order_mark(document)).map_err(|_| KeySetError::NotAKeySet)?;
         // Serde would accept an array for a struct.
         if !text.trim_start().starts_with('{') {
             return Err(KeySetError::NotAKeySet);
@@ -136,7 +136,7 @@ impl KeySet {
             let jwk = Json::parse(raw.get().as_bytes(), &KEY_LIMITS);
             let read = match &jwk {
                 _ if keys.len() >= MAX_KEYS => Err("too many keys in the set"),
-                Ok(jwk @ Json::Object(_)) => Key::read(jwk, origin),
+                Ok(jwk @ Json::Object(_)) => read::key(jwk, origin),
                 _ => Err("not an object, or with a repeated member"),
             };
             match read {
@@ -237,7 +237,7 @@ impl KeySet {
             if is_allowed(key) {
                 keys.push(Arc::clone(key));
             } else if skipped.len() < MAX_KEYS {
-                skipped.push(SkippedKey { kid: key.kid.clone(), reason });
+                skipped.push(SkippedKey { kid: key.kid().cloned(), reason });
             }
         }
         Self::of(keys, skipped)
@@ -256,406 +256,7 @@ impl KeySet {
     }
 }
 
-/// The identity of a published key: its `kid`, its `alg` and its material.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyName {
-    kid: Option<Kid>,
-    alg: Option<String>,
-    thumbprint: Thumbprint,
-}
-
-impl KeyName {
-    /// The `kid` of the key, if any.
-    pub fn kid(&self) -> Option<&Kid> {
-        self.kid.as_ref()
-    }
-
-    /// Whether both have the same material.
-    pub fn is_same_material(&self, other: &KeyName) -> bool {
-        self.thumbprint == other.thumbprint
-    }
-
-    /// Whether this key has the same material, whatever its `kid` and `alg`.
-    pub fn is_material_of(&self, key: &Key) -> bool {
-        key.thumbprint() == Some(self.thumbprint)
-    }
-}
-
-/// A verifying key with its permitted uses.
-pub struct Key {
-    kid: Option<Kid>,
-    /// The algorithm that the issuer binds the key to (RFC 7517 §4.4).
-    alg: Option<Algorithm>,
-    declares_use: bool,
-    /// The public key; `None` for a shared secret.
-    public: Option<PublicKey>,
-    material: Material,
-    /// Whether it has verified a token: a used key that is withdrawn is reported.
-    used: AtomicBool,
-}
-
-/// The required members of the key in the canonical form of RFC 7638 §3.
-struct PublicKey {
-    canonical: String,
-    thumbprint: Thumbprint,
-}
-
-impl PublicKey {
-    fn new(canonical: String) -> Self {
-        Self { thumbprint: Thumbprint::of_canonical(&canonical), canonical }
-    }
-}
-
-enum Material {
-    Rsa(Box<RsaKey>),
-    P256(ParsedPublicKey),
-    P384(ParsedPublicKey),
-    P521(ParsedPublicKey),
-    Ed25519(ParsedPublicKey),
-    Secret(Box<[u8]>),
-}
-
-/// An RSA public key. It is parsed once for each algorithm that a token has used it with, not for each token.
-struct RsaKey {
-    /// Modulus and exponent, big-endian without leading zeros.
-    n: Vec<u8>,
-    e: Vec<u8>,
-    parsed: [OnceLock<Option<ParsedPublicKey>>; 6],
-}
-
-impl RsaKey {
-    fn verifies(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
-        let [rs256, rs384, rs512, ps256, ps384, ps512] = &self.parsed;
-        let (parsed, parameters): (_, &'static RsaParameters) = match algorithm {
-            Algorithm::RS256 => (rs256, &signature::RSA_PKCS1_2048_8192_SHA256),
-            Algorithm::RS384 => (rs384, &signature::RSA_PKCS1_2048_8192_SHA384),
-            Algorithm::RS512 => (rs512, &signature::RSA_PKCS1_2048_8192_SHA512),
-            Algorithm::PS256 => (ps256, &signature::RSA_PSS_2048_8192_SHA256),
-            Algorithm::PS384 => (ps384, &signature::RSA_PSS_2048_8192_SHA384),
-            Algorithm::PS512 => (ps512, &signature::RSA_PSS_2048_8192_SHA512),
-            _ => return false,
-        };
-        let components = || RsaPublicKeyComponents { n: &self.n, e: &self.e };
-        let parsed = parsed.get_or_init(|| components().to_parsed_public_key(parameters).ok());
-        parsed.as_ref().is_some_and(|key| key.verify_sig(message, signature).is_ok())
-    }
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Key").field("kid", &self.kid).field("kty", &self.kty()).finish_non_exhaustive()
-    }
-}
-
-impl Key {
-    /// The `kid`, if any.
-    pub fn kid(&self) -> Option<&Kid> {
-        self.kid.as_ref()
-    }
-
-    /// RFC 7517 §4.1.
-    pub fn kty(&self) -> &'static str {
-        match self.material {
-            Material::Rsa(_) => "RSA",
-            Material::P256(_) | Material::P384(_) | Material::P521(_) => "EC",
-            Material::Ed25519(_) => "OKP",
-            Material::Secret(_) => "oct",
-        }
-    }
-
-    /// The `alg` (RFC 7517 §4.4), if any.
-    pub fn alg(&self) -> Option<Algorithm> {
-        self.alg
-    }
-
-    /// The `use` (RFC 7517 §4.2): `sig`, if declared.
-    pub fn key_use(&self) -> Option<&'static str> {
-        self.declares_use.then_some("sig")
-    }
-
-    /// The identity of a published key; `None` for a shared secret, which is never published.
-    pub fn name(&self) -> Option<KeyName> {
-        let thumbprint = self.thumbprint()?;
-        Some(KeyName { kid: self.kid.clone(), alg: self.alg.map(|alg| alg.name().to_owned()), thumbprint })
-    }
-
-    /// Its thumbprint; `None` for a shared secret, whose hash it would be.
-    pub fn thumbprint(&self) -> Option<Thumbprint> {
-        self.public.as_ref().map(|public| public.thumbprint)
-    }
-
-    /// The key as a JWK (RFC 7517 §4) with the members that this service supports; `None` for a shared secret.
-    pub fn public_jwk(&self) -> Option<serde_json::Value> {
-        let mut jwk: serde_json::Value = serde_json::from_str(&self.public.as_ref()?.canonical).ok()?;
-        let members = jwk.as_object_mut()?;
-        let names = [
-            ("kid", self.kid().map(Kid::as_str)),
-            ("alg", self.alg.map(Algorithm::name)),
-            ("use", self.key_use()),
-        ];
-        members.extend(names.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into()))));
-        Some(jwk)
-    }
-
-    /// Whether it has verified a token since it was first seen.
-    pub fn was_used(&self) -> bool {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    fn fits(&self, algorithm: Algorithm) -> bool {
-        use Algorithm::*;
-        let by_type = match (&self.material, algorithm) {
-            (Material::Rsa(_), RS256 | RS384 | RS512 | PS256 | PS384 | PS512)
-            | (Material::P256(_), ES256)
-            | (Material::P384(_), ES384)
-            | (Material::P521(_), ES512)
-            | (Material::Ed25519(_), EdDSA) => true,
-            (Material::Secret(bytes), HS256 | HS384 | HS512) => bytes.len() >= secret_bytes(algorithm),
-            _ => false,
-        };
-        by_type && self.alg.is_none_or(|alg| alg == algorithm)
-    }
-
-    /// Whether this key verifies the signature. The caller has selected the key with [`KeySet::fitting`].
-    pub(super) fn verifies(&self, algorithm: Algorithm, signing_input: &[u8], signature: &str) -> bool {
-        let verified = self.verify_signature(algorithm, signing_input, signature);
-        if verified {
-            self.mark_used();
-        }
-        verified
-    }
-
-    fn mark_used(&self) {
-        // Stores only once: a store for each token would cause contention between the cores.
-        if !self.was_used() {
-            self.used.store(true, Ordering::Relaxed);
-        }
-    }
-
-    fn verify_signature(&self, algorithm: Algorithm, signing_input: &[u8], signature: &str) -> bool {
-        let Ok(signature) = URL_SAFE_NO_PAD.decode(signature) else { return false };
-        let verifies = |key: &ParsedPublicKey| key.verify_sig(signing_input, &signature).is_ok();
-        match (&self.material, algorithm) {
-            (Material::Rsa(key), algorithm) => key.verifies(algorithm, signing_input, &signature),
-            (Material::P256(key), Algorithm::ES256)
-            | (Material::P384(key), Algorithm::ES384)
-            | (Material::P521(key), Algorithm::ES512)
-            | (Material::Ed25519(key), Algorithm::EdDSA) => verifies(key),
-            (Material::Secret(bytes), algorithm) => hmac_algorithm(algorithm).is_some_and(|algorithm| {
-                hmac::verify(&hmac::Key::new(algorithm, bytes), signing_input, &signature).is_ok()
-            }),
-            _ => false,
-        }
-    }
-
-    fn same(&self, other: &Key) -> bool {
-        let same_material = match (&self.material, &other.material) {
-            (Material::Secret(a), Material::Secret(b)) => a == b,
-            _ => self.public.is_some() && self.thumbprint() == other.thumbprint(),
-        };
-        same_material && self.kid == other.kid && self.alg == other.alg
-    }
-
-    fn read(jwk: &Json, origin: Origin) -> Result<Self, &'static str> {
-        let kid = match text(jwk, "kid", "`kid` is not a string")? {
-            None => None,
-            Some(kid) => Some(Kid::new(kid).map_err(|_| "`kid` is longer than 1024 bytes")?),
-        };
-        let declares_use = check_use(jwk)?;
-        let alg = match text(jwk, "alg", "`alg` is not a string")? {
-            None => None,
-            Some(name) => {
-                Some(Algorithm::from_name(name).ok_or("`alg` is not a supported signature algorithm")?)
-            }
-        };
-        let kty = text(jwk, "kty", "`kty` is not a string")?.ok_or("`kty` is missing")?;
-        // RFC 7518 §6.2.2 and §6.3.2: each of these is part of the private key or reveals it.
-        let private = ["d", "p", "q", "dp", "dq", "qi", "oth"];
-        if kty != "oct" && private.iter().any(|name| jwk.member(name).is_some()) {
-            return Err("its private key is published: anyone could sign with it");
-        }
-        let (material, public) = match kty {
-            "RSA" => read_rsa(jwk)?,
-            "EC" => read_ec(jwk)?,
-            "OKP" => read_okp(jwk)?,
-            "oct" if origin == Origin::Configuration => read_secret(jwk, alg)?,
-            "oct" => {
-                return Err("a shared secret (`kty: oct`) is accepted only in the configuration");
-            }
-            _ => return Err("`kty` is not supported"),
-        };
-        let key = Key { kid, alg, declares_use, public, material, used: AtomicBool::new(false) };
-        match alg {
-            Some(alg) if !key.fits(alg) => Err("`alg` does not belong to the key's type or curve"),
-            _ => Ok(key),
-        }
-    }
-}
-
-/// RFC 7517 §4.2, §4.3: checks that the key may verify signatures. Returns whether `use` is present.
-fn check_use(jwk: &Json) -> Result<bool, &'static str> {
-    let declared = match text(jwk, "use", "`use` is not a string")? {
-        None => false,
-        Some("sig") => true,
-        Some(_) => return Err(OTHER_USE),
-    };
-    match jwk.member("key_ops") {
-        None => Ok(declared),
-        // RFC 7517 §4.3 defines eight.
-        Some(Json::Array(operations)) if operations.len() > 16 => Err("`key_ops` has too many operations"),
-        Some(Json::Array(operations)) => {
-            let repeated = operations
-                .iter()
-                .enumerate()
-                .any(|(i, operation)| operations.iter().skip(i + 1).any(|o| o == operation));
-            if repeated {
-                Err("`key_ops` repeats an operation")
-            } else if operations.iter().any(|operation| operation.as_str() == Some("verify")) {
-                Ok(declared)
-            } else {
-                Err(OTHER_OPERATIONS)
-            }
-        }
-        Some(_) => Err("`key_ops` is not an array"),
-    }
-}
-
-fn read_rsa(jwk: &Json) -> Result<(Material, Option<PublicKey>), &'static str> {
-    // RFC 7518 §6.3.1.1 forbids leading zero octets, but Java's BigInteger writes one.
-    let n = without_leading_zeros(bytes(jwk, "n")?);
-    let e = without_leading_zeros(bytes(jwk, "e")?);
-    let bits = n.len() * 8 - n.first().map_or(0, |first| first.leading_zeros() as usize);
-    if bits < 2048 {
-        return Err("the RSA modulus has fewer than 2048 bits (RFC 7518 §3.3)");
-    }
-    if bits > 8192 {
-        return Err("the RSA modulus has more than 8192 bits");
-    }
-    let exponent = e.iter().take(9).fold(0_u128, |value, byte| value << 8 | u128::from(*byte));
-    let odd = |number: &[u8]| number.last().is_some_and(|last| last & 1 == 1);
-    if !odd(&n) || !odd(&e) || !(3..1 << 33).contains(&exponent) {
-        return Err("the RSA modulus or exponent is invalid");
-    }
-    let public = PublicKey::new(format!(
-        r#"{{"e":"{}","kty":"RSA","n":"{}"}}"#,
-        URL_SAFE_NO_PAD.encode(&e),
-        URL_SAFE_NO_PAD.encode(&n)
-    ));
-    Ok((Material::Rsa(Box::new(RsaKey { n, e, parsed: Default::default() })), Some(public)))
-}
-
-fn read_ec(jwk: &Json) -> Result<(Material, Option<PublicKey>), &'static str> {
-    let crv = text(jwk, "crv", "`crv` is not a string")?.ok_or("`crv` is missing")?;
-    let (algorithm, length) = match crv {
-        "P-256" => (&signature::ECDSA_P256_SHA256_FIXED, 32),
-        "P-384" => (&signature::ECDSA_P384_SHA384_FIXED, 48),
-        "P-521" => (&signature::ECDSA_P521_SHA512_FIXED, 66),
-        _ => return Err("`crv` is not supported"),
-    };
-    let (x, y) = (bytes(jwk, "x")?, bytes(jwk, "y")?);
-    if x.len() != length || y.len() != length {
-        return Err("a coordinate has the wrong length (RFC 7518 §6.2.1.2)");
-    }
-    let point = [&[0x04], x.as_slice(), y.as_slice()].concat();
-    let parsed = ParsedPublicKey::new(algorithm, &point).map_err(|_| "the point is not on the curve")?;
-    let public = PublicKey::new(format!(
-        r#"{{"crv":"{crv}","kty":"EC","x":"{}","y":"{}"}}"#,
-        URL_SAFE_NO_PAD.encode(&x),
-        URL_SAFE_NO_PAD.encode(&y)
-    ));
-    let material = match length {
-        32 => Material::P256(parsed),
-        48 => Material::P384(parsed),
-        _ => Material::P521(parsed),
-    };
-    Ok((material, Some(public)))
-}
-
-/// The points of order 1, 2, 4 and 8, little-endian without the sign bit, and the non-canonical encodings of the
-/// first two. With such a key, anyone can create a valid signature without a private key.
-const SMALL_ORDER: [[u8; 32]; 7] = [
-    [0; 32],
-    first(0x01, 0x00, 0x00),
-    [
-        0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef, 0x98, 0xf0, 0xd5,
-        0xdf, 0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88, 0x6d, 0x53, 0xfc, 0x05,
-    ],
-    [
-        0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10, 0x67, 0x0f, 0x2a,
-        0x20, 0x53, 0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77, 0x92, 0xac, 0x03, 0x7a,
-    ],
-    first(0xec, 0xff, 0x7f),
-    first(0xed, 0xff, 0x7f),
-    first(0xee, 0xff, 0x7f),
-];
-
-const fn first(first: u8, middle: u8, last: u8) -> [u8; 32] {
-    let mut point = [middle; 32];
-    point[0] = first;
-    point[31] = last;
-    point
-}
-
-fn read_okp(jwk: &Json) -> Result<(Material, Option<PublicKey>), &'static str> {
-    match text(jwk, "crv", "`crv` is not a string")? {
-        Some("Ed25519") => {}
-        Some(_) => return Err("`crv` is not supported"),
-        None => return Err("`crv` is missing"),
-    }
-    let x = bytes(jwk, "x")?;
-    let parsed = ParsedPublicKey::new(&signature::ED25519, &x).map_err(|_| "not an Ed25519 public key")?;
-    let mut unsigned = x.clone();
-    if let Some(last) = unsigned.last_mut() {
-        *last &= 0x7f;
-    }
-    if SMALL_ORDER.iter().any(|point| point.as_slice() == unsigned) {
-        return Err("the Ed25519 point has small order");
-    }
-    let public =
-        PublicKey::new(format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#, URL_SAFE_NO_PAD.encode(&x)));
-    Ok((Material::Ed25519(parsed), Some(public)))
-}
-
-fn read_secret(jwk: &Json, alg: Option<Algorithm>) -> Result<(Material, Option<PublicKey>), &'static str> {
-    let bytes = bytes(jwk, "k")?;
-    if bytes.len() < secret_bytes(alg.unwrap_or(Algorithm::HS256)) {
-        return Err("the shared secret is shorter than its hash (RFC 7518 §3.2)");
-    }
-    Ok((Material::Secret(bytes.into()), None))
-}
-
-/// The shortest secret that RFC 7518 §3.2 allows, in bytes.
-fn secret_bytes(algorithm: Algorithm) -> usize {
-    match algorithm {
-        Algorithm::HS512 => 64,
-        Algorithm::HS384 => 48,
-        _ => 32,
-    }
-}
-
-fn hmac_algorithm(algorithm: Algorithm) -> Option<hmac::Algorithm> {
-    match algorithm {
-        Algorithm::HS256 => Some(hmac::HMAC_SHA256),
-        Algorithm::HS384 => Some(hmac::HMAC_SHA384),
-        Algorithm::HS512 => Some(hmac::HMAC_SHA512),
-        _ => None,
-    }
-}
-
-fn text<'j>(jwk: &'j Json, name: &str, wrong_type: &'static str) -> Result<Option<&'j str>, &'static str> {
-    match jwk.member(name) {
-        None => Ok(None),
-        Some(Json::String(text)) => Ok(Some(text)),
-        Some(_) => Err(wrong_type),
-    }
-}
-
-fn bytes(jwk: &Json, name: &str) -> Result<Vec<u8>, &'static str> {
-    let encoded =
-        jwk.member(name).and_then(Json::as_str).ok_or("a member of the key is missing or not a string")?;
-    URL_SAFE_NO_PAD.decode(encoded).map_err(|_| "a member of the key is not base64url")
-}
-
-fn without_leading_zeros(bytes: Vec<u8>) -> Vec<u8> {
-    bytes.into_iter().skip_while(|byte| *byte == 0).collect()
+/// The document after a byte-order mark, which RFC 8259 §8.1 lets readers ignore.
+pub fn without_byte_order_mark(document: &[u8]) -> &[u8] {
+    document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document)
 }

@@ -20,10 +20,14 @@ pub struct Provider {
     pub issuer: String,
     /// The audiences that are accepted (RFC 7519 §4.1.3).
     pub audiences: Audiences,
+    /// The claims that name audiences; default `aud` alone. One that names an accepted audience is enough. Never empty.
+    pub audience_claims: Vec<ClaimPath>,
     /// The `alg` values that are accepted (RFC 8725 §3.1); never empty.
     pub algorithms: Vec<Algorithm>,
     /// Leeway for `exp` and `nbf`; default 30 s, at most 10 min.
     pub clock_skew: Duration,
+    /// How far ahead `exp` may be, leeway not included; default any time.
+    pub max_lifetime: Option<Duration>,
     /// The `typ` values that are accepted.
     pub token_types: TokenTypes,
     /// Claims that must be present and neither null nor empty.
@@ -75,6 +79,8 @@ pub enum TokenSource {
     Cookie(String),
     /// A query parameter of this exact decoded name (RFC 6750 §2.3).
     Query(String),
+    /// The item behind this one in `Sec-WebSocket-Protocol` (RFC 6455 §11.3.4), where a page can put a token.
+    WebSocketProtocol(String),
 }
 
 impl fmt::Display for TokenSource {
@@ -84,6 +90,9 @@ impl fmt::Display for TokenSource {
             TokenSource::Header { name, scheme: None } => write!(f, "header {name}"),
             TokenSource::Cookie(name) => write!(f, "cookie {name}"),
             TokenSource::Query(name) => write!(f, "query parameter {name}"),
+            TokenSource::WebSocketProtocol(name) => {
+                write!(f, "header sec-websocket-protocol (behind {name})")
+            }
         }
     }
 }
@@ -143,6 +152,11 @@ impl ClaimPath {
             Some(pointer) => pointer.split('/').map(unescape).collect::<Result<_, _>>()?,
         };
         Ok(Self { text: text.to_owned(), segments })
+    }
+
+    /// `aud` (RFC 7519 §4.1.3).
+    pub fn aud() -> Self {
+        Self { text: "aud".to_owned(), segments: vec!["aud".to_owned()] }
     }
 
     /// The claim's value, if every step of the path exists.

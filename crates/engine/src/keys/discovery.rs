@@ -10,6 +10,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::clock::SteadyClock;
+use crate::validation::key_set::without_byte_order_mark;
 
 use super::fetch_error::{DiscoveryError, FetchError};
 use super::origin::Origin;
@@ -123,7 +124,10 @@ impl Discovery {
         }
     }
 
+    /// The URL of the key set. A document that came over https may name any https host; one over http, which anyone on the
+    /// way can change, only its own.
     fn check(&self, document: &[u8]) -> Result<Url, DiscoveryError> {
+        let document = without_byte_order_mark(document);
         // serde would also read a struct from an array.
         if document.trim_ascii_start().first() != Some(&b'{') {
             return Err(DiscoveryError::NotADocument);
@@ -142,7 +146,7 @@ impl Discovery {
         };
         if !trusted {
             Err(DiscoveryError::BadJwksUri)
-        } else if url.host() != self.document.host() {
+        } else if self.document.scheme() != "https" && url.host() != self.document.host() {
             Err(DiscoveryError::OtherHost)
         } else {
             Ok(url)
@@ -170,7 +174,11 @@ mod tests {
             ),
             (
                 r#"{"issuer":"https://sso.example.com","jwks_uri":"https://keys.example.com/k"}"#,
-                Err(DiscoveryError::OtherHost),
+                Ok("https://keys.example.com/k"),
+            ),
+            (
+                "\u{feff}{\"issuer\":\"https://sso.example.com\",\"jwks_uri\":\"https://sso.example.com/k\"}",
+                Ok("https://sso.example.com/k"),
             ),
             (
                 r#"{"issuer":"https://sso.example.com/","jwks_uri":"https://sso.example.com/k"}"#,
@@ -199,6 +207,22 @@ mod tests {
                 expected.as_ref().map(|url| *url),
                 "{text}"
             );
+        }
+    }
+    #[test]
+    fn a_document_that_came_over_http_names_keys_on_its_own_host_only() {
+        let document =
+            Url::parse("http://sso.example.com/.well-known/openid-configuration").expect("a valid URL");
+        let discovery = Discovery::new(document, "https://sso.example.com", Duration::from_secs(1));
+        for (jwks_uri, is_accepted) in [
+            ("http://sso.example.com/k", true),
+            ("https://sso.example.com/k", true),
+            ("https://keys.example.com/k", false),
+            ("http://keys.example.com/k", false),
+        ] {
+            let text = format!(r#"{{"issuer":"https://sso.example.com","jwks_uri":"{jwks_uri}"}}"#);
+            let expected = if is_accepted { Ok(jwks_uri) } else { Err(&DiscoveryError::OtherHost) };
+            assert_eq!(discovery.check(text.as_bytes()).as_ref().map(Url::as_str), expected, "{jwks_uri}");
         }
     }
 }

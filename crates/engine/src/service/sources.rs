@@ -262,7 +262,7 @@ mod tests {
     use crate::keys::IssuerHttp;
     use crate::validation::algorithm::Algorithm;
     use crate::validation::key_set::KeySet;
-    use crate::validation::provider::{Audiences, TokenSource, TokenTypes};
+    use crate::validation::provider::{Audiences, ClaimPath, TokenSource, TokenTypes};
 
     fn config() -> ProviderConfig {
         let provider = Provider {
@@ -271,6 +271,8 @@ mod tests {
             audiences: Audiences::Any,
             algorithms: Algorithm::default_set(),
             clock_skew: Duration::ZERO,
+            audience_claims: vec![ClaimPath::aud()],
+            max_lifetime: None,
             token_types: TokenTypes::Default,
             required_claims: Vec::new(),
             token_from: vec![TokenSource::default()],

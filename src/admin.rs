@@ -189,7 +189,8 @@ async fn readyz(State(Pages { service, .. }): State<Pages>) -> Response {
     waiting.sort_by_cached_key(|keyed| keyed.key_name());
     let waiting = waiting.iter().map(|keyed| {
         // The text contains no data from the issuer and no URL.
-        let error = keyed.keys.status().last_error.map(|error| format!(": {error}")).unwrap_or_default();
+        let error = keyed.keys.status().last_error;
+        let error = error.map(|error| format!(": {}", error.without_url())).unwrap_or_default();
         format!("no keys yet: {}{error}\n", keyed.provider.name)
     });
     let causes = failing.chain(clock_not_set).chain(waiting).collect::<String>();

@@ -8,7 +8,7 @@ mod warnings;
 
 use std::process::Command;
 
-use portcullis::config::{BindAddress, Config, KeySource, Profile, RefreshPolicy};
+use portcullis::config::{BindAddress, Config, ForwardProxy, KeySource, Profile, RefreshPolicy};
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::provider::{Audiences, TokenSource};
 use proptest::prelude::*;
@@ -291,7 +291,6 @@ providers:
   - name: p
     issuer: https://sso.example.com
     audiences: [a]
-    http: {bearer_token_file: /t, bearer_token_hosts: [i.example.com]}
     introspection: {uri: https://sso.example.com/introspect}
     sender_constraint: {dpop: enforce}
     distrust_file: /d
@@ -548,7 +547,7 @@ fn plain_http_is_allowed_for_loopback_only_unless_configured() {
 fn a_proxys_password_is_never_printed() {
     let text = provider_with("http: {proxy: 'http://anna:hunter2@proxy.example.com:3128'}");
     let config = parse(&text).expect("a proxy may have credentials");
-    let proxy = config.providers[0].http.proxy.as_ref().expect("a proxy");
+    let ForwardProxy::Url(proxy) = &config.providers[0].http.proxy else { panic!("a proxy") };
     assert_eq!(proxy.with_credentials().password(), Some("hunter2"));
     let printed = config.to_yaml();
     assert!(printed.contains("proxy.example.com:3128"), "{printed}");

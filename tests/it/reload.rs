@@ -76,7 +76,7 @@ fn of(issuer: &Issuer, name: &str) -> ProviderConfig {
 /// Changes the key URL to a path that answers 404.
 fn break_key_url(provider: &mut ProviderConfig) {
     let KeySource::JwksUri(url) = &mut provider.keys else { panic!("it has a URL") };
-    url.set_path("/kyes");
+    url[0].set_path("/kyes");
 }
 
 fn rename(provider: &mut ProviderConfig, name: &str) {
@@ -129,7 +129,7 @@ async fn a_pending_change_is_applied_once_its_source_answers() {
     let env = TestEnv::start().await;
     let moved = Issuer::start().await.expect("a free port");
     let new_config = env.with(|provider| {
-        provider.keys = KeySource::JwksUri(moved.jwks_uri().parse().expect("a URL"));
+        provider.keys = KeySource::JwksUri(vec![moved.jwks_uri().parse().expect("a URL")]);
     });
     // The new source publishes no key yet.
     let first = env.service.reload(&new_config).await.expect("valid");
@@ -155,7 +155,7 @@ async fn a_new_source_is_fetched_once_and_serves_without_a_gap() {
     let moved = Issuer::start().await.expect("a free port");
     moved.publish(&[&env.key]);
     let new_config = env.with(|provider| {
-        provider.keys = KeySource::JwksUri(moved.jwks_uri().parse().expect("a URL"));
+        provider.keys = KeySource::JwksUri(vec![moved.jwks_uri().parse().expect("a URL")]);
     });
     assert_eq!(env.service.reload(&new_config).await, Ok(Vec::new()));
     moved.hold();
@@ -323,7 +323,7 @@ async fn hanging_sources_are_fetched_concurrently_and_delay_no_request() {
     env.wait_for_keys().await;
     let mut new_config = before.clone();
     for provider in &mut new_config.providers {
-        provider.keys = KeySource::JwksUri(slow.jwks_uri().parse().expect("a URL"));
+        provider.keys = KeySource::JwksUri(vec![slow.jwks_uri().parse().expect("a URL")]);
         provider.refresh = RefreshPolicy { timeout: Duration::from_millis(400), ..prompt_refresh() };
     }
     let (outcome, ()) = tokio::join!(env.service.reload(&new_config), async {
@@ -344,7 +344,7 @@ async fn reloads_are_serialized() {
     slow.publish(&[&env.key]);
     slow.hold();
     let first = env.with(|provider| {
-        provider.keys = KeySource::JwksUri(slow.jwks_uri().parse().expect("a URL"));
+        provider.keys = KeySource::JwksUri(vec![slow.jwks_uri().parse().expect("a URL")]);
     });
     let second = env.with(|provider| rename(provider, "second"));
     let second = async {
@@ -364,7 +364,7 @@ async fn a_cancelled_reload_changes_nothing() {
     let (env, slow) = (TestEnv::start().await, Issuer::start().await.expect("a free port"));
     slow.hold();
     let new_config = env.with(|provider| {
-        provider.keys = KeySource::JwksUri(slow.jwks_uri().parse().expect("a URL"));
+        provider.keys = KeySource::JwksUri(vec![slow.jwks_uri().parse().expect("a URL")]);
     });
     let before = env.service.authorizer();
     tokio::select! {

@@ -50,6 +50,7 @@ mod encodings;
 mod env;
 mod freshness;
 mod key_server;
+mod logins;
 mod lookups;
 mod origins;
 mod process;

@@ -114,7 +114,7 @@ pub fn fetching(provider: Provider, issuer: &Issuer, refresh: RefreshPolicy) -> 
     let jwks_uri = issuer.jwks_uri().parse().expect("the embedded issuer's URL is one");
     ProviderConfig {
         provider: Arc::new(provider),
-        keys: KeySource::JwksUri(jwks_uri),
+        keys: KeySource::JwksUri(vec![jwks_uri]),
         http: IssuerHttp::default(),
         refresh,
         realms: None,

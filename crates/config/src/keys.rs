@@ -12,14 +12,16 @@ use portcullis_core::validation::algorithm::Algorithm;
 use portcullis_core::validation::key_set::{Key, KeySet, KeySetError};
 
 use super::cursor::{Cursor, Mapping, Read, show_duration};
-use super::forms::{Count, FILE, Size, Text, Time, text_schema};
+use super::forms::{Count, FILE, List, Size, Text, Time, equal, shown, text_schema};
 use super::section::{Form, FormDescription, section};
 use super::yaml::Yaml;
-use super::{ClientCertificate, IssuerHttp, KeySource, ProxyUrl, RefreshPolicy};
+use super::{
+    BearerTokenFile, ClientCertificate, ForwardProxy, IssuerHttp, KeySource, ProxyUrl, RefreshPolicy,
+};
 
 /// The keys of a key source, as they were read.
 pub(super) struct SourceDraft {
-    pub(super) jwks_uri: Read<Option<String>>,
+    pub(super) jwks_uri: Read<Option<Vec<String>>>,
     pub(super) discovery_uri: Read<Option<String>>,
     pub(super) jwks_file: Read<Option<PathBuf>>,
     pub(super) jwks: Read<Option<Arc<KeySet>>>,
@@ -38,7 +40,10 @@ pub(super) fn make_key_source(draft: SourceDraft, mapping: &Mapping<'_>) -> Read
         Err(message) => mapping.refuse_at(key, message),
     };
     Ok(match (jwks_uri?, discovery_uri?, jwks_file?, jwks?) {
-        (Some(text), ..) => Some(KeySource::JwksUri(url("jwks_uri", text)?)),
+        (Some(texts), ..) => {
+            let urls: Read<Vec<Url>> = texts.into_iter().map(|text| url("jwks_uri", text)).collect();
+            Some(KeySource::JwksUri(urls?))
+        }
         (_, Some(text), ..) => Some(KeySource::Discovery(url("discovery_uri", text)?)),
         (_, _, Some(file), _) => Some(KeySource::File(file)),
         (_, _, _, Some(keys)) => Some(KeySource::Inline(keys)),
@@ -177,49 +182,96 @@ section! {
     /// The connection to an issuer.
     "Http": IssuerHttp,
     read through HttpDraft by make_http,
-    printed through HttpShown by show_http,
-    later ["bearer_token_file", "bearer_token_hosts"] {
+    printed through HttpShown by show_http {
         /// Trusted authorities instead of those of the system, PEM.
         ca_file: PathBuf = FILE, optional;
-        /// A forward proxy. Default: none.
-        proxy: ProxyUrl = Proxy, optional;
+        /// A forward proxy, or none. Default: HTTPS_PROXY and HTTP_PROXY of the environment.
+        proxy: ForwardProxy = Proxy, default(ForwardProxy::default());
         /// The client certificate for the issuer, PEM.
         client_cert_file: PathBuf = FILE, optional;
         /// Its private key, PEM.
         client_key_file: PathBuf = FILE, optional;
+        /// A bearer token for the issuer. It is sent to the hosts of issuer, discovery_uri and jwks_uri.
+        bearer_token_file: PathBuf = FILE, optional;
+        /// Further hosts that get the token, such as the one that a discovery document names.
+        bearer_token_hosts: Vec<String> = List {
+            of: Text { read: read_host, show: shown, summary: "a host name or an address" },
+            empty: "an empty list names no host: remove the key",
+            same: equal,
+        }, unless(Vec::new());
     }
 }
 
 fn make_http(draft: HttpDraft, mapping: &Mapping<'_>) -> Read<IssuerHttp> {
-    let HttpDraft { ca_file, proxy, client_cert_file, client_key_file } = draft;
+    let HttpDraft {
+        ca_file,
+        proxy,
+        client_cert_file,
+        client_key_file,
+        bearer_token_file,
+        bearer_token_hosts,
+    } = draft;
     let client_certificate = match (client_cert_file?, client_key_file?) {
         (None, None) => None,
         (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
         _ => return mapping.refuse("`client_cert_file` and `client_key_file` belong together: set both"),
     };
-    let http = IssuerHttp { allow_http: false, ca_file: ca_file?, proxy: proxy?, client_certificate };
+    let hosts = bearer_token_hosts?;
+    let bearer_token = match bearer_token_file? {
+        Some(file) => Some(BearerTokenFile { file, hosts }),
+        None if hosts.is_empty() => None,
+        None => return mapping.refuse_at("bearer_token_hosts", "there is no token: set `bearer_token_file`"),
+    };
+    let http =
+        IssuerHttp { allow_http: false, ca_file: ca_file?, proxy: proxy?, client_certificate, bearer_token };
     mapping.cursor().record_issuer(&http);
     Ok(http)
 }
 
 fn show_http(http: &IssuerHttp) -> HttpShown {
-    let IssuerHttp { ca_file, proxy, client_certificate, .. } = http.clone();
+    let IssuerHttp { ca_file, proxy, client_certificate, bearer_token, .. } = http.clone();
     let (client_cert_file, client_key_file) =
         client_certificate.map(|ClientCertificate { cert_file, key_file }| (cert_file, key_file)).unzip();
-    HttpShown { ca_file, proxy, client_cert_file, client_key_file }
+    let (bearer_token_file, hosts) =
+        bearer_token.map(|BearerTokenFile { file, hosts }| (file, hosts)).unzip();
+    HttpShown {
+        ca_file,
+        proxy: Some(proxy).filter(|proxy| *proxy != ForwardProxy::Environment),
+        client_cert_file,
+        client_key_file,
+        bearer_token_file,
+        bearer_token_hosts: hosts.filter(|hosts| !hosts.is_empty()),
+    }
+}
+
+/// A host as it is compared with that of a URL: without a port, an IPv6 address without brackets.
+fn read_host(cursor: &Cursor<'_>) -> Read<String> {
+    let text = cursor.text()?;
+    let bare = text.trim_matches(['[', ']']);
+    let parsed = Host::parse(if bare.contains(':') { format!("[{bare}]") } else { bare.to_owned() }.as_str());
+    match parsed {
+        Ok(Host::Domain(name)) => Ok(name),
+        Ok(Host::Ipv4(address)) => Ok(address.to_string()),
+        Ok(Host::Ipv6(address)) => Ok(address.to_string()),
+        Err(_) => cursor.refuse("expected a host name or an address, without scheme and port"),
+    }
 }
 
 /// The URL of a forward proxy; its user name and password are not printed.
 struct Proxy;
 
 impl Form for Proxy {
-    type Value = ProxyUrl;
+    type Value = ForwardProxy;
 
-    fn read(&self, cursor: &Cursor<'_>) -> Read<ProxyUrl> {
-        read_proxy(cursor)
+    fn read(&self, cursor: &Cursor<'_>) -> Read<ForwardProxy> {
+        if cursor.text()? == "none" {
+            return Ok(ForwardProxy::None);
+        }
+        read_proxy(cursor).map(ForwardProxy::Url)
     }
 
-    fn print(&self, value: &ProxyUrl) -> Yaml {
+    fn print(&self, value: &ForwardProxy) -> Yaml {
+        let ForwardProxy::Url(value) = value else { return Yaml::text("none") };
         if !value.has_credentials() {
             return Yaml::text(value);
         }
@@ -230,7 +282,7 @@ impl Form for Proxy {
     }
 
     fn describe(&self) -> FormDescription {
-        FormDescription::new("an http or https URL", text_schema())
+        FormDescription::new("an http or https URL, or `none`", text_schema())
     }
 }
 
@@ -247,15 +299,16 @@ fn read_proxy(cursor: &Cursor<'_>) -> Read<ProxyUrl> {
             cursor.refuse("the credentials were left out where this was printed: write them again")
         }
         Some(url) => Ok(ProxyUrl::new(url)),
-        None => cursor.refuse("expected the URL of a forward proxy, such as http://proxy.example.com:3128"),
+        None => cursor
+            .refuse("expected `none`, or the URL of a forward proxy, such as http://proxy.example.com:3128"),
     }
 }
 
 /// An attacker who can change the response chooses the keys, so plain http is accepted only on loopback unless it
 /// is allowed explicitly (RFC 7517 §9.1, OpenID Connect Discovery §4).
 pub(super) fn refuse_plain_http(provider: &Mapping<'_>, keys: &KeySource, http: &IssuerHttp) -> Read<()> {
-    let (KeySource::JwksUri(url) | KeySource::Discovery(url)) = keys else { return Ok(()) };
-    if url.scheme() == "https" || http.allow_http || is_loopback(url) {
+    let is_plain = |url: &Url| url.scheme() != "https" && !is_loopback(url);
+    if http.allow_http || !keys.urls().iter().any(is_plain) {
         return Ok(());
     }
     let key = ["jwks_uri", "discovery_uri"].into_iter().find(|key| provider.get(key).is_some());

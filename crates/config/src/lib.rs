@@ -47,7 +47,9 @@ pub use schema::{json_schema_text, reference_text};
 pub use portcullis_engine::authorizer::{
     AllowedRealms, KeySource, Limits, ProviderConfig, RealmKeys, Realms, Template, TokenCacheConfig,
 };
-pub use portcullis_engine::keys::{ClientCertificate, IssuerHttp, ProxyUrl, RefreshPolicy};
+pub use portcullis_engine::keys::{
+    BearerTokenFile, ClientCertificate, ForwardProxy, IssuerHttp, ProxyUrl, RefreshPolicy,
+};
 pub use portcullis_engine::telemetry::{Log, LogFormat, LogLevel};
 
 /// The settings of `serve`.

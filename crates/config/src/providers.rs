@@ -18,7 +18,7 @@ use portcullis_core::validation::provider::{
 
 use super::cursor::{Cursor, Mapping, Read, all};
 use super::forms::{
-    Choice, Count, Each, FILE, Flag, List, Sub, Text, Time, any_text, equal, shown, text_schema,
+    Choice, Count, Each, FILE, Flag, List, OneOr, Sub, Text, Time, any_text, equal, shown, text_schema,
 };
 use super::keys::{
     FetchUrl, InlineKeys, SourceDraft, default_discovery_url, make_key_source, refuse_plain_http,
@@ -162,8 +162,15 @@ section! {
             empty: "an empty list accepts no token; remove the key to read `aud`",
             same: equal,
         }, default(vec![ClaimPath::aud()]);
-        /// The URL of the key set.
-        jwks_uri: String = FetchUrl { key: "jwks_uri" }, optional;
+        /// The URL of the key set, or a list: the next one is asked if one fails.
+        jwks_uri: Vec<String> = OneOr {
+            one: FetchUrl { key: "jwks_uri" },
+            list: List {
+                of: FetchUrl { key: "jwks_uri" },
+                empty: "an empty list has no keys: name a URL",
+                same: equal,
+            },
+        }, optional;
         /// The URL of a discovery document that names the key set. Default: derived from the issuer.
         discovery_uri: String = FetchUrl { key: "discovery_uri" }, optional;
         /// A file with the key set, reloaded when it changes.
@@ -394,9 +401,11 @@ fn show_provider(config: &ProviderConfig) -> ProviderShown {
         refresh: Some(config.refresh.clone()),
     };
     match (&config.keys, realms.map(|realms| &realms.keys)) {
-        (_, Some(RealmKeys::JwksUri(url))) => shown.jwks_uri = Some(url.to_string()),
+        (_, Some(RealmKeys::JwksUri(url))) => shown.jwks_uri = Some(vec![url.to_string()]),
         (_, Some(RealmKeys::Discovery(url))) => shown.discovery_uri = Some(url.to_string()),
-        (KeySource::JwksUri(url), None) => shown.jwks_uri = Some(url.to_string()),
+        (KeySource::JwksUri(urls), None) => {
+            shown.jwks_uri = Some(urls.iter().map(ToString::to_string).collect());
+        }
         (KeySource::Discovery(url), None) => shown.discovery_uri = Some(url.to_string()),
         (KeySource::File(path), None) => shown.jwks_file = Some(path.clone()),
         (KeySource::Inline(keys), None) => shown.jwks = Some(Arc::clone(keys)),

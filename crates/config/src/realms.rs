@@ -78,6 +78,9 @@ fn read_realm_keys(mapping: &Mapping<'_>, keys: &KeySource) -> Read<RealmKeys> {
         ),
     };
     match keys {
+        KeySource::JwksUri(urls) if urls.len() > 1 => {
+            mapping.refuse_at("jwks_uri", "realms have one URL with `{realm}` instead of a list")
+        }
         KeySource::JwksUri(_) => template("jwks_uri").map(RealmKeys::JwksUri),
         KeySource::Discovery(_) if mapping.get("discovery_uri").is_some() => {
             template("discovery_uri").map(RealmKeys::Discovery)

@@ -11,8 +11,8 @@ use url::{Host, Url};
 
 use portcullis_core::validation::provider::{Audiences, TokenSource};
 
+use super::ProviderConfig;
 use super::cursor::Cursor;
-use super::{KeySource, ProviderConfig};
 
 pub(super) use self::listen::warn_of_listeners;
 pub(super) use self::rules::warn_of_rules;
@@ -37,9 +37,9 @@ pub(super) fn warn_of_provider(element: &Cursor<'_>, config: &ProviderConfig) {
     for key in ["claim_headers", "required_claims", "metadata_claims"] {
         element.peek(key).iter().for_each(rules::warn_of_claims);
     }
-    let (KeySource::JwksUri(url) | KeySource::Discovery(url)) = &config.keys else { return };
     let key = ["jwks_uri", "discovery_uri", "issuer"].into_iter().find_map(|key| element.peek(key));
-    if let Some(key) = key.filter(|_| url.scheme() == "http" && is_public(url)) {
+    let is_plain = |url: &Url| url.scheme() == "http" && is_public(url);
+    if let Some(key) = key.filter(|_| config.keys.urls().iter().any(is_plain)) {
         key.warn("keys are fetched over plain http from a public host: an attacker on the path can replace them and sign tokens");
     }
 }

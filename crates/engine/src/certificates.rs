@@ -4,6 +4,7 @@
 //! No file is opened here, and the clock is read only during TLS handshakes; messages do not contain the file's name.
 
 mod client;
+mod described;
 mod time;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::clock;
 use crate::validation::UnixTime;
 
 pub use client::{ClientTls, Trusted, client};
+pub use described::handshake_fault;
 pub use time::WallTime;
 
 /// The longest file of certificates or keys that is read, in bytes; a bundle of every public authority has a tenth of

@@ -51,7 +51,7 @@ use crate::validation::key_set::{KeyName, KeySet};
 use crate::validation::{Kid, StaleCause, UnixTime};
 
 use self::budget::{Budget, KnownKeys, Member};
-pub use self::issuer_http::{ClientCertificate, IssuerHttp, ProxyUrl};
+pub use self::issuer_http::{BearerTokenFile, ClientCertificate, ForwardProxy, IssuerHttp, ProxyUrl};
 pub use self::policy::RefreshPolicy;
 
 use self::fetch::{Fetch, Wanted};

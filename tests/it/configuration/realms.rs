@@ -1,6 +1,6 @@
 //! A provider for many issuers: `{realm}` and the allowed realms.
 
-use portcullis::config::{AllowedRealms, KeySource};
+use portcullis::config::AllowedRealms;
 use portcullis::keys::names::RealmName;
 
 use super::{Errors, MINIMAL, SECRET, parse};
@@ -54,9 +54,7 @@ fn a_realm_has_the_issuer_and_the_key_url_of_its_template() {
         let acme = RealmName::new("acme").expect("a name");
         let realm = template.of_realm(template.realms.as_ref().expect("realms"), &acme);
         assert_eq!(realm.provider.issuer, "https://sso.example.com/realms/acme");
-        let (KeySource::JwksUri(read) | KeySource::Discovery(read)) = &realm.keys else {
-            panic!("{realm:?}")
-        };
+        let [read] = realm.keys.urls() else { panic!("one URL") };
         assert_eq!(read.as_str(), url);
         let printed = config.to_yaml();
         // The template with the realm inserted again.

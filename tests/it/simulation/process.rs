@@ -60,7 +60,7 @@ impl Process {
             let discovery = Discovery::new(url_of("/doc"), ISSUER, interval / 2);
             (HttpKeys::discovered(discovery, transport), url_of("/doc"))
         } else {
-            (HttpKeys::at(url_of("/keys-0"), transport), url_of("/keys-0"))
+            (HttpKeys::at(vec![url_of("/keys-0")], transport), url_of("/keys-0"))
         };
         let observed = Arc::new(Mutex::new(observed));
         let fetch = Arc::new(RecordingFetch { keys, world: world.clone(), observed: Arc::clone(&observed) });

@@ -119,7 +119,7 @@ async fn an_address_in_a_token_is_never_contacted() {
 }
 
 #[tokio::test]
-async fn an_unreachable_address_is_an_error_without_the_url() {
+async fn an_unreachable_address_is_an_error_with_its_url_but_no_query_and_without_it_for_a_probe() {
     let unreachable = KeyServer::start().await.http("/realms/secret-tenant/keys?key=hunter2");
     let config =
         configured(&[provider("demo", ISSUER, &format!("jwks_uri: '{unreachable}'"), IMMEDIATE_REFRESH)]);
@@ -128,5 +128,7 @@ async fn an_unreachable_address_is_an_error_without_the_url() {
     assert_eq!(answer.faults("keys_unavailable", &[]), Vec::<String>::new());
     let error = status(&service, "demo").await["last_error"].to_string();
     assert!(error.contains("refused"), "{error}");
-    assert!(!error.contains("secret-tenant") && !error.contains("hunter2"), "{error}");
+    assert!(error.contains("/realms/secret-tenant/keys: ") && !error.contains("hunter2"), "{error}");
+    let probed = service.admin("/readyz").await;
+    assert!(probed.contains("refused") && !probed.contains("secret-tenant"), "{probed}");
 }

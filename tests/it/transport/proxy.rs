@@ -73,7 +73,7 @@ async fn https_goes_through_a_tunnel_and_verifies_the_server() {
     let new = key("new");
     server.respond_with(Answer::keys(&[&new]));
     assert_eq!(process.bearer(&new).await.reason(), "keys_unavailable");
-    assert!(process.last_error().await.contains("not valid for name"));
+    assert!(process.last_error().await.contains("it is not for sso.test"));
     assert_eq!(process.bearer(&known).await.reason(), "ok");
 }
 
@@ -203,20 +203,75 @@ async fn a_proxy_that_rejects_fails_or_hangs_is_a_failed_fetch() {
     }
 }
 
+/// A provider with keys at this URL, without a proxy in its configuration.
+fn provider_at(url: &str, http: &str) -> Vec<String> {
+    let more = format!("allow_http: true, {IMMEDIATE_REFRESH}{http}");
+    vec![provider("demo", ISSUER, &format!("jwks_uri: '{url}'"), &more)]
+}
+
 #[tokio::test]
-async fn proxy_variables_of_the_environment_are_ignored() {
+async fn the_proxy_of_the_environment_is_used_by_scheme_unless_the_configuration_says_otherwise() {
     let folder = folder();
     let ((known, server), proxy) = (publishing(Layer::Plain).await, KeyServer::start().await);
     proxy.on(forwarding_to(&server));
-    let proxy_address = proxy.http("");
-    let names = ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
-    let environment: Vec<(&str, &str)> = names.iter().map(|name| (*name, proxy_address.as_str())).collect();
-    let keys = format!("jwks_uri: '{}'", server.http("/keys"));
-    let process =
-        Process::serve(folder.path(), &[provider("demo", ISSUER, &keys, IMMEDIATE_REFRESH)], &environment)
-            .await;
-    wait_until_known(&process, &known).await;
-    assert_eq!(proxy.connections(), 0);
+    let (url, by_address) = (proxy.http(""), proxy.address().to_string());
+    let elsewhere = "http://sso.test:8080/keys";
+    for (name, value, keys, http, proxied) in [
+        ("HTTP_PROXY", &url, elsewhere, "", true),
+        ("http_proxy", &url, elsewhere, "", true),
+        ("HTTP_PROXY", &by_address, elsewhere, "", true),
+        ("HTTP_PROXY", &url, &*server.http("/keys"), "", false),
+        ("HTTP_PROXY", &url, &*server.http("/keys").replace("127.0.0.1", "localhost"), "", false),
+        ("HTTPS_PROXY", &url, &*server.http("/keys"), "", false),
+        ("HTTP_PROXY", &url, &*server.http("/keys"), ", http: {proxy: none}", false),
+    ] {
+        let before = proxy.requests().len();
+        let process = Process::serve(folder.path(), &provider_at(keys, http), &[(name, value)]).await;
+        wait_until_known(&process, &known).await;
+        assert_eq!(proxy.requests().len() > before, proxied, "{name}={value} {keys} {http}");
+    }
+}
+
+#[tokio::test]
+async fn no_request_goes_to_a_proxy_of_the_environment_that_does_not_apply() {
+    let folder = folder();
+    let ((known, server), proxy) = (publishing(Layer::Plain).await, KeyServer::start().await);
+    proxy.on(forwarding_to(&server));
+    let url = proxy.http("");
+    for (environment, http) in [
+        (&[("HTTPS_PROXY", &*url)][..], ""),
+        (&[("ALL_PROXY", &url)], ""),
+        (&[("HTTP_PROXY", &url), ("NO_PROXY", ".test")], ""),
+        (&[("HTTP_PROXY", &url), ("no_proxy", "example.com,sso.test")], ""),
+        (&[("HTTP_PROXY", &url)], ", http: {proxy: none}"),
+        (&[("HTTP_PROXY", "")], ""),
+    ] {
+        let before = proxy.connections();
+        // A name that is never resolved.
+        let providers = provider_at("http://sso.test:8080/keys", http);
+        let process = Process::serve(folder.path(), &providers, environment).await;
+        eventually("the fetch fails", async || !process.last_error().await.is_empty()).await;
+        assert_eq!(process.bearer(&known).await.reason(), "keys_unavailable", "{environment:?} {http}");
+        assert_eq!(proxy.connections(), before, "{environment:?} {http}");
+    }
+}
+
+#[test]
+fn a_variable_that_is_no_url_stops_the_start_and_is_named_without_its_value() {
+    for value in ["socks5://anna:hunter2@p:1", "http://anna:hunter2@", "http://hunter2 x"] {
+        let folder = folder();
+        let config = folder.path().join("portcullis.yaml");
+        std::fs::write(&config, text(&provider_at("http://sso.test/keys", ""))).expect("written");
+        let mut command = portcullis(&[("HTTP_PROXY", value)]);
+        command.args(["serve", "--config"]).arg(&config);
+        let output = command.run_and_read().expect("it runs");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{value}: {error}");
+        assert!(
+            error.contains("HTTP_PROXY of the environment") && !error.contains("hunter2"),
+            "{value}: {error}"
+        );
+    }
 }
 
 #[tokio::test]

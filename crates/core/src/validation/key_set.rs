@@ -61,6 +61,8 @@ impl SkippedKey {
 pub enum KeySetError {
     /// Not JSON, or not an object with one `keys` array (RFC 7517 §5).
     NotAKeySet,
+    /// A discovery document (OpenID Connect Discovery §3), which names the key set's URL.
+    DiscoveryDocument,
     /// None of this many keys can be used; the reason is that of the first one.
     NothingUsable {
         /// How many keys the document has.
@@ -76,6 +78,9 @@ impl fmt::Display for KeySetError {
             KeySetError::NotAKeySet => {
                 f.write_str("not a JWK Set: a JSON object with a `keys` array is expected")
             }
+            KeySetError::DiscoveryDocument => f.write_str(
+                "this is a discovery document, not a key set: configure its URL as `discovery_uri`, or its `jwks_uri`",
+            ),
             KeySetError::NothingUsable { reason: None, .. } => f.write_str("the key set is empty"),
             KeySetError::NothingUsable { skipped, reason: Some(reason) } => {
                 write!(f, "none of the {skipped} keys of the set can be used, the first because: {reason}")
@@ -130,7 +135,7 @@ impl KeySet {
         if !text.trim_start().starts_with('{') {
             return Err(KeySetError::NotAKeySet);
         }
-        let document: Document<'_> = serde_json::from_str(text).map_err(|_| KeySetError::NotAKeySet)?;
+        let document: Document<'_> = serde_json::from_str(text).map_err(|_| not_a_key_set(text))?;
         let (mut keys, mut skipped) = (Vec::new(), Vec::new());
         for raw in document.keys {
             let jwk = Json::parse(raw.get().as_bytes(), &KEY_LIMITS);
@@ -253,6 +258,19 @@ impl KeySet {
     pub fn same_keys(&self, other: &KeySet) -> bool {
         let contains = |a: &KeySet, b: &KeySet| a.keys.iter().all(|key| b.has(key));
         self.keys.len() == other.keys.len() && contains(self, other) && contains(other, self)
+    }
+}
+
+/// What else an object without `keys` is.
+fn not_a_key_set(text: &str) -> KeySetError {
+    #[derive(Deserialize)]
+    struct Discovery<'a> {
+        #[serde(borrow, rename = "jwks_uri")]
+        _jwks_uri: &'a RawValue,
+    }
+    match serde_json::from_str::<Discovery<'_>>(text) {
+        Ok(_) => KeySetError::DiscoveryDocument,
+        Err(_) => KeySetError::NotAKeySet,
     }
 }
 

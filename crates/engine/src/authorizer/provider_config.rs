@@ -31,8 +31,8 @@ pub struct ProviderConfig {
 /// The source of a provider's keys.
 #[derive(Clone, Debug)]
 pub enum KeySource {
-    /// The key set's URL (RFC 7517 §5).
-    JwksUri(Url),
+    /// The key set's URLs (RFC 7517 §5), asked in this order if one fails; never empty.
+    JwksUri(Vec<Url>),
     /// The URL of a discovery document that names the key set (OpenID Connect Discovery §4, RFC 8414 §3).
     Discovery(Url),
     /// A file, reloaded when it changes.
@@ -41,12 +41,25 @@ pub enum KeySource {
     Inline(Arc<KeySet>),
 }
 
+impl KeySource {
+    /// The URLs that are fetched; none for a file or inline keys.
+    pub fn urls(&self) -> &[Url] {
+        match self {
+            KeySource::JwksUri(urls) => urls,
+            KeySource::Discovery(url) => std::slice::from_ref(url),
+            KeySource::File(_) | KeySource::Inline(_) => &[],
+        }
+    }
+}
+
 impl ProviderConfig {
     /// The provider of one realm, which must be an allowed one.
     pub fn of_realm(&self, realms: &Realms, name: &RealmName) -> ProviderConfig {
         let provider = Provider { issuer: realms.issuer.of(name), ..(*self.provider).clone() };
         let keys = match &realms.keys {
-            RealmKeys::JwksUri(url) => url.of(name).parse::<Url>().ok().map(KeySource::JwksUri),
+            RealmKeys::JwksUri(url) => {
+                url.of(name).parse::<Url>().ok().map(|url| KeySource::JwksUri(vec![url]))
+            }
             RealmKeys::Discovery(url) => url.of(name).parse::<Url>().ok().map(KeySource::Discovery),
         };
         ProviderConfig {

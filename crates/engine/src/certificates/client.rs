@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use rustls_platform_verifier::Verifier;
+use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use super::described::Described;
 use super::{Certificate, WallTime, root_store};
 
 /// The TLS configuration of a client.
@@ -48,12 +50,20 @@ impl Trusted {
 /// The TLS library supports none of these versions.
 pub fn client(trusted: Trusted, certificate: Option<CertifiedKey>) -> Result<ClientTls, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_details(provider, Arc::new(WallTime));
+    let builder = ClientConfig::builder_with_details(Arc::clone(&provider), Arc::new(WallTime));
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
     let builder = match trusted.0 {
-        // As strict as the default: the library's own verifier, with the system's roots.
-        Roots::System(verifier) => builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)),
-        Roots::Given(roots) => builder.with_root_certificates(roots),
+        // As strict as the default: the library's own verifiers, whose errors are described.
+        Roots::System(verifier) => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Described(Arc::new(verifier))))
+        }
+        // The verifier cannot be made without authorities; it would trust no server.
+        Roots::Given(roots) if roots.is_empty() => builder.with_root_certificates(roots),
+        Roots::Given(roots) => {
+            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            let verifier = verifier.map_err(|error| error.to_string())?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Described(verifier)))
+        }
     };
     let mut client = match certificate {
         None => builder.with_no_client_auth(),

@@ -12,7 +12,7 @@ use url::Url;
 use crate::clock::SteadyClock;
 use crate::validation::key_set::without_byte_order_mark;
 
-use super::fetch_error::{DiscoveryError, FetchError};
+use super::fetch_error::{DiscoveryError, Document, FetchError};
 use super::origin::Origin;
 use super::transport::{Request, RequestMode, Transport};
 
@@ -55,7 +55,7 @@ pub(super) struct Alternative {
 }
 
 #[derive(Deserialize)]
-struct Document {
+struct Metadata {
     issuer: String,
     jwks_uri: String,
 }
@@ -92,9 +92,11 @@ impl Discovery {
     ) -> Result<Located, FetchError> {
         let request = Request::new(self.document.clone(), mode);
         let requested_at = clock.now_micros();
-        let answer = transport.get(request).await?;
+        let named = |error: FetchError| error.at(Document::Discovery, &self.document);
+        let answer = transport.get(request).await.map_err(named)?;
         let origin = answer.origin(requested_at, clock.now_micros());
-        let jwks_uri = self.check(&answer.into_body()?).map_err(FetchError::Discovery)?;
+        let body = answer.into_body().map_err(named)?;
+        let jwks_uri = self.check(&body).map_err(|error| named(FetchError::Discovery(error)))?;
         let mut cached = self.lock();
         // A last document whose URL had no keys is not compared with.
         let is_newer = |entry: &&mut Cached| {
@@ -132,7 +134,7 @@ impl Discovery {
         if document.trim_ascii_start().first() != Some(&b'{') {
             return Err(DiscoveryError::NotADocument);
         }
-        let document: Document =
+        let document: Metadata =
             serde_json::from_slice(document).map_err(|_| DiscoveryError::NotADocument)?;
         if document.issuer != self.issuer {
             return Err(DiscoveryError::IssuerMismatch);

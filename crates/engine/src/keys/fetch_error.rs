@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use url::Url;
+
 use crate::files::FileErrorKind;
 use crate::validation::key_set::KeySetError;
 
@@ -31,6 +33,24 @@ pub enum FetchError {
     KeySet(KeySetError),
     /// The discovery document is invalid for this issuer.
     Discovery(DiscoveryError),
+    /// A redirect that is not followed.
+    Redirect {
+        /// The status.
+        status: u16,
+        /// Its target without a query, escaped and truncated.
+        target: String,
+    },
+    /// An error with the document that was requested.
+    At {
+        /// What was requested.
+        document: Document,
+        /// Its URL without a query.
+        url: String,
+        /// Why it is not available.
+        error: Box<FetchError>,
+    },
+    /// The errors of several URLs, in their order.
+    All(Vec<FetchError>),
     /// The fetch panicked: a bug.
     Panicked,
 }
@@ -45,6 +65,15 @@ impl fmt::Display for FetchError {
             FetchError::File(kind) => kind.fmt(f),
             FetchError::KeySet(error) => error.fmt(f),
             FetchError::Discovery(error) => error.fmt(f),
+            FetchError::Redirect { status, target } => write!(
+                f,
+                "the answer is a redirect ({status}) to {target}, which is not followed: only those within the host are, and never from https to http"
+            ),
+            FetchError::At { document, url, error } => write!(f, "{document} at {url}: {error}"),
+            FetchError::All(errors) => {
+                let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                f.write_str(&texts.join("; "))
+            }
             FetchError::Panicked => f.write_str("the fetch panicked: report this as a bug"),
         }
     }
@@ -52,10 +81,68 @@ impl fmt::Display for FetchError {
 
 impl std::error::Error for FetchError {}
 
+/// What a fetch requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Document {
+    /// A key set.
+    KeySet,
+    /// A discovery document.
+    Discovery,
+}
+
+impl fmt::Display for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Document::KeySet => "key set",
+            Document::Discovery => "discovery document",
+        })
+    }
+}
+
 impl FetchError {
+    /// With what was requested.
+    #[must_use]
+    pub fn at(self, document: Document, url: &Url) -> Self {
+        let mut url = url.clone();
+        url.set_query(None);
+        FetchError::At { document, url: url.into(), error: Box::new(self) }
+    }
+
+    /// The error of one URL, or those of several.
+    pub(super) fn of_all(mut errors: Vec<FetchError>) -> Self {
+        match errors.len() {
+            1 => errors.remove(0),
+            _ => FetchError::All(errors),
+        }
+    }
+
+    /// The text without URLs, for readers who may not know them.
+    pub fn without_url(&self) -> String {
+        match self {
+            FetchError::At { error, .. } => error.without_url(),
+            FetchError::Redirect { status, .. } => {
+                format!("the answer is a redirect ({status}) that is not followed")
+            }
+            FetchError::All(errors) => {
+                let texts: Vec<String> = errors.iter().map(FetchError::without_url).collect();
+                texts.join("; ")
+            }
+            error => error.to_string(),
+        }
+    }
+
+    /// The error without what was requested; the last one of several.
+    pub fn cause(&self) -> &FetchError {
+        match self {
+            FetchError::At { error, .. } => error.cause(),
+            FetchError::All(errors) => errors.last().map_or(self, FetchError::cause),
+            error => error,
+        }
+    }
+
     /// `Retry-After` of the answer, if present.
     pub fn retry_after(&self) -> Option<Duration> {
-        match self {
+        match self.cause() {
             FetchError::Status { retry_after, .. } => *retry_after,
             _ => None,
         }

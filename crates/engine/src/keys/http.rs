@@ -18,7 +18,7 @@ use crate::validation::key_set::{Key, KeySet};
 use super::caching;
 use super::discovery::{Alternative, Discovery, Located};
 use super::fetch::{Fetch, FetchContext, FetchFuture, Fetched};
-use super::fetch_error::FetchError;
+use super::fetch_error::{Document, FetchError};
 use super::schedule::FetchMode;
 use super::transport::{Answer, Request, RequestMode, Transport};
 use crate::telemetry::Trigger;
@@ -46,7 +46,8 @@ enum OpenedBy {
 }
 
 enum Location {
-    KeySet(Url),
+    /// Asked in this order if one fails.
+    KeySets(Vec<Url>),
     Discovery(Discovery),
 }
 
@@ -71,9 +72,9 @@ struct LastAnswer {
 }
 
 impl HttpKeys {
-    /// Keys at `jwks_uri`.
-    pub fn at(jwks_uri: Url, transport: Arc<dyn Transport>) -> Self {
-        Self::new(Location::KeySet(jwks_uri), transport)
+    /// Keys at the first of these URLs that answers with them.
+    pub fn at(jwks_uris: Vec<Url>, transport: Arc<dyn Transport>) -> Self {
+        Self::new(Location::KeySets(jwks_uris), transport)
     }
 
     /// Keys at the URL that a discovery document names.
@@ -113,7 +114,7 @@ impl HttpKeys {
         match tokio::time::timeout(half, self.locate_and_read(RequestMode::NoCache, context)).await {
             Ok(Ok(fetched)) => Ok(fetched),
             // The issuer has answered: there are no keys.
-            Ok(Err(error @ FetchError::Status { status: ..500, .. })) => Err(error),
+            Ok(Err(error)) if matches!(error.cause(), FetchError::Status { status: ..500, .. }) => Err(error),
             Ok(Err(_)) | Err(_) => self.locate_and_read(RequestMode::Scheduled, context).await,
         }
     }
@@ -124,7 +125,7 @@ impl HttpKeys {
         context: &FetchContext,
     ) -> Result<Fetched, FetchError> {
         let discovery = match &self.location {
-            Location::KeySet(url) => return self.read_set(url, mode, context).await,
+            Location::KeySets(urls) => return self.read_first(urls, mode, context).await,
             Location::Discovery(discovery) => discovery,
         };
         let cached = discovery.cached(&context.clock);
@@ -161,6 +162,29 @@ impl HttpKeys {
         }
     }
 
+    /// Reads the first set that is available. Each URL has an equal part of the time that is left.
+    async fn read_first(
+        &self,
+        urls: &[Url],
+        mode: RequestMode,
+        context: &FetchContext,
+    ) -> Result<Fetched, FetchError> {
+        let mut failed = Vec::new();
+        for (at, url) in urls.iter().enumerate() {
+            let left = context.deadline.saturating_duration_since(context.clock.monotonic());
+            let share = left / u32::try_from(urls.len().saturating_sub(at)).unwrap_or(u32::MAX).max(1);
+            let is_last = at + 1 == urls.len();
+            let read = self.read_set(url, mode, context);
+            // The caller limits the time of the last one, as that of a single one.
+            let read = if is_last { Ok(read.await) } else { tokio::time::timeout(share, read).await };
+            match read.unwrap_or_else(|_| Err(FetchError::TimedOut(share).at(Document::KeySet, url))) {
+                Ok(fetched) => return Ok(fetched),
+                Err(error) => failed.push(error),
+            }
+        }
+        Err(FetchError::of_all(failed))
+    }
+
     /// Reads the set at a URL that is named only by a document which is older by its date. It is used if it has the
     /// wanted keys, withdrawn ones excepted: no key that verifies a valid token is ignored because of a date alone.
     async fn read_if_wanted(
@@ -193,7 +217,7 @@ impl HttpKeys {
         // Half of the time is reserved for the keys.
         let remaining = context.deadline.saturating_duration_since(context.clock.monotonic()) / 2;
         match tokio::time::timeout(remaining, read).await {
-            Ok(Err(error @ FetchError::Discovery(_))) => Err(error),
+            Ok(Err(error)) if matches!(error.cause(), FetchError::Discovery(_)) => Err(error),
             Ok(Ok(located)) => Ok(located.jwks_uri),
             Ok(Err(_)) | Err(_) => Ok(last),
         }
@@ -214,6 +238,15 @@ impl HttpKeys {
     }
 
     async fn read_set(
+        &self,
+        url: &Url,
+        mode: RequestMode,
+        context: &FetchContext,
+    ) -> Result<Fetched, FetchError> {
+        self.request_set(url, mode, context).await.map_err(|error| error.at(Document::KeySet, url))
+    }
+
+    async fn request_set(
         &self,
         url: &Url,
         mode: RequestMode,
@@ -315,7 +348,7 @@ fn is_suspect(fetched: &Result<Fetched, FetchError>, context: &FetchContext) -> 
             (stale && !fetched.keys.same_keys(context.published.keys()))
                 || fetched.keys.keys().iter().any(withdrawn)
         }
-        Err(error) => matches!(error, FetchError::KeySet(_) | FetchError::Discovery(_)),
+        Err(error) => matches!(error.cause(), FetchError::KeySet(_) | FetchError::Discovery(_)),
     }
 }
 

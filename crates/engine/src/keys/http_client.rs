@@ -13,14 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{ACCEPT, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
 use reqwest::{Client, NoProxy, Proxy, StatusCode, redirect};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::task::{JoinHandle, spawn_blocking};
+use url::{Host, Url};
 
-use super::issuer_http::{ClientCertificate, IssuerHttp};
+use super::issuer_http::{BearerTokenFile, ClientCertificate, ForwardProxy, IssuerHttp};
 use crate::certificates::{self, ClientTls, PairError, Trusted};
 
 use super::fetch_error::FetchError;
@@ -57,6 +57,9 @@ impl From<reqwest::Error> for FetchError {
     /// names of its certificate are truncated.
     fn from(error: reqwest::Error) -> Self {
         let error = error.without_url();
+        if let Some(text) = certificates::handshake_fault(&error) {
+            return FetchError::Transport(text);
+        }
         let causes =
             std::iter::successors(Some(&error as &(dyn std::error::Error + 'static)), |error| error.source());
         let text = |cause: &(dyn std::error::Error + 'static)| match cause {
@@ -72,7 +75,7 @@ pub struct HttpClient {
     max_bytes: usize,
     /// The longest that a fetch may take.
     timeout: Duration,
-    client: Arc<ArcSwap<Client>>,
+    current: Arc<ArcSwap<Current>>,
     requests: Semaphore,
     background_requests: Semaphore,
     /// Replaces the client when its files have changed.
@@ -85,6 +88,27 @@ struct Watcher(JoinHandle<()>);
 impl Drop for Watcher {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// What the current files make.
+struct Current {
+    client: Client,
+    token: Option<BearerToken>,
+}
+
+/// A token, and the hosts that get it.
+struct BearerToken {
+    credentials: HeaderValue,
+    hosts: Vec<String>,
+}
+
+impl BearerToken {
+    /// Whether a request to this URL gets it: over https, or to this machine.
+    fn is_for(&self, url: &Url) -> bool {
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let is_named = self.hosts.iter().any(|named| named.eq_ignore_ascii_case(host));
+        is_named && (url.scheme() == "https" || is_loopback(url))
     }
 }
 
@@ -115,31 +139,36 @@ impl HttpClient {
         let files = FileSet::new(files(&options), certificates::MAX_FILE_BYTES);
         let client_options = ClientOptions { options, lookups, timeout };
         let contents = files.read_regular()?;
-        let client = Arc::new(ArcSwap::from_pointee(client(&client_options, &contents)?));
+        let current = Arc::new(ArcSwap::from_pointee(current(&client_options, &contents)?));
         let watcher = contents.can_change().then(|| {
             let watched = Arc::new(Mutex::new(WatchedFiles::since(files, contents, FILE_POLL)));
-            let (client_options, client) = (Arc::new(client_options), Arc::clone(&client));
+            let (client_options, current) = (Arc::new(client_options), Arc::clone(&current));
             let provider_name = provider.to_owned();
             let run = move || {
                 watch_files(
                     provider_name.clone(),
                     Arc::clone(&watched),
                     Arc::clone(&client_options),
-                    Arc::clone(&client),
+                    Arc::clone(&current),
                 )
             };
             Watcher(supervisor.keep(Task::of(provider, WATCH_FILES), run))
         });
         let requests = Semaphore::new(MAX_REQUESTS);
         let background_requests = Semaphore::new(MAX_BACKGROUND_REQUESTS);
-        Ok(Self { max_bytes, timeout, client, requests, background_requests, _watcher: watcher })
+        Ok(Self { max_bytes, timeout, current, requests, background_requests, _watcher: watcher })
     }
 
     async fn send(&self, request: Request) -> Result<Answer, FetchError> {
         let _permit = self.permit(request.mode).await?;
-        let client = self.client.load_full();
-        let sent = client.get(request.url).headers(request.headers).header(ACCEPT, ACCEPTED).send();
-        let mut response = sent.await.map_err(|error| self.fetch_error(error))?;
+        let current = self.current.load_full();
+        let token = current.token.as_ref().filter(|token| token.is_for(&request.url));
+        let mut sending = current.client.get(request.url).headers(request.headers).header(ACCEPT, ACCEPTED);
+        if let Some(token) = token {
+            // Not sent to the target of a redirect to another host or port.
+            sending = sending.header(AUTHORIZATION, token.credentials.clone());
+        }
+        let mut response = sending.send().await.map_err(|error| self.fetch_error(error))?;
         let (status, url) = (response.status(), response.url().clone());
         let headers = std::mem::take(response.headers_mut());
         let mut body = Vec::new();
@@ -183,15 +212,15 @@ async fn watch_files(
     provider: String,
     watched: Arc<Mutex<WatchedFiles>>,
     client_options: Arc<ClientOptions>,
-    current: Arc<ArcSwap<Client>>,
+    applied: Arc<ArcSwap<Current>>,
 ) {
     let mut watched = watched.lock().await;
     loop {
         let contents = watched.changed(|error| log_not_reloaded(&provider, &error.into())).await;
         let client_options = Arc::clone(&client_options);
-        match spawn_blocking(move || client(&client_options, &contents)).await {
-            Ok(Ok(client)) => {
-                current.store(Arc::new(client));
+        match spawn_blocking(move || current(&client_options, &contents)).await {
+            Ok(Ok(current)) => {
+                applied.store(Arc::new(current));
                 tracing::info!(%provider, "TLS files reloaded");
             }
             Ok(Err(error)) => log_not_reloaded(&provider, &error),
@@ -241,7 +270,27 @@ fn files(options: &IssuerHttp) -> Vec<PathBuf> {
     let certificate = options.client_certificate.as_ref();
     let pair =
         certificate.into_iter().flat_map(|ClientCertificate { cert_file, key_file }| [cert_file, key_file]);
-    options.ca_file.iter().chain(pair).cloned().collect()
+    let token = options.bearer_token.as_ref().map(|token| &token.file);
+    options.ca_file.iter().chain(pair).chain(token).cloned().collect()
+}
+
+fn current(client_options: &ClientOptions, contents: &Contents) -> Result<Current, FetchError> {
+    let token = client_options.options.bearer_token.as_ref().map(|token| bearer_token(token, contents));
+    Ok(Current { client: client(client_options, contents)?, token: token.transpose()? })
+}
+
+/// The token of a file.
+fn bearer_token(token: &BearerTokenFile, contents: &Contents) -> Result<BearerToken, FetchError> {
+    let BearerTokenFile { file, hosts } = token;
+    let text = contents.of(file).map(|bytes| bytes.trim_ascii()).unwrap_or_default();
+    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(byte);
+    if text.is_empty() || !text.iter().all(is_token) {
+        return Err(unusable(file, "not one bearer token (RFC 6750 §2.1)"));
+    }
+    let credentials = HeaderValue::from_bytes(&[b"Bearer ", text].concat());
+    let mut credentials = credentials.map_err(|_| unusable(file, "not one bearer token (RFC 6750 §2.1)"))?;
+    credentials.set_sensitive(true);
+    Ok(BearerToken { credentials, hosts: hosts.clone() })
 }
 
 fn client(client_options: &ClientOptions, contents: &Contents) -> Result<Client, FetchError> {
@@ -256,13 +305,58 @@ fn client(client_options: &ClientOptions, contents: &Contents) -> Result<Client,
         .connect_timeout(*timeout / 4 * 3)
         // Fetches are minutes apart, and a pooled connection that died silently would delay an urgent fetch.
         .pool_max_idle_per_host(0);
-    let builder = match &options.proxy {
-        None => builder.no_proxy(),
-        Some(proxy) => {
-            builder.proxy(Proxy::all(proxy.with_credentials().clone())?.no_proxy(NoProxy::from_env()))
-        }
-    };
+    // The library's own reading of the environment would add proxies to these.
+    let mut builder = builder.no_proxy();
+    for proxy in proxies(&options.proxy)? {
+        builder = builder.proxy(proxy);
+    }
     Ok(builder.build()?)
+}
+
+/// The forward proxies of a client.
+fn proxies(configured: &ForwardProxy) -> Result<Vec<Proxy>, FetchError> {
+    match configured {
+        ForwardProxy::None => Ok(Vec::new()),
+        ForwardProxy::Url(url) => {
+            Ok(vec![Proxy::all(url.with_credentials().clone())?.no_proxy(NoProxy::from_env())])
+        }
+        ForwardProxy::Environment => {
+            // Go and curl do not send requests to this machine through a proxy, or do not if NO_PROXY says so.
+            let without =
+                variable(["NO_PROXY", "no_proxy"]).map_or_else(String::new, |(_, hosts)| hosts + ",");
+            let without = NoProxy::from_string(&format!("{without}localhost,127.0.0.0/8,::1"));
+            let http = environment_proxy(["HTTP_PROXY", "http_proxy"])?.map(Proxy::http).transpose()?;
+            let https = environment_proxy(["HTTPS_PROXY", "https_proxy"])?.map(Proxy::https).transpose()?;
+            Ok([http, https].into_iter().flatten().map(|proxy| proxy.no_proxy(without.clone())).collect())
+        }
+    }
+}
+
+/// The URL in the first of these variables that is set and not empty. As in Go and curl, the scheme is http if there is none.
+fn environment_proxy(names: [&'static str; 2]) -> Result<Option<Url>, FetchError> {
+    let Some((name, value)) = variable(names) else { return Ok(None) };
+    let text = if value.contains("://") { value } else { format!("http://{value}") };
+    let url = Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let url = url.ok_or_else(|| {
+        FetchError::Transport(format!(
+            "{name} of the environment is not the http or https URL of a proxy: correct it, or set `proxy: none`"
+        ))
+    });
+    url.map(Some)
+}
+
+fn variable(names: [&'static str; 2]) -> Option<(&'static str, String)> {
+    let read = |name| Some((name, std::env::var(name).ok()?.trim().to_owned()));
+    names.into_iter().filter_map(read).find(|(_, value)| !value.is_empty())
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+        None => false,
+    }
 }
 
 /// The trusted authorities and the client certificate. Each file is read separately, so that an error names the right

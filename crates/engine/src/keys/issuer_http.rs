@@ -5,18 +5,40 @@ use std::path::PathBuf;
 
 use url::Url;
 
-/// How an issuer is reached over HTTP. Proxy variables of the environment are ignored, except `NO_PROXY`, which
-/// applies to `proxy`.
+/// How an issuer is reached over HTTP.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IssuerHttp {
     /// Whether keys may be fetched over plain http from another machine; default false.
     pub allow_http: bool,
     /// Authorities (PEM) to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
-    /// The forward proxy; default none.
-    pub proxy: Option<ProxyUrl>,
+    /// The forward proxy; default that of the environment.
+    pub proxy: ForwardProxy,
     /// The certificate presented to an issuer that requests one; default none.
     pub client_certificate: Option<ClientCertificate>,
+    /// The token for an issuer that publishes its keys to those who log in alone; default none.
+    pub bearer_token: Option<BearerTokenFile>,
+}
+
+/// A bearer token (RFC 6750 §2.1) for requests to these hosts alone, over https or to this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BearerTokenFile {
+    /// The file with the token; line breaks around it are ignored.
+    pub file: PathBuf,
+    /// The host names and addresses that get it: those of the configuration, never of a document or of a redirect.
+    pub hosts: Vec<String>,
+}
+
+/// The forward proxy of requests to an issuer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ForwardProxy {
+    /// `HTTPS_PROXY` and `HTTP_PROXY` of the environment, except for this machine and the hosts of `NO_PROXY`.
+    #[default]
+    Environment,
+    /// None, whatever the environment says.
+    None,
+    /// This one, except for the hosts of `NO_PROXY`.
+    Url(ProxyUrl),
 }
 
 /// The PEM files of a TLS client.

@@ -486,7 +486,8 @@ impl Shared {
         let snapshot = self.snapshot.load();
         let Some(confirmed) = snapshot.confirmed else { return };
         let is_unusable = |error: Option<&FetchError>| {
-            matches!(error, Some(FetchError::KeySet(KeySetError::NothingUsable { .. })))
+            let cause = error.map(FetchError::cause);
+            matches!(cause, Some(FetchError::KeySet(KeySetError::NothingUsable { .. })))
         };
         if is_unusable(Some(error)) && !is_unusable(previous) {
             tracing::warn!(

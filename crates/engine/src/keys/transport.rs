@@ -5,12 +5,15 @@ use std::future::Future;
 use std::pin::Pin;
 
 use http::StatusCode;
-use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue};
+use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue, LOCATION};
 use url::Url;
 
 use super::caching;
 use super::fetch_error::FetchError;
 use super::origin::Origin;
+
+/// The longest part of a redirect's target that is shown.
+const MAX_TARGET_CHARS: usize = 128;
 
 /// Sends requests to an issuer.
 pub trait Transport: Send + Sync {
@@ -75,6 +78,23 @@ impl Answer {
         Origin::new(asked, received, age, date)
     }
 
+    /// The target of a redirect that was not followed (RFC 9110 §10.2.2), without its query.
+    fn redirect_target(&self) -> Option<String> {
+        let location = self.headers.get(LOCATION).filter(|_| self.status.is_redirection())?;
+        let location = String::from_utf8_lossy(location.as_bytes());
+        let mut target = self.url.join(&location).ok()?;
+        if !matches!(target.scheme(), "http" | "https") {
+            return Some(format!("a {} URL", target.scheme()));
+        }
+        target.set_query(None);
+        target.set_fragment(None);
+        // Neither fails for a URL with a host.
+        let _without_name = target.set_username("");
+        let _without_password = target.set_password(None);
+        let shown = target.as_str().chars().take(MAX_TARGET_CHARS).flat_map(char::escape_debug);
+        Some(shown.collect())
+    }
+
     /// The body of a 200.
     ///
     /// # Errors
@@ -82,6 +102,9 @@ impl Answer {
     pub fn into_body(self) -> Result<Vec<u8>, FetchError> {
         if self.status == StatusCode::OK {
             return Ok(self.body);
+        }
+        if let Some(target) = self.redirect_target() {
+            return Err(FetchError::Redirect { status: self.status.as_u16(), target });
         }
         // RFC 9110 §15.6.4, RFC 6585 §4: only these two statuses carry a delay.
         let busy = matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);

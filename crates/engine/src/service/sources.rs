@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::block_in_place;
 use tokio::time::timeout;
+use url::Url;
 
 use crate::authorizer::KeyedProvider;
 use crate::authorizer::{KeySource, ProviderConfig};
@@ -150,7 +151,10 @@ impl Source {
         let (fetch, location): (Arc<dyn Fetch>, String) = match &config.keys {
             KeySource::Inline(_) => return Ok(None),
             KeySource::File(path) => (Arc::new(FileKeys::at(path, max_bytes)), path.display().to_string()),
-            KeySource::JwksUri(url) => (http_keys(HttpKeys::at(url.clone(), http()?)), url.to_string()),
+            KeySource::JwksUri(urls) => {
+                let location: Vec<&str> = urls.iter().map(Url::as_str).collect();
+                (http_keys(HttpKeys::at(urls.clone(), http()?)), location.join(" "))
+            }
             KeySource::Discovery(url) => {
                 // Half an interval: a forced fetch usually costs one request, a scheduled one reads the document
                 // again.
@@ -220,8 +224,8 @@ pub(super) fn keyed(config: &ProviderConfig, realm: Option<RealmName>, keys: Arc
 pub(super) fn same_source(a: &ProviderConfig, b: &ProviderConfig) -> bool {
     a.provider.issuer == b.provider.issuer
         && match (&a.keys, &b.keys) {
-            (KeySource::JwksUri(a), KeySource::JwksUri(b))
-            | (KeySource::Discovery(a), KeySource::Discovery(b)) => a == b,
+            (KeySource::JwksUri(a), KeySource::JwksUri(b)) => a == b,
+            (KeySource::Discovery(a), KeySource::Discovery(b)) => a == b,
             (KeySource::File(a), KeySource::File(b)) => a == b,
             (KeySource::Inline(a), KeySource::Inline(b)) => a.same_keys(b),
             _ => false,
@@ -239,10 +243,21 @@ pub(super) fn http_client(
     let RefreshPolicy { max_bytes, timeout, .. } = config.refresh;
     let name = &config.provider.name;
     let supervisor = context.supervisor();
-    let client = run_blocking(|| HttpClient::new(name, config.http.clone(), max_bytes, timeout, &supervisor));
+    let mut http = config.http.clone();
+    if let Some(token) = &mut http.bearer_token {
+        token.hosts.extend(named_hosts(config));
+    }
+    let client = run_blocking(|| HttpClient::new(name, http, max_bytes, timeout, &supervisor));
     client.map(Arc::new).map_err(|error| {
         ServiceError(format!("providers: {}: no HTTP client: {error}", config.provider.name))
     })
+}
+
+/// The hosts that the configuration of this provider names, in the form in which a URL has them.
+fn named_hosts(config: &ProviderConfig) -> Vec<String> {
+    let issuer = Url::parse(&config.provider.issuer).ok();
+    let urls = config.keys.urls().iter().chain(&issuer);
+    urls.filter_map(|url| Some(url.host_str()?.trim_matches(['[', ']']).to_owned())).collect()
 }
 
 /// Runs blocking work while other threads take over this one's tasks.
@@ -284,7 +299,7 @@ mod tests {
         };
         ProviderConfig {
             provider: Arc::new(provider),
-            keys: KeySource::JwksUri("https://sso.example.com/keys".parse().expect("a URL")),
+            keys: KeySource::JwksUri(vec!["https://sso.example.com/keys".parse().expect("a URL")]),
             http: IssuerHttp::default(),
             refresh: RefreshPolicy { snapshot_dir: Some("/nowhere".into()), ..RefreshPolicy::default() },
             realms: None,

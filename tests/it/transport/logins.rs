@@ -1,0 +1,195 @@
+//! Issuers that publish their keys to those who log in alone (`http.bearer_token_file`), and several sources of keys.
+
+use std::fs;
+use std::path::Path;
+
+use super::answer::{Answer, Gate, Step};
+use super::certificates::Authority;
+use super::env::{
+    IMMEDIATE_REFRESH, ISSUER, capture, configuration_faults, configured, eventually, folder, key, provider,
+    start_faults, status, token,
+};
+use super::key_server::{KeyServer, Layer, Request};
+use crate::support::{Running, fixed_clock, log};
+
+/// The members of a provider that logs in with this file.
+fn logging_in(folder: &Path, more: &str) -> String {
+    let file = folder.join("token");
+    format!("{IMMEDIATE_REFRESH}, http: {{bearer_token_file: '{}'{more}}}", file.display())
+}
+
+/// The credentials of a request.
+fn credentials(request: &Request) -> Option<String> {
+    request.header("authorization").map(str::to_owned)
+}
+
+#[tokio::test]
+async fn the_token_goes_to_the_hosts_of_the_configuration_and_a_changed_one_is_used() {
+    let (folder, server, known) = (folder(), KeyServer::start().await, key("known"));
+    fs::write(folder.path().join("token"), "first.token-1\n").expect("written");
+    server.on({
+        let good = Answer::keys(&[&known]);
+        move |request| match request.header("authorization") {
+            Some("Bearer first.token-1" | "Bearer second") => good.clone(),
+            _ => Answer::status(401),
+        }
+    });
+    let keys = format!("jwks_uri: '{}'", server.http("/openid/v1/jwks"));
+    let config = configured(&[provider("demo", ISSUER, &keys, &logging_in(folder.path(), ""))]);
+    let service = Running::start(config, fixed_clock()).await;
+    assert!(service.bearer(&token(&known)).await.is_allowed());
+    fs::write(folder.path().join("token"), "second").expect("written");
+    eventually("the new token is sent", async || {
+        let _stale = service.bearer(&token(&key("unknown"))).await;
+        server.requests().last().and_then(credentials).as_deref() == Some("Bearer second")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_token_goes_to_no_host_that_a_document_names_unless_the_configuration_does() {
+    let (folder, authority) = (folder(), Authority::new());
+    fs::write(folder.path().join("token"), "secret-token").expect("written");
+    let ca_file = authority.write(folder.path());
+    let issuer_server = KeyServer::start_with(authority.issue(&["localhost"]).layer()).await;
+    let other = KeyServer::start_with(authority.issue(&["127.0.0.1"]).layer()).await;
+    let known = key("known");
+    other.respond_with(Answer::keys(&[&known]));
+    let elsewhere = format!("https://{}/keys", other.address());
+    for (hosts, sent) in [("", false), (", bearer_token_hosts: [127.0.0.1]", true)] {
+        let issuer = issuer_server.https("");
+        issuer_server.respond_with(Answer::document(&issuer, elsewhere.as_str()));
+        let more = logging_in(folder.path(), &format!(", ca_file: '{}'{hosts}", ca_file.display()));
+        let keys = format!("discovery_uri: '{}'", issuer_server.https("/.well-known/openid-configuration"));
+        let config = configured(&[provider("demo", &issuer, &keys, &more)]);
+        let service = Running::start(config, fixed_clock()).await;
+        let allowed = service.bearer(&super::env::token_of(&issuer, &known, crate::support::NOW + 60)).await;
+        assert!(allowed.is_allowed(), "{}", allowed.reason());
+        let (to_issuer, to_other) = (issuer_server.requests(), other.requests());
+        assert!(
+            to_issuer.iter().all(|request| credentials(request).as_deref() == Some("Bearer secret-token"))
+        );
+        let last = to_other.last().and_then(credentials);
+        assert_eq!(last.is_some(), sent, "{hosts}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_never_sent_in_the_clear_to_another_machine_and_never_shown() {
+    capture();
+    let (folder, proxy) = (folder(), KeyServer::start().await);
+    fs::write(folder.path().join("token"), "secret-token").expect("written");
+    proxy.respond_with(Answer::status(401));
+    let more = logging_in(folder.path(), &format!(", proxy: '{}'", proxy.http("")));
+    let more = format!("allow_http: true, {more}");
+    let keys = "jwks_uri: 'http://sso.test/keys'";
+    let service =
+        Running::start_without_keys(configured(&[provider("demo", ISSUER, keys, &more)]), fixed_clock())
+            .await;
+    assert_eq!(credentials(&proxy.request(1).await), None, "plain http");
+    eventually("an error", async || !status(&service, "demo").await["last_error"].is_null()).await;
+    assert_eq!(log::warnings("secret-token"), 0);
+    fs::write(folder.path().join("token"), "secret token").expect("written");
+    let faults = start_faults(keys, &more).await;
+    assert!(faults.contains("not one bearer token") && !faults.contains("secret token"), "{faults}");
+    let faults = configuration_faults(keys, "allow_http: true, http: {bearer_token_hosts: [a.example.com]}");
+    assert!(faults.contains("there is no token: set `bearer_token_file`"), "{faults}");
+    let faults = configuration_faults(
+        keys,
+        &format!("allow_http: true, {}", logging_in(folder.path(), ", bearer_token_hosts: ['https://a']")),
+    );
+    assert!(faults.contains("expected a host name or an address"), "{faults}");
+}
+
+#[tokio::test]
+async fn the_next_source_is_asked_if_one_fails_and_errors_name_all() {
+    let (first, second, known, new) =
+        (KeyServer::start().await, KeyServer::start().await, key("known"), key("new"));
+    second.respond_with(Answer::keys(&[&known]));
+    let keys = format!("jwks_uri: ['{}', '{}']", first.http("/keys?secret=1"), second.http("/keys"));
+    let config = configured(&[provider("demo", ISSUER, &keys, IMMEDIATE_REFRESH)]);
+    let service = Running::start(config, fixed_clock()).await;
+    assert!(service.bearer(&token(&known)).await.is_allowed());
+    // The first one is asked first again.
+    first.respond_with(Answer::keys(&[&new]));
+    let before = second.requests().len();
+    assert!(service.bearer(&token(&new)).await.is_allowed());
+    assert_eq!(second.requests().len(), before);
+    for server in [&first, &second] {
+        server.respond_with(Answer::status(500));
+    }
+    assert_eq!(service.bearer(&token(&key("unknown"))).await.reason(), "keys_unavailable");
+    let error = status(&service, "demo").await["last_error"].to_string();
+    for server in [&first, &second] {
+        assert!(
+            error.contains(&format!("key set at {}: the answer's status is 500", server.http("/keys"))),
+            "{error}"
+        );
+    }
+    assert!(!error.contains("secret"), "{error}");
+}
+
+#[tokio::test]
+async fn a_source_that_does_not_answer_leaves_time_for_the_next() {
+    let (first, second, known) = (KeyServer::start().await, KeyServer::start().await, key("known"));
+    let gate = Gate::new();
+    first.respond_with(Answer::raw(vec![Step::Wait(gate.clone())]));
+    second.respond_with(Answer::keys(&[&known]));
+    let keys = format!("jwks_uri: ['{}', '{}']", first.http("/keys"), second.http("/keys"));
+    let more = IMMEDIATE_REFRESH.replace("timeout: 10s", "timeout: 1s");
+    let service = Running::start(configured(&[provider("demo", ISSUER, &keys, &more)]), fixed_clock()).await;
+    assert!(service.bearer(&token(&known)).await.is_allowed());
+    gate.open();
+}
+
+#[tokio::test]
+async fn an_error_of_a_fetch_names_what_is_wrong() {
+    let tls = Authority::new();
+    for (what, answer, expected) in [
+        (
+            "a redirect",
+            Answer::redirect("https://login.example.com/sign-in?next=/keys"),
+            "a redirect (302) to https://login.example.com/sign-in, which is not followed",
+        ),
+        (
+            "credentials",
+            Answer::redirect("https://u:p@a.example.com/"),
+            "a redirect (302) to https://a.example.com/,",
+        ),
+        (
+            "a document",
+            Answer::document(ISSUER, "https://issuer.example.com/keys"),
+            "this is a discovery document, not a key set",
+        ),
+        ("a page", Answer::status(200).body("<html>"), "not a JWK Set"),
+    ] {
+        let server = KeyServer::start().await;
+        server.respond_with(answer);
+        let keys = format!("jwks_uri: '{}'", server.http("/keys"));
+        let config = configured(&[provider("demo", ISSUER, &keys, IMMEDIATE_REFRESH)]);
+        let service = Running::start_without_keys(config, fixed_clock()).await;
+        let mut error = String::new();
+        eventually("an error", async || {
+            error = status(&service, "demo").await["last_error"].as_str().unwrap_or_default().to_owned();
+            !error.is_empty()
+        })
+        .await;
+        assert!(error.starts_with(&format!("key set at {}: ", server.http("/keys"))), "{what}: {error}");
+        assert!(error.contains(expected), "{what}: {error}");
+    }
+    // https to a port without TLS.
+    let plain = Layer::Raw(vec![Step::Send(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())]);
+    let (server, folder) = (KeyServer::start_with(plain).await, folder());
+    let ca_file = tls.write(folder.path());
+    let keys = format!("jwks_uri: '{}'", server.https("/keys"));
+    let more = format!("{IMMEDIATE_REFRESH}, http: {{ca_file: '{}'}}", ca_file.display());
+    let service =
+        Running::start_without_keys(configured(&[provider("demo", ISSUER, &keys, &more)]), fixed_clock())
+            .await;
+    eventually("an error", async || {
+        let error = status(&service, "demo").await["last_error"].to_string();
+        assert!(error == "null" || error.contains("the server's port does not speak TLS"), "{error}");
+        error != "null"
+    })
+    .await;
+}

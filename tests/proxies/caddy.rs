@@ -8,8 +8,9 @@ use crate::suite::{self, Proxy, proxy_tests};
 const PROXY: Proxy = Proxy {
     profile: "caddy",
     start: launch::caddy,
-    start_stripping_tokens: launch::caddy_stripping_tokens,
+    start_with_recipe: launch::caddy_with_recipe,
     status_when_down: StatusCode::BAD_GATEWAY,
+    keeps_empty_headers: false,
 };
 
 proxy_tests!(PROXY);

@@ -376,12 +376,12 @@ impl Flood {
     }
 }
 
-/// Portcullis removes the token itself, so nothing is uncommented in the file of `deploy/`.
 const PROXY: Proxy = Proxy {
     profile: "envoy",
     start: launch::envoy_grpc,
-    start_stripping_tokens: launch::envoy_grpc,
+    start_with_recipe: launch::envoy_grpc_with_recipe,
     status_when_down: StatusCode::SERVICE_UNAVAILABLE,
+    keeps_empty_headers: false,
 };
 
 proxy_tests!(
@@ -396,4 +396,7 @@ proxy_tests!(
     a_trailer_never_reaches_the_upstream,
     override_headers_are_correct_or_absent,
     several_hosts_do_not_select_the_last,
+    the_printed_file_sets_the_claim_headers_and_removes_the_token,
+    a_request_without_identity_has_no_claim_header,
+    a_page_can_read_a_denial,
 );

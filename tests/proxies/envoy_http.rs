@@ -9,8 +9,9 @@ use crate::suite::{Proxy, TestEnv, proxy_tests};
 const PROXY: Proxy = Proxy {
     profile: "envoy",
     start: launch::envoy_http,
-    start_stripping_tokens: launch::envoy_http_stripping_tokens,
+    start_with_recipe: launch::envoy_http_with_recipe,
     status_when_down: StatusCode::SERVICE_UNAVAILABLE,
+    keeps_empty_headers: false,
 };
 
 proxy_tests!(
@@ -34,6 +35,9 @@ proxy_tests!(
     override_headers_are_correct_or_absent,
     several_hosts_do_not_select_the_last,
     the_upstream_gets_the_path_that_is_checked_and_no_absolute_uri,
+    the_printed_file_sets_the_claim_headers_and_removes_the_token,
+    a_request_without_identity_has_no_claim_header,
+    a_page_can_read_a_denial,
 );
 
 #[tokio::test(flavor = "multi_thread")]

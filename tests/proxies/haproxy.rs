@@ -8,8 +8,9 @@ use crate::suite::{Proxy, proxy_tests};
 const PROXY: Proxy = Proxy {
     profile: "haproxy",
     start: launch::haproxy,
-    start_stripping_tokens: launch::haproxy_stripping_tokens,
+    start_with_recipe: launch::haproxy_with_recipe,
     status_when_down: StatusCode::SERVICE_UNAVAILABLE,
+    keeps_empty_headers: false,
 };
 
 proxy_tests!(PROXY);

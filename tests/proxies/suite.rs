@@ -5,6 +5,7 @@
 //! upstream observe, never the internals of the service.
 
 mod octets;
+mod recipes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::launch::{Addresses, RunningProxy, start_proxy};
 use crate::support::real::{self, Portcullis, TIMEOUT, Upstream, client, eventually};
 
 pub use octets::*;
+pub use recipes::*;
 
 /// The number of clients of the load test, each of which sends one request at a time.
 const CLIENTS: u64 = 8;
@@ -32,11 +34,17 @@ pub struct Proxy {
     pub profile: &'static str,
     /// Starts it with its configuration of `deploy/`, where only addresses are changed.
     pub start: fn(&Addresses) -> RunningProxy,
-    /// Starts it with the lines for `forward_token: false` uncommented.
-    pub start_stripping_tokens: fn(&Addresses) -> RunningProxy,
+    /// Starts it with the file that `portcullis recipe` prints.
+    pub start_with_recipe: fn(&Addresses) -> RunningProxy,
     /// The status that a client gets while the service is down.
     pub status_when_down: StatusCode,
+    /// Whether a claim header without a value reaches the upstream, as an empty one.
+    pub keeps_empty_headers: bool,
 }
+
+/// The claim headers that the files of `deploy/` name.
+const SHIPPED_CLAIMS: &str =
+    "    claim_headers: {x-auth-subject: sub, x-auth-tenant: tenant_id, x-auth-roles: /realm_access/roles}\n";
 
 /// An issuer, the service, a proxy and an upstream.
 pub struct TestEnv {
@@ -72,7 +80,8 @@ impl TestEnv {
         let issuer = Issuer::start().await.expect("a free port");
         let key = issuer.rotate(SigningAlgorithm::ES256);
         let own = Upstream::start().await;
-        let env = Self::build(proxy, (issuer, key), (own, upstream), more).await;
+        let more = format!("{SHIPPED_CLAIMS}{more}");
+        let env = Self::build(proxy, (issuer, key), (own, upstream), &more).await;
         env.portcullis.ready().await;
         env
     }
@@ -81,7 +90,21 @@ impl TestEnv {
     pub async fn start_without_keys(proxy: Proxy, issuer: Issuer, key: SigningKey, more: &str) -> Self {
         let own = Upstream::start().await;
         let address = own.address;
-        Self::build(proxy, (issuer, key), (own, address), more).await
+        let more = format!("{SHIPPED_CLAIMS}{more}");
+        Self::build(proxy, (issuer, key), (own, address), &more).await
+    }
+
+    /// Starts the proxy with the file that `portcullis recipe` prints for a provider with these keys, without the claim
+    /// headers of `deploy/`.
+    pub async fn start_with_recipe(proxy: Proxy, provider: &str) -> Self {
+        let issuer = Issuer::start().await.expect("a free port");
+        let key = issuer.rotate(SigningAlgorithm::ES256);
+        let own = Upstream::start().await;
+        let address = own.address;
+        let proxy = Proxy { start: proxy.start_with_recipe, ..proxy };
+        let env = Self::build(proxy, (issuer, key), (own, address), provider).await;
+        env.portcullis.ready().await;
+        env
     }
 
     /// `forward_to` is the upstream of the proxy.
@@ -101,18 +124,12 @@ impl TestEnv {
       - {{header: authorization, scheme: Bearer}}
       - {{query: access_token}}
       - {{cookie: access_token}}
-    claim_headers: {{x-auth-subject: sub, x-auth-tenant: tenant_id, x-auth-roles: /realm_access/roles}}
 {more}",
             issuer.issuer(),
             issuer.jwks_uri(),
         );
         let portcullis = Portcullis::serve_with_profile(proxy.profile, &providers).await;
-        let addresses = Addresses {
-            forward_auth: portcullis.forward_auth,
-            ext_authz: portcullis.ext_authz,
-            admin: portcullis.admin,
-            upstream: forward_to,
-        };
+        let addresses = Addresses::new(&portcullis, forward_to);
         let (mut running, address) = start_proxy(proxy.start, &addresses).await;
         let client = client();
         eventually("the proxy has its routes", TIMEOUT, async || {
@@ -311,7 +328,7 @@ pub async fn large_claim_headers_and_a_large_token_pass(proxy: Proxy) {
 
 pub async fn the_upstream_never_sees_a_token(proxy: Proxy) {
     let _serial = SERIAL.lock().await;
-    let proxy = Proxy { start: proxy.start_stripping_tokens, ..proxy };
+    let proxy = Proxy { start: proxy.start_with_recipe, ..proxy };
     let env = TestEnv::start(proxy, "    forward_token: false\n").await;
     let token = env.token();
     let received = env.forwarded_request(env.get(&token)).await;
@@ -484,6 +501,9 @@ macro_rules! proxy_tests {
             several_hosts_do_not_select_the_last,
             the_upstream_gets_the_path_that_is_checked_and_no_absolute_uri,
             a_query_of_any_octets_passes,
+            the_printed_file_sets_the_claim_headers_and_removes_the_token,
+            a_request_without_identity_has_no_claim_header,
+            a_page_can_read_a_denial,
         );
     };
     ($proxy:expr, $($name:ident),+ $(,)?) => {

@@ -8,8 +8,9 @@ use crate::suite::{Proxy, proxy_tests};
 const PROXY: Proxy = Proxy {
     profile: "traefik",
     start: launch::traefik,
-    start_stripping_tokens: launch::traefik_stripping_tokens,
+    start_with_recipe: launch::traefik_with_recipe,
     status_when_down: StatusCode::INTERNAL_SERVER_ERROR,
+    keeps_empty_headers: true,
 };
 
 proxy_tests!(PROXY);

@@ -1,0 +1,96 @@
+//! Tests of the file that `portcullis recipe` prints for another configuration than that of `deploy/`, and of what a
+//! proxy's file does with a request without an identity and with a page of another origin.
+
+use portcullis::commands::issuer::with_claim;
+use reqwest::StatusCode;
+use serde_json::Value;
+
+use super::{Proxy, SERIAL, TestEnv};
+
+pub async fn the_printed_file_sets_the_claim_headers_and_removes_the_token(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    let provider = "    claim_headers: {x-user: sub, x-team: tenant_id}
+    payload_header: x-claims
+    forward_token: false
+    refresh: {wait: 1500ms}
+";
+    let env = TestEnv::start_with_recipe(proxy, provider).await;
+    let token = env.token();
+    let request =
+        env.client.get(env.url("/orders")).header("cookie", format!("a=b; access_token={token}; c=d"));
+    let mut request = request.header("x-other", "kept");
+    for forged in ["x-user", "X-Team", "x-claims"] {
+        request = request.header(forged, "mallory");
+    }
+    let received = env.forwarded_request(request).await;
+    assert_eq!((&received["x-user"], &received["x-team"]), (&"alice".into(), &"acme".into()), "{received}");
+    assert_eq!(
+        (&received["cookie"], &received["x-other"]),
+        (&"a=b; c=d".into(), &"kept".into()),
+        "{received}"
+    );
+    assert_eq!(received["x-claims"].as_str(), token.split('.').nth(1), "{received}");
+    assert!(
+        !received.to_string().contains(&token) && !received.to_string().contains("mallory"),
+        "{received}"
+    );
+    let received = env.forwarded_request(env.get(&token)).await;
+    assert!(received.get("authorization").is_none_or(|value| value == ""), "{received}");
+}
+
+pub async fn a_request_without_identity_has_no_claim_header(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    let rules = "rules:
+  - {name: health, match: {path: /healthz}, allow: anonymous}
+  - {name: catalog, match: {path: /catalog}, allow: optional}
+";
+    let env = TestEnv::start(proxy, rules).await;
+    let without_tenant = env.key.sign(&with_claim(env.claims(), "tenant_id", Value::Null));
+    let get = |path: &str| env.client.get(env.url(path));
+    for (request, subject) in [
+        (get("/healthz"), None),
+        (get("/healthz").header("x-auth-subject", "mallory").header("x-auth-tenant", "evil"), None),
+        (get("/healthz").bearer_auth(&without_tenant), None),
+        (get("/catalog"), None),
+        (get("/catalog").header("x-auth-subject", "mallory").header("x-auth-tenant", "evil"), None),
+        (get("/catalog").bearer_auth(&without_tenant), Some("alice")),
+        (get("/orders").bearer_auth(&without_tenant).header("x-auth-tenant", "evil"), Some("alice")),
+    ] {
+        let received = env.forwarded_request(request).await;
+        let absent = proxy.keeps_empty_headers.then(|| Value::from(""));
+        let expected = subject.map(Value::from).or(absent.clone());
+        assert_eq!(received.get("x-auth-subject"), expected.as_ref(), "{received}");
+        assert_eq!(received.get("x-auth-tenant"), absent.as_ref(), "{received}");
+    }
+}
+
+pub async fn a_page_can_read_a_denial(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    let more = "responses: {cors: {allow_origins: ['https://app.example.com'], allow_credentials: true}}
+rules:
+  - {name: internal, match: {path_prefix: /internal}, deny: true}
+";
+    let env = TestEnv::start(proxy, more).await;
+    for (path, status) in [("/orders", StatusCode::UNAUTHORIZED), ("/internal", StatusCode::FORBIDDEN)] {
+        for (origin, allowed) in [("https://app.example.com", true), ("https://evil.example.com", false)] {
+            let answer = env.client.get(env.url(path)).header("origin", origin).send().await;
+            let answer = answer.expect("the proxy answers");
+            assert_eq!(answer.status(), status);
+            let header = |name: &str| answer.headers().get(name).map(|value| value.to_str().expect("text"));
+            assert_eq!(header("access-control-allow-origin"), allowed.then_some(origin), "{path} {origin}");
+            assert_eq!(
+                header("access-control-allow-credentials"),
+                allowed.then_some("true"),
+                "{path} {origin}"
+            );
+            let exposed = allowed.then_some("WWW-Authenticate");
+            assert_eq!(header("access-control-expose-headers"), exposed, "{path} {origin}");
+            assert_eq!(header("vary"), Some("Origin"), "{path} {origin}");
+        }
+    }
+    // The headers of an answer of the app are its own.
+    let answer = env.get(&env.token()).header("origin", "https://app.example.com").send().await;
+    let answer = answer.expect("the proxy answers");
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert!(!answer.headers().contains_key("access-control-allow-origin"), "{:?}", answer.headers());
+}

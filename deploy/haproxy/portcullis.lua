@@ -1,6 +1,7 @@
 -- Sends an authorization request to Portcullis with HAProxy's own HTTP client (2.5 or later), and enforces the
 -- response. It is the same for every configuration: haproxy.cfg calls it with the address of Portcullis, the timeout in
--- milliseconds, the claim headers, and other headers that are set from the response.
+-- milliseconds, the claim headers, other headers that are set from the response, and the name in Portcullis's
+-- certificate.
 
 -- Headers of the connection and the body, which are not forwarded, of HAProxy itself, or set below.
 local NOT_SENT = {
@@ -77,7 +78,7 @@ local function deny(txn, response)
     txn:done(denial)
 end
 
-core.register_action("portcullis", { "http-req" }, function(txn, address, timeout, claim_headers, other_headers)
+core.register_action("portcullis", { "http-req" }, function(txn, address, timeout, claim_headers, other_headers, server_name)
     -- The client's are removed before authorization. Portcullis denies (400) a request that still has one, so that a
     -- header that was added to portcullis.yaml but not to haproxy.cfg cannot be forged.
     for _, name in ipairs(names(claim_headers)) do
@@ -96,6 +97,11 @@ core.register_action("portcullis", { "http-req" }, function(txn, address, timeou
     request_headers["x-forwarded-host"] = { txn.sf:req_fhdr("host") or "" }
     request_headers["x-forwarded-proto"] = { txn.sf:ssl_fc() == 1 and "https" or "http" }
 
+    -- With TLS, HAProxy compares the host of the request with the names in Portcullis's certificate.
+    if server_name ~= "-" then
+        request_headers["host"] = { server_name }
+    end
+
     local response = core.httpclient():get({ url = address, headers = request_headers, timeout = tonumber(timeout) })
 
     if response ~= nil and response.status == 200 then
@@ -105,7 +111,7 @@ core.register_action("portcullis", { "http-req" }, function(txn, address, timeou
         return
     end
     deny(txn, response)
-end, 4)
+end, 5)
 
 -- HAProxy forwards trailers and has no rule for them: this filter aborts a request with a trailer before it is
 -- forwarded.

@@ -210,7 +210,7 @@ fn a_token_that_is_not_forwarded_is_removed_from_header_and_cookies() {
         ("nginx", "proxy_set_header X-Api-Token \"\";", "proxy_set_header Cookie $remaining_cookies;"),
         ("ingress-nginx", "auth-response-headers: X-Api-Token,Cookie", "X-Api-Token,Cookie"),
         ("caddy", "request_header -X-Api-Token", "copy_headers Cookie>X-Answer-Cookie"),
-        ("haproxy", "http-request del-header x-api-token", "3000 - cookie\n"),
+        ("haproxy", "http-request del-header x-api-token", "3000 - cookie -\n"),
         ("traefik", "X-Api-Token: \"\"", "  - Cookie\n"),
         ("envoy-http", "x-envoy-auth-headers-to-remove", "- {exact: cookie}"),
     ] {
@@ -321,7 +321,7 @@ fn timeouts_and_sizes_fit_the_configuration() {
         ),
         ("ingress-nginx", &["proxy-buffer-size: 256k", "large-client-header-buffers: 4 128k"]),
         ("caddy", &["response_header_timeout 5500ms", "max_header_size 512KiB"]),
-        ("haproxy", &["http://127.0.0.1:9192/ 5500 - -\n", "tune.bufsize 262144"]),
+        ("haproxy", &["http://127.0.0.1:9192/ 5500 - - -\n", "tune.bufsize 262144"]),
         ("envoy", &["timeout: 5s\n", "{max_requests: 777, max_pending_requests: 777}"]),
         ("envoy-http", &["timeout: 5s\n", "{max_requests: 777, max_pending_requests: 777}"]),
     ] {

@@ -14,6 +14,7 @@ const PROXY: Proxy = Proxy {
 };
 
 proxy_tests!(PROXY);
+proxy_tests!(PROXY, a_door_with_mutual_tls_is_asked_with_the_proxys_certificate);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_claim_headers_and_a_large_token_pass_caddy_2_11() {

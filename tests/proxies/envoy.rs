@@ -399,4 +399,6 @@ proxy_tests!(
     the_printed_file_sets_the_claim_headers_and_removes_the_token,
     a_request_without_identity_has_no_claim_header,
     a_page_can_read_a_denial,
+    a_door_with_tls_is_asked_over_tls,
+    a_door_with_mutual_tls_is_asked_with_the_proxys_certificate,
 );

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
@@ -25,13 +26,25 @@ pub struct Addresses {
     pub upstream: SocketAddr,
     /// The configuration of the service, with these addresses.
     pub config: String,
+    /// The folder of the proxy's certificates, instead of the one in the printed file.
+    pub certificates: Option<PathBuf>,
 }
 
 impl Addresses {
     /// The addresses of this service, and of the upstream that the proxy forwards to.
     pub fn new(portcullis: &Portcullis, upstream: SocketAddr) -> Self {
         let Portcullis { forward_auth, ext_authz, admin, ref config, .. } = *portcullis;
-        Self { forward_auth, ext_authz, admin, upstream, config: config.clone() }
+        Self { forward_auth, ext_authz, admin, upstream, config: config.clone(), certificates: None }
+    }
+
+    /// The file that `portcullis recipe` prints for the service.
+    pub fn printed_file(&self, proxy: &str) -> String {
+        let text = printed_file(proxy, &self.config);
+        let Some(folder) = &self.certificates else { return text };
+        let folder = format!("{}/portcullis-", folder.display());
+        ["nginx", "caddy", "haproxy", "traefik", "envoy"]
+            .into_iter()
+            .fold(text, |text, owner| text.replace(&format!("/etc/{owner}/portcullis-"), &folder))
     }
 }
 
@@ -110,7 +123,7 @@ pub fn nginx(addresses: &Addresses) -> RunningProxy {
 
 /// The same with the printed file.
 pub fn nginx_with_recipe(addresses: &Addresses) -> RunningProxy {
-    run_nginx(with_upstream_of_nginx(&printed_file("nginx", &addresses.config), addresses))
+    run_nginx(with_upstream_of_nginx(&addresses.printed_file("nginx"), addresses))
 }
 
 fn with_upstream_of_nginx(text: &str, addresses: &Addresses) -> String {
@@ -143,7 +156,7 @@ pub fn haproxy(addresses: &Addresses) -> RunningProxy {
 
 /// The same with the printed file.
 pub fn haproxy_with_recipe(addresses: &Addresses) -> RunningProxy {
-    run_haproxy(&printed_file("haproxy", &addresses.config), addresses)
+    run_haproxy(&addresses.printed_file("haproxy"), addresses)
 }
 
 fn run_haproxy(text: &str, addresses: &Addresses) -> RunningProxy {
@@ -168,7 +181,7 @@ pub fn caddy(addresses: &Addresses) -> RunningProxy {
 
 /// The same with the printed file.
 pub fn caddy_with_recipe(addresses: &Addresses) -> RunningProxy {
-    run_caddy(debian_command("usr/bin/caddy"), &printed_file("caddy", &addresses.config), addresses)
+    run_caddy(debian_command("usr/bin/caddy"), &addresses.printed_file("caddy"), addresses)
 }
 
 /// Caddy 2.10, built from its module.
@@ -178,7 +191,7 @@ pub fn caddy_2_10(addresses: &Addresses) -> RunningProxy {
 
 /// The same with the printed file.
 pub fn caddy_2_10_with_recipe(addresses: &Addresses) -> RunningProxy {
-    run_caddy(caddy_2_10_program(), &printed_file("caddy", &addresses.config), addresses)
+    run_caddy(caddy_2_10_program(), &addresses.printed_file("caddy"), addresses)
 }
 
 /// Caddy 2.11, built from its module.
@@ -188,7 +201,7 @@ pub fn caddy_2_11(addresses: &Addresses) -> RunningProxy {
 
 /// The same with the printed file.
 pub fn caddy_2_11_with_recipe(addresses: &Addresses) -> RunningProxy {
-    run_caddy(caddy_2_11_program(), &printed_file("caddy", &addresses.config), addresses)
+    run_caddy(caddy_2_11_program(), &addresses.printed_file("caddy"), addresses)
 }
 
 fn caddy_2_10_program() -> Command {
@@ -231,7 +244,7 @@ pub fn traefik(addresses: &Addresses) -> RunningProxy {
 
 /// The same with the printed file.
 pub fn traefik_with_recipe(addresses: &Addresses) -> RunningProxy {
-    run_traefik(&printed_file("traefik", &addresses.config), addresses)
+    run_traefik(&addresses.printed_file("traefik"), addresses)
 }
 
 fn run_traefik(routes: &str, addresses: &Addresses) -> RunningProxy {
@@ -259,7 +272,7 @@ pub fn envoy_http(addresses: &Addresses) -> RunningProxy {
 
 /// The same with the printed file.
 pub fn envoy_http_with_recipe(addresses: &Addresses) -> RunningProxy {
-    run_envoy(&printed_file("envoy-http", &addresses.config), addresses)
+    run_envoy(&addresses.printed_file("envoy-http"), addresses)
 }
 
 /// Envoy with ext_authz over gRPC.
@@ -270,7 +283,7 @@ pub fn envoy_grpc(addresses: &Addresses) -> RunningProxy {
 
 /// The same with the printed file.
 pub fn envoy_grpc_with_recipe(addresses: &Addresses) -> RunningProxy {
-    run_envoy(&printed_file("envoy", &addresses.config), addresses)
+    run_envoy(&addresses.printed_file("envoy"), addresses)
 }
 
 fn run_envoy(text: &str, addresses: &Addresses) -> RunningProxy {

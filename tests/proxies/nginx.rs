@@ -18,6 +18,7 @@ const PROXY: Proxy = Proxy {
 };
 
 proxy_tests!(PROXY);
+proxy_tests!(PROXY, a_door_with_mutual_tls_is_asked_with_the_proxys_certificate);
 
 #[tokio::test]
 async fn the_resource_metadata_needs_no_token() {

@@ -110,8 +110,19 @@ impl TestEnv {
     /// `forward_to` is the upstream of the proxy.
     async fn build(
         proxy: Proxy,
+        issuer_and_key: (Issuer, SigningKey),
+        upstreams: (Upstream, SocketAddr),
+        more: &str,
+    ) -> Self {
+        Self::build_with_tls(proxy, issuer_and_key, upstreams, None, more).await
+    }
+
+    /// The doors use these certificates.
+    async fn build_with_tls(
+        proxy: Proxy,
         (issuer, key): (Issuer, SigningKey),
         (upstream, forward_to): (Upstream, SocketAddr),
+        certificates: Option<&Certificates>,
         more: &str,
     ) -> Self {
         let providers = format!(
@@ -128,8 +139,10 @@ impl TestEnv {
             issuer.issuer(),
             issuer.jwks_uri(),
         );
-        let portcullis = Portcullis::serve_with_profile(proxy.profile, &providers).await;
-        let addresses = Addresses::new(&portcullis, forward_to);
+        let tls = certificates.map(Certificates::of_the_doors).unwrap_or_default();
+        let portcullis = Portcullis::serve_with_tls(proxy.profile, &tls, &providers).await;
+        let certificates = certificates.map(|certificates| certificates.folder.path().to_owned());
+        let addresses = Addresses { certificates, ..Addresses::new(&portcullis, forward_to) };
         let (mut running, address) = start_proxy(proxy.start, &addresses).await;
         let client = client();
         eventually("the proxy has its routes", TIMEOUT, async || {
@@ -504,6 +517,7 @@ macro_rules! proxy_tests {
             the_printed_file_sets_the_claim_headers_and_removes_the_token,
             a_request_without_identity_has_no_claim_header,
             a_page_can_read_a_denial,
+            a_door_with_tls_is_asked_over_tls,
         );
     };
     ($proxy:expr, $($name:ident),+ $(,)?) => {

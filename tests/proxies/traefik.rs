@@ -14,3 +14,4 @@ const PROXY: Proxy = Proxy {
 };
 
 proxy_tests!(PROXY);
+proxy_tests!(PROXY, a_door_with_mutual_tls_is_asked_with_the_proxys_certificate);

@@ -289,7 +289,12 @@ impl Portcullis {
 
     /// Serves with an HTTP door of this profile.
     pub async fn serve_with_profile(profile: &str, providers: &str) -> Self {
-        Self::serve_command(Command::new(env!("CARGO_BIN_EXE_portcullis")), profile, providers).await
+        Self::serve_with_tls(profile, "", providers).await
+    }
+
+    /// The same with TLS settings of both doors, as in `, tls: {...}`.
+    pub async fn serve_with_tls(profile: &str, tls: &str, providers: &str) -> Self {
+        Self::serve_command(Command::new(env!("CARGO_BIN_EXE_portcullis")), profile, tls, providers).await
     }
 
     /// Serves under limits of the shell's `ulimit`, such as `-n 80` for descriptors.
@@ -297,17 +302,17 @@ impl Portcullis {
         let mut command = Command::new("sh");
         let script = format!("ulimit {limits} && exec \"$0\" \"$@\"");
         command.args(["-c", &script, env!("CARGO_BIN_EXE_portcullis")]);
-        Self::serve_command(command, "envoy", providers).await
+        Self::serve_command(command, "envoy", "", providers).await
     }
 
-    async fn serve_command(mut command: Command, profile: &str, providers: &str) -> Self {
+    async fn serve_command(mut command: Command, profile: &str, tls: &str, providers: &str) -> Self {
         let folder = folder();
         let config = folder.path().join("portcullis.yaml");
         let text = |[grpc, http, admin]: [SocketAddr; 3]| {
             format!(
                 "listen:
-  ext_authz: '{grpc}'
-  forward_auth: {{address: '{http}', profile: {profile}}}
+  ext_authz: {{address: '{grpc}'{tls}}}
+  forward_auth: {{address: '{http}', profile: {profile}{tls}}}
   admin: '{admin}'
 {providers}"
             )

@@ -13,6 +13,9 @@ use crate::config::Profile;
 
 const TEMPLATE: &str = include_str!("templates/haproxy.cfg");
 
+/// The name in Portcullis's certificate, as in the files of other proxies.
+const SERVER_NAME: &str = "portcullis";
+
 /// The authority of Portcullis's certificate.
 const CA_FILE: &str = "/etc/haproxy/portcullis-ca.pem";
 
@@ -37,6 +40,7 @@ pub(super) fn recipe(facts: &Facts<'_>) -> Result<Recipe, String> {
         .text("timeout", facts.timeout(Duration::from_secs(1)).as_millis())
         .text("claims", list(facts.claims()))
         .text("others", others)
+        .text("server_name", if door.door.tls.is_some() { SERVER_NAME } else { "-" })
         .lines("forwarded_host", forwarded_host(facts))
         .lines("overrides", overrides.map(|name| format!("http-request del-header {name}")).collect())
         .lines("tokens_to_app", tokens_to_app(facts, &removed))
@@ -105,7 +109,9 @@ fn metadata_acl(path: Option<&str>) -> Vec<String> {
 
 fn backend(door: &HttpDoor<'_>) -> Vec<String> {
     let tls = match door.door.tls {
-        Some(_) => format!(" ssl verify required ca-file {CA_FILE}"),
+        Some(_) => {
+            format!(" ssl verify required verifyhost {SERVER_NAME} sni str({SERVER_NAME}) ca-file {CA_FILE}")
+        }
         None => String::new(),
     };
     vec![

@@ -1,11 +1,89 @@
 //! Tests of the file that `portcullis recipe` prints for another configuration than that of `deploy/`, and of what a
 //! proxy's file does with a request without an identity and with a page of another origin.
 
-use portcullis::commands::issuer::with_claim;
+use portcullis::commands::issuer::{Issuer, SigningAlgorithm, with_claim};
 use reqwest::StatusCode;
 use serde_json::Value;
+use tempfile::TempDir;
 
-use super::{Proxy, SERIAL, TestEnv};
+use super::{Proxy, SERIAL, SHIPPED_CLAIMS, TestEnv};
+use crate::support::pki::{Authority, write};
+use crate::support::real::{Upstream, folder};
+
+/// The certificates of Portcullis, and those of a proxy under the names that a printed file has.
+pub struct Certificates {
+    pub(super) folder: TempDir,
+    client_ca: bool,
+}
+
+impl Certificates {
+    fn new(client_ca: bool) -> Self {
+        let folder = folder();
+        let (server, client) = (Authority::new("server"), Authority::new("client"));
+        let (own, proxys) = (server.issue(&["portcullis", "127.0.0.1"]), client.issue(&["proxy.mesh"]));
+        for (name, text) in [
+            ("cert.pem", own.pem),
+            ("key.pem", own.key),
+            ("client-ca.pem", client.pem),
+            ("portcullis-ca.pem", server.pem),
+            ("portcullis-client.pem", proxys.pem),
+            ("portcullis-client-key.pem", proxys.key),
+        ] {
+            write(folder.path(), name, &text);
+        }
+        Self { folder, client_ca }
+    }
+
+    /// The TLS settings of the doors.
+    pub(super) fn of_the_doors(&self) -> String {
+        let file = |name: &str| self.folder.path().join(name).display().to_string();
+        let client = match self.client_ca {
+            true => format!(", client_ca_file: '{}', client_names: [proxy.mesh]", file("client-ca.pem")),
+            false => String::new(),
+        };
+        format!(", tls: {{cert_file: '{}', key_file: '{}'{client}}}", file("cert.pem"), file("key.pem"))
+    }
+}
+
+/// For a proxy that can present a certificate of its own.
+pub async fn a_door_with_mutual_tls_is_asked_with_the_proxys_certificate(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    passes_with_tls(proxy, &Certificates::new(true)).await;
+}
+
+pub async fn a_door_with_tls_is_asked_over_tls(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    passes_with_tls(proxy, &Certificates::new(false)).await;
+    // Another authority than that of the door.
+    let other = Certificates::new(false);
+    write(other.folder.path(), "portcullis-ca.pem", &Authority::new("other").pem);
+    let env = start_with_tls(proxy, &other).await;
+    assert!(env.send(&env.token()).await.status().is_server_error());
+    assert_eq!(env.upstream.received(), 0);
+}
+
+async fn passes_with_tls(proxy: Proxy, certificates: &Certificates) {
+    let env = start_with_tls(proxy, certificates).await;
+    let received = env.forwarded_request(env.get(&env.token())).await;
+    assert_eq!(received["x-auth-subject"], "alice");
+    assert_eq!(
+        env.client.get(env.url("/orders")).send().await.expect("answers").status(),
+        StatusCode::UNAUTHORIZED
+    );
+}
+
+async fn start_with_tls(proxy: Proxy, certificates: &Certificates) -> TestEnv {
+    let issuer = Issuer::start().await.expect("a free port");
+    let key = issuer.rotate(SigningAlgorithm::ES256);
+    let own = Upstream::start().await;
+    let address = own.address;
+    let proxy = Proxy { start: proxy.start_with_recipe, ..proxy };
+    let env =
+        TestEnv::build_with_tls(proxy, (issuer, key), (own, address), Some(certificates), SHIPPED_CLAIMS)
+            .await;
+    env.portcullis.ready().await;
+    env
+}
 
 pub async fn the_printed_file_sets_the_claim_headers_and_removes_the_token(proxy: Proxy) {
     let _serial = SERIAL.lock().await;

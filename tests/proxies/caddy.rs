@@ -14,7 +14,11 @@ const PROXY: Proxy = Proxy {
 };
 
 proxy_tests!(PROXY);
-proxy_tests!(PROXY, a_door_with_mutual_tls_is_asked_with_the_proxys_certificate);
+proxy_tests!(
+    PROXY,
+    a_door_with_mutual_tls_is_asked_with_the_proxys_certificate,
+    the_resource_metadata_needs_no_token,
+);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_claim_headers_and_a_large_token_pass_caddy_2_11() {

@@ -3,6 +3,7 @@
 //!
 //! The tests assert what a client and an upstream observe, never the internals of the service.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +18,10 @@ use tokio::time::timeout;
 
 use crate::launch;
 use crate::suite::{Proxy, proxy_tests};
-use crate::support::real::{self, Envoy, Portcullis, TIMEOUT, Upstream, client, eventually};
+use crate::support::real::{
+    self, Envoy, Portcullis, TIMEOUT, Upstream, client, eventually, folder, program_path,
+};
+use crate::support::subprocess::StartCommand;
 
 /// The number of clients of a load test, each of which sends one request at a time.
 const CLIENTS: usize = 16;
@@ -402,3 +406,20 @@ proxy_tests!(
     a_door_with_tls_is_asked_over_tls,
     a_door_with_mutual_tls_is_asked_with_the_proxys_certificate,
 );
+
+#[test]
+fn envoy_accepts_the_printed_file_for_a_socket_file_of_any_path() {
+    for path in ["/run/portcullis/authz.sock", "/run/a \"b\" {c: d}, #e $F %g \\h ü\u{85}😀.sock"] {
+        let path = serde_json::to_string(&format!("unix:{path}")).expect("JSON");
+        let config = format!(
+            "listen: {{ext_authz: {path}}}\nproviders: [{{name: p, issuer: 'https://i', audiences: [a]}}]\n"
+        );
+        let folder = folder();
+        let file = folder.path().join("envoy.yaml");
+        std::fs::write(&file, real::printed_file("envoy", &config)).expect("the folder can be written to");
+        let mut envoy = Command::new(program_path("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
+        let output = envoy.args(["--mode", "validate", "--config-path"]).arg(&file).run_and_read();
+        let output = output.expect("it runs");
+        assert!(output.status.success(), "{path}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}

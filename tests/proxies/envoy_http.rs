@@ -39,6 +39,7 @@ proxy_tests!(
     a_request_without_identity_has_no_claim_header,
     a_page_can_read_a_denial,
     a_door_with_tls_is_asked_over_tls,
+    without_keys_the_status_is_that_of_the_configuration,
     a_door_with_mutual_tls_is_asked_with_the_proxys_certificate,
 );
 

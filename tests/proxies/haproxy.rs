@@ -14,3 +14,4 @@ const PROXY: Proxy = Proxy {
 };
 
 proxy_tests!(PROXY);
+proxy_tests!(PROXY, the_resource_metadata_needs_no_token);

@@ -18,25 +18,11 @@ const PROXY: Proxy = Proxy {
 };
 
 proxy_tests!(PROXY);
-proxy_tests!(PROXY, a_door_with_mutual_tls_is_asked_with_the_proxys_certificate);
-
-#[tokio::test]
-async fn the_resource_metadata_needs_no_token() {
-    let proxy = Proxy { start: launch::nginx_with_recipe, ..PROXY };
-    let url = "https://api.example.com/.well-known/oauth-protected-resource";
-    let env = TestEnv::start(proxy, &format!("responses: {{resource_metadata: '{url}'}}\n")).await;
-    let denied = env.client.get(env.url("/orders")).send().await.expect("NGINX answers");
-    let challenge = denied.headers()["www-authenticate"].to_str().expect("text");
-    assert!(challenge.ends_with(&format!("resource_metadata=\"{url}\"")), "{challenge}");
-    let request = env.client.get(env.url("/.well-known/oauth-protected-resource"));
-    let request = request.header("x-original-uri", "/orders").header("x-original-method", "GET");
-    let answer = request.send().await.expect("NGINX answers");
-    assert_eq!(answer.status(), StatusCode::OK);
-    let document: serde_json::Value = real::json(answer).await;
-    assert_eq!(document["resource"], "https://api.example.com");
-    assert_eq!(document["authorization_servers"], serde_json::json!([env.issuer.issuer()]));
-    assert_eq!(env.upstream.received(), 0);
-}
+proxy_tests!(
+    PROXY,
+    a_door_with_mutual_tls_is_asked_with_the_proxys_certificate,
+    the_resource_metadata_needs_no_token,
+);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http_1_0_request_without_a_host_has_the_host_of_the_configuration() {

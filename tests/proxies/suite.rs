@@ -518,6 +518,7 @@ macro_rules! proxy_tests {
             a_request_without_identity_has_no_claim_header,
             a_page_can_read_a_denial,
             a_door_with_tls_is_asked_over_tls,
+            without_keys_the_status_is_that_of_the_configuration,
         );
     };
     ($proxy:expr, $($name:ident),+ $(,)?) => {

@@ -14,4 +14,8 @@ const PROXY: Proxy = Proxy {
 };
 
 proxy_tests!(PROXY);
-proxy_tests!(PROXY, a_door_with_mutual_tls_is_asked_with_the_proxys_certificate);
+proxy_tests!(
+    PROXY,
+    a_door_with_mutual_tls_is_asked_with_the_proxys_certificate,
+    the_resource_metadata_needs_no_token,
+);

@@ -73,7 +73,7 @@ fn tls(door: &HttpDoor<'_>) -> Vec<String> {
         return Vec::new();
     }
     vec![
-        "# Change the authority of Portcullis's certificate. The certificate must be for the host of the address below.".to_owned(),
+        "# Change the authority of Portcullis's certificate, and below the name in the certificate (portcullis).".to_owned(),
         format!("httpclient.ssl.ca-file {CA_FILE}"),
         "httpclient.ssl.verify required".to_owned(),
     ]

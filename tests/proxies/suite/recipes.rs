@@ -3,12 +3,12 @@
 
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, with_claim};
 use reqwest::StatusCode;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{Proxy, SERIAL, SHIPPED_CLAIMS, TestEnv};
 use crate::support::pki::{Authority, write};
-use crate::support::real::{Upstream, folder};
+use crate::support::real::{self, Upstream, folder};
 
 /// The certificates of Portcullis, and those of a proxy under the names that a printed file has.
 pub struct Certificates {
@@ -171,4 +171,53 @@ rules:
     let answer = answer.expect("the proxy answers");
     assert_eq!(answer.status(), StatusCode::OK);
     assert!(!answer.headers().contains_key("access-control-allow-origin"), "{:?}", answer.headers());
+}
+
+/// For a proxy whose door serves it.
+pub async fn the_resource_metadata_needs_no_token(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    let path = "/.well-known/oauth-protected-resource/orders";
+    let url = format!("https://api.example.com{path}");
+    let env =
+        TestEnv::start_with_recipe(proxy, &format!("responses: {{resource_metadata: '{url}'}}\n")).await;
+    let denied = env.client.get(env.url("/orders")).send().await.expect("the proxy answers");
+    let challenge = denied.headers()["www-authenticate"].to_str().expect("text");
+    assert!(challenge.ends_with(&format!("resource_metadata=\"{url}\"")), "{challenge}");
+    // A client cannot make it an authorization request.
+    for name in
+        ["x-original-uri", "x-original-url", "x-original-method", "x-forwarded-uri", "x-forwarded-method"]
+    {
+        let request = env.client.get(env.url(path)).header(name, "https://a/orders").bearer_auth(env.token());
+        let answer = request.send().await.expect("the proxy answers");
+        assert_eq!(answer.status(), StatusCode::OK, "{name}");
+        let document = real::json(answer).await;
+        assert_eq!(document["resource"], "https://api.example.com/orders", "{name}");
+        assert_eq!(document["authorization_servers"], json!([env.issuer.issuer()]), "{name}");
+    }
+    for path in ["/.well-known/oauth-protected-resource", &format!("{path}/x"), "/x"] {
+        let answer = env.client.get(env.url(path)).send().await.expect("the proxy answers");
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{path}");
+    }
+    assert_eq!(env.upstream.received(), 0);
+}
+
+pub async fn without_keys_the_status_is_that_of_the_configuration(proxy: Proxy) {
+    let _serial = SERIAL.lock().await;
+    for status in [429, 502] {
+        let issuer = Issuer::start().await.expect("a free port");
+        let key = issuer.rotate(SigningAlgorithm::ES256);
+        issuer.stop().await;
+        let own = Upstream::start().await;
+        let address = own.address;
+        let more = format!("responses: {{keys_unavailable_status: {status}}}\n");
+        let proxy = Proxy { start: proxy.start_with_recipe, ..proxy };
+        let env = TestEnv::build(proxy, (issuer, key), (own, address), &more).await;
+        let answer = env.send(&env.token()).await;
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["retry-after"]),
+            (status, &"1".parse().expect("a value"))
+        );
+        assert_eq!(real::json(answer).await["error"], "temporarily_unavailable");
+        assert_eq!(env.upstream.received(), 0);
+    }
 }

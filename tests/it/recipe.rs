@@ -231,6 +231,31 @@ fn a_token_that_is_not_forwarded_is_removed_from_header_and_cookies() {
 }
 
 #[test]
+fn what_a_proxy_cannot_do_for_a_configuration_is_a_warning() {
+    let provider = "    forward_token: false
+    token_from: [{header: authorization, scheme: Bearer}, {query: t}]
+  - name: q
+    issuer: https://other.example.com
+    audiences: [api]
+";
+    let mut text = String::new();
+    for (proxy, ..) in PROXIES {
+        let more = "trusted_headers: [x-forwarded-host]
+responses:
+  keys_unavailable_status: 403
+  resource_metadata: \"https://a.example/.well-known/oauth-protected-resource/a'b\"
+  cors: {allow_origins: [https://app.example.com]}
+  headers: {expired: {content-type: text/plain, x-login: again}}
+  body: {expired: again}
+rules: [{name: r, match: {headers: {x_team: [a]}}, require: {}}]
+";
+        let (_, warnings) = printed(proxy, &config(proxy, provider, more));
+        text.push_str(&format!("{proxy}\n{warnings}\n"));
+    }
+    settings(&[]).bind(|| insta::assert_snapshot!("recipe_warnings", text));
+}
+
+#[test]
 fn a_door_with_tls_is_asked_over_tls() {
     let pki = Pki::new();
     let file = |name: &str| pki.directory.path().join(name).display().to_string();

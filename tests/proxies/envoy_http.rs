@@ -5,6 +5,7 @@ use reqwest::StatusCode;
 
 use crate::launch;
 use crate::suite::{Proxy, TestEnv, proxy_tests};
+use crate::support::real::{self, TIMEOUT, eventually};
 
 const PROXY: Proxy = Proxy {
     profile: "envoy",
@@ -49,4 +50,22 @@ async fn grpc_web_gets_its_status() {
     let call = env.client.post(env.url("/orders")).header("content-type", "application/grpc-web+proto");
     let answer = call.send().await.expect("Envoy answers");
     assert_eq!(answer.headers().get("grpc-status").map(|status| status.as_bytes()), Some(&b"16"[..]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn portcullis_is_healthy_to_envoy() {
+    let env = TestEnv::start(PROXY, "").await;
+    let url = format!("http://{}/clusters?format=json", env.proxy.admin());
+    eventually("Envoy has checked Portcullis", TIMEOUT, async || {
+        let answer = env.client.get(&url).send().await.ok()?;
+        let clusters = real::json(answer).await;
+        let clusters = clusters["cluster_statuses"].as_array().expect("a list").clone();
+        let portcullis = clusters.into_iter().find(|cluster| cluster["name"] == "portcullis")?;
+        let status = &portcullis["host_statuses"][0]["health_status"];
+        let is_healthy =
+            status["failed_active_health_check"] != true && status["eds_health_status"] == "HEALTHY";
+        let is_checked = status["pending_active_hc"] != true;
+        (is_healthy && is_checked).then_some(())
+    })
+    .await;
 }

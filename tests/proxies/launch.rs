@@ -53,7 +53,7 @@ pub struct RunningProxy {
     pub process: Process,
     address: AddressSource,
     /// Its files.
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// Where the address of a proxy is known from.
@@ -85,10 +85,15 @@ pub async fn start_proxy(
 }
 
 impl RunningProxy {
+    /// The address of Envoy's admin interface.
+    pub fn admin(&self) -> String {
+        fs::read_to_string(self.folder.path().join(ADMIN_FILE)).expect("Envoy has written it")
+    }
+
     /// Waits until the proxy listens, and returns its address; `None` if the port is in use.
     async fn address(&mut self) -> Option<SocketAddr> {
         if matches!(self.address, AddressSource::Admin) {
-            let admin_file = self._folder.path().join(ADMIN_FILE);
+            let admin_file = self.folder.path().join(ADMIN_FILE);
             return Some(wait_for_envoy(&mut self.process, &admin_file).await);
         }
         eventually("the proxy listens", TIMEOUT, async || {
@@ -145,7 +150,7 @@ pub fn run_nginx(text: String) -> RunningProxy {
     command.arg("-p").arg(folder.path()).arg("-c").arg(&config).args(["-e", "stderr"]);
     command.arg("-g").arg(format!("daemon off; pid {}/pid;", folder.path().display()));
     let process = Process::start("nginx", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Fixed(address), _folder: folder }
+    RunningProxy { process, address: AddressSource::Fixed(address), folder: folder }
 }
 
 /// Debian's HAProxy.
@@ -171,7 +176,7 @@ fn run_haproxy(text: &str, addresses: &Addresses) -> RunningProxy {
     let mut command = debian_command("usr/sbin/haproxy");
     command.current_dir(folder.path()).args(["-db", "-f", "haproxy.cfg"]);
     let process = Process::start("haproxy", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Fixed(address), _folder: folder }
+    RunningProxy { process, address: AddressSource::Fixed(address), folder: folder }
 }
 
 /// Debian's Caddy.
@@ -233,7 +238,7 @@ fn run_caddy(mut command: Command, text: &str, addresses: &Addresses) -> Running
         command.env(variable, folder.path());
     }
     let process = Process::start("caddy", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Log, _folder: folder }
+    RunningProxy { process, address: AddressSource::Log, folder: folder }
 }
 
 /// Traefik, built from its module.
@@ -258,7 +263,7 @@ fn run_traefik(routes: &str, addresses: &Addresses) -> RunningProxy {
     let mut command = Command::new(program_path("PORTCULLIS_TEST_TRAEFIK", ".cache/traefik"));
     command.current_dir(folder.path()).arg("--configFile=traefik.yaml");
     let process = Process::start("traefik", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Fixed(address), _folder: folder }
+    RunningProxy { process, address: AddressSource::Fixed(address), folder: folder }
 }
 
 /// Envoy with ext_authz over HTTP.
@@ -300,5 +305,5 @@ fn run_envoy(text: &str, addresses: &Addresses) -> RunningProxy {
     command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
     command.arg("--admin-address-path").arg(folder.path().join(ADMIN_FILE)).arg("--config-path").arg(config);
     let process = Process::start("envoy", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Admin, _folder: folder }
+    RunningProxy { process, address: AddressSource::Admin, folder: folder }
 }

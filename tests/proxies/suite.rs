@@ -54,7 +54,7 @@ pub struct TestEnv {
     pub upstream: Upstream,
     pub client: Client,
     address: SocketAddr,
-    _proxy: RunningProxy,
+    pub proxy: RunningProxy,
 }
 
 /// Held by each test: parallel tests would cause timeouts on a small machine.
@@ -152,7 +152,7 @@ impl TestEnv {
             (answer.status() != StatusCode::NOT_FOUND).then_some(())
         })
         .await;
-        Self { issuer, key, portcullis, upstream, client, address, _proxy: running }
+        Self { issuer, key, portcullis, upstream, client, address, proxy: running }
     }
 
     /// The address of the proxy.

@@ -20,6 +20,7 @@ pub(super) fn recipe(facts: &Facts<'_>) -> Result<Recipe, String> {
     let door = http_door(facts.config, Profile::Caddy, &mut warnings)?;
     let removed = facts.removed_headers()?;
     facts.warn_of_queries(&mut warnings);
+    facts.warn_of_shared_headers(&mut warnings);
     facts.warn_of_dropped_headers(&mut warnings);
     if facts.is_trusted(OWN) {
         warnings.push(

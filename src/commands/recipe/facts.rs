@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::{HeaderName, header};
 
 use super::super::requirements::{RemovedTokens, protected_headers};
+use crate::bearer_token::source_header;
 use crate::config::Config;
 use crate::protected_headers::{METHOD, PATH_AND_HOST, ProtectedHeaders};
 
@@ -119,6 +120,22 @@ impl<'a> Facts<'a> {
                 "a proxy's file cannot name the header {name} of `token_from`, which `forward_token: false` removes: use a name of letters, digits and `-`"
             )),
             None => Ok(headers),
+        }
+    }
+
+    /// Warns of headers that are removed although one provider's tokens in them are to be forwarded: a file cannot tell
+    /// whose token it is.
+    pub(super) fn warn_of_shared_headers(&self, warnings: &mut Vec<String>) {
+        let providers = self.config.providers.iter().map(|config| &config.provider);
+        let forwarded: Vec<_> = providers
+            .filter(|provider| provider.forward_token)
+            .flat_map(|provider| &provider.token_from)
+            .filter_map(source_header)
+            .collect();
+        for name in self.removed_tokens().headers.into_iter().filter(|name| forwarded.contains(name)) {
+            warnings.push(format!(
+                "forward_token differs between providers with tokens in {name}: the file removes this header for all of them"
+            ));
         }
     }
 

@@ -30,6 +30,7 @@ pub(super) fn recipe(facts: &Facts<'_>) -> Result<Recipe, String> {
     }
     let removed = facts.removed_headers()?;
     facts.warn_of_queries(&mut warnings);
+    facts.warn_of_shared_headers(&mut warnings);
     facts.warn_of_dropped_headers(&mut warnings);
     let metadata = facts.metadata_path(&mut warnings);
     let others = if facts.removed_tokens().cookies { "cookie" } else { "-" };

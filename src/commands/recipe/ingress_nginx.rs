@@ -26,6 +26,7 @@ pub(super) fn recipe(facts: &Facts<'_>) -> Result<Recipe, String> {
     }
     facts.removed_headers()?;
     facts.warn_of_queries(&mut warnings);
+    facts.warn_of_shared_headers(&mut warnings);
     facts.warn_of_dropped_headers(&mut warnings);
     warn(facts, &door, &mut warnings);
     let overrides = facts.overrides().filter(|name| name.as_str() != OWN);

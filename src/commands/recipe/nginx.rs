@@ -36,6 +36,7 @@ pub(super) fn recipe(facts: &Facts<'_>) -> Result<Recipe, String> {
     let door = http_door(facts.config, Profile::Nginx, &mut warnings)?;
     let removed = facts.removed_headers()?;
     facts.warn_of_queries(&mut warnings);
+    facts.warn_of_shared_headers(&mut warnings);
     facts.warn_of_dropped_headers(&mut warnings);
     if facts.has_bodies() {
         warnings.push(

@@ -23,6 +23,7 @@ pub(super) fn recipe(facts: &Facts<'_>) -> Result<Recipe, String> {
     let door = http_door(facts.config, Profile::Traefik, &mut warnings)?;
     let removed = facts.removed_headers()?;
     facts.warn_of_queries(&mut warnings);
+    facts.warn_of_shared_headers(&mut warnings);
     if facts.longest_wait() >= TIMEOUT {
         warnings.push(
             "refresh.wait: Traefik waits 30 s for an authorization response: use a shorter wait".to_owned(),

@@ -29,8 +29,9 @@ fn write_door(
 ) -> std::fmt::Result {
     writeln!(
         text,
-        "listen.forward_auth[{index}] (profile {}): the proxy configuration must",
-        door.profile.name()
+        "listen.forward_auth[{index}] (profile {}): the proxy configuration must (`portcullis recipe {}` prints one)",
+        door.profile.name(),
+        if door.profile == Profile::Envoy { "envoy-http" } else { door.profile.name() }
     )?;
     let list = |names: &[HeaderName]| names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(", ");
     let claims = list(protected.claims());

@@ -150,7 +150,7 @@ pub fn run_nginx(text: String) -> RunningProxy {
     command.arg("-p").arg(folder.path()).arg("-c").arg(&config).args(["-e", "stderr"]);
     command.arg("-g").arg(format!("daemon off; pid {}/pid;", folder.path().display()));
     let process = Process::start("nginx", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Fixed(address), folder: folder }
+    RunningProxy { process, address: AddressSource::Fixed(address), folder }
 }
 
 /// Debian's HAProxy.
@@ -176,7 +176,7 @@ fn run_haproxy(text: &str, addresses: &Addresses) -> RunningProxy {
     let mut command = debian_command("usr/sbin/haproxy");
     command.current_dir(folder.path()).args(["-db", "-f", "haproxy.cfg"]);
     let process = Process::start("haproxy", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Fixed(address), folder: folder }
+    RunningProxy { process, address: AddressSource::Fixed(address), folder }
 }
 
 /// Debian's Caddy.
@@ -238,7 +238,7 @@ fn run_caddy(mut command: Command, text: &str, addresses: &Addresses) -> Running
         command.env(variable, folder.path());
     }
     let process = Process::start("caddy", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Log, folder: folder }
+    RunningProxy { process, address: AddressSource::Log, folder }
 }
 
 /// Traefik, built from its module.
@@ -263,7 +263,7 @@ fn run_traefik(routes: &str, addresses: &Addresses) -> RunningProxy {
     let mut command = Command::new(program_path("PORTCULLIS_TEST_TRAEFIK", ".cache/traefik"));
     command.current_dir(folder.path()).arg("--configFile=traefik.yaml");
     let process = Process::start("traefik", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Fixed(address), folder: folder }
+    RunningProxy { process, address: AddressSource::Fixed(address), folder }
 }
 
 /// Envoy with ext_authz over HTTP.
@@ -305,5 +305,5 @@ fn run_envoy(text: &str, addresses: &Addresses) -> RunningProxy {
     command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
     command.arg("--admin-address-path").arg(folder.path().join(ADMIN_FILE)).arg("--config-path").arg(config);
     let process = Process::start("envoy", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Admin, folder: folder }
+    RunningProxy { process, address: AddressSource::Admin, folder }
 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use http::HeaderName;
+use http::header::{CONTENT_TYPE, VARY};
 
 use super::Recipe;
 use super::door::{Door, DoorAddress, HttpDoor, grpc_door, http_door};
@@ -33,7 +34,7 @@ pub(super) fn over_http(facts: &Facts<'_>) -> Result<Recipe, String> {
     facts.warn_of_queries(&mut warnings);
     warn_of_metadata(facts, &mut warnings);
     let (status, code) = error_status(facts, &mut warnings);
-    let denial_headers = facts.denial_headers(&mut warnings);
+    let denial_headers = facts.denial_headers(&[CONTENT_TYPE, VARY], &mut warnings);
     let health = Health::of(facts, &door);
     let values = common(facts, &door.door)
         .lines("claims_from_client", claims_from_client(facts))

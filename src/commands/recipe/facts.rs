@@ -92,13 +92,19 @@ impl<'a> Facts<'a> {
         Some(path)
     }
 
-    /// The headers that `responses.headers` adds to denials, without duplicates and in order.
-    pub(super) fn denial_headers(&self, warnings: &mut Vec<String>) -> Vec<&HeaderName> {
+    /// The headers that `responses.headers` adds to denials, without duplicates and in order, except those that the proxy
+    /// passes on in any case.
+    pub(super) fn denial_headers(
+        &self,
+        passed_on: &[HeaderName],
+        warnings: &mut Vec<String>,
+    ) -> Vec<&HeaderName> {
         let custom = self.config.responses.custom.values();
         let mut names: Vec<&HeaderName> =
             custom.flat_map(|denial| &denial.headers).map(|(name, _)| name).collect();
         names.sort_unstable_by_key(|name| name.as_str());
         names.dedup();
+        names.retain(|name| !passed_on.contains(name));
         names.retain(|name| {
             let is_kept = is_plain(name) && !NOT_ADDED.contains(name);
             if !is_kept {

@@ -153,8 +153,7 @@ fn forwarded_host(facts: &Facts<'_>) -> Vec<String> {
 }
 
 fn denial_headers<'a>(facts: &'a Facts<'_>, warnings: &mut Vec<String>) -> Vec<&'a HeaderName> {
-    let custom = facts.denial_headers(warnings).into_iter().filter(|name| !CORS.contains(name));
-    CORS.iter().chain(custom).collect()
+    CORS.iter().chain(facts.denial_headers(&CORS, warnings)).collect()
 }
 
 /// Directives for a door with TLS.

@@ -372,41 +372,56 @@ fn exchange(address: SocketAddr, bytes: Vec<u8>) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
+/// Listeners with this rule, and one that denies /admin.
+async fn with_rules(rule: &str) -> Listeners {
+    let text = format!(
+        "listen: {{ext_authz: '127.0.0.1:0'}}
+providers: [{{name: p, issuer: https://i, audiences: [a]}}]
+rules:{rule}
+  - {{name: admin, match: {{path_prefix: /admin}}, deny: true}}
+"
+    );
+    let rules = Config::parse(&text, &|_| None).expect("is valid").rules;
+    Listeners::open(|_| {}, |config| config.rules = rules).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_url_of_ingress_nginx_has_a_host_and_a_path_that_all_programs_read_alike() {
-    let rules = "listen: {admin: '127.0.0.1:0', ext_authz: '127.0.0.1:0'}
-providers: [{name: p, issuer: https://i, audiences: [a]}]
-rules:
-  - {name: public, match: {path_prefix: /public, hosts: [a.example]}, allow: anonymous}
-  - {name: admin, match: {path_prefix: /admin}, deny: true}
-";
-    let rules = Config::parse(rules, &|_| None).expect("is valid").rules;
-    let listeners = Listeners::open(|_| {}, |config| config.rules = rules).await;
-    let address = listeners.service.http_door(Profile::IngressNginx);
-    for (url, expected) in [
-        ("http://a.example/public/x", "HTTP/1.1 200"),
-        ("https://A.EXAMPLE:8443/public", "HTTP/1.1 200"),
-        ("http://b.example/public/x", "HTTP/1.1 401"),
-        ("http://a.example/admin/x", "HTTP/1.1 403"),
-        ("http://a.example/public/../admin", "HTTP/1.1 400"),
-        // What NGINX sends for `Host: a.example?` and other hosts that it accepts.
-        ("http://a.example?/admin/x", "HTTP/1.1 400"),
-        ("http://a.example?/public/x", "HTTP/1.1 400"),
-        ("http://a.example#/public/x", "HTTP/1.1 400"),
-        ("http://user@a.example/public/x", "HTTP/1.1 400"),
-        ("http://b.example,a.example/public/x", "HTTP/1.1 400"),
-        ("http:///public/x", "HTTP/1.1 400"),
-        ("http://a.example", "HTTP/1.1 400"),
-        ("/public/x", "HTTP/1.1 400"),
-        ("", "HTTP/1.1 400"),
-    ] {
-        // Everything else of the request describes one that is allowed.
-        let head =
-            "GET /public/x HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\nx-original-method: GET\r\n";
-        let bytes = format!("{head}x-original-url: {url}\r\n\r\n").into_bytes();
-        let answer = tokio::task::spawn_blocking(move || exchange(address, bytes)).await.expect("no panic");
-        assert!(answer.starts_with(expected), "{url}: {answer:.200}");
+    // By host the core itself refuses an invalid one.
+    let by_host = "
+  - {name: public, match: {path_prefix: /public, hosts: [a.example]}, allow: anonymous}";
+    let by_path = "
+  - {name: public, match: {path_prefix: /public}, allow: anonymous}";
+    for (public, elsewhere) in [(by_host, "HTTP/1.1 401"), (by_path, "HTTP/1.1 200")] {
+        let listeners = with_rules(public).await;
+        let address = listeners.service.http_door(Profile::IngressNginx);
+        for (url, expected) in [
+            ("http://a.example/public/x", "HTTP/1.1 200"),
+            ("https://A.EXAMPLE:8443/public", "HTTP/1.1 200"),
+            ("http://b.example/public/x", elsewhere),
+            ("http://a.example/admin/x", "HTTP/1.1 403"),
+            ("http://a.example/public/../admin", "HTTP/1.1 400"),
+            // What NGINX sends for `Host: a.example?` and other hosts that it accepts.
+            ("http://a.example?/admin/x", "HTTP/1.1 400"),
+            ("http://a.example?/public/x", "HTTP/1.1 400"),
+            ("http://a.example#/public/x", "HTTP/1.1 400"),
+            ("http://user@a.example/public/x", "HTTP/1.1 400"),
+            ("http://b.example,a.example/public/x", "HTTP/1.1 400"),
+            ("http:///public/x", "HTTP/1.1 400"),
+            ("http://a.example", "HTTP/1.1 400"),
+            ("/public/x", "HTTP/1.1 400"),
+            ("", "HTTP/1.1 400"),
+        ] {
+            // Everything else of the request describes one that is allowed.
+            let head = "GET /public/x HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\nx-original-method: GET\r\n";
+            let bytes = format!("{head}x-original-url: {url}\r\n\r\n").into_bytes();
+            let answer =
+                tokio::task::spawn_blocking(move || exchange(address, bytes)).await.expect("no panic");
+            assert!(answer.starts_with(expected), "{url}: {answer:.200}");
+        }
     }
+    let listeners = with_rules(by_path).await;
+    let address = listeners.service.http_door(Profile::IngressNginx);
     // The client's, since the annotations replace it in no request.
     let bytes = b"GET / HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\nx-original-method: GET\r\n\
         x-original-url: http://a.example/public\r\nx-original-uri: /admin\r\n\r\n";

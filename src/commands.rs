@@ -5,6 +5,8 @@ pub mod drill;
 mod embedded;
 pub mod explain;
 pub mod output;
+pub mod recipe;
+mod requirements;
 pub mod rules;
 pub mod serve;
 mod signals;

@@ -1,4 +1,4 @@
-//! The HTTP door for NGINX, HAProxy, Caddy, Traefik and Envoy's HTTP mode, which send an authorization request of their
+//! The HTTP door for NGINX, ingress-nginx, HAProxy, Caddy, Traefik and Envoy's HTTP mode, which send an authorization request of their
 //! own before they forward the client's.
 //!
 //! Every method and path is an authorization request; with the path `/rule/NAME` the proxy names a rule. The client's request is read only from where the door's
@@ -8,6 +8,7 @@
 //! Only `allow` responds with status 200.
 
 mod misdirected;
+mod original_url;
 mod resource_metadata;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -100,37 +101,61 @@ impl HttpDoor {
 /// The headers in which a proxy describes the client's request.
 struct RequestHeaders {
     method: HeaderName,
-    uri: HeaderName,
-    host: HeaderName,
+    target: Target,
     /// All of these headers except Host, which every request has.
     proxy_headers: &'static [HeaderName],
     /// The text for the log if one is missing or duplicated.
     description_error: &'static str,
 }
 
+/// Where a proxy describes the target of the client's request.
+enum Target {
+    /// The path with its query in one header, and the host in another.
+    UriAndHost(HeaderName, HeaderName),
+    /// The absolute URL in one header.
+    Url(HeaderName),
+}
+
+impl Target {
+    /// The header that has the path.
+    fn header(&self) -> &HeaderName {
+        match self {
+            Target::UriAndHost(header, _) | Target::Url(header) => header,
+        }
+    }
+}
+
 const ORIGINAL_METHOD: HeaderName = HeaderName::from_static("x-original-method");
 const ORIGINAL_URI: HeaderName = HeaderName::from_static("x-original-uri");
+const ORIGINAL_URL: HeaderName = HeaderName::from_static("x-original-url");
 const FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
 const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 static ORIGINAL_HEADERS: [HeaderName; 2] = [ORIGINAL_METHOD, ORIGINAL_URI];
+static ORIGINAL_URL_HEADERS: [HeaderName; 2] = [ORIGINAL_METHOD, ORIGINAL_URL];
 static FORWARDED_HEADERS: [HeaderName; 4] =
     [FORWARDED_METHOD, FORWARDED_URI, FORWARDED_HOST, FORWARDED_PROTO];
 
 static NGINX: RequestHeaders = RequestHeaders {
     method: ORIGINAL_METHOD,
-    uri: ORIGINAL_URI,
-    host: HOST,
+    target: Target::UriAndHost(ORIGINAL_URI, HOST),
     proxy_headers: &ORIGINAL_HEADERS,
     description_error: "X-Original-Method and X-Original-URI must each occur once, and Host at most once: set them as in deploy/nginx",
 };
 
+static INGRESS_NGINX: RequestHeaders = RequestHeaders {
+    method: ORIGINAL_METHOD,
+    target: Target::Url(ORIGINAL_URL),
+    proxy_headers: &ORIGINAL_URL_HEADERS,
+    description_error: "X-Original-Method and X-Original-URL must each occur once, and X-Original-URL must be http:// or https://, a \
+           host with or without a port, and a path: see deploy/ingress-nginx",
+};
+
 static FORWARDED: RequestHeaders = RequestHeaders {
     method: FORWARDED_METHOD,
-    uri: FORWARDED_URI,
-    host: FORWARDED_HOST,
+    target: Target::UriAndHost(FORWARDED_URI, FORWARDED_HOST),
     proxy_headers: &FORWARDED_HEADERS,
     description_error: "X-Forwarded-Method and X-Forwarded-Uri must each occur once, and X-Forwarded-Host at most once: set them as in \
            deploy/",
@@ -140,6 +165,7 @@ static FORWARDED: RequestHeaders = RequestHeaders {
 fn request_headers(profile: Profile) -> Option<&'static RequestHeaders> {
     match profile {
         Profile::Nginx => Some(&NGINX),
+        Profile::IngressNginx => Some(&INGRESS_NGINX),
         Profile::Haproxy | Profile::Caddy | Profile::Traefik => Some(&FORWARDED),
         Profile::Envoy => None,
     }
@@ -148,7 +174,7 @@ fn request_headers(profile: Profile) -> Option<&'static RequestHeaders> {
 /// Whether this is an authorization request, rather than a client's request that a proxy forwards to this door.
 fn is_authorization_request<B>(profile: Profile, request: &Request<B>) -> bool {
     request_headers(profile).is_none_or(|names| {
-        request.headers().contains_key(&names.method) || request.headers().contains_key(&names.uri)
+        request.headers().contains_key(&names.method) || request.headers().contains_key(names.target.header())
     })
 }
 
@@ -168,14 +194,11 @@ fn access_request<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> Ac
             ..AccessRequest::new(method, host, path, headers, received_at)
         };
     };
-    let method_and_uri = [&names.method, &names.uri].map(|name| headers.only(name.as_str()));
-    // An HTTP/1.0 request may have no Host; it then matches no rule with a host.
-    let host = headers.only(names.host.as_str());
-    let is_host_duplicated = host.is_none() && headers.all(names.host.as_str()).next().is_some();
-    let description_error =
-        (is_host_duplicated || method_and_uri.iter().any(Option::is_none)).then_some(names.description_error);
-    let [method, path] = method_and_uri.map(Option::unwrap_or_default);
-    let host = host.unwrap_or_default();
+    let method = headers.only(names.method.as_str());
+    let target = described_target(&names.target, &headers);
+    let description_error = (method.is_none() || target.is_none()).then_some(names.description_error);
+    let (host, path) = target.unwrap_or_default();
+    let method = method.unwrap_or_default();
     AccessRequest {
         named_rule: named_rule(request),
         described_by: Some(peer),
@@ -183,6 +206,20 @@ fn access_request<B>(profile: Profile, request: &Request<B>, peer: IpAddr) -> Ac
         removal: Removal::NamedHeaders,
         set_by_proxy: names.proxy_headers,
         ..AccessRequest::new(method, host, path, headers, received_at)
+    }
+}
+
+/// The host and the path with its query, as the proxy describes them; `None` if it does not, or not clearly.
+fn described_target<'a>(target: &Target, headers: &Headers<'a>) -> Option<(&'a [u8], &'a [u8])> {
+    match target {
+        Target::Url(url) => original_url::host_and_path(headers.only(url.as_str())?),
+        Target::UriAndHost(uri, host_header) => {
+            let path = headers.only(uri.as_str())?;
+            // An HTTP/1.0 request may have no Host; it then matches no rule with a host.
+            let mut hosts = headers.all(host_header.as_str());
+            let host = hosts.next().unwrap_or_default();
+            hosts.next().is_none().then_some((host, path))
+        }
     }
 }
 
@@ -213,7 +250,7 @@ fn allow(profile: Profile, changes: &UpstreamChanges) -> http::Result<Response<B
             response = response.header("x-envoy-auth-headers-to-remove", names.join(","));
         }
         // The proxy replaces the client's header with an empty value, which removes it.
-        Profile::Nginx | Profile::Haproxy | Profile::Caddy | Profile::Traefik => {
+        Profile::Nginx | Profile::IngressNginx | Profile::Haproxy | Profile::Caddy | Profile::Traefik => {
             for header in &changes.remove {
                 response = response.header(header.as_str(), "");
             }

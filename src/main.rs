@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use portcullis::commands::{demo, drill, explain, output, rules, serve, test, validate};
+use portcullis::commands::{demo, drill, explain, output, recipe, rules, serve, test, validate};
 use portcullis::telemetry;
 
 /// External authorization for Envoy and other proxies: validates bearer JWTs and stays right while
@@ -25,6 +25,7 @@ enum Command {
     Explain(explain::ExplainArgs),
     Test(test::TestArgs),
     Rules(rules::RulesArgs),
+    Recipe(recipe::RecipeArgs),
     Demo(demo::DemoArgs),
     Drill(drill::DrillArgs),
 }
@@ -70,6 +71,7 @@ async fn run() -> ExitCode {
         Command::Explain(args) => explain::run(args).await,
         Command::Test(args) => test::run(args),
         Command::Rules(args) => rules::run(args),
+        Command::Recipe(args) => recipe::run(args),
         Command::Demo(args) => demo::run(args).await,
         Command::Drill(args) => drill::run(args).await,
     }

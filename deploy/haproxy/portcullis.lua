@@ -1,20 +1,7 @@
 -- Sends an authorization request to Portcullis with HAProxy's own HTTP client (2.5 or later), and enforces the
--- response.
-
--- The address of Portcullis.
-local ADDRESS = "http://127.0.0.1:9192/"
-
--- The claim headers of portcullis.yaml, in lower case. Those of the client are removed before authorization; Portcullis
--- denies (400) a request that still has one, so that a header that was added to portcullis.yaml but not here cannot be
--- forged.
-local CLAIM_HEADERS = { "x-auth-subject", "x-auth-tenant", "x-auth-roles" }
-
--- Other headers that are set from the authorization response. With forward_token: false and tokens in cookies: {
--- "cookie" }
-local FROM_RESPONSE = {}
-
--- Milliseconds; longer than the providers' refresh.wait (2s), so that Portcullis times out first.
-local TIMEOUT = 3000
+-- response. It is the same for every configuration: haproxy.cfg calls it with the address of Portcullis, the timeout in
+-- milliseconds, the claim headers, other headers that are set from the response, and the name in Portcullis's
+-- certificate.
 
 -- Headers of the connection and the body, which are not forwarded, of HAProxy itself, or set below.
 local NOT_SENT = {
@@ -33,6 +20,17 @@ local NOT_PASSED_ON = {
 -- The response to the client if there is no authorization response.
 local UNAVAILABLE =
     '{"error":"temporarily_unavailable","error_description":"the token cannot be verified at the moment"}'
+
+-- The names in an argument, which has commas between them, or is `-` if there is none.
+local function names(argument)
+    local list = {}
+    if argument ~= "-" then
+        for name in string.gmatch(argument, "[^,]+") do
+            list[#list + 1] = name
+        end
+    end
+    return list
+end
 
 -- HAProxy indexes the lines of a header from 0.
 local function lines(values)
@@ -80,8 +78,10 @@ local function deny(txn, response)
     txn:done(denial)
 end
 
-core.register_action("portcullis", { "http-req" }, function(txn)
-    for _, name in ipairs(CLAIM_HEADERS) do
+core.register_action("portcullis", { "http-req" }, function(txn, address, timeout, claim_headers, other_headers, server_name)
+    -- The client's are removed before authorization. Portcullis denies (400) a request that still has one, so that a
+    -- header that was added to portcullis.yaml but not to haproxy.cfg cannot be forged.
+    for _, name in ipairs(names(claim_headers)) do
         txn.http:req_del_header(name)
     end
     local request_headers = {}
@@ -97,16 +97,21 @@ core.register_action("portcullis", { "http-req" }, function(txn)
     request_headers["x-forwarded-host"] = { txn.sf:req_fhdr("host") or "" }
     request_headers["x-forwarded-proto"] = { txn.sf:ssl_fc() == 1 and "https" or "http" }
 
-    local response = core.httpclient():get({ url = ADDRESS, headers = request_headers, timeout = TIMEOUT })
+    -- With TLS, HAProxy compares the host of the request with the names in Portcullis's certificate.
+    if server_name ~= "-" then
+        request_headers["host"] = { server_name }
+    end
+
+    local response = core.httpclient():get({ url = address, headers = request_headers, timeout = tonumber(timeout) })
 
     if response ~= nil and response.status == 200 then
-        set_from(txn, response, CLAIM_HEADERS)
-        set_from(txn, response, FROM_RESPONSE)
+        set_from(txn, response, names(claim_headers))
+        set_from(txn, response, names(other_headers))
         txn:set_var("txn.portcullis", "allowed")
         return
     end
     deny(txn, response)
-end)
+end, 5)
 
 -- HAProxy forwards trailers and has no rule for them: this filter aborts a request with a trailer before it is
 -- forwarded.

@@ -18,11 +18,11 @@ pub(super) fn of<B>(profile: Profile, request: &Request<B>) -> Option<Misdirecte
         });
     }
     match (Dialect::of(request.headers())?, profile) {
-        (Dialect::Original, Profile::Nginx) => None,
+        (Dialect::Original, Profile::Nginx | Profile::IngressNginx) => None,
         (Dialect::Forwarded, Profile::Haproxy | Profile::Caddy | Profile::Traefik) => None,
         (Dialect::Original, _) => Some(Misdirected {
             found: "X-Original-* headers, as NGINX sends them",
-            hint: "this listener of listen.forward_auth has the profile of another proxy: set `profile: nginx`, or configure \
+            hint: "this listener of listen.forward_auth has the profile of another proxy: set `profile: nginx` or ingress-nginx, or configure \
                    the proxy as in deploy/",
         }),
         (Dialect::Forwarded, _) => Some(Misdirected {

@@ -69,6 +69,7 @@ fn every_command_has_help() {
         (&["explain"], "help_explain"),
         (&["test"], "help_test"),
         (&["rules"], "help_rules"),
+        (&["recipe"], "help_recipe"),
         (&["demo"], "help_demo"),
         (&["drill"], "help_drill"),
     ] {
@@ -122,6 +123,8 @@ fn errors_never_quote_what_could_be_a_token() {
         (&["test", "--format", "T", "cases.yaml"], 1),
         (&["rules", "T"], 1),
         (&["rules", "--format", "T"], 1),
+        (&["recipe", "T"], 1),
+        (&["recipe", "nginx", "T"], 1),
         (&["validate", "T"], 1),
         (&["validate", "--print=T"], 1),
         (&["validate", "--schema", "--print", "T"], 1),
@@ -143,7 +146,7 @@ fn errors_never_quote_what_could_be_a_token() {
     for token in [env.jwt.as_str(), OPAQUE] {
         for (line, code) in lines {
             let mut arguments: Vec<String> = line.iter().map(|one| one.replace('T', token)).collect();
-            if ["explain", "test", "rules"].contains(&line[0]) {
+            if ["explain", "test", "rules", "recipe"].contains(&line[0]) {
                 arguments.splice(1..1, ["--config", &env.config].map(str::to_owned));
             }
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 const ISSUER: &str = "https://sso.example.com";
 
 /// The profiles whose proxies describe the request in headers.
-const PROFILES_WITH_HEADERS: [Profile; 4] =
-    [Profile::Nginx, Profile::Haproxy, Profile::Caddy, Profile::Traefik];
+const PROFILES_WITH_HEADERS: [Profile; 5] =
+    [Profile::Nginx, Profile::IngressNginx, Profile::Haproxy, Profile::Caddy, Profile::Traefik];
 
 fn claims() -> Value {
     json!({"iss": ISSUER, "aud": "orders-api", "sub": "alice", "tenant_id": "acme", "exp": NOW + 300})
@@ -58,6 +58,9 @@ impl Listeners {
         let ask = |path: &str| self.client.get(format!("http://{address}{path}"));
         match profile {
             Profile::Nginx => ask("/").header("x-original-method", "GET").header("x-original-uri", path),
+            Profile::IngressNginx => ask("/")
+                .header("x-original-method", "GET")
+                .header("x-original-url", format!("http://api.example.com{path}")),
             Profile::Haproxy | Profile::Caddy | Profile::Traefik => ask("/")
                 .header("x-forwarded-method", "GET")
                 .header("x-forwarded-uri", path)
@@ -185,6 +188,7 @@ async fn each_profile_reads_only_its_own_headers() {
             }
             let mine = match profile {
                 Profile::Nginx => "x-original-uri",
+                Profile::IngressNginx => "x-original-url",
                 Profile::Envoy => "",
                 _ => "x-forwarded-uri",
             };
@@ -239,7 +243,7 @@ async fn an_untrusted_peer_gets_403_if_the_profile_reads_headers() {
     let answer = send(listeners.ask(Profile::Envoy, "/").bearer_auth(listeners.token())).await;
     assert_eq!(answer.status(), StatusCode::OK, "Envoy sends the request as the client sent it");
     let metrics = listeners.service.admin("/metrics").await;
-    let counted = r#"portcullis_decisions_total{door="forward_auth",verdict="deny",reason="request_malformed",provider=""} 4"#;
+    let counted = r#"portcullis_decisions_total{door="forward_auth",verdict="deny",reason="request_malformed",provider=""} 5"#;
     assert!(metrics.contains(counted), "{metrics}");
 }
 
@@ -366,6 +370,64 @@ fn exchange(address: SocketAddr, bytes: Vec<u8>) -> String {
         }
     }
     String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Listeners with this rule, and one that denies /admin.
+async fn with_rules(rule: &str) -> Listeners {
+    let text = format!(
+        "listen: {{ext_authz: '127.0.0.1:0'}}
+providers: [{{name: p, issuer: https://i, audiences: [a]}}]
+rules:{rule}
+  - {{name: admin, match: {{path_prefix: /admin}}, deny: true}}
+"
+    );
+    let rules = Config::parse(&text, &|_| None).expect("is valid").rules;
+    Listeners::open(|_| {}, |config| config.rules = rules).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_url_of_ingress_nginx_has_a_host_and_a_path_that_all_programs_read_alike() {
+    // By host the core itself refuses an invalid one.
+    let by_host = "
+  - {name: public, match: {path_prefix: /public, hosts: [a.example]}, allow: anonymous}";
+    let by_path = "
+  - {name: public, match: {path_prefix: /public}, allow: anonymous}";
+    for (public, elsewhere) in [(by_host, "HTTP/1.1 401"), (by_path, "HTTP/1.1 200")] {
+        let listeners = with_rules(public).await;
+        let address = listeners.service.http_door(Profile::IngressNginx);
+        for (url, expected) in [
+            ("http://a.example/public/x", "HTTP/1.1 200"),
+            ("https://A.EXAMPLE:8443/public", "HTTP/1.1 200"),
+            ("http://b.example/public/x", elsewhere),
+            ("http://a.example/admin/x", "HTTP/1.1 403"),
+            ("http://a.example/public/../admin", "HTTP/1.1 400"),
+            // What NGINX sends for `Host: a.example?` and other hosts that it accepts.
+            ("http://a.example?/admin/x", "HTTP/1.1 400"),
+            ("http://a.example?/public/x", "HTTP/1.1 400"),
+            ("http://a.example#/public/x", "HTTP/1.1 400"),
+            ("http://user@a.example/public/x", "HTTP/1.1 400"),
+            ("http://b.example,a.example/public/x", "HTTP/1.1 400"),
+            ("http:///public/x", "HTTP/1.1 400"),
+            ("http://a.example", "HTTP/1.1 400"),
+            ("/public/x", "HTTP/1.1 400"),
+            ("", "HTTP/1.1 400"),
+        ] {
+            // Everything else of the request describes one that is allowed.
+            let head = "GET /public/x HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\nx-original-method: GET\r\n";
+            let bytes = format!("{head}x-original-url: {url}\r\n\r\n").into_bytes();
+            let answer =
+                tokio::task::spawn_blocking(move || exchange(address, bytes)).await.expect("no panic");
+            assert!(answer.starts_with(expected), "{url}: {answer:.200}");
+        }
+    }
+    let listeners = with_rules(by_path).await;
+    let address = listeners.service.http_door(Profile::IngressNginx);
+    // The client's, since the annotations replace it in no request.
+    let bytes = b"GET / HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\nx-original-method: GET\r\n\
+        x-original-url: http://a.example/public\r\nx-original-uri: /admin\r\n\r\n";
+    let answer =
+        tokio::task::spawn_blocking(move || exchange(address, bytes.to_vec())).await.expect("no panic");
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer:.200}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

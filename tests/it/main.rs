@@ -39,6 +39,7 @@ mod observability;
 mod pressure;
 mod realms;
 mod rebinding;
+mod recipe;
 mod refresh;
 mod refusals;
 mod reload;

@@ -251,6 +251,9 @@ async fn cors_at_every_door(
         request = match profile {
             Profile::Envoy => request,
             Profile::Nginx => request.header("x-original-method", "GET").header("x-original-uri", path),
+            Profile::IngressNginx => request
+                .header("x-original-method", "GET")
+                .header("x-original-url", format!("https://api.example.com{path}")),
             Profile::Haproxy | Profile::Caddy | Profile::Traefik => request
                 .header("x-forwarded-method", "GET")
                 .header("x-forwarded-uri", path)

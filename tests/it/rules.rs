@@ -224,7 +224,12 @@ async fn an_unforwarded_token_is_removed_from_anonymous_requests_too() {
 /// The status of an HTTP listener.
 fn http_status(service: &Running, profile: Profile, fixture: &RulesFixture, case: &Case) -> u16 {
     let Case { method, host, target, .. } = *case;
+    let url = format!("http://{host}{target}");
     let (line, mut headers) = match profile {
+        Profile::IngressNginx => (
+            "GET / HTTP/1.1".to_owned(),
+            vec![("host", "door"), ("x-original-method", method), ("x-original-url", url.as_str())],
+        ),
         Profile::Envoy => (format!("{method} {target} HTTP/1.1"), vec![("host", host)]),
         Profile::Nginx => (
             "GET / HTTP/1.1".to_owned(),
@@ -240,7 +245,9 @@ fn http_status(service: &Running, profile: Profile, fixture: &RulesFixture, case
             ],
         ),
     };
-    headers.extend(case.headers);
+    // The controller replaces the client's.
+    let is_replaced = |name: &str| profile == Profile::IngressNginx && name == "x-original-url";
+    headers.extend(case.headers.iter().filter(|(name, _)| !is_replaced(name)));
     let token = fixture.token(case.bearer, NOW).map(|token| format!("Bearer {token}"));
     headers.extend(token.as_ref().map(|token| ("authorization", token.as_str())));
     raw::status(service.http_door(profile), &line, &headers)
@@ -267,8 +274,12 @@ async fn the_path_of_a_proxys_request_names_the_rule_and_nothing_that_a_client_s
     let token = fixture.token(Bearer::With("{}"), NOW).expect("a token");
     let bearer = format!("Bearer {token}");
     let status = |profile: Profile, target: &str, path: &str, with_token: bool| {
+        let url = format!("http://api.example.com{path}");
         let mut headers = match profile {
             Profile::Envoy => vec![("host", "api.example.com")],
+            Profile::IngressNginx => {
+                vec![("host", "door"), ("x-original-method", "GET"), ("x-original-url", url.as_str())]
+            }
             Profile::Nginx => {
                 vec![("host", "api.example.com"), ("x-original-method", "GET"), ("x-original-uri", path)]
             }

@@ -45,7 +45,7 @@ async fn statuses(service: &Running, token: &str) -> Vec<u16> {
                 .header("x-forwarded-method", "GET")
                 .header("x-forwarded-uri", "/")
                 .header("x-forwarded-host", "api.example.com"),
-            Profile::Nginx | Profile::Envoy => request,
+            Profile::Nginx | Profile::IngressNginx | Profile::Envoy => request,
         };
         statuses.push(request.send().await.expect("the door responds").status().as_u16());
     }

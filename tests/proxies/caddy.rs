@@ -8,11 +8,17 @@ use crate::suite::{self, Proxy, proxy_tests};
 const PROXY: Proxy = Proxy {
     profile: "caddy",
     start: launch::caddy,
-    start_stripping_tokens: launch::caddy_stripping_tokens,
+    start_with_recipe: launch::caddy_with_recipe,
     status_when_down: StatusCode::BAD_GATEWAY,
+    keeps_empty_headers: false,
 };
 
 proxy_tests!(PROXY);
+proxy_tests!(
+    PROXY,
+    a_door_with_mutual_tls_is_asked_with_the_proxys_certificate,
+    the_resource_metadata_needs_no_token,
+);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_claim_headers_and_a_large_token_pass_caddy_2_11() {

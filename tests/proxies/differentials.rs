@@ -70,7 +70,7 @@ async fn an_outdated_proxy_file_lets_no_identity_through(name: &str) {
 async fn a_stripped_token_never_arrives(name: &str) {
     let _serial = SERIAL.lock().await;
     let provider = format!("forward_token: false\n    {CLAIM_HEADERS}");
-    let env = TestEnv::start_stripping_tokens(proxy(name), &provider).await;
+    let env = TestEnv::start_with_recipe(proxy(name), &provider).await;
     let cookie = "Cookie: a=b; access_token={token}; c=d";
     let cases = [
         case("14 a token in its header", Caller::Alice, get("/x")),

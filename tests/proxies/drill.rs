@@ -5,15 +5,15 @@ use std::process::Command;
 
 use crate::support::drill::{SHORT, arguments, drill_async, result};
 use crate::support::real::{
-    Process, TIMEOUT, deploy_file, eventually, folder, free_address, local_port, program_path,
+    Process, TIMEOUT, deploy_file, eventually, folder, free_address, local_port, program_path, replaced,
 };
 
 #[tokio::test]
 async fn envoys_own_jwt_authn_refuses_good_tokens_of_every_new_key() {
     let (issuer, listen) = (free_address(), free_address());
     let folder = folder();
-    let config = deploy_file(
-        "envoy/jwt-authn.yaml",
+    let config = replaced(
+        &deploy_file("envoy/jwt-authn.yaml"),
         &[
             ("address: 127.0.0.1, port_value: 10000", local_port(listen.port())),
             ("address: 127.0.0.1, port_value: 9195", local_port(issuer.port())),

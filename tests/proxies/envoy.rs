@@ -3,6 +3,7 @@
 //!
 //! The tests assert what a client and an upstream observe, never the internals of the service.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +18,10 @@ use tokio::time::timeout;
 
 use crate::launch;
 use crate::suite::{Proxy, proxy_tests};
-use crate::support::real::{self, Envoy, Portcullis, TIMEOUT, Upstream, client, eventually};
+use crate::support::real::{
+    self, Envoy, Portcullis, TIMEOUT, Upstream, client, eventually, folder, program_path,
+};
+use crate::support::subprocess::StartCommand;
 
 /// The number of clients of a load test, each of which sends one request at a time.
 const CLIENTS: usize = 16;
@@ -376,12 +380,12 @@ impl Flood {
     }
 }
 
-/// Portcullis removes the token itself, so nothing is uncommented in the file of `deploy/`.
 const PROXY: Proxy = Proxy {
     profile: "envoy",
     start: launch::envoy_grpc,
-    start_stripping_tokens: launch::envoy_grpc,
+    start_with_recipe: launch::envoy_grpc_with_recipe,
     status_when_down: StatusCode::SERVICE_UNAVAILABLE,
+    keeps_empty_headers: false,
 };
 
 proxy_tests!(
@@ -396,4 +400,26 @@ proxy_tests!(
     a_trailer_never_reaches_the_upstream,
     override_headers_are_correct_or_absent,
     several_hosts_do_not_select_the_last,
+    the_printed_file_sets_the_claim_headers_and_removes_the_token,
+    a_request_without_identity_has_no_claim_header,
+    a_page_can_read_a_denial,
+    a_door_with_tls_is_asked_over_tls,
+    a_door_with_mutual_tls_is_asked_with_the_proxys_certificate,
 );
+
+#[test]
+fn envoy_accepts_the_printed_file_for_a_socket_file_of_any_path() {
+    for path in ["/run/portcullis/authz.sock", "/run/a \"b\" {c: d}, #e $F %g \\h ü\u{85}😀.sock"] {
+        let path = serde_json::to_string(&format!("unix:{path}")).expect("JSON");
+        let config = format!(
+            "listen: {{ext_authz: {path}}}\nproviders: [{{name: p, issuer: 'https://i', audiences: [a]}}]\n"
+        );
+        let folder = folder();
+        let file = folder.path().join("envoy.yaml");
+        std::fs::write(&file, real::printed_file("envoy", &config)).expect("the folder can be written to");
+        let mut envoy = Command::new(program_path("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
+        let output = envoy.args(["--mode", "validate", "--config-path"]).arg(&file).run_and_read();
+        let output = output.expect("it runs");
+        assert!(output.status.success(), "{path}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}

@@ -1,4 +1,4 @@
-//! The manifests of `deploy/` for Istio and Envoy Gateway, parsed strictly with the types of their APIs by the Go
+//! The manifests of `deploy/` for Istio, Envoy Gateway and ingress-nginx, parsed strictly with the types of their APIs by the Go
 //! program in `kubernetes/`. They are not applied to a cluster.
 
 use crate::support::subprocess::StartCommand;
@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 
 const ISTIO: &str = "deploy/istio/portcullis.yaml";
 const ENVOY_GATEWAY: &str = "deploy/envoy-gateway/portcullis.yaml";
+const INGRESS_NGINX: &str = "deploy/ingress-nginx/ingress.yaml";
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -25,6 +26,7 @@ fn parse_with_api_types(manifest: &Path) -> Output {
 #[test]
 fn every_field_of_the_manifests_is_defined_by_its_api() {
     for (file, kinds) in [
+        (INGRESS_NGINX, &["networking.k8s.io/v1 Ingress", "v1 ConfigMap"][..]),
         (ISTIO, &["install.istio.io/v1alpha1 IstioOperator", "security.istio.io/v1 AuthorizationPolicy"][..]),
         (
             ENVOY_GATEWAY,
@@ -54,6 +56,8 @@ fn an_unknown_field_is_an_error() {
         (ENVOY_GATEWAY, "targetRefs"),
         (ENVOY_GATEWAY, "resourceRules"),
         (ENVOY_GATEWAY, "validationActions"),
+        (INGRESS_NGINX, "ingressClassName"),
+        (INGRESS_NGINX, "data"),
     ] {
         let text = fs::read_to_string(root().join(file)).expect("the manifest");
         let wrong = text.replace(&format!("{field}:"), &format!("{field}s:"));

@@ -1,15 +1,17 @@
-//! Starts each real proxy with its files of `deploy/`, where only addresses are changed.
+//! Starts each real proxy with its files of `deploy/`, where only addresses are changed, or with the file that
+//! `portcullis recipe` prints for the configuration of the service.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::real::{
-    MAX_ATTEMPTS, Process, TIMEOUT, debian_command, deploy_file, eventually, folder, free_address,
-    local_port, program_path, uncomment, wait_for_envoy,
+    MAX_ATTEMPTS, Portcullis, Process, TIMEOUT, debian_command, deploy_file, eventually, folder,
+    free_address, local_port, printed_file, program_path, replaced, wait_for_envoy,
 };
 
 /// The addresses in a proxy's configuration.
@@ -22,6 +24,28 @@ pub struct Addresses {
     pub admin: SocketAddr,
     /// The upstream.
     pub upstream: SocketAddr,
+    /// The configuration of the service, with these addresses.
+    pub config: String,
+    /// The folder of the proxy's certificates, instead of the one in the printed file.
+    pub certificates: Option<PathBuf>,
+}
+
+impl Addresses {
+    /// The addresses of this service, and of the upstream that the proxy forwards to.
+    pub fn new(portcullis: &Portcullis, upstream: SocketAddr) -> Self {
+        let Portcullis { forward_auth, ext_authz, admin, ref config, .. } = *portcullis;
+        Self { forward_auth, ext_authz, admin, upstream, config: config.clone(), certificates: None }
+    }
+
+    /// The file that `portcullis recipe` prints for the service.
+    pub fn printed_file(&self, proxy: &str) -> String {
+        let text = printed_file(proxy, &self.config);
+        let Some(folder) = &self.certificates else { return text };
+        let folder = format!("{}/portcullis-", folder.display());
+        ["nginx", "caddy", "haproxy", "traefik", "envoy"]
+            .into_iter()
+            .fold(text, |text, owner| text.replace(&format!("/etc/{owner}/portcullis-"), &folder))
+    }
 }
 
 /// A proxy process.
@@ -29,7 +53,7 @@ pub struct RunningProxy {
     pub process: Process,
     address: AddressSource,
     /// Its files.
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// Where the address of a proxy is known from.
@@ -61,10 +85,15 @@ pub async fn start_proxy(
 }
 
 impl RunningProxy {
+    /// The address of Envoy's admin interface.
+    pub fn admin(&self) -> String {
+        fs::read_to_string(self.folder.path().join(ADMIN_FILE)).expect("Envoy has written it")
+    }
+
     /// Waits until the proxy listens, and returns its address; `None` if the port is in use.
     async fn address(&mut self) -> Option<SocketAddr> {
         if matches!(self.address, AddressSource::Admin) {
-            let admin_file = self._folder.path().join(ADMIN_FILE);
+            let admin_file = self.folder.path().join(ADMIN_FILE);
             return Some(wait_for_envoy(&mut self.process, &admin_file).await);
         }
         eventually("the proxy listens", TIMEOUT, async || {
@@ -93,26 +122,20 @@ fn address_in_caddy_log(log: &str) -> Option<SocketAddr> {
 
 /// Debian's NGINX.
 pub fn nginx(addresses: &Addresses) -> RunningProxy {
-    run_nginx(nginx_configuration(addresses))
+    let door = ("server 127.0.0.1:9192;", format!("server {};", addresses.forward_auth));
+    run_nginx(with_upstream_of_nginx(&replaced(&deploy_file("nginx/nginx.conf"), &[door]), addresses))
 }
 
-/// The same with the lines for `forward_token: false` uncommented.
-pub fn nginx_stripping_tokens(addresses: &Addresses) -> RunningProxy {
-    let lines = [
-        "proxy_set_header Authorization \"\";",
-        "auth_request_set $auth_cookie $upstream_http_cookie;",
-        "proxy_set_header Cookie $auth_cookie;",
-    ];
-    run_nginx(uncomment(&nginx_configuration(addresses), &lines))
+/// The same with the printed file.
+pub fn nginx_with_recipe(addresses: &Addresses) -> RunningProxy {
+    run_nginx(with_upstream_of_nginx(&addresses.printed_file("nginx"), addresses))
 }
 
-/// The same whose authorization requests name the rule `orders`.
+/// The same with the printed file, whose authorization requests name the rule `orders`.
 pub fn nginx_naming_a_rule(addresses: &Addresses) -> RunningProxy {
-    run_nginx(naming_a_rule(
-        &nginx_configuration(addresses),
-        "proxy_pass http://portcullis;",
-        "proxy_pass http://portcullis/rule/orders;",
-    ))
+    let named = "proxy_pass http://portcullis/rule/orders;";
+    let text = naming_a_rule(&addresses.printed_file("nginx"), "proxy_pass http://portcullis;", named);
+    run_nginx(with_upstream_of_nginx(&text, addresses))
 }
 
 /// The text with another URL of the authorization request, where it occurs first.
@@ -121,15 +144,8 @@ fn naming_a_rule(text: &str, url: &str, named: &str) -> String {
     text.replacen(url, named, 1)
 }
 
-/// The file of `deploy/` with these addresses.
-pub fn nginx_configuration(addresses: &Addresses) -> String {
-    deploy_file(
-        "nginx/nginx.conf",
-        &[
-            ("server 127.0.0.1:9192;", format!("server {};", addresses.forward_auth)),
-            ("server 127.0.0.1:8080;", format!("server {};", addresses.upstream)),
-        ],
-    )
+fn with_upstream_of_nginx(text: &str, addresses: &Addresses) -> String {
+    replaced(text, &[("server 127.0.0.1:8080;", format!("server {};", addresses.upstream))])
 }
 
 /// Debian's NGINX with this configuration.
@@ -147,87 +163,76 @@ pub fn run_nginx(text: String) -> RunningProxy {
     command.arg("-p").arg(folder.path()).arg("-c").arg(&config).args(["-e", "stderr"]);
     command.arg("-g").arg(format!("daemon off; pid {}/pid;", folder.path().display()));
     let process = Process::start("nginx", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Fixed(address), _folder: folder }
+    RunningProxy { process, address: AddressSource::Fixed(address), folder }
 }
 
 /// Debian's HAProxy.
 pub fn haproxy(addresses: &Addresses) -> RunningProxy {
-    let (config, action) = haproxy_configuration(addresses);
-    run_haproxy(&config, &action)
+    let door = ("http://127.0.0.1:9192/", format!("http://{}/", addresses.forward_auth));
+    run_haproxy(&replaced(&deploy_file("haproxy/haproxy.cfg"), &[door]), addresses)
 }
 
-/// The same with the lines for `forward_token: false` uncommented.
-pub fn haproxy_stripping_tokens(addresses: &Addresses) -> RunningProxy {
-    let (config, action) = haproxy_configuration(addresses);
-    let config = uncomment(&config, &["http-request del-header authorization"]);
-    run_haproxy(&config, &action.replace("local FROM_RESPONSE = {}", "local FROM_RESPONSE = { \"cookie\" }"))
+/// The same with the printed file.
+pub fn haproxy_with_recipe(addresses: &Addresses) -> RunningProxy {
+    run_haproxy(&addresses.printed_file("haproxy"), addresses)
 }
 
-/// The same whose authorization requests name the rule `orders`.
+/// The same with the printed file, whose authorization requests name the rule `orders`.
 pub fn haproxy_naming_a_rule(addresses: &Addresses) -> RunningProxy {
-    let (config, action) = haproxy_configuration(addresses);
     let url = format!("http://{}/", addresses.forward_auth);
-    run_haproxy(&config, &naming_a_rule(&action, &url, &format!("{url}rule/orders")))
+    let text = naming_a_rule(&addresses.printed_file("haproxy"), &url, &format!("{url}rule/orders"));
+    run_haproxy(&text, addresses)
 }
 
-fn haproxy_configuration(addresses: &Addresses) -> (String, String) {
-    let config = deploy_file(
-        "haproxy/haproxy.cfg",
-        &[("server app 127.0.0.1:8080", format!("server app {}", addresses.upstream))],
-    );
-    let action = deploy_file(
-        "haproxy/portcullis.lua",
-        &[("http://127.0.0.1:9192/", format!("http://{}/", addresses.forward_auth))],
-    );
-    (config, action)
-}
-
-fn run_haproxy(config: &str, action: &str) -> RunningProxy {
+fn run_haproxy(text: &str, addresses: &Addresses) -> RunningProxy {
     let (folder, address) = (folder(), free_address());
-    assert_eq!(config.matches("bind :10000").count(), 1);
-    let config = config.replace("bind :10000", &format!("bind {address}"));
-    fs::write(folder.path().join("haproxy.cfg"), config).expect("the folder can be written to");
+    let own = [
+        ("bind :10000", format!("bind {address}")),
+        ("server app 127.0.0.1:8080", format!("server app {}", addresses.upstream)),
+    ];
+    fs::write(folder.path().join("haproxy.cfg"), replaced(text, &own)).expect("the folder can be written to");
+    let action = deploy_file("haproxy/portcullis.lua");
     fs::write(folder.path().join("portcullis.lua"), action).expect("the folder can be written to");
     let mut command = debian_command("usr/sbin/haproxy");
     command.current_dir(folder.path()).args(["-db", "-f", "haproxy.cfg"]);
     let process = Process::start("haproxy", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Fixed(address), _folder: folder }
+    RunningProxy { process, address: AddressSource::Fixed(address), folder }
 }
 
 /// Debian's Caddy.
 pub fn caddy(addresses: &Addresses) -> RunningProxy {
-    run_caddy(debian_command("usr/bin/caddy"), &caddy_configuration(addresses))
+    run_caddy(debian_command("usr/bin/caddy"), &shipped_caddyfile(addresses), addresses)
 }
 
-/// The same with the lines for `forward_token: false` uncommented.
-pub fn caddy_stripping_tokens(addresses: &Addresses) -> RunningProxy {
-    run_caddy(debian_command("usr/bin/caddy"), &caddy_configuration_stripping_tokens(addresses))
+/// The same with the printed file.
+pub fn caddy_with_recipe(addresses: &Addresses) -> RunningProxy {
+    run_caddy(debian_command("usr/bin/caddy"), &addresses.printed_file("caddy"), addresses)
 }
 
 /// Caddy 2.10, built from its module.
 pub fn caddy_2_10(addresses: &Addresses) -> RunningProxy {
-    run_caddy(caddy_2_10_program(), &caddy_configuration(addresses))
+    run_caddy(caddy_2_10_program(), &shipped_caddyfile(addresses), addresses)
 }
 
-/// The same with the lines for `forward_token: false` uncommented.
-pub fn caddy_2_10_stripping_tokens(addresses: &Addresses) -> RunningProxy {
-    run_caddy(caddy_2_10_program(), &caddy_configuration_stripping_tokens(addresses))
+/// The same with the printed file.
+pub fn caddy_2_10_with_recipe(addresses: &Addresses) -> RunningProxy {
+    run_caddy(caddy_2_10_program(), &addresses.printed_file("caddy"), addresses)
 }
 
 /// Caddy 2.11, built from its module.
 pub fn caddy_2_11(addresses: &Addresses) -> RunningProxy {
-    run_caddy(caddy_2_11_program(), &caddy_configuration(addresses))
+    run_caddy(caddy_2_11_program(), &shipped_caddyfile(addresses), addresses)
 }
 
-/// The same with the lines for `forward_token: false` uncommented.
-pub fn caddy_2_11_stripping_tokens(addresses: &Addresses) -> RunningProxy {
-    run_caddy(caddy_2_11_program(), &caddy_configuration_stripping_tokens(addresses))
+/// The same with the printed file.
+pub fn caddy_2_11_with_recipe(addresses: &Addresses) -> RunningProxy {
+    run_caddy(caddy_2_11_program(), &addresses.printed_file("caddy"), addresses)
 }
 
 /// Debian's, whose authorization requests name the rule `orders`.
 pub fn caddy_naming_a_rule(addresses: &Addresses) -> RunningProxy {
-    let text = naming_a_rule(&caddy_configuration(addresses), "uri /?", "uri /rule/orders?");
-    run_caddy(debian_command("usr/bin/caddy"), &text)
+    let text = naming_a_rule(&addresses.printed_file("caddy"), "uri /?", "uri /rule/orders?");
+    run_caddy(debian_command("usr/bin/caddy"), &text, addresses)
 }
 
 fn caddy_2_10_program() -> Command {
@@ -238,136 +243,102 @@ fn caddy_2_11_program() -> Command {
     Command::new(program_path("PORTCULLIS_TEST_CADDY_2_11", ".cache/caddy-2.11"))
 }
 
-fn caddy_configuration_stripping_tokens(addresses: &Addresses) -> String {
-    let lines = [
-        "copy_headers Cookie>X-Answer-Cookie",
-        "request_header -Authorization",
-        "request_header -Cookie",
-        "@cookies header_regexp X-Answer-Cookie ^[^{]",
-        "request_header @cookies Cookie {http.request.header.X-Answer-Cookie}",
-    ];
-    // It occurs twice: before and after the ext_authz request.
-    let text = caddy_configuration(addresses)
-        .replace("# request_header -X-Answer-Cookie", "request_header -X-Answer-Cookie");
-    uncomment(&text, &lines)
+fn shipped_caddyfile(addresses: &Addresses) -> String {
+    let door = ("forward_auth 127.0.0.1:9192", format!("forward_auth {}", addresses.forward_auth));
+    replaced(&deploy_file("caddy/Caddyfile"), &[door])
 }
 
-fn caddy_configuration(addresses: &Addresses) -> String {
-    deploy_file(
-        "caddy/Caddyfile",
-        &[
-            (":10000 {", ":0 {".to_owned()),
-            ("forward_auth 127.0.0.1:9192", format!("forward_auth {}", addresses.forward_auth)),
-            ("reverse_proxy 127.0.0.1:8080", format!("reverse_proxy {}", addresses.upstream)),
-        ],
-    )
-}
-
-fn run_caddy(mut command: Command, text: &str) -> RunningProxy {
+fn run_caddy(mut command: Command, text: &str, addresses: &Addresses) -> RunningProxy {
     let folder = folder();
-    // The admin API has a fixed port.
     let config = folder.path().join("Caddyfile");
-    let text = text.replacen("{\n\tservers {\n", "{\n\tadmin off\n\tservers {\n", 1);
+    let own = [
+        (":10000 {", ":0 {".to_owned()),
+        ("reverse_proxy 127.0.0.1:8080", format!("reverse_proxy {}", addresses.upstream)),
+        // The admin API has a fixed port.
+        ("{\n\tservers {\n", "{\n\tadmin off\n\tservers {\n".to_owned()),
+    ];
+    let text = replaced(text, &own);
     fs::write(&config, text).expect("the folder can be written to");
     command.args(["run", "--adapter", "caddyfile", "--config"]).arg(&config);
     for variable in ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"] {
         command.env(variable, folder.path());
     }
     let process = Process::start("caddy", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Log, _folder: folder }
+    RunningProxy { process, address: AddressSource::Log, folder }
 }
 
 /// Traefik, built from its module.
 pub fn traefik(addresses: &Addresses) -> RunningProxy {
-    let routes = traefik_routes(addresses);
-    run_traefik(&routes)
+    let door = ("http://127.0.0.1:9192/", format!("http://{}/", addresses.forward_auth));
+    run_traefik(&replaced(&deploy_file("traefik/dynamic.yaml"), &[door]), addresses)
 }
 
-/// The same with the lines for `forward_token: false` uncommented.
-pub fn traefik_stripping_tokens(addresses: &Addresses) -> RunningProxy {
-    let routes = uncomment(&traefik_routes(addresses), &["- Cookie", "Authorization: \"\""]);
-    run_traefik(&routes)
+/// The same with the printed file.
+pub fn traefik_with_recipe(addresses: &Addresses) -> RunningProxy {
+    run_traefik(&addresses.printed_file("traefik"), addresses)
 }
 
-/// The same whose authorization requests name the rule `orders`.
+/// The same with the printed file, whose authorization requests name the rule `orders`.
 pub fn traefik_naming_a_rule(addresses: &Addresses) -> RunningProxy {
     let url = format!("http://{}/", addresses.forward_auth);
-    run_traefik(&naming_a_rule(&traefik_routes(addresses), &url, &format!("{url}rule/orders")))
-}
-
-fn traefik_routes(addresses: &Addresses) -> String {
-    deploy_file(
-        "traefik/dynamic.yaml",
-        &[
-            ("http://127.0.0.1:9192/", format!("http://{}/", addresses.forward_auth)),
-            ("http://127.0.0.1:8080", format!("http://{}", addresses.upstream)),
-        ],
+    run_traefik(
+        &naming_a_rule(&addresses.printed_file("traefik"), &url, &format!("{url}rule/orders")),
+        addresses,
     )
 }
 
-fn run_traefik(routes: &str) -> RunningProxy {
+fn run_traefik(routes: &str, addresses: &Addresses) -> RunningProxy {
     let (folder, address) = (folder(), free_address());
-    let main = deploy_file("traefik/traefik.yaml", &[("address: :10000", format!("address: '{address}'"))]);
+    let upstream = ("http://127.0.0.1:8080", format!("http://{}", addresses.upstream));
+    let routes = replaced(routes, &[upstream]);
+    let main = deploy_file("traefik/traefik.yaml");
+    let main = replaced(&main, &[("address: :10000", format!("address: '{address}'"))]);
     fs::write(folder.path().join("traefik.yaml"), main).expect("the folder can be written to");
     fs::write(folder.path().join("dynamic.yaml"), routes).expect("the folder can be written to");
     let mut command = Command::new(program_path("PORTCULLIS_TEST_TRAEFIK", ".cache/traefik"));
     command.current_dir(folder.path()).arg("--configFile=traefik.yaml");
     let process = Process::start("traefik", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Fixed(address), _folder: folder }
+    RunningProxy { process, address: AddressSource::Fixed(address), folder }
 }
 
 /// Envoy with ext_authz over HTTP.
 pub fn envoy_http(addresses: &Addresses) -> RunningProxy {
-    run_envoy_http(&envoy_http_configuration(addresses))
+    let doors = [
+        ("address: 127.0.0.1, port_value: 9192", local_port(addresses.forward_auth.port())),
+        ("port_value: 9193", format!("port_value: {}", addresses.admin.port())),
+    ];
+    run_envoy(&replaced(&deploy_file("envoy/envoy-http.yaml"), &doors), addresses)
 }
 
-/// The same with the line for `forward_token: false` uncommented.
-pub fn envoy_http_stripping_tokens(addresses: &Addresses) -> RunningProxy {
-    run_envoy_http(&uncomment(&envoy_http_configuration(addresses), &["- {exact: cookie}"]))
+/// The same with the printed file.
+pub fn envoy_http_with_recipe(addresses: &Addresses) -> RunningProxy {
+    run_envoy(&addresses.printed_file("envoy-http"), addresses)
 }
 
-fn envoy_http_configuration(addresses: &Addresses) -> String {
-    deploy_file(
-        "envoy/envoy-http.yaml",
-        &[
-            ("address: 127.0.0.1, port_value: 9901", local_port(0)),
-            ("address: 0.0.0.0, port_value: 10000", local_port(0)),
-            ("address: 127.0.0.1, port_value: 9192", local_port(addresses.forward_auth.port())),
-            ("port_value: 9193", format!("port_value: {}", addresses.admin.port())),
-            ("address: 127.0.0.1, port_value: 8080", local_port(addresses.upstream.port())),
-        ],
-    )
+/// Envoy with ext_authz over gRPC.
+pub fn envoy_grpc(addresses: &Addresses) -> RunningProxy {
+    let door = ("address: 127.0.0.1, port_value: 9191", local_port(addresses.ext_authz.port()));
+    run_envoy(&replaced(&deploy_file("envoy/envoy-grpc.yaml"), &[door]), addresses)
 }
 
-fn run_envoy_http(text: &str) -> RunningProxy {
+/// The same with the printed file.
+pub fn envoy_grpc_with_recipe(addresses: &Addresses) -> RunningProxy {
+    run_envoy(&addresses.printed_file("envoy"), addresses)
+}
+
+fn run_envoy(text: &str, addresses: &Addresses) -> RunningProxy {
+    let own = [
+        ("address: 127.0.0.1, port_value: 9901", local_port(0)),
+        ("address: 0.0.0.0, port_value: 10000", local_port(0)),
+        ("address: 127.0.0.1, port_value: 8080", local_port(addresses.upstream.port())),
+    ];
     let folder = folder();
     let config = folder.path().join("envoy.yaml");
-    fs::write(&config, text).expect("the folder can be written to");
+    fs::write(&config, replaced(text, &own)).expect("the folder can be written to");
     let mut command = Command::new(program_path("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
     // Hot restart would connect two Envoys on one machine.
     command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
     command.arg("--admin-address-path").arg(folder.path().join(ADMIN_FILE)).arg("--config-path").arg(config);
     let process = Process::start("envoy", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Admin, _folder: folder }
-}
-
-/// Envoy with ext_authz over gRPC. Portcullis removes tokens itself, so no line is uncommented for that.
-pub fn envoy_grpc(addresses: &Addresses) -> RunningProxy {
-    let folder = folder();
-    let text = deploy_file(
-        "envoy/envoy-grpc.yaml",
-        &[
-            ("address: 127.0.0.1, port_value: 9901", local_port(0)),
-            ("address: 0.0.0.0, port_value: 10000", local_port(0)),
-            ("address: 127.0.0.1, port_value: 9191", local_port(addresses.ext_authz.port())),
-            ("address: 127.0.0.1, port_value: 8080", local_port(addresses.upstream.port())),
-        ],
-    );
-    let config = folder.path().join("envoy.yaml");
-    fs::write(&config, text).expect("the folder can be written to");
-    let mut command = Command::new(program_path("PORTCULLIS_TEST_ENVOY", ".cache/envoy"));
-    command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
-    command.arg("--admin-address-path").arg(folder.path().join(ADMIN_FILE)).arg("--config-path").arg(config);
-    let process = Process::start("envoy", &mut command, folder.path());
-    RunningProxy { process, address: AddressSource::Admin, _folder: folder }
+    RunningProxy { process, address: AddressSource::Admin, folder }
 }

@@ -20,6 +20,7 @@ mod envoy_http;
 mod envoy_rules;
 mod frameworks;
 mod haproxy;
+mod ingress_nginx;
 mod keycloak;
 mod kubernetes;
 mod launch;

@@ -5,50 +5,24 @@ use std::net::TcpStream;
 
 use reqwest::StatusCode;
 
-use crate::launch::{self, Addresses, RunningProxy, nginx_configuration, run_nginx};
+use crate::launch;
 use crate::suite::{self, Proxy, TestEnv, proxy_tests};
 use crate::support::real;
 
 const PROXY: Proxy = Proxy {
     profile: "nginx",
     start: launch::nginx,
-    start_stripping_tokens: launch::nginx_stripping_tokens,
+    start_with_recipe: launch::nginx_with_recipe,
     status_when_down: StatusCode::SERVICE_UNAVAILABLE,
+    keeps_empty_headers: false,
 };
 
-/// Starts NGINX with the commented location of the resource metadata uncommented.
-fn start_with_metadata(addresses: &Addresses) -> RunningProxy {
-    let mut text = String::new();
-    let mut in_location = false;
-    for line in nginx_configuration(addresses).lines() {
-        in_location |= line.trim_start().starts_with("# location = /.well-known/");
-        let line = if in_location { line.replacen("# ", "", 1) } else { line.to_owned() };
-        in_location &= line.trim() != "}";
-        text.push_str(&line);
-        text.push('\n');
-    }
-    run_nginx(text)
-}
-
 proxy_tests!(PROXY);
-
-#[tokio::test]
-async fn the_resource_metadata_needs_no_token() {
-    let proxy = Proxy { start: start_with_metadata, ..PROXY };
-    let url = "https://api.example.com/.well-known/oauth-protected-resource";
-    let env = TestEnv::start(proxy, &format!("responses: {{resource_metadata: '{url}'}}\n")).await;
-    let denied = env.client.get(env.url("/orders")).send().await.expect("NGINX answers");
-    let challenge = denied.headers()["www-authenticate"].to_str().expect("text");
-    assert!(challenge.ends_with(&format!("resource_metadata=\"{url}\"")), "{challenge}");
-    let request = env.client.get(env.url("/.well-known/oauth-protected-resource"));
-    let request = request.header("x-original-uri", "/orders").header("x-original-method", "GET");
-    let answer = request.send().await.expect("NGINX answers");
-    assert_eq!(answer.status(), StatusCode::OK);
-    let document: serde_json::Value = real::json(answer).await;
-    assert_eq!(document["resource"], "https://api.example.com");
-    assert_eq!(document["authorization_servers"], serde_json::json!([env.issuer.issuer()]));
-    assert_eq!(env.upstream.received(), 0);
-}
+proxy_tests!(
+    PROXY,
+    a_door_with_mutual_tls_is_asked_with_the_proxys_certificate,
+    the_resource_metadata_needs_no_token,
+);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http_1_0_request_without_a_host_has_the_host_of_the_configuration() {

@@ -4,26 +4,24 @@
 //! The module of a proxy defines a [`Proxy`] and calls [`proxy_tests!`]. The tests assert what a client and an
 //! upstream observe, never the internals of the service.
 
+mod keys;
 mod octets;
+mod recipes;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use portcullis::clock::Clock;
 use portcullis::commands::issuer::{Issuer, SigningAlgorithm, SigningKey, with_claim};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
-use tokio::task::JoinSet;
 
 use crate::launch::{Addresses, RunningProxy, start_proxy};
 use crate::support::real::{self, Portcullis, TIMEOUT, Upstream, client, eventually};
 
+pub use keys::*;
 pub use octets::*;
-
-/// The number of clients of the load test, each of which sends one request at a time.
-const CLIENTS: u64 = 8;
+pub use recipes::*;
 
 /// A proxy to test.
 #[derive(Clone, Copy)]
@@ -32,11 +30,17 @@ pub struct Proxy {
     pub profile: &'static str,
     /// Starts it with its configuration of `deploy/`, where only addresses are changed.
     pub start: fn(&Addresses) -> RunningProxy,
-    /// Starts it with the lines for `forward_token: false` uncommented.
-    pub start_stripping_tokens: fn(&Addresses) -> RunningProxy,
+    /// Starts it with the file that `portcullis recipe` prints.
+    pub start_with_recipe: fn(&Addresses) -> RunningProxy,
     /// The status that a client gets while the service is down.
     pub status_when_down: StatusCode,
+    /// Whether a claim header without a value reaches the upstream, as an empty one.
+    pub keeps_empty_headers: bool,
 }
+
+/// The claim headers that the files of `deploy/` name.
+const SHIPPED_CLAIMS: &str =
+    "    claim_headers: {x-auth-subject: sub, x-auth-tenant: tenant_id, x-auth-roles: /realm_access/roles}\n";
 
 /// An issuer, the service, a proxy and an upstream.
 pub struct TestEnv {
@@ -46,7 +50,7 @@ pub struct TestEnv {
     pub upstream: Upstream,
     pub client: Client,
     address: SocketAddr,
-    _proxy: RunningProxy,
+    pub proxy: RunningProxy,
 }
 
 /// Held by each test: parallel tests would cause timeouts on a small machine.
@@ -72,7 +76,8 @@ impl TestEnv {
         let issuer = Issuer::start().await.expect("a free port");
         let key = issuer.rotate(SigningAlgorithm::ES256);
         let own = Upstream::start().await;
-        let env = Self::build(proxy, (issuer, key), (own, upstream), more).await;
+        let more = format!("{SHIPPED_CLAIMS}{more}");
+        let env = Self::build(proxy, (issuer, key), (own, upstream), &more).await;
         env.portcullis.ready().await;
         env
     }
@@ -81,14 +86,39 @@ impl TestEnv {
     pub async fn start_without_keys(proxy: Proxy, issuer: Issuer, key: SigningKey, more: &str) -> Self {
         let own = Upstream::start().await;
         let address = own.address;
-        Self::build(proxy, (issuer, key), (own, address), more).await
+        let more = format!("{SHIPPED_CLAIMS}{more}");
+        Self::build(proxy, (issuer, key), (own, address), &more).await
+    }
+
+    /// Starts the proxy with the file that `portcullis recipe` prints for a provider with these keys, without the claim
+    /// headers of `deploy/`.
+    pub async fn start_with_recipe(proxy: Proxy, provider: &str) -> Self {
+        let issuer = Issuer::start().await.expect("a free port");
+        let key = issuer.rotate(SigningAlgorithm::ES256);
+        let own = Upstream::start().await;
+        let address = own.address;
+        let proxy = Proxy { start: proxy.start_with_recipe, ..proxy };
+        let env = Self::build(proxy, (issuer, key), (own, address), provider).await;
+        env.portcullis.ready().await;
+        env
     }
 
     /// `forward_to` is the upstream of the proxy.
     async fn build(
         proxy: Proxy,
+        issuer_and_key: (Issuer, SigningKey),
+        upstreams: (Upstream, SocketAddr),
+        more: &str,
+    ) -> Self {
+        Self::build_with_tls(proxy, issuer_and_key, upstreams, None, more).await
+    }
+
+    /// The doors use these certificates.
+    async fn build_with_tls(
+        proxy: Proxy,
         (issuer, key): (Issuer, SigningKey),
         (upstream, forward_to): (Upstream, SocketAddr),
+        certificates: Option<&Certificates>,
         more: &str,
     ) -> Self {
         let providers = format!(
@@ -101,18 +131,14 @@ impl TestEnv {
       - {{header: authorization, scheme: Bearer}}
       - {{query: access_token}}
       - {{cookie: access_token}}
-    claim_headers: {{x-auth-subject: sub, x-auth-tenant: tenant_id, x-auth-roles: /realm_access/roles}}
 {more}",
             issuer.issuer(),
             issuer.jwks_uri(),
         );
-        let portcullis = Portcullis::serve_with_profile(proxy.profile, &providers).await;
-        let addresses = Addresses {
-            forward_auth: portcullis.forward_auth,
-            ext_authz: portcullis.ext_authz,
-            admin: portcullis.admin,
-            upstream: forward_to,
-        };
+        let tls = certificates.map(Certificates::of_the_doors).unwrap_or_default();
+        let portcullis = Portcullis::serve_with_tls(proxy.profile, &tls, &providers).await;
+        let certificates = certificates.map(|certificates| certificates.folder.path().to_owned());
+        let addresses = Addresses { certificates, ..Addresses::new(&portcullis, forward_to) };
         let (mut running, address) = start_proxy(proxy.start, &addresses).await;
         let client = client();
         eventually("the proxy has its routes", TIMEOUT, async || {
@@ -122,7 +148,7 @@ impl TestEnv {
             (answer.status() != StatusCode::NOT_FOUND).then_some(())
         })
         .await;
-        Self { issuer, key, portcullis, upstream, client, address, _proxy: running }
+        Self { issuer, key, portcullis, upstream, client, address, proxy: running }
     }
 
     /// The address of the proxy.
@@ -330,7 +356,7 @@ pub async fn large_claim_headers_and_a_large_token_pass(proxy: Proxy) {
 
 pub async fn the_upstream_never_sees_a_token(proxy: Proxy) {
     let _serial = SERIAL.lock().await;
-    let proxy = Proxy { start: proxy.start_stripping_tokens, ..proxy };
+    let proxy = Proxy { start: proxy.start_with_recipe, ..proxy };
     let env = TestEnv::start(proxy, "    forward_token: false\n").await;
     let token = env.token();
     let received = env.forwarded_request(env.get(&token)).await;
@@ -394,82 +420,6 @@ pub async fn proxy_headers_of_a_client_are_ignored(proxy: Proxy) {
     }
 }
 
-pub async fn rotations_under_load_refuse_no_good_token(proxy: Proxy) {
-    let _serial = SERIAL.lock().await;
-    let mut env = TestEnv::start(proxy, "    refresh: {min_spacing: 100ms}\n").await;
-    let current = Arc::new(std::sync::Mutex::new(env.token()));
-    let done = Arc::new(AtomicBool::new(false));
-    let sent = Arc::new(AtomicU64::new(0));
-    let mut clients = JoinSet::new();
-    for _ in 0..CLIENTS {
-        let (client, url) = (env.client.clone(), env.url("/orders"));
-        let (current, done, sent) = (Arc::clone(&current), Arc::clone(&done), Arc::clone(&sent));
-        clients.spawn(async move {
-            let mut refused = Vec::new();
-            while !done.load(Ordering::SeqCst) {
-                let token = current.lock().expect("not poisoned").clone();
-                let answer = client.get(&url).bearer_auth(token).send().await.expect("the proxy answers");
-                if answer.status() != StatusCode::OK {
-                    refused.push(answer.status());
-                }
-                sent.fetch_add(1, Ordering::SeqCst);
-            }
-            refused
-        });
-    }
-    for rotation in 1..=3 {
-        let before = sent.load(Ordering::SeqCst);
-        eventually("the load goes on", TIMEOUT, async || {
-            (sent.load(Ordering::SeqCst) >= before + 50).then_some(())
-        })
-        .await;
-        // Tokens of the previous key are still valid after a rotation.
-        let next = SigningKey::generate(format!("next-{rotation}").as_str(), SigningAlgorithm::ES256);
-        env.issuer.publish(&[&next, &env.key]);
-        env.key = next;
-        *current.lock().expect("not poisoned") = env.token();
-    }
-    let before = sent.load(Ordering::SeqCst);
-    eventually("the load goes on", TIMEOUT, async || {
-        (sent.load(Ordering::SeqCst) >= before + 50).then_some(())
-    })
-    .await;
-    done.store(true, Ordering::SeqCst);
-    for refused in clients.join_all().await {
-        assert!(refused.is_empty(), "valid tokens are refused: {refused:?}");
-    }
-}
-
-pub async fn without_keys_the_answer_is_503(proxy: Proxy) {
-    let _serial = SERIAL.lock().await;
-    let issuer = Issuer::start().await.expect("a free port");
-    let key = issuer.rotate(SigningAlgorithm::ES256);
-    issuer.stop().await;
-    let env = TestEnv::start_without_keys(proxy, issuer, key, "").await;
-    let answer = env.send(&env.token()).await;
-    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(answer.headers()["retry-after"], "1");
-    assert_eq!(real::json(answer).await["error"], "temporarily_unavailable");
-    assert_eq!(env.upstream.received(), 0);
-    env.issuer.restart().await.expect("its port is free");
-    eventually("the issuer is up again and the same token passes", TIMEOUT, async || {
-        (env.send(&env.token()).await.status() == StatusCode::OK).then_some(())
-    })
-    .await;
-}
-
-pub async fn when_the_service_is_down_nothing_passes(proxy: Proxy) {
-    let _serial = SERIAL.lock().await;
-    let mut env = TestEnv::start(proxy, "").await;
-    let token = env.token();
-    assert_eq!(env.send(&token).await.status(), StatusCode::OK);
-    let before = env.upstream.received();
-    env.portcullis.process.terminate();
-    eventually("the service exits", TIMEOUT, async || env.portcullis.process.exit_status()).await;
-    assert_eq!(env.send(&token).await.status(), proxy.status_when_down);
-    assert_eq!(env.upstream.received(), before);
-}
-
 pub async fn an_untrusted_proxy_gets_403(proxy: Proxy) {
     let _serial = SERIAL.lock().await;
     let env = TestEnv::start(proxy, "trusted_proxies: [192.0.2.0/24]\n").await;
@@ -503,6 +453,11 @@ macro_rules! proxy_tests {
             several_hosts_do_not_select_the_last,
             the_upstream_gets_the_path_that_is_checked_and_no_absolute_uri,
             a_query_of_any_octets_passes,
+            the_printed_file_sets_the_claim_headers_and_removes_the_token,
+            a_request_without_identity_has_no_claim_header,
+            a_page_can_read_a_denial,
+            a_door_with_tls_is_asked_over_tls,
+            without_keys_the_status_is_that_of_the_configuration,
         );
     };
     ($proxy:expr, $($name:ident),+ $(,)?) => {

@@ -49,24 +49,30 @@ pub fn debian_command(program: &str) -> Command {
     command
 }
 
-/// The text of a file of `deploy/` with replacements. Each replaced text has to occur exactly once.
-pub fn deploy_file(file: &str, replacements: &[(&str, String)]) -> String {
+/// The text of a file of `deploy/`.
+pub fn deploy_file(file: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file);
-    let mut text = fs::read_to_string(path).expect("the file of deploy/");
-    for (from, to) in replacements {
-        assert_eq!(text.matches(from).count(), 1, "{from} in {file}");
-        text = text.replace(from, to);
-    }
-    text
+    fs::read_to_string(path).expect("the file of deploy/")
 }
 
-/// Uncomments these lines of a file of `deploy/`. Each has to occur exactly once.
-pub fn uncomment(text: &str, lines: &[&str]) -> String {
+/// The file that `portcullis recipe` prints for this proxy and the configuration with this text.
+pub fn printed_file(proxy: &str, config: &str) -> String {
+    let folder = folder();
+    let file = folder.path().join("portcullis.yaml");
+    fs::write(&file, config).expect("the folder can be written to");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    let output = command.arg("recipe").arg(proxy).arg("--config").arg(file).run_and_read();
+    let output = output.expect("the binary runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The text with replacements. Each replaced text has to occur exactly once.
+pub fn replaced(text: &str, replacements: &[(&str, String)]) -> String {
     let mut text = text.to_owned();
-    for line in lines {
-        let comment = format!("# {line}\n");
-        assert_eq!(text.matches(&comment).count(), 1, "{comment}");
-        text = text.replace(&comment, &format!("{line}\n"));
+    for (from, to) in replacements {
+        assert_eq!(text.matches(from).count(), 1, "{from} in {text}");
+        text = text.replace(from, to);
     }
     text
 }
@@ -268,6 +274,8 @@ pub struct Portcullis {
     pub ext_authz: SocketAddr,
     pub forward_auth: SocketAddr,
     pub admin: SocketAddr,
+    /// Its configuration, with the addresses that it has bound instead of those with port 0.
+    pub config: String,
     client: Client,
     _folder: TempDir,
 }
@@ -281,7 +289,12 @@ impl Portcullis {
 
     /// Serves with an HTTP door of this profile.
     pub async fn serve_with_profile(profile: &str, providers: &str) -> Self {
-        Self::serve_command(Command::new(env!("CARGO_BIN_EXE_portcullis")), profile, providers).await
+        Self::serve_with_tls(profile, "", providers).await
+    }
+
+    /// The same with TLS settings of both doors, as in `, tls: {...}`.
+    pub async fn serve_with_tls(profile: &str, tls: &str, providers: &str) -> Self {
+        Self::serve_command(Command::new(env!("CARGO_BIN_EXE_portcullis")), profile, tls, providers).await
     }
 
     /// Serves under limits of the shell's `ulimit`, such as `-n 80` for descriptors.
@@ -289,20 +302,23 @@ impl Portcullis {
         let mut command = Command::new("sh");
         let script = format!("ulimit {limits} && exec \"$0\" \"$@\"");
         command.args(["-c", &script, env!("CARGO_BIN_EXE_portcullis")]);
-        Self::serve_command(command, "envoy", providers).await
+        Self::serve_command(command, "envoy", "", providers).await
     }
 
-    async fn serve_command(mut command: Command, profile: &str, providers: &str) -> Self {
+    async fn serve_command(mut command: Command, profile: &str, tls: &str, providers: &str) -> Self {
         let folder = folder();
         let config = folder.path().join("portcullis.yaml");
-        let text = format!(
-            "listen:
-  ext_authz: '127.0.0.1:0'
-  forward_auth: {{address: '127.0.0.1:0', profile: {profile}}}
-  admin: '127.0.0.1:0'
+        let text = |[grpc, http, admin]: [SocketAddr; 3]| {
+            format!(
+                "listen:
+  ext_authz: {{address: '{grpc}'{tls}}}
+  forward_auth: {{address: '{http}', profile: {profile}{tls}}}
+  admin: '{admin}'
 {providers}"
-        );
-        fs::write(&config, text).expect("the folder can be written to");
+            )
+        };
+        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        fs::write(&config, text([any_port; 3])).expect("the folder can be written to");
         command.arg("serve").arg("--config").arg(config);
         let mut process = Process::start("portcullis", &mut command, folder.path());
         let client = client();
@@ -313,7 +329,8 @@ impl Portcullis {
             ok(&client, &format!("http://{admin}/livez")).await
         })
         .await;
-        Self { process, ext_authz, forward_auth, admin, client, _folder: folder }
+        let config = text([ext_authz, forward_auth, admin]);
+        Self { process, ext_authz, forward_auth, admin, config, client, _folder: folder }
     }
 
     /// Waits until `/readyz` answers 200.
@@ -370,7 +387,7 @@ impl Envoy {
             ("address: 127.0.0.1, port_value: 9191", local_port(ext_authz.port())),
             ("address: 127.0.0.1, port_value: 8080", local_port(upstream.port())),
         ];
-        let text = deploy_file("envoy/envoy-grpc.yaml", &[&ports, changes].concat());
+        let text = replaced(&deploy_file("envoy/envoy-grpc.yaml"), &[&ports, changes].concat());
         let config = folder.path().join("envoy.yaml");
         fs::write(&config, text).expect("the folder can be written to");
 

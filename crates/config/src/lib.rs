@@ -159,6 +159,8 @@ pub struct HttpListener {
 pub enum Profile {
     /// `auth_request`: `X-Original-Method`, `X-Original-URI` and `Host`.
     Nginx,
+    /// The annotation `auth-url`: `X-Original-Method` and the absolute `X-Original-URL`.
+    IngressNginx,
     /// The Lua action of the recipe: `X-Forwarded-Method`, `-Uri` and `-Host`.
     Haproxy,
     /// `forward_auth`: `X-Forwarded-Method`, `-Uri` and `-Host`.
@@ -171,8 +173,9 @@ pub enum Profile {
 
 impl Profile {
     /// Every profile by its name in the configuration.
-    pub const NAMED: [(&'static str, Profile); 5] = [
+    pub const NAMED: [(&'static str, Profile); 6] = [
         ("nginx", Profile::Nginx),
+        ("ingress-nginx", Profile::IngressNginx),
         ("haproxy", Profile::Haproxy),
         ("caddy", Profile::Caddy),
         ("traefik", Profile::Traefik),
@@ -183,6 +186,7 @@ impl Profile {
     pub fn name(self) -> &'static str {
         match self {
             Profile::Nginx => "nginx",
+            Profile::IngressNginx => "ingress-nginx",
             Profile::Haproxy => "haproxy",
             Profile::Caddy => "caddy",
             Profile::Traefik => "traefik",

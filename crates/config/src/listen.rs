@@ -78,7 +78,7 @@ section! {
         address: SOCKET_ADDRESS, required("the address for the proxy, `host:port`");
         /// The proxy in front: it determines how the original request is described.
         profile: Choice(&Profile::NAMED),
-            required("the proxy in front: nginx, haproxy, caddy, traefik or envoy");
+            required("the proxy in front: nginx, ingress-nginx, haproxy, caddy, traefik or envoy");
         /// overwrite: the proxy overwrites every claim header of a client. If absent, a request with a claim header is
         /// denied.
         client_headers: Choice(&[("overwrite", ClaimHeaders::Overwritten)]), unless(ClaimHeaders::MaybeKept);

@@ -69,7 +69,7 @@ const RESERVED_HEADERS: [&str; 33] = [
     "proxy",
 ];
 /// Headers that end at the proxy, or that the proxy sets.
-const NO_TOKEN_HEADERS: [&str; 16] = [
+const NO_TOKEN_HEADERS: [&str; 17] = [
     "host",
     "connection",
     "proxy-connection",
@@ -82,6 +82,7 @@ const NO_TOKEN_HEADERS: [&str; 16] = [
     "content-length",
     "x-original-method",
     "x-original-uri",
+    "x-original-url",
     "x-forwarded-method",
     "x-forwarded-uri",
     "x-forwarded-host",

@@ -42,7 +42,7 @@ pub static PATH_AND_HOST: [HeaderName; 18] = [
 ];
 
 /// Headers that some frameworks use instead of the method.
-static METHOD: [HeaderName; 3] = [
+pub static METHOD: [HeaderName; 3] = [
     HeaderName::from_static("x-http-method-override"),
     HeaderName::from_static("x-http-method"),
     HeaderName::from_static("x-method-override"),

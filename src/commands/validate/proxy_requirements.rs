@@ -4,17 +4,15 @@ use std::fmt::Write as _;
 
 use http::HeaderName;
 
+use super::super::requirements::{RemovedTokens, protected_headers};
 use crate::access_request::ClaimHeaders;
-use crate::bearer_token::source_header;
 use crate::config::{Config, HttpListener, Profile};
 use crate::protected_headers::ProtectedHeaders;
-use crate::validation::provider::TokenSource;
 
 /// A paragraph for each HTTP door. Envoy's gRPC mode has no requirements, because its response sets and removes any
 /// header.
 pub(super) fn requirements(config: &Config) -> String {
-    let providers = config.providers.iter().map(|config| &*config.provider);
-    let protected = ProtectedHeaders::new(providers, &config.rules, &config.trusted_headers);
+    let protected = protected_headers(config);
     let doors = config.listen.forward_auth.iter().enumerate();
     doors.fold(String::new(), |mut text, (index, door)| {
         // Writing to a string cannot fail.
@@ -31,8 +29,9 @@ fn write_door(
 ) -> std::fmt::Result {
     writeln!(
         text,
-        "listen.forward_auth[{index}] (profile {}): the proxy configuration must",
-        door.profile.name()
+        "listen.forward_auth[{index}] (profile {}): the proxy configuration must (`portcullis recipe {}` prints one)",
+        door.profile.name(),
+        if door.profile == Profile::Envoy { "envoy-http" } else { door.profile.name() }
     )?;
     let list = |names: &[HeaderName]| names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(", ");
     let claims = list(protected.claims());
@@ -42,45 +41,42 @@ fn write_door(
         }
         writeln!(text, "  - set for the upstream only from the authorization response: {claims}")?;
     }
-    if door.profile == Profile::Envoy {
-        writeln!(
+    match door.profile {
+        Profile::Envoy => writeln!(
             text,
             "  - send all headers here (allowed_headers): a header that is not sent cannot be removed"
-        )?;
-    } else if !protected.overrides().is_empty() {
-        writeln!(
+        )?,
+        _ if protected.overrides().is_empty() => {}
+        Profile::IngressNginx => writeln!(
+            text,
+            "  - expect 400 for a request with one of these, which its annotations cannot remove: {}",
+            list(protected.overrides())
+        )?,
+        _ => writeln!(
             text,
             "  - remove from the client's request before authorization, except its own: {}",
             list(protected.overrides())
-        )?;
+        )?,
     }
     writeln!(text, "  - allow no upgrade except websocket")?;
-    for source in protected.not_forwarded() {
-        match (source, door.profile) {
-            (TokenSource::Query(name), _) => {
-                writeln!(
-                    text,
-                    "  - expect 400 for a token in the query ({name}): forward_token is false, and no HTTP door can remove it"
-                )?;
-            }
-            (TokenSource::WebSocketProtocol(_), _) => writeln!(
-                text,
-                "  - set for the upstream from the authorization response: sec-websocket-protocol (forward_token: false)"
-            )?,
-            (TokenSource::Cookie(_), _) => writeln!(
-                text,
-                "  - set for the upstream from the authorization response: cookie (forward_token: false)"
-            )?,
-            (TokenSource::Header { .. }, Profile::Envoy) => {}
-            (source, _) => {
-                if let Some(name) = source_header(source) {
-                    writeln!(
-                        text,
-                        "  - remove from the request to the upstream: {name} (forward_token: false)"
-                    )?;
-                }
-            }
+    let removed = RemovedTokens::of(protected);
+    if door.profile != Profile::Envoy {
+        for name in removed.headers {
+            writeln!(text, "  - remove from the request to the upstream: {name} (forward_token: false)")?;
         }
+    }
+    for rewritten in removed.rewritten {
+        writeln!(
+            text,
+            "  - set for the upstream from the authorization response: {} (forward_token: false)",
+            rewritten.header().to_ascii_lowercase()
+        )?;
+    }
+    for name in removed.queries {
+        writeln!(
+            text,
+            "  - expect 400 for a token in the query ({name}): forward_token is false, and no HTTP door can remove it"
+        )?;
     }
     Ok(())
 }

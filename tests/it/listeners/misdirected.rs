@@ -158,7 +158,8 @@ async fn a_request_of_another_kind_of_proxy_is_one_log_line_at_an_http_listener(
     let forwarded =
         [("x-forwarded-method", "GET"), ("x-forwarded-uri", "/orders"), ("x-forwarded-host", "a.example")];
     let grpc = ["found=\"Envoy's gRPC Check\"", "have Envoy ask listen.ext_authz"];
-    let is_nginx = ["found=\"X-Original-* headers, as NGINX sends them\"", "set `profile: nginx`"];
+    let is_nginx =
+        ["found=\"X-Original-* headers, as NGINX sends them\"", "set `profile: nginx` or ingress-nginx"];
     let is_forwarded = ["found=\"X-Forwarded-Method or X-Forwarded-Uri", "set that of the proxy that asks"];
     for (profile, sent, expected) in [
         (Profile::Nginx, call(CHECK), Some(grpc)),

@@ -70,29 +70,29 @@ pub struct Proxy {
     pub profile: &'static str,
     /// Starts it with its files of `deploy/`.
     pub start: fn(&Addresses) -> RunningProxy,
-    /// Starts it with the lines for `forward_token: false` uncommented.
-    pub start_stripping_tokens: fn(&Addresses) -> RunningProxy,
+    /// Starts it with the file that `portcullis recipe` prints.
+    pub start_with_recipe: fn(&Addresses) -> RunningProxy,
 }
 
 /// Every proxy.
 pub const PROXIES: [Proxy; 8] = [
-    proxy("nginx", "nginx", launch::nginx, launch::nginx_stripping_tokens),
-    proxy("haproxy", "haproxy", launch::haproxy, launch::haproxy_stripping_tokens),
-    proxy("caddy_2_6", "caddy", launch::caddy, launch::caddy_stripping_tokens),
-    proxy("caddy_2_10", "caddy", launch::caddy_2_10, launch::caddy_2_10_stripping_tokens),
-    proxy("caddy_2_11", "caddy", launch::caddy_2_11, launch::caddy_2_11_stripping_tokens),
-    proxy("traefik", "traefik", launch::traefik, launch::traefik_stripping_tokens),
-    proxy("envoy_grpc", "envoy", launch::envoy_grpc, launch::envoy_grpc),
-    proxy("envoy_http", "envoy", launch::envoy_http, launch::envoy_http_stripping_tokens),
+    proxy("nginx", "nginx", launch::nginx, launch::nginx_with_recipe),
+    proxy("haproxy", "haproxy", launch::haproxy, launch::haproxy_with_recipe),
+    proxy("caddy_2_6", "caddy", launch::caddy, launch::caddy_with_recipe),
+    proxy("caddy_2_10", "caddy", launch::caddy_2_10, launch::caddy_2_10_with_recipe),
+    proxy("caddy_2_11", "caddy", launch::caddy_2_11, launch::caddy_2_11_with_recipe),
+    proxy("traefik", "traefik", launch::traefik, launch::traefik_with_recipe),
+    proxy("envoy_grpc", "envoy", launch::envoy_grpc, launch::envoy_grpc_with_recipe),
+    proxy("envoy_http", "envoy", launch::envoy_http, launch::envoy_http_with_recipe),
 ];
 
 const fn proxy(
     name: &'static str,
     profile: &'static str,
     start: fn(&Addresses) -> RunningProxy,
-    start_stripping_tokens: fn(&Addresses) -> RunningProxy,
+    start_with_recipe: fn(&Addresses) -> RunningProxy,
 ) -> Proxy {
-    Proxy { name, profile, start, start_stripping_tokens }
+    Proxy { name, profile, start, start_with_recipe }
 }
 
 /// The claim headers that the files of `deploy/` name.
@@ -122,9 +122,9 @@ impl TestEnv {
         Self::start_with(proxy.profile, proxy.start, provider).await
     }
 
-    /// Starts the proxy with the lines for `forward_token: false` uncommented.
-    pub async fn start_stripping_tokens(proxy: Proxy, provider: &str) -> Self {
-        Self::start_with(proxy.profile, proxy.start_stripping_tokens, provider).await
+    /// Starts the proxy with the file that `portcullis recipe` prints.
+    pub async fn start_with_recipe(proxy: Proxy, provider: &str) -> Self {
+        Self::start_with(proxy.profile, proxy.start_with_recipe, provider).await
     }
 
     async fn start_with(profile: &str, start: fn(&Addresses) -> RunningProxy, provider: &str) -> Self {
@@ -144,12 +144,7 @@ impl TestEnv {
         let portcullis = Portcullis::serve_with_profile(profile, &providers).await;
         portcullis.ready().await;
         let upstream = Upstream::start().await;
-        let addresses = Addresses {
-            forward_auth: portcullis.forward_auth,
-            ext_authz: portcullis.ext_authz,
-            admin: portcullis.admin,
-            upstream: upstream.address,
-        };
+        let addresses = Addresses::new(&portcullis, upstream.address);
         let (proxy, address) = start_proxy(start, &addresses).await;
         let claims = claims(&issuer);
         let admin = with_claim(claims.clone(), "/realm_access/roles", json!(["admin"]));

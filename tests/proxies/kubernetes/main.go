@@ -14,6 +14,8 @@ import (
 	mesh "istio.io/api/mesh/v1alpha1"
 	security "istio.io/api/security/v1beta1"
 	admission "k8s.io/api/admissionregistration/v1"
+	core "k8s.io/api/core/v1"
+	networking "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	grants "sigs.k8s.io/gateway-api/apis/v1beta1"
 	"sigs.k8s.io/yaml"
@@ -23,7 +25,8 @@ import (
 type envelope struct {
 	metav1.TypeMeta `json:",inline"`
 	Metadata        json.RawMessage `json:"metadata,omitempty"`
-	Spec            json.RawMessage `json:"spec"`
+	Spec            json.RawMessage `json:"spec,omitempty"`
+	Data            json.RawMessage `json:"data,omitempty"`
 }
 
 func main() {
@@ -64,6 +67,10 @@ func checkOne(kind string, document []byte, spec json.RawMessage) error {
 		return yaml.UnmarshalStrict(document, &admission.ValidatingAdmissionPolicy{})
 	case "admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding":
 		return yaml.UnmarshalStrict(document, &admission.ValidatingAdmissionPolicyBinding{})
+	case "networking.k8s.io/v1 Ingress":
+		return yaml.UnmarshalStrict(document, &networking.Ingress{})
+	case "v1 ConfigMap":
+		return yaml.UnmarshalStrict(document, &core.ConfigMap{})
 	case "security.istio.io/v1 AuthorizationPolicy":
 		return strict(spec, &security.AuthorizationPolicy{})
 	case "install.istio.io/v1alpha1 IstioOperator":

@@ -348,7 +348,7 @@ fn is_overwritten(name: &str, listen: &Listen) -> bool {
     let mut profiles = grpc.chain(listen.forward_auth.iter().map(|door| door.profile)).peekable();
     let overwritten: fn(Profile) -> &'static [&'static str] = |profile| match profile {
         // The question has the client's headers; those of the proxy are set for the upstream alone.
-        Profile::Nginx => &[],
+        Profile::Nginx | Profile::IngressNginx => &[],
         Profile::Haproxy | Profile::Caddy | Profile::Traefik => {
             &["x-forwarded-for", "x-real-ip", "x-forwarded-proto"]
         }

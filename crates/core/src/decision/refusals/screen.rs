@@ -1,0 +1,177 @@
+//! Refusals by the screen of a token, which needs no key.
+
+use super::shown::{claim, kind, list, list_of};
+use super::{Hint, Refused, StepName};
+use crate::decision::issuers::{Difference, Issuers, Near};
+use crate::reason::DenyReason;
+use crate::text::{duration, quoted, timestamp};
+use crate::validation::algorithm::Algorithm;
+use crate::validation::json::Json;
+use crate::validation::provider::{Audiences, Provider, TokenTypes};
+use crate::validation::{Malformation, Permanent, Token, TokenLimits, UnixTime};
+
+/// A permanent failure before the provider is known. `claims` are those of the token, once they are parsed.
+pub(in super::super) fn parse_failed(
+    permanent: &Permanent,
+    bytes: usize,
+    limits: &TokenLimits,
+    claims: Option<&Json>,
+) -> Refused {
+    let refused = Refused::new(StepName::Screen, DenyReason::from(permanent));
+    match permanent {
+        Permanent::TokenTooLarge => refused
+            .found(format!("{bytes} bytes"))
+            .wanted(format!("at most limits.token_bytes, {}", limits.bytes))
+            .hint(Hint::Limit("limits.token_bytes")),
+        Permanent::Malformed(Malformation::TooManyValues) => refused
+            .found("more members and values than limits.token_values allows")
+            .wanted(format!("at most {}", limits.json.values))
+            .hint(Hint::Limit("limits.token_values")),
+        Permanent::Malformed(Malformation::TooDeep) => refused
+            .found("nested deeper than limits.token_depth allows")
+            .wanted(format!("at most {}", limits.json.depth))
+            .hint(Hint::Limit("limits.token_depth")),
+        Permanent::Malformed(Malformation::NotAJwt(why)) => {
+            refused.found(*why).wanted("a signed JWT").hint(Hint::NotAJwt)
+        }
+        Permanent::AlgorithmNotAllowed => refused
+            .found("no alg in the header, or one that is no string")
+            .wanted("the name of an algorithm")
+            .hint(Hint::Text("have the issuer write alg into the header of its tokens (RFC 7515 §4.1.1)")),
+        Permanent::ClaimMissing(name) => claim_missing(refused, name, claims, None),
+        Permanent::ClaimMalformed(name) => claim_malformed(refused, name, claims),
+        _ => refused,
+    }
+}
+
+/// The issuer of no provider.
+pub(in super::super) fn unknown_issuer(issuer: &str, issuers: &Issuers) -> Refused {
+    let near = issuers.near(issuer);
+    let found = match &near {
+        None => format!("iss {}", quoted(issuer)),
+        Some(Near { provider, difference: Difference::Parts(parts) }) => {
+            format!("iss {}, which differs from the issuer of {provider} by {parts} alone", quoted(issuer))
+        }
+        Some(Near { provider, difference: Difference::Realm(realm) }) => {
+            format!("iss {}, whose realm {} is none of {provider}", quoted(issuer), quoted(realm))
+        }
+    };
+    Refused::new(StepName::Screen, DenyReason::IssuerUnknown)
+        .found(found)
+        .wanted(format!("exactly {}", list(issuers.all(), quoted)))
+        .hint(Hint::Issuer(quoted(issuer), near))
+}
+
+/// A token that fails the screen of its provider.
+pub(in super::super) fn screened(
+    permanent: &Permanent,
+    token: &Token<'_>,
+    provider: &Provider,
+    audiences: &Audiences,
+    now: UnixTime,
+) -> Refused {
+    let refused = Refused::new(StepName::Screen, DenyReason::from(permanent));
+    let claims = &token.claims;
+    match permanent {
+        Permanent::AlgorithmNotAllowed => {
+            let allowed = list_of(Algorithm::ALL.len(), provider.algorithms.iter(), ToString::to_string);
+            refused
+                .found(format!("alg {}", quoted(&token.alg)))
+                .wanted(allowed)
+                .hint(Hint::Algorithm(Algorithm::from_name(&token.alg)))
+        }
+        Permanent::TypeNotAllowed => {
+            let typ = token.typ.as_deref().map(quoted);
+            let found = typ.as_ref().map_or_else(|| "no typ".to_owned(), |typ| format!("typ {typ}"));
+            refused.found(found).hint(Hint::Type(typ)).wanted(match &provider.token_types {
+                TokenTypes::Default => "at+jwt, JWT or none".to_owned(),
+                TokenTypes::AnyOf(types) => list(types.iter(), |one| quoted(one)),
+            })
+        }
+        Permanent::AudienceMismatch => {
+            let aud = claims.member("aud");
+            let first = match aud {
+                Some(Json::Array(members)) => members.first().and_then(Json::as_str),
+                one => one.and_then(Json::as_str),
+            };
+            refused
+                .found(claim("aud", aud))
+                .wanted(wanted_audiences(audiences))
+                .hint(Hint::Audience(first.map(quoted)))
+        }
+        Permanent::Expired => expired(refused, claims, provider, now),
+        Permanent::NotYetValid => not_yet_valid(refused, claims, provider, now),
+        Permanent::ClaimMissing(name) => claim_missing(refused, name, Some(claims), Some(audiences)),
+        Permanent::ClaimMalformed(name) => claim_malformed(refused, name, Some(claims)),
+        _ => refused,
+    }
+}
+
+fn wanted_audiences(audiences: &Audiences) -> String {
+    match audiences {
+        Audiences::Any => "any".to_owned(),
+        Audiences::AnyOf(audiences) => list(audiences.iter(), |one| quoted(one)),
+    }
+}
+
+fn expired(refused: Refused, claims: &Json, provider: &Provider, now: UnixTime) -> Refused {
+    let skew = provider.clock_skew.as_secs_f64();
+    let found = number(claims, "exp").map_or_else(String::new, |exp| {
+        let late = now.as_secs_f64() - exp;
+        format!("expired {} ago, at {}; skew {}", duration(late), timestamp(exp), duration(skew))
+    });
+    refused.found(found).hint(Hint::Clock)
+}
+
+fn not_yet_valid(refused: Refused, claims: &Json, provider: &Provider, now: UnixTime) -> Refused {
+    let skew = provider.clock_skew.as_secs_f64();
+    let found = number(claims, "nbf").map_or_else(String::new, |nbf| {
+        let early = nbf - now.as_secs_f64();
+        format!("valid in {}, from {}; skew {}", duration(early), timestamp(nbf), duration(skew))
+    });
+    refused.found(found).hint(Hint::Clock)
+}
+
+fn claim_missing(
+    refused: Refused,
+    name: &str,
+    claims: Option<&Json>,
+    audiences: Option<&Audiences>,
+) -> Refused {
+    let found = match claims.and_then(|claims| claims.member(name)) {
+        // A pointer may lead deeper.
+        None if name.starts_with('/') => format!("{name} is absent, null or empty"),
+        None => format!("{name} is absent"),
+        Some(Json::Null) => format!("{name} is null"),
+        Some(_) => format!("{name} is empty"),
+    };
+    let wanted = match (name, audiences) {
+        ("aud", Some(audiences)) => wanted_audiences(audiences),
+        ("exp", _) => "the time at which the token expires".to_owned(),
+        ("iss", _) => "the issuer of a provider".to_owned(),
+        _ => "a value".to_owned(),
+    };
+    refused.found(found).wanted(wanted).hint(Hint::ClaimMissing(name.to_owned()))
+}
+
+fn claim_malformed(refused: Refused, name: &str, claims: Option<&Json>) -> Refused {
+    let value = claims.and_then(|claims| claims.member(name));
+    let found = match (name, value) {
+        ("aud", Some(Json::Array(_))) => "aud is a list with a member that is no string".to_owned(),
+        ("exp" | "nbf" | "iat", Some(Json::Number(_))) => format!("{name} is a number that is too large"),
+        _ => format!("{name} is {}", kind(value)),
+    };
+    let wanted = match name {
+        "exp" | "nbf" | "iat" => "a number of seconds",
+        "aud" => "a string or a list of strings",
+        _ => "a string",
+    };
+    refused.found(found).wanted(wanted).hint(Hint::ClaimMalformed(name.to_owned(), wanted))
+}
+
+fn number(claims: &Json, name: &str) -> Option<f64> {
+    match claims.member(name) {
+        Some(Json::Number(digits)) => digits.parse().ok(),
+        _ => None,
+    }
+}

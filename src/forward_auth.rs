@@ -7,6 +7,7 @@
 //! # Architecture invariant
 //! Only `allow` responds with status 200.
 
+mod as_proxy;
 mod resource_metadata;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,6 +16,8 @@ use std::sync::Arc;
 use axum::body::Body;
 use http::header::{CACHE_CONTROL, HOST};
 use http::{HeaderName, Method, Request, Response, StatusCode};
+
+pub(crate) use self::as_proxy::authorization_request;
 
 use crate::access_request::{AccessRequest, ClaimHeaders, Headers, Removal};
 use crate::clock;
@@ -69,10 +72,7 @@ impl HttpDoor {
         {
             return metadata.unwrap_or_else(|error| internal_error(&error));
         }
-        let access_request = AccessRequest {
-            claim_headers: self.client_headers,
-            ..access_request(self.profile, request, peer)
-        };
+        let access_request = described(self.profile, self.client_headers, request, peer);
         let decided = authorizer.decide(DOOR, &access_request).await;
         let response = match decided.decision.allowed(authorizer.responses(), &access_request.headers) {
             Ok(allowed) => allow(self.profile, allowed.changes()),
@@ -140,6 +140,16 @@ fn is_authorization_request<B>(profile: Profile, request: &Request<B>) -> bool {
     request_headers(profile).is_none_or(|names| {
         request.headers().contains_key(&names.method) || request.headers().contains_key(&names.uri)
     })
+}
+
+/// The client's request as the proxy describes it, at a door with these settings.
+pub(crate) fn described<B>(
+    profile: Profile,
+    client_headers: ClaimHeaders,
+    request: &Request<B>,
+    peer: IpAddr,
+) -> AccessRequest<'_> {
+    AccessRequest { claim_headers: client_headers, ..access_request(profile, request, peer) }
 }
 
 /// The client's request as described by the proxy.

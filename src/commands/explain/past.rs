@@ -32,7 +32,7 @@ pub(super) struct PastArgs {
     /// Explain this refusal of a running service: the decision_id in its log or in the proxy's metadata
     #[arg(long, value_name = "ID", value_parser = decision_id, requires = "admin",
         conflicts_with_all = ["method", "path", "host", "headers", "request", "rule", "source_address",
-            "source_principal", "now"])]
+            "source_principal", "now", "door", "proxy", "token", "claims", "provider"])]
     decision: Option<String>,
     /// The admin address of the service, with --decision
     #[arg(long, value_name = "HOST:PORT", value_parser = admin, requires = "decision")]
@@ -125,6 +125,10 @@ fn to_text(refusal: &Value) -> String {
     for [name, outcome, detail] in lines {
         shown.push_str(format!("{name:<8}  {outcome:<widest$}  {detail}").trim_end());
         shown.push('\n');
+    }
+    let advice = text(refusal, "advice");
+    if !advice.is_empty() {
+        shown.push_str(&format!("\nadvice: {advice}\n"));
     }
     shown
 }

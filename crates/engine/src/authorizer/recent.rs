@@ -52,6 +52,8 @@ pub struct RecentRefusal {
     pub kid: Option<String>,
     /// What was found and what was wanted.
     pub detail: Option<String>,
+    /// What an operator can do about it.
+    pub advice: Option<String>,
     /// The steps in their order; the last one refused.
     pub steps: Vec<RecentStep>,
 }
@@ -99,6 +101,7 @@ impl RecentRefusal {
             client: request.source_address.map(on_one_line),
             kid: record.kid().map(|kid| on_one_line(kid.as_str())),
             detail: record.refused().and_then(Refused::detail),
+            advice: None,
             steps: record.steps().map(step).collect(),
         }
     }
@@ -183,6 +186,7 @@ mod tests {
             client: None,
             kid: None,
             detail: None,
+            advice: None,
             steps: Vec::new(),
         }
     }

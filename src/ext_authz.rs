@@ -328,15 +328,17 @@ fn access_request(check: CheckRequest<'_>, received_at: clock::Instant) -> Acces
 
 /// A client's request as this door describes it, for commands that judge it without a proxy.
 pub(crate) fn described(client: &CaseRequest) -> AccessRequest<'_> {
-    let bytes = |text: &'_ Option<String>| text.as_ref().map(String::as_bytes).unwrap_or_default();
+    fn bytes(text: Option<&String>) -> &[u8] {
+        text.map(String::as_bytes).unwrap_or_default()
+    }
     let headers = client.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
     let check = CheckRequest {
         method: client.method.as_bytes(),
         host: client.host.as_bytes(),
         path: client.path.as_bytes(),
         headers: headers.collect(),
-        source_address: bytes(&client.source_address),
-        source_principal: bytes(&client.source_principal),
+        source_address: bytes(client.source_address.as_ref()),
+        source_principal: bytes(client.source_principal.as_ref()),
         named_rule: client.rule.as_ref().map(String::as_bytes),
         ..CheckRequest::default()
     };

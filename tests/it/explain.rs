@@ -1,5 +1,9 @@
 //! `portcullis explain` of the built binary: its decisions are those of `serve`, and it never shows tokens or secrets.
 
+mod doors;
+mod reasons;
+mod tokens;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

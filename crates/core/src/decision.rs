@@ -21,6 +21,7 @@
 
 mod advice;
 mod explained;
+mod hint;
 mod issuers;
 mod places;
 mod policy;

@@ -19,7 +19,7 @@ use crate::telemetry::on_one_line;
 /// The timeout of the request.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest response that is read: a refusal has at most about 12 KiB, and escapes in JSON.
+/// The largest response that is read: a refusal has at most about 16 KiB, and escapes in JSON.
 const MAX_BYTES: usize = 256 * 1024;
 
 /// The members that the text shows below its first line, in this order; the others are steps or part of that line.

@@ -43,6 +43,7 @@ rules:
   - name: orders
     match: {path_prefix: /orders, methods: [GET]}
   - name: write
+    by_name: true
     match: {path_prefix: /write}
     require:
       scopes: ['orders:read', 'orders:write']
@@ -182,7 +183,7 @@ fn cases(world: &World) -> Vec<(&'static str, Vec<String>, Bearer)> {
         ("a rule that denies", path("/blocked"), good()),
         ("no rule", path("/else"), good()),
         ("a rule that a route may not name", at(&["--rule", "orders"]), good()),
-        ("a rule that does not exist", at(&["--rule", "odrers"]), good()),
+        ("a rule that does not exist", at(&["--rule", "wrtie"]), good()),
         ("an ambiguous path", path("/orders/a%2Fb"), good()),
         ("a dot segment", path("/orders/../x"), good()),
         ("repeated slashes", path("/health//z"), None),

@@ -1,6 +1,6 @@
 //! Where the token of `explain` comes from, which keys it fetches, and what it says without a token.
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use portcullis::commands::issuer::{Fault, Issuer, SigningAlgorithm, SigningKey};
 use serde_json::{Value, json};
@@ -118,7 +118,8 @@ fn explain_input(config: &std::path::Path, input: std::fs::File) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
     command.arg("explain").arg("--config").arg(config).args(["--now", &NOW.to_string(), "--token", "-"]);
     command.args(["--format", "json"]).env_remove("PORTCULLIS_LOG").stdin(Stdio::from(input));
-    command.run_and_read().expect("the binary runs")
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.start().and_then(Child::wait_with_output).expect("the binary runs")
 }
 
 #[test]

@@ -2,62 +2,12 @@
 //!
 //! A refusal keeps what the line needs; the text is made where it is shown, and never for the client.
 
-use std::net::IpAddr;
-
+use super::hint::Hint;
 use super::issuers::{Difference, Near};
 use super::places::{ConfigPlaces, Setting};
 use super::record::Record;
 use super::steps::shortened;
 use crate::rules::{RequirementRejection, Rule};
-use crate::validation::algorithm::Algorithm;
-
-/// What the advice of a refusal is made from. Text of a token or of a request is in quotes and cut.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Hint {
-    #[default]
-    None,
-    /// The advice itself.
-    Text(&'static str),
-    UntrustedProxy(IpAddr),
-    /// The proxy's route names this rule.
-    RuleNotByName(String),
-    DeniedByRule,
-    NoRule,
-    NoToken,
-    /// The token is in these places.
-    Place(String),
-    /// This limit is exceeded.
-    Limit(&'static str),
-    NotAJwt,
-    /// The token's, if it is supported.
-    Algorithm(Option<Algorithm>),
-    /// The token's.
-    Type(Option<String>),
-    /// The token's, and the one that it almost is.
-    Issuer(String, Option<Near>),
-    /// The first one of the token.
-    Audience(Option<String>),
-    /// It is too early or too late.
-    Clock,
-    ClaimMissing(String),
-    /// The claim, and what it has to be.
-    ClaimMalformed(String, &'static str),
-    KeyUnknown {
-        is_other_alg: bool,
-    },
-    BadSignature,
-    KeysUnavailable,
-    /// These are missing.
-    Scopes(String),
-    Requirement(RequirementRejection),
-    ClaimTooLarge,
-    /// A look-alike of this name from the client.
-    Header(Option<String>),
-    /// An override header of this name from the client.
-    Override(Option<String>),
-    /// A claim header of this name from the client.
-    ClaimHeader(Option<String>),
-}
 
 impl Record<'_> {
     /// What an operator can do about the refusal, in one line of at most 1,024 characters, with the places of the settings
@@ -97,9 +47,15 @@ impl Adviser<'_> {
                 self.top("rules"),
                 self.top("default")
             ),
-            Hint::NoToken => "send a token in that place, or add the place where the client has it to \
+            Hint::NoToken => {
+                "send a token in a place that is wanted, or add the place where the client has it to \
                               token_from of its provider"
-                .to_owned(),
+                    .to_owned()
+            }
+            Hint::NoSuchRule(near) => {
+                let near = near.as_ref().map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+                format!("correct the name of the rule in the proxy's route{near}")
+            }
             Hint::Place(found) => {
                 format!("add {found} to {}, or send the token elsewhere", self.provider("token_from"))
             }
@@ -141,9 +97,12 @@ impl Adviser<'_> {
                 "have the issuer write typ into its tokens, or remove {}",
                 self.provider("token_types")
             ),
-            Hint::Issuer(issuer, near) => self.about_issuer(issuer, near.as_ref()),
+            Hint::Issuer(found) => self.about_issuer(&found.0, found.1.as_ref()),
             Hint::Audience(found) => self.about_audience(found.as_deref()),
-            Hint::Clock => format!(
+            Hint::Clock { is_near: false } => {
+                "get a new token from the issuer, and compare its clock with that of this machine".to_owned()
+            }
+            Hint::Clock { is_near: true } => format!(
                 "get a new token; if the clocks of the issuer and of this machine differ, set them, or raise {}",
                 self.provider("clock_skew")
             ),

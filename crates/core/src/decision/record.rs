@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::advice::Hint;
+use super::hint::Hint;
 use super::steps::{StepName, joined};
 use super::verified::{ScreenSummary, VerifiedToken};
 use crate::reason::Refusal;

@@ -15,7 +15,7 @@ pub(super) use self::request::{
 pub(super) use self::require::requirement_rejected;
 pub(super) use self::screen::{parse_failed, screened, unknown_issuer};
 
-use super::advice::Hint;
+use super::hint::Hint;
 use super::policy::{DescriptionRejection, Policy};
 use super::record::Refused;
 use super::steps::StepName;

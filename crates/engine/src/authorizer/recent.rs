@@ -16,7 +16,7 @@ use crate::decision::{Refused, Step};
 use crate::telemetry::{on_one_line, path_for_log};
 use crate::validation::UnixTime;
 
-/// The most refusals that can be kept: each takes a few hundred bytes, and at most about 12 KiB.
+/// The most refusals that can be kept: each takes a few hundred bytes, and at most about 16 KiB.
 pub const MAX_REFUSALS: u32 = 10_000;
 
 /// A refused request.

@@ -83,11 +83,11 @@ fn no_such_rule(request: &AccessRequest<'_>, rules: &Rules) -> Refused {
         .wanted("a rule with `by_name: true` that applies to this request");
     let name = request.named_rule.unwrap_or_default();
     let named = rules.all().iter().find(|rule| rule.name.as_bytes() == name);
+    // A name that is none of the configuration's is not shown, since it may be anything.
     let Some(rule) = named else {
-        let name = quoted(&String::from_utf8_lossy(name));
         return refused
-            .found(format!("the proxy's route names the rule {name}, which does not exist"))
-            .hint(Hint::Text("correct the name of the rule in the proxy's route"));
+            .found("the proxy's route names a rule that does not exist")
+            .hint(Hint::NoSuchRule(nearest(&String::from_utf8_lossy(name), rules)));
     };
     let name = quoted(&rule.name);
     match rule.by_name {
@@ -98,6 +98,20 @@ fn no_such_rule(request: &AccessRequest<'_>, rules: &Rules) -> Refused {
             .found(format!("the proxy's route names the rule {name}, which applies to preflights alone"))
             .hint(Hint::Text("name another rule in the proxy's route")),
     }
+}
+
+/// The rule whose name is most like this one.
+fn nearest(name: &str, rules: &Rules) -> Option<String> {
+    /// Longer names are not compared.
+    const MAX_BYTES: usize = 128;
+    const MAX_DIFFERENCES: usize = 2;
+    if name.len() > MAX_BYTES {
+        return None;
+    }
+    let distance = |rule: &Rule| strsim::damerau_levenshtein(name, &rule.name);
+    let named = rules.all().iter().filter(|rule| rule.by_name).map(|rule| (distance(rule), &rule.name));
+    let (_, nearest) = named.filter(|(distance, _)| *distance <= MAX_DIFFERENCES).min()?;
+    Some(nearest.clone())
 }
 
 /// The rule denies every request.
@@ -161,7 +175,7 @@ pub(in super::super) fn upstream_rejected(
     let first = |kind| first_protected(kind, request, policy);
     match rejection {
         UpstreamRejection::ClaimTooLarge => refused(DenyReason::ClaimTooLarge)
-            .found("claim headers that are larger in all")
+            .found("claim headers of more bytes in all")
             .wanted(format!("at most limits.claim_header_bytes, {}", policy.limits.claim_header_bytes))
             .hint(Hint::ClaimTooLarge),
         UpstreamRejection::LookAlike => {

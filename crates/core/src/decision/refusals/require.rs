@@ -1,11 +1,10 @@
 //! Refusals of valid tokens, by the requirements of a rule.
 
-use super::shown::{claim, json, list};
+use super::shown::{claim, json, list, source};
 use super::{Hint, Refused, StepName};
 use crate::reason::DenyReason;
 use crate::rules::condition::Condition;
 use crate::rules::{RequirementRejection, Requirements, has_scope};
-use crate::text::quoted;
 use crate::validation::json::Json;
 use crate::validation::provider::Provider;
 
@@ -18,7 +17,7 @@ pub(in super::super) fn requirement_rejected(
 ) -> Refused {
     let refused = |reason| Refused::new(StepName::Require, reason).hint(Hint::Requirement(rejection.clone()));
     let denied = || refused(DenyReason::RuleDenied);
-    let condition = || quoted(requirements.condition.as_ref().map_or("", Condition::source));
+    let condition = || source(requirements.condition.as_ref().map_or("", Condition::source));
     match rejection {
         RequirementRejection::Scope => {
             let granted = ["scope", "scp"]

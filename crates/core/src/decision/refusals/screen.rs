@@ -10,6 +10,9 @@ use crate::validation::json::Json;
 use crate::validation::provider::{Audiences, Provider, TokenTypes};
 use crate::validation::{Malformation, Permanent, Token, TokenLimits, UnixTime};
 
+/// The largest `clock_skew` of a configuration, in seconds.
+const MAX_SKEW: f64 = 600.0;
+
 /// A permanent failure before the provider is known. `claims` are those of the token, once they are parsed.
 pub(in super::super) fn parse_failed(
     permanent: &Permanent,
@@ -59,7 +62,7 @@ pub(in super::super) fn unknown_issuer(issuer: &str, issuers: &Issuers) -> Refus
     Refused::new(StepName::Screen, DenyReason::IssuerUnknown)
         .found(found)
         .wanted(format!("exactly {}", list(issuers.all(), quoted)))
-        .hint(Hint::Issuer(quoted(issuer), near))
+        .hint(Hint::Issuer(Box::new((quoted(issuer), near))))
 }
 
 /// A token that fails the screen of its provider.
@@ -120,7 +123,9 @@ fn expired(refused: Refused, claims: &Json, provider: &Provider, now: UnixTime) 
         let late = now.as_secs_f64() - exp;
         format!("expired {} ago, at {}; skew {}", duration(late), timestamp(exp), duration(skew))
     });
-    refused.found(found).hint(Hint::Clock)
+    let exp = number(claims, "exp");
+    let is_near = exp.is_some_and(|exp| now.as_secs_f64() - exp <= MAX_SKEW);
+    refused.found(found).hint(Hint::Clock { is_near })
 }
 
 fn not_yet_valid(refused: Refused, claims: &Json, provider: &Provider, now: UnixTime) -> Refused {
@@ -129,7 +134,8 @@ fn not_yet_valid(refused: Refused, claims: &Json, provider: &Provider, now: Unix
         let early = nbf - now.as_secs_f64();
         format!("valid in {}, from {}; skew {}", duration(early), timestamp(nbf), duration(skew))
     });
-    refused.found(found).hint(Hint::Clock)
+    let is_near = number(claims, "nbf").is_some_and(|nbf| nbf - now.as_secs_f64() <= MAX_SKEW);
+    refused.found(found).hint(Hint::Clock { is_near })
 }
 
 fn claim_missing(

@@ -59,3 +59,10 @@ pub(super) fn list_of<T>(
         more => format!("{} and {more} more", first.join(", ")),
     }
 }
+
+/// As much of an expression of the configuration as is shown, on one line.
+pub(super) fn source(text: &str) -> String {
+    const MAX_CHARS: usize = 256;
+    let on_one_line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("`{}`", on_one_line.chars().take(MAX_CHARS).collect::<String>())
+}

@@ -21,7 +21,6 @@ use super::{Failure, output};
 use crate::clock::{self, Clock};
 use crate::config::cases::{CaseRequest, CaseToken};
 use crate::config::{Config, Log, LogLevel};
-use crate::decision::Decision;
 use crate::service::{Beside, KeysStep};
 use crate::telemetry;
 use crate::validation::UnixTime;
@@ -118,11 +117,8 @@ async fn explain_request(
     let decision = beside.authorizer().explain(&access_request).await;
     let keys = beside.keys(&decision);
     let keys = keys.map(|KeysStep { outcome, detail }| Keys { outcome, detail, are_own: false });
-    Ok(printed(
-        &Explanation::new(&decision, &access_request, at_door.door(), keys, config),
-        &decision,
-        args.format,
-    ))
+    let explanation = Explanation::new(&decision, &access_request, at_door.door(), keys, config);
+    Ok(printed(&explanation, args.format))
 }
 
 /// Decides claims as those of a token that their provider has signed.
@@ -141,16 +137,13 @@ fn explain_claims(
     let added = if added.is_empty() { "nothing".to_owned() } else { added.join(", ") };
     let detail = format!("the claims are taken as signed by {}; added: {added}", claims.provider);
     let keys = Some(Keys { outcome: "none", detail, are_own: true });
-    Ok(printed(
-        &Explanation::new(&decision, &access_request, at_door.door(), keys, config),
-        &decision,
-        args.format,
-    ))
+    let explanation = Explanation::new(&decision, &access_request, at_door.door(), keys, config);
+    Ok(printed(&explanation, args.format))
 }
 
 /// The text in this format, with the exit code of the verdict.
-fn printed(explanation: &Explanation<'_>, decision: &Decision<'_>, format: Format) -> (String, ExitCode) {
-    let code = match &decision.verdict {
+fn printed(explanation: &Explanation<'_>, format: Format) -> (String, ExitCode) {
+    let code = match explanation.verdict() {
         Verdict::Allow(_) => ExitCode::SUCCESS,
         Verdict::Deny(_) => ExitCode::from(DENIED),
         Verdict::Unavailable(_) => ExitCode::from(UNAVAILABLE),

@@ -39,6 +39,7 @@ fn described(names: &RequestHeaders, client: &CaseRequest) -> Result<Request<()>
     copy_headers(client, &mut request, is_overwritten)?;
     let headers = request.headers_mut();
     headers.insert(&names.method, value(&client.method)?);
+    // A profile whose header has a whole URL needs it here.
     headers.insert(&names.uri, value(&client.path)?);
     if !client.host.is_empty() {
         headers.insert(HOST, value(&client.host)?);

@@ -1,6 +1,6 @@
 //! The lines of a configuration's settings, for the advice of refusals.
 
-use portcullis_core::decision::{ConfigPlaces, Section};
+use portcullis_core::decision::{ConfigPlaces, ConfigSection};
 
 use super::Config;
 use super::document::{Node, Value};
@@ -20,7 +20,7 @@ pub(super) fn places(root: &Node, config: &Config) -> ConfigPlaces {
 }
 
 /// The entries of a list at the top of the document.
-fn entries<'n>(root: &'n Node, list: &'n str) -> impl Iterator<Item = Section> + use<'n> {
+fn entries<'n>(root: &'n Node, list: &'n str) -> impl Iterator<Item = ConfigSection> + use<'n> {
     let nodes = match member(root, list).map(|node| &node.value) {
         Some(Value::Sequence(nodes)) => nodes.as_slice(),
         _ => &[],
@@ -33,7 +33,7 @@ fn member<'n>(node: &'n Node, key: &str) -> Option<&'n Node> {
     members.iter().find(|member| member.key == key).map(|member| &member.node)
 }
 
-fn section(path: String, node: &Node) -> Section {
+fn section(path: String, node: &Node) -> ConfigSection {
     let mut keys = Vec::new();
     if let Value::Mapping(members) = &node.value {
         for member in members {
@@ -45,5 +45,5 @@ fn section(path: String, node: &Node) -> Section {
             }
         }
     }
-    Section { path, line: node.at.line, keys }
+    ConfigSection { path, line: node.at.line, keys }
 }

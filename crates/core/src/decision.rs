@@ -27,6 +27,7 @@ mod places;
 mod policy;
 mod record;
 mod refusals;
+mod shown;
 mod steps;
 mod verified;
 
@@ -34,7 +35,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use self::issuers::REALM_PLACEHOLDER;
-pub use self::places::{ConfigPlaces, Section};
+pub use self::places::{ConfigPlaces, ConfigSection};
 pub use self::policy::{Policy, RequestLimits, Trusted};
 pub use self::record::{Record, Refused};
 pub use self::steps::{Step, StepName};
@@ -331,8 +332,7 @@ impl<'a> InProgress<'a> {
             Ok(found) => found,
             Err(no_token) => {
                 let proof = rule.filter(|_| no_token == NoToken::Missing).and_then(Rule::without_token);
-                let proof =
-                    proof.ok_or_else(|| refusals::no_token(no_token, request, policy.token_sources()))?;
+                let proof = proof.ok_or_else(|| refusals::no_token(no_token, request, policy))?;
                 let changes = identity::anonymous_changes(&policy.protected, request);
                 return Ok(Progress::Allowed(Allowed::by_rule(&proof, self.note_changes(changes)?)));
             }

@@ -74,6 +74,11 @@ impl<'a> Explanation<'a> {
         shared(200, set.collect(), &changes.remove, &changes.remove_query)
     }
 
+    /// The verdict.
+    pub(super) fn verdict(&self) -> &Verdict {
+        &self.decision.verdict
+    }
+
     fn reason(&self) -> Outcome {
         self.decision.verdict.reason()
     }

@@ -125,10 +125,6 @@ impl Adviser<'_> {
                 "see why the keys of {} cannot be fetched: `/keys` of the admin listener and the log have the error",
                 self.provider("")
             ),
-            Hint::Scopes(missing) => format!(
-                "ask the issuer for a token with {missing}, or change {}",
-                self.rule("require.scopes")
-            ),
             Hint::Requirement(rejection) => self.about_requirement(rejection),
             Hint::ClaimTooLarge => format!(
                 "raise {}, or pass fewer claims in {}",
@@ -198,7 +194,12 @@ impl Adviser<'_> {
                 self.rule("require.claims")
             ),
             RequirementRejection::Scope => {
-                format!("ask the issuer for the scopes, or change {}", self.rule("require.scopes"))
+                let wanted = self.record.refused().and_then(|refused| refused.wanted.as_deref());
+                let missing = wanted.unwrap_or("the scopes");
+                format!(
+                    "ask the issuer for a token with {missing}, or change {}",
+                    self.rule("require.scopes")
+                )
             }
             RequirementRejection::Condition | RequirementRejection::Undecided(_) => format!(
                 "send a request and a token for which it is true, or change {}",

@@ -46,8 +46,6 @@ pub(super) enum Hint {
     },
     BadSignature,
     KeysUnavailable,
-    /// These are missing.
-    Scopes(String),
     Requirement(RequirementRejection),
     ClaimTooLarge,
     /// A look-alike of this name from the client.

@@ -8,16 +8,16 @@ use std::collections::HashMap;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigPlaces {
     /// By the provider's name.
-    providers: HashMap<String, Section>,
+    providers: HashMap<String, ConfigSection>,
     /// By the rule's name.
-    rules: HashMap<String, Section>,
+    rules: HashMap<String, ConfigSection>,
     /// What is not in a list.
-    top: Section,
+    top: ConfigSection,
 }
 
 /// A mapping of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Section {
+pub struct ConfigSection {
     /// Its path in the document, such as `providers[0]`; empty for the document.
     pub path: String,
     /// Its first line, counted from 1; 0 if it is unknown.
@@ -40,9 +40,9 @@ pub(super) enum Setting<'n> {
 impl ConfigPlaces {
     /// The places of a document, and of the providers and rules with these names.
     pub fn new(
-        top: Section,
-        providers: impl IntoIterator<Item = (String, Section)>,
-        rules: impl IntoIterator<Item = (String, Section)>,
+        top: ConfigSection,
+        providers: impl IntoIterator<Item = (String, ConfigSection)>,
+        rules: impl IntoIterator<Item = (String, ConfigSection)>,
     ) -> Self {
         Self { top, providers: providers.into_iter().collect(), rules: rules.into_iter().collect() }
     }
@@ -65,7 +65,7 @@ impl ConfigPlaces {
     }
 }
 
-impl Section {
+impl ConfigSection {
     fn name(&self, key: &str) -> String {
         let path = match (&*self.path, key) {
             (path, "") => path.to_owned(),
@@ -91,8 +91,9 @@ mod tests {
     #[test]
     fn a_setting_is_named_by_its_path_and_line_or_else_by_its_owner() {
         let provider =
-            Section { path: "providers[0]".to_owned(), line: 3, keys: vec![("audiences".into(), 5)] };
-        let top = Section { path: String::new(), line: 1, keys: vec![("limits.token_bytes".into(), 9)] };
+            ConfigSection { path: "providers[0]".to_owned(), line: 3, keys: vec![("audiences".into(), 5)] };
+        let top =
+            ConfigSection { path: String::new(), line: 1, keys: vec![("limits.token_bytes".into(), 9)] };
         let places = ConfigPlaces::new(top, [("demo".to_owned(), provider)], []);
         for (setting, expected) in [
             (Setting::Provider("demo", "audiences"), "providers[0].audiences (line 5)"),

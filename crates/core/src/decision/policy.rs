@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::issuers::Issuers;
 use super::record::Record;
+use super::shown::list;
 use crate::access_request::AccessRequest;
 use crate::protected_headers::ProtectedHeaders;
 use crate::reason::{DenialKind, Refusal};
@@ -33,6 +34,8 @@ pub struct Policy {
     pub(super) issuers: Issuers,
     trusted_proxies: Vec<IpNet>,
     token_sources: Vec<TokenSource>,
+    /// The words for them, made once: most refusals are those of requests without a token.
+    pub(super) token_places: String,
     challenges: Challenges,
 }
 
@@ -96,6 +99,7 @@ impl Policy {
             challenges.add(provider);
             issuers.add(provider);
         }
+        let token_places = list(token_sources.iter(), ToString::to_string);
         let protected = ProtectedHeaders::new(providers.into_iter(), &rules, &trusted.headers);
         Self {
             rules,
@@ -104,6 +108,7 @@ impl Policy {
             issuers,
             trusted_proxies: trusted.proxies,
             token_sources,
+            token_places,
             challenges,
         }
     }

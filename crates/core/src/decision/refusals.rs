@@ -5,7 +5,6 @@ mod keys;
 mod request;
 mod require;
 mod screen;
-mod shown;
 
 pub(super) use self::keys::{clock_not_set, invalid_after_wait, keys_unavailable, stale};
 pub(super) use self::request::{

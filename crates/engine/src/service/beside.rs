@@ -1,5 +1,5 @@
 //! Decides one request beside a running service, for explanations: it fetches the keys of the request's provider alone,
-//! once they are needed, and reads snapshots but writes none. It counts and logs nothing.
+//! once they are needed, and reads snapshots but writes none. It counts and logs no decision.
 
 use std::sync::Arc;
 

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::shown::list;
 use super::{Hint, Refused, StepName};
+use crate::decision::shown::list;
 use crate::reason::{DenyReason, Refusal, UnavailableReason};
 use crate::text::quoted;
 use crate::validation::algorithm::Algorithm;

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::shown::list;
 use super::{DescriptionRejection, Hint, Policy, Refused, StepName};
 use crate::access_request::AccessRequest;
 use crate::bearer_token::{self, NoToken};
+use crate::decision::shown::list;
 use crate::identity::UpstreamRejection;
 use crate::protected_headers::Protected;
 use crate::reason::DenyReason;
@@ -129,20 +129,17 @@ pub(in super::super) fn denied_without_rule() -> Refused {
         .hint(Hint::NoRule)
 }
 
-pub(in super::super) fn no_token(
-    no_token: NoToken,
-    request: &AccessRequest<'_>,
-    sources: &[TokenSource],
-) -> Refused {
+pub(in super::super) fn no_token(no_token: NoToken, request: &AccessRequest<'_>, policy: &Policy) -> Refused {
     let refused = |reason| Refused::new(StepName::Token, reason);
     let places = || {
-        let present = sources.iter().filter(|source| bearer_token::is_present(request, source));
+        let present =
+            policy.token_sources().iter().filter(|source| bearer_token::is_present(request, source));
         list(present, ToString::to_string)
     };
     match no_token {
         NoToken::Missing => refused(DenyReason::TokenMissing)
             .found(bearer_token::other_credentials(request).unwrap_or("no token"))
-            .wanted(list(sources.iter(), ToString::to_string))
+            .wanted(policy.token_places.clone())
             .hint(Hint::NoToken),
         NoToken::Several => refused(DenyReason::MultipleTokens)
             .found(format!("different tokens, or a token beside other credentials, in {}", places()))

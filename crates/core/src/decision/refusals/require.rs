@@ -1,7 +1,7 @@
 //! Refusals of valid tokens, by the requirements of a rule.
 
-use super::shown::{claim, json, list, source};
 use super::{Hint, Refused, StepName};
+use crate::decision::shown::{claim, json, list, source};
 use crate::reason::DenyReason;
 use crate::rules::condition::Condition;
 use crate::rules::{RequirementRejection, Requirements, has_scope};
@@ -25,13 +25,8 @@ pub(in super::super) fn requirement_rejected(
                 .filter_map(|name| claims.member(name).map(|value| claim(name, Some(value))));
             let granted: Vec<String> = granted.collect();
             let found = if granted.is_empty() { "no scope".to_owned() } else { granted.join(", ") };
-            let missing: Vec<&String> =
-                requirements.scopes.iter().filter(|scope| !has_scope(claims, scope)).collect();
-            let missing = list(missing.into_iter(), String::clone);
-            Refused::new(StepName::Require, DenyReason::InsufficientScope)
-                .found(found)
-                .wanted(missing.clone())
-                .hint(Hint::Scopes(missing))
+            let missing = requirements.scopes.iter().filter(|scope| !has_scope(claims, scope));
+            refused(DenyReason::InsufficientScope).found(found).wanted(list(missing, String::clone))
         }
         RequirementRejection::Provider => denied()
             .found(format!("a token of {}", provider.name))

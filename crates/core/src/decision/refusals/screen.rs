@@ -1,8 +1,8 @@
 //! Refusals by the screen of a token, which needs no key.
 
-use super::shown::{claim, kind, list, list_of};
 use super::{Hint, Refused, StepName};
 use crate::decision::issuers::{Difference, Issuers, Near};
+use crate::decision::shown::{claim, kind, list, list_of};
 use crate::reason::DenyReason;
 use crate::text::{duration, quoted, timestamp};
 use crate::validation::algorithm::Algorithm;

@@ -25,7 +25,7 @@ enum Message {
     /// A Check, which has the parts of the client's request.
     Check,
     /// The proxy's request to an HTTP door.
-    Http { profile: Profile, client_headers: ClaimHeaders, request: Request<()>, proxy: IpAddr },
+    Http { profile: Profile, client_headers: ClaimHeaders, request: Box<Request<()>>, proxy: IpAddr },
     /// The client's request itself.
     Tower(Box<Parts>),
 }
@@ -46,7 +46,9 @@ impl AtDoor {
                 Message::Http {
                     profile,
                     client_headers: configured.map_or(ClaimHeaders::MaybeKept, |door| door.client_headers),
-                    request: forward_auth::authorization_request(profile, &client).map_err(at(door))?,
+                    request: Box::new(
+                        forward_auth::authorization_request(profile, &client).map_err(at(door))?,
+                    ),
                     proxy: proxy.or(trusted).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
                 }
             }

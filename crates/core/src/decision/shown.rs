@@ -22,7 +22,7 @@ pub(super) fn json(value: &Json) -> String {
         Json::Null => "null".to_owned(),
         Json::Bool(true) => "true".to_owned(),
         Json::Bool(false) => "false".to_owned(),
-        Json::Number(digits) => on_one_line(&digits.to_string()),
+        Json::Number(digits) => on_one_line(digits),
         Json::String(text) => quoted(text),
         Json::Array(_) => "(a list)".to_owned(),
         Json::Object(_) => "(an object)".to_owned(),

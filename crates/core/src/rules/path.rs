@@ -84,7 +84,7 @@ pub fn canonical(target: &[u8]) -> Result<RequestPath<'_>, NotPlain> {
 }
 
 /// Why a path is ambiguous, in words that contain nothing of it; `None` if it is not.
-pub fn ambiguity(target: &[u8]) -> Option<&'static str> {
+pub(crate) fn ambiguity(target: &[u8]) -> Option<&'static str> {
     let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
     let has = |parts: &[&str]| {
         let is_part = |window: &[u8], part: &str| window.eq_ignore_ascii_case(part.as_bytes());

@@ -245,7 +245,7 @@ fn not_found(description: &str) -> Value {
 
 fn describe_refusal(refusal: &RecentRefusal) -> Value {
     let RecentRefusal { id, time, took_us, door, verdict, reason, provider, realm, rule, .. } = refusal;
-    let RecentRefusal { method, host, path, client, kid, detail, steps, .. } = refusal;
+    let RecentRefusal { method, host, path, client, kid, detail, advice, steps, .. } = refusal;
     let steps: Vec<Value> = steps
         .iter()
         .map(|step| json!({"step": step.step, "outcome": step.outcome, "detail": step.detail}))
@@ -266,6 +266,7 @@ fn describe_refusal(refusal: &RecentRefusal) -> Value {
         "client": client,
         "kid": kid,
         "detail": detail,
+        "advice": advice,
         "steps": steps,
     })
 }

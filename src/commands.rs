@@ -1,9 +1,11 @@
 //! The commands of the binary. Each is a function from its arguments to an exit code.
 
+mod at_door;
 pub mod demo;
 pub mod drill;
 mod embedded;
 pub mod explain;
+mod issuers;
 pub mod output;
 pub mod recipe;
 mod requirements;

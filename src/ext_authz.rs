@@ -28,6 +28,7 @@ use tower::Service as _;
 use crate::access_request::{AccessRequest, Headers};
 use crate::authorizer::{Authorizer, Decided};
 use crate::clock;
+use crate::config::cases::CaseRequest;
 use crate::misdirected::{self, CHECK};
 use crate::proto::FILE_DESCRIPTOR_SET;
 use crate::server::{self, Door, LogSampler, Misdirected, RequestBody, Stop};
@@ -345,6 +346,25 @@ fn access_request(check: CheckRequest<'_>, received_at: clock::Instant) -> Acces
     let headers: Headers<'_> = check.headers.into_iter().chain(check.raw_headers).collect();
     let request = AccessRequest::new(check.method, check.host, check.path, headers, received_at.into_std());
     AccessRequest { source_address, source_principal, named_rule: check.named_rule, ..request }
+}
+
+/// A client's request as this door describes it, for commands that judge it without a proxy.
+pub(crate) fn described(client: &CaseRequest) -> AccessRequest<'_> {
+    fn bytes(text: Option<&String>) -> &[u8] {
+        text.map(String::as_bytes).unwrap_or_default()
+    }
+    let headers = client.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+    let check = CheckRequest {
+        method: client.method.as_bytes(),
+        host: client.host.as_bytes(),
+        path: client.path.as_bytes(),
+        headers: headers.collect(),
+        source_address: bytes(client.source_address.as_ref()),
+        source_principal: bytes(client.source_principal.as_ref()),
+        named_rule: client.rule.as_ref().map(String::as_bytes),
+        ..CheckRequest::default()
+    };
+    access_request(check, clock::monotonic())
 }
 
 /// A string of proto3, where empty means unset.

@@ -7,6 +7,7 @@
 //! # Architecture invariant
 //! Only `allow` responds with status 200.
 
+mod as_proxy;
 mod misdirected;
 mod original_url;
 mod resource_metadata;
@@ -17,6 +18,8 @@ use std::sync::Arc;
 use axum::body::Body;
 use http::header::{CACHE_CONTROL, HOST};
 use http::{HeaderName, Method, Request, Response, StatusCode};
+
+pub(crate) use self::as_proxy::authorization_request;
 
 use crate::access_request::{AccessRequest, ClaimHeaders, Headers, Removal};
 use crate::clock;
@@ -80,10 +83,7 @@ impl HttpDoor {
         {
             return metadata.unwrap_or_else(|error| internal_error(&error));
         }
-        let access_request = AccessRequest {
-            claim_headers: self.client_headers,
-            ..access_request(self.profile, request, peer)
-        };
+        let access_request = described(self.profile, self.client_headers, request, peer);
         let decided = authorizer.decide(DOOR, &access_request).await;
         let response = match decided.decision.allowed(authorizer.responses(), &access_request.headers) {
             Ok(allowed) => allow(self.profile, allowed.changes()),
@@ -176,6 +176,16 @@ fn is_authorization_request<B>(profile: Profile, request: &Request<B>) -> bool {
     request_headers(profile).is_none_or(|names| {
         request.headers().contains_key(&names.method) || request.headers().contains_key(names.target.header())
     })
+}
+
+/// The client's request as the proxy describes it, at a door with these settings.
+pub(crate) fn described<B>(
+    profile: Profile,
+    client_headers: ClaimHeaders,
+    request: &Request<B>,
+    peer: IpAddr,
+) -> AccessRequest<'_> {
+    AccessRequest { claim_headers: client_headers, ..access_request(profile, request, peer) }
 }
 
 /// The client's request as described by the proxy.

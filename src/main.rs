@@ -22,7 +22,7 @@ struct CommandLine {
 enum Command {
     Serve(serve::ServeArgs),
     Validate(validate::ValidateArgs),
-    Explain(explain::ExplainArgs),
+    Explain(Box<explain::ExplainArgs>),
     Test(test::TestArgs),
     Rules(rules::RulesArgs),
     Recipe(recipe::RecipeArgs),
@@ -68,7 +68,7 @@ async fn run() -> ExitCode {
     match command_line.command {
         Command::Serve(args) => serve::run(args).await,
         Command::Validate(args) => validate::run(args),
-        Command::Explain(args) => explain::run(args).await,
+        Command::Explain(args) => explain::run(*args).await,
         Command::Test(args) => test::run(args),
         Command::Rules(args) => rules::run(args),
         Command::Recipe(args) => recipe::run(args),

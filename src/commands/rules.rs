@@ -1,6 +1,6 @@
 //! `portcullis rules`: the table of who may reach what.
 
-mod row;
+pub(super) mod row;
 mod table;
 
 use std::path::PathBuf;

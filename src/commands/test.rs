@@ -5,7 +5,6 @@
 //! stand for those of the providers: nothing is fetched, and no issuer has to exist. The output never contains a token.
 
 mod compare;
-mod issue;
 mod report;
 
 use std::path::PathBuf;
@@ -14,20 +13,21 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 
 use self::compare::Outcome;
-use self::issue::Issuers;
 use self::report::Tested;
+use super::at_door::AtDoor;
+use super::issuers::Issuers;
 use super::{Failure, output};
 use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::config::cases::Case;
-use crate::decision::{Policy, Trusted};
 use crate::validation::UnixTime;
 
 /// Decide the cases of files, and print what is not as expected
 ///
 /// A case is a request, the claims of its token, and what is expected. Claims need no signature: the token is signed
 /// here, and nothing is fetched. `iss`, `aud` (the first audience of the provider), `iat` and `exp` are added where a
-/// case does not have them; as `null` they are left out. Requests are treated as those that Envoy sends over gRPC.
+/// case does not have them; as `null` they are left out. Requests are judged as at the first door of the
+/// configuration, or at the one that a case names.
 /// Exits with 0 if everything is as expected, and with 1 otherwise.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:
@@ -45,6 +45,8 @@ More keys:
   provider: NAME           whose token it is, if there are several providers
   request: {host, headers, source_address, source_principal}
   request: {rule: NAME}    the rule that the proxy's route names
+  request: {door: nginx}   judged as at this door: envoy (gRPC), envoy-http, nginx, haproxy, caddy,
+                           traefik or tower
   expect: {reason: NAME}   as in logs and metrics
   expect: {rule: null}     no rule matches
   expect: {headers: {x-user: alice, x-admin: null}}
@@ -88,10 +90,10 @@ fn test(args: &TestArgs) -> Result<(String, ExitCode), Failure> {
     let config = Config::load(&args.config)?;
     let files = load_all(&args.cases, &config)?;
     let now = args.now.unwrap_or_else(|| Clock::System.now());
-    let policy = TestPolicy::new(&config, now)?;
+    let issuers = Issuers::new(&config)?;
     let mut tested = Vec::new();
     for (file, cases) in args.cases.iter().zip(&files) {
-        let outcomes = cases.iter().map(|case| Ok((case, policy.decide(case)?)));
+        let outcomes = cases.iter().map(|case| Ok((case, decide(case, &issuers, &config, now)?)));
         tested.push(Tested { file, outcomes: outcomes.collect::<Result<_, Failure>>()? });
     }
     let is_expected = tested.iter().all(|tested| tested.failed() == 0);
@@ -116,27 +118,15 @@ fn load_all(files: &[PathBuf], config: &Config) -> Result<Vec<Vec<Case>>, Failur
     Ok(loaded.into_iter().flatten().collect())
 }
 
-/// The policy of a configuration, and issuers of tokens for it.
-struct TestPolicy<'c> {
-    config: &'c Config,
-    policy: Policy,
-    issuers: Issuers<'c>,
-    now: UnixTime,
-}
-
-impl<'c> TestPolicy<'c> {
-    fn new(config: &'c Config, now: UnixTime) -> Result<Self, Failure> {
-        let providers = config.providers.iter().map(|config| &*config.provider);
-        let trusted =
-            Trusted { proxies: config.trusted_proxies.clone(), headers: config.trusted_headers.clone() };
-        let policy = Policy::new(providers, config.rules.clone(), config.limits.of_request(), trusted);
-        Ok(Self { config, policy, issuers: Issuers::new(&config.providers)?, now })
+/// Decides a case as its door would.
+fn decide(case: &Case, issuers: &Issuers<'_>, config: &Config, now: UnixTime) -> Result<Outcome, Failure> {
+    let mut request = case.request.clone();
+    if let Some(token) = &case.token {
+        issuers.add_token(&mut request, token, now)?;
     }
-
-    fn decide(&self, case: &Case) -> Result<Outcome, Failure> {
-        let request = self.issuers.request(case, self.now)?;
-        let access_request = request.access_request();
-        let decision = self.issuers.evaluate(&access_request, &self.policy, self.now);
-        Ok(Outcome::of(case, &access_request, &decision, self.config))
-    }
+    let at_door = AtDoor::new(request, None, config);
+    let at_door = at_door.map_err(|error| format!("the case in line {}, {error}", case.line))?;
+    let access_request = at_door.access_request();
+    let decision = issuers.evaluate(&access_request, now);
+    Ok(Outcome::of(case, &access_request, &decision, config))
 }

@@ -45,7 +45,17 @@ const CRATE_DEPENDENCIES: [(&str, &[&str], &[&str]); 7] = [
     ("portcullis-issuer", &[], &["reqwest", "tonic", "clap", "portcullis"]),
     ("portcullis-tower", &["portcullis-core", "portcullis-engine"], &["clap", "tonic", "schemars"]),
     ("httpdate", &[], &["tokio"]),
-    ("portcullis", &["portcullis-config", "portcullis-core", "portcullis-engine", "portcullis-issuer"], &[]),
+    (
+        "portcullis",
+        &[
+            "portcullis-config",
+            "portcullis-core",
+            "portcullis-engine",
+            "portcullis-issuer",
+            "portcullis-tower",
+        ],
+        &[],
+    ),
 ];
 
 /// The top-level modules of the service, each with the modules that it may use. All may use the other crates.
@@ -57,7 +67,7 @@ const SERVICE_MODULES: [(&str, &[&str]); 10] = [
     ("forward_auth", &["misdirected", "server"]),
     ("admin", &["misdirected", "server"]),
     ("app", &["admin", "ext_authz", "forward_auth", "server"]),
-    ("commands", &["app", "ext_authz", "server"]),
+    ("commands", &["app", "ext_authz", "forward_auth", "server"]),
     ("main", &[]),
     ("", &[]),
 ];

@@ -94,10 +94,20 @@ fn cases_are_decided_with_claims_that_nobody_signed() {
   request: {path: /any}
   token: none
   expect: {reason: token_missing, headers: {www-authenticate: 'Bearer realm="portcullis"', x-user: null}}
+- name: a look-alike, which Envoy removes
+  request: {path: /any, headers: {x_user: mallory}}
+  claims: {}
+  provider: staff
+  expect: {verdict: allow, headers: {x_user: null}}
+- name: a look-alike at a door that cannot remove it
+  request: {path: /any, headers: {x_user: mallory}, door: nginx}
+  claims: {}
+  provider: staff
+  expect: {reason: request_malformed}
 - {name: a folded method, request: {method: get, path: /orders}, token: none, expect: {reason: request_malformed}}
 "#;
     let (code, out, err) = Folder::new().test(cases, &[]);
-    assert_eq!((code, &*out, &*err), (Some(0), "12 case(s): all as expected\n", ""));
+    assert_eq!((code, &*out, &*err), (Some(0), "14 case(s): all as expected\n", ""));
 }
 
 #[test]
@@ -129,6 +139,7 @@ fn every_error_of_every_file_is_reported_with_its_line() {
 - {name: d, request: {path: /x}, claims: {}, expect: {}}
 - {name: e, request: {path: /x, headers: {'a b': c}}, claims: {}, provider: nobody, expect: {reason: nonsense}}
 - {name: f, request: {path: /x}, claims: {}, provider: tenants, expect: {verdict: deny}}
+- {name: h, request: {path: /x, door: ngnix}, token: none, expect: {verdict: deny}}
 - {name: g, request: {path: /x}, token: none, expect: {verdict: deny}}
 - {name: g, request: {path: /x}, token: none, expect: {verdict: deny}}
 ";

@@ -1,5 +1,9 @@
 //! `portcullis explain` of the built binary: its decisions are those of `serve`, and it never shows tokens or secrets.
 
+mod doors;
+mod reasons;
+mod tokens;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -156,9 +160,13 @@ fn a_token_over_a_limit_is_malformed_and_the_step_names_the_limit() {
     let claims = |x: Value| json!({"iss": "https://i", "aud": "a", "exp": NOW + 60, "x": x});
     for (x, verdict, detail) in [
         (json!(vec![1; 60]), "allow", ""),
-        (json!(vec![1; 61]), "deny", "more members and values than limits.token_values allows"),
+        (
+            json!(vec![1; 61]),
+            "deny",
+            "more members and values than limits.token_values allows; wanted at most 64",
+        ),
         (json!([[[1]]]), "allow", ""),
-        (json!([[[[1]]]]), "deny", "nested deeper than limits.token_depth allows"),
+        (json!([[[[1]]]]), "deny", "nested deeper than limits.token_depth allows; wanted at most 4"),
     ] {
         let authorization = format!("authorization: Bearer {}", key.sign(&claims(x)));
         let decision = json_of(&explain(&config, &["--header", &authorization, "--format", "json"]));

@@ -62,7 +62,8 @@ async fn a_refusal_is_found_by_its_decision_id_and_an_allowed_request_is_not_kep
         ("path", "/orders/7"),
         ("client", "192.0.2.7"),
         ("kid", "real"),
-        ("detail", "exp was 3600 s ago; wanted less than clock_skew, 30 s"),
+        ("detail", "expired 1 h ago, at 2027-01-15T07:00:00Z; skew 30 s"),
+        ("advice", "get a new token from the issuer, and compare its clock with that of this machine"),
     ] {
         assert_eq!(refusal[member], expected, "{member}: {refusal}");
     }
@@ -131,6 +132,7 @@ async fn explain_prints_a_refusal_of_the_running_service() {
         "path      /orders\n",
         "provider  demo\n",
         "screen    audience_mismatch  aud \"billing-api\"; wanted \"orders-api\"\n",
+        "\nadvice: ask the issuer for a token for this service, or add \"billing-api\" to `audiences` of the provider `demo`",
     ] {
         assert!(text.contains(line), "{line}{text}");
     }

@@ -160,6 +160,7 @@ pub fn config(providers: Vec<ProviderConfig>) -> Config {
         shutdown: Shutdown { drain_delay: Duration::ZERO, grace: Duration::from_secs(1) },
         log: Log::default(),
         warnings: Vec::new(),
+        places: Arc::default(),
     }
 }
 

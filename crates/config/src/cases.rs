@@ -13,7 +13,7 @@ use super::cursor::{Cursor, Entry, Mapping, Read, ReadContext, ReadOutput, all};
 use super::document;
 use super::error::ConfigErrors;
 use super::read::{read_file, text_of};
-use super::{Config, ProviderConfig};
+use super::{Config, DoorKind, ProviderConfig};
 
 /// What is shown instead of a file name that may be something else.
 const UNNAMED: &str = "(the file of cases)";
@@ -50,6 +50,8 @@ pub struct CaseRequest {
     pub source_address: Option<String>,
     /// The identity in the client's certificate.
     pub source_principal: Option<String>,
+    /// The door; by default that of the configuration ([`DoorKind::of`]).
+    pub door: Option<DoorKind>,
 }
 
 /// The token of a case.
@@ -143,7 +145,7 @@ fn read_case(cursor: &Cursor<'_>, config: &Config) -> Read<Case> {
 }
 
 fn read_request(cursor: &Cursor<'_>, config: &Config) -> Read<CaseRequest> {
-    let known = ["method", "host", "path", "headers", "rule", "source_address", "source_principal"];
+    let known = ["method", "host", "path", "headers", "rule", "source_address", "source_principal", "door"];
     let mapping = cursor.mapping(&known, &[])?;
     let optional = |key| mapping.optional(key, |value| value.text());
     let (method, host) = (optional("method"), optional("host"));
@@ -151,6 +153,7 @@ fn read_request(cursor: &Cursor<'_>, config: &Config) -> Read<CaseRequest> {
     let headers = mapping.or("headers", Vec::new, |headers| read_headers(&headers));
     let rule = mapping.optional("rule", |rule| read_rule_name(&rule, config));
     let (source_address, source_principal) = (optional("source_address"), optional("source_principal"));
+    let door = mapping.optional("door", |door| door.one_of(&DoorKind::named().collect::<Vec<_>>()));
     Ok(CaseRequest {
         method: method?.unwrap_or_else(|| "GET".to_owned()),
         host: host?.unwrap_or_else(|| "localhost".to_owned()),
@@ -159,6 +162,7 @@ fn read_request(cursor: &Cursor<'_>, config: &Config) -> Read<CaseRequest> {
         rule: rule?,
         source_address: source_address?,
         source_principal: source_principal?,
+        door: door?,
     })
 }
 

@@ -10,11 +10,13 @@ pub mod cases;
 mod changes;
 mod cursor;
 mod document;
+mod door;
 mod error;
 mod forms;
 mod general;
 mod keys;
 mod listen;
+mod places;
 mod providers;
 mod read;
 mod realms;
@@ -27,12 +29,14 @@ mod yaml;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
 use ipnet::IpNet;
 
 use portcullis_core::access_request::ClaimHeaders;
+use portcullis_core::decision::ConfigPlaces;
 use portcullis_core::rules::Rules;
 use portcullis_core::verdict::Responses;
 use portcullis_engine::authorizer::RequestPolicy;
@@ -40,6 +44,7 @@ use portcullis_engine::service::Settings;
 
 pub use changes::Change;
 pub use cursor::parse_duration;
+pub use door::DoorKind;
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use read::{Examined, MAX_FILE_BYTES};
 pub use schema::{json_schema_text, reference_text};
@@ -77,6 +82,8 @@ pub struct Config {
     pub log: Log,
     /// Settings that are valid but probably not intended, in the order of the file.
     pub warnings: Vec<ConfigError>,
+    /// Where the settings are in the file, for the advice of refusals.
+    pub places: Arc<ConfigPlaces>,
 }
 
 /// The settings that affect decisions.
@@ -91,7 +98,8 @@ impl From<&Config> for Settings {
             trusted_headers: config.trusted_headers.clone(),
         };
         let refusals = config.listen.admin.as_ref().map_or(0, |admin| admin.refusals);
-        Self { providers: config.providers.clone(), policy, refusals }
+        let places = Arc::clone(&config.places);
+        Self { providers: config.providers.clone(), policy, refusals, places }
     }
 }
 

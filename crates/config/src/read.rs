@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::sync::Arc;
 
 use http::HeaderName;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -17,6 +18,7 @@ use super::cursor::{Cursor, Mapping, NamedFile, Read, ReadContext, ReadOutput};
 use super::document;
 use super::error::{ConfigError, ConfigErrors, Position, capped_warnings};
 use super::forms::{Choice, Each, List, Sub, Text, equal, shown};
+use super::places;
 use super::providers::Providers;
 use super::rules::{RuleList, check_provider_names};
 use super::section::{Form, FormDescription, Section, section};
@@ -167,7 +169,10 @@ fn read(
         places.push((path, at));
     }
     let config = match config {
-        Ok(config) if errors.is_empty() => Ok(Config { warnings: capped_warnings(warnings), ..config }),
+        Ok(config) if errors.is_empty() => {
+            let places = Arc::new(places::places(&root, &config));
+            Ok(Config { warnings: capped_warnings(warnings), places, ..config })
+        }
         _ => Err(ConfigErrors::new(errors)),
     };
     Examined { config, listeners, issuers, places }
@@ -233,6 +238,7 @@ fn make_config(draft: ConfigDraft, _: &Mapping<'_>) -> Read<Config> {
         shutdown: draft.shutdown?,
         log: draft.log?,
         warnings: Vec::new(),
+        places: Arc::default(),
     })
 }
 

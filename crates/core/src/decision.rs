@@ -19,16 +19,23 @@
 //! For any answers in any order, an allow requires a signature that a key of an answer verified before the token
 //! expired, or a rule that needs no token.
 
+mod advice;
 mod explained;
+mod hint;
+mod issuers;
+mod places;
 mod policy;
 mod record;
 mod refusals;
+mod shown;
 mod steps;
 mod verified;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
+pub use self::issuers::REALM_PLACEHOLDER;
+pub use self::places::{ConfigPlaces, ConfigSection};
 pub use self::policy::{Policy, RequestLimits, Trusted};
 pub use self::record::{Record, Refused};
 pub use self::steps::{Step, StepName};
@@ -246,7 +253,8 @@ impl<'a> KeysNeeded<'a> {
                     Need::Newer(cause) => cause,
                     Need::First => StaleCause::UnknownKid,
                 };
-                refusals::stale(cause, pending.parked.kid(), keys)
+                let algorithm = evaluating.record.algorithm();
+                refusals::stale(cause, pending.parked.kid(), algorithm, keys)
             }
         };
         evaluating.refused(refused)
@@ -305,8 +313,8 @@ impl<'a> InProgress<'a> {
     fn begin(&mut self, lookup: &mut impl Lookup, now: Option<UnixTime>) -> Result<Progress<'a>, Refused> {
         let (request, policy) = (self.request, self.policy);
         policy.check_description(request).map_err(refusals::request_rejected)?;
-        let rule =
-            policy.rules.choose(request).map_err(|rule_rejected| refusals::rule_rejected(&rule_rejected))?;
+        let rule = policy.rules.choose(request);
+        let rule = rule.map_err(|rejection| refusals::rule_rejected(&rejection, request, &policy.rules))?;
         if rule.is_none() && policy.rules.unmatched() == Unmatched::Deny {
             return Err(refusals::denied_without_rule());
         }
@@ -324,8 +332,7 @@ impl<'a> InProgress<'a> {
             Ok(found) => found,
             Err(no_token) => {
                 let proof = rule.filter(|_| no_token == NoToken::Missing).and_then(Rule::without_token);
-                let proof =
-                    proof.ok_or_else(|| refusals::no_token(no_token, request, policy.token_sources()))?;
+                let proof = proof.ok_or_else(|| refusals::no_token(no_token, request, policy))?;
                 let changes = identity::anonymous_changes(&policy.protected, request);
                 return Ok(Progress::Allowed(Allowed::by_rule(&proof, self.note_changes(changes)?)));
             }
@@ -357,7 +364,7 @@ impl<'a> InProgress<'a> {
             }
             Err(ValidationError::Permanent(permanent)) => Err(refusals::invalid_after_wait(&permanent)),
             Err(ValidationError::Stale(cause)) if matches!(issuer.keys, CachedKeys::Fixed(_)) => {
-                Err(refusals::stale(cause, self.record.kid(), keys))
+                Err(refusals::stale(cause, self.record.kid(), self.record.algorithm(), keys))
             }
             Err(ValidationError::Stale(cause)) => {
                 self.record.refreshed_for = Some(cause);
@@ -375,7 +382,7 @@ impl<'a> InProgress<'a> {
     fn read(&mut self, text: Cow<'a, str>) -> Result<Token<'a>, Refused> {
         let (bytes, limits) = (text.len(), &self.policy.limits.token);
         let token = validation::parse(text, limits);
-        let token = token.map_err(|permanent| refusals::parse_failed(&permanent, bytes, limits))?;
+        let token = token.map_err(|permanent| refusals::parse_failed(&permanent, bytes, limits, None))?;
         self.record.kid.clone_from(&token.kid);
         Ok(token)
     }
@@ -385,10 +392,11 @@ impl<'a> InProgress<'a> {
         token: &Token<'_>,
         lookup: &mut impl Lookup,
     ) -> Result<IssuerState, Refused> {
-        let limits = &self.policy.limits.token;
-        let issuer =
-            validation::issuer(token).map_err(|permanent| refusals::parse_failed(&permanent, 0, limits))?;
-        let issuer = lookup.issuer(issuer).ok_or_else(|| refusals::unknown_issuer(issuer))?;
+        let (limits, claims) = (&self.policy.limits.token, &token.claims);
+        let issuer = validation::issuer(token)
+            .map_err(|permanent| refusals::parse_failed(&permanent, 0, limits, Some(claims)))?;
+        let found = lookup.issuer(issuer);
+        let issuer = found.ok_or_else(|| refusals::unknown_issuer(issuer, &self.policy.issuers))?;
         self.record.provider = Some(Arc::clone(&issuer.provider));
         self.record.realm.clone_from(&issuer.realm);
         Ok(issuer)
@@ -405,7 +413,7 @@ impl<'a> InProgress<'a> {
             .map_err(|permanent| refusals::screened(&permanent, &token, provider, audiences, now))?;
         // A provider does not accept tokens from places that are not in its `token_from`.
         if !self.record.places().iter().any(|place| provider.token_from.contains(place)) {
-            return Err(refusals::token_place_not_allowed(provider));
+            return Err(refusals::token_place_not_allowed(self.record.places(), provider));
         }
         let typ = token.typ.take().map(|typ| truncated(&typ).into());
         let Passed { algorithm, validity } = passed;
@@ -513,7 +521,8 @@ impl<'a> InProgress<'a> {
         &mut self,
         changes: Result<identity::UpstreamChanges, identity::UpstreamRejection>,
     ) -> Result<identity::UpstreamChanges, Refused> {
-        let changes = changes.map_err(refusals::upstream_rejected)?;
+        let changes =
+            changes.map_err(|rejection| refusals::upstream_rejected(rejection, self.request, self.policy))?;
         self.record.changes =
             Some(ChangeCounts { set: changes.set().count(), removed: changes.remove.len() });
         Ok(changes)

@@ -183,6 +183,13 @@ impl ProtectedHeaders {
         })
     }
 
+    /// The protected header, or the one that the decision reads, that servers take a header of this name for; `None` if
+    /// there is none in this configuration.
+    pub(crate) fn original_of<'s>(&'s self, name: &[u8], set_by_proxy: &'s [HeaderName]) -> Option<&'s str> {
+        let named = self.claims.iter().chain(&self.overrides).chain(set_by_proxy).map(HeaderName::as_str);
+        named.chain(self.read.iter().map(String::as_str)).find(|known| is_look_alike(name, known))
+    }
+
     /// Why a header of this name is protected; `None` if it may pass. `set_by_proxy` are the headers that the
     /// door's own proxy sets.
     pub fn kind_of(&self, name: &[u8], set_by_proxy: &[HeaderName]) -> Option<Protected> {

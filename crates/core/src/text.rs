@@ -1,7 +1,11 @@
 //! Formats untrusted text for logs and explanations: short, on one line, and with every token masked, even where no
 //! token is expected, such as in a host or an argument.
 
+mod time;
+
 use std::borrow::Cow;
+
+pub use self::time::{duration, timestamp};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

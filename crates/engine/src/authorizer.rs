@@ -43,7 +43,8 @@ use self::undecided::{Pending, Source};
 use crate::access_request::AccessRequest;
 use crate::clock::{Clock, Instant};
 use crate::decision::{
-    CachedKeys, Decision, Evaluation, IssuerState, Lookup, NoKeys, Policy, Trusted, VerifiedToken, evaluate,
+    CachedKeys, ConfigPlaces, Decision, Evaluation, IssuerState, Lookup, NoKeys, Policy, StepName, Trusted,
+    VerifiedToken, evaluate,
 };
 use crate::keys::names::RealmName;
 use crate::reason::DenyReason;
@@ -71,6 +72,7 @@ pub struct Authorizer {
     untrusted_logged: AtomicBool,
     denial_log: Arc<DenialLog>,
     refusals: Arc<RecentRefusals>,
+    places: Arc<ConfigPlaces>,
     tokens: TokenCache,
 }
 
@@ -129,6 +131,7 @@ impl Authorizer {
             untrusted_logged: AtomicBool::new(false),
             denial_log: Arc::default(),
             refusals: Arc::default(),
+            places: Arc::default(),
         }
     }
 
@@ -136,6 +139,12 @@ impl Authorizer {
     #[must_use]
     pub fn keeping(self, refusals: Arc<RecentRefusals>) -> Self {
         Self { refusals, ..self }
+    }
+
+    /// Names these places of settings in the advice of its refusals.
+    #[must_use]
+    pub fn with_places(self, places: Arc<ConfigPlaces>) -> Self {
+        Self { places, ..self }
     }
 
     /// Decides a request, counts and logs it. `door` is the label of the calling door.
@@ -168,6 +177,13 @@ impl Authorizer {
             Ok(decision) => *decision,
             Err(pending) => *pending.decision().await,
         }
+    }
+
+    /// The provider of the token, if the request was decided by the keys of a provider that are not fetched.
+    pub(crate) fn decided_by_fixed_keys(&self, request: &AccessRequest<'_>) -> Option<String> {
+        let decision = self.evaluate(request).ok()?;
+        let is_by_keys = decision.record.refused()?.step == StepName::Key;
+        decision.record.provider().filter(|_| is_by_keys).map(|provider| provider.name.clone())
     }
 
     /// Evaluates a request with the current keys.

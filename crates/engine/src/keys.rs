@@ -412,6 +412,11 @@ impl KeyCache {
         self.shared.status()
     }
 
+    /// Why the last fetch failed; `None` once one succeeds. Contains nothing of the issuer's answer, and no URL.
+    pub fn last_error(&self) -> Option<FetchError> {
+        self.shared.state().last_error.clone()
+    }
+
     /// Updates the gauges of age and size.
     pub fn publish_gauges(&self) {
         self.shared.publish_gauges();

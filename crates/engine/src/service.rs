@@ -2,6 +2,7 @@
 //!
 //! It does not depend on the doors, which share it. A program that uses this crate as a library may call it directly.
 
+mod beside;
 mod providers;
 mod reload;
 mod set_clock;
@@ -22,6 +23,7 @@ use crate::keys::KeyCacheContext;
 use crate::supervise::{Supervisor, Tasks};
 use crate::telemetry::Metrics;
 
+pub use self::beside::{Beside, KeysStep};
 pub use self::reload::NotReloaded;
 pub use self::settings::Settings;
 
@@ -50,17 +52,6 @@ impl Service {
     /// An HTTP client cannot be created from the configuration.
     pub fn start(settings: impl Into<Settings>, clock: Clock) -> Result<Self, ServiceError> {
         Self::start_in(&settings.into(), KeyCacheContext { clock, ..KeyCacheContext::default() })
-    }
-
-    /// A service beside a running one: it reads snapshots but never writes them.
-    ///
-    /// # Errors
-    /// As for [`Service::start`].
-    pub fn start_beside(settings: impl Into<Settings>, clock: Clock) -> Result<Self, ServiceError> {
-        Self::start_in(
-            &settings.into(),
-            KeyCacheContext { clock, snapshots_read_only: true, ..KeyCacheContext::default() },
-        )
     }
 
     fn start_in(config: &Settings, context: KeyCacheContext) -> Result<Self, ServiceError> {

@@ -18,4 +18,4 @@ pub use self::metrics::{FetchOutcome, Metrics, StaleOutcome, TokenCacheMetrics, 
 pub use self::rules::RuleMetrics;
 pub use self::settings::{Log, LogFormat, LogLevel};
 pub use self::tls::{TlsFile, TlsMetrics};
-pub use portcullis_core::text::{on_one_line, path_for_log, without_tokens};
+pub use portcullis_core::text::{on_one_line, path_for_log, quoted, without_tokens};

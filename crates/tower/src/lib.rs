@@ -80,6 +80,7 @@ use portcullis_engine::http_denial;
 use portcullis_engine::service::Service;
 
 pub use claims::Claims;
+pub use request::describe as access_request;
 
 /// The `door` label in metrics and in the log.
 const DOOR_LABEL: &str = "tower";

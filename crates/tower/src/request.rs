@@ -9,8 +9,17 @@ use portcullis_core::access_request::{AccessRequest, Headers, Removal};
 
 use crate::SourceAddress;
 
-/// The client's request with this source address.
-pub(crate) fn describe<'a>(
+/// The request that the layer has decided: the client's, with this source address, received at this time. For programs
+/// that judge a request without serving it.
+///
+/// ```
+/// use std::time::Instant;
+///
+/// let (parts, ()) = http::Request::get("https://api.example.com/orders?x=1").body(()).unwrap().into_parts();
+/// let request = portcullis_tower::access_request(&parts, None, Instant::now());
+/// assert_eq!((request.host, request.path), (&b"api.example.com"[..], &b"/orders?x=1"[..]));
+/// ```
+pub fn describe<'a>(
     parts: &'a Parts,
     source_address: Option<&'a str>,
     arrived: Instant,

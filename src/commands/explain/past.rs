@@ -19,7 +19,7 @@ use crate::telemetry::on_one_line;
 /// The timeout of the request.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest response that is read: a refusal has at most about 12 KiB, and escapes in JSON.
+/// The largest response that is read: a refusal has at most about 16 KiB, and escapes in JSON.
 const MAX_BYTES: usize = 256 * 1024;
 
 /// The members that the text shows below its first line, in this order; the others are steps or part of that line.
@@ -32,7 +32,7 @@ pub(super) struct PastArgs {
     /// Explain this refusal of a running service: the decision_id in its log or in the proxy's metadata
     #[arg(long, value_name = "ID", value_parser = decision_id, requires = "admin",
         conflicts_with_all = ["method", "path", "host", "headers", "request", "rule", "source_address",
-            "source_principal", "now"])]
+            "source_principal", "now", "door", "proxy", "token", "claims", "provider"])]
     decision: Option<String>,
     /// The admin address of the service, with --decision
     #[arg(long, value_name = "HOST:PORT", value_parser = admin, requires = "decision")]
@@ -125,6 +125,10 @@ fn to_text(refusal: &Value) -> String {
     for [name, outcome, detail] in lines {
         shown.push_str(format!("{name:<8}  {outcome:<widest$}  {detail}").trim_end());
         shown.push('\n');
+    }
+    let advice = text(refusal, "advice");
+    if !advice.is_empty() {
+        shown.push_str(&format!("\nadvice: {advice}\n"));
     }
     shown
 }

@@ -2,15 +2,17 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::super::Failure;
-use crate::access_request::AccessRequest;
-use crate::clock;
+use crate::config::DoorKind;
+use crate::config::cases::CaseRequest;
 
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -42,6 +44,24 @@ pub(super) struct RequestArgs {
     /// The identity in the client's certificate
     #[arg(long, value_name = "NAME")]
     source_principal: Option<String>,
+    /// Judge the request as this door would, by default the first one of the configuration. `envoy` is gRPC
+    #[arg(long, value_name = "DOOR", value_parser = door())]
+    door: Option<DoorKind>,
+    /// The address of the proxy at a door that trusts some alone, by default a trusted one
+    #[arg(long, value_name = "IP", value_parser = address)]
+    proxy: Option<IpAddr>,
+}
+
+/// Parses the name of a door. The error does not repeat the text.
+fn door() -> impl TypedValueParser<Value = DoorKind> {
+    let find = |name: String| DoorKind::named().find(|(known, _)| *known == name).map(|(_, door)| door);
+    let names = DoorKind::named().map(|(name, _)| name);
+    PossibleValuesParser::new(names).try_map(move |name| find(name).ok_or("unknown door"))
+}
+
+/// Parses an address. The error does not repeat the text.
+fn address(text: &str) -> Result<IpAddr, &'static str> {
+    text.parse().map_err(|_| "expected an IP address")
 }
 
 /// Parses a header. The error does not repeat the text, because without a colon it may be the token.
@@ -57,17 +77,6 @@ fn header(text: &str) -> Result<(String, String), &'static str> {
     Ok((name.to_ascii_lowercase(), value.trim().to_owned()))
 }
 
-/// A request with owned strings.
-pub(super) struct OwnedRequest {
-    method: String,
-    host: String,
-    path: String,
-    headers: Vec<(String, String)>,
-    rule: Option<String>,
-    source_address: Option<String>,
-    source_principal: Option<String>,
-}
-
 /// The format of the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,50 +88,36 @@ struct RequestFile {
     headers: Map<String, Value>,
 }
 
-impl OwnedRequest {
+impl RequestArgs {
+    /// The address of the proxy, if it is given.
+    pub(super) fn proxy(&self) -> Option<IpAddr> {
+        self.proxy
+    }
+
     /// # Errors
     /// The file cannot be read or is not a request.
-    pub(super) fn read(args: &RequestArgs) -> Result<Self, Failure> {
-        let (method, host, path, headers) = match &args.request {
-            None => (args.method.clone(), args.host.clone(), args.path.clone(), args.headers.clone()),
+    pub(super) fn read(&self) -> Result<CaseRequest, Failure> {
+        let (method, host, path, headers) = match &self.request {
+            None => (self.method.clone(), self.host.clone(), self.path.clone(), self.headers.clone()),
             Some(file) => {
                 // A path that does not exist is not repeated, because it may be a token.
                 let opened = File::open(file).map_err(|error| format!("the file of --request: {error}"))?;
                 let RequestFile { method, host, path, headers } =
                     read_file(opened).map_err(|error| format!("{}: {error}", file.display()))?;
-                (
-                    method,
-                    host,
-                    path,
-                    flatten(headers).map_err(|error| format!("{}: {error}", file.display()))?,
-                )
+                let headers = flatten(headers).map_err(|error| format!("{}: {error}", file.display()))?;
+                (method, host, path, headers)
             }
         };
-        Ok(Self {
+        Ok(CaseRequest {
             method,
             host,
             path,
             headers,
-            rule: args.rule.clone(),
-            source_address: args.source_address.clone(),
-            source_principal: args.source_principal.clone(),
+            rule: self.rule.clone(),
+            source_address: self.source_address.clone(),
+            source_principal: self.source_principal.clone(),
+            door: self.door,
         })
-    }
-
-    pub(super) fn access_request(&self) -> AccessRequest<'_> {
-        let headers = self.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
-        AccessRequest {
-            source_address: self.source_address.as_deref(),
-            source_principal: self.source_principal.as_deref(),
-            named_rule: self.rule.as_ref().map(String::as_bytes),
-            ..AccessRequest::new(
-                self.method.as_bytes(),
-                self.host.as_bytes(),
-                self.path.as_bytes(),
-                headers.collect(),
-                clock::monotonic().into_std(),
-            )
-        }
     }
 }
 

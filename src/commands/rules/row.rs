@@ -15,29 +15,29 @@ const DENY: &str = "deny";
 pub(super) const PREFLIGHT: &str = "allow preflight";
 
 /// The requests of one rule, or those that no rule matches, and what they need.
-pub(super) struct Row {
+pub(in super::super) struct Row {
     /// The name of the rule; `None` in the last row.
-    pub(super) rule: Option<String>,
+    pub(in super::super) rule: Option<String>,
     /// The paths, each with its kind; as every part of the requests, any if empty.
-    pub(super) paths: Vec<(&'static str, String)>,
-    pub(super) methods: Vec<String>,
-    pub(super) hosts: Vec<String>,
+    pub(in super::super) paths: Vec<(&'static str, String)>,
+    pub(in super::super) methods: Vec<String>,
+    pub(in super::super) hosts: Vec<String>,
     /// Each header with the values that match.
-    pub(super) headers: Vec<(String, Vec<String>)>,
+    pub(in super::super) headers: Vec<(String, Vec<String>)>,
     /// Whether a proxy's route can name the rule.
-    pub(super) by_name: bool,
+    pub(in super::super) by_name: bool,
     /// Whether paths that programs read differently are accepted.
-    pub(super) ambiguous_paths: bool,
+    pub(in super::super) ambiguous_paths: bool,
     /// What the rule does.
-    pub(super) effect: &'static str,
+    pub(in super::super) effect: &'static str,
     /// The providers whose tokens are accepted; none if no token is.
-    pub(super) providers: Vec<String>,
+    pub(in super::super) providers: Vec<String>,
     /// The accepted audiences of each of them; `None` is any.
-    pub(super) audiences: Vec<(String, Option<Vec<String>>)>,
-    pub(super) scopes: Vec<String>,
+    pub(in super::super) audiences: Vec<(String, Option<Vec<String>>)>,
+    pub(in super::super) scopes: Vec<String>,
     /// Each claim with the values that are accepted, as JSON.
-    pub(super) claims: Vec<(String, Vec<String>)>,
-    pub(super) condition: Option<String>,
+    pub(in super::super) claims: Vec<(String, Vec<String>)>,
+    pub(in super::super) condition: Option<String>,
 }
 
 impl Row {
@@ -45,6 +45,14 @@ impl Row {
     pub(super) fn all(config: &Config) -> Vec<Self> {
         let rules = config.rules.all().iter().map(|rule| Self::of_rule(rule, &config.providers));
         rules.chain([Self::unmatched(config)]).collect()
+    }
+
+    /// The row of this rule, or of what no rule matches.
+    pub(in super::super) fn of(rule: Option<&Rule>, config: &Config) -> Self {
+        match rule {
+            Some(rule) => Self::of_rule(rule, &config.providers),
+            None => Self::unmatched(config),
+        }
     }
 
     fn of_rule(rule: &Rule, providers: &[ProviderConfig]) -> Self {

@@ -104,6 +104,7 @@ async fn no_token_and_no_secret_is_in_logs_metrics_or_pages() {
     ]
     .join("\n");
     assert!(!answers.contains("other-audience"), "details are for operators, not for clients");
+    assert!(!answers.contains("ask the issuer"), "so is the advice");
     // The test would pass if the service logged nothing, so check that it does.
     for word in [
         "key set refreshed",

@@ -3,11 +3,10 @@
 use std::borrow::Cow;
 
 use super::record::{ChangeCounts, Record, Refused, TokenSummary};
-use super::refusals::seconds;
 use super::steps::{Step, StepName};
 use super::verified::ScreenSummary;
 use crate::reason::{DenyReason, Refusal};
-use crate::text::{on_one_line, quoted};
+use crate::text::{on_one_line, quoted, timestamp};
 use crate::validation::Kid;
 
 impl Record<'_> {
@@ -50,9 +49,9 @@ impl Record<'_> {
         let named = [("kid", self.kid().map(Kid::as_str)), ("typ", typ.as_deref())];
         let named = named.into_iter().filter_map(|(name, text)| Some(format!(", {name} {}", quoted(text?))));
         let named: String = named.collect();
-        let until = seconds(expires.as_secs_f64());
+        let until = timestamp(expires.as_secs_f64());
         let found = format!(
-            "alg {algorithm}{named}; iss, aud, times and required claims are valid until {until} (Unix time)"
+            "alg {algorithm}{named}; iss, aud, times and required claims are valid until {until}, skew included"
         );
         Some(step(StepName::Screen, "passed", found))
     }
@@ -94,7 +93,7 @@ impl Record<'_> {
     }
 
     fn refused_step(&self) -> Option<Step<'_>> {
-        let Refused { step, refusal, found, wanted } = self.refused.as_ref()?;
+        let Refused { step, refusal, found, wanted, .. } = self.refused.as_ref()?;
         // A rule that denies everything is already reported as the chosen rule.
         if *step == StepName::Rule && self.rule.is_some() {
             return None;

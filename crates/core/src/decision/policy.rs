@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use http::HeaderName;
 use ipnet::IpNet;
 
+use super::issuers::Issuers;
 use super::record::Record;
+use super::shown::list;
 use crate::access_request::AccessRequest;
 use crate::protected_headers::ProtectedHeaders;
 use crate::reason::{DenialKind, Refusal};
@@ -29,8 +31,11 @@ pub struct Policy {
     pub(super) rules: Rules,
     pub(super) limits: RequestLimits,
     pub(super) protected: ProtectedHeaders,
+    pub(super) issuers: Issuers,
     trusted_proxies: Vec<IpNet>,
     token_sources: Vec<TokenSource>,
+    /// The words for them, made once: most refusals are those of requests without a token.
+    pub(super) token_places: String,
     challenges: Challenges,
 }
 
@@ -71,8 +76,12 @@ pub struct Trusted {
 pub(super) enum DescriptionRejection {
     /// This peer may not describe requests.
     Untrusted(IpAddr),
-    /// What is wrong with it.
-    Malformed(&'static str),
+    /// The proxy did not describe it completely, in this way.
+    Incomplete(&'static str),
+    /// Its target has octets that no target has.
+    Target,
+    /// A header about the connection would change it on the way, in this way.
+    Connection(&'static str),
 }
 
 impl Policy {
@@ -84,13 +93,24 @@ impl Policy {
         trusted: Trusted,
     ) -> Self {
         let mut token_sources = Vec::new();
-        let mut challenges = Challenges::default();
+        let (mut challenges, mut issuers) = (Challenges::default(), Issuers::default());
         for provider in providers.clone() {
             extend_unique(&mut token_sources, provider.token_from.iter().cloned());
             challenges.add(provider);
+            issuers.add(provider);
         }
+        let token_places = list(token_sources.iter(), ToString::to_string);
         let protected = ProtectedHeaders::new(providers.into_iter(), &rules, &trusted.headers);
-        Self { rules, limits, protected, trusted_proxies: trusted.proxies, token_sources, challenges }
+        Self {
+            rules,
+            limits,
+            protected,
+            issuers,
+            trusted_proxies: trusted.proxies,
+            token_sources,
+            token_places,
+            challenges,
+        }
     }
 
     /// The rules.
@@ -110,13 +130,13 @@ impl Policy {
         {
             return Err(DescriptionRejection::Untrusted(peer));
         }
-        let target = match path::is_request_target(request.path) {
-            true => Ok(()),
-            false => Err("a target with a space or a control character"),
-        };
-        let described = request.description_error.map_or(Ok(()), Err);
-        let result = described.and(target).and_then(|()| self.protected.check_connection(request));
-        result.map_err(DescriptionRejection::Malformed)
+        if let Some(error) = request.description_error {
+            return Err(DescriptionRejection::Incomplete(error));
+        }
+        if !path::is_request_target(request.path) {
+            return Err(DescriptionRejection::Target);
+        }
+        self.protected.check_connection(request).map_err(DescriptionRejection::Connection)
     }
 
     /// The challenge of a denial: for the provider that the token names, otherwise for every provider that the rule

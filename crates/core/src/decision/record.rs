@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::hint::Hint;
 use super::steps::{StepName, joined};
 use super::verified::{ScreenSummary, VerifiedToken};
 use crate::reason::Refusal;
@@ -27,11 +28,13 @@ pub struct Refused {
     pub found: Cow<'static, str>,
     /// What would have been accepted.
     pub wanted: Option<Cow<'static, str>>,
+    /// What the advice is made from.
+    pub(super) hint: Hint,
 }
 
 impl Refused {
     pub(super) fn new(step: StepName, refusal: impl Into<Refusal>) -> Self {
-        Self { step, refusal: refusal.into(), found: Cow::Borrowed(""), wanted: None }
+        Self { step, refusal: refusal.into(), found: Cow::Borrowed(""), wanted: None, hint: Hint::None }
     }
 
     pub(super) fn found(self, found: impl Into<Cow<'static, str>>) -> Self {
@@ -40,6 +43,10 @@ impl Refused {
 
     pub(super) fn wanted(self, wanted: impl Into<Cow<'static, str>>) -> Self {
         Self { wanted: Some(wanted.into()), ..self }
+    }
+
+    pub(super) fn hint(self, hint: Hint) -> Self {
+        Self { hint, ..self }
     }
 
     /// What was found and what was wanted, in one line of at most 1,024 characters; `None` if the reason is enough.
@@ -129,6 +136,11 @@ impl<'p> Record<'p> {
     /// The claims of the token, once its signature was verified.
     pub fn claims(&self) -> Option<&Json> {
         Some(self.verified.as_ref()?.validated.claims())
+    }
+
+    /// The algorithm of the token's signature, once the token has passed the screen.
+    pub(super) fn algorithm(&self) -> Option<Algorithm> {
+        self.screened.as_ref().map(|screened| screened.algorithm)
     }
 
     /// Where and why the request was refused; `None` if it was not.

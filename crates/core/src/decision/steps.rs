@@ -18,6 +18,8 @@ pub enum StepName {
     Provider,
     /// The checks that need no key.
     Screen,
+    /// The keys of the issuer, where an explanation had to fetch them first.
+    Keys,
     /// Whether the request waited for newer keys.
     Refresh,
     /// The key that verified the token.
@@ -38,6 +40,7 @@ impl StepName {
             StepName::Clock => "clock",
             StepName::Provider => "provider",
             StepName::Screen => "screen",
+            StepName::Keys => "keys",
             StepName::Refresh => "refresh",
             StepName::Key => "key",
             StepName::Require => "require",
@@ -68,12 +71,16 @@ impl Step<'_> {
 
 /// Joins both in one line and truncates it: the client controls its length.
 pub(super) fn joined(found: &str, wanted: Option<&str>) -> String {
-    const MAX_CHARS: usize = 1_024;
-    let mut line = match wanted {
+    shortened(match wanted {
         None => found.to_owned(),
         Some(wanted) if found.is_empty() => format!("wanted {wanted}"),
         Some(wanted) => format!("{found}; wanted {wanted}"),
-    };
+    })
+}
+
+/// At most 1,024 characters of a line.
+pub(super) fn shortened(mut line: String) -> String {
+    const MAX_CHARS: usize = 1_024;
     if let Some((end, _)) = line.char_indices().nth(MAX_CHARS) {
         line.truncate(end);
         line.push_str("...");

@@ -83,6 +83,29 @@ pub fn canonical(target: &[u8]) -> Result<RequestPath<'_>, NotPlain> {
     Ok(RequestPath { merged: merged.into(), unmerged, as_written, ambiguous: reader.ambiguous })
 }
 
+/// Why a path is ambiguous, in words that contain nothing of it; `None` if it is not.
+pub(crate) fn ambiguity(target: &[u8]) -> Option<&'static str> {
+    let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let has = |parts: &[&str]| {
+        let is_part = |window: &[u8], part: &str| window.eq_ignore_ascii_case(part.as_bytes());
+        parts.iter().any(|part| path.windows(part.len()).any(|window| is_part(window, part)))
+    };
+    let known = [
+        (path.first() != Some(&b'/'), "it does not begin with a slash"),
+        (has(&["%2f"]), "an encoded slash, `%2F`"),
+        (has(&["%5c", "\\"]), "a backslash, also as `%5C`"),
+        (has(&["%3b", ";"]), "a semicolon, also as `%3B`"),
+        (!is_utf8_when_decoded(path), "octets that are not UTF-8"),
+    ];
+    let known = known.into_iter().find(|(is_so, _)| *is_so).map(|(_, words)| words);
+    known.or_else(|| {
+        let is_ambiguous = canonical(target).is_ok_and(|path| path.is_ambiguous());
+        is_ambiguous.then_some(
+            "an encoded control character, an encoding of an encoding, or a `%` without two digits",
+        )
+    })
+}
+
 /// Whether a target contains only octets that a request line allows: no space, no control character, no DEL (RFC
 /// 9112 §3.2). Some programs end the target at a raw space.
 pub fn is_request_target(target: &[u8]) -> bool {
@@ -391,7 +414,10 @@ mod tests {
         ];
         for target in texts.iter().map(|text| text.as_bytes()).chain(invalid) {
             assert!(read(target).is_ambiguous(), "{}", String::from_utf8_lossy(target));
+            assert!(ambiguity(target).is_some(), "{}", String::from_utf8_lossy(target));
         }
+        assert_eq!(ambiguity(b"/a%2Fb?x=;"), Some("an encoded slash, `%2F`"));
+        assert_eq!(ambiguity(b"/a?x=;"), None);
     }
 
     #[test]

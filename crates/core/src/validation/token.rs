@@ -4,13 +4,22 @@
 
 use std::borrow::Cow;
 
-use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::{DecodeError, Engine as _};
 
 use super::json::{Json, JsonError, JsonLimits};
 use super::kid::Kid;
 
-const NOT_A_JWT: TokenError = TokenError::Malformed(Malformation::NotAJwt);
+/// Parameters of a header that this service does not support, each with the words for it.
+const UNSUPPORTED: [(&str, &str); 3] = [
+    ("crit", "crit in the header: no critical extension is supported"),
+    ("b64", "b64 in the header: an unencoded payload is not supported"),
+    ("zip", "zip in the header: a compressed payload is not supported"),
+];
+
+fn not_a_jwt(why: &'static str) -> TokenError {
+    TokenError::Malformed(Malformation::NotAJwt(why))
+}
 
 /// A well-formed token that has not been verified.
 #[derive(Clone, Debug)]
@@ -39,12 +48,18 @@ pub(super) struct Compact<'a> {
 
 impl<'a> Compact<'a> {
     /// Splits the text into three parts without parsing them.
-    fn split(text: Cow<'a, str>) -> Option<Self> {
+    fn split(text: Cow<'a, str>) -> Result<Self, TokenError> {
         let mut dots = text.bytes().enumerate().filter(|(_, byte)| *byte == b'.').map(|(at, _)| at);
-        let (Some(header_end), Some(payload_end), None) = (dots.next(), dots.next(), dots.next()) else {
-            return None;
-        };
-        Some(Self { text, header_end, payload_end })
+        match (dots.next(), dots.next(), dots.next()) {
+            (Some(header_end), Some(payload_end), None) => Ok(Self { text, header_end, payload_end }),
+            (None, ..) => Err(not_a_jwt("one part instead of three, as an opaque token has")),
+            (Some(_), None, _) => Err(not_a_jwt("two parts instead of three")),
+            // Two more dots: RFC 7516 §7.1.
+            (Some(_), Some(_), Some(_)) => match (dots.next(), dots.next()) {
+                (Some(_), None) => Err(not_a_jwt("five parts instead of three, as an encrypted token has")),
+                _ => Err(not_a_jwt("more than three parts")),
+            },
+        }
     }
 
     fn header(&self) -> &str {
@@ -82,8 +97,8 @@ pub enum TokenError {
 #[non_exhaustive]
 pub enum Malformation {
     /// Not three parts, not base64url without padding, not JSON, or a header parameter that has a wrong type or is
-    /// not allowed in a JWT.
-    NotAJwt,
+    /// not allowed in a JWT: what is wrong, in words that contain nothing of the token.
+    NotAJwt(&'static str),
     /// Its header or its payload has more members and values than `limits.token_values`.
     TooManyValues,
     /// Its header or its payload is nested deeper than `limits.token_depth`.
@@ -101,25 +116,30 @@ impl<'a> Token<'a> {
     /// # Errors
     /// See [`TokenError`]. `limits` apply to the header and to the payload separately.
     pub fn parse(text: impl Into<Cow<'a, str>>, limits: &JsonLimits) -> Result<Self, TokenError> {
-        let compact = Compact::split(text.into()).ok_or(NOT_A_JWT)?;
-        let header = decode_object(compact.header(), limits)?;
+        let compact = Compact::split(text.into())?;
+        let header = decode_object(compact.header(), limits).map_err(in_header)?;
         let alg: Box<str> = match header.member("alg") {
             Some(Json::String(alg)) => alg.as_str().into(),
             _ => return Err(TokenError::Algorithm),
         };
-        if ["crit", "b64", "zip"].iter().any(|name| header.member(name).is_some()) {
-            return Err(NOT_A_JWT);
+        for (name, why) in UNSUPPORTED {
+            if header.member(name).is_some() {
+                return Err(not_a_jwt(why));
+            }
         }
-        let kid = string_parameter(&header, "kid")?.map(Kid::new).transpose().map_err(|_| NOT_A_JWT)?;
-        let typ = string_parameter(&header, "typ")?.map(canonical_media_type);
-        string_parameter(&header, "cty")?;
+        let kid = string_parameter(&header, "kid", "kid in the header is no string")?;
+        let kid = kid.map(Kid::new).transpose();
+        let kid = kid.map_err(|_| not_a_jwt("kid in the header is longer than 1024 bytes"))?;
+        let typ = string_parameter(&header, "typ", "typ in the header is no string")?;
+        let typ = typ.map(canonical_media_type);
+        string_parameter(&header, "cty", "cty in the header is no string")?;
 
         // `none` has an empty signature by definition; it is refused later by its name, which gives a clearer
         // reason.
         if compact.signature().is_empty() && !alg.eq_ignore_ascii_case("none") {
-            return Err(NOT_A_JWT);
+            return Err(not_a_jwt("an empty signature"));
         }
-        decode(compact.signature())?;
+        decode(compact.signature()).map_err(|_| not_a_jwt("a signature that is not base64url"))?;
         let claims = decode_object(compact.payload(), limits)?;
         Ok(Token { alg, kid, typ, claims, compact })
     }
@@ -134,22 +154,38 @@ pub fn canonical_media_type(text: &str) -> String {
     }
 }
 
-fn string_parameter<'h>(header: &'h Json, name: &str) -> Result<Option<&'h str>, TokenError> {
+fn string_parameter<'h>(
+    header: &'h Json,
+    name: &str,
+    otherwise: &'static str,
+) -> Result<Option<&'h str>, TokenError> {
     match header.member(name) {
         None | Some(Json::Null) => Ok(None),
         Some(Json::String(text)) => Ok(Some(text)),
-        Some(_) => Err(NOT_A_JWT),
+        Some(_) => Err(not_a_jwt(otherwise)),
     }
 }
 
-fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
-    URL_SAFE_NO_PAD.decode(part).map_err(|_| NOT_A_JWT)
+/// The error of a header that [`decode_object`] cannot read.
+fn in_header(error: TokenError) -> TokenError {
+    match error {
+        TokenError::Malformed(Malformation::NotAJwt(_)) => {
+            not_a_jwt("a header that is not the base64url of a JSON object")
+        }
+        other => other,
+    }
+}
+
+fn decode(part: &str) -> Result<Vec<u8>, DecodeError> {
+    URL_SAFE_NO_PAD.decode(part)
 }
 
 pub(super) fn decode_object(part: &str, limits: &JsonLimits) -> Result<Json, TokenError> {
-    match Json::parse(&decode(part)?, limits) {
+    const PAYLOAD: &str = "a payload that is not the base64url of a JSON object, or with a repeated member";
+    let decoded = decode(part).map_err(|_| not_a_jwt(PAYLOAD))?;
+    match Json::parse(&decoded, limits) {
         Ok(json @ Json::Object(_)) => Ok(json),
-        Ok(_) | Err(JsonError::NotJson) => Err(NOT_A_JWT),
+        Ok(_) | Err(JsonError::NotJson) => Err(not_a_jwt(PAYLOAD)),
         Err(JsonError::TooManyValues) => Err(TokenError::Malformed(Malformation::TooManyValues)),
         Err(JsonError::TooDeep) => Err(TokenError::Malformed(Malformation::TooDeep)),
     }

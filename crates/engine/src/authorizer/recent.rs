@@ -16,7 +16,7 @@ use crate::decision::{Refused, Step};
 use crate::telemetry::{on_one_line, path_for_log};
 use crate::validation::UnixTime;
 
-/// The most refusals that can be kept: each takes a few hundred bytes, and at most about 12 KiB.
+/// The most refusals that can be kept: each takes a few hundred bytes, and at most about 16 KiB.
 pub const MAX_REFUSALS: u32 = 10_000;
 
 /// A refused request.
@@ -52,6 +52,8 @@ pub struct RecentRefusal {
     pub kid: Option<String>,
     /// What was found and what was wanted.
     pub detail: Option<String>,
+    /// What an operator can do about it.
+    pub advice: Option<String>,
     /// The steps in their order; the last one refused.
     pub steps: Vec<RecentStep>,
 }
@@ -99,6 +101,7 @@ impl RecentRefusal {
             client: request.source_address.map(on_one_line),
             kid: record.kid().map(|kid| on_one_line(kid.as_str())),
             detail: record.refused().and_then(Refused::detail),
+            advice: None,
             steps: record.steps().map(step).collect(),
         }
     }
@@ -183,6 +186,7 @@ mod tests {
             client: None,
             kid: None,
             detail: None,
+            advice: None,
             steps: Vec::new(),
         }
     }

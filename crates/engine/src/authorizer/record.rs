@@ -27,7 +27,9 @@ impl Authorizer {
         let took_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         let is_denial = !matches!(decision.verdict, Verdict::Allow(_));
         if is_denial && self.refusals.capacity() > 0 {
-            self.refusals.keep(RecentRefusal::new(door, request, decided, self.clock.now(), took_us));
+            let advice = record.advice(&self.places);
+            let refusal = RecentRefusal::new(door, request, decided, self.clock.now(), took_us);
+            self.refusals.keep(RecentRefusal { advice, ..refusal });
         }
         let is_logged = match is_denial {
             true => self.denial_log.should_log(reason, provider),

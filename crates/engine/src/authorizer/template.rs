@@ -1,10 +1,11 @@
 //! Templates: providers with `{realm}` in their issuer, and the allowed realms.
 
+use crate::decision::REALM_PLACEHOLDER;
 use crate::keys::names::RealmName;
 use crate::rules::FullMatchRegex;
 
 /// The placeholder of a realm's name.
-pub const PLACEHOLDER: &str = "{realm}";
+pub const PLACEHOLDER: &str = REALM_PLACEHOLDER;
 
 /// The realms of a template.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,7 +5,7 @@
 use super::realms::{NewRealm, ProviderHandle};
 use super::{Authorizer, Decided, NamedToken, deadline, record_verified};
 use crate::decision::{Decision, Evaluation, KeysNeeded, Need, NoKeys};
-use crate::keys::{KeyWait, Newer, ObservedKeys, StaleToken};
+use crate::keys::{KeyCache, KeyWait, Newer, ObservedKeys, StaleToken, Unavailable};
 use crate::validation::StaleCause;
 
 /// A request that cannot be decided without waiting.
@@ -96,7 +96,7 @@ impl Authorizer {
             held_bytes: request.held_bytes,
         };
         let mut wait = handle.keys.wait_for_newer(observed, token);
-        let decision = self.resume_with_newer(&mut wait, needed).await;
+        let decision = self.resume_with_newer(&mut wait, needed, &handle.keys).await;
         match decision.record.verified_by() {
             Some(_) => wait.verified(),
             None => wait.refused(),
@@ -108,6 +108,7 @@ impl Authorizer {
         &'a self,
         wait: &mut KeyWait<'_>,
         mut needed: Box<KeysNeeded<'a>>,
+        keys: &KeyCache,
     ) -> Box<Decision<'a>> {
         loop {
             match wait.next(cause(&needed)).await {
@@ -117,10 +118,18 @@ impl Authorizer {
                 },
                 Newer::No(keys) => return Box::new(needed.conclude(NoKeys::UpToDate(&keys))),
                 Newer::Unavailable(reason) => {
-                    return Box::new(needed.conclude(NoKeys::Unavailable(reason.to_string().into())));
+                    return Box::new(needed.conclude(NoKeys::Unavailable(cause_of(reason, keys).into())));
                 }
             }
         }
+    }
+}
+
+/// Why there are no newer keys, with the error of the last fetch.
+fn cause_of(reason: Unavailable, keys: &KeyCache) -> String {
+    match keys.last_error().filter(|_| reason == Unavailable::FetchFailed) {
+        Some(error) => format!("{reason}: {error}"),
+        None => reason.to_string(),
     }
 }
 

@@ -131,6 +131,7 @@ pub(super) fn authorizer(
         Arc::clone(&context.metrics),
     )
     .keeping(Arc::clone(refusals))
+    .with_places(Arc::clone(&config.places))
 }
 
 /// The provider of this configuration: with the keys of its source's answer in `answered`, else with the `running`

@@ -1,6 +1,9 @@
 //! The settings of a service: the parts of a configuration that affect decisions.
 
+use std::sync::Arc;
+
 use crate::authorizer::{ProviderConfig, RequestPolicy};
+use crate::decision::ConfigPlaces;
 
 /// The settings of a service.
 #[derive(Clone, Debug)]
@@ -11,4 +14,6 @@ pub struct Settings {
     pub policy: RequestPolicy,
     /// How many of the latest refusals are kept for operators ([`crate::authorizer::RecentRefusals`]); 0 keeps none.
     pub refusals: usize,
+    /// Where the settings are in the configuration file, for the advice of refusals; empty if there is no file.
+    pub places: Arc<ConfigPlaces>,
 }

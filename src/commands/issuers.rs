@@ -1,5 +1,5 @@
-//! Stands for the issuers of a configuration: signs the tokens of cases with keys of this process, and has requests
-//! evaluated with these keys.
+//! Stands for the issuers of a configuration: signs the claims of cases and of `explain --claims` with keys of this
+//! process, and has requests evaluated with these keys.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -7,13 +7,12 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use url::form_urlencoded::byte_serialize;
 
-use super::super::Failure;
+use super::Failure;
 use crate::access_request::AccessRequest;
-use crate::clock;
 use crate::commands::issuer::{SigningAlgorithm, SigningKey};
-use crate::config::ProviderConfig;
-use crate::config::cases::{Case, CaseRequest, CaseToken};
-use crate::decision::{CachedKeys, Decision, Evaluation, IssuerState, NoKeys, Policy, evaluate};
+use crate::config::cases::{CaseRequest, CaseToken};
+use crate::config::{Config, ProviderConfig};
+use crate::decision::{CachedKeys, Decision, Evaluation, IssuerState, NoKeys, Policy, Trusted, evaluate};
 use crate::validation::UnixTime;
 use crate::validation::algorithm::Algorithm;
 use crate::validation::key_set::KeySet;
@@ -29,7 +28,10 @@ const KID: &str = "portcullis-test";
 const QUICK: [Algorithm; 2] = [Algorithm::ES256, Algorithm::EdDSA];
 
 /// The issuers of a configuration.
-pub(super) struct Issuers<'c>(Vec<Issuer<'c>>);
+pub(super) struct Issuers<'c> {
+    issuers: Vec<Issuer<'c>>,
+    policy: Policy,
+}
 
 /// A provider and its key.
 struct Issuer<'c> {
@@ -39,35 +41,40 @@ struct Issuer<'c> {
 }
 
 impl<'c> Issuers<'c> {
-    /// Issuers of these providers, each with a new key of an algorithm that it accepts.
-    pub(super) fn new(providers: &'c [ProviderConfig]) -> Result<Self, Failure> {
-        providers.iter().map(Issuer::new).collect::<Result<_, _>>().map(Self)
+    /// Issuers of the providers of this configuration, each with a new key of an algorithm that it accepts.
+    pub(super) fn new(config: &'c Config) -> Result<Self, Failure> {
+        let issuers = config.providers.iter().map(Issuer::new).collect::<Result<_, _>>()?;
+        let providers = config.providers.iter().map(|config| &*config.provider);
+        let trusted =
+            Trusted { proxies: config.trusted_proxies.clone(), headers: config.trusted_headers.clone() };
+        let policy = Policy::new(providers, config.rules.clone(), config.limits.of_request(), trusted);
+        Ok(Self { issuers, policy })
     }
 
-    /// The request of a case, with its token where the provider accepts tokens first.
-    pub(super) fn request(&self, case: &Case, now: UnixTime) -> Result<CarryingRequest, Failure> {
-        let mut request = CarryingRequest(case.request.clone());
-        if let Some(token) = &case.token {
-            let named = |issuer: &&Issuer<'_>| issuer.config.provider.name == token.provider;
-            let issuer = self.0.iter().find(named).ok_or("the provider of a case is unknown")?;
-            request.carry(&issuer.sign(token, now), issuer.config.provider.token_from.first());
-        }
-        Ok(request)
+    /// Puts a token with these claims into a request, where its provider accepts tokens first. Returns the names of the
+    /// claims that were added.
+    pub(super) fn add_token(
+        &self,
+        request: &mut CaseRequest,
+        token: &CaseToken,
+        now: UnixTime,
+    ) -> Result<Vec<String>, Failure> {
+        let named = |issuer: &&Issuer<'_>| issuer.config.provider.name == token.provider;
+        let issuer = self.issuers.iter().find(named).ok_or("this provider is unknown")?;
+        let claims = completed(&token.claims, &issuer.config.provider, now);
+        let added = claims.keys().filter(|name| !token.claims.contains_key(*name)).cloned().collect();
+        carry(request, &issuer.sign(claims), issuer.config.provider.token_from.first());
+        Ok(added)
     }
 
     /// Evaluates a request with the keys of these issuers.
-    pub(super) fn evaluate<'a>(
-        &self,
-        request: &'a AccessRequest<'a>,
-        policy: &'a Policy,
-        now: UnixTime,
-    ) -> Decision<'a> {
-        match evaluate(request, policy, |issuer: &str| self.state(issuer), Some(now)) {
+    pub(super) fn evaluate<'a>(&'a self, request: &'a AccessRequest<'a>, now: UnixTime) -> Decision<'a> {
+        match evaluate(request, &self.policy, |issuer: &str| self.state(issuer), Some(now)) {
             Evaluation::Done(decision) => *decision,
             // Keys that are fixed are never waited for.
-            Evaluation::NeedsKeys(needed) => {
-                needed.conclude(NoKeys::Unavailable(Cow::Borrowed("nothing is fetched for a test")))
-            }
+            Evaluation::NeedsKeys(needed) => needed.conclude(NoKeys::Unavailable(Cow::Borrowed(
+                "nothing is fetched for claims without a signature",
+            ))),
         }
     }
 
@@ -75,12 +82,12 @@ impl<'c> Issuers<'c> {
     fn state(&self, name: &str) -> Option<IssuerState> {
         let is_exact =
             |issuer: &&Issuer<'_>| issuer.config.realms.is_none() && issuer.config.provider.issuer == name;
-        let exact = self.0.iter().find(is_exact).map(|issuer| IssuerState {
+        let exact = self.issuers.iter().find(is_exact).map(|issuer| IssuerState {
             provider: Arc::clone(&issuer.config.provider),
             realm: None,
             keys: CachedKeys::Fixed(Arc::clone(&issuer.keys)),
         });
-        exact.or_else(|| self.0.iter().find_map(|issuer| issuer.realm_state(name)))
+        exact.or_else(|| self.issuers.iter().find_map(|issuer| issuer.realm_state(name)))
     }
 }
 
@@ -107,7 +114,7 @@ impl<'c> Issuer<'c> {
         })
     }
 
-    fn sign(&self, token: &CaseToken, now: UnixTime) -> String {
+    fn sign(&self, claims: Map<String, Value>) -> String {
         let provider = &*self.config.provider;
         let mut header = self.key.header();
         if let (TokenTypes::AnyOf(types), Some(header)) = (&provider.token_types, header.as_object_mut())
@@ -115,7 +122,7 @@ impl<'c> Issuer<'c> {
         {
             header.insert("typ".to_owned(), first.as_str().into());
         }
-        self.key.sign_with_header(&header, &completed(&token.claims, provider, now).into())
+        self.key.sign_with_header(&header, &claims.into())
     }
 }
 
@@ -144,51 +151,28 @@ fn completed(claims: &Map<String, Value>, provider: &Provider, now: UnixTime) ->
     all
 }
 
-/// A request with its token.
-pub(super) struct CarryingRequest(CaseRequest);
-
-impl CarryingRequest {
-    /// Puts a token in its place, beside what the case has there.
-    fn carry(&mut self, token: &str, source: Option<&TokenSource>) {
-        let CaseRequest { headers, path, .. } = &mut self.0;
-        match source.cloned().unwrap_or_default() {
-            TokenSource::Header { name, scheme } => {
-                let scheme = scheme.map(|scheme| scheme + " ").unwrap_or_default();
-                headers.push((name.to_string(), format!("{scheme}{token}")));
-            }
-            TokenSource::Cookie(name) => {
-                let cookie = format!("{name}={token}");
-                match headers.iter_mut().find(|(header, _)| header == "cookie") {
-                    Some((_, cookies)) => *cookies = format!("{cookies}; {cookie}"),
-                    None => headers.push(("cookie".to_owned(), cookie)),
-                }
-            }
-            TokenSource::WebSocketProtocol(name) => {
-                headers.push(("sec-websocket-protocol".to_owned(), format!("{name}, {token}")));
-            }
-            TokenSource::Query(name) => {
-                let separator = if path.contains('?') { '&' } else { '?' };
-                let name: String = byte_serialize(name.as_bytes()).collect();
-                *path = format!("{path}{separator}{name}={token}");
+/// Puts a token into its place in a request, beside what the request has there.
+pub(super) fn carry(request: &mut CaseRequest, token: &str, source: Option<&TokenSource>) {
+    let CaseRequest { headers, path, .. } = request;
+    match source.cloned().unwrap_or_default() {
+        TokenSource::Header { name, scheme } => {
+            let scheme = scheme.map(|scheme| scheme + " ").unwrap_or_default();
+            headers.push((name.to_string(), format!("{scheme}{token}")));
+        }
+        TokenSource::Cookie(name) => {
+            let cookie = format!("{name}={token}");
+            match headers.iter_mut().find(|(header, _)| header == "cookie") {
+                Some((_, cookies)) => *cookies = format!("{cookies}; {cookie}"),
+                None => headers.push(("cookie".to_owned(), cookie)),
             }
         }
-    }
-
-    /// The request, as Envoy describes it over gRPC.
-    pub(super) fn access_request(&self) -> AccessRequest<'_> {
-        let request = &self.0;
-        let headers = request.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
-        AccessRequest {
-            source_address: request.source_address.as_deref(),
-            source_principal: request.source_principal.as_deref(),
-            named_rule: request.rule.as_ref().map(String::as_bytes),
-            ..AccessRequest::new(
-                request.method.as_bytes(),
-                request.host.as_bytes(),
-                request.path.as_bytes(),
-                headers.collect(),
-                clock::monotonic().into_std(),
-            )
+        TokenSource::WebSocketProtocol(name) => {
+            headers.push(("sec-websocket-protocol".to_owned(), format!("{name}, {token}")));
+        }
+        TokenSource::Query(name) => {
+            let separator = if path.contains('?') { '&' } else { '?' };
+            let name: String = byte_serialize(name.as_bytes()).collect();
+            *path = format!("{path}{separator}{name}={token}");
         }
     }
 }

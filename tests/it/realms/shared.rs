@@ -107,9 +107,13 @@ async fn a_snapshot_keeps_the_issuer_that_a_key_names() {
         (Issuer::start().await.expect("a free port"), tempfile::tempdir().expect("a folder"));
     let acme = SigningKey::generate("acme", SigningAlgorithm::ES256);
     issuer.publish_json(json!({"keys": [naming(&acme, of("acme").into())]}));
-    let more = format!(", snapshot_dir: '{}', timeout: 200ms", folder.path().display());
+    let more = format!(", snapshot_dir: '{}'", folder.path().display());
     let first = Running::start(configuration(&issuer, V2, &more), fixed_clock()).await;
     assert!(first.bearer(&token(&acme, &of("acme"))).await.is_allowed());
+    let is_written = || std::fs::read_dir(folder.path()).is_ok_and(|mut files| files.next().is_some());
+    while !is_written() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
     drop(first);
     issuer.stop().await;
     let second = Running::start(configuration(&issuer, V2, &more), fixed_clock()).await;

@@ -86,6 +86,7 @@ impl<'c> Issuers<'c> {
             provider: Arc::clone(&issuer.config.provider),
             realm: None,
             keys: CachedKeys::Fixed(Arc::clone(&issuer.keys)),
+            clock_ahead: None,
         });
         exact.or_else(|| self.issuers.iter().find_map(|issuer| issuer.realm_state(name)))
     }
@@ -110,6 +111,7 @@ impl<'c> Issuer<'c> {
             provider,
             realm: Some(name.as_str().into()),
             keys: CachedKeys::Fixed(Arc::clone(&self.keys)),
+            clock_ahead: None,
         })
     }
 

@@ -49,6 +49,7 @@ mod disks;
 mod encodings;
 mod env;
 mod freshness;
+mod issuer_clock;
 mod key_server;
 mod logins;
 mod lookups;

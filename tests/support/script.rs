@@ -157,7 +157,15 @@ impl Fetch for Script {
                     let keys = KeySet::parse(jwks.as_bytes()).map_err(FetchError::KeySet)?;
                     let origin = Origin::new(asked, ask.clock.now_micros(), age, date);
                     let (keys, location, caches) = (Arc::new(keys), "script".to_owned(), String::new());
-                    Ok(Fetched { keys, origin, location, caches, fresh_for, location_asked: true })
+                    Ok(Fetched {
+                        keys,
+                        origin,
+                        location,
+                        caches,
+                        fresh_for,
+                        ahead: None,
+                        location_asked: true,
+                    })
                 }
             }
         })

@@ -99,6 +99,8 @@ pub struct IssuerState {
     pub realm: Option<Arc<str>>,
     /// Its keys.
     pub keys: CachedKeys,
+    /// By how many seconds this clock is ahead of the issuer's, if they are known to differ; for the log alone.
+    pub clock_ahead: Option<i64>,
 }
 
 /// The cached keys of an issuer.
@@ -345,7 +347,7 @@ impl<'a> InProgress<'a> {
         let token = self.read(text)?;
         let issuer = self.select_provider(&token, lookup)?;
         let provider = issuer.provider;
-        let screened = self.screen(token, &provider, now)?;
+        let screened = self.screen(token, &provider, now, issuer.clock_ahead)?;
         let keys = match &issuer.keys {
             CachedKeys::Fetched(keys) | CachedKeys::Fixed(keys) => keys,
             CachedKeys::NotFetched => {
@@ -407,10 +409,12 @@ impl<'a> InProgress<'a> {
         mut token: Token<'a>,
         provider: &Provider,
         now: UnixTime,
+        clock_ahead: Option<i64>,
     ) -> Result<Screened<'a>, Refused> {
         let audiences = self.audiences().unwrap_or(&provider.audiences);
-        let passed = validation::check(&token, provider, audiences, now)
-            .map_err(|permanent| refusals::screened(&permanent, &token, provider, audiences, now))?;
+        let passed = validation::check(&token, provider, audiences, now).map_err(|permanent| {
+            refusals::screened(&permanent, &token, (provider, clock_ahead), audiences, now)
+        })?;
         // A provider does not accept tokens from places that are not in its `token_from`.
         if !self.record.places().iter().any(|place| provider.token_from.contains(place)) {
             return Err(refusals::token_place_not_allowed(self.record.places(), provider));

@@ -147,6 +147,7 @@ fn a_cached_token_is_decided_as_if_it_were_not_cached_whatever_has_changed() {
         provider: Arc::clone(provider),
         realm: Some("acme".into()),
         keys: keys.clone(),
+        clock_ahead: None,
     };
     let current = CachedKeys::Fetched(keys(&[&other, &signer]));
     let known = Known { token: None, issuer: issuer(&first, &current) };
@@ -223,6 +224,7 @@ fn a_token_is_only_new_where_its_signature_was_verified() {
         provider: Arc::clone(&provider),
         realm: None,
         keys: CachedKeys::Fixed(keys(&[&signer])),
+        clock_ahead: None,
     };
     let stranger = SigningKey::generate("k", SigningAlgorithm::ES256);
     let mut expired = claims();

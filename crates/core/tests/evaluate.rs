@@ -156,7 +156,7 @@ impl Explorer {
     fn issuer(&self, keys: Option<New>) -> IssuerState {
         let keys =
             keys.map_or(CachedKeys::NotFetched, |keys| CachedKeys::Fetched(Arc::clone(self.keys(keys))));
-        IssuerState { provider: Arc::clone(&self.provider), realm: None, keys }
+        IssuerState { provider: Arc::clone(&self.provider), realm: None, keys, clock_ahead: None }
     }
 
     /// Compares the result with the expected one, and continues with every possible next answer.
@@ -257,7 +257,12 @@ fn an_issuer_without_keys_is_fetched_first_and_then_for_newer_keys() {
     let policy = policy(&provider);
     let provider = Arc::new(provider);
     with_request(&signer.sign(&claims()), "/", |request| {
-        let issuer = IssuerState { provider, realm: Some("acme".into()), keys: CachedKeys::NotFetched };
+        let issuer = IssuerState {
+            provider,
+            realm: Some("acme".into()),
+            keys: CachedKeys::NotFetched,
+            clock_ahead: None,
+        };
         let needed = match evaluate(request, &policy, |_: &str| Some(issuer.clone()), at(NOW)) {
             Evaluation::NeedsKeys(needed) => needed,
             Evaluation::Done(decision) => panic!("{decision:?}"),
@@ -323,7 +328,7 @@ proptest! {
         claims["scope"] = json!(scopes);
         let (old_keys, new_keys) = (keys(&[&old]), keys(&[&old, &signer]));
         with_request(&signer.sign(&claims), path, |request| {
-            let issuer_with = |keys: Option<&Arc<KeySet>>| IssuerState { provider: Arc::clone(&provider), realm: None, keys: keys.cloned().map_or(CachedKeys::NotFetched, CachedKeys::Fetched) };
+            let issuer_with = |keys: Option<&Arc<KeySet>>| IssuerState { provider: Arc::clone(&provider), realm: None, keys: keys.cloned().map_or(CachedKeys::NotFetched, CachedKeys::Fetched), clock_ahead: None };
             let immediate = match evaluate(request, &policy, |_: &str| Some(issuer_with(Some(&new_keys))), at(NOW)) {
                 Evaluation::Done(decision) => decision,
                 Evaluation::NeedsKeys(needed) => panic!("{needed:?}"),
@@ -375,7 +380,7 @@ proptest! {
             false => CachedKeys::NotFetched,
         };
         with_request(&signer.sign(&claims), "/", |request| {
-            let issuer = IssuerState { provider: Arc::new(provider), realm: None, keys };
+            let issuer = IssuerState { provider: Arc::new(provider), realm: None, keys, clock_ahead: None };
             let evaluation = evaluate(request, &policy, |_: &str| Some(issuer.clone()), at(NOW));
             let Evaluation::Done(decision) = evaluation else { panic!("{evaluation:?}") };
             let refused = decision.record.refused().expect("it is refused");
@@ -436,7 +441,8 @@ fn with_static_keys_an_unverified_token_is_refused_immediately() {
     {
         with_request(&signer.sign(&claims()), "/", |request| {
             let keys = CachedKeys::Fixed(keys);
-            let issuer = IssuerState { provider: Arc::clone(&provider), realm: None, keys };
+            let issuer =
+                IssuerState { provider: Arc::clone(&provider), realm: None, keys, clock_ahead: None };
             let evaluation = evaluate(request, &policy, |_: &str| Some(issuer.clone()), at(NOW));
             let Evaluation::Done(decision) = evaluation else { panic!("{evaluation:?}") };
             assert_eq!(decision.verdict.reason().as_str(), reason);

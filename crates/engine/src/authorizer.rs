@@ -219,8 +219,10 @@ impl Authorizer {
         let issuer = self.providers.of_issuer(issuer, arrived)?;
         let provider = Arc::clone(issuer.provider());
         let realm = issuer.realm().map(RealmName::shared);
+        let mut clock_ahead = None;
         let (keys, from) = match issuer {
             Issuer::Loaded(handle) => {
+                clock_ahead = handle.keys.clock_ahead();
                 let observed = handle.keys.observe();
                 let keys = match handle.keys.is_refreshable() {
                     true => CachedKeys::Fetched(observed.keys()),
@@ -231,7 +233,7 @@ impl Authorizer {
             Issuer::New(new) => (CachedKeys::NotFetched, Source::New(new)),
         };
         *source = Some(from);
-        Some(IssuerState { provider, realm, keys })
+        Some(IssuerState { provider, realm, keys, clock_ahead })
     }
 
     /// Keeps a token that this decision has verified, and removes one that was found and no longer counts.

@@ -36,7 +36,7 @@ pub mod transport;
 mod wait;
 pub mod waiting;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -154,6 +154,8 @@ pub struct KeyCacheContext {
     pub snapshots_read_only: bool,
     /// The jitter of scheduled fetches.
     pub jitter: Jitter,
+    /// A larger difference from the issuer's clock is warned about: the leeway of the provider's tokens. Default 0.
+    pub clock_skew: Duration,
 }
 
 impl KeyCacheContext {
@@ -224,6 +226,12 @@ impl Drop for KeyCache {
     }
 }
 
+/// No answer has said what the issuer's clock shows.
+const UNKNOWN_CLOCK: i64 = i64::MIN;
+
+/// A smaller difference of the clocks, in seconds, is none: answers take time.
+const CLOCK_TOLERANCE_SECS: i64 = 5;
+
 struct Shared {
     provider: String,
     policy: RefreshPolicy,
@@ -249,6 +257,8 @@ struct Shared {
     refreshable: bool,
     /// Whether its label values are removed from the metrics with it.
     temporary: AtomicBool,
+    /// By how many seconds this clock is ahead of the issuer's; [`UNKNOWN_CLOCK`] if no answer has said it.
+    clock_ahead: AtomicI64,
 }
 
 struct State {
@@ -257,6 +267,8 @@ struct State {
     last_error: Option<FetchError>,
     /// Whether the warning about the set's age was logged.
     age_warned: bool,
+    /// Whether the warning about the issuer's clock was logged.
+    clock_warned: bool,
     /// The restored snapshot, until the first fetch has ended.
     pending: Option<KeySnapshot>,
     /// Keys that the issuer published before, from another source or in an expired snapshot, until the first answer.
@@ -417,6 +429,12 @@ impl KeyCache {
         self.shared.state().last_error.clone()
     }
 
+    /// By how many seconds this machine's clock is ahead of the issuer's, negative if it is behind; `None` as long as they
+    /// differ by 5 s at most, or no answer has said it.
+    pub fn clock_ahead(&self) -> Option<i64> {
+        self.shared.clock_ahead()
+    }
+
     /// Updates the gauges of age and size.
     pub fn publish_gauges(&self) {
         self.shared.publish_gauges();
@@ -441,6 +459,7 @@ impl Shared {
             last_trigger: None,
             last_error: None,
             age_warned: false,
+            clock_warned: false,
             pending: None,
             earlier: Vec::new(),
             wanted: Wanted::default(),
@@ -465,6 +484,7 @@ impl Shared {
             persisted: AtomicBool::new(true),
             refreshable,
             temporary: AtomicBool::new(false),
+            clock_ahead: AtomicI64::new(UNKNOWN_CLOCK),
         }
     }
 
@@ -518,12 +538,18 @@ impl Shared {
         }
     }
 
+    fn clock_ahead(&self) -> Option<i64> {
+        let ahead = self.clock_ahead.load(Ordering::Relaxed);
+        (ahead != UNKNOWN_CLOCK && ahead.saturating_abs() > CLOCK_TOLERANCE_SECS).then_some(ahead)
+    }
+
     fn publish_gauges(&self) {
         let snapshot = self.snapshot.load();
         let age = snapshot.confirmed.map(|confirmed| confirmed.age(self.now()));
         let metrics = &self.context.metrics;
         let publish = || {
             metrics.key_set(&self.provider, snapshot.published.keys(), snapshot.generation, age);
+            metrics.issuer_clock(&self.provider, self.clock_ahead().unwrap_or(0));
             metrics.waiters(&self.provider, self.waiters.load(Ordering::Relaxed));
         };
         // An aborted task may still run here after its label values were removed.

@@ -41,6 +41,14 @@ impl Refused {
         Self { found: found.into(), ..self }
     }
 
+    /// With one more thing that was found, if there is one.
+    pub(super) fn also(self, found: Option<String>) -> Self {
+        match found {
+            Some(more) => Self { found: format!("{}; {more}", self.found).into(), ..self },
+            None => self,
+        }
+    }
+
     pub(super) fn wanted(self, wanted: impl Into<Cow<'static, str>>) -> Self {
         Self { wanted: Some(wanted.into()), ..self }
     }

@@ -46,6 +46,19 @@ pub(super) fn age_and_date(headers: &HeaderMap) -> (Option<i64>, Option<i64>) {
     (ages.max(), dates.filter_map(|date| i64::try_from(date.as_secs()).ok()).min())
 }
 
+/// By how many seconds a clock is ahead of that of the sender, which wrote `Date` between these two times of the clock, in
+/// microseconds since the Unix epoch; negative if it is behind. `None` without `Date`, and with an `Age`: then it is the
+/// time at which a cache received the answer. A cache that sends no `Age` makes the clock seem to be ahead.
+pub(super) fn clock_ahead(headers: &HeaderMap, requested_at: i64, received: i64) -> Option<i64> {
+    const MICROS: i64 = 1_000_000;
+    let (age, date) = age_and_date(headers);
+    let date = date.filter(|_| age.is_none_or(|age| age == 0))?;
+    // `Date` is cut to whole seconds.
+    let least = requested_at.div_euclid(MICROS).saturating_sub(date.saturating_add(1));
+    let most = received.div_euclid(MICROS).saturating_sub(date);
+    Some(if least > 0 { least } else { most.min(0) })
+}
+
 /// The headers that identify caches, for the log: short, and on one line.
 pub(super) fn cache_headers(headers: &HeaderMap) -> String {
     const NAMES: [&str; 7] =

@@ -142,6 +142,9 @@ pub struct Fetched {
     pub caches: String,
     /// How long the issuer says that they stay fresh (RFC 9111 §4.2.1), if it does.
     pub fresh_for: Option<Duration>,
+    /// By how many seconds the clock that orders answers is ahead of the answer's `Date`, negative if it is behind; `None`
+    /// for an answer without one, or from a cache that says so.
+    pub ahead: Option<i64>,
     /// Whether the discovery document was asked where the keys are; false if the remembered URL was used, true for
     /// sources without one.
     pub location_asked: bool,
@@ -157,6 +160,7 @@ impl Fetched {
             location,
             caches: String::new(),
             fresh_for: None,
+            ahead: None,
             location_asked: true,
         }
     }

@@ -375,6 +375,7 @@ fn fetched(
         location: location.into(),
         caches: caching::cache_headers(&answer.headers),
         fresh_for,
+        ahead: caching::clock_ahead(&answer.headers, requested_at, context.clock.now_micros()),
         location_asked: true,
     }
 }

@@ -319,6 +319,7 @@ impl Shared {
         let (outcome, end, error) = match result {
             Ok(fetched) => {
                 let fresh_for = fetched.fresh_for;
+                self.record_clock(&mut state, fetched.ahead);
                 let source =
                     if fetched.origin.is_from_cache() { AnswerSource::Cache } else { AnswerSource::Issuer };
                 if !fetched.location_asked {
@@ -401,6 +402,25 @@ impl Shared {
             self.snapshot.store(Arc::new(KeySnapshot { published, generation, confirmed, max_stale }));
         }
         outcome
+    }
+
+    /// Records the difference from the issuer's clock, and warns once if it is larger than the leeway of tokens.
+    fn record_clock(&self, state: &mut State, ahead: Option<i64>) {
+        let Some(ahead) = ahead else { return };
+        // The clock that orders answers never steps, the one that tokens are checked with may have.
+        let stepped = self.context.clock.now().as_secs_f64() - self.clock.now_micros() as f64 / 1e6;
+        let ahead = ahead.saturating_add(stepped.round() as i64);
+        self.clock_ahead.store(ahead, Ordering::Relaxed);
+        let skew = i64::try_from(self.context.clock_skew.as_secs()).unwrap_or(i64::MAX);
+        let is_wrong = self.clock_ahead().is_some_and(|ahead| ahead.saturating_abs() > skew);
+        let was_warned = std::mem::replace(&mut state.clock_warned, is_wrong);
+        if is_wrong && !was_warned {
+            tracing::warn!(
+                provider = %self.provider, ahead_seconds = ahead, clock_skew_seconds = skew,
+                hint = "set the clock of this machine or of the issuer: good tokens are refused as expired or not yet valid",
+                "the clocks of the issuer and of this machine differ"
+            );
+        }
     }
 
     fn confirmed_now(&self) -> Confirmed {

@@ -202,6 +202,7 @@ fn cache(
     });
     let key_name = realm.map_or_else(|| name.clone(), |realm| format!("{name}/{}", realm.name));
     let (refresh, mut context) = (config.refresh.clone(), context.clone());
+    context.clock_skew = config.provider.clock_skew;
     if realm.is_some() {
         // The failing tasks of one realm do not make the service unready.
         context.tasks = Tasks::default();

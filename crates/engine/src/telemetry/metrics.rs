@@ -199,6 +199,7 @@ pub struct Metrics {
     keys: Family<ProviderLabels, Gauge>,
     skipped_keys: Family<ProviderLabels, Gauge>,
     age: Family<ProviderLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    issuer_clock: Family<ProviderLabels, Gauge>,
     generation: Family<ProviderLabels, Gauge>,
     waiters: Family<ProviderLabels, Gauge>,
     waiters_rejected: Family<ProviderLabels, Counter>,
@@ -254,6 +255,12 @@ impl Metrics {
             "jwks_age_seconds",
             "Time since the current key set was last confirmed",
             age.clone(),
+        );
+        let issuer_clock = Family::default();
+        registry.register(
+            "issuer_clock_difference_seconds",
+            "How far this machine's clock is ahead of the issuer's; 0 up to 5 s",
+            issuer_clock.clone(),
         );
         let generation = Family::default();
         registry.register("jwks_generation", "Changes of the key set since the start", generation.clone());
@@ -325,6 +332,7 @@ impl Metrics {
             keys,
             skipped_keys,
             age,
+            issuer_clock,
             generation,
             waiters,
             waiters_rejected,
@@ -403,6 +411,12 @@ impl Metrics {
         }
     }
 
+    /// By how many seconds this machine's clock is ahead of the issuer's.
+    pub fn issuer_clock(&self, provider: &str, ahead: i64) {
+        let labels = ProviderLabels { provider: provider.to_owned() };
+        self.issuer_clock.get_or_create(&labels).set(ahead);
+    }
+
     /// The number of requests that wait for a provider's refresh.
     pub fn waiters(&self, provider: &str, waiting: usize) {
         let labels = ProviderLabels { provider: provider.to_owned() };
@@ -463,6 +477,7 @@ impl Metrics {
         self.keys.remove(&labels);
         self.skipped_keys.remove(&labels);
         self.generation.remove(&labels);
+        self.issuer_clock.remove(&labels);
         self.age.remove(&labels);
     }
 

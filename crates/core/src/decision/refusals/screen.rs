@@ -69,7 +69,7 @@ pub(in super::super) fn unknown_issuer(issuer: &str, issuers: &Issuers) -> Refus
 pub(in super::super) fn screened(
     permanent: &Permanent,
     token: &Token<'_>,
-    provider: &Provider,
+    (provider, clock_ahead): (&Provider, Option<i64>),
     audiences: &Audiences,
     now: UnixTime,
 ) -> Refused {
@@ -105,8 +105,8 @@ pub(in super::super) fn screened(
             let found = list(named.iter(), |(name, value)| claim(name, *value));
             refused.found(with_elsewhere(found, &hint)).wanted(wanted_audiences(audiences)).hint(hint)
         }
-        Permanent::Expired => expired(refused, claims, provider, now),
-        Permanent::NotYetValid => not_yet_valid(refused, claims, provider, now),
+        Permanent::Expired => expired(refused, claims, provider, now).also(clocks(clock_ahead)),
+        Permanent::NotYetValid => not_yet_valid(refused, claims, provider, now).also(clocks(clock_ahead)),
         Permanent::LifetimeTooLong => lifetime_too_long(refused, claims, provider, now),
         Permanent::ClaimMissing(name) => {
             let refused = claim_missing(refused, name, Some(claims), Some(audiences));
@@ -171,6 +171,14 @@ fn expired(refused: Refused, claims: &Json, provider: &Provider, now: UnixTime) 
     let exp = number(claims, "exp");
     let is_near = exp.is_some_and(|exp| now.as_secs_f64() - exp <= MAX_SKEW);
     refused.found(found).hint(Hint::Clock { is_near })
+}
+
+/// How this clock differs from the issuer's.
+fn clocks(ahead: Option<i64>) -> Option<String> {
+    let ahead = ahead?;
+    let (difference, direction) =
+        (duration(ahead.unsigned_abs() as f64), if ahead > 0 { "ahead of" } else { "behind" });
+    Some(format!("this clock is {difference} {direction} the issuer's"))
 }
 
 fn not_yet_valid(refused: Refused, claims: &Json, provider: &Provider, now: UnixTime) -> Refused {

@@ -130,7 +130,7 @@ impl Door for AdminDoor {
 fn authorization_request<B>(request: &Request<B>) -> Option<Misdirected> {
     let found = if misdirected::is_check(request) {
         "Envoy's gRPC Check"
-    } else if misdirected::describes_method(request.headers()) {
+    } else if misdirected::describes_request(request.headers()) {
         "an authorization request over HTTP"
     } else {
         return None;

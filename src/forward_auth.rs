@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use axum::body::Body;
-use http::header::{CACHE_CONTROL, HOST};
+use http::header::{CACHE_CONTROL, COOKIE, HOST, SEC_WEBSOCKET_PROTOCOL};
 use http::{HeaderName, Method, Request, Response, StatusCode};
 
 pub(crate) use self::as_proxy::authorization_request;
@@ -262,6 +262,12 @@ fn allow(profile: Profile, changes: &UpstreamChanges) -> http::Result<Response<B
         // The proxy replaces the client's header with an empty value, which removes it.
         Profile::Nginx | Profile::IngressNginx | Profile::Haproxy | Profile::Caddy | Profile::Traefik => {
             for header in &changes.remove {
+                // Traefik removes what the response lacks, and would forward an empty value.
+                let is_rewritten =
+                    [COOKIE.as_str(), SEC_WEBSOCKET_PROTOCOL.as_str()].contains(&header.as_str());
+                if profile == Profile::Traefik && is_rewritten {
+                    continue;
+                }
                 response = response.header(header.as_str(), "");
             }
         }

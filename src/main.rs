@@ -67,7 +67,7 @@ async fn run() -> ExitCode {
     };
     match command_line.command {
         Command::Serve(args) => serve::run(args).await,
-        Command::Validate(args) => validate::run(args),
+        Command::Validate(args) => validate::run(args).await,
         Command::Explain(args) => explain::run(*args).await,
         Command::Test(args) => test::run(args),
         Command::Rules(args) => rules::run(args),

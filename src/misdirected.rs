@@ -33,9 +33,11 @@ impl Dialect {
     }
 }
 
-/// Whether headers of this request say which method a client's request has, as only authorization requests do.
-pub(crate) fn describes_method(headers: &HeaderMap) -> bool {
-    ["x-original-method", "x-forwarded-method"].iter().any(|name| headers.contains_key(*name))
+/// Whether headers of this request describe a client's request, as those of authorization requests do.
+pub(crate) fn describes_request(headers: &HeaderMap) -> bool {
+    const NAMES: [&str; 5] =
+        ["x-original-method", "x-original-uri", "x-original-url", "x-forwarded-method", "x-forwarded-uri"];
+    NAMES.iter().any(|name| headers.contains_key(*name))
 }
 
 /// Whether this is Envoy's gRPC Check.

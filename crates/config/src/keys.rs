@@ -218,7 +218,7 @@ fn make_http(draft: HttpDraft, mapping: &Mapping<'_>) -> Read<IssuerHttp> {
     };
     let hosts = bearer_token_hosts?;
     let bearer_token = match bearer_token_file? {
-        Some(file) => Some(BearerTokenFile { file, hosts }),
+        Some(file) => Some(BearerTokenFile { file, hosts, named: Vec::new() }),
         None if hosts.is_empty() => None,
         None => return mapping.refuse_at("bearer_token_hosts", "there is no token: set `bearer_token_file`"),
     };
@@ -233,7 +233,7 @@ fn show_http(http: &IssuerHttp) -> HttpShown {
     let (client_cert_file, client_key_file) =
         client_certificate.map(|ClientCertificate { cert_file, key_file }| (cert_file, key_file)).unzip();
     let (bearer_token_file, hosts) =
-        bearer_token.map(|BearerTokenFile { file, hosts }| (file, hosts)).unzip();
+        bearer_token.map(|BearerTokenFile { file, hosts, .. }| (file, hosts)).unzip();
     HttpShown {
         ca_file,
         proxy: Some(proxy).filter(|proxy| *proxy != ForwardProxy::Environment),
@@ -307,7 +307,9 @@ fn read_proxy(cursor: &Cursor<'_>) -> Read<ProxyUrl> {
 /// An attacker who can change the response chooses the keys, so plain http is accepted only on loopback unless it
 /// is allowed explicitly (RFC 7517 §9.1, OpenID Connect Discovery §4).
 pub(super) fn refuse_plain_http(provider: &Mapping<'_>, keys: &KeySource, http: &IssuerHttp) -> Read<()> {
-    let is_plain = |url: &Url| url.scheme() != "https" && !is_loopback(url);
+    // A request to this machine leaves it through a proxy.
+    let stays_here = |url: &Url| is_loopback(url) && !matches!(http.proxy, ForwardProxy::Url(_));
+    let is_plain = |url: &Url| url.scheme() != "https" && !stays_here(url);
     if http.allow_http || !keys.urls().iter().any(is_plain) {
         return Ok(());
     }

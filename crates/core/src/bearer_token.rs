@@ -79,8 +79,9 @@ pub fn find<'a>(request: &AccessRequest<'a>, sources: &'a [TokenSource]) -> Resu
                 }
             }
             TokenSource::Cookie(name) => {
-                let is_source_cookie =
-                    |(cookie, value): &(&[u8], &[u8])| *cookie == name.as_bytes() && !value.is_empty();
+                let is_source_cookie = |(cookie, value): &(&[u8], &[u8])| {
+                    *cookie == name.as_bytes() && !without_quotes(value).is_empty()
+                };
                 for pair in
                     request.headers.all("cookie").flat_map(|header| header.split(|byte| *byte == b';'))
                 {
@@ -161,7 +162,9 @@ fn without_quotes(value: &[u8]) -> &[u8] {
 /// The items of `Sec-WebSocket-Protocol`, of all its lines (RFC 6455 §11.3.4).
 pub fn websocket_protocols<'a>(request: &AccessRequest<'a>) -> Vec<&'a [u8]> {
     let lines = request.headers.all(SEC_WEBSOCKET_PROTOCOL.as_str());
-    lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).collect()
+    // Empty elements of a list are ignored (RFC 9110 §5.6.1).
+    let items = lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    items.filter(|item| !item.is_empty()).collect()
 }
 
 /// The items behind each item of this name. An item without one is no token.
@@ -169,8 +172,8 @@ fn behind_protocol<'a>(request: &AccessRequest<'a>, name: &str) -> Vec<Candidate
     let items = websocket_protocols(request);
     let named = items.iter().enumerate().filter(|(_, item)| **item == name.as_bytes());
     let tokens = named.map(|(at, _)| match items.get(at + 1) {
-        Some(token) if !token.is_empty() => utf8(token).map(Cow::Borrowed),
-        _ => Err(NoToken::Malformed),
+        Some(token) => utf8(token).map(Cow::Borrowed),
+        None => Err(NoToken::Malformed),
     });
     tokens.collect()
 }
@@ -360,6 +363,7 @@ mod tests {
             (vec![("cookie", "access_token=\"a\"")], "/", Ok(("a", 1))),
             (vec![("cookie", "access_token=\"a")], "/", Ok(("\"a", 1))),
             (vec![("cookie", "access_token=\"")], "/", Ok(("\"", 1))),
+            (vec![("cookie", "access_token=\"\"; b=2"), ("x-token", "a")], "/", Ok(("a", 1))),
             (vec![("x-token", "a")], "/?access_token=", Ok(("a", 1))),
         ] {
             check(&headers, path, &sources, expected);
@@ -430,7 +434,9 @@ mod tests {
             (&["bearer, a, bearer, b"], Err(Several)),
             (&["bearer, a", "bearer, b"], Err(Several)),
             (&["chat, bearer"], Err(Malformed)),
-            (&["bearer, , a"], Err(Malformed)),
+            (&["bearer, , a"], Ok(("a", 1))),
+            (&["bearer,", ",a"], Ok(("a", 1))),
+            (&["bearer, "], Err(Malformed)),
             (&["chat, Bearer, a", "bearerx, a"], Err(Missing)),
             (&[], Err(Missing)),
         ] {

@@ -99,6 +99,9 @@ pub enum UpstreamRejection {
     ClaimHeaderOfClient,
     /// The token has to be removed from the query, and the proxy cannot do that.
     TokenInQuery,
+    /// The token has to be removed from a place from which the proxy's configuration does not remove tokens: only another
+    /// provider's tokens, which are forwarded, may be there.
+    TokenElsewhere,
 }
 
 /// The claim headers of a verified token of `provider` with this payload part: the same for every request.
@@ -152,7 +155,7 @@ pub fn upstream_changes(
     let mut changes = UpstreamChanges { claims: Arc::clone(claim_headers), ..UpstreamChanges::default() };
     remove_protected(&mut changes, protected, request)?;
     if !provider.forward_token {
-        remove_token(&mut changes, request, places)?;
+        remove_token(&mut changes, protected, request, places)?;
     }
     set_remaining_cookies(&mut changes, protected, request);
     set_remaining_protocols(&mut changes, protected, request);
@@ -172,7 +175,7 @@ pub fn anonymous_changes(
     remove_protected(&mut changes, protected, request)?;
     let places: Vec<&TokenSource> =
         protected.not_forwarded().iter().filter(|source| bearer_token::is_present(request, source)).collect();
-    remove_token(&mut changes, request, &places)?;
+    remove_token(&mut changes, protected, request, &places)?;
     set_remaining_cookies(&mut changes, protected, request);
     set_remaining_protocols(&mut changes, protected, request);
     Ok(changes)
@@ -318,9 +321,21 @@ fn set_remaining_protocols(
     let not_forwarded: Vec<&[u8]> = protected.not_forwarded().iter().filter_map(protocol_name).collect();
     let is_done = changes.websocket_protocol.is_some()
         || changes.remove.contains(&RemovedHeader::Known(SEC_WEBSOCKET_PROTOCOL));
-    if request.removal == Removal::NamedHeaders && !not_forwarded.is_empty() && !is_done {
-        set_protocols(changes, request, &[]);
+    if not_forwarded.is_empty() || is_done {
+        return;
     }
+    let sent = bearer_token::websocket_protocols(request);
+    if request.removal == Removal::NamedHeaders
+        || sent.iter().any(|item| is_protocol_of(item, &not_forwarded))
+    {
+        set_protocols(changes, request, &not_forwarded);
+    }
+}
+
+/// Whether some program may take this item for one of these: names of protocols are compared with their case (RFC 6455
+/// §11.3.4), but not by every program.
+fn is_protocol_of(item: &[u8], names: &[&[u8]]) -> bool {
+    names.iter().any(|name| name.eq_ignore_ascii_case(item))
 }
 
 /// Sets the protocols of a WebSocket except these and the item behind each.
@@ -328,9 +343,9 @@ fn set_protocols(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, wit
     let mut items = bearer_token::websocket_protocols(request).into_iter();
     let mut kept = Vec::new();
     while let Some(item) = items.next() {
-        if without.contains(&item) {
+        if is_protocol_of(item, without) {
             items.next();
-        } else if !item.is_empty() {
+        } else {
             kept.push(item);
         }
     }
@@ -350,12 +365,23 @@ fn is_one_of(name: &[u8], names: &[&[u8]]) -> bool {
 /// Removes the token from every place.
 fn remove_token(
     changes: &mut UpstreamChanges,
+    protected: &ProtectedHeaders,
     request: &AccessRequest<'_>,
     places: &[&TokenSource],
 ) -> Result<(), UpstreamRejection> {
     let cookie_names: Vec<&[u8]> = places.iter().copied().filter_map(cookie_name).collect();
     let protocol_names: Vec<&[u8]> = places.iter().copied().filter_map(protocol_name).collect();
     for place in places {
+        let is_header = matches!(place, TokenSource::Header { .. });
+        // The proxy's file is made for the places that are never forwarded.
+        let is_removable = match request.removal {
+            Removal::HeadersAndQuery => true,
+            Removal::Headers => is_header || protected.not_forwarded().contains(place),
+            Removal::NamedHeaders => protected.not_forwarded().contains(place),
+        };
+        if !is_removable {
+            return Err(UpstreamRejection::TokenElsewhere);
+        }
         match place {
             TokenSource::Header { name, .. } => RemovedHeader::add(&mut changes.remove, name),
             TokenSource::Query(_) if request.removal != Removal::HeadersAndQuery => {
@@ -493,6 +519,8 @@ mod tests {
             (&[b"chat, bearer, a.b.c", b"v2"], Some(b"chat, v2")),
             (&[b"bearer, a", b"bearer, a"], None),
             (&[b"bearer", b"a.b.c"], None),
+            (&[b"bearer,, a.b.c, chat"], Some(b"chat")),
+            (&[b"chat, BEARER, a.b.c"], Some(b"chat")),
             (&[b"bearer, a, \xff"], None),
         ] {
             let mut changes = UpstreamChanges::default();

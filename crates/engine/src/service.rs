@@ -3,6 +3,7 @@
 //! It does not depend on the doors, which share it. A program that uses this crate as a library may call it directly.
 
 mod beside;
+mod online;
 mod providers;
 mod reload;
 mod set_clock;
@@ -24,6 +25,7 @@ use crate::supervise::{Supervisor, Tasks};
 use crate::telemetry::Metrics;
 
 pub use self::beside::{Beside, KeysStep};
+pub use self::online::{OnlineCheck, check_online};
 pub use self::reload::NotReloaded;
 pub use self::settings::Settings;
 

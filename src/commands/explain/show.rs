@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use http::header::COOKIE;
+use http::header::{COOKIE, SEC_WEBSOCKET_PROTOCOL};
 use http::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
@@ -185,6 +185,8 @@ pub(in super::super) fn redacted(
         format!("(the token's payload, {} bytes)", value.len())
     } else if name == COOKIE {
         "(the cookies without the token)".to_owned()
+    } else if name == SEC_WEBSOCKET_PROTOCOL {
+        "(the protocols without the token)".to_owned()
     } else {
         text(value)
     }

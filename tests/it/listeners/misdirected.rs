@@ -212,6 +212,7 @@ async fn an_authorization_request_is_one_log_line_at_the_admin_listener_and_neve
             "X-Forwarded-Method: GET\r\nX-Forwarded-Uri: /orders\r\n",
             "found=\"an authorization request over HTTP\"",
         ),
+        ("/readyz", "X-Original-URI: /orders\r\n", "found=\"an authorization request over HTTP\""),
         ("/metrics", "X-Original-Method: GET\r\n", "found=\"an authorization request over HTTP\""),
         ("/orders", "", "found=\"a request for a page that does not exist\""),
     ] {

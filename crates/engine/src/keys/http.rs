@@ -35,6 +35,8 @@ pub struct HttpKeys {
     location: Location,
     opened_by: OpenedBy,
     history: Mutex<History>,
+    /// The position of the URL that the current set is from, if there are several.
+    authority: Mutex<Option<usize>>,
 }
 
 /// What opened the source.
@@ -48,7 +50,7 @@ enum OpenedBy {
 enum Location {
     /// Asked in this order if one fails.
     KeySets(Vec<Url>),
-    Discovery(Discovery),
+    Discovery(Box<Discovery>),
 }
 
 /// What is known of earlier answers.
@@ -79,11 +81,12 @@ impl HttpKeys {
 
     /// Keys at the URL that a discovery document names.
     pub fn discovered(discovery: Discovery, transport: Arc<dyn Transport>) -> Self {
-        Self::new(Location::Discovery(discovery), transport)
+        Self::new(Location::Discovery(Box::new(discovery)), transport)
     }
 
     fn new(location: Location, transport: Arc<dyn Transport>) -> Self {
-        Self { transport, location, opened_by: OpenedBy::Start, history: Mutex::default() }
+        let opened_by = OpenedBy::Start;
+        Self { transport, location, opened_by, history: Mutex::default(), authority: Mutex::default() }
     }
 
     /// For a source that a token opens: the first fetch bypasses caches, unless that fails.
@@ -162,7 +165,7 @@ impl HttpKeys {
         }
     }
 
-    /// Reads the first set that is available. Each URL has an equal part of the time that is left.
+    /// Reads the first set that is available. One that does not answer leaves most of the time to the others.
     async fn read_first(
         &self,
         urls: &[Url],
@@ -172,17 +175,34 @@ impl HttpKeys {
         let mut failed = Vec::new();
         for (at, url) in urls.iter().enumerate() {
             let left = context.deadline.saturating_duration_since(context.clock.monotonic());
-            let share = left / u32::try_from(urls.len().saturating_sub(at)).unwrap_or(u32::MAX).max(1);
+            let waiting = u32::try_from(urls.len().saturating_sub(at)).unwrap_or(u32::MAX).max(1);
+            let share = left / waiting / 2;
             let is_last = at + 1 == urls.len();
             let read = self.read_set(url, mode, context);
             // The caller limits the time of the last one, as that of a single one.
             let read = if is_last { Ok(read.await) } else { tokio::time::timeout(share, read).await };
             match read.unwrap_or_else(|_| Err(FetchError::TimedOut(share).at(Document::KeySet, url))) {
-                Ok(fetched) => return Ok(fetched),
+                Ok(fetched) => return Ok(self.ranked(at, fetched, context)),
                 Err(error) => failed.push(error),
             }
         }
         Err(FetchError::of_all(failed))
+    }
+
+    /// An answer of the URL at this position. One that stands in for an earlier URL, whose set is in use, counts as older:
+    /// it may add keys, but neither replaces nor withdraws any, and brings none back, until the set in use is too old.
+    fn ranked(&self, at: usize, fetched: Fetched, context: &FetchContext) -> Fetched {
+        let current = context.published.origin();
+        let mut authority = self.authority.lock().unwrap_or_else(PoisonError::into_inner);
+        // A set of a snapshot may be of any of them.
+        let rank = authority.unwrap_or(if current.is_some() { 0 } else { usize::MAX });
+        match current {
+            Some(current) if at > rank => Fetched { origin: fetched.origin.before(current), ..fetched },
+            _ => {
+                *authority = Some(at);
+                fetched
+            }
+        }
     }
 
     /// Reads the set at a URL that is named only by a document which is older by its date. It is used if it has the

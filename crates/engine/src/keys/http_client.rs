@@ -100,15 +100,20 @@ struct Current {
 /// A token, and the hosts that get it.
 struct BearerToken {
     credentials: HeaderValue,
-    hosts: Vec<String>,
+    hosts: Vec<(String, Option<u16>)>,
+    /// Whether requests to this machine may leave it, through a proxy.
+    may_leave: bool,
 }
 
 impl BearerToken {
-    /// Whether a request to this URL gets it: over https, or to this machine.
+    /// Whether a request to this URL gets it: over https, or to this machine and not through a proxy.
     fn is_for(&self, url: &Url) -> bool {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-        let is_named = self.hosts.iter().any(|named| named.eq_ignore_ascii_case(host));
-        is_named && (url.scheme() == "https" || is_loopback(url))
+        let is_named = self.hosts.iter().any(|(named, port)| {
+            named.eq_ignore_ascii_case(host)
+                && port.is_none_or(|port| url.port_or_known_default() == Some(port))
+        });
+        is_named && (url.scheme() == "https" || (is_loopback(url) && !self.may_leave))
     }
 }
 
@@ -275,13 +280,19 @@ fn files(options: &IssuerHttp) -> Vec<PathBuf> {
 }
 
 fn current(client_options: &ClientOptions, contents: &Contents) -> Result<Current, FetchError> {
-    let token = client_options.options.bearer_token.as_ref().map(|token| bearer_token(token, contents));
+    let options = &client_options.options;
+    let may_leave = matches!(options.proxy, ForwardProxy::Url(_));
+    let token = options.bearer_token.as_ref().map(|token| bearer_token(token, contents, may_leave));
     Ok(Current { client: client(client_options, contents)?, token: token.transpose()? })
 }
 
 /// The token of a file.
-fn bearer_token(token: &BearerTokenFile, contents: &Contents) -> Result<BearerToken, FetchError> {
-    let BearerTokenFile { file, hosts } = token;
+fn bearer_token(
+    token: &BearerTokenFile,
+    contents: &Contents,
+    may_leave: bool,
+) -> Result<BearerToken, FetchError> {
+    let BearerTokenFile { file, hosts, named } = token;
     let text = contents.of(file).map(|bytes| bytes.trim_ascii()).unwrap_or_default();
     let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(byte);
     if text.is_empty() || !text.iter().all(is_token) {
@@ -290,7 +301,9 @@ fn bearer_token(token: &BearerTokenFile, contents: &Contents) -> Result<BearerTo
     let credentials = HeaderValue::from_bytes(&[b"Bearer ", text].concat());
     let mut credentials = credentials.map_err(|_| unusable(file, "not one bearer token (RFC 6750 §2.1)"))?;
     credentials.set_sensitive(true);
-    Ok(BearerToken { credentials, hosts: hosts.clone() })
+    let any_port = hosts.iter().map(|host| (host.clone(), None));
+    let with_port = named.iter().map(|(host, port)| (host.clone(), Some(*port)));
+    Ok(BearerToken { credentials, hosts: any_port.chain(with_port).collect(), may_leave })
 }
 
 fn client(client_options: &ClientOptions, contents: &Contents) -> Result<Client, FetchError> {
@@ -323,13 +336,30 @@ fn proxies(configured: &ForwardProxy) -> Result<Vec<Proxy>, FetchError> {
         ForwardProxy::Environment => {
             // Go and curl do not send requests to this machine through a proxy, or do not if NO_PROXY says so.
             let without =
-                variable(["NO_PROXY", "no_proxy"]).map_or_else(String::new, |(_, hosts)| hosts + ",");
-            let without = NoProxy::from_string(&format!("{without}localhost,127.0.0.0/8,::1"));
+                variable(["NO_PROXY", "no_proxy"]).map_or_else(String::new, |(_, hosts)| no_proxy(&hosts));
+            let without =
+                NoProxy::from_string(&format!("{without}localhost,127.0.0.0/8,::1,::ffff:127.0.0.0/104"));
             let http = environment_proxy(["HTTP_PROXY", "http_proxy"])?.map(Proxy::http).transpose()?;
             let https = environment_proxy(["HTTPS_PROXY", "https_proxy"])?.map(Proxy::https).transpose()?;
             Ok([http, https].into_iter().flatten().map(|proxy| proxy.no_proxy(without.clone())).collect())
         }
     }
+}
+
+/// The hosts of NO_PROXY as the library reads them, each with a comma after it: between them may be spaces as in curl, before
+/// one `*.`, and behind one a port as in Go, which is ignored.
+fn no_proxy(hosts: &str) -> String {
+    let hosts = hosts.split([',', ' ', '\t']).filter(|host| !host.is_empty());
+    let hosts = hosts.map(|host| {
+        let host = host.strip_prefix('*').filter(|rest| rest.starts_with('.')).unwrap_or(host);
+        match host.rsplit_once(':') {
+            Some((name, port)) if !name.contains(':') && port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                name
+            }
+            _ => host,
+        }
+    });
+    hosts.map(|host| format!("{host},")).collect()
 }
 
 /// The URL in the first of these variables that is set and not empty. As in Go and curl, the scheme is http if there is none.

@@ -25,8 +25,10 @@ pub struct IssuerHttp {
 pub struct BearerTokenFile {
     /// The file with the token; line breaks around it are ignored.
     pub file: PathBuf,
-    /// The host names and addresses that get it: those of the configuration, never of a document or of a redirect.
+    /// Host names and addresses that get it, whatever the port: those of `bearer_token_hosts`.
     pub hosts: Vec<String>,
+    /// Those of the provider's other settings, each with its port. Never one of a document or of a redirect.
+    pub named: Vec<(String, u16)>,
 }
 
 /// The forward proxy of requests to an issuer.

@@ -76,6 +76,13 @@ impl Origin {
         Self { revalidated: self.revalidated, ..Self::new(asked, received, self.age, self.date) }
     }
 
+    /// The same, made before the other one: it is the answer of a source that stands in for another.
+    #[must_use]
+    pub fn before(self, other: &Origin) -> Self {
+        let asked = self.asked.min(other.asked.saturating_sub(1));
+        Self { revalidated: self.revalidated, ..Self::new(asked, self.received, self.age, self.date) }
+    }
+
     /// The later of each time of two answers.
     pub fn later_of(self, other: Self) -> Self {
         let date = self.date.max(other.date);

@@ -66,16 +66,8 @@ impl Answered {
         realm: Option<Realm>,
         context: KeyCacheContext,
     ) -> Result<Self, String> {
-        let Source { fetch, location } = match Source::of(&config, realm.as_ref(), &context) {
-            Ok(Some(source)) => source,
-            Ok(None) => return Err("its keys are in the configuration".to_owned()),
-            Err(error) => return Err(error.to_string()),
-        };
-        let limit = config.refresh.timeout;
-        let fetch_context = FetchContext::first(&context.clock, limit);
-        let fetched = timeout(limit, fetch.fetch(fetch_context)).await;
-        let fetched =
-            fetched.unwrap_or(Err(FetchError::TimedOut(limit))).map_err(|error| error.to_string())?;
+        let (source, fetched) = fetch_once(&config, realm.as_ref(), &context).await?;
+        let Source { fetch, location } = source;
         let first = Mutex::new(Some(fetched));
         let source = Source { fetch: Arc::new(PrefetchedSource { first, rest: fetch }), location };
         Ok(Self { config, realm, source })
@@ -114,6 +106,34 @@ impl Answered {
             None => Ok(keyed(&config, realm.map(|realm| realm.name), Arc::new(keys))),
         }
     }
+}
+
+/// Fetches from the source of a provider once, within its timeout. Nothing is counted, logged or written.
+///
+/// # Errors
+/// Why there are no keys: the error of the fetch, or of creating an HTTP client.
+async fn fetch_once(
+    config: &ProviderConfig,
+    realm: Option<&Realm>,
+    context: &KeyCacheContext,
+) -> Result<(Source, Fetched), String> {
+    let source = match Source::of(config, realm, context) {
+        Ok(Some(source)) => source,
+        Ok(None) => return Err("its keys are in the configuration".to_owned()),
+        Err(error) => return Err(error.to_string()),
+    };
+    let limit = config.refresh.timeout;
+    let fetched = timeout(limit, source.fetch.fetch(FetchContext::first(&context.clock, limit))).await;
+    let fetched = fetched.unwrap_or(Err(FetchError::TimedOut(limit))).map_err(|error| error.to_string())?;
+    Ok((source, fetched))
+}
+
+/// Fetches the keys of a provider of one issuer once. See [`fetch_once`].
+pub(super) async fn fetch_keys(
+    config: &ProviderConfig,
+    context: &KeyCacheContext,
+) -> Result<Fetched, String> {
+    fetch_once(config, None, context).await.map(|(_, fetched)| fetched)
 }
 
 /// A source whose first answer was received already.
@@ -246,7 +266,7 @@ pub(super) fn http_client(
     let supervisor = context.supervisor();
     let mut http = config.http.clone();
     if let Some(token) = &mut http.bearer_token {
-        token.hosts.extend(named_hosts(config));
+        token.named.extend(named_hosts(config));
     }
     let client = run_blocking(|| HttpClient::new(name, http, max_bytes, timeout, &supervisor));
     client.map(Arc::new).map_err(|error| {
@@ -255,10 +275,13 @@ pub(super) fn http_client(
 }
 
 /// The hosts that the configuration of this provider names, in the form in which a URL has them.
-fn named_hosts(config: &ProviderConfig) -> Vec<String> {
+fn named_hosts(config: &ProviderConfig) -> Vec<(String, u16)> {
     let issuer = Url::parse(&config.provider.issuer).ok();
     let urls = config.keys.urls().iter().chain(&issuer);
-    urls.filter_map(|url| Some(url.host_str()?.trim_matches(['[', ']']).to_owned())).collect()
+    urls.filter_map(|url| {
+        Some((url.host_str()?.trim_matches(['[', ']']).to_owned(), url.port_or_known_default()?))
+    })
+    .collect()
 }
 
 /// Runs blocking work while other threads take over this one's tasks.

@@ -197,6 +197,12 @@ pub(in super::super) fn upstream_rejected(
                 .wanted("a proxy that removes it first")
                 .hint(Hint::ClaimHeader(found))
         }
+        UpstreamRejection::TokenElsewhere => malformed()
+            .found("a token in a place where this proxy's configuration removes none")
+            .wanted("the token in a place of its own provider alone, since forward_token is false")
+            .hint(Hint::Text(
+                "correct the client: it has to send the token once, where its provider reads it",
+            )),
         UpstreamRejection::TokenInQuery => malformed()
             .found("a token in the query, which this proxy cannot remove from it")
             .wanted("no token there, since forward_token is false")

@@ -203,7 +203,8 @@ impl Key {
         self.used.load(Ordering::Relaxed)
     }
 
-    pub(super) fn fits(&self, algorithm: Algorithm) -> bool {
+    /// Whether it may verify signatures of this algorithm: by its type, its curve and its `alg`.
+    pub fn fits(&self, algorithm: Algorithm) -> bool {
         use Algorithm::*;
         let by_type = match (&self.material, algorithm) {
             (Material::Rsa(_), RS256 | RS384 | RS512 | PS256 | PS384 | PS512)

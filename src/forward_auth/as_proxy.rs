@@ -9,6 +9,20 @@ use super::{FORWARDED_PROTO, RequestHeaders, Target, request_headers};
 use crate::config::Profile;
 use crate::config::cases::CaseRequest;
 
+/// Headers of the connection and of the body, with which proxies do not ask.
+const OF_CONNECTION: [&str; 10] = [
+    "connection",
+    "proxy-connection",
+    "keep-alive",
+    "upgrade",
+    "http2-settings",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "content-length",
+    "expect",
+];
+
 /// The authorization request for a client's request, and with the rule that the proxy's route names.
 ///
 /// # Errors
@@ -21,13 +35,17 @@ pub(crate) fn authorization_request(
         return Err("this door is not told the client's address or certificate: leave out the source");
     }
     match request_headers(profile) {
-        Some(names) => described(names, client),
+        Some(names) => described(profile, names, client),
         None => itself(client),
     }
 }
 
 /// A request that describes the client's in headers of the proxy.
-fn described(names: &RequestHeaders, client: &CaseRequest) -> Result<Request<()>, &'static str> {
+fn described(
+    profile: Profile,
+    names: &RequestHeaders,
+    client: &CaseRequest,
+) -> Result<Request<()>, &'static str> {
     let path = client.rule.as_ref().map_or_else(|| "/".to_owned(), |rule| format!("/rule/{rule}"));
     let uri: Uri = path.parse().map_err(|_| "no path can have the name of this rule")?;
     if uri.path() != path {
@@ -46,7 +64,10 @@ fn described(names: &RequestHeaders, client: &CaseRequest) -> Result<Request<()>
         Target::UriAndHost(uri, host) => {
             headers.insert(uri, value(&client.path)?);
             if !client.host.is_empty() {
-                headers.insert(HOST, value(&client.host)?);
+                // The others ask with the Host of the door.
+                if matches!(profile, Profile::Nginx | Profile::Caddy) {
+                    headers.insert(HOST, value(&client.host)?);
+                }
                 headers.insert(host, value(&client.host)?);
             }
         }
@@ -82,7 +103,7 @@ fn copy_headers(
 ) -> Result<(), &'static str> {
     for (name, text) in &client.headers {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| "a header has no name of HTTP")?;
-        if !is_overwritten(&name) {
+        if !is_overwritten(&name) && !OF_CONNECTION.contains(&name.as_str()) {
             request.headers_mut().append(name, value(text)?);
         }
     }

@@ -27,8 +27,11 @@ const MAX_PATTERNS: usize = 256;
 /// The longest expression that is compiled, in bytes.
 const MAX_EXPRESSION_BYTES: usize = 16 << 10;
 
-/// Canonical paths: segments of the characters that need no percent-encoding, and encoded bytes in upper case.
-const CANONICAL: &str = r#"/(?:[A-Za-z0-9._~!$&'()*+,:=@|^`{}<>"\[\]/-]|%[0-9A-F]{2})*"#;
+/// Canonical paths: segments of the characters that need no percent-encoding, and other bytes encoded in upper case.
+const CANONICAL: &str = concat!(
+    r#"/(?:[A-Za-z0-9._~!$&'()*+,:=@|^`{}<>"\[\]/-]"#,
+    "|%(?:[0189A-F][0-9A-F]|2[0-9A-CF]|3[A-F]|40|5[B-E]|60|7[B-DF]))*"
+);
 
 /// Answers questions about patterns of one document.
 pub(super) struct Paths {

@@ -1,12 +1,14 @@
 //! Warnings about rules that are valid but do not mean what they seem to: a rule that falls open does so without an error
 //! at run time, so it has to be found here.
 
-use portcullis_core::rules::{Effect, HeaderMatch, Match, PathPattern, Requirements, Rule, Rules, Unmatched};
+use portcullis_core::rules::{
+    Condition, Effect, HeaderMatch, Match, PathPattern, Requirements, Rule, Rules, Unmatched,
+};
 use portcullis_core::validation::json::Json;
 
 use super::paths::Paths;
 use crate::cursor::Cursor;
-use crate::{Config, Listen, Profile};
+use crate::{Config, HttpListener, Listen, Profile};
 
 /// Paths that a pattern for every path matches.
 const ANY_PATHS: [&str; 2] = ["/", "/any/path.at-all"];
@@ -21,6 +23,26 @@ const FROM_CLIENTS: [&str; 8] = [
     "x-cluster-client-ip",
     "x-forwarded-proto",
     "x-remote-user",
+];
+
+/// Headers that belong to a connection or to the proxy, which therefore removes or replaces them before it asks, at least in
+/// some of its requests.
+const NOT_ASKED_WITH: [&str; 15] = [
+    "connection",
+    "proxy-connection",
+    "keep-alive",
+    "upgrade",
+    "http2-settings",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "content-length",
+    "expect",
+    "host",
+    "x-request-id",
+    "x-forwarded-port",
+    "x-forwarded-scheme",
+    "proxy-authorization",
 ];
 
 /// The largest integer up to which doubles represent every integer exactly.
@@ -160,6 +182,10 @@ fn warn_of_patterns(matches: &Cursor<'_>, rule: &Match, paths: &mut Paths) {
             pattern.warn(format!(
                 "matches this path alone, and none below it: write `path: {source}`, or `path_prefix: {source}`"
             ));
+        } else if source.starts_with('^') && !source.ends_with('$') && !source.ends_with(".*") {
+            pattern.warn(
+                "has to match the whole path, and none below it: `^` changes nothing; write `path_prefix`, or `(/.*)?` at its end",
+            );
         } else if source.ends_with("/*") {
             pattern.warn("`/*` repeats the slash: write `/.*` for every path below");
         }
@@ -237,7 +263,7 @@ fn warn_of_what_is_left(matches: &Cursor<'_>, rule: &Rule, all: &[Rule], paths: 
         if !is_covered(paths, &|other| reaches(other), &other_path) {
             let upper = path.to_ascii_uppercase();
             written.warn(format!(
-                "{other} and {upper}, which many frameworks serve as well, need only a valid token: write `path_prefix`, or `default: deny`"
+                "{other} and {upper}, which many frameworks serve as well, need only a valid token: write `default: deny`; `path_prefix` covers the first, a `path_regex` with `(?i)` both"
             ));
         }
     }
@@ -329,6 +355,18 @@ fn warn_of_headers(element: &Cursor<'_>, rule: &Rule, config: &Config) {
     let by_condition = condition.into_iter().flat_map(|condition| &condition.headers().names);
     let by_match = rule.matches.headers.iter().map(|header| &header.name);
     let mut read = by_condition.chain(by_match);
+    if let Some(name) = read.clone().find(|name| NOT_ASKED_WITH.contains(&name.as_str())) {
+        element.warn(format!(
+            "reads {name}, which belongs to the connection or to the proxy: proxies remove or replace it before they ask, so that the rule may never match; for the host write `hosts` or `request.host`"
+        ));
+    }
+    let names_host = !rule.matches.hosts.is_empty() || condition.is_some_and(Condition::reads_host);
+    let is_ingress = |door: &HttpListener| door.profile == Profile::IngressNginx;
+    if names_host && config.listen.forward_auth.iter().any(is_ingress) {
+        element.warn(
+            "behind ingress-nginx a client can have another host judged than the one that its request is routed by (a request line with a whole URL): name a rule that says `by_name: true` in each Ingress's auth-url, /rule/NAME",
+        );
+    }
     if let Some(name) = read.find(|name| is_from_client(name, config)) {
         element.warn(format!(
             "reads {name}, which a client can send itself and a proxy of `listen` extends or passes on: use `request.source_address` or a certificate"

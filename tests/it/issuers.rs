@@ -34,7 +34,8 @@ fn every_page_is_in_the_index_and_the_readme_points_to_it() {
     for page in &pages {
         assert!(index.contains(&format!("({}.md)", page.name)), "{} is not in the index", page.name);
     }
-    assert_eq!(index.matches(".md)").count(), pages.len(), "the index has links to pages alone");
+    let rows = index.lines().filter(|line| line.starts_with("| [")).count();
+    assert_eq!(rows, pages.len(), "the index has rows of other pages");
     assert!(include_str!("../../README.md").contains("(docs/issuers/README.md)"));
 }
 

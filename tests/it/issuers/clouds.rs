@@ -1,6 +1,7 @@
 //! Google, Cognito, Entra ID, Auth0 and Okta.
 
-use serde_json::{Value, json};
+use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
+use serde_json::json;
 
 use super::page::{Site, World};
 
@@ -45,7 +46,7 @@ async fn access_tokens_of_cognito_are_recognized_by_their_client_and_id_tokens_r
         ])
         .await;
     let id_token = json!({"client_id": null, "aud": world.claims["client_id"], "token_use": "id"});
-    world.refuses(id_token, "audience_mismatch").await;
+    world.refuses(id_token, "claim_missing").await;
     world.refuses(json!({"client_id": "another0client"}), "audience_mismatch").await;
     let machine = json!({"username": null, "cognito:groups": null, "sub": world.claims["client_id"]});
     let subject = [("x-auth-subject", "6k3vg8example2c5p7q1r0s9t4")];
@@ -91,7 +92,7 @@ async fn tokens_of_auth0_have_an_issuer_with_a_slash_and_opaque_ones_are_refused
     );
     let world = World::start(site).await;
     let expected =
-        [("x-auth-subject", "auth0%7C65f0c0ffee0123456789abcd"), ("x-auth-permissions", "read:orders")];
+        [("x-auth-subject", "auth0|65f0c0ffee0123456789abcd"), ("x-auth-permissions", "read:orders")];
     world.allows(&expected).await;
     let mut header = world.header.clone();
     header["typ"] = json!("at+jwt");
@@ -103,14 +104,8 @@ async fn tokens_of_auth0_have_an_issuer_with_a_slash_and_opaque_ones_are_refused
     world.refuses_token("eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0..iv.text.tag", "malformed").await;
     let user_info = json!({"aud": [world.here("https://example.eu.auth0.com/userinfo")]});
     world.refuses(user_info, "audience_mismatch").await;
-    assert_eq!(algorithm_refused(&world).await, "algorithm_not_allowed");
-}
-
-/// The reason for which a token that says HS256 is refused.
-async fn algorithm_refused(world: &World) -> String {
-    let mut header: Value = world.header.clone();
-    header["alg"] = json!("HS256");
-    world.service.bearer(&world.sign(&header, &world.claims)).await.reason().to_owned()
+    let secret = SigningKey::generate("shared", SigningAlgorithm::HS256);
+    world.refuses_token(&secret.sign(&world.claims), "algorithm_not_allowed").await;
 }
 
 #[tokio::test]

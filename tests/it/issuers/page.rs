@@ -100,8 +100,9 @@ pub struct World {
     pub header: Value,
     /// The claims of the page's token, with times.
     pub claims: Value,
-    /// The only published key.
+    /// One of the two published keys, the last.
     key: SigningKey,
+    page: Page,
     replacements: Vec<(String, String)>,
     /// One for each host.
     pub servers: Vec<KeyServer>,
@@ -132,7 +133,7 @@ impl World {
         let config = Config::parse(&text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
         let service = Running::start(config, fixed_clock()).await;
         let claims = serde_json::from_str(&replace(&claims.to_string(), &replacements)).expect("JSON");
-        Self { service, header, claims: timed(claims), key, replacements, servers, _folder: folder }
+        Self { service, header, claims: timed(claims), key, page, replacements, servers, _folder: folder }
     }
 
     /// A token of the published key.
@@ -172,8 +173,10 @@ impl World {
         self.refuses_token(&token, reason).await;
     }
 
-    /// The same for a complete token.
+    /// The same for a complete token. The page has to say so, unless the reason is the page's own rule.
     pub async fn refuses_token(&self, token: &str, reason: &str) {
+        let is_named = self.page.text.contains(&format!("`{reason}`"));
+        assert!(is_named || reason == "rule_denied", "{} does not say {reason}", self.page.name);
         let answer = self.service.bearer(token).await;
         assert_eq!(answer.faults(reason, &[token]), Vec::<String>::new(), "{reason}");
     }
@@ -189,7 +192,9 @@ fn ca_file(authority: &Authority, folder: &tempfile::TempDir) -> PathBuf {
 
 /// The documents of a site by their URLs in this process.
 fn published(site: &Site, key: &SigningKey, replacements: &[(String, String)]) -> HashMap<String, String> {
-    let keys = json!({"keys": [merged(key.public_jwk(), &site.key)]});
+    // Issuers publish the next key beside the current one.
+    let next = SigningKey::pooled(1, "next", SigningAlgorithm::RS256).public_jwk();
+    let keys = json!({"keys": [next, merged(key.public_jwk(), &site.key)]});
     let documents = site.documents.iter().map(|(url, document)| (*url, document));
     let all = documents.chain([(site.keys, &keys)]);
     all.map(|(url, document)| (replace(url, replacements), replace(&document.to_string(), replacements)))

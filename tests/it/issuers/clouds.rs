@@ -83,6 +83,42 @@ async fn tokens_of_an_entra_tenant_are_verified_with_keys_that_name_no_algorithm
 }
 
 #[tokio::test]
+async fn one_key_set_serves_the_listed_tenants_of_entra_and_a_key_of_one_tenant_no_other() {
+    const CONSUMERS: &str = "https://login.microsoftonline.com/9188040d-6c67-4c5b-b112-36a304b66dad/v2.0";
+    if super::NOT_YET.contains(&("entra", 1)) {
+        return;
+    }
+    let world = World::start(Site {
+        page: "entra",
+        block: 1,
+        hosts: &["login.microsoftonline.com"],
+        keys: "https://login.microsoftonline.com/common/discovery/v2.0/keys",
+        // As published: a placeholder stands for every tenant.
+        key: json!({"alg": null, "issuer": "https://login.microsoftonline.com/{tenantid}/v2.0"}),
+        next_key: json!({"alg": null, "issuer": CONSUMERS}),
+        ..Site::default()
+    })
+    .await;
+    for tenant in ["8a3c1d5e-2b47-4f60-9c12-d0e1f2a3b4c5", "1e2d3c4b-5a69-4788-96a5-b4c3d2e1f001"] {
+        let issuer = world.here(&format!("https://login.microsoftonline.com/{tenant}/v2.0"));
+        let claims = world.claims_with(&json!({"iss": issuer, "tid": tenant}));
+        let expected = [
+            ("x-auth-subject", "c3d2e1f0-a9b8-4776-8655-443322110fed"),
+            ("x-auth-tenant", tenant),
+            ("x-auth-roles", "orders.admin"),
+        ];
+        world.allows_claims(&claims, &expected).await;
+        let answer = world.service.bearer(&world.next_key.sign(&claims)).await;
+        assert!(!answer.is_allowed(), "a key of another tenant");
+    }
+    world.refuses(json!({"iss": world.here(CONSUMERS)}), "issuer_unknown").await;
+    assert_eq!(
+        world.servers[0].requests_for("/common/discovery/v2.0/keys"),
+        world.servers[0].requests().len()
+    );
+}
+
+#[tokio::test]
 async fn tokens_of_auth0_have_an_issuer_with_a_slash_and_opaque_ones_are_refused() {
     let site = Site::discovered(
         "auth0",

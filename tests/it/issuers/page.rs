@@ -71,6 +71,10 @@ pub struct Site {
     pub keys: &'static str,
     /// Members of the page's key that are added or replaced; null removes one.
     pub key: Value,
+    /// The same for the other published key.
+    pub next_key: Value,
+    /// Replacements in the configuration, as the page describes them.
+    pub edits: &'static [(&'static str, &'static str)],
     /// Answers 401 unless the request has the bearer token of the pod.
     pub login: bool,
 }
@@ -100,8 +104,10 @@ pub struct World {
     pub header: Value,
     /// The claims of the page's token, with times.
     pub claims: Value,
-    /// One of the two published keys, the last.
+    /// The key that signs the page's token.
     key: SigningKey,
+    /// The other published key.
+    pub next_key: SigningKey,
     page: Page,
     replacements: Vec<(String, String)>,
     /// One for each host.
@@ -124,16 +130,30 @@ impl World {
         }
         let (header, claims) = page.token();
         let key = SigningKey::pooled(0, header["kid"].as_str(), SigningAlgorithm::RS256);
-        let answers = published(&site, &key, &replacements);
+        // Issuers publish the next key beside the current one.
+        let next_key = SigningKey::pooled(1, "next", SigningAlgorithm::RS256);
+        let keys = [merged(next_key.public_jwk(), &site.next_key), merged(key.public_jwk(), &site.key)];
+        let answers = published(&site, &json!({ "keys": keys }), &replacements);
         for (server, (_, here)) in servers.iter().zip(&replacements) {
             server.on(answering(here.clone(), answers.clone(), site.login));
         }
         let text = page.blocks("yaml").swap_remove(site.block);
+        let text = edited(text, site.edits);
         let text = local(&replace(&text, &replacements), &ca_file, &folder);
         let config = Config::parse(&text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
         let service = Running::start(config, fixed_clock()).await;
         let claims = serde_json::from_str(&replace(&claims.to_string(), &replacements)).expect("JSON");
-        Self { service, header, claims: timed(claims), key, page, replacements, servers, _folder: folder }
+        Self {
+            service,
+            header,
+            claims: timed(claims),
+            key,
+            next_key,
+            page,
+            replacements,
+            servers,
+            _folder: folder,
+        }
     }
 
     /// A token of the published key.
@@ -191,12 +211,9 @@ fn ca_file(authority: &Authority, folder: &tempfile::TempDir) -> PathBuf {
 }
 
 /// The documents of a site by their URLs in this process.
-fn published(site: &Site, key: &SigningKey, replacements: &[(String, String)]) -> HashMap<String, String> {
-    // Issuers publish the next key beside the current one.
-    let next = SigningKey::pooled(1, "next", SigningAlgorithm::RS256).public_jwk();
-    let keys = json!({"keys": [next, merged(key.public_jwk(), &site.key)]});
+fn published(site: &Site, keys: &Value, replacements: &[(String, String)]) -> HashMap<String, String> {
     let documents = site.documents.iter().map(|(url, document)| (*url, document));
-    let all = documents.chain([(site.keys, &keys)]);
+    let all = documents.chain([(site.keys, keys)]);
     all.map(|(url, document)| (replace(url, replacements), replace(&document.to_string(), replacements)))
         .collect()
 }
@@ -214,6 +231,14 @@ fn answering(
         let body = answers.get(&format!("{here}{}", request.target));
         body.map_or_else(|| Answer::status(404), |body| Answer::status(200).body(body.clone()))
     }
+}
+
+/// The configuration with these replacements, each of which occurs.
+fn edited(text: String, edits: &[(&str, &str)]) -> String {
+    edits.iter().fold(text, |text, (from, to)| {
+        assert!(text.contains(from), "the page has no {from}");
+        text.replace(from, to)
+    })
 }
 
 /// The configuration with ports that the system chooses, the authority of this test, and its folder for the files of a pod.

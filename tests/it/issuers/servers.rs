@@ -4,16 +4,32 @@ use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use serde_json::json;
 
 use super::page::{Site, World};
+use crate::support::NOW;
 
-#[tokio::test]
-async fn tokens_of_keycloak_are_allowed_with_the_audience_of_the_mapper_and_refresh_tokens_refused() {
-    let site = Site::discovered(
+/// The documents of the page's realm.
+fn realm() -> Site {
+    Site::discovered(
         "keycloak",
         &["sso.example.com"],
         "https://sso.example.com/realms/acme/.well-known/openid-configuration",
         "https://sso.example.com/realms/acme/protocol/openid-connect/certs",
-    );
-    let world = World::start(site).await;
+    )
+}
+
+#[tokio::test]
+async fn tokens_of_keycloak_without_the_mapper_are_allowed_if_the_client_is_the_audience() {
+    let edits = &[("audiences: [orders-api]", "audiences: [web]\n    audience_claims: [aud, azp]")];
+    let world = World::start(Site { edits, ..realm() }).await;
+    for aud in [json!("account"), json!(null)] {
+        let token = world.sign(&world.header, &world.claims_with(&json!({ "aud": aud })));
+        assert!(world.service.bearer(&token).await.is_allowed(), "{aud}");
+    }
+    world.refuses(json!({"azp": "another-client"}), "audience_mismatch").await;
+}
+
+#[tokio::test]
+async fn tokens_of_keycloak_are_allowed_with_the_audience_of_the_mapper_and_refresh_tokens_refused() {
+    let world = World::start(realm()).await;
     world
         .allows(&[
             ("x-auth-subject", "7c9e6679-7425-40de-944b-e07fc1f90ae7"),
@@ -71,12 +87,15 @@ async fn roles_of_zitadel_are_members_of_an_object_that_a_condition_reads() {
 
 #[tokio::test]
 async fn id_tokens_of_dex_are_allowed_for_their_client_and_keep_their_groups() {
-    let site = Site::discovered(
-        "dex",
-        &["dex.example.com"],
-        "https://dex.example.com/dex/.well-known/openid-configuration",
-        "https://dex.example.com/dex/keys",
-    );
+    let site = Site {
+        edits: &[("audiences:", "max_lifetime: 1h\n    audiences:")],
+        ..Site::discovered(
+            "dex",
+            &["dex.example.com"],
+            "https://dex.example.com/dex/.well-known/openid-configuration",
+            "https://dex.example.com/dex/keys",
+        )
+    };
     let world = World::start(site).await;
     let expected = [
         ("x-auth-subject", "CgVhbGljZRIEbGRhcA"),
@@ -86,6 +105,7 @@ async fn id_tokens_of_dex_are_allowed_for_their_client_and_keep_their_groups() {
     world.allows(&expected).await;
     let both = world.claims_with(&json!({"aud": ["cli", "orders-web"], "azp": "cli"}));
     world.allows_claims(&both, &expected).await;
+    world.refuses(json!({"exp": NOW + 24 * 3600}), "lifetime_too_long").await;
     world.refuses(json!({"aud": "another-app"}), "audience_mismatch").await;
     world.refuses(json!({"iss": world.here("https://dex.example.com")}), "issuer_unknown").await;
 }

@@ -59,6 +59,7 @@ pub fn token(text: &[u8], keys: &KeySet) {
         audience_claims: vec![ClaimPath::aud()],
         clock_skew: std::time::Duration::from_secs(30),
         max_lifetime: None,
+        keys_name_issuers: false,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: vec![TokenSource::default()],

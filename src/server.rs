@@ -119,15 +119,21 @@ pub(crate) trait Door: Send + Sync + 'static {
     }
 }
 
+/// What to change if requests on a socket file are rejected: h2 rejects an authority that is no host.
+const SOCKET_AUTHORITY: &str = "gRPC clients of grpc-core, Java and Swift send the path of the socket file as :authority: set \
+                                grpc.default_authority to localhost there (in Envoy's google_grpc with channel_args)";
+
 /// Counts requests that could not be read as decisions of this door, and logs a sample.
-fn record_rejected(door: &impl Door, requests: u64, log: &LogSampler) {
+fn record_rejected(door: &impl Door, peer: Peer, requests: u64, log: &LogSampler) {
     count_rejected(door, requests);
+    let hint = (peer.address.is_none() && !door.speaks_http1()).then_some(SOCKET_AUTHORITY);
     for _ in 0..requests {
         if let Some(times) = log.sample() {
             tracing::warn!(
                 door = door.name(),
                 times,
                 cause = "malformed HTTP, or too many or too large headers",
+                hint,
                 "HTTP requests rejected"
             );
         }

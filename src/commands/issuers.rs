@@ -81,7 +81,7 @@ impl<'c> Issuers<'c> {
     /// As the service finds it: the provider with exactly this issuer, else the first template with such a realm.
     fn state(&self, name: &str) -> Option<IssuerState> {
         let is_exact =
-            |issuer: &&Issuer<'_>| issuer.config.realms.is_none() && issuer.config.provider.issuer == name;
+            |issuer: &&Issuer<'_>| !issuer.config.has_realms() && issuer.config.provider.issuer == name;
         let exact = self.issuers.iter().find(is_exact).map(|issuer| IssuerState {
             provider: Arc::clone(&issuer.config.provider),
             realm: None,
@@ -105,10 +105,9 @@ impl<'c> Issuer<'c> {
     }
 
     fn realm_state(&self, issuer: &str) -> Option<IssuerState> {
-        let realms = self.config.realms.as_ref()?;
-        let name = realms.issuer.realm_of(issuer).filter(|name| realms.allowed.contains(name))?;
+        let (name, provider) = self.config.realm_of(issuer)?;
         Some(IssuerState {
-            provider: self.config.of_realm(realms, &name).provider,
+            provider,
             realm: Some(name.as_str().into()),
             keys: CachedKeys::Fixed(Arc::clone(&self.keys)),
         })

@@ -142,7 +142,7 @@ impl<D: Door> Connection<D> {
     }
 
     fn record_rejected(&self, requests: u64) {
-        record_rejected(&*self.door, requests, &self.rejected_log);
+        record_rejected(&*self.door, self.peer, requests, &self.rejected_log);
     }
 
     fn record_close(&self, cause: CloseCause) {

@@ -247,8 +247,7 @@ async fn no_keys_are_fetched_over_https_with_a_clock_at_which_the_issuers_certif
             let mut command = clock.portcullis();
             command.envs(system_cas.clone());
             let mut server = Server::start(command, &config);
-            let cause =
-                if clock.is_before_the_build() { "certificate not valid yet" } else { "certificate expired" };
+            let cause = if clock.is_before_the_build() { "it is not valid before" } else { "it expired on" };
             let line = server.wait_for("key set refresh failed");
             assert!(line.contains(cause) && issuer.connections() > before, "{clock:?}: {line}");
             server.stop();

@@ -12,10 +12,6 @@ use portcullis::config::Config;
 
 use page::{FOLDER, Page};
 
-/// Configurations that this version cannot read yet: the page, and the number of its block. Empty this list once one key set serves
-/// all realms of a provider.
-const NOT_YET: [(&str, usize); 1] = [("entra", 1)];
-
 /// The pages, without the index.
 fn pages() -> Vec<Page> {
     let files = fs::read_dir(FOLDER).expect("the folder is there");
@@ -44,12 +40,8 @@ fn every_configuration_of_a_page_is_read_without_an_error_or_a_warning() {
     for page in pages() {
         let blocks = page.blocks("yaml");
         assert!(!blocks.is_empty(), "{} has no configuration", page.name);
-        for (number, block) in blocks.iter().enumerate() {
+        for block in &blocks {
             let parsed = Config::parse(block, &|_| None);
-            if NOT_YET.contains(&(page.name.as_str(), number)) {
-                assert!(parsed.is_err(), "{} can be read now: remove it from NOT_YET", page.name);
-                continue;
-            }
             let config = parsed.unwrap_or_else(|errors| panic!("{}: {errors}", page.name));
             assert!(config.warnings.is_empty(), "{}: {:?}", page.name, config.warnings);
         }

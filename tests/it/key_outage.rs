@@ -285,6 +285,7 @@ fn verified(keys: &KeySet, key: &SigningKey, issuer: &str) -> bool {
         clock_skew: Duration::ZERO,
         audience_claims: vec![ClaimPath::aud()],
         max_lifetime: None,
+        keys_name_issuers: false,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: Vec::new(),

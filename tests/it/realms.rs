@@ -3,6 +3,7 @@
 
 mod floods;
 mod names;
+mod shared;
 mod world;
 
 use std::collections::{BTreeMap, HashMap};

@@ -326,6 +326,7 @@ async fn discovery_finds_the_keys_and_refuses_another_issuers_document() {
         http: IssuerHttp::default(),
         refresh: prompt_refresh(),
         realms: None,
+        shared: None,
         ready_without_keys: false,
     };
     let service =
@@ -355,6 +356,7 @@ async fn a_key_url_that_does_not_answer_is_asked_for_again() {
         http: IssuerHttp::default(),
         refresh: RefreshPolicy { timeout: Duration::from_millis(200), ..prompt_refresh() },
         realms: None,
+        shared: None,
         ready_without_keys: false,
     };
     let env = TestEnv {
@@ -386,6 +388,7 @@ async fn a_key_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothi
         http: IssuerHttp::default(),
         refresh: prompt_refresh(),
         realms: None,
+        shared: None,
         ready_without_keys: false,
     };
     let service = Running::start(config(vec![keys]), fixed_clock()).await;

@@ -104,7 +104,12 @@ fn pending(provider: &str, error: &str) -> Vec<NotReloaded> {
     vec![NotReloaded { provider: provider.to_owned(), error: error.to_owned() }]
 }
 
-const NOT_FOUND: &str = "the answer's status is 404, not 200";
+/// The error of the URL of `break_key_url`.
+fn not_found(env: &TestEnv) -> String {
+    let mut url: url::Url = env.issuer.jwks_uri().parse().expect("a URL");
+    url.set_path("/kyes");
+    format!("key set at {url}: the answer's status is 404, not 200")
+}
 
 #[tokio::test]
 async fn a_key_url_with_a_typo_does_not_change_the_provider() {
@@ -113,7 +118,7 @@ async fn a_key_url_with_a_typo_does_not_change_the_provider() {
         break_key_url(provider);
         Arc::make_mut(&mut provider.provider).audiences = Audiences::AnyOf(vec!["other".to_owned()]);
     });
-    assert_eq!(env.service.reload(&broken).await, Ok(pending("p", NOT_FOUND)));
+    assert_eq!(env.service.reload(&broken).await, Ok(pending("p", &not_found(&env))));
     assert_eq!(env.decision().await, "p ok", "the whole provider is kept, not only its keys");
     env.assert_reloads(0, 1);
     let forced = env.issuer.rotate_beside(SigningAlgorithm::ES256);
@@ -225,7 +230,7 @@ async fn a_renamed_provider_with_a_broken_key_url_keeps_its_keys() {
         break_key_url(provider);
         rename(provider, "q");
     });
-    assert_eq!(env.service.reload(&new_config).await, Ok(pending("q", NOT_FOUND)));
+    assert_eq!(env.service.reload(&new_config).await, Ok(pending("q", &not_found(&env))));
     assert_eq!(env.decision().await, "q ok");
 }
 
@@ -244,7 +249,7 @@ async fn of_two_providers_the_valid_one_is_reloaded() {
     assert_eq!(decide(&env.service, &token).await, "good audience_mismatch");
     let mut after = config(vec![of(&env.issuer, "p"), both("orders-api")]);
     break_key_url(&mut after.providers[0]);
-    assert_eq!(env.service.reload(&after).await, Ok(pending("p", NOT_FOUND)));
+    assert_eq!(env.service.reload(&after).await, Ok(pending("p", &not_found(&env))));
     assert_eq!(decide(&env.service, &token).await, "good ok");
     assert_eq!(env.decision().await, "p ok");
 }
@@ -307,7 +312,7 @@ async fn inline_keys_need_no_response() {
     assert_eq!(decide(&env.service, &next.sign(&env.issuer.claims(NOW))).await, "p ok");
     // The change back to a URL needs a response.
     let broken = env.with(break_key_url);
-    assert_eq!(env.service.reload(&broken).await, Ok(pending("p", NOT_FOUND)));
+    assert_eq!(env.service.reload(&broken).await, Ok(pending("p", &not_found(&env))));
     assert_eq!(decide(&env.service, &next.sign(&env.issuer.claims(NOW))).await, "p ok");
     assert_eq!(env.service.reload(&env.config).await, Ok(Vec::new()));
     assert_eq!(env.decision().await, "p ok");

@@ -76,6 +76,7 @@ pub fn provider(name: &str, issuer: &str) -> Provider {
         clock_skew: Duration::from_secs(30),
         audience_claims: vec![ClaimPath::aud()],
         max_lifetime: None,
+        keys_name_issuers: false,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: vec![TokenSource::default()],
@@ -118,6 +119,7 @@ pub fn fetching(provider: Provider, issuer: &Issuer, refresh: RefreshPolicy) -> 
         http: IssuerHttp::default(),
         refresh,
         realms: None,
+        shared: None,
         ready_without_keys: false,
     }
 }
@@ -132,6 +134,7 @@ pub fn inline(provider: Provider, keys: &[Value]) -> ProviderConfig {
         http: IssuerHttp::default(),
         refresh: RefreshPolicy::default(),
         realms: None,
+        shared: None,
         ready_without_keys: false,
     }
 }

@@ -50,7 +50,8 @@ pub use read::{Examined, MAX_FILE_BYTES};
 pub use schema::{json_schema_text, reference_text};
 
 pub use portcullis_engine::authorizer::{
-    AllowedRealms, KeySource, Limits, ProviderConfig, RealmKeys, Realms, Template, TokenCacheConfig,
+    AllowedRealms, KeySource, Limits, ProviderConfig, RealmKeys, Realms, SharedRealms, Template,
+    TokenCacheConfig,
 };
 pub use portcullis_engine::keys::{
     BearerTokenFile, ClientCertificate, ForwardProxy, IssuerHttp, ProxyUrl, RefreshPolicy,

@@ -23,7 +23,7 @@ use super::forms::{
 use super::keys::{
     FetchUrl, InlineKeys, SourceDraft, default_discovery_url, make_key_source, refuse_plain_http,
 };
-use super::realms::{DEFAULT_MAX_REALMS, RealmNames, make_realms};
+use super::realms::{DEFAULT_MAX_REALMS, MadeRealms, RealmNames, make_realms};
 use super::section::{Form, FormDescription, Section, section};
 use super::warnings::warn_of_provider;
 use super::yaml::{Yaml, own_key};
@@ -334,6 +334,11 @@ fn make_provider(draft: ProviderDraft, mapping: &Mapping<'_>) -> Read<ProviderCo
     let realms = make_realms(draft.realms, draft.max_realms, mapping, &issuer, &keys);
     let http = IssuerHttp { allow_http: draft.allow_http?, ..draft.http? };
     let checked_http = refuse_plain_http(mapping, &keys, &http);
+    let (realms, shared) = match realms? {
+        None => (None, None),
+        Some(MadeRealms::Own(realms)) => (Some(realms), None),
+        Some(MadeRealms::Shared(shared)) => (None, Some(shared)),
+    };
     let provider = Provider {
         name: draft.name?,
         issuer,
@@ -344,6 +349,7 @@ fn make_provider(draft: ProviderDraft, mapping: &Mapping<'_>) -> Read<ProviderCo
         max_lifetime: draft.max_lifetime?,
         token_types: draft.token_types?.map_or(TokenTypes::Default, TokenTypes::AnyOf),
         required_claims: draft.required_claims?,
+        keys_name_issuers: shared.is_some(),
         token_from: draft.token_from?,
         forward_token: draft.forward_token?,
         claim_headers: draft.claim_headers?,
@@ -358,7 +364,8 @@ fn make_provider(draft: ProviderDraft, mapping: &Mapping<'_>) -> Read<ProviderCo
         keys,
         http,
         refresh: draft.refresh?,
-        realms: realms?,
+        realms,
+        shared,
         ready_without_keys: draft.ready_without_keys?,
     })
 }
@@ -369,12 +376,12 @@ fn show_provider(config: &ProviderConfig) -> ProviderShown {
         Audiences::AnyOf(audiences) => (Some(audiences), None),
         Audiences::Any => (None, Some(true)),
     };
-    let realms = config.realms.as_ref();
+    let (realms, shared) = (config.realms.as_ref(), config.shared.as_ref());
     let mut shown = ProviderShown {
         name: Some(provider.name),
         issuer: Some(provider.issuer),
-        realms: realms.map(|realms| realms.allowed.clone()),
-        max_realms: realms.map(|realms| realms.most),
+        realms: realms.map(|realms| &realms.allowed).or(shared.map(|shared| &shared.allowed)).cloned(),
+        max_realms: realms.map(|realms| realms.most).or(shared.map(|shared| shared.most)),
         audiences,
         any_audience,
         audience_claims: Some(provider.audience_claims).filter(|claims| *claims != [ClaimPath::aud()]),

@@ -416,7 +416,7 @@ impl<'a> InProgress<'a> {
             return Err(refusals::token_place_not_allowed(self.record.places(), provider));
         }
         let typ = token.typ.take().map(|typ| truncated(&typ).into());
-        let Passed { algorithm, validity } = passed;
+        let Passed { algorithm, validity, .. } = passed;
         self.record.screened = Some(ScreenSummary { algorithm, typ, expires: validity.expires });
         Ok(Screened::new(token, passed))
     }

@@ -155,6 +155,8 @@ pub struct Parked<'a> {
     kid: Option<Kid>,
     algorithm: Algorithm,
     validity: Validity,
+    /// The issuer, if keys may be those of one issuer of several.
+    issuer: Option<Box<str>>,
 }
 
 /// The proof that a signature was verified, with the claims that it covers.
@@ -227,6 +229,8 @@ pub(crate) struct Passed {
     pub(crate) algorithm: Algorithm,
     /// When the token is accepted.
     pub(crate) validity: Validity,
+    /// See [`Provider::keys_name_issuers`].
+    pub(crate) keys_name_issuers: bool,
 }
 
 /// When a token is accepted, by its `exp` and `nbf` and the provider's leeway.
@@ -276,7 +280,7 @@ pub(crate) fn check(
         return Err(Permanent::IssuerUnknown);
     }
     let validity = claims::check(&token.claims, provider, audiences, now)?;
-    Ok(Passed { algorithm, validity })
+    Ok(Passed { algorithm, validity, keys_name_issuers: provider.keys_name_issuers })
 }
 
 /// Checks the audiences alone, of a token of this provider that was accepted before.
@@ -308,8 +312,10 @@ impl<'a> Screened<'a> {
     /// A token with the result of its screen.
     pub(crate) fn new(token: Token<'a>, passed: Passed) -> Self {
         let Token { kid, claims, compact, .. } = token;
-        let Passed { algorithm, validity } = passed;
-        Self { parked: Parked { compact, kid, algorithm, validity }, claims }
+        let Passed { algorithm, validity, keys_name_issuers } = passed;
+        let issuer = claims.member("iss").and_then(Json::as_str).filter(|_| keys_name_issuers);
+        let issuer = issuer.map(Into::into);
+        Self { parked: Parked { compact, kid, algorithm, validity, issuer }, claims }
     }
 
     /// The payload part of its text.
@@ -356,7 +362,8 @@ impl Parked<'_> {
         if now >= self.validity.expires {
             return Err(Permanent::Expired.into());
         }
-        let mut fitting = keys.fitting(self.kid.as_ref(), self.algorithm).peekable();
+        let serves = |key: &&Arc<Key>| self.issuer.as_ref().is_none_or(|issuer| key.serves(issuer));
+        let mut fitting = keys.fitting(self.kid.as_ref(), self.algorithm).filter(serves).peekable();
         let none_fits = fitting.peek().is_none();
         let verifying = fitting
             .take(MAX_KEYS_TRIED)

@@ -37,6 +37,7 @@ fn provider(audience: &str) -> Arc<Provider> {
         clock_skew: Duration::from_secs(30),
         audience_claims: vec![ClaimPath::aud()],
         max_lifetime: None,
+        keys_name_issuers: false,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: vec![TokenSource::default()],

@@ -36,6 +36,7 @@ fn provider() -> Provider {
         clock_skew: Duration::from_secs(30),
         audience_claims: vec![ClaimPath::aud()],
         max_lifetime: None,
+        keys_name_issuers: false,
         token_types: TokenTypes::Default,
         required_claims: vec![path("tenant_id")],
         token_from: vec![TokenSource::default()],

@@ -23,6 +23,7 @@ fn provider(audience_claims: &[&str]) -> Provider {
         algorithms: Algorithm::default_set(),
         clock_skew: Duration::from_secs(30),
         max_lifetime: None,
+        keys_name_issuers: false,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: vec![TokenSource::default()],

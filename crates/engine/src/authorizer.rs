@@ -13,6 +13,7 @@ mod providers;
 mod realms;
 mod recent;
 mod record;
+mod shared;
 mod template;
 mod tokens;
 mod undecided;
@@ -31,7 +32,7 @@ pub use self::limits::Limits;
 pub use self::provider_config::{KeySource, ProviderConfig};
 pub use self::realms::{NameStorage, OpenRealm, RealmProviders};
 pub use self::recent::{MAX_REFUSALS, RecentRefusal, RecentRefusals, RecentStep};
-pub use self::template::{AllowedRealms, PLACEHOLDER, RealmKeys, Realms, Template};
+pub use self::template::{AllowedRealms, PLACEHOLDER, RealmKeys, Realms, SharedRealms, Template};
 pub use self::tokens::TokenCacheConfig;
 pub use self::undecided::Undecided;
 

@@ -84,7 +84,7 @@ impl TokenArgs {
         let provider = provider.ok_or_else(|| {
             format!("--provider NAME: expected the issuer of the claims, one of {}", names())
         })?;
-        if provider.realms.is_some() && issuer.is_none() {
+        if provider.has_realms() && issuer.is_none() {
             return Err(
                 "the file of --claims: `iss` is missing: the issuer of one realm of this provider".into()
             );
@@ -95,9 +95,13 @@ impl TokenArgs {
 
 /// The provider with exactly this issuer, else the first template with such a realm.
 fn of_issuer<'c>(config: &'c Config, issuer: &str) -> Option<&'c ProviderConfig> {
-    let is_exact = |config: &&ProviderConfig| config.realms.is_none() && config.provider.issuer == issuer;
+    let is_exact = |config: &&ProviderConfig| !config.has_realms() && config.provider.issuer == issuer;
     let has_realm = |config: &&ProviderConfig| {
-        config.realms.as_ref().is_some_and(|realms| realms.issuer.realm_of(issuer).is_some())
+        let templates = [
+            config.realms.as_ref().map(|realms| &realms.issuer),
+            config.shared.as_ref().map(|shared| &shared.issuer),
+        ];
+        templates.into_iter().flatten().any(|template| template.realm_of(issuer).is_some())
     };
     let mut providers = config.providers.iter();
     providers.clone().find(is_exact).or_else(|| providers.find(has_realm))

@@ -103,7 +103,12 @@ fn invalid_realms_are_errors_with_their_place() {
         (TEMPLATE, "realms: '(a{1000}){1000}'"),
         (TEMPLATE, "realms: {a: b}"),
         (TEMPLATE, "realms: [a]\nmax_realms: 0"),
-        (TEMPLATE, "realms: [a]\njwks_uri: https://sso.example.com/keys"),
+        (TEMPLATE, "realms: [a, b]\njwks_uri: https://other.example.com/realms/b/keys"),
+        (
+            TEMPLATE,
+            "realms: [a]\njwks_uri: ['https://sso.example.com/common/keys', 'https://sso.example.com/realms/a']",
+        ),
+        (TEMPLATE, "realms: [a]\njwks_uri: 'https://sso.example.com/k?realm={realm}'"),
         (TEMPLATE, "realms: [a]\ndiscovery_uri: https://sso.example.com/d"),
         (TEMPLATE, "realms: [a]\njwks_file: /keys.json"),
         (TEMPLATE, &jwks),
@@ -132,4 +137,17 @@ fn two_equal_templates_are_refused_whatever_realms_they_allow() {
     let mut errors = Errors::default();
     errors.of(&format!("{text}{second}"));
     errors.compare("two_equal_templates_are_refused_whatever_realms_they_allow");
+}
+
+#[test]
+fn a_key_set_of_one_realm_for_all_of_them_is_a_warning_if_a_pattern_allows_its_name() {
+    let issuer = "https://login.example.com/{realm}/v2.0";
+    for (realms, warned) in [("'[0-9a-f-]{36}'", false), ("'[a-z]+'", true), ("[acme]", false)] {
+        let keys = "jwks_uri: https://login.example.com/common/discovery/v2.0/keys";
+        let config = parse(&with(issuer, &format!("realms: {realms}\n{keys}"))).expect("valid");
+        let is_warned =
+            config.warnings.iter().any(|warning| warning.message.contains("the keys of the realm common"));
+        assert_eq!(is_warned, warned, "{realms}");
+        assert!(config.providers[0].shared.is_some() && config.providers[0].realms.is_none());
+    }
 }

@@ -14,6 +14,7 @@ const SECTIONS: &str = "  forward_auth: {address: '127.0.0.1:0', profile: nginx}
 providers:
   - name: staff
     issuer: https://staff.example.com
+    max_lifetime: 24h
     audiences: [orders-api]
     jwks: JWKS
     algorithms: [ES256]
@@ -165,6 +166,17 @@ fn cases(world: &World) -> Vec<(&'static str, Vec<String>, Bearer)> {
         ("expired", orders.clone(), Claims(World::with("exp", NOW - 40))),
         ("expired long ago", orders.clone(), Claims(World::with("exp", 1))),
         ("not yet valid", orders.clone(), Claims(World::with("nbf", NOW + 90))),
+        ("a long lifetime", orders.clone(), Claims(World::with("exp", NOW + 10 * 24 * 3600))),
+        (
+            "its audience in azp",
+            orders.clone(),
+            Claims(with_claim(World::with("aud", "account"), "azp", "orders-api")),
+        ),
+        (
+            "its audience in client_id alone",
+            orders.clone(),
+            Claims(with_claim(World::with("aud", Value::Null), "client_id", "orders-api")),
+        ),
         ("no exp", orders.clone(), Claims(World::with("exp", Value::Null))),
         ("an empty claim", orders.clone(), Claims(World::with("tenant", ""))),
         ("an exp that is no number", orders.clone(), Claims(World::with("exp", "tomorrow"))),

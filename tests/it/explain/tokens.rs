@@ -50,7 +50,8 @@ async fn only_the_keys_of_the_tokens_provider_are_fetched_and_only_if_the_token_
     issuer.set_fault(Some(Fault::Status(503)));
     let failed = ask(NOW);
     assert_eq!(failed["reason"], "keys_unavailable");
-    let step = json!({"step": "keys", "outcome": "failed", "detail": "the answer's status is 503, not 200"});
+    let detail = format!("key set at {}: the answer's status is 503, not 200", issuer.jwks_uri());
+    let step = json!({"step": "keys", "outcome": "failed", "detail": detail});
     assert_eq!(steps(&failed, "keys"), [step]);
     assert_eq!(other.key_fetches(), 0);
 }

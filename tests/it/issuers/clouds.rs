@@ -85,9 +85,6 @@ async fn tokens_of_an_entra_tenant_are_verified_with_keys_that_name_no_algorithm
 #[tokio::test]
 async fn one_key_set_serves_the_listed_tenants_of_entra_and_a_key_of_one_tenant_no_other() {
     const CONSUMERS: &str = "https://login.microsoftonline.com/9188040d-6c67-4c5b-b112-36a304b66dad/v2.0";
-    if super::NOT_YET.contains(&("entra", 1)) {
-        return;
-    }
     let world = World::start(Site {
         page: "entra",
         block: 1,

@@ -255,3 +255,24 @@ async fn many_misdirected_requests_are_one_log_line_in_ten_seconds() {
     let [_, second] = &lines()[..] else { panic!("{:?}", lines()) };
     assert!(second.contains("times=20"), "{second}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_grpc_client_that_sends_the_path_of_the_socket_file_as_authority_is_told_what_to_set() {
+    let env = ListenerEnv::open().await;
+    log::capture();
+    for (kind, hinted) in [(Kind::GrpcFile, true), (Kind::Grpc, false)] {
+        let headers = header_block(&[
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", CHECK),
+            (":authority", "/run/portcullis/authz.sock"),
+            ("content-type", "application/grpc"),
+        ]);
+        let sent = [preface(&[]), frame(HEADERS, END_HEADERS | END_STREAM, 1, &headers)].concat();
+        let mut connection = send(&env, kind, &sent).await;
+        assert!(!http2::answered(&mut connection, 1).await, "{kind:?}: the stream is reset");
+        let lines = log::lines("HTTP requests rejected");
+        let line = lines.last().expect("a line");
+        assert_eq!(line.contains("grpc.default_authority"), hinted, "{kind:?}: {line}");
+    }
+}

@@ -165,6 +165,7 @@ impl World {
         let template = config.providers[0].clone();
         let realms = template.realms.clone().expect("a template");
         let known = known.iter().map(|old| KeyedProvider {
+            shared: None,
             provider: Arc::clone(&old.provider),
             realm: old.realm.clone(),
             keys: Arc::clone(&old.keys),

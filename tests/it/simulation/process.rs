@@ -75,6 +75,7 @@ impl Process {
         let keys = KeyCache::fetched("p", refresh.clone(), fetch, context, None, Some(file), Arc::default());
         let keys = Arc::new(keys);
         let keyed = KeyedProvider {
+            shared: None,
             provider: Arc::new(provider()),
             realm: None,
             keys: Arc::clone(&keys),
@@ -144,6 +145,7 @@ fn provider() -> Provider {
         clock_skew: Duration::from_secs(30),
         audience_claims: vec![ClaimPath::aud()],
         max_lifetime: None,
+        keys_name_issuers: false,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: vec![TokenSource::default()],

@@ -32,6 +32,9 @@ pub struct Provider {
     pub token_types: TokenTypes,
     /// Claims that must be present and neither null nor empty.
     pub required_claims: Vec<ClaimPath>,
+    /// Whether a key with an `issuer` member verifies only tokens of that issuer, since the key set is that of several
+    /// issuers. Default false.
+    pub keys_name_issuers: bool,
     /// Where a request may carry the token; never empty.
     pub token_from: Vec<TokenSource>,
     /// Whether the token is forwarded to the upstream; default true.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::template::SharedRealms;
 use crate::keys::names::RealmName;
 use crate::keys::{KeyCache, RefreshPolicy};
 use crate::validation::provider::Provider;
@@ -12,6 +13,8 @@ pub struct KeyedProvider {
     pub provider: Arc<Provider>,
     /// The realm, if the provider is a template's.
     pub realm: Option<RealmName>,
+    /// The realms that share these keys, if the provider has any: its issuer then contains the placeholder.
+    pub shared: Option<SharedRealms>,
     /// Its keys, shared with the authorizer of the previous configuration.
     pub keys: Arc<KeyCache>,
     /// The settings of key refresh.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use url::Url;
 
-use super::template::{RealmKeys, Realms};
+use super::template::{RealmKeys, Realms, SharedRealms};
 use crate::keys::names::RealmName;
 use crate::keys::{IssuerHttp, RefreshPolicy};
 use crate::validation::key_set::KeySet;
@@ -24,6 +24,8 @@ pub struct ProviderConfig {
     pub refresh: RefreshPolicy,
     /// The realms, if it is a template: then `keys` and the provider's issuer contain the placeholder.
     pub realms: Option<Realms>,
+    /// The realms, if they share one key set: then the provider's issuer contains the placeholder, and `keys` does not.
+    pub shared: Option<SharedRealms>,
     /// Whether the service is ready while this provider has had no keys yet; default false.
     pub ready_without_keys: bool,
 }
@@ -53,6 +55,23 @@ impl KeySource {
 }
 
 impl ProviderConfig {
+    /// Whether its issuer contains the placeholder of a realm.
+    pub fn has_realms(&self) -> bool {
+        self.realms.is_some() || self.shared.is_some()
+    }
+
+    /// The allowed realm that has this issuer, and the rules for its tokens.
+    pub fn realm_of(&self, issuer: &str) -> Option<(RealmName, Arc<Provider>)> {
+        let (template, allowed) = match (&self.realms, &self.shared) {
+            (Some(realms), _) => (&realms.issuer, &realms.allowed),
+            (None, Some(shared)) => (&shared.issuer, &shared.allowed),
+            (None, None) => return None,
+        };
+        let name = template.realm_of(issuer).filter(|name| allowed.contains(name))?;
+        let provider = Provider { issuer: template.of(&name), ..(*self.provider).clone() };
+        Some((name, Arc::new(provider)))
+    }
+
     /// The provider of one realm, which must be an allowed one.
     pub fn of_realm(&self, realms: &Realms, name: &RealmName) -> ProviderConfig {
         let provider = Provider { issuer: realms.issuer.of(name), ..(*self.provider).clone() };
@@ -69,6 +88,7 @@ impl ProviderConfig {
             http: self.http.clone(),
             refresh: self.refresh.clone(),
             realms: None,
+            shared: None,
             ready_without_keys: self.ready_without_keys,
         }
     }

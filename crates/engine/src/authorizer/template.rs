@@ -21,6 +21,24 @@ pub struct Realms {
     pub most: usize,
 }
 
+/// The realms of a provider whose issuers share one key set: its keys are fetched once, for all of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedRealms {
+    /// The issuer.
+    pub issuer: Template,
+    /// The allowed names.
+    pub allowed: AllowedRealms,
+    /// The most realms that are kept in memory; default 256.
+    pub most: usize,
+}
+
+impl SharedRealms {
+    /// The allowed realm that has this issuer.
+    pub fn realm_of(&self, issuer: &str) -> Option<RealmName> {
+        self.issuer.realm_of(issuer).filter(|name| self.allowed.contains(name))
+    }
+}
+
 /// The source of a realm's keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RealmKeys {
@@ -70,6 +88,14 @@ impl Template {
     /// The text for this realm.
     pub fn of(&self, realm: &RealmName) -> String {
         format!("{}{realm}{}", self.prefix, self.suffix)
+    }
+
+    /// What stands at the place of the realm in the path of another URL, whatever its host and the rest of its path.
+    pub fn realm_in_path(&self, path: &str) -> Option<RealmName> {
+        let (_, after_scheme) = self.prefix.split_once("://")?;
+        let before = after_scheme.find('/').and_then(|slash| after_scheme.get(slash..))?;
+        let segment = path.strip_prefix(before)?.split('/').next()?;
+        RealmName::new(segment)
     }
 
     /// The realm in a text of this template.

@@ -66,7 +66,10 @@ impl Beside {
     pub fn keys(&self, decision: &Decision<'_>) -> Option<KeysStep> {
         let provider = decision.record.provider()?;
         let loaded = self.authorizer.providers();
-        let is_same = |keyed: &&Arc<KeyedProvider>| keyed.provider.issuer == provider.issuer;
+        let is_same = |keyed: &&Arc<KeyedProvider>| {
+            keyed.provider.issuer == provider.issuer
+                || keyed.shared.as_ref().is_some_and(|shared| shared.realm_of(&provider.issuer).is_some())
+        };
         let keyed = loaded.iter().find(is_same).filter(|keyed| keyed.keys.is_refreshable())?;
         Some(KeysStep::of(&keyed.keys.status()))
     }

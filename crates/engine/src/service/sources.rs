@@ -216,8 +216,8 @@ fn cache(
 
 /// A provider of one issuer with its keys.
 pub(super) fn keyed(config: &ProviderConfig, realm: Option<RealmName>, keys: Arc<KeyCache>) -> KeyedProvider {
-    let ProviderConfig { provider, refresh, ready_without_keys, .. } = config.clone();
-    KeyedProvider { provider, realm, keys, refresh, ready_without_keys }
+    let ProviderConfig { provider, refresh, ready_without_keys, shared, .. } = config.clone();
+    KeyedProvider { provider, realm, shared, keys, refresh, ready_without_keys }
 }
 
 /// Whether both have the keys of the same issuer from the same source.
@@ -288,6 +288,7 @@ mod tests {
             clock_skew: Duration::ZERO,
             audience_claims: vec![ClaimPath::aud()],
             max_lifetime: None,
+            keys_name_issuers: false,
             token_types: TokenTypes::Default,
             required_claims: Vec::new(),
             token_from: vec![TokenSource::default()],
@@ -303,6 +304,7 @@ mod tests {
             http: IssuerHttp::default(),
             refresh: RefreshPolicy { snapshot_dir: Some("/nowhere".into()), ..RefreshPolicy::default() },
             realms: None,
+            shared: None,
             ready_without_keys: false,
         }
     }

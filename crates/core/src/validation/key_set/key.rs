@@ -14,6 +14,9 @@ use crate::validation::algorithm::Algorithm;
 use crate::validation::digest::Thumbprint;
 use crate::validation::kid::Kid;
 
+/// What stands for a tenant in the `issuer` member of a key.
+const TENANT_PLACEHOLDER: &str = "{tenantid}";
+
 /// The identity of a published key: its `kid`, its `alg` and its material.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyName {
@@ -48,6 +51,8 @@ pub struct Key {
     /// The public key; `None` for a shared secret.
     public: Option<PublicKey>,
     material: Material,
+    /// The `issuer` member, which several issuers write into a set that they share.
+    issuer: Option<Box<str>>,
     /// What about the document is not as the RFCs say.
     note: Option<&'static str>,
     /// Whether it has verified a token: a used key that is withdrawn is reported.
@@ -121,7 +126,21 @@ impl Key {
         public: Option<PublicKey>,
         note: Option<&'static str>,
     ) -> Self {
-        Self { kid, alg, declares_use, public, material, note, used: AtomicBool::new(false) }
+        Self { kid, alg, declares_use, public, material, issuer: None, note, used: AtomicBool::new(false) }
+    }
+
+    /// The same key, which serves the issuer that this text names.
+    pub(super) fn of_issuer(self, issuer: Option<&str>) -> Self {
+        Self { issuer: issuer.map(Into::into), ..self }
+    }
+
+    /// Whether it may verify tokens of this issuer, in a set of several issuers: one without an `issuer` member serves all
+    /// of them. In the member `{tenantid}` stands for one segment of a path, as Entra ID writes it.
+    pub fn serves(&self, issuer: &str) -> bool {
+        let Some(named) = self.issuer.as_deref() else { return true };
+        let Some((before, after)) = named.split_once(TENANT_PLACEHOLDER) else { return named == issuer };
+        let tenant = issuer.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+        tenant.is_some_and(|tenant| !tenant.is_empty() && !tenant.contains('/'))
     }
 
     /// The `kid`, if any.
@@ -168,6 +187,7 @@ impl Key {
             ("kid", self.kid().map(Kid::as_str)),
             ("alg", self.alg.map(Algorithm::name)),
             ("use", self.key_use()),
+            ("issuer", self.issuer.as_deref()),
         ];
         members.extend(names.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into()))));
         Some(jwk)
@@ -239,7 +259,7 @@ impl Key {
             (Material::Secret(a), Material::Secret(b)) => a == b,
             _ => self.public.is_some() && self.thumbprint() == other.thumbprint(),
         };
-        same_material && self.kid == other.kid && self.alg == other.alg
+        same_material && self.kid == other.kid && self.alg == other.alg && self.issuer == other.issuer
     }
 }
 

@@ -21,6 +21,9 @@ const ANY_PADDING: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// A longer `issuer` member names no issuer of a provider.
+const MAX_ISSUER_BYTES: usize = 1_024;
+
 /// The notes of keys that are not written as the RFCs say.
 const STANDARD_BASE64: &str =
     "a number is in standard base64, with padding or with white space instead of base64url (RFC 7518 §2)";
@@ -56,7 +59,11 @@ pub(super) fn key(jwk: &Json, origin: Origin) -> Result<Key, &'static str> {
         "oct" => return Err("a shared secret (`kty: oct`) is accepted only in the configuration"),
         _ => return Err("`kty` is not supported"),
     };
-    let key = Key::new(kid, alg, declares_use, material, public, reader.note);
+    let issuer = present(jwk, "issuer").map(|issuer| {
+        // One that cannot be read names no issuer.
+        issuer.as_str().filter(|issuer| issuer.len() <= MAX_ISSUER_BYTES).unwrap_or_default()
+    });
+    let key = Key::new(kid, alg, declares_use, material, public, reader.note).of_issuer(issuer);
     match alg {
         Some(alg) if !key.fits(alg) => Err("`alg` does not belong to the key's type or curve"),
         _ => Ok(key),

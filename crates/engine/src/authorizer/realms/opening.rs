@@ -230,7 +230,7 @@ impl RealmProviders {
         let keys = (self.open)(&config, name)?;
         let ProviderConfig { provider, refresh, ready_without_keys, .. } = config;
         let realm = Some(name.clone());
-        Some(Arc::new(KeyedProvider { provider, realm, keys, refresh, ready_without_keys }))
+        Some(Arc::new(KeyedProvider { provider, realm, shared: None, keys, refresh, ready_without_keys }))
     }
 
     /// Inserts a realm; an evicted one may be in memory again after a verified token.

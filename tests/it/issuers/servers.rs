@@ -75,11 +75,13 @@ async fn roles_of_zitadel_are_members_of_an_object_that_a_condition_reads() {
     );
     let world = World::start(site).await;
     world.allows(&[("x-auth-subject", "281234567890123456"), ("x-auth-client", "282345678901234567")]).await;
-    let roles = "urn:zitadel:iam:org:project:roles";
+    let roles = "urn:zitadel:iam:org:project:280123456789012345:roles";
+    let admin_elsewhere = world.claims[roles].clone();
     world
         .refuses(json!({roles: {"reader": {"285678901234567890": "example.zitadel.cloud"}}}), "rule_denied")
         .await;
-    world.refuses(json!({ roles: null }), "rule_denied").await;
+    let of_another_project = json!({roles: null, "urn:zitadel:iam:org:project:roles": admin_elsewhere});
+    world.refuses(of_another_project, "rule_denied").await;
     world.refuses(json!({"aud": ["282345678901234567"]}), "audience_mismatch").await;
     // An opaque token has as many parts as an encrypted one.
     world.refuses_token("V2_28-at_28.kQ0.aB1.cD2.eF3", "malformed").await;

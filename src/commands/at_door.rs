@@ -36,10 +36,17 @@ impl AtDoor {
     ///
     /// # Errors
     /// The door cannot receive such a request: why, in words that contain nothing of it.
-    pub(super) fn new(client: CaseRequest, proxy: Option<IpAddr>, config: &Config) -> Result<Self, Failure> {
+    pub(super) fn new(
+        mut client: CaseRequest,
+        proxy: Option<IpAddr>,
+        config: &Config,
+    ) -> Result<Self, Failure> {
         let door = client.door.unwrap_or_else(|| DoorKind::of(config));
         let message = match door {
-            DoorKind::Grpc => Message::Check,
+            DoorKind::Grpc => {
+                client.headers = joined(client.headers);
+                Message::Check
+            }
             DoorKind::Http(profile) => {
                 let configured = config.listen.forward_auth.iter().find(|door| door.profile == profile);
                 let trusted = config.trusted_proxies.first().map(|network| network.addr());
@@ -80,6 +87,18 @@ impl AtDoor {
 
 fn at(door: DoorKind) -> impl Fn(&'static str) -> Failure {
     move |why| format!("at the door {}: {why}", door.name()).into()
+}
+
+/// Headers as Envoy sends them in a Check: the lines of one name are joined with commas.
+fn joined(headers: Vec<(String, String)>) -> Vec<(String, String)> {
+    let mut joined: Vec<(String, String)> = Vec::new();
+    for (name, value) in headers {
+        match joined.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case(&name)) {
+            Some((_, values)) => *values = format!("{values},{value}"),
+            None => joined.push((name, value)),
+        }
+    }
+    joined
 }
 
 /// The request as it reaches a Rust service.

@@ -31,6 +31,7 @@ mod explain;
 mod files;
 mod forward_auth;
 mod fuzz_seeds;
+mod issuers;
 mod key_cache;
 mod key_outage;
 mod key_tasks;

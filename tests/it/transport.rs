@@ -40,17 +40,17 @@
 //! `allow_http` the network is trusted.
 
 mod addresses;
-mod answer;
+pub mod answer;
 mod answers;
 mod budgets;
-mod certificates;
+pub mod certificates;
 mod discovery;
 mod disks;
 mod encodings;
-mod env;
+pub mod env;
 mod freshness;
 mod issuer_clock;
-mod key_server;
+pub mod key_server;
 mod logins;
 mod lookups;
 mod origins;

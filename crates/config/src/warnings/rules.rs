@@ -1,9 +1,8 @@
 //! Warnings about rules that are valid but do not mean what they seem to: a rule that falls open does so without an error
 //! at run time, so it has to be found here.
 
-use portcullis_core::rules::{
-    Condition, Effect, HeaderMatch, Match, PathPattern, Requirements, Rule, Rules, Unmatched,
-};
+use portcullis_core::rules::condition::Condition;
+use portcullis_core::rules::{Effect, HeaderMatch, Match, PathPattern, Requirements, Rule, Rules, Unmatched};
 use portcullis_core::validation::json::Json;
 
 use super::paths::Paths;

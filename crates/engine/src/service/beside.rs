@@ -89,7 +89,7 @@ fn authorizer(
             true => providers::part(config, Vec::new(), Vec::new(), None, context),
             false => {
                 let none = KeyCache::fixed(name, Arc::default(), context.clone());
-                Ok(Part::One(keyed(config, None, Arc::new(none))))
+                Ok(Part::One(Box::new(keyed(config, None, Arc::new(none)))))
             }
         }
     };

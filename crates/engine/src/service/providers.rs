@@ -16,7 +16,7 @@ use super::sources::{Realm, http_client, key_cache, keyed, same_source};
 /// A provider with its keys, for an authorizer.
 pub(super) enum Part {
     /// A provider of one issuer.
-    One(KeyedProvider),
+    One(Box<KeyedProvider>),
     /// A template.
     Many(Arc<RealmProviders>),
 }
@@ -119,7 +119,7 @@ pub(super) fn authorizer(
     let (mut providers, mut templates) = (Vec::new(), Vec::new());
     for part in parts {
         match part {
-            Part::One(keyed) => providers.push(keyed),
+            Part::One(keyed) => providers.push(*keyed),
             Part::Many(realms) => templates.push(realms),
         }
     }
@@ -149,10 +149,10 @@ pub(super) fn part(
         return realm_providers(new, realms, running_keys, answered, before, context).map(Part::Many);
     }
     if let Some(keyed) = answered.pop() {
-        return Ok(Part::One(keyed));
+        return Ok(Part::One(Box::new(keyed)));
     }
     let keys = reuse_keys(new, None, running_keys.first(), context)?;
-    Ok(Part::One(keyed(new, None, keys)))
+    Ok(Part::One(Box::new(keyed(new, None, keys))))
 }
 
 /// The running keys if their configuration is unchanged; else a new cache, which starts with the keys of the same

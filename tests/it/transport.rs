@@ -53,6 +53,7 @@ mod issuer_clock;
 pub mod key_server;
 mod logins;
 mod lookups;
+mod online;
 mod origins;
 mod process;
 mod proxy;

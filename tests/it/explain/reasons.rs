@@ -120,7 +120,12 @@ fn cases(world: &World) -> Vec<(&'static str, Vec<String>, Bearer)> {
         ("no token", orders.clone(), None),
         ("another scheme", at(&["--path", "/orders", "--header", "authorization: Basic dXNlcjpwYXNz"]), None),
         ("a token in a place of another provider", orders.clone(), Cookie(World::claims())),
-        ("two tokens", at(&["--path", "/orders", "--header", "authorization: Bearer a.b.c"]), good()),
+        ("two tokens", at(&["--path", "/orders", "--header", "cookie: session=a.b.c"]), good()),
+        (
+            "two lines of one header",
+            at(&["--path", "/orders", "--header", "authorization: Bearer a.b.c"]),
+            good(),
+        ),
         ("no text of a token", at(&["--path", "/orders", "--header", "authorization: Bearer\tabc"]), None),
         ("an opaque token", orders.clone(), Text("opaque".to_owned())),
         ("an encrypted token", orders.clone(), Text("a.b.c.d.e".to_owned())),

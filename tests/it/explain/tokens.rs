@@ -153,3 +153,49 @@ fn a_token_is_read_from_a_file_or_from_standard_input_and_put_where_its_provider
         assert!(error.contains("the file of --token: ") && !error.contains("s3cr3t"), "{error}");
     }
 }
+
+#[test]
+fn the_protocols_of_a_websocket_are_never_shown() {
+    let folder = Folder::new();
+    let key = SigningKey::generate("k", SigningAlgorithm::ES256);
+    let jwks = json!({"keys": [key.public_jwk()]});
+    let config = folder.config(&format!(
+        "  forward_auth: {{address: '127.0.0.1:0', profile: nginx}}
+providers:
+  - name: staff
+    issuer: https://staff.example.com
+    audiences: [orders-api]
+    forward_token: false
+    token_from: [{{header: authorization, scheme: Bearer}}, {{websocket_protocol: bearer}}]
+    jwks: {jwks}
+rules: [{{name: open, match: {{path_prefix: /open}}, allow: anonymous}}]
+"
+    ));
+    let text = std::fs::read_to_string(&config).expect("written");
+    let text = text.replacen("listen: {ext_authz: '127.0.0.1:0'}", "listen:\n  ext_authz: '127.0.0.1:0'", 1);
+    std::fs::write(&config, text).expect("written");
+    let claims = json!({"iss": "https://staff.example.com", "aud": "orders-api", "exp": NOW + 300});
+    let token = key.sign(&claims);
+    for (path, protocols) in [
+        ("/open", format!("bearer,,{token}")),
+        ("/open", format!("BEARER, {token}, chat")),
+        ("/orders", format!("bearer, {token}, chat")),
+        ("/orders", format!("base64url.bearer.authorization.k8s.io.{token}")),
+    ] {
+        for door in ["nginx", "envoy"] {
+            for format in ["text", "json"] {
+                let (bearer, protocols) = (
+                    format!("Authorization: Bearer {token}"),
+                    format!("Sec-WebSocket-Protocol: {protocols}"),
+                );
+                let mut arguments =
+                    vec!["--door", door, "--format", format, "--path", path, "--header", &protocols];
+                arguments.extend(["--header", &bearer].iter().filter(|_| path == "/orders"));
+                let output = explain(&config, &arguments);
+                let shown = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
+                assert_eq!(output.status.code(), Some(0), "{shown}");
+                assert!(!shown.contains(&token[..20]), "{door} {path}: {shown}");
+            }
+        }
+    }
+}

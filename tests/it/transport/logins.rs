@@ -193,3 +193,44 @@ async fn an_error_of_a_fetch_names_what_is_wrong() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_source_that_stands_in_for_the_first_one_adds_keys_and_brings_none_back() {
+    let (first, second) = (KeyServer::start().await, KeyServer::start().await);
+    let [old, new, third] = ["old", "new", "third"].map(key);
+    first.respond_with(Answer::keys(&[&old]));
+    second.respond_with(Answer::keys(&[&old]));
+    let keys = format!("jwks_uri: ['{}', '{}']", first.http("/keys"), second.http("/keys"));
+    let service =
+        Running::start(configured(&[provider("demo", ISSUER, &keys, IMMEDIATE_REFRESH)]), fixed_clock())
+            .await;
+    let reason = async |key: &_| service.bearer(&token(key)).await.reason().to_owned();
+    assert_eq!(reason(&old).await, "ok");
+    first.respond_with(Answer::keys(&[&new]));
+    assert_eq!((reason(&new).await, reason(&old).await), ("ok".to_owned(), "key_unknown".to_owned()));
+    // The second one still has the old key. It does not show that a key is unknown, so that such tokens are unavailable.
+    for answer in [Answer::status(503), Answer::status(200).body(r#"{"keys":[]}"#)] {
+        first.respond_with(answer);
+        assert_eq!(reason(&key("unknown")).await, "keys_unavailable");
+        assert_ne!(reason(&old).await, "ok");
+        assert_eq!(reason(&new).await, "ok");
+    }
+    second.respond_with(Answer::keys(&[&old, &third]));
+    assert_eq!(reason(&third).await, "ok", "a key that no answer has withdrawn is added");
+    assert_ne!(reason(&old).await, "ok");
+    assert_eq!(reason(&new).await, "ok");
+}
+
+#[tokio::test]
+async fn nothing_goes_in_the_clear_through_a_proxy_because_it_is_meant_for_this_machine() {
+    let (folder, proxy) = (folder(), KeyServer::start().await);
+    fs::write(folder.path().join("token"), "secret-token").expect("written");
+    proxy.respond_with(Answer::status(401));
+    let keys = "jwks_uri: 'http://127.0.0.1:1/keys'";
+    let more = logging_in(folder.path(), &format!(", proxy: '{}'", proxy.http("")));
+    let faults = configuration_faults(keys, &more);
+    assert!(faults.contains("keys over plain http can be replaced in transit"), "{faults}");
+    let config = configured(&[provider("demo", ISSUER, keys, &format!("allow_http: true, {more}"))]);
+    let _service = Running::start_without_keys(config, fixed_clock()).await;
+    assert_eq!(credentials(&proxy.request(1).await), None);
+}

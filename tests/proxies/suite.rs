@@ -131,6 +131,7 @@ impl TestEnv {
       - {{header: authorization, scheme: Bearer}}
       - {{query: access_token}}
       - {{cookie: access_token}}
+      - {{websocket_protocol: bearer}}
 {more}",
             issuer.issuer(),
             issuer.jwks_uri(),
@@ -369,9 +370,27 @@ pub async fn the_upstream_never_sees_a_token(proxy: Proxy) {
     let cookie = format!("access_token={token}");
     let received = env.forwarded_request(orders().header("cookie", &cookie)).await;
     assert_eq!(received["x-auth-subject"], "alice");
-    assert!(received.get("cookie").is_none_or(|cookies| cookies == ""), "{received}");
+    assert_eq!(received.get("cookie"), None, "{received}");
     let received = env.forwarded_request(env.get(&token).header("cookie", &cookie)).await;
     assert!(!received.to_string().contains(&token), "{received}");
+    // The protocols of a WebSocket, with empty elements and beside another place of the token.
+    for (sent, kept) in [
+        (format!("chat, bearer, {token}"), Some("chat")),
+        (format!("bearer,, {token}"), None),
+        (format!("bearer, {token}, BEARER, {token}"), None),
+    ] {
+        for request in [orders(), env.get(&token)] {
+            let received = env.forwarded_request(request.header("sec-websocket-protocol", &sent)).await;
+            assert_eq!(received["x-auth-subject"], "alice");
+            assert_eq!(
+                received.get("sec-websocket-protocol"),
+                kept.map(Value::from).as_ref(),
+                "{sent}: {received}"
+            );
+        }
+    }
+    let received = env.forwarded_request(env.get(&token)).await;
+    assert_eq!(received.get("sec-websocket-protocol"), None, "{received}");
 }
 
 pub async fn a_clients_own_identity_headers_never_reach_the_upstream(proxy: Proxy) {

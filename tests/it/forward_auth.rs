@@ -604,3 +604,38 @@ async fn invalid_tls_files_fail_the_start_with_their_key_and_path() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_token_that_must_not_be_forwarded_is_refused_where_the_proxy_removes_none() {
+    let key = SigningKey::generate("k", SigningAlgorithm::ES256);
+    let mut kept_back = provider("a", "https://a.example.com");
+    kept_back.forward_token = false;
+    let x_tok = TokenSource::Header { name: "x-tok".parse().expect("a name"), scheme: None };
+    kept_back.token_from = vec![x_tok];
+    let mut forwarded = provider("b", "https://b.example.com");
+    forwarded.token_from = vec![TokenSource::default(), TokenSource::Cookie("t".into())];
+    let jwks = [key.public_jwk()];
+    let config = with_http_doors(config(vec![inline(kept_back, &jwks), inline(forwarded, &jwks)]));
+    let service = Running::start(config, fixed_clock()).await;
+    let claims = json!({"iss": "https://a.example.com", "aud": "orders-api", "sub": "alice", "exp": NOW + 60, "tenant_id": "acme"});
+    let token = key.sign(&claims);
+    for (profile, method, uri) in [
+        (Profile::Nginx, "x-original-method", "x-original-uri"),
+        (Profile::Traefik, "x-forwarded-method", "x-forwarded-uri"),
+    ] {
+        let url = format!("http://{}/", service.http_door(profile));
+        let ask = || {
+            reqwest::Client::new()
+                .get(&url)
+                .header(method, "GET")
+                .header(uri, "/orders")
+                .header("x-tok", &token)
+        };
+        let status = async |request: reqwest::RequestBuilder| {
+            request.send().await.expect("an answer").status().as_u16()
+        };
+        assert_eq!(status(ask()).await, 200, "{profile:?}");
+        assert_eq!(status(ask().bearer_auth(&token)).await, 400, "{profile:?}");
+        assert_eq!(status(ask().header("cookie", format!("t={token}; s=1"))).await, 400, "{profile:?}");
+    }
+}

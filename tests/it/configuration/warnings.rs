@@ -151,6 +151,18 @@ fn a_pattern_that_cannot_mean_what_it_says_is_a_warning() {
             "a client can send itself",
         ),
         ("match: {headers: {X-Client-IP: 10.0.0.1}}", "", "a client can send itself"),
+        (
+            "match: {headers: {upgrade: websocket}}, deny: true",
+            "",
+            "belongs to the connection or to the proxy",
+        ),
+        (
+            "require: {condition: 'request.headers[\"host\"] == \"a.example\"'}",
+            "",
+            "write `hosts` or `request.host`",
+        ),
+        ("match: {path_regex: '^/admin'}, deny: true", "match.path_regex", "has to match the whole path"),
+        ("match: {path_regex: '/%7Euser/.*'}, deny: true", "match.path_regex", "matches no path"),
         ("require: {condition: 'claims.level == 1.5'}", "require.condition", "1.5 equals other numbers"),
         ("require: {condition: '-0.1 != claims.x'}", "require.condition", "-0.1 equals other numbers"),
         ("require: {condition: 'claims.level in [1, 2.5]'}", "require.condition", "2.5 equals other numbers"),
@@ -371,4 +383,20 @@ fn validate_prints_warnings_as_editors_follow_them_and_succeeds() {
     let error = String::from_utf8(output.stderr).expect("text");
     assert!(error.starts_with(&expected.replace("warning: ", "")), "{error}");
     assert_eq!(output.stdout, b"");
+}
+
+#[test]
+fn a_host_that_is_judged_behind_ingress_nginx_is_a_warning() {
+    let door = |profile: &str| format!("forward_auth: {{address: '127.0.0.1:0', profile: {profile}}}");
+    let envoy = "ext_authz: 127.0.0.1:0";
+    for (rule, profile, warned) in [
+        ("match: {hosts: [a.example.com]}", "ingress-nginx", true),
+        ("require: {condition: 'request.host == \"a.example.com\"'}", "ingress-nginx", true),
+        ("match: {path_prefix: /a}", "ingress-nginx", false),
+        ("match: {hosts: [a.example.com]}", "nginx", false),
+    ] {
+        let text = rules(&[rule]).replace(envoy, &door(profile));
+        let is_warned = warnings(&text).iter().any(|(.., text)| text.contains("behind ingress-nginx"));
+        assert_eq!(is_warned, warned, "{rule} {profile}");
+    }
 }

@@ -172,7 +172,8 @@ fn a_token_in_a_case_is_never_shown() {
     for format in ["text", "junit"] {
         let (code, out, err) = Folder::new().test(&cases, &["--format", format]);
         assert_eq!((code, &*err), (Some(1), ""));
-        assert!(out.contains("multiple_tokens"), "{out}");
+        // Envoy joins the lines of a header.
+        assert!(out.contains("malformed"), "{out}");
         for part in ["eyJhbGci", "eyJzdWI", "c2lnbmF0dXJl"] {
             assert!(!out.contains(part), "{out}");
         }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use crate::support::rule_cases::{Bearer, Case, PATH_CASES, RULE_CASES, RulesFixture};
+use crate::support::shown;
 use crate::support::snapshots::settings;
 use crate::support::subprocess::StartCommand;
 
@@ -295,34 +296,10 @@ fn every_recipe_is_strictly_valid_and_decides_its_cases_as_the_page_says() {
     assert_eq!(recipes, 8);
 }
 
-/// Every configuration that the repository shows, by its name.
-fn shown_configurations() -> Vec<(String, String)> {
-    let recipes = fs::read_dir(RECIPES).expect("the folder of the recipes");
-    let recipes = recipes.map(|entry| entry.expect("a file").path());
-    let recipes = recipes.filter(|path| !path.to_string_lossy().ends_with(".cases.yaml"));
-    let mut shown: Vec<(String, String)> = recipes
-        .map(|path| (path.display().to_string(), fs::read_to_string(&path).expect("readable")))
-        .collect();
-    shown
-        .push(("deploy/portcullis.yaml".to_owned(), include_str!("../../deploy/portcullis.yaml").to_owned()));
-    for (page, text) in [("README.md", include_str!("../../README.md")), ("docs/rules.md", RECIPES_TEXT)] {
-        let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
-        let configurations = blocks.filter(|block| block.contains("providers:\n"));
-        shown.extend(configurations.map(|block| (page.to_owned(), unindented(block))));
-    }
-    shown
-}
-
-/// A block of a list item, whose lines are all indented by the item.
-fn unindented(block: &str) -> String {
-    let indent = block.len() - block.trim_start_matches(' ').len();
-    block.lines().map(|line| format!("{}\n", line.get(indent..).unwrap_or_default())).collect()
-}
-
 #[test]
 fn every_configuration_shown_has_its_table_and_decides_a_case() {
-    let shown = shown_configurations();
-    assert_eq!(shown.len(), 10, "eight recipes, deploy/ and the README");
+    let shown = shown::configurations();
+    assert!(shown.len() >= 23, "eight recipes, deploy/, the README and the issuers: {}", shown.len());
     for (name, text) in shown {
         let folder = Folder::new();
         let config = folder.file("p.yaml", &text);

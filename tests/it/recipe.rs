@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::support::pki::Pki;
+use crate::support::shown;
 use crate::support::snapshots::settings;
 use crate::support::subprocess::StartCommand;
 
@@ -119,14 +120,10 @@ fn the_files_of_deploy_are_what_the_recipe_prints_for_its_configuration() {
 
 #[test]
 fn every_configuration_of_the_documentation_has_a_file_or_an_error_that_says_what_to_add() {
-    let mut files: Vec<PathBuf> = fs::read_dir(repository("docs/rules"))
-        .expect("a folder")
-        .map(|entry| entry.expect("a file").path())
-        .filter(|path| !path.to_string_lossy().ends_with(".cases.yaml"))
-        .collect();
-    files.push(repository("deploy/portcullis.yaml"));
-    assert!(files.len() > 5);
-    for file in files {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    for (name, text) in shown::configurations() {
+        let file = folder.path().join("portcullis.yaml");
+        fs::write(&file, text).expect("written");
         let mut printed = 0;
         for (proxy, ..) in PROXIES {
             let output = run(proxy, &file);
@@ -136,11 +133,11 @@ fn every_configuration_of_the_documentation_has_a_file_or_an_error_that_says_wha
                 code => {
                     assert_eq!(code, Some(1), "{error}");
                     let says = error.contains("add") && error.contains("profile: ");
-                    assert!(says && output.stdout.is_empty(), "{proxy} {}: {error}", file.display());
+                    assert!(says && output.stdout.is_empty(), "{proxy} {name}: {error}");
                 }
             }
         }
-        assert!(printed > 0, "{}: a file for one proxy at least", file.display());
+        assert!(printed > 0, "{name}: a file for one proxy at least");
     }
 }
 

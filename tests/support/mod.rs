@@ -15,6 +15,7 @@ pub mod real;
 pub mod rule_cases;
 pub mod script;
 pub mod serving;
+pub mod shown;
 pub mod snapshots;
 pub mod subprocess;
 

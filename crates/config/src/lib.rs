@@ -8,6 +8,7 @@
 
 pub mod cases;
 mod changes;
+mod claim_headers;
 mod cursor;
 mod document;
 mod door;
@@ -24,6 +25,7 @@ mod responses;
 mod rules;
 mod schema;
 mod section;
+mod token_sources;
 mod warnings;
 mod yaml;
 

@@ -6,92 +6,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
-use http::header::{COOKIE, SEC_WEBSOCKET_PROTOCOL};
 use serde_json::json;
 
 use portcullis_core::validation::algorithm::Algorithm;
 use portcullis_core::validation::canonical_media_type;
 use portcullis_core::validation::key_set::{Key, KeySet};
 use portcullis_core::validation::provider::{
-    Audiences, ClaimHeader, ClaimPath, Encoding, Provider, TokenSource, TokenTypes,
+    Audiences, ClaimHeader, ClaimPath, Provider, TokenSource, TokenTypes,
 };
 
-use super::cursor::{Cursor, Mapping, Read, all};
-use super::forms::{
-    Choice, Count, Each, FILE, Flag, List, OneOr, Sub, Text, Time, any_text, equal, shown, text_schema,
-};
+use super::claim_headers::{ClaimHeaders, check_payload_header, read_payload_header};
+use super::cursor::{Cursor, Mapping, Read};
+use super::forms::{Count, Each, FILE, Flag, List, OneOr, Sub, Text, Time, any_text, equal, shown};
 use super::keys::{
     FetchUrl, InlineKeys, SourceDraft, default_discovery_url, make_key_source, refuse_plain_http,
 };
 use super::realms::{DEFAULT_MAX_REALMS, MadeRealms, RealmNames, make_realms};
 use super::section::{Form, FormDescription, Section, section};
+use super::token_sources::{is_token_byte, same_place};
 use super::warnings::warn_of_provider;
-use super::yaml::{Yaml, own_key};
+use super::yaml::Yaml;
 use super::{AllowedRealms, IssuerHttp, KeySource, ProviderConfig, RealmKeys, RefreshPolicy};
-
-/// Headers of the request itself, of its path through proxies, or of its credentials: they cannot be claim headers.
-const RESERVED_HEADERS: [&str; 33] = [
-    "host",
-    "connection",
-    "content-length",
-    "content-type",
-    "transfer-encoding",
-    "te",
-    "trailer",
-    "upgrade",
-    "keep-alive",
-    "authorization",
-    "cookie",
-    "expect",
-    "forwarded",
-    "via",
-    "content-encoding",
-    "x-real-ip",
-    // Used instead of the method, the path or the host.
-    "x-rewrite-url",
-    "x-host",
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
-    // The answer to the proxy is an HTTP response: these would control caches and clients.
-    "set-cookie",
-    "www-authenticate",
-    "origin",
-    "cache-control",
-    "expires",
-    "vary",
-    "location",
-    "date",
-    "server",
-    "status",
-    "http2-settings",
-    // CGI programs would read it as HTTP_PROXY.
-    "proxy",
-];
-/// Headers that end at the proxy, or that the proxy sets.
-const NO_TOKEN_HEADERS: [&str; 17] = [
-    "host",
-    "connection",
-    "proxy-connection",
-    "keep-alive",
-    "te",
-    "trailer",
-    "upgrade",
-    "http2-settings",
-    "transfer-encoding",
-    "content-length",
-    "x-original-method",
-    "x-original-uri",
-    "x-original-url",
-    "x-forwarded-method",
-    "x-forwarded-uri",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-];
-/// The longest name of a header, scheme, cookie or query parameter, in bytes.
-const MAX_NAME_BYTES: usize = 128;
-const RESERVED_PREFIXES: [&str; 6] =
-    ["proxy-", "x-envoy-", "x-accel-", "x-forwarded-", "x-original-", "grpc-"];
 
 /// The providers, with unique names and issuers.
 pub(super) struct Providers;
@@ -504,207 +439,11 @@ fn make_audiences(
     }
 }
 
-fn read_claim_path(cursor: &Cursor<'_>) -> Read<ClaimPath> {
+pub(super) fn read_claim_path(cursor: &Cursor<'_>) -> Read<ClaimPath> {
     match ClaimPath::parse(&cursor.text()?) {
         Ok(path) => Ok(path),
         Err(message) => cursor.refuse(message),
     }
-}
-
-/// Whether both read the same text.
-fn same_place(a: &TokenSource, b: &TokenSource) -> bool {
-    match (a, b) {
-        (
-            TokenSource::Header { name: a, scheme: Some(a_scheme) },
-            TokenSource::Header { name: b, scheme: Some(b_scheme) },
-        ) => a == b && a_scheme.eq_ignore_ascii_case(b_scheme),
-        _ => a == b,
-    }
-}
-
-section! {
-    /// One place of a request where the token may be: one of header, cookie, query and websocket_protocol.
-    "TokenSource": TokenSource,
-    read through SourceKeys by make_token_source,
-    printed through SourceShown by show_token_source {
-        /// A header.
-        header: HeaderName = Text { read: read_header_name, show: shown, summary: "a header" }, optional;
-        /// The scheme before the token in that header. Default: the token is the header's whole value.
-        scheme: String = Text { read: read_token, show: shown, summary: "a name" }, optional;
-        /// A cookie.
-        cookie: String = Text { read: read_token, show: shown, summary: "a name" }, optional;
-        /// A query parameter.
-        query: String = Text { read: read_query_name, show: shown, summary: "a name" }, optional;
-        /// The item of Sec-WebSocket-Protocol before the token.
-        websocket_protocol: String = Text { read: read_token, show: shown, summary: "a name" }, optional;
-    }
-}
-
-fn make_token_source(draft: SourceKeys, mapping: &Mapping<'_>) -> Read<TokenSource> {
-    let SourceKeys { header, scheme, cookie, query, websocket_protocol } = draft;
-    let scheme = scheme?;
-    match (header?, cookie?, query?, websocket_protocol?) {
-        (Some(name), None, None, None) if name == COOKIE => {
-            mapping.refuse_at("header", "write `cookie: NAME` to read the token from a cookie")
-        }
-        (Some(name), None, None, None) if name == SEC_WEBSOCKET_PROTOCOL => mapping.refuse_at(
-            "header",
-            "write `websocket_protocol: NAME` to read the token behind this item of the header",
-        ),
-        (Some(name), None, None, None) if NO_TOKEN_HEADERS.contains(&name.as_str()) => mapping.refuse_at(
-            "header",
-            "this header belongs to the connection or to the proxy: it cannot carry a client's token",
-        ),
-        (Some(name), None, None, None) => Ok(TokenSource::Header { name, scheme }),
-        (None, Some(cookie), None, None) if scheme.is_none() => Ok(TokenSource::Cookie(cookie)),
-        (None, None, Some(query), None) if scheme.is_none() => Ok(TokenSource::Query(query)),
-        (None, None, None, Some(item)) if scheme.is_none() => Ok(TokenSource::WebSocketProtocol(item)),
-        _ => mapping.refuse(
-            "expected one of `header` (with or without `scheme`), `cookie`, `query`, `websocket_protocol`",
-        ),
-    }
-}
-
-fn show_token_source(source: &TokenSource) -> SourceShown {
-    let none =
-        SourceShown { header: None, scheme: None, cookie: None, query: None, websocket_protocol: None };
-    match source.clone() {
-        TokenSource::Header { name, scheme } => SourceShown { header: Some(name), scheme, ..none },
-        TokenSource::Cookie(name) => SourceShown { cookie: Some(name), ..none },
-        TokenSource::Query(name) => SourceShown { query: Some(name), ..none },
-        TokenSource::WebSocketProtocol(item) => SourceShown { websocket_protocol: Some(item), ..none },
-    }
-}
-
-/// Parameter names are compared without decoding, and a name that matches only after decoding is refused: a name
-/// that decodes to another provider's would never be read.
-fn read_query_name(cursor: &Cursor<'_>) -> Read<String> {
-    let name = read_token(cursor)?;
-    if name.contains(['%', '&', '+', '#']) {
-        return cursor.refuse("a query encodes `%`, `&`, `+` and `#`: choose a name without them");
-    }
-    Ok(name)
-}
-
-/// A token of RFC 9110 §5.6.2, the syntax of header names, schemes and cookie names.
-pub(super) fn read_token(cursor: &Cursor<'_>) -> Read<String> {
-    let text = cursor.text()?;
-    if is_token(&text) { Ok(text) } else { refuse_name(cursor) }
-}
-
-fn read_header_name(cursor: &Cursor<'_>) -> Read<HeaderName> {
-    match header_name(&cursor.text()?) {
-        Some(name) => Ok(name),
-        None => refuse_name(cursor),
-    }
-}
-
-fn refuse_name<T>(cursor: &Cursor<'_>) -> Read<T> {
-    cursor.refuse(format!(
-        "expected a name of at most {MAX_NAME_BYTES} letters, digits and any of !#$%&'*+-.^_`|~"
-    ))
-}
-
-/// The header with this name, in any case; `None` if it is not a valid name.
-pub(super) fn header_name(text: &str) -> Option<HeaderName> {
-    HeaderName::from_bytes(text.as_bytes()).ok().filter(|_| is_token(text))
-}
-
-fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.len() <= MAX_NAME_BYTES && text.bytes().all(is_token_byte)
-}
-
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// Request headers and their claims: the name of a claim, or a mapping that also has its encoding.
-struct ClaimHeaders;
-
-impl Form for ClaimHeaders {
-    type Value = Vec<ClaimHeader>;
-
-    fn read(&self, cursor: &Cursor<'_>) -> Read<Vec<ClaimHeader>> {
-        let mut seen = HashSet::new();
-        all(cursor.entries()?.into_iter().map(|entry| {
-            let encoded = read_encoded(&entry.value);
-            let header = match claim_header(entry.key) {
-                Ok(header) => header,
-                Err(message) => return entry.refuse_key(message),
-            };
-            if !seen.insert(header.clone()) {
-                return entry.refuse_key("another claim uses this header already; header names ignore case");
-            }
-            let EncodedClaim { claim, encoding } = encoded?;
-            Ok(ClaimHeader { header, claim, encoding })
-        }))
-    }
-
-    fn print(&self, value: &Vec<ClaimHeader>) -> Yaml {
-        let member = |ClaimHeader { header, claim, encoding }: &ClaimHeader| {
-            let value = match encoding {
-                Encoding::Percent => CLAIM.print(claim),
-                Encoding::Base64Url => {
-                    let encoded = EncodedClaim { claim: claim.clone(), encoding: *encoding };
-                    Yaml::Mapping(encoded.print())
-                }
-            };
-            (own_key(header), value)
-        };
-        Yaml::Mapping(value.iter().map(member).collect())
-    }
-
-    fn describe(&self) -> FormDescription {
-        let FormDescription { summary, schema, sections } = Sub::<EncodedClaim>::NEW.describe();
-        let values = json!({"anyOf": [text_schema(), schema]});
-        FormDescription {
-            summary: format!("a mapping of headers to claims, or to {summary}"),
-            schema: json!({"type": "object", "additionalProperties": values}),
-            sections,
-        }
-    }
-}
-
-/// A claim and its encoding in a header.
-struct EncodedClaim {
-    claim: ClaimPath,
-    encoding: Encoding,
-}
-
-section! {
-    /// A claim and its encoding in a header.
-    "EncodedClaim": EncodedClaim {
-        /// The claim.
-        claim: CLAIM, required("the claim that the header carries");
-        /// How its value is encoded.
-        encoding: Choice(&Encoding::NAMED), default(Encoding::default());
-    }
-}
-
-fn read_encoded(cursor: &Cursor<'_>) -> Read<EncodedClaim> {
-    if cursor.is_mapping() {
-        return EncodedClaim::read(cursor);
-    }
-    Ok(EncodedClaim { claim: read_claim_path(cursor)?, encoding: Encoding::default() })
-}
-
-fn read_payload_header(cursor: &Cursor<'_>) -> Read<HeaderName> {
-    match claim_header(&cursor.text()?) {
-        Ok(header) => Ok(header),
-        Err(message) => cursor.refuse(message),
-    }
-}
-
-fn check_payload_header(header: Read<Option<HeaderName>>, mapping: &Mapping<'_>) -> Read<Option<HeaderName>> {
-    let header = header?;
-    let claims = mapping.get("claim_headers").and_then(|cursor| cursor.entries().ok()).unwrap_or_default();
-    let is_claim_header =
-        |header: &HeaderName| claims.iter().any(|entry| entry.key.eq_ignore_ascii_case(header.as_str()));
-    if header.as_ref().is_some_and(is_claim_header) {
-        return mapping
-            .refuse_at("payload_header", "this header carries a claim (`claim_headers`): choose another");
-    }
-    Ok(header)
 }
 
 /// The text of a quoted string in a challenge.
@@ -716,23 +455,4 @@ fn read_realm(cursor: &Cursor<'_>) -> Read<String> {
             .refuse("expected at most 128 printable ASCII characters without quotes and backslashes");
     }
     Ok(realm)
-}
-
-/// The header with this name, in any case.
-///
-/// # Errors
-/// It cannot be a claim header.
-fn claim_header(written: &str) -> Result<HeaderName, &'static str> {
-    let name = written.to_ascii_lowercase();
-    if RESERVED_HEADERS.contains(&name.as_str())
-        || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    {
-        return Err("this header belongs to HTTP or to the proxy: choose another, such as x-auth-subject");
-    }
-    if name.contains(['_', '.']) {
-        return Err("use `-`: headers with `_` and `.` are look-alikes and are removed");
-    }
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    let is_allowed = name.bytes().all(allowed);
-    header_name(&name).filter(|_| is_allowed).ok_or("expected a header name of letters, digits and `-`")
 }

@@ -13,8 +13,9 @@ use serde_json::json;
 use super::cursor::{Cursor, Entry, Mapping, Read, all};
 use super::forms::{Count, Flag, List, Sub, Text, equal, shown, text_schema};
 use super::keys::FetchUrl;
-use super::providers::{REALM, header_name};
+use super::providers::REALM;
 use super::section::{Form, FormDescription, section};
+use super::token_sources::header_name;
 use super::yaml::{Yaml, own_key};
 
 /// The largest body of a denial and the largest value of a header, in bytes.

@@ -16,8 +16,9 @@ use serde_json::json;
 
 use super::cursor::{Cursor, Entry, Mapping, Read, all};
 use super::forms::{Choice, Each, Flag, List, OneOr, Sub, Text, any_text, equal, shown, text_schema};
-use super::providers::{NAME, read_token};
+use super::providers::NAME;
 use super::section::{Form, FormDescription, Section, section};
+use super::token_sources::read_token;
 use super::yaml::{Yaml, own_key};
 
 /// The rules, with unique names.

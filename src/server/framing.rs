@@ -300,9 +300,9 @@ mod tests {
     }
 
     #[test]
-    fn input_without_a_preface_is_http_1() {
+    fn input_without_a_preface_is_not_http_2() {
         for text in ["GET / HTTP/1.1\r\n", "PRI * HTTP/2.0\r\n\r\nXM", "P R", "\0"] {
-            assert_eq!(Framing::new().feed(text.as_bytes()), Progress::Other(Protocol::Http1), "{text:?}");
+            assert!(matches!(Framing::new().feed(text.as_bytes()), Progress::Other(_)), "{text:?}");
         }
         let mut framing = Framing::new();
         assert_eq!(framing.feed(b"PRI"), Progress::Started);

@@ -19,7 +19,9 @@ use crate::{server, telemetry};
 /// link and removes nothing. An invalid file is reported and changes nothing; so is a provider whose new keys are not
 /// available.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  portcullis serve --config portcullis.yaml")]
+#[command(
+    after_help = "Example:\n  portcullis serve --config portcullis.yaml\n\nOn a socket file, Envoy's google_grpc and other gRPC clients of grpc-core, Java and Swift have to set\ngrpc.default_authority to localhost: they send the file's path otherwise, which is rejected."
+)]
 pub struct ServeArgs {
     /// The configuration file
     #[arg(long, value_name = "FILE", env = "PORTCULLIS_CONFIG")]

@@ -164,6 +164,7 @@ impl Fetch for Script {
                         caches,
                         fresh_for,
                         ahead: None,
+                        rank: 0,
                         location_asked: true,
                     })
                 }

@@ -8,11 +8,14 @@ use serde_json::json;
 use portcullis_core::validation::provider::{ClaimHeader, ClaimPath, Encoding};
 
 use super::cursor::{Cursor, Mapping, Read, all};
-use super::forms::{Choice, Sub, text_schema};
-use super::providers::{CLAIM, read_claim_path};
+use super::forms::{Choice, Sub, Text, shown, text_schema};
 use super::section::{Form, FormDescription, Section, section};
 use super::token_sources::header_name;
 use super::yaml::{Yaml, own_key};
+
+/// A claim.
+pub(super) const CLAIM: Text<ClaimPath> =
+    Text { read: read_claim_path, show: shown, summary: "a claim's name, or a JSON Pointer" };
 
 /// Headers of the request itself, of its path through proxies, or of its credentials: they cannot be claim headers.
 const RESERVED_HEADERS: [&str; 33] = [
@@ -165,4 +168,11 @@ fn claim_header(written: &str) -> Result<HeaderName, &'static str> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     let is_allowed = name.bytes().all(allowed);
     header_name(&name).filter(|_| is_allowed).ok_or("expected a header name of letters, digits and `-`")
+}
+
+pub(super) fn read_claim_path(cursor: &Cursor<'_>) -> Read<ClaimPath> {
+    match ClaimPath::parse(&cursor.text()?) {
+        Ok(path) => Ok(path),
+        Err(message) => cursor.refuse(message),
+    }
 }

@@ -15,7 +15,7 @@ use portcullis_core::validation::provider::{
     Audiences, ClaimHeader, ClaimPath, Provider, TokenSource, TokenTypes,
 };
 
-use super::claim_headers::{ClaimHeaders, check_payload_header, read_payload_header};
+use super::claim_headers::{CLAIM, ClaimHeaders, check_payload_header, read_payload_header};
 use super::cursor::{Cursor, Mapping, Read};
 use super::forms::{Count, Each, FILE, Flag, List, OneOr, Sub, Text, Time, any_text, equal, shown};
 use super::keys::{
@@ -166,10 +166,6 @@ pub(super) const NAME: Text<String> =
 
 /// The protection space of a challenge.
 pub(super) const REALM: Text<String> = Text { read: read_realm, show: shown, summary: "a text" };
-
-/// A claim.
-pub(super) const CLAIM: Text<ClaimPath> =
-    Text { read: read_claim_path, show: shown, summary: "a claim's name, or a JSON Pointer" };
 
 const ALGORITHMS: List<AlgorithmName> = List {
     of: AlgorithmName,
@@ -436,13 +432,6 @@ fn make_audiences(
         (None, false) => {
             mapping.refuse("`audiences` is missing: list the accepted audiences, or set `any_audience: true`")
         }
-    }
-}
-
-pub(super) fn read_claim_path(cursor: &Cursor<'_>) -> Read<ClaimPath> {
-    match ClaimPath::parse(&cursor.text()?) {
-        Ok(path) => Ok(path),
-        Err(message) => cursor.refuse(message),
     }
 }
 

@@ -6,6 +6,7 @@
 //! ([`crate::protected_headers`]).
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -340,15 +341,16 @@ fn is_protocol_of(item: &[u8], names: &[&[u8]]) -> bool {
 
 /// Sets the protocols of a WebSocket except these and the item behind each.
 fn set_protocols(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, without: &[&[u8]]) {
-    let mut items = bearer_token::websocket_protocols(request).into_iter();
-    let mut kept = Vec::new();
-    while let Some(item) = items.next() {
-        if is_protocol_of(item, without) {
-            items.next();
-        } else {
-            kept.push(item);
-        }
-    }
+    let items = bearer_token::websocket_protocols(request);
+    let is_name = |item: &[u8]| is_protocol_of(item, without);
+    let behind = items.windows(2).filter_map(|pair| match pair {
+        [name, token] if is_name(name) => Some(*token),
+        _ => None,
+    });
+    // Also another copy of such an item, wherever it is.
+    let removed: HashSet<&[u8]> = behind.collect();
+    let kept: Vec<&[u8]> =
+        items.iter().copied().filter(|item| !is_name(item) && !removed.contains(item)).collect();
     let kept = HeaderValue::from_bytes(&kept.join(&b", "[..])).ok();
     match kept.filter(|kept| kept.to_str().is_ok_and(|text| !text.is_empty())) {
         Some(kept) => changes.websocket_protocol = Some(kept),
@@ -521,6 +523,8 @@ mod tests {
             (&[b"bearer", b"a.b.c"], None),
             (&[b"bearer,, a.b.c, chat"], Some(b"chat")),
             (&[b"chat, BEARER, a.b.c"], Some(b"chat")),
+            (&[b"Bearer, bearer, a.b.c, chat"], Some(b"chat")),
+            (&[b"a.b.c, bearer, a.b.c, a.b.c, chat"], Some(b"chat")),
             (&[b"bearer, a, \xff"], None),
         ] {
             let mut changes = UpstreamChanges::default();

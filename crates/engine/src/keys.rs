@@ -267,8 +267,10 @@ struct State {
     last_error: Option<FetchError>,
     /// Whether the warning about the set's age was logged.
     age_warned: bool,
-    /// Whether the warning about the issuer's clock was logged.
-    clock_warned: bool,
+    /// When the warning about the issuer's clock was last logged.
+    clock_warned: Option<Instant>,
+    /// The rank of the URL that the current set is from; that of a snapshot may be any, and counts as the first.
+    authority: usize,
     /// The restored snapshot, until the first fetch has ended.
     pending: Option<KeySnapshot>,
     /// Keys that the issuer published before, from another source or in an expired snapshot, until the first answer.
@@ -459,7 +461,8 @@ impl Shared {
             last_trigger: None,
             last_error: None,
             age_warned: false,
-            clock_warned: false,
+            clock_warned: None,
+            authority: 0,
             pending: None,
             earlier: Vec::new(),
             wanted: Wanted::default(),

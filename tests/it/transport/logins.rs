@@ -234,3 +234,31 @@ async fn nothing_goes_in_the_clear_through_a_proxy_because_it_is_meant_for_this_
     let _service = Running::start_without_keys(config, fixed_clock()).await;
     assert_eq!(credentials(&proxy.request(1).await), None);
 }
+
+#[tokio::test]
+async fn a_source_that_stands_in_brings_no_withdrawn_key_back_after_a_restart() {
+    let (folder, first, second) = (folder(), KeyServer::start().await, KeyServer::start().await);
+    let [old, new] = ["old", "new"].map(key);
+    first.respond_with(Answer::keys(&[&old, &new]));
+    second.respond_with(Answer::keys(&[&old, &new]));
+    let keys = format!("jwks_uri: ['{}', '{}']", first.http("/keys"), second.http("/keys"));
+    let more = IMMEDIATE_REFRESH
+        .replace("wait: 1m", &format!("snapshot_dir: '{}', wait: 1m", folder.path().display()));
+    let start =
+        async || Running::start(configured(&[provider("demo", ISSUER, &keys, &more)]), fixed_clock()).await;
+    let service = start().await;
+    assert!(service.bearer(&token(&old)).await.is_allowed());
+    first.respond_with(Answer::keys(&[&new]));
+    assert!(!service.bearer(&token(&key("unknown"))).await.is_allowed());
+    assert!(!service.bearer(&token(&old)).await.is_allowed());
+    let is_written = || {
+        let mut files = fs::read_dir(folder.path()).expect("a folder").filter_map(Result::ok);
+        files.any(|file| fs::read_to_string(file.path()).is_ok_and(|text| text.contains("withdrawn")))
+    };
+    eventually("the snapshot has the withdrawal", async || is_written()).await;
+    drop(service);
+    first.respond_with(Answer::status(503));
+    let service = start().await;
+    assert!(service.bearer(&token(&new)).await.is_allowed());
+    assert!(!service.bearer(&token(&old)).await.is_allowed(), "the first one has withdrawn it");
+}

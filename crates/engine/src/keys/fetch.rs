@@ -148,6 +148,8 @@ pub struct Fetched {
     /// Whether the discovery document was asked where the keys are; false if the remembered URL was used, true for
     /// sources without one.
     pub location_asked: bool,
+    /// The position of the URL that answered among several: all but the first stand in for those before them.
+    pub rank: usize,
 }
 
 impl Fetched {
@@ -162,6 +164,7 @@ impl Fetched {
             fresh_for: None,
             ahead: None,
             location_asked: true,
+            rank: 0,
         }
     }
 }

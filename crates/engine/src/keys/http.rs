@@ -35,8 +35,6 @@ pub struct HttpKeys {
     location: Location,
     opened_by: OpenedBy,
     history: Mutex<History>,
-    /// The position of the URL that the current set is from, if there are several.
-    authority: Mutex<Option<usize>>,
 }
 
 /// What opened the source.
@@ -85,8 +83,7 @@ impl HttpKeys {
     }
 
     fn new(location: Location, transport: Arc<dyn Transport>) -> Self {
-        let opened_by = OpenedBy::Start;
-        Self { transport, location, opened_by, history: Mutex::default(), authority: Mutex::default() }
+        Self { transport, location, opened_by: OpenedBy::Start, history: Mutex::default() }
     }
 
     /// For a source that a token opens: the first fetch bypasses caches, unless that fails.
@@ -182,27 +179,11 @@ impl HttpKeys {
             // The caller limits the time of the last one, as that of a single one.
             let read = if is_last { Ok(read.await) } else { tokio::time::timeout(share, read).await };
             match read.unwrap_or_else(|_| Err(FetchError::TimedOut(share).at(Document::KeySet, url))) {
-                Ok(fetched) => return Ok(self.ranked(at, fetched, context)),
+                Ok(fetched) => return Ok(Fetched { rank: at, ..fetched }),
                 Err(error) => failed.push(error),
             }
         }
         Err(FetchError::of_all(failed))
-    }
-
-    /// An answer of the URL at this position. One that stands in for an earlier URL, whose set is in use, counts as older:
-    /// it may add keys, but neither replaces nor withdraws any, and brings none back, until the set in use is too old.
-    fn ranked(&self, at: usize, fetched: Fetched, context: &FetchContext) -> Fetched {
-        let current = context.published.origin();
-        let mut authority = self.authority.lock().unwrap_or_else(PoisonError::into_inner);
-        // A set of a snapshot may be of any of them.
-        let rank = authority.unwrap_or(if current.is_some() { 0 } else { usize::MAX });
-        match current {
-            Some(current) if at > rank => Fetched { origin: fetched.origin.before(current), ..fetched },
-            _ => {
-                *authority = Some(at);
-                fetched
-            }
-        }
     }
 
     /// Reads the set at a URL that is named only by a document which is older by its date. It is used if it has the
@@ -397,6 +378,7 @@ fn fetched(
         fresh_for,
         ahead: caching::clock_ahead(&answer.headers, requested_at, context.clock.now_micros()),
         location_asked: true,
+        rank: 0,
     }
 }
 

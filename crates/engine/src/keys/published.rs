@@ -136,6 +136,12 @@ impl Published {
         self.withdrawn.iter().any(|withdrawn| withdrawn.key.kid() == Some(kid))
     }
 
+    /// An origin before that of the current set, and before every answer that has shown the withdrawal of a key.
+    pub fn before_all(&self, origin: Origin) -> Origin {
+        let shown = self.withdrawn.iter().map(|withdrawn| &withdrawn.shown_by);
+        self.origin.iter().chain(shown).fold(origin, |origin, other| origin.before(other))
+    }
+
     /// The state after an answer.
     pub fn apply(&self, answer: &KeySet, origin: Origin) -> (Self, Effect) {
         let is_allowed = |key: &Key| {

@@ -33,6 +33,9 @@ const CLOCK_POLL: Duration = Duration::from_secs(1);
 /// How long after a failed write of the snapshot it is retried, unless a fetch ends before.
 const STORE_RETRY: Duration = Duration::from_secs(5);
 
+/// How often the warning about the clock of an issuer is repeated.
+const CLOCK_WARNING_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
 /// How many keys one refresh logs.
 const LOGGED_KEYS: usize = 20;
 
@@ -369,11 +372,20 @@ impl Shared {
         let base = restored.as_ref().unwrap_or(&before);
         let requested_before =
             base.published.origin().is_some_and(|own| fetched.origin.is_requested_before(own));
-        let by_date_alone = !fetched.origin.has_age() && !requested_before;
+        let stands_in = fetched.rank > state.authority;
+        let by_date_alone = !stands_in && !fetched.origin.has_age() && !requested_before;
         let expired = (by_date_alone && state.older_in_a_row >= MAX_OLDER_IN_A_ROW)
             || base.confirmed.is_some_and(|confirmed| confirmed.age(self.now()) > self.policy.max_stale);
         let known = if expired { base.published.without_origin() } else { base.published.clone() };
-        let (mut published, effect) = known.apply(&fetched.keys, fetched.origin);
+        let has_set = known.origin().is_some();
+        // A URL that stands in for the one that the set is from may add keys, but neither replaces nor withdraws any, and
+        // brings none back: its answer counts as made before.
+        let is_before = stands_in || (!has_set && fetched.rank > 0);
+        let origin = if is_before { known.before_all(fetched.origin) } else { fetched.origin };
+        let (mut published, effect) = known.apply(&fetched.keys, origin);
+        if !has_set || matches!(effect, Effect::Renewed | Effect::Unchanged) {
+            state.authority = fetched.rank;
+        }
         if published.origin().is_some() && !state.earlier.is_empty() {
             published = published.withdraw_missing(&std::mem::take(&mut state.earlier));
         }
@@ -413,8 +425,13 @@ impl Shared {
         self.clock_ahead.store(ahead, Ordering::Relaxed);
         let skew = i64::try_from(self.context.clock_skew.as_secs()).unwrap_or(i64::MAX);
         let is_wrong = self.clock_ahead().is_some_and(|ahead| ahead.saturating_abs() > skew);
-        let was_warned = std::mem::replace(&mut state.clock_warned, is_wrong);
+        let now = self.now();
+        // The clocks of an issuer's replicas may differ.
+        let was_warned = state
+            .clock_warned
+            .is_some_and(|then| now.saturating_duration_since(then) < CLOCK_WARNING_INTERVAL);
         if is_wrong && !was_warned {
+            state.clock_warned = Some(now);
             tracing::warn!(
                 provider = %self.provider, ahead_seconds = ahead, clock_skew_seconds = skew,
                 hint = "set the clock of this machine or of the issuer: good tokens are refused as expired or not yet valid",

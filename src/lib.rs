@@ -16,8 +16,8 @@
 //!    evaluation ([`decision::KeysNeeded::resume`]).
 //! 4. The claims of a verified token are checked against the requirements of the rule, and [`identity`] turns them into
 //!    headers for the upstream; [`protected_headers`] lists the client's headers that must not reach it.
-//! 5. The authorizer counts and logs the [`decision::Decision`], keeps the latest refusals for [`admin`], and the door renders its [`verdict`], a denial by its
-//!    [`reason`].
+//! 5. The authorizer counts and logs the [`decision::Decision`] and keeps the latest refusals for [`admin`]; the door renders
+//!    its [`verdict`], a denial by its [`reason`].
 //!
 //! # Modules, in reading order
 //!

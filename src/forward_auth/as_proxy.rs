@@ -6,22 +6,8 @@ use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 
 use super::{FORWARDED_PROTO, RequestHeaders, Target, request_headers};
-use crate::config::Profile;
 use crate::config::cases::CaseRequest;
-
-/// Headers of the connection and of the body, with which proxies do not ask.
-const OF_CONNECTION: [&str; 10] = [
-    "connection",
-    "proxy-connection",
-    "keep-alive",
-    "upgrade",
-    "http2-settings",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "content-length",
-    "expect",
-];
+use crate::config::{CONNECTION_HEADERS, Profile};
 
 /// The authorization request for a client's request, and with the rule that the proxy's route names.
 ///
@@ -103,7 +89,7 @@ fn copy_headers(
 ) -> Result<(), &'static str> {
     for (name, text) in &client.headers {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| "a header has no name of HTTP")?;
-        if !is_overwritten(&name) && !OF_CONNECTION.contains(&name.as_str()) {
+        if !is_overwritten(&name) && !CONNECTION_HEADERS.contains(&name.as_str()) {
             request.headers_mut().append(name, value(text)?);
         }
     }

@@ -2,6 +2,20 @@
 
 use super::{Config, Profile};
 
+/// Headers of the connection and of the body, with which proxies do not ask (RFC 9110, section 7.6.1).
+pub const CONNECTION_HEADERS: [&str; 10] = [
+    "connection",
+    "proxy-connection",
+    "keep-alive",
+    "upgrade",
+    "http2-settings",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "content-length",
+    "expect",
+];
+
 /// A door, with the proxy in front of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DoorKind {

@@ -46,7 +46,7 @@ use portcullis_engine::service::Settings;
 
 pub use changes::Change;
 pub use cursor::parse_duration;
-pub use door::DoorKind;
+pub use door::{CONNECTION_HEADERS, DoorKind};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use read::{Examined, MAX_FILE_BYTES};
 pub use schema::{json_schema_text, reference_text};

@@ -7,7 +7,7 @@ use portcullis_core::validation::json::Json;
 
 use super::paths::Paths;
 use crate::cursor::Cursor;
-use crate::{Config, HttpListener, Listen, Profile};
+use crate::{CONNECTION_HEADERS, Config, HttpListener, Listen, Profile};
 
 /// Paths that a pattern for every path matches.
 const ANY_PATHS: [&str; 2] = ["/", "/any/path.at-all"];
@@ -24,25 +24,9 @@ const FROM_CLIENTS: [&str; 8] = [
     "x-remote-user",
 ];
 
-/// Headers that belong to a connection or to the proxy, which therefore removes or replaces them before it asks, at least in
-/// some of its requests.
-const NOT_ASKED_WITH: [&str; 15] = [
-    "connection",
-    "proxy-connection",
-    "keep-alive",
-    "upgrade",
-    "http2-settings",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "content-length",
-    "expect",
-    "host",
-    "x-request-id",
-    "x-forwarded-port",
-    "x-forwarded-scheme",
-    "proxy-authorization",
-];
+/// Headers that some proxies set or remove before they ask, beside those of the connection.
+const NOT_ASKED_WITH: [&str; 5] =
+    ["host", "x-request-id", "x-forwarded-port", "x-forwarded-scheme", "proxy-authorization"];
 
 /// The largest integer up to which doubles represent every integer exactly.
 const MAX_EXACT: u64 = 1 << 53;
@@ -354,7 +338,8 @@ fn warn_of_headers(element: &Cursor<'_>, rule: &Rule, config: &Config) {
     let by_condition = condition.into_iter().flat_map(|condition| &condition.headers().names);
     let by_match = rule.matches.headers.iter().map(|header| &header.name);
     let mut read = by_condition.chain(by_match);
-    if let Some(name) = read.clone().find(|name| NOT_ASKED_WITH.contains(&name.as_str())) {
+    let is_asked_with = |name: &str| !CONNECTION_HEADERS.contains(&name) && !NOT_ASKED_WITH.contains(&name);
+    if let Some(name) = read.clone().find(|name| !is_asked_with(name.as_str())) {
         element.warn(format!(
             "reads {name}, which belongs to the connection or to the proxy: proxies remove or replace it before they ask, so that the rule may never match; for the host write `hosts` or `request.host`"
         ));

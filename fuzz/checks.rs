@@ -6,7 +6,7 @@ use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::rules::path::canonical;
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
-use portcullis::validation::provider::{Audiences, ClaimPath, Provider, TokenSource, TokenTypes};
+use portcullis::validation::provider::{Audiences, ClaimPath, Provider, SelectedBy, TokenSource, TokenTypes};
 use portcullis::validation::{self, TokenLimits, UnixTime};
 
 /// Checks a request target of any octets.
@@ -60,6 +60,7 @@ pub fn token(text: &[u8], keys: &KeySet) {
         clock_skew: std::time::Duration::from_secs(30),
         max_lifetime: None,
         keys_name_issuers: false,
+        selected_by: SelectedBy::Issuer,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: vec![TokenSource::default()],

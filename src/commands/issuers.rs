@@ -16,7 +16,7 @@ use crate::decision::{CachedKeys, Decision, Evaluation, IssuerState, NoKeys, Pol
 use crate::validation::UnixTime;
 use crate::validation::algorithm::Algorithm;
 use crate::validation::key_set::KeySet;
-use crate::validation::provider::{Audiences, Provider, TokenSource, TokenTypes};
+use crate::validation::provider::{Audiences, Provider, SelectedBy, TokenSource, TokenTypes};
 
 /// How long a token is valid, in seconds, if its case does not say it.
 const VALIDITY: i64 = 300;
@@ -135,8 +135,14 @@ fn completed(claims: &Map<String, Value>, provider: &Provider, now: UnixTime) ->
         Audiences::AnyOf(audiences) => audiences.first().map(|first| Value::from(first.as_str())),
         Audiences::Any => None,
     };
+    let id = || Some(Value::from(provider.issuer.as_str()));
+    let (iss, sub) = match provider.selected_by {
+        SelectedBy::Issuer => (id(), None),
+        SelectedBy::TrustDomain => (None, id()),
+    };
     let added = [
-        ("iss", Some(provider.issuer.as_str().into())),
+        ("iss", iss),
+        ("sub", sub),
         ("aud", audience),
         ("iat", Some(now.into())),
         ("exp", Some(now.saturating_add(VALIDITY).into())),

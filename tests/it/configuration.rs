@@ -294,7 +294,6 @@ providers:
     introspection: {uri: https://sso.example.com/introspect}
     sender_constraint: {dpop: enforce}
     distrust_file: /d
-    spiffe: example.org
     external_url: https://api.example.com
 rules:
   - name: r
@@ -563,6 +562,26 @@ fn duplicate_providers_are_errors_even_if_one_is_invalid_elsewhere() {
         format!("{MINIMAL}  - {{name: p, issuer: 'https://sso.example.com', audiences: [], color: red}}\n");
     errors.of(&twice);
     errors.compare("duplicate_providers_are_errors_even_if_one_is_invalid_elsewhere");
+}
+
+#[test]
+fn a_trust_domain_has_a_name_its_own_keys_and_algorithms_of_its_tokens() {
+    let mut errors = Errors::default();
+    let keys = "jwks_file: bundle.json";
+    let spiffe = |name: &str| MINIMAL.replace("issuer: https://sso.example.com", &format!("spiffe: {name}"));
+    errors.of(&spiffe("example.org"));
+    errors.of(&format!("{}    discovery_uri: https://example.org/d\n", spiffe("example.org")));
+    for name in ["'spiffe://example.org'", "Example.org", "example.org/a", "'example.org:443'", "'{realm}'"] {
+        errors.of(&format!("{}    {keys}\n", spiffe(name)));
+    }
+    for line in ["algorithms: [ES256, EdDSA]", "realms: [a]", "issuer: https://sso.example.com"] {
+        errors.of(&format!("{}    {keys}\n    {line}\n", spiffe("example.org")));
+    }
+    for other in ["spiffe: example.org", "issuer: 'spiffe://example.org'"] {
+        let other = format!("  - {{name: q, {other}, {keys}, audiences: [a]}}\n");
+        errors.of(&format!("{}    {keys}\n{other}", spiffe("example.org")));
+    }
+    errors.compare("a_trust_domain_has_a_name_its_own_keys_and_algorithms_of_its_tokens");
 }
 
 #[test]

@@ -28,7 +28,7 @@ use portcullis::telemetry::Trigger;
 use portcullis::validation::StaleCause::{self, BadSignature, UnknownKid};
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
-use portcullis::validation::provider::{Audiences, ClaimPath, Provider, TokenTypes};
+use portcullis::validation::provider::{Audiences, ClaimPath, Provider, SelectedBy, TokenTypes};
 use portcullis::validation::{self, TokenLimits, UnixTime};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -286,6 +286,7 @@ fn verified(keys: &KeySet, key: &SigningKey, issuer: &str) -> bool {
         audience_claims: vec![ClaimPath::aud()],
         max_lifetime: None,
         keys_name_issuers: false,
+        selected_by: SelectedBy::Issuer,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: Vec::new(),

@@ -48,6 +48,7 @@ mod responses;
 mod rules;
 mod service;
 mod simulation;
+mod spiffe;
 mod stalled_log;
 mod supervision;
 mod supervision_log;

@@ -48,7 +48,7 @@ use portcullis::validation::UnixTime;
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
 use portcullis::validation::provider::{
-    Audiences, ClaimHeader, ClaimPath, Encoding, Provider, TokenSource, TokenTypes,
+    Audiences, ClaimHeader, ClaimPath, Encoding, Provider, SelectedBy, TokenSource, TokenTypes,
 };
 use portcullis::verdict::Responses;
 use serde_json::{Value, json};
@@ -78,6 +78,7 @@ pub fn provider(name: &str, issuer: &str) -> Provider {
         audience_claims: vec![ClaimPath::aud()],
         max_lifetime: None,
         keys_name_issuers: false,
+        selected_by: SelectedBy::Issuer,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: vec![TokenSource::default()],

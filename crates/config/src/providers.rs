@@ -12,8 +12,9 @@ use portcullis_core::validation::algorithm::Algorithm;
 use portcullis_core::validation::canonical_media_type;
 use portcullis_core::validation::key_set::{Key, KeySet};
 use portcullis_core::validation::provider::{
-    Audiences, ClaimHeader, ClaimPath, Provider, TokenSource, TokenTypes,
+    Audiences, ClaimHeader, ClaimPath, Provider, SelectedBy, TokenSource, TokenTypes,
 };
+use portcullis_core::validation::spiffe;
 
 use super::claim_headers::{CLAIM, ClaimHeaders, check_payload_header, read_payload_header};
 use super::cursor::{Cursor, Mapping, Read};
@@ -46,6 +47,12 @@ impl Form for Providers {
             "has the same name: logs and metrics could not distinguish them",
         );
         refuse_duplicates(&elements, "issuer", "has the same issuer: a token's `iss` selects its provider");
+        refuse_duplicates(
+            &elements,
+            "spiffe",
+            "has the same trust domain: that of a token's `sub` selects its provider",
+        );
+        refuse_issuers_of_trust_domains(&elements);
         let token_headers = token_headers(&read);
         for (element, config) in elements.iter().zip(&read) {
             if let Ok(config) = config {
@@ -74,12 +81,16 @@ section! {
     read through ProviderDraft by make_provider,
     printed through ProviderShown by show_provider,
     later [
-        "introspection", "sender_constraint", "distrust_file", "spiffe", "external_url",
+        "introspection", "sender_constraint", "distrust_file", "external_url",
     ] {
         /// Its name in logs and metrics.
         name: String = NAME, required("its name in logs and metrics");
         /// Compared exactly with a token's iss.
-        issuer: String = any_text("a URL"), required("compared exactly with a token's `iss`");
+        issuer: String = any_text("a URL"), alternative;
+        /// Instead of issuer: the trust domain of the SPIFFE ID in sub, for JWT-SVIDs, which have no iss. The keys are
+        /// those of its bundle, in jwks_uri or jwks_file.
+        spiffe: String = Text { read: read_trust_domain, show: shown, summary: "the name of a trust domain" },
+            alternative;
         /// The names of realms that {realm} in issuer may have.
         realms: AllowedRealms = RealmNames, optional;
         /// The most realms whose keys are cached at once.
@@ -117,7 +128,7 @@ section! {
         allow_http: bool = Flag, default(false);
         /// The connection to the issuer.
         http: IssuerHttp = Sub::<IssuerHttp>::NEW, unless(IssuerHttp::default());
-        /// The alg values that are accepted.
+        /// The alg values that are accepted. The default with spiffe has no EdDSA.
         algorithms: Vec<Algorithm> = ALGORITHMS, default(Algorithm::default_set());
         /// Leeway for exp and nbf.
         clock_skew: Duration = Time { min: Duration::ZERO, max: Duration::from_secs(600) },
@@ -125,7 +136,7 @@ section! {
         /// How far ahead exp may be. Default: any time.
         max_lifetime: Duration = Time { min: Duration::from_secs(1), max: Duration::from_secs(366 * 24 * 3600) },
             optional;
-        /// The typ values that are accepted. Default: at+jwt, JWT, or none.
+        /// The typ values that are accepted. Default: at+jwt, JWT, or none; with spiffe: JWT, JOSE, or none.
         token_types: Vec<String> = List {
             of: Text { read: read_token_type, show: shown, summary: "a media type" },
             empty: "an empty list accepts no token; remove the key for the default",
@@ -218,6 +229,22 @@ fn refuse_duplicates(elements: &[Cursor<'_>], key: &str, message: &str) {
     }
 }
 
+/// Refuses an issuer that is the SPIFFE ID of a trust domain of another provider: snapshots and `/keys` could not distinguish
+/// them.
+fn refuse_issuers_of_trust_domains(elements: &[Cursor<'_>]) {
+    let text = |element: &Cursor<'_>, key: &str| element.peek(key)?.peek_text().ok();
+    let ids: HashSet<String> =
+        elements.iter().filter_map(|element| Some(spiffe::id_of(&text(element, "spiffe")?))).collect();
+    for element in elements {
+        if let Some(issuer) = element.peek("issuer")
+            && text(element, "issuer").is_some_and(|text| ids.contains(&text))
+        {
+            let _reported =
+                issuer.refuse::<()>("another provider has this trust domain (`spiffe`): keep one");
+        }
+    }
+}
+
 /// The headers that any provider reads tokens from, as backends fold names: see `identity`.
 fn token_headers(all: &[Read<ProviderConfig>]) -> HashSet<String> {
     let sources = all.iter().flatten().flat_map(|config| &config.provider.token_from);
@@ -255,13 +282,24 @@ fn make_provider(draft: ProviderDraft, mapping: &Mapping<'_>) -> Read<ProviderCo
     let audiences = make_audiences(draft.audiences, draft.any_audience, mapping);
     let keys = make_key_source(SourceDraft { jwks_uri, discovery_uri, jwks_file, jwks }, mapping);
     let payload_header = check_payload_header(draft.payload_header, mapping);
-    let algorithms = draft.algorithms?;
-    let checked_algorithms = check_algorithms(mapping, &algorithms, &keys);
-    let issuer = draft.issuer?;
-    let keys = match keys? {
-        Some(keys) => keys,
-        None => KeySource::Discovery(default_discovery_url(&issuer, mapping)?),
+    let identity = make_identity(draft.issuer, draft.spiffe, mapping);
+    let algorithms = match &identity {
+        Ok((_, selected_by)) if mapping.get("algorithms").is_none() => selected_by.default_algorithms(),
+        _ => draft.algorithms?,
     };
+    let checked_algorithms = check_algorithms(mapping, &algorithms, &keys);
+    let (issuer, selected_by) = identity?;
+    let keys = match (keys?, selected_by) {
+        (None, SelectedBy::Issuer) => KeySource::Discovery(default_discovery_url(&issuer, mapping)?),
+        (None | Some(KeySource::Discovery(_)), SelectedBy::TrustDomain) => {
+            return mapping.refuse_at(
+                "discovery_uri",
+                "a trust domain has no discovery document: write the URL of its bundle as `jwks_uri`, or its file as `jwks_file`",
+            );
+        }
+        (Some(keys), _) => keys,
+    };
+    refuse_algorithms_of_svids(selected_by, &algorithms, mapping)?;
     let realms = make_realms(draft.realms, draft.max_realms, mapping, &issuer, &keys);
     let http = IssuerHttp { allow_http: draft.allow_http?, ..draft.http? };
     let checked_http = refuse_plain_http(mapping, &keys, &http);
@@ -273,6 +311,7 @@ fn make_provider(draft: ProviderDraft, mapping: &Mapping<'_>) -> Read<ProviderCo
     let provider = Provider {
         name: draft.name?,
         issuer,
+        selected_by,
         audiences: audiences?,
         audience_claims: draft.audience_claims?,
         algorithms,
@@ -301,6 +340,51 @@ fn make_provider(draft: ProviderDraft, mapping: &Mapping<'_>) -> Read<ProviderCo
     })
 }
 
+/// What selects the provider of a token.
+fn make_identity(
+    issuer: Read<Option<String>>,
+    trust_domain: Read<Option<String>>,
+    mapping: &Mapping<'_>,
+) -> Read<(String, SelectedBy)> {
+    match (issuer?, trust_domain?) {
+        (Some(issuer), None) => Ok((issuer, SelectedBy::Issuer)),
+        (None, Some(trust_domain)) => Ok((spiffe::id_of(&trust_domain), SelectedBy::TrustDomain)),
+        (Some(_), Some(_)) => mapping.refuse_at(
+            "spiffe",
+            "`issuer` and `spiffe` contradict each other: a token with `iss` is one of `issuer`; make them two providers",
+        ),
+        (None, None) => mapping.refuse(
+            "`issuer` is missing: compared exactly with a token's `iss`; or `spiffe`, for JWT-SVIDs without it",
+        ),
+    }
+}
+
+/// Refuses algorithms that no JWT-SVID may have (JWT-SVID §2.1).
+fn refuse_algorithms_of_svids(
+    selected_by: SelectedBy,
+    algorithms: &[Algorithm],
+    mapping: &Mapping<'_>,
+) -> Read<()> {
+    let (allowed, is_svid) = (selected_by.default_algorithms(), selected_by == SelectedBy::TrustDomain);
+    match algorithms.iter().find(|algorithm| is_svid && !allowed.contains(algorithm)) {
+        None => Ok(()),
+        Some(algorithm) => mapping.refuse_at(
+            "algorithms",
+            format!("{algorithm} is no algorithm of a JWT-SVID, which has RS, PS or ES (JWT-SVID §2.1)"),
+        ),
+    }
+}
+
+fn read_trust_domain(cursor: &Cursor<'_>) -> Read<String> {
+    let name = cursor.text()?;
+    match spiffe::is_trust_domain(&name) {
+        true => Ok(name),
+        false => cursor.refuse(
+            "expected the name of a trust domain without `spiffe://` and path: lower-case letters, digits, `.`, `-` and `_`",
+        ),
+    }
+}
+
 fn show_provider(config: &ProviderConfig) -> ProviderShown {
     let provider = (*config.provider).clone();
     let (audiences, any_audience) = match provider.audiences {
@@ -308,9 +392,14 @@ fn show_provider(config: &ProviderConfig) -> ProviderShown {
         Audiences::Any => (None, Some(true)),
     };
     let (realms, shared) = (config.realms.as_ref(), config.shared.as_ref());
+    let (issuer, spiffe) = match provider.selected_by {
+        SelectedBy::Issuer => (Some(provider.issuer), None),
+        SelectedBy::TrustDomain => (None, Some(spiffe::name_of(&provider.issuer).to_owned())),
+    };
     let mut shown = ProviderShown {
         name: Some(provider.name),
-        issuer: Some(provider.issuer),
+        issuer,
+        spiffe,
         realms: realms.map(|realms| &realms.allowed).or(shared.map(|shared| &shared.allowed)).cloned(),
         max_realms: realms.map(|realms| realms.most).or(shared.map(|shared| shared.most)),
         audiences,

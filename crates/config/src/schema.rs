@@ -69,6 +69,7 @@ fn write_table(page: &mut String, section: &Description) {
             // A section has its own defaults.
             Requirement::Default(_) if !form.sections.is_empty() => "see the section".to_owned(),
             Requirement::Default(default) => format!("`{default}`"),
+            Requirement::Alternative => "one of these".to_owned(),
             Requirement::Optional => String::new(),
         };
         let cells = [description.replace('|', "\\|"), form.summary.replace('|', "\\|"), default];

@@ -49,6 +49,8 @@ pub(super) enum Requirement {
     Required,
     /// The value of an absent key, as it would be written.
     Default(String),
+    /// One of the keys that have this is required.
+    Alternative,
     Optional,
 }
 
@@ -101,8 +103,16 @@ impl Description {
             "additionalProperties": false,
             "properties": properties,
         });
-        if let Some(members) = schema.as_object_mut().filter(|_| !required.is_empty()) {
-            members.insert("required".to_owned(), json!(required));
+        let is_alternative = |key: &&Key| matches!(key.requirement, Requirement::Alternative);
+        let alternatives: Vec<Value> =
+            self.keys.iter().filter(is_alternative).map(|key| json!({"required": [key.name]})).collect();
+        if let Some(members) = schema.as_object_mut() {
+            if !required.is_empty() {
+                members.insert("required".to_owned(), json!(required));
+            }
+            if !alternatives.is_empty() {
+                members.insert("oneOf".to_owned(), json!(alternatives));
+            }
         }
         schema
     }
@@ -116,9 +126,10 @@ impl Key {
             Requirement::Default(default) if self.form.sections.is_empty() => {
                 format!("{} Default: {default}.", self.description)
             }
-            Requirement::Default(_) | Requirement::Required | Requirement::Optional => {
-                self.description.to_owned()
-            }
+            Requirement::Default(_)
+            | Requirement::Required
+            | Requirement::Alternative
+            | Requirement::Optional => self.description.to_owned(),
         };
         if let Some(members) = schema.as_object_mut() {
             members.insert("description".to_owned(), json!(description));
@@ -148,11 +159,13 @@ pub(super) fn differs<T: PartialEq>(value: &T, default: &T) -> bool {
 ///         field: FORM, default(value);
 ///         field: FORM, unless(value);
 ///         field: FORM, optional;
+///         field: FORM, alternative;
 ///     }
 /// }
 /// ```
 ///
-/// `default` and `unless` have a default; with `unless`, only other values are printed. `checked` names a function
+/// `default` and `unless` have a default; with `unless`, only other values are printed. Of the keys that are `alternative`,
+/// which `make` gets as optional ones, one is required. `checked` names a function
 /// that gets the value and the mapping, for checks that involve several keys.
 ///
 /// If the keys are not the fields of the type, `read through Draft by make, printed through Shown by show` names
@@ -267,6 +280,7 @@ macro_rules! section {
     (@key $field:ident) => { stringify!($field) };
     (@key $field:ident $key:literal) => { $key };
     (@type optional $value:ty) => { Option<$value> };
+    (@type alternative $value:ty) => { Option<$value> };
     (@type $requirement:ident $value:ty) => { $value };
 
     (@read $mapping:ident, $key:expr, $form:expr, required($why:expr)) => {
@@ -274,6 +288,9 @@ macro_rules! section {
     };
     (@read $mapping:ident, $key:expr, $form:expr, optional) => {
         $mapping.optional($key, |cursor| $crate::section::Form::read(&$form, &cursor))
+    };
+    (@read $mapping:ident, $key:expr, $form:expr, alternative) => {
+        section!(@read $mapping, $key, $form, optional)
     };
     (@read $mapping:ident, $key:expr, $form:expr, $requirement:ident($default:expr)) => {
         $mapping.or($key, || $default, |cursor| $crate::section::Form::read(&$form, &cursor))
@@ -290,6 +307,7 @@ macro_rules! section {
     };
 
     (@requirement $form:expr, required($why:expr)) => { $crate::section::Requirement::Required };
+    (@requirement $form:expr, alternative) => { $crate::section::Requirement::Alternative };
     (@requirement $form:expr, optional) => { $crate::section::Requirement::Optional };
     (@requirement $form:expr, $requirement:ident($default:expr)) => {
         $crate::section::default_of(&$form, &$default)

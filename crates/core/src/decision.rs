@@ -395,10 +395,10 @@ impl<'a> InProgress<'a> {
         lookup: &mut impl Lookup,
     ) -> Result<IssuerState, Refused> {
         let (limits, claims) = (&self.policy.limits.token, &token.claims);
-        let issuer = validation::issuer(token)
+        let selecting = validation::selecting(token)
             .map_err(|permanent| refusals::parse_failed(&permanent, 0, limits, Some(claims)))?;
-        let found = lookup.issuer(issuer);
-        let issuer = found.ok_or_else(|| refusals::unknown_issuer(issuer, &self.policy.issuers))?;
+        let found = lookup.issuer(selecting.0);
+        let issuer = found.ok_or_else(|| refusals::unknown_issuer(token, selecting, &self.policy.issuers))?;
         self.record.provider = Some(Arc::clone(&issuer.provider));
         self.record.realm.clone_from(&issuer.realm);
         Ok(issuer)

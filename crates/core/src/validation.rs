@@ -12,6 +12,7 @@
 //!   and so is an `iat` in the future. An `nbf` or `iat` of null is treated as absent.
 //! - A key without `kid` verifies only tokens without one; a token without `kid` is tried with every key that fits
 //!   its algorithm, up to [`MAX_KEYS_TRIED`].
+//! - A JWT-SVID is chosen by the trust domain of `sub` only if it has no `iss`.
 //! - A sender-constrained token (`cnf`) is accepted as a plain bearer token.
 //! - RSA exponents from 3 are accepted, and weak moduli are not detected. The second form `(r, n - s)` of an ECDSA
 //!   signature is accepted, so two different texts can be the same token.
@@ -27,6 +28,7 @@ pub mod json;
 pub mod key_set;
 mod kid;
 pub mod provider;
+pub mod spiffe;
 mod token;
 
 use std::borrow::Cow;
@@ -39,7 +41,7 @@ pub use self::token::{Malformation, Token, TokenError, canonical_media_type};
 use self::algorithm::Algorithm;
 use self::json::{Json, JsonLimits, SharedValues};
 use self::key_set::{Key, KeySet};
-use self::provider::{Audiences, Provider, TokenTypes};
+use self::provider::{Audiences, Provider, SelectedBy, TokenTypes};
 use self::token::Compact;
 
 /// The most keys that are tried for a token without a `kid`, or for a `kid` with several keys: it bounds the work
@@ -201,16 +203,36 @@ pub fn parse<'a>(token: impl Into<Cow<'a, str>>, limits: &TokenLimits) -> Result
     Token::parse(token, &limits.json).map_err(permanent)
 }
 
-/// The `iss` of a token, which selects the provider by exact comparison (RFC 8725 §3.8).
+/// What of a token selects its provider, by exact comparison with [`Provider::issuer`]: its `iss` (RFC 8725 §3.8), or the
+/// SPIFFE ID of the trust domain of its `sub`, if it has no `iss`.
 ///
 /// # Errors
-/// [`Permanent::ClaimMissing`] or [`Permanent::ClaimMalformed`] for `iss`.
+/// [`Permanent::ClaimMissing`] or [`Permanent::ClaimMalformed`] for `iss`; [`Permanent::ClaimMalformed`] for `sub`, if there is
+/// no `iss`, and `sub` is meant as a SPIFFE ID, but is none.
 pub fn issuer<'t>(token: &'t Token<'_>) -> Result<&'t str, Permanent> {
+    selecting(token).map(|(issuer, _)| issuer)
+}
+
+/// The same, with what it was read from.
+///
+/// # Errors
+/// Those of [`issuer`].
+pub(crate) fn selecting<'t>(token: &'t Token<'_>) -> Result<(&'t str, SelectedBy), Permanent> {
     match token.claims.member("iss") {
-        None | Some(Json::Null) => Err(Permanent::ClaimMissing("iss".to_owned())),
-        Some(Json::String(issuer)) => Ok(issuer),
-        Some(_) => Err(Permanent::ClaimMalformed("iss".to_owned())),
+        Some(Json::String(issuer)) => return Ok((issuer, SelectedBy::Issuer)),
+        None | Some(Json::Null) => {}
+        Some(_) => return Err(Permanent::ClaimMalformed("iss".to_owned())),
     }
+    let id = token.claims.member("sub").and_then(Json::as_str).filter(|sub| spiffe::is_meant(sub));
+    let id = id.ok_or_else(|| Permanent::ClaimMissing("iss".to_owned()))?;
+    let trust_domain = spiffe::trust_domain_id(id);
+    let trust_domain = trust_domain.ok_or_else(|| Permanent::ClaimMalformed("sub".to_owned()))?;
+    Ok((trust_domain, SelectedBy::TrustDomain))
+}
+
+/// The trust domain of a token's `sub`, if that is a SPIFFE ID: that of a JWT-SVID, whatever its `iss`.
+pub(crate) fn trust_domain<'t>(token: &'t Token<'_>) -> Option<&'t str> {
+    spiffe::trust_domain_id(token.claims.member("sub").and_then(Json::as_str)?)
 }
 
 /// Checks everything that needs no key, with the rules of the provider with this issuer.
@@ -269,14 +291,17 @@ pub(crate) fn check(
         .filter(|algorithm| provider.algorithms.contains(algorithm))
         .ok_or(Permanent::AlgorithmNotAllowed)?;
     let type_allowed = match (&provider.token_types, token.typ.as_deref()) {
-        (TokenTypes::Default, typ) => matches!(typ, None | Some("at+jwt" | "jwt")),
+        (TokenTypes::Default, typ) => {
+            typ.is_none_or(|typ| provider.selected_by.default_types().contains(&typ))
+        }
         (TokenTypes::AnyOf(_), None) => false,
         (TokenTypes::AnyOf(types), Some(typ)) => types.iter().any(|one| one == typ),
     };
     if !type_allowed {
         return Err(Permanent::TypeNotAllowed);
     }
-    if issuer(token)? != provider.issuer {
+    // An `iss` with the text of a SPIFFE ID does not select the provider of a trust domain, nor the other way round.
+    if selecting(token)? != (&*provider.issuer, provider.selected_by) {
         return Err(Permanent::IssuerUnknown);
     }
     let validity = claims::check(&token.claims, provider, audiences, now)?;

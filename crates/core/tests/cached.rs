@@ -16,7 +16,7 @@ use portcullis_core::validation::algorithm::Algorithm;
 use portcullis_core::validation::json::SharedValues;
 use portcullis_core::validation::key_set::KeySet;
 use portcullis_core::validation::provider::{
-    Audiences, ClaimHeader, ClaimPath, Encoding, Provider, TokenSource, TokenTypes,
+    Audiences, ClaimHeader, ClaimPath, Encoding, Provider, SelectedBy, TokenSource, TokenTypes,
 };
 use portcullis_issuer::{SigningAlgorithm, SigningKey};
 use serde_json::{Value, json};
@@ -38,6 +38,7 @@ fn provider(audience: &str) -> Arc<Provider> {
         audience_claims: vec![ClaimPath::aud()],
         max_lifetime: None,
         keys_name_issuers: false,
+        selected_by: SelectedBy::Issuer,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: vec![TokenSource::default()],

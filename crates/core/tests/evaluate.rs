@@ -14,7 +14,7 @@ use portcullis_core::rules::{Effect, Match, PathPattern, Requirements, Rule, Rul
 use portcullis_core::validation::algorithm::Algorithm;
 use portcullis_core::validation::key_set::KeySet;
 use portcullis_core::validation::provider::{
-    Audiences, ClaimHeader, ClaimPath, Encoding, Provider, TokenSource, TokenTypes,
+    Audiences, ClaimHeader, ClaimPath, Encoding, Provider, SelectedBy, TokenSource, TokenTypes,
 };
 use portcullis_core::validation::{Kid, StaleCause, UnixTime};
 use portcullis_issuer::{SigningAlgorithm, SigningKey};
@@ -37,6 +37,7 @@ fn provider() -> Provider {
         audience_claims: vec![ClaimPath::aud()],
         max_lifetime: None,
         keys_name_issuers: false,
+        selected_by: SelectedBy::Issuer,
         token_types: TokenTypes::Default,
         required_claims: vec![path("tenant_id")],
         token_from: vec![TokenSource::default()],

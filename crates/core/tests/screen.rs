@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use portcullis_core::validation::algorithm::Algorithm;
-use portcullis_core::validation::provider::{Audiences, ClaimPath, Provider, TokenSource, TokenTypes};
+use portcullis_core::validation::provider::{
+    Audiences, ClaimPath, Provider, SelectedBy, TokenSource, TokenTypes,
+};
 use portcullis_core::validation::{Permanent, TokenLimits, UnixTime, parse, screen};
 use portcullis_issuer::{SigningAlgorithm, SigningKey};
 use serde_json::{Value, json};
@@ -24,6 +26,7 @@ fn provider(audience_claims: &[&str]) -> Provider {
         clock_skew: Duration::from_secs(30),
         max_lifetime: None,
         keys_name_issuers: false,
+        selected_by: SelectedBy::Issuer,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: vec![TokenSource::default()],

@@ -11,7 +11,7 @@ use super::super::Failure;
 use super::super::issuers::carry;
 use crate::config::cases::{CaseRequest, CaseToken};
 use crate::config::{Config, ProviderConfig};
-use crate::validation;
+use crate::validation::{self, spiffe};
 
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -73,7 +73,8 @@ impl TokenArgs {
             let names: Vec<&str> = config.providers.iter().map(|config| &*config.provider.name).collect();
             names.join(", ")
         };
-        let issuer = claims.get("iss").and_then(Value::as_str);
+        let text = |name: &str| claims.get(name).and_then(Value::as_str);
+        let issuer = text("iss").or_else(|| spiffe::trust_domain_id(text("sub")?));
         let provider = match &self.provider {
             Some(name) => config.providers.iter().find(|config| config.provider.name == *name),
             None => issuer.and_then(|issuer| of_issuer(config, issuer)).or(match &*config.providers {

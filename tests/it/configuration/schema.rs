@@ -133,6 +133,7 @@ responses:
         format!("{MINIMAL}{rules}"),
         provider_with("refresh: {interval: '${INTERVAL:-5m}', max_bytes: 2048, max_waiters: 5}"),
         provider_with("allow_http: ${ALLOW:-true}"),
+        MINIMAL.replace("issuer: https://sso.example.com", "spiffe: example.org\n    jwks_file: bundle.json"),
         format!("x-b: &b {{wait: 1s}}\nx-c: 1\n{}", provider_with("refresh: {<<: *b, timeout: 1s}")),
         MINIMAL.replace("https://sso.example.com", "https://sso.example.com/{realm}\n    realms: [a, b]"),
         MINIMAL.replace("https://sso.example.com", "https://sso.example.com/{realm}\n    realms: '[a-z]+'"),
@@ -161,6 +162,7 @@ responses:
         provider_with("algorithms: []"),
         provider_with("realm: null"),
         MINIMAL.replace("    issuer: https://sso.example.com\n", ""),
+        provider_with("spiffe: example.org\n    jwks_file: bundle.json"),
     ] {
         assert!(Config::parse(&text, &|_| None).is_err(), "{text}");
         assert!(!schema.is_valid(&document(&text)), "{text}");

@@ -1,4 +1,4 @@
-//! Issuers that people run themselves: Keycloak, AD FS, Zitadel and Dex.
+//! Issuers that people run themselves: Keycloak, AD FS, Zitadel, Dex and SPIRE.
 
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use serde_json::json;
@@ -110,4 +110,23 @@ async fn id_tokens_of_dex_are_allowed_for_their_client_and_keep_their_groups() {
     world.refuses(json!({"exp": NOW + 24 * 3600}), "lifetime_too_long").await;
     world.refuses(json!({"aud": "another-app"}), "audience_mismatch").await;
     world.refuses(json!({"iss": world.here("https://dex.example.com")}), "issuer_unknown").await;
+}
+
+#[tokio::test]
+async fn jwt_svids_of_the_trust_domain_are_allowed_by_the_keys_of_its_bundle() {
+    let site = Site {
+        page: "spiffe",
+        hosts: &["spire.example.org"],
+        keys: "https://spire.example.org/bundle",
+        key: json!({"use": "jwt-svid", "alg": null}),
+        next_key: json!({"use": "x509-svid", "alg": null, "kid": null}),
+        ..Site::default()
+    };
+    let world = World::start(site).await;
+    world.allows(&[("x-auth-subject", "spiffe://example.org/ns/shop/sa/checkout")]).await;
+    world.refuses(json!({"sub": "spiffe://example.org/ns/shop/sa/cart"}), "rule_denied").await;
+    world.refuses(json!({"sub": "spiffe://example.com/ns/shop/sa/checkout"}), "issuer_unknown").await;
+    world.refuses(json!({"iss": "https://spire.example.org"}), "issuer_unknown").await;
+    world.refuses(json!({"sub": "checkout"}), "claim_missing").await;
+    world.refuses(json!({"sub": "spiffe://example.org/ns//sa"}), "claim_malformed").await;
 }

@@ -18,7 +18,7 @@ use portcullis::telemetry::Trigger;
 use portcullis::validation::StaleCause;
 use portcullis::validation::algorithm::Algorithm;
 use portcullis::validation::key_set::KeySet;
-use portcullis::validation::provider::{Audiences, ClaimPath, Provider, TokenSource, TokenTypes};
+use portcullis::validation::provider::{Audiences, ClaimPath, Provider, SelectedBy, TokenSource, TokenTypes};
 use portcullis::verdict::{Responses, Verdict};
 use tokio::time::Instant;
 
@@ -146,6 +146,7 @@ fn provider() -> Provider {
         audience_claims: vec![ClaimPath::aud()],
         max_lifetime: None,
         keys_name_issuers: false,
+        selected_by: SelectedBy::Issuer,
         token_types: TokenTypes::Default,
         required_claims: Vec::new(),
         token_from: vec![TokenSource::default()],

@@ -98,6 +98,15 @@ impl Adviser<'_> {
                 self.provider("token_types")
             ),
             Hint::Issuer(found) => self.about_issuer(&found.0, found.1.as_ref()),
+            Hint::TrustDomain(name) => format!(
+                "have the issuer write iss, or add a provider with `spiffe: {name}` and the keys of its bundle to {}",
+                self.top("providers")
+            ),
+            Hint::IssuerOfSvid(issuer) => format!(
+                "add a provider with the issuer {issuer} and the same source of keys to {}: one with `spiffe` has the tokens \
+                 without iss",
+                self.top("providers")
+            ),
             Hint::Audience(found) => self.about_audience(found.as_deref()),
             Hint::AudienceElsewhere(name) => format!(
                 "have the issuer write the audience into aud, or add {name} to {}, if it may name the audience",

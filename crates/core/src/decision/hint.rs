@@ -32,6 +32,10 @@ pub(super) enum Hint {
     Type(Option<String>),
     /// The token's, and the one that it almost is. Boxed: it is larger than the others.
     Issuer(Box<(String, Option<Near>)>),
+    /// The token has no `iss`, and its `sub` is of this trust domain of no provider.
+    TrustDomain(String),
+    /// The `iss` of a JWT-SVID whose trust domain is that of a provider.
+    IssuerOfSvid(String),
     /// The first one of the token.
     Audience(Option<String>),
     /// This claim names an accepted audience, but is none of audience_claims.

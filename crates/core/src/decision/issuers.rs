@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use crate::validation::provider::Provider;
+use crate::validation::provider::{Provider, SelectedBy};
 
 /// The placeholder for a realm's name in the issuer of a provider with several.
 pub const REALM_PLACEHOLDER: &str = "{realm}";
@@ -17,6 +17,8 @@ const MAX_BYTES: usize = 1_024;
 pub(super) struct Issuers {
     /// In the order of the providers.
     all: Vec<Named>,
+    /// The SPIFFE IDs of trust domains, in the order of the providers.
+    trust_domains: Vec<String>,
     /// The positions of those without a placeholder, by what remains without scheme, port, case and final slash.
     by_likeness: HashMap<String, usize>,
 }
@@ -48,13 +50,21 @@ pub(super) enum Difference {
 impl Issuers {
     pub(super) fn add(&mut self, provider: &Provider) {
         let Provider { name, issuer, .. } = provider;
+        if provider.selected_by == SelectedBy::TrustDomain {
+            return self.trust_domains.push(issuer.clone());
+        }
         if !issuer.contains(REALM_PLACEHOLDER) {
             self.by_likeness.entry(likeness(issuer)).or_insert(self.all.len());
         }
         self.all.push(Named { provider: name.clone(), issuer: issuer.clone() });
     }
 
-    /// The issuers in the order of the providers.
+    /// The SPIFFE IDs of the trust domains, in the order of the providers.
+    pub(super) fn trust_domains(&self) -> &[String] {
+        &self.trust_domains
+    }
+
+    /// The issuers in the order of the providers, without trust domains.
     pub(super) fn all(&self) -> impl Iterator<Item = &str> {
         self.all.iter().map(|named| &*named.issuer)
     }

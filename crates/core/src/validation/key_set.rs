@@ -46,12 +46,13 @@ pub struct SkippedKey {
 
 /// Reasons of keys that are not for signatures.
 const OTHER_USE: &str = "`use` is not `sig`";
+const OTHER_SVID: &str = "`use` is not `jwt-svid`, in a SPIFFE bundle";
 const OTHER_OPERATIONS: &str = "`key_ops` does not allow `verify`";
 
 impl SkippedKey {
     /// Whether tokens may be signed with it, as far as the document says. The others are for encryption.
     pub fn may_sign(&self) -> bool {
-        ![OTHER_USE, OTHER_OPERATIONS].contains(&self.reason)
+        ![OTHER_USE, OTHER_SVID, OTHER_OPERATIONS].contains(&self.reason)
     }
 }
 
@@ -136,12 +137,14 @@ impl KeySet {
             return Err(KeySetError::NotAKeySet);
         }
         let document: Document<'_> = serde_json::from_str(text).map_err(|_| not_a_key_set(text))?;
+        let parsed = |raw: &RawValue| Json::parse(raw.get().as_bytes(), &KEY_LIMITS);
+        let entries: Vec<_> = document.keys.into_iter().map(parsed).collect();
+        let in_bundle = entries.iter().flatten().any(read::is_of_bundle);
         let (mut keys, mut skipped) = (Vec::new(), Vec::new());
-        for raw in document.keys {
-            let jwk = Json::parse(raw.get().as_bytes(), &KEY_LIMITS);
+        for jwk in entries {
             let read = match &jwk {
                 _ if keys.len() >= MAX_KEYS => Err("too many keys in the set"),
-                Ok(jwk @ Json::Object(_)) => read::key(jwk, origin),
+                Ok(jwk @ Json::Object(_)) => read::key(jwk, origin, in_bundle),
                 _ => Err("not an object, or with a repeated member"),
             };
             match read {

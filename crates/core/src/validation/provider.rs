@@ -16,8 +16,10 @@ use super::json::Json;
 pub struct Provider {
     /// Name in the configuration, and the `provider` label of logs and metrics.
     pub name: String,
-    /// Compared exactly with `iss` (RFC 8725 §3.8).
+    /// Compared exactly with `iss` (RFC 8725 §3.8), or with the SPIFFE ID of the trust domain of `sub`.
     pub issuer: String,
+    /// Which of the two.
+    pub selected_by: SelectedBy,
     /// The audiences that are accepted (RFC 7519 §4.1.3).
     pub audiences: Audiences,
     /// The claims that name audiences; default `aud` alone. One that names an accepted audience is enough. Never empty.
@@ -50,6 +52,37 @@ pub struct Provider {
     pub realm: Option<String>,
 }
 
+/// What of a token selects its provider.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SelectedBy {
+    /// `iss`.
+    #[default]
+    Issuer,
+    /// The trust domain of the SPIFFE ID in `sub`, of a token without `iss` (JWT-SVID §3.1).
+    TrustDomain,
+}
+
+impl SelectedBy {
+    /// The `typ` values that are accepted unless the provider names some, beside none (RFC 9068 §2.1, RFC 7519 §5.1;
+    /// JWT-SVID §2.3). In lower case.
+    pub fn default_types(self) -> &'static [&'static str] {
+        match self {
+            SelectedBy::Issuer => &["at+jwt", "jwt"],
+            SelectedBy::TrustDomain => &["jwt", "jose"],
+        }
+    }
+
+    /// The algorithms that are accepted unless the provider names some: all asymmetric ones, of JWT-SVIDs only those of
+    /// RFC 7518 (JWT-SVID §2.1).
+    pub fn default_algorithms(self) -> Vec<Algorithm> {
+        let mut algorithms = Algorithm::default_set();
+        if self == SelectedBy::TrustDomain {
+            algorithms.retain(|algorithm| *algorithm != Algorithm::EdDSA);
+        }
+        algorithms
+    }
+}
+
 /// The audiences of which a token must name at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Audiences {
@@ -62,7 +95,7 @@ pub enum Audiences {
 /// The `typ` header values that are accepted (RFC 7515 §4.1.9, RFC 8725 §3.11).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenTypes {
-    /// `at+jwt`, `JWT`, or no `typ`.
+    /// One of [`SelectedBy::default_types`], or no `typ`.
     Default,
     /// One of these; `typ` is required. Kept in lower case without an `application/` prefix.
     AnyOf(Vec<String>),

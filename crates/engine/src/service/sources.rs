@@ -23,7 +23,7 @@ use crate::keys::names::{RealmName, RealmNames};
 use crate::keys::snapshot::SnapshotFile;
 use crate::keys::{KeyCache, KeyCacheContext, MAX_SNAPSHOT_WAIT};
 use crate::supervise::Tasks;
-use crate::validation::provider::Provider;
+use crate::validation::provider::{Provider, SelectedBy};
 
 use super::ServiceError;
 
@@ -276,7 +276,9 @@ pub(super) fn http_client(
 
 /// The hosts that the configuration of this provider names, in the form in which a URL has them.
 fn named_hosts(config: &ProviderConfig) -> Vec<(String, u16)> {
-    let issuer = Url::parse(&config.provider.issuer).ok();
+    // A trust domain is no host.
+    let issuer = Some(&config.provider).filter(|provider| provider.selected_by == SelectedBy::Issuer);
+    let issuer = issuer.and_then(|provider| Url::parse(&provider.issuer).ok());
     let urls = config.keys.urls().iter().chain(&issuer);
     urls.filter_map(|url| {
         Some((url.host_str()?.trim_matches(['[', ']']).to_owned(), url.port_or_known_default()?))
@@ -307,6 +309,7 @@ mod tests {
         let provider = Provider {
             name: "p".to_owned(),
             issuer: "https://sso.example.com".to_owned(),
+            selected_by: SelectedBy::Issuer,
             audiences: Audiences::Any,
             algorithms: Algorithm::default_set(),
             clock_skew: Duration::ZERO,

@@ -7,8 +7,8 @@ use crate::reason::DenyReason;
 use crate::text::{duration, quoted, timestamp};
 use crate::validation::algorithm::Algorithm;
 use crate::validation::json::Json;
-use crate::validation::provider::{Audiences, Provider, TokenTypes};
-use crate::validation::{Malformation, Permanent, Token, TokenLimits, UnixTime};
+use crate::validation::provider::{Audiences, Provider, SelectedBy, TokenTypes};
+use crate::validation::{self, Malformation, Permanent, Token, TokenLimits, UnixTime, spiffe};
 
 /// The largest `clock_skew` of a configuration, in seconds.
 const MAX_SKEW: f64 = 600.0;
@@ -47,8 +47,34 @@ pub(in super::super) fn parse_failed(
     }
 }
 
-/// The issuer of no provider.
-pub(in super::super) fn unknown_issuer(issuer: &str, issuers: &Issuers) -> Refused {
+/// A token that is selected by the issuer or the trust domain of no provider.
+pub(in super::super) fn unknown_issuer(
+    token: &Token<'_>,
+    selecting: (&str, SelectedBy),
+    issuers: &Issuers,
+) -> Refused {
+    let refused = Refused::new(StepName::Screen, DenyReason::IssuerUnknown);
+    let exactly = issuers.all().next().map(|_| format!("exactly {}", list(issuers.all(), quoted)));
+    let of_sub = match issuers.trust_domains() {
+        [] => None,
+        ids => Some(format!("no iss and a sub of {}", list(ids.iter(), |id| quoted(id)))),
+    };
+    let wanted: Vec<String> = exactly.into_iter().chain(of_sub).collect();
+    let wanted = wanted.join(", or ");
+    let refused = refused.wanted(wanted);
+    let issuer = match selecting {
+        (issuer, SelectedBy::Issuer) => issuer,
+        (id, SelectedBy::TrustDomain) => {
+            let hint = Hint::TrustDomain(spiffe::name_of(id).to_owned());
+            return refused.found(format!("no iss, and a sub of {}", quoted(id))).hint(hint);
+        }
+    };
+    let is_known = |id: &str| issuers.trust_domains().iter().any(|known| known == id);
+    if let Some(id) = validation::trust_domain(token).filter(|id| is_known(id)) {
+        return refused
+            .found(format!("iss {}, and a sub of {}", quoted(issuer), quoted(id)))
+            .hint(Hint::IssuerOfSvid(quoted(issuer)));
+    }
     let near = issuers.near(issuer);
     let found = match &near {
         None => format!("iss {}", quoted(issuer)),
@@ -59,10 +85,7 @@ pub(in super::super) fn unknown_issuer(issuer: &str, issuers: &Issuers) -> Refus
             format!("iss {}, whose realm {} is none of {provider}", quoted(issuer), quoted(realm))
         }
     };
-    Refused::new(StepName::Screen, DenyReason::IssuerUnknown)
-        .found(found)
-        .wanted(format!("exactly {}", list(issuers.all(), quoted)))
-        .hint(Hint::Issuer(Box::new((quoted(issuer), near))))
+    refused.found(found).hint(Hint::Issuer(Box::new((quoted(issuer), near))))
 }
 
 /// A token that fails the screen of its provider.
@@ -87,7 +110,10 @@ pub(in super::super) fn screened(
             let typ = token.typ.as_deref().map(quoted);
             let found = typ.as_ref().map_or_else(|| "no typ".to_owned(), |typ| format!("typ {typ}"));
             refused.found(found).hint(Hint::Type(typ)).wanted(match &provider.token_types {
-                TokenTypes::Default => "at+jwt, JWT or none".to_owned(),
+                TokenTypes::Default => match provider.selected_by {
+                    SelectedBy::Issuer => "at+jwt, JWT or none".to_owned(),
+                    SelectedBy::TrustDomain => "JWT, JOSE or none".to_owned(),
+                },
                 TokenTypes::AnyOf(types) => list(types.iter(), |one| quoted(one)),
             })
         }
@@ -215,6 +241,14 @@ fn claim_missing(
 
 fn claim_malformed(refused: Refused, name: &str, claims: Option<&Json>) -> Refused {
     let value = claims.and_then(|claims| claims.member(name));
+    if let ("sub", Some(Json::String(id))) = (name, value) {
+        // Another string is refused only in a token without iss.
+        let wanted = "a SPIFFE ID in lower case, its path without empty segments, dots and percent-encoding";
+        return refused
+            .found(format!("no iss, and sub {}, which is no SPIFFE ID", quoted(id)))
+            .wanted(wanted)
+            .hint(Hint::ClaimMalformed(name.to_owned(), wanted));
+    }
     let found = match (name, value) {
         ("aud", Some(Json::Array(_))) => "aud is a list with a member that is no string".to_owned(),
         ("exp" | "nbf" | "iat", Some(Json::Number(_))) => format!("{name} is a number that is too large"),

@@ -47,7 +47,7 @@ pub struct Key {
     kid: Option<Kid>,
     /// The algorithm that the issuer binds the key to (RFC 7517 §4.4).
     alg: Option<Algorithm>,
-    declares_use: bool,
+    declared_use: Option<&'static str>,
     /// The public key; `None` for a shared secret.
     public: Option<PublicKey>,
     material: Material,
@@ -121,12 +121,12 @@ impl Key {
     pub(super) fn new(
         kid: Option<Kid>,
         alg: Option<Algorithm>,
-        declares_use: bool,
+        declared_use: Option<&'static str>,
         material: Material,
         public: Option<PublicKey>,
         note: Option<&'static str>,
     ) -> Self {
-        Self { kid, alg, declares_use, public, material, issuer: None, note, used: AtomicBool::new(false) }
+        Self { kid, alg, declared_use, public, material, issuer: None, note, used: AtomicBool::new(false) }
     }
 
     /// The same key, which serves the issuer that this text names.
@@ -163,9 +163,9 @@ impl Key {
         self.alg
     }
 
-    /// The `use` (RFC 7517 §4.2): `sig`, if declared.
+    /// The `use` (RFC 7517 §4.2), if declared: `sig`, or `jwt-svid` in a SPIFFE bundle.
     pub fn key_use(&self) -> Option<&'static str> {
-        self.declares_use.then_some("sig")
+        self.declared_use
     }
 
     /// The identity of a published key; `None` for a shared secret, which is never published.

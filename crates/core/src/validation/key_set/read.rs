@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use super::key::{Key, Material, PublicKey, RsaKey, secret_bytes};
-use super::{OTHER_OPERATIONS, OTHER_USE, Origin};
+use super::{OTHER_OPERATIONS, OTHER_SVID, OTHER_USE, Origin};
 use crate::validation::algorithm::Algorithm;
 use crate::validation::json::Json;
 use crate::validation::kid::Kid;
@@ -24,6 +24,9 @@ const ANY_PADDING: GeneralPurpose = GeneralPurpose::new(
 /// A longer `issuer` member names no issuer of a provider.
 const MAX_ISSUER_BYTES: usize = 1_024;
 
+/// The `use` of keys that sign JWT-SVIDs (JWT-SVID §6.1).
+const JWT_SVID: &str = "jwt-svid";
+
 /// The notes of keys that are not written as the RFCs say.
 const STANDARD_BASE64: &str =
     "a number is in standard base64, with padding or with white space instead of base64url (RFC 7518 §2)";
@@ -33,14 +36,19 @@ const NUMERIC_KID: &str = "`kid` is a number instead of a string (RFC 7517 §4.5
 /// The material of a key, and its public part unless it is a secret.
 type Read = Result<(Material, Option<PublicKey>), &'static str>;
 
-/// Reads a key.
+/// Whether this entry is one of a SPIFFE bundle, by its `use` (SPIFFE Trust Domain and Bundle §4.2.2).
+pub(super) fn is_of_bundle(jwk: &Json) -> bool {
+    jwk.member("use").and_then(Json::as_str).is_some_and(|declared| declared.ends_with("-svid"))
+}
+
+/// Reads a key, of a SPIFFE bundle or of another set.
 ///
 /// # Errors
 /// Why it cannot be used; contains nothing of the key.
-pub(super) fn key(jwk: &Json, origin: Origin) -> Result<Key, &'static str> {
+pub(super) fn key(jwk: &Json, origin: Origin, in_bundle: bool) -> Result<Key, &'static str> {
     let mut reader = Reader { jwk, note: None };
     let kid = reader.kid()?;
-    let declares_use = check_use(jwk)?;
+    let declared_use = check_use(jwk, in_bundle)?;
     let alg = match text(jwk, "alg", "`alg` is not a string")? {
         None => None,
         Some(name) => Some(Algorithm::from_name(name).ok_or("`alg` is not a supported signature algorithm")?),
@@ -63,7 +71,7 @@ pub(super) fn key(jwk: &Json, origin: Origin) -> Result<Key, &'static str> {
         // One that cannot be read names no issuer.
         issuer.as_str().filter(|issuer| issuer.len() <= MAX_ISSUER_BYTES).unwrap_or_default()
     });
-    let key = Key::new(kid, alg, declares_use, material, public, reader.note).of_issuer(issuer);
+    let key = Key::new(kid, alg, declared_use, material, public, reader.note).of_issuer(issuer);
     match alg {
         Some(alg) if !key.fits(alg) => Err("`alg` does not belong to the key's type or curve"),
         _ => Ok(key),
@@ -212,12 +220,17 @@ fn secret(jwk: &Json, alg: Option<Algorithm>) -> Read {
     Ok((Material::Secret(bytes.into()), None))
 }
 
-/// RFC 7517 §4.2, §4.3: checks that the key may verify signatures. Returns whether `use` is present.
-fn check_use(jwk: &Json) -> Result<bool, &'static str> {
-    let declared = match text(jwk, "use", "`use` is not a string")? {
-        None => false,
-        Some("sig") => true,
-        Some(_) => return Err(OTHER_USE),
+/// RFC 7517 §4.2, §4.3: checks that the key may verify signatures. Returns `use`, if it is present.
+///
+/// In a SPIFFE bundle only keys of the use `jwt-svid` sign tokens, and one without `use` is ignored (SPIFFE Trust Domain and
+/// Bundle §4.2.2). The sets of the Workload API and of SPIRE's discovery provider have none of its uses.
+fn check_use(jwk: &Json, in_bundle: bool) -> Result<Option<&'static str>, &'static str> {
+    let declared = match (text(jwk, "use", "`use` is not a string")?, in_bundle) {
+        (None, false) => None,
+        (Some("sig"), false) => Some("sig"),
+        (Some(JWT_SVID), true) => Some(JWT_SVID),
+        (_, false) => return Err(OTHER_USE),
+        (_, true) => return Err(OTHER_SVID),
     };
     match present(jwk, "key_ops") {
         None => Ok(declared),

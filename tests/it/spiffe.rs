@@ -1,0 +1,243 @@
+//! JWT-SVIDs: providers with `spiffe`, their keys in bundles, and what tokens they accept.
+
+use std::fs;
+
+use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
+use portcullis::config::Config;
+use portcullis::validation::key_set::KeySet;
+use serde_json::{Value, json};
+
+use crate::support::{Answer, NOW, Running, fixed_clock};
+use crate::transport::env::folder;
+
+const ES256: SigningAlgorithm = SigningAlgorithm::ES256;
+
+/// A bundle (SPIFFE Trust Domain and Bundle §4) with these keys for JWT-SVIDs, and one for X.509-SVIDs.
+fn bundle(keys: &[&SigningKey]) -> String {
+    let authority = with(SigningKey::pooled(7, None, ES256).public_jwk(), &json!({"use": "x509-svid"}));
+    let svids = keys.iter().map(|key| with(key.public_jwk(), &json!({"use": "jwt-svid"})));
+    let keys: Vec<Value> = std::iter::once(authority).chain(svids).collect();
+    json!({"spiffe_sequence": 7, "spiffe_refresh_hint": 300, "keys": keys}).to_string()
+}
+
+/// This object with these members; null removes one.
+fn with(mut object: Value, changes: &Value) -> Value {
+    let members = object.as_object_mut().expect("an object");
+    for (name, value) in changes.as_object().expect("an object") {
+        match value {
+            Value::Null => drop(members.remove(name)),
+            value => drop(members.insert(name.clone(), value.clone())),
+        }
+    }
+    object
+}
+
+/// The claims of a JWT-SVID.
+fn claims() -> Value {
+    json!({"sub": "spiffe://example.org/ns/shop/sa/checkout", "aud": ["orders"], "exp": NOW + 300})
+}
+
+struct World {
+    folder: tempfile::TempDir,
+    key: SigningKey,
+    service: Running,
+}
+
+impl World {
+    /// A service whose first provider is a trust domain with its bundle in a file; the other one has an issuer, and the same
+    /// key.
+    async fn start() -> Self {
+        let (folder, key) = (folder(), SigningKey::pooled(0, "a", ES256));
+        fs::write(folder.path().join("bundle.json"), bundle(&[&key])).expect("written");
+        let config = Config::parse(&text(&folder, &key), &|_| None);
+        let config = config.unwrap_or_else(|errors| panic!("{errors}"));
+        let service = Running::start(config, fixed_clock()).await;
+        Self { folder, key, service }
+    }
+
+    async fn ask(&self, changes: Value) -> Answer {
+        self.service.bearer(&self.key.sign(&with(claims(), &changes))).await
+    }
+}
+
+fn text(folder: &tempfile::TempDir, key: &SigningKey) -> String {
+    format!(
+        "
+listen: {{ext_authz: '127.0.0.1:0', admin: '127.0.0.1:0'}}
+providers:
+  - name: mesh
+    spiffe: example.org
+    jwks_file: '{}'
+    audiences: [orders]
+    claim_headers: {{x-auth-subject: sub}}
+    refresh: {{min_spacing: 10ms, min_spacing_bad_signature: 10ms}}
+  - name: staff
+    issuer: https://staff.example.com
+    jwks: {}
+    audiences: [orders]
+",
+        folder.path().join("bundle.json").display(),
+        json!({"keys": [key.public_jwk()]})
+    )
+}
+
+#[track_caller]
+fn assert_reason(answer: &Answer, reason: &str, of: &dyn std::fmt::Debug) {
+    assert_eq!(answer.faults(reason, &[]), Vec::<String>::new(), "{of:?}");
+}
+
+#[tokio::test]
+async fn a_token_without_iss_belongs_to_the_provider_of_the_trust_domain_of_its_sub() {
+    let world = World::start().await;
+    for (changes, reason) in [
+        (json!({}), "ok"),
+        (json!({"iss": "https://staff.example.com"}), "ok"),
+        (json!({"iss": "https://staff.example.com", "sub": "alice"}), "ok"),
+        (json!({"sub": "spiffe://example.org"}), "ok"),
+        (json!({"iss": "spiffe://example.org"}), "issuer_unknown"),
+        (json!({"iss": "example.org"}), "issuer_unknown"),
+        (json!({"iss": ""}), "issuer_unknown"),
+        (json!({"iss": "https://spire.example.org"}), "issuer_unknown"),
+        (json!({"iss": ["spiffe://example.org"]}), "claim_malformed"),
+        (json!({"sub": "spiffe://other.example.org/a"}), "issuer_unknown"),
+        (json!({"sub": "spiffe://example.org.evil.example/a"}), "issuer_unknown"),
+        (json!({"sub": "spiffe://example.org/a/../b"}), "claim_malformed"),
+        (json!({"sub": "spiffe://example.org/"}), "claim_malformed"),
+        (json!({"sub": "spiffe://example.org:443/a"}), "claim_malformed"),
+        (json!({"sub": "Spiffe://example.org/a"}), "claim_malformed"),
+        (json!({"sub": "example.org"}), "claim_missing"),
+        (json!({"sub": ["spiffe://example.org/a"]}), "claim_missing"),
+        (json!({"sub": null}), "claim_missing"),
+        (json!({"aud": null}), "claim_missing"),
+        (json!({"aud": ["other"]}), "audience_mismatch"),
+        (json!({"exp": null}), "claim_missing"),
+        (json!({"exp": NOW - 60}), "expired"),
+    ] {
+        let answer = world.ask(changes.clone()).await;
+        assert_reason(&answer, reason, &changes);
+    }
+    let null_iss = claims().to_string().replacen('{', r#"{"iss":null,"#, 1);
+    let token = world.key.sign_raw(world.key.header().to_string().as_bytes(), null_iss.as_bytes());
+    let answer = world.service.bearer(&token).await;
+    assert_reason(&answer, "ok", &null_iss);
+    assert_eq!(answer.set["x-auth-subject"], "spiffe://example.org/ns/shop/sa/checkout");
+}
+
+#[tokio::test]
+async fn the_header_of_a_jwt_svid_has_typ_jwt_jose_or_none_and_an_algorithm_of_its_specification() {
+    let world = World::start().await;
+    let header = world.key.header();
+    for (typ, reason) in [
+        (json!(null), "ok"),
+        (json!("JWT"), "ok"),
+        (json!("jwt"), "ok"),
+        (json!("JOSE"), "ok"),
+        (json!("at+jwt"), "type_not_allowed"),
+        (json!("logout+jwt"), "type_not_allowed"),
+    ] {
+        let token = world.key.sign_with_header(&with(header.clone(), &json!({ "typ": typ })), &claims());
+        assert_reason(&world.service.bearer(&token).await, reason, &typ);
+    }
+    // Tokens of an issuer have other types.
+    let claims = with(claims(), &json!({"iss": "https://staff.example.com"}));
+    for (typ, reason) in [(json!("at+jwt"), "ok"), (json!("JOSE"), "type_not_allowed")] {
+        let token = world.key.sign_with_header(&with(header.clone(), &json!({ "typ": typ })), &claims);
+        assert_reason(&world.service.bearer(&token).await, reason, &typ);
+    }
+    let ed25519 = SigningKey::pooled(0, "a", SigningAlgorithm::EdDSA).sign(&self::claims());
+    assert_reason(&world.service.bearer(&ed25519).await, "algorithm_not_allowed", &"EdDSA");
+}
+
+#[tokio::test]
+async fn the_first_token_of_a_new_key_of_the_bundle_is_allowed_and_a_key_of_x509_svids_verifies_none() {
+    let world = World::start().await;
+    assert_reason(&world.ask(json!({})).await, "ok", &"the first key");
+    let authority = SigningKey::pooled(7, None, ES256);
+    assert_reason(&world.service.bearer(&authority.sign(&claims())).await, "key_unknown", &"x509-svid");
+    let next = SigningKey::pooled(1, "b", ES256);
+    let renamed = world.folder.path().join("next.json");
+    fs::write(&renamed, bundle(&[&next])).expect("written");
+    fs::rename(&renamed, world.folder.path().join("bundle.json")).expect("renamed");
+    assert_reason(&world.service.bearer(&next.sign(&claims())).await, "ok", &"the next key");
+    assert_reason(&world.ask(json!({})).await, "key_unknown", &"the withdrawn key");
+    let keys: Value = serde_json::from_str(&world.service.admin("/keys").await).expect("JSON");
+    let mesh = &keys["providers"][0];
+    assert_eq!(mesh["issuer"], "spiffe://example.org");
+    assert_eq!(mesh["keys"][0]["use"], "jwt-svid");
+    assert_eq!(mesh["keys"].as_array().map(Vec::len), Some(1));
+}
+
+#[tokio::test]
+async fn a_refusal_of_a_jwt_svid_says_what_its_provider_needs() {
+    let world = World::start().await;
+    for (changes, parts) in [
+        (
+            json!({"iss": "https://spire.example.org"}),
+            [
+                r#"iss "https://spire.example.org", and a sub of "spiffe://example.org""#,
+                r#"add a provider with the issuer "https://spire.example.org""#,
+            ],
+        ),
+        (
+            json!({"sub": "spiffe://other.example.org/a"}),
+            [
+                r#"no iss, and a sub of "spiffe://other.example.org"; wanted exactly "https://staff.example.com", or no iss and a sub of "spiffe://example.org""#,
+                "add a provider with `spiffe: other.example.org`",
+            ],
+        ),
+        (
+            json!({"sub": "spiffe://example.org/"}),
+            [
+                r#"no iss, and sub "spiffe://example.org/", which is no SPIFFE ID"#,
+                "have the issuer write sub as a SPIFFE ID",
+            ],
+        ),
+    ] {
+        let answer = world.ask(changes.clone()).await;
+        let id = &answer.metadata["decision_id"];
+        let explained = world.service.admin(&format!("/decisions/{id}")).await;
+        let explained: Value = serde_json::from_str(&explained).expect("JSON");
+        let shown = format!("{} {}", explained["detail"].as_str().unwrap_or_default(), explained["advice"]);
+        let shown = shown.replace("\\\"", "\"");
+        for part in parts {
+            assert!(shown.contains(part), "{changes}: {explained:#}");
+        }
+    }
+}
+
+#[test]
+fn of_a_bundle_only_keys_for_jwt_svids_are_read_and_other_sets_need_no_use() {
+    let jwk = |slot: usize| SigningKey::pooled(slot, Some("k"), ES256).public_jwk();
+    let of_use = |slot, declared: &str| match declared {
+        "" => with(jwk(slot), &json!({"use": null})),
+        declared => with(jwk(slot), &json!({ "use": declared })),
+    };
+    for (uses, kept) in [
+        (&["jwt-svid", "x509-svid", "wit-svid", "sig", "", "JWT-SVID", "enc"][..], &["jwt-svid"][..]),
+        (&["x509-svid", "", "sig"], &[]),
+        // The set of the Workload API, and that of SPIRE's discovery provider.
+        (&["", ""], &["", ""]),
+        (&["sig", ""], &["sig", ""]),
+    ] {
+        let keys: Vec<Value> =
+            uses.iter().enumerate().map(|(slot, declared)| of_use(slot, declared)).collect();
+        let parsed = KeySet::parse(json!({ "keys": keys }).to_string().as_bytes());
+        let read: Vec<&str> =
+            parsed.iter().flat_map(KeySet::keys).map(|key| key.key_use().unwrap_or("")).collect();
+        assert_eq!(read, kept, "{uses:?}");
+        let skipped = parsed.iter().flat_map(KeySet::skipped);
+        assert!(skipped.clone().all(|key| !key.may_sign()), "{:?}", skipped.collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_trust_domain_is_printed_as_it_was_written() {
+    let (folder, key) = (folder(), SigningKey::pooled(0, "a", ES256));
+    let text = text(&folder, &key);
+    let mesh_alone = text.split("  - name: staff").next().expect("a first provider");
+    let config = Config::parse(mesh_alone, &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
+    let printed = config.to_yaml();
+    assert!(printed.contains("spiffe: \"example.org\"") && !printed.contains("issuer:"), "{printed}");
+    let again = Config::parse(&printed, &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(again.providers[0].provider, config.providers[0].provider);
+}

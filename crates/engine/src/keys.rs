@@ -19,6 +19,7 @@
 pub mod budget;
 mod caching;
 pub mod discovery;
+mod failures;
 pub mod fetch;
 pub mod fetch_error;
 pub mod folder;
@@ -54,6 +55,7 @@ use self::budget::{Budget, KnownKeys, Member};
 pub use self::issuer_http::{BearerTokenFile, ClientCertificate, ForwardProxy, IssuerHttp, ProxyUrl};
 pub use self::policy::RefreshPolicy;
 
+use self::failures::Failures;
 use self::fetch::{Fetch, Wanted};
 use self::fetch_error::FetchError;
 use self::published::Published;
@@ -265,6 +267,8 @@ struct State {
     schedule: Schedule,
     last_trigger: Option<Trigger>,
     last_error: Option<FetchError>,
+    /// The failures since the last success, for the log.
+    failures: Failures,
     /// Whether the warning about the set's age was logged.
     age_warned: bool,
     /// When the warning about the issuer's clock was last logged.
@@ -460,6 +464,7 @@ impl Shared {
             schedule,
             last_trigger: None,
             last_error: None,
+            failures: Failures::default(),
             age_warned: false,
             clock_warned: None,
             authority: 0,

@@ -128,6 +128,11 @@ pub fn not_yet_valid(params: &mut CertificateParams) {
     params.not_after = date_time_ymd(3000, 1, 1);
 }
 
+/// An authority's.
+pub fn for_authorities(params: &mut CertificateParams) {
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+}
+
 /// For clients only.
 pub fn for_clients(params: &mut CertificateParams) {
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];

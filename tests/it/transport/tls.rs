@@ -6,7 +6,9 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::answer::{Answer, Step};
-use super::certificates::{Authority, Certified, expired, for_clients, not_yet_valid, self_signed};
+use super::certificates::{
+    Authority, Certified, expired, for_authorities, for_clients, not_yet_valid, self_signed,
+};
 use super::env::{
     IMMEDIATE_REFRESH, ISSUER, TestEnv, configured, eventually, folder, key, provider, start_faults, status,
     token,
@@ -78,7 +80,18 @@ async fn only_a_certificate_of_the_configured_authority_for_this_host_and_time_i
         ("for every host", "localhost", authority.issue(&["*"]), ""),
         ("for another address", "127.0.0.1", authority.issue(&["127.0.0.2"]), "it is not for 127.0.0.1"),
         ("for no host", "localhost", authority.issue(&[]), ""),
-        ("for clients alone", "localhost", authority.issue_with(&["localhost"], for_clients), ""),
+        (
+            "for clients alone",
+            "localhost",
+            authority.issue_with(&["localhost"], for_clients),
+            "does not include servers",
+        ),
+        (
+            "an authority's",
+            "localhost",
+            authority.issue_with(&["localhost"], for_authorities),
+            "is an authority's, not a server's",
+        ),
     ] {
         let error = error_of(certified.layer(), host, &more).await;
         assert!(
@@ -86,6 +99,7 @@ async fn only_a_certificate_of_the_configured_authority_for_this_host_and_time_i
             "{what}: {error}"
         );
         assert!(error.len() < 400, "{what}: {error}");
+        assert!(!error.contains("Other(") && !error.contains("Error"), "words, not names: {what}: {error}");
     }
 }
 
@@ -162,6 +176,36 @@ async fn outdated_tls_is_rejected() {
     ] {
         let error = error_of(layer, "localhost", &more).await;
         assert!(error != "allowed" && !error.contains("no answer within"), "{what}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_stays_wrong_is_told_once_and_no_library_says_it_beside() {
+    let (folder, authority) = (folder(), Authority::new());
+    let server = KeyServer::start_with(authority.issue(&["localhost"]).layer()).await;
+    let (known, keys) = (key("known"), format!("jwks_uri: '{}'", server.https("/keys")));
+    let environment = [("SSL_CERT_FILE", "/nonexistent"), ("PORTCULLIS_LOG", "trace")];
+    // Of the system's authorities, of a file, and of none.
+    for more in [IMMEDIATE_REFRESH.to_owned(), trusting(&Authority::new().write(folder.path()))] {
+        let process =
+            Process::serve(folder.path(), &[provider("demo", ISSUER, &keys, &more)], &environment).await;
+        let failed = |page: &str| {
+            let counted = page.lines().filter(|line| line.starts_with("portcullis_jwks_fetches_total"));
+            let counts = counted.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
+            counts.sum::<u64>()
+        };
+        eventually("several fetches fail", async || {
+            assert_eq!(process.bearer(&known).await.reason(), "keys_unavailable");
+            failed(&process.admin("/metrics").await) >= 4
+        })
+        .await;
+        let (_, log) = process.terminate().await;
+        let is_told = |line: &&str| line.contains("certificate") && !line.contains("request denied");
+        let told = log.lines().filter(is_told);
+        assert_eq!(told.count(), 1, "{log}");
+        assert!(!log.contains("log.target"), "{log}");
+        let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        assert!(lines.into_iter().all(|line| line["message"] != ""), "{log}");
     }
 }
 

@@ -139,11 +139,42 @@ fn describe(fault: &CertificateError, certificate: &CertificateDer<'_>, server: 
         CertificateError::UnknownIssuer => "no trusted authority signed it".to_owned(),
         CertificateError::BadSignature => "its signature is not valid".to_owned(),
         CertificateError::Revoked => "it was revoked".to_owned(),
+        CertificateError::BadEncoding => "it cannot be decoded".to_owned(),
+        CertificateError::UnhandledCriticalExtension => {
+            "it has a critical extension that is not supported".to_owned()
+        }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "its extended key usage does not include servers".to_owned()
+        }
+        CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "the algorithm of its signature is not supported".to_owned()
+        }
+        CertificateError::Other(OtherError(error)) => match chain_fault(&format!("{error:?}")) {
+            Some(words) => words.to_owned(),
+            None => shown(&error.to_string()),
+        },
         other => shown(&other.to_string()),
     };
     format!(
         "the server's certificate is not trusted: {cause} (issued for {issued_for}, signed by {signer}, valid from {from} until {until})"
     )
+}
+
+/// The words for an error of the verification of chains that has only a name.
+fn chain_fault(name: &str) -> Option<&'static str> {
+    const NAMED: [(&str, &str); 6] = [
+        (
+            "CaUsedAsEndEntity",
+            "it is an authority's, not a server's: issue one for the server, or make one without CA:TRUE",
+        ),
+        ("EndEntityUsedAsCa", "a certificate that is no authority's has signed it"),
+        ("NameConstraintViolation", "an authority of its chain may not sign for this name"),
+        ("PathLenConstraintViolated", "an authority of its chain may not have another authority below it"),
+        ("UnsupportedCertVersion", "it is no certificate of X.509 version 3"),
+        ("Maximum", "its chain takes too many steps to verify"),
+    ];
+    NAMED.iter().find(|(start, _)| name.starts_with(start)).map(|(_, words)| *words)
 }
 
 /// Text of a certificate, escaped and truncated.

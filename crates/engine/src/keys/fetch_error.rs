@@ -140,6 +140,29 @@ impl FetchError {
         }
     }
 
+    /// Whether both are the same failure, whatever numbers their texts have: durations, times and addresses of one host differ
+    /// from one attempt to the next.
+    pub fn is_like(&self, other: &FetchError) -> bool {
+        match (self, other) {
+            (FetchError::TimedOut(_), FetchError::TimedOut(_)) => true,
+            (FetchError::Status { status: one, .. }, FetchError::Status { status: other, .. }) => {
+                one == other
+            }
+            (FetchError::Transport(one), FetchError::Transport(other)) => {
+                let is_number = |byte: &u8| byte.is_ascii_digit();
+                one.bytes().filter(|byte| !is_number(byte)).eq(other.bytes().filter(|byte| !is_number(byte)))
+            }
+            (
+                FetchError::At { document, url, error },
+                FetchError::At { document: other_document, url: other_url, error: other },
+            ) => document == other_document && url == other_url && error.is_like(other),
+            (FetchError::All(some), FetchError::All(others)) => {
+                some.len() == others.len() && some.iter().zip(others).all(|(one, other)| one.is_like(other))
+            }
+            _ => self == other,
+        }
+    }
+
     /// `Retry-After` of the answer, if present.
     pub fn retry_after(&self) -> Option<Duration> {
         match self.cause() {

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use super::failures::{Count, Line};
 use super::fetch::{Fetch, FetchContext, Fetched, Interim, Wanted};
 use super::fetch_error::FetchError;
 use super::policy::RefreshPolicy;
@@ -508,17 +509,31 @@ impl Shared {
         }
     }
 
-    /// Logs a failed fetch; a repeated error at a lower level.
+    /// Logs a failed fetch, unless such a one was logged since the last success, and the first success after failures.
     fn log_failure(&self, trigger: Trigger, error: Option<&FetchError>, previous: Option<&FetchError>) {
         let (provider, trigger) = (&self.provider, trigger.as_str());
+        let now = self.now();
         let Some(error) = error else {
-            self.state().age_warned = false;
+            let mut state = self.state();
+            state.age_warned = false;
+            let ended = state.failures.succeeded(now);
+            drop(state);
+            if let Some(Count { failures, lasting }) = ended {
+                let lasting_seconds = lasting.as_secs();
+                tracing::info!(%provider, trigger, failures, lasting_seconds, "key set refresh works again");
+            }
             return;
         };
-        if previous == Some(error) {
-            tracing::info!(%provider, trigger, outcome = "failed", %error, "key set refresh failed");
-        } else {
-            tracing::warn!(%provider, trigger, outcome = "failed", %error, "key set refresh failed");
+        let line = self.state().failures.failed(error, now);
+        match line {
+            Line::Told => {
+                tracing::warn!(%provider, trigger, outcome = "failed", %error, "key set refresh failed");
+            }
+            Line::Counted(Count { failures, lasting }) => {
+                let lasting_seconds = lasting.as_secs();
+                tracing::info!(%provider, trigger, failures, lasting_seconds, %error, "key set refresh still fails");
+            }
+            Line::None => {}
         }
         let snapshot = self.snapshot.load();
         let Some(confirmed) = snapshot.confirmed else { return };

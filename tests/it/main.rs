@@ -55,5 +55,6 @@ mod supervision_log;
 #[path = "../support/mod.rs"]
 mod support;
 mod token_cache;
+mod token_places;
 mod transport;
 mod validate_certificates;

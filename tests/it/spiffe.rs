@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use crate::support::{Answer, NOW, Running, fixed_clock};
 use crate::transport::env::folder;
 
-const ES256: SigningAlgorithm = SigningAlgorithm::ES256;
+const RS256: SigningAlgorithm = SigningAlgorithm::RS256;
 
 /// A bundle (SPIFFE Trust Domain and Bundle §4) with these keys for JWT-SVIDs, and one for X.509-SVIDs.
 fn bundle(keys: &[&SigningKey]) -> String {
-    let authority = with(SigningKey::pooled(7, None, ES256).public_jwk(), &json!({"use": "x509-svid"}));
+    let authority = with(SigningKey::pooled(7, None, RS256).public_jwk(), &json!({"use": "x509-svid"}));
     let svids = keys.iter().map(|key| with(key.public_jwk(), &json!({"use": "jwt-svid"})));
     let keys: Vec<Value> = std::iter::once(authority).chain(svids).collect();
     json!({"spiffe_sequence": 7, "spiffe_refresh_hint": 300, "keys": keys}).to_string()
@@ -47,7 +47,7 @@ impl World {
     /// A service whose first provider is a trust domain with its bundle in a file; the other one has an issuer, and the same
     /// key.
     async fn start() -> Self {
-        let (folder, key) = (folder(), SigningKey::pooled(0, "a", ES256));
+        let (folder, key) = (folder(), SigningKey::pooled(0, "a", RS256));
         fs::write(folder.path().join("bundle.json"), bundle(&[&key])).expect("written");
         let config = Config::parse(&text(&folder, &key), &|_| None);
         let config = config.unwrap_or_else(|errors| panic!("{errors}"));
@@ -152,9 +152,9 @@ async fn the_header_of_a_jwt_svid_has_typ_jwt_jose_or_none_and_an_algorithm_of_i
 async fn the_first_token_of_a_new_key_of_the_bundle_is_allowed_and_a_key_of_x509_svids_verifies_none() {
     let world = World::start().await;
     assert_reason(&world.ask(json!({})).await, "ok", &"the first key");
-    let authority = SigningKey::pooled(7, None, ES256);
+    let authority = SigningKey::pooled(7, None, RS256);
     assert_reason(&world.service.bearer(&authority.sign(&claims())).await, "key_unknown", &"x509-svid");
-    let next = SigningKey::pooled(1, "b", ES256);
+    let next = SigningKey::pooled(1, "b", RS256);
     let renamed = world.folder.path().join("next.json");
     fs::write(&renamed, bundle(&[&next])).expect("written");
     fs::rename(&renamed, world.folder.path().join("bundle.json")).expect("renamed");
@@ -207,7 +207,7 @@ async fn a_refusal_of_a_jwt_svid_says_what_its_provider_needs() {
 
 #[test]
 fn of_a_bundle_only_keys_for_jwt_svids_are_read_and_other_sets_need_no_use() {
-    let jwk = |slot: usize| SigningKey::pooled(slot, Some("k"), ES256).public_jwk();
+    let jwk = |slot: usize| SigningKey::pooled(slot, Some("k"), RS256).public_jwk();
     let of_use = |slot, declared: &str| match declared {
         "" => with(jwk(slot), &json!({"use": null})),
         declared => with(jwk(slot), &json!({ "use": declared })),
@@ -232,7 +232,7 @@ fn of_a_bundle_only_keys_for_jwt_svids_are_read_and_other_sets_need_no_use() {
 
 #[test]
 fn a_trust_domain_is_printed_as_it_was_written() {
-    let (folder, key) = (folder(), SigningKey::pooled(0, "a", ES256));
+    let (folder, key) = (folder(), SigningKey::pooled(0, "a", RS256));
     let text = text(&folder, &key);
     let mesh_alone = text.split("  - name: staff").next().expect("a first provider");
     let config = Config::parse(mesh_alone, &|_| None).unwrap_or_else(|errors| panic!("{errors}"));

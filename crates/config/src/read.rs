@@ -22,7 +22,7 @@ use super::places;
 use super::providers::Providers;
 use super::rules::{RuleList, check_provider_names};
 use super::section::{Form, FormDescription, Section, section};
-use super::warnings::{warn_of_listeners, warn_of_network, warn_of_rules};
+use super::warnings::{warn_of_listeners, warn_of_network, warn_of_rules, warn_of_shared_places};
 use super::yaml::{self, Yaml};
 use super::{Config, IssuerHttp, Limits, Listen, Log, ProviderConfig, Shutdown, TlsFiles, TokenCacheConfig};
 
@@ -183,6 +183,7 @@ fn read_config(root: &Cursor<'_>) -> Read<Config> {
     check_provider_names(root);
     let config = Config::read(root)?;
     warn_of_rules(root, &config);
+    warn_of_shared_places(root, &config);
     if let Some(listen) = root.peek("listen") {
         warn_of_listeners(&listen, &config.listen);
     }

@@ -50,7 +50,8 @@ section! {
     printed through SourceShown by show_token_source {
         /// A header.
         header: HeaderName = Text { read: read_header_name, show: shown, summary: "a header" }, optional;
-        /// The scheme before the token in that header. Default: the token is the header's whole value.
+        /// The scheme before the token in that header. Default: the token is the header's whole value, unless that begins
+        /// with the scheme of another place in this header.
         scheme: String = Text { read: read_token, show: shown, summary: "a name" }, optional;
         /// A cookie.
         cookie: String = Text { read: read_token, show: shown, summary: "a name" }, optional;

@@ -3,6 +3,7 @@
 mod listen;
 mod paths;
 mod rules;
+mod tokens;
 
 use std::net::IpAddr;
 
@@ -16,6 +17,7 @@ use super::cursor::Cursor;
 
 pub(super) use self::listen::warn_of_listeners;
 pub(super) use self::rules::warn_of_rules;
+pub(super) use self::tokens::warn_of_shared_places;
 
 /// Domains that are never public (RFC 2606, 6761, 6762, 8375, 9476), and those of Kubernetes.
 const PRIVATE_SUFFIXES: [&str; 9] =

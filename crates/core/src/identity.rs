@@ -155,11 +155,13 @@ pub fn upstream_changes(
 ) -> Result<UpstreamChanges, UpstreamRejection> {
     let mut changes = UpstreamChanges { claims: Arc::clone(claim_headers), ..UpstreamChanges::default() };
     remove_protected(&mut changes, protected, request)?;
+    let is_forwarded = |place: &&&TokenSource| provider.forward_token && provider.token_from.contains(place);
+    let forwarded: Vec<&TokenSource> = places.iter().filter(is_forwarded).copied().collect();
     if !provider.forward_token {
         remove_token(&mut changes, protected, request, places)?;
     }
-    set_remaining_cookies(&mut changes, protected, request);
-    set_remaining_protocols(&mut changes, protected, request);
+    set_remaining_cookies(&mut changes, protected, request, &forwarded);
+    set_remaining_protocols(&mut changes, protected, request, &forwarded);
     Ok(changes)
 }
 
@@ -177,8 +179,8 @@ pub fn anonymous_changes(
     let places: Vec<&TokenSource> =
         protected.not_forwarded().iter().filter(|source| bearer_token::is_present(request, source)).collect();
     remove_token(&mut changes, protected, request, &places)?;
-    set_remaining_cookies(&mut changes, protected, request);
-    set_remaining_protocols(&mut changes, protected, request);
+    set_remaining_cookies(&mut changes, protected, request, &[]);
+    set_remaining_protocols(&mut changes, protected, request, &[]);
     Ok(changes)
 }
 
@@ -278,24 +280,36 @@ fn remove_claims(changes: &mut UpstreamChanges, protected: &ProtectedHeaders) {
     changes.remove.extend(removed.map(|(name, _)| RemovedHeader::Known(name.clone())));
 }
 
-/// Sets the remaining cookies if tokens in cookies are not forwarded. A proxy that sets only the headers that its
-/// configuration names needs them with every answer, since it copies the answer's header even if it is absent.
-/// Other proxies need them only if a cookie's name is folded to that of a token by some programs.
+/// Sets the remaining cookies if tokens in cookies are not forwarded, except in these places, where this token's provider
+/// forwards it. A proxy that sets only the headers that its configuration names needs them with every answer, since it copies
+/// the answer's header even if it is absent. Other proxies need them only if a cookie's name is folded to that of a token by
+/// some programs.
 fn set_remaining_cookies(
     changes: &mut UpstreamChanges,
     protected: &ProtectedHeaders,
     request: &AccessRequest<'_>,
+    forwarded: &[&TokenSource],
 ) {
-    let not_forwarded: Vec<&[u8]> = protected.not_forwarded().iter().filter_map(cookie_name).collect();
     let is_done =
         changes.sets(COOKIE.as_str().as_bytes()) || changes.remove.contains(&RemovedHeader::Known(COOKIE));
-    if not_forwarded.is_empty() || is_done {
+    if is_done || !protected.not_forwarded().iter().any(|source| cookie_name(source).is_some()) {
         return;
     }
+    let removed = removed_names(protected, forwarded, cookie_name);
     let mut sent = request.headers.all("cookie").flat_map(cookies);
-    if request.removal == Removal::NamedHeaders || sent.any(|(name, _)| is_one_of(name, &not_forwarded)) {
-        set_cookies(changes, request, &not_forwarded);
+    if request.removal == Removal::NamedHeaders || sent.any(|(name, _)| is_one_of(name, &removed)) {
+        set_cookies(changes, request, &removed);
     }
+}
+
+/// The names of the places of one kind from which tokens are removed, but for those where this one is forwarded.
+fn removed_names<'p>(
+    protected: &'p ProtectedHeaders,
+    forwarded: &[&TokenSource],
+    name: fn(&'p TokenSource) -> Option<&'p [u8]>,
+) -> Vec<&'p [u8]> {
+    let removed = protected.not_forwarded().iter().filter(|source| !forwarded.contains(source));
+    removed.filter_map(name).collect()
 }
 
 fn cookie_name(source: &TokenSource) -> Option<&[u8]> {
@@ -318,18 +332,17 @@ fn set_remaining_protocols(
     changes: &mut UpstreamChanges,
     protected: &ProtectedHeaders,
     request: &AccessRequest<'_>,
+    forwarded: &[&TokenSource],
 ) {
-    let not_forwarded: Vec<&[u8]> = protected.not_forwarded().iter().filter_map(protocol_name).collect();
     let is_done = changes.websocket_protocol.is_some()
         || changes.remove.contains(&RemovedHeader::Known(SEC_WEBSOCKET_PROTOCOL));
-    if not_forwarded.is_empty() || is_done {
+    if is_done || !protected.not_forwarded().iter().any(|source| protocol_name(source).is_some()) {
         return;
     }
+    let removed = removed_names(protected, forwarded, protocol_name);
     let sent = bearer_token::websocket_protocols(request);
-    if request.removal == Removal::NamedHeaders
-        || sent.iter().any(|item| is_protocol_of(item, &not_forwarded))
-    {
-        set_protocols(changes, request, &not_forwarded);
+    if request.removal == Removal::NamedHeaders || sent.iter().any(|item| is_protocol_of(item, &removed)) {
+        set_protocols(changes, request, &removed);
     }
 }
 

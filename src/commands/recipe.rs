@@ -92,6 +92,14 @@ pub fn run(args: RecipeArgs) -> ExitCode {
     }
 }
 
+/// The file for Envoy with ext_authz over gRPC.
+///
+/// # Errors
+/// As for `recipe envoy`.
+pub(super) fn envoy_file(config: &Config) -> Result<String, String> {
+    recipe(Proxy::Envoy, config).map(|recipe| recipe.text)
+}
+
 /// The file of this proxy.
 ///
 /// # Errors

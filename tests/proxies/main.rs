@@ -18,6 +18,7 @@ mod drill;
 mod envoy;
 mod envoy_http;
 mod envoy_rules;
+mod first_steps;
 mod frameworks;
 mod haproxy;
 mod ingress_nginx;

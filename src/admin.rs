@@ -116,7 +116,7 @@ impl Door for AdminDoor {
         };
         let is_unknown = response.status() == StatusCode::NOT_FOUND && !is_decision;
         if let Some(misdirected) = misdirected.or(is_unknown.then_some(UNKNOWN_PAGE)) {
-            misdirected.log(DOOR, peer.address, &self.misdirected_log);
+            misdirected.log(DOOR, &self.service, peer.address, &self.misdirected_log);
         }
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -48,7 +48,7 @@ impl App {
     /// # Errors
     /// A socket cannot be bound, a TLS file cannot be used, or no HTTP client can be made.
     pub async fn bind(config: Config, clock: Clock) -> Result<Self, BindError> {
-        let bound = Bound::all(&config.listen).await?;
+        let bound = Bound::all(&config.listen).await.map_err(|error| error.with_lines(&config.places))?;
         let service = Arc::new(Service::start(&config, clock.clone()).map_err(BindError::from_error)?);
         let (grpc, health) = GrpcServices::new(Arc::clone(&service), config.limits.message_bytes)
             .map_err(BindError::from_error)?;

@@ -133,7 +133,7 @@ impl GrpcServices {
         stop: &Stop,
     ) -> http::Response<Body> {
         if let Some(misdirected) = misdirected(&request) {
-            misdirected.log(DOOR, peer.address, &self.misdirected_log);
+            misdirected.log(DOOR, &self.service, peer.address, &self.misdirected_log);
         }
         let path = request.uri().path();
         let endless =

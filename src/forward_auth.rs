@@ -57,7 +57,7 @@ impl Door for HttpDoor {
         // The body is dropped, because it would be held while the request waits.
         let request = request.map(drop);
         if let Some(misdirected) = misdirected::of(self.profile, &request) {
-            misdirected.log(DOOR, peer.address, &self.misdirected_log);
+            misdirected.log(DOOR, &self.service, peer.address, &self.misdirected_log);
         }
         // A peer without an address is not a trusted proxy.
         self.authorize(&request, peer.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))).await

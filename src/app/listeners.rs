@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::admin::AdminDoor;
 use crate::clock::Clock;
 use crate::config::{AdminListener, BindAddress, GrpcListener, HttpListener, Listen, TlsFiles, listener_key};
+use crate::decision::ConfigPlaces;
 use crate::ext_authz::GrpcServices;
 use crate::forward_auth::HttpDoor;
 use crate::server::{self, Alpn, BindError, Listener, Socket, Stop, Tls};
@@ -156,12 +157,12 @@ impl ConnectionShares {
         Self { doors, each: Arc::default(), admin: Arc::new(admin.into()) }
     }
 
-    fn divide(&self, listeners: usize, wanted: usize) {
+    fn divide(&self, listeners: usize, wanted: usize, places: &ConfigPlaces) {
         let each = (self.doors / listeners.max(1)).max(1);
         if each < wanted && self.each.swap(each, Ordering::Relaxed) != each {
             tracing::warn!(
                 each,
-                hint = "raise the limit on open files",
+                hint = places.with_lines("raise the limit on open files, or lower limits.connections"),
                 "limit on open files is below limits.connections"
             );
         }
@@ -302,7 +303,7 @@ impl Listeners {
         tokio::pin!(all_ended);
         if timeout(grace, all_ended.as_mut()).await.is_err() {
             tracing::warn!(
-                hint = "raise shutdown.grace if requests take longer",
+                hint = self.service.places().with_lines("raise shutdown.grace if requests take longer"),
                 "grace period over, closing connections"
             );
             listeners.iter().for_each(|listener| listener.close());
@@ -313,7 +314,7 @@ impl Listeners {
     /// Divides the available descriptors among these listeners.
     fn share<'s>(&self, specs: impl Iterator<Item = &'s Spec>) {
         let doors = specs.filter(|spec| !matches!(spec, Spec::Admin(_))).count();
-        self.shares.divide(doors, self.service.authorizer().limits().connections);
+        self.shares.divide(doors, self.service.authorizer().limits().connections, &self.service.places());
     }
 
     fn serve(&self, Bound { spec, socket, tls }: Bound) -> Open {
@@ -348,7 +349,7 @@ impl Listeners {
         let (service, clock) = (Arc::clone(&self.service), self.clock.clone());
         let follow = move || {
             let (tls, service, clock) = (tls.clone(), Arc::clone(&service), clock.clone());
-            async move { tls.follow(service.metrics(), &clock).await }
+            async move { tls.follow(&service, &clock).await }
         };
         TaskHandle(self.service.supervisor().keep(Task::named("TLS files"), follow))
     }

@@ -432,7 +432,7 @@ impl Reloads {
         // All new listeners are bound before anything changes.
         let listeners = match applied.listeners.prepare(&config.listen).await {
             Ok(listeners) => listeners,
-            Err(error) => return self.reject(&error),
+            Err(error) => return self.reject(&error.with_lines(&config.places)),
         };
         let kept = match self.service.reload(&config).await {
             Ok(kept) => kept,

@@ -121,7 +121,11 @@ impl<D: Door> Listener<D> {
                     door = self.door.name(),
                     open = self.open.len(),
                     times,
-                    hint = "raise limits.connections or the limit on open files",
+                    hint = self
+                        .door
+                        .service()
+                        .places()
+                        .with_lines("raise limits.connections or the limit on open files"),
                     "connection limit reached"
                 );
             }

@@ -135,7 +135,12 @@ impl<D: Door> Connection<D> {
         match protocol.and_then(|protocol| Misdirected::connection(protocol, self.door.speaks_http1())) {
             Some(misdirected) => {
                 count_rejected(&*self.door, rejected.max(1));
-                misdirected.log(self.door.name(), self.peer.address, &self.misdirected_log);
+                misdirected.log(
+                    self.door.name(),
+                    self.door.service(),
+                    self.peer.address,
+                    &self.misdirected_log,
+                );
             }
             None => self.record_rejected(rejected),
         }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::LogSampler;
 use super::protocol::Protocol;
+use crate::service::Service;
 
 /// What arrived at a listener by mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +50,16 @@ impl Misdirected {
     }
 
     /// Logs a sample of what arrived at this door.
-    pub(crate) fn log(self, door: &'static str, peer: Option<IpAddr>, sampler: &LogSampler) {
+    pub(crate) fn log(
+        self,
+        door: &'static str,
+        service: &Service,
+        peer: Option<IpAddr>,
+        sampler: &LogSampler,
+    ) {
         if let Some(times) = sampler.sample() {
             let Self { found, hint } = self;
+            let hint = service.places().with_lines(hint);
             let peer = peer.map(tracing::field::display);
             tracing::warn!(door, peer, found, hint, times, "request at the wrong listener");
         }

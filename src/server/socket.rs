@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use super::stream::Stream;
 use crate::config::BindAddress;
+use crate::decision::ConfigPlaces;
 
 /// How many connection attempts must be refused, and their interval, until a socket file is considered stale.
 const STALE_CHECKS: usize = 5;
@@ -36,6 +37,12 @@ impl BindError {
 
     pub(crate) fn from_error(error: impl fmt::Display) -> Self {
         Self(error.to_string())
+    }
+
+    /// With the lines of the settings that it names.
+    #[must_use]
+    pub(crate) fn with_lines(self, places: &ConfigPlaces) -> Self {
+        Self(places.with_lines(&self.0))
     }
 
     /// `key` is the configuration key of the resource.

@@ -24,6 +24,7 @@ use crate::certificates;
 use crate::clock::{self, Clock};
 use crate::config::TlsFiles;
 use crate::files::{Contents, WatchedFiles};
+use crate::service::Service;
 use crate::telemetry::{Metrics, TlsFile};
 
 use super::LogSampler;
@@ -131,15 +132,17 @@ impl Tls {
     }
 
     /// Reloads the files when they have changed and settled, and warns about expiring certificates. Never returns.
-    pub async fn follow(&self, metrics: &Metrics, clock: &Clock) {
+    pub async fn follow(&self, service: &Service, clock: &Clock) {
         let Inner { key, files, alpn, initial, current, .. } = &*self.0;
+        let metrics = service.metrics();
+        let listener = || service.places().with_lines(key);
         let mut followed = WatchedFiles::since(material::set(files), initial.clone(), POLL_INTERVAL);
         metrics.tls().begin(self.door());
         self.publish(metrics, clock);
         loop {
             let next_warning = clock::monotonic() + WARNING_INTERVAL;
             let unreadable = |error| {
-                tracing::warn!(listener = %key, %error, hint = STAYS_IN_USE, "TLS files not reloaded");
+                tracing::warn!(listener = listener(), %error, hint = STAYS_IN_USE, "TLS files not reloaded");
             };
             let contents = tokio::select! {
                 contents = followed.changed(unreadable) => contents,
@@ -157,7 +160,7 @@ impl Tls {
                 }
                 Err(error) => {
                     metrics.tls().rejected(self.door());
-                    tracing::warn!(listener = %key, %error, hint = STAYS_IN_USE, "TLS files not reloaded");
+                    tracing::warn!(listener = listener(), %error, hint = STAYS_IN_USE, "TLS files not reloaded");
                 }
             }
         }

@@ -609,53 +609,94 @@ proptest! {
     fn forced_fetches_of_one_cause_keep_their_spacing(
         steps in prop::collection::vec((0..3_000_u64, 0..3_usize, any::<bool>(), 0..4_u8), 1..200),
     ) {
-        let mut now = clock::monotonic();
-        let policy = policy();
-        let mut accounts = Accounts::default();
-        let mut realms: Vec<Schedule> =
-            (0..3).map(|_| Schedule::new(policy.clone(), accounts.join(), now)).collect();
-        let mut forced: Vec<(StaleCause, Instant)> = Vec::new();
-        let mut running: Vec<(usize, u64)> = Vec::new();
-        for (milliseconds, realm, flag, action) in steps {
-            now += Duration::from_millis(milliseconds);
-            let cause = if flag { UnknownKid } else { BadSignature };
-            let schedule = &mut realms[realm];
-            match action {
-                0 | 1 => {
-                    let caller = Caller { arrival: schedule.started(), cause, deadline: now + 2 * SECOND };
-                    let outcome = schedule.join_or_demand(&mut accounts, caller, now);
-                    prop_assert_ne!(outcome, RefreshOutcome::Fresh, "no fetch can have started after the arrival");
-                    if outcome == RefreshOutcome::Demanded {
-                        let start = schedule.next_start(&accounts, now);
-                        prop_assert!(start.is_some_and(|start| start <= now + 2 * SECOND), "starts before the deadline");
-                    }
+        check_spacing(&steps)?;
+    }
+}
+
+/// Runs these steps (the time since the last one in ms, the realm, a flag, the action) on the schedules of three realms.
+fn check_spacing(steps: &[(u64, usize, bool, u8)]) -> Result<(), TestCaseError> {
+    let mut now = clock::monotonic();
+    let policy = policy();
+    let mut accounts = Accounts::default();
+    let mut realms: Vec<Schedule> =
+        (0..3).map(|_| Schedule::new(policy.clone(), accounts.join(), now)).collect();
+    let mut forced: Vec<(StaleCause, Instant)> = Vec::new();
+    let mut running: Vec<(usize, u64)> = Vec::new();
+    for (milliseconds, realm, flag, action) in steps.iter().copied() {
+        now += Duration::from_millis(milliseconds);
+        let cause = if flag { UnknownKid } else { BadSignature };
+        let schedule = &mut realms[realm];
+        match action {
+            0 | 1 => {
+                let caller = Caller { arrival: schedule.started(), cause, deadline: now + 2 * SECOND };
+                let outcome = schedule.join_or_demand(&mut accounts, caller, now);
+                prop_assert_ne!(
+                    outcome,
+                    RefreshOutcome::Fresh,
+                    "no fetch can have started after the arrival"
+                );
+                if outcome == RefreshOutcome::Demanded {
+                    let start = schedule.next_start(&accounts, now);
+                    prop_assert!(
+                        start.is_some_and(|start| start <= now + 2 * SECOND),
+                        "starts before the deadline"
+                    );
                 }
-                2 => {
-                    if let Some(StartedFetch { number, trigger, .. }) = schedule.start(&mut accounts, now) {
-                        running.push((realm, number));
-                        if let Trigger::Forced(cause) = trigger {
-                            forced.push((cause, now));
-                        }
-                    }
-                }
-                _ => {
-                    let ending = if flag {
-                        FetchEnd::Succeeded { fresh_for: None, source: AnswerSource::Issuer }
-                    } else {
-                        FetchEnd::Failed { retry_after: None }
-                    };
-                    if let Some(at) = running.iter().position(|(of, _)| *of == realm) {
-                        let (_, number) = running.remove(at);
-                        schedule.finish(&mut accounts, number, ending, 0.5, now);
+            }
+            2 => {
+                if let Some(StartedFetch { number, trigger, .. }) = schedule.start(&mut accounts, now) {
+                    running.push((realm, number));
+                    if let Trigger::Forced(cause) = trigger {
+                        forced.push((cause, now));
                     }
                 }
             }
-        }
-        for (cause, spacing) in [(UnknownKid, policy.min_spacing), (BadSignature, policy.min_spacing_bad_signature)] {
-            let starts: Vec<_> = forced.iter().filter(|(c, ..)| *c == cause).collect();
-            for pair in starts.windows(2) {
-                prop_assert!(pair[1].1 - pair[0].1 >= spacing);
+            _ => {
+                let ending = if flag {
+                    FetchEnd::Succeeded { fresh_for: None, source: AnswerSource::Issuer }
+                } else {
+                    FetchEnd::Failed { retry_after: None }
+                };
+                if let Some(at) = running.iter().position(|(of, _)| *of == realm) {
+                    let (_, number) = running.remove(at);
+                    schedule.finish(&mut accounts, number, ending, 0.5, now);
+                }
             }
         }
     }
+    for (cause, spacing) in
+        [(UnknownKid, policy.min_spacing), (BadSignature, policy.min_spacing_bad_signature)]
+    {
+        let starts: Vec<_> = forced.iter().filter(|(c, ..)| *c == cause).collect();
+        for pair in starts.windows(2) {
+            prop_assert!(pair[1].1 - pair[0].1 >= spacing);
+        }
+    }
+    Ok(())
+}
+
+/// A realm whose earlier callers are gone is queued behind others, but not with a caller that waits.
+#[test]
+fn a_concurrent_fetch_of_a_realm_that_was_queued_in_vain_starts_before_its_callers_deadline() {
+    let steps = [
+        (0, 2, false, 2),
+        (0, 2, true, 3),
+        (0, 0, false, 0),
+        (0, 2, true, 0),
+        (0, 0, false, 0),
+        (0, 1, false, 2),
+        (0, 0, false, 0),
+        (0, 2, false, 2),
+        (0, 0, false, 2),
+        (0, 1, false, 3),
+        (0, 2, false, 0),
+        (0, 1, false, 0),
+        (0, 1, false, 2),
+        (1551, 1, true, 3),
+        (2086, 0, false, 0),
+        (1365, 2, false, 2),
+        (2999, 1, false, 0),
+        (9, 2, false, 0),
+    ];
+    check_spacing(&steps).unwrap();
 }

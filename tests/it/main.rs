@@ -47,6 +47,7 @@ mod reload;
 mod responses;
 mod rules;
 mod service;
+mod setting_lines;
 mod simulation;
 mod spiffe;
 mod stalled_log;

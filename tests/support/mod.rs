@@ -181,6 +181,7 @@ pub fn with_http_doors(mut config: Config) -> Config {
 /// A running service and a connection to it. Dropping it stops the service.
 pub struct Running {
     client: AuthorizationClient<Channel>,
+    grpc: SocketAddr,
     http_doors: Vec<SocketAddr>,
     admin: SocketAddr,
     service: Arc<Service>,
@@ -223,7 +224,12 @@ impl Running {
             .await
             .expect("the service listens");
         let client = AuthorizationClient::new(channel).max_decoding_message_size(64 << 20);
-        Self { client, http_doors, admin, service, server }
+        Self { client, grpc: address, http_doors, admin, service, server }
+    }
+
+    /// The address of the first gRPC door.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc
     }
 
     /// The address of the HTTP door of this profile, for a configuration [`with_http_doors`].

@@ -6,7 +6,7 @@ use super::Config;
 use super::document::{Node, Value};
 
 /// The mappings whose keys are listed with those of the mapping that they are in.
-const NESTED: [&str; 3] = ["listen", "limits", "require"];
+const NESTED: [&str; 5] = ["listen", "limits", "shutdown", "responses", "require"];
 
 /// The places of the settings of this document, which is that of `config`.
 pub(super) fn places(root: &Node, config: &Config) -> ConfigPlaces {
@@ -39,9 +39,16 @@ fn section(path: String, node: &Node) -> ConfigSection {
         for member in members {
             keys.push((member.key.as_str().into(), member.at.line));
             if let (true, Value::Mapping(inner)) = (NESTED.contains(&&*member.key), &member.node.value) {
-                let inner =
-                    inner.iter().map(|one| (format!("{}.{}", member.key, one.key).into(), one.at.line));
-                keys.extend(inner);
+                for one in inner {
+                    let path = format!("{}.{}", member.key, one.key);
+                    if let Value::Sequence(elements) = &one.node.value {
+                        let elements = elements.iter().enumerate();
+                        keys.extend(
+                            elements.map(|(at, node)| (format!("{path}[{at}]").into(), node.at.line)),
+                        );
+                    }
+                    keys.push((path.into(), one.at.line));
+                }
             }
         }
     }

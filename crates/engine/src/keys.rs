@@ -46,6 +46,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, Instant, SteadyClock};
+use crate::decision::ConfigPlaces;
 use crate::supervise::{Supervisor, Task, Tasks};
 use crate::telemetry::{Metrics, StaleOutcome};
 use crate::validation::key_set::{KeyName, KeySet};
@@ -156,6 +157,8 @@ pub struct KeyCacheContext {
     pub snapshots_read_only: bool,
     /// The jitter of scheduled fetches.
     pub jitter: Jitter,
+    /// Where the settings are in the current configuration file, for the log.
+    pub places: Arc<ArcSwap<ConfigPlaces>>,
     /// A larger difference from the issuer's clock is warned about: the leeway of the provider's tokens. Default 0.
     pub clock_skew: Duration,
 }

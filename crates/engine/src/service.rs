@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 
 use crate::authorizer::{Authorizer, RecentRefusals};
 use crate::clock::Clock;
+use crate::decision::ConfigPlaces;
 use crate::keys::KeyCacheContext;
 use crate::supervise::{Supervisor, Tasks};
 use crate::telemetry::Metrics;
@@ -57,6 +58,7 @@ impl Service {
     }
 
     fn start_in(config: &Settings, context: KeyCacheContext) -> Result<Self, ServiceError> {
+        context.places.store(Arc::clone(&config.places));
         let parts = config
             .providers
             .iter()
@@ -81,6 +83,11 @@ impl Service {
     /// The authorizer of the current configuration.
     pub fn authorizer(&self) -> Arc<Authorizer> {
         self.authorizer.load_full()
+    }
+
+    /// Where the settings are in the current configuration file.
+    pub fn places(&self) -> Arc<ConfigPlaces> {
+        self.context.places.load_full()
     }
 
     /// The latest refusals, for operators.

@@ -132,17 +132,17 @@ impl Adviser<'_> {
                 self.provider("")
             ),
             Hint::KeyUnknown { is_other_alg: false } => format!(
-                "check that the source of keys of {} is that of this issuer, and that the issuer publishes the key",
-                self.provider("")
+                "check that {} is that of this issuer, and that the issuer publishes the key",
+                self.key_source()
             ),
             Hint::BadSignature => format!(
                 "get a new token, since this one was changed or another key signed it; if every token is refused, check \
-                 that the source of keys of {} is that of this issuer",
-                self.provider("")
+                 that {} is that of this issuer",
+                self.key_source()
             ),
             Hint::KeysUnavailable => format!(
-                "see why the keys of {} cannot be fetched: `/keys` of the admin listener and the log have the error",
-                self.provider("")
+                "see why the keys cannot be fetched from {}: `/keys` of the admin listener and the log have the error",
+                self.key_source()
             ),
             Hint::Requirement(rejection) => self.about_requirement(rejection),
             Hint::ClaimTooLarge => format!(
@@ -229,6 +229,11 @@ impl Adviser<'_> {
 
     fn top(&self, key: &str) -> String {
         self.places.name(Setting::Top(key))
+    }
+
+    /// Where the keys of the token's provider are from.
+    fn key_source(&self) -> String {
+        self.places.key_source(self.record.provider().map_or("", |provider| &*provider.name))
     }
 
     /// A setting of the token's provider.

@@ -4,6 +4,9 @@
 
 use std::collections::HashMap;
 
+/// The keys that name the source of a provider's keys.
+const KEY_SOURCES: [&str; 4] = ["jwks_uri", "discovery_uri", "jwks_file", "jwks"];
+
 /// Where the settings of a configuration file are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigPlaces {
@@ -47,6 +50,34 @@ impl ConfigPlaces {
         Self { top, providers: providers.into_iter().collect(), rules: rules.into_iter().collect() }
     }
 
+    /// The source of the keys of the provider with this name, by its path and line: `providers[0].jwks_uri (line 7)`.
+    pub fn key_source(&self, provider: &str) -> String {
+        let Some(section) = self.providers.get(provider) else {
+            return format!("the source of keys of the provider `{provider}`");
+        };
+        let is_written = |key: &&str| section.keys.iter().any(|(written, _)| **written == **key);
+        // Without one the discovery document is below the issuer.
+        section.name(KEY_SOURCES.into_iter().find(is_written).unwrap_or("issuer"))
+    }
+
+    /// A text that names settings, such as `limits.connections`, with the line of each that the file has. A name with neither
+    /// `.` nor `_` is taken for a word.
+    pub fn with_lines(&self, text: &str) -> String {
+        let is_name =
+            |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '[' | ']');
+        let mut written = String::with_capacity(text.len());
+        for part in text.split_inclusive(|letter| !is_name(letter)) {
+            let name = part.trim_end_matches(|letter| !is_name(letter)).trim_end_matches('.');
+            written.push_str(name);
+            let line = self.top.line_of(name).filter(|_| name.contains(['.', '_']));
+            if let Some(line) = line {
+                written.push_str(&format!(" (line {line})"));
+            }
+            written.push_str(part.get(name.len()..).unwrap_or_default());
+        }
+        written
+    }
+
     /// The setting by its path in the document, with its line: `providers[0].audiences (line 12)`.
     pub(super) fn name(&self, setting: Setting<'_>) -> String {
         let (section, key) = match setting {
@@ -66,14 +97,18 @@ impl ConfigPlaces {
 }
 
 impl ConfigSection {
+    /// The line of a key that the file has.
+    fn line_of(&self, key: &str) -> Option<usize> {
+        self.keys.iter().find(|(known, _)| **known == *key).map(|(_, line)| *line)
+    }
+
     fn name(&self, key: &str) -> String {
         let path = match (&*self.path, key) {
             (path, "") => path.to_owned(),
             ("", key) => key.to_owned(),
             (path, key) => format!("{path}.{key}"),
         };
-        let line = self.keys.iter().find(|(known, _)| **known == *key).map(|(_, line)| *line);
-        match line {
+        match self.line_of(key) {
             Some(line) => format!("{path} (line {line})"),
             None if self.line == 0 => path,
             None if key.is_empty() => format!("{path} (line {})", self.line),
@@ -87,6 +122,47 @@ impl ConfigSection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn section(path: &str, line: usize, keys: &[(&str, usize)]) -> ConfigSection {
+        let keys = keys.iter().map(|(key, line)| ((*key).into(), *line)).collect();
+        ConfigSection { path: path.to_owned(), line, keys }
+    }
+
+    #[test]
+    fn names_of_settings_in_a_text_get_the_lines_that_they_have_in_the_file() {
+        let top =
+            [("limits.connections", 4), ("trusted_proxies", 7), ("listen.ext_authz[1]", 3), ("rules", 9)];
+        let places = ConfigPlaces::new(section("", 1, &top), [], []);
+        for (text, expected) in [
+            ("raise limits.connections or a limit", "raise limits.connections (line 4) or a limit"),
+            ("add it to trusted_proxies.", "add it to trusted_proxies (line 7)."),
+            ("`trusted_proxies`: é", "`trusted_proxies (line 7)`: é"),
+            ("listen.ext_authz[1]", "listen.ext_authz[1] (line 3)"),
+            (
+                "rules of limits.connection and x.limits.connections",
+                "rules of limits.connection and x.limits.connections",
+            ),
+            ("", ""),
+            ("...", "..."),
+        ] {
+            assert_eq!(places.with_lines(text), expected);
+        }
+        assert_eq!(ConfigPlaces::default().with_lines("limits.connections"), "limits.connections");
+    }
+
+    #[test]
+    fn the_source_of_keys_is_named_by_its_key_or_else_by_the_issuer_that_it_is_below() {
+        for (keys, expected) in [
+            (&[("issuer", 5), ("jwks_uri", 6)][..], "providers[0].jwks_uri (line 6)"),
+            (&[("jwks_file", 4), ("spiffe", 5)], "providers[0].jwks_file (line 4)"),
+            (&[("issuer", 5)], "providers[0].issuer (line 5)"),
+        ] {
+            let provider = ("demo".to_owned(), section("providers[0]", 3, keys));
+            let places = ConfigPlaces::new(ConfigSection::default(), [provider], []);
+            assert_eq!(places.key_source("demo"), expected);
+            assert_eq!(places.key_source("x"), "the source of keys of the provider `x`");
+        }
+    }
 
     #[test]
     fn a_setting_is_named_by_its_path_and_line_or_else_by_its_owner() {

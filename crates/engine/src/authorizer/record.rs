@@ -96,7 +96,9 @@ impl Authorizer {
             let peer = peer.to_canonical();
             tracing::warn!(
                 %peer,
-                hint = "add it to trusted_proxies if it is your proxy, else block its access to this listener",
+                hint = self.places.with_lines(
+                    "add it to trusted_proxies if it is your proxy, else block its access to this listener"
+                ),
                 "untrusted peer denied"
             );
         }

@@ -525,14 +525,17 @@ impl Shared {
             return;
         };
         let line = self.state().failures.failed(error, now);
+        // A realm's keys have the name of its provider and its own.
+        let name = provider.split('/').next().unwrap_or_default();
+        let setting = || self.context.places.load().key_source(name);
         match line {
-            Line::Told => {
-                tracing::warn!(%provider, trigger, outcome = "failed", %error, "key set refresh failed");
-            }
-            Line::Counted(Count { failures, lasting }) => {
-                let lasting_seconds = lasting.as_secs();
-                tracing::info!(%provider, trigger, failures, lasting_seconds, %error, "key set refresh still fails");
-            }
+            Line::Told => tracing::warn!(
+                %provider, trigger, outcome = "failed", setting = setting(), %error, "key set refresh failed"
+            ),
+            Line::Counted(Count { failures, lasting }) => tracing::info!(
+                %provider, trigger, failures, lasting_seconds = lasting.as_secs(), setting = setting(), %error,
+                "key set refresh still fails"
+            ),
             Line::None => {}
         }
         let snapshot = self.snapshot.load();

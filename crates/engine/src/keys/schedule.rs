@@ -254,12 +254,15 @@ impl Schedule {
             return None;
         }
         let earliest_start = |cause| accounts.earliest_start(cause, self.member, self.spacing(cause), now);
+        // A concurrent fetch is queued for its caller, who waits, when it is due.
+        let awaited_start =
+            |cause| accounts.earliest_start_if_awaited(cause, self.member, self.spacing(cause), now);
         let forced = CAUSES.into_iter().filter_map(|cause| {
             let Demand { queued, concurrent_from } = *self.demand_ref(cause);
             if self.in_progress.is_empty() {
                 queued.then(|| earliest_start(cause))
             } else {
-                concurrent_from.map(|from| earliest_start(cause).max(from))
+                concurrent_from.map(|from| awaited_start(cause).max(from))
             }
         });
         let scheduled = self.in_progress.is_empty().then_some(self.next_scheduled);

@@ -74,7 +74,7 @@ impl Service {
         }
         for NotReloaded { provider, error } in outcome.iter().flatten() {
             tracing::error!(
-                %provider, %error,
+                %provider, setting = new.places.key_source(provider), %error,
                 hint = "the previous one stays in use until the new source answers with keys",
                 "provider not reloaded"
             );
@@ -165,6 +165,7 @@ impl Service {
         }
         let authorizer = providers::authorizer(parts, &config, &self.context, &self.refusals);
         self.authorizer.store(Arc::new(authorizer));
+        self.context.places.store(Arc::clone(&config.places));
         self.forget_names(&state.running, &config);
         *state = ReloadState { running: config, new: new.clone(), not_reloaded: not_reloaded.clone() };
         self.context.serving_changed.notify_one();

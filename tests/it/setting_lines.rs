@@ -86,6 +86,6 @@ async fn an_address_that_cannot_be_bound_is_named_by_the_line_of_its_listener() 
     let address = taken.local_addr().expect("an address").to_string();
     let text = text("", "https://sso.example.com/keys")
         .replace("['127.0.0.1:0', '127.0.0.1:0']", &format!("\n    - 127.0.0.1:0\n    - {address}"));
-    let error = App::bind(parse(&text), Clock::System).await.err().expect("it is in use").to_string();
+    let error = App::bind(parse(&text), Clock::System).await.expect_err("it is in use").to_string();
     assert!(error.starts_with(&format!("listen.ext_authz[1] (line 5): {address}: ")), "{error}");
 }

@@ -65,7 +65,7 @@ An issuer, the service and an upstream are running. Start Envoy in another termi
 
 Then send a request without a token (401), and one with a token of the issuer's current key (200, and what the upstream got):
 
-    curl -i http://{ENVOY}/orders; curl -i -H @{folder}/authorization http://{ENVOY}/orders
+    curl -i -w '\\n' http://{ENVOY}/orders; curl -i -H @{folder}/authorization http://{ENVOY}/orders
 
 Press Ctrl-C to stop.
 "

@@ -284,6 +284,7 @@ fn describe(keyed: &KeyedProvider) -> Value {
                 "alg": key.alg().map(|alg| alg.name()),
                 "use": key.key_use(),
                 "thumbprint": key.thumbprint(),
+                "issuer": key.issuer(),
                 "note": key.note(),
             })
         })

@@ -165,6 +165,7 @@ impl Fetch for Script {
                         fresh_for,
                         ahead: None,
                         rank: 0,
+                        passed_over: None,
                         location_asked: true,
                     })
                 }

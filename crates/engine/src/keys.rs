@@ -272,6 +272,8 @@ struct State {
     last_error: Option<FetchError>,
     /// The failures since the last success, for the log.
     failures: Failures,
+    /// Those of what was passed over on the way to an answer.
+    passed_over: Failures,
     /// Whether the warning about the set's age was logged.
     age_warned: bool,
     /// When the warning about the issuer's clock was last logged.
@@ -468,6 +470,7 @@ impl Shared {
             last_trigger: None,
             last_error: None,
             failures: Failures::default(),
+            passed_over: Failures::default(),
             age_warned: false,
             clock_warned: None,
             authority: 0,

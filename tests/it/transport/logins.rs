@@ -253,7 +253,7 @@ async fn a_source_that_stands_in_brings_no_withdrawn_key_back_after_a_restart() 
     assert!(!service.bearer(&token(&old)).await.is_allowed());
     let is_written = || {
         let mut files = fs::read_dir(folder.path()).expect("a folder").filter_map(Result::ok);
-        files.any(|file| fs::read_to_string(file.path()).is_ok_and(|text| text.contains("withdrawn")))
+        files.any(|file| fs::read_to_string(file.path()).is_ok_and(|text| text.contains("\"withdrawn\":[{")))
     };
     eventually("the snapshot has the withdrawal", async || is_written()).await;
     drop(service);
@@ -261,4 +261,37 @@ async fn a_source_that_stands_in_brings_no_withdrawn_key_back_after_a_restart() 
     let service = start().await;
     assert!(service.bearer(&token(&new)).await.is_allowed());
     assert!(!service.bearer(&token(&old)).await.is_allowed(), "the first one has withdrawn it");
+}
+
+#[tokio::test]
+async fn a_source_that_is_passed_over_is_told_once_though_another_one_has_the_keys() {
+    let (first, second, known) = (KeyServer::start().await, KeyServer::start().await, key("known"));
+    let urls = format!("jwks_uri: ['{}', '{}']", first.http("/keys"), second.http("/keys"));
+    let document = format!("discovery_uri: '{}'", first.http("/document"));
+    let published = Answer::document(ISSUER, second.http("/keys"));
+    for (keys, before, what) in [
+        (urls, Answer::keys(&[&known]), format!("key set at {}", first.http("/keys"))),
+        (document, published, format!("discovery document at {}", first.http("/document"))),
+    ] {
+        log::capture();
+        first.respond_with(before.clone());
+        second.respond_with(Answer::keys(&[&known]));
+        let more = IMMEDIATE_REFRESH.replace("interval: 1h", "interval: 20ms");
+        let config = configured(&[provider("demo", ISSUER, &keys, &more)]);
+        let service = Running::start(config, fixed_clock()).await;
+        first.respond_with(Answer::status(503));
+        let failed = first.requests().len();
+        eventually("it is asked again", async || first.requests().len() > failed + 4).await;
+        assert!(service.bearer(&token(&known)).await.is_allowed());
+        let told = log::lines("a source of keys failed, another one stands in");
+        let [told] = &told[..] else { panic!("{told:?}") };
+        for part in [&format!("{what}: the answer's status is 503"), "setting=\"providers[0].", "WARN"] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        first.respond_with(before);
+        eventually("it answers again", async || !log::lines("every source of keys answers again").is_empty())
+            .await;
+        assert_eq!(log::lines("older key set received"), Vec::<String>::new());
+        assert_eq!(log::lines("key set refresh failed"), Vec::<String>::new());
+    }
 }

@@ -1,7 +1,7 @@
 //! `portcullis validate --online`: what each issuer answers, as `serve` would find it.
 
-use super::answer::Answer;
-use super::env::{folder, key, provider, text};
+use super::answer::{Answer, Step};
+use super::env::{SHORT_TIMEOUT, folder, key, provider, text};
 use super::key_server::KeyServer;
 use super::process::portcullis;
 use crate::support::subprocess::StartCommand;
@@ -71,4 +71,25 @@ async fn a_document_of_another_issuer_and_keys_of_another_algorithm_are_said() {
     let (code, out, _) = validate(&[provider("p", "https://sso.example.com/{realm}", &keys, realms)]).await;
     assert_eq!(code, Some(0));
     assert!(out.contains("p/acme: 1 keys at ") && out.contains("p/globex: 1 keys at "), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_url_of_a_list_is_asked_and_a_timeout_names_the_url() {
+    let (good, bad, slow) = (KeyServer::start().await, KeyServer::start().await, KeyServer::start().await);
+    good.respond_with(Answer::keys(&[&key("known")]));
+    slow.respond_with(Answer::raw(vec![Step::KeepOpen]));
+    let keys = format!("jwks_uri: ['{}', '{}']", good.http("/keys"), bad.http("/keys"));
+    let (code, out, err) = validate(&[provider("p", "https://sso.example.com", &keys, "")]).await;
+    assert_eq!(code, Some(1), "each has to stand in for the others");
+    assert!(out.contains("p.jwks_uri[0]: 1 keys at "), "{out}");
+    assert!(
+        err.contains(&format!("p.jwks_uri[1]: key set at {}: the answer's status is 404", bad.http("/keys"))),
+        "{err}"
+    );
+    for (keys, what) in [("jwks_uri", "key set"), ("discovery_uri", "discovery document")] {
+        let keys = format!("{keys}: '{}'", slow.http("/keys"));
+        let (_, _, err) = validate(&[provider("p", "https://sso.example.com", &keys, SHORT_TIMEOUT)]).await;
+        let expected = format!("p: {what} at {}: no answer within 500 ms", slow.http("/keys"));
+        assert!(err.contains(&expected), "{err}");
+    }
 }

@@ -79,6 +79,16 @@ impl Discovery {
         self.lock().as_ref().map(|entry| entry.jwks_uri.clone())
     }
 
+    /// Its URL.
+    pub(super) fn document(&self) -> &Url {
+        &self.document
+    }
+
+    /// The error of a request for the document.
+    pub(super) fn error(&self, error: FetchError) -> FetchError {
+        error.at(Document::Discovery, &self.document)
+    }
+
     /// Reads the document. One that is older than the last one is not accepted; its URL is returned as an
     /// alternative, unless the document comes from a cache.
     ///
@@ -92,7 +102,7 @@ impl Discovery {
     ) -> Result<Located, FetchError> {
         let request = Request::new(self.document.clone(), mode);
         let requested_at = clock.now_micros();
-        let named = |error: FetchError| error.at(Document::Discovery, &self.document);
+        let named = |error: FetchError| self.error(error);
         let answer = transport.get(request).await.map_err(named)?;
         let origin = answer.origin(requested_at, clock.now_micros());
         let body = answer.into_body().map_err(named)?;

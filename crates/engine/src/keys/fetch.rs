@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
+use url::Url;
 
 use crate::clock::{Clock, Instant, SteadyClock};
 use crate::validation::Kid;
 use crate::validation::key_set::KeySet;
 
-use super::fetch_error::FetchError;
+use super::fetch_error::{Document, FetchError};
 use super::folder::FileThreads;
 use super::origin::Origin;
 use super::published::Published;
@@ -50,6 +51,47 @@ pub struct FetchContext {
     pub deadline: Instant,
     /// Receives a set while more is requested.
     pub interim: Interim,
+    /// What is being requested, for the error of a fetch that takes too long.
+    pub asking: Asking,
+}
+
+/// Fetches the current key set once, for at most this long.
+///
+/// # Errors
+/// Those of the source, and [`FetchError::TimedOut`].
+pub async fn fetch_within(
+    limit: Duration,
+    source: &dyn Fetch,
+    context: FetchContext,
+) -> Result<Fetched, FetchError> {
+    let asking = context.asking.clone();
+    match timeout(limit, source.fetch(context)).await {
+        Ok(result) => result,
+        Err(_) => Err(asking.named(FetchError::TimedOut(limit))),
+    }
+}
+
+/// What a fetch is requesting.
+#[derive(Clone, Debug, Default)]
+pub struct Asking(Arc<Mutex<Option<(Document, Url)>>>);
+
+impl Asking {
+    /// Notes a request.
+    pub(super) fn set(&self, document: Document, url: &Url) {
+        *self.lock() = Some((document, url.clone()));
+    }
+
+    /// The error with what was requested last, if that is known.
+    fn named(&self, error: FetchError) -> FetchError {
+        match &*self.lock() {
+            Some((document, url)) => error.at(*document, url),
+            None => error,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Document, Url)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl FetchContext {
@@ -63,6 +105,7 @@ impl FetchContext {
             clock: SteadyClock::start(clock),
             deadline: clock.monotonic() + timeout,
             interim: Interim::default(),
+            asking: Asking::default(),
         }
     }
 }
@@ -150,6 +193,8 @@ pub struct Fetched {
     pub location_asked: bool,
     /// The position of the URL that answered among several: all but the first stand in for those before them.
     pub rank: usize,
+    /// Why what was to be asked before did not serve: earlier URLs, or the discovery document, whose last `jwks_uri` was used.
+    pub passed_over: Option<FetchError>,
 }
 
 impl Fetched {
@@ -165,6 +210,7 @@ impl Fetched {
             ahead: None,
             location_asked: true,
             rank: 0,
+            passed_over: None,
         }
     }
 }

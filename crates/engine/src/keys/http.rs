@@ -130,8 +130,9 @@ impl HttpKeys {
         };
         let cached = discovery.cached(&context.clock);
         let Some(url) = cached else {
-            let url = self.locate(discovery, mode, context).await?;
-            return self.read_discovered(discovery, &url, mode, context).await;
+            let (url, passed_over) = self.locate(discovery, mode, context).await?;
+            let fetched = self.read_discovered(discovery, &url, mode, context).await?;
+            return Ok(Fetched { passed_over, ..fetched });
         };
         let fetched = self.read_discovered(discovery, &url, mode, context).await;
         if let Ok(fetched) = &fetched {
@@ -179,7 +180,10 @@ impl HttpKeys {
             // The caller limits the time of the last one, as that of a single one.
             let read = if is_last { Ok(read.await) } else { tokio::time::timeout(share, read).await };
             match read.unwrap_or_else(|_| Err(FetchError::TimedOut(share).at(Document::KeySet, url))) {
-                Ok(fetched) => return Ok(Fetched { rank: at, ..fetched }),
+                Ok(fetched) => {
+                    let passed_over = (!failed.is_empty()).then(|| FetchError::of_all(failed));
+                    return Ok(Fetched { rank: at, passed_over, ..fetched });
+                }
                 Err(error) => failed.push(error),
             }
         }
@@ -206,21 +210,25 @@ impl HttpKeys {
         Ok(Some(fetched))
     }
 
-    /// The URL that the document names, or the last one if the document is unavailable.
+    /// The URL that the document names, or the last one if the document is unavailable, with the reason.
     async fn locate(
         &self,
         discovery: &Discovery,
         mode: RequestMode,
         context: &FetchContext,
-    ) -> Result<Url, FetchError> {
+    ) -> Result<(Url, Option<FetchError>), FetchError> {
+        context.asking.set(Document::Discovery, discovery.document());
         let read = discovery.read(&*self.transport, mode, &context.clock);
-        let Some(last) = discovery.last() else { return read.await.map(|located| located.jwks_uri) };
+        let Some(last) = discovery.last() else {
+            return read.await.map(|located| (located.jwks_uri, None));
+        };
         // Half of the time is reserved for the keys.
         let remaining = context.deadline.saturating_duration_since(context.clock.monotonic()) / 2;
         match tokio::time::timeout(remaining, read).await {
             Ok(Err(error)) if matches!(error.cause(), FetchError::Discovery(_)) => Err(error),
-            Ok(Ok(located)) => Ok(located.jwks_uri),
-            Ok(Err(_)) | Err(_) => Ok(last),
+            Ok(Ok(located)) => Ok((located.jwks_uri, None)),
+            Ok(Err(error)) => Ok((last, Some(error))),
+            Err(_) => Ok((last, Some(discovery.error(FetchError::TimedOut(remaining))))),
         }
     }
 
@@ -253,6 +261,7 @@ impl HttpKeys {
         mode: RequestMode,
         context: &FetchContext,
     ) -> Result<Fetched, FetchError> {
+        context.asking.set(Document::KeySet, url);
         let conditional = context.mode == FetchMode::Conditional
             && mode == RequestMode::Scheduled
             && self.lock().unreliable.as_ref() != Some(url);
@@ -379,6 +388,7 @@ fn fetched(
         ahead: caching::clock_ahead(&answer.headers, requested_at, context.clock.now_micros()),
         location_asked: true,
         rank: 0,
+        passed_over: None,
     }
 }
 

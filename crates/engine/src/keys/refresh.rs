@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::failures::{Count, Line};
-use super::fetch::{Fetch, FetchContext, Fetched, Interim, Wanted};
+use super::fetch::{Asking, Fetch, FetchContext, Fetched, Interim, Wanted, fetch_within};
 use super::fetch_error::FetchError;
 use super::policy::RefreshPolicy;
 use super::published::{Effect, Published, Withdrawn};
@@ -115,8 +115,9 @@ async fn fetch_once(
         clock: shared.clock.clone(),
         deadline: shared.now() + limit,
         interim: Interim::to(move |fetched| recorder.record_interim(started.trigger, fetched)),
+        asking: Asking::default(),
     };
-    timeout(limit, fetch.fetch(context)).await.unwrap_or(Err(FetchError::TimedOut(limit)))
+    fetch_within(limit, &*fetch, context).await
 }
 
 /// Schedules a fetch soon after the source is seen to have changed.
@@ -323,6 +324,7 @@ impl Shared {
         let (outcome, end, error) = match result {
             Ok(fetched) => {
                 let fresh_for = fetched.fresh_for;
+                self.log_passed_over(&mut state, &fetched);
                 self.record_clock(&mut state, fetched.ahead);
                 let source =
                     if fetched.origin.is_from_cache() { AnswerSource::Cache } else { AnswerSource::Issuer };
@@ -410,6 +412,14 @@ impl Shared {
             _ => (FetchOutcome::Unchanged, Some(self.confirmed_now())),
         };
         self.log_key_set(trigger, outcome, generation, &fetched, &before.published, &published);
+        // That of a URL that stands in only counts as older.
+        if outcome == FetchOutcome::Older && !is_before {
+            tracing::warn!(
+                provider = %self.provider, trigger = trigger.as_str(), location = %fetched.location,
+                caches = fetched.caches,
+                hint = "check the caches and replicas between this service and the issuer", "older key set received"
+            );
+        }
         let max_stale = self.policy.max_stale;
         if published.origin().is_some() {
             self.snapshot.store(Arc::new(KeySnapshot { published, generation, confirmed, max_stale }));
@@ -466,12 +476,6 @@ impl Shared {
             added = kids(before.lacks(after)), removed = kids(after.lacks(before)),
             skipped = after.skipped().len(), "key set refreshed"
         );
-        if outcome == FetchOutcome::Older {
-            tracing::warn!(
-                %provider, trigger, location, caches = fetched.caches,
-                hint = "check the caches and replicas between this service and the issuer", "older key set received"
-            );
-        }
         self.log_keys(before, after);
     }
 
@@ -509,6 +513,38 @@ impl Shared {
         }
     }
 
+    /// The setting that says where the keys are.
+    fn setting(&self) -> String {
+        // A realm's keys have the name of its provider and its own.
+        let name = self.provider.split('/').next().unwrap_or_default();
+        self.context.places.load().key_source(name)
+    }
+
+    /// Logs what was passed over on the way to this answer, as failed fetches: the keys are there, but who waits until
+    /// nothing answers has waited too long.
+    fn log_passed_over(&self, state: &mut State, fetched: &Fetched) {
+        let (provider, location, now) = (&self.provider, &fetched.location, self.now());
+        let Some(error) = &fetched.passed_over else {
+            if fetched.location_asked
+                && let Some(Count { failures, lasting }) = state.passed_over.succeeded(now)
+            {
+                let lasting_seconds = lasting.as_secs();
+                tracing::info!(%provider, failures, lasting_seconds, "every source of keys answers again");
+            }
+            return;
+        };
+        match state.passed_over.failed(error, now) {
+            Line::Told => tracing::warn!(
+                %provider, setting = self.setting(), %error, location, "a source of keys failed, another one stands in"
+            ),
+            Line::Counted(Count { failures, lasting }) => tracing::info!(
+                %provider, failures, lasting_seconds = lasting.as_secs(), setting = self.setting(), %error, location,
+                "a source of keys still fails, another one stands in"
+            ),
+            Line::None => {}
+        }
+    }
+
     /// Logs a failed fetch, unless such a one was logged since the last success, and the first success after failures.
     fn log_failure(&self, trigger: Trigger, error: Option<&FetchError>, previous: Option<&FetchError>) {
         let (provider, trigger) = (&self.provider, trigger.as_str());
@@ -525,9 +561,7 @@ impl Shared {
             return;
         };
         let line = self.state().failures.failed(error, now);
-        // A realm's keys have the name of its provider and its own.
-        let name = provider.split('/').next().unwrap_or_default();
-        let setting = || self.context.places.load().key_source(name);
+        let setting = || self.setting();
         match line {
             Line::Told => tracing::warn!(
                 %provider, trigger, outcome = "failed", setting = setting(), %error, "key set refresh failed"

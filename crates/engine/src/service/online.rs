@@ -2,6 +2,7 @@
 //! Nothing is counted or written, and no snapshot stands in for an issuer that does not answer.
 
 use tokio::task::JoinSet;
+use url::Url;
 
 use super::settings::Settings;
 use super::sources::fetch_keys;
@@ -21,7 +22,7 @@ const MAX_IN_FLIGHT: usize = 16;
 /// What a provider's issuer answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OnlineCheck {
-    /// The provider's name, or `PROVIDER/REALM`.
+    /// The provider's name, `PROVIDER/REALM`, or `PROVIDER.jwks_uri[INDEX]` of several URLs.
     pub name: String,
     /// What was found, or why there are no keys.
     pub result: Result<String, String>,
@@ -56,9 +57,19 @@ enum Target {
     Unchecked(String, String),
 }
 
-/// The issuers of a provider.
+/// What is to be checked of a provider: each of several issuers, or each of several URLs.
 fn targets(config: ProviderConfig) -> Vec<Target> {
     let name = config.provider.name.clone();
+    if let KeySource::JwksUri(urls) = &config.keys
+        && urls.len() > 1
+    {
+        // Each of them has to stand in for the others.
+        let alone = |(at, url): (usize, &Url)| {
+            let config = ProviderConfig { keys: KeySource::JwksUri(vec![url.clone()]), ..config.clone() };
+            Target::Issuer(format!("{name}.jwks_uri[{at}]"), Box::new(config))
+        };
+        return urls.iter().enumerate().map(alone).collect();
+    }
     let Some(realms) = config.realms.clone() else { return vec![Target::Issuer(name, Box::new(config))] };
     let AllowedRealms::Listed(listed) = &realms.allowed else {
         let text = "its realms are a pattern: `explain` checks the realm of a token";
@@ -97,12 +108,18 @@ fn described(config: &ProviderConfig, fetched: &Fetched) -> String {
         kid.map_or_else(|| "a key without kid".to_owned(), |kid| quoted(kid.as_str()))
     };
     let mut text = format!("{} keys at {}", keys.len(), fetched.location);
+    if let Some(error) = &fetched.passed_over {
+        text.push_str(&format!("\n  after an error: {error}"));
+    }
     for key in keys.iter().take(MAX_NAMED) {
         let alg = key.alg().map_or_else(|| key.kty().to_owned(), |alg| alg.to_string());
         text.push_str(&format!("\n  {} ({alg})", kid(key.kid())));
         if let Some(note) = key.note() {
             text.push_str(&format!(": {note}"));
         }
+    }
+    if let more @ 1.. = keys.len().saturating_sub(MAX_NAMED) {
+        text.push_str(&format!("\n  and {more} more"));
     }
     for skipped in fetched.keys.skipped().iter().take(MAX_NAMED) {
         text.push_str(&format!("\n  skipped {}: {}", kid(skipped.kid.as_ref()), skipped.reason));

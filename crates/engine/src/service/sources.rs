@@ -14,8 +14,7 @@ use crate::authorizer::{KeySource, ProviderConfig};
 use crate::keys::RefreshPolicy;
 use crate::keys::budget::Budget;
 use crate::keys::discovery::Discovery;
-use crate::keys::fetch::{ChangeFuture, Fetch, FetchContext, FetchFuture, Fetched, FileKeys};
-use crate::keys::fetch_error::FetchError;
+use crate::keys::fetch::{ChangeFuture, Fetch, FetchContext, FetchFuture, Fetched, FileKeys, fetch_within};
 use crate::keys::folder::FileThreads;
 use crate::keys::http::HttpKeys;
 use crate::keys::http_client::HttpClient;
@@ -123,9 +122,8 @@ async fn fetch_once(
         Err(error) => return Err(error.to_string()),
     };
     let limit = config.refresh.timeout;
-    let fetched = timeout(limit, source.fetch.fetch(FetchContext::first(&context.clock, limit))).await;
-    let fetched = fetched.unwrap_or(Err(FetchError::TimedOut(limit))).map_err(|error| error.to_string())?;
-    Ok((source, fetched))
+    let fetched = fetch_within(limit, &*source.fetch, FetchContext::first(&context.clock, limit)).await;
+    Ok((source, fetched.map_err(|error| error.to_string())?))
 }
 
 /// Fetches the keys of a provider of one issuer once. See [`fetch_once`].

@@ -179,6 +179,11 @@ impl Key {
         self.public.as_ref().map(|public| public.thumbprint)
     }
 
+    /// The `issuer` member, if any: the only one whose tokens it verifies, in a set of several issuers.
+    pub fn issuer(&self) -> Option<&str> {
+        self.issuer.as_deref()
+    }
+
     /// The key as a JWK (RFC 7517 §4) with the members that this service supports; `None` for a shared secret.
     pub fn public_jwk(&self) -> Option<serde_json::Value> {
         let mut jwk: serde_json::Value = serde_json::from_str(&self.public.as_ref()?.canonical).ok()?;

@@ -11,6 +11,8 @@ use portcullis_core::validation::Kid;
 use portcullis_core::validation::algorithm::Algorithm;
 use portcullis_core::validation::key_set::{Key, KeySet, KeySetError};
 
+use portcullis_engine::keys::http_client::PROXY_SCHEMES;
+
 use super::cursor::{Cursor, Mapping, Read, show_duration};
 use super::forms::{Count, FILE, List, Size, Text, Time, equal, shown, text_schema};
 use super::section::{Form, FormDescription, section};
@@ -282,13 +284,13 @@ impl Form for Proxy {
     }
 
     fn describe(&self) -> FormDescription {
-        FormDescription::new("an http or https URL, or `none`", text_schema())
+        FormDescription::new("an http, https, socks5 or socks5h URL, or `none`", text_schema())
     }
 }
 
 fn read_proxy(cursor: &Cursor<'_>) -> Read<ProxyUrl> {
     let url = Url::parse(&cursor.text()?).ok().filter(|url| {
-        matches!(url.scheme(), "http" | "https")
+        PROXY_SCHEMES.contains(&url.scheme())
             && url.host().is_some()
             && matches!(url.path(), "" | "/")
             && url.query().is_none()

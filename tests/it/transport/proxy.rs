@@ -1,8 +1,13 @@
 //! G25: a forward proxy is used only where it is configured, and its password is sent to it only.
 
+use std::net::SocketAddr;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use portcullis::commands::issuer::SigningKey;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 
 use super::answer::{Answer, Step};
 use super::certificates::Authority;
@@ -325,4 +330,63 @@ fn an_invalid_proxy_url_is_rejected_without_its_password() {
     let config = portcullis::config::Config::parse(&text, &|_| None).expect("valid");
     let printed = format!("{config:?}{}", config.to_yaml());
     assert!(printed.contains("proxy.example.com:3128") && !printed.contains("hunter2"), "{printed}");
+}
+
+/// A SOCKS5 proxy (RFC 1928) whose connections all go to this address. Returns its own address, and the hosts that it is asked
+/// for.
+async fn socks5(to: SocketAddr) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let (sender, asked) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(tunnel(client, to, sender.clone()));
+        }
+    });
+    (address, asked)
+}
+
+/// Serves one connection.
+async fn tunnel(mut client: TcpStream, to: SocketAddr, asked: mpsc::UnboundedSender<String>) {
+    let mut head = [0; 2];
+    client.read_exact(&mut head).await.expect("a greeting");
+    client.read_exact(&mut vec![0; head[1].into()]).await.expect("its methods");
+    client.write_all(&[5, 0]).await.expect("sent");
+    let mut request = [0; 5];
+    client.read_exact(&mut request).await.expect("a request");
+    assert_eq!(request[..2], [5, 1], "CONNECT");
+    // The name of a host, or the rest of an IPv4 address, and the port.
+    let mut rest = vec![0; if request[3] == 3 { usize::from(request[4]) } else { 3 } + 2];
+    client.read_exact(&mut rest).await.expect("the host and the port");
+    let host = &rest[..rest.len() - 2];
+    // The test may have ended.
+    let _sent = asked.send(match request[3] {
+        3 => String::from_utf8(host.to_vec()).expect("a name"),
+        _ => format!("{}.{}.{}.{}", request[4], host[0], host[1], host[2]),
+    });
+    client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.expect("sent");
+    let mut server = TcpStream::connect(to).await.expect("connected");
+    let _ended = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+}
+
+#[tokio::test]
+async fn a_socks_proxy_gets_the_name_or_the_address_of_the_host() {
+    let (folder, (known, server)) = (folder(), publishing(Layer::Plain).await);
+    let (proxy, mut asked) = socks5(server.address()).await;
+    for (scheme, host, expected) in [
+        ("socks5h", "sso.test", "sso.test"),
+        ("socks5", "192.0.2.7", "192.0.2.7"),
+        ("socks5h", "192.0.2.7", "192.0.2.7"),
+    ] {
+        let more = format!("allow_http: true, {IMMEDIATE_REFRESH}");
+        let keys = format!("jwks_uri: 'http://{host}/keys'");
+        let of_file = format!("{more}, http: {{proxy: '{scheme}://{proxy}'}}");
+        let of_environment = format!("{scheme}://{proxy}");
+        for (more, environment) in [(&of_file, vec![]), (&more, vec![("HTTP_PROXY", &*of_environment)])] {
+            let providers = [provider("demo", ISSUER, &keys, more)];
+            let process = Process::serve(folder.path(), &providers, &environment).await;
+            wait_until_known(&process, &known).await;
+            assert_eq!(asked.recv().await.as_deref(), Some(expected), "{scheme}");
+        }
+    }
 }

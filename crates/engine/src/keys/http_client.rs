@@ -362,14 +362,17 @@ fn no_proxy(hosts: &str) -> String {
     hosts.map(|host| format!("{host},")).collect()
 }
 
+/// The schemes of a proxy's URL: over HTTP, and SOCKS (RFC 1928) with the addresses or the names of hosts.
+pub const PROXY_SCHEMES: [&str; 4] = ["http", "https", "socks5", "socks5h"];
+
 /// The URL in the first of these variables that is set and not empty. As in Go and curl, the scheme is http if there is none.
 fn environment_proxy(names: [&'static str; 2]) -> Result<Option<Url>, FetchError> {
     let Some((name, value)) = variable(names) else { return Ok(None) };
     let text = if value.contains("://") { value } else { format!("http://{value}") };
-    let url = Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let url = Url::parse(&text).ok().filter(|url| PROXY_SCHEMES.contains(&url.scheme()) && url.has_host());
     let url = url.ok_or_else(|| {
         FetchError::Transport(format!(
-            "{name} of the environment is not the http or https URL of a proxy: correct it, or set `proxy: none`"
+            "{name} of the environment is not the http, https, socks5 or socks5h URL of a proxy: correct it, or set `proxy: none`"
         ))
     });
     url.map(Some)

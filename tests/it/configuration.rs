@@ -452,7 +452,7 @@ fn invalid_provider_values_are_errors_with_their_place() {
         "discovery_uri: http://keycloak:8080/d",
         "http: [1]",
         "http: {ca: x}",
-        "http: {proxy: 'socks5://p:1'}",
+        "http: {proxy: 'socks4://p:1'}",
         "http: {proxy: 'proxy:3128'}",
         "http: {proxy: 'http://p/path'}",
         "http: {proxy: 'http://p?a=b'}",

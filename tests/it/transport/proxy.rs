@@ -263,7 +263,7 @@ async fn no_request_goes_to_a_proxy_of_the_environment_that_does_not_apply() {
 
 #[test]
 fn a_variable_that_is_no_url_stops_the_start_and_is_named_without_its_value() {
-    for value in ["socks5://anna:hunter2@p:1", "http://anna:hunter2@", "http://hunter2 x"] {
+    for value in ["socks4://anna:hunter2@p:1", "http://anna:hunter2@", "http://hunter2 x"] {
         let folder = folder();
         let config = folder.path().join("portcullis.yaml");
         std::fs::write(&config, text(&provider_at("http://sso.test/keys", ""))).expect("written");
@@ -314,7 +314,7 @@ fn an_invalid_proxy_url_is_rejected_without_its_password() {
         "http://anna:hunter2@proxy.example.com/path",
         "http://anna:hunter2@proxy.example.com?a=b",
         "http://anna:hunter2@proxy.example.com/#a",
-        "socks5://anna:hunter2@proxy.example.com:1080",
+        "ftp://anna:hunter2@proxy.example.com:1080",
         "http://anna:hunter2@proxy.example.com:99999",
         "http://anna:hunter2@",
         "anna:hunter2@proxy.example.com:3128",

@@ -581,6 +581,9 @@ fn a_trust_domain_has_a_name_its_own_keys_and_algorithms_of_its_tokens() {
         let other = format!("  - {{name: q, {other}, {keys}, audiences: [a]}}\n");
         errors.of(&format!("{}    {keys}\n{other}", spiffe("example.org")));
     }
+    let x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+    let svid = format!("jwks: {{keys: [{{kty: OKP, crv: Ed25519, use: jwt-svid, x: {x}}}]}}");
+    errors.of(&provider_with(&svid));
     errors.compare("a_trust_domain_has_a_name_its_own_keys_and_algorithms_of_its_tokens");
 }
 

@@ -4,11 +4,13 @@ use std::fs;
 
 use portcullis::commands::issuer::{SigningAlgorithm, SigningKey};
 use portcullis::config::Config;
-use portcullis::validation::key_set::KeySet;
+use portcullis::validation::key_set::{KeySet, KeyUse};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, NOW, Running, fixed_clock};
-use crate::transport::env::folder;
+use crate::support::{self, NOW, Running, fixed_clock};
+use crate::transport::answer::Answer;
+use crate::transport::env::{eventually, folder};
+use crate::transport::key_server::KeyServer;
 
 const RS256: SigningAlgorithm = SigningAlgorithm::RS256;
 
@@ -55,7 +57,7 @@ impl World {
         Self { folder, key, service }
     }
 
-    async fn ask(&self, changes: Value) -> Answer {
+    async fn ask(&self, changes: Value) -> support::Answer {
         self.service.bearer(&self.key.sign(&with(claims(), &changes))).await
     }
 }
@@ -82,7 +84,7 @@ providers:
 }
 
 #[track_caller]
-fn assert_reason(answer: &Answer, reason: &str, of: &dyn std::fmt::Debug) {
+fn assert_reason(answer: &support::Answer, reason: &str, of: &dyn std::fmt::Debug) {
     assert_eq!(answer.faults(reason, &[]), Vec::<String>::new(), "{of:?}");
 }
 
@@ -221,10 +223,18 @@ fn of_a_bundle_only_keys_for_jwt_svids_are_read_and_other_sets_need_no_use() {
     ] {
         let keys: Vec<Value> =
             uses.iter().enumerate().map(|(slot, declared)| of_use(slot, declared)).collect();
-        let parsed = KeySet::parse(json!({ "keys": keys }).to_string().as_bytes());
+        let document = json!({ "keys": keys }).to_string();
+        let parsed = KeySet::parse_for(document.as_bytes(), KeyUse::Svids);
         let read: Vec<&str> =
             parsed.iter().flat_map(KeySet::keys).map(|key| key.key_use().unwrap_or("")).collect();
         assert_eq!(read, kept, "{uses:?}");
+        // An issuer's keys are those for signatures, whatever else is in its set.
+        let of_issuer: Vec<&str> =
+            uses.iter().copied().filter(|declared| matches!(*declared, "" | "sig")).collect();
+        let issuers = KeySet::parse(document.as_bytes());
+        let read: Vec<&str> =
+            issuers.iter().flat_map(KeySet::keys).map(|key| key.key_use().unwrap_or("")).collect();
+        assert_eq!(read, of_issuer, "{uses:?}");
         let skipped = parsed.iter().flat_map(KeySet::skipped);
         assert!(skipped.clone().all(|key| !key.may_sign()), "{:?}", skipped.collect::<Vec<_>>());
     }
@@ -240,4 +250,77 @@ fn a_trust_domain_is_printed_as_it_was_written() {
     assert!(printed.contains("spiffe: \"example.org\"") && !printed.contains("issuer:"), "{printed}");
     let again = Config::parse(&printed, &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(again.providers[0].provider, config.providers[0].provider);
+}
+
+/// A trust domain with these keys and further settings.
+fn mesh(keys: &str, more: &str) -> String {
+    format!(
+        "
+listen: {{ext_authz: '127.0.0.1:0', admin: '127.0.0.1:0'}}
+providers:
+  - name: mesh
+    spiffe: example.org
+    {keys}
+    audiences: [orders]
+    refresh: {{interval: 1h, min_spacing: 10ms, min_spacing_bad_signature: 10ms{more}}}
+"
+    )
+}
+
+async fn serve(text: &str) -> Running {
+    let config = Config::parse(text, &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
+    Running::start(config, fixed_clock()).await
+}
+
+#[tokio::test]
+async fn a_bundle_with_a_lower_sequence_withdraws_no_key_and_brings_none_back() {
+    let (server, [a, b, c]) = (KeyServer::start().await, [0, 1, 2].map(|slot| key(slot, slot)));
+    let publish = |sequence: u64, keys: &[&SigningKey]| {
+        let mut document: Value = serde_json::from_str(&bundle(keys)).expect("JSON");
+        document["spiffe_sequence"] = sequence.into();
+        server.respond_with(Answer::status(200).body(document.to_string()));
+    };
+    publish(7, &[&a]);
+    let service = serve(&mesh(&format!("jwks_uri: '{}'", server.http("/bundle")), "")).await;
+    let reason = async |key: &SigningKey| service.bearer(&key.sign(&claims())).await.reason().to_owned();
+    assert_eq!(reason(&a).await, "ok");
+    publish(8, &[&b]);
+    assert_eq!((reason(&b).await, reason(&a).await), ("ok".to_owned(), "key_unknown".to_owned()));
+    publish(7, &[&a, &c]);
+    for _ in 0..5 {
+        assert_ne!(reason(&a).await, "ok", "it was withdrawn");
+        assert_eq!(reason(&b).await, "ok", "it is published");
+    }
+    assert_eq!(reason(&c).await, "ok", "a key that no bundle has withdrawn is added");
+    publish(9, &[&a]);
+    assert_eq!(reason(&key(3, 3)).await, "key_unknown");
+    assert_eq!((reason(&a).await, reason(&b).await), ("ok".to_owned(), "key_unknown".to_owned()));
+}
+
+fn key(slot: usize, kid: usize) -> SigningKey {
+    SigningKey::pooled(slot, &*format!("key-{kid}"), RS256)
+}
+
+#[tokio::test]
+async fn a_snapshot_has_every_key_of_the_set_that_was_in_use_whatever_its_use() {
+    let (folder, server, [a, b]) = (folder(), KeyServer::start().await, [0, 1].map(|slot| key(slot, slot)));
+    let plain = with(a.public_jwk(), &json!({"use": null}));
+    server.respond_with(Answer::status(200).body(json!({"keys": [plain]}).to_string()));
+    let snapshots = format!(", snapshot_dir: '{}'", folder.path().display());
+    let text = mesh(&format!("jwks_uri: '{}'", server.http("/bundle")), &snapshots);
+    let service = serve(&text).await;
+    assert!(service.bearer(&a.sign(&claims())).await.is_allowed());
+    server.respond_with(Answer::status(200).body(bundle(&[&a, &b])));
+    assert!(service.bearer(&b.sign(&claims())).await.is_allowed());
+    eventually("the snapshot has both", async || {
+        let written = fs::read_to_string(folder.path().join("mesh.json")).unwrap_or_default();
+        written.contains("key-0") && written.contains("key-1")
+    })
+    .await;
+    drop(service);
+    server.respond_with(Answer::status(503));
+    let service = serve(&text).await;
+    for key in [&a, &b] {
+        assert!(service.bearer(&key.sign(&claims())).await.is_allowed());
+    }
 }

@@ -300,6 +300,7 @@ fn make_provider(draft: ProviderDraft, mapping: &Mapping<'_>) -> Read<ProviderCo
         (Some(keys), _) => keys,
     };
     refuse_algorithms_of_svids(selected_by, &algorithms, mapping)?;
+    refuse_keys_of_svids(selected_by, &keys, mapping)?;
     let realms = make_realms(draft.realms, draft.max_realms, mapping, &issuer, &keys);
     let http = IssuerHttp { allow_http: draft.allow_http?, ..draft.http? };
     let checked_http = refuse_plain_http(mapping, &keys, &http);
@@ -373,6 +374,19 @@ fn refuse_algorithms_of_svids(
             format!("{algorithm} is no algorithm of a JWT-SVID, which has RS, PS or ES (JWT-SVID §2.1)"),
         ),
     }
+}
+
+/// Refuses inline keys for JWT-SVIDs that would verify tokens of an issuer.
+fn refuse_keys_of_svids(selected_by: SelectedBy, keys: &KeySource, mapping: &Mapping<'_>) -> Read<()> {
+    let KeySource::Inline(keys) = keys else { return Ok(()) };
+    let is_svid = |key: &Arc<Key>| !matches!(key.key_use(), None | Some("sig"));
+    if selected_by == SelectedBy::Issuer && keys.keys().iter().any(is_svid) {
+        return mapping.refuse_at(
+            "jwks",
+            "a key of the use `jwt-svid` verifies JWT-SVIDs alone: write `spiffe` instead of `issuer`, or `use: sig`",
+        );
+    }
+    Ok(())
 }
 
 fn read_trust_domain(cursor: &Cursor<'_>) -> Read<String> {

@@ -103,8 +103,7 @@ impl Adviser<'_> {
                 self.top("providers")
             ),
             Hint::IssuerOfSvid(issuer) => format!(
-                "add a provider with the issuer {issuer} and the same source of keys to {}: one with `spiffe` has the tokens \
-                 without iss",
+                "add a provider with the issuer {issuer} to {}: one with `spiffe` has the tokens without iss",
                 self.top("providers")
             ),
             Hint::Audience(found) => self.about_audience(found.as_deref()),

@@ -33,6 +33,21 @@ pub struct KeySet {
     /// a hash table would not find sooner.
     by_kid: Vec<usize>,
     skipped: Vec<SkippedKey>,
+    /// See [`KeySet::sequence`].
+    sequence: Option<u64>,
+}
+
+/// Which keys of a set are read, by their `use` (RFC 7517 §4.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyUse {
+    /// Those for signatures: `sig` or none.
+    #[default]
+    Signatures,
+    /// Those for JWT-SVIDs: in a SPIFFE bundle those of the use `jwt-svid` alone (SPIFFE Trust Domain and Bundle §4.2.2). The
+    /// sets of the Workload API and of SPIRE's discovery provider have no `use` of a bundle; of these the keys for signatures.
+    Svids,
+    /// Both: keys that were chosen before, for a snapshot, or by the author of the configuration.
+    Any,
 }
 
 /// A key of the document that cannot be used.
@@ -47,12 +62,13 @@ pub struct SkippedKey {
 /// Reasons of keys that are not for signatures.
 const OTHER_USE: &str = "`use` is not `sig`";
 const OTHER_SVID: &str = "`use` is not `jwt-svid`, in a SPIFFE bundle";
+const NO_SIGNATURE: &str = "`use` is neither `sig` nor `jwt-svid`";
 const OTHER_OPERATIONS: &str = "`key_ops` does not allow `verify`";
 
 impl SkippedKey {
     /// Whether tokens may be signed with it, as far as the document says. The others are for encryption.
     pub fn may_sign(&self) -> bool {
-        ![OTHER_USE, OTHER_SVID, OTHER_OPERATIONS].contains(&self.reason)
+        ![OTHER_USE, OTHER_SVID, NO_SIGNATURE, OTHER_OPERATIONS].contains(&self.reason)
     }
 }
 
@@ -103,15 +119,25 @@ enum Origin {
 struct Document<'a> {
     #[serde(borrow)]
     keys: Vec<&'a RawValue>,
+    #[serde(borrow)]
+    spiffe_sequence: Option<&'a RawValue>,
 }
 
 impl KeySet {
-    /// Parses a set from an issuer or from a file.
+    /// Parses a set from an issuer or from a file: its keys for signatures.
     ///
     /// # Errors
     /// The document is not a key set or has no usable key; either fails the fetch.
     pub fn parse(document: &[u8]) -> Result<Self, KeySetError> {
-        Self::read(document, Origin::Fetched)
+        Self::parse_for(document, KeyUse::Signatures)
+    }
+
+    /// The same for keys of another use.
+    ///
+    /// # Errors
+    /// As [`KeySet::parse`].
+    pub fn parse_for(document: &[u8], key_use: KeyUse) -> Result<Self, KeySetError> {
+        Self::read(document, Origin::Fetched, key_use)
     }
 
     /// Parses a set from the configuration, which may contain `oct` keys.
@@ -120,7 +146,7 @@ impl KeySet {
     /// As [`KeySet::parse`]; also, any key that cannot be used is an error, which the author of the configuration
     /// has to see.
     pub fn parse_inline(document: &[u8]) -> Result<Self, KeySetError> {
-        let set = Self::read(document, Origin::Configuration)?;
+        let set = Self::read(document, Origin::Configuration, KeyUse::Any)?;
         match set.skipped.first() {
             None => Ok(set),
             Some(first) => {
@@ -129,7 +155,7 @@ impl KeySet {
         }
     }
 
-    fn read(document: &[u8], origin: Origin) -> Result<Self, KeySetError> {
+    fn read(document: &[u8], origin: Origin, key_use: KeyUse) -> Result<Self, KeySetError> {
         let text =
             std::str::from_utf8(without_byte_order_mark(document)).map_err(|_| KeySetError::NotAKeySet)?;
         // Serde would accept an array for a struct.
@@ -139,12 +165,17 @@ impl KeySet {
         let document: Document<'_> = serde_json::from_str(text).map_err(|_| not_a_key_set(text))?;
         let parsed = |raw: &RawValue| Json::parse(raw.get().as_bytes(), &KEY_LIMITS);
         let entries: Vec<_> = document.keys.into_iter().map(parsed).collect();
-        let in_bundle = entries.iter().flatten().any(read::is_of_bundle);
+        let uses = match key_use {
+            KeyUse::Signatures => read::Uses::Signatures,
+            KeyUse::Svids if entries.iter().flatten().any(read::is_of_bundle) => read::Uses::Svids,
+            KeyUse::Svids => read::Uses::Signatures,
+            KeyUse::Any => read::Uses::Any,
+        };
         let (mut keys, mut skipped) = (Vec::new(), Vec::new());
         for jwk in entries {
             let read = match &jwk {
                 _ if keys.len() >= MAX_KEYS => Err("too many keys in the set"),
-                Ok(jwk @ Json::Object(_)) => read::key(jwk, origin, in_bundle),
+                Ok(jwk @ Json::Object(_)) => read::key(jwk, origin, uses),
                 _ => Err("not an object, or with a repeated member"),
             };
             match read {
@@ -161,14 +192,28 @@ impl KeySet {
             let reason = skipped.first().map(|key| key.reason);
             return Err(KeySetError::NothingUsable { skipped: skipped.len(), reason });
         }
-        Ok(Self::of(keys, skipped))
+        let sequence = document.spiffe_sequence.filter(|_| key_use == KeyUse::Svids);
+        let sequence = sequence.and_then(|digits| digits.get().parse().ok());
+        Ok(Self::of(keys, skipped).with_sequence(sequence))
+    }
+
+    /// The number of a bundle, which grows with each change of it (SPIFFE Trust Domain and Bundle §4.1.1); `None` for a set that
+    /// is no bundle, or has none.
+    pub fn sequence(&self) -> Option<u64> {
+        self.sequence
+    }
+
+    /// This set with another number, or none.
+    #[must_use]
+    pub fn with_sequence(self, sequence: Option<u64>) -> Self {
+        Self { sequence, ..self }
     }
 
     fn of(keys: Vec<Arc<Key>>, skipped: Vec<SkippedKey>) -> Self {
         let mut by_kid: Vec<usize> = (0..keys.len()).collect();
         // Stable.
         by_kid.sort_by_key(|at| keys.get(*at).and_then(|key| key.kid()).map(Kid::as_str));
-        Self { keys, by_kid, skipped }
+        Self { keys, by_kid, skipped, sequence: None }
     }
 
     /// The keys with this `kid`, or without any, in the order of the document.
@@ -248,13 +293,13 @@ impl KeySet {
                 skipped.push(SkippedKey { kid: key.kid().cloned(), reason });
             }
         }
-        Self::of(keys, skipped)
+        Self::of(keys, skipped).with_sequence(self.sequence)
     }
 
     /// This set with more keys, up to the maximum.
     pub fn with(&self, more: impl IntoIterator<Item = Arc<Key>>) -> Self {
         let keys = self.keys.iter().cloned().chain(more).take(MAX_KEYS).collect();
-        Self::of(keys, self.skipped.clone())
+        Self::of(keys, self.skipped.clone()).with_sequence(self.sequence)
     }
 
     /// Whether both sets verify the same tokens: the same keys by name and material, in any order.

@@ -10,6 +10,7 @@ use http::header::AUTHORIZATION;
 
 use super::algorithm::Algorithm;
 use super::json::Json;
+use super::key_set::KeyUse;
 
 /// The rules for the tokens of one issuer.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,6 +70,14 @@ impl SelectedBy {
         match self {
             SelectedBy::Issuer => &["at+jwt", "jwt"],
             SelectedBy::TrustDomain => &["jwt", "jose"],
+        }
+    }
+
+    /// The keys of a set that may verify its tokens.
+    pub fn key_use(self) -> KeyUse {
+        match self {
+            SelectedBy::Issuer => KeyUse::Signatures,
+            SelectedBy::TrustDomain => KeyUse::Svids,
         }
     }
 

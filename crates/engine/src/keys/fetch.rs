@@ -13,7 +13,7 @@ use url::Url;
 
 use crate::clock::{Clock, Instant, SteadyClock};
 use crate::validation::Kid;
-use crate::validation::key_set::KeySet;
+use crate::validation::key_set::{KeySet, KeyUse};
 
 use super::fetch_error::{Document, FetchError};
 use super::folder::FileThreads;
@@ -229,6 +229,7 @@ pub struct FileKeys {
     threads: FileThreads,
     /// What the last fetch read, valid or not, or why it failed.
     read: Mutex<Option<FileRead>>,
+    key_use: KeyUse,
 }
 
 /// The result of reading a key file.
@@ -237,7 +238,19 @@ type FileRead = Result<Vec<u8>, FetchError>;
 impl FileKeys {
     /// Keys in the file at `path`, of at most `max_bytes`.
     pub fn at(path: &Path, max_bytes: usize) -> Self {
-        Self { path: path.to_owned(), max_bytes, threads: FileThreads::default(), read: Mutex::default() }
+        Self {
+            path: path.to_owned(),
+            max_bytes,
+            threads: FileThreads::default(),
+            read: Mutex::default(),
+            key_use: KeyUse::default(),
+        }
+    }
+
+    /// Those of this use.
+    #[must_use]
+    pub fn of_use(self, key_use: KeyUse) -> Self {
+        Self { key_use, ..self }
     }
 
     /// Reads until two consecutive reads return the same, or one returns what was read before.
@@ -253,7 +266,9 @@ impl FileKeys {
             sleep(delay.min(SETTLE_DELAY)).await;
         };
         *self.last() = Some(content.clone());
-        KeySet::parse(&content?).map_err(FetchError::KeySet)
+        let keys = KeySet::parse_for(&content?, self.key_use).map_err(FetchError::KeySet)?;
+        // Who replaces the file knows which bundle is the current one.
+        Ok(keys.with_sequence(None))
     }
 
     async fn read_file(&self) -> FileRead {

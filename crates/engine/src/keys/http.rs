@@ -13,7 +13,7 @@ use http::StatusCode;
 use http::header::HeaderMap;
 use url::Url;
 
-use crate::validation::key_set::{Key, KeySet};
+use crate::validation::key_set::{Key, KeySet, KeyUse};
 
 use super::caching;
 use super::discovery::{Alternative, Discovery, Located};
@@ -35,6 +35,7 @@ pub struct HttpKeys {
     location: Location,
     opened_by: OpenedBy,
     history: Mutex<History>,
+    key_use: KeyUse,
 }
 
 /// What opened the source.
@@ -83,7 +84,14 @@ impl HttpKeys {
     }
 
     fn new(location: Location, transport: Arc<dyn Transport>) -> Self {
-        Self { transport, location, opened_by: OpenedBy::Start, history: Mutex::default() }
+        let (opened_by, history) = (OpenedBy::Start, Mutex::default());
+        Self { transport, location, opened_by, history, key_use: KeyUse::default() }
+    }
+
+    /// Those of this use.
+    #[must_use]
+    pub fn of_use(self, key_use: KeyUse) -> Self {
+        Self { key_use, ..self }
     }
 
     /// For a source that a token opens: the first fetch bypasses caches, unless that fails.
@@ -255,6 +263,19 @@ impl HttpKeys {
         self.request_set(url, mode, context).await.map_err(|error| error.at(Document::KeySet, url))
     }
 
+    fn read_answer(
+        &self,
+        answer: Answer,
+        requested_at: i64,
+        context: &FetchContext,
+    ) -> Result<Fetched, FetchError> {
+        let fresh_for = caching::fresh_for(&answer.headers);
+        let mut fetched = fetched(Arc::default(), &answer, fresh_for, requested_at, context);
+        let keys = KeySet::parse_for(&answer.into_body()?, self.key_use).map_err(FetchError::KeySet)?;
+        fetched.keys = Arc::new(keys);
+        Ok(fetched)
+    }
+
     async fn request_set(
         &self,
         url: &Url,
@@ -283,7 +304,7 @@ impl HttpKeys {
         }
         let validators = caching::validators(&answer.headers);
         let same_url = answer.url == *url;
-        let fetched = read_answer(answer, requested_at, context)?;
+        let fetched = self.read_answer(answer, requested_at, context)?;
         // Validators of a redirected answer may belong to another URL the next time.
         self.remember(url, last, validators.filter(|_| same_url), &fetched, mode);
         Ok(fetched)
@@ -360,13 +381,6 @@ fn is_suspect(fetched: &Result<Fetched, FetchError>, context: &FetchContext) -> 
         }
         Err(error) => matches!(error.cause(), FetchError::KeySet(_) | FetchError::Discovery(_)),
     }
-}
-
-fn read_answer(answer: Answer, requested_at: i64, context: &FetchContext) -> Result<Fetched, FetchError> {
-    let fresh_for = caching::fresh_for(&answer.headers);
-    let mut fetched = fetched(Arc::default(), &answer, fresh_for, requested_at, context);
-    fetched.keys = Arc::new(KeySet::parse(&answer.into_body()?).map_err(FetchError::KeySet)?);
-    Ok(fetched)
 }
 
 fn fetched(

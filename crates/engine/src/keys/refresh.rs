@@ -376,14 +376,20 @@ impl Shared {
         let requested_before =
             base.published.origin().is_some_and(|own| fetched.origin.is_requested_before(own));
         let stands_in = fetched.rank > state.authority;
-        let by_date_alone = !stands_in && !fetched.origin.has_age() && !requested_before;
+        // A replica of a SPIFFE bundle that lags, whatever its date.
+        let is_behind = match (base.published.keys().sequence(), fetched.keys.sequence()) {
+            (Some(own), Some(other)) => other < own,
+            _ => false,
+        };
+        let by_date_alone = !stands_in && !is_behind && !fetched.origin.has_age() && !requested_before;
         let expired = (by_date_alone && state.older_in_a_row >= MAX_OLDER_IN_A_ROW)
             || base.confirmed.is_some_and(|confirmed| confirmed.age(self.now()) > self.policy.max_stale);
         let known = if expired { base.published.without_origin() } else { base.published.clone() };
         let has_set = known.origin().is_some();
         // A URL that stands in for the one that the set is from may add keys, but neither replaces nor withdraws any, and
         // brings none back: its answer counts as made before.
-        let is_before = stands_in || (!has_set && fetched.rank > 0);
+        let is_substitute = stands_in || (!has_set && fetched.rank > 0);
+        let is_before = is_substitute || (has_set && is_behind);
         let origin = if is_before { known.before_all(fetched.origin) } else { fetched.origin };
         let (mut published, effect) = known.apply(&fetched.keys, origin);
         if !has_set || matches!(effect, Effect::Renewed | Effect::Unchanged) {
@@ -413,7 +419,7 @@ impl Shared {
         };
         self.log_key_set(trigger, outcome, generation, &fetched, &before.published, &published);
         // That of a URL that stands in only counts as older.
-        if outcome == FetchOutcome::Older && !is_before {
+        if outcome == FetchOutcome::Older && !is_substitute {
             tracing::warn!(
                 provider = %self.provider, trigger = trigger.as_str(), location = %fetched.location,
                 caches = fetched.caches,

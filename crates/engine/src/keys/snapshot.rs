@@ -20,7 +20,7 @@ use serde_json::value::RawValue;
 use crate::clock::{BootTime, Clock, SteadyClock};
 use crate::validation::UnixTime;
 use crate::validation::digest::Sha256Digest;
-use crate::validation::key_set::{KeySet, KeySetError};
+use crate::validation::key_set::{KeySet, KeySetError, KeyUse};
 
 use super::folder::{DiskFolder, FileThreads, Folder, FolderError};
 use super::origin::Origin;
@@ -202,6 +202,9 @@ struct Content {
     brought: Vec<AddedKey>,
     #[serde(default)]
     written: Option<Written>,
+    /// That of a SPIFFE bundle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sequence: Option<u64>,
 }
 
 impl SnapshotFile {
@@ -315,7 +318,8 @@ impl SnapshotFile {
             Published::without_keys(withdrawn)
         } else {
             let jwks = serde_json::json!({ "keys": content.keys }).to_string();
-            let keys = KeySet::parse(jwks.as_bytes()).map_err(SnapshotError::KeySet)?;
+            let keys = KeySet::parse_for(jwks.as_bytes(), KeyUse::Any).map_err(SnapshotError::KeySet)?;
+            let keys = keys.with_sequence(content.sequence);
             let rebased = |origin| now.rebase(origin, content.written.as_ref());
             let brought =
                 content.brought.iter().cloned().map(|entry| AddedKey { by: rebased(entry.by), ..entry });
@@ -389,6 +393,7 @@ impl SnapshotFile {
             withdrawn: published.withdrawn().to_vec(),
             brought: published.added_keys().to_vec(),
             written: Some(Written { micros: now.micros, boot_time: now.boot_time.clone() }),
+            sequence: published.keys().sequence(),
         });
         let envelope = content.and_then(|content| {
             serde_json::to_vec(&Envelope { sha256: digest(&content), content: &content })

@@ -163,12 +163,17 @@ impl Source {
     ) -> Result<Option<Self>, ServiceError> {
         let RefreshPolicy { max_bytes, interval, .. } = config.refresh;
         let http = || realm.map_or_else(|| http_client(config, context), |realm| Ok(Arc::clone(&realm.http)));
+        let key_use = config.provider.selected_by.key_use();
         // Realms are opened by tokens.
-        let http_keys =
-            |keys: HttpKeys| Arc::new(if realm.is_some() { keys.opened_by_token() } else { keys });
+        let http_keys = |keys: HttpKeys| {
+            Arc::new(if realm.is_some() { keys.opened_by_token() } else { keys }.of_use(key_use))
+        };
         let (fetch, location): (Arc<dyn Fetch>, String) = match &config.keys {
             KeySource::Inline(_) => return Ok(None),
-            KeySource::File(path) => (Arc::new(FileKeys::at(path, max_bytes)), path.display().to_string()),
+            KeySource::File(path) => {
+                let keys = FileKeys::at(path, max_bytes).of_use(key_use);
+                (Arc::new(keys), path.display().to_string())
+            }
             KeySource::JwksUri(urls) => {
                 let location: Vec<&str> = urls.iter().map(Url::as_str).collect();
                 (http_keys(HttpKeys::at(urls.clone(), http()?)), location.join(" "))

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use super::key::{Key, Material, PublicKey, RsaKey, secret_bytes};
-use super::{OTHER_OPERATIONS, OTHER_SVID, OTHER_USE, Origin};
+use super::{NO_SIGNATURE, OTHER_OPERATIONS, OTHER_SVID, OTHER_USE, Origin};
 use crate::validation::algorithm::Algorithm;
 use crate::validation::json::Json;
 use crate::validation::kid::Kid;
@@ -41,14 +41,25 @@ pub(super) fn is_of_bundle(jwk: &Json) -> bool {
     jwk.member("use").and_then(Json::as_str).is_some_and(|declared| declared.ends_with("-svid"))
 }
 
-/// Reads a key, of a SPIFFE bundle or of another set.
+/// Which values of `use` are read.
+#[derive(Clone, Copy)]
+pub(super) enum Uses {
+    /// `sig` or none.
+    Signatures,
+    /// `jwt-svid`.
+    Svids,
+    /// Each of these.
+    Any,
+}
+
+/// Reads a key.
 ///
 /// # Errors
 /// Why it cannot be used; contains nothing of the key.
-pub(super) fn key(jwk: &Json, origin: Origin, in_bundle: bool) -> Result<Key, &'static str> {
+pub(super) fn key(jwk: &Json, origin: Origin, uses: Uses) -> Result<Key, &'static str> {
     let mut reader = Reader { jwk, note: None };
     let kid = reader.kid()?;
-    let declared_use = check_use(jwk, in_bundle)?;
+    let declared_use = check_use(jwk, uses)?;
     let alg = match text(jwk, "alg", "`alg` is not a string")? {
         None => None,
         Some(name) => Some(Algorithm::from_name(name).ok_or("`alg` is not a supported signature algorithm")?),
@@ -221,16 +232,14 @@ fn secret(jwk: &Json, alg: Option<Algorithm>) -> Read {
 }
 
 /// RFC 7517 §4.2, §4.3: checks that the key may verify signatures. Returns `use`, if it is present.
-///
-/// In a SPIFFE bundle only keys of the use `jwt-svid` sign tokens, and one without `use` is ignored (SPIFFE Trust Domain and
-/// Bundle §4.2.2). The sets of the Workload API and of SPIRE's discovery provider have none of its uses.
-fn check_use(jwk: &Json, in_bundle: bool) -> Result<Option<&'static str>, &'static str> {
-    let declared = match (text(jwk, "use", "`use` is not a string")?, in_bundle) {
-        (None, false) => None,
-        (Some("sig"), false) => Some("sig"),
-        (Some(JWT_SVID), true) => Some(JWT_SVID),
-        (_, false) => return Err(OTHER_USE),
-        (_, true) => return Err(OTHER_SVID),
+fn check_use(jwk: &Json, uses: Uses) -> Result<Option<&'static str>, &'static str> {
+    let declared = match (text(jwk, "use", "`use` is not a string")?, uses) {
+        (None, Uses::Signatures | Uses::Any) => None,
+        (Some("sig"), Uses::Signatures | Uses::Any) => Some("sig"),
+        (Some(JWT_SVID), Uses::Svids | Uses::Any) => Some(JWT_SVID),
+        (_, Uses::Signatures) => return Err(OTHER_USE),
+        (_, Uses::Svids) => return Err(OTHER_SVID),
+        (_, Uses::Any) => return Err(NO_SIGNATURE),
     };
     match present(jwk, "key_ops") {
         None => Ok(declared),

@@ -93,6 +93,48 @@ async fn one_place_of_two_providers_has_tokens_of_either_and_is_emptied_of_those
     }
 }
 
+#[tokio::test]
+async fn a_second_token_in_a_spelling_that_some_programs_take_for_the_same_never_reaches_the_upstream() {
+    let not_forwarded = "token_from: [{cookie: t}, {cookie: access_token}, {websocket_protocol: bearer}, \
+                         {websocket_protocol: token}]\n    forward_token: false";
+    let shared = "token_from: [{cookie: access_token}, {websocket_protocol: bearer}]";
+    let also_shared = format!("{shared}\n    forward_token: false");
+    for (a, b, header, sent, left) in [
+        (BEARER, not_forwarded, "cookie", "t={b}; access.token=other; z=1", Some("z=1")),
+        (BEARER, not_forwarded, "cookie", "access.token=other; t={b}; t.=x", Some("t.=x")),
+        (BEARER, not_forwarded, "sec-websocket-protocol", "bearer, {b}, TOKEN, other, chat", Some("chat")),
+        (
+            shared,
+            &also_shared,
+            "cookie",
+            "access.token=other; access_token={a}; z=1",
+            Some("access_token={a}; z=1"),
+        ),
+        (shared, &also_shared, "cookie", "access_token={a}; z=1", None),
+        (
+            shared,
+            &also_shared,
+            "sec-websocket-protocol",
+            "bearer, {a}, BEARER, other, x",
+            Some("bearer, {a}, x"),
+        ),
+        (
+            shared,
+            &also_shared,
+            "sec-websocket-protocol",
+            "bearer, {a}, BEARER, {a}, x",
+            Some("bearer, {a}, x"),
+        ),
+    ] {
+        let service = Running::start(parse("ext_authz: '127.0.0.1:0'", a, b), fixed_clock()).await;
+        let (of_a, of_b) = (token_of("a"), token_of("b"));
+        let written = |text: &str| text.replace("{a}", &of_a).replace("{b}", &of_b);
+        let answer = service.ask(Ask::default().header(header, written(sent))).await;
+        assert_eq!(answer.faults("ok", &[]), Vec::<String>::new(), "{sent}");
+        assert_eq!(answer.set.get(header).cloned(), left.map(written), "{sent}");
+    }
+}
+
 #[test]
 fn a_header_with_tokens_that_are_forwarded_for_one_provider_alone_is_warned_about_behind_proxies_with_a_file()
 {

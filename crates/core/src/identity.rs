@@ -284,32 +284,57 @@ fn remove_claims(changes: &mut UpstreamChanges, protected: &ProtectedHeaders) {
 /// forwards it. A proxy that sets only the headers that its configuration names needs them with every answer, since it copies
 /// the answer's header even if it is absent. Other proxies need them only if a cookie's name is folded to that of a token by
 /// some programs.
-fn set_remaining_cookies(
+fn set_remaining_cookies<'p>(
     changes: &mut UpstreamChanges,
-    protected: &ProtectedHeaders,
+    protected: &'p ProtectedHeaders,
     request: &AccessRequest<'_>,
-    forwarded: &[&TokenSource],
+    forwarded: &[&'p TokenSource],
 ) {
     let is_done =
         changes.sets(COOKIE.as_str().as_bytes()) || changes.remove.contains(&RemovedHeader::Known(COOKIE));
     if is_done || !protected.not_forwarded().iter().any(|source| cookie_name(source).is_some()) {
         return;
     }
-    let removed = removed_names(protected, forwarded, cookie_name);
+    let names = Names::of(protected, forwarded, cookie_name);
     let mut sent = request.headers.all("cookie").flat_map(cookies);
-    if request.removal == Removal::NamedHeaders || sent.any(|(name, _)| is_one_of(name, &removed)) {
-        set_cookies(changes, request, &removed);
+    if request.removal == Removal::NamedHeaders || sent.any(|(name, _)| names.removes_cookie(name)) {
+        set_cookies(changes, request, &names);
     }
 }
 
-/// The names of the places of one kind from which tokens are removed, but for those where this one is forwarded.
-fn removed_names<'p>(
-    protected: &'p ProtectedHeaders,
-    forwarded: &[&TokenSource],
-    name: fn(&'p TokenSource) -> Option<&'p [u8]>,
-) -> Vec<&'p [u8]> {
-    let removed = protected.not_forwarded().iter().filter(|source| !forwarded.contains(source));
-    removed.filter_map(name).collect()
+/// The names of cookies, or of protocols, from which tokens are removed.
+#[derive(Debug, Default)]
+struct Names<'p> {
+    removed: Vec<&'p [u8]>,
+    /// These stay as they are written, though other spellings of them are removed: this request's token is forwarded there.
+    kept: Vec<&'p [u8]>,
+}
+
+impl<'p> Names<'p> {
+    /// Those of all places that are not forwarded, but for `forwarded`.
+    fn of(
+        protected: &'p ProtectedHeaders,
+        forwarded: &[&'p TokenSource],
+        name: fn(&'p TokenSource) -> Option<&'p [u8]>,
+    ) -> Self {
+        Self {
+            removed: protected.not_forwarded().iter().filter_map(name).collect(),
+            kept: forwarded.iter().copied().filter_map(name).collect(),
+        }
+    }
+
+    /// Whether some program takes a cookie of this name for one that is removed: PHP folds cookie names like parameter names.
+    fn removes_cookie(&self, name: &[u8]) -> bool {
+        let as_read = |name: &[u8]| folded(&percent_decode(name).decode_utf8_lossy());
+        let is_one = |one: &&[u8]| *one == name || as_read(one) == as_read(name);
+        !self.kept.contains(&name) && self.removed.iter().any(is_one)
+    }
+
+    /// Whether some program takes an item for a protocol that is removed: names of protocols are compared with their case (RFC
+    /// 6455 §11.3.4), but not by every program.
+    fn removes_protocol(&self, item: &[u8]) -> bool {
+        !self.kept.contains(&item) && self.removed.iter().any(|name| name.eq_ignore_ascii_case(item))
+    }
 }
 
 fn cookie_name(source: &TokenSource) -> Option<&[u8]> {
@@ -328,42 +353,38 @@ fn protocol_name(source: &TokenSource) -> Option<&[u8]> {
 
 /// Sets the remaining protocols of a WebSocket for a proxy that copies the header from every answer, as
 /// [`set_remaining_cookies`].
-fn set_remaining_protocols(
+fn set_remaining_protocols<'p>(
     changes: &mut UpstreamChanges,
-    protected: &ProtectedHeaders,
+    protected: &'p ProtectedHeaders,
     request: &AccessRequest<'_>,
-    forwarded: &[&TokenSource],
+    forwarded: &[&'p TokenSource],
 ) {
     let is_done = changes.websocket_protocol.is_some()
         || changes.remove.contains(&RemovedHeader::Known(SEC_WEBSOCKET_PROTOCOL));
     if is_done || !protected.not_forwarded().iter().any(|source| protocol_name(source).is_some()) {
         return;
     }
-    let removed = removed_names(protected, forwarded, protocol_name);
+    let names = Names::of(protected, forwarded, protocol_name);
     let sent = bearer_token::websocket_protocols(request);
-    if request.removal == Removal::NamedHeaders || sent.iter().any(|item| is_protocol_of(item, &removed)) {
-        set_protocols(changes, request, &removed);
+    if request.removal == Removal::NamedHeaders || sent.iter().any(|item| names.removes_protocol(item)) {
+        set_protocols(changes, request, &names);
     }
 }
 
-/// Whether some program may take this item for one of these: names of protocols are compared with their case (RFC 6455
-/// §11.3.4), but not by every program.
-fn is_protocol_of(item: &[u8], names: &[&[u8]]) -> bool {
-    names.iter().any(|name| name.eq_ignore_ascii_case(item))
-}
-
 /// Sets the protocols of a WebSocket except these and the item behind each.
-fn set_protocols(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, without: &[&[u8]]) {
+fn set_protocols(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, names: &Names<'_>) {
     let items = bearer_token::websocket_protocols(request);
-    let is_name = |item: &[u8]| is_protocol_of(item, without);
-    let behind = items.windows(2).filter_map(|pair| match pair {
-        [name, token] if is_name(name) => Some(*token),
-        _ => None,
-    });
-    // Also another copy of such an item, wherever it is.
+    let before = |at: usize| at.checked_sub(1).and_then(|at| items.get(at)).copied();
+    let is_behind = |at: usize| before(at).is_some_and(|name| names.removes_protocol(name));
+    let behind = items.iter().enumerate().filter(|(at, _)| is_behind(*at)).map(|(_, item)| *item);
+    // Also another copy of such an item, wherever it is, unless it is the token that is forwarded.
     let removed: HashSet<&[u8]> = behind.collect();
-    let kept: Vec<&[u8]> =
-        items.iter().copied().filter(|item| !is_name(item) && !removed.contains(item)).collect();
+    let is_kept = |at: usize, item: &[u8]| {
+        let is_token = before(at).is_some_and(|name| names.kept.contains(&name));
+        !names.removes_protocol(item) && !is_behind(at) && (is_token || !removed.contains(item))
+    };
+    let kept = items.iter().enumerate().filter(|(at, item)| is_kept(*at, item)).map(|(_, item)| *item);
+    let kept: Vec<&[u8]> = kept.collect();
     let kept = HeaderValue::from_bytes(&kept.join(&b", "[..])).ok();
     match kept.filter(|kept| kept.to_str().is_ok_and(|text| !text.is_empty())) {
         Some(kept) => changes.websocket_protocol = Some(kept),
@@ -371,21 +392,23 @@ fn set_protocols(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, wit
     }
 }
 
-/// Whether some program takes a cookie of this name for one of these: PHP folds cookie names like parameter names.
-fn is_one_of(name: &[u8], names: &[&[u8]]) -> bool {
-    let as_read = |name: &[u8]| folded(&percent_decode(name).decode_utf8_lossy());
-    names.iter().any(|one| *one == name || as_read(one) == as_read(name))
-}
-
 /// Removes the token from every place.
-fn remove_token(
+fn remove_token<'p>(
     changes: &mut UpstreamChanges,
-    protected: &ProtectedHeaders,
+    protected: &'p ProtectedHeaders,
     request: &AccessRequest<'_>,
-    places: &[&TokenSource],
+    places: &[&'p TokenSource],
 ) -> Result<(), UpstreamRejection> {
-    let cookie_names: Vec<&[u8]> = places.iter().copied().filter_map(cookie_name).collect();
-    let protocol_names: Vec<&[u8]> = places.iter().copied().filter_map(protocol_name).collect();
+    // Beside the places of this token all others from which tokens are removed: what is there was not verified.
+    let with_places = |name: fn(&'p TokenSource) -> Option<&'p [u8]>| {
+        let mut names = Names::of(protected, &[], name);
+        let found: Vec<&[u8]> = places.iter().copied().filter_map(name).collect();
+        (!found.is_empty()).then(|| {
+            names.removed.extend(found);
+            names
+        })
+    };
+    let (cookie_names, protocol_names) = (with_places(cookie_name), with_places(protocol_name));
     for place in places {
         let is_header = matches!(place, TokenSource::Header { .. });
         // The proxy's file is made for the places that are never forwarded.
@@ -406,23 +429,23 @@ fn remove_token(
             TokenSource::Cookie(_) | TokenSource::WebSocketProtocol(_) => {}
         }
     }
-    if !cookie_names.is_empty() {
-        set_cookies(changes, request, &cookie_names);
+    if let Some(names) = cookie_names {
+        set_cookies(changes, request, &names);
     }
-    if !protocol_names.is_empty() {
-        set_protocols(changes, request, &protocol_names);
+    if let Some(names) = protocol_names {
+        set_protocols(changes, request, &names);
     }
     Ok(())
 }
 
 /// Sets the cookies of the request except those with these names.
-fn set_cookies(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, without: &[&[u8]]) {
+fn set_cookies(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, names: &Names<'_>) {
     let kept: Vec<&[u8]> = request
         .headers
         .all("cookie")
         .flat_map(|header| header.split(|byte| *byte == b';'))
         .map(<[u8]>::trim_ascii)
-        .filter(|pair| !pair.is_empty() && !cookies(pair).any(|(name, _)| is_one_of(name, without)))
+        .filter(|pair| !pair.is_empty() && !cookies(pair).any(|(name, _)| names.removes_cookie(name)))
         .collect();
     // A value that is not plain text cannot be rewritten; the header is then removed.
     let cookie = String::from_utf8(kept.join(&b"; "[..])).ok();
@@ -519,7 +542,8 @@ mod tests {
             (b"a=1\x7f; t=x", None),
         ] {
             let mut changes = UpstreamChanges::default();
-            set_cookies(&mut changes, &request(&[(b"cookie", sent)]), &[b"t"]);
+            let names = Names { removed: vec![b"t"], kept: Vec::new() };
+            set_cookies(&mut changes, &request(&[(b"cookie", sent)]), &names);
             let set: Vec<_> = changes.set().map(|(name, value)| (name, value.as_bytes())).collect();
             assert_eq!(set, kept.map(|kept| (&COOKIE, kept)).into_iter().collect::<Vec<_>>());
             let removed = kept.is_none().then_some(RemovedHeader::Known(COOKIE));
@@ -542,7 +566,8 @@ mod tests {
         ] {
             let mut changes = UpstreamChanges::default();
             let headers: Vec<_> = sent.iter().map(|line| (&b"Sec-WebSocket-Protocol"[..], *line)).collect();
-            set_protocols(&mut changes, &request(&headers), &[b"bearer"]);
+            let names = Names { removed: vec![b"bearer"], kept: Vec::new() };
+            set_protocols(&mut changes, &request(&headers), &names);
             let set: Vec<_> = changes.set().map(|(name, value)| (name, value.as_bytes())).collect();
             assert_eq!(set, Vec::from_iter(kept.map(|kept| (&SEC_WEBSOCKET_PROTOCOL, kept))));
             let removed = kept.is_none().then_some(RemovedHeader::Known(SEC_WEBSOCKET_PROTOCOL));

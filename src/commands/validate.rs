@@ -83,11 +83,12 @@ async fn validate(file: &Path, args: &ValidateArgs) -> ExitCode {
 /// What the issuers answered; errors go to stderr. Fails if a provider has no keys.
 async fn check(config: &Config) -> (String, ExitCode) {
     let (mut text, mut code) = (String::new(), ExitCode::SUCCESS);
-    for OnlineCheck { name, result } in check_online(config, clock::Clock::System).await {
+    for OnlineCheck { provider, name, result } in check_online(config, clock::Clock::System).await {
         match result {
             Ok(found) => text.push_str(&format!("{name}: {found}\n")),
             Err(error) => {
-                output::print_error(&format!("{name}: {error}"));
+                let setting = config.places.key_source(&provider);
+                output::print_error(&format!("{name}: {setting}: {error}"));
                 code = ExitCode::FAILURE;
             }
         }

@@ -337,8 +337,8 @@ async fn hanging_sources_are_fetched_concurrently_and_delay_no_request() {
         assert!(both.is_ok(), "{} requests are held", slow.held());
         assert_eq!(env.decision().await, "p ok");
     });
-    let error = "no answer within 400 ms";
-    let both = [pending("p", error), pending("q", error)].concat();
+    let error = format!("key set at {}: no answer within 400 ms", slow.jwks_uri());
+    let both = [pending("p", &error), pending("q", &error)].concat();
     assert_eq!(outcome, Ok(both));
     assert_eq!(env.decision().await, "p ok");
 }

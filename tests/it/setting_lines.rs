@@ -3,11 +3,14 @@
 use portcullis::app::App;
 use portcullis::clock::Clock;
 use portcullis::config::{Config, Profile};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Running, fixed_clock, log};
-use crate::transport::env::eventually;
+use crate::support::{NOW, Running, fixed_clock, log};
+use crate::transport::answer::Answer;
+use crate::transport::env::{ISSUER, eventually, key};
+use crate::transport::key_server::KeyServer;
 
 /// A configuration whose key set and whose proxy are not there, with this text before it. Its first line is empty.
 fn text(before: &str, jwks_uri: &str) -> String {
@@ -20,7 +23,7 @@ fn text(before: &str, jwks_uri: &str) -> String {
 trusted_proxies: [192.0.2.0/24]
 providers:
   - name: demo
-    issuer: https://sso.example.com
+    issuer: {ISSUER}
     jwks_uri: {jwks_uri}
     audiences: [orders]
     refresh: {{min_spacing: 10ms, timeout: 1s}}
@@ -88,4 +91,26 @@ async fn an_address_that_cannot_be_bound_is_named_by_the_line_of_its_listener() 
         .replace("['127.0.0.1:0', '127.0.0.1:0']", &format!("\n    - 127.0.0.1:0\n    - {address}"));
     let error = App::bind(parse(&text), Clock::System).await.expect_err("it is in use").to_string();
     assert!(error.starts_with(&format!("listen.ext_authz[1] (line 5): {address}: ")), "{error}");
+}
+
+#[tokio::test]
+async fn a_provider_that_keeps_its_previous_configuration_has_no_line_of_the_new_file() {
+    let (server, known) = (KeyServer::start().await, key("known"));
+    server.respond_with(Answer::keys(&[&known]));
+    let of = |keys: &str, audience: &str| {
+        let text = text("", keys).replace("audiences: [orders]", &format!("audiences: [{audience}]"));
+        parse(text.split("  - name: realms").next().expect("the first provider"))
+    };
+    let service = Running::start(of(&server.http("/keys"), "old"), fixed_clock()).await;
+    // Nobody listens there.
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("bound").local_addr().expect("an address");
+    let kept =
+        service.service().reload(&of(&format!("http://{closed}/keys"), "new")).await.expect("reloaded");
+    assert_eq!(kept.len(), 1);
+    let claims = json!({"iss": ISSUER, "aud": "new", "exp": NOW + 60});
+    let answer = service.bearer(&known.sign(&claims)).await;
+    let refused = service.admin(&format!("/decisions/{}", answer.metadata["decision_id"])).await;
+    let advice = serde_json::from_str::<Value>(&refused).expect("JSON")["advice"].to_string();
+    let expected = "`audiences` of the provider `demo`, which still runs with its previous configuration";
+    assert!(advice.contains(expected) && !advice.contains("line"), "{advice}");
 }

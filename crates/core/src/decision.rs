@@ -394,9 +394,8 @@ impl<'a> InProgress<'a> {
         token: &Token<'_>,
         lookup: &mut impl Lookup,
     ) -> Result<IssuerState, Refused> {
-        let (limits, claims) = (&self.policy.limits.token, &token.claims);
         let selecting = validation::selecting(token)
-            .map_err(|permanent| refusals::parse_failed(&permanent, 0, limits, Some(claims)))?;
+            .map_err(|permanent| refusals::not_selected(&permanent, token, self.policy))?;
         let found = lookup.issuer(selecting.0);
         let issuer = found.ok_or_else(|| refusals::unknown_issuer(token, selecting, &self.policy.issuers))?;
         self.record.provider = Some(Arc::clone(&issuer.provider));

@@ -7,6 +7,7 @@ mod client;
 mod described;
 mod time;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -203,6 +204,18 @@ pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
         _ => None,
     });
     names.map(str::to_owned).collect()
+}
+
+/// The addresses of a certificate, in text.
+pub(crate) fn addresses(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };
+    let Ok(Some(alternatives)) = parsed.subject_alternative_name() else { return Vec::new() };
+    let address = |name: &GeneralName<'_>| {
+        let GeneralName::IPAddress(octets) = name else { return None };
+        let v4 = <[u8; 4]>::try_from(*octets).ok().map(IpAddr::from);
+        v4.or_else(|| <[u8; 16]>::try_from(*octets).ok().map(IpAddr::from)).map(|address| address.to_string())
+    };
+    alternatives.value.general_names.iter().filter_map(address).collect()
 }
 
 /// Whether one of a certificate's names equals one of `wanted`, whose DNS names are in lower case. A wildcard in a

@@ -42,7 +42,10 @@ async fn each_provider_is_said_to_have_keys_or_why_it_has_none() {
     let (code, out, err) = validate(&[of("bad", &bad.http("/keys")), of("good", &good.http("/keys"))]).await;
     assert_eq!(code, Some(1));
     assert!(
-        err.contains(&format!("bad: key set at {}: the answer's status is 404, not 200", bad.http("/keys"))),
+        err.contains(&format!(
+            "bad: providers[0].jwks_uri (line 5): key set at {}: the answer's status is 404, not 200",
+            bad.http("/keys")
+        )),
         "{err}"
     );
     assert!(out.contains("good: 1 keys at ") && !format!("{out}{err}").contains("hunter2"), "{out}{err}");
@@ -56,8 +59,10 @@ async fn a_document_of_another_issuer_and_keys_of_another_algorithm_are_said() {
     let (code, _, err) = validate(&[provider("p", "https://sso.example.com", &discovery, "")]).await;
     assert_eq!(code, Some(1));
     assert!(
-        err.contains(&format!("p: discovery document at {}: ", server.http("/d")))
-            && err.contains("`issuer`"),
+        err.contains(&format!(
+            "p: providers[0].discovery_uri (line 5): discovery document at {}: ",
+            server.http("/d")
+        )) && err.contains("`issuer`"),
         "{err}"
     );
     server.respond_with(Answer::keys(&[&key("known")]));
@@ -83,13 +88,19 @@ async fn each_url_of_a_list_is_asked_and_a_timeout_names_the_url() {
     assert_eq!(code, Some(1), "each has to stand in for the others");
     assert!(out.contains("p.jwks_uri[0]: 1 keys at "), "{out}");
     assert!(
-        err.contains(&format!("p.jwks_uri[1]: key set at {}: the answer's status is 404", bad.http("/keys"))),
+        err.contains(&format!(
+            "p.jwks_uri[1]: providers[0].jwks_uri (line 5): key set at {}: the answer's status is 404",
+            bad.http("/keys")
+        )),
         "{err}"
     );
-    for (keys, what) in [("jwks_uri", "key set"), ("discovery_uri", "discovery document")] {
-        let keys = format!("{keys}: '{}'", slow.http("/keys"));
+    for (source, what) in [("jwks_uri", "key set"), ("discovery_uri", "discovery document")] {
+        let keys = format!("{source}: '{}'", slow.http("/keys"));
         let (_, _, err) = validate(&[provider("p", "https://sso.example.com", &keys, SHORT_TIMEOUT)]).await;
-        let expected = format!("p: {what} at {}: no answer within 500 ms", slow.http("/keys"));
+        let expected = format!(
+            "p: providers[0].{source} (line 5): {what} at {}: no answer within 500 ms",
+            slow.http("/keys")
+        );
         assert!(err.contains(&expected), "{err}");
     }
 }

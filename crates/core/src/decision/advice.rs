@@ -78,8 +78,8 @@ impl Adviser<'_> {
         Some(match hint {
             Hint::Limit(key) => format!("raise {}, or have the issuer write smaller tokens", self.top(key)),
             Hint::NotAJwt => {
-                "send an access token as the issuer wrote it, complete; the issuer has to write signed \
-                              JWTs (RFC 9068)"
+                "send a signed JWT as the issuer wrote it, complete; if the issuer's access tokens are opaque, as Google's, \
+                 its ID token"
                     .to_owned()
             }
             Hint::Algorithm(Some(algorithm)) => format!(
@@ -107,6 +107,11 @@ impl Adviser<'_> {
                 self.top("providers")
             ),
             Hint::Audience(found) => self.about_audience(found.as_deref()),
+            // Access tokens of these issuers have no `aud`, and ID tokens have.
+            Hint::AudienceElsewhere("aud") => {
+                "send an access token: this one names the audience in aud, where audience_claims of its provider does not look"
+                    .to_owned()
+            }
             Hint::AudienceElsewhere(name) => format!(
                 "have the issuer write the audience into aud, or add {name} to {}, if it may name the audience",
                 self.provider("audience_claims")
@@ -140,7 +145,8 @@ impl Adviser<'_> {
                 self.key_source()
             ),
             Hint::KeysUnavailable => format!(
-                "see why the keys cannot be fetched from {}: `/keys` of the admin listener and the log have the error",
+                "correct what the error names, or {}; `portcullis validate --online` tries it, and `/keys` of the admin \
+                 listener and the log of a running service have the error",
                 self.key_source()
             ),
             Hint::Requirement(rejection) => self.about_requirement(rejection),

@@ -2,7 +2,7 @@
 //!
 //! The configuration fills it in. Without it a setting is named by its key and the name of its provider or rule.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// The keys that name the source of a provider's keys.
 const KEY_SOURCES: [&str; 4] = ["jwks_uri", "discovery_uri", "jwks_file", "jwks"];
@@ -16,6 +16,8 @@ pub struct ConfigPlaces {
     rules: HashMap<String, ConfigSection>,
     /// What is not in a list.
     top: ConfigSection,
+    /// The providers that run with settings of an earlier file.
+    outdated: BTreeSet<String>,
 }
 
 /// A mapping of the file.
@@ -47,13 +49,37 @@ impl ConfigPlaces {
         providers: impl IntoIterator<Item = (String, ConfigSection)>,
         rules: impl IntoIterator<Item = (String, ConfigSection)>,
     ) -> Self {
-        Self { top, providers: providers.into_iter().collect(), rules: rules.into_iter().collect() }
+        Self {
+            top,
+            providers: providers.into_iter().collect(),
+            rules: rules.into_iter().collect(),
+            outdated: BTreeSet::new(),
+        }
+    }
+
+    /// The same, but these providers run with settings of an earlier file: they have no lines in this one.
+    #[must_use]
+    pub fn without_providers<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Self {
+        let mut places = self.clone();
+        for name in names {
+            places.providers.remove(name);
+            places.outdated.insert(name.to_owned());
+        }
+        places
+    }
+
+    /// The provider without a place.
+    fn unplaced(&self, name: &str) -> String {
+        match self.outdated.contains(name) {
+            false => format!("the provider `{name}`"),
+            true => format!("the provider `{name}`, which still runs with its previous configuration"),
+        }
     }
 
     /// The source of the keys of the provider with this name, by its path and line: `providers[0].jwks_uri (line 7)`.
     pub fn key_source(&self, provider: &str) -> String {
         let Some(section) = self.providers.get(provider) else {
-            return format!("the source of keys of the provider `{provider}`");
+            return format!("the source of keys of {}", self.unplaced(provider));
         };
         let is_written = |key: &&str| section.keys.iter().any(|(written, _)| **written == **key);
         // Without one the discovery document is below the issuer.
@@ -87,9 +113,9 @@ impl ConfigPlaces {
         };
         match (section, setting) {
             (Some(section), _) => section.name(key),
-            (None, Setting::Provider(name, "")) => format!("the provider `{name}`"),
+            (None, Setting::Provider(name, "")) => self.unplaced(name),
             (None, Setting::Rule(name, "")) => format!("the rule `{name}`"),
-            (None, Setting::Provider(name, key)) => format!("`{key}` of the provider `{name}`"),
+            (None, Setting::Provider(name, key)) => format!("`{key}` of {}", self.unplaced(name)),
             (None, Setting::Rule(name, key)) => format!("`{key}` of the rule `{name}`"),
             (None, Setting::Top(key)) => key.to_owned(),
         }

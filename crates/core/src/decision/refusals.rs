@@ -12,7 +12,7 @@ pub(super) use self::request::{
     upstream_rejected,
 };
 pub(super) use self::require::requirement_rejected;
-pub(super) use self::screen::{parse_failed, screened, unknown_issuer};
+pub(super) use self::screen::{not_selected, parse_failed, screened, unknown_issuer};
 
 use super::hint::Hint;
 use super::policy::{DescriptionRejection, Policy};

@@ -8,6 +8,7 @@ use super::realms::{Issuer, ProviderHandle, RealmProviders};
 use super::shared::SharedProvider;
 use super::template::{AllowedRealms, Template};
 use crate::clock::Instant;
+use crate::validation::provider::SelectedBy;
 
 /// Every provider of a configuration.
 pub(super) struct Providers {
@@ -49,7 +50,8 @@ impl Providers {
         self.exact.values().map(Arc::clone).chain(shared).chain(realms).collect()
     }
 
-    /// Every issuer that the configuration names, without those that only match a pattern.
+    /// Every issuer that the configuration names, without those that only match a pattern, and without trust domains, which
+    /// issue no tokens to clients.
     pub(super) fn issuers(&self) -> BTreeSet<String> {
         let listed = |issuer: &Template, allowed: &AllowedRealms| match allowed {
             AllowedRealms::Listed(names) => names.iter().map(|name| issuer.of(name)).collect(),
@@ -59,7 +61,9 @@ impl Providers {
         let of_templates = of_templates.flat_map(|realms| listed(&realms.issuer, &realms.allowed));
         let of_shared = self.shared.iter().map(|shared| shared.realms());
         let of_shared = of_shared.flat_map(|realms| listed(&realms.issuer, &realms.allowed));
-        self.exact.keys().cloned().chain(of_templates).chain(of_shared).collect()
+        let is_issuer = |keyed: &&Arc<KeyedProvider>| keyed.provider.selected_by == SelectedBy::Issuer;
+        let exact = self.exact.values().filter(is_issuer).map(|keyed| keyed.provider.issuer.clone());
+        exact.chain(of_templates).chain(of_shared).collect()
     }
 
     /// The templates.

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{
-    CertificateError, DigitallySignedStruct, Error, InvalidMessage, OtherError, SignatureScheme,
+    AlertDescription, CertificateError, DigitallySignedStruct, Error, InvalidMessage, OtherError,
+    SignatureScheme,
 };
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::names;
+use super::{addresses, names};
 use crate::clock;
 
 /// The most names that are shown, and the longest text of one.
@@ -91,6 +92,12 @@ pub fn handshake_fault(error: &(dyn std::error::Error + 'static)) -> Option<Stri
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => Some(
             "no trusted authority signed the server's certificate: there are no CA certificates on this machine; install ca-certificates, or set http.ca_file".to_owned(),
         ),
+        Error::AlertReceived(AlertDescription::CertificateRequired) => {
+            Some("the server wants a client certificate: set http.client_cert_file and client_key_file".to_owned())
+        }
+        Error::AlertReceived(AlertDescription::ProtocolVersion) => {
+            Some("the server speaks neither TLS 1.2 nor 1.3".to_owned())
+        }
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => Some(
             "the server's port does not speak TLS: correct the port, or the scheme of the URL".to_owned(),
         ),
@@ -118,7 +125,8 @@ fn describe(fault: &CertificateError, certificate: &CertificateDer<'_>, server: 
     let signer = parsed
         .as_ref()
         .map_or_else(|| "(unreadable)".to_owned(), |parsed| shown(&parsed.issuer().to_string()));
-    let issued_for = match names(certificate).as_slice() {
+    let all = [names(certificate), addresses(certificate)].concat();
+    let issued_for = match all.as_slice() {
         [] => "no name".to_owned(),
         all => {
             let first: Vec<String> = all.iter().take(MAX_NAMES).map(|name| shown(name)).collect();
@@ -136,8 +144,13 @@ fn describe(fault: &CertificateError, certificate: &CertificateDer<'_>, server: 
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             format!("it is not for {}", shown(&server.to_str()))
         }
-        CertificateError::UnknownIssuer => "no trusted authority signed it".to_owned(),
-        CertificateError::BadSignature => "its signature is not valid".to_owned(),
+        CertificateError::UnknownIssuer => {
+            "no trusted authority signed it: one of your own belongs into http.ca_file".to_owned()
+        }
+        CertificateError::BadSignature => {
+            "its signature is not that of the authority of this name: http.ca_file may have an older one"
+                .to_owned()
+        }
         CertificateError::Revoked => "it was revoked".to_owned(),
         CertificateError::BadEncoding => "it cannot be decoded".to_owned(),
         CertificateError::UnhandledCriticalExtension => {

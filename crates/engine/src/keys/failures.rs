@@ -8,8 +8,12 @@ use crate::clock::Instant;
 
 use super::fetch_error::FetchError;
 
-/// The most kinds that are told in one outage: an issuer, or a path to it, has few ways to fail.
+/// The most kinds that are told at once in one outage: an issuer, or a path to it, has few ways to fail.
 const MAX_KINDS: usize = 16;
+
+/// Lines that would be one too many are not logged more often: another kind than that of the last line, and the end of an
+/// outage of an issuer that comes and goes.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// How often failures that are not told are counted in a line.
 const COUNTED_EVERY: Duration = Duration::from_secs(3_600);
@@ -19,17 +23,21 @@ const COUNTED_EVERY: Duration = Duration::from_secs(3_600);
 pub(super) struct Failures {
     /// The first failure of each kind.
     told: Vec<FetchError>,
+    /// The failure of the last line.
+    last_told: Option<FetchError>,
     /// When the first one was.
     since: Option<Instant>,
     /// When a line was last logged.
     last_line: Option<Instant>,
+    /// When the end of an outage was last logged.
+    last_end: Option<Instant>,
     count: u64,
 }
 
 /// What the log says about a failure.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line {
-    /// The failure: it is the first one of its kind.
+    /// The failure: it is the first one of its kind, or of another kind than the last one that was told.
     Told,
     /// How many there have been since the last success, and for how long.
     Counted(Count),
@@ -50,14 +58,19 @@ impl Failures {
     pub(super) fn failed(&mut self, error: &FetchError, now: Instant) -> Line {
         let since = *self.since.get_or_insert(now);
         self.count = self.count.saturating_add(1);
-        let is_new = !self.told.iter().any(|told| told.is_like(error));
-        if is_new && self.told.len() < MAX_KINDS {
-            self.told.push(error.clone());
-            self.last_line = Some(now);
+        let is_past =
+            |then: Option<Instant>, time| then.is_none_or(|then| now.saturating_duration_since(then) >= time);
+        let is_told = |part: &FetchError| self.told.iter().any(|told| told.is_like(part));
+        let is_new = self.told.len() < MAX_KINDS && !error.parts().iter().all(is_told);
+        let differs = !self.last_told.as_ref().is_some_and(|last| last.is_like(error));
+        if is_new || (differs && is_past(self.last_line, QUIET)) {
+            let unknown = error.parts().iter().filter(|part| !is_told(part)).cloned();
+            let unknown: Vec<FetchError> = unknown.take(MAX_KINDS.saturating_sub(self.told.len())).collect();
+            self.told.extend(unknown);
+            (self.last_told, self.last_line) = (Some(error.clone()), Some(now));
             return Line::Told;
         }
-        let is_due = |last: Instant| now.saturating_duration_since(last) >= COUNTED_EVERY;
-        if self.last_line.is_none_or(is_due) {
+        if is_past(self.last_line, COUNTED_EVERY) {
             self.last_line = Some(now);
             let lasting = now.saturating_duration_since(since);
             return Line::Counted(Count { failures: self.count, lasting });
@@ -65,10 +78,16 @@ impl Failures {
         Line::None
     }
 
-    /// Notes a success. Returns what it ends, if there were failures.
+    /// Notes a success. Returns what it ends, if there were failures; nothing shortly after the last end, since an issuer
+    /// that comes and goes is one outage.
     pub(super) fn succeeded(&mut self, now: Instant) -> Option<Count> {
-        let Self { since, count, .. } = std::mem::take(self);
-        Some(Count { failures: count, lasting: now.saturating_duration_since(since?) })
+        let since = self.since?;
+        if self.last_end.is_some_and(|end| now.saturating_duration_since(end) < QUIET) {
+            return None;
+        }
+        let count = Count { failures: self.count, lasting: now.saturating_duration_since(since) };
+        *self = Self { last_end: Some(now), ..Self::default() };
+        Some(count)
     }
 }
 
@@ -97,20 +116,23 @@ mod tests {
             (5, status(502, None), Line::Told),
             (6, FetchError::TimedOut(Duration::from_millis(2_000)), Line::Told),
             (7, FetchError::TimedOut(Duration::from_millis(1_371)), Line::None),
-            (8, transport("it expired 1 s ago, at 2026-11-29T10:30:13Z"), Line::None),
-            (65, status(503, None), Line::None),
+            (8, FetchError::TimedOut(Duration::from_millis(2)), Line::None),
+            // Another kind than that of the last line, which is a minute ago.
+            (8, transport("it expired 1 s ago, at 2026-11-29T10:30:13Z"), Line::Told),
+            (8, status(503, None), Line::None),
+            (9, status(503, None), Line::Told),
+            (68, status(503, None), Line::None),
             (
-                66,
+                69,
                 status(503, None),
-                Line::Counted(Count { failures: 11, lasting: Duration::from_secs(66 * 60) }),
+                Line::Counted(Count { failures: 14, lasting: Duration::from_secs(69 * 60) }),
             ),
-            (67, status(503, None), Line::None),
         ] {
             let now = start + Duration::from_secs(minutes * 60);
             assert_eq!(failures.failed(&error, now), expected, "{minutes}: {error}");
         }
         let end = start + Duration::from_secs(70 * 60);
-        let count = Count { failures: 12, lasting: Duration::from_secs(70 * 60) };
+        let count = Count { failures: 14, lasting: Duration::from_secs(70 * 60) };
         assert_eq!(failures.succeeded(end), Some(count));
         assert_eq!(failures.succeeded(end), None);
         assert_eq!(failures.failed(&status(503, None), end), Line::Told, "another outage");
@@ -121,6 +143,29 @@ mod tests {
         let (mut failures, start) = (Failures::default(), clock::monotonic());
         let lines = (0..1_000).map(|at| failures.failed(&status(at, None), start));
         assert_eq!(lines.filter(|line| *line == Line::Told).count(), MAX_KINDS);
+        // What it is now is told all the same, later.
+        assert_eq!(failures.failed(&status(401, None), start + QUIET), Line::Told);
+        assert_eq!(failures.failed(&status(402, None), start + QUIET), Line::None);
+    }
+
+    #[test]
+    fn two_urls_that_fail_in_known_ways_make_no_new_kind() {
+        let (mut failures, start) = (Failures::default(), clock::monotonic());
+        let all = |one, other| FetchError::All(vec![status(one, None), status(other, None)]);
+        let lines = (0..100).map(|at| failures.failed(&all(500 + at % 5, 500 + at / 5 % 5), start));
+        assert_eq!(lines.filter(|line| *line == Line::Told).count(), 5);
+    }
+
+    #[test]
+    fn an_issuer_that_comes_and_goes_is_told_about_once_a_minute() {
+        let (mut failures, start) = (Failures::default(), clock::monotonic());
+        let (mut told, mut ended) = (0, Vec::new());
+        for second in 0..120 {
+            let now = start + Duration::from_secs(second);
+            told += usize::from(failures.failed(&status(503, None), now) == Line::Told);
+            ended.extend(failures.succeeded(now + Duration::from_millis(500)).map(|count| count.failures));
+        }
+        assert_eq!((told, ended), (3, vec![1, 60]));
     }
 
     #[test]

@@ -8,6 +8,9 @@ use url::Url;
 use crate::files::FileErrorKind;
 use crate::validation::key_set::KeySetError;
 
+/// The most characters of a URL that an error shows.
+const MAX_URL_CHARS: usize = 512;
+
 /// Why a fetch returned no key set. Contains nothing of an answer's body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -105,7 +108,10 @@ impl FetchError {
     pub fn at(self, document: Document, url: &Url) -> Self {
         let mut url = url.clone();
         url.set_query(None);
-        FetchError::At { document, url: url.into(), error: Box::new(self) }
+        url.set_fragment(None);
+        // A document can name a URL of any length.
+        let url = url.as_str().chars().take(MAX_URL_CHARS).collect();
+        FetchError::At { document, url, error: Box::new(self) }
     }
 
     /// The error of one URL, or those of several.
@@ -137,6 +143,14 @@ impl FetchError {
             FetchError::At { error, .. } => error.cause(),
             FetchError::All(errors) => errors.last().map_or(self, FetchError::cause),
             error => error,
+        }
+    }
+
+    /// The errors of several URLs, or this one.
+    pub(super) fn parts(&self) -> &[FetchError] {
+        match self {
+            FetchError::All(errors) => errors,
+            error => std::slice::from_ref(error),
         }
     }
 

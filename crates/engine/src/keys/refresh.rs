@@ -507,7 +507,12 @@ impl Shared {
         let provider = &self.provider;
         for skipped in now.skipped().iter().filter(|key| !before.skipped().contains(key)).take(LOGGED_KEYS) {
             let kid = skipped.kid.as_ref().map(|kid| on_one_line(kid.as_str()));
-            tracing::warn!(%provider, kid, reason = skipped.reason, "key skipped");
+            let reason = skipped.reason;
+            // One for encryption, or for another kind of token, is as it should be.
+            match skipped.may_sign() {
+                true => tracing::warn!(%provider, kid, reason, "key skipped"),
+                false => tracing::info!(%provider, kid, reason, "key skipped"),
+            }
         }
         for withdrawn in now.lacks(before).filter(|key| key.was_used()).take(LOGGED_KEYS) {
             let kid = withdrawn.kid().map(|kid| on_one_line(kid.as_str()));
@@ -543,7 +548,7 @@ impl Shared {
             Line::Told => tracing::warn!(
                 %provider, setting = self.setting(), %error, location, "a source of keys failed, another one stands in"
             ),
-            Line::Counted(Count { failures, lasting }) => tracing::info!(
+            Line::Counted(Count { failures, lasting }) => tracing::warn!(
                 %provider, failures, lasting_seconds = lasting.as_secs(), setting = self.setting(), %error, location,
                 "a source of keys still fails, another one stands in"
             ),
@@ -572,7 +577,7 @@ impl Shared {
             Line::Told => tracing::warn!(
                 %provider, trigger, outcome = "failed", setting = setting(), %error, "key set refresh failed"
             ),
-            Line::Counted(Count { failures, lasting }) => tracing::info!(
+            Line::Counted(Count { failures, lasting }) => tracing::warn!(
                 %provider, trigger, failures, lasting_seconds = lasting.as_secs(), setting = setting(), %error,
                 "key set refresh still fails"
             ),

@@ -22,7 +22,9 @@ const MAX_IN_FLIGHT: usize = 16;
 /// What a provider's issuer answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OnlineCheck {
-    /// The provider's name, `PROVIDER/REALM`, or `PROVIDER.jwks_uri[INDEX]` of several URLs.
+    /// The provider's name.
+    pub provider: String,
+    /// What was checked: the provider's name, `PROVIDER/REALM`, or `PROVIDER.jwks_uri[INDEX]` of several URLs.
     pub name: String,
     /// What was found, or why there are no keys.
     pub result: Result<String, String>,
@@ -57,6 +59,12 @@ enum Target {
     Unchecked(String, String),
 }
 
+impl OnlineCheck {
+    fn new(provider: &str, name: String, result: Result<String, String>) -> Self {
+        Self { provider: provider.to_owned(), name, result }
+    }
+}
+
 /// What is to be checked of a provider: each of several issuers, or each of several URLs.
 fn targets(config: ProviderConfig) -> Vec<Target> {
     let name = config.provider.name.clone();
@@ -89,13 +97,13 @@ fn targets(config: ProviderConfig) -> Vec<Target> {
 impl Target {
     async fn check(self, context: &KeyCacheContext) -> OnlineCheck {
         match self {
-            Target::Unchecked(name, text) => OnlineCheck { name, result: Ok(text) },
+            Target::Unchecked(name, text) => OnlineCheck::new(&name.clone(), name, Ok(text)),
             Target::Issuer(name, config) => {
                 let result = match &config.keys {
                     KeySource::Inline(keys) => Ok(format!("{} keys in the configuration", keys.keys().len())),
                     _ => fetch_keys(&config, context).await.map(|fetched| described(&config, &fetched)),
                 };
-                OnlineCheck { name, result }
+                OnlineCheck::new(&config.provider.name, name, result)
             }
         }
     }

@@ -163,6 +163,8 @@ impl Service {
             parts.push(part.inspect_err(|_| self.forget_names(new, &state.running))?);
             config.providers.push(provider);
         }
+        let outdated = not_reloaded.iter().map(|kept| &*kept.provider);
+        config.places = Arc::new(config.places.without_providers(outdated));
         let authorizer = providers::authorizer(parts, &config, &self.context, &self.refusals);
         self.authorizer.store(Arc::new(authorizer));
         self.context.places.store(Arc::clone(&config.places));

@@ -49,6 +49,15 @@ pub(in super::super) fn stale(
     }
     let alg = algorithm.map_or_else(|| "that alg".to_owned(), |algorithm| algorithm.to_string());
     let of_kid = || keys.keys().iter().filter(|key| kid.is_some() && key.kid() == kid);
+    let fits = |key: &&Arc<Key>| algorithm.is_some_and(|algorithm| key.fits(algorithm));
+    if let Some(other) = of_kid().find(fits).and_then(|key| key.issuer()) {
+        return refused
+            .found(format!("{named}, but the key of that kid verifies tokens of the issuer {} alone", quoted(other)))
+            .wanted("a key for the issuer of the token")
+            .hint(Hint::Text(
+                "get a token from an issuer that signs with its own key: this one was signed with the key of another one",
+            ));
+    }
     if of_kid().next().is_some() {
         let uses = list(of_kid(), |key| alg_of(key));
         return refused

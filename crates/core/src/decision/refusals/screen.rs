@@ -1,6 +1,6 @@
 //! Refusals by the screen of a token, which needs no key.
 
-use super::{Hint, Refused, StepName};
+use super::{Hint, Policy, Refused, StepName};
 use crate::decision::issuers::{Difference, Issuers, Near};
 use crate::decision::shown::{claim, kind, list, list_of};
 use crate::reason::DenyReason;
@@ -47,6 +47,31 @@ pub(in super::super) fn parse_failed(
     }
 }
 
+/// A token with neither an `iss` nor a `sub` that could select a provider.
+pub(in super::super) fn not_selected(permanent: &Permanent, token: &Token<'_>, policy: &Policy) -> Refused {
+    let claims = &token.claims;
+    let refused = parse_failed(permanent, 0, &policy.limits.token, Some(claims));
+    if !matches!(permanent, Permanent::ClaimMissing(_)) || policy.issuers.trust_domains().is_empty() {
+        return refused;
+    }
+    let found = format!("no iss, and {}", claim("sub", claims.member("sub")));
+    refused
+        .found(found)
+        .wanted(wanted_issuer(&policy.issuers))
+        .hint(Hint::Text("have the issuer write iss, or a SPIFFE ID of the provider's trust domain into sub"))
+}
+
+/// What selects a provider.
+fn wanted_issuer(issuers: &Issuers) -> String {
+    let exactly = issuers.all().next().map(|_| format!("exactly {}", list(issuers.all(), quoted)));
+    let of_sub = match issuers.trust_domains() {
+        [] => None,
+        ids => Some(format!("no iss and a sub of {}", list(ids.iter(), |id| quoted(id)))),
+    };
+    let wanted: Vec<String> = exactly.into_iter().chain(of_sub).collect();
+    wanted.join(", or ")
+}
+
 /// A token that is selected by the issuer or the trust domain of no provider.
 pub(in super::super) fn unknown_issuer(
     token: &Token<'_>,
@@ -54,14 +79,7 @@ pub(in super::super) fn unknown_issuer(
     issuers: &Issuers,
 ) -> Refused {
     let refused = Refused::new(StepName::Screen, DenyReason::IssuerUnknown);
-    let exactly = issuers.all().next().map(|_| format!("exactly {}", list(issuers.all(), quoted)));
-    let of_sub = match issuers.trust_domains() {
-        [] => None,
-        ids => Some(format!("no iss and a sub of {}", list(ids.iter(), |id| quoted(id)))),
-    };
-    let wanted: Vec<String> = exactly.into_iter().chain(of_sub).collect();
-    let wanted = wanted.join(", or ");
-    let refused = refused.wanted(wanted);
+    let refused = refused.wanted(wanted_issuer(issuers));
     let issuer = match selecting {
         (issuer, SelectedBy::Issuer) => issuer,
         (id, SelectedBy::TrustDomain) => {

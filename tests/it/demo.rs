@@ -69,3 +69,17 @@ fn without_once_it_keeps_running_with_a_request_to_try_and_exits_with_0_on_sigte
     assert_eq!(demo_process.0.wait().expect("it ends").code(), Some(0), "{text}");
     assert!(!path.exists(), "the demo removes the request");
 }
+
+#[test]
+fn a_folder_with_files_of_somebody_else_is_left_as_it_is() {
+    for name in ["envoy.yaml", "authorization"] {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+        let file = folder.path().join(name);
+        std::fs::write(&file, "mine").expect("written");
+        let output = demo().arg("--behind-envoy").arg(folder.path()).run_and_read().expect("it runs");
+        assert_eq!(output.status.code(), Some(1));
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains(&format!("{} is not the demo's", file.display())), "{error}");
+        assert_eq!(std::fs::read_to_string(&file).expect("it is there"), "mine");
+    }
+}

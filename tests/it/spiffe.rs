@@ -324,3 +324,45 @@ async fn a_snapshot_has_every_key_of_the_set_that_was_in_use_whatever_its_use() 
         assert!(service.bearer(&key.sign(&claims())).await.is_allowed());
     }
 }
+
+#[test]
+fn a_rule_for_workloads_that_tokens_of_an_issuer_meet_is_warned_about() {
+    let key = key(0, 0);
+    let both = text(&folder(), &key);
+    let alone = both.split("  - name: staff").next().expect("a first provider").to_owned();
+    for (providers, rule, is_warned) in [
+        (&both, "require: {claims: {sub: ['spiffe://example.org/a']}}", true),
+        (&both, "require: {condition: 'claims.sub.startsWith(\"spiffe://example.org/\")'}", true),
+        (&both, "providers: [mesh, staff]\n    require: {claims: {sub: ['spiffe://example.org/a']}}", true),
+        (&both, "providers: [mesh]\n    require: {claims: {sub: ['spiffe://example.org/a']}}", false),
+        (&both, "require: {claims: {sub: [alice]}}", false),
+        (&alone, "require: {claims: {sub: ['spiffe://example.org/a']}}", false),
+    ] {
+        let text =
+            format!("{providers}default: deny\nrules:\n  - name: r\n    match: {{path: /a}}\n    {rule}\n");
+        let config = Config::parse(&text, &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
+        let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(warnings.len(), usize::from(is_warned), "{rule}: {warnings:?}");
+        let expected = "tokens of staff with such a claim pass, too: write `providers: [mesh]` in this rule";
+        assert!(warnings.iter().all(|warning| warning.contains(expected)), "{warnings:?}");
+    }
+}
+
+#[tokio::test]
+async fn with_trust_domains_alone_a_token_without_a_spiffe_id_is_told_so() {
+    let (folder, key) = (folder(), key(0, 0));
+    fs::write(folder.path().join("bundle.json"), bundle(&[&key])).expect("written");
+    let file = format!("jwks_file: '{}'", folder.path().join("bundle.json").display());
+    let service = serve(&mesh(&file, "")).await;
+    for (sub, found) in [(json!("alice"), r#"no iss, and sub "alice""#), (json!(null), "no iss, and no sub")]
+    {
+        let answer = service.bearer(&key.sign(&with(claims(), &json!({ "sub": sub })))).await;
+        assert_reason(&answer, "claim_missing", &sub);
+        let page = service.admin(&format!("/decisions/{}", answer.metadata["decision_id"])).await;
+        let page: Value = serde_json::from_str(&page).expect("JSON");
+        let expected = format!(r#"{found}; wanted no iss and a sub of "spiffe://example.org""#);
+        assert_eq!(page["detail"], expected);
+        let advice = page["advice"].as_str().expect("text");
+        assert!(advice.contains("a SPIFFE ID of the provider's trust domain into sub"), "{advice}");
+    }
+}

@@ -188,7 +188,7 @@ section! {
         /// Trusted authorities instead of those of the system, PEM.
         ca_file: PathBuf = FILE, optional;
         /// A forward proxy, or none. Default: HTTPS_PROXY and HTTP_PROXY of the environment.
-        proxy: ForwardProxy = Proxy, default(ForwardProxy::default());
+        proxy: ForwardProxy = Proxy, optional;
         /// The client certificate for the issuer, PEM.
         client_cert_file: PathBuf = FILE, optional;
         /// Its private key, PEM.
@@ -224,8 +224,13 @@ fn make_http(draft: HttpDraft, mapping: &Mapping<'_>) -> Read<IssuerHttp> {
         None if hosts.is_empty() => None,
         None => return mapping.refuse_at("bearer_token_hosts", "there is no token: set `bearer_token_file`"),
     };
-    let http =
-        IssuerHttp { allow_http: false, ca_file: ca_file?, proxy: proxy?, client_certificate, bearer_token };
+    let http = IssuerHttp {
+        allow_http: false,
+        ca_file: ca_file?,
+        proxy: proxy?.unwrap_or_default(),
+        client_certificate,
+        bearer_token,
+    };
     mapping.cursor().record_issuer(&http);
     Ok(http)
 }

@@ -163,7 +163,9 @@ fn read(
     let mut places = Vec::new();
     for NamedFile { at, path, file, written } in files {
         if let Err(error) = check_file(&file) {
-            let message = format!("{written} cannot be read: {error}");
+            let folder =
+                if file.is_relative() { " (relative to the folder in which it was started)" } else { "" };
+            let message = format!("{written}{folder} cannot be read: {error}");
             errors.add(|| ConfigError { at: Some(at), path: path.clone(), message });
         }
         places.push((path, at));

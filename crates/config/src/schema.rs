@@ -47,7 +47,7 @@ fn nested_sections(section: &Description) -> Vec<&Description> {
 pub fn reference_text() -> String {
     let root = Config::description();
     let mut page = format!(
-        "# Configuration\n\n{}\n\nUnknown keys are errors. Anchors, aliases and merge keys (`<<`) work, and a top-level key that begins with `x-` is not read. Durations have a unit (`250ms`, `30s`, `5m`, `24h`), and sizes may have one \
+        "# Configuration\n\n{}\n\nUnknown keys are errors. Anchors, aliases and merge keys (`<<`) work, and a top-level key that begins with `x-` is not read. A relative path is relative to the folder in which Portcullis is started. Durations have a unit (`250ms`, `30s`, `5m`, `24h`), and sizes may have one \
          (`512B`, `16KiB`, `1MiB`). `portcullis validate` reports all errors, prints the effective configuration with `--print`, and prints \
          a JSON Schema for editors with `--schema`.\n",
         root.description

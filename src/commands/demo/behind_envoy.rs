@@ -1,9 +1,9 @@
 //! `demo --behind-envoy DIR`: the files to put an Envoy in front of the demo's service, and an upstream behind it.
 
-use std::fs::{self, DirBuilder};
-use std::io;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use axum::Router;
@@ -19,6 +19,9 @@ use crate::config::Config;
 /// Where Envoy listens, in the file that is written.
 const ENVOY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10_000);
 
+/// The first line of Envoy's file: one without it is not the demo's.
+const MARK: &str = "# Written by `portcullis demo --behind-envoy`, and overwritten by the next one.\n";
+
 /// The folder with the files, and the upstream. Dropping it stops the upstream and removes the file with the token.
 pub(super) struct BehindEnvoy {
     folder: PathBuf,
@@ -30,12 +33,13 @@ impl BehindEnvoy {
     pub(super) async fn start(folder: &Path, environment: &Environment) -> Result<Self, Failure> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let upstream = listener.local_addr()?;
-        let file = envoy_file(environment, upstream)?;
+        let file = format!("{MARK}{}", envoy_file(environment, upstream)?);
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(folder)
             .map_err(|error| named(folder, &error))?;
+        refuse_other_files(folder)?;
         let serving = tokio::spawn(axum::serve(listener, Router::new().fallback(echo)).into_future());
         let this = Self { folder: folder.to_owned(), upstream: serving };
         this.replace("envoy.yaml", &file)?;
@@ -50,16 +54,20 @@ impl BehindEnvoy {
     /// Replaces a file as a whole, since curl may be reading it.
     fn replace(&self, name: &str, text: &str) -> Result<(), Failure> {
         let (file, new) = (self.folder.join(name), self.folder.join(format!(".{name}.new")));
-        fs::write(&new, text).map_err(|error| named(&new, &error))?;
+        // One of a demo that was killed. A symbolic link is not followed.
+        let _left = fs::remove_file(&new);
+        let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
+        let written = written.and_then(|mut new| new.write_all(text.as_bytes()));
+        written.map_err(|error| named(&new, &error))?;
         Ok(fs::rename(&new, &file).map_err(|error| named(&file, &error))?)
     }
 
     /// What to do next.
     pub(super) fn lines(&self) -> String {
-        let folder = self.folder.display();
+        let folder = quoted(&self.folder.display().to_string());
         format!(
             "
-An issuer, the service and an upstream are running. Start Envoy in another terminal:
+An issuer, the service and an upstream are running. Start Envoy in another terminal (and one that runs already anew):
 
     envoy -c {folder}/envoy.yaml
 
@@ -78,6 +86,29 @@ impl Drop for BehindEnvoy {
         self.upstream.abort();
         // If this fails, a useless token remains.
         let _ignored = fs::remove_file(self.folder.join("authorization"));
+    }
+}
+
+/// A path as the shell takes it.
+fn quoted(path: &str) -> String {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-".contains(letter);
+    match path.chars().all(is_plain) {
+        true => path.to_owned(),
+        false => format!("'{}'", path.replace('\'', "'\\''")),
+    }
+}
+
+/// Refuses a folder whose files are somebody else's: they would be overwritten, and one removed in the end.
+fn refuse_other_files(folder: &Path) -> Result<(), Failure> {
+    let envoy = folder.join("envoy.yaml");
+    let is_own = fs::read_to_string(&envoy).is_ok_and(|text| text.starts_with(MARK));
+    let other =
+        ["envoy.yaml", "authorization"].map(|name| folder.join(name)).into_iter().find(|file| file.exists());
+    match other {
+        Some(other) if !is_own => {
+            Err(format!("{} is not the demo's: choose another folder", other.display()).into())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -106,7 +106,15 @@ async fn one_key_set_serves_the_listed_tenants_of_entra_and_a_key_of_one_tenant_
         ];
         world.allows_claims(&claims, &expected).await;
         let answer = world.service.bearer(&world.next_key.sign(&claims)).await;
-        assert!(!answer.is_allowed(), "a key of another tenant");
+        assert_eq!(answer.faults("key_unknown", &[]), Vec::<String>::new(), "a key of another tenant");
+        let page = world.service.admin(&format!("/decisions/{}", answer.metadata["decision_id"])).await;
+        let expected = format!(
+            "the key of that kid verifies tokens of the issuer \\\"{}\\\" alone",
+            world.here(CONSUMERS)
+        );
+        assert!(page.contains(&expected), "{expected}: {page}");
+        let keys = world.service.admin("/keys").await;
+        assert!(keys.contains(&format!("\"issuer\":\"{}\"", world.here(CONSUMERS))), "{keys}");
     }
     world.refuses(json!({"iss": world.here(CONSUMERS)}), "issuer_unknown").await;
     assert_eq!(

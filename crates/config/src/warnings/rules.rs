@@ -4,6 +4,7 @@
 use portcullis_core::rules::condition::Condition;
 use portcullis_core::rules::{Effect, HeaderMatch, Match, PathPattern, Requirements, Rule, Rules, Unmatched};
 use portcullis_core::validation::json::Json;
+use portcullis_core::validation::provider::SelectedBy;
 
 use super::paths::Paths;
 use crate::cursor::Cursor;
@@ -58,8 +59,32 @@ pub(in super::super) fn warn_of_rules(root: &Cursor<'_>, config: &Config) {
         }
         if let Some(require) = element.peek("require") {
             warn_of_requirements(&require, rule, rules.unmatched());
+            warn_of_workloads(&require, rule, config);
         }
         warn_of_headers(element, rule, config);
+    }
+}
+
+/// A warning about a rule for workloads of a trust domain that accepts tokens of issuers, too: these may write any `sub`.
+fn warn_of_workloads(require: &Cursor<'_>, rule: &Rule, config: &Config) {
+    let Some(Requirements { providers, claims, condition, .. }) = rule.requirements() else { return };
+    let is_accepted = |name: &String| providers.is_empty() || providers.contains(name);
+    let of = |selected_by: SelectedBy| {
+        let all = config.providers.iter().map(|config| &config.provider);
+        let named =
+            all.filter(move |provider| provider.selected_by == selected_by).map(|provider| &provider.name);
+        named.filter(|name| is_accepted(name)).map(String::as_str).collect::<Vec<_>>()
+    };
+    let is_id = |value: &Json| value.as_str().is_some_and(|text| text.starts_with("spiffe://"));
+    let names_workload = claims.iter().any(|required| required.any_of.iter().any(is_id))
+        || condition.as_ref().is_some_and(|condition| condition.source().contains("spiffe://"));
+    let (workloads, issuers) = (of(SelectedBy::TrustDomain), of(SelectedBy::Issuer));
+    if names_workload && !workloads.is_empty() && !issuers.is_empty() {
+        require.warn(format!(
+            "tokens of {} with such a claim pass, too: write `providers: [{}]` in this rule",
+            issuers.join(", "),
+            workloads.join(", ")
+        ));
     }
 }
 

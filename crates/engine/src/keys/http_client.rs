@@ -235,7 +235,7 @@ async fn watch_files(
 }
 
 fn log_not_reloaded(provider: &str, error: &FetchError) {
-    tracing::warn!(%provider, %error, hint = "the previous files stay in use", "TLS files not reloaded");
+    tracing::warn!(%provider, %error, hint = "the previous files stay in use", "files of http not reloaded");
 }
 
 impl From<FileError> for FetchError {

@@ -390,3 +390,27 @@ async fn a_socks_proxy_gets_the_name_or_the_address_of_the_host() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_proxy_that_does_not_answer_is_named_instead_of_the_url() {
+    let (folder, authority) = (folder(), Authority::new());
+    let ca_file = authority.write(folder.path());
+    // Nobody listens there.
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("bound").local_addr().expect("an address");
+    for scheme in ["http", "socks5h"] {
+        let http = format!("http: {{proxy: '{scheme}://{closed}', ca_file: '{}'}}", ca_file.display());
+        let more = format!("{IMMEDIATE_REFRESH}, {http}");
+        let providers = [provider("demo", ISSUER, "jwks_uri: 'https://sso.test/keys'", &more)];
+        let process = Process::serve(folder.path(), &providers, &[]).await;
+        let mut error = String::new();
+        eventually("an error", async || {
+            error = process.last_error().await;
+            !error.is_empty()
+        })
+        .await;
+        assert!(
+            error.contains("key set at https://sso.test/keys: the forward proxy (http.proxy, or"),
+            "{scheme}: {error}"
+        );
+    }
+}

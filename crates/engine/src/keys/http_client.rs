@@ -66,7 +66,14 @@ impl From<reqwest::Error> for FetchError {
             cause if cause.is::<h2::Error>() => "HTTP/2 error".to_owned(),
             cause => cause.to_string().chars().take(MAX_CAUSE_CHARS).flat_map(char::escape_debug).collect(),
         };
-        FetchError::Transport(causes.take(MAX_CAUSES).map(text).collect::<Vec<_>>().join(": "))
+        let causes: Vec<String> = causes.take(MAX_CAUSES).map(text).collect();
+        let text = causes.join(": ");
+        // The URL is right then.
+        let is_of_proxy = causes.iter().any(|cause| cause.contains("tunnel") || cause.contains("socks"));
+        FetchError::Transport(match is_of_proxy {
+            true => format!("the forward proxy (http.proxy, or HTTPS_PROXY of the environment): {text}"),
+            false => text,
+        })
     }
 }
 

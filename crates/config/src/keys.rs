@@ -10,7 +10,6 @@ use url::{Host, Url};
 use portcullis_core::validation::Kid;
 use portcullis_core::validation::algorithm::Algorithm;
 use portcullis_core::validation::key_set::{Key, KeySet, KeySetError};
-
 use portcullis_engine::keys::http_client::PROXY_SCHEMES;
 
 use super::cursor::{Cursor, Mapping, Read, show_duration};

@@ -25,6 +25,7 @@ mod responses;
 mod rules;
 mod schema;
 mod section;
+mod selection;
 mod token_sources;
 mod warnings;
 mod yaml;

@@ -24,6 +24,10 @@ use super::keys::{
 };
 use super::realms::{DEFAULT_MAX_REALMS, MadeRealms, RealmNames, make_realms};
 use super::section::{Form, FormDescription, Section, section};
+use super::selection::{
+    TRUST_DOMAIN, make_identity, refuse_algorithms_of_svids, refuse_issuers_of_trust_domains,
+    refuse_keys_of_svids,
+};
 use super::token_sources::{is_token_byte, same_place};
 use super::warnings::warn_of_provider;
 use super::yaml::Yaml;
@@ -89,8 +93,7 @@ section! {
         issuer: String = any_text("a URL"), alternative;
         /// Instead of issuer: the trust domain of the SPIFFE ID in sub, for JWT-SVIDs, which have no iss. The keys are
         /// those of its bundle, in jwks_uri or jwks_file.
-        spiffe: String = Text { read: read_trust_domain, show: shown, summary: "the name of a trust domain" },
-            alternative;
+        spiffe: String = TRUST_DOMAIN, alternative;
         /// The names of realms that {realm} in issuer may have.
         realms: AllowedRealms = RealmNames, optional;
         /// The most realms whose keys are cached at once.
@@ -229,22 +232,6 @@ fn refuse_duplicates(elements: &[Cursor<'_>], key: &str, message: &str) {
     }
 }
 
-/// Refuses an issuer that is the SPIFFE ID of a trust domain of another provider: snapshots and `/keys` could not distinguish
-/// them.
-fn refuse_issuers_of_trust_domains(elements: &[Cursor<'_>]) {
-    let text = |element: &Cursor<'_>, key: &str| element.peek(key)?.peek_text().ok();
-    let ids: HashSet<String> =
-        elements.iter().filter_map(|element| Some(spiffe::id_of(&text(element, "spiffe")?))).collect();
-    for element in elements {
-        if let Some(issuer) = element.peek("issuer")
-            && text(element, "issuer").is_some_and(|text| ids.contains(&text))
-        {
-            let _reported =
-                issuer.refuse::<()>("another provider has this trust domain (`spiffe`): keep one");
-        }
-    }
-}
-
 /// The headers that any provider reads tokens from, as backends fold names: see `identity`.
 fn token_headers(all: &[Read<ProviderConfig>]) -> HashSet<String> {
     let sources = all.iter().flatten().flat_map(|config| &config.provider.token_from);
@@ -339,64 +326,6 @@ fn make_provider(draft: ProviderDraft, mapping: &Mapping<'_>) -> Read<ProviderCo
         shared,
         ready_without_keys: draft.ready_without_keys?,
     })
-}
-
-/// What selects the provider of a token.
-fn make_identity(
-    issuer: Read<Option<String>>,
-    trust_domain: Read<Option<String>>,
-    mapping: &Mapping<'_>,
-) -> Read<(String, SelectedBy)> {
-    match (issuer?, trust_domain?) {
-        (Some(issuer), None) => Ok((issuer, SelectedBy::Issuer)),
-        (None, Some(trust_domain)) => Ok((spiffe::id_of(&trust_domain), SelectedBy::TrustDomain)),
-        (Some(_), Some(_)) => mapping.refuse_at(
-            "spiffe",
-            "`issuer` and `spiffe` contradict each other: a token with `iss` is one of `issuer`; make them two providers",
-        ),
-        (None, None) => mapping.refuse(
-            "`issuer` is missing: compared exactly with a token's `iss`; or `spiffe`, for JWT-SVIDs without it",
-        ),
-    }
-}
-
-/// Refuses algorithms that no JWT-SVID may have (JWT-SVID §2.1).
-fn refuse_algorithms_of_svids(
-    selected_by: SelectedBy,
-    algorithms: &[Algorithm],
-    mapping: &Mapping<'_>,
-) -> Read<()> {
-    let (allowed, is_svid) = (selected_by.default_algorithms(), selected_by == SelectedBy::TrustDomain);
-    match algorithms.iter().find(|algorithm| is_svid && !allowed.contains(algorithm)) {
-        None => Ok(()),
-        Some(algorithm) => mapping.refuse_at(
-            "algorithms",
-            format!("{algorithm} is no algorithm of a JWT-SVID, which has RS, PS or ES (JWT-SVID §2.1)"),
-        ),
-    }
-}
-
-/// Refuses inline keys for JWT-SVIDs that would verify tokens of an issuer.
-fn refuse_keys_of_svids(selected_by: SelectedBy, keys: &KeySource, mapping: &Mapping<'_>) -> Read<()> {
-    let KeySource::Inline(keys) = keys else { return Ok(()) };
-    let is_svid = |key: &Arc<Key>| !matches!(key.key_use(), None | Some("sig"));
-    if selected_by == SelectedBy::Issuer && keys.keys().iter().any(is_svid) {
-        return mapping.refuse_at(
-            "jwks",
-            "a key of the use `jwt-svid` verifies JWT-SVIDs alone: write `spiffe` instead of `issuer`, or `use: sig`",
-        );
-    }
-    Ok(())
-}
-
-fn read_trust_domain(cursor: &Cursor<'_>) -> Read<String> {
-    let name = cursor.text()?;
-    match spiffe::is_trust_domain(&name) {
-        true => Ok(name),
-        false => cursor.refuse(
-            "expected the name of a trust domain without `spiffe://` and path: lower-case letters, digits, `.`, `-` and `_`",
-        ),
-    }
 }
 
 fn show_provider(config: &ProviderConfig) -> ProviderShown {

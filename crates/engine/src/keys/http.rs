@@ -152,22 +152,41 @@ impl HttpKeys {
             // The callers that it serves do not wait for the document.
             context.interim.send(fetched);
         }
+        let (mut failed, began) = (None, context.clock.monotonic());
         let other = within_deadline(context, async {
-            let Located { jwks_uri, alternative } =
-                discovery.read(&*self.transport, mode, &context.clock).await?;
-            if jwks_uri == url {
-                // The document confirms the URL, so its result is used.
-                discovery.set_verified(&url, fetched.is_ok());
-                return match alternative {
-                    Some(alternative) => self.read_if_wanted(discovery, alternative, mode, context).await,
-                    None => Ok(None),
-                };
-            }
-            self.read_discovered(discovery, &jwks_uri, mode, context).await.map(Some)
+            let other = self.read_elsewhere(discovery, &url, fetched.is_ok(), mode, context).await;
+            other.inspect_err(|error| failed = Some(error.clone()))
         });
         match other.await {
             Some(Some(fetched)) => Ok(fetched),
-            Some(None) | None => fetched,
+            Some(None) => fetched,
+            None => {
+                let waited = context.clock.monotonic().saturating_duration_since(began);
+                let failed = failed.unwrap_or_else(|| discovery.error(FetchError::TimedOut(waited)));
+                fetched.map(|fetched| Fetched { passed_over: Some(failed), ..fetched })
+            }
+        }
+    }
+
+    /// Reads the set at another URL than this one, if the document names one; `None` if it does not.
+    async fn read_elsewhere(
+        &self,
+        discovery: &Discovery,
+        url: &Url,
+        has_keys: bool,
+        mode: RequestMode,
+        context: &FetchContext,
+    ) -> Result<Option<Fetched>, FetchError> {
+        let Located { jwks_uri, alternative } =
+            discovery.read(&*self.transport, mode, &context.clock).await?;
+        if jwks_uri != *url {
+            return self.read_discovered(discovery, &jwks_uri, mode, context).await.map(Some);
+        }
+        // The document confirms the URL, so its result is used.
+        discovery.set_verified(url, has_keys);
+        match alternative {
+            Some(alternative) => self.read_if_wanted(discovery, alternative, mode, context).await,
+            None => Ok(None),
         }
     }
 

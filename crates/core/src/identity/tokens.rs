@@ -30,8 +30,10 @@ pub(super) fn set_remaining_cookies<'p>(
         return;
     }
     let names = Names::of(protected, forwarded, cookie_name);
-    let mut sent = request.headers.all("cookie").flat_map(cookies);
-    if request.removal == Removal::NamedHeaders || sent.any(|(name, _)| names.removes_cookie(name)) {
+    let sent = request.headers.all("cookie").flat_map(|header| header.split(|byte| *byte == b';'));
+    if request.removal == Removal::NamedHeaders
+        || sent.flat_map(cookie_names).any(|name| names.removes_cookie(name))
+    {
         set_cookies(changes, request, &names);
     }
 }
@@ -115,7 +117,10 @@ fn set_protocols(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, nam
     let removed: HashSet<&[u8]> = behind.collect();
     let is_kept = |at: usize, item: &[u8]| {
         let is_token = before(at).is_some_and(|name| names.kept.contains(&name));
-        !names.removes_protocol(item) && !is_behind(at) && (is_token || !removed.contains(item))
+        let is_marker = names.kept.contains(&item);
+        let is_removed =
+            names.removes_protocol(item) || is_behind(at) || (!is_token && removed.contains(item));
+        is_marker || !is_removed
     };
     let kept = items.iter().enumerate().filter(|(at, item)| is_kept(*at, item)).map(|(_, item)| *item);
     let kept: Vec<&[u8]> = kept.collect();
@@ -172,6 +177,14 @@ pub(super) fn remove_token<'p>(
     Ok(())
 }
 
+/// The names that some program reads in one pair of a Cookie header: Python's parser takes white space for a separator, too.
+fn cookie_names(pair: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let name = |part: &'_ [u8]| -> Option<usize> { part.iter().position(|byte| *byte == b'=') };
+    let parts = pair.split(|byte| byte.is_ascii_whitespace());
+    let after_white_space = parts.filter_map(move |part| part.get(..name(part)?));
+    cookies(pair).map(|(name, _)| name).chain(after_white_space)
+}
+
 /// Sets the cookies of the request except those with these names.
 fn set_cookies(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, names: &Names<'_>) {
     let kept: Vec<&[u8]> = request
@@ -179,7 +192,7 @@ fn set_cookies(changes: &mut UpstreamChanges, request: &AccessRequest<'_>, names
         .all("cookie")
         .flat_map(|header| header.split(|byte| *byte == b';'))
         .map(<[u8]>::trim_ascii)
-        .filter(|pair| !pair.is_empty() && !cookies(pair).any(|(name, _)| names.removes_cookie(name)))
+        .filter(|pair| !pair.is_empty() && !cookie_names(pair).any(|name| names.removes_cookie(name)))
         .collect();
     // A value that is not plain text cannot be rewritten; the header is then removed.
     let cookie = String::from_utf8(kept.join(&b"; "[..])).ok();

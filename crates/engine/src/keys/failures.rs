@@ -11,27 +11,26 @@ use super::fetch_error::FetchError;
 /// The most kinds that are told at once in one outage: an issuer, or a path to it, has few ways to fail.
 const MAX_KINDS: usize = 16;
 
-/// Lines that would be one too many are not logged more often: another kind than that of the last line, and the end of an
-/// outage of an issuer that comes and goes.
+/// A line about another kind than that of the last line, or about a new outage, is not logged sooner after the last one: an
+/// issuer that comes and goes would fill the log.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// How often failures that are not told are counted in a line.
 const COUNTED_EVERY: Duration = Duration::from_secs(3_600);
 
-/// The failures since the last success.
+/// The failures since the last success, and what was told of those before.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
-    /// The first failure of each kind.
+    /// The failures that were told, one of each kind.
     told: Vec<FetchError>,
-    /// The failure of the last line.
-    last_told: Option<FetchError>,
-    /// When the first one was.
+    /// When a line was last logged, and the failure that it told.
+    last_line: Option<(Instant, FetchError)>,
+    /// When the first failure since the last success was.
     since: Option<Instant>,
-    /// When a line was last logged.
-    last_line: Option<Instant>,
-    /// When the end of an outage was last logged.
-    last_end: Option<Instant>,
+    /// The failures since the last success.
     count: u64,
+    /// Whether one of them was told, so that their end is, too.
+    is_open: bool,
 }
 
 /// What the log says about a failure.
@@ -56,38 +55,36 @@ pub(super) struct Count {
 impl Failures {
     /// Notes a failure.
     pub(super) fn failed(&mut self, error: &FetchError, now: Instant) -> Line {
+        let since_line = self.last_line.as_ref().map(|(at, _)| now.saturating_duration_since(*at));
+        let is_past = |time: Duration| since_line.is_none_or(|since| since >= time);
+        if self.since.is_none() && is_past(QUIET) {
+            self.told.clear();
+        }
         let since = *self.since.get_or_insert(now);
         self.count = self.count.saturating_add(1);
-        let is_past =
-            |then: Option<Instant>, time| then.is_none_or(|then| now.saturating_duration_since(then) >= time);
         let is_told = |part: &FetchError| self.told.iter().any(|told| told.is_like(part));
         let is_new = self.told.len() < MAX_KINDS && !error.parts().iter().all(is_told);
-        let differs = !self.last_told.as_ref().is_some_and(|last| last.is_like(error));
-        if is_new || (differs && is_past(self.last_line, QUIET)) {
+        let differs = !self.last_line.as_ref().is_some_and(|(_, last)| last.is_like(error));
+        if is_new || (is_past(QUIET) && (differs || !self.is_open)) {
             let unknown = error.parts().iter().filter(|part| !is_told(part)).cloned();
             let unknown: Vec<FetchError> = unknown.take(MAX_KINDS.saturating_sub(self.told.len())).collect();
             self.told.extend(unknown);
-            (self.last_told, self.last_line) = (Some(error.clone()), Some(now));
+            (self.last_line, self.is_open) = (Some((now, error.clone())), true);
             return Line::Told;
         }
-        if is_past(self.last_line, COUNTED_EVERY) {
-            self.last_line = Some(now);
+        if self.is_open && is_past(COUNTED_EVERY) {
+            self.last_line = Some((now, error.clone()));
             let lasting = now.saturating_duration_since(since);
             return Line::Counted(Count { failures: self.count, lasting });
         }
         Line::None
     }
 
-    /// Notes a success. Returns what it ends, if there were failures; nothing shortly after the last end, since an issuer
-    /// that comes and goes is one outage.
+    /// Notes a success. Returns what it ends, if a failure was told since the last one.
     pub(super) fn succeeded(&mut self, now: Instant) -> Option<Count> {
-        let since = self.since?;
-        if self.last_end.is_some_and(|end| now.saturating_duration_since(end) < QUIET) {
-            return None;
-        }
-        let count = Count { failures: self.count, lasting: now.saturating_duration_since(since) };
-        *self = Self { last_end: Some(now), ..Self::default() };
-        Some(count)
+        let (since, failures) = (self.since.take()?, std::mem::take(&mut self.count));
+        let lasting = now.saturating_duration_since(since);
+        std::mem::take(&mut self.is_open).then_some(Count { failures, lasting })
     }
 }
 
@@ -157,15 +154,24 @@ mod tests {
     }
 
     #[test]
-    fn an_issuer_that_comes_and_goes_is_told_about_once_a_minute() {
+    fn an_issuer_that_comes_and_goes_is_told_once_a_minute_and_never_left_as_failing() {
         let (mut failures, start) = (Failures::default(), clock::monotonic());
-        let (mut told, mut ended) = (0, Vec::new());
-        for second in 0..120 {
-            let now = start + Duration::from_secs(second);
-            told += usize::from(failures.failed(&status(503, None), now) == Line::Told);
-            ended.extend(failures.succeeded(now + Duration::from_millis(500)).map(|count| count.failures));
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let (mut told, mut ended) = (Vec::new(), Vec::new());
+        for second in 0..130 {
+            if failures.failed(&status(503, None), at(second)) == Line::Told {
+                told.push(second);
+            }
+            ended.extend(failures.succeeded(at(second)).map(|count| (second, count.failures)));
         }
-        assert_eq!((told, ended), (3, vec![1, 60]));
+        assert_eq!((told, ended), (vec![0, 60, 120], vec![(0, 1), (60, 1), (120, 1)]));
+        // An outage that begins soon after a line is told once the line is a minute ago.
+        assert_eq!(failures.failed(&status(503, None), at(130)), Line::None);
+        assert_eq!(failures.failed(&status(503, None), at(179)), Line::None);
+        assert_eq!(failures.failed(&status(503, None), at(180)), Line::Told);
+        assert_eq!(failures.failed(&status(503, None), at(900)), Line::None);
+        let count = Count { failures: 4, lasting: Duration::from_secs(800) };
+        assert_eq!(failures.succeeded(at(930)), Some(count));
     }
 
     #[test]

@@ -71,6 +71,10 @@ impl From<reqwest::Error> for FetchError {
         // The URL is right then.
         let is_of_proxy = causes.iter().any(|cause| cause.contains("tunnel") || cause.contains("socks"));
         FetchError::Transport(match is_of_proxy {
+            // Of a name that the proxy alone knows.
+            true if text.contains("resolving for socks proxy") => {
+                format!("{text}: with socks5h instead of socks5 the forward proxy looks the name up")
+            }
             true => format!("the forward proxy (http.proxy, or HTTPS_PROXY of the environment): {text}"),
             false => text,
         })

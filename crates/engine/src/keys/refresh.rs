@@ -344,14 +344,14 @@ impl Shared {
         };
         let jitter = self.context.jitter.next();
         state.schedule.finish(&mut self.budget.accounts(), number, end, jitter, now);
-        let previous = std::mem::replace(&mut state.last_error, error.clone());
+        state.last_error.clone_from(&error);
         drop(state);
         self.budget.notify_queue();
         self.context.metrics.fetch(&self.provider, trigger, outcome);
         self.finished.send_replace(());
         self.context.serving_changed.notify_one();
         self.publish_gauges();
-        self.log_failure(trigger, error.as_ref(), previous.as_ref());
+        self.log_failure(trigger, error.as_ref());
     }
 
     /// Records a set while its fetch continues, so that the callers that it serves need not wait for the rest.
@@ -376,12 +376,14 @@ impl Shared {
         let requested_before =
             base.published.origin().is_some_and(|own| fetched.origin.is_requested_before(own));
         let stands_in = fetched.rank > state.authority;
-        // A replica of a SPIFFE bundle that lags, whatever its date.
-        let is_behind = match (base.published.keys().sequence(), fetched.keys.sequence()) {
-            (Some(own), Some(other)) => other < own,
-            _ => false,
-        };
-        let by_date_alone = !stands_in && !is_behind && !fetched.origin.has_age() && !requested_before;
+        let by_date_alone = !stands_in && !fetched.origin.has_age() && !requested_before;
+        // A replica of a SPIFFE bundle that lags, whatever its date. As with dates, several in a row are the current bundle:
+        // a trust domain that was set up again counts from the beginning. URLs have numbers of their own.
+        let is_behind = fetched.rank == state.authority
+            && match (base.published.keys().sequence(), fetched.keys.sequence()) {
+                (Some(own), Some(other)) => other < own,
+                _ => false,
+            };
         let expired = (by_date_alone && state.older_in_a_row >= MAX_OLDER_IN_A_ROW)
             || base.confirmed.is_some_and(|confirmed| confirmed.age(self.now()) > self.policy.max_stale);
         let known = if expired { base.published.without_origin() } else { base.published.clone() };
@@ -422,7 +424,8 @@ impl Shared {
         if outcome == FetchOutcome::Older && !is_substitute {
             tracing::warn!(
                 provider = %self.provider, trigger = trigger.as_str(), location = %fetched.location,
-                caches = fetched.caches,
+                caches = fetched.caches, sequence = fetched.keys.sequence(),
+                current_sequence = base.published.keys().sequence(),
                 hint = "check the caches and replicas between this service and the issuer", "older key set received"
             );
         }
@@ -557,7 +560,7 @@ impl Shared {
     }
 
     /// Logs a failed fetch, unless such a one was logged since the last success, and the first success after failures.
-    fn log_failure(&self, trigger: Trigger, error: Option<&FetchError>, previous: Option<&FetchError>) {
+    fn log_failure(&self, trigger: Trigger, error: Option<&FetchError>) {
         let (provider, trigger) = (&self.provider, trigger.as_str());
         let now = self.now();
         let Some(error) = error else {
@@ -572,7 +575,7 @@ impl Shared {
             return;
         };
         let line = self.state().failures.failed(error, now);
-        let setting = || self.setting();
+        let (is_told, setting) = (line == Line::Told, || self.setting());
         match line {
             Line::Told => tracing::warn!(
                 %provider, trigger, outcome = "failed", setting = setting(), %error, "key set refresh failed"
@@ -585,11 +588,8 @@ impl Shared {
         }
         let snapshot = self.snapshot.load();
         let Some(confirmed) = snapshot.confirmed else { return };
-        let is_unusable = |error: Option<&FetchError>| {
-            let cause = error.map(FetchError::cause);
-            matches!(cause, Some(FetchError::KeySet(KeySetError::NothingUsable { .. })))
-        };
-        if is_unusable(Some(error)) && !is_unusable(previous) {
+        let is_unusable = matches!(error.cause(), FetchError::KeySet(KeySetError::NothingUsable { .. }));
+        if is_told && is_unusable {
             tracing::warn!(
                 %provider,
                 hint = "the last good key set stays in use", "no usable key published"

@@ -156,11 +156,15 @@ pub fn upstream_changes(
 ) -> Result<UpstreamChanges, UpstreamRejection> {
     let mut changes = UpstreamChanges { claims: Arc::clone(claim_headers), ..UpstreamChanges::default() };
     remove_protected(&mut changes, protected, request)?;
-    let is_forwarded = |place: &&&TokenSource| provider.forward_token && provider.token_from.contains(place);
-    let forwarded: Vec<&TokenSource> = places.iter().filter(is_forwarded).copied().collect();
+    // Most configurations forward every token.
+    if protected.not_forwarded().is_empty() {
+        return Ok(changes);
+    }
     if !provider.forward_token {
         remove_token(&mut changes, protected, request, places)?;
     }
+    let is_forwarded = |place: &&&TokenSource| provider.forward_token && provider.token_from.contains(place);
+    let forwarded: Vec<&TokenSource> = places.iter().filter(is_forwarded).copied().collect();
     set_remaining_cookies(&mut changes, protected, request, &forwarded);
     set_remaining_protocols(&mut changes, protected, request, &forwarded);
     Ok(changes)

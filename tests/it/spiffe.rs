@@ -314,6 +314,26 @@ async fn a_bundle_with_a_lower_sequence_withdraws_no_key_and_brings_none_back_un
 }
 
 #[tokio::test]
+async fn a_trust_domain_behind_a_cache_that_counts_anew_is_followed() {
+    let (server, [a, b]) = (KeyServer::start().await, [0, 1].map(|slot| key(slot, slot)));
+    let publish = |sequence: u64, key: &SigningKey| {
+        let document =
+            bundle(&[key]).replace("\"spiffe_sequence\":7", &format!("\"spiffe_sequence\":{sequence}"));
+        server.respond_with(Answer::status(200).header("age", "1").body(document));
+    };
+    publish(u64::MAX, &a);
+    let service = serve(&mesh(&format!("jwks_uri: '{}'", server.http("/bundle")), "")).await;
+    assert!(service.bearer(&a.sign(&claims())).await.is_allowed());
+    publish(1, &b);
+    let allowed = async || service.bearer(&b.sign(&claims())).await.is_allowed();
+    for _ in 0..3 {
+        assert!(!allowed().await);
+    }
+    assert!(allowed().await, "the fourth answer counts");
+    assert_reason(&service.bearer(&a.sign(&claims())).await, "key_unknown", &"withdrawn");
+}
+
+#[tokio::test]
 async fn a_url_that_stands_in_has_numbers_of_its_own() {
     let (first, second, [a, b]) =
         (KeyServer::start().await, KeyServer::start().await, [0, 1].map(|slot| key(slot, slot)));

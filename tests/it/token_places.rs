@@ -103,6 +103,8 @@ async fn a_second_token_in_a_spelling_that_some_programs_take_for_the_same_never
         (BEARER, not_forwarded, "cookie", "t={b}; access.token=other; z=1", Some("z=1")),
         (BEARER, not_forwarded, "cookie", "access.token=other; t={b}; t.=x", Some("t.=x")),
         (BEARER, not_forwarded, "cookie", "t={b}; ok=1 access_token=other; z=1", Some("z=1")),
+        (BEARER, not_forwarded, "cookie", "t={b}; ok=1 access_token =other; z=1", Some("z=1")),
+        (BEARER, not_forwarded, "cookie", "t={b}; ok=1 access_token = other; z=a==", Some("z=a==")),
         (BEARER, not_forwarded, "cookie", "t={b}; ok=1\taccess_token=other; z=a b", Some("z=a b")),
         (BEARER, not_forwarded, "sec-websocket-protocol", "bearer, {b}, TOKEN, other, chat", Some("chat")),
         (

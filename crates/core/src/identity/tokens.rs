@@ -9,7 +9,7 @@ use percent_encoding::percent_decode;
 
 use super::{RemovedHeader, UpstreamChanges, UpstreamRejection};
 use crate::access_request::{AccessRequest, Removal};
-use crate::bearer_token::{self, cookies};
+use crate::bearer_token;
 use crate::protected_headers::ProtectedHeaders;
 use crate::rules::query::folded;
 use crate::validation::provider::TokenSource;
@@ -177,12 +177,12 @@ pub(super) fn remove_token<'p>(
     Ok(())
 }
 
-/// The names that some program reads in one pair of a Cookie header: Python's parser takes white space for a separator, too.
+/// The names that some program reads in one pair of a Cookie header: Python's parser takes white space for a separator, and
+/// allows it before `=`.
 fn cookie_names(pair: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let name = |part: &'_ [u8]| -> Option<usize> { part.iter().position(|byte| *byte == b'=') };
-    let parts = pair.split(|byte| byte.is_ascii_whitespace());
-    let after_white_space = parts.filter_map(move |part| part.get(..name(part)?));
-    cookies(pair).map(|(name, _)| name).chain(after_white_space)
+    let is_separator = |byte: &u8| byte.is_ascii_whitespace() || *byte == b',';
+    let equals = pair.iter().enumerate().filter(|(_, byte)| **byte == b'=');
+    equals.filter_map(move |(at, _)| pair.get(..at)?.trim_ascii_end().rsplit(is_separator).next())
 }
 
 /// Sets the cookies of the request except those with these names.

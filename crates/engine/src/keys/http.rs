@@ -209,7 +209,12 @@ impl HttpKeys {
             match read.unwrap_or_else(|_| Err(FetchError::TimedOut(share).at(Document::KeySet, url))) {
                 Ok(fetched) => {
                     let passed_over = (!failed.is_empty()).then(|| FetchError::of_all(failed));
-                    return Ok(Fetched { rank: at, passed_over, ..fetched });
+                    // Each URL has numbers of its own: those of the first one count.
+                    let keys = match at {
+                        0 => fetched.keys,
+                        _ => Arc::new(KeySet::clone(&fetched.keys).with_sequence(None)),
+                    };
+                    return Ok(Fetched { keys, rank: at, passed_over, ..fetched });
                 }
                 Err(error) => failed.push(error),
             }

@@ -378,20 +378,21 @@ impl Shared {
         let stands_in = fetched.rank > state.authority;
         let by_date_alone = !stands_in && !fetched.origin.has_age() && !requested_before;
         // A replica of a SPIFFE bundle that lags, whatever its date. As with dates, several in a row are the current bundle:
-        // a trust domain that was set up again counts from the beginning. URLs have numbers of their own.
-        let is_behind = fetched.rank == state.authority
-            && match (base.published.keys().sequence(), fetched.keys.sequence()) {
-                (Some(own), Some(other)) => other < own,
-                _ => false,
-            };
-        let expired = (by_date_alone && state.older_in_a_row >= MAX_OLDER_IN_A_ROW)
+        // a trust domain that was set up again counts from the beginning.
+        let is_behind = match (base.published.keys().sequence(), fetched.keys.sequence()) {
+            (Some(own), Some(other)) => other < own,
+            _ => false,
+        };
+        let is_dated = base.published.origin().is_none_or(|own| !fetched.origin.is_older_than(own));
+        let counts = by_date_alone || (is_behind && is_dated && !stands_in && !requested_before);
+        let expired = (counts && state.older_in_a_row >= MAX_OLDER_IN_A_ROW)
             || base.confirmed.is_some_and(|confirmed| confirmed.age(self.now()) > self.policy.max_stale);
         let known = if expired { base.published.without_origin() } else { base.published.clone() };
         let has_set = known.origin().is_some();
         // A URL that stands in for the one that the set is from may add keys, but neither replaces nor withdraws any, and
         // brings none back: its answer counts as made before.
         let is_substitute = stands_in || (!has_set && fetched.rank > 0);
-        let is_before = is_substitute || (has_set && is_behind);
+        let is_before = is_substitute || is_behind;
         let origin = if is_before { known.before_all(fetched.origin) } else { fetched.origin };
         let (mut published, effect) = known.apply(&fetched.keys, origin);
         if !has_set || matches!(effect, Effect::Renewed | Effect::Unchanged) {
@@ -402,7 +403,7 @@ impl Shared {
         }
         // An answer of a cache tells nothing about the issuer's clock.
         match effect {
-            Effect::Older { .. } if by_date_alone => state.older_in_a_row += 1,
+            Effect::Older { .. } if counts => state.older_in_a_row += 1,
             Effect::Older { .. } => {}
             Effect::Renewed | Effect::Unchanged => state.older_in_a_row = 0,
         }

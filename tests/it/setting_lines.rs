@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{NOW, Running, fixed_clock, log};
+use crate::support::{Ask, NOW, Running, fixed_clock, log};
 use crate::transport::answer::Answer;
 use crate::transport::env::{ISSUER, eventually, key};
 use crate::transport::key_server::KeyServer;
@@ -113,4 +113,16 @@ async fn a_provider_that_keeps_its_previous_configuration_has_no_line_of_the_new
     let advice = serde_json::from_str::<Value>(&refused).expect("JSON")["advice"].to_string();
     let expected = "`audiences` of the provider `demo`, which still runs with its previous configuration";
     assert!(advice.contains(expected) && !advice.contains("line"), "{advice}");
+}
+
+#[tokio::test]
+async fn a_check_that_is_too_large_names_the_limit_with_its_line() {
+    let limits = "limits:\n  message_bytes: 64KiB\n";
+    let service =
+        Running::start_without_keys(parse(&text(limits, "https://sso.example.com/keys")), fixed_clock())
+            .await;
+    let answer = service.ask(Ask::default().header("x-large", "x".repeat(100_000))).await;
+    assert_eq!(answer.reason(), "request_malformed");
+    let page = service.admin(&format!("/decisions/{}", answer.metadata["decision_id"])).await;
+    assert!(page.contains("raise limits.message_bytes (line 3)"), "{page}");
 }

@@ -6,7 +6,7 @@ use super::Config;
 use super::document::{Node, Value};
 
 /// The mappings whose keys are listed with those of the mapping that they are in.
-const NESTED: [&str; 5] = ["listen", "limits", "shutdown", "responses", "require"];
+const NESTED: [&str; 7] = ["listen", "limits", "shutdown", "responses", "require", "refresh", "http"];
 
 /// The places of the settings of this document, which is that of `config`.
 pub(super) fn places(root: &Node, config: &Config) -> ConfigPlaces {

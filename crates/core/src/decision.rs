@@ -140,6 +140,8 @@ pub enum NoKeys<'k> {
     UpToDate(&'k KeySet),
     /// The keys of the issuer are unknown, for this reason.
     Unavailable(Cow<'static, str>),
+    /// The same, since too many requests wait for them.
+    TooManyWaiters(Cow<'static, str>),
 }
 
 /// What is known before a request is evaluated. A function that returns the state of an issuer is one that knows no
@@ -250,6 +252,7 @@ impl<'a> KeysNeeded<'a> {
         let Self { evaluating, pending } = self;
         let refused = match no_keys {
             NoKeys::Unavailable(cause) => refusals::keys_unavailable(cause),
+            NoKeys::TooManyWaiters(cause) => refusals::too_many_waiters(cause),
             NoKeys::UpToDate(keys) => {
                 let cause = match pending.need {
                     Need::Newer(cause) => cause,

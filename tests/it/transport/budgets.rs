@@ -160,12 +160,15 @@ async fn requests_beyond_max_waiters_are_denied_immediately_and_counted() {
         for _ in 0..5 {
             env.expect_reason(&new, "keys_unavailable").await;
         }
+        let refused = env.service.bearer(&token(&new)).await;
+        let page = env.service.admin(&format!("/decisions/{}", refused.metadata["decision_id"])).await;
+        assert!(page.contains("providers[0].refresh.max_waiters (line "), "{page}");
         env.expect_reason(&env.key, "ok").await;
         gate.open();
     });
     assert_eq!((first, second), (Vec::new(), Vec::new()));
     let rejected = r#"portcullis_jwks_waiters_rejected_total{provider="demo"}"#;
-    assert_eq!(metric_value(&env.service, rejected).await, 5);
+    assert_eq!(metric_value(&env.service, rejected).await, 6);
     assert_eq!(env.server.requests().len(), 2);
 }
 

@@ -35,6 +35,10 @@ impl Adviser<'_> {
                 "add {peer} to {} if it is your proxy, or block its access to this listener",
                 self.top("trusted_proxies")
             ),
+            Hint::MessageTooLarge => format!(
+                "raise {}, or have the proxy send less of the body along",
+                self.top("limits.message_bytes")
+            ),
             Hint::RuleNotByName(name) => format!(
                 "say `by_name: true` in {}, or name another rule in the proxy's route",
                 self.places.name(Setting::Rule(name, ""))
@@ -148,6 +152,11 @@ impl Adviser<'_> {
                 "correct what the error names, or {}; `portcullis validate --online` tries it, and `/keys` of the admin \
                  listener and the log of a running service have the error",
                 self.key_source()
+            ),
+            Hint::TooManyWaiters => format!(
+                "see why the keys take so long from {}, or raise {} and max_waiting_bytes",
+                self.key_source(),
+                self.provider("refresh.max_waiters")
             ),
             Hint::Requirement(rejection) => self.about_requirement(rejection),
             Hint::ClaimTooLarge => format!(

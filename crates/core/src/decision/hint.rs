@@ -53,6 +53,9 @@ pub(super) enum Hint {
     },
     BadSignature,
     KeysUnavailable,
+    TooManyWaiters,
+    /// The proxy sent more than `limits.message_bytes`.
+    MessageTooLarge,
     Requirement(RequirementRejection),
     ClaimTooLarge,
     /// A look-alike of this name from the client.

@@ -6,7 +6,7 @@ mod request;
 mod require;
 mod screen;
 
-pub(super) use self::keys::{clock_not_set, invalid_after_wait, keys_unavailable, stale};
+pub(super) use self::keys::{clock_not_set, invalid_after_wait, keys_unavailable, stale, too_many_waiters};
 pub(super) use self::request::{
     denied_by_rule, denied_without_rule, no_token, request_rejected, rule_rejected, token_place_not_allowed,
     upstream_rejected,

@@ -118,7 +118,11 @@ impl Authorizer {
                 },
                 Newer::No(keys) => return Box::new(needed.conclude(NoKeys::UpToDate(&keys))),
                 Newer::Unavailable(reason) => {
-                    return Box::new(needed.conclude(NoKeys::Unavailable(cause_of(reason, keys).into())));
+                    let cause = cause_of(reason, keys).into();
+                    return Box::new(needed.conclude(match reason {
+                        Unavailable::TooManyWaiters => NoKeys::TooManyWaiters(cause),
+                        _ => NoKeys::Unavailable(cause),
+                    }));
                 }
             }
         }

@@ -25,6 +25,10 @@ pub(in super::super) fn keys_unavailable(rejection: impl Into<Cow<'static, str>>
         .hint(Hint::KeysUnavailable)
 }
 
+pub(in super::super) fn too_many_waiters(rejection: impl Into<Cow<'static, str>>) -> Refused {
+    keys_unavailable(rejection).hint(Hint::TooManyWaiters)
+}
+
 /// A permanent failure after the token waited for keys.
 pub(in super::super) fn invalid_after_wait(permanent: &Permanent) -> Refused {
     Refused::new(StepName::Key, DenyReason::from(permanent))

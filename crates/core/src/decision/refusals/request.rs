@@ -20,6 +20,9 @@ pub(in super::super) fn request_rejected(rejection: DescriptionRejection) -> Ref
             .found(format!("request from {peer}"))
             .wanted("a peer in trusted_proxies")
             .hint(Hint::UntrustedProxy(peer)),
+        DescriptionRejection::Incomplete(found) if found.contains("limits.message_bytes") => {
+            refused(DenyReason::RequestMalformed).found(found).hint(Hint::MessageTooLarge)
+        }
         DescriptionRejection::Incomplete(found) => refused(DenyReason::RequestMalformed)
             .found(found)
             .hint(Hint::Text("make the proxy describe the client's request as its recipe in deploy/ does")),

@@ -25,8 +25,8 @@ use crate::validation::UnixTime;
 /// Decide the cases of files, and print what is not as expected
 ///
 /// A case is a request, the claims of its token, and what is expected. Claims need no signature: the token is signed
-/// here, and nothing is fetched. `iss`, `aud` (the first audience of the provider), `iat` and `exp` are added where a
-/// case does not have them; as `null` they are left out. Requests are judged as at the first door of the
+/// here, and nothing is fetched. `iss` (for a trust domain `sub`), `aud` (the first audience of the provider), `iat` and
+/// `exp` are added where a case does not have them; as `null` they are left out. Requests are judged as at the first door of the
 /// configuration, or at the one that a case names.
 /// Exits with 0 if everything is as expected, and with 1 otherwise.
 #[derive(Args, Debug)]

@@ -1,4 +1,4 @@
-//! The lines of a configuration's settings, for the advice of refusals.
+//! The lines of a configuration's settings, for the advice of refusals and for the log.
 
 use portcullis_core::decision::{ConfigPlaces, ConfigSection};
 

@@ -200,7 +200,7 @@ section! {
     later ["resources", "mode", "revocation", "tracing", "audit"] {
         /// Where the service listens.
         listen: Listen = Sub::<Listen>::NEW, required("the listeners: `ext_authz` for Envoy or `forward_auth` for other proxies; `{}` for a library");
-        /// One per issuer; a token's iss chooses its provider.
+        /// One per issuer; a token's iss, or the trust domain of its sub, chooses its provider.
         providers: Vec<ProviderConfig> = Providers, required("the issuers whose tokens are accepted");
         /// What a request needs that no rule matches: a valid token of any provider, or nothing is enough.
         unmatched as "default": Unmatched =

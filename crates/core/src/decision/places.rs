@@ -1,4 +1,4 @@
-//! Where each setting is in the configuration, for advice.
+//! Where each setting is in the configuration, for advice and for the log.
 //!
 //! The configuration fills it in. Without it a setting is named by its key and the name of its provider or rule.
 

@@ -39,7 +39,7 @@ pub(super) fn set_remaining_cookies<'p>(
 }
 
 /// The names of cookies, or of protocols, from which tokens are removed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Names<'p> {
     removed: Vec<&'p [u8]>,
     /// These stay as they are written, though other spellings of them are removed: this request's token is forwarded there.

@@ -30,6 +30,12 @@ pub struct OnlineCheck {
     pub result: Result<String, String>,
 }
 
+impl OnlineCheck {
+    fn new(provider: &str, name: String, result: Result<String, String>) -> Self {
+        Self { provider: provider.to_owned(), name, result }
+    }
+}
+
 /// Checks every provider, in the order of the configuration. Needs a tokio runtime.
 pub async fn check_online(settings: impl Into<Settings>, clock: Clock) -> Vec<OnlineCheck> {
     let context = KeyCacheContext { clock, snapshots_read_only: true, ..KeyCacheContext::default() };
@@ -57,12 +63,6 @@ pub async fn check_online(settings: impl Into<Settings>, clock: Clock) -> Vec<On
 enum Target {
     Issuer(String, Box<ProviderConfig>),
     Unchecked(String, String),
-}
-
-impl OnlineCheck {
-    fn new(provider: &str, name: String, result: Result<String, String>) -> Self {
-        Self { provider: provider.to_owned(), name, result }
-    }
 }
 
 /// What is to be checked of a provider: each of several issuers, or each of several URLs.

@@ -14,6 +14,6 @@ pub struct Settings {
     pub policy: RequestPolicy,
     /// How many of the latest refusals are kept for operators ([`crate::authorizer::RecentRefusals`]); 0 keeps none.
     pub refusals: usize,
-    /// Where the settings are in the configuration file, for the advice of refusals; empty if there is no file.
+    /// Where the settings are in the configuration file, for advice and for the log; empty if there is no file.
     pub places: Arc<ConfigPlaces>,
 }
